@@ -1,0 +1,218 @@
+"""Block formats: one description each, and the NumPy reference decoder that reads them.
+
+A `Format` says where in a block the scales and the bits of each element lie. Every target takes
+its decoding from this description, so a new format is one more entry of `FORMATS` (and its tests).
+
+The layouts are ggml's (`ggml-common.h`): scales are little-endian f16, and a GGUF weight is N rows
+of K contiguous elements. q4jit calls one such row a *column* of the logical matrix [K, N].
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from q4jit.errors import FormatError
+
+QK4_0: Final = 32
+QK4_1: Final = 32
+QK8_0: Final = 32
+QK_K: Final = 256
+
+
+@dataclass(frozen=True)
+class Plane:
+    """One bit field that every element of a block has.
+
+    Byte j of a run of `width_bytes` bytes holds elements j, j + width_bytes, j + 2·width_bytes, …
+    of the run in its bits from the lowest up; runs follow each other. The field lands in the
+    quant q shifted left by `lshift`.
+    """
+
+    offset_bytes: int
+    bits: int
+    width_bytes: int
+    lshift: int = 0
+
+    @property
+    def run_elements(self) -> int:
+        """Elements that one run of `width_bytes` bytes holds."""
+        return self.width_bytes * 8 // self.bits
+
+    def position(self, element: int) -> tuple[int, int]:
+        """The byte (from the start of the plane) and the bit shift at which an element lies."""
+        run, within = divmod(element, self.run_elements)
+        return (
+            run * self.width_bytes + within % self.width_bytes,
+            self.bits * (within // self.width_bytes),
+        )
+
+    def size_bytes(self, block_elements: int) -> int:
+        """Bytes of the plane in a block of `block_elements` elements."""
+        return block_elements * self.bits // 8
+
+
+@dataclass(frozen=True)
+class Format:
+    """How a block of `block_elements` weights is stored in `block_bytes` bytes.
+
+    The value of an element is d·s·(q − zero) + m: d and m are f16 fields of the block (m only where
+    `m_offset_bytes` is given), s an int8 of the element's sub-block of `scale_elements` elements
+    (only where `scales_offset_bytes` is given), q is put together from `planes` (and is a two's
+    complement int8 where `signed`). A format with `float_dtype` stores plain floats and has none
+    of these fields.
+    """
+
+    name: str
+    ggml_type: int
+    block_elements: int
+    block_bytes: int
+    planes: tuple[Plane, ...] = ()
+    d_offset_bytes: int | None = None
+    m_offset_bytes: int | None = None
+    scales_offset_bytes: int | None = None
+    scale_elements: int = 32
+    zero: int = 0
+    signed: bool = False
+    float_dtype: str | None = None
+
+    def row_bytes(self, k: int) -> int:
+        """Bytes of one GGUF row of `k` elements; raises FormatError unless k is whole blocks."""
+        if k <= 0 or k % self.block_elements:
+            raise FormatError(
+                f"{self.name} stores blocks of {self.block_elements} elements along K: "
+                f"found K = {k}, accepted is a positive multiple of {self.block_elements}"
+            )
+        return k // self.block_elements * self.block_bytes
+
+
+FORMATS: Final[dict[str, Format]] = {
+    f.name: f
+    for f in (
+        Format("F32", 0, 1, 4, float_dtype="<f4"),
+        Format("F16", 1, 1, 2, float_dtype="<f2"),
+        Format("Q4_0", 2, QK4_0, 18, (Plane(2, 4, 16),), d_offset_bytes=0, zero=8),
+        Format("Q4_1", 3, QK4_1, 20, (Plane(4, 4, 16),), d_offset_bytes=0, m_offset_bytes=2),
+        Format("Q8_0", 8, QK8_0, 34, (Plane(2, 8, 32),), d_offset_bytes=0, signed=True),
+        Format(
+            "Q6_K",
+            14,
+            QK_K,
+            210,
+            (Plane(0, 4, 64), Plane(128, 2, 32, lshift=4)),
+            d_offset_bytes=208,
+            scales_offset_bytes=192,
+            scale_elements=16,
+            zero=32,
+        ),
+    )
+}
+
+
+def find_format(name: str) -> Format:
+    """The format called `name`; raises FormatError, naming the known ones."""
+    try:
+        return FORMATS[name]
+    except (KeyError, TypeError):
+        raise FormatError(f"unknown format {name!r}: known are {', '.join(FORMATS)}") from None
+
+
+def decode(fmt: Format, rows: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Decode GGUF rows to floats: the reference that every kernel is held against.
+
+    rows: uint8 [n, row_bytes], contiguous along the last axis. Returns f32 [n, K], rounded as
+    ggml's own `dequantize_row` does.
+    """
+    n, row_bytes = rows.shape
+    if fmt.float_dtype is not None:
+        return np.ascontiguousarray(rows).view(fmt.float_dtype).astype(np.float32)
+    blocks = np.ascontiguousarray(rows).reshape(n, row_bytes // fmt.block_bytes, fmt.block_bytes)
+    q = _quants(fmt, blocks).astype(np.float32) - np.float32(fmt.zero)
+    scale = _f16_field(blocks, fmt.d_offset_bytes)
+    if fmt.scales_offset_bytes is not None:
+        count = fmt.block_elements // fmt.scale_elements
+        first = fmt.scales_offset_bytes
+        sub = blocks[..., first : first + count].view(np.int8).astype(np.float32)
+        scale = np.repeat(scale * sub, fmt.scale_elements, axis=-1)
+    with np.errstate(invalid="ignore", over="ignore"):
+        values = scale * q
+        if fmt.m_offset_bytes is not None:
+            values += _f16_field(blocks, fmt.m_offset_bytes)
+    return np.asarray(values.reshape(n, -1), dtype=np.float32)
+
+
+def _f16_field(blocks: NDArray[np.uint8], offset_bytes: int | None) -> NDArray[np.float32]:
+    assert offset_bytes is not None, "a block format without d"
+    field = np.ascontiguousarray(blocks[..., offset_bytes : offset_bytes + 2])
+    return field.view("<f2").astype(np.float32)
+
+
+def _quants(fmt: Format, blocks: NDArray[np.uint8]) -> NDArray[np.integer]:
+    q = np.zeros((*blocks.shape[:-1], fmt.block_elements), np.uint8)
+    for plane in fmt.planes:
+        positions = [plane.position(e) for e in range(fmt.block_elements)]
+        bytes_ = blocks[..., [plane.offset_bytes + byte for byte, _ in positions]]
+        shifts = np.array([shift for _, shift in positions], np.uint8)
+        q |= (bytes_ >> shifts & np.uint8((1 << plane.bits) - 1)) << np.uint8(plane.lshift)
+    return q.view(np.int8) if fmt.signed else q
+
+
+def encode(fmt: Format, rows: NDArray[np.floating]) -> NDArray[np.uint8]:
+    """Quantise float rows [n, K] to GGUF rows, uint8 [n, row_bytes], as ggml's reference does.
+
+    Raises FormatError for a format that q4jit only reads (Q6_K), and unless K is whole blocks.
+    """
+    encoder = _ENCODERS.get(fmt.name)
+    if encoder is None:
+        raise FormatError(f"q4jit cannot quantise to {fmt.name}: it can to {', '.join(_ENCODERS)}")
+    n, k = rows.shape
+    row_bytes = fmt.row_bytes(k)
+    blocks = np.ascontiguousarray(rows, np.float32).reshape(n, -1, fmt.block_elements)
+    with np.errstate(over="ignore", invalid="ignore"):  # f16 overflows to Inf, as in ggml
+        return np.ascontiguousarray(encoder(blocks)).reshape(n, row_bytes)
+
+
+def _reciprocal(d: NDArray[np.float32]) -> NDArray[np.float32]:
+    with np.errstate(divide="ignore"):
+        return np.where(d == 0, np.float32(0), np.float32(1) / d)
+
+
+def _as_bytes(*fields: NDArray[np.generic]) -> NDArray[np.uint8]:
+    return np.concatenate([f.view(np.uint8) for f in fields], axis=-1)
+
+
+def _pack_nibbles(q: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    return q[..., :16] | q[..., 16:] << np.uint8(4)
+
+
+def _encode_q4_0(x: NDArray[np.float32]) -> NDArray[np.uint8]:
+    largest = np.take_along_axis(x, np.abs(x).argmax(-1, keepdims=True), -1)
+    d = largest / np.float32(-8)
+    q = np.trunc(x * _reciprocal(d) + np.float32(8.5)).clip(0, 15).astype(np.uint8)
+    return _as_bytes(d.astype("<f2"), _pack_nibbles(q))
+
+
+def _encode_q4_1(x: NDArray[np.float32]) -> NDArray[np.uint8]:
+    low, high = x.min(-1, keepdims=True), x.max(-1, keepdims=True)
+    d = (high - low) / np.float32(15)
+    q = np.trunc((x - low) * _reciprocal(d) + np.float32(0.5)).clip(0, 15).astype(np.uint8)
+    return _as_bytes(d.astype("<f2"), low.astype("<f2"), _pack_nibbles(q))
+
+
+def _encode_q8_0(x: NDArray[np.float32]) -> NDArray[np.uint8]:
+    d = np.abs(x).max(-1, keepdims=True) / np.float32(127)
+    scaled = x * _reciprocal(d)
+    # halves round away from zero, as C's roundf
+    q = np.trunc(scaled + np.copysign(np.float32(0.5), scaled)).astype(np.int8)
+    return _as_bytes(d.astype("<f2"), q)
+
+
+_ENCODERS: Final[dict[str, Callable[[NDArray[np.float32]], NDArray[np.uint8]]]] = {
+    "Q4_0": _encode_q4_0,
+    "Q4_1": _encode_q4_1,
+    "Q8_0": _encode_q8_0,
+    "F16": lambda x: x.astype("<f2").view(np.uint8),
+    "F32": lambda x: x.astype("<f4").view(np.uint8),
+}
