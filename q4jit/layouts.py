@@ -1,0 +1,186 @@
+"""Weight layouts: byte permutations of GGUF rows that suit a kernel's loads.
+
+`gguf` is the file's own order: one row of blocks per column of the logical matrix [K, N].
+
+`interleaved16` puts 16 columns side by side, so that a vector lane is one output column: scales
+load as one vector, activations are broadcast and nothing is ever summed across lanes. Columns are
+taken 16 at a time (zero blocks fill the last group); a group is a sequence of tiles along K, and a
+tile holds two neighbouring blocks (one, where their number is odd), which makes it a whole number
+of cache lines. Within a tile every field of the format is cut into units and unit u of all 16
+columns stands together:
+
+    [d of block 0, 16 × f16][d of block 1]  [m …]  [scales, 16 × int8 each …]
+    [quants of block 0: words of 4 bytes, 16 columns each][quants of block 1]
+
+F16 and F32 rows are taken 32 elements at a time as if those were a block (K is padded with zeros).
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from q4jit.errors import FormatError
+from q4jit.formats import Format
+
+GGUF: Final = "gguf"
+INTERLEAVED16: Final = "interleaved16"
+
+LANES: Final = 16
+FLOAT_BLOCK_ELEMENTS: Final = 32
+_CACHE_LINE_BYTES: Final = 64
+_BAND_BYTES: Final = 4 << 20  # rows repacked at a time: bounds the temporary copies
+
+
+@dataclass(frozen=True)
+class Field:
+    """A run of bytes in a block that is cut into units of `unit_bytes`."""
+
+    name: str
+    source_bytes: int
+    size_bytes: int
+    unit_bytes: int
+
+
+def fields(fmt: Format) -> tuple[Field, ...]:
+    """The fields of a block in the order in which a tile holds them."""
+    if fmt.float_dtype is not None:
+        return (Field("values", 0, FLOAT_BLOCK_ELEMENTS * fmt.block_bytes, fmt.block_bytes),)
+    found = []
+    if fmt.d_offset_bytes is not None:
+        found.append(Field("d", fmt.d_offset_bytes, 2, 2))
+    if fmt.m_offset_bytes is not None:
+        found.append(Field("m", fmt.m_offset_bytes, 2, 2))
+    if fmt.scales_offset_bytes is not None:
+        count = fmt.block_elements // fmt.scale_elements
+        found.append(Field("scales", fmt.scales_offset_bytes, count, 1))
+    for i, plane in enumerate(fmt.planes):
+        size = plane.size_bytes(fmt.block_elements)
+        found.append(Field(f"quants{i}", plane.offset_bytes, size, 4))
+    return tuple(found)
+
+
+@dataclass(frozen=True)
+class Interleaved:
+    """The shape of one weight [K, N] in the `interleaved16` layout; all sizes in bytes."""
+
+    fmt: Format
+    k: int
+    n: int
+
+    @cached_property
+    def block_elements(self) -> int:
+        """Elements along K in one block (32 for the float formats)."""
+        return FLOAT_BLOCK_ELEMENTS if self.fmt.float_dtype else self.fmt.block_elements
+
+    @cached_property
+    def blocks(self) -> int:
+        """Blocks along K."""
+        return -(-self.k // self.block_elements)
+
+    @cached_property
+    def padded_k(self) -> int:
+        """K rounded up to whole blocks."""
+        return self.blocks * self.block_elements
+
+    @cached_property
+    def groups(self) -> int:
+        """Groups of 16 columns."""
+        return -(-self.n // LANES)
+
+    @cached_property
+    def blocks_per_tile(self) -> int:
+        """Two where the blocks can be paired, else one."""
+        return 1 if self.blocks % 2 else 2
+
+    @cached_property
+    def tiles(self) -> int:
+        """Tiles along K."""
+        return self.blocks // self.blocks_per_tile
+
+    @cached_property
+    def tile_bytes(self) -> int:
+        """Bytes of a tile."""
+        return LANES * self.blocks_per_tile * sum(f.size_bytes for f in fields(self.fmt))
+
+    @cached_property
+    def group_bytes(self) -> int:
+        """Bytes of a group of 16 columns."""
+        return self.tiles * self.tile_bytes
+
+    def offset_bytes(self, name: str) -> tuple[int, int]:
+        """Where a field of block 0 starts in a tile, and how far on block 1 has it.
+
+        Scales of both blocks stand before the quants of both, so quants stay aligned.
+        """
+        head = [f for f in fields(self.fmt) if not f.name.startswith("quants")]
+        body = [f for f in fields(self.fmt) if f.name.startswith("quants")]
+        start = 0
+        for field in head:
+            if field.name == name:
+                return start, LANES * field.size_bytes
+            start += LANES * field.size_bytes * self.blocks_per_tile
+        stride = LANES * sum(f.size_bytes for f in body)
+        for field in body:
+            if field.name == name:
+                return start, stride
+            start += LANES * field.size_bytes
+        raise KeyError(name)
+
+
+def pack(fmt: Format, layout: str, rows: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Permute GGUF rows, uint8 [N, row_bytes], into `layout`: read-only uint8, one dimension.
+
+    Works a few megabytes at a time, so the peak is the rows and the result. Raises FormatError for
+    an unknown layout.
+    """
+    if layout != INTERLEAVED16:
+        raise FormatError(f"unknown weight layout {layout!r}: known is {INTERLEAVED16!r}")
+    n, row_bytes = rows.shape
+    shape = Interleaved(fmt, row_bytes // fmt.block_bytes * fmt.block_elements, n)
+    packed = _aligned_empty(shape.groups * shape.group_bytes)
+    groups = packed.reshape(shape.groups, shape.tiles, shape.tile_bytes)
+    for first, last, band in _bands(shape, rows):
+        _pack_band(shape, band, groups[first:last])
+    packed.flags.writeable = False
+    return packed
+
+
+def _aligned_empty(size_bytes: int) -> NDArray[np.uint8]:
+    # a vector load that crosses a cache line costs two
+    buffer = np.empty(size_bytes + _CACHE_LINE_BYTES, np.uint8)
+    start = -buffer.ctypes.data % _CACHE_LINE_BYTES
+    return buffer[start : start + size_bytes]
+
+
+def _bands(
+    shape: Interleaved, rows: NDArray[np.uint8]
+) -> Iterator[tuple[int, int, NDArray[np.uint8]]]:
+    row_bytes = shape.padded_k // shape.fmt.block_elements * shape.fmt.block_bytes
+    step = max(1, _BAND_BYTES // (LANES * row_bytes))
+    for first in range(0, shape.groups, step):
+        last = min(first + step, shape.groups)
+        band = rows[first * LANES : last * LANES]
+        if band.shape != ((last - first) * LANES, row_bytes):
+            padded = np.zeros(((last - first) * LANES, row_bytes), np.uint8)
+            padded[: band.shape[0], : band.shape[1]] = band
+            band = padded
+        yield first, last, band
+
+
+def _pack_band(shape: Interleaved, band: NDArray[np.uint8], out: NDArray[np.uint8]) -> None:
+    groups, per_tile = len(out), shape.blocks_per_tile
+    blocks = band.reshape(groups, LANES, shape.tiles, per_tile, -1)
+    for field in fields(shape.fmt):
+        unit = np.dtype(f"<u{field.unit_bytes}")
+        source = blocks[..., field.source_bytes : field.source_bytes + field.size_bytes].view(unit)
+        start, stride = shape.offset_bytes(field.name)
+        for block in range(per_tile):
+            first = start + block * stride
+            target = out[..., first : first + LANES * field.size_bytes].view(unit)
+            target.reshape(groups, shape.tiles, -1, LANES)[...] = source[:, :, :, block].transpose(
+                0, 2, 3, 1
+            )
