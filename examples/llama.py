@@ -1,0 +1,314 @@
+"""A Llama decoder in NumPy whose linear layers are q4jit kernels: a tutorial of the library.
+
+Five short functions hold everything that touches a weight. Each is ordinary NumPy, and under
+`@specialize` each becomes one kernel that reads the quantised blocks directly: the arithmetic around
+the products costs no further pass over memory. Attention has no weights and stays NumPy.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from math import isfinite
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from q4jit import QuantizedTensor, specialize
+from q4jit.errors import GGUFError
+
+__all__ = ["Config", "Llama", "State"]
+
+Array = NDArray[np.float32]
+Turns = NDArray[np.complex64]
+
+CHUNK = 512  # prompt tokens that go through the layers at once
+
+
+def rms_norm(x: Array, gain: Array, eps: float) -> Array:
+    """A helper: it is traced with the functions that call it."""
+    return x / np.sqrt(np.mean(x**2, axis=-1, keepdims=True) + eps) * gain
+
+
+@specialize
+def norm_qkv(x, gain, eps, wq, wk, wv):
+    """Queries, keys and values: three products that share one normalised x."""
+    h = rms_norm(x, gain, eps)
+    return h @ wq, h @ wk, h @ wv
+
+
+@specialize
+def norm_swiglu(x, gain, eps, w_gate, w_up):
+    """The wide half of the feed-forward network, gated by SiLU."""
+    h = rms_norm(x, gain, eps)
+    gate = h @ w_gate
+    return gate / (1 + np.exp(-gate)) * (h @ w_up)
+
+
+@specialize
+def add_product(residual, x, w):
+    """A projection back to the model's width, added to the residual."""
+    return residual + x @ w
+
+
+@specialize
+def norm_head(x, gain, eps, w):
+    """Logits of every vocabulary entry."""
+    return rms_norm(x, gain, eps) @ w
+
+
+@dataclass(frozen=True)
+class Config:
+    """The shape of a model, read from a GGUF file's metadata and checked."""
+
+    layers: int
+    width: int
+    feed_forward: int
+    heads: int
+    kv_heads: int
+    context: int
+    rope_base: float
+    norm_eps: float
+
+    @property
+    def head_width(self) -> int:
+        """Elements of one head's query, key or value."""
+        return self.width // self.heads
+
+    @property
+    def kv_width(self) -> int:
+        """Elements of all heads' keys, or values, of one token."""
+        return self.kv_heads * self.head_width
+
+    @classmethod
+    def from_metadata(cls, metadata: Mapping[str, Any]) -> Self:
+        """Read the shape; a file of another architecture is refused by name."""
+        found = metadata.get("general.architecture")
+        if found != "llama":
+            raise GGUFError(f"architecture: found {found!r}, accepted is 'llama'")
+        heads = _count(metadata, "llama.attention.head_count")
+        config = cls(
+            layers=_count(metadata, "llama.block_count"),
+            width=_count(metadata, "llama.embedding_length"),
+            feed_forward=_count(metadata, "llama.feed_forward_length"),
+            heads=heads,
+            kv_heads=_count(metadata, "llama.attention.head_count_kv", heads),
+            context=_count(metadata, "llama.context_length"),
+            rope_base=_positive(metadata, "llama.rope.freq_base", 10000.0),
+            norm_eps=_positive(metadata, "llama.attention.layer_norm_rms_epsilon"),
+        )
+        config._check(metadata)
+        return config
+
+    def _check(self, metadata: Mapping[str, Any]) -> None:
+        if self.width % self.heads or self.head_width % 2:
+            raise GGUFError(
+                f"llama.attention.head_count is {self.heads}: it must divide "
+                f"llama.embedding_length, {self.width}, into heads of even width"
+            )
+        if self.heads % self.kv_heads:
+            raise GGUFError(
+                f"llama.attention.head_count_kv is {self.kv_heads}: "
+                f"it must divide llama.attention.head_count, {self.heads}"
+            )
+        for key, accepted in (
+            ("llama.rope.dimension_count", self.head_width),
+            ("llama.attention.key_length", self.head_width),
+            ("llama.attention.value_length", self.head_width),
+            ("llama.rope.scaling.type", "none"),
+            ("llama.expert_count", 0),
+        ):
+            if metadata.get(key, accepted) != accepted:
+                raise GGUFError(f"{key}: found {metadata[key]!r}, accepted is {accepted!r}")
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """The weights of one transformer block."""
+
+    attn_norm: Array
+    attn_q: QuantizedTensor
+    attn_k: QuantizedTensor
+    attn_v: QuantizedTensor
+    attn_output: QuantizedTensor
+    ffn_norm: Array
+    ffn_gate: QuantizedTensor
+    ffn_up: QuantizedTensor
+    ffn_down: QuantizedTensor
+
+
+class State:
+    """Keys and values of the tokens so far, with room for `capacity` of them.
+
+    Both lie as [layer, kv head, position, element]: what attention multiplies with is then a plain
+    slice, and a new token is written in place.
+    """
+
+    def __init__(self, config: Config, capacity: int) -> None:
+        if not 0 < capacity <= config.context:
+            raise ValueError(f"capacity {capacity}: the model's context is {config.context} tokens")
+        shape = (config.layers, config.kv_heads, capacity, config.head_width)
+        self.capacity = capacity
+        self.length = 0
+        self.keys = np.empty(shape, np.float32)
+        self.values = np.empty(shape, np.float32)
+        self.turns = _turns(config, capacity)
+        self.scaled_turns = self.turns * np.float32(config.head_width**-0.5)
+
+
+class Llama:
+    """The decoder: `forward` takes token ids to logits, and remembers them in a `State`."""
+
+    def __init__(self, metadata: Mapping[str, Any], tensors: Mapping[str, Any]) -> None:
+        self.config = config = Config.from_metadata(metadata)
+        width, kv_width, wide = config.width, config.kv_width, config.feed_forward
+        shapes = {
+            "attn_norm": (width,),
+            "attn_q": (width, width),
+            "attn_k": (width, kv_width),
+            "attn_v": (width, kv_width),
+            "attn_output": (width, width),
+            "ffn_norm": (width,),
+            "ffn_gate": (width, wide),
+            "ffn_up": (width, wide),
+            "ffn_down": (wide, width),
+        }
+        used: set[str] = set()
+
+        def take(name: str, *shape: int) -> Any:
+            used.add(name)
+            return _take(tensors, name, shape)
+
+        vocabulary = len(metadata["tokenizer.ggml.tokens"])
+        self.embedding: QuantizedTensor = take("token_embd.weight", width, vocabulary)
+        self.output_norm: Array = take("output_norm.weight", width)
+        self.head: QuantizedTensor = (
+            take("output.weight", width, vocabulary)
+            if "output.weight" in tensors
+            else self.embedding
+        )
+        self.layers = [
+            Layer(**{key: take(f"blk.{i}.{key}.weight", *shape) for key, shape in shapes.items()})
+            for i in range(config.layers)
+        ]
+        if unknown := sorted(set(tensors) - used):
+            raise GGUFError(f"tensor {unknown[0]!r} is not part of the llama decoder known here")
+        self._causal = np.triu(np.full((CHUNK, CHUNK), -np.inf, np.float32), 1)
+
+    def state(self, capacity: int) -> State:
+        """An empty memory for up to `capacity` tokens."""
+        return State(self.config, capacity)
+
+    def forward(self, tokens: Sequence[int], state: State, *, every: bool = False) -> Array:
+        """Logits after the last of some further tokens, or after `every` one: [1 or M, N]."""
+        if not 0 < len(tokens) <= state.capacity - state.length:
+            raise ValueError(
+                f"{len(tokens)} tokens after {state.length}: there is room for {state.capacity}"
+            )
+        logits = []
+        for start in range(0, len(tokens), CHUNK):
+            x = self._advance(tokens[start : start + CHUNK], state)
+            if every or start + CHUNK >= len(tokens):
+                kept = x if every else x[-1:]
+                logits.append(norm_head(kept, self.output_norm, self.config.norm_eps, self.head))
+        return logits[0] if len(logits) == 1 else np.concatenate(logits)
+
+    def _advance(self, tokens: Sequence[int], state: State) -> Array:
+        """Run all layers over a chunk of tokens that follows what `state` holds."""
+        x, eps = self.embedding.rows(tokens), self.config.norm_eps
+        start, stop = state.length, state.length + len(tokens)
+        new = slice(start, stop)
+        # One slice serves all layers, and iterating over it hands each layer its own part.
+        caches = zip(
+            state.keys.view(np.complex64)[:, :, new],
+            state.values[:, :, new],
+            state.keys[:, :, :stop].swapaxes(2, 3),
+            state.values[:, :, :stop],
+            strict=True,
+        )
+        turns, scaled_turns = state.turns[new], state.scaled_turns[new]
+        for layer, cache in zip(self.layers, caches, strict=True):
+            q, k, v = norm_qkv(x, layer.attn_norm, eps, layer.attn_q, layer.attn_k, layer.attn_v)
+            mixed = self._attention(q, k, v, cache, turns, scaled_turns)
+            x = add_product(x, mixed, layer.attn_output)
+            gated = norm_swiglu(x, layer.ffn_norm, eps, layer.ffn_gate, layer.ffn_up)
+            x = add_product(x, gated, layer.ffn_down)
+        state.length = stop
+        return x
+
+    def _attention(
+        self,
+        q: Array,
+        k: Array,
+        v: Array,
+        cache: tuple[Turns, Array, Array, Array],
+        turns: Turns,
+        scaled_turns: Turns,
+    ) -> Array:
+        """Append k and v to the cache; mix the values of all tokens so far by q's likeness to k.
+
+        RoPE turns pairs (2i, 2i+1), so a pair is one complex number and a turn is one product.
+        """
+        new_keys, new_values, keys, values = cache
+        m, kv_heads = len(q), len(keys)
+        np.multiply(k.view(np.complex64).reshape(m, kv_heads, -1).swapaxes(0, 1), turns, new_keys)
+        new_values[...] = v.reshape(m, kv_heads, -1).swapaxes(0, 1)
+        pairs = self.config.head_width // 2
+        by_head = q.view(np.complex64).reshape(m, kv_heads, -1, pairs).transpose(1, 2, 0, 3)
+        queries = np.multiply(by_head, scaled_turns, order="C").view(np.float32)
+        scores = queries.reshape(kv_heads, -1, 2 * pairs) @ keys
+        if m > 1:  # a single token may see everything
+            scores.reshape(kv_heads, -1, m, scores.shape[-1])[..., -m:] += self._causal[:m, :m]
+        scores -= np.maximum.reduce(scores, axis=-1, keepdims=True)
+        np.exp(scores, scores)
+        mixed = scores @ values
+        mixed /= np.add.reduce(scores, axis=-1, keepdims=True)
+        return mixed.reshape(kv_heads, -1, m, 2 * pairs).transpose(2, 0, 1, 3).reshape(m, -1)
+
+    def kernels(self, lengths: Sequence[int]) -> Iterator[tuple[str, Callable[[], object]]]:
+        """Every call that `forward` will make on chunks of these lengths, to be made in advance.
+
+        The first call with a signature compiles, and the first with a weight lays it out.
+        """
+        config = self.config
+        eps = config.norm_eps
+        for m in lengths:
+            x, wide = (np.zeros((m, n), np.float32) for n in (config.width, config.feed_forward))
+            for i, w in enumerate(self.layers):
+                qkv = (x, w.attn_norm, eps, w.attn_q, w.attn_k, w.attn_v)
+                yield f"blk.{i}.norm_qkv", partial(norm_qkv, *qkv)
+                yield f"blk.{i}.attn_output", partial(add_product, x, x, w.attn_output)
+                swiglu = (x, w.ffn_norm, eps, w.ffn_gate, w.ffn_up)
+                yield f"blk.{i}.norm_swiglu", partial(norm_swiglu, *swiglu)
+                yield f"blk.{i}.ffn_down", partial(add_product, x, wide, w.ffn_down)
+        yield "norm_head", partial(norm_head, x[:1], self.output_norm, eps, self.head)
+
+
+def _turns(config: Config, positions: int) -> Turns:
+    """What RoPE multiplies each pair of elements with, at each position."""
+    pairs = np.arange(config.head_width // 2)
+    speeds = config.rope_base ** (-2.0 * pairs / config.head_width)
+    return np.exp(1j * np.outer(np.arange(positions), speeds)).astype(np.complex64)
+
+
+def _take(tensors: Mapping[str, Any], name: str, shape: tuple[int, ...]) -> Any:
+    if name not in tensors:
+        raise GGUFError(f"the file has no tensor {name!r}")
+    tensor = tensors[name]
+    if tuple(tensor.shape) != shape:
+        raise GGUFError(f"tensor {name!r}: found shape {tuple(tensor.shape)}, expected {shape}")
+    return tensor
+
+
+def _count(metadata: Mapping[str, Any], key: str, default: int | None = None) -> int:
+    value = metadata.get(key, default)
+    if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
+        raise GGUFError(f"{key}: found {value!r}, expected a positive whole number")
+    return value
+
+
+def _positive(metadata: Mapping[str, Any], key: str, default: float | None = None) -> float:
+    value = metadata.get(key, default)
+    if not isinstance(value, float) or not isfinite(value) or value <= 0:
+        raise GGUFError(f"{key}: found {value!r}, expected a positive number")
+    return value

@@ -1,0 +1,176 @@
+"""The tokeniser and the chat template that a GGUF file carries in its own metadata."""
+
+import codecs
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NoReturn
+
+from jinja2 import TemplateError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
+
+from q4jit.errors import GGUFError
+
+__all__ = ["GGUFTokenizer", "render_chat"]
+
+NORMAL, CONTROL, USER_DEFINED = 1, 3, 4  # values of tokenizer.ggml.token_type
+MAX_CHAT_CHARACTERS = 1 << 24
+END_OF_TURN = ("<|im_end|>",)
+
+
+def _bytes_of_characters() -> dict[str, int]:
+    """The character that GPT-2's vocabulary writes for each byte, turned around."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in printable]
+    table = {chr(byte): byte for byte in printable}
+    return table | {chr(256 + i): byte for i, byte in enumerate(others)}
+
+
+class GGUFTokenizer:
+    """Text to token ids and back, from the vocabulary and merges in a GGUF file's metadata."""
+
+    def __init__(self, metadata: Mapping[str, Any]) -> None:
+        _check_kind(metadata)
+        self.tokens: list[str] = list(_need(metadata, "tokenizer.ggml.tokens"))
+        types = [int(kind) for kind in _need(metadata, "tokenizer.ggml.token_type")]
+        merges = [tuple(pair.split(" ")) for pair in _need(metadata, "tokenizer.ggml.merges")]
+        if len(types) != len(self.tokens):
+            raise GGUFError(
+                f"tokenizer.ggml.token_type has {len(types)} entries for {len(self.tokens)} tokens"
+            )
+        self._special = {i for i, kind in enumerate(types) if kind == CONTROL}
+        self._added = self._special | {i for i, kind in enumerate(types) if kind == USER_DEFINED}
+        self._encoder = self._build(merges)
+        self._byte_of = _bytes_of_characters()
+        self.bos = self._token_id(metadata, "bos")
+        self.eos = self._token_id(metadata, "eos")
+        self.add_bos = bool(metadata.get("tokenizer.ggml.add_bos_token", False))
+        if self.add_bos and self.bos is None:
+            raise GGUFError("tokenizer.ggml.add_bos_token is set without a bos_token_id")
+        ends = (self.eos, self._token_id(metadata, "eot"), *map(self._control, END_OF_TURN))
+        self.stop_ids = frozenset(i for i in ends if i is not None)
+
+    def encode(self, text: str, *, add_bos: bool = False) -> list[int]:
+        """Token ids of a text; control tokens that are spelt out in it count as such."""
+        start = [self.bos] if add_bos and self.add_bos and self.bos is not None else []
+        return start + list(self._encoder.encode(text, add_special_tokens=False).ids)
+
+    def token_bytes(self, token: int) -> bytes:
+        """The bytes that one token stands for: often only a part of a UTF-8 character."""
+        text = self.tokens[token]
+        if token in self._added:
+            return text.encode()
+        return bytes(self._byte_of[character] for character in text)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of some tokens; bytes that are not UTF-8 become U+FFFD."""
+        return b"".join(map(self.token_bytes, ids)).decode(errors="replace")
+
+    def stream(self) -> "TextStream":
+        """A decoder that takes one token at a time."""
+        return TextStream(self)
+
+    def token_text(self, token: int | None) -> str:
+        """How a token is written in the vocabulary ("" for none)."""
+        return "" if token is None else self.tokens[token]
+
+    def _build(self, merges: Sequence[tuple[str, ...]]) -> Tokenizer:
+        vocabulary = {token: i for i, token in enumerate(self.tokens)}
+        if bad := next((pair for pair in merges if len(pair) != 2), None):
+            raise GGUFError(f"tokenizer.ggml.merges: {' '.join(bad)!r} is not a pair of tokens")
+        pairs = [(left, right) for left, right in merges]
+        try:
+            tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=pairs))
+        except Exception as error:  # the library raises bare Exception
+            raise GGUFError(f"tokenizer.ggml.merges do not fit the vocabulary: {error}") from error
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+            [
+                pre_tokenizers.Digits(individual_digits=True),
+                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
+            ]
+        )
+        tokenizer.add_tokens(
+            [
+                AddedToken(self.tokens[i], special=i in self._special, normalized=False)
+                for i in sorted(self._added)
+            ]
+        )
+        return tokenizer
+
+    def _control(self, text: str) -> int | None:
+        return next((i for i in sorted(self._special) if self.tokens[i] == text), None)
+
+    def _token_id(self, metadata: Mapping[str, Any], name: str) -> int | None:
+        token = metadata.get(f"tokenizer.ggml.{name}_token_id")
+        if token is None:
+            return None
+        if not 0 <= int(token) < len(self.tokens):
+            raise GGUFError(
+                f"tokenizer.ggml.{name}_token_id is {token}, "
+                f"but the vocabulary has {len(self.tokens)} tokens"
+            )
+        return int(token)
+
+
+class TextStream:
+    """Turns tokens into text one by one, holding back bytes until a character is complete."""
+
+    def __init__(self, tokenizer: GGUFTokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def push(self, token: int) -> str:
+        """The text that became complete with this token."""
+        return self._decoder.decode(self._tokenizer.token_bytes(token))
+
+    def finish(self) -> str:
+        """What is left: U+FFFD when the last character never became complete."""
+        return self._decoder.decode(b"", final=True)
+
+
+def render_chat(
+    template: str, messages: Sequence[Mapping[str, str]], tokenizer: GGUFTokenizer
+) -> str:
+    """The prompt that a file's chat template makes of some messages.
+
+    A template is a program from a downloaded file, so it runs in Jinja's immutable sandbox and
+    nowhere else.
+    """
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+    environment.globals["raise_exception"] = _raise_exception
+    parts: list[str] = []
+    length = 0
+    try:
+        for part in environment.from_string(template).generate(
+            messages=messages,
+            add_generation_prompt=True,
+            bos_token=tokenizer.token_text(tokenizer.bos),
+            eos_token=tokenizer.token_text(tokenizer.eos),
+        ):
+            parts.append(part)
+            length += len(part)
+            if length > MAX_CHAT_CHARACTERS:
+                raise GGUFError(f"the chat template wrote over {MAX_CHAT_CHARACTERS} characters")
+    except GGUFError:
+        raise
+    except (TemplateError, ArithmeticError, LookupError, TypeError, ValueError) as error:
+        raise GGUFError(f"the chat template failed: {type(error).__name__}: {error}") from error
+    return "".join(parts)
+
+
+def _raise_exception(message: str) -> NoReturn:
+    raise TemplateError(message)
+
+
+def _check_kind(metadata: Mapping[str, Any]) -> None:
+    kind = metadata.get("tokenizer.ggml.model"), metadata.get("tokenizer.ggml.pre")
+    if kind != ("gpt2", "smollm"):
+        raise GGUFError(
+            f"tokeniser: found model {kind[0]!r} with pre {kind[1]!r}, "
+            "accepted is model 'gpt2' with pre 'smollm'"
+        )
+
+
+def _need(metadata: Mapping[str, Any], key: str) -> Any:
+    if key not in metadata:
+        raise GGUFError(f"the file has no {key!r}")
+    return metadata[key]
