@@ -9,7 +9,7 @@ of K contiguous elements. q4jit calls one such row a *column* of the logical mat
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -126,21 +126,27 @@ def decode(fmt: Format, rows: NDArray[np.uint8]) -> NDArray[np.float32]:
     ggml's own `dequantize_row` does.
     """
     n, row_bytes = rows.shape
-    if fmt.float_dtype is not None:
-        return np.ascontiguousarray(rows).view(fmt.float_dtype).astype(np.float32)
-    blocks = np.ascontiguousarray(rows).reshape(n, row_bytes // fmt.block_bytes, fmt.block_bytes)
-    q = _quants(fmt, blocks).astype(np.float32) - np.float32(fmt.zero)
+    with np.errstate(all="ignore"):  # NaN and Inf are values like any other
+        if fmt.float_dtype is not None:
+            return np.ascontiguousarray(rows).view(fmt.float_dtype).astype(np.float32)
+        blocks = rows.reshape(n, row_bytes // fmt.block_bytes, fmt.block_bytes)
+        return _decode_blocks(fmt, blocks).reshape(n, -1)
+
+
+def _decode_blocks(fmt: Format, blocks: NDArray[np.uint8]) -> NDArray[np.float32]:
+    values = _quants(fmt, blocks).astype(np.float32)
+    if fmt.zero:
+        values -= np.float32(fmt.zero)
     scale = _f16_field(blocks, fmt.d_offset_bytes)
     if fmt.scales_offset_bytes is not None:
         count = fmt.block_elements // fmt.scale_elements
         first = fmt.scales_offset_bytes
         sub = blocks[..., first : first + count].view(np.int8).astype(np.float32)
         scale = np.repeat(scale * sub, fmt.scale_elements, axis=-1)
-    with np.errstate(invalid="ignore", over="ignore"):
-        values = scale * q
-        if fmt.m_offset_bytes is not None:
-            values += _f16_field(blocks, fmt.m_offset_bytes)
-    return np.asarray(values.reshape(n, -1), dtype=np.float32)
+    values *= scale
+    if fmt.m_offset_bytes is not None:
+        values += _f16_field(blocks, fmt.m_offset_bytes)
+    return values
 
 
 def _f16_field(blocks: NDArray[np.uint8], offset_bytes: int | None) -> NDArray[np.float32]:
@@ -150,13 +156,20 @@ def _f16_field(blocks: NDArray[np.uint8], offset_bytes: int | None) -> NDArray[n
 
 
 def _quants(fmt: Format, blocks: NDArray[np.uint8]) -> NDArray[np.integer]:
-    q = np.zeros((*blocks.shape[:-1], fmt.block_elements), np.uint8)
-    for plane in fmt.planes:
-        positions = [plane.position(e) for e in range(fmt.block_elements)]
-        bytes_ = blocks[..., [plane.offset_bytes + byte for byte, _ in positions]]
-        shifts = np.array([shift for _, shift in positions], np.uint8)
-        q |= (bytes_ >> shifts & np.uint8((1 << plane.bits) - 1)) << np.uint8(plane.lshift)
+    """The quants of blocks [..., block_bytes] in element order: [..., block_elements]."""
+    q = _plane_field(fmt, fmt.planes[0], blocks)
+    for plane in fmt.planes[1:]:
+        q |= _plane_field(fmt, plane, blocks)
     return q.view(np.int8) if fmt.signed else q
+
+
+def _plane_field(fmt: Format, plane: Plane, blocks: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    size = plane.size_bytes(fmt.block_elements)
+    stored = blocks[..., plane.offset_bytes : plane.offset_bytes + size]
+    runs = stored.reshape(*blocks.shape[:-1], -1, 1, plane.width_bytes)
+    shifts = np.arange(0, 8, plane.bits, dtype=np.uint8)[:, np.newaxis]
+    field = (runs >> shifts & np.uint8((1 << plane.bits) - 1)) << np.uint8(plane.lshift)
+    return field.reshape(*blocks.shape[:-1], fmt.block_elements)
 
 
 def encode(fmt: Format, rows: NDArray[np.floating]) -> NDArray[np.uint8]:
@@ -169,14 +182,25 @@ def encode(fmt: Format, rows: NDArray[np.floating]) -> NDArray[np.uint8]:
         raise FormatError(f"q4jit cannot quantise to {fmt.name}: it can to {', '.join(_ENCODERS)}")
     n, k = rows.shape
     row_bytes = fmt.row_bytes(k)
-    blocks = np.ascontiguousarray(rows, np.float32).reshape(n, -1, fmt.block_elements)
-    with np.errstate(over="ignore", invalid="ignore"):  # f16 overflows to Inf, as in ggml
+    with np.errstate(all="ignore"):  # f16 overflows to Inf, as in ggml
+        # to F16 in one step: by way of f32 a float64 would be rounded twice
+        values = np.ascontiguousarray(rows, fmt.float_dtype or np.float32)
+        blocks = values.reshape(n, -1, fmt.block_elements)
         return np.ascontiguousarray(encoder(blocks)).reshape(n, row_bytes)
 
 
 def _reciprocal(d: NDArray[np.float32]) -> NDArray[np.float32]:
-    with np.errstate(divide="ignore"):
+    with np.errstate(all="ignore"):
         return np.where(d == 0, np.float32(0), np.float32(1) / d)
+
+
+def _truncated(scaled: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Towards zero, and 0 for NaN and Inf, whose conversion to an integer C leaves undefined.
+
+    They come from NaN, Inf or a d below 2**-128 (its reciprocal overflows), and d is stored as
+    NaN, Inf or 0 then, so that the quants do not matter.
+    """
+    return np.trunc(np.where(np.isfinite(scaled), scaled, np.float32(0)))
 
 
 def _as_bytes(*fields: NDArray[np.generic]) -> NDArray[np.uint8]:
@@ -190,29 +214,30 @@ def _pack_nibbles(q: NDArray[np.uint8]) -> NDArray[np.uint8]:
 def _encode_q4_0(x: NDArray[np.float32]) -> NDArray[np.uint8]:
     largest = np.take_along_axis(x, np.abs(x).argmax(-1, keepdims=True), -1)
     d = largest / np.float32(-8)
-    q = np.trunc(x * _reciprocal(d) + np.float32(8.5)).clip(0, 15).astype(np.uint8)
+    q = _truncated(x * _reciprocal(d) + np.float32(8.5)).clip(0, 15).astype(np.uint8)
     return _as_bytes(d.astype("<f2"), _pack_nibbles(q))
 
 
 def _encode_q4_1(x: NDArray[np.float32]) -> NDArray[np.uint8]:
     low, high = x.min(-1, keepdims=True), x.max(-1, keepdims=True)
     d = (high - low) / np.float32(15)
-    q = np.trunc((x - low) * _reciprocal(d) + np.float32(0.5)).clip(0, 15).astype(np.uint8)
+    q = _truncated((x - low) * _reciprocal(d) + np.float32(0.5)).clip(0, 15).astype(np.uint8)
     return _as_bytes(d.astype("<f2"), low.astype("<f2"), _pack_nibbles(q))
 
 
 def _encode_q8_0(x: NDArray[np.float32]) -> NDArray[np.uint8]:
     d = np.abs(x).max(-1, keepdims=True) / np.float32(127)
     scaled = x * _reciprocal(d)
-    # halves round away from zero, as C's roundf
-    q = np.trunc(scaled + np.copysign(np.float32(0.5), scaled)).astype(np.int8)
-    return _as_bytes(d.astype("<f2"), q)
+    whole = _truncated(scaled)
+    # halves round away from zero, as C's roundf; adding 0.5 first would round 0.49999997 up
+    q = whole + _truncated((scaled - whole) * np.float32(2))
+    return _as_bytes(d.astype("<f2"), q.astype(np.int8))
 
 
-_ENCODERS: Final[dict[str, Callable[[NDArray[np.float32]], NDArray[np.uint8]]]] = {
+_ENCODERS: Final[dict[str, Callable[[NDArray[Any]], NDArray[np.uint8]]]] = {
     "Q4_0": _encode_q4_0,
     "Q4_1": _encode_q4_1,
     "Q8_0": _encode_q8_0,
-    "F16": lambda x: x.astype("<f2").view(np.uint8),
-    "F32": lambda x: x.astype("<f4").view(np.uint8),
+    "F16": lambda x: x.view(np.uint8),
+    "F32": lambda x: x.view(np.uint8),
 }
