@@ -1,0 +1,427 @@
+"""Planning: split a graph into kernels and choose how each is computed.
+
+A kernel works in two phases. The *rows* phase computes values row by row: the x of its products
+(the prologue, RMSNorm for example) and whatever else is known before the products. The *columns*
+phase computes products of that x and, on their results, the epilogue. A graph needs several kernels
+where products have different x (chained products among them), or where a product's result is
+reduced. Values that a later phase needs are kept in temporaries; all else is recomputed.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from math import floor
+from typing import Final
+
+from q4jit.errors import TraceError
+from q4jit.formats import FORMATS
+from q4jit.ir import Graph, Node, WeightSpec, reachable
+from q4jit.layouts import GGUF, INTERLEAVED16, LANES, Interleaved
+from q4jit.targets import Target
+
+# Below this width most lanes of a group of 16 columns would be idle: take columns one by one.
+_NARROW: Final = 8
+# Rows of x that share one decoding of the weights; more would spill accumulators.
+_ROWS_32_REGISTERS: Final = 8
+_ROWS_16_REGISTERS: Final = 4
+
+COLUMNS: Final = "columns"
+DOT: Final = "dot"
+
+_ALWAYS_AT_HAND: Final = frozenset({"load", "scalar", "const"})
+
+
+@dataclass(frozen=True)
+class Buffer:
+    """Where a value lives in memory, [M, width] f32: output or temporary number `index`."""
+
+    kind: str
+    index: int
+    width: int
+
+    def __str__(self) -> str:
+        return f"{self.kind}{self.index}"
+
+
+@dataclass(frozen=True)
+class Store:
+    """A value that a phase computes, and where it goes."""
+
+    node: Node
+    buffer: Buffer
+
+
+@dataclass(frozen=True)
+class Section:
+    """Columns of equal number computed together: products and the epilogue on them.
+
+    `schedule` is `columns` (16 columns at a time from the interleaved layout) or `dot` (one column
+    at a time straight from GGUF rows: narrow results, and slices that do not start at a group).
+    """
+
+    width: int
+    products: tuple[Node, ...]
+    stores: tuple[Store, ...]
+    schedule: str
+
+    @property
+    def layout(self) -> str:
+        """The weight layout that the schedule reads."""
+        return INTERLEAVED16 if self.schedule == COLUMNS else GGUF
+
+    @property
+    def groups(self) -> int:
+        """Tasks of 16 columns."""
+        return -(-self.width // LANES)
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One argument of a compiled kernel: 8 bytes, in the order of `Kernel.slots`.
+
+    kind: `pool`, `m` (rows), `array`, `scalar`, `weight` (in `layout`), `output`, `temp`, `x` (the
+    prologue's result), `exponent` (its power-of-two scale per row).
+    """
+
+    kind: str
+    index: int = 0
+    layout: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.kind}{self.index if self.kind not in {'pool', 'm', 'x', 'exponent'} else ''}"
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One compiled function: what its rows phase and its columns phase compute.
+
+    `loads` are the values of earlier phases that it reads. `uniform` kernels compute values that
+    are the same for every row, and run with M = 1. A kernel with `dequantize` set writes that
+    weight argument as floats, [K, N], and does nothing else.
+    """
+
+    name: str
+    rows: tuple[Store, ...]
+    x: Node | None
+    sections: tuple[Section, ...]
+    loads: tuple[Store, ...]
+    uniform: bool
+    rows_per_tile: int = 1
+    dequantize: int | None = None
+
+    @property
+    def buffers(self) -> dict[int, Buffer]:
+        """Buffers by the id of the value that they hold."""
+        return {s.node.id: s.buffer for s in (*self.loads, *self.rows)}
+
+    def slots(self) -> tuple[Slot, ...]:
+        """The arguments in order."""
+        found: dict[Slot, None] = {Slot("pool"): None, Slot("m"): None}
+        for node in self._leaves():
+            if node.op in {"load", "scalar"}:
+                found[Slot("array" if node.op == "load" else "scalar", node.arg)] = None
+        for section in self.sections:
+            for product in section.products:
+                found[Slot("weight", product.arg, section.layout)] = None
+        if self.dequantize is not None:
+            found[Slot("weight", self.dequantize, INTERLEAVED16)] = None
+        for store in (*self.loads, *self.rows, *(t for s in self.sections for t in s.stores)):
+            found[Slot(store.buffer.kind, store.buffer.index)] = None
+        if self.x is not None:
+            found |= {Slot("x"): None, Slot("exponent"): None}
+        return tuple(found)
+
+    def _leaves(self) -> list[Node]:
+        roots = [s.node for s in self.rows] + [t.node for s in self.sections for t in s.stores]
+        roots += [self.x] if self.x is not None else []
+        stop = {p.id for s in self.sections for p in s.products} | {s.node.id for s in self.loads}
+        found: dict[int, Node] = {}
+        stack = roots
+        while stack:
+            node = stack.pop()
+            if node.id not in found and node.id not in stop:
+                found[node.id] = node
+                stack.extend(node.operands)
+        return [found[i] for i in sorted(found)]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The kernels of a graph in the order in which they run, for one target and class of M.
+
+    `temps` are the widths of the temporaries, `outputs` the buffers of the results.
+    """
+
+    graph: Graph
+    target: Target
+    kernels: tuple[Kernel, ...]
+    temps: tuple[int, ...]
+
+    def weight(self, arg: int) -> WeightSpec:
+        """The spec of a weight argument."""
+        spec = self.graph.signature[arg]
+        assert isinstance(spec, WeightSpec)
+        return spec
+
+    def interleaved(self, arg: int) -> Interleaved:
+        """The interleaved layout of a weight argument."""
+        spec = self.weight(arg)
+        return Interleaved(FORMATS[spec.format], spec.k, spec.n)
+
+    def padded_k(self, kernel: Kernel) -> int:
+        """Floats in a row of the prologue's result: K in whole blocks of every weight it meets."""
+        products = (p for s in kernel.sections for p in s.products)
+        return max((self.interleaved(p.arg).padded_k for p in products), default=0)
+
+    def __str__(self) -> str:
+        lines = [f"plan {self.graph.name} for {self.target}"]
+        for kernel in self.kernels:
+            lines.append(f"  kernel {kernel.name}" + (" (M = 1)" if kernel.uniform else ""))
+            lines += [f"    rows: {s.buffer} = v{s.node.id}" for s in kernel.rows]
+            if kernel.dequantize is not None:
+                lines.append(f"    dequantize arg{kernel.dequantize}")
+            if kernel.x is not None:
+                lines.append(f"    x = v{kernel.x.id} [M, {kernel.x.width}]")
+            for s in kernel.sections:
+                products = ", ".join(
+                    f"v{p.id} = x @ arg{p.arg} {self.weight(p.arg)}" for p in s.products
+                )
+                tile = f", {kernel.rows_per_tile} rows a tile" if s.schedule == COLUMNS else ""
+                lines.append(f"    {s.schedule}, {s.width} wide{tile}: {products}")
+                lines += [f"      {t.buffer} = v{t.node.id}" for t in s.stores]
+        return "\n".join(lines)
+
+
+def rows_per_tile(target: Target, m: int) -> int:
+    """How many rows of x share one decoding of the weights when x has m rows.
+
+    The last tile overlaps the one before it, so a tile never has more rows than x; a handful of
+    values serve every m (that is what the M classes are on a CPU).
+    """
+    most = _ROWS_32_REGISTERS if target.vector_registers >= 32 else _ROWS_16_REGISTERS
+    if m > 2 * most:
+        return most
+    tiles = -(-m // most)
+    return max(1, -(-m // max(1, tiles)))
+
+
+def make_plan(graph: Graph, target: Target, m: int) -> Plan:
+    """Plan a graph for a target and m rows of x; plans of one M class are equal."""
+    outputs = [
+        Store(node, Buffer("output", i, node.width)) for i, node in enumerate(graph.outputs)
+    ]
+    _check_dequantize(graph)
+    kernels: list[Kernel] = []
+    temps: list[int] = []
+    for varies in (False, True):
+        part = [s for s in outputs if s.node.varies is varies and s.node.op != "dequantize"]
+        if part:
+            splitter = _Splitter(part, temps)
+            kernels += [replace(k, uniform=not varies) for k in splitter.kernels()]
+    kernels += [
+        Kernel("", (), None, (), (s,), True, dequantize=s.node.arg)
+        for s in outputs
+        if s.node.op == "dequantize"
+    ]
+    named = (
+        replace(
+            kernel,
+            name=graph.name if len(kernels) == 1 else f"{graph.name}_{i}",
+            rows_per_tile=rows_per_tile(target, 1 if kernel.uniform else m),
+        )
+        for i, kernel in enumerate(kernels)
+    )
+    return Plan(graph, target, tuple(named), tuple(temps))
+
+
+def _check_dequantize(graph: Graph) -> None:
+    for node in graph.nodes():
+        if any(n.op == "dequantize" for n in node.operands):
+            raise TraceError(
+                "found arithmetic on w.dequantize(): accepted is w.dequantize() as a result of the "
+                "function; in a product write x @ w, which never makes a float copy of w"
+            )
+
+
+@dataclass
+class _Splitter:
+    """Splits the graph of some outputs into kernels.
+
+    Every value has a *home*: j for values of the epilogue of kernel j (1, 2, …), j + ½ for values
+    known row by row once kernel j has run, 0 for those that need no product.
+    """
+
+    outputs: Sequence[Store]
+    temps: list[int]
+    _home: dict[int, float] = field(default_factory=dict)
+    _kernel_of_x: dict[int, int] = field(default_factory=dict)
+
+    def kernels(self) -> list[Kernel]:
+        nodes = reachable(tuple(s.node for s in self.outputs))
+        # ids are topological, so an x comes after every x that it depends on
+        xs = {n.operands[0].id: n.operands[0] for n in nodes if n.op == "matmul"}
+        self._kernel_of_x = {x: j for j, x in enumerate(sorted(xs), 1)}
+        for node in nodes:
+            self._home[node.id] = self._home_of(node)
+        stores = self._stores(nodes)
+        kernels = [self._kernel(j, xs[x], nodes, stores) for x, j in self._kernel_of_x.items()]
+        last = self._rows(len(xs) + 1, stores)
+        if last:
+            loads = self._needed(last, None, (), stores)
+            kernels.append(Kernel("", last, None, (), loads, uniform=False))
+        return kernels
+
+    def _home_of(self, node: Node) -> float:
+        if node.op == "matmul":
+            return self._kernel_of_x[node.operands[0].id]
+        home = max((self._home[n.id] for n in node.operands), default=0.0)
+        in_epilogue = home == floor(home) and home > 0
+        if not in_epilogue:
+            return home
+        mixed = any(self._home[n.id] == home and n.width != node.width for n in node.operands)
+        return home + 0.5 if node.op in {"sum", "reshape"} or mixed else home
+
+    def _phase(self, node: Node) -> int:
+        """The kernel whose rows phase computes a value of the rows domain."""
+        return floor(self._home[node.id]) + 1
+
+    def _in_epilogue(self, node: Node) -> bool:
+        home = self._home[node.id]
+        return home > 0 and home == floor(home)
+
+    def _stores(self, nodes: list[Node]) -> dict[int, Store]:
+        """Every value that goes to memory: the outputs and what a later phase reads."""
+        crossing: dict[int, Node] = {}
+        for node in nodes:
+            crossing |= {n.id: n for n in node.operands if self._crosses(n, node)}
+            crossing |= {n.id: n for n in self._sums_kept_for(node)}
+        stores = {s.node.id: s for s in self.outputs}
+        for node in self._minimal(crossing):
+            if node.id not in stores:
+                stores[node.id] = Store(node, Buffer("temp", len(self.temps), node.width))
+                self.temps.append(node.width)
+        return stores
+
+    def _crosses(self, operand: Node, user: Node) -> bool:
+        return self._in_epilogue(operand) and self._home[user.id] != self._home[operand.id]
+
+    def _sums_kept_for(self, node: Node) -> Iterable[Node]:
+        """The sums that `node` reads and that another phase than its own computes."""
+        if self._in_epilogue(node) and node.op != "matmul":
+            roots = [n for n in node.operands if not self._in_epilogue(n)]
+            return self._sums_behind(roots)
+        phase = self._kernel_of_x[node.operands[0].id] if node.op == "matmul" else self._phase(node)
+        return (s for s in self._sums_behind(node.operands) if self._phase(s) < phase)
+
+    def _sums_behind(self, roots: Iterable[Node]) -> list[Node]:
+        found: dict[int, Node] = {}
+        stack, seen = list(roots), set[int]()
+        while stack:
+            node = stack.pop()
+            if node.id in seen or self._in_epilogue(node):
+                continue
+            seen.add(node.id)
+            if node.op == "sum":
+                found[node.id] = node
+            else:
+                stack.extend(node.operands)
+        return list(found.values())
+
+    def _minimal(self, crossing: dict[int, Node]) -> list[Node]:
+        """Leave out what can be recomputed from the others without a product or a sum."""
+        kept = dict(crossing)
+        for node in sorted(crossing.values(), key=lambda n: -n.id):
+            if node.op in {"matmul", "sum"}:
+                continue
+            available = kept.keys() - {node.id}
+            if self._recomputable(node, available):
+                del kept[node.id]
+        return [kept[i] for i in sorted(kept)]
+
+    def _recomputable(self, node: Node, available: Iterable[int]) -> bool:
+        have = set(available)
+        stack = list(node.operands)
+        while stack:
+            n = stack.pop()
+            if n.id in have:
+                continue
+            if n.op in {"matmul", "sum"}:
+                return False
+            stack.extend(n.operands)
+        return True
+
+    def _rows(self, j: int, stores: dict[int, Store]) -> tuple[Store, ...]:
+        return tuple(
+            s
+            for _, s in sorted(stores.items())
+            if not self._in_epilogue(s.node) and self._phase(s.node) == j
+        )
+
+    def _kernel(self, j: int, x: Node, nodes: list[Node], stores: dict[int, Store]) -> Kernel:
+        rows = self._rows(j, stores)
+        epilogue = [
+            s for _, s in sorted(stores.items()) if self._home[s.node.id] == j
+        ]
+        products = [n for n in nodes if n.op == "matmul" and self._home[n.id] == j]
+        sections = tuple(self._sections(epilogue, {p.id: p for p in products}, stores))
+        loads = self._needed(rows, x, sections, stores)
+        return Kernel("", rows, x, sections, loads, uniform=False)
+
+    def _sections(
+        self, epilogue: list[Store], products: dict[int, Node], stores: dict[int, Store]
+    ) -> Iterable[Section]:
+        """Group stores that share products, so that each product is computed once."""
+        groups: list[tuple[set[int], list[Store]]] = []
+        for store in epilogue:
+            needs = self._products_of(store.node, products)
+            members = [store]
+            for group in [g for g in groups if g[0] & needs]:
+                groups.remove(group)
+                needs |= group[0]
+                members = group[1] + members
+            groups.append((needs, members))
+        for needs, members in groups:
+            inside = tuple(products[i] for i in sorted(needs))
+            width = inside[0].width
+            aligned = all(p.start % LANES == 0 for p in inside)
+            schedule = COLUMNS if aligned and width >= _NARROW else DOT
+            yield Section(width, inside, tuple(members), schedule)
+
+    def _products_of(self, node: Node, products: dict[int, Node]) -> set[int]:
+        found: set[int] = set()
+        stack = [node]
+        while stack:
+            n = stack.pop()
+            if n.id in products:
+                found.add(n.id)
+            elif self._home[n.id] == self._home[node.id]:
+                stack.extend(n.operands)
+        return found
+
+    def _needed(
+        self,
+        rows: tuple[Store, ...],
+        x: Node | None,
+        sections: tuple[Section, ...],
+        stores: dict[int, Store],
+    ) -> tuple[Store, ...]:
+        """The stored values of earlier kernels that a kernel's phases stop at."""
+        rows_ids = {s.node.id for s in rows}
+        own = rows_ids | {t.node.id for s in sections for t in s.stores}
+        found: dict[int, Store] = {}
+
+        def walk(roots: list[Node], stop: set[int]) -> None:
+            stack, seen = roots, set(stop)
+            while stack:
+                node = stack.pop()
+                if node.id in seen:
+                    continue
+                seen.add(node.id)
+                if node.id in stores and node.id not in own and node.op not in _ALWAYS_AT_HAND:
+                    found[node.id] = stores[node.id]
+                else:
+                    stack.extend(node.operands)
+
+        walk([s.node for s in rows] + ([] if x is None else [x]), set())
+        products = {p.id for s in sections for p in s.products}
+        walk([t.node for s in sections for t in s.stores], products | rows_ids)
+        return tuple(found[i] for i in sorted(found))
