@@ -30,15 +30,15 @@ test: $(VENV)/.test ## run the tests (ARGS goes to pytest)
 	@set -f; exec $(BIN)/python -m pytest $$RUN_ARGS
 
 lint: $(VENV)/.test ## format, lint and types, nothing run
-	@$(BIN)/ruff format --check .
-	@$(BIN)/ruff check .
-	@$(BIN)/mypy
+	@$(BIN)/python -m ruff format --check .
+	@$(BIN)/python -m ruff check .
+	@$(BIN)/python -m mypy
 
 check: lint test ## lint, then test: all that a contribution must pass
 
 format: $(VENV)/.test ## rewrite the sources in the project's format
-	@$(BIN)/ruff check --fix --exit-zero --silent .
-	@$(BIN)/ruff format .
+	@$(BIN)/python -m ruff check --fix --exit-zero --silent .
+	@$(BIN)/python -m ruff format .
 
 clean: ## remove .venv and every cache in this folder
 	@rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
