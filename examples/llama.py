@@ -65,6 +65,7 @@ def norm_head(x: Array, gain: Array, eps: float, w: Weight) -> Array:
 class Config:
     """The shape of a model, read from a GGUF file's metadata and checked."""
 
+    vocabulary: int
     layers: int
     width: int
     feed_forward: int
@@ -91,7 +92,11 @@ class Config:
         if found != "llama":
             raise GGUFError(f"architecture: found {found!r}, accepted is 'llama'")
         heads = _count(metadata, "llama.attention.head_count")
+        tokens = metadata.get("tokenizer.ggml.tokens")
+        if not isinstance(tokens, tuple):
+            raise GGUFError("tokenizer.ggml.tokens: found no array of strings")
         config = cls(
+            vocabulary=len(tokens),
             layers=_count(metadata, "llama.block_count"),
             width=_count(metadata, "llama.embedding_length"),
             feed_forward=_count(metadata, "llama.feed_forward_length"),
@@ -183,11 +188,10 @@ class Llama:
             used.add(name)
             return _take(tensors, name, shape)
 
-        vocabulary = len(metadata["tokenizer.ggml.tokens"])
-        self.embedding: Weight = take("token_embd.weight", width, vocabulary)
+        self.embedding: Weight = take("token_embd.weight", width, config.vocabulary)
         self.output_norm: Array = take("output_norm.weight", width)
         self.head: Weight = (
-            take("output.weight", width, vocabulary)
+            take("output.weight", width, config.vocabulary)
             if "output.weight" in tensors
             else self.embedding
         )

@@ -13,12 +13,12 @@ from typing import Any, BinaryIO
 from q4jit import QuantizedTensor, load_gguf, quantize
 from q4jit.config import cache_dir
 from q4jit.errors import GGUFError
+from q4jit.formats import FORMATS
 
 __all__ = ["requantized", "write_gguf"]
 
 FROM, TO = "Q4_1", "Q4_0"
 RECIPE = 1  # raise it when the same source would give other bytes
-GGML_TYPES = {"Q4_0": 2}
 STRING = 8  # GGUF's value type
 ALIGNMENT = 32
 
@@ -51,7 +51,9 @@ def write_gguf(file: BinaryIO, tensors: Mapping[str, QuantizedTensor]) -> None:
     offset = 0
     for name, tensor in tensors.items():
         file.write(_string(name))
-        file.write(struct.pack("<IQQIQ", 2, *tensor.shape, GGML_TYPES[tensor.format], offset))
+        file.write(
+            struct.pack("<IQQIQ", 2, *tensor.shape, FORMATS[tensor.format].ggml_type, offset)
+        )
         offset += tensor.nbytes + -tensor.nbytes % ALIGNMENT
     file.write(bytes(-file.tell() % ALIGNMENT))
     for tensor in tensors.values():

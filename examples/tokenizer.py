@@ -4,15 +4,16 @@ import codecs
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
+import numpy as np
 from jinja2 import TemplateError
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 
 from q4jit.errors import GGUFError
 
 __all__ = ["GGUFTokenizer", "render_chat"]
 
-NORMAL, CONTROL, USER_DEFINED = 1, 3, 4  # values of tokenizer.ggml.token_type
+CONTROL, USER_DEFINED = 3, 4  # values of tokenizer.ggml.token_type
 MAX_CHAT_CHARACTERS = 1 << 24
 END_OF_TURN = ("<|im_end|>",)
 
@@ -30,13 +31,9 @@ class GGUFTokenizer:
 
     def __init__(self, metadata: Mapping[str, Any]) -> None:
         _check_kind(metadata)
-        self.tokens: list[str] = list(_need(metadata, "tokenizer.ggml.tokens"))
-        types = [int(kind) for kind in _need(metadata, "tokenizer.ggml.token_type")]
-        merges = [tuple(pair.split(" ")) for pair in _need(metadata, "tokenizer.ggml.merges")]
-        if len(types) != len(self.tokens):
-            raise GGUFError(
-                f"tokenizer.ggml.token_type has {len(types)} entries for {len(self.tokens)} tokens"
-            )
+        self.tokens = _texts(metadata, "tokenizer.ggml.tokens")
+        types = _token_types(metadata, len(self.tokens))
+        merges = [tuple(pair.split(" ")) for pair in _texts(metadata, "tokenizer.ggml.merges")]
         self._special = {i for i, kind in enumerate(types) if kind == CONTROL}
         self._added = self._special | {i for i, kind in enumerate(types) if kind == USER_DEFINED}
         self._encoder = self._build(merges)
@@ -57,7 +54,7 @@ class GGUFTokenizer:
     def token_bytes(self, token: int) -> bytes:
         """The bytes that one token stands for: often only a part of a UTF-8 character."""
         text = self.tokens[token]
-        if token in self._added:
+        if token in self._added or not self._byte_of.keys() >= set(text):
             return text.encode()
         return bytes(self._byte_of[character] for character in text)
 
@@ -103,12 +100,12 @@ class GGUFTokenizer:
         token = metadata.get(f"tokenizer.ggml.{name}_token_id")
         if token is None:
             return None
-        if not 0 <= int(token) < len(self.tokens):
+        if not isinstance(token, int) or not 0 <= token < len(self.tokens):
             raise GGUFError(
-                f"tokenizer.ggml.{name}_token_id is {token}, "
-                f"but the vocabulary has {len(self.tokens)} tokens"
+                f"tokenizer.ggml.{name}_token_id is {token!r}, "
+                f"accepted is 0 to {len(self.tokens) - 1}"
             )
-        return int(token)
+        return token
 
 
 class TextStream:
@@ -127,6 +124,14 @@ class TextStream:
         return self._decoder.decode(b"", final=True)
 
 
+class Sandbox(ImmutableSandboxedEnvironment):
+    """Jinja's sandbox, in which reaching for what is unsafe is an error, not an empty string."""
+
+    def unsafe_undefined(self, obj: object, attribute: str) -> NoReturn:
+        """Refuse an attribute that could lead out of the sandbox."""
+        raise SecurityError(f"{attribute!r} of a {type(obj).__name__} is out of bounds")
+
+
 def render_chat(
     template: str, messages: Sequence[Mapping[str, str]], tokenizer: GGUFTokenizer
 ) -> str:
@@ -135,7 +140,7 @@ def render_chat(
     A template is a program from a downloaded file, so it runs in Jinja's immutable sandbox and
     nowhere else.
     """
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+    environment = Sandbox(trim_blocks=True, lstrip_blocks=True)
     environment.globals["raise_exception"] = _raise_exception
     parts: list[str] = []
     length = 0
@@ -170,7 +175,19 @@ def _check_kind(metadata: Mapping[str, Any]) -> None:
         )
 
 
-def _need(metadata: Mapping[str, Any], key: str) -> Any:
-    if key not in metadata:
-        raise GGUFError(f"the file has no {key!r}")
-    return metadata[key]
+def _texts(metadata: Mapping[str, Any], key: str) -> Sequence[str]:
+    value = metadata.get(key)
+    if not isinstance(value, tuple):
+        found = "nothing" if value is None else f"a value of type {type(value).__name__}"
+        raise GGUFError(f"{key}: found {found}, expected an array of strings")
+    return value
+
+
+def _token_types(metadata: Mapping[str, Any], count: int) -> list[int]:
+    value = metadata.get("tokenizer.ggml.token_type")
+    if not isinstance(value, np.ndarray) or len(value) != count:
+        found = f"{len(value)} numbers" if isinstance(value, np.ndarray) else repr(value)
+        raise GGUFError(
+            f"tokenizer.ggml.token_type: found {found}, expected one for {count} tokens"
+        )
+    return [int(kind) for kind in value]
