@@ -48,7 +48,7 @@ class QuantizedTensor:
     @classmethod
     def from_bytes(
         cls,
-        raw: "Buffer",
+        raw: "Buffer | NDArray[Any]",
         *,
         shape: tuple[int, int],
         format: str,  # noqa: A002 - the attribute's name too
@@ -251,7 +251,7 @@ def _matrix_shape(shape: object) -> tuple[int, int]:
     return k, n
 
 
-def _contiguous(raw: "Buffer") -> memoryview:
+def _contiguous(raw: Any) -> memoryview:
     try:
         view = memoryview(raw)
     except (TypeError, ValueError, BufferError) as error:
