@@ -24,6 +24,8 @@ Weight = QuantizedTensor
 Turns = NDArray[np.complex64]
 
 CHUNK = 512  # prompt tokens that go through the layers at once
+BLOCK = 64  # of them, how many look back at once: what they see then stays in cache
+CAUSAL = np.triu(np.full((BLOCK, BLOCK), -np.inf, np.float32), 1)
 
 
 def rms_norm(x: Array, gain: Array, eps: float) -> Array:
@@ -201,7 +203,6 @@ class Llama:
         ]
         if unknown := sorted(set(tensors) - used):
             raise GGUFError(f"tensor {unknown[0]!r} is not part of the llama decoder known here")
-        self._causal = np.triu(np.full((CHUNK, CHUNK), -np.inf, np.float32), 1)
 
     def state(self, capacity: int) -> State:
         """An empty memory for up to `capacity` tokens."""
@@ -234,47 +235,14 @@ class Llama:
             state.values[:, :, :stop],
             strict=True,
         )
-        turns, scaled_turns = state.turns[new], state.scaled_turns[new]
-        for layer, cache in zip(self.layers, caches, strict=True):
-            q, k, v = norm_qkv(x, layer.attn_norm, eps, layer.attn_q, layer.attn_k, layer.attn_v)
-            mixed = self._attention(q, k, v, cache, turns, scaled_turns)
-            x = add_product(x, mixed, layer.attn_output)
-            gated = norm_swiglu(x, layer.ffn_norm, eps, layer.ffn_gate, layer.ffn_up)
-            x = add_product(x, gated, layer.ffn_down)
+        turns = state.turns[new], state.scaled_turns[new]
+        for w, cache in zip(self.layers, caches, strict=True):
+            q, k, v = norm_qkv(x, w.attn_norm, eps, w.attn_q, w.attn_k, w.attn_v)
+            x = add_product(x, attention(q, k, v, turns, cache), w.attn_output)
+            gated = norm_swiglu(x, w.ffn_norm, eps, w.ffn_gate, w.ffn_up)
+            x = add_product(x, gated, w.ffn_down)
         state.length = stop
         return x
-
-    def _attention(
-        self,
-        q: Array,
-        k: Array,
-        v: Array,
-        cache: tuple[Turns, Array, Array, Array],
-        turns: Turns,
-        scaled_turns: Turns,
-    ) -> Array:
-        """Append k and v to the cache; mix the values of all tokens so far by q's likeness to k.
-
-        RoPE turns pairs (2i, 2i+1), so a pair is one complex number and a turn is one product.
-        """
-        new_keys, new_values, keys, values = cache
-        m, kv_heads = len(q), len(keys)
-        np.multiply(k.view(np.complex64).reshape(m, kv_heads, -1).swapaxes(0, 1), turns, new_keys)
-        new_values[...] = v.reshape(m, kv_heads, -1).swapaxes(0, 1)
-        pairs = self.config.head_width // 2
-        by_head = q.view(np.complex64).reshape(m, kv_heads, -1, pairs).transpose(1, 2, 0, 3)
-        queries = np.multiply(by_head, scaled_turns, order="C").view(np.float32)
-        queries = queries.reshape(kv_heads, -1, 2 * pairs)
-        if m == 1:  # NumPy's BLAS multiplies few rows with many columns slowly, but not vice versa
-            scores: Array = np.ascontiguousarray((keys @ queries.swapaxes(1, 2)).swapaxes(1, 2))
-        else:
-            scores = queries @ keys.swapaxes(1, 2)
-            scores.reshape(kv_heads, -1, m, scores.shape[-1])[..., -m:] += self._causal[:m, :m]
-        scores -= np.maximum.reduce(scores, axis=-1, keepdims=True)
-        np.exp(scores, scores)
-        mixed: Array = scores @ values
-        mixed /= np.add.reduce(scores, axis=-1, keepdims=True)
-        return mixed.reshape(kv_heads, -1, m, 2 * pairs).transpose(2, 0, 1, 3).reshape(m, -1)
 
     def calls(self, prompt_length: int) -> Iterator[Callable[[], object]]:
         """The calls that `forward` makes for a prompt and a single token, to be made in advance.
@@ -293,6 +261,55 @@ class Llama:
                 yield partial(norm_swiglu, *swiglu)
                 yield partial(add_product, x, wide, w.ffn_down)
         yield partial(norm_head, x[:1], self.output_norm, eps, self.head)
+
+
+def attention(
+    q: Array,
+    k: Array,
+    v: Array,
+    turns: tuple[Turns, Turns],
+    cache: tuple[Turns, Array, Array, Array],
+) -> Array:
+    """Remember k and v of M new tokens; mix what all tokens so far say by q's likeness to their k.
+
+    q: [M, heads·D]; k, v: [M, kv heads·D]. RoPE turns pairs (2i, 2i+1) of q and k: a pair is one
+    complex number, and a turn is one product (with q's also scaled by D^-0.5). Heads that share
+    keys and values are rows of one matrix product.
+    """
+    new_keys, new_values, keys, values = cache
+    m, (kv_heads, length, width) = len(q), keys.shape
+    np.multiply(_pairs(k).reshape(m, kv_heads, -1).swapaxes(0, 1), turns[0], new_keys)
+    new_values[...] = v.reshape(m, kv_heads, width).swapaxes(0, 1)
+    by_head = _pairs(q).reshape(m, kv_heads, -1, width // 2).transpose(1, 2, 0, 3)
+    queries = np.multiply(by_head, turns[1], order="C").view(np.float32)
+    if m <= BLOCK:
+        return _mix(queries, keys, values).reshape(m, -1)
+    mixed = np.empty((m, kv_heads, queries.shape[1], width), np.float32)
+    for first in range(0, m, BLOCK):
+        rows = slice(first, first + BLOCK)
+        seen = slice(length - m + min(first + BLOCK, m))
+        mixed[rows] = _mix(queries[:, :, rows], keys[:, seen], values[:, seen])
+    return mixed.reshape(m, -1)
+
+
+def _mix(queries: Array, keys: Array, values: Array) -> Array:
+    """Values weighted by softmax, [M, kv heads, heads of each, D], for the last M tokens."""
+    kv_heads, _, m, width = queries.shape
+    rows = queries.reshape(kv_heads, -1, width)
+    if m == 1:  # NumPy's BLAS multiplies few rows with many columns slowly, but not vice versa
+        scores: Array = np.ascontiguousarray((keys @ rows.swapaxes(1, 2)).swapaxes(1, 2))
+    else:
+        scores = rows @ keys.swapaxes(1, 2)
+        scores.reshape(kv_heads, -1, m, scores.shape[-1])[..., -m:] += CAUSAL[:m, :m]
+    scores -= np.maximum.reduce(scores, axis=-1, keepdims=True)
+    np.exp(scores, scores)
+    mixed = scores @ values
+    mixed /= np.add.reduce(scores, axis=-1, keepdims=True)
+    return mixed.reshape(kv_heads, -1, m, width).transpose(2, 0, 1, 3)
+
+
+def _pairs(x: Array) -> Turns:
+    return x.view(np.complex64)
 
 
 def _turns(config: Config, positions: int) -> Turns:
