@@ -47,7 +47,7 @@ def norm_qkv(
 def norm_swiglu(x: Array, gain: Array, eps: float, w_gate: Weight, w_up: Weight) -> Array:
     """The wide half of the feed-forward network, gated by SiLU."""
     h = rms_norm(x, gain, eps)
-    gate = h @ w_gate
+    gate: Array = h @ w_gate
     return gate / (1 + np.exp(-gate)) * (h @ w_up)
 
 

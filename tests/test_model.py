@@ -441,14 +441,15 @@ def test_the_demo_says_what_is_wrong(tmp_path: Path) -> None:
     del metadata["tokenizer.chat_template"]
     path = write_tiny(tmp_path / "tiny.gguf", metadata)
     foreign = write_tiny(tmp_path / "foreign.gguf", metadata | {"general.architecture": "bert"})
-    for arguments, message in (
+    cases: list[tuple[list[object], str]] = [
         (["--model", tmp_path / "none.gguf"], "No such file or directory"),
         (["--model", EXAMPLES / "generate.py"], "magic"),
         (["--model", foreign], "architecture: found 'bert', accepted is 'llama'"),
         (["--model", path], "the file has no 'tokenizer.chat_template': accepted is --raw"),
         (["--model", path, "--raw", ""], "the prompt is empty"),
         (["--model", path, "--raw", "--threads", "9999", "hello"], "Q4JIT_NUM_THREADS='9999'"),
-    ):
+    ]
+    for arguments, message in cases:
         done = generate(*arguments)
         assert (done.returncode, done.stdout) == (1, "")
         assert done.stderr.startswith("generate.py: ")
@@ -464,9 +465,18 @@ def test_an_interrupted_answer_ends_with_the_statistics(tmp_path: Path) -> None:
     metadata = tiny_metadata() | {"llama.context_length": 100_000}
     del metadata["tokenizer.ggml.eos_token_id"]
     path = write_tiny(tmp_path / "tiny.gguf", metadata)
-    command = [sys.executable, EXAMPLES / "generate.py", "--model", path, "--keep-format", "--raw"]
+    command: list[str | Path] = [sys.executable, EXAMPLES / "generate.py", "--model", path]
     with subprocess.Popen(
-        [*command, "--max-tokens", "99000", "--temperature", "1", "hello"],
+        [
+            *command,
+            "--keep-format",
+            "--raw",
+            "--max-tokens",
+            "99000",
+            "--temperature",
+            "1",
+            "hello",
+        ],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         encoding="utf-8",
