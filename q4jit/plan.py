@@ -145,6 +145,16 @@ class Kernel:
 
 
 @dataclass(frozen=True)
+class Source:
+    """Text that a compiler turns into bytes: the kernel `symbol` for `target`."""
+
+    symbol: str
+    target: Target
+    text: str
+    suffix: str
+
+
+@dataclass(frozen=True)
 class Plan:
     """The kernels of a graph in the order in which they run, for one target and class of M.
 

@@ -1,0 +1,1 @@
+"""Compilers: each a function from text to bytes, with a fingerprint. They know nothing of the IR."""

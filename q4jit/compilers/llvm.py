@@ -1,0 +1,79 @@
+"""LLVM IR to object bytes (ELF), through llvmlite."""
+
+import functools
+import threading
+from typing import Any, Final
+
+import llvmlite
+import llvmlite.binding as llvm
+
+from q4jit.errors import CompileError
+from q4jit.targets import Target
+
+SUFFIX: Final = ".o"
+_OPTIMISATION: Final = 3
+_TRIPLES: Final = {
+    "x86-64": "x86_64-unknown-linux-gnu",
+    "aarch64": "aarch64-unknown-linux-gnu",
+}
+
+# llvmlite's context is shared: one parse, optimisation or emission at a time
+_lock = threading.Lock()
+
+
+def fingerprint(target: Target) -> str:
+    """Everything besides the text that the bytes depend on: versions and ordered flags."""
+    version = ".".join(map(str, llvm.llvm_version_info))
+    return f"llvmlite {llvmlite.__version__} llvm {version} {' '.join(_flags(target))}"
+
+
+def _flags(target: Target) -> tuple[str, ...]:
+    features = _feature_string(target)
+    return (
+        f"-O{_OPTIMISATION}",
+        "-relocation-model=pic",
+        f"-mtriple={_TRIPLES[target.family]}",
+        f"-mcpu={target.tuning}",
+        f"-mattr={features}",
+    )
+
+
+def _feature_string(target: Target) -> str:
+    return ",".join(f"+{name}" for name in sorted(target.features))
+
+
+def compile_object(text: str, target: Target) -> bytes:
+    """Compile the LLVM IR of one kernel. Raises CompileError with LLVM's own words."""
+    return bytes(_emit(text, target, "emit_object"))
+
+
+def compile_assembly(text: str, target: Target) -> str:
+    """The assembly of the same compilation."""
+    return str(_emit(text, target, "emit_assembly"))
+
+
+def _emit(text: str, target: Target, method: str) -> Any:  # bytes or str, as `method` gives
+    with _lock:
+        machine = _machine(target)
+        try:
+            module = llvm.parse_assembly(text, llvm.create_context())
+            module.verify()
+        except RuntimeError as error:
+            raise CompileError("llvmlite", _flags(target), str(error), text) from error
+        options = llvm.create_pipeline_tuning_options(speed_level=_OPTIMISATION)
+        builder = llvm.create_pass_builder(machine, options)
+        builder.getModulePassManager().run(module, builder)
+        return getattr(machine, method)(module)
+
+
+@functools.cache
+def _machine(target: Target) -> Any:  # llvmlite has no annotations
+    llvm.initialize_all_targets()
+    llvm.initialize_all_asmprinters()
+    return llvm.Target.from_triple(_TRIPLES[target.family]).create_target_machine(
+        cpu=target.tuning,
+        features=_feature_string(target),
+        opt=_OPTIMISATION,
+        reloc="pic",
+        codemodel="small",
+    )

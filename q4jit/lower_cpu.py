@@ -1,0 +1,578 @@
+"""Lowering to LLVM IR: one planned kernel becomes the text of one module. A pure function.
+
+The module's entry is `void kernel(ptr args)`; args points to 8-byte slots in the order of
+`Kernel.slots()`. It hands the rows phase, then the columns phase to the thread pool as ranges of
+tasks: a row of x, and 16 columns of a section.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Final
+
+from q4jit.cpu_products import Product, add_dequantize, add_dot, add_product, sum_lanes
+from q4jit.formats import FORMATS
+from q4jit.ir import ArraySpec, Node
+from q4jit.layouts import LANES
+from q4jit.llvm_text import (
+    ONE,
+    SIXTEEN,
+    VECTOR,
+    Function,
+    Lanes,
+    Module,
+    apply,
+    float_text,
+    load_vector,
+    splat,
+    splat_value,
+    store_vector,
+    tail_mask,
+)
+from q4jit.plan import COLUMNS, Buffer, Kernel, Plan, Section, Slot, Source, Store
+
+# The work that is worth another thread's attention, about two microseconds: bytes of weights
+# read once, and floats of a row.
+_CHUNK_BYTES: Final = 32 << 10
+_CHUNK_FLOATS: Final = 8 << 10
+
+# x is scaled by a power of two where its largest element lies outside of this window. Inside, 32
+# products with quants can neither overflow nor be lost to denormals.
+_WINDOW_LOW: Final = -60
+_WINDOW_HIGH: Final = 96
+
+
+def lower(plan: Plan, kernel: Kernel) -> Source:
+    """The LLVM IR of a kernel: the same text for the same plan, whenever and wherever."""
+    lowering = _Lowering(plan, kernel, Module(plan.target))
+    return Source(kernel.name, plan.target, lowering.text(), ".ll")
+
+
+@dataclass
+class _Lowering:
+    plan: Plan
+    kernel: Kernel
+    module: Module
+
+    def text(self) -> str:
+        kernel, module = self.kernel, self.module
+        phases: list[tuple[str, str | int, int]] = []
+        if kernel.dequantize is not None:
+            phases.append(self._dequantize_phase(kernel.dequantize))
+        if kernel.rows or kernel.x is not None:
+            phases.append(self._rows_phase())
+        if kernel.sections:
+            phases.append(self._columns_phase())
+        self._entry(phases)
+        return module.text(self._comment())
+
+    def _comment(self) -> str:
+        slots = ", ".join(f"{i} {slot}" for i, slot in enumerate(self.kernel.slots()))
+        lines = [f"{self.kernel.name} for {self.plan.target}, made by q4jit", f"args: {slots}"]
+        for section in self.kernel.sections:
+            products = ", ".join(
+                f"x @ weight{p.arg} {self.plan.weight(p.arg)}"
+                + (f" from column {p.start}" if p.start else "")
+                for p in section.products
+            )
+            lines.append(f"{section.width} columns, {section.schedule}: {products}")
+        return "\n".join(lines)
+
+    # --- arguments ------------------------------------------------------------------------
+
+    def _argument(self, f: Function, slot: Slot) -> str:
+        number = self.kernel.slots().index(slot)
+        kind = {"m": "i64", "scalar": "float"}.get(slot.kind, "ptr")
+        at = f.let_at_entry(f"{slot}.at", f"getelementptr i64, ptr %args, i64 {number}")
+        return f.let_at_entry(str(slot), f"load {kind}, ptr {at}, align 8")
+
+    # --- the entry and its phases -----------------------------------------------------------
+
+    def _entry(self, phases: list[tuple[str, str | int, int]]) -> None:
+        _add_parallel_for(self.module)
+        f = Function(f"void @{self.kernel.name}(ptr %args) #0", "The kernel.")
+        pool = self._argument(f, Slot("pool"))
+        rows = self._argument(f, Slot("m"))
+        for task, count, chunk in phases:
+            n = rows if count == "m" else count
+            f.do(
+                f"call void @parallel_for(ptr {pool}, ptr {task}, ptr %args, i64 {n}, i64 {chunk})"
+            )
+        f.do("ret void")
+        self.module.add(self.kernel.name, f)
+
+    def _dequantize_phase(self, arg: int) -> tuple[str, int, int]:
+        weight = self.plan.interleaved(arg)
+        group = add_dequantize(self.module, weight)
+        f = Function(f"internal void @{self.kernel.name}.columns(ptr %args, i64 %from, i64 %to) #0")
+        (store,) = self.kernel.loads
+        out = self._argument(f, Slot(store.buffer.kind, store.buffer.index))
+        w = self._argument(f, Slot("weight", arg, "interleaved16"))
+        with f.loop("group", "%from", "%to") as loop:
+            at = f.at(w, "i8", f.index("group_at", (loop.index, weight.group_bytes)), "w_at")
+            column = f.index("column", (loop.index, LANES))
+            f.do(f"call void {group}(ptr {at}, ptr {out}, i64 {column})")
+        f.do("ret void")
+        self.module.add(f"{self.kernel.name}.columns", f)
+        chunk = max(1, _CHUNK_BYTES // (4 * LANES * weight.k))
+        return f"@{self.kernel.name}.columns", weight.groups, chunk
+
+    def _rows_phase(self) -> tuple[str, str, int]:
+        _RowWriter(self).write()
+        self._task("row", f"@{self.kernel.name}.row")
+        widths = [s.node.width for s in self.kernel.rows]
+        widths += [self.kernel.x.width] if self.kernel.x is not None else []
+        return f"@{self.kernel.name}.rows", "m", max(1, _CHUNK_FLOATS // max(widths))
+
+    def _task(self, what: str, function: str) -> None:
+        name = f"{self.kernel.name}.{what}s"
+        f = Function(f"internal void @{name}(ptr %args, i64 %from, i64 %to) #0")
+        with f.loop(what, "%from", "%to") as loop:
+            f.do(f"call void {function}(ptr %args, i64 {loop.index})")
+        f.do("ret void")
+        self.module.add(name, f)
+
+    def _columns_phase(self) -> tuple[str, int, int]:
+        for i, section in enumerate(self.kernel.sections):
+            writer = _SectionWriter(self, i, section)
+            writer.write()
+        name = f"{self.kernel.name}.columns"
+        f = Function(
+            f"internal void @{name}(ptr %args, i64 %from, i64 %to) #0",
+            "Tasks are numbered through the sections.",
+        )
+        with f.loop("task", "%from", "%to") as loop:
+            done = f.fresh("next")
+            first = 0
+            for i, section in enumerate(self.kernel.sections):
+                group = f.index("group", (loop.index, 1))
+                if first:
+                    group = f.let("group", f"sub i64 {loop.index}, {first}")
+                here, other = f.fresh("here"), f.fresh("other")
+                inside = f.let("inside", f"icmp slt i64 {group}, {section.groups}")
+                f.do(f"br i1 {inside}, label %{here}, label %{other}")
+                f.label(here)
+                f.do(f"call void @{self.kernel.name}.section{i}(ptr %args, i64 {group})")
+                f.do(f"br label %{done}")
+                f.label(other)
+                first += section.groups
+            f.do(f"br label %{done}")
+            f.label(done)
+        f.do("ret void")
+        self.module.add(name, f)
+        groups = sum(s.groups for s in self.kernel.sections)
+        group_bytes = max(
+            sum(self.plan.interleaved(p.arg).group_bytes for p in s.products)
+            for s in self.kernel.sections
+        )
+        return f"@{name}", groups, max(1, _CHUNK_BYTES // group_bytes)
+
+
+def _add_parallel_for(module: Module) -> None:
+    f = Function(
+        "internal void @parallel_for(ptr %pool, ptr %task, ptr %args, i64 %n, i64 %chunk) #0",
+        "task(args, from, to) over 0 … n, by the pool's threads where there is more than a chunk.\n"
+        "A pool begins with the address of its own run(pool, task, args, n, chunk).",
+    )
+    alone = f.let("alone", "icmp eq ptr %pool, null")
+    small = f.let("small", "icmp sle i64 %n, %chunk")
+    here = f.let("here", f"or i1 {alone}, {small}")
+    f.do(f"br i1 {here}, label %serial, label %threads")
+    f.label("serial")
+    f.do("call void %task(ptr %args, i64 0, i64 %n)")
+    f.do("ret void")
+    f.label("threads")
+    run = f.let("run", "load ptr, ptr %pool, align 8")
+    f.do(f"call void {run}(ptr %pool, ptr %task, ptr %args, i64 %n, i64 %chunk)")
+    f.do("ret void")
+    module.add("parallel_for", f)
+
+
+# --- values ---------------------------------------------------------------------------------
+
+
+@dataclass
+class _Values:
+    """Writes the values of graph nodes for one row, and within it for one place along the width.
+
+    Scalars (width 1) are written once per row; `at` starts a place: 16 columns under a mask, or a
+    single column.
+    """
+
+    lowering: _Lowering
+    f: Function
+    row: str
+    buffers: dict[int, Buffer]
+    scalars: dict[int, str] = field(default_factory=dict)
+    lanes: Lanes = SIXTEEN
+    column: str = "0"
+    mask: str | None = None
+    wide: dict[int, str] = field(default_factory=dict)
+
+    def start(self, lanes: Lanes, column: str, mask: str | None, known: dict[int, str]) -> None:
+        """Go to columns `column`, …; `known` are values that are there already (products)."""
+        self.lanes, self.column, self.mask, self.wide = lanes, column, mask, dict(known)
+
+    def scalar(self, node: Node) -> str:
+        """A value of width 1."""
+        if node.id not in self.scalars:
+            self.scalars[node.id] = self._scalar(node)
+        return self.scalars[node.id]
+
+    def _scalar(self, node: Node) -> str:
+        if node.op == "const":
+            return float_text(node.value)
+        if node.id in self.buffers:
+            return self._load_scalar(self._buffer_row(self.buffers[node.id]), "0")
+        if node.op == "scalar":
+            return self.lowering._argument(self.f, Slot("scalar", node.arg))
+        if node.op == "load":
+            return self._load_scalar(self._array_row(node), str(node.start))
+        operands = [self.scalar(n) for n in node.operands]
+        if node.op in {"reshape", "sum"} and node.operands[0].width == 1:
+            return operands[0]
+        return apply(self.lowering.module, self.f, ONE, node.op, operands)
+
+    def prepare(self, nodes: Iterable[Node]) -> None:
+        """Write the scalars that `nodes` need: to be called before a loop over columns starts."""
+        stack, seen = list(nodes), set[int]()
+        while stack:
+            node = stack.pop()
+            if node.id in seen or node.id in self.wide:
+                continue
+            seen.add(node.id)
+            if node.width == 1:
+                self.scalar(node)
+            elif node.id not in self.buffers:
+                stack.extend(node.operands)
+
+    def at(self, node: Node) -> str:
+        """A value at the present place, in lanes (a scalar is spread over them)."""
+        if node.id in self.wide:
+            return self.wide[node.id]
+        if node.width == 1:
+            value = self._spread(node)
+        elif node.id in self.buffers:
+            value = self._load(self._buffer_row(self.buffers[node.id]), self.column)
+        elif node.op == "load":
+            column = self.f.index("column", (self.column, 1), (node.start, 1))
+            value = self._load(self._array_row(node), column)
+        else:
+            operands = [self.at(n) for n in node.operands]
+            value = apply(self.lowering.module, self.f, self.lanes, node.op, operands)
+        self.wide[node.id] = value
+        return value
+
+    def _spread(self, node: Node) -> str:
+        value = self.scalar(node)
+        if self.lanes.count == 1:
+            return value
+        if node.op == "const":
+            return splat("float", value)
+        return splat_value(self.f, "i1" if node.is_bool else "float", value)
+
+    def store(self, store: Store, buffer_row: str) -> None:
+        """Write a value of the present place to a row of its buffer."""
+        value = self.at(store.node)
+        at = self.f.at(buffer_row, "float", self.column, "out_at")
+        if self.lanes.count > 1:
+            store_vector(self.lowering.module, self.f, value, at, self.mask)
+        else:
+            self.f.do(f"store float {value}, ptr {at}, align 4")
+
+    def _load(self, row: str, column: str) -> str:
+        at = self.f.at(row, "float", column)
+        if self.lanes.count > 1:
+            return load_vector(self.lowering.module, self.f, at, self.mask)
+        return self.f.let("v", f"load float, ptr {at}, align 4")
+
+    def _load_scalar(self, row: str, column: str) -> str:
+        return self.f.let("s", f"load float, ptr {self.f.at(row, 'float', column)}, align 4")
+
+    def _array_row(self, node: Node) -> str:
+        spec = self.lowering.plan.graph.signature[node.arg]
+        assert isinstance(spec, ArraySpec)
+        base = self.lowering._argument(self.f, Slot("array", node.arg))
+        width = spec.shape[-1]
+        assert isinstance(width, int)
+        return self._row_of(base, width) if node.varies else base
+
+    def _buffer_row(self, buffer: Buffer) -> str:
+        base = self.lowering._argument(self.f, Slot(buffer.kind, buffer.index))
+        return self._row_of(base, buffer.width)
+
+    def _row_of(self, base: str, width: int) -> str:
+        return self.f.at(base, "float", self.f.index("row_at", (self.row, width)), "row_ptr")
+
+    def buffer_row(self, store: Store) -> str:
+        """The address of this row in a store's buffer."""
+        return self._buffer_row(store.buffer)
+
+
+# --- the rows phase ---------------------------------------------------------------------------
+
+
+class _RowWriter:
+    """Writes the function of one row: sums, stored values, and the x of the products."""
+
+    def __init__(self, lowering: _Lowering) -> None:
+        self._lowering = lowering
+        self._kernel = lowering.kernel
+        self._f = Function(
+            f"internal void @{self._kernel.name}.row(ptr %args, i64 %row) #0",
+            "One row before the products: x, and what the columns phase needs of it.",
+        )
+        loads = {s.node.id: s.buffer for s in self._kernel.loads}
+        self._values = _Values(lowering, self._f, "%row", loads)
+
+    def write(self) -> None:
+        f, kernel = self._f, self._kernel
+        for node in self._sums():
+            self._sum(node)
+        for store in kernel.rows:
+            if store.node.width == 1:
+                value = self._values.scalar(store.node)
+                f.do(f"store float {value}, ptr {self._values.buffer_row(store)}, align 4")
+            else:
+                self._copy(store)
+        if kernel.x is not None:
+            self._write_x(kernel.x)
+        f.do("ret void")
+        self._lowering.module.add(f"{kernel.name}.row", f)
+
+    def _sums(self) -> list[Node]:
+        roots = [s.node for s in self._kernel.rows]
+        roots += [self._kernel.x] if self._kernel.x is not None else []
+        found: dict[int, Node] = {}
+        stack = roots
+        while stack:
+            node = stack.pop()
+            if node.id not in found and node.id not in self._values.buffers:
+                found[node.id] = node
+                stack.extend(node.operands)
+        return [found[i] for i in sorted(found) if found[i].op == "sum"]
+
+    def _sum(self, node: Node) -> None:
+        (operand,) = node.operands
+        if operand.width == 1:
+            return
+        f, values, module = self._f, self._values, self._lowering.module
+        values.start(SIXTEEN, "0", None, {})
+        values.prepare([operand])
+        f.comment(f"sum over {operand.width}")
+        zero = {"sum": (VECTOR, "zeroinitializer")}
+        with f.loop("c", 0, -(-operand.width // LANES) * LANES, step=LANES, carry=zero) as loop:
+            mask = tail_mask(f, loop.index, operand.width)
+            values.start(SIXTEEN, loop.index, mask, {})
+            value = values.at(operand)
+            if mask is not None:
+                value = f.let(
+                    "value",
+                    f"select <16 x i1> {mask}, {VECTOR} {value}, {VECTOR} zeroinitializer",
+                )
+            loop["sum"] = f.let("sum", f"fadd {VECTOR} {loop['sum']}, {value}")
+        values.scalars[node.id] = sum_lanes(module, f, loop["sum"])
+
+    def _copy(self, store: Store) -> None:
+        f, values, width = self._f, self._values, store.node.width
+        values.start(SIXTEEN, "0", None, {})
+        values.prepare([store.node])
+        out = values.buffer_row(store)
+        with f.loop("c", 0, -(-width // LANES) * LANES, step=LANES) as loop:
+            values.start(SIXTEEN, loop.index, tail_mask(f, loop.index, width), {})
+            values.store(store, out)
+
+    def _write_x(self, x: Node) -> None:
+        f, values = self._f, self._values
+        _add_normalise(self._lowering.module)
+        padded = self._lowering.plan.padded_k(self._kernel)
+        base = self._lowering._argument(f, Slot("x"))
+        out = f.at(base, "float", f.index("x_at", ("%row", padded)), "x_row")
+        values.start(SIXTEEN, "0", None, {})
+        values.prepare([x])
+        f.comment("x, and its largest finite magnitude")
+        zero = {"largest": (VECTOR, "zeroinitializer")}
+        module = self._lowering.module
+        module.declare(f"declare {VECTOR} @llvm.fabs.v16f32({VECTOR})")
+        with f.loop("c", 0, -(-x.width // LANES) * LANES, step=LANES, carry=zero) as loop:
+            mask = tail_mask(f, loop.index, x.width)
+            values.start(SIXTEEN, loop.index, mask, {})
+            value = values.at(x)
+            if mask is not None:  # padding of K must be zero
+                value = f.let(
+                    "value",
+                    f"select <16 x i1> {mask}, {VECTOR} {value}, {VECTOR} zeroinitializer",
+                )
+            f.do(f"store {VECTOR} {value}, ptr {f.at(out, 'float', loop.index)}, align 4")
+            size = f.let("size", f"call {VECTOR} @llvm.fabs.v16f32({VECTOR} {value})")
+            infinity = splat("float", float_text(float("inf")))
+            finite = f.let("finite", f"fcmp olt {VECTOR} {size}, {infinity}")
+            larger = f.let("larger", f"fcmp ogt {VECTOR} {size}, {loop['largest']}")
+            both = f.let("both", f"and <16 x i1> {finite}, {larger}")
+            loop["largest"] = f.let(
+                "largest", f"select <16 x i1> {both}, {VECTOR} {size}, {VECTOR} {loop['largest']}"
+            )
+        for pad in range(-(-x.width // LANES) * LANES, padded, LANES):
+            f.do(f"store {VECTOR} zeroinitializer, ptr {f.at(out, 'float', pad)}, align 4")
+        exponents = self._lowering._argument(f, Slot("exponent"))
+        scale_at = f.at(exponents, "float", "%row")
+        f.do(
+            f"call void @normalise(ptr {out}, i64 {padded}, {VECTOR} {loop['largest']}, "
+            f"ptr {scale_at})"
+        )
+
+
+def _add_normalise(module: Module) -> None:
+    """Bring a row into the window by a power of two, which is exact, and keep its inverse."""
+    f = Function(
+        f"internal void @normalise(ptr %x, i64 %k, {VECTOR} %largest, ptr %scale) #0",
+        f"Bring the exponent of x's largest element into {_WINDOW_LOW} … {_WINDOW_HIGH} (most rows\n"
+        "lie there already): sums of products with quants then neither overflow nor go denormal.",
+    )
+    module.declare(f"declare float @llvm.vector.reduce.fmax.v16f32({VECTOR})")
+    module.declare("declare i32 @llvm.smax.i32(i32, i32)")
+    module.declare("declare i32 @llvm.smin.i32(i32, i32)")
+    largest = f.let("max", f"call float @llvm.vector.reduce.fmax.v16f32({VECTOR} %largest)")
+    # a denormal is made normal first, so that its exponent can be read
+    tiny = f.let("tiny", f"fcmp olt float {largest}, {float_text(2.0**-100)}")
+    lifted = f.let("lifted", f"fmul float {largest}, {float_text(2.0**64)}")
+    seen = f.let("seen", f"select i1 {tiny}, float {lifted}, float {largest}")
+    lift = f.let("lift", f"select i1 {tiny}, i32 {127 + 64}, i32 127")
+    bits = f.let("bits", f"bitcast float {seen} to i32")
+    field_ = f.let("field", f"lshr i32 {bits}, 23")
+    exponent = f.let("exponent", f"sub i32 {field_}, {lift}")
+    low = f.let("low", f"call i32 @llvm.smax.i32(i32 {exponent}, i32 {_WINDOW_LOW})")
+    wanted = f.let("wanted", f"call i32 @llvm.smin.i32(i32 {low}, i32 {_WINDOW_HIGH})")
+    shift = f.let("shift", f"sub i32 {wanted}, {exponent}")
+    zero = f.let("zero", f"fcmp oeq float {largest}, 0.0")
+    inside = f.let("inside", f"icmp eq i32 {shift}, 0")
+    nothing = f.let("nothing", f"or i1 {zero}, {inside}")
+    f.do(f"br i1 {nothing}, label %keep, label %rescale")
+    f.label("keep")
+    f.do("store float 1.0, ptr %scale, align 4")
+    f.do("ret void")
+    f.label("rescale")
+    up = _power_of_two(f, f.let("up", f"add i32 {shift}, 127"))
+    down = _power_of_two(f, f.let("down", f"sub i32 127, {shift}"))
+    f.do(f"store float {down}, ptr %scale, align 4")
+    factor = splat_value(f, "float", up)
+    with f.loop("c", 0, "%k", step=LANES) as loop:
+        at = f.at("%x", "float", loop.index)
+        value = f.let("v", f"load {VECTOR}, ptr {at}, align 4")
+        scaled = f.let("scaled", f"fmul {VECTOR} {value}, {factor}")
+        f.do(f"store {VECTOR} {scaled}, ptr {at}, align 4")
+    f.do("ret void")
+    module.add("normalise", f)
+
+
+def _power_of_two(f: Function, biased: str) -> str:
+    bits = f.let("bits", f"shl i32 {biased}, 23")
+    return f.let("power", f"bitcast i32 {bits} to float")
+
+
+# --- the columns phase ------------------------------------------------------------------------
+
+
+class _SectionWriter:
+    """Writes the function of 16 columns of a section: products, then the epilogue on them."""
+
+    def __init__(self, lowering: _Lowering, number: int, section: Section) -> None:
+        self._lowering = lowering
+        self._kernel, self._section = lowering.kernel, section
+        self._name = f"{self._kernel.name}.section{number}"
+        self._f = Function(
+            f"internal void @{self._name}(ptr %args, i64 %group) #0",
+            f"16 of {section.width} columns for every row: {len(section.products)} product(s) and "
+            "the epilogue.",
+        )
+
+    def write(self) -> None:
+        f = self._f
+        m = self._lowering._argument(f, Slot("m"))
+        if self._section.schedule == COLUMNS:
+            self._columns(m)
+        else:
+            self._dots(m)
+        f.do("ret void")
+        self._lowering.module.add(self._name, f)
+
+    def _columns(self, m: str) -> None:
+        f, rows = self._f, self._kernel.rows_per_tile
+        padded = self._lowering.plan.padded_k(self._kernel)
+        tiles = [f.let("tile", f"alloca [{rows} x {VECTOR}], align 64") for _ in self._products]
+        x = self._lowering._argument(f, Slot("x"))
+        weights = [self._weight_group(p.arg, p.start) for p in self._products]
+        with f.loop("m0", 0, m, step=rows) as tile:
+            first = tile.index
+            if rows > 1:
+                f.comment("the last tile overlaps the one before: it never leaves x")
+                last = f.let("last", f"sub i64 {m}, {rows}")
+                over = f.let("over", f"icmp sgt i64 {first}, {last}")
+                first = f.let("first", f"select i1 {over}, i64 {last}, i64 {first}")
+            x_at = f.at(x, "float", f.index("x_off", (first, padded)), "x_at")
+            for product, weight, out in zip(self._products, weights, tiles, strict=True):
+                spec = self._lowering.plan.weight(product.arg)
+                function = add_product(
+                    self._lowering.module,
+                    Product(
+                        self._lowering.plan.interleaved(product.arg), rows, padded, not spec.finite
+                    ),
+                )
+                f.do(f"call void {function}(ptr {x_at}, ptr {weight}, ptr {out})")
+            with f.loop("r", 0, rows) as loop:
+                row = f.index("row", (first, 1), (loop.index, 1))
+                sums = [
+                    f.let("sum", f"load {VECTOR}, ptr {f.at(t, VECTOR, loop.index)}, align 64")
+                    for t in tiles
+                ]
+                self._epilogue(SIXTEEN, row, f.index("column", ("%group", LANES)), sums)
+
+    def _dots(self, m: str) -> None:
+        f, width = self._f, self._section.width
+        padded = self._lowering.plan.padded_k(self._kernel)
+        x = self._lowering._argument(f, Slot("x"))
+        first = f.index("first", ("%group", LANES))
+        end = f.let("end", f"add i64 {first}, {LANES}")
+        over = f.let("over", f"icmp sgt i64 {end}, {width}")
+        end = f.let("end", f"select i1 {over}, i64 {width}, i64 {end}")
+        with f.loop("n", first, end) as column, f.loop("row", 0, m) as row:
+            x_at = f.at(x, "float", f.index("x_off", (row.index, padded)), "x_at")
+            sums = []
+            for product in self._products:
+                spec = self._lowering.plan.weight(product.arg)
+                fmt = FORMATS[spec.format]
+                function = add_dot(self._lowering.module, fmt, spec.k, not spec.finite)
+                base = self._lowering._argument(f, Slot("weight", product.arg, "gguf"))
+                number = f.index("number", (column.index, 1), (product.start, 1))
+                offset = f.index("w_off", (number, fmt.row_bytes(spec.k)))
+                w_at = f.at(base, "i8", offset, "w_at")
+                sums.append(f.let("dot", f"call float {function}(ptr {x_at}, ptr {w_at})"))
+            self._epilogue(ONE, row.index, column.index, sums)
+
+    def _epilogue(self, lanes: Lanes, row: str, column: str, sums: list[str]) -> None:
+        f, section = self._f, self._section
+        values = _Values(self._lowering, f, row, self._kernel.buffers)
+        mask = tail_mask(f, column, section.width) if lanes.count > 1 else None
+        exponents = self._lowering._argument(f, Slot("exponent"))
+        scale = f.let("scale", f"load float, ptr {f.at(exponents, 'float', row)}, align 4")
+        if lanes.count > 1:
+            scale = splat_value(f, "float", scale)
+        products = {
+            p.id: f.let("product", f"fmul {lanes.f32} {total}, {scale}")
+            for p, total in zip(self._products, sums, strict=True)
+        }
+        # products of one column are scalars to the graph's eyes
+        values.scalars.update({p.id: products[p.id] for p in self._products if p.width == 1})
+        values.start(lanes, column, mask, products)
+        for store in section.stores:
+            values.store(store, values.buffer_row(store))
+
+    @property
+    def _products(self) -> tuple[Node, ...]:
+        return self._section.products
+
+    def _weight_group(self, arg: int, start: int) -> str:
+        f = self._f
+        base = self._lowering._argument(f, Slot("weight", arg, "interleaved16"))
+        group_bytes = self._lowering.plan.interleaved(arg).group_bytes
+        offset = f.index("w_off", ("%group", group_bytes), (start // LANES * group_bytes, 1))
+        return f.at(base, "i8", offset, "w_at")
