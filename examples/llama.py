@@ -48,7 +48,8 @@ def norm_swiglu(x: Array, gain: Array, eps: float, w_gate: Weight, w_up: Weight)
     """The wide half of the feed-forward network, gated by SiLU."""
     h = rms_norm(x, gain, eps)
     gate: Array = h @ w_gate
-    return gate / (1 + np.exp(-gate)) * (h @ w_up)
+    up: Array = h @ w_up
+    return gate / (1 + np.exp(-gate)) * up
 
 
 @specialize
