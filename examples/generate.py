@@ -4,6 +4,7 @@ python examples/generate.py "What is the capital of France?"
 """
 
 import argparse
+import io
 import math
 import os
 import sys
@@ -18,6 +19,8 @@ DEFAULT_PROMPT = "What is the capital of France?"
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse the command line, prepare the model and stream the answer; the exit status."""
     options = _parse(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal that cannot show every character
     if options.threads is not None:
         for name in ("Q4JIT_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):
             os.environ[name] = str(options.threads)
@@ -60,6 +63,10 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         parser.error("a prompt and --prompt were given: accepted is one of them")
     if options.prompt is None:
         options.prompt = DEFAULT_PROMPT if options.text is None else options.text
+    try:
+        options.prompt.encode()
+    except UnicodeEncodeError as error:
+        parser.error(f"the prompt is not text: {error}")
     return options
 
 

@@ -47,9 +47,9 @@ def norm_qkv(
 def norm_swiglu(x: Array, gain: Array, eps: float, w_gate: Weight, w_up: Weight) -> Array:
     """The wide half of the feed-forward network, gated by SiLU."""
     h = rms_norm(x, gain, eps)
-    gate: Array = h @ w_gate
-    up: Array = h @ w_up
-    return gate / (1 + np.exp(-gate)) * up
+    gate, up = h @ w_gate, h @ w_up
+    gated: Array = gate / (1 + np.exp(-gate)) * up
+    return gated
 
 
 @specialize
