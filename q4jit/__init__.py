@@ -1,1 +1,32 @@
 """q4jit: a NumPy function around a quantised matrix product becomes one fused kernel."""
+
+from q4jit.dispatcher import specialize
+from q4jit.errors import (
+    ArgumentError,
+    CacheWarning,
+    CompileError,
+    ConfigError,
+    FormatError,
+    GGUFError,
+    Q4JitError,
+    TargetError,
+    TraceError,
+)
+from q4jit.gguf import load_gguf
+from q4jit.weights import QuantizedTensor, quantize
+
+__all__ = [
+    "ArgumentError",
+    "CacheWarning",
+    "CompileError",
+    "ConfigError",
+    "FormatError",
+    "GGUFError",
+    "Q4JitError",
+    "QuantizedTensor",
+    "TargetError",
+    "TraceError",
+    "load_gguf",
+    "quantize",
+    "specialize",
+]

@@ -88,7 +88,8 @@ def _write_product(module: Module, f: Function, product: Product) -> None:
             name = f"part{r}.{byte % chains}"
             at = f.at("%x", "float", f.index("k", (k, 1), (r * product.x_stride + byte, 1)), "xk")
             parts[name] = f.let(
-                name, f"call {VECTOR} {multiply_add}({VECTOR} {parts[name]}, ptr {at}, {VECTOR} {value})"
+                name,
+                f"call {VECTOR} {multiply_add}({VECTOR} {parts[name]}, ptr {at}, {VECTOR} {value})",
             )
 
     def fold(scale: str | None, parts: Loop, totals: Loop) -> None:
@@ -129,7 +130,9 @@ def _multiply_add(module: Module) -> str:
         )
         x = splat_value(f, "float", f.let("x0", "load float, ptr %x, align 4"))
         fma = module.fma()
-        total = f.let("total", f"call {VECTOR} {fma}({VECTOR} {x}, {VECTOR} %weights, {VECTOR} %sum)")
+        total = f.let(
+            "total", f"call {VECTOR} {fma}({VECTOR} {x}, {VECTOR} %weights, {VECTOR} %sum)"
+        )
         f.do(f"ret {VECTOR} {total}")
         module.add(name, f)
     return f"@{name}"
@@ -181,7 +184,7 @@ def _walk_group(
     at the end of a sub-block. totals and parts name vectors that start at zero.
     """
     fmt, block_elements = weight.fmt, weight.block_elements
-    zeros = {name: (VECTOR, "zeroinitializer") for name in totals}
+    zeros = dict.fromkeys(totals, (VECTOR, "zeroinitializer"))
     chunks = fmt.scale_elements // CHUNK
     with f.loop("tile", 0, weight.tiles, carry=zeros) as tile:
         tile_at = f.at("%w", "i8", f.index("offset", (tile.index, weight.tile_bytes)), "tile_at")
@@ -195,7 +198,7 @@ def _walk_group(
             ) as sub:
                 _prefetch(module, f, weight, tile_at, block.index, sub.index)
                 scale = fields.scale(d, sub.index)
-                fresh = {name: (VECTOR, "zeroinitializer") for name in parts}
+                fresh = dict.fromkeys(parts, (VECTOR, "zeroinitializer"))
                 with f.loop("chunk", 0, chunks, carry=fresh, unroll=True) as chunk:
                     number = f.index("number", (sub.index, chunks), (chunk.index, 1))
                     words = {name: (VECTOR, chunk[name]) for name in parts}

@@ -26,7 +26,8 @@ class Ops(Protocol[V]):
 
     def op(self, name: str, *operands: V) -> V:
         """fadd fsub fmul fdiv fma fabs · iadd isub shl ashr and or · flt feq (truth values) select ·
-        as_int as_float (the same bits)."""
+        as_int as_float (the same bits).
+        """
         ...
 
 

@@ -1,14 +1,14 @@
 """Every exception and warning that q4jit raises.
 
-    Q4JitError
-    ├── TraceError          the decorated function does something that cannot be compiled
-    ├── ArgumentError       a call's arguments do not fit (also a TypeError and a ValueError)
-    ├── FormatError         weight bytes, shapes or a format name do not fit together
-    ├── GGUFError           a GGUF file is damaged, foreign or not supported
-    ├── TargetError         a target is unknown, or cannot run on this machine
-    ├── CompileError        a compiler refused the generated text
-    └── ConfigError         an environment variable holds something unusable
-    CacheWarning            the disk cache cannot be used; the results are right all the same
+Q4JitError
+├── TraceError          the decorated function does something that cannot be compiled
+├── ArgumentError       a call's arguments do not fit (also a TypeError and a ValueError)
+├── FormatError         weight bytes, shapes or a format name do not fit together
+├── GGUFError           a GGUF file is damaged, foreign or not supported
+├── TargetError         a target is unknown, or cannot run on this machine
+├── CompileError        a compiler refused the generated text
+└── ConfigError         an environment variable holds something unusable
+CacheWarning            the disk cache cannot be used; the results are right all the same
 """
 
 __all__ = [

@@ -73,19 +73,17 @@ _ACCEPTED: Final = (
 
 
 def trace(
-    function: Callable[..., object], signature: Signature, names: tuple[str, ...], kwargs: object
+    function: Callable[..., object], signature: Signature, keywords: tuple[str, ...] = ()
 ) -> Graph:
     """Run `function` on symbols of `signature` and return its graph.
 
-    names: the parameter of each argument; kwargs: how the arguments are passed (a callable from the
-    list of symbols to positional and keyword arguments). Raises TraceError, with the user's line,
-    for everything that cannot be compiled.
+    keywords: the names under which the last arguments are passed. Raises TraceError, with the
+    user's line, for everything that cannot be compiled.
     """
     builder = Builder(signature)
     symbols = [_symbol(builder, i) for i in range(len(signature))]
-    assert callable(kwargs)
-    positional, keywords = kwargs(symbols)
-    result = function(*positional, **keywords)
+    split = len(symbols) - len(keywords)
+    result = function(*symbols[:split], **dict(zip(keywords, symbols[split:], strict=True)))
     name = getattr(function, "__name__", "function")
     returns_tuple = isinstance(result, tuple | list)
     values = tuple(result) if isinstance(result, tuple | list) else (result,)
@@ -613,12 +611,12 @@ _FUNCTIONS: Final[dict[Callable[..., object], Callable[..., object]]] = {
 }
 
 
-def array_spec(shape: tuple[int, ...], lengths: tuple[int, ...] | None = None) -> ArraySpec:
-    """The spec of an f32 array of `shape`; with `lengths`, leading axes keep their length."""
+def array_spec(shape: tuple[int, ...], sized: bool = False) -> ArraySpec:
+    """The spec of an f32 array of `shape`; where `sized`, leading axes keep their length."""
     lead: list[Dim] = []
     for i, length in enumerate(shape[:-1]):
         axis = len(shape) - 1 - i
-        lead.append(1 if length == 1 else Lead(axis, length if lengths else None))
+        lead.append(1 if length == 1 else Lead(axis, length if sized else None))
     return ArraySpec((*lead, shape[-1]))
 
 

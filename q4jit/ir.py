@@ -23,13 +23,16 @@ BOOLEAN: Final = frozenset("lt le gt ge eq ne and or not".split())
 @dataclass(frozen=True)
 class Lead:
     """Leading axis number `axis` (1 is the one before the last); `length` only where it is known
-    to disagree with another argument's, so that an error can show it."""
+    to disagree with another argument's, so that an error can show it.
+    """
 
     axis: int
     length: int | None = None
 
     def __str__(self) -> str:
-        return f"M{'' if self.axis == 1 else self.axis}" if self.length is None else f"{self.length}"
+        return (
+            f"M{'' if self.axis == 1 else self.axis}" if self.length is None else f"{self.length}"
+        )
 
 
 Dim = int | Lead

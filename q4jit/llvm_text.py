@@ -68,7 +68,7 @@ class Function:
     _at_entry: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._used = {name: 1 for name in re.findall(r"%(\w+)", self.header)}
+        self._used = dict.fromkeys(re.findall(r"%(\w+)", self.header), 1)
 
     def fresh(self, hint: str) -> str:
         """A name that the function has not used yet."""
@@ -282,7 +282,9 @@ def apply(module: Module, f: Function, lanes: Lanes, op: str, v: Sequence[str]) 
             module.declare(f"declare {kind} @{name}({kind})")
             return f.let(op, f"call {kind} @{name}({kind} {v[0]})")
         case "maximum" | "minimum":
-            test = f.let("beyond", f"fcmp {'ogt' if op == 'maximum' else 'olt'} {kind} {v[0]}, {v[1]}")
+            test = f.let(
+                "beyond", f"fcmp {'ogt' if op == 'maximum' else 'olt'} {kind} {v[0]}, {v[1]}"
+            )
             nan = f.let("nan", f"fcmp uno {kind} {v[0]}, {v[0]}")  # NumPy hands NaN on
             first = f.let("first", f"or {lanes.i1} {test}, {nan}")
             return f.let(op, f"select {lanes.i1} {first}, {kind} {v[0]}, {kind} {v[1]}")

@@ -216,9 +216,7 @@ def rows_per_tile(target: Target, m: int) -> int:
 
 def make_plan(graph: Graph, target: Target, m: int) -> Plan:
     """Plan a graph for a target and m rows of x; plans of one M class are equal."""
-    outputs = [
-        Store(node, Buffer("output", i, node.width)) for i, node in enumerate(graph.outputs)
-    ]
+    outputs = [Store(node, Buffer("output", i, node.width)) for i, node in enumerate(graph.outputs)]
     _check_dequantize(graph)
     kernels: list[Kernel] = []
     temps: list[int] = []
@@ -368,9 +366,7 @@ class _Splitter:
 
     def _kernel(self, j: int, x: Node, nodes: list[Node], stores: dict[int, Store]) -> Kernel:
         rows = self._rows(j, stores)
-        epilogue = [
-            s for _, s in sorted(stores.items()) if self._home[s.node.id] == j
-        ]
+        epilogue = [s for _, s in sorted(stores.items()) if self._home[s.node.id] == j]
         products = [n for n in nodes if n.op == "matmul" and self._home[n.id] == j]
         sections = tuple(self._sections(epilogue, {p.id: p for p in products}, stores))
         loads = self._needed(rows, x, sections, stores)

@@ -1,7 +1,6 @@
 """Quantised weights: `QuantizedTensor`, an immutable matrix of GGUF blocks, and `quantize`."""
 
 import operator
-import threading
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
@@ -11,6 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from q4jit.errors import ArgumentError, FormatError
 from q4jit.formats import Format, decode, encode, find_format
 from q4jit.layouts import pack
+from q4jit.locks import BUILD
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer  # collections.abc has it from Python 3.12 on
@@ -30,7 +30,7 @@ class QuantizedTensor:
     tensor: one run of K/block_elements blocks. `x @ w` on NumPy arrays is the float64 reference.
     """
 
-    __slots__ = ("__weakref__", "_finite", "_fmt", "_lock", "_raw", "_repacked", "_shape")
+    __slots__ = ("__weakref__", "_finite", "_fmt", "_raw", "_repacked", "_shape", "_signature")
 
     def __init__(self, fmt: Format, rows: NDArray[np.uint8]) -> None:
         """Wrap GGUF rows, uint8 [N, row_bytes] (read-only, C-contiguous), without copying them."""
@@ -41,9 +41,9 @@ class QuantizedTensor:
         self._fmt = fmt
         self._raw = rows.view()  # a view of a read-only array cannot be made writable again
         self._shape = (rows.shape[1] // fmt.block_bytes * fmt.block_elements, rows.shape[0])
-        self._lock = threading.Lock()
         self._repacked: dict[str, NDArray[np.uint8]] = {}
         self._finite: bool | None = None
+        self._signature: tuple[str, int, int, bool] | None = None
 
     @classmethod
     def from_bytes(
@@ -117,10 +117,17 @@ class QuantizedTensor:
 
         Kernels that may not multiply by zero early (0·Inf is NaN) ask this before they are chosen.
         """
-        with self._lock:
+        with BUILD:
             if self._finite is None:
                 self._finite = all(_finite(self._fmt, self._raw[band]) for band in self._bands())
             return self._finite
+
+    @property
+    def signature(self) -> tuple[str, int, int, bool]:
+        """(format, K, N, has_finite_scales): what a kernel for this tensor is specialised to."""
+        if self._signature is None:
+            self._signature = (self.format, *self._shape, self.has_finite_scales)
+        return self._signature
 
     def repacked(self, layout: str) -> NDArray[np.uint8]:
         """The blocks in the byte order that a kernel wants: read-only, made once per layout.
@@ -128,7 +135,7 @@ class QuantizedTensor:
         The tensor owns the result, so it lives as long as the tensor. Raises what
         `layouts.pack` raises for an unknown layout.
         """
-        with self._lock:
+        with BUILD:
             packed = self._repacked.get(layout)
             if packed is None:
                 packed = self._repacked[layout] = pack(self._fmt, layout, self._raw)

@@ -1,13 +1,13 @@
 """LLVM IR to object bytes (ELF), through llvmlite."""
 
 import functools
-import threading
 from typing import Any, Final
 
 import llvmlite
 import llvmlite.binding as llvm
 
 from q4jit.errors import CompileError
+from q4jit.locks import BUILD
 from q4jit.targets import Target
 
 SUFFIX: Final = ".o"
@@ -16,9 +16,6 @@ _TRIPLES: Final = {
     "x86-64": "x86_64-unknown-linux-gnu",
     "aarch64": "aarch64-unknown-linux-gnu",
 }
-
-# llvmlite's context is shared: one parse, optimisation or emission at a time
-_lock = threading.Lock()
 
 
 def fingerprint(target: Target) -> str:
@@ -53,7 +50,7 @@ def compile_assembly(text: str, target: Target) -> str:
 
 
 def _emit(text: str, target: Target, method: str) -> Any:  # bytes or str, as `method` gives
-    with _lock:
+    with BUILD:  # LLVM is entered by one thread at a time
         machine = _machine(target)
         try:
             module = llvm.parse_assembly(text, llvm.create_context())

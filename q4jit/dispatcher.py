@@ -1,0 +1,477 @@
+"""`@specialize`: from a call's arguments to compiled kernels, and from then on one look-up.
+
+A call with known shapes is launched. Else its signature and class of M are looked up; else the
+function is traced, planned, lowered, fetched (disk, then compiler) and loaded. An error of any
+stage is raised; nothing falls back silently.
+"""
+
+import ctypes
+import functools
+import inspect
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Generic, ParamSpec, TypeVar, overload
+
+import numpy as np
+
+from q4jit import cache, config
+from q4jit.errors import ArgumentError, Q4JitError
+from q4jit.frontend import array_spec, trace
+from q4jit.ir import Graph, ScalarSpec, Signature, Spec, StaticSpec, WeightSpec
+from q4jit.launcher import KernelFunction, Launch, check_array, lead_shape
+from q4jit.locks import BUILD
+from q4jit.lower_cpu import lower
+from q4jit.plan import Plan, Source, make_plan, rows_per_tile
+from q4jit.targets import Target, find_target
+from q4jit.weights import QuantizedTensor
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+_PRECISIONS: Final = ("f32", "f16", "i8")
+_MOST_LAUNCHES: Final = 4096  # sets of exact shapes remembered by one function
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a function is specialised; see `specialize`."""
+
+    K: int | None = None
+    N: int | None = None
+    block_size: int | None = None
+    target: str | None = None
+    precision: str = "f32"
+    cache: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("K", "N", "block_size"):
+            value = getattr(self, name)
+            if value is not None and (type(value) is not int or value <= 0):
+                raise ArgumentError(f"{name}={value!r}: accepted is a positive int, or None")
+        if self.precision not in _PRECISIONS:
+            accepted = ", ".join(map(repr, _PRECISIONS))
+            raise ArgumentError(f"precision={self.precision!r}: accepted are {accepted}")
+        if self.target is not None:
+            find_target(self.target)
+
+
+@dataclass(frozen=True)
+class Stats:
+    """Counts since the function was decorated.
+
+    hits: calls that found their kernels in memory; misses: calls that had to specialise; compiles:
+    kernels made by a compiler (the others came from the disk cache); seconds: time spent
+    specialising, compilation included.
+    """
+
+    hits: int = 0
+    misses: int = 0
+    compiles: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class _Kernel:
+    """A kernel ready to run; `code` owns its executable memory."""
+
+    source: Source
+    entry: cache.Entry
+    code: object
+    function: KernelFunction
+
+
+@dataclass(frozen=True)
+class _Compiled:
+    """The kernels of one signature and class of M."""
+
+    plan: Plan
+    kernels: tuple[_Kernel, ...]
+
+
+class Specialized(Generic[_P, _R]):
+    """A function whose calls run as compiled kernels; made by `specialize`.
+
+    Calls take the function's own arguments and `out=`, an f32 array (or a tuple of them) for the
+    result. `py_func` is the undecorated function, `options` how it is specialised.
+    """
+
+    def __init__(self, function: Callable[_P, _R], options: Options) -> None:
+        self.py_func = function
+        self.options = options
+        functools.update_wrapper(self, function)
+        self._name = getattr(function, "__name__", type(function).__name__)
+        self._python_signature = inspect.signature(function)
+        self._parameters, self._keywords = _parameters(self._python_signature, self._name)
+        self._disabled = config.jit_disabled()
+        self._launches: dict[tuple[object, ...], Launch] = {}
+        self._compiled: dict[tuple[Signature, int], _Compiled] = {}
+        self._graphs: dict[Signature, Graph] = {}
+        self._hits = self._misses = self._compiles = 0
+        self._seconds = 0.0
+
+    def __repr__(self) -> str:
+        return f"<specialized {self._name}({', '.join(self._parameters)})>"
+
+    # --- calls ----------------------------------------------------------------------------------
+
+    def __call__(self, *args: Any, out: Any = None, **kwargs: Any) -> Any:
+        """Run the function's kernels.
+
+        Raises ArgumentError for an argument whose kind, dtype or shape cannot be taken, TraceError
+        where the function cannot be compiled, and CompileError.
+        """
+        if kwargs or len(args) != len(self._parameters):
+            args = self._positional(args, kwargs)
+        key = tuple([_shape_key(value) for value in args])
+        launch = self._launches.get(key)
+        if launch is None:
+            if self._disabled:
+                return self._run_python(args, out)
+            launch = self._specialise(args, key)
+        else:
+            self._hits += 1
+        return launch(args, out)
+
+    def _positional(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
+        try:
+            bound = self._python_signature.bind(*args, **kwargs)
+        except TypeError as error:
+            raise ArgumentError(f"{self._name}(): {error}") from None
+        bound.apply_defaults()
+        return tuple(bound.arguments[name] for name in self._parameters)
+
+    def _run_python(self, args: tuple[Any, ...], out: Any) -> Any:
+        self._signature_of(args)  # the same arguments are refused
+        split = len(args) - len(self._keywords)
+        keywords = dict(zip(self._keywords, args[split:], strict=True))
+        result: Any = self.py_func(*args[:split], **keywords)  # type: ignore[call-arg]  # rebuilt
+        if out is None:
+            return result
+        pairs = zip(out, result, strict=True) if isinstance(out, tuple) else [(out, result)]
+        for target, value in pairs:
+            target[...] = value
+        return out
+
+    # --- specialising -----------------------------------------------------------------------------
+
+    def _specialise(self, args: Sequence[Any], key: tuple[object, ...]) -> Launch:
+        with BUILD:
+            launch = self._launches.get(key)
+            if launch is not None:  # another thread was faster
+                self._hits += 1
+                return launch
+            self._misses += 1
+            compiled = self._compile(self._signature_of(args), _rows(args))
+            functions = [kernel.function for kernel in compiled.kernels]
+            launch = Launch(compiled.plan, functions, args, self._parameters)
+            if len(self._launches) >= _MOST_LAUNCHES:
+                self._launches.clear()
+            self._launches[key] = launch
+            return launch
+
+    def _signature_of(self, args: Sequence[Any]) -> Signature:
+        pairs = list(zip(self._parameters, args, strict=True))
+        signature = tuple(_spec(name, value) for name, value in pairs)
+        shapes = [v.shape for v in args if isinstance(v, np.ndarray) and v.ndim]
+        try:
+            lead_shape(shapes)
+        except ArgumentError:
+            # let the trace find the line where they meet
+            sized = tuple(_spec(name, value, sized=True) for name, value in pairs)
+            trace(self.py_func, sized, self._keywords)
+            raise
+        return signature
+
+    def _graph(self, signature: Signature) -> Graph:
+        if signature not in self._graphs:
+            graph = trace(self.py_func, signature, self._keywords)
+            _check_options(self.options, graph)
+            self._graphs[signature] = graph
+        return self._graphs[signature]
+
+    def _compile(self, signature: Signature, m: int) -> _Compiled:
+        target = find_target(self.options.target)
+        m_class = rows_per_tile(target, m)
+        if (signature, m_class) not in self._compiled:
+            start = time.perf_counter()
+            plan = make_plan(self._graph(signature), target, m)
+            if config.debug():
+                print(f"q4jit: {plan}", file=sys.stderr)
+            kernels = tuple(self._load(lower(plan, kernel)) for kernel in plan.kernels)
+            self._compiled[signature, m_class] = _Compiled(plan, kernels)
+            self._seconds += time.perf_counter() - start
+            _dump(plan, kernels)
+        return self._compiled[signature, m_class]
+
+    def _load(self, source: Source) -> _Kernel:
+        from q4jit.compilers import llvm  # late: importing q4jit does not load LLVM
+        from q4jit.runtime.cpu import LoadedObject
+
+        entry = cache.fetch(
+            source.target, llvm, source.symbol, source.text, use_disk=self.options.cache
+        )
+        self._compiles += entry.origin == "compiled"
+        code = LoadedObject(entry.object_bytes, (source.symbol,), source.target)
+        function = ctypes.CFUNCTYPE(None, ctypes.c_char_p)(code.addresses[source.symbol])
+        return _Kernel(source, entry, code, function)
+
+    # --- looking inside ---------------------------------------------------------------------------
+
+    @property
+    def stats(self) -> Stats:
+        """Hits, misses, compilations and the time they took."""
+        return Stats(self._hits, self._misses, self._compiles, self._seconds)
+
+    @property
+    def signatures(self) -> tuple[Signature, ...]:
+        """The signatures that were traced, oldest first."""
+        return tuple(self._graphs)
+
+    def warmup(self, *args: Any, **kwargs: Any) -> None:
+        """Specialise for arguments like these without running anything.
+
+        A tuple of ints stands for an f32 array of that shape; everything else is given as in a
+        call. The repacked weights are made too. Raises what a call would raise.
+        """
+        if kwargs or len(args) != len(self._parameters):
+            args = self._positional(args, kwargs)
+        stand_ins = tuple(_stand_in(value) for value in args)
+        key = tuple(_shape_key(value) for value in stand_ins)
+        if self._disabled:
+            return
+        launch = self._launches.get(key) or self._specialise(stand_ins, key)
+        launch.prepare(stand_ins)
+
+    def inspect_source(self, target: str | None = None) -> str:
+        """The generated text for every signature so far, for `target` (default: the one in use).
+
+        Works for targets that this machine cannot run. Raises ArgumentError before the first call.
+        """
+        return "\n".join(source.text for source in self._sources(target))
+
+    def inspect_asm(self, target: str | None = None) -> str:
+        """The assembly that the compiler makes of `inspect_source(target)`."""
+        from q4jit.compilers import llvm
+
+        return "\n".join(llvm.compile_assembly(s.text, s.target) for s in self._sources(target))
+
+    def _sources(self, target: str | None) -> list[Source]:
+        compiled = self._need_compiled()
+        if target is None:
+            return [kernel.source for c in compiled for kernel in c.kernels]
+        found = find_target(target)
+        plans = {str(p): p for p in (_replan(c.plan, found) for c in compiled)}
+        return [lower(plan, kernel) for plan in plans.values() for kernel in plan.kernels]
+
+    def explain(self) -> str:
+        """What was compiled for which arguments, from where it came, and which rule chose it."""
+        lines = [f"{self._name}: {self.stats}"]
+        if self._disabled:
+            lines.append("Q4JIT_DISABLE_JIT is set: every call runs py_func")
+        if self.options.precision != "f32":
+            lines.append(
+                f"precision {self.options.precision!r} is an upper bound: the CPU target has no "
+                "kernels of that class yet and serves the more exact 'f32'"
+            )
+        if self.options.block_size is not None:
+            lines.append("block_size has no meaning on a CPU and is not used")
+        lines.append("the CPU runs every call: no GPU back end is part of this version")
+        for compiled in self._compiled.values():
+            lines.append(str(compiled.plan))
+            lines += [
+                f"  {k.source.symbol}: {k.entry.origin}"
+                + (f" in {k.entry.seconds:.3f} s" if k.entry.origin == "compiled" else "")
+                + f", {len(k.entry.object_bytes)} bytes, key {k.entry.key[:12]}"
+                for k in compiled.kernels
+            ]
+        return "\n".join(lines)
+
+    def _need_compiled(self) -> list[_Compiled]:
+        if not self._compiled:
+            raise ArgumentError(
+                f"{self._name} has no signature yet: call it once, or warmup(...) with arguments "
+                "like those of a call"
+            )
+        return list(self._compiled.values())
+
+
+def _replan(plan: Plan, target: Target) -> Plan:
+    m = max((k.rows_per_tile for k in plan.kernels if not k.uniform), default=1)
+    return make_plan(plan.graph, target, m)
+
+
+# --- arguments --------------------------------------------------------------------------------
+
+
+def _parameters(signature: inspect.Signature, name: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The names of all parameters, and of those among them that are passed by keyword only."""
+    for parameter in signature.parameters.values():
+        if parameter.kind in {parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD}:
+            raise ArgumentError(
+                f"{name} takes {parameter}: accepted are parameters with a name of their own"
+            )
+        if parameter.name == "out":
+            raise ArgumentError(
+                f"{name} has a parameter 'out': that name is taken by out= of calls"
+            )
+    keywords = [p.name for p in signature.parameters.values() if p.kind is p.KEYWORD_ONLY]
+    return tuple(signature.parameters), tuple(keywords)
+
+
+def _shape_key(value: object) -> object:
+    """What of an argument decides which launch serves a call."""
+    kind = type(value)
+    if kind is np.ndarray:
+        return value.shape  # type: ignore[attr-defined]  # just tested
+    if kind is QuantizedTensor:
+        return value.signature  # type: ignore[attr-defined]  # just tested
+    if kind is float or isinstance(value, np.floating):
+        return float
+    if isinstance(value, np.ndarray):
+        return value.shape
+    if isinstance(value, np.integer | np.bool_):
+        value = value.item()
+    try:
+        hash(value)
+    except TypeError:
+        return kind  # refused when its spec is made
+    return type(value), value
+
+
+def _spec(name: str, value: object, sized: bool = False) -> Spec:
+    """The spec of an argument; raises ArgumentError for what a function cannot take."""
+    if isinstance(value, QuantizedTensor):
+        return WeightSpec(*value.signature)
+    if isinstance(value, np.ndarray):
+        if value.ndim == 0 and value.dtype.kind in "fiu":
+            return ScalarSpec()
+        check_array(name, value)
+        return array_spec(value.shape, sized)
+    if isinstance(value, float | np.floating):
+        return ScalarSpec()
+    if isinstance(value, np.integer | np.bool_):
+        value = value.item()
+    if value is None or isinstance(value, bool | int | str):
+        return StaticSpec(type(value), value)
+    hint = f"; np.asarray({name}, dtype=np.float32) makes one" if hasattr(value, "__len__") else ""
+    raise ArgumentError(
+        f"argument {name!r} is {type(value).__name__}: accepted are float32 arrays, "
+        f"QuantizedTensor, numbers, bool, str and None{hint}"
+    )
+
+
+def _rows(args: Sequence[Any]) -> int:
+    lead = lead_shape([v.shape for v in args if isinstance(v, np.ndarray) and v.ndim])
+    return int(np.prod(lead, dtype=np.int64))
+
+
+def _stand_in(value: object) -> object:
+    if isinstance(value, tuple) and value and all(type(v) is int for v in value):
+        return np.broadcast_to(np.float32(0), value).view()
+    return value
+
+
+def _check_options(options: Options, graph: Graph) -> None:
+    if options.K is not None:
+        for node in graph.nodes():
+            if node.op == "matmul" and node.operands[0].width != options.K:
+                raise ArgumentError(
+                    f"specialize(K={options.K}): found a product of K = {node.operands[0].width}"
+                )
+    if options.N is not None:
+        for node in graph.outputs:
+            if node.width != options.N:
+                raise ArgumentError(
+                    f"specialize(N={options.N}): found a result of N = {node.width}"
+                )
+
+
+def _dump(plan: Plan, kernels: Sequence[_Kernel]) -> None:
+    directory = config.dump_dir()
+    if directory is None:
+        return
+    from q4jit.compilers import llvm
+
+    stem = f"{plan.graph.name}-{kernels[0].entry.key[:12]}"
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        _write(directory / f"{stem}.graph", str(plan.graph))
+        _write(directory / f"{stem}.plan", str(plan))
+        for kernel in kernels:
+            stem = f"{kernel.source.symbol}-{kernel.entry.key[:12]}"
+            _write(directory / f"{stem}{kernel.source.suffix}", kernel.source.text)
+            _write(
+                directory / f"{stem}.s",
+                llvm.compile_assembly(kernel.source.text, kernel.source.target),
+            )
+            (directory / f"{stem}{llvm.SUFFIX}").write_bytes(kernel.entry.object_bytes)
+    except OSError as error:
+        raise Q4JitError(f"Q4JIT_DUMP_DIR={directory} cannot be written: {error}") from error
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text + "\n", encoding="utf-8")
+
+
+# --- the decorator ------------------------------------------------------------------------------
+
+
+@overload
+def specialize(function: Callable[_P, _R], /) -> Specialized[_P, _R]: ...
+
+
+@overload
+def specialize(
+    function: Callable[_P, _R],
+    /,
+    *,
+    K: int | None = None,
+    N: int | None = None,
+    block_size: int | None = None,
+    target: str | None = None,
+    precision: str = "f32",
+    cache: bool = True,
+) -> Specialized[_P, _R]: ...
+
+
+@overload
+def specialize(
+    *,
+    K: int | None = None,
+    N: int | None = None,
+    block_size: int | None = None,
+    target: str | None = None,
+    precision: str = "f32",
+    cache: bool = True,
+) -> Callable[[Callable[_P, _R]], Specialized[_P, _R]]: ...
+
+
+def specialize(function: Any = None, /, **options: Any) -> Any:
+    """Turn a NumPy function around quantised products into compiled kernels.
+
+    Works as `@specialize`, `@specialize(**options)` and `specialize(f, **options)`. Options:
+    K, N: x's last dimension and the result's, checked; block_size: GPU threads per block; target:
+    `cpu`, `cpu:x86-64-v3`, …; precision: `f32` (error ≤ 2e-6), `f16` or `i8`, an upper bound;
+    cache: whether compiled kernels are kept on disk. Raises ArgumentError and TargetError.
+    """
+    unknown = sorted(options.keys() - Options.__dataclass_fields__.keys())
+    if unknown:
+        accepted = ", ".join(Options.__dataclass_fields__)
+        raise ArgumentError(f"specialize takes no {', '.join(unknown)}: accepted are {accepted}")
+    chosen = Options(**options)
+    if function is None:
+        return functools.partial(_decorate, options=chosen)
+    return _decorate(function, chosen)
+
+
+def _decorate(function: Callable[_P, _R], options: Options) -> Specialized[_P, _R]:
+    if isinstance(function, Specialized):
+        raise ArgumentError("found a function that is specialised already: decorate it once")
+    if not callable(function):
+        raise ArgumentError(
+            f"specialize takes a function: found {type(function).__name__}; options go by name"
+        )
+    return Specialized(function, options)

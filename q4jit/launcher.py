@@ -1,0 +1,296 @@
+"""Launching compiled kernels on NumPy arrays: one object per set of exact shapes.
+
+All that depends on shapes alone is worked out once; a call checks its arrays, allocates the
+results, packs one row of 8-byte slots per kernel and calls it.
+"""
+
+import math
+import struct
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from operator import itemgetter
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from q4jit.errors import ArgumentError
+from q4jit.ir import ArraySpec, Lead, Node, ScalarSpec, show_shape
+from q4jit.layouts import GGUF
+from q4jit.plan import Kernel, Plan, Slot
+from q4jit.runtime import pool
+from q4jit.runtime.cpu import data_pointer
+from q4jit.weights import QuantizedTensor
+
+F32: Final = np.dtype(np.float32)
+_CACHE_LINE_BYTES: Final = 64
+
+KernelFunction = Callable[[bytes], None]
+
+
+@dataclass(frozen=True)
+class _Result:
+    """An output: the shape of the buffer that kernels fill, and of what the caller gets.
+
+    They differ where the output has fewer rows than the call (`pick` chooses its rows).
+    """
+
+    buffer: tuple[int, ...]
+    shape: tuple[int, ...]
+    pick: tuple[slice, ...] | None = None
+
+
+class Launch:
+    """Kernels bound to exact shapes; call it with the arguments."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        functions: Sequence[KernelFunction],
+        args: Sequence[object],
+        names: Sequence[str],
+    ) -> None:
+        """Bind `functions` (one per kernel of `plan`) to the shapes of `args`."""
+        signature = plan.graph.signature
+        self._names = names
+        self._returns_tuple = plan.graph.returns_tuple
+        self._lead = lead_shape([a.shape for a in args if isinstance(a, np.ndarray) and a.ndim])
+        self._rows = math.prod(self._lead)
+        self._arrays = [
+            (i, self._broadcast_shape(spec, np.shape(args[i])))  # type: ignore[arg-type]  # an array
+            for i, spec in enumerate(signature)
+            if isinstance(spec, ArraySpec)
+        ]
+        self._scalars = [i for i, spec in enumerate(signature) if isinstance(spec, ScalarSpec)]
+        layouts = {
+            (slot.index, slot.layout): None
+            for kernel in plan.kernels
+            for slot in kernel.slots()
+            if slot.kind == "weight"
+        }
+        self._weights = list(layouts)
+        self._results = [self._result(node) for node in plan.graph.outputs]
+        self._set_scratch(plan)
+        self._steps = self._bind(plan, functions)
+
+    # --- what depends on shapes alone -----------------------------------------------------------
+
+    def _broadcast_shape(self, spec: ArraySpec, shape: tuple[int, ...]) -> tuple[int, ...] | None:
+        """The full shape that an array must be spread to, or None where it is used as it is."""
+        padded = (1,) * (len(self._lead) - len(shape) + 1) + shape[:-1]
+        varies = any(isinstance(d, Lead) for d in spec.shape)
+        return (*self._lead, shape[-1]) if varies and padded != self._lead else None
+
+    def _result(self, node: Node) -> _Result:
+        shape = tuple(self._lead[-d.axis] if isinstance(d, Lead) else d for d in node.shape)
+        if not node.varies or math.prod(shape) == self._rows * node.width:
+            return _Result(shape, shape)
+        if self._rows == 0:
+            raise ArgumentError(
+                f"found leading dimensions {list(self._lead)} and a result {list(shape)} that does "
+                "not have them all: accepted are at least one row, or results that are empty too"
+            )
+        squeezed = isinstance(node.shape[-1], Lead)
+        lead = node.shape if squeezed else node.shape[:-1]
+        axes = [1] * (len(self._lead) - len(lead)) + [0 if isinstance(d, Lead) else 1 for d in lead]
+        pick = tuple(slice(0, 1) if one else slice(None) for one in axes)
+        return _Result((*self._lead, node.width), shape, pick)
+
+    def _set_scratch(self, plan: Plan) -> None:
+        """Lay out temporaries and prologue results behind each other, each on a cache line."""
+        sizes = {
+            Slot("temp", i): 4 * width * max(1, self._rows) for i, width in enumerate(plan.temps)
+        }
+        for kernel in plan.kernels:
+            rows = 1 if kernel.uniform else self._rows
+            for slot, count in ((Slot("x"), plan.padded_k(kernel)), (Slot("exponent"), 1)):
+                sizes[slot] = max(sizes.get(slot, 0), 4 * rows * count)
+        self._scratch_offsets: dict[Slot, int] = {}
+        total = 0
+        for slot, size in sizes.items():
+            self._scratch_offsets[slot] = total
+            total += -(-size // _CACHE_LINE_BYTES) * _CACHE_LINE_BYTES
+        self._scratch_bytes = total
+
+    def _bind(
+        self, plan: Plan, functions: Sequence[KernelFunction]
+    ) -> list[tuple[KernelFunction, Callable[..., bytes], Callable[[list[Any]], Any]]]:
+        """Per kernel: its function, the packing of its slots, and which values they take."""
+        order = [Slot("pool"), Slot("m"), Slot("one")]
+        order += [Slot("array", i) for i, _ in self._arrays]
+        order += [Slot("scalar", i) for i in self._scalars]
+        order += [Slot("weight", i, layout) for i, layout in self._weights]
+        order += [Slot("output", i) for i in range(len(self._results))]
+        order += list(self._scratch_offsets)
+        place = {slot: i for i, slot in enumerate(order)}
+        steps = []
+        for kernel, function in zip(plan.kernels, functions, strict=True):
+            if not kernel.uniform and self._rows == 0:
+                continue
+            slots = [_one_row(slot, kernel) for slot in kernel.slots()]
+            form = "".join("f4x" if slot.kind == "scalar" else "Q" for slot in slots)
+            pack = struct.Struct(f"<{form}").pack
+            steps.append((function, pack, itemgetter(*(place[slot] for slot in slots))))
+        return steps
+
+    # --- a call -----------------------------------------------------------------------------------
+
+    def __call__(self, args: Sequence[Any], out: object = None) -> Any:
+        """Run the kernels; returns an array or a tuple of them, or `out` where it is given."""
+        arrays = [self._array(i, args[i], shape) for i, shape in self._arrays]
+        scalars = [float(args[i]) for i in self._scalars]
+        weights = [
+            args[i].raw if layout == GGUF else args[i].repacked(layout)
+            for i, layout in self._weights
+        ]
+        given = None if out is None else self._check_out(out, args)
+        buffers = [
+            given[i] if given and _usable(given[i], r) else np.empty(r.buffer, F32)
+            for i, r in enumerate(self._results)
+        ]
+        base = _scratch(self._scratch_bytes)
+        values = [
+            pool.address(),
+            self._rows,
+            1,
+            *map(data_pointer, arrays),
+            *scalars,
+            *map(data_pointer, weights),
+            *map(data_pointer, buffers),
+            *[base + offset for offset in self._scratch_offsets.values()],
+        ]
+        for function, pack, pick in self._steps:
+            function(pack(*pick(values)))
+        results = [
+            b if r.pick is None else np.ascontiguousarray(b[r.pick]).reshape(r.shape)
+            for b, r in zip(buffers, self._results, strict=True)
+        ]
+        if given:
+            for target, result in zip(given, results, strict=True):
+                if target is not result:
+                    target[...] = result
+            return out
+        return tuple(results) if self._returns_tuple else results[0]
+
+    def prepare(self, args: Sequence[Any]) -> None:
+        """Repack the weights, so that the first call finds them ready."""
+        for i, layout in self._weights:
+            if layout != GGUF:
+                args[i].repacked(layout)
+
+    def _array(
+        self, i: int, array: NDArray[Any], shape: tuple[int, ...] | None
+    ) -> NDArray[np.float32]:
+        flags = array.flags
+        if (
+            array.dtype is not F32
+            or shape is not None
+            or not (flags.c_contiguous and flags.aligned)
+        ):
+            check_array(self._names[i], array)
+            if shape is not None:
+                array = np.broadcast_to(array, shape)
+            array = np.require(array, F32, ["C", "A"])
+        return array
+
+    def _check_out(self, out: object, args: Sequence[object]) -> tuple[NDArray[np.float32], ...]:
+        given = out if isinstance(out, tuple) else (out,)
+        if isinstance(out, tuple) != self._returns_tuple or len(given) != len(self._results):
+            expected = (
+                f"a tuple of {len(self._results)} arrays" if self._returns_tuple else "one array"
+            )
+            raise ArgumentError(f"out= is {type(out).__name__}: accepted is {expected}")
+        for array, result in zip(given, self._results, strict=True):
+            if (
+                not isinstance(array, np.ndarray)
+                or array.dtype != F32
+                or array.shape != result.shape
+                or not array.flags.writeable
+            ):
+                found = (
+                    f"{'' if array.flags.writeable else 'read-only '}{array.dtype} "
+                    f"{list(array.shape)}"
+                    if isinstance(array, np.ndarray)
+                    else type(array).__name__
+                )
+                raise ArgumentError(
+                    f"out= is {found}: accepted is a writable float32 {list(result.shape)}"
+                )
+        _refuse_overlap(given, self._names, args)
+        return given
+
+
+def _one_row(slot: Slot, kernel: Kernel) -> Slot:
+    return Slot("one") if slot.kind == "m" and kernel.uniform else slot
+
+
+def _usable(array: NDArray[np.float32], result: _Result) -> bool:
+    flags = array.flags
+    return bool(result.pick is None and flags.c_contiguous and flags.aligned)
+
+
+def _refuse_overlap(
+    given: Sequence[NDArray[np.float32]], names: Sequence[str], args: Sequence[object]
+) -> None:
+    for i, array in enumerate(given):
+        for name, value in zip(names, args, strict=True):
+            memory = value.raw if isinstance(value, QuantizedTensor) else value
+            if isinstance(memory, np.ndarray) and np.may_share_memory(array, memory):
+                raise ArgumentError(
+                    f"out= overlaps the argument {name!r}, which is read while out is written: "
+                    "accepted is an array of its own memory"
+                )
+        if any(np.may_share_memory(array, other) for other in given[:i]):
+            raise ArgumentError("two arrays of out= overlap: accepted are arrays of their own")
+
+
+_thread = threading.local()
+
+
+def _scratch(size_bytes: int) -> int:
+    """The address of this thread's scratch memory, grown to at least `size_bytes`.
+
+    Kept between calls: fresh pages from the operating system cost more than a small kernel.
+    """
+    if size_bytes > getattr(_thread, "size_bytes", -1):
+        memory = np.empty(size_bytes + _CACHE_LINE_BYTES, np.uint8)
+        start = data_pointer(memory)
+        _thread.memory, _thread.size_bytes = memory, size_bytes
+        _thread.address = start + -start % _CACHE_LINE_BYTES
+    return int(_thread.address)
+
+
+def lead_shape(shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+    """The common leading dimensions of arrays; raises ArgumentError where there are none."""
+    try:
+        return np.broadcast_shapes(*(shape[:-1] for shape in shapes))
+    except ValueError:
+        shown = ", ".join(map(show_shape, shapes))
+        raise ArgumentError(
+            f"the leading dimensions of the array arguments do not fit together: found {shown}; "
+            "accepted are equal leading dimensions, or 1 to broadcast"
+        ) from None
+
+
+def check_array(name: str, array: NDArray[Any]) -> None:
+    """Raise ArgumentError unless an array argument is f32 in native byte order, and not empty."""
+    if array.dtype != F32:
+        order = "" if array.dtype.isnative else " in foreign byte order"
+        raise ArgumentError(
+            f"argument {name!r} is {array.dtype.newbyteorder('=')}{order} {list(array.shape)}: "
+            f"accepted is float32; convert it with {name}.astype(np.float32)"
+        )
+    if type(array) is not np.ndarray and isinstance(array, np.ma.MaskedArray | np.matrix):
+        raise ArgumentError(
+            f"argument {name!r} is a {type(array).__name__}: accepted is a plain array, "
+            f"np.asarray({name})"
+        )
+    if array.ndim and array.shape[-1] == 0:
+        raise ArgumentError(
+            f"argument {name!r} has the shape {list(array.shape)}: accepted is a last dimension of "
+            "at least 1"
+        )
+
+
+__all__ = ["Launch", "check_array", "lead_shape"]

@@ -1,0 +1,1 @@
+"""Runtimes: one module per driver that loads compiled objects and launches them."""

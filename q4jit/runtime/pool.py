@@ -1,0 +1,285 @@
+"""The thread pool of CPU kernels: workers that live in generated code, without the GIL.
+
+A worker is a Python thread parked in one call of `pool_worker`. It spins for some microseconds
+after a job, because the next kernel of a model usually follows at once, and then sleeps on a futex.
+A job is a range of tasks that caller and workers take chunk by chunk. One job runs at a time: a
+second caller finds the pool locked and works alone. A forked child has no workers; it forgets the
+pool and makes its own when it needs one. Outside of Linux there is no futex and no pool.
+"""
+
+import atexit
+import ctypes
+import os
+import sys
+import threading
+from typing import Any, Final
+
+from q4jit import cache, config
+from q4jit.llvm_text import TRIPLES
+from q4jit.locks import BUILD
+from q4jit.runtime.cpu import LoadedObject, function
+from q4jit.targets import host_target
+
+# Fields of the pool, in bytes. What workers poll, what tasks are taken from and what is counted
+# down lie in cache lines of their own.
+_POOL_BYTES: Final = 512
+_ALIGNMENT_BYTES: Final = 128
+_SPIN_ROUNDS: Final = 2000  # times a pause of 10 to 40 ns: about what passes between two kernels
+_YIELD_AFTER: Final = 4096  # rounds of waiting for a worker that was probably descheduled
+_FUTEX: Final = {"x86-64": 202, "aarch64": 98}  # Linux system call numbers
+_PAUSE: Final = {
+    "x86-64": ("declare void @llvm.x86.sse2.pause()", "call void @llvm.x86.sse2.pause()"),
+    "aarch64": ("declare void @llvm.aarch64.hint(i32)", "call void @llvm.aarch64.hint(i32 1)"),
+}
+_SYMBOLS: Final = ("pool_run", "pool_worker", "pool_stop")
+
+
+def source(family: str) -> str:
+    """The LLVM IR of the pool."""
+    declare_pause, pause = _PAUSE[family]
+    futex = _FUTEX[family]
+    return f"""\
+; The thread pool of q4jit. A pool is 512 bytes, at first zero:
+;     0 address of pool_run          8 i32 lock: 1 while a job runs     12 i32 stop
+;    16 task   24 args   32 n   40 chunk                                of the running job
+;   128 i32 generation (a futex): counts jobs     132 i32 sleeping workers
+;   256 i64 next task
+;   384 i32 open: workers may join               388 i32 workers inside the job
+
+target triple = "{TRIPLES[family]}"
+
+; Take chunks of tasks until none is left.
+define internal void @work(ptr %pool) #0 {{
+entry:
+  %task.at = getelementptr i8, ptr %pool, i64 16
+  %task = load ptr, ptr %task.at
+  %args.at = getelementptr i8, ptr %pool, i64 24
+  %args = load ptr, ptr %args.at
+  %n.at = getelementptr i8, ptr %pool, i64 32
+  %n = load i64, ptr %n.at
+  %chunk.at = getelementptr i8, ptr %pool, i64 40
+  %chunk = load i64, ptr %chunk.at
+  %next.at = getelementptr i8, ptr %pool, i64 256
+  br label %take
+take:
+  %from = atomicrmw add ptr %next.at, i64 %chunk monotonic
+  %more = icmp slt i64 %from, %n
+  br i1 %more, label %run, label %done
+run:
+  %end = add i64 %from, %chunk
+  %beyond = icmp sgt i64 %end, %n
+  %to = select i1 %beyond, i64 %n, i64 %end
+  call void %task(ptr %args, i64 %from, i64 %to)
+  br label %take
+done:
+  ret void
+}}
+
+; task(args, from, to) over 0 … n by all threads; returns when every task is done.
+define void @pool_run(ptr %pool, ptr %task, ptr %args, i64 %n, i64 %chunk) #0 {{
+entry:
+  %lock = getelementptr i8, ptr %pool, i64 8
+  %was = cmpxchg ptr %lock, i32 0, i32 1 seq_cst seq_cst
+  %free = extractvalue {{ i32, i1 }} %was, 1
+  br i1 %free, label %publish, label %alone
+alone:
+  ; another thread's job is running
+  call void %task(ptr %args, i64 0, i64 %n)
+  ret void
+publish:
+  %task.at = getelementptr i8, ptr %pool, i64 16
+  store ptr %task, ptr %task.at
+  %args.at = getelementptr i8, ptr %pool, i64 24
+  store ptr %args, ptr %args.at
+  %n.at = getelementptr i8, ptr %pool, i64 32
+  store i64 %n, ptr %n.at
+  %chunk.at = getelementptr i8, ptr %pool, i64 40
+  store i64 %chunk, ptr %chunk.at
+  %next.at = getelementptr i8, ptr %pool, i64 256
+  store i64 0, ptr %next.at
+  %open = getelementptr i8, ptr %pool, i64 384
+  store atomic i32 1, ptr %open seq_cst, align 4
+  %generation = getelementptr i8, ptr %pool, i64 128
+  %old = atomicrmw add ptr %generation, i32 1 seq_cst
+  %sleeping.at = getelementptr i8, ptr %pool, i64 132
+  %sleeping = load atomic i32, ptr %sleeping.at seq_cst, align 4
+  %none = icmp eq i32 %sleeping, 0
+  br i1 %none, label %join, label %wake
+wake:
+  ; FUTEX_WAKE | FUTEX_PRIVATE_FLAG
+  %woken = call i64 (i64, ...) @syscall(i64 {futex}, ptr %generation, i64 129, i64 2147483647)
+  br label %join
+join:
+  call void @work(ptr %pool)
+  ; A worker that comes now finds the job closed; one that is inside is waited for. Both sides
+  ; write first and read then, in one total order, so one of them always sees the other.
+  store atomic i32 0, ptr %open seq_cst, align 4
+  %inside = getelementptr i8, ptr %pool, i64 388
+  br label %wait
+wait:
+  %round = phi i32 [ 0, %join ], [ %round.next, %again ]
+  %count = load atomic i32, ptr %inside seq_cst, align 4
+  %finished = icmp eq i32 %count, 0
+  br i1 %finished, label %unlock, label %linger
+linger:
+  {pause}
+  %round.next = add i32 %round, 1
+  %long = icmp ugt i32 %round.next, {_YIELD_AFTER}
+  br i1 %long, label %yield, label %again
+yield:
+  %yielded = call i32 @sched_yield()
+  br label %again
+again:
+  br label %wait
+unlock:
+  store atomic i32 0, ptr %lock release, align 4
+  ret void
+}}
+
+; The life of a worker; returns after pool_stop.
+define void @pool_worker(ptr %pool) #0 {{
+entry:
+  %stop.at = getelementptr i8, ptr %pool, i64 12
+  %generation = getelementptr i8, ptr %pool, i64 128
+  %sleeping = getelementptr i8, ptr %pool, i64 132
+  %open.at = getelementptr i8, ptr %pool, i64 384
+  %inside = getelementptr i8, ptr %pool, i64 388
+  br label %idle
+idle:
+  %seen = phi i32 [ 0, %entry ], [ %now, %leave ]
+  br label %poll
+poll:
+  %round = phi i32 [ 0, %idle ], [ %round.next, %spin ], [ 0, %slept ]
+  %now = load atomic i32, ptr %generation seq_cst, align 4
+  %changed = icmp ne i32 %now, %seen
+  br i1 %changed, label %job, label %unchanged
+unchanged:
+  %tired = icmp uge i32 %round, {_SPIN_ROUNDS}
+  br i1 %tired, label %sleep, label %spin
+spin:
+  {pause}
+  %round.next = add i32 %round, 1
+  br label %poll
+sleep:
+  %s0 = atomicrmw add ptr %sleeping, i32 1 seq_cst
+  ; FUTEX_WAIT | FUTEX_PRIVATE_FLAG: returns at once where the generation has moved on
+  %w = call i64 (i64, ...) @syscall(i64 {futex}, ptr %generation, i64 128, i32 %seen, ptr null)
+  br label %slept
+slept:
+  %s1 = atomicrmw sub ptr %sleeping, i32 1 seq_cst
+  br label %poll
+job:
+  %stop = load atomic i32, ptr %stop.at seq_cst, align 4
+  %stopped = icmp ne i32 %stop, 0
+  br i1 %stopped, label %end, label %enter
+enter:
+  %i0 = atomicrmw add ptr %inside, i32 1 seq_cst
+  %open = load atomic i32, ptr %open.at seq_cst, align 4
+  %closed = icmp eq i32 %open, 0
+  br i1 %closed, label %leave, label %help
+help:
+  call void @work(ptr %pool)
+  br label %leave
+leave:
+  %i1 = atomicrmw sub ptr %inside, i32 1 seq_cst
+  br label %idle
+end:
+  ret void
+}}
+
+; Let the workers return.
+define void @pool_stop(ptr %pool) #0 {{
+entry:
+  %stop.at = getelementptr i8, ptr %pool, i64 12
+  store atomic i32 1, ptr %stop.at seq_cst, align 4
+  %generation = getelementptr i8, ptr %pool, i64 128
+  %old = atomicrmw add ptr %generation, i32 1 seq_cst
+  %woken = call i64 (i64, ...) @syscall(i64 {futex}, ptr %generation, i64 129, i64 2147483647)
+  ret void
+}}
+
+declare i64 @syscall(i64, ...)
+declare i32 @sched_yield()
+{declare_pause}
+
+attributes #0 = {{ nounwind }}
+"""
+
+
+class Pool:
+    """Workers beside the calling thread; `address` is what kernels take."""
+
+    def __init__(self, workers: int) -> None:
+        """Compile (or fetch) the pool's code and start `workers` threads."""
+        from q4jit.compilers import llvm as compiler  # late, as everywhere
+
+        target = host_target()
+        text = source(target.family)
+        object_bytes = cache.fetch(target, compiler, "q4jit_pool", text).object_bytes
+        self._code = LoadedObject(object_bytes, _SYMBOLS, target)
+        self._memory = (ctypes.c_char * (_POOL_BYTES + _ALIGNMENT_BYTES))()
+        start = ctypes.addressof(self._memory)
+        self.address = start + -start % _ALIGNMENT_BYTES
+        run_at = self._code.addresses["pool_run"]
+        ctypes.c_uint64.from_address(self.address).value = run_at
+        self._worker = self._entry("pool_worker")
+        self._threads = [
+            threading.Thread(
+                target=self._worker, args=(self.address,), name=f"q4jit-{i}", daemon=True
+            )
+            for i in range(workers)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def _entry(self, symbol: str) -> Any:  # a ctypes function
+        return function(self._code.addresses[symbol], ctypes.c_void_p)
+
+    def stop(self) -> None:
+        """End the workers; the pool must not be used after."""
+        self._entry("pool_stop")(self.address)
+        for thread in self._threads:
+            thread.join()
+
+
+_pool: Pool | None = None
+_address: int | None = None  # None: not yet decided; 0: no pool, kernels run in their caller
+
+
+def address() -> int:
+    """The address of this process's pool, started at the first call; 0 for one thread."""
+    return _start() if _address is None else _address
+
+
+def _start() -> int:
+    global _pool, _address
+    with BUILD:
+        if _address is None:
+            threads = config.num_threads()
+            if threads > 1 and sys.platform == "linux":
+                _pool = Pool(threads - 1)
+                _address = _pool.address
+            else:
+                _address = 0
+        return _address
+
+
+def _forget_in_child() -> None:
+    """A forked child has none of its parent's threads."""
+    global _pool, _address
+    _pool = None
+    _address = None
+
+
+def _stop_at_exit() -> None:
+    # workers must not run code that the interpreter's end unmaps
+    global _pool, _address
+    if _pool is not None:
+        _address = 0
+        _pool.stop()
+        _pool = None
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_in_child)
+atexit.register(_stop_at_exit)
