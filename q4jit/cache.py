@@ -82,7 +82,7 @@ def fetch(target: Target, compiler: Compiler, name: str, text: str, use_disk: bo
 
 def _debug(message: str) -> None:
     if config.debug():
-        print(f"q4jit: {message}", file=sys.stderr)
+        sys.stderr.write(f"q4jit: {message}\n")
 
 
 class DiskCache:

@@ -1,4 +1,4 @@
-"""The one reader of environment variables: each is declared here once, with its type and meaning."""
+"""The one reader of environment variables: each is declared here, with its type and meaning."""
 
 import os
 from pathlib import Path

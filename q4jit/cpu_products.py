@@ -193,9 +193,8 @@ def _walk_group(
             fields = _Fields(module, f, weight, tile_at, block.index)
             d, m = fields.halves("d"), fields.halves("m")
             inner = {name: (VECTOR, block[name]) for name in totals}
-            with f.loop(
-                "sub", 0, block_elements // fmt.scale_elements, carry=inner, unroll=True
-            ) as sub:
+            # a format with many sub-blocks stays a loop: unrolled, Q6_K compiles for seconds
+            with f.loop("sub", 0, block_elements // fmt.scale_elements, carry=inner) as sub:
                 _prefetch(module, f, weight, tile_at, block.index, sub.index)
                 scale = fields.scale(d, sub.index)
                 fresh = dict.fromkeys(parts, (VECTOR, "zeroinitializer"))
@@ -464,7 +463,8 @@ def _block_dot(module: Module, f: Function, fmt: Format, k: int, early: bool) ->
                 x = load_vector(module, f, f.at("%x", "float", where, "xk"), None)
                 chunk["part"] = f.let(
                     "part",
-                    f"call {VECTOR} {fma}({VECTOR} {x}, {VECTOR} {value}, {VECTOR} {chunk['part']})",
+                    f"call {VECTOR} {fma}({VECTOR} {x}, {VECTOR} {value}, "
+                    f"{VECTOR} {chunk['part']})",
                 )
             part, acc = chunk["part"], sub["acc"]
             sub["acc"] = f.let(

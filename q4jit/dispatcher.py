@@ -147,7 +147,7 @@ class Specialized(Generic[_P, _R]):
         self._signature_of(args)  # the same arguments are refused
         split = len(args) - len(self._keywords)
         keywords = dict(zip(self._keywords, args[split:], strict=True))
-        result: Any = self.py_func(*args[:split], **keywords)  # type: ignore[call-arg]  # rebuilt
+        result: Any = self.py_func(*args[:split], **keywords)
         if out is None:
             return result
         pairs = zip(out, result, strict=True) if isinstance(out, tuple) else [(out, result)]
@@ -199,7 +199,7 @@ class Specialized(Generic[_P, _R]):
             start = time.perf_counter()
             plan = make_plan(self._graph(signature), target, m)
             if config.debug():
-                print(f"q4jit: {plan}", file=sys.stderr)
+                sys.stderr.write(f"q4jit: {plan}\n")
             kernels = tuple(self._load(lower(plan, kernel)) for kernel in plan.kernels)
             self._compiled[signature, m_class] = _Compiled(plan, kernels)
             self._seconds += time.perf_counter() - start

@@ -25,7 +25,9 @@ class Ops(Protocol[V]):
         ...
 
     def op(self, name: str, *operands: V) -> V:
-        """fadd fsub fmul fdiv fma fabs · iadd isub shl ashr and or · flt feq (truth values) select ·
+        """One operation on lanes.
+
+        fadd fsub fmul fdiv fma fabs; iadd isub shl ashr and or; flt feq (truth values) select;
         as_int as_float (the same bits).
         """
         ...

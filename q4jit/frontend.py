@@ -372,7 +372,7 @@ class SymbolicArray:
             return self._apply("div", self._builder.const(1.0), operands[0])
         if name == "positive":
             return self
-        if name in {"clip"}:
+        if name == "clip":
             return self._apply("minimum", self._apply("maximum", *operands[:2])._node, operands[2])
         if name not in _UFUNCS:
             _unsupported(f"np.{name}")

@@ -22,8 +22,9 @@ BOOLEAN: Final = frozenset("lt le gt ge eq ne and or not".split())
 
 @dataclass(frozen=True)
 class Lead:
-    """Leading axis number `axis` (1 is the one before the last); `length` only where it is known
-    to disagree with another argument's, so that an error can show it.
+    """Leading axis number `axis`, counted from the last but one.
+
+    `length` is given only where it disagrees with another argument's, so that an error can show it.
     """
 
     axis: int
@@ -236,7 +237,7 @@ class Builder:
         return self._node("where", (node, self.const(1.0), self.const(0.0)), node.shape)
 
     def apply(self, op: str, *operands: Node) -> Node:
-        """An element-wise operation, its operands broadcast; raises TraceError where they cannot."""
+        """An element-wise operation on broadcast operands; TraceError where they cannot be."""
         values = operands if op in {"and", "or", "not"} else tuple(map(self.number, operands))
         if op == "where":
             values = (operands[0], *map(self.number, operands[1:]))

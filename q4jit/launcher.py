@@ -27,6 +27,7 @@ F32: Final = np.dtype(np.float32)
 _CACHE_LINE_BYTES: Final = 64
 
 KernelFunction = Callable[[bytes], None]
+_Step = tuple[KernelFunction, Callable[..., bytes], Callable[[list[Any]], tuple[Any, ...]]]
 
 
 @dataclass(frozen=True)
@@ -58,9 +59,9 @@ class Launch:
         self._lead = lead_shape([a.shape for a in args if isinstance(a, np.ndarray) and a.ndim])
         self._rows = math.prod(self._lead)
         self._arrays = [
-            (i, self._broadcast_shape(spec, np.shape(args[i])))  # type: ignore[arg-type]  # an array
-            for i, spec in enumerate(signature)
-            if isinstance(spec, ArraySpec)
+            (i, self._broadcast_shape(spec, array.shape))
+            for i, (spec, array) in enumerate(zip(signature, args, strict=True))
+            if isinstance(spec, ArraySpec) and isinstance(array, np.ndarray)
         ]
         self._scalars = [i for i, spec in enumerate(signature) if isinstance(spec, ScalarSpec)]
         layouts = {
@@ -113,9 +114,7 @@ class Launch:
             total += -(-size // _CACHE_LINE_BYTES) * _CACHE_LINE_BYTES
         self._scratch_bytes = total
 
-    def _bind(
-        self, plan: Plan, functions: Sequence[KernelFunction]
-    ) -> list[tuple[KernelFunction, Callable[..., bytes], Callable[[list[Any]], Any]]]:
+    def _bind(self, plan: Plan, functions: Sequence[KernelFunction]) -> list["_Step"]:
         """Per kernel: its function, the packing of its slots, and which values they take."""
         order = [Slot("pool"), Slot("m"), Slot("one")]
         order += [Slot("array", i) for i, _ in self._arrays]
@@ -124,7 +123,7 @@ class Launch:
         order += [Slot("output", i) for i in range(len(self._results))]
         order += list(self._scratch_offsets)
         place = {slot: i for i, slot in enumerate(order)}
-        steps = []
+        steps: list[_Step] = []
         for kernel, function in zip(plan.kernels, functions, strict=True):
             if not kernel.uniform and self._rows == 0:
                 continue

@@ -20,11 +20,6 @@ VECTOR: Final = "<16 x float>"
 INTS: Final = "<16 x i32>"
 MASK: Final = "<16 x i1>"
 
-TRIPLES: Final = {
-    "x86-64": "x86_64-unknown-linux-gnu",
-    "aarch64": "aarch64-unknown-linux-gnu",
-}
-
 
 def float_text(value: float) -> str:
     """An f32 constant: decimal where that is short and exact, else the bits LLVM asks for."""
@@ -216,7 +211,7 @@ class Module:
         )
         parts = [
             "".join(f"; {line}\n" for line in comment.splitlines()),
-            f'target triple = "{TRIPLES[self.target.family]}"\n',
+            f'target triple = "{self.target.triple}"\n',
             *(f if isinstance(f, str) else f.text() for f in self._functions.values()),
             "\n".join(sorted(self._declarations)) + "\n" if self._declarations else "",
             attributes + "\n",

@@ -425,8 +425,8 @@ def _add_normalise(module: Module) -> None:
     """Bring a row into the window by a power of two, which is exact, and keep its inverse."""
     f = Function(
         f"internal void @normalise(ptr %x, i64 %k, {VECTOR} %largest, ptr %scale) #0",
-        f"Bring the exponent of x's largest element into {_WINDOW_LOW} … {_WINDOW_HIGH} (most rows\n"
-        "lie there already): sums of products with quants then neither overflow nor go denormal.",
+        f"Bring the exponent of x's largest element into {_WINDOW_LOW} … {_WINDOW_HIGH}, where\n"
+        "most lie already: sums of products with quants then neither overflow nor go denormal.",
     )
     module.declare(f"declare float @llvm.vector.reduce.fmax.v16f32({VECTOR})")
     module.declare("declare i32 @llvm.smax.i32(i32, i32)")

@@ -1,5 +1,6 @@
 """Targets: what machine code is made for. A target is a small frozen value."""
 
+import functools
 import platform
 from dataclasses import dataclass
 from typing import Final
@@ -48,6 +49,11 @@ class Target:
         return "aarch64" if self.arch == "aarch64" else "x86-64"
 
     @property
+    def triple(self) -> str:
+        """LLVM's name of the platform; objects are ELF everywhere."""
+        return f"{self.family.replace('-', '_')}-unknown-linux-gnu"
+
+    @property
     def vector_registers(self) -> int:
         """Architectural vector registers."""
         return 32 if self.family == "aarch64" or self.has("avx512f") else 16
@@ -76,17 +82,6 @@ def find_target(name: str | Target | None = None) -> Target:
     return Target("cpu", arch, CPU_ARCHS[arch], "generic" if arch == "aarch64" else arch)
 
 
-_host: Target | None = None
-
-
-def host_target() -> Target:
-    """This machine's CPU with the features it really has."""
-    global _host
-    if _host is None:
-        _host = _detect_host()
-    return _host
-
-
 def host_family() -> str:
     """This machine's instruction set; raises TargetError where q4jit has no code for it."""
     machine = platform.machine().lower()
@@ -97,7 +92,9 @@ def host_family() -> str:
     raise TargetError(f"no CPU back end for {machine!r}: there is one for x86_64 and aarch64")
 
 
-def _detect_host() -> Target:
+@functools.cache
+def host_target() -> Target:
+    """This machine's CPU with the features it really has."""
     family = host_family()
     import llvmlite.binding as llvm  # late: `import q4jit` stays light
 

@@ -1,1 +1,1 @@
-"""Compilers: each a function from text to bytes, with a fingerprint. They know nothing of the IR."""
+"""Compilers: each a function from text to bytes, with a fingerprint. They know no graph."""

@@ -12,10 +12,6 @@ from q4jit.targets import Target
 
 SUFFIX: Final = ".o"
 _OPTIMISATION: Final = 3
-_TRIPLES: Final = {
-    "x86-64": "x86_64-unknown-linux-gnu",
-    "aarch64": "aarch64-unknown-linux-gnu",
-}
 
 
 def fingerprint(target: Target) -> str:
@@ -29,7 +25,7 @@ def _flags(target: Target) -> tuple[str, ...]:
     return (
         f"-O{_OPTIMISATION}",
         "-relocation-model=pic",
-        f"-mtriple={_TRIPLES[target.family]}",
+        f"-mtriple={target.triple}",
         f"-mcpu={target.tuning}",
         f"-mattr={features}",
     )
@@ -67,7 +63,7 @@ def _emit(text: str, target: Target, method: str) -> Any:  # bytes or str, as `m
 def _machine(target: Target) -> Any:  # llvmlite has no annotations
     llvm.initialize_all_targets()
     llvm.initialize_all_asmprinters()
-    return llvm.Target.from_triple(_TRIPLES[target.family]).create_target_machine(
+    return llvm.Target.from_triple(target.triple).create_target_machine(
         cpu=target.tuning,
         features=_feature_string(target),
         opt=_OPTIMISATION,

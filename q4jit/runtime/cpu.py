@@ -1,6 +1,8 @@
 """Loading CPU objects into this process."""
 
 import ctypes
+import functools
+import itertools
 import struct
 from typing import Any, Final
 
@@ -17,16 +19,26 @@ _ALLOWED_SYMBOLS: Final = frozenset(
 _ELF_MAGIC: Final = b"\x7fELF\x02\x01"  # 64 bits, little-endian
 _SHT_SYMTAB: Final = 2
 
-_jit: Any = None  # llvmlite has no annotations
-_loaded = 0
+_numbers = itertools.count()
+
+
+@functools.cache
+def _jit() -> Any:  # llvmlite has no annotations
+    import llvmlite.binding as llvm  # late: importing q4jit does not load LLVM
+
+    llvm.initialize_all_targets()
+    llvm.initialize_all_asmprinters()
+    return llvm.create_lljit_compiler()
 
 
 class LoadedObject:
     """An object file in executable memory, which is released with this value."""
 
     def __init__(self, object_bytes: bytes, symbols: tuple[str, ...], target: Target) -> None:
-        """Load for this machine; raises TargetError where it cannot run `target`'s code, and
-        CompileError where the object is damaged or needs outside symbols.
+        """Load `symbols` of an object for use in this process.
+
+        Raises TargetError where this machine cannot run `target`'s code, and CompileError where the
+        object is damaged or needs outside symbols.
         """
         if not runs_here(target):
             raise TargetError(
@@ -38,18 +50,12 @@ class LoadedObject:
             raise CompileError("llvmlite", (), f"the object needs {', '.join(sorted(outside))}", "")
         import llvmlite.binding as llvm  # late: importing q4jit does not load LLVM
 
-        global _jit, _loaded
         with BUILD:
-            if _jit is None:
-                llvm.initialize_all_targets()
-                llvm.initialize_all_asmprinters()
-                _jit = llvm.create_lljit_compiler()
             library = llvm.JITLibraryBuilder().add_object_img(object_bytes)
             library.add_current_process()
             for symbol in symbols:
                 library.export_symbol(symbol)
-            _loaded += 1
-            self._library = library.link(_jit, f"q4jit{_loaded}")
+            self._library = library.link(_jit(), f"q4jit{next(_numbers)}")
         self.addresses = {symbol: int(self._library[symbol]) for symbol in symbols}
 
 

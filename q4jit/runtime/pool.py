@@ -12,13 +12,13 @@ import ctypes
 import os
 import sys
 import threading
+from dataclasses import dataclass
 from typing import Any, Final
 
 from q4jit import cache, config
-from q4jit.llvm_text import TRIPLES
 from q4jit.locks import BUILD
 from q4jit.runtime.cpu import LoadedObject, function
-from q4jit.targets import host_target
+from q4jit.targets import Target, host_target
 
 # Fields of the pool, in bytes. What workers poll, what tasks are taken from and what is counted
 # down lie in cache lines of their own.
@@ -34,10 +34,10 @@ _PAUSE: Final = {
 _SYMBOLS: Final = ("pool_run", "pool_worker", "pool_stop")
 
 
-def source(family: str) -> str:
+def source(target: Target) -> str:
     """The LLVM IR of the pool."""
-    declare_pause, pause = _PAUSE[family]
-    futex = _FUTEX[family]
+    declare_pause, pause = _PAUSE[target.family]
+    futex = _FUTEX[target.family]
     return f"""\
 ; The thread pool of q4jit. A pool is 512 bytes, at first zero:
 ;     0 address of pool_run          8 i32 lock: 1 while a job runs     12 i32 stop
@@ -46,7 +46,7 @@ def source(family: str) -> str:
 ;   256 i64 next task
 ;   384 i32 open: workers may join               388 i32 workers inside the job
 
-target triple = "{TRIPLES[family]}"
+target triple = "{target.triple}"
 
 ; Take chunks of tasks until none is left.
 define internal void @work(ptr %pool) #0 {{
@@ -214,7 +214,7 @@ class Pool:
         from q4jit.compilers import llvm as compiler  # late, as everywhere
 
         target = host_target()
-        text = source(target.family)
+        text = source(target)
         object_bytes = cache.fetch(target, compiler, "q4jit_pool", text).object_bytes
         self._code = LoadedObject(object_bytes, _SYMBOLS, target)
         self._memory = (ctypes.c_char * (_POOL_BYTES + _ALIGNMENT_BYTES))()
@@ -242,42 +242,44 @@ class Pool:
             thread.join()
 
 
-_pool: Pool | None = None
-_address: int | None = None  # None: not yet decided; 0: no pool, kernels run in their caller
+@dataclass
+class _Process:
+    """This process's pool. address: None while undecided, 0 where kernels run in their caller."""
+
+    pool: Pool | None = None
+    address: int | None = None
+
+
+_process = _Process()
 
 
 def address() -> int:
     """The address of this process's pool, started at the first call; 0 for one thread."""
-    return _start() if _address is None else _address
+    return _start() if _process.address is None else _process.address
 
 
 def _start() -> int:
-    global _pool, _address
     with BUILD:
-        if _address is None:
+        if _process.address is None:
             threads = config.num_threads()
             if threads > 1 and sys.platform == "linux":
-                _pool = Pool(threads - 1)
-                _address = _pool.address
+                _process.pool = Pool(threads - 1)
+                _process.address = _process.pool.address
             else:
-                _address = 0
-        return _address
+                _process.address = 0
+        return _process.address
 
 
 def _forget_in_child() -> None:
     """A forked child has none of its parent's threads."""
-    global _pool, _address
-    _pool = None
-    _address = None
+    _process.pool, _process.address = None, None
 
 
 def _stop_at_exit() -> None:
     # workers must not run code that the interpreter's end unmaps
-    global _pool, _address
-    if _pool is not None:
-        _address = 0
-        _pool.stop()
-        _pool = None
+    pool, _process.pool, _process.address = _process.pool, None, 0
+    if pool is not None:
+        pool.stop()
 
 
 if hasattr(os, "register_at_fork"):
