@@ -186,7 +186,18 @@ def broadcast(a: Shape, b: Shape) -> Shape:
                 "equal shapes, or a dimension of 1 to broadcast"
             )
         result.append(db if da == 1 else da)
+    if _repeats(result):  # [M] + [M, 1] is an outer sum in NumPy
+        raise TraceError(
+            f"shapes {show_shape(a)} and {show_shape(b)} meet as {show_shape(tuple(result))}, "
+            "every row with every other: accepted are values row by row; after a reduction use "
+            "keepdims=True"
+        )
     return tuple(result)
+
+
+def _repeats(shape: list[Dim]) -> bool:
+    leads = [d.axis for d in shape if isinstance(d, Lead)]
+    return len(leads) != len(set(leads))
 
 
 def _aligned(a: Shape, b: Shape) -> Iterator[tuple[Dim, Dim]]:
@@ -278,7 +289,14 @@ class Builder:
         return self._node("reshape", (node,), node.shape[:-1])
 
     def add_last(self, node: Node) -> Node:
-        """The same value with an axis of 1 behind the others."""
+        """The same value with an axis of 1 behind the others; only after a reduction, or of a float:
+        the last axis of all other values is the one along which kernels run.
+        """
+        if node.shape and isinstance(node.shape[-1], int):
+            raise TraceError(
+                f"found a new axis behind {show_shape(node.shape)}: accepted is v[..., None] "
+                "where a reduction took the last axis away"
+            )
         if node.op == "reshape" and len(node.operands[0].shape) == len(node.shape) + 1:
             return node.operands[0]
         return self._node("reshape", (node,), (*node.shape, 1))
