@@ -18,6 +18,8 @@ ELEMENTWISE: Final = frozenset(
     "lt le gt ge eq ne and or not where".split()
 )
 BOOLEAN: Final = frozenset("lt le gt ge eq ne and or not".split())
+# what NumPy's arithmetic means where both operands are truth values
+_ON_TRUTH: Final = {"add": "or", "maximum": "or", "mul": "and", "minimum": "and"}
 
 
 @dataclass(frozen=True)
@@ -249,6 +251,8 @@ class Builder:
 
     def apply(self, op: str, *operands: Node) -> Node:
         """An element-wise operation on broadcast operands; TraceError where they cannot be."""
+        if all(n.is_bool for n in operands):
+            op = _ON_TRUTH.get(op, op)
         values = operands if op in {"and", "or", "not"} else tuple(map(self.number, operands))
         if op == "where":
             values = (operands[0], *map(self.number, operands[1:]))
@@ -299,7 +303,7 @@ class Builder:
             )
         if node.op == "reshape" and len(node.operands[0].shape) == len(node.shape) + 1:
             return node.operands[0]
-        return self._node("reshape", (node,), (*node.shape, 1))
+        return self._node("reshape", (self.number(node),), (*node.shape, 1))
 
     def matmul(self, x: Node, arg: int) -> Node:
         """x [..., K] @ weight argument number `arg` [K, N]."""
