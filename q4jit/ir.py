@@ -324,8 +324,25 @@ class Builder:
 
     def slice(self, node: Node, start: int, stop: int) -> Node:
         """Columns start..stop of the last axis, pushed down to loads and products."""
-        width = node.shape[-1]
-        if (start, stop) == (0, width):
+        done: dict[int, Node] = {}  # a value used many times is sliced once
+        pending = [node]
+        while pending:
+            n = pending[-1]
+            missing = [o for o in self._sliced_operands(n, start, stop) if o.id not in done]
+            if missing:
+                pending += missing
+            else:
+                done[n.id] = self._slice(n, start, stop, done)
+                pending.pop()
+        return done[node.id]
+
+    def _sliced_operands(self, node: Node, start: int, stop: int) -> tuple[Node, ...]:
+        if node.op not in ELEMENTWISE or (start, stop) == (0, node.shape[-1]):
+            return ()
+        return tuple(n for n in node.operands if n.shape and n.shape[-1] != 1)
+
+    def _slice(self, node: Node, start: int, stop: int, done: dict[int, Node]) -> Node:
+        if (start, stop) == (0, node.shape[-1]):
             return node
         shape = (*node.shape[:-1], stop - start)
         if node.op == "load":
@@ -335,9 +352,5 @@ class Builder:
                 "matmul", node.operands, shape, arg=node.arg, start=node.start + start
             )
         if node.op in ELEMENTWISE:
-            sliced = (
-                n if not n.shape or n.shape[-1] == 1 else self.slice(n, start, stop)
-                for n in node.operands
-            )
-            return self._node(node.op, tuple(sliced), shape)
+            return self._node(node.op, tuple(done.get(n.id, n) for n in node.operands), shape)
         raise TraceError(f"a slice of a {node.op} of {show_shape(node.shape)} is not supported")
