@@ -224,6 +224,11 @@ class Builder:
         start: int = 0,
         value: float = 0.0,
     ) -> Node:
+        if any(n.op == "dequantize" for n in operands):
+            raise TraceError(
+                "found arithmetic on w.dequantize(): accepted is w.dequantize() as a result of the "
+                "function; in a product write x @ w, which never makes a float copy of w"
+            )
         # the bits of `value`, so that 0.0 and −0.0 stay two constants and NaN is one
         key = (op, tuple(n.id for n in operands), shape, arg, start, np.float32(value).tobytes())
         if key not in self._known:

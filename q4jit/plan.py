@@ -12,7 +12,6 @@ from dataclasses import dataclass, field, replace
 from math import floor
 from typing import Final
 
-from q4jit.errors import TraceError
 from q4jit.formats import FORMATS
 from q4jit.ir import Graph, Node, WeightSpec, reachable
 from q4jit.layouts import GGUF, INTERLEAVED16, LANES, Interleaved
@@ -217,7 +216,6 @@ def rows_per_tile(target: Target, m: int) -> int:
 def make_plan(graph: Graph, target: Target, m: int) -> Plan:
     """Plan a graph for a target and m rows of x; plans of one M class are equal."""
     outputs = [Store(node, Buffer("output", i, node.width)) for i, node in enumerate(graph.outputs)]
-    _check_dequantize(graph)
     kernels: list[Kernel] = []
     temps: list[int] = []
     for varies in (False, True):
@@ -239,15 +237,6 @@ def make_plan(graph: Graph, target: Target, m: int) -> Plan:
         for i, kernel in enumerate(kernels)
     )
     return Plan(graph, target, tuple(named), tuple(temps))
-
-
-def _check_dequantize(graph: Graph) -> None:
-    for node in graph.nodes():
-        if any(n.op == "dequantize" for n in node.operands):
-            raise TraceError(
-                "found arithmetic on w.dequantize(): accepted is w.dequantize() as a result of the "
-                "function; in a product write x @ w, which never makes a float copy of w"
-            )
 
 
 @dataclass
