@@ -22,10 +22,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal that cannot show every character
     if options.threads is not None:
-        for name in ("Q4JIT_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):
-            os.environ[name] = str(options.threads)
+        os.environ["Q4JIT_NUM_THREADS"] = str(options.threads)
+    for name in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        # After a product, threads of NumPy's BLAS spin for a while on the cores of the kernels'.
+        os.environ.setdefault(name, "1")
     try:
-        # Imported only now, because NumPy's BLAS counts its threads while it is loaded.
+        # Imported only now, because BLAS and q4jit read the environment when they start.
         from session import RequestError, run
 
         from q4jit.errors import Q4JitError
