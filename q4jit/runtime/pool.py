@@ -12,7 +12,7 @@ import ctypes
 import os
 import sys
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from q4jit import cache, config
@@ -20,10 +20,6 @@ from q4jit.locks import BUILD
 from q4jit.runtime.cpu import LoadedObject, function
 from q4jit.targets import Target, host_target
 
-# Fields of the pool, in bytes. What workers poll, what tasks are taken from and what is counted
-# down lie in cache lines of their own.
-_POOL_BYTES: Final = 512
-_ALIGNMENT_BYTES: Final = 128
 _SPIN_ROUNDS: Final = 2000  # times a pause of 10 to 40 ns: about what passes between two kernels
 _YIELD_AFTER: Final = 4096  # rounds of waiting for a worker that was probably descheduled
 _FUTEX: Final = {"x86-64": 202, "aarch64": 98}  # Linux system call numbers
@@ -31,7 +27,7 @@ _PAUSE: Final = {
     "x86-64": ("declare void @llvm.x86.sse2.pause()", "call void @llvm.x86.sse2.pause()"),
     "aarch64": ("declare void @llvm.aarch64.hint(i32)", "call void @llvm.aarch64.hint(i32 1)"),
 }
-_SYMBOLS: Final = ("pool_run", "pool_worker", "pool_stop")
+_SYMBOLS: Final = ("pool", "pool_worker", "pool_stop")
 
 
 def source(target: Target) -> str:
@@ -39,7 +35,7 @@ def source(target: Target) -> str:
     declare_pause, pause = _PAUSE[target.family]
     futex = _FUTEX[target.family]
     return f"""\
-; The thread pool of q4jit. A pool is 512 bytes, at first zero:
+; The thread pool of q4jit. Its state is 512 bytes that live as long as this code:
 ;     0 address of pool_run          8 i32 lock: 1 while a job runs     12 i32 stop
 ;    16 task   24 args   32 n   40 chunk                                of the running job
 ;   128 i32 generation (a futex): counts jobs     132 i32 sleeping workers
@@ -47,6 +43,8 @@ def source(target: Target) -> str:
 ;   384 i32 open: workers may join               388 i32 workers inside the job
 
 target triple = "{target.triple}"
+
+@pool = global {{ ptr, [504 x i8] }} {{ ptr @pool_run, [504 x i8] zeroinitializer }}, align 128
 
 ; Take chunks of tasks until none is left.
 define internal void @work(ptr %pool) #0 {{
@@ -209,34 +207,33 @@ attributes #0 = {{ nounwind }}
 class Pool:
     """Workers beside the calling thread; `address` is what kernels take."""
 
-    def __init__(self, workers: int) -> None:
-        """Compile (or fetch) the pool's code and start `workers` threads."""
+    def __init__(self) -> None:
+        """Compile (or fetch) the pool's code; no thread is started yet."""
         from q4jit.compilers import llvm as compiler  # late, as everywhere
 
         target = host_target()
-        text = source(target)
-        object_bytes = cache.fetch(target, compiler, "q4jit_pool", text).object_bytes
+        object_bytes = cache.fetch(target, compiler, "q4jit_pool", source(target)).object_bytes
         self._code = LoadedObject(object_bytes, _SYMBOLS, target)
-        self._memory = (ctypes.c_char * (_POOL_BYTES + _ALIGNMENT_BYTES))()
-        start = ctypes.addressof(self._memory)
-        self.address = start + -start % _ALIGNMENT_BYTES
-        run_at = self._code.addresses["pool_run"]
-        ctypes.c_uint64.from_address(self.address).value = run_at
-        self._worker = self._entry("pool_worker")
-        self._threads = [
-            threading.Thread(
-                target=self._worker, args=(self.address,), name=f"q4jit-{i}", daemon=True
-            )
-            for i in range(workers)
-        ]
-        for thread in self._threads:
-            thread.start()
+        self.address = self._code.addresses["pool"]
+        self._threads: list[threading.Thread] = []
+
+    def start(self, workers: int) -> None:
+        """Have `workers` threads, or as many as the system gives."""
+        worker = self._entry("pool_worker")
+        while len(self._threads) < workers:
+            name = f"q4jit-{len(self._threads)}"
+            thread = threading.Thread(target=worker, args=(self.address,), name=name, daemon=True)
+            try:
+                thread.start()
+            except RuntimeError:  # a limit of the system: the caller and these do all the work
+                return
+            self._threads.append(thread)
 
     def _entry(self, symbol: str) -> Any:  # a ctypes function
         return function(self._code.addresses[symbol], ctypes.c_void_p)
 
     def stop(self) -> None:
-        """End the workers; the pool must not be used after."""
+        """End the workers; a caller that is inside, or comes later, works alone."""
         self._entry("pool_stop")(self.address)
         for thread in self._threads:
             thread.join()
@@ -244,10 +241,15 @@ class Pool:
 
 @dataclass
 class _Process:
-    """This process's pool. address: None while undecided, 0 where kernels run in their caller."""
+    """This process's pool. address: None while undecided, 0 where kernels run in their caller.
+
+    A pool's code is never released: a daemon thread may be inside it when the interpreter ends, and
+    in a forked child the release would enter LLVM, whose lock a thread of the parent may hold.
+    """
 
     pool: Pool | None = None
     address: int | None = None
+    inherited: list[Pool] = field(default_factory=list)
 
 
 _process = _Process()
@@ -255,7 +257,8 @@ _process = _Process()
 
 def address() -> int:
     """The address of this process's pool, started at the first call; 0 for one thread."""
-    return _start() if _process.address is None else _process.address
+    known = _process.address
+    return _start() if known is None else known
 
 
 def _start() -> int:
@@ -263,7 +266,9 @@ def _start() -> int:
         if _process.address is None:
             threads = config.num_threads()
             if threads > 1 and sys.platform == "linux":
-                _process.pool = Pool(threads - 1)
+                # kept before a thread runs: an interrupt must not release code under workers
+                _process.pool = _process.pool or Pool()
+                _process.pool.start(threads - 1)
                 _process.address = _process.pool.address
             else:
                 _process.address = 0
@@ -272,14 +277,16 @@ def _start() -> int:
 
 def _forget_in_child() -> None:
     """A forked child has none of its parent's threads."""
+    if _process.pool is not None:
+        _process.inherited.append(_process.pool)
     _process.pool, _process.address = None, None
 
 
 def _stop_at_exit() -> None:
     # workers must not run code that the interpreter's end unmaps
-    pool, _process.pool, _process.address = _process.pool, None, 0
-    if pool is not None:
-        pool.stop()
+    _process.address = 0
+    if _process.pool is not None:
+        _process.pool.stop()
 
 
 if hasattr(os, "register_at_fork"):
