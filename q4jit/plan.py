@@ -289,7 +289,8 @@ class _Splitter:
         """Every value that goes to memory: the outputs and what a later phase reads."""
         crossing: dict[int, Node] = {}
         for node in nodes:
-            crossing |= {n.id: n for n in node.operands if self._crosses(n, node)}
+            leaving = (n for n in node.operands if self._crosses(n, node))
+            crossing |= {m.id: m for n in leaving for m in self._numbers_of(n)}
             crossing |= {n.id: n for n in self._sums_kept_for(node)}
         stores = {s.node.id: s for s in self.outputs}
         for node in self._minimal(crossing):
@@ -300,6 +301,14 @@ class _Splitter:
 
     def _crosses(self, operand: Node, user: Node) -> bool:
         return self._in_epilogue(operand) and self._home[user.id] != self._home[operand.id]
+
+    def _numbers_of(self, node: Node) -> list[Node]:
+        """What to keep of an epilogue's value: memory holds numbers, and a truth value is decided
+        again from those that it compares.
+        """
+        if not node.is_bool:
+            return [node]
+        return [m for n in node.operands if self._in_epilogue(n) for m in self._numbers_of(n)]
 
     def _sums_kept_for(self, node: Node) -> Iterable[Node]:
         """The sums that `node` reads and that another phase than its own computes."""
