@@ -358,13 +358,18 @@ class _Splitter:
     def _rows(self, j: int, stores: dict[int, Store]) -> tuple[Store, ...]:
         return tuple(
             s
-            for _, s in sorted(stores.items())
+            for s in self._written(stores)
             if not self._in_epilogue(s.node) and self._phase(s.node) == j
         )
 
+    def _written(self, stores: dict[int, Store]) -> list[Store]:
+        """Every store: a value that is returned twice goes to two buffers."""
+        distinct = dict.fromkeys([*stores.values(), *self.outputs])
+        return sorted(distinct, key=lambda s: s.node.id)
+
     def _kernel(self, j: int, x: Node, nodes: list[Node], stores: dict[int, Store]) -> Kernel:
         rows = self._rows(j, stores)
-        epilogue = [s for _, s in sorted(stores.items()) if self._home[s.node.id] == j]
+        epilogue = [s for s in self._written(stores) if self._home[s.node.id] == j]
         products = [n for n in nodes if n.op == "matmul" and self._home[n.id] == j]
         sections = tuple(self._sections(epilogue, {p.id: p for p in products}, stores))
         loads = self._needed(rows, x, sections, stores)
