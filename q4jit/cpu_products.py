@@ -68,11 +68,20 @@ def add_product(module: Module, product: Product) -> str:
         f = Function(
             f"internal void @{product.name}(ptr noalias %x, ptr noalias %w, ptr noalias %tile) #0",
             f"16 columns of {product.weight.fmt.name}, one a lane, times {rows} of x;"
-            f" K = {product.weight.k}.",
+            f" K = {product.weight.k}.\n"
+            f"{_describe_tiles(product.weight)}; rows of x lie {product.x_stride} floats apart.",
         )
         _write_product(module, f, product)
         module.add(product.name, f)
     return f"@{product.name}"
+
+
+def _describe_tiles(weight: Interleaved) -> str:
+    blocks = "1 block" if weight.blocks_per_tile == 1 else f"{weight.blocks_per_tile} blocks"
+    return (
+        f"{weight.tiles} tiles of {weight.tile_bytes} bytes, each {blocks} of "
+        f"{weight.block_elements} elements"
+    )
 
 
 def _write_product(module: Module, f: Function, product: Product) -> None:
@@ -93,6 +102,7 @@ def _write_product(module: Module, f: Function, product: Product) -> None:
             )
 
     def fold(scale: str | None, parts: Loop, totals: Loop) -> None:
+        f.comment("sum by blocks: short sums keep the rounding error small")
         for r in rows:
             part = parts[f"part{r}.0"]
             for c in range(1, chains):
@@ -191,7 +201,7 @@ def _walk_group(
         outer = {name: (VECTOR, tile[name]) for name in totals}
         with f.loop("block", 0, weight.blocks_per_tile, carry=outer, unroll=True) as block:
             fields = _Fields(module, f, weight, tile_at, block.index)
-            d, m = fields.halves("d"), fields.halves("m")
+            d, m = fields.halves("d"), fields.halves("m")  # one load: a lane is a column
             inner = {name: (VECTOR, block[name]) for name in totals}
             # a format with many sub-blocks stays a loop: unrolled, Q6_K compiles for seconds
             with f.loop("sub", 0, block_elements // fmt.scale_elements, carry=inner) as sub:
@@ -236,6 +246,7 @@ def _prefetch(
     subs = weight.block_elements // weight.fmt.scale_elements
     lines = -(-block_bytes // (subs * _CACHE_LINE_BYTES))
     module.declare("declare void @llvm.prefetch.p0(ptr, i32, i32, i32)")
+    f.comment(f"the same place {_PREFETCH_BYTES} bytes ahead")
     with f.loop("line", 0, lines, unroll=True) as line:
         ahead = f.index(
             "ahead",
@@ -245,7 +256,7 @@ def _prefetch(
             (_PREFETCH_BYTES, 1),
         )
         at = f.at(tile_at, "i8", ahead, "ahead_at")
-        f.do(f"call void @llvm.prefetch.p0(ptr {at}, i32 0, i32 3, i32 1)")
+        f.do(f"call void @llvm.prefetch.p0(ptr {at}, i32 0, i32 3, i32 1) ; read, keep, data")
 
 
 @dataclass(frozen=True)
