@@ -4,6 +4,7 @@ import ctypes
 import functools
 import itertools
 import struct
+import weakref
 from typing import Any, Final
 
 import numpy as np
@@ -20,6 +21,7 @@ _ELF_MAGIC: Final = b"\x7fELF\x02\x01"  # 64 bits, little-endian
 _SHT_SYMTAB: Final = 2
 
 _numbers = itertools.count()
+_ownerless: list[Any] = []  # libraries whose LoadedObject is gone
 
 
 @functools.cache
@@ -32,7 +34,11 @@ def _jit() -> Any:  # llvmlite has no annotations
 
 
 class LoadedObject:
-    """An object file in executable memory, which is released with this value."""
+    """An object file in executable memory, which is released with this value.
+
+    LLVM is entered under the lock that a fork waits for: a child must not inherit LLVM's own lock
+    from a thread that it lacks. While another thread holds it the release is left to the next one.
+    """
 
     def __init__(self, object_bytes: bytes, symbols: tuple[str, ...], target: Target) -> None:
         """Load `symbols` of an object for use in this process.
@@ -51,12 +57,24 @@ class LoadedObject:
         import llvmlite.binding as llvm  # late: importing q4jit does not load LLVM
 
         with BUILD:
+            _ownerless.clear()
             library = llvm.JITLibraryBuilder().add_object_img(object_bytes)
             library.add_current_process()
             for symbol in symbols:
                 library.export_symbol(symbol)
-            self._library = library.link(_jit(), f"q4jit{next(_numbers)}")
-        self.addresses = {symbol: int(self._library[symbol]) for symbol in symbols}
+            linked = library.link(_jit(), f"q4jit{next(_numbers)}")
+            weakref.finalize(self, _release, linked).atexit = False
+        self.addresses = {symbol: int(linked[symbol]) for symbol in symbols}
+
+
+def _release(library: Any) -> None:  # runs wherever the garbage collector does: it may not wait
+    _ownerless.append(library)
+    del library
+    if BUILD.acquire(blocking=False):
+        try:
+            _ownerless.clear()
+        finally:
+            BUILD.release()
 
 
 def undefined_symbols(object_bytes: bytes) -> frozenset[str]:
