@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from q4jit.errors import TargetError
+from q4jit.locks import BUILD
 
 _FULL_X86_V3: Final = frozenset({"avx", "avx2", "fma", "f16c"})
 _FULL_X86_V4: Final = _FULL_X86_V3 | {"avx512f", "avx512bw", "avx512dq", "avx512vl"}
@@ -24,20 +25,24 @@ class Target:
     """A back end, an architecture, and the features that code for it may use.
 
     For the back end `cpu`, `arch` is a key of `CPU_ARCHS` and `features` are LLVM's names; `tuning`
-    is the CPU model that LLVM schedules for.
+    is the CPU model that LLVM schedules for. `lacks` are features that this machine does not have,
+    though LLVM may take them for granted in that model (a virtual machine may hide some).
     """
 
     backend: str
     arch: str
     features: frozenset[str] = frozenset()
     tuning: str = "generic"
+    lacks: frozenset[str] = frozenset()
 
     def __str__(self) -> str:
         return f"{self.backend}:{self.arch}"
 
     def key(self) -> str:
         """Everything that compiled code depends on, as one line of text."""
-        return f"{self} tuning={self.tuning} features={','.join(sorted(self.features))}"
+        features = [f"+{name}" for name in sorted(self.features)]
+        features += [f"-{name}" for name in sorted(self.lacks)]
+        return f"{self} tuning={self.tuning} features={','.join(features)}"
 
     def has(self, feature: str) -> bool:
         """Whether code for this target may use `feature`."""
@@ -98,14 +103,18 @@ def host_target() -> Target:
     family = host_family()
     import llvmlite.binding as llvm  # late: `import q4jit` stays light
 
-    have = frozenset(name for name, on in llvm.get_host_cpu_features().items() if on)
+    with BUILD:  # LLVM is entered by one thread at a time
+        tuning = llvm.get_host_cpu_name()
+        known = llvm.get_host_cpu_features()
+    have = frozenset(name for name, on in known.items() if on)
+    lacks = frozenset(known) - have
     if family == "aarch64":
-        return Target("cpu", "aarch64", have | {"neon"}, llvm.get_host_cpu_name())
+        return Target("cpu", "aarch64", have | {"neon"}, tuning, lacks - {"neon"})
     arch = "x86-64"
     for level in ("x86-64-v3", "x86-64-v4"):
         if CPU_ARCHS[level] <= have:
             arch = level
-    return Target("cpu", arch, have, llvm.get_host_cpu_name())
+    return Target("cpu", arch, have, tuning, lacks)
 
 
 def runs_here(target: Target) -> bool:

@@ -32,7 +32,8 @@ def _flags(target: Target) -> tuple[str, ...]:
 
 
 def _feature_string(target: Target) -> str:
-    return ",".join(f"+{name}" for name in sorted(target.features))
+    on = [f"+{name}" for name in sorted(target.features)]
+    return ",".join(on + [f"-{name}" for name in sorted(target.lacks)])
 
 
 def compile_object(text: str, target: Target) -> bytes:
