@@ -41,6 +41,12 @@ class _Result:
     shape: tuple[int, ...]
     pick: tuple[slice, ...] | None = None
 
+    def of(self, buffer: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The result in a filled buffer."""
+        if self.pick is None:
+            return buffer
+        return np.ascontiguousarray(buffer[self.pick]).reshape(self.shape)
+
 
 class Launch:
     """Kernels bound to exact shapes; call it with the arguments."""
@@ -72,6 +78,7 @@ class Launch:
         }
         self._weights = list(layouts)
         self._results = [self._result(node) for node in plan.graph.outputs]
+        self._picks = any(r.pick is not None for r in self._results)
         self._set_scratch(plan)
         self._steps = self._bind(plan, functions)
 
@@ -138,16 +145,15 @@ class Launch:
     def __call__(self, args: Sequence[Any], out: object = None) -> Any:
         """Run the kernels; returns an array or a tuple of them, or `out` where it is given."""
         arrays = [self._array(i, args[i], shape) for i, shape in self._arrays]
-        scalars = [float(args[i]) for i in self._scalars]
+        scalars = [_f32(args[i]) for i in self._scalars]
         weights = [
             args[i].raw if layout == GGUF else args[i].repacked(layout)
             for i, layout in self._weights
         ]
-        given = None if out is None else self._check_out(out, args)
-        buffers = [
-            given[i] if given and _usable(given[i], r) else np.empty(r.buffer, F32)
-            for i, r in enumerate(self._results)
-        ]
+        if out is None:
+            buffers = [np.empty(r.buffer, F32) for r in self._results]
+        else:
+            buffers = self._out_buffers(out, args)
         base = _scratch(self._scratch_bytes)
         values = [
             pool.address(),
@@ -161,16 +167,11 @@ class Launch:
         ]
         for function, pack, pick in self._steps:
             function(pack(*pick(values)))
-        results = [
-            b if r.pick is None else np.ascontiguousarray(b[r.pick]).reshape(r.shape)
-            for b, r in zip(buffers, self._results, strict=True)
-        ]
-        if given:
-            for target, result in zip(given, results, strict=True):
-                if target is not result:
-                    target[...] = result
-            return out
-        return tuple(results) if self._returns_tuple else results[0]
+        if out is not None:
+            return self._deliver(buffers, out)
+        if self._picks:
+            buffers = [r.of(b) for r, b in zip(self._results, buffers, strict=True)]
+        return tuple(buffers) if self._returns_tuple else buffers[0]
 
     def prepare(self, args: Sequence[Any]) -> None:
         """Repack the weights, so that the first call finds them ready."""
@@ -192,6 +193,18 @@ class Launch:
                 array = np.broadcast_to(array, shape)
             array = np.require(array, F32, ["C", "A"])
         return array
+
+    def _out_buffers(self, out: object, args: Sequence[object]) -> list[NDArray[np.float32]]:
+        """What kernels fill for `out`: its own arrays where their memory has the right form."""
+        pairs = zip(self._check_out(out, args), self._results, strict=True)
+        return [a if _usable(a, r) else np.empty(r.buffer, F32) for a, r in pairs]
+
+    def _deliver(self, buffers: Sequence[NDArray[np.float32]], out: Any) -> Any:
+        given = out if isinstance(out, tuple) else (out,)
+        for target, buffer, result in zip(given, buffers, self._results, strict=True):
+            if target is not buffer:
+                target[...] = result.of(buffer)
+        return out
 
     def _check_out(self, out: object, args: Sequence[object]) -> tuple[NDArray[np.float32], ...]:
         given = out if isinstance(out, tuple) else (out,)
@@ -242,6 +255,18 @@ def _refuse_overlap(
                 )
         if any(np.may_share_memory(array, other) for other in given[:i]):
             raise ArgumentError("two arrays of out= overlap: accepted are arrays of their own")
+
+
+_F32_MAX: Final = float(np.finfo(np.float32).max)
+
+
+def _f32(value: Any) -> float:
+    """A number as a kernel takes it: beyond f32's range it is infinite."""
+    number = float(value)
+    if -_F32_MAX <= number <= _F32_MAX:
+        return number
+    with np.errstate(over="ignore"):
+        return float(np.float32(number))
 
 
 _thread = threading.local()

@@ -135,11 +135,13 @@ class QuantizedTensor:
         The tensor owns the result, so it lives as long as the tensor. Raises what
         `layouts.pack` raises for an unknown layout.
         """
-        with BUILD:
-            packed = self._repacked.get(layout)
-            if packed is None:
-                packed = self._repacked[layout] = pack(self._fmt, layout, self._raw)
-            return packed
+        packed = self._repacked.get(layout)
+        if packed is None:
+            with BUILD:
+                packed = self._repacked.get(layout)
+                if packed is None:
+                    packed = self._repacked[layout] = pack(self._fmt, layout, self._raw)
+        return packed
 
     def __matmul__(self, other: object) -> Any:
         if _knows_ufuncs(other):
