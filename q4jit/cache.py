@@ -9,6 +9,7 @@ is left alone. A cache that cannot be used costs one warning and nothing else.
 """
 
 import contextlib
+import functools
 import hashlib
 import os
 import stat
@@ -26,6 +27,9 @@ from q4jit.locks import BUILD
 from q4jit.targets import Target
 
 SCHEMA: Final = "1"
+_WRITABLE_BY_OTHERS: Final = stat.S_IWGRP | stat.S_IWOTH
+_TEMPORARY: Final = ".new-"  # begins the name of a file that is being written
+_LEFTOVER_AGE_S: Final = 24 * 3600
 
 
 class Compiler(Protocol):
@@ -92,19 +96,21 @@ class DiskCache:
         """Use `directory`, made 0700 where it does not exist."""
         self.directory = directory
         self._warned = False
+        self._cleaned = False
         self._usable = self._open()
 
     def _open(self) -> bool:
         try:
+            self.directory = self.directory.absolute()  # the process may move later
             self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             status = self.directory.stat()
         except OSError as error:
             return self._warn(f"cannot be made or read ({error})")
         if not stat.S_ISDIR(status.st_mode):
             return self._warn("is not a directory")
-        if hasattr(os, "geteuid") and status.st_uid != os.geteuid():
+        if _is_foreign(status):
             return self._warn(f"belongs to user {status.st_uid}, who could change the code in it")
-        if status.st_mode & 0o022:
+        if status.st_mode & _WRITABLE_BY_OTHERS:
             return self._warn(
                 f"can be written by others (mode {status.st_mode & 0o777:o}); accepted is 0700"
             )
@@ -116,14 +122,14 @@ class DiskCache:
             return None
         path = self.directory / f"{key}{suffix}"
         try:
-            checksum = path.with_suffix(".sha256").read_text(errors="replace")
-            object_bytes = path.read_bytes()
+            checksum = path.with_suffix(".sha256").read_bytes()
+            object_bytes = _read_own(path)
         except FileNotFoundError:
             return None
         except OSError as error:
             self._warn(f"cannot be read ({error})")
             return None
-        if checksum != _checksum(key, object_bytes):
+        if checksum != _checksum(key, object_bytes).encode():
             _debug(f"entry {key[:12]} is damaged: compiling again")
             return None
         return object_bytes
@@ -133,6 +139,7 @@ class DiskCache:
         if not self._usable:
             return
         try:
+            self._remove_leftovers()
             for ending, data in (
                 (".ll", text.encode()),
                 (".sha256", _checksum(key, object_bytes).encode()),
@@ -141,6 +148,17 @@ class DiskCache:
                 _write_atomically(self.directory / f"{key}{ending}", data)
         except OSError as error:
             self._warn(f"cannot be written ({error})")
+
+    def _remove_leftovers(self) -> None:
+        """Remove what killed writers left behind, once per process; others may be writing now."""
+        if self._cleaned:
+            return
+        self._cleaned = True
+        old = time.time() - _LEFTOVER_AGE_S
+        for path in self.directory.glob(f"{_TEMPORARY}*"):
+            with contextlib.suppress(OSError):
+                if path.lstat().st_mtime < old:
+                    path.unlink()
 
     def _warn(self, problem: str) -> bool:
         if not self._warned:
@@ -158,8 +176,24 @@ def _checksum(key: str, object_bytes: bytes) -> str:
     return hashlib.sha256(key.encode() + b"\n" + object_bytes).hexdigest()
 
 
+def _read_own(path: Path) -> bytes:
+    """The bytes of a file that nobody else can have written.
+
+    The directory may have been open to others before its mode was put right.
+    """
+    with path.open("rb") as file:
+        status = os.fstat(file.fileno())
+        if _is_foreign(status) or status.st_mode & _WRITABLE_BY_OTHERS:
+            raise PermissionError(f"{path.name} could have been changed by another user")
+        return file.read()
+
+
+def _is_foreign(status: os.stat_result) -> bool:
+    return hasattr(os, "geteuid") and status.st_uid != os.geteuid()
+
+
 def _write_atomically(path: Path, data: bytes) -> None:
-    handle, temporary = tempfile.mkstemp(prefix=".new-", dir=path.parent)
+    handle, temporary = tempfile.mkstemp(prefix=_TEMPORARY, dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
@@ -173,9 +207,22 @@ def _write_atomically(path: Path, data: bytes) -> None:
 _caches: dict[Path, DiskCache] = {}
 
 
-def _disk() -> DiskCache:
+@functools.cache
+def _warn_of_no_home() -> None:
+    warnings.warn(
+        "no home directory, so no kernel cache: kernels are kept in memory. Q4JIT_CACHE_DIR names "
+        "a directory",
+        CacheWarning,
+        stacklevel=2,
+    )
+
+
+def _disk() -> DiskCache | None:
     directory = config.cache_dir()
     with BUILD:
+        if directory is None:
+            _warn_of_no_home()
+            return None
         if directory not in _caches:
             _caches[directory] = DiskCache(directory)
         return _caches[directory]

@@ -27,12 +27,19 @@ def _count(name: str) -> int | None:
     return int(value)
 
 
-def cache_dir() -> Path:
-    """Q4JIT_CACHE_DIR: where compiled kernels are kept (default: the user's cache directory)."""
+def cache_dir() -> Path | None:
+    """Q4JIT_CACHE_DIR: where compiled kernels are kept (default: the user's cache directory).
+
+    None where neither it nor a home directory is known.
+    """
     if path := os.environ.get("Q4JIT_CACHE_DIR"):
         return Path(path)
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "q4jit"
+    if base := os.environ.get("XDG_CACHE_HOME"):
+        return Path(base) / "q4jit"
+    try:
+        return Path.home() / ".cache" / "q4jit"
+    except RuntimeError:  # a user without an entry in the password database
+        return None
 
 
 def dump_dir() -> Path | None:
