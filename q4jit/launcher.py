@@ -99,10 +99,11 @@ class Launch:
                 f"found leading dimensions {list(self._lead)} and a result {list(shape)} that does "
                 "not have them all: accepted are at least one row, or results that are empty too"
             )
-        squeezed = isinstance(node.shape[-1], Lead)
-        lead = node.shape if squeezed else node.shape[:-1]
-        axes = [1] * (len(self._lead) - len(lead)) + [0 if isinstance(d, Lead) else 1 for d in lead]
-        pick = tuple(slice(0, 1) if one else slice(None) for one in axes)
+        # by number, not by place: a reduction without keepdims moves axes
+        axes = {d.axis for d in node.shape if isinstance(d, Lead)}
+        pick = tuple(
+            slice(None) if axis in axes else slice(0, 1) for axis in range(len(self._lead), 0, -1)
+        )
         return _Result((*self._lead, node.width), shape, pick)
 
     def _set_scratch(self, plan: Plan) -> None:
@@ -196,7 +197,9 @@ class Launch:
 
     def _out_buffers(self, out: object, args: Sequence[object]) -> list[NDArray[np.float32]]:
         """What kernels fill for `out`: its own arrays where their memory has the right form."""
-        pairs = zip(self._check_out(out, args), self._results, strict=True)
+        shapes = [result.shape for result in self._results]
+        given = check_out(out, shapes, self._returns_tuple, self._names, args)
+        pairs = zip(given, self._results, strict=True)
         return [a if _usable(a, r) else np.empty(r.buffer, F32) for a, r in pairs]
 
     def _deliver(self, buffers: Sequence[NDArray[np.float32]], out: Any) -> Any:
@@ -206,35 +209,41 @@ class Launch:
                 target[...] = result.of(buffer)
         return out
 
-    def _check_out(self, out: object, args: Sequence[object]) -> tuple[NDArray[np.float32], ...]:
-        given = out if isinstance(out, tuple) else (out,)
-        if isinstance(out, tuple) != self._returns_tuple or len(given) != len(self._results):
-            expected = (
-                f"a tuple of {len(self._results)} arrays" if self._returns_tuple else "one array"
-            )
-            raise ArgumentError(f"out= is {type(out).__name__}: accepted is {expected}")
-        for array, result in zip(given, self._results, strict=True):
-            if (
-                not isinstance(array, np.ndarray)
-                or array.dtype != F32
-                or array.shape != result.shape
-                or not array.flags.writeable
-            ):
-                found = (
-                    f"{'' if array.flags.writeable else 'read-only '}{array.dtype} "
-                    f"{list(array.shape)}"
-                    if isinstance(array, np.ndarray)
-                    else type(array).__name__
-                )
-                raise ArgumentError(
-                    f"out= is {found}: accepted is a writable float32 {list(result.shape)}"
-                )
-        _refuse_overlap(given, self._names, args)
-        return given
-
 
 def _one_row(slot: Slot, kernel: Kernel) -> Slot:
     return Slot("one") if slot.kind == "m" and kernel.uniform else slot
+
+
+def check_out(
+    out: object,
+    shapes: Sequence[tuple[int, ...]],
+    returns_tuple: bool,
+    names: Sequence[str],
+    args: Sequence[object],
+) -> tuple[NDArray[np.float32], ...]:
+    """The arrays of `out=` for results of these shapes; raises ArgumentError where they do not fit.
+
+    names, args: the call's arguments, none of which may share memory with out.
+    """
+    given = out if isinstance(out, tuple) else (out,)
+    if isinstance(out, tuple) != returns_tuple or len(given) != len(shapes):
+        expected = f"a tuple of {len(shapes)} arrays" if returns_tuple else "one array"
+        raise ArgumentError(f"out= is {type(out).__name__}: accepted is {expected}")
+    for array, shape in zip(given, shapes, strict=True):
+        if (
+            not isinstance(array, np.ndarray)
+            or array.dtype != F32
+            or array.shape != shape
+            or not array.flags.writeable
+        ):
+            found = (
+                f"{'' if array.flags.writeable else 'read-only '}{array.dtype} {list(array.shape)}"
+                if isinstance(array, np.ndarray)
+                else type(array).__name__
+            )
+            raise ArgumentError(f"out= is {found}: accepted is a writable float32 {list(shape)}")
+    _refuse_overlap(given, names, args)
+    return given
 
 
 def _usable(array: NDArray[np.float32], result: _Result) -> bool:
@@ -317,4 +326,4 @@ def check_array(name: str, array: NDArray[Any]) -> None:
         )
 
 
-__all__ = ["Launch", "check_array", "lead_shape"]
+__all__ = ["Launch", "check_array", "check_out", "lead_shape"]
