@@ -25,6 +25,7 @@ from q4jit.weights import QuantizedTensor
 
 F32: Final = np.dtype(np.float32)
 _CACHE_LINE_BYTES: Final = 64
+_OVERLAP_WORK: Final = 10_000  # candidates tried before strided arrays count as overlapping
 
 KernelFunction = Callable[[bytes], None]
 _Step = tuple[KernelFunction, Callable[..., bytes], Callable[[list[Any]], tuple[Any, ...]]]
@@ -257,12 +258,12 @@ def _refuse_overlap(
     for i, array in enumerate(given):
         for name, value in zip(names, args, strict=True):
             memory = value.raw if isinstance(value, QuantizedTensor) else value
-            if isinstance(memory, np.ndarray) and np.may_share_memory(array, memory):
+            if isinstance(memory, np.ndarray) and _overlap(array, memory):
                 raise ArgumentError(
                     f"out= overlaps the argument {name!r}, which is read while out is written: "
                     "accepted is an array of its own memory"
                 )
-        if any(np.may_share_memory(array, other) for other in given[:i]):
+        if any(_overlap(array, other) for other in given[:i]):
             raise ArgumentError("two arrays of out= overlap: accepted are arrays of their own")
 
 
@@ -276,6 +277,16 @@ def _f32(value: Any) -> float:
         return number
     with np.errstate(over="ignore"):
         return float(np.float32(number))
+
+
+def _overlap(a: NDArray[Any], b: NDArray[Any]) -> bool:
+    """Whether two arrays share an element; columns of one matrix beside each other do not."""
+    if not np.may_share_memory(a, b):
+        return False
+    try:
+        return np.shares_memory(a, b, max_work=_OVERLAP_WORK)
+    except np.exceptions.TooHardError:
+        return True
 
 
 _thread = threading.local()
