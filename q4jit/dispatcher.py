@@ -18,10 +18,10 @@ from typing import Any, Final, Generic, ParamSpec, TypeVar, overload
 import numpy as np
 
 from q4jit import cache, config
-from q4jit.errors import ArgumentError, Q4JitError
+from q4jit.errors import ArgumentError, ConfigError
 from q4jit.frontend import array_spec, trace
 from q4jit.ir import Graph, ScalarSpec, Signature, Spec, StaticSpec, WeightSpec
-from q4jit.launcher import KernelFunction, Launch, check_array, lead_shape
+from q4jit.launcher import KernelFunction, Launch, check_array, check_out, lead_shape
 from q4jit.locks import BUILD
 from q4jit.lower_cpu import lower
 from q4jit.plan import Plan, Source, make_plan, rows_per_tile
@@ -51,6 +51,8 @@ class Options:
             value = getattr(self, name)
             if value is not None and (type(value) is not int or value <= 0):
                 raise ArgumentError(f"{name}={value!r}: accepted is a positive int, or None")
+        if type(self.cache) is not bool:
+            raise ArgumentError(f"cache={self.cache!r}: accepted is True or False")
         if self.precision not in _PRECISIONS:
             accepted = ", ".join(map(repr, _PRECISIONS))
             raise ArgumentError(f"precision={self.precision!r}: accepted are {accepted}")
@@ -99,18 +101,22 @@ class Specialized(Generic[_P, _R]):
     """
 
     def __init__(self, function: Callable[_P, _R], options: Options) -> None:
+        functools.update_wrapper(self, function)  # first: the function's attributes may be named so
         self.py_func = function
         self.options = options
-        functools.update_wrapper(self, function)
         self._name = getattr(function, "__name__", type(function).__name__)
         self._python_signature = inspect.signature(function)
         self._parameters, self._keywords = _parameters(self._python_signature, self._name)
         self._disabled = config.jit_disabled()
         self._launches: dict[tuple[object, ...], Launch] = {}
+        self._plans: dict[tuple[Signature, int], Plan] = {}
         self._compiled: dict[tuple[Signature, int], _Compiled] = {}
         self._graphs: dict[Signature, Graph] = {}
         self._hits = self._misses = self._compiles = 0
         self._seconds = 0.0
+
+    def __reduce__(self) -> str:
+        return str(getattr(self, "__qualname__", self._name))  # by name, as functions are pickled
 
     def __repr__(self) -> str:
         return f"<specialized {self._name}({', '.join(self._parameters)})>"
@@ -150,8 +156,10 @@ class Specialized(Generic[_P, _R]):
         result: Any = self.py_func(*args[:split], **keywords)
         if out is None:
             return result
-        pairs = zip(out, result, strict=True) if isinstance(out, tuple) else [(out, result)]
-        for target, value in pairs:
+        results = result if isinstance(result, tuple) else (result,)
+        shapes = [np.shape(value) for value in results]
+        given = check_out(out, shapes, result is results, self._parameters, args)
+        for target, value in zip(given, results, strict=True):
             target[...] = value
         return out
 
@@ -198,12 +206,13 @@ class Specialized(Generic[_P, _R]):
         if (signature, m_class) not in self._compiled:
             start = time.perf_counter()
             plan = make_plan(self._graph(signature), target, m)
+            self._plans[signature, m_class] = plan  # what does not load can still be inspected
             if config.debug():
                 sys.stderr.write(f"q4jit: {plan}\n")
             kernels = tuple(self._load(lower(plan, kernel)) for kernel in plan.kernels)
-            self._compiled[signature, m_class] = _Compiled(plan, kernels)
             self._seconds += time.perf_counter() - start
             _dump(plan, kernels)
+            self._compiled[signature, m_class] = _Compiled(plan, kernels)
         return self._compiled[signature, m_class]
 
     def _load(self, source: Source) -> _Kernel:
@@ -241,6 +250,7 @@ class Specialized(Generic[_P, _R]):
         stand_ins = tuple(_stand_in(value) for value in args)
         key = tuple(_shape_key(value) for value in stand_ins)
         if self._disabled:
+            self._signature_of(stand_ins)
             return
         launch = self._launches.get(key) or self._specialise(stand_ins, key)
         launch.prepare(stand_ins)
@@ -259,12 +269,11 @@ class Specialized(Generic[_P, _R]):
         return "\n".join(llvm.compile_assembly(s.text, s.target) for s in self._sources(target))
 
     def _sources(self, target: str | None) -> list[Source]:
-        compiled = self._need_compiled()
-        if target is None:
-            return [kernel.source for c in compiled for kernel in c.kernels]
-        found = find_target(target)
-        plans = {str(p): p for p in (_replan(c.plan, found) for c in compiled)}
-        return [lower(plan, kernel) for plan in plans.values() for kernel in plan.kernels]
+        plans = self._need_plans()
+        if target is not None:
+            found = find_target(target)
+            plans = list({str(p): p for p in (_replan(plan, found) for plan in plans)}.values())
+        return [lower(plan, kernel) for plan in plans for kernel in plan.kernels]
 
     def explain(self) -> str:
         """What was compiled for which arguments, from where it came, and which rule chose it."""
@@ -289,13 +298,13 @@ class Specialized(Generic[_P, _R]):
             ]
         return "\n".join(lines)
 
-    def _need_compiled(self) -> list[_Compiled]:
-        if not self._compiled:
+    def _need_plans(self) -> list[Plan]:
+        if not self._plans:
             raise ArgumentError(
                 f"{self._name} has no signature yet: call it once, or warmup(...) with arguments "
                 "like those of a call"
             )
-        return list(self._compiled.values())
+        return list(self._plans.values())
 
 
 def _replan(plan: Plan, target: Target) -> Plan:
@@ -330,8 +339,8 @@ def _shape_key(value: object) -> object:
         return value.signature  # type: ignore[attr-defined]  # just tested
     if kind is float or isinstance(value, np.floating):
         return float
-    if isinstance(value, np.ndarray):
-        return value.shape
+    if isinstance(value, np.ndarray):  # a subclass is looked at when its own launch is made
+        return kind, value.shape
     if isinstance(value, np.integer | np.bool_):
         value = value.item()
     try:
@@ -409,7 +418,7 @@ def _dump(plan: Plan, kernels: Sequence[_Kernel]) -> None:
             )
             (directory / f"{stem}{llvm.SUFFIX}").write_bytes(kernel.entry.object_bytes)
     except OSError as error:
-        raise Q4JitError(f"Q4JIT_DUMP_DIR={directory} cannot be written: {error}") from error
+        raise ConfigError(f"Q4JIT_DUMP_DIR={directory} cannot be written: {error}") from error
 
 
 def _write(path: Path, text: str) -> None:
