@@ -10,6 +10,7 @@ import functools
 import inspect
 import sys
 import time
+import types
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -140,6 +141,10 @@ class Specialized(Generic[_P, _R]):
         else:
             self._hits += 1
         return launch(args, out)
+
+    def __get__(self, instance: object, owner: type | None = None) -> Any:
+        """Bind like a function: in a class, `self` is an argument as any other."""
+        return self if instance is None else types.MethodType(self, instance)
 
     def _positional(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
         try:
