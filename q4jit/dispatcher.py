@@ -21,7 +21,7 @@ import numpy as np
 from q4jit import cache, config
 from q4jit.errors import ArgumentError, ConfigError
 from q4jit.frontend import array_spec, trace
-from q4jit.ir import Graph, ScalarSpec, Signature, Spec, StaticSpec, WeightSpec
+from q4jit.ir import Graph, ScalarSpec, Signature, Spec, StaticSpec, WeightSpec, reachable
 from q4jit.launcher import KernelFunction, Launch, check_array, check_out, lead_shape
 from q4jit.locks import BUILD
 from q4jit.lower_cpu import lower
@@ -391,7 +391,9 @@ def _stand_in(value: object) -> object:
 def _check_options(options: Options, graph: Graph) -> None:
     if options.K is not None:
         for node in graph.nodes():
-            if node.op == "matmul" and node.operands[0].width != options.K:
+            if node.op != "matmul" or any(n.op == "matmul" for n in reachable(node.operands)):
+                continue  # K is x's last dimension; the x of a chained product is another's result
+            if node.operands[0].width != options.K:
                 raise ArgumentError(
                     f"specialize(K={options.K}): found a product of K = {node.operands[0].width}"
                 )
