@@ -8,6 +8,7 @@ and the function stays ordinary NumPy. Whatever would leak a symbol silently (`b
 import functools
 import itertools
 import linecache
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -36,8 +37,9 @@ MAX_EXPONENT: Final = 16
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
-_PACKAGE: Final = str(Path(__file__).parent)
-_NUMPY: Final = str(Path(np.__file__).parent)
+# with the separator at the end: q4jit_plots stands beside q4jit, not in it
+_PACKAGE: Final = f"{Path(__file__).parent}{os.sep}"
+_NUMPY: Final = f"{Path(np.__file__).parent}{os.sep}"
 
 _UFUNCS: Final = {
     "add": "add",
