@@ -31,6 +31,7 @@ from q4jit.ir import (
     WeightSpec,
     show_shape,
 )
+from q4jit.weights import QuantizedTensor
 
 MAX_EXPONENT: Final = 16
 
@@ -71,6 +72,10 @@ _UFUNCS: Final = {
 _ACCEPTED: Final = (
     "accepted are @, arithmetic, ** with a small whole exponent, comparisons, np.where exp log "
     "tanh sqrt abs square reciprocal maximum minimum clip sum mean, and slices of the last axis"
+)
+
+_WEIGHT_IN_ARITHMETIC: Final = (
+    "found a quantised weight as an operand of element-wise arithmetic: accepted is x @ w"
 )
 
 
@@ -248,10 +253,7 @@ class SymbolicArray:
                 raise TraceError(f"found the complex number {value!r}: accepted are real ones")
             return self._builder.const(float(value))
         if isinstance(value, SymbolicWeight):
-            raise TraceError(
-                "found a quantised weight as an operand of element-wise arithmetic: "
-                "accepted is `x @ w`"
-            )
+            raise TraceError(_WEIGHT_IN_ARITHMETIC)
         if isinstance(value, np.ndarray):
             if value.ndim == 0 and value.dtype.kind in "biuf":
                 return self._builder.const(float(value))
@@ -457,8 +459,22 @@ class SymbolicWeight:
     def __array_function__(self, function: Callable[..., object], *rest: object) -> NoReturn:
         raise TraceError(f"found np.{function.__name__} of a quantised weight: accepted is x @ w")
 
+    @_located
+    def _arithmetic(self, *others: object) -> NoReturn:
+        raise TraceError(_WEIGHT_IN_ARITHMETIC)
+
+    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = _arithmetic
+    __truediv__ = __rtruediv__ = __pow__ = __rpow__ = _arithmetic
+    __neg__ = __pos__ = __abs__ = __invert__ = _arithmetic
+    __lt__ = __le__ = __gt__ = __ge__ = _arithmetic
+    # object declares == and != as returning bool
+    __eq__ = __ne__ = _arithmetic  # type: ignore[assignment]
+    __hash__ = object.__hash__
+
     __array__ = _forbidden("a conversion to a NumPy array", "accepted is x @ w")
     __bool__ = _forbidden("the truth value", "accepted is x @ w")
+    __float__ = __int__ = _forbidden("a conversion to a number", "accepted is x @ w")
+    __len__ = _forbidden("the len()", "use w.shape")
     __iter__ = _forbidden("iteration", "accepted is x @ w")
     __getitem__ = _forbidden("an index into a weight", "slice the result: (x @ w)[..., a:b]")
 
@@ -493,15 +509,19 @@ def _unsupported(what: str) -> NoReturn:
 def _matmul(x: object, w: object) -> SymbolicArray:
     if isinstance(w, SymbolicWeight):
         if isinstance(x, SymbolicArray):
+            if x._builder is not w._builder:
+                raise TraceError("found a traced value of another call: accepted are this call's")
             return SymbolicArray(x._builder, x._builder.matmul(x._node, w._arg))
         if isinstance(x, SymbolicWeight):
             raise TraceError("found a product of two weights: accepted is x @ w, x an f32 array")
         raise TraceError(
             f"found {type(x).__name__} @ w: accepted is a traced f32 array; pass it as an argument"
         )
-    shape = f" {show_shape(w._node.shape)}" if isinstance(w, SymbolicArray) else ""
+    if isinstance(w, QuantizedTensor):
+        raise TraceError(f"found the captured weight {w!r}: accepted is an argument; pass it")
+    found = f"f32 {show_shape(w._node.shape)}" if isinstance(w, SymbolicArray) else type(w).__name__
     raise TraceError(
-        f"found a plain matrix{shape} ({type(w).__name__}) on the right of @: accepted is a "
+        f"found a plain matrix ({found}) on the right of @: accepted is a "
         'QuantizedTensor; quantize(w, "F32") makes one without loss'
     )
 
