@@ -5,7 +5,7 @@ The module's entry is `void kernel(ptr args)`; args points to 8-byte slots in th
 tasks: a row of x, and 16 columns of a section.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -214,9 +214,27 @@ class _Values:
 
     def scalar(self, node: Node) -> str:
         """A value of width 1."""
-        if node.id not in self.scalars:
-            self.scalars[node.id] = self._scalar(node)
+        for n in self._pending(node, self.scalars):
+            self.scalars[n.id] = self._scalar(n)
         return self.scalars[node.id]
+
+    def _pending(self, node: Node, known: dict[int, str]) -> Iterator[Node]:
+        """What is not `known` of a value, operands first; the caller writes what it is handed.
+
+        No recursion: an unrolled loop makes chains longer than Python's stack.
+        """
+        stack = [node]
+        while stack:
+            n = stack[-1]
+            at_hand = n.id in self.buffers or n.op == "load"
+            spread = known is self.wide and n.width == 1
+            operands = () if at_hand or spread or n.id in known else n.operands
+            missing = [o for o in operands if o.id not in known]
+            stack += reversed(missing)
+            if not missing:
+                stack.pop()
+                if n.id not in known:
+                    yield n
 
     def _scalar(self, node: Node) -> str:
         if node.op == "const":
@@ -227,7 +245,7 @@ class _Values:
             return self.lowering._argument(self.f, Slot("scalar", node.arg))
         if node.op == "load":
             return self._load_scalar(self._array_row(node), str(node.start))
-        operands = [self.scalar(n) for n in node.operands]
+        operands = [self.scalars[n.id] for n in node.operands]
         if node.op in {"reshape", "sum"} and node.operands[0].width == 1:
             return operands[0]
         return apply(self.lowering.module, self.f, ONE, node.op, operands)
@@ -247,20 +265,20 @@ class _Values:
 
     def at(self, node: Node) -> str:
         """A value at the present place, in lanes (a scalar is spread over them)."""
-        if node.id in self.wide:
-            return self.wide[node.id]
+        for n in self._pending(node, self.wide):
+            self.wide[n.id] = self._at(n)
+        return self.wide[node.id]
+
+    def _at(self, node: Node) -> str:
         if node.width == 1:
-            value = self._spread(node)
-        elif node.id in self.buffers:
-            value = self._load(self._buffer_row(self.buffers[node.id]), self.column)
-        elif node.op == "load":
+            return self._spread(node)
+        if node.id in self.buffers:
+            return self._load(self._buffer_row(self.buffers[node.id]), self.column)
+        if node.op == "load":
             column = self.f.index("column", (self.column, 1), (node.start, 1))
-            value = self._load(self._array_row(node), column)
-        else:
-            operands = [self.at(n) for n in node.operands]
-            value = apply(self.lowering.module, self.f, self.lanes, node.op, operands)
-        self.wide[node.id] = value
-        return value
+            return self._load(self._array_row(node), column)
+        operands = [self.wide[n.id] for n in node.operands]
+        return apply(self.lowering.module, self.f, self.lanes, node.op, operands)
 
     def _spread(self, node: Node) -> str:
         value = self.scalar(node)
