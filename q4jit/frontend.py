@@ -467,8 +467,7 @@ class SymbolicWeight:
     __truediv__ = __rtruediv__ = __pow__ = __rpow__ = _arithmetic
     __neg__ = __pos__ = __abs__ = __invert__ = _arithmetic
     __lt__ = __le__ = __gt__ = __ge__ = _arithmetic
-    # object declares == and != as returning bool
-    __eq__ = __ne__ = _arithmetic  # type: ignore[assignment]
+    __eq__ = __ne__ = _arithmetic
     __hash__ = object.__hash__
 
     __array__ = _forbidden("a conversion to a NumPy array", "accepted is x @ w")

@@ -298,8 +298,9 @@ class Builder:
         return self._node("reshape", (node,), node.shape[:-1])
 
     def add_last(self, node: Node) -> Node:
-        """The same value with an axis of 1 behind the others; only after a reduction, or of a float:
-        the last axis of all other values is the one along which kernels run.
+        """The same value with an axis of 1 behind the others.
+
+        Only after a reduction, or of a float: kernels run along the last axis of all other values.
         """
         if node.shape and isinstance(node.shape[-1], int):
             raise TraceError(

@@ -303,8 +303,9 @@ class _Splitter:
         return self._in_epilogue(operand) and self._home[user.id] != self._home[operand.id]
 
     def _numbers_of(self, node: Node) -> list[Node]:
-        """What to keep of an epilogue's value: memory holds numbers, and a truth value is decided
-        again from those that it compares.
+        """What to keep of an epilogue's value.
+
+        Memory holds numbers; a truth value is decided again from those that it compares.
         """
         if not node.is_bool:
             return [node]
