@@ -75,6 +75,12 @@ class Stats:
     compiles: int = 0
     seconds: float = 0.0
 
+    def __str__(self) -> str:
+        return (
+            f"{self.hits} hits, {self.misses} misses, {self.compiles} kernels compiled, "
+            f"{self.seconds:.2f} s"
+        )
+
 
 @dataclass(frozen=True)
 class _Kernel:
@@ -150,7 +156,9 @@ class Specialized(Generic[_P, _R]):
         try:
             bound = self._python_signature.bind(*args, **kwargs)
         except TypeError as error:
-            raise ArgumentError(f"{self._name}(): {error}") from None
+            raise ArgumentError(
+                f"{self._name}(): {error}; accepted is {self._name}{self._python_signature}"
+            ) from None
         bound.apply_defaults()
         return tuple(bound.arguments[name] for name in self._parameters)
 
