@@ -34,11 +34,13 @@ def requantized(path: Path, tensors: Mapping[str, Any], progress: Progress) -> d
     if not names:
         return dict(tensors)
     kept = _kept_file(path)
-    converted = _load(kept, {name: tensors[name].shape for name in names})
+    shapes = {name: tensors[name].shape for name in names}
+    converted = None if kept is None else _load(kept, shapes)
     if converted is None:
         converted = {name: quantize(tensors[name].dequantize(), TO) for name in progress(names)}
         try:
-            _write_atomically(kept, converted)
+            if kept is not None:
+                _write_atomically(kept, converted)
         except OSError as error:  # the next run converts again
             print(f"cannot keep the {TO} weights: {error}", file=sys.stderr)
     return {name: converted.get(name, tensor) for name, tensor in tensors.items()}
@@ -65,13 +67,19 @@ def _string(text: str) -> bytes:
     return struct.pack("<Q", len(text.encode())) + text.encode()
 
 
-def _kept_file(path: Path) -> Path:
-    """Where the result for a source lives: another size or time of the source is another name."""
+def _kept_file(path: Path) -> Path | None:
+    """Where the result for a source lives: another size or time of the source is another name.
+
+    None where there is no cache directory.
+    """
+    directory = cache_dir()
+    if directory is None:
+        return None
     source = path.resolve()
     facts = source.stat()
     key = json.dumps([RECIPE, str(source), facts.st_size, facts.st_mtime_ns])
     digest = hashlib.sha256(key.encode()).hexdigest()
-    return cache_dir() / "models" / f"{source.stem}.{TO}.{digest[:16]}.gguf"
+    return directory / "models" / f"{source.stem}.{TO}.{digest[:16]}.gguf"
 
 
 def _load(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any] | None:

@@ -226,10 +226,19 @@ def write_tiny(
     return path
 
 
-def generate(*arguments: object, **environment: str) -> "subprocess.CompletedProcess[str]":
+def environment() -> dict[str, str]:
+    """Without an installation the program finds the library beside it."""
+    paths = [str(EXAMPLES.parent), os.environ.get("PYTHONPATH", "")]
+    return os.environ | {
+        "PYTHONIOENCODING": "utf-8",
+        "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+    }
+
+
+def generate(*arguments: object) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
         [sys.executable, EXAMPLES / "generate.py", *map(str, arguments)],
-        env=os.environ | {"PYTHONIOENCODING": "utf-8"} | environment,
+        env=environment(),
         capture_output=True,
         encoding="utf-8",
         timeout=300,
@@ -477,6 +486,7 @@ def test_an_interrupted_answer_ends_with_the_statistics(tmp_path: Path) -> None:
             "1",
             "hello",
         ],
+        env=environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         encoding="utf-8",
