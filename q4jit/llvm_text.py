@@ -387,7 +387,9 @@ def tail_mask(f: Function, first: str, width: int) -> str | None:
     if width % LANES == 0:
         return None
     left = f.let("left", f"sub i64 {width}, {first}")
-    left32 = f.let("left32", f"trunc i64 {left} to i32")
+    more = f.let("more", f"icmp sgt i64 {left}, {LANES}")
+    few = f.let("few", f"select i1 {more}, i64 {LANES}, i64 {left}")
+    left32 = f.let("left32", f"trunc i64 {few} to i32")
     lane = f"<i32 {', i32 '.join(map(str, range(LANES)))}>"
     return f.let("mask", f"icmp slt {INTS} {lane}, {splat_value(f, 'i32', left32)}")
 
