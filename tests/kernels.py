@@ -182,6 +182,13 @@ def one_product(x: Any, w: Any) -> Any:
     return x @ w
 
 
+def block(x: Any, gain: Any, gate: Any, up: Any, bias: Any, residual: Any, scale: Any) -> Any:
+    """RMSNorm, two products, bias, SiLU and a residual: one kernel."""
+    h = x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + 1e-5) * gain
+    g = h @ gate + bias
+    return residual + scale * (g / (1 + np.exp(-g)) * (h @ up))
+
+
 @functools.cache
 def products(count: int) -> Callable[..., tuple[Any, ...]]:
     """A function of x and `count` weights that gives all products: one kernel, so one compile."""

@@ -24,6 +24,7 @@ from tests.kernels import (
     Guarded,
     Weight,
     assert_contract,
+    block,
     decoded,
     dequantizer,
     errors,
@@ -448,13 +449,6 @@ def test_values_beside_guard_pages(cpu: Guarded) -> None:
     results = run_guarded(dequantizer(len(found)), cpu, [w.tensor for w in found])
     for got, w in zip(results, found, strict=True):
         assert_same_bits(got, w)
-
-
-def block(x: Any, gain: Any, gate: Any, up: Any, bias: Any, residual: Any, scale: Any) -> Any:
-    """RMSNorm, two products, bias, SiLU and a residual: one kernel."""
-    h = x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + 1e-5) * gain
-    g = h @ gate + bias
-    return residual + scale * (g / (1 + np.exp(-g)) * (h @ up))
 
 
 @every_guarded_cpu
