@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from q4jit.compilers import llvm
 from q4jit.formats import FORMATS
@@ -187,7 +188,7 @@ def test_a_weight_of_more_than_4_gb(function: Callable[..., Any], tmp_path: Path
     many: NDArray[np.uint8] = np.memmap(path, np.uint8, "r")
     scratch = np.zeros(64, F32)
     y = np.full((1, section.width), np.nan, F32)
-    addresses = {
+    addresses: dict[str, NDArray[Any]] = {
         "array": x,
         "weight": many,
         "output": y,
