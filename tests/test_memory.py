@@ -93,7 +93,8 @@ def test_functions_that_are_dropped_release_their_code() -> None:
         return status("VmRSS")
 
     before = cycles(20)
-    print(cycles(60) - before)
+    print(cycles(200) - before)
     """
     growth = int(child.run(program, prelude=MEASURE))
-    assert growth < 8 * MB, f"{growth / MB:.1f} MB more after 60 functions"
+    # 200 functions that all stay hold 18 MB
+    assert growth < 8 * MB, f"{growth / MB:.1f} MB more after 200 functions"
