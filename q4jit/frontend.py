@@ -6,6 +6,7 @@ and the function stays ordinary NumPy. Whatever would leak a symbol silently (`b
 """
 
 import functools
+import inspect
 import itertools
 import linecache
 import os
@@ -90,7 +91,12 @@ def trace(
     builder = Builder(signature)
     symbols = [_symbol(builder, i) for i in range(len(signature))]
     split = len(symbols) - len(keywords)
-    result = function(*symbols[:split], **dict(zip(keywords, symbols[split:], strict=True)))
+    try:
+        result = function(*symbols[:split], **dict(zip(keywords, symbols[split:], strict=True)))
+    except Exception as error:
+        if isinstance(error.__cause__, TraceError):  # NumPy puts an error of its own before ours
+            raise error.__cause__ from None
+        raise
     name = getattr(function, "__name__", "function")
     returns_tuple = isinstance(result, tuple | list)
     values = tuple(result) if isinstance(result, tuple | list) else (result,)
@@ -103,7 +109,19 @@ def trace(
         if value._builder is not builder:
             _refuse_result(function, "a symbol of another trace")
         outputs.append(builder.number(value._node))
-    return Graph(_clean_name(name), signature, tuple(outputs), returns_tuple)
+    return Graph(
+        _clean_name(name),
+        _argument_names(function, signature),
+        signature,
+        tuple(outputs),
+        returns_tuple,
+    )
+
+
+def _argument_names(function: Callable[..., object], signature: Signature) -> tuple[str, ...]:
+    names = [_clean_name(name) for name in inspect.signature(function).parameters]
+    distinct = len(names) == len(signature) == len(set(names))
+    return tuple(names) if distinct else tuple(f"arg{i}" for i in range(len(signature)))
 
 
 def _clean_name(name: str) -> str:
