@@ -1,0 +1,71 @@
+"""What tests of whole functions share: a float64 run of a function, and the bound it is held to."""
+
+from collections.abc import Callable
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from q4jit import QuantizedTensor, quantize, specialize
+from q4jit.dispatcher import Specialized
+
+F32: Final = np.float32
+BOUND: Final = 3e-6
+"""The relative rms that a whole function keeps on well-conditioned data."""
+
+Floats = NDArray[np.float32]
+
+
+def random(*shape: int, seed: int = 0) -> Floats:
+    """Normal f32 numbers."""
+    return np.random.default_rng([seed, *shape]).standard_normal(shape).astype(F32)
+
+
+def weight(k: int, n: int, format_: str = "F32", seed: int = 0) -> QuantizedTensor:
+    """A random weight whose products have about the size of x."""
+    return quantize(random(k, n, seed=seed + 1) / np.sqrt(k), format_)
+
+
+def in_float64(value: object) -> object:
+    """An argument as the float64 run takes it."""
+    if isinstance(value, np.ndarray):
+        return value.astype(np.float64)
+    return float(value) if isinstance(value, np.floating) else value
+
+
+def reference(function: Callable[..., object], *args: object, **keywords: object) -> Any:
+    """The results of `function` run by NumPy in float64, always as a tuple."""
+    wide = {name: in_float64(value) for name, value in keywords.items()}
+    with np.errstate(all="ignore"):
+        result = function(*map(in_float64, args), **wide)
+    return result if isinstance(result, tuple) else (result,)
+
+
+def relative_rms(found: Floats, wanted: NDArray[Any]) -> float:
+    """The rms of the difference over the rms of what is wanted; 0 where there is nothing."""
+    if wanted.size == 0:
+        return 0.0
+    error = np.sqrt(np.mean((found.astype(np.float64) - wanted) ** 2))
+    return float(error / max(np.sqrt(np.mean(np.square(wanted, dtype=np.float64))), 1e-30))
+
+
+def assert_close(found: object, wanted: tuple[object, ...]) -> None:
+    """`found`, an array or a tuple, has the shapes of `wanted` and, within the bound, its values."""
+    results = found if isinstance(found, tuple) else (found,)
+    assert len(results) == len(wanted)
+    for i, (y, exact) in enumerate(zip(results, wanted, strict=True)):
+        assert isinstance(y, np.ndarray)
+        assert y.dtype == F32
+        r = np.asarray(exact)
+        assert y.shape == r.shape, f"result {i} has the shape {y.shape}, NumPy's has {r.shape}"
+        error = relative_rms(y, r)
+        assert error <= BOUND, f"result {i} differs by a relative rms of {error:.2e}"
+
+
+def check(
+    function: Callable[..., object], *args: object, **keywords: object
+) -> Specialized[..., object]:
+    """Compile `function`, hold its results against the float64 run, and hand it back."""
+    compiled = function if isinstance(function, Specialized) else specialize(function)
+    assert_close(compiled(*args, **keywords), reference(compiled.py_func, *args, **keywords))
+    return compiled
