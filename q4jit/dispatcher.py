@@ -301,6 +301,8 @@ class Specialized(Generic[_P, _R]):
         if self.options.block_size is not None:
             lines.append("block_size has no meaning on a CPU and is not used")
         lines.append("the CPU runs every call: no GPU back end is part of this version")
+        if not self._compiled:
+            lines.append("nothing is compiled yet: that happens at the first call, or by warmup")
         for compiled in self._compiled.values():
             lines.append(str(compiled.plan))
             lines += [
@@ -347,7 +349,8 @@ def _shape_key(value: object) -> object:
     """What of an argument decides which launch serves a call."""
     kind = type(value)
     if kind is np.ndarray:
-        return value.shape  # type: ignore[attr-defined]  # just tested
+        # () of a rank-0 array says nothing: its dtype decides whether it is a number
+        return value.shape or value.dtype  # type: ignore[attr-defined]  # just tested
     if kind is QuantizedTensor:
         return value.signature  # type: ignore[attr-defined]  # just tested
     if kind is float or isinstance(value, np.floating):

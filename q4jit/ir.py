@@ -5,7 +5,7 @@ tracing; each leading axis is either 1 or the call's own length there, written a
 are pushed down to the loads and products they end at, so a graph holds none.
 """
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -140,9 +140,10 @@ class Node:
 
 @dataclass(frozen=True)
 class Graph:
-    """A traced function: its name, its signature, and the values that it returns."""
+    """A traced function: its name, its arguments' names and specs, and what it returns."""
 
     name: str
+    names: tuple[str, ...]
     signature: Signature
     outputs: tuple[Node, ...]
     returns_tuple: bool
@@ -152,19 +153,95 @@ class Graph:
         return reachable(self.outputs)
 
     def __str__(self) -> str:
-        lines = [f"graph {self.name}({', '.join(map(str, self.signature))})"]
+        pairs = zip(self.names, self.signature, strict=True)
+        lines = [f"graph {self.name}({', '.join(f'{name}: {spec}' for name, spec in pairs)})"]
         lines += [f"  {node}" for node in self.nodes()]
         lines.append(f"  return {', '.join(f'v{n.id}' for n in self.outputs)}")
         return "\n".join(lines)
 
 
-def reachable(roots: tuple[Node, ...]) -> list[Node]:
-    """The roots and all that they need, operands first."""
+_OPERATORS: Final = {
+    "add": ("+", 1),
+    "sub": ("-", 1),
+    "mul": ("*", 2),
+    "div": ("/", 2),
+    "lt": ("<", 0),
+    "le": ("<=", 0),
+    "gt": (">", 0),
+    "ge": (">=", 0),
+    "eq": ("==", 0),
+    "ne": ("!=", 0),
+    "and": ("&", -1),
+    "or": ("|", -2),
+}
+_ATOM: Final = 4
+_LONGEST_EXPRESSION: Final = 72
+
+
+def statements(
+    results: Sequence[tuple[str, Node]], names: Sequence[str], known: Mapping[int, str]
+) -> list[str]:
+    """Assignments, as a person would write them, that compute `results` (label, value).
+
+    names: the arguments'; known: values, by id, that are there already under some name. A value
+    that is used twice, and a long expression, get a line of their own.
+    """
+    uses: dict[int, int] = {}
+    nodes = reachable(tuple(node for _, node in results), known)
+    for node in (*(n for user in nodes for n in user.operands), *(n for _, n in results)):
+        uses[node.id] = uses.get(node.id, 0) + 1
+    texts = {i: (name, _ATOM) for i, name in known.items()}
+    lines = []
+    for node in nodes:
+        text, binding = _expression(node, [texts[n.id] for n in node.operands], names)
+        if binding < _ATOM and (uses[node.id] > 1 or len(text) > _LONGEST_EXPRESSION):
+            lines.append(f"v{node.id} = {text}")
+            text, binding = f"v{node.id}", _ATOM
+        texts[node.id] = (text, binding)
+    return lines + [f"{label} = {texts[node.id][0]}" for label, node in results]
+
+
+def _expression(
+    node: Node, operands: Sequence[tuple[str, int]], names: Sequence[str]
+) -> tuple[str, int]:
+    """The text of a node and how tightly its outermost operator binds."""
+    if node.op in _OPERATORS:
+        sign, binding = _OPERATORS[node.op]
+        left, right = (
+            text if inner >= binding + (i if sign in "-/" else 0) else f"({text})"
+            for i, (text, inner) in enumerate(operands)
+        )
+        return f"{left} {sign} {right}", binding
+    match node.op:
+        case "const":
+            return f"{node.value:.7g}", _ATOM
+        case "scalar":
+            return names[node.arg], _ATOM
+        case "load":
+            stop = node.start + node.width
+            cut = f"[..., {node.start}:{stop}]" if node.start else ""
+            return f"{names[node.arg]}{cut}", _ATOM
+        case "reshape":
+            return operands[0]
+        case "neg":
+            text, inner = operands[0]
+            return f"-{text}" if inner == _ATOM else f"-({text})", 3
+        case "matmul":
+            stop = node.start + node.width
+            cut = f"[:, {node.start}:{stop}]" if node.start else ""
+            return f"{operands[0][0]} @ {names[node.arg]}{cut}", 2
+        case "dequantize":
+            return f"{names[node.arg]}.dequantize()", 3
+    return f"{node.op}({', '.join(text for text, _ in operands)})", 3
+
+
+def reachable(roots: tuple[Node, ...], stop: Container[int] = ()) -> list[Node]:
+    """The roots and all that they need, operands first; values in `stop` are not entered."""
     found: dict[int, Node] = {}
     stack = list(roots)
     while stack:
         node = stack.pop()
-        if node.id not in found:
+        if node.id not in found and node.id not in stop:
             found[node.id] = node
             stack.extend(node.operands)
     return [found[i] for i in sorted(found)]

@@ -33,7 +33,11 @@ from q4jit.plan import COLUMNS, Buffer, Kernel, Plan, Section, Slot, Source, Sto
 # The work that is worth another thread's attention, about two microseconds: bytes of weights
 # read once, and floats of a row.
 _CHUNK_BYTES: Final = 32 << 10
+_STREAM_BYTES: Final = 256 << 10
+_FEW_CHUNKS: Final = 4
 _CHUNK_FLOATS: Final = 8 << 10
+
+_LABELS: Final = {"x": "prologue"}  # an argument may well be called x
 
 # x is scaled by a power of two where its largest element lies outside of this window. Inside, 32
 # products with quants can neither overflow nor be lost to denormals.
@@ -66,24 +70,24 @@ class _Lowering:
         return module.text(self._comment())
 
     def _comment(self) -> str:
-        slots = ", ".join(f"{i} {slot}" for i, slot in enumerate(self.kernel.slots()))
-        lines = [f"{self.kernel.name} for {self.plan.target}, made by q4jit", f"args: {slots}"]
-        for section in self.kernel.sections:
-            products = ", ".join(
-                f"x @ weight{p.arg} {self.plan.weight(p.arg)}"
-                + (f" from column {p.start}" if p.start else "")
-                for p in section.products
-            )
-            lines.append(f"{section.width} columns, {section.schedule}: {products}")
-        return "\n".join(lines)
+        kernel = self.kernel
+        slots = ", ".join(f"{i} {self._label(slot)}" for i, slot in enumerate(kernel.slots()))
+        title = f"{kernel.name} for {self.plan.target}, {kernel.rows_class}, made by q4jit"
+        return "\n".join([title, *self.plan.describe(kernel), f"args: {slots}"])
 
     # --- arguments ------------------------------------------------------------------------
+
+    def _label(self, slot: Slot) -> str:
+        """A slot's name in the text: an argument has its own."""
+        of_user = slot.kind in {"array", "scalar", "weight"}
+        return self.plan.graph.names[slot.index] if of_user else _LABELS.get(slot.kind, str(slot))
 
     def _argument(self, f: Function, slot: Slot) -> str:
         number = self.kernel.slots().index(slot)
         kind = {"m": "i64", "scalar": "float"}.get(slot.kind, "ptr")
-        at = f.let_at_entry(f"{slot}.at", f"getelementptr i64, ptr %args, i64 {number}")
-        return f.let_at_entry(str(slot), f"load {kind}, ptr {at}, align 8")
+        label = self._label(slot)
+        at = f.let_at_entry(f"{label}.at", f"getelementptr i64, ptr %args, i64 {number}")
+        return f.let_at_entry(label, f"load {kind}, ptr {at}, align 8")
 
     # --- the entry and its phases -----------------------------------------------------------
 
@@ -164,7 +168,16 @@ class _Lowering:
             sum(self.plan.interleaved(p.arg).group_bytes for p in s.products)
             for s in self.kernel.sections
         )
-        return f"@{name}", groups, max(1, _CHUNK_BYTES // group_bytes)
+        return f"@{name}", groups, self._chunk(groups, group_bytes)
+
+    def _chunk(self, groups: int, group_bytes: int) -> int:
+        """Groups that a thread takes at a time."""
+        smallest = max(1, _CHUNK_BYTES // group_bytes)
+        if self.kernel.rows_per_tile > 1:
+            return smallest
+        # a single row streams weights: what is prefetched beyond a chunk's end is lost on others
+        largest = max(1, _STREAM_BYTES // group_bytes)
+        return min(max(smallest, -(-groups // _FEW_CHUNKS)), largest)
 
 
 def _add_parallel_for(module: Module) -> None:

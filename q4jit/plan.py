@@ -13,7 +13,7 @@ from math import floor
 from typing import Final
 
 from q4jit.formats import FORMATS
-from q4jit.ir import Graph, Node, WeightSpec, reachable
+from q4jit.ir import Graph, Node, WeightSpec, reachable, statements
 from q4jit.layouts import GGUF, INTERLEAVED16, LANES, Interleaved
 from q4jit.targets import Target
 
@@ -86,7 +86,7 @@ class Slot:
     layout: str = ""
 
     def __str__(self) -> str:
-        return f"{self.kind}{self.index if self.kind not in {'pool', 'm', 'x', 'exponent'} else ''}"
+        return f"{self.kind}{self.index if self.kind in {'output', 'temp'} else ''}"
 
 
 @dataclass(frozen=True)
@@ -106,6 +106,13 @@ class Kernel:
     uniform: bool
     rows_per_tile: int = 1
     dequantize: int | None = None
+
+    @property
+    def rows_class(self) -> str:
+        """The class of M that the kernel serves, in words."""
+        if self.uniform:
+            return "the same for all rows"
+        return "1 row a tile" if self.rows_per_tile == 1 else f"{self.rows_per_tile} rows a tile"
 
     @property
     def buffers(self) -> dict[int, Buffer]:
@@ -184,20 +191,35 @@ class Plan:
     def __str__(self) -> str:
         lines = [f"plan {self.graph.name} for {self.target}"]
         for kernel in self.kernels:
-            lines.append(f"  kernel {kernel.name}" + (" (M = 1)" if kernel.uniform else ""))
-            lines += [f"    rows: {s.buffer} = v{s.node.id}" for s in kernel.rows]
-            if kernel.dequantize is not None:
-                lines.append(f"    dequantize arg{kernel.dequantize}")
-            if kernel.x is not None:
-                lines.append(f"    x = v{kernel.x.id} [M, {kernel.x.width}]")
-            for s in kernel.sections:
-                products = ", ".join(
-                    f"v{p.id} = x @ arg{p.arg} {self.weight(p.arg)}" for p in s.products
-                )
-                tile = f", {kernel.rows_per_tile} rows a tile" if s.schedule == COLUMNS else ""
-                lines.append(f"    {s.schedule}, {s.width} wide{tile}: {products}")
-                lines += [f"      {t.buffer} = v{t.node.id}" for t in s.stores]
+            lines.append(f"  kernel {kernel.name}: {kernel.rows_class}")
+            lines += [f"    {line}" for line in self.describe(kernel)]
         return "\n".join(lines)
+
+    def describe(self, kernel: Kernel) -> list[str]:
+        """What a kernel computes, line by line."""
+        names = self.graph.names
+        if kernel.dequantize is not None:
+            return [f"{kernel.loads[0].buffer} = {names[kernel.dequantize]}.dequantize()"]
+        known = {s.node.id: str(s.buffer) for s in kernel.loads}
+        rows = [(str(s.buffer), s.node) for s in kernel.rows]
+        if kernel.x is not None:
+            rows.append((f"v{kernel.x.id}", kernel.x))
+        lines = ["rows:"]
+        lines += [f"  {line}" for line in statements(rows, names, known)]
+        known |= {s.node.id: str(s.buffer) for s in kernel.rows}
+        for section in kernel.sections:
+            lines.append(f"{section.width} {section.schedule}:")
+            for product in section.products:
+                (text,) = statements(
+                    [(f"v{product.id}", product)],
+                    names,
+                    {product.operands[0].id: f"v{product.operands[0].id}"},
+                )
+                lines.append(f"  {text}    {self.weight(product.arg)}")
+            inside = known | {p.id: f"v{p.id}" for p in section.products}
+            results = [(str(t.buffer), t.node) for t in section.stores]
+            lines += [f"  {line}" for line in statements(results, names, inside)]
+        return lines
 
 
 def rows_per_tile(target: Target, m: int) -> int:

@@ -20,7 +20,8 @@ from q4jit.locks import BUILD
 from q4jit.runtime.cpu import LoadedObject, function
 from q4jit.targets import Target, host_target
 
-_SPIN_ROUNDS: Final = 2000  # times a pause of 10 to 40 ns: about what passes between two kernels
+# times a pause of 10 to 40 ns: what passes between two kernels of a model (attention, 30 to 50 µs)
+_SPIN_ROUNDS: Final = 6000
 _YIELD_AFTER: Final = 4096  # rounds of waiting for a worker that was probably descheduled
 _FUTEX: Final = {"x86-64": 202, "aarch64": 98}  # Linux system call numbers
 _PAUSE: Final = {
