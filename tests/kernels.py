@@ -31,6 +31,8 @@ Doubles = NDArray[np.float64]
 
 BOUND: Final = 2e-6  # of `precision="f32"`
 FLOAT_FORMATS: Final = ("F16", "F32")
+# ±0, the denormals next to 0 and to 2^-14, 2^-14, the largest, ±Inf, NaN
+_EDGES: Final = (0, 0x8000, 1, 0x8001, 0x3FF, 0x400, 0x7BFF, 0xFBFF, 0x7C00, 0xFC00, 0x7C01, 0xFE00)
 FORMATS_OF_32: Final = ("Q4_0", "Q4_1", "Q8_0", *FLOAT_FORMATS)  # K may be any multiple of 32
 
 IN_PROCESS: Final = ("cpu", "cpu:x86-64-v4", "cpu:x86-64-v3", "cpu:x86-64")
@@ -133,7 +135,9 @@ def halves(kind: str, shape: tuple[int, ...], rng: np.random.Generator) -> NDArr
             choices = [halves(k, shape, rng).astype(np.float64) for k in kinds]
             values = np.choose(rng.integers(0, 4, shape), choices)
         case "bits":
-            return rng.integers(0, 1 << 16, shape, np.uint16).view(np.float16)
+            bits = rng.integers(0, 1 << 16, shape, np.uint16)
+            bits.reshape(-1)[: len(_EDGES)] = _EDGES[: bits.size]
+            return bits.view(np.float16)
         case _:
             raise AssertionError(kind)
     return np.asarray(sign * values, np.float16)
