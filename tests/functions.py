@@ -50,7 +50,7 @@ def relative_rms(found: Floats, wanted: NDArray[Any]) -> float:
 
 
 def assert_close(found: object, wanted: tuple[object, ...]) -> None:
-    """`found`, an array or a tuple, has the shapes of `wanted` and, within the bound, its values."""
+    """`found`, an array or a tuple, has the shapes and, within the bound, the values wanted."""
     results = found if isinstance(found, tuple) else (found,)
     assert len(results) == len(wanted)
     for i, (y, exact) in enumerate(zip(results, wanted, strict=True)):
