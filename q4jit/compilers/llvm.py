@@ -47,17 +47,23 @@ def compile_assembly(text: str, target: Target) -> str:
 
 
 def _emit(text: str, target: Target, method: str) -> Any:  # bytes or str, as `method` gives
-    with BUILD:  # LLVM is entered by one thread at a time
-        machine = _machine(target)
+    # LLVM is entered by one thread at a time, and left before the lock is: its objects are gone
+    # when the inner function has returned, or its exception with the frames that it holds.
+    with BUILD:
         try:
-            module = llvm.parse_assembly(text, llvm.create_context())
-            module.verify()
+            return _emit_locked(text, _machine(target), method)
         except RuntimeError as error:
-            raise CompileError("llvmlite", _flags(target), str(error), text) from error
-        options = llvm.create_pipeline_tuning_options(speed_level=_OPTIMISATION)
-        builder = llvm.create_pass_builder(machine, options)
-        builder.getModulePassManager().run(module, builder)
-        return getattr(machine, method)(module)
+            log = str(error)
+        raise CompileError("llvmlite", _flags(target), log, text)
+
+
+def _emit_locked(text: str, machine: Any, method: str) -> Any:
+    module = llvm.parse_assembly(text, llvm.create_context())
+    module.verify()
+    options = llvm.create_pipeline_tuning_options(speed_level=_OPTIMISATION)
+    builder = llvm.create_pass_builder(machine, options)
+    builder.getModulePassManager().run(module, builder)
+    return getattr(machine, method)(module)
 
 
 @functools.cache

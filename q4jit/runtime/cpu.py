@@ -63,13 +63,13 @@ class LoadedObject:
             for symbol in symbols:
                 library.export_symbol(symbol)
             linked = library.link(_jit(), f"q4jit{next(_numbers)}")
-            weakref.finalize(self, _release, linked).atexit = False
-        self.addresses = {symbol: int(linked[symbol]) for symbol in symbols}
+            self.addresses = {symbol: int(linked[symbol]) for symbol in symbols}
+            weakref.finalize(self, _release, [linked]).atexit = False
+            del linked  # the list has it alone: who empties the list decides when it is released
 
 
-def _release(library: Any) -> None:  # runs wherever the garbage collector does: it may not wait
-    _ownerless.append(library)
-    del library
+def _release(owned: list[Any]) -> None:  # runs wherever the garbage collector does: may not wait
+    _ownerless.append(owned.pop())
     if BUILD.acquire(blocking=False):
         try:
             _ownerless.clear()
