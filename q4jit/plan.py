@@ -111,7 +111,7 @@ class Kernel:
     def rows_class(self) -> str:
         """The class of M that the kernel serves, in words."""
         if self.uniform:
-            return "the same for all rows"
+            return "M = 1" if self.dequantize is None else "the whole weight"
         return "1 row a tile" if self.rows_per_tile == 1 else f"{self.rows_per_tile} rows a tile"
 
     @property

@@ -163,7 +163,7 @@ def test_a_result_of_one_row_beside_one_of_all() -> None:
         plan(both, a(1, K), w(), RESIDUAL),
         """
         plan both for cpu:x86-64-v3
-          kernel both_0: the same for all rows
+          kernel both_0: M = 1
             rows:
               v0 = x
             48 columns:
@@ -184,7 +184,7 @@ def test_dequantise_alone() -> None:
         plan(lambda w: w.dequantize(), w()),
         """
         plan lambda for cpu:x86-64-v3
-          kernel lambda: the same for all rows
+          kernel lambda: M = 1
             output0 = w.dequantize()
         """,
     )

@@ -1,4 +1,4 @@
-; layer for cpu:x86-64-v3, the same for all rows, made by q4jit
+; layer for cpu:x86-64-v3, M = 1, made by q4jit
 ; rows:
 ;   v12 = x / sqrt(sum(x * x) / 64 + 1e-05) * gain
 ; 40 columns:

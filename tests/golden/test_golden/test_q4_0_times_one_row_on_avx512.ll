@@ -1,4 +1,4 @@
-; product for cpu:x86-64-v4, the same for all rows, made by q4jit
+; product for cpu:x86-64-v4, M = 1, made by q4jit
 ; rows:
 ;   v0 = x
 ; 64 columns:
