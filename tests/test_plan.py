@@ -184,7 +184,7 @@ def test_dequantise_alone() -> None:
         plan(lambda w: w.dequantize(), w()),
         """
         plan lambda for cpu:x86-64-v3
-          kernel lambda: M = 1
+          kernel lambda: the whole weight
             output0 = w.dequantize()
         """,
     )
