@@ -40,7 +40,9 @@ def test_golden_path_comes_from_the_test(golden: Callable[[str, str], None], sha
 
 
 def test_the_cache_is_the_sessions_own(tmp_path: Path) -> None:
-    assert config.cache_dir().parent == tmp_path.parent
+    directory = config.cache_dir()
+    assert directory is not None
+    assert directory.parent == tmp_path.parent
     assert {name for name in os.environ if name.startswith("Q4JIT_")} == {"Q4JIT_CACHE_DIR"}
 
 

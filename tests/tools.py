@@ -17,9 +17,9 @@ def in_ci() -> bool:
 def require_tool(name: str, package: str) -> str:
     """The path of program `name`; without it the test is skipped, or fails where CI is set."""
     path = shutil.which(name)
-    if path is not None:
-        return path
-    lack(f"{name} is missing: apt-get install {package}")
+    if path is None:
+        lack(f"{name} is missing: apt-get install {package}")
+    return path
 
 
 def model_file() -> Path:
