@@ -1,4 +1,4 @@
-"""The thread pool: every task once, in every process, whoever forks, exits or runs out of threads."""
+"""The thread pool: every task once, whoever calls, forks, exits or runs out of threads."""
 
 import ctypes
 import sys
@@ -80,7 +80,8 @@ class Counter:
 def wanted(jobs: int, step: int, most: int) -> NDArray[np.integer[Any]]:
     """How often each task must have been executed: once per job that has it."""
     sizes = np.arange(jobs) * step % most + 1
-    return (sizes[:, None] > np.arange(most)).sum(0)
+    counts: NDArray[np.integer[Any]] = (sizes[:, None] > np.arange(most)).sum(0)
+    return counts
 
 
 @pytest.fixture(scope="module")
@@ -240,7 +241,7 @@ def test_idle_workers_sleep() -> None:
     assert float(spent) < 0.05
 
 
-# --- forks ------------------------------------------------------------------------------------------
+# --- forks ----------------------------------------------------------------------------------------
 
 
 def test_a_fork_before_the_first_call() -> None:
@@ -331,11 +332,11 @@ BESIDE = {
                 loaded.pop()
             else:
                 time.sleep(1e-4)
-        for _ in range(3000):
+        for _ in range(600):
             load()
         def compile_here():
             specialize(lambda x, w: x @ w + 0.5, cache=False)(x_small, small)
-        fork_beside(release, compile_here, 15)
+        fork_beside(release, compile_here, 6)
         """,
 }
 
@@ -392,7 +393,7 @@ def test_threads_of_python_call_at_the_same_time() -> None:
     )
 
 
-# --- exits ------------------------------------------------------------------------------------------
+# --- exits ----------------------------------------------------------------------------------------
 
 EXITS = {
     "end of the program": ("check()", 0),
@@ -433,7 +434,7 @@ EXITS = {
 @pytest.mark.parametrize("exit_by", EXITS)
 def test_no_exit_crashes_or_hangs(exit_by: str) -> None:
     program, status = EXITS[exit_by]
-    for _ in range(3):
+    for _ in range(2):
         done = child.finish(child.command(program), child.environment(Q4JIT_NUM_THREADS="4"))
         assert done.returncode == status, done.stderr
         assert ("on purpose" in done.stderr) == (exit_by == "an exception"), done.stderr
