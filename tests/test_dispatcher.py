@@ -1,0 +1,568 @@
+"""Dispatch: what is counted, shown and refused, and one compilation for any number of threads."""
+
+import gc
+import inspect
+import os
+import pickle
+import threading
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from q4jit import (
+    ArgumentError,
+    CompileError,
+    ConfigError,
+    QuantizedTensor,
+    TargetError,
+    TraceError,
+    dispatcher,
+    lower_cpu,
+    quantize,
+    specialize,
+)
+from q4jit.compilers import llvm
+from q4jit.dispatcher import Specialized
+from q4jit.plan import Kernel, Plan, Source
+from q4jit.runtime.cpu import LoadedObject, undefined_symbols
+from q4jit.targets import find_target, host_target
+from tests import child
+
+Array = NDArray[Any]
+K, N = 64, 32
+
+
+@pytest.fixture(scope="module")
+def w() -> QuantizedTensor:
+    return quantize(np.random.default_rng(1).standard_normal((K, N)).astype(np.float32), "Q4_0")
+
+
+@pytest.fixture(scope="module")
+def x() -> Array:
+    return np.random.default_rng(2).standard_normal((3, K)).astype(np.float32)
+
+
+def scaled(x: Array, w: QuantizedTensor, scale: float = 1.0) -> Array:
+    """Scale a product."""
+    y: Array = x @ w * scale
+    return y
+
+
+def close(found: Array, wanted: Array) -> None:
+    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4)
+
+
+# --- counts ---------------------------------------------------------------------------------------
+
+
+def test_hits_misses_and_compiles(x: Array, w: QuantizedTensor) -> None:
+    f = specialize(scaled, cache=False)
+    assert f.stats == dispatcher.Stats(0, 0, 0, 0.0)
+    f(x, w)
+    first = f.stats
+    assert (first.hits, first.misses, first.compiles) == (0, 1, 1)
+    assert 0 < first.seconds < 60
+    for _ in range(5):
+        f(x, w)
+    assert f.stats == dispatcher.Stats(5, 1, 1, first.seconds)
+
+
+def test_a_thousand_scalars_compile_once(x: Array, w: QuantizedTensor) -> None:
+    f = specialize(scaled)
+    for scale in np.linspace(-3, 3, 1000):
+        f(x, w, float(scale))
+    close(f(x, w, np.float32(0.25)), scaled(x, w, 0.25))
+    assert (f.stats.misses, len(f.signatures)) == (1, 1)
+
+
+def test_static_values_and_shapes_have_signatures_of_their_own(
+    x: Array, w: QuantizedTensor
+) -> None:
+    f = specialize(lambda x, w, n: x @ w * n)
+    for n in (1, 2, True, 2):
+        close(f(x, w, n), x @ w * n)
+    assert (f.stats.misses, f.stats.hits, len(f.signatures)) == (3, 1, 3)
+    f(x[:1], w, 2)  # one row is another signature; two rows are of the class of three
+    f(x[:2], w, 2)
+    assert len(f.signatures) == 4
+
+
+def test_a_second_process_compiles_nothing(tmp_path: Path) -> None:
+    program = "check(); print(product.stats.compiles, product.stats.misses)"
+    cache_dir = str(tmp_path / "cache")
+    assert child.run(program, Q4JIT_CACHE_DIR=cache_dir).split() == ["2", "2"]
+    assert child.run(program, Q4JIT_CACHE_DIR=cache_dir).split() == ["0", "2"]
+
+
+def test_warmup_makes_the_first_call_a_hit(x: Array, w: QuantizedTensor) -> None:
+    f = specialize(scaled)
+    f.warmup((3, K), w)
+    assert (f.stats.hits, f.stats.misses) == (0, 1)
+    close(f(x, w), scaled(x, w))
+    assert (f.stats.hits, f.stats.misses) == (1, 1)
+    f.warmup(x=x, w=w, scale=2.0)
+    assert f.stats.misses == 1
+    with pytest.raises(TraceError):
+        f.warmup((3, K + 32), w)
+
+
+# --- looking inside -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("target", "instruction"),
+    [
+        ("cpu:aarch64", "fmla"),
+        ("cpu:x86-64", "mulps"),
+        ("cpu:x86-64-v3", "vfmadd"),
+        ("cpu:x86-64-v4", "%zmm"),
+    ],
+)
+def test_inspection_for_any_target(
+    x: Array, w: QuantizedTensor, target: str, instruction: str
+) -> None:
+    f = specialize(scaled)
+    f(x, w)
+    assert find_target(target).triple in f.inspect_source(target=target)
+    assert instruction in f.inspect_asm(target=target)
+
+
+def test_inspection_of_what_runs(x: Array, w: QuantizedTensor) -> None:
+    f = specialize(scaled)
+    with pytest.raises(ArgumentError, match=r"scaled has no signature yet.*warmup"):
+        f.inspect_source()
+    f(x, w)
+    one = f.inspect_source()
+    assert one.count("define void @scaled(") == 1
+    assert "scaled:" in f.inspect_asm()
+    f(x[:1], w)
+    assert f.inspect_source().startswith(one)
+    assert f.inspect_source().count("define void @scaled(") == 2
+    with pytest.raises(TargetError, match="cpu:x86-64-v3"):
+        f.inspect_source(target="cpu:z80")
+
+
+def test_explain_says_what_runs_and_where_from(x: Array, w: QuantizedTensor) -> None:
+    f = specialize(lambda x, w: x @ w * 0.123, precision="i8", block_size=256, cache=False)
+    f(x, w)
+    text = f.explain()
+    assert str(host_target()) in text
+    assert "compiled in" in text
+    assert "Q4_0" in text
+    assert "'i8'" in text
+    assert "block_size has no meaning on a CPU" in text
+    assert "no GPU" in text
+    again = specialize(scaled)
+    again(x, w)
+    again = specialize(scaled)
+    again(x, w)
+    assert "disk" in again.explain()
+
+
+def test_it_looks_like_its_function() -> None:
+    f: Any = specialize(scaled)
+    assert f.py_func is scaled
+    assert inspect.unwrap(f) is scaled
+    assert f.__name__ == "scaled"
+    assert f.__doc__ == "Scale a product."
+    assert f.__module__ == __name__
+    assert inspect.signature(f) == inspect.signature(scaled)
+    assert "scaled(x, w, scale)" in repr(f)
+
+
+def test_attributes_of_the_function_do_not_replace_its_own() -> None:
+    def function(x: Array, w: QuantizedTensor) -> Array:
+        y: Array = x @ w
+        return y
+
+    vars(function).update(py_func=None, options=None, note="kept")
+    f = specialize(function)
+    assert f.py_func is function
+    assert f.options.precision == "f32"
+    assert f.note == "kept"  # type: ignore[attr-defined]  # as functools.wraps copies it
+
+
+@specialize
+def pickled(x: Array, w: QuantizedTensor) -> Array:
+    y: Array = x @ w
+    return y
+
+
+def test_it_is_pickled_by_name(x: Array, w: QuantizedTensor) -> None:
+    pickled(x, w)
+    assert pickle.loads(pickle.dumps(pickled)) is pickled
+
+
+# --- options --------------------------------------------------------------------------------------
+
+
+def test_the_three_ways_to_decorate_are_one(x: Array, w: QuantizedTensor) -> None:
+    @specialize
+    def bare(x: Array, w: QuantizedTensor) -> Any:
+        return x @ w
+
+    @specialize(K=K, N=N)
+    def with_options(x: Array, w: QuantizedTensor) -> Any:
+        return x @ w
+
+    for f in (bare, with_options, specialize(lambda x, w: x @ w, K=K)):
+        close(f(x, w), x @ w)
+
+
+BAD_OPTIONS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
+    "K of 0": ({"K": 0}, ArgumentError, "K=0: accepted is a positive int"),
+    "N of a bool": ({"N": True}, ArgumentError, "N=True"),
+    "K of a float": ({"K": 64.0}, ArgumentError, r"K=64\.0"),
+    "block_size": ({"block_size": -1}, ArgumentError, "block_size=-1"),
+    "precision": ({"precision": "f64"}, ArgumentError, "'f64': accepted are 'f32', 'f16', 'i8'"),
+    "target": ({"target": "gpu"}, TargetError, "unknown target 'gpu': known are cpu, "),
+    "cache": ({"cache": "no"}, ArgumentError, "cache='no': accepted is True or False"),
+    "unknown": ({"blocksize": 1}, ArgumentError, "takes no blocksize: accepted are K, N"),
+}
+
+
+@pytest.mark.parametrize("what", BAD_OPTIONS)
+def test_bad_options_are_refused_when_decorating(what: str) -> None:
+    options, error, message = BAD_OPTIONS[what]
+    with pytest.raises(error, match=message):
+        specialize(scaled, **options)
+    with pytest.raises(error, match=message):
+        specialize(**options)
+
+
+def test_what_cannot_be_decorated_is_refused() -> None:
+    with pytest.raises(ArgumentError, match="specialised already"):
+        specialize(specialize(scaled))
+    with pytest.raises(ArgumentError, match="found int"):
+        specialize(3)  # type: ignore[call-overload]
+    with pytest.raises(ArgumentError, match="'out'"):
+        specialize(lambda x, out: x)
+    with pytest.raises(ArgumentError, match=r"\*args"):
+        specialize(lambda *args: args)
+
+
+def test_k_and_n_are_checked(x: Array, w: QuantizedTensor) -> None:
+    with pytest.raises(ArgumentError, match=rf"K=128\): found .*{K}"):
+        specialize(scaled, K=128)(x, w)
+    with pytest.raises(ArgumentError, match=rf"N=16\): found .*{N}"):
+        specialize(scaled, N=16)(x, w)
+
+
+# --- environment ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def interpreted(monkeypatch: pytest.MonkeyPatch) -> Specialized[..., Any]:
+    monkeypatch.setenv("Q4JIT_DISABLE_JIT", "1")
+    return specialize(scaled)
+
+
+def test_without_the_jit_the_function_runs_itself(
+    interpreted: Specialized[..., Any], x: Array, w: QuantizedTensor
+) -> None:
+    np.testing.assert_array_equal(interpreted(x, w, scale=2.0), scaled(x, w, 2.0))
+    out = np.empty((3, N), np.float32)
+    assert interpreted(x, w, out=out) is out
+    np.testing.assert_array_equal(out, scaled(x, w))
+    interpreted.warmup((3, K), w)
+    assert interpreted.stats == dispatcher.Stats()
+    assert "Q4JIT_DISABLE_JIT" in interpreted.explain()
+
+
+REFUSED: dict[str, Callable[[Any, Array, QuantizedTensor], object]] = {
+    "float64": lambda f, x, w: f(x.astype(np.float64), w),
+    "integers": lambda f, x, w: f(x.astype(np.int32), w),
+    "a list": lambda f, x, w: f(x.tolist(), w),
+    "a missing argument": lambda f, x, w: f(x),
+    "an unknown argument": lambda f, x, w: f(x, w, bias=1.0),
+    "out of another shape": lambda f, x, w: f(x, w, out=np.empty((9, N), np.float32)),
+    "out that would broadcast": lambda f, x, w: f(x, w, out=np.empty((2, 3, N), np.float32)),
+    "out of another dtype": lambda f, x, w: f(x, w, out=np.empty((3, N))),
+    "out in a tuple": lambda f, x, w: f(x, w, out=(np.empty((3, N), np.float32),)),
+    "out that is no array": lambda f, x, w: f(x, w, out=[0.0]),
+    "out over x": lambda f, x, w: f(x, w, out=x[:, :N]),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_the_same_calls_are_refused_with_and_without_the_jit(
+    interpreted: Specialized[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+    x: Array,
+    w: QuantizedTensor,
+    what: str,
+) -> None:
+    monkeypatch.delenv("Q4JIT_DISABLE_JIT")
+    messages = []
+    for f in (specialize(scaled), interpreted):
+        with pytest.raises(ArgumentError) as caught:
+            REFUSED[what](f, x, w)
+        messages.append(str(caught.value))
+    assert messages[0] == messages[1]
+
+
+def test_debug_prints_plans_and_decisions(
+    x: Array,
+    w: QuantizedTensor,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    specialize(scaled)(x, w)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setenv("Q4JIT_DEBUG", "1")
+    specialize(scaled)(x, w)
+    captured = capsys.readouterr()
+    assert "q4jit: plan scaled" in captured.err
+    assert "from disk" in captured.err
+    specialize(scaled, cache=False)(x, w)
+    assert "compiled in" in capsys.readouterr().err
+    assert captured.out == ""
+
+
+def test_dump_writes_each_stage(
+    x: Array, w: QuantizedTensor, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("Q4JIT_DUMP_DIR", str(tmp_path / "new" / "dump"))
+    f = specialize(scaled)
+    f(x, w)
+    stages = {path.suffix: path for path in (tmp_path / "new" / "dump").iterdir()}
+    assert set(stages) == {".graph", ".plan", ".ll", ".s", ".o"}
+    assert stages[".plan"].read_text().startswith("plan scaled")
+    assert stages[".ll"].read_text().strip() == f.inspect_source().strip()
+    assert "scaled:" in stages[".s"].read_text()
+    assert stages[".o"].read_bytes().startswith(b"\x7fELF")
+    assert {path.stem for path in stages.values()} == {stages[".o"].stem}
+
+
+def test_a_dump_that_cannot_be_written_is_an_error_each_time(
+    x: Array, w: QuantizedTensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("Q4JIT_DUMP_DIR", "/dev/null/dump")
+    f = specialize(scaled)
+    for _ in range(2):
+        with pytest.raises(ConfigError, match="Q4JIT_DUMP_DIR=/dev/null/dump cannot be written"):
+            f(x, w)
+    monkeypatch.delenv("Q4JIT_DUMP_DIR")
+    close(f(x, w), scaled(x, w))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("Q4JIT_NUM_THREADS", "0"),
+        ("Q4JIT_NUM_THREADS", "many"),
+        ("Q4JIT_NUM_THREADS", "-1"),
+        ("Q4JIT_NUM_THREADS", "1025"),
+        ("Q4JIT_NUM_THREADS", "２"),
+        ("Q4JIT_DEBUG", "maybe"),
+        ("Q4JIT_DISABLE_JIT", "2"),
+    ],
+)
+def test_a_bad_environment_is_named(name: str, value: str) -> None:
+    program = """
+    from q4jit import ConfigError
+    for _ in range(2):
+        try:
+            specialize(lambda x, w: x @ w)(x_small, small)
+        except ConfigError as error:
+            print(error)
+    """
+    prelude = child.PRELUDE.replace("@specialize", "")  # which would raise at once
+    found = child.run(program, prelude=prelude, **{name: value, "PYTHONIOENCODING": "utf-8"})
+    assert found.count(f"{name}='{value}': accepted ") == 2
+
+
+# --- errors ---------------------------------------------------------------------------------------
+
+
+def break_text(monkeypatch: pytest.MonkeyPatch, change: Callable[[str], str]) -> None:
+    def lower(plan: Plan, kernel: Kernel) -> Source:
+        source = lower_cpu.lower(plan, kernel)
+        return Source(source.symbol, source.target, change(source.text), source.suffix)
+
+    monkeypatch.setattr(dispatcher, "lower", lower)
+
+
+def test_a_compile_error_carries_everything_and_comes_again(
+    x: Array, w: QuantizedTensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    f = specialize(scaled)
+    break_text(monkeypatch, lambda text: text + "\ndefine void @nonsense() { frobnicate }\n")
+    for _ in range(3):
+        with pytest.raises(CompileError) as caught:
+            f(x, w)
+        error = caught.value
+        assert error.compiler == "llvmlite"
+        assert "-O3" in error.flags
+        assert "frobnicate" in error.log
+        number = error.source.splitlines().index("define void @nonsense() { frobnicate }") + 1
+        assert f"{number:5d}  define void @nonsense()" in str(error)
+    assert f.stats.compiles == 0
+    assert "frobnicate" in f.inspect_source()
+    monkeypatch.undo()
+    close(f(x, w), scaled(x, w))
+
+
+def test_an_object_that_needs_outside_symbols_is_refused(
+    x: Array, w: QuantizedTensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def call_outside(text: str) -> str:
+        head, _, tail = text.partition("define void @scaled(")
+        begin, brace, body = tail.partition("{\n")
+        label, _, rest = body.partition("\n")
+        assert label.endswith(":")
+        head += "declare void @getpid()\n\ndefine void @scaled("
+        return f"{head}{begin}{brace}{label}\n  call void @getpid()\n{rest}"
+
+    break_text(monkeypatch, call_outside)
+    f = specialize(scaled, cache=False)
+    for _ in range(2):
+        with pytest.raises(CompileError, match="getpid"):
+            f(x, w)
+
+
+def test_a_damaged_object_is_refused() -> None:
+    whole = llvm.compile_object("define void @f() {\n  ret void\n}\n", host_target())
+    assert undefined_symbols(whole) == frozenset()
+    for damaged in (b"", b"\x7fELF", whole[:100], b"MZ" + whole[2:], whole[:-64]):
+        with pytest.raises(CompileError, match="damaged object"):
+            LoadedObject(damaged, ("f",), host_target())
+
+
+FOREIGN = "cpu:aarch64" if host_target().family == "x86-64" else "cpu:x86-64"
+
+
+def test_a_target_that_cannot_run_here_can_be_inspected(x: Array, w: QuantizedTensor) -> None:
+    f = specialize(scaled, target=FOREIGN)
+    for _ in range(2):
+        with pytest.raises(TargetError, match=f"code for {FOREIGN} cannot run here"):
+            f(x, w)
+    assert find_target(FOREIGN).triple in f.inspect_source()
+    assert "scaled:" in f.inspect_asm()
+    assert host_target().triple in f.inspect_source(target="cpu")
+
+
+def test_an_error_while_tracing_leaves_the_function_usable(x: Array, w: QuantizedTensor) -> None:
+    fail = True
+
+    def function(x: Array, w: QuantizedTensor) -> Any:
+        if fail:
+            raise ZeroDivisionError("of the user")
+        return x @ w
+
+    f = specialize(function)
+    for _ in range(2):
+        with pytest.raises(ZeroDivisionError, match="of the user"):
+            f(x, w)
+    fail = False
+    close(f(x, w), x @ w)
+    assert len(f.signatures) == 1
+
+
+def test_a_wrong_call_leaves_the_function_usable(x: Array, w: QuantizedTensor) -> None:
+    f = specialize(scaled)
+    for _ in range(2):
+        with pytest.raises(ArgumentError):
+            f(x.astype(np.float64), w)
+        close(f(x, w), scaled(x, w))  # also after a right call of the same shape
+    with pytest.raises(TraceError):
+        f(np.zeros((3, K + 32), np.float32), w)
+    close(f(x, w), scaled(x, w))
+
+
+# --- threads and memory ---------------------------------------------------------------------------
+
+
+def test_many_threads_compile_once(x: Array, w: QuantizedTensor) -> None:
+    f = specialize(lambda x, w, s: x @ w * s + 0.375, cache=False)
+    gate = threading.Barrier(16)
+    results: dict[int, Array] = {}
+
+    def call(number: int) -> None:
+        gate.wait()
+        for _ in range(10):
+            results[number] = f(x, w, float(number))
+
+    threads = [threading.Thread(target=call, args=(number,)) for number in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for number in range(16):
+        close(results[number], scaled(x, w, float(number)) + np.float32(0.375))
+    assert (f.stats.misses, f.stats.compiles) == (1, 1)
+    assert f.stats.hits + f.stats.misses == 160
+
+
+def test_a_call_does_not_wait_for_another_function_s_compilation(
+    x: Array, w: QuantizedTensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    warm = specialize(scaled)
+    warm(x, w)
+    compiling, go_on = threading.Event(), threading.Event()
+
+    def slow(text: str) -> str:
+        compiling.set()
+        assert go_on.wait(child.TIMEOUT_S)
+        return text
+
+    break_text(monkeypatch, slow)
+    cold = specialize(lambda x, w: x @ w + 5)
+    other = threading.Thread(target=cold, args=(x, w))
+    other.start()
+    try:
+        assert compiling.wait(child.TIMEOUT_S)
+        served = threading.Thread(target=warm, args=(x, w), daemon=True)
+        served.start()
+        served.join(10)
+        assert not served.is_alive()
+    finally:
+        go_on.set()
+        other.join()
+
+
+def test_a_dropped_function_releases_its_code(x: Array, w: QuantizedTensor) -> None:
+    f = specialize(lambda x, w: x @ w - 1)
+    f(x, w)
+    (compiled,) = f._compiled.values()
+    code = weakref.ref(compiled.kernels[0].code)
+    function = weakref.ref(f)
+    del f, compiled
+    gc.collect()
+    assert function() is None
+    assert code() is None
+
+
+def resident_bytes() -> int:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux's /proc")
+def test_hundreds_of_functions_leave_memory_level(x: Array, w: QuantizedTensor) -> None:
+    def make_and_drop(count: int) -> None:
+        for _ in range(count):
+            specialize(lambda x, w: x @ w - 2)(x, w)
+
+    make_and_drop(50)
+    before = resident_bytes()
+    make_and_drop(300)
+    # LLVM itself keeps about 10 KB of every object; what is kept alive by mistake is more
+    assert resident_bytes() - before < 300 * 25_000
+
+
+def test_shapes_are_remembered_within_bounds(
+    x: Array, w: QuantizedTensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dispatcher, "_MOST_LAUNCHES", 10)
+    f = specialize(scaled)
+    for m in range(1, 40):
+        big = np.resize(x, (m, K))
+        close(f(big, w), scaled(big, w))
+        assert len(f._launches) <= 10
+    assert len(f._compiled) < 10  # classes of M, not values
