@@ -77,6 +77,7 @@ OPERATIONS: list[Callable[..., object]] = [
     lambda x, w: (x @ w)[..., :16] * (x @ w)[:, 32:],
     lambda x, w: (x @ w)[..., 5:21] * (x @ w)[..., -16:],
     lambda x, w, bias, residual, s: (np.exp(-abs(x @ w + bias)) * s + residual)[..., 3:40],
+    lambda x, w, residual: (x @ w)[..., 8:][..., 3:20] + residual[..., 5:][..., 2:19],
     lambda x, w: x[..., :32] @ w,
     lambda x, w, down: (x @ w)[..., 16:32],
     lambda x, w, down: np.tanh(x @ w) @ down,
