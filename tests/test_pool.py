@@ -110,6 +110,28 @@ def test_workers_that_fell_asleep_take_part_again(workers: pool.Pool, counter: C
         np.testing.assert_array_equal(counts, wanted(5, 31, 40))
 
 
+def test_sleeping_workers_are_woken() -> None:
+    """Two tasks that wait for each other end only where two threads run them."""
+    meeting = threading.Barrier(2)
+    names = []
+
+    def task(_args: int, _from: int, _to: int) -> None:
+        meeting.wait(child.TIMEOUT_S)
+        names.append(threading.current_thread().name)
+
+    kind = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
+    kept = kind(task)
+    made = pool.Pool()
+    made.start(1)
+    run_at = ctypes.c_size_t.from_address(made.address).value
+    run = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 3, ctypes.c_int64, ctypes.c_int64)(run_at)
+    for _ in range(3):
+        time.sleep(0.05)
+        run(made.address, ctypes.cast(kept, ctypes.c_void_p), None, 2, 1)
+    made.stop()
+    assert sorted(names) == sorted([threading.current_thread().name, "q4jit-0"] * 3)
+
+
 def test_callers_at_the_same_time_each_get_all_their_tasks(
     workers: pool.Pool, counter: Counter
 ) -> None:
@@ -254,6 +276,7 @@ def test_a_fork_after_calls_and_its_own_children() -> None:
         check()
         def generation():
             check()
+            assert [thread.name for thread in threading.enumerate()][1:] == ["q4jit-0", "q4jit-1"]
             reap(in_child(check))
             check(specialize(lambda x, w: x @ w * 2 / 2))
         for _ in range(5):
@@ -434,13 +457,14 @@ EXITS = {
 @pytest.mark.parametrize("exit_by", EXITS)
 def test_no_exit_crashes_or_hangs(exit_by: str) -> None:
     program, status = EXITS[exit_by]
-    for _ in range(2):
+    for _ in range(3 if "daemon" in exit_by else 1):
         done = child.finish(child.command(program), child.environment(Q4JIT_NUM_THREADS="4"))
         assert done.returncode == status, done.stderr
         assert ("on purpose" in done.stderr) == (exit_by == "an exception"), done.stderr
 
 
 def test_handlers_that_were_registered_before_the_import_can_call() -> None:
-    early = "import atexit\natexit.register(lambda: (check(), print('called')))\n"
-    assert "called" in child.run("", prelude=early + child.PRELUDE, Q4JIT_NUM_THREADS="4")
-    assert "called" in child.run("check()", prelude=early + child.PRELUDE, Q4JIT_NUM_THREADS="4")
+    early = "import atexit\natexit.register(lambda: (check(), print(threading.active_count())))\n"
+    for program in ("", "check()"):
+        found = child.run(program, prelude=early + child.PRELUDE, Q4JIT_NUM_THREADS="4")
+        assert found.split() == ["1"]  # the workers have ended, and no others are started
