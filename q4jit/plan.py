@@ -108,6 +108,11 @@ class Kernel:
     dequantize: int | None = None
 
     @property
+    def symbol(self) -> str:
+        """The name of the compiled function; the prefix keeps a user's `memset` from being libc's."""
+        return f"q4jit_{self.name}"
+
+    @property
     def rows_class(self) -> str:
         """The class of M that the kernel serves, in words."""
         if self.uniform:
@@ -273,6 +278,7 @@ class _Splitter:
     temps: list[int]
     _home: dict[int, float] = field(default_factory=dict)
     _kernel_of_x: dict[int, int] = field(default_factory=dict)
+    _sums: dict[int, tuple[Node, ...]] = field(default_factory=dict)
 
     def kernels(self) -> list[Kernel]:
         nodes = reachable(tuple(s.node for s in self.outputs))
@@ -281,6 +287,7 @@ class _Splitter:
         self._kernel_of_x = {x: j for j, x in enumerate(sorted(xs), 1)}
         for node in nodes:
             self._home[node.id] = self._home_of(node)
+            self._sums[node.id] = self._sums_of(node)
         stores = self._stores(nodes)
         kernels = [self._kernel(j, xs[x], nodes, stores) for x, j in self._kernel_of_x.items()]
         last = self._rows(len(xs) + 1, stores)
@@ -342,18 +349,13 @@ class _Splitter:
         return (s for s in self._sums_behind(node.operands) if self._phase(s) < phase)
 
     def _sums_behind(self, roots: Iterable[Node]) -> list[Node]:
-        found: dict[int, Node] = {}
-        stack, seen = list(roots), set[int]()
-        while stack:
-            node = stack.pop()
-            if node.id in seen or self._in_epilogue(node):
-                continue
-            seen.add(node.id)
-            if node.op == "sum":
-                found[node.id] = node
-            else:
-                stack.extend(node.operands)
-        return list(found.values())
+        """The sums that values of the rows domain are computed from."""
+        return list(dict.fromkeys(s for node in roots for s in self._sums[node.id]))
+
+    def _sums_of(self, node: Node) -> tuple[Node, ...]:
+        if self._in_epilogue(node):
+            return ()
+        return (node,) if node.op == "sum" else tuple(self._sums_behind(node.operands))
 
     def _minimal(self, crossing: dict[int, Node]) -> list[Node]:
         """Leave out what can be recomputed from the others without a product or a sum."""
