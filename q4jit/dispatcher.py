@@ -427,8 +427,8 @@ def _dump(plan: Plan, kernels: Sequence[_Kernel]) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         _write(directory / f"{stem}.graph", str(plan.graph))
         _write(directory / f"{stem}.plan", str(plan))
-        for kernel in kernels:
-            stem = f"{kernel.source.symbol}-{kernel.entry.key[:12]}"
+        for planned, kernel in zip(plan.kernels, kernels, strict=True):
+            stem = f"{planned.name}-{kernel.entry.key[:12]}"
             _write(directory / f"{stem}{kernel.source.suffix}", kernel.source.text)
             _write(
                 directory / f"{stem}.s",

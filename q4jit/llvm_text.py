@@ -63,7 +63,8 @@ class Function:
     _at_entry: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._used = dict.fromkeys(re.findall(r"%(\w+)", self.header), 1)
+        # parameters and the first block's label share one space of names with values
+        self._used = dict.fromkeys([*re.findall(r"%(\w+)", self.header), "entry"], 1)
 
     def fresh(self, hint: str) -> str:
         """A name that the function has not used yet."""

@@ -48,7 +48,7 @@ _WINDOW_HIGH: Final = 96
 def lower(plan: Plan, kernel: Kernel) -> Source:
     """The LLVM IR of a kernel: the same text for the same plan, whenever and wherever."""
     lowering = _Lowering(plan, kernel, Module(plan.target))
-    return Source(kernel.name, plan.target, lowering.text(), ".ll")
+    return Source(kernel.symbol, plan.target, lowering.text(), ".ll")
 
 
 @dataclass
@@ -93,7 +93,7 @@ class _Lowering:
 
     def _entry(self, phases: list[tuple[str, str | int, int]]) -> None:
         _add_parallel_for(self.module)
-        f = Function(f"void @{self.kernel.name}(ptr %args) #0", "The kernel.")
+        f = Function(f"void @{self.kernel.symbol}(ptr %args) #0", "The kernel.")
         pool = self._argument(f, Slot("pool"))
         rows = self._argument(f, Slot("m"))
         for task, count, chunk in phases:
@@ -102,12 +102,14 @@ class _Lowering:
                 f"call void @parallel_for(ptr {pool}, ptr {task}, ptr %args, i64 {n}, i64 {chunk})"
             )
         f.do("ret void")
-        self.module.add(self.kernel.name, f)
+        self.module.add(self.kernel.symbol, f)
 
     def _dequantize_phase(self, arg: int) -> tuple[str, int, int]:
         weight = self.plan.interleaved(arg)
         group = add_dequantize(self.module, weight)
-        f = Function(f"internal void @{self.kernel.name}.columns(ptr %args, i64 %from, i64 %to) #0")
+        f = Function(
+            f"internal void @{self.kernel.symbol}.columns(ptr %args, i64 %from, i64 %to) #0"
+        )
         (store,) = self.kernel.loads
         out = self._argument(f, Slot(store.buffer.kind, store.buffer.index))
         w = self._argument(f, Slot("weight", arg, "interleaved16"))
@@ -116,19 +118,19 @@ class _Lowering:
             column = f.index("column", (loop.index, LANES))
             f.do(f"call void {group}(ptr {at}, ptr {out}, i64 {column})")
         f.do("ret void")
-        self.module.add(f"{self.kernel.name}.columns", f)
+        self.module.add(f"{self.kernel.symbol}.columns", f)
         chunk = max(1, _CHUNK_BYTES // (4 * LANES * weight.k))
-        return f"@{self.kernel.name}.columns", weight.groups, chunk
+        return f"@{self.kernel.symbol}.columns", weight.groups, chunk
 
     def _rows_phase(self) -> tuple[str, str, int]:
         _RowWriter(self).write()
-        self._task("row", f"@{self.kernel.name}.row")
+        self._task("row", f"@{self.kernel.symbol}.row")
         widths = [s.node.width for s in self.kernel.rows]
         widths += [self.kernel.x.width] if self.kernel.x is not None else []
-        return f"@{self.kernel.name}.rows", "m", max(1, _CHUNK_FLOATS // max(widths))
+        return f"@{self.kernel.symbol}.rows", "m", max(1, _CHUNK_FLOATS // max(widths))
 
     def _task(self, what: str, function: str) -> None:
-        name = f"{self.kernel.name}.{what}s"
+        name = f"{self.kernel.symbol}.{what}s"
         f = Function(f"internal void @{name}(ptr %args, i64 %from, i64 %to) #0")
         with f.loop(what, "%from", "%to") as loop:
             f.do(f"call void {function}(ptr %args, i64 {loop.index})")
@@ -139,7 +141,7 @@ class _Lowering:
         for i, section in enumerate(self.kernel.sections):
             writer = _SectionWriter(self, i, section)
             writer.write()
-        name = f"{self.kernel.name}.columns"
+        name = f"{self.kernel.symbol}.columns"
         f = Function(
             f"internal void @{name}(ptr %args, i64 %from, i64 %to) #0",
             "Tasks are numbered through the sections.",
@@ -155,7 +157,7 @@ class _Lowering:
                 inside = f.let("inside", f"icmp slt i64 {group}, {section.groups}")
                 f.do(f"br i1 {inside}, label %{here}, label %{other}")
                 f.label(here)
-                f.do(f"call void @{self.kernel.name}.section{i}(ptr %args, i64 {group})")
+                f.do(f"call void @{self.kernel.symbol}.section{i}(ptr %args, i64 {group})")
                 f.do(f"br label %{done}")
                 f.label(other)
                 first += section.groups
@@ -349,7 +351,7 @@ class _RowWriter:
         self._lowering = lowering
         self._kernel = lowering.kernel
         self._f = Function(
-            f"internal void @{self._kernel.name}.row(ptr %args, i64 %row) #0",
+            f"internal void @{self._kernel.symbol}.row(ptr %args, i64 %row) #0",
             "One row before the products: x, and what the columns phase needs of it.",
         )
         loads = {s.node.id: s.buffer for s in self._kernel.loads}
@@ -368,7 +370,7 @@ class _RowWriter:
         if kernel.x is not None:
             self._write_x(kernel.x)
         f.do("ret void")
-        self._lowering.module.add(f"{kernel.name}.row", f)
+        self._lowering.module.add(f"{kernel.symbol}.row", f)
 
     def _sums(self) -> list[Node]:
         roots = [s.node for s in self._kernel.rows]
@@ -509,7 +511,7 @@ class _SectionWriter:
     def __init__(self, lowering: _Lowering, number: int, section: Section) -> None:
         self._lowering = lowering
         self._kernel, self._section = lowering.kernel, section
-        self._name = f"{self._kernel.name}.section{number}"
+        self._name = f"{self._kernel.symbol}.section{number}"
         self._f = Function(
             f"internal void @{self._name}(ptr %args, i64 %group) #0",
             f"16 of {section.width} columns for every row: {len(section.products)} product(s) and "

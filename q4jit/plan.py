@@ -109,7 +109,7 @@ class Kernel:
 
     @property
     def symbol(self) -> str:
-        """The name of the compiled function; the prefix keeps a user's `memset` from being libc's."""
+        """The compiled function; the prefix keeps a user's `memset` from being libc's."""
         return f"q4jit_{self.name}"
 
     @property

@@ -138,11 +138,11 @@ def test_inspection_of_what_runs(x: Array, w: QuantizedTensor) -> None:
         f.inspect_source()
     f(x, w)
     one = f.inspect_source()
-    assert one.count("define void @scaled(") == 1
+    assert one.count("define void @q4jit_scaled(") == 1
     assert "scaled:" in f.inspect_asm()
     f(x[:1], w)
     assert f.inspect_source().startswith(one)
-    assert f.inspect_source().count("define void @scaled(") == 2
+    assert f.inspect_source().count("define void @q4jit_scaled(") == 2
     with pytest.raises(TargetError, match="cpu:x86-64-v3"):
         f.inspect_source(target="cpu:z80")
 
@@ -412,11 +412,11 @@ def test_an_object_that_needs_outside_symbols_is_refused(
     x: Array, w: QuantizedTensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def call_outside(text: str) -> str:
-        head, _, tail = text.partition("define void @scaled(")
+        head, _, tail = text.partition("define void @q4jit_scaled(")
         begin, brace, body = tail.partition("{\n")
         label, _, rest = body.partition("\n")
         assert label.endswith(":")
-        head += "declare void @getpid()\n\ndefine void @scaled("
+        head += "declare void @getpid()\n\ndefine void @q4jit_scaled("
         return f"{head}{begin}{brace}{label}\n  call void @getpid()\n{rest}"
 
     break_text(monkeypatch, call_outside)

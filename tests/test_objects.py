@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from q4jit import QuantizedTensor, quantize, specialize
 from q4jit.compilers import llvm
 from q4jit.formats import FORMATS
 from q4jit.frontend import array_spec, trace
@@ -163,9 +164,9 @@ def last_five(x: Any, w: Any) -> Any:
 def call(plan: Plan, values: dict[str, int]) -> None:
     """Run a plan's only kernel on addresses and numbers by the kind of their slot."""
     (kernel,) = plan.kernels
-    code = LoadedObject(object_of(plan, kernel), (kernel.name,), plan.target)
+    code = LoadedObject(object_of(plan, kernel), (kernel.symbol,), plan.target)
     slots = [values[slot.kind] for slot in kernel.slots()]
-    entry = ctypes.CFUNCTYPE(None, ctypes.c_char_p)(code.addresses[kernel.name])
+    entry = ctypes.CFUNCTYPE(None, ctypes.c_char_p)(code.addresses[kernel.symbol])
     entry(struct.pack(f"<{len(slots)}Q", *slots))
 
 
@@ -221,3 +222,24 @@ def test_the_mask_of_the_last_columns(width: int, first: int, lanes: int) -> Non
 
 def test_no_mask_where_16_divides_the_width() -> None:
     assert tail_mask(Function("void @f()"), "%first", 4096) is None
+
+
+@pytest.mark.parametrize("name", ["parallel_for", "multiply_add", "memset", "syscall", "main"])
+def test_a_function_may_bear_a_name_that_the_text_or_libc_uses(name: str) -> None:
+    def function(x: NDArray[np.float32], w: QuantizedTensor) -> Any:
+        return np.exp(x @ w)
+
+    function.__name__ = name
+    _check_names(specialize(function))
+
+
+def test_arguments_may_bear_names_that_the_text_uses() -> None:
+    _check_names(specialize(lambda entry, args: np.exp(entry @ args)))
+    _check_names(specialize(lambda m, pool: np.exp(m @ pool)))
+
+
+def _check_names(function: Any) -> None:
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((3, 64), dtype=np.float32)
+    w = quantize(rng.standard_normal((64, 48)) / 8, "Q4_0")
+    np.testing.assert_allclose(function(x, w), function.py_func(x, w), rtol=1e-5)

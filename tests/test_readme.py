@@ -26,7 +26,7 @@ def test_the_example_runs(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert "define void @swiglu(ptr %args)" in done.stdout
+    assert "define void @q4jit_swiglu(ptr %args)" in done.stdout
     assert "fmla" in done.stdout
     assert "v1 = v0 @ gate    Q4_1 [576, 1536]" in done.stdout
 

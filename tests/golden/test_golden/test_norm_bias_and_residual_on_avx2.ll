@@ -57,7 +57,7 @@ c.done:
 }
 
 ; One row before the products: x, and what the columns phase needs of it.
-define internal void @layer.row(ptr %args, i64 %row) #0 {
+define internal void @q4jit_layer.row(ptr %args, i64 %row) #0 {
 entry:
   %x.at = getelementptr i64, ptr %args, i64 2
   %x = load ptr, ptr %x.at, align 8
@@ -119,7 +119,7 @@ c.1.done:
   ret void
 }
 
-define internal void @layer.rows(ptr %args, i64 %from, i64 %to) #0 {
+define internal void @q4jit_layer.rows(ptr %args, i64 %from, i64 %to) #0 {
 entry:
   br label %row.head
 row.head:
@@ -127,7 +127,7 @@ row.head:
   %row.more = icmp slt i64 %row, %to
   br i1 %row.more, label %row.body, label %row.done
 row.body:
-  call void @layer.row(ptr %args, i64 %row)
+  call void @q4jit_layer.row(ptr %args, i64 %row)
   %row.next = add i64 %row, 1
   br label %row.head
 row.done:
@@ -262,7 +262,7 @@ block.done:
 }
 
 ; 16 of 40 columns for every row: 1 product(s) and the epilogue.
-define internal void @layer.section0(ptr %args, i64 %group) #0 {
+define internal void @q4jit_layer.section0(ptr %args, i64 %group) #0 {
 entry:
   %m.at = getelementptr i64, ptr %args, i64 1
   %m = load i64, ptr %m.at, align 8
@@ -321,7 +321,7 @@ m0.done:
 }
 
 ; Tasks are numbered through the sections.
-define internal void @layer.columns(ptr %args, i64 %from, i64 %to) #0 {
+define internal void @q4jit_layer.columns(ptr %args, i64 %from, i64 %to) #0 {
 entry:
   br label %task.head
 task.head:
@@ -332,7 +332,7 @@ task.body:
   %inside = icmp slt i64 %task, 3
   br i1 %inside, label %here, label %other
 here:
-  call void @layer.section0(ptr %args, i64 %task)
+  call void @q4jit_layer.section0(ptr %args, i64 %task)
   br label %next
 other:
   br label %next
@@ -361,14 +361,14 @@ threads:
 }
 
 ; The kernel.
-define void @layer(ptr %args) #0 {
+define void @q4jit_layer(ptr %args) #0 {
 entry:
   %pool.at = getelementptr i64, ptr %args, i64 0
   %pool = load ptr, ptr %pool.at, align 8
   %m.at = getelementptr i64, ptr %args, i64 1
   %m = load i64, ptr %m.at, align 8
-  call void @parallel_for(ptr %pool, ptr @layer.rows, ptr %args, i64 %m, i64 128)
-  call void @parallel_for(ptr %pool, ptr @layer.columns, ptr %args, i64 3, i64 8)
+  call void @parallel_for(ptr %pool, ptr @q4jit_layer.rows, ptr %args, i64 %m, i64 128)
+  call void @parallel_for(ptr %pool, ptr @q4jit_layer.columns, ptr %args, i64 3, i64 8)
   ret void
 }
 

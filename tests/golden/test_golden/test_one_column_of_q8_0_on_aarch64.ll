@@ -57,7 +57,7 @@ c.done:
 }
 
 ; One row before the products: x, and what the columns phase needs of it.
-define internal void @column.row(ptr %args, i64 %row) #0 {
+define internal void @q4jit_column.row(ptr %args, i64 %row) #0 {
 entry:
   %prologue.at = getelementptr i64, ptr %args, i64 5
   %prologue = load ptr, ptr %prologue.at, align 8
@@ -94,7 +94,7 @@ c.done:
   ret void
 }
 
-define internal void @column.rows(ptr %args, i64 %from, i64 %to) #0 {
+define internal void @q4jit_column.rows(ptr %args, i64 %from, i64 %to) #0 {
 entry:
   br label %row.head
 row.head:
@@ -102,7 +102,7 @@ row.head:
   %row.more = icmp slt i64 %row, %to
   br i1 %row.more, label %row.body, label %row.done
 row.body:
-  call void @column.row(ptr %args, i64 %row)
+  call void @q4jit_column.row(ptr %args, i64 %row)
   %row.next = add i64 %row, 1
   br label %row.head
 row.done:
@@ -173,7 +173,7 @@ block.done:
 }
 
 ; 16 of 1 columns for every row: 1 product(s) and the epilogue.
-define internal void @column.section0(ptr %args, i64 %group) #0 {
+define internal void @q4jit_column.section0(ptr %args, i64 %group) #0 {
 entry:
   %m.at = getelementptr i64, ptr %args, i64 1
   %m = load i64, ptr %m.at, align 8
@@ -222,7 +222,7 @@ n.done:
 }
 
 ; Tasks are numbered through the sections.
-define internal void @column.columns(ptr %args, i64 %from, i64 %to) #0 {
+define internal void @q4jit_column.columns(ptr %args, i64 %from, i64 %to) #0 {
 entry:
   br label %task.head
 task.head:
@@ -233,7 +233,7 @@ task.body:
   %inside = icmp slt i64 %task, 1
   br i1 %inside, label %here, label %other
 here:
-  call void @column.section0(ptr %args, i64 %task)
+  call void @q4jit_column.section0(ptr %args, i64 %task)
   br label %next
 other:
   br label %next
@@ -262,14 +262,14 @@ threads:
 }
 
 ; The kernel.
-define void @column(ptr %args) #0 {
+define void @q4jit_column(ptr %args) #0 {
 entry:
   %pool.at = getelementptr i64, ptr %args, i64 0
   %pool = load ptr, ptr %pool.at, align 8
   %m.at = getelementptr i64, ptr %args, i64 1
   %m = load i64, ptr %m.at, align 8
-  call void @parallel_for(ptr %pool, ptr @column.rows, ptr %args, i64 %m, i64 32)
-  call void @parallel_for(ptr %pool, ptr @column.columns, ptr %args, i64 1, i64 7)
+  call void @parallel_for(ptr %pool, ptr @q4jit_column.rows, ptr %args, i64 %m, i64 32)
+  call void @parallel_for(ptr %pool, ptr @q4jit_column.columns, ptr %args, i64 1, i64 7)
   ret void
 }
 

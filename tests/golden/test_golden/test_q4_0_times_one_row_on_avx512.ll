@@ -57,7 +57,7 @@ c.done:
 }
 
 ; One row before the products: x, and what the columns phase needs of it.
-define internal void @product.row(ptr %args, i64 %row) #0 {
+define internal void @q4jit_product.row(ptr %args, i64 %row) #0 {
 entry:
   %prologue.at = getelementptr i64, ptr %args, i64 5
   %prologue = load ptr, ptr %prologue.at, align 8
@@ -92,7 +92,7 @@ c.done:
   ret void
 }
 
-define internal void @product.rows(ptr %args, i64 %from, i64 %to) #0 {
+define internal void @q4jit_product.rows(ptr %args, i64 %from, i64 %to) #0 {
 entry:
   br label %row.head
 row.head:
@@ -100,7 +100,7 @@ row.head:
   %row.more = icmp slt i64 %row, %to
   br i1 %row.more, label %row.body, label %row.done
 row.body:
-  call void @product.row(ptr %args, i64 %row)
+  call void @q4jit_product.row(ptr %args, i64 %row)
   %row.next = add i64 %row, 1
   br label %row.head
 row.done:
@@ -249,7 +249,7 @@ tile.1.done:
 }
 
 ; 16 of 64 columns for every row: 1 product(s) and the epilogue.
-define internal void @product.section0(ptr %args, i64 %group) #0 {
+define internal void @q4jit_product.section0(ptr %args, i64 %group) #0 {
 entry:
   %m.at = getelementptr i64, ptr %args, i64 1
   %m = load i64, ptr %m.at, align 8
@@ -291,7 +291,7 @@ m0.done:
 }
 
 ; Tasks are numbered through the sections.
-define internal void @product.columns(ptr %args, i64 %from, i64 %to) #0 {
+define internal void @q4jit_product.columns(ptr %args, i64 %from, i64 %to) #0 {
 entry:
   br label %task.head
 task.head:
@@ -302,7 +302,7 @@ task.body:
   %inside = icmp slt i64 %task, 4
   br i1 %inside, label %here, label %other
 here:
-  call void @product.section0(ptr %args, i64 %task)
+  call void @q4jit_product.section0(ptr %args, i64 %task)
   br label %next
 other:
   br label %next
@@ -331,14 +331,14 @@ threads:
 }
 
 ; The kernel.
-define void @product(ptr %args) #0 {
+define void @q4jit_product(ptr %args) #0 {
 entry:
   %pool.at = getelementptr i64, ptr %args, i64 0
   %pool = load ptr, ptr %pool.at, align 8
   %m.at = getelementptr i64, ptr %args, i64 1
   %m = load i64, ptr %m.at, align 8
-  call void @parallel_for(ptr %pool, ptr @product.rows, ptr %args, i64 %m, i64 2)
-  call void @parallel_for(ptr %pool, ptr @product.columns, ptr %args, i64 4, i64 1)
+  call void @parallel_for(ptr %pool, ptr @q4jit_product.rows, ptr %args, i64 %m, i64 2)
+  call void @parallel_for(ptr %pool, ptr @q4jit_product.columns, ptr %args, i64 4, i64 1)
   ret void
 }
 
