@@ -297,7 +297,7 @@ def run_guarded(
         arrays = run_kernel(
             found.family,
             object_of(plan, kernel),
-            kernel.name,
+            kernel.symbol,
             arguments,
             cpu=cpu.model,
             gap_bytes=cpu.gap_bytes + gap_bytes,
