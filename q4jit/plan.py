@@ -336,9 +336,17 @@ class _Splitter:
 
         Memory holds numbers; a truth value is decided again from those that it compares.
         """
-        if not node.is_bool:
-            return [node]
-        return [m for n in node.operands if self._in_epilogue(n) for m in self._numbers_of(n)]
+        found: list[Node] = []
+        stack, seen = [node], {node.id}  # no recursion: an unrolled loop makes long chains
+        while stack:
+            n = stack.pop()
+            if not n.is_bool:
+                found.append(n)
+                continue
+            fresh = [o for o in n.operands if self._in_epilogue(o) and o.id not in seen]
+            seen.update(o.id for o in fresh)
+            stack += fresh
+        return found
 
     def _sums_kept_for(self, node: Node) -> Iterable[Node]:
         """The sums that `node` reads and that another phase than its own computes."""

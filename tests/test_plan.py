@@ -263,3 +263,14 @@ def test_a_tile_never_has_more_rows_than_x(target: str) -> None:
     for m in range(1, 200):
         assert 1 <= rows_per_tile(find_target(target), m) <= m
     assert rows_per_tile(find_target(target), 0) >= 1
+
+
+def test_a_chain_of_truth_values_longer_than_pythons_stack() -> None:
+    def function(x: Any, w: Any) -> Any:
+        y = x @ w
+        chosen = y > 0
+        for i in range(2000):
+            chosen = chosen | (y > i)
+        return np.where(chosen, np.sum(y, axis=-1, keepdims=True), y)
+
+    assert plan(function, X, w()).temps == (N,)
