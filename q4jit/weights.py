@@ -1,5 +1,6 @@
 """Quantised weights: `QuantizedTensor`, an immutable matrix of GGUF blocks, and `quantize`."""
 
+import mmap
 import operator
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final, NoReturn
@@ -56,7 +57,8 @@ class QuantizedTensor:
         """Make a tensor of `shape` (K, N) from the bytes of N GGUF rows.
 
         raw: any C-contiguous buffer of exactly N·row_bytes bytes. It is referenced where nothing
-        can write to it (bytes, a read-only map), copied otherwise. Raises FormatError.
+        can write to it (bytes, a read-only map, views of these), copied otherwise. Raises
+        FormatError.
         """
         fmt = find_format(format)
         k, n = _matrix_shape(shape)
@@ -248,7 +250,7 @@ def _bands(rows: int, row_elements: int) -> Iterator[slice]:
 
 def _matrix_shape(shape: object) -> tuple[int, int]:
     try:
-        k, n = (operator.index(size) for size in shape)  # type: ignore[attr-defined]
+        k, n = (operator.index(size) for size in shape)  # type: ignore[attr-defined]  # raises TypeError
     except (TypeError, ValueError):
         raise FormatError(
             f"a weight has two dimensions (K, N): found shape {shape!r}, accepted is a pair of ints"
@@ -275,23 +277,20 @@ def _contiguous(raw: Any) -> memoryview:
 
 
 def _is_frozen(raw: object) -> bool:
-    """Whether nobody can write to the memory of a buffer, be it through the object it is cut from.
+    """Whether nobody can write to the memory of a buffer: it is cut from bytes or a read-only map.
 
-    A read-only view of a bytearray or of a writable array does not qualify.
+    An array that owns its memory does not qualify, whatever its flag says now: an older view may
+    be writable, and the flag can be set again.
     """
     while True:
         if isinstance(raw, np.ndarray):
-            if raw.flags.writeable:
-                return False
-            if raw.base is None:
-                return True
             raw = raw.base
         elif isinstance(raw, memoryview):
-            if not raw.readonly:
-                return False
             raw = raw.obj
+        elif isinstance(raw, mmap.mmap):
+            return memoryview(raw).readonly
         else:
-            return memoryview(raw).readonly  # type: ignore[arg-type]
+            return isinstance(raw, bytes)
 
 
 def _row_ids(ids: ArrayLike, n: int) -> NDArray[np.intp]:

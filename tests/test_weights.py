@@ -329,6 +329,31 @@ def test_bytes_that_somebody_can_write_are_copied() -> None:
         assert w.raw.tobytes() == stored
 
 
+@pytest.mark.parametrize("wrap", [lambda a: a, lambda a: a[:], memoryview, lambda a: a[:].data])
+def test_an_array_that_is_read_only_for_now_is_copied(wrap: Callable[[Any], Any]) -> None:
+    stored = random_tensor("Q4_0").raw.tobytes()
+    owner = np.frombuffer(stored, np.uint8).copy()
+    older = owner[:]
+    owner.flags.writeable = False
+    w = QuantizedTensor.from_bytes(wrap(owner), shape=(512, 37), format="Q4_0")
+    older[:18] = 0
+    assert w.raw.tobytes() == stored
+    owner.flags.writeable = True
+    owner[:] = 0
+    assert w.raw.tobytes() == stored
+
+
+def test_a_read_only_map_is_not_copied(tmp_path: Path) -> None:
+    path = tmp_path / "blocks"
+    path.write_bytes(bytes(18))
+    with path.open("rb") as file:
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    whole = np.frombuffer(mapped, np.uint8)
+    for source in (mapped, memoryview(mapped), whole, whole[:], np.memmap(path, mode="r")):
+        w = QuantizedTensor.from_bytes(source, shape=(32, 1), format="Q4_0")
+        assert np.shares_memory(w.raw, np.frombuffer(source, np.uint8))
+
+
 def test_a_writable_map_is_copied() -> None:
     with mmap.mmap(-1, 18) as anonymous:
         w = QuantizedTensor.from_bytes(anonymous, shape=(32, 1), format="Q4_0")
