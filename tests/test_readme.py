@@ -31,6 +31,10 @@ def test_the_example_runs(tmp_path: Path) -> None:
     assert "v1 = v0 @ gate    Q4_1 [576, 1536]" in done.stdout
 
 
+def test_no_placeholder_is_left() -> None:
+    assert re.findall(r"^@[A-Z]+@$", README, re.MULTILINE) == []
+
+
 def test_every_environment_variable_is_in_the_table() -> None:
     read = set(re.findall(r"Q4JIT_\w+", (ROOT / "q4jit" / "config.py").read_text("utf-8")))
     assert read == set(re.findall(r"^\| `(Q4JIT_\w+)`", README, re.MULTILINE))
