@@ -1,5 +1,6 @@
 """Dispatch: what is counted, shown and refused, and one compilation for any number of threads."""
 
+import dataclasses
 import gc
 import inspect
 import os
@@ -26,6 +27,7 @@ from q4jit import (
     quantize,
     specialize,
 )
+from q4jit.backends import find_backend
 from q4jit.compilers import llvm
 from q4jit.dispatcher import Specialized
 from q4jit.plan import Kernel, Plan, Source
@@ -239,7 +241,7 @@ def test_what_cannot_be_decorated_is_refused() -> None:
     with pytest.raises(ArgumentError, match="specialised already"):
         specialize(specialize(scaled))
     with pytest.raises(ArgumentError, match="found int"):
-        specialize(3)  # type: ignore[call-overload]
+        specialize(3)  # type: ignore[call-overload]  # the wrong type is the test
     with pytest.raises(ArgumentError, match="'out'"):
         specialize(lambda x, out: x)
     with pytest.raises(ArgumentError, match=r"\*args"):
@@ -385,7 +387,8 @@ def break_text(monkeypatch: pytest.MonkeyPatch, change: Callable[[str], str]) ->
         source = lower_cpu.lower(plan, kernel)
         return Source(source.symbol, source.target, change(source.text), source.suffix)
 
-    monkeypatch.setattr(dispatcher, "lower", lower)
+    broken = dataclasses.replace(find_backend(host_target()), lower=lower)
+    monkeypatch.setattr(dispatcher, "find_backend", lambda target: broken)
 
 
 def test_a_compile_error_carries_everything_and_comes_again(

@@ -282,7 +282,7 @@ def test_an_empty_file_and_empty_arrays(load: Callable[[bytes], GGUFFile]) -> No
     assert len(load(build())) == 0
     kinds = [*SIZES, STRING]
     model = load(build(keys=tuple(key(f"k{kind}", ARRAY, array(kind, 0)) for kind in kinds)))
-    assert [len(value) for value in model.metadata.values()] == [0] * len(kinds)  # type: ignore[arg-type]
+    assert [len(value) for value in model.metadata.values()] == [0] * len(kinds)  # type: ignore[arg-type]  # all are arrays
 
 
 def test_trailing_dimensions_of_one_do_not_count(load: Callable[[bytes], GGUFFile]) -> None:
