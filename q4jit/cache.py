@@ -35,6 +35,7 @@ _LEFTOVER_AGE_S: Final = 24 * 3600
 class Compiler(Protocol):
     """What the cache asks of a compiler module."""
 
+    SOURCE_SUFFIX: str
     SUFFIX: str
 
     def fingerprint(self, target: Target) -> str:
@@ -43,6 +44,10 @@ class Compiler(Protocol):
 
     def compile_object(self, text: str, target: Target) -> bytes:
         """Text to bytes."""
+        ...
+
+    def compile_assembly(self, text: str, target: Target) -> str:
+        """The assembly of the same compilation."""
         ...
 
 
@@ -80,7 +85,8 @@ def fetch(target: Target, compiler: Compiler, name: str, text: str, use_disk: bo
     seconds = time.perf_counter() - start
     _debug(f"{name} for {target}: compiled in {seconds:.3f} s, {key[:12]}")
     if disk:
-        disk.write(key, compiler.SUFFIX, object_bytes, text)
+        source = (compiler.SOURCE_SUFFIX, text.encode())
+        disk.write(key, source, (compiler.SUFFIX, object_bytes))
     return Entry(key, object_bytes, "compiled", seconds)
 
 
@@ -134,16 +140,16 @@ class DiskCache:
             return None
         return object_bytes
 
-    def write(self, key: str, suffix: str, object_bytes: bytes, text: str) -> None:
-        """Save an entry, each file whole or not at all, the object last."""
+    def write(self, key: str, source: tuple[str, bytes], object_: tuple[str, bytes]) -> None:
+        """Save an entry (suffix and bytes of both files), each whole or not at all, object last."""
         if not self._usable:
             return
         try:
             self._remove_leftovers()
             for ending, data in (
-                (".ll", text.encode()),
-                (".sha256", _checksum(key, object_bytes).encode()),
-                (suffix, object_bytes),
+                source,
+                (".sha256", _checksum(key, object_[1]).encode()),
+                object_,
             ):
                 _write_atomically(self.directory / f"{key}{ending}", data)
         except OSError as error:

@@ -5,9 +5,9 @@ function is traced, planned, lowered, fetched (disk, then compiler) and loaded. 
 stage is raised; nothing falls back silently.
 """
 
-import ctypes
 import functools
 import inspect
+import math
 import sys
 import time
 import types
@@ -19,13 +19,13 @@ from typing import Any, Final, Generic, ParamSpec, TypeVar, overload
 import numpy as np
 
 from q4jit import cache, config
+from q4jit.backends import find_backend
 from q4jit.errors import ArgumentError, ConfigError
 from q4jit.frontend import array_spec, trace
 from q4jit.ir import Graph, ScalarSpec, Signature, Spec, StaticSpec, WeightSpec, reachable
 from q4jit.launcher import KernelFunction, Launch, check_array, check_out, lead_shape
 from q4jit.locks import BUILD
-from q4jit.lower_cpu import lower
-from q4jit.plan import Plan, Source, make_plan, rows_per_tile
+from q4jit.plan import Plan, Source
 from q4jit.targets import Target, find_target
 from q4jit.weights import QuantizedTensor
 
@@ -65,9 +65,9 @@ class Options:
 class Stats:
     """Counts since the function was decorated.
 
-    hits: calls that found their kernels in memory; misses: calls that had to specialise; compiles:
-    kernels made by a compiler (the others came from the disk cache); seconds: time spent
-    specialising, compilation included.
+    hits: calls with shapes that were known; misses: the other calls, which bind new shapes and
+    specialise where no kernel serves them; compiles: kernels made by a compiler (the others came
+    from the disk cache); seconds: time spent specialising, compilation included.
     """
 
     hits: int = 0
@@ -100,6 +100,9 @@ class _Compiled:
     kernels: tuple[_Kernel, ...]
 
 
+_Key = tuple[Signature, Target, int]  # and the class of M
+
+
 class Specialized(Generic[_P, _R]):
     """A function whose calls run as compiled kernels; made by `specialize`.
 
@@ -116,8 +119,8 @@ class Specialized(Generic[_P, _R]):
         self._parameters, self._keywords = _parameters(self._python_signature, self._name)
         self._disabled = config.jit_disabled()
         self._launches: dict[tuple[object, ...], Launch] = {}
-        self._plans: dict[tuple[Signature, int], Plan] = {}
-        self._compiled: dict[tuple[Signature, int], _Compiled] = {}
+        self._plans: dict[_Key, Plan] = {}
+        self._compiled: dict[_Key, _Compiled] = {}
         self._graphs: dict[Signature, Graph] = {}
         self._hits = self._misses = self._compiles = 0
         self._seconds = 0.0
@@ -164,6 +167,8 @@ class Specialized(Generic[_P, _R]):
 
     def _run_python(self, args: tuple[Any, ...], out: Any) -> Any:
         self._signature_of(args)  # the same arguments are refused
+        # NumPy's float64 scalars would make the result float64; Python's floats do not
+        args = tuple(float(v) if isinstance(v, np.floating) else v for v in args)
         split = len(args) - len(self._keywords)
         keywords = dict(zip(self._keywords, args[split:], strict=True))
         result: Any = self.py_func(*args[:split], **keywords)
@@ -215,29 +220,27 @@ class Specialized(Generic[_P, _R]):
 
     def _compile(self, signature: Signature, m: int) -> _Compiled:
         target = find_target(self.options.target)
-        m_class = rows_per_tile(target, m)
-        if (signature, m_class) not in self._compiled:
+        backend = find_backend(target)
+        key = (signature, target, backend.m_class(target, m))
+        if key not in self._compiled:
             start = time.perf_counter()
-            plan = make_plan(self._graph(signature), target, m)
-            self._plans[signature, m_class] = plan  # what does not load can still be inspected
+            plan = backend.plan(self._graph(signature), target, m)
+            self._plans[key] = plan  # what does not load can still be inspected
             if config.debug():
                 sys.stderr.write(f"q4jit: {plan}\n")
-            kernels = tuple(self._load(lower(plan, kernel)) for kernel in plan.kernels)
+            kernels = tuple(self._load(backend.lower(plan, kernel)) for kernel in plan.kernels)
             self._seconds += time.perf_counter() - start
             _dump(plan, kernels)
-            self._compiled[signature, m_class] = _Compiled(plan, kernels)
-        return self._compiled[signature, m_class]
+            self._compiled[key] = _Compiled(plan, kernels)
+        return self._compiled[key]
 
     def _load(self, source: Source) -> _Kernel:
-        from q4jit.compilers import llvm  # late: importing q4jit does not load LLVM
-        from q4jit.runtime.cpu import LoadedObject
-
+        backend = find_backend(source.target)
         entry = cache.fetch(
-            source.target, llvm, source.symbol, source.text, use_disk=self.options.cache
+            source.target, backend.compiler, source.symbol, source.text, self.options.cache
         )
         self._compiles += entry.origin == "compiled"
-        code = LoadedObject(entry.object_bytes, (source.symbol,), source.target)
-        function = ctypes.CFUNCTYPE(None, ctypes.c_char_p)(code.addresses[source.symbol])
+        function, code = backend.load(entry.object_bytes, source.symbol, source.target)
         return _Kernel(source, entry, code, function)
 
     # --- looking inside ---------------------------------------------------------------------------
@@ -277,33 +280,30 @@ class Specialized(Generic[_P, _R]):
 
     def inspect_asm(self, target: str | None = None) -> str:
         """The assembly that the compiler makes of `inspect_source(target)`."""
-        from q4jit.compilers import llvm
-
-        return "\n".join(llvm.compile_assembly(s.text, s.target) for s in self._sources(target))
+        return "\n".join(_assembly(source) for source in self._sources(target))
 
     def _sources(self, target: str | None) -> list[Source]:
         plans = self._need_plans()
         if target is not None:
             found = find_target(target)
             plans = list({str(p): p for p in (_replan(plan, found) for plan in plans)}.values())
-        return [lower(plan, kernel) for plan in plans for kernel in plan.kernels]
+        return [find_backend(p.target).lower(p, kernel) for p in plans for kernel in p.kernels]
 
     def explain(self) -> str:
         """What was compiled for which arguments, from where it came, and which rule chose it."""
         lines = [f"{self._name}: {self.stats}"]
         if self._disabled:
             lines.append("Q4JIT_DISABLE_JIT is set: every call runs py_func")
-        if self.options.precision != "f32":
-            lines.append(
-                f"precision {self.options.precision!r} is an upper bound: the CPU target has no "
-                "kernels of that class yet and serves the more exact 'f32'"
-            )
-        if self.options.block_size is not None:
-            lines.append("block_size has no meaning on a CPU and is not used")
-        lines.append("the CPU runs every call: no GPU back end is part of this version")
-        if not self._compiled:
+        backend = find_backend(find_target(self.options.target))
+        lines.append(backend.rule)
+        for option, remark in backend.remarks.items():
+            value = getattr(self.options, option)
+            if value != getattr(Options, option):
+                lines.append(f"{option}={value!r}: {remark}")
+        compiled_now = list(self._compiled.values())  # other threads may be adding
+        if not compiled_now:
             lines.append("nothing is compiled yet: that happens at the first call, or by warmup")
-        for compiled in self._compiled.values():
+        for compiled in compiled_now:
             lines.append(str(compiled.plan))
             lines += [
                 f"  {k.source.symbol}: {k.entry.origin}"
@@ -324,7 +324,11 @@ class Specialized(Generic[_P, _R]):
 
 def _replan(plan: Plan, target: Target) -> Plan:
     m = max((k.rows_per_tile for k in plan.kernels if not k.uniform), default=1)
-    return make_plan(plan.graph, target, m)
+    return find_backend(target).plan(plan.graph, target, m)
+
+
+def _assembly(source: Source) -> str:
+    return find_backend(source.target).compiler.compile_assembly(source.text, source.target)
 
 
 # --- arguments --------------------------------------------------------------------------------
@@ -371,7 +375,7 @@ def _spec(name: str, value: object, sized: bool = False) -> Spec:
     if isinstance(value, QuantizedTensor):
         return WeightSpec(*value.signature)
     if isinstance(value, np.ndarray):
-        if value.ndim == 0 and value.dtype.kind in "fiu":
+        if value.ndim == 0 and value.dtype.kind in "fiu" and type(value) is np.ndarray:
             return ScalarSpec()
         check_array(name, value)
         return array_spec(value.shape, sized)
@@ -390,12 +394,17 @@ def _spec(name: str, value: object, sized: bool = False) -> Spec:
 
 def _rows(args: Sequence[Any]) -> int:
     lead = lead_shape([v.shape for v in args if isinstance(v, np.ndarray) and v.ndim])
-    return int(np.prod(lead, dtype=np.int64))
+    return math.prod(lead)
 
 
 def _stand_in(value: object) -> object:
     if isinstance(value, tuple) and value and all(type(v) is int for v in value):
-        return np.broadcast_to(np.float32(0), value).view()
+        try:
+            return np.broadcast_to(np.float32(0), value).view()
+        except ValueError as error:
+            raise ArgumentError(
+                f"warmup: found the shape {value}, accepted is that of an array ({error})"
+            ) from None
     return value
 
 
@@ -420,8 +429,7 @@ def _dump(plan: Plan, kernels: Sequence[_Kernel]) -> None:
     directory = config.dump_dir()
     if directory is None:
         return
-    from q4jit.compilers import llvm
-
+    suffix = find_backend(plan.target).compiler.SUFFIX
     stem = f"{plan.graph.name}-{kernels[0].entry.key[:12]}"
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -430,11 +438,8 @@ def _dump(plan: Plan, kernels: Sequence[_Kernel]) -> None:
         for planned, kernel in zip(plan.kernels, kernels, strict=True):
             stem = f"{planned.name}-{kernel.entry.key[:12]}"
             _write(directory / f"{stem}{kernel.source.suffix}", kernel.source.text)
-            _write(
-                directory / f"{stem}.s",
-                llvm.compile_assembly(kernel.source.text, kernel.source.target),
-            )
-            (directory / f"{stem}{llvm.SUFFIX}").write_bytes(kernel.entry.object_bytes)
+            _write(directory / f"{stem}.s", _assembly(kernel.source))
+            (directory / f"{stem}{suffix}").write_bytes(kernel.entry.object_bytes)
     except OSError as error:
         raise ConfigError(f"Q4JIT_DUMP_DIR={directory} cannot be written: {error}") from error
 

@@ -17,14 +17,13 @@ from numpy.typing import NDArray
 
 from q4jit.errors import ArgumentError
 from q4jit.ir import ArraySpec, Lead, Node, ScalarSpec, show_shape
-from q4jit.layouts import GGUF
+from q4jit.layouts import CACHE_LINE_BYTES, GGUF
 from q4jit.plan import Kernel, Plan, Slot
 from q4jit.runtime import pool
 from q4jit.runtime.cpu import data_pointer
 from q4jit.weights import QuantizedTensor
 
 F32: Final = np.dtype(np.float32)
-_CACHE_LINE_BYTES: Final = 64
 _OVERLAP_WORK: Final = 10_000  # candidates tried before strided arrays count as overlapping
 
 KernelFunction = Callable[[bytes], None]
@@ -120,7 +119,7 @@ class Launch:
         total = 0
         for slot, size in sizes.items():
             self._scratch_offsets[slot] = total
-            total += -(-size // _CACHE_LINE_BYTES) * _CACHE_LINE_BYTES
+            total += -(-size // CACHE_LINE_BYTES) * CACHE_LINE_BYTES
         self._scratch_bytes = total
 
     def _bind(self, plan: Plan, functions: Sequence[KernelFunction]) -> list["_Step"]:
@@ -156,7 +155,9 @@ class Launch:
             buffers = [np.empty(r.buffer, F32) for r in self._results]
         else:
             buffers = self._out_buffers(out, args)
-        base = _scratch(self._scratch_bytes)
+        scratch = _take_scratch(self._scratch_bytes)
+        start = data_pointer(scratch)
+        base = start + -start % CACHE_LINE_BYTES
         values = [
             pool.address(),
             self._rows,
@@ -169,6 +170,7 @@ class Launch:
         ]
         for function, pack, pick in self._steps:
             function(pack(*pick(values)))
+        _give_back(scratch)
         if out is not None:
             return self._deliver(buffers, out)
         if self._picks:
@@ -236,6 +238,10 @@ def check_out(
             or array.dtype != F32
             or array.shape != shape
             or not array.flags.writeable
+            or (
+                array.size
+                and any(n > 1 and not s for n, s in zip(shape, array.strides, strict=True))
+            )
         ):
             found = (
                 f"{'' if array.flags.writeable else 'read-only '}{array.dtype} {list(array.shape)}"
@@ -291,19 +297,25 @@ def _overlap(a: NDArray[Any], b: NDArray[Any]) -> bool:
 
 
 _thread = threading.local()
+# Kept between calls, because fresh pages from the operating system cost more than a small kernel;
+# what a large call needs goes with it.
+_KEPT_BYTES: Final = 16 << 20
 
 
-def _scratch(size_bytes: int) -> int:
-    """The address of this thread's scratch memory, grown to at least `size_bytes`.
+def _take_scratch(size_bytes: int) -> NDArray[np.uint8]:
+    """This thread's scratch memory, or more where that is too small.
 
-    Kept between calls: fresh pages from the operating system cost more than a small kernel.
+    It is taken away: a signal handler or finaliser that calls a kernel meanwhile gets its own.
     """
-    if size_bytes > getattr(_thread, "size_bytes", -1):
-        memory = np.empty(size_bytes + _CACHE_LINE_BYTES, np.uint8)
-        start = data_pointer(memory)
-        _thread.memory, _thread.size_bytes = memory, size_bytes
-        _thread.address = start + -start % _CACHE_LINE_BYTES
-    return int(_thread.address)
+    memory: NDArray[np.uint8] | None = vars(_thread).pop("memory", None)
+    if memory is None or memory.size < size_bytes + CACHE_LINE_BYTES:
+        memory = np.empty(size_bytes + CACHE_LINE_BYTES, np.uint8)
+    return memory
+
+
+def _give_back(memory: NDArray[np.uint8]) -> None:
+    if memory.size <= _KEPT_BYTES:
+        _thread.memory = memory
 
 
 def lead_shape(shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:

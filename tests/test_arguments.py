@@ -2,6 +2,8 @@
 
 import ctypes
 import re
+import signal
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +11,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from q4jit import ArgumentError, QuantizedTensor, specialize
+from q4jit import ArgumentError, QuantizedTensor, launcher, quantize, specialize
 from tests.functions import F32, Floats, check, random, weight
 
 M, K, N = 5, 32, 48
@@ -282,3 +284,42 @@ def test_out_that_overlaps_a_weight() -> None:
     with pytest.raises(ArgumentError, match="out= overlaps the argument 'w'"):
         specialize(lambda x, w: x @ w)(X, w, out=out)
     assert w.raw.tobytes() == before
+
+
+def test_a_signal_handler_may_call_kernels_while_one_runs() -> None:
+    rng = np.random.default_rng(0)
+    w = quantize(rng.standard_normal((256, 256)) / 16, "Q8_0")
+    chained = specialize(lambda x, w: np.maximum(x @ w, 0) @ w)  # a temporary between two kernels
+    x, other = (rng.standard_normal((m, 256), dtype=np.float32) for m in (1, 64))
+    expected = chained(x, w)
+    chained(other, w)
+    seen: list[int] = []
+
+    def handler(number: int, frame: object) -> None:
+        seen.append(len(chained(other, w)))
+
+    before = signal.signal(signal.SIGALRM, handler)
+    signal.setitimer(signal.ITIMER_REAL, 0.0003, 0.0003)
+    try:
+        end = time.monotonic() + 1.0
+        while time.monotonic() < end:
+            np.testing.assert_array_equal(chained(x, w), expected)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert len(seen) > 10
+
+
+def test_scratch_of_a_large_call_is_not_kept() -> None:
+    w = quantize(np.ones((1024, 16)), "Q4_0")
+    product = specialize(lambda x, w: x @ w)
+    product(np.zeros((8192, 1024), np.float32), w)
+    kept = vars(launcher._thread).get("memory")
+    assert kept is None or kept.size <= launcher._KEPT_BYTES
+
+
+def test_out_with_elements_that_coincide_is_refused() -> None:
+    w = quantize(np.ones((32, 16)), "Q4_0")
+    out = np.lib.stride_tricks.as_strided(np.zeros(16, np.float32), (3, 16), (0, 4))
+    with pytest.raises(ArgumentError, match="accepted is a writable float32"):
+        specialize(lambda x, w: x @ w)(np.ones((3, 32), np.float32), w, out=out)

@@ -157,7 +157,7 @@ def test_explain_says_what_runs_and_where_from(x: Array, w: QuantizedTensor) -> 
     assert "compiled in" in text
     assert "Q4_0" in text
     assert "'i8'" in text
-    assert "block_size has no meaning on a CPU" in text
+    assert "block_size=256: threads per block of a GPU, not used on a CPU" in text
     assert "no GPU" in text
     again = specialize(scaled)
     again(x, w)

@@ -32,6 +32,7 @@ LAYERS = (
     "cache",
     "runtime",
     "launcher",
+    "backends",
     "dispatcher",
     "cli",
     "__init__",

@@ -10,6 +10,7 @@ from q4jit.errors import CompileError
 from q4jit.locks import BUILD
 from q4jit.targets import Target
 
+SOURCE_SUFFIX: Final = ".ll"
 SUFFIX: Final = ".o"
 _OPTIMISATION: Final = 3
 
