@@ -1,7 +1,7 @@
 """The one lock under which anything is made once: traces, compilations, loads, repacked weights.
 
 A fork waits for it, so a child never inherits a half-made thing or a lock that nobody will release.
-Calls of a compiled function never take it.
+A call takes it only where its shapes, or one of its weights, are new to the process.
 """
 
 import os
