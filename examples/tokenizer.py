@@ -1,20 +1,30 @@
 """The tokeniser and the chat template that a GGUF file carries in its own metadata."""
 
 import codecs
-from collections.abc import Iterable, Mapping, Sequence
+import functools
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import BuiltinMethodType
 from typing import Any, NoReturn
 
 import numpy as np
 from jinja2.exceptions import SecurityError, TemplateError
+from jinja2.filters import FILTERS
+from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 
-from q4jit.errors import GGUFError
+from q4jit import GGUFError
 
 __all__ = ["GGUFTokenizer", "render_chat"]
 
 CONTROL, USER_DEFINED = 3, 4  # values of tokenizer.ggml.token_type
 MAX_CHAT_CHARACTERS = 1 << 24
+MAX_SIZE = 1 << 20  # of one value that a template asks for: elements, columns, bits of a number
+SIZED_FILTERS = ("batch", "center", "indent", "round", "slice", "tojson")
+# A width or precision of over six digits, or one that is itself an argument.
+WIDE_PERCENT = re.compile(r"%(?:\([^)]*\))?[-+ #0]*(?:\*|\d{7}|\d*\.(?:\*|\d{7}))")
+WIDE_BRACES = re.compile(r"\{[^{}]*:[^{}]*(?:\{|\d{7})")
 END_OF_TURN = ("<|im_end|>",)
 
 
@@ -125,11 +135,84 @@ class TextStream:
 
 
 class Sandbox(ImmutableSandboxedEnvironment):
-    """Jinja's sandbox, in which reaching for what is unsafe is an error, not an empty string."""
+    """Jinja's sandbox, in which reaching for what is unsafe is an error, not an empty string.
+
+    So is asking for a huge value in one step: by an operator, a width or a count.
+    """
+
+    intercepted_binops = frozenset({"*", "**", "%"})
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.filters |= {name: _bounded(self.filters[name]) for name in SIZED_FILTERS}
+        self.filters["format"] = _format
+        del self.globals["lipsum"]  # as many random paragraphs as it is asked for
+
+    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
+        """Compute `left operator right`, unless the result would be huge."""
+        if operator == "%":
+            _check_percent(left)
+        elif _result_size(operator, left, right) > MAX_SIZE:
+            raise SecurityError(f"the result of {operator!r} is too large")
+        return super().call_binop(context, operator, left, right)
+
+    def call(self, context: Context, function: Any, /, *args: Any, **kwargs: Any) -> Any:
+        """Call a function, but no method of a text or number with a huge width."""
+        if isinstance(function, BuiltinMethodType) and isinstance(
+            function.__self__, str | bytes | int
+        ):
+            _check_sizes([*args, *kwargs.values()])
+        return super().call(context, function, *args, **kwargs)
+
+    def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
+        """Jinja's safe form of a text's `format` method; None for anything else."""
+        wrapped = super().wrap_str_format(value)
+        if wrapped is not None and WIDE_BRACES.search(value.__self__):
+            raise SecurityError("a width in a format is too large")
+        return wrapped
 
     def unsafe_undefined(self, obj: object, attribute: str) -> NoReturn:
         """Refuse an attribute that could lead out of the sandbox."""
         raise SecurityError(f"{attribute!r} of a {type(obj).__name__} is out of bounds")
+
+
+def _bounded(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A filter of Jinja's that refuses huge numbers as arguments."""
+    # The value comes first, but for filters that Jinja passes something of its own.
+    first = 2 if hasattr(function, "jinja_pass_arg") else 1
+
+    @functools.wraps(function)
+    def checked(*args: Any, **kwargs: Any) -> Any:
+        _check_sizes([*args[first:], *kwargs.values()])
+        return function(*args, **kwargs)
+
+    return checked
+
+
+def _format(text: object, *args: Any, **kwargs: Any) -> Any:
+    _check_percent(text)
+    return FILTERS["format"](text, *args, **kwargs)
+
+
+def _check_percent(text: object) -> None:
+    if isinstance(text, str) and WIDE_PERCENT.search(text):
+        raise SecurityError("a width in a format is too large")
+
+
+def _check_sizes(values: Iterable[object]) -> None:
+    if any(isinstance(value, int) and abs(value) > MAX_SIZE for value in values):
+        raise SecurityError(f"a width or count is over {MAX_SIZE}")
+
+
+def _result_size(operator: str, left: object, right: object) -> int:
+    """How many elements a repeated sequence has, or about how many bits a number."""
+    if isinstance(left, int) and isinstance(right, int):
+        bits = left.bit_length()
+        return bits * max(right, 0) if operator == "**" else bits + right.bit_length()
+    for sequence, count in ((left, right), (right, left)):
+        if isinstance(sequence, str | bytes | list | tuple) and isinstance(count, int):
+            return len(sequence) * count
+    return 0
 
 
 def render_chat(
@@ -138,7 +221,8 @@ def render_chat(
     """The prompt that a file's chat template makes of some messages.
 
     A template is a program from a downloaded file, so it runs in Jinja's immutable sandbox and
-    nowhere else.
+    nowhere else. Its time is not bounded, and its memory only in what one step and the whole
+    answer may hold: a template that keeps joining texts still grows.
     """
     environment = Sandbox(trim_blocks=True, lstrip_blocks=True)
     environment.globals["raise_exception"] = _raise_exception
@@ -157,7 +241,7 @@ def render_chat(
                 raise GGUFError(f"the chat template wrote over {MAX_CHAT_CHARACTERS} characters")
     except GGUFError:
         raise
-    except (TemplateError, ArithmeticError, LookupError, TypeError, ValueError) as error:
+    except Exception as error:  # whatever goes wrong in it, RecursionError and MemoryError too
         raise GGUFError(f"the chat template failed: {type(error).__name__}: {error}") from error
     return "".join(parts)
 

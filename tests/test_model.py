@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,7 @@ import pytest
 from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
 
-from q4jit import QuantizedTensor, load_gguf
-from q4jit.errors import GGUFError
+from q4jit import GGUFError, QuantizedTensor, load_gguf
 from tests.tools import model_file
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -317,6 +317,81 @@ def test_a_chat_template_cannot_fill_the_memory(
     template = "{% for i in range(9999) %}{% for j in range(9999) %}x{% endfor %}{% endfor %}"
     with pytest.raises(GGUFError, match="over 1000 characters"):
         render_chat(template, [], GGUFTokenizer(file.metadata))
+
+
+@pytest.mark.parametrize(
+    "expression",
+    [
+        "'a' * 10**10",
+        "10**10 * 'a'",
+        "[1] * 10**10",
+        "messages * 10**10",
+        "10 ** (10**10)",
+        "2 ** messages[0].size",
+        "(2**400000) * (2**400000) * (2**400000)",
+        "'%10000000000d' % 1",
+        "'%(a)-10000000000d' % {'a': 1}",
+        "'%.10000000000f' % 1.5",
+        "'%*d' % (10**10, 1)",
+        "'%10000000000d' | format(1)",
+        "'{:10000000000}'.format(1)",
+        "'{:{w}}'.format(1, w='10000000000')",
+        "'x' | center(10**10)",
+        "'x' | center(width=10**10)",
+        "'x' | indent(10**10, true)",
+        "['x'] | batch(10**10, 'x') | list",
+        "1 | round(10**10)",
+        "[1] | tojson(indent=10**10)",
+        "'x'.center(10**10)",
+        "'x'.ljust(messages[0].size)",
+        "(1).to_bytes(10**10, 'big')",
+        "lipsum(10**10)",
+    ],
+)
+def test_a_chat_template_cannot_ask_for_a_huge_value(expression: str, tmp_path: Path) -> None:
+    file = load_gguf(write_tiny(tmp_path / "tiny.gguf", tiny_metadata()))
+    messages: list[Any] = [{"size": 10**10}]
+    tracemalloc.start()
+    try:
+        with pytest.raises(GGUFError, match=r"template failed: (Security|Undefined)Error"):
+            render_chat(f"{{{{ {expression} }}}}", messages, GGUFTokenizer(file.metadata))
+        assert tracemalloc.get_traced_memory()[1] < 1 << 25
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "RecursionError"),
+        ("{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}", "RecursionError"),
+        ("{{ 'long text' | truncate(1) }}", "AssertionError"),
+        ("{{ messages[0].exhaust() }}", "MemoryError"),
+    ],
+)
+def test_a_chat_template_that_exhausts_python_is_refused(
+    template: str, message: str, tmp_path: Path
+) -> None:
+    def exhaust() -> None:
+        raise MemoryError
+
+    file = load_gguf(write_tiny(tmp_path / "tiny.gguf", tiny_metadata()))
+    messages: list[Any] = [{"exhaust": exhaust}]
+    with pytest.raises(GGUFError, match=f"the chat template failed: {message}"):
+        render_chat(template, messages, GGUFTokenizer(file.metadata))
+
+
+def test_a_chat_template_may_use_what_is_bounded(tmp_path: Path) -> None:
+    template = (
+        "{{ '-' * 3 }} {{ 3 * 4 }} {{ 2 ** 10 }} {{ 1.5 * 2 }} {{ 2 ** 0.5 > 1 }} {{ 7 % 4 }} "
+        "{{ '%5.1f%%' % 1.25 }} {{ '{:>4}'.format(1) }} {{ 'x' | center(3) }} "
+        "{{ 1700000000 | tojson }} {{ 1.26 | round(1) }} {{ [1, 2] | batch(1) | list }} "
+        "{{ {'a': 10**9}.get('a') }} {{ 'a\nb' | indent(1) | length }}"
+    )
+    file = load_gguf(write_tiny(tmp_path / "tiny.gguf", tiny_metadata()))
+    assert render_chat(template, [], GGUFTokenizer(file.metadata)) == (
+        "--- 12 1024 3.0 True 3   1.2%    1  x  1700000000 1.3 [[1], [2]] 1000000000 4"
+    )
 
 
 class Conversion:
