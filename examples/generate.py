@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Imported only now, because BLAS and q4jit read the environment when they start.
         from session import RequestError, run
 
-        from q4jit.errors import Q4JitError
+        from q4jit import Q4JitError
     except KeyboardInterrupt:
         return 130
     try:

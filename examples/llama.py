@@ -14,8 +14,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from q4jit import QuantizedTensor, specialize
-from q4jit.errors import GGUFError
+from q4jit import GGUFError, QuantizedTensor, specialize
 
 __all__ = ["Config", "Llama", "State"]
 

@@ -1,5 +1,6 @@
 """Re-quantises a model's Q4_1 weights to Q4_0 and keeps the result as a GGUF file."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -10,14 +11,13 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from q4jit import QuantizedTensor, load_gguf, quantize
+from q4jit import GGUFError, QuantizedTensor, load_gguf, quantize
 from q4jit.config import cache_dir
-from q4jit.errors import GGUFError
-from q4jit.formats import FORMATS
 
 __all__ = ["requantized", "write_gguf"]
 
 FROM, TO = "Q4_1", "Q4_0"
+TO_TYPE = 2  # GGUF's number for Q4_0
 RECIPE = 1  # raise it when the same source would give other bytes
 STRING = 8  # GGUF's value type
 ALIGNMENT = 32
@@ -47,15 +47,13 @@ def requantized(path: Path, tensors: Mapping[str, Any], progress: Progress) -> d
 
 
 def write_gguf(file: BinaryIO, tensors: Mapping[str, QuantizedTensor]) -> None:
-    """Write tensors as GGUF, version 3, with no metadata beyond the architecture's name."""
+    """Write Q4_0 tensors as GGUF, version 3, with no metadata beyond the architecture's name."""
     file.write(struct.pack("<4sIQQ", b"GGUF", 3, len(tensors), 1))
     file.write(_string("general.architecture") + struct.pack("<I", STRING) + _string("llama"))
     offset = 0
     for name, tensor in tensors.items():
         file.write(_string(name))
-        file.write(
-            struct.pack("<IQQIQ", 2, *tensor.shape, FORMATS[tensor.format].ggml_type, offset)
-        )
+        file.write(struct.pack("<IQQIQ", 2, *tensor.shape, TO_TYPE, offset))
         offset += tensor.nbytes + -tensor.nbytes % ALIGNMENT
     file.write(bytes(-file.tell() % ALIGNMENT))
     for tensor in tensors.values():
@@ -105,5 +103,6 @@ def _write_atomically(path: Path, tensors: Mapping[str, QuantizedTensor]) -> Non
             os.fsync(file.fileno())
         temporary.replace(path)
     except BaseException:
-        temporary.unlink()
+        with contextlib.suppress(OSError):
+            temporary.unlink()
         raise
