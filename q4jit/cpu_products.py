@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from q4jit.formats import Format, Plane
-from q4jit.layouts import LANES, Interleaved
+from q4jit.layouts import CACHE_LINE_BYTES, LANES, Interleaved
 from q4jit.llvm_text import (
     INTS,
     MASK,
@@ -32,7 +32,6 @@ CHUNK: Final = 16  # elements along K that share one shift and one scale
 _WORD: Final = 4  # bytes of a quant word: elements that are decoded from one load
 # far enough ahead to hide memory's latency, near enough to stay in the first-level cache
 _PREFETCH_BYTES: Final = 8192
-_CACHE_LINE_BYTES: Final = 64
 # sums that run side by side, so that few rows still fill the pipeline of the multiply-add units
 _CHAINS: Final = 4
 
@@ -244,15 +243,15 @@ def _prefetch(
 ) -> None:
     block_bytes = weight.tile_bytes // weight.blocks_per_tile
     subs = weight.block_elements // weight.fmt.scale_elements
-    lines = -(-block_bytes // (subs * _CACHE_LINE_BYTES))
+    lines = -(-block_bytes // (subs * CACHE_LINE_BYTES))
     module.declare("declare void @llvm.prefetch.p0(ptr, i32, i32, i32)")
     f.comment(f"the same place {_PREFETCH_BYTES} bytes ahead")
     with f.loop("line", 0, lines, unroll=True) as line:
         ahead = f.index(
             "ahead",
             (block, block_bytes),
-            (sub, lines * _CACHE_LINE_BYTES),
-            (line.index, _CACHE_LINE_BYTES),
+            (sub, lines * CACHE_LINE_BYTES),
+            (line.index, CACHE_LINE_BYTES),
             (_PREFETCH_BYTES, 1),
         )
         at = f.at(tile_at, "i8", ahead, "ahead_at")

@@ -31,7 +31,7 @@ INTERLEAVED16: Final = "interleaved16"
 
 LANES: Final = 16
 FLOAT_BLOCK_ELEMENTS: Final = 32
-_CACHE_LINE_BYTES: Final = 64
+CACHE_LINE_BYTES: Final = 64
 _BAND_BYTES: Final = 4 << 20  # rows repacked at a time: bounds the temporary copies
 
 
@@ -151,8 +151,8 @@ def pack(fmt: Format, layout: str, rows: NDArray[np.uint8]) -> NDArray[np.uint8]
 
 def _aligned_empty(size_bytes: int) -> NDArray[np.uint8]:
     # a vector load that crosses a cache line costs two
-    buffer = np.empty(size_bytes + _CACHE_LINE_BYTES, np.uint8)
-    start = -buffer.ctypes.data % _CACHE_LINE_BYTES
+    buffer = np.empty(size_bytes + CACHE_LINE_BYTES, np.uint8)
+    start = -buffer.ctypes.data % CACHE_LINE_BYTES
     return buffer[start : start + size_bytes]
 
 

@@ -13,9 +13,9 @@ from typing import Final
 import numpy as np
 
 from q4jit import elementary
+from q4jit.layouts import LANES
 from q4jit.targets import Target
 
-LANES: Final = 16
 VECTOR: Final = "<16 x float>"
 INTS: Final = "<16 x i32>"
 MASK: Final = "<16 x i1>"
@@ -180,7 +180,8 @@ class Module:
     _declarations: set[str] = field(default_factory=set)
 
     def add(self, name: str, function: Function | str) -> None:
-        """Add a finished function under its name."""
+        """Add a finished function under its name, which must be new."""
+        assert name not in self._functions, name
         self._functions[name] = function
 
     def knows(self, name: str) -> bool:
@@ -336,11 +337,19 @@ class _LlvmOps:
         raise AssertionError(f"no LLVM text for {name}")
 
 
+# what the text says of each: data, because Python may drop docstrings and the text is a cache key
+_ELEMENTARY_DOCS: Final = {
+    "exp": "eˣ within 2 ulp, denormal results included; 0 below −104, Inf above 88.72.",
+    "log": "ln x within 3 ulp, denormals included; −Inf at 0, NaN below, Inf at Inf.",
+    "tanh": "Tanh x within 3 ulp: a polynomial up to 0.625, 1 − 2/(e²ˣ + 1) beyond.",
+}
+
+
 def _elementary(module: Module, op: str, lanes: Lanes) -> str:
     name = f"{op}_{lanes.suffix}"
     if not module.knows(name):
         function = {"exp": elementary.exp, "log": elementary.log, "tanh": elementary.tanh}[op]
-        f = Function(f"internal {lanes.f32} @{name}({lanes.f32} %x) #1", function.__doc__ or "")
+        f = Function(f"internal {lanes.f32} @{name}({lanes.f32} %x) #1", _ELEMENTARY_DOCS[op])
         ops: elementary.Ops[str] = _LlvmOps(module, f, lanes)
         f.do(f"ret {lanes.f32} {function(ops, '%x')}")
         module.add(name, f)

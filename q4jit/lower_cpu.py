@@ -12,8 +12,9 @@ from typing import Final
 from q4jit.cpu_products import Product, add_dequantize, add_dot, add_product, sum_lanes
 from q4jit.formats import FORMATS
 from q4jit.ir import ArraySpec, Node
-from q4jit.layouts import LANES
+from q4jit.layouts import GGUF, INTERLEAVED16, LANES
 from q4jit.llvm_text import (
+    MASK,
     ONE,
     SIXTEEN,
     VECTOR,
@@ -112,7 +113,7 @@ class _Lowering:
         )
         (store,) = self.kernel.loads
         out = self._argument(f, Slot(store.buffer.kind, store.buffer.index))
-        w = self._argument(f, Slot("weight", arg, "interleaved16"))
+        w = self._argument(f, Slot("weight", arg, INTERLEAVED16))
         with f.loop("group", "%from", "%to") as loop:
             at = f.at(w, "i8", f.index("group_at", (loop.index, weight.group_bytes)), "w_at")
             column = f.index("column", (loop.index, LANES))
@@ -400,7 +401,7 @@ class _RowWriter:
             if mask is not None:
                 value = f.let(
                     "value",
-                    f"select <16 x i1> {mask}, {VECTOR} {value}, {VECTOR} zeroinitializer",
+                    f"select {MASK} {mask}, {VECTOR} {value}, {VECTOR} zeroinitializer",
                 )
             loop["sum"] = f.let("sum", f"fadd {VECTOR} {loop['sum']}, {value}")
         values.scalars[node.id] = sum_lanes(module, f, loop["sum"])
@@ -433,16 +434,16 @@ class _RowWriter:
             if mask is not None:  # padding of K must be zero
                 value = f.let(
                     "value",
-                    f"select <16 x i1> {mask}, {VECTOR} {value}, {VECTOR} zeroinitializer",
+                    f"select {MASK} {mask}, {VECTOR} {value}, {VECTOR} zeroinitializer",
                 )
             f.do(f"store {VECTOR} {value}, ptr {f.at(out, 'float', loop.index)}, align 4")
             size = f.let("size", f"call {VECTOR} @llvm.fabs.v16f32({VECTOR} {value})")
             infinity = splat("float", float_text(float("inf")))
             finite = f.let("finite", f"fcmp olt {VECTOR} {size}, {infinity}")
             larger = f.let("larger", f"fcmp ogt {VECTOR} {size}, {loop['largest']}")
-            both = f.let("both", f"and <16 x i1> {finite}, {larger}")
+            both = f.let("both", f"and {MASK} {finite}, {larger}")
             loop["largest"] = f.let(
-                "largest", f"select <16 x i1> {both}, {VECTOR} {size}, {VECTOR} {loop['largest']}"
+                "largest", f"select {MASK} {both}, {VECTOR} {size}, {VECTOR} {loop['largest']}"
             )
         for pad in range(-(-x.width // LANES) * LANES, padded, LANES):
             f.do(f"store {VECTOR} zeroinitializer, ptr {f.at(out, 'float', pad)}, align 4")
@@ -574,7 +575,7 @@ class _SectionWriter:
                 spec = self._lowering.plan.weight(product.arg)
                 fmt = FORMATS[spec.format]
                 function = add_dot(self._lowering.module, fmt, spec.k, not spec.finite)
-                base = self._lowering._argument(f, Slot("weight", product.arg, "gguf"))
+                base = self._lowering._argument(f, Slot("weight", product.arg, GGUF))
                 number = f.index("number", (column.index, 1), (product.start, 1))
                 offset = f.index("w_off", (number, fmt.row_bytes(spec.k)))
                 w_at = f.at(base, "i8", offset, "w_at")
@@ -605,7 +606,7 @@ class _SectionWriter:
 
     def _weight_group(self, arg: int, start: int) -> str:
         f = self._f
-        base = self._lowering._argument(f, Slot("weight", arg, "interleaved16"))
+        base = self._lowering._argument(f, Slot("weight", arg, INTERLEAVED16))
         group_bytes = self._lowering.plan.interleaved(arg).group_bytes
         offset = f.index("w_off", ("%group", group_bytes), (start // LANES * group_bytes, 1))
         return f.at(base, "i8", offset, "w_at")
