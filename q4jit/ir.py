@@ -49,7 +49,7 @@ def show_shape(shape: Shape) -> str:
 
 @dataclass(frozen=True)
 class ArraySpec:
-    """An f32 array argument: `lead` tells of each leading axis whether it varies (else it is 1)."""
+    """An f32 array argument: the last axis of `shape` is a number, leading ones a `Lead` or 1."""
 
     shape: Shape
 
@@ -99,7 +99,8 @@ class Node:
 
     op is one of `load` (array argument `arg`, from column `start`), `scalar` (argument `arg`),
     `const` (`value`), `matmul` (operand @ weight argument `arg`, columns from `start`), `sum`
-    (over the last axis), `dequantize` (weight argument `arg`, as rows of K), or one of ELEMENTWISE.
+    (over the last axis), `reshape` (the same numbers with one axis of 1 at the end more or fewer),
+    `dequantize` (weight argument `arg`, as rows of K), or one of ELEMENTWISE.
     """
 
     id: int
