@@ -8,14 +8,16 @@ from typing import Final
 from q4jit.errors import TargetError
 from q4jit.locks import BUILD
 
-_FULL_X86_V3: Final = frozenset({"avx", "avx2", "fma", "f16c"})
-_FULL_X86_V4: Final = _FULL_X86_V3 | {"avx512f", "avx512bw", "avx512dq", "avx512vl"}
+# the psABI's levels in full: LLVM may use all of a level where it is told the level's name
+_X86_V2: Final = frozenset("cx16 popcnt sahf sse3 sse4.1 sse4.2 ssse3".split())
+_X86_V3: Final = _X86_V2 | frozenset("avx avx2 bmi bmi2 f16c fma lzcnt movbe".split())
+_X86_V4: Final = _X86_V3 | frozenset("avx512bw avx512cd avx512dq avx512f avx512vl".split())
 
 # arch → features that generated code may rely on
 CPU_ARCHS: Final[dict[str, frozenset[str]]] = {
     "x86-64": frozenset(),
-    "x86-64-v3": _FULL_X86_V3,
-    "x86-64-v4": _FULL_X86_V4,
+    "x86-64-v3": _X86_V3,
+    "x86-64-v4": _X86_V4,
     "aarch64": frozenset({"neon"}),
 }
 
@@ -50,22 +52,24 @@ class Target:
 
     @property
     def family(self) -> str:
-        """The instruction set: `x86-64` or `aarch64`."""
+        """The instruction set of a CPU: `x86-64` or `aarch64`."""
+        assert self.backend == "cpu", self
         return "aarch64" if self.arch == "aarch64" else "x86-64"
 
     @property
     def triple(self) -> str:
-        """LLVM's name of the platform; objects are ELF everywhere."""
+        """LLVM's name of a CPU's platform; objects are ELF everywhere."""
         return f"{self.family.replace('-', '_')}-unknown-linux-gnu"
 
     @property
     def vector_registers(self) -> int:
-        """Architectural vector registers."""
+        """Architectural vector registers of a CPU."""
         return 32 if self.family == "aarch64" or self.has("avx512f") else 16
 
     @property
     def vector_bytes(self) -> int:
-        """Bytes of one vector register."""
+        """Bytes of a CPU's vector register."""
+        assert self.backend == "cpu", self
         if self.has("avx512f"):
             return 64
         return 32 if self.has("avx2") else 16
