@@ -28,13 +28,14 @@ from q4jit.ir import (
     Node,
     ScalarSpec,
     Signature,
-    StaticSpec,
     WeightSpec,
     show_shape,
 )
 from q4jit.weights import QuantizedTensor
 
-MAX_EXPONENT: Final = 16
+__all__ = ["SymbolicArray", "SymbolicWeight", "array_spec", "trace"]
+
+_MAX_EXPONENT: Final = 16
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -98,8 +99,10 @@ def trace(
             raise error.__cause__ from None
         raise
     name = getattr(function, "__name__", "function")
-    returns_tuple = isinstance(result, tuple | list)
-    values = tuple(result) if isinstance(result, tuple | list) else (result,)
+    if isinstance(result, list):
+        _refuse_result(function, f"a list of {len(result)}")
+    returns_tuple = isinstance(result, tuple)
+    values = tuple(result) if isinstance(result, tuple) else (result,)
     if not values:
         _refuse_result(function, "an empty tuple")
     outputs = []
@@ -269,12 +272,12 @@ class SymbolicArray:
         if isinstance(value, bool | int | float | np.number | np.bool_):
             if isinstance(value, complex | np.complexfloating):
                 raise TraceError(f"found the complex number {value!r}: accepted are real ones")
-            return self._builder.const(float(value))
+            return self._builder.const(_real(value))
         if isinstance(value, SymbolicWeight):
             raise TraceError(_WEIGHT_IN_ARITHMETIC)
         if isinstance(value, np.ndarray):
             if value.ndim == 0 and value.dtype.kind in "biuf":
-                return self._builder.const(float(value))
+                return self._builder.const(_real(value))
             raise TraceError(
                 f"found a captured array of shape {value.shape} and dtype {value.dtype}: accepted "
                 "is an argument; pass it to the function"
@@ -325,11 +328,13 @@ class SymbolicArray:
     def __pow__(self, exponent: object) -> "SymbolicArray":
         if isinstance(exponent, float | np.floating) and float(exponent).is_integer():
             exponent = int(exponent)
-        if not isinstance(exponent, int | np.integer) or abs(int(exponent)) > MAX_EXPONENT:
-            shown = repr(exponent) if isinstance(exponent, int | float) else "something else"
+        if not isinstance(exponent, int | np.integer) or abs(int(exponent)) > _MAX_EXPONENT:
+            # repr() refuses whole numbers of thousands of digits
+            short = isinstance(exponent, int) and exponent.bit_length() <= 64
+            shown = repr(exponent) if short or isinstance(exponent, float) else "something else"
             raise TraceError(
                 f"found ** with the exponent {shown}: accepted are whole numbers from "
-                f"-{MAX_EXPONENT} to {MAX_EXPONENT} known while tracing (np.sqrt for 0.5)"
+                f"-{_MAX_EXPONENT} to {_MAX_EXPONENT} known while tracing (np.sqrt for 0.5)"
             )
         return SymbolicArray(self._builder, self._builder.power(self._node, int(exponent)))
 
@@ -523,6 +528,16 @@ def _unsupported(what: str) -> NoReturn:
     raise TraceError(f"found {what}, which cannot be compiled: {_ACCEPTED}")
 
 
+def _real(value: Any) -> float:  # Any: whatever has a __float__
+    try:
+        return float(value)
+    except OverflowError:
+        raise TraceError(
+            f"found a whole number of {int(value).bit_length()} bits: accepted are numbers that "
+            "float() takes; write np.inf for more"
+        ) from None
+
+
 def _matmul(x: object, w: object) -> SymbolicArray:
     if isinstance(w, SymbolicWeight):
         if isinstance(x, SymbolicArray):
@@ -657,15 +672,3 @@ def array_spec(shape: tuple[int, ...], sized: bool = False) -> ArraySpec:
         axis = len(shape) - 1 - i
         lead.append(1 if length == 1 else Lead(axis, length if sized else None))
     return ArraySpec((*lead, shape[-1]))
-
-
-__all__ = [
-    "ArraySpec",
-    "ScalarSpec",
-    "StaticSpec",
-    "SymbolicArray",
-    "SymbolicWeight",
-    "WeightSpec",
-    "array_spec",
-    "trace",
-]
