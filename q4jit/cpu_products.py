@@ -17,6 +17,7 @@ from q4jit.llvm_text import (
     SIXTEEN,
     VECTOR,
     Function,
+    Lanes,
     Loop,
     Module,
     float_text,
@@ -87,7 +88,6 @@ def _write_product(module: Module, f: Function, product: Product) -> None:
     rows, chains = range(product.rows), max(1, _CHAINS // product.rows)
     early = product.early_scale or product.weight.fmt.m_offset_bytes is not None
     multiply_add = _multiply_add(module)
-    fma = module.fma()
 
     def element(k: str, byte: int, value: str, parts: Loop) -> None:
         if byte == 0:
@@ -106,13 +106,8 @@ def _write_product(module: Module, f: Function, product: Product) -> None:
             part = parts[f"part{r}.0"]
             for c in range(1, chains):
                 part = f.let("part", f"fadd {VECTOR} {part}, {parts[f'part{r}.{c}']}")
-            total = totals[f"acc{r}"]
-            totals[f"acc{r}"] = f.let(
-                f"acc{r}",
-                f"fadd {VECTOR} {total}, {part}"
-                if early or scale is None
-                else f"call {VECTOR} {fma}({VECTOR} {scale}, {VECTOR} {part}, {VECTOR} {total})",
-            )
+            name, late = f"acc{r}", None if early else scale
+            totals[name] = _add_scaled(module, f, name, totals[name], late, part)
 
     totals = _walk_group(
         module,
@@ -138,10 +133,7 @@ def _multiply_add(module: Module) -> str:
             "sum + x·weights, one x for all 16 columns.",
         )
         x = splat_value(f, "float", f.let("x0", "load float, ptr %x, align 4"))
-        fma = module.fma()
-        total = f.let(
-            "total", f"call {VECTOR} {fma}({VECTOR} {x}, {VECTOR} %weights, {VECTOR} %sum)"
-        )
+        total = _add_scaled(module, f, "total", "%sum", x, "%weights")
         f.do(f"ret {VECTOR} {total}")
         module.add(name, f)
     return f"@{name}"
@@ -234,8 +226,17 @@ def _value(module: Module, f: Function, quant: str, scale: str | None, m: str | 
         return quant
     if m is None:
         return f.let("value", f"fmul {VECTOR} {scale}, {quant}")
+    return _add_scaled(module, f, "value", m, scale, quant)
+
+
+def _add_scaled(
+    module: Module, f: Function, hint: str, total: str, scale: str | None, part: str
+) -> str:
+    """total + scale·part; scale is None where there is none or `part` carries it already."""
+    if scale is None:
+        return f.let(hint, f"fadd {VECTOR} {total}, {part}")
     fma = module.fma()
-    return f.let("value", f"call {VECTOR} {fma}({VECTOR} {scale}, {VECTOR} {quant}, {VECTOR} {m})")
+    return f.let(hint, f"call {VECTOR} {fma}({VECTOR} {scale}, {VECTOR} {part}, {VECTOR} {total})")
 
 
 def _prefetch(
@@ -336,14 +337,17 @@ class _Fields:
             number = f.index("number", (chunk, CHUNK), (word, _WORD), (byte, 1))
             offset = f.index("value_at", (number, LANES * fmt.block_bytes))
             at = f.at(self._address("values"), "i8", offset, "at")
-            result.append(_load_floats(self.module, f, fmt, at))
+            result.append(_load_floats(self.module, f, fmt, SIXTEEN, at, fmt.block_bytes))
         return result
 
 
-def _load_floats(module: Module, f: Function, fmt: Format, at: str) -> str:
+def _load_floats(
+    module: Module, f: Function, fmt: Format, lanes: Lanes, at: str, align_bytes: int
+) -> str:
     if fmt.float_dtype == "<f4":
-        return load_vector(module, f, at, None)
-    return f.let("h", f"call {VECTOR} {half_loader(module, SIXTEEN)}(ptr {at})")
+        return f.let("weight", f"load {lanes.f32}, ptr {at}, align {align_bytes}")
+    loader = half_loader(module, lanes, align_bytes)
+    return f.let("weight", f"call {lanes.f32} {loader}(ptr {at})")
 
 
 def _plane_position(f: Function, plane: Plane, block_elements: int, chunk: str) -> tuple[str, str]:
@@ -426,88 +430,95 @@ def add_dot(module: Module, fmt: Format, k: int, early_scale: bool) -> str:
             f"internal float @{name}(ptr noalias %x, ptr noalias %row) #0",
             f"x · one column of {fmt.name} with K = {k}, 16 elements at a time.",
         )
-        dot = _float_dot if fmt.float_dtype is not None else _block_dot
-        total = dot(module, f, fmt, k, early)
+        if fmt.float_dtype is not None:
+            total = _float_dot(module, f, fmt, k)
+        else:
+            total = _block_dot(module, f, fmt, k, early)
         f.do(f"ret float {total}")
         module.add(name, f)
     return f"@{name}"
 
 
 def _block_dot(module: Module, f: Function, fmt: Format, k: int, early: bool) -> str:
-    fma, half = module.fma(), half_loader(module, ONE)
-    zero = {"acc": (VECTOR, "zeroinitializer")}
-    chunks = fmt.scale_elements // CHUNK
-    convert = _quant_converter(module, fmt)
-
-    def half_field(name: str, block_at: str, offset_bytes: int | None) -> str | None:
-        if offset_bytes is None:
-            return None
-        at = f.at(block_at, "i8", offset_bytes, f"{name}_at")
-        return splat_value(f, "float", f.let(name, f"call float {half}(ptr {at})"))
-
-    with f.loop("block", 0, k // fmt.block_elements, carry=zero) as block:
+    zero = (VECTOR, "zeroinitializer")
+    with f.loop("block", 0, k // fmt.block_elements, carry={"acc": zero}) as block:
         at = f.at("%row", "i8", f.index("offset", (block.index, fmt.block_bytes)), "block_at")
-        d, m = half_field("d", at, fmt.d_offset_bytes), half_field("m", at, fmt.m_offset_bytes)
-        subs = fmt.block_elements // fmt.scale_elements
+        fields = _RowFields(module, f, fmt, at)
+        d, m = fields.half("d", fmt.d_offset_bytes), fields.half("m", fmt.m_offset_bytes)
+        subs, chunks = fmt.block_elements // fmt.scale_elements, fmt.scale_elements // CHUNK
         inner = {"acc": (VECTOR, block["acc"])}
         with f.loop("sub", 0, subs, carry=inner, unroll=True) as sub:
-            scale = d
-            if fmt.scales_offset_bytes is not None:
-                offset = f.index("sub_at", (sub.index, 1), (fmt.scales_offset_bytes, 1))
-                s8 = f.let("s8", f"load i8, ptr {f.at(at, 'i8', offset, 'scale_at')}")
-                s = f.let("s", f"sitofp i8 {s8} to float")
-                scale = f.let("scale", f"fmul {VECTOR} {d}, {splat_value(f, 'float', s)}")
-            with f.loop("chunk", 0, chunks, carry={"part": zero["acc"]}, unroll=True) as chunk:
+            scale = fields.scale(d, sub.index)
+            with f.loop("chunk", 0, chunks, carry={"part": zero}, unroll=True) as chunk:
                 number = f.index("number", (sub.index, chunks), (chunk.index, 1))
-                fields = []
-                for plane in fmt.planes:
-                    byte, shift = _plane_position(f, plane, fmt.block_elements, number)
-                    offset = f.index("bytes_at", (byte, 1), (plane.offset_bytes, 1))
-                    bytes_at = f.at(at, "i8", offset, "plane")
-                    bytes_ = f.let("bytes", f"load <16 x i8>, ptr {bytes_at}, align 1")
-                    bits = f.let("bits", f"zext <16 x i8> {bytes_} to {INTS}")
-                    fields.append(f"{INTS} {_shift_right(f, bits, shift)}")
-                q = f.let("q", f"call {VECTOR} {convert}({', '.join(fields)})")
-                value = _value(module, f, q, scale, m) if early else q
-                where = f.index("k", (block.index, fmt.block_elements), (number, CHUNK))
-                x = load_vector(module, f, f.at("%x", "float", where, "xk"), None)
-                chunk["part"] = f.let(
-                    "part",
-                    f"call {VECTOR} {fma}({VECTOR} {x}, {VECTOR} {value}, "
-                    f"{VECTOR} {chunk['part']})",
-                )
-            part, acc = chunk["part"], sub["acc"]
-            sub["acc"] = f.let(
-                "acc",
-                f"fadd {VECTOR} {acc}, {part}"
-                if early or scale is None
-                else f"call {VECTOR} {fma}({VECTOR} {scale}, {VECTOR} {part}, {VECTOR} {acc})",
-            )
+                quants = fields.quants(number)
+                value = _value(module, f, quants, scale, m) if early else quants
+                k_at = f.index("k", (block.index, fmt.block_elements), (number, CHUNK))
+                x = load_vector(module, f, f.at("%x", "float", k_at, "xk"), None)
+                chunk["part"] = _add_scaled(module, f, "part", chunk["part"], x, value)
+            late = None if early else scale
+            sub["acc"] = _add_scaled(module, f, "acc", sub["acc"], late, chunk["part"])
         block["acc"] = sub["acc"]
     return sum_lanes(module, f, block["acc"])
 
 
-def _float_dot(module: Module, f: Function, fmt: Format, k: int, early: bool) -> str:
-    fma, fma1 = module.fma(), module.fma("float")
+@dataclass(frozen=True)
+class _RowFields:
+    """Reads the fields of one block of a GGUF row, 16 elements at a time."""
+
+    module: Module
+    f: Function
+    fmt: Format
+    block_at: str
+
+    def half(self, name: str, offset_bytes: int | None) -> str | None:
+        """The block's d or m in every lane; None where the format has none."""
+        if offset_bytes is None:
+            return None
+        f = self.f
+        loader = half_loader(self.module, ONE, align_bytes=1)
+        at = f.at(self.block_at, "i8", offset_bytes, f"{name}_at")
+        return splat_value(f, "float", f.let(name, f"call float {loader}(ptr {at})"))
+
+    def scale(self, d: str | None, sub: str) -> str | None:
+        """d, or d times the scale of sub-block `sub` where the format has such scales."""
+        if self.fmt.scales_offset_bytes is None:
+            return d
+        f = self.f
+        offset = f.index("sub_at", (sub, 1), (self.fmt.scales_offset_bytes, 1))
+        s8 = f.let("s8", f"load i8, ptr {f.at(self.block_at, 'i8', offset, 'scale_at')}")
+        s = f.let("s", f"sitofp i8 {s8} to float")
+        return f.let("scale", f"fmul {VECTOR} {d}, {splat_value(f, 'float', s)}")
+
+    def quants(self, chunk: str) -> str:
+        """The 16 elements of chunk number `chunk` of the block, without their scale."""
+        f, operands = self.f, []
+        for plane in self.fmt.planes:
+            byte, shift = _plane_position(f, plane, self.fmt.block_elements, chunk)
+            offset = f.index("bytes_at", (byte, 1), (plane.offset_bytes, 1))
+            at = f.at(self.block_at, "i8", offset, "plane")
+            narrow = f.let("bytes", f"load <16 x i8>, ptr {at}, align 1")
+            bits = f.let("bits", f"zext <16 x i8> {narrow} to {INTS}")
+            operands.append(f"{INTS} {_shift_right(f, bits, shift)}")
+        convert = _quant_converter(self.module, self.fmt)
+        return f.let("q", f"call {VECTOR} {convert}({', '.join(operands)})")
+
+
+def _float_dot(module: Module, f: Function, fmt: Format, k: int) -> str:
     whole = k // CHUNK * CHUNK
     with f.loop("k", 0, whole, step=CHUNK, carry={"acc": (VECTOR, "zeroinitializer")}) as loop:
         offset = f.index("offset", (loop.index, fmt.block_bytes))
-        w = _load_floats(module, f, fmt, f.at("%row", "i8", offset, "w_at"))
+        at = f.at("%row", "i8", offset, "w_at")
+        w = _load_floats(module, f, fmt, SIXTEEN, at, align_bytes=1)
         x = load_vector(module, f, f.at("%x", "float", loop.index, "xk"), None)
-        acc = loop["acc"]
-        loop["acc"] = f.let(
-            "acc", f"call {VECTOR} {fma}({VECTOR} {x}, {VECTOR} {w}, {VECTOR} {acc})"
-        )
-    total = sum_lanes(module, f, loop["acc"])
+        loop["acc"] = _add_scaled(module, f, "acc", loop["acc"], x, w)
+    total, fma = sum_lanes(module, f, loop["acc"]), module.fma("float")
     with f.loop("rest", whole, k, carry={"total": ("float", total)}) as rest:
         at = f.at("%row", "i8", f.index("offset", (rest.index, fmt.block_bytes)), "w_at")
-        if fmt.float_dtype == "<f4":
-            one = f.let("w1", f"load float, ptr {at}, align 4")
-        else:
-            one = f.let("w1", f"call float {half_loader(module, ONE)}(ptr {at})")
-        x1 = f.let("x1", f"load float, ptr {f.at('%x', 'float', rest.index, 'xk')}, align 4")
+        w = _load_floats(module, f, fmt, ONE, at, align_bytes=1)
+        x = f.let("x1", f"load float, ptr {f.at('%x', 'float', rest.index, 'xk')}, align 4")
         sum_ = rest["total"]
-        rest["total"] = f.let("total", f"call float {fma1}(float {x1}, float {one}, float {sum_})")
+        rest["total"] = f.let("total", f"call float {fma}(float {x}, float {w}, float {sum_})")
     return rest["total"]
 
 

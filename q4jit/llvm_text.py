@@ -404,33 +404,33 @@ def tail_mask(f: Function, first: str, width: int) -> str | None:
     return f.let("mask", f"icmp slt {INTS} {lane}, {splat_value(f, 'i32', left32)}")
 
 
-def half_loader(module: Module, lanes: Lanes) -> str:
-    """The function that loads f16 values as f32.
+def half_loader(module: Module, lanes: Lanes, align_bytes: int = 2) -> str:
+    """The function that loads f16 values as f32 from an address of that alignment.
 
     Without F16C the conversion is integer arithmetic: LLVM would call a library function that
     nothing resolves.
     """
-    name = f"load_half_{lanes.suffix}"
+    name = f"load_half_{lanes.suffix}{'' if align_bytes == 2 else f'_align{align_bytes}'}"
     if not module.knows(name):
         f = Function(f"internal {lanes.f32} @{name}(ptr %p) #1", "f16 as f32, exactly.")
         if module.target.has("f16c") or module.target.family == "aarch64":
             kind = lanes.f32.replace("float", "half")
-            half = f.let("half", f"load {kind}, ptr %p, align 2")
+            half = f.let("half", f"load {kind}, ptr %p, align {align_bytes}")
             f.do(f"ret {lanes.f32} {f.let('v', f'fpext {kind} {half} to {lanes.f32}')}")
         else:
-            _half_by_integers(f, lanes)
+            _half_by_integers(f, lanes, align_bytes)
         module.add(name, f)
     return f"@{name}"
 
 
-def _half_by_integers(f: Function, lanes: Lanes) -> None:
+def _half_by_integers(f: Function, lanes: Lanes, align_bytes: int) -> None:
     ints, floats = lanes.i32, lanes.f32
 
     def number(value: int) -> str:
         return splat("i32", str(value)) if lanes.count > 1 else str(value)
 
     narrow = ints.replace("i32", "i16")
-    half = f.let("half", f"load {narrow}, ptr %p, align 2")
+    half = f.let("half", f"load {narrow}, ptr %p, align {align_bytes}")
     bits = f.let("bits", f"zext {narrow} {half} to {ints}")
     magnitude = f.let("magnitude", f"and {ints} {bits}, {number(0x7FFF)}")
     shifted = f.let("shifted", f"shl {ints} {magnitude}, {number(13)}")

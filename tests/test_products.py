@@ -9,8 +9,10 @@ from numpy.typing import NDArray
 
 from q4jit import specialize
 from q4jit.compilers import llvm
+from q4jit.cpu_products import add_dot
 from q4jit.formats import FORMATS
 from q4jit.layouts import GGUF, INTERLEAVED16
+from q4jit.llvm_text import Module
 from q4jit.lower_cpu import lower
 from q4jit.targets import find_target
 from tests.kernels import (
@@ -483,6 +485,17 @@ def test_every_level_gets_code_of_its_own() -> None:
     assert "zmm" not in assembly["cpu:x86-64-v3"]
     assert "ymm" in assembly["cpu:x86-64-v3"]
     assert "ymm" not in assembly["cpu:x86-64"]
+
+
+@pytest.mark.parametrize("target", ["cpu:x86-64", "cpu:x86-64-v3", "cpu:aarch64"])
+@pytest.mark.parametrize("format_", FORMATS)
+def test_a_dot_assumes_no_alignment_of_rows(format_: str, target: str) -> None:
+    module = Module(find_target(target))
+    add_dot(module, FORMATS[format_], 512, early_scale=False)
+    loads = [line for line in module.text("").splitlines() if " = load " in line]
+    of_rows = [line for line in loads if "ptr %x" not in line]
+    assert of_rows
+    assert all(line.endswith("align 1") or "= load i8," in line for line in of_rows)
 
 
 def test_the_measure_is_the_contracts() -> None:

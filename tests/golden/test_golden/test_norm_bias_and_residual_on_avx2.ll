@@ -203,7 +203,7 @@ word.body:
   %values_at = mul i64 %block, 2048
   %values = getelementptr i8, ptr %w, i64 %values_at
   %at = getelementptr i8, ptr %values, i64 %value_at
-  %v = load <16 x float>, ptr %at, align 4
+  %weight = load <16 x float>, ptr %at, align 4
   %number.3 = mul i64 %chunk, 16
   %number.4 = mul i64 %word, 4
   %number.5 = add i64 %number.3, %number.4
@@ -212,7 +212,7 @@ word.body:
   %values_at.1 = mul i64 %block, 2048
   %values.1 = getelementptr i8, ptr %w, i64 %values_at.1
   %at.1 = getelementptr i8, ptr %values.1, i64 %value_at.1
-  %v.1 = load <16 x float>, ptr %at.1, align 4
+  %weight.1 = load <16 x float>, ptr %at.1, align 4
   %number.7 = mul i64 %chunk, 16
   %number.8 = mul i64 %word, 4
   %number.9 = add i64 %number.7, %number.8
@@ -221,7 +221,7 @@ word.body:
   %values_at.2 = mul i64 %block, 2048
   %values.2 = getelementptr i8, ptr %w, i64 %values_at.2
   %at.2 = getelementptr i8, ptr %values.2, i64 %value_at.2
-  %v.2 = load <16 x float>, ptr %at.2, align 4
+  %weight.2 = load <16 x float>, ptr %at.2, align 4
   %number.11 = mul i64 %chunk, 16
   %number.12 = mul i64 %word, 4
   %number.13 = add i64 %number.11, %number.12
@@ -230,19 +230,19 @@ word.body:
   %values_at.3 = mul i64 %block, 2048
   %values.3 = getelementptr i8, ptr %w, i64 %values_at.3
   %at.3 = getelementptr i8, ptr %values.3, i64 %value_at.3
-  %v.3 = load <16 x float>, ptr %at.3, align 4
+  %weight.3 = load <16 x float>, ptr %at.3, align 4
   ; x[k … k+3] times four weights of every column
   %xk = getelementptr float, ptr %x, i64 %k.4
-  %part0.0 = call <16 x float> @multiply_add(<16 x float> %part0.0.word, ptr %xk, <16 x float> %v)
+  %part0.0 = call <16 x float> @multiply_add(<16 x float> %part0.0.word, ptr %xk, <16 x float> %weight)
   %k.5 = add i64 %k.4, 1
   %xk.1 = getelementptr float, ptr %x, i64 %k.5
-  %part0.1 = call <16 x float> @multiply_add(<16 x float> %part0.1.word, ptr %xk.1, <16 x float> %v.1)
+  %part0.1 = call <16 x float> @multiply_add(<16 x float> %part0.1.word, ptr %xk.1, <16 x float> %weight.1)
   %k.6 = add i64 %k.4, 2
   %xk.2 = getelementptr float, ptr %x, i64 %k.6
-  %part0.2 = call <16 x float> @multiply_add(<16 x float> %part0.2.word, ptr %xk.2, <16 x float> %v.2)
+  %part0.2 = call <16 x float> @multiply_add(<16 x float> %part0.2.word, ptr %xk.2, <16 x float> %weight.2)
   %k.7 = add i64 %k.4, 3
   %xk.3 = getelementptr float, ptr %x, i64 %k.7
-  %part0.3 = call <16 x float> @multiply_add(<16 x float> %part0.3.word, ptr %xk.3, <16 x float> %v.3)
+  %part0.3 = call <16 x float> @multiply_add(<16 x float> %part0.3.word, ptr %xk.3, <16 x float> %weight.3)
   %word.next = add i64 %word, 1
   br label %word.head, !llvm.loop !0
 word.done:

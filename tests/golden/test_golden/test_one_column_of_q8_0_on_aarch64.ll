@@ -110,9 +110,9 @@ row.done:
 }
 
 ; f16 as f32, exactly.
-define internal float @load_half_f32(ptr %p) #1 {
+define internal float @load_half_f32_align1(ptr %p) #1 {
 entry:
-  %half = load half, ptr %p, align 2
+  %half = load half, ptr %p, align 1
   %v = fpext half %half to float
   ret float %v
 }
@@ -138,7 +138,7 @@ block.head:
 block.body:
   %offset = mul i64 %block, 34
   %block_at = getelementptr i8, ptr %row, i64 %offset
-  %d = call float @load_half_f32(ptr %block_at)
+  %d = call float @load_half_f32_align1(ptr %block_at)
   %lane = insertelement <16 x float> poison, float %d, i64 0
   %splat = shufflevector <16 x float> %lane, <16 x float> poison, <16 x i32> zeroinitializer
   br label %chunk.head
