@@ -90,7 +90,8 @@ def run(options: argparse.Namespace) -> int:
     config = Config.from_metadata(file.metadata)
     tokenizer = GGUFTokenizer(file.metadata)
     prompt = _prompt(options, tokenizer, file.metadata)
-    capacity = min(len(prompt) + options.max_tokens, config.context)
+    # the last token of an answer is not fed back, so it needs no place
+    capacity = min(len(prompt) + options.max_tokens - 1, config.context)
     if len(prompt) >= config.context:
         raise RequestError(
             f"the prompt has {len(prompt)} tokens, and the model's context is {config.context}"

@@ -293,7 +293,7 @@ class Specialized(Generic[_P, _R]):
         """What was compiled for which arguments, from where it came, and which rule chose it."""
         lines = [f"{self._name}: {self.stats}"]
         if self._disabled:
-            lines.append("Q4JIT_DISABLE_JIT is set: every call runs py_func")
+            return "\n".join([*lines, "Q4JIT_DISABLE_JIT is set: every call runs py_func"])
         backend = find_backend(find_target(self.options.target))
         lines.append(backend.rule)
         for option, remark in backend.remarks.items():
@@ -314,6 +314,11 @@ class Specialized(Generic[_P, _R]):
         return "\n".join(lines)
 
     def _need_plans(self) -> list[Plan]:
+        if self._disabled:
+            raise ArgumentError(
+                f"{self._name} was decorated under Q4JIT_DISABLE_JIT, so nothing is generated: "
+                "accepted is a process without that variable"
+            )
         if not self._plans:
             raise ArgumentError(
                 f"{self._name} has no signature yet: call it once, or warmup(...) with arguments "

@@ -273,7 +273,9 @@ def test_without_the_jit_the_function_runs_itself(
     np.testing.assert_array_equal(out, scaled(x, w))
     interpreted.warmup((3, K), w)
     assert interpreted.stats == dispatcher.Stats()
-    assert "Q4JIT_DISABLE_JIT" in interpreted.explain()
+    assert interpreted.explain().endswith("Q4JIT_DISABLE_JIT is set: every call runs py_func")
+    with pytest.raises(ArgumentError, match="decorated under Q4JIT_DISABLE_JIT"):
+        interpreted.inspect_source()
 
 
 REFUSED: dict[str, Callable[[Any, Array, QuantizedTensor], object]] = {

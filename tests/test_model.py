@@ -498,6 +498,13 @@ def test_the_demo_answers(model_path: Path) -> None:
     )
 
 
+def test_the_demo_stops_after_as_many_tokens_as_asked(model_path: Path) -> None:
+    done = generate("--keep-format", "--max-tokens", 3)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "The capital of\n"
+    assert "; answer 3 tokens, " in done.stderr
+
+
 def test_the_demo_stops_where_the_context_ends(tmp_path: Path) -> None:
     path = write_tiny(tmp_path / "tiny.gguf", tiny_metadata())
     arguments = ("--model", path, "--keep-format", "--raw", "--max-tokens", 100)
