@@ -4,13 +4,15 @@ import ctypes
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from q4jit.cache import Compiler
 from q4jit.errors import TargetError
 from q4jit.ir import Graph
 from q4jit.launcher import KernelFunction
 from q4jit.lower_cpu import lower
-from q4jit.plan import Kernel, Plan, Source, make_plan, rows_per_tile
+from q4jit.plan import Plan, Source
+from q4jit.schedule_cpu import make_plan, rows_per_tile
 from q4jit.targets import Target
 
 
@@ -24,8 +26,8 @@ class Backend:
     """
 
     m_class: Callable[[Target, int], int]
-    plan: Callable[[Graph, Target, int], Plan]
-    lower: Callable[[Plan, Kernel], Source]
+    plan: Callable[[Graph, Target, int], Plan[Any]]
+    lower: Callable[[Any, Any], Source]
     compiler: Compiler
     load: Callable[[bytes, str, Target], tuple[KernelFunction, object]]
     rule: str

@@ -96,7 +96,7 @@ class _Kernel:
 class _Compiled:
     """The kernels of one signature and class of M."""
 
-    plan: Plan
+    plan: Plan[Any]
     kernels: tuple[_Kernel, ...]
 
 
@@ -119,7 +119,7 @@ class Specialized(Generic[_P, _R]):
         self._parameters, self._keywords = _parameters(self._python_signature, self._name)
         self._disabled = config.jit_disabled()
         self._launches: dict[tuple[object, ...], Launch] = {}
-        self._plans: dict[_Key, Plan] = {}
+        self._plans: dict[_Key, tuple[Plan[Any], int]] = {}  # and the M it was made for
         self._compiled: dict[_Key, _Compiled] = {}
         self._graphs: dict[Signature, Graph] = {}
         self._hits = self._misses = self._compiles = 0
@@ -225,7 +225,7 @@ class Specialized(Generic[_P, _R]):
         if key not in self._compiled:
             start = time.perf_counter()
             plan = backend.plan(self._graph(signature), target, m)
-            self._plans[key] = plan  # what does not load can still be inspected
+            self._plans[key] = plan, m  # what does not load can still be inspected
             if config.debug():
                 sys.stderr.write(f"q4jit: {plan}\n")
             kernels = tuple(self._load(backend.lower(plan, kernel)) for kernel in plan.kernels)
@@ -286,8 +286,9 @@ class Specialized(Generic[_P, _R]):
         plans = self._need_plans()
         if target is not None:
             found = find_target(target)
-            plans = list({str(p): p for p in (_replan(plan, found) for plan in plans)}.values())
-        return [find_backend(p.target).lower(p, kernel) for p in plans for kernel in p.kernels]
+            others = [find_backend(found).plan(plan.graph, found, m) for plan, m in plans]
+            plans = [(plan, 0) for plan in {str(p): p for p in others}.values()]
+        return [find_backend(p.target).lower(p, kernel) for p, _ in plans for kernel in p.kernels]
 
     def explain(self) -> str:
         """What was compiled for which arguments, from where it came, and which rule chose it."""
@@ -313,7 +314,7 @@ class Specialized(Generic[_P, _R]):
             ]
         return "\n".join(lines)
 
-    def _need_plans(self) -> list[Plan]:
+    def _need_plans(self) -> list[tuple[Plan[Any], int]]:
         if self._disabled:
             raise ArgumentError(
                 f"{self._name} was decorated under Q4JIT_DISABLE_JIT, so nothing is generated: "
@@ -325,11 +326,6 @@ class Specialized(Generic[_P, _R]):
                 "like those of a call"
             )
         return list(self._plans.values())
-
-
-def _replan(plan: Plan, target: Target) -> Plan:
-    m = max((k.rows_per_tile for k in plan.kernels if not k.uniform), default=1)
-    return find_backend(target).plan(plan.graph, target, m)
 
 
 def _assembly(source: Source) -> str:
@@ -430,7 +426,7 @@ def _check_options(options: Options, graph: Graph) -> None:
                 )
 
 
-def _dump(plan: Plan, kernels: Sequence[_Kernel]) -> None:
+def _dump(plan: Plan[Any], kernels: Sequence[_Kernel]) -> None:
     directory = config.dump_dir()
     if directory is None:
         return

@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 from q4jit.errors import ArgumentError
 from q4jit.ir import ArraySpec, Lead, Node, ScalarSpec, show_shape
 from q4jit.layouts import CACHE_LINE_BYTES, GGUF
-from q4jit.plan import Kernel, Plan, Slot
+from q4jit.plan import Slot
 from q4jit.runtime import pool
 from q4jit.runtime.cpu import data_pointer
+from q4jit.schedule_cpu import CpuKernel, CpuPlan, padded_k
 from q4jit.weights import QuantizedTensor
 
 F32: Final = np.dtype(np.float32)
@@ -53,7 +54,7 @@ class Launch:
 
     def __init__(
         self,
-        plan: Plan,
+        plan: CpuPlan,
         functions: Sequence[KernelFunction],
         args: Sequence[object],
         names: Sequence[str],
@@ -106,14 +107,14 @@ class Launch:
         )
         return _Result((*self._lead, node.width), shape, pick)
 
-    def _set_scratch(self, plan: Plan) -> None:
+    def _set_scratch(self, plan: CpuPlan) -> None:
         """Lay out temporaries and prologue results behind each other, each on a cache line."""
         sizes = {
             Slot("temp", i): 4 * width * max(1, self._rows) for i, width in enumerate(plan.temps)
         }
         for kernel in plan.kernels:
             rows = 1 if kernel.uniform else self._rows
-            for slot, count in ((Slot("x"), plan.padded_k(kernel)), (Slot("exponent"), 1)):
+            for slot, count in ((Slot("x"), padded_k(plan, kernel)), (Slot("exponent"), 1)):
                 sizes[slot] = max(sizes.get(slot, 0), 4 * rows * count)
         self._scratch_offsets: dict[Slot, int] = {}
         total = 0
@@ -122,7 +123,7 @@ class Launch:
             total += -(-size // CACHE_LINE_BYTES) * CACHE_LINE_BYTES
         self._scratch_bytes = total
 
-    def _bind(self, plan: Plan, functions: Sequence[KernelFunction]) -> list["_Step"]:
+    def _bind(self, plan: CpuPlan, functions: Sequence[KernelFunction]) -> list["_Step"]:
         """Per kernel: its function, the packing of its slots, and which values they take."""
         order = [Slot("pool"), Slot("m"), Slot("one")]
         order += [Slot("array", i) for i, _ in self._arrays]
@@ -213,7 +214,7 @@ class Launch:
         return out
 
 
-def _one_row(slot: Slot, kernel: Kernel) -> Slot:
+def _one_row(slot: Slot, kernel: CpuKernel) -> Slot:
     return Slot("one") if slot.kind == "m" and kernel.uniform else slot
 
 

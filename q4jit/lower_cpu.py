@@ -1,7 +1,7 @@
 """Lowering to LLVM IR: one planned kernel becomes the text of one module. A pure function.
 
 The module's entry is `void kernel(ptr args)`; args points to 8-byte slots in the order of
-`Kernel.slots()`. It hands the rows phase, then the columns phase to the thread pool as ranges of
+`CpuKernel.slots()`. It hands the rows phase, then the columns phase to the thread pool as ranges of
 tasks: a row of x, and 16 columns of a section.
 """
 
@@ -29,7 +29,8 @@ from q4jit.llvm_text import (
     store_vector,
     tail_mask,
 )
-from q4jit.plan import COLUMNS, Buffer, Kernel, Plan, Section, Slot, Source, Store
+from q4jit.plan import Buffer, Section, Slot, Source, Store
+from q4jit.schedule_cpu import COLUMNS, CpuKernel, CpuPlan, groups, interleaved, padded_k
 
 # The work that is worth another thread's attention, about two microseconds: bytes of weights
 # read once, and floats of a row.
@@ -46,7 +47,7 @@ _WINDOW_LOW: Final = -60
 _WINDOW_HIGH: Final = 96
 
 
-def lower(plan: Plan, kernel: Kernel) -> Source:
+def lower(plan: CpuPlan, kernel: CpuKernel) -> Source:
     """The LLVM IR of a kernel: the same text for the same plan, whenever and wherever."""
     lowering = _Lowering(plan, kernel, Module(plan.target))
     return Source(kernel.symbol, plan.target, lowering.text(), ".ll")
@@ -54,8 +55,8 @@ def lower(plan: Plan, kernel: Kernel) -> Source:
 
 @dataclass
 class _Lowering:
-    plan: Plan
-    kernel: Kernel
+    plan: CpuPlan
+    kernel: CpuKernel
     module: Module
 
     def text(self) -> str:
@@ -106,7 +107,7 @@ class _Lowering:
         self.module.add(self.kernel.symbol, f)
 
     def _dequantize_phase(self, arg: int) -> tuple[str, int, int]:
-        weight = self.plan.interleaved(arg)
+        weight = interleaved(self.plan, arg)
         group = add_dequantize(self.module, weight)
         f = Function(
             f"internal void @{self.kernel.symbol}.columns(ptr %args, i64 %from, i64 %to) #0"
@@ -155,32 +156,32 @@ class _Lowering:
                 if first:
                     group = f.let("group", f"sub i64 {loop.index}, {first}")
                 here, other = f.fresh("here"), f.fresh("other")
-                inside = f.let("inside", f"icmp slt i64 {group}, {section.groups}")
+                inside = f.let("inside", f"icmp slt i64 {group}, {groups(section)}")
                 f.do(f"br i1 {inside}, label %{here}, label %{other}")
                 f.label(here)
                 f.do(f"call void @{self.kernel.symbol}.section{i}(ptr %args, i64 {group})")
                 f.do(f"br label %{done}")
                 f.label(other)
-                first += section.groups
+                first += groups(section)
             f.do(f"br label %{done}")
             f.label(done)
         f.do("ret void")
         self.module.add(name, f)
-        groups = sum(s.groups for s in self.kernel.sections)
+        count = sum(groups(s) for s in self.kernel.sections)
         group_bytes = max(
-            sum(self.plan.interleaved(p.arg).group_bytes for p in s.products)
+            sum(interleaved(self.plan, p.arg).group_bytes for p in s.products)
             for s in self.kernel.sections
         )
-        return f"@{name}", groups, self._chunk(groups, group_bytes)
+        return f"@{name}", count, self._chunk(count, group_bytes)
 
-    def _chunk(self, groups: int, group_bytes: int) -> int:
+    def _chunk(self, count: int, group_bytes: int) -> int:
         """Groups that a thread takes at a time."""
         smallest = max(1, _CHUNK_BYTES // group_bytes)
         if self.kernel.rows_per_tile > 1:
             return smallest
         # a single row streams weights: what is prefetched beyond a chunk's end is lost on others
         largest = max(1, _STREAM_BYTES // group_bytes)
-        return min(max(smallest, -(-groups // _FEW_CHUNKS)), largest)
+        return min(max(smallest, -(-count // _FEW_CHUNKS)), largest)
 
 
 def _add_parallel_for(module: Module) -> None:
@@ -418,7 +419,7 @@ class _RowWriter:
     def _write_x(self, x: Node) -> None:
         f, values = self._f, self._values
         _add_normalise(self._lowering.module)
-        padded = self._lowering.plan.padded_k(self._kernel)
+        padded = padded_k(self._lowering.plan, self._kernel)
         base = self._lowering._argument(f, Slot("x"))
         out = f.at(base, "float", f.index("x_at", ("%row", padded)), "x_row")
         values.start(SIXTEEN, "0", None, {})
@@ -531,7 +532,7 @@ class _SectionWriter:
 
     def _columns(self, m: str) -> None:
         f, rows = self._f, self._kernel.rows_per_tile
-        padded = self._lowering.plan.padded_k(self._kernel)
+        padded = padded_k(self._lowering.plan, self._kernel)
         tiles = [f.let("tile", f"alloca [{rows} x {VECTOR}], align 64") for _ in self._products]
         x = self._lowering._argument(f, Slot("x"))
         weights = [self._weight_group(p.arg, p.start) for p in self._products]
@@ -548,7 +549,7 @@ class _SectionWriter:
                 function = add_product(
                     self._lowering.module,
                     Product(
-                        self._lowering.plan.interleaved(product.arg), rows, padded, not spec.finite
+                        interleaved(self._lowering.plan, product.arg), rows, padded, not spec.finite
                     ),
                 )
                 f.do(f"call void {function}(ptr {x_at}, ptr {weight}, ptr {out})")
@@ -562,7 +563,7 @@ class _SectionWriter:
 
     def _dots(self, m: str) -> None:
         f, width = self._f, self._section.width
-        padded = self._lowering.plan.padded_k(self._kernel)
+        padded = padded_k(self._lowering.plan, self._kernel)
         x = self._lowering._argument(f, Slot("x"))
         first = f.index("first", ("%group", LANES))
         end = f.let("end", f"add i64 {first}, {LANES}")
@@ -607,6 +608,6 @@ class _SectionWriter:
     def _weight_group(self, arg: int, start: int) -> str:
         f = self._f
         base = self._lowering._argument(f, Slot("weight", arg, INTERLEAVED16))
-        group_bytes = self._lowering.plan.interleaved(arg).group_bytes
+        group_bytes = interleaved(self._lowering.plan, arg).group_bytes
         offset = f.index("w_off", ("%group", group_bytes), (start // LANES * group_bytes, 1))
         return f.at(base, "i8", offset, "w_at")

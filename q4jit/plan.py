@@ -1,30 +1,20 @@
-"""Planning: split a graph into kernels and choose how each is computed.
+"""Planning: split a graph into kernels, whatever the target.
 
-A kernel works in two phases. The *rows* phase computes values row by row: the x of its products
-(the prologue, RMSNorm for example) and whatever else is known before the products. The *columns*
-phase computes products of that x and, on their results, the epilogue. A graph needs several kernels
-where products have different x (chained products among them), or where a product's result is
-reduced. Values that a later phase needs are kept in temporaries; all else is recomputed.
+How each kernel is computed is the business of the schedules (`schedule_cpu`, `schedule_hip`). A
+kernel works in two phases. The *rows* phase computes values row by row: the x of its products (the
+prologue, RMSNorm for example) and whatever else is known before the products. The *columns* phase
+computes products of that x and, on their results, the epilogue. A graph needs several kernels where
+products have different x (chained products among them), or where a product's result is reduced.
+Values that a later phase needs are kept in temporaries; all else is recomputed.
 """
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from math import floor
-from typing import Final
+from typing import Final, Generic, TypeVar
 
-from q4jit.formats import FORMATS
 from q4jit.ir import Graph, Node, WeightSpec, reachable, statements
-from q4jit.layouts import GGUF, INTERLEAVED16, LANES, Interleaved
 from q4jit.targets import Target
-
-# Below this width most lanes of a group of 16 columns would be idle: take columns one by one.
-_NARROW: Final = 8
-# Rows of x that share one decoding of the weights; more would spill accumulators.
-_ROWS_32_REGISTERS: Final = 8
-_ROWS_16_REGISTERS: Final = 4
-
-COLUMNS: Final = "columns"
-DOT: Final = "dot"
 
 _ALWAYS_AT_HAND: Final = frozenset({"load", "scalar", "const"})
 
@@ -53,32 +43,21 @@ class Store:
 class Section:
     """Columns of equal number computed together: products and the epilogue on them.
 
-    `schedule` is `columns` (16 columns at a time from the interleaved layout) or `dot` (one column
-    at a time straight from GGUF rows: narrow results, and slices that do not start at a group).
+    `schedule` names how a target computes them; a split alone does not know it.
     """
 
     width: int
     products: tuple[Node, ...]
     stores: tuple[Store, ...]
-    schedule: str
-
-    @property
-    def layout(self) -> str:
-        """The weight layout that the schedule reads."""
-        return INTERLEAVED16 if self.schedule == COLUMNS else GGUF
-
-    @property
-    def groups(self) -> int:
-        """Tasks of 16 columns."""
-        return -(-self.width // LANES)
+    schedule: str = ""
 
 
 @dataclass(frozen=True)
 class Slot:
-    """One argument of a compiled kernel: 8 bytes, in the order of `Kernel.slots`.
+    """One argument of a compiled kernel: 8 bytes, in the order of the kernel's `slots`.
 
-    kind: `pool`, `m` (rows), `array`, `scalar`, `weight` (in `layout`), `output`, `temp`, `x` (the
-    prologue's result), `exponent` (its power-of-two scale per row).
+    kind: `m` (rows), `array`, `scalar`, `weight` (in `layout`), `output`, `temp`, and what a
+    schedule adds to these.
     """
 
     kind: str
@@ -104,7 +83,6 @@ class Kernel:
     sections: tuple[Section, ...]
     loads: tuple[Store, ...]
     uniform: bool
-    rows_per_tile: int = 1
     dequantize: int | None = None
 
     @property
@@ -115,33 +93,15 @@ class Kernel:
     @property
     def rows_class(self) -> str:
         """The class of M that the kernel serves, in words."""
-        if self.uniform:
-            return "M = 1" if self.dequantize is None else "the whole weight"
-        return "1 row a tile" if self.rows_per_tile == 1 else f"{self.rows_per_tile} rows a tile"
+        return "M = 1" if self.dequantize is None else "the whole weight"
 
     @property
     def buffers(self) -> dict[int, Buffer]:
         """Buffers by the id of the value that they hold."""
         return {s.node.id: s.buffer for s in (*self.loads, *self.rows)}
 
-    def slots(self) -> tuple[Slot, ...]:
-        """The arguments in order."""
-        found: dict[Slot, None] = {Slot("pool"): None, Slot("m"): None}
-        for node in self._leaves():
-            if node.op in {"load", "scalar"}:
-                found[Slot("array" if node.op == "load" else "scalar", node.arg)] = None
-        for section in self.sections:
-            for product in section.products:
-                found[Slot("weight", product.arg, section.layout)] = None
-        if self.dequantize is not None:
-            found[Slot("weight", self.dequantize, INTERLEAVED16)] = None
-        for store in (*self.loads, *self.rows, *(t for s in self.sections for t in s.stores)):
-            found[Slot(store.buffer.kind, store.buffer.index)] = None
-        if self.x is not None:
-            found |= {Slot("x"): None, Slot("exponent"): None}
-        return tuple(found)
-
-    def _leaves(self) -> list[Node]:
+    def leaves(self) -> list[Node]:
+        """The values that no operation of this kernel computes, and the operations on the way."""
         roots = [s.node for s in self.rows] + [t.node for s in self.sections for t in s.stores]
         roots += [self.x] if self.x is not None else []
         stop = {p.id for s in self.sections for p in s.products} | {s.node.id for s in self.loads}
@@ -165,8 +125,11 @@ class Source:
     suffix: str
 
 
+K = TypeVar("K", bound=Kernel, covariant=True)
+
+
 @dataclass(frozen=True)
-class Plan:
+class Plan(Generic[K]):
     """The kernels of a graph in the order in which they run, for one target and class of M.
 
     `temps` are the widths of the temporaries, `outputs` the buffers of the results.
@@ -174,7 +137,7 @@ class Plan:
 
     graph: Graph
     target: Target
-    kernels: tuple[Kernel, ...]
+    kernels: tuple[K, ...]
     temps: tuple[int, ...]
 
     def weight(self, arg: int) -> WeightSpec:
@@ -182,16 +145,6 @@ class Plan:
         spec = self.graph.signature[arg]
         assert isinstance(spec, WeightSpec)
         return spec
-
-    def interleaved(self, arg: int) -> Interleaved:
-        """The interleaved layout of a weight argument."""
-        spec = self.weight(arg)
-        return Interleaved(FORMATS[spec.format], spec.k, spec.n)
-
-    def padded_k(self, kernel: Kernel) -> int:
-        """Floats in a row of the prologue's result: K in whole blocks of every weight it meets."""
-        products = (p for s in kernel.sections for p in s.products)
-        return max((self.interleaved(p.arg).padded_k for p in products), default=0)
 
     def __str__(self) -> str:
         lines = [f"plan {self.graph.name} for {self.target}"]
@@ -227,21 +180,8 @@ class Plan:
         return lines
 
 
-def rows_per_tile(target: Target, m: int) -> int:
-    """How many rows of x share one decoding of the weights when x has m rows.
-
-    The last tile overlaps the one before it, so a tile never has more rows than x; a handful of
-    values serve every m (that is what the M classes are on a CPU).
-    """
-    most = _ROWS_32_REGISTERS if target.vector_registers >= 32 else _ROWS_16_REGISTERS
-    if m > 2 * most:
-        return most
-    tiles = -(-m // most)
-    return max(1, -(-m // max(1, tiles)))
-
-
-def make_plan(graph: Graph, target: Target, m: int) -> Plan:
-    """Plan a graph for a target and m rows of x; plans of one M class are equal."""
+def split(graph: Graph) -> tuple[tuple[Kernel, ...], tuple[int, ...]]:
+    """The kernels of a graph in the order in which they run, and the widths of its temporaries."""
     outputs = [Store(node, Buffer("output", i, node.width)) for i, node in enumerate(graph.outputs)]
     kernels: list[Kernel] = []
     temps: list[int] = []
@@ -256,14 +196,10 @@ def make_plan(graph: Graph, target: Target, m: int) -> Plan:
         if s.node.op == "dequantize"
     ]
     named = (
-        replace(
-            kernel,
-            name=graph.name if len(kernels) == 1 else f"{graph.name}_{i}",
-            rows_per_tile=rows_per_tile(target, 1 if kernel.uniform else m),
-        )
+        replace(kernel, name=graph.name if len(kernels) == 1 else f"{graph.name}_{i}")
         for i, kernel in enumerate(kernels)
     )
-    return Plan(graph, target, tuple(named), tuple(temps))
+    return tuple(named), tuple(temps)
 
 
 @dataclass
@@ -423,10 +359,7 @@ class _Splitter:
             groups.append((needs, members))
         for needs, members in groups:
             inside = tuple(products[i] for i in sorted(needs))
-            width = inside[0].width
-            aligned = all(p.start % LANES == 0 for p in inside)
-            schedule = COLUMNS if aligned and width >= _NARROW else DOT
-            yield Section(width, inside, tuple(members), schedule)
+            yield Section(inside[0].width, inside, tuple(members))
 
     def _products_of(self, node: Node, products: dict[int, Node]) -> set[int]:
         found: set[int] = set()

@@ -23,10 +23,49 @@ CPU_ARCHS: Final[dict[str, frozenset[str]]] = {
 
 
 @dataclass(frozen=True)
+class HipArch:
+    """What generated code must know of a GPU's architecture.
+
+    wave: threads that run in step. matrix: the kind of matrix instructions for bf16 (a file of
+    `templates/`), None where there are none. dot: the instruction for products of four int8.
+    lds_bytes: shared memory that one block may use without asking for more at launch.
+    """
+
+    name: str
+    wave: int
+    matrix: str | None
+    dot: str
+    lds_bytes: int = 64 << 10
+    max_block_size: int = 1024
+
+    @property
+    def is_nvidia(self) -> bool:
+        """Whether this is an arch of HIP's NVIDIA platform."""
+        return self.name.startswith("sm_")
+
+
+def _archs(names: str, wave: int, matrix: str | None, dot: str, **more: int) -> dict[str, HipArch]:
+    return {name: HipArch(name, wave, matrix, dot, **more) for name in names.split()}
+
+
+# AMD: LLVM's "User Guide for AMDGPU Backend" and the ISA guides; NVIDIA: "CUDA C++ Programming
+# Guide", compute capabilities. gfx908's bf16 matrix instructions have another shape: not used.
+HIP_ARCHS: Final[dict[str, HipArch]] = {
+    **_archs("gfx906 gfx908", 64, None, "sdot4"),
+    **_archs("gfx90a gfx942 gfx950", 64, "mfma", "sdot4"),
+    **_archs("gfx1030 gfx1031 gfx1032 gfx1033 gfx1034 gfx1035 gfx1036", 32, None, "sdot4"),
+    **_archs("gfx1100 gfx1101 gfx1102 gfx1103 gfx1150 gfx1151", 32, "wmma", "sudot4"),
+    **_archs("gfx1200 gfx1201", 32, "wmma_gfx12", "sudot4"),
+    **_archs("sm_80 sm_86 sm_89 sm_90 sm_100 sm_120", 32, "mma_sync", "dp4a", lds_bytes=48 << 10),
+}
+
+
+@dataclass(frozen=True)
 class Target:
     """A back end, an architecture, and the features that code for it may use.
 
-    For the back end `cpu`, `arch` is a key of `CPU_ARCHS` and `features` are LLVM's names; `tuning`
+    For the back end `hip`, `arch` is a key of `HIP_ARCHS`, and there are no features. For the back
+    end `cpu`, `arch` is a key of `CPU_ARCHS` and `features` are LLVM's names; `tuning`
     is the CPU model that LLVM schedules for. `lacks` are features that this machine does not have,
     though LLVM may take them for granted in that model (a virtual machine may hide some).
     """
@@ -49,6 +88,12 @@ class Target:
     def has(self, feature: str) -> bool:
         """Whether code for this target may use `feature`."""
         return feature in self.features
+
+    @property
+    def hip(self) -> HipArch:
+        """The facts of a GPU's arch."""
+        assert self.backend == "hip", self
+        return HIP_ARCHS[self.arch]
 
     @property
     def family(self) -> str:
@@ -76,7 +121,7 @@ class Target:
 
 
 def find_target(name: str | Target | None = None) -> Target:
-    """The target called `name`: `cpu` (this machine), `cpu:x86-64-v3`, … ; None means `cpu`.
+    """The target of a name: `cpu` (this machine, also for None), `cpu:x86-64-v3`, `hip:gfx1100`.
 
     Raises TargetError for an unknown name, listing the known ones.
     """
@@ -85,8 +130,12 @@ def find_target(name: str | Target | None = None) -> Target:
     if name is None or name == "cpu":
         return host_target()
     backend, _, arch = str(name).partition(":")
+    if backend == "hip" and arch in HIP_ARCHS:
+        return Target("hip", arch)
     if backend != "cpu" or arch not in CPU_ARCHS:
-        known = ", ".join(["cpu", *(f"cpu:{a}" for a in CPU_ARCHS)])
+        known = ", ".join(
+            ["cpu", *(f"cpu:{a}" for a in CPU_ARCHS), *(f"hip:{a}" for a in HIP_ARCHS)]
+        )
         raise TargetError(f"unknown target {name!r}: known are {known}")
     return Target("cpu", arch, CPU_ARCHS[arch], "generic" if arch == "aarch64" else arch)
 

@@ -18,7 +18,8 @@ from q4jit.formats import FORMATS, Format
 from q4jit.frontend import array_spec, trace
 from q4jit.ir import ScalarSpec, Signature, Spec, WeightSpec
 from q4jit.lower_cpu import lower
-from q4jit.plan import Kernel, Plan, Slot, make_plan
+from q4jit.plan import Slot
+from q4jit.schedule_cpu import CpuKernel, CpuPlan, make_plan, padded_k
 from q4jit.targets import Target, find_target, host_target, runs_here
 from tests.emulator import X86_64_CPUS, run_kernel
 from tests.emulator import Slot as Argument
@@ -261,7 +262,7 @@ def random_x(*shape: int, seed: int = 0) -> Floats:
 # --- kernels beside guard pages ---------------------------------------------------------------
 
 
-def lowered(function: Callable[..., Any], target: Target, args: Sequence[Any]) -> Plan:
+def lowered(function: Callable[..., Any], target: Target, args: Sequence[Any]) -> CpuPlan:
     """The plan of `function` for arguments; the first array is x."""
     m = next((len(a) for a in args if isinstance(a, np.ndarray) and a.ndim > 1), 1)
     return make_plan(trace(function, _specs(args)), target, m)
@@ -277,7 +278,7 @@ def _spec(value: Any) -> Spec:
     return array_spec(value.shape) if isinstance(value, np.ndarray) else ScalarSpec()
 
 
-def object_of(plan: Plan, kernel: Kernel) -> bytes:
+def object_of(plan: CpuPlan, kernel: CpuKernel) -> bytes:
     """The compiled kernel, from this session's cache where another test compiled it."""
     source = lower(plan, kernel)
     return cache.fetch(plan.target, llvm, source.symbol, source.text).object_bytes
@@ -313,8 +314,8 @@ def run_guarded(
 
 
 def _argument(
-    plan: Plan,
-    kernel: Kernel,
+    plan: CpuPlan,
+    kernel: CpuKernel,
     slot: Slot,
     args: Sequence[Any],
     rows: int,
@@ -334,7 +335,7 @@ def _argument(
             tensor: QuantizedTensor = args[slot.index]
             return tensor.raw if slot.layout == "gguf" else tensor.repacked(slot.layout)
         case "x":
-            return np.full((rows, plan.padded_k(kernel)), np.nan, F32)
+            return np.full((rows, padded_k(plan, kernel)), np.nan, F32)
         case "exponent":
             return np.full(rows, np.nan, F32)
     if slot in memory:
@@ -342,7 +343,7 @@ def _argument(
     return np.full(_result_shape(plan, kernel, slot, rows), np.nan, F32)
 
 
-def _result_shape(plan: Plan, kernel: Kernel, slot: Slot, rows: int) -> tuple[int, int]:
+def _result_shape(plan: CpuPlan, kernel: CpuKernel, slot: Slot, rows: int) -> tuple[int, int]:
     if kernel.dequantize is not None:
         spec = plan.weight(kernel.dequantize)
         return spec.k, spec.n

@@ -30,8 +30,9 @@ from q4jit import (
 from q4jit.backends import find_backend
 from q4jit.compilers import llvm
 from q4jit.dispatcher import Specialized
-from q4jit.plan import Kernel, Plan, Source
+from q4jit.plan import Source
 from q4jit.runtime.cpu import LoadedObject, undefined_symbols
+from q4jit.schedule_cpu import CpuKernel, CpuPlan
 from q4jit.targets import find_target, host_target
 from tests import child
 
@@ -385,7 +386,7 @@ def test_a_bad_environment_is_named(name: str, value: str) -> None:
 
 
 def break_text(monkeypatch: pytest.MonkeyPatch, change: Callable[[str], str]) -> None:
-    def lower(plan: Plan, kernel: Kernel) -> Source:
+    def lower(plan: CpuPlan, kernel: CpuKernel) -> Source:
         source = lower_cpu.lower(plan, kernel)
         return Source(source.symbol, source.target, change(source.text), source.suffix)
 

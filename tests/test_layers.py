@@ -25,6 +25,7 @@ LAYERS = (
     "elementary",
     "frontend",
     "plan",
+    "schedule_cpu",
     "llvm_text",
     "cpu_products",
     "lower_cpu",

@@ -20,8 +20,8 @@ from q4jit.ir import WeightSpec
 from q4jit.layouts import GGUF
 from q4jit.llvm_text import Function, Module, tail_mask
 from q4jit.lower_cpu import lower
-from q4jit.plan import Kernel, Plan, make_plan
 from q4jit.runtime.cpu import LoadedObject, undefined_symbols
+from q4jit.schedule_cpu import CpuKernel, CpuPlan, layout, make_plan
 from q4jit.targets import find_target, runs_here
 from tests import child
 from tests.emulator import run_kernel
@@ -82,7 +82,7 @@ def infinite(name: str) -> Any:
     return wrap(name, 256, raw).tensor
 
 
-def kernels(target: str) -> list[tuple[str, Plan, Kernel]]:
+def kernels(target: str) -> list[tuple[str, CpuPlan, CpuKernel]]:
     found = find_target(target)
     plans = [(name, lowered(f, found, args)) for name, (f, args) in cases().items()]
     return [(name, plan, kernel) for name, plan in plans for kernel in plan.kernels]
@@ -161,7 +161,7 @@ def last_five(x: Any, w: Any) -> Any:
     return (x @ w)[..., -5:]
 
 
-def call(plan: Plan, values: dict[str, int]) -> None:
+def call(plan: CpuPlan, values: dict[str, int]) -> None:
     """Run a plan's only kernel on addresses and numbers by the kind of their slot."""
     (kernel,) = plan.kernels
     code = LoadedObject(object_of(plan, kernel), (kernel.symbol,), plan.target)
@@ -179,7 +179,7 @@ def test_a_weight_of_more_than_4_gb(function: Callable[..., Any], tmp_path: Path
         trace(function, (array_spec(x.shape), WeightSpec("Q4_0", 32, n))), find_target("cpu"), 1
     )
     (section,) = plan.kernels[0].sections
-    end = w.tensor.raw if section.layout == GGUF else w.tensor.repacked(section.layout)
+    end = w.tensor.raw if layout(section) == GGUF else w.tensor.repacked(layout(section))
     size_bytes = n // 16 * end.nbytes
     assert size_bytes > 1 << 32
     path = tmp_path / "weight"

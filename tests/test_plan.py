@@ -9,7 +9,7 @@ import pytest
 
 from q4jit.frontend import array_spec, trace
 from q4jit.ir import ArraySpec, Spec, WeightSpec
-from q4jit.plan import Plan, make_plan, rows_per_tile
+from q4jit.schedule_cpu import CpuPlan, make_plan, rows_per_tile
 from q4jit.targets import find_target
 
 V3 = find_target("cpu:x86-64-v3")
@@ -27,11 +27,11 @@ def a(*shape: int) -> ArraySpec:
 X, GAIN, BIAS, RESIDUAL = a(M, K), a(K), a(N), a(M, N)
 
 
-def plan(function: Callable[..., object], *specs: Spec, m: int = M) -> Plan:
+def plan(function: Callable[..., object], *specs: Spec, m: int = M) -> CpuPlan:
     return make_plan(trace(function, specs), V3, m)
 
 
-def assert_reads(found: Plan, text: str) -> None:
+def assert_reads(found: CpuPlan, text: str) -> None:
     assert str(found) == textwrap.dedent(text).strip()
 
 

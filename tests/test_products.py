@@ -14,6 +14,7 @@ from q4jit.formats import FORMATS
 from q4jit.layouts import GGUF, INTERLEAVED16
 from q4jit.llvm_text import Module
 from q4jit.lower_cpu import lower
+from q4jit.schedule_cpu import layout
 from q4jit.targets import find_target
 from tests.kernels import (
     F32,
@@ -378,7 +379,7 @@ def test_the_schedule_of_narrow_results(n: int) -> None:
     assert_contract(on("cpu", one_product)(x, w.tensor), x, w)
     plan = lowered(one_product, find_target("cpu"), [x, w.tensor])
     (section,) = plan.kernels[0].sections
-    assert section.layout == (GGUF if n < 8 else INTERLEAVED16)
+    assert layout(section) == (GGUF if n < 8 else INTERLEAVED16)
 
 
 # --- values -------------------------------------------------------------------------------------
