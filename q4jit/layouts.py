@@ -13,6 +13,13 @@ columns stands together:
     [quants of block 0: words of 4 bytes, 16 columns each][quants of block 1]
 
 F16 and F32 rows are taken 32 elements at a time as if those were a block (K is padded with zeros).
+
+`planar` is for GPUs, where the threads of a wave read neighbouring blocks of one column: each field
+of the format has a region of its own, which holds that field of every block, block after block and
+column after column. So the 16 (or 32, …) bytes of a block's quants are aligned to 16 bytes and a
+wave reads one run of memory. A region starts at a multiple of 256 bytes, the quants first:
+
+    [quants of column 0: block 0, 1, …][quants of column 1] …  [scales …]  [d of column 0: …] … [m …]
 """
 
 from collections.abc import Iterator
@@ -28,10 +35,12 @@ from q4jit.formats import Format
 
 GGUF: Final = "gguf"
 INTERLEAVED16: Final = "interleaved16"
+PLANAR: Final = "planar"
 
 LANES: Final = 16
 FLOAT_BLOCK_ELEMENTS: Final = 32
 CACHE_LINE_BYTES: Final = 64
+REGION_BYTES: Final = 256  # a GPU's longest burst
 _BAND_BYTES: Final = 4 << 20  # rows repacked at a time: bounds the temporary copies
 
 
@@ -131,14 +140,54 @@ class Interleaved:
         raise KeyError(name)
 
 
+@dataclass(frozen=True)
+class Planar:
+    """The shape of one weight [K, N] in the `planar` layout; all sizes in bytes."""
+
+    fmt: Format
+    k: int
+    n: int
+
+    @cached_property
+    def block_elements(self) -> int:
+        """Elements along K in one block (32 for the float formats)."""
+        return FLOAT_BLOCK_ELEMENTS if self.fmt.float_dtype else self.fmt.block_elements
+
+    @cached_property
+    def blocks(self) -> int:
+        """Blocks along K."""
+        return -(-self.k // self.block_elements)
+
+    @cached_property
+    def regions(self) -> dict[str, tuple[int, int]]:
+        """Where the region of a field starts, and how many bytes of it a block has."""
+        order = sorted(fields(self.fmt), key=lambda f: -f.size_bytes)
+        found: dict[str, tuple[int, int]] = {}
+        start = 0
+        for field in order:
+            found[field.name] = start, field.size_bytes
+            size = self.n * self.blocks * field.size_bytes
+            start += -(-size // REGION_BYTES) * REGION_BYTES
+        return found
+
+    @cached_property
+    def size_bytes(self) -> int:
+        """Bytes of the whole weight."""
+        start, size = list(self.regions.values())[-1]
+        return start + -(-self.n * self.blocks * size // REGION_BYTES) * REGION_BYTES
+
+
 def pack(fmt: Format, layout: str, rows: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Permute GGUF rows, uint8 [N, row_bytes], into `layout`: read-only uint8, one dimension.
 
     Works a few megabytes at a time, so the peak is the rows and the result. Raises FormatError for
     an unknown layout.
     """
+    if layout == PLANAR:
+        return _pack_planar(fmt, rows)
     if layout != INTERLEAVED16:
-        raise FormatError(f"unknown weight layout {layout!r}: known is {INTERLEAVED16!r}")
+        known = f"{INTERLEAVED16!r} and {PLANAR!r}"
+        raise FormatError(f"unknown weight layout {layout!r}: known are {known}")
     n, row_bytes = rows.shape
     shape = Interleaved(fmt, row_bytes // fmt.block_bytes * fmt.block_elements, n)
     packed = _aligned_empty(shape.groups * shape.group_bytes)
@@ -184,3 +233,25 @@ def _pack_band(shape: Interleaved, band: NDArray[np.uint8], out: NDArray[np.uint
             target.reshape(groups, shape.tiles, -1, LANES)[...] = source[:, :, :, block].transpose(
                 0, 2, 3, 1
             )
+
+
+def _pack_planar(fmt: Format, rows: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    n, row_bytes = rows.shape
+    shape = Planar(fmt, row_bytes // fmt.block_bytes * fmt.block_elements, n)
+    packed = _aligned_empty(shape.size_bytes)
+    sources = {field.name: field for field in fields(fmt)}
+    end = 0
+    for name, (start, size) in shape.regions.items():
+        packed[end:start] = 0
+        end = start + n * shape.blocks * size
+        region = packed[start:end].reshape(n, shape.blocks * size)
+        if fmt.float_dtype is not None:
+            region[:, :row_bytes] = rows
+            region[:, row_bytes:] = 0
+        else:
+            first = sources[name].source_bytes
+            blocks = rows.reshape(n, shape.blocks, fmt.block_bytes)
+            region.reshape(n, shape.blocks, size)[...] = blocks[..., first : first + size]
+    packed[end:] = 0
+    packed.flags.writeable = False
+    return packed

@@ -1,0 +1,226 @@
+"""The values of a graph as steps that the HIP templates write out, one C++ statement each.
+
+Everything is computed for one row of x. A value of width 1 is the same for the whole row; the
+others are wanted at one `column`. A sum over a row is a loop, which a whole block shares.
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from q4jit.ir import ArraySpec, Graph, Node
+from q4jit.plan import Buffer, Slot
+from q4jit.schedule_hip import HipKernel, HipPlan
+
+# What generated texts use themselves, and C++: an argument of such a name gets a `_` behind it.
+RESERVED: Final = frozenset(
+    """
+    alignas alignof and and_eq asm auto bitand bitor bool break case catch char char8_t char16_t
+    char32_t class compl concept const consteval constexpr constinit const_cast continue co_await
+    co_return co_yield decltype default delete do double dynamic_cast else enum explicit export
+    extern false float for friend goto if inline int long mutable namespace new noexcept not not_eq
+    nullptr operator or or_eq private protected public register reinterpret_cast requires return
+    short signed sizeof static static_assert static_cast struct switch template this thread_local
+    throw true try typedef typeid typename union unsigned using virtual void volatile wchar_t while
+    xor xor_eq
+    a m row column x_terms x_rough host_arguments
+    """.split()
+)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One statement: `name` becomes `op` of `operands`, which are C++ expressions."""
+
+    name: str
+    is_bool: bool
+    op: str
+    operands: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Sum:
+    """`name` becomes the sum over `width` columns of `value`, which `steps` compute at a column."""
+
+    name: str
+    width: int
+    steps: tuple[Step, ...]
+    value: str
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A parameter of a generated kernel; `slot` is what the launcher puts there."""
+
+    slot: Slot
+    name: str
+    type: str
+
+    @property
+    def declaration(self) -> str:
+        """The parameter as C++ declares it."""
+        return f"{self.type}{'' if self.type.endswith('*') else ' '}{self.name}"
+
+
+def c_names(names: Sequence[str]) -> tuple[str, ...]:
+    """The names of a function's arguments as C++ takes them; ASCII identifiers already."""
+    found: list[str] = []
+    for name in names:
+        # v3, output0, temp0, x_…: names that texts make themselves
+        taken = name in RESERVED or re.fullmatch(r"(v|output|temp)\d+", name)
+        candidate = f"{name}_" if taken or name.startswith("_") else name
+        while candidate in found:
+            candidate += "_"
+        found.append(candidate)
+    return tuple(found)
+
+
+def parameters(plan: HipPlan, kernel: HipKernel) -> tuple[Parameter, ...]:
+    """The parameters of a kernel, in the order of its slots."""
+    names = c_names(plan.graph.names)
+    written = {s.buffer for s in (*kernel.rows, *(t for c in kernel.sections for t in c.stores))}
+    if kernel.dequantize is not None:
+        written |= {s.buffer for s in kernel.loads}
+    found = []
+    for slot in kernel.slots():
+        match slot.kind:
+            case "array":
+                found.append(Parameter(slot, names[slot.index], "const float *"))
+            case "scalar":
+                found.append(Parameter(slot, names[slot.index], "float"))
+            case "weight":
+                found.append(Parameter(slot, names[slot.index], "const u8 *"))
+            case "m":
+                found.append(Parameter(slot, "m", "i64"))
+            case "x_terms" | "x_rough":
+                constant = "" if kernel.schedule == "rows" else "const "
+                kind = "u16" if slot.kind == "x_terms" else "u32"
+                found.append(Parameter(slot, slot.kind, f"{constant}{kind} *"))
+            case _:
+                name = buffer_name(slot.kind, slot.index)
+                mine = any(b.kind == slot.kind and b.index == slot.index for b in written)
+                found.append(Parameter(slot, name, f"{'' if mine else 'const '}float *"))
+    return tuple(found)
+
+
+def buffer_name(kind: str, index: int) -> str:
+    """The parameter of a buffer: `output0`, `temp1`; `x_values` is the stored prologue."""
+    return "x_values" if kind == "x" else f"{kind}{index}"
+
+
+class Values:
+    """Writes the steps of a kernel's values; `known` are expressions by the id of their value."""
+
+    def __init__(self, graph: Graph, kernel: HipKernel) -> None:
+        self._graph = graph
+        self._names = c_names(graph.names)
+        self._buffers = {s.node.id: s.buffer for s in kernel.loads}
+
+    # --- values of a row ------------------------------------------------------------------------
+
+    def row_steps(self, roots: Iterable[Node], known: Mapping[int, str]) -> tuple[Step | Sum, ...]:
+        """Everything of width 1 that the roots need, in order."""
+        steps: list[Step | Sum] = []
+        names = dict(known)
+        for node in self._needed(roots, names):
+            if node.width == 1:
+                steps += self._row_step(node, names)
+        return tuple(steps)
+
+    def _row_step(self, node: Node, names: dict[int, str]) -> list[Step | Sum]:
+        if node.op == "sum" and node.id not in self._buffers and node.operands[0].width > 1:
+            inner = self.at([node.operands[0]], names)
+            names[node.id] = f"v{node.id}"
+            return [Sum(names[node.id], node.operands[0].width, *_one(inner))]
+        return self._step(node, names, "0")
+
+    # --- values at a column ---------------------------------------------------------------------
+
+    def at(
+        self, roots: Sequence[Node], known: Mapping[int, str]
+    ) -> tuple[tuple[Step, ...], tuple[str, ...]]:
+        """The steps at a `column` and the expressions of the roots; row values are `known`."""
+        steps: list[Step] = []
+        names = dict(known)
+        for node in self._needed(roots, names):
+            steps += self._step(node, names, "column" if node.width > 1 else "0")
+        return tuple(steps), tuple(names[n.id] for n in roots)
+
+    def _needed(self, roots: Iterable[Node], known: Mapping[int, str]) -> list[Node]:
+        """The roots and their operands in order, without what is known."""
+        found: dict[int, Node] = {}
+        stack = list(roots)
+        while stack:
+            node = stack.pop()
+            if node.id in found or node.id in known:
+                continue
+            found[node.id] = node
+            if node.id not in self._buffers:
+                stack.extend(node.operands)
+        return [found[i] for i in sorted(found)]
+
+    def _step(self, node: Node, names: dict[int, str], column: str) -> list[Step]:
+        name = f"v{node.id}"
+        if node.op == "const":
+            names[node.id] = literal(node.value)
+            return []
+        if node.id in self._buffers:
+            operands: tuple[str, ...] = (self._in_buffer(self._buffers[node.id], node, column),)
+            op = "load"
+        elif node.op == "scalar":
+            names[node.id] = f"a.{self._names[node.arg]}"
+            return []
+        elif node.op == "load":
+            operands, op = (self._in_array(node, column),), "load"
+        elif node.op == "reshape" or (node.op == "sum" and node.operands[0].width == 1):
+            names[node.id] = names[node.operands[0].id]
+            return []
+        else:
+            operands, op = tuple(names[n.id] for n in node.operands), node.op
+        names[node.id] = name
+        return [Step(name, node.is_bool, op, operands)]
+
+    def _in_array(self, node: Node, column: str) -> str:
+        spec = self._graph.signature[node.arg]
+        assert isinstance(spec, ArraySpec)
+        width = spec.shape[-1]
+        assert isinstance(width, int)
+        at = _sum_of(column, node.start)
+        return f"a.{self._names[node.arg]}[{_row_of(width) if node.varies else ''}{at}]"
+
+    def _in_buffer(self, buffer: Buffer, node: Node, column: str) -> str:
+        row = _row_of(buffer.width) if node.varies else ""
+        return f"a.{buffer_name(buffer.kind, buffer.index)}[{row}{column}]"
+
+
+def store_index(node: Node, width: int) -> str:
+    """Where a value of this row and column goes in its buffer."""
+    column = "column" if node.width > 1 else "0"
+    return f"{_row_of(width) if node.varies else ''}{column}"
+
+
+def literal(value: float) -> str:
+    """A float constant in C++, the very same number."""
+    number = np.float32(value)
+    if not np.isfinite(number):
+        return f"as_f32({int(number.view(np.uint32)):#010x}u)"
+    text = str(number)
+    return f"{text if set(text) & set('.e') else f'{text}.0'}f"
+
+
+def _one(inner: tuple[tuple[Step, ...], tuple[str, ...]]) -> tuple[tuple[Step, ...], str]:
+    steps, (value,) = inner
+    return steps, value
+
+
+def _row_of(width: int) -> str:
+    return f"row * {width} + " if width > 1 else "row + "
+
+
+def _sum_of(column: str, start: int) -> str:
+    if column == "0":
+        return str(start)
+    return f"{column} + {start}" if start else column

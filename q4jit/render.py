@@ -1,0 +1,422 @@
+"""Rendering HIP: one planned kernel becomes the text of one translation unit. A pure function.
+
+Templates hold the C++; what they are given are constants, names and steps (`hip_values`). The text
+begins with the prelude of its platform, and below it is the same for AMD, NVIDIA and the host.
+"""
+
+import functools
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import jinja2
+
+from q4jit import elementary
+from q4jit.formats import FORMATS, Format
+from q4jit.hip_values import Step, Sum, Values, buffer_name, c_names, literal, parameters, store_index
+from q4jit.ir import Node, WeightSpec
+from q4jit.layouts import PLANAR, Planar, fields
+from q4jit.plan import Source
+from q4jit.schedule_hip import DEQUANTIZE, MAX_GRID_Y, ROWS, HipKernel, HipPlan
+
+SUFFIX: Final = ".hip"
+_OPERATORS: Final = {"and": "logical_and", "or": "logical_or", "not": "logical_not"}
+
+
+def render(plan: HipPlan, kernel: HipKernel, platform: str | None = None) -> Source:
+    """The text of a kernel: the same for the same plan, whenever and wherever.
+
+    platform: whose prelude it gets, `amd`, `nvidia` or `host` (None: the target's own).
+    """
+    arch = plan.target.hip
+    context = _Context(plan, kernel).variables()
+    context["platform"] = platform or ("nvidia" if arch.is_nvidia else "amd")
+    text = _environment().get_template("kernel.hip.j2").render(context)
+    return Source(kernel.symbol, plan.target, text, SUFFIX)
+
+
+def template_directory() -> Path:
+    """Where the templates are: in the installed package, or beside it in a checkout."""
+    package = Path(__file__).parent
+    installed = package / "templates"
+    return installed if installed.is_dir() else package.parent / "templates"
+
+
+@functools.cache
+def _environment() -> jinja2.Environment:
+    return jinja2.Environment(
+        loader=jinja2.FileSystemLoader(template_directory()),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=False,  # the text is C++; names in it are checked by `hip_values`
+    )
+
+
+# --- weights ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Field:
+    name: str
+    start_bytes: int
+    stride_bytes: int
+
+
+@dataclass(frozen=True)
+class _Plane:
+    field: str
+    bits: int
+    width_bytes: int
+    run_elements: int
+    lshift: int
+
+    @property
+    def mask(self) -> str:
+        return f"{((1 << self.bits) - 1) * 0x01010101:#010x}u"
+
+
+@dataclass(frozen=True)
+class _Weight:
+    """What `weight.hip.j2` needs to know of a weight."""
+
+    spec: WeightSpec
+    layout: str
+
+    @property
+    def _fmt(self) -> Format:
+        return FORMATS[self.spec.format]
+
+    @property
+    def name(self) -> str:
+        return f"{self.format}_{self.k}x{self.n}"
+
+    @property
+    def format(self) -> str:
+        return self.spec.format
+
+    @property
+    def k(self) -> int:
+        return self.spec.k
+
+    @property
+    def n(self) -> int:
+        return self.spec.n
+
+    @property
+    def is_planar(self) -> bool:
+        return self.layout == PLANAR
+
+    @property
+    def load(self) -> str:
+        return "stream_16" if self.is_planar else "load_16_by_2"
+
+    @property
+    def float_bytes(self) -> int:
+        return self._fmt.block_bytes if self._fmt.float_dtype else 0
+
+    @property
+    def column_bytes(self) -> int:
+        shape = Planar(self._fmt, self.k, self.n)
+        return (shape.blocks * shape.block_elements if self.is_planar else self.k) * self.float_bytes
+
+    @property
+    def block_elements(self) -> int:
+        return self._fmt.block_elements
+
+    @property
+    def has_tail(self) -> bool:
+        return self.k % 32 != 0
+
+    @property
+    def zero(self) -> str:
+        # signed quants are read as bytes counted from −128
+        return literal(self._fmt.zero + (128 if self._fmt.signed else 0))
+
+    @property
+    def signed(self) -> bool:
+        return self._fmt.signed
+
+    @property
+    def has_m(self) -> bool:
+        return self._fmt.m_offset_bytes is not None
+
+    @property
+    def has_scales(self) -> bool:
+        return self._fmt.scales_offset_bytes is not None
+
+    @property
+    def fields(self) -> list[_Field]:
+        if self.is_planar:
+            regions = Planar(self._fmt, self.k, self.n).regions
+            return [_Field(name, start, size) for name, (start, size) in regions.items()]
+        stride = self._fmt.block_bytes
+        return [_Field(f.name, f.source_bytes, stride) for f in fields(self._fmt)]
+
+    @property
+    def planes(self) -> list[_Plane]:
+        return [
+            _Plane(f"QUANTS{i}", p.bits, p.width_bytes, p.run_elements, p.lshift)
+            for i, p in enumerate(self._fmt.planes)
+        ]
+
+
+@dataclass(frozen=True)
+class _Product:
+    node: Node
+    name: str
+    argument: str
+    weight: _Weight
+
+    @property
+    def from_start(self) -> str:
+        return f" + {self.node.start}" if self.node.start else ""
+
+
+# --- the variables of the templates ---------------------------------------------------------------
+
+
+@dataclass
+class _Context:
+    plan: HipPlan
+    kernel: HipKernel
+
+    def variables(self) -> dict[str, Any]:
+        """Everything that the templates are given."""
+        plan, kernel = self.plan, self.kernel
+        products = [self._product(p) for s in kernel.sections for p in s.products]
+        weights = {p.weight.name: p.weight for p in products}
+        if kernel.dequantize is not None:
+            dequantized = _Weight(plan.weight(kernel.dequantize), kernel.layout)
+            weights[dequantized.name] = dequantized
+        x = self._x() if kernel.sections else None
+        found: dict[str, Any] = {
+            "kernel": kernel,
+            "arch": plan.target.hip,
+            "schedule": kernel.schedule,
+            "max_grid_y": MAX_GRID_Y,
+            "comment": self._comment(),
+            "products": products,
+            "weight_structs": list(weights.values()),
+            "parameters": [_Declared(p.name, p.type) for p in parameters(plan, kernel)],
+            "x": x,
+            "epilogue": self._epilogue(products) if kernel.sections else None,
+            "width": kernel.section.width if kernel.sections else 0,
+            "k": kernel.x.width if kernel.x is not None else 0,
+        }
+        steps: list[Step | Sum] = list(x["row_steps"] if x else ())
+        if kernel.schedule == ROWS:
+            found |= self._rows()
+            steps += found["row_steps"]
+        if kernel.dequantize is not None:
+            (store,) = kernel.loads
+            found |= {
+                "weight": dequantized,
+                "argument": c_names(plan.graph.names)[kernel.dequantize],
+                "buffer": buffer_name(store.buffer.kind, store.buffer.index),
+            }
+        found["needs"] = {
+            "block_sum": kernel.schedule == "element"
+            or (kernel.schedule == ROWS and bool(kernel.terms))
+            or any(isinstance(s, Sum) for s in steps),
+            "unaligned": any(not w.is_planar and not w.float_bytes for w in weights.values()),
+            "minimum": any(w.has_m for w in weights.values()),
+        }
+        found["elementary"] = _elementary(_operations(found))
+        return found
+
+    def _comment(self) -> list[str]:
+        title = f"{self.kernel.name} for {self.plan.target}, {self.kernel.rows_class}, made by q4jit"
+        return [title, *self.plan.describe(self.kernel)]
+
+    def _product(self, node: Node) -> _Product:
+        argument = c_names(self.plan.graph.names)[node.arg]
+        weight = _Weight(self.plan.weight(node.arg), self.kernel.layout)
+        return _Product(node, f"v{node.id}", argument, weight)
+
+    @property
+    def _values(self) -> Values:
+        return Values(self.plan.graph, self.kernel)
+
+    def _x(self) -> dict[str, Any]:
+        """The prologue: steps for the row, where sums make them worth sharing, and at a column."""
+        x = self.kernel.x
+        assert x is not None
+        rows = _operators(self._values.row_steps([x], {}))
+        if not any(isinstance(step, Sum) for step in rows):
+            rows = ()
+        known = {int(step.name[1:]): f"s.{step.name}" for step in rows if not _is_bool(step)}
+        steps, (expression,) = self._values.at([x], known)
+        used = {text for step in steps for text in step.operands} | {expression}
+        return {
+            "row_steps": rows,
+            "row_fields": [step.name for step in rows if f"s.{step.name}" in used],
+            "steps": _operators(steps),
+            "expression": expression,
+        }
+
+    def _epilogue(self, products: list[_Product]) -> dict[str, Any]:
+        stores = self.kernel.section.stores
+        known = {p.node.id: p.name for p in products}
+        steps, expressions = self._values.at([s.node for s in stores], known)
+        return {
+            "steps": _operators(steps),
+            "stores": [
+                _store(s.buffer.kind, s.buffer.index, s.node, s.buffer.width, e)
+                for s, e in zip(stores, expressions, strict=True)
+            ],
+        }
+
+    def _rows(self) -> dict[str, Any]:
+        """The steps of a `rows` kernel: of the row, then of every value that is stored."""
+        kernel = self.kernel
+        roots = [s.node for s in kernel.rows] + ([kernel.x] if kernel.x is not None else [])
+        row_steps = self._values.row_steps(roots, {})
+        known = {int(step.name[1:]): step.name for step in row_steps}
+        scalars, wide = [], []
+        for store in kernel.rows:
+            steps, (expression,) = self._values.at([store.node], known)
+            stored = _store(
+                store.buffer.kind, store.buffer.index, store.node, store.buffer.width, expression
+            )
+            if store.node.width == 1:
+                scalars.append(stored)
+            else:
+                wide.append(stored | {"steps": _operators(steps), "width": store.node.width})
+        x_steps: tuple[Step, ...] = ()
+        x_expression = ""
+        if kernel.terms and kernel.x is not None:
+            x_steps, (x_expression,) = self._values.at([kernel.x], known)
+        return {
+            "row_steps": _operators(row_steps),
+            "row_stores": scalars,
+            "wide_stores": wide,
+            "x_steps": _operators(x_steps),
+            "x_expression": x_expression,
+        }
+
+
+@dataclass(frozen=True)
+class _Declared:
+    name: str
+    type: str
+
+    @property
+    def declaration(self) -> str:
+        return f"{self.type}{'' if self.type.endswith('*') else ' '}{self.name}"
+
+    @property
+    def restricted(self) -> str:
+        """The parameter of the kernel: no two arguments share memory that is written."""
+        if self.type.endswith("*"):
+            return f"{self.type}__restrict__ {self.name}"
+        return self.declaration
+
+
+def _store(kind: str, index: int, node: Node, width: int, expression: str) -> dict[str, Any]:
+    return {
+        "buffer": buffer_name(kind, index),
+        "index": store_index(node, width),
+        "expression": expression,
+    }
+
+
+def _is_bool(step: Step | Sum) -> bool:
+    return isinstance(step, Step) and step.is_bool
+
+
+def _operators(steps: Iterable[Any]) -> tuple[Any, ...]:
+    """The steps with the operations called as the macros are: Jinja keeps `and` for itself."""
+    found = []
+    for step in steps:
+        if isinstance(step, Sum):
+            found.append(Sum(step.name, step.width, _operators(step.steps), step.value))
+        else:
+            op = _OPERATORS.get(step.op, step.op)
+            found.append(Step(step.name, step.is_bool, op, step.operands))
+    return tuple(found)
+
+
+def _operations(variables: dict[str, Any]) -> set[str]:
+    """The operations of all steps among the variables."""
+    found: set[str] = set()
+    stack: list[Any] = [variables]
+    while stack:
+        value = stack.pop()
+        if isinstance(value, Step):
+            found.add(value.op)
+        elif isinstance(value, Sum):
+            stack += value.steps
+        elif isinstance(value, dict):
+            stack += value.values()
+        elif isinstance(value, list | tuple):
+            stack += value
+    return found
+
+
+# --- exp, log and tanh ------------------------------------------------------------------------------
+
+
+class _CxxOps:
+    """The operations of `elementary.Ops`, written as C++."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def f32(self, value: float) -> str:
+        return literal(value)
+
+    def i32(self, value: int) -> str:
+        return f"(i32){value & 0xFFFFFFFF:#x}u" if value < 0 or value > 255 else str(value)
+
+    def op(self, name: str, *v: str) -> str:
+        kind, text = _CXX[name]
+        result = f"t{len(self.lines)}"
+        self.lines.append(f"    const {kind} {result} = {text.format(*v)};")
+        return result
+
+
+_CXX: Final = {
+    "fadd": ("float", "{} + {}"),
+    "fsub": ("float", "{} - {}"),
+    "fmul": ("float", "{} * {}"),
+    "fdiv": ("float", "{} / {}"),
+    "fma": ("float", "fma_f32({}, {}, {})"),
+    "fabs": ("float", "abs_f32({})"),
+    "iadd": ("i32", "{} + {}"),
+    "isub": ("i32", "{} - {}"),
+    "shl": ("i32", "(i32)((u32){} << {})"),
+    "ashr": ("i32", "{} >> {}"),
+    "and": ("i32", "{} & {}"),
+    "or": ("i32", "{} | {}"),
+    "flt": ("bool", "{} < {}"),
+    "feq": ("bool", "{} == {}"),
+    "select": ("float", "{} ? {} : {}"),
+    "as_int": ("i32", "as_i32({})"),
+    "as_float": ("float", "as_f32({})"),
+}
+# data, because Python may drop docstrings and the text is a cache key
+_ELEMENTARY: Final = {
+    "exp": (elementary.exp, "e to the x within 2 ulp, denormal results included."),
+    "log": (elementary.log, "ln x within 3 ulp, denormals included; -Inf at 0, NaN below."),
+    "tanh": (elementary.tanh, "tanh x within 3 ulp: a polynomial up to 0.625, by exp beyond."),
+}
+
+
+def _elementary(operations: set[str]) -> list[str]:
+    return [_elementary_function(name) for name in _ELEMENTARY if name in operations]
+
+
+@functools.cache
+def _elementary_function(name: str) -> str:
+    function, comment = _ELEMENTARY[name]
+    ops = _CxxOps()
+    o: elementary.Ops[str] = ops
+    result = function(o, "x")
+    body = "\n".join([*ops.lines, f"    return {result};"])
+    return f"// {comment}\nDEVICE float {name}_f32(float x) {{\n{body}\n}}"
+
+
+__all__ = ["DEQUANTIZE", "SUFFIX", "render", "template_directory"]

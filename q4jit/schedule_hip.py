@@ -1,0 +1,321 @@
+"""How a GPU computes the kernels of a plan: which template serves them, with which constants.
+
+A kernel of the split becomes one launch per section, and one before them where something must be
+known row by row first (`rows`). The classes of M, of which each has kernels of its own:
+
+    M = 1, 2, 3…4, 5…8, 9…16     gemv       a wave computes columns, up to 16 rows share a decoding
+    M ≥ 17                       tile       64 × 64 results a block, on matrix units or by FMA
+
+`element` is the plan that this project grew from: one block per result. It serves every M and is
+what the others are checked and timed against.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Final
+
+from q4jit.errors import TargetError
+from q4jit.formats import FORMATS
+from q4jit.ir import Graph, Node, reachable
+from q4jit.layouts import FLOAT_BLOCK_ELEMENTS, PLANAR
+from q4jit.plan import Buffer, Kernel, Plan, Section, Slot, Store, split
+from q4jit.targets import Target
+
+ELEMENT: Final = "element"
+GEMV: Final = "gemv"
+TILE_FMA: Final = "tile_fma"
+TILE_MATRIX: Final = "tile_matrix"
+ROWS: Final = "rows"
+DEQUANTIZE: Final = "dequantize"
+LOOKUP: Final = "lookup"
+SCHEDULES: Final = (ELEMENT, GEMV, TILE_FMA, TILE_MATRIX)
+
+UNIT_ELEMENTS: Final = FLOAT_BLOCK_ELEMENTS
+"""Elements of a column that are decoded together, in every format."""
+TILE_ROWS: Final = 64
+TILE_COLUMNS: Final = 64
+MAX_GRID_Y: Final = 65535  # CUDA's and HIP's limit; further rows of blocks go to the z axis
+
+_GEMV_ROWS: Final = (1, 2, 4, 8, 16)
+_GEMV_COLUMNS: Final = {1: 4, 2: 2, 4: 1, 8: 1, 16: 1}  # more would keep more of x in registers
+_BLOCK_SIZE: Final = 256
+# bf16 has 8 significant bits: three terms are an f32 exactly, two err by 2⁻¹⁷
+_TERMS: Final = {"f32": 3, "f16": 2, "i8": 2}
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """What a caller asks for; None leaves the choice to the schedule.
+
+    precision: `f32`, `f16` or `i8`, an upper bound of the error. schedule: one of SCHEDULES.
+    layout: `planar`, or `gguf` for weights that are not repacked.
+    """
+
+    precision: str = "f32"
+    block_size: int | None = None
+    schedule: str | None = None
+    layout: str | None = None
+
+
+@dataclass(frozen=True)
+class Grid:
+    """How many blocks a launch has: x is fixed, y (and beyond its limit z) counts rows.
+
+    rows_per_block: rows of x that a block serves; None where the grid does not depend on M.
+    """
+
+    x: int
+    rows_per_block: int | None
+
+    def blocks(self, m: int) -> tuple[int, int, int]:
+        """The grid for m rows."""
+        if self.rows_per_block is None:
+            return self.x, 1, 1
+        tiles = -(-m // self.rows_per_block)
+        return self.x, min(tiles, MAX_GRID_Y), -(-tiles // MAX_GRID_Y)
+
+
+@dataclass(frozen=True)
+class HipKernel(Kernel):
+    """A kernel for a GPU: the template `schedule` with these constants.
+
+    layout: of every weight that it reads. rows_per_tile, columns: rows of x and columns of the
+    result that a block (`gemv`: a wave) computes. lanes: threads of a wave that share a column.
+    terms: bf16 numbers that each x is split into for matrix units.
+    """
+
+    schedule: str = ""
+    block_size: int = _BLOCK_SIZE
+    layout: str = PLANAR
+    rows_per_tile: int = 1
+    columns: int = 1
+    lanes: int = 1
+    terms: int = 0
+
+    @property
+    def rows_class(self) -> str:
+        """The class of M that the kernel serves, in words."""
+        if self.uniform:
+            return f"{self.schedule}, {super().rows_class}"
+        return f"{self.schedule}, {self.rows_per_tile} rows a tile, {self.block_size} threads"
+
+    @property
+    def section(self) -> Section:
+        """The only section of a kernel that computes products."""
+        (section,) = self.sections
+        return section
+
+    def slots(self) -> tuple[Slot, ...]:
+        """The arguments in order: the function's own, buffers, `m` (rows) last.
+
+        Beside the plan's own kinds: `x_terms` (x split into bf16) and `x_rough` (which of its rows
+        the split does not represent).
+        """
+        arguments: dict[Slot, None] = {}
+        for node in self.leaves():
+            if node.op in {"load", "scalar"}:
+                arguments[Slot("array" if node.op == "load" else "scalar", node.arg)] = None
+        for section in self.sections:
+            for product in section.products:
+                arguments[Slot("weight", product.arg, self.layout)] = None
+        if self.dequantize is not None:
+            arguments[Slot("weight", self.dequantize, self.layout)] = None
+        found = dict.fromkeys(sorted(arguments, key=lambda slot: slot.index))
+        for store in (*self.loads, *self.rows, *(t for s in self.sections for t in s.stores)):
+            found[Slot(store.buffer.kind, store.buffer.index)] = None
+        if self.terms:
+            found |= {Slot("x_terms"): None, Slot("x_rough"): None}
+        return (*found, Slot("m"))
+
+
+HipPlan = Plan[HipKernel]
+
+
+def m_class(target: Target, m: int, tuning: Tuning) -> int:
+    """The class of a number of rows: the rows of its tile."""
+    if tuning.schedule == ELEMENT:
+        return 1
+    return next((rows for rows in _GEMV_ROWS if m <= rows), TILE_ROWS)
+
+
+def grid(plan: HipPlan, kernel: HipKernel) -> Grid:
+    """The grid of a kernel."""
+    if kernel.dequantize is not None:
+        spec = plan.weight(kernel.dequantize)
+        units = spec.n * -(-spec.k // UNIT_ELEMENTS)
+        return Grid(-(-units // kernel.block_size), None)
+    if kernel.schedule == ROWS:
+        return Grid(1, 1)
+    width = kernel.section.width
+    if kernel.schedule == GEMV:
+        per_block = kernel.columns * (kernel.block_size // kernel.lanes)
+        return Grid(-(-width // per_block), kernel.rows_per_tile)
+    return Grid(-(-width // kernel.columns), kernel.rows_per_tile)
+
+
+def make_plan(graph: Graph, target: Target, m: int, tuning: Tuning) -> HipPlan:
+    """Plan a graph for a GPU and m rows of x; plans of one M class are equal.
+
+    Raises TargetError for a block size or a schedule that the arch cannot run.
+    """
+    check_block_size(target, tuning.block_size)
+    kernels, temps = split(graph)
+    scheduler = _Scheduler(graph, target, tuning)
+    scheduled = [k for kernel in kernels for k in scheduler.schedule(kernel, m)]
+    return Plan(graph, target, tuple(scheduled), temps)
+
+
+def check_block_size(target: Target, block_size: int | None) -> None:
+    """Raise TargetError unless the arch can run blocks of so many threads (None: our choice)."""
+    arch = target.hip
+    if block_size is None:
+        return
+    if block_size % arch.wave or not 0 < block_size <= arch.max_block_size:
+        raise TargetError(
+            f"block_size={block_size} on {target}: accepted are multiples of its wave of "
+            f"{arch.wave} threads, up to {arch.max_block_size}"
+        )
+
+
+@dataclass
+class _Scheduler:
+    graph: Graph
+    target: Target
+    tuning: Tuning
+
+    def schedule(self, kernel: Kernel, m: int) -> list[HipKernel]:
+        if kernel.dequantize is not None:
+            return [self._of(kernel, schedule=DEQUANTIZE)]
+        m = 1 if kernel.uniform else m
+        chosen = [self._schedule_of(kernel, section, m) for section in kernel.sections]
+        terms = max((self._terms(name) for name in chosen), default=0)
+        x, rows = kernel.x, kernel.rows
+        found = []
+        if rows or terms or (x is not None and _has_sum(x) and TILE_FMA in chosen):
+            if x is not None and _has_sum(x):
+                rows = (*rows, Store(x, Buffer("x", 0, x.width)))
+            first = replace(kernel, name=f"{kernel.name}_rows", rows=rows, sections=())
+            found.append(self._of(first, schedule=ROWS, rows_per_tile=1, terms=terms))
+        kept = tuple(s for s in rows if kernel.sections)
+        for i, (name, section) in enumerate(zip(chosen, kernel.sections, strict=True)):
+            number = f"_{i}" if len(chosen) > 1 else ""
+            part = replace(
+                kernel,
+                name=f"{kernel.name}{number}",
+                rows=(),
+                sections=(replace(section, schedule=name),),
+                loads=_distinct((*kernel.loads, *kept)),
+            )
+            found.append(self._product(part, name, m))
+        if not found:
+            found.append(self._of(kernel, schedule=ROWS))
+        return [_without_unused_loads(k) for k in found]
+
+    def _product(self, kernel: Kernel, name: str, m: int) -> HipKernel:
+        match name:
+            case "gemv":
+                rows = m_class(self.target, m, self.tuning)
+                lanes = self._lanes(kernel)
+                columns = min(_GEMV_COLUMNS[rows], lanes)
+                return self._of(
+                    kernel, schedule=name, rows_per_tile=rows, columns=columns, lanes=lanes
+                )
+            case "element":
+                return self._of(kernel, schedule=name)
+        return self._of(
+            kernel,
+            schedule=name,
+            rows_per_tile=TILE_ROWS,
+            columns=TILE_COLUMNS,
+            terms=self._terms(name),
+        )
+
+    def _of(
+        self,
+        k: Kernel,
+        *,
+        schedule: str,
+        rows_per_tile: int = 1,
+        columns: int = 1,
+        lanes: int = 1,
+        terms: int = 0,
+    ) -> HipKernel:
+        tiles = {TILE_FMA, TILE_MATRIX}
+        block_size = _BLOCK_SIZE if schedule in tiles else self.tuning.block_size or _BLOCK_SIZE
+        return HipKernel(
+            k.name,
+            k.rows,
+            k.x,
+            k.sections,
+            k.loads,
+            k.uniform,
+            k.dequantize,
+            schedule,
+            block_size,
+            self.tuning.layout or PLANAR,
+            rows_per_tile,
+            columns,
+            lanes,
+            terms,
+        )
+
+    def _schedule_of(self, kernel: Kernel, section: Section, m: int) -> str:
+        suits_matrix = self.target.hip.matrix is not None and all(
+            self._suits_matrix(p) for p in section.products
+        )
+        wish = self.tuning.schedule
+        if wish is not None:
+            if wish == TILE_MATRIX and not suits_matrix:
+                raise TargetError(
+                    f"schedule {wish!r} on {self.target} for {kernel.name}: accepted are archs with "
+                    "matrix units and block formats with finite scales"
+                )
+            return wish
+        if m <= _GEMV_ROWS[-1]:
+            return GEMV
+        return TILE_MATRIX if suits_matrix else TILE_FMA
+
+    def _suits_matrix(self, product: Node) -> bool:
+        spec = self.graph.signature[product.arg]
+        return bool(
+            getattr(spec, "finite", False) and FORMATS[spec.format].float_dtype is None  # type: ignore[union-attr]  # a weight
+        )
+
+    def _terms(self, schedule: str) -> int:
+        return _TERMS[self.tuning.precision] if schedule == TILE_MATRIX else 0
+
+    def _lanes(self, kernel: Kernel) -> int:
+        """Threads that share a column: a wave, or half of it where K has too few units for one."""
+        k = max(p.operands[0].width for p in kernel.sections[0].products)
+        units = -(-k // UNIT_ELEMENTS)
+        lanes = self.target.hip.wave
+        while lanes > _GEMV_ROWS[-1] and units <= lanes // 2:
+            lanes //= 2
+        return lanes
+
+
+def _has_sum(node: Node) -> bool:
+    return any(n.op == "sum" for n in reachable((node,)))
+
+
+def _distinct(stores: tuple[Store, ...]) -> tuple[Store, ...]:
+    """One store per value: a value that is returned twice is read from its first buffer."""
+    return tuple({s.node.id: s for s in reversed(stores)}.values())
+
+
+def _without_unused_loads(kernel: HipKernel) -> HipKernel:
+    """Leave out values of earlier kernels that this one does not read."""
+    if kernel.dequantize is not None:
+        return kernel
+    roots = [s.node for s in kernel.rows] + [t.node for s in kernel.sections for t in s.stores]
+    roots += [kernel.x] if kernel.x is not None else []
+    stop = {s.node.id for s in kernel.loads}
+    inside = {p.id for s in kernel.sections for p in s.products}
+    used, seen = set[int](), set[int]()
+    while roots:
+        node = roots.pop()
+        if node.id in stop:
+            used.add(node.id)
+        elif node.id not in seen and node.id not in inside:
+            seen.add(node.id)
+            roots.extend(node.operands)
+    return replace(kernel, loads=tuple(s for s in kernel.loads if s.node.id in used))
