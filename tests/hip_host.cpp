@@ -1,0 +1,617 @@
+// Executes a grid of one HIP kernel on this machine; linked with the kernel's text after its host
+// prelude, which says what is called here.
+//
+//     hip_host JOB RESULT NAME...
+//
+// JOB holds 8-byte numbers: grid x, y, z; block size; whether arrays touch their lower guard; the
+// number of seeds, the seeds; the number of arguments; then of each argument four: its kind (0 a
+// value, 1 an input array, 2 an output array), value or size in bytes, alignment, offset of its
+// bytes in JOB. NAME... are the arguments' names. RESULT gets the bytes of each output array.
+//
+// Every GPU thread is a coroutine on a stack of its own; one that waits gives way to another that
+// is picked at random, so an order that only a barrier would guarantee is not kept. The grid runs
+// once per seed, and all runs must agree to the bit. A fault of the kernel ends the program with
+// status 3 and a line on stderr that says what happened and where.
+
+#include <fcntl.h>
+#include <setjmp.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <ucontext.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cmath>
+#include <random>
+#include <vector>
+
+extern "C" {
+void host_entry(void** arguments);  // the linker makes it the kernel's trampoline
+extern const int host_block_size, host_wave;
+int host_thread, host_block[3];
+// The kernel's shared arrays, if it has any.
+extern char __start_host_shared[], __stop_host_shared[];
+}
+
+namespace {
+
+constexpr size_t PAGE_BYTES = 4096;
+constexpr size_t GUARD_BYTES = size_t{1} << 30;
+constexpr size_t STACK_BYTES = 64 << 10;
+constexpr int KERNEL_FAULT = 3;
+constexpr int MAX_WAVE = 64;
+constexpr int MAX_EXCHANGE_BYTES = 64;
+constexpr uint8_t SHARED_POISON = 0xFF;    // NaN as f32 and as half
+constexpr uint8_t MARGIN = 0xFF;           // around arrays, where a page is not filled
+constexpr uint16_t OUTPUT_POISON = 0x7FF7; // NaN as f32 and as half, and no NaN that others make
+
+// After the kernel's own shared arrays comes a page that nobody may touch.
+__attribute__((section("host_shared"), aligned(PAGE_BYTES))) char shared_guard[PAGE_BYTES];
+
+[[noreturn]] void usage_error(const char* what) {
+    perror(what);
+    _exit(1);
+}
+
+// ---- faults
+
+bool in_kernel;
+
+[[noreturn, gnu::format(printf, 1, 2)]] void fault(const char* format, ...) {
+    if (in_kernel)
+        fprintf(stderr, "block (%d, %d, %d), thread %d: ", host_block[0], host_block[1],
+                host_block[2], host_thread);
+    va_list rest;
+    va_start(rest, format);
+    vfprintf(stderr, format, rest);
+    va_end(rest);
+    fputc('\n', stderr);
+    fflush(stderr);
+    _exit(KERNEL_FAULT);
+}
+
+// ---- arguments
+
+struct Argument {
+    const char* name;
+    int64_t kind, value, alignment;
+    const char* contents;
+    char* map;      // the mapping with its guards; pages of the array begin after the first guard
+    size_t pages_bytes;
+    char* start;    // the array
+    std::vector<char> first;  // what the first run left in an output
+
+    bool is_array() const { return kind != 0; }
+    bool is_output() const { return kind == 2; }
+    size_t size() const { return static_cast<size_t>(value); }
+    char* pages() const { return map + GUARD_BYTES; }
+};
+
+std::vector<Argument> arguments;
+
+// The array ends as near as its alignment allows to a guard, or begins at the other one.
+void map_array(Argument& array, bool low_guard) {
+    array.pages_bytes = (array.size() + PAGE_BYTES - 1) / PAGE_BYTES * PAGE_BYTES;
+    void* const map = mmap(nullptr, 2 * GUARD_BYTES + array.pages_bytes, PROT_NONE,
+                           MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (map == MAP_FAILED) usage_error("mmap");
+    array.map = static_cast<char*>(map);
+    const size_t slack = array.pages_bytes - array.size();
+    const size_t alignment = static_cast<size_t>(array.alignment);
+    array.start = array.pages() + (low_guard ? 0 : slack / alignment * alignment);
+}
+
+void fill_array(Argument& array) {
+    mprotect(array.pages(), array.pages_bytes, PROT_READ | PROT_WRITE);
+    memset(array.pages(), MARGIN, array.pages_bytes);
+    if (array.is_output()) {
+        for (size_t i = 0; i < array.size(); ++i)
+            array.start[i] = static_cast<char>(OUTPUT_POISON >> i % 2 * 8);
+    } else {
+        memcpy(array.start, array.contents, array.size());
+        mprotect(array.pages(), array.pages_bytes, PROT_READ);
+    }
+}
+
+// A write that missed an array by less than a page's rest.
+void check_margins(const Argument& array) {
+    for (const char* p = array.pages(); p < array.pages() + array.pages_bytes; ++p) {
+        if (p == array.start) p += array.size();
+        if (p < array.pages() + array.pages_bytes && static_cast<uint8_t>(*p) != MARGIN)
+            fault("a thread wrote at byte %td of %s, which has %zu", p - array.start,
+                  array.name, array.size());
+    }
+}
+
+// ---- stray accesses
+
+char* stacks;  // of all threads, with as many bytes between them
+size_t stacks_bytes;
+
+void on_stray_access(int signal_number, siginfo_t* info, void* context) {
+    const char* const at = static_cast<const char*>(info->si_addr);
+    const char* access = "accesses memory";
+#if defined(__x86_64__)
+    const auto* registers = &static_cast<ucontext_t*>(context)->uc_mcontext;
+    access = registers->gregs[REG_ERR] & 2 ? "writes" : "reads";
+#else
+    (void)context;
+#endif
+    for (const Argument& array : arguments) {
+        if (!array.is_array() || at < array.map) continue;
+        if (at >= array.map + 2 * GUARD_BYTES + array.pages_bytes) continue;
+        if (at >= array.start && at < array.start + array.size())
+            fault("%s at byte %td of %s, which is an input", access, at - array.start,
+                  array.name);
+        fault("%s at byte %td of %s, which has %zu", access, at - array.start, array.name,
+              array.size());
+    }
+    if (at >= stacks && at < stacks + stacks_bytes) fault("its stack of 64 KiB is full");
+    if (at >= shared_guard && at < shared_guard + sizeof shared_guard)
+        fault("%s beyond the end of shared memory", access);
+    fault("%s at %p, which is in no argument (%s)", access, static_cast<const void*>(at),
+          strsignal(signal_number));
+}
+
+void catch_stray_accesses() {
+    static char stack[64 << 10];
+    stack_t alternate = {};
+    alternate.ss_sp = stack;
+    alternate.ss_size = sizeof stack;
+    sigaltstack(&alternate, nullptr);
+    struct sigaction action = {};
+    action.sa_sigaction = on_stray_access;
+    action.sa_flags = SA_SIGINFO | SA_ONSTACK;
+    for (const int number : {SIGSEGV, SIGBUS, SIGILL, SIGFPE, SIGTRAP})
+        sigaction(number, &action, nullptr);
+}
+
+// ---- threads
+
+const char* const BARRIER = "block_barrier";
+
+// Where threads meet. Two calls on one line differ by the address they return to.
+struct Place {
+    const char* what;
+    int line;
+    const void* address;
+
+    bool operator==(const Place& other) const {
+        return address == other.address && line == other.line && what == other.what;
+    }
+};
+
+enum class State { RUNNABLE, WAITING, DONE };
+
+struct Thread {
+    jmp_buf context;
+    State state;
+    Place place;
+};
+
+struct Wave {
+    int arrived, first_to_come;
+    int turn;  // values of one exchange stay until all lanes have left it
+    alignas(64) char values[2][MAX_WAVE][MAX_EXCHANGE_BYTES];
+};
+
+std::vector<Thread> threads;
+std::vector<Wave> waves;
+std::vector<int> runnable;
+int at_barrier, first_at_barrier;
+jmp_buf scheduler;
+std::vector<void*> entry_arguments;
+std::mt19937_64 random_numbers;
+
+size_t random_below(size_t bound) { return random_numbers() % bound; }
+
+void give_way() {
+    if (_setjmp(threads[static_cast<size_t>(host_thread)].context) == 0) _longjmp(scheduler, 1);
+}
+
+// A coroutine lives as long as the program and runs its thread of every block.
+void run_thread() {
+    for (;;) {
+        host_entry(entry_arguments.data());
+        threads[static_cast<size_t>(host_thread)].state = State::DONE;
+        give_way();
+    }
+}
+
+void resume(int thread) {
+    host_thread = thread;
+    if (_setjmp(scheduler) == 0) _longjmp(threads[static_cast<size_t>(thread)].context, 1);
+}
+
+// The first steps of a coroutine: it gives way at once, so that all begin alike.
+void begin_thread() {
+    give_way();
+    run_thread();
+}
+
+void make_threads(int count) {
+    threads.resize(static_cast<size_t>(count));
+    waves.resize(static_cast<size_t>(count / host_wave));
+    stacks_bytes = static_cast<size_t>(count) * 2 * STACK_BYTES;
+    void* const map = mmap(nullptr, stacks_bytes, PROT_NONE,
+                           MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (map == MAP_FAILED) usage_error("mmap");
+    stacks = static_cast<char*>(map);
+    for (int thread = 0; thread < count; ++thread) {
+        char* const stack = stacks + (2 * static_cast<size_t>(thread) + 1) * STACK_BYTES;
+        if (mprotect(stack, STACK_BYTES, PROT_READ | PROT_WRITE) != 0) usage_error("mprotect");
+        ucontext_t context;
+        getcontext(&context);
+        context.uc_stack.ss_sp = stack;
+        // Tops at equal distances would all fall into one set of the cache.
+        context.uc_stack.ss_size = STACK_BYTES - static_cast<size_t>(thread % 61) * 64;
+        context.uc_link = nullptr;
+        makecontext(&context, begin_thread, 0);
+        host_thread = thread;
+        if (_setjmp(scheduler) == 0) setcontext(&context);
+    }
+}
+
+void make_runnable(int thread) {
+    threads[static_cast<size_t>(thread)].state = State::RUNNABLE;
+    runnable.push_back(thread);
+}
+
+void wait_at(const Place& place) {
+    Thread& thread = threads[static_cast<size_t>(host_thread)];
+    thread.state = State::WAITING;
+    thread.place = place;
+}
+
+[[noreturn]] void divergence(int other_thread, const Place& here) {
+    const Thread& other = threads[static_cast<size_t>(other_thread)];
+    if (other.state == State::DONE)
+        fault("waits in %s at line %d, but thread %d has ended", here.what, here.line,
+              other_thread);
+    fault("waits in %s at line %d, but thread %d in %s at line %d%s", here.what, here.line,
+          other_thread, other.place.what, other.place.line,
+          here.line == other.place.line ? ", reached another way" : "");
+}
+
+// What meets must come from one place.
+void compare_places(int first_to_come, const Place& here) {
+    if (!(threads[static_cast<size_t>(first_to_come)].place == here))
+        divergence(first_to_come, here);
+}
+
+// Nobody can go on: some thread waits for one that ended or waits elsewhere.
+[[noreturn]] void report_deadlock() {
+    const int count = static_cast<int>(threads.size());
+    for (int thread = 0; thread < count; ++thread) {
+        const Thread& waiting = threads[static_cast<size_t>(thread)];
+        if (waiting.state != State::WAITING) continue;
+        const bool barrier = waiting.place.what == BARRIER;
+        const int first = barrier ? 0 : thread / host_wave * host_wave;
+        const int last = barrier ? count : first + host_wave;
+        for (int other = first; other < last; ++other) {
+            const Thread& absent = threads[static_cast<size_t>(other)];
+            if (absent.state == State::WAITING && absent.place == waiting.place) continue;
+            host_thread = thread;
+            divergence(other, waiting.place);
+        }
+    }
+    fault("the harness lost a thread");
+}
+
+void run_block() {
+    memset(__start_host_shared, SHARED_POISON,
+           static_cast<size_t>(shared_guard - __start_host_shared));
+    at_barrier = 0;
+    for (Wave& wave : waves) wave.arrived = 0;
+    for (size_t thread = 0; thread < threads.size(); ++thread)
+        make_runnable(static_cast<int>(thread));
+    while (!runnable.empty()) {
+        std::swap(runnable[random_below(runnable.size())], runnable.back());
+        const int thread = runnable.back();
+        runnable.pop_back();
+        resume(thread);
+    }
+    for (const Thread& thread : threads)
+        if (thread.state != State::DONE) report_deadlock();
+}
+
+void run_grid(const int64_t* grid) {
+    std::vector<int64_t> blocks(static_cast<size_t>(grid[0] * grid[1] * grid[2]));
+    for (size_t i = 0; i < blocks.size(); ++i) blocks[i] = static_cast<int64_t>(i);
+    for (size_t left = blocks.size(); left > 0; --left) {
+        std::swap(blocks[random_below(left)], blocks[left - 1]);
+        const int64_t block = blocks[left - 1];
+        host_block[0] = static_cast<int>(block % grid[0]);
+        host_block[1] = static_cast<int>(block / grid[0] % grid[1]);
+        host_block[2] = static_cast<int>(block / grid[0] / grid[1]);
+        run_block();
+    }
+}
+
+// ---- meetings of a wave
+
+// Every lane shows `size_bytes` at `mine` and gets all lanes' values, MAX_EXCHANGE_BYTES apart.
+const char* exchange(const void* mine, size_t size_bytes, const Place& place) {
+    const int number = host_thread / host_wave;
+    const int first = number * host_wave;
+    Wave& wave = waves[static_cast<size_t>(number)];
+    if (wave.arrived == 0) wave.first_to_come = host_thread;
+    else compare_places(wave.first_to_come, place);
+    auto& values = wave.values[wave.turn];
+    memcpy(values[host_thread - first], mine, size_bytes);
+    if (++wave.arrived < host_wave) {
+        wait_at(place);
+        give_way();
+    } else {
+        wave.arrived = 0;
+        wave.turn ^= 1;
+        for (int other = first; other < first + host_wave; ++other)
+            if (other != host_thread) make_runnable(other);
+    }
+    return values[0];
+}
+
+template <typename T>
+T value_of(const char* values, int lane) {
+    T value;
+    memcpy(&value, values + lane * MAX_EXCHANGE_BYTES, sizeof value);
+    return value;
+}
+
+float bf16(uint16_t bits) {
+    const uint32_t wide = static_cast<uint32_t>(bits) << 16;
+    float value;
+    memcpy(&value, &wide, sizeof value);
+    return value;
+}
+
+// Which lane holds what, from the makers' documents.
+struct Spot {
+    int lane, element;
+};
+
+// One matrix instruction: `count` elements of each input and `results` elements of the result in a
+// lane; `left(m, k)` and `right(n, k)` say where an input's element is, `result(lane, i)` which
+// element of the result a lane holds.
+template <int count_a, int count_b, int results, typename Left, typename Right, typename Result>
+void multiply(const void* a, const void* b, void* c, const Place& place, Left left, Right right,
+              Result result) {
+    struct Inputs {
+        uint16_t a[count_a], b[count_b];
+    } mine;
+    static_assert(sizeof mine <= MAX_EXCHANGE_BYTES);
+    memcpy(mine.a, a, sizeof mine.a);
+    memcpy(mine.b, b, sizeof mine.b);
+    const char* const values = exchange(&mine, sizeof mine, place);
+    const auto input = [values](Spot spot, int before) {
+        const char* const of_lane = values + spot.lane * MAX_EXCHANGE_BYTES;
+        uint16_t bits;
+        memcpy(&bits, of_lane + sizeof bits * static_cast<size_t>(before + spot.element), 2);
+        return bf16(bits);
+    };
+    auto* const sums = static_cast<float*>(c);
+    for (int i = 0; i < results; ++i) {
+        int m, n;
+        result(host_thread % host_wave, i, m, n);
+        for (int k = 0; k < 16; ++k)
+            sums[i] = std::fma(input(left(m, k), 0), input(right(n, k), count_a), sums[i]);
+    }
+}
+
+#define HERE(what) (Place{what, line, __builtin_return_address(0)})
+
+}  // namespace
+
+extern "C" {
+
+void host_barrier(int line) {
+    const Place place = HERE(BARRIER);
+    if (at_barrier == 0) first_at_barrier = host_thread;
+    else compare_places(first_at_barrier, place);
+    if (++at_barrier < static_cast<int>(threads.size())) {
+        wait_at(place);
+        give_way();
+        return;
+    }
+    at_barrier = 0;
+    for (int other = 0; other < static_cast<int>(threads.size()); ++other)
+        if (other != host_thread) make_runnable(other);
+}
+
+float host_shuffle_xor(float value, int mask, int line) {
+    if (mask < 0 || mask >= host_wave)
+        fault("shuffle_xor at line %d with a mask of %d in a wave of %d", line, mask, host_wave);
+    const struct {
+        float value;
+        int mask;
+    } mine = {value, mask};
+    const char* const values = exchange(&mine, sizeof mine, HERE("shuffle_xor"));
+    const int lane = host_thread % host_wave;
+    for (int other = 0; other < host_wave; ++other) {
+        int theirs;
+        memcpy(&theirs, values + other * MAX_EXCHANGE_BYTES + sizeof(float), sizeof theirs);
+        if (theirs != mask)
+            fault("shuffle_xor at line %d with a mask of %d here and %d in lane %d", line, mask,
+                  theirs, other);
+    }
+    return value_of<float>(values, lane ^ mask);
+}
+
+// MFMA: lane l holds row (of B: column) l % 16 at k = 4 (l / 16) + i, and of C and D column l % 16
+// in row 4 (l / 16) + i. (AMD matrix instruction calculator, v_mfma_f32_16x16x16_bf16.)
+void host_mfma_16x16x16(const void* a, const void* b, void* c, int line) {
+    const auto spot = [](int row, int k) { return Spot{row + k / 4 * 16, k % 4}; };
+    multiply<4, 4, 4>(a, b, c, HERE("multiply_add"), spot, spot,
+                      [](int lane, int i, int& m, int& n) {
+                          m = 4 * (lane / 16) + i;
+                          n = lane % 16;
+                      });
+}
+
+// RDNA 3: lanes 0…15 and again 16…31 hold row (column) l % 16 at all k; of C and D lane l holds
+// column l % 16 in row 2 i + l / 16. (RDNA 3 ISA guide, 7.9.) Each half is read here by the rows
+// of one parity, so a half that is missing shows.
+void host_wmma_16x16x16(const void* a, const void* b, void* c, int line) {
+    const auto left = [](int row, int k) { return Spot{row + row % 2 * 16, k}; };
+    const auto right = [](int column, int k) { return Spot{column + column % 2 * 16, k}; };
+    multiply<16, 16, 8>(a, b, c, HERE("multiply_add"), left, right,
+                        [](int lane, int i, int& m, int& n) {
+                            m = 2 * i + lane / 16;
+                            n = lane % 16;
+                        });
+}
+
+// RDNA 4: lane l holds row (column) l % 16 at k = 8 (l / 16) + i, and of C and D column l % 16 in
+// row 8 (l / 16) + i. (RDNA 4 ISA guide, 7.12.)
+void host_wmma_gfx12_16x16x16(const void* a, const void* b, void* c, int line) {
+    const auto spot = [](int row, int k) { return Spot{row + k / 8 * 16, k % 8}; };
+    multiply<8, 8, 8>(a, b, c, HERE("multiply_add"), spot, spot,
+                      [](int lane, int i, int& m, int& n) {
+                          m = 8 * (lane / 16) + i;
+                          n = lane % 16;
+                      });
+}
+
+// mma.m16n8k16 (PTX ISA, "Matrix Fragments for mma.m16n8k16"). With group = l / 4 and t = l % 4:
+// a_i is row group (+ 8 for i = 2, 3, 6, 7), k = 2 t + i % 2 (+ 8 for i ≥ 4); b_i is k = 2 t + i % 2
+// (+ 8 for i ≥ 2), column group; c_i is row group (+ 8 for i ≥ 2), column 2 t + i % 2.
+void host_mma_16x8x16(const void* a, const void* b, void* c, int line) {
+    multiply<8, 4, 4>(
+        a, b, c, HERE("multiply_add"),
+        [](int row, int k) {
+            return Spot{row % 8 * 4 + k % 8 / 2, k % 2 + (row >= 8 ? 2 : 0) + (k >= 8 ? 4 : 0)};
+        },
+        [](int column, int k) { return Spot{column * 4 + k % 8 / 2, k % 2 + (k >= 8 ? 2 : 0)}; },
+        [](int lane, int i, int& m, int& n) {
+            m = lane / 4 + (i >= 2 ? 8 : 0);
+            n = 2 * (lane % 4) + i % 2;
+        });
+}
+
+// ldmatrix.x4 (PTX ISA): lanes 8 i … 8 i + 7 give the rows of matrix i; lane l gets of every matrix
+// elements 2 (l % 4) and the next of row l / 4.
+void host_load_quarters(const uint16_t* row, void* quarters, int line) {
+    if (reinterpret_cast<uintptr_t>(row) % 16 != 0)
+        fault("load_fragment at line %d of a row that is not at a multiple of 16 bytes", line);
+    const char* const values = exchange(&row, sizeof row, HERE("load_fragment"));
+    const int lane = host_thread % host_wave;
+    for (int i = 0; i < 4; ++i) {
+        const auto* const theirs = value_of<const uint16_t*>(values, 8 * i + lane / 4);
+        memcpy(static_cast<char*>(quarters) + 4 * i, theirs + 2 * (lane % 4), 4);
+    }
+}
+
+// What clang's checks of undefined behaviour call; their data begins with the place in the text.
+struct SourcePlace {
+    const char* file;
+    uint32_t line, column;
+};
+#define UNDEFINED(name, what)                                                 \
+    [[noreturn]] void __ubsan_handle_##name(const SourcePlace* place, ...) {  \
+        fault("line %u, column %u: %s", place->line, place->column, what);    \
+    }
+UNDEFINED(type_mismatch_v1, "an address that is not a multiple of its type's alignment")
+UNDEFINED(out_of_bounds, "an index beyond its array")
+UNDEFINED(shift_out_of_bounds, "a shift by as many bits as there are, or more")
+UNDEFINED(add_overflow, "a signed sum overflows")
+UNDEFINED(sub_overflow, "a signed difference overflows")
+UNDEFINED(mul_overflow, "a signed product overflows")
+UNDEFINED(negate_overflow, "a signed negation overflows")
+UNDEFINED(divrem_overflow, "a division by zero, or one that overflows")
+UNDEFINED(float_cast_overflow, "a float that its integer type cannot hold")
+UNDEFINED(builtin_unreachable, "a place that is said not to be reached")
+UNDEFINED(missing_return, "a function ends without its result")
+}
+
+namespace {
+
+// ---- the job
+
+const int64_t* read_job(const char* path, size_t& numbers) {
+    const int file = open(path, O_RDONLY);
+    struct stat status;
+    if (file < 0 || fstat(file, &status) != 0) usage_error(path);
+    numbers = static_cast<size_t>(status.st_size) / sizeof(int64_t);
+    void* const map = mmap(nullptr, static_cast<size_t>(status.st_size), PROT_READ, MAP_PRIVATE,
+                           file, 0);
+    if (map == MAP_FAILED) usage_error(path);
+    return static_cast<const int64_t*>(map);
+}
+
+void compare_with_first_run(Argument& output, int64_t seed) {
+    if (output.first.empty()) output.first.assign(output.start, output.start + output.size());
+    for (size_t i = 0; i < output.size(); ++i)
+        if (output.first[i] != output.start[i])
+            fault("byte %zu of %s depends on the order of threads (seed %lld)", i, output.name,
+                  static_cast<long long>(seed));
+}
+
+void run(const int64_t* grid, int64_t seed) {
+    random_numbers.seed(static_cast<uint64_t>(seed));
+    for (Argument& argument : arguments)
+        if (argument.is_array()) fill_array(argument);
+    in_kernel = true;
+    run_grid(grid);
+    in_kernel = false;
+    for (Argument& argument : arguments) {
+        if (argument.is_array()) check_margins(argument);
+        if (argument.is_output()) compare_with_first_run(argument, seed);
+    }
+}
+
+void write_result(const char* path) {
+    FILE* const file = fopen(path, "wb");
+    if (file == nullptr) usage_error(path);
+    for (const Argument& argument : arguments)
+        if (argument.is_output() && argument.size() > 0)
+            if (fwrite(argument.first.data(), 1, argument.size(), file) != argument.size())
+                usage_error(path);
+    if (fclose(file) != 0) usage_error(path);
+}
+
+}  // namespace
+
+int main(int count, char** words) {
+    if (count < 3) return 2;
+    size_t numbers;
+    const int64_t* const job = read_job(words[1], numbers);
+    const int64_t* at = job;
+    const int64_t* const grid = at;
+    const int64_t block_size = at[3];
+    const bool low_guard = at[4] != 0;
+    const int64_t seeds = at[5];
+    const int64_t* const seed = at + 6;
+    at = seed + seeds;
+    arguments.resize(static_cast<size_t>(*at++));
+    if (count != 3 + static_cast<int>(arguments.size())) return 2;
+    for (size_t i = 0; i < arguments.size(); ++i, at += 4) {
+        Argument& argument = arguments[i];
+        argument.name = words[3 + i];
+        argument.kind = at[0];
+        argument.value = at[1];
+        argument.alignment = at[2];
+        argument.contents = reinterpret_cast<const char*>(job) + at[3];
+        if (argument.is_array()) map_array(argument, low_guard);
+    }
+    for (Argument& argument : arguments)
+        entry_arguments.push_back(argument.is_array() ? static_cast<void*>(&argument.start)
+                                                      : static_cast<void*>(&argument.value));
+    if (block_size != host_block_size)
+        fault("launched with %lld threads per block, but made for %d",
+              static_cast<long long>(block_size), host_block_size);
+    if (block_size % host_wave != 0)
+        fault("%lld threads are no whole number of waves of %d",
+              static_cast<long long>(block_size), host_wave);
+    if (mprotect(shared_guard, sizeof shared_guard, PROT_NONE) != 0) usage_error("mprotect");
+    catch_stray_accesses();
+    make_threads(static_cast<int>(block_size));
+    for (int64_t i = 0; i < seeds; ++i) run(grid, seed[i]);
+    write_result(words[2]);
+    return 0;
+}
