@@ -5,10 +5,27 @@ from pathlib import Path
 
 from q4jit.errors import ConfigError
 
-__all__ = ["cache_dir", "debug", "dump_dir", "jit_disabled", "num_threads"]
+__all__ = [
+    "cache_dir",
+    "compiler_environment",
+    "debug",
+    "dump_dir",
+    "hip_compiler",
+    "jit_disabled",
+    "num_threads",
+    "rocm_path",
+]
 
 _FALSE = {"", "0", "false", "no", "off"}
 _TRUE = {"1", "true", "yes", "on"}
+_HIP_COMPILERS = ("hipcc", "clang", "ziglang", "hiprtc")
+# Variables that change what hipcc or clang make of the same command, or point hipcc to a place
+# other than its own: a compiler that was found by its path finds the rest by itself.
+_COMPILER_VARIABLES = frozenset(
+    "CCC_OVERRIDE_OPTIONS DEVICE_LIB_PATH HCC_AMDGPU_TARGET HIPCC_COMPILE_FLAGS_APPEND "
+    "HIPCC_LINK_FLAGS_APPEND HIPCC_VERBOSE HIP_CLANG_HCC_COMPAT_MODE HIP_COMPILE_CXX_AS_HIP "
+    "HIP_LIB_PATH HIP_PATH HIP_ROCCLR_HOME HSA_PATH ROCM_HOME ROCM_PATH".split()
+)
 
 
 def _flag(name: str) -> bool:
@@ -46,6 +63,30 @@ def dump_dir() -> Path | None:
     """Q4JIT_DUMP_DIR: a directory that receives every stage of every compiled kernel."""
     path = os.environ.get("Q4JIT_DUMP_DIR")
     return Path(path) if path else None
+
+
+def hip_compiler() -> str | None:
+    """Q4JIT_HIP_COMPILER: the compiler for AMD GPUs; None: the first that knows the GPU."""
+    value = os.environ.get("Q4JIT_HIP_COMPILER", "").strip().lower()
+    if value and value not in _HIP_COMPILERS:
+        raise ConfigError(f"Q4JIT_HIP_COMPILER={value!r}: accepted are {', '.join(_HIP_COMPILERS)}")
+    return value or None
+
+
+def rocm_path() -> Path | None:
+    """ROCM_PATH (or ROCM_HOME): where ROCm is installed; None where neither is set."""
+    path = os.environ.get("ROCM_PATH") or os.environ.get("ROCM_HOME")
+    return Path(path) if path else None
+
+
+def compiler_environment(folder: Path) -> dict[str, str]:
+    """The environment of a compiler that runs as a program, with `folder` for its own files.
+
+    HIP_PLATFORM is set: hipcc takes a machine with CUDA for one of NVIDIA's.
+    """
+    environment = {k: v for k, v in os.environ.items() if k not in _COMPILER_VARIABLES}
+    pinned = {"HIP_PLATFORM": "amd", "HIP_COMPILER": "clang", "HIP_RUNTIME": "rocclr"}
+    return environment | pinned | {"TMPDIR": str(folder), "LC_ALL": "C"}
 
 
 def debug() -> bool:

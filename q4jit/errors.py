@@ -6,10 +6,16 @@ Q4JitError
 ├── FormatError         weight bytes, shapes or a format name do not fit together
 ├── GGUFError           a GGUF file is damaged, foreign or not supported
 ├── TargetError         a target is unknown, or cannot run on this machine
-├── CompileError        a compiler refused the generated text
+├── CompileError        a compiler refused the generated text, or crashed
 └── ConfigError         an environment variable holds something unusable
 CacheWarning            the disk cache cannot be used; the results are right all the same
 """
+
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Final
 
 __all__ = [
     "ArgumentError",
@@ -22,6 +28,13 @@ __all__ = [
     "TargetError",
     "TraceError",
 ]
+
+
+# kernel.hip:12:5: (clang), kernel.hip(12): (NVRTC), <string>:12:5: (LLVM's own parser)
+_LINE_IN_LOG: Final = re.compile(r"(?:kernel\.\w+|<string>)[:(](\d{1,9})\b")
+_WHOLE_LINES: Final = 60  # a source up to here is shown in full
+_CONTEXT_LINES: Final = 4  # of a longer one, so many around each line that the log names
+_SHOWN_ERRORS: Final = 5
 
 
 class Q4JitError(Exception):
@@ -49,15 +62,86 @@ class TargetError(Q4JitError, ValueError):
 
 
 class CompileError(Q4JitError, RuntimeError):
-    """A compiler refused generated text: carries the log, the numbered source and the flags."""
+    """A compiler refused generated text, crashed, or took too long; or what it made is damaged.
 
-    def __init__(self, compiler: str, flags: tuple[str, ...], log: str, source: str) -> None:
+    compiler: its name. command: the failed command, as a list of arguments. flags: its pinned
+    flags, in order. log: its own words. source: the text. lines: the lines of the text that the log
+    names, in its order. repro: a folder with the text and `repro.sh`, which runs the command again.
+    origins: for lines of the text, where they were written.
+    """
+
+    def __init__(
+        self,
+        compiler: str,
+        flags: tuple[str, ...],
+        log: str,
+        source: str,
+        *,
+        command: tuple[str, ...] = (),
+        repro: Path | None = None,
+        origins: Mapping[int, str] | None = None,
+    ) -> None:
         self.compiler = compiler
+        self.command = command
         self.flags = flags
         self.log = log
         self.source = source
-        numbered = "\n".join(f"{i:5d}  {line}" for i, line in enumerate(source.splitlines(), 1))
-        super().__init__(f"{compiler} {' '.join(flags)} failed:\n{log}\n\nsource:\n{numbered}")
+        self.lines = _lines_named(log, source)
+        self.repro = repro
+        self.origins = dict(origins or {})
+        super().__init__(self._message())
+
+    def with_origins(self, origins: Mapping[int, str]) -> "CompileError":
+        """The same error, whose message says where lines were written: line → "gemv.hip.j2:12"."""
+        error = CompileError(
+            self.compiler,
+            self.flags,
+            self.log,
+            self.source,
+            command=self.command,
+            repro=self.repro,
+            origins=origins,
+        )
+        for note in getattr(self, "__notes__", ()):
+            error.add_note(note)
+        return error
+
+    def _message(self) -> str:
+        called = shlex.join(self.command) if self.command else " ".join(self.flags)
+        parts = [f"{self.compiler} failed{': ' if called else ''}{called}\n{self.log.rstrip()}"]
+        if self.source:
+            parts.append(f"source:\n{self._excerpt()}")
+        if self.repro:
+            parts.append(f"to run it again: sh {shlex.quote(str(self.repro / 'repro.sh'))}")
+        return "\n\n".join(parts)
+
+    def _excerpt(self) -> str:
+        """The source, numbered; of a long one the lines around those that the log names."""
+        text = self.source.splitlines()
+        wanted: Sequence[int] = range(1, len(text) + 1)
+        if len(text) > _WHOLE_LINES:
+            near = {
+                number
+                for line in self.lines[:_SHOWN_ERRORS]
+                for number in range(line - _CONTEXT_LINES, line + _CONTEXT_LINES + 1)
+            }
+            wanted = [number for number in wanted if number in near]
+        shown = []
+        for before, number in zip((0, *wanted), wanted, strict=False):
+            if number != before + 1:
+                shown.append("       …")
+            origin = self.origins.get(number)
+            mark = f"    <- {origin}" if origin and number in self.lines else ""
+            shown.append(f"{number:5d}  {text[number - 1]}{mark}")
+        if len(wanted) < len(text) and (not wanted or wanted[-1] < len(text)):
+            shown.append(f"       … ({len(text)} lines)")
+        return "\n".join(shown)
+
+
+def _lines_named(log: str, source: str) -> tuple[int, ...]:
+    count = len(source.splitlines())
+    named = (int(match[1]) for match in _LINE_IN_LOG.finditer(log))
+    return tuple(dict.fromkeys(line for line in named if 1 <= line <= count))
 
 
 class ConfigError(Q4JitError, ValueError):

@@ -6,12 +6,13 @@ from typing import Any, Final
 import llvmlite
 import llvmlite.binding as llvm
 
-from q4jit.errors import CompileError
+from q4jit.compilers.steps import failure
 from q4jit.locks import BUILD
 from q4jit.targets import Target
 
 SOURCE_SUFFIX: Final = ".ll"
 SUFFIX: Final = ".o"
+_SOURCE: Final = "kernel.ll"
 _OPTIMISATION: Final = 3
 
 
@@ -55,7 +56,9 @@ def _emit(text: str, target: Target, method: str) -> Any:  # bytes or str, as `m
             return _emit_locked(text, _machine(target), method)
         except RuntimeError as error:
             log = str(error)
-        raise CompileError("llvmlite", _flags(target), log, text)
+        flags = _flags(target)
+        command = ("llc", *flags, "-filetype=obj", _SOURCE)  # LLVM's own program for the same
+        raise failure("llvmlite", [command], flags, log, (_SOURCE, text))
 
 
 def _emit_locked(text: str, machine: Any, method: str) -> Any:

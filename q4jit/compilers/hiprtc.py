@@ -1,0 +1,86 @@
+"""HIP text to an AMD code object through hiprtc, by AMD's own binding, in a child process.
+
+hiprtc 5.2 ends the whole process on an arch that it does not know, so it never runs in the user's.
+"""
+
+import functools
+import json
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from q4jit.compilers.clang import arch_flags, refuse_unknown
+from q4jit.compilers.codeobject import disassemble
+from q4jit.compilers.steps import TIME_LIMIT_S, Build, execute, failure
+from q4jit.targets import Target
+
+_NAME: Final = "hiprtc"
+_SOURCE: Final = "kernel.hip"
+_OBJECT: Final = "kernel.hsaco"
+_CHILD: Final = Path(__file__).with_name("hiprtc_child.py")
+_FLAGS: Final = (
+    "-O3",
+    "-std=c++17",
+    "-ffp-contract=off",
+    "-mcode-object-version=5",  # releases before 5.3 make version 4 all the same
+    "-fuse-cuid=none",
+    *"-mllvm -amdgpu-early-inline-all=true".split(),
+    *"-mllvm -amdgpu-function-calls=false".split(),
+)
+
+
+@dataclass(frozen=True)
+class HipRtc:
+    """hiprtc, of the ROCm below `rocm_path` or wherever the system has it."""
+
+    rocm_path: Path | None = None
+    time_limit_s: float = TIME_LIMIT_S
+
+    SOURCE_SUFFIX = ".hip"
+    SUFFIX = ".hsaco"
+
+    def archs(self) -> tuple[str, ...]:
+        """The AMD GPUs that hiprtc knows. Raises CompileError where it cannot be loaded."""
+        return tuple(_describe(self.rocm_path)["archs"])
+
+    def fingerprint(self, target: Target) -> str:
+        """The versions of hiprtc and of the library that compiles for it, and the flags."""
+        return f"{_describe(self.rocm_path)['version']} {' '.join(_flags(target))}"
+
+    def compile_object(self, text: str, target: Target) -> bytes:
+        """The code object (ELF) of a translation unit. Raises TargetError and CompileError."""
+        refuse_unknown(_NAME, target, self.archs())
+        flags = _flags(target)
+        command = (*_child(), "compile", _SOURCE, _OBJECT, *flags)
+        variables = _variables(self.rocm_path)
+        build = Build(_NAME, (command,), flags, _SOURCE, _OBJECT, self.time_limit_s, variables)
+        return build.run(text)
+
+    def compile_assembly(self, text: str, target: Target) -> str:
+        """The compiled object, disassembled: hiprtc writes no assembly."""
+        return disassemble(self.compile_object(text, target))
+
+
+def _flags(target: Target) -> tuple[str, ...]:
+    return (*_FLAGS, *arch_flags(target))
+
+
+def _child() -> tuple[str, ...]:
+    # -P: the folder of compilers is no place to import from
+    return (sys.executable, "-P", str(_CHILD))
+
+
+def _variables(rocm_path: Path | None) -> dict[str, str]:
+    return {"ROCM_PATH": str(rocm_path)} if rocm_path else {}
+
+
+@functools.cache
+def _describe(rocm_path: Path | None) -> Any:  # JSON
+    command, variables = (*_child(), "describe"), _variables(rocm_path)
+    with tempfile.TemporaryDirectory(prefix="q4jit-") as folder:
+        log = execute(command, Path(folder), 60, variables)
+    if log.problem:
+        raise failure(_NAME, [command], (), log.text(), (_SOURCE, ""), variables)
+    return json.loads(log.output)

@@ -1,0 +1,161 @@
+"""Compilers that run as programs: in a folder of their own, for a limited time, killed as a whole.
+
+The file names are fixed and relative, so that neither a path nor a process number can reach what
+is made. A failure of any kind, a crash included, is a CompileError with a saved repro.
+"""
+
+import contextlib
+import functools
+import hashlib
+import os
+import shlex
+import signal
+import subprocess
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from q4jit import config
+from q4jit.errors import CompileError
+
+TIME_LIMIT_S: Final = 300.0
+_PINNED: Final = ("HIP_PLATFORM", "HIP_COMPILER", "HIP_RUNTIME")  # what a repro must set as well
+
+
+@dataclass(frozen=True)
+class Build:
+    """How one text becomes one file: `commands` in order, then `output` is there.
+
+    compiler: the name for messages. source: the file that `text` is written to. flags: the pinned
+    ones. variables: what the commands need in their environment.
+    """
+
+    compiler: str
+    commands: tuple[tuple[str, ...], ...]
+    flags: tuple[str, ...]
+    source: str
+    output: str
+    time_limit_s: float = TIME_LIMIT_S
+    variables: Mapping[str, str] | None = None
+
+    def run(self, text: str) -> bytes:
+        """The bytes of `output`. Raises CompileError."""
+        with tempfile.TemporaryDirectory(prefix="q4jit-") as name:
+            folder = Path(name)
+            (folder / self.source).write_text(text, encoding="utf-8", newline="\n")
+            for i, command in enumerate(self.commands):
+                log = execute(command, folder, self.time_limit_s, self.variables or {})
+                if log.problem:
+                    raise self._failure(log.text(), text, i)
+            output = folder / self.output
+            if not output.exists():
+                raise self._failure(f"it made no {self.output}", text, len(self.commands) - 1)
+            return output.read_bytes()
+
+    def _failure(self, log: str, text: str, failed: int) -> CompileError:
+        commands = self.commands[: failed + 1]
+        source = (self.source, text)
+        return failure(self.compiler, commands, self.flags, log, source, self.variables)
+
+
+@dataclass(frozen=True)
+class Log:
+    """What a finished program said; `problem` is empty where it succeeded."""
+
+    problem: str
+    output: str
+    errors: str
+
+    def text(self) -> str:
+        """All of it, the problem last."""
+        return "\n".join(part.strip() for part in (self.output, self.errors, self.problem) if part)
+
+
+def execute(
+    command: Sequence[str],
+    folder: Path,
+    time_limit_s: float = TIME_LIMIT_S,
+    variables: Mapping[str, str] | None = None,
+) -> Log:
+    """Run `command` in `folder`; past the limit it is killed with all that it started."""
+    environment = config.compiler_environment(folder) | dict(variables or {})
+    try:
+        process = subprocess.Popen(
+            command,
+            cwd=folder,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            encoding="utf-8",
+            errors="replace",
+            start_new_session=True,  # hipcc is a script: what it starts must die with it
+        )
+    except OSError as error:
+        return Log(f"cannot be run: {error}", "", "")
+    try:
+        output, errors = process.communicate(timeout=time_limit_s)
+    except subprocess.TimeoutExpired:
+        _kill(process)
+        output, errors = process.communicate()
+        return Log(f"stopped after {time_limit_s:g} s", output, errors)
+    except BaseException:  # an interrupt does not reach another session
+        _kill(process)
+        process.wait()
+        raise
+    return Log(_problem(process.returncode), output, errors)
+
+
+def _kill(process: subprocess.Popen[str]) -> None:
+    with contextlib.suppress(ProcessLookupError):  # it may end at this moment
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+def _problem(status: int) -> str:
+    if status < 0:
+        name = signal.Signals(-status).name if -status in set(signal.Signals) else -status
+        return f"crashed: signal {name}"
+    return f"exit status {status}" if status else ""
+
+
+def failure(
+    compiler: str,
+    commands: Sequence[tuple[str, ...]],
+    flags: tuple[str, ...],
+    log: str,
+    source: tuple[str, str],
+    variables: Mapping[str, str] | None = None,
+) -> CompileError:
+    """The error of the last of `commands` on `source` (file name and text), its repro saved."""
+    name, text = source
+    try:
+        repro, reason = _save_repro(commands, name, text, dict(variables or {})), None
+    except OSError as error:  # a full or read-only disk must not hide the compiler's words
+        repro, reason = None, error
+    found = CompileError(compiler, flags, log, text, command=tuple(commands[-1]), repro=repro)
+    if reason:
+        found.add_note(f"no repro could be saved: {reason}")
+    return found
+
+
+@functools.cache
+def _repros(parent: str, process: int) -> Path:
+    return Path(tempfile.mkdtemp(prefix="q4jit-repros-", dir=parent))
+
+
+def _save_repro(
+    commands: Sequence[tuple[str, ...]], name: str, text: str, variables: dict[str, str]
+) -> Path:
+    lines = [shlex.join(command) for command in commands]
+    digest = hashlib.sha256("\n".join([*lines, text]).encode())  # the same failure, one folder
+    folder = _repros(tempfile.gettempdir(), os.getpid()) / digest.hexdigest()[:12]
+    folder.mkdir(exist_ok=True)
+    environment = config.compiler_environment(folder)
+    needed = {key: environment[key] for key in _PINNED} | variables
+    exports = [f"export {key}={shlex.quote(value)}" for key, value in needed.items()]
+    script = ["#!/bin/sh", 'set -e; cd "$(dirname "$0")"', *exports, *lines, ""]
+    (folder / name).write_text(text, encoding="utf-8", newline="\n")
+    (folder / "repro.sh").write_text("\n".join(script), encoding="utf-8")
+    return folder
