@@ -462,6 +462,53 @@ def _block_dot(module: Module, f: Function, fmt: Format, k: int, early: bool) ->
     return sum_lanes(module, f, block["acc"])
 
 
+def add_row(module: Module, fmt: Format, k: int) -> str:
+    """Add the function `void (ptr row, ptr out)` and return its name.
+
+    row: a GGUF row, at any alignment; out: f32 [K], overwritten with its values.
+    """
+    name = f"{fmt.name.lower()}_k{k}_row"
+    if not module.knows(name):
+        f = Function(
+            f"internal void @{name}(ptr noalias %row, ptr noalias %out) #0",
+            f"A row of {fmt.name} with K = {k} as floats, 16 elements at a time.",
+        )
+        if fmt.float_dtype is not None:
+            _float_row(module, f, fmt, k)
+        else:
+            _block_row(module, f, fmt, k)
+        f.do("ret void")
+        module.add(name, f)
+    return f"@{name}"
+
+
+def _block_row(module: Module, f: Function, fmt: Format, k: int) -> None:
+    with f.loop("block", 0, k // fmt.block_elements) as block:
+        at = f.at("%row", "i8", f.index("offset", (block.index, fmt.block_bytes)), "block_at")
+        fields = _RowFields(module, f, fmt, at)
+        d, m = fields.half("d", fmt.d_offset_bytes), fields.half("m", fmt.m_offset_bytes)
+        subs, chunks = fmt.block_elements // fmt.scale_elements, fmt.scale_elements // CHUNK
+        with f.loop("sub", 0, subs) as sub:
+            scale = fields.scale(d, sub.index)
+            with f.loop("chunk", 0, chunks, unroll=True) as chunk:
+                number = f.index("number", (sub.index, chunks), (chunk.index, 1))
+                value = _value(module, f, fields.quants(number), scale, m)
+                k_at = f.index("k", (block.index, fmt.block_elements), (number, CHUNK))
+                store_vector(module, f, value, f.at("%out", "float", k_at, "out_at"), None)
+
+
+def _float_row(module: Module, f: Function, fmt: Format, k: int) -> None:
+    whole = k // CHUNK * CHUNK
+    with f.loop("k", 0, whole, step=CHUNK) as loop:
+        offset = f.index("offset", (loop.index, fmt.block_bytes))
+        w = _load_floats(module, f, fmt, SIXTEEN, f.at("%row", "i8", offset, "w_at"), align_bytes=1)
+        store_vector(module, f, w, f.at("%out", "float", loop.index, "out_at"), None)
+    with f.loop("rest", whole, k) as rest:
+        offset = f.index("offset", (rest.index, fmt.block_bytes))
+        w = _load_floats(module, f, fmt, ONE, f.at("%row", "i8", offset, "w_at"), align_bytes=1)
+        f.do(f"store float {w}, ptr {f.at('%out', 'float', rest.index, 'out_at')}, align 4")
+
+
 @dataclass(frozen=True)
 class _RowFields:
     """Reads the fields of one block of a GGUF row, 16 elements at a time."""

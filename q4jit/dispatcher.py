@@ -21,9 +21,18 @@ import numpy as np
 from q4jit import cache, config
 from q4jit.backends import find_backend
 from q4jit.errors import ArgumentError, ConfigError
-from q4jit.frontend import array_spec, trace
+from q4jit.frontend import array_spec, ids_spec, trace
 from q4jit.ir import Graph, ScalarSpec, Signature, Spec, StaticSpec, WeightSpec, reachable
-from q4jit.launcher import KernelFunction, Launch, check_array, check_out, lead_shape
+from q4jit.launcher import (
+    F32,
+    KernelFunction,
+    Launch,
+    check_array,
+    check_ids,
+    check_out,
+    holds_ids,
+    lead_shape,
+)
 from q4jit.locks import BUILD
 from q4jit.plan import Plan, Source
 from q4jit.targets import Target, find_target
@@ -201,9 +210,8 @@ class Specialized(Generic[_P, _R]):
     def _signature_of(self, args: Sequence[Any]) -> Signature:
         pairs = list(zip(self._parameters, args, strict=True))
         signature = tuple(_spec(name, value) for name, value in pairs)
-        shapes = [v.shape for v in args if isinstance(v, np.ndarray) and v.ndim]
         try:
-            lead_shape(shapes)
+            lead_shape(args)
         except ArgumentError:
             # let the trace find the line where they meet
             sized = tuple(_spec(name, value, sized=True) for name, value in pairs)
@@ -354,14 +362,15 @@ def _shape_key(value: object) -> object:
     """What of an argument decides which launch serves a call."""
     kind = type(value)
     if kind is np.ndarray:
-        # () of a rank-0 array says nothing: its dtype decides whether it is a number
-        return value.shape or value.dtype  # type: ignore[attr-defined]  # just tested
+        shape, dtype = value.shape, value.dtype  # type: ignore[attr-defined]  # just tested
+        # another dtype is that of ids, of a number (rank 0), or refused when its spec is made
+        return shape if dtype is F32 else (shape, dtype)
     if kind is QuantizedTensor:
         return value.signature  # type: ignore[attr-defined]  # just tested
     if kind is float or isinstance(value, np.floating):
         return float
     if isinstance(value, np.ndarray):  # a subclass is looked at when its own launch is made
-        return kind, value.shape
+        return kind, value.shape, value.dtype
     if isinstance(value, np.integer | np.bool_):
         value = value.item()
     try:
@@ -378,6 +387,9 @@ def _spec(name: str, value: object, sized: bool = False) -> Spec:
     if isinstance(value, np.ndarray):
         if value.ndim == 0 and value.dtype.kind in "fiu" and type(value) is np.ndarray:
             return ScalarSpec()
+        if holds_ids(value):
+            check_ids(name, value)
+            return ids_spec(value.shape, sized)
         check_array(name, value)
         return array_spec(value.shape, sized)
     if isinstance(value, float | np.floating):
@@ -394,8 +406,7 @@ def _spec(name: str, value: object, sized: bool = False) -> Spec:
 
 
 def _rows(args: Sequence[Any]) -> int:
-    lead = lead_shape([v.shape for v in args if isinstance(v, np.ndarray) and v.ndim])
-    return math.prod(lead)
+    return math.prod(lead_shape(args))
 
 
 def _stand_in(value: object) -> object:

@@ -24,6 +24,7 @@ from q4jit.ir import (
     Builder,
     Dim,
     Graph,
+    IdsSpec,
     Lead,
     Node,
     ScalarSpec,
@@ -33,7 +34,7 @@ from q4jit.ir import (
 )
 from q4jit.weights import QuantizedTensor
 
-__all__ = ["SymbolicArray", "SymbolicWeight", "array_spec", "trace"]
+__all__ = ["SymbolicArray", "SymbolicIds", "SymbolicWeight", "array_spec", "ids_spec", "trace"]
 
 _MAX_EXPONENT: Final = 16
 
@@ -78,6 +79,9 @@ _ACCEPTED: Final = (
 
 _WEIGHT_IN_ARITHMETIC: Final = (
     "found a quantised weight as an operand of element-wise arithmetic: accepted is x @ w"
+)
+_ONLY_ROWS: Final = (
+    "accepted is w.rows(ids); for numbers pass a float32 array, made by .astype(np.float32)"
 )
 
 
@@ -147,6 +151,8 @@ def _symbol(builder: Builder, arg: int) -> object:
         return SymbolicArray(builder, builder.load(arg, spec.shape))
     if isinstance(spec, WeightSpec):
         return SymbolicWeight(builder, arg)
+    if isinstance(spec, IdsSpec):
+        return SymbolicIds(builder, builder.ids(arg))
     if isinstance(spec, ScalarSpec):
         return SymbolicArray(builder, builder.scalar(arg))
     return spec.value
@@ -275,6 +281,8 @@ class SymbolicArray:
             return self._builder.const(_real(value))
         if isinstance(value, SymbolicWeight):
             raise TraceError(_WEIGHT_IN_ARITHMETIC)
+        if isinstance(value, SymbolicIds):
+            _refuse_ids(value, "an operand of arithmetic")
         if isinstance(value, np.ndarray):
             if value.ndim == 0 and value.dtype.kind in "biuf":
                 return self._builder.const(_real(value))
@@ -458,6 +466,19 @@ class SymbolicWeight:
         return SymbolicArray(self._builder, self._builder.dequantize(self._arg))
 
     @_located
+    def rows(self, ids: object) -> SymbolicArray:
+        """GGUF rows as f32 [*ids.shape, K]; accepted as a result of the function only."""
+        if not isinstance(ids, SymbolicIds):
+            found = repr(ids) if isinstance(ids, SymbolicArray) else type(ids).__name__
+            raise TraceError(
+                f"found w.rows of {found}: accepted is an int32 or int64 array [M]; pass it as an "
+                "argument"
+            )
+        if ids._builder is not self._builder:
+            raise TraceError("found a traced value of another call: accepted are this call's")
+        return SymbolicArray(self._builder, self._builder.rows(self._arg, ids._node))
+
+    @_located
     def __rmatmul__(self, other: object) -> SymbolicArray:
         return _matmul(other, self)
 
@@ -499,6 +520,70 @@ class SymbolicWeight:
     __len__ = _forbidden("the len()", "use w.shape")
     __iter__ = _forbidden("iteration", "accepted is x @ w")
     __getitem__ = _forbidden("an index into a weight", "slice the result: (x @ w)[..., a:b]")
+
+
+def _refuse_ids(ids: "SymbolicIds", what: str) -> NoReturn:
+    raise TraceError(f"found integers, {ids._show()}, as {what}: {_ONLY_ROWS}")
+
+
+def _not_of_ids(what: str) -> Callable[..., Any]:
+    # Any: stands in for dunder methods of many signatures, none of which ever returns
+    @_located
+    def method(self: "SymbolicIds", *args: object, **kwargs: object) -> NoReturn:
+        _refuse_ids(self, what)
+
+    return method
+
+
+class SymbolicIds:
+    """Row numbers of the function being traced: all that takes them is `w.rows(ids)`."""
+
+    __slots__ = ("_builder", "_node")
+
+    def __init__(self, builder: Builder, node: Node) -> None:
+        self._builder = builder
+        self._node = node
+
+    def __repr__(self) -> str:
+        return f"<traced {self._show()}>"
+
+    def _show(self) -> str:
+        return f"ids {show_shape(self._node.shape)}"
+
+    def __getattr__(self, name: str) -> object:
+        if name.startswith("__"):  # protocols that Python and NumPy probe for
+            raise AttributeError(name)
+        return _located(_refuse_ids)(self, f"the owner of .{name}")
+
+    @_located
+    def __array_ufunc__(self, ufunc: np.ufunc, method: str, *rest: object, **_: object) -> NoReturn:
+        if ufunc is np.matmul:
+            _refuse_ids(self, "an operand of @")
+        _refuse_ids(self, f"an operand of np.{ufunc.__name__}")
+
+    @_located
+    def __array_function__(self, function: Callable[..., object], *rest: object) -> NoReturn:
+        _refuse_ids(self, f"an argument of np.{function.__name__}")
+
+    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = _not_of_ids(
+        "an operand of arithmetic"
+    )
+    __truediv__ = __rtruediv__ = __floordiv__ = __rfloordiv__ = __add__
+    __mod__ = __rmod__ = __divmod__ = __rdivmod__ = __pow__ = __rpow__ = __add__
+    __lshift__ = __rlshift__ = __rshift__ = __rrshift__ = __add__
+    __and__ = __rand__ = __or__ = __ror__ = __xor__ = __rxor__ = __add__
+    __neg__ = __pos__ = __abs__ = __invert__ = __round__ = __add__
+    __matmul__ = __rmatmul__ = _not_of_ids("an operand of @")
+    __lt__ = __le__ = __gt__ = __ge__ = _not_of_ids("an operand of a comparison")
+    __eq__ = __ne__ = __lt__
+    __hash__ = object.__hash__
+
+    __array__ = _not_of_ids("known values (of a captured weight's rows? pass it as an argument)")
+    __bool__ = _not_of_ids("a truth value")
+    __int__ = __index__ = __float__ = __complex__ = _not_of_ids("a number")
+    __len__ = _not_of_ids("the argument of len()")
+    __iter__ = __contains__ = _not_of_ids("a sequence")
+    __getitem__ = __setitem__ = _not_of_ids("the owner of an index")
 
 
 class _OpaqueLength:
@@ -551,6 +636,8 @@ def _matmul(x: object, w: object) -> SymbolicArray:
         )
     if isinstance(w, QuantizedTensor):
         raise TraceError(f"found the captured weight {w!r}: accepted is an argument; pass it")
+    if isinstance(w, SymbolicIds):
+        _refuse_ids(w, "an operand of @")
     found = f"f32 {show_shape(w._node.shape)}" if isinstance(w, SymbolicArray) else type(w).__name__
     raise TraceError(
         f"found a plain matrix ({found}) on the right of @: accepted is a "
@@ -667,8 +754,17 @@ _FUNCTIONS: Final[dict[Callable[..., object], Callable[..., object]]] = {
 
 def array_spec(shape: tuple[int, ...], sized: bool = False) -> ArraySpec:
     """The spec of an f32 array of `shape`; where `sized`, leading axes keep their length."""
-    lead: list[Dim] = []
-    for i, length in enumerate(shape[:-1]):
-        axis = len(shape) - 1 - i
-        lead.append(1 if length == 1 else Lead(axis, length if sized else None))
-    return ArraySpec((*lead, shape[-1]))
+    return ArraySpec((*_leading(shape[:-1], sized), shape[-1]))
+
+
+def ids_spec(shape: tuple[int, ...], sized: bool = False) -> IdsSpec:
+    """The spec of an integer array of `shape`; where `sized`, its axes keep their length."""
+    return IdsSpec(_leading(shape, sized))
+
+
+def _leading(shape: tuple[int, ...], sized: bool) -> tuple[Dim, ...]:
+    axes = range(len(shape), 0, -1)
+    return tuple(
+        1 if length == 1 else Lead(axis, length if sized else None)
+        for axis, length in zip(axes, shape, strict=True)
+    )

@@ -18,6 +18,8 @@ ELEMENTWISE: Final = frozenset(
     "lt le gt ge eq ne and or not where".split()
 )
 BOOLEAN: Final = frozenset("lt le gt ge eq ne and or not".split())
+DECODED: Final = frozenset({"dequantize", "rows"})
+"""Values of a weight itself: a kernel of their own writes them, and nothing computes with them."""
 # what NumPy's arithmetic means where both operands are truth values
 _ON_TRUTH: Final = {"add": "or", "maximum": "or", "mul": "and", "minimum": "and"}
 
@@ -71,6 +73,16 @@ class WeightSpec:
 
 
 @dataclass(frozen=True)
+class IdsSpec:
+    """An int32 or int64 array argument of row numbers: every axis is a leading one."""
+
+    shape: Shape
+
+    def __str__(self) -> str:
+        return f"ids {show_shape(self.shape)}"
+
+
+@dataclass(frozen=True)
 class ScalarSpec:
     """A float argument: its value is read at every call."""
 
@@ -89,7 +101,7 @@ class StaticSpec:
         return repr(self.value)
 
 
-Spec = ArraySpec | WeightSpec | ScalarSpec | StaticSpec
+Spec = ArraySpec | WeightSpec | IdsSpec | ScalarSpec | StaticSpec
 Signature = tuple[Spec, ...]
 
 
@@ -100,7 +112,8 @@ class Node:
     op is one of `load` (array argument `arg`, from column `start`), `scalar` (argument `arg`),
     `const` (`value`), `matmul` (operand @ weight argument `arg`, columns from `start`), `sum`
     (over the last axis), `reshape` (the same numbers with one axis of 1 at the end more or fewer),
-    `dequantize` (weight argument `arg`, as rows of K), or one of ELEMENTWISE.
+    `dequantize` (weight argument `arg`, as rows of K), `ids` (argument `arg`), `rows` (GGUF rows of
+    weight argument `arg`, one for each of the operand's ids), or one of ELEMENTWISE.
     """
 
     id: int
@@ -134,6 +147,8 @@ class Node:
             "const": f" {self.value!r}",
             "matmul": f" @ arg{self.arg}" + (f" from {self.start}" if self.start else ""),
             "dequantize": f" arg{self.arg}",
+            "ids": f" arg{self.arg}",
+            "rows": f" of arg{self.arg}",
         }.get(self.op, "")
         operands = "".join(f" v{n.id}" for n in self.operands)
         return f"v{self.id}: {show_shape(self.shape)} = {self.op}{operands}{detail}"
@@ -216,7 +231,7 @@ def _expression(
     match node.op:
         case "const":
             return f"{node.value:.7g}", _ATOM
-        case "scalar":
+        case "scalar" | "ids":
             return names[node.arg], _ATOM
         case "load":
             stop = node.start + node.width
@@ -233,6 +248,8 @@ def _expression(
             return f"{operands[0][0]} @ {names[node.arg]}{cut}", 2
         case "dequantize":
             return f"{names[node.arg]}.dequantize()", 3
+        case "rows":
+            return f"{names[node.arg]}.rows({operands[0][0]})", 3
     return f"{node.op}({', '.join(text for text, _ in operands)})", 3
 
 
@@ -285,6 +302,14 @@ def _aligned(a: Shape, b: Shape) -> Iterator[tuple[Dim, Dim]]:
     yield from zip((1,) * (rank - len(a)) + a, (1,) * (rank - len(b)) + b, strict=True)
 
 
+_ON_DECODED: Final = {
+    "dequantize": "found arithmetic on w.dequantize(): accepted is w.dequantize() as a result of "
+    "the function; in a product write x @ w, which never makes a float copy of w",
+    "rows": "found arithmetic on w.rows(ids): accepted is w.rows(ids) as a result of the function; "
+    "pass that result to another function",
+}
+
+
 @dataclass
 class Builder:
     """Makes nodes; the same operation on the same operands is one node."""
@@ -302,11 +327,9 @@ class Builder:
         start: int = 0,
         value: float = 0.0,
     ) -> Node:
-        if any(n.op == "dequantize" for n in operands):
-            raise TraceError(
-                "found arithmetic on w.dequantize(): accepted is w.dequantize() as a result of the "
-                "function; in a product write x @ w, which never makes a float copy of w"
-            )
+        for n in operands:
+            if n.op in DECODED:
+                raise TraceError(_ON_DECODED[n.op])
         # the bits of `value`, so that 0.0 and −0.0 stay two constants and NaN is one
         key = (op, tuple(n.id for n in operands), shape, arg, start, np.float32(value).tobytes())
         if key not in self._known:
@@ -405,6 +428,18 @@ class Builder:
         spec = self.signature[arg]
         assert isinstance(spec, WeightSpec)
         return self._node("dequantize", (), (spec.k, spec.n), arg=arg)
+
+    def ids(self, arg: int) -> Node:
+        """Argument number `arg`, row numbers."""
+        spec = self.signature[arg]
+        assert isinstance(spec, IdsSpec)
+        return self._node("ids", (), spec.shape, arg=arg)
+
+    def rows(self, arg: int, ids: Node) -> Node:
+        """The GGUF rows of weight argument number `arg` that ids [...] name: floats [..., K]."""
+        spec = self.signature[arg]
+        assert isinstance(spec, WeightSpec)
+        return self._node("rows", (ids,), (*ids.shape, spec.k), arg=arg)
 
     def slice(self, node: Node, start: int, stop: int) -> Node:
         """Columns start..stop of the last axis, pushed down to loads and products."""

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from q4jit.errors import ArgumentError
-from q4jit.ir import ArraySpec, Lead, Node, ScalarSpec, show_shape
+from q4jit.ir import ArraySpec, IdsSpec, Lead, Node, ScalarSpec, Shape, show_shape
 from q4jit.layouts import CACHE_LINE_BYTES, GGUF
 from q4jit.plan import Slot
 from q4jit.runtime import pool
@@ -25,6 +25,7 @@ from q4jit.schedule_cpu import CpuKernel, CpuPlan, padded_k
 from q4jit.weights import QuantizedTensor
 
 F32: Final = np.dtype(np.float32)
+_IDS_DTYPES: Final = (np.dtype(np.int32), np.dtype(np.int64))
 _OVERLAP_WORK: Final = 10_000  # candidates tried before strided arrays count as overlapping
 
 KernelFunction = Callable[[bytes], None]
@@ -63,13 +64,14 @@ class Launch:
         signature = plan.graph.signature
         self._names = names
         self._returns_tuple = plan.graph.returns_tuple
-        self._lead = lead_shape([a.shape for a in args if isinstance(a, np.ndarray) and a.ndim])
+        self._lead = lead_shape(args)
         self._rows = math.prod(self._lead)
         self._arrays = [
-            (i, self._broadcast_shape(spec, array.shape))
+            (i, self._broadcast_shape(spec.shape, array.shape[:-1], array.shape[-1:]))
             for i, (spec, array) in enumerate(zip(signature, args, strict=True))
             if isinstance(spec, ArraySpec) and isinstance(array, np.ndarray)
         ]
+        self._ids = self._looked_up(plan, args)
         self._scalars = [i for i, spec in enumerate(signature) if isinstance(spec, ScalarSpec)]
         layouts = {
             (slot.index, slot.layout): None
@@ -85,11 +87,28 @@ class Launch:
 
     # --- what depends on shapes alone -----------------------------------------------------------
 
-    def _broadcast_shape(self, spec: ArraySpec, shape: tuple[int, ...]) -> tuple[int, ...] | None:
-        """The full shape that an array must be spread to, or None where it is used as it is."""
-        padded = (1,) * (len(self._lead) - len(shape) + 1) + shape[:-1]
-        varies = any(isinstance(d, Lead) for d in spec.shape)
-        return (*self._lead, shape[-1]) if varies and padded != self._lead else None
+    def _broadcast_shape(
+        self, spec: Shape, lead: tuple[int, ...], rest: tuple[int, ...] = ()
+    ) -> tuple[int, ...] | None:
+        """What an array [*lead, *rest] must be spread to, or None where it is used as it is."""
+        padded = (1,) * (len(self._lead) - len(lead)) + lead
+        varies = any(isinstance(d, Lead) for d in spec)
+        return (*self._lead, *rest) if varies and padded != self._lead else None
+
+    def _looked_up(
+        self, plan: CpuPlan, args: Sequence[object]
+    ) -> list[tuple[int, tuple[int, ...] | None, int]]:
+        """Each argument of ids, the shape that it must be spread to, and the rows there are."""
+        counts: dict[int, int] = {}
+        for node in plan.graph.outputs:
+            if node.op == "rows":
+                (ids,), n = node.operands, plan.weight(node.arg).n
+                counts[ids.arg] = min(n, counts.get(ids.arg, n))
+        return [
+            (i, self._broadcast_shape(spec.shape, array.shape), counts[i])
+            for i, (spec, array) in enumerate(zip(plan.graph.signature, args, strict=True))
+            if i in counts and isinstance(spec, IdsSpec) and isinstance(array, np.ndarray)
+        ]
 
     def _result(self, node: Node) -> _Result:
         shape = tuple(self._lead[-d.axis] if isinstance(d, Lead) else d for d in node.shape)
@@ -127,6 +146,7 @@ class Launch:
         """Per kernel: its function, the packing of its slots, and which values they take."""
         order = [Slot("pool"), Slot("m"), Slot("one")]
         order += [Slot("array", i) for i, _ in self._arrays]
+        order += [Slot("ids", i) for i, _, _ in self._ids]
         order += [Slot("scalar", i) for i in self._scalars]
         order += [Slot("weight", i, layout) for i, layout in self._weights]
         order += [Slot("output", i) for i in range(len(self._results))]
@@ -147,6 +167,7 @@ class Launch:
     def __call__(self, args: Sequence[Any], out: object = None) -> Any:
         """Run the kernels; returns an array or a tuple of them, or `out` where it is given."""
         arrays = [self._array(i, args[i], shape) for i, shape in self._arrays]
+        ids = [self._row_ids(i, args[i], shape, count) for i, shape, count in self._ids]
         scalars = [_f32(args[i]) for i in self._scalars]
         weights = [
             args[i].raw if layout == GGUF else args[i].repacked(layout)
@@ -164,6 +185,7 @@ class Launch:
             self._rows,
             1,
             *map(data_pointer, arrays),
+            *map(data_pointer, ids),
             *scalars,
             *map(data_pointer, weights),
             *map(data_pointer, buffers),
@@ -198,6 +220,18 @@ class Launch:
                 array = np.broadcast_to(array, shape)
             array = np.require(array, F32, ["C", "A"])
         return array
+
+    def _row_ids(
+        self, i: int, array: NDArray[Any], shape: tuple[int, ...] | None, count: int
+    ) -> NDArray[np.int64]:
+        # a copy: nobody can change it between the check and the kernel, which reads where it says
+        ids = np.array(array, np.int64, order="C")
+        if ids.size and ids.view(np.uint64).max() >= count:  # below 0 is above every count
+            wrong = ids.min() if ids.min() < 0 else ids.max()
+            raise ArgumentError(
+                f"rows: found id {wrong} in {self._names[i]!r}, accepted are 0 to {count - 1}"
+            )
+        return ids if shape is None else np.ascontiguousarray(np.broadcast_to(ids, shape))
 
     def _out_buffers(self, out: object, args: Sequence[object]) -> list[NDArray[np.float32]]:
         """What kernels fill for `out`: its own arrays where their memory has the right form."""
@@ -319,31 +353,46 @@ def _give_back(memory: NDArray[np.uint8]) -> None:
         _thread.memory = memory
 
 
-def lead_shape(shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
-    """The common leading dimensions of arrays; raises ArgumentError where there are none."""
+def lead_shape(args: Sequence[object]) -> tuple[int, ...]:
+    """The common leading dimensions of the arrays in `args`: all of those of ids.
+
+    Raises ArgumentError where there are none.
+    """
+    arrays = [a for a in args if isinstance(a, np.ndarray) and a.ndim]
     try:
-        return np.broadcast_shapes(*(shape[:-1] for shape in shapes))
+        return np.broadcast_shapes(*(a.shape if holds_ids(a) else a.shape[:-1] for a in arrays))
     except ValueError:
-        shown = ", ".join(map(show_shape, shapes))
+        shown = ", ".join(show_shape(a.shape) for a in arrays)
         raise ArgumentError(
             f"the leading dimensions of the array arguments do not fit together: found {shown}; "
             "accepted are equal leading dimensions, or 1 to broadcast"
         ) from None
 
 
+def holds_ids(array: NDArray[Any]) -> bool:
+    """Whether an array argument is one of row numbers, not of activations."""
+    return array.dtype.kind in "iu"
+
+
+def check_ids(name: str, array: NDArray[Any]) -> None:
+    """Raise ArgumentError unless an array argument is int32 or int64 in native byte order."""
+    if array.dtype not in _IDS_DTYPES:
+        raise ArgumentError(
+            f"argument {name!r} is {_show(array)}: accepted are int32 and int64 for the ids of "
+            f"w.rows(ids), {name}.astype(np.int64), and float32 for numbers, "
+            f"{name}.astype(np.float32)"
+        )
+    _check_kind(name, array)
+
+
 def check_array(name: str, array: NDArray[Any]) -> None:
     """Raise ArgumentError unless an array argument is f32 in native byte order, and not empty."""
     if array.dtype != F32:
-        order = "" if array.dtype.isnative else " in foreign byte order"
         raise ArgumentError(
-            f"argument {name!r} is {array.dtype.newbyteorder('=')}{order} {list(array.shape)}: "
-            f"accepted is float32; convert it with {name}.astype(np.float32)"
+            f"argument {name!r} is {_show(array)}: accepted is float32; convert it with "
+            f"{name}.astype(np.float32)"
         )
-    if type(array) is not np.ndarray and isinstance(array, np.ma.MaskedArray | np.matrix):
-        raise ArgumentError(
-            f"argument {name!r} is a {type(array).__name__}: accepted is a plain array, "
-            f"np.asarray({name})"
-        )
+    _check_kind(name, array)
     if array.ndim and array.shape[-1] == 0:
         raise ArgumentError(
             f"argument {name!r} has the shape {list(array.shape)}: accepted is a last dimension of "
@@ -351,4 +400,17 @@ def check_array(name: str, array: NDArray[Any]) -> None:
         )
 
 
-__all__ = ["Launch", "check_array", "check_out", "lead_shape"]
+def _show(array: NDArray[Any]) -> str:
+    order = "" if array.dtype.isnative else " in foreign byte order"
+    return f"{array.dtype.newbyteorder('=')}{order} {list(array.shape)}"
+
+
+def _check_kind(name: str, array: NDArray[Any]) -> None:
+    if type(array) is not np.ndarray and isinstance(array, np.ma.MaskedArray | np.matrix):
+        raise ArgumentError(
+            f"argument {name!r} is a {type(array).__name__}: accepted is a plain array, "
+            f"np.asarray({name})"
+        )
+
+
+__all__ = ["Launch", "check_array", "check_ids", "check_out", "holds_ids", "lead_shape"]

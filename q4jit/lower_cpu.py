@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
-from q4jit.cpu_products import Product, add_dequantize, add_dot, add_product, sum_lanes
+from q4jit.cpu_products import Product, add_dequantize, add_dot, add_product, add_row, sum_lanes
 from q4jit.formats import FORMATS
 from q4jit.ir import ArraySpec, Node
 from q4jit.layouts import GGUF, INTERLEAVED16, LANES
@@ -62,8 +62,10 @@ class _Lowering:
     def text(self) -> str:
         kernel, module = self.kernel, self.module
         phases: list[tuple[str, str | int, int]] = []
-        if kernel.dequantize is not None:
-            phases.append(self._dequantize_phase(kernel.dequantize))
+        if kernel.decoded is not None:
+            whole = kernel.decoded.node.op == "dequantize"
+            phase = self._dequantize_phase if whole else self._lookup_phase
+            phases.append(phase(kernel.decoded))
         if kernel.rows or kernel.x is not None:
             phases.append(self._rows_phase())
         if kernel.sections:
@@ -81,7 +83,7 @@ class _Lowering:
 
     def _label(self, slot: Slot) -> str:
         """A slot's name in the text: an argument has its own."""
-        of_user = slot.kind in {"array", "scalar", "weight"}
+        of_user = slot.kind in {"array", "ids", "scalar", "weight"}
         return self.plan.graph.names[slot.index] if of_user else _LABELS.get(slot.kind, str(slot))
 
     def _argument(self, f: Function, slot: Slot) -> str:
@@ -106,13 +108,13 @@ class _Lowering:
         f.do("ret void")
         self.module.add(self.kernel.symbol, f)
 
-    def _dequantize_phase(self, arg: int) -> tuple[str, int, int]:
+    def _dequantize_phase(self, store: Store) -> tuple[str, int, int]:
+        arg = store.node.arg
         weight = interleaved(self.plan, arg)
         group = add_dequantize(self.module, weight)
         f = Function(
             f"internal void @{self.kernel.symbol}.columns(ptr %args, i64 %from, i64 %to) #0"
         )
-        (store,) = self.kernel.loads
         out = self._argument(f, Slot(store.buffer.kind, store.buffer.index))
         w = self._argument(f, Slot("weight", arg, INTERLEAVED16))
         with f.loop("group", "%from", "%to") as loop:
@@ -123,6 +125,28 @@ class _Lowering:
         self.module.add(f"{self.kernel.symbol}.columns", f)
         chunk = max(1, _CHUNK_BYTES // (4 * LANES * weight.k))
         return f"@{self.kernel.symbol}.columns", weight.groups, chunk
+
+    def _lookup_phase(self, store: Store) -> tuple[str, str, int]:
+        (ids_node,), arg = store.node.operands, store.node.arg
+        spec = self.plan.weight(arg)
+        fmt = FORMATS[spec.format]
+        decode = add_row(self.module, fmt, spec.k)
+        name = f"{self.kernel.symbol}.rows"
+        f = Function(
+            f"internal void @{name}(ptr %args, i64 %from, i64 %to) #0",
+            "One GGUF row for each id; whoever calls has checked the ids.",
+        )
+        ids = self._argument(f, Slot("ids", ids_node.arg))
+        w = self._argument(f, Slot("weight", arg, GGUF))
+        out = self._argument(f, Slot(store.buffer.kind, store.buffer.index))
+        with f.loop("row", "%from", "%to") as loop:
+            number = f.let("id", f"load i64, ptr {f.at(ids, 'i64', loop.index, 'id_at')}, align 8")
+            w_at = f.at(w, "i8", f.index("w_off", (number, fmt.row_bytes(spec.k))), "w_at")
+            out_at = f.at(out, "float", f.index("out_off", (loop.index, spec.k)), "out_at")
+            f.do(f"call void {decode}(ptr {w_at}, ptr {out_at})")
+        f.do("ret void")
+        self.module.add(name, f)
+        return f"@{name}", "m", max(1, _CHUNK_FLOATS // spec.k)
 
     def _rows_phase(self) -> tuple[str, str, int]:
         _RowWriter(self).write()

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from math import floor
 from typing import Final, Generic, TypeVar
 
-from q4jit.ir import Graph, Node, WeightSpec, reachable, statements
+from q4jit.ir import DECODED, Graph, Node, WeightSpec, reachable, statements
 from q4jit.targets import Target
 
 _ALWAYS_AT_HAND: Final = frozenset({"load", "scalar", "const"})
@@ -56,8 +56,8 @@ class Section:
 class Slot:
     """One argument of a compiled kernel: 8 bytes, in the order of the kernel's `slots`.
 
-    kind: `m` (rows), `array`, `scalar`, `weight` (in `layout`), `output`, `temp`, and what a
-    schedule adds to these.
+    kind: `m` (rows), `array`, `ids` (i64), `scalar`, `weight` (in `layout`), `output`, `temp`, and
+    what a schedule adds to these.
     """
 
     kind: str
@@ -73,8 +73,8 @@ class Kernel:
     """One compiled function: what its rows phase and its columns phase compute.
 
     `loads` are the values of earlier phases that it reads. `uniform` kernels compute values that
-    are the same for every row, and run with M = 1. A kernel with `dequantize` set writes that
-    weight argument as floats, [K, N], and does nothing else.
+    are the same for every row, and run with M = 1. A kernel with `decoded` set writes that value of
+    a weight itself (see `ir.DECODED`) and does nothing else.
     """
 
     name: str
@@ -83,7 +83,7 @@ class Kernel:
     sections: tuple[Section, ...]
     loads: tuple[Store, ...]
     uniform: bool
-    dequantize: int | None = None
+    decoded: Store | None = None
 
     @property
     def symbol(self) -> str:
@@ -93,7 +93,9 @@ class Kernel:
     @property
     def rows_class(self) -> str:
         """The class of M that the kernel serves, in words."""
-        return "M = 1" if self.dequantize is None else "the whole weight"
+        if self.decoded is None:
+            return "M = 1"
+        return "the whole weight" if self.decoded.node.op == "dequantize" else "one row for each id"
 
     @property
     def buffers(self) -> dict[int, Buffer]:
@@ -104,6 +106,7 @@ class Kernel:
         """The values that no operation of this kernel computes, and the operations on the way."""
         roots = [s.node for s in self.rows] + [t.node for s in self.sections for t in s.stores]
         roots += [self.x] if self.x is not None else []
+        roots += [self.decoded.node] if self.decoded is not None else []
         stop = {p.id for s in self.sections for p in s.products} | {s.node.id for s in self.loads}
         found: dict[int, Node] = {}
         stack = roots
@@ -156,8 +159,8 @@ class Plan(Generic[K]):
     def describe(self, kernel: Kernel) -> list[str]:
         """What a kernel computes, line by line."""
         names = self.graph.names
-        if kernel.dequantize is not None:
-            return [f"{kernel.loads[0].buffer} = {names[kernel.dequantize]}.dequantize()"]
+        if kernel.decoded is not None:
+            return statements([(str(kernel.decoded.buffer), kernel.decoded.node)], names, {})
         known = {s.node.id: str(s.buffer) for s in kernel.loads}
         rows = [(str(s.buffer), s.node) for s in kernel.rows]
         if kernel.x is not None:
@@ -186,14 +189,14 @@ def split(graph: Graph) -> tuple[tuple[Kernel, ...], tuple[int, ...]]:
     kernels: list[Kernel] = []
     temps: list[int] = []
     for varies in (False, True):
-        part = [s for s in outputs if s.node.varies is varies and s.node.op != "dequantize"]
+        part = [s for s in outputs if s.node.varies is varies and s.node.op not in DECODED]
         if part:
             splitter = _Splitter(part, temps)
             kernels += [replace(k, uniform=not varies) for k in splitter.kernels()]
     kernels += [
-        Kernel("", (), None, (), (s,), True, dequantize=s.node.arg)
+        Kernel("", (), None, (), (), uniform=not s.node.varies, decoded=s)
         for s in outputs
-        if s.node.op == "dequantize"
+        if s.node.op in DECODED
     ]
     named = (
         replace(kernel, name=graph.name if len(kernels) == 1 else f"{graph.name}_{i}")

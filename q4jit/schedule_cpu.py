@@ -15,6 +15,8 @@ _NARROW: Final = 8
 _ROWS_32_REGISTERS: Final = 8
 _ROWS_16_REGISTERS: Final = 4
 
+_ARGUMENTS: Final = {"load": "array", "scalar": "scalar", "ids": "ids"}  # slots by operation
+
 COLUMNS: Final = "columns"
 """16 columns at a time from the interleaved layout."""
 DOT: Final = "dot"
@@ -30,7 +32,7 @@ class CpuKernel(Kernel):
     @property
     def rows_class(self) -> str:
         """The class of M that the kernel serves, in words."""
-        if self.uniform:
+        if self.uniform or self.decoded is not None:
             return super().rows_class
         return "1 row a tile" if self.rows_per_tile == 1 else f"{self.rows_per_tile} rows a tile"
 
@@ -42,14 +44,18 @@ class CpuKernel(Kernel):
         """
         found: dict[Slot, None] = {Slot("pool"): None, Slot("m"): None}
         for node in self.leaves():
-            if node.op in {"load", "scalar"}:
-                found[Slot("array" if node.op == "load" else "scalar", node.arg)] = None
+            if node.op in _ARGUMENTS:
+                found[Slot(_ARGUMENTS[node.op], node.arg)] = None
         for section in self.sections:
             for product in section.products:
                 found[Slot("weight", product.arg, layout(section))] = None
-        if self.dequantize is not None:
-            found[Slot("weight", self.dequantize, INTERLEAVED16)] = None
-        for store in (*self.loads, *self.rows, *(t for s in self.sections for t in s.stores)):
+        stores = [*self.loads, *self.rows, *(t for s in self.sections for t in s.stores)]
+        if self.decoded is not None:
+            node = self.decoded.node
+            whole = node.op == "dequantize"
+            found[Slot("weight", node.arg, INTERLEAVED16 if whole else GGUF)] = None
+            stores.append(self.decoded)
+        for store in stores:
             found[Slot(store.buffer.kind, store.buffer.index)] = None
         if self.x is not None:
             found |= {Slot("x"): None, Slot("exponent"): None}
@@ -105,8 +111,8 @@ def make_plan(graph: Graph, target: Target, m: int) -> CpuPlan:
             tuple(replace(s, schedule=_schedule(s)) for s in k.sections),
             k.loads,
             k.uniform,
-            k.dequantize,
-            rows_per_tile(target, 1 if k.uniform else m),
+            k.decoded,
+            rows_per_tile(target, 1 if k.uniform or k.decoded is not None else m),
         )
         for k in kernels
     )

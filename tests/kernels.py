@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -15,8 +16,9 @@ from q4jit import QuantizedTensor, cache, specialize
 from q4jit.compilers import llvm
 from q4jit.dispatcher import Specialized
 from q4jit.formats import FORMATS, Format
-from q4jit.frontend import array_spec, trace
+from q4jit.frontend import array_spec, ids_spec, trace
 from q4jit.ir import ScalarSpec, Signature, Spec, WeightSpec
+from q4jit.launcher import holds_ids, lead_shape
 from q4jit.lower_cpu import lower
 from q4jit.plan import Slot
 from q4jit.schedule_cpu import CpuKernel, CpuPlan, make_plan, padded_k
@@ -263,9 +265,8 @@ def random_x(*shape: int, seed: int = 0) -> Floats:
 
 
 def lowered(function: Callable[..., Any], target: Target, args: Sequence[Any]) -> CpuPlan:
-    """The plan of `function` for arguments; the first array is x."""
-    m = next((len(a) for a in args if isinstance(a, np.ndarray) and a.ndim > 1), 1)
-    return make_plan(trace(function, _specs(args)), target, m)
+    """The plan of `function` for arguments."""
+    return make_plan(trace(function, _specs(args)), target, math.prod(lead_shape(args)))
 
 
 def _specs(args: Sequence[Any]) -> Signature:
@@ -275,7 +276,9 @@ def _specs(args: Sequence[Any]) -> Signature:
 def _spec(value: Any) -> Spec:
     if isinstance(value, QuantizedTensor):
         return WeightSpec(*value.signature)
-    return array_spec(value.shape) if isinstance(value, np.ndarray) else ScalarSpec()
+    if isinstance(value, np.ndarray):
+        return ids_spec(value.shape) if holds_ids(value) else array_spec(value.shape)
+    return ScalarSpec()
 
 
 def object_of(plan: CpuPlan, kernel: CpuKernel) -> bytes:
@@ -290,7 +293,7 @@ def run_guarded(
     """The results of `function`, every array of every kernel standing before a guard page."""
     found = find_target(require_target(cpu.target) if cpu.native else cpu.target)
     plan = lowered(function, found, args)
-    rows = next((len(a) for a in args if isinstance(a, np.ndarray) and a.ndim > 1), 1)
+    rows = math.prod(lead_shape(args))
     memory: dict[Slot, NDArray[Any]] = {}
     for kernel in plan.kernels:
         slots = kernel.slots()
@@ -306,7 +309,7 @@ def run_guarded(
         kept = [s for s, a in zip(slots, arguments, strict=True) if isinstance(a, np.ndarray)]
         for slot, array in zip(kept, arrays, strict=True):
             memory[slot] = array
-            if slot.kind in {"array", "weight"}:
+            if slot.kind in {"array", "ids", "weight"}:
                 original = arguments[slots.index(slot)]
                 assert array.tobytes() == np.asarray(original).tobytes(), f"{slot} was written to"
     outputs = range(len(plan.graph.outputs))
@@ -329,6 +332,8 @@ def _argument(
             return rows
         case "array":
             return np.asarray(args[slot.index], F32)
+        case "ids":
+            return np.asarray(args[slot.index], np.int64)
         case "scalar":
             return float(args[slot.index])
         case "weight":
@@ -344,8 +349,8 @@ def _argument(
 
 
 def _result_shape(plan: CpuPlan, kernel: CpuKernel, slot: Slot, rows: int) -> tuple[int, int]:
-    if kernel.dequantize is not None:
-        spec = plan.weight(kernel.dequantize)
+    if kernel.decoded is not None and kernel.decoded.node.op == "dequantize":
+        spec = plan.weight(kernel.decoded.node.arg)
         return spec.k, spec.n
     widths = plan.temps if slot.kind == "temp" else [n.width for n in plan.graph.outputs]
     return rows, widths[slot.index]

@@ -93,10 +93,16 @@ def test_leading_dimensions_of_any_strides() -> None:
 # --- what is refused ------------------------------------------------------------------------------
 
 CONVERT = "accepted is float32; convert it with x.astype(np.float32)"
+INTEGERS = (
+    "accepted are int32 and int64 for the ids of w.rows(ids), x.astype(np.int64), and float32 for "
+    "numbers, x.astype(np.float32)"
+)
 REFUSED: list[tuple[object, str]] = [
     (X.astype(np.float64), f"argument 'x' is float64 [5, 32]: {CONVERT}"),
     (X.astype(np.float16), f"argument 'x' is float16 [5, 32]: {CONVERT}"),
-    (X.astype(np.int32), f"argument 'x' is int32 [5, 32]: {CONVERT}"),
+    (X.astype(np.int16), f"argument 'x' is int16 [5, 32]: {INTEGERS}"),
+    (X.astype(np.uint64), f"argument 'x' is uint64 [5, 32]: {INTEGERS}"),
+    (X.astype(">i8"), f"argument 'x' is int64 in foreign byte order [5, 32]: {INTEGERS}"),
     (X > 0, f"argument 'x' is bool [5, 32]: {CONVERT}"),
     (X.astype(np.complex64), f"argument 'x' is complex64 [5, 32]: {CONVERT}"),
     (X.astype(object), f"argument 'x' is object [5, 32]: {CONVERT}"),

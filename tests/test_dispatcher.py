@@ -281,7 +281,7 @@ def test_without_the_jit_the_function_runs_itself(
 
 REFUSED: dict[str, Callable[[Any, Array, QuantizedTensor], object]] = {
     "float64": lambda f, x, w: f(x.astype(np.float64), w),
-    "integers": lambda f, x, w: f(x.astype(np.int32), w),
+    "integers": lambda f, x, w: f(x.astype(np.int16), w),
     "a list": lambda f, x, w: f(x.tolist(), w),
     "a missing argument": lambda f, x, w: f(x),
     "an unknown argument": lambda f, x, w: f(x, w, bias=1.0),
