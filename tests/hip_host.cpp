@@ -135,6 +135,9 @@ char* stacks;  // of all threads, with as many bytes between them
 size_t stacks_bytes;
 
 void on_stray_access(int signal_number, siginfo_t* info, void* context) {
+    // clang's check of pointers ends in a trap that says no more.
+    if (signal_number == SIGILL || signal_number == SIGTRAP)
+        fault("an access beyond the array that a pointer came from");
     const char* const at = static_cast<const char*>(info->si_addr);
     const char* access = "accesses memory";
 #if defined(__x86_64__)
