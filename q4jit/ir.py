@@ -303,10 +303,10 @@ def _aligned(a: Shape, b: Shape) -> Iterator[tuple[Dim, Dim]]:
 
 
 _ON_DECODED: Final = {
-    "dequantize": "found arithmetic on w.dequantize(): accepted is w.dequantize() as a result of "
-    "the function; in a product write x @ w, which never makes a float copy of w",
-    "rows": "found arithmetic on w.rows(ids): accepted is w.rows(ids) as a result of the function; "
-    "pass that result to another function",
+    "dequantize": "w.dequantize(): accepted is w.dequantize() as a result of the function; in a "
+    "product write x @ w, which never makes a float copy of w",
+    "rows": "w.rows(ids): accepted is w.rows(ids) as a result of the function; pass that result to "
+    "another function",
 }
 
 
@@ -329,7 +329,7 @@ class Builder:
     ) -> Node:
         for n in operands:
             if n.op in DECODED:
-                raise TraceError(_ON_DECODED[n.op])
+                raise TraceError(f"found arithmetic on {_ON_DECODED[n.op]}")
         # the bits of `value`, so that 0.0 and −0.0 stay two constants and NaN is one
         key = (op, tuple(n.id for n in operands), shape, arg, start, np.float32(value).tobytes())
         if key not in self._known:
@@ -470,6 +470,8 @@ class Builder:
             return self._node(
                 "matmul", node.operands, shape, arg=node.arg, start=node.start + start
             )
+        if node.op in DECODED:
+            raise TraceError(f"found a slice of {_ON_DECODED[node.op]}")
         if node.op in ELEMENTWISE:
             return self._node(node.op, tuple(done.get(n.id, n) for n in node.operands), shape)
         raise TraceError(f"a slice of a {node.op} of {show_shape(node.shape)} is not supported")

@@ -216,6 +216,18 @@ def dequantizer(count: int) -> Callable[..., tuple[Any, ...]]:
     return function
 
 
+@functools.cache
+def lookups(count: int) -> Callable[..., tuple[Any, ...]]:
+    """A function of ids and `count` weights that gives those rows of all weights."""
+
+    def function(ids: Any, *weights: Any) -> tuple[Any, ...]:
+        return tuple(w.rows(ids) for w in weights)
+
+    function.__signature__ = _signature("ids", *(f"w{i}" for i in range(count)))  # type: ignore[attr-defined]  # inspect reads it
+    function.__name__ = "rows"
+    return function
+
+
 def _signature(*names: str) -> inspect.Signature:
     return inspect.Signature(
         [inspect.Parameter(n, inspect.Parameter.POSITIONAL_ONLY) for n in names]
@@ -266,10 +278,11 @@ def random_x(*shape: int, seed: int = 0) -> Floats:
 
 def lowered(function: Callable[..., Any], target: Target, args: Sequence[Any]) -> CpuPlan:
     """The plan of `function` for arguments."""
-    return make_plan(trace(function, _specs(args)), target, math.prod(lead_shape(args)))
+    return make_plan(trace(function, specs_of(args)), target, math.prod(lead_shape(args)))
 
 
-def _specs(args: Sequence[Any]) -> Signature:
+def specs_of(args: Sequence[Any]) -> Signature:
+    """The signature of arguments, as a call would have it."""
     return tuple(map(_spec, args))
 
 

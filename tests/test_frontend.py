@@ -614,7 +614,7 @@ REFUSALS: list[tuple[Callable[..., object], str, str, str]] = [
     (lambda w: w.dequantize() * 2, "w.dequantize() * 2", "arithmetic on w", "write x @ w"),
     (lambda w: np.exp(w.dequantize()), "np.exp(w.dequantize())", "arithmetic on w", "x @ w"),
     (lambda w: w.dequantize().sum(-1), "w.dequantize().sum(-1)", "arithmetic on w", "x @ w"),
-    (lambda w: w.dequantize()[:, :3], "w.dequantize()[:, :3]", "a slice of a dequantize", ""),
+    (lambda w: w.dequantize()[:, :3], "w.dequantize()[:, :3]", r"a slice of w\.deq", "as a result"),
     # shapes
     (lambda x, bias: x + bias, "x + bias", r"\[M, 32\] and \[48\] do not match", "equal shapes"),
     (lambda x, residual: x + residual, "x + residual", r"\[M, 32\] and \[M, 48\] do not", "equal"),

@@ -31,6 +31,7 @@ from tests.kernels import (
     assert_contract,
     block,
     dequantizer,
+    lookups,
     lowered,
     object_of,
     products,
@@ -68,6 +69,7 @@ def cases() -> dict[str, tuple[Callable[..., Any], list[Any]]]:
         "not finite": (products(len(broken)), [random_x(1, 256), *broken]),
         "padded": (products(len(padded)), [random_x(3, 37), *(w.tensor for w in padded)]),
         "values": (dequantizer(len(FORMATS)), [w.tensor for w in weights(512, [37])]),
+        "rows": (lookups(len(FORMATS)), [np.arange(3), *(w.tensor for w in weights(512, [37]))]),
         "block": (block, [*fused, random_x(3, 37), 0.5]),
         "elementary": (elementary, [random_x(3, 256), gate.tensor, 0.5]),
     }
