@@ -82,13 +82,15 @@ def parameters(plan: HipPlan, kernel: HipKernel) -> tuple[Parameter, ...]:
     """The parameters of a kernel, in the order of its slots."""
     names = c_names(plan.graph.names)
     written = {s.buffer for s in (*kernel.rows, *(t for c in kernel.sections for t in c.stores))}
-    if kernel.dequantize is not None:
-        written |= {s.buffer for s in kernel.loads}
+    if kernel.decoded is not None:
+        written.add(kernel.decoded.buffer)
     found = []
     for slot in kernel.slots():
         match slot.kind:
             case "array":
                 found.append(Parameter(slot, names[slot.index], "const float *"))
+            case "ids":
+                found.append(Parameter(slot, names[slot.index], "const i64 *"))
             case "scalar":
                 found.append(Parameter(slot, names[slot.index], "float"))
             case "weight":
@@ -135,7 +137,7 @@ class Values:
             inner = self.at([node.operands[0]], names)
             names[node.id] = f"v{node.id}"
             return [Sum(names[node.id], node.operands[0].width, *_one(inner))]
-        return self._step(node, names, "0")
+        return [*self._step(node, names, "0")]
 
     # --- values at a column ---------------------------------------------------------------------
 

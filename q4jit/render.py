@@ -14,7 +14,16 @@ import jinja2
 
 from q4jit import elementary
 from q4jit.formats import FORMATS, Format
-from q4jit.hip_values import Step, Sum, Values, buffer_name, c_names, literal, parameters, store_index
+from q4jit.hip_values import (
+    Step,
+    Sum,
+    Values,
+    buffer_name,
+    c_names,
+    literal,
+    parameters,
+    store_index,
+)
 from q4jit.ir import Node, WeightSpec
 from q4jit.layouts import PLANAR, Planar, fields
 from q4jit.plan import Source
@@ -120,7 +129,9 @@ class _Weight:
     @property
     def column_bytes(self) -> int:
         shape = Planar(self._fmt, self.k, self.n)
-        return (shape.blocks * shape.block_elements if self.is_planar else self.k) * self.float_bytes
+        return (
+            shape.blocks * shape.block_elements if self.is_planar else self.k
+        ) * self.float_bytes
 
     @property
     def block_elements(self) -> int:
@@ -188,9 +199,9 @@ class _Context:
         plan, kernel = self.plan, self.kernel
         products = [self._product(p) for s in kernel.sections for p in s.products]
         weights = {p.weight.name: p.weight for p in products}
-        if kernel.dequantize is not None:
-            dequantized = _Weight(plan.weight(kernel.dequantize), kernel.layout)
-            weights[dequantized.name] = dequantized
+        decoded = self._decoded()
+        if decoded:
+            weights[decoded["weight"].name] = decoded["weight"]
         x = self._x() if kernel.sections else None
         found: dict[str, Any] = {
             "kernel": kernel,
@@ -210,13 +221,7 @@ class _Context:
         if kernel.schedule == ROWS:
             found |= self._rows()
             steps += found["row_steps"]
-        if kernel.dequantize is not None:
-            (store,) = kernel.loads
-            found |= {
-                "weight": dequantized,
-                "argument": c_names(plan.graph.names)[kernel.dequantize],
-                "buffer": buffer_name(store.buffer.kind, store.buffer.index),
-            }
+        found |= decoded
         found["needs"] = {
             "block_sum": kernel.schedule == "element"
             or (kernel.schedule == ROWS and bool(kernel.terms))
@@ -227,8 +232,23 @@ class _Context:
         found["elementary"] = _elementary(_operations(found))
         return found
 
+    def _decoded(self) -> dict[str, Any]:
+        """The weight that a kernel only decodes, and for which ids."""
+        store = self.kernel.decoded
+        if store is None:
+            return {}
+        names = c_names(self.plan.graph.names)
+        return {
+            "weight": _Weight(self.plan.weight(store.node.arg), self.kernel.layout),
+            "argument": names[store.node.arg],
+            "ids": [names[n.arg] for n in store.node.operands],
+            "buffer": buffer_name(store.buffer.kind, store.buffer.index),
+        }
+
     def _comment(self) -> list[str]:
-        title = f"{self.kernel.name} for {self.plan.target}, {self.kernel.rows_class}, made by q4jit"
+        title = (
+            f"{self.kernel.name} for {self.plan.target}, {self.kernel.rows_class}, made by q4jit"
+        )
         return [title, *self.plan.describe(self.kernel)]
 
     def _product(self, node: Node) -> _Product:
@@ -329,7 +349,7 @@ def _is_bool(step: Step | Sum) -> bool:
 
 def _operators(steps: Iterable[Any]) -> tuple[Any, ...]:
     """The steps with the operations called as the macros are: Jinja keeps `and` for itself."""
-    found = []
+    found: list[Step | Sum] = []
     for step in steps:
         if isinstance(step, Sum):
             found.append(Sum(step.name, step.width, _operators(step.steps), step.value))
@@ -356,7 +376,7 @@ def _operations(variables: dict[str, Any]) -> set[str]:
     return found
 
 
-# --- exp, log and tanh ------------------------------------------------------------------------------
+# --- exp, log and tanh -------------------------------------------------------------------------
 
 
 class _CxxOps:

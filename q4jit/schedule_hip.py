@@ -35,6 +35,8 @@ TILE_ROWS: Final = 64
 TILE_COLUMNS: Final = 64
 MAX_GRID_Y: Final = 65535  # CUDA's and HIP's limit; further rows of blocks go to the z axis
 
+_ARGUMENTS: Final = {"load": "array", "ids": "ids", "scalar": "scalar"}  # a slot's kind, by op
+_DECODERS: Final = {"dequantize": DEQUANTIZE, "rows": LOOKUP}
 _GEMV_ROWS: Final = (1, 2, 4, 8, 16)
 _GEMV_COLUMNS: Final = {1: 4, 2: 2, 4: 1, 8: 1, 16: 1}  # more would keep more of x in registers
 _BLOCK_SIZE: Final = 256
@@ -112,15 +114,17 @@ class HipKernel(Kernel):
         """
         arguments: dict[Slot, None] = {}
         for node in self.leaves():
-            if node.op in {"load", "scalar"}:
-                arguments[Slot("array" if node.op == "load" else "scalar", node.arg)] = None
+            if node.op in _ARGUMENTS:
+                arguments[Slot(_ARGUMENTS[node.op], node.arg)] = None
         for section in self.sections:
             for product in section.products:
                 arguments[Slot("weight", product.arg, self.layout)] = None
-        if self.dequantize is not None:
-            arguments[Slot("weight", self.dequantize, self.layout)] = None
+        stores = (*self.loads, *self.rows, *(t for s in self.sections for t in s.stores))
+        if self.decoded is not None:
+            arguments[Slot("weight", self.decoded.node.arg, self.layout)] = None
+            stores = (self.decoded,)
         found = dict.fromkeys(sorted(arguments, key=lambda slot: slot.index))
-        for store in (*self.loads, *self.rows, *(t for s in self.sections for t in s.stores)):
+        for store in stores:
             found[Slot(store.buffer.kind, store.buffer.index)] = None
         if self.terms:
             found |= {Slot("x_terms"): None, Slot("x_rough"): None}
@@ -139,10 +143,12 @@ def m_class(target: Target, m: int, tuning: Tuning) -> int:
 
 def grid(plan: HipPlan, kernel: HipKernel) -> Grid:
     """The grid of a kernel."""
-    if kernel.dequantize is not None:
-        spec = plan.weight(kernel.dequantize)
-        units = spec.n * -(-spec.k // UNIT_ELEMENTS)
-        return Grid(-(-units // kernel.block_size), None)
+    if kernel.decoded is not None:
+        spec = plan.weight(kernel.decoded.node.arg)
+        units = -(-spec.k // UNIT_ELEMENTS)
+        if kernel.schedule == LOOKUP:
+            return Grid(-(-units // kernel.block_size), 1)
+        return Grid(-(-spec.n * units // kernel.block_size), None)
     if kernel.schedule == ROWS:
         return Grid(1, 1)
     width = kernel.section.width
@@ -183,8 +189,8 @@ class _Scheduler:
     tuning: Tuning
 
     def schedule(self, kernel: Kernel, m: int) -> list[HipKernel]:
-        if kernel.dequantize is not None:
-            return [self._of(kernel, schedule=DEQUANTIZE)]
+        if kernel.decoded is not None:
+            return [self._of(kernel, schedule=_DECODERS[kernel.decoded.node.op])]
         m = 1 if kernel.uniform else m
         chosen = [self._schedule_of(kernel, section, m) for section in kernel.sections]
         terms = max((self._terms(name) for name in chosen), default=0)
@@ -248,7 +254,7 @@ class _Scheduler:
             k.sections,
             k.loads,
             k.uniform,
-            k.dequantize,
+            k.decoded,
             schedule,
             block_size,
             self.tuning.layout or PLANAR,
@@ -304,7 +310,7 @@ def _distinct(stores: tuple[Store, ...]) -> tuple[Store, ...]:
 
 def _without_unused_loads(kernel: HipKernel) -> HipKernel:
     """Leave out values of earlier kernels that this one does not read."""
-    if kernel.dequantize is not None:
+    if kernel.decoded is not None:
         return kernel
     roots = [s.node for s in kernel.rows] + [t.node for s in kernel.sections for t in s.stores]
     roots += [kernel.x] if kernel.x is not None else []

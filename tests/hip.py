@@ -1,0 +1,94 @@
+"""What tests of the HIP back end share: a function's plan for a GPU, run by the host's prelude."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from q4jit import QuantizedTensor
+from q4jit.frontend import trace
+from q4jit.layouts import GGUF
+from q4jit.plan import Slot
+from q4jit.render import render
+from q4jit.schedule_hip import HipKernel, HipPlan, Tuning, grid, make_plan
+from q4jit.targets import find_target
+from tests.hip_host import compile_host
+from tests.kernels import specs_of
+
+Floats = NDArray[np.float32]
+
+
+def hip_plan(
+    function: Callable[..., Any], target: str, args: Sequence[Any], tuning: Tuning | None = None
+) -> HipPlan:
+    """The plan of `function` for arguments; the leading dimension of the first matrix is M."""
+    return make_plan(
+        trace(function, specs_of(args)), find_target(target), rows_of(args), tuning or Tuning()
+    )
+
+
+def rows_of(args: Sequence[Any]) -> int:
+    """M: the longest leading dimension of the arrays."""
+    arrays = [a for a in args if isinstance(a, np.ndarray)]
+    leads = [a.shape[0] if a.dtype.kind == "i" else a.size // a.shape[-1] for a in arrays]
+    return max(leads, default=1)
+
+
+def run_on_host(plan: HipPlan, args: Sequence[Any], **options: Any) -> list[Floats]:
+    """The results of a plan, every kernel executed by the host's prelude (see `Program.run`)."""
+    m = rows_of(args)
+    memory: dict[Slot, NDArray[Any]] = {}
+    for kernel in plan.kernels:
+        rows = 1 if kernel.uniform else m
+        source = render(plan, kernel, "host")
+        program = compile_host(source.text, kernel.symbol)
+        slots = kernel.slots()
+        arguments = [_argument(plan, kernel, slot, args, rows, memory) for slot in slots]
+        found = program.run(
+            grid(plan, kernel).blocks(rows), kernel.block_size, arguments, **options
+        )
+        outputs = [s for s, p in zip(slots, program.parameters, strict=True) if p.is_output]
+        memory.update(zip(outputs, found, strict=True))
+    return [memory[Slot("output", i)] for i in range(len(plan.graph.outputs))]
+
+
+def _argument(
+    plan: HipPlan,
+    kernel: HipKernel,
+    slot: Slot,
+    args: Sequence[Any],
+    rows: int,
+    memory: dict[Slot, NDArray[Any]],
+) -> Any:
+    match slot.kind:
+        case "m":
+            return rows
+        case "array":
+            return np.ascontiguousarray(args[slot.index], np.float32)
+        case "ids":
+            return np.ascontiguousarray(args[slot.index], np.int64)
+        case "scalar":
+            return float(args[slot.index])
+        case "weight":
+            tensor: QuantizedTensor = args[slot.index]
+            return tensor.raw if slot.layout == GGUF else tensor.repacked(slot.layout)
+    return memory[slot] if slot in memory else _buffer(plan, kernel, slot, rows)
+
+
+def _buffer(plan: HipPlan, kernel: HipKernel, slot: Slot, rows: int) -> NDArray[Any]:
+    if slot.kind == "x_rough":
+        return np.zeros(rows, np.uint32)
+    if slot.kind == "x_terms":
+        assert kernel.x is not None
+        return np.zeros((kernel.terms, rows, kernel.x.width), np.uint16)
+    if slot.kind == "x":
+        assert kernel.x is not None
+        return np.zeros((rows, kernel.x.width), np.float32)
+    if slot.kind == "temp":
+        return np.zeros((rows, plan.temps[slot.index]), np.float32)
+    node = plan.graph.outputs[slot.index]
+    if node.op == "dequantize":
+        spec = plan.weight(node.arg)
+        return np.zeros((spec.k, spec.n), np.float32)
+    return np.zeros((rows, node.width), np.float32)
