@@ -23,6 +23,7 @@ _EM_AMDGPU: Final = 224
 _EF_AMDGPU_MACH: Final = 0xFF
 _PT_NOTE: Final = 4
 _NT_AMDGPU_METADATA: Final = 32
+_DAMAGE: Final = (struct.error, ValueError, OverflowError)  # the last: an offset beyond 2⁶³
 _MOST: Final = 4096  # entries of an array or a map, and bytes of a name: ample for any kernel
 
 # EF_AMDGPU_MACH_AMDGCN_*, from GCN 5 on
@@ -76,7 +77,7 @@ def code_object_arch(data: bytes) -> str:
         return _ARCHS[flags & _EF_AMDGPU_MACH]
     except KeyError as error:
         raise _damaged(f"no known arch has the number {error}") from error
-    except (struct.error, ValueError) as error:
+    except _DAMAGE as error:
         raise _damaged(error) from error
 
 
@@ -85,7 +86,7 @@ def kernel_infos(data: bytes) -> dict[str, KernelInfo]:
     try:
         kernels = _metadata(_checked(data))["amdhsa.kernels"]
         infos = [_info(kernel) for kernel in _typed(kernels, list)]
-    except (struct.error, ValueError, KeyError, TypeError) as error:
+    except (*_DAMAGE, KeyError, TypeError) as error:
         raise _damaged(repr(error)) from error
     return {info.name: info for info in infos}
 

@@ -95,16 +95,16 @@ def execute(
         )
     except OSError as error:
         return Log(f"cannot be run: {error}", "", "")
-    try:
-        output, errors = process.communicate(timeout=time_limit_s)
-    except subprocess.TimeoutExpired:
-        _kill(process)
-        output, errors = process.communicate()
-        return Log(f"stopped after {time_limit_s:g} s", output, errors)
-    except BaseException:  # an interrupt does not reach another session
-        _kill(process)
-        process.wait()
-        raise
+    with process:
+        try:
+            output, errors = process.communicate(timeout=time_limit_s)
+        except subprocess.TimeoutExpired:
+            _kill(process)
+            return Log(f"stopped after {time_limit_s:g} s", *process.communicate())
+        except BaseException:  # an interrupt does not reach another session
+            _kill(process)
+            process.wait()
+            raise
     return Log(_problem(process.returncode), output, errors)
 
 
