@@ -112,7 +112,7 @@ def make_plan(graph: Graph, target: Target, m: int) -> CpuPlan:
             k.loads,
             k.uniform,
             k.decoded,
-            rows_per_tile(target, 1 if k.uniform or k.decoded is not None else m),
+            rows_per_tile(target, 1 if k.uniform else m),
         )
         for k in kernels
     )
