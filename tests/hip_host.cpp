@@ -28,7 +28,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <random>
 #include <vector>
 
 extern "C" {
@@ -44,6 +43,9 @@ namespace {
 constexpr size_t PAGE_BYTES = 4096;
 constexpr size_t GUARD_BYTES = size_t{1} << 30;
 constexpr size_t STACK_BYTES = 64 << 10;
+// Between the stacks of two threads: an odd number of pages in all, so that tops spread over the
+// sets of a cache.
+constexpr size_t STACK_GUARD_BYTES = 9 * PAGE_BYTES;
 constexpr int KERNEL_FAULT = 3;
 constexpr int MAX_WAVE = 64;
 constexpr int MAX_EXCHANGE_BYTES = 64;
@@ -131,7 +133,7 @@ void check_margins(const Argument& array) {
 
 // ---- stray accesses
 
-char* stacks;  // of all threads, with as many bytes between them
+char* stacks;  // of all threads, each behind its guard
 size_t stacks_bytes;
 
 void on_stray_access(int signal_number, siginfo_t* info, void* context) {
@@ -184,24 +186,26 @@ struct Place {
     const char* what;
     int line;
     const void* address;
+    int mask;  // of a shuffle
 
     bool operator==(const Place& other) const {
-        return address == other.address && line == other.line && what == other.what;
+        return address == other.address && line == other.line && what == other.what &&
+               mask == other.mask;
     }
 };
 
 enum class State { RUNNABLE, WAITING, DONE };
 
-struct Thread {
-    jmp_buf context;
+struct alignas(64) Thread {
     State state;
     Place place;
+    jmp_buf context;
 };
 
 struct Wave {
     int arrived, first_to_come;
     int turn;  // values of one exchange stay until all lanes have left it
-    alignas(64) char values[2][MAX_WAVE][MAX_EXCHANGE_BYTES];
+    alignas(64) char values[2][MAX_WAVE * MAX_EXCHANGE_BYTES];
 };
 
 std::vector<Thread> threads;
@@ -210,12 +214,27 @@ std::vector<int> runnable;
 int at_barrier, first_at_barrier;
 jmp_buf scheduler;
 std::vector<void*> entry_arguments;
-std::mt19937_64 random_numbers;
+uint64_t random_state;
 
-size_t random_below(size_t bound) { return random_numbers() % bound; }
+// Marsaglia's xorshift64; `bound` is below 2^32.
+size_t random_below(size_t bound) {
+    random_state ^= random_state << 13;
+    random_state ^= random_state >> 7;
+    random_state ^= random_state << 17;
+    return (random_state >> 32) * bound >> 32;
+}
+
+// Goes on with any thread that can, or with the scheduler if none can.
+[[noreturn]] void go_on() {
+    if (runnable.empty()) _longjmp(scheduler, 1);
+    std::swap(runnable[random_below(runnable.size())], runnable.back());
+    host_thread = runnable.back();
+    runnable.pop_back();
+    _longjmp(threads[static_cast<size_t>(host_thread)].context, 1);
+}
 
 void give_way() {
-    if (_setjmp(threads[static_cast<size_t>(host_thread)].context) == 0) _longjmp(scheduler, 1);
+    if (_setjmp(threads[static_cast<size_t>(host_thread)].context) == 0) go_on();
 }
 
 // A coroutine lives as long as the program and runs its thread of every block.
@@ -227,32 +246,28 @@ void run_thread() {
     }
 }
 
-void resume(int thread) {
-    host_thread = thread;
-    if (_setjmp(scheduler) == 0) _longjmp(threads[static_cast<size_t>(thread)].context, 1);
-}
-
-// The first steps of a coroutine: it gives way at once, so that all begin alike.
+// A coroutine is made outside of any block, so at first it goes back to where it is made.
 void begin_thread() {
-    give_way();
+    if (_setjmp(threads[static_cast<size_t>(host_thread)].context) == 0) _longjmp(scheduler, 1);
     run_thread();
 }
 
 void make_threads(int count) {
     threads.resize(static_cast<size_t>(count));
     waves.resize(static_cast<size_t>(count / host_wave));
-    stacks_bytes = static_cast<size_t>(count) * 2 * STACK_BYTES;
+    stacks_bytes = static_cast<size_t>(count) * (STACK_GUARD_BYTES + STACK_BYTES);
     void* const map = mmap(nullptr, stacks_bytes, PROT_NONE,
                            MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (map == MAP_FAILED) usage_error("mmap");
     stacks = static_cast<char*>(map);
     for (int thread = 0; thread < count; ++thread) {
-        char* const stack = stacks + (2 * static_cast<size_t>(thread) + 1) * STACK_BYTES;
+        char* const stack = stacks + STACK_GUARD_BYTES +
+                            static_cast<size_t>(thread) * (STACK_GUARD_BYTES + STACK_BYTES);
         if (mprotect(stack, STACK_BYTES, PROT_READ | PROT_WRITE) != 0) usage_error("mprotect");
         ucontext_t context;
         getcontext(&context);
         context.uc_stack.ss_sp = stack;
-        // Tops at equal distances would all fall into one set of the cache.
+        // Tops at one place of their pages would fall into few sets, too.
         context.uc_stack.ss_size = STACK_BYTES - static_cast<size_t>(thread % 61) * 64;
         context.uc_link = nullptr;
         makecontext(&context, begin_thread, 0);
@@ -277,6 +292,9 @@ void wait_at(const Place& place) {
     if (other.state == State::DONE)
         fault("waits in %s at line %d, but thread %d has ended", here.what, here.line,
               other_thread);
+    if (here.mask != other.place.mask && here.line == other.place.line)
+        fault("waits in %s at line %d with a mask of %d, but thread %d with %d", here.what,
+              here.line, here.mask, other_thread, other.place.mask);
     fault("waits in %s at line %d, but thread %d in %s at line %d%s", here.what, here.line,
           other_thread, other.place.what, other.place.line,
           here.line == other.place.line ? ", reached another way" : "");
@@ -314,12 +332,7 @@ void run_block() {
     for (Wave& wave : waves) wave.arrived = 0;
     for (size_t thread = 0; thread < threads.size(); ++thread)
         make_runnable(static_cast<int>(thread));
-    while (!runnable.empty()) {
-        std::swap(runnable[random_below(runnable.size())], runnable.back());
-        const int thread = runnable.back();
-        runnable.pop_back();
-        resume(thread);
-    }
+    if (_setjmp(scheduler) == 0) go_on();
     for (const Thread& thread : threads)
         if (thread.state != State::DONE) report_deadlock();
 }
@@ -339,15 +352,15 @@ void run_grid(const int64_t* grid) {
 
 // ---- meetings of a wave
 
-// Every lane shows `size_bytes` at `mine` and gets all lanes' values, MAX_EXCHANGE_BYTES apart.
+// Every lane shows `size_bytes` at `mine` and gets all lanes' values, one after the other.
 const char* exchange(const void* mine, size_t size_bytes, const Place& place) {
     const int number = host_thread / host_wave;
     const int first = number * host_wave;
     Wave& wave = waves[static_cast<size_t>(number)];
     if (wave.arrived == 0) wave.first_to_come = host_thread;
     else compare_places(wave.first_to_come, place);
-    auto& values = wave.values[wave.turn];
-    memcpy(values[host_thread - first], mine, size_bytes);
+    char* const values = wave.values[wave.turn];
+    memcpy(values + static_cast<size_t>(host_thread - first) * size_bytes, mine, size_bytes);
     if (++wave.arrived < host_wave) {
         wait_at(place);
         give_way();
@@ -357,13 +370,13 @@ const char* exchange(const void* mine, size_t size_bytes, const Place& place) {
         for (int other = first; other < first + host_wave; ++other)
             if (other != host_thread) make_runnable(other);
     }
-    return values[0];
+    return values;
 }
 
 template <typename T>
 T value_of(const char* values, int lane) {
     T value;
-    memcpy(&value, values + lane * MAX_EXCHANGE_BYTES, sizeof value);
+    memcpy(&value, values + static_cast<size_t>(lane) * sizeof value, sizeof value);
     return value;
 }
 
@@ -393,10 +406,8 @@ void multiply(const void* a, const void* b, void* c, const Place& place, Left le
     memcpy(mine.b, b, sizeof mine.b);
     const char* const values = exchange(&mine, sizeof mine, place);
     const auto input = [values](Spot spot, int before) {
-        const char* const of_lane = values + spot.lane * MAX_EXCHANGE_BYTES;
-        uint16_t bits;
-        memcpy(&bits, of_lane + sizeof bits * static_cast<size_t>(before + spot.element), 2);
-        return bf16(bits);
+        const int at = spot.lane * (count_a + count_b) + before + spot.element;
+        return bf16(value_of<uint16_t>(values, at));
     };
     auto* const sums = static_cast<float*>(c);
     for (int i = 0; i < results; ++i) {
@@ -407,7 +418,7 @@ void multiply(const void* a, const void* b, void* c, const Place& place, Left le
     }
 }
 
-#define HERE(what) (Place{what, line, __builtin_return_address(0)})
+#define HERE(what) (Place{what, line, __builtin_return_address(0), 0})
 
 }  // namespace
 
@@ -430,20 +441,10 @@ void host_barrier(int line) {
 float host_shuffle_xor(float value, int mask, int line) {
     if (mask < 0 || mask >= host_wave)
         fault("shuffle_xor at line %d with a mask of %d in a wave of %d", line, mask, host_wave);
-    const struct {
-        float value;
-        int mask;
-    } mine = {value, mask};
-    const char* const values = exchange(&mine, sizeof mine, HERE("shuffle_xor"));
-    const int lane = host_thread % host_wave;
-    for (int other = 0; other < host_wave; ++other) {
-        int theirs;
-        memcpy(&theirs, values + other * MAX_EXCHANGE_BYTES + sizeof(float), sizeof theirs);
-        if (theirs != mask)
-            fault("shuffle_xor at line %d with a mask of %d here and %d in lane %d", line, mask,
-                  theirs, other);
-    }
-    return value_of<float>(values, lane ^ mask);
+    Place place = HERE("shuffle_xor");
+    place.mask = mask;
+    const char* const values = exchange(&value, sizeof value, place);
+    return value_of<float>(values, host_thread % host_wave ^ mask);
 }
 
 // MFMA: lane l holds row (of B: column) l % 16 at k = 4 (l / 16) + i, and of C and D column l % 16
@@ -556,7 +557,7 @@ void compare_with_first_run(Argument& output, int64_t seed) {
 }
 
 void run(const int64_t* grid, int64_t seed) {
-    random_numbers.seed(static_cast<uint64_t>(seed));
+    random_state = static_cast<uint64_t>(seed) * 0x9E3779B97F4A7C15u | 1;  // anything but 0
     for (Argument& argument : arguments)
         if (argument.is_array()) fill_array(argument);
     in_kernel = true;
