@@ -9,7 +9,7 @@ from typing import Any
 from q4jit.cache import Compiler
 from q4jit.errors import TargetError
 from q4jit.ir import Graph
-from q4jit.launcher import KernelFunction
+from q4jit.launch_cpu import KernelFunction
 from q4jit.lower_cpu import lower
 from q4jit.plan import Plan, Source
 from q4jit.schedule_cpu import make_plan, rows_per_tile

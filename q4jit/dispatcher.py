@@ -19,20 +19,12 @@ from typing import Any, Final, Generic, ParamSpec, TypeVar, overload
 import numpy as np
 
 from q4jit import cache, config
+from q4jit.arguments import F32, check_array, check_ids, check_out, holds_ids, lead_shape
 from q4jit.backends import find_backend
 from q4jit.errors import ArgumentError, ConfigError
 from q4jit.frontend import array_spec, ids_spec, trace
 from q4jit.ir import Graph, ScalarSpec, Signature, Spec, StaticSpec, WeightSpec, reachable
-from q4jit.launcher import (
-    F32,
-    KernelFunction,
-    Launch,
-    check_array,
-    check_ids,
-    check_out,
-    holds_ids,
-    lead_shape,
-)
+from q4jit.launch_cpu import CpuLaunch, KernelFunction
 from q4jit.locks import BUILD
 from q4jit.plan import Plan, Source
 from q4jit.targets import Target, find_target
@@ -127,7 +119,7 @@ class Specialized(Generic[_P, _R]):
         self._python_signature = inspect.signature(function)
         self._parameters, self._keywords = _parameters(self._python_signature, self._name)
         self._disabled = config.jit_disabled()
-        self._launches: dict[tuple[object, ...], Launch] = {}
+        self._launches: dict[tuple[object, ...], CpuLaunch] = {}
         self._plans: dict[_Key, tuple[Plan[Any], int]] = {}  # and the M it was made for
         self._compiled: dict[_Key, _Compiled] = {}
         self._graphs: dict[Signature, Graph] = {}
@@ -192,7 +184,7 @@ class Specialized(Generic[_P, _R]):
 
     # --- specialising -----------------------------------------------------------------------------
 
-    def _specialise(self, args: Sequence[Any], key: tuple[object, ...]) -> Launch:
+    def _specialise(self, args: Sequence[Any], key: tuple[object, ...]) -> CpuLaunch:
         with BUILD:
             launch = self._launches.get(key)
             if launch is not None:  # another thread was faster
@@ -201,7 +193,7 @@ class Specialized(Generic[_P, _R]):
             self._misses += 1
             compiled = self._compile(self._signature_of(args), _rows(args))
             functions = [kernel.function for kernel in compiled.kernels]
-            launch = Launch(compiled.plan, functions, args, self._parameters)
+            launch = CpuLaunch(compiled.plan, functions, args, self._parameters)
             if len(self._launches) >= _MOST_LAUNCHES:
                 self._launches.clear()
             self._launches[key] = launch

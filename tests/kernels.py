@@ -13,12 +13,12 @@ from gguf import quants
 from numpy.typing import NDArray
 
 from q4jit import QuantizedTensor, cache, specialize
+from q4jit.arguments import holds_ids, lead_shape
 from q4jit.compilers import llvm
 from q4jit.dispatcher import Specialized
 from q4jit.formats import FORMATS, Format
 from q4jit.frontend import array_spec, ids_spec, trace
 from q4jit.ir import ScalarSpec, Signature, Spec, WeightSpec
-from q4jit.launcher import holds_ids, lead_shape
 from q4jit.lower_cpu import lower
 from q4jit.plan import Slot
 from q4jit.schedule_cpu import CpuKernel, CpuPlan, make_plan, padded_k

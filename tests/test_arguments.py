@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from q4jit import ArgumentError, QuantizedTensor, launcher, quantize, specialize
+from q4jit import ArgumentError, QuantizedTensor, launch_cpu, quantize, specialize
 from tests.functions import F32, Floats, check, random, weight
 
 M, K, N = 5, 32, 48
@@ -300,9 +300,14 @@ def test_a_signal_handler_may_call_kernels_while_one_runs() -> None:
     expected = chained(x, w)
     chained(other, w)
     seen: list[int] = []
+    inside = False
 
     def handler(number: int, frame: object) -> None:
-        seen.append(len(chained(other, w)))
+        nonlocal inside
+        if not inside:  # on a busy machine the next signal may come before this one is through
+            inside = True
+            seen.append(len(chained(other, w)))
+            inside = False
 
     before = signal.signal(signal.SIGALRM, handler)
     signal.setitimer(signal.ITIMER_REAL, 0.0003, 0.0003)
@@ -320,8 +325,8 @@ def test_scratch_of_a_large_call_is_not_kept() -> None:
     w = quantize(np.ones((1024, 16)), "Q4_0")
     product = specialize(lambda x, w: x @ w)
     product(np.zeros((8192, 1024), np.float32), w)
-    kept = vars(launcher._thread).get("memory")
-    assert kept is None or kept.size <= launcher._KEPT_BYTES
+    kept = vars(launch_cpu._thread).get("memory")
+    assert kept is None or kept.size <= launch_cpu._KEPT_BYTES
 
 
 def test_out_with_elements_that_coincide_is_refused() -> None:
