@@ -7,6 +7,7 @@ Q4JitError
 ├── GGUFError           a GGUF file is damaged, foreign or not supported
 ├── TargetError         a target is unknown, or cannot run on this machine
 ├── CompileError        a compiler refused the generated text, or crashed
+├── DeviceError         a GPU, its driver or its memory failed, or is not there
 └── ConfigError         an environment variable holds something unusable
 CacheWarning            the disk cache cannot be used; the results are right all the same
 """
@@ -22,6 +23,7 @@ __all__ = [
     "CacheWarning",
     "CompileError",
     "ConfigError",
+    "DeviceError",
     "FormatError",
     "GGUFError",
     "Q4JitError",
@@ -142,6 +144,10 @@ def _lines_named(log: str, source: str) -> tuple[int, ...]:
     count = len(source.splitlines())
     named = (int(match[1]) for match in _LINE_IN_LOG.finditer(log))
     return tuple(dict.fromkeys(line for line in named if 1 <= line <= count))
+
+
+class DeviceError(Q4JitError, RuntimeError):
+    """A GPU, its driver or its memory failed, or is not there; the message says what to do."""
 
 
 class ConfigError(Q4JitError, ValueError):

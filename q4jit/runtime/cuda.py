@@ -1,0 +1,141 @@
+"""NVIDIA's driver, through `cuda.bindings`."""
+
+import contextlib
+import ctypes
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+from q4jit.errors import DeviceError
+from q4jit.runtime.driver import INVALID_VALUE, Api, Device, Driver, LoadedKernel, named
+
+_NAME_BYTES = 256
+
+
+class CudaDriver(Driver):
+    """NVIDIA's devices, each through its primary context, which PyTorch and CuPy use too."""
+
+    platform = "nvidia"
+
+    def __init__(self) -> None:
+        """Start the driver. Raises DeviceError where it is missing or sees no device."""
+        super().__init__()
+        from cuda.bindings import driver as cu  # late: an extra's package
+
+        self._cu: Any = cu
+        self._call(None, cu.cuInit, 0)
+        self.api = _api(cu)
+        self._contexts: dict[int, int] = {}
+        self.devices = tuple(map(self._device, range(self._call(None, cu.cuDeviceGetCount))))
+
+    def _device(self, index: int) -> Device:
+        cu = self._cu
+
+        def attribute(name: str) -> int:
+            which = getattr(cu.CUdevice_attribute, f"CU_DEVICE_ATTRIBUTE_{name}")
+            return int(self._call(index, cu.cuDeviceGetAttribute, which, index))
+
+        name = self._call(index, cu.cuDeviceGetName, _NAME_BYTES, index)
+        bus = self._call(index, cu.cuDeviceGetPCIBusId, _NAME_BYTES, index)
+        unique = uuid.UUID(bytes=bytes(self._call(index, cu.cuDeviceGetUuid, index).bytes))
+        major, minor = (attribute(f"COMPUTE_CAPABILITY_{part}") for part in ("MAJOR", "MINOR"))
+        return Device(
+            platform=self.platform,
+            index=index,
+            name=_text(name),
+            arch=f"sm_{major}{minor}",
+            id=f"{_text(bus)}/{unique}",
+            memory_bytes=int(self._call(index, cu.cuDeviceTotalMem, index)),
+            compute_units=attribute("MULTIPROCESSOR_COUNT"),
+            lds_bytes=attribute("MAX_SHARED_MEMORY_PER_BLOCK_OPTIN"),
+            max_block_size=attribute("MAX_THREADS_PER_BLOCK"),
+            wave=attribute("WARP_SIZE"),
+            l2_bytes=attribute("L2_CACHE_SIZE"),
+            clock_khz=attribute("CLOCK_RATE"),
+            integrated=bool(attribute("INTEGRATED")),
+        )
+
+    def device_of(self, pointer: int) -> int | None:
+        """The index of the device whose memory holds `pointer`; None for the host's memory."""
+        cu, which = self._cu, self._cu.CUpointer_attribute
+        code, kind = self._raw(
+            cu.cuPointerGetAttribute, which.CU_POINTER_ATTRIBUTE_MEMORY_TYPE, pointer
+        )
+        if code == INVALID_VALUE:  # memory that the driver did not give out
+            return None
+        if code:
+            raise self.error("cuPointerGetAttribute", code, None)
+        if int(kind) == int(cu.CUmemorytype.CU_MEMORYTYPE_HOST):
+            return None
+        ordinal = which.CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL
+        return int(self._call(None, cu.cuPointerGetAttribute, ordinal, pointer))
+
+    @contextlib.contextmanager
+    def current(self, device: int) -> Iterator[None]:
+        """Make a device's primary context this thread's current one for a `with` block."""
+        context = self._current_handle(device)
+        if int(self._call(device, self._cu.cuCtxGetCurrent)) == context:
+            yield
+            return
+        self._call(device, self._cu.cuCtxPushCurrent, context)
+        try:
+            yield
+        finally:
+            self._call(device, self._cu.cuCtxPopCurrent)
+
+    def _current_handle(self, device: int) -> int:
+        """A device's primary context; retained until the process ends, as other libraries do."""
+        if device not in self._contexts:  # twice at the same time does no harm
+            context = self._call(device, self._cu.cuDevicePrimaryCtxRetain, device)
+            self._contexts[device] = int(context)
+        return self._contexts[device]
+
+    def _describe(self, code: int) -> tuple[str, str]:
+        result = self._cu.CUresult(code)
+        (_, name), (_, text) = self._cu.cuGetErrorName(result), self._cu.cuGetErrorString(result)
+        return _text(name or b"unknown"), _text(text or b"no description")
+
+    def _permit_lds(self, kernel: LoadedKernel, size_bytes: int) -> None:
+        # more than 48 KB must be asked for; the limit is the function's: never lowered again
+        if size_bytes > kernel.dynamic_lds_bytes:
+            which = self._cu.CUfunction_attribute
+            attribute = which.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+            device = kernel.device.index
+            with self.current(device):
+                self._call(
+                    device, self._cu.cuFuncSetAttribute, kernel.function, attribute, size_bytes
+                )
+            kernel.dynamic_lds_bytes = size_bytes
+
+
+def _api(cu: Any) -> Api:
+    try:
+        library = ctypes.CDLL("libcuda.so.1")  # the one that the binding has loaded
+    except OSError as error:
+        raise DeviceError(f"NVIDIA's driver cannot be loaded: {error}; install it") from error
+    return Api(
+        allocate=cu.cuMemAlloc,
+        free=cu.cuMemFree,
+        upload=cu.cuMemcpyHtoDAsync,
+        download=cu.cuMemcpyDtoHAsync,
+        copy=cu.cuMemcpyDtoDAsync,
+        fill=cu.cuMemsetD8Async,
+        memory_info=cu.cuMemGetInfo,
+        synchronize=cu.cuStreamSynchronize,
+        is_capturing=cu.cuStreamIsCapturing,
+        event_create=named("cuEventCreate", lambda: cu.cuEventCreate(0)),
+        event_record=cu.cuEventRecord,
+        event_synchronize=cu.cuEventSynchronize,
+        event_elapsed_ms=cu.cuEventElapsedTime,
+        event_destroy=cu.cuEventDestroy,
+        module_load=cu.cuModuleLoadData,
+        module_function=cu.cuModuleGetFunction,
+        module_unload=cu.cuModuleUnload,
+        launch=library.cuLaunchKernel,
+        get_current=library.cuCtxGetCurrent,
+        exchange_capture_mode=library.cuThreadExchangeStreamCaptureMode,
+    )
+
+
+def _text(data: bytes) -> str:
+    return data.split(b"\0")[0].decode(errors="replace")

@@ -1,0 +1,148 @@
+"""AMD's HIP runtime, through `rocm.bindings`."""
+
+import contextlib
+import ctypes
+import os
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+from q4jit.compilers.codeobject import code_object_arch
+from q4jit.errors import DeviceError
+from q4jit.runtime.driver import INVALID_VALUE, Api, Device, Driver, LoadedKernel, named
+
+
+class HipDriver(Driver):
+    """AMD's devices."""
+
+    platform = "amd"
+
+    def __init__(self) -> None:
+        """Start the runtime. Raises DeviceError where it is missing or sees no device."""
+        super().__init__()
+        from rocm.bindings import hip  # late: an extra's package
+
+        self._hip: Any = hip
+        self._call(None, hip.hipInit, 0)
+        self.api = _api(hip)
+        self.devices = tuple(map(self._device, range(self._call(None, hip.hipGetDeviceCount))))
+
+    def _device(self, index: int) -> Device:
+        found = self._call(index, self._hip.hipGetDeviceProperties, index)
+        bus = f"{found.pciDomainID:04x}:{found.pciBusID:02x}:{found.pciDeviceID:02x}.0"
+        return Device(
+            platform=self.platform,
+            index=index,
+            name=_text(found.name),
+            arch=_text(found.gcnArchName).partition(":")[0],  # gfx90a:sramecc+:xnack-
+            id=f"{bus}/{uuid.UUID(bytes=bytes(found.uuid.bytes))}",
+            memory_bytes=int(found.totalGlobalMem),
+            compute_units=int(found.multiProcessorCount),
+            lds_bytes=int(found.sharedMemPerBlock),
+            max_block_size=int(found.maxThreadsPerBlock),
+            wave=int(found.warpSize),
+            l2_bytes=int(found.l2CacheSize),
+            clock_khz=int(found.clockRate),
+            integrated=bool(found.integrated),
+        )
+
+    def device_of(self, pointer: int) -> int | None:
+        """The index of the device whose memory holds `pointer`; None for the host's memory."""
+        code, found = self._raw(self._hip.hipPointerGetAttributes, pointer)
+        if code == INVALID_VALUE:  # memory that the runtime did not give out
+            self._forget_error()
+            return None
+        if code:
+            raise self.error("hipPointerGetAttributes", code, None)
+        kinds = self._hip.hipMemoryType
+        of_device = (kinds.hipMemoryTypeDevice, kinds.hipMemoryTypeManaged)
+        return int(found.device) if int(found.type) in of_device else None
+
+    def load(self, device: int, code: bytes, symbol: str) -> LoadedKernel:
+        """Load the kernel `symbol` of a code object, if that is for the device's own arch."""
+        arch, owner = code_object_arch(code), self.devices[device]
+        if arch != owner.arch:
+            raise DeviceError(
+                f"found a code object for {arch}: accepted by {owner} is one for {owner.arch}"
+            )
+        return super().load(device, code, symbol)
+
+    @contextlib.contextmanager
+    def current(self, device: int) -> Iterator[None]:
+        """Make a device this thread's current one for a `with` block."""
+        before = self._call(device, self._hip.hipGetDevice)
+        if before == device:
+            yield
+            return
+        self._call(device, self._hip.hipSetDevice, device)
+        try:
+            yield
+        finally:
+            self._call(before, self._hip.hipSetDevice, before)
+
+    def _current_handle(self, device: int) -> int:
+        return device
+
+    def _describe(self, code: int) -> tuple[str, str]:
+        self._forget_error()
+        result = self._hip.hipError_t(code)
+        (_, name), (_, text) = (
+            self._hip.hipGetErrorName(result),
+            self._hip.hipGetErrorString(result),
+        )
+        return str(name), str(text)
+
+    def _forget_error(self) -> None:
+        """Clear the thread's last error: PyTorch asks for it after its own launches."""
+        self._hip.hipGetLastError()
+
+    def _permit_lds(self, kernel: LoadedKernel, size_bytes: int) -> None:
+        """Nothing: AMD's kernels may have all of a block's LDS."""
+
+
+def _api(hip: Any) -> Api:
+    from rocm.bindings.util.paths import get_library_path  # late: an extra's package
+
+    path = os.fsdecode(get_library_path("amdhip64"))
+    try:
+        library = ctypes.CDLL(path)  # the one that the binding has loaded
+    except OSError as error:
+        raise DeviceError(
+            f"AMD's HIP runtime cannot be loaded: {error}; set ROCM_PATH to the folder whose lib/ "
+            "holds libamdhip64.so"
+        ) from error
+    return Api(
+        allocate=hip.hipMalloc,
+        free=hip.hipFree,
+        upload=_copier(hip, "hipMemcpyHostToDevice"),
+        download=_copier(hip, "hipMemcpyDeviceToHost"),
+        copy=_copier(hip, "hipMemcpyDeviceToDevice"),
+        fill=hip.hipMemsetAsync,
+        memory_info=hip.hipMemGetInfo,
+        synchronize=hip.hipStreamSynchronize,
+        is_capturing=hip.hipStreamIsCapturing,
+        event_create=hip.hipEventCreate,
+        event_record=hip.hipEventRecord,
+        event_synchronize=hip.hipEventSynchronize,
+        event_elapsed_ms=hip.hipEventElapsedTime,
+        event_destroy=hip.hipEventDestroy,
+        module_load=hip.hipModuleLoadData,
+        module_function=hip.hipModuleGetFunction,
+        module_unload=hip.hipModuleUnload,
+        launch=library.hipModuleLaunchKernel,
+        get_current=library.hipGetDevice,
+        exchange_capture_mode=library.hipThreadExchangeStreamCaptureMode,
+    )
+
+
+def _copier(hip: Any, kind: str) -> Any:
+    direction = getattr(hip.hipMemcpyKind, kind)
+
+    def copy(destination: int, source: int, size_bytes: int, stream: int) -> Any:
+        return hip.hipMemcpyAsync(destination, source, size_bytes, direction, stream)
+
+    return named("hipMemcpyAsync", copy)
+
+
+def _text(data: bytes | str) -> str:
+    return data if isinstance(data, str) else data.split(b"\0")[0].decode(errors="replace")
