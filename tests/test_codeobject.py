@@ -5,6 +5,7 @@ import importlib.util
 import random
 import re
 import struct
+import sys
 import tempfile
 from pathlib import Path
 
@@ -195,6 +196,12 @@ def test_other_files_are_refused() -> None:
     unknown[0x30] = 0xFE
     with pytest.raises(CompileError, match="no known arch has the number 254"):
         code_object_arch(bytes(unknown))
+
+
+def test_a_missing_package_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "msgpack", None)
+    with pytest.raises(TargetError, match=r"needs msgpack: pip install q4jit\[cross\]"):
+        kernel_infos(with_metadata(b"\x80"))
 
 
 # --- disassembly ----------------------------------------------------------------------------------

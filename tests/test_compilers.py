@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from q4jit.cache import Compiler
-from q4jit.compilers import hiprtc, llvm
+from q4jit.compilers import hiprtc, llvm, nvrtc
 from q4jit.compilers.clang import Clang
 from q4jit.compilers.codeobject import disassemble, kernel_infos
 from q4jit.compilers.find import find_compiler
@@ -493,6 +493,13 @@ def test_a_library_that_cannot_be_loaded_is_told(
     monkeypatch.setenv("Q4JIT_HIP_COMPILER", "hiprtc")
     with pytest.raises(TargetError, match=r"cannot be used: .*libhiprtc\.so.*(invalid|too short)"):
         find_compiler(GFX90A)
+
+
+def test_a_missing_binding_of_nvidia_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cuda.bindings", None)
+    nvrtc._nvrtc.cache_clear()
+    with pytest.raises(TargetError, match=r"pip install q4jit\[nvidia\]"):
+        find_compiler(Target("hip", "sm_90")).compile_object("", Target("hip", "sm_90"))
 
 
 def test_the_child_that_runs_hiprtc_imports_nothing_of_ours() -> None:

@@ -28,7 +28,7 @@ _FLAGS: Final = (
     "-std=c++17",
     "-ffp-contract=off",  # the text says fma where it means it
     "-mcode-object-version=5",
-    "-fuse-cuid=none",  # else an identifier made from the file's path becomes a symbol
+    "-fuse-cuid=none",  # else a hash of path and command becomes a symbol
     *"-mllvm -amdgpu-early-inline-all=true".split(),  # hipcc adds these two
     *"-mllvm -amdgpu-function-calls=false".split(),
 )

@@ -10,7 +10,7 @@ import re
 import shutil
 import struct
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -82,9 +82,17 @@ def code_object_arch(data: bytes) -> str:
 
 
 def kernel_infos(data: bytes) -> dict[str, KernelInfo]:
-    """What each kernel of a code object needs, by name. Raises CompileError for damaged bytes."""
+    """What each kernel of a code object needs, by name.
+
+    Raises CompileError for damaged bytes, and TargetError where msgpack is missing.
+    """
     try:
-        kernels = _metadata(_checked(data))["amdhsa.kernels"]
+        import msgpack  # late: an extra's package
+    except ImportError as error:
+        raise TargetError("reading metadata needs msgpack: pip install q4jit[cross]") from error
+
+    try:
+        kernels = _metadata(_checked(data), msgpack.unpackb)["amdhsa.kernels"]
         infos = [_info(kernel) for kernel in _typed(kernels, list)]
     except (*_DAMAGE, KeyError, TypeError) as error:
         raise _damaged(repr(error)) from error
@@ -104,13 +112,11 @@ def _checked(data: bytes) -> bytes:
     return data
 
 
-def _metadata(data: bytes) -> dict[str, Any]:
-    import msgpack  # late: an extra's package
-
+def _metadata(data: bytes, unpack: Callable[..., Any]) -> dict[str, Any]:
     for name, kind, description in _notes(data):
         if name == b"AMDGPU\0" and kind == _NT_AMDGPU_METADATA:
             limits = dict.fromkeys(("max_array_len", "max_map_len", "max_str_len"), _MOST)
-            value = msgpack.unpackb(description, max_bin_len=0, max_ext_len=0, **limits)
+            value = unpack(description, max_bin_len=0, max_ext_len=0, **limits)
             found: dict[str, Any] = _typed(value, dict)
             return found
     raise ValueError("without the note NT_AMDGPU_METADATA")
