@@ -25,9 +25,10 @@ from q4jit.hip_values import (
     store_index,
 )
 from q4jit.ir import Node, WeightSpec
-from q4jit.layouts import PLANAR, Planar, fields
+from q4jit.layouts import GGUF, PLANAR, Planar, fields
 from q4jit.plan import Source
 from q4jit.schedule_hip import DEQUANTIZE, MAX_GRID_Y, ROWS, HipKernel, HipPlan
+from q4jit.targets import Target
 
 SUFFIX: Final = ".hip"
 _OPERATORS: Final = {"and": "logical_and", "or": "logical_or", "not": "logical_not"}
@@ -43,6 +44,31 @@ def render(plan: HipPlan, kernel: HipKernel, platform: str | None = None) -> Sou
     context["platform"] = platform or ("nvidia" if arch.is_nvidia else "amd")
     text = _environment().get_template("kernel.hip.j2").render(context)
     return Source(kernel.symbol, plan.target, text, SUFFIX)
+
+
+def render_generic(
+    fmt: Format, target: Target, block_size: int, platform: str | None = None
+) -> Source:
+    """The text of `<format>_matmul_kernel`, a product on GGUF rows with M, N, K as arguments.
+
+    platform: as for `render`.
+    """
+    name = fmt.name.lower()
+    weight = _Weight(WeightSpec(fmt.name, fmt.block_elements, 1), GGUF)  # one block
+    context = {
+        "platform": platform or ("nvidia" if target.hip.is_nvidia else "amd"),
+        "arch": target.hip,
+        "symbol": f"{name}_matmul_kernel",
+        "argument": f"weights_{name}",
+        "weight": weight,
+        "block_bytes": fmt.block_bytes,
+        "block_size": block_size,
+        "max_grid_y": MAX_GRID_Y,
+        "kernel": {"lanes": 1, "schedule": "generic"},
+        "needs": {"block_sum": True, "unaligned": not weight.float_bytes},
+    }
+    text = _environment().get_template("generic.hip.j2").render(context)
+    return Source(f"{name}_matmul_kernel", target, text, SUFFIX)
 
 
 def template_directory() -> Path:
@@ -439,4 +465,4 @@ def _elementary_function(name: str) -> str:
     return f"// {comment}\nDEVICE float {name}_f32(float x) {{\n{body}\n}}"
 
 
-__all__ = ["DEQUANTIZE", "SUFFIX", "render", "template_directory"]
+__all__ = ["DEQUANTIZE", "SUFFIX", "render", "render_generic", "template_directory"]
