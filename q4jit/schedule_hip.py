@@ -134,6 +134,17 @@ class HipKernel(Kernel):
 HipPlan = Plan[HipKernel]
 
 
+def scratch(plan: HipPlan, kernel: HipKernel, m: int) -> dict[Slot, int]:
+    """The slots of a kernel between its own launches, and the bytes of each for m rows.
+
+    A `rows` kernel writes them, and the kernels of its products, which come next, read them.
+    """
+    rows = 1 if kernel.uniform else m
+    k = kernel.x.width if kernel.x is not None else 0
+    sizes = {"x": 4 * rows * k, "x_terms": 2 * kernel.terms * rows * k, "x_rough": 4 * rows}
+    return {slot: sizes[slot.kind] for slot in kernel.slots() if slot.kind in sizes}
+
+
 def m_class(target: Target, m: int, tuning: Tuning) -> int:
     """The class of a number of rows: the rows of its tile."""
     if tuning.schedule == ELEMENT:

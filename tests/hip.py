@@ -1,7 +1,7 @@
 """What tests of the HIP back end share: a function's plan for a GPU, run by the host's prelude."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,12 +11,18 @@ from q4jit.frontend import trace
 from q4jit.layouts import GGUF
 from q4jit.plan import Slot
 from q4jit.render import render
-from q4jit.schedule_hip import HipKernel, HipPlan, Tuning, grid, make_plan
+from q4jit.schedule_hip import ROWS, HipKernel, HipPlan, Tuning, grid, make_plan, scratch
 from q4jit.targets import find_target
 from tests.hip_host import compile_host
 from tests.kernels import specs_of
 
 Floats = NDArray[np.float32]
+
+_SCRATCH: Final[dict[str, type[np.generic]]] = {
+    "x": np.float32,
+    "x_terms": np.uint16,
+    "x_rough": np.uint32,
+}
 
 
 def hip_plan(
@@ -73,18 +79,14 @@ def _argument(
         case "weight":
             tensor: QuantizedTensor = args[slot.index]
             return tensor.raw if slot.layout == GGUF else tensor.repacked(slot.layout)
-    return memory[slot] if slot in memory else _buffer(plan, kernel, slot, rows)
+    own = scratch(plan, kernel, rows)
+    if slot in own and kernel.schedule == ROWS:  # a buffer of an earlier kernel has another size
+        dtype = _SCRATCH[slot.kind]
+        return np.zeros(own[slot] // dtype().itemsize, dtype)
+    return memory[slot] if slot in memory else _buffer(plan, slot, rows)
 
 
-def _buffer(plan: HipPlan, kernel: HipKernel, slot: Slot, rows: int) -> NDArray[Any]:
-    if slot.kind == "x_rough":
-        return np.zeros(rows, np.uint32)
-    if slot.kind == "x_terms":
-        assert kernel.x is not None
-        return np.zeros((kernel.terms, rows, kernel.x.width), np.uint16)
-    if slot.kind == "x":
-        assert kernel.x is not None
-        return np.zeros((rows, kernel.x.width), np.float32)
+def _buffer(plan: HipPlan, slot: Slot, rows: int) -> NDArray[Any]:
     if slot.kind == "temp":
         return np.zeros((rows, plan.temps[slot.index]), np.float32)
     node = plan.graph.outputs[slot.index]
