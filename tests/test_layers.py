@@ -39,6 +39,7 @@ LAYERS = (
     "launch_cpu",
     "backends",
     "dispatcher",
+    "aot",
     "cli",
     "__init__",
 )

@@ -1,0 +1,273 @@
+"""The command `q4jit`: kernels and weights as files, for programs without Python.
+
+A problem is one line on standard error and the exit status 1, or 2 where the command line itself is
+wrong; `--debug` and Q4JIT_DEBUG=1 show the traceback too.
+"""
+
+import argparse
+import importlib.util
+import sys
+import traceback
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Final, NoReturn
+
+from q4jit import aot, config
+from q4jit.errors import CompileError, FormatError, Q4JitError, TargetError
+from q4jit.formats import FORMATS, Format, find_format
+from q4jit.ir import WeightSpec
+from q4jit.layouts import GGUF, PLANAR
+from q4jit.schedule_hip import Tuning, check_block_size
+from q4jit.targets import HIP_ARCHS, Target
+
+_EXAMPLES: Final = """\
+examples:
+  q4jit build --k 4096 --n 11008 --format q4_0 --arch gfx1100 --out kernels
+  q4jit build --gguf model.gguf --arch gfx1100 --arch gfx942 --m 1 --m 512 --out kernels
+  q4jit build --entry generic --format q4_0 --arch gfx1100 --out kernels
+  q4jit pack --gguf model.gguf --tensor blk.0.ffn_up.weight --layout planar --out up.bin
+"""
+_INTERRUPTED: Final = 130  # as a shell reports SIGINT
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command line (None: the process's own) and return its exit status."""
+    options = _parser().parse_args(arguments)
+    debug = options.debug
+    try:
+        debug = debug or config.debug()
+        return int(options.run(options))
+    except (Q4JitError, OSError) as error:
+        if debug:
+            traceback.print_exc()
+        print(f"q4jit {options.command}: {_one_line(error)}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"q4jit {options.command}: interrupted", file=sys.stderr)
+        return _INTERRUPTED
+
+
+def _one_line(error: Exception) -> str:
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    if isinstance(error, CompileError):
+        log = error.log.splitlines() or [""]
+        named = next((line for line in log if "error" in line.lower()), log[-1])
+        again = f"; to run it again: sh {error.repro}/repro.sh" if error.repro else ""
+        return f"{error.compiler} failed: {named.strip()} (--debug shows all{again})"
+    return " ".join(str(error).split())
+
+
+# --- the command line ---------------------------------------------------------------------------
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line."""
+
+    def __init__(self, **options: Any) -> None:
+        shape = argparse.RawDescriptionHelpFormatter
+        super().__init__(allow_abbrev=False, formatter_class=shape, **options)
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="q4jit",
+        description="Kernels for products with GGUF weights, built ahead of time.",
+        epilog=_EXAMPLES,
+    )
+    parser.add_argument("--version", action="version", version=f"q4jit {aot.version()}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for add in (_add_build, _add_pack):
+        command = add(commands)
+        command.add_argument("--debug", action="store_true", help="show tracebacks")
+        command.set_defaults(parser=command)
+    return parser
+
+
+def _add_build(commands: Any) -> argparse.ArgumentParser:
+    command: argparse.ArgumentParser = commands.add_parser(
+        "build",
+        help="compile kernels for AMD GPUs, with a manifest and a C header",
+        description="Compile y = x @ w for weights, GPUs and numbers of rows M. The folder gets\n"
+        "each kernel as .hip and .hsaco, manifest.json and q4jit_kernels.h.",
+        epilog=_EXAMPLES,
+    )
+    command.add_argument("--gguf", metavar="FILE", help="all weights of this file")
+    command.add_argument("--k", type=_positive, help="rows of one weight [K, N]")
+    command.add_argument("--n", type=_positive, help="columns of one weight [K, N]")
+    command.add_argument(
+        "--format", type=_format, help=f"its block format: {', '.join(FORMATS).lower()}"
+    )
+    command.add_argument(
+        "--arch",
+        type=_target,
+        action="append",
+        required=True,
+        help="a GPU, as gfx1100; may be given again",
+    )
+    command.add_argument(
+        "--m",
+        type=_positive,
+        action="append",
+        help="rows of x that must be served; may be given again (default: every M)",
+    )
+    command.add_argument(
+        "--precision",
+        choices=("f32", "f16", "i8"),
+        default="f32",
+        help="upper bound of the error (default: f32)",
+    )
+    command.add_argument(
+        "--block-size", type=_positive, help="threads of a block, where a schedule leaves a choice"
+    )
+    command.add_argument(
+        "--layout", choices=(PLANAR, GGUF), help="byte order of the weights (default: planar)"
+    )
+    command.add_argument(
+        "--entry",
+        choices=("specialised", "generic"),
+        default="specialised",
+        help="generic: <format>_matmul_kernel(activations, weights, output, m, n, k) on GGUF's own"
+        " blocks, for every shape",
+    )
+    _add_out(command, "DIR")
+    command.set_defaults(run=_build)
+    return command
+
+
+def _add_pack(commands: Any) -> argparse.ArgumentParser:
+    command: argparse.ArgumentParser = commands.add_parser(
+        "pack",
+        help="write a tensor of a GGUF file in the byte order of a layout",
+        description="Write a matrix of a GGUF file in a layout, and what it is to FILE.json.",
+        epilog=_EXAMPLES,
+    )
+    command.add_argument("--gguf", metavar="FILE", required=True)
+    command.add_argument("--tensor", metavar="NAME", required=True)
+    command.add_argument("--layout", choices=aot.LAYOUTS, default=PLANAR)
+    _add_out(command, "FILE")
+    command.set_defaults(run=_pack)
+    return command
+
+
+def _add_out(command: argparse.ArgumentParser, what: str) -> None:
+    command.add_argument("--out", type=Path, metavar=what, required=True)
+    command.add_argument(
+        "--force", action="store_true", help="replace files that q4jit did not write"
+    )
+
+
+def _positive(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or not 0 < int(text[:20]) < 1 << 63:
+        raise argparse.ArgumentTypeError(f"found {text!r}, accepted are whole numbers from 1")
+    return int(text)
+
+
+def _format(text: str) -> Format:
+    try:
+        return find_format(text.upper())
+    except FormatError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _target(text: str) -> Target:
+    known = [name for name, arch in HIP_ARCHS.items() if not arch.is_nvidia]
+    name = text.removeprefix("hip:")
+    if name not in known:
+        raise argparse.ArgumentTypeError(f"unknown arch {text!r}: known are {', '.join(known)}")
+    return Target("hip", name)
+
+
+# --- build --------------------------------------------------------------------------------------
+
+
+def _build(options: argparse.Namespace) -> int:
+    generic = options.entry == "generic"
+    if generic and options.layout == PLANAR:
+        options.parser.error(f"--entry generic takes {GGUF}, found --layout {PLANAR}")
+    for target in options.arch:
+        _checked(options, check_block_size, target, options.block_size)
+    weights, left_out = _weights(options, generic)
+    for name, reason in left_out.items():
+        print(f"q4jit build: left out {name}: {reason}", file=sys.stderr)
+    request = aot.Request(
+        weights,
+        tuple(dict.fromkeys(options.arch)),
+        tuple(options.m or ()),
+        Tuning(options.precision, options.block_size, None, options.layout),
+        generic,
+        left_out,
+    )
+    manifest = aot.build(request, options.out, force=options.force, progress=_with_progress)
+    archs = ", ".join(manifest["compilers"])
+    kernels = sum(len(product["launches"]) for product in manifest["products"])
+    print(f"{options.out}: {kernels} kernels for {archs}, {aot.MANIFEST}, {aot.HEADER}")
+    return 0
+
+
+def _weights(
+    options: argparse.Namespace, generic: bool
+) -> tuple[dict[WeightSpec, tuple[str, ...]], dict[str, str]]:
+    single = {"--k": options.k, "--n": options.n, "--format": options.format}
+    given = [name for name, value in single.items() if value is not None]
+    if options.gguf is not None:
+        if given:
+            options.parser.error(f"found --gguf and {', '.join(given)}: accepted is one of both")
+        return aot.weights_in(options.gguf)
+    lacking = [name for name in single if name not in given]
+    if generic and options.format:
+        lacking = []  # its kernels take K and N with each launch
+    if lacking:
+        options.parser.error(
+            f"{', '.join(lacking)} missing: accepted are --gguf FILE, or --k K --n N --format NAME"
+        )
+    fmt: Format = options.format
+    k, n = options.k or fmt.block_elements, options.n or 1
+    _checked(options, aot.check_shape, fmt, k, n)
+    return {WeightSpec(fmt.name, k, n): ()}, {}
+
+
+def _checked(options: argparse.Namespace, check: Any, *arguments: Any) -> None:
+    """A number that does not fit is a wrong command line."""
+    try:
+        check(*arguments)
+    except (FormatError, TargetError) as error:
+        options.parser.error(str(error))
+
+
+def _with_progress(launches: Sequence[Any]) -> Iterable[Any]:
+    if not sys.stderr.isatty():
+        return launches
+    if importlib.util.find_spec("tqdm"):
+        from tqdm import tqdm  # late: an extra's package
+
+        return tqdm(launches, "compiling", unit="kernel")
+    return _with_lines(launches)
+
+
+def _with_lines(launches: Sequence[Any]) -> Iterator[Any]:
+    for i, launch in enumerate(launches, 1):
+        print(f"compiling {i} of {len(launches)}: {launch.stem}", file=sys.stderr)
+        yield launch
+
+
+# --- pack ---------------------------------------------------------------------------------------
+
+
+def _pack(options: argparse.Namespace) -> int:
+    found = aot.pack_tensor(
+        options.gguf, options.tensor, options.layout, options.out, force=options.force
+    )
+    shape, weight = f"[{found['K']}, {found['N']}]", found["weight"]
+    print(
+        f"{options.out}: {options.tensor}, {found['format']} {shape}, layout {weight['layout']}, "
+        f"{weight['size_bytes']} bytes"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
