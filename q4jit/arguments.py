@@ -8,6 +8,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from q4jit.device_arrays import DeviceView
 from q4jit.errors import ArgumentError
 from q4jit.ir import (
     ArraySpec,
@@ -202,7 +203,7 @@ def lead_shape(args: Sequence[object]) -> tuple[int, ...]:
 
     Raises ArgumentError where there are none.
     """
-    arrays = [a for a in args if isinstance(a, np.ndarray) and a.ndim]
+    arrays: list[Any] = [a for a in args if isinstance(a, np.ndarray | DeviceView) and a.shape]
     try:
         return np.broadcast_shapes(*(a.shape if holds_ids(a) else a.shape[:-1] for a in arrays))
     except ValueError:
@@ -213,7 +214,7 @@ def lead_shape(args: Sequence[object]) -> tuple[int, ...]:
         ) from None
 
 
-def holds_ids(array: NDArray[Any]) -> bool:
+def holds_ids(array: NDArray[Any] | DeviceView) -> bool:
     """Whether an array argument is one of row numbers, not of activations."""
     return array.dtype.kind in "iu"
 
@@ -227,6 +228,18 @@ def check_ids(name: str, array: NDArray[Any]) -> None:
             f"{name}.astype(np.float32)"
         )
     _check_kind(name, array)
+
+
+def checked_ids(
+    name: str, array: NDArray[Any], shape: tuple[int, ...] | None, count: int
+) -> NDArray[np.int64]:
+    """A copy of row numbers, spread to `shape`; ArgumentError unless all are below `count`."""
+    # a copy: nobody can change it between the check and the kernel, which reads where it says
+    ids = np.array(array, np.int64, order="C")
+    if ids.size and ids.view(np.uint64).max() >= count:  # below 0 is above every count
+        wrong = ids.min() if ids.min() < 0 else ids.max()
+        raise ArgumentError(f"rows: found id {wrong} in {name!r}, accepted are 0 to {count - 1}")
+    return ids if shape is None else np.ascontiguousarray(np.broadcast_to(ids, shape))
 
 
 def check_array(name: str, array: NDArray[Any]) -> None:
@@ -264,6 +277,7 @@ __all__ = [
     "check_array",
     "check_ids",
     "check_out",
+    "checked_ids",
     "f32",
     "holds_ids",
     "lead_shape",

@@ -2,18 +2,31 @@
 
 import ctypes
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
+from q4jit import schedule_cpu, schedule_hip
 from q4jit.cache import Compiler
-from q4jit.errors import TargetError
+from q4jit.errors import DeviceError, TargetError
 from q4jit.ir import Graph
-from q4jit.launch_cpu import KernelFunction
-from q4jit.lower_cpu import lower
+from q4jit.launch_cpu import CpuLaunch, KernelFunction
 from q4jit.plan import Plan, Source
-from q4jit.schedule_cpu import make_plan, rows_per_tile
+from q4jit.runtime.driver import Device
+from q4jit.schedule_hip import Tuning
 from q4jit.targets import Target
+
+
+class Launch(Protocol):
+    """Kernels bound to exact shapes."""
+
+    def __call__(self, args: Sequence[Any], out: object = None) -> Any:
+        """Run the kernels."""
+        ...
+
+    def prepare(self, args: Sequence[Any]) -> None:
+        """Bring the weights where the kernels read them."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -21,37 +34,47 @@ class Backend:
     """The stages of one kind of target, in the order in which the dispatcher calls them.
 
     m_class: the class of a number of rows; plan: a graph for a target and a number of rows; lower:
-    a kernel of a plan as text; compiler: text to bytes; load: bytes and symbol to a function and
-    the owner of its memory. `remarks` tell what of the options has no effect.
+    a kernel of a plan as text; compiler: the one for a target; load: a compiled kernel, ready to
+    run on a device (None: this CPU); launch: a plan's loaded kernels bound to the shapes of
+    arguments. `remarks` tell what of the options has no effect.
     """
 
-    m_class: Callable[[Target, int], int]
-    plan: Callable[[Graph, Target, int], Plan[Any]]
+    m_class: Callable[[Target, int, Tuning], int]
+    plan: Callable[[Graph, Target, int, Tuning], Plan[Any]]
     lower: Callable[[Any, Any], Source]
-    compiler: Compiler
-    load: Callable[[bytes, str, Target], tuple[KernelFunction, object]]
-    rule: str
+    compiler: Callable[[Target], Compiler]
+    load: Callable[[bytes, Source, Device | None], Any]
+    launch: Callable[[Any, Sequence[Any], Sequence[Any], Sequence[str], Device | None], Launch]
     remarks: dict[str, str]
 
 
 def find_backend(target: Target) -> Backend:
     """The back end of a target; raises TargetError where there is none."""
-    if target.backend == "cpu":
-        return _cpu()
-    raise TargetError(f"no back end {target.backend!r} for {target}: there is 'cpu'")
+    try:
+        return _BACKENDS[target.backend]()
+    except KeyError:
+        known = " and ".join(map(repr, _BACKENDS))
+        raise TargetError(
+            f"no back end {target.backend!r} for {target}: there are {known}"
+        ) from None
+
+
+# --- the CPU --------------------------------------------------------------------------------------
 
 
 @functools.cache
 def _cpu() -> Backend:
-    from q4jit.compilers import llvm  # late: importing q4jit does not load LLVM
+    from q4jit.lower_cpu import lower  # late: importing q4jit loads no back end
 
     return Backend(
-        m_class=rows_per_tile,
-        plan=make_plan,
+        m_class=lambda target, m, tuning: schedule_cpu.rows_per_tile(target, m),
+        plan=lambda graph, target, m, tuning: schedule_cpu.make_plan(graph, target, m),
         lower=lower,
-        compiler=llvm,
+        compiler=_llvm,
         load=_load_on_cpu,
-        rule="the CPU runs every call: no GPU back end is part of this version",
+        launch=lambda plan, loaded, args, names, device: CpuLaunch(
+            plan, [function for function, _ in loaded], args, names
+        ),
         remarks={
             "precision": "an upper bound: the CPU has no kernels of that class yet and serves the "
             "more exact 'f32'",
@@ -60,8 +83,63 @@ def _cpu() -> Backend:
     )
 
 
-def _load_on_cpu(object_bytes: bytes, symbol: str, target: Target) -> tuple[KernelFunction, object]:
+def _llvm(target: Target) -> Compiler:
+    from q4jit.compilers import llvm  # late: importing q4jit does not load LLVM
+
+    return llvm
+
+
+def _load_on_cpu(
+    object_bytes: bytes, source: Source, device: Device | None
+) -> tuple[KernelFunction, object]:
+    """The kernel's function, and the owner of its memory."""
     from q4jit.runtime.cpu import LoadedObject
 
-    code = LoadedObject(object_bytes, (symbol,), target)
-    return ctypes.CFUNCTYPE(None, ctypes.c_char_p)(code.addresses[symbol]), code
+    code = LoadedObject(object_bytes, (source.symbol,), source.target)
+    return ctypes.CFUNCTYPE(None, ctypes.c_char_p)(code.addresses[source.symbol]), code
+
+
+# --- GPUs -----------------------------------------------------------------------------------------
+
+
+@functools.cache
+def _hip() -> Backend:
+    from q4jit.launch_hip import HipLaunch  # late, as the CPU's
+    from q4jit.render import render
+
+    def launch(
+        plan: Any, loaded: Sequence[Any], args: Sequence[Any], names: Sequence[str], device: Any
+    ) -> Launch:
+        return HipLaunch(plan, loaded, args, names, device)
+
+    return Backend(
+        m_class=schedule_hip.m_class,
+        plan=schedule_hip.make_plan,
+        lower=render,
+        compiler=_hip_compiler,
+        load=_load_on_gpu,
+        launch=launch,
+        remarks={},
+    )
+
+
+def _hip_compiler(target: Target) -> Compiler:
+    from q4jit.compilers.find import find_compiler
+
+    return find_compiler(target)
+
+
+def _load_on_gpu(code: bytes, source: Source, device: Device | None) -> object:
+    from q4jit.compilers.codeobject import code_object_arch
+    from q4jit.runtime.devices import driver_of
+
+    assert device is not None
+    if device.platform == "amd" and (made_for := code_object_arch(code)) != device.arch:
+        raise DeviceError(
+            f"the code object of {source.symbol} is for {made_for}: accepted on {device} is "
+            f"{device.arch}"
+        )
+    return driver_of(device).load(device.index, code, source.symbol)
+
+
+_BACKENDS = {"cpu": _cpu, "hip": _hip}

@@ -20,13 +20,16 @@ import numpy as np
 
 from q4jit import cache, config
 from q4jit.arguments import F32, check_array, check_ids, check_out, holds_ids, lead_shape
-from q4jit.backends import find_backend
+from q4jit.backends import Launch, find_backend
+from q4jit.device_arrays import DeviceView, as_device_array, require_f32
 from q4jit.errors import ArgumentError, ConfigError
 from q4jit.frontend import array_spec, ids_spec, trace
 from q4jit.ir import Graph, ScalarSpec, Signature, Spec, StaticSpec, WeightSpec, reachable
-from q4jit.launch_cpu import CpuLaunch, KernelFunction
 from q4jit.locks import BUILD
 from q4jit.plan import Plan, Source
+from q4jit.policy import Place, choose_place, work_of
+from q4jit.runtime.driver import Device
+from q4jit.schedule_hip import Tuning, check_block_size
 from q4jit.targets import Target, find_target
 from q4jit.weights import QuantizedTensor
 
@@ -58,8 +61,15 @@ class Options:
         if self.precision not in _PRECISIONS:
             accepted = ", ".join(map(repr, _PRECISIONS))
             raise ArgumentError(f"precision={self.precision!r}: accepted are {accepted}")
-        if self.target is not None:
-            find_target(self.target)
+        if self.target is not None and not _names_device(self.target):
+            target = find_target(self.target)
+            if target.backend == "hip":
+                check_block_size(target, self.block_size)
+
+    @property
+    def tuning(self) -> Tuning:
+        """What of them a schedule is asked for."""
+        return Tuning(self.precision, self.block_size)
 
 
 @dataclass(frozen=True)
@@ -85,23 +95,25 @@ class Stats:
 
 @dataclass(frozen=True)
 class _Kernel:
-    """A kernel ready to run; `code` owns its executable memory."""
+    """A kernel ready to run; `loaded` owns its executable memory."""
 
     source: Source
     entry: cache.Entry
-    code: object
-    function: KernelFunction
+    loaded: object
 
 
 @dataclass(frozen=True)
 class _Compiled:
-    """The kernels of one signature and class of M."""
+    """The kernels of one signature and class of M on one device (None: the CPU)."""
 
     plan: Plan[Any]
     kernels: tuple[_Kernel, ...]
 
 
 _Key = tuple[Signature, Target, int]  # and the class of M
+_PLAIN: Final = frozenset(
+    {np.ndarray, QuantizedTensor, float, int, bool, str, type(None), np.float32, np.float64}
+)
 
 
 class Specialized(Generic[_P, _R]):
@@ -119,9 +131,10 @@ class Specialized(Generic[_P, _R]):
         self._python_signature = inspect.signature(function)
         self._parameters, self._keywords = _parameters(self._python_signature, self._name)
         self._disabled = config.jit_disabled()
-        self._launches: dict[tuple[object, ...], CpuLaunch] = {}
+        self._launches: dict[tuple[object, ...], Launch] = {}
         self._plans: dict[_Key, tuple[Plan[Any], int]] = {}  # and the M it was made for
-        self._compiled: dict[_Key, _Compiled] = {}
+        self._compiled: dict[tuple[_Key, Device | None], _Compiled] = {}
+        self._rules: dict[str, None] = {}  # which applied, oldest first
         self._graphs: dict[Signature, Graph] = {}
         self._hits = self._misses = self._compiles = 0
         self._seconds = 0.0
@@ -142,6 +155,8 @@ class Specialized(Generic[_P, _R]):
         """
         if kwargs or len(args) != len(self._parameters):
             args = self._positional(args, kwargs)
+        if not _PLAIN.issuperset(map(type, args)):
+            args = self._with_views(args)
         key = tuple([_shape_key(value) for value in args])
         launch = self._launches.get(key)
         if launch is None:
@@ -166,6 +181,11 @@ class Specialized(Generic[_P, _R]):
         bound.apply_defaults()
         return tuple(bound.arguments[name] for name in self._parameters)
 
+    def _with_views(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """The arguments, arrays on a device as kernels take them."""
+        views = (as_device_array(v, n) for v, n in zip(args, self._parameters, strict=True))
+        return tuple(a if v is None else v for a, v in zip(args, views, strict=True))
+
     def _run_python(self, args: tuple[Any, ...], out: Any) -> Any:
         self._signature_of(args)  # the same arguments are refused
         # NumPy's float64 scalars would make the result float64; Python's floats do not
@@ -184,16 +204,25 @@ class Specialized(Generic[_P, _R]):
 
     # --- specialising -----------------------------------------------------------------------------
 
-    def _specialise(self, args: Sequence[Any], key: tuple[object, ...]) -> CpuLaunch:
+    def _specialise(self, args: Sequence[Any], key: tuple[object, ...]) -> Launch:
         with BUILD:
             launch = self._launches.get(key)
             if launch is not None:  # another thread was faster
                 self._hits += 1
                 return launch
             self._misses += 1
-            compiled = self._compile(self._signature_of(args), _rows(args))
-            functions = [kernel.function for kernel in compiled.kernels]
-            launch = CpuLaunch(compiled.plan, functions, args, self._parameters)
+            signature, rows = self._signature_of(args), _rows(args)
+            place = choose_place(
+                self.options.target,
+                args,
+                self._parameters,
+                lambda: work_of(self._graph(signature), rows),
+            )
+            compiled = self._compile(signature, rows, place)
+            loaded = [kernel.loaded for kernel in compiled.kernels]
+            bind = find_backend(place.target).launch
+            launch = bind(compiled.plan, loaded, args, self._parameters, place.device)
+            self._rules[place.rule] = None
             if len(self._launches) >= _MOST_LAUNCHES:
                 self._launches.clear()
             self._launches[key] = launch
@@ -218,30 +247,29 @@ class Specialized(Generic[_P, _R]):
             self._graphs[signature] = graph
         return self._graphs[signature]
 
-    def _compile(self, signature: Signature, m: int) -> _Compiled:
-        target = find_target(self.options.target)
+    def _compile(self, signature: Signature, m: int, place: Place) -> _Compiled:
+        target, tuning = place.target, self.options.tuning
         backend = find_backend(target)
-        key = (signature, target, backend.m_class(target, m))
-        if key not in self._compiled:
+        key = (signature, target, backend.m_class(target, m, tuning))
+        if (key, place.device) not in self._compiled:
             start = time.perf_counter()
-            plan = backend.plan(self._graph(signature), target, m)
+            plan = backend.plan(self._graph(signature), target, m, tuning)
             self._plans[key] = plan, m  # what does not load can still be inspected
             if config.debug():
                 sys.stderr.write(f"q4jit: {plan}\n")
-            kernels = tuple(self._load(backend.lower(plan, kernel)) for kernel in plan.kernels)
+            sources = [backend.lower(plan, kernel) for kernel in plan.kernels]
+            kernels = tuple(self._load(source, place.device) for source in sources)
             self._seconds += time.perf_counter() - start
             _dump(plan, kernels)
-            self._compiled[key] = _Compiled(plan, kernels)
-        return self._compiled[key]
+            self._compiled[key, place.device] = _Compiled(plan, kernels)
+        return self._compiled[key, place.device]
 
-    def _load(self, source: Source) -> _Kernel:
+    def _load(self, source: Source, device: Device | None) -> _Kernel:
         backend = find_backend(source.target)
-        entry = cache.fetch(
-            source.target, backend.compiler, source.symbol, source.text, self.options.cache
-        )
+        compiler = backend.compiler(source.target)
+        entry = cache.fetch(source.target, compiler, source.symbol, source.text, self.options.cache)
         self._compiles += entry.origin == "compiled"
-        function, code = backend.load(entry.object_bytes, source.symbol, source.target)
-        return _Kernel(source, entry, code, function)
+        return _Kernel(source, entry, backend.load(entry.object_bytes, source, device))
 
     # --- looking inside ---------------------------------------------------------------------------
 
@@ -263,7 +291,7 @@ class Specialized(Generic[_P, _R]):
         """
         if kwargs or len(args) != len(self._parameters):
             args = self._positional(args, kwargs)
-        stand_ins = tuple(_stand_in(value) for value in args)
+        stand_ins = self._with_views(tuple(_stand_in(value) for value in args))
         key = tuple(_shape_key(value) for value in stand_ins)
         if self._disabled:
             self._signature_of(stand_ins)
@@ -286,7 +314,8 @@ class Specialized(Generic[_P, _R]):
         plans = self._need_plans()
         if target is not None:
             found = find_target(target)
-            others = [find_backend(found).plan(plan.graph, found, m) for plan, m in plans]
+            tuning = self.options.tuning
+            others = [find_backend(found).plan(p.graph, found, m, tuning) for p, m in plans]
             plans = [(plan, 0) for plan in {str(p): p for p in others}.values()]
         return [find_backend(p.target).lower(p, kernel) for p, _ in plans for kernel in p.kernels]
 
@@ -295,12 +324,8 @@ class Specialized(Generic[_P, _R]):
         lines = [f"{self._name}: {self.stats}"]
         if self._disabled:
             return "\n".join([*lines, "Q4JIT_DISABLE_JIT is set: every call runs py_func"])
-        backend = find_backend(find_target(self.options.target))
-        lines.append(backend.rule)
-        for option, remark in backend.remarks.items():
-            value = getattr(self.options, option)
-            if value != getattr(Options, option):
-                lines.append(f"{option}={value!r}: {remark}")
+        lines += self._rules
+        lines += self._remarks()
         compiled_now = list(self._compiled.values())  # other threads may be adding
         if not compiled_now:
             lines.append("nothing is compiled yet: that happens at the first call, or by warmup")
@@ -313,6 +338,16 @@ class Specialized(Generic[_P, _R]):
                 for k in compiled.kernels
             ]
         return "\n".join(lines)
+
+    def _remarks(self) -> list[str]:
+        """What of the options has no effect where the function ran."""
+        backends = {p.target.backend: find_backend(p.target) for p, _ in self._plans.values()}
+        return [
+            f"{option}={getattr(self.options, option)!r}: {remark}"
+            for backend in backends.values()
+            for option, remark in backend.remarks.items()
+            if getattr(self.options, option) != getattr(Options, option)
+        ]
 
     def _need_plans(self) -> list[tuple[Plan[Any], int]]:
         if self._disabled:
@@ -329,7 +364,8 @@ class Specialized(Generic[_P, _R]):
 
 
 def _assembly(source: Source) -> str:
-    return find_backend(source.target).compiler.compile_assembly(source.text, source.target)
+    compiler = find_backend(source.target).compiler(source.target)
+    return compiler.compile_assembly(source.text, source.target)
 
 
 # --- arguments --------------------------------------------------------------------------------
@@ -361,6 +397,9 @@ def _shape_key(value: object) -> object:
         return value.signature  # type: ignore[attr-defined]  # just tested
     if kind is float or isinstance(value, np.floating):
         return float
+    if kind is DeviceView:
+        view: Any = value
+        return view.shape, view.dtype, view.platform, view.device
     if isinstance(value, np.ndarray):  # a subclass is looked at when its own launch is made
         return kind, value.shape, value.dtype
     if isinstance(value, np.integer | np.bool_):
@@ -376,6 +415,11 @@ def _spec(name: str, value: object, sized: bool = False) -> Spec:
     """The spec of an argument; raises ArgumentError for what a function cannot take."""
     if isinstance(value, QuantizedTensor):
         return WeightSpec(*value.signature)
+    if isinstance(value, DeviceView):
+        if value.dtype.kind == "i":
+            return ids_spec(value.shape, sized)
+        require_f32(value, name)
+        return array_spec(value.shape, sized)
     if isinstance(value, np.ndarray):
         if value.ndim == 0 and value.dtype.kind in "fiu" and type(value) is np.ndarray:
             return ScalarSpec()
@@ -412,6 +456,12 @@ def _stand_in(value: object) -> object:
     return value
 
 
+def _names_device(target: str) -> bool:
+    """Whether a target is a device of this machine, which only a call looks for: hip, hip:1."""
+    backend, _, which = target.partition(":")
+    return backend == "hip" and (not which or which.isdigit())
+
+
 def _check_options(options: Options, graph: Graph) -> None:
     if options.K is not None:
         for node in graph.nodes():
@@ -433,7 +483,7 @@ def _dump(plan: Plan[Any], kernels: Sequence[_Kernel]) -> None:
     directory = config.dump_dir()
     if directory is None:
         return
-    suffix = find_backend(plan.target).compiler.SUFFIX
+    suffix = find_backend(plan.target).compiler(plan.target).SUFFIX
     stem = f"{plan.graph.name}-{kernels[0].entry.key[:12]}"
     try:
         directory.mkdir(parents=True, exist_ok=True)

@@ -13,8 +13,16 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from q4jit.arguments import F32, CallShapes, check_array, check_out, f32, usable, weight_layouts
-from q4jit.errors import ArgumentError
+from q4jit.arguments import (
+    F32,
+    CallShapes,
+    check_array,
+    check_out,
+    checked_ids,
+    f32,
+    usable,
+    weight_layouts,
+)
 from q4jit.layouts import CACHE_LINE_BYTES, GGUF
 from q4jit.plan import Slot
 from q4jit.runtime import pool
@@ -89,7 +97,7 @@ class CpuLaunch:
     def __call__(self, args: Sequence[Any], out: object = None) -> Any:
         """Run the kernels; returns an array or a tuple of them, or `out` where it is given."""
         arrays = [self._array(i, args[i], shape) for i, shape in self._arrays]
-        ids = [self._row_ids(i, args[i], shape, count) for i, shape, count in self._ids]
+        ids = [checked_ids(self._names[i], args[i], shape, count) for i, shape, count in self._ids]
         scalars = [f32(args[i]) for i in self._scalars]
         weights = [
             args[i].raw if layout == GGUF else args[i].repacked(layout)
@@ -142,18 +150,6 @@ class CpuLaunch:
                 array = np.broadcast_to(array, shape)
             array = np.require(array, F32, ["C", "A"])
         return array
-
-    def _row_ids(
-        self, i: int, array: NDArray[Any], shape: tuple[int, ...] | None, count: int
-    ) -> NDArray[np.int64]:
-        # a copy: nobody can change it between the check and the kernel, which reads where it says
-        ids = np.array(array, np.int64, order="C")
-        if ids.size and ids.view(np.uint64).max() >= count:  # below 0 is above every count
-            wrong = ids.min() if ids.min() < 0 else ids.max()
-            raise ArgumentError(
-                f"rows: found id {wrong} in {self._names[i]!r}, accepted are 0 to {count - 1}"
-            )
-        return ids if shape is None else np.ascontiguousarray(np.broadcast_to(ids, shape))
 
     def _out_buffers(self, out: object, args: Sequence[object]) -> list[NDArray[np.float32]]:
         """What kernels fill for `out`: its own arrays where their memory has the right form."""

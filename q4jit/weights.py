@@ -83,6 +83,11 @@ class QuantizedTensor:
         return self._fmt.name
 
     @property
+    def block_format(self) -> Format:
+        """The description of the format."""
+        return self._fmt
+
+    @property
     def nbytes(self) -> int:
         """Bytes of the blocks, without repacked forms."""
         return self._raw.nbytes

@@ -536,7 +536,9 @@ def test_a_dropped_function_releases_its_code(x: Array, w: QuantizedTensor) -> N
     f = specialize(lambda x, w: x @ w - 1)
     f(x, w)
     (compiled,) = f._compiled.values()
-    code = weakref.ref(compiled.kernels[0].code)
+    loaded: Any = compiled.kernels[0].loaded
+    code = weakref.ref(loaded[1])
+    del loaded
     function = weakref.ref(f)
     del f, compiled
     gc.collect()

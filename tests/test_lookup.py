@@ -13,6 +13,7 @@ import pytest
 from numpy.typing import NDArray
 
 from q4jit import ArgumentError, QuantizedTensor, TraceError, specialize
+from q4jit.arguments import checked_ids
 from q4jit.formats import FORMATS
 from q4jit.frontend import array_spec, ids_spec, trace
 from q4jit.ir import WeightSpec
@@ -161,9 +162,7 @@ def test_the_kernel_reads_a_copy_of_checked_ids() -> None:
     compiled = specialize(look_up)
     ids = some_ids(3, n=N)
     compiled(ids, TABLE)
-    (launch,) = compiled._launches.values()
-    ((i, shape, count),) = launch._ids
-    assert not np.shares_memory(launch._row_ids(i, ids, shape, count), ids)
+    assert not np.shares_memory(checked_ids("ids", ids, None, N), ids)
 
 
 # --- beside other results -------------------------------------------------------------------------

@@ -1,0 +1,378 @@
+"""Launching a GPU's kernels: one object per set of exact shapes and per device.
+
+Arrays that lie on the device are used in place: a call then checks them, puts their addresses into
+prepared launches on the stream that their library works on, and returns; it allocates nothing where
+`out=` is given, and never waits. NumPy arrays are copied in, and their results out.
+"""
+
+import functools
+import math
+import threading
+import weakref
+from collections.abc import Callable, Sequence
+from operator import itemgetter
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from q4jit.arguments import (
+    F32,
+    CallShapes,
+    Result,
+    check_array,
+    check_out,
+    checked_ids,
+    f32,
+    weight_layouts,
+)
+from q4jit.device_arrays import (
+    DeviceArray,
+    DeviceView,
+    as_device_array,
+    current_stream,
+    empty_like_kind,
+    require_contiguous,
+    require_f32,
+)
+from q4jit.errors import ArgumentError
+from q4jit.layouts import GGUF, pack
+from q4jit.locks import BUILD
+from q4jit.plan import Slot
+from q4jit.runtime.devices import driver_of
+from q4jit.runtime.driver import Device, LoadedKernel
+from q4jit.schedule_hip import HipKernel, HipPlan, grid, scratch
+from q4jit.weights import QuantizedTensor
+
+_ALIGNMENT_BYTES: Final = 16  # of the widest loads
+_REGION_BYTES: Final = 256  # each temporary begins where a burst of memory does
+_SLOT_KINDS: Final = {"m": "q", "scalar": "f"}  # as `Driver.prepare` spells them; others: pointers
+
+_Step = tuple[Callable[..., None], Callable[[list[Any]], tuple[Any, ...]]]
+
+
+class HipLaunch:
+    """Kernels bound to exact shapes and a device; call it with the arguments.
+
+    Arguments on the device are given as `DeviceView`.
+    """
+
+    def __init__(
+        self,
+        plan: HipPlan,
+        kernels: Sequence[LoadedKernel],
+        args: Sequence[Any],
+        names: Sequence[str],
+        device: Device,
+    ) -> None:
+        """Bind `kernels` (one per kernel of `plan`, loaded on `device`) to the shapes of `args`.
+
+        Raises ArgumentError for shapes that arrays on the device cannot have.
+        """
+        self._names, self._device = names, device
+        self._driver = driver_of(device)
+        self._shapes = CallShapes(plan.graph, args)
+        self._on_device = any(isinstance(value, DeviceView) for value in args)
+        if self._on_device:
+            self._refuse_spreading()
+        self._weights = weight_layouts(plan)
+        self._offsets, self._scratch_bytes = _scratch(plan, self._shapes.rows)
+        self._steps = self._bind(plan, kernels)
+        self._captured: list[DeviceArray] = []  # what graphs hold as long as they live
+
+    def _refuse_spreading(self) -> None:
+        spread = [i for i, shape in self._shapes.arrays if shape is not None]
+        spread += [i for i, shape, _ in self._shapes.ids if shape is not None]
+        lead = list(self._shapes.lead)
+        if spread:
+            raise ArgumentError(
+                f"argument {self._names[spread[0]]!r} on a device has fewer leading dimensions "
+                f"than {lead}: accepted are arrays that have them all, contiguous"
+            )
+        if self._shapes.picks:
+            raise ArgumentError(
+                f"found a result that lacks some of the leading dimensions {lead}: accepted, for "
+                "arrays on a device, are results that have all of them or none"
+            )
+
+    def _bind(self, plan: HipPlan, kernels: Sequence[LoadedKernel]) -> list[_Step]:
+        """Per kernel: its prepared launch, and which values it takes."""
+        shapes = self._shapes
+        order = [Slot("m"), Slot("one")]
+        order += [Slot("array", i) for i, _ in shapes.arrays]
+        order += [Slot("ids", i) for i, _, _ in shapes.ids]
+        order += [Slot("scalar", i) for i in shapes.scalars]
+        order += [Slot("weight", i, layout) for i, layout in self._weights]
+        order += [Slot("output", i) for i in range(len(shapes.results))]
+        order += list(self._offsets)
+        place = {slot: i for i, slot in enumerate(order)}
+        steps: list[_Step] = []
+        for kernel, loaded in zip(plan.kernels, kernels, strict=True):
+            rows = 1 if kernel.uniform else shapes.rows
+            if rows == 0:
+                continue
+            slots = [_one_row(slot, kernel) for slot in kernel.slots()]
+            launch = self._driver.prepare(
+                loaded,
+                grid(plan, kernel).blocks(rows),
+                (kernel.block_size, 1, 1),
+                0,
+                "".join(_SLOT_KINDS.get(slot.kind, "P") for slot in kernel.slots()),
+            )
+            steps.append((launch, itemgetter(*(place[slot] for slot in slots))))
+        return steps
+
+    # --- a call ---------------------------------------------------------------------------------
+
+    def __call__(self, args: Sequence[Any], out: object = None) -> Any:
+        """Run the kernels; returns an array or a tuple of them, or `out` where it is given."""
+        if self._on_device:
+            return self._run_in_place(args, out)
+        return self._run_with_copies(args, out)
+
+    def prepare(self, args: Sequence[Any]) -> None:
+        """Upload the weights, so that the first call finds them there."""
+        for i, layout in self._weights:
+            device_weight(args[i], layout, self._device)
+
+    def _run_in_place(self, args: Sequence[Any], out: Any) -> Any:
+        arrays = [self._view(i, args[i]) for i, _ in self._shapes.arrays]
+        ids = [self._ids_view(i, args[i]) for i, _, _ in self._shapes.ids]
+        stream = current_stream((arrays or ids)[0])
+        if out is None:
+            like, results = (arrays or ids)[0], self._shapes.results
+            owners = tuple(empty_like_kind(like, result.buffer) for result in results)
+        else:
+            owners = out if isinstance(out, tuple) else (out,)
+        outputs = self._output_views(owners, out, (*arrays, *ids))
+        self._enqueue(stream, args, arrays, [v.pointer for v in ids], outputs)
+        if out is not None:
+            return out
+        return owners if self._shapes.returns_tuple else owners[0]
+
+    def _run_with_copies(self, args: Sequence[Any], out: Any) -> Any:
+        """Copy in, run, copy out, on the default stream; complete when this returns."""
+        shapes = self._shapes
+        arrays = [self._upload(self._host_array(i, args[i], s)) for i, s in shapes.arrays]
+        ids = [self._upload(checked_ids(self._names[i], args[i], s, n)) for i, s, n in shapes.ids]
+        results = [DeviceArray(result.buffer, self._device) for result in shapes.results]
+        given = None
+        if out is not None:
+            wanted = [result.shape for result in shapes.results]
+            given = check_out(out, wanted, shapes.returns_tuple, self._names, args)
+        self._enqueue(
+            0,
+            args,
+            [array.view() for array in arrays],
+            [array.pointer for array in ids],
+            [array.pointer for array in results],
+        )
+        made = tuple(r.of(a.to_numpy()) for r, a in zip(shapes.results, results, strict=True))
+        if given is not None:
+            for target, value in zip(given, made, strict=True):
+                target[...] = value
+            return out
+        return made if shapes.returns_tuple else made[0]
+
+    def _enqueue(
+        self,
+        stream: int,
+        args: Sequence[Any],
+        arrays: Sequence[DeviceView],
+        ids: Sequence[int],
+        outputs: Sequence[int],
+    ) -> None:
+        misplaced = [v for v in arrays if v.pointer % _ALIGNMENT_BYTES]
+        size_bytes = self._scratch_bytes + sum(map(_padded_bytes, misplaced))
+        if not size_bytes:
+            self._launch(stream, args, [v.pointer for v in arrays], ids, outputs, 0)
+            return
+        workspace = _workspace(self._device, stream)
+        with workspace.lock:  # kernels of a call hand values on in it: calls do not mix
+            base = self._scratch_memory(workspace, stream, size_bytes)
+            copies = base + self._scratch_bytes
+            pointers = []
+            for view in arrays:
+                pointer = view.pointer
+                if pointer % _ALIGNMENT_BYTES:
+                    self._driver.copy_on_device(
+                        self._device.index, copies, pointer, _bytes(view), stream
+                    )
+                    pointer, copies = copies, copies + _padded_bytes(view)
+                pointers.append(pointer)
+            self._launch(stream, args, pointers, ids, outputs, base)
+
+    def _launch(
+        self,
+        stream: int,
+        args: Sequence[Any],
+        arrays: Sequence[int],
+        ids: Sequence[int],
+        outputs: Sequence[int],
+        base: int,
+    ) -> None:
+        values: list[Any] = [
+            self._shapes.rows,
+            1,
+            *arrays,
+            *ids,
+            *[f32(args[i]) for i in self._shapes.scalars],
+            *[device_weight(args[i], layout, self._device) for i, layout in self._weights],
+            *outputs,
+            *[base + offset for offset in self._offsets.values()],
+        ]
+        for launch, pick in self._steps:
+            launch(stream, *pick(values))
+
+    def _scratch_memory(self, workspace: "_Workspace", stream: int, size_bytes: int) -> int:
+        """Where temporaries go. A graph gets memory of its own: two may be replayed at a time."""
+        if not self._driver.is_capturing(self._device.index, stream):
+            return workspace.of(size_bytes)
+        memory = DeviceArray((size_bytes,), self._device, np.dtype(np.uint8), stream)
+        self._captured.append(memory)
+        return memory.pointer
+
+    # --- arguments on the device ------------------------------------------------------------------
+
+    def _view(self, i: int, view: DeviceView) -> DeviceView:
+        require_f32(view, self._names[i])
+        require_contiguous(view, self._names[i])
+        return view
+
+    def _ids_view(self, i: int, view: DeviceView) -> DeviceView:
+        if view.dtype != np.int64:
+            raise ArgumentError(
+                f"argument {self._names[i]!r} is {view}: accepted are int64 for ids on a device"
+            )
+        require_contiguous(view, self._names[i])
+        return view
+
+    def _output_views(
+        self, owners: tuple[Any, ...], out: object, inputs: Sequence[DeviceView]
+    ) -> list[int]:
+        results = self._shapes.results
+        if out is not None and (
+            isinstance(out, tuple) != self._shapes.returns_tuple or len(owners) != len(results)
+        ):
+            wanted = (
+                f"a tuple of {len(results)} arrays" if self._shapes.returns_tuple else "an array"
+            )
+            raise ArgumentError(f"out= is {type(out).__name__}: accepted is {wanted}")
+        views = [self._output_view(o, r) for o, r in zip(owners, results, strict=True)]
+        if out is not None:
+            _refuse_overlap(views, inputs)
+        return [view.pointer for view in views]
+
+    def _output_view(self, owner: object, result: Result) -> DeviceView:
+        view = as_device_array(owner, "out")
+        place = (self._device.platform, self._device.index)
+        if (
+            view is None
+            or (view.platform, view.device) != place
+            or view.dtype != F32
+            or view.shape != result.shape
+            or view.strides is not None
+            or view.readonly
+        ):
+            found = type(owner).__name__ if view is None else str(view)
+            raise ArgumentError(
+                f"out= is {found}: accepted is a writable, contiguous float32 "
+                f"{list(result.shape)} on {self._device}"
+            )
+        return view
+
+    # --- arguments of NumPy -----------------------------------------------------------------------
+
+    def _host_array(
+        self, i: int, array: NDArray[Any], shape: tuple[int, ...] | None
+    ) -> NDArray[Any]:
+        check_array(self._names[i], array)
+        return array if shape is None else np.broadcast_to(array, shape)
+
+    def _upload(self, array: NDArray[Any]) -> DeviceArray:
+        return DeviceArray.from_numpy(array, self._device)
+
+
+def _one_row(slot: Slot, kernel: HipKernel) -> Slot:
+    return Slot("one") if slot.kind == "m" and kernel.uniform else slot
+
+
+def _scratch(plan: HipPlan, rows: int) -> tuple[dict[Slot, int], int]:
+    """Where temporaries and what kernels hand on begin in the scratch memory, and its size."""
+    sizes = {Slot("temp", i): 4 * width * max(1, rows) for i, width in enumerate(plan.temps)}
+    for kernel in plan.kernels:
+        for slot, size in scratch(plan, kernel, rows).items():
+            sizes[slot] = max(sizes.get(slot, 0), size)
+    offsets: dict[Slot, int] = {}
+    total = 0
+    for slot, size in sizes.items():
+        offsets[slot] = total
+        total += -(-size // _REGION_BYTES) * _REGION_BYTES
+    return offsets, total
+
+
+class _Workspace:
+    """Memory that the calls on one stream of a device use one after the other."""
+
+    def __init__(self, device: Device, stream: int) -> None:
+        self.lock = threading.Lock()
+        self._device, self._stream = device, stream
+        self._memory: DeviceArray | None = None
+
+    def of(self, size_bytes: int) -> int:
+        """The address of so many bytes. It grows; freeing the old waits for what reads it."""
+        if self._memory is None or self._memory.nbytes < size_bytes:
+            self._memory = None
+            self._memory = DeviceArray(
+                (size_bytes,), self._device, np.dtype(np.uint8), self._stream
+            )
+        return self._memory.pointer
+
+
+@functools.cache
+def _workspace(device: Device, stream: int) -> _Workspace:
+    return _Workspace(device, stream)
+
+
+def _refuse_overlap(outputs: Sequence[DeviceView], inputs: Sequence[DeviceView]) -> None:
+    for number, view in enumerate(outputs):
+        for other in (*inputs, *outputs[:number]):
+            if view.pointer < _end(other) and other.pointer < _end(view):
+                raise ArgumentError(
+                    "out= overlaps an argument, which is read while out is written, or another "
+                    "array of out=: accepted are arrays of their own memory"
+                )
+
+
+def _bytes(view: DeviceView) -> int:
+    return math.prod(view.shape) * view.dtype.itemsize
+
+
+def _padded_bytes(view: DeviceView) -> int:
+    return -(-_bytes(view) // _REGION_BYTES) * _REGION_BYTES
+
+
+def _end(view: DeviceView) -> int:
+    return view.pointer + _bytes(view)
+
+
+# --- weights ------------------------------------------------------------------------------------
+
+_uploaded: "weakref.WeakKeyDictionary[QuantizedTensor, dict[tuple[Device, str], DeviceArray]]" = (
+    weakref.WeakKeyDictionary()
+)
+
+
+def device_weight(tensor: QuantizedTensor, layout: str, device: Device) -> int:
+    """The address of a weight on a device, in a layout; uploaded once, freed with the tensor."""
+    places = _uploaded.get(tensor)
+    memory = places.get((device, layout)) if places is not None else None
+    if memory is None:
+        with BUILD:
+            places = _uploaded.setdefault(tensor, {})
+            memory = places.get((device, layout))
+            if memory is None:
+                raw = tensor.raw
+                packed = raw if layout == GGUF else pack(tensor.block_format, layout, raw)
+                memory = places[device, layout] = DeviceArray.from_numpy(packed, device)
+    return memory.pointer

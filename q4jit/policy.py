@@ -1,0 +1,207 @@
+"""Where a call runs: on a GPU or on the CPU, and the rule that says so.
+
+Arrays on a device stay there. A target that the user names is used. Otherwise NumPy arrays go to a
+GPU where one is here and the work is worth the way: both times are estimated from rates that are
+measured once per process. An error on the way chosen is raised; nothing falls back.
+"""
+
+import functools
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+
+from q4jit import config
+from q4jit.device_arrays import DeviceArray, DeviceView, common_device, device_of
+from q4jit.errors import ArgumentError, DeviceError, TargetError
+from q4jit.formats import FORMATS
+from q4jit.ir import Graph, WeightSpec
+from q4jit.runtime.devices import driver_of, find_device, find_devices, why_none
+from q4jit.runtime.driver import Device
+from q4jit.targets import HIP_ARCHS, Target, find_target
+
+_REPEATS: Final = 5
+_SMALL_BYTES: Final = 16 << 10
+_LARGE_BYTES: Final = 8 << 20
+_MATRIX: Final = 256  # rows of the matrices whose product measures the CPU's arithmetic
+_LANES: Final = 128  # multiply-adds per cycle of a compute unit, about, on every GPU of the table
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a call runs and why. `device` is None on the CPU."""
+
+    target: Target
+    device: Device | None
+    rule: str
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a call costs: bytes of weights read, of arrays copied if they must be, multiply-adds."""
+
+    weight_bytes: int
+    array_bytes: int
+    multiply_adds: int
+
+
+def choose_place(
+    name: str | None, args: Sequence[Any], names: Sequence[str], work: Callable[[], Work]
+) -> Place:
+    """Where a call runs.
+
+    name: the target asked for, None for any. `work` is asked only where it decides. Raises
+    ArgumentError for arrays in several places, TargetError and DeviceError where there is no such
+    device.
+    """
+    arrays = [
+        (value if isinstance(value, DeviceView) else None, names[i])
+        for i, value in enumerate(args)
+        if isinstance(value, DeviceView) or (isinstance(value, np.ndarray) and value.ndim)
+    ]
+    if any(view is not None for view, _ in arrays):
+        return _where_arrays_are(name, [view for view, _ in arrays], [n for _, n in arrays])
+    if name is not None and not name.startswith("hip"):
+        return Place(find_target(name), None, f"target={name!r} was asked for")
+    if name is not None:
+        device = find_device(name)
+        return Place(target_of(device), device, f"target={name!r} was asked for: {device}")
+    return _cheaper(work)
+
+
+def target_of(device: Device) -> Target:
+    """The target of a device's own arch. Raises TargetError for one that q4jit has no facts of."""
+    if device.arch not in HIP_ARCHS:
+        raise TargetError(f"found {device}: known archs are {', '.join(HIP_ARCHS)}")
+    return Target("hip", device.arch)
+
+
+def _where_arrays_are(
+    name: str | None, views: Sequence[DeviceView | None], names: Sequence[str]
+) -> Place:
+    common_device(views, names)
+    device = device_of(next(view for view in views if view is not None))
+    asked = name is None or name == "hip" or _device_or_none(name) == device
+    if not asked:
+        raise ArgumentError(
+            f"target={name!r} was asked for, and {names[0]!r} lies on {device}: accepted are "
+            f"arrays of that target, or no target"
+        )
+    return Place(target_of(device), device, f"arrays on {device} stay there")
+
+
+def _device_or_none(name: str) -> Device | None:
+    """The device of a target's name; None where it names the CPU or a device that is not here."""
+    try:
+        return find_device(name) if name.startswith("hip") else None
+    except DeviceError:
+        return None
+
+
+def _cheaper(work: Callable[[], Work]) -> Place:
+    cpu = find_target("cpu")
+    devices = [d for d in find_devices() if d.arch in HIP_ARCHS]
+    if not devices:
+        found = ", ".join(map(str, find_devices()))
+        reason = f"no code for {found}" if found else why_none()
+        return Place(cpu, None, f"the CPU runs every call: {reason}")
+    # a discrete GPU before an integrated one
+    device = min(devices, key=lambda d: (d.integrated, -d.compute_units))
+    there, here = estimate_us(device, work())
+    times = f"about {there:.0f} µs on {device}, copies included, and {here:.0f} µs on the CPU"
+    if there < here:
+        return Place(target_of(device), device, f"worth a launch: {times}")
+    return Place(cpu, None, f"too small to be worth a launch: {times}")
+
+
+# --- estimates --------------------------------------------------------------------------------
+
+
+def work_of(graph: Graph, rows: int) -> Work:
+    """What a call of a graph with so many rows costs."""
+    weight_bytes = multiply_adds = 0
+    widths = sum(node.width for node in graph.outputs)
+    for node in graph.nodes():
+        if node.op == "load":
+            widths += node.width
+        if node.op != "matmul":
+            continue
+        spec = graph.signature[node.arg]
+        assert isinstance(spec, WeightSpec)
+        fmt = FORMATS[spec.format]
+        elements = spec.k * node.width
+        weight_bytes += elements * fmt.block_bytes // fmt.block_elements
+        multiply_adds += rows * elements
+    return Work(weight_bytes, 4 * rows * widths, multiply_adds)
+
+
+def estimate_us(device: Device, work: Work) -> tuple[float, float]:
+    """Microseconds on a device, with its arrays copied there and back, and on the CPU."""
+    gpu, cpu = _gpu_rates(device), _cpu_rates()
+    there = gpu.call_us + work.array_bytes / gpu.copy_bytes_per_us
+    there += max(
+        work.weight_bytes / gpu.read_bytes_per_us, work.multiply_adds / gpu.multiply_adds_per_us
+    )
+    here = max(
+        work.weight_bytes / cpu.read_bytes_per_us, work.multiply_adds / cpu.multiply_adds_per_us
+    )
+    return there, here
+
+
+@dataclass(frozen=True)
+class _Rates:
+    read_bytes_per_us: float
+    multiply_adds_per_us: float
+    copy_bytes_per_us: float = 0.0
+    call_us: float = 0.0
+
+
+@functools.cache
+def _gpu_rates(device: Device) -> _Rates:
+    """Measured with copies: a small one costs what a call does beside its kernels."""
+    driver = driver_of(device)
+    small = np.zeros(_SMALL_BYTES, np.uint8)
+    large = np.zeros(_LARGE_BYTES, np.uint8)
+    memory = [DeviceArray((_LARGE_BYTES,), device, large.dtype) for _ in range(2)]
+
+    def on_device() -> None:
+        driver.copy_on_device(device.index, memory[0].pointer, memory[1].pointer, _LARGE_BYTES, 0)
+        driver.synchronize(device.index, 0)
+
+    call_us = _measured_us(lambda: DeviceArray.from_numpy(small, device).to_numpy())
+    copy_us = _measured_us(lambda: DeviceArray.from_numpy(large, device)) - call_us / 2
+    read_us = _measured_us(on_device)
+    return _Rates(
+        read_bytes_per_us=2 * _LARGE_BYTES / max(read_us, 1e-3),
+        multiply_adds_per_us=max(1.0, device.compute_units * device.clock_khz * 1e-3 * _LANES),
+        copy_bytes_per_us=_LARGE_BYTES / max(copy_us, 1.0),
+        call_us=call_us,
+    )
+
+
+@functools.cache
+def _cpu_rates() -> _Rates:
+    """Measured on one thread; the memory serves about four of them, arithmetic all."""
+    threads = config.num_threads()
+    data = np.ones(_LARGE_BYTES // 4, np.float32)
+    square = np.ones((_MATRIX, _MATRIX), np.float32)
+    read_us = _measured_us(data.sum)
+    product_us = _measured_us(lambda: square @ square)
+    return _Rates(
+        read_bytes_per_us=_LARGE_BYTES / read_us * min(threads, 4),
+        # BLAS may use threads of its own: what it reaches is taken for the whole machine
+        multiply_adds_per_us=_MATRIX**3 / product_us,
+    )
+
+
+def _measured_us(action: Callable[[], object]) -> float:
+    """The shortest of a few runs, after one that warms up."""
+    action()
+    times = []
+    for _ in range(_REPEATS):
+        start = time.perf_counter()
+        action()
+        times.append(time.perf_counter() - start)
+    return min(times) * 1e6
