@@ -119,7 +119,11 @@ def _hip() -> Backend:
         compiler=_hip_compiler,
         load=_load_on_gpu,
         launch=launch,
-        remarks={},
+        remarks={
+            "precision": "an upper bound: products that a GPU has no kernels of that class for are "
+            "computed more exactly; the plan names the schedules",
+            "block_size": "tiles of 64 rows have 256 threads whatever is asked for",
+        },
     )
 
 

@@ -22,7 +22,7 @@ from q4jit import cache, config
 from q4jit.arguments import F32, check_array, check_ids, check_out, holds_ids, lead_shape
 from q4jit.backends import Launch, find_backend
 from q4jit.device_arrays import DeviceView, as_device_array, require_f32
-from q4jit.errors import ArgumentError, ConfigError
+from q4jit.errors import ArgumentError, CompileError, ConfigError
 from q4jit.frontend import array_spec, ids_spec, trace
 from q4jit.ir import Graph, ScalarSpec, Signature, Spec, StaticSpec, WeightSpec, reachable
 from q4jit.locks import BUILD
@@ -267,7 +267,14 @@ class Specialized(Generic[_P, _R]):
     def _load(self, source: Source, device: Device | None) -> _Kernel:
         backend = find_backend(source.target)
         compiler = backend.compiler(source.target)
-        entry = cache.fetch(source.target, compiler, source.symbol, source.text, self.options.cache)
+        try:
+            entry = cache.fetch(
+                source.target, compiler, source.symbol, source.text, self.options.cache
+            )
+        except CompileError as error:
+            if source.origins is None:
+                raise
+            raise error.with_origins(source.origins()) from None
         self._compiles += entry.origin == "compiled"
         return _Kernel(source, entry, backend.load(entry.object_bytes, source, device))
 

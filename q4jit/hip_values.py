@@ -26,9 +26,18 @@ RESERVED: Final = frozenset(
     short signed sizeof static static_assert static_cast struct switch template this thread_local
     throw true try typedef typeid typename union unsigned using virtual void volatile wchar_t while
     xor xor_eq
-    a m row column x_terms x_rough host_arguments
+    a m row column x_terms x_rough x_quants x_scales x_sums host_arguments
     """.split()
 )
+
+# What a `rows` kernel makes of x for the kernels of its products.
+_X_TYPES: Final = {
+    "x_terms": "u16",
+    "x_rough": "u32",
+    "x_quants": "u32",
+    "x_scales": "float",
+    "x_sums": "i16",
+}
 
 
 @dataclass(frozen=True)
@@ -97,10 +106,9 @@ def parameters(plan: HipPlan, kernel: HipKernel) -> tuple[Parameter, ...]:
                 found.append(Parameter(slot, names[slot.index], "const u8 *"))
             case "m":
                 found.append(Parameter(slot, "m", "i64"))
-            case "x_terms" | "x_rough":
+            case kind if kind in _X_TYPES:
                 constant = "" if kernel.schedule == "rows" else "const "
-                kind = "u16" if slot.kind == "x_terms" else "u32"
-                found.append(Parameter(slot, slot.kind, f"{constant}{kind} *"))
+                found.append(Parameter(slot, kind, f"{constant}{_X_TYPES[kind]} *"))
             case _:
                 name = buffer_name(slot.kind, slot.index)
                 mine = any(b.kind == slot.kind and b.index == slot.index for b in written)

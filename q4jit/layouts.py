@@ -19,7 +19,7 @@ of the format has a region of its own, which holds that field of every block, bl
 column after column. So the 16 (or 32, …) bytes of a block's quants are aligned to 16 bytes and a
 wave reads one run of memory. A region starts at a multiple of 256 bytes, the quants first:
 
-    [quants of column 0: block 0, 1, …][quants of column 1] …  [scales …]  [d of column 0: …] … [m …]
+    [quants of column 0: block 0, 1, …][quants of column 1] …  [scales …]  [d of column 0 …] … [m …]
 """
 
 from collections.abc import Iterator

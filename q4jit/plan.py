@@ -8,7 +8,7 @@ products have different x (chained products among them), or where a product's re
 Values that a later phase needs are kept in temporaries; all else is recomputed.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import floor
 from typing import Final, Generic, TypeVar
@@ -120,12 +120,16 @@ class Kernel:
 
 @dataclass(frozen=True)
 class Source:
-    """Text that a compiler turns into bytes: the kernel `symbol` for `target`."""
+    """Text that a compiler turns into bytes: the kernel `symbol` for `target`.
+
+    `origins` tells for each line of the text the template and the line there that it came from.
+    """
 
     symbol: str
     target: Target
     text: str
     suffix: str
+    origins: Callable[[], Mapping[int, str]] | None = field(default=None, compare=False)
 
 
 K = TypeVar("K", bound=Kernel, covariant=True)

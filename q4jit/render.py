@@ -5,7 +5,8 @@ begins with the prelude of its platform, and below it is the same for AMD, NVIDI
 """
 
 import functools
-from collections.abc import Iterable
+import re
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -31,6 +32,8 @@ from q4jit.schedule_hip import DEQUANTIZE, MAX_GRID_Y, ROWS, HipKernel, HipPlan
 from q4jit.targets import Target
 
 SUFFIX: Final = ".hip"
+_FRAME: Final = "kernel.hip.j2"
+_MARK: Final = re.compile("\x01(.*?)\x02")
 _OPERATORS: Final = {"and": "logical_and", "or": "logical_or", "not": "logical_not"}
 
 
@@ -42,8 +45,8 @@ def render(plan: HipPlan, kernel: HipKernel, platform: str | None = None) -> Sou
     arch = plan.target.hip
     context = _Context(plan, kernel).variables()
     context["platform"] = platform or ("nvidia" if arch.is_nvidia else "amd")
-    text = _environment().get_template("kernel.hip.j2").render(context)
-    return Source(kernel.symbol, plan.target, text, SUFFIX)
+    text = environment().get_template(_FRAME).render(context)
+    return Source(kernel.symbol, plan.target, text, SUFFIX, lambda: _origins(context))
 
 
 def render_generic(
@@ -67,7 +70,7 @@ def render_generic(
         "kernel": {"lanes": 1, "schedule": "generic"},
         "needs": {"block_sum": True, "unaligned": not weight.float_bytes},
     }
-    text = _environment().get_template("generic.hip.j2").render(context)
+    text = environment().get_template("generic.hip.j2").render(context)
     return Source(f"{name}_matmul_kernel", target, text, SUFFIX)
 
 
@@ -79,15 +82,42 @@ def template_directory() -> Path:
 
 
 @functools.cache
-def _environment() -> jinja2.Environment:
+def environment(marked: bool = False) -> jinja2.Environment:
+    """Jinja with the templates; `marked` ones say at the end of each line where it stands."""
+    kind = _MarkedLoader if marked else jinja2.FileSystemLoader
     return jinja2.Environment(
-        loader=jinja2.FileSystemLoader(template_directory()),
+        loader=kind(template_directory()),
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
         autoescape=False,  # the text is C++; names in it are checked by `hip_values`
     )
+
+
+class _MarkedLoader(jinja2.FileSystemLoader):
+    """Loads templates with a mark at the end of every line that reaches the text."""
+
+    def get_source(
+        self, environment: jinja2.Environment, template: str
+    ) -> tuple[str, str, Callable[[], bool]]:
+        source, path, is_fresh = super().get_source(environment, template)
+        lines = source.split("\n")
+        for number, line in enumerate(lines, 1):
+            if line and not line.endswith(("%}", "#}")):  # trim_blocks wants a tag's own line end
+                lines[number - 1] = f"{line}\x01{template}:{number}\x02"
+        return "\n".join(lines), path, is_fresh
+
+
+def _origins(context: dict[str, Any]) -> dict[int, str]:
+    """For each line of a text the template and the line there that it was written by."""
+    marked = environment(marked=True).get_template(_FRAME).render(context)
+    found = {}
+    for number, line in enumerate(marked.split("\n"), 1):
+        mark = _MARK.search(line)
+        if mark:
+            found[number] = mark[1]
+    return found
 
 
 # --- weights ------------------------------------------------------------------------------------
@@ -173,6 +203,11 @@ class _Weight:
         return literal(self._fmt.zero + (128 if self._fmt.signed else 0))
 
     @property
+    def byte_zero(self) -> int:
+        """The quant of the value 0, where quants are signed bytes."""
+        return self._fmt.zero
+
+    @property
     def signed(self) -> bool:
         return self._fmt.signed
 
@@ -250,7 +285,7 @@ class _Context:
         found |= decoded
         found["needs"] = {
             "block_sum": kernel.schedule == "element"
-            or (kernel.schedule == ROWS and bool(kernel.terms))
+            or (kernel.schedule == ROWS and (kernel.int8 or bool(kernel.terms)))
             or any(isinstance(s, Sum) for s in steps),
             "unaligned": any(not w.is_planar and not w.float_bytes for w in weights.values()),
             "minimum": any(w.has_m for w in weights.values()),
@@ -333,7 +368,7 @@ class _Context:
                 wide.append(stored | {"steps": _operators(steps), "width": store.node.width})
         x_steps: tuple[Step, ...] = ()
         x_expression = ""
-        if kernel.terms and kernel.x is not None:
+        if (kernel.terms or kernel.int8) and kernel.x is not None:
             x_steps, (x_expression,) = self._values.at([kernel.x], known)
         return {
             "row_steps": _operators(row_steps),

@@ -4,6 +4,7 @@ A kernel of the split becomes one launch per section, and one before them where 
 known row by row first (`rows`). The classes of M, of which each has kernels of its own:
 
     M = 1, 2, 3…4, 5…8, 9…16     gemv       a wave computes columns, up to 16 rows share a decoding
+                                 gemv_dot   the same by dot products of int8, for precision `i8`
     M ≥ 17                       tile       64 × 64 results a block, on matrix units or by FMA
 
 `element` is the plan that this project grew from: one block per result. It serves every M and is
@@ -22,12 +23,13 @@ from q4jit.targets import Target
 
 ELEMENT: Final = "element"
 GEMV: Final = "gemv"
+GEMV_DOT: Final = "gemv_dot"
 TILE_FMA: Final = "tile_fma"
 TILE_MATRIX: Final = "tile_matrix"
 ROWS: Final = "rows"
 DEQUANTIZE: Final = "dequantize"
 LOOKUP: Final = "lookup"
-SCHEDULES: Final = (ELEMENT, GEMV, TILE_FMA, TILE_MATRIX)
+SCHEDULES: Final = (ELEMENT, GEMV, GEMV_DOT, TILE_FMA, TILE_MATRIX)
 
 UNIT_ELEMENTS: Final = FLOAT_BLOCK_ELEMENTS
 """Elements of a column that are decoded together, in every format."""
@@ -82,7 +84,8 @@ class HipKernel(Kernel):
 
     layout: of every weight that it reads. rows_per_tile, columns: rows of x and columns of the
     result that a block (`gemv`: a wave) computes. lanes: threads of a wave that share a column.
-    terms: bf16 numbers that each x is split into for matrix units.
+    terms: bf16 numbers that each x is split into for matrix units. int8: x is rounded to int8 for
+    dot products.
     """
 
     schedule: str = ""
@@ -92,6 +95,7 @@ class HipKernel(Kernel):
     columns: int = 1
     lanes: int = 1
     terms: int = 0
+    int8: bool = False
 
     @property
     def rows_class(self) -> str:
@@ -109,8 +113,10 @@ class HipKernel(Kernel):
     def slots(self) -> tuple[Slot, ...]:
         """The arguments in order: the function's own, buffers, `m` (rows) last.
 
-        Beside the plan's own kinds: `x_terms` (x split into bf16) and `x_rough` (which of its rows
-        the split does not represent).
+        Beside the plan's own kinds: `x` (after the prologue), `x_terms` (x split into bf16) and
+        `x_rough` (which of its rows the split does not represent); `x_quants` (x in int8, four to a
+        word), `x_scales` (f32, one per 32 elements; NaN in rows that int8 does not represent) and
+        `x_sums` (of the quants, i16, one per 16 elements).
         """
         arguments: dict[Slot, None] = {}
         for node in self.leaves():
@@ -128,6 +134,8 @@ class HipKernel(Kernel):
             found[Slot(store.buffer.kind, store.buffer.index)] = None
         if self.terms:
             found |= {Slot("x_terms"): None, Slot("x_rough"): None}
+        if self.int8:
+            found |= {Slot("x_quants"): None, Slot("x_scales"): None, Slot("x_sums"): None}
         return (*found, Slot("m"))
 
 
@@ -141,7 +149,14 @@ def scratch(plan: HipPlan, kernel: HipKernel, m: int) -> dict[Slot, int]:
     """
     rows = 1 if kernel.uniform else m
     k = kernel.x.width if kernel.x is not None else 0
-    sizes = {"x": 4 * rows * k, "x_terms": 2 * kernel.terms * rows * k, "x_rough": 4 * rows}
+    sizes = {
+        "x": 4 * rows * k,
+        "x_terms": 2 * kernel.terms * rows * k,
+        "x_rough": 4 * rows,
+        "x_quants": rows * k,
+        "x_scales": 4 * rows * (k // UNIT_ELEMENTS),
+        "x_sums": 4 * rows * (k // UNIT_ELEMENTS),
+    }
     return {slot: sizes[slot.kind] for slot in kernel.slots() if slot.kind in sizes}
 
 
@@ -163,7 +178,7 @@ def grid(plan: HipPlan, kernel: HipKernel) -> Grid:
     if kernel.schedule == ROWS:
         return Grid(1, 1)
     width = kernel.section.width
-    if kernel.schedule == GEMV:
+    if kernel.schedule in {GEMV, GEMV_DOT}:
         per_block = kernel.columns * (kernel.block_size // kernel.lanes)
         return Grid(-(-width // per_block), kernel.rows_per_tile)
     return Grid(-(-width // kernel.columns), kernel.rows_per_tile)
@@ -205,13 +220,14 @@ class _Scheduler:
         m = 1 if kernel.uniform else m
         chosen = [self._schedule_of(kernel, section, m) for section in kernel.sections]
         terms = max((self._terms(name) for name in chosen), default=0)
+        int8 = GEMV_DOT in chosen
         x, rows = kernel.x, kernel.rows
         found = []
-        if rows or terms or (x is not None and _has_sum(x) and TILE_FMA in chosen):
+        if rows or terms or int8 or (x is not None and _has_sum(x) and TILE_FMA in chosen):
             if x is not None and _has_sum(x):
                 rows = (*rows, Store(x, Buffer("x", 0, x.width)))
             first = replace(kernel, name=f"{kernel.name}_rows", rows=rows, sections=())
-            found.append(self._of(first, schedule=ROWS, rows_per_tile=1, terms=terms))
+            found.append(self._of(first, schedule=ROWS, terms=terms, int8=int8))
         kept = tuple(s for s in rows if kernel.sections)
         for i, (name, section) in enumerate(zip(chosen, kernel.sections, strict=True)):
             number = f"_{i}" if len(chosen) > 1 else ""
@@ -229,12 +245,17 @@ class _Scheduler:
 
     def _product(self, kernel: Kernel, name: str, m: int) -> HipKernel:
         match name:
-            case "gemv":
-                rows = m_class(self.target, m, self.tuning)
+            case "gemv" | "gemv_dot":
+                rows = min(m_class(self.target, m, self.tuning), _GEMV_ROWS[-1])
                 lanes = self._lanes(kernel)
                 columns = min(_GEMV_COLUMNS[rows], lanes)
                 return self._of(
-                    kernel, schedule=name, rows_per_tile=rows, columns=columns, lanes=lanes
+                    kernel,
+                    schedule=name,
+                    rows_per_tile=rows,
+                    columns=columns,
+                    lanes=lanes,
+                    int8=name == GEMV_DOT,
                 )
             case "element":
                 return self._of(kernel, schedule=name)
@@ -255,6 +276,7 @@ class _Scheduler:
         columns: int = 1,
         lanes: int = 1,
         terms: int = 0,
+        int8: bool = False,
     ) -> HipKernel:
         tiles = {TILE_FMA, TILE_MATRIX}
         block_size = _BLOCK_SIZE if schedule in tiles else self.tuning.block_size or _BLOCK_SIZE
@@ -273,25 +295,33 @@ class _Scheduler:
             columns,
             lanes,
             terms,
+            int8,
         )
 
     def _schedule_of(self, kernel: Kernel, section: Section, m: int) -> str:
-        suits_matrix = self.target.hip.matrix is not None and all(
-            self._suits_matrix(p) for p in section.products
-        )
+        # the matrix units and the dot products know whole numbers only, and no NaN among scales
+        suits = all(self._is_finite_blocks(p) for p in section.products)
+        suits_matrix = suits and self.target.hip.matrix is not None
+        suits_dot = suits and self.tuning.precision == "i8"
         wish = self.tuning.schedule
         if wish is not None:
             if wish == TILE_MATRIX and not suits_matrix:
                 raise TargetError(
-                    f"schedule {wish!r} on {self.target} for {kernel.name}: accepted are archs with "
-                    "matrix units and block formats with finite scales"
+                    f"schedule {wish!r} on {self.target} for {kernel.name}: accepted are archs "
+                    "with matrix units and block formats with finite scales"
+                )
+            if wish == GEMV_DOT and not suits_dot:
+                raise TargetError(
+                    f"schedule {wish!r} with precision {self.tuning.precision!r} for "
+                    f"{kernel.name}: accepted are precision 'i8' and block formats with finite "
+                    "scales"
                 )
             return wish
         if m <= _GEMV_ROWS[-1]:
-            return GEMV
+            return GEMV_DOT if suits_dot else GEMV
         return TILE_MATRIX if suits_matrix else TILE_FMA
 
-    def _suits_matrix(self, product: Node) -> bool:
+    def _is_finite_blocks(self, product: Node) -> bool:
         spec = self.graph.signature[product.arg]
         return bool(
             getattr(spec, "finite", False) and FORMATS[spec.format].float_dtype is None  # type: ignore[union-attr]  # a weight

@@ -22,6 +22,9 @@ _SCRATCH: Final[dict[str, type[np.generic]]] = {
     "x": np.float32,
     "x_terms": np.uint16,
     "x_rough": np.uint32,
+    "x_quants": np.uint32,
+    "x_scales": np.float32,
+    "x_sums": np.int16,
 }
 
 

@@ -19,7 +19,7 @@ def program(body: str, arch: str = "gfx1030") -> Program:
     """The kernel `k` of `body` behind the host prelude, and the matrix file where it is used."""
     facts = HIP_ARCHS[arch]
     files = ["prelude_host"] + ([f"matrix_{facts.matrix}"] if "fragment" in body else [])
-    environment = render._environment()
+    environment = render.environment()
     texts = [environment.get_template(f"{file}.hip.j2").render(arch=facts) for file in files]
     return compile_host("\n".join([*texts, body]), "k")
 

@@ -1,0 +1,59 @@
+"""Texts of HIP kernels: where their lines come from, and what a template may not do."""
+
+from typing import Any
+
+import jinja2
+import numpy as np
+import pytest
+
+from q4jit import CompileError, specialize
+from q4jit.render import environment, render
+from q4jit.schedule_hip import HipPlan
+from tests.hip import hip_plan
+from tests.kernels import random_x, weight
+
+
+def norm_plan(m: int) -> HipPlan:
+    def norm(x: Any, gain: Any, w: Any) -> Any:
+        return x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + 1e-5) * gain @ w
+
+    return hip_plan(
+        norm, "hip:gfx1100", [random_x(m, 64), random_x(64), weight("Q4_1", 64, 48).tensor]
+    )
+
+
+@pytest.mark.parametrize("m", [1, 3, 20])
+def test_every_line_says_which_template_it_comes_from(m: int) -> None:
+    plan = norm_plan(m)
+    for kernel in plan.kernels:
+        source = render(plan, kernel)
+        assert source.origins is not None
+        origins = source.origins()
+        for number, line in enumerate(source.text.splitlines(), 1):
+            if not line.strip() or number not in origins:
+                continue
+            template, _, place = origins[number].partition(":")
+            written = environment().loader.get_source(environment(), template)[0]  # type: ignore[union-attr]  # there is one
+            literal = written.split("\n")[int(place) - 1]
+            # what stands before the first expression is in the text as it is
+            assert line.lstrip().startswith(literal.split("{{")[0].strip()[:20]), (line, literal)
+        code = [n for n, text in enumerate(source.text.splitlines(), 1) if text.endswith(";")]
+        assert len([n for n in code if n in origins]) > 0.9 * len(code)
+
+
+def test_a_compile_error_names_the_template() -> None:
+    compiled = specialize(lambda x, w: x @ w)
+    plan = norm_plan(1)
+    source = render(plan, plan.kernels[0])
+    broken = source.text.replace("const int lane =", "const int lane = =", 1)
+    assert broken != source.text
+    source = type(source)(source.symbol, source.target, broken, source.suffix, source.origins)
+    with pytest.raises(CompileError, match=r"<- gemv\.hip\.j2:\d+") as found:
+        compiled._load(source, None)
+    assert found.value.origins
+
+
+def test_an_undefined_name_in_a_template_is_an_error() -> None:
+    template = environment().from_string("constexpr int K = {{ k_that_nobody_gives }};")
+    with pytest.raises(jinja2.UndefinedError, match="k_that_nobody_gives"):
+        template.render()
