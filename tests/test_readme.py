@@ -13,7 +13,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_example_runs(tmp_path: Path) -> None:
-    (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    example, _on_a_gpu = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     (tmp_path / "model.gguf").symlink_to(model_file())
     (tmp_path / "example.py").write_text(example, encoding="utf-8")
     done = subprocess.run(
@@ -27,6 +27,7 @@ def test_the_example_runs(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "define void @q4jit_swiglu(ptr %args)" in done.stdout
+    assert "// swiglu for hip:gfx1100, gemv" in done.stdout
     assert "fmla" in done.stdout
     assert "v1 = v0 @ gate    Q4_1 [576, 1536]" in done.stdout
 
@@ -43,5 +44,5 @@ def test_every_environment_variable_is_in_the_table() -> None:
 def test_every_module_is_in_the_table() -> None:
     modules = {path.stem for path in (ROOT / "q4jit").glob("*.py")} - {"__init__"}
     modules |= {path.name for path in (ROOT / "q4jit").iterdir() if (path / "__init__.py").exists()}
-    table = README[README.index("| module | job |") : README.index("## Targets")]
+    table = README[README.index("| module | job |") : README.index("## GPUs")]
     assert modules == set(re.findall(r"`(\w+)`", table)) - {"QuantizedTensor", "quantize"}
