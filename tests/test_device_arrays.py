@@ -66,8 +66,9 @@ def test_own_array_keeps_values_and_is_freed(run: Run) -> None:
 
 def test_own_array_left_at_exit_is_silent(run: Run) -> None:
     program = """
-        _, first, _ = start()
+        driver, first, _ = start()
         kept = DeviceArray((4,), first)
+        driver.free = lambda *place: print("freed when the platform's driver may be gone", *place)
         kept.itself = kept
         capsule = kept.__dlpack__()
         sys.kept = kept, capsule
