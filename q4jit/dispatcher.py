@@ -188,6 +188,12 @@ class Specialized(Generic[_P, _R]):
 
     def _run_python(self, args: tuple[Any, ...], out: Any) -> Any:
         self._signature_of(args)  # the same arguments are refused
+        for name, value in zip(self._parameters, args, strict=True):
+            if isinstance(value, DeviceView):
+                raise ArgumentError(
+                    f"argument {name!r} is {value}, and {self._name} runs in NumPy under "
+                    "Q4JIT_DISABLE_JIT: accepted are arrays in the host's memory"
+                )
         # NumPy's float64 scalars would make the result float64; Python's floats do not
         args = tuple(float(v) if isinstance(v, np.floating) else v for v in args)
         split = len(args) - len(self._keywords)

@@ -1,0 +1,152 @@
+"""Where a call runs: the rule, with devices and rates made up."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from q4jit import ArgumentError, DeviceError, TargetError, policy, quantize, specialize
+from q4jit.device_arrays import DeviceView
+from q4jit.policy import Place, Work, choose_place
+from q4jit.runtime.driver import Device
+
+X = np.zeros((1, 64), np.float32)
+
+
+def device(index: int = 0, arch: str = "gfx1100", **more: Any) -> Device:
+    facts: dict[str, Any] = {
+        "platform": "amd",
+        "index": index,
+        "name": "made up",
+        "arch": arch,
+        "id": f"0000:0{index}:00.0",
+        "memory_bytes": 1 << 34,
+        "compute_units": 96,
+        "lds_bytes": 64 << 10,
+        "max_block_size": 1024,
+        "wave": 32,
+        "l2_bytes": 6 << 20,
+        "clock_khz": 2_500_000,
+        "integrated": False,
+    }
+    return Device(**facts | more)
+
+
+def view(where: Device) -> DeviceView:
+    shape, f32 = (1, 64), np.dtype(np.float32)
+    return DeviceView(256, shape, None, f32, where.platform, where.index, False, "", None, None)
+
+
+@pytest.fixture
+def devices(monkeypatch: pytest.MonkeyPatch) -> list[Device]:
+    """The devices that are found, and rates at which 30 µs of work are worth a launch."""
+    found: list[Device] = []
+    monkeypatch.setattr(policy, "find_devices", lambda: tuple(found))
+    monkeypatch.setattr(policy, "find_device", lambda name: _named(found, name))
+    monkeypatch.setattr(policy, "device_of", lambda view: found[view.device])
+    monkeypatch.setattr(policy, "_gpu_rates", lambda device: policy._Rates(1e6, 1e6, 1e4, 30.0))
+    monkeypatch.setattr(policy, "_cpu_rates", lambda: policy._Rates(1e4, 1e4))
+    return found
+
+
+def _named(found: list[Device], name: str) -> Device:
+    which = name.partition(":")[2]
+    for place, one in enumerate(found):
+        if which in {"", str(place), one.arch}:
+            return one
+    raise DeviceError(f"no device {name!r}")
+
+
+def work(weight_bytes: int) -> Work:
+    return Work(weight_bytes, 1000, weight_bytes)
+
+
+def place(target: str | None, *args: Any, weight_bytes: int = 0) -> Place:
+    names = [f"arg{i}" for i in range(len(args))]
+    return choose_place(target, args, names, lambda: work(weight_bytes))
+
+
+def test_without_a_gpu_the_cpu_runs_every_call(devices: list[Device]) -> None:
+    found = place(None, X, weight_bytes=1 << 30)
+    assert found.device is None
+    assert found.target.backend == "cpu"
+    assert "the CPU runs every call: no GPU is here" in found.rule
+
+
+def test_small_work_stays_on_the_cpu_and_large_goes_to_the_gpu(devices: list[Device]) -> None:
+    devices.append(device())
+    small, large = (place(None, X, weight_bytes=size) for size in (250_000, 400_000))
+    assert small.device is None
+    assert "too small to be worth a launch: about 30 µs on amd device 0" in small.rule
+    assert "25 µs on the CPU" in small.rule
+    assert large.device == devices[0]
+    assert str(large.target) == "hip:gfx1100"
+    assert "worth a launch" in large.rule
+
+
+def test_a_discrete_gpu_comes_before_an_integrated_one(devices: list[Device]) -> None:
+    devices += [device(0, "gfx1036", integrated=True, compute_units=200), device(1, "gfx1201")]
+    assert place(None, X, weight_bytes=1 << 24).device == devices[1]
+
+
+def test_each_device_gets_code_for_its_own_arch(devices: list[Device]) -> None:
+    devices += [device(0, "gfx1036", integrated=True), device(1, "gfx1201")]
+    assert [str(place(f"hip:{i}", X).target) for i in range(2)] == ["hip:gfx1036", "hip:gfx1201"]
+    assert place("hip:gfx1201", X).device == devices[1]
+
+
+def test_a_gpu_without_code_for_it_is_named(devices: list[Device]) -> None:
+    devices.append(device(0, "gfx803"))
+    found = place(None, X, weight_bytes=1 << 30)
+    assert found.device is None
+    assert "no code for amd device 0 (made up, gfx803)" in found.rule
+    with pytest.raises(TargetError, match="known archs are gfx906"):
+        place("hip:0", X)
+
+
+def test_arrays_on_a_device_stay_there(devices: list[Device]) -> None:
+    devices += [device(0), device(1, "gfx1201")]
+    found = place(None, view(devices[1]), weight_bytes=1)
+    assert found.device == devices[1]
+    assert "arrays on amd device 1 (made up, gfx1201) stay there" in found.rule
+    assert place("hip:gfx1201", view(devices[1])).device == devices[1]
+    for wrong in ("cpu", "hip:gfx1100", "hip:7"):
+        with pytest.raises(ArgumentError, match=f"target='{wrong}' was asked for, and 'arg0' lies"):
+            place(wrong, view(devices[1]))
+
+
+def test_arrays_in_two_places_are_refused(devices: list[Device]) -> None:
+    devices += [device(0), device(1)]
+    with pytest.raises(ArgumentError, match="arg0 on amd device 0 and arg1 on amd device 1"):
+        place(None, view(devices[0]), view(devices[1]))
+    with pytest.raises(ArgumentError, match="arg0 in the host's memory and arg1 on amd device 1"):
+        place(None, X, view(devices[1]))
+
+
+def test_a_named_target_leaves_no_choice(devices: list[Device]) -> None:
+    devices.append(device())
+    assert place("cpu", X, weight_bytes=1 << 30).device is None
+    assert place("hip", X, weight_bytes=1).device == devices[0]
+
+
+def test_work_counts_weights_once_and_rows_each() -> None:
+    w = quantize(np.ones((64, 32)), "Q4_0")
+    two = specialize(lambda x, w, r: (x @ w + r) * 2)
+    r = np.zeros((3, 32), np.float32)
+    two(np.zeros((3, 64), np.float32), w, r)
+    (graph,) = two._graphs.values()
+    assert policy.work_of(graph, 3) == Work(w.nbytes, 4 * 3 * (64 + 32 + 32), 3 * 64 * 32)
+
+
+def test_the_cpus_rates_are_measured() -> None:
+    rates = policy._cpu_rates()
+    assert 1e2 < rates.read_bytes_per_us < 1e7
+    assert 1e2 < rates.multiply_adds_per_us < 1e8
+
+
+def test_a_gpu_that_is_not_here_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = specialize(lambda x, w: x @ w, target="hip:7")
+    w = quantize(np.ones((64, 32)), "Q4_0")
+    with pytest.raises(DeviceError, match="no device 'hip:7'"):
+        asked(X, w)
+    assert "nothing is compiled yet" in asked.explain()
