@@ -12,6 +12,7 @@ from q4jit.errors import DeviceError, TargetError
 from q4jit.ir import Graph
 from q4jit.launch_cpu import CpuLaunch, KernelFunction
 from q4jit.plan import Plan, Source
+from q4jit.runtime.devices import driver_of
 from q4jit.runtime.driver import Device
 from q4jit.schedule_hip import Tuning
 from q4jit.targets import Target
@@ -134,14 +135,9 @@ def _hip_compiler(target: Target) -> Compiler:
 
 
 def _load_on_gpu(code: bytes, source: Source, device: Device | None) -> object:
-    from q4jit.compilers.codeobject import code_object_arch
-    from q4jit.runtime.devices import driver_of
-
-    assert device is not None
-    if device.platform == "amd" and (made_for := code_object_arch(code)) != device.arch:
+    if device is None:
         raise DeviceError(
-            f"the code object of {source.symbol} is for {made_for}: accepted on {device} is "
-            f"{device.arch}"
+            f"{source.symbol} for {source.target} can run on a GPU of that arch alone"
         )
     return driver_of(device).load(device.index, code, source.symbol)
 
