@@ -3,7 +3,7 @@
 A kernel of the split becomes one launch per section, and one before them where something must be
 known row by row first (`rows`). The classes of M, of which each has kernels of its own:
 
-    M = 1, 2, 3…4, 5…8, 9…16     gemv       a wave computes columns, up to 16 rows share a decoding
+    M = 1, 2, 3…4, 5…8, 9…16     gemv       a wave computes columns, up to 8 rows share a decoding
                                  gemv_dot   the same by dot products of int8, for precision `i8`
     M ≥ 17                       tile       64 × 64 results a block, on matrix units or by FMA
 
@@ -41,6 +41,8 @@ _ARGUMENTS: Final = {"load": "array", "ids": "ids", "scalar": "scalar"}  # a slo
 _DECODERS: Final = {"dequantize": DEQUANTIZE, "rows": LOOKUP}
 _GEMV_ROWS: Final = (1, 2, 4, 8, 16)
 _GEMV_COLUMNS: Final = {1: 4, 2: 2, 4: 1, 8: 1, 16: 1}  # more would keep more of x in registers
+_GEMV_MOST_ROWS: Final = 8  # of f32 in shared memory beside each other
+_GEMV_MOST_LANES: Final = 32  # that share a column: with more, x of 8 rows is beyond 48 KiB
 _BLOCK_SIZE: Final = 256
 # bf16 has 8 significant bits: three terms are an f32 exactly, two err by 2⁻¹⁷
 _TERMS: Final = {"f32": 3, "f16": 2, "i8": 2}
@@ -246,7 +248,8 @@ class _Scheduler:
     def _product(self, kernel: Kernel, name: str, m: int) -> HipKernel:
         match name:
             case "gemv" | "gemv_dot":
-                rows = min(m_class(self.target, m, self.tuning), _GEMV_ROWS[-1])
+                most = _GEMV_MOST_ROWS if name == GEMV else _GEMV_ROWS[-1]
+                rows = min(m_class(self.target, m, self.tuning), most)
                 lanes = self._lanes(kernel)
                 columns = min(_GEMV_COLUMNS[rows], lanes)
                 return self._of(
@@ -334,7 +337,7 @@ class _Scheduler:
         """Threads that share a column: a wave, or half of it where K has too few units for one."""
         k = max(p.operands[0].width for p in kernel.sections[0].products)
         units = -(-k // UNIT_ELEMENTS)
-        lanes = self.target.hip.wave
+        lanes = min(self.target.hip.wave, _GEMV_MOST_LANES)
         while lanes > _GEMV_ROWS[-1] and units <= lanes // 2:
             lanes //= 2
         return lanes
