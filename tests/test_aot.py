@@ -117,6 +117,7 @@ def test_the_manifest_says_what_the_code_objects_say(built: tuple[Path, dict[str
         ("x_terms", 6 * K),
         ("x_rough", 4),
     ]
+    assert [s["size_bytes"] for s in last["scratch"]] == [f"{6 * K} * M", "4 * M"]
     assert "ziglang" in manifest["compilers"]["gfx1100"]
     assert "--offload-arch=gfx1100" in manifest["compilers"]["gfx1100"]
 
