@@ -1,4 +1,4 @@
-"""The command `q4jit`: kernels and weights as files, for programs without Python.
+"""The command `q4jit`: kernels and weights as files for programs without Python, and a self-test.
 
 A problem is one line on standard error and the exit status 1, or 2 where the command line itself is
 wrong; `--debug` and Q4JIT_DEBUG=1 show the traceback too.
@@ -18,6 +18,7 @@ from q4jit.formats import FORMATS, Format, find_format
 from q4jit.ir import WeightSpec
 from q4jit.layouts import GGUF, PLANAR
 from q4jit.schedule_hip import Tuning, check_block_size
+from q4jit.selftest import add_selftest
 from q4jit.targets import HIP_ARCHS, Target
 
 _EXAMPLES: Final = """\
@@ -26,6 +27,7 @@ examples:
   q4jit build --gguf model.gguf --arch gfx1100 --arch gfx942 --m 1 --m 512 --out kernels
   q4jit build --entry generic --format q4_0 --arch gfx1100 --out kernels
   q4jit pack --gguf model.gguf --tensor blk.0.ffn_up.weight --layout planar --out up.bin
+  q4jit selftest --device hip:0 --out report
 """
 _INTERRUPTED: Final = 130  # as a shell reports SIGINT
 
@@ -75,12 +77,12 @@ class _Parser(argparse.ArgumentParser):
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="q4jit",
-        description="Kernels for products with GGUF weights, built ahead of time.",
+        description="Kernels for products with GGUF weights: built ahead of time, or tested here.",
         epilog=_EXAMPLES,
     )
     parser.add_argument("--version", action="version", version=f"q4jit {aot.version()}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (_add_build, _add_pack):
+    for add in (_add_build, _add_pack, add_selftest):
         command = add(commands)
         command.add_argument("--debug", action="store_true", help="show tracebacks")
         command.set_defaults(parser=command)

@@ -43,7 +43,9 @@ LAYERS = (
     "backends",
     "policy",
     "dispatcher",
+    "bench",
     "aot",
+    "selftest",
     "cli",
     "__init__",
 )

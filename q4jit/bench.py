@@ -1,0 +1,209 @@
+"""A bench: kernels of one's own choice run, checked and timed on a GPU, one call after the other.
+
+A call of a specialised function chooses its kernels; here a `Tuning` forces the schedule and the
+weights' layout, results begin as NaN, and times are taken by the device's own events.
+"""
+
+import functools
+import math
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Final, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from q4jit import cache, config
+from q4jit.arguments import CallShapes, lead_shape
+from q4jit.backends import find_backend
+from q4jit.device_arrays import DeviceArray
+from q4jit.errors import CompileError
+from q4jit.frontend import array_spec, ids_spec, trace
+from q4jit.ir import ScalarSpec, Spec, WeightSpec
+from q4jit.launch_hip import HipLaunch
+from q4jit.plan import Source
+from q4jit.policy import target_of
+from q4jit.runtime.devices import driver_of
+from q4jit.runtime.driver import Device, LoadedKernel
+from q4jit.schedule_hip import HipKernel, HipPlan, Tuning, make_plan
+from q4jit.weights import QuantizedTensor
+
+Floats = NDArray[np.float32]
+
+_MOST_THREADS: Final = 16
+_COPY_BYTES: Final = 256 << 20
+_MEMORY_SHARE: Final = 8  # of the device's memory, at most this part for a copy's source
+_ROUND_US: Final = 20_000
+_ROUNDS: Final = 3
+_MOST_COPIES: Final = 200
+_POISON: Final = 0xFF  # four of them are a NaN
+
+
+@dataclass(frozen=True)
+class Built:
+    """A plan with the texts of its kernels, which are being compiled or are."""
+
+    plan: HipPlan
+    sources: tuple[Source, ...]
+
+
+class Bench:
+    """Runs functions on one device with kernels of one's own choice."""
+
+    def __init__(self, device: Device) -> None:
+        """Raises TargetError where the device's arch or a compiler for it is not known."""
+        self.device = device
+        self.target = target_of(device)
+        self._driver = driver_of(device)
+        self._backend = find_backend(self.target)
+        self._compiler = self._backend.compiler(self.target)
+        self.fingerprint = self._compiler.fingerprint(self.target)
+        self._threads = ThreadPoolExecutor(min(_MOST_THREADS, config.num_threads()))
+        self._entries: dict[str, Future[cache.Entry]] = {}  # by text
+        self._labels: dict[str, tuple[str, str]] = {}  # text → what it computes, symbol
+        self._loaded: dict[str, LoadedKernel] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._threads.shutdown(cancel_futures=True)
+
+    def build(self, function: Callable[..., Any], args: Sequence[Any], tuning: Tuning) -> Built:
+        """Plan `function` and begin to compile its kernels; their errors are raised by `bind`."""
+        graph = trace(function, tuple(map(_spec, args)))
+        plan = make_plan(graph, self.target, math.prod(lead_shape(args)), tuning)
+        sources = tuple(self._backend.lower(plan, kernel) for kernel in plan.kernels)
+        for kernel, source in zip(plan.kernels, sources, strict=True):
+            if source.text not in self._entries:
+                self._labels[source.text] = _label(plan, kernel), source.symbol
+                self._entries[source.text] = self._threads.submit(self._fetch, source)
+        return Built(plan, sources)
+
+    def _fetch(self, source: Source) -> cache.Entry:
+        try:
+            return cache.fetch(self.target, self._compiler, source.symbol, source.text)
+        except CompileError as error:
+            raise error.with_origins(source.origins() if source.origins else {}) from None
+
+    def bind(self, built: Built, args: Sequence[Any]) -> HipLaunch:
+        """A launch for arguments on the device (see `upload`)."""
+        kernels = [self._load(source) for source in built.sources]
+        return HipLaunch(built.plan, kernels, args, built.plan.graph.names, self.device)
+
+    def _load(self, source: Source) -> LoadedKernel:
+        if source.text not in self._loaded:
+            code = self._entries[source.text].result().object_bytes
+            self._loaded[source.text] = self._backend.load(code, source, self.device)
+        return self._loaded[source.text]
+
+    def upload(self, args: Sequence[Any]) -> tuple[Any, ...]:
+        """The arguments, with the arrays among them copied to the device."""
+        return tuple(
+            DeviceArray.from_numpy(a, self.device).view() if isinstance(a, np.ndarray) else a
+            for a in args
+        )
+
+    def outputs(self, built: Built, args: Sequence[Any]) -> tuple[DeviceArray, ...]:
+        """An array of NaN for each result."""
+        shapes = CallShapes(built.plan.graph, args)
+        arrays = tuple(DeviceArray(result.shape, self.device) for result in shapes.results)
+        for array in arrays:
+            self._driver.fill(self.device.index, array.pointer, _POISON, array.nbytes, 0)
+        return arrays
+
+    def run(self, built: Built, args: Sequence[Any]) -> list[Floats]:
+        """The results for NumPy arguments; what no kernel wrote is NaN."""
+        there = self.upload(args)
+        outputs = self.outputs(built, there)
+        launch = self.bind(built, there)
+        launch(there, outputs if built.plan.graph.returns_tuple else outputs[0])
+        return [array.to_numpy() for array in outputs]
+
+    # --- times --------------------------------------------------------------------------------
+
+    def copy_bytes(self) -> int:
+        """Bytes of the arrays that `copy` copies."""
+        return min(_COPY_BYTES, self.device.memory_bytes // _MEMORY_SHARE)
+
+    @functools.cached_property
+    def _copied(self) -> tuple[DeviceArray, DeviceArray]:
+        """Two arrays, set to something: memory that nobody touched may cost nothing to read."""
+        first, second = (
+            DeviceArray((self.copy_bytes(),), self.device, np.dtype(np.uint8)) for _ in range(2)
+        )
+        for array in (first, second):
+            self._driver.fill(self.device.index, array.pointer, 0, array.nbytes, 0)
+        return first, second
+
+    def copy(self) -> None:
+        """Enqueue a copy of `copy_bytes` within the device's memory."""
+        target, source = self._copied
+        self._driver.copy_on_device(
+            self.device.index, target.pointer, source.pointer, source.nbytes, 0
+        )
+
+    @functools.cached_property
+    def copy_us(self) -> float:
+        """Microseconds of one `copy`."""
+        self._span_us([self.copy])
+        return min(self._span_us([self.copy] * 4) for _ in range(_ROUNDS)) / 4
+
+    def call_us(self, calls: Sequence[Callable[[], object]]) -> float:
+        """Microseconds per call; the device never waits for the host.
+
+        Copies keep it busy until all calls are enqueued. Slow calls are not all made.
+        """
+        self._span_us(calls[:1])
+        one_us = self._span_us(calls[:1])
+        calls = calls[: max(2, int(_ROUND_US / max(one_us, 1.0)))]
+        start = time.perf_counter()
+        for call in calls:
+            call()
+        enqueue_us = (time.perf_counter() - start) * 1e6
+        copies = min(_MOST_COPIES, math.ceil(2 * enqueue_us / self.copy_us))
+        return min(self._span_us(calls, copies) for _ in range(_ROUNDS)) / len(calls)
+
+    def _span_us(self, calls: Sequence[Callable[[], object]], copies: int = 0) -> float:
+        """Microseconds between the begin of the first call and the end of the last."""
+        driver, device = self._driver, self.device.index
+        events = [driver.create_event(device) for _ in range(2)]
+        try:
+            driver.synchronize(device, 0)
+            for _ in range(copies):
+                self.copy()
+            driver.record_event(device, events[0], 0)
+            for call in calls:
+                call()
+            driver.record_event(device, events[1], 0)
+            return driver.elapsed_us(device, *events)
+        finally:
+            for event in events:
+                driver.destroy_event(device, event)
+
+    # --- what was compiled --------------------------------------------------------------------
+
+    def compiled(self) -> list[tuple[str, str, Future[cache.Entry]]]:
+        """What each kernel computes, its symbol, and its code or its error."""
+        return [(*self._labels[text], future) for text, future in self._entries.items()]
+
+
+def _label(plan: HipPlan, kernel: HipKernel) -> str:
+    """What a kernel is: its schedule, and the weights that it reads."""
+    slots = [slot for slot in kernel.slots() if slot.kind == "weight"]
+    weights = [f"{plan.weight(slot.index)} {slot.layout}" for slot in slots]
+    return ", ".join([kernel.schedule, kernel.rows_class, *weights])
+
+
+def _spec(value: Any) -> Spec:
+    if isinstance(value, QuantizedTensor):
+        return WeightSpec(*value.signature)
+    if _is_ids(value):
+        return ids_spec(value.shape)
+    return array_spec(value.shape) if isinstance(value, np.ndarray) else ScalarSpec()
+
+
+def _is_ids(value: Any) -> bool:
+    return isinstance(value, np.ndarray) and value.dtype.kind == "i"
