@@ -54,10 +54,13 @@ _BLOCK_SIZE: Final = 256  # of the generic kernels
 _ROLES: Final = {"array": "x", "weight": "weights", "output": "y", "m": "M"}  # by a slot's kind
 _C_TYPES: Final = {
     "i8": "signed char",
+    "i16": "short",
+    "i32": "int",
+    "i64": "long long",
     "u8": "unsigned char",
     "u16": "unsigned short",
     "u32": "unsigned int",
-    "i64": "long long",
+    "u64": "unsigned long long",
 }
 _SCRATCH_ALIGNMENT_BYTES: Final = 16
 

@@ -25,7 +25,7 @@ from q4jit.render import render_generic, template_directory
 from q4jit.schedule_hip import MAX_GRID_Y, Tuning
 from q4jit.targets import Target, find_target
 from tests.hip_host import compile_host
-from tests.kernels import FLOAT_FORMATS, Weight, assert_contract, random_x, weight
+from tests.kernels import FLOAT_FORMATS, Weight, assert_contract, errors, random_x, weight
 from tests.tools import lack, require_tool
 
 ROOT = Path(__file__).parent.parent
@@ -203,6 +203,15 @@ def test_a_stranger_launches_it(built: tuple[Path, dict[str, Any]], arch: str, r
     )
     w, x = weight("Q4_0", K, N), random_x(rows, K)
     assert_contract(launched(out, product, x, w.tensor.repacked(PLANAR)), x, w)
+
+
+def test_a_stranger_launches_int8_products(tmp_path: Path) -> None:
+    w, x = weight("Q6_K", 512, N), random_x(3, 512)
+    arguments = ["--k", "512", "--n", str(N), "--format", "q6_k", "--precision", "i8"]
+    (product,) = build(tmp_path, *arguments, "--arch", "gfx1100", "--m", "3")["products"]
+    assert "x_quants" in {s["name"] for s in product["scratch"]}
+    y = launched(tmp_path, product, x, w.tensor.repacked(PLANAR))
+    assert np.sqrt(np.mean(errors(y, x, w.values) ** 2)) < 2e-2
 
 
 def test_gguf_blocks_and_the_generic_entry(tmp_path: Path) -> None:
