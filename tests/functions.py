@@ -69,3 +69,34 @@ def check(
     compiled = function if isinstance(function, Specialized) else specialize(function)
     assert_close(compiled(*args, **keywords), reference(compiled.py_func, *args, **keywords))
     return compiled
+
+
+# --- element-wise functions ---------------------------------------------------------------------
+
+
+def ulps(found: Floats, exact: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Errors in units of the last place of the exact result, as f32 has them there."""
+    with np.errstate(all="ignore"):
+        size = np.abs(exact)
+        _, exponent = np.frexp(size)
+        unit = np.ldexp(1.0, np.maximum(exponent - 24, -149))
+        return np.asarray(np.abs(found.astype(np.float64) - exact) / unit)
+
+
+def everywhere(low: float, high: float) -> Floats:
+    """f32 numbers spread over their bit patterns and over the line from low to high."""
+    bits = np.arange(0, 2**32, 104729, dtype=np.uint64).astype(np.uint32).view(F32)
+    line = np.linspace(low, high, 30_000).astype(F32)
+    edges = np.array([1e-45, 1e-40, 1.1754942e-38, 1.1754944e-38, 0.625, 1, 3.4028235e38], F32)
+    with np.errstate(all="ignore"):
+        around = np.concatenate([np.nextafter(edges, F32(s)) for s in (-np.inf, np.inf)])
+    both = np.concatenate([edges, around, [0.0, np.inf, np.nan]]).astype(F32)
+    return np.concatenate([bits, line, both, -both])
+
+
+ELEMENTWISE: dict[str, tuple[Callable[[Any], Any], float, float]] = {
+    "exp": (lambda x: np.exp(x), -105, 90),  # noqa: PLW0108 - a user's function
+    "log": (lambda x: np.log(x), 0, 3),  # noqa: PLW0108
+    "tanh": (lambda x: np.tanh(x), -10, 10),  # noqa: PLW0108
+    "sqrt": (lambda x: np.sqrt(x), 0, 3),  # noqa: PLW0108
+}

@@ -2,7 +2,9 @@
 
 import functools
 import inspect
+import itertools
 import math
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -30,6 +32,7 @@ from tests.tools import lack
 F32: Final = np.float32
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
+Ids = NDArray[np.integer[Any]]
 
 BOUND: Final = 2e-6  # of `precision="f32"`
 FLOAT_FORMATS: Final = ("F16", "F32")
@@ -178,6 +181,43 @@ def weights(
     return [weight(name, k, n, scales) for name in names for n in widths]
 
 
+def spoiled(name: str, k: int, n: int, value: float, field: str) -> Weight:
+    """A weight with `value` in field d or m of some blocks (an element, for F16 and F32)."""
+    fmt = FORMATS[name]
+    rng = np.random.default_rng([k, n])
+    columns = sorted({0, 5, 16, n - 1} & set(range(n)))
+    if fmt.float_dtype is not None:
+        values = halves("normal", (n, k), rng).astype(fmt.float_dtype)
+        for i, column in enumerate(columns):
+            values[column, [0, k // 2, k - 1][i % 3]] = value
+        return wrap(name, k, values)
+    at = fmt.d_offset_bytes if field == "d" else fmt.m_offset_bytes
+    assert at is not None
+    blocks = random_blocks(fmt, k, n, "normal", rng)
+    for i, column in enumerate(columns):
+        block = i % blocks.shape[1]
+        set_halves(blocks[column, block], at, np.asarray(value, np.float16))
+    return wrap(name, k, blocks)
+
+
+def spoiled_weights(k: int, widths: tuple[int, ...], value: float) -> list[Weight]:
+    """Every format, and Q4_1 by its m as well."""
+    found = [spoiled(name, k, n, value, "d") for name in FORMATS for n in widths]
+    return found + [spoiled("Q4_1", k, n, value, "m") for n in widths]
+
+
+def all_bits() -> list[Weight]:
+    """Weights of random bits, NaN, Inf and denormals included, with whole and padded K and N."""
+    found = [weight(name, 512, 37, "bits") for name in FORMATS]
+    return [*found, weight("Q4_0", 96, 16, "bits"), weight("F16", 37, 5, "bits")]
+
+
+def tables() -> list[Weight]:
+    """Weights of random bits, NaN, Inf and denormals included, with whole and odd K."""
+    found = [weight(name, 512, 37, "bits") for name in FORMATS]
+    return [*found, weight("Q4_0", 96, 37, "bits"), weight("F16", 37, 37, "bits")]
+
+
 # --- functions ------------------------------------------------------------------------------
 
 
@@ -198,6 +238,22 @@ def products(count: int) -> Callable[..., tuple[Any, ...]]:
 
     def function(x: Any, *weights: Any) -> tuple[Any, ...]:
         return tuple(x @ w for w in weights)
+
+    function.__signature__ = _signature("x", *(f"w{i}" for i in range(count)))  # type: ignore[attr-defined]  # inspect reads it
+    function.__name__ = "products"
+    return function
+
+
+@functools.cache
+def joined_products(count: int) -> Callable[..., tuple[Any, ...]]:
+    """All products of x and their sum, which makes GPUs compute them in one kernel.
+
+    The weights must have the same N.
+    """
+
+    def function(x: Any, *weights: Any) -> tuple[Any, ...]:
+        ys = tuple(x @ w for w in weights)
+        return *ys, functools.reduce(operator.add, ys)
 
     function.__signature__ = _signature("x", *(f"w{i}" for i in range(count)))  # type: ignore[attr-defined]  # inspect reads it
     function.__name__ = "products"
@@ -234,6 +290,11 @@ def _signature(*names: str) -> inspect.Signature:
     )
 
 
+def slices(x: Any, w: Any) -> tuple[Any, ...]:
+    y = x @ w
+    return y[..., 16:32], y[..., 5:36], y[..., 36:37], y[..., 32:37], y[..., :8]
+
+
 @functools.cache
 def on(target: str, function: Callable[..., Any]) -> Specialized[..., Any]:
     """`function` specialised for a target; the same one for every test, so it compiles once."""
@@ -254,7 +315,7 @@ def errors(y: Floats, x: Floats, w: Doubles) -> Doubles:
         return np.where(inside, np.abs(y - exact) / size, np.nan)
 
 
-def assert_contract(y: Floats, x: Floats, w: Weight) -> None:
+def assert_contract(y: Floats, x: Floats, w: Weight, bound: float = BOUND) -> None:
     """Every row of y keeps the bound: the rms over a whole result could hide a bad one."""
     assert y.dtype == F32
     assert y.shape == (*x.shape[:-1], w.values.shape[1])
@@ -265,12 +326,113 @@ def assert_contract(y: Floats, x: Floats, w: Weight) -> None:
     squares = np.where(counted, found, 0.0) ** 2
     rms = np.sqrt(squares.sum(-1) / np.maximum(counted.sum(-1), 1))
     worst = np.max(rms)
-    assert worst < BOUND, f"{w}: rms error {worst:.2e} in row {np.argmax(rms)} of {list(x.shape)}"
+    assert worst < bound, f"{w}: rms error {worst:.2e} in row {np.argmax(rms)} of {list(x.shape)}"
+
+
+def kinds(y: NDArray[Any]) -> NDArray[Any]:
+    """What is NaN, Inf or −Inf in a result; finite numbers are 0."""
+    return np.where(np.isfinite(y), 0, y)
+
+
+def exact_products(x: Floats, w: Doubles) -> Doubles:
+    """x @ w term by term: a BLAS may take shortcuts where NaN and Inf are."""
+    wide = x.astype(np.float64)
+    with np.errstate(all="ignore"):
+        return np.stack([(row[:, np.newaxis] * w).sum(0) for row in wide])
+
+
+def assert_ieee(y: Floats, x: Floats, w: Weight, bound: float = BOUND) -> None:
+    """NaN and Inf where float64 has them, and elsewhere the contract."""
+    exact = exact_products(x, w.values)
+    np.testing.assert_array_equal(kinds(y), kinds(exact), err_msg=str(w))
+    rows, columns = np.isfinite(x).all(1), np.isfinite(w.values).all(0)
+    clean = Weight(w.tensor, w.values[:, columns])
+    assert_contract(np.ascontiguousarray(y[rows][:, columns]), x[rows], clean, bound)
+
+
+def assert_same_bits(got: Floats, w: Weight) -> None:
+    """The weight's values, bit for bit, but for the payload of a NaN."""
+    _assert_bits(got, decoded(w.tensor.format, w.tensor.raw), w)
+
+
+def assert_rows(got: Floats, ids: Ids, w: Weight) -> None:
+    """The weight's GGUF rows of these numbers, bit for bit, but for the payload of a NaN."""
+    _assert_bits(got, decoded(w.tensor.format, w.tensor.raw).T[ids], w)
+
+
+def _assert_bits(got: Floats, expected: Floats, w: Weight) -> None:
+    assert got.dtype == F32
+    assert got.shape == expected.shape
+    np.testing.assert_array_equal(np.isnan(got), np.isnan(expected), err_msg=str(w))
+    numbers = ~np.isnan(expected)
+    np.testing.assert_array_equal(
+        got[numbers].view(np.uint32), expected[numbers].view(np.uint32), err_msg=str(w)
+    )
+
+
+# --- activations and ids -----------------------------------------------------------------------
 
 
 def random_x(*shape: int, seed: int = 0) -> Floats:
     """Normal activations."""
     return np.random.default_rng([seed, *shape]).standard_normal(shape).astype(F32)
+
+
+def distributions(k: int) -> dict[str, Floats]:
+    """A row of x for each distribution that the contract names."""
+    rng = np.random.default_rng(7)
+    normal = rng.standard_normal(k)
+    outliers = np.where(rng.random(k) < 0.02, 100 * normal, normal)
+    rows = {
+        "normal": normal,
+        "uniform": rng.uniform(-1, 1, k),
+        "lognormal": rng.lognormal(0, 3, k) * rng.choice([-1, 1], k),
+        "outliers": outliers,
+        "small": normal * 1e-30,
+        "large": normal * 1e30,
+        "zero": 0 * normal,
+        "mixed magnitudes": normal * 10.0 ** rng.uniform(-20, 20, k),
+    }
+    for size in (1e4, 1e10, 1e20, 1e30, 1e38):
+        rows[f"one element of {size:.0e}"] = np.where(np.arange(k) == 300 % k, size, normal)
+    return {name: row.astype(F32) for name, row in rows.items()}
+
+
+def not_finite_rows(k: int) -> Floats:
+    """A row for each kind of value and class of position, and clean rows between them."""
+    places = sorted({0, 3, 15, 16, 31, 32, k // 2, k - 1} & set(range(k)))
+    values = [[np.nan], [np.inf], [-np.inf], [np.inf, -np.inf], [np.inf, np.inf], [np.nan, np.inf]]
+    cases = list(itertools.product(values, places))
+    x = random_x(2 * len(cases) + 1, k)
+    for row, (pair, place) in enumerate(cases):
+        for i, value in enumerate(pair):
+            x[2 * row + 1, (place + 33 * i) % k] = value
+    x[-1, :] = 0
+    x[-1, k // 2] = np.inf  # Inf times the weight, and 0 times the others
+    return x
+
+
+def hard_x(k: int) -> list[Floats]:
+    """Two times three rows that meet scales of Inf: zeros, numbers, huge ones, NaN and Inf."""
+    x = random_x(6, k)
+    x[0, 1 : k // 2] = 0  # 0·Inf is NaN
+    x[1] = 0
+    x[2] *= F32(1e30)
+    x[4, 3], x[5, k - 1] = np.inf, np.nan
+    return [x[:3], x[3:]]
+
+
+def in_step(w: Weight) -> Floats:
+    """Rows whose products with spoiled columns all have one sign: a zero among them shows."""
+    columns = w.values[:, [0, 5, 16]] if w.values.shape[1] > 1 else w.values[:, [0, 0, 0]]
+    return np.where(columns > 0, F32(1), F32(-1)).T.copy()
+
+
+def some_ids(*shape: int, n: int = 37, seed: int = 0) -> Ids:
+    """Ids among which are the first row and, where there is room, the last."""
+    ids = np.random.default_rng(seed).integers(0, n, shape)
+    ids.reshape(-1)[:2] = [0, n - 1][: ids.size]
+    return ids
 
 
 # --- kernels beside guard pages ---------------------------------------------------------------

@@ -10,11 +10,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from q4jit import ArgumentError, QuantizedTensor, TraceError, specialize
 from q4jit.arguments import checked_ids
-from q4jit.formats import FORMATS
 from q4jit.frontend import array_spec, ids_spec, trace
 from q4jit.ir import WeightSpec
 from q4jit.schedule_cpu import make_plan
@@ -24,18 +22,17 @@ from tests.kernels import (
     F32,
     GUARDED,
     IN_PROCESS,
-    Floats,
     Guarded,
-    Weight,
-    decoded,
+    Ids,
+    assert_rows,
     lookups,
     on,
     random_x,
     run_guarded,
+    some_ids,
+    tables,
     weight,
 )
-
-Ids = NDArray[np.integer[Any]]
 
 K, N = 64, 40
 W = weight("Q4_0", K, N)
@@ -50,31 +47,6 @@ def look_up(ids: Any, table: Any) -> Any:
 
 
 EMBED = specialize(look_up)
-
-
-def tables() -> list[Weight]:
-    """Weights of random bits, NaN, Inf and denormals included, with whole and odd K."""
-    found = [weight(name, 512, 37, "bits") for name in FORMATS]
-    return [*found, weight("Q4_0", 96, 37, "bits"), weight("F16", 37, 37, "bits")]
-
-
-def some_ids(*shape: int, n: int = 37, seed: int = 0) -> Ids:
-    """Ids among which are the first row and, where there is room, the last."""
-    ids = np.random.default_rng(seed).integers(0, n, shape)
-    ids.reshape(-1)[:2] = [0, n - 1][: ids.size]
-    return ids
-
-
-def assert_rows(got: Floats, ids: Ids, w: Weight) -> None:
-    """Equal to gguf's values bit for bit, but for the payload of a NaN."""
-    expected = decoded(w.tensor.format, w.tensor.raw).T[ids]
-    assert got.dtype == F32
-    assert got.shape == expected.shape
-    np.testing.assert_array_equal(np.isnan(got), np.isnan(expected), err_msg=str(w))
-    numbers = ~np.isnan(expected)
-    np.testing.assert_array_equal(
-        got[numbers].view(np.uint32), expected[numbers].view(np.uint32), err_msg=str(w)
-    )
 
 
 # --- values -------------------------------------------------------------------------------------

@@ -1,11 +1,7 @@
 """Products, dot products and values of weights on every CPU target, against the gguf package."""
 
-import itertools
-from typing import Any
-
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from q4jit import specialize
 from q4jit.compilers import llvm
@@ -22,27 +18,31 @@ from tests.kernels import (
     FORMATS_OF_32,
     GUARDED,
     IN_PROCESS,
-    Doubles,
     Floats,
     Guarded,
     Weight,
+    all_bits,
     assert_contract,
+    assert_ieee,
+    assert_same_bits,
     block,
-    decoded,
     dequantizer,
+    distributions,
     errors,
-    halves,
+    hard_x,
+    in_step,
     lowered,
+    not_finite_rows,
     on,
     one_product,
     products,
-    random_blocks,
     random_x,
     run_guarded,
-    set_halves,
+    slices,
+    spoiled,
+    spoiled_weights,
     weight,
     weights,
-    wrap,
 )
 
 K = 512
@@ -160,26 +160,6 @@ def test_a_first_call_with_equal_sizes(m: int) -> None:
 # --- distributions ------------------------------------------------------------------------------
 
 
-def distributions(k: int) -> dict[str, Floats]:
-    """A row of x for each distribution that the contract names."""
-    rng = np.random.default_rng(7)
-    normal = rng.standard_normal(k)
-    outliers = np.where(rng.random(k) < 0.02, 100 * normal, normal)
-    rows = {
-        "normal": normal,
-        "uniform": rng.uniform(-1, 1, k),
-        "lognormal": rng.lognormal(0, 3, k) * rng.choice([-1, 1], k),
-        "outliers": outliers,
-        "small": normal * 1e-30,
-        "large": normal * 1e30,
-        "zero": 0 * normal,
-        "mixed magnitudes": normal * 10.0 ** rng.uniform(-20, 20, k),
-    }
-    for size in (1e4, 1e10, 1e20, 1e30, 1e38):
-        rows[f"one element of {size:.0e}"] = np.where(np.arange(k) == 300, size, normal)
-    return {name: row.astype(F32) for name, row in rows.items()}
-
-
 @every_target
 @pytest.mark.parametrize("scales", ["normal", "zero", "denormal", "largest", "mixed"])
 def test_distributions_and_scales(target: str, scales: str) -> None:
@@ -232,41 +212,6 @@ def test_results_beyond_f32_are_infinite(target: str) -> None:
 # --- NaN and Inf ----------------------------------------------------------------------------------
 
 
-def kinds(y: NDArray[Any]) -> NDArray[Any]:
-    """What is NaN, Inf or −Inf in a result; finite numbers are 0."""
-    return np.where(np.isfinite(y), 0, y)
-
-
-def exact_products(x: Floats, w: Doubles) -> Doubles:
-    """x @ w term by term: a BLAS may take shortcuts where NaN and Inf are."""
-    wide = x.astype(np.float64)
-    with np.errstate(all="ignore"):
-        return np.stack([(row[:, np.newaxis] * w).sum(0) for row in wide])
-
-
-def assert_ieee(y: Floats, x: Floats, w: Weight) -> None:
-    """NaN and Inf where float64 has them, and elsewhere the contract."""
-    exact = exact_products(x, w.values)
-    np.testing.assert_array_equal(kinds(y), kinds(exact), err_msg=str(w))
-    rows, columns = np.isfinite(x).all(1), np.isfinite(w.values).all(0)
-    clean = Weight(w.tensor, w.values[:, columns])
-    assert_contract(np.ascontiguousarray(y[rows][:, columns]), x[rows], clean)
-
-
-def not_finite_rows(k: int) -> Floats:
-    """A row for each kind of value and class of position, and clean rows between them."""
-    places = sorted({0, 3, 15, 16, 31, 32, k // 2, k - 1} & set(range(k)))
-    values = [[np.nan], [np.inf], [-np.inf], [np.inf, -np.inf], [np.inf, np.inf], [np.nan, np.inf]]
-    cases = list(itertools.product(values, places))
-    x = random_x(2 * len(cases) + 1, k)
-    for row, (pair, place) in enumerate(cases):
-        for i, value in enumerate(pair):
-            x[2 * row + 1, (place + 33 * i) % k] = value
-    x[-1, :] = 0
-    x[-1, k // 2] = np.inf  # Inf times the weight, and 0 times the others
-    return x
-
-
 @every_target
 def test_not_finite_activations(target: str) -> None:
     x = not_finite_rows(K)
@@ -288,47 +233,6 @@ def test_not_finite_activations_beside_padding(k: int) -> None:
     results = on("cpu", products(len(found)))(x, *(w.tensor for w in found))
     for y, w in zip(results, found, strict=True):
         assert_ieee(y, x, w)
-
-
-def spoiled(name: str, k: int, n: int, value: float, field: str) -> Weight:
-    """A weight with `value` in field d or m of some blocks (an element, for F16 and F32)."""
-    fmt = FORMATS[name]
-    rng = np.random.default_rng([k, n])
-    columns = sorted({0, 5, 16, n - 1} & set(range(n)))
-    if fmt.float_dtype is not None:
-        values = halves("normal", (n, k), rng).astype(fmt.float_dtype)
-        for i, column in enumerate(columns):
-            values[column, [0, k // 2, k - 1][i % 3]] = value
-        return wrap(name, k, values)
-    at = fmt.d_offset_bytes if field == "d" else fmt.m_offset_bytes
-    assert at is not None
-    blocks = random_blocks(fmt, k, n, "normal", rng)
-    for i, column in enumerate(columns):
-        block = i % blocks.shape[1]
-        set_halves(blocks[column, block], at, np.asarray(value, np.float16))
-    return wrap(name, k, blocks)
-
-
-def spoiled_weights(k: int, widths: tuple[int, ...], value: float) -> list[Weight]:
-    """Every format, and Q4_1 by its m as well."""
-    found = [spoiled(name, k, n, value, "d") for name in FORMATS for n in widths]
-    return found + [spoiled("Q4_1", k, n, value, "m") for n in widths]
-
-
-def hard_x(k: int) -> list[Floats]:
-    """Two times three rows that meet scales of Inf: zeros, numbers, huge ones, NaN and Inf."""
-    x = random_x(6, k)
-    x[0, 1 : k // 2] = 0  # 0·Inf is NaN
-    x[1] = 0
-    x[2] *= F32(1e30)
-    x[4, 3], x[5, k - 1] = np.inf, np.nan
-    return [x[:3], x[3:]]
-
-
-def in_step(w: Weight) -> Floats:
-    """Rows whose products with spoiled columns all have one sign: a zero among them shows."""
-    columns = w.values[:, [0, 5, 16]] if w.values.shape[1] > 1 else w.values[:, [0, 0, 0]]
-    return np.where(columns > 0, F32(1), F32(-1)).T.copy()
 
 
 @every_target
@@ -355,11 +259,6 @@ def test_not_finite_scales_with_other_numbers_of_rows(m: int) -> None:
 # --- slices and dot products ------------------------------------------------------------------
 
 
-def slices(x: Any, w: Any) -> tuple[Any, ...]:
-    y = x @ w
-    return y[..., 16:32], y[..., 5:36], y[..., 36:37], y[..., 32:37], y[..., :8]
-
-
 @pytest.mark.parametrize(
     ("name", "target"), [*((f, "cpu") for f in FORMATS), *(("Q4_0", t) for t in IN_PROCESS[1:])]
 )
@@ -383,23 +282,6 @@ def test_the_schedule_of_narrow_results(n: int) -> None:
 
 
 # --- values -------------------------------------------------------------------------------------
-
-
-def all_bits() -> list[Weight]:
-    """Weights of random bits, NaN, Inf and denormals included, with whole and padded K and N."""
-    found = [weight(name, 512, 37, "bits") for name in FORMATS]
-    return [*found, weight("Q4_0", 96, 16, "bits"), weight("F16", 37, 5, "bits")]
-
-
-def assert_same_bits(got: Floats, w: Weight) -> None:
-    """Equal bit for bit, but for the payload of a NaN."""
-    expected = decoded(w.tensor.format, w.tensor.raw)
-    assert got.shape == expected.shape
-    np.testing.assert_array_equal(np.isnan(got), np.isnan(expected), err_msg=str(w))
-    numbers = ~np.isnan(expected)
-    np.testing.assert_array_equal(
-        got[numbers].view(np.uint32), expected[numbers].view(np.uint32), err_msg=str(w)
-    )
 
 
 @every_target
