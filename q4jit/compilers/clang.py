@@ -108,21 +108,25 @@ def _flags(target: Target) -> tuple[str, ...]:
 
 @functools.cache
 def _version(name: str, program: tuple[str, ...]) -> str:
-    return " ".join(_ask(name, (*program, "--version")).split())
+    # what hipcc writes to standard error is about this machine's GPUs, not about itself
+    output, _ = _ask(name, (*program, "--version"))
+    return " ".join(output.split())
 
 
 @functools.cache
 def _archs(name: str, program: tuple[str, ...]) -> tuple[str, ...]:
     # an arch and a file are named for hipcc, which else looks for a GPU and for something to do
     question = "--target=amdgcn-amd-amdhsa -mcpu=gfx900 -print-supported-cpus -nogpulib -x c -c"
-    listed = _ask(name, (*program, *question.split(), _SOURCE))
+    # clang answers this on one, newer ones on the other
+    listed = "\n".join(_ask(name, (*program, *question.split(), _SOURCE)))
     return tuple(sorted(_CPU.findall(listed), key=lambda arch: (len(arch), arch)))
 
 
-def _ask(name: str, command: tuple[str, ...]) -> str:
+def _ask(name: str, command: tuple[str, ...]) -> tuple[str, str]:
+    """What a program writes to standard output and to standard error."""
     with tempfile.TemporaryDirectory(prefix="q4jit-") as folder:
         (Path(folder) / _SOURCE).touch()
         log = execute(command, Path(folder), time_limit_s=60)
     if log.problem:
         raise failure(name, [command], (), log.text(), (_SOURCE, ""))
-    return log.output + log.errors  # clang answers some questions on one, some on the other
+    return log.output, log.errors
