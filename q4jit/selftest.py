@@ -98,10 +98,10 @@ def run(options: argparse.Namespace) -> int:
     start = time.perf_counter()
     with Bench(device) as bench:
         found = cases(bench.target, options.quick)
-        outcomes = list(_outcomes(bench, found))
+        done = list(outcomes(bench, found))
         shapes = _TIMED_SHAPES[:1] if options.quick else _TIMED_SHAPES
         copy, timings = _timings(bench, shapes)
-        report = _report(bench, outcomes, copy, timings, time.perf_counter() - start)
+        report = _report(bench, done, copy, timings, time.perf_counter() - start)
     text = report_text(report)
     (folder / "report.txt").write_text(text, encoding="utf-8")
     data = json.dumps(report, indent=1, allow_nan=False, ensure_ascii=False)
@@ -397,7 +397,8 @@ class Outcome:
     message: str = ""
 
 
-def _outcomes(bench: Bench, found: Sequence[Case]) -> Iterator[Outcome]:
+def outcomes(bench: Bench, found: Sequence[Case]) -> Iterator[Outcome]:
+    """What became of each case, in order; all kernels are being compiled meanwhile."""
     pairs = []
     for case in _progress(found, "planning"):
         build = functools.partial(bench.build, case.function, case.args, case.tuning)
@@ -514,12 +515,12 @@ def _with_lines(items: Sequence[T], what: str) -> Iterator[T]:
 
 def _report(
     bench: Bench,
-    outcomes: Sequence[Outcome],
+    done: Sequence[Outcome],
     copy: dict[str, Any],
     timings: Sequence[Timing],
     seconds: float,
 ) -> dict[str, Any]:
-    failed = sum(not o.passed for o in outcomes) + sum(t.us is None for t in timings)
+    failed = sum(not o.passed for o in done) + sum(t.us is None for t in timings)
     return {
         "selftest_version": 1,
         "q4jit": aot.version(),
@@ -532,7 +533,7 @@ def _report(
         "python": platform.python_version(),
         "numpy": np.__version__,
         "system": platform.platform(),
-        "cases": [dataclasses.asdict(outcome) for outcome in outcomes],
+        "cases": [dataclasses.asdict(outcome) for outcome in done],
         "failed": failed,
         "copy": copy,
         "timings": [dataclasses.asdict(timing) for timing in timings],

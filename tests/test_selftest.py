@@ -271,10 +271,11 @@ def test_an_error_is_a_failed_case_and_the_next_one_runs(
         if tuning.schedule == "gemv_dot":
             raise CompileError("fake", (), "no such register\n" * 50, "")
 
-    status, data, text = selftest_in(fault=fault)
+    status, data, text = selftest_in("--quick", fault=fault)
     assert status == 1
     bad = [case for case in data["cases"] if not case["passed"]]
-    assert {case["group"] for case in bad} == {"gemv_dot planar i8", "gemv_dot gguf i8"}
+    assert {case["group"] for case in bad} == {"gemv_dot planar i8"}
+    assert len(bad) > 1
     assert data["failed"] == len(bad)
     assert bad[0]["error"] is None
     assert bad[0]["message"].startswith("CompileError: ")
@@ -292,7 +293,7 @@ def test_wrong_and_missing_results_are_told(selftest_in: Any) -> None:
         if tuning.schedule == "element":
             results[0][-1] = np.nan
 
-    status, data, text = selftest_in(fault=fault)
+    status, data, text = selftest_in("--quick", fault=fault)
     assert status == 1
     bad = {case["group"].split()[0] for case in data["cases"] if not case["passed"]}
     assert bad >= {"tile_fma", "element"}
@@ -318,7 +319,7 @@ def test_other_errors_are_bugs_and_end_it(selftest_in: Any) -> None:
 
     assert not issubclass(ZeroDivisionError, Q4JitError)
     with pytest.raises(ZeroDivisionError):
-        selftest_in(fault=fault)
+        selftest_in("--quick", fault=fault)
 
 
 def test_what_kernels_need_is_in_the_report(selftest_in: Any) -> None:
