@@ -274,9 +274,9 @@ def _generic_product(request: Request, fmt: Format, target: Target) -> _Product:
     block_size = request.tuning.block_size or _BLOCK_SIZE
     source = render_generic(fmt, target, block_size)
     arguments = (
-        _Argument("activations", "x", "const float *"),
-        _Argument(f"weights_{fmt.name.lower()}", "weights", "const unsigned char *"),
-        _Argument("output", "y", "float *"),
+        _Argument("activations", "x", "const float*"),
+        _Argument(f"weights_{fmt.name.lower()}", "weights", "const unsigned char*"),
+        _Argument("output", "y", "float*"),
         *(_Argument(name.lower(), name, "int") for name in ("M", "N", "K")),
     )
     launch = _Launch(source.symbol, source, block_size, None, 1, arguments)

@@ -71,7 +71,7 @@ class Parameter:
     @property
     def declaration(self) -> str:
         """The parameter as C++ declares it."""
-        return f"{self.type}{'' if self.type.endswith('*') else ' '}{self.name}"
+        return f"{self.type} {self.name}"
 
 
 def c_names(names: Sequence[str]) -> tuple[str, ...]:
@@ -97,22 +97,22 @@ def parameters(plan: HipPlan, kernel: HipKernel) -> tuple[Parameter, ...]:
     for slot in kernel.slots():
         match slot.kind:
             case "array":
-                found.append(Parameter(slot, names[slot.index], "const float *"))
+                found.append(Parameter(slot, names[slot.index], "const float*"))
             case "ids":
-                found.append(Parameter(slot, names[slot.index], "const i64 *"))
+                found.append(Parameter(slot, names[slot.index], "const i64*"))
             case "scalar":
                 found.append(Parameter(slot, names[slot.index], "float"))
             case "weight":
-                found.append(Parameter(slot, names[slot.index], "const u8 *"))
+                found.append(Parameter(slot, names[slot.index], "const u8*"))
             case "m":
                 found.append(Parameter(slot, "m", "i64"))
             case kind if kind in _X_TYPES:
                 constant = "" if kernel.schedule == "rows" else "const "
-                found.append(Parameter(slot, kind, f"{constant}{_X_TYPES[kind]} *"))
+                found.append(Parameter(slot, kind, f"{constant}{_X_TYPES[kind]}*"))
             case _:
                 name = buffer_name(slot.kind, slot.index)
                 mine = any(b.kind == slot.kind and b.index == slot.index for b in written)
-                found.append(Parameter(slot, name, f"{'' if mine else 'const '}float *"))
+                found.append(Parameter(slot, name, f"{'' if mine else 'const '}float*"))
     return tuple(found)
 
 

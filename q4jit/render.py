@@ -386,13 +386,13 @@ class _Declared:
 
     @property
     def declaration(self) -> str:
-        return f"{self.type}{'' if self.type.endswith('*') else ' '}{self.name}"
+        return f"{self.type} {self.name}"
 
     @property
     def restricted(self) -> str:
         """The parameter of the kernel: no two arguments share memory that is written."""
         if self.type.endswith("*"):
-            return f"{self.type}__restrict__ {self.name}"
+            return f"{self.type} __restrict__ {self.name}"
         return self.declaration
 
 

@@ -104,7 +104,8 @@ class HipKernel(Kernel):
         """The class of M that the kernel serves, in words."""
         if self.uniform:
             return f"{self.schedule}, {super().rows_class}"
-        return f"{self.schedule}, {self.rows_per_tile} rows a tile, {self.block_size} threads"
+        rows = "1 row" if self.rows_per_tile == 1 else f"{self.rows_per_tile} rows"
+        return f"{self.schedule}, {rows} a tile, {self.block_size} threads"
 
     @property
     def section(self) -> Section:

@@ -132,7 +132,8 @@ def declared_types(text: str, symbol: str) -> list[tuple[str, str]]:
         "i64": "long long",
     }
     parts = [part.replace("__restrict__", "").split() for part in found[1].split(",")]
-    return [(part[-1], " ".join(short.get(word, word) for word in part[:-1])) for part in parts]
+    spelled = {f"{name}{star}": f"{c}{star}" for name, c in short.items() for star in ("", "*")}
+    return [(part[-1], " ".join(spelled.get(word, word) for word in part[:-1])) for part in parts]
 
 
 def test_the_same_request_gives_the_same_bytes(
@@ -227,9 +228,9 @@ def test_gguf_blocks_and_the_generic_entry(tmp_path: Path) -> None:
     (launch,) = generic["products"][0]["launches"]
     assert launch["symbol"] == "q4_0_matmul_kernel"
     assert [(a["name"], a["type"]) for a in launch["arguments"]] == [
-        ("activations", "const float *"),
-        ("weights_q4_0", "const unsigned char *"),
-        ("output", "float *"),
+        ("activations", "const float*"),
+        ("weights_q4_0", "const unsigned char*"),
+        ("output", "float*"),
         ("m", "int"),
         ("n", "int"),
         ("k", "int"),
