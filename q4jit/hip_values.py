@@ -199,17 +199,16 @@ class Values:
         width = spec.shape[-1]
         assert isinstance(width, int)
         at = _sum_of(column, node.start)
-        return f"a.{self._names[node.arg]}[{_row_of(width) if node.varies else ''}{at}]"
+        return f"a.{self._names[node.arg]}[{_place(node, width, at)}]"
 
     def _in_buffer(self, buffer: Buffer, node: Node, column: str) -> str:
-        row = _row_of(buffer.width) if node.varies else ""
-        return f"a.{buffer_name(buffer.kind, buffer.index)}[{row}{column}]"
+        place = _place(node, buffer.width, column)
+        return f"a.{buffer_name(buffer.kind, buffer.index)}[{place}]"
 
 
 def store_index(node: Node, width: int) -> str:
     """Where a value of this row and column goes in its buffer."""
-    column = "column" if node.width > 1 else "0"
-    return f"{_row_of(width) if node.varies else ''}{column}"
+    return _place(node, width, "column" if node.width > 1 else "0")
 
 
 def literal(value: float) -> str:
@@ -226,8 +225,12 @@ def _one(inner: tuple[tuple[Step, ...], tuple[str, ...]]) -> tuple[tuple[Step, .
     return steps, value
 
 
-def _row_of(width: int) -> str:
-    return f"row * {width} + " if width > 1 else "row + "
+def _place(node: Node, width: int, column: str) -> str:
+    """The index of a value in rows of `width` elements; there is one row of what does not vary."""
+    if not node.varies:
+        return column
+    row = f"row * {width}" if width > 1 else "row"
+    return row if column == "0" else f"{row} + {column}"
 
 
 def _sum_of(column: str, start: int) -> str:
