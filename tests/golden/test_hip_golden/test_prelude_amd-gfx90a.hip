@@ -1,0 +1,130 @@
+// Prelude for AMD: the names that every kernel stands on, from compiler builtins alone.
+typedef unsigned char u8;
+typedef unsigned short u16;
+typedef unsigned int u32;
+typedef unsigned long long u64;
+typedef signed char i8;
+typedef short i16;
+typedef int i32;
+typedef long long i64;
+typedef u32 u32x4 __attribute__((ext_vector_type(4)));
+typedef float f32x4 __attribute__((ext_vector_type(4)));
+
+// hiprtc brings macros of its own.
+#undef KERNEL
+#undef DEVICE
+#undef SHARED
+#undef UNROLL
+#undef WAVE
+// Exact bounds of the block let the compiler hand out all the registers that such a block can have.
+#define KERNEL(block_size)                    \
+    extern "C" __attribute__((global))        \
+    __attribute__((amdgpu_flat_work_group_size(block_size, block_size)))
+#define DEVICE [[maybe_unused]] static inline __attribute__((device, always_inline))
+#define SHARED __attribute__((shared, aligned(16)))
+#define UNROLL _Pragma("clang loop unroll(full)")
+
+constexpr int WAVE = 64;
+
+DEVICE int thread_index() { return (int)__builtin_amdgcn_workitem_id_x(); }
+DEVICE int lane_index() { return thread_index() & (WAVE - 1); }
+// One value for all lanes: what depends on it alone is computed and loaded by the scalar unit.
+DEVICE int wave_index() { return __builtin_amdgcn_readfirstlane(thread_index() / WAVE); }
+DEVICE int block_x() { return (int)__builtin_amdgcn_workgroup_id_x(); }
+DEVICE int block_y() { return (int)__builtin_amdgcn_workgroup_id_y(); }
+DEVICE int block_z() { return (int)__builtin_amdgcn_workgroup_id_z(); }
+
+// s_barrier orders no memory: the fences do.
+DEVICE void block_barrier() {
+    __builtin_amdgcn_fence(__ATOMIC_RELEASE, "workgroup");
+    __builtin_amdgcn_s_barrier();
+    __builtin_amdgcn_fence(__ATOMIC_ACQUIRE, "workgroup");
+}
+
+DEVICE u32 as_u32(float x) { return __builtin_bit_cast(u32, x); }
+DEVICE i32 as_i32(float x) { return __builtin_bit_cast(i32, x); }
+DEVICE float as_f32(u32 x) { return __builtin_bit_cast(float, x); }
+DEVICE float as_f32(i32 x) { return __builtin_bit_cast(float, x); }
+
+// DPP moves data inside a row of 16 lanes with the vector ALU; where it cannot, lanes exchange
+// through the LDS crossbar, which takes several times as long. The cases want literal controls:
+// with a constant mask one of them is left.
+DEVICE float shuffle_xor(float value, int mask) {
+    const i32 x = as_i32(value);
+    switch (mask) {
+        case 1: return as_f32(__builtin_amdgcn_mov_dpp(x, 0xB1, 0xF, 0xF, true));  // quad 1,0,3,2
+        case 2: return as_f32(__builtin_amdgcn_mov_dpp(x, 0x4E, 0xF, 0xF, true));  // quad 2,3,0,1
+        case 4: {  // l^7 (half row mirrored), then ^3 (quad 3,2,1,0)
+            const i32 mirrored = __builtin_amdgcn_mov_dpp(x, 0x141, 0xF, 0xF, true);
+            return as_f32(__builtin_amdgcn_mov_dpp(mirrored, 0x1B, 0xF, 0xF, true));
+        }
+        case 8: return as_f32(__builtin_amdgcn_mov_dpp(x, 0x128, 0xF, 0xF, true));  // row by 8
+        case 16: return as_f32(__builtin_amdgcn_ds_swizzle(x, 0x401F));  // bit mode, xor 16
+        default: return as_f32(__builtin_amdgcn_ds_bpermute((lane_index() ^ mask) * 4, x));
+    }
+}
+
+DEVICE float fma_f32(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
+DEVICE float abs_f32(float x) { return __builtin_fabsf(x); }
+// v_sqrt_f32 is within 1 ulp and takes denormals for 0: scale, then let the residuals, which fma
+// gives exactly, choose among the neighbours. Correctly rounded, with every compiler alike.
+DEVICE float sqrt_f32(float x) {
+    const bool small = x < 0x1p-96f;
+    const float scaled = small ? x * 0x1p+32f : x;
+    const float near = __builtin_amdgcn_sqrtf(scaled);
+    const float below = as_f32(as_u32(near) - 1);
+    const float above = as_f32(as_u32(near) + 1);
+    float root = fma_f32(-below, near, scaled) <= 0.0f ? below : near;
+    root = fma_f32(-above, near, scaled) > 0.0f ? above : root;
+    return small ? root * 0x1p-16f : root;
+}
+
+DEVICE float half_to_f32(u16 x) { return (float)__builtin_bit_cast(_Float16, x); }
+DEVICE u16 f32_to_half(float x) { return __builtin_bit_cast(u16, (_Float16)x); }
+// Byte b of a word, 0 the lowest, in one instruction. Were it written as arithmetic, LLVM would move
+// masks and subtractions of callers before the conversion, at one or two instructions a byte more.
+DEVICE float byte_to_f32(u32 word, int b) {
+    float x;
+    switch (b) {
+        case 0: asm("v_cvt_f32_ubyte0 %0, %1" : "=v"(x) : "v"(word)); return x;
+        case 1: asm("v_cvt_f32_ubyte1 %0, %1" : "=v"(x) : "v"(word)); return x;
+        case 2: asm("v_cvt_f32_ubyte2 %0, %1" : "=v"(x) : "v"(word)); return x;
+        default: asm("v_cvt_f32_ubyte3 %0, %1" : "=v"(x) : "v"(word)); return x;
+    }
+}
+
+// c + the sum of four products of signed bytes.
+DEVICE i32 dot4(i32 a, i32 b, i32 c) {
+    return __builtin_amdgcn_sdot4(a, b, c, false);
+}
+
+// Whatever is loaded below is loaded after `value` is known: what is loaded ahead costs registers.
+DEVICE void settle(float& value) { asm volatile("" : "+v"(value) : : "memory"); }
+
+// 16 bytes that are read once: they need not push others out of the caches.
+DEVICE u32x4 stream_16(const void* p) { return __builtin_nontemporal_load((const u32x4*)p); }
+
+typedef short bf16x4 __attribute__((ext_vector_type(4)));
+DEVICE f32x4 mfma_16x16x16(bf16x4 a, bf16x4 b, f32x4 c) {
+    return __builtin_amdgcn_mfma_f32_16x16x16bf16_1k(a, b, c, 0, 0, 0);
+}
+
+// MFMA of 16x16x16 by a wave of 64: lane l holds row l % 16 of an input at k = 4 (l / 16) + 0…3,
+// and of the result column l % 16 in rows 4 (l / 16) + 0…3.
+typedef bf16x4 fragment;
+typedef f32x4 accumulator;
+constexpr int ACCUMULATOR_ELEMENTS = 4;
+
+DEVICE fragment load_fragment(const u16* tile, int stride) {
+    return *(const fragment*)(tile + lane_index() % 16 * stride + lane_index() / 16 * 4);
+}
+
+DEVICE accumulator zero_accumulator() { return accumulator{}; }
+
+// c[m][n] += sum over k of x[m][k] w[n][k]
+DEVICE accumulator multiply_add(fragment x, fragment w, accumulator c) {
+    return mfma_16x16x16(x, w, c);
+}
+
+DEVICE int accumulator_row(int i) { return lane_index() / 16 * 4 + i; }
+DEVICE int accumulator_column(int) { return lane_index() % 16; }

@@ -1,0 +1,113 @@
+// Prelude for this machine: every GPU thread is a coroutine of the program that links this text and
+// defines the functions called host_…. It is for tests; what a GPU would hide is an error here.
+typedef unsigned char u8;
+typedef unsigned short u16;
+typedef unsigned int u32;
+typedef unsigned long long u64;
+typedef signed char i8;
+typedef short i16;
+typedef int i32;
+typedef long long i64;
+typedef u32 u32x4 __attribute__((ext_vector_type(4)));
+typedef float f32x4 __attribute__((ext_vector_type(4)));
+
+#define KERNEL(block_size)                             \
+    extern "C" {                                       \
+    extern const int host_block_size;                  \
+    const int host_block_size = block_size;            \
+    }                                                  \
+    extern "C"
+#define DEVICE [[maybe_unused]] static inline __attribute__((always_inline))
+// A section of its own: it is poisoned before each block.
+#define SHARED static __attribute__((section("host_shared"), aligned(16)))
+#define UNROLL
+// Where lanes must meet, the optimiser may not make several places of one, nor one of several.
+#define MEETING __attribute__((convergent, nomerge))
+
+constexpr int WAVE = 32;
+
+extern "C" {
+extern const int host_wave;
+const int host_wave = WAVE;
+extern int host_thread, host_block[3];
+MEETING void host_barrier(int line);
+MEETING float host_shuffle_xor(float value, int mask, int line);
+}
+
+DEVICE int thread_index() { return host_thread; }
+DEVICE int lane_index() { return host_thread % WAVE; }
+DEVICE int wave_index() { return host_thread / WAVE; }
+DEVICE int block_x() { return host_block[0]; }
+DEVICE int block_y() { return host_block[1]; }
+DEVICE int block_z() { return host_block[2]; }
+
+DEVICE void block_barrier(int line = __builtin_LINE()) { host_barrier(line); }
+
+DEVICE u32 as_u32(float x) { return __builtin_bit_cast(u32, x); }
+DEVICE i32 as_i32(float x) { return __builtin_bit_cast(i32, x); }
+DEVICE float as_f32(u32 x) { return __builtin_bit_cast(float, x); }
+DEVICE float as_f32(i32 x) { return __builtin_bit_cast(float, x); }
+
+DEVICE float shuffle_xor(float value, int mask, int line = __builtin_LINE()) {
+    return host_shuffle_xor(value, mask, line);
+}
+
+DEVICE float fma_f32(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
+DEVICE float abs_f32(float x) { return __builtin_fabsf(x); }
+DEVICE float sqrt_f32(float x) { return __builtin_sqrtf(x); }
+
+// In integers, as not every CPU can convert.
+DEVICE float half_to_f32(u16 x) {
+    const u32 sign = (u32)(x & 0x8000) << 16;
+    const u32 magnitude = (u32)(x & 0x7FFF) << 13;
+    if (magnitude >= 0x7C00u << 13) return as_f32(sign | 0x7F800000u | magnitude);
+    return as_f32(sign | as_u32(as_f32(magnitude) * 0x1p112f));  // 112: difference of the biases
+}
+DEVICE u16 f32_to_half(float x) {
+    const u32 sign = as_u32(x) >> 16 & 0x8000;
+    const u32 magnitude = as_u32(x) & 0x7FFFFFFF;
+    if (magnitude > 0x7F800000) return (u16)(sign | 0x7E00 | (magnitude >> 13 & 0x3FF));
+    if (magnitude >= 0x477FF000) return (u16)(sign | 0x7C00);  // 65520 and more
+    if (magnitude < 0x38800000)  // denormal: adding a half rounds to multiples of 2^-24
+        return (u16)(sign | (as_u32(as_f32(magnitude) + 0.5f) - as_u32(0.5f)));
+    return (u16)(sign | (magnitude - (112u << 23) + 0xFFF + (magnitude >> 13 & 1)) >> 13);
+}
+DEVICE float byte_to_f32(u32 word, int b) { return (float)(word >> 8 * b & 0xFF); }
+
+DEVICE i32 dot4(i32 a, i32 b, i32 c) {
+    for (int i = 0; i < 4; ++i) c += (i8)(a >> 8 * i) * (i8)(b >> 8 * i);
+    return c;
+}
+
+// Whatever is loaded below is loaded after `value` is known: what is loaded ahead costs registers.
+DEVICE void settle(float& value) { asm volatile("" : "+m"(value) : : "memory"); }
+
+DEVICE u32x4 stream_16(const void* p) { return *(const u32x4*)p; }
+
+typedef short bf16x8 __attribute__((ext_vector_type(8)));
+typedef float f32x8 __attribute__((ext_vector_type(8)));
+extern "C" MEETING void host_wmma_gfx12_16x16x16(const void* a, const void* b, void* c, int line);
+DEVICE f32x8 wmma_16x16x16(bf16x8 a, bf16x8 b, f32x8 c, int line = __builtin_LINE()) {
+    host_wmma_gfx12_16x16x16(&a, &b, &c, line);
+    return c;
+}
+
+// WMMA of RDNA 4, a wave of 32: lane l holds row l % 16 of an input at k = 8 (l / 16) + 0…7, and of
+// the result column l % 16 in rows 8 (l / 16) + 0…7.
+typedef bf16x8 fragment;
+typedef f32x8 accumulator;
+constexpr int ACCUMULATOR_ELEMENTS = 8;
+
+DEVICE fragment load_fragment(const u16* tile, int stride) {
+    return *(const fragment*)(tile + lane_index() % 16 * stride + lane_index() / 16 * 8);
+}
+
+DEVICE accumulator zero_accumulator() { return accumulator{}; }
+
+// c[m][n] += sum over k of x[m][k] w[n][k]
+DEVICE accumulator multiply_add(fragment x, fragment w, accumulator c) {
+    return wmma_16x16x16(x, w, c);
+}
+
+DEVICE int accumulator_row(int i) { return lane_index() / 16 * 8 + i; }
+DEVICE int accumulator_column(int) { return lane_index() % 16; }

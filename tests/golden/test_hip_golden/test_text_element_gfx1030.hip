@@ -1,0 +1,126 @@
+// product for hip:gfx1030, element, M = 1, made by q4jit
+// rows:
+//   v0 = x
+// 96 element:
+//   v1 = v0 @ w    Q4_0 [512, 96]
+//   output0 = v1
+
+constexpr int BLOCK_SIZE = 256;
+static_assert(BLOCK_SIZE % WAVE == 0 && BLOCK_SIZE <= 1024, "a block is whole waves");
+constexpr int CHUNK_UNITS = 128;  // of a column, in shared memory at a time
+
+constexpr int MAX_GRID_Y = 65535;
+// Rows of blocks are counted on the y axis and, where its limit is reached, on the z axis.
+DEVICE i64 block_of_rows() { return (i64)block_z() * MAX_GRID_Y + block_y(); }
+
+// The sum over a wave, in all of them.
+template <int LANES>
+DEVICE float sum_of_lanes(float value) {
+    UNROLL for (int mask = LANES / 2; mask > 0; mask /= 2) value += shuffle_xor(value, mask);
+    return value;
+}
+
+// The sum over all threads of the block, in each of them.
+DEVICE float block_sum(float value) {
+    SHARED float sums[BLOCK_SIZE / WAVE];
+    value = sum_of_lanes<WAVE>(value);
+    block_barrier();  // the sums of a call before may still be read
+    if (lane_index() == 0) sums[wave_index()] = value;
+    block_barrier();
+    float total = 0.0f;
+    UNROLL for (int i = 0; i < BLOCK_SIZE / WAVE; ++i) total += sums[i];
+    return total;
+}
+
+// Q4_0 [512, 96] in the layout `planar`.
+struct Q4_0_512x96 {
+    static constexpr int K = 512;
+    static constexpr int N = 96;
+    static constexpr int UNITS = (K + 31) / 32;  // of a column
+    static constexpr int BLOCK_ELEMENTS = 32;
+    static constexpr int BLOCKS = K / BLOCK_ELEMENTS;  // of a column
+    static constexpr int BLOCK_UNITS = BLOCK_ELEMENTS / 32;
+    static_assert(K % BLOCK_ELEMENTS == 0, "columns are whole blocks");
+    static constexpr float ZERO = 8.0f;  // the quant of the value 0
+    static constexpr i64 QUANTS0_AT = 0;
+    static constexpr int QUANTS0_STRIDE = 16;  // bytes from block to block
+    static constexpr i64 D_AT = 24576;
+    static constexpr int D_STRIDE = 2;  // bytes from block to block
+
+    // 32 quants, four to a word in the order of the elements.
+    DEVICE void quants(const u8* w, i64 column, int unit, u32 (&q)[8]) {
+        const i64 block = column * BLOCKS + unit / BLOCK_UNITS;
+        {
+            const u32x4 words = stream_16(w + QUANTS0_AT + block * QUANTS0_STRIDE);
+            UNROLL for (int i = 0; i < 4; ++i) {
+                q[i] = words[i] & 0x0f0f0f0fu;
+                q[i + 4] = words[i] >> 4 & 0x0f0f0f0fu;
+            }
+        }
+    }
+
+    // Quant i of a unit, 0 at the value 0: a small whole number.
+    DEVICE float centred(const u32 (&q)[8], int i) { return byte_to_f32(q[i / 4], i % 4) - ZERO; }
+
+    // What the 32 elements of a unit are multiplied by.
+    DEVICE float scale(const u8* w, i64 column, int unit, int half) {
+        const i64 block = column * BLOCKS + unit / BLOCK_UNITS;
+        return half_to_f32(*(const u16*)(w + D_AT + block * D_STRIDE));
+    }
+
+    // 32 values, rounded as the reference rounds.
+    DEVICE void decode(const u8* w, i64 column, int unit, float (&values)[32]) {
+        u32 q[8];
+        quants(w, column, unit, q);
+        const float factor = scale(w, column, unit, 0);
+        UNROLL for (int i = 0; i < 32; ++i) values[i] = centred(q, i) * factor;
+    }
+};
+
+struct Arguments {
+    const float* x;
+    const u8* w;
+    float* output0;
+    i64 m;
+};
+
+// x, after the prologue.
+DEVICE float x_value(const Arguments& a, i64 row, int column) {
+    const float v0 = a.x[column];
+    return v0;
+}
+
+// From the products at one row and column to the results.
+DEVICE void epilogue(const Arguments& a, i64 row, int column, float v1) {
+    a.output0[column] = v1;
+}
+
+// One block per element of the result: the column is decoded into shared memory, piece by piece,
+// and multiplied by the row; then the threads' sums are added up.
+KERNEL(BLOCK_SIZE) void q4jit_product(
+    const float* __restrict__ x,
+    const u8* __restrict__ w,
+    float* __restrict__ output0,
+    i64 m) {
+    const Arguments a = {x, w, output0, m};
+    SHARED float staged[CHUNK_UNITS * 32];
+    const int column = block_x();
+    const i64 row = block_of_rows();
+    if (row >= m) return;
+
+    float v1 = 0.0f;
+    for (int first = 0; first < Q4_0_512x96::UNITS; first += CHUNK_UNITS) {
+        block_barrier();  // the piece before may still be read
+        for (int u = thread_index(); u < CHUNK_UNITS && first + u < Q4_0_512x96::UNITS; u += BLOCK_SIZE) {
+            float w[32];
+            Q4_0_512x96::decode(a.w, column, first + u, w);
+            UNROLL for (int i = 0; i < 32; ++i) staged[u * 32 + i] = w[i];
+        }
+        block_barrier();
+        for (int k = thread_index(); k < CHUNK_UNITS * 32 && first * 32 + k < Q4_0_512x96::K; k += BLOCK_SIZE)
+            v1 = fma_f32(x_value(a, row, first * 32 + k), staged[k], v1);
+    }
+    v1 = block_sum(v1);
+
+    if (thread_index() == 0) epilogue(a, row, column, v1);
+}

@@ -1,0 +1,215 @@
+// residual for hip:gfx1201, gemv_dot, 4 rows a tile, 256 threads, made by q4jit
+// rows:
+//   v0 = x
+// 96 gemv_dot:
+//   v2 = v0 @ w    Q6_K [512, 96]
+//   output0 = r + v2
+
+constexpr int BLOCK_SIZE = 256;
+static_assert(BLOCK_SIZE % WAVE == 0 && BLOCK_SIZE <= 1024, "a block is whole waves");
+constexpr int ROWS = 4;  // of x, which share one decoding
+constexpr int COLUMNS = 1;  // of the result, which share one reading of x
+constexpr int LANES = 16;  // share the units of a column
+constexpr int GROUPS = BLOCK_SIZE / LANES;
+constexpr int WIDTH = 96;  // columns of the result
+static_assert(ROWS * COLUMNS <= LANES, "every result of a group has a lane for its epilogue");
+static_assert(WAVE % LANES == 0, "lanes of a group exchange sums inside their wave");
+
+constexpr int MAX_GRID_Y = 65535;
+// Rows of blocks are counted on the y axis and, where its limit is reached, on the z axis.
+DEVICE i64 block_of_rows() { return (i64)block_z() * MAX_GRID_Y + block_y(); }
+
+// The sum over neighbouring lanes, in all of them.
+template <int LANES>
+DEVICE float sum_of_lanes(float value) {
+    UNROLL for (int mask = LANES / 2; mask > 0; mask /= 2) value += shuffle_xor(value, mask);
+    return value;
+}
+
+// A loop of few rounds would be unrolled whole, at the price of registers.
+#define ROLLED _Pragma("unroll 1")
+
+// Q6_K [512, 96] in the layout `planar`.
+struct Q6_K_512x96 {
+    static constexpr int K = 512;
+    static constexpr int N = 96;
+    static constexpr int UNITS = (K + 31) / 32;  // of a column
+    static constexpr int BLOCK_ELEMENTS = 256;
+    static constexpr int BLOCKS = K / BLOCK_ELEMENTS;  // of a column
+    static constexpr int BLOCK_UNITS = BLOCK_ELEMENTS / 32;
+    static_assert(K % BLOCK_ELEMENTS == 0, "columns are whole blocks");
+    static constexpr float ZERO = 32.0f;  // the quant of the value 0
+    static constexpr i64 QUANTS0_AT = 0;
+    static constexpr int QUANTS0_STRIDE = 128;  // bytes from block to block
+    static constexpr i64 QUANTS1_AT = 24576;
+    static constexpr int QUANTS1_STRIDE = 64;  // bytes from block to block
+    static constexpr i64 SCALES_AT = 36864;
+    static constexpr int SCALES_STRIDE = 16;  // bytes from block to block
+    static constexpr i64 D_AT = 39936;
+    static constexpr int D_STRIDE = 2;  // bytes from block to block
+
+    // 32 quants, four to a word in the order of the elements.
+    DEVICE void quants(const u8* w, i64 column, int unit, u32 (&q)[8]) {
+        const i64 block = column * BLOCKS + unit / BLOCK_UNITS;
+        const int element = unit % BLOCK_UNITS * 32;
+        {
+            // 2 elements a byte, which lie 64 apart
+            const int within = element % 128;
+            const int shift = 4 * (within / 64);
+            const u8* at = w + QUANTS0_AT + block * QUANTS0_STRIDE +
+                element / 128 * 64 + within % 64;
+            UNROLL for (int i = 0; i < 2; ++i) {
+                const u32x4 words = stream_16(at + 16 * i);
+                UNROLL for (int j = 0; j < 4; ++j)
+                    q[4 * i + j] = words[j] >> shift & 0x0f0f0f0fu;
+            }
+        }
+        {
+            // 4 elements a byte, which lie 32 apart
+            const int within = element % 128;
+            const int shift = 2 * (within / 32);
+            const u8* at = w + QUANTS1_AT + block * QUANTS1_STRIDE +
+                element / 128 * 32 + within % 32;
+            UNROLL for (int i = 0; i < 2; ++i) {
+                const u32x4 words = stream_16(at + 16 * i);
+                UNROLL for (int j = 0; j < 4; ++j)
+                    q[4 * i + j] |= (words[j] >> shift & 0x03030303u) << 4;
+            }
+        }
+    }
+
+    // Quant i of a unit, 0 at the value 0: a small whole number.
+    DEVICE float centred(const u32 (&q)[8], int i) { return byte_to_f32(q[i / 4], i % 4) - ZERO; }
+
+    // What the 16 elements of either half of a unit are multiplied by.
+    DEVICE float scale(const u8* w, i64 column, int unit, int half) {
+        const i64 block = column * BLOCKS + unit / BLOCK_UNITS;
+        const float d = half_to_f32(*(const u16*)(w + D_AT + block * D_STRIDE));
+        const u8* scales = w + SCALES_AT + block * SCALES_STRIDE;
+        return d * (float)(i8)scales[unit % BLOCK_UNITS * 2 + half];
+    }
+
+    // 32 values, rounded as the reference rounds.
+    DEVICE void decode(const u8* w, i64 column, int unit, float (&values)[32]) {
+        u32 q[8];
+        quants(w, column, unit, q);
+        UNROLL for (int half = 0; half < 2; ++half) {
+            const float factor = scale(w, column, unit, half);
+            UNROLL for (int i = 16 * half; i < 16 * half + 16; ++i)
+                values[i] = centred(q, i) * factor;
+        }
+    }
+};
+
+struct Arguments {
+    const float* x;
+    const u8* w;
+    const float* r;
+    float* output0;
+    const u32* x_quants;
+    const float* x_scales;
+    const i16* x_sums;
+    i64 m;
+};
+
+// x, after the prologue.
+DEVICE float x_value(const Arguments& a, i64 row, int column) {
+    const float v0 = a.x[row * 512 + column];
+    return v0;
+}
+
+// From the products at one row and column to the results.
+DEVICE void epilogue(const Arguments& a, i64 row, int column, float v2) {
+    const float v1 = a.r[row * 96 + column];
+    const float v3 = v1 + v2;
+    a.output0[row * 96 + column] = v3;
+}
+
+// The same product by multiply-add, for rows that int8 does not represent; LANES lanes share it.
+DEVICE float exact_v2(const Arguments& a, i64 row, int column, int lane) {
+    using W = Q6_K_512x96;
+    float sum = 0.0f;
+    ROLLED for (int unit = lane; unit < W::UNITS; unit += LANES) {
+        float w[32];
+        W::decode(a.w, column, unit, w);
+        UNROLL for (int i = 0; i < 32; ++i) sum = fma_f32(x_value(a, row, unit * 32 + i), w[i], sum);
+    }
+    return sum_of_lanes<LANES>(sum);
+}
+
+// A group of lanes computes COLUMNS columns for ROWS rows: each lane takes every LANES-th unit of a
+// column and multiplies its quants as bytes with those of x; no weight becomes a float.
+KERNEL(BLOCK_SIZE) void q4jit_residual(
+    const float* __restrict__ x,
+    const u8* __restrict__ w,
+    const float* __restrict__ r,
+    float* __restrict__ output0,
+    const u32* __restrict__ x_quants,
+    const float* __restrict__ x_scales,
+    const i16* __restrict__ x_sums,
+    i64 m) {
+    const Arguments a = {x, w, r, output0, x_quants, x_scales, x_sums, m};
+    const int lane = thread_index() % LANES;
+    const i64 row0 = block_of_rows() * ROWS;
+    if (row0 >= m) return;
+    const int last = m - row0 < ROWS ? (int)(m - row0) - 1 : ROWS - 1;
+    const int column0 = (block_x() * GROUPS + thread_index() / LANES) * COLUMNS;
+
+    float v2 = 0.0f;  // the result that this lane finishes
+    {
+        using W = Q6_K_512x96;
+        // offsets from here fit 32 bits: half the scalar registers
+        const u32x4* x_quants = (const u32x4*)a.x_quants + 2 * row0 * W::UNITS;
+        const float* x_scales = a.x_scales + row0 * W::UNITS;
+        const i16* x_sums = a.x_sums + 2 * row0 * W::UNITS;
+        float sums[ROWS][COLUMNS] = {};
+        ROLLED for (int unit = lane; unit < W::UNITS; unit += LANES) {
+            UNROLL for (int c = 0; c < COLUMNS; ++c) {
+                const int column = column0 + c < WIDTH ? column0 + c : WIDTH - 1;
+                u32 q[8];
+                W::quants(a.w, column, unit, q);
+                float scales[2];
+                UNROLL for (int half = 0; half < 2; ++half)
+                    scales[half] = W::scale(a.w, column, unit, half);
+                int at = unit;
+                UNROLL for (int r = 0; r < ROWS; ++r) {
+                    const u32x4 x[2] = {x_quants[2 * at], x_quants[2 * at + 1]};
+                    const float x_scale = x_scales[at];
+                    const i32 x_sum[2] = {x_sums[2 * at], x_sums[2 * at + 1]};
+                    UNROLL for (int half = 0; half < 2; ++half) {
+                        i32 dot = -32 * x_sum[half];
+                        UNROLL for (int i = 0; i < 4; ++i)
+                            dot = dot4((i32)q[4 * half + i], (i32)x[half][i], dot);
+                        sums[r][c] = fma_f32(scales[half] * x_scale, (float)dot, sums[r][c]);
+                    }
+                    if (ROWS > 2) settle(sums[r][c]);
+                    if (r < last) at += W::UNITS;
+                }
+            }
+        }
+        // A number that no other product has: masks of 16 lanes, kept for all products, are too many
+        // for the scalar registers of a wave.
+        float mine = (float)lane;
+        settle(mine);
+        u32 rough = 0;  // the results that are NaN because the scales of their rows are
+        UNROLL for (int i = 0; i < ROWS * COLUMNS; ++i) {
+            const float total = sum_of_lanes<LANES>(sums[i / COLUMNS][i % COLUMNS]);
+            if (mine == (float)i) v2 = total;
+            if (total != total) rough |= 1u << i;
+        }
+        if (rough != 0) {
+            ROLLED for (int i = 0; i < ROWS * COLUMNS; ++i) {
+                const i64 row = row0 + i / COLUMNS;
+                const int column = column0 + i % COLUMNS;
+                if ((rough >> i & 1) == 0 || row >= m) continue;
+                const float total = exact_v2(a, row, column < WIDTH ? column : WIDTH - 1, lane);
+                if (mine == (float)i) v2 = total;
+            }
+        }
+    }
+
+    const i64 row = row0 + lane / COLUMNS;
+    const int column = column0 + lane % COLUMNS;
+    if (lane < ROWS * COLUMNS && row < m && column < WIDTH)
+        epilogue(a, row, column, v2);
+}

@@ -1,0 +1,125 @@
+// product for hip:sm_90, gemv, 2 rows a tile, 256 threads, made by q4jit
+// rows:
+//   v0 = x
+// 37 gemv:
+//   v1 = v0 @ w    F16 [40, 37]
+//   output0 = v1
+
+constexpr int BLOCK_SIZE = 256;
+static_assert(BLOCK_SIZE % WAVE == 0 && BLOCK_SIZE <= 1024, "a block is whole waves");
+constexpr int ROWS = 2;  // of x, which share one decoding
+constexpr int COLUMNS = 2;  // of the result, which share one reading of x
+constexpr int LANES = 16;  // share the units of a column
+constexpr int GROUPS = BLOCK_SIZE / LANES;
+constexpr int WIDTH = 37;  // columns of the result
+static_assert(ROWS * COLUMNS <= LANES, "every result of a group has a lane for its epilogue");
+static_assert(WAVE % LANES == 0, "lanes of a group exchange sums inside their wave");
+constexpr int K = 40;
+constexpr int UNITS = (K + 31) / 32;  // of a column
+constexpr int CHUNK_UNITS = 2 * LANES;  // of x, in shared memory at a time
+constexpr int UNIT_STRIDE = 36;  // in floats: 16-byte loads of neighbouring lanes meet all banks
+constexpr int ROW_STRIDE = CHUNK_UNITS * UNIT_STRIDE;
+
+constexpr int MAX_GRID_Y = 65535;
+// Rows of blocks are counted on the y axis and, where its limit is reached, on the z axis.
+DEVICE i64 block_of_rows() { return (i64)block_z() * MAX_GRID_Y + block_y(); }
+
+// The sum over neighbouring lanes, in all of them.
+template <int LANES>
+DEVICE float sum_of_lanes(float value) {
+    UNROLL for (int mask = LANES / 2; mask > 0; mask /= 2) value += shuffle_xor(value, mask);
+    return value;
+}
+
+// A loop of few rounds would be unrolled whole, at the price of registers.
+#define ROLLED _Pragma("unroll 1")
+
+// F16 [40, 37] in the layout `planar`.
+struct F16_40x37 {
+    static constexpr int K = 40;
+    static constexpr int N = 37;
+    static constexpr int UNITS = (K + 31) / 32;  // of a column
+    static constexpr i64 COLUMN_BYTES = 128;
+
+    // 32 values; beyond K they are 0.
+    DEVICE void decode(const u8* w, i64 column, int unit, float (&values)[32]) {
+        const u8* at = w + column * COLUMN_BYTES + unit * 64;
+        UNROLL for (int i = 0; i < 4; ++i) {
+            const u32x4 words = stream_16(at + 16 * i);
+            UNROLL for (int j = 0; j < 8; ++j)
+                values[8 * i + j] = half_to_f32((u16)(words[j / 2] >> (16 * (j % 2))));
+        }
+    }
+};
+
+struct Arguments {
+    const float* x;
+    const u8* w;
+    float* output0;
+    i64 m;
+};
+
+// x, after the prologue.
+DEVICE float x_value(const Arguments& a, i64 row, int column) {
+    const float v0 = a.x[row * 40 + column];
+    return v0;
+}
+
+// From the products at one row and column to the results.
+DEVICE void epilogue(const Arguments& a, i64 row, int column, float v1) {
+    a.output0[row * 37 + column] = v1;
+}
+
+// A group of lanes computes COLUMNS columns for ROWS rows: each lane takes every LANES-th unit of a
+// column, decodes it once for all rows, and the lanes add up their sums. x comes from shared memory:
+// there lanes read their units side by side, which lie 128 bytes apart in a row.
+KERNEL(BLOCK_SIZE) void q4jit_product(
+    const float* __restrict__ x,
+    const u8* __restrict__ w,
+    float* __restrict__ output0,
+    i64 m) {
+    const Arguments a = {x, w, output0, m};
+    SHARED float x_tile[ROWS * ROW_STRIDE];
+    const int lane = thread_index() % LANES;
+    const i64 row0 = block_of_rows() * ROWS;
+    const int column0 = (block_x() * GROUPS + thread_index() / LANES) * COLUMNS;
+
+    float v1_sums[ROWS][COLUMNS] = {};
+    for (int first = 0; first < UNITS; first += CHUNK_UNITS) {
+        block_barrier();  // the x before may still be read
+        UNROLL for (int r = 0; r < ROWS; ++r) {
+            const i64 row = row0 + r < m ? row0 + r : m - 1;
+            for (int k = thread_index(); k < CHUNK_UNITS * 32; k += BLOCK_SIZE) {
+                const bool inside = first * 32 + k < K;
+                x_tile[r * ROW_STRIDE + k / 32 * UNIT_STRIDE + k % 32] =
+                    inside ? x_value(a, row, first * 32 + k) : 0.0f;
+            }
+        }
+        block_barrier();
+        const int end = first + CHUNK_UNITS < UNITS ? first + CHUNK_UNITS : UNITS;
+        ROLLED for (int unit = first + lane; unit < end; unit += LANES) {
+            const float* x = x_tile + (unit - first) * UNIT_STRIDE;
+            UNROLL for (int c = 0; c < COLUMNS; ++c) {
+                const int column = column0 + c < WIDTH ? column0 + c : WIDTH - 1;
+                float w[32];
+                F16_40x37::decode(a.w, column, unit, w);
+                UNROLL for (int r = 0; r < ROWS; ++r) {
+                    UNROLL for (int i = 0; i < 32; ++i)
+                        v1_sums[r][c] = fma_f32(x[r * ROW_STRIDE + i], w[i], v1_sums[r][c]);
+                    if (ROWS > 1) settle(v1_sums[r][c]);
+                }
+            }
+        }
+    }
+
+    float v1 = 0.0f;  // the result that this lane finishes
+    UNROLL for (int i = 0; i < ROWS * COLUMNS; ++i) {
+        const float total = sum_of_lanes<LANES>(v1_sums[i / COLUMNS][i % COLUMNS]);
+        if (lane == i) v1 = total;
+    }
+
+    const i64 row = row0 + lane / COLUMNS;
+    const int column = column0 + lane % COLUMNS;
+    if (lane < ROWS * COLUMNS && row < m && column < WIDTH)
+        epilogue(a, row, column, v1);
+}

@@ -1,0 +1,256 @@
+// gated for hip:gfx1100, gemv, M = 1, made by q4jit
+// rows:
+//   v0 = x
+// 96 gemv:
+//   v2 = v0 @ gate    Q4_0 [512, 96]
+//   v9 = v0 @ up    Q8_0 [512, 96]
+//   v3 = v2 + bias
+//   output0 = v3 / (1 + exp(-v3)) * v9
+
+constexpr int BLOCK_SIZE = 256;
+static_assert(BLOCK_SIZE % WAVE == 0 && BLOCK_SIZE <= 1024, "a block is whole waves");
+constexpr int ROWS = 1;  // of x, which share one decoding
+constexpr int COLUMNS = 4;  // of the result, which share one reading of x
+constexpr int LANES = 16;  // share the units of a column
+constexpr int GROUPS = BLOCK_SIZE / LANES;
+constexpr int WIDTH = 96;  // columns of the result
+static_assert(ROWS * COLUMNS <= LANES, "every result of a group has a lane for its epilogue");
+static_assert(WAVE % LANES == 0, "lanes of a group exchange sums inside their wave");
+constexpr int K = 512;
+constexpr int UNITS = (K + 31) / 32;  // of a column
+constexpr int CHUNK_UNITS = 4 * LANES;  // of x, in shared memory at a time
+constexpr int UNIT_STRIDE = 36;  // in floats: 16-byte loads of neighbouring lanes meet all banks
+constexpr int ROW_STRIDE = CHUNK_UNITS * UNIT_STRIDE;
+
+constexpr int MAX_GRID_Y = 65535;
+// Rows of blocks are counted on the y axis and, where its limit is reached, on the z axis.
+DEVICE i64 block_of_rows() { return (i64)block_z() * MAX_GRID_Y + block_y(); }
+
+// The sum over neighbouring lanes, in all of them.
+template <int LANES>
+DEVICE float sum_of_lanes(float value) {
+    UNROLL for (int mask = LANES / 2; mask > 0; mask /= 2) value += shuffle_xor(value, mask);
+    return value;
+}
+
+// A loop of few rounds would be unrolled whole, at the price of registers.
+#define ROLLED _Pragma("unroll 1")
+
+// e to the x within 2 ulp, denormal results included.
+DEVICE float exp_f32(float x) {
+    const bool t0 = x < -104.0f;
+    const float t1 = t0 ? -104.0f : x;
+    const bool t2 = 89.0f < t1;
+    const float t3 = t2 ? 89.0f : t1;
+    const float t4 = fma_f32(t3, 1.442695f, 1.2582912e+07f);
+    const i32 t5 = as_i32(t4);
+    const i32 t6 = t5 - (i32)0x4b400000u;
+    const float t7 = t4 - 1.2582912e+07f;
+    const float t8 = fma_f32(t7, -0.6933594f, t3);
+    const float t9 = fma_f32(t7, 0.00021219444f, t8);
+    const float t10 = t9 * t9;
+    const float t11 = fma_f32(0.0013814616f, t9, 0.008368716f);
+    const float t12 = fma_f32(t11, t9, 0.04166839f);
+    const float t13 = fma_f32(t12, t9, 0.16666521f);
+    const float t14 = fma_f32(t13, t9, 0.49999994f);
+    const float t15 = fma_f32(t10, t14, t9);
+    const float t16 = t15 + 1.0f;
+    const i32 t17 = t6 >> 1;
+    const i32 t18 = t17 + 127;
+    const i32 t19 = (i32)((u32)t18 << 23);
+    const float t20 = as_f32(t19);
+    const float t21 = t16 * t20;
+    const i32 t22 = t6 - t17;
+    const i32 t23 = t22 + 127;
+    const i32 t24 = (i32)((u32)t23 << 23);
+    const float t25 = as_f32(t24);
+    const float t26 = t21 * t25;
+    return t26;
+}
+
+// Q4_0 [512, 96] in the layout `planar`.
+struct Q4_0_512x96 {
+    static constexpr int K = 512;
+    static constexpr int N = 96;
+    static constexpr int UNITS = (K + 31) / 32;  // of a column
+    static constexpr int BLOCK_ELEMENTS = 32;
+    static constexpr int BLOCKS = K / BLOCK_ELEMENTS;  // of a column
+    static constexpr int BLOCK_UNITS = BLOCK_ELEMENTS / 32;
+    static_assert(K % BLOCK_ELEMENTS == 0, "columns are whole blocks");
+    static constexpr float ZERO = 8.0f;  // the quant of the value 0
+    static constexpr i64 QUANTS0_AT = 0;
+    static constexpr int QUANTS0_STRIDE = 16;  // bytes from block to block
+    static constexpr i64 D_AT = 24576;
+    static constexpr int D_STRIDE = 2;  // bytes from block to block
+
+    // 32 quants, four to a word in the order of the elements.
+    DEVICE void quants(const u8* w, i64 column, int unit, u32 (&q)[8]) {
+        const i64 block = column * BLOCKS + unit / BLOCK_UNITS;
+        {
+            const u32x4 words = stream_16(w + QUANTS0_AT + block * QUANTS0_STRIDE);
+            UNROLL for (int i = 0; i < 4; ++i) {
+                q[i] = words[i] & 0x0f0f0f0fu;
+                q[i + 4] = words[i] >> 4 & 0x0f0f0f0fu;
+            }
+        }
+    }
+
+    // Quant i of a unit, 0 at the value 0: a small whole number.
+    DEVICE float centred(const u32 (&q)[8], int i) { return byte_to_f32(q[i / 4], i % 4) - ZERO; }
+
+    // What the 32 elements of a unit are multiplied by.
+    DEVICE float scale(const u8* w, i64 column, int unit, int half) {
+        const i64 block = column * BLOCKS + unit / BLOCK_UNITS;
+        return half_to_f32(*(const u16*)(w + D_AT + block * D_STRIDE));
+    }
+
+    // 32 values, rounded as the reference rounds.
+    DEVICE void decode(const u8* w, i64 column, int unit, float (&values)[32]) {
+        u32 q[8];
+        quants(w, column, unit, q);
+        const float factor = scale(w, column, unit, 0);
+        UNROLL for (int i = 0; i < 32; ++i) values[i] = centred(q, i) * factor;
+    }
+};
+
+// Q8_0 [512, 96] in the layout `planar`.
+struct Q8_0_512x96 {
+    static constexpr int K = 512;
+    static constexpr int N = 96;
+    static constexpr int UNITS = (K + 31) / 32;  // of a column
+    static constexpr int BLOCK_ELEMENTS = 32;
+    static constexpr int BLOCKS = K / BLOCK_ELEMENTS;  // of a column
+    static constexpr int BLOCK_UNITS = BLOCK_ELEMENTS / 32;
+    static_assert(K % BLOCK_ELEMENTS == 0, "columns are whole blocks");
+    static constexpr float ZERO = 128.0f;  // the quant of the value 0
+    static constexpr i64 QUANTS0_AT = 0;
+    static constexpr int QUANTS0_STRIDE = 32;  // bytes from block to block
+    static constexpr i64 D_AT = 49152;
+    static constexpr int D_STRIDE = 2;  // bytes from block to block
+
+    // 32 quants, four to a word in the order of the elements.
+    DEVICE void quants(const u8* w, i64 column, int unit, u32 (&q)[8]) {
+        const i64 block = column * BLOCKS + unit / BLOCK_UNITS;
+        {
+            const u8* at = w + QUANTS0_AT + block * QUANTS0_STRIDE;
+            UNROLL for (int i = 0; i < 2; ++i) {
+                const u32x4 words = stream_16(at + 16 * i);
+                UNROLL for (int j = 0; j < 4; ++j) q[4 * i + j] = words[j];
+            }
+        }
+        UNROLL for (int i = 0; i < 8; ++i) q[i] ^= 0x80808080u;  // signed bytes, counted from -128
+    }
+
+    // Quant i of a unit, 0 at the value 0: a small whole number.
+    DEVICE float centred(const u32 (&q)[8], int i) { return byte_to_f32(q[i / 4], i % 4) - ZERO; }
+
+    // What the 32 elements of a unit are multiplied by.
+    DEVICE float scale(const u8* w, i64 column, int unit, int half) {
+        const i64 block = column * BLOCKS + unit / BLOCK_UNITS;
+        return half_to_f32(*(const u16*)(w + D_AT + block * D_STRIDE));
+    }
+
+    // 32 values, rounded as the reference rounds.
+    DEVICE void decode(const u8* w, i64 column, int unit, float (&values)[32]) {
+        u32 q[8];
+        quants(w, column, unit, q);
+        const float factor = scale(w, column, unit, 0);
+        UNROLL for (int i = 0; i < 32; ++i) values[i] = centred(q, i) * factor;
+    }
+};
+
+struct Arguments {
+    const float* x;
+    const u8* gate;
+    const u8* up;
+    const float* bias;
+    float* output0;
+    i64 m;
+};
+
+// x, after the prologue.
+DEVICE float x_value(const Arguments& a, i64 row, int column) {
+    const float v0 = a.x[column];
+    return v0;
+}
+
+// From the products at one row and column to the results.
+DEVICE void epilogue(const Arguments& a, i64 row, int column, float v2, float v9) {
+    const float v1 = a.bias[column];
+    const float v3 = v2 + v1;
+    const float v4 = -(v3);
+    const float v5 = exp_f32(v4);
+    const float v7 = 1.0f + v5;
+    const float v8 = v3 / v7;
+    const float v10 = v8 * v9;
+    a.output0[column] = v10;
+}
+
+// A group of lanes computes COLUMNS columns for ROWS rows: each lane takes every LANES-th unit of a
+// column, decodes it once for all rows, and the lanes add up their sums. x comes from shared memory:
+// there lanes read their units side by side, which lie 128 bytes apart in a row.
+KERNEL(BLOCK_SIZE) void q4jit_gated(
+    const float* __restrict__ x,
+    const u8* __restrict__ gate,
+    const u8* __restrict__ up,
+    const float* __restrict__ bias,
+    float* __restrict__ output0,
+    i64 m) {
+    const Arguments a = {x, gate, up, bias, output0, m};
+    SHARED float x_tile[ROWS * ROW_STRIDE];
+    const int lane = thread_index() % LANES;
+    const i64 row0 = block_of_rows() * ROWS;
+    const int column0 = (block_x() * GROUPS + thread_index() / LANES) * COLUMNS;
+
+    float v2_sums[ROWS][COLUMNS] = {};
+    float v9_sums[ROWS][COLUMNS] = {};
+    for (int first = 0; first < UNITS; first += CHUNK_UNITS) {
+        block_barrier();  // the x before may still be read
+        UNROLL for (int r = 0; r < ROWS; ++r) {
+            const i64 row = row0 + r < m ? row0 + r : m - 1;
+            for (int k = thread_index(); k < CHUNK_UNITS * 32; k += BLOCK_SIZE) {
+                const bool inside = first * 32 + k < K;
+                x_tile[r * ROW_STRIDE + k / 32 * UNIT_STRIDE + k % 32] =
+                    inside ? x_value(a, row, first * 32 + k) : 0.0f;
+            }
+        }
+        block_barrier();
+        const int end = first + CHUNK_UNITS < UNITS ? first + CHUNK_UNITS : UNITS;
+        ROLLED for (int unit = first + lane; unit < end; unit += LANES) {
+            const float* x = x_tile + (unit - first) * UNIT_STRIDE;
+            UNROLL for (int c = 0; c < COLUMNS; ++c) {
+                const int column = column0 + c < WIDTH ? column0 + c : WIDTH - 1;
+                float w[32];
+                Q4_0_512x96::decode(a.gate, column, unit, w);
+                UNROLL for (int r = 0; r < ROWS; ++r) {
+                    UNROLL for (int i = 0; i < 32; ++i)
+                        v2_sums[r][c] = fma_f32(x[r * ROW_STRIDE + i], w[i], v2_sums[r][c]);
+                    if (ROWS > 1) settle(v2_sums[r][c]);
+                }
+                Q8_0_512x96::decode(a.up, column, unit, w);
+                UNROLL for (int r = 0; r < ROWS; ++r) {
+                    UNROLL for (int i = 0; i < 32; ++i)
+                        v9_sums[r][c] = fma_f32(x[r * ROW_STRIDE + i], w[i], v9_sums[r][c]);
+                    if (ROWS > 1) settle(v9_sums[r][c]);
+                }
+            }
+        }
+    }
+
+    float v2 = 0.0f;  // the result that this lane finishes
+    UNROLL for (int i = 0; i < ROWS * COLUMNS; ++i) {
+        const float total = sum_of_lanes<LANES>(v2_sums[i / COLUMNS][i % COLUMNS]);
+        if (lane == i) v2 = total;
+    }
+
+    float v9 = 0.0f;  // the result that this lane finishes
+    UNROLL for (int i = 0; i < ROWS * COLUMNS; ++i) {
+        const float total = sum_of_lanes<LANES>(v9_sums[i / COLUMNS][i % COLUMNS]);
+        if (lane == i) v9 = total;
+    }
+
+    const i64 row = row0 + lane / COLUMNS;
+    const int column = column0 + lane % COLUMNS;
+    if (lane < ROWS * COLUMNS && row < m && column < WIDTH)
+        epilogue(a, row, column, v2, v9);
+}

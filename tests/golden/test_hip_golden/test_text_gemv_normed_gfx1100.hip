@@ -1,0 +1,154 @@
+// normed for hip:gfx1100, gemv, M = 1, made by q4jit
+// rows:
+//   v10 = x0
+// 512 gemv:
+//   v11 = v10 @ w    Q4_0 [512, 512]
+//   output0 = x0 + v11
+
+constexpr int BLOCK_SIZE = 256;
+static_assert(BLOCK_SIZE % WAVE == 0 && BLOCK_SIZE <= 1024, "a block is whole waves");
+constexpr int ROWS = 1;  // of x, which share one decoding
+constexpr int COLUMNS = 4;  // of the result, which share one reading of x
+constexpr int LANES = 16;  // share the units of a column
+constexpr int GROUPS = BLOCK_SIZE / LANES;
+constexpr int WIDTH = 512;  // columns of the result
+static_assert(ROWS * COLUMNS <= LANES, "every result of a group has a lane for its epilogue");
+static_assert(WAVE % LANES == 0, "lanes of a group exchange sums inside their wave");
+constexpr int K = 512;
+constexpr int UNITS = (K + 31) / 32;  // of a column
+constexpr int CHUNK_UNITS = 4 * LANES;  // of x, in shared memory at a time
+constexpr int UNIT_STRIDE = 36;  // in floats: 16-byte loads of neighbouring lanes meet all banks
+constexpr int ROW_STRIDE = CHUNK_UNITS * UNIT_STRIDE;
+
+constexpr int MAX_GRID_Y = 65535;
+// Rows of blocks are counted on the y axis and, where its limit is reached, on the z axis.
+DEVICE i64 block_of_rows() { return (i64)block_z() * MAX_GRID_Y + block_y(); }
+
+// The sum over neighbouring lanes, in all of them.
+template <int LANES>
+DEVICE float sum_of_lanes(float value) {
+    UNROLL for (int mask = LANES / 2; mask > 0; mask /= 2) value += shuffle_xor(value, mask);
+    return value;
+}
+
+// A loop of few rounds would be unrolled whole, at the price of registers.
+#define ROLLED _Pragma("unroll 1")
+
+// Q4_0 [512, 512] in the layout `planar`.
+struct Q4_0_512x512 {
+    static constexpr int K = 512;
+    static constexpr int N = 512;
+    static constexpr int UNITS = (K + 31) / 32;  // of a column
+    static constexpr int BLOCK_ELEMENTS = 32;
+    static constexpr int BLOCKS = K / BLOCK_ELEMENTS;  // of a column
+    static constexpr int BLOCK_UNITS = BLOCK_ELEMENTS / 32;
+    static_assert(K % BLOCK_ELEMENTS == 0, "columns are whole blocks");
+    static constexpr float ZERO = 8.0f;  // the quant of the value 0
+    static constexpr i64 QUANTS0_AT = 0;
+    static constexpr int QUANTS0_STRIDE = 16;  // bytes from block to block
+    static constexpr i64 D_AT = 131072;
+    static constexpr int D_STRIDE = 2;  // bytes from block to block
+
+    // 32 quants, four to a word in the order of the elements.
+    DEVICE void quants(const u8* w, i64 column, int unit, u32 (&q)[8]) {
+        const i64 block = column * BLOCKS + unit / BLOCK_UNITS;
+        {
+            const u32x4 words = stream_16(w + QUANTS0_AT + block * QUANTS0_STRIDE);
+            UNROLL for (int i = 0; i < 4; ++i) {
+                q[i] = words[i] & 0x0f0f0f0fu;
+                q[i + 4] = words[i] >> 4 & 0x0f0f0f0fu;
+            }
+        }
+    }
+
+    // Quant i of a unit, 0 at the value 0: a small whole number.
+    DEVICE float centred(const u32 (&q)[8], int i) { return byte_to_f32(q[i / 4], i % 4) - ZERO; }
+
+    // What the 32 elements of a unit are multiplied by.
+    DEVICE float scale(const u8* w, i64 column, int unit, int half) {
+        const i64 block = column * BLOCKS + unit / BLOCK_UNITS;
+        return half_to_f32(*(const u16*)(w + D_AT + block * D_STRIDE));
+    }
+
+    // 32 values, rounded as the reference rounds.
+    DEVICE void decode(const u8* w, i64 column, int unit, float (&values)[32]) {
+        u32 q[8];
+        quants(w, column, unit, q);
+        const float factor = scale(w, column, unit, 0);
+        UNROLL for (int i = 0; i < 32; ++i) values[i] = centred(q, i) * factor;
+    }
+};
+
+struct Arguments {
+    const u8* w;
+    const float* x_values;
+    float* output0;
+    i64 m;
+};
+
+// x, after the prologue.
+DEVICE float x_value(const Arguments& a, i64 row, int column) {
+    const float v10 = a.x_values[column];
+    return v10;
+}
+
+// From the products at one row and column to the results.
+DEVICE void epilogue(const Arguments& a, i64 row, int column, float v11) {
+    const float v10 = a.x_values[column];
+    const float v12 = v10 + v11;
+    a.output0[column] = v12;
+}
+
+// A group of lanes computes COLUMNS columns for ROWS rows: each lane takes every LANES-th unit of a
+// column, decodes it once for all rows, and the lanes add up their sums. x comes from shared memory:
+// there lanes read their units side by side, which lie 128 bytes apart in a row.
+KERNEL(BLOCK_SIZE) void q4jit_normed(
+    const u8* __restrict__ w,
+    const float* __restrict__ x_values,
+    float* __restrict__ output0,
+    i64 m) {
+    const Arguments a = {w, x_values, output0, m};
+    SHARED float x_tile[ROWS * ROW_STRIDE];
+    const int lane = thread_index() % LANES;
+    const i64 row0 = block_of_rows() * ROWS;
+    const int column0 = (block_x() * GROUPS + thread_index() / LANES) * COLUMNS;
+
+    float v11_sums[ROWS][COLUMNS] = {};
+    for (int first = 0; first < UNITS; first += CHUNK_UNITS) {
+        block_barrier();  // the x before may still be read
+        UNROLL for (int r = 0; r < ROWS; ++r) {
+            const i64 row = row0 + r < m ? row0 + r : m - 1;
+            for (int k = thread_index(); k < CHUNK_UNITS * 32; k += BLOCK_SIZE) {
+                const bool inside = first * 32 + k < K;
+                x_tile[r * ROW_STRIDE + k / 32 * UNIT_STRIDE + k % 32] =
+                    inside ? x_value(a, row, first * 32 + k) : 0.0f;
+            }
+        }
+        block_barrier();
+        const int end = first + CHUNK_UNITS < UNITS ? first + CHUNK_UNITS : UNITS;
+        ROLLED for (int unit = first + lane; unit < end; unit += LANES) {
+            const float* x = x_tile + (unit - first) * UNIT_STRIDE;
+            UNROLL for (int c = 0; c < COLUMNS; ++c) {
+                const int column = column0 + c < WIDTH ? column0 + c : WIDTH - 1;
+                float w[32];
+                Q4_0_512x512::decode(a.w, column, unit, w);
+                UNROLL for (int r = 0; r < ROWS; ++r) {
+                    UNROLL for (int i = 0; i < 32; ++i)
+                        v11_sums[r][c] = fma_f32(x[r * ROW_STRIDE + i], w[i], v11_sums[r][c]);
+                    if (ROWS > 1) settle(v11_sums[r][c]);
+                }
+            }
+        }
+    }
+
+    float v11 = 0.0f;  // the result that this lane finishes
+    UNROLL for (int i = 0; i < ROWS * COLUMNS; ++i) {
+        const float total = sum_of_lanes<LANES>(v11_sums[i / COLUMNS][i % COLUMNS]);
+        if (lane == i) v11 = total;
+    }
+
+    const i64 row = row0 + lane / COLUMNS;
+    const int column = column0 + lane % COLUMNS;
+    if (lane < ROWS * COLUMNS && row < m && column < WIDTH)
+        epilogue(a, row, column, v11);
+}

@@ -1,0 +1,126 @@
+// q4_1_matmul_kernel for hip:gfx1030, any M, N and K, made by q4jit
+// output [m, n] = activations [m, k] @ weights [k, n], all row by row; weights are n GGUF rows of k
+// elements in Q4_1, k a multiple of 32.
+
+constexpr int BLOCK_SIZE = 256;
+static_assert(BLOCK_SIZE % WAVE == 0 && BLOCK_SIZE <= 1024, "a block is whole waves");
+constexpr int CHUNK_UNITS = 128;  // of a column, in shared memory at a time
+constexpr int CHUNK = CHUNK_UNITS * 32;  // elements
+
+constexpr int MAX_GRID_Y = 65535;
+// Rows of blocks are counted on the y axis and, where its limit is reached, on the z axis.
+DEVICE i64 block_of_rows() { return (i64)block_z() * MAX_GRID_Y + block_y(); }
+
+// The sum over a wave, in all of them.
+template <int LANES>
+DEVICE float sum_of_lanes(float value) {
+    UNROLL for (int mask = LANES / 2; mask > 0; mask /= 2) value += shuffle_xor(value, mask);
+    return value;
+}
+
+// The sum over all threads of the block, in each of them.
+DEVICE float block_sum(float value) {
+    SHARED float sums[BLOCK_SIZE / WAVE];
+    value = sum_of_lanes<WAVE>(value);
+    block_barrier();  // the sums of a call before may still be read
+    if (lane_index() == 0) sums[wave_index()] = value;
+    block_barrier();
+    float total = 0.0f;
+    UNROLL for (int i = 0; i < BLOCK_SIZE / WAVE; ++i) total += sums[i];
+    return total;
+}
+
+// 16 bytes that are aligned to 2, as those of GGUF's blocks are.
+DEVICE u32x4 load_16_by_2(const u8* at) {
+    const u16* halves = (const u16*)at;
+    u32x4 words;
+    UNROLL for (int i = 0; i < 4; ++i) words[i] = halves[2 * i] | (u32)halves[2 * i + 1] << 16;
+    return words;
+}
+
+// The description of one block: a column is a run of them, and units are counted from its start.
+// Q4_1 [32, 1] in the layout `gguf`: rows as in a GGUF file.
+struct Q4_1_32x1 {
+    static constexpr int K = 32;
+    static constexpr int N = 1;
+    static constexpr int UNITS = (K + 31) / 32;  // of a column
+    static constexpr int BLOCK_ELEMENTS = 32;
+    static constexpr int BLOCKS = K / BLOCK_ELEMENTS;  // of a column
+    static constexpr int BLOCK_UNITS = BLOCK_ELEMENTS / 32;
+    static_assert(K % BLOCK_ELEMENTS == 0, "columns are whole blocks");
+    static constexpr float ZERO = 0.0f;  // the quant of the value 0
+    static constexpr i64 D_AT = 0;
+    static constexpr int D_STRIDE = 20;  // bytes from block to block
+    static constexpr i64 M_AT = 2;
+    static constexpr int M_STRIDE = 20;  // bytes from block to block
+    static constexpr i64 QUANTS0_AT = 4;
+    static constexpr int QUANTS0_STRIDE = 20;  // bytes from block to block
+
+    // 32 quants, four to a word in the order of the elements.
+    DEVICE void quants(const u8* w, i64 column, int unit, u32 (&q)[8]) {
+        const i64 block = column * BLOCKS + unit / BLOCK_UNITS;
+        {
+            const u32x4 words = load_16_by_2(w + QUANTS0_AT + block * QUANTS0_STRIDE);
+            UNROLL for (int i = 0; i < 4; ++i) {
+                q[i] = words[i] & 0x0f0f0f0fu;
+                q[i + 4] = words[i] >> 4 & 0x0f0f0f0fu;
+            }
+        }
+    }
+
+    // Quant i of a unit, 0 at the value 0: a small whole number.
+    DEVICE float centred(const u32 (&q)[8], int i) { return byte_to_f32(q[i / 4], i % 4) - ZERO; }
+
+    // What the 32 elements of a unit are multiplied by.
+    DEVICE float scale(const u8* w, i64 column, int unit, int half) {
+        const i64 block = column * BLOCKS + unit / BLOCK_UNITS;
+        return half_to_f32(*(const u16*)(w + D_AT + block * D_STRIDE));
+    }
+
+    // What is added to all 32.
+    DEVICE float minimum(const u8* w, i64 column, int unit) {
+        const i64 block = column * BLOCKS + unit / BLOCK_UNITS;
+        return half_to_f32(*(const u16*)(w + M_AT + block * M_STRIDE));
+    }
+
+    // 32 values, rounded as the reference rounds.
+    DEVICE void decode(const u8* w, i64 column, int unit, float (&values)[32]) {
+        u32 q[8];
+        quants(w, column, unit, q);
+        const float factor = scale(w, column, unit, 0);
+        const float least = minimum(w, column, unit);
+        UNROLL for (int i = 0; i < 32; ++i) values[i] = centred(q, i) * factor + least;
+    }
+};
+
+// One block per element of the result, grid (n, m, 1); rows beyond MAX_GRID_Y go to the z axis. The
+// column is decoded into shared memory, piece by piece, and multiplied by the row.
+KERNEL(BLOCK_SIZE) void q4_1_matmul_kernel(
+    const float* __restrict__ activations,
+    const u8* __restrict__ weights_q4_1,
+    float* __restrict__ output,
+    int m,
+    int n,
+    int k) {
+    SHARED float staged[CHUNK];
+    const int column = block_x();
+    const i64 row = block_of_rows();
+    if (row >= m || column >= n) return;
+    const float* x = activations + row * k;
+    const u8* blocks = weights_q4_1 + (i64)column * (k / Q4_1_32x1::BLOCK_ELEMENTS) * 20;
+    float sum = 0.0f;
+    for (i64 first = 0; first < k; first += CHUNK) {
+        const int elements = (int)(k - first < CHUNK ? k - first : CHUNK);
+        block_barrier();  // the piece before may still be read
+        for (int unit = thread_index(); unit < elements / 32; unit += BLOCK_SIZE) {
+            float w[32];
+            Q4_1_32x1::decode(blocks, 0, (int)(first / 32) + unit, w);
+            UNROLL for (int i = 0; i < 32; ++i) staged[unit * 32 + i] = w[i];
+        }
+        block_barrier();
+        for (int i = thread_index(); i < elements; i += BLOCK_SIZE)
+            sum = fma_f32(x[first + i], staged[i], sum);
+    }
+    sum = block_sum(sum);
+    if (thread_index() == 0) output[row * n + column] = sum;
+}

@@ -1,0 +1,84 @@
+// lookup for hip:gfx1100, lookup, 1 row a tile, 256 threads, made by q4jit
+// output0 = table.rows(ids)
+
+constexpr int BLOCK_SIZE = 256;
+static_assert(BLOCK_SIZE % WAVE == 0 && BLOCK_SIZE <= 1024, "a block is whole waves");
+
+constexpr int MAX_GRID_Y = 65535;
+// Rows of blocks are counted on the y axis and, where its limit is reached, on the z axis.
+DEVICE i64 block_of_rows() { return (i64)block_z() * MAX_GRID_Y + block_y(); }
+
+// Q8_0 [512, 96] in the layout `planar`.
+struct Q8_0_512x96 {
+    static constexpr int K = 512;
+    static constexpr int N = 96;
+    static constexpr int UNITS = (K + 31) / 32;  // of a column
+    static constexpr int BLOCK_ELEMENTS = 32;
+    static constexpr int BLOCKS = K / BLOCK_ELEMENTS;  // of a column
+    static constexpr int BLOCK_UNITS = BLOCK_ELEMENTS / 32;
+    static_assert(K % BLOCK_ELEMENTS == 0, "columns are whole blocks");
+    static constexpr float ZERO = 128.0f;  // the quant of the value 0
+    static constexpr i64 QUANTS0_AT = 0;
+    static constexpr int QUANTS0_STRIDE = 32;  // bytes from block to block
+    static constexpr i64 D_AT = 49152;
+    static constexpr int D_STRIDE = 2;  // bytes from block to block
+
+    // 32 quants, four to a word in the order of the elements.
+    DEVICE void quants(const u8* w, i64 column, int unit, u32 (&q)[8]) {
+        const i64 block = column * BLOCKS + unit / BLOCK_UNITS;
+        {
+            const u8* at = w + QUANTS0_AT + block * QUANTS0_STRIDE;
+            UNROLL for (int i = 0; i < 2; ++i) {
+                const u32x4 words = stream_16(at + 16 * i);
+                UNROLL for (int j = 0; j < 4; ++j) q[4 * i + j] = words[j];
+            }
+        }
+        UNROLL for (int i = 0; i < 8; ++i) q[i] ^= 0x80808080u;  // signed bytes, counted from -128
+    }
+
+    // Quant i of a unit, 0 at the value 0: a small whole number.
+    DEVICE float centred(const u32 (&q)[8], int i) { return byte_to_f32(q[i / 4], i % 4) - ZERO; }
+
+    // What the 32 elements of a unit are multiplied by.
+    DEVICE float scale(const u8* w, i64 column, int unit, int half) {
+        const i64 block = column * BLOCKS + unit / BLOCK_UNITS;
+        return half_to_f32(*(const u16*)(w + D_AT + block * D_STRIDE));
+    }
+
+    // 32 values, rounded as the reference rounds.
+    DEVICE void decode(const u8* w, i64 column, int unit, float (&values)[32]) {
+        u32 q[8];
+        quants(w, column, unit, q);
+        const float factor = scale(w, column, unit, 0);
+        UNROLL for (int i = 0; i < 32; ++i) values[i] = centred(q, i) * factor;
+    }
+};
+
+struct Arguments {
+    const i64* ids;
+    const u8* table;
+    float* output0;
+    i64 m;
+};
+
+// Rows of a GGUF tensor, which are columns of the weight, by number: a thread decodes one unit. A
+// number that no row has gives NaN, and nothing outside of the weight is read.
+KERNEL(BLOCK_SIZE) void q4jit_lookup(
+    const i64* __restrict__ ids,
+    const u8* __restrict__ table,
+    float* __restrict__ output0,
+    i64 m) {
+    const Arguments a = {ids, table, output0, m};
+    using W = Q8_0_512x96;
+    const i64 row = block_of_rows();
+    const int unit = block_x() * BLOCK_SIZE + thread_index();
+    if (row >= m || unit >= W::UNITS) return;
+    const i64 id = a.ids[row];
+    const bool known = id >= 0 && id < W::N;
+    float values[32];
+    W::decode(a.table, known ? id : 0, unit, values);
+    UNROLL for (int i = 0; i < 32; ++i) {
+        if (unit * 32 + i >= W::K) continue;
+        a.output0[row * W::K + unit * 32 + i] = known ? values[i] : as_f32(0x7fc00000u);
+    }
+}

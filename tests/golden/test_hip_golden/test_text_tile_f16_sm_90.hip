@@ -1,0 +1,223 @@
+// residual for hip:sm_90, tile_matrix, 64 rows a tile, 256 threads, made by q4jit
+// rows:
+//   v0 = x
+// 96 tile_matrix:
+//   v2 = v0 @ w    Q6_K [512, 96]
+//   output0 = r + v2
+
+constexpr int BLOCK_SIZE = 256;
+static_assert(BLOCK_SIZE % WAVE == 0 && BLOCK_SIZE <= 1024, "a block is whole waves");
+constexpr int TILE_ROWS = 64;
+constexpr int TILE_COLUMNS = 64;
+constexpr int TILE_K = 32;  // one unit
+constexpr int STRIDE = TILE_K + 8;  // rows start 16 bytes aligned, neighbours in other banks
+constexpr int TERMS = 2;  // bf16 numbers that make up one x
+constexpr int WIDTH = 96;  // columns of the result
+constexpr int K = 512;
+constexpr int WAVES = BLOCK_SIZE / WAVE;
+constexpr int WAVES_Y = 2;
+constexpr int WAVES_X = WAVES / WAVES_Y;
+constexpr int FRAGMENTS_Y = TILE_ROWS / 16 / WAVES_Y;  // of a wave
+constexpr int FRAGMENTS_X = TILE_COLUMNS / 16 / WAVES_X;
+static_assert(WAVES_X * FRAGMENTS_X * 16 == TILE_COLUMNS, "waves share the tile evenly");
+static_assert(TILE_COLUMNS <= BLOCK_SIZE, "a thread decodes a unit of one column");
+
+constexpr int MAX_GRID_Y = 65535;
+// Rows of blocks are counted on the y axis and, where its limit is reached, on the z axis.
+DEVICE i64 block_of_rows() { return (i64)block_z() * MAX_GRID_Y + block_y(); }
+
+// Q6_K [512, 96] in the layout `planar`.
+struct Q6_K_512x96 {
+    static constexpr int K = 512;
+    static constexpr int N = 96;
+    static constexpr int UNITS = (K + 31) / 32;  // of a column
+    static constexpr int BLOCK_ELEMENTS = 256;
+    static constexpr int BLOCKS = K / BLOCK_ELEMENTS;  // of a column
+    static constexpr int BLOCK_UNITS = BLOCK_ELEMENTS / 32;
+    static_assert(K % BLOCK_ELEMENTS == 0, "columns are whole blocks");
+    static constexpr float ZERO = 32.0f;  // the quant of the value 0
+    static constexpr i64 QUANTS0_AT = 0;
+    static constexpr int QUANTS0_STRIDE = 128;  // bytes from block to block
+    static constexpr i64 QUANTS1_AT = 24576;
+    static constexpr int QUANTS1_STRIDE = 64;  // bytes from block to block
+    static constexpr i64 SCALES_AT = 36864;
+    static constexpr int SCALES_STRIDE = 16;  // bytes from block to block
+    static constexpr i64 D_AT = 39936;
+    static constexpr int D_STRIDE = 2;  // bytes from block to block
+
+    // 32 quants, four to a word in the order of the elements.
+    DEVICE void quants(const u8* w, i64 column, int unit, u32 (&q)[8]) {
+        const i64 block = column * BLOCKS + unit / BLOCK_UNITS;
+        const int element = unit % BLOCK_UNITS * 32;
+        {
+            // 2 elements a byte, which lie 64 apart
+            const int within = element % 128;
+            const int shift = 4 * (within / 64);
+            const u8* at = w + QUANTS0_AT + block * QUANTS0_STRIDE +
+                element / 128 * 64 + within % 64;
+            UNROLL for (int i = 0; i < 2; ++i) {
+                const u32x4 words = stream_16(at + 16 * i);
+                UNROLL for (int j = 0; j < 4; ++j)
+                    q[4 * i + j] = words[j] >> shift & 0x0f0f0f0fu;
+            }
+        }
+        {
+            // 4 elements a byte, which lie 32 apart
+            const int within = element % 128;
+            const int shift = 2 * (within / 32);
+            const u8* at = w + QUANTS1_AT + block * QUANTS1_STRIDE +
+                element / 128 * 32 + within % 32;
+            UNROLL for (int i = 0; i < 2; ++i) {
+                const u32x4 words = stream_16(at + 16 * i);
+                UNROLL for (int j = 0; j < 4; ++j)
+                    q[4 * i + j] |= (words[j] >> shift & 0x03030303u) << 4;
+            }
+        }
+    }
+
+    // Quant i of a unit, 0 at the value 0: a small whole number.
+    DEVICE float centred(const u32 (&q)[8], int i) { return byte_to_f32(q[i / 4], i % 4) - ZERO; }
+
+    // What the 16 elements of either half of a unit are multiplied by.
+    DEVICE float scale(const u8* w, i64 column, int unit, int half) {
+        const i64 block = column * BLOCKS + unit / BLOCK_UNITS;
+        const float d = half_to_f32(*(const u16*)(w + D_AT + block * D_STRIDE));
+        const u8* scales = w + SCALES_AT + block * SCALES_STRIDE;
+        return d * (float)(i8)scales[unit % BLOCK_UNITS * 2 + half];
+    }
+
+    // 32 values, rounded as the reference rounds.
+    DEVICE void decode(const u8* w, i64 column, int unit, float (&values)[32]) {
+        u32 q[8];
+        quants(w, column, unit, q);
+        UNROLL for (int half = 0; half < 2; ++half) {
+            const float factor = scale(w, column, unit, half);
+            UNROLL for (int i = 16 * half; i < 16 * half + 16; ++i)
+                values[i] = centred(q, i) * factor;
+        }
+    }
+};
+
+struct Arguments {
+    const float* x;
+    const u8* w;
+    const float* r;
+    float* output0;
+    const u16* x_terms;
+    const u32* x_rough;
+    i64 m;
+};
+
+// x, after the prologue.
+DEVICE float x_value(const Arguments& a, i64 row, int column) {
+    const float v0 = a.x[row * 512 + column];
+    return v0;
+}
+
+// From the products at one row and column to the results.
+DEVICE void epilogue(const Arguments& a, i64 row, int column, float v2) {
+    const float v1 = a.r[row * 96 + column];
+    const float v3 = v1 + v2;
+    a.output0[row * 96 + column] = v3;
+}
+
+// The same product by multiply-add, for rows that bf16 terms do not represent.
+DEVICE float exact_v2(const Arguments& a, i64 row, int column) {
+    float total = 0.0f;
+    for (int unit = 0; unit < Q6_K_512x96::UNITS; ++unit) {
+        float w[32];
+        Q6_K_512x96::decode(a.w, column, unit, w);
+        float sum = 0.0f;
+        UNROLL for (int i = 0; i < 32; ++i) sum = fma_f32(x_value(a, row, unit * 32 + i), w[i], sum);
+        total += sum;
+    }
+    return total;
+}
+
+// A block computes TILE_ROWS x TILE_COLUMNS results on matrix units. x comes split into bf16 terms;
+// quants are whole numbers that bf16 holds exactly. The products of a unit are summed by the matrix
+// unit, then multiplied by the unit's scale and added up in f32.
+KERNEL(BLOCK_SIZE) void q4jit_residual(
+    const float* __restrict__ x,
+    const u8* __restrict__ w,
+    const float* __restrict__ r,
+    float* __restrict__ output0,
+    const u16* __restrict__ x_terms,
+    const u32* __restrict__ x_rough,
+    i64 m) {
+    const Arguments a = {x, w, r, output0, x_terms, x_rough, m};
+    SHARED u16 x_tile[TERMS * TILE_ROWS * STRIDE];
+    SHARED u16 w_tile[TILE_COLUMNS * STRIDE];
+    SHARED float w_scale[2 * TILE_COLUMNS];
+    const int thread = thread_index();
+    const i64 row0 = block_of_rows() * TILE_ROWS;
+    const int column0 = block_x() * TILE_COLUMNS;
+    const int wave_row = wave_index() / WAVES_X * FRAGMENTS_Y * 16;
+    const int wave_column = wave_index() % WAVES_X * FRAGMENTS_X * 16;
+
+    float v2[FRAGMENTS_Y][FRAGMENTS_X][ACCUMULATOR_ELEMENTS] = {};
+    for (int unit = 0; unit < Q6_K_512x96::UNITS; ++unit) {
+        block_barrier();  // the tiles before may still be read
+        for (int i = thread; i < TERMS * TILE_ROWS * (TILE_K / 8); i += BLOCK_SIZE) {
+            const int term = i / (TILE_ROWS * (TILE_K / 8));
+            const int r = i / (TILE_K / 8) % TILE_ROWS;
+            const int k = i % (TILE_K / 8) * 8;
+            const i64 row = row0 + r < m ? row0 + r : m - 1;
+            *(u32x4*)(x_tile + (term * TILE_ROWS + r) * STRIDE + k) =
+                *(const u32x4*)(a.x_terms + (term * m + row) * K + unit * TILE_K + k);
+        }
+        if (thread < TILE_COLUMNS) {
+            const int column = column0 + thread < WIDTH ? column0 + thread : WIDTH - 1;
+            u32 q[8];
+            Q6_K_512x96::quants(a.w, column, unit, q);
+            UNROLL for (int i = 0; i < 32; i += 2) {
+                const u32 low = as_u32(Q6_K_512x96::centred(q, i)) >> 16;
+                const u32 high = as_u32(Q6_K_512x96::centred(q, i + 1)) & 0xFFFF0000u;
+                *(u32*)(w_tile + thread * STRIDE + i) = low | high;
+            }
+            UNROLL for (int half = 0; half < 2; ++half)
+                w_scale[half * TILE_COLUMNS + thread] = Q6_K_512x96::scale(a.w, column, unit, half);
+        }
+        block_barrier();
+        UNROLL for (int half = 0; half < 2; ++half) {
+            UNROLL for (int y = 0; y < FRAGMENTS_Y; ++y) {
+                accumulator sums[FRAGMENTS_X];
+                UNROLL for (int x = 0; x < FRAGMENTS_X; ++x) sums[x] = zero_accumulator();
+                UNROLL for (int k = half * 16; k < half * 16 + 16; k += 16) {
+                    UNROLL for (int term = 0; term < TERMS; ++term) {
+                        const u16* rows = x_tile + (term * TILE_ROWS + wave_row + y * 16) * STRIDE;
+                        const fragment x_part = load_fragment(rows + k, STRIDE);
+                        UNROLL for (int x = 0; x < FRAGMENTS_X; ++x) {
+                            const u16* columns = w_tile + (wave_column + x * 16) * STRIDE;
+                            sums[x] = multiply_add(x_part, load_fragment(columns + k, STRIDE), sums[x]);
+                        }
+                    }
+                }
+                UNROLL for (int x = 0; x < FRAGMENTS_X; ++x) {
+                    UNROLL for (int i = 0; i < ACCUMULATOR_ELEMENTS; ++i) {
+                        const int c = wave_column + x * 16 + accumulator_column(i);
+                        v2[y][x][i] = fma_f32(w_scale[half * TILE_COLUMNS + c], sums[x][i], v2[y][x][i]);
+                    }
+                }
+            }
+        }
+    }
+
+    UNROLL for (int y = 0; y < FRAGMENTS_Y; ++y) {
+        UNROLL for (int x = 0; x < FRAGMENTS_X; ++x) {
+            UNROLL for (int i = 0; i < ACCUMULATOR_ELEMENTS; ++i) {
+                const i64 row = row0 + wave_row + y * 16 + accumulator_row(i);
+                const int column = column0 + wave_column + x * 16 + accumulator_column(i);
+                if (row < m && column < WIDTH && a.x_rough[row] == 0)
+                    epilogue(a, row, column, v2[y][x][i]);
+            }
+        }
+    }
+    // Rough rows have their own loop: unrolled with the other results it would be written 16 times.
+    for (int i = thread; i < TILE_ROWS * TILE_COLUMNS; i += BLOCK_SIZE) {
+        const i64 row = row0 + i / TILE_COLUMNS;
+        const int column = column0 + i % TILE_COLUMNS;
+        if (row < m && column < WIDTH && a.x_rough[row] != 0)
+            epilogue(a, row, column, exact_v2(a, row, column));
+    }
+}

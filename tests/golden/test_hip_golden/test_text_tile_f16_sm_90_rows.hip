@@ -1,0 +1,71 @@
+// residual_rows for hip:sm_90, rows, 1 row a tile, 256 threads, made by q4jit
+// rows:
+//   v0 = x
+
+constexpr int BLOCK_SIZE = 256;
+static_assert(BLOCK_SIZE % WAVE == 0 && BLOCK_SIZE <= 1024, "a block is whole waves");
+constexpr int TERMS = 2;  // bf16 numbers that make up one x
+constexpr int K = 512;
+
+constexpr int MAX_GRID_Y = 65535;
+// Rows of blocks are counted on the y axis and, where its limit is reached, on the z axis.
+DEVICE i64 block_of_rows() { return (i64)block_z() * MAX_GRID_Y + block_y(); }
+
+// The sum over a wave, in all of them.
+template <int LANES>
+DEVICE float sum_of_lanes(float value) {
+    UNROLL for (int mask = LANES / 2; mask > 0; mask /= 2) value += shuffle_xor(value, mask);
+    return value;
+}
+
+// The sum over all threads of the block, in each of them.
+DEVICE float block_sum(float value) {
+    SHARED float sums[BLOCK_SIZE / WAVE];
+    value = sum_of_lanes<WAVE>(value);
+    block_barrier();  // the sums of a call before may still be read
+    if (lane_index() == 0) sums[wave_index()] = value;
+    block_barrier();
+    float total = 0.0f;
+    UNROLL for (int i = 0; i < BLOCK_SIZE / WAVE; ++i) total += sums[i];
+    return total;
+}
+
+struct Arguments {
+    const float* x;
+    u16* x_terms;
+    u32* x_rough;
+    i64 m;
+};
+
+// One block per row: what is known before the products.
+KERNEL(BLOCK_SIZE) void q4jit_residual_rows(
+    const float* __restrict__ x,
+    u16* __restrict__ x_terms,
+    u32* __restrict__ x_rough,
+    i64 m) {
+    const Arguments a = {x, x_terms, x_rough, m};
+    const i64 row = block_of_rows();
+    if (row >= m) return;
+
+    // x as a sum of bf16 numbers, each the next eight bits of it. A row is rough where that cannot
+    // serve: Inf and NaN, and magnitudes whose products overflow or whose last terms are denormal.
+    float beyond = 0.0f, nonzero = 0.0f, enough = 0.0f;
+    for (int column = thread_index(); column < K; column += BLOCK_SIZE) {
+        const float v0 = a.x[row * 512 + column];
+        float rest = v0;
+        const float size = abs_f32(rest);
+        if (!(size <= 0x1p+96f)) beyond = 1.0f;
+        if (size > 0.0f) nonzero = 1.0f;
+        if (size >= 0x1p-60f) enough = 1.0f;
+        UNROLL for (int term = 0; term < TERMS; ++term) {
+            const u32 bits = as_u32(rest) & 0xFFFF0000u;
+            a.x_terms[(term * m + row) * K + column] = (u16)(bits >> 16);
+            rest -= as_f32(bits);
+        }
+    }
+    beyond = block_sum(beyond);
+    nonzero = block_sum(nonzero);
+    enough = block_sum(enough);
+    if (thread_index() == 0)
+        a.x_rough[row] = beyond > 0.0f || (nonzero > 0.0f && enough == 0.0f);
+}

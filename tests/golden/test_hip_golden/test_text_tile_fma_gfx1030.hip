@@ -1,0 +1,208 @@
+// softcap for hip:gfx1030, tile_fma, 64 rows a tile, 256 threads, made by q4jit
+// rows:
+//   v0 = x
+// 96 tile_fma:
+//   v2 = v0 @ w    Q4_1 [512, 96]
+//   output0 = cap * tanh(v2 / cap)
+
+constexpr int BLOCK_SIZE = 256;
+static_assert(BLOCK_SIZE % WAVE == 0 && BLOCK_SIZE <= 1024, "a block is whole waves");
+constexpr int TILE_ROWS = 64;
+constexpr int TILE_COLUMNS = 64;
+constexpr int TILE_K = 32;  // one unit
+constexpr int STRIDE = TILE_ROWS + 1;  // odd: a column of a tile meets all banks
+constexpr int THREADS_X = 16;
+constexpr int THREADS_Y = BLOCK_SIZE / THREADS_X;
+constexpr int THREAD_ROWS = TILE_ROWS / THREADS_Y;
+constexpr int THREAD_COLUMNS = TILE_COLUMNS / THREADS_X;
+constexpr int WIDTH = 96;  // columns of the result
+static_assert(TILE_ROWS == TILE_COLUMNS, "both tiles have the same stride");
+static_assert(TILE_COLUMNS <= BLOCK_SIZE, "a thread decodes a unit of one column");
+
+constexpr int MAX_GRID_Y = 65535;
+// Rows of blocks are counted on the y axis and, where its limit is reached, on the z axis.
+DEVICE i64 block_of_rows() { return (i64)block_z() * MAX_GRID_Y + block_y(); }
+
+// tanh x within 3 ulp: a polynomial up to 0.625, by exp beyond.
+DEVICE float tanh_f32(float x) {
+    const float t0 = abs_f32(x);
+    const float t1 = x * x;
+    const float t2 = x * t1;
+    const float t3 = fma_f32(0.002147537f, t1, -0.00818267f);
+    const float t4 = fma_f32(t3, t1, 0.02170297f);
+    const float t5 = fma_f32(t4, t1, -0.0539472f);
+    const float t6 = fma_f32(t5, t1, 0.1333321f);
+    const float t7 = fma_f32(t6, t1, -0.3333333f);
+    const float t8 = fma_f32(t2, t7, x);
+    const float t9 = t0 + t0;
+    const bool t10 = t9 < -104.0f;
+    const float t11 = t10 ? -104.0f : t9;
+    const bool t12 = 89.0f < t11;
+    const float t13 = t12 ? 89.0f : t11;
+    const float t14 = fma_f32(t13, 1.442695f, 1.2582912e+07f);
+    const i32 t15 = as_i32(t14);
+    const i32 t16 = t15 - (i32)0x4b400000u;
+    const float t17 = t14 - 1.2582912e+07f;
+    const float t18 = fma_f32(t17, -0.6933594f, t13);
+    const float t19 = fma_f32(t17, 0.00021219444f, t18);
+    const float t20 = t19 * t19;
+    const float t21 = fma_f32(0.0013814616f, t19, 0.008368716f);
+    const float t22 = fma_f32(t21, t19, 0.04166839f);
+    const float t23 = fma_f32(t22, t19, 0.16666521f);
+    const float t24 = fma_f32(t23, t19, 0.49999994f);
+    const float t25 = fma_f32(t20, t24, t19);
+    const float t26 = t25 + 1.0f;
+    const i32 t27 = t16 >> 1;
+    const i32 t28 = t27 + 127;
+    const i32 t29 = (i32)((u32)t28 << 23);
+    const float t30 = as_f32(t29);
+    const float t31 = t26 * t30;
+    const i32 t32 = t16 - t27;
+    const i32 t33 = t32 + 127;
+    const i32 t34 = (i32)((u32)t33 << 23);
+    const float t35 = as_f32(t34);
+    const float t36 = t31 * t35;
+    const float t37 = t36 + 1.0f;
+    const float t38 = 2.0f / t37;
+    const float t39 = 1.0f - t38;
+    const i32 t40 = as_i32(x);
+    const i32 t41 = t40 & (i32)0x80000000u;
+    const bool t42 = 0.625f < t0;
+    const float t43 = t42 ? t39 : t8;
+    const i32 t44 = as_i32(t43);
+    const i32 t45 = t44 | t41;
+    const float t46 = as_f32(t45);
+    return t46;
+}
+
+// Q4_1 [512, 96] in the layout `planar`.
+struct Q4_1_512x96 {
+    static constexpr int K = 512;
+    static constexpr int N = 96;
+    static constexpr int UNITS = (K + 31) / 32;  // of a column
+    static constexpr int BLOCK_ELEMENTS = 32;
+    static constexpr int BLOCKS = K / BLOCK_ELEMENTS;  // of a column
+    static constexpr int BLOCK_UNITS = BLOCK_ELEMENTS / 32;
+    static_assert(K % BLOCK_ELEMENTS == 0, "columns are whole blocks");
+    static constexpr float ZERO = 0.0f;  // the quant of the value 0
+    static constexpr i64 QUANTS0_AT = 0;
+    static constexpr int QUANTS0_STRIDE = 16;  // bytes from block to block
+    static constexpr i64 D_AT = 24576;
+    static constexpr int D_STRIDE = 2;  // bytes from block to block
+    static constexpr i64 M_AT = 27648;
+    static constexpr int M_STRIDE = 2;  // bytes from block to block
+
+    // 32 quants, four to a word in the order of the elements.
+    DEVICE void quants(const u8* w, i64 column, int unit, u32 (&q)[8]) {
+        const i64 block = column * BLOCKS + unit / BLOCK_UNITS;
+        {
+            const u32x4 words = stream_16(w + QUANTS0_AT + block * QUANTS0_STRIDE);
+            UNROLL for (int i = 0; i < 4; ++i) {
+                q[i] = words[i] & 0x0f0f0f0fu;
+                q[i + 4] = words[i] >> 4 & 0x0f0f0f0fu;
+            }
+        }
+    }
+
+    // Quant i of a unit, 0 at the value 0: a small whole number.
+    DEVICE float centred(const u32 (&q)[8], int i) { return byte_to_f32(q[i / 4], i % 4) - ZERO; }
+
+    // What the 32 elements of a unit are multiplied by.
+    DEVICE float scale(const u8* w, i64 column, int unit, int half) {
+        const i64 block = column * BLOCKS + unit / BLOCK_UNITS;
+        return half_to_f32(*(const u16*)(w + D_AT + block * D_STRIDE));
+    }
+
+    // What is added to all 32.
+    DEVICE float minimum(const u8* w, i64 column, int unit) {
+        const i64 block = column * BLOCKS + unit / BLOCK_UNITS;
+        return half_to_f32(*(const u16*)(w + M_AT + block * M_STRIDE));
+    }
+
+    // 32 values, rounded as the reference rounds.
+    DEVICE void decode(const u8* w, i64 column, int unit, float (&values)[32]) {
+        u32 q[8];
+        quants(w, column, unit, q);
+        const float factor = scale(w, column, unit, 0);
+        const float least = minimum(w, column, unit);
+        UNROLL for (int i = 0; i < 32; ++i) values[i] = centred(q, i) * factor + least;
+    }
+};
+
+struct Arguments {
+    const float* x;
+    const u8* w;
+    float cap;
+    float* output0;
+    i64 m;
+};
+
+// x, after the prologue.
+DEVICE float x_value(const Arguments& a, i64 row, int column) {
+    const float v0 = a.x[row * 512 + column];
+    return v0;
+}
+
+// From the products at one row and column to the results.
+DEVICE void epilogue(const Arguments& a, i64 row, int column, float v2) {
+    const float v3 = v2 / a.cap;
+    const float v4 = tanh_f32(v3);
+    const float v5 = a.cap * v4;
+    a.output0[row * 96 + column] = v5;
+}
+
+// A block computes TILE_ROWS x TILE_COLUMNS results by multiply-add: x and decoded weights go
+// through shared memory, 32 elements of K at a time, and a thread sums up 4 x 4 results.
+KERNEL(BLOCK_SIZE) void q4jit_softcap(
+    const float* __restrict__ x,
+    const u8* __restrict__ w,
+    float cap,
+    float* __restrict__ output0,
+    i64 m) {
+    const Arguments a = {x, w, cap, output0, m};
+    SHARED float x_tile[TILE_K * STRIDE];
+    SHARED float w_tile[TILE_K * STRIDE];
+    const int thread = thread_index();
+    const int thread_x = thread % THREADS_X;
+    const int thread_y = thread / THREADS_X;
+    const i64 row0 = block_of_rows() * TILE_ROWS;
+    const int column0 = block_x() * TILE_COLUMNS;
+
+    float v2[THREAD_ROWS][THREAD_COLUMNS] = {};
+    for (int unit = 0; unit < Q4_1_512x96::UNITS; ++unit) {
+        block_barrier();  // the tiles before may still be read
+        for (int i = thread; i < TILE_ROWS * TILE_K; i += BLOCK_SIZE) {
+            const int r = i / TILE_K;
+            const int k = i % TILE_K;
+            const bool inside = row0 + r < m && unit * TILE_K + k < Q4_1_512x96::K;
+            x_tile[k * STRIDE + r] = inside ? x_value(a, row0 + r, unit * TILE_K + k) : 0.0f;
+        }
+        if (thread < TILE_COLUMNS) {
+            float w[32];
+            const int column = column0 + thread < WIDTH ? column0 + thread : WIDTH - 1;
+            Q4_1_512x96::decode(a.w, column, unit, w);
+            UNROLL for (int k = 0; k < TILE_K; ++k) w_tile[k * STRIDE + thread] = w[k];
+        }
+        block_barrier();
+        // sums of a unit are added up apart: rounding errors grow with the number of additions
+        float sums[THREAD_ROWS][THREAD_COLUMNS] = {};
+        for (int k = 0; k < TILE_K; ++k) {
+            UNROLL for (int r = 0; r < THREAD_ROWS; ++r) {
+                const float x = x_tile[k * STRIDE + thread_y + r * THREADS_Y];
+                UNROLL for (int c = 0; c < THREAD_COLUMNS; ++c)
+                    sums[r][c] = fma_f32(x, w_tile[k * STRIDE + thread_x + c * THREADS_X], sums[r][c]);
+            }
+        }
+        UNROLL for (int r = 0; r < THREAD_ROWS; ++r)
+            UNROLL for (int c = 0; c < THREAD_COLUMNS; ++c) v2[r][c] += sums[r][c];
+    }
+
+    UNROLL for (int r = 0; r < THREAD_ROWS; ++r) {
+        UNROLL for (int c = 0; c < THREAD_COLUMNS; ++c) {
+            const i64 row = row0 + thread_y + r * THREADS_Y;
+            const int column = column0 + thread_x + c * THREADS_X;
+            if (row < m && column < WIDTH)
+                epilogue(a, row, column, v2[r][c]);
+        }
+    }
+}

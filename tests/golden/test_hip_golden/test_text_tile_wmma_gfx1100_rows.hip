@@ -1,0 +1,104 @@
+// normed_rows for hip:gfx1100, rows, 1 row a tile, 256 threads, made by q4jit
+// rows:
+//   v3 = sum(x * x)
+//   v10 = x / sqrt(v3 / 512 + 1e-05) * gain
+//   temp0 = v3
+//   x0 = v10
+//   v10 = v10
+
+constexpr int BLOCK_SIZE = 256;
+static_assert(BLOCK_SIZE % WAVE == 0 && BLOCK_SIZE <= 1024, "a block is whole waves");
+constexpr int TERMS = 3;  // bf16 numbers that make up one x
+constexpr int K = 512;
+
+constexpr int MAX_GRID_Y = 65535;
+// Rows of blocks are counted on the y axis and, where its limit is reached, on the z axis.
+DEVICE i64 block_of_rows() { return (i64)block_z() * MAX_GRID_Y + block_y(); }
+
+// The sum over a wave, in all of them.
+template <int LANES>
+DEVICE float sum_of_lanes(float value) {
+    UNROLL for (int mask = LANES / 2; mask > 0; mask /= 2) value += shuffle_xor(value, mask);
+    return value;
+}
+
+// The sum over all threads of the block, in each of them.
+DEVICE float block_sum(float value) {
+    SHARED float sums[BLOCK_SIZE / WAVE];
+    value = sum_of_lanes<WAVE>(value);
+    block_barrier();  // the sums of a call before may still be read
+    if (lane_index() == 0) sums[wave_index()] = value;
+    block_barrier();
+    float total = 0.0f;
+    UNROLL for (int i = 0; i < BLOCK_SIZE / WAVE; ++i) total += sums[i];
+    return total;
+}
+
+struct Arguments {
+    const float* x;
+    const float* gain;
+    float* temp0;
+    float* x_values;
+    u16* x_terms;
+    u32* x_rough;
+    i64 m;
+};
+
+// One block per row: what is known before the products.
+KERNEL(BLOCK_SIZE) void q4jit_normed_rows(
+    const float* __restrict__ x,
+    const float* __restrict__ gain,
+    float* __restrict__ temp0,
+    float* __restrict__ x_values,
+    u16* __restrict__ x_terms,
+    u32* __restrict__ x_rough,
+    i64 m) {
+    const Arguments a = {x, gain, temp0, x_values, x_terms, x_rough, m};
+    const i64 row = block_of_rows();
+    if (row >= m) return;
+    float v3 = 0.0f;
+    for (int column = thread_index(); column < 512; column += BLOCK_SIZE) {
+        const float v0 = a.x[row * 512 + column];
+        const float v2 = v0 * v0;
+        v3 += v2;
+    }
+    v3 = block_sum(v3);
+    const float v5 = v3 / 512.0f;
+    const float v7 = v5 + 1e-05f;
+    const float v8 = sqrt_f32(v7);
+    if (thread_index() == 0) {
+        a.temp0[row] = v3;
+    }
+    for (int column = thread_index(); column < 512; column += BLOCK_SIZE) {
+        const float v0 = a.x[row * 512 + column];
+        const float v1 = a.gain[column];
+        const float v9 = v0 / v8;
+        const float v10 = v9 * v1;
+        a.x_values[row * 512 + column] = v10;
+    }
+
+    // x as a sum of bf16 numbers, each the next eight bits of it. A row is rough where that cannot
+    // serve: Inf and NaN, and magnitudes whose products overflow or whose last terms are denormal.
+    float beyond = 0.0f, nonzero = 0.0f, enough = 0.0f;
+    for (int column = thread_index(); column < K; column += BLOCK_SIZE) {
+        const float v0 = a.x[row * 512 + column];
+        const float v1 = a.gain[column];
+        const float v9 = v0 / v8;
+        const float v10 = v9 * v1;
+        float rest = v10;
+        const float size = abs_f32(rest);
+        if (!(size <= 0x1p+96f)) beyond = 1.0f;
+        if (size > 0.0f) nonzero = 1.0f;
+        if (size >= 0x1p-60f) enough = 1.0f;
+        UNROLL for (int term = 0; term < TERMS; ++term) {
+            const u32 bits = as_u32(rest) & 0xFFFF0000u;
+            a.x_terms[(term * m + row) * K + column] = (u16)(bits >> 16);
+            rest -= as_f32(bits);
+        }
+    }
+    beyond = block_sum(beyond);
+    nonzero = block_sum(nonzero);
+    enough = block_sum(enough);
+    if (thread_index() == 0)
+        a.x_rough[row] = beyond > 0.0f || (nonzero > 0.0f && enough == 0.0f);
+}
