@@ -208,6 +208,11 @@ class _Weight:
         return self._fmt.zero
 
     @property
+    def largest(self) -> str:
+        """The largest quant."""
+        return literal((1 << max(p.lshift + p.bits for p in self._fmt.planes)) - 1)
+
+    @property
     def signed(self) -> bool:
         return self._fmt.signed
 

@@ -83,6 +83,13 @@ struct Q4_1_32x1 {
         return half_to_f32(*(const u16*)(w + M_AT + block * M_STRIDE));
     }
 
+    // The quant whose value d q + least is next to 0.
+    DEVICE float quant_of_zero(float d, float least) {
+        const float zero = -least / d;
+        if (!(zero > 0.0f)) return 0.0f;  // NaN included: d is 0
+        return zero < 15.0f ? (float)(int)(zero + 0.5f) : 15.0f;
+    }
+
     // 32 values, rounded as the reference rounds.
     DEVICE void decode(const u8* w, i64 column, int unit, float (&values)[32]) {
         u32 q[8];

@@ -70,6 +70,13 @@ struct Q4_1_512x96 {
         return half_to_f32(*(const u16*)(w + M_AT + block * M_STRIDE));
     }
 
+    // The quant whose value d q + least is next to 0.
+    DEVICE float quant_of_zero(float d, float least) {
+        const float zero = -least / d;
+        if (!(zero > 0.0f)) return 0.0f;  // NaN included: d is 0
+        return zero < 15.0f ? (float)(int)(zero + 0.5f) : 15.0f;
+    }
+
     // 32 values, rounded as the reference rounds.
     DEVICE void decode(const u8* w, i64 column, int unit, float (&values)[32]) {
         u32 q[8];
@@ -151,14 +158,19 @@ KERNEL(BLOCK_SIZE) void q4jit_product(
             const int column = column0 + thread < WIDTH ? column0 + thread : WIDTH - 1;
             u32 q[8];
             Q4_1_512x96::quants(a.w, column, unit, q);
+            // Quants are counted from the one next to 0: else d q and m, added up apart, would cancel
+            // each other in some elements, and a large x there would leave its rounding error.
+            const float d = Q4_1_512x96::scale(a.w, column, unit, 0);
+            const float least = Q4_1_512x96::minimum(a.w, column, unit);
+            const float zero = Q4_1_512x96::quant_of_zero(d, least);
             UNROLL for (int i = 0; i < 32; i += 2) {
-                const u32 low = as_u32(Q4_1_512x96::centred(q, i)) >> 16;
-                const u32 high = as_u32(Q4_1_512x96::centred(q, i + 1)) & 0xFFFF0000u;
+                const u32 low = as_u32(Q4_1_512x96::centred(q, i) - zero) >> 16;
+                const u32 high = as_u32(Q4_1_512x96::centred(q, i + 1) - zero) & 0xFFFF0000u;
                 *(u32*)(w_tile + thread * STRIDE + i) = low | high;
             }
             UNROLL for (int half = 0; half < 1; ++half)
                 w_scale[half * TILE_COLUMNS + thread] = Q4_1_512x96::scale(a.w, column, unit, half);
-            w_minimum[thread] = Q4_1_512x96::minimum(a.w, column, unit);
+            w_minimum[thread] = fma_f32(zero, d, least);
         }
         block_barrier();
         UNROLL for (int half = 0; half < 1; ++half) {
