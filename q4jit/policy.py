@@ -2,9 +2,11 @@
 
 Arrays on a device stay there. A target that the user names is used. Otherwise NumPy arrays go to a
 GPU where one is here and the work is worth the way: both times are estimated from rates that are
-measured once per process. An error on the way chosen is raised; nothing falls back.
+measured once per process. An error on the way chosen is raised; nothing falls back. Work that no
+GPU could be worth is told by the CPU's rates alone: a small script makes no context on a GPU.
 """
 
+import contextlib
 import functools
 import time
 from collections.abc import Callable, Sequence
@@ -25,8 +27,11 @@ from q4jit.targets import HIP_ARCHS, Target, find_target
 _REPEATS: Final = 5
 _SMALL_BYTES: Final = 16 << 10
 _LARGE_BYTES: Final = 8 << 20
+_SCARCE_BYTES: Final = 1 << 20  # instead, where a device's memory is nearly full
+_TRIVIAL_US: Final = 20.0  # two copies and a launch alone take this long on every GPU
 _MATRIX: Final = 256  # rows of the matrices whose product measures the CPU's arithmetic
 _LANES: Final = 128  # multiply-adds per cycle of a compute unit, about, on every GPU of the table
+_UNKNOWN_CLOCK_KHZ: Final = 1_000_000  # where a driver does not say: below what GPUs reach
 
 
 @dataclass(frozen=True)
@@ -102,6 +107,11 @@ def _device_or_none(name: str) -> Device | None:
 
 def _cheaper(work: Callable[[], Work]) -> Place:
     cpu = find_target("cpu")
+    asked = work()
+    here = cpu_us(asked)
+    if here < _TRIVIAL_US:  # before any device is looked for
+        reason = f"about {here:.1f} µs on the CPU, less than a call of any GPU"
+        return Place(cpu, None, f"too small to be worth a launch: {reason}")
     devices = [d for d in find_devices() if d.arch in HIP_ARCHS]
     if not devices:
         found = ", ".join(map(str, find_devices()))
@@ -109,7 +119,7 @@ def _cheaper(work: Callable[[], Work]) -> Place:
         return Place(cpu, None, f"the CPU runs every call: {reason}")
     # a discrete GPU before an integrated one
     device = min(devices, key=lambda d: (d.integrated, -d.compute_units))
-    there, here = estimate_us(device, work())
+    there = gpu_us(device, asked)
     times = f"about {there:.0f} µs on {device}, copies included, and {here:.0f} µs on the CPU"
     if there < here:
         return Place(target_of(device), device, f"worth a launch: {times}")
@@ -137,17 +147,18 @@ def work_of(graph: Graph, rows: int) -> Work:
     return Work(weight_bytes, 4 * rows * widths, multiply_adds)
 
 
-def estimate_us(device: Device, work: Work) -> tuple[float, float]:
-    """Microseconds on a device, with its arrays copied there and back, and on the CPU."""
-    gpu, cpu = _gpu_rates(device), _cpu_rates()
-    there = gpu.call_us + work.array_bytes / gpu.copy_bytes_per_us
-    there += max(
-        work.weight_bytes / gpu.read_bytes_per_us, work.multiply_adds / gpu.multiply_adds_per_us
-    )
-    here = max(
-        work.weight_bytes / cpu.read_bytes_per_us, work.multiply_adds / cpu.multiply_adds_per_us
-    )
-    return there, here
+def gpu_us(device: Device, work: Work) -> float:
+    """Microseconds on a device, with its arrays copied there and back.
+
+    Raises DeviceError where its copies cannot be measured, not even with 1 MiB of its memory.
+    """
+    rates = _gpu_rates(device)
+    return rates.call_us + work.array_bytes / rates.copy_bytes_per_us + _kernel_us(rates, work)
+
+
+def cpu_us(work: Work) -> float:
+    """Microseconds on the CPU."""
+    return _kernel_us(_cpu_rates(), work)
 
 
 @dataclass(frozen=True)
@@ -158,25 +169,40 @@ class _Rates:
     call_us: float = 0.0
 
 
+def _kernel_us(rates: _Rates, work: Work) -> float:
+    return max(
+        work.weight_bytes / rates.read_bytes_per_us, work.multiply_adds / rates.multiply_adds_per_us
+    )
+
+
 @functools.cache
 def _gpu_rates(device: Device) -> _Rates:
+    """Copies as they are measured, and the nominal rate of multiply-adds of the arch and clock."""
+    # out of memory, as a rule; whatever else it is, the second try raises it again
+    with contextlib.suppress(DeviceError):
+        return _measured_rates(device, _LARGE_BYTES)
+    return _measured_rates(device, _SCARCE_BYTES)
+
+
+def _measured_rates(device: Device, large_bytes: int) -> _Rates:
     """Measured with copies: a small one costs what a call does beside its kernels."""
     driver = driver_of(device)
     small = np.zeros(_SMALL_BYTES, np.uint8)
-    large = np.zeros(_LARGE_BYTES, np.uint8)
-    memory = [DeviceArray((_LARGE_BYTES,), device, large.dtype) for _ in range(2)]
+    large = np.zeros(large_bytes, np.uint8)
+    memory = [DeviceArray((large_bytes,), device, large.dtype) for _ in range(2)]
 
     def on_device() -> None:
-        driver.copy_on_device(device.index, memory[0].pointer, memory[1].pointer, _LARGE_BYTES, 0)
+        driver.copy_on_device(device.index, memory[0].pointer, memory[1].pointer, large_bytes, 0)
         driver.synchronize(device.index, 0)
 
     call_us = _measured_us(lambda: DeviceArray.from_numpy(small, device).to_numpy())
     copy_us = _measured_us(lambda: DeviceArray.from_numpy(large, device)) - call_us / 2
     read_us = _measured_us(on_device)
+    clock_mhz = (device.clock_khz or _UNKNOWN_CLOCK_KHZ) * 1e-3
     return _Rates(
-        read_bytes_per_us=2 * _LARGE_BYTES / max(read_us, 1e-3),
-        multiply_adds_per_us=max(1.0, device.compute_units * device.clock_khz * 1e-3 * _LANES),
-        copy_bytes_per_us=_LARGE_BYTES / max(copy_us, 1.0),
+        read_bytes_per_us=2 * large_bytes / max(read_us, 1e-3),
+        multiply_adds_per_us=device.compute_units * clock_mhz * _LANES,
+        copy_bytes_per_us=large_bytes / max(copy_us, 1.0),
         call_us=call_us,
     )
 

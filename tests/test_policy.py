@@ -1,6 +1,7 @@
 """Where a call runs: the rule, with devices and rates made up."""
 
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
@@ -82,6 +83,70 @@ def test_small_work_stays_on_the_cpu_and_large_goes_to_the_gpu(devices: list[Dev
     assert large.device == devices[0]
     assert str(large.target) == "hip:gfx1100"
     assert "worth a launch" in large.rule
+
+
+def test_trivial_work_looks_for_no_gpu(
+    devices: list[Device], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def search() -> NoReturn:
+        raise AssertionError("a GPU was looked for")
+
+    monkeypatch.setattr(policy, "find_devices", search)
+    found = place(None, X, weight_bytes=190_000)
+    assert found.device is None
+    assert "too small to be worth a launch: about 19.0 µs on the CPU" in found.rule
+    with pytest.raises(AssertionError, match="looked for"):
+        place(None, X, weight_bytes=210_000)
+
+
+class NoTimeDriver:
+    """Copies take no time; there is memory for arrays of `room` bytes at most."""
+
+    room = 1 << 20
+
+    def copy_on_device(self, *_: int) -> None:
+        pass
+
+    synchronize = copy_on_device
+
+
+class FakeArray:
+    pointer = 256
+
+    def __init__(self, shape: tuple[int, ...], *_: object) -> None:
+        if shape[0] > NoTimeDriver.room:
+            raise DeviceError(f"out of memory: {shape[0]}")
+
+    @classmethod
+    def from_numpy(cls, array: Any, device: Device) -> "FakeArray":
+        return cls(array.shape)
+
+    def to_numpy(self) -> None:
+        pass
+
+
+@pytest.fixture
+def no_time(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[NoTimeDriver]]:
+    monkeypatch.setattr(policy, "driver_of", lambda device: NoTimeDriver())
+    monkeypatch.setattr(policy, "DeviceArray", FakeArray)
+    policy._gpu_rates.cache_clear()
+    yield NoTimeDriver
+    policy._gpu_rates.cache_clear()
+
+
+def test_an_unknown_clock_is_not_never(no_time: type[NoTimeDriver]) -> None:
+    known, unknown = (policy._gpu_rates(device(clock_khz=khz)) for khz in (2_000_000, 0))
+    assert known.multiply_adds_per_us == 2 * unknown.multiply_adds_per_us
+    assert unknown.multiply_adds_per_us == 96 * 1000 * 128
+
+
+def test_little_memory_is_enough_to_measure_and_none_is_told(
+    no_time: type[NoTimeDriver], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert policy._gpu_rates(device()).copy_bytes_per_us > 0
+    monkeypatch.setattr(no_time, "room", 1 << 16)
+    with pytest.raises(DeviceError, match="out of memory: 1048576"):
+        policy._gpu_rates(device(1))
 
 
 def test_a_discrete_gpu_comes_before_an_integrated_one(devices: list[Device]) -> None:
