@@ -317,6 +317,36 @@ def test_a_missing_binding_is_a_reason(run: Run) -> None:
     """)
 
 
+@pytest.mark.parametrize("problem", ["ImportError", "OSError", "RuntimeError"])
+def test_a_broken_binding_is_a_reason(run: Run, problem: str) -> None:
+    run(f"""
+        from importlib.abc import MetaPathFinder
+        blocked = {{"amd": "rocm.bindings", "nvidia": "cuda.bindings"}}[platform]
+        for name in [name for name in sys.modules if name.startswith(blocked)]:
+            del sys.modules[name]
+        class Broken(MetaPathFinder):
+            def find_spec(self, name, path, target=None):
+                if name.startswith(blocked):
+                    raise {problem}("undefined symbol: gone")
+        sys.meta_path.insert(0, Broken())
+        assert find_devices() == ()
+        extra = {{"amd": "q4jit[rocm]", "nvidia": "q4jit[nvidia]"}}[platform]
+        assert "undefined symbol: gone" in why_none() and extra in why_none(), why_none()
+    """)
+
+
+def test_a_finished_search_needs_no_lock(run: Run) -> None:
+    run("""
+        from q4jit.locks import BUILD
+        found, seen = find_devices(), []
+        with BUILD:  # as another thread's compilation holds it
+            thread = threading.Thread(target=lambda: seen.append(find_devices()), daemon=True)
+            thread.start()
+            thread.join(20)
+        assert seen == [found]
+    """)
+
+
 def test_a_missing_runtime_is_a_reason(tmp_path: Path) -> None:
     fake_gpu.build(tmp_path, "amd")
     old = tmp_path / "old"

@@ -1,6 +1,5 @@
 """The GPUs of this machine: found once, by name, with the driver of each."""
 
-import functools
 from pathlib import Path
 from typing import Final
 
@@ -73,13 +72,20 @@ def find_device(name: str) -> Device:
     )
 
 
-def _search() -> tuple[dict[str, Driver], tuple[str, ...]]:
-    with BUILD:  # one driver of each platform, also where two threads come first
-        return _search_once()
+_Found = tuple[dict[str, Driver], tuple[str, ...]]
+_found: _Found | None = None  # of the finished search: read without the lock at every call
 
 
-@functools.cache
-def _search_once() -> tuple[dict[str, Driver], tuple[str, ...]]:
+def _search() -> _Found:
+    global _found
+    if _found is None:
+        with BUILD:  # one driver of each platform, also where two threads come first
+            if _found is None:
+                _found = _search_once()
+    return _found
+
+
+def _search_once() -> _Found:
     """Platform → driver, and why a platform with a device file has none."""
     found: dict[str, Driver] = {}
     reasons = []
@@ -96,6 +102,12 @@ def _search_once() -> tuple[dict[str, Driver], tuple[str, ...]]:
             )
         except DeviceError as error:
             reasons.append(f"{node} is here, but {error}")
+        except (ImportError, OSError, RuntimeError) as error:  # how an installed binding is broken
+            reasons.append(
+                f"{node} is here, but the Python binding of {_NAMES[platform]} GPUs cannot be used "
+                f"({error!r}): pip install --force-reinstall 'q4jit[{_EXTRAS[platform]}]', or "
+                "repair the driver and runtime that it loads"
+            )
     return found, tuple(reasons)
 
 
