@@ -1,5 +1,6 @@
 """What tests of the HIP back end share: a function's plan for a GPU, run by the host's prelude."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
@@ -7,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from q4jit import QuantizedTensor
+from q4jit.arguments import CallShapes, lead_shape
 from q4jit.frontend import trace
 from q4jit.layouts import GGUF
 from q4jit.plan import Slot
@@ -31,35 +33,55 @@ _SCRATCH: Final[dict[str, type[np.generic]]] = {
 def hip_plan(
     function: Callable[..., Any], target: str, args: Sequence[Any], tuning: Tuning | None = None
 ) -> HipPlan:
-    """The plan of `function` for arguments; the leading dimension of the first matrix is M."""
+    """The plan of `function` for arguments, all of whose leading dimensions are M."""
     return make_plan(
         trace(function, specs_of(args)), find_target(target), rows_of(args), tuning or Tuning()
     )
 
 
 def rows_of(args: Sequence[Any]) -> int:
-    """M: the longest leading dimension of the arrays."""
-    arrays = [a for a in args if isinstance(a, np.ndarray)]
-    leads = [a.shape[0] if a.dtype.kind == "i" else a.size // a.shape[-1] for a in arrays]
-    return max(leads, default=1)
+    """M: the product of the leading dimensions that the arrays have together."""
+    return math.prod(lead_shape(args))
 
 
-def run_on_host(plan: HipPlan, args: Sequence[Any], **options: Any) -> list[Floats]:
-    """The results of a plan, every kernel executed by the host's prelude (see `Program.run`)."""
-    m = rows_of(args)
+def run_on_host(
+    plan: HipPlan, args: Sequence[Any], *, edit: Callable[[str], str] = str, **options: Any
+) -> list[Floats]:
+    """The results of a plan, every kernel executed by the host's prelude (see `Program.run`).
+
+    edit: changes the text of a kernel, for tests that break it on purpose.
+    """
+    shapes = CallShapes(plan.graph, args)
     memory: dict[Slot, NDArray[Any]] = {}
     for kernel in plan.kernels:
-        rows = 1 if kernel.uniform else m
+        rows = 1 if kernel.uniform else shapes.rows
+        if rows == 0:
+            continue
         source = render(plan, kernel, "host")
-        program = compile_host(source.text, kernel.symbol)
+        program = compile_host(edit(source.text), kernel.symbol)
         slots = kernel.slots()
-        arguments = [_argument(plan, kernel, slot, args, rows, memory) for slot in slots]
+        spread = _spread(shapes, args)
+        arguments = [_argument(plan, kernel, slot, spread, rows, memory) for slot in slots]
         found = program.run(
             grid(plan, kernel).blocks(rows), kernel.block_size, arguments, **options
         )
         outputs = [s for s, p in zip(slots, program.parameters, strict=True) if p.is_output]
         memory.update(zip(outputs, found, strict=True))
-    return [memory[Slot("output", i)] for i in range(len(plan.graph.outputs))]
+    empty = np.zeros(0, np.float32)
+    buffers = [memory.get(Slot("output", i), empty) for i in range(len(plan.graph.outputs))]
+    return [
+        result.of(buffer.reshape(result.buffer))
+        for result, buffer in zip(shapes.results, buffers, strict=True)
+    ]
+
+
+def _spread(shapes: CallShapes, args: Sequence[Any]) -> list[Any]:
+    """The arguments, arrays that lack some of the call's rows repeated for them."""
+    spread = list(args)
+    for i, shape in [*shapes.arrays, *((i, shape) for i, shape, _ in shapes.ids)]:
+        if shape is not None:
+            spread[i] = np.broadcast_to(args[i], shape)
+    return spread
 
 
 def _argument(
