@@ -447,6 +447,19 @@ def test_the_compiler_of_rocm_path_comes_first(
     assert find_compiler(GFX90A) == Clang("hipcc", (str(own),))
 
 
+@pytest.mark.usefixtures("bare")
+def test_a_relative_rocm_path_is_of_the_current_folder(
+    fake: Callable[..., Clang], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake("", "hipcc")
+    own = tmp_path / "rocm" / "bin" / "hipcc"
+    own.parent.mkdir(parents=True)
+    own.symlink_to(tmp_path / "bin" / "hipcc")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ROCM_PATH", "rocm")  # compilers run in a folder of their own
+    assert find_compiler(GFX90A) == Clang("hipcc", (str(own),))
+
+
 def test_the_asked_compiler_is_taken_or_missed(monkeypatch: pytest.MonkeyPatch) -> None:
     chosen("ziglang", GFX90A)
     monkeypatch.setenv("Q4JIT_HIP_COMPILER", "ziglang")
@@ -502,6 +515,25 @@ def test_a_missing_binding_of_nvidia_is_told(monkeypatch: pytest.MonkeyPatch) ->
         find_compiler(Target("hip", "sm_90")).compile_object("", Target("hip", "sm_90"))
 
 
-def test_the_child_that_runs_hiprtc_imports_nothing_of_ours() -> None:
-    text = Path(hiprtc.__file__).with_name("hiprtc_child.py").read_text("utf-8")
+def test_nvrtc_is_stopped_at_its_time_limit() -> None:
+    the_nvrtc()
+    with pytest.raises(CompileError, match=r"stopped after 0\.001 s"):
+        NvRtc(time_limit_s=0.001).compile_object("", Target("hip", "sm_90"))
+
+
+def test_a_failure_inside_nvrtc_is_a_compile_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    the_nvrtc()
+    target = Target("hip", "sm_90")
+    monkeypatch.setattr(nvrtc, "_flags", lambda _: ("--no-such-flag",))
+    with pytest.raises(CompileError, match="NVRTC_ERROR_INVALID_OPTION"):
+        NvRtc().compile_object("", target)
+    failed = type("Status", (int,), {"name": "NVRTC_ERROR_INTERNAL_ERROR"})(11)
+    monkeypatch.setattr(nvrtc._nvrtc(), "nvrtcVersion", lambda: (failed,))
+    with pytest.raises(CompileError, match="nvrtcVersion: NVRTC_ERROR_INTERNAL_ERROR"):
+        NvRtc().fingerprint(target)
+
+
+@pytest.mark.parametrize("name", ["hiprtc_child.py", "nvrtc_child.py"])
+def test_the_children_import_nothing_of_ours(name: str) -> None:
+    text = Path(hiprtc.__file__).with_name(name).read_text("utf-8")
     assert not re.search(r"^\s*(from|import) q4jit", text, re.MULTILINE)

@@ -56,8 +56,13 @@ def _problem(compiler: Clang | HipRtc, target: Target) -> str:
         return f"cannot be used: {'; '.join(error.log.splitlines()[-2:])}"
 
 
-def _check_rocm_path() -> None:
+def _rocm_path() -> Path | None:
     root = config.rocm_path()
+    return root.resolve() if root else None  # compilers run in folders of their own
+
+
+def _check_rocm_path() -> None:
+    root = _rocm_path()
     if root is None:
         return
     parts = ("bin/hipcc", "llvm/bin/clang", "lib/llvm/bin/clang", "lib/libhiprtc.so")
@@ -70,7 +75,7 @@ def _check_rocm_path() -> None:
 
 
 def _below_rocm(*parts: str) -> Iterator[str]:
-    root = config.rocm_path()
+    root = _rocm_path()
     if root:
         yield from filter(None, (shutil.which(str(root / part)) for part in parts))
 
@@ -107,7 +112,7 @@ def _ziglangs() -> Iterator[tuple[str, Clang]]:
 
 def _hiprtcs() -> Iterator[tuple[str, HipRtc]]:
     if importlib.util.find_spec("rocm") and importlib.util.find_spec("rocm.bindings.hiprtc"):
-        root = config.rocm_path()
+        root = _rocm_path()
         library = root / "lib" / "libhiprtc.so" if root else None
         root = root if library and library.exists() else None
         yield f"hiprtc (by rocm-bindings-hip, of {root or 'the system'})", HipRtc(root)

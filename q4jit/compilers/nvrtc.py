@@ -1,6 +1,6 @@
 """HIP text for HIP's NVIDIA platform to a cubin, through NVRTC by NVIDIA's own binding.
 
-`python -m q4jit.compilers.nvrtc SOURCE OUTPUT FLAG…` compiles one file: what a saved repro runs.
+It compiles in a child process, which may crash or be stopped without harm to the user's.
 """
 
 import functools
@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any, Final
 
 from q4jit.compilers.clang import refuse_unknown
-from q4jit.compilers.steps import failure
-from q4jit.errors import TargetError
+from q4jit.compilers.steps import TIME_LIMIT_S, Build
+from q4jit.errors import CompileError, TargetError
 from q4jit.targets import Target
 
 _NAME: Final = "nvrtc"
 _SOURCE: Final = "kernel.hip"
+_CHILD: Final = Path(__file__).with_name("nvrtc_child.py")
 _FLAGS: Final = (
     "--std=c++17",
     "--fmad=false",  # the text says fma where it means it
@@ -28,6 +29,8 @@ _FLAGS: Final = (
 @dataclass(frozen=True)
 class NvRtc:
     """NVRTC, from a CUDA installation or PyPI's nvidia-cuda-nvrtc."""
+
+    time_limit_s: float = TIME_LIMIT_S
 
     SOURCE_SUFFIX = ".hip"
     SUFFIX = ".cubin"
@@ -44,20 +47,18 @@ class NvRtc:
 
     def compile_object(self, text: str, target: Target) -> bytes:
         """The cubin (ELF) of a translation unit. Raises TargetError and CompileError."""
-        return self._compile(text, target, "CUBIN")
+        return self._build("kernel.cubin", text, target)
 
     def compile_assembly(self, text: str, target: Target) -> str:
         """The PTX of the same compilation: what becomes of it in the end only ptxas knows."""
-        return self._compile(text, target, "PTX").rstrip(b"\0").decode()
+        return self._build("kernel.ptx", text, target).rstrip(b"\0").decode()
 
-    def _compile(self, text: str, target: Target, form: str) -> bytes:
+    def _build(self, output: str, text: str, target: Target) -> bytes:
         refuse_unknown(_NAME, target, self.archs())
         flags = _flags(target)
-        code, log = _compile(text, flags, form)
-        if code is None:
-            command = (sys.executable, "-m", __name__, _SOURCE, "kernel.cubin", *flags)
-            raise failure(_NAME, [command], flags, log, (_SOURCE, text))
-        return code
+        # -P: the folder of compilers is no place to import from
+        command = (sys.executable, "-P", str(_CHILD), _SOURCE, output, *flags)
+        return Build(_NAME, (command,), flags, _SOURCE, output, self.time_limit_s).run(text)
 
 
 def _flags(target: Target) -> tuple[str, ...]:
@@ -78,45 +79,9 @@ def _nvrtc() -> Any:  # a module of Cython without annotations
     return nvrtc
 
 
-def _call(name: str, *arguments: Any) -> tuple[Any, ...]:
+def _call(name: str) -> tuple[Any, ...]:
     """What a function of NVRTC returns beside its status."""
-    status, *values = getattr(_nvrtc(), name)(*arguments)
+    status, *values = getattr(_nvrtc(), name)()
     if int(status):
-        raise RuntimeError(f"{name}: {status.name}")
+        raise CompileError(_NAME, (), f"{name}: {status.name}", "")
     return tuple(values)
-
-
-def _compile(text: str, flags: tuple[str, ...], form: str) -> tuple[bytes | None, str]:
-    """The code in one of NVRTC's forms, None where it failed, and the log."""
-    (program,) = _call("nvrtcCreateProgram", text.encode(), _SOURCE.encode(), 0, [], [])
-    try:
-        options = [flag.encode() for flag in flags]
-        (status,) = _nvrtc().nvrtcCompileProgram(program, len(options), options)
-        log = _read(program, "ProgramLog").rstrip(b"\0").decode(errors="replace")
-        if int(status):
-            return None, f"{log}\n{status.name}"
-        return _read(program, form), log
-    finally:
-        _call("nvrtcDestroyProgram", program)
-
-
-def _read(program: Any, what: str) -> bytes:
-    (size_bytes,) = _call(f"nvrtcGet{what}Size", program)
-    data = bytes(size_bytes)  # the binding writes into it
-    _call(f"nvrtcGet{what}", program, data)
-    return data
-
-
-def main(arguments: list[str]) -> int:
-    """Compile a file; the log goes to standard error."""
-    source, output, *flags = arguments
-    code, log = _compile(Path(source).read_text(encoding="utf-8"), tuple(flags), "CUBIN")
-    sys.stderr.write(log)
-    if code is None:
-        return 1
-    Path(output).write_bytes(code)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
