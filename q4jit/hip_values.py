@@ -15,7 +15,8 @@ from q4jit.ir import ArraySpec, Graph, Node
 from q4jit.plan import Buffer, Slot
 from q4jit.schedule_hip import HipKernel, HipPlan
 
-# What generated texts use themselves, and C++: an argument of such a name gets a `_` behind it.
+# An argument is a parameter of the kernel and a member of `Arguments`, never in scope of a body: its
+# name gets a `_` behind it only where it is a word of C++, a type, or means one of our own buffers.
 RESERVED: Final = frozenset(
     """
     alignas alignof and and_eq asm auto bitand bitor bool break case catch char char8_t char16_t
@@ -26,7 +27,9 @@ RESERVED: Final = frozenset(
     short signed sizeof static static_assert static_cast struct switch template this thread_local
     throw true try typedef typeid typename union unsigned using virtual void volatile wchar_t while
     xor xor_eq
-    a m row column x_terms x_rough x_quants x_scales x_sums host_arguments
+    u8 u16 u32 u64 i8 i16 i32 i64 u32x4 f32x4 f32x8 bf16x4 bf16x8 bf16x16 fragment accumulator
+    KERNEL DEVICE SHARED UNROLL ROLLED MEETING WAVE BLOCK_SIZE Arguments RowValues compute
+    m x_values x_terms x_rough x_quants x_scales x_sums host_arguments linux unix
     """.split()
 )
 

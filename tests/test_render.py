@@ -1,5 +1,8 @@
 """Texts of HIP kernels: where their lines come from, and what a template may not do."""
 
+import inspect
+import keyword
+import re
 from typing import Any
 
 import jinja2
@@ -7,9 +10,9 @@ import numpy as np
 import pytest
 
 from q4jit import CompileError, specialize
-from q4jit.render import environment, render
+from q4jit.render import environment, render, template_directory
 from q4jit.schedule_hip import HipPlan
-from tests.hip import hip_plan
+from tests.hip import hip_plan, run_on_host
 from tests.kernels import random_x, weight
 
 
@@ -57,3 +60,35 @@ def test_an_undefined_name_in_a_template_is_an_error() -> None:
     template = environment().from_string("constexpr int K = {{ k_that_nobody_gives }};")
     with pytest.raises(jinja2.UndefinedError, match="k_that_nobody_gives"):
         template.render()
+
+
+# --- names that users choose --------------------------------------------------------------------------
+
+
+def identifiers_of_templates() -> list[str]:
+    """Every word in the templates that Python takes as a name, and some that texts make."""
+    text = "\n".join(p.read_text("utf-8") for p in sorted(template_directory().glob("*.j2")))
+    words = re.findall(r"\b[A-Za-z]\w*\b", text) + "v1 output0 temp0 int new template".split()
+    return [w for w in dict.fromkeys(words) if not keyword.iskeyword(w) and w not in {"x", "w"}]
+
+
+@pytest.mark.parametrize("m", [1, 20])
+def test_no_argument_hides_a_name_of_the_text(m: int) -> None:
+    """Arguments named as constants, locals, types and macros of the text mean what they should."""
+    words, per_function = identifiers_of_templates(), 100
+    tensor = weight("Q4_0", 64, 37).tensor
+    x = random_x(m, 64)
+    for first in range(0, len(words), per_function):
+        names = words[first : first + per_function]
+        values = np.random.default_rng(first).uniform(0.5, 1.5, len(names)).tolist()
+        args = [x, tensor, *values]
+
+        def function(x: Any, w: Any, *scales: Any) -> Any:
+            return x @ w * sum(scales)
+
+        function.__signature__ = inspect.Signature(  # type: ignore[attr-defined]  # inspect reads it
+            [inspect.Parameter(n, inspect.Parameter.POSITIONAL_ONLY) for n in ("x", "w", *names)]
+        )
+        (y,) = run_on_host(hip_plan(function, "hip:gfx1100", args), args)
+        exact = x.astype(np.float64) @ tensor.dequantize().astype(np.float64) * sum(values)
+        assert np.abs(y - exact).max() < 1e-5 * np.abs(exact).max()

@@ -88,11 +88,7 @@ struct Arguments {
 
 // The whole weight as floats, [K, N]: a thread decodes one unit; neighbours take neighbouring
 // columns, whose values lie side by side in the result.
-KERNEL(BLOCK_SIZE) void q4jit_values(
-    const u8* __restrict__ w,
-    float* __restrict__ output0,
-    i64 m) {
-    const Arguments a = {w, output0, m};
+DEVICE void compute(const Arguments& a) {
     using W = Q6_K_512x96;
     const i64 index = (i64)block_x() * BLOCK_SIZE + thread_index();
     const i64 column = index % W::N;
@@ -102,4 +98,11 @@ KERNEL(BLOCK_SIZE) void q4jit_values(
     W::decode(a.w, column, unit, values);
     UNROLL for (int i = 0; i < 32; ++i)
         if (unit * 32 + i < W::K) a.output0[(i64)(unit * 32 + i) * W::N + column] = values[i];
+}
+
+KERNEL(BLOCK_SIZE) void q4jit_values(
+    const u8* __restrict__ w,
+    float* __restrict__ output0,
+    i64 m) {
+    compute(Arguments{w, output0, m});
 }

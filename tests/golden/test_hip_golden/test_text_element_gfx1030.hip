@@ -97,12 +97,8 @@ DEVICE void epilogue(const Arguments& a, i64 row, int column, float v1) {
 
 // One block per element of the result: the column is decoded into shared memory, piece by piece,
 // and multiplied by the row; then the threads' sums are added up.
-KERNEL(BLOCK_SIZE) void q4jit_product(
-    const float* __restrict__ x,
-    const u8* __restrict__ w,
-    float* __restrict__ output0,
-    i64 m) {
-    const Arguments a = {x, w, output0, m};
+DEVICE void compute(const Arguments& a) {
+    const i64 m = a.m;
     SHARED float staged[CHUNK_UNITS * 32];
     const int column = block_x();
     const i64 row = block_of_rows();
@@ -123,4 +119,12 @@ KERNEL(BLOCK_SIZE) void q4jit_product(
     v1 = block_sum(v1);
 
     if (thread_index() == 0) epilogue(a, row, column, v1);
+}
+
+KERNEL(BLOCK_SIZE) void q4jit_product(
+    const float* __restrict__ x,
+    const u8* __restrict__ w,
+    float* __restrict__ output0,
+    i64 m) {
+    compute(Arguments{x, w, output0, m});
 }

@@ -139,16 +139,8 @@ DEVICE float exact_v2(const Arguments& a, i64 row, int column, int lane) {
 
 // A group of lanes computes COLUMNS columns for ROWS rows: each lane takes every LANES-th unit of a
 // column and multiplies its quants as bytes with those of x; no weight becomes a float.
-KERNEL(BLOCK_SIZE) void q4jit_residual(
-    const float* __restrict__ x,
-    const u8* __restrict__ w,
-    const float* __restrict__ r,
-    float* __restrict__ output0,
-    const u32* __restrict__ x_quants,
-    const float* __restrict__ x_scales,
-    const i16* __restrict__ x_sums,
-    i64 m) {
-    const Arguments a = {x, w, r, output0, x_quants, x_scales, x_sums, m};
+DEVICE void compute(const Arguments& a) {
+    const i64 m = a.m;
     const int lane = thread_index() % LANES;
     const i64 row0 = block_of_rows() * ROWS;
     if (row0 >= m) return;
@@ -212,4 +204,16 @@ KERNEL(BLOCK_SIZE) void q4jit_residual(
     const int column = column0 + lane % COLUMNS;
     if (lane < ROWS * COLUMNS && row < m && column < WIDTH)
         epilogue(a, row, column, v2);
+}
+
+KERNEL(BLOCK_SIZE) void q4jit_residual(
+    const float* __restrict__ x,
+    const u8* __restrict__ w,
+    const float* __restrict__ r,
+    float* __restrict__ output0,
+    const u32* __restrict__ x_quants,
+    const float* __restrict__ x_scales,
+    const i16* __restrict__ x_sums,
+    i64 m) {
+    compute(Arguments{x, w, r, output0, x_quants, x_scales, x_sums, m});
 }

@@ -40,13 +40,8 @@ struct Arguments {
 };
 
 // One block per row: what is known before the products.
-KERNEL(BLOCK_SIZE) void q4jit_residual_rows(
-    const float* __restrict__ x,
-    u32* __restrict__ x_quants,
-    float* __restrict__ x_scales,
-    i16* __restrict__ x_sums,
-    i64 m) {
-    const Arguments a = {x, x_quants, x_scales, x_sums, m};
+DEVICE void compute(const Arguments& a) {
+    const i64 m = a.m;
     const i64 row = block_of_rows();
     if (row >= m) return;
 
@@ -103,4 +98,13 @@ KERNEL(BLOCK_SIZE) void q4jit_residual_rows(
         for (int unit = thread_index(); unit < UNITS; unit += BLOCK_SIZE)
             a.x_scales[row * UNITS + unit] = as_f32(0x7fc00000u);
     }
+}
+
+KERNEL(BLOCK_SIZE) void q4jit_residual_rows(
+    const float* __restrict__ x,
+    u32* __restrict__ x_quants,
+    float* __restrict__ x_scales,
+    i16* __restrict__ x_sums,
+    i64 m) {
+    compute(Arguments{x, x_quants, x_scales, x_sums, m});
 }

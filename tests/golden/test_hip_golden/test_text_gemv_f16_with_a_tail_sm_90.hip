@@ -73,12 +73,8 @@ DEVICE void epilogue(const Arguments& a, i64 row, int column, float v1) {
 // A group of lanes computes COLUMNS columns for ROWS rows: each lane takes every LANES-th unit of a
 // column, decodes it once for all rows, and the lanes add up their sums. x comes from shared memory:
 // there lanes read their units side by side, which lie 128 bytes apart in a row.
-KERNEL(BLOCK_SIZE) void q4jit_product(
-    const float* __restrict__ x,
-    const u8* __restrict__ w,
-    float* __restrict__ output0,
-    i64 m) {
-    const Arguments a = {x, w, output0, m};
+DEVICE void compute(const Arguments& a) {
+    const i64 m = a.m;
     SHARED float x_tile[ROWS * ROW_STRIDE];
     const int lane = thread_index() % LANES;
     const i64 row0 = block_of_rows() * ROWS;
@@ -122,4 +118,12 @@ KERNEL(BLOCK_SIZE) void q4jit_product(
     const int column = column0 + lane % COLUMNS;
     if (lane < ROWS * COLUMNS && row < m && column < WIDTH)
         epilogue(a, row, column, v1);
+}
+
+KERNEL(BLOCK_SIZE) void q4jit_product(
+    const float* __restrict__ x,
+    const u8* __restrict__ w,
+    float* __restrict__ output0,
+    i64 m) {
+    compute(Arguments{x, w, output0, m});
 }

@@ -41,13 +41,8 @@ struct Arguments {
 };
 
 // One block per row: what is known before the products.
-KERNEL(BLOCK_SIZE) void q4jit_normed_rows(
-    const float* __restrict__ x,
-    const float* __restrict__ gain,
-    float* __restrict__ temp0,
-    float* __restrict__ x_values,
-    i64 m) {
-    const Arguments a = {x, gain, temp0, x_values, m};
+DEVICE void compute(const Arguments& a) {
+    const i64 m = a.m;
     const i64 row = block_of_rows();
     if (row >= m) return;
     float v3 = 0.0f;
@@ -70,4 +65,13 @@ KERNEL(BLOCK_SIZE) void q4jit_normed_rows(
         const float v10 = v9 * v1;
         a.x_values[column] = v10;
     }
+}
+
+KERNEL(BLOCK_SIZE) void q4jit_normed_rows(
+    const float* __restrict__ x,
+    const float* __restrict__ gain,
+    float* __restrict__ temp0,
+    float* __restrict__ x_values,
+    i64 m) {
+    compute(Arguments{x, gain, temp0, x_values, m});
 }

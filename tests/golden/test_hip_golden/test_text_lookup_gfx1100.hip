@@ -63,12 +63,8 @@ struct Arguments {
 
 // Rows of a GGUF tensor, which are columns of the weight, by number: a thread decodes one unit. A
 // number that no row has gives NaN, and nothing outside of the weight is read.
-KERNEL(BLOCK_SIZE) void q4jit_lookup(
-    const i64* __restrict__ ids,
-    const u8* __restrict__ table,
-    float* __restrict__ output0,
-    i64 m) {
-    const Arguments a = {ids, table, output0, m};
+DEVICE void compute(const Arguments& a) {
+    const i64 m = a.m;
     using W = Q8_0_512x96;
     const i64 row = block_of_rows();
     const int unit = block_x() * BLOCK_SIZE + thread_index();
@@ -81,4 +77,12 @@ KERNEL(BLOCK_SIZE) void q4jit_lookup(
         if (unit * 32 + i >= W::K) continue;
         a.output0[row * W::K + unit * 32 + i] = known ? values[i] : as_f32(0x7fc00000u);
     }
+}
+
+KERNEL(BLOCK_SIZE) void q4jit_lookup(
+    const i64* __restrict__ ids,
+    const u8* __restrict__ table,
+    float* __restrict__ output0,
+    i64 m) {
+    compute(Arguments{ids, table, output0, m});
 }

@@ -137,15 +137,8 @@ DEVICE float exact_v2(const Arguments& a, i64 row, int column) {
 // A block computes TILE_ROWS x TILE_COLUMNS results on matrix units. x comes split into bf16 terms;
 // quants are whole numbers that bf16 holds exactly. The products of a unit are summed by the matrix
 // unit, then multiplied by the unit's scale and added up in f32.
-KERNEL(BLOCK_SIZE) void q4jit_residual(
-    const float* __restrict__ x,
-    const u8* __restrict__ w,
-    const float* __restrict__ r,
-    float* __restrict__ output0,
-    const u16* __restrict__ x_terms,
-    const u32* __restrict__ x_rough,
-    i64 m) {
-    const Arguments a = {x, w, r, output0, x_terms, x_rough, m};
+DEVICE void compute(const Arguments& a) {
+    const i64 m = a.m;
     SHARED u16 x_tile[TERMS * TILE_ROWS * STRIDE];
     SHARED u16 w_tile[TILE_COLUMNS * STRIDE];
     SHARED float w_scale[2 * TILE_COLUMNS];
@@ -220,4 +213,15 @@ KERNEL(BLOCK_SIZE) void q4jit_residual(
         if (row < m && column < WIDTH && a.x_rough[row] != 0)
             epilogue(a, row, column, exact_v2(a, row, column));
     }
+}
+
+KERNEL(BLOCK_SIZE) void q4jit_residual(
+    const float* __restrict__ x,
+    const u8* __restrict__ w,
+    const float* __restrict__ r,
+    float* __restrict__ output0,
+    const u16* __restrict__ x_terms,
+    const u32* __restrict__ x_rough,
+    i64 m) {
+    compute(Arguments{x, w, r, output0, x_terms, x_rough, m});
 }

@@ -160,13 +160,8 @@ DEVICE void epilogue(const Arguments& a, i64 row, int column, float v2) {
 
 // A block computes TILE_ROWS x TILE_COLUMNS results by multiply-add: x and decoded weights go
 // through shared memory, 32 elements of K at a time, and a thread sums up 4 x 4 results.
-KERNEL(BLOCK_SIZE) void q4jit_softcap(
-    const float* __restrict__ x,
-    const u8* __restrict__ w,
-    float cap,
-    float* __restrict__ output0,
-    i64 m) {
-    const Arguments a = {x, w, cap, output0, m};
+DEVICE void compute(const Arguments& a) {
+    const i64 m = a.m;
     SHARED float x_tile[TILE_K * STRIDE];
     SHARED float w_tile[TILE_K * STRIDE];
     const int thread = thread_index();
@@ -212,4 +207,13 @@ KERNEL(BLOCK_SIZE) void q4jit_softcap(
                 epilogue(a, row, column, v2[r][c]);
         }
     }
+}
+
+KERNEL(BLOCK_SIZE) void q4jit_softcap(
+    const float* __restrict__ x,
+    const u8* __restrict__ w,
+    float cap,
+    float* __restrict__ output0,
+    i64 m) {
+    compute(Arguments{x, w, cap, output0, m});
 }

@@ -38,12 +38,8 @@ struct Arguments {
 };
 
 // One block per row: what is known before the products.
-KERNEL(BLOCK_SIZE) void q4jit_product_rows(
-    const float* __restrict__ x,
-    u16* __restrict__ x_terms,
-    u32* __restrict__ x_rough,
-    i64 m) {
-    const Arguments a = {x, x_terms, x_rough, m};
+DEVICE void compute(const Arguments& a) {
+    const i64 m = a.m;
     const i64 row = block_of_rows();
     if (row >= m) return;
 
@@ -68,4 +64,12 @@ KERNEL(BLOCK_SIZE) void q4jit_product_rows(
     enough = block_sum(enough);
     if (thread_index() == 0)
         a.x_rough[row] = beyond > 0.0f || (nonzero > 0.0f && enough == 0.0f);
+}
+
+KERNEL(BLOCK_SIZE) void q4jit_product_rows(
+    const float* __restrict__ x,
+    u16* __restrict__ x_terms,
+    u32* __restrict__ x_rough,
+    i64 m) {
+    compute(Arguments{x, x_terms, x_rough, m});
 }

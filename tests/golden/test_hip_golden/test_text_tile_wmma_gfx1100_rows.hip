@@ -45,15 +45,8 @@ struct Arguments {
 };
 
 // One block per row: what is known before the products.
-KERNEL(BLOCK_SIZE) void q4jit_normed_rows(
-    const float* __restrict__ x,
-    const float* __restrict__ gain,
-    float* __restrict__ temp0,
-    float* __restrict__ x_values,
-    u16* __restrict__ x_terms,
-    u32* __restrict__ x_rough,
-    i64 m) {
-    const Arguments a = {x, gain, temp0, x_values, x_terms, x_rough, m};
+DEVICE void compute(const Arguments& a) {
+    const i64 m = a.m;
     const i64 row = block_of_rows();
     if (row >= m) return;
     float v3 = 0.0f;
@@ -101,4 +94,15 @@ KERNEL(BLOCK_SIZE) void q4jit_normed_rows(
     enough = block_sum(enough);
     if (thread_index() == 0)
         a.x_rough[row] = beyond > 0.0f || (nonzero > 0.0f && enough == 0.0f);
+}
+
+KERNEL(BLOCK_SIZE) void q4jit_normed_rows(
+    const float* __restrict__ x,
+    const float* __restrict__ gain,
+    float* __restrict__ temp0,
+    float* __restrict__ x_values,
+    u16* __restrict__ x_terms,
+    u32* __restrict__ x_rough,
+    i64 m) {
+    compute(Arguments{x, gain, temp0, x_values, x_terms, x_rough, m});
 }
