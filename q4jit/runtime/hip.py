@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from q4jit.compilers.codeobject import code_object_arch
-from q4jit.errors import DeviceError
+from q4jit.errors import CompileError, DeviceError
 from q4jit.runtime.driver import INVALID_VALUE, Api, Device, Driver, LoadedKernel, named
 
 
@@ -60,7 +60,14 @@ class HipDriver(Driver):
 
     def load(self, device: int, code: bytes, symbol: str) -> LoadedKernel:
         """Load the kernel `symbol` of a code object, if that is for the device's own arch."""
-        arch, owner = code_object_arch(code), self.devices[device]
+        owner = self.devices[device]
+        try:
+            arch = code_object_arch(code)
+        except CompileError as error:
+            raise DeviceError(
+                f"{symbol} cannot be loaded on {owner}: {error.log}; delete its cache entry, or "
+                "build it again"
+            ) from error
         if arch != owner.arch:
             raise DeviceError(
                 f"found a code object for {arch}: accepted by {owner} is one for {owner.arch}"
