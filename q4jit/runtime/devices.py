@@ -77,7 +77,7 @@ _found: _Found | None = None  # of the finished search: read without the lock at
 
 
 def _search() -> _Found:
-    global _found  # noqa: PLW0603 -- one search of the process, as its devices are
+    global _found  # noqa: PLW0603 - one search of the process, as its devices are
     if _found is None:
         with BUILD:  # one driver of each platform, also where two threads come first
             if _found is None:
