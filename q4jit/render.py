@@ -471,8 +471,9 @@ _CXX: Final = {
     "fdiv": ("float", "{} / {}"),
     "fma": ("float", "fma_f32({}, {}, {})"),
     "fabs": ("float", "abs_f32({})"),
-    "iadd": ("i32", "{} + {}"),
-    "isub": ("i32", "{} - {}"),
+    # unsigned: what wraps around for NaN and numbers below 0 is not used, but must be defined
+    "iadd": ("i32", "(i32)((u32){} + (u32){})"),
+    "isub": ("i32", "(i32)((u32){} - (u32){})"),
     "shl": ("i32", "(i32)((u32){} << {})"),
     "ashr": ("i32", "{} >> {}"),
     "and": ("i32", "{} & {}"),

@@ -44,7 +44,7 @@ DEVICE float exp_f32(float x) {
     const float t3 = t2 ? 89.0f : t1;
     const float t4 = fma_f32(t3, 1.442695f, 1.2582912e+07f);
     const i32 t5 = as_i32(t4);
-    const i32 t6 = t5 - (i32)0x4b400000u;
+    const i32 t6 = (i32)((u32)t5 - (u32)(i32)0x4b400000u);
     const float t7 = t4 - 1.2582912e+07f;
     const float t8 = fma_f32(t7, -0.6933594f, t3);
     const float t9 = fma_f32(t7, 0.00021219444f, t8);
@@ -56,12 +56,12 @@ DEVICE float exp_f32(float x) {
     const float t15 = fma_f32(t10, t14, t9);
     const float t16 = t15 + 1.0f;
     const i32 t17 = t6 >> 1;
-    const i32 t18 = t17 + 127;
+    const i32 t18 = (i32)((u32)t17 + (u32)127);
     const i32 t19 = (i32)((u32)t18 << 23);
     const float t20 = as_f32(t19);
     const float t21 = t16 * t20;
-    const i32 t22 = t6 - t17;
-    const i32 t23 = t22 + 127;
+    const i32 t22 = (i32)((u32)t6 - (u32)t17);
+    const i32 t23 = (i32)((u32)t22 + (u32)127);
     const i32 t24 = (i32)((u32)t23 << 23);
     const float t25 = as_f32(t24);
     const float t26 = t21 * t25;

@@ -41,7 +41,7 @@ DEVICE float tanh_f32(float x) {
     const float t13 = t12 ? 89.0f : t11;
     const float t14 = fma_f32(t13, 1.442695f, 1.2582912e+07f);
     const i32 t15 = as_i32(t14);
-    const i32 t16 = t15 - (i32)0x4b400000u;
+    const i32 t16 = (i32)((u32)t15 - (u32)(i32)0x4b400000u);
     const float t17 = t14 - 1.2582912e+07f;
     const float t18 = fma_f32(t17, -0.6933594f, t13);
     const float t19 = fma_f32(t17, 0.00021219444f, t18);
@@ -53,12 +53,12 @@ DEVICE float tanh_f32(float x) {
     const float t25 = fma_f32(t20, t24, t19);
     const float t26 = t25 + 1.0f;
     const i32 t27 = t16 >> 1;
-    const i32 t28 = t27 + 127;
+    const i32 t28 = (i32)((u32)t27 + (u32)127);
     const i32 t29 = (i32)((u32)t28 << 23);
     const float t30 = as_f32(t29);
     const float t31 = t26 * t30;
-    const i32 t32 = t16 - t27;
-    const i32 t33 = t32 + 127;
+    const i32 t32 = (i32)((u32)t16 - (u32)t27);
+    const i32 t33 = (i32)((u32)t32 + (u32)127);
     const i32 t34 = (i32)((u32)t33 << 23);
     const float t35 = as_f32(t34);
     const float t36 = t31 * t35;
