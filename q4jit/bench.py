@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from q4jit import cache, config
 from q4jit.arguments import CallShapes, lead_shape
 from q4jit.backends import find_backend
-from q4jit.device_arrays import DeviceArray
+from q4jit.device_arrays import DeviceArray, DeviceView
 from q4jit.errors import CompileError
 from q4jit.frontend import array_spec, ids_spec, trace
 from q4jit.ir import ScalarSpec, Spec, WeightSpec
@@ -99,19 +99,35 @@ class Bench:
             self._loaded[source.text] = self._backend.load(code, source, self.device)
         return self._loaded[source.text]
 
-    def upload(self, args: Sequence[Any]) -> tuple[Any, ...]:
-        """The arguments, with the arrays among them copied to the device."""
+    def upload(self, args: Sequence[Any], stream: int = 0) -> tuple[Any, ...]:
+        """The arguments, with the arrays among them copied to the device, to be used on `stream`.
+
+        A launch runs on the stream of its first array.
+        """
         return tuple(
-            DeviceArray.from_numpy(a, self.device).view() if isinstance(a, np.ndarray) else a
+            DeviceArray.from_numpy(a, self.device, stream).view()
+            if isinstance(a, np.ndarray)
+            else a
             for a in args
         )
 
+    def overwrite(self, view: DeviceView, array: Floats) -> None:
+        """Copy other values, of the same shape, to where an uploaded array lies."""
+        source, stream = np.ascontiguousarray(array), view.stream or 0
+        self._driver.copy_to_device(
+            self.device.index, view.pointer, source.ctypes.data, source.nbytes, stream
+        )
+        self._driver.synchronize(self.device.index, stream)
+
     def outputs(self, built: Built, args: Sequence[Any]) -> tuple[DeviceArray, ...]:
-        """An array of NaN for each result."""
+        """An array of NaN for each result, on the stream of the first array of `args`."""
+        stream = next(a.stream for a in args if isinstance(a, DeviceView)) or 0
         shapes = CallShapes(built.plan.graph, args)
-        arrays = tuple(DeviceArray(result.shape, self.device) for result in shapes.results)
+        arrays = tuple(
+            DeviceArray(result.shape, self.device, stream=stream) for result in shapes.results
+        )
         for array in arrays:
-            self._driver.fill(self.device.index, array.pointer, _POISON, array.nbytes, 0)
+            self._driver.fill(self.device.index, array.pointer, _POISON, array.nbytes, stream)
         return arrays
 
     def run(self, built: Built, args: Sequence[Any]) -> list[Floats]:
@@ -121,6 +137,27 @@ class Bench:
         launch = self.bind(built, there)
         launch(there, outputs if built.plan.graph.returns_tuple else outputs[0])
         return [array.to_numpy() for array in outputs]
+
+    def run_rows(self, built: Built, args: Sequence[Any], bands: Sequence[slice]) -> list[Floats]:
+        """Some rows of the result [M, N] for NumPy arguments: all may be more than the host has."""
+        there = self.upload(args)
+        (output,) = self.outputs(built, there)
+        self.bind(built, there)(there, output)
+        return [self._rows(output, band) for band in bands]
+
+    def _rows(self, array: DeviceArray, band: slice) -> Floats:
+        first, stop, _ = band.indices(array.shape[0])
+        found = np.empty((stop - first, array.shape[1]), np.float32)
+        source = array.pointer + first * array.shape[1] * found.itemsize
+        self._driver.copy_to_host(
+            self.device.index, found.ctypes.data, source, found.nbytes, array.stream
+        )
+        self._driver.synchronize(self.device.index, array.stream)
+        return found
+
+    def free_bytes(self) -> int:
+        """Bytes of the device's memory that nobody uses now."""
+        return self._driver.memory_info(self.device.index)[0]
 
     # --- times --------------------------------------------------------------------------------
 

@@ -2,13 +2,15 @@
 
 The kernels are forced (`Tuning`), where a call would choose one. Each result is set to NaN before
 the kernels run, and compared with float64 products of weights that `formats.decode` decodes. A
-case that raises an error is a failed case, and the next one runs.
+case that raises an error is a failed case, and the next one runs. The report is written however the
+run ends, with all that is known by then.
 """
 
 import argparse
 import dataclasses
 import datetime
 import functools
+import importlib
 import importlib.util
 import json
 import math
@@ -16,16 +18,15 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from q4jit import aot
-from q4jit.bench import Bench
-from q4jit.errors import Q4JitError
+from q4jit.bench import Bench, Built
 from q4jit.formats import FORMATS, Format, decode
 from q4jit.layouts import GGUF, PLANAR
 from q4jit.runtime.devices import find_device
@@ -60,7 +61,10 @@ _ROWS: Final[dict[str, tuple[int, ...]]] = {
     TILE_FMA: (17, 64, 100),
     TILE_MATRIX: (17, 64, 100),
 }
-_DECODED_TOO: Final = (ELEMENT, GEMV)  # compared with what `dequantize` gives on the device
+# compared with what `dequantize` gives on the device
+_DECODED_TOO: Final = (ELEMENT, GEMV, TILE_FMA, TILE_MATRIX)
+_LARGE: Final = (65600, 32, 32768)  # M, K, N: the result's elements need more than 31 bits
+_STREAM_CALLS: Final = 20
 _TIMED_SHAPES: Final = ((4096, 4096), (4096, 14336))
 _TIMED_ROWS: Final = (1, 8, 64, 512)
 _OFFSET_BYTES: Final = 7  # of a weight in a larger buffer: as odd as it gets
@@ -95,20 +99,44 @@ def run(options: argparse.Namespace) -> int:
     device = find_device(name)
     folder: Path = options.out or Path(f"q4jit-selftest-{device.arch}")
     folder.mkdir(parents=True, exist_ok=True)  # what cannot be written is told before the work
-    start = time.perf_counter()
+    findings = Findings()
     with Bench(device) as bench:
-        found = cases(bench.target, options.quick)
-        done = list(outcomes(bench, found))
-        shapes = _TIMED_SHAPES[:1] if options.quick else _TIMED_SHAPES
-        copy, timings = _timings(bench, shapes)
-        report = _report(bench, done, copy, timings, time.perf_counter() - start)
-    text = report_text(report)
-    (folder / "report.txt").write_text(text, encoding="utf-8")
+        try:
+            _find_out(bench, options.quick, findings)
+        except BaseException as error:  # Ctrl-C, above all
+            findings.ended_by = _told(error)
+            raise
+        finally:
+            report = _report(bench, findings)
+            _write(report, folder)
+    return 1 if report["failed"] else 0
+
+
+@dataclass
+class Findings:
+    """What is known so far; ended_by: the exception that ended the run early, else empty."""
+
+    cases: "list[Outcome]" = field(default_factory=list)
+    copy: dict[str, Any] = field(default_factory=lambda: {"gb_per_s": None, "message": "not run"})
+    timings: "list[Timing]" = field(default_factory=list)
+    ended_by: str = ""
+    start: float = field(default_factory=time.perf_counter)
+
+
+def _find_out(bench: Bench, quick: bool, findings: Findings) -> None:
+    for outcome in outcomes(bench, cases(bench.target, quick)):
+        findings.cases.append(outcome)
+    for check in _progress(checks(quick), "checking"):
+        findings.cases.append(outcome_of(bench, check))
+    _time(bench, _TIMED_SHAPES[:1] if quick else _TIMED_SHAPES, findings)
+
+
+def _write(report: dict[str, Any], folder: Path) -> None:
+    (folder / "report.txt").write_text(report_text(report), encoding="utf-8")
     data = json.dumps(report, indent=1, allow_nan=False, ensure_ascii=False)
     (folder / "report.json").write_text(data + "\n", encoding="utf-8")
     sys.stdout.write(report_text(report, shortened=True))
     sys.stdout.write(f"{folder / 'report.txt'} and report.json hold all of it\n")
-    return 1 if report["failed"] else 0
 
 
 # --- what is run ----------------------------------------------------------------------------------
@@ -214,7 +242,9 @@ def _product_cases(tuning: Tuning, name: str, turn: int) -> Iterator[Case]:
         args = (random_x(m, k), w)
         if schedule in _DECODED_TOO:
             yield Case(group, product_and_values, args, tuning, bound, against_values)
-            yield Case(f"dequantize {layout}", product_and_values, args, tuning, 0.0, values_error)
+            if schedule in {ELEMENT, GEMV}:  # the kernel that decodes is the others' too
+                group_of_values = f"dequantize {layout}"
+                yield Case(group_of_values, product_and_values, args, tuning, 0.0, values_error)
         else:
             yield Case(group, product, args, tuning, bound, contract_error)
 
@@ -285,6 +315,176 @@ def _offset_cases(layouts: Sequence[str]) -> Iterator[Case]:
             args = (random_x(m, k), w)
             group = "weights at an offset"
             yield Case(group, product, args, tuning, BOUNDS["f32"], contract_error)
+
+
+# --- streams, graphs, a large result -------------------------------------------------------------
+
+
+class NotRunError(Exception):
+    """Why a check cannot be made here."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """Something that one call does not show; `measure` gives its error, at most `bound`."""
+
+    name: str
+    group: str
+    m: int
+    bound: float
+    measure: Callable[[Bench], float]
+
+
+def checks(quick: bool = False) -> list[Check]:
+    """Graphs and streams without scratch memory and with, and a result above 2³¹ elements."""
+    found = []
+    for m in (1, 64):
+        replay, streams = functools.partial(replay_error, m=m), functools.partial(stream_error, m=m)
+        about = f"product, M = {m}, Q4_0 {list(_SHAPES[0])}"
+        found.append(Check(f"graph, {about}", "graph replay", m, BOUNDS["f32"], replay))
+        found.append(Check(f"two streams, {about}", "two streams", m, 0.0, streams))
+    if not quick:
+        m, k, n = _LARGE
+        name = f"product, M = {m}, Q4_0 {[k, n]}"
+        found.append(Check(name, "M·N above 2³¹", m, BOUNDS["f32"], large_error))
+    return found
+
+
+def replay_error(bench: Bench, m: int) -> float:
+    """The error of a graph's replays with activations that changed after its capture."""
+    streams = find_streams(bench.device)
+    stream = streams.make()
+    x, w = random_x(m, _SHAPES[0][0]), random_weight("Q4_0", *_SHAPES[0])
+    built = bench.build(product, (x, w), Tuning())
+    args = bench.upload((x, w), streams.handle(stream))
+    (out,) = bench.outputs(built, args)
+    launch = bench.bind(built, args)
+    launch(args, out)  # uploads the weight, which cannot be part of a graph
+    replay = streams.capture(stream, lambda: launch(args, out))
+    worst = 0.0
+    for scale in (-1, 3):
+        changed = scale * x + np.float32(1)
+        bench.overwrite(args[0], changed)
+        replay()
+        worst = _larger(worst, contract_error((changed, w), [out.to_numpy()]))
+    return worst
+
+
+def stream_error(bench: Bench, m: int) -> float:
+    """The largest difference of results of two streams at a time from what each gives alone."""
+    streams = find_streams(bench.device)
+    made = [streams.make() for _ in range(2)]
+    x, w = random_x(m, _SHAPES[0][0]), random_weight("Q4_0", *_SHAPES[0])
+    built = bench.build(product, (x, w), Tuning())
+    calls = [
+        bench.upload((x * sign, w), streams.handle(s))
+        for sign, s in zip((1, -1), made, strict=True)
+    ]
+    launch = bench.bind(built, calls[0])
+    outs = [[bench.outputs(built, args)[0] for args in calls] for _ in range(_STREAM_CALLS)]
+    alone = []
+    for args in calls:
+        (out,) = bench.outputs(built, args)
+        launch(args, out)
+        alone.append(out.to_numpy())
+    for pair in outs:
+        for args, out in zip(calls, pair, strict=True):
+            launch(args, out)
+    worst = 0.0
+    for pair in outs:
+        for out, wanted in zip(pair, alone, strict=True):
+            worst = _larger(worst, _difference(out.to_numpy(), wanted))
+    return worst
+
+
+def large_error(bench: Bench) -> float:
+    """The error of some rows of a result of more than 2³¹ elements, the last among them."""
+    m, k, n = _LARGE
+    needed, free = 5 * m * n, bench.free_bytes()  # 4 bytes each, and some room
+    if free < needed:
+        raise NotRunError(f"needs {needed:,} bytes of the device's memory, free are {free:,}")
+    x, w = random_x(m, k), random_weight("Q4_0", k, n)
+    border = (1 << 31) // n
+    bands = [slice(0, 3), slice(border - 2, border + 2), slice(m - 3, m)]
+    found = bench.run_rows(bench.build(product, (x, w), Tuning()), (x, w), bands)
+    pairs = zip(bands, found, strict=True)
+    return functools.reduce(_larger, (contract_error((x[b], w), [y]) for b, y in pairs))
+
+
+def _larger(a: float, b: float) -> float:
+    """The larger one, or NaN where one is NaN: `max` would lose it."""
+    return float(np.maximum(a, b))
+
+
+class Streams(Protocol):
+    """What a library knows of streams and graphs on one device."""
+
+    def make(self) -> Any:
+        """A new stream, independent of the default one."""
+
+    def handle(self, stream: Any) -> int:
+        """The driver's address of a stream."""
+
+    def capture(self, stream: Any, action: Callable[[], object]) -> Callable[[], object]:
+        """Record what `action` enqueues on a stream; the result enqueues it there again."""
+
+
+def find_streams(device: Device) -> Streams:
+    """Those of PyTorch, else of CuPy. Raises NotRunError where neither can use the device."""
+    if importlib.util.find_spec("torch"):
+        torch: Any = importlib.import_module("torch")  # late: not ours, as CuPy
+
+        platform_of_torch = "amd" if torch.version.hip else "nvidia"
+        if torch.cuda.is_available() and platform_of_torch == device.platform:
+            return _TorchStreams(torch, device)
+    if importlib.util.find_spec("cupy") and device.platform == "nvidia":
+        # on AMD its streams are not captured
+        return _CupyStreams(importlib.import_module("cupy"), device)
+    raise NotRunError(f"needs torch or cupy for {device.platform}")
+
+
+@dataclass(frozen=True)
+class _TorchStreams:
+    torch: Any
+    device: Device
+
+    def make(self) -> Any:
+        return self.torch.cuda.Stream(self.device.index)
+
+    def handle(self, stream: Any) -> int:
+        return int(stream.cuda_stream)
+
+    def capture(self, stream: Any, action: Callable[[], object]) -> Callable[[], object]:
+        cuda = self.torch.cuda
+        graph = cuda.CUDAGraph()
+        with cuda.device(self.device.index), cuda.graph(graph, stream=stream):
+            action()
+
+        def replay() -> None:
+            with cuda.stream(stream):
+                graph.replay()
+
+        return replay
+
+
+@dataclass(frozen=True)
+class _CupyStreams:
+    cupy: Any
+    device: Device
+
+    def make(self) -> Any:
+        with self.cupy.cuda.Device(self.device.index):
+            return self.cupy.cuda.Stream(non_blocking=True)
+
+    def handle(self, stream: Any) -> int:
+        return int(stream.ptr)
+
+    def capture(self, stream: Any, action: Callable[[], object]) -> Callable[[], object]:
+        with self.cupy.cuda.Device(self.device.index), stream:
+            stream.begin_capture()
+            action()
+            graph = stream.end_capture()
+        return functools.partial(graph.launch, stream)
 
 
 # --- random arguments, and their float64 values ---------------------------------------------------
@@ -376,24 +576,31 @@ def _in_float64(value: Any) -> Any:
 # --- cases and times ------------------------------------------------------------------------------
 
 
-def _attempt(action: Callable[[], T]) -> T | Q4JitError:
+def _attempt(action: Callable[[], T]) -> T | Exception:
     """What an action gives, or the error that it raises: for the report, which holds them all."""
     try:
         return action()
-    except Q4JitError as error:
+    except Exception as error:  # noqa: BLE001 - a report of every error is what this is for
         return error
+
+
+def _told(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a case; `error` is None where there is no number, and `message` says why."""
+    """What became of a case; `error` is None where there is no number, and `message` says why.
+
+    passed: None where the case was not run.
+    """
 
     case: str
     group: str
     m: int
     error: float | None
     bound: float
-    passed: bool
+    passed: bool | None
     message: str = ""
 
 
@@ -404,16 +611,36 @@ def outcomes(bench: Bench, found: Sequence[Case]) -> Iterator[Outcome]:
         build = functools.partial(bench.build, case.function, case.args, case.tuning)
         pairs.append((case, _attempt(build)))
     for case, built in _progress(pairs, "running"):
-        if isinstance(built, Q4JitError):
-            yield _failed(case, built)
-            continue
-        results = _attempt(functools.partial(bench.run, built, case.args))
-        yield _failed(case, results) if isinstance(results, Q4JitError) else judge(case, results)
+        outcome = _attempt(functools.partial(_run_case, bench, case, built))
+        yield _failed(case, outcome) if isinstance(outcome, Exception) else outcome
 
 
-def _failed(case: Case, error: Q4JitError) -> Outcome:
-    message = f"{type(error).__name__}: {error}"
-    return Outcome(str(case), case.group, case.rows, None, case.bound, False, message)
+def _run_case(bench: Bench, case: Case, built: Built | Exception) -> Outcome:
+    if isinstance(built, Exception):
+        raise built
+    return judge(case, bench.run(built, case.args))
+
+
+def _failed(case: Case, error: Exception) -> Outcome:
+    return Outcome(str(case), case.group, case.rows, None, case.bound, False, _told(error))
+
+
+def outcome_of(bench: Bench, check: Check) -> Outcome:
+    """What became of a check."""
+    about = functools.partial(Outcome, check.name, check.group, check.m, bound=check.bound)
+    error = _attempt(lambda: check.measure(bench))
+    if isinstance(error, NotRunError):
+        return about(error=None, passed=None, message=f"not run: {error}")
+    if isinstance(error, Exception):
+        return about(error=None, passed=False, message=_told(error))
+    if not math.isfinite(error):
+        return about(error=None, passed=False, message="results are NaN or Inf")
+    passed = error <= check.bound
+    return about(error=error, passed=passed, message="" if passed else _excess(error, check.bound))
+
+
+def _excess(error: float, bound: float) -> str:
+    return f"error {error:.2e}, allowed are {bound:.0e}"
 
 
 def judge(case: Case, results: Sequence[Floats]) -> Outcome:
@@ -425,7 +652,7 @@ def judge(case: Case, results: Sequence[Floats]) -> Outcome:
         return Outcome(str(case), case.group, case.rows, None, case.bound, False, message)
     error = case.measure(case.args, results)
     passed = error <= case.bound
-    message = "" if passed else f"error {error:.2e}, allowed are {case.bound:.0e}"
+    message = "" if passed else _excess(error, case.bound)
     return Outcome(str(case), case.group, case.rows, error, case.bound, passed, message)
 
 
@@ -447,15 +674,14 @@ class Timing:
     message: str = ""
 
 
-def _timings(
-    bench: Bench, shapes: Sequence[tuple[int, int]]
-) -> tuple[dict[str, Any], list[Timing]]:
-    """The rate of a copy within the device's memory, and the times."""
+def _time(bench: Bench, shapes: Sequence[tuple[int, int]], findings: Findings) -> None:
+    """Add the rate of a copy within the device's memory, and the times."""
     copy_us = _attempt(lambda: bench.copy_us)
-    if isinstance(copy_us, Q4JitError):  # a device that was lost: its cases have failed
-        return {"gb_per_s": None, "message": str(copy_us)}, []
+    if isinstance(copy_us, Exception):  # a device that was lost, and nothing else can be timed
+        findings.copy = {"gb_per_s": None, "message": _told(copy_us)}
+        return
     rate = 2e-3 * bench.copy_bytes() / copy_us
-    found = []
+    findings.copy = {"gb_per_s": rate, "bytes": bench.copy_bytes()}
     for k, n in shapes:
         weights = _rotation(bench.device, k, n)
         calls = [(s, p, m) for s, p in schedules(bench.target) for m in _TIMED_ROWS]
@@ -463,12 +689,11 @@ def _timings(
             tuning = Tuning(precision, None, schedule)
             us = _attempt(functools.partial(_time_us, bench, tuning, m, weights))
             place = (schedule, precision, k, n, m)
-            if isinstance(us, Q4JitError):
-                found.append(Timing(*place, None, None, None, f"{type(us).__name__}: {us}"))
+            if isinstance(us, Exception):
+                findings.timings.append(Timing(*place, None, None, None, _told(us)))
             else:
                 speed = weights[0].nbytes / us * 1e-3
-                found.append(Timing(*place, us, speed, speed / rate))
-    return {"gb_per_s": rate, "bytes": bench.copy_bytes()}, found
+                findings.timings.append(Timing(*place, us, speed, speed / rate))
 
 
 def _rotation(device: Device, k: int, n: int) -> list[QuantizedTensor]:
@@ -513,30 +738,28 @@ def _with_lines(items: Sequence[T], what: str) -> Iterator[T]:
 # --- the report -----------------------------------------------------------------------------------
 
 
-def _report(
-    bench: Bench,
-    done: Sequence[Outcome],
-    copy: dict[str, Any],
-    timings: Sequence[Timing],
-    seconds: float,
-) -> dict[str, Any]:
-    failed = sum(not o.passed for o in done) + sum(t.us is None for t in timings)
+def _report(bench: Bench, findings: Findings) -> dict[str, Any]:
+    failed = sum(o.passed is False for o in findings.cases)
+    failed += sum(t.us is None for t in findings.timings)
+    failed += findings.copy["gb_per_s"] is None
     return {
         "selftest_version": 1,
         "q4jit": aot.version(),
         "commit": commit(Path(__file__).parents[1]),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "seconds": round(seconds, 1),
+        "seconds": round(time.perf_counter() - findings.start, 1),
+        "ended_by": findings.ended_by,
         "device": dataclasses.asdict(bench.device),
         "driver": _driver_version(bench.device.platform),
         "compiler": bench.fingerprint,
         "python": platform.python_version(),
         "numpy": np.__version__,
         "system": platform.platform(),
-        "cases": [dataclasses.asdict(outcome) for outcome in done],
+        "cases": [dataclasses.asdict(outcome) for outcome in findings.cases],
         "failed": failed,
-        "copy": copy,
-        "timings": [dataclasses.asdict(timing) for timing in timings],
+        "not_run": sum(outcome.passed is None for outcome in findings.cases),
+        "copy": findings.copy,
+        "timings": [dataclasses.asdict(timing) for timing in findings.timings],
         "kernels": list(_kernels(bench)),
     }
 
@@ -545,8 +768,11 @@ def _kernels(bench: Bench) -> Iterator[dict[str, Any]]:
     """Each kernel that was compiled, and on AMD what its code object needs."""
     for label, symbol, future in bench.compiled():
         about: dict[str, Any] = {"kernel": label, "symbol": symbol}
+        if not future.done():  # after Ctrl-C nobody waits for it
+            yield about | {"message": "not compiled yet"}
+            continue
         entry = _attempt(future.result)
-        if isinstance(entry, Q4JitError):
+        if isinstance(entry, Exception):
             about["message"] = str(entry)
         else:
             about |= {"key": entry.key, "code_bytes": len(entry.object_bytes)}
@@ -560,7 +786,7 @@ def _needs(code: bytes, symbol: str) -> dict[str, Any]:
     from q4jit.compilers.codeobject import kernel_infos  # late, as every compiler's module
 
     infos = _attempt(lambda: kernel_infos(code))
-    if isinstance(infos, Q4JitError):  # without msgpack they stay unknown, and the report says so
+    if isinstance(infos, Exception):  # without msgpack they stay unknown, and the report says so
         return {"message": str(infos)}
     info = dataclasses.asdict(infos[symbol])
     return {name: value for name, value in info.items() if isinstance(value, int)}
@@ -601,7 +827,7 @@ def report_text(report: dict[str, Any], *, shortened: bool = False) -> str:
     )
     sums = (
         f"{number} cases, {len(report['timings'])} timings, {report['failed']} failed, "
-        f"{report['seconds']} s"
+        f"{report['not_run']} not run, {report['seconds']} s"
     )
     lines = [
         f"q4jit {report['q4jit']} selftest, {report['date']}, commit {report['commit'] or '-'}",
@@ -615,28 +841,34 @@ def report_text(report: dict[str, Any], *, shortened: bool = False) -> str:
         *_failure_lines(report, shortened),
         *_timing_lines(report),
         *([] if shortened else _kernel_lines(report)),
+        *([f"INCOMPLETE: ended by {report['ended_by']}"] if report["ended_by"] else []),
         sums,
     ]
     return "\n".join(lines) + "\n"
 
 
 def _case_lines(found: Sequence[dict[str, Any]]) -> Iterator[str]:
-    yield f"{'cases':28}{'number':>8}{'failed':>8}{'worst':>10}{'allowed':>10}"
+    yield f"{'cases':28}{'number':>8}{'failed':>8}{'not run':>9}{'worst':>10}{'allowed':>10}"
     for group in dict.fromkeys(case["group"] for case in found):
         members = [case for case in found if case["group"] == group]
         errors = [case["error"] for case in members if case["error"] is not None]
         worst = f"{max(errors):.1e}" if errors else "-"
-        failed = sum(not case["passed"] for case in members)
+        failed = sum(case["passed"] is False for case in members)
+        idle = sum(case["passed"] is None for case in members)
         bound = f"{members[0]['bound']:.0e}"
-        yield f"{group:28}{len(members):8}{failed:8}{worst:>10}{bound:>10}"
+        yield f"{group:28}{len(members):8}{failed:8}{idle:9}{worst:>10}{bound:>10}"
 
 
 def _failure_lines(report: dict[str, Any], shortened: bool) -> Iterator[str]:
-    failures = [(case["case"], case["message"]) for case in report["cases"] if not case["passed"]]
+    cases_of = report["cases"]
+    failures = [(c["case"], c["message"]) for c in cases_of if c["passed"] is False]
     failures += [(_title(t), t["message"]) for t in report["timings"] if t["us"] is None]
     for title, message in failures:
         yield f"FAILED {title}: {_short(message) if shortened else message}"
-    if failures:
+    idle = [case for case in cases_of if case["passed"] is None]
+    for case in idle:
+        yield f"{case['case']}: {case['message']}"
+    if failures or idle:
         yield ""
 
 
