@@ -108,13 +108,10 @@ class _Loan:
 def consume(array: Any) -> Tensor:
     """The tensor of an object that has `__dlpack__`, in place, for use on the default stream.
 
-    Raises ArgumentError for a capsule or elements that cannot be read.
+    Raises ArgumentError for a capsule or elements that cannot be read, and for an object that
+    cannot be exported.
     """
-    try:
-        capsule = array.__dlpack__(max_version=(1, 0))
-    except TypeError:  # made before DLPack 1.0: it knows no versions
-        capsule = array.__dlpack__()
-    managed = _take(capsule)
+    managed = _take(_capsule(array))
     loan = _Loan(managed)
     readonly = False
     if isinstance(managed, _VersionedManaged):
@@ -133,6 +130,21 @@ def consume(array: Any) -> Tensor:
         readonly,
         loan,
     )
+
+
+def _capsule(array: Any) -> object:
+    try:
+        try:
+            return array.__dlpack__(max_version=(1, 0))
+        except TypeError as error:
+            # made before DLPack 1.0: it knows no versions, and Python or C says so in these words
+            if not any(word in str(error) for word in ("keyword", "max_version")):
+                raise
+            return array.__dlpack__()
+    except BufferError as error:
+        raise ArgumentError(
+            f"found a {type(array).__name__} that cannot be exported by DLPack: {error}"
+        ) from error
 
 
 def _take(capsule: object) -> _Managed | _VersionedManaged:
