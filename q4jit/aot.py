@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from q4jit import cache
-from q4jit.compilers.codeobject import KernelInfo, kernel_infos
+from q4jit.compilers.codeobject import KernelInfo, kernel_infos, unpacker
 from q4jit.compilers.find import HipCompiler, find_compiler
 from q4jit.errors import ArgumentError, FormatError, GGUFError
 from q4jit.formats import FORMATS, Format
@@ -316,6 +316,7 @@ def build(request: Request, out: Path, *, force: bool = False, progress: Progres
     names = [f"{stem}{suffix}" for stem in stems for suffix in (".hip", ".hsaco")]
     with _Folder(out, MANIFEST) as folder:
         folder.check([*names, HEADER], force=force)
+        unpacker()  # what is missing is told before the long work
         compilers = {target: find_compiler(target) for target in request.targets}
         objects = {}
         for launch in progress(launches):

@@ -6,6 +6,7 @@ wrong; `--debug` and Q4JIT_DEBUG=1 show the traceback too.
 
 import argparse
 import importlib.util
+import shlex
 import sys
 import traceback
 from collections.abc import Iterable, Iterator, Sequence
@@ -42,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (Q4JitError, OSError) as error:
         if debug:
             traceback.print_exc()
-        print(f"q4jit {options.command}: {_one_line(error)}", file=sys.stderr)
+        print(f"q4jit {options.command}: {_visible(_one_line(error))}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"q4jit {options.command}: interrupted", file=sys.stderr)
@@ -55,9 +56,16 @@ def _one_line(error: Exception) -> str:
     if isinstance(error, CompileError):
         log = error.log.splitlines() or [""]
         named = next((line for line in log if "error" in line.lower()), log[-1])
-        again = f"; to run it again: sh {error.repro}/repro.sh" if error.repro else ""
+        again = (
+            f"; to run it again: sh {shlex.quote(f'{error.repro}/repro.sh')}" if error.repro else ""
+        )
         return f"{error.compiler} failed: {named.strip()} (--debug shows all{again})"
     return " ".join(str(error).split())
+
+
+def _visible(text: str) -> str:
+    """`text` without what steers a terminal: names come from files that others made."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 # --- the command line ---------------------------------------------------------------------------
@@ -194,7 +202,7 @@ def _build(options: argparse.Namespace) -> int:
         _checked(options, check_block_size, target, options.block_size)
     weights, left_out = _weights(options, generic)
     for name, reason in left_out.items():
-        print(f"q4jit build: left out {name}: {reason}", file=sys.stderr)
+        print(_visible(f"q4jit build: left out {name}: {reason}"), file=sys.stderr)
     request = aot.Request(
         weights,
         tuple(dict.fromkeys(options.arch)),
@@ -264,8 +272,9 @@ def _pack(options: argparse.Namespace) -> int:
         options.gguf, options.tensor, options.layout, options.out, force=options.force
     )
     shape, weight = f"[{found['K']}, {found['N']}]", found["weight"]
+    tensor = _visible(options.tensor)
     print(
-        f"{options.out}: {options.tensor}, {found['format']} {shape}, layout {weight['layout']}, "
+        f"{options.out}: {tensor}, {found['format']} {shape}, layout {weight['layout']}, "
         f"{weight['size_bytes']} bytes"
     )
     return 0

@@ -16,7 +16,7 @@ from q4jit import aot, cli
 from q4jit.cli import main
 from q4jit.compilers.clang import Clang
 from q4jit.compilers.find import find_compiler
-from q4jit.errors import TargetError
+from q4jit.errors import CompileError, TargetError
 from q4jit.formats import FORMATS
 from q4jit.layouts import GGUF, pack
 from q4jit.targets import Target
@@ -186,6 +186,43 @@ def test_what_fails_leaves_nothing(
     out = tmp_path / "deep" / "out"
     assert "No space left" in says(1, "build", *ONE, "--out", out)
     assert not (tmp_path / "deep").exists()
+
+
+@pytest.mark.usefixtures("ziglang")
+def test_a_missing_msgpack_is_told_before_the_work(
+    says: Says, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("Q4JIT_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setitem(sys.modules, "msgpack", None)
+    monkeypatch.setattr(Clang, "compile_object", refuse)
+    error = says(1, "build", *ONE, "--out", tmp_path / "out")
+    assert "msgpack: pip install q4jit[cross]" in error
+
+
+def test_the_command_of_a_repro_can_be_pasted(
+    says: Says, monkeypatch: pytest.MonkeyPatch, model: Path, tmp_path: Path
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise CompileError("clang", (), "error: no", "", repro=tmp_path / "a b")
+
+    monkeypatch.setattr(aot, "pack_tensor", fail)
+    error = says(1, "pack", "--gguf", model, "--tensor", "a", "--out", tmp_path / "w")
+    assert f"sh '{tmp_path}/a b/repro.sh'" in error
+
+
+def test_names_of_a_file_cannot_steer_the_terminal(
+    says: Says, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, steering = tmp_path / "model.gguf", "a\x1b[2J\u202e"
+    write_gguf(path, {steering: ("F32", 8, 4)})
+    pack_it = ["pack", "--gguf", str(path), "--out", str(tmp_path / "w"), "--layout", GGUF]
+    assert r"it has a\x1b[2J\u202e, vector" in says(1, *pack_it, "--tensor", "z")
+    assert main([*pack_it, "--tensor", steering]) == 0
+    assert r"w: a\x1b[2J\u202e, F32" in capsys.readouterr().out
+    write_gguf(path, {steering: ("F32", 8, 4), "b": ("Q4_0", 32, 2)})
+    build_it = ["build", "--gguf", str(path), "--arch", "gfx1100", "--out", str(tmp_path / "o")]
+    main(build_it)  # with a compiler or not
+    assert r"left out a\x1b[2J\u202e: F32" in capsys.readouterr().err
 
 
 def refuse(*_: Any) -> bytes:

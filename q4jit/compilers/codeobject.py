@@ -86,17 +86,23 @@ def kernel_infos(data: bytes) -> dict[str, KernelInfo]:
 
     Raises CompileError for damaged bytes, and TargetError where msgpack is missing.
     """
+    unpack = unpacker()
     try:
-        import msgpack  # late: an extra's package
-    except ImportError as error:
-        raise TargetError("reading metadata needs msgpack: pip install q4jit[cross]") from error
-
-    try:
-        kernels = _metadata(_checked(data), msgpack.unpackb)["amdhsa.kernels"]
+        kernels = _metadata(_checked(data), unpack)["amdhsa.kernels"]
         infos = [_info(kernel) for kernel in _typed(kernels, list)]
     except (*_DAMAGE, KeyError, TypeError) as error:
         raise _damaged(repr(error)) from error
     return {info.name: info for info in infos}
+
+
+def unpacker() -> Callable[..., Any]:
+    """MessagePack's reader, an extra's package. Raises TargetError where it is missing."""
+    try:
+        import msgpack  # late: an extra's package
+    except ImportError as error:
+        raise TargetError("reading metadata needs msgpack: pip install q4jit[cross]") from error
+    unpack: Callable[..., Any] = msgpack.unpackb
+    return unpack
 
 
 def _damaged(reason: object) -> CompileError:
