@@ -1,6 +1,6 @@
 """What tests of whole functions share: a float64 run of a function, and the bound it is held to."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 import numpy as np
@@ -94,9 +94,43 @@ def everywhere(low: float, high: float) -> Floats:
     return np.concatenate([bits, line, both, -both])
 
 
+def assert_within_4_ulp(found: Floats, function: Callable[[Any], Any], x: Floats) -> None:
+    """`found` is `function` of x: exact where float64's result is no finite f32, ±0 included."""
+    with np.errstate(all="ignore"):
+        exact = function(x.astype(np.float64))
+        rounded = exact.astype(F32)
+    special = ~np.isfinite(rounded)
+    assert np.array_equal(found[special], rounded[special], equal_nan=True)
+    assert np.array_equal(np.signbit(found[rounded == 0]), np.signbit(rounded[rounded == 0]))
+    assert ulps(found[~special], exact[~special]).max() <= 4
+
+
 ELEMENTWISE: dict[str, tuple[Callable[[Any], Any], float, float]] = {
     "exp": (lambda x: np.exp(x), -105, 90),  # noqa: PLW0108 - a user's function
     "log": (lambda x: np.log(x), 0, 3),  # noqa: PLW0108
     "tanh": (lambda x: np.tanh(x), -10, 10),  # noqa: PLW0108
     "sqrt": (lambda x: np.sqrt(x), 0, 3),  # noqa: PLW0108
 }
+
+
+def special_pairs() -> tuple[Floats, Floats]:
+    """Two matrices: every pair of zeros, infinities, NaN, denormals and numbers."""
+    specials = np.array([0.0, -0.0, 1.0, -2.5, np.inf, -np.inf, np.nan, 1e-45, 3e38], F32)
+    a, b = np.broadcast_arrays(specials[:, None], specials)
+    return np.ascontiguousarray(a), np.ascontiguousarray(b)
+
+
+def every_operation(a: Any, b: Any) -> tuple[Any, ...]:
+    """Every operation whose result NumPy gives in f32 exactly."""
+    sums = (a + b, a - b, a * b, a / b, -a, abs(a), a**2, a**-1, a**0)
+    order = (np.maximum(a, b), np.minimum(a, b), np.clip(a, -1, 2), np.where(a, 1.0, 2.0))
+    tests = (a < b, a <= b, a > b, a >= b, a == b, a != b, (a < b) | (b < a), ~(a < b))
+    return *sums, *order, *(np.where(t, 1.0, 0.0) for t in tests)
+
+
+def assert_same_specials(found: Iterable[Floats], a: Floats, b: Floats) -> None:
+    """`found` is `every_operation` of a and b, as NumPy computes it."""
+    with np.errstate(all="ignore"):
+        wanted = every_operation(a, b)
+    for i, (y, r) in enumerate(zip(found, wanted, strict=True)):
+        assert np.array_equal(y, r.astype(F32), equal_nan=True), i

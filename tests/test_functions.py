@@ -1,6 +1,6 @@
 """Whole functions: random graphs against a float64 run of themselves, and element-wise accuracy."""
 
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import pytest
@@ -11,12 +11,14 @@ from q4jit import specialize
 from tests.functions import (
     BOUND,
     ELEMENTWISE,
-    F32,
     assert_close,
+    assert_same_specials,
+    assert_within_4_ulp,
+    every_operation,
     everywhere,
     random,
     reference,
-    ulps,
+    special_pairs,
 )
 from tests.kernels import IN_PROCESS, require_target
 from tests.random_functions import Example, examples
@@ -61,29 +63,12 @@ def test_element_wise_within_4_ulp(name: str, target: str, width: int) -> None:
     x = everywhere(low, high)
     x = x.reshape(-1, width) if width else x
     found = np.asarray(specialize(function, target=require_target(target))(x))
-    with np.errstate(all="ignore"):
-        exact = function(x.astype(np.float64))
-        rounded = exact.astype(F32)
-    special = ~np.isfinite(rounded)
-    assert np.array_equal(found[special], rounded[special], equal_nan=True)
-    assert np.array_equal(np.signbit(found[rounded == 0]), np.signbit(rounded[rounded == 0]))
-    assert ulps(found[~special], exact[~special]).max() <= 4
+    assert_within_4_ulp(found, function, x)
 
 
 @pytest.mark.parametrize("target", IN_PROCESS)
 def test_where_nan_and_infinity_go(target: str) -> None:
     """Every operation on every pair of special values does what NumPy does in f32."""
-    specials = np.array([0.0, -0.0, 1.0, -2.5, np.inf, -np.inf, np.nan, 1e-45, 3e38], F32)
-    a, b = (np.ascontiguousarray(v) for v in np.broadcast_arrays(specials[:, None], specials))
-
-    def function(a: Any, b: Any) -> tuple[Any, ...]:
-        sums = (a + b, a - b, a * b, a / b, -a, abs(a), a**2, a**-1, a**0)
-        order = (np.maximum(a, b), np.minimum(a, b), np.clip(a, -1, 2), np.where(a, 1.0, 2.0))
-        tests = (a < b, a <= b, a > b, a >= b, a == b, a != b, (a < b) | (b < a), ~(a < b))
-        return *sums, *order, *(np.where(t, 1.0, 0.0) for t in tests)
-
-    found = specialize(function, target=require_target(target))(a, b)
-    with np.errstate(all="ignore"):
-        wanted = function(a, b)
-    for i, (y, r) in enumerate(zip(found, wanted, strict=True)):
-        assert np.array_equal(y, r.astype(F32), equal_nan=True), i
+    a, b = special_pairs()
+    found = specialize(every_operation, target=require_target(target))(a, b)
+    assert_same_specials(found, a, b)
