@@ -329,12 +329,12 @@ def test_the_example_builds_and_says_what_it_lacks(
     make = [require_tool("make", "make"), f"KERNELS={built[0]}", "CXXFLAGS=-Wall -Wextra -Werror"]
     subprocess.run(make, cwd=tmp_path, check=True, capture_output=True)
     (tmp_path / "w.bin").write_bytes(weight("Q4_0", K, N).tensor.repacked(PLANAR).tobytes())
-    program = str(tmp_path / "embed_hsaco")
+    program, kind = str(tmp_path / "embed_hsaco"), ("Q4_0", PLANAR, "f32")
     hidden = os.environ | {"HIP_VISIBLE_DEVICES": "-1", "ROCR_VISIBLE_DEVICES": "-1"}
     for arguments, message in (
-        (["w.bin", str(K), str(N), "1"], "hipInit (is there an AMD GPU"),
-        (["w.bin", str(K), str(N), "x"], "usage: "),
-        (["none.bin", str(K), str(N), "1"], "cannot open none.bin"),
+        (["w.bin", *kind, str(K), str(N), "1"], "hipInit (is there an AMD GPU"),
+        (["w.bin", *kind, str(K), str(N), "x"], "usage: "),
+        (["none.bin", *kind, str(K), str(N), "1"], "cannot open none.bin"),
     ):
         done = subprocess.run(
             [program, str(built[0]), *arguments],

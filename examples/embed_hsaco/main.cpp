@@ -1,9 +1,9 @@
 // Runs a kernel that `q4jit build` made, without Python, and checks it against a loop on the CPU.
 //
-//     embed_hsaco DIR WEIGHTS K N M
+//     embed_hsaco DIR WEIGHTS FORMAT LAYOUT PRECISION K N M
 //
 // DIR holds the build, whose q4jit_kernels.h this program was compiled with. WEIGHTS is a weight
-// of the build's format, K and N in its layout, as `q4jit pack` writes it. Formats: Q4_0, Q4_1.
+// of FORMAT, K and N in LAYOUT, as `q4jit pack` writes it. Formats: Q4_0, Q4_1.
 
 #include <hip/hip_runtime.h>
 
@@ -66,15 +66,24 @@ std::string device_arch() {
     return name.substr(0, name.find(':'));
 }
 
-const q4jit_product& find_product(const std::string& arch, long long k, long long n, long long m,
+// What the user says of the weights and of the product with them.
+struct Wanted {
+    std::string format, layout, precision;
+    long long k, n, m;
+};
+
+const q4jit_product& find_product(const std::string& arch, const Wanted& wanted,
                                   size_t weight_bytes) {
+    const auto& [format, layout, precision, k, n, m] = wanted;
     for (const q4jit_product& product : q4jit_products)
-        if (arch == product.arch && k == product.k && n == product.n && m >= product.m_min &&
-            (product.m_max == 0 || m <= product.m_max) &&
+        if (arch == product.arch && format == product.format && layout == product.layout &&
+            precision == product.precision && k == product.k && n == product.n &&
+            m >= product.m_min && (product.m_max == 0 || m <= product.m_max) &&
             (size_t)product.weight_bytes == weight_bytes)
             return product;
-    fail("the build has no kernel for " + arch + ", K = " + std::to_string(k) +
-         ", N = " + std::to_string(n) + ", M = " + std::to_string(m) + " and weights of " +
+    fail("the build has no kernel for " + arch + ", " + format + ", layout " + layout +
+         ", precision " + precision + ", K = " + std::to_string(k) + ", N = " + std::to_string(n) +
+         ", M = " + std::to_string(m) + " and weights of " +
          std::to_string(weight_bytes) + " bytes: see manifest.json");
 }
 
@@ -168,17 +177,19 @@ double error_of(const q4jit_product& product, const std::vector<char>& weights,
 
 int main(int count, char** arguments) {
     long long sizes[3] = {};
-    for (int i = 0; i < 3 && count == 6; ++i) {
+    for (int i = 0; i < 3 && count == 9; ++i) {
         char* end;
-        sizes[i] = std::strtoll(arguments[3 + i], &end, 10);
+        sizes[i] = std::strtoll(arguments[6 + i], &end, 10);
         if (*end) sizes[i] = 0;
     }
     const auto [k, n, m] = sizes;
     if (k < 1 || n < 1 || m < 1)
-        fail("usage: embed_hsaco DIR WEIGHTS K N M, with whole numbers from 1");
+        fail("usage: embed_hsaco DIR WEIGHTS FORMAT LAYOUT PRECISION K N M, "
+             "the last three whole numbers from 1");
     const std::string folder = arguments[1];
     const std::vector<char> weights = read_file(arguments[2]);
-    const q4jit_product& product = find_product(device_arch(), k, n, m, weights.size());
+    const q4jit_product& product = find_product(
+        device_arch(), {arguments[3], arguments[4], arguments[5], k, n, m}, weights.size());
     if (std::strcmp(product.format, "Q4_0") && std::strcmp(product.format, "Q4_1"))
         fail(std::string("this example decodes Q4_0 and Q4_1 only, not ") + product.format);
 
