@@ -12,7 +12,7 @@ from q4jit.errors import DeviceError, TargetError
 from q4jit.ir import Graph
 from q4jit.launch_cpu import CpuLaunch, KernelFunction
 from q4jit.plan import Plan, Source
-from q4jit.runtime.devices import driver_of
+from q4jit.runtime.devices import driver_of, why_none
 from q4jit.runtime.driver import Device
 from q4jit.schedule_hip import Tuning
 from q4jit.targets import Target
@@ -137,7 +137,8 @@ def _hip_compiler(target: Target) -> Compiler:
 def _load_on_gpu(code: bytes, source: Source, device: Device | None) -> object:
     if device is None:
         raise DeviceError(
-            f"{source.symbol} for {source.target} can run on a GPU of that arch alone"
+            f"{source.symbol} is compiled for {source.target}, and no such device is here: accepted "
+            f"are inspect_source and inspect_asm; {why_none() or 'another GPU is'}"
         )
     return driver_of(device).load(device.index, code, source.symbol)
 

@@ -20,6 +20,7 @@ from q4jit.runtime.devices import driver_of, drivers, why_none
 from q4jit.runtime.driver import Device, Driver
 
 F32: Final = np.dtype(np.float32)
+_DEFAULT_STREAM: Final = 0
 _LEGACY_STREAM: Final = 1  # how the array interface spells stream 0
 
 # library → how its users convert an array, and make it contiguous
@@ -220,6 +221,16 @@ def _cupy_view(cupy: Any, array: Any) -> DeviceView:
 
 def _interface_view(interface: dict[str, Any], owner: object) -> DeviceView:
     """An object of the CUDA array interface, versions 2 and 3."""
+    if interface.get("mask") is not None:
+        raise ArgumentError(
+            f"found a masked {type(owner).__name__}: accepted are arrays without a mask"
+        )
+    missing = {"typestr", "shape", "data"} - interface.keys()
+    if missing:
+        raise ArgumentError(
+            f"found a {type(owner).__name__} whose __cuda_array_interface__ lacks "
+            f"{', '.join(sorted(missing))}: accepted are versions 2 and 3 of it"
+        )
     dtype = np.dtype(interface["typestr"])
     shape = tuple(interface["shape"])
     strides = interface.get("strides")
@@ -236,7 +247,7 @@ def _interface_view(interface: dict[str, Any], owner: object) -> DeviceView:
         device,
         bool(readonly),
         "",
-        interface.get("stream"),
+        _DEFAULT_STREAM if interface.get("stream") == _LEGACY_STREAM else interface.get("stream"),
         owner,
     )
 

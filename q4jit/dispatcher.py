@@ -27,7 +27,7 @@ from q4jit.frontend import array_spec, ids_spec, trace
 from q4jit.ir import Graph, ScalarSpec, Signature, Spec, StaticSpec, WeightSpec, reachable
 from q4jit.locks import BUILD
 from q4jit.plan import Plan, Source
-from q4jit.policy import Place, choose_place, work_of
+from q4jit.policy import Place, choose_place, names_device, work_of
 from q4jit.runtime.driver import Device
 from q4jit.schedule_hip import Tuning, check_block_size
 from q4jit.targets import Target, find_target
@@ -61,7 +61,11 @@ class Options:
         if self.precision not in _PRECISIONS:
             accepted = ", ".join(map(repr, _PRECISIONS))
             raise ArgumentError(f"precision={self.precision!r}: accepted are {accepted}")
-        if self.target is not None and not _names_device(self.target):
+        if not isinstance(self.target, str | None):
+            raise ArgumentError(
+                f"target={self.target!r}: accepted are names, 'cpu' or 'hip:gfx1100', and None"
+            )
+        if self.target is not None and not names_device(self.target):
             target = find_target(self.target)
             if target.backend == "hip":
                 check_block_size(target, self.block_size)
@@ -429,6 +433,11 @@ def _spec(name: str, value: object, sized: bool = False) -> Spec:
     if isinstance(value, QuantizedTensor):
         return WeightSpec(*value.signature)
     if isinstance(value, DeviceView):
+        if not value.shape or not value.shape[-1]:
+            raise ArgumentError(
+                f"argument {name!r} is {value}: accepted are arrays of one dimension or more, the "
+                f"last at least 1, and float({name}) for a number"
+            )
         if value.dtype.kind == "i":
             return ids_spec(value.shape, sized)
         require_f32(value, name)
@@ -447,7 +456,10 @@ def _spec(name: str, value: object, sized: bool = False) -> Spec:
         value = value.item()
     if value is None or isinstance(value, bool | int | str):
         return StaticSpec(type(value), value)
-    hint = f"; np.asarray({name}, dtype=np.float32) makes one" if hasattr(value, "__len__") else ""
+    arrays = ("__len__", "__array__", "__dlpack__")
+    hint = ""
+    if any(hasattr(value, attribute) for attribute in arrays):
+        hint = f"; np.asarray({name}, dtype=np.float32) makes one"
     raise ArgumentError(
         f"argument {name!r} is {type(value).__name__}: accepted are float32 arrays, "
         f"QuantizedTensor, numbers, bool, str and None{hint}"
@@ -467,12 +479,6 @@ def _stand_in(value: object) -> object:
                 f"warmup: found the shape {value}, accepted is that of an array ({error})"
             ) from None
     return value
-
-
-def _names_device(target: str) -> bool:
-    """Whether a target is a device of this machine, which only a call looks for: hip, hip:1."""
-    backend, _, which = target.partition(":")
-    return backend == "hip" and (not which or which.isdigit())
 
 
 def _check_options(options: Options, graph: Graph) -> None:

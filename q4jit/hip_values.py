@@ -15,7 +15,7 @@ from q4jit.ir import ArraySpec, Graph, Node
 from q4jit.plan import Buffer, Slot
 from q4jit.schedule_hip import HipKernel, HipPlan
 
-# An argument is a parameter of the kernel and a member of `Arguments`, never in scope of a body: its
+# An argument is a parameter of the kernel and a member of `Arguments`, never in scope of a body: a
 # name gets a `_` behind it only where it is a word of C++, a type, or means one of our own buffers.
 RESERVED: Final = frozenset(
     """

@@ -44,7 +44,7 @@ from q4jit.runtime.driver import Device, LoadedKernel
 from q4jit.schedule_hip import HipKernel, HipPlan, grid, scratch
 from q4jit.weights import QuantizedTensor
 
-_ALIGNMENT_BYTES: Final = 16  # of the widest loads
+_PER_THREAD_STREAM: Final = 2  # the handle of each thread's own default stream
 _REGION_BYTES: Final = 256  # each temporary begins where a burst of memory does
 _SLOT_KINDS: Final = {"m": "q", "scalar": "f"}  # as `Driver.prepare` spells them; others: pointers
 
@@ -78,7 +78,6 @@ class HipLaunch:
         self._weights = weight_layouts(plan)
         self._offsets, self._scratch_bytes = _scratch(plan, self._shapes.rows)
         self._steps = self._bind(plan, kernels)
-        self._captured: list[DeviceArray] = []  # what graphs hold as long as they live
 
     def _refuse_spreading(self) -> None:
         spread = [i for i, shape in self._shapes.arrays if shape is not None]
@@ -145,10 +144,20 @@ class HipLaunch:
         else:
             owners = out if isinstance(out, tuple) else (out,)
         outputs = self._output_views(owners, out, (*arrays, *ids))
-        self._enqueue(stream, args, arrays, [v.pointer for v in ids], outputs)
+        self._wait_for_others(stream, (*arrays, *ids, *outputs))
+        addresses = [view.pointer for view in outputs]
+        self._enqueue(stream, args, arrays, [v.pointer for v in ids], addresses)
         if out is not None:
             return out
         return owners if self._shapes.returns_tuple else owners[0]
+
+    def _wait_for_others(self, stream: int, views: Sequence[DeviceView]) -> None:
+        """Wait for work on other streams than the first array's, where libraries are mixed."""
+        for view in views:
+            if view.library != views[0].library or not view.library:
+                other = current_stream(view)
+                if other != stream:
+                    self._driver.synchronize(self._device.index, other)
 
     def _run_with_copies(self, args: Sequence[Any], out: Any) -> Any:
         """Copy in, run, copy out, on the default stream; complete when this returns."""
@@ -182,24 +191,15 @@ class HipLaunch:
         ids: Sequence[int],
         outputs: Sequence[int],
     ) -> None:
-        misplaced = [v for v in arrays if v.pointer % _ALIGNMENT_BYTES]
-        size_bytes = self._scratch_bytes + sum(map(_padded_bytes, misplaced))
-        if not size_bytes:
-            self._launch(stream, args, [v.pointer for v in arrays], ids, outputs, 0)
+        pointers = [view.pointer for view in arrays]
+        if not self._scratch_bytes:
+            self._launch(stream, args, pointers, ids, outputs, 0)
             return
-        workspace = _workspace(self._device, stream)
+        # this handle means another stream in every thread
+        thread = threading.get_ident() if stream == _PER_THREAD_STREAM else 0
+        workspace = _workspace(self._device, stream, thread)
         with workspace.lock:  # kernels of a call hand values on in it: calls do not mix
-            base = self._scratch_memory(workspace, stream, size_bytes)
-            copies = base + self._scratch_bytes
-            pointers = []
-            for view in arrays:
-                pointer = view.pointer
-                if pointer % _ALIGNMENT_BYTES:
-                    self._driver.copy_on_device(
-                        self._device.index, copies, pointer, _bytes(view), stream
-                    )
-                    pointer, copies = copies, copies + _padded_bytes(view)
-                pointers.append(pointer)
+            base = self._scratch_memory(workspace, stream)
             self._launch(stream, args, pointers, ids, outputs, base)
 
     def _launch(
@@ -224,12 +224,12 @@ class HipLaunch:
         for launch, pick in self._steps:
             launch(stream, *pick(values))
 
-    def _scratch_memory(self, workspace: "_Workspace", stream: int, size_bytes: int) -> int:
+    def _scratch_memory(self, workspace: "_Workspace", stream: int) -> int:
         """Where temporaries go. A graph gets memory of its own: two may be replayed at a time."""
         if not self._driver.is_capturing(self._device.index, stream):
-            return workspace.of(size_bytes)
-        memory = DeviceArray((size_bytes,), self._device, np.dtype(np.uint8), stream)
-        self._captured.append(memory)
+            return workspace.of(self._scratch_bytes)
+        memory = DeviceArray((self._scratch_bytes,), self._device, np.dtype(np.uint8), stream)
+        _held_by_graphs.append(memory)
         return memory.pointer
 
     # --- arguments on the device ------------------------------------------------------------------
@@ -249,7 +249,7 @@ class HipLaunch:
 
     def _output_views(
         self, owners: tuple[Any, ...], out: object, inputs: Sequence[DeviceView]
-    ) -> list[int]:
+    ) -> list[DeviceView]:
         results = self._shapes.results
         if out is not None and (
             isinstance(out, tuple) != self._shapes.returns_tuple or len(owners) != len(results)
@@ -261,7 +261,7 @@ class HipLaunch:
         views = [self._output_view(o, r) for o, r in zip(owners, results, strict=True)]
         if out is not None:
             _refuse_overlap(views, inputs)
-        return [view.pointer for view in views]
+        return views
 
     def _output_view(self, owner: object, result: Result) -> DeviceView:
         view = as_device_array(owner, "out")
@@ -274,7 +274,7 @@ class HipLaunch:
             or view.strides is not None
             or view.readonly
         ):
-            found = type(owner).__name__ if view is None else str(view)
+            found = type(owner).__name__ if view is None else _show(view)
             raise ArgumentError(
                 f"out= is {found}: accepted is a writable, contiguous float32 "
                 f"{list(result.shape)} on {self._device}"
@@ -329,8 +329,12 @@ class _Workspace:
         return self._memory.pointer
 
 
-@functools.cache
-def _workspace(device: Device, stream: int) -> _Workspace:
+# A graph does not tell when it is gone: what it writes to lives as long as the process.
+_held_by_graphs: list[DeviceArray] = []
+
+
+@functools.lru_cache(maxsize=64)  # streams come and go; freeing memory waits for what uses it
+def _workspace(device: Device, stream: int, thread: int) -> _Workspace:
     return _Workspace(device, stream)
 
 
@@ -344,12 +348,13 @@ def _refuse_overlap(outputs: Sequence[DeviceView], inputs: Sequence[DeviceView])
                 )
 
 
+def _show(view: DeviceView) -> str:
+    how = f", strides {list(view.strides)}" if view.strides is not None else ""
+    return f"{'read-only ' if view.readonly else ''}{view}{how}"
+
+
 def _bytes(view: DeviceView) -> int:
     return math.prod(view.shape) * view.dtype.itemsize
-
-
-def _padded_bytes(view: DeviceView) -> int:
-    return -(-_bytes(view) // _REGION_BYTES) * _REGION_BYTES
 
 
 def _end(view: DeviceView) -> int:
@@ -358,21 +363,22 @@ def _end(view: DeviceView) -> int:
 
 # --- weights ------------------------------------------------------------------------------------
 
-_uploaded: "weakref.WeakKeyDictionary[QuantizedTensor, dict[tuple[Device, str], DeviceArray]]" = (
+_uploaded: "weakref.WeakKeyDictionary[QuantizedTensor, dict[tuple[str, int, str], DeviceArray]]" = (
     weakref.WeakKeyDictionary()
 )
 
 
 def device_weight(tensor: QuantizedTensor, layout: str, device: Device) -> int:
     """The address of a weight on a device, in a layout; uploaded once, freed with the tensor."""
+    place = device.platform, device.index, layout
     places = _uploaded.get(tensor)
-    memory = places.get((device, layout)) if places is not None else None
+    memory = places.get(place) if places is not None else None
     if memory is None:
         with BUILD:
             places = _uploaded.setdefault(tensor, {})
-            memory = places.get((device, layout))
+            memory = places.get(place)
             if memory is None:
                 raw = tensor.raw
                 packed = raw if layout == GGUF else pack(tensor.block_format, layout, raw)
-                memory = places[device, layout] = DeviceArray.from_numpy(packed, device)
+                memory = places[place] = DeviceArray.from_numpy(packed, device)
     return memory.pointer

@@ -68,12 +68,21 @@ def choose_place(
     ]
     if any(view is not None for view, _ in arrays):
         return _where_arrays_are(name, [view for view, _ in arrays], [n for _, n in arrays])
-    if name is not None and not name.startswith("hip"):
-        return Place(find_target(name), None, f"target={name!r} was asked for")
+    if name is not None and not names_device(name):
+        target = find_target(name)
+        found = (d for d in find_devices() if target == Target("hip", d.arch))
+        # an arch without its device: what is compiled can be inspected, and does not load
+        return Place(target, next(found, None), f"target={name!r} was asked for")
     if name is not None:
         device = find_device(name)
         return Place(target_of(device), device, f"target={name!r} was asked for: {device}")
     return _cheaper(work)
+
+
+def names_device(name: str) -> bool:
+    """Whether a target is a device, which only a call looks for: hip, hip:1, cuda."""
+    backend, _, which = name.partition(":")
+    return backend == "cuda" or (backend == "hip" and (not which or which.isdigit()))
 
 
 def target_of(device: Device) -> Target:
@@ -88,8 +97,7 @@ def _where_arrays_are(
 ) -> Place:
     common_device(views, names)
     device = device_of(next(view for view in views if view is not None))
-    asked = name is None or name == "hip" or _device_or_none(name) == device
-    if not asked:
+    if name is not None and not _means(name, device):
         raise ArgumentError(
             f"target={name!r} was asked for, and {names[0]!r} lies on {device}: accepted are "
             f"arrays of that target, or no target"
@@ -97,26 +105,28 @@ def _where_arrays_are(
     return Place(target_of(device), device, f"arrays on {device} stay there")
 
 
-def _device_or_none(name: str) -> Device | None:
-    """The device of a target's name; None where it names the CPU or a device that is not here."""
-    try:
-        return find_device(name) if name.startswith("hip") else None
-    except DeviceError:
-        return None
+def _means(name: str, device: Device) -> bool:
+    """Whether a name stands for a device: `hip` for any, an arch for each of that arch."""
+    backend, _, which = name.partition(":")
+    known = backend == "hip" or (backend == "cuda" and device.platform == "nvidia")
+    devices = [d for d in find_devices() if backend == "hip" or d.platform == "nvidia"]
+    if which.isdigit():
+        return known and int(which) < len(devices) and devices[int(which)] == device
+    return known and which in {"", device.arch}
 
 
 def _cheaper(work: Callable[[], Work]) -> Place:
     cpu = find_target("cpu")
-    asked = work()
-    here = cpu_us(asked)
-    if here < _TRIVIAL_US:  # before any device is looked for
-        reason = f"about {here:.1f} µs on the CPU, less than a call of any GPU"
-        return Place(cpu, None, f"too small to be worth a launch: {reason}")
     devices = [d for d in find_devices() if d.arch in HIP_ARCHS]
     if not devices:
         found = ", ".join(map(str, find_devices()))
         reason = f"no code for {found}" if found else why_none()
         return Place(cpu, None, f"the CPU runs every call: {reason}")
+    asked = work()
+    here = cpu_us(asked)
+    if here < _TRIVIAL_US:  # no device gets a context for it
+        reason = f"about {here:.1f} µs on the CPU, less than a call of any GPU"
+        return Place(cpu, None, f"too small to be worth a launch: {reason}")
     # a discrete GPU before an integrated one
     device = min(devices, key=lambda d: (d.integrated, -d.compute_units))
     there = gpu_us(device, asked)

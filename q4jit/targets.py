@@ -136,7 +136,10 @@ def find_target(name: str | Target | None = None) -> Target:
         known = ", ".join(
             ["cpu", *(f"cpu:{a}" for a in CPU_ARCHS), *(f"hip:{a}" for a in HIP_ARCHS)]
         )
-        raise TargetError(f"unknown target {name!r}: known are {known}")
+        hint = f"; {f'hip:{name}'!r} is meant?" if name in HIP_ARCHS else ""
+        if backend == "hip" and not arch:
+            hint = "; 'hip' alone is any GPU of this machine, for calls"
+        raise TargetError(f"unknown target {name!r}{hint}: known are {known}")
     return Target("cpu", arch, CPU_ARCHS[arch], "generic" if arch == "aarch64" else arch)
 
 

@@ -85,17 +85,18 @@ def test_small_work_stays_on_the_cpu_and_large_goes_to_the_gpu(devices: list[Dev
     assert "worth a launch" in large.rule
 
 
-def test_trivial_work_looks_for_no_gpu(
+def test_trivial_work_measures_no_gpu(
     devices: list[Device], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def search() -> NoReturn:
-        raise AssertionError("a GPU was looked for")
+    def measure(device: Device) -> NoReturn:
+        raise AssertionError("a GPU was measured")
 
-    monkeypatch.setattr(policy, "find_devices", search)
+    devices.append(device())
+    monkeypatch.setattr(policy, "_gpu_rates", measure)
     found = place(None, X, weight_bytes=190_000)
     assert found.device is None
     assert "too small to be worth a launch: about 19.0 µs on the CPU" in found.rule
-    with pytest.raises(AssertionError, match="looked for"):
+    with pytest.raises(AssertionError, match="was measured"):
         place(None, X, weight_bytes=210_000)
 
 
@@ -210,8 +211,17 @@ def test_the_cpus_rates_are_measured() -> None:
 
 
 def test_a_gpu_that_is_not_here_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = specialize(lambda x, w: x @ w, target="hip:7")
     w = quantize(np.ones((64, 32)), "Q4_0")
-    with pytest.raises(DeviceError, match="no device 'hip:7'"):
-        asked(X, w)
-    assert "nothing is compiled yet" in asked.explain()
+    for name in ("hip:7", "cuda:7"):
+        asked = specialize(lambda x, w: x @ w, target=name)
+        with pytest.raises(DeviceError, match=f"no device '{name}'"):
+            asked(X, w)
+        assert "nothing is compiled yet" in asked.explain()
+
+
+def test_what_is_compiled_for_a_gpu_that_is_not_here_can_be_inspected() -> None:
+    asked = specialize(lambda x, w: x @ w, target="hip:gfx1100")
+    with pytest.raises(DeviceError, match="accepted are inspect_source and inspect_asm"):
+        asked(X, quantize(np.ones((64, 32)), "Q4_0"))
+    assert "hip:gfx1100" in asked.inspect_source()
+    assert "amdgcn" in asked.inspect_asm()

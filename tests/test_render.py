@@ -62,7 +62,7 @@ def test_an_undefined_name_in_a_template_is_an_error() -> None:
         template.render()
 
 
-# --- names that users choose --------------------------------------------------------------------------
+# --- names that users choose -------------------------------------------------------------------
 
 
 def identifiers_of_templates() -> list[str]:

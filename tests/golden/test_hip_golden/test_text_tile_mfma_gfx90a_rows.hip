@@ -45,25 +45,20 @@ DEVICE void compute(const Arguments& a) {
 
     // x as a sum of bf16 numbers, each the next eight bits of it. A row is rough where that cannot
     // serve: Inf and NaN, and magnitudes whose products overflow or whose last terms are denormal.
-    float beyond = 0.0f, nonzero = 0.0f, enough = 0.0f;
+    float rough = 0.0f;
     for (int column = thread_index(); column < K; column += BLOCK_SIZE) {
         const float v0 = a.x[row * 512 + column];
         float rest = v0;
         const float size = abs_f32(rest);
-        if (!(size <= 0x1p+96f)) beyond = 1.0f;
-        if (size > 0.0f) nonzero = 1.0f;
-        if (size >= 0x1p-60f) enough = 1.0f;
+        if (!(size <= 0x1p+96f) || (size > 0.0f && size < 0x1p-102f)) rough = 1.0f;
         UNROLL for (int term = 0; term < TERMS; ++term) {
             const u32 bits = as_u32(rest) & 0xFFFF0000u;
             a.x_terms[(term * m + row) * K + column] = (u16)(bits >> 16);
             rest -= as_f32(bits);
         }
     }
-    beyond = block_sum(beyond);
-    nonzero = block_sum(nonzero);
-    enough = block_sum(enough);
-    if (thread_index() == 0)
-        a.x_rough[row] = beyond > 0.0f || (nonzero > 0.0f && enough == 0.0f);
+    rough = block_sum(rough);
+    if (thread_index() == 0) a.x_rough[row] = rough > 0.0f;
 }
 
 KERNEL(BLOCK_SIZE) void q4jit_product_rows(
