@@ -24,7 +24,7 @@ from q4jit.compilers.codeobject import kernel_infos
 from q4jit.formats import FORMATS
 from q4jit.plan import Source
 from q4jit.schedule_hip import ELEMENT, TILE_FMA, TILE_MATRIX
-from q4jit.targets import HIP_ARCHS
+from q4jit.targets import HIP_ARCHS, find_target
 from tests.conftest import GOLDEN, check_golden
 from tests.hip_cases import (
     AMD_ARCHS,
@@ -199,6 +199,26 @@ def faults(source: Source) -> list[str]:
     return found + [name for name in instructions(text) if re.match("(scratch|buffer)_(l|s)", name)]
 
 
+# An array whose place is known at run time only: it cannot be in registers.
+_INDEXED: Final = """
+{kernel} void k(int* p) {{
+    int local[64];
+    for (int i = 0; i < 64; ++i) local[i * p[1] & 63] = p[i];
+    p[0] = local[p[2] & 63];
+}}"""
+
+
+def indexed(arch: str, kernel: str) -> Source:
+    return Source("k", find_target(f"hip:{arch}"), _INDEXED.format(kernel=kernel), ".hip")
+
+
+@pytest.mark.parametrize("arch", AMD_ARCHS)
+def test_scratch_is_found(arch: str) -> None:
+    found = faults(indexed(arch, 'extern "C" __attribute__((global))'))
+    assert found[0].startswith("private_segment_fixed_size ")
+    assert any(re.match("scratch_|buffer_", name) for name in found)
+
+
 @pytest.mark.parametrize("arch", AMD_ARCHS)
 def test_no_kernel_has_scratch_or_spills(arch: str) -> None:
     named = list(sources_of(arch).values())
@@ -232,6 +252,12 @@ def frame_bytes(cubin: bytes) -> int:
                     return int(struct.unpack_from("<4xI", cubin, at + 4)[0])
                 at += 4 + (size_or_value if kind == 0x04 else 0)
     raise AssertionError("a cubin without .nv.info")
+
+
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
+def test_a_stack_is_found(arch: str) -> None:
+    source = indexed(arch, 'extern "C" __global__')
+    assert frame_bytes(compiler_for(arch).compile_object(source.text, source.target)) == 256
 
 
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
