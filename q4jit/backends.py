@@ -137,8 +137,8 @@ def _hip_compiler(target: Target) -> Compiler:
 def _load_on_gpu(code: bytes, source: Source, device: Device | None) -> object:
     if device is None:
         raise DeviceError(
-            f"{source.symbol} is compiled for {source.target}, and no such device is here: accepted "
-            f"are inspect_source and inspect_asm; {why_none() or 'another GPU is'}"
+            f"{source.symbol} is compiled for {source.target}, and no such device is here: "
+            f"accepted are inspect_source and inspect_asm; {why_none() or 'another GPU is'}"
         )
     return driver_of(device).load(device.index, code, source.symbol)
 
