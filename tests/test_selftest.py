@@ -398,7 +398,7 @@ def test_what_kernels_need_is_in_the_report(selftest_in: Any) -> None:
 
 def test_a_device_that_is_not_here(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["selftest", "--device", "hip:999"]) == 1
-    assert "no device 'hip:999': accepted are" in capsys.readouterr().err
+    assert "no device 'hip:999': " in capsys.readouterr().err
 
 
 def test_without_a_gpu_the_reason_is_told() -> None:

@@ -30,8 +30,9 @@ def find_compiler(target: Target) -> HipCompiler:
     """
     if target.hip.is_nvidia:
         return NvRtc()  # its own error says what to install
-    _check_rocm_path()
     asked = config.hip_compiler()
+    if asked != "ziglang":  # which needs no ROCm
+        _check_rocm_path()
     seen = []
     for name in (asked,) if asked else _CANDIDATES:
         candidates = list(_CANDIDATES[name]())
