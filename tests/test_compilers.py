@@ -17,7 +17,7 @@ import pytest
 
 from q4jit.cache import Compiler
 from q4jit.compilers import hiprtc, llvm, nvrtc
-from q4jit.compilers.clang import Clang
+from q4jit.compilers.clang import Clang, pinned_flags
 from q4jit.compilers.codeobject import disassemble, kernel_infos
 from q4jit.compilers.find import find_compiler
 from q4jit.compilers.hiprtc import HipRtc
@@ -189,8 +189,16 @@ def test_a_fingerprint_tells_compilers_and_archs_apart(name: str, arch: str) -> 
     assert re.search(r"\d+\.\d+", found)
     assert f"={arch}" in found
     assert found.startswith(name)
+    assert "/" not in found  # neither where the compiler lies, nor where its configuration does
     suffixes = (compiler.SOURCE_SUFFIX, compiler.SUFFIX)
     assert suffixes == (".hip", ".cubin" if name == "nvrtc" else ".hsaco")
+
+
+def test_flags_are_pinned_in_one_place() -> None:
+    flags = (the_clang().fingerprint(GFX90A), chosen("hiprtc", GFX90A).fingerprint(GFX90A))
+    pinned = " ".join(pinned_flags(GFX90A))
+    assert [found.endswith(f" {pinned}") for found in flags] == [True, True]
+    assert "-ffp-contract=off" in pinned
 
 
 # --- errors in the text ---------------------------------------------------------------------------
@@ -338,6 +346,37 @@ def test_an_exit_status_is_told(fake: Callable[..., Clang]) -> None:
 def test_a_compiler_that_makes_nothing_is_an_error(fake: Callable[..., Clang]) -> None:
     with pytest.raises(CompileError, match=r"it made no kernel\.hsaco"):
         fake("exit 0").compile_object("", GFX90A)
+
+
+def test_a_users_configuration_is_kept_out_where_the_driver_can(
+    fake: Callable[..., Clang], tmp_path: Path
+) -> None:
+    """What every call of a driver gets, and what a driver that has no such flag does not."""
+    log = tmp_path / "calls"
+    knows = fake(f'echo "$*" >> {log}; touch kernel.hsaco', "clang-16")
+    lacks = fake(f'echo "$*" >> {log}; touch kernel.hsaco', "clang-15")
+    script = Path(lacks.program[0])
+    refusal = 'case "$*" in *--no-default-config*) echo unsupported option >&2; exit 1 ;; esac'
+    script.write_text(script.read_text().replace("#!/bin/sh\n", f"#!/bin/sh\n{refusal}\n"))
+    for compiler, wanted in ((knows, True), (lacks, False)):
+        log.unlink(missing_ok=True)
+        compiler.compile_object("", GFX90A)
+        with_linker = Clang("clang", compiler.program, linker=("touch",))
+        with pytest.raises(CompileError, match=r"touch .*--no-undefined"):
+            with_linker.compile_object("", GFX90A)
+        calls = log.read_text().splitlines()
+        assert len(calls) == 3
+        assert [call.startswith("--no-default-config ") for call in calls] == [wanted] * 3
+        assert ("--no-default-config" in compiler.fingerprint(GFX90A)) == wanted
+
+
+@pytest.mark.parametrize("name", ["clang", "hipcc", "ziglang"])
+def test_drivers_are_asked_whether_they_know_configurations(name: str) -> None:
+    compiler, target = the_compiler(name, "gfx90a")
+    found = compiler.fingerprint(target)
+    version = re.search(r"clang version (\d+)", found)
+    assert version is not None
+    assert ("--no-default-config" in found) == (int(version[1]) >= 16)
 
 
 def ends(pid: int) -> bool:

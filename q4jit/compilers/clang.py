@@ -27,19 +27,19 @@ _FLAGS: Final = (
     "-O3",
     "-std=c++17",
     "-ffp-contract=off",  # the text says fma where it means it
-    "-mcode-object-version=5",
+    "-mcode-object-version=5",  # hiprtc before 5.3 makes version 4 all the same
     "-fuse-cuid=none",  # else a hash of path and command becomes a symbol
     *"-mllvm -amdgpu-early-inline-all=true".split(),  # hipcc adds these two
     *"-mllvm -amdgpu-function-calls=false".split(),
 )
-
-
 _WAVE_FLAGS: Final = {32: "-mno-wavefrontsize64", 64: "-mwavefrontsize64"}
+_NO_CONFIG: Final = ("--no-default-config",)
+_PLACES: Final = ("InstalledDir:", "Configuration file:")
 
 
-def arch_flags(target: Target) -> tuple[str, ...]:
-    """The flags that follow from the arch alone, the same for hiprtc."""
-    flags = (f"--offload-arch={target.arch}", _WAVE_FLAGS[target.hip.wave])
+def pinned_flags(target: Target) -> tuple[str, ...]:
+    """The flags that decide what code is made, the same for hiprtc."""
+    flags = (*_FLAGS, f"--offload-arch={target.arch}", _WAVE_FLAGS[target.hip.wave])
     # RDNA in CU mode: a block's waves share one compute unit's L0 cache. In WGP mode they may run
     # on two units, and a barrier has to empty both caches. Older GPUs have no such modes.
     return flags if target.arch.startswith("gfx9") else (*flags, "-mcumode")
@@ -66,34 +66,40 @@ class Clang:
         return _archs(self.name, self.program)
 
     def fingerprint(self, target: Target) -> str:
-        """The program's own words about its version, and the ordered flags."""
-        return f"{self.name} {_version(self.name, self.program)} {' '.join(_flags(target))}"
+        """The program's own words about its version, and the ordered flags; no path is in it."""
+        version = " ".join(_version(self.name, self.program))
+        return f"{self.name} {version} {' '.join(self._flags(target))}"
 
     def compile_object(self, text: str, target: Target) -> bytes:
         """The code object (ELF) of a translation unit. Raises TargetError and CompileError."""
-        compile_ = (*self.program, *_flags(target))
+        compile_ = (*self.program, *self._flags(target))
         if not self.linker:
             return self._build([(*compile_, "-c", _SOURCE, "-o", _OBJECT)], _OBJECT, text, target)
-        assemble = (*self.program, "--target=amdgcn-amd-amdhsa", f"-mcpu={target.arch}")
+        cpu = ("--target=amdgcn-amd-amdhsa", f"-mcpu={target.arch}", "-mcode-object-version=5")
+        assemble = (*self.program, *_no_config(self.name, self.program), *cpu)
         commands = [
             (*compile_, "-S", _SOURCE, "-o", _ASSEMBLY),
-            (*assemble, "-mcode-object-version=5", "-c", _ASSEMBLY, "-o", "kernel.o"),
+            (*assemble, "-c", _ASSEMBLY, "-o", "kernel.o"),
             (*self.linker, "--no-undefined", "-shared", "kernel.o", "-o", _OBJECT),
         ]
         return self._build(commands, _OBJECT, text, target)
 
     def compile_assembly(self, text: str, target: Target) -> str:
         """The assembly of the same compilation."""
-        command = (*self.program, *_flags(target), "-S", _SOURCE, "-o", _ASSEMBLY)
+        command = (*self.program, *self._flags(target), "-S", _SOURCE, "-o", _ASSEMBLY)
         return self._build([command], _ASSEMBLY, text, target).decode()
 
     def _build(
         self, commands: list[tuple[str, ...]], output: str, text: str, target: Target
     ) -> bytes:
         refuse_unknown(self.name, target, self.archs())
-        flags = _flags(target)
+        flags = self._flags(target)
         build = Build(self.name, tuple(commands), flags, _SOURCE, output, self.time_limit_s)
         return build.run(text)
+
+    def _flags(self, target: Target) -> tuple[str, ...]:
+        own = _no_config(self.name, self.program)
+        return (*own, *_DEVICE_ONLY, *pinned_flags(target))
 
 
 def refuse_unknown(name: str, target: Target, known: tuple[str, ...]) -> None:
@@ -102,15 +108,25 @@ def refuse_unknown(name: str, target: Target, known: tuple[str, ...]) -> None:
         raise TargetError(f"{name} does not know {target.arch}; it knows {', '.join(known)}")
 
 
-def _flags(target: Target) -> tuple[str, ...]:
-    return (*_DEVICE_ONLY, *_FLAGS, *arch_flags(target))
+@functools.cache
+def _version(name: str, program: tuple[str, ...]) -> tuple[str, ...]:
+    """The lines about version and target: where a program lies makes no other code."""
+    # what hipcc writes to standard error is about this machine's GPUs, not about itself
+    output, _ = _ask(name, (*program, *_no_config(name, program), "--version"))
+    lines = (line.strip() for line in output.splitlines())
+    return tuple(line for line in lines if line and not line.startswith(_PLACES))
 
 
 @functools.cache
-def _version(name: str, program: tuple[str, ...]) -> str:
-    # what hipcc writes to standard error is about this machine's GPUs, not about itself
-    output, _ = _ask(name, (*program, "--version"))
-    return " ".join(output.split())
+def _no_config(name: str, program: tuple[str, ...]) -> tuple[str, ...]:
+    """What keeps a user's configuration file from adding flags; nothing where it is unknown.
+
+    The drivers before clang 16 have no such flag, and read such a file only where they are called
+    by the name of a target, which `find` does not look for.
+    """
+    with tempfile.TemporaryDirectory(prefix="q4jit-") as folder:
+        log = execute((*program, *_NO_CONFIG, "--version"), Path(folder), time_limit_s=60)
+    return () if log.problem else _NO_CONFIG
 
 
 @functools.cache
@@ -118,7 +134,8 @@ def _archs(name: str, program: tuple[str, ...]) -> tuple[str, ...]:
     # an arch and a file are named for hipcc, which else looks for a GPU and for something to do
     question = "--target=amdgcn-amd-amdhsa -mcpu=gfx900 -print-supported-cpus -nogpulib -x c -c"
     # clang answers this on one, newer ones on the other
-    listed = "\n".join(_ask(name, (*program, *question.split(), _SOURCE)))
+    command = (*program, *_no_config(name, program), *question.split(), _SOURCE)
+    listed = "\n".join(_ask(name, command))
     return tuple(sorted(_CPU.findall(listed), key=lambda arch: (len(arch), arch)))
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from q4jit.compilers.clang import arch_flags, refuse_unknown
+from q4jit.compilers.clang import pinned_flags, refuse_unknown
 from q4jit.compilers.codeobject import disassemble
 from q4jit.compilers.steps import TIME_LIMIT_S, Build, execute, failure
 from q4jit.targets import Target
@@ -20,15 +20,6 @@ _NAME: Final = "hiprtc"
 _SOURCE: Final = "kernel.hip"
 _OBJECT: Final = "kernel.hsaco"
 _CHILD: Final = Path(__file__).with_name("hiprtc_child.py")
-_FLAGS: Final = (
-    "-O3",
-    "-std=c++17",
-    "-ffp-contract=off",
-    "-mcode-object-version=5",  # releases before 5.3 make version 4 all the same
-    "-fuse-cuid=none",
-    *"-mllvm -amdgpu-early-inline-all=true".split(),
-    *"-mllvm -amdgpu-function-calls=false".split(),
-)
 
 
 @dataclass(frozen=True)
@@ -47,12 +38,12 @@ class HipRtc:
 
     def fingerprint(self, target: Target) -> str:
         """The versions of hiprtc and of the library that compiles for it, and the flags."""
-        return f"{_describe(self.rocm_path)['version']} {' '.join(_flags(target))}"
+        return f"{_describe(self.rocm_path)['version']} {' '.join(pinned_flags(target))}"
 
     def compile_object(self, text: str, target: Target) -> bytes:
         """The code object (ELF) of a translation unit. Raises TargetError and CompileError."""
         refuse_unknown(_NAME, target, self.archs())
-        flags = _flags(target)
+        flags = pinned_flags(target)
         command = (*_child(), "compile", _SOURCE, _OBJECT, *flags)
         variables = _variables(self.rocm_path)
         build = Build(_NAME, (command,), flags, _SOURCE, _OBJECT, self.time_limit_s, variables)
@@ -61,10 +52,6 @@ class HipRtc:
     def compile_assembly(self, text: str, target: Target) -> str:
         """The compiled object, disassembled: hiprtc writes no assembly."""
         return disassemble(self.compile_object(text, target))
-
-
-def _flags(target: Target) -> tuple[str, ...]:
-    return (*_FLAGS, *arch_flags(target))
 
 
 def _child() -> tuple[str, ...]:
