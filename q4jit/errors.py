@@ -5,6 +5,7 @@ Q4JitError
 ├── ArgumentError       a call's arguments do not fit (also a TypeError and a ValueError)
 ├── FormatError         weight bytes, shapes or a format name do not fit together
 ├── GGUFError           a GGUF file is damaged, foreign or not supported
+├── MissingNameError    a GGUF file has no tensor or key of that name (also a KeyError)
 ├── TargetError         a target is unknown, or cannot run on this machine
 ├── CompileError        a compiler refused the generated text, or crashed
 ├── DeviceError         a GPU, its driver or its memory failed, or is not there
@@ -12,9 +13,10 @@ Q4JitError
 CacheWarning            the disk cache cannot be used; the results are right all the same
 """
 
+import difflib
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -26,6 +28,7 @@ __all__ = [
     "DeviceError",
     "FormatError",
     "GGUFError",
+    "MissingNameError",
     "Q4JitError",
     "TargetError",
     "TraceError",
@@ -37,6 +40,7 @@ _LINE_IN_LOG: Final = re.compile(r"(?:kernel\.\w+|<string>)[:(](\d{1,9})\b")
 _WHOLE_LINES: Final = 60  # a source up to here is shown in full
 _CONTEXT_LINES: Final = 4  # of a longer one, so many around each line that the log names
 _SHOWN_ERRORS: Final = 5
+_SHOWN_NAMES: Final = 8
 
 
 class Q4JitError(Exception):
@@ -57,6 +61,29 @@ class FormatError(Q4JitError, ValueError):
 
 class GGUFError(Q4JitError, ValueError):
     """A GGUF file is damaged, of another version or byte order, or uses an unsupported format."""
+
+
+class MissingNameError(Q4JitError, KeyError):
+    """A GGUF file has no tensor, or no key, of a name.
+
+    path: the file. what: `tensor` or `key`. name: what was asked for. names: those that there are.
+    """
+
+    def __init__(self, path: str, what: str, name: object, names: Collection[str]) -> None:
+        super().__init__(path, what, name, tuple(names))
+        self.path = path
+        self.what = what
+        self.name = name
+        self.names = tuple(names)
+
+    def __str__(self) -> str:  # not made before it is asked for: `get` drops these errors
+        many = f"{len(self.names)} {self.what}{'' if len(self.names) == 1 else 's'}"
+        shown, which = difflib.get_close_matches(str(self.name), self.names), "close to it are"
+        if not shown:
+            shown = list(self.names)[:_SHOWN_NAMES]
+            which = "they are" if len(shown) == len(self.names) else "the first are"
+        listed = f"; {which} {', '.join(map(repr, shown))}" if shown else ""
+        return f"{self.path}: found no {self.what} {self.name!r} among {many}{listed}"
 
 
 class TargetError(Q4JitError, ValueError):

@@ -25,7 +25,7 @@ from typing import Any, Final, NamedTuple, Self, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from q4jit.errors import GGUFError
+from q4jit.errors import GGUFError, MissingNameError
 from q4jit.formats import FORMATS, Format, decode
 from q4jit.weights import QuantizedTensor
 
@@ -214,7 +214,7 @@ class Metadata(Mapping[str, MetadataValue]):
 
     Scalars are Python bool, int, float and str; an array of numbers is a read-only ndarray, an
     array of strings a tuple. Asking for damaged text or a bool that is neither 0 nor 1 raises
-    GGUFError.
+    GGUFError, asking for an unknown key MissingNameError.
     """
 
     def __init__(self, reader: _Reader, values: dict[str, _Value]) -> None:
@@ -223,6 +223,8 @@ class Metadata(Mapping[str, MetadataValue]):
         self._decoded: dict[str, MetadataValue] = {}
 
     def __getitem__(self, key: str) -> MetadataValue:
+        if key not in self._values:
+            raise MissingNameError(self._reader.path, "key", key, self._values.keys())
         if key not in self._decoded:
             self._decoded[key] = self._decode(_key(key), self._values[key])
         return self._decoded[key]
@@ -274,8 +276,8 @@ class GGUFFile(Mapping[str, Tensor]):
     A tensor of two dimensions is a `QuantizedTensor` (formats F16 and F32 included), one of one
     dimension a read-only f32 array. The same name gives the same object every time. The map lives
     as long as anything made from it, so the file may be closed or deleted (but not truncated or
-    overwritten) while its tensors are in use. An unknown name raises KeyError, a tensor that
-    q4jit cannot read GGUFError.
+    overwritten) while its tensors are in use. An unknown name raises MissingNameError, a tensor
+    that q4jit cannot read GGUFError.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -309,6 +311,8 @@ class GGUFFile(Mapping[str, Tensor]):
         self.close()
 
     def __getitem__(self, name: str) -> Tensor:
+        if name not in self._infos:
+            raise MissingNameError(self._reader.path, "tensor", name, self._infos.keys())
         tensor = self._tensors.get(name)
         if tensor is None:
             made = _read_tensor(self._reader, self._infos[name])

@@ -16,7 +16,7 @@ import pytest
 from gguf import quants
 from numpy.typing import NDArray
 
-from q4jit.errors import GGUFError
+from q4jit.errors import GGUFError, MissingNameError
 from q4jit.formats import FORMATS
 from q4jit.gguf import GGUFFile, load_gguf
 from q4jit.layouts import INTERLEAVED16
@@ -227,11 +227,25 @@ def test_a_file_is_a_mapping(small: Path) -> None:
     assert "foreign" in model
     assert "nothing" not in model
     assert model.get("nothing") is None
-    with pytest.raises(KeyError, match="nothing"):
-        model["nothing"]
-    with pytest.raises(KeyError, match="nothing"):
-        model.metadata["nothing"]
+    assert model.metadata.get("nothing", 3) == 3
     assert repr(model) == f"<GGUFFile {small}: 11 tensors, {len(model.metadata)} keys>"
+
+
+def test_a_name_that_is_not_there(small: Path) -> None:
+    model = load_gguf(small)
+    for ask, message in (
+        (lambda: model["norms"], f"{small}: found no tensor 'norms' among 11 tensors; close to it"),
+        (lambda: model["f16.weight"], "close to it are 'F16.weight'"),
+        (lambda: model["~"], "; the first are 'F32.weight', 'F16.weight', "),
+        (lambda: model.metadata["general.arch"], "keys; close to it are 'general.architecture'"),
+    ):
+        with pytest.raises(KeyError) as caught:
+            ask()
+        assert isinstance(caught.value, MissingNameError)
+        assert message in str(caught.value)
+    one = MissingNameError("f", "tensor", "~", ["a"])
+    assert str(one) == "f: found no tensor '~' among 1 tensor; they are 'a'"
+    assert str(MissingNameError("f", "key", 3, [])) == "f: found no key 3 among 0 keys"
 
 
 def test_a_tensor_that_cannot_be_read_leaves_the_others(small: Path) -> None:
