@@ -5,11 +5,10 @@ wrong; `--debug` and Q4JIT_DEBUG=1 show the traceback too.
 """
 
 import argparse
-import importlib.util
 import shlex
 import sys
 import traceback
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
@@ -18,6 +17,7 @@ from q4jit.errors import CompileError, FormatError, Q4JitError, TargetError
 from q4jit.formats import FORMATS, Format, find_format
 from q4jit.ir import WeightSpec
 from q4jit.layouts import GGUF, PLANAR
+from q4jit.progress import progress
 from q4jit.schedule_hip import Tuning, check_block_size
 from q4jit.selftest import add_selftest
 from q4jit.targets import HIP_ARCHS, Target
@@ -249,19 +249,8 @@ def _checked(options: argparse.Namespace, check: Any, *arguments: Any) -> None:
 
 
 def _with_progress(launches: Sequence[Any]) -> Iterable[Any]:
-    if not sys.stderr.isatty():
-        return launches
-    if importlib.util.find_spec("tqdm"):
-        from tqdm import tqdm  # late: an extra's package
-
-        return tqdm(launches, "compiling", unit="kernel")
-    return _with_lines(launches)
-
-
-def _with_lines(launches: Sequence[Any]) -> Iterator[Any]:
-    for i, launch in enumerate(launches, 1):
-        print(f"compiling {i} of {len(launches)}: {launch.stem}", file=sys.stderr)
-        yield launch
+    # elsewhere standard error holds what is wrong, and nothing else
+    return progress(launches, "compiling") if sys.stderr.isatty() else launches
 
 
 # --- pack ---------------------------------------------------------------------------------------
@@ -278,7 +267,3 @@ def _pack(options: argparse.Namespace) -> int:
         f"{weight['size_bytes']} bytes"
     )
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

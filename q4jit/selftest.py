@@ -17,7 +17,7 @@ import math
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Protocol, TypeVar
@@ -29,6 +29,7 @@ from q4jit import aot
 from q4jit.bench import Bench, Built
 from q4jit.formats import FORMATS, Format, decode
 from q4jit.layouts import GGUF, PLANAR
+from q4jit.progress import progress
 from q4jit.runtime.devices import find_device
 from q4jit.runtime.driver import Device
 from q4jit.schedule_hip import (
@@ -126,7 +127,7 @@ class Findings:
 def _find_out(bench: Bench, quick: bool, findings: Findings) -> None:
     for outcome in outcomes(bench, cases(bench.target, quick)):
         findings.cases.append(outcome)
-    for check in _progress(checks(quick), "checking"):
+    for check in progress(checks(quick), "checking"):
         findings.cases.append(outcome_of(bench, check))
     _time(bench, _TIMED_SHAPES[:1] if quick else _TIMED_SHAPES, findings)
 
@@ -607,10 +608,10 @@ class Outcome:
 def outcomes(bench: Bench, found: Sequence[Case]) -> Iterator[Outcome]:
     """What became of each case, in order; all kernels are being compiled meanwhile."""
     pairs = []
-    for case in _progress(found, "planning"):
+    for case in progress(found, "planning"):
         build = functools.partial(bench.build, case.function, case.args, case.tuning)
         pairs.append((case, _attempt(build)))
-    for case, built in _progress(pairs, "running"):
+    for case, built in progress(pairs, "running"):
         outcome = _attempt(functools.partial(_run_case, bench, case, built))
         yield _failed(case, outcome) if isinstance(outcome, Exception) else outcome
 
@@ -685,7 +686,7 @@ def _time(bench: Bench, shapes: Sequence[tuple[int, int]], findings: Findings) -
     for k, n in shapes:
         weights = _rotation(bench.device, k, n)
         calls = [(s, p, m) for s, p in schedules(bench.target) for m in _TIMED_ROWS]
-        for schedule, precision, m in _progress(calls, f"timing [{k}, {n}]"):
+        for schedule, precision, m in progress(calls, f"timing [{k}, {n}]"):
             tuning = Tuning(precision, None, schedule)
             us = _attempt(functools.partial(_time_us, bench, tuning, m, weights))
             place = (schedule, precision, k, n, m)
@@ -717,22 +718,6 @@ def _time_us(bench: Bench, tuning: Tuning, m: int, weights: Sequence[QuantizedTe
     for args in calls:
         launch.prepare(args)
     return bench.call_us([functools.partial(launch, args, out) for args in calls])
-
-
-def _progress(items: Sequence[T], what: str) -> Iterable[T]:
-    if sys.stderr.isatty() and importlib.util.find_spec("tqdm"):
-        from tqdm import tqdm  # late: an extra's package
-
-        return tqdm(items, what)
-    return _with_lines(items, what)
-
-
-def _with_lines(items: Sequence[T], what: str) -> Iterator[T]:
-    step = max(1, len(items) // 4)
-    for i, item in enumerate(items):
-        if i % step == 0:
-            sys.stderr.write(f"{what} {i + 1} of {len(items)}\n")
-        yield item
 
 
 # --- the report -----------------------------------------------------------------------------------

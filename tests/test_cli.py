@@ -1,6 +1,7 @@
 """The command q4jit: what it writes, and one line and a status for everything that is wrong."""
 
 import hashlib
+import importlib.util
 import json
 import subprocess
 import sys
@@ -98,10 +99,16 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
             main(arguments)
         assert end.value.code == 0
         assert wanted in capsys.readouterr().out
-    done = subprocess.run(
-        [sys.executable, "-m", "q4jit.cli", "--version"], capture_output=True, text=True, check=True
-    )
-    assert done.stdout == f"q4jit {aot.version()}\n"
+
+
+def test_python_runs_the_package() -> None:
+    command = [sys.executable, "-m", "q4jit"]
+    for arguments, status, out in (
+        (["--version"], 0, f"q4jit {aot.version()}\n"),
+        (["--unknown"], 2, ""),
+    ):
+        done = subprocess.run([*command, *arguments], capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stdout) == (status, out)
 
 
 @pytest.mark.usefixtures("ziglang")
@@ -331,3 +338,7 @@ def test_progress(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     assert list(cli._with_progress(launches)) == launches
     assert "compiling" in capsys.readouterr().err
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)  # without tqdm
+    assert list(cli._with_progress(list("abcdefgh"))) == list("abcdefgh")
+    lines = [f"compiling {i} of 8" for i in (1, 3, 5, 7)]
+    assert capsys.readouterr().err.splitlines() == lines

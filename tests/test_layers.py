@@ -45,9 +45,11 @@ LAYERS = (
     "dispatcher",
     "bench",
     "aot",
+    "progress",
     "selftest",
     "cli",
     "__init__",
+    "__main__",
 )
 """Bottom first. A package is one layer; inside it any order without a circle is allowed."""
 

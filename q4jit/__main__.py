@@ -1,0 +1,7 @@
+"""`python -m q4jit`: the command `q4jit`."""
+
+import sys
+
+from q4jit.cli import main
+
+sys.exit(main())
