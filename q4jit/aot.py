@@ -62,7 +62,7 @@ _C_TYPES: Final = {
     "u32": "unsigned int",
     "u64": "unsigned long long",
 }
-_SCRATCH_ALIGNMENT_BYTES: Final = 16
+_LOADED_BY_16_BYTES: Final = frozenset({"x_terms", "x_quants"})  # of scratch buffers
 
 
 # --- what is asked for --------------------------------------------------------------------------
@@ -110,10 +110,15 @@ def weights_in(path: str) -> tuple[dict[WeightSpec, tuple[str, ...]], dict[str, 
     if not found:
         formats = ", ".join(f.name for f in FORMATS.values() if f.float_dtype is None)
         raise GGUFError(
-            f"{path}: found no weight among {len(left_out)} matrices; accepted are tensors of two "
-            f"dimensions in {formats}"
+            f"{path}: found no weight among {counted(len(left_out), 'matrix', 'matrices')}; "
+            f"accepted are tensors of two dimensions in {formats}"
         )
     return found, left_out
+
+
+def counted(number: int, one: str, many: str = "") -> str:
+    """A number of things in words: `1 kernel`, `2 kernels`."""
+    return f"{number} {one if number == 1 else many or one + 's'}"
 
 
 def check_shape(fmt: Format, k: int, n: int) -> None:
@@ -314,7 +319,7 @@ def build(request: Request, out: Path, *, force: bool = False, progress: Progres
     launches = [launch for product in products for launch in product.launches]
     stems = [launch.stem for launch in launches]
     names = [f"{stem}{suffix}" for stem in stems for suffix in (".hip", ".hsaco")]
-    with _Folder(out, MANIFEST) as folder:
+    with _Folder(out, MANIFEST, out) as folder:
         folder.check([*names, HEADER], force=force)
         unpacker()  # what is missing is told before the long work
         compilers = {target: find_compiler(target) for target in request.targets}
@@ -376,6 +381,9 @@ def _manifest(
             "run its launches in order on one stream, each over its grid of blocks",
             "arguments are passed in order; offset_bytes is their place in the kernarg segment",
             "no launch asks for dynamic LDS; a block has exactly block_size threads (x axis)",
+            "alignment_bytes is what a kernel needs of an address, and no more",
+            "requires_finite_scales: whether a scale that is Inf or NaN makes results wrong",
+            "what `q4jit pack` writes beside a weight says whether it has finite_scales",
         ],
         "compilers": {t.arch: compiler.fingerprint(t) for t, compiler in compilers.items()},
         "products": [_describe_product(product, infos) for product in products],
@@ -404,7 +412,7 @@ def _describe_product(product: _Product, infos: Mapping[str, KernelInfo]) -> dic
                 "name": name,
                 "bytes_per_row": size,
                 "size_bytes": f"{size} * M",
-                "alignment_bytes": _SCRATCH_ALIGNMENT_BYTES,
+                "alignment_bytes": _scratch_alignment_bytes(name),
             }
             for name, size in product.scratch.items()
         ],
@@ -463,8 +471,12 @@ def _describe_buffer(product: _Product, role: str) -> dict[str, Any]:
         return {"shape": ["M", width], "buffer_bytes": size, "alignment_bytes": 4}
     if role in product.scratch:
         size = f"{product.scratch[role]} * M"
-        return {"buffer_bytes": size, "alignment_bytes": _SCRATCH_ALIGNMENT_BYTES}
+        return {"buffer_bytes": size, "alignment_bytes": _scratch_alignment_bytes(role)}
     return {}
+
+
+def _scratch_alignment_bytes(name: str) -> int:
+    return 16 if name in _LOADED_BY_16_BYTES else 4
 
 
 # --- weights ------------------------------------------------------------------------------------
@@ -542,14 +554,14 @@ def _describe_interleaved(shape: Interleaved) -> dict[str, Any]:
 def pack_tensor(path: str, name: str, layout: str, out: Path, *, force: bool = False) -> Any:
     """Write a tensor of a GGUF file to `out` in a layout, and what that is to `out`.json.
 
-    Returns the description. Raises GGUFError, ArgumentError for a name that is no matrix of the
-    file, FileExistsError (see `build`) and OSError.
+    Returns the description. Raises GGUFError, MissingNameError, ArgumentError for a vector and
+    for an `out` that is the file itself, FileExistsError (see `build`) and OSError.
     """
+    description_name = f"{out.name}.json"
+    for place in (out, out.with_name(description_name)):
+        if place.exists() and place.samefile(path):
+            raise ArgumentError(f"{place} is the file that is read, {path}: accepted is another")
     with load_gguf(path) as file:
-        if name not in file:
-            known = ", ".join(file)
-            shown = known if len(known) < 500 else f"{known[:500]}… ({len(file)} tensors)"
-            raise ArgumentError(f"{path} has no tensor {name!r}; it has {shown}")
         tensor = file[name]
     if not isinstance(tensor, QuantizedTensor):
         raise ArgumentError(f"{name} in {path} is a vector of {tensor.size}; accepted are matrices")
@@ -566,7 +578,7 @@ def pack_tensor(path: str, name: str, layout: str, out: Path, *, force: bool = F
     }
     files = {out.name: data.data}
     description["files"] = _sums(files)
-    with _Folder(out.parent, f"{out.name}.json") as folder:
+    with _Folder(out.parent, description_name, out) as folder:
         folder.check([out.name], force=force)
         folder.write(files, description)
     return description
@@ -579,7 +591,9 @@ _HEADER_HEAD: Final = """\
    For a product and M rows of x, run its launches in order on one stream, each with blocks of
    block_size threads, no dynamic LDS, and the grid
        x = grid_x (0: N), tiles = ceil(M / rows_per_block),
-       y = min(tiles, Q4JIT_MAX_GRID_Y), z = ceil(tiles / Q4JIT_MAX_GRID_Y). */
+       y = min(tiles, Q4JIT_MAX_GRID_Y), z = ceil(tiles / Q4JIT_MAX_GRID_Y).
+   x and y start at multiples of 4 bytes, weights at multiples of weight_alignment_bytes, scratch
+   buffers at multiples of 16 bytes, as all that hipMalloc gives does. */
 #ifndef Q4JIT_KERNELS_H
 #define Q4JIT_KERNELS_H
 
@@ -616,6 +630,10 @@ struct q4jit_product {{
     long long k, n;         /* 0: any */
     long long m_min, m_max; /* m_max 0: no limit */
     long long weight_bytes; /* 0: any */
+    int weight_alignment_bytes;
+    /* 1: a scale or minimum of the weight that is Inf or NaN makes results wrong; what `q4jit pack`
+       writes beside a weight says whether it has finite_scales. 0: every weight is right. */
+    int requires_finite_scales;
     int block_elements, region_count;
     struct q4jit_region regions[{regions}];
     int scratch_count;
@@ -682,7 +700,8 @@ def _c_product(
     return (
         f"    {{{', '.join(map(_c_string, texts))},\n"
         f"     {k}, {n}, {product.rows[0]}, {product.rows[1] or 0},"
-        f" {weight['size_bytes'] if product.shape else 0},\n"
+        f" {weight['size_bytes'] if product.shape else 0},"
+        f" {weight['alignment_bytes']}, {int(product.finite)},\n"
         f"     {weight['block_elements']}, {len(regions)}, {{{', '.join(regions)}}},\n"
         f"     {len(product.scratch)}, {{{', '.join(scratch)}}},\n"
         f"     {len(launches)},\n     {{{f',{chr(10)}      '.join(launches)}}}}},\n"
@@ -711,28 +730,46 @@ class _Folder:
 
     It is made where it does not exist, and removed again where nothing was written. Everything is
     first written beside its place, so that what fails half-way leaves what was there before.
+    asked: what the user wrote, which messages name.
     """
 
-    def __init__(self, path: Path, manifest: str) -> None:
+    def __init__(self, path: Path, manifest: str, asked: Path) -> None:
         self._path = path
         self._manifest = manifest
+        self._asked = asked
         self._made = [p for p in (path, *path.parents) if not p.exists()]
 
     def __enter__(self) -> "_Folder":
-        self._path.mkdir(parents=True, exist_ok=True)
-        # found out before the long work, also where permission bits do not say it
-        self._staging = tempfile.TemporaryDirectory(prefix=".q4jit-", dir=self._path)
+        try:
+            self._path.mkdir(parents=True, exist_ok=True)
+            # found out before the long work, also where permission bits do not say it
+            self._staging = tempfile.TemporaryDirectory(prefix=".q4jit-", dir=self._path)
+        except OSError as error:
+            self._remove_made()
+            reason = error.strerror
+            if self._path.exists() and not self._path.is_dir():
+                reason = "it is a file, accepted is a folder"
+            where = "" if self._asked == self._path else f"its folder {self._path}: "
+            raise OSError(f"cannot write {self._asked}: {where}{reason}") from error
         return self
 
     def __exit__(self, *error: object) -> None:
         self._staging.cleanup()
+        self._remove_made()
+
+    def _remove_made(self) -> None:
         for folder in self._made:
+            if not folder.is_dir():  # it could not be made
+                continue
             if any(folder.iterdir()):
                 break
             folder.rmdir()
 
-    def check(self, names: Iterable[str], *, force: bool) -> None:
-        """Raise FileExistsError if writing would replace files of somebody else."""
+    def check(self, names: Sequence[str], *, force: bool) -> None:
+        """Raise FileExistsError if writing would replace files of somebody else, or folders."""
+        for place in (self._path / name for name in (*names, self._manifest)):
+            if place.is_dir():
+                raise FileExistsError(f"{place} is a folder: accepted is a place for a file")
         own = self._own_files()
         foreign = [
             name
@@ -752,7 +789,10 @@ class _Folder:
         text = json.dumps(manifest, indent=1, ensure_ascii=True) + "\n"
         everything = {**files, self._manifest: text.encode()}
         for name, data in everything.items():
-            (staging / name).write_bytes(data)
+            try:
+                (staging / name).write_bytes(data)
+            except OSError as error:  # a full disk; the name in it is of a file that goes away
+                raise OSError(error.errno, error.strerror, str(self._path / name)) from error
         stale = self._own_files() - everything.keys()
         (self._path / self._manifest).unlink(missing_ok=True)  # it names a whole set, or is not
         for name in stale:

@@ -1,7 +1,8 @@
 """The command `q4jit`: kernels and weights as files for programs without Python, and a self-test.
 
-A problem is one line on standard error and the exit status 1, or 2 where the command line itself is
-wrong; `--debug` and Q4JIT_DEBUG=1 show the traceback too.
+A problem is one line on standard error (and a line for each compiler that was looked at, where none
+serves) and the exit status 1, or 2 where the command line itself is wrong; `--debug` and
+Q4JIT_DEBUG=1 show the traceback too.
 """
 
 import argparse
@@ -43,11 +44,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (Q4JitError, OSError) as error:
         if debug:
             traceback.print_exc()
-        print(f"q4jit {options.command}: {_visible(_one_line(error))}", file=sys.stderr)
+        told = "\n".join(map(_visible, _lines(error)))
+        print(f"q4jit {options.command}: {told}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"q4jit {options.command}: interrupted", file=sys.stderr)
         return _INTERRUPTED
+
+
+def _lines(error: Exception) -> list[str]:
+    if isinstance(error, TargetError):  # a list of what was looked at, by q4jit alone
+        return str(error).splitlines()
+    return [_one_line(error)]
 
 
 def _one_line(error: Exception) -> str:
@@ -127,7 +135,6 @@ def _add_build(commands: Any) -> argparse.ArgumentParser:
     command.add_argument(
         "--precision",
         choices=("f32", "f16", "i8"),
-        default="f32",
         help="upper bound of the error (default: f32)",
     )
     command.add_argument(
@@ -141,7 +148,7 @@ def _add_build(commands: Any) -> argparse.ArgumentParser:
         choices=("specialised", "generic"),
         default="specialised",
         help="generic: <format>_matmul_kernel(activations, weights, output, m, n, k) on GGUF's own"
-        " blocks, for every shape",
+        " blocks, for every shape: takes no --k, --n, --m, --precision",
     )
     _add_out(command, "DIR")
     command.set_defaults(run=_build)
@@ -186,6 +193,12 @@ def _format(text: str) -> Format:
 def _target(text: str) -> Target:
     known = [name for name, arch in HIP_ARCHS.items() if not arch.is_nvidia]
     name = text.removeprefix("hip:")
+    if name in HIP_ARCHS and name not in known:
+        raise argparse.ArgumentTypeError(
+            f"{name} is NVIDIA's, and a build holds code objects for AMD GPUs alone, from whose "
+            "metadata the manifest is made; for NVIDIA, call a function from Python, or compile "
+            f"its inspect_source('hip:{name}') with NVRTC"
+        )
     if name not in known:
         raise argparse.ArgumentTypeError(f"unknown arch {text!r}: known are {', '.join(known)}")
     return Target("hip", name)
@@ -196,8 +209,8 @@ def _target(text: str) -> Target:
 
 def _build(options: argparse.Namespace) -> int:
     generic = options.entry == "generic"
-    if generic and options.layout == PLANAR:
-        options.parser.error(f"--entry generic takes {GGUF}, found --layout {PLANAR}")
+    if generic:
+        _check_generic(options)
     for target in options.arch:
         _checked(options, check_block_size, target, options.block_size)
     weights, left_out = _weights(options, generic)
@@ -207,15 +220,34 @@ def _build(options: argparse.Namespace) -> int:
         weights,
         tuple(dict.fromkeys(options.arch)),
         tuple(options.m or ()),
-        Tuning(options.precision, options.block_size, None, options.layout),
+        Tuning(options.precision or "f32", options.block_size, None, options.layout),
         generic,
         left_out,
     )
     manifest = aot.build(request, options.out, force=options.force, progress=_with_progress)
     archs = ", ".join(manifest["compilers"])
     kernels = sum(len(product["launches"]) for product in manifest["products"])
-    print(f"{options.out}: {kernels} kernels for {archs}, {aot.MANIFEST}, {aot.HEADER}")
+    counted = aot.counted(kernels, "kernel")
+    print(f"{options.out}: {counted} for {archs}, {aot.MANIFEST}, {aot.HEADER}")
     return 0
+
+
+def _check_generic(options: argparse.Namespace) -> None:
+    """Refuse what would change nothing."""
+    at_launch = "they take M, N and K with each launch"
+    reasons = {
+        "--k": (options.k, at_launch),
+        "--n": (options.n, at_launch),
+        "--m": (options.m, at_launch),
+        "--precision": (options.precision, "they multiply in f32"),
+    }
+    for name, (value, reason) in reasons.items():
+        if value is not None:
+            options.parser.error(
+                f"{name} does not apply to the kernels of --entry generic: {reason}"
+            )
+    if options.layout == PLANAR:
+        options.parser.error(f"--entry generic takes {GGUF}, found --layout {PLANAR}")
 
 
 def _weights(
@@ -228,14 +260,16 @@ def _weights(
             options.parser.error(f"found --gguf and {', '.join(given)}: accepted is one of both")
         return aot.weights_in(options.gguf)
     lacking = [name for name in single if name not in given]
-    if generic and options.format:
-        lacking = []  # its kernels take K and N with each launch
+    accepted = "--k K --n N --format NAME"
+    if generic:
+        lacking = [name for name in lacking if name == "--format"]
+        accepted = "--format NAME"
     if lacking:
         options.parser.error(
-            f"{', '.join(lacking)} missing: accepted are --gguf FILE, or --k K --n N --format NAME"
+            f"{', '.join(lacking)} missing: accepted are --gguf FILE, or {accepted}"
         )
     fmt: Format = options.format
-    k, n = options.k or fmt.block_elements, options.n or 1
+    k, n = (fmt.block_elements, 1) if generic else (options.k, options.n)
     _checked(options, aot.check_shape, fmt, k, n)
     return {WeightSpec(fmt.name, k, n): ()}, {}
 

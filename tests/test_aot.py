@@ -20,6 +20,7 @@ from q4jit.compilers.codeobject import code_object_arch, kernel_infos
 from q4jit.compilers.find import find_compiler
 from q4jit.errors import TargetError
 from q4jit.formats import FORMATS
+from q4jit.ir import WeightSpec
 from q4jit.layouts import GGUF, PLANAR
 from q4jit.render import render_generic, template_directory
 from q4jit.schedule_hip import MAX_GRID_Y, Tuning
@@ -118,8 +119,13 @@ def test_the_manifest_says_what_the_code_objects_say(built: tuple[Path, dict[str
         ("x_rough", 4),
     ]
     assert [s["size_bytes"] for s in last["scratch"]] == [f"{6 * K} * M", "4 * M"]
+    assert [s["alignment_bytes"] for s in last["scratch"]] == [16, 4]
+    assert {"requires_finite_scales", "alignment_bytes"} <= set(
+        re.findall(r"\w+", " ".join(manifest["how_to_launch"]))
+    )
     assert "ziglang" in manifest["compilers"]["gfx1100"]
     assert "--offload-arch=gfx1100" in manifest["compilers"]["gfx1100"]
+    assert "/" not in manifest["compilers"]["gfx1100"]  # equal builds on machines that differ
 
 
 def declared_types(text: str, symbol: str) -> list[tuple[str, str]]:
@@ -167,7 +173,11 @@ def on_host(text: str, arch: str) -> str:
 def launched(
     out: Path, product: dict[str, Any], x: NDArray[np.float32], w: NDArray[np.uint8]
 ) -> Any:
-    """y by the words of a manifest."""
+    """y by the words of a manifest.
+
+    Arrays end at a page's end. What a kernel reads gets as many bytes more as its alignment, so
+    that it starts at no larger power of two than the manifest asks for.
+    """
     m = len(x)
     k, n = x.shape[1], N
     assert product["M"]["min"] <= m <= (product["M"]["max"] or m)
@@ -185,12 +195,24 @@ def launched(
         found = program.run(
             blocks,
             launch["block_size"],
-            [memory[a["role"]] for a in arguments],
+            [
+                lengthened(memory[a["role"]], a["alignment_bytes"])
+                if a["direction"] == "in" and "alignment_bytes" in a
+                else memory[a["role"]]
+                for a in arguments
+            ],
             alignments={a["name"]: sizes[a["role"]] for a in arguments if a["role"] in sizes},
         )
         outputs = [a["role"] for a in arguments if a["direction"] == "out"]
         memory |= dict(zip(outputs, found, strict=True))
     return memory["y"]
+
+
+def lengthened(array: NDArray[Any], more_bytes: int) -> NDArray[np.uint8]:
+    """The bytes of an array and some behind them, odd multiples of that many in all."""
+    raw = np.frombuffer(array.tobytes(), np.uint8)
+    times = -(-raw.size // more_bytes)
+    return np.pad(raw, (0, (times + 1 - times % 2) * more_bytes - raw.size))
 
 
 @pytest.mark.parametrize("rows", [1, 20, 65])
@@ -287,9 +309,11 @@ PROGRAM = """
 int main(void) {
     for (int i = 0; i < Q4JIT_PRODUCT_COUNT; ++i)
         for (int j = 0; j < q4jit_products[i].launch_count; ++j) {
-            const struct q4jit_launch *l = &q4jit_products[i].launches[j];
-            printf("%s %s %u %u %u %u\\n", l->file, l->symbol, l->block_size, l->grid_x,
-                   l->rows_per_block, l->static_lds_bytes);
+            const struct q4jit_product *p = &q4jit_products[i];
+            const struct q4jit_launch *l = &p->launches[j];
+            printf("%s %s %u %u %u %u %d %d\\n", l->file, l->symbol, l->block_size, l->grid_x,
+                   l->rows_per_block, l->static_lds_bytes, p->weight_alignment_bytes,
+                   p->requires_finite_scales);
         }
     return Q4JIT_Q4_0_K64_N37_F32_PLANAR_M1_GFX1100;
 }
@@ -314,10 +338,24 @@ def test_the_header_says_the_same_in_c_and_c_plus_plus(
             *(launch["code_object"], launch["symbol"], str(launch["block_size"])),
             *map(str, (launch["grid"]["x"], launch["grid"]["rows_per_block"])),
             str(launch["static_lds_bytes"]),
+            *map(
+                str, (product["weight"]["alignment_bytes"], int(product["requires_finite_scales"]))
+            ),
         ]
         for product in manifest["products"]
         for launch in product["launches"]
     ]
+
+
+def test_weights_whose_scales_may_be_infinite(tmp_path: Path) -> None:
+    """A product each, told apart in the manifest and in the header."""
+    weights = {WeightSpec("Q4_0", K, N, finite): () for finite in (True, False)}
+    request = aot.Request(weights, (find_target("hip:gfx1100"),), rows=(1,))
+    products = aot.build(request, tmp_path)["products"]
+    assert [product["requires_finite_scales"] for product in products] == [True, False]
+    header = (tmp_path / "q4jit_kernels.h").read_text("utf-8")
+    assert re.findall(r"1536, 16, ([01]),$", header, re.MULTILINE) == ["1", "0"]
+    assert "int requires_finite_scales;" in header
 
 
 def test_the_example_builds_and_says_what_it_lacks(

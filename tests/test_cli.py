@@ -174,6 +174,7 @@ def test_files_of_others_stay(
         "manifest.json": '{"mine": 1}',
     }
     assert main(["build", *ONE, "--out", str(out), "--force"]) == 0
+    assert f"{out}: 1 kernel for gfx1100, " in capsys.readouterr().out
     first = {p.name for p in out.iterdir()}
     assert main(["build", *ONE[:-1], "2", "--out", str(out)]) == 0  # over its own files
     second = {p.name for p in out.iterdir()}
@@ -223,7 +224,7 @@ def test_names_of_a_file_cannot_steer_the_terminal(
     path, steering = tmp_path / "model.gguf", "a\x1b[2J\u202e"
     write_gguf(path, {steering: ("F32", 8, 4)})
     pack_it = ["pack", "--gguf", str(path), "--out", str(tmp_path / "w"), "--layout", GGUF]
-    assert r"it has a\x1b[2J\u202e, vector" in says(1, *pack_it, "--tensor", "z")
+    assert r"they are 'a\x1b[2J\u202e', 'vector'" in says(1, *pack_it, "--tensor", "z")
     assert main([*pack_it, "--tensor", steering]) == 0
     assert r"w: a\x1b[2J\u202e, F32" in capsys.readouterr().out
     write_gguf(path, {steering: ("F32", 8, 4), "b": ("Q4_0", 32, 2)})
@@ -243,7 +244,8 @@ def refuse(*_: Any) -> bytes:
     ("change", "message"),
     [
         (["--arch", "gfx9"], "unknown arch 'gfx9': known are gfx906, "),
-        (["--arch", "sm_90"], "unknown arch 'sm_90'"),
+        (["--arch", "sm_90"], "sm_90 is NVIDIA's, and a build holds code objects for AMD GPUs"),
+        (["--arch", "sm_91"], "unknown arch 'sm_91'"),
         (["--arch", "gfx1100; rm"], "unknown arch"),
         (["--format", "q5_0"], "unknown format 'Q5_0': known are F32"),
         (["--k", "65"], "found K = 65, accepted is a positive multiple of 32"),
@@ -253,7 +255,6 @@ def refuse(*_: Any) -> bytes:
         (["--m", "x"], "found 'x'"),
         (["--block-size", "100"], "accepted are multiples of its wave of 32 threads"),
         (["--gguf", "f"], "found --gguf and --k, --n, --format: accepted is one of both"),
-        (["--entry", "generic", "--layout", "planar"], "--entry generic takes gguf"),
         (["--precision", "f64"], "invalid choice: 'f64'"),
         (["--unknown"], "unrecognized arguments: --unknown"),
     ],
@@ -264,10 +265,32 @@ def test_a_wrong_command_line(says: Says, change: list[str], message: str, tmp_p
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--k", "64"], "--k does not apply to the kernels of --entry generic: they take M, N"),
+        (["--n", "64"], "--n does not apply"),
+        (["--m", "1"], "--m does not apply"),
+        (
+            ["--precision", "i8"],
+            "--precision does not apply to the kernels of --entry generic: they multiply in f32",
+        ),
+        (["--layout", "planar"], "--entry generic takes gguf, found --layout planar"),
+    ],
+)
+def test_what_generic_kernels_do_not_heed_is_refused(
+    says: Says, more: list[str], message: str, tmp_path: Path
+) -> None:
+    generic = ["build", "--entry", "generic", "--format", "q4_0", "--arch", "gfx1100"]
+    assert message in says(2, *generic, *more, "--out", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_what_is_missing_is_named(says: Says, tmp_path: Path) -> None:
     arch = ["--arch", "gfx1100", "--out", tmp_path / "out"]
     assert "--n, --format missing" in says(2, "build", "--k", "64", *arch)
-    assert "--k, --n, --format missing" in says(2, "build", "--entry", "generic", *arch)
+    error = says(2, "build", "--entry", "generic", *arch)
+    assert "build: --format missing: accepted are --gguf FILE, or --format NAME" in error
     assert "--arch" in says(2, "build", *ONE[:6], "--out", tmp_path / "out")
     assert "COMMAND" in says(2)
 
@@ -280,9 +303,10 @@ def test_a_file_that_is_no_model(says: Says, model: Path, tmp_path: Path) -> Non
     broken.write_bytes(model.read_bytes()[:200])
     assert "broken.gguf" in says(1, "build", "--gguf", broken, *arch)
     write_gguf(broken, {"f": ("F32", 8, 4)})
-    assert "found no weight among 1 matrices" in says(1, "build", "--gguf", broken, *arch)
+    assert "found no weight among 1 matrix; accepted" in says(1, "build", "--gguf", broken, *arch)
     pack_it = ["pack", "--gguf", model, "--out", tmp_path / "w.bin", "--tensor"]
-    assert "has no tensor 'z'; it has a, b, c, f, vector" in says(1, *pack_it, "z")
+    error = says(1, *pack_it, "z")
+    assert "found no tensor 'z' among 5 tensors; they are 'a', 'b', 'c', 'f', 'vector'" in error
     assert "vector in" in says(1, *pack_it, "vector")
     assert not (tmp_path / "out").exists()
     assert not (tmp_path / "w.bin").exists()
@@ -290,17 +314,58 @@ def test_a_file_that_is_no_model(says: Says, model: Path, tmp_path: Path) -> Non
 
 def test_a_place_that_is_no_folder(says: Says, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    assert "file: " in says(1, "build", *ONE, "--out", tmp_path / "file")
-    assert "file" in says(1, "build", *ONE, "--out", tmp_path / "file" / "below")
+    file, below = tmp_path / "file", tmp_path / "file" / "below"
+    for out, problem in ((file, "it is a file, accepted is a folder"), (below, "Not a directory")):
+        error = says(1, "build", *ONE, "--out", out)
+        assert error == f"q4jit build: cannot write {out}: {problem}"
 
 
-def test_no_compiler(says: Says, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_place_that_cannot_be_written_is_called_as_it_was(
+    says: Says, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packs = ["pack", "--gguf", model, "--tensor", "a", "--out"]
+    error = says(1, "build", *ONE, "--out", "/proc")  # where nobody makes files, root included
+    assert error == "q4jit build: cannot write /proc: No such file or directory"
+    error = says(1, *packs, "/proc/w.bin")
+    assert error == (
+        "q4jit pack: cannot write /proc/w.bin: its folder /proc: No such file or directory"
+    )
+    (tmp_path / "w").mkdir()
+    for force in ([], ["--force"]):
+        error = says(1, *packs, tmp_path / "w", *force)
+        assert f"{tmp_path}/w is a folder: accepted is a place for a file" in error
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.gguf", "w"]
+    monkeypatch.setattr(Path, "write_bytes", refuse)
+    assert says(1, *packs, tmp_path / "v") == f"q4jit pack: {tmp_path}/v: No space left on device"
+
+
+@pytest.mark.parametrize("kind", ["same", "symlink", "hardlink", "manifest"])
+def test_pack_does_not_write_over_what_it_reads(
+    says: Says, model: Path, tmp_path: Path, kind: str
+) -> None:
+    before, out = model.read_bytes(), tmp_path / "w"
+    place = {"same": model, "manifest": tmp_path / "w.json"}.get(kind, out)
+    if kind == "symlink":
+        place.symlink_to(model)
+    if kind in {"hardlink", "manifest"}:
+        place.hardlink_to(model)
+    asked = out if kind == "manifest" else place
+    error = says(1, "pack", "--gguf", model, "--tensor", "a", "--out", asked, "--force")
+    assert f"{place} is the file that is read, {model}: accepted is another" in error
+    assert model.read_bytes() == place.read_bytes() == before
+
+
+def test_no_compiler(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("Q4JIT_HIP_COMPILER", "hipcc")
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("ROCM_PATH", raising=False)
-    error = says(1, "build", *ONE, "--out", tmp_path / "out")
-    assert "no compiler for hip:gfx1100" in error
-    assert "pip install q4jit[cross]" in error
+    assert main(["build", *ONE, "--out", str(tmp_path / "out")]) == 1
+    first, looked_at, last = capsys.readouterr().err.splitlines()
+    assert "q4jit build: no compiler for hip:gfx1100 by Q4JIT_HIP_COMPILER=hipcc" in first
+    assert looked_at.startswith("  hipcc: not found in ")
+    assert "pip install q4jit[cross]" in last
     assert not (tmp_path / "out").exists()
 
 
