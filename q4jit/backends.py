@@ -37,7 +37,7 @@ class Backend:
     m_class: the class of a number of rows; plan: a graph for a target and a number of rows; lower:
     a kernel of a plan as text; compiler: the one for a target; load: a compiled kernel, ready to
     run on a device (None: this CPU); launch: a plan's loaded kernels bound to the shapes of
-    arguments. `remarks` tell what of the options has no effect.
+    arguments; remarks: what a plan does not follow of what was asked for, a line each.
     """
 
     m_class: Callable[[Target, int, Tuning], int]
@@ -46,7 +46,7 @@ class Backend:
     compiler: Callable[[Target], Compiler]
     load: Callable[[bytes, Source, Device | None], Any]
     launch: Callable[[Any, Sequence[Any], Sequence[Any], Sequence[str], Device | None], Launch]
-    remarks: dict[str, str]
+    remarks: Callable[[Any, Tuning], list[str]]
 
 
 def find_backend(target: Target) -> Backend:
@@ -76,12 +76,22 @@ def _cpu() -> Backend:
         launch=lambda plan, loaded, args, names, device: CpuLaunch(
             plan, [function for function, _ in loaded], args, names
         ),
-        remarks={
-            "precision": "an upper bound: the CPU has no kernels of that class yet and serves the "
-            "more exact 'f32'",
-            "block_size": "threads per block of a GPU, not used on a CPU",
-        },
+        remarks=_cpu_remarks,
     )
+
+
+def _cpu_remarks(plan: Plan[Any], tuning: Tuning) -> list[str]:
+    found = []
+    if tuning.precision != Tuning.precision and any(kernel.sections for kernel in plan.kernels):
+        found.append(
+            f"precision={tuning.precision!r} is an upper bound: the CPU has no kernels of that "
+            "class yet and serves the more exact 'f32'"
+        )
+    if tuning.block_size is not None:
+        found.append(
+            f"block_size={tuning.block_size}: threads per block of a GPU, not used on a CPU"
+        )
+    return found
 
 
 def _llvm(target: Target) -> Compiler:
@@ -120,11 +130,7 @@ def _hip() -> Backend:
         compiler=_hip_compiler,
         load=_load_on_gpu,
         launch=launch,
-        remarks={
-            "precision": "an upper bound: products that a GPU has no kernels of that class for are "
-            "computed more exactly; the plan names the schedules",
-            "block_size": "tiles of 64 rows have 256 threads whatever is asked for",
-        },
+        remarks=schedule_hip.remarks,
     )
 
 

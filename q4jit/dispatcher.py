@@ -38,6 +38,7 @@ _R = TypeVar("_R")
 
 _PRECISIONS: Final = ("f32", "f16", "i8")
 _MOST_LAUNCHES: Final = 4096  # sets of exact shapes remembered by one function
+_MOST_RULES: Final = 8  # numbers of rows that `explain` tells of a plan, the last ones
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,7 @@ class Specialized(Generic[_P, _R]):
         self._launches: dict[tuple[object, ...], Launch] = {}
         self._plans: dict[_Key, tuple[Plan[Any], int]] = {}  # and the M it was made for
         self._compiled: dict[tuple[_Key, Device | None], _Compiled] = {}
-        self._rules: dict[str, None] = {}  # which applied, oldest first
+        self._rules: dict[tuple[_Key, Device | None], dict[int, str]] = {}  # by rows of calls
         self._graphs: dict[Signature, Graph] = {}
         self._hits = self._misses = self._compiles = 0
         self._seconds = 0.0
@@ -232,7 +233,7 @@ class Specialized(Generic[_P, _R]):
             loaded = [kernel.loaded for kernel in compiled.kernels]
             bind = find_backend(place.target).launch
             launch = bind(compiled.plan, loaded, args, self._parameters, place.device)
-            self._rules[place.rule] = None
+            self._note_rule(signature, rows, place)
             if len(self._launches) >= _MOST_LAUNCHES:
                 self._launches.clear()
             self._launches[key] = launch
@@ -257,10 +258,22 @@ class Specialized(Generic[_P, _R]):
             self._graphs[signature] = graph
         return self._graphs[signature]
 
+    def _note_rule(self, signature: Signature, rows: int, place: Place) -> None:
+        """Remember which rule chose the place of calls with so many rows, for `explain`."""
+        rules = self._rules.setdefault((self._key(signature, rows, place), place.device), {})
+        rules.pop(rows, None)
+        rules[rows] = place.rule
+        if len(rules) > _MOST_RULES:
+            del rules[next(iter(rules))]
+
+    def _key(self, signature: Signature, rows: int, place: Place) -> _Key:
+        m_class = find_backend(place.target).m_class(place.target, rows, self.options.tuning)
+        return signature, place.target, m_class
+
     def _compile(self, signature: Signature, m: int, place: Place) -> _Compiled:
         target, tuning = place.target, self.options.tuning
         backend = find_backend(target)
-        key = (signature, target, backend.m_class(target, m, tuning))
+        key = self._key(signature, m, place)
         if (key, place.device) not in self._compiled:
             start = time.perf_counter()
             plan = backend.plan(self._graph(signature), target, m, tuning)
@@ -341,13 +354,17 @@ class Specialized(Generic[_P, _R]):
         lines = [f"{self._name}: {self.stats}"]
         if self._disabled:
             return "\n".join([*lines, "Q4JIT_DISABLE_JIT is set: every call runs py_func"])
-        lines += self._rules
-        lines += self._remarks()
-        compiled_now = list(self._compiled.values())  # other threads may be adding
+        compiled_now = list(self._compiled.items())  # other threads may be adding
         if not compiled_now:
             lines.append("nothing is compiled yet: that happens at the first call, or by warmup")
-        for compiled in compiled_now:
+        for key, compiled in compiled_now:
             lines.append(str(compiled.plan))
+            lines += [
+                f"  {rows} row{'' if rows == 1 else 's'}: {rule}"
+                for rows, rule in list(self._rules.get(key, {}).items())
+            ]
+            remarks = find_backend(compiled.plan.target).remarks
+            lines += [f"  {line}" for line in remarks(compiled.plan, self.options.tuning)]
             lines += [
                 f"  {k.source.symbol}: {k.entry.origin}"
                 + (f" in {k.entry.seconds:.3f} s" if k.entry.origin == "compiled" else "")
@@ -355,16 +372,6 @@ class Specialized(Generic[_P, _R]):
                 for k in compiled.kernels
             ]
         return "\n".join(lines)
-
-    def _remarks(self) -> list[str]:
-        """What of the options has no effect where the function ran."""
-        backends = {p.target.backend: find_backend(p.target) for p, _ in self._plans.values()}
-        return [
-            f"{option}={getattr(self.options, option)!r}: {remark}"
-            for backend in backends.values()
-            for option, remark in backend.remarks.items()
-            if getattr(self.options, option) != getattr(Options, option)
-        ]
 
     def _need_plans(self) -> list[tuple[Plan[Any], int]]:
         if self._disabled:
@@ -559,8 +566,9 @@ def specialize(function: Any = None, /, **options: Any) -> Any:
 
     Works as `@specialize`, `@specialize(**options)` and `specialize(f, **options)`. Options:
     K, N: x's last dimension and the result's, checked; block_size: GPU threads per block; target:
-    `cpu`, `cpu:x86-64-v3`, …; precision: `f32` (error ≤ 2e-6), `f16` or `i8`, an upper bound;
-    cache: whether compiled kernels are kept on disk. Raises ArgumentError and TargetError.
+    `cpu`, `cpu:x86-64-v3`, `hip` (any GPU here), `hip:1`, `hip:gfx1100`, …; precision: `f32` (error
+    ≤ 2e-6), `f16` or `i8`, an upper bound; cache: whether compiled kernels are kept on
+    disk. Raises ArgumentError and TargetError.
     """
     unknown = sorted(options.keys() - Options.__dataclass_fields__.keys())
     if unknown:

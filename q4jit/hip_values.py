@@ -76,6 +76,13 @@ class Parameter:
         """The parameter as C++ declares it."""
         return f"{self.type} {self.name}"
 
+    @property
+    def restricted(self) -> str:
+        """The parameter of the kernel: no two arguments share memory that is written."""
+        if self.type.endswith("*"):
+            return f"{self.type} __restrict__ {self.name}"
+        return self.declaration
+
 
 def c_names(names: Sequence[str]) -> tuple[str, ...]:
     """The names of a function's arguments as C++ takes them; ASCII identifiers already."""

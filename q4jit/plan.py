@@ -167,7 +167,7 @@ class Plan(Generic[K]):
             return statements([(str(kernel.decoded.buffer), kernel.decoded.node)], names, {})
         known = {s.node.id: str(s.buffer) for s in kernel.loads}
         rows = [(str(s.buffer), s.node) for s in kernel.rows]
-        if kernel.x is not None:
+        if kernel.x is not None and all(s.node is not kernel.x for s in kernel.rows):
             rows.append((f"v{kernel.x.id}", kernel.x))
         lines = ["rows:"]
         lines += [f"  {line}" for line in statements(rows, names, known)]

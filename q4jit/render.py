@@ -28,7 +28,7 @@ from q4jit.hip_values import (
 from q4jit.ir import Node, WeightSpec
 from q4jit.layouts import GGUF, PLANAR, Planar, fields
 from q4jit.plan import Source
-from q4jit.schedule_hip import DEQUANTIZE, MAX_GRID_Y, ROWS, HipKernel, HipPlan
+from q4jit.schedule_hip import MAX_GRID_Y, ROWS, HipKernel, HipPlan
 from q4jit.targets import Target
 
 SUFFIX: Final = ".hip"
@@ -194,10 +194,6 @@ class _Weight:
         return self._fmt.block_elements
 
     @property
-    def has_tail(self) -> bool:
-        return self.k % 32 != 0
-
-    @property
     def zero(self) -> str:
         # signed quants are read as bytes counted from −128
         return literal(self._fmt.zero + (128 if self._fmt.signed else 0))
@@ -277,7 +273,7 @@ class _Context:
             "comment": self._comment(),
             "products": products,
             "weight_structs": list(weights.values()),
-            "parameters": [_Declared(p.name, p.type) for p in parameters(plan, kernel)],
+            "parameters": parameters(plan, kernel),
             "x": x,
             "epilogue": self._epilogue(products) if kernel.sections else None,
             "width": kernel.section.width if kernel.sections else 0,
@@ -384,23 +380,6 @@ class _Context:
         }
 
 
-@dataclass(frozen=True)
-class _Declared:
-    name: str
-    type: str
-
-    @property
-    def declaration(self) -> str:
-        return f"{self.type} {self.name}"
-
-    @property
-    def restricted(self) -> str:
-        """The parameter of the kernel: no two arguments share memory that is written."""
-        if self.type.endswith("*"):
-            return f"{self.type} __restrict__ {self.name}"
-        return self.declaration
-
-
 def _store(kind: str, index: int, node: Node, width: int, expression: str) -> dict[str, Any]:
     return {
         "buffer": buffer_name(kind, index),
@@ -504,6 +483,3 @@ def _elementary_function(name: str) -> str:
     result = function(o, "x")
     body = "\n".join([*ops.lines, f"    return {result};"])
     return f"// {comment}\nDEVICE float {name}_f32(float x) {{\n{body}\n}}"
-
-
-__all__ = ["DEQUANTIZE", "SUFFIX", "render", "render_generic", "template_directory"]

@@ -113,6 +113,13 @@ class HipKernel(Kernel):
         (section,) = self.sections
         return section
 
+    @property
+    def precision(self) -> str:
+        """The class of precision of the products."""
+        if self.int8:
+            return "i8"
+        return "f16" if self.terms == _TERMS["f16"] else "f32"
+
     def slots(self) -> tuple[Slot, ...]:
         """The arguments in order: the function's own, buffers, `m` (rows) last.
 
@@ -197,6 +204,23 @@ def make_plan(graph: Graph, target: Target, m: int, tuning: Tuning) -> HipPlan:
     scheduler = _Scheduler(graph, target, tuning)
     scheduled = [k for kernel in kernels for k in scheduler.schedule(kernel, m)]
     return Plan(graph, target, tuple(scheduled), temps)
+
+
+def remarks(plan: HipPlan, tuning: Tuning) -> list[str]:
+    """What the kernels of a plan do not follow of a tuning, a line each."""
+    products = [kernel for kernel in plan.kernels if kernel.sections]
+    found = [
+        f"precision={tuning.precision!r} is an upper bound: {kernel.name} is computed by "
+        f"{kernel.schedule} in the more exact {kernel.precision!r}"
+        for kernel in products
+        if kernel.precision != tuning.precision
+    ]
+    found += [
+        f"block_size={tuning.block_size}: tiles have {kernel.block_size} threads, {kernel.name} too"
+        for kernel in products
+        if tuning.block_size not in {None, kernel.block_size}
+    ]
+    return found
 
 
 def check_block_size(target: Target, block_size: int | None) -> None:

@@ -167,6 +167,18 @@ def test_explain_says_what_runs_and_where_from(x: Array, w: QuantizedTensor) -> 
     assert "disk" in again.explain()
 
 
+def test_explain_says_which_rule_chose_for_how_many_rows(w: QuantizedTensor) -> None:
+    f = specialize(lambda x, w: x @ w, target="cpu", cache=False)
+    eights = range(8, 88, 8)  # of one class of M
+    for rows in (1, *eights):
+        f(np.zeros((rows, w.shape[0]), np.float32), w)
+    lines = f.explain().splitlines()
+    rule = "target='cpu' was asked for"
+    assert f"  1 row: {rule}" in lines
+    told = [line for line in lines if line.endswith(f" rows: {rule}")]
+    assert told == [f"  {rows} rows: {rule}" for rows in eights[-8:]]
+
+
 def test_it_looks_like_its_function() -> None:
     f: Any = specialize(scaled)
     assert f.py_func is scaled

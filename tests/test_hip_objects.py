@@ -14,6 +14,7 @@ import tomllib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -21,11 +22,13 @@ import numpy as np
 import pytest
 
 from q4jit.compilers.codeobject import kernel_infos
+from q4jit.errors import CompileError
 from q4jit.formats import FORMATS
 from q4jit.plan import Source
-from q4jit.schedule_hip import ELEMENT, TILE_FMA, TILE_MATRIX
+from q4jit.schedule_hip import ELEMENT, TILE_FMA, TILE_MATRIX, Tuning, remarks
 from q4jit.targets import HIP_ARCHS, find_target
 from tests.conftest import GOLDEN, check_golden
+from tests.hip import hip_plan
 from tests.hip_cases import (
     AMD_ARCHS,
     BLOCK_FORMATS,
@@ -127,6 +130,16 @@ def grown(before: Table, now: Table) -> Iterator[str]:
                 yield f"{' on '.join(key)}: {new} {name}, recorded are {old}"
 
 
+def test_remarks_are_of_what_a_plan_really_does_not_follow() -> None:
+    asked = Tuning(precision="i8", block_size=128)
+    args = [(zeros(m, 512), tensor("Q4_0", 512, 64)) for m in (4, 64)]
+    few, many = (hip_plan(product, "hip:gfx1100", a, asked) for a in args)
+    assert remarks(few, asked) == []
+    precision, block_size = remarks(many, asked)
+    assert precision.endswith("is computed by tile_matrix in the more exact 'f16'")
+    assert block_size.startswith("block_size=128: tiles have 256 threads")
+
+
 def test_what_grows_is_told() -> None:
     before: Table = {("a", "gfx1100"): (8, 0, 6, 0, 0, 0), ("b", "gfx1100"): (8, 0, 6, 0, 0, 0)}
     now: Table = {("a", "gfx1100"): (7, 0, 6, 0, 0, 0), ("b", "gfx1100"): (8, 0, 5, 0, 4, 1)}
@@ -134,6 +147,25 @@ def test_what_grows_is_told() -> None:
         "b on gfx1100: 4 scratch, recorded are 0",
         "b on gfx1100: 1 spills, recorded are 0",
     ]
+
+
+def test_a_text_counts_its_shared_memory_and_minds_the_limit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    arch = "gfx1100"
+    compiler, facts = compiler_for(arch), HIP_ARCHS[arch]
+
+    for kernel in RECORDED:
+        if isinstance(kernel, Generic):
+            continue
+        needed = recorded()[kernel.name, arch][COLUMNS.index("LDS")]
+        monkeypatch.setitem(HIP_ARCHS, arch, replace(facts, lds_bytes=needed))
+        source = kernel.sources(arch)[-1]
+        compiler.compile_object(source.text, source.target)
+        monkeypatch.setitem(HIP_ARCHS, arch, replace(facts, lds_bytes=needed - 1))
+        source = kernel.sources(arch)[-1]
+        with pytest.raises(CompileError, match=f"has {needed - 1} bytes of shared memory"):
+            compiler.compile_object(source.text, source.target)
 
 
 # --- no scratch, no spills ------------------------------------------------------------------------

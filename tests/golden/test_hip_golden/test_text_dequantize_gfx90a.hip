@@ -3,6 +3,9 @@
 
 constexpr int BLOCK_SIZE = 256;
 static_assert(BLOCK_SIZE % WAVE == 0 && BLOCK_SIZE <= 1024, "a block is whole waves");
+constexpr int STAGED_BYTES = 0;
+constexpr int LDS_BYTES = STAGED_BYTES;  // shared memory of a block
+static_assert(LDS_BYTES <= 65536, "gfx90a has 65536 bytes of shared memory for a block");
 
 constexpr int MAX_GRID_Y = 65535;
 // Rows of blocks are counted on the y axis and, where its limit is reached, on the z axis.

@@ -14,6 +14,9 @@ constexpr int GROUPS = BLOCK_SIZE / LANES;
 constexpr int WIDTH = 96;  // columns of the result
 static_assert(ROWS * COLUMNS <= LANES, "every result of a group has a lane for its epilogue");
 static_assert(WAVE % LANES == 0, "lanes of a group exchange sums inside their wave");
+constexpr int STAGED_BYTES = 0;
+constexpr int LDS_BYTES = STAGED_BYTES;  // shared memory of a block
+static_assert(LDS_BYTES <= 65536, "gfx1201 has 65536 bytes of shared memory for a block");
 
 constexpr int MAX_GRID_Y = 65535;
 // Rows of blocks are counted on the y axis and, where its limit is reached, on the z axis.
@@ -183,17 +186,16 @@ DEVICE void compute(const Arguments& a) {
         // for the scalar registers of a wave.
         float mine = (float)lane;
         settle(mine);
-        u32 rough = 0;  // the results that are NaN because the scales of their rows are
         UNROLL for (int i = 0; i < ROWS * COLUMNS; ++i) {
             const float total = sum_of_lanes<LANES>(sums[i / COLUMNS][i % COLUMNS]);
             if (mine == (float)i) v2 = total;
-            if (total != total) rough |= 1u << i;
         }
-        if (rough != 0) {
-            ROLLED for (int i = 0; i < ROWS * COLUMNS; ++i) {
-                const i64 row = row0 + i / COLUMNS;
+        // Whether a row is rough is the same for the whole block: lanes below meet in shuffles.
+        ROLLED for (int r = 0; r <= last; ++r) {
+            if (x_scales[r * W::UNITS] == x_scales[r * W::UNITS]) continue;  // all are NaN or none
+            ROLLED for (int i = r * COLUMNS; i < (r + 1) * COLUMNS; ++i) {
+                const i64 row = row0 + r;
                 const int column = column0 + i % COLUMNS;
-                if ((rough >> i & 1) == 0 || row >= m) continue;
                 const float total = exact_v2(a, row, column < WIDTH ? column : WIDTH - 1, lane);
                 if (mine == (float)i) v2 = total;
             }

@@ -19,6 +19,9 @@ constexpr int UNITS = (K + 31) / 32;  // of a column
 constexpr int CHUNK_UNITS = 2 * LANES;  // of x, in shared memory at a time
 constexpr int UNIT_STRIDE = 36;  // in floats: 16-byte loads of neighbouring lanes meet all banks
 constexpr int ROW_STRIDE = CHUNK_UNITS * UNIT_STRIDE;
+constexpr int STAGED_BYTES = ROWS * ROW_STRIDE * 4;
+constexpr int LDS_BYTES = STAGED_BYTES;  // shared memory of a block
+static_assert(LDS_BYTES <= 49152, "sm_90 has 49152 bytes of shared memory for a block");
 
 constexpr int MAX_GRID_Y = 65535;
 // Rows of blocks are counted on the y axis and, where its limit is reached, on the z axis.

@@ -21,6 +21,9 @@ constexpr int UNITS = (K + 31) / 32;  // of a column
 constexpr int CHUNK_UNITS = 4 * LANES;  // of x, in shared memory at a time
 constexpr int UNIT_STRIDE = 36;  // in floats: 16-byte loads of neighbouring lanes meet all banks
 constexpr int ROW_STRIDE = CHUNK_UNITS * UNIT_STRIDE;
+constexpr int STAGED_BYTES = ROWS * ROW_STRIDE * 4;
+constexpr int LDS_BYTES = STAGED_BYTES;  // shared memory of a block
+static_assert(LDS_BYTES <= 65536, "gfx1100 has 65536 bytes of shared memory for a block");
 
 constexpr int MAX_GRID_Y = 65535;
 // Rows of blocks are counted on the y axis and, where its limit is reached, on the z axis.

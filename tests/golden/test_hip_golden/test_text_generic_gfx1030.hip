@@ -5,6 +5,7 @@
 constexpr int BLOCK_SIZE = 256;
 static_assert(BLOCK_SIZE % WAVE == 0 && BLOCK_SIZE <= 1024, "a block is whole waves");
 constexpr int CHUNK_UNITS = 128;  // of a column, in shared memory at a time
+constexpr int STAGED_BYTES = CHUNK_UNITS * 32 * 4;
 constexpr int CHUNK = CHUNK_UNITS * 32;  // elements
 
 constexpr int MAX_GRID_Y = 65535;

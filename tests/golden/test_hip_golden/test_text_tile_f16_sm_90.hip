@@ -21,6 +21,10 @@ constexpr int FRAGMENTS_Y = TILE_ROWS / 16 / WAVES_Y;  // of a wave
 constexpr int FRAGMENTS_X = TILE_COLUMNS / 16 / WAVES_X;
 static_assert(WAVES_X * FRAGMENTS_X * 16 == TILE_COLUMNS, "waves share the tile evenly");
 static_assert(TILE_COLUMNS <= BLOCK_SIZE, "a thread decodes a unit of one column");
+constexpr int SCALES_BYTES = 4 * 2 * TILE_COLUMNS;
+constexpr int STAGED_BYTES = 2 * STRIDE * (TERMS * TILE_ROWS + TILE_COLUMNS) + SCALES_BYTES;
+constexpr int LDS_BYTES = STAGED_BYTES;  // shared memory of a block
+static_assert(LDS_BYTES <= 49152, "sm_90 has 49152 bytes of shared memory for a block");
 
 constexpr int MAX_GRID_Y = 65535;
 // Rows of blocks are counted on the y axis and, where its limit is reached, on the z axis.

@@ -18,6 +18,9 @@ constexpr int THREAD_COLUMNS = TILE_COLUMNS / THREADS_X;
 constexpr int WIDTH = 96;  // columns of the result
 static_assert(TILE_ROWS == TILE_COLUMNS, "both tiles have the same stride");
 static_assert(TILE_COLUMNS <= BLOCK_SIZE, "a thread decodes a unit of one column");
+constexpr int STAGED_BYTES = 2 * TILE_K * STRIDE * 4;
+constexpr int LDS_BYTES = STAGED_BYTES;  // shared memory of a block
+static_assert(LDS_BYTES <= 65536, "gfx1030 has 65536 bytes of shared memory for a block");
 
 constexpr int MAX_GRID_Y = 65535;
 // Rows of blocks are counted on the y axis and, where its limit is reached, on the z axis.

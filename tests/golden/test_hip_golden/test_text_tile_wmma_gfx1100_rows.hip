@@ -1,15 +1,16 @@
 // normed_rows for hip:gfx1100, rows, 1 row a tile, 256 threads, made by q4jit
 // rows:
 //   v3 = sum(x * x)
-//   v10 = x / sqrt(v3 / 512 + 1e-05) * gain
 //   temp0 = v3
-//   x0 = v10
-//   v10 = v10
+//   x0 = x / sqrt(v3 / 512 + 1e-05) * gain
 
 constexpr int BLOCK_SIZE = 256;
 static_assert(BLOCK_SIZE % WAVE == 0 && BLOCK_SIZE <= 1024, "a block is whole waves");
 constexpr int TERMS = 3;  // bf16 numbers that make up one x
 constexpr int K = 512;
+constexpr int STAGED_BYTES = 0;
+constexpr int LDS_BYTES = STAGED_BYTES + BLOCK_SIZE / WAVE * 4;  // shared memory of a block
+static_assert(LDS_BYTES <= 65536, "gfx1100 has 65536 bytes of shared memory for a block");
 
 constexpr int MAX_GRID_Y = 65535;
 // Rows of blocks are counted on the y axis and, where its limit is reached, on the z axis.
