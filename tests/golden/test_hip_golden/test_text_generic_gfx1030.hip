@@ -7,6 +7,8 @@ static_assert(BLOCK_SIZE % WAVE == 0 && BLOCK_SIZE <= 1024, "a block is whole wa
 constexpr int CHUNK_UNITS = 128;  // of a column, in shared memory at a time
 constexpr int STAGED_BYTES = CHUNK_UNITS * 32 * 4;
 constexpr int CHUNK = CHUNK_UNITS * 32;  // elements
+constexpr int LDS_BYTES = STAGED_BYTES + BLOCK_SIZE / WAVE * 4;  // shared memory of a block
+static_assert(LDS_BYTES <= 65536, "gfx1030 has 65536 bytes of shared memory for a block");
 
 constexpr int MAX_GRID_Y = 65535;
 // Rows of blocks are counted on the y axis and, where its limit is reached, on the z axis.
