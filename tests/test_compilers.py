@@ -150,9 +150,11 @@ def test_hiprtc_and_hipcc_agree(arch: str) -> None:
             where = (kernel.name, info, wanted)
             assert (info.scratch_bytes, info.vgpr_spills, info.sgpr_spills) == (0, 0, 0), where
             assert info.lds_bytes == wanted.lds_bytes, where
-            for kind in ("vgprs", "agprs", "sgprs"):
+            for kind in ("vgprs", "agprs"):
                 expected = getattr(wanted, kind)
                 assert getattr(info, kind) == pytest.approx(expected, rel=0.1), where
+            # a wave's own, and handed out 8 at a time: a few more or less are the same
+            assert info.sgprs == pytest.approx(wanted.sgprs, rel=0.1, abs=8), where
             found = counts(by_hiprtc)
             assert found == pytest.approx(counts(by_hipcc), rel=0.1), where
             seen |= {kind for kind, number in found.items() if number}

@@ -191,14 +191,13 @@ DEVICE void compute(const Arguments& a) {
             if (mine == (float)i) v2 = total;
         }
         // Whether a row is rough is the same for the whole block: lanes below meet in shuffles.
-        ROLLED for (int r = 0; r <= last; ++r) {
-            if (x_scales[r * W::UNITS] == x_scales[r * W::UNITS]) continue;  // all are NaN or none
-            ROLLED for (int i = r * COLUMNS; i < (r + 1) * COLUMNS; ++i) {
-                const i64 row = row0 + r;
-                const int column = column0 + i % COLUMNS;
-                const float total = exact_v2(a, row, column < WIDTH ? column : WIDTH - 1, lane);
-                if (mine == (float)i) v2 = total;
-            }
+        ROLLED for (int i = 0; i < ROWS * COLUMNS; ++i) {
+            const int r = i / COLUMNS < last ? i / COLUMNS : last;
+            const float first = x_scales[r * W::UNITS];  // NaN, as all of a rough row
+            if (first == first) continue;
+            const int column = column0 + i % COLUMNS;
+            const float total = exact_v2(a, row0 + r, column < WIDTH ? column : WIDTH - 1, lane);
+            if (mine == (float)i) v2 = total;
         }
     }
 
