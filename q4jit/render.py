@@ -132,11 +132,23 @@ class _Field:
 
 @dataclass(frozen=True)
 class _Plane:
+    """first, words: where its 16-byte words of a unit stand among those of all planes."""
+
     field: str
     bits: int
     width_bytes: int
     run_elements: int
     lshift: int
+    first: int
+
+    @property
+    def words(self) -> int:
+        return 1 if self.width_bytes == 16 else 2
+
+    @property
+    def is_split(self) -> bool:
+        """Whether the units of a block share its bytes."""
+        return self.width_bytes != 16 and self.bits != 8
 
     @property
     def mask(self) -> str:
@@ -230,10 +242,16 @@ class _Weight:
 
     @property
     def planes(self) -> list[_Plane]:
-        return [
-            _Plane(f"QUANTS{i}", p.bits, p.width_bytes, p.run_elements, p.lshift)
-            for i, p in enumerate(self._fmt.planes)
-        ]
+        found: list[_Plane] = []
+        for i, p in enumerate(self._fmt.planes):
+            shape = p.bits, p.width_bytes, p.run_elements, p.lshift
+            found.append(_Plane(f"QUANTS{i}", *shape, sum(q.words for q in found)))
+        return found
+
+    @property
+    def words(self) -> int:
+        """Loads of 16 bytes for the quants of a unit."""
+        return sum(plane.words for plane in self.planes)
 
 
 @dataclass(frozen=True)

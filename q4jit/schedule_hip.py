@@ -40,7 +40,9 @@ MAX_GRID_Y: Final = 65535  # CUDA's and HIP's limit; further rows of blocks go t
 _ARGUMENTS: Final = {"load": "array", "ids": "ids", "scalar": "scalar"}  # a slot's kind, by op
 _DECODERS: Final = {"dequantize": DEQUANTIZE, "rows": LOOKUP}
 _GEMV_ROWS: Final = (1, 2, 4, 8, 16)
-_GEMV_COLUMNS: Final = {1: 4, 2: 2, 4: 1, 8: 1, 16: 1}  # more would keep more of x in registers
+# measured on an H100: more columns share a reading of x, fewer leave more waves to hide latency
+_GEMV_COLUMNS: Final = {1: 2, 2: 4, 4: 2, 8: 2}
+_DOT_COLUMNS: Final = {1: 4, 2: 2, 4: 1, 8: 1, 16: 1}
 _GEMV_MOST_ROWS: Final = 8  # of f32 in shared memory beside each other
 _GEMV_MOST_LANES: Final = 32  # that share a column: with more, x of 8 rows is beyond 48 KiB
 _BLOCK_SIZE: Final = 256
@@ -86,6 +88,9 @@ class HipKernel(Kernel):
 
     layout: of every weight that it reads. rows_per_tile, columns: rows of x and columns of the
     result that a block (`gemv`: a wave) computes. lanes: threads of a wave that share a column.
+    ahead: units that each of them loads before their turn. scales_late: a unit's quants are
+    multiplied as whole numbers and their sum by the scale (an Inf or NaN there would not meet the
+    quants of 0).
     terms: bf16 numbers that each x is split into for matrix units. int8: x is rounded to int8 for
     dot products.
     """
@@ -98,6 +103,8 @@ class HipKernel(Kernel):
     lanes: int = 1
     terms: int = 0
     int8: bool = False
+    ahead: int = 1
+    scales_late: bool = False
 
     @property
     def rows_class(self) -> str:
@@ -276,7 +283,8 @@ class _Scheduler:
                 most = _GEMV_MOST_ROWS if name == GEMV else _GEMV_ROWS[-1]
                 rows = min(m_class(self.target, m, self.tuning), most)
                 lanes = self._lanes(kernel)
-                columns = min(_GEMV_COLUMNS[rows], lanes)
+                by_rows = _GEMV_COLUMNS if name == GEMV else _DOT_COLUMNS
+                columns = min(by_rows[rows], lanes)
                 return self._of(
                     kernel,
                     schedule=name,
@@ -284,6 +292,7 @@ class _Scheduler:
                     columns=columns,
                     lanes=lanes,
                     int8=name == GEMV_DOT,
+                    scales_late=self._are_finite_blocks(kernel.sections[0]),
                 )
             case "element":
                 return self._of(kernel, schedule=name)
@@ -305,6 +314,8 @@ class _Scheduler:
         lanes: int = 1,
         terms: int = 0,
         int8: bool = False,
+        ahead: int = 1,
+        scales_late: bool = False,
     ) -> HipKernel:
         tiles = {TILE_FMA, TILE_MATRIX}
         block_size = _BLOCK_SIZE if schedule in tiles else self.tuning.block_size or _BLOCK_SIZE
@@ -324,11 +335,13 @@ class _Scheduler:
             lanes,
             terms,
             int8,
+            ahead,
+            scales_late,
         )
 
     def _schedule_of(self, kernel: Kernel, section: Section, m: int) -> str:
         # the matrix units and the dot products know whole numbers only, and no NaN among scales
-        suits = all(self._is_finite_blocks(p) for p in section.products)
+        suits = self._are_finite_blocks(section)
         suits_matrix = suits and self.target.hip.matrix is not None
         suits_dot = suits and self.tuning.precision == "i8"
         wish = self.tuning.schedule
@@ -348,6 +361,9 @@ class _Scheduler:
         if m <= _GEMV_ROWS[-1]:
             return GEMV_DOT if suits_dot else GEMV
         return TILE_MATRIX if suits_matrix else TILE_FMA
+
+    def _are_finite_blocks(self, section: Section) -> bool:
+        return all(self._is_finite_blocks(product) for product in section.products)
 
     def _is_finite_blocks(self, product: Node) -> bool:
         spec = self.graph.signature[product.arg]

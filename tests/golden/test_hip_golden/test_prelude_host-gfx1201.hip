@@ -72,7 +72,7 @@ DEVICE u16 f32_to_half(float x) {
         return (u16)(sign | (as_u32(as_f32(magnitude) + 0.5f) - as_u32(0.5f)));
     return (u16)(sign | (magnitude - (112u << 23) + 0xFFF + (magnitude >> 13 & 1)) >> 13);
 }
-DEVICE float byte_to_f32(u32 word, int b) { return (float)(word >> 8 * b & 0xFF); }
+DEVICE float byte_minus(u32 word, int b, float zero) { return (float)(word >> 8 * b & 0xFF) - zero; }
 
 DEVICE i32 dot4(i32 a, i32 b, i32 c) {
     for (int i = 0; i < 4; ++i) c += (i8)(a >> 8 * i) * (i8)(b >> 8 * i);

@@ -63,10 +63,10 @@ DEVICE u16 f32_to_half(float x) {
     asm("cvt.rn.f16.f32 %0, %1;" : "=h"(narrow) : "f"(x));
     return narrow;
 }
-// Byte b of a word, 0 the lowest. Conversions run at a quarter of the rate of other instructions:
-// put the byte at the end of 2^23 as a float and subtract that.
-DEVICE float byte_to_f32(u32 word, int b) {
-    return as_f32(__byte_perm(word, 0x4B000000u, 0x7440u | (u32)b)) - 8388608.0f;
+// Byte b of a word, 0 the lowest, minus a small whole number. Conversions run at a quarter of the
+// rate of other instructions: put the byte at the end of 2^23 as a float and subtract that too.
+DEVICE float byte_minus(u32 word, int b, float zero) {
+    return as_f32(__byte_perm(word, 0x4B000000u, 0x7440u | (u32)b)) - (8388608.0f + zero);
 }
 
 // c + the sum of four products of signed bytes.

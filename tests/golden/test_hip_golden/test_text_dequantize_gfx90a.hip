@@ -30,53 +30,67 @@ struct Q6_K_512x96 {
     static constexpr i64 D_AT = 39936;
     static constexpr int D_STRIDE = 2;  // bytes from block to block
 
-    // 32 quants, four to a word in the order of the elements.
-    DEVICE void quants(const u8* w, i64 column, int unit, u32 (&q)[8]) {
+    // A unit as it is stored: loaded early, unpacked when it is needed.
+    struct Stored {
+        u32x4 words[4];
+        u16 d;
+        u16 scales;
+    };
+
+    DEVICE Stored load(const u8* w, i64 column, int unit) {
         const i64 block = column * BLOCKS + unit / BLOCK_UNITS;
+        const int element = unit % BLOCK_UNITS * 32;
+        Stored stored;
+        {
+            const u8* at = w + QUANTS0_AT + block * QUANTS0_STRIDE +
+                element / 128 * 64 + element % 64;
+            UNROLL for (int i = 0; i < 2; ++i)
+                stored.words[i] = stream_16(at + 16 * i);
+        }
+        {
+            const u8* at = w + QUANTS1_AT + block * QUANTS1_STRIDE +
+                element / 128 * 32 + element % 32;
+            UNROLL for (int i = 0; i < 2; ++i)
+                stored.words[2 + i] = stream_16(at + 16 * i);
+        }
+        stored.d = *(const u16*)(w + D_AT + block * D_STRIDE);
+        stored.scales = *(const u16*)(w + SCALES_AT + block * SCALES_STRIDE + unit % BLOCK_UNITS * 2);
+        return stored;
+    }
+
+    // 32 quants, four to a word in the order of the elements.
+    DEVICE void quants(const Stored& stored, int unit, u32 (&q)[8]) {
         const int element = unit % BLOCK_UNITS * 32;
         {
             // 2 elements a byte, which lie 64 apart
-            const int within = element % 128;
-            const int shift = 4 * (within / 64);
-            const u8* at = w + QUANTS0_AT + block * QUANTS0_STRIDE +
-                element / 128 * 64 + within % 64;
-            UNROLL for (int i = 0; i < 2; ++i) {
-                const u32x4 words = stream_16(at + 16 * i);
-                UNROLL for (int j = 0; j < 4; ++j)
-                    q[4 * i + j] = words[j] >> shift & 0x0f0f0f0fu;
-            }
+            const int shift = 4 * (element % 128 / 64);
+            UNROLL for (int i = 0; i < 8; ++i)
+                q[i] = stored.words[0 + i / 4][i % 4] >> shift & 0x0f0f0f0fu;
         }
         {
             // 4 elements a byte, which lie 32 apart
-            const int within = element % 128;
-            const int shift = 2 * (within / 32);
-            const u8* at = w + QUANTS1_AT + block * QUANTS1_STRIDE +
-                element / 128 * 32 + within % 32;
-            UNROLL for (int i = 0; i < 2; ++i) {
-                const u32x4 words = stream_16(at + 16 * i);
-                UNROLL for (int j = 0; j < 4; ++j)
-                    q[4 * i + j] |= (words[j] >> shift & 0x03030303u) << 4;
-            }
+            const int shift = 2 * (element % 128 / 32);
+            UNROLL for (int i = 0; i < 8; ++i)
+                q[i] |= (stored.words[2 + i / 4][i % 4] >> shift & 0x03030303u) << 4;
         }
     }
 
-    // Quant i of a unit, 0 at the value 0: a small whole number.
-    DEVICE float centred(const u32 (&q)[8], int i) { return byte_to_f32(q[i / 4], i % 4) - ZERO; }
+    // Quant i of a unit, 0 at the value 0 and counted from `zero`: a small whole number.
+    DEVICE float centred(const u32 (&q)[8], int i, float zero = 0.0f) {
+        return byte_minus(q[i / 4], i % 4, ZERO + zero);
+    }
 
     // What the 16 elements of either half of a unit are multiplied by.
-    DEVICE float scale(const u8* w, i64 column, int unit, int half) {
-        const i64 block = column * BLOCKS + unit / BLOCK_UNITS;
-        const float d = half_to_f32(*(const u16*)(w + D_AT + block * D_STRIDE));
-        const u8* scales = w + SCALES_AT + block * SCALES_STRIDE;
-        return d * (float)(i8)scales[unit % BLOCK_UNITS * 2 + half];
+    DEVICE float scale(const Stored& stored, int half) {
+        return half_to_f32(stored.d) * (float)(i8)(stored.scales >> (8 * half));
     }
 
     // 32 values, rounded as the reference rounds.
-    DEVICE void decode(const u8* w, i64 column, int unit, float (&values)[32]) {
+    DEVICE void decode(const Stored& stored, int unit, float (&values)[32]) {
         u32 q[8];
-        quants(w, column, unit, q);
+        quants(stored, unit, q);
         UNROLL for (int half = 0; half < 2; ++half) {
-            const float factor = scale(w, column, unit, half);
+            const float factor = scale(stored, half);
             UNROLL for (int i = 16 * half; i < 16 * half + 16; ++i)
                 values[i] = centred(q, i) * factor;
         }
@@ -98,7 +112,7 @@ DEVICE void compute(const Arguments& a) {
     const int unit = (int)(index / W::N);
     if (unit >= W::UNITS) return;
     float values[32];
-    W::decode(a.w, column, unit, values);
+    W::decode(W::load(a.w, column, unit), unit, values);
     UNROLL for (int i = 0; i < 32; ++i)
         if (unit * 32 + i < W::K) a.output0[(i64)(unit * 32 + i) * W::N + column] = values[i];
 }

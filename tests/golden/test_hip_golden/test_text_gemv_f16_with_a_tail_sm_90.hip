@@ -8,7 +8,7 @@
 constexpr int BLOCK_SIZE = 256;
 static_assert(BLOCK_SIZE % WAVE == 0 && BLOCK_SIZE <= 1024, "a block is whole waves");
 constexpr int ROWS = 2;  // of x, which share one decoding
-constexpr int COLUMNS = 2;  // of the result, which share one reading of x
+constexpr int COLUMNS = 4;  // of the result, which share one reading of x
 constexpr int LANES = 16;  // share the units of a column
 constexpr int GROUPS = BLOCK_SIZE / LANES;
 constexpr int WIDTH = 37;  // columns of the result
@@ -16,7 +16,8 @@ static_assert(ROWS * COLUMNS <= LANES, "every result of a group has a lane for i
 static_assert(WAVE % LANES == 0, "lanes of a group exchange sums inside their wave");
 constexpr int K = 40;
 constexpr int UNITS = (K + 31) / 32;  // of a column
-constexpr int CHUNK_UNITS = 2 * LANES;  // of x, in shared memory at a time
+constexpr int AHEAD = 1;  // units of a lane that are loaded before their turn
+constexpr int CHUNK_UNITS = AHEAD * LANES;  // of x, in shared memory at a time
 constexpr int UNIT_STRIDE = 36;  // in floats: 16-byte loads of neighbouring lanes meet all banks
 constexpr int ROW_STRIDE = CHUNK_UNITS * UNIT_STRIDE;
 constexpr int STAGED_BYTES = ROWS * ROW_STRIDE * 4;
@@ -44,14 +45,20 @@ struct F16_40x37 {
     static constexpr int UNITS = (K + 31) / 32;  // of a column
     static constexpr i64 COLUMN_BYTES = 128;
 
-    // 32 values; beyond K they are 0.
-    DEVICE void decode(const u8* w, i64 column, int unit, float (&values)[32]) {
+    // A unit as it is stored: loaded early, decoded when it is needed.
+    struct Stored { u32x4 words[4]; };
+
+    DEVICE Stored load(const u8* w, i64 column, int unit) {
+        Stored stored;
         const u8* at = w + column * COLUMN_BYTES + unit * 64;
-        UNROLL for (int i = 0; i < 4; ++i) {
-            const u32x4 words = stream_16(at + 16 * i);
-            UNROLL for (int j = 0; j < 8; ++j)
-                values[8 * i + j] = half_to_f32((u16)(words[j / 2] >> (16 * (j % 2))));
-        }
+        UNROLL for (int i = 0; i < 4; ++i) stored.words[i] = stream_16(at + 16 * i);
+        return stored;
+    }
+
+    // 32 values; beyond K they are 0.
+    DEVICE void decode(const Stored& stored, int, float (&values)[32]) {
+        UNROLL for (int i = 0; i < 32; ++i)
+            values[i] = half_to_f32((u16)(stored.words[i / 8][i / 2 % 4] >> (16 * (i % 2))));
     }
 };
 
@@ -74,8 +81,9 @@ DEVICE void epilogue(const Arguments& a, i64 row, int column, float v1) {
 }
 
 // A group of lanes computes COLUMNS columns for ROWS rows: each lane takes every LANES-th unit of a
-// column, decodes it once for all rows, and the lanes add up their sums. x comes from shared memory:
-// there lanes read their units side by side, which lie 128 bytes apart in a row.
+// column, decodes it once for all rows, and the lanes add up their sums. Units are loaded
+// AHEAD of their turn, the first while x is staged. x comes from shared memory: there lanes read
+// their units side by side, which lie 128 bytes apart in a row.
 DEVICE void compute(const Arguments& a) {
     const i64 m = a.m;
     SHARED float x_tile[ROWS * ROW_STRIDE];
@@ -83,8 +91,16 @@ DEVICE void compute(const Arguments& a) {
     const i64 row0 = block_of_rows() * ROWS;
     const int column0 = (block_x() * GROUPS + thread_index() / LANES) * COLUMNS;
 
+    int columns[COLUMNS];
+    UNROLL for (int c = 0; c < COLUMNS; ++c) columns[c] = column0 + c < WIDTH ? column0 + c : WIDTH - 1;
     float v1_sums[ROWS][COLUMNS] = {};
-    for (int first = 0; first < UNITS; first += CHUNK_UNITS) {
+    F16_40x37::Stored v1_ahead[AHEAD][COLUMNS];
+    UNROLL for (int i = 0; i < AHEAD; ++i) {
+        const int unit = i * LANES + lane < UNITS ? i * LANES + lane : UNITS - 1;
+        UNROLL for (int c = 0; c < COLUMNS; ++c)
+            v1_ahead[i][c] = F16_40x37::load(a.w, columns[c], unit);
+    }
+    ROLLED for (int first = 0; first < UNITS; first += CHUNK_UNITS) {
         block_barrier();  // the x before may still be read
         UNROLL for (int r = 0; r < ROWS; ++r) {
             const i64 row = row0 + r < m ? row0 + r : m - 1;
@@ -95,17 +111,22 @@ DEVICE void compute(const Arguments& a) {
             }
         }
         block_barrier();
-        const int end = first + CHUNK_UNITS < UNITS ? first + CHUNK_UNITS : UNITS;
-        ROLLED for (int unit = first + lane; unit < end; unit += LANES) {
-            const float* x = x_tile + (unit - first) * UNIT_STRIDE;
+        UNROLL for (int i = 0; i < AHEAD; ++i) {
+            const int unit = first + i * LANES + lane;
+            if (unit >= UNITS) break;  // an Inf there times the 0 of x would be NaN
+            const float* x = x_tile + (i * LANES + lane) * UNIT_STRIDE;
+            const int next = unit + CHUNK_UNITS < UNITS ? unit + CHUNK_UNITS : unit;
             UNROLL for (int c = 0; c < COLUMNS; ++c) {
-                const int column = column0 + c < WIDTH ? column0 + c : WIDTH - 1;
-                float w[32];
-                F16_40x37::decode(a.w, column, unit, w);
-                UNROLL for (int r = 0; r < ROWS; ++r) {
-                    UNROLL for (int i = 0; i < 32; ++i)
-                        v1_sums[r][c] = fma_f32(x[r * ROW_STRIDE + i], w[i], v1_sums[r][c]);
-                    if (ROWS > 1) settle(v1_sums[r][c]);
+                {
+                    using W = F16_40x37;
+                    float w[32];
+                    W::decode(v1_ahead[i][c], unit, w);
+                    v1_ahead[i][c] = W::load(a.w, columns[c], next);
+                    UNROLL for (int r = 0; r < ROWS; ++r) {
+                        UNROLL for (int j = 0; j < 32; ++j)
+                            v1_sums[r][c] = fma_f32(x[r * ROW_STRIDE + j], w[j], v1_sums[r][c]);
+                        if (ROWS > 1) settle(v1_sums[r][c]);
+                    }
                 }
             }
         }

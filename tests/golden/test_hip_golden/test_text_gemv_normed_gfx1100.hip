@@ -8,15 +8,18 @@
 constexpr int BLOCK_SIZE = 256;
 static_assert(BLOCK_SIZE % WAVE == 0 && BLOCK_SIZE <= 1024, "a block is whole waves");
 constexpr int ROWS = 1;  // of x, which share one decoding
-constexpr int COLUMNS = 4;  // of the result, which share one reading of x
+constexpr int COLUMNS = 2;  // of the result, which share one reading of x
 constexpr int LANES = 16;  // share the units of a column
 constexpr int GROUPS = BLOCK_SIZE / LANES;
 constexpr int WIDTH = 512;  // columns of the result
 static_assert(ROWS * COLUMNS <= LANES, "every result of a group has a lane for its epilogue");
 static_assert(WAVE % LANES == 0, "lanes of a group exchange sums inside their wave");
 constexpr int K = 512;
+// Of x in shared memory: 32 products with quants up to 255 cannot overflow before their scale.
+constexpr float X_SCALE = 0x1p-13f;
 constexpr int UNITS = (K + 31) / 32;  // of a column
-constexpr int CHUNK_UNITS = 4 * LANES;  // of x, in shared memory at a time
+constexpr int AHEAD = 1;  // units of a lane that are loaded before their turn
+constexpr int CHUNK_UNITS = AHEAD * LANES;  // of x, in shared memory at a time
 constexpr int UNIT_STRIDE = 36;  // in floats: 16-byte loads of neighbouring lanes meet all banks
 constexpr int ROW_STRIDE = CHUNK_UNITS * UNIT_STRIDE;
 constexpr int STAGED_BYTES = ROWS * ROW_STRIDE * 4;
@@ -52,32 +55,47 @@ struct Q4_0_512x512 {
     static constexpr i64 D_AT = 131072;
     static constexpr int D_STRIDE = 2;  // bytes from block to block
 
-    // 32 quants, four to a word in the order of the elements.
-    DEVICE void quants(const u8* w, i64 column, int unit, u32 (&q)[8]) {
+    // A unit as it is stored: loaded early, unpacked when it is needed.
+    struct Stored {
+        u32x4 words[1];
+        u16 d;
+    };
+
+    DEVICE Stored load(const u8* w, i64 column, int unit) {
         const i64 block = column * BLOCKS + unit / BLOCK_UNITS;
+        Stored stored;
         {
-            const u32x4 words = stream_16(w + QUANTS0_AT + block * QUANTS0_STRIDE);
-            UNROLL for (int i = 0; i < 4; ++i) {
-                q[i] = words[i] & 0x0f0f0f0fu;
-                q[i + 4] = words[i] >> 4 & 0x0f0f0f0fu;
-            }
+            const u8* at = w + QUANTS0_AT + block * QUANTS0_STRIDE;
+            stored.words[0] = stream_16(at);
+        }
+        stored.d = *(const u16*)(w + D_AT + block * D_STRIDE);
+        return stored;
+    }
+
+    // 32 quants, four to a word in the order of the elements.
+    DEVICE void quants(const Stored& stored, int unit, u32 (&q)[8]) {
+        UNROLL for (int i = 0; i < 4; ++i) {
+            const u32 word = stored.words[0][i];
+            q[i] = word & 0x0f0f0f0fu;
+            q[i + 4] = word >> 4 & 0x0f0f0f0fu;
         }
     }
 
-    // Quant i of a unit, 0 at the value 0: a small whole number.
-    DEVICE float centred(const u32 (&q)[8], int i) { return byte_to_f32(q[i / 4], i % 4) - ZERO; }
+    // Quant i of a unit, 0 at the value 0 and counted from `zero`: a small whole number.
+    DEVICE float centred(const u32 (&q)[8], int i, float zero = 0.0f) {
+        return byte_minus(q[i / 4], i % 4, ZERO + zero);
+    }
 
     // What the 32 elements of a unit are multiplied by.
-    DEVICE float scale(const u8* w, i64 column, int unit, int half) {
-        const i64 block = column * BLOCKS + unit / BLOCK_UNITS;
-        return half_to_f32(*(const u16*)(w + D_AT + block * D_STRIDE));
+    DEVICE float scale(const Stored& stored, int) {
+        return half_to_f32(stored.d);
     }
 
     // 32 values, rounded as the reference rounds.
-    DEVICE void decode(const u8* w, i64 column, int unit, float (&values)[32]) {
+    DEVICE void decode(const Stored& stored, int unit, float (&values)[32]) {
         u32 q[8];
-        quants(w, column, unit, q);
-        const float factor = scale(w, column, unit, 0);
+        quants(stored, unit, q);
+        const float factor = scale(stored, 0);
         UNROLL for (int i = 0; i < 32; ++i) values[i] = centred(q, i) * factor;
     }
 };
@@ -103,8 +121,9 @@ DEVICE void epilogue(const Arguments& a, i64 row, int column, float v11) {
 }
 
 // A group of lanes computes COLUMNS columns for ROWS rows: each lane takes every LANES-th unit of a
-// column, decodes it once for all rows, and the lanes add up their sums. x comes from shared memory:
-// there lanes read their units side by side, which lie 128 bytes apart in a row.
+// column, decodes it once for all rows, and the lanes add up their sums. Units are loaded
+// AHEAD of their turn, the first while x is staged. x comes from shared memory: there lanes read
+// their units side by side, which lie 128 bytes apart in a row.
 DEVICE void compute(const Arguments& a) {
     const i64 m = a.m;
     SHARED float x_tile[ROWS * ROW_STRIDE];
@@ -112,29 +131,49 @@ DEVICE void compute(const Arguments& a) {
     const i64 row0 = block_of_rows() * ROWS;
     const int column0 = (block_x() * GROUPS + thread_index() / LANES) * COLUMNS;
 
+    int columns[COLUMNS];
+    UNROLL for (int c = 0; c < COLUMNS; ++c) columns[c] = column0 + c < WIDTH ? column0 + c : WIDTH - 1;
     float v11_sums[ROWS][COLUMNS] = {};
-    for (int first = 0; first < UNITS; first += CHUNK_UNITS) {
+    Q4_0_512x512::Stored v11_ahead[AHEAD][COLUMNS];
+    UNROLL for (int i = 0; i < AHEAD; ++i) {
+        const int unit = i * LANES + lane < UNITS ? i * LANES + lane : UNITS - 1;
+        UNROLL for (int c = 0; c < COLUMNS; ++c)
+            v11_ahead[i][c] = Q4_0_512x512::load(a.w, columns[c], unit);
+    }
+    ROLLED for (int first = 0; first < UNITS; first += CHUNK_UNITS) {
         block_barrier();  // the x before may still be read
         UNROLL for (int r = 0; r < ROWS; ++r) {
             const i64 row = row0 + r < m ? row0 + r : m - 1;
             for (int k = thread_index(); k < CHUNK_UNITS * 32; k += BLOCK_SIZE) {
                 const bool inside = first * 32 + k < K;
                 x_tile[r * ROW_STRIDE + k / 32 * UNIT_STRIDE + k % 32] =
-                    inside ? x_value(a, row, first * 32 + k) : 0.0f;
+                    inside ? x_value(a, row, first * 32 + k) * X_SCALE : 0.0f;
             }
         }
         block_barrier();
-        const int end = first + CHUNK_UNITS < UNITS ? first + CHUNK_UNITS : UNITS;
-        ROLLED for (int unit = first + lane; unit < end; unit += LANES) {
-            const float* x = x_tile + (unit - first) * UNIT_STRIDE;
+        UNROLL for (int i = 0; i < AHEAD; ++i) {
+            const int unit = first + i * LANES + lane;
+            if (unit >= UNITS) break;  // an Inf there times the 0 of x would be NaN
+            const float* x = x_tile + (i * LANES + lane) * UNIT_STRIDE;
+            const int next = unit + CHUNK_UNITS < UNITS ? unit + CHUNK_UNITS : unit;
             UNROLL for (int c = 0; c < COLUMNS; ++c) {
-                const int column = column0 + c < WIDTH ? column0 + c : WIDTH - 1;
-                float w[32];
-                Q4_0_512x512::decode(a.w, column, unit, w);
-                UNROLL for (int r = 0; r < ROWS; ++r) {
-                    UNROLL for (int i = 0; i < 32; ++i)
-                        v11_sums[r][c] = fma_f32(x[r * ROW_STRIDE + i], w[i], v11_sums[r][c]);
-                    if (ROWS > 1) settle(v11_sums[r][c]);
+                {
+                    using W = Q4_0_512x512;
+                    u32 q[8];
+                    W::quants(v11_ahead[i][c], unit, q);
+                    float scales[1];
+                    UNROLL for (int h = 0; h < 1; ++h) scales[h] = W::scale(v11_ahead[i][c], h) / X_SCALE;
+                    v11_ahead[i][c] = W::load(a.w, columns[c], next);
+                    UNROLL for (int r = 0; r < ROWS; ++r) {
+                        float& sum = v11_sums[r][c];
+                        UNROLL for (int h = 0; h < 1; ++h) {
+                            float dot = 0.0f;
+                            UNROLL for (int j = 32 * h; j < 32 * (h + 1); ++j)
+                                dot = fma_f32(x[r * ROW_STRIDE + j], W::centred(q, j), dot);
+                            sum = fma_f32(scales[h], dot, sum);
+                        }
+                        if (ROWS > 1) settle(sum);
+                    }
                 }
             }
         }

@@ -26,33 +26,45 @@ struct Q8_0_512x96 {
     static constexpr i64 D_AT = 49152;
     static constexpr int D_STRIDE = 2;  // bytes from block to block
 
-    // 32 quants, four to a word in the order of the elements.
-    DEVICE void quants(const u8* w, i64 column, int unit, u32 (&q)[8]) {
+    // A unit as it is stored: loaded early, unpacked when it is needed.
+    struct Stored {
+        u32x4 words[2];
+        u16 d;
+    };
+
+    DEVICE Stored load(const u8* w, i64 column, int unit) {
         const i64 block = column * BLOCKS + unit / BLOCK_UNITS;
+        Stored stored;
         {
             const u8* at = w + QUANTS0_AT + block * QUANTS0_STRIDE;
-            UNROLL for (int i = 0; i < 2; ++i) {
-                const u32x4 words = stream_16(at + 16 * i);
-                UNROLL for (int j = 0; j < 4; ++j) q[4 * i + j] = words[j];
-            }
+            UNROLL for (int i = 0; i < 2; ++i)
+                stored.words[i] = stream_16(at + 16 * i);
         }
+        stored.d = *(const u16*)(w + D_AT + block * D_STRIDE);
+        return stored;
+    }
+
+    // 32 quants, four to a word in the order of the elements.
+    DEVICE void quants(const Stored& stored, int unit, u32 (&q)[8]) {
+        UNROLL for (int i = 0; i < 8; ++i) q[i] = stored.words[0 + i / 4][i % 4];
         UNROLL for (int i = 0; i < 8; ++i) q[i] ^= 0x80808080u;  // signed bytes, counted from -128
     }
 
-    // Quant i of a unit, 0 at the value 0: a small whole number.
-    DEVICE float centred(const u32 (&q)[8], int i) { return byte_to_f32(q[i / 4], i % 4) - ZERO; }
+    // Quant i of a unit, 0 at the value 0 and counted from `zero`: a small whole number.
+    DEVICE float centred(const u32 (&q)[8], int i, float zero = 0.0f) {
+        return byte_minus(q[i / 4], i % 4, ZERO + zero);
+    }
 
     // What the 32 elements of a unit are multiplied by.
-    DEVICE float scale(const u8* w, i64 column, int unit, int half) {
-        const i64 block = column * BLOCKS + unit / BLOCK_UNITS;
-        return half_to_f32(*(const u16*)(w + D_AT + block * D_STRIDE));
+    DEVICE float scale(const Stored& stored, int) {
+        return half_to_f32(stored.d);
     }
 
     // 32 values, rounded as the reference rounds.
-    DEVICE void decode(const u8* w, i64 column, int unit, float (&values)[32]) {
+    DEVICE void decode(const Stored& stored, int unit, float (&values)[32]) {
         u32 q[8];
-        quants(w, column, unit, q);
-        const float factor = scale(w, column, unit, 0);
+        quants(stored, unit, q);
+        const float factor = scale(stored, 0);
         UNROLL for (int i = 0; i < 32; ++i) values[i] = centred(q, i) * factor;
     }
 };
@@ -75,7 +87,7 @@ DEVICE void compute(const Arguments& a) {
     const i64 id = a.ids[row];
     const bool known = id >= 0 && id < W::N;
     float values[32];
-    W::decode(a.table, known ? id : 0, unit, values);
+    W::decode(W::load(a.table, known ? id : 0, unit), unit, values);
     UNROLL for (int i = 0; i < 32; ++i) {
         if (unit * 32 + i >= W::K) continue;
         a.output0[row * W::K + unit * 32 + i] = known ? values[i] : as_f32(0x7fc00000u);

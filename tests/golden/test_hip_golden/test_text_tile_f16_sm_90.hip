@@ -49,53 +49,67 @@ struct Q6_K_512x96 {
     static constexpr i64 D_AT = 39936;
     static constexpr int D_STRIDE = 2;  // bytes from block to block
 
-    // 32 quants, four to a word in the order of the elements.
-    DEVICE void quants(const u8* w, i64 column, int unit, u32 (&q)[8]) {
+    // A unit as it is stored: loaded early, unpacked when it is needed.
+    struct Stored {
+        u32x4 words[4];
+        u16 d;
+        u16 scales;
+    };
+
+    DEVICE Stored load(const u8* w, i64 column, int unit) {
         const i64 block = column * BLOCKS + unit / BLOCK_UNITS;
+        const int element = unit % BLOCK_UNITS * 32;
+        Stored stored;
+        {
+            const u8* at = w + QUANTS0_AT + block * QUANTS0_STRIDE +
+                element / 128 * 64 + element % 64;
+            UNROLL for (int i = 0; i < 2; ++i)
+                stored.words[i] = stream_16(at + 16 * i);
+        }
+        {
+            const u8* at = w + QUANTS1_AT + block * QUANTS1_STRIDE +
+                element / 128 * 32 + element % 32;
+            UNROLL for (int i = 0; i < 2; ++i)
+                stored.words[2 + i] = stream_16(at + 16 * i);
+        }
+        stored.d = *(const u16*)(w + D_AT + block * D_STRIDE);
+        stored.scales = *(const u16*)(w + SCALES_AT + block * SCALES_STRIDE + unit % BLOCK_UNITS * 2);
+        return stored;
+    }
+
+    // 32 quants, four to a word in the order of the elements.
+    DEVICE void quants(const Stored& stored, int unit, u32 (&q)[8]) {
         const int element = unit % BLOCK_UNITS * 32;
         {
             // 2 elements a byte, which lie 64 apart
-            const int within = element % 128;
-            const int shift = 4 * (within / 64);
-            const u8* at = w + QUANTS0_AT + block * QUANTS0_STRIDE +
-                element / 128 * 64 + within % 64;
-            UNROLL for (int i = 0; i < 2; ++i) {
-                const u32x4 words = stream_16(at + 16 * i);
-                UNROLL for (int j = 0; j < 4; ++j)
-                    q[4 * i + j] = words[j] >> shift & 0x0f0f0f0fu;
-            }
+            const int shift = 4 * (element % 128 / 64);
+            UNROLL for (int i = 0; i < 8; ++i)
+                q[i] = stored.words[0 + i / 4][i % 4] >> shift & 0x0f0f0f0fu;
         }
         {
             // 4 elements a byte, which lie 32 apart
-            const int within = element % 128;
-            const int shift = 2 * (within / 32);
-            const u8* at = w + QUANTS1_AT + block * QUANTS1_STRIDE +
-                element / 128 * 32 + within % 32;
-            UNROLL for (int i = 0; i < 2; ++i) {
-                const u32x4 words = stream_16(at + 16 * i);
-                UNROLL for (int j = 0; j < 4; ++j)
-                    q[4 * i + j] |= (words[j] >> shift & 0x03030303u) << 4;
-            }
+            const int shift = 2 * (element % 128 / 32);
+            UNROLL for (int i = 0; i < 8; ++i)
+                q[i] |= (stored.words[2 + i / 4][i % 4] >> shift & 0x03030303u) << 4;
         }
     }
 
-    // Quant i of a unit, 0 at the value 0: a small whole number.
-    DEVICE float centred(const u32 (&q)[8], int i) { return byte_to_f32(q[i / 4], i % 4) - ZERO; }
+    // Quant i of a unit, 0 at the value 0 and counted from `zero`: a small whole number.
+    DEVICE float centred(const u32 (&q)[8], int i, float zero = 0.0f) {
+        return byte_minus(q[i / 4], i % 4, ZERO + zero);
+    }
 
     // What the 16 elements of either half of a unit are multiplied by.
-    DEVICE float scale(const u8* w, i64 column, int unit, int half) {
-        const i64 block = column * BLOCKS + unit / BLOCK_UNITS;
-        const float d = half_to_f32(*(const u16*)(w + D_AT + block * D_STRIDE));
-        const u8* scales = w + SCALES_AT + block * SCALES_STRIDE;
-        return d * (float)(i8)scales[unit % BLOCK_UNITS * 2 + half];
+    DEVICE float scale(const Stored& stored, int half) {
+        return half_to_f32(stored.d) * (float)(i8)(stored.scales >> (8 * half));
     }
 
     // 32 values, rounded as the reference rounds.
-    DEVICE void decode(const u8* w, i64 column, int unit, float (&values)[32]) {
+    DEVICE void decode(const Stored& stored, int unit, float (&values)[32]) {
         u32 q[8];
-        quants(w, column, unit, q);
+        quants(stored, unit, q);
         UNROLL for (int half = 0; half < 2; ++half) {
-            const float factor = scale(w, column, unit, half);
+            const float factor = scale(stored, half);
             UNROLL for (int i = 16 * half; i < 16 * half + 16; ++i)
                 values[i] = centred(q, i) * factor;
         }
@@ -127,10 +141,11 @@ DEVICE void epilogue(const Arguments& a, i64 row, int column, float v2) {
 
 // The same product by multiply-add, for rows that bf16 terms do not represent.
 DEVICE float exact_v2(const Arguments& a, i64 row, int column) {
+    using W = Q6_K_512x96;
     float total = 0.0f;
     for (int unit = 0; unit < Q6_K_512x96::UNITS; ++unit) {
         float w[32];
-        Q6_K_512x96::decode(a.w, column, unit, w);
+        W::decode(W::load(a.w, column, unit), unit, w);
         float sum = 0.0f;
         UNROLL for (int i = 0; i < 32; ++i) sum = fma_f32(x_value(a, row, unit * 32 + i), w[i], sum);
         total += sum;
@@ -166,14 +181,15 @@ DEVICE void compute(const Arguments& a) {
         if (thread < TILE_COLUMNS) {
             const int column = column0 + thread < WIDTH ? column0 + thread : WIDTH - 1;
             u32 q[8];
-            Q6_K_512x96::quants(a.w, column, unit, q);
+            const Q6_K_512x96::Stored stored = Q6_K_512x96::load(a.w, column, unit);
+            Q6_K_512x96::quants(stored, unit, q);
             UNROLL for (int i = 0; i < 32; i += 2) {
                 const u32 low = as_u32(Q6_K_512x96::centred(q, i)) >> 16;
                 const u32 high = as_u32(Q6_K_512x96::centred(q, i + 1)) & 0xFFFF0000u;
                 *(u32*)(w_tile + thread * STRIDE + i) = low | high;
             }
             UNROLL for (int half = 0; half < 2; ++half)
-                w_scale[half * TILE_COLUMNS + thread] = Q6_K_512x96::scale(a.w, column, unit, half);
+                w_scale[half * TILE_COLUMNS + thread] = Q6_K_512x96::scale(stored, half);
         }
         block_barrier();
         UNROLL for (int half = 0; half < 2; ++half) {

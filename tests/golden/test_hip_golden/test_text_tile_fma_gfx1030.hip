@@ -95,32 +95,46 @@ struct Q4_1_512x96 {
     static constexpr i64 M_AT = 27648;
     static constexpr int M_STRIDE = 2;  // bytes from block to block
 
-    // 32 quants, four to a word in the order of the elements.
-    DEVICE void quants(const u8* w, i64 column, int unit, u32 (&q)[8]) {
+    // A unit as it is stored: loaded early, unpacked when it is needed.
+    struct Stored {
+        u32x4 words[1];
+        u16 d;
+        u16 m;
+    };
+
+    DEVICE Stored load(const u8* w, i64 column, int unit) {
         const i64 block = column * BLOCKS + unit / BLOCK_UNITS;
+        Stored stored;
         {
-            const u32x4 words = stream_16(w + QUANTS0_AT + block * QUANTS0_STRIDE);
-            UNROLL for (int i = 0; i < 4; ++i) {
-                q[i] = words[i] & 0x0f0f0f0fu;
-                q[i + 4] = words[i] >> 4 & 0x0f0f0f0fu;
-            }
+            const u8* at = w + QUANTS0_AT + block * QUANTS0_STRIDE;
+            stored.words[0] = stream_16(at);
+        }
+        stored.d = *(const u16*)(w + D_AT + block * D_STRIDE);
+        stored.m = *(const u16*)(w + M_AT + block * M_STRIDE);
+        return stored;
+    }
+
+    // 32 quants, four to a word in the order of the elements.
+    DEVICE void quants(const Stored& stored, int unit, u32 (&q)[8]) {
+        UNROLL for (int i = 0; i < 4; ++i) {
+            const u32 word = stored.words[0][i];
+            q[i] = word & 0x0f0f0f0fu;
+            q[i + 4] = word >> 4 & 0x0f0f0f0fu;
         }
     }
 
-    // Quant i of a unit, 0 at the value 0: a small whole number.
-    DEVICE float centred(const u32 (&q)[8], int i) { return byte_to_f32(q[i / 4], i % 4) - ZERO; }
+    // Quant i of a unit, 0 at the value 0 and counted from `zero`: a small whole number.
+    DEVICE float centred(const u32 (&q)[8], int i, float zero = 0.0f) {
+        return byte_minus(q[i / 4], i % 4, ZERO + zero);
+    }
 
     // What the 32 elements of a unit are multiplied by.
-    DEVICE float scale(const u8* w, i64 column, int unit, int half) {
-        const i64 block = column * BLOCKS + unit / BLOCK_UNITS;
-        return half_to_f32(*(const u16*)(w + D_AT + block * D_STRIDE));
+    DEVICE float scale(const Stored& stored, int) {
+        return half_to_f32(stored.d);
     }
 
     // What is added to all 32.
-    DEVICE float minimum(const u8* w, i64 column, int unit) {
-        const i64 block = column * BLOCKS + unit / BLOCK_UNITS;
-        return half_to_f32(*(const u16*)(w + M_AT + block * M_STRIDE));
-    }
+    DEVICE float minimum(const Stored& stored) { return half_to_f32(stored.m); }
 
     // The quant whose value d q + least is next to 0.
     DEVICE float quant_of_zero(float d, float least) {
@@ -130,11 +144,11 @@ struct Q4_1_512x96 {
     }
 
     // 32 values, rounded as the reference rounds.
-    DEVICE void decode(const u8* w, i64 column, int unit, float (&values)[32]) {
+    DEVICE void decode(const Stored& stored, int unit, float (&values)[32]) {
         u32 q[8];
-        quants(w, column, unit, q);
-        const float factor = scale(w, column, unit, 0);
-        const float least = minimum(w, column, unit);
+        quants(stored, unit, q);
+        const float factor = scale(stored, 0);
+        const float least = minimum(stored);
         UNROLL for (int i = 0; i < 32; ++i) values[i] = centred(q, i) * factor + least;
     }
 };
@@ -185,7 +199,8 @@ DEVICE void compute(const Arguments& a) {
         if (thread < TILE_COLUMNS) {
             float w[32];
             const int column = column0 + thread < WIDTH ? column0 + thread : WIDTH - 1;
-            Q4_1_512x96::decode(a.w, column, unit, w);
+            using W = Q4_1_512x96;
+            W::decode(W::load(a.w, column, unit), unit, w);
             UNROLL for (int k = 0; k < TILE_K; ++k) w_tile[k * STRIDE + thread] = w[k];
         }
         block_barrier();

@@ -47,32 +47,46 @@ struct Q4_1_512x96 {
     static constexpr i64 M_AT = 27648;
     static constexpr int M_STRIDE = 2;  // bytes from block to block
 
-    // 32 quants, four to a word in the order of the elements.
-    DEVICE void quants(const u8* w, i64 column, int unit, u32 (&q)[8]) {
+    // A unit as it is stored: loaded early, unpacked when it is needed.
+    struct Stored {
+        u32x4 words[1];
+        u16 d;
+        u16 m;
+    };
+
+    DEVICE Stored load(const u8* w, i64 column, int unit) {
         const i64 block = column * BLOCKS + unit / BLOCK_UNITS;
+        Stored stored;
         {
-            const u32x4 words = stream_16(w + QUANTS0_AT + block * QUANTS0_STRIDE);
-            UNROLL for (int i = 0; i < 4; ++i) {
-                q[i] = words[i] & 0x0f0f0f0fu;
-                q[i + 4] = words[i] >> 4 & 0x0f0f0f0fu;
-            }
+            const u8* at = w + QUANTS0_AT + block * QUANTS0_STRIDE;
+            stored.words[0] = stream_16(at);
+        }
+        stored.d = *(const u16*)(w + D_AT + block * D_STRIDE);
+        stored.m = *(const u16*)(w + M_AT + block * M_STRIDE);
+        return stored;
+    }
+
+    // 32 quants, four to a word in the order of the elements.
+    DEVICE void quants(const Stored& stored, int unit, u32 (&q)[8]) {
+        UNROLL for (int i = 0; i < 4; ++i) {
+            const u32 word = stored.words[0][i];
+            q[i] = word & 0x0f0f0f0fu;
+            q[i + 4] = word >> 4 & 0x0f0f0f0fu;
         }
     }
 
-    // Quant i of a unit, 0 at the value 0: a small whole number.
-    DEVICE float centred(const u32 (&q)[8], int i) { return byte_to_f32(q[i / 4], i % 4) - ZERO; }
+    // Quant i of a unit, 0 at the value 0 and counted from `zero`: a small whole number.
+    DEVICE float centred(const u32 (&q)[8], int i, float zero = 0.0f) {
+        return byte_minus(q[i / 4], i % 4, ZERO + zero);
+    }
 
     // What the 32 elements of a unit are multiplied by.
-    DEVICE float scale(const u8* w, i64 column, int unit, int half) {
-        const i64 block = column * BLOCKS + unit / BLOCK_UNITS;
-        return half_to_f32(*(const u16*)(w + D_AT + block * D_STRIDE));
+    DEVICE float scale(const Stored& stored, int) {
+        return half_to_f32(stored.d);
     }
 
     // What is added to all 32.
-    DEVICE float minimum(const u8* w, i64 column, int unit) {
-        const i64 block = column * BLOCKS + unit / BLOCK_UNITS;
-        return half_to_f32(*(const u16*)(w + M_AT + block * M_STRIDE));
-    }
+    DEVICE float minimum(const Stored& stored) { return half_to_f32(stored.m); }
 
     // The quant whose value d q + least is next to 0.
     DEVICE float quant_of_zero(float d, float least) {
@@ -82,11 +96,11 @@ struct Q4_1_512x96 {
     }
 
     // 32 values, rounded as the reference rounds.
-    DEVICE void decode(const u8* w, i64 column, int unit, float (&values)[32]) {
+    DEVICE void decode(const Stored& stored, int unit, float (&values)[32]) {
         u32 q[8];
-        quants(w, column, unit, q);
-        const float factor = scale(w, column, unit, 0);
-        const float least = minimum(w, column, unit);
+        quants(stored, unit, q);
+        const float factor = scale(stored, 0);
+        const float least = minimum(stored);
         UNROLL for (int i = 0; i < 32; ++i) values[i] = centred(q, i) * factor + least;
     }
 };
@@ -113,10 +127,11 @@ DEVICE void epilogue(const Arguments& a, i64 row, int column, float v1) {
 
 // The same product by multiply-add, for rows that bf16 terms do not represent.
 DEVICE float exact_v1(const Arguments& a, i64 row, int column) {
+    using W = Q4_1_512x96;
     float total = 0.0f;
     for (int unit = 0; unit < Q4_1_512x96::UNITS; ++unit) {
         float w[32];
-        Q4_1_512x96::decode(a.w, column, unit, w);
+        W::decode(W::load(a.w, column, unit), unit, w);
         float sum = 0.0f;
         UNROLL for (int i = 0; i < 32; ++i) sum = fma_f32(x_value(a, row, unit * 32 + i), w[i], sum);
         total += sum;
@@ -155,19 +170,20 @@ DEVICE void compute(const Arguments& a) {
         if (thread < TILE_COLUMNS) {
             const int column = column0 + thread < WIDTH ? column0 + thread : WIDTH - 1;
             u32 q[8];
-            Q4_1_512x96::quants(a.w, column, unit, q);
+            const Q4_1_512x96::Stored stored = Q4_1_512x96::load(a.w, column, unit);
+            Q4_1_512x96::quants(stored, unit, q);
             // Quants are counted from the one next to 0: else d q and m, added up apart, would cancel
             // each other in some elements, and a large x there would leave its rounding error.
-            const float d = Q4_1_512x96::scale(a.w, column, unit, 0);
-            const float least = Q4_1_512x96::minimum(a.w, column, unit);
+            const float d = Q4_1_512x96::scale(stored, 0);
+            const float least = Q4_1_512x96::minimum(stored);
             const float zero = Q4_1_512x96::quant_of_zero(d, least);
             UNROLL for (int i = 0; i < 32; i += 2) {
-                const u32 low = as_u32(Q4_1_512x96::centred(q, i) - zero) >> 16;
-                const u32 high = as_u32(Q4_1_512x96::centred(q, i + 1) - zero) & 0xFFFF0000u;
+                const u32 low = as_u32(Q4_1_512x96::centred(q, i, zero)) >> 16;
+                const u32 high = as_u32(Q4_1_512x96::centred(q, i + 1, zero)) & 0xFFFF0000u;
                 *(u32*)(w_tile + thread * STRIDE + i) = low | high;
             }
             UNROLL for (int half = 0; half < 1; ++half)
-                w_scale[half * TILE_COLUMNS + thread] = Q4_1_512x96::scale(a.w, column, unit, half);
+                w_scale[half * TILE_COLUMNS + thread] = Q4_1_512x96::scale(stored, half);
             w_minimum[thread] = fma_f32(zero, d, least);
         }
         block_barrier();
