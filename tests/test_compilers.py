@@ -472,29 +472,31 @@ def test_the_newest_clang_is_taken(fake: Callable[..., Clang]) -> None:
     assert find_compiler(GFX90A) == Clang("clang", newest.program)
 
 
-@pytest.mark.usefixtures("bare")
-def test_the_compiler_of_rocm_path_comes_first(
-    fake: Callable[..., Clang], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def rocm_hipcc(fake: Callable[..., Clang], tmp_path: Path) -> Path:
+    """A hipcc in PATH, and the same in a folder `rocm` of its own."""
     fake("", "hipcc")
     own = tmp_path / "rocm" / "bin" / "hipcc"
     own.parent.mkdir(parents=True)
     own.symlink_to(tmp_path / "bin" / "hipcc")
+    return own
+
+
+@pytest.mark.usefixtures("bare")
+def test_the_compiler_of_rocm_path_comes_first(
+    rocm_hipcc: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("ROCM_PATH", str(tmp_path / "rocm"))
-    assert find_compiler(GFX90A) == Clang("hipcc", (str(own),))
+    assert find_compiler(GFX90A) == Clang("hipcc", (str(rocm_hipcc),))
 
 
 @pytest.mark.usefixtures("bare")
 def test_a_relative_rocm_path_is_of_the_current_folder(
-    fake: Callable[..., Clang], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    rocm_hipcc: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fake("", "hipcc")
-    own = tmp_path / "rocm" / "bin" / "hipcc"
-    own.parent.mkdir(parents=True)
-    own.symlink_to(tmp_path / "bin" / "hipcc")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ROCM_PATH", "rocm")  # compilers run in a folder of their own
-    assert find_compiler(GFX90A) == Clang("hipcc", (str(own),))
+    assert find_compiler(GFX90A) == Clang("hipcc", (str(rocm_hipcc),))
 
 
 def test_the_asked_compiler_is_taken_or_missed(monkeypatch: pytest.MonkeyPatch) -> None:
