@@ -11,8 +11,8 @@ known row by row first (`rows`). The classes of M, of which each has kernels of 
 what the others are checked and timed against.
 """
 
-from dataclasses import dataclass, replace
-from typing import Final
+from dataclasses import dataclass, fields, replace
+from typing import Any, Final
 
 from q4jit.errors import TargetError
 from q4jit.formats import FORMATS
@@ -304,40 +304,16 @@ class _Scheduler:
             terms=self._terms(name),
         )
 
-    def _of(
-        self,
-        k: Kernel,
-        *,
-        schedule: str,
-        rows_per_tile: int = 1,
-        columns: int = 1,
-        lanes: int = 1,
-        terms: int = 0,
-        int8: bool = False,
-        ahead: int = 1,
-        scales_late: bool = False,
-    ) -> HipKernel:
-        tiles = {TILE_FMA, TILE_MATRIX}
-        block_size = _BLOCK_SIZE if schedule in tiles else self.tuning.block_size or _BLOCK_SIZE
-        return HipKernel(
-            k.name,
-            k.rows,
-            k.x,
-            k.sections,
-            k.loads,
-            k.uniform,
-            k.decoded,
-            schedule,
-            block_size,
-            self.tuning.layout or PLANAR,
-            rows_per_tile,
-            columns,
-            lanes,
-            terms,
-            int8,
-            ahead,
-            scales_late,
+    def _of(self, kernel: Kernel, *, schedule: str, **constants: Any) -> HipKernel:
+        split = {field.name: getattr(kernel, field.name) for field in fields(Kernel)}
+        asked = None if schedule in {TILE_FMA, TILE_MATRIX} else self.tuning.block_size
+        base = HipKernel(
+            **split,
+            schedule=schedule,
+            block_size=asked or _BLOCK_SIZE,
+            layout=self.tuning.layout or PLANAR,
         )
+        return replace(base, **constants)
 
     def _schedule_of(self, kernel: Kernel, section: Section, m: int) -> str:
         # the matrix units and the dot products know whole numbers only, and no NaN among scales
