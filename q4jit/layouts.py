@@ -20,6 +20,12 @@ column after column. So the 16 (or 32, …) bytes of a block's quants are aligne
 wave reads one run of memory. A region starts at a multiple of 256 bytes, the quants first:
 
     [quants of column 0: block 0, 1, …][quants of column 1] …  [scales …]  [d of column 0 …] … [m …]
+
+`planar4` is `planar` for matrix units, where four lanes share a block of 32 elements. Four
+neighbouring blocks of a column (zero blocks fill the last four) are transposed by words of 4 bytes,
+so that what a lane needs of them is one run of 16 bytes:
+
+    [word 0 of blocks 0, 1, 2, 3][word 1 of blocks 0, 1, 2, 3][word 2 …][word 3 …]
 """
 
 from collections.abc import Iterator
@@ -36,6 +42,7 @@ from q4jit.formats import Format
 GGUF: Final = "gguf"
 INTERLEAVED16: Final = "interleaved16"
 PLANAR: Final = "planar"
+PLANAR4: Final = "planar4"
 
 LANES: Final = 16
 FLOAT_BLOCK_ELEMENTS: Final = 32
@@ -142,11 +149,15 @@ class Interleaved:
 
 @dataclass(frozen=True)
 class Planar:
-    """The shape of one weight [K, N] in the `planar` layout; all sizes in bytes."""
+    """The shape of one weight [K, N] in the `planar` layout; all sizes in bytes.
+
+    in_fours: in `planar4`.
+    """
 
     fmt: Format
     k: int
     n: int
+    in_fours: bool = False
 
     @cached_property
     def block_elements(self) -> int:
@@ -156,7 +167,8 @@ class Planar:
     @cached_property
     def blocks(self) -> int:
         """Blocks along K."""
-        return -(-self.k // self.block_elements)
+        blocks = -(-self.k // self.block_elements)
+        return -(-blocks // 4) * 4 if self.in_fours else blocks
 
     @cached_property
     def regions(self) -> dict[str, tuple[int, int]]:
@@ -185,8 +197,10 @@ def pack(fmt: Format, layout: str, rows: NDArray[np.uint8]) -> NDArray[np.uint8]
     """
     if layout == PLANAR:
         return _pack_planar(fmt, rows)
+    if layout == PLANAR4:
+        return _pack_planar4(fmt, rows)
     if layout != INTERLEAVED16:
-        known = f"{INTERLEAVED16!r} and {PLANAR!r}"
+        known = f"{INTERLEAVED16!r}, {PLANAR!r} and {PLANAR4!r}"
         raise FormatError(f"unknown weight layout {layout!r}: known are {known}")
     n, row_bytes = rows.shape
     shape = Interleaved(fmt, row_bytes // fmt.block_bytes * fmt.block_elements, n)
@@ -253,5 +267,34 @@ def _pack_planar(fmt: Format, rows: NDArray[np.uint8]) -> NDArray[np.uint8]:
             blocks = rows.reshape(n, shape.blocks, fmt.block_bytes)
             region.reshape(n, shape.blocks, size)[...] = blocks[..., first : first + size]
     packed[end:] = 0
+    packed.flags.writeable = False
+    return packed
+
+
+def suits_planar4(fmt: Format) -> bool:
+    """Whether a format can be stored in `planar4`: blocks of 32 quants of four bits and a scale."""
+    return [f.name for f in fields(fmt)] == ["d", "quants0"] and fmt.block_bytes == 18
+
+
+def _pack_planar4(fmt: Format, rows: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    if not suits_planar4(fmt):
+        raise FormatError(f"the layout {PLANAR4!r} is for blocks of 18 bytes: {fmt.name} has others")
+    n, row_bytes = rows.shape
+    shape = Planar(fmt, row_bytes // fmt.block_bytes * fmt.block_elements, n, in_fours=True)
+    packed = _aligned_empty(shape.size_bytes)
+    packed[...] = 0
+    blocks = rows.reshape(n, -1, fmt.block_bytes)
+    sources = {field.name: field for field in fields(fmt)}
+    for name, (start, size) in shape.regions.items():
+        region = packed[start : start + n * shape.blocks * size].reshape(n, -1, 4, size)
+        first = sources[name].source_bytes
+        source = np.zeros((n, shape.blocks, size), np.uint8)
+        source[:, : blocks.shape[1]] = blocks[..., first : first + size]
+        fours = source.reshape(n, -1, 4, size)
+        if size > 4:
+            words, target = fours.view("<u4"), region.view("<u4")
+            target[...] = words.swapaxes(2, 3)
+        else:
+            region[...] = fours
     packed.flags.writeable = False
     return packed

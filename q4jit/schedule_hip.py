@@ -17,19 +17,20 @@ from typing import Any, Final
 from q4jit.errors import TargetError
 from q4jit.formats import FORMATS
 from q4jit.ir import Graph, Node, reachable
-from q4jit.layouts import FLOAT_BLOCK_ELEMENTS, PLANAR
+from q4jit.layouts import FLOAT_BLOCK_ELEMENTS, PLANAR, PLANAR4, suits_planar4
 from q4jit.plan import Buffer, Kernel, Plan, Section, Slot, Store, split
 from q4jit.targets import Target
 
 ELEMENT: Final = "element"
 GEMV: Final = "gemv"
 GEMV_DOT: Final = "gemv_dot"
+GEMV_MATRIX: Final = "gemv_matrix"
 TILE_FMA: Final = "tile_fma"
 TILE_MATRIX: Final = "tile_matrix"
 ROWS: Final = "rows"
 DEQUANTIZE: Final = "dequantize"
 LOOKUP: Final = "lookup"
-SCHEDULES: Final = (ELEMENT, GEMV, GEMV_DOT, TILE_FMA, TILE_MATRIX)
+SCHEDULES: Final = (ELEMENT, GEMV, GEMV_DOT, GEMV_MATRIX, TILE_FMA, TILE_MATRIX)
 
 UNIT_ELEMENTS: Final = FLOAT_BLOCK_ELEMENTS
 """Elements of a column that are decoded together, in every format."""
@@ -48,6 +49,11 @@ _GEMV_MOST_LANES: Final = 32  # that share a column: with more, x of 8 rows is b
 _BLOCK_SIZE: Final = 256
 # bf16 has 8 significant bits: three terms are an f32 exactly, two err by 2⁻¹⁷
 _TERMS: Final = {"f32": 3, "f16": 2, "i8": 2}
+# int8 numbers for an x, and what they may err by at most: the contract has room for the sums beside
+_LIMBS: Final = {"f32": 4, "f16": 2, "i8": 1}
+_LIMB_ERRORS: Final = {4: 5e-7, 2: 2e-4, 1: 1.4e-2}
+_MATRIX_COLUMNS: Final = 16  # of a matrix instruction
+_MATRIX_AHEAD: Final = 4
 
 
 @dataclass(frozen=True)
@@ -92,7 +98,8 @@ class HipKernel(Kernel):
     multiplied as whole numbers and their sum by the scale (an Inf or NaN there would not meet the
     quants of 0).
     terms: bf16 numbers that each x is split into for matrix units. int8: x is rounded to int8 for
-    dot products.
+    dot products. limbs: int8 numbers that each x is split into, of which 32 neighbours share a
+    scale.
     """
 
     schedule: str = ""
@@ -105,6 +112,12 @@ class HipKernel(Kernel):
     int8: bool = False
     ahead: int = 1
     scales_late: bool = False
+    limbs: int = 0
+
+    @property
+    def limb_error(self) -> float:
+        """What x, split into limbs, may err by: root mean square, relative to its usual elements."""
+        return _LIMB_ERRORS[self.limbs]
 
     @property
     def rows_class(self) -> str:
@@ -125,6 +138,8 @@ class HipKernel(Kernel):
         """The class of precision of the products."""
         if self.int8:
             return "i8"
+        if self.limbs:
+            return next(name for name, limbs in _LIMBS.items() if limbs == self.limbs)
         return "f16" if self.terms == _TERMS["f16"] else "f32"
 
     def slots(self) -> tuple[Slot, ...]:
@@ -195,6 +210,8 @@ def grid(plan: HipPlan, kernel: HipKernel) -> Grid:
     if kernel.schedule == ROWS:
         return Grid(1, 1)
     width = kernel.section.width
+    if kernel.schedule == GEMV_MATRIX:
+        return Grid(-(-width // kernel.columns), kernel.rows_per_tile)
     if kernel.schedule in {GEMV, GEMV_DOT}:
         per_block = kernel.columns * (kernel.block_size // kernel.lanes)
         return Grid(-(-width // per_block), kernel.rows_per_tile)
@@ -293,6 +310,17 @@ class _Scheduler:
                     lanes=lanes,
                     int8=name == GEMV_DOT,
                     scales_late=self._are_finite_blocks(kernel.sections[0]),
+                )
+            case "gemv_matrix":
+                rows = m_class(self.target, m, self.tuning)
+                return self._of(
+                    kernel,
+                    schedule=name,
+                    layout=PLANAR4,
+                    rows_per_tile=min(rows, _GEMV_ROWS[-1]),
+                    columns=_MATRIX_COLUMNS,
+                    ahead=_MATRIX_AHEAD,
+                    limbs=_LIMBS[self.tuning.precision],
                 )
             case "element":
                 return self._of(kernel, schedule=name)
