@@ -13,6 +13,7 @@ from q4jit.errors import (
     Q4JitError,
     TargetError,
     TraceError,
+    TuningError,
 )
 from q4jit.gguf import load_gguf
 from q4jit.weights import QuantizedTensor, quantize
@@ -30,6 +31,7 @@ __all__ = [
     "QuantizedTensor",
     "TargetError",
     "TraceError",
+    "TuningError",
     "load_gguf",
     "quantize",
     "specialize",

@@ -151,7 +151,7 @@ class DiskCache:
                 (".sha256", _checksum(key, object_[1]).encode()),
                 object_,
             ):
-                _write_atomically(self.directory / f"{key}{ending}", data)
+                write_atomically(self.directory / f"{key}{ending}", data)
         except OSError as error:
             self._warn(f"cannot be written ({error})")
 
@@ -198,7 +198,8 @@ def _is_foreign(status: os.stat_result) -> bool:
     return hasattr(os, "geteuid") and status.st_uid != os.geteuid()
 
 
-def _write_atomically(path: Path, data: bytes) -> None:
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all. Raises OSError."""
     handle, temporary = tempfile.mkstemp(prefix=_TEMPORARY, dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:

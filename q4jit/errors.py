@@ -9,7 +9,8 @@ Q4JitError
 ├── TargetError         a target is unknown, or cannot run on this machine
 ├── CompileError        a compiler refused the generated text, or crashed
 ├── DeviceError         a GPU, its driver or its memory failed, or is not there
-└── ConfigError         an environment variable holds something unusable
+├── ConfigError         an environment variable holds something unusable
+└── TuningError         a file of tunings is damaged, or holds constants that cannot be
 CacheWarning            the disk cache cannot be used; the results are right all the same
 """
 
@@ -32,6 +33,7 @@ __all__ = [
     "Q4JitError",
     "TargetError",
     "TraceError",
+    "TuningError",
 ]
 
 
@@ -179,6 +181,10 @@ class DeviceError(Q4JitError, RuntimeError):
 
 class ConfigError(Q4JitError, ValueError):
     """An environment variable holds a value that q4jit cannot use."""
+
+
+class TuningError(Q4JitError, ValueError):
+    """A file of tunings is damaged, or a choice in it is none that q4jit would have tried."""
 
 
 class CacheWarning(UserWarning):

@@ -11,15 +11,17 @@ known row by row first (`rows`). The classes of M, of which each has kernels of 
 what the others are checked and timed against.
 """
 
-from dataclasses import dataclass, fields, replace
+import itertools
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Final
 
-from q4jit.errors import TargetError
+from q4jit.errors import TargetError, TuningError
 from q4jit.formats import FORMATS
 from q4jit.ir import Graph, Node, reachable
 from q4jit.layouts import FLOAT_BLOCK_ELEMENTS, PLANAR, PLANAR4, suits_planar4
 from q4jit.plan import Buffer, Kernel, Plan, Section, Slot, Store, split
 from q4jit.targets import Target
+from q4jit.tunings import Choice, Constant, Key, Tuned
 
 ELEMENT: Final = "element"
 GEMV: Final = "gemv"
@@ -118,6 +120,9 @@ class HipKernel(Kernel):
     def limb_error(self) -> float:
         """What x, split into limbs, may err by: root mean square, relative to its usual elements."""
         return _LIMB_ERRORS[self.limbs]
+
+    # who chose the constants, where it was not the schedule
+    origin: str = field(default="", compare=False)
 
     @property
     def rows_class(self) -> str:
@@ -218,16 +223,120 @@ def grid(plan: HipPlan, kernel: HipKernel) -> Grid:
     return Grid(-(-width // kernel.columns), kernel.rows_per_tile)
 
 
-def make_plan(graph: Graph, target: Target, m: int, tuning: Tuning) -> HipPlan:
+def make_plan(
+    graph: Graph, target: Target, m: int, tuning: Tuning, tuned: Tuned | None = None
+) -> HipPlan:
     """Plan a graph for a GPU and m rows of x; plans of one M class are equal.
 
-    Raises TargetError for a block size or a schedule that the arch cannot run.
+    tuned: asked for the schedule and constants of each product, where `tuning` leaves them open.
+    Raises TargetError for a block size or a schedule that the arch cannot run, and TuningError for
+    what `tuned` gives and `candidates` does not.
     """
     check_block_size(target, tuning.block_size)
     kernels, temps = split(graph)
-    scheduler = _Scheduler(graph, target, tuning)
+    if (tuning.block_size, tuning.schedule, tuning.layout) != (None, None, None):
+        tuned = None
+    scheduler = _Scheduler(graph, target, tuning, tuned)
     scheduled = [k for kernel in kernels for k in scheduler.schedule(kernel, m)]
-    return Plan(graph, target, tuple(scheduled), temps)
+    plan = Plan(graph, target, tuple(scheduled), temps)
+    chosen = [_as_chosen(plan, k, scheduler.choice(k, m)) for k in plan.kernels]
+    return replace(plan, kernels=tuple(chosen))
+
+
+# --- choices by measurement -----------------------------------------------------------------------
+
+_NOT_CHOSEN: Final = frozenset(
+    "schedule terms int8 limbs halves scales_late origin rows_per_tile".split()
+)  # they follow from the schedule, M, the precision and the weights
+_TRIED_COLUMNS: Final = (1, 2, 4, 8)
+_TRIED_BLOCK_SIZES: Final = (64, 128, 256, 512)
+_TRIED_AHEAD: Final = (1, 2, 4)
+_STAGED_UNIT_BYTES: Final = 144  # of x in shared memory, by `gemv`
+
+
+def key_of(graph: Graph, target: Target, section: Section, m: int, tuning: Tuning) -> Key:
+    """What a choice for the products of a section, with m rows, is filed under."""
+    k = section.products[0].operands[0].width
+    formats = "+".join(graph.signature[p.arg].format for p in section.products)  # type: ignore[union-attr]  # weights
+    return Key(k, section.width, formats, m_class(target, m, tuning), tuning.precision)
+
+
+def keys_of(plan: HipPlan, m: int, tuning: Tuning) -> tuple[Key, ...]:
+    """The keys of all products of a plan, each once."""
+    found = [
+        key_of(plan.graph, plan.target, section, 1 if kernel.uniform else m, tuning)
+        for kernel in plan.kernels
+        for section in kernel.sections
+    ]
+    return tuple(dict.fromkeys(found))
+
+
+def schedules_for(target: Target, key: Key) -> tuple[str, ...]:
+    """The schedules worth a try for finite weights; `make_plan` refuses those that do not suit."""
+    if key.m > _GEMV_ROWS[-1]:
+        return (TILE_MATRIX, TILE_FMA) if target.hip.matrix is not None else (TILE_FMA,)
+    blocks = all(FORMATS[name].float_dtype is None for name in key.format.split("+"))
+    return (GEMV, GEMV_DOT) if key.precision == "i8" and blocks else (GEMV,)
+
+
+def constants_of(kernel: HipKernel) -> dict[str, Constant]:
+    """The constants of a kernel that may be chosen, by name."""
+    split_alone = {each.name for each in fields(Kernel)}
+    names = [each.name for each in fields(HipKernel)]
+    return {
+        name: getattr(kernel, name)
+        for name in sorted(names)
+        if name not in split_alone and name not in _NOT_CHOSEN
+    }
+
+
+def candidates(plan: HipPlan, kernel: HipKernel) -> tuple[HipKernel, ...]:
+    """The legal variants of a kernel with products, itself first."""
+    if kernel.schedule != GEMV:
+        return (kernel,)
+    arch = plan.target.hip
+    units = -(-kernel.section.products[0].operands[0].width // UNIT_ELEMENTS)
+    found = [kernel]
+    for columns, block_size, ahead in itertools.product(
+        _TRIED_COLUMNS, _TRIED_BLOCK_SIZES, _TRIED_AHEAD
+    ):
+        staged_bytes = kernel.rows_per_tile * ahead * kernel.lanes * _STAGED_UNIT_BYTES
+        if (
+            kernel.rows_per_tile * columns <= kernel.lanes
+            and block_size % arch.wave == 0
+            and block_size <= arch.max_block_size
+            and staged_bytes <= arch.lds_bytes
+            and (ahead - 1) * kernel.lanes < units  # else nothing is left to load ahead
+        ):
+            found.append(replace(kernel, columns=columns, block_size=block_size, ahead=ahead))
+    return tuple(dict.fromkeys(found))
+
+
+def origins(plan: HipPlan) -> list[str]:
+    """Who chose the constants of the products, a line per kernel."""
+    return [
+        f"{kernel.name}: constants {kernel.origin or 'by the rules of the schedule'}"
+        for kernel in plan.kernels
+        if kernel.sections
+    ]
+
+
+def _as_chosen(plan: HipPlan, kernel: HipKernel, choice: Choice | None) -> HipKernel:
+    if choice is None:
+        return kernel
+    trial, known = choice.trial, constants_of(kernel)
+    asked = dict(trial.constants)
+    # a constant that is younger than the choice keeps its value by rule
+    wanted = known | asked
+    legal = candidates(plan, kernel)
+    for candidate in legal:
+        if asked.keys() <= known.keys() and constants_of(candidate) == wanted:
+            return replace(candidate, origin=f"tuned: {choice.origin}")
+    raise TuningError(
+        f"{choice.origin}: found {trial.name} for {kernel.name} on {plan.target}, accepted are "
+        f"{', '.join(known)} of one of the {len(legal)} candidates that q4jit tune tries; it "
+        "measures them again and replaces the entry"
+    )
 
 
 def remarks(plan: HipPlan, tuning: Tuning) -> list[str]:
@@ -264,6 +373,24 @@ class _Scheduler:
     graph: Graph
     target: Target
     tuning: Tuning
+    tuned: Tuned | None = None
+
+    def choice(self, kernel: Kernel, m: int) -> Choice | None:
+        """What was measured for a kernel of one section."""
+        if self.tuned is None or not kernel.sections:
+            return None
+        if any(self._is_endless(product) for product in kernel.sections[0].products):
+            return None  # they were measured with finite scales
+        m = 1 if kernel.uniform else m
+        key = key_of(self.graph, self.target, kernel.sections[0], m, self.tuning)
+        choice = self.tuned(key)
+        if choice is not None and choice.trial.schedule not in schedules_for(self.target, key):
+            accepted = ", ".join(schedules_for(self.target, key))
+            raise TuningError(
+                f"{choice.origin}: found the schedule {choice.trial.schedule} for {key} on "
+                f"{self.target}, accepted are {accepted}; q4jit tune measures again"
+            )
+        return choice
 
     def schedule(self, kernel: Kernel, m: int) -> list[HipKernel]:
         if kernel.decoded is not None:
@@ -348,7 +475,8 @@ class _Scheduler:
         suits = self._are_finite_blocks(section)
         suits_matrix = suits and self.target.hip.matrix is not None
         suits_dot = suits and self.tuning.precision == "i8"
-        wish = self.tuning.schedule
+        choice = self.choice(replace(kernel, sections=(section,)), m)
+        wish = self.tuning.schedule if choice is None else choice.trial.schedule
         if wish is not None:
             if wish == TILE_MATRIX and not suits_matrix:
                 raise TargetError(
@@ -374,6 +502,11 @@ class _Scheduler:
         return bool(
             getattr(spec, "finite", False) and FORMATS[spec.format].float_dtype is None  # type: ignore[union-attr]  # a weight
         )
+
+    def _is_endless(self, product: Node) -> bool:
+        """Whether Inf or NaN is among the scales of a weight in blocks."""
+        spec = self.graph.signature[product.arg]
+        return FORMATS[spec.format].float_dtype is None and not spec.finite  # type: ignore[union-attr]  # a weight
 
     def _terms(self, schedule: str) -> int:
         return _TERMS[self.tuning.precision] if schedule == TILE_MATRIX else 0
