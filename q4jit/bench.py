@@ -74,7 +74,10 @@ class Bench:
     def build(self, function: Callable[..., Any], args: Sequence[Any], tuning: Tuning) -> Built:
         """Plan `function` and begin to compile its kernels; their errors are raised by `bind`."""
         graph = trace(function, tuple(map(_spec, args)))
-        plan = make_plan(graph, self.target, math.prod(lead_shape(args)), tuning)
+        return self.compile(make_plan(graph, self.target, math.prod(lead_shape(args)), tuning))
+
+    def compile(self, plan: HipPlan) -> Built:
+        """Begin to compile the kernels of a plan; their errors are raised by `bind`."""
         sources = tuple(self._backend.lower(plan, kernel) for kernel in plan.kernels)
         for kernel, source in zip(plan.kernels, sources, strict=True):
             if source.text not in self._entries:

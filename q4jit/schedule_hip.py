@@ -272,10 +272,11 @@ def keys_of(plan: HipPlan, m: int, tuning: Tuning) -> tuple[Key, ...]:
 
 
 def schedules_for(target: Target, key: Key) -> tuple[str, ...]:
-    """The schedules worth a try for finite weights; `make_plan` refuses those that do not suit."""
-    if key.m > _GEMV_ROWS[-1]:
-        return (TILE_MATRIX, TILE_FMA) if target.hip.matrix is not None else (TILE_FMA,)
+    """The schedules worth a try for weights whose scales are finite."""
     blocks = all(FORMATS[name].float_dtype is None for name in key.format.split("+"))
+    if key.m > _GEMV_ROWS[-1]:
+        suits_matrix = blocks and target.hip.matrix is not None
+        return (TILE_MATRIX, TILE_FMA) if suits_matrix else (TILE_FMA,)
     return (GEMV, GEMV_DOT) if key.precision == "i8" and blocks else (GEMV,)
 
 
