@@ -16,6 +16,7 @@ from q4jit.runtime.devices import driver_of, why_none
 from q4jit.runtime.driver import Device
 from q4jit.schedule_hip import Tuning
 from q4jit.targets import Target
+from q4jit.tunings import Tuned
 
 
 class Launch(Protocol):
@@ -37,16 +38,18 @@ class Backend:
     m_class: the class of a number of rows; plan: a graph for a target and a number of rows; lower:
     a kernel of a plan as text; compiler: the one for a target; load: a compiled kernel, ready to
     run on a device (None: this CPU); launch: a plan's loaded kernels bound to the shapes of
-    arguments; remarks: what a plan does not follow of what was asked for, a line each.
+    arguments; remarks: what a plan does not follow of what was asked for, a line each; origins: who
+    chose the constants of a plan's kernels, a line each.
     """
 
     m_class: Callable[[Target, int, Tuning], int]
-    plan: Callable[[Graph, Target, int, Tuning], Plan[Any]]
+    plan: Callable[[Graph, Target, int, Tuning, Tuned | None], Plan[Any]]
     lower: Callable[[Any, Any], Source]
     compiler: Callable[[Target], Compiler]
     load: Callable[[bytes, Source, Device | None], Any]
     launch: Callable[[Any, Sequence[Any], Sequence[Any], Sequence[str], Device | None], Launch]
     remarks: Callable[[Any, Tuning], list[str]]
+    origins: Callable[[Any], list[str]]
 
 
 def find_backend(target: Target) -> Backend:
@@ -69,7 +72,7 @@ def _cpu() -> Backend:
 
     return Backend(
         m_class=lambda target, m, tuning: schedule_cpu.rows_per_tile(target, m),
-        plan=lambda graph, target, m, tuning: schedule_cpu.make_plan(graph, target, m),
+        plan=lambda graph, target, m, tuning, tuned: schedule_cpu.make_plan(graph, target, m),
         lower=lower,
         compiler=_llvm,
         load=_load_on_cpu,
@@ -77,6 +80,7 @@ def _cpu() -> Backend:
             plan, [function for function, _ in loaded], args, names
         ),
         remarks=_cpu_remarks,
+        origins=lambda plan: [],
     )
 
 
@@ -131,6 +135,7 @@ def _hip() -> Backend:
         load=_load_on_gpu,
         launch=launch,
         remarks=schedule_hip.remarks,
+        origins=schedule_hip.origins,
     )
 
 

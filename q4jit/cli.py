@@ -13,12 +13,15 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
-from q4jit import aot, config
+from q4jit import aot, config, tune, tunings
+from q4jit.bench import Bench
+from q4jit.cache import write_atomically
 from q4jit.errors import CompileError, FormatError, Q4JitError, TargetError
 from q4jit.formats import FORMATS, Format, find_format
 from q4jit.ir import WeightSpec
 from q4jit.layouts import GGUF, PLANAR
 from q4jit.progress import progress
+from q4jit.runtime.devices import find_device
 from q4jit.schedule_hip import Tuning, check_block_size
 from q4jit.selftest import add_selftest
 from q4jit.targets import HIP_ARCHS, Target
@@ -29,8 +32,11 @@ examples:
   q4jit build --gguf model.gguf --arch gfx1100 --arch gfx942 --m 1 --m 512 --out kernels
   q4jit build --entry generic --format q4_0 --arch gfx1100 --out kernels
   q4jit pack --gguf model.gguf --tensor blk.0.ffn_up.weight --layout planar --out up.bin
+  q4jit tune --shape 4096x14336 --format q4_0 --m 1 --m 512
   q4jit selftest --device hip:0 --out report
 """
+_TUNED_SHAPES: Final = ((4096, 4096), (4096, 14336), (14336, 4096), (8192, 28672))
+_TUNED_ROWS: Final = (1, 2, 4, 8, 16, 512)  # one of each class of M
 _INTERRUPTED: Final = 130  # as a shell reports SIGINT
 
 
@@ -98,7 +104,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"q4jit {aot.version()}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (_add_build, _add_pack, add_selftest):
+    for add in (_add_build, _add_pack, _add_tune, add_selftest):
         command = add(commands)
         command.add_argument("--debug", action="store_true", help="show tracebacks")
         command.set_defaults(parser=command)
@@ -168,6 +174,69 @@ def _add_pack(commands: Any) -> argparse.ArgumentParser:
     _add_out(command, "FILE")
     command.set_defaults(run=_pack)
     return command
+
+
+def _add_tune(commands: Any) -> argparse.ArgumentParser:
+    command: argparse.ArgumentParser = commands.add_parser(
+        "tune",
+        help="search for the fastest kernels on this machine's GPU, or exchange what was found",
+        description="Compile, check and time the candidates for products [M, K] @ [K, N]. What\n"
+        "was tried is kept beside the compiled kernels; calls use the fastest from then\n"
+        "on, and a second search measures only what is new.",
+        epilog=_EXAMPLES,
+    )
+    command.add_argument(
+        "--device", help="hip:0, cuda:0 or an arch as gfx1100 (default: the first)"
+    )
+    command.add_argument(
+        "--shape",
+        type=_shape,
+        action="append",
+        metavar="KxN",
+        help=f"of a weight; may be given again (default: {', '.join(_told(_TUNED_SHAPES))})",
+    )
+    command.add_argument(
+        "--format", type=_format, help="block format of the weights (default: Q4_0)"
+    )
+    command.add_argument("--gguf", metavar="FILE", help="instead: all weights of this file")
+    command.add_argument(
+        "--m",
+        type=_positive,
+        action="append",
+        help=f"rows of x, of which those of a class share kernels; may be given again (default: "
+        f"{', '.join(map(str, _TUNED_ROWS))})",
+    )
+    command.add_argument(
+        "--precision",
+        choices=("f32", "f16", "i8"),
+        action="append",
+        help="upper bound of the error; may be given again (default: f32)",
+    )
+    command.add_argument(
+        "--export", type=Path, metavar="FILE", help="measure nothing: write all that is known"
+    )
+    command.add_argument(
+        "--winners", action="store_true", help="with --export: the fastest candidates alone"
+    )
+    command.add_argument(
+        "--merge", type=Path, metavar="FILE", help="measure nothing: add what another file knows"
+    )
+    command.set_defaults(run=_tune)
+    return command
+
+
+def _told(shapes: Iterable[tuple[int, int]]) -> list[str]:
+    return [f"{k}x{n}" for k, n in shapes]
+
+
+def _shape(text: str) -> tuple[int, int]:
+    k, _, n = text.lower().partition("x")
+    try:
+        return _positive(k), _positive(n)
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(
+            f"found {text!r}, accepted are K and N as 4096x14336"
+        ) from None
 
 
 def _add_out(command: argparse.ArgumentParser, what: str) -> None:
@@ -301,3 +370,75 @@ def _pack(options: argparse.Namespace) -> int:
         f"{weight['size_bytes']} bytes"
     )
     return 0
+
+
+# --- tune ---------------------------------------------------------------------------------------
+
+
+def _tune(options: argparse.Namespace) -> int:
+    exchange = options.export is not None or options.merge is not None
+    if exchange:
+        _refuse_search(options)
+        return _exchange(options)
+    if options.winners:
+        options.parser.error("--winners does not apply without --export")
+    name = options.device or "hip"
+    device = find_device(f"hip:{name}" if name in HIP_ARCHS else name)
+    with Bench(device) as bench:
+        keys = {
+            tune.key_for(bench.target, spec.k, spec.n, (spec.format,), m, precision)
+            for spec in _tuned_weights(options)
+            for m in options.m or _TUNED_ROWS
+            for precision in options.precision or ("f32",)
+        }
+        print(f"{device}, {bench.fingerprint}: {aot.counted(len(keys), 'product')}")
+        found = tune.search(bench, keys)
+    print(tune.table(found))
+    print(f"kept in {tunings.path() or 'no file: there is no cache directory'}")
+    return 0 if all(tunings.best(trials) for trials in found.values()) else 1
+
+
+def _tuned_weights(options: argparse.Namespace) -> list[WeightSpec]:
+    if options.gguf is not None:
+        if options.shape or options.format:
+            options.parser.error("found --gguf and --shape or --format: accepted is one of both")
+        weights, left_out = aot.weights_in(options.gguf)
+        for name, reason in left_out.items():
+            print(_visible(f"q4jit tune: left out {name}: {reason}"), file=sys.stderr)
+        return [WeightSpec(spec.format, spec.k, spec.n) for spec in weights]
+    fmt: Format = options.format or FORMATS["Q4_0"]
+    shapes = options.shape or _TUNED_SHAPES
+    for k, n in shapes:
+        _checked(options, aot.check_shape, fmt, k, n)
+    return [WeightSpec(fmt.name, k, n) for k, n in shapes]
+
+
+def _refuse_search(options: argparse.Namespace) -> None:
+    """Refuse what only a search heeds, where nothing is measured."""
+    names = ("device", "shape", "format", "gguf", "m", "precision")
+    given = [f"--{name}" for name in names if getattr(options, name) is not None]
+    if given:
+        options.parser.error(
+            f"{', '.join(given)} found with --export or --merge: accepted is a search, or these"
+        )
+    if options.winners and options.export is None:
+        options.parser.error("--winners does not apply without --export")
+
+
+def _exchange(options: argparse.Namespace) -> int:
+    if options.merge is not None:
+        more = tunings.merge_file(options.merge)
+        print(f"{tunings.path()}: {_counted(more)} of {options.merge} added")
+    if options.export is not None:
+        known = tunings.stored()
+        if options.winners:
+            best = {place: tunings.best(trials) for place, trials in known.items()}
+            known = {place: (trial,) for place, trial in best.items() if trial is not None}
+        write_atomically(options.export, tunings.to_text(known).encode())
+        print(f"{options.export}: {_counted(known)}")
+    return 0
+
+
+def _counted(found: tunings.Tunings) -> str:
+    trials = sum(map(len, found.values()))
+    return f"{aot.counted(len(found), 'product')}, {aot.counted(trials, 'trial')}"

@@ -18,7 +18,7 @@ from typing import Any, Final, Generic, ParamSpec, TypeVar, overload
 
 import numpy as np
 
-from q4jit import cache, config
+from q4jit import cache, config, tunings
 from q4jit.arguments import F32, check_array, check_ids, check_out, holds_ids, lead_shape
 from q4jit.backends import Launch, find_backend
 from q4jit.device_arrays import DeviceView, as_device_array, require_f32
@@ -31,6 +31,7 @@ from q4jit.policy import Place, choose_place, names_device, work_of
 from q4jit.runtime.driver import Device
 from q4jit.schedule_hip import Tuning, check_block_size
 from q4jit.targets import Target, find_target
+from q4jit.tunings import Machine, Tuned
 from q4jit.weights import QuantizedTensor
 
 _P = ParamSpec("_P")
@@ -51,14 +52,22 @@ class Options:
     target: str | None = None
     precision: str = "f32"
     cache: bool = True
+    tune: bool = False
 
     def __post_init__(self) -> None:
         for name in ("K", "N", "block_size"):
             value = getattr(self, name)
             if value is not None and (type(value) is not int or value <= 0):
                 raise ArgumentError(f"{name}={value!r}: accepted is a positive int, or None")
-        if type(self.cache) is not bool:
-            raise ArgumentError(f"cache={self.cache!r}: accepted is True or False")
+        for name in ("cache", "tune"):
+            if type(getattr(self, name)) is not bool:
+                value = getattr(self, name)
+                raise ArgumentError(f"{name}={value!r}: accepted is True or False")
+        if self.tune and self.block_size is not None:
+            raise ArgumentError(
+                f"tune=True and block_size={self.block_size}: accepted is one of them, a search "
+                "chooses the block size"
+            )
         if self.precision not in _PRECISIONS:
             accepted = ", ".join(map(repr, _PRECISIONS))
             raise ArgumentError(f"precision={self.precision!r}: accepted are {accepted}")
@@ -216,6 +225,8 @@ class Specialized(Generic[_P, _R]):
     # --- specialising -----------------------------------------------------------------------------
 
     def _specialise(self, args: Sequence[Any], key: tuple[object, ...]) -> Launch:
+        if self.options.tune:
+            self._tune(args)  # its threads compile, for which they take BUILD
         with BUILD:
             launch = self._launches.get(key)
             if launch is not None:  # another thread was faster
@@ -223,12 +234,7 @@ class Specialized(Generic[_P, _R]):
                 return launch
             self._misses += 1
             signature, rows = self._signature_of(args), _rows(args)
-            place = choose_place(
-                self.options.target,
-                args,
-                self._parameters,
-                lambda: work_of(self._graph(signature), rows),
-            )
+            place = self._place(args, signature, rows)
             compiled = self._compile(signature, rows, place)
             loaded = [kernel.loaded for kernel in compiled.kernels]
             bind = find_backend(place.target).launch
@@ -238,6 +244,27 @@ class Specialized(Generic[_P, _R]):
                 self._launches.clear()
             self._launches[key] = launch
             return launch
+
+    def _place(self, args: Sequence[Any], signature: Signature, rows: int) -> Place:
+        return choose_place(
+            self.options.target,
+            args,
+            self._parameters,
+            lambda: work_of(self._graph(signature), rows),
+        )
+
+    def _tune(self, args: Sequence[Any]) -> None:
+        """Search for the constants of kernels that are new, where a GPU is to run them."""
+        with BUILD:
+            signature, rows = self._signature_of(args), _rows(args)
+            place = self._place(args, signature, rows)
+            known = (self._key(signature, rows, place), place.device) in self._compiled
+            if place.device is None or known:
+                return
+            graph = self._graph(signature)
+        from q4jit import tune  # late: no other call needs it
+
+        tune.ensure(place.device, graph, rows, self.options.tuning)
 
     def _signature_of(self, args: Sequence[Any]) -> Signature:
         pairs = list(zip(self._parameters, args, strict=True))
@@ -276,7 +303,8 @@ class Specialized(Generic[_P, _R]):
         key = self._key(signature, m, place)
         if (key, place.device) not in self._compiled:
             start = time.perf_counter()
-            plan = backend.plan(self._graph(signature), target, m, tuning)
+            tuned = _tuned(target, place.device)
+            plan = backend.plan(self._graph(signature), target, m, tuning, tuned)
             self._plans[key] = plan, m  # what does not load can still be inspected
             if config.debug():
                 sys.stderr.write(f"q4jit: {plan}\n")
@@ -344,8 +372,8 @@ class Specialized(Generic[_P, _R]):
         plans = self._need_plans()
         if target is not None:
             found = find_target(target)
-            tuning = self.options.tuning
-            others = [find_backend(found).plan(p.graph, found, m, tuning) for p, m in plans]
+            tuning, tuned = self.options.tuning, _tuned(found, None)
+            others = [find_backend(found).plan(p.graph, found, m, tuning, tuned) for p, m in plans]
             plans = [(plan, 0) for plan in {str(p): p for p in others}.values()]
         return [find_backend(p.target).lower(p, kernel) for p, _ in plans for kernel in p.kernels]
 
@@ -365,6 +393,7 @@ class Specialized(Generic[_P, _R]):
             ]
             remarks = find_backend(compiled.plan.target).remarks
             lines += [f"  {line}" for line in remarks(compiled.plan, self.options.tuning)]
+            lines += [f"  {line}" for line in self._origins(compiled.plan)]
             lines += [
                 f"  {k.source.symbol}: {k.entry.origin}"
                 + (f" in {k.entry.seconds:.3f} s" if k.entry.origin == "compiled" else "")
@@ -372,6 +401,11 @@ class Specialized(Generic[_P, _R]):
                 for k in compiled.kernels
             ]
         return "\n".join(lines)
+
+    def _origins(self, plan: Plan[Any]) -> list[str]:
+        if self.options.tune and plan.target.backend == "cpu":
+            return ["tune=True: kernels of the CPU have no constants to search for yet"]
+        return find_backend(plan.target).origins(plan)
 
     def _need_plans(self) -> list[tuple[Plan[Any], int]]:
         if self._disabled:
@@ -385,6 +419,16 @@ class Specialized(Generic[_P, _R]):
                 "like those of a call"
             )
         return list(self._plans.values())
+
+
+def _tuned(target: Target, device: Device | None) -> Tuned | None:
+    """What was measured for a target: on the device itself, else what q4jit comes with."""
+    if target.backend != "hip":
+        return None
+    if device is None:
+        return tunings.find(target.arch)
+    compiler = find_backend(target).compiler(target).fingerprint(target)
+    return tunings.find(target.arch, Machine(device.name, target.arch, compiler))
 
 
 def _assembly(source: Source) -> str:
@@ -546,6 +590,7 @@ def specialize(
     target: str | None = None,
     precision: str = "f32",
     cache: bool = True,
+    tune: bool = False,
 ) -> Specialized[_P, _R]: ...
 
 
@@ -558,6 +603,7 @@ def specialize(
     target: str | None = None,
     precision: str = "f32",
     cache: bool = True,
+    tune: bool = False,
 ) -> Callable[[Callable[_P, _R]], Specialized[_P, _R]]: ...
 
 
@@ -568,7 +614,9 @@ def specialize(function: Any = None, /, **options: Any) -> Any:
     K, N: x's last dimension and the result's, checked; block_size: GPU threads per block; target:
     `cpu`, `cpu:x86-64-v3`, `hip` (any GPU here), `hip:1`, `hip:gfx1100`, …; precision: `f32` (error
     ≤ 2e-6), `f16` or `i8`, an upper bound; cache: whether compiled kernels are kept on
-    disk. Raises ArgumentError and TargetError.
+    disk; tune: whether the first call of each class of M on a GPU searches for the fastest kernels
+    (seconds to minutes, told on standard error; kept on disk; the CPU has nothing to search for).
+    Raises ArgumentError and TargetError.
     """
     unknown = sorted(options.keys() - Options.__dataclass_fields__.keys())
     if unknown:

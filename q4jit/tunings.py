@@ -155,7 +155,11 @@ def shipped(arch: str) -> Tunings:
     file = importlib.resources.files("q4jit") / "tuned" / f"{arch}.json"
     if not file.is_file():
         return {}
-    return parse(file.read_text(encoding="utf-8"), str(file))
+    found = parse(file.read_text(encoding="utf-8"), str(file))
+    foreign = sorted({machine.arch for machine, _ in found} - {arch})
+    if foreign:
+        raise TuningError(f"{file}: found times of {', '.join(foreign)}, accepted are {arch}'s")
+    return found
 
 
 # --- the user's file ------------------------------------------------------------------------------
