@@ -164,7 +164,7 @@ def shipped(arch: str) -> Tunings:
 
 # --- the user's file ------------------------------------------------------------------------------
 
-_kept: Tunings = {}  # what this process measured: it is used where no file can be written, too
+_kept: Tunings = {}  # what this process measured where no file can be written
 _read: dict[Path, tuple[tuple[int, int, int], Tunings]] = {}
 
 
@@ -201,8 +201,8 @@ def stored() -> Tunings:
 def keep(machine: Machine, key: Key, trials: tuple[Trial, ...]) -> None:
     """Put trials in the place of all that is known of a product on a machine."""
     with BUILD:
-        _kept[machine, key] = trials
-        _update(lambda known: known | {(machine, key): trials})
+        if not _update(lambda known: known | {(machine, key): trials}):
+            _kept[machine, key] = trials
 
 
 def merge_file(source: Path) -> Tunings:
@@ -211,10 +211,9 @@ def merge_file(source: Path) -> Tunings:
     Raises TuningError for what is no file of tunings, and where there is no directory to keep it.
     """
     more = load(source)
-    if path() is None:
-        raise TuningError("no directory for tunings: Q4JIT_CACHE_DIR names one")
     with BUILD:
-        _update(lambda known: merged(known, more))
+        if not _update(lambda known: merged(known, more)):
+            raise TuningError(f"{source}: no file to add it to: Q4JIT_CACHE_DIR names a directory")
     return more
 
 
@@ -231,16 +230,19 @@ def merged(known: Tunings, more: Tunings) -> Tunings:
     return found
 
 
-def _update(change: Callable[[Tunings], Tunings]) -> None:
+def _update(change: Callable[[Tunings], Tunings]) -> bool:
+    """Change the user's file; whether it could be written."""
     file = path()
     if file is None:
-        return
+        return False
     try:
         file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with _locked(file):
             write_atomically(file, to_text(change(_known(file))).encode())
     except OSError as error:
         _warn(file, f"cannot be written ({error})")
+        return False
+    return True
 
 
 def _known(file: Path) -> Tunings:
