@@ -139,9 +139,7 @@ def test_every_candidate_is_checked_then_timed_and_the_fastest_chosen() -> None:
     assert all(t.rejected == "" for t in trials)
     best = tunings.best(trials)
     assert best is not None
-    assert dict(best.constants) | {"block_size": 64, "ahead": 1, "columns": 1} == dict(
-        best.constants
-    )
+    assert {("block_size", 64), ("ahead", 1), ("columns", 1)} <= set(best.constants)
     assert len(bench.run_rows) == len(trials)
     # once each, and the four best three times in turns
     assert len(bench.timed) == len(trials) + 12
@@ -228,11 +226,7 @@ def test_several_products_and_formats_are_one_key() -> None:
     key = replace(KEY, format="Q4_0+Q8_0")
     trials = searched(bench, key)[key]
     assert all(t.error is not None and t.error < BOUNDS["f32"] for t in trials)
-    assert len(product_kernel_of(bench).section.products) == 2
-
-
-def product_kernel_of(bench: FakeBench) -> HipKernel:
-    return bench.timed[0]
+    assert len(bench.timed[0].section.products) == 2
 
 
 @pytest.mark.parametrize("precision", ["f32", "f16", "i8"])
@@ -253,7 +247,8 @@ def test_a_second_search_measures_nothing() -> None:
     again = FakeBench()
     second = searched(again, KEY)
     assert set(second[KEY]) == set(first[KEY])
-    assert again.run_rows == again.timed == []
+    assert again.run_rows == []
+    assert again.timed == []
 
 
 def test_what_is_new_alone_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -265,7 +260,7 @@ def test_what_is_new_alone_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tunings, "path", lambda: None)
     tunings.keep(MACHINE, KEY, before)
     trials = searched(bench, KEY, replace(KEY, n=7))[KEY]
-    assert set(before) < set(trials) or len(before) < len(trials)
+    assert {trial.constants for trial in before} < {trial.constants for trial in trials}
     run = [kernel for kernel, _ in bench.run_rows if kernel.section.width == N]
     assert len(run) == len(trials) - len(before)
     assert not any(k.block_size == 128 for k in run)
@@ -317,12 +312,12 @@ def test_a_plan_takes_what_was_measured() -> None:
 
     def tuned(key: Key) -> Choice | None:
         asked.append(key)
-        return choice_of(block_size=64, columns=4, ahead=2)(key)
+        return choice_of(block_size=64, columns=4)(key)
 
     plan = plan_of(1, tuned)
     assert set(asked) == {KEY} == set(keys_of(plan, 1, Tuning()))
     kernel = product_kernel(plan)
-    assert (kernel.block_size, kernel.columns, kernel.ahead) == (64, 4, 2)
+    assert (kernel.block_size, kernel.columns, kernel.ahead) == (64, 4, 1)
     assert kernel.origin == "tuned: a file"
     default = product_kernel(plan_of(1, lambda key: None))
     assert default == product_kernel(plan_of(1, None))

@@ -231,7 +231,7 @@ def test_a_time_is_a_number(number: str) -> None:
 
 @pytest.mark.parametrize("text", ["", "[" * 100_000, "{}", "[]", "null", '{"q4jit_tunings": 1}'])
 def test_other_json_is_refused(text: str) -> None:
-    with pytest.raises(TuningError, match="^here: found "):
+    with pytest.raises(TuningError, match=r"^here: found "):
         tunings.parse(text, "here")
 
 
