@@ -382,12 +382,13 @@ def _tune(options: argparse.Namespace) -> int:
         return _exchange(options)
     if options.winners:
         options.parser.error("--winners does not apply without --export")
+    weights = _tuned_weights(options)
     name = options.device or "hip"
     device = find_device(f"hip:{name}" if name in HIP_ARCHS else name)
     with Bench(device) as bench:
         keys = {
             tune.key_for(bench.target, spec.k, spec.n, (spec.format,), m, precision)
-            for spec in _tuned_weights(options)
+            for spec in weights
             for m in options.m or _TUNED_ROWS
             for precision in options.precision or ("f32",)
         }
