@@ -4,6 +4,7 @@ A call of a specialised function chooses its kernels; here a `Tuning` forces the
 weights' layout, results begin as NaN, and times are taken by the device's own events.
 """
 
+import contextlib
 import functools
 import math
 import time
@@ -22,7 +23,7 @@ from q4jit.device_arrays import DeviceArray, DeviceView
 from q4jit.errors import CompileError
 from q4jit.frontend import array_spec, ids_spec, trace
 from q4jit.ir import ScalarSpec, Spec, WeightSpec
-from q4jit.launch_hip import HipLaunch
+from q4jit.launch_hip import HipLaunch, release_graph_memory
 from q4jit.plan import Source
 from q4jit.policy import target_of
 from q4jit.runtime.devices import driver_of
@@ -38,6 +39,9 @@ _MEMORY_SHARE: Final = 8  # of the device's memory, at most this part for a copy
 _ROUND_US: Final = 20_000
 _ROUNDS: Final = 3
 _MOST_COPIES: Final = 200
+_GRAPH_US: Final = 5_000  # a graph of about so long: its launch is lost in it
+_LEAST_REPLAYED: Final = 4
+_MOST_REPLAYED: Final = 2000
 _POISON: Final = 0xFF  # four of them are a NaN
 
 
@@ -64,12 +68,14 @@ class Bench:
         self._entries: dict[str, Future[cache.Entry]] = {}  # by text
         self._labels: dict[str, tuple[str, str]] = {}  # text → what it computes, symbol
         self._loaded: dict[str, LoadedKernel] = {}
+        self._closing = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._threads.shutdown(cancel_futures=True)
+        self._closing.close()
 
     def build(self, function: Callable[..., Any], args: Sequence[Any], tuning: Tuning) -> Built:
         """Plan `function` and begin to compile its kernels; their errors are raised by `bind`."""
@@ -206,18 +212,48 @@ class Bench:
         copies = min(_MOST_COPIES, math.ceil(2 * enqueue_us / self.copy_us))
         return min(self._span_us(calls, copies) for _ in range(_ROUNDS)) / len(calls)
 
-    def _span_us(self, calls: Sequence[Callable[[], object]], copies: int = 0) -> float:
+    def replay_us(self, calls_on: Callable[[int], Sequence[Callable[[], object]]]) -> float:
+        """Microseconds per call, as a graph of many runs them: without the host between them.
+
+        calls_on: the calls that take turns, for arguments on the stream that it is given.
+        """
+        stream = self._stream
+        calls = calls_on(stream)
+        calls[0]()  # what is made by a first call cannot be part of a graph
+        one_us = max(self._span_us(calls[:1], stream=stream), 1.0)
+        number = min(max(_LEAST_REPLAYED, int(_GRAPH_US / one_us)), _MOST_REPLAYED)
+
+        def work() -> None:
+            for i in range(number):
+                calls[i % len(calls)]()
+
+        try:
+            with self._driver.graph(self.device.index, stream, work) as replay:
+                self._span_us([replay], stream=stream)
+                spans = [self._span_us([replay], stream=stream) for _ in range(_ROUNDS)]
+        finally:
+            release_graph_memory(self.device, stream)
+        return min(spans) / number
+
+    @functools.cached_property
+    def _stream(self) -> int:
+        """Where graphs are captured and replayed: the default stream cannot be captured."""
+        return self._closing.enter_context(self._driver.new_stream(self.device.index))
+
+    def _span_us(
+        self, calls: Sequence[Callable[[], object]], copies: int = 0, stream: int = 0
+    ) -> float:
         """Microseconds between the begin of the first call and the end of the last."""
         driver, device = self._driver, self.device.index
         events = [driver.create_event(device) for _ in range(2)]
         try:
-            driver.synchronize(device, 0)
+            driver.synchronize(device, stream)
             for _ in range(copies):
                 self.copy()
-            driver.record_event(device, events[0], 0)
+            driver.record_event(device, events[0], stream)
             for call in calls:
                 call()
-            driver.record_event(device, events[1], 0)
+            driver.record_event(device, events[1], stream)
             return driver.elapsed_us(device, *events)
         finally:
             for event in events:

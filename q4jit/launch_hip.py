@@ -333,6 +333,13 @@ class _Workspace:
 _held_by_graphs: list[DeviceArray] = []
 
 
+def release_graph_memory(device: Device, stream: int) -> None:
+    """Free what was given to graphs that were captured on a stream, and that are all gone."""
+    _held_by_graphs[:] = [
+        memory for memory in _held_by_graphs if (memory.device, memory.stream) != (device, stream)
+    ]
+
+
 @functools.lru_cache(maxsize=64)  # streams come and go; freeing memory waits for what uses it
 def _workspace(device: Device, stream: int, thread: int) -> _Workspace:
     return _Workspace(device, stream)

@@ -12,7 +12,7 @@ import itertools
 import operator
 import statistics
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
@@ -243,13 +243,17 @@ class _Trier:
 
     def _call_us(self, candidate: Candidate) -> float:
         x = self.x[: rows_of(candidate.key)]
-        (there,) = self.bench.upload((x,))
-        calls = [(there, *weights) for weights in self.copies]
-        (out,) = self.bench.outputs(candidate.built, calls[0])
-        launch = self.bench.bind(candidate.built, calls[0])
-        for args in calls:
-            launch.prepare(args)
-        return self.bench.call_us([functools.partial(launch, args, out) for args in calls])
+
+        def calls_on(stream: int) -> list[Callable[[], object]]:
+            (there,) = self.bench.upload((x,), stream)
+            calls = [(there, *weights) for weights in self.copies]
+            (out,) = self.bench.outputs(candidate.built, calls[0])
+            launch = self.bench.bind(candidate.built, calls[0])
+            for args in calls:
+                launch.prepare(args)
+            return [functools.partial(launch, args, out) for args in calls]
+
+        return self.bench.replay_us(calls_on)
 
     def finals(
         self, offered: Sequence[Candidate], trials: dict[tuple[str, Constants], Trial]

@@ -32,6 +32,7 @@ static int retained[DEVICES];
 static size_t memory_bytes = 1 << 20;
 
 EXPORT int fake_modules, fake_events, fake_capturing, fake_relaxed_calls, fake_last_error;
+EXPORT int fake_streams, fake_graphs, fake_replays;
 EXPORT int fake_devices = DEVICES;
 EXPORT int fake_launch_device, fake_launches, fake_max_dynamic_bytes;
 EXPORT unsigned fake_launch_shape[7];
@@ -159,6 +160,52 @@ static int no_event(void *event) {
     return 0;
 }
 
+// What is launched between begin and end is counted in the graph, and again with each replay.
+static int capture_begins(void) {
+    if (fake_capturing) return INVALID_VALUE;
+    fake_capturing = 1;
+    return 0;
+}
+
+static int capture_ends(void **graph) {
+    if (!fake_capturing) return INVALID_VALUE;
+    fake_capturing = 0;
+    fake_graphs++;
+    *graph = malloc(1);
+    return 0;
+}
+
+static int instantiate(void **instance, void *graph) {
+    if (!graph) return INVALID_VALUE;
+    fake_graphs++;
+    *instance = malloc(1);
+    return 0;
+}
+
+static int replayed(void *instance, void *stream) {
+    if (!instance || !stream) return INVALID_VALUE;
+    fake_replays++;
+    return 0;
+}
+
+static int no_graph(void *graph) {
+    fake_graphs--;
+    free(graph);
+    return 0;
+}
+
+static int stream_made(void **stream) {
+    fake_streams++;
+    *stream = malloc(1);
+    return 0;
+}
+
+static int no_stream(void *stream) {
+    fake_streams--;
+    free(stream);
+    return 0;
+}
+
 // --- HIP ----------------------------------------------------------------------------------------
 
 struct attributes { int type, device; void *device_pointer, *host_pointer; int managed, flags; };
@@ -215,6 +262,16 @@ CALL(hipModuleLaunchKernel, void *kernel, unsigned gx, unsigned gy, unsigned gz,
      unsigned by, unsigned bz, unsigned bytes, void *stream, void **values, void **extra)
     (void)extra;
 END(record(current, kernel, (unsigned[]){gx, gy, gz, bx, by, bz, bytes}, stream, values))
+CALL(hipStreamCreateWithFlags, void **made, unsigned flags) (void)flags; END(stream_made(made))
+CALL(hipStreamDestroy, void *made) END(no_stream(made))
+CALL(hipStreamBeginCapture, void *stream, int mode) (void)stream; (void)mode; END(capture_begins())
+CALL(hipStreamEndCapture, void *stream, void **graph) (void)stream; END(capture_ends(graph))
+CALL(hipGraphInstantiateWithFlags, void **made, void *graph, unsigned long long flags)
+    (void)flags;
+END(instantiate(made, graph))
+CALL(hipGraphLaunch, void *instance, void *stream) END(replayed(instance, stream))
+CALL(hipGraphDestroy, void *graph) END(no_graph(graph))
+CALL(hipGraphExecDestroy, void *instance) END(no_graph(instance))
 CALL(hipEventCreate, void **made) END(event(made))
 CALL(hipEventDestroy, void *made) END(no_event(made))
 CALL(hipEventRecord, void *made, void *stream) (void)made; (void)stream; END(0)
@@ -303,6 +360,16 @@ CUDA(cuLaunchKernel, void *kernel, unsigned gx, unsigned gy, unsigned gz, unsign
      unsigned bz, unsigned bytes, void *stream, void **values, void **extra)
     (void)extra;
 END(record(context - 1000, kernel, (unsigned[]){gx, gy, gz, bx, by, bz, bytes}, stream, values))
+CUDA(cuStreamCreate, void **made, unsigned flags) (void)flags; END(stream_made(made))
+CUDA(cuStreamDestroy_v2, void *made) END(no_stream(made))
+CUDA(cuStreamBeginCapture_v2, void *stream, int mode) (void)stream; (void)mode; END(capture_begins())
+CUDA(cuStreamEndCapture, void *stream, void **graph) (void)stream; END(capture_ends(graph))
+CUDA(cuGraphInstantiateWithFlags, void **made, void *graph, unsigned long long flags)
+    (void)flags;
+END(instantiate(made, graph))
+CUDA(cuGraphLaunch, void *instance, void *stream) END(replayed(instance, stream))
+CUDA(cuGraphDestroy, void *graph) END(no_graph(graph))
+CUDA(cuGraphExecDestroy, void *instance) END(no_graph(instance))
 CUDA(cuEventCreate, void **made, unsigned flags) (void)flags; END(event(made))
 CUDA(cuEventDestroy_v2, void *made) END(no_event(made))
 CUDA(cuEventRecord, void *made, void *stream) (void)made; (void)stream; END(0)

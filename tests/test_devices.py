@@ -220,6 +220,32 @@ def test_a_capture_is_seen(run: Run) -> None:
     """)
 
 
+def test_a_graph_is_replayed_and_given_back(run: Run) -> None:
+    run("""
+        driver, *_ = start()
+        kernel = driver.load(1, fake.code(1), "scale_1")
+        with driver.new_stream(1) as stream:
+            launch = driver.prepare(kernel, (1, 1, 1), (32, 1, 1), 0, "i")
+            seen = []
+            def work():
+                seen.append(driver.is_capturing(1, stream))
+                launch(stream, 7)
+            with driver.graph(1, stream, work) as replay:
+                assert seen == [True] and not driver.is_capturing(1, stream)
+                assert fake.stream() == stream and fake["launches"] == 1
+                replay()
+                replay()
+            assert fake["replays"] == 2 and fake["launches"] == 1
+            def wrong():
+                raise ArgumentError("no")
+            with refused(ArgumentError, "no"):
+                with driver.graph(1, stream, wrong):
+                    raise AssertionError("replayed")
+            assert not driver.is_capturing(1, stream)
+        assert fake["graphs"] == fake["streams"] == 0
+    """)
+
+
 def test_out_of_memory_says_how_much(run: Run) -> None:
     run("""
         driver, first, _ = start()

@@ -31,7 +31,9 @@ from q4jit.schedule_hip import (
 from q4jit.selftest import BOUNDS, random_weight, random_x
 from q4jit.targets import Target, find_target
 from q4jit.tunings import Choice, Key, Machine, Trial
+from tests import child, fake_gpu
 from tests.hip import run_on_host
+from tests.test_devices import PRELUDE
 from tests.test_selftest import DEVICE, _for_numpy
 
 K, N = 64, 5
@@ -87,7 +89,7 @@ class FakeBench:
             self.fault(kernel, y)
         return [y]
 
-    def upload(self, args: Sequence[Any]) -> Sequence[Any]:
+    def upload(self, args: Sequence[Any], stream: int = 0) -> Sequence[Any]:
         if self.lost:
             raise DeviceError("the device is lost")
         return args
@@ -98,7 +100,8 @@ class FakeBench:
     def bind(self, built: Built, args: Sequence[Any]) -> "_FakeLaunch":
         return _FakeLaunch(product_kernel(built.plan))
 
-    def call_us(self, calls: Sequence[Any]) -> float:
+    def replay_us(self, calls_on: Callable[[int], Sequence[Any]]) -> float:
+        calls = calls_on(3)
         kernel: HipKernel = calls[0].func.kernel
         weights = [args for call in calls for args in call.args[0][1:]]
         assert len(set(map(id, weights))) == len(weights) > 1  # weights that take turns
@@ -117,7 +120,7 @@ class _FakeLaunch:
         pass
 
     def __call__(self, args: Sequence[Any], out: Any) -> None:
-        raise AssertionError("timed by call_us alone")
+        raise AssertionError("timed by replay_us alone")
 
 
 def searched(bench: FakeBench, *keys: Key) -> tune.Results:
@@ -289,6 +292,50 @@ def test_a_changed_text_is_measured_again_and_a_lost_candidate_forgotten() -> No
     assert lost not in tunings.stored()[MACHINE, KEY]
 
 
+@pytest.mark.parametrize("platform", ["amd", "nvidia"])
+def test_times_are_those_of_a_graph(platform: str, tmp_path: Path) -> None:
+    folder = str(fake_gpu.build(tmp_path, platform))
+    places = {"FAKE_PLATFORM": platform, "FAKE_FOLDER": folder, "ROCM_PATH": folder}
+    child.run(
+        """
+        driver, first, _ = start()
+        bench = Bench.__new__(Bench)  # as it is made, but for the compiler
+        bench.device, bench._driver, bench._closing = first, driver, contextlib.ExitStack()
+        kernel = driver.load(0, fake.code(), "scale_1")
+        launch = driver.prepare(kernel, (1, 1, 1), (32, 1, 1), 0, "i")
+        turns = []
+        def calls_on(stream):
+            def call(number):
+                turns.append((number, driver.is_capturing(0, stream)))
+                launch(stream, number)
+                if driver.is_capturing(0, stream):
+                    _held_by_graphs.append(DeviceArray((4,), first, stream=stream))
+            return [functools.partial(call, number) for number in range(3)]
+        kept = DeviceArray((4,), first)
+        _held_by_graphs.append(kept)
+        us = bench.replay_us(calls_on)
+        assert us == 1500 / 4, us  # the fake's events, and the calls of a graph
+        assert turns == [(0, False), (0, False), (0, True), (1, True), (2, True), (0, True)]
+        assert fake["replays"] == 4 and fake["graphs"] == 0 and fake["events"] == 0
+        assert _held_by_graphs == [kept]
+        gc.collect()
+        assert fake.allocations() == 1
+        bench._closing.close()
+        assert fake["streams"] == 0
+        """,
+        prelude=PRELUDE + _REPLAY_IMPORTS,
+        **places,
+    )
+
+
+_REPLAY_IMPORTS = """
+import contextlib, functools
+from q4jit.bench import Bench
+from q4jit.device_arrays import DeviceArray
+from q4jit.launch_hip import _held_by_graphs
+"""
+
+
 # --- plans ----------------------------------------------------------------------------------------
 
 
@@ -409,7 +456,7 @@ class FakeCall:
 
 
 @pytest.fixture
-def fake_gpu(monkeypatch: pytest.MonkeyPatch) -> list[FakeBench]:
+def benches(monkeypatch: pytest.MonkeyPatch) -> list[FakeBench]:
     """Calls go to a GPU that runs nothing; gives the benches of the searches."""
     made: list[FakeBench] = []
     hip = replace(
@@ -437,38 +484,38 @@ def double(x: Any, w: Any) -> Any:
     return 2 * (x @ w)
 
 
-def test_the_first_call_of_a_class_tunes_and_later_ones_reuse(fake_gpu: list[FakeBench]) -> None:
+def test_the_first_call_of_a_class_tunes_and_later_ones_reuse(benches: list[FakeBench]) -> None:
     f: Any = specialize(double, tune=True)
     w = random_weight("Q4_0", K, N)
     assert f(random_x(1, K), w) == "run"
-    assert len(fake_gpu) == 1
-    assert len(fake_gpu[0].timed) > 10
+    assert len(benches) == 1
+    assert len(benches[0].timed) > 10
     assert "BLOCK_SIZE = 64;" in f.inspect_source()
     date = tunings.stored()[MACHINE, KEY][0].date[:10]
     assert f"double: constants tuned: {tunings.path()}, {date}" in f.explain()
     f(random_x(1, K), w)
     f(random_x(3, K), w)
-    assert len(fake_gpu) == 2
+    assert len(benches) == 2
     f(random_x(4, K), w)  # of the same class
-    assert len(fake_gpu) == 2
+    assert len(benches) == 2
     # another function, another process: nothing is measured, with tune=True or without
     for options in ({"tune": True}, {}):
         other: Any = specialize(lambda x, w: x @ w + 1, **options)
         other(random_x(1, K), w)
         assert "constants tuned: " in other.explain()
         assert "BLOCK_SIZE = 64;" in other.inspect_source()
-    assert all(not bench.timed for bench in fake_gpu[2:])
+    assert all(not bench.timed for bench in benches[2:])
 
 
-def test_without_a_search_the_rules_choose(fake_gpu: list[FakeBench]) -> None:
+def test_without_a_search_the_rules_choose(benches: list[FakeBench]) -> None:
     f: Any = specialize(double)
     f(random_x(1, K), random_weight("Q4_0", K, N))
-    assert fake_gpu == []
+    assert benches == []
     assert "double: constants by the rules of the schedule" in f.explain()
 
 
 def test_kernels_that_are_all_wrong_are_an_error(
-    fake_gpu: list[FakeBench], monkeypatch: pytest.MonkeyPatch
+    benches: list[FakeBench], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(FakeBench, "fault", staticmethod(lambda kernel, y: y.fill(0)))
     f: Any = specialize(double, tune=True)
@@ -476,7 +523,7 @@ def test_kernels_that_are_all_wrong_are_an_error(
         f(random_x(1, K), random_weight("Q4_0", K, N))
 
 
-def test_a_choice_that_is_none_names_its_entry(fake_gpu: list[FakeBench]) -> None:
+def test_a_choice_that_is_none_names_its_entry(benches: list[FakeBench]) -> None:
     (*_, trial) = searched(FakeBench(), KEY)[KEY]
     tunings.keep(MACHINE, KEY, (replace(trial, constants=(("block_size", 96),)),))
     f: Any = specialize(double)

@@ -10,6 +10,7 @@ from q4jit.errors import DeviceError
 from q4jit.runtime.driver import INVALID_VALUE, Api, Device, Driver, LoadedKernel, named
 
 _NAME_BYTES = 256
+_NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING
 
 
 class CudaDriver(Driver):
@@ -123,6 +124,21 @@ def _api(cu: Any) -> Api:
         memory_info=cu.cuMemGetInfo,
         synchronize=cu.cuStreamSynchronize,
         is_capturing=cu.cuStreamIsCapturing,
+        stream_create=named("cuStreamCreate", lambda: cu.cuStreamCreate(_NON_BLOCKING)),
+        stream_destroy=cu.cuStreamDestroy,
+        capture_begin=named(
+            "cuStreamBeginCapture",
+            lambda stream: cu.cuStreamBeginCapture(
+                stream, cu.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED
+            ),
+        ),
+        capture_end=cu.cuStreamEndCapture,
+        graph_instantiate=named(
+            "cuGraphInstantiate", lambda graph: cu.cuGraphInstantiate(graph, 0)
+        ),
+        graph_launch=cu.cuGraphLaunch,
+        graph_destroy=cu.cuGraphDestroy,
+        graph_instance_destroy=cu.cuGraphExecDestroy,
         event_create=named("cuEventCreate", lambda: cu.cuEventCreate(0)),
         event_record=cu.cuEventRecord,
         event_synchronize=cu.cuEventSynchronize,

@@ -218,6 +218,50 @@ class Driver(abc.ABC):
         with self.current(device):
             return bool(self._call(device, self.api.is_capturing, stream))
 
+    @contextlib.contextmanager
+    def new_stream(self, device: int) -> Iterator[int]:
+        """A stream that does not wait for the default one, for a `with` block."""
+        with self.current(device):
+            stream = int(self._call(device, self.api.stream_create))
+        try:
+            yield stream
+        finally:
+            with self.current(device):
+                self._call(device, self.api.stream_destroy, stream)
+
+    @contextlib.contextmanager
+    def graph(
+        self, device: int, stream: int, work: Callable[[], object]
+    ) -> Iterator[Callable[[], None]]:
+        """What `work` enqueues on `stream`, as a graph: a function that enqueues it there again."""
+        api = self.api
+        with self.current(device):
+            self._call(device, api.capture_begin, stream)
+            try:
+                work()
+            except BaseException:
+                with contextlib.suppress(DeviceError):  # of a capture that `work` has broken
+                    self._call(
+                        device, api.graph_destroy, self._call(device, api.capture_end, stream)
+                    )
+                raise
+            graph = self._call(device, api.capture_end, stream)
+            try:
+                instance = self._call(device, api.graph_instantiate, graph)
+            finally:
+                self._call(device, api.graph_destroy, graph)
+
+        def replay() -> None:
+            with self.current(device):
+                self._call(device, api.graph_launch, instance, stream)
+
+        try:
+            yield replay
+        finally:
+            with self.current(device):
+                self._call(device, api.synchronize, stream)
+                self._call(device, api.graph_instance_destroy, instance)
+
     def create_event(self, device: int) -> int:
         """A new event, to be given back to `destroy_event`."""
         with self.current(device):
@@ -386,6 +430,14 @@ class Api:
     memory_info: Callable[..., Any]
     synchronize: Callable[..., Any]
     is_capturing: Callable[..., Any]
+    stream_create: Callable[..., Any]
+    stream_destroy: Callable[..., Any]
+    capture_begin: Callable[..., Any]
+    capture_end: Callable[..., Any]
+    graph_instantiate: Callable[..., Any]
+    graph_launch: Callable[..., Any]
+    graph_destroy: Callable[..., Any]
+    graph_instance_destroy: Callable[..., Any]
     event_create: Callable[..., Any]
     event_record: Callable[..., Any]
     event_synchronize: Callable[..., Any]

@@ -11,6 +11,8 @@ from q4jit.compilers.codeobject import code_object_arch
 from q4jit.errors import CompileError, DeviceError
 from q4jit.runtime.driver import INVALID_VALUE, Api, Device, Driver, LoadedKernel, named
 
+_NON_BLOCKING = 1  # hipStreamNonBlocking
+
 
 class HipDriver(Driver):
     """AMD's devices."""
@@ -128,6 +130,24 @@ def _api(hip: Any) -> Api:
         memory_info=hip.hipMemGetInfo,
         synchronize=hip.hipStreamSynchronize,
         is_capturing=hip.hipStreamIsCapturing,
+        stream_create=named(
+            "hipStreamCreateWithFlags", lambda: hip.hipStreamCreateWithFlags(_NON_BLOCKING)
+        ),
+        stream_destroy=hip.hipStreamDestroy,
+        capture_begin=named(
+            "hipStreamBeginCapture",
+            lambda stream: hip.hipStreamBeginCapture(
+                stream, hip.hipStreamCaptureMode.hipStreamCaptureModeRelaxed
+            ),
+        ),
+        capture_end=hip.hipStreamEndCapture,
+        graph_instantiate=named(
+            "hipGraphInstantiateWithFlags",
+            lambda graph: hip.hipGraphInstantiateWithFlags(graph, 0),
+        ),
+        graph_launch=hip.hipGraphLaunch,
+        graph_destroy=hip.hipGraphDestroy,
+        graph_instance_destroy=hip.hipGraphExecDestroy,
         event_create=hip.hipEventCreate,
         event_record=hip.hipEventRecord,
         event_synchronize=hip.hipEventSynchronize,
