@@ -66,7 +66,7 @@ def test_names_of_gpus_and_extras_are_accepted() -> None:
 def test_every_command_is_one() -> None:
     """What the README writes after `$ q4jit` passes the parser, and so do its options elsewhere."""
     lines = re.findall(r"^\$ q4jit (.*?)(?: {2,}#.*)?$", README, re.MULTILINE)
-    assert {line.split()[0] for line in lines} == {"build", "pack", "selftest"}
+    assert {line.split()[0] for line in lines} == {"build", "pack", "selftest", "tune"}
     parser = cli._parser()
     for line in lines:
         assert parser.parse_args(shlex.split(line)).run
