@@ -21,11 +21,13 @@ wave reads one run of memory. A region starts at a multiple of 256 bytes, the qu
 
     [quants of column 0: block 0, 1, …][quants of column 1] …  [scales …]  [d of column 0 …] … [m …]
 
-`planar4` is `planar` for matrix units, where four lanes share a block of 32 elements. Four
-neighbouring blocks of a column (zero blocks fill the last four) are transposed by words of 4 bytes,
-so that what a lane needs of them is one run of 16 bytes:
+`tiles16` is `planar` for matrix units, where a wave has 16 columns and four lanes share a block of
+32 elements. A quad is four neighbouring blocks of a column, transposed by words of 4 bytes, so that
+what a lane needs of them is one run of 16 bytes; the quads of 16 columns follow each other, so that
+what a wave needs is one run, too. Blocks of zeros fill the last quad and the last 16 columns:
 
-    [word 0 of blocks 0, 1, 2, 3][word 1 of blocks 0, 1, 2, 3][word 2 …][word 3 …]
+    [columns 0…15: quad 0 of column 0, of column 1, …][quad 1 …] … [columns 16…31 …] …
+    a quad: [word 0 of blocks 0, 1, 2, 3][word 1 of blocks 0, 1, 2, 3][word 2 …][word 3 …]
 """
 
 from collections.abc import Iterator
@@ -42,7 +44,7 @@ from q4jit.formats import Format
 GGUF: Final = "gguf"
 INTERLEAVED16: Final = "interleaved16"
 PLANAR: Final = "planar"
-PLANAR4: Final = "planar4"
+TILES16: Final = "tiles16"
 
 LANES: Final = 16
 FLOAT_BLOCK_ELEMENTS: Final = 32
@@ -151,13 +153,13 @@ class Interleaved:
 class Planar:
     """The shape of one weight [K, N] in the `planar` layout; all sizes in bytes.
 
-    in_fours: in `planar4`.
+    tiled: in `tiles16`.
     """
 
     fmt: Format
     k: int
     n: int
-    in_fours: bool = False
+    tiled: bool = False
 
     @cached_property
     def block_elements(self) -> int:
@@ -168,7 +170,12 @@ class Planar:
     def blocks(self) -> int:
         """Blocks along K."""
         blocks = -(-self.k // self.block_elements)
-        return -(-blocks // 4) * 4 if self.in_fours else blocks
+        return -(-blocks // 4) * 4 if self.tiled else blocks
+
+    @cached_property
+    def columns(self) -> int:
+        """Columns that are stored."""
+        return -(-self.n // LANES) * LANES if self.tiled else self.n
 
     @cached_property
     def regions(self) -> dict[str, tuple[int, int]]:
@@ -178,7 +185,7 @@ class Planar:
         start = 0
         for field in order:
             found[field.name] = start, field.size_bytes
-            size = self.n * self.blocks * field.size_bytes
+            size = self.columns * self.blocks * field.size_bytes
             start += -(-size // REGION_BYTES) * REGION_BYTES
         return found
 
@@ -186,7 +193,7 @@ class Planar:
     def size_bytes(self) -> int:
         """Bytes of the whole weight."""
         start, size = list(self.regions.values())[-1]
-        return start + -(-self.n * self.blocks * size // REGION_BYTES) * REGION_BYTES
+        return start + -(-self.columns * self.blocks * size // REGION_BYTES) * REGION_BYTES
 
 
 def pack(fmt: Format, layout: str, rows: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -197,10 +204,10 @@ def pack(fmt: Format, layout: str, rows: NDArray[np.uint8]) -> NDArray[np.uint8]
     """
     if layout == PLANAR:
         return _pack_planar(fmt, rows)
-    if layout == PLANAR4:
-        return _pack_planar4(fmt, rows)
+    if layout == TILES16:
+        return _pack_tiles16(fmt, rows)
     if layout != INTERLEAVED16:
-        known = f"{INTERLEAVED16!r}, {PLANAR!r} and {PLANAR4!r}"
+        known = f"{INTERLEAVED16!r}, {PLANAR!r} and {TILES16!r}"
         raise FormatError(f"unknown weight layout {layout!r}: known are {known}")
     n, row_bytes = rows.shape
     shape = Interleaved(fmt, row_bytes // fmt.block_bytes * fmt.block_elements, n)
@@ -271,30 +278,35 @@ def _pack_planar(fmt: Format, rows: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return packed
 
 
-def suits_planar4(fmt: Format) -> bool:
-    """Whether a format can be stored in `planar4`: blocks of 32 quants of four bits and a scale."""
+def suits_tiles16(fmt: Format) -> bool:
+    """Whether a format can be stored in `tiles16`: blocks of 32 quants of four bits and a scale."""
     return [f.name for f in fields(fmt)] == ["d", "quants0"] and fmt.block_bytes == 18
 
 
-def _pack_planar4(fmt: Format, rows: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    if not suits_planar4(fmt):
-        raise FormatError(f"the layout {PLANAR4!r} is for blocks of 18 bytes: {fmt.name} has others")
+def _pack_tiles16(fmt: Format, rows: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    if not suits_tiles16(fmt):
+        raise FormatError(
+            f"the layout {TILES16!r} is for blocks of 18 bytes: {fmt.name} has others"
+        )
     n, row_bytes = rows.shape
-    shape = Planar(fmt, row_bytes // fmt.block_bytes * fmt.block_elements, n, in_fours=True)
+    shape = Planar(fmt, row_bytes // fmt.block_bytes * fmt.block_elements, n, tiled=True)
     packed = _aligned_empty(shape.size_bytes)
     packed[...] = 0
-    blocks = rows.reshape(n, -1, fmt.block_bytes)
-    sources = {field.name: field for field in fields(fmt)}
-    for name, (start, size) in shape.regions.items():
-        region = packed[start : start + n * shape.blocks * size].reshape(n, -1, 4, size)
-        first = sources[name].source_bytes
-        source = np.zeros((n, shape.blocks, size), np.uint8)
-        source[:, : blocks.shape[1]] = blocks[..., first : first + size]
-        fours = source.reshape(n, -1, 4, size)
-        if size > 4:
-            words, target = fours.view("<u4"), region.view("<u4")
-            target[...] = words.swapaxes(2, 3)
-        else:
-            region[...] = fours
+    quads = shape.blocks // 4
+    sources = {field.name: field.source_bytes for field in fields(fmt)}
+    for first in range(0, n, LANES):
+        tile = np.zeros((LANES, shape.blocks, fmt.block_bytes), np.uint8)
+        some = rows[first : first + LANES].reshape(
+            -1, row_bytes // fmt.block_bytes, fmt.block_bytes
+        )
+        tile[: some.shape[0], : some.shape[1]] = some
+        for name, (start, size) in shape.regions.items():
+            fours = tile[..., sources[name] : sources[name] + size].reshape(
+                LANES, quads, 4, -1, min(size, 4)
+            )
+            size_bytes = LANES * shape.blocks * size
+            at = start + first // LANES * size_bytes
+            # column, quad, block, word -> quad, column, word, block
+            packed[at : at + size_bytes] = fours.transpose(1, 0, 3, 2, 4).reshape(-1)
     packed.flags.writeable = False
     return packed

@@ -26,7 +26,7 @@ from q4jit.hip_values import (
     store_index,
 )
 from q4jit.ir import Node, WeightSpec
-from q4jit.layouts import GGUF, PLANAR, PLANAR4, Planar, fields
+from q4jit.layouts import GGUF, PLANAR, TILES16, Planar, fields
 from q4jit.plan import Source
 from q4jit.schedule_hip import MAX_GRID_Y, ROWS, HipKernel, HipPlan
 from q4jit.targets import Target
@@ -184,12 +184,12 @@ class _Weight:
 
     @property
     def is_planar(self) -> bool:
-        return self.layout in {PLANAR, PLANAR4}
+        return self.layout in {PLANAR, TILES16}
 
     @property
     def is_quads(self) -> bool:
         """Whether four blocks stand together, transposed for the lanes that share them."""
-        return self.layout == PLANAR4
+        return self.layout == TILES16
 
     @property
     def load(self) -> str:
@@ -240,7 +240,7 @@ class _Weight:
     @property
     def fields(self) -> list[_Field]:
         if self.is_planar:
-            regions = Planar(self._fmt, self.k, self.n, self.is_quads).regions
+            regions = Planar(self._fmt, self.k, self.n, tiled=self.is_quads).regions
             return [_Field(name, start, size) for name, (start, size) in regions.items()]
         stride = self._fmt.block_bytes
         return [_Field(f.name, f.source_bytes, stride) for f in fields(self._fmt)]

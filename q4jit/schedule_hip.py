@@ -18,7 +18,7 @@ from typing import Any, Final
 from q4jit.errors import TargetError, TuningError
 from q4jit.formats import FORMATS
 from q4jit.ir import Graph, Node, reachable
-from q4jit.layouts import FLOAT_BLOCK_ELEMENTS, PLANAR, PLANAR4, suits_planar4
+from q4jit.layouts import FLOAT_BLOCK_ELEMENTS, PLANAR, TILES16
 from q4jit.plan import Buffer, Kernel, Plan, Section, Slot, Store, split
 from q4jit.targets import Target
 from q4jit.tunings import Choice, Constant, Key, Tuned
@@ -51,9 +51,8 @@ _GEMV_MOST_LANES: Final = 32  # that share a column: with more, x of 8 rows is b
 _BLOCK_SIZE: Final = 256
 # bf16 has 8 significant bits: three terms are an f32 exactly, two err by 2⁻¹⁷
 _TERMS: Final = {"f32": 3, "f16": 2, "i8": 2}
-# int8 numbers for an x, and what they may err by at most: the contract has room for the sums beside
-_LIMBS: Final = {"f32": 4, "f16": 2, "i8": 1}
-_LIMB_ERRORS: Final = {4: 5e-7, 2: 2e-4, 1: 1.4e-2}
+# f16 has 11 significant bits: two terms err by 2⁻²³, one by 2⁻¹²
+_HALVES: Final = {"f32": 2, "f16": 1, "i8": 1}
 _MATRIX_COLUMNS: Final = 16  # of a matrix instruction
 _MATRIX_AHEAD: Final = 4
 
@@ -100,8 +99,8 @@ class HipKernel(Kernel):
     multiplied as whole numbers and their sum by the scale (an Inf or NaN there would not meet the
     quants of 0).
     terms: bf16 numbers that each x is split into for matrix units. int8: x is rounded to int8 for
-    dot products. limbs: int8 numbers that each x is split into, of which 32 neighbours share a
-    scale.
+    dot products. halves: f16 numbers that each x is split into, of which 32 neighbours share a
+    scale. splits: blocks that share columns, each with its own part of K.
     """
 
     schedule: str = ""
@@ -114,12 +113,8 @@ class HipKernel(Kernel):
     int8: bool = False
     ahead: int = 1
     scales_late: bool = False
-    limbs: int = 0
-
-    @property
-    def limb_error(self) -> float:
-        """What x, split into limbs, may err by: root mean square, relative to its usual elements."""
-        return _LIMB_ERRORS[self.limbs]
+    halves: int = 0
+    splits: int = 1
 
     # who chose the constants, where it was not the schedule
     origin: str = field(default="", compare=False)
@@ -143,9 +138,7 @@ class HipKernel(Kernel):
         """The class of precision of the products."""
         if self.int8:
             return "i8"
-        if self.limbs:
-            return next(name for name, limbs in _LIMBS.items() if limbs == self.limbs)
-        return "f16" if self.terms == _TERMS["f16"] else "f32"
+        return "f16" if self.terms == _TERMS["f16"] or self.halves == 1 else "f32"
 
     def slots(self) -> tuple[Slot, ...]:
         """The arguments in order: the function's own, buffers, `m` (rows) last.
@@ -216,11 +209,11 @@ def grid(plan: HipPlan, kernel: HipKernel) -> Grid:
         return Grid(1, 1)
     width = kernel.section.width
     if kernel.schedule == GEMV_MATRIX:
-        return Grid(-(-width // kernel.columns), kernel.rows_per_tile)
+        return Grid(-(-width // kernel.columns) * kernel.splits, kernel.rows_per_tile)
     if kernel.schedule in {GEMV, GEMV_DOT}:
         per_block = kernel.columns * (kernel.block_size // kernel.lanes)
         return Grid(-(-width // per_block), kernel.rows_per_tile)
-    return Grid(-(-width // kernel.columns), kernel.rows_per_tile)
+    return Grid(-(-width // kernel.columns) * kernel.splits, kernel.rows_per_tile)
 
 
 def make_plan(
@@ -444,11 +437,11 @@ class _Scheduler:
                 return self._of(
                     kernel,
                     schedule=name,
-                    layout=PLANAR4,
+                    layout=TILES16,
                     rows_per_tile=min(rows, _GEMV_ROWS[-1]),
                     columns=_MATRIX_COLUMNS,
                     ahead=_MATRIX_AHEAD,
-                    limbs=_LIMBS[self.tuning.precision],
+                    halves=_HALVES[self.tuning.precision],
                 )
             case "element":
                 return self._of(kernel, schedule=name)

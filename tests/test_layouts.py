@@ -144,7 +144,8 @@ def test_pairs_of_blocks_fill_whole_cache_lines(name: str) -> None:
 
 def test_unknown_names() -> None:
     with pytest.raises(
-        FormatError, match="unknown weight layout 'tiled': known are 'interleaved16', 'planar' and 'planar4'"
+        FormatError,
+        match="unknown weight layout 'tiled': known are 'interleaved16', 'planar' and 'tiles16'",
     ):
         pack(FORMATS["Q4_0"], "tiled", np.zeros((1, 18), np.uint8))
     with pytest.raises(KeyError, match="quants7"):

@@ -28,7 +28,6 @@ struct alignas(16) vector {
 };
 typedef vector<u32, 4> u32x4;
 typedef vector<float, 4> f32x4;
-typedef vector<i32, 4> i32x4;
 
 constexpr int WAVE = 32;
 
@@ -70,12 +69,16 @@ DEVICE float byte_minus(u32 word, int b, float zero) {
     return as_f32(__byte_perm(word, 0x4B000000u, 0x7440u | (u32)b)) - (8388608.0f + zero);
 }
 
-// To the nearest whole number.
-DEVICE i32 to_i32(float x) { return __float2int_rn(x); }
-
-// Four of the eight bytes of two words, `low`'s are 0…3; byte i of `which` chooses byte i.
-DEVICE u32 pick_bytes(u32 low, u32 high, u32 which) {
-    return __byte_perm(low, high, (which & 7) | (which >> 4 & 0x70) | (which >> 8 & 0x700) | (which >> 12 & 0x7000));
+// Two f16 numbers in a word, the first is the low half.
+DEVICE u32 to_halves(float first, float second) {
+    u32 halves;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(halves) : "f"(second), "f"(first));
+    return halves;
+}
+DEVICE u32 fma_halves(u32 a, u32 b, u32 c) {
+    u32 halves;
+    asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(halves) : "r"(a), "r"(b), "r"(c));
+    return halves;
 }
 
 // c + the sum of four products of signed bytes.
@@ -107,15 +110,15 @@ DEVICE u32x4 load_quarters(const u16* row) {
                  : "memory");
     return x;
 }
-DEVICE i32x4 mma_16x8x32(u32x4 a, u32 b0, u32 b1, i32x4 c) {
-    asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 "
+DEVICE f32x4 mma_16x8x16(u32x4 a, u32 b0, u32 b1, f32x4 c) {
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
         "{ %0, %1, %2, %3}, { %4, %5, %6, %7}, { %8, %9}, { %0, %1, %2, %3};"
-        : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
     return c;
 }
-DEVICE f32x4 mma_16x8x16(u32x4 a, u32 b0, u32 b1, f32x4 c) {
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+DEVICE f32x4 mma_16x8x16_f16(u32x4 a, u32 b0, u32 b1, f32x4 c) {
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
         "{ %0, %1, %2, %3}, { %4, %5, %6, %7}, { %8, %9}, { %0, %1, %2, %3};"
         : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
