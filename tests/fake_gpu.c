@@ -34,7 +34,7 @@ static size_t memory_bytes = 1 << 20;
 EXPORT int fake_modules, fake_events, fake_capturing, fake_relaxed_calls, fake_last_error;
 EXPORT int fake_streams, fake_graphs, fake_replays;
 EXPORT int fake_devices = DEVICES;
-EXPORT int fake_launch_device, fake_launches, fake_max_dynamic_bytes;
+EXPORT int fake_launch_device, fake_launches, fake_launch_sum, fake_max_dynamic_bytes;
 EXPORT unsigned fake_launch_shape[7];
 EXPORT uint64_t fake_launch_stream, fake_launch_values[16];
 EXPORT char fake_properties[DEVICES][4096];
@@ -137,7 +137,9 @@ static int record(int device, char *symbol, const unsigned shape[7], void *strea
     memcpy(fake_launch_shape, shape, sizeof fake_launch_shape);
     fake_launch_stream = (uint64_t)(uintptr_t)stream;
     fake_launch_device = device;
-    fake_launches++;
+    // launches come from several threads at a time, as a real driver allows
+    if (count) __atomic_fetch_add(&fake_launch_sum, *(int *)values[0], __ATOMIC_RELAXED);
+    __atomic_fetch_add(&fake_launches, 1, __ATOMIC_RELAXED);
     return 0;
 }
 

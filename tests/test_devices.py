@@ -172,12 +172,14 @@ def test_a_prepared_launch_is_for_any_thread(run: Run) -> None:
     run("""
         driver, *_ = start()
         launch = driver.prepare(driver.load(0, fake.code(), "k_1"), (1, 1, 1), (1, 1, 1), 0, "P")
-        def work():
-            for _ in range(200):
-                launch(0, 8)
-        threads = [threading.Thread(target=work) for _ in range(4)]
+        sys.setswitchinterval(1e-6)
+        def work(value):
+            for _ in range(2000):
+                launch(0, value)
+        threads = [threading.Thread(target=work, args=[10**i]) for i in range(4)]
         [t.start() for t in threads], [t.join() for t in threads]
-        assert fake["launches"] == 800
+        assert fake["launches"] == 8000
+        assert fake["launch_sum"] == 2000 * 1111, "each launch with its own thread's value"
     """)
 
 

@@ -123,7 +123,6 @@ def _api(cu: Any) -> Api:
         fill=cu.cuMemsetD8Async,
         memory_info=cu.cuMemGetInfo,
         synchronize=cu.cuStreamSynchronize,
-        is_capturing=cu.cuStreamIsCapturing,
         stream_create=named("cuStreamCreate", lambda: cu.cuStreamCreate(_NON_BLOCKING)),
         stream_destroy=cu.cuStreamDestroy,
         capture_begin=named(
@@ -149,6 +148,7 @@ def _api(cu: Any) -> Api:
         module_unload=cu.cuModuleUnload,
         launch=library.cuLaunchKernel,
         get_current=library.cuCtxGetCurrent,
+        is_capturing=library.cuStreamIsCapturing,
         exchange_capture_mode=library.cuThreadExchangeStreamCaptureMode,
     )
 

@@ -129,7 +129,6 @@ def _api(hip: Any) -> Api:
         fill=hip.hipMemsetAsync,
         memory_info=hip.hipMemGetInfo,
         synchronize=hip.hipStreamSynchronize,
-        is_capturing=hip.hipStreamIsCapturing,
         stream_create=named(
             "hipStreamCreateWithFlags", lambda: hip.hipStreamCreateWithFlags(_NON_BLOCKING)
         ),
@@ -158,6 +157,7 @@ def _api(hip: Any) -> Api:
         module_unload=hip.hipModuleUnload,
         launch=library.hipModuleLaunchKernel,
         get_current=library.hipGetDevice,
+        is_capturing=library.hipStreamIsCapturing,
         exchange_capture_mode=library.hipThreadExchangeStreamCaptureMode,
     )
 
