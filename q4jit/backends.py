@@ -4,7 +4,7 @@ import ctypes
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from q4jit import schedule_cpu, schedule_hip
 from q4jit.cache import Compiler
@@ -28,6 +28,15 @@ class Launch(Protocol):
 
     def prepare(self, args: Sequence[Any]) -> None:
         """Bring the weights where the kernels read them."""
+        ...
+
+
+@runtime_checkable
+class DeviceLaunch(Launch, Protocol):
+    """Kernels bound to exact shapes, on a GPU."""
+
+    def on_tensors(self, args: Sequence[Any], out: Any, pointers: list[int], stream: int) -> Any:
+        """Run the kernels on PyTorch's tensors, whose like was accepted in an earlier call."""
         ...
 
 

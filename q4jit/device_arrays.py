@@ -18,8 +18,10 @@ from q4jit import dlpack
 from q4jit.errors import ArgumentError, DeviceError
 from q4jit.runtime.devices import driver_of, drivers, why_none
 from q4jit.runtime.driver import Device, Driver
+from q4jit.weights import QuantizedTensor
 
 F32: Final = np.dtype(np.float32)
+_STATIC: Final = frozenset({bool, int, str, type(None)})  # arguments that kernels are made for
 _DEFAULT_STREAM: Final = 0
 _LEGACY_STREAM: Final = 1  # how the array interface spells stream 0
 
@@ -90,13 +92,17 @@ def current_stream(view: DeviceView) -> int:
 def empty_like_kind(view: DeviceView, shape: tuple[int, ...]) -> Any:
     """A new f32 array of `shape` on the device of `view`, of its library, or a DeviceArray."""
     if view.library == "torch":
-        tensor: Any = view.owner
-        return tensor.new_empty(shape, dtype=sys.modules["torch"].float32)
+        return new_tensor(view.owner, shape)
     if view.library == "cupy":
         cupy = sys.modules["cupy"]
         with cupy.cuda.Device(view.device):
             return cupy.empty(shape, dtype=F32)
     return DeviceArray(shape, device_of(view), stream=view.stream or 0)
+
+
+def new_tensor(like: Any, shape: tuple[int, ...]) -> Any:
+    """A new f32 tensor of `shape` where PyTorch's tensor `like` is."""
+    return like.new_empty(shape, dtype=sys.modules["torch"].float32)
 
 
 def device_of(view: DeviceView) -> Device:
@@ -146,10 +152,74 @@ def common_device(views: Sequence[DeviceView | None], names: Sequence[str]) -> t
     )
 
 
+# --- PyTorch's tensors, in a hurry ---------------------------------------------------------------
+
+
+class _PyTorch(NamedTuple):
+    """What every call needs of PyTorch, found once."""
+
+    module: Any
+    kinds: frozenset[type]  # subclasses may answer otherwise than they lie in memory
+    tracks_gradients: Callable[[], bool]
+    current_stream: Callable[[int], int]
+
+
+_pytorch: _PyTorch | None = None  # None until a first tensor was seen
+
+
+def _note_pytorch(torch: Any) -> None:
+    global _pytorch  # noqa: PLW0603 - a process has one PyTorch, as it has one sys.modules
+    if _pytorch is None or _pytorch.module is not torch:
+        kinds = frozenset({torch.Tensor, torch.nn.Parameter})
+        _pytorch = _PyTorch(torch, kinds, torch.is_grad_enabled, _torch_stream(torch))
+
+
+def tensor_facts(args: Sequence[Any], out: Any) -> tuple[tuple[object, ...], list[int], int] | None:
+    """All that decides how a call on PyTorch's tensors is served, where they lie, and the stream.
+
+    The facts are a key: what one call was served with, any other of the same key may be, but for
+    tensors that overlap. None where an argument or `out` needs a closer look (`as_device_array`).
+    Each question to a tensor costs 50 to 100 ns, more than all else here: none is asked twice.
+    """
+    if _pytorch is None:
+        return None
+    _, kinds, tracks_gradients, current_stream = _pytorch
+    values = args if out is None else (*args, *out) if type(out) is tuple else (*args, out)
+    key: list[object] = [type(out)]
+    pointers = []
+    device = 0
+    try:
+        for value in values:
+            kind = type(value)
+            if kind in kinds:
+                if (
+                    not value.is_cuda
+                    or not value.is_contiguous()
+                    or value.is_neg()
+                    or (value.requires_grad and tracks_gradients())
+                ):
+                    return None
+                device = value.get_device()
+                key += (value.shape, value.dtype, device)  # no complex dtype is ever served
+                pointers.append(value.data_ptr())
+            elif kind is QuantizedTensor:
+                key.append(value.signature)
+            elif kind is float:
+                key.append(kind)
+            elif kind in _STATIC:
+                key += (kind, value)
+            else:
+                return None
+    except RuntimeError:  # what sparse tensors answer, and others without memory of their own
+        return None
+    return tuple(key), pointers, current_stream(device)
+
+
 # --- other libraries' arrays --------------------------------------------------------------------
 
 
 def _torch_view(torch: Any, tensor: Any, name: str) -> DeviceView | None:
+    _note_pytorch(torch)
     device = tensor.device
     if device.type != "cuda":  # what PyTorch calls AMD's too
         return None

@@ -20,8 +20,8 @@ import numpy as np
 
 from q4jit import cache, config, tunings
 from q4jit.arguments import F32, check_array, check_ids, check_out, holds_ids, lead_shape
-from q4jit.backends import Launch, find_backend
-from q4jit.device_arrays import DeviceView, as_device_array, require_f32
+from q4jit.backends import DeviceLaunch, Launch, find_backend
+from q4jit.device_arrays import DeviceView, as_device_array, require_f32, tensor_facts
 from q4jit.errors import ArgumentError, CompileError, ConfigError
 from q4jit.frontend import array_spec, ids_spec, trace
 from q4jit.ir import Graph, ScalarSpec, Signature, Spec, StaticSpec, WeightSpec, reachable
@@ -36,6 +36,7 @@ from q4jit.weights import QuantizedTensor
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
+_L = TypeVar("_L", bound=Launch)
 
 _PRECISIONS: Final = ("f32", "f16", "i8")
 _MOST_LAUNCHES: Final = 4096  # sets of exact shapes remembered by one function
@@ -146,6 +147,7 @@ class Specialized(Generic[_P, _R]):
         self._parameters, self._keywords = _parameters(self._python_signature, self._name)
         self._disabled = config.jit_disabled()
         self._launches: dict[tuple[object, ...], Launch] = {}
+        self._on_tensors: dict[tuple[object, ...], DeviceLaunch] = {}  # by `tensor_facts`
         self._plans: dict[_Key, tuple[Plan[Any], int]] = {}  # and the M it was made for
         self._compiled: dict[tuple[_Key, Device | None], _Compiled] = {}
         self._rules: dict[tuple[_Key, Device | None], dict[int, str]] = {}  # by rows of calls
@@ -169,7 +171,15 @@ class Specialized(Generic[_P, _R]):
         """
         if kwargs or len(args) != len(self._parameters):
             args = self._positional(args, kwargs)
+        facts = None
         if not _PLAIN.issuperset(map(type, args)):
+            facts = tensor_facts(args, out)
+            if facts is not None:
+                known, pointers, stream = facts
+                on_device = self._on_tensors.get(known)
+                if on_device is not None:
+                    self._hits += 1
+                    return on_device.on_tensors(args, out, pointers, stream)
             args = self._with_views(args)
         key = tuple([_shape_key(value) for value in args])
         launch = self._launches.get(key)
@@ -179,7 +189,10 @@ class Specialized(Generic[_P, _R]):
             launch = self._specialise(args, key)
         else:
             self._hits += 1
-        return launch(args, out)
+        result = launch(args, out)
+        if facts is not None and isinstance(launch, DeviceLaunch):
+            _remember(self._on_tensors, facts[0], launch)
+        return result
 
     def __get__(self, instance: object, owner: type | None = None) -> Any:
         """Bind like a function: in a class, `self` is an argument as any other."""
@@ -240,9 +253,7 @@ class Specialized(Generic[_P, _R]):
             bind = find_backend(place.target).launch
             launch = bind(compiled.plan, loaded, args, self._parameters, place.device)
             self._note_rule(signature, rows, place)
-            if len(self._launches) >= _MOST_LAUNCHES:
-                self._launches.clear()
-            self._launches[key] = launch
+            _remember(self._launches, key, launch)
             return launch
 
     def _place(self, args: Sequence[Any], signature: Signature, rows: int) -> Place:
@@ -515,6 +526,12 @@ def _spec(name: str, value: object, sized: bool = False) -> Spec:
         f"argument {name!r} is {type(value).__name__}: accepted are float32 arrays, "
         f"QuantizedTensor, numbers, bool, str and None{hint}"
     )
+
+
+def _remember(launches: dict[tuple[object, ...], _L], key: tuple[object, ...], launch: _L) -> None:
+    if len(launches) >= _MOST_LAUNCHES:
+        launches.clear()
+    launches[key] = launch
 
 
 def _rows(args: Sequence[Any]) -> int:

@@ -2,13 +2,13 @@
 
 Arrays that lie on the device are used in place: a call then checks them, puts their addresses into
 prepared launches on the stream that their library works on, and returns; it allocates nothing where
-`out=` is given, and never waits. NumPy arrays are copied in, and their results out.
+`out=` is given, and never waits. PyTorch's tensors whose like was accepted before are not looked at
+again (`on_tensors`). NumPy arrays are copied in, and their results out.
 """
 
 import functools
 import math
 import threading
-import weakref
 from collections.abc import Callable, Sequence
 from operator import itemgetter
 from typing import Any, Final
@@ -24,6 +24,7 @@ from q4jit.arguments import (
     check_out,
     checked_ids,
     f32,
+    holds_ids,
     weight_layouts,
 )
 from q4jit.device_arrays import (
@@ -32,6 +33,7 @@ from q4jit.device_arrays import (
     as_device_array,
     current_stream,
     empty_like_kind,
+    new_tensor,
     require_contiguous,
     require_f32,
 )
@@ -39,7 +41,7 @@ from q4jit.errors import ArgumentError
 from q4jit.layouts import GGUF, pack
 from q4jit.locks import BUILD
 from q4jit.plan import Slot
-from q4jit.runtime.devices import driver_of
+from q4jit.runtime.devices import driver_of, drivers
 from q4jit.runtime.driver import Device, LoadedKernel
 from q4jit.schedule_hip import HipKernel, HipPlan, grid, scratch
 from q4jit.weights import QuantizedTensor
@@ -75,8 +77,11 @@ class HipLaunch:
         self._on_device = any(isinstance(value, DeviceView) for value in args)
         if self._on_device:
             self._refuse_spreading()
-        self._weights = weight_layouts(plan)
+        self._weights = [(i, layout, _place(device, layout)) for i, layout in weight_layouts(plan)]
         self._offsets, self._scratch_bytes = _scratch(plan, self._shapes.rows)
+        self._given = self._given_arrays(args)
+        self._like = min((slot.kind, slot.index) for slot in self._given)[1] if self._given else -1
+        self._apart = self._must_be_apart(args)
         self._steps = self._bind(plan, kernels)
 
     def _refuse_spreading(self) -> None:
@@ -94,15 +99,34 @@ class HipLaunch:
                 "arrays on a device, are results that have all of them or none"
             )
 
+    def _given_arrays(self, args: Sequence[Any]) -> list[Slot]:
+        """The arrays that a call gives, in the order of its arguments."""
+        if self._on_device:  # among them ids of which no kernel reads more than the number
+            views = [(i, v) for i, v in enumerate(args) if isinstance(v, DeviceView)]
+            return [Slot("ids" if holds_ids(view) else "array", i) for i, view in views]
+        arrays = [Slot("array", i) for i, _ in self._shapes.arrays]
+        return arrays + [Slot("ids", i) for i, _, _ in self._shapes.ids]
+
+    def _must_be_apart(self, args: Sequence[Any]) -> list[tuple[int, int, int, int]]:
+        """Per pair of an output and another array: place among the pointers, and bytes, of each."""
+        used = {i for i, _ in self._shapes.arrays} | {i for i, _, _ in self._shapes.ids}
+        given = enumerate(self._given if self._on_device else ())
+        sizes = {place: _bytes(args[slot.index]) for place, slot in given if slot.index in used}
+        pairs = []
+        for place, result in enumerate(self._shapes.results, len(self._given)):
+            size = math.prod(result.buffer) * F32.itemsize
+            pairs += [(place, size, other, others) for other, others in sizes.items()]
+            sizes[place] = size
+        return pairs
+
     def _bind(self, plan: HipPlan, kernels: Sequence[LoadedKernel]) -> list[_Step]:
         """Per kernel: its prepared launch, and which values it takes."""
         shapes = self._shapes
         order = [Slot("m"), Slot("one")]
-        order += [Slot("array", i) for i, _ in shapes.arrays]
-        order += [Slot("ids", i) for i, _, _ in shapes.ids]
-        order += [Slot("scalar", i) for i in shapes.scalars]
-        order += [Slot("weight", i, layout) for i, layout in self._weights]
+        order += self._given
         order += [Slot("output", i) for i in range(len(shapes.results))]
+        order += [Slot("scalar", i) for i in shapes.scalars]
+        order += [Slot("weight", i, layout) for i, layout, _ in self._weights]
         order += list(self._offsets)
         place = {slot: i for i, slot in enumerate(order)}
         steps: list[_Step] = []
@@ -131,22 +155,41 @@ class HipLaunch:
 
     def prepare(self, args: Sequence[Any]) -> None:
         """Upload the weights, so that the first call finds them there."""
-        for i, layout in self._weights:
+        for i, layout, _ in self._weights:
             device_weight(args[i], layout, self._device)
 
+    def on_tensors(self, args: Sequence[Any], out: Any, pointers: list[int], stream: int) -> Any:
+        """A call on PyTorch's tensors that `tensor_facts` cannot tell from those of an earlier one.
+
+        pointers: where they lie, in the order of the arguments, then those of `out`.
+        """
+        if out is not None:
+            self._refuse_overlap(pointers)
+            self._enqueue(stream, args, pointers)
+            return out
+        like = args[self._like]
+        made = tuple([new_tensor(like, result.buffer) for result in self._shapes.results])
+        self._enqueue(stream, args, pointers + [tensor.data_ptr() for tensor in made])
+        return made if self._shapes.returns_tuple else made[0]
+
     def _run_in_place(self, args: Sequence[Any], out: Any) -> Any:
-        arrays = [self._view(i, args[i]) for i, _ in self._shapes.arrays]
-        ids = [self._ids_view(i, args[i]) for i, _, _ in self._shapes.ids]
-        stream = current_stream((arrays or ids)[0])
+        for i, _ in self._shapes.arrays:
+            self._check_array(i, args[i])
+        for i, _, _ in self._shapes.ids:
+            self._check_ids(i, args[i])
+        given = [args[slot.index] for slot in self._given]
+        stream = current_stream(args[self._like])
         if out is None:
-            like, results = (arrays or ids)[0], self._shapes.results
-            owners = tuple(empty_like_kind(like, result.buffer) for result in results)
+            results = self._shapes.results
+            owners = tuple(empty_like_kind(args[self._like], result.buffer) for result in results)
         else:
             owners = out if isinstance(out, tuple) else (out,)
-        outputs = self._output_views(owners, out, (*arrays, *ids))
-        self._wait_for_others(stream, (*arrays, *ids, *outputs))
-        addresses = [view.pointer for view in outputs]
-        self._enqueue(stream, args, arrays, [v.pointer for v in ids], addresses)
+        views = given + self._output_views(owners, out)
+        pointers = [view.pointer for view in views]
+        if out is not None:
+            self._refuse_overlap(pointers)
+        self._wait_for_others(stream, views)
+        self._enqueue(stream, args, pointers)
         if out is not None:
             return out
         return owners if self._shapes.returns_tuple else owners[0]
@@ -169,13 +212,8 @@ class HipLaunch:
         if out is not None:
             wanted = [result.shape for result in shapes.results]
             given = check_out(out, wanted, shapes.returns_tuple, self._names, args)
-        self._enqueue(
-            0,
-            args,
-            [array.view() for array in arrays],
-            [array.pointer for array in ids],
-            [array.pointer for array in results],
-        )
+        pointers = [array.pointer for array in (*arrays, *ids, *results)]
+        self._enqueue(0, args, pointers)
         made = tuple(r.of(a.to_numpy()) for r, a in zip(shapes.results, results, strict=True))
         if given is not None:
             for target, value in zip(given, made, strict=True):
@@ -183,46 +221,33 @@ class HipLaunch:
             return out
         return made if shapes.returns_tuple else made[0]
 
-    def _enqueue(
-        self,
-        stream: int,
-        args: Sequence[Any],
-        arrays: Sequence[DeviceView],
-        ids: Sequence[int],
-        outputs: Sequence[int],
-    ) -> None:
-        pointers = [view.pointer for view in arrays]
-        if not self._scratch_bytes:
-            self._launch(stream, args, pointers, ids, outputs, 0)
-            return
-        # this handle means another stream in every thread
-        thread = threading.get_ident() if stream == _PER_THREAD_STREAM else 0
-        workspace = _workspace(self._device, stream, thread)
-        with workspace.lock:  # kernels of a call hand values on in it: calls do not mix
-            base = self._scratch_memory(workspace, stream)
-            self._launch(stream, args, pointers, ids, outputs, base)
+    def _enqueue(self, stream: int, args: Sequence[Any], pointers: Sequence[int]) -> None:
+        """Launch the kernels; pointers: of what `_given` names, then of the outputs."""
+        values: list[Any] = [self._shapes.rows, 1, *pointers]
+        if self._shapes.scalars:
+            values += [f32(args[i]) for i in self._shapes.scalars]
+        for i, layout, place in self._weights:
+            memory = args[i].uploads.get(place)
+            values.append(
+                device_weight(args[i], layout, self._device) if memory is None else memory.pointer
+            )
+        if self._scratch_bytes:
+            self._launch_with_scratch(stream, values)
+        else:
+            self._launch(stream, values)
 
-    def _launch(
-        self,
-        stream: int,
-        args: Sequence[Any],
-        arrays: Sequence[int],
-        ids: Sequence[int],
-        outputs: Sequence[int],
-        base: int,
-    ) -> None:
-        values: list[Any] = [
-            self._shapes.rows,
-            1,
-            *arrays,
-            *ids,
-            *[f32(args[i]) for i in self._shapes.scalars],
-            *[device_weight(args[i], layout, self._device) for i, layout in self._weights],
-            *outputs,
-            *[base + offset for offset in self._offsets.values()],
-        ]
+    def _launch(self, stream: int, values: list[Any]) -> None:
         for launch, pick in self._steps:
             launch(stream, *pick(values))
+
+    def _launch_with_scratch(self, stream: int, values: list[Any]) -> None:
+        # this handle means another stream in every thread
+        thread = threading.get_ident() if stream == _PER_THREAD_STREAM else 0
+        workspace = _workspace(self._device.platform, self._device.index, stream, thread)
+        with workspace.lock:  # kernels of a call hand values on in it: calls do not mix
+            base = self._scratch_memory(workspace, stream)
+            values += [base + offset for offset in self._offsets.values()]
+            self._launch(stream, values)
 
     def _scratch_memory(self, workspace: "_Workspace", stream: int) -> int:
         """Where temporaries go. A graph gets memory of its own: two may be replayed at a time."""
@@ -234,22 +259,18 @@ class HipLaunch:
 
     # --- arguments on the device ------------------------------------------------------------------
 
-    def _view(self, i: int, view: DeviceView) -> DeviceView:
+    def _check_array(self, i: int, view: DeviceView) -> None:
         require_f32(view, self._names[i])
         require_contiguous(view, self._names[i])
-        return view
 
-    def _ids_view(self, i: int, view: DeviceView) -> DeviceView:
+    def _check_ids(self, i: int, view: DeviceView) -> None:
         if view.dtype != np.int64:
             raise ArgumentError(
                 f"argument {self._names[i]!r} is {view}: accepted are int64 for ids on a device"
             )
         require_contiguous(view, self._names[i])
-        return view
 
-    def _output_views(
-        self, owners: tuple[Any, ...], out: object, inputs: Sequence[DeviceView]
-    ) -> list[DeviceView]:
+    def _output_views(self, owners: tuple[Any, ...], out: object) -> list[DeviceView]:
         results = self._shapes.results
         if out is not None and (
             isinstance(out, tuple) != self._shapes.returns_tuple or len(owners) != len(results)
@@ -258,10 +279,7 @@ class HipLaunch:
                 f"a tuple of {len(results)} arrays" if self._shapes.returns_tuple else "an array"
             )
             raise ArgumentError(f"out= is {type(out).__name__}: accepted is {wanted}")
-        views = [self._output_view(o, r) for o, r in zip(owners, results, strict=True)]
-        if out is not None:
-            _refuse_overlap(views, inputs)
-        return views
+        return [self._output_view(o, r) for o, r in zip(owners, results, strict=True)]
 
     def _output_view(self, owner: object, result: Result) -> DeviceView:
         view = as_device_array(owner, "out")
@@ -280,6 +298,14 @@ class HipLaunch:
                 f"{list(result.shape)} on {self._device}"
             )
         return view
+
+    def _refuse_overlap(self, pointers: Sequence[int]) -> None:
+        for place, size, other, others in self._apart:
+            if -size < pointers[place] - pointers[other] < others:
+                raise ArgumentError(
+                    "out= overlaps an argument, which is read while out is written, or another "
+                    "array of out=: accepted are arrays of their own memory"
+                )
 
     # --- arguments of NumPy -----------------------------------------------------------------------
 
@@ -341,18 +367,8 @@ def release_graph_memory(device: Device, stream: int) -> None:
 
 
 @functools.lru_cache(maxsize=64)  # streams come and go; freeing memory waits for what uses it
-def _workspace(device: Device, stream: int, thread: int) -> _Workspace:
-    return _Workspace(device, stream)
-
-
-def _refuse_overlap(outputs: Sequence[DeviceView], inputs: Sequence[DeviceView]) -> None:
-    for number, view in enumerate(outputs):
-        for other in (*inputs, *outputs[:number]):
-            if view.pointer < _end(other) and other.pointer < _end(view):
-                raise ArgumentError(
-                    "out= overlaps an argument, which is read while out is written, or another "
-                    "array of out=: accepted are arrays of their own memory"
-                )
+def _workspace(platform: str, device: int, stream: int, thread: int) -> _Workspace:
+    return _Workspace(drivers()[platform].devices[device], stream)
 
 
 def _show(view: DeviceView) -> str:
@@ -364,28 +380,22 @@ def _bytes(view: DeviceView) -> int:
     return math.prod(view.shape) * view.dtype.itemsize
 
 
-def _end(view: DeviceView) -> int:
-    return view.pointer + _bytes(view)
-
-
 # --- weights ------------------------------------------------------------------------------------
 
-_uploaded: "weakref.WeakKeyDictionary[QuantizedTensor, dict[tuple[str, int, str], DeviceArray]]" = (
-    weakref.WeakKeyDictionary()
-)
+
+def _place(device: Device, layout: str) -> str:
+    return f"{device.platform} {device.index} {layout}"
 
 
 def device_weight(tensor: QuantizedTensor, layout: str, device: Device) -> int:
     """The address of a weight on a device, in a layout; uploaded once, freed with the tensor."""
-    place = device.platform, device.index, layout
-    places = _uploaded.get(tensor)
-    memory = places.get(place) if places is not None else None
+    place = _place(device, layout)
+    memory: DeviceArray | None = tensor.uploads.get(place)
     if memory is None:
         with BUILD:
-            places = _uploaded.setdefault(tensor, {})
-            memory = places.get(place)
+            memory = tensor.uploads.get(place)
             if memory is None:
                 raw = tensor.raw
                 packed = raw if layout == GGUF else pack(tensor.block_format, layout, raw)
-                memory = places[place] = DeviceArray.from_numpy(packed, device)
+                memory = tensor.uploads[place] = DeviceArray.from_numpy(packed, device)
     return memory.pointer

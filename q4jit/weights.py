@@ -31,7 +31,16 @@ class QuantizedTensor:
     tensor: one run of K/block_elements blocks. `x @ w` on NumPy arrays is the float64 reference.
     """
 
-    __slots__ = ("__weakref__", "_finite", "_fmt", "_raw", "_repacked", "_shape", "_signature")
+    __slots__ = (
+        "__weakref__",
+        "_finite",
+        "_fmt",
+        "_raw",
+        "_repacked",
+        "_shape",
+        "_signature",
+        "uploads",
+    )
 
     def __init__(self, fmt: Format, rows: NDArray[np.uint8]) -> None:
         """Wrap GGUF rows, uint8 [N, row_bytes] (read-only, C-contiguous), without copying them."""
@@ -45,6 +54,9 @@ class QuantizedTensor:
         self._repacked: dict[str, NDArray[np.uint8]] = {}
         self._finite: bool | None = None
         self._signature: tuple[str, int, int, bool] | None = None
+        # its copies in devices' memory, by device and layout, which go with it; an attribute,
+        # because every launch looks here
+        self.uploads: dict[str, Any] = {}
 
     @classmethod
     def from_bytes(

@@ -352,6 +352,7 @@ class Tensor:
 def torch(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
     module: Any = types.ModuleType("torch")
     module.Tensor, module.strided, module.float32 = Tensor, "strided", "torch.float32"
+    module.nn = types.SimpleNamespace(Parameter=type("Parameter", (Tensor,), {}))
     module.version = types.SimpleNamespace(hip=request.param)
     module.grad = True
     module.is_grad_enabled = lambda: module.grad
