@@ -21,6 +21,7 @@ from q4jit.runtime.driver import Device, Driver
 from q4jit.weights import QuantizedTensor
 
 F32: Final = np.dtype(np.float32)
+_NUMBERS: Final = frozenset({float, np.float32, np.float64})
 _STATIC: Final = frozenset({bool, int, str, type(None)})  # arguments that kernels are made for
 _DEFAULT_STREAM: Final = 0
 _LEGACY_STREAM: Final = 1  # how the array interface spells stream 0
@@ -204,8 +205,8 @@ def tensor_facts(args: Sequence[Any], out: Any) -> tuple[tuple[object, ...], lis
                 pointers.append(value.data_ptr())
             elif kind is QuantizedTensor:
                 key.append(value.signature)
-            elif kind is float:
-                key.append(kind)
+            elif kind in _NUMBERS:
+                key.append(float)
             elif kind in _STATIC:
                 key += (kind, value)
             else:

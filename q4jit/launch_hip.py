@@ -188,16 +188,16 @@ class HipLaunch:
         pointers = [view.pointer for view in views]
         if out is not None:
             self._refuse_overlap(pointers)
-        self._wait_for_others(stream, views)
+        self._wait_for_others(stream, args[self._like].library, views)
         self._enqueue(stream, args, pointers)
         if out is not None:
             return out
         return owners if self._shapes.returns_tuple else owners[0]
 
-    def _wait_for_others(self, stream: int, views: Sequence[DeviceView]) -> None:
-        """Wait for work on other streams than the first array's, where libraries are mixed."""
+    def _wait_for_others(self, stream: int, library: str, views: Sequence[DeviceView]) -> None:
+        """Wait for work on other streams than `library`'s, where libraries are mixed."""
         for view in views:
-            if view.library != views[0].library or not view.library:
+            if view.library != library or not view.library:
                 other = current_stream(view)
                 if other != stream:
                     self._driver.synchronize(self._device.index, other)

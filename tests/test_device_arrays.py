@@ -2,6 +2,7 @@
 
 import gc
 import sys
+import textwrap
 import types
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -499,6 +500,201 @@ def test_an_array_whose_driver_is_missing(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr("q4jit.device_arrays.why_none", lambda: "the reason")
     with pytest.raises(DeviceError, match="on amd device 4: the reason"):
         device_of(on("amd", 4))
+
+
+# --- calls on PyTorch's tensors -------------------------------------------------------------------
+
+CALLS = """
+import types
+from q4jit import dispatcher, quantize, specialize
+
+class Tensor:
+    # A tensor of the fake platform's memory: what may be asked of it, and answers that may differ.
+    def __init__(self, shape, pointer=1 << 20, **answers):
+        self.shape, self.answers = shape, {"pointer": pointer, **answers}
+    def __getattr__(self, name):
+        plain = {"dtype": torch.float32, "layout": torch.strided, "is_cuda": True, "index": 0,
+                 "requires_grad": False, "contiguous": True, "neg": False}
+        found = {**plain, **self.answers}
+        if name == "device":
+            kind = "cuda" if found["is_cuda"] else "cpu"
+            return types.SimpleNamespace(type=kind, index=found["index"])
+        return found[name]
+    def data_ptr(self):
+        if self.layout is not torch.strided:
+            raise RuntimeError("no storage")
+        return self.pointer
+    def get_device(self):
+        return self.index
+    def is_contiguous(self):
+        return self.contiguous
+    def is_neg(self):
+        return self.neg
+    def is_conj(self):
+        return False
+    def stride(self):
+        return (999,) * len(self.shape)
+    def new_empty(self, shape, dtype):
+        return Tensor(shape, 7 << 20, dtype=dtype)
+
+class Parameter(Tensor):
+    pass
+
+class Subclass(Tensor):
+    pass
+
+torch = types.ModuleType("torch")
+torch.Tensor, torch.nn = Tensor, types.SimpleNamespace(Parameter=Parameter)
+torch.strided, torch.sparse_coo = object(), object()
+for name in ("float32", "float16", "int64"):
+    setattr(torch, name, type("dtype", (), {"__str__": lambda self, name=name: "torch." + name})())
+torch.version = types.SimpleNamespace(hip=platform == "amd" or None)
+torch.grad, torch.stream = True, 5
+torch.is_grad_enabled = lambda: torch.grad
+torch._C = types.SimpleNamespace(_cuda_getCurrentRawStream=lambda index: torch.stream + index)
+sys.modules["torch"] = torch
+
+driver, first, second = start()
+
+def load(self, source, device):
+    # What stands for a kernel: the fake launch records as many values as its name says.
+    (plan, _), *_ = reversed(self._plans.values())
+    symbol = f"k_{len(plan.kernels[0].slots())}"
+    loaded = driver.load(device.index, fake.code(device.index), symbol)
+    entry = types.SimpleNamespace(origin="compiled", object_bytes=b"")
+    return dispatcher._Kernel(source, entry, loaded)
+
+dispatcher.Specialized._load = load
+dispatcher._tuned = lambda target, device: None
+dispatcher._dump = lambda plan, kernels: None
+zeros = np.zeros((64, 32), np.float32)
+w, v = (quantize(zeros, "Q4_0") for _ in range(2))
+
+def product(x, w):
+    return x @ w
+
+def scaled(x, w, factor):
+    return factor * (x @ w)
+
+def slots(f):
+    # name of each value of the last launch
+    (plan, _), *_ = reversed(f._plans.values())
+    kinds = [slot.kind for slot in plan.kernels[0].slots()]
+    return dict(zip(kinds, struct.unpack_from(f"<{len(kinds)}Q", fake.values())))
+
+def answer(f, *args, out=None):
+    # What a call gives: its launch and result, or its error.
+    before = fake["launches"]
+    try:
+        result = f(*args, out=out)
+    except Exception as error:
+        return type(error).__name__, str(error)
+    assert out is None or result is out
+    launched = fake["launches"] - before
+    return type(result), launched, launched and (fake.stream(), slots(f))
+
+def warm(function=product, *more):
+    f = specialize(function, target="hip")
+    x, out = Tensor((1, 64)), Tensor((1, 32), 2 << 20)
+    for _ in range(2):
+        f(x, w, *more, out=out)
+        f(x, w, *more)
+    assert len(f._on_tensors) == 2 and f.stats.hits == 3
+    return f
+"""
+
+
+@pytest.fixture
+def calls(run: Run) -> Run:
+    return lambda program: run(textwrap.dedent(CALLS) + textwrap.dedent(program))
+
+
+def test_a_warm_call_takes_its_own_tensors_weight_number_and_stream(calls: Run) -> None:
+    calls("""
+        f = warm(scaled, 1.0)
+        looked = []
+        dispatcher.as_device_array = lambda *found: looked.append(found)
+        torch.stream = 9
+        out = Tensor((1, 32), 4 << 20)
+        for number in (0.5, np.float32(0.5)):
+            assert f(Tensor((1, 64), 3 << 20), v, number, out=out) is out
+            found = slots(f)
+            assert (found["array"], found["output"]) == (3 << 20, 4 << 20)
+            assert struct.pack("<Q", found["scalar"])[:4] == struct.pack("<f", 0.5)
+            assert found["weight"] in {memory.pointer for memory in v.uploads.values()}
+            assert fake.stream() == 9
+        made = f(Parameter((1, 64), 3 << 20), v, 0.5)
+        assert type(made) is Tensor and made.shape == (1, 32) and made.dtype is torch.float32
+        assert slots(f)["output"] == made.data_ptr() == 7 << 20
+        assert not looked, "as_device_array is for what is not known yet"
+    """)
+
+
+def test_a_warm_function_answers_like_a_cold_one(calls: Run) -> None:
+    calls("""
+        x, out = Tensor((1, 64)), Tensor((1, 32), 2 << 20)
+        half, ids, sparse = torch.float16, torch.int64, torch.sparse_coo
+        changes = (
+            dict(dtype=half), dict(dtype=ids), dict(layout=sparse), dict(contiguous=False),
+            dict(neg=True), dict(requires_grad=True), dict(is_cuda=False), dict(index=1),
+        )
+        arguments = [x, Tensor((2, 64)), Tensor((64,)), Tensor((1, 1, 64)), Tensor((0, 64), 0),
+                     Tensor((1, 63)), Tensor(()), Subclass((1, 64)), 1.0, w]
+        arguments += [Tensor((1, 64), **change) for change in changes]
+        outs = [None, out, (out,), (out, out), (), Tensor((2, 32)), Tensor((32,)), zeros[:1],
+                Subclass((1, 32), 2 << 20), 1.0, "text"]
+        outs += [Tensor((1, 32), (1 << 20) + at) for at in (-128, -127, 0, 255, 256)]
+        outs += [Tensor((1, 32), 2 << 20, **change) for change in changes]
+        refused = 0
+        for torch.grad in (True, False):
+            known = warm()
+            for x_or_other in arguments:
+                for given in outs:
+                    cold = answer(specialize(product, target="hip"), x_or_other, w, out=given)
+                    for turn in range(2):
+                        assert answer(known, x_or_other, w, out=given) == cold
+                    refused += isinstance(cold[0], str)
+        assert refused > 800, refused
+    """)
+
+
+def test_outputs_of_a_warm_call_are_kept_apart(calls: Run) -> None:
+    calls("""
+        f = specialize(lambda x, w: (x @ w, -(x @ w)), target="hip")
+        x = Tensor((1, 64))
+        f(x, w, out=(Tensor((1, 32), 2 << 20), Tensor((1, 32), 3 << 20)))
+        f(x, w, out=(Tensor((1, 32), 2 << 20), Tensor((1, 32), (2 << 20) + 128)))
+        assert f.stats.hits == 1 and len(f._on_tensors) == 1
+        for at in ((2 << 20) - 127, (2 << 20), (2 << 20) + 127):
+            with refused(ArgumentError, "another array of out="):
+                f(x, w, out=(Tensor((1, 32), 2 << 20), Tensor((1, 32), at)))
+    """)
+
+
+def test_statics_of_a_warm_call_are_told_apart(calls: Run) -> None:
+    calls("""
+        def either(x, w, flag):
+            return x @ w if flag else -(x @ w)
+        f = specialize(either, target="hip")
+        x, out = Tensor((1, 64)), Tensor((1, 32), 2 << 20)
+        for flag in (True, 1, False, 0, None, "", "text"):
+            for _ in range(2):
+                f(x, w, flag, out=out)
+        assert f.stats.misses == len(f._on_tensors) == len(f.signatures) == 7
+    """)
+
+
+def test_a_launch_does_not_keep_a_weight(calls: Run) -> None:
+    calls("""
+        f = warm()
+        before = fake.allocations()
+        fresh = quantize(zeros, "Q4_0")
+        for _ in range(2):
+            f(Tensor((1, 64)), fresh, out=Tensor((1, 32), 2 << 20))
+        assert fake.allocations() == before + 1
+        del fresh
+        assert fake.allocations() == before
+    """)
 
 
 # --- on a real GPU --------------------------------------------------------------------------------
