@@ -612,8 +612,8 @@ def calls(run: Run) -> Run:
 def test_a_warm_call_takes_its_own_tensors_weight_number_and_stream(calls: Run) -> None:
     calls("""
         f = warm(scaled, 1.0)
-        looked = []
-        dispatcher.as_device_array = lambda *found: looked.append(found)
+        looked, look = [], dispatcher.as_device_array
+        dispatcher.as_device_array = lambda *found: looked.append(found) or look(*found)
         torch.stream = 9
         out = Tensor((1, 32), 4 << 20)
         for number in (0.5, np.float32(0.5)):
@@ -627,6 +627,8 @@ def test_a_warm_call_takes_its_own_tensors_weight_number_and_stream(calls: Run) 
         assert type(made) is Tensor and made.shape == (1, 32) and made.dtype is torch.float32
         assert slots(f)["output"] == made.data_ptr() == 7 << 20
         assert not looked, "as_device_array is for what is not known yet"
+        f(Subclass((1, 64)), v, 0.5)
+        assert looked, "or may lie otherwise than it says"
     """)
 
 
@@ -645,16 +647,30 @@ def test_a_warm_function_answers_like_a_cold_one(calls: Run) -> None:
                 Subclass((1, 32), 2 << 20), 1.0, "text"]
         outs += [Tensor((1, 32), (1 << 20) + at) for at in (-128, -127, 0, 255, 256)]
         outs += [Tensor((1, 32), 2 << 20, **change) for change in changes]
-        refused = 0
+        refused, facts = 0, dispatcher.tensor_facts
         for torch.grad in (True, False):
             known = warm()
             for x_or_other in arguments:
                 for given in outs:
+                    dispatcher.tensor_facts = lambda args, out: None
                     cold = answer(specialize(product, target="hip"), x_or_other, w, out=given)
+                    dispatcher.tensor_facts = facts
                     for turn in range(2):
                         assert answer(known, x_or_other, w, out=given) == cold
                     refused += isinstance(cold[0], str)
         assert refused > 800, refused
+    """)
+
+
+def test_an_output_may_touch_an_argument_but_not_overlap_it(calls: Run) -> None:
+    calls("""
+        f = warm()
+        x = Tensor((1, 64), 4096)
+        for at in (4096 - 128, 4096 + 256):
+            f(x, w, out=Tensor((1, 32), at))
+        for at in (4096 - 127, 4096, 4096 + 255):
+            with refused(ArgumentError, "out= overlaps an argument"):
+                f(x, w, out=Tensor((1, 32), at))
     """)
 
 
