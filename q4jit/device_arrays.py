@@ -160,7 +160,8 @@ class _PyTorch(NamedTuple):
     """What every call needs of PyTorch, found once."""
 
     module: Any
-    kinds: frozenset[type]  # subclasses may answer otherwise than they lie in memory
+    tensor: type  # other subclasses than a parameter may answer otherwise than they lie in memory
+    parameter: type
     tracks_gradients: Callable[[], bool]
     current_stream: Callable[[int], int]
 
@@ -171,8 +172,8 @@ _pytorch: _PyTorch | None = None  # None until a first tensor was seen
 def _note_pytorch(torch: Any) -> None:
     global _pytorch  # noqa: PLW0603 - a process has one PyTorch, as it has one sys.modules
     if _pytorch is None or _pytorch.module is not torch:
-        kinds = frozenset({torch.Tensor, torch.nn.Parameter})
-        _pytorch = _PyTorch(torch, kinds, torch.is_grad_enabled, _torch_stream(torch))
+        kinds = torch.Tensor, torch.nn.Parameter
+        _pytorch = _PyTorch(torch, *kinds, torch.is_grad_enabled, _torch_stream(torch))
 
 
 def tensor_facts(args: Sequence[Any], out: Any) -> tuple[tuple[object, ...], list[int], int] | None:
@@ -184,7 +185,7 @@ def tensor_facts(args: Sequence[Any], out: Any) -> tuple[tuple[object, ...], lis
     """
     if _pytorch is None:
         return None
-    _, kinds, tracks_gradients, current_stream = _pytorch
+    _, tensor, parameter, tracks_gradients, current_stream = _pytorch
     values = args if out is None else (*args, *out) if type(out) is tuple else (*args, out)
     key: list[object] = [type(out)]
     pointers = []
@@ -192,7 +193,7 @@ def tensor_facts(args: Sequence[Any], out: Any) -> tuple[tuple[object, ...], lis
     try:
         for value in values:
             kind = type(value)
-            if kind in kinds:
+            if kind is tensor or kind is parameter:
                 if (
                     not value.is_cuda
                     or not value.is_contiguous()

@@ -10,7 +10,6 @@ import functools
 import math
 import threading
 from collections.abc import Callable, Sequence
-from operator import itemgetter
 from typing import Any, Final
 
 import numpy as np
@@ -48,9 +47,6 @@ from q4jit.weights import QuantizedTensor
 
 _PER_THREAD_STREAM: Final = 2  # the handle of each thread's own default stream
 _REGION_BYTES: Final = 256  # each temporary begins where a burst of memory does
-_SLOT_KINDS: Final = {"m": "q", "scalar": "f"}  # as `Driver.prepare` spells them; others: pointers
-
-_Step = tuple[Callable[..., None], Callable[[list[Any]], tuple[Any, ...]]]
 
 
 class HipLaunch:
@@ -119,30 +115,30 @@ class HipLaunch:
             sizes[place] = size
         return pairs
 
-    def _bind(self, plan: HipPlan, kernels: Sequence[LoadedKernel]) -> list[_Step]:
-        """Per kernel: its prepared launch, and which values it takes."""
+    def _bind(self, plan: HipPlan, kernels: Sequence[LoadedKernel]) -> list[Callable[..., None]]:
+        """The prepared launch of each kernel, which takes the values of `_enqueue`."""
         shapes = self._shapes
-        order = [Slot("m"), Slot("one")]
-        order += self._given
-        order += [Slot("output", i) for i in range(len(shapes.results))]
-        order += [Slot("scalar", i) for i in shapes.scalars]
-        order += [Slot("weight", i, layout) for i, layout, _ in self._weights]
-        order += list(self._offsets)
-        place = {slot: i for i, slot in enumerate(order)}
-        steps: list[_Step] = []
+        values = [*self._given, *[Slot("output", i) for i in range(len(shapes.results))]]
+        values += [Slot("scalar", i) for i in shapes.scalars]
+        values += [Slot("weight", i, layout) for i, layout, _ in self._weights]
+        values += self._offsets
+        letters = "".join("f" if slot.kind == "scalar" else "P" for slot in values)
+        places = {slot: i for i, slot in enumerate([*values, Slot("m"), Slot("one")])}
+        steps = []
         for kernel, loaded in zip(plan.kernels, kernels, strict=True):
             rows = 1 if kernel.uniform else shapes.rows
             if rows == 0:
                 continue
-            slots = [_one_row(slot, kernel) for slot in kernel.slots()]
             launch = self._driver.prepare(
                 loaded,
                 grid(plan, kernel).blocks(rows),
                 (kernel.block_size, 1, 1),
                 0,
-                "".join(_SLOT_KINDS.get(slot.kind, "P") for slot in kernel.slots()),
+                letters,
+                (shapes.rows, 1),
+                [places[_one_row(slot, kernel)] for slot in kernel.slots()],
             )
-            steps.append((launch, itemgetter(*(place[slot] for slot in slots))))
+            steps.append(launch)
         return steps
 
     # --- a call ---------------------------------------------------------------------------------
@@ -164,7 +160,6 @@ class HipLaunch:
         pointers: where they lie, in the order of the arguments, then those of `out`.
         """
         if out is not None:
-            self._refuse_overlap(pointers)
             self._enqueue(stream, args, pointers)
             return out
         like = args[self._like]
@@ -186,8 +181,6 @@ class HipLaunch:
             owners = out if isinstance(out, tuple) else (out,)
         views = given + self._output_views(owners, out)
         pointers = [view.pointer for view in views]
-        if out is not None:
-            self._refuse_overlap(pointers)
         self._wait_for_others(stream, args[self._like].library, views)
         self._enqueue(stream, args, pointers)
         if out is not None:
@@ -221,9 +214,15 @@ class HipLaunch:
             return out
         return made if shapes.returns_tuple else made[0]
 
-    def _enqueue(self, stream: int, args: Sequence[Any], pointers: Sequence[int]) -> None:
-        """Launch the kernels; pointers: of what `_given` names, then of the outputs."""
-        values: list[Any] = [self._shapes.rows, 1, *pointers]
+    def _enqueue(self, stream: int, args: Sequence[Any], pointers: list[int]) -> None:
+        """Launch the kernels; pointers: of what `_given` names, then of the outputs; extended."""
+        for output, size_bytes, other, others_bytes in self._apart:
+            if -size_bytes < pointers[output] - pointers[other] < others_bytes:
+                raise ArgumentError(
+                    "out= overlaps an argument, which is read while out is written, or another "
+                    "array of out=: accepted are arrays of their own memory"
+                )
+        values: list[Any] = pointers
         if self._shapes.scalars:
             values += [f32(args[i]) for i in self._shapes.scalars]
         for i, layout, place in self._weights:
@@ -233,12 +232,9 @@ class HipLaunch:
             )
         if self._scratch_bytes:
             self._launch_with_scratch(stream, values)
-        else:
-            self._launch(stream, values)
-
-    def _launch(self, stream: int, values: list[Any]) -> None:
-        for launch, pick in self._steps:
-            launch(stream, *pick(values))
+            return
+        for launch in self._steps:
+            launch(stream, *values)
 
     def _launch_with_scratch(self, stream: int, values: list[Any]) -> None:
         # this handle means another stream in every thread
@@ -247,7 +243,8 @@ class HipLaunch:
         with workspace.lock:  # kernels of a call hand values on in it: calls do not mix
             base = self._scratch_memory(workspace, stream)
             values += [base + offset for offset in self._offsets.values()]
-            self._launch(stream, values)
+            for launch in self._steps:
+                launch(stream, *values)
 
     def _scratch_memory(self, workspace: "_Workspace", stream: int) -> int:
         """Where temporaries go. A graph gets memory of its own: two may be replayed at a time."""
@@ -298,14 +295,6 @@ class HipLaunch:
                 f"{list(result.shape)} on {self._device}"
             )
         return view
-
-    def _refuse_overlap(self, pointers: Sequence[int]) -> None:
-        for place, size, other, others in self._apart:
-            if -size < pointers[place] - pointers[other] < others:
-                raise ArgumentError(
-                    "out= overlaps an argument, which is read while out is written, or another "
-                    "array of out=: accepted are arrays of their own memory"
-                )
 
     # --- arguments of NumPy -----------------------------------------------------------------------
 

@@ -168,6 +168,21 @@ def test_a_prepared_launch_packs_its_values(run: Run) -> None:
     """)
 
 
+def test_a_prepared_launch_orders_values_and_adds_constants(run: Run) -> None:
+    run("""
+        driver, *_ = start()
+        kernel = driver.load(0, fake.code(), "k_4")
+        orders = {None: "<Qf4xqq", (3, 1, 0, 0): "<qf4xQQ", (2, 3, 1, 0): "<qqf4xQ"}
+        for order, packed in orders.items():
+            launch = driver.prepare(kernel, (1, 1, 1), (1, 1, 1), 0, "Pf", (-7, 2**40), order)
+            for _ in range(2):
+                launch(0, 4096, 0.5)
+                every = 4096, 0.5, -7, 2**40
+                wanted = tuple(every[place] for place in order or range(4))
+                assert struct.unpack_from(packed, fake.values()) == wanted
+    """)
+
+
 def test_a_prepared_launch_is_for_any_thread(run: Run) -> None:
     run("""
         driver, *_ = start()

@@ -264,6 +264,39 @@ def test_unsuitable_arrays_are_refused(torch: Any, w: QuantizedTensor) -> None:
         f(inside, w, out=shared[8 * K - 1 : 8 * (K + N) - 1].view(8, N))
 
 
+def test_a_warm_function_refuses_what_a_cold_one_does(torch: Any, w: QuantizedTensor) -> None:
+    f = specialize(product)
+    x, out = torch.from_numpy(random_x(8, K)).cuda(), torch.empty((8, N), device="cuda")
+    for _ in range(2):
+        f(x, w, out=out)
+    wanted = out.clone()
+    negated, grown = torch._neg_view(x), x.clone().requires_grad_()
+    for wrong, message in (
+        (x.half(), "float16"),
+        (x.T.contiguous().T, "strides"),
+        (x.to_sparse(), "sparse"),
+        (negated, "negated"),
+        (grown, "requires a gradient"),
+    ):
+        with pytest.raises(ArgumentError, match=message):
+            f(wrong, w, out=out)
+    for wrong in (out.half(), out.T.contiguous().T, out.cpu(), out[:4], (out,), x[:, :N]):
+        with pytest.raises(ArgumentError, match="out= is "):
+            f(x, w, out=wrong)
+    for wrong in (torch._neg_view(out), out.clone().requires_grad_()):
+        with pytest.raises(ArgumentError, match="found out"):
+            f(x, w, out=wrong)
+    shared = torch.empty(8 * (K + N), device="cuda")
+    inside = shared[: 8 * K].view(8, K).copy_(x)
+    with pytest.raises(ArgumentError, match="out= overlaps"):
+        f(inside, w, out=shared[8 * K - 1 : 8 * (K + N) - 1].view(8, N))
+    beside = shared[8 * K :].view(8, N)
+    assert torch.equal(f(inside, w, out=beside), wanted)
+    with torch.no_grad():
+        assert torch.equal(f(grown, w, out=out.zero_()), wanted)
+    assert torch.equal(f(torch.nn.Parameter(x, requires_grad=False), w), wanted)
+
+
 def test_arrays_in_two_places_are_refused(torch: Any, w: QuantizedTensor) -> None:
     f = specialize(lambda x, w, bias: x @ w + bias)
     x, bias = random_x(8, K), random_x(1, N)[0]

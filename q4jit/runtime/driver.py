@@ -10,7 +10,7 @@ import contextlib
 import ctypes
 import os
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Final
@@ -105,7 +105,7 @@ class LoadedKernel:
 
 
 Launch = Callable[..., None]
-"""A prepared launch: call it with the stream and a value per parameter."""
+"""A prepared launch: call it with the stream and its values."""
 
 
 class Driver(abc.ABC):
@@ -320,24 +320,33 @@ class Driver(abc.ABC):
         grid: tuple[int, int, int],
         block: tuple[int, int, int],
         dynamic_lds_bytes: int,
-        parameters: str,
+        values: str,
+        constants: Sequence[int] = (),
+        order: Sequence[int] | None = None,
     ) -> Launch:
-        """A launch of `kernel`: called with the stream and a value per parameter, in about 1 µs.
+        """A launch of `kernel`: called with the stream and its values, in about 1 µs.
 
-        `parameters` has a letter for each: P (address), i (32 bits), q (64 bits), f (float). `grid`
-        counts blocks, `block` threads. Any thread may call it. Raises DeviceError for a block or an
-        LDS size beyond the device's limits, and each call may raise it for a failed launch.
+        `values` has a letter for each: P (address), i (32 bits), q (64 bits), f (float).
+        `constants`, of 64 bits, stand behind them in every launch; `order` has the place of each of
+        the kernel's parameters among both (None: they are its parameters). `grid` counts blocks,
+        `block` threads. Any thread may call it. Raises DeviceError for a block or an LDS size
+        beyond the device's limits, and each call may raise it for a failed launch.
         """
         _check_limits(kernel, block, dynamic_lds_bytes)
         self._permit_lds(kernel, dynamic_lds_bytes)
         api, device = self.api, kernel.device.index
         launch_kernel, get_current = api.launch, api.get_current
         handle = self._current_handle(device)
-        pack = struct.Struct("<" + "".join(_SLOTS[kind] for kind in parameters)).pack_into
+        pack = struct.Struct("<" + "".join(_SLOTS[kind] for kind in values)).pack_into
+        order = range(len(values) + len(constants)) if order is None else order
+
+        def arguments() -> _Arguments:
+            shape = (*grid, *block, dynamic_lds_bytes)
+            return _arguments(kernel.function, shape, (*[0] * len(values), *constants), order)
+
         # Each belongs to one call at a time: the launch copies slots and stream, but lets other
         # threads run before. A list's pop and append are a third of a lock's price.
-        shape = (*grid, *block, dynamic_lds_bytes)
-        idle = [_arguments(kernel.function, shape, len(parameters))]
+        idle = [arguments()]
 
         def launch(stream: int, *numbers: float) -> None:
             if self.forked:
@@ -345,16 +354,16 @@ class Driver(abc.ABC):
             try:
                 own = idle.pop()
             except IndexError:  # other threads are in this launch
-                own = _arguments(kernel.function, shape, len(parameters))
-            slots, where, found, found_at, arguments = own
+                own = arguments()
+            slots, where, found, found_at, handed_over = own
             pack(slots, 0, *numbers)
             where.value = stream
             code = get_current(found_at)
             if not code and found.value == handle:
-                code = launch_kernel(*arguments)
+                code = launch_kernel(*handed_over)
             else:
                 with self.current(device):
-                    code = launch_kernel(*arguments)
+                    code = launch_kernel(*handed_over)
             idle.append(own)
             if code:
                 launched = f"{kernel.symbol}, grid {grid}, block {block}, {dynamic_lds_bytes} bytes"
@@ -463,15 +472,17 @@ class Api:
 _Arguments = tuple[Any, ctypes.c_void_p, ctypes.c_uint64, Any, tuple[Any, ...]]
 
 
-def _arguments(function: int, shape: tuple[int, ...], parameters: int) -> _Arguments:
+def _arguments(
+    function: int, shape: tuple[int, ...], values: tuple[int, ...], order: Sequence[int]
+) -> _Arguments:
     """What one launch at a time hands over: slots, stream, room for what is current, arguments.
 
     `shape` has grid, block and LDS bytes. What `from_param` and `byref` give was converted once:
     ctypes takes it as it is, in two thirds of the time of its own values.
     """
-    slots = (ctypes.c_uint64 * parameters)()
+    slots = (ctypes.c_uint64 * len(values))(*values)
     first = ctypes.addressof(slots)
-    pointers = (ctypes.c_void_p * parameters)(*range(first, first + 8 * parameters, 8))
+    pointers = (ctypes.c_void_p * len(order))(*[first + 8 * place for place in order])
     stream, current = ctypes.c_void_p(), ctypes.c_uint64()
     arguments = (
         ctypes.c_void_p.from_param(function),
