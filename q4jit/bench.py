@@ -8,8 +8,9 @@ import contextlib
 import functools
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Final, Self
 
@@ -21,6 +22,7 @@ from q4jit.arguments import CallShapes, lead_shape
 from q4jit.backends import find_backend
 from q4jit.device_arrays import DeviceArray, DeviceView
 from q4jit.errors import CompileError
+from q4jit.formats import decode
 from q4jit.frontend import array_spec, ids_spec, trace
 from q4jit.ir import ScalarSpec, Spec, WeightSpec
 from q4jit.launch_hip import HipLaunch, release_graph_memory
@@ -29,9 +31,12 @@ from q4jit.policy import target_of
 from q4jit.runtime.devices import driver_of
 from q4jit.runtime.driver import Device, LoadedKernel
 from q4jit.schedule_hip import HipKernel, HipPlan, Tuning, make_plan
+from q4jit.tunings import Tuned
 from q4jit.weights import QuantizedTensor
 
 Floats = NDArray[np.float32]
+Doubles = NDArray[np.float64]
+Calls = Sequence[Callable[[], object]]
 
 _MOST_THREADS: Final = 16
 _COPY_BYTES: Final = 256 << 20
@@ -43,6 +48,7 @@ _GRAPH_US: Final = 5_000  # a graph of about so long: its launch is lost in it
 _LEAST_REPLAYED: Final = 4
 _MOST_REPLAYED: Final = 2000
 _POISON: Final = 0xFF  # four of them are a NaN
+_DECODED_BYTES: Final = 256 << 20  # of f64 values of a weight at a time
 
 
 @dataclass(frozen=True)
@@ -77,19 +83,33 @@ class Bench:
         self._threads.shutdown(cancel_futures=True)
         self._closing.close()
 
-    def build(self, function: Callable[..., Any], args: Sequence[Any], tuning: Tuning) -> Built:
-        """Plan `function` and begin to compile its kernels; their errors are raised by `bind`."""
+    def build(
+        self,
+        function: Callable[..., Any],
+        args: Sequence[Any],
+        tuning: Tuning,
+        tuned: Tuned | None = None,
+    ) -> Built:
+        """Plan `function` and begin to compile its kernels; their errors are raised by `bind`.
+
+        tuned: as for `make_plan`.
+        """
         graph = trace(function, tuple(map(_spec, args)))
-        return self.compile(make_plan(graph, self.target, math.prod(lead_shape(args)), tuning))
+        rows = math.prod(lead_shape(args))
+        return self.compile(make_plan(graph, self.target, rows, tuning, tuned))
 
     def compile(self, plan: HipPlan) -> Built:
         """Begin to compile the kernels of a plan; their errors are raised by `bind`."""
         sources = tuple(self._backend.lower(plan, kernel) for kernel in plan.kernels)
         for kernel, source in zip(plan.kernels, sources, strict=True):
-            if source.text not in self._entries:
-                self._labels[source.text] = _label(plan, kernel), source.symbol
-                self._entries[source.text] = self._threads.submit(self._fetch, source)
+            self.compile_text(source, _label(plan, kernel))
         return Built(plan, sources)
+
+    def compile_text(self, source: Source, label: str) -> None:
+        """Begin to compile a kernel's text; label: what it computes."""
+        if source.text not in self._entries:
+            self._labels[source.text] = label, source.symbol
+            self._entries[source.text] = self._threads.submit(self._fetch, source)
 
     def _fetch(self, source: Source) -> cache.Entry:
         try:
@@ -99,10 +119,11 @@ class Bench:
 
     def bind(self, built: Built, args: Sequence[Any]) -> HipLaunch:
         """A launch for arguments on the device (see `upload`)."""
-        kernels = [self._load(source) for source in built.sources]
+        kernels = [self.load(source) for source in built.sources]
         return HipLaunch(built.plan, kernels, args, built.plan.graph.names, self.device)
 
-    def _load(self, source: Source) -> LoadedKernel:
+    def load(self, source: Source) -> LoadedKernel:
+        """A kernel whose text is being compiled, ready to run. Raises CompileError."""
         if source.text not in self._loaded:
             code = self._entries[source.text].result().object_bytes
             self._loaded[source.text] = self._backend.load(code, source, self.device)
@@ -212,33 +233,60 @@ class Bench:
         copies = min(_MOST_COPIES, math.ceil(2 * enqueue_us / self.copy_us))
         return min(self._span_us(calls, copies) for _ in range(_ROUNDS)) / len(calls)
 
-    def replay_us(self, calls_on: Callable[[int], Sequence[Callable[[], object]]]) -> float:
+    def replay_us(self, calls_on: Callable[[int], Calls]) -> float:
         """Microseconds per call, as a graph of many runs them: without the host between them.
 
         calls_on: the calls that take turns, for arguments on the stream that it is given.
         """
-        stream = self._stream
-        calls = calls_on(stream)
-        calls[0]()  # what is made by a first call cannot be part of a graph
-        one_us = max(self._span_us(calls[:1], stream=stream), 1.0)
-        number = min(max(_LEAST_REPLAYED, int(_GRAPH_US / one_us)), _MOST_REPLAYED)
+        with self.replays(calls_on) as again_us:
+            again_us()
+            return min(again_us() for _ in range(_ROUNDS))
 
-        def work() -> None:
-            for i in range(number):
-                calls[i % len(calls)]()
+    @contextlib.contextmanager
+    def replays(
+        self,
+        calls_on: Callable[[int], Calls],
+        graph: Callable[[int, Callable[[], None]], AbstractContextManager[Callable[[], None]]]
+        | None = None,
+    ) -> Iterator[Callable[[], float]]:
+        """A graph of many calls: a function that replays it and gives the microseconds per call.
 
-        try:
-            with self._driver.graph(self.device.index, stream, work) as replay:
-                self._span_us([replay], stream=stream)
-                spans = [self._span_us([replay], stream=stream) for _ in range(_ROUNDS)]
-        finally:
-            release_graph_memory(self.device, stream)
-        return min(spans) / number
+        Several may be open, and take turns. graph: makes one of what a function enqueues on a
+        stream (None: the driver's own way), for libraries that want to know of it.
+        """
+        make = graph or functools.partial(self._driver.graph, self.device.index)
+        with self._stream() as stream:
+            calls = calls_on(stream)
+            calls[0]()  # what is made by a first call cannot be part of a graph
+            one_us = max(self._span_us(calls[:1], stream=stream), 1.0)
+            number = min(max(_LEAST_REPLAYED, int(_GRAPH_US / one_us)), _MOST_REPLAYED)
+
+            def work() -> None:
+                for i in range(number):
+                    calls[i % len(calls)]()
+
+            with make(stream, work) as replay:
+                yield lambda: self._span_us([replay], stream=stream) / number
 
     @functools.cached_property
-    def _stream(self) -> int:
-        """Where graphs are captured and replayed: the default stream cannot be captured."""
-        return self._closing.enter_context(self._driver.new_stream(self.device.index))
+    def _idle_streams(self) -> list[int]:
+        return []
+
+    @contextlib.contextmanager
+    def _stream(self) -> Iterator[int]:
+        """Where a graph is captured and replayed: the default stream cannot be captured.
+
+        Streams are kept until the end: arrays that are freed later name theirs.
+        """
+        if not self._idle_streams:
+            made = self._driver.new_stream(self.device.index)
+            self._idle_streams.append(self._closing.enter_context(made))
+        stream = self._idle_streams.pop()
+        try:
+            yield stream
+        finally:
+            release_graph_memory(self.device, stream)
+            self._idle_streams.append(stream)
 
     def _span_us(
         self, calls: Sequence[Callable[[], object]], copies: int = 0, stream: int = 0
@@ -264,6 +312,27 @@ class Bench:
     def compiled(self) -> list[tuple[str, str, Future[cache.Entry]]]:
         """What each kernel computes, its symbol, and its code or its error."""
         return [(*self._labels[text], future) for text, future in self._entries.items()]
+
+
+def exact_products(x: Floats, weights: Sequence[QuantizedTensor]) -> tuple[Doubles, Doubles]:
+    """Σ x @ w over `weights` [K, N] in float64, and √(Σ(xw)² + K·2⁻¹⁴⁹), which errors relate to."""
+    wide = x.astype(np.float64)
+    k, n = weights[0].shape
+    y, squares = (np.zeros((len(x), n)) for _ in range(2))
+    step = max(1, _DECODED_BYTES // (8 * k))
+    for w in weights:
+        for at in range(0, n, step):
+            values = decode(w.block_format, w.raw[at : at + step]).astype(np.float64).T
+            y[:, at : at + step] += wide @ values
+            squares[:, at : at + step] += wide**2 @ values**2
+    return y, np.sqrt(squares) + len(weights) * k * 2.0**-149
+
+
+def relative_error(found: Floats, exact: Doubles, size: Doubles) -> float | None:
+    """The largest rms error of a row [M, N], relative to `size`; None where there is no number."""
+    with np.errstate(all="ignore"):  # a wrong result may be anything
+        rms = np.sqrt(np.mean(((found - exact) / size) ** 2, axis=-1))
+    return float(rms.max()) if np.isfinite(rms).all() else None
 
 
 def _label(plan: HipPlan, kernel: HipKernel) -> str:

@@ -20,9 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from q4jit import tunings
-from q4jit.bench import Bench, Built
+from q4jit.bench import Bench, Built, Doubles, exact_products, relative_error
 from q4jit.errors import CompileError, DeviceError, TuningError
-from q4jit.formats import decode
 from q4jit.frontend import array_spec, trace
 from q4jit.ir import Graph, WeightSpec
 from q4jit.progress import progress
@@ -44,14 +43,11 @@ from q4jit.targets import Target
 from q4jit.tunings import Constants, Key, Machine, Trial
 from q4jit.weights import QuantizedTensor
 
-Doubles = NDArray[np.float64]
-
 _LARGE_ROWS: Final = 512  # stand for every M of the last class
 _FINALISTS: Final = 4
 _FINAL_ROUNDS: Final = 3
 _ROTATED_BYTES: Final = 256 << 20  # weights that no cache keeps; AMD's last level is not its L2
 _MEMORY_SHARE: Final = 8  # of the device's memory, at most this part for them
-_DECODED_BYTES: Final = 256 << 20  # of f64 values of a weight at a time
 _REASON_LETTERS: Final = 1000
 _SHOWN_LETTERS: Final = 100
 _TUNING: Final = threading.Lock()  # times are taken by one search at a time
@@ -196,15 +192,7 @@ class _Trier:
     @functools.cached_property
     def exact(self) -> tuple[Doubles, Doubles]:
         """The result for x in float64, and √(Σ(xw)² + K·2⁻¹⁴⁹), which errors are relative to."""
-        wide, weights = self.x.astype(np.float64), self.copies[0]
-        y, squares = (np.zeros((self.rows, self.n)) for _ in range(2))
-        step = max(1, _DECODED_BYTES // (8 * self.k))
-        for w in weights:
-            for at in range(0, self.n, step):
-                values = decode(w.block_format, w.raw[at : at + step]).astype(np.float64).T
-                y[:, at : at + step] += wide @ values
-                squares[:, at : at + step] += wide**2 @ values**2
-        return y, np.sqrt(squares) + len(weights) * self.k * 2.0**-149
+        return exact_products(self.x, self.copies[0])
 
     def tried(self, candidate: Candidate) -> Trial:
         """What becomes of a candidate: held against float64, then timed."""
@@ -236,10 +224,11 @@ class _Trier:
         errors = []
         for m in {most, most - 1 if most > 2 else most}:  # M = 2 is a class of its own
             (found,) = self.bench.run(candidate.built, (self.x[:m], *self.copies[0]))
-            with np.errstate(all="ignore"):  # a wrong result may be anything
-                rms = np.sqrt(np.mean(((found - y[:m]) / size[:m]) ** 2, axis=-1))
-            errors.append(float(rms.max()))
-        return max(errors) if np.isfinite(errors).all() else None
+            error = relative_error(found, y[:m], size[:m])
+            if error is None:
+                return None
+            errors.append(error)
+        return max(errors)
 
     def _call_us(self, candidate: Candidate) -> float:
         x = self.x[: rows_of(candidate.key)]
