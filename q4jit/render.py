@@ -74,6 +74,23 @@ def render_generic(
     return Source(f"{name}_matmul_kernel", target, text, SUFFIX)
 
 
+def render_read(target: Target, block_size: int, ahead: int, platform: str | None = None) -> Source:
+    """The text of `q4jit_read`, which reads units of 16 bytes and does nothing else.
+
+    ahead: loads of a thread on their way at a time. platform: as for `render`.
+    """
+    symbol = "q4jit_read"
+    context = {
+        "platform": platform or ("nvidia" if target.hip.is_nvidia else "amd"),
+        "arch": target.hip,
+        "symbol": symbol,
+        "block_size": block_size,
+        "ahead": ahead,
+    }
+    text = environment().get_template("read.hip.j2").render(context)
+    return Source(symbol, target, text, SUFFIX)
+
+
 def template_directory() -> Path:
     """Where the templates are: in the installed package, or beside it in a checkout."""
     package = Path(__file__).parent
