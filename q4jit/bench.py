@@ -156,9 +156,13 @@ class Bench:
         arrays = tuple(
             DeviceArray(result.shape, self.device, stream=stream) for result in shapes.results
         )
-        for array in arrays:
-            self._driver.fill(self.device.index, array.pointer, _POISON, array.nbytes, stream)
+        self.poison(arrays)
         return arrays
+
+    def poison(self, arrays: Sequence[DeviceArray]) -> None:
+        """Fill arrays with NaN, each on its stream."""
+        for array in arrays:
+            self._driver.fill(self.device.index, array.pointer, _POISON, array.nbytes, array.stream)
 
     def run(self, built: Built, args: Sequence[Any]) -> list[Floats]:
         """The results for NumPy arguments; what no kernel wrote is NaN."""

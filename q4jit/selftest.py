@@ -735,7 +735,7 @@ def _report(bench: Bench, findings: Findings) -> dict[str, Any]:
         "seconds": round(time.perf_counter() - findings.start, 1),
         "ended_by": findings.ended_by,
         "device": dataclasses.asdict(bench.device),
-        "driver": _driver_version(bench.device.platform),
+        "driver": driver_version(bench.device.platform),
         "compiler": bench.fingerprint,
         "python": platform.python_version(),
         "numpy": np.__version__,
@@ -794,7 +794,7 @@ def commit(checkout: Path) -> str | None:
     return next((line.split()[0] for line in lines if line.endswith(f" {reference}")), None)
 
 
-def _driver_version(name: str) -> str:
+def driver_version(name: str) -> str:
     """What the kernel's driver says of itself; amdgpu is a part of the kernel where it does not."""
     paths = {"amd": "/sys/module/amdgpu/version", "nvidia": "/proc/driver/nvidia/version"}
     path = Path(paths[name])
