@@ -1,4 +1,4 @@
-"""The command `q4jit`: kernels and weights as files for programs without Python, and a self-test.
+"""The command `q4jit`: kernels and weights as files for programs without Python, tests and times.
 
 A problem is one line on standard error (and a line for each compiler that was looked at, where none
 serves) and the exit status 1, or 2 where the command line itself is wrong; `--debug` and
@@ -6,6 +6,8 @@ Q4JIT_DEBUG=1 show the traceback too.
 """
 
 import argparse
+import contextlib
+import os
 import shlex
 import sys
 import traceback
@@ -13,15 +15,16 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
-from q4jit import aot, config, tune, tunings
+from q4jit import aot, benchmark, config, roofline, tune, tunings
 from q4jit.bench import Bench
 from q4jit.cache import write_atomically
 from q4jit.errors import CompileError, FormatError, Q4JitError, TargetError
 from q4jit.formats import FORMATS, Format, find_format
 from q4jit.ir import WeightSpec
 from q4jit.layouts import GGUF, PLANAR
+from q4jit.peers import Arena, CpuArena, GpuArena
 from q4jit.progress import progress
-from q4jit.runtime.devices import find_device
+from q4jit.runtime.devices import find_device, find_devices
 from q4jit.schedule_hip import Tuning, check_block_size
 from q4jit.selftest import add_selftest
 from q4jit.targets import HIP_ARCHS, Target
@@ -33,16 +36,22 @@ examples:
   q4jit build --entry generic --format q4_0 --arch gfx1100 --out kernels
   q4jit pack --gguf model.gguf --tensor blk.0.ffn_up.weight --layout planar --out up.bin
   q4jit tune --shape 4096x14336 --format q4_0 --m 1 --m 512
+  q4jit bench --shape 4096x14336 --m 1,8 --json bench.json --plot roofline.png
+  q4jit bench --target cpu --threads 1 --ggml venv/lib/libggml-cpu.so
   q4jit selftest --device hip:0 --out report
 """
 _TUNED_SHAPES: Final = ((4096, 4096), (4096, 14336), (14336, 4096), (8192, 28672))
 _TUNED_ROWS: Final = (1, 2, 4, 8, 16, 512)  # one of each class of M
+_PRECISIONS: Final = ("f32", "f16", "i8")
+_PICTURES: Final = (".png", ".svg", ".pdf")
 _INTERRUPTED: Final = 130  # as a shell reports SIGINT
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line (None: the process's own) and return its exit status."""
+    arguments = sys.argv[1:] if arguments is None else arguments
     options = _parser().parse_args(arguments)
+    options.arguments = arguments
     debug = options.debug
     try:
         debug = debug or config.debug()
@@ -104,7 +113,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"q4jit {aot.version()}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (_add_build, _add_pack, _add_tune, add_selftest):
+    for add in (_add_build, _add_pack, _add_tune, _add_bench, add_selftest):
         command = add(commands)
         command.add_argument("--debug", action="store_true", help="show tracebacks")
         command.set_defaults(parser=command)
@@ -223,6 +232,81 @@ def _add_tune(commands: Any) -> argparse.ArgumentParser:
     )
     command.set_defaults(run=_tune)
     return command
+
+
+def _add_bench(commands: Any) -> argparse.ArgumentParser:
+    command: argparse.ArgumentParser = commands.add_parser(
+        "bench",
+        help="time q4jit's kernels, every peer that is here, and a read of the same bytes",
+        description="Run q4jit and other libraries' products in turns on weights that no cache\n"
+        "keeps, each checked against float64: µs (medians), GB/s of the weights' bytes,\n"
+        "the fraction of a read of as many bytes, TFLOP/s, and how many times faster\n"
+        "q4jit is. The exit status is 1 where a result is wrong.",
+        epilog=_EXAMPLES,
+    )
+    command.add_argument(
+        "--target",
+        action="append",
+        help="hip:0, cuda:0, an arch as gfx1100, or cpu; may be given again (default: the first "
+        "GPU, else the CPU)",
+    )
+    command.add_argument(
+        "--shape",
+        type=_shape,
+        action="append",
+        metavar="KxN",
+        help="of a weight; may be given again (default, on a GPU: "
+        f"{', '.join(_told(benchmark.GPU_SHAPES))})",
+    )
+    command.add_argument("--m", type=_positives, help="rows of x (default: 1,8,64,512)")
+    command.add_argument(
+        "--precision",
+        type=_precisions,
+        help="bounds of q4jit's error (default: f32,f16,i8; f32 on the CPU, which has no other)",
+    )
+    command.add_argument("--format", type=_format, help="of the weights (default: Q4_0)")
+    command.add_argument(
+        "--threads", type=_positive, help="of the CPU, for everyone (default: as for a call)"
+    )
+    command.add_argument(
+        "--ggml", type=Path, metavar="PATH", help="a libggml-cpu.so, as llama-cpp-python has one"
+    )
+    command.add_argument(
+        "--fused",
+        action="store_true",
+        help="also what bias and SiLU gating cost over the bare products",
+    )
+    command.add_argument("--quick", action="store_true", help="one weight, M = 1 and 8, few rounds")
+    command.add_argument("--json", type=Path, metavar="FILE", help="write the report")
+    command.add_argument(
+        "--plot", type=Path, metavar="FILE", help="draw a roofline picture (needs matplotlib)"
+    )
+    command.add_argument(
+        "--markdown", action="store_true", help="print the tables as docs/performance.md has them"
+    )
+    command.add_argument(
+        "--from",
+        type=Path,
+        action="append",
+        metavar="FILE",
+        dest="reports",
+        help="measure nothing: --markdown or --plot of a file of --json; may be given again",
+    )
+    command.set_defaults(run=_bench)
+    return command
+
+
+def _positives(text: str) -> tuple[int, ...]:
+    return tuple(dict.fromkeys(map(_positive, text.split(","))))
+
+
+def _precisions(text: str) -> tuple[str, ...]:
+    given = tuple(dict.fromkeys(text.split(",")))
+    if not set(given) <= set(_PRECISIONS):
+        raise argparse.ArgumentTypeError(
+            f"found {text!r}, accepted are {', '.join(_PRECISIONS)}, with a comma between them"
+        )
+    return given
 
 
 def _told(shapes: Iterable[tuple[int, int]]) -> list[str]:
@@ -443,3 +527,76 @@ def _exchange(options: argparse.Namespace) -> int:
 def _counted(found: tunings.Tunings) -> str:
     trials = sum(map(len, found.values()))
     return f"{aot.counted(len(found), 'product')}, {aot.counted(trials, 'trial')}"
+
+
+# --- bench --------------------------------------------------------------------------------------
+
+
+def _bench(options: argparse.Namespace) -> int:
+    if options.plot is not None:
+        if options.plot.suffix not in _PICTURES:
+            options.parser.error(f"--plot {options.plot}: accepted are {', '.join(_PICTURES)}")
+        roofline.check()
+    if options.reports:
+        _refuse_measuring(options)
+        return _show(options, [benchmark.read_report(path) for path in options.reports])
+    request = benchmark.Request(
+        options.format.name if options.format else "Q4_0",
+        tuple(options.shape) if options.shape else None,
+        options.m,
+        options.precision,
+        options.fused,
+        options.quick,
+    )
+    for k, n in request.shapes or ():
+        _checked(options, aot.check_shape, options.format or FORMATS["Q4_0"], k, n)
+    report = benchmark.new_report(["q4jit", *options.arguments])
+    good = True
+    try:
+        for name in options.target or [_first_target()]:
+            good = _bench_on(name, options, request, report) and good
+    except BaseException as error:  # Ctrl-C, above all: what is known by then is written
+        report["ended_by"] = type(error).__name__
+        raise
+    finally:
+        if options.json is not None and report["runs"]:
+            write_atomically(options.json, benchmark.to_json(report).encode())
+    _show(options, [report])
+    return 0 if good else 1
+
+
+def _bench_on(
+    name: str, options: argparse.Namespace, request: benchmark.Request, report: benchmark.Report
+) -> bool:
+    on_cpu = name == "cpu"
+    if not on_cpu:
+        device = find_device(f"hip:{name}" if name in HIP_ARCHS else name)
+    elif options.threads is not None:
+        os.environ["Q4JIT_NUM_THREADS"] = str(options.threads)  # read at the first call
+    arena: Arena
+    arena = CpuArena(config.num_threads(), options.ggml) if on_cpu else GpuArena(device)
+    with contextlib.closing(arena):
+        default = benchmark.CPU_SHAPES if on_cpu else benchmark.GPU_SHAPES
+        return benchmark.run(report, arena, request, default)
+
+
+def _first_target() -> str:
+    return "hip" if any(device.arch in HIP_ARCHS for device in find_devices()) else "cpu"
+
+
+def _show(options: argparse.Namespace, reports: Sequence[benchmark.Report]) -> int:
+    if options.markdown:
+        print(benchmark.markdown(reports))
+    if options.plot is not None:
+        roofline.draw(reports, options.plot)
+    return 0
+
+
+def _refuse_measuring(options: argparse.Namespace) -> None:
+    names = ("target", "shape", "m", "precision", "format", "threads", "ggml", "json")
+    given = [f"--{name}" for name in names if getattr(options, name) is not None]
+    given += [f"--{name}" for name in ("fused", "quick") if getattr(options, name)]
+    if given:
+        options.parser.error(f"{', '.join(given)} found with --from, which measures nothing")
+    if not options.markdown and options.plot is None:
+        options.parser.error("--from without --markdown or --plot: there is nothing to do")

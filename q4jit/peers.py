@@ -1,0 +1,749 @@
+"""What `q4jit bench` lets run: q4jit's kernels, other libraries' products, a read of the bytes.
+
+An entrant opens for a piece of work: it brings the arguments where it reads them, in copies that no
+cache keeps, and runs when it is asked to, so that several can take turns. A library that is not
+here has a reason instead.
+"""
+
+import contextlib
+import ctypes
+import functools
+import importlib
+import importlib.util
+import itertools
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from q4jit import cache, tunings
+from q4jit.backends import find_backend
+from q4jit.bench import Bench, Built
+from q4jit.device_arrays import DeviceArray
+from q4jit.dispatcher import specialize
+from q4jit.errors import Q4JitError
+from q4jit.formats import decode
+from q4jit.ggml import Ggml, GgmlError
+from q4jit.plan import Source
+from q4jit.policy import target_of
+from q4jit.render import render_read
+from q4jit.runtime.cpu import LoadedObject, function
+from q4jit.runtime.devices import driver_of
+from q4jit.runtime.driver import Device, Launch
+from q4jit.schedule_hip import ELEMENT, Tuning
+from q4jit.selftest import driver_version
+from q4jit.targets import Target, find_target
+from q4jit.weights import QuantizedTensor
+
+Floats = NDArray[np.float32]
+
+READ: Final = "read"
+_ROTATED_BYTES: Final = 256 << 20  # weights that no cache keeps; AMD's last level is not its L2
+_MEMORY_SHARE: Final = 8  # of a device's memory, at most this part for them
+_UNKNOWN_CACHE_BYTES: Final = 64 << 20
+_READ_BYTES: Final = 16  # of a load
+# threads of a block and loads ahead, then blocks per compute unit (None: each block has one run)
+_READ_TEXTS: Final = ((256, 2), (256, 4), (256, 8), (512, 4), (512, 8), (1024, 2), (1024, 4))
+_READ_BLOCKS: Final = (1, 2, 4, 8, None)
+_CPU_CALLS_S: Final = 0.03
+_CPU_REST_S: Final = 0.05  # until threads of the library before have stopped spinning
+
+
+class AbsentError(Exception):
+    """Why a peer is not here, or cannot do a piece of work."""
+
+
+@dataclass(frozen=True, eq=False)
+class Work:
+    """A call of `function` with x [M, K], one of the `copies` of weights [K, N], and `others`.
+
+    error: of the results, None where they are no numbers.
+    """
+
+    function: Callable[..., Any]
+    x: Floats
+    copies: tuple[tuple[QuantizedTensor, ...], ...]
+    others: tuple[Floats, ...]
+    error: Callable[[Sequence[Floats]], float | None]
+
+    @property
+    def weights(self) -> tuple[QuantizedTensor, ...]:
+        """The weights of a call."""
+        return self.copies[0]
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the weights of a call."""
+        return sum(w.nbytes for w in self.weights)
+
+    def args(self, weights: Sequence[QuantizedTensor]) -> tuple[Any, ...]:
+        """The arguments of a call with one of the copies."""
+        return (self.x, *weights, *self.others)
+
+
+@dataclass(frozen=True)
+class Running:
+    """An entrant that is ready.
+
+    us: runs for some milliseconds, and gives the microseconds of a call. poison: makes the results
+    NaN. error: of the last results, None where they are no numbers. note: how it is computed.
+    """
+
+    us: Callable[[], float]
+    poison: Callable[[], None]
+    error: Callable[[], float | None]
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Entrant:
+    """Something that does a piece of work; precision: whose bound its error has; own: q4jit's."""
+
+    name: str
+    precision: str
+    open: Callable[[Work], AbstractContextManager[Running]]
+    own: bool = False
+
+
+class Arena(Protocol):
+    """Where entrants run."""
+
+    target: str
+    about: dict[str, Any]
+    absent: dict[str, str]
+
+    def begin(self, work: Work, precision: str) -> None:
+        """Begin to compile q4jit's kernels; what fails is told when they run."""
+
+    def own(self, precision: str) -> Entrant:
+        """q4jit, as its calls run."""
+
+    def read(self) -> Entrant:
+        """A read of as many bytes as the weights of a call have."""
+
+    def peers(self) -> list[Entrant]:
+        """What else computes a product here."""
+
+    def rotated_bytes(self) -> int:
+        """Bytes of weights that no cache keeps."""
+
+    def close(self) -> None:
+        """End what was begun."""
+
+
+def _count(total_bytes: int, one_bytes: int) -> int:
+    """Of copies."""
+    return max(2, total_bytes // max(one_bytes, 1) + 1)
+
+
+def _named(absent: dict[str, str], found: dict[str, Callable[[], Entrant]]) -> list[Entrant]:
+    """Those that are here; what is not gets its reason."""
+    here = []
+    for name, find in found.items():
+        try:
+            here.append(find())
+        except AbsentError as reason:
+            absent[name] = str(reason)
+    return here
+
+
+def _torch() -> Any:
+    if importlib.util.find_spec("torch") is None:
+        raise AbsentError("torch cannot be imported: pip install torch")
+    return importlib.import_module("torch")  # late: no package of ours
+
+
+# --- Q4_0 as others take it -----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Quants:
+    """Quants [N, K] from 0 to 15, of value d·(q − 8), and their d [N, K/32]."""
+
+    q: NDArray[np.uint8]
+    d: NDArray[np.float16]
+
+    @classmethod
+    def of(cls, w: QuantizedTensor) -> "_Quants":
+        if w.format != "Q4_0":
+            raise AbsentError(f"takes Q4_0, found {w.format}")
+        k, n = w.shape
+        blocks = w.raw.reshape(n, k // 32, 18)
+        d = np.ascontiguousarray(blocks[..., :2]).view(np.float16)[..., 0]
+        nibbles = blocks[..., 2:]
+        q = np.concatenate([nibbles & 15, nibbles >> 4], axis=-1)
+        return cls(q.reshape(n, k), d)
+
+
+def _int4_weight(torch: Any, w: QuantizedTensor) -> tuple[NDArray[np.uint8], Any]:
+    """The quants, and scales with zeros [K/32, N, 2] in bf16 as torch's int4 products take them."""
+    quants = _Quants.of(w)
+    d = torch.from_numpy(quants.d.astype(np.float32)).t()
+    return quants.q, torch.stack([d, torch.zeros_like(d)], dim=-1).contiguous().bfloat16()
+
+
+# --- a GPU ----------------------------------------------------------------------------------------
+
+
+class GpuArena:
+    """One GPU: times are those of graphs that are replayed."""
+
+    def __init__(self, device: Device) -> None:
+        """Raises TargetError where the device's arch or a compiler for it is not known."""
+        self.device = device
+        self.bench = Bench(device)
+        self.target = str(target_of(device))
+        self.about = {
+            "device": device.name,
+            "driver": driver_version(device.platform),
+            "compiler": self.bench.fingerprint,
+            "last_level_cache_bytes": device.l2_bytes,
+        }
+        self.absent: dict[str, str] = {}
+        machine = tunings.Machine(device.name, device.arch, self.bench.fingerprint)
+        self._tuned = tunings.find(device.arch, machine)
+        self._reads: dict[int, _GpuRead] = {}
+
+    def close(self) -> None:
+        """End what was begun."""
+        self.bench.__exit__(None, None, None)
+
+    def rotated_bytes(self) -> int:
+        """Bytes of weights that no cache keeps."""
+        wanted = max(4 * self.device.l2_bytes, _ROTATED_BYTES)
+        return min(wanted, self.device.memory_bytes // _MEMORY_SHARE)
+
+    def own(self, precision: str) -> Entrant:
+        """q4jit, as its calls run: with what was measured, if anything was."""
+        open_ = functools.partial(self._own, Tuning(precision))
+        return Entrant(f"q4jit {precision}", precision, open_, own=True)
+
+    def begin(self, work: Work, precision: str) -> None:
+        """Begin to compile q4jit's kernels; what fails is told when they run."""
+        with contextlib.suppress(Q4JitError):
+            self._build(work, Tuning(precision))
+
+    def _build(self, work: Work, tuning: Tuning) -> Built:
+        """The kernels of a piece of work, which are being compiled."""
+        return self.bench.build(work.function, work.args(work.weights), tuning, self._tuned)
+
+    @contextlib.contextmanager
+    def _own(self, tuning: Tuning, work: Work) -> Iterator[Running]:
+        bench, built = self.bench, self._build(work, tuning)
+        outputs: list[DeviceArray] = []
+
+        def calls_on(stream: int) -> list[Callable[[], object]]:
+            x, *others = bench.upload((work.x, *work.others), stream)
+            calls = [(x, *weights, *others) for weights in work.copies]
+            outputs.extend(bench.outputs(built, calls[0]))
+            launch = bench.bind(built, calls[0])
+            for args in calls:
+                launch.prepare(args)
+            out = tuple(outputs) if built.plan.graph.returns_tuple else outputs[0]
+            return [functools.partial(launch, args, out) for args in calls]
+
+        schedules = dict.fromkeys(k.schedule for k in built.plan.kernels if k.sections)
+        with bench.replays(calls_on) as us:
+            yield Running(
+                us,
+                lambda: bench.poison(outputs),
+                lambda: work.error([array.to_numpy() for array in outputs]),
+                ", ".join(schedules),
+            )
+
+    def read(self) -> Entrant:
+        """A kernel that loads the bytes and nothing else: the fastest of some ways to do so."""
+        return Entrant(READ, "f32", self._read)
+
+    @contextlib.contextmanager
+    def _read(self, work: Work) -> Iterator[Running]:
+        size = work.weight_bytes
+        if size not in self._reads:
+            self._reads.clear()  # of another shape: its memory is free now
+            self._reads[size] = _GpuRead(self.bench, size, self.rotated_bytes())
+        with self._reads[size].open() as running:
+            yield running
+
+    def peers(self) -> list[Entrant]:
+        """PyTorch's products, and the schedule that q4jit grew from."""
+        element = functools.partial(self._own, Tuning("f32", None, ELEMENT))
+        return [
+            *_named(
+                self.absent,
+                {
+                    "torch fp16": lambda: self._torch("torch fp16", _dense_fp16),
+                    "torch int4": lambda: self._torch("torch int4", _int4),
+                    "dequantise + matmul": lambda: self._torch("dequantise + matmul", _dequantise),
+                },
+            ),
+            Entrant("q4jit element", "f32", element),
+        ]
+
+    def _torch(self, name: str, make: "_TorchProduct") -> Entrant:
+        torch = _torch()
+        platform = "amd" if torch.version.hip else "nvidia"
+        if not torch.cuda.is_available() or platform != self.device.platform:
+            raise AbsentError(f"this torch ({torch.__version__}) does not run on {self.device}")
+        return Entrant(name, "i8", functools.partial(self._on_torch, torch, make))
+
+    @contextlib.contextmanager
+    def _on_torch(self, torch: Any, make: "_TorchProduct", work: Work) -> Iterator[Running]:
+        place = f"cuda:{self.device.index}"  # PyTorch's name for AMD's too
+        last: list[Any] = [None]
+
+        def calls_on(stream: int) -> list[Callable[[], object]]:
+            side = torch.cuda.ExternalStream(stream, device=place)
+
+            def call(one: Callable[[], Any]) -> None:
+                with torch.cuda.stream(side):
+                    last[0] = one()
+
+            products = make(torch, place, work, self.rotated_bytes())
+            torch.cuda.synchronize(place)  # they were made on another stream
+            return [functools.partial(call, one) for one in products]
+
+        @contextlib.contextmanager
+        def graph(stream: int, enqueue: Callable[[], None]) -> Iterator[Callable[[], None]]:
+            # PyTorch gives a graph memory of its own, which it must know of
+            side, made = torch.cuda.ExternalStream(stream, device=place), torch.cuda.CUDAGraph()
+            with torch.cuda.device(place), torch.cuda.graph(made, stream=side):
+                enqueue()
+
+            def replay() -> None:
+                with torch.cuda.stream(side):
+                    made.replay()
+
+            yield replay
+            torch.cuda.synchronize(place)
+
+        def poison() -> None:
+            last[0].fill_(math.nan)
+            torch.cuda.synchronize(place)
+
+        with torch.no_grad(), self.bench.replays(calls_on, graph) as us:
+            yield Running(us, poison, lambda: work.error([last[0].float().cpu().numpy()]))
+
+
+_TorchProduct = Callable[[Any, str, Work, int], list[Callable[[], Any]]]
+
+
+def _dense_fp16(torch: Any, place: str, work: Work, total_bytes: int) -> list[Callable[[], Any]]:
+    """A product of halves, by the vendor's BLAS."""
+    (w,) = work.weights
+    half = torch.from_numpy(decode(w.block_format, w.raw)).to(place).half()
+    x = torch.from_numpy(work.x).to(place).half()
+    count = _count(total_bytes, half.numel() * half.element_size())
+    copies = [half, *(half.clone() for _ in range(count - 1))]
+    return [functools.partial(lambda w: x @ w.t(), w) for w in copies]
+
+
+def _int4(torch: Any, place: str, work: Work, total_bytes: int) -> list[Callable[[], Any]]:
+    """PyTorch's own product with 4-bit weights (tinygemm), x in bf16."""
+    (w,) = work.weights
+    q, scales = _int4_weight(torch, w)
+    pairs = torch.from_numpy(q[:, ::2] << 4 | q[:, 1::2]).to(place)
+    packed = torch.ops.aten._convert_weight_to_int4pack(pairs, 8)  # tiles of K of an instruction
+    scales, x = scales.to(place), torch.from_numpy(work.x).to(place).bfloat16()
+    copies = [(packed.clone(), scales.clone()) for _ in range(_count(total_bytes, w.nbytes))]
+    multiply = torch.ops.aten._weight_int4pack_mm
+    return [functools.partial(multiply, x, packed, 32, scales) for packed, scales in copies]
+
+
+def _dequantise(torch: Any, place: str, work: Work, total_bytes: int) -> list[Callable[[], Any]]:
+    """The weight's values in f32 from its blocks, then a product."""
+    (w,) = work.weights
+    if w.format != "Q4_0":
+        raise AbsentError(f"takes Q4_0, found {w.format}")
+    k, n = w.shape
+    blocks = torch.from_numpy(w.raw.reshape(n, k // 32, 18).copy()).to(place)
+    x = torch.from_numpy(work.x).to(place)
+
+    def call(blocks: Any) -> Any:
+        d = blocks[..., :2].contiguous().view(torch.float16).float()
+        nibbles = blocks[..., 2:]
+        q = torch.cat([nibbles & 15, nibbles >> 4], dim=-1)
+        return x @ ((q.float() - 8) * d).view(n, k).t()
+
+    copies = [blocks.clone() for _ in range(_count(total_bytes, w.nbytes))]
+    return [functools.partial(call, blocks) for blocks in copies]
+
+
+class _GpuRead:
+    """Reads of random bytes on a GPU; texts and grids are tried once, and the fastest is kept."""
+
+    def __init__(self, bench: Bench, size_bytes: int, total_bytes: int) -> None:
+        self._bench = bench
+        units = -(-size_bytes // _READ_BYTES)
+        rng = np.random.default_rng(units)
+        self._words = rng.integers(0, 1 << 32, 4 * units, np.uint32)
+        count = _count(total_bytes, size_bytes)
+        self._copies = [DeviceArray.from_numpy(self._words, bench.device) for _ in range(count)]
+        texts = [t for t in _READ_TEXTS if t[0] <= bench.target.hip.max_block_size]
+        sources = [render_read(bench.target, *text) for text in texts]
+        for source in sources:
+            bench.compile_text(source, "a read")
+        self._ways = [
+            _ReadWay(source, *text, self._blocks(units, per_unit, *text), units)
+            for (text, source), per_unit in itertools.product(
+                zip(texts, sources, strict=True), _READ_BLOCKS
+            )
+        ]
+        self._best: _ReadWay | None = None
+
+    def _blocks(self, units: int, per_unit: int | None, block_size: int, ahead: int) -> int:
+        runs = -(-units // (block_size * ahead))
+        return runs if per_unit is None else min(runs, per_unit * self._bench.device.compute_units)
+
+    @contextlib.contextmanager
+    def open(self) -> Iterator[Running]:
+        """The fastest way to read them."""
+        if self._best is None:
+            self._best = min(dict.fromkeys(self._ways), key=self._tried_us)
+        with self._running(self._best) as running:
+            yield running
+
+    def _tried_us(self, way: "_ReadWay") -> float:
+        with self._running(way) as running:
+            running.us()
+            return min(running.us() for _ in range(2))
+
+    @contextlib.contextmanager
+    def _running(self, way: "_ReadWay") -> Iterator[Running]:
+        bench, waves = self._bench, way.block_size // self._bench.target.hip.wave
+        launch = way.prepared(bench)
+        found: list[DeviceArray] = []
+
+        def calls_on(stream: int) -> list[Callable[[], object]]:
+            words = DeviceArray((way.blocks * waves,), bench.device, np.dtype(np.uint32), stream)
+            found.append(words)
+            where = words.pointer
+            return [
+                functools.partial(launch, stream, copy.pointer, where, way.units, way.blocks)
+                for copy in self._copies
+            ]
+
+        def error() -> float | None:
+            read = np.bitwise_xor.reduce(found[0].to_numpy())
+            return 0.0 if read == np.bitwise_xor.reduce(self._words) else None
+
+        with bench.replays(calls_on) as us:
+            yield Running(us, lambda: bench.poison(found), error, str(way))
+
+
+@dataclass(frozen=True)
+class _ReadWay:
+    source: Source = field(repr=False)
+    block_size: int
+    ahead: int
+    blocks: int
+    units: int
+
+    def __str__(self) -> str:
+        return f"{self.blocks} blocks of {self.block_size} threads, {self.ahead} loads each"
+
+    def prepared(self, bench: Bench) -> Launch:
+        """Takes two addresses and two numbers."""
+        kernel = bench.load(self.source)
+        grid, block = (self.blocks, 1, 1), (self.block_size, 1, 1)
+        return driver_of(bench.device).prepare(kernel, grid, block, 0, "PPqq")
+
+
+# --- the CPU --------------------------------------------------------------------------------------
+
+
+class CpuArena:
+    """This machine's CPU, with so many threads for everyone."""
+
+    target = "cpu"
+
+    def __init__(self, threads: int, ggml: Path | None) -> None:
+        """threads: also those of q4jit's pool, which a process decides upon once."""
+        self.threads = threads
+        self._ggml_path = ggml
+        self._target = find_target("cpu")
+        self._compiler = find_backend(self._target).compiler(self._target)
+        self.about = {
+            "device": _cpu_name(),
+            "driver": "-",
+            "compiler": self._compiler.fingerprint(self._target),
+            "threads": threads,
+            "last_level_cache_bytes": cache_bytes(),
+        }
+        self.absent: dict[str, str] = {}
+        self._helpers = ThreadPoolExecutor(max(1, threads - 1))
+
+    def close(self) -> None:
+        """End what was begun."""
+        self._helpers.shutdown()
+
+    def rotated_bytes(self) -> int:
+        """Bytes of weights that no cache keeps."""
+        return 4 * cache_bytes()
+
+    def begin(self, work: Work, precision: str) -> None:
+        """Nothing: LLVM compiles one kernel at a time, in some tenths of a second."""
+
+    def own(self, precision: str) -> Entrant:
+        """q4jit, as its calls run: from Python."""
+        return Entrant(
+            f"q4jit {precision}", precision, functools.partial(self._own, precision), own=True
+        )
+
+    @contextlib.contextmanager
+    def _own(self, precision: str, work: Work) -> Iterator[Running]:
+        call = specialize(work.function, target="cpu", precision=precision)
+        args = [work.args(weights) for weights in work.copies]
+        made = call(*args[0])
+        outputs = made if isinstance(made, tuple) else (made,)
+        for each in args:
+            call.warmup(*each)
+        calls = [functools.partial(call, *each, out=made) for each in args]
+        remarks = "" if precision == "f32" else "the CPU's f32 serves: it has no other class yet"
+        yield _on_cpu(calls, outputs, work, remarks)
+
+    def read(self) -> Entrant:
+        """Vector loads of the bytes, each thread its part of all copies: no thread waits."""
+        return Entrant(READ, "f32", self._read)
+
+    @contextlib.contextmanager
+    def _read(self, work: Work) -> Iterator[Running]:
+        load = _cpu_reader(self._target)
+        count = _count(self.rotated_bytes(), work.weight_bytes)
+        step = _STEP_BYTES * self.threads
+        size_bytes = -(-count * work.weight_bytes // step) * step
+        data = np.random.default_rng(0).integers(0, 1 << 32, size_bytes // 4, np.uint32)
+        parts = np.split(data, self.threads)
+        found = np.empty(self.threads, np.uint32)
+
+        def one(i: int) -> None:
+            load(parts[i].ctypes.data, parts[i].nbytes, found[i:].ctypes.data)
+
+        def once() -> None:
+            others = [self._helpers.submit(one, i) for i in range(1, self.threads)]
+            one(0)
+            for other in others:
+                other.result()
+
+        def us() -> float:
+            return _timed_us([once]) * work.weight_bytes / size_bytes
+
+        def error() -> float | None:
+            return 0.0 if np.bitwise_xor.reduce(found) == np.bitwise_xor.reduce(data) else None
+
+        yield Running(us, lambda: found.fill(0), error, f"{self.threads} threads")
+
+    def peers(self) -> list[Entrant]:
+        """NumPy's BLAS, PyTorch's product with 4-bit weights, ggml."""
+        return _named(
+            self.absent,
+            {
+                "numpy f32": lambda: self._numpy("numpy f32", self._dense),
+                "dequantise + matmul": lambda: self._numpy("dequantise + matmul", self._decoding),
+                "torch int4": self._torch,
+                "ggml": self._ggml,
+            },
+        )
+
+    def _numpy(
+        self, name: str, open_: Callable[[Work], AbstractContextManager[Running]]
+    ) -> Entrant:
+        _limit_blas(self.threads)
+        return Entrant(name, "f32", open_)
+
+    @contextlib.contextmanager
+    def _dense(self, work: Work) -> Iterator[Running]:
+        (w,) = work.weights
+        rows = decode(w.block_format, w.raw)
+        out = np.empty((len(work.x), w.shape[1]), np.float32)
+        copies = [
+            rows,
+            *(rows.copy() for _ in range(_count(self.rotated_bytes(), rows.nbytes) - 1)),
+        ]
+        calls = [functools.partial(np.matmul, work.x, rows.T, out=out) for rows in copies]
+        yield _on_cpu(calls, (out,), work)
+
+    @contextlib.contextmanager
+    def _decoding(self, work: Work) -> Iterator[Running]:
+        out = np.empty((len(work.x), work.weights[0].shape[1]), np.float32)
+
+        def call(w: QuantizedTensor) -> None:
+            np.matmul(work.x, w.dequantize(), out=out)
+
+        yield _on_cpu([functools.partial(call, w) for (w,) in work.copies], (out,), work)
+
+    def _torch(self) -> Entrant:
+        torch = _torch()
+        if not hasattr(torch.ops.aten, "_weight_int4pack_mm_for_cpu"):
+            raise AbsentError(f"torch {torch.__version__} has no _weight_int4pack_mm_for_cpu")
+        torch.set_num_threads(self.threads)
+        return Entrant("torch int4", "i8", functools.partial(self._int4, torch))
+
+    @contextlib.contextmanager
+    def _int4(self, torch: Any, work: Work) -> Iterator[Running]:
+        q, scales = _int4_weight(torch, work.weights[0])
+        convert = torch.ops.aten._convert_weight_to_int4pack_for_cpu
+        packed = convert(torch.from_numpy(q.astype(np.int32)), 1)
+        x = torch.from_numpy(work.x).bfloat16()
+        last: list[Any] = [torch.zeros(len(work.x), work.weights[0].shape[1])]
+
+        def call(packed: Any, scales: Any) -> None:
+            last[0] = torch.ops.aten._weight_int4pack_mm_for_cpu(x, packed, 32, scales)
+
+        def poison() -> None:
+            last[0].fill_(math.nan)
+
+        calls = [
+            functools.partial(call, packed.clone(), scales.clone()) for _ in range(len(work.copies))
+        ]
+        with torch.no_grad():
+            yield Running(
+                functools.partial(_timed_us, calls),
+                poison,
+                lambda: work.error([last[0].float().numpy()]),
+            )
+
+    def _ggml(self) -> Entrant:
+        if self._ggml_path is None:
+            raise AbsentError("no library is given: --ggml PATH of a libggml-cpu.so")
+        try:
+            library = Ggml(self._ggml_path)
+        except GgmlError as error:
+            raise AbsentError(str(error)) from None
+        return Entrant("ggml", "i8", functools.partial(self._on_ggml, library))
+
+    @contextlib.contextmanager
+    def _on_ggml(self, library: Ggml, work: Work) -> Iterator[Running]:
+        weights = [w for (w,) in work.copies]
+        try:
+            # one product a graph would start its threads for each
+            opened = library.product(work.x, weights, max(len(weights), 16), self.threads)
+            with opened as made:
+                yield Running(
+                    lambda: _timed_us([made.compute]) / made.number,
+                    made.poison,
+                    lambda: work.error([made.result()]),
+                    made.layout,
+                )
+        except GgmlError as error:
+            raise AbsentError(str(error)) from None
+
+
+def _on_cpu(
+    calls: Sequence[Callable[[], object]], outputs: Sequence[Floats], work: Work, note: str = ""
+) -> Running:
+    def poison() -> None:
+        for array in outputs:
+            array.fill(np.nan)
+
+    return Running(functools.partial(_timed_us, calls), poison, lambda: work.error(outputs), note)
+
+
+def _timed_us(calls: Sequence[Callable[[], object]]) -> float:
+    """Microseconds per call, of calls in turns for some time."""
+    time.sleep(_CPU_REST_S)
+    calls[-1]()
+    start = now = time.perf_counter()
+    number = 0
+    while now - start < _CPU_CALLS_S:
+        calls[number % len(calls)]()
+        number += 1
+        now = time.perf_counter()
+    return (now - start) * 1e6 / number
+
+
+def _limit_blas(threads: int) -> None:
+    """Let NumPy's OpenBLAS use so many threads. Raises AbsentError where it cannot be told to."""
+    module = importlib.import_module("numpy._core._multiarray_umath")
+    library = ctypes.CDLL(module.__file__)
+    for suffix in ("64_", ""):
+        for prefix in ("scipy_openblas", "openblas"):
+            if hasattr(library, f"{prefix}_set_num_threads{suffix}"):
+                getattr(library, f"{prefix}_set_num_threads{suffix}")(threads)
+                return
+    raise AbsentError("the BLAS of this NumPy is no OpenBLAS: its threads cannot be set")
+
+
+def cache_bytes() -> int:
+    """Bytes of the CPU's last-level cache, as Linux tells them."""
+    folder = Path("/sys/devices/system/cpu/cpu0/cache")
+    sizes = [p.read_text(encoding="ascii").strip() for p in folder.glob("index*/size")]
+    known = [int(size[:-1]) << 10 for size in sizes if size.endswith("K")]
+    return max(known, default=_UNKNOWN_CACHE_BYTES)
+
+
+def _cpu_name() -> str:
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else 'a CPU'} ({find_target('cpu')})"
+
+
+_VECTORS: Final = 8  # loads of a thread on their way at a time
+_STEP_BYTES: Final = 64 * _VECTORS
+
+
+@functools.cache
+def _cpu_reader(target: Target) -> Callable[[int, int, int], None]:
+    """Takes an address, a number of bytes (whole steps) and where the words' exclusive or goes."""
+    compiler = find_backend(target).compiler(target)
+    code = cache.fetch(target, compiler, "q4jit_read", _reader_text(target)).object_bytes
+    loaded = LoadedObject(code, ("q4jit_read",), target)
+    _loaded.append(loaded)
+    address = loaded.addresses["q4jit_read"]
+    found: Callable[[int, int, int], None] = function(
+        address, ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p
+    )
+    return found
+
+
+_loaded: list[LoadedObject] = []  # code lives as long as the process
+
+
+def _reader_text(target: Target) -> str:
+    """Vectors of 64 bytes, each with a sum of its own so that no load waits for another."""
+    sums = "\n".join(
+        f"  %s{i} = phi <16 x i32> [ zeroinitializer, %entry ], [ %t{i}, %loop ]"
+        for i in range(_VECTORS)
+    )
+    loads = "\n".join(
+        f"""  %p{i} = getelementptr i8, ptr %p, i64 {64 * i}
+  %v{i} = load <16 x i32>, ptr %p{i}, align 4
+  %t{i} = xor <16 x i32> %s{i}, %v{i}"""
+        for i in range(_VECTORS)
+    )
+    merged = "\n".join(
+        f"  %m{i} = xor <16 x i32> {'%t0' if i == 1 else f'%m{i - 1}'}, %t{i}"
+        for i in range(1, _VECTORS)
+    )
+    return f"""; q4jit_read for {target}: reads whole steps of {_STEP_BYTES} bytes
+target triple = "{target.triple}"
+
+define void @q4jit_read(ptr %data, i64 %bytes, ptr %found) {{
+entry:
+  br label %loop
+
+loop:
+  %at = phi i64 [ 0, %entry ], [ %next, %loop ]
+{sums}
+  %p = getelementptr i8, ptr %data, i64 %at
+{loads}
+  %next = add i64 %at, {_STEP_BYTES}
+  %more = icmp ult i64 %next, %bytes
+  br i1 %more, label %loop, label %end
+
+end:
+{merged}
+  %word = call i32 @llvm.vector.reduce.xor.v16i32(<16 x i32> %m{_VECTORS - 1})
+  store i32 %word, ptr %found, align 4
+  ret void
+}}
+
+declare i32 @llvm.vector.reduce.xor.v16i32(<16 x i32>)
+"""
