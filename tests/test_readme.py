@@ -59,14 +59,14 @@ def test_names_of_gpus_and_extras_are_accepted() -> None:
     assert named <= HIP_ARCHS.keys()
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     extras = set(re.findall(r"'\.\[(\w+)\]'", README))
-    assert extras == {"rocm", "cross", "nvidia"}
+    assert extras == {"rocm", "cross", "nvidia", "plot"}
     assert extras <= project["optional-dependencies"].keys()
 
 
 def test_every_command_is_one() -> None:
     """What the README writes after `$ q4jit` passes the parser, and so do its options elsewhere."""
     lines = re.findall(r"^\$ q4jit (.*?)(?: {2,}#.*)?$", README, re.MULTILINE)
-    assert {line.split()[0] for line in lines} == {"build", "pack", "selftest", "tune"}
+    assert {line.split()[0] for line in lines} == {"bench", "build", "pack", "selftest", "tune"}
     parser = cli._parser()
     for line in lines:
         assert parser.parse_args(shlex.split(line)).run
