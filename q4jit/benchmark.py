@@ -418,6 +418,7 @@ def read_report(path: Path) -> Report:
 
 # --- tables ---------------------------------------------------------------------------------------
 
+_TITLE: Final = 50  # letters of its column
 _KINDS: Final = {"product": "", "bare": ", two products", "gated": ", bias and SiLU gating"}
 
 
@@ -426,14 +427,14 @@ def table_lines(rows: Sequence[Row], *, heading: bool) -> Iterator[str]:
     own = [row.name for row in rows if row.own and row.kind != "bare"]
     if heading:
         ratios = "".join(f"{'× ' + name.split()[-1]:>8}" for name in own)
-        yield f"{'':40}{'µs':>10}{'GB/s':>8}{'of read':>9}{'TFLOP/s':>9}{'error':>9}{ratios}"
+        yield f"{'':{_TITLE}}{'µs':>10}{'GB/s':>8}{'of read':>9}{'TFLOP/s':>9}{'error':>9}{ratios}"
     first = rows[0]
     yield f"{first.format} [{first.k}, {first.n}], M = {first.m}"
     for row in rows:
         note = f" ({row.note})" if row.note and row.own else ""
         title = f"  {row.name}{_KINDS[row.kind]}{note}"
         if row.us is None:
-            yield f"{title:40}  {row.message}"
+            yield f"{title:{_TITLE}}  {row.message}"
             continue
         speed = f"{row.us:10.2f}{_number(row.gb_per_s, '.0f', 8)}{_number(row.of_read, '.0%', 9)}"
         error = None if row.name == READ else row.error
@@ -448,7 +449,7 @@ def table_lines(rows: Sequence[Row], *, heading: bool) -> Iterator[str]:
             )
         )
         cost = "" if row.cost is None else f"  costs {row.cost:+.1%}"
-        yield f"{title:40}{speed}{work}{shown}{cost}"
+        yield f"{title:{_TITLE}}{speed}{work}{shown}{cost}"
 
 
 def _number(value: float | None, form: str, width: int) -> str:

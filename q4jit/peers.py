@@ -14,7 +14,7 @@ import itertools
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -148,7 +148,7 @@ def _count(total_bytes: int, one_bytes: int) -> int:
     return max(2, total_bytes // max(one_bytes, 1) + 1)
 
 
-def _named(absent: dict[str, str], found: dict[str, Callable[[], Entrant]]) -> list[Entrant]:
+def _named(absent: dict[str, str], found: Mapping[str, Callable[[], Entrant]]) -> list[Entrant]:
     """Those that are here; what is not gets its reason."""
     here = []
     for name, find in found.items():
@@ -218,6 +218,7 @@ class GpuArena:
 
     def close(self) -> None:
         """End what was begun."""
+        self._reads.clear()
         self.bench.__exit__(None, None, None)
 
     def rotated_bytes(self) -> int:
@@ -254,13 +255,17 @@ class GpuArena:
             out = tuple(outputs) if built.plan.graph.returns_tuple else outputs[0]
             return [functools.partial(launch, args, out) for args in calls]
 
-        schedules = dict.fromkeys(k.schedule for k in built.plan.kernels if k.sections)
+        products = (kernel for kernel in built.plan.kernels if kernel.sections)
+        how = dict.fromkeys(
+            k.schedule if k.precision == tuning.precision else f"{k.schedule} in {k.precision}"
+            for k in products
+        )
         with bench.replays(calls_on) as us:
             yield Running(
                 us,
                 lambda: bench.poison(outputs),
                 lambda: work.error([array.to_numpy() for array in outputs]),
-                ", ".join(schedules),
+                ", ".join(how),
             )
 
     def read(self) -> Entrant:
@@ -279,24 +284,20 @@ class GpuArena:
     def peers(self) -> list[Entrant]:
         """PyTorch's products, and the schedule that q4jit grew from."""
         element = functools.partial(self._own, Tuning("f32", None, ELEMENT))
-        return [
-            *_named(
-                self.absent,
-                {
-                    "torch fp16": lambda: self._torch("torch fp16", _dense_fp16),
-                    "torch int4": lambda: self._torch("torch int4", _int4),
-                    "dequantise + matmul": lambda: self._torch("dequantise + matmul", _dequantise),
-                },
-            ),
-            Entrant("q4jit element", "f32", element),
-        ]
+        products = (
+            ("torch fp16", "i8", _dense_fp16),
+            ("torch int4", "i8", _int4),
+            ("dequantise + matmul", "f32", _dequantise),
+        )
+        found = {each[0]: functools.partial(self._torch, *each) for each in products}
+        return [*_named(self.absent, found), Entrant("q4jit element", "f32", element)]
 
-    def _torch(self, name: str, make: "_TorchProduct") -> Entrant:
+    def _torch(self, name: str, precision: str, make: "_TorchProduct") -> Entrant:
         torch = _torch()
         platform = "amd" if torch.version.hip else "nvidia"
         if not torch.cuda.is_available() or platform != self.device.platform:
             raise AbsentError(f"this torch ({torch.__version__}) does not run on {self.device}")
-        return Entrant(name, "i8", functools.partial(self._on_torch, torch, make))
+        return Entrant(name, precision, functools.partial(self._on_torch, torch, make))
 
     @contextlib.contextmanager
     def _on_torch(self, torch: Any, make: "_TorchProduct", work: Work) -> Iterator[Running]:
