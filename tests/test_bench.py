@@ -2,10 +2,12 @@
 
 import contextlib
 import dataclasses
+import importlib.util
 import json
 import math
 import re
 import sys
+import types
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,8 @@ from q4jit.backends import find_backend
 from q4jit.benchmark import Request, contest, measure, table_lines
 from q4jit.cli import main
 from q4jit.errors import DeviceError, FormatError, TargetError
-from q4jit.peers import READ, AbsentError, Entrant, Running, Work
+from q4jit.ggml import Ggml
+from q4jit.peers import READ, AbsentError, Entrant, GpuArena, Running, Work
 from q4jit.render import render_read
 from q4jit.selftest import BOUNDS, random_weight
 from q4jit.targets import Target, find_target
@@ -515,6 +518,62 @@ def test_kernels_that_write_nothing_are_wrong(platform: str, tmp_path: Path) -> 
         "gemv_dot",
         "tile_matrix in f16",
     }
+
+
+def test_weights_take_turns_and_the_graphs_own_result_counts() -> None:
+    """The first call, which is not part of a graph, writes results too: they are spoiled again."""
+    poisoned: list[Any] = []
+    launched: list[Any] = []
+
+    class Launch:
+        def prepare(self, args: Any) -> None:
+            pass
+
+        def __call__(self, args: Any, out: Any) -> None:
+            launched.append(args[1])
+
+    @contextlib.contextmanager
+    def replays(calls_on: Any) -> Iterator[Callable[[], float]]:
+        for call in calls_on(3):
+            call()
+        yield lambda: 1.0
+
+    graph = types.SimpleNamespace(returns_tuple=False)
+    plan = types.SimpleNamespace(kernels=(), graph=graph)
+    arena = GpuArena.__new__(GpuArena)
+    arena._tuned = lambda key: None
+    arena.bench = types.SimpleNamespace(  # type: ignore[assignment]  # what is asked of it
+        build=lambda *args: types.SimpleNamespace(plan=plan),
+        upload=lambda args, stream: args,
+        outputs=lambda built, args: ["y"],
+        bind=lambda built, args: Launch(),
+        poison=poisoned.extend,
+        replays=replays,
+    )
+    work = benchmark._Shape("Q4_0", K, N, (1,), 5000).product(1)
+    with arena.own("f32").open(work) as running:
+        assert poisoned == []
+        running.poison()
+    assert poisoned == ["y"]
+    assert launched == [w for (w,) in work.copies]
+
+
+@pytest.mark.parametrize("fmt", ["Q4_0", "Q8_0", "F16"])
+@pytest.mark.parametrize("n", [64, 37])  # 37: not of whole groups of columns
+def test_ggmls_products_are_right(fmt: str, n: int) -> None:
+    spec = importlib.util.find_spec("llama_cpp")
+    if spec is None or spec.origin is None:
+        pytest.skip("llama_cpp is a peer, which no test installs")
+    library = Ggml(Path(spec.origin).parent / "lib")
+    work = benchmark._Shape(fmt, 512, n, (5,), 200_000).product(5)
+    weights = [w for (w,) in work.copies]
+    with library.product(work.x, weights, 2 * len(weights), 1) as made:
+        made.poison()
+        assert work.error([made.result()]) is None
+        made.compute()
+        error = work.error([made.result()])
+    assert error is not None
+    assert error < BOUNDS["i8"]
 
 
 @pytest.mark.parametrize("make", [peers._dense_fp16, peers._dequantise])
