@@ -15,7 +15,7 @@ import re
 import tempfile
 import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -221,7 +221,7 @@ def _product(
     product.__name__ = name
     free_m = 2  # any number but 1, which would be traced as a broadcast
     graph = trace(product, (array_spec((free_m, spec.k)), spec))
-    plan = make_plan(graph, target, rows[0], tuning)
+    plan = make_plan(graph, target, rows[0], replace(tuning, layout=layout))
     found: dict[str, int] = {}
     for kernel in plan.kernels:
         found |= _bytes_per_row(plan, kernel)

@@ -28,7 +28,7 @@ RESERVED: Final = frozenset(
     throw true try typedef typeid typename union unsigned using virtual void volatile wchar_t while
     xor xor_eq
     u8 u16 u32 u64 i8 i16 i32 i64 u32x4 f32x4 f32x8 bf16x4 bf16x8 bf16x16 fragment accumulator
-    KERNEL DEVICE SHARED UNROLL ROLLED MEETING WAVE BLOCK_SIZE Arguments RowValues compute
+    CLUSTER KERNEL DEVICE SHARED UNROLL ROLLED MEETING WAVE BLOCK_SIZE Arguments RowValues compute
     m x_values x_terms x_rough x_quants x_scales x_sums host_arguments linux unix
     """.split()
 )
@@ -45,12 +45,16 @@ _X_TYPES: Final = {
 
 @dataclass(frozen=True)
 class Step:
-    """One statement: `name` becomes `op` of `operands`, which are C++ expressions."""
+    """One statement: `name` becomes `op` of `operands`, which are C++ expressions.
+
+    at_column: it is loaded from where `column` says.
+    """
 
     name: str
     is_bool: bool
     op: str
     operands: tuple[str, ...]
+    at_column: bool = False
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,11 @@ class Parameter:
     def declaration(self) -> str:
         """The parameter as C++ declares it."""
         return f"{self.type} {self.name}"
+
+    @property
+    def may_change(self) -> bool:
+        """Whether a kernel before may write there: everywhere but in weights."""
+        return self.type.endswith("*") and self.slot.kind != "weight"
 
     @property
     def restricted(self) -> str:
@@ -201,7 +210,7 @@ class Values:
         else:
             operands, op = tuple(names[n.id] for n in node.operands), node.op
         names[node.id] = name
-        return [Step(name, node.is_bool, op, operands)]
+        return [Step(name, node.is_bool, op, operands, op == "load" and column != "0")]
 
     def _in_array(self, node: Node, column: str) -> str:
         spec = self._graph.signature[node.arg]

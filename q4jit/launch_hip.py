@@ -137,6 +137,7 @@ class HipLaunch:
                 letters,
                 (shapes.rows, 1),
                 [places[_one_row(slot, kernel)] for slot in kernel.slots()],
+                plan.target.hip.overlaps,
             )
             steps.append(launch)
         return steps

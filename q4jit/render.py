@@ -7,7 +7,7 @@ begins with the prelude of its platform, and below it is the same for AMD, NVIDI
 import functools
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,9 +26,9 @@ from q4jit.hip_values import (
     store_index,
 )
 from q4jit.ir import Node, WeightSpec
-from q4jit.layouts import GGUF, PLANAR, TILES16, Planar, fields
+from q4jit.layouts import GGUF, LANES, PLANAR, TILES16, Planar, fields
 from q4jit.plan import Source
-from q4jit.schedule_hip import MAX_GRID_Y, ROWS, HipKernel, HipPlan
+from q4jit.schedule_hip import MAX_GRID_Y, ROWS, TILE_HALVES, HipKernel, HipPlan
 from q4jit.targets import Target
 
 SUFFIX: Final = ".hip"
@@ -68,7 +68,12 @@ def render_generic(
         "block_size": block_size,
         "max_grid_y": MAX_GRID_Y,
         "kernel": {"lanes": 1, "schedule": "generic"},
-        "needs": {"block_sum": True, "unaligned": not weight.float_bytes},
+        "needs": {
+            "block_sum": True,
+            "block_largest": False,
+            "fours": False,
+            "unaligned": not weight.float_bytes,
+        },
     }
     text = environment().get_template("generic.hip.j2").render(context)
     return Source(f"{name}_matmul_kernel", target, text, SUFFIX)
@@ -209,6 +214,12 @@ class _Weight:
         return self.layout == TILES16
 
     @property
+    def offset_type(self) -> str:
+        """What counts the bytes from a weight's begin: 32 bits spare a GPU half of the additions."""
+        total = Planar(self._fmt, self.k, self.n, tiled=self.is_quads).size_bytes
+        return "u32" if total < 1 << 32 else "u64"
+
+    @property
     def load(self) -> str:
         return "stream_16" if self.is_planar else "load_16_by_2"
 
@@ -287,6 +298,11 @@ class _Product:
     def from_start(self) -> str:
         return f" + {self.node.start}" if self.node.start else ""
 
+    @property
+    def is_of_tiles(self) -> bool:
+        """Whether the 16 columns of a wave are stored beside each other."""
+        return self.node.start % LANES == 0
+
 
 # --- the variables of the templates ---------------------------------------------------------------
 
@@ -326,10 +342,12 @@ class _Context:
         found |= decoded
         found["needs"] = {
             "block_sum": kernel.schedule == "element"
-            or (kernel.schedule == ROWS and (kernel.int8 or bool(kernel.terms)))
+            or (kernel.schedule == ROWS and bool(kernel.int8 or kernel.terms or kernel.halves))
             or any(isinstance(s, Sum) for s in steps),
             "unaligned": any(not w.is_planar and not w.float_bytes for w in weights.values()),
             "minimum": any(w.has_m for w in weights.values()),
+            "block_largest": kernel.schedule == ROWS and bool(kernel.halves),
+            "fours": bool(kernel.halves) and kernel.schedule != TILE_HALVES,
         }
         found["elementary"] = _elementary(_operations(found))
         return found
@@ -409,7 +427,7 @@ class _Context:
                 wide.append(stored | {"steps": _operators(steps), "width": store.node.width})
         x_steps: tuple[Step, ...] = ()
         x_expression = ""
-        if (kernel.terms or kernel.int8) and kernel.x is not None:
+        if (kernel.terms or kernel.int8 or kernel.halves) and kernel.x is not None:
             x_steps, (x_expression,) = self._values.at([kernel.x], known)
         return {
             "row_steps": _operators(row_steps),
@@ -440,7 +458,7 @@ def _operators(steps: Iterable[Any]) -> tuple[Any, ...]:
             found.append(Sum(step.name, step.width, _operators(step.steps), step.value))
         else:
             op = _OPERATORS.get(step.op, step.op)
-            found.append(Step(step.name, step.is_bool, op, step.operands))
+            found.append(replace(step, op=op))
     return tuple(found)
 
 

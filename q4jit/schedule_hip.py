@@ -3,24 +3,29 @@
 A kernel of the split becomes one launch per section, and one before them where something must be
 known row by row first (`rows`). The classes of M, of which each has kernels of its own:
 
-    M = 1, 2, 3…4, 5…8, 9…16     gemv       a wave computes columns, up to 8 rows share a decoding
-                                 gemv_dot   the same by dot products of int8, for precision `i8`
-    M ≥ 17                       tile       64 × 64 results a block, on matrix units or by FMA
+    M = 1, 2, 3…4, 5…8, 9…16   gemv_matrix   16 columns a wave on matrix units: blocks of 18 bytes
+                               gemv          a wave computes columns, up to 8 rows share a decoding
+                               gemv_dot      the same by dot products of int8, for precision `i8`
+    M ≥ 17                     tile          64 × 64 results a block, on matrix units or by FMA
+    M = 17…32, 33…64, ≥ 65     tile_halves   32 or 64 × 128 on matrix units: blocks of 18 bytes
+
+On matrix units M = 1 and M = 16 read weights in one layout, so that a device keeps them once.
 
 `element` is the plan that this project grew from: one block per result. It serves every M and is
 what the others are checked and timed against.
 """
 
 import itertools
+from collections.abc import Iterable
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Final
 
 from q4jit.errors import TargetError, TuningError
 from q4jit.formats import FORMATS
 from q4jit.ir import Graph, Node, reachable
-from q4jit.layouts import FLOAT_BLOCK_ELEMENTS, PLANAR, TILES16
+from q4jit.layouts import FLOAT_BLOCK_ELEMENTS, PLANAR, TILES16, suits_tiles16
 from q4jit.plan import Buffer, Kernel, Plan, Section, Slot, Store, split
-from q4jit.targets import Target
+from q4jit.targets import HipArch, Target
 from q4jit.tunings import Choice, Constant, Key, Tuned
 
 ELEMENT: Final = "element"
@@ -29,10 +34,11 @@ GEMV_DOT: Final = "gemv_dot"
 GEMV_MATRIX: Final = "gemv_matrix"
 TILE_FMA: Final = "tile_fma"
 TILE_MATRIX: Final = "tile_matrix"
+TILE_HALVES: Final = "tile_halves"
 ROWS: Final = "rows"
 DEQUANTIZE: Final = "dequantize"
 LOOKUP: Final = "lookup"
-SCHEDULES: Final = (ELEMENT, GEMV, GEMV_DOT, GEMV_MATRIX, TILE_FMA, TILE_MATRIX)
+SCHEDULES: Final = (ELEMENT, GEMV, GEMV_DOT, GEMV_MATRIX, TILE_FMA, TILE_MATRIX, TILE_HALVES)
 
 UNIT_ELEMENTS: Final = FLOAT_BLOCK_ELEMENTS
 """Elements of a column that are decoded together, in every format."""
@@ -42,7 +48,11 @@ MAX_GRID_Y: Final = 65535  # CUDA's and HIP's limit; further rows of blocks go t
 
 _ARGUMENTS: Final = {"load": "array", "ids": "ids", "scalar": "scalar"}  # a slot's kind, by op
 _DECODERS: Final = {"dequantize": DEQUANTIZE, "rows": LOOKUP}
+MANY_ROWS: Final = 128
 _GEMV_ROWS: Final = (1, 2, 4, 8, 16)
+_TILE_HALVES_ROWS: Final = (32, 64)  # of a tile, of which there is one; beyond them there are many
+_TILE_HALVES_COLUMNS: Final = 128
+_TILE_HALVES_THREADS: Final = 128
 # measured on an H100: more columns share a reading of x, fewer leave more waves to hide latency
 _GEMV_COLUMNS: Final = {1: 2, 2: 4, 4: 2, 8: 2}
 _DOT_COLUMNS: Final = {1: 4, 2: 2, 4: 1, 8: 1, 16: 1}
@@ -54,7 +64,21 @@ _TERMS: Final = {"f32": 3, "f16": 2, "i8": 2}
 # f16 has 11 significant bits: two terms err by 2⁻²³, one by 2⁻¹²
 _HALVES: Final = {"f32": 2, "f16": 1, "i8": 1}
 _MATRIX_COLUMNS: Final = 16  # of a matrix instruction
-_MATRIX_AHEAD: Final = 4
+_MATRIX_KINDS: Final = ("mma_sync",)  # of matrix units that gemv_matrix is chosen for
+# measured on an H100: one block per compute unit, with all the waves that registers leave room for
+# (half of them for more products); loading further ahead takes registers and gains nothing; the
+# more rows, the more a split of K saves, as each block splits its own x into f16
+_MATRIX_FEW_ROWS: Final = 2
+_MATRIX_LONG_K: Final = 8192  # from which even few rows are worth a split
+_MATRIX_SPLITS: Final = (2, 1)
+_MATRIX_THREADS: Final = 512
+_MATRIX_MOST_THREADS: Final = 896  # with 72 registers; where a block has columns enough
+_MATRIX_MANY_TILES: Final = 4  # of columns, for few rows
+_QUAD_ELEMENTS: Final = 4 * UNIT_ELEMENTS  # of a column, stored together in TILES16
+_LDS_RESERVE_BYTES: Final = 1024
+_STAGE_BYTES: Final = 16 << 10  # of x; two stages leave room for three blocks of a compute unit
+_MOST_STAGE_UNITS: Final = 16
+_ROWS_OF_HALVES_THREADS: Final = 512  # more of a row at a time: whoever waits for it is faster
 
 
 @dataclass(frozen=True)
@@ -100,7 +124,8 @@ class HipKernel(Kernel):
     quants of 0).
     terms: bf16 numbers that each x is split into for matrix units. int8: x is rounded to int8 for
     dot products. halves: f16 numbers that each x is split into, of which 32 neighbours share a
-    scale. splits: blocks that share columns, each with its own part of K.
+    scale. splits: blocks that share columns, each with its own part of K. groups: tiles of 16
+    columns that a wave computes.
     """
 
     schedule: str = ""
@@ -115,6 +140,7 @@ class HipKernel(Kernel):
     scales_late: bool = False
     halves: int = 0
     splits: int = 1
+    groups: int = 1
 
     # who chose the constants, where it was not the schedule
     origin: str = field(default="", compare=False)
@@ -126,6 +152,16 @@ class HipKernel(Kernel):
             return f"{self.schedule}, {super().rows_class}"
         rows = "1 row" if self.rows_per_tile == 1 else f"{self.rows_per_tile} rows"
         return f"{self.schedule}, {rows} a tile, {self.block_size} threads"
+
+    def waves_k(self, wave: int) -> int:
+        """Waves of a block on matrix units that share columns, each with its own part of K."""
+        return self.block_size * _MATRIX_COLUMNS * self.groups // (wave * self.columns)
+
+    @property
+    def stage_units(self) -> int:
+        """Units of x that a `tile_halves` has in shared memory at a time, and as many on their way."""
+        unit_bytes = 2 * UNIT_ELEMENTS * self.halves * self.rows_per_tile
+        return min(_STAGE_BYTES // unit_bytes, _MOST_STAGE_UNITS)
 
     @property
     def section(self) -> Section:
@@ -164,6 +200,8 @@ class HipKernel(Kernel):
             found[Slot(store.buffer.kind, store.buffer.index)] = None
         if self.terms:
             found |= {Slot("x_terms"): None, Slot("x_rough"): None}
+        if self.halves and self.schedule in {ROWS, TILE_HALVES}:
+            found |= {Slot("x_terms"): None, Slot("x_scales"): None}
         if self.int8:
             found |= {Slot("x_quants"): None, Slot("x_scales"): None, Slot("x_sums"): None}
         return (*found, Slot("m"))
@@ -181,10 +219,10 @@ def scratch(plan: HipPlan, kernel: HipKernel, m: int) -> dict[Slot, int]:
     k = kernel.x.width if kernel.x is not None else 0
     sizes = {
         "x": 4 * rows * k,
-        "x_terms": 2 * kernel.terms * rows * k,
+        "x_terms": 2 * (kernel.terms or kernel.halves) * rows * k,
         "x_rough": 4 * rows,
         "x_quants": rows * k,
-        "x_scales": 4 * rows * (k // UNIT_ELEMENTS),
+        "x_scales": 4 * rows * (k // UNIT_ELEMENTS if kernel.int8 else 1),
         "x_sums": 4 * rows * (k // UNIT_ELEMENTS),
     }
     return {slot: sizes[slot.kind] for slot in kernel.slots() if slot.kind in sizes}
@@ -194,7 +232,15 @@ def m_class(target: Target, m: int, tuning: Tuning) -> int:
     """The class of a number of rows: the rows of its tile."""
     if tuning.schedule == ELEMENT:
         return 1
-    return next((rows for rows in _GEMV_ROWS if m <= rows), TILE_ROWS)
+    found = next((rows for rows in _GEMV_ROWS if m <= rows), TILE_ROWS)
+    halves = (
+        target.hip.matrix in _MATRIX_KINDS
+        and tuning.schedule in {None, TILE_HALVES}
+        and tuning.layout in {None, TILES16}
+    )
+    if found == TILE_ROWS and halves:
+        return next((rows for rows in _TILE_HALVES_ROWS if m <= rows), MANY_ROWS)
+    return found
 
 
 def grid(plan: HipPlan, kernel: HipKernel) -> Grid:
@@ -269,8 +315,16 @@ def schedules_for(target: Target, key: Key) -> tuple[str, ...]:
     blocks = all(FORMATS[name].float_dtype is None for name in key.format.split("+"))
     if key.m > _GEMV_ROWS[-1]:
         suits_matrix = blocks and target.hip.matrix is not None
+        if target.hip.matrix in _MATRIX_KINDS and _are_tiles(key.format.split("+")):
+            return (TILE_HALVES,)
         return (TILE_MATRIX, TILE_FMA) if suits_matrix else (TILE_FMA,)
+    if target.hip.matrix in _MATRIX_KINDS and _are_tiles(key.format.split("+")):
+        return (GEMV_MATRIX,)
     return (GEMV, GEMV_DOT) if key.precision == "i8" and blocks else (GEMV,)
+
+
+def _are_tiles(formats: Iterable[str]) -> bool:
+    return all(suits_tiles16(FORMATS[name]) for name in formats)
 
 
 def constants_of(kernel: HipKernel) -> dict[str, Constant]:
@@ -286,6 +340,10 @@ def constants_of(kernel: HipKernel) -> dict[str, Constant]:
 
 def candidates(plan: HipPlan, kernel: HipKernel) -> tuple[HipKernel, ...]:
     """The legal variants of a kernel with products, itself first."""
+    if kernel.schedule == GEMV_MATRIX:
+        return _matrix_candidates(plan, kernel)
+    if kernel.schedule == TILE_HALVES:
+        return _tile_candidates(plan, kernel)
     if kernel.schedule != GEMV:
         return (kernel,)
     arch = plan.target.hip
@@ -304,6 +362,67 @@ def candidates(plan: HipPlan, kernel: HipKernel) -> tuple[HipKernel, ...]:
         ):
             found.append(replace(kernel, columns=columns, block_size=block_size, ahead=ahead))
     return tuple(dict.fromkeys(found))
+
+
+def _matrix_candidates(plan: HipPlan, kernel: HipKernel) -> tuple[HipKernel, ...]:
+    arch = plan.target.hip
+    tiles = -(-kernel.section.width // _MATRIX_COLUMNS)
+    found = [kernel]
+    for splits, blocks, threads, ahead in itertools.product(
+        (1, 2, 4, 8), (1, 2), (256, 512, 896, 1024), (1, 2)
+    ):
+        waves_n = -(-tiles * splits // (arch.compute_units * blocks))
+        waves_k = threads // arch.wave // waves_n
+        candidate = replace(
+            kernel,
+            columns=_MATRIX_COLUMNS * waves_n,
+            block_size=arch.wave * waves_n * waves_k,
+            ahead=ahead,
+            splits=splits,
+        )
+        if waves_k and _suits_matrix_units(arch, candidate):
+            found.append(candidate)
+    return tuple(dict.fromkeys(found))
+
+
+def _tile_candidates(plan: HipPlan, kernel: HipKernel) -> tuple[HipKernel, ...]:
+    arch = plan.target.hip
+    quads = -(-kernel.section.products[0].operands[0].width // _QUAD_ELEMENTS)
+    found = [kernel]
+    for columns, block_size, splits in itertools.product(
+        (64, 128, 256), (128, 256, 512), (1, 2, 4, 8)
+    ):
+        groups, rest = divmod(columns // _MATRIX_COLUMNS, block_size // arch.wave)
+        blocks = -(-kernel.section.width // columns)
+        if (
+            rest == 0
+            and groups in {1, 2}
+            and splits <= min(arch.cluster_blocks, quads)
+            and (splits == 1 or blocks * splits <= 2 * arch.compute_units)
+        ):
+            found.append(replace(kernel, columns=columns, block_size=block_size, splits=splits))
+    return tuple(dict.fromkeys(found))
+
+
+def _suits_matrix_units(arch: HipArch, kernel: HipKernel) -> bool:
+    """Whether a `gemv_matrix` has something to do for every wave, and room for x and its sums."""
+    waves_n = kernel.columns // _MATRIX_COLUMNS
+    waves_k = kernel.block_size // arch.wave // waves_n
+    k = kernel.section.products[0].operands[0].width
+    split_quads = -(-k // (_QUAD_ELEMENTS * kernel.splits))
+    x_bytes = kernel.rows_per_tile * (2 * UNIT_ELEMENTS * kernel.halves + 5)  # of a unit
+    sums_bytes = 4 * len(kernel.section.products) * kernel.rows_per_tile * kernel.columns
+    received_bytes = sums_bytes if kernel.splits > 1 else 0  # from the other blocks
+    room_bytes = arch.lds_bytes - _LDS_RESERVE_BYTES - received_bytes
+    ahead = waves_k * kernel.ahead
+    return (
+        kernel.splits <= arch.cluster_blocks
+        and kernel.block_size <= arch.max_block_size
+        and waves_k * kernel.splits <= -(-k // _QUAD_ELEMENTS)
+        and (kernel.ahead == 1 or ahead - waves_k < split_quads)  # else nothing is left to load
+        and min(split_quads, ahead) * 4 * x_bytes <= room_bytes
+        and sums_bytes * waves_k <= room_bytes
+    )
 
 
 def origins(plan: HipPlan) -> list[str]:
@@ -391,15 +510,27 @@ class _Scheduler:
             return [self._of(kernel, schedule=_DECODERS[kernel.decoded.node.op])]
         m = 1 if kernel.uniform else m
         chosen = [self._schedule_of(kernel, section, m) for section in kernel.sections]
+        if TILE_MATRIX in chosen:  # x is split in one way for all
+            chosen = [TILE_MATRIX if name == TILE_HALVES else name for name in chosen]
         terms = max((self._terms(name) for name in chosen), default=0)
+        halves = _HALVES[self.tuning.precision] if TILE_HALVES in chosen else 0
         int8 = GEMV_DOT in chosen
         x, rows = kernel.x, kernel.rows
         found = []
-        if rows or terms or int8 or (x is not None and _has_sum(x) and TILE_FMA in chosen):
+        if (
+            rows
+            or terms
+            or halves
+            or int8
+            or (x is not None and _has_sum(x) and TILE_FMA in chosen)
+        ):
             if x is not None and _has_sum(x):
                 rows = (*rows, Store(x, Buffer("x", 0, x.width)))
             first = replace(kernel, name=f"{kernel.name}_rows", rows=rows, sections=())
-            found.append(self._of(first, schedule=ROWS, terms=terms, int8=int8))
+            constants = {"terms": terms, "halves": halves, "int8": int8}
+            if halves and self.tuning.block_size is None:
+                constants["block_size"] = _ROWS_OF_HALVES_THREADS
+            found.append(self._of(first, schedule=ROWS, **constants))
         kept = tuple(s for s in rows if kernel.sections)
         for i, (name, section) in enumerate(zip(chosen, kernel.sections, strict=True)):
             number = f"_{i}" if len(chosen) > 1 else ""
@@ -433,16 +564,9 @@ class _Scheduler:
                     scales_late=self._are_finite_blocks(kernel.sections[0]),
                 )
             case "gemv_matrix":
-                rows = m_class(self.target, m, self.tuning)
-                return self._of(
-                    kernel,
-                    schedule=name,
-                    layout=TILES16,
-                    rows_per_tile=min(rows, _GEMV_ROWS[-1]),
-                    columns=_MATRIX_COLUMNS,
-                    ahead=_MATRIX_AHEAD,
-                    halves=_HALVES[self.tuning.precision],
-                )
+                return self._gemv_matrix(kernel, min(m_class(self.target, m, self.tuning), 16))
+            case "tile_halves":
+                return self._tile_halves(kernel, m_class(self.target, m, self.tuning))
             case "element":
                 return self._of(kernel, schedule=name)
         return self._of(
@@ -453,9 +577,69 @@ class _Scheduler:
             terms=self._terms(name),
         )
 
+    def _gemv_matrix(self, kernel: Kernel, rows: int) -> HipKernel:
+        """One block per compute unit; fewer waves where K or shared memory is too small."""
+        arch = self.target.hip
+        (section,) = kernel.sections
+        k = section.products[0].operands[0].width
+        tiles = -(-section.width // _MATRIX_COLUMNS)
+        base = self._of(
+            kernel,
+            schedule=GEMV_MATRIX,
+            layout=TILES16,
+            rows_per_tile=rows,
+            halves=_HALVES[self.tuning.precision],
+        )
+        few = rows <= _MATRIX_FEW_ROWS
+        waves_by_rule, most_waves = (
+            threads // len(section.products) // arch.wave
+            for threads in (_MATRIX_THREADS, _MATRIX_MOST_THREADS)
+        )
+        for splits in (1,) if few and k < _MATRIX_LONG_K else _MATRIX_SPLITS:
+            wanted = -(-tiles * splits // arch.compute_units)
+            if splits > 1 and wanted > most_waves:
+                continue  # there are columns enough
+            many = wanted > (_MATRIX_MANY_TILES - 1 if few else waves_by_rule)
+            waves = most_waves if many else waves_by_rule
+            if self.tuning.block_size is not None:
+                waves = self.tuning.block_size // arch.wave
+            for waves_n, waves_k in _tilings(wanted, waves, self.tuning.block_size):
+                found = replace(
+                    base,
+                    columns=_MATRIX_COLUMNS * waves_n,
+                    block_size=arch.wave * waves_n * waves_k,
+                    splits=splits,
+                )
+                if _suits_matrix_units(arch, found):
+                    return found
+        raise TargetError(
+            f"{len(section.products)} products of {kernel.name} with block_size={base.block_size} "
+            f"on {self.target}: {GEMV_MATRIX} has no room for their sums; accepted are fewer "
+            "threads, fewer products in one function, or schedule 'gemv'"
+        )
+
+    def _tile_halves(self, kernel: Kernel, rows: int) -> HipKernel:
+        """Tiles of 128 columns; where that leaves compute units idle, more blocks share K."""
+        arch = self.target.hip
+        (section,) = kernel.sections
+        blocks = -(-section.width // _TILE_HALVES_COLUMNS)
+        quads = -(-section.products[0].operands[0].width // _QUAD_ELEMENTS)
+        most = min(arch.cluster_blocks, quads, arch.compute_units // blocks)
+        return self._of(
+            kernel,
+            schedule=TILE_HALVES,
+            layout=TILES16,
+            block_size=_TILE_HALVES_THREADS,
+            rows_per_tile=min(max(rows, 8), TILE_ROWS),
+            columns=_TILE_HALVES_COLUMNS,
+            groups=2,
+            halves=_HALVES[self.tuning.precision],
+            splits=1 if rows == MANY_ROWS else next((s for s in (8, 4, 2) if s <= most), 1),
+        )
+
     def _of(self, kernel: Kernel, *, schedule: str, **constants: Any) -> HipKernel:
         split = {field.name: getattr(kernel, field.name) for field in fields(Kernel)}
-        asked = None if schedule in {TILE_FMA, TILE_MATRIX} else self.tuning.block_size
+        asked = None if schedule in {TILE_FMA, TILE_MATRIX, TILE_HALVES} else self.tuning.block_size
         base = HipKernel(
             **split,
             schedule=schedule,
@@ -468,6 +652,7 @@ class _Scheduler:
         # the matrix units and the dot products know whole numbers only, and no NaN among scales
         suits = self._are_finite_blocks(section)
         suits_matrix = suits and self.target.hip.matrix is not None
+        suits_tiles = suits_matrix and self._suits_tiles(section)
         suits_dot = suits and self.tuning.precision == "i8"
         choice = self.choice(replace(kernel, sections=(section,)), m)
         wish = self.tuning.schedule if choice is None else choice.trial.schedule
@@ -477,6 +662,12 @@ class _Scheduler:
                     f"schedule {wish!r} on {self.target} for {kernel.name}: accepted are archs "
                     "with matrix units and block formats with finite scales"
                 )
+            if wish in {GEMV_MATRIX, TILE_HALVES} and not suits_tiles:
+                raise TargetError(
+                    f"schedule {wish!r} on {self.target} for {kernel.name}: accepted are archs "
+                    f"with matrix units, blocks of 18 bytes with finite scales, and the layout "
+                    f"{TILES16!r}"
+                )
             if wish == GEMV_DOT and not suits_dot:
                 raise TargetError(
                     f"schedule {wish!r} with precision {self.tuning.precision!r} for "
@@ -485,11 +676,19 @@ class _Scheduler:
                 )
             return wish
         if m <= _GEMV_ROWS[-1]:
+            if suits_tiles and self.target.hip.matrix in _MATRIX_KINDS:
+                return GEMV_MATRIX
             return GEMV_DOT if suits_dot else GEMV
+        if suits_tiles and self.target.hip.matrix in _MATRIX_KINDS:
+            return TILE_HALVES
         return TILE_MATRIX if suits_matrix else TILE_FMA
 
     def _are_finite_blocks(self, section: Section) -> bool:
         return all(self._is_finite_blocks(product) for product in section.products)
+
+    def _suits_tiles(self, section: Section) -> bool:
+        formats = {self.graph.signature[p.arg].format for p in section.products}  # type: ignore[union-attr]  # weights
+        return self.tuning.layout in {None, TILES16} and _are_tiles(formats)
 
     def _is_finite_blocks(self, product: Node) -> bool:
         spec = self.graph.signature[product.arg]
@@ -513,6 +712,15 @@ class _Scheduler:
         while lanes > _GEMV_ROWS[-1] and units <= lanes // 2:
             lanes //= 2
         return lanes
+
+
+def _tilings(waves_n: int, waves: int, block_size: int | None) -> list[tuple[int, int]]:
+    """Waves beside each other and waves that share columns, the wanted ones first."""
+    if block_size is None:
+        waves_n = min(waves_n, waves)
+        return [(waves_n, waves_k) for waves_k in range(waves // waves_n, 0, -1)]
+    divisors = [n for n in range(1, waves + 1) if waves % n == 0]
+    return [(n, waves // n) for n in sorted(divisors, key=lambda n: abs(n - waves_n))]
 
 
 def _has_sum(node: Node) -> bool:

@@ -29,6 +29,9 @@ class HipArch:
     wave: threads that run in step. matrix: the kind of matrix instructions for bf16 (a file of
     `templates/`), None where there are none. dot: the instruction for products of four int8.
     lds_bytes: shared memory that one block may use without asking for more at launch.
+    cluster_blocks: blocks that may read each other's shared memory. overlaps: a kernel may start
+    before the one before it in a stream has ended. compute_units: of the largest card in sale, for
+    which schedules cut the work by rule.
     """
 
     name: str
@@ -37,6 +40,9 @@ class HipArch:
     dot: str
     lds_bytes: int = 64 << 10
     max_block_size: int = 1024
+    cluster_blocks: int = 1
+    overlaps: bool = False
+    compute_units: int = 64
 
     @property
     def is_nvidia(self) -> bool:
@@ -52,11 +58,24 @@ def _archs(names: str, wave: int, matrix: str | None, dot: str, **more: int) -> 
 # Guide", compute capabilities. gfx908's bf16 matrix instructions have another shape: not used.
 HIP_ARCHS: Final[dict[str, HipArch]] = {
     **_archs("gfx906 gfx908", 64, None, "sdot4"),
-    **_archs("gfx90a gfx942 gfx950", 64, "mfma", "sdot4"),
+    **_archs("gfx90a", 64, "mfma", "sdot4", compute_units=104),
+    **_archs("gfx942 gfx950", 64, "mfma", "sdot4", compute_units=304),
     **_archs("gfx1030 gfx1031 gfx1032 gfx1033 gfx1034 gfx1035 gfx1036", 32, None, "sdot4"),
-    **_archs("gfx1100 gfx1101 gfx1102 gfx1103 gfx1150 gfx1151", 32, "wmma", "sudot4"),
+    **_archs(
+        "gfx1100 gfx1101 gfx1102 gfx1103 gfx1150 gfx1151", 32, "wmma", "sudot4", compute_units=96
+    ),
     **_archs("gfx1200 gfx1201", 32, "wmma_gfx12", "sudot4"),
-    **_archs("sm_80 sm_86 sm_89 sm_90 sm_100 sm_120", 32, "mma_sync", "dp4a", lds_bytes=48 << 10),
+    **_archs("sm_80 sm_86 sm_89", 32, "mma_sync", "dp4a", lds_bytes=48 << 10, compute_units=108),
+    **_archs(
+        "sm_90 sm_100 sm_120",
+        32,
+        "mma_sync",
+        "dp4a",
+        lds_bytes=48 << 10,
+        cluster_blocks=8,
+        overlaps=True,
+        compute_units=132,
+    ),
 }
 
 

@@ -387,6 +387,19 @@ float bf16(uint16_t bits) {
     return value;
 }
 
+// An f16; `flush`: a denormal is taken for 0.
+template <bool flush>
+float f16(uint16_t bits) {
+    const int exponent = bits >> 10 & 31, fraction = bits & 0x3FF;
+    float value = std::ldexp(static_cast<float>(fraction + (exponent ? 1024 : 0)),
+                             std::max(exponent, 1) - 25);
+    if (exponent == 0 && flush) value = 0.0f;
+    if (exponent == 31) value = fraction ? NAN : INFINITY;
+    return bits >> 15 ? -value : value;
+}
+
+using Number = float (*)(uint16_t bits);
+
 // Which lane holds what, from the makers' documents.
 struct Spot {
     int lane, element;
@@ -394,10 +407,10 @@ struct Spot {
 
 // One matrix instruction: `count` elements of each input and `results` elements of the result in a
 // lane; `left(m, k)` and `right(n, k)` say where an input's element is, `result(lane, i)` which
-// element of the result a lane holds.
+// element of the result a lane holds; `number` is an element's value.
 template <int count_a, int count_b, int results, typename Left, typename Right, typename Result>
-void multiply(const void* a, const void* b, void* c, const Place& place, Left left, Right right,
-              Result result) {
+void multiply(const void* a, const void* b, void* c, Number number, const Place& place, Left left,
+              Right right, Result result) {
     struct Inputs {
         uint16_t a[count_a], b[count_b];
     } mine;
@@ -405,9 +418,9 @@ void multiply(const void* a, const void* b, void* c, const Place& place, Left le
     memcpy(mine.a, a, sizeof mine.a);
     memcpy(mine.b, b, sizeof mine.b);
     const char* const values = exchange(&mine, sizeof mine, place);
-    const auto input = [values](Spot spot, int before) {
+    const auto input = [values, number](Spot spot, int before) {
         const int at = spot.lane * (count_a + count_b) + before + spot.element;
-        return bf16(value_of<uint16_t>(values, at));
+        return number(value_of<uint16_t>(values, at));
     };
     auto* const sums = static_cast<float*>(c);
     for (int i = 0; i < results; ++i) {
@@ -416,6 +429,57 @@ void multiply(const void* a, const void* b, void* c, const Place& place, Left le
         for (int k = 0; k < 16; ++k)
             sums[i] = std::fma(input(left(m, k), 0), input(right(n, k), count_a), sums[i]);
     }
+}
+
+// MFMA: lane l holds row (of B: column) l % 16 at k = 4 (l / 16) + i, and of C and D column l % 16
+// in row 4 (l / 16) + i. (AMD matrix instruction calculator, v_mfma_f32_16x16x16_bf16.)
+void mfma_16x16x16(const void* a, const void* b, void* c, Number number, const Place& place) {
+    const auto spot = [](int row, int k) { return Spot{row + k / 4 * 16, k % 4}; };
+    multiply<4, 4, 4>(a, b, c, number, place, spot, spot,
+                      [](int lane, int i, int& m, int& n) {
+                          m = 4 * (lane / 16) + i;
+                          n = lane % 16;
+                      });
+}
+
+// RDNA 3: lanes 0…15 and again 16…31 hold row (column) l % 16 at all k; of C and D lane l holds
+// column l % 16 in row 2 i + l / 16. (RDNA 3 ISA guide, 7.9.) Each half is read here by the rows
+// of one parity, so a half that is missing shows.
+void wmma_16x16x16(const void* a, const void* b, void* c, Number number, const Place& place) {
+    const auto left = [](int row, int k) { return Spot{row + row % 2 * 16, k}; };
+    const auto right = [](int column, int k) { return Spot{column + column % 2 * 16, k}; };
+    multiply<16, 16, 8>(a, b, c, number, place, left, right,
+                        [](int lane, int i, int& m, int& n) {
+                            m = 2 * i + lane / 16;
+                            n = lane % 16;
+                        });
+}
+
+// RDNA 4: lane l holds row (column) l % 16 at k = 8 (l / 16) + i, and of C and D column l % 16 in
+// row 8 (l / 16) + i. (RDNA 4 ISA guide, 7.12.)
+void wmma_gfx12_16x16x16(const void* a, const void* b, void* c, Number number, const Place& place) {
+    const auto spot = [](int row, int k) { return Spot{row + k / 8 * 16, k % 8}; };
+    multiply<8, 8, 8>(a, b, c, number, place, spot, spot,
+                      [](int lane, int i, int& m, int& n) {
+                          m = 8 * (lane / 16) + i;
+                          n = lane % 16;
+                      });
+}
+
+// mma.m16n8k16 (PTX ISA, "Matrix Fragments for mma.m16n8k16"). With group = l / 4 and t = l % 4:
+// a_i is row group (+ 8 for i = 2, 3, 6, 7), k = 2 t + i % 2 (+ 8 for i ≥ 4); b_i is k = 2 t + i % 2
+// (+ 8 for i ≥ 2), column group; c_i is row group (+ 8 for i ≥ 2), column 2 t + i % 2.
+void mma_16x8x16(const void* a, const void* b, void* c, Number number, const Place& place) {
+    multiply<8, 4, 4>(
+        a, b, c, number, place,
+        [](int row, int k) {
+            return Spot{row % 8 * 4 + k % 8 / 2, k % 2 + (row >= 8 ? 2 : 0) + (k >= 8 ? 4 : 0)};
+        },
+        [](int column, int k) { return Spot{column * 4 + k % 8 / 2, k % 2 + (k >= 8 ? 2 : 0)}; },
+        [](int lane, int i, int& m, int& n) {
+            m = lane / 4 + (i >= 2 ? 8 : 0);
+            n = 2 * (lane % 4) + i % 2;
+        });
 }
 
 #define HERE(what) (Place{what, line, __builtin_return_address(0), 0})
@@ -447,55 +511,20 @@ float host_shuffle_xor(float value, int mask, int line) {
     return value_of<float>(values, host_thread % host_wave ^ mask);
 }
 
-// MFMA: lane l holds row (of B: column) l % 16 at k = 4 (l / 16) + i, and of C and D column l % 16
-// in row 4 (l / 16) + i. (AMD matrix instruction calculator, v_mfma_f32_16x16x16_bf16.)
-void host_mfma_16x16x16(const void* a, const void* b, void* c, int line) {
-    const auto spot = [](int row, int k) { return Spot{row + k / 4 * 16, k % 4}; };
-    multiply<4, 4, 4>(a, b, c, HERE("multiply_add"), spot, spot,
-                      [](int lane, int i, int& m, int& n) {
-                          m = 4 * (lane / 16) + i;
-                          n = lane % 16;
-                      });
-}
+#define MATRIX(name, instruction, number)                                        \
+    void host_##name(const void* a, const void* b, void* c, int line) {          \
+        instruction(a, b, c, number, HERE("multiply_add"));                      \
+    }
+MATRIX(mfma_16x16x16, mfma_16x16x16, bf16)
+MATRIX(wmma_16x16x16, wmma_16x16x16, bf16)
+MATRIX(wmma_gfx12_16x16x16, wmma_gfx12_16x16x16, bf16)
+MATRIX(mma_16x8x16, mma_16x8x16, bf16)
+MATRIX(wmma_16x16x16_f16, wmma_16x16x16, f16<false>)
+MATRIX(wmma_gfx12_16x16x16_f16, wmma_gfx12_16x16x16, f16<false>)
+MATRIX(mma_16x8x16_f16, mma_16x8x16, f16<false>)
 
-// RDNA 3: lanes 0…15 and again 16…31 hold row (column) l % 16 at all k; of C and D lane l holds
-// column l % 16 in row 2 i + l / 16. (RDNA 3 ISA guide, 7.9.) Each half is read here by the rows
-// of one parity, so a half that is missing shows.
-void host_wmma_16x16x16(const void* a, const void* b, void* c, int line) {
-    const auto left = [](int row, int k) { return Spot{row + row % 2 * 16, k}; };
-    const auto right = [](int column, int k) { return Spot{column + column % 2 * 16, k}; };
-    multiply<16, 16, 8>(a, b, c, HERE("multiply_add"), left, right,
-                        [](int lane, int i, int& m, int& n) {
-                            m = 2 * i + lane / 16;
-                            n = lane % 16;
-                        });
-}
-
-// RDNA 4: lane l holds row (column) l % 16 at k = 8 (l / 16) + i, and of C and D column l % 16 in
-// row 8 (l / 16) + i. (RDNA 4 ISA guide, 7.12.)
-void host_wmma_gfx12_16x16x16(const void* a, const void* b, void* c, int line) {
-    const auto spot = [](int row, int k) { return Spot{row + k / 8 * 16, k % 8}; };
-    multiply<8, 8, 8>(a, b, c, HERE("multiply_add"), spot, spot,
-                      [](int lane, int i, int& m, int& n) {
-                          m = 8 * (lane / 16) + i;
-                          n = lane % 16;
-                      });
-}
-
-// mma.m16n8k16 (PTX ISA, "Matrix Fragments for mma.m16n8k16"). With group = l / 4 and t = l % 4:
-// a_i is row group (+ 8 for i = 2, 3, 6, 7), k = 2 t + i % 2 (+ 8 for i ≥ 4); b_i is k = 2 t + i % 2
-// (+ 8 for i ≥ 2), column group; c_i is row group (+ 8 for i ≥ 2), column 2 t + i % 2.
-void host_mma_16x8x16(const void* a, const void* b, void* c, int line) {
-    multiply<8, 4, 4>(
-        a, b, c, HERE("multiply_add"),
-        [](int row, int k) {
-            return Spot{row % 8 * 4 + k % 8 / 2, k % 2 + (row >= 8 ? 2 : 0) + (k >= 8 ? 4 : 0)};
-        },
-        [](int column, int k) { return Spot{column * 4 + k % 8 / 2, k % 2 + (k >= 8 ? 2 : 0)}; },
-        [](int lane, int i, int& m, int& n) {
-            m = lane / 4 + (i >= 2 ? 8 : 0);
-            n = 2 * (lane % 4) + i % 2;
-        });
+void host_mfma_16x16x16_f16(const void* a, const void* b, void* c, bool flush, int line) {
+    mfma_16x16x16(a, b, c, flush ? f16<true> : f16<false>, HERE("multiply_add"));
 }
 
 // ldmatrix.x4 (PTX ISA): lanes 8 i … 8 i + 7 give the rows of matrix i; lane l gets of every matrix

@@ -76,17 +76,17 @@ def test_a_candidate_that_is_broken_is_rejected(
     def run(built: Any, args: Any) -> Any:
         (y,) = real(built, args)
         kernel = built.plan.kernels[-1]
-        return [y * np.float32(1 + 1e-3 * (kernel.block_size == 128))]
+        return [y * np.float32(1 + 1e-3 * (kernel.block_size == 256))]
 
     monkeypatch.setattr(bench, "run", run)
-    key = tune.key_for(bench.target, 512, N, ("Q4_0",), 1, "f32")
+    key = tune.key_for(bench.target, 4096, N, ("Q4_0",), 1, "f32")
     trials = tune.search(bench, [key])[key]
-    broken = [t for t in trials if ("block_size", 128) in t.constants]
+    broken = [t for t in trials if ("block_size", 256) in t.constants]
     assert broken
     assert all(t.us is None and t.rejected.startswith("wrong: error") for t in broken)
     best = tunings.best(trials)
     assert best is not None
-    assert ("block_size", 128) not in best.constants
+    assert ("block_size", 256) not in best.constants
 
 
 @pytest.mark.parametrize("m", [1, 64])

@@ -360,14 +360,21 @@ def test_tiles_are_multiplied_by_matrix_units(arch: str, precision: str) -> None
 
 
 def test_ptx_has_the_instructions_that_were_meant() -> None:
-    gemv, dot, tile = (
-        of(plain("Q4_0", m, precision=precision), "sm_90")
-        for m, precision in ((1, "f32"), (1, "i8"), (70, "f32"))
+    gemv, dot, matrix, tile = (
+        of(plain("Q4_0", m, precision=precision, schedule=schedule), "sm_90")
+        for m, precision, schedule in (
+            (1, "f32", "gemv"),
+            (1, "i8", "gemv_dot"),
+            (8, "f32", "gemv_matrix"),
+            (70, "f32", "tile_matrix"),
+        )
     )
     streamed = "ld.global.nc.L1::no_allocate.v4.u32"
     assert gemv[streamed] == 2 * 2  # columns, before the loop and in it
     assert dot[streamed] == 4 + 1  # and the one at a time of rows that int8 does not represent
     assert matching(dot, r"dp4a\.s32\.s32") == 8 * 4
+    assert matching(matrix, r"mma\.sync\.aligned\.m16n8k16.*f16.*") % (2 * 2 * 4) == 0, "a quad"
+    assert matrix[streamed] > 0
     assert matching(tile, r"mma\.sync\.aligned\.m16n8k16.*bf16.*") == 3 * 2 * 2 * 2
     assert matching(tile, r"ldmatrix\.sync\.aligned\.m8n8\.x4.*") >= 3 * 2
     assert matching(gemv, r"ld\.shared\.v4\.f32") == 8, "x, read in pieces of 16 bytes"

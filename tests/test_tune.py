@@ -340,10 +340,14 @@ from q4jit.launch_hip import _held_by_graphs
 
 
 def plan_of(
-    m: int, tuned: tunings.Tuned | None, arch: str = "gfx1100", finite: bool = True
+    m: int,
+    tuned: tunings.Tuned | None,
+    arch: str = "gfx1100",
+    finite: bool = True,
+    shape: tuple[int, int] = (K, N),
 ) -> HipPlan:
-    spec = WeightSpec("Q4_0", K, N, finite)
-    graph = trace(tune.products, (array_spec((m, K)), spec))
+    spec = WeightSpec("Q4_0", *shape, finite)
+    graph = trace(tune.products, (array_spec((m, shape[0])), spec))
     return make_plan(graph, find_target(f"hip:{arch}"), m, Tuning(), tuned)
 
 
@@ -406,7 +410,7 @@ def test_what_a_caller_asks_for_goes_before() -> None:
     plan_of(1, tuned, finite=False)  # scales with NaN: no candidate was run on such
 
 
-@pytest.mark.parametrize("arch", ["gfx90a", "gfx1030", "gfx1100", "sm_90"])
+@pytest.mark.parametrize("arch", ["gfx90a", "gfx1030", "gfx1100"])
 @pytest.mark.parametrize("m", [1, 2, 4, 8])
 def test_candidates_are_legal_and_distinct(arch: str, m: int) -> None:
     plan = plan_of(m, None, arch)
@@ -415,6 +419,19 @@ def test_candidates_are_legal_and_distinct(arch: str, m: int) -> None:
     assert len(set(found)) == len(found) > 5
     wave = plan.target.hip.wave
     assert all(k.block_size % wave == 0 and k.rows_per_tile * k.columns <= k.lanes for k in found)
+
+
+@pytest.mark.parametrize("m", [1, 2, 4, 8, 16])
+def test_candidates_for_matrix_units_are_legal_and_distinct(m: int) -> None:
+    plan = plan_of(m, None, "sm_90", shape=(4096, 4096))
+    found = candidates(plan, product_kernel(plan))
+    assert found[0] == product_kernel(plan)
+    assert len(set(found)) == len(found) > 5
+    for k in found:
+        waves_n, splits = k.columns // 16, k.splits
+        assert k.block_size % (32 * waves_n) == 0
+        assert k.block_size <= 1024
+        assert splits <= 8
 
 
 @pytest.mark.parametrize("m", [1, 3])

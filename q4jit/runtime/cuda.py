@@ -147,6 +147,7 @@ def _api(cu: Any) -> Api:
         module_function=cu.cuModuleGetFunction,
         module_unload=cu.cuModuleUnload,
         launch=library.cuLaunchKernel,
+        launch_early=library.cuLaunchKernelEx,
         get_current=library.cuCtxGetCurrent,
         is_capturing=library.cuStreamIsCapturing,
         exchange_capture_mode=library.cuThreadExchangeStreamCaptureMode,

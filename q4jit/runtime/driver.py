@@ -323,26 +323,31 @@ class Driver(abc.ABC):
         values: str,
         constants: Sequence[int] = (),
         order: Sequence[int] | None = None,
+        overlaps: bool = False,
     ) -> Launch:
         """A launch of `kernel`: called with the stream and its values, in about 1 µs.
 
         `values` has a letter for each: P (address), i (32 bits), q (64 bits), f (float).
         `constants`, of 64 bits, stand behind them in every launch; `order` has the place of each of
         the kernel's parameters among both (None: they are its parameters). `grid` counts blocks,
-        `block` threads. Any thread may call it. Raises DeviceError for a block or an LDS size
+        `block` threads. `overlaps`: it starts before the kernel before it in the stream has ended,
+        for which its text waits (NVIDIA's from sm_90). Any thread may call it. Raises DeviceError for a block or an LDS size
         beyond the device's limits, and each call may raise it for a failed launch.
         """
         _check_limits(kernel, block, dynamic_lds_bytes)
         self._permit_lds(kernel, dynamic_lds_bytes)
         api, device = self.api, kernel.device.index
+        arguments_of = _arguments
         launch_kernel, get_current = api.launch, api.get_current
+        if overlaps:
+            arguments_of, launch_kernel = _early_arguments, api.launch_early
         handle = self._current_handle(device)
         pack = struct.Struct("<" + "".join(_SLOTS[kind] for kind in values)).pack_into
         order = range(len(values) + len(constants)) if order is None else order
 
         def arguments() -> _Arguments:
             shape = (*grid, *block, dynamic_lds_bytes)
-            return _arguments(kernel.function, shape, (*[0] * len(values), *constants), order)
+            return arguments_of(kernel.function, shape, (*[0] * len(values), *constants), order)
 
         # Each belongs to one call at a time: the launch copies slots and stream, but lets other
         # threads run before. A list's pop and append are a third of a lock's price.
@@ -367,7 +372,7 @@ class Driver(abc.ABC):
             idle.append(own)
             if code:
                 launched = f"{kernel.symbol}, grid {grid}, block {block}, {dynamic_lds_bytes} bytes"
-                raise self.error(f"{api.launch.__name__} of {launched} of LDS", code, device)
+                raise self.error(f"{launch_kernel.__name__} of {launched} of LDS", code, device)
 
         return launch
 
@@ -467,6 +472,7 @@ class Api:
     get_current: Any
     is_capturing: Any
     exchange_capture_mode: Any
+    launch_early: Any = None  # where kernels can overlap
 
 
 _Arguments = tuple[Any, ctypes.c_void_p, ctypes.c_uint64, Any, tuple[Any, ...]]
@@ -492,6 +498,39 @@ def _arguments(
         None,
     )
     return slots, stream, current, ctypes.byref(current), arguments
+
+
+class _Attribute(ctypes.Structure):
+    """CUDA's CUlaunchAttribute."""
+
+    _fields_ = (("id", ctypes.c_int), ("value", ctypes.c_uint64 * 8))
+
+
+class _Launch(ctypes.Structure):
+    """CUDA's CUlaunchConfig; shape: grid, block and LDS bytes."""
+
+    _fields_ = (
+        ("shape", ctypes.c_uint * 7),
+        ("stream", ctypes.c_void_p),
+        ("attributes", ctypes.POINTER(_Attribute)),
+        ("number", ctypes.c_uint),
+    )
+
+
+_PROGRAMMATIC_STREAM_SERIALIZATION: Final = 6
+
+
+def _early_arguments(
+    function: int, shape: tuple[int, ...], values: tuple[int, ...], order: Sequence[int]
+) -> _Arguments:
+    """The same for a launch that does not wait for the kernel before."""
+    slots, _, current, current_at, (handle, *_, pointers, _) = _arguments(
+        function, shape, values, order
+    )
+    attribute = _Attribute(_PROGRAMMATIC_STREAM_SERIALIZATION, (1,))
+    launch = _Launch((ctypes.c_uint * 7)(*shape), None, ctypes.pointer(attribute), 1)
+    stream = ctypes.c_void_p.from_buffer(launch, _Launch.stream.offset)
+    return slots, stream, current, current_at, (ctypes.byref(launch), handle, pointers, None)
 
 
 def _name(function: Callable[..., Any]) -> str:

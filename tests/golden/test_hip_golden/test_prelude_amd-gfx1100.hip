@@ -97,6 +97,17 @@ DEVICE float byte_minus(u32 word, int b, float zero) {
     return x - zero;
 }
 
+// Two f16 numbers in a word, the first is the low half.
+typedef _Float16 f16x2 __attribute__((ext_vector_type(2)));
+DEVICE u32 to_halves(float first, float second) {
+    return __builtin_bit_cast(u32, f16x2{(_Float16)first, (_Float16)second});
+}
+DEVICE u32 fma_halves(u32 a, u32 b, u32 c) {
+#pragma clang fp contract(fast)
+    return __builtin_bit_cast(
+        u32, __builtin_bit_cast(f16x2, a) * __builtin_bit_cast(f16x2, b) + __builtin_bit_cast(f16x2, c));
+}
+
 // c + the sum of four products of signed bytes.
 DEVICE i32 dot4(i32 a, i32 b, i32 c) {
     return __builtin_amdgcn_sudot4(true, a, true, b, c, false);
@@ -112,6 +123,15 @@ typedef short bf16x16 __attribute__((ext_vector_type(16)));
 typedef float f32x8 __attribute__((ext_vector_type(8)));
 DEVICE f32x8 wmma_16x16x16(bf16x16 a, bf16x16 b, f32x8 c) {
     return __builtin_amdgcn_wmma_f32_16x16x16_bf16_w32(a, b, c);
+}
+typedef u32 u32x8 __attribute__((ext_vector_type(8)));
+DEVICE u32x8 join_words(u32x4 first, u32x4 second) {
+    return __builtin_shufflevector(first, second, 0, 1, 2, 3, 4, 5, 6, 7);
+}
+DEVICE f32x8 wmma_16x16x16_f16(u32x8 a, u32x8 b, f32x8 c) {
+    typedef _Float16 f16x16 __attribute__((ext_vector_type(16)));
+    return __builtin_amdgcn_wmma_f32_16x16x16_f16_w32(
+        __builtin_bit_cast(f16x16, a), __builtin_bit_cast(f16x16, b), c);
 }
 
 // WMMA of RDNA 3, a wave of 32: lane l holds row l % 16 of an input at all 16 k (lanes 16…31 repeat

@@ -95,6 +95,17 @@ DEVICE float byte_minus(u32 word, int b, float zero) {
     return x - zero;
 }
 
+// Two f16 numbers in a word, the first is the low half.
+typedef _Float16 f16x2 __attribute__((ext_vector_type(2)));
+DEVICE u32 to_halves(float first, float second) {
+    return __builtin_bit_cast(u32, f16x2{(_Float16)first, (_Float16)second});
+}
+DEVICE u32 fma_halves(u32 a, u32 b, u32 c) {
+#pragma clang fp contract(fast)
+    return __builtin_bit_cast(
+        u32, __builtin_bit_cast(f16x2, a) * __builtin_bit_cast(f16x2, b) + __builtin_bit_cast(f16x2, c));
+}
+
 // c + the sum of four products of signed bytes.
 DEVICE i32 dot4(i32 a, i32 b, i32 c) {
     return __builtin_amdgcn_sdot4(a, b, c, false);
@@ -109,6 +120,12 @@ DEVICE u32x4 stream_16(const void* p) { return __builtin_nontemporal_load((const
 typedef short bf16x4 __attribute__((ext_vector_type(4)));
 DEVICE f32x4 mfma_16x16x16(bf16x4 a, bf16x4 b, f32x4 c) {
     return __builtin_amdgcn_mfma_f32_16x16x16bf16_1k(a, b, c, 0, 0, 0);
+}
+typedef u32 u32x2 __attribute__((ext_vector_type(2)));
+DEVICE f32x4 mfma_16x16x16_f16(u32x2 a, u32x2 b, f32x4 c) {
+    typedef _Float16 f16x4 __attribute__((ext_vector_type(4)));
+    return __builtin_amdgcn_mfma_f32_16x16x16f16(
+        __builtin_bit_cast(f16x4, a), __builtin_bit_cast(f16x4, b), c, 0, 0, 0);
 }
 
 // MFMA of 16x16x16 by a wave of 64: lane l holds row l % 16 of an input at k = 4 (l / 16) + 0…3,

@@ -74,6 +74,18 @@ DEVICE u16 f32_to_half(float x) {
 }
 DEVICE float byte_minus(u32 word, int b, float zero) { return (float)(word >> 8 * b & 0xFF) - zero; }
 
+// Two f16 numbers in a word, the first is the low half.
+DEVICE u32 to_halves(float first, float second) {
+    return f32_to_half(first) | (u32)f32_to_half(second) << 16;
+}
+// A sum of f32 is rounded before it becomes f16: for whole numbers below 2^24 that changes nothing.
+DEVICE float fma_half(u32 a, u32 b, u32 c) {
+    return fma_f32(half_to_f32((u16)a), half_to_f32((u16)b), half_to_f32((u16)c));
+}
+DEVICE u32 fma_halves(u32 a, u32 b, u32 c) {
+    return to_halves(fma_half(a, b, c), fma_half(a >> 16, b >> 16, c >> 16));
+}
+
 DEVICE i32 dot4(i32 a, i32 b, i32 c) {
     for (int i = 0; i < 4; ++i) c += (i8)(a >> 8 * i) * (i8)(b >> 8 * i);
     return c;
@@ -89,6 +101,11 @@ typedef float f32x8 __attribute__((ext_vector_type(8)));
 extern "C" MEETING void host_wmma_gfx12_16x16x16(const void* a, const void* b, void* c, int line);
 DEVICE f32x8 wmma_16x16x16(bf16x8 a, bf16x8 b, f32x8 c, int line = __builtin_LINE()) {
     host_wmma_gfx12_16x16x16(&a, &b, &c, line);
+    return c;
+}
+extern "C" MEETING void host_wmma_gfx12_16x16x16_f16(const void* a, const void* b, void* c, int line);
+DEVICE f32x8 wmma_16x16x16_f16(u32x4 a, u32x4 b, f32x8 c, int line = __builtin_LINE()) {
+    host_wmma_gfx12_16x16x16_f16(&a, &b, &c, line);
     return c;
 }
 

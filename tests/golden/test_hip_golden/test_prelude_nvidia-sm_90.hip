@@ -40,6 +40,20 @@ DEVICE int block_z() { return (int)blockIdx.z; }
 
 DEVICE void block_barrier() { __syncthreads(); }
 
+// Neighbouring blocks of a cluster run at the same time and read each other's shared memory.
+#define CLUSTER(blocks) __cluster_dims__(blocks, 1, 1)
+DEVICE void cluster_barrier() {
+    asm volatile("barrier.cluster.arrive.aligned;\nbarrier.cluster.wait.aligned;" ::: "memory");
+}
+DEVICE float cluster_load(const float* shared, int block) {
+    float x;
+    asm volatile("{.reg .u32 at; mapa.shared::cluster.u32 at, %1, %2; ld.shared::cluster.f32 %0, [at];}"
+                 : "=f"(x)
+                 : "r"((u32)__cvta_generic_to_shared(shared)), "r"(block)
+                 : "memory");
+    return x;
+}
+
 DEVICE u32 as_u32(float x) { return __float_as_uint(x); }
 DEVICE i32 as_i32(float x) { return __float_as_int(x); }
 DEVICE float as_f32(u32 x) { return __uint_as_float(x); }
