@@ -3,7 +3,7 @@
 import functools
 import platform
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from q4jit.errors import TargetError
 from q4jit.locks import BUILD
@@ -30,7 +30,8 @@ class HipArch:
     `templates/`), None where there are none. dot: the instruction for products of four int8.
     lds_bytes: shared memory that one block may use without asking for more at launch.
     cluster_blocks: blocks that may read each other's shared memory. overlaps: a kernel may start
-    before the one before it in a stream has ended. compute_units: of the largest card in sale, for
+    before the one before it in a stream has ended. warpgroups: four waves multiply together, by
+    numbers in shared memory (`wgmma`). compute_units: of the largest card in sale, for
     which schedules cut the work by rule.
     """
 
@@ -42,6 +43,7 @@ class HipArch:
     max_block_size: int = 1024
     cluster_blocks: int = 1
     overlaps: bool = False
+    warpgroups: bool = False
     compute_units: int = 64
 
     @property
@@ -50,9 +52,19 @@ class HipArch:
         return self.name.startswith("sm_")
 
 
-def _archs(names: str, wave: int, matrix: str | None, dot: str, **more: int) -> dict[str, HipArch]:
+def _archs(names: str, wave: int, matrix: str | None, dot: str, **more: Any) -> dict[str, HipArch]:
     return {name: HipArch(name, wave, matrix, dot, **more) for name in names.split()}
 
+
+_HOPPER: Final[dict[str, Any]] = {
+    "wave": 32,
+    "matrix": "mma_sync",
+    "dot": "dp4a",
+    "lds_bytes": 48 << 10,
+    "cluster_blocks": 8,
+    "overlaps": True,
+    "compute_units": 132,
+}
 
 # AMD: LLVM's "User Guide for AMDGPU Backend" and the ISA guides; NVIDIA: "CUDA C++ Programming
 # Guide", compute capabilities. gfx908's bf16 matrix instructions have another shape: not used.
@@ -66,16 +78,8 @@ HIP_ARCHS: Final[dict[str, HipArch]] = {
     ),
     **_archs("gfx1200 gfx1201", 32, "wmma_gfx12", "sudot4"),
     **_archs("sm_80 sm_86 sm_89", 32, "mma_sync", "dp4a", lds_bytes=48 << 10, compute_units=108),
-    **_archs(
-        "sm_90 sm_100 sm_120",
-        32,
-        "mma_sync",
-        "dp4a",
-        lds_bytes=48 << 10,
-        cluster_blocks=8,
-        overlaps=True,
-        compute_units=132,
-    ),
+    "sm_90": HipArch("sm_90", **_HOPPER, warpgroups=True),
+    **_archs("sm_100 sm_120", **_HOPPER),
 }
 
 
