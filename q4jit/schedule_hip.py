@@ -241,7 +241,9 @@ def scratch(plan: HipPlan, kernel: HipKernel, m: int) -> dict[Slot, int]:
 def _halves_bytes(kernel: HipKernel, rows: int, k: int) -> int:
     """x in f16 terms: whole quads for whole tiles; the last stage may be copied beyond them."""
     row_bytes = 2 * kernel.halves * (-(-k // _QUAD_ELEMENTS) * _QUAD_ELEMENTS)
-    return -(-rows // TILE_ROWS) * TILE_ROWS * row_bytes + _STAGE_BYTES
+    tiles = (*_GEMV_ROWS[-2:], *_TILE_HALVES_ROWS)  # beyond them there are several of the last
+    tile_rows = next((tile for tile in tiles if rows <= tile), TILE_ROWS)
+    return -(-rows // tile_rows) * tile_rows * row_bytes + _STAGE_BYTES
 
 
 def m_class(target: Target, m: int, tuning: Tuning) -> int:
