@@ -51,7 +51,10 @@ CARDS: Final = {
 MATRIX: Final = re.compile(r"v_(mfma|wmma)_")
 DOT: Final = re.compile(r"v_dot4")
 LOAD_16: Final = re.compile(r"global_load_(dwordx4|b128)")
-_LINE: Final = re.compile(r"^(?:\t([a-z]\w*)(.*)|(\.LBB\d+_\d+):.*)$", re.MULTILINE)
+_BLOCK: Final = re.compile(r"(?:\.L(BB\d+_\d+)|; %bb\.\d+):")
+_HEADER: Final = re.compile("=> ?This (?:Inner )?Loop Header")
+_INSIDE: Final = re.compile(r"in Loop: Header=(BB\d+_\d+)")
+_INSTRUCTION: Final = re.compile(r"\t([a-z]\w*)")
 
 
 @dataclass(frozen=True)
@@ -94,17 +97,25 @@ def main_loop(assembly: str) -> list[str]:
 
 
 def _loops(assembly: str) -> Iterator[list[str]]:
-    names: list[str] = []
-    starts: dict[str, int] = {}
-    for match in _LINE.finditer(assembly):
-        name, operands, label = match.groups()
-        if label:
-            starts[label] = len(names)
-            continue
-        names.append(name)
-        target = operands.strip()
-        if re.match("s_c?branch", name) and target in starts:
-            yield names[starts[target] :]
+    """The instructions of each loop without those of loops inside it.
+
+    LLVM names each block's innermost loop: a loop's blocks need not stand beside each other.
+    """
+    loops: dict[str, list[str]] = {}
+    label = header = ""
+    for line in assembly.splitlines():
+        block = _BLOCK.match(line)
+        if block:
+            label, header = block[1] or "", ""
+        if _HEADER.search(line):
+            header = label
+        inside = _INSIDE.search(line)
+        if inside:
+            header = inside[1]
+        instruction = _INSTRUCTION.match(line)
+        if instruction and header:
+            loops.setdefault(header, []).append(instruction[1])
+    yield from loops.values()
 
 
 def needs(source: Source, kernel: HipKernel, assembly: str) -> Needs:
