@@ -16,7 +16,7 @@ what the others are checked and timed against.
 """
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Final
 
@@ -64,7 +64,9 @@ _TERMS: Final = {"f32": 3, "f16": 2, "i8": 2}
 # f16 has 11 significant bits: two terms err by 2⁻²³, one by 2⁻¹²
 _HALVES: Final = {"f32": 2, "f16": 1, "i8": 1}
 _MATRIX_COLUMNS: Final = 16  # of a matrix instruction
-_MATRIX_KINDS: Final = ("mma_sync",)  # of matrix units that gemv_matrix is chosen for
+# WMMA of RDNA 3 takes its 32 cycles for one row too, and both halves of a wave decode the same
+# weights for it: by dot products a row needs a third of the time (docs/amd.md)
+_PAIR_ROWS: Final = {"wmma": 1}
 # measured on an H100: one block per compute unit, with all the waves that registers leave room for
 # (half of them for more products); loading further ahead takes registers and gains nothing; the
 # more rows, the more a split of K saves, as each block splits its own x into f16
@@ -74,6 +76,9 @@ _MATRIX_SPLITS: Final = (2, 1)
 _MATRIX_THREADS: Final = 512
 _MATRIX_MOST_THREADS: Final = 896  # with 72 registers; where a block has columns enough
 _MATRIX_MANY_TILES: Final = 4  # of columns, for few rows
+# not measured: a block of 8 waves gives each SIMD of CDNA two, of RDNA four, and their sums meet in
+# few KiB; blocks share a compute unit, so that columns need not be divided evenly among the units
+_MATRIX_AMD_WAVES: Final = 8
 _QUAD_ELEMENTS: Final = 4 * UNIT_ELEMENTS  # of a column, stored together in TILES16
 _LDS_RESERVE_BYTES: Final = 1024
 _STAGE_BYTES: Final = 16 << 10  # of x; two stages leave room for three blocks of a compute unit
@@ -125,7 +130,7 @@ class HipKernel(Kernel):
     terms: bf16 numbers that each x is split into for matrix units. int8: x is rounded to int8 for
     dot products. halves: f16 numbers that each x is split into, of which 32 neighbours share a
     scale. splits: blocks that share columns, each with its own part of K. groups: tiles of 16
-    columns that a wave computes.
+    columns that a wave computes. pairs: f16 terms are multiplied by dot products of two.
     """
 
     schedule: str = ""
@@ -141,6 +146,7 @@ class HipKernel(Kernel):
     halves: int = 0
     splits: int = 1
     groups: int = 1
+    pairs: bool = False
 
     # who chose the constants, where it was not the schedule
     origin: str = field(default="", compare=False)
@@ -234,7 +240,7 @@ def m_class(target: Target, m: int, tuning: Tuning) -> int:
         return 1
     found = next((rows for rows in _GEMV_ROWS if m <= rows), TILE_ROWS)
     halves = (
-        target.hip.matrix in _MATRIX_KINDS
+        _has_tile_halves(target.hip)
         and tuning.schedule in {None, TILE_HALVES}
         and tuning.layout in {None, TILES16}
     )
@@ -285,7 +291,7 @@ def make_plan(
 # --- choices by measurement -----------------------------------------------------------------------
 
 _NOT_CHOSEN: Final = frozenset(
-    "schedule terms int8 limbs halves scales_late origin rows_per_tile".split()
+    "schedule terms int8 limbs halves scales_late origin rows_per_tile pairs".split()
 )  # they follow from the schedule, M, the precision and the weights
 _TRIED_COLUMNS: Final = (1, 2, 4, 8)
 _TRIED_BLOCK_SIZES: Final = (64, 128, 256, 512)
@@ -315,12 +321,21 @@ def schedules_for(target: Target, key: Key) -> tuple[str, ...]:
     blocks = all(FORMATS[name].float_dtype is None for name in key.format.split("+"))
     if key.m > _GEMV_ROWS[-1]:
         suits_matrix = blocks and target.hip.matrix is not None
-        if target.hip.matrix in _MATRIX_KINDS and _are_tiles(key.format.split("+")):
+        if _has_tile_halves(target.hip) and _are_tiles(key.format.split("+")):
             return (TILE_HALVES,)
         return (TILE_MATRIX, TILE_FMA) if suits_matrix else (TILE_FMA,)
-    if target.hip.matrix in _MATRIX_KINDS and _are_tiles(key.format.split("+")):
+    if target.hip.matrix is not None and _are_tiles(key.format.split("+")):
         return (GEMV_MATRIX,)
     return (GEMV, GEMV_DOT) if key.precision == "i8" and blocks else (GEMV,)
+
+
+def _has_tile_halves(arch: HipArch) -> bool:
+    """Whether tiles of many rows are multiplied in f16 terms.
+
+    The terms of a row share one scale. Without denormals too many rows have elements too small for
+    it beside the largest: bf16 terms need no scale.
+    """
+    return arch.matrix is not None and not arch.flushes_halves
 
 
 def _are_tiles(formats: Iterable[str]) -> bool:
@@ -410,7 +425,6 @@ def _suits_matrix_units(arch: HipArch, kernel: HipKernel) -> bool:
     waves_k = kernel.block_size // arch.wave // waves_n
     k = kernel.section.products[0].operands[0].width
     split_quads = -(-k // (_QUAD_ELEMENTS * kernel.splits))
-    x_bytes = kernel.rows_per_tile * (2 * UNIT_ELEMENTS * kernel.halves + 5)  # of a unit
     sums_bytes = 4 * len(kernel.section.products) * kernel.rows_per_tile * kernel.columns
     received_bytes = sums_bytes if kernel.splits > 1 else 0  # from the other blocks
     room_bytes = arch.lds_bytes - _LDS_RESERVE_BYTES - received_bytes
@@ -420,9 +434,25 @@ def _suits_matrix_units(arch: HipArch, kernel: HipKernel) -> bool:
         and kernel.block_size <= arch.max_block_size
         and waves_k * kernel.splits <= -(-k // _QUAD_ELEMENTS)
         and (kernel.ahead == 1 or ahead - waves_k < split_quads)  # else nothing is left to load
-        and min(split_quads, ahead) * 4 * x_bytes <= room_bytes
+        and min(split_quads, ahead) * 4 * _x_unit_bytes(kernel) <= room_bytes
         and sums_bytes * waves_k <= room_bytes
     )
+
+
+def _suits_loads_ahead(arch: HipArch, kernel: HipKernel) -> bool:
+    """Whether loading further ahead leaves an AMD GPU its blocks beside each other.
+
+    Waves of 64 are few on a SIMD: their loads must cover the latency of HBM. Those of 32 are many.
+    """
+    waves_k = kernel.block_size * _MATRIX_COLUMNS // (arch.wave * kernel.columns)
+    round_bytes = 4 * waves_k * kernel.ahead * _x_unit_bytes(kernel)
+    third_bytes = arch.lds_bytes // 3 - _LDS_RESERVE_BYTES
+    return arch.wave == 64 and round_bytes <= third_bytes and _suits_matrix_units(arch, kernel)
+
+
+def _x_unit_bytes(kernel: HipKernel) -> int:
+    """Shared memory for a unit of x: its terms, a scale and a mark for each row."""
+    return kernel.rows_per_tile * (2 * UNIT_ELEMENTS * kernel.halves + 5)
 
 
 def origins(plan: HipPlan) -> list[str]:
@@ -578,19 +608,40 @@ class _Scheduler:
         )
 
     def _gemv_matrix(self, kernel: Kernel, rows: int) -> HipKernel:
-        """One block per compute unit; fewer waves where K or shared memory is too small."""
+        """The first tiling for which K and shared memory suffice."""
         arch = self.target.hip
         (section,) = kernel.sections
-        k = section.products[0].operands[0].width
-        tiles = -(-section.width // _MATRIX_COLUMNS)
         base = self._of(
             kernel,
             schedule=GEMV_MATRIX,
             layout=TILES16,
             rows_per_tile=rows,
             halves=_HALVES[self.tuning.precision],
+            pairs=rows <= _PAIR_ROWS.get(arch.matrix or "", 0),
         )
-        few = rows <= _MATRIX_FEW_ROWS
+        tilings = self._nvidia_tilings if arch.is_nvidia else self._amd_tilings
+        for splits, waves_n, waves_k in tilings(section, rows):
+            found = replace(
+                base,
+                columns=_MATRIX_COLUMNS * waves_n,
+                block_size=arch.wave * waves_n * waves_k,
+                splits=splits,
+            )
+            if _suits_matrix_units(arch, found):
+                ahead = replace(found, ahead=2)
+                suits = not arch.is_nvidia and _suits_loads_ahead(arch, ahead)
+                return ahead if suits else found
+        raise TargetError(
+            f"{len(section.products)} products of {kernel.name} with block_size={base.block_size} "
+            f"on {self.target}: {GEMV_MATRIX} has no room for their sums; accepted are fewer "
+            "threads, fewer products in one function, or schedule 'gemv'"
+        )
+
+    def _nvidia_tilings(self, section: Section, rows: int) -> Iterator[tuple[int, int, int]]:
+        """Splits, waves beside each other, waves that share columns: a block per compute unit."""
+        arch, few = self.target.hip, rows <= _MATRIX_FEW_ROWS
+        k = section.products[0].operands[0].width
+        tiles = -(-section.width // _MATRIX_COLUMNS)
         waves_by_rule, most_waves = (
             threads // len(section.products) // arch.wave
             for threads in (_MATRIX_THREADS, _MATRIX_MOST_THREADS)
@@ -603,20 +654,20 @@ class _Scheduler:
             waves = most_waves if many else waves_by_rule
             if self.tuning.block_size is not None:
                 waves = self.tuning.block_size // arch.wave
-            for waves_n, waves_k in _tilings(wanted, waves, self.tuning.block_size):
-                found = replace(
-                    base,
-                    columns=_MATRIX_COLUMNS * waves_n,
-                    block_size=arch.wave * waves_n * waves_k,
-                    splits=splits,
-                )
-                if _suits_matrix_units(arch, found):
-                    return found
-        raise TargetError(
-            f"{len(section.products)} products of {kernel.name} with block_size={base.block_size} "
-            f"on {self.target}: {GEMV_MATRIX} has no room for their sums; accepted are fewer "
-            "threads, fewer products in one function, or schedule 'gemv'"
-        )
+            for tiling in _tilings(wanted, waves, self.tuning.block_size):
+                yield splits, *tiling
+
+    def _amd_tilings(self, section: Section, rows: int) -> Iterator[tuple[int, int, int]]:
+        """The same for blocks of which a compute unit has several at once."""
+        arch = self.target.hip
+        blocks = arch.compute_units * (2 if rows <= _MATRIX_FEW_ROWS else 1)
+        tiles = -(-section.width // _MATRIX_COLUMNS)
+        wanted = 1
+        while wanted < _MATRIX_AMD_WAVES and 2 * wanted * blocks <= tiles:
+            wanted *= 2
+        waves = (self.tuning.block_size or _MATRIX_AMD_WAVES * arch.wave) // arch.wave
+        for tiling in _tilings(wanted, waves, self.tuning.block_size):
+            yield 1, *tiling
 
     def _tile_halves(self, kernel: Kernel, rows: int) -> HipKernel:
         """Tiles of 128 columns; where that leaves compute units idle, more blocks share K."""
@@ -676,10 +727,10 @@ class _Scheduler:
                 )
             return wish
         if m <= _GEMV_ROWS[-1]:
-            if suits_tiles and self.target.hip.matrix in _MATRIX_KINDS:
+            if suits_tiles:
                 return GEMV_MATRIX
             return GEMV_DOT if suits_dot else GEMV
-        if suits_tiles and self.target.hip.matrix in _MATRIX_KINDS:
+        if suits_tiles and _has_tile_halves(self.target.hip):
             return TILE_HALVES
         return TILE_MATRIX if suits_matrix else TILE_FMA
 
