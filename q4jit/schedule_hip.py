@@ -76,9 +76,11 @@ _MATRIX_SPLITS: Final = (2, 1)
 _MATRIX_THREADS: Final = 512
 _MATRIX_MOST_THREADS: Final = 896  # with 72 registers; where a block has columns enough
 _MATRIX_MANY_TILES: Final = 4  # of columns, for few rows
-# not measured: a block of 8 waves gives each SIMD of CDNA two, of RDNA four, and their sums meet in
-# few KiB; blocks share a compute unit, so that columns need not be divided evenly among the units
-_MATRIX_AMD_WAVES: Final = 8
+# not measured, but counted: a block splits eight x in about 137 instructions, and multiplies 16
+# columns by 128 k in 90 a wave, so that here too a compute unit does best with one block; 16 waves
+# are four on a SIMD of CDNA, eight on one of RDNA
+_MATRIX_AMD_WAVES: Final = 16
+_MATRIX_AHEAD: Final = {"mfma": 2}  # HBM is far, and four waves a SIMD are few; else 1
 _QUAD_ELEMENTS: Final = 4 * UNIT_ELEMENTS  # of a column, stored together in TILES16
 _LDS_RESERVE_BYTES: Final = 1024
 _STAGE_BYTES: Final = 16 << 10  # of x; two stages leave room for three blocks of a compute unit
@@ -425,6 +427,7 @@ def _suits_matrix_units(arch: HipArch, kernel: HipKernel) -> bool:
     waves_k = kernel.block_size // arch.wave // waves_n
     k = kernel.section.products[0].operands[0].width
     split_quads = -(-k // (_QUAD_ELEMENTS * kernel.splits))
+    x_bytes = kernel.rows_per_tile * (2 * UNIT_ELEMENTS * kernel.halves + 5)  # of a unit
     sums_bytes = 4 * len(kernel.section.products) * kernel.rows_per_tile * kernel.columns
     received_bytes = sums_bytes if kernel.splits > 1 else 0  # from the other blocks
     room_bytes = arch.lds_bytes - _LDS_RESERVE_BYTES - received_bytes
@@ -434,25 +437,9 @@ def _suits_matrix_units(arch: HipArch, kernel: HipKernel) -> bool:
         and kernel.block_size <= arch.max_block_size
         and waves_k * kernel.splits <= -(-k // _QUAD_ELEMENTS)
         and (kernel.ahead == 1 or ahead - waves_k < split_quads)  # else nothing is left to load
-        and min(split_quads, ahead) * 4 * _x_unit_bytes(kernel) <= room_bytes
+        and min(split_quads, ahead) * 4 * x_bytes <= room_bytes
         and sums_bytes * waves_k <= room_bytes
     )
-
-
-def _suits_loads_ahead(arch: HipArch, kernel: HipKernel) -> bool:
-    """Whether loading further ahead leaves an AMD GPU its blocks beside each other.
-
-    Waves of 64 are few on a SIMD: their loads must cover the latency of HBM. Those of 32 are many.
-    """
-    waves_k = kernel.block_size * _MATRIX_COLUMNS // (arch.wave * kernel.columns)
-    round_bytes = 4 * waves_k * kernel.ahead * _x_unit_bytes(kernel)
-    third_bytes = arch.lds_bytes // 3 - _LDS_RESERVE_BYTES
-    return arch.wave == 64 and round_bytes <= third_bytes and _suits_matrix_units(arch, kernel)
-
-
-def _x_unit_bytes(kernel: HipKernel) -> int:
-    """Shared memory for a unit of x: its terms, a scale and a mark for each row."""
-    return kernel.rows_per_tile * (2 * UNIT_ELEMENTS * kernel.halves + 5)
 
 
 def origins(plan: HipPlan) -> list[str]:
@@ -628,9 +615,8 @@ class _Scheduler:
                 splits=splits,
             )
             if _suits_matrix_units(arch, found):
-                ahead = replace(found, ahead=2)
-                suits = not arch.is_nvidia and _suits_loads_ahead(arch, ahead)
-                return ahead if suits else found
+                ahead = replace(found, ahead=_MATRIX_AHEAD.get(arch.matrix or "", 1))
+                return ahead if _suits_matrix_units(arch, ahead) else found
         raise TargetError(
             f"{len(section.products)} products of {kernel.name} with block_size={base.block_size} "
             f"on {self.target}: {GEMV_MATRIX} has no room for their sums; accepted are fewer "
@@ -658,14 +644,12 @@ class _Scheduler:
                 yield splits, *tiling
 
     def _amd_tilings(self, section: Section, rows: int) -> Iterator[tuple[int, int, int]]:
-        """The same for blocks of which a compute unit has several at once."""
+        """The same without clusters and measurements."""
         arch = self.target.hip
-        blocks = arch.compute_units * (2 if rows <= _MATRIX_FEW_ROWS else 1)
-        tiles = -(-section.width // _MATRIX_COLUMNS)
-        wanted = 1
-        while wanted < _MATRIX_AMD_WAVES and 2 * wanted * blocks <= tiles:
-            wanted *= 2
-        waves = (self.tuning.block_size or _MATRIX_AMD_WAVES * arch.wave) // arch.wave
+        wanted = -(-section.width // (_MATRIX_COLUMNS * arch.compute_units))
+        waves = _MATRIX_AMD_WAVES // len(section.products)
+        if self.tuning.block_size is not None:
+            waves = self.tuning.block_size // arch.wave
         for tiling in _tilings(wanted, waves, self.tuning.block_size):
             yield 1, *tiling
 
