@@ -654,20 +654,29 @@ class _Scheduler:
             yield 1, *tiling
 
     def _tile_halves(self, kernel: Kernel, rows: int) -> HipKernel:
-        """Tiles of 128 columns; where that leaves compute units idle, more blocks share K."""
+        """Tiles of 128 columns; where that leaves compute units idle, more blocks share K.
+
+        Without clusters such tiles are halved. A wave of AMD has one tile of 16 columns: its registers
+        hold no more beside what it loads.
+        """
         arch = self.target.hip
         (section,) = kernel.sections
         blocks = -(-section.width // _TILE_HALVES_COLUMNS)
         quads = -(-section.products[0].operands[0].width // _QUAD_ELEMENTS)
         most = min(arch.cluster_blocks, quads, arch.compute_units // blocks)
+        columns, groups, threads = _TILE_HALVES_COLUMNS, 2, _TILE_HALVES_THREADS
+        if not arch.is_nvidia:
+            few = rows != MANY_ROWS and blocks < arch.compute_units
+            columns, groups = columns // 2 if few else columns, 1
+            threads = columns // _MATRIX_COLUMNS * arch.wave
         return self._of(
             kernel,
             schedule=TILE_HALVES,
             layout=TILES16,
-            block_size=_TILE_HALVES_THREADS,
+            block_size=threads,
             rows_per_tile=min(max(rows, 8), TILE_ROWS),
-            columns=_TILE_HALVES_COLUMNS,
-            groups=2,
+            columns=columns,
+            groups=groups,
             halves=_HALVES[self.tuning.precision],
             splits=1 if rows == MANY_ROWS else next((s for s in (8, 4, 2) if s <= most), 1),
         )
