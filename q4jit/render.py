@@ -179,10 +179,14 @@ class _Plane:
 
 @dataclass(frozen=True)
 class _Weight:
-    """What `weight.hip.j2` needs to know of a weight."""
+    """What `weight.hip.j2` needs to know of a weight.
+
+    in_parts: lanes share its quads as those of matrix units do.
+    """
 
     spec: WeightSpec
     layout: str
+    in_parts: bool = False
 
     @property
     def _fmt(self) -> Format:
@@ -373,7 +377,8 @@ class _Context:
 
     def _product(self, node: Node) -> _Product:
         argument = c_names(self.plan.graph.names)[node.arg]
-        weight = _Weight(self.plan.weight(node.arg), self.kernel.layout)
+        in_parts = self.kernel.halves > 0
+        weight = _Weight(self.plan.weight(node.arg), self.kernel.layout, in_parts)
         return _Product(node, f"v{node.id}", argument, weight)
 
     @property

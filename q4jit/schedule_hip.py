@@ -586,9 +586,12 @@ class _Scheduler:
                 return self._tile_halves(kernel, m_class(self.target, m, self.tuning))
             case "element":
                 return self._of(kernel, schedule=name)
+        # a device keeps such weights once: for few rows they are in quads
+        in_quads = name == TILE_MATRIX and self._suits_tiles(kernel.sections[0])
         return self._of(
             kernel,
             schedule=name,
+            layout=TILES16 if in_quads else self.tuning.layout or PLANAR,
             rows_per_tile=TILE_ROWS,
             columns=TILE_COLUMNS,
             terms=self._terms(name),
