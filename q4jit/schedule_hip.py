@@ -659,8 +659,8 @@ class _Scheduler:
     def _tile_halves(self, kernel: Kernel, rows: int) -> HipKernel:
         """Tiles of 128 columns; where that leaves compute units idle, more blocks share K.
 
-        Without clusters such tiles are halved. A wave of AMD has one tile of 16 columns: its registers
-        hold no more beside what it loads.
+        Without clusters such tiles are halved. A wave of AMD has one tile of 16 columns: its
+        registers hold no more beside what it loads.
         """
         arch = self.target.hip
         (section,) = kernel.sections

@@ -3,7 +3,7 @@
 import functools
 import platform
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from q4jit.errors import TargetError
 from q4jit.locks import BUILD
@@ -51,7 +51,7 @@ class HipArch:
         return self.name.startswith("sm_")
 
 
-def _archs(names: str, wave: int, matrix: str | None, dot: str, **more: int) -> dict[str, HipArch]:
+def _archs(names: str, wave: int, matrix: str | None, dot: str, **more: Any) -> dict[str, HipArch]:
     return {name: HipArch(name, wave, matrix, dot, **more) for name in names.split()}
 
 

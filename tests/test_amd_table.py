@@ -80,9 +80,8 @@ _HEAD: Final = """\
 # AMD GPUs: what the code objects say
 
 Made by `pytest tests/test_amd_table.py --update-golden` with the clang of ziglang {version};
-nothing here was measured on a card. One product by Q4_0, K = {k}, N = {n}. These are the kernels that
-q4jit chooses; precisions and classes of M that others serve are left out (on matrix units `i8` is
-served by the kernels of `f16`).
+nothing here was measured on a card. One product by Q4_0, K = {k}, N = {n}. These are the kernels
+that q4jit chooses; where those of `f16` serve `i8` too, they stand here once.
 
 - *instructions*, *vector*: issued for a lane's share of the main loop, per block of 18 bytes (of a
   wave's instructions, one per lane and block; what all lanes of a wave repeat counts fully).
@@ -91,11 +90,11 @@ served by the kernels of `f16`).
 - *memory : issue*: the time to read the blocks at the card's bandwidth, divided by the time that
   its vector units need to issue the loop's vector and matrix instructions at its clock, all compute
   units busy, no dual issue on RDNA 3 and 4, matrix instructions beside vector ones on CDNA only.
-  Above 1 the memory is the limit; {enough} is wanted at M = 1. What is before, behind and around the
-  loop, latency, and bandwidth below the published figure are not in it. `gemv_matrix` splits x around
-  the loop; where shared memory holds no more of x than one round of the waves there is one loop, and
-  the split and the path of rough x are counted: the figure is too low then. Tiles (M ≥ 17) decode a
-  block once for 32 or 64 rows: there the multiplication is the limit.
+  Above 1 the memory is the limit; {enough} is wanted at M = 1. What is before, behind and around
+  the loop, latency, and bandwidth below the published figure are not in it. `gemv_matrix` splits x
+  around the loop; where shared memory holds no more of x than one round of the waves, there is one
+  loop, and the split and the path of rough x are counted: then the figure is too low. Tiles
+  (M ≥ 17) decode a block once for 32 or 64 rows: there the multiplication is the limit.
 
 {header}
 |---|---|---|---|---|---|---|---|---|---|---|---|"""
