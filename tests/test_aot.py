@@ -297,9 +297,7 @@ def assert_generic(
 @pytest.mark.parametrize("arch", ARCHS)
 def test_the_classes_follow_each_other(arch: str) -> None:
     classes = aot.row_classes(find_target(f"hip:{arch}"), Tuning())
-    few = ((1, 1), (2, 2), (3, 4), (5, 8), (9, 16))
-    many = ((17, 32), (33, 64), (65, None)) if arch == "gfx1100" else ((17, None),)
-    assert classes == few + many
+    assert classes == ((1, 1), (2, 2), (3, 4), (5, 8), (9, 16), (17, None))
 
 
 # --- the header -----------------------------------------------------------------------------------
