@@ -179,14 +179,10 @@ class _Plane:
 
 @dataclass(frozen=True)
 class _Weight:
-    """What `weight.hip.j2` needs to know of a weight.
-
-    in_parts: lanes share its quads as those of matrix units do.
-    """
+    """What `weight.hip.j2` needs to know of a weight."""
 
     spec: WeightSpec
     layout: str
-    in_parts: bool = False
 
     @property
     def _fmt(self) -> Format:
@@ -377,8 +373,7 @@ class _Context:
 
     def _product(self, node: Node) -> _Product:
         argument = c_names(self.plan.graph.names)[node.arg]
-        in_parts = self.kernel.halves > 0
-        weight = _Weight(self.plan.weight(node.arg), self.kernel.layout, in_parts)
+        weight = _Weight(self.plan.weight(node.arg), self.kernel.layout)
         return _Product(node, f"v{node.id}", argument, weight)
 
     @property

@@ -242,7 +242,7 @@ def m_class(target: Target, m: int, tuning: Tuning) -> int:
         return 1
     found = next((rows for rows in _GEMV_ROWS if m <= rows), TILE_ROWS)
     halves = (
-        _has_tile_halves(target.hip)
+        target.hip.matrix is not None
         and tuning.schedule in {None, TILE_HALVES}
         and tuning.layout in {None, TILES16}
     )
@@ -323,21 +323,12 @@ def schedules_for(target: Target, key: Key) -> tuple[str, ...]:
     blocks = all(FORMATS[name].float_dtype is None for name in key.format.split("+"))
     if key.m > _GEMV_ROWS[-1]:
         suits_matrix = blocks and target.hip.matrix is not None
-        if _has_tile_halves(target.hip) and _are_tiles(key.format.split("+")):
+        if target.hip.matrix is not None and _are_tiles(key.format.split("+")):
             return (TILE_HALVES,)
         return (TILE_MATRIX, TILE_FMA) if suits_matrix else (TILE_FMA,)
     if target.hip.matrix is not None and _are_tiles(key.format.split("+")):
         return (GEMV_MATRIX,)
     return (GEMV, GEMV_DOT) if key.precision == "i8" and blocks else (GEMV,)
-
-
-def _has_tile_halves(arch: HipArch) -> bool:
-    """Whether tiles of many rows are multiplied in f16 terms.
-
-    The terms of a row share one scale. Without denormals too many rows have elements too small for
-    it beside the largest: bf16 terms need no scale.
-    """
-    return arch.matrix is not None and not arch.flushes_halves
 
 
 def _are_tiles(formats: Iterable[str]) -> bool:
@@ -586,12 +577,9 @@ class _Scheduler:
                 return self._tile_halves(kernel, m_class(self.target, m, self.tuning))
             case "element":
                 return self._of(kernel, schedule=name)
-        # a device keeps such weights once: for few rows they are in quads
-        in_quads = name == TILE_MATRIX and self._suits_tiles(kernel.sections[0])
         return self._of(
             kernel,
             schedule=name,
-            layout=TILES16 if in_quads else self.tuning.layout or PLANAR,
             rows_per_tile=TILE_ROWS,
             columns=TILE_COLUMNS,
             terms=self._terms(name),
@@ -726,7 +714,7 @@ class _Scheduler:
             if suits_tiles:
                 return GEMV_MATRIX
             return GEMV_DOT if suits_dot else GEMV
-        if suits_tiles and _has_tile_halves(self.target.hip):
+        if suits_tiles:
             return TILE_HALVES
         return TILE_MATRIX if suits_matrix else TILE_FMA
 
