@@ -30,7 +30,7 @@ constexpr int MAX_GRID_Y = 65535;
 // Rows of blocks are counted on the y axis and, where its limit is reached, on the z axis.
 DEVICE i64 block_of_rows() { return (i64)block_z() * MAX_GRID_Y + block_y(); }
 
-// Q4_0 [512, 512] in the layout `tiles16`.
+// Q4_0 [512, 512] in the layout `planar`.
 struct Q4_0_512x512 {
     static constexpr int K = 512;
     static constexpr int N = 512;
@@ -40,7 +40,6 @@ struct Q4_0_512x512 {
     static constexpr int BLOCK_UNITS = BLOCK_ELEMENTS / 32;
     static_assert(K % BLOCK_ELEMENTS == 0, "columns are whole blocks");
     static constexpr float ZERO = 8.0f;  // the quant of the value 0
-    static constexpr int QUADS = (UNITS + 3) / 4;  // of a column
     static constexpr i64 QUANTS0_AT = 0;
     static constexpr int QUANTS0_STRIDE = 16;  // bytes from block to block
     static constexpr i64 D_AT = 131072;
@@ -52,26 +51,15 @@ struct Q4_0_512x512 {
         u16 d;
     };
 
-    static_assert((N + 15) / 16 * (i64)QUADS * 16 < 1ll << 32, "quads are counted in 32 bits");
-    // Which of the weight's quads one is: 16 columns stand beside each other.
-    DEVICE u32 quad_index(u32 column, int quad) { return (column / 16 * QUADS + quad) * 16 + column % 16; }
-
     DEVICE Stored load(const u8* w, i64 column, int unit) {
-        const i64 quad = quad_index((u32)column, unit / 4);
+        const i64 block = column * BLOCKS + unit / BLOCK_UNITS;
         Stored stored;
-        UNROLL for (int i = 0; i < 4; ++i)
-            stored.words[0][i] = ((const u32*)(w + QUANTS0_AT))[quad * 16 + i * 4 + unit % 4];
-        stored.d = ((const u16*)(w + D_AT))[quad * 4 + unit % 4];
+        {
+            const u8* at = w + QUANTS0_AT + block * QUANTS0_STRIDE;
+            stored.words[0] = stream_16(at);
+        }
+        stored.d = *(const u16*)(w + D_AT + block * D_STRIDE);
         return stored;
-    }
-
-    // A single value.
-    DEVICE float value(const u8* w, i64 column, int k) {
-        const i64 quad = quad_index((u32)column, k / 128);
-        const int unit = k / 32 % 4;
-        const u32 byte = w[QUANTS0_AT + quad * 64 + k % 16 / 4 * 16 + unit * 4 + k % 4];
-        return (float)((i32)(byte >> (k % 32 / 16 * 4) & 15) - 8) *
-               half_to_f32(((const u16*)(w + D_AT))[quad * 4 + unit]);
     }
 
     // 32 quants, four to a word in the order of the elements.
