@@ -4,6 +4,7 @@ A kernel of the split becomes one launch per section, and one before them where 
 known row by row first (`rows`). The classes of M, of which each has kernels of its own:
 
     M = 1, 2, 3…4, 5…8, 9…16   gemv_matrix   16 columns a wave on matrix units: blocks of 18 bytes
+                                             (one row on RDNA 3 by dot products of f16)
                                gemv          a wave computes columns, up to 8 rows share a decoding
                                gemv_dot      the same by dot products of int8, for precision `i8`
     M ≥ 17                     tile          64 × 64 results a block, on matrix units or by FMA
@@ -65,7 +66,7 @@ _TERMS: Final = {"f32": 3, "f16": 2, "i8": 2}
 _HALVES: Final = {"f32": 2, "f16": 1, "i8": 1}
 _MATRIX_COLUMNS: Final = 16  # of a matrix instruction
 # WMMA of RDNA 3 takes its 32 cycles for one row too, and both halves of a wave decode the same
-# weights for it: by dot products a row needs a third of the time (docs/amd.md)
+# weights for it: by dot products one row needs 0.37 of the vector units' time
 _PAIR_ROWS: Final = {"wmma": 1}
 # measured on an H100: one block per compute unit, with all the waves that registers leave room for
 # (half of them for more products); loading further ahead takes registers and gains nothing; the
