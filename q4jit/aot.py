@@ -32,8 +32,8 @@ from q4jit.layouts import GGUF, INTERLEAVED16, LANES, PLANAR, Interleaved, Plana
 from q4jit.plan import Source
 from q4jit.render import render, render_generic
 from q4jit.schedule_hip import (
+    MANY_ROWS,
     MAX_GRID_Y,
-    TILE_ROWS,
     Grid,
     HipKernel,
     HipPlan,
@@ -130,8 +130,8 @@ def check_shape(fmt: Format, k: int, n: int) -> None:
 
 def row_classes(target: Target, tuning: Tuning) -> tuple[tuple[int, int | None], ...]:
     """The classes of M with kernels of their own: first and last M (None: no limit)."""
-    firsts: dict[int, int] = {}
-    for m in range(1, TILE_ROWS + 1):
+    tuning, firsts = _laid_out(tuning), dict[int, int]()
+    for m in range(1, MANY_ROWS + 1):
         firsts.setdefault(m_class(target, m, tuning), m)
     starts = list(firsts.values())
     return tuple(zip(starts, [*(s - 1 for s in starts[1:]), None], strict=True))
@@ -201,18 +201,23 @@ def _products(request: Request) -> list[_Product]:
 
 
 def _asked_classes(request: Request, target: Target) -> list[tuple[int, int | None]]:
-    wanted = {m_class(target, m, request.tuning) for m in request.rows}
-    classes = row_classes(target, request.tuning)
-    return [c for c in classes if not wanted or m_class(target, c[0], request.tuning) in wanted]
+    tuning = _laid_out(request.tuning)
+    wanted = {m_class(target, m, tuning) for m in request.rows}
+    classes = row_classes(target, tuning)
+    return [c for c in classes if not wanted or m_class(target, c[0], tuning) in wanted]
+
+
+def _laid_out(tuning: Tuning) -> Tuning:
+    """A program packs its weights in one layout for every M."""
+    return replace(tuning, layout=tuning.layout or PLANAR)
 
 
 def _product(
     request: Request, spec: WeightSpec, target: Target, rows: tuple[int, int | None]
 ) -> _Product:
-    tuning = request.tuning
-    layout = tuning.layout or PLANAR
+    tuning = _laid_out(request.tuning)
     infinite = "" if spec.finite else "_inf"
-    name = f"{spec.format.lower()}_k{spec.k}_n{spec.n}{infinite}_{tuning.precision}_{layout}"
+    name = f"{spec.format.lower()}_k{spec.k}_n{spec.n}{infinite}_{tuning.precision}_{tuning.layout}"
     name += f"_{_rows_name(rows)}"
 
     def product(x: Any, w: Any) -> Any:
@@ -221,7 +226,7 @@ def _product(
     product.__name__ = name
     free_m = 2  # any number but 1, which would be traced as a broadcast
     graph = trace(product, (array_spec((free_m, spec.k)), spec))
-    plan = make_plan(graph, target, rows[0], replace(tuning, layout=layout))
+    plan = make_plan(graph, target, rows[0], tuning)
     found: dict[str, int] = {}
     for kernel in plan.kernels:
         found |= _bytes_per_row(plan, kernel)
@@ -232,7 +237,7 @@ def _product(
         (spec.k, spec.n),
         rows,
         tuning.precision,
-        layout,
+        tuning.layout or PLANAR,
         spec.finite,
         request.weights[spec],
         tuple(_launch(plan, kernel) for kernel in plan.kernels),

@@ -4,6 +4,7 @@ A kernel of the split becomes one launch per section, and one before them where 
 known row by row first (`rows`). The classes of M, of which each has kernels of its own:
 
     M = 1, 2, 3…4, 5…8, 9…16   gemv_matrix   16 columns a wave on matrix units: blocks of 18 bytes
+                                             (one row on RDNA 3 by dot products of f16)
                                gemv          a wave computes columns, up to 8 rows share a decoding
                                gemv_dot      the same by dot products of int8, for precision `i8`
     M ≥ 17                     tile          64 × 64 results a block, on matrix units or by FMA
@@ -16,7 +17,7 @@ what the others are checked and timed against.
 """
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Final
 
@@ -56,6 +57,7 @@ _TILE_HALVES_ROWS: Final = (32, 64)  # of a tile, of which there is one; beyond 
 _TILE_FEW_ROWS: Final = (64, 4, 1)
 _TILE_MANY_ROWS: Final = (128, 4, 2)
 _TILE_MANY_ROWS_PRODUCTS: Final = (128, 8, 1)  # of more than one product, whose sums take registers
+_TILE_AMD_COLUMNS: Final = 128
 _TILE_BLOCKS: Final = 2  # per compute unit
 _TRIED_TILE_BLOCKS: Final = 4
 _WARPGROUP_WAVES: Final = 4
@@ -71,8 +73,10 @@ _TERMS: Final = {"f32": 3, "f16": 2, "i8": 2}
 # f16 has 11 significant bits: two terms err by 2⁻²³, one by 2⁻¹²
 _HALVES: Final = {"f32": 2, "f16": 1, "i8": 1}
 _MATRIX_COLUMNS: Final = 16  # of a matrix instruction
-_MATRIX_KINDS: Final = ("mma_sync",)  # of matrix units that gemv_matrix is chosen for
-_SPLIT_BEFORE: Final = 4  # rows, beyond which x is split by a kernel of its own
+_SPLIT_BEFORE: Final = 4  # rows, beyond which x is split by a kernel of its own on NVIDIA's
+# WMMA of RDNA 3 takes its 32 cycles for one row too, and both halves of a wave decode the same
+# weights for it: by dot products one row needs 0.37 of the vector units' time
+_PAIR_ROWS: Final = {"wmma": 1}
 # measured on an H100: one block per compute unit, with all the waves that registers leave room for
 # (half of them for more products); loading further ahead takes registers and gains nothing; the
 # more rows, the more a split of K saves, as each block splits its own x into f16
@@ -81,8 +85,13 @@ _MATRIX_LONG_K: Final = 8192  # from which even few rows are worth a split
 _MATRIX_SPLITS: Final = (2, 1)
 _MATRIX_THREADS: Final = 512
 _MATRIX_MOST_THREADS: Final = 896  # with 72 registers; where a block has columns enough
-_MATRIX_AHEAD: Final = (2, 1)
 _MATRIX_MANY_TILES: Final = 4  # of columns, for few rows
+# not measured, but counted: a block splits eight x in about 137 instructions, and multiplies 16
+# columns by 128 k in 90 a wave, so that here too a compute unit does best with one block; 16 waves
+# are four on a SIMD of CDNA, eight on one of RDNA
+_MATRIX_AMD_WAVES: Final = 16
+# HBM is far, and four waves a SIMD are few; on an H100 two quads ahead were measured; else 1
+_MATRIX_AHEAD: Final = {"mfma": 2, "mma_sync": 2}
 _QUAD_ELEMENTS: Final = 4 * UNIT_ELEMENTS  # of a column, stored together in TILES16
 _LDS_RESERVE_BYTES: Final = 1024
 _STAGE_BYTES: Final = 16 << 10  # of x; two stages leave room for three blocks of a compute unit
@@ -134,7 +143,8 @@ class HipKernel(Kernel):
     terms: bf16 numbers that each x is split into for matrix units. int8: x is rounded to int8 for
     dot products. halves: f16 numbers that each x is split into, of which 32 neighbours share a
     scale. splits: blocks that share columns, each with its own part of K. groups: tiles of 16
-    columns that a wave computes. warpgroups: four waves multiply together.
+    columns that a wave computes. warpgroups: four waves multiply together. pairs: f16 terms are
+    multiplied by dot products of two.
     """
 
     schedule: str = ""
@@ -151,6 +161,7 @@ class HipKernel(Kernel):
     splits: int = 1
     groups: int = 1
     warpgroups: bool = False
+    pairs: bool = False
 
     # who chose the constants, where it was not the schedule
     origin: str = field(default="", compare=False)
@@ -252,7 +263,7 @@ def m_class(target: Target, m: int, tuning: Tuning) -> int:
         return 1
     found = next((rows for rows in _GEMV_ROWS if m <= rows), TILE_ROWS)
     halves = (
-        target.hip.matrix in _MATRIX_KINDS
+        target.hip.matrix is not None
         and tuning.schedule in {None, TILE_HALVES}
         and tuning.layout in {None, TILES16}
     )
@@ -308,7 +319,7 @@ def make_plan(
 # --- choices by measurement -----------------------------------------------------------------------
 
 _NOT_CHOSEN: Final = frozenset(
-    "schedule terms int8 limbs halves scales_late origin rows_per_tile warpgroups".split()
+    "schedule terms int8 limbs halves scales_late origin rows_per_tile warpgroups pairs".split()
 )  # they follow from the schedule, M, the precision and the weights
 _TRIED_COLUMNS: Final = (1, 2, 4, 8)
 _TRIED_BLOCK_SIZES: Final = (64, 128, 256, 512)
@@ -339,11 +350,11 @@ def schedules_for(target: Target, key: Key) -> tuple[str, ...]:
     blocks = all(FORMATS[name].float_dtype is None for name in key.format.split("+"))
     if key.m > _GEMV_ROWS[-1]:
         suits_matrix = blocks and target.hip.matrix is not None
-        if target.hip.matrix in _MATRIX_KINDS and _are_tiles(key.format.split("+")):
+        if target.hip.matrix is not None and _are_tiles(key.format.split("+")):
             return (TILE_HALVES,)
         return (TILE_MATRIX, TILE_FMA) if suits_matrix else (TILE_FMA,)
-    if target.hip.matrix in _MATRIX_KINDS and _are_tiles(key.format.split("+")):
-        if key.m <= _SPLIT_BEFORE:
+    if target.hip.matrix is not None and _are_tiles(key.format.split("+")):
+        if key.m <= _SPLIT_BEFORE or not target.hip.is_nvidia:
             return (GEMV_MATRIX,)
         return (TILE_HALVES, GEMV_MATRIX) if key.m < _GEMV_ROWS[-1] else (TILE_HALVES,)
     return (GEMV, GEMV_DOT) if key.precision == "i8" and blocks else (GEMV,)
@@ -630,19 +641,39 @@ class _Scheduler:
         )
 
     def _gemv_matrix(self, kernel: Kernel, rows: int) -> HipKernel:
-        """One block per compute unit; fewer waves where K or shared memory is too small."""
+        """The first tiling for which K and shared memory suffice."""
         arch = self.target.hip
         (section,) = kernel.sections
-        k = section.products[0].operands[0].width
-        tiles = -(-section.width // _MATRIX_COLUMNS)
         base = self._of(
             kernel,
             schedule=GEMV_MATRIX,
             layout=TILES16,
             rows_per_tile=rows,
             halves=_HALVES[self.tuning.precision],
+            pairs=rows <= _PAIR_ROWS.get(arch.matrix or "", 0),
         )
-        few = rows <= _MATRIX_FEW_ROWS
+        tilings = self._nvidia_tilings if arch.is_nvidia else self._amd_tilings
+        for splits, waves_n, waves_k in tilings(section, rows):
+            found = replace(
+                base,
+                columns=_MATRIX_COLUMNS * waves_n,
+                block_size=arch.wave * waves_n * waves_k,
+                splits=splits,
+            )
+            if _suits_matrix_units(arch, found):
+                ahead = replace(found, ahead=_MATRIX_AHEAD.get(arch.matrix or "", 1))
+                return ahead if _suits_matrix_units(arch, ahead) else found
+        raise TargetError(
+            f"{len(section.products)} products of {kernel.name} with block_size={base.block_size} "
+            f"on {self.target}: {GEMV_MATRIX} has no room for their sums; accepted are fewer "
+            "threads, fewer products in one function, or schedule 'gemv'"
+        )
+
+    def _nvidia_tilings(self, section: Section, rows: int) -> Iterator[tuple[int, int, int]]:
+        """Splits, waves beside each other, waves that share columns: a block per compute unit."""
+        arch, few = self.target.hip, rows <= _MATRIX_FEW_ROWS
+        k = section.products[0].operands[0].width
+        tiles = -(-section.width // _MATRIX_COLUMNS)
         waves_by_rule, most_waves = (
             threads // len(section.products) // arch.wave
             for threads in (_MATRIX_THREADS, _MATRIX_MOST_THREADS)
@@ -655,31 +686,24 @@ class _Scheduler:
             waves = most_waves if many else waves_by_rule
             if self.tuning.block_size is not None:
                 waves = self.tuning.block_size // arch.wave
-            for waves_n, waves_k in _tilings(wanted, waves, self.tuning.block_size):
-                for ahead in _MATRIX_AHEAD:
-                    found = replace(
-                        base,
-                        columns=_MATRIX_COLUMNS * waves_n,
-                        block_size=arch.wave * waves_n * waves_k,
-                        splits=splits,
-                        ahead=ahead,
-                    )
-                    if _suits_matrix_units(arch, found):
-                        return found
-        raise TargetError(
-            f"{len(section.products)} products of {kernel.name} with block_size={base.block_size} "
-            f"on {self.target}: {GEMV_MATRIX} has no room for their sums; accepted are fewer "
-            "threads, fewer products in one function, or schedule 'gemv'"
-        )
+            for tiling in _tilings(wanted, waves, self.tuning.block_size):
+                yield splits, *tiling
+
+    def _amd_tilings(self, section: Section, rows: int) -> Iterator[tuple[int, int, int]]:
+        """The same without clusters and measurements."""
+        arch = self.target.hip
+        wanted = -(-section.width // (_MATRIX_COLUMNS * arch.compute_units))
+        waves = _MATRIX_AMD_WAVES // len(section.products)
+        if self.tuning.block_size is not None:
+            waves = self.tuning.block_size // arch.wave
+        for tiling in _tilings(wanted, waves, self.tuning.block_size):
+            yield 1, *tiling
 
     def _tile_halves(self, kernel: Kernel, rows: int) -> HipKernel:
         """For one tile of rows small blocks, of which several share K; for many rows wide ones."""
         arch = self.target.hip
         (section,) = kernel.sections
-        columns, waves, groups = _TILE_FEW_ROWS
-        if rows == MANY_ROWS:
-            is_one = len(section.products) == 1
-            columns, waves, groups = _TILE_MANY_ROWS if is_one else _TILE_MANY_ROWS_PRODUCTS
+        columns, waves, groups = self._tile_shape(section, rows)
         base = self._of(
             kernel,
             schedule=TILE_HALVES,
@@ -695,6 +719,20 @@ class _Scheduler:
         most = 1 if rows == MANY_ROWS else _TILE_BLOCKS * arch.compute_units // blocks
         splits = [n for n in (8, 4, 2) if n <= most and _suits_tiles(arch, replace(base, splits=n))]
         return replace(base, splits=max(splits, default=1))
+
+    def _tile_shape(self, section: Section, rows: int) -> tuple[int, int, int]:
+        """Columns of a block, its waves, and groups of a wave.
+
+        A wave of AMD has one group: its registers hold no more beside what it loads.
+        """
+        arch = self.target.hip
+        if not arch.is_nvidia:
+            few = rows != MANY_ROWS and section.width < arch.compute_units * _TILE_AMD_COLUMNS
+            columns = _TILE_AMD_COLUMNS // 2 if few else _TILE_AMD_COLUMNS
+            return columns, columns // _MATRIX_COLUMNS, 1
+        if rows != MANY_ROWS:
+            return _TILE_FEW_ROWS
+        return _TILE_MANY_ROWS if len(section.products) == 1 else _TILE_MANY_ROWS_PRODUCTS
 
     def _in_warpgroups(self, m: int) -> bool:
         return self.target.hip.warpgroups and m > _GEMV_ROWS[-1]
@@ -738,10 +776,11 @@ class _Scheduler:
                 )
             return wish
         if m <= _GEMV_ROWS[-1]:
-            if suits_tiles and self.target.hip.matrix in _MATRIX_KINDS:
-                return GEMV_MATRIX if m <= _SPLIT_BEFORE else TILE_HALVES
+            if suits_tiles:
+                few = m <= _SPLIT_BEFORE or not self.target.hip.is_nvidia
+                return GEMV_MATRIX if few else TILE_HALVES
             return GEMV_DOT if suits_dot else GEMV
-        if suits_tiles and self.target.hip.matrix in _MATRIX_KINDS:
+        if suits_tiles:
             return TILE_HALVES
         return TILE_MATRIX if suits_matrix else TILE_FMA
 

@@ -31,8 +31,8 @@ class HipArch:
     lds_bytes: shared memory that one block may use without asking for more at launch.
     cluster_blocks: blocks that may read each other's shared memory. overlaps: a kernel may start
     before the one before it in a stream has ended. warpgroups: four waves multiply together, by
-    numbers in shared memory (`wgmma`). compute_units: of the largest card in sale, for
-    which schedules cut the work by rule.
+    numbers in shared memory (`wgmma`). flushes_halves: matrix units take denormal f16 for 0.
+    compute_units: of the largest card in sale, for which schedules cut the work by rule.
     """
 
     name: str
@@ -44,6 +44,7 @@ class HipArch:
     cluster_blocks: int = 1
     overlaps: bool = False
     warpgroups: bool = False
+    flushes_halves: bool = False
     compute_units: int = 64
 
     @property
@@ -70,7 +71,7 @@ _HOPPER: Final[dict[str, Any]] = {
 # Guide", compute capabilities. gfx908's bf16 matrix instructions have another shape: not used.
 HIP_ARCHS: Final[dict[str, HipArch]] = {
     **_archs("gfx906 gfx908", 64, None, "sdot4"),
-    **_archs("gfx90a", 64, "mfma", "sdot4", compute_units=104),
+    **_archs("gfx90a", 64, "mfma", "sdot4", flushes_halves=True, compute_units=104),
     **_archs("gfx942 gfx950", 64, "mfma", "sdot4", compute_units=304),
     **_archs("gfx1030 gfx1031 gfx1032 gfx1033 gfx1034 gfx1035 gfx1036", 32, None, "sdot4"),
     **_archs(

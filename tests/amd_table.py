@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from q4jit.plan import Source
-from q4jit.schedule_hip import GEMV_MATRIX, HipKernel
+from q4jit.schedule_hip import HipKernel
 from q4jit.targets import HIP_ARCHS
 
 BLOCK_BYTES: Final = 18  # of Q4_0
@@ -49,9 +49,12 @@ CARDS: Final = {
     "gfx1201": Card("RX 9070 XT", 64, 2.4, 640, 2, 1, 1536, 24, 16, 16),
 }
 MATRIX: Final = re.compile(r"v_(mfma|wmma)_")
-DOT: Final = re.compile(r"v_dot4")
+DOT: Final = re.compile(r"v_(dual_)?dot[24]")
 LOAD_16: Final = re.compile(r"global_load_(dwordx4|b128)")
-_LINE: Final = re.compile(r"^(?:\t([a-z]\w*)(.*)|(\.LBB\d+_\d+):.*)$", re.MULTILINE)
+_BLOCK: Final = re.compile(r"(?:\.L(BB\d+_\d+)|; %bb\.\d+):")
+_HEADER: Final = re.compile("=> *This (?:Inner )?Loop Header")
+_INSIDE: Final = re.compile(r"in Loop: Header=(BB\d+_\d+)")
+_INSTRUCTION: Final = re.compile(r"\t([a-z]\w*)")
 
 
 @dataclass(frozen=True)
@@ -82,40 +85,44 @@ class Needs:
 
 
 def main_loop(assembly: str) -> list[str]:
-    """The instructions of the smallest loop that loads 16 bytes at a time.
+    """The instructions of the smallest loop with matrix or dot instructions.
 
-    Where loops have matrix or dot instructions it is one of them: others are for rough x.
+    Without any, of the smallest one that loads 16 bytes at a time.
     """
-    found = [body for body in _loops(assembly) if any(map(LOAD_16.match, body))]
-    special = [b for b in found if any(MATRIX.match(name) or DOT.match(name) for name in b)]
+    loops = list(_loops(assembly))
+    special = [b for b in loops if any(MATRIX.match(name) or DOT.match(name) for name in b)]
+    found = special or [body for body in loops if any(map(LOAD_16.match, body))]
     if not found:
-        raise ValueError("no loop of the kernel loads 16 bytes at a time")
-    return min(special or found, key=len)
+        raise ValueError("no loop of the kernel multiplies, or loads 16 bytes at a time")
+    return min(found, key=len)
 
 
 def _loops(assembly: str) -> Iterator[list[str]]:
-    names: list[str] = []
-    starts: dict[str, int] = {}
-    for match in _LINE.finditer(assembly):
-        name, operands, label = match.groups()
-        if label:
-            starts[label] = len(names)
-            continue
-        names.append(name)
-        target = operands.strip()
-        if re.match("s_c?branch", name) and target in starts:
-            yield names[starts[target] :]
+    """The instructions of each loop without those of loops inside it.
+
+    LLVM names each block's innermost loop: a loop's blocks need not stand beside each other.
+    """
+    loops: dict[str, list[str]] = {}
+    label = header = ""
+    for line in assembly.splitlines():
+        block = _BLOCK.match(line)
+        if block:
+            label, header = block[1] or "", ""
+        if _HEADER.search(line):
+            header = label
+        inside = _INSIDE.search(line)
+        if inside:
+            header = inside[1]
+        instruction = _INSTRUCTION.match(line)
+        if instruction and header:
+            loops.setdefault(header, []).append(instruction[1])
+    yield from loops.values()
 
 
 def needs(source: Source, kernel: HipKernel, assembly: str) -> Needs:
     """What a Q4_0 kernel's assembly says."""
     arch, card = HIP_ARCHS[source.target.arch], CARDS[source.target.arch]
     body = main_loop(assembly)
-    products = len(kernel.section.products)
-    if kernel.schedule == GEMV_MATRIX:  # quads of 16 columns
-        blocks = 4 * 16 * kernel.ahead * products
-    else:
-        blocks = arch.wave * kernel.columns * products
     vgprs = _stated(assembly, "vgpr_count")
     lds_bytes = _stated(assembly, "group_segment_fixed_size")
     by_registers = card.registers // (-(-max(vgprs, 1) // card.granule) * card.granule)
@@ -126,12 +133,25 @@ def needs(source: Source, kernel: HipKernel, assembly: str) -> Needs:
         vector=sum(name.startswith("v_") for name in body),
         matrix=sum(bool(MATRIX.match(name)) for name in body),
         dot=sum(bool(DOT.match(name)) for name in body),
-        blocks=blocks,
+        blocks=_blocks(kernel, arch.wave) * len(kernel.section.products),
         vgprs=vgprs,
         lds_bytes=lds_bytes,
         spills=_stated(assembly, "vgpr_spill_count") + _stated(assembly, "sgpr_spill_count"),
         waves=min(card.most_waves, by_registers, by_lds),
     )
+
+
+def _blocks(kernel: HipKernel, wave: int) -> int:
+    """What a wave consumes of a weight in a round of the main loop."""
+    waves = kernel.block_size // wave
+    match kernel.schedule:
+        case "gemv_matrix":
+            return 4 * 16 * kernel.ahead  # quads of 16 columns
+        case "gemv" | "gemv_dot":
+            return wave * kernel.columns * kernel.ahead
+        case "tile_halves":
+            return max(kernel.stage_units, 4) * kernel.columns // waves
+    return kernel.columns // waves  # a unit of each
 
 
 def _stated(assembly: str, name: str) -> int:

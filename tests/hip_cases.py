@@ -18,7 +18,7 @@ from q4jit.errors import TargetError
 from q4jit.formats import FORMATS
 from q4jit.plan import Source
 from q4jit.render import render, render_generic
-from q4jit.schedule_hip import ELEMENT, TILE_FMA, Tuning
+from q4jit.schedule_hip import ELEMENT, GEMV, GEMV_DOT, TILE_FMA, TILE_MATRIX, Tuning
 from q4jit.targets import Target, find_target
 from tests.hip import hip_plan
 from tests.tools import lack
@@ -112,16 +112,19 @@ def case(name: str, function: Callable[..., Any], *args: Any, **tuning: Any) -> 
 
 K, N = 512, 96  # the texts are as short at any size
 _W: Final = {name: tensor(name, K, N) for name in FORMATS}
+_SQUARE: Final = tensor("Q4_0", K, K)
 GOLDEN: Final[tuple[tuple[str, Case | Generic], ...]] = (
     ("gfx1030", case("element", product, zeros(1, K), _W["Q4_0"], schedule=ELEMENT)),
     ("gfx1100", case("gemv_gated", gated, zeros(1, K), _W["Q4_0"], _W["Q8_0"], zeros(N))),
     ("gfx90a", case("gemv_gguf", residual, zeros(4, K), _W["Q8_0"], zeros(4, N), layout="gguf")),
     ("sm_90", case("gemv_f16_with_a_tail", product, zeros(2, 40), tensor("F16", 40, 37))),
-    ("gfx1100", case("gemv_normed", normed, zeros(1, K), zeros(K), tensor("Q4_0", K, K))),
+    ("gfx1100", case("gemv_normed", normed, zeros(1, K), zeros(K), _SQUARE, schedule=GEMV)),
+    ("gfx1100", case("gemv_pairs", product, zeros(1, K), _W["Q4_0"])),
+    ("gfx1201", case("gemv_matrix", residual, zeros(3, K), _W["Q4_0"], zeros(3, N))),
     ("gfx1201", case("gemv_dot", residual, zeros(3, K), _W["Q6_K"], zeros(3, N), precision="i8")),
     ("gfx1030", case("tile_fma", softcap, zeros(70, K), _W["Q4_1"], 30.0)),
     ("gfx90a", case("tile_mfma", product, zeros(70, K), _W["Q4_1"])),
-    ("gfx1100", case("tile_wmma", normed, zeros(70, K), zeros(K), tensor("Q4_0", K, K))),
+    ("gfx1100", case("tile_wmma", normed, zeros(70, K), zeros(K), _SQUARE, schedule=TILE_MATRIX)),
     ("sm_90", case("tile_f16", residual, zeros(70, K), _W["Q6_K"], zeros(70, N), precision="f16")),
     ("gfx90a", case("dequantize", values, _W["Q6_K"])),
     ("gfx1100", case("lookup", lookup, np.arange(3), _W["Q8_0"])),
@@ -129,6 +132,7 @@ GOLDEN: Final[tuple[tuple[str, Case | Generic], ...]] = (
 )
 
 _LAYER: Final = 4096, 4096  # K and N of a layer of a model
+_TWO: Final = [tensor("Q4_0", *_LAYER)] * 2
 
 
 def _large(name: str, fmt: str, m: int, **tuning: Any) -> Case:
@@ -137,12 +141,15 @@ def _large(name: str, fmt: str, m: int, **tuning: Any) -> Case:
 
 RECORDED: Final[tuple[Case | Generic, ...]] = (
     _large("element Q4_0", "Q4_0", 1, schedule=ELEMENT),
-    _large("gemv 1 Q4_0", "Q4_0", 1),
+    _large("chosen 1 Q4_0", "Q4_0", 1),
+    _large("chosen 16 Q4_0", "Q4_0", 16),
+    case("chosen 8 gated Q4_0", gated, zeros(8, 4096), *_TWO, zeros(4096)),
+    _large("gemv 1 Q4_0", "Q4_0", 1, schedule=GEMV),
     _large("gemv 1 Q6_K", "Q6_K", 1),
     _large("gemv 4 Q4_0 gguf", "Q4_0", 4, layout="gguf"),
     _large("gemv 16 Q8_0", "Q8_0", 16),
-    case("gemv 1 gated Q4_0", gated, zeros(1, 4096), *[tensor("Q4_0", *_LAYER)] * 2, zeros(4096)),
-    _large("gemv_dot 1 Q4_0", "Q4_0", 1, precision="i8"),
+    case("gemv 1 gated Q4_0", gated, zeros(1, 4096), *_TWO, zeros(4096), schedule=GEMV),
+    _large("gemv_dot 1 Q4_0", "Q4_0", 1, precision="i8", schedule=GEMV_DOT),
     _large("gemv_dot 16 Q6_K", "Q6_K", 16, precision="i8"),
     _large("tile_fma Q4_0", "Q4_0", 512, schedule=TILE_FMA),
     _large("tile Q4_0", "Q4_0", 512),

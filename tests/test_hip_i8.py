@@ -22,19 +22,20 @@ K: Final = 512
 N: Final = 37
 BLOCK_FORMATS: Final = tuple(f.name for f in FORMATS.values() if f.float_dtype is None)
 I8: Final = Tuning(precision="i8")
+I8_DOT: Final = Tuning(precision="i8", schedule=GEMV_DOT)
 
 every_format = pytest.mark.parametrize("name", BLOCK_FORMATS)
 every_wave = pytest.mark.parametrize("arch", ["gfx1030", "gfx90a"])  # 32 and 64 lanes
 
 
-def planned(x: Floats, w: Weight, arch: str = "gfx1030", tuning: Tuning = I8) -> HipPlan:
+def planned(x: Floats, w: Weight, arch: str = "gfx1030", tuning: Tuning = I8_DOT) -> HipPlan:
     """The plan of x @ w, which is one of the dot schedule."""
     plan = hip_plan(one_product, f"hip:{arch}", [x, w.tensor], tuning)
     assert [k.schedule for k in plan.kernels] == [ROWS, GEMV_DOT]
     return plan
 
 
-def product(x: Floats, w: Weight, arch: str = "gfx1030", tuning: Tuning = I8) -> Floats:
+def product(x: Floats, w: Weight, arch: str = "gfx1030", tuning: Tuning = I8_DOT) -> Floats:
     (y,) = run_on_host(planned(x, w, arch, tuning), [x, w.tensor])
     return y
 
@@ -238,7 +239,7 @@ def test_slices_start_at_their_column() -> None:
 
 @pytest.mark.parametrize("precision", ["f32", "f16"])
 def test_more_exact_precisions_never_round_to_int8(precision: str) -> None:
-    args = [random_x(1, K), weight("Q4_0", K, N).tensor]
+    args = [random_x(1, K), weight("Q8_0", K, N).tensor]
     plan = hip_plan(one_product, "hip:gfx1100", args, Tuning(precision=precision))
     assert [k.schedule for k in plan.kernels] == [GEMV]
     with pytest.raises(TargetError, match=r"'gemv_dot' with precision .* accepted are precision"):
@@ -251,7 +252,7 @@ def test_what_int8_does_not_suit() -> None:
     for tensor in (weight("F16", K, N).tensor, spoiled):
         plan = hip_plan(one_product, "hip:gfx1100", [x, tensor], I8)
         assert plan.kernels[-1].schedule == GEMV
-    many = hip_plan(one_product, "hip:gfx1100", [random_x(17, K), weight("Q4_0", K, N).tensor], I8)
+    many = hip_plan(one_product, "hip:gfx1100", [random_x(17, K), weight("Q8_0", K, N).tensor], I8)
     assert many.kernels[-1].schedule == TILE_MATRIX
 
 

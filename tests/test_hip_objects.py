@@ -25,7 +25,15 @@ from q4jit.compilers.codeobject import kernel_infos
 from q4jit.errors import CompileError
 from q4jit.formats import FORMATS
 from q4jit.plan import Source
-from q4jit.schedule_hip import ELEMENT, TILE_FMA, TILE_MATRIX, Tuning, remarks
+from q4jit.schedule_hip import (
+    ELEMENT,
+    GEMV,
+    GEMV_DOT,
+    TILE_FMA,
+    TILE_MATRIX,
+    Tuning,
+    remarks,
+)
 from q4jit.targets import HIP_ARCHS, find_target
 from tests.conftest import GOLDEN, check_golden
 from tests.hip import hip_plan
@@ -132,7 +140,7 @@ def grown(before: Table, now: Table) -> Iterator[str]:
 
 def test_remarks_are_of_what_a_plan_really_does_not_follow() -> None:
     asked = Tuning(precision="i8", block_size=128)
-    args = [(zeros(m, 512), tensor("Q4_0", 512, 64)) for m in (4, 64)]
+    args = [(zeros(m, 512), tensor("Q8_0", 512, 64)) for m in (4, 64)]
     few, many = (hip_plan(product, "hip:gfx1100", a, asked) for a in args)
     assert remarks(few, asked) == []
     precision, block_size = remarks(many, asked)
@@ -156,8 +164,8 @@ def test_a_text_counts_its_shared_memory_and_minds_the_limit(
     compiler, facts = compiler_for(arch), HIP_ARCHS[arch]
 
     for kernel in RECORDED:
-        if isinstance(kernel, Generic):
-            continue
+        if isinstance(kernel, Generic) or kernel.name.startswith("chosen"):
+            continue  # few rows on matrix units: x takes what room there is
         needed = recorded()[kernel.name, arch][COLUMNS.index("LDS")]
         monkeypatch.setitem(HIP_ARCHS, arch, replace(facts, lds_bytes=needed))
         source = kernel.sources(arch)[-1]
@@ -327,13 +335,14 @@ def of(kernel: Case, arch: str) -> Counter[str]:
 def test_quants_are_loaded_16_bytes_at_a_time(arch: str, fmt: str) -> None:
     unit_bytes = {"Q4_0": 16, "Q4_1": 16, "Q8_0": 32, "Q6_K": 64, "F16": 64, "F32": 128}[fmt]
     columns = 2  # LLVM makes one of the loads before the loop and those in it for the next round
-    assert matching(of(plain(fmt, 1), arch), LOAD_16) == columns * unit_bytes // 16
+    found = of(plain(fmt, 1, schedule=GEMV), arch)
+    assert matching(found, LOAD_16) == columns * unit_bytes // 16
 
 
 @pytest.mark.parametrize("arch", AMD_ARCHS)
 @pytest.mark.parametrize("fmt", BLOCK_FORMATS)
 def test_a_byte_becomes_a_float_in_one_instruction(arch: str, fmt: str) -> None:
-    found = of(plain(fmt, 1), arch)
+    found = of(plain(fmt, 1, schedule=GEMV), arch)
     assert [matching(found, f"v_cvt_f32_ubyte{i}") for i in range(4)] == [16] * 4  # 2 columns
     assert matching(found, "v_(bfe|cvt_f32_[iu]32).*") < 32, "none for quants"
 
@@ -342,14 +351,15 @@ def test_a_byte_becomes_a_float_in_one_instruction(arch: str, fmt: str) -> None:
 @pytest.mark.parametrize("fmt", BLOCK_FORMATS)
 def test_int8_is_multiplied_by_dot_instructions(arch: str, fmt: str) -> None:
     dot = "v_dot4c?_i32_i8" if HIP_ARCHS[arch].dot == "sdot4" else "v_dot4_i32_iu8"
-    assert matching(of(plain(fmt, 1, precision="i8"), arch), dot) == 8 * 4  # words, columns
+    found = of(plain(fmt, 1, precision="i8", schedule=GEMV_DOT), arch)
+    assert matching(found, dot) == 8 * 4  # words, columns
 
 
 @pytest.mark.parametrize("precision", ["f32", "f16"])
 @pytest.mark.parametrize("arch", ["gfx90a", "gfx942", "gfx1100", "gfx1201"])
 def test_tiles_are_multiplied_by_matrix_units(arch: str, precision: str) -> None:
     matrix = "v_mfma_f32_16x16x16_?bf16(_1k)?|v_wmma_f32_16x16x16_bf16"
-    found = of(plain("Q4_0", 70, precision=precision), arch)
+    found = of(plain("Q4_0", 70, precision=precision, schedule=TILE_MATRIX), arch)
     terms = {"f32": 3, "f16": 2}[precision]
     waves = 256 // HIP_ARCHS[arch].wave
     assert matching(found, matrix) == terms * 2 * (4 * 4) // waves  # two k of 16, 4 x 4 fragments

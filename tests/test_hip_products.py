@@ -13,15 +13,17 @@ from numpy.typing import NDArray
 
 from q4jit.errors import TargetError
 from q4jit.formats import FORMATS
-from q4jit.layouts import GGUF, PLANAR
+from q4jit.layouts import GGUF, PLANAR, TILES16
 from q4jit.schedule_hip import (
     DEQUANTIZE,
     ELEMENT,
     GEMV,
+    GEMV_MATRIX,
     LOOKUP,
     MAX_GRID_Y,
     ROWS,
     TILE_FMA,
+    TILE_HALVES,
     TILE_MATRIX,
     Tuning,
 )
@@ -219,15 +221,20 @@ def test_what_the_schedule_is_by_default() -> None:
     infinite = spoiled("Q4_0", 256, N, np.inf, "d").tensor
     floats = weight("F16", 256, N).tensor
     for m, tensor, arch, expected in [
-        (1, w, "gfx1100", [GEMV]),
-        (16, w, "gfx1100", [GEMV]),
-        (17, w, "gfx1100", [ROWS, TILE_MATRIX]),
+        (1, w, "gfx1030", [GEMV]),
+        (16, w, "gfx1030", [GEMV]),
         (17, w, "gfx1030", [TILE_FMA]),
+        *((1, w, arch, [GEMV_MATRIX]) for arch in _MATRIX),
+        *((16, w, arch, [GEMV_MATRIX]) for arch in _MATRIX),
+        *((17, w, arch, [ROWS, TILE_HALVES]) for arch in _MATRIX),
+        (1, infinite, "gfx1100", [GEMV]),
         (17, infinite, "gfx1100", [TILE_FMA]),
         (17, floats, "gfx1100", [TILE_FMA]),
     ]:
         plan = hip_plan(one_product, f"hip:{arch}", [random_x(m, 256), tensor])
         assert [kernel.schedule for kernel in plan.kernels] == expected
+        in_quads = tensor is w and arch != "gfx1030"
+        assert plan.kernels[-1].layout == (TILES16 if in_quads else PLANAR), "a device keeps one"
     for tensor in (infinite, floats):
         with pytest.raises(TargetError, match="block formats with finite scales"):
             MATRIX[0].run(one_product, [random_x(17, 256), tensor])

@@ -114,7 +114,7 @@ def test_the_shapes_without_options_are_those_of_large_models() -> None:
         FORMATS["Q4_0"].row_bytes(k)
     target = Target("hip", "gfx1100")
     classes = {key_for(target, 64, 5, ("Q4_0",), m, "f32").m for m in cli._TUNED_ROWS}
-    assert classes == {1, 2, 4, 8, 16, 64}
+    assert classes == {1, 2, 4, 8, 16, 128}
 
 
 def test_kernels_that_are_all_wrong_are_a_failure(
@@ -130,8 +130,8 @@ def test_kernels_that_are_all_wrong_are_a_failure(
 
 
 def test_export_and_merge(asked: list[str], tune: Tune, file: Path, tmp_path: Path) -> None:
-    tune("--shape", "64x5", "--m", "1")
-    trials = tunings.load(file)[MACHINE, Key(64, 5, "Q4_0", 1, "f32")]
+    tune("--shape", "64x5", "--m", "1", "--format", "q8_0")
+    trials = tunings.load(file)[MACHINE, Key(64, 5, "Q8_0", 1, "f32")]
     everything, winners = tmp_path / "all.json", tmp_path / "winners.json"
     out = tune("--export", everything)
     assert out == f"{everything}: 1 product, {len(trials)} trials\n"

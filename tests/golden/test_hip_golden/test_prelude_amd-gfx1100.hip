@@ -97,6 +97,14 @@ DEVICE float byte_minus(u32 word, int b, float zero) {
     return x - zero;
 }
 
+DEVICE int at_run_time(int number) { return number; }  // elsewhere the compiler does not know it
+
+// Copies into shared memory; elsewhere they run beside the arithmetic and are waited for.
+DEVICE void copy_16(void* shared, const void* from) { *(u32x4*)shared = *(const u32x4*)from; }
+DEVICE void copy_4(void* shared, const void* from) { *(u32*)shared = *(const u32*)from; }
+DEVICE void close_copies() {}
+DEVICE void await_copies() {}
+
 // Two f16 numbers in a word, the first is the low half.
 typedef _Float16 f16x2 __attribute__((ext_vector_type(2)));
 DEVICE u32 to_halves(float first, float second) {
@@ -133,25 +141,28 @@ DEVICE f32x8 wmma_16x16x16_f16(u32x8 a, u32x8 b, f32x8 c) {
     return __builtin_amdgcn_wmma_f32_16x16x16_f16_w32(
         __builtin_bit_cast(f16x16, a), __builtin_bit_cast(f16x16, b), c);
 }
-
-// WMMA of RDNA 3, a wave of 32: lane l holds row l % 16 of an input at all 16 k (lanes 16…31 repeat
-// 0…15), and of the result column l % 16 in the even rows (l < 16) or the odd ones.
-typedef bf16x16 fragment;
-typedef f32x8 accumulator;
-constexpr int ACCUMULATOR_ELEMENTS = 8;
-
-DEVICE fragment load_fragment(const u16* tile, int stride) {
-    // Rows lie at multiples of 16 bytes, half of what the type would promise.
-    typedef bf16x16 row_type __attribute__((aligned(16)));
-    return *(const row_type*)(tile + lane_index() % 16 * stride);
+// c + the sum of two products of f16; denormals are taken for 0.
+DEVICE float dot2_halves(u32 a, u32 b, float c) {
+    return __builtin_amdgcn_fdot2(__builtin_bit_cast(f16x2, a), __builtin_bit_cast(f16x2, b), c, false);
 }
 
-DEVICE accumulator zero_accumulator() { return accumulator{}; }
+// WMMA of RDNA 3 on f16, a wave of 32: lane l holds row l % 16 of an input at all 16 k (lanes 16…31
+// repeat 0…15), and of the result column l % 16 in the even rows (l < 16) or the odd ones. So that a
+// lane's results are of neighbouring rows, x's rows 0…7 are put into the even ones.
+constexpr int TILE_ROWS = 16;  // of x, in one instruction
+constexpr int LANE_COLUMNS = 1;  // of 16
+constexpr int LANE_ROWS = 8;  // of the result, in each of them
+constexpr int PARTS = 1;  // lanes that share a unit
+typedef f32x8 lane_sums;
 
-// c[m][n] += sum over k of x[m][k] w[n][k]
-DEVICE accumulator multiply_add(fragment x, fragment w, accumulator c) {
-    return wmma_16x16x16(x, w, c);
+DEVICE int lane_part() { return 0; }
+DEVICE int lane_column(int) { return lane_index() % 16; }
+DEVICE int lane_row(int v) { return lane_index() / 16 * 8 + v; }
+DEVICE int lane_x_row() { return lane_index() % 2 * 8 + lane_index() % 16 / 2; }
+DEVICE float lane_sum(const lane_sums& sums, int, int v) { return sums[v]; }
+
+// sums += x w over a unit
+DEVICE void multiply_unit(const u32x4 (&x)[4], const u32x4 (&w)[1][4], lane_sums& sums) {
+    UNROLL for (int i = 0; i < 4; i += 2)
+        sums = wmma_16x16x16_f16(join_words(x[i], x[i + 1]), join_words(w[0][i], w[0][i + 1]), sums);
 }
-
-DEVICE int accumulator_row(int i) { return 2 * i + lane_index() / 16; }
-DEVICE int accumulator_column(int) { return lane_index() % 16; }

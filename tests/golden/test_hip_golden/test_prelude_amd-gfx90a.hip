@@ -95,6 +95,14 @@ DEVICE float byte_minus(u32 word, int b, float zero) {
     return x - zero;
 }
 
+DEVICE int at_run_time(int number) { return number; }  // elsewhere the compiler does not know it
+
+// Copies into shared memory; elsewhere they run beside the arithmetic and are waited for.
+DEVICE void copy_16(void* shared, const void* from) { *(u32x4*)shared = *(const u32x4*)from; }
+DEVICE void copy_4(void* shared, const void* from) { *(u32*)shared = *(const u32*)from; }
+DEVICE void close_copies() {}
+DEVICE void await_copies() {}
+
 // Two f16 numbers in a word, the first is the low half.
 typedef _Float16 f16x2 __attribute__((ext_vector_type(2)));
 DEVICE u32 to_halves(float first, float second) {
@@ -128,22 +136,25 @@ DEVICE f32x4 mfma_16x16x16_f16(u32x2 a, u32x2 b, f32x4 c) {
         __builtin_bit_cast(f16x4, a), __builtin_bit_cast(f16x4, b), c, 0, 0, 0);
 }
 
-// MFMA of 16x16x16 by a wave of 64: lane l holds row l % 16 of an input at k = 4 (l / 16) + 0…3,
-// and of the result column l % 16 in rows 4 (l / 16) + 0…3.
-typedef bf16x4 fragment;
-typedef f32x4 accumulator;
-constexpr int ACCUMULATOR_ELEMENTS = 4;
+// MFMA of 16x16x16 on f16 by a wave of 64. Lane l has x's row and w's column l % 16, of either at
+// part l / 16 of a unit, and of the result column l % 16 in rows 4 (l / 16) + 0…3.
+constexpr int TILE_ROWS = 16;  // of x, in one instruction
+constexpr int LANE_COLUMNS = 1;  // of 16
+constexpr int LANE_ROWS = 4;  // of the result, in each of them
+constexpr int PARTS = 4;  // lanes that share a unit
+typedef f32x4 lane_sums;
 
-DEVICE fragment load_fragment(const u16* tile, int stride) {
-    return *(const fragment*)(tile + lane_index() % 16 * stride + lane_index() / 16 * 4);
+DEVICE int lane_part() { return lane_index() / 16; }
+DEVICE int lane_column(int) { return lane_index() % 16; }
+DEVICE int lane_row(int v) { return lane_index() / 16 * 4 + v; }
+DEVICE int lane_x_row() { return lane_index() % 16; }
+DEVICE float lane_sum(const lane_sums& sums, int, int v) { return sums[v]; }
+
+// sums += x w over a unit
+DEVICE void multiply_unit(const u32x4 (&x)[1], const u32x4 (&w)[1][1], lane_sums& sums) {
+    UNROLL for (int i = 0; i < 4; i += 2)
+        sums = mfma_16x16x16_f16(u32x2{x[0][i], x[0][i + 1]}, u32x2{w[0][0][i], w[0][0][i + 1]}, sums);
 }
 
-DEVICE accumulator zero_accumulator() { return accumulator{}; }
-
-// c[m][n] += sum over k of x[m][k] w[n][k]
-DEVICE accumulator multiply_add(fragment x, fragment w, accumulator c) {
-    return mfma_16x16x16(x, w, c);
-}
-
-DEVICE int accumulator_row(int i) { return lane_index() / 16 * 4 + i; }
-DEVICE int accumulator_column(int) { return lane_index() % 16; }
+// Denormal f16 are lost: the second term of x comes times 2^11, that both can be as small as 2^-14.
+constexpr float REST_STEP = 0x1p-11f;

@@ -74,6 +74,14 @@ DEVICE u16 f32_to_half(float x) {
 }
 DEVICE float byte_minus(u32 word, int b, float zero) { return (float)(word >> 8 * b & 0xFF) - zero; }
 
+DEVICE int at_run_time(int number) { return number; }  // elsewhere the compiler does not know it
+
+// Copies into shared memory; elsewhere they run beside the arithmetic and are waited for.
+DEVICE void copy_16(void* shared, const void* from) { *(u32x4*)shared = *(const u32x4*)from; }
+DEVICE void copy_4(void* shared, const void* from) { *(u32*)shared = *(const u32*)from; }
+DEVICE void close_copies() {}
+DEVICE void await_copies() {}
+
 // Two f16 numbers in a word, the first is the low half.
 DEVICE u32 to_halves(float first, float second) {
     return f32_to_half(first) | (u32)f32_to_half(second) << 16;
@@ -109,22 +117,21 @@ DEVICE f32x8 wmma_16x16x16_f16(u32x4 a, u32x4 b, f32x8 c, int line = __builtin_L
     return c;
 }
 
-// WMMA of RDNA 4, a wave of 32: lane l holds row l % 16 of an input at k = 8 (l / 16) + 0…7, and of
-// the result column l % 16 in rows 8 (l / 16) + 0…7.
-typedef bf16x8 fragment;
-typedef f32x8 accumulator;
-constexpr int ACCUMULATOR_ELEMENTS = 8;
+// WMMA of RDNA 4 on f16, a wave of 32. Lane l has x's row and w's column l % 16, of either in half
+// l / 16 of a unit, and of the result column l % 16 in rows 8 (l / 16) + 0…7.
+constexpr int TILE_ROWS = 16;  // of x, in one instruction
+constexpr int LANE_COLUMNS = 1;  // of 16
+constexpr int LANE_ROWS = 8;  // of the result, in each of them
+constexpr int PARTS = 2;  // lanes that share a unit
+typedef f32x8 lane_sums;
 
-DEVICE fragment load_fragment(const u16* tile, int stride) {
-    return *(const fragment*)(tile + lane_index() % 16 * stride + lane_index() / 16 * 8);
+DEVICE int lane_part() { return lane_index() / 16; }
+DEVICE int lane_column(int) { return lane_index() % 16; }
+DEVICE int lane_row(int v) { return lane_index() / 16 * 8 + v; }
+DEVICE int lane_x_row() { return lane_index() % 16; }
+DEVICE float lane_sum(const lane_sums& sums, int, int v) { return sums[v]; }
+
+// sums += x w over a unit
+DEVICE void multiply_unit(const u32x4 (&x)[2], const u32x4 (&w)[1][2], lane_sums& sums) {
+    UNROLL for (int i = 0; i < 2; ++i) sums = wmma_16x16x16_f16(x[i], w[0][i], sums);
 }
-
-DEVICE accumulator zero_accumulator() { return accumulator{}; }
-
-// c[m][n] += sum over k of x[m][k] w[n][k]
-DEVICE accumulator multiply_add(fragment x, fragment w, accumulator c) {
-    return wmma_16x16x16(x, w, c);
-}
-
-DEVICE int accumulator_row(int i) { return lane_index() / 16 * 8 + i; }
-DEVICE int accumulator_column(int) { return lane_index() % 16; }

@@ -1,0 +1,403 @@
+// residual for hip:gfx1201, gemv_matrix, 4 rows a tile, 128 threads, made by q4jit
+// rows:
+//   v0 = x
+// 96 gemv_matrix:
+//   v2 = v0 @ w    Q4_0 [512, 96]
+//   output0 = r + v2
+
+constexpr int BLOCK_SIZE = 128;
+static_assert(BLOCK_SIZE % WAVE == 0 && BLOCK_SIZE <= 1024, "a block is whole waves");
+constexpr int ROWS = 4;  // of x, which share one decoding
+constexpr int COLUMNS = 16;  // of the result
+constexpr int WIDTH = 96;  // columns of the whole result
+constexpr int K = 512;
+constexpr int TERMS = 2;  // f16 numbers that make up one x
+constexpr int AHEAD = 1;  // quads that a wave loads before their turn
+constexpr int WAVES_N = COLUMNS / 16;  // waves beside each other
+constexpr int WAVES_K = BLOCK_SIZE / WAVE / WAVES_N;  // waves that share columns
+static_assert(WAVES_N * WAVES_K * WAVE == BLOCK_SIZE, "waves share the columns and K evenly");
+constexpr int QUADS = (K + 127) / 128;  // of a column: four units that are stored together
+constexpr int SPLITS = 1;  // blocks of a cluster: each has its own part of K
+constexpr int SPLIT_QUADS = (QUADS + SPLITS - 1) / SPLITS;
+// Terms of a row are rows of one instruction where there is room, or else they take turns.
+constexpr bool BESIDE = TERMS > 1 && ROWS * TERMS <= TILE_ROWS;
+constexpr int TURNS = BESIDE ? 1 : TERMS;
+constexpr int ROW_TERMS = BESIDE ? TERMS : 1;
+constexpr int STEPS = (ROWS * ROW_TERMS + TILE_ROWS - 1) / TILE_ROWS;  // instructions for all rows
+constexpr int USED_ROWS = STEPS > 1 ? TILE_ROWS : ROWS * ROW_TERMS;  // of an instruction's
+static_assert(STEPS * USED_ROWS == ROWS * ROW_TERMS, "instructions are full, or it is one");
+// Results of a lane in a column, for one instruction; of few rows the first are all that any lane stores.
+constexpr int VALUES = (LANE_ROWS < USED_ROWS ? LANE_ROWS : USED_ROWS) / ROW_TERMS;
+constexpr int UNIT_ITEMS = TURNS * STEPS * USED_ROWS * 4;  // 16 bytes of eight x each
+constexpr int UNIT_BYTES = UNIT_ITEMS * 16 + ROWS * 5;
+constexpr int PRODUCTS = 1;
+constexpr int RECEIVED_BYTES = 0;
+constexpr int ROOM_QUADS = (64512 - RECEIVED_BYTES) / 4 / UNIT_BYTES;
+constexpr int ROUND_QUADS = AHEAD * WAVES_K;  // which the waves of a block take together
+constexpr int CHUNK_QUADS =  // of x, staged at a time
+    ROOM_QUADS < SPLIT_QUADS ? ROOM_QUADS / ROUND_QUADS * ROUND_QUADS : SPLIT_QUADS;
+static_assert(CHUNK_QUADS > 0, "shared memory holds what the waves load ahead");
+constexpr int CHUNK_UNITS = 4 * CHUNK_QUADS;
+constexpr int SHARES = ROWS * CHUNK_UNITS * 4;  // eight x each
+constexpr int MOST_SHARES = (SHARES + BLOCK_SIZE - 1) / BLOCK_SIZE;
+constexpr int SHARES_AT_A_TIME = 2;  // registers of more would cost waves
+constexpr int THREAD_SHARES = MOST_SHARES < SHARES_AT_A_TIME ? MOST_SHARES : SHARES_AT_A_TIME;
+constexpr int SCALES_AT = CHUNK_UNITS * UNIT_ITEMS * 16;
+constexpr int ROUGH_AT = SCALES_AT + CHUNK_UNITS * ROWS * 4;
+constexpr int CHUNK_BYTES = ROUGH_AT + CHUNK_UNITS * ROWS;
+constexpr int SUMS_BYTES = PRODUCTS * WAVES_K * ROWS * COLUMNS * 4;
+constexpr int ROOM_BYTES = ((CHUNK_BYTES > SUMS_BYTES ? CHUNK_BYTES : SUMS_BYTES) + 15) / 16 * 16;
+constexpr int STAGED_BYTES = ROOM_BYTES + RECEIVED_BYTES + 32;
+constexpr int LDS_BYTES = STAGED_BYTES;  // shared memory of a block
+static_assert(LDS_BYTES <= 65536, "gfx1201 has 65536 bytes of shared memory for a block");
+
+constexpr int MAX_GRID_Y = 65535;
+// Rows of blocks are counted on the y axis and, where its limit is reached, on the z axis.
+DEVICE i64 block_of_rows() { return (i64)block_z() * MAX_GRID_Y + block_y(); }
+
+// A loop of few rounds would be unrolled whole, at the price of registers.
+#define ROLLED _Pragma("unroll 1")
+
+// Four neighbouring floats at any float's address: one load where they are aligned.
+DEVICE f32x4 load_four(const float* at) {
+    if ((u64)at % 16 == 0) return *(const f32x4*)at;
+    return f32x4{at[0], at[1], at[2], at[3]};
+}
+
+// Q4_0 [512, 96] in the layout `tiles16`.
+struct Q4_0_512x96 {
+    static constexpr int K = 512;
+    static constexpr int N = 96;
+    static constexpr int UNITS = (K + 31) / 32;  // of a column
+    static constexpr int BLOCK_ELEMENTS = 32;
+    static constexpr int BLOCKS = K / BLOCK_ELEMENTS;  // of a column
+    static constexpr int BLOCK_UNITS = BLOCK_ELEMENTS / 32;
+    static_assert(K % BLOCK_ELEMENTS == 0, "columns are whole blocks");
+    static constexpr float ZERO = 8.0f;  // the quant of the value 0
+    static constexpr int QUADS = (UNITS + 3) / 4;  // of a column
+    static constexpr i64 QUANTS0_AT = 0;
+    static constexpr int QUANTS0_STRIDE = 16;  // bytes from block to block
+    static constexpr i64 D_AT = 24576;
+    static constexpr int D_STRIDE = 2;  // bytes from block to block
+
+    // A unit as it is stored: loaded early, unpacked when it is needed.
+    struct Stored {
+        u32x4 words[1];
+        u16 d;
+    };
+
+    static_assert((N + 15) / 16 * (i64)QUADS * 16 < 1ll << 32, "quads are counted in 32 bits");
+    // Which of the weight's quads one is: 16 columns stand beside each other.
+    DEVICE u32 quad_index(u32 column, int quad) { return (column / 16 * QUADS + quad) * 16 + column % 16; }
+
+    DEVICE Stored load(const u8* w, i64 column, int unit) {
+        const i64 quad = quad_index((u32)column, unit / 4);
+        Stored stored;
+        UNROLL for (int i = 0; i < 4; ++i)
+            stored.words[0][i] = ((const u32*)(w + QUANTS0_AT))[quad * 16 + i * 4 + unit % 4];
+        stored.d = ((const u16*)(w + D_AT))[quad * 4 + unit % 4];
+        return stored;
+    }
+
+    // What a lane has of a quad, the four units of a column that are stored together.
+    struct Part {
+        u32x4 words[4 / PARTS];
+        u32 d[2];
+    };
+
+    // at: the quad's place among all of them.
+    DEVICE Part load_part(const u8* w, u32 at) {
+        Part part;
+        const u8* const words = w + QUANTS0_AT + (u32)at * 64 + lane_part() * (4 / PARTS) * 16;
+        UNROLL for (int i = 0; i < 4 / PARTS; ++i) part.words[i] = stream_16(words + i * 16);
+        const u64 d = *(const u64*)(w + D_AT + (u32)at * 8);
+        part.d[0] = (u32)d;
+        part.d[1] = (u32)(d >> 32);
+        return part;
+    }
+
+    // The quants of unit u minus 8, times 2^-9, of each word's elements 0, 2 · 1, 3 · 16, 18 · 17, 19.
+    // Four bits at the end of an f16 are so many times 2^-24, its next four so many times 2^-20.
+    DEVICE void halves(const Part& part, int u, u32x4 (&q)[4 / PARTS]) {
+        UNROLL for (int i = 0; i < 4 / PARTS; ++i)
+            UNROLL for (int odd = 0; odd < 2; ++odd) {
+                const u32 word = part.words[i][u] >> (8 * odd);
+                q[i][odd] = fma_halves(word & 0x000F000Fu, 0x78007800u, 0xA400A400u);  // * 2^15 - 2^-6
+                q[i][odd + 2] = fma_halves(word & 0x00F000F0u, 0x68006800u, 0xA400A400u);  // * 2^11 - 2^-6
+            }
+    }
+
+    DEVICE float scale(const Part& part, int u) { return half_to_f32((u16)(part.d[u / 2] >> (16 * (u % 2)))); }
+
+    // A single value.
+    DEVICE float value(const u8* w, i64 column, int k) {
+        const i64 quad = quad_index((u32)column, k / 128);
+        const int unit = k / 32 % 4;
+        const u32 byte = w[QUANTS0_AT + quad * 64 + k % 16 / 4 * 16 + unit * 4 + k % 4];
+        return (float)((i32)(byte >> (k % 32 / 16 * 4) & 15) - 8) *
+               half_to_f32(((const u16*)(w + D_AT))[quad * 4 + unit]);
+    }
+
+    // 32 quants, four to a word in the order of the elements.
+    DEVICE void quants(const Stored& stored, int unit, u32 (&q)[8]) {
+        UNROLL for (int i = 0; i < 4; ++i) {
+            const u32 word = stored.words[0][i];
+            q[i] = word & 0x0f0f0f0fu;
+            q[i + 4] = word >> 4 & 0x0f0f0f0fu;
+        }
+    }
+
+    // Quant i of a unit, 0 at the value 0 and counted from `zero`: a small whole number.
+    DEVICE float centred(const u32 (&q)[8], int i, float zero = 0.0f) {
+        return byte_minus(q[i / 4], i % 4, ZERO + zero);
+    }
+
+    // What the 32 elements of a unit are multiplied by.
+    DEVICE float scale(const Stored& stored, int) {
+        return half_to_f32(stored.d);
+    }
+
+    // 32 values, rounded as the reference rounds.
+    DEVICE void decode(const Stored& stored, int unit, float (&values)[32]) {
+        u32 q[8];
+        quants(stored, unit, q);
+        const float factor = scale(stored, 0);
+        UNROLL for (int i = 0; i < 32; ++i) values[i] = centred(q, i) * factor;
+    }
+};
+
+struct Arguments {
+    const float* x;
+    const u8* w;
+    const float* r;
+    float* output0;
+    i64 m;
+};
+
+// x, after the prologue.
+DEVICE float x_value(const Arguments& a, i64 row, int column) {
+    const float v0 = a.x[row * 512 + column];
+    return v0;
+}
+
+// The same for four neighbouring columns, of which this is the first.
+DEVICE void x_values(const Arguments& a, i64 row, int column, float* x) {
+    const f32x4 v0_four = load_four(&a.x[row * 512 + column]);
+    UNROLL for (int i = 0; i < 4; ++i) {
+        const float v0 = v0_four[i];
+        x[i] = v0;
+    }
+}
+
+// From the products at one row and column to the results.
+DEVICE void epilogue(const Arguments& a, i64 row, int column, float v2) {
+    const float v1 = a.r[row * 96 + column];
+    const float v3 = v1 + v2;
+    a.output0[row * 96 + column] = v3;
+}
+
+// Of a lane's value v in a step: its row of x.
+DEVICE int value_row(int step, int v) {
+    const int row = (step * TILE_ROWS + lane_row(v * ROW_TERMS)) / ROW_TERMS;
+    return row < ROWS ? row : ROWS - 1;  // beyond them nothing is stored
+}
+
+constexpr float LEAST_REST = 0x1p-16f;  // beside a unit's largest x, of it
+
+// Splits eight of a unit's 32 x, which four lanes share, into f16 terms of 11 bits, relative to a
+// power of two: `scale`. The largest x becomes less than 2^15 and an f16 may be as small as 2^-24, so
+// that two terms keep 2^-40 of it. Returns whether the unit is rough: then its terms are 0. So it is
+// for Inf and NaN, and where so little is left beside the largest that 2^-40 would matter: columns
+// may have zeros there. (LEAST_REST, more where instructions take denormal f16 for 0: 2^-29 is lost.)
+DEVICE bool split_x(const float (&x)[8], u32x4 (&terms)[TERMS], float& scale) {
+    float largest = 0.0f, rest = 0.0f;
+    UNROLL for (int j = 0; j < 8; ++j)
+        if (!(abs_f32(x[j]) <= largest)) largest = abs_f32(x[j]);  // NaN stays
+    UNROLL for (int mask = 1; mask < 4; mask *= 2) {
+        const float other = shuffle_xor(largest, mask);
+        if (!(other <= largest)) largest = other;
+    }
+    UNROLL for (int j = 0; j < 8; ++j)
+        if (abs_f32(x[j]) < largest) rest += abs_f32(x[j]);
+    UNROLL for (int mask = 1; mask < 4; mask *= 2) rest += shuffle_xor(rest, mask);
+    scale = as_f32((as_u32(largest) & 0x7F800000u) - (5u << 23));  // 2^9 more: quants come times 2^-9
+    float inverse = as_f32((268u << 23) - (as_u32(largest) & 0x7F800000u));
+    const bool usual = largest >= 0x1p-80f && largest <= 0x1p+120f;  // false for NaN
+    const bool alone = rest > 0.0f && rest < largest * LEAST_REST;
+    if (!usual || alone) scale = inverse = 0.0f;
+    UNROLL for (int i = 0; i < 4; ++i) {
+        const int j = i / 2 * 4 + i % 2;  // elements 0, 2 · 1, 3 · 4, 6 · 5, 7: in the order of a weight's
+        float even = x[j] * inverse, odd = x[j + 2] * inverse;
+        if (inverse == 0.0f) even = odd = 0.0f;  // Inf and NaN
+        terms[0][i] = to_halves(even, odd);
+        const float even_so_far = half_to_f32((u16)terms[0][i]), odd_so_far = half_to_f32((u16)(terms[0][i] >> 16));
+        terms[1][i] = to_halves(even - even_so_far, odd - odd_so_far);
+    }
+    return alone || !(usual || largest == 0.0f);
+}
+
+// A block computes COLUMNS columns for ROWS rows on matrix units. x is split into f16 terms that share
+// a scale in each unit, quants are f16 numbers exactly. The sums of a unit are multiplied by both
+// scales and added up in f32. Waves beside each other have 16 columns each, others other quads of K.
+DEVICE void compute(const Arguments& a) {
+    const i64 m = a.m;
+    SHARED u32x4 staged[ROOM_BYTES / 16];
+    SHARED int any_rough;
+    float* const x_scales = (float*)((u8*)staged + SCALES_AT);
+    u8* const x_rough = (u8*)staged + ROUGH_AT;
+    const int thread = thread_index();
+    const int wave_k = wave_index() / WAVES_N;
+    const i64 row0 = block_of_rows() * ROWS;
+    const int column0 = block_x() / SPLITS * COLUMNS;
+    const int first_quad = block_x() % SPLITS * SPLIT_QUADS;
+    const int end_quad = at_run_time(first_quad + SPLIT_QUADS < QUADS ? first_quad + SPLIT_QUADS : QUADS);
+    if (thread == 0) any_rough = 0;
+
+    const int wanted_tile = column0 / 16 + wave_index() % WAVES_N;
+    const int tile = WIDTH % COLUMNS == 0 || wanted_tile < (WIDTH + 15) / 16 ? wanted_tile : (WIDTH - 1) / 16;
+    int columns[LANE_COLUMNS];
+    UNROLL for (int c = 0; c < LANE_COLUMNS; ++c) {
+        const int column = tile * 16 + lane_column(c);
+        columns[c] = WIDTH % 16 == 0 || column < WIDTH ? column : WIDTH - 1;
+    }
+    // Four lanes share a unit of a row of x.
+    const auto load_share = [&](int share, int first, float (&x)[8]) {
+        const int part = share % 4, unit = share / 4 % CHUNK_UNITS, r = share / 4 / CHUNK_UNITS;
+        const i64 row = row0 + r < m ? row0 + r : m - 1;
+        UNROLL for (int half = 0; half < 2; ++half) {
+            const int k = first * 128 + unit * 32 + half * 16 + part * 4;
+            UNROLL for (int j = 0; j < 4; ++j) x[half * 4 + j] = 0.0f;
+            if (share < SHARES && k < K) x_values(a, row, k, x + half * 4);
+        }
+    };
+    float x_ahead[THREAD_SHARES][8];
+    UNROLL for (int i = 0; i < THREAD_SHARES; ++i)
+        load_share(thread + i * BLOCK_SIZE, first_quad, x_ahead[i]);
+    u32 v2_at[LANE_COLUMNS];  // quad 0 of the lane's columns
+    UNROLL for (int c = 0; c < LANE_COLUMNS; ++c)
+        v2_at[c] = Q4_0_512x96::quad_index(tile * 16, 0) + lane_column(c);
+    Q4_0_512x96::Part v2_ahead[AHEAD][LANE_COLUMNS];
+    UNROLL for (int i = 0; i < AHEAD; ++i) {
+        const int quad = first_quad + i * WAVES_K + wave_k;
+        if (quad >= end_quad) break;
+        UNROLL for (int c = 0; c < LANE_COLUMNS; ++c)
+            v2_ahead[i][c] = Q4_0_512x96::load_part(a.w, v2_at[c] + quad * 16);
+    }
+    float v2_sums[STEPS][LANE_COLUMNS][VALUES] = {};
+    ROLLED for (int first = first_quad; first < end_quad; first += CHUNK_QUADS) {
+        block_barrier();  // any_rough is 0, and nobody reads the x before
+        ROLLED for (int share0 = thread; share0 - thread < SHARES; share0 += THREAD_SHARES * BLOCK_SIZE) {
+            if (share0 > thread || first > first_quad)
+                UNROLL for (int i = 0; i < THREAD_SHARES; ++i)
+                    load_share(share0 + i * BLOCK_SIZE, first, x_ahead[i]);
+            UNROLL for (int i = 0; i < THREAD_SHARES; ++i) {
+                const int share = share0 + i * BLOCK_SIZE;
+                const int part = share % 4, unit = share / 4 % CHUNK_UNITS, r = share / 4 / CHUNK_UNITS;
+                u32x4 terms[TERMS];
+                float scale;
+                const bool rough = split_x(x_ahead[i], terms, scale);
+                if (share >= SHARES) continue;  // only now: lanes of a wave split x together
+                UNROLL for (int t = 0; t < TERMS; ++t) {
+                    const int item = BESIDE ? (r * TERMS + t) * 4 : (t * ROWS + r) * 4;
+                    staged[unit * UNIT_ITEMS + item + part] = terms[t];
+                }
+                if (part == 0) {
+                    x_scales[unit * ROWS + r] = scale;
+                    x_rough[unit * ROWS + r] = rough;
+                    if (rough) any_rough = 1;
+                }
+            }
+        }
+        block_barrier();
+        ROLLED for (int round = 0; round < CHUNK_QUADS; round += ROUND_QUADS)
+        UNROLL for (int i = 0; i < AHEAD; ++i) {
+            const int local_quad = round + i * WAVES_K + wave_k;
+            const int quad = first + local_quad;
+            if (local_quad >= CHUNK_QUADS || quad >= end_quad) break;
+            UNROLL for (int u = 0; u < 4; ++u) {
+                const int unit = local_quad * 4 + u;
+                u32x4 v2_quants[LANE_COLUMNS][4 / PARTS];
+                float v2_d[LANE_COLUMNS];
+                UNROLL for (int c = 0; c < LANE_COLUMNS; ++c) {
+                    Q4_0_512x96::halves(v2_ahead[i][c], u, v2_quants[c]);
+                    v2_d[c] = Q4_0_512x96::scale(v2_ahead[i][c], u);
+                }
+                UNROLL for (int step = 0; step < STEPS; ++step) {
+                    u32x4 x[TURNS][4 / PARTS];
+                    UNROLL for (int t = 0; t < TURNS; ++t)
+                        UNROLL for (int p = 0; p < 4 / PARTS; ++p)
+                            x[t][p] = staged[unit * UNIT_ITEMS + (t * STEPS + step) * USED_ROWS * 4 +
+                                             lane_x_row() % USED_ROWS * 4 + lane_part() * (4 / PARTS) + p];
+                    float x_scale[VALUES];
+                    UNROLL for (int v = 0; v < VALUES; ++v) x_scale[v] = x_scales[unit * ROWS + value_row(step, v)];
+                    lane_sums v2_dots = {};
+                    UNROLL for (int t = TURNS - 1; t >= 0; --t)
+                        multiply_unit(x[t], v2_quants, v2_dots);
+                    UNROLL for (int c = 0; c < LANE_COLUMNS; ++c)
+                        UNROLL for (int v = 0; v < VALUES; ++v) {
+                            float dot = lane_sum(v2_dots, c, v * ROW_TERMS);
+                            if (BESIDE) dot += lane_sum(v2_dots, c, v * ROW_TERMS + 1);
+                            float& sum = v2_sums[step][c][v];
+                            sum = fma_f32(v2_d[c] * x_scale[v], dot, sum);
+                            settle(sum);  // x of units ahead would take half of the registers
+                        }
+                }
+            }
+            if (quad + ROUND_QUADS < end_quad) {
+                UNROLL for (int c = 0; c < LANE_COLUMNS; ++c)
+                    v2_ahead[i][c] = Q4_0_512x96::load_part(
+                        a.w, v2_at[c] + (quad + ROUND_QUADS) * 16);
+            }
+        }
+        if (any_rough) {  // their terms are 0: what they stand for is added here
+            ROLLED for (int unit = 0; unit < CHUNK_UNITS; ++unit) {
+                const int k0 = first * 128 + unit * 32;
+                if (unit / 4 % WAVES_K != wave_k || first + unit / 4 >= end_quad || k0 >= K) continue;
+                UNROLL for (int step = 0; step < STEPS; ++step)
+                    UNROLL for (int v = 0; v < VALUES; ++v) {
+                        const int r = value_row(step, v);
+                        if (!x_rough[unit * ROWS + r]) continue;
+                        const i64 row = row0 + r < m ? row0 + r : m - 1;
+                        ROLLED for (int k = k0; k < k0 + 32; ++k) {
+                            const float x = x_value(a, row, k);
+                            UNROLL for (int c = 0; c < LANE_COLUMNS; ++c)
+                                v2_sums[step][c][v] = fma_f32(
+                                    x, Q4_0_512x96::value(a.w, columns[c], k),
+                                    v2_sums[step][c][v]);
+                        }
+                    }
+            }
+        }
+    }
+
+    block_barrier();  // x may still be read
+    float* const sums = (float*)staged;
+    UNROLL for (int step = 0; step < STEPS; ++step)
+        UNROLL for (int c = 0; c < LANE_COLUMNS; ++c)
+            UNROLL for (int v = 0; v < VALUES; ++v) {
+                const int row = (step * TILE_ROWS + lane_row(v * ROW_TERMS)) / ROW_TERMS;
+                const int column = wave_index() % WAVES_N * 16 + lane_column(c);
+                if (row < ROWS)
+                    sums[((0 * WAVES_K + wave_k) * ROWS + row) * COLUMNS + column] =
+                        v2_sums[step][c][v];
+            }
+    block_barrier();
+    for (int at = thread; at < ROWS * COLUMNS; at += BLOCK_SIZE) {
+        float v2 = 0.0f;
+        UNROLL for (int part = 0; part < WAVES_K; ++part)
+            v2 += sums[(0 * WAVES_K + part) * ROWS * COLUMNS + at];
+        const i64 row = row0 + at / COLUMNS;
+        const int column = column0 + at % COLUMNS;
+        if (row < m && column < WIDTH)
+            epilogue(a, row, column, v2);
+    }
+}
+
+KERNEL(BLOCK_SIZE) void q4jit_residual(
+    const float* __restrict__ x,
+    const u8* __restrict__ w,
+    const float* __restrict__ r,
+    float* __restrict__ output0,
+    i64 m) {
+    compute(Arguments{x, w, r, output0, m});
+}
