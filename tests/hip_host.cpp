@@ -9,8 +9,9 @@
 // bytes in JOB. NAME... are the arguments' names. RESULT gets the bytes of each output array.
 //
 // Every GPU thread is a coroutine on a stack of its own; one that waits gives way to another that
-// is picked at random, so an order that only a barrier would guarantee is not kept. The grid runs
-// once per seed, and all runs must agree to the bit. A fault of the kernel ends the program with
+// is picked at random, so an order that only a barrier would guarantee is not kept. Blocks of a
+// cluster take turns, each with its shared memory swapped in. The grid runs once per seed, and all
+// runs must agree to the bit. A fault of the kernel ends the program with
 // status 3 and a line on stderr that says what happened and where.
 
 #include <fcntl.h>
@@ -33,6 +34,7 @@
 extern "C" {
 void host_entry(void** arguments);  // the linker makes it the kernel's trampoline
 extern const int host_block_size, host_wave;
+extern const int host_cluster_blocks __attribute__((weak));  // of a kernel that has clusters
 int host_thread, host_block[3];
 // The kernel's shared arrays, if it has any.
 extern char __start_host_shared[], __stop_host_shared[];
@@ -180,6 +182,8 @@ void catch_stray_accesses() {
 // ---- threads
 
 const char* const BARRIER = "block_barrier";
+const char* const CLUSTER = "a meeting of the cluster";
+const char* const SENT = "await_sent";
 
 // Where threads meet. Two calls on one line differ by the address they return to.
 struct Place {
@@ -208,10 +212,27 @@ struct Wave {
     alignas(64) char values[2][MAX_WAVE * MAX_EXCHANGE_BYTES];
 };
 
+// What a block of a cluster has while another one runs: its threads, and its shared memory.
+struct Block {
+    std::vector<Thread> threads;
+    std::vector<Wave> waves;
+    std::vector<int> runnable;
+    int at_barrier, first_at_barrier;
+    std::vector<char> shared;
+    // Numbers that other blocks send: how many bytes are expected, once they may be, and have come.
+    bool expects;
+    uint32_t expected_bytes, sent_bytes;
+};
+
+// Of the block that runs; those of the others of its cluster are in `cluster`.
 std::vector<Thread> threads;
 std::vector<Wave> waves;
 std::vector<int> runnable;
 int at_barrier, first_at_barrier;
+
+std::vector<Block> cluster;
+int rank_in_cluster;
+int cluster_arrivals;  // of threads at all meetings of the cluster so far
 jmp_buf scheduler;
 std::vector<void*> entry_arguments;
 uint64_t random_state;
@@ -252,17 +273,26 @@ void begin_thread() {
     run_thread();
 }
 
-void make_threads(int count) {
+size_t shared_bytes() { return static_cast<size_t>(shared_guard - __start_host_shared); }
+
+// Swaps a block of the cluster with what runs now: once it begins to run, and again when it rests.
+void swap_block(int rank) {
+    Block& block = cluster[static_cast<size_t>(rank)];
+    std::swap(threads, block.threads);
+    std::swap(waves, block.waves);
+    std::swap(runnable, block.runnable);
+    std::swap(at_barrier, block.at_barrier);
+    std::swap(first_at_barrier, block.first_at_barrier);
+    std::swap_ranges(block.shared.begin(), block.shared.end(), __start_host_shared);
+}
+
+// Of the block that runs; `stack_number` counts the stacks of all blocks.
+void make_threads(int count, int stack_number) {
     threads.resize(static_cast<size_t>(count));
     waves.resize(static_cast<size_t>(count / host_wave));
-    stacks_bytes = static_cast<size_t>(count) * (STACK_GUARD_BYTES + STACK_BYTES);
-    void* const map = mmap(nullptr, stacks_bytes, PROT_NONE,
-                           MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (map == MAP_FAILED) usage_error("mmap");
-    stacks = static_cast<char*>(map);
-    for (int thread = 0; thread < count; ++thread) {
+    for (int thread = 0; thread < count; ++thread, ++stack_number) {
         char* const stack = stacks + STACK_GUARD_BYTES +
-                            static_cast<size_t>(thread) * (STACK_GUARD_BYTES + STACK_BYTES);
+                            static_cast<size_t>(stack_number) * (STACK_GUARD_BYTES + STACK_BYTES);
         if (mprotect(stack, STACK_BYTES, PROT_READ | PROT_WRITE) != 0) usage_error("mprotect");
         ucontext_t context;
         getcontext(&context);
@@ -273,6 +303,21 @@ void make_threads(int count) {
         makecontext(&context, begin_thread, 0);
         host_thread = thread;
         if (_setjmp(scheduler) == 0) setcontext(&context);
+    }
+}
+
+void make_blocks(int blocks, int count) {
+    stacks_bytes = static_cast<size_t>(blocks * count) * (STACK_GUARD_BYTES + STACK_BYTES);
+    void* const map = mmap(nullptr, stacks_bytes, PROT_NONE,
+                           MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (map == MAP_FAILED) usage_error("mmap");
+    stacks = static_cast<char*>(map);
+    cluster.resize(static_cast<size_t>(blocks));
+    for (int rank = 0; rank < blocks; ++rank) {
+        cluster[static_cast<size_t>(rank)].shared.resize(shared_bytes());
+        swap_block(rank);
+        make_threads(count, rank * count);
+        swap_block(rank);
     }
 }
 
@@ -307,11 +352,18 @@ void compare_places(int first_to_come, const Place& here) {
 }
 
 // Nobody can go on: some thread waits for one that ended or waits elsewhere.
-[[noreturn]] void report_deadlock() {
+[[noreturn]] void report_deadlock(const Block& here) {
     const int count = static_cast<int>(threads.size());
     for (int thread = 0; thread < count; ++thread) {
         const Thread& waiting = threads[static_cast<size_t>(thread)];
         if (waiting.state != State::WAITING) continue;
+        host_thread = thread;
+        if (waiting.place.what == SENT)
+            fault("waits in %s at line %d for %u bytes, of which %u have come", SENT,
+                  waiting.place.line, here.expected_bytes, here.sent_bytes);
+        if (waiting.place.what == CLUSTER)
+            fault("waits in %s at line %d, where not all threads of all blocks come", CLUSTER,
+                  waiting.place.line);
         const bool barrier = waiting.place.what == BARRIER;
         const int first = barrier ? 0 : thread / host_wave * host_wave;
         const int last = barrier ? count : first + host_wave;
@@ -325,28 +377,67 @@ void compare_places(int first_to_come, const Place& here) {
     fault("the harness lost a thread");
 }
 
-void run_block() {
-    memset(__start_host_shared, SHARED_POISON,
-           static_cast<size_t>(shared_guard - __start_host_shared));
+void begin_block() {
+    memset(__start_host_shared, SHARED_POISON, shared_bytes());
     at_barrier = 0;
     for (Wave& wave : waves) wave.arrived = 0;
     for (size_t thread = 0; thread < threads.size(); ++thread)
         make_runnable(static_cast<int>(thread));
+}
+
+// A block of the cluster goes on until none of its threads can. `first`: of its blocks in the grid.
+void run_block(int rank, const int (&first)[3]) {
+    swap_block(rank);
+    rank_in_cluster = rank;
+    host_block[0] = first[0] + rank;
+    host_block[1] = first[1];
+    host_block[2] = first[2];
     if (_setjmp(scheduler) == 0) go_on();
-    for (const Thread& thread : threads)
-        if (thread.state != State::DONE) report_deadlock();
+    swap_block(rank);
+}
+
+// Neighbours on the x axis; those that wait for each other take turns in a random order.
+void run_cluster(const int (&first)[3]) {
+    cluster_arrivals = 0;
+    for (int rank = 0; rank < static_cast<int>(cluster.size()); ++rank) {
+        swap_block(rank);
+        begin_block();
+        swap_block(rank);
+        Block& block = cluster[static_cast<size_t>(rank)];
+        block.expects = false;
+        block.sent_bytes = 0;
+    }
+    for (bool goes_on = true; goes_on;) {
+        goes_on = false;
+        const int begin = static_cast<int>(random_below(cluster.size()));
+        for (int i = 0; i < static_cast<int>(cluster.size()); ++i) {
+            const int rank = (begin + i) % static_cast<int>(cluster.size());
+            if (cluster[static_cast<size_t>(rank)].runnable.empty()) continue;
+            goes_on = true;
+            run_block(rank, first);
+        }
+    }
+    for (int rank = 0; rank < static_cast<int>(cluster.size()); ++rank) {
+        swap_block(rank);
+        host_block[0] = first[0] + rank;
+        for (const Thread& thread : threads)
+            if (thread.state != State::DONE) report_deadlock(cluster[static_cast<size_t>(rank)]);
+        swap_block(rank);
+    }
 }
 
 void run_grid(const int64_t* grid) {
-    std::vector<int64_t> blocks(static_cast<size_t>(grid[0] * grid[1] * grid[2]));
-    for (size_t i = 0; i < blocks.size(); ++i) blocks[i] = static_cast<int64_t>(i);
-    for (size_t left = blocks.size(); left > 0; --left) {
-        std::swap(blocks[random_below(left)], blocks[left - 1]);
-        const int64_t block = blocks[left - 1];
-        host_block[0] = static_cast<int>(block % grid[0]);
-        host_block[1] = static_cast<int>(block / grid[0] % grid[1]);
-        host_block[2] = static_cast<int>(block / grid[0] / grid[1]);
-        run_block();
+    const auto blocks_x = static_cast<int64_t>(cluster.size());
+    if (grid[0] % blocks_x != 0)
+        fault("a grid of %lld blocks on its x axis is no whole number of clusters of %lld",
+              static_cast<long long>(grid[0]), static_cast<long long>(blocks_x));
+    std::vector<int64_t> clusters(static_cast<size_t>(grid[0] / blocks_x * grid[1] * grid[2]));
+    for (size_t i = 0; i < clusters.size(); ++i) clusters[i] = static_cast<int64_t>(i) * blocks_x;
+    for (size_t left = clusters.size(); left > 0; --left) {
+        std::swap(clusters[random_below(left)], clusters[left - 1]);
+        const int64_t block = clusters[left - 1];
+        run_cluster({static_cast<int>(block % grid[0]), static_cast<int>(block / grid[0] % grid[1]),
+                     static_cast<int>(block / grid[0] / grid[1])});
     }
 }
 
@@ -511,6 +602,67 @@ float host_shuffle_xor(float value, int mask, int line) {
     return value_of<float>(values, host_thread % host_wave ^ mask);
 }
 
+// ---- clusters
+
+// Threads of all blocks that wait there can go on.
+void wake(const char* what, int only_rank) {
+    for (int rank = 0; rank < static_cast<int>(cluster.size()); ++rank) {
+        if (only_rank >= 0 && rank != only_rank) continue;
+        const bool is_here = rank == rank_in_cluster;
+        Block& block = cluster[static_cast<size_t>(rank)];
+        std::vector<Thread>& theirs = is_here ? threads : block.threads;
+        for (int thread = 0; thread < static_cast<int>(theirs.size()); ++thread) {
+            Thread& waiting = theirs[static_cast<size_t>(thread)];
+            if (waiting.state != State::WAITING || waiting.place.what != what) continue;
+            waiting.state = State::RUNNABLE;
+            (is_here ? runnable : block.runnable).push_back(thread);
+        }
+    }
+}
+
+// The last thread of all blocks to come to a meeting lets all go on.
+void host_cluster_arrive(int) {
+    const auto all = static_cast<int>(cluster.size() * threads.size());
+    if (++cluster_arrivals % all == 0) wake(CLUSTER, -1);
+}
+
+void host_cluster_wait(int meeting, int line) {
+    const auto all = static_cast<int>(cluster.size() * threads.size());
+    if (cluster_arrivals >= (meeting + 1) * all) return;
+    wait_at(HERE(CLUSTER));
+    give_way();
+}
+
+void host_cluster_expect(unsigned bytes) {
+    Block& block = cluster[static_cast<size_t>(rank_in_cluster)];
+    block.expects = true;
+    block.expected_bytes = bytes;
+}
+
+void host_send(float* to, int rank, float x, int line) {
+    if (rank < 0 || rank >= static_cast<int>(cluster.size()))
+        fault("send at line %d to block %d of a cluster of %zu", line, rank, cluster.size());
+    const auto at = static_cast<size_t>(reinterpret_cast<char*>(to) - __start_host_shared);
+    if (at + sizeof x > shared_bytes())
+        fault("send at line %d to an address beyond shared memory", line);
+    Block& block = cluster[static_cast<size_t>(rank)];
+    if (!block.expects) fault("send at line %d to block %d, which expects nothing yet", line, rank);
+    char* const there = rank == rank_in_cluster ? __start_host_shared : block.shared.data();
+    memcpy(there + at, &x, sizeof x);
+    block.sent_bytes += sizeof x;
+    if (block.sent_bytes > block.expected_bytes)
+        fault("send at line %d of more than the %u bytes that block %d expects", line,
+              block.expected_bytes, rank);
+    if (block.sent_bytes == block.expected_bytes) wake(SENT, rank);
+}
+
+void host_await_sent(int line) {
+    const Block& block = cluster[static_cast<size_t>(rank_in_cluster)];
+    if (block.sent_bytes == block.expected_bytes) return;
+    wait_at(HERE(SENT));
+    give_way();
+}
+
 #define MATRIX(name, instruction, number)                                        \
     void host_##name(const void* a, const void* b, void* c, int line) {          \
         instruction(a, b, c, number, HERE("multiply_add"));                      \
@@ -643,7 +795,7 @@ int main(int count, char** words) {
               static_cast<long long>(block_size), host_wave);
     if (mprotect(shared_guard, sizeof shared_guard, PROT_NONE) != 0) usage_error("mprotect");
     catch_stray_accesses();
-    make_threads(static_cast<int>(block_size));
+    make_blocks(&host_cluster_blocks ? host_cluster_blocks : 1, static_cast<int>(block_size));
     for (int64_t i = 0; i < seeds; ++i) run(grid, seed[i]);
     write_result(words[2]);
     return 0;

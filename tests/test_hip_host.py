@@ -330,6 +330,65 @@ def test_shared_memory_holds_nothing_at_the_start_of_a_block() -> None:
     assert np.isnan(y).all()
 
 
+# The sum of a number of each of four blocks, which every block stores for another thread.
+CLUSTER = """
+extern "C" {
+extern const int host_cluster_blocks;
+const int host_cluster_blocks = 4;
+}
+KERNEL(32) CLUSTER(4) void k(const float* x, float* y) {
+    SHARED float received[4];
+    SHARED u64 arrived;
+    begin_cluster(&arrived, 3 * 4);
+    const int rank = block_x() % 4;
+    await_cluster();
+    if (thread_index() < 4) {
+        if (thread_index() == rank) received[rank] = x[block_x()];
+        else send(received + rank, &arrived, thread_index(), x[block_x()]);
+    }
+    block_barrier();
+    await_sent(&arrived);
+    float sum = 0.0f;
+    for (int i = 0; i < 4; ++i) sum += received[i];
+    y[block_x() * 32 + thread_index()] = sum;
+}"""
+
+
+def test_blocks_of_a_cluster_send_each_other_numbers() -> None:
+    x = np.arange(8, dtype=F32) ** 2
+    (y,) = program(CLUSTER, "sm_90").run((8, 2), 32, [x, f32(8, 32)], seeds=range(5))
+    np.testing.assert_array_equal(y, np.repeat(x.reshape(2, 4).sum(1), 128).reshape(8, 32))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("3 * 4)", "4 * 4)", "waits in await_sent at line .* for 16 bytes, of which 12 have come"),
+        ("3 * 4)", "2 * 4)", "send at line .* of more than the 8 bytes that block . expects"),
+        ("    await_cluster();", "", "which expects nothing yet"),
+        ("begin_cluster(&arrived", "if (block_x() > 0) begin_cluster(&arrived", "not all threads"),
+        (
+            "&arrived, thread_index(), x",
+            "&arrived, 1 + thread_index(), x",
+            "to block 4 of a cluster",
+        ),
+        ("    await_sent(&arrived);", "", "depends on the order of threads|NaN"),
+    ],
+)
+def test_faults_of_clusters(old: str, new: str, message: str) -> None:
+    assert old in CLUSTER
+    x = np.arange(4, dtype=F32)
+    kernel = program(CLUSTER.replace(old, new), "sm_90")
+    with pytest.raises(KernelFaultError, match=message):
+        kernel.run((4,), 32, [x, f32(4, 32)], seeds=range(9))
+
+
+def test_a_grid_is_whole_clusters() -> None:
+    kernel = program(CLUSTER, "sm_90")
+    with pytest.raises(KernelFaultError, match="6 blocks on its x axis is no whole number"):
+        kernel.run((6,), 32, [np.zeros(6, F32), f32(6, 32)])
+
+
 def test_an_index_beyond_a_shared_array() -> None:
     body = REVERSE.replace("parts[1023 -", "parts[1024 -")
     fails(r"line \d+, column \d+: an index beyond its array", body.replace("1024)", "64)"),

@@ -1,0 +1,211 @@
+"""Rows of x by Q4_0 on matrix units, x split before into f16 terms, executed without a GPU."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, Final
+
+import numpy as np
+import pytest
+
+from q4jit.layouts import TILES16
+from q4jit.render import render
+from q4jit.schedule_hip import GEMV_MATRIX, ROWS, TILE_HALVES, Tuning
+from tests.hip import hip_plan, run_on_host
+from tests.hip_cases import compiler_for, gated, tensor, zeros
+from tests.hip_host import KernelFaultError
+from tests.kernels import (
+    BOUND,
+    F32,
+    Floats,
+    Weight,
+    assert_contract,
+    assert_ieee,
+    block,
+    distributions,
+    joined_products,
+    not_finite_rows,
+    one_product,
+    random_x,
+    slices,
+    weight,
+)
+from tests.test_gemv_matrix import without_weight
+from tests.test_hip_objects import faults, frame_bytes, in_parallel
+
+ARCHS: Final = ("gfx90a", "gfx942", "gfx1100", "gfx1201", "sm_80", "sm_90")
+BOUNDS: Final = {"f32": BOUND, "f16": 5e-4}
+K, N = 416, 37  # three quads and a quarter; two tiles of columns and a bit
+
+every_arch = pytest.mark.parametrize("arch", ARCHS)
+every_precision = pytest.mark.parametrize("precision", BOUNDS)
+
+
+def run(
+    function: Any,
+    args: list[Any],
+    arch: str,
+    precision: str = "f32",
+    edit: Callable[[str], str] = str,
+    **constants: Any,
+) -> list[Floats]:
+    """The results, by the rules of the schedule but for these constants of the products."""
+    plan = hip_plan(function, f"hip:{arch}", args, Tuning(precision))
+    assert [kernel.schedule for kernel in plan.kernels] == [ROWS, TILE_HALVES]
+    first, last = plan.kernels
+    assert last.layout == TILES16
+    plan = replace(plan, kernels=(first, replace(last, **constants)))
+    return run_on_host(plan, args, edit=edit)
+
+
+@every_arch
+@every_precision
+@pytest.mark.parametrize("m", [5, 8, 11, 17, 33, 70])
+def test_every_class_of_rows(m: int, precision: str, arch: str) -> None:
+    if m <= 16 and arch.startswith("gfx"):
+        return  # they take gemv_matrix: see there
+    x, w = random_x(m, K), weight("Q4_0", K, N)
+    (y,) = run(one_product, [x, w.tensor], arch, precision)
+    assert_contract(y, x, w, BOUNDS[precision])
+
+
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
+@pytest.mark.parametrize(
+    ("m", "k", "n", "constants"),
+    [
+        (8, 32, 5, {"splits": 1}),  # less than a quad
+        (8, 1280, 70, {"columns": 32, "block_size": 128}),  # waves share columns
+        (8, 4256, 40, {"columns": 16, "block_size": 128}),  # stages, the last one in part
+        (16, 1056, 130, {"columns": 112, "block_size": 224}),  # threads that copy nothing
+        (16, 1280, 65, {"columns": 64, "block_size": 64, "groups": 2}),
+        (64, 416, 130, {"columns": 128, "block_size": 128, "groups": 2, "splits": 1}),
+        (40, 1280, 200, {"columns": 128, "block_size": 256}),
+        (130, 288, 64, {}),
+    ],
+)
+def test_every_shape(m: int, k: int, n: int, constants: dict[str, Any], arch: str) -> None:
+    x, w = random_x(m, k), weight("Q4_0", k, n)
+    (y,) = run(one_product, [x, w.tensor], arch, **constants)
+    assert_contract(y, x, w)
+
+
+@pytest.mark.parametrize("splits", [2, 4, 8])
+@pytest.mark.parametrize("m", [3, 8, 16, 20, 64])
+def test_blocks_of_a_cluster_share_k(m: int, splits: int) -> None:
+    """Also such as have nothing of it: 1056 are nine quads."""
+    x, w = random_x(m, 1056), weight("Q4_0", 1056, 70)
+    plan = hip_plan(one_product, "hip:sm_90", [x, w.tensor], Tuning())
+    *before, last = plan.kernels
+    assert last.schedule == (TILE_HALVES if m > 4 else GEMV_MATRIX)
+    plan = replace(plan, kernels=(*before, replace(last, splits=splits)))
+    (y,) = run_on_host(plan, [x, w.tensor])
+    assert_contract(y, x, w)
+
+
+@every_arch
+@pytest.mark.parametrize("m", [20, 70])
+def test_a_fused_function(m: int, arch: str) -> None:
+    gate, up = weight("Q4_0", K, N, seed=1), weight("Q4_0", K, N, seed=2)
+    x, gain, bias, residual = random_x(m, K), random_x(K), random_x(N), random_x(m, N)
+    args: list[Any] = [x, gain, gate.tensor, up.tensor, bias, residual, 0.5]
+    (y,) = run(block, args, arch)
+    wide = [a.astype(np.float64) if isinstance(a, np.ndarray) else a for a in args]
+    wide[2:4] = [gate.values, up.values]
+    exact = block(*wide)
+    assert np.sqrt(np.mean((y - exact) ** 2) / np.mean(exact**2)) < 3e-6
+
+
+@every_arch
+def test_slices_of_a_product(arch: str) -> None:
+    """Their columns begin anywhere; a slice may be a kernel of its own."""
+    x, w = random_x(20, K), weight("Q4_0", K, N)
+    cuts = (slice(16, 32), slice(5, 36), slice(36, 37), slice(32, 37), slice(8))
+    plan = hip_plan(slices, f"hip:{arch}", [x, w.tensor], Tuning())
+    assert {k.schedule for k in plan.kernels} == {ROWS, TILE_HALVES}
+    for y, cut in zip(run_on_host(plan, [x, w.tensor]), cuts, strict=True):
+        assert_contract(y, x, Weight(w.tensor, w.values[:, cut]))
+
+
+@every_arch
+def test_two_products(arch: str) -> None:
+    x, found = random_x(40, K), [weight("Q4_0", K, N, seed=seed) for seed in (1, 2)]
+    first, second, both = run(joined_products(2), [x, *(w.tensor for w in found)], arch)
+    assert_contract(first, x, found[0])
+    assert_contract(second, x, found[1])
+    np.testing.assert_array_equal(both, first + second)
+
+
+@every_arch
+@every_precision
+@pytest.mark.parametrize("scales", ["normal", "zero", "denormal", "largest", "mixed"])
+def test_distributions_and_scales(scales: str, precision: str, arch: str) -> None:
+    w = weight("Q4_0", K, N, scales)
+    rows = [*distributions(K).values()]
+    x = np.stack([*rows, *rows, *rows])
+    (y,) = run(one_product, [x, w.tensor], arch, precision)
+    sizes = np.abs(x).astype(np.float64) @ np.abs(w.values)
+    inside = sizes.max(1) <= np.finfo(F32).max
+    assert inside[:5].all()
+    assert_contract(y[inside], x[inside], w, BOUNDS[precision])
+
+
+@every_arch
+@every_precision
+def test_an_outlier_that_a_weight_of_0_hides(precision: str, arch: str) -> None:
+    """What stands beside it must be as exact as if it stood alone."""
+    x, w = random_x(48, K), without_weight(100)
+    x[:, 100] = F32(2) ** np.arange(48)
+    (y,) = run(one_product, [x, w.tensor], arch, precision)
+    for row in range(48):
+        one = slice(row, row + 1)
+        assert_contract(y[one], x[one], w, BOUNDS[precision])
+
+
+@every_arch
+@every_precision
+def test_not_finite_activations(precision: str, arch: str) -> None:
+    rows = not_finite_rows(K)
+    x, w = np.concatenate([rows] * (1 + 20 // len(rows))), weight("Q4_0", K, N, "mixed")
+    (y,) = run(one_product, [x, w.tensor], arch, precision)
+    assert_ieee(y, x, w, BOUNDS[precision])
+
+
+@every_arch
+def test_rough_rows_are_what_saves_them(arch: str) -> None:
+    x, w = random_x(20, K), without_weight(5)
+    x[3, 5], x[7] = 1e30, x[7] * F32(1e-37)  # hidden by a weight of 0; too small for f16
+
+    def without_rough_rows(text: str) -> str:
+        """The text, in which rows that terms do not represent are left as they are."""
+        return text.replace("if (!any_rough) return;", "if (!any_rough || K > 0) return;")
+
+    (right,) = run(one_product, [x, w.tensor], arch)
+    assert_contract(right, x, w)
+    with pytest.raises(KernelFaultError, match="74 of 740 elements of output0 were never written"):
+        run(one_product, [x, w.tensor], arch, edit=without_rough_rows)
+
+
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
+def test_nvidias_compiler_keeps_all_in_registers(arch: str) -> None:
+    w, compiler = tensor("Q4_0", 4096, 4096), compiler_for(arch)
+    plans = [
+        hip_plan(function, f"hip:{arch}", [zeros(m, 4096), *more], Tuning(precision))
+        for m in (8, 16, 32, 64, 512)
+        for precision in BOUNDS
+        for function, more in ((one_product, [w]), (gated, [w, w, zeros(4096)]))
+    ]
+    found = [render(plan, kernel) for plan in plans for kernel in plan.kernels]
+    cubins = in_parallel(lambda s: compiler.compile_object(s.text, s.target), found)
+    assert not any(map(frame_bytes, cubins))
+
+
+@pytest.mark.parametrize("arch", [arch for arch in ARCHS if arch.startswith("gfx")])
+def test_amds_compiler_keeps_all_in_registers(arch: str) -> None:
+    w = tensor("Q4_0", 4096, 4096)
+    plans = [
+        hip_plan(function, f"hip:{arch}", [zeros(m, 4096), *more], Tuning(precision))
+        for m in (32, 64, 512)
+        for precision in BOUNDS
+        for function, more in ((one_product, [w]), (gated, [w, w, zeros(4096)]))
+    ]
+    found = [render(plan, kernel) for plan in plans for kernel in plan.kernels]
+    assert not any(in_parallel(faults, found))
