@@ -66,7 +66,7 @@ _TERMS: Final = {"f32": 3, "f16": 2, "i8": 2}
 _HALVES: Final = {"f32": 2, "f16": 1, "i8": 1}
 _MATRIX_COLUMNS: Final = 16  # of a matrix instruction
 # WMMA of RDNA 3 takes its 32 cycles for one row too, and both halves of a wave decode the same
-# weights for it: by dot products one row needs 0.37 of the vector units' time
+# weights for it: by dot products one row needs a third of the vector units' time
 _PAIR_ROWS: Final = {"wmma": 1}
 # measured on an H100: one block per compute unit, with all the waves that registers leave room for
 # (half of them for more products); loading further ahead takes registers and gains nothing; the
@@ -405,7 +405,7 @@ def _tile_candidates(plan: HipPlan, kernel: HipKernel) -> tuple[HipKernel, ...]:
         blocks = -(-kernel.section.width // columns)
         if (
             rest == 0
-            and groups in {1, 2}
+            and 1 <= groups <= kernel.groups
             and splits <= min(arch.cluster_blocks, quads)
             and (splits == 1 or blocks * splits <= 2 * arch.compute_units)
         ):
