@@ -215,7 +215,7 @@ class _Weight:
 
     @property
     def offset_type(self) -> str:
-        """What counts the bytes from a weight's begin: 32 bits spare a GPU half of the additions."""
+        """What counts a weight's bytes: with 32 bits a GPU needs half of the additions."""
         total = Planar(self._fmt, self.k, self.n, tiled=self.is_quads).size_bytes
         return "u32" if total < 1 << 32 else "u64"
 

@@ -52,8 +52,16 @@ _DECODERS: Final = {"dequantize": DEQUANTIZE, "rows": LOOKUP}
 MANY_ROWS: Final = 128
 _GEMV_ROWS: Final = (1, 2, 4, 8, 16)
 _TILE_HALVES_ROWS: Final = (32, 64)  # of a tile, of which there is one; beyond them there are many
-_TILE_HALVES_COLUMNS: Final = 128
-_TILE_HALVES_THREADS: Final = 128
+# columns, waves and groups, measured on an H100: blocks for one tile of rows are small, so that
+# there are many; for many rows they are as wide as registers permit, since each reads all of x
+_TILE_FEW_ROWS: Final = (64, 4, 1)
+_TILE_MANY_ROWS: Final = (128, 4, 2)
+_TILE_MANY_ROWS_PRODUCTS: Final = (128, 8, 1)  # of more than one product, whose sums take registers
+_TILE_AMD_COLUMNS: Final = 128
+_TILE_BLOCKS: Final = 2  # per compute unit
+_TRIED_TILE_BLOCKS: Final = 4
+_WARPGROUP_WAVES: Final = 4
+_LEAST_COPIERS: Final = 64  # threads of a block that copy x
 # measured on an H100: more columns share a reading of x, fewer leave more waves to hide latency
 _GEMV_COLUMNS: Final = {1: 2, 2: 4, 4: 2, 8: 2}
 _DOT_COLUMNS: Final = {1: 4, 2: 2, 4: 1, 8: 1, 16: 1}
@@ -65,6 +73,7 @@ _TERMS: Final = {"f32": 3, "f16": 2, "i8": 2}
 # f16 has 11 significant bits: two terms err by 2⁻²³, one by 2⁻¹²
 _HALVES: Final = {"f32": 2, "f16": 1, "i8": 1}
 _MATRIX_COLUMNS: Final = 16  # of a matrix instruction
+_SPLIT_BEFORE: Final = 4  # rows, beyond which x is split by a kernel of its own on NVIDIA's
 # WMMA of RDNA 3 takes its 32 cycles for one row too, and both halves of a wave decode the same
 # weights for it: by dot products one row needs a third of the vector units' time
 _PAIR_ROWS: Final = {"wmma": 1}
@@ -81,7 +90,8 @@ _MATRIX_MANY_TILES: Final = 4  # of columns, for few rows
 # columns by 128 k in 90 a wave, so that here too a compute unit does best with one block; 16 waves
 # are four on a SIMD of CDNA, eight on one of RDNA
 _MATRIX_AMD_WAVES: Final = 16
-_MATRIX_AHEAD: Final = {"mfma": 2}  # HBM is far, and four waves a SIMD are few; else 1
+# HBM is far, and four waves a SIMD are few; on an H100 two quads ahead were measured; else 1
+_MATRIX_AHEAD: Final = {"mfma": 2, "mma_sync": 2}
 _QUAD_ELEMENTS: Final = 4 * UNIT_ELEMENTS  # of a column, stored together in TILES16
 _LDS_RESERVE_BYTES: Final = 1024
 _STAGE_BYTES: Final = 16 << 10  # of x; two stages leave room for three blocks of a compute unit
@@ -133,7 +143,8 @@ class HipKernel(Kernel):
     terms: bf16 numbers that each x is split into for matrix units. int8: x is rounded to int8 for
     dot products. halves: f16 numbers that each x is split into, of which 32 neighbours share a
     scale. splits: blocks that share columns, each with its own part of K. groups: tiles of 16
-    columns that a wave computes. pairs: f16 terms are multiplied by dot products of two.
+    columns that a wave computes. warpgroups: four waves multiply together. pairs: f16 terms are
+    multiplied by dot products of two.
     """
 
     schedule: str = ""
@@ -149,6 +160,7 @@ class HipKernel(Kernel):
     halves: int = 0
     splits: int = 1
     groups: int = 1
+    warpgroups: bool = False
     pairs: bool = False
 
     # who chose the constants, where it was not the schedule
@@ -168,7 +180,7 @@ class HipKernel(Kernel):
 
     @property
     def stage_units(self) -> int:
-        """Units of x that a `tile_halves` has in shared memory at a time, and as many on their way."""
+        """Units of x in shared memory of a `tile_halves` at a time; as many are on their way."""
         unit_bytes = 2 * UNIT_ELEMENTS * self.halves * self.rows_per_tile
         return min(_STAGE_BYTES // unit_bytes, _MOST_STAGE_UNITS)
 
@@ -228,13 +240,21 @@ def scratch(plan: HipPlan, kernel: HipKernel, m: int) -> dict[Slot, int]:
     k = kernel.x.width if kernel.x is not None else 0
     sizes = {
         "x": 4 * rows * k,
-        "x_terms": 2 * (kernel.terms or kernel.halves) * rows * k,
+        "x_terms": _halves_bytes(kernel, rows, k) if kernel.halves else 2 * kernel.terms * rows * k,
         "x_rough": 4 * rows,
         "x_quants": rows * k,
         "x_scales": 4 * rows * (k // UNIT_ELEMENTS if kernel.int8 else 1),
         "x_sums": 4 * rows * (k // UNIT_ELEMENTS),
     }
     return {slot: sizes[slot.kind] for slot in kernel.slots() if slot.kind in sizes}
+
+
+def _halves_bytes(kernel: HipKernel, rows: int, k: int) -> int:
+    """x in f16 terms: whole quads for whole tiles; the last stage may be copied beyond them."""
+    row_bytes = 2 * kernel.halves * (-(-k // _QUAD_ELEMENTS) * _QUAD_ELEMENTS)
+    tiles = (*_GEMV_ROWS[-2:], *_TILE_HALVES_ROWS)  # beyond them there are several of the last
+    tile_rows = next((tile for tile in tiles if rows <= tile), TILE_ROWS)
+    return -(-rows // tile_rows) * tile_rows * row_bytes + _STAGE_BYTES
 
 
 def m_class(target: Target, m: int, tuning: Tuning) -> int:
@@ -250,6 +270,11 @@ def m_class(target: Target, m: int, tuning: Tuning) -> int:
     if found == TILE_ROWS and halves:
         return next((rows for rows in _TILE_HALVES_ROWS if m <= rows), MANY_ROWS)
     return found
+
+
+def most_rows(target: Target, rows_class: int, tuning: Tuning) -> int | None:
+    """The largest number of rows in a class; None in the last one."""
+    return None if m_class(target, rows_class + 1, tuning) == rows_class else rows_class
 
 
 def grid(plan: HipPlan, kernel: HipKernel) -> Grid:
@@ -294,10 +319,11 @@ def make_plan(
 # --- choices by measurement -----------------------------------------------------------------------
 
 _NOT_CHOSEN: Final = frozenset(
-    "schedule terms int8 limbs halves scales_late origin rows_per_tile pairs".split()
+    "schedule terms int8 limbs halves scales_late origin rows_per_tile warpgroups pairs".split()
 )  # they follow from the schedule, M, the precision and the weights
 _TRIED_COLUMNS: Final = (1, 2, 4, 8)
 _TRIED_BLOCK_SIZES: Final = (64, 128, 256, 512)
+_MOST_RESIDENT: Final = 1024  # threads of a compute unit, which registers leave room for
 _TRIED_AHEAD: Final = (1, 2, 4)
 _STAGED_UNIT_BYTES: Final = 144  # of x in shared memory, by `gemv`
 
@@ -328,7 +354,9 @@ def schedules_for(target: Target, key: Key) -> tuple[str, ...]:
             return (TILE_HALVES,)
         return (TILE_MATRIX, TILE_FMA) if suits_matrix else (TILE_FMA,)
     if target.hip.matrix is not None and _are_tiles(key.format.split("+")):
-        return (GEMV_MATRIX,)
+        if key.m <= _SPLIT_BEFORE or not target.hip.is_nvidia:
+            return (GEMV_MATRIX,)
+        return (TILE_HALVES, GEMV_MATRIX) if key.m < _GEMV_ROWS[-1] else (TILE_HALVES,)
     return (GEMV, GEMV_DOT) if key.precision == "i8" and blocks else (GEMV,)
 
 
@@ -378,7 +406,7 @@ def _matrix_candidates(plan: HipPlan, kernel: HipKernel) -> tuple[HipKernel, ...
     tiles = -(-kernel.section.width // _MATRIX_COLUMNS)
     found = [kernel]
     for splits, blocks, threads, ahead in itertools.product(
-        (1, 2, 4, 8), (1, 2), (256, 512, 896, 1024), (1, 2)
+        (1, 2, 4, 8), (1, 2, 4), (256, 512, 896, 1024), (1, 2)
     ):
         waves_n = -(-tiles * splits // (arch.compute_units * blocks))
         waves_k = threads // arch.wave // waves_n
@@ -389,28 +417,53 @@ def _matrix_candidates(plan: HipPlan, kernel: HipKernel) -> tuple[HipKernel, ...
             ahead=ahead,
             splits=splits,
         )
-        if waves_k and _suits_matrix_units(arch, candidate):
+        is_resident = blocks * candidate.block_size <= _MOST_RESIDENT
+        if waves_k and is_resident and _suits_matrix_units(arch, candidate):
             found.append(candidate)
     return tuple(dict.fromkeys(found))
 
 
 def _tile_candidates(plan: HipPlan, kernel: HipKernel) -> tuple[HipKernel, ...]:
     arch = plan.target.hip
-    quads = -(-kernel.section.products[0].operands[0].width // _QUAD_ELEMENTS)
+    tiles = -(-kernel.section.width // _MATRIX_COLUMNS)
+    many = any(k.schedule == TILE_HALVES and k.rows_per_tile == TILE_ROWS for k in plan.kernels)
     found = [kernel]
-    for columns, block_size, splits in itertools.product(
-        (64, 128, 256), (128, 256, 512), (1, 2, 4, 8)
-    ):
-        groups, rest = divmod(columns // _MATRIX_COLUMNS, block_size // arch.wave)
-        blocks = -(-kernel.section.width // columns)
-        if (
-            rest == 0
-            and 1 <= groups <= kernel.groups
-            and splits <= min(arch.cluster_blocks, quads)
-            and (splits == 1 or blocks * splits <= 2 * arch.compute_units)
-        ):
-            found.append(replace(kernel, columns=columns, block_size=block_size, splits=splits))
+    for splits, groups, waves_k in itertools.product((1, 2, 4, 8), (1, 2), (1, 2)):
+        units = arch.compute_units * groups
+        even = {-(-tiles * splits // (units * blocks)) for blocks in (1, 2)}
+        for waves_n in sorted({4, 8, 12, 16} if many or kernel.warpgroups else {4, 8} | even):
+            candidate = replace(
+                kernel,
+                columns=_MATRIX_COLUMNS * waves_n * groups,
+                block_size=arch.wave * waves_n * waves_k,
+                splits=splits,
+                groups=groups,
+            )
+            blocks = -(-tiles // (waves_n * groups)) * splits
+            is_full = splits == 1 or blocks <= _TRIED_TILE_BLOCKS * arch.compute_units
+            if is_full and _suits_tiles(arch, candidate):
+                found.append(candidate)
     return tuple(dict.fromkeys(found))
+
+
+def _suits_tiles(arch: HipArch, kernel: HipKernel) -> bool:
+    """Whether waves and blocks share a `tile_halves` evenly, and have room to add their sums up."""
+    waves_n, rest = divmod(kernel.columns, _MATRIX_COLUMNS * kernel.groups)
+    waves_k = kernel.waves_k(arch.wave)
+    k = kernel.section.products[0].operands[0].width
+    split_quads = -(-k // (_QUAD_ELEMENTS * kernel.splits))
+    partial = waves_k * kernel.splits
+    sums_bytes = 4 * len(kernel.section.products) * kernel.rows_per_tile * kernel.columns * waves_k
+    return (
+        rest == 0
+        and waves_n * waves_k * arch.wave == kernel.block_size
+        and _LEAST_COPIERS <= kernel.block_size <= arch.max_block_size
+        and (waves_n % _WARPGROUP_WAVES == 0 or not kernel.warpgroups)
+        and max(kernel.stage_units // 4, 1) % waves_k == 0
+        and kernel.splits <= min(arch.cluster_blocks, kernel.rows_per_tile)
+        and (kernel.splits == 1 or kernel.stage_units <= 4 * split_quads)
+        and (partial == 1 or sums_bytes <= arch.lds_bytes - _LDS_RESERVE_BYTES)
+    )
 
 
 def _suits_matrix_units(arch: HipArch, kernel: HipKernel) -> bool:
@@ -537,6 +590,7 @@ class _Scheduler:
                 rows = (*rows, Store(x, Buffer("x", 0, x.width)))
             first = replace(kernel, name=f"{kernel.name}_rows", rows=rows, sections=())
             constants = {"terms": terms, "halves": halves, "int8": int8}
+            constants["warpgroups"] = halves > 0 and self._in_warpgroups(m)
             if halves and self.tuning.block_size is None:
                 constants["block_size"] = _ROWS_OF_HALVES_THREADS
             found.append(self._of(first, schedule=ROWS, **constants))
@@ -646,32 +700,42 @@ class _Scheduler:
             yield 1, *tiling
 
     def _tile_halves(self, kernel: Kernel, rows: int) -> HipKernel:
-        """Tiles of 128 columns; where that leaves compute units idle, more blocks share K.
-
-        Without clusters such tiles are halved. A wave of AMD has one tile of 16 columns: its
-        registers hold no more beside what it loads.
-        """
+        """For one tile of rows small blocks, of which several share K; for many rows wide ones."""
         arch = self.target.hip
         (section,) = kernel.sections
-        blocks = -(-section.width // _TILE_HALVES_COLUMNS)
-        quads = -(-section.products[0].operands[0].width // _QUAD_ELEMENTS)
-        most = min(arch.cluster_blocks, quads, arch.compute_units // blocks)
-        columns, groups, threads = _TILE_HALVES_COLUMNS, 2, _TILE_HALVES_THREADS
-        if not arch.is_nvidia:
-            few = rows != MANY_ROWS and blocks < arch.compute_units
-            columns, groups = columns // 2 if few else columns, 1
-            threads = columns // _MATRIX_COLUMNS * arch.wave
-        return self._of(
+        columns, waves, groups = self._tile_shape(section, rows)
+        base = self._of(
             kernel,
             schedule=TILE_HALVES,
             layout=TILES16,
-            block_size=threads,
-            rows_per_tile=min(max(rows, 8), TILE_ROWS),
+            block_size=arch.wave * waves,
+            rows_per_tile=min(rows, TILE_ROWS),
             columns=columns,
             groups=groups,
             halves=_HALVES[self.tuning.precision],
-            splits=1 if rows == MANY_ROWS else next((s for s in (8, 4, 2) if s <= most), 1),
+            warpgroups=self._in_warpgroups(rows),
         )
+        blocks = -(-section.width // columns)
+        most = 1 if rows == MANY_ROWS else _TILE_BLOCKS * arch.compute_units // blocks
+        splits = [n for n in (8, 4, 2) if n <= most and _suits_tiles(arch, replace(base, splits=n))]
+        return replace(base, splits=max(splits, default=1))
+
+    def _tile_shape(self, section: Section, rows: int) -> tuple[int, int, int]:
+        """Columns of a block, its waves, and groups of a wave.
+
+        A wave of AMD has one group: its registers hold no more beside what it loads.
+        """
+        arch = self.target.hip
+        if not arch.is_nvidia:
+            few = rows != MANY_ROWS and section.width < arch.compute_units * _TILE_AMD_COLUMNS
+            columns = _TILE_AMD_COLUMNS // 2 if few else _TILE_AMD_COLUMNS
+            return columns, columns // _MATRIX_COLUMNS, 1
+        if rows != MANY_ROWS:
+            return _TILE_FEW_ROWS
+        return _TILE_MANY_ROWS if len(section.products) == 1 else _TILE_MANY_ROWS_PRODUCTS
+
+    def _in_warpgroups(self, m: int) -> bool:
+        return self.target.hip.warpgroups and m > _GEMV_ROWS[-1]
 
     def _of(self, kernel: Kernel, *, schedule: str, **constants: Any) -> HipKernel:
         split = {field.name: getattr(kernel, field.name) for field in fields(Kernel)}
@@ -713,7 +777,8 @@ class _Scheduler:
             return wish
         if m <= _GEMV_ROWS[-1]:
             if suits_tiles:
-                return GEMV_MATRIX
+                few = m <= _SPLIT_BEFORE or not self.target.hip.is_nvidia
+                return GEMV_MATRIX if few else TILE_HALVES
             return GEMV_DOT if suits_dot else GEMV
         if suits_tiles:
             return TILE_HALVES

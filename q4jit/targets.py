@@ -30,8 +30,9 @@ class HipArch:
     `templates/`), None where there are none. dot: the instruction for products of four int8.
     lds_bytes: shared memory that one block may use without asking for more at launch.
     cluster_blocks: blocks that may read each other's shared memory. overlaps: a kernel may start
-    before the one before it in a stream has ended. flushes_halves: matrix units take denormal f16
-    for 0. compute_units: of the largest card in sale, for which schedules cut the work by rule.
+    before the one before it in a stream has ended. warpgroups: four waves multiply together, by
+    numbers in shared memory (`wgmma`). flushes_halves: matrix units take denormal f16 for 0.
+    compute_units: of the largest card in sale, for which schedules cut the work by rule.
     """
 
     name: str
@@ -42,6 +43,7 @@ class HipArch:
     max_block_size: int = 1024
     cluster_blocks: int = 1
     overlaps: bool = False
+    warpgroups: bool = False
     flushes_halves: bool = False
     compute_units: int = 64
 
@@ -55,6 +57,16 @@ def _archs(names: str, wave: int, matrix: str | None, dot: str, **more: Any) -> 
     return {name: HipArch(name, wave, matrix, dot, **more) for name in names.split()}
 
 
+_HOPPER: Final[dict[str, Any]] = {
+    "wave": 32,
+    "matrix": "mma_sync",
+    "dot": "dp4a",
+    "lds_bytes": 48 << 10,
+    "cluster_blocks": 8,
+    "overlaps": True,
+    "compute_units": 132,
+}
+
 # AMD: LLVM's "User Guide for AMDGPU Backend" and the ISA guides; NVIDIA: "CUDA C++ Programming
 # Guide", compute capabilities. gfx908's bf16 matrix instructions have another shape: not used.
 HIP_ARCHS: Final[dict[str, HipArch]] = {
@@ -67,16 +79,8 @@ HIP_ARCHS: Final[dict[str, HipArch]] = {
     ),
     **_archs("gfx1200 gfx1201", 32, "wmma_gfx12", "sudot4"),
     **_archs("sm_80 sm_86 sm_89", 32, "mma_sync", "dp4a", lds_bytes=48 << 10, compute_units=108),
-    **_archs(
-        "sm_90 sm_100 sm_120",
-        32,
-        "mma_sync",
-        "dp4a",
-        lds_bytes=48 << 10,
-        cluster_blocks=8,
-        overlaps=True,
-        compute_units=132,
-    ),
+    "sm_90": HipArch("sm_90", **_HOPPER, warpgroups=True),
+    **_archs("sm_100 sm_120", **_HOPPER),
 }
 
 

@@ -27,7 +27,6 @@ from q4jit.ir import Graph, WeightSpec
 from q4jit.progress import progress
 from q4jit.runtime.driver import Device
 from q4jit.schedule_hip import (
-    TILE_ROWS,
     HipKernel,
     HipPlan,
     Tuning,
@@ -36,6 +35,7 @@ from q4jit.schedule_hip import (
     keys_of,
     m_class,
     make_plan,
+    most_rows,
     schedules_for,
 )
 from q4jit.selftest import BOUNDS, random_weight, random_x
@@ -81,9 +81,9 @@ def key_for(target: Target, k: int, n: int, formats: Sequence[str], m: int, prec
     return Key(k, n, "+".join(formats), m_class(target, m, Tuning(precision)), precision)
 
 
-def rows_of(key: Key) -> int:
+def rows_of(target: Target, key: Key) -> int:
     """The number of rows at which a class of M is timed: its largest, 512 for the last class."""
-    return _LARGE_ROWS if key.m >= TILE_ROWS else key.m
+    return most_rows(target, key.m, Tuning(key.precision)) or _LARGE_ROWS
 
 
 def machine_of(bench: Bench) -> Machine:
@@ -119,7 +119,7 @@ def search(bench: Bench, keys: Iterable[Key]) -> Results:
             tunings.keep(machine, key, tuple(trials.values()))
     fresh = [c for key, cs in offered.items() for c in cs if c.place not in found[key]]
     for shape, of_shape in itertools.groupby(progress(fresh, "tuning"), _shape):
-        rows = max(rows_of(c.key) for c in fresh if _shape(c) == shape)
+        rows = max(rows_of(bench.target, c.key) for c in fresh if _shape(c) == shape)
         trier = _Trier(bench, *shape, rows)
         for key, members in itertools.groupby(of_shape, lambda c: c.key):
             trials = found[key] | {c.place: trier.tried(c) for c in members}
@@ -134,7 +134,7 @@ def _shape(candidate: Candidate) -> tuple[int, int, str]:
 
 def _candidates(bench: Bench, key: Key) -> Iterator[Candidate]:
     """All candidates of a key; their compilation begins."""
-    m, formats = rows_of(key), key.format.split("+")
+    m, formats = rows_of(bench.target, key), key.format.split("+")
     weights = [WeightSpec(name, key.k, key.n) for name in formats]
     graph = trace(products, (array_spec((m, key.k)), *weights))
     for schedule in schedules_for(bench.target, key):
@@ -219,7 +219,7 @@ class _Trier:
 
         Two numbers of rows, where the class has them: full tiles, and one that is not.
         """
-        most = rows_of(candidate.key)
+        most = rows_of(self.bench.target, candidate.key)
         y, size = self.exact
         errors = []
         for m in {most, most - 1 if most > 2 else most}:  # M = 2 is a class of its own
@@ -231,7 +231,7 @@ class _Trier:
         return max(errors)
 
     def _call_us(self, candidate: Candidate) -> float:
-        x = self.x[: rows_of(candidate.key)]
+        x = self.x[: rows_of(self.bench.target, candidate.key)]
 
         def calls_on(stream: int) -> list[Callable[[], object]]:
             (there,) = self.bench.upload((x,), stream)

@@ -35,6 +35,7 @@ EXPORT int fake_modules, fake_events, fake_capturing, fake_relaxed_calls, fake_l
 EXPORT int fake_streams, fake_graphs, fake_replays;
 EXPORT int fake_devices = DEVICES;
 EXPORT int fake_launch_device, fake_launches, fake_launch_sum, fake_max_dynamic_bytes;
+EXPORT int fake_early_launches;
 EXPORT unsigned fake_launch_shape[7];
 EXPORT uint64_t fake_launch_stream, fake_launch_values[16];
 EXPORT char fake_properties[DEVICES][4096];
@@ -130,6 +131,14 @@ static int function(void **found, const char *symbol) {
     *found = strdup(symbol);
     return 0;
 }
+
+// CUlaunchConfig, as cuda.h of CUDA 12 and 13 has it.
+struct launch {
+    unsigned shape[7];
+    void *stream;
+    struct { int id; char pad[4]; int value[16]; } *attributes;
+    unsigned number;
+};
 
 static int record(int device, char *symbol, const unsigned shape[7], void *stream, void **values) {
     int count = atoi(strrchr(symbol, '_') + 1);
@@ -362,6 +371,11 @@ CUDA(cuLaunchKernel, void *kernel, unsigned gx, unsigned gy, unsigned gz, unsign
      unsigned bz, unsigned bytes, void *stream, void **values, void **extra)
     (void)extra;
 END(record(context - 1000, kernel, (unsigned[]){gx, gy, gz, bx, by, bz, bytes}, stream, values))
+CUDA(cuLaunchKernelEx, const struct launch *launch, void *kernel, void **values, void **extra)
+    (void)extra;
+    for (unsigned i = 0; i < launch->number; i++)  // CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+        fake_early_launches += launch->attributes[i].id == 6 && launch->attributes[i].value[0] == 1;
+END(record(context - 1000, kernel, launch->shape, launch->stream, values))
 CUDA(cuStreamCreate, void **made, unsigned flags) (void)flags; END(stream_made(made))
 CUDA(cuStreamDestroy_v2, void *made) END(no_stream(made))
 CUDA(cuStreamBeginCapture_v2, void *stream, int mode) (void)stream; (void)mode; END(capture_begins())

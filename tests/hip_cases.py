@@ -1,6 +1,7 @@
 """Kernels for GPUs by name, of which golden files and records of registers are kept."""
 
 import functools
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -163,9 +164,12 @@ RECORDED: Final[tuple[Case | Generic, ...]] = (
 # --- compilers ------------------------------------------------------------------------------------
 
 
+_ENVIRONMENT: Final = threading.Lock()  # one thread at a time restores what it found
+
+
 def chosen(name: str, target: Target) -> Compiler:
-    """The compiler that a user gets who asks for it by name."""
-    with pytest.MonkeyPatch.context() as patch:
+    """The compiler that a user gets who asks for it by name; any thread may ask."""
+    with _ENVIRONMENT, pytest.MonkeyPatch.context() as patch:
         patch.setenv("Q4JIT_HIP_COMPILER", name)
         try:
             return find_compiler(target)

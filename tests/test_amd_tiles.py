@@ -26,7 +26,7 @@ from tests.kernels import (
 from tests.test_gemv_matrix import without_weight
 from tests.test_hip_objects import faults, in_parallel
 
-ARCHS: Final = ("gfx90a", "gfx942", "gfx1100", "gfx1201")
+ARCHS: Final = ("gfx90a", "gfx942", "gfx1100", "gfx1201", "sm_80")
 BOUNDS: Final = {"f32": BOUND, "f16": 5e-4}
 K, N = 416, 37  # three quads and a quarter; two tiles of columns and a bit
 

@@ -183,6 +183,27 @@ def test_a_prepared_launch_orders_values_and_adds_constants(run: Run) -> None:
     """)
 
 
+def test_a_launch_may_overlap_the_kernel_before(run: Run) -> None:
+    run("""
+        driver, *_ = start()
+        kernel = driver.load(0, fake.code(), "k_2")
+        shape = (5, 2, 1), (64, 1, 1), 0
+        driver.prepare(kernel, *shape, "PP")(7, 4096, 8192)
+        if platform == "amd":  # whose kernels cannot
+            sys.exit()
+        assert fake["early_launches"] == 0
+        launch = driver.prepare(kernel, *shape, "Pi", (), (1, 0), True)
+        for stream in (0, 9):
+            launch(stream, 4096, -3)
+            assert fake.stream() == stream and fake.shape() == [5, 2, 1, 64, 1, 1, 0]
+            assert struct.unpack_from("<i4xQ", fake.values()) == (-3, 4096)
+        assert (fake["launches"], fake["early_launches"]) == (3, 2)
+        name = fake.fail("-", "cuLaunchKernelEx", 719)
+        with refused(DeviceError, name, "k_2"):
+            launch(0, 4096, -3)
+    """)
+
+
 def test_a_prepared_launch_is_for_any_thread(run: Run) -> None:
     run("""
         driver, *_ = start()

@@ -62,7 +62,8 @@ class NvRtc:
 
 
 def _flags(target: Target) -> tuple[str, ...]:
-    return (f"--gpu-architecture={target.arch}", *_FLAGS)
+    own = "a" if target.hip.warpgroups else ""  # instructions of this arch alone
+    return (f"--gpu-architecture={target.arch}{own}", *_FLAGS)
 
 
 @functools.cache

@@ -331,8 +331,9 @@ class Driver(abc.ABC):
         `constants`, of 64 bits, stand behind them in every launch; `order` has the place of each of
         the kernel's parameters among both (None: they are its parameters). `grid` counts blocks,
         `block` threads. `overlaps`: it starts before the kernel before it in the stream has ended,
-        for which its text waits (NVIDIA's from sm_90). Any thread may call it. Raises DeviceError for a block or an LDS size
-        beyond the device's limits, and each call may raise it for a failed launch.
+        for which its text waits (NVIDIA's from sm_90). Any thread may call it. Raises DeviceError
+        for a block or an LDS size beyond the device's limits, and each call may raise it for a
+        failed launch.
         """
         _check_limits(kernel, block, dynamic_lds_bytes)
         self._permit_lds(kernel, dynamic_lds_bytes)
