@@ -709,7 +709,9 @@ class _Scheduler:
             schedule=TILE_HALVES,
             layout=TILES16,
             block_size=arch.wave * waves,
-            rows_per_tile=min(rows, TILE_ROWS),
+            rows_per_tile=min(
+                rows, TILE_ROWS // 2 if self._has_wide_inputs(section) else TILE_ROWS
+            ),
             columns=columns,
             groups=groups,
             halves=_HALVES[self.tuning.precision],
@@ -733,6 +735,10 @@ class _Scheduler:
         if rows != MANY_ROWS:
             return _TILE_FEW_ROWS
         return _TILE_MANY_ROWS if len(section.products) == 1 else _TILE_MANY_ROWS_PRODUCTS
+
+    def _has_wide_inputs(self, section: Section) -> bool:
+        """Whether weights fill the registers: a lane of RDNA 3 has whole units of a column."""
+        return self.target.hip.matrix == "wmma" and len(section.products) > 1
 
     def _in_warpgroups(self, m: int) -> bool:
         return self.target.hip.warpgroups and m > _GEMV_ROWS[-1]
