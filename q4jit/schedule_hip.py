@@ -75,7 +75,7 @@ _HALVES: Final = {"f32": 2, "f16": 1, "i8": 1}
 _MATRIX_COLUMNS: Final = 16  # of a matrix instruction
 _SPLIT_BEFORE: Final = 4  # rows, beyond which x is split by a kernel of its own on NVIDIA's
 # WMMA of RDNA 3 takes its 32 cycles for one row too, and both halves of a wave decode the same
-# weights for it: by dot products one row needs 0.37 of the vector units' time
+# weights for it: by dot products one row needs a third of the vector units' time
 _PAIR_ROWS: Final = {"wmma": 1}
 # measured on an H100: one block per compute unit, with all the waves that registers leave room for
 # (half of them for more products); loading further ahead takes registers and gains nothing; the
@@ -709,7 +709,9 @@ class _Scheduler:
             schedule=TILE_HALVES,
             layout=TILES16,
             block_size=arch.wave * waves,
-            rows_per_tile=min(rows, TILE_ROWS),
+            rows_per_tile=min(
+                rows, TILE_ROWS // 2 if self._has_wide_inputs(section) else TILE_ROWS
+            ),
             columns=columns,
             groups=groups,
             halves=_HALVES[self.tuning.precision],
@@ -733,6 +735,10 @@ class _Scheduler:
         if rows != MANY_ROWS:
             return _TILE_FEW_ROWS
         return _TILE_MANY_ROWS if len(section.products) == 1 else _TILE_MANY_ROWS_PRODUCTS
+
+    def _has_wide_inputs(self, section: Section) -> bool:
+        """Whether weights fill the registers: a lane of RDNA 3 has whole units of a column."""
+        return self.target.hip.matrix == "wmma" and len(section.products) > 1
 
     def _in_warpgroups(self, m: int) -> bool:
         return self.target.hip.warpgroups and m > _GEMV_ROWS[-1]

@@ -336,6 +336,7 @@ DEVICE void compute(const Arguments& a) {
                             if (BESIDE) dot += lane_sum(v1_dots, c, v * ROW_TERMS + 1);
                             float& sum = v1_sums[step][c][v];
                             sum = fma_f32(v1_d[c] * x_scale[v], dot, sum);
+                            settle(sum);  // x of units ahead would take half of the registers
                         }
                 }
             }
