@@ -40,18 +40,74 @@ DEVICE int block_z() { return (int)blockIdx.z; }
 
 DEVICE void block_barrier() { __syncthreads(); }
 
-// Neighbouring blocks of a cluster run at the same time and read each other's shared memory.
-#define CLUSTER(blocks) __cluster_dims__(blocks, 1, 1)
-DEVICE void cluster_barrier() {
-    asm volatile("barrier.cluster.arrive.aligned;\nbarrier.cluster.wait.aligned;" ::: "memory");
+// Programmatic dependent launch: kernels of a stream that were launched to overlap.
+DEVICE void await_grids_before() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
+DEVICE void start_next_grid() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
+// The same address: the compiler loads nothing from it above this line.
+template <typename element>
+DEVICE element* known_from_here(element* at) {
+    asm volatile("" : "+l"(at) : : "memory");
+    return at;
 }
-DEVICE float cluster_load(const float* shared, int block) {
-    float x;
-    asm volatile("{.reg .u32 at; mapa.shared::cluster.u32 at, %1, %2; ld.shared::cluster.f32 %0, [at];}"
-                 : "=f"(x)
-                 : "r"((u32)__cvta_generic_to_shared(shared)), "r"(block)
+
+// Copies into shared memory beside the arithmetic: `await_copies` waits for those that were closed.
+DEVICE void copy_16(void* shared, const void* from) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;"
+                 :
+                 : "r"((u32)__cvta_generic_to_shared(shared)), "l"(__cvta_generic_to_global(from))
                  : "memory");
-    return x;
+}
+DEVICE void copy_4(void* shared, const void* from) {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4;"
+                 :
+                 : "r"((u32)__cvta_generic_to_shared(shared)), "l"(__cvta_generic_to_global(from))
+                 : "memory");
+}
+DEVICE void close_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+DEVICE void await_copies() { asm volatile("cp.async.wait_group 0;" ::: "memory"); }
+// What this thread has written into shared memory, before a barrier: matrix units read it by a way of their own.
+DEVICE void show_matrix_units() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+
+// Neighbouring blocks of a cluster run at the same time and send numbers into each other's shared
+// memory; `arrived` counts their bytes. (A barrier of the cluster that orders memory took 1 us on an
+// H100: it waits for all of a thread's loads and stores.)
+#define CLUSTER(blocks) __cluster_dims__(blocks, 1, 1)
+DEVICE u32 shared_address(const void* at) { return (u32)__cvta_generic_to_shared(at); }
+DEVICE void begin_cluster(u64* arrived, u32 bytes) {
+    if (thread_index() == 0)
+        asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;\n\t"
+                     "fence.mbarrier_init.release.cluster;\n\t"
+                     "mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;"
+                     :
+                     : "r"(shared_address(arrived)), "r"(bytes)
+                     : "memory");
+    __syncwarp();
+    asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
+}
+DEVICE void await_cluster() { asm volatile("barrier.cluster.wait.aligned;" ::: "memory"); }
+// Another meeting of all their threads. It orders no memory: what was read before has been used.
+DEVICE void meet_cluster() {
+    block_barrier();
+    asm volatile("barrier.cluster.arrive.relaxed.aligned;\n\tbarrier.cluster.wait.aligned;" ::: "memory");
+}
+DEVICE void send(float* to, u64* arrived, int block, float x) {
+    asm volatile("{\n\t.reg .u32 there, count;\n\t"
+                 "mapa.shared::cluster.u32 there, %0, %2;\n\t"
+                 "mapa.shared::cluster.u32 count, %1, %2;\n\t"
+                 "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.b32 [there], %3, [count];\n\t}"
+                 :
+                 : "r"(shared_address(to)), "r"(shared_address(arrived)), "r"(block), "r"(__float_as_uint(x))
+                 : "memory");
+}
+DEVICE void await_sent(u64* arrived) {
+    u32 done = 0;
+    while (!done)
+        asm volatile("{\n\t.reg .pred all;\n\t"
+                     "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 all, [%1], 0;\n\t"
+                     "selp.u32 %0, 1, 0, all;\n\t}"
+                     : "=r"(done)
+                     : "r"(shared_address(arrived))
+                     : "memory");
 }
 
 DEVICE u32 as_u32(float x) { return __float_as_uint(x); }
@@ -102,6 +158,13 @@ DEVICE i32 dot4(i32 a, i32 b, i32 c) {
     return sum;
 }
 
+// The same number, which the compiler does not know: it unrolled loops whose length it did know, whatever
+// their pragma said, to more than the instruction cache holds.
+DEVICE int at_run_time(int number) {
+    asm volatile("" : "+r"(number));
+    return number;
+}
+
 // Whatever is loaded below is loaded after `value` is known: what is loaded ahead costs registers.
 DEVICE void settle(float& value) { asm volatile("" : "+f"(value) : : "memory"); }
 
@@ -139,27 +202,24 @@ DEVICE f32x4 mma_16x8x16_f16(u32x4 a, u32 b0, u32 b1, f32x4 c) {
     return c;
 }
 
-// mma.sync of 16x8x16, a warp of 32. The four 8x8 quarters of an input are its fragment: rows 0…7
-// and 8…15 at k 0…7, then both at k 8…15. In a quarter lane l holds row l / 4 at 2 (l % 4) + 0, 1.
-// w's quarters of one row half are the instruction's second operand: two of them make 16 columns.
-typedef u32x4 fragment;
-typedef f32x8 accumulator;
-constexpr int ACCUMULATOR_ELEMENTS = 8;
+// mma.sync of 16x8x16 on f16, a warp of 32. Of the result lane l holds columns l / 4 and l / 4 + 8
+// in rows 2 (l % 4) + 0, 1. Which k is which does not matter where x and w agree: lane l takes part
+// l % 4 of a unit, the k that one word of Q4_0 holds.
+constexpr int TILE_ROWS = 8;  // of x, in one instruction
+constexpr int LANE_COLUMNS = 2;  // of 16
+constexpr int LANE_ROWS = 2;  // of the result, in each of them
+constexpr int PARTS = 4;  // lanes that share a unit
+typedef f32x4 lane_sums;
 
-DEVICE fragment load_fragment(const u16* tile, int stride) {
-    // Lanes 8 i … 8 i + 7 name the rows of quarter i.
-    return load_quarters(tile + lane_index() % 16 * stride + lane_index() / 16 * 8);
+DEVICE int lane_part() { return lane_index() % 4; }
+DEVICE int lane_column(int i) { return lane_index() / 4 + 8 * i; }
+DEVICE int lane_row(int v) { return lane_index() % 4 * 2 + v; }
+DEVICE int lane_x_row() { return lane_index() / 4; }
+DEVICE float lane_sum(const lane_sums& sums, int column, int v) { return sums[2 * column + v]; }
+
+// sums += x w over a unit
+DEVICE void multiply_unit(const u32x4 (&x)[1], const u32x4 (&w)[2][1], lane_sums& sums) {
+    UNROLL for (int i = 0; i < 4; i += 2)
+        sums = mma_16x8x16_f16(
+            u32x4{w[0][0][i], w[1][0][i], w[0][0][i + 1], w[1][0][i + 1]}, x[0][i], x[0][i + 1], sums);
 }
-
-DEVICE accumulator zero_accumulator() { return accumulator{}; }
-
-// c[m][n] += sum over k of x[m][k] w[n][k]
-DEVICE accumulator multiply_add(fragment x, fragment w, accumulator c) {
-    const f32x4 left = mma_16x8x16(x, w[0], w[2], f32x4{c[0], c[1], c[2], c[3]});
-    const f32x4 right = mma_16x8x16(x, w[1], w[3], f32x4{c[4], c[5], c[6], c[7]});
-    return accumulator{left[0],  left[1],  left[2],  left[3],
-                       right[0], right[1], right[2], right[3]};
-}
-
-DEVICE int accumulator_row(int i) { return lane_index() / 4 + i / 2 % 2 * 8; }
-DEVICE int accumulator_column(int i) { return i / 4 * 8 + lane_index() % 4 * 2 + i % 2; }

@@ -69,6 +69,16 @@ struct Arguments {
     i64 m;
 };
 
+// Kernels overlap. This one waits until those before are done, whose results it may read and whose
+// arguments it may overwrite: weights alone, which no kernel writes, are loaded earlier. Then the next
+// one may start and load its own.
+DEVICE void await_kernels_before(Arguments& a) {
+    await_grids_before();
+    a.x = known_from_here(a.x);
+    a.output0 = known_from_here(a.output0);
+    start_next_grid();
+}
+
 // x, after the prologue.
 DEVICE float x_value(const Arguments& a, i64 row, int column) {
     const float v0 = a.x[row * 40 + column];
@@ -84,7 +94,8 @@ DEVICE void epilogue(const Arguments& a, i64 row, int column, float v1) {
 // column, decodes it once for all rows, and the lanes add up their sums. Units are loaded
 // AHEAD of their turn, the first while x is staged. x comes from shared memory: there lanes read
 // their units side by side, which lie 128 bytes apart in a row.
-DEVICE void compute(const Arguments& a) {
+DEVICE void compute(Arguments a) {
+    await_kernels_before(a);
     const i64 m = a.m;
     SHARED float x_tile[ROWS * ROW_STRIDE];
     const int lane = thread_index() % LANES;

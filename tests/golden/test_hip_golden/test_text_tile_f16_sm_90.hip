@@ -22,7 +22,7 @@ constexpr int FRAGMENTS_X = TILE_COLUMNS / 16 / WAVES_X;
 static_assert(WAVES_X * FRAGMENTS_X * 16 == TILE_COLUMNS, "waves share the tile evenly");
 static_assert(TILE_COLUMNS <= BLOCK_SIZE, "a thread decodes a unit of one column");
 constexpr int SCALES_BYTES = 4 * 2 * TILE_COLUMNS;
-constexpr int STAGED_BYTES = 2 * STRIDE * (TERMS * TILE_ROWS + TILE_COLUMNS) + SCALES_BYTES;
+constexpr int STAGED_BYTES = 2 * STRIDE * (TERMS * TILE_ROWS + TILE_COLUMNS) + SCALES_BYTES + 4;
 constexpr int LDS_BYTES = STAGED_BYTES;  // shared memory of a block
 static_assert(LDS_BYTES <= 49152, "sm_90 has 49152 bytes of shared memory for a block");
 
@@ -126,6 +126,19 @@ struct Arguments {
     i64 m;
 };
 
+// Kernels overlap. This one waits until those before are done, whose results it may read and whose
+// arguments it may overwrite: weights alone, which no kernel writes, are loaded earlier. Then the next
+// one may start and load its own.
+DEVICE void await_kernels_before(Arguments& a) {
+    await_grids_before();
+    a.x = known_from_here(a.x);
+    a.r = known_from_here(a.r);
+    a.output0 = known_from_here(a.output0);
+    a.x_terms = known_from_here(a.x_terms);
+    a.x_rough = known_from_here(a.x_rough);
+    start_next_grid();
+}
+
 // x, after the prologue.
 DEVICE float x_value(const Arguments& a, i64 row, int column) {
     const float v0 = a.x[row * 512 + column];
@@ -156,7 +169,8 @@ DEVICE float exact_v2(const Arguments& a, i64 row, int column) {
 // A block computes TILE_ROWS x TILE_COLUMNS results on matrix units. x comes split into bf16 terms;
 // quants are whole numbers that bf16 holds exactly. The products of a unit are summed by the matrix
 // unit, then multiplied by the unit's scale and added up in f32.
-DEVICE void compute(const Arguments& a) {
+DEVICE void compute(Arguments a) {
+    await_kernels_before(a);
     const i64 m = a.m;
     SHARED u16 x_tile[TERMS * TILE_ROWS * STRIDE];
     SHARED u16 w_tile[TILE_COLUMNS * STRIDE];
@@ -227,6 +241,14 @@ DEVICE void compute(const Arguments& a) {
         }
     }
     // Rough rows have their own loop: unrolled with the other results it would be written 16 times.
+    // Flags are read once: a load per result took 20 us on an H100.
+    SHARED int any_rough;
+    if (thread == 0) any_rough = 0;
+    block_barrier();
+    for (int r = thread; r < TILE_ROWS; r += BLOCK_SIZE)
+        if (row0 + r < m && a.x_rough[row0 + r] != 0) any_rough = 1;
+    block_barrier();
+    if (!any_rough) return;
     for (int i = thread; i < TILE_ROWS * TILE_COLUMNS; i += BLOCK_SIZE) {
         const i64 row = row0 + i / TILE_COLUMNS;
         const int column = column0 + i % TILE_COLUMNS;

@@ -40,8 +40,20 @@ struct Arguments {
     i64 m;
 };
 
+// Kernels overlap. This one waits until those before are done, whose results it may read and whose
+// arguments it may overwrite: weights alone, which no kernel writes, are loaded earlier. Then the next
+// one may start and load its own.
+DEVICE void await_kernels_before(Arguments& a) {
+    await_grids_before();
+    a.x = known_from_here(a.x);
+    a.x_terms = known_from_here(a.x_terms);
+    a.x_rough = known_from_here(a.x_rough);
+    start_next_grid();
+}
+
 // One block per row: what is known before the products.
-DEVICE void compute(const Arguments& a) {
+DEVICE void compute(Arguments a) {
+    await_kernels_before(a);
     const i64 m = a.m;
     const i64 row = block_of_rows();
     if (row >= m) return;
