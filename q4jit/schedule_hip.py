@@ -94,7 +94,8 @@ _MATRIX_AMD_WAVES: Final = 16
 _MATRIX_AHEAD: Final = {"mfma": 2, "mma_sync": 2}
 _QUAD_ELEMENTS: Final = 4 * UNIT_ELEMENTS  # of a column, stored together in TILES16
 _LDS_RESERVE_BYTES: Final = 1024
-_STAGE_BYTES: Final = 16 << 10  # of x; two stages leave room for three blocks of a compute unit
+_STAGE_BYTES: Final = 16 << 10  # of x; two stages leave room for several blocks of a compute unit
+_STAGE_AMD_BYTES: Final = 8 << 10  # which has 64 KiB, and registers hold what is on its way
 _MOST_STAGE_UNITS: Final = 16
 _ROWS_OF_HALVES_THREADS: Final = 512  # more of a row at a time: whoever waits for it is faster
 
@@ -143,7 +144,8 @@ class HipKernel(Kernel):
     terms: bf16 numbers that each x is split into for matrix units. int8: x is rounded to int8 for
     dot products. halves: f16 numbers that each x is split into, of which 32 neighbours share a
     scale. splits: blocks that share columns, each with its own part of K. groups: tiles of 16
-    columns that a wave computes. warpgroups: four waves multiply together. pairs: f16 terms are
+    columns that a wave computes. stage_units: units of x in shared memory at a time, while as many
+    are on their way. warpgroups: four waves multiply together. pairs: f16 terms are
     multiplied by dot products of two.
     """
 
@@ -160,6 +162,7 @@ class HipKernel(Kernel):
     halves: int = 0
     splits: int = 1
     groups: int = 1
+    stage_units: int = 0
     warpgroups: bool = False
     pairs: bool = False
 
@@ -177,12 +180,6 @@ class HipKernel(Kernel):
     def waves_k(self, wave: int) -> int:
         """Waves of a block on matrix units that share columns, each with its own part of K."""
         return self.block_size * _MATRIX_COLUMNS * self.groups // (wave * self.columns)
-
-    @property
-    def stage_units(self) -> int:
-        """Units of x in shared memory of a `tile_halves` at a time; as many are on their way."""
-        unit_bytes = 2 * UNIT_ELEMENTS * self.halves * self.rows_per_tile
-        return min(_STAGE_BYTES // unit_bytes, _MOST_STAGE_UNITS)
 
     @property
     def section(self) -> Section:
@@ -319,7 +316,8 @@ def make_plan(
 # --- choices by measurement -----------------------------------------------------------------------
 
 _NOT_CHOSEN: Final = frozenset(
-    "schedule terms int8 limbs halves scales_late origin rows_per_tile warpgroups pairs".split()
+    "schedule terms int8 limbs halves scales_late origin rows_per_tile stage_units warpgroups"
+    " pairs".split()
 )  # they follow from the schedule, M, the precision and the weights
 _TRIED_COLUMNS: Final = (1, 2, 4, 8)
 _TRIED_BLOCK_SIZES: Final = (64, 128, 256, 512)
@@ -704,17 +702,20 @@ class _Scheduler:
         arch = self.target.hip
         (section,) = kernel.sections
         columns, waves, groups = self._tile_shape(section, rows)
+        halves = _HALVES[self.tuning.precision]
+        tile_rows = min(rows, TILE_ROWS // 2 if self._has_wide_inputs(section) else TILE_ROWS)
+        stage_bytes = _STAGE_BYTES if arch.is_nvidia else _STAGE_AMD_BYTES
+        unit_bytes = 2 * UNIT_ELEMENTS * halves * tile_rows
         base = self._of(
             kernel,
             schedule=TILE_HALVES,
             layout=TILES16,
             block_size=arch.wave * waves,
-            rows_per_tile=min(
-                rows, TILE_ROWS // 2 if self._has_wide_inputs(section) else TILE_ROWS
-            ),
+            rows_per_tile=tile_rows,
             columns=columns,
             groups=groups,
-            halves=_HALVES[self.tuning.precision],
+            halves=halves,
+            stage_units=min(stage_bytes // unit_bytes, _MOST_STAGE_UNITS),
             warpgroups=self._in_warpgroups(rows),
         )
         blocks = -(-section.width // columns)
