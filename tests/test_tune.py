@@ -20,6 +20,7 @@ from q4jit.policy import Place
 from q4jit.render import render
 from q4jit.runtime.driver import Device
 from q4jit.schedule_hip import (
+    MANY_ROWS,
     HipKernel,
     HipPlan,
     Tuning,
@@ -218,10 +219,10 @@ def test_a_lost_device_ends_the_search_and_what_is_done_is_kept() -> None:
 
 def test_full_tiles_and_others_are_checked() -> None:
     bench = FakeBench()
-    keys = [replace(KEY, m=m) for m in (1, 2, 4, 8, 16, 64)]
+    keys = [replace(KEY, m=m) for m in (1, 2, 4, 8, 16, 32, 64, MANY_ROWS)]
     searched(bench, *keys)
     rows = {m for _, m in bench.run_rows}
-    assert rows == {1, 2, 3, 4, 7, 8, 15, 16, 511, 512}
+    assert rows == {1, 2, 3, 4, 7, 8, 15, 16, 31, 32, 63, 64, 511, 512}
 
 
 def test_several_products_and_formats_are_one_key() -> None:
@@ -423,14 +424,14 @@ def test_candidates_are_legal_and_distinct(arch: str, m: int) -> None:
 
 
 @pytest.mark.parametrize("arch", ["gfx90a", "gfx1100", "gfx1201", "sm_90"])
-@pytest.mark.parametrize("m", [1, 2, 4, 8, 16])
+@pytest.mark.parametrize("m", [1, 2, 4, 8, 16, 32, 64, 512])
 def test_candidates_for_matrix_units_are_legal_and_distinct(m: int, arch: str) -> None:
     plan = plan_of(m, None, arch, shape=(4096, 4096), fmt="Q4_0")
     found = candidates(plan, product_kernel(plan))
     assert found[0] == product_kernel(plan)
     assert len(set(found)) == len(found) > 3
     for k in found:
-        waves_n, splits = k.columns // 16, k.splits
+        waves_n, splits = k.columns // 16 // k.groups, k.splits
         assert k.block_size % (plan.target.hip.wave * waves_n) == 0
         assert k.block_size <= 1024
         assert splits <= plan.target.hip.cluster_blocks
