@@ -13,6 +13,7 @@ from q4jit import CompileError, specialize
 from q4jit.render import environment, render, template_directory
 from q4jit.schedule_hip import HipPlan
 from tests.hip import hip_plan, run_on_host
+from tests.hip_cases import RECORDED, Case, Generic
 from tests.kernels import random_x, weight
 
 
@@ -92,3 +93,20 @@ def test_no_argument_hides_a_name_of_the_text(m: int) -> None:
         (y,) = run_on_host(hip_plan(function, "hip:gfx1100", args), args)
         exact = x.astype(np.float64) @ tensor.dequantize().astype(np.float64) * sum(values)
         assert np.abs(y - exact).max() < 1e-5 * np.abs(exact).max()
+
+
+@pytest.mark.parametrize("kernel", RECORDED, ids=lambda kernel: kernel.name)
+def test_kernels_that_overlap_touch_weights_alone_before_they_wait(kernel: Case | Generic) -> None:
+    for source in kernel.sources("sm_90"):
+        if isinstance(kernel, Generic):  # for programs that launch it their own way
+            assert "await_kernels_before" not in source.text
+            continue
+        before, wait, after = source.text.partition("    await_kernels_before(a);\n")
+        assert wait, source.symbol
+        assert "await_kernels_before(a);" not in after
+        _, _, early = before.partition("DEVICE void compute(Arguments a) {")
+        weights = set(re.findall(r"const u8\* (\w+);", before))
+        assert set(re.findall(r"\ba\.(\w+)", early)) <= weights | {"m"}, source.symbol
+        pointers = set(re.findall(r"^    (?:const )?\w+\* (\w+);", before, re.MULTILINE))
+        known = set(re.findall(r"a\.(\w+) = known_from_here", before))
+        assert known == pointers - weights, source.symbol
