@@ -326,6 +326,8 @@ class _Context:
             "arch": plan.target.hip,
             "schedule": kernel.schedule,
             "max_grid_y": MAX_GRID_Y,
+            # dot products of f16 take denormals for 0, and so do the matrix units of some archs
+            "flushes_halves": kernel.pairs or plan.target.hip.flushes_halves,
             "comment": self._comment(),
             "products": products,
             "weight_structs": list(weights.values()),

@@ -249,7 +249,7 @@ def scratch(plan: HipPlan, kernel: HipKernel, m: int) -> dict[Slot, int]:
 def _halves_bytes(kernel: HipKernel, rows: int, k: int) -> int:
     """x in f16 terms: whole quads for whole tiles; the last stage may be copied beyond them."""
     row_bytes = 2 * kernel.halves * (-(-k // _QUAD_ELEMENTS) * _QUAD_ELEMENTS)
-    tiles = (*_GEMV_ROWS[-2:], *_TILE_HALVES_ROWS)  # beyond them there are several of the last
+    tiles = (_GEMV_ROWS[-1], *_TILE_HALVES_ROWS)  # beyond them there are several of the last
     tile_rows = next((tile for tile in tiles if rows <= tile), TILE_ROWS)
     return -(-rows // tile_rows) * tile_rows * row_bytes + _STAGE_BYTES
 
@@ -495,7 +495,7 @@ def origins(plan: HipPlan) -> list[str]:
 
 
 def _as_chosen(plan: HipPlan, kernel: HipKernel, choice: Choice | None) -> HipKernel:
-    if choice is None:
+    if choice is None or choice.trial.schedule != kernel.schedule:  # another section forbids it
         return kernel
     trial, known = choice.trial, constants_of(kernel)
     asked = dict(trial.constants)
@@ -570,8 +570,10 @@ class _Scheduler:
             return [self._of(kernel, schedule=_DECODERS[kernel.decoded.node.op])]
         m = 1 if kernel.uniform else m
         chosen = [self._schedule_of(kernel, section, m) for section in kernel.sections]
-        if TILE_MATRIX in chosen:  # x is split in one way for all
-            chosen = [TILE_MATRIX if name == TILE_HALVES else name for name in chosen]
+        # x is split in one way for all
+        instead = TILE_MATRIX if TILE_MATRIX in chosen else GEMV_MATRIX
+        if TILE_MATRIX in chosen or GEMV_DOT in chosen:
+            chosen = [instead if name == TILE_HALVES else name for name in chosen]
         terms = max((self._terms(name) for name in chosen), default=0)
         halves = _HALVES[self.tuning.precision] if TILE_HALVES in chosen else 0
         int8 = GEMV_DOT in chosen
@@ -673,7 +675,7 @@ class _Scheduler:
         k = section.products[0].operands[0].width
         tiles = -(-section.width // _MATRIX_COLUMNS)
         waves_by_rule, most_waves = (
-            threads // len(section.products) // arch.wave
+            max(threads // len(section.products) // arch.wave, 1)
             for threads in (_MATRIX_THREADS, _MATRIX_MOST_THREADS)
         )
         for splits in (1,) if few and k < _MATRIX_LONG_K else _MATRIX_SPLITS:
@@ -691,7 +693,7 @@ class _Scheduler:
         """The same without clusters and measurements."""
         arch = self.target.hip
         wanted = -(-section.width // (_MATRIX_COLUMNS * arch.compute_units))
-        waves = _MATRIX_AMD_WAVES // len(section.products)
+        waves = max(_MATRIX_AMD_WAVES // len(section.products), 1)
         if self.tuning.block_size is not None:
             waves = self.tuning.block_size // arch.wave
         for tiling in _tilings(wanted, waves, self.tuning.block_size):
@@ -703,7 +705,8 @@ class _Scheduler:
         (section,) = kernel.sections
         columns, waves, groups = self._tile_shape(section, rows)
         halves = _HALVES[self.tuning.precision]
-        tile_rows = min(rows, TILE_ROWS // 2 if self._has_wide_inputs(section) else TILE_ROWS)
+        most_rows = TILE_ROWS // 2 if self._has_wide_inputs(section) else TILE_ROWS
+        tile_rows = min(max(rows, _GEMV_ROWS[-2 if arch.is_nvidia else -1]), most_rows)
         stage_bytes = _STAGE_BYTES if arch.is_nvidia else _STAGE_AMD_BYTES
         unit_bytes = 2 * UNIT_ELEMENTS * halves * tile_rows
         base = self._of(

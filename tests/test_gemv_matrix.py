@@ -169,12 +169,13 @@ def test_distributions_and_scales(scales: str, precision: str, arch: str) -> Non
     assert_contract(y[inside], x[inside], w, BOUNDS[precision])
 
 
-def without_weight(k: int) -> Weight:
-    """A weight whose element `k` of every column is 0."""
-    blocks = random_blocks(FORMATS["Q4_0"], K, N, "normal", np.random.default_rng(k))
-    blocks[:, k // 32, 2 + k % 16] = 0x88  # a byte holds elements k and k + 16
+def without_weight(*elements: int) -> Weight:
+    """A weight whose `elements` of every column are 0."""
+    blocks = random_blocks(FORMATS["Q4_0"], K, N, "normal", np.random.default_rng(elements[0]))
+    for k in elements:
+        blocks[:, k // 32, 2 + k % 16] = 0x88  # a byte holds elements k and k + 16
     w = wrap("Q4_0", K, blocks)
-    assert not w.values[k].any()
+    assert not w.values[[*elements]].any()
     return w
 
 
@@ -190,6 +191,15 @@ def with_outliers(k: int) -> Floats:
 def test_an_outlier_that_a_weight_of_0_hides(precision: str, arch: str) -> None:
     """What stands beside it must be as exact as if it stood alone."""
     w, x = without_weight(100), with_outliers(100)
+    (y,) = run(one_product, [x, w.tensor], arch, precision=precision)
+    assert_contract(y, x, w, BOUNDS[precision])
+
+
+@every_arch
+@every_precision
+def test_outliers_that_hide_each_other(precision: str, arch: str) -> None:
+    w, x = without_weight(100, 101), with_outliers(100)
+    x[:, 101] = x[:, 100] * F32(0.75)
     (y,) = run(one_product, [x, w.tensor], arch, precision=precision)
     assert_contract(y, x, w, BOUNDS[precision])
 
@@ -234,6 +244,19 @@ def test_not_finite_activations(precision: str, arch: str) -> None:
     assert_ieee(y, x, w, BOUNDS[precision])
     same = np.isfinite(x).all(1)
     np.testing.assert_array_equal(y[same], other[same])
+
+
+@every_arch
+@pytest.mark.parametrize("special", [np.nan, np.inf])
+def test_not_finite_neighbours(special: float, arch: str) -> None:
+    """Four lanes share a unit: any two of its elements, and all that one lane has."""
+    x, w = random_x(16, K), weight("Q4_0", K, N)
+    pairs = [(3, 3), (20, 27), (23, 27), (3, 20), (0, 31), (4, 12), (7, 8), (16, 0)]
+    for row, (first, second) in enumerate(pairs):
+        x[row, [first, second]] = special
+    x[8, 20:28], x[9, :32], x[10, 4:8] = special, special, special
+    (y,) = run(one_product, [x, w.tensor], arch)
+    assert_ieee(y, x, w)
 
 
 @every_arch

@@ -225,7 +225,11 @@ def test_what_the_schedule_is_by_default() -> None:
         (16, w, "gfx1030", [GEMV]),
         (17, w, "gfx1030", [TILE_FMA]),
         *((1, w, arch, [GEMV_MATRIX]) for arch in _MATRIX),
-        *((16, w, arch, [GEMV_MATRIX]) for arch in _MATRIX),
+        *((4, w, arch, [GEMV_MATRIX]) for arch in _MATRIX),
+        *(
+            (16, w, arch, [ROWS, TILE_HALVES] if arch == "sm_90" else [GEMV_MATRIX])
+            for arch in _MATRIX
+        ),
         *((17, w, arch, [ROWS, TILE_HALVES]) for arch in _MATRIX),
         (1, infinite, "gfx1100", [GEMV]),
         (17, infinite, "gfx1100", [TILE_FMA]),

@@ -59,13 +59,29 @@ def run(
 
 @every_arch
 @every_precision
-@pytest.mark.parametrize("m", [5, 8, 11, 17, 33, 70])
+@pytest.mark.parametrize("m", [17, 33, 70])
 def test_every_class_of_rows(m: int, precision: str, arch: str) -> None:
-    if m <= 16 and arch.startswith("gfx"):
-        return  # they take gemv_matrix: see there
     x, w = random_x(m, K), weight("Q4_0", K, N)
     (y,) = run(one_product, [x, w.tensor], arch, precision)
     assert_contract(y, x, w, BOUNDS[precision])
+
+
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
+@every_precision
+@pytest.mark.parametrize("m", [5, 8, 11, 16])
+def test_few_rows(m: int, precision: str, arch: str) -> None:
+    x, w = random_x(m, K), weight("Q4_0", K, N)
+    (y,) = run(one_product, [x, w.tensor], arch, precision)
+    assert_contract(y, x, w, BOUNDS[precision])
+
+
+@every_arch
+def test_fewer_rows_than_an_instruction_has(arch: str) -> None:
+    """By request only."""
+    x, w = random_x(3, K), weight("Q4_0", K, N)
+    plan = hip_plan(one_product, f"hip:{arch}", [x, w.tensor], Tuning(schedule=TILE_HALVES))
+    (y,) = run_on_host(plan, [x, w.tensor])
+    assert_contract(y, x, w)
 
 
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
@@ -125,6 +141,23 @@ def test_slices_of_a_product(arch: str) -> None:
         assert_contract(y, x, Weight(w.tensor, w.values[:, cut]))
 
 
+@pytest.mark.parametrize("arch", ["gfx1100", "sm_90"])
+@pytest.mark.parametrize("precision", ["f32", "f16", "i8"])
+@pytest.mark.parametrize("m", [8, 20])
+def test_beside_other_formats(m: int, precision: str, arch: str) -> None:
+    """x is prepared in one way for all of a function's products."""
+
+    def both(x: Any, a: Any, b: Any) -> Any:
+        return x @ a, x @ b
+
+    x, a, b = random_x(m, K), weight("Q4_0", K, N), weight("Q8_0", K, N)
+    plan = hip_plan(both, f"hip:{arch}", [x, a.tensor, b.tensor], Tuning(precision))
+    assert not any(kernel.halves and kernel.int8 for kernel in plan.kernels)
+    found = run_on_host(plan, [x, a.tensor, b.tensor])
+    for y, w in zip(found, (a, b), strict=True):
+        assert_contract(y, x, w, {**BOUNDS, "i8": 2e-2}[precision])
+
+
 @every_arch
 def test_two_products(arch: str) -> None:
     x, found = random_x(40, K), [weight("Q4_0", K, N, seed=seed) for seed in (1, 2)]
@@ -154,6 +187,18 @@ def test_an_outlier_that_a_weight_of_0_hides(precision: str, arch: str) -> None:
     """What stands beside it must be as exact as if it stood alone."""
     x, w = random_x(48, K), without_weight(100)
     x[:, 100] = F32(2) ** np.arange(48)
+    (y,) = run(one_product, [x, w.tensor], arch, precision)
+    for row in range(48):
+        one = slice(row, row + 1)
+        assert_contract(y[one], x[one], w, BOUNDS[precision])
+
+
+@every_arch
+@every_precision
+def test_outliers_that_hide_each_other(precision: str, arch: str) -> None:
+    x, w = random_x(48, K), without_weight(100, 101, 300)
+    x[:, 100] = F32(2) ** np.arange(48)
+    x[:, 101], x[:, 300] = x[:, 100] / F32(64), x[:, 100] * F32(0.75)
     (y,) = run(one_product, [x, w.tensor], arch, precision)
     for row in range(48):
         one = slice(row, row + 1)

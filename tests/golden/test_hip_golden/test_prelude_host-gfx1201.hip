@@ -76,10 +76,9 @@ DEVICE float byte_minus(u32 word, int b, float zero) { return (float)(word >> 8 
 
 DEVICE int at_run_time(int number) { return number; }  // elsewhere the compiler does not know it
 
-// Copies into shared memory; elsewhere they run beside the arithmetic and are waited for.
-DEVICE void copy_16(void* shared, const void* from) { *(u32x4*)shared = *(const u32x4*)from; }
-DEVICE void copy_4(void* shared, const void* from) { *(u32*)shared = *(const u32*)from; }
-DEVICE void close_copies() {}
+struct Copy { u32x4 held; };
+DEVICE void begin_copy(Copy& copy, u32x4*, const u32x4* from) { copy.held = *from; }
+DEVICE void end_copy(const Copy& copy, u32x4* shared) { *shared = copy.held; }
 DEVICE void await_copies() {}
 
 // Two f16 numbers in a word, the first is the low half.

@@ -50,21 +50,17 @@ DEVICE element* known_from_here(element* at) {
     return at;
 }
 
-// Copies into shared memory beside the arithmetic: `await_copies` waits for those that were closed.
-DEVICE void copy_16(void* shared, const void* from) {
+// Copies into shared memory, which run beside what stands between their begin and their end; they are
+// there once they have been awaited.
+struct Copy {};
+DEVICE void begin_copy(Copy&, u32x4* shared, const u32x4* from) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16;"
                  :
                  : "r"((u32)__cvta_generic_to_shared(shared)), "l"(__cvta_generic_to_global(from))
                  : "memory");
 }
-DEVICE void copy_4(void* shared, const void* from) {
-    asm volatile("cp.async.ca.shared.global [%0], [%1], 4;"
-                 :
-                 : "r"((u32)__cvta_generic_to_shared(shared)), "l"(__cvta_generic_to_global(from))
-                 : "memory");
-}
-DEVICE void close_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-DEVICE void await_copies() { asm volatile("cp.async.wait_group 0;" ::: "memory"); }
+DEVICE void end_copy(const Copy&, u32x4*) {}
+DEVICE void await_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 // What this thread has written into shared memory, before a barrier: matrix units read it by a way of their own.
 DEVICE void show_matrix_units() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 

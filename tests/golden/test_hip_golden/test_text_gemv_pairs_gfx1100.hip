@@ -199,38 +199,45 @@ DEVICE int value_row(int step, int v) {
     return row < ROWS ? row : ROWS - 1;  // beyond them nothing is stored
 }
 
-constexpr float LEAST_REST = 0x1p-4f;  // beside a unit's largest x, of it
+constexpr float LEAST = 0x1p-20f;  // of a unit's largest x: two terms err by 2^-40 of that
 
 // Splits eight of a unit's 32 x, which four lanes share, into f16 terms of 11 bits, relative to a
 // power of two: `scale`. The largest x becomes less than 2^15 and an f16 may be as small as 2^-24, so
 // that two terms keep 2^-40 of it. Returns whether the unit is rough: then its terms are 0. So it is
-// for Inf and NaN, and where so little is left beside the largest that 2^-40 would matter: columns
-// may have zeros there. (LEAST_REST, more where instructions take denormal f16 for 0: 2^-29 is lost.)
+// for Inf and NaN, and where one x is too small beside the largest: columns may have zeros there.
 DEVICE bool split_x(const float (&x)[8], u32x4 (&terms)[TERMS], float& scale) {
-    float largest = 0.0f, rest = 0.0f;
-    UNROLL for (int j = 0; j < 8; ++j)
-        if (!(abs_f32(x[j]) <= largest)) largest = abs_f32(x[j]);  // NaN stays
-    UNROLL for (int mask = 1; mask < 4; mask *= 2) {
-        const float other = shuffle_xor(largest, mask);
-        if (!(other <= largest)) largest = other;
+    // Magnitudes are ordered as their bits are, NaN above all; 0 minus 1 is above them, too.
+    u32 largest_bits = 0, least_bits = 0xFFFFFFFFu;
+    UNROLL for (int j = 0; j < 8; ++j) {
+        const u32 bits = as_u32(abs_f32(x[j]));
+        if (bits > largest_bits) largest_bits = bits;
+        if (bits - 1 < least_bits) least_bits = bits - 1;
     }
-    UNROLL for (int j = 0; j < 8; ++j)
-        if (abs_f32(x[j]) < largest) rest += abs_f32(x[j]);
-    UNROLL for (int mask = 1; mask < 4; mask *= 2) rest += shuffle_xor(rest, mask);
-    scale = as_f32((as_u32(largest) & 0x7F800000u) - (5u << 23));  // 2^9 more: quants come times 2^-9
-    float inverse = as_f32((268u << 23) - (as_u32(largest) & 0x7F800000u));
+    UNROLL for (int mask = 1; mask < 4; mask *= 2) {
+        const u32 other = as_u32(shuffle_xor(as_f32(largest_bits), mask));
+        if (other > largest_bits) largest_bits = other;
+        const u32 least = as_u32(shuffle_xor(as_f32(least_bits), mask));
+        if (least < least_bits) least_bits = least;
+    }
+    const float largest = as_f32(largest_bits);
     const bool usual = largest >= 0x1p-80f && largest <= 0x1p+120f;  // false for NaN
-    const bool alone = rest > 0.0f && rest < largest * LEAST_REST;
-    if (!usual || alone) scale = inverse = 0.0f;
+    const bool loses = largest_bits > 0 && as_f32(least_bits + 1) < largest * LEAST;
+    const u32 exponent = largest_bits & 0x7F800000u;
+    scale = as_f32(exponent - (5u << 23));  // 2^9 more: quants come times 2^-9
+    float inverse = as_f32((268u << 23) - exponent);
+    if (!usual || loses) scale = inverse = 0.0f;
     UNROLL for (int i = 0; i < 4; ++i) {
         const int j = i / 2 * 4 + i % 2;  // elements 0, 2 · 1, 3 · 4, 6 · 5, 7: in the order of a weight's
         float even = x[j] * inverse, odd = x[j + 2] * inverse;
         if (inverse == 0.0f) even = odd = 0.0f;  // Inf and NaN
         terms[0][i] = to_halves(even, odd);
-        const float even_so_far = half_to_f32((u16)terms[0][i]), odd_so_far = half_to_f32((u16)(terms[0][i] >> 16));
-        terms[1][i] = to_halves(even - even_so_far, odd - odd_so_far);
+        if (abs_f32(even) < 0x1p-14f) terms[0][i] &= 0xFFFF0000u;  // a denormal would be taken for 0
+        if (abs_f32(odd) < 0x1p-14f) terms[0][i] &= 0xFFFFu;
+        const float rest_even = even - half_to_f32((u16)terms[0][i]);
+        const float rest_odd = odd - half_to_f32((u16)(terms[0][i] >> 16));
+        terms[1][i] = to_halves(rest_even / REST_STEP, rest_odd / REST_STEP);
     }
-    return alone || !(usual || largest == 0.0f);
+    return loses || !(usual || largest == 0.0f);
 }
 
 // A block computes COLUMNS columns for ROWS rows on matrix units. x is split into f16 terms that share
@@ -328,12 +335,14 @@ DEVICE void compute(const Arguments& a) {
                     float x_scale[VALUES];
                     UNROLL for (int v = 0; v < VALUES; ++v) x_scale[v] = x_scales[unit * ROWS + value_row(step, v)];
                     lane_sums v1_dots = {};
-                    UNROLL for (int t = TURNS - 1; t >= 0; --t)
+                    UNROLL for (int t = TURNS - 1; t >= 0; --t) {
                         multiply_unit(x[t], v1_quants, v1_dots);
+                        if (t > 0) v1_dots *= REST_STEP;
+                    }
                     UNROLL for (int c = 0; c < LANE_COLUMNS; ++c)
                         UNROLL for (int v = 0; v < VALUES; ++v) {
                             float dot = lane_sum(v1_dots, c, v * ROW_TERMS);
-                            if (BESIDE) dot += lane_sum(v1_dots, c, v * ROW_TERMS + 1);
+                            if (BESIDE) dot += REST_STEP * lane_sum(v1_dots, c, v * ROW_TERMS + 1);
                             float& sum = v1_sums[step][c][v];
                             sum = fma_f32(v1_d[c] * x_scale[v], dot, sum);
                             settle(sum);  // x of units ahead would take half of the registers
