@@ -29,6 +29,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <utility>
 #include <vector>
 
 extern "C" {
@@ -51,6 +52,7 @@ constexpr size_t STACK_GUARD_BYTES = 9 * PAGE_BYTES;
 constexpr int KERNEL_FAULT = 3;
 constexpr int MAX_WAVE = 64;
 constexpr int MAX_EXCHANGE_BYTES = 64;
+constexpr size_t COPY_BYTES = 16;
 constexpr uint8_t SHARED_POISON = 0xFF;    // NaN as f32 and as half
 constexpr uint8_t MARGIN = 0xFF;           // around arrays, where a page is not filled
 constexpr uint16_t OUTPUT_POISON = 0x7FF7; // NaN as f32 and as half, and no NaN that others make
@@ -204,6 +206,7 @@ struct alignas(64) Thread {
     State state;
     Place place;
     jmp_buf context;
+    std::vector<std::pair<void*, const void*>> copies;  // to, from: begun, not awaited
 };
 
 struct Wave {
@@ -262,7 +265,9 @@ void give_way() {
 void run_thread() {
     for (;;) {
         host_entry(entry_arguments.data());
-        threads[static_cast<size_t>(host_thread)].state = State::DONE;
+        Thread& thread = threads[static_cast<size_t>(host_thread)];
+        if (!thread.copies.empty()) fault("it ended and did not await what it copies");
+        thread.state = State::DONE;
         give_way();
     }
 }
@@ -637,6 +642,20 @@ void host_cluster_expect(unsigned bytes) {
     Block& block = cluster[static_cast<size_t>(rank_in_cluster)];
     block.expects = true;
     block.expected_bytes = bytes;
+}
+
+// A copy of 16 bytes is done at once or when it is awaited: a GPU does it at any time between.
+void host_begin_copy(void* to, const void* from) {
+    if (random_below(2) == 0)
+        memcpy(to, from, COPY_BYTES);
+    else
+        threads[static_cast<size_t>(host_thread)].copies.emplace_back(to, from);
+}
+
+void host_await_copies() {
+    auto& copies = threads[static_cast<size_t>(host_thread)].copies;
+    for (const auto& [to, from] : copies) memcpy(to, from, COPY_BYTES);
+    copies.clear();
 }
 
 void host_send(float* to, int rank, float x, int line) {

@@ -330,6 +330,44 @@ def test_shared_memory_holds_nothing_at_the_start_of_a_block() -> None:
     assert np.isnan(y).all()
 
 
+# Each thread copies 16 bytes, which another one reads.
+COPIES = """
+KERNEL(32) void k(const float* x, float* y) {
+    SHARED u32x4 parts[32];
+    Copy copy;
+    begin_copy(copy, &parts[thread_index()], (const u32x4*)x + thread_index());
+    end_copy(copy, &parts[thread_index()]);
+    await_copies();
+    block_barrier();
+    ((u32x4*)y)[thread_index()] = parts[31 - thread_index()];
+}"""
+
+
+@pytest.mark.parametrize("arch", ["gfx1100", "sm_80"])
+def test_copies_are_there_once_they_are_awaited(arch: str) -> None:
+    x = np.arange(128, dtype=F32).reshape(32, 4)
+    (y,) = program(COPIES, arch).run((1,), 32, [x, f32(32, 4)], seeds=range(5))
+    np.testing.assert_array_equal(y, x[::-1])
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("    await_copies();\n", "", "it ended and did not await what it copies"),
+        (
+            "await_copies();\n    block_barrier();",
+            "block_barrier();\n    await_copies();",
+            "depends on the order of threads|NaN",
+        ),
+    ],
+)
+def test_faults_of_copies(old: str, new: str, message: str) -> None:
+    assert old in COPIES
+    kernel = program(COPIES.replace(old, new), "sm_80")
+    with pytest.raises(KernelFaultError, match=message):
+        kernel.run((1,), 32, [np.zeros((32, 4), F32), f32(32, 4)], seeds=range(9))
+
+
 # The sum of a number of each of four blocks, which every block stores for another thread.
 CLUSTER = """
 extern "C" {

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from q4jit.aot import describe_layout
 from q4jit.formats import FORMATS, Format, decode
-from q4jit.layouts import GGUF, INTERLEAVED16, PLANAR, Interleaved, Planar, fields, pack
+from q4jit.layouts import GGUF, INTERLEAVED16, PLANAR, TILES16, Interleaved, Planar, fields, pack
 
 DOCUMENT = (Path(__file__).parent.parent / "docs" / "layouts.md").read_text(encoding="utf-8")
 BLOCK_FORMATS = [name for name, fmt in FORMATS.items() if fmt.float_dtype is None]
@@ -97,7 +97,9 @@ def test_values_are_decoded_as_the_document_says(name: str) -> None:
     np.testing.assert_array_equal(np.array(found), decode(fmt, rows)[0])
 
 
-@pytest.mark.parametrize(("layout", "size"), [(GGUF, 108), (PLANAR, 512), (INTERLEAVED16, 576)])
+@pytest.mark.parametrize(
+    ("layout", "size"), [(GGUF, 108), (PLANAR, 512), (TILES16, 1280), (INTERLEAVED16, 576)]
+)
 def test_the_worked_examples(layout: str, size: int) -> None:
     fmt = FORMATS["Q4_0"]
     rows = numbered(fmt, 64, 3)
@@ -128,6 +130,31 @@ def test_the_regions_of_planar() -> None:
         found = {row["field"]: (int(row["region"]), int(row["bytes"])) for row in mine}
         assert list(found.items()) == list(shape.regions.items())
         assert {int(row["size"]) for row in mine} == {shape.size_bytes}
+
+
+@pytest.mark.parametrize(("k", "n"), [(32, 1), (160, 19), (256, 48)])
+def test_the_formula_of_tiles16_finds_every_word(k: int, n: int) -> None:
+    fmt = FORMATS["Q4_0"]
+    rows = numbered(fmt, k, n)
+    packed = pack(fmt, TILES16, rows).tobytes()
+    blocks, columns = -(-k // 32 // 4) * 4, -(-n // 16) * 16
+    region, words = 0, 0
+    for name, size, word_bytes in [("quants0", 16, 4), ("d", 2, 2)]:
+        for column in range(n):
+            for block in range(k // 32):
+                field = field_of(rows, fmt, column, block, name)
+                for unit in range(size // word_bytes):
+                    at = (
+                        region
+                        + column // 16 * blocks * 16 * size
+                        + (block // 4 * 16 + column % 16) * 4 * size
+                        + (unit * 4 + block % 4) * word_bytes
+                    )
+                    assert packed[at : at + word_bytes] == field[unit * word_bytes :][:word_bytes]
+                    words += word_bytes
+        region += -(-columns * blocks * size // 256) * 256
+    assert len(packed) == region
+    assert sum(byte != 0 for byte in packed) == words, "what is not data is zeros"
 
 
 def test_the_tiles_of_interleaved16() -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from q4jit import CompileError, specialize
+from q4jit.hip_values import RESERVED
 from q4jit.render import environment, render, template_directory
 from q4jit.schedule_hip import HipPlan
 from tests.hip import hip_plan, run_on_host
@@ -93,6 +94,20 @@ def test_no_argument_hides_a_name_of_the_text(m: int) -> None:
         (y,) = run_on_host(hip_plan(function, "hip:gfx1100", args), args)
         exact = x.astype(np.float64) @ tensor.dequantize().astype(np.float64) * sum(values)
         assert np.abs(y - exact).max() < 1e-5 * np.abs(exact).max()
+
+
+@pytest.mark.parametrize("arch", ["gfx90a", "gfx1100", "gfx1201", "sm_80", "sm_90"])
+@pytest.mark.parametrize("kernel", RECORDED, ids=lambda kernel: kernel.name)
+def test_no_argument_is_a_macro(kernel: Case | Generic, arch: str) -> None:
+    """A platform's own, which no run on the host sees, are reserved or end before arguments."""
+    for source in kernel.sources(arch):
+        code, _, kernel_itself = source.text.partition("KERNEL(BLOCK_SIZE)")
+        assert kernel_itself
+        left = set[str]()
+        for directive, name in re.findall(r"#(define|undef) (\w+)", code):
+            (left.add if directive == "define" else left.discard)(name)
+        assert left, "those of the prelude"
+        assert left <= RESERVED, source.symbol
 
 
 @pytest.mark.parametrize("kernel", RECORDED, ids=lambda kernel: kernel.name)

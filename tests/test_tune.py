@@ -384,6 +384,43 @@ def test_a_plan_takes_a_schedule_and_what_comes_before_it() -> None:
     assert [k.schedule for k in plan.kernels] == ["tile_fma"]
 
 
+@pytest.mark.parametrize("arch", ["gfx1100", "sm_90"])
+def test_a_choice_that_another_section_forbids_is_left(arch: str) -> None:
+    """x is split in one way for all: Q8_0 beside it takes Q4_0 to `tile_matrix`, by rule."""
+
+    def both(x: Any, a: Any, b: Any) -> Any:
+        return x @ a, x @ b
+
+    signature = (array_spec((64, 256)), WeightSpec("Q4_0", 256, N), WeightSpec("Q8_0", 256, N))
+    graph, target = trace(both, signature), find_target(f"hip:{arch}")
+
+    def tuned(key: Key) -> Choice | None:
+        rule = product_kernel(plan_of(64, None, arch, shape=(256, N), fmt="Q4_0"))
+        found = candidates(plan_of(64, None, arch, shape=(256, N), fmt="Q4_0"), rule)[1]
+        return (
+            choice_of(found.schedule, **constants_of(found))(key) if key.format == "Q4_0" else None
+        )
+
+    assert tuned(Key(256, N, "Q4_0", 64, "f32")) is not None
+    plan = make_plan(graph, target, 64, Tuning(), tuned)
+    assert [k.schedule for k in plan.kernels] == ["rows", "tile_matrix", "tile_matrix"]
+    assert not any(k.origin for k in plan.kernels)
+
+
+@pytest.mark.parametrize("arch", ["gfx90a", "gfx1100", "sm_90"])
+@pytest.mark.parametrize("m", [1, 4, 17])
+def test_many_products_of_one_function_have_a_tiling(m: int, arch: str) -> None:
+    """More than a block has waves, even where each has a block to itself."""
+
+    def many(x: Any, *weights: Any) -> Any:
+        return sum(x @ w for w in weights)
+
+    for count in (8, 17, 40):
+        graph = trace(many, (array_spec((m, 256)), *[WeightSpec("Q4_0", 256, 64)] * count))
+        plan = make_plan(graph, find_target(f"hip:{arch}"), m, Tuning())
+        assert len(product_kernel(plan).sections[0].products) == count
+
+
 @pytest.mark.parametrize(
     ("tuned", "found"),
     [
