@@ -369,9 +369,11 @@ class Specialized(Generic[_P, _R]):
         launch.prepare(stand_ins)
 
     def inspect_source(self, target: str | None = None) -> str:
-        """The generated text for every signature so far, for `target` (default: the one in use).
+        """The generated texts for every signature so far, for `target` (default: the one in use).
 
-        Works for targets that this machine cannot run. Raises ArgumentError before the first call.
+        One kernel is one text, which begins with a comment on what it is; they follow each other,
+        oldest signature first. Works for targets that this machine cannot run. Raises
+        ArgumentError before the first call.
         """
         return "\n".join(source.text for source in self._sources(target))
 

@@ -352,7 +352,7 @@ def schedules_for(target: Target, key: Key) -> tuple[str, ...]:
             return (TILE_HALVES,)
         return (TILE_MATRIX, TILE_FMA) if suits_matrix else (TILE_FMA,)
     if target.hip.matrix is not None and _are_tiles(key.format.split("+")):
-        if key.m <= _SPLIT_BEFORE or not target.hip.is_nvidia:
+        if key.m < _SPLIT_BEFORE or not target.hip.is_nvidia:
             return (GEMV_MATRIX,)
         return (TILE_HALVES, GEMV_MATRIX) if key.m < _GEMV_ROWS[-1] else (TILE_HALVES,)
     return (GEMV, GEMV_DOT) if key.precision == "i8" and blocks else (GEMV,)

@@ -81,7 +81,8 @@ _HEAD: Final = """\
 
 Made by `pytest tests/test_amd_table.py --update-golden` with the clang of ziglang {version};
 nothing here was measured on a card. One product by Q4_0, K = {k}, N = {n}. These are the kernels
-that q4jit chooses; where those of `f16` serve `i8` too, they stand here once.
+that calls from Python get (`q4jit build` has those of the layout `planar`); where those of `f16`
+serve `i8` too, they stand here once.
 
 - *instructions*, *vector*: issued for a lane's share of the main loop, per block of 18 bytes (of a
   wave's instructions, one per lane and block; what all lanes of a wave repeat counts fully).

@@ -22,7 +22,7 @@ constexpr int UNIT_STRIDE = 36;  // in floats: 16-byte loads of neighbouring lan
 constexpr int ROW_STRIDE = CHUNK_UNITS * UNIT_STRIDE;
 constexpr int STAGED_BYTES = ROWS * ROW_STRIDE * 4;
 constexpr int LDS_BYTES = STAGED_BYTES;  // shared memory of a block
-static_assert(LDS_BYTES <= 49152, "sm_90 has 49152 bytes of shared memory for a block");
+static_assert(LDS_BYTES <= 49152, "sm_90 has 49152 bytes of shared memory for a block that does not ask for more");
 
 constexpr int MAX_GRID_Y = 65535;
 // Rows of blocks are counted on the y axis and, where its limit is reached, on the z axis.

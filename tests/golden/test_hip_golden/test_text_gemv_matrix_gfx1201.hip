@@ -76,9 +76,9 @@ struct Q4_0_512x96 {
     static constexpr float ZERO = 8.0f;  // the quant of the value 0
     static constexpr int QUADS = (UNITS + 3) / 4;  // of a column
     static constexpr i64 QUANTS0_AT = 0;
-    static constexpr int QUANTS0_STRIDE = 16;  // bytes from block to block
+    static constexpr int QUANTS0_STRIDE = 16;  // bytes of a block
     static constexpr i64 D_AT = 24576;
-    static constexpr int D_STRIDE = 2;  // bytes from block to block
+    static constexpr int D_STRIDE = 2;  // bytes of a block
 
     // A unit as it is stored: loaded early, unpacked when it is needed.
     struct Stored {
@@ -205,9 +205,9 @@ DEVICE int value_row(int step, int v) {
 constexpr float LEAST = 0x1p-20f;  // of a unit's largest x: two terms err by 2^-40 of that
 
 // Splits eight of a unit's 32 x, which four lanes share, into f16 terms of 11 bits, relative to a
-// power of two: `scale`. The largest x becomes less than 2^15 and an f16 may be as small as 2^-24, so
-// that two terms keep 2^-40 of it. Returns whether the unit is rough: then its terms are 0. So it is
-// for Inf and NaN, and where one x is too small beside the largest: columns may have zeros there.
+// power of two: `scale`. The largest x becomes less than 2^15; the least f16 is 2^-24.
+// Returns whether the unit is rough: then its terms are 0. So it is for Inf, NaN and a largest x that
+// has no such scale, and where one x is less than LEAST of it: columns may have zeros for all others.
 DEVICE bool split_x(const float (&x)[8], u32x4 (&terms)[TERMS], float& scale) {
     // Magnitudes are ordered as their bits are, NaN above all; 0 minus 1 is above them, too.
     u32 largest_bits = 0, least_bits = 0xFFFFFFFFu;

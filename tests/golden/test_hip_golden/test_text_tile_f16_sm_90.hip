@@ -24,7 +24,7 @@ static_assert(TILE_COLUMNS <= BLOCK_SIZE, "a thread decodes a unit of one column
 constexpr int SCALES_BYTES = 4 * 2 * TILE_COLUMNS;
 constexpr int STAGED_BYTES = 2 * STRIDE * (TERMS * TILE_ROWS + TILE_COLUMNS) + SCALES_BYTES + 4;
 constexpr int LDS_BYTES = STAGED_BYTES;  // shared memory of a block
-static_assert(LDS_BYTES <= 49152, "sm_90 has 49152 bytes of shared memory for a block");
+static_assert(LDS_BYTES <= 49152, "sm_90 has 49152 bytes of shared memory for a block that does not ask for more");
 
 constexpr int MAX_GRID_Y = 65535;
 // Rows of blocks are counted on the y axis and, where its limit is reached, on the z axis.
