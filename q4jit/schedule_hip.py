@@ -142,11 +142,11 @@ class HipKernel(Kernel):
     multiplied as whole numbers and their sum by the scale (an Inf or NaN there would not meet the
     quants of 0).
     terms: bf16 numbers that each x is split into for matrix units. int8: x is rounded to int8 for
-    dot products. halves: f16 numbers that each x is split into, of which 32 neighbours share a
-    scale. splits: blocks that share columns, each with its own part of K. groups: tiles of 16
-    columns that a wave computes. stage_units: units of x in shared memory at a time, while as many
-    are on their way. warpgroups: four waves multiply together. pairs: f16 terms are
-    multiplied by dot products of two.
+    dot products. halves: f16 numbers that each x is split into, which share a scale (32
+    neighbours by `gemv_matrix`, else a whole row). splits: blocks that share columns, each with
+    its own part of K. groups: tiles of 16 columns that a wave computes. stage_units: units of x
+    in shared memory at a time, while as many are on their way. warpgroups: four waves multiply
+    together. pairs: f16 terms are multiplied by dot products of two.
     """
 
     schedule: str = ""
@@ -197,10 +197,10 @@ class HipKernel(Kernel):
     def slots(self) -> tuple[Slot, ...]:
         """The arguments in order: the function's own, buffers, `m` (rows) last.
 
-        Beside the plan's own kinds: `x` (after the prologue), `x_terms` (x split into bf16) and
-        `x_rough` (which of its rows the split does not represent); `x_quants` (x in int8, four to a
-        word), `x_scales` (f32, one per 32 elements; NaN in rows that int8 does not represent) and
-        `x_sums` (of the quants, i16, one per 16 elements).
+        Beside the plan's own kinds: `x` (after the prologue), `x_terms` (x split into bf16 or f16)
+        and `x_rough` (which of its rows the split does not represent); `x_quants` (x in int8, four
+        to a word), `x_scales` (f32, one per 32 elements for int8, one per row for f16; NaN in rows
+        that these do not represent) and `x_sums` (of the quants, i16, one per 16 elements).
         """
         arguments: dict[Slot, None] = {}
         for node in self.leaves():
@@ -663,6 +663,9 @@ class _Scheduler:
             if _suits_matrix_units(arch, found):
                 ahead = replace(found, ahead=_MATRIX_AHEAD.get(arch.matrix or "", 1))
                 return ahead if _suits_matrix_units(arch, ahead) else found
+        if self.tuning.block_size is None and self.tuning.schedule is None:
+            by_gemv = replace(kernel, sections=(replace(section, schedule=GEMV),))
+            return self._product(by_gemv, GEMV, rows)
         raise TargetError(
             f"{len(section.products)} products of {kernel.name} with block_size={base.block_size} "
             f"on {self.target}: {GEMV_MATRIX} has no room for their sums; accepted are fewer "

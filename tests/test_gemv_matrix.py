@@ -204,6 +204,39 @@ def test_outliers_that_hide_each_other(precision: str, arch: str) -> None:
     assert_contract(y, x, w, BOUNDS[precision])
 
 
+@every_arch
+@every_precision
+def test_how_far_terms_carry(precision: str, arch: str) -> None:
+    """Elements of one size beside a larger one of 2^8 to 2^39 times that, each row by itself."""
+    large = [*range(4, K, 32)]  # one of each unit
+    w = without_weight(*large)
+    for first in (8, 24):
+        size = np.random.default_rng(first).uniform(1, 2, (16, K)).astype(F32)
+        x = np.copysign(size, random_x(16, K))
+        x[:, large] = F32(2) ** (first + np.arange(16))[:, np.newaxis]
+        (y,) = run(one_product, [x, w.tensor], arch, precision=precision)
+        for row in range(16):
+            one = slice(row, row + 1)
+            assert_contract(y[one], x[one], w, BOUNDS[precision])
+
+
+@every_arch
+@every_precision
+@pytest.mark.parametrize("m", [1, 16])
+def test_an_x_whose_scale_times_that_of_a_weight_is_beyond_f32(
+    m: int, precision: str, arch: str
+) -> None:
+    blocks = random_blocks(FORMATS["Q4_0"], K, N, "normal", np.random.default_rng(m))
+    blocks[..., :2] = np.frombuffer(np.float16(60000).tobytes(), np.uint8)
+    blocks[:, 5 // 32, 2 + 5] = 0x88
+    w, x = wrap("Q4_0", K, blocks), np.full((m, K), 1e20, F32)
+    x[:, :32], x[:, 5] = F32(2) ** 99, F32(2) ** 118
+    assert not w.values[5].any()
+    (y,) = run(one_product, [x, w.tensor], arch, precision=precision)
+    assert np.isfinite(y).all()
+    assert_contract(y, x, w, BOUNDS[precision])
+
+
 def rough_x() -> Floats:
     """Every second row has a unit that f16 terms do not represent."""
     x = random_x(16, K)

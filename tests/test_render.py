@@ -119,7 +119,9 @@ def test_kernels_that_overlap_touch_weights_alone_before_they_wait(kernel: Case 
         before, wait, after = source.text.partition("    await_kernels_before(a);\n")
         assert wait, source.symbol
         assert "await_kernels_before(a);" not in after
-        _, _, early = before.partition("DEVICE void compute(Arguments a) {")
+        _, begin, early = before.partition("DEVICE void compute(Arguments a) {")
+        assert begin
+        assert not re.search(r"\b(load_share|x_values?|row_values)\(", early), source.symbol
         weights = set(re.findall(r"const u8\* (\w+);", before))
         assert set(re.findall(r"\ba\.(\w+)", early)) <= weights | {"m"}, source.symbol
         pointers = set(re.findall(r"^    (?:const )?\w+\* (\w+);", before, re.MULTILINE))

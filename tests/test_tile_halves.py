@@ -205,6 +205,15 @@ def test_outliers_that_hide_each_other(precision: str, arch: str) -> None:
         assert_contract(y[one], x[one], w, BOUNDS[precision])
 
 
+@pytest.mark.parametrize("arch", ["gfx90a", "sm_90"])
+def test_long_rows_that_terms_do_not_represent(arch: str) -> None:
+    x, w = random_x(17, 8192) * F32(2) ** -90, weight("Q4_0", 8192, 16)
+    (y,) = run(one_product, [x, w.tensor], arch, "f32")
+    for row in range(17):
+        one = slice(row, row + 1)
+        assert_contract(y[one], x[one], w, BOUNDS["f32"])
+
+
 @every_arch
 @every_precision
 def test_not_finite_activations(precision: str, arch: str) -> None:

@@ -421,6 +421,16 @@ def test_many_products_of_one_function_have_a_tiling(m: int, arch: str) -> None:
         assert len(product_kernel(plan).sections[0].products) == count
 
 
+@pytest.mark.parametrize("arch", ["gfx90a", "gfx1201"])
+def test_more_products_than_there_is_room_for_take_another_schedule(arch: str) -> None:
+    def many(x: Any, *weights: Any) -> Any:
+        return sum(x @ w for w in weights)
+
+    graph = trace(many, (array_spec((16, 256)), *[WeightSpec("Q4_0", 256, 64)] * 64))
+    (kernel,) = make_plan(graph, find_target(f"hip:{arch}"), 16, Tuning()).kernels
+    assert (kernel.schedule, kernel.sections[0].schedule, kernel.halves) == ("gemv", "gemv", 0)
+
+
 @pytest.mark.parametrize(
     ("tuned", "found"),
     [

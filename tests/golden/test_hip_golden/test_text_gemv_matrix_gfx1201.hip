@@ -202,7 +202,7 @@ DEVICE int value_row(int step, int v) {
     return row < ROWS ? row : ROWS - 1;  // beyond them nothing is stored
 }
 
-constexpr float LEAST = 0x1p-20f;  // of a unit's largest x: two terms err by 2^-40 of that
+constexpr float LEAST = 0x1p-28f;  // of a unit's largest x: below, terms are denormal
 
 // Splits eight of a unit's 32 x, which four lanes share, into f16 terms of 11 bits, relative to a
 // power of two: `scale`. The largest x becomes less than 2^15; the least f16 is 2^-24.
@@ -223,7 +223,7 @@ DEVICE bool split_x(const float (&x)[8], u32x4 (&terms)[TERMS], float& scale) {
         if (least < least_bits) least_bits = least;
     }
     const float largest = as_f32(largest_bits);
-    const bool usual = largest >= 0x1p-80f && largest <= 0x1p+120f;  // false for NaN
+    const bool usual = largest >= 0x1p-80f && largest < 0x1p+117f;  // false for NaN; scales of a weight reach 2^16
     const bool loses = largest_bits > 0 && as_f32(least_bits + 1) < largest * LEAST;
     const u32 exponent = largest_bits & 0x7F800000u;
     scale = as_f32(exponent - (5u << 23));  // 2^9 more: quants come times 2^-9
@@ -236,7 +236,7 @@ DEVICE bool split_x(const float (&x)[8], u32x4 (&terms)[TERMS], float& scale) {
         terms[0][i] = to_halves(even, odd);
         const float rest_even = even - half_to_f32((u16)terms[0][i]);
         const float rest_odd = odd - half_to_f32((u16)(terms[0][i] >> 16));
-        terms[1][i] = to_halves(rest_even, rest_odd);
+        terms[1][i] = to_halves(rest_even / REST_STEP, rest_odd / REST_STEP);
     }
     return loses || !(usual || largest == 0.0f);
 }
@@ -336,12 +336,14 @@ DEVICE void compute(const Arguments& a) {
                     float x_scale[VALUES];
                     UNROLL for (int v = 0; v < VALUES; ++v) x_scale[v] = x_scales[unit * ROWS + value_row(step, v)];
                     lane_sums v2_dots = {};
-                    UNROLL for (int t = TURNS - 1; t >= 0; --t)
+                    UNROLL for (int t = TURNS - 1; t >= 0; --t) {
                         multiply_unit(x[t], v2_quants, v2_dots);
+                        if (t > 0) v2_dots *= REST_STEP;
+                    }
                     UNROLL for (int c = 0; c < LANE_COLUMNS; ++c)
                         UNROLL for (int v = 0; v < VALUES; ++v) {
                             float dot = lane_sum(v2_dots, c, v * ROW_TERMS);
-                            if (BESIDE) dot += lane_sum(v2_dots, c, v * ROW_TERMS + 1);
+                            if (BESIDE) dot += REST_STEP * lane_sum(v2_dots, c, v * ROW_TERMS + 1);
                             float& sum = v2_sums[step][c][v];
                             sum = fma_f32(v2_d[c] * x_scale[v], dot, sum);
                             settle(sum);  // x of units ahead would take half of the registers

@@ -199,7 +199,7 @@ DEVICE int value_row(int step, int v) {
     return row < ROWS ? row : ROWS - 1;  // beyond them nothing is stored
 }
 
-constexpr float LEAST = 0x1p-20f;  // of a unit's largest x: two terms err by 2^-40 of that
+constexpr float LEAST = 0x1p-20f;  // of a unit's largest x: a second term errs by 2^-40 of that
 
 // Splits eight of a unit's 32 x, which four lanes share, into f16 terms of 11 bits, relative to a
 // power of two: `scale`. The largest x becomes less than 2^15; the least f16 is 2^-14, denormal ones are lost.
@@ -220,7 +220,7 @@ DEVICE bool split_x(const float (&x)[8], u32x4 (&terms)[TERMS], float& scale) {
         if (least < least_bits) least_bits = least;
     }
     const float largest = as_f32(largest_bits);
-    const bool usual = largest >= 0x1p-80f && largest <= 0x1p+120f;  // false for NaN
+    const bool usual = largest >= 0x1p-80f && largest < 0x1p+117f;  // false for NaN; scales of a weight reach 2^16
     const bool loses = largest_bits > 0 && as_f32(least_bits + 1) < largest * LEAST;
     const u32 exponent = largest_bits & 0x7F800000u;
     scale = as_f32(exponent - (5u << 23));  // 2^9 more: quants come times 2^-9
@@ -231,8 +231,6 @@ DEVICE bool split_x(const float (&x)[8], u32x4 (&terms)[TERMS], float& scale) {
         float even = x[j] * inverse, odd = x[j + 2] * inverse;
         if (inverse == 0.0f) even = odd = 0.0f;  // Inf and NaN
         terms[0][i] = to_halves(even, odd);
-        if (abs_f32(even) < 0x1p-14f) terms[0][i] &= 0xFFFF0000u;  // a denormal would be taken for 0
-        if (abs_f32(odd) < 0x1p-14f) terms[0][i] &= 0xFFFFu;
         const float rest_even = even - half_to_f32((u16)terms[0][i]);
         const float rest_odd = odd - half_to_f32((u16)(terms[0][i] >> 16));
         terms[1][i] = to_halves(rest_even / REST_STEP, rest_odd / REST_STEP);
