@@ -4,7 +4,8 @@ A kernel of the split becomes one launch per section, and one before them where 
 known row by row first (`rows`). The classes of M, of which each has kernels of its own:
 
     M = 1, 2, 3…4, 5…8, 9…16   gemv_matrix   16 columns a wave on matrix units: blocks of 18 bytes
-                                             (one row on RDNA 3 by dot products of f16)
+                                             (one row on RDNA 3 by dot products of f16; up to
+                                             4 rows on NVIDIA's, which take tile_halves for more)
                                gemv          a wave computes columns, up to 8 rows share a decoding
                                gemv_dot      the same by dot products of int8, for precision `i8`
     M ≥ 17                     tile          64 × 64 results a block, on matrix units or by FMA
@@ -345,13 +346,15 @@ def keys_of(plan: HipPlan, m: int, tuning: Tuning) -> tuple[Key, ...]:
 
 def schedules_for(target: Target, key: Key) -> tuple[str, ...]:
     """The schedules worth a try for weights whose scales are finite."""
-    blocks = all(FORMATS[name].float_dtype is None for name in key.format.split("+"))
+    formats = key.format.split("+")
+    blocks = all(FORMATS[name].float_dtype is None for name in formats)
+    suits_tiles = target.hip.matrix is not None and _are_tiles(formats)
     if key.m > _GEMV_ROWS[-1]:
         suits_matrix = blocks and target.hip.matrix is not None
-        if target.hip.matrix is not None and _are_tiles(key.format.split("+")):
+        if suits_tiles:
             return (TILE_HALVES,)
         return (TILE_MATRIX, TILE_FMA) if suits_matrix else (TILE_FMA,)
-    if target.hip.matrix is not None and _are_tiles(key.format.split("+")):
+    if suits_tiles:
         if key.m < _SPLIT_BEFORE or not target.hip.is_nvidia:
             return (GEMV_MATRIX,)
         return (TILE_HALVES, GEMV_MATRIX) if key.m < _GEMV_ROWS[-1] else (TILE_HALVES,)
@@ -466,8 +469,7 @@ def _suits_tiles(arch: HipArch, kernel: HipKernel) -> bool:
 
 def _suits_matrix_units(arch: HipArch, kernel: HipKernel) -> bool:
     """Whether a `gemv_matrix` has something to do for every wave, and room for x and its sums."""
-    waves_n = kernel.columns // _MATRIX_COLUMNS
-    waves_k = kernel.block_size // arch.wave // waves_n
+    waves_k = kernel.waves_k(arch.wave)
     k = kernel.section.products[0].operands[0].width
     split_quads = -(-k // (_QUAD_ELEMENTS * kernel.splits))
     x_bytes = kernel.rows_per_tile * (2 * UNIT_ELEMENTS * kernel.halves + 5)  # of a unit
@@ -627,7 +629,8 @@ class _Scheduler:
                     scales_late=self._are_finite_blocks(kernel.sections[0]),
                 )
             case "gemv_matrix":
-                return self._gemv_matrix(kernel, min(m_class(self.target, m, self.tuning), 16))
+                rows = min(m_class(self.target, m, self.tuning), _GEMV_ROWS[-1])
+                return self._gemv_matrix(kernel, rows)
             case "tile_halves":
                 return self._tile_halves(kernel, m_class(self.target, m, self.tuning))
             case "element":
@@ -686,21 +689,27 @@ class _Scheduler:
             if splits > 1 and wanted > most_waves:
                 continue  # there are columns enough
             many = wanted > (_MATRIX_MANY_TILES - 1 if few else waves_by_rule)
-            waves = most_waves if many else waves_by_rule
-            if self.tuning.block_size is not None:
-                waves = self.tuning.block_size // arch.wave
-            for tiling in _tilings(wanted, waves, self.tuning.block_size):
+            for tiling in self._tilings(wanted, most_waves if many else waves_by_rule):
                 yield splits, *tiling
 
     def _amd_tilings(self, section: Section, rows: int) -> Iterator[tuple[int, int, int]]:
         """The same without clusters and measurements."""
         arch = self.target.hip
         wanted = -(-section.width // (_MATRIX_COLUMNS * arch.compute_units))
-        waves = max(_MATRIX_AMD_WAVES // len(section.products), 1)
-        if self.tuning.block_size is not None:
-            waves = self.tuning.block_size // arch.wave
-        for tiling in _tilings(wanted, waves, self.tuning.block_size):
+        for tiling in self._tilings(wanted, max(_MATRIX_AMD_WAVES // len(section.products), 1)):
             yield 1, *tiling
+
+    def _tilings(self, waves_n: int, waves: int) -> list[tuple[int, int]]:
+        """Waves beside each other and waves that share columns, the wanted ones first.
+
+        Of `waves` in all, or of as many as the caller's block size has.
+        """
+        if self.tuning.block_size is None:
+            waves_n = min(waves_n, waves)
+            return [(waves_n, waves_k) for waves_k in range(waves // waves_n, 0, -1)]
+        waves = self.tuning.block_size // self.target.hip.wave
+        divisors = [n for n in range(1, waves + 1) if waves % n == 0]
+        return [(n, waves // n) for n in sorted(divisors, key=lambda n: abs(n - waves_n))]
 
     def _tile_halves(self, kernel: Kernel, rows: int) -> HipKernel:
         """For one tile of rows small blocks, of which several share K; for many rows wide ones."""
@@ -826,15 +835,6 @@ class _Scheduler:
         while lanes > _GEMV_ROWS[-1] and units <= lanes // 2:
             lanes //= 2
         return lanes
-
-
-def _tilings(waves_n: int, waves: int, block_size: int | None) -> list[tuple[int, int]]:
-    """Waves beside each other and waves that share columns, the wanted ones first."""
-    if block_size is None:
-        waves_n = min(waves_n, waves)
-        return [(waves_n, waves_k) for waves_k in range(waves // waves_n, 0, -1)]
-    divisors = [n for n in range(1, waves + 1) if waves % n == 0]
-    return [(n, waves // n) for n in sorted(divisors, key=lambda n: abs(n - waves_n))]
 
 
 def _has_sum(node: Node) -> bool:

@@ -57,7 +57,7 @@ def _archs(names: str, wave: int, matrix: str | None, dot: str, **more: Any) -> 
     return {name: HipArch(name, wave, matrix, dot, **more) for name in names.split()}
 
 
-_HOPPER: Final[dict[str, Any]] = {
+_FROM_SM_90: Final[dict[str, Any]] = {
     "wave": 32,
     "matrix": "mma_sync",
     "dot": "dp4a",
@@ -79,8 +79,8 @@ HIP_ARCHS: Final[dict[str, HipArch]] = {
     ),
     **_archs("gfx1200 gfx1201", 32, "wmma_gfx12", "sudot4"),
     **_archs("sm_80 sm_86 sm_89", 32, "mma_sync", "dp4a", lds_bytes=48 << 10, compute_units=108),
-    "sm_90": HipArch("sm_90", **_HOPPER, warpgroups=True),
-    **_archs("sm_100 sm_120", **_HOPPER),
+    "sm_90": HipArch("sm_90", **_FROM_SM_90, warpgroups=True),
+    **_archs("sm_100 sm_120", **_FROM_SM_90),
 }
 
 

@@ -232,6 +232,21 @@ def block(x: Any, gain: Any, gate: Any, up: Any, bias: Any, residual: Any, scale
     return residual + scale * (g / (1 + np.exp(-g)) * (h @ up))
 
 
+def around(x: Floats, gate: Weight, up: Weight) -> tuple[list[Any], NDArray[np.float64]]:
+    """Arguments of `block` with this x and these weights, and its result in f64."""
+    k, n = gate.values.shape
+    gain, bias, residual = random_x(k), random_x(n), random_x(len(x), n)
+    args = [x, gain, gate.tensor, up.tensor, bias, residual, 0.5]
+    wide = [a.astype(np.float64) if isinstance(a, np.ndarray) else a for a in args]
+    wide[2:4] = [gate.values, up.values]
+    return args, block(*wide)
+
+
+def relative_error(y: Floats, exact: NDArray[np.float64]) -> float:
+    """The root mean square error, relative to the result's own."""
+    return float(np.sqrt(np.mean((y - exact) ** 2) / np.mean(exact**2)))
+
+
 @functools.cache
 def products(count: int) -> Callable[..., tuple[Any, ...]]:
     """A function of x and `count` weights that gives all products: one kernel, so one compile."""

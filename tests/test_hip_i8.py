@@ -13,7 +13,17 @@ from q4jit.render import render
 from q4jit.schedule_hip import GEMV, GEMV_DOT, ROWS, TILE_MATRIX, HipPlan, Tuning, scratch
 from tests.hip import Floats, hip_plan, rows_of, run_on_host
 from tests.hip_host import compile_host
-from tests.kernels import F32, Weight, block, errors, one_product, random_x, weight
+from tests.kernels import (
+    F32,
+    Weight,
+    around,
+    block,
+    errors,
+    one_product,
+    random_x,
+    relative_error,
+    weight,
+)
 
 BOUND: Final = 2e-2  # of `precision="i8"`
 EXACT: Final = 2e-6  # of rows that int8 does not represent
@@ -197,17 +207,12 @@ def test_a_fused_function(m: int, arch: str) -> None:
     gate, up = weight("Q4_0", K, N, seed=1), weight("Q6_K", K, N, seed=2)
     x = random_x(m, K)
     x[m - 1, 7] = 1e4  # rough, with a prologue before and an epilogue behind
-    gain, bias, residual = random_x(K), random_x(N), random_x(m, N)
-    args: list[Any] = [x, gain, gate.tensor, up.tensor, bias, residual, 0.5]
+    args, exact = around(x, gate, up)
     plan = hip_plan(block, f"hip:{arch}", args, I8)
     assert [k.schedule for k in plan.kernels] == [ROWS, GEMV_DOT]
     (y,) = run_on_host(plan, args)
-    wide = [a.astype(np.float64) if isinstance(a, np.ndarray) else a for a in args]
-    wide[2:4] = [gate.values, up.values]
-    exact = block(*wide)
-    assert np.sqrt(np.mean((y - exact) ** 2) / np.mean(exact**2)) < BOUND
-    last = np.sqrt(np.mean((y[-1] - exact[-1]) ** 2) / np.mean(exact[-1] ** 2))
-    assert last < 1e-5
+    assert relative_error(y, exact) < BOUND
+    assert relative_error(y[-1], exact[-1]) < 1e-5
 
 
 def test_products_of_their_own_schedules() -> None:

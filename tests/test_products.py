@@ -22,6 +22,7 @@ from tests.kernels import (
     Guarded,
     Weight,
     all_bits,
+    around,
     assert_contract,
     assert_ieee,
     assert_same_bits,
@@ -37,6 +38,7 @@ from tests.kernels import (
     one_product,
     products,
     random_x,
+    relative_error,
     run_guarded,
     slices,
     spoiled,
@@ -347,14 +349,9 @@ def test_values_beside_guard_pages(cpu: Guarded) -> None:
 @pytest.mark.parametrize("n", [37, 5])
 def test_a_fused_function_beside_guard_pages(cpu: Guarded, n: int) -> None:
     gate, up = weight("Q4_0", 256, n, seed=1), weight("Q6_K", 256, n, seed=2)
-    x, gain, bias = random_x(3, 256), random_x(256), random_x(n)
-    residual = random_x(3, n)
-    args = [x, gain, gate.tensor, up.tensor, bias, residual, 0.5]
+    args, exact = around(random_x(3, 256), gate, up)
     (y,) = run_guarded(block, cpu, args)
-    wide = [a.astype(np.float64) if isinstance(a, np.ndarray) else a for a in args]
-    wide[2:4] = [gate.values, up.values]
-    exact = block(*wide)
-    assert np.sqrt(np.mean((y - exact) ** 2) / np.mean(exact**2)) < 3e-6
+    assert relative_error(y, exact) < 3e-6
 
 
 def test_every_level_gets_code_of_its_own() -> None:

@@ -18,6 +18,7 @@ from tests.kernels import (
     F32,
     Floats,
     Weight,
+    around,
     assert_contract,
     assert_ieee,
     block,
@@ -26,6 +27,7 @@ from tests.kernels import (
     not_finite_rows,
     one_product,
     random_x,
+    relative_error,
     slices,
     weight,
 )
@@ -121,13 +123,9 @@ def test_blocks_of_a_cluster_share_k(m: int, splits: int) -> None:
 @pytest.mark.parametrize("m", [20, 70])
 def test_a_fused_function(m: int, arch: str) -> None:
     gate, up = weight("Q4_0", K, N, seed=1), weight("Q4_0", K, N, seed=2)
-    x, gain, bias, residual = random_x(m, K), random_x(K), random_x(N), random_x(m, N)
-    args: list[Any] = [x, gain, gate.tensor, up.tensor, bias, residual, 0.5]
+    args, exact = around(random_x(m, K), gate, up)
     (y,) = run(block, args, arch)
-    wide = [a.astype(np.float64) if isinstance(a, np.ndarray) else a for a in args]
-    wide[2:4] = [gate.values, up.values]
-    exact = block(*wide)
-    assert np.sqrt(np.mean((y - exact) ** 2) / np.mean(exact**2)) < 3e-6
+    assert relative_error(y, exact) < 3e-6
 
 
 @every_arch
