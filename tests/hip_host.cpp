@@ -215,12 +215,17 @@ struct Wave {
     alignas(64) char values[2][MAX_WAVE * MAX_EXCHANGE_BYTES];
 };
 
-// What a block of a cluster has while another one runs: its threads, and its shared memory.
-struct Block {
+// A block's threads, and who waits.
+struct Team {
     std::vector<Thread> threads;
     std::vector<Wave> waves;
     std::vector<int> runnable;
     int at_barrier, first_at_barrier;
+};
+
+// What a block of a cluster has while another one runs: its threads, and its shared memory.
+struct Block {
+    Team team;
     std::vector<char> shared;
     // Numbers that other blocks send: how many bytes are expected, once they may be, and have come.
     bool expects;
@@ -228,10 +233,8 @@ struct Block {
 };
 
 // Of the block that runs; those of the others of its cluster are in `cluster`.
-std::vector<Thread> threads;
-std::vector<Wave> waves;
-std::vector<int> runnable;
-int at_barrier, first_at_barrier;
+Team team;
+auto& [threads, waves, runnable, at_barrier, first_at_barrier] = team;
 
 std::vector<Block> cluster;
 int rank_in_cluster;
@@ -283,11 +286,7 @@ size_t shared_bytes() { return static_cast<size_t>(shared_guard - __start_host_s
 // Swaps a block of the cluster with what runs now: once it begins to run, and again when it rests.
 void swap_block(int rank) {
     Block& block = cluster[static_cast<size_t>(rank)];
-    std::swap(threads, block.threads);
-    std::swap(waves, block.waves);
-    std::swap(runnable, block.runnable);
-    std::swap(at_barrier, block.at_barrier);
-    std::swap(first_at_barrier, block.first_at_barrier);
+    std::swap(team, block.team);
     std::swap_ranges(block.shared.begin(), block.shared.end(), __start_host_shared);
 }
 
@@ -417,7 +416,7 @@ void run_cluster(const int (&first)[3]) {
         const int begin = static_cast<int>(random_below(cluster.size()));
         for (int i = 0; i < static_cast<int>(cluster.size()); ++i) {
             const int rank = (begin + i) % static_cast<int>(cluster.size());
-            if (cluster[static_cast<size_t>(rank)].runnable.empty()) continue;
+            if (cluster[static_cast<size_t>(rank)].team.runnable.empty()) continue;
             goes_on = true;
             run_block(rank, first);
         }
@@ -615,12 +614,12 @@ void wake(const char* what, int only_rank) {
         if (only_rank >= 0 && rank != only_rank) continue;
         const bool is_here = rank == rank_in_cluster;
         Block& block = cluster[static_cast<size_t>(rank)];
-        std::vector<Thread>& theirs = is_here ? threads : block.threads;
-        for (int thread = 0; thread < static_cast<int>(theirs.size()); ++thread) {
-            Thread& waiting = theirs[static_cast<size_t>(thread)];
+        Team& theirs = is_here ? team : block.team;
+        for (int thread = 0; thread < static_cast<int>(theirs.threads.size()); ++thread) {
+            Thread& waiting = theirs.threads[static_cast<size_t>(thread)];
             if (waiting.state != State::WAITING || waiting.place.what != what) continue;
             waiting.state = State::RUNNABLE;
-            (is_here ? runnable : block.runnable).push_back(thread);
+            theirs.runnable.push_back(thread);
         }
     }
 }
