@@ -61,15 +61,21 @@ class ArraySpec:
 
 @dataclass(frozen=True)
 class WeightSpec:
-    """A quantised weight argument [k, n]; `finite` says that no scale is Inf or NaN."""
+    """A quantised weight argument [k, n].
+
+    finite: no scale is Inf or NaN. moderate: none is beyond ±128, so that a value of Q4_0, and
+    2⁹ times a scale, are f16 numbers.
+    """
 
     format: str
     k: int
     n: int
     finite: bool = True
+    moderate: bool = True
 
     def __str__(self) -> str:
-        return f"{self.format} [{self.k}, {self.n}]{'' if self.finite else ' with Inf or NaN'}"
+        scales = "" if self.moderate else " with scales of 128 and more"
+        return f"{self.format} [{self.k}, {self.n}]{scales if self.finite else ' with Inf or NaN'}"
 
 
 @dataclass(frozen=True)

@@ -147,7 +147,8 @@ class HipKernel(Kernel):
     neighbours by `gemv_matrix`, else a whole row). splits: blocks that share columns, each with
     its own part of K. groups: tiles of 16 columns that a wave computes. stage_units: units of x
     in shared memory at a time, while as many are on their way. warpgroups: four waves multiply
-    together. pairs: f16 terms are multiplied by dot products of two.
+    together. pairs: f16 terms are multiplied by dot products of two. folded: weights are rounded
+    to f16, their scales included, so that sums need none.
     """
 
     schedule: str = ""
@@ -166,6 +167,7 @@ class HipKernel(Kernel):
     stage_units: int = 0
     warpgroups: bool = False
     pairs: bool = False
+    folded: bool = False
 
     # who chose the constants, where it was not the schedule
     origin: str = field(default="", compare=False)
@@ -318,7 +320,7 @@ def make_plan(
 
 _NOT_CHOSEN: Final = frozenset(
     "schedule terms int8 limbs halves scales_late origin rows_per_tile stage_units warpgroups"
-    " pairs".split()
+    " pairs folded".split()
 )  # they follow from the schedule, M, the precision and the weights
 _TRIED_COLUMNS: Final = (1, 2, 4, 8)
 _TRIED_BLOCK_SIZES: Final = (64, 128, 256, 512)
@@ -732,6 +734,7 @@ class _Scheduler:
             halves=halves,
             stage_units=min(stage_bytes // unit_bytes, _MOST_STAGE_UNITS),
             warpgroups=self._in_warpgroups(rows),
+            folded=halves == 1 and not arch.flushes_halves and self._are_moderate(section),
         )
         blocks = -(-section.width // columns)
         most = 1 if rows == MANY_ROWS else _TILE_BLOCKS * arch.compute_units // blocks
@@ -808,6 +811,9 @@ class _Scheduler:
 
     def _are_finite_blocks(self, section: Section) -> bool:
         return all(self._is_finite_blocks(product) for product in section.products)
+
+    def _are_moderate(self, section: Section) -> bool:
+        return all(self.graph.signature[p.arg].moderate for p in section.products)  # type: ignore[union-attr]  # weights
 
     def _suits_tiles(self, section: Section) -> bool:
         formats = {self.graph.signature[p.arg].format for p in section.products}  # type: ignore[union-attr]  # weights

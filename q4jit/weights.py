@@ -21,7 +21,9 @@ __all__ = ["QuantizedTensor", "quantize"]
 # Work is cut into bands of about this many elements: a megabyte of f32, so that what a band needs
 # stays in cache and no call holds more than a few MB beyond its result.
 _BAND_ELEMENTS: Final = 1 << 18
-_F16_EXPONENT: Final = np.uint16(0x7C00)
+_F16_MAGNITUDE: Final = np.uint16(0x7FFF)
+_F16_INFINITY: Final = np.uint16(0x7C00)
+_F16_128: Final = np.uint16(0x5800)
 
 
 class QuantizedTensor:
@@ -33,7 +35,7 @@ class QuantizedTensor:
 
     __slots__ = (
         "__weakref__",
-        "_finite",
+        "_largest",
         "_fmt",
         "_raw",
         "_repacked",
@@ -52,8 +54,8 @@ class QuantizedTensor:
         self._raw = rows.view()  # a view of a read-only array cannot be made writable again
         self._shape = (rows.shape[1] // fmt.block_bytes * fmt.block_elements, rows.shape[0])
         self._repacked: dict[str, NDArray[np.uint8]] = {}
-        self._finite: bool | None = None
-        self._signature: tuple[str, int, int, bool] | None = None
+        self._largest: np.uint16 | None = None
+        self._signature: tuple[str, int, int, bool, bool] | None = None
         # its copies in devices' memory, by device and layout, which go with it; an attribute,
         # because every launch looks here
         self.uploads: dict[str, Any] = {}
@@ -136,17 +138,32 @@ class QuantizedTensor:
 
         Kernels that may not multiply by zero early (0·Inf is NaN) ask this before they are chosen.
         """
-        with BUILD:
-            if self._finite is None:
-                self._finite = all(_finite(self._fmt, self._raw[band]) for band in self._bands())
-            return self._finite
+        return bool(self._largest_scale < _F16_INFINITY)
 
     @property
-    def signature(self) -> tuple[str, int, int, bool]:
-        """(format, K, N, has_finite_scales): what a kernel for this tensor is specialised to."""
+    def has_moderate_scales(self) -> bool:
+        """Whether every f16 field d and m is within ±128, exclusive.
+
+        Only then kernels may multiply quants by scales in f16, which ends at 65504.
+        """
+        return bool(self._largest_scale < _F16_128)
+
+    @property
+    def signature(self) -> tuple[str, int, int, bool, bool]:
+        """(format, K, N, has_finite_scales, has_moderate_scales): what kernels are made for."""
         if self._signature is None:
-            self._signature = (self.format, *self._shape, self.has_finite_scales)
+            scales = self.has_finite_scales, self.has_moderate_scales
+            self._signature = (self.format, *self._shape, *scales)
         return self._signature
+
+    @property
+    def _largest_scale(self) -> np.uint16:
+        """The bits of the largest magnitude; computed once."""
+        with BUILD:
+            if self._largest is None:
+                bands = (_largest_scale(self._fmt, self._raw[band]) for band in self._bands())
+                self._largest = max(bands, default=np.uint16(0))
+            return self._largest
 
     def repacked(self, layout: str) -> NDArray[np.uint8]:
         """The blocks in the byte order that a kernel wants: read-only, made once per layout.
@@ -325,16 +342,15 @@ def _row_ids(ids: ArrayLike, n: int) -> NDArray[np.intp]:
     return index.astype(np.intp)
 
 
-def _finite(fmt: Format, rows: NDArray[np.uint8]) -> bool:
-    if fmt.float_dtype is not None:
-        return bool(np.isfinite(rows.view(fmt.float_dtype)).all())
+def _largest_scale(fmt: Format, rows: NDArray[np.uint8]) -> np.uint16:
+    """The bits of the largest |d| or |m| as an f16, which are ordered as magnitudes are."""
+    if fmt.float_dtype is not None:  # which has values alone
+        is_finite = np.isfinite(rows.view(fmt.float_dtype)).all()
+        return np.uint16(0) if is_finite else _F16_INFINITY
     blocks = rows.reshape(-1, fmt.block_bytes)
-    for offset in (fmt.d_offset_bytes, fmt.m_offset_bytes):
-        if offset is not None:
-            field = np.ascontiguousarray(blocks[:, offset : offset + 2]).view("<u2")
-            if (field & _F16_EXPONENT == _F16_EXPONENT).any():
-                return False
-    return True
+    offsets = [at for at in (fmt.d_offset_bytes, fmt.m_offset_bytes) if at is not None]
+    scales = [np.ascontiguousarray(blocks[:, at : at + 2]).view("<u2") for at in offsets]
+    return max(np.uint16((each & _F16_MAGNITUDE).max()) for each in scales)
 
 
 def _knows_ufuncs(value: object) -> bool:
