@@ -41,7 +41,7 @@ examples:
   q4jit selftest --device hip:0 --out report
 """
 _TUNED_SHAPES: Final = ((4096, 4096), (4096, 14336), (14336, 4096), (8192, 28672))
-_TUNED_ROWS: Final = (1, 2, 4, 8, 16, 32, 64, 512)  # one of each class of M
+_TUNED_ROWS: Final = (1, 2, 4, 8, 16, 32, 64, 512, 2048)  # one of each class of M
 _PRECISIONS: Final = ("f32", "f16", "i8")
 _PICTURES: Final = (".png", ".svg", ".pdf")
 _INTERRUPTED: Final = 130  # as a shell reports SIGINT

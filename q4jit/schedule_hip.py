@@ -9,7 +9,8 @@ known row by row first (`rows`). The classes of M, of which each has kernels of 
                                gemv          a wave computes columns, up to 8 rows share a decoding
                                gemv_dot      the same by dot products of int8, for precision `i8`
     M ≥ 17                     tile          64 × 64 results a block, on matrix units or by FMA
-    M = 17…32, 33…64, ≥ 65     tile_halves   32 or 64 × 128 on matrix units: blocks of 18 bytes
+    M = 17…32, 33…64, 65…512,  tile_halves   32, 64 or 128 × 128 on matrix units: blocks of 18 bytes
+        ≥ 513
 
 On matrix units M = 1 and M = 16 read weights in one layout, so that a device keeps them once.
 
@@ -50,14 +51,16 @@ MAX_GRID_Y: Final = 65535  # CUDA's and HIP's limit; further rows of blocks go t
 
 _ARGUMENTS: Final = {"load": "array", "ids": "ids", "scalar": "scalar"}  # a slot's kind, by op
 _DECODERS: Final = {"dequantize": DEQUANTIZE, "rows": LOOKUP}
-MANY_ROWS: Final = 128
+MANY_ROWS: Final = 512
+_MOST_ROWS: Final = 1024  # the last class: there are tiles enough, whatever N is
 _GEMV_ROWS: Final = (1, 2, 4, 8, 16)
-_TILE_HALVES_ROWS: Final = (32, 64)  # of a tile, of which there is one; beyond them there are many
+_TILE_HALVES_ROWS: Final = (32, 64)  # of a tile, of which there is one; beyond them there are more
+_TALL_TILE_ROWS: Final = 128  # weights are read half as often, where sums leave registers for it
+_TALL_TILE_PRODUCTS: Final = 2
 # columns, waves and groups, measured on an H100: blocks for one tile of rows are small, so that
-# there are many; for many rows they are as wide as registers permit, since each reads all of x
+# there are many; for many rows they are wider, since each reads all of x
 _TILE_FEW_ROWS: Final = (64, 4, 1)
-_TILE_MANY_ROWS: Final = (128, 4, 2)
-_TILE_MANY_ROWS_PRODUCTS: Final = (128, 8, 1)  # of more than one product, whose sums take registers
+_TILE_MANY_ROWS: Final = (128, 8, 1)
 _TILE_AMD_COLUMNS: Final = 128
 _TILE_BLOCKS: Final = 2  # per compute unit
 _TRIED_TILE_BLOCKS: Final = 4
@@ -95,8 +98,8 @@ _MATRIX_AMD_WAVES: Final = 16
 _MATRIX_AHEAD: Final = {"mfma": 2, "mma_sync": 2}
 _QUAD_ELEMENTS: Final = 4 * UNIT_ELEMENTS  # of a column, stored together in TILES16
 _LDS_RESERVE_BYTES: Final = 1024
-_STAGE_BYTES: Final = 16 << 10  # of x; two stages leave room for several blocks of a compute unit
-_STAGE_AMD_BYTES: Final = 8 << 10  # which has 64 KiB, and registers hold what is on its way
+_STAGES_BYTES: Final = 32 << 10  # of x, which leaves room for several blocks of a compute unit
+_STAGES_AMD_BYTES: Final = 16 << 10  # which has 64 KiB, and registers hold what is on its way
 _MOST_STAGE_UNITS: Final = 16
 _ROWS_OF_HALVES_THREADS: Final = 512  # more of a row at a time: whoever waits for it is faster
 
@@ -146,7 +149,8 @@ class HipKernel(Kernel):
     dot products. halves: f16 numbers that each x is split into, which share a scale (32
     neighbours by `gemv_matrix`, else a whole row). splits: blocks that share columns, each with
     its own part of K. groups: tiles of 16 columns that a wave computes. stage_units: units of x
-    in shared memory at a time, while as many are on their way. warpgroups: four waves multiply
+    in shared memory at a time, of which there are `stages`: one is used, the others are on their
+    way. warpgroups: four waves multiply
     together. pairs: f16 terms are multiplied by dot products of two. folded: weights are rounded
     to f16, their scales included, so that sums need none.
     """
@@ -165,6 +169,7 @@ class HipKernel(Kernel):
     splits: int = 1
     groups: int = 1
     stage_units: int = 0
+    stages: int = 2
     warpgroups: bool = False
     pairs: bool = False
     folded: bool = False
@@ -252,13 +257,13 @@ def scratch(plan: HipPlan, kernel: HipKernel, m: int) -> dict[Slot, int]:
 def _halves_bytes(kernel: HipKernel, rows: int, k: int) -> int:
     """x in f16 terms: whole quads for whole tiles; the last stage may be copied beyond them."""
     row_bytes = 2 * kernel.halves * (-(-k // _QUAD_ELEMENTS) * _QUAD_ELEMENTS)
-    tiles = (_GEMV_ROWS[-1], *_TILE_HALVES_ROWS)  # beyond them there are several of the last
-    tile_rows = next((tile for tile in tiles if rows <= tile), TILE_ROWS)
-    return -(-rows // tile_rows) * tile_rows * row_bytes + _STAGE_BYTES
+    tiles = (_GEMV_ROWS[-1], *_TILE_HALVES_ROWS)  # beyond them there are several
+    tile_rows = next((tile for tile in tiles if rows <= tile), _TALL_TILE_ROWS)
+    return -(-rows // tile_rows) * tile_rows * row_bytes + _STAGES_BYTES
 
 
 def m_class(target: Target, m: int, tuning: Tuning) -> int:
-    """The class of a number of rows: the rows of its tile."""
+    """The class of a number of rows: the largest in it, but for the last class."""
     if tuning.schedule == ELEMENT:
         return 1
     found = next((rows for rows in _GEMV_ROWS if m <= rows), TILE_ROWS)
@@ -268,7 +273,8 @@ def m_class(target: Target, m: int, tuning: Tuning) -> int:
         and tuning.layout in {None, TILES16}
     )
     if found == TILE_ROWS and halves:
-        return next((rows for rows in _TILE_HALVES_ROWS if m <= rows), MANY_ROWS)
+        classes = (*_TILE_HALVES_ROWS, MANY_ROWS)
+        return next((rows for rows in classes if m <= rows), _MOST_ROWS)
     return found
 
 
@@ -312,15 +318,14 @@ def make_plan(
     scheduler = _Scheduler(graph, target, tuning, tuned)
     scheduled = [k for kernel in kernels for k in scheduler.schedule(kernel, m)]
     plan = Plan(graph, target, tuple(scheduled), temps)
-    chosen = [_as_chosen(plan, k, scheduler.choice(k, m)) for k in plan.kernels]
+    chosen = [_as_chosen(plan, k, scheduler.choice(k, m), m) for k in plan.kernels]
     return replace(plan, kernels=tuple(chosen))
 
 
 # --- choices by measurement -----------------------------------------------------------------------
 
 _NOT_CHOSEN: Final = frozenset(
-    "schedule terms int8 limbs halves scales_late origin rows_per_tile stage_units warpgroups"
-    " pairs folded".split()
+    "schedule terms int8 limbs halves scales_late origin warpgroups pairs folded".split()
 )  # they follow from the schedule, M, the precision and the weights
 _TRIED_COLUMNS: Final = (1, 2, 4, 8)
 _TRIED_BLOCK_SIZES: Final = (64, 128, 256, 512)
@@ -378,12 +383,12 @@ def constants_of(kernel: HipKernel) -> dict[str, Constant]:
     }
 
 
-def candidates(plan: HipPlan, kernel: HipKernel) -> tuple[HipKernel, ...]:
-    """The legal variants of a kernel with products, itself first."""
+def candidates(plan: HipPlan, kernel: HipKernel, m: int) -> tuple[HipKernel, ...]:
+    """The legal variants of a kernel with products for m rows, itself first."""
     if kernel.schedule == GEMV_MATRIX:
         return _matrix_candidates(plan, kernel)
     if kernel.schedule == TILE_HALVES:
-        return _tile_candidates(plan, kernel)
+        return _tile_candidates(plan, kernel, m)
     if kernel.schedule != GEMV:
         return (kernel,)
     arch = plan.target.hip
@@ -426,17 +431,19 @@ def _matrix_candidates(plan: HipPlan, kernel: HipKernel) -> tuple[HipKernel, ...
     return tuple(dict.fromkeys(found))
 
 
-def _tile_candidates(plan: HipPlan, kernel: HipKernel) -> tuple[HipKernel, ...]:
+def _tile_candidates(plan: HipPlan, kernel: HipKernel, m: int) -> tuple[HipKernel, ...]:
     arch = plan.target.hip
     tiles = -(-kernel.section.width // _MATRIX_COLUMNS)
-    many = any(k.schedule == TILE_HALVES and k.rows_per_tile == TILE_ROWS for k in plan.kernels)
+    many = kernel.rows_per_tile >= TILE_ROWS
     found = [kernel]
-    for splits, groups, waves_k in itertools.product((1, 2, 4, 8), (1, 2), (1, 2)):
+    for staged, splits, groups, waves_k in itertools.product(
+        _staged_variants(arch, kernel, m), (1, 2, 4, 8), (1, 2), (1, 2)
+    ):
         units = arch.compute_units * groups
         even = {-(-tiles * splits // (units * blocks)) for blocks in (1, 2)}
         for waves_n in sorted({4, 8, 12, 16} if many or kernel.warpgroups else {4, 8} | even):
             candidate = replace(
-                kernel,
+                staged,
                 columns=_MATRIX_COLUMNS * waves_n * groups,
                 block_size=arch.wave * waves_n * waves_k,
                 splits=splits,
@@ -447,6 +454,23 @@ def _tile_candidates(plan: HipPlan, kernel: HipKernel) -> tuple[HipKernel, ...]:
             if is_full and _suits_tiles(arch, candidate):
                 found.append(candidate)
     return tuple(dict.fromkeys(found))
+
+
+def _staged_variants(arch: HipArch, kernel: HipKernel, m: int) -> list[HipKernel]:
+    """A kernel with the rows of a tile and the stages of x that are worth a try."""
+    if not kernel.warpgroups or kernel.rows_per_tile < TILE_ROWS:
+        return [kernel]
+    tall = kernel.folded and m > TILE_ROWS
+    rows = (TILE_ROWS, _TALL_TILE_ROWS) if tall else (TILE_ROWS,)
+    return [_staged(arch, kernel, *each) for each in itertools.product(rows, (2, 4))]
+
+
+def _staged(arch: HipArch, kernel: HipKernel, rows: int, stages: int) -> HipKernel:
+    """A kernel for tiles of so many rows, whose x is in shared memory in so many stages."""
+    stage_bytes = (_STAGES_BYTES if arch.is_nvidia else _STAGES_AMD_BYTES) // stages
+    unit_bytes = 2 * UNIT_ELEMENTS * kernel.halves * rows
+    units = min(stage_bytes // unit_bytes, _MOST_STAGE_UNITS)
+    return replace(kernel, rows_per_tile=rows, stage_units=units, stages=stages)
 
 
 def _suits_tiles(arch: HipArch, kernel: HipKernel) -> bool:
@@ -498,14 +522,14 @@ def origins(plan: HipPlan) -> list[str]:
     ]
 
 
-def _as_chosen(plan: HipPlan, kernel: HipKernel, choice: Choice | None) -> HipKernel:
+def _as_chosen(plan: HipPlan, kernel: HipKernel, choice: Choice | None, m: int) -> HipKernel:
     if choice is None or choice.trial.schedule != kernel.schedule:  # another section forbids it
         return kernel
     trial, known = choice.trial, constants_of(kernel)
     asked = dict(trial.constants)
     # a constant that is younger than the choice keeps its value by rule
     wanted = known | asked
-    legal = candidates(plan, kernel)
+    legal = candidates(plan, kernel, m)
     for candidate in legal:
         if asked.keys() <= known.keys() and constants_of(candidate) == wanted:
             return replace(candidate, origin=f"tuned: {choice.origin}")
@@ -558,6 +582,8 @@ class _Scheduler:
             return None
         if any(self._is_endless(product) for product in kernel.sections[0].products):
             return None  # they were measured with finite scales
+        if self.tuning.precision != "f32" and not self._are_moderate(kernel.sections[0]):
+            return None  # and with such that are folded
         m = 1 if kernel.uniform else m
         key = key_of(self.graph, self.target, kernel.sections[0], m, self.tuning)
         choice = self.tuned(key)
@@ -719,25 +745,25 @@ class _Scheduler:
         (section,) = kernel.sections
         columns, waves, groups = self._tile_shape(section, rows)
         halves = _HALVES[self.tuning.precision]
-        most_rows = TILE_ROWS // 2 if self._has_wide_inputs(section) else TILE_ROWS
-        tile_rows = min(max(rows, _GEMV_ROWS[-2 if arch.is_nvidia else -1]), most_rows)
-        stage_bytes = _STAGE_BYTES if arch.is_nvidia else _STAGE_AMD_BYTES
-        unit_bytes = 2 * UNIT_ELEMENTS * halves * tile_rows
+        folded = halves == 1 and not arch.flushes_halves and self._are_moderate(section)
+        tile_rows = self._tile_rows(section, rows, folded)
+        # measured on an H100: two terms of 64 rows want more of x on its way
+        is_alone = len(section.products) == 1
+        far = self._in_warpgroups(rows) and halves > 1 and tile_rows == TILE_ROWS and is_alone
         base = self._of(
             kernel,
             schedule=TILE_HALVES,
             layout=TILES16,
             block_size=arch.wave * waves,
-            rows_per_tile=tile_rows,
             columns=columns,
             groups=groups,
             halves=halves,
-            stage_units=min(stage_bytes // unit_bytes, _MOST_STAGE_UNITS),
             warpgroups=self._in_warpgroups(rows),
-            folded=halves == 1 and not arch.flushes_halves and self._are_moderate(section),
+            folded=folded,
         )
+        base = _staged(arch, base, tile_rows, 4 if far else 2)
         blocks = -(-section.width // columns)
-        most = 1 if rows == MANY_ROWS else _TILE_BLOCKS * arch.compute_units // blocks
+        most = 1 if rows > TILE_ROWS else _TILE_BLOCKS * arch.compute_units // blocks
         splits = [n for n in (8, 4, 2) if n <= most and _suits_tiles(arch, replace(base, splits=n))]
         return replace(base, splits=max(splits, default=1))
 
@@ -748,12 +774,25 @@ class _Scheduler:
         """
         arch = self.target.hip
         if not arch.is_nvidia:
-            few = rows != MANY_ROWS and section.width < arch.compute_units * _TILE_AMD_COLUMNS
+            few = rows <= TILE_ROWS and section.width < arch.compute_units * _TILE_AMD_COLUMNS
             columns = _TILE_AMD_COLUMNS // 2 if few else _TILE_AMD_COLUMNS
             return columns, columns // _MATRIX_COLUMNS, 1
-        if rows != MANY_ROWS:
-            return _TILE_FEW_ROWS
-        return _TILE_MANY_ROWS if len(section.products) == 1 else _TILE_MANY_ROWS_PRODUCTS
+        is_alone = len(section.products) == 1  # more of them have as many columns together
+        return _TILE_MANY_ROWS if rows > TILE_ROWS and is_alone else _TILE_FEW_ROWS
+
+    def _tile_rows(self, section: Section, rows: int, folded: bool) -> int:
+        """Rows of a tile: all of a few, and 128 of many where the GPU is full of such tiles."""
+        arch = self.target.hip
+        least = _GEMV_ROWS[-2 if arch.is_nvidia else -1]
+        if self._has_wide_inputs(section):
+            return min(max(rows, least), TILE_ROWS // 2)
+        columns, *_ = self._tile_shape(section, rows)
+        tiles = -(-section.width // columns) * (min(rows, MANY_ROWS) // _TALL_TILE_ROWS)
+        is_full = rows > MANY_ROWS or tiles >= _TILE_BLOCKS * arch.compute_units
+        suits = (
+            folded and self._in_warpgroups(rows) and len(section.products) <= _TALL_TILE_PRODUCTS
+        )
+        return _TALL_TILE_ROWS if suits and is_full else min(max(rows, least), TILE_ROWS)
 
     def _has_wide_inputs(self, section: Section) -> bool:
         """Whether weights fill the registers: a lane of RDNA 3 has whole units of a column."""

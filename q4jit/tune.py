@@ -43,7 +43,7 @@ from q4jit.targets import Target
 from q4jit.tunings import Constants, Key, Machine, Trial
 from q4jit.weights import QuantizedTensor
 
-_LARGE_ROWS: Final = 512  # stand for every M of the last class
+_LARGE_ROWS: Final = 2048  # stand for every M of the last class
 _FINALISTS: Final = 4
 _FINAL_ROUNDS: Final = 3
 _ROTATED_BYTES: Final = 256 << 20  # weights that no cache keeps; AMD's last level is not its L2
@@ -82,7 +82,7 @@ def key_for(target: Target, k: int, n: int, formats: Sequence[str], m: int, prec
 
 
 def rows_of(target: Target, key: Key) -> int:
-    """The number of rows at which a class of M is timed: its largest, 512 for the last class."""
+    """The number of rows at which a class of M is timed: its largest, 2048 for the last class."""
     return most_rows(target, key.m, Tuning(key.precision)) or _LARGE_ROWS
 
 
@@ -140,7 +140,7 @@ def _candidates(bench: Bench, key: Key) -> Iterator[Candidate]:
     for schedule in schedules_for(bench.target, key):
         plan = make_plan(graph, bench.target, m, Tuning(key.precision, None, schedule))
         (kernel,) = (kernel for kernel in plan.kernels if kernel.sections)
-        for variant in candidates(plan, kernel):
+        for variant in candidates(plan, kernel, m):
             built = bench.compile(_with(plan, kernel, variant))
             constants = tuple(constants_of(variant).items())
             yield Candidate(key, schedule, constants, built, _text_hash(built))

@@ -35,8 +35,8 @@ class QuantizedTensor:
 
     __slots__ = (
         "__weakref__",
-        "_largest",
         "_fmt",
+        "_largest",
         "_raw",
         "_repacked",
         "_shape",

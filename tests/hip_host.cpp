@@ -202,11 +202,18 @@ struct Place {
 
 enum class State { RUNNABLE, WAITING, DONE };
 
+struct Copy {
+    void* to;
+    const void* from;
+    int group;
+};
+
 struct alignas(64) Thread {
     State state;
     Place place;
     jmp_buf context;
-    std::vector<std::pair<void*, const void*>> copies;  // to, from: begun, not awaited
+    std::vector<Copy> copies;  // begun, not awaited
+    int groups;  // of copies that were closed
 };
 
 struct Wave {
@@ -647,14 +654,24 @@ void host_cluster_expect(unsigned bytes) {
 void host_begin_copy(void* to, const void* from) {
     if (random_below(2) == 0)
         memcpy(to, from, COPY_BYTES);
-    else
-        threads[static_cast<size_t>(host_thread)].copies.emplace_back(to, from);
+    else {
+        Thread& thread = threads[static_cast<size_t>(host_thread)];
+        thread.copies.push_back({to, from, thread.groups});
+    }
 }
 
-void host_await_copies() {
-    auto& copies = threads[static_cast<size_t>(host_thread)].copies;
-    for (const auto& [to, from] : copies) memcpy(to, from, COPY_BYTES);
-    copies.clear();
+void host_close_copies() { ++threads[static_cast<size_t>(host_thread)].groups; }
+
+void host_await_copies(int later_groups) {
+    Thread& thread = threads[static_cast<size_t>(host_thread)];
+    std::vector<Copy> later;
+    for (const Copy& copy : thread.copies) {
+        if (copy.group < thread.groups - later_groups)
+            memcpy(copy.to, copy.from, COPY_BYTES);
+        else
+            later.push_back(copy);
+    }
+    thread.copies = later;
 }
 
 void host_send(float* to, int rank, float x, int line) {

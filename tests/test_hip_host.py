@@ -337,7 +337,8 @@ KERNEL(32) void k(const float* x, float* y) {
     Copy copy;
     begin_copy(copy, &parts[thread_index()], (const u32x4*)x + thread_index());
     end_copy(copy, &parts[thread_index()]);
-    await_copies();
+    close_copies();
+    await_copies<0>();
     block_barrier();
     ((u32x4*)y)[thread_index()] = parts[31 - thread_index()];
 }"""
@@ -353,10 +354,12 @@ def test_copies_are_there_once_they_are_awaited(arch: str) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("    await_copies();\n", "", "it ended and did not await what it copies"),
+        ("    await_copies<0>();\n", "", "it ended and did not await what it copies"),
+        ("    close_copies();\n", "", "it ended and did not await what it copies"),
+        ("await_copies<0>", "await_copies<1>", "it ended and did not await what it copies"),
         (
-            "await_copies();\n    block_barrier();",
-            "block_barrier();\n    await_copies();",
+            "await_copies<0>();\n    block_barrier();",
+            "block_barrier();\n    await_copies<0>();",
             "depends on the order of threads|NaN",
         ),
     ],

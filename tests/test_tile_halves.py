@@ -30,6 +30,7 @@ from tests.kernels import (
     relative_error,
     slices,
     weight,
+    wrap,
 )
 from tests.test_gemv_matrix import without_weight
 from tests.test_hip_objects import faults, frame_bytes, in_parallel
@@ -104,6 +105,48 @@ def test_every_shape(m: int, k: int, n: int, constants: dict[str, Any], arch: st
     x, w = random_x(m, k), weight("Q4_0", k, n)
     (y,) = run(one_product, [x, w.tensor], arch, **constants)
     assert_contract(y, x, w)
+
+
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
+@every_precision
+@pytest.mark.parametrize(
+    "constants",
+    [
+        {"rows_per_tile": 64, "stage_units": 1, "stages": 4},
+        {"rows_per_tile": 64, "stage_units": 2, "stages": 3, "groups": 2, "block_size": 128},
+        {"rows_per_tile": 128, "stage_units": 1, "stages": 4},
+        {"rows_per_tile": 128, "stage_units": 2, "stages": 2},
+        {"stage_units": 4, "stages": 2, "splits": 2, "columns": 64, "block_size": 128},
+    ],
+    ids=str,
+)
+def test_stages_of_x_and_tall_tiles(constants: dict[str, Any], precision: str, arch: str) -> None:
+    """The last tile and the last stage in part; more stages than there are of K."""
+    constants = dict(constants)
+    if precision == "f32":  # which has two terms in the same room
+        constants["rows_per_tile"] = constants.get("rows_per_tile", 64) // 2
+    if arch == "sm_80":  # which has no clusters
+        constants["splits"] = 1
+    for m, k in ((130, 672), (100, 96)):
+        x, w = random_x(m, k), weight("Q4_0", k, 70)
+        (y,) = run(one_product, [x, w.tensor], arch, precision, **constants)
+        assert_contract(y, x, w, BOUNDS[precision])
+
+
+@every_arch
+@pytest.mark.parametrize("m", [20, 70])
+def test_scales_that_f16_values_cannot_have(m: int, arch: str) -> None:
+    """Weights are rounded to f16 where 2^9 times each scale is one, and are quants else."""
+    w = weight("Q4_0", K, N)
+    for scale, is_moderate in ((127.9, True), (128.0, False), (-65504.0, False)):
+        blocks = w.tensor.raw.copy()
+        blocks[:, :2] = np.array(scale, np.float16).reshape(1).view(np.uint8)
+        large = wrap("Q4_0", K, blocks)
+        x = random_x(m, K)
+        plan = hip_plan(one_product, f"hip:{arch}", [x, large.tensor], Tuning("f16"))
+        assert plan.kernels[-1].folded == (is_moderate and arch != "gfx90a")
+        (y,) = run_on_host(plan, [x, large.tensor])
+        assert_contract(y, x, large, BOUNDS["f16"])
 
 
 @pytest.mark.parametrize("splits", [2, 4, 8])

@@ -219,10 +219,10 @@ def test_a_lost_device_ends_the_search_and_what_is_done_is_kept() -> None:
 
 def test_full_tiles_and_others_are_checked() -> None:
     bench = FakeBench()
-    keys = [replace(KEY, m=m) for m in (1, 2, 4, 8, 16, 32, 64, MANY_ROWS)]
+    keys = [replace(KEY, m=m) for m in (1, 2, 4, 8, 16, 32, 64, MANY_ROWS, 1024)]
     searched(bench, *keys)
     rows = {m for _, m in bench.run_rows}
-    assert rows == {1, 2, 3, 4, 7, 8, 15, 16, 31, 32, 63, 64, 511, 512}
+    assert rows == {1, 2, 3, 4, 7, 8, 15, 16, 31, 32, 63, 64, 511, 512, 2047, 2048}
 
 
 def test_several_products_and_formats_are_one_key() -> None:
@@ -275,8 +275,8 @@ def test_what_is_new_alone_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def _only(
     wanted: Callable[[HipKernel], bool],
-) -> Callable[[HipPlan, HipKernel], tuple[HipKernel, ...]]:
-    return lambda plan, kernel: tuple(c for c in candidates(plan, kernel) if wanted(c))
+) -> Callable[[HipPlan, HipKernel, int], tuple[HipKernel, ...]]:
+    return lambda plan, kernel, m: tuple(c for c in candidates(plan, kernel, m) if wanted(c))
 
 
 def test_a_changed_text_is_measured_again_and_a_lost_candidate_forgotten() -> None:
@@ -396,7 +396,7 @@ def test_a_choice_that_another_section_forbids_is_left(arch: str) -> None:
 
     def tuned(key: Key) -> Choice | None:
         rule = product_kernel(plan_of(64, None, arch, shape=(256, N), fmt="Q4_0"))
-        found = candidates(plan_of(64, None, arch, shape=(256, N), fmt="Q4_0"), rule)[1]
+        found = candidates(plan_of(64, None, arch, shape=(256, N), fmt="Q4_0"), rule, 64)[1]
         return (
             choice_of(found.schedule, **constants_of(found))(key) if key.format == "Q4_0" else None
         )
@@ -463,7 +463,7 @@ def test_what_a_caller_asks_for_goes_before() -> None:
 @pytest.mark.parametrize("m", [1, 2, 4, 8])
 def test_candidates_are_legal_and_distinct(arch: str, m: int) -> None:
     plan = plan_of(m, None, arch)
-    found = candidates(plan, product_kernel(plan))
+    found = candidates(plan, product_kernel(plan), m)
     assert found[0] == product_kernel(plan)
     assert len(set(found)) == len(found) > 5
     wave = plan.target.hip.wave
@@ -471,10 +471,10 @@ def test_candidates_are_legal_and_distinct(arch: str, m: int) -> None:
 
 
 @pytest.mark.parametrize("arch", ["gfx90a", "gfx1100", "gfx1201", "sm_90"])
-@pytest.mark.parametrize("m", [1, 2, 4, 8, 16, 32, 64, 512])
+@pytest.mark.parametrize("m", [1, 2, 4, 8, 16, 32, 64, 512, 2048])
 def test_candidates_for_matrix_units_are_legal_and_distinct(m: int, arch: str) -> None:
     plan = plan_of(m, None, arch, shape=(4096, 4096), fmt="Q4_0")
-    found = candidates(plan, product_kernel(plan))
+    found = candidates(plan, product_kernel(plan), m)
     assert found[0] == product_kernel(plan)
     assert len(set(found)) == len(found) > 3
     for k in found:
@@ -491,7 +491,7 @@ def test_candidates_compute_the_product(m: int) -> None:
     signature = (array_spec(x.shape), WeightSpec("Q4_1", 4096, 9))
     plan = make_plan(trace(tune.products, signature), find_target("hip:gfx1030"), m, Tuning())
     kernel = product_kernel(plan)
-    found = candidates(plan, kernel)
+    found = candidates(plan, kernel, m)
     exact = x.astype(np.float64) @ w.dequantize().astype(np.float64)
     for variant in (found[1], found[len(found) // 2], found[-1]):
         (y,) = run_on_host(tune._with(plan, kernel, variant), (x, w))

@@ -114,7 +114,7 @@ def test_the_shapes_without_options_are_those_of_large_models() -> None:
         FORMATS["Q4_0"].row_bytes(k)
     target = Target("hip", "gfx1100")
     classes = {key_for(target, 64, 5, ("Q4_0",), m, "f32").m for m in cli._TUNED_ROWS}
-    assert classes == {1, 2, 4, 8, 16, 32, 64, 128}
+    assert classes == {1, 2, 4, 8, 16, 32, 64, 512, 1024}
 
 
 def test_kernels_that_are_all_wrong_are_a_failure(

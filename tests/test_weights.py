@@ -560,6 +560,18 @@ def test_extreme_finite_scales_are_finite(bits: int) -> None:
     assert QuantizedTensor.from_bytes(raw, shape=(32, 1), format="Q4_1").has_finite_scales
 
 
+@pytest.mark.parametrize(
+    ("scale", "moderate"),
+    [(0.0, True), (-127.9375, True), (128.0, False), (-65504.0, False), (np.nan, False)],
+)
+def test_moderate_scales(scale: float, moderate: bool) -> None:
+    raw = np.zeros((600, 18 * 32), np.uint8)
+    raw[599, -18:-16] = np.array([scale], np.float16).view(np.uint8)
+    w = QuantizedTensor.from_bytes(raw, shape=(1024, 600), format="Q4_0")
+    assert w.has_moderate_scales == moderate
+    assert w.signature == ("Q4_0", 1024, 600, not np.isnan(scale), moderate)
+
+
 # Memory
 
 

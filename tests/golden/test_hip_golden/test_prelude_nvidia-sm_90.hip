@@ -17,6 +17,8 @@ typedef long long i64;
 #define KERNEL(block_size) extern "C" __global__ __launch_bounds__(block_size)
 #define DEVICE [[maybe_unused]] static __device__ __forceinline__
 #define SHARED __shared__ __align__(16)
+#undef SHARED_AT_512
+#define SHARED_AT_512 __shared__ __align__(512)
 #define UNROLL _Pragma("unroll")
 
 // Alignment makes the compiler load and store one in pieces of 16 bytes.
@@ -60,7 +62,10 @@ DEVICE void begin_copy(Copy&, u32x4* shared, const u32x4* from) {
                  : "memory");
 }
 DEVICE void end_copy(const Copy&, u32x4*) {}
-DEVICE void await_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
+// What has been begun since the last one is a group, of which all but the LATER ones are awaited.
+DEVICE void close_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+template <int LATER>
+DEVICE void await_copies() { asm volatile("cp.async.wait_group %0;" : : "n"(LATER) : "memory"); }
 // What this thread has written into shared memory, before a barrier: matrix units read it by a way of their own.
 DEVICE void show_matrix_units() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
