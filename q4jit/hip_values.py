@@ -28,7 +28,8 @@ RESERVED: Final = frozenset(
     throw true try typedef typeid typename union unsigned using virtual void volatile wchar_t while
     xor xor_eq
     u8 u16 u32 u64 i8 i16 i32 i64 u32x4 f32x4 f32x8 bf16x4 bf16x8 bf16x16 fragment accumulator
-    CLUSTER KERNEL DEVICE SHARED UNROLL ROLLED MEETING WAVE BLOCK_SIZE Arguments RowValues compute
+    CLUSTER KERNEL DEVICE SHARED SHARED_AT_512 UNROLL ROLLED MEETING WAVE BLOCK_SIZE Arguments
+    RowValues compute
     m x_values x_terms x_rough x_quants x_scales x_sums host_arguments linux unix
     """.split()
 )

@@ -58,13 +58,17 @@ _TILE_HALVES_ROWS: Final = (32, 64)  # of a tile, of which there is one; beyond 
 _TALL_TILE_ROWS: Final = 128  # weights are read half as often, where sums leave registers for it
 _TALL_TILE_PRODUCTS: Final = 2
 # columns, waves and groups, measured on an H100: blocks for one tile of rows are small, so that
-# there are many; for many rows they are wider, since each reads all of x
+# there are many; for many rows they are as wide as fills the GPU, since each reads all of x
 _TILE_FEW_ROWS: Final = (64, 4, 1)
-_TILE_MANY_ROWS: Final = (128, 8, 1)
+_TILE_MANY_ROWS: Final = ((256, 16, 1), (128, 8, 1))
+_TILE_MANY_ROWS_FOLDED: Final = ((128, 8, 1),)
+_TILES_OF_A_FULL_GPU: Final = 0.75  # per compute unit
 _TILE_AMD_COLUMNS: Final = 128
 _TILE_BLOCKS: Final = 2  # per compute unit
 _TRIED_TILE_BLOCKS: Final = 4
 _WARPGROUP_WAVES: Final = 4
+_BOUNDED_SUMS: Final = 64
+_BOUNDED_THREADS: Final = 512
 _LEAST_COPIERS: Final = 64  # threads of a block that copy x
 # measured on an H100: more columns share a reading of x, fewer leave more waves to hide latency
 _GEMV_COLUMNS: Final = {1: 2, 2: 4, 4: 2, 8: 2}
@@ -190,6 +194,15 @@ class HipKernel(Kernel):
         return self.block_size * _MATRIX_COLUMNS * self.groups // (wave * self.columns)
 
     @property
+    def is_bounded(self) -> bool:
+        """Whether 512 threads shall share the registers, of which sums take half of their share."""
+        if not self.sections or not self.warpgroups:
+            return False
+        sums = self.rows_per_tile // 2 * (1 if self.folded else 2)  # registers of a thread
+        is_alone = self.groups == 1 and len(self.section.products) == 1
+        return is_alone and sums == _BOUNDED_SUMS and self.block_size <= _BOUNDED_THREADS
+
+    @property
     def section(self) -> Section:
         """The only section of a kernel that computes products."""
         (section,) = self.sections
@@ -259,7 +272,7 @@ def _halves_bytes(kernel: HipKernel, rows: int, k: int) -> int:
     row_bytes = 2 * kernel.halves * (-(-k // _QUAD_ELEMENTS) * _QUAD_ELEMENTS)
     tiles = (_GEMV_ROWS[-1], *_TILE_HALVES_ROWS)  # beyond them there are several
     tile_rows = next((tile for tile in tiles if rows <= tile), _TALL_TILE_ROWS)
-    return -(-rows // tile_rows) * tile_rows * row_bytes + _STAGES_BYTES
+    return -(-rows // tile_rows) * tile_rows * row_bytes + _STAGES_BYTES // 2
 
 
 def m_class(target: Target, m: int, tuning: Tuning) -> int:
@@ -743,13 +756,10 @@ class _Scheduler:
         """For one tile of rows small blocks, of which several share K; for many rows wide ones."""
         arch = self.target.hip
         (section,) = kernel.sections
-        columns, waves, groups = self._tile_shape(section, rows)
         halves = _HALVES[self.tuning.precision]
         folded = halves == 1 and not arch.flushes_halves and self._are_moderate(section)
         tile_rows = self._tile_rows(section, rows, folded)
-        # measured on an H100: two terms of 64 rows want more of x on its way
-        is_alone = len(section.products) == 1
-        far = self._in_warpgroups(rows) and halves > 1 and tile_rows == TILE_ROWS and is_alone
+        columns, waves, groups = self._tile_shape(section, rows, tile_rows, folded)
         base = self._of(
             kernel,
             schedule=TILE_HALVES,
@@ -761,13 +771,15 @@ class _Scheduler:
             warpgroups=self._in_warpgroups(rows),
             folded=folded,
         )
-        base = _staged(arch, base, tile_rows, 4 if far else 2)
+        base = _staged(arch, base, tile_rows, 2)
         blocks = -(-section.width // columns)
         most = 1 if rows > TILE_ROWS else _TILE_BLOCKS * arch.compute_units // blocks
         splits = [n for n in (8, 4, 2) if n <= most and _suits_tiles(arch, replace(base, splits=n))]
         return replace(base, splits=max(splits, default=1))
 
-    def _tile_shape(self, section: Section, rows: int) -> tuple[int, int, int]:
+    def _tile_shape(
+        self, section: Section, rows: int, tile_rows: int, folded: bool
+    ) -> tuple[int, int, int]:
         """Columns of a block, its waves, and groups of a wave.
 
         A wave of AMD has one group: its registers hold no more beside what it loads.
@@ -777,8 +789,11 @@ class _Scheduler:
             few = rows <= TILE_ROWS and section.width < arch.compute_units * _TILE_AMD_COLUMNS
             columns = _TILE_AMD_COLUMNS // 2 if few else _TILE_AMD_COLUMNS
             return columns, columns // _MATRIX_COLUMNS, 1
-        is_alone = len(section.products) == 1  # more of them have as many columns together
-        return _TILE_MANY_ROWS if rows > TILE_ROWS and is_alone else _TILE_FEW_ROWS
+        if rows <= TILE_ROWS or len(section.products) > 1:  # which have more columns together
+            return _TILE_FEW_ROWS
+        wanted = _TILES_OF_A_FULL_GPU * arch.compute_units * tile_rows / min(rows, MANY_ROWS)
+        wide = _TILE_MANY_ROWS_FOLDED if folded else _TILE_MANY_ROWS
+        return next((s for s in wide if -(-section.width // s[0]) >= wanted), _TILE_FEW_ROWS)
 
     def _tile_rows(self, section: Section, rows: int, folded: bool) -> int:
         """Rows of a tile: all of a few, and 128 of many where the GPU is full of such tiles."""
@@ -786,8 +801,7 @@ class _Scheduler:
         least = _GEMV_ROWS[-2 if arch.is_nvidia else -1]
         if self._has_wide_inputs(section):
             return min(max(rows, least), TILE_ROWS // 2)
-        columns, *_ = self._tile_shape(section, rows)
-        tiles = -(-section.width // columns) * (min(rows, MANY_ROWS) // _TALL_TILE_ROWS)
+        tiles = len(section.products) * section.width * min(rows, MANY_ROWS) // _TALL_TILE_ROWS**2
         is_full = rows > MANY_ROWS or tiles >= _TILE_BLOCKS * arch.compute_units
         suits = (
             folded and self._in_warpgroups(rows) and len(section.products) <= _TALL_TILE_PRODUCTS

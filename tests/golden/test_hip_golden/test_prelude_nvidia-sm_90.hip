@@ -14,7 +14,7 @@ typedef long long i64;
 #undef SHARED
 #undef UNROLL
 #undef WAVE
-#define KERNEL(block_size) extern "C" __global__ __launch_bounds__(block_size)
+#define KERNEL(...) extern "C" __global__ __launch_bounds__(__VA_ARGS__)
 #define DEVICE [[maybe_unused]] static __device__ __forceinline__
 #define SHARED __shared__ __align__(16)
 #undef SHARED_AT_512
