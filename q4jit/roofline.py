@@ -9,7 +9,7 @@ from q4jit.benchmark import Report
 from q4jit.errors import TargetError
 from q4jit.peers import READ
 
-_MARKERS: Final = "os^Dv<>P"
+_MARKERS: Final = "os^Dv<>PX*"
 _FLOAT_BYTES: Final = 4
 _SIZE_INCHES: Final = (8.0, 5.5)
 
@@ -39,7 +39,7 @@ def draw(reports: Sequence[Report], path: Path) -> None:
             _draw_run(axes, run)
     axes.set(xscale="log", yscale="log", xlabel="FLOP per byte", ylabel="TFLOP/s")
     axes.grid(visible=True, which="both", alpha=0.2)
-    axes.legend(fontsize="small")
+    figure.legend(fontsize="small", loc="outside right upper")
     figure.savefig(path)
 
 
