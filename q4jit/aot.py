@@ -105,8 +105,8 @@ def weights_in(path: str) -> tuple[dict[WeightSpec, tuple[str, ...]], dict[str, 
             if FORMATS[tensor.format].float_dtype is not None:
                 left_out[name] = f"{tensor.format} is no block format"
                 continue
-            # what is built serves moderate scales and others alike
-            spec = replace(WeightSpec(*tensor.signature), moderate=True)
+            # what is built rounds no weights
+            spec = replace(WeightSpec(*tensor.signature), suits_f16=True)
             found[spec] = (*found.get(spec, ()), name)
     if not found:
         formats = ", ".join(f.name for f in FORMATS.values() if f.float_dtype is None)

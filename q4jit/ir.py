@@ -63,18 +63,18 @@ class ArraySpec:
 class WeightSpec:
     """A quantised weight argument [k, n].
 
-    finite: no scale is Inf or NaN. moderate: none is beyond ±128, so that a value of Q4_0, and
-    2⁹ times a scale, are f16 numbers.
+    finite: no scale is Inf or NaN. suits_f16: values of Q4_0 may be rounded to f16 where two such
+    roundings are allowed (`QuantizedTensor.suits_f16`).
     """
 
     format: str
     k: int
     n: int
     finite: bool = True
-    moderate: bool = True
+    suits_f16: bool = True
 
     def __str__(self) -> str:
-        scales = "" if self.moderate else " with scales of 128 and more"
+        scales = "" if self.suits_f16 else " beyond f16"
         return f"{self.format} [{self.k}, {self.n}]{scales if self.finite else ' with Inf or NaN'}"
 
 

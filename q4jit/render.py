@@ -28,7 +28,7 @@ from q4jit.hip_values import (
 from q4jit.ir import Node, WeightSpec
 from q4jit.layouts import GGUF, LANES, PLANAR, TILES16, Planar, fields
 from q4jit.plan import Source
-from q4jit.schedule_hip import MAX_GRID_Y, ROWS, TILE_HALVES, HipKernel, HipPlan
+from q4jit.schedule_hip import BOUNDED_THREADS, MAX_GRID_Y, ROWS, TILE_HALVES, HipKernel, HipPlan
 from q4jit.targets import Target
 
 SUFFIX: Final = ".hip"
@@ -326,6 +326,7 @@ class _Context:
             "arch": plan.target.hip,
             "schedule": kernel.schedule,
             "max_grid_y": MAX_GRID_Y,
+            "bounded_threads": BOUNDED_THREADS,
             # dot products of f16 take denormals for 0, and so do the matrix units of some archs
             "flushes_halves": kernel.pairs or plan.target.hip.flushes_halves,
             "comment": self._comment(),

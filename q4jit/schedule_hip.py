@@ -9,8 +9,8 @@ known row by row first (`rows`). The classes of M, of which each has kernels of 
                                gemv          a wave computes columns, up to 8 rows share a decoding
                                gemv_dot      the same by dot products of int8, for precision `i8`
     M ≥ 17                     tile          64 × 64 results a block, on matrix units or by FMA
-    M = 17…32, 33…64, 65…512,  tile_halves   32, 64 or 128 × 128 on matrix units: blocks of 18 bytes
-        ≥ 513
+    M = 17…32, 33…64, 65…512,  tile_halves   32, 64 or 128 × 64 to 256 on matrix units: blocks of
+        ≥ 513                                18 bytes
 
 On matrix units M = 1 and M = 16 read weights in one layout, so that a device keeps them once.
 
@@ -52,23 +52,23 @@ MAX_GRID_Y: Final = 65535  # CUDA's and HIP's limit; further rows of blocks go t
 _ARGUMENTS: Final = {"load": "array", "ids": "ids", "scalar": "scalar"}  # a slot's kind, by op
 _DECODERS: Final = {"dequantize": DEQUANTIZE, "rows": LOOKUP}
 MANY_ROWS: Final = 512
-_MOST_ROWS: Final = 1024  # the last class: there are tiles enough, whatever N is
+_LAST_CLASS: Final = 1024  # of more rows: there are tiles enough, whatever N is
 _GEMV_ROWS: Final = (1, 2, 4, 8, 16)
 _TILE_HALVES_ROWS: Final = (32, 64)  # of a tile, of which there is one; beyond them there are more
 _TALL_TILE_ROWS: Final = 128  # weights are read half as often, where sums leave registers for it
 _TALL_TILE_PRODUCTS: Final = 2
-# columns, waves and groups, measured on an H100: blocks for one tile of rows are small, so that
+# columns and waves, measured on an H100: blocks for one tile of rows are small, so that
 # there are many; for many rows they are as wide as fills the GPU, since each reads all of x
-_TILE_FEW_ROWS: Final = (64, 4, 1)
-_TILE_MANY_ROWS: Final = ((256, 16, 1), (128, 8, 1))
-_TILE_MANY_ROWS_FOLDED: Final = ((128, 8, 1),)
+_TILE_FEW_ROWS: Final = (64, 4)
+_TILE_MANY_ROWS: Final = ((256, 16), (128, 8))
+_TILE_MANY_ROWS_FOLDED: Final = _TILE_MANY_ROWS[1:]
 _TILES_OF_A_FULL_GPU: Final = 0.75  # per compute unit
 _TILE_AMD_COLUMNS: Final = 128
 _TILE_BLOCKS: Final = 2  # per compute unit
 _TRIED_TILE_BLOCKS: Final = 4
 _WARPGROUP_WAVES: Final = 4
 _BOUNDED_SUMS: Final = 64
-_BOUNDED_THREADS: Final = 512
+BOUNDED_THREADS: Final = 512
 _LEAST_COPIERS: Final = 64  # threads of a block that copy x
 # measured on an H100: more columns share a reading of x, fewer leave more waves to hide latency
 _GEMV_COLUMNS: Final = {1: 2, 2: 4, 4: 2, 8: 2}
@@ -200,7 +200,7 @@ class HipKernel(Kernel):
             return False
         sums = self.rows_per_tile // 2 * (1 if self.folded else 2)  # registers of a thread
         is_alone = self.groups == 1 and len(self.section.products) == 1
-        return is_alone and sums == _BOUNDED_SUMS and self.block_size <= _BOUNDED_THREADS
+        return is_alone and sums == _BOUNDED_SUMS and BOUNDED_THREADS % self.block_size == 0
 
     @property
     def section(self) -> Section:
@@ -287,7 +287,7 @@ def m_class(target: Target, m: int, tuning: Tuning) -> int:
     )
     if found == TILE_ROWS and halves:
         classes = (*_TILE_HALVES_ROWS, MANY_ROWS)
-        return next((rows for rows in classes if m <= rows), _MOST_ROWS)
+        return next((rows for rows in classes if m <= rows), _LAST_CLASS)
     return found
 
 
@@ -595,8 +595,6 @@ class _Scheduler:
             return None
         if any(self._is_endless(product) for product in kernel.sections[0].products):
             return None  # they were measured with finite scales
-        if self.tuning.precision != "f32" and not self._are_moderate(kernel.sections[0]):
-            return None  # and with such that are folded
         m = 1 if kernel.uniform else m
         key = key_of(self.graph, self.target, kernel.sections[0], m, self.tuning)
         choice = self.tuned(key)
@@ -606,6 +604,9 @@ class _Scheduler:
                 f"{choice.origin}: found the schedule {choice.trial.schedule} for {key} on "
                 f"{self.target}, accepted are {accepted}; q4jit tune measures again"
             )
+        is_folded = self.tuning.precision != "f32" and not self.target.hip.flushes_halves
+        if choice is not None and choice.trial.schedule == TILE_HALVES and is_folded:
+            return choice if self._suit_f16(kernel.sections[0]) else None  # such were measured
         return choice
 
     def schedule(self, kernel: Kernel, m: int) -> list[HipKernel]:
@@ -757,16 +758,15 @@ class _Scheduler:
         arch = self.target.hip
         (section,) = kernel.sections
         halves = _HALVES[self.tuning.precision]
-        folded = halves == 1 and not arch.flushes_halves and self._are_moderate(section)
+        folded = halves == 1 and not arch.flushes_halves and self._suit_f16(section)
         tile_rows = self._tile_rows(section, rows, folded)
-        columns, waves, groups = self._tile_shape(section, rows, tile_rows, folded)
+        columns, waves = self._tile_shape(section, rows, tile_rows, folded)
         base = self._of(
             kernel,
             schedule=TILE_HALVES,
             layout=TILES16,
             block_size=arch.wave * waves,
             columns=columns,
-            groups=groups,
             halves=halves,
             warpgroups=self._in_warpgroups(rows),
             folded=folded,
@@ -779,16 +779,13 @@ class _Scheduler:
 
     def _tile_shape(
         self, section: Section, rows: int, tile_rows: int, folded: bool
-    ) -> tuple[int, int, int]:
-        """Columns of a block, its waves, and groups of a wave.
-
-        A wave of AMD has one group: its registers hold no more beside what it loads.
-        """
+    ) -> tuple[int, int]:
+        """Columns of a block, and its waves."""
         arch = self.target.hip
         if not arch.is_nvidia:
             few = rows <= TILE_ROWS and section.width < arch.compute_units * _TILE_AMD_COLUMNS
             columns = _TILE_AMD_COLUMNS // 2 if few else _TILE_AMD_COLUMNS
-            return columns, columns // _MATRIX_COLUMNS, 1
+            return columns, columns // _MATRIX_COLUMNS
         if rows <= TILE_ROWS or len(section.products) > 1:  # which have more columns together
             return _TILE_FEW_ROWS
         wanted = _TILES_OF_A_FULL_GPU * arch.compute_units * tile_rows / min(rows, MANY_ROWS)
@@ -803,10 +800,9 @@ class _Scheduler:
             return min(max(rows, least), TILE_ROWS // 2)
         tiles = len(section.products) * section.width * min(rows, MANY_ROWS) // _TALL_TILE_ROWS**2
         is_full = rows > MANY_ROWS or tiles >= _TILE_BLOCKS * arch.compute_units
-        suits = (
-            folded and self._in_warpgroups(rows) and len(section.products) <= _TALL_TILE_PRODUCTS
-        )
-        return _TALL_TILE_ROWS if suits and is_full else min(max(rows, least), TILE_ROWS)
+        suits = folded and self._in_warpgroups(rows) and rows > TILE_ROWS
+        is_tall = suits and is_full and len(section.products) <= _TALL_TILE_PRODUCTS
+        return _TALL_TILE_ROWS if is_tall else min(max(rows, least), TILE_ROWS)
 
     def _has_wide_inputs(self, section: Section) -> bool:
         """Whether weights fill the registers: a lane of RDNA 3 has whole units of a column."""
@@ -865,8 +861,8 @@ class _Scheduler:
     def _are_finite_blocks(self, section: Section) -> bool:
         return all(self._is_finite_blocks(product) for product in section.products)
 
-    def _are_moderate(self, section: Section) -> bool:
-        return all(self.graph.signature[p.arg].moderate for p in section.products)  # type: ignore[union-attr]  # weights
+    def _suit_f16(self, section: Section) -> bool:
+        return all(self.graph.signature[p.arg].suits_f16 for p in section.products)  # type: ignore[union-attr]  # weights
 
     def _suits_tiles(self, section: Section) -> bool:
         formats = {self.graph.signature[p.arg].format for p in section.products}  # type: ignore[union-attr]  # weights

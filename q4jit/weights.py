@@ -1,5 +1,6 @@
 """Quantised weights: `QuantizedTensor`, an immutable matrix of GGUF blocks, and `quantize`."""
 
+import functools
 import mmap
 import operator
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from q4jit.errors import ArgumentError, FormatError
 from q4jit.formats import Format, decode, encode, find_format
-from q4jit.layouts import pack
+from q4jit.layouts import pack, suits_tiles16
 from q4jit.locks import BUILD
 
 if TYPE_CHECKING:
@@ -23,7 +24,11 @@ __all__ = ["QuantizedTensor", "quantize"]
 _BAND_ELEMENTS: Final = 1 << 18
 _F16_MAGNITUDE: Final = np.uint16(0x7FFF)
 _F16_INFINITY: Final = np.uint16(0x7C00)
-_F16_128: Final = np.uint16(0x5800)
+_F16_128: Final = 0x5800
+# Of values rounded to f16: the largest rms of relative errors, and the largest part that one scale
+# has in the squares of all scales. Its errors point in one direction, those of many do not.
+_ROUNDING_ERROR: Final = 3.5e-4
+_SCALE_SHARE: Final = 1 / 16
 
 
 class QuantizedTensor:
@@ -41,6 +46,7 @@ class QuantizedTensor:
         "_repacked",
         "_shape",
         "_signature",
+        "_suits_f16",
         "uploads",
     )
 
@@ -55,6 +61,7 @@ class QuantizedTensor:
         self._shape = (rows.shape[1] // fmt.block_bytes * fmt.block_elements, rows.shape[0])
         self._repacked: dict[str, NDArray[np.uint8]] = {}
         self._largest: np.uint16 | None = None
+        self._suits_f16: bool | None = None
         self._signature: tuple[str, int, int, bool, bool] | None = None
         # its copies in devices' memory, by device and layout, which go with it; an attribute,
         # because every launch looks here
@@ -141,18 +148,38 @@ class QuantizedTensor:
         return bool(self._largest_scale < _F16_INFINITY)
 
     @property
-    def has_moderate_scales(self) -> bool:
-        """Whether every f16 field d and m is within ±128, exclusive.
+    def suits_f16(self) -> bool:
+        """Whether values of Q4_0 may be rounded to f16 beside x, within 5e-4; computed once.
 
-        Only then kernels may multiply quants by scales in f16, which ends at 65504.
+        Scales must be within ±128, exclusive (kernels need 2⁹ times each as an f16) and many, and
+        values must not err by more than 3.5e-4 (rms; those that are denormal count as lost).
+        Quants are taken for the worst ones. True for other formats, which no kernel rounds.
         """
-        return bool(self._largest_scale < _F16_128)
+        with BUILD:
+            if self._suits_f16 is None:
+                self._suits_f16 = not suits_tiles16(self._fmt) or self._rounds_well()
+            return self._suits_f16
+
+    def _rounds_well(self) -> bool:
+        counts = np.zeros(_F16_128, np.int64)
+        for band in self._bands():
+            found = np.bincount(_field(self._fmt, self._raw[band], 0) & _F16_MAGNITUDE)
+            if len(found) > _F16_128:
+                return False
+            counts[: len(found)] += found
+        squares, errors = _f16_squares()
+        energy = counts * squares
+        total = float(energy.sum())
+        if total == 0.0:
+            return True
+        error = float((energy * errors).sum()) / total
+        return error <= _ROUNDING_ERROR**2 and float(energy.max()) <= _SCALE_SHARE * total
 
     @property
     def signature(self) -> tuple[str, int, int, bool, bool]:
-        """(format, K, N, has_finite_scales, has_moderate_scales): what kernels are made for."""
+        """(format, K, N, has_finite_scales, suits_f16): what kernels are made for."""
         if self._signature is None:
-            scales = self.has_finite_scales, self.has_moderate_scales
+            scales = self.has_finite_scales, self.suits_f16
             self._signature = (self.format, *self._shape, *scales)
         return self._signature
 
@@ -347,10 +374,25 @@ def _largest_scale(fmt: Format, rows: NDArray[np.uint8]) -> np.uint16:
     if fmt.float_dtype is not None:  # which has values alone
         is_finite = np.isfinite(rows.view(fmt.float_dtype)).all()
         return np.uint16(0) if is_finite else _F16_INFINITY
-    blocks = rows.reshape(-1, fmt.block_bytes)
     offsets = [at for at in (fmt.d_offset_bytes, fmt.m_offset_bytes) if at is not None]
-    scales = [np.ascontiguousarray(blocks[:, at : at + 2]).view("<u2") for at in offsets]
-    return max(np.uint16((each & _F16_MAGNITUDE).max()) for each in scales)
+    return max(np.uint16((_field(fmt, rows, at) & _F16_MAGNITUDE).max()) for at in offsets)
+
+
+def _field(fmt: Format, rows: NDArray[np.uint8], at: int) -> NDArray[np.uint16]:
+    """The f16 fields at byte `at` of all blocks, as bits."""
+    blocks = rows.reshape(-1, fmt.block_bytes)
+    return np.ascontiguousarray(blocks[:, at : at + 2]).view("<u2").reshape(-1)
+
+
+@functools.cache
+def _f16_squares() -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """By the bits of d: d², and the largest square of a relative error of 1…8 times d in f16."""
+    d = np.arange(_F16_128, dtype=np.uint16).view(np.float16).astype(np.float64)
+    values = d[:, None] * np.arange(1, 9)
+    with np.errstate(invalid="ignore"):  # 0 by 0
+        errors = np.abs(values.astype(np.float16) / values - 1)
+    errors[values < np.finfo(np.float16).smallest_normal] = 1
+    return d**2, np.square(errors.max(axis=1))
 
 
 def _knows_ufuncs(value: object) -> bool:

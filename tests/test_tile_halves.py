@@ -1,5 +1,6 @@
 """Rows of x by Q4_0 on matrix units, x split before into f16 terms, executed without a GPU."""
 
+import itertools
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Final
@@ -7,9 +8,21 @@ from typing import Any, Final
 import numpy as np
 import pytest
 
+from q4jit import tune
+from q4jit.frontend import array_spec, trace
+from q4jit.ir import WeightSpec
 from q4jit.layouts import TILES16
 from q4jit.render import render
-from q4jit.schedule_hip import GEMV_MATRIX, ROWS, TILE_HALVES, Tuning
+from q4jit.schedule_hip import (
+    GEMV_MATRIX,
+    ROWS,
+    TILE_HALVES,
+    Tuning,
+    candidates,
+    make_plan,
+    scratch,
+)
+from q4jit.targets import find_target
 from tests.hip import hip_plan, run_on_host
 from tests.hip_cases import compiler_for, gated, tensor, zeros
 from tests.hip_host import KernelFaultError
@@ -136,17 +149,57 @@ def test_stages_of_x_and_tall_tiles(constants: dict[str, Any], precision: str, a
 @every_arch
 @pytest.mark.parametrize("m", [20, 70])
 def test_scales_that_f16_values_cannot_have(m: int, arch: str) -> None:
-    """Weights are rounded to f16 where 2^9 times each scale is one, and are quants else."""
+    """Weights are rounded to f16 where that is allowed, and are quants else."""
     w = weight("Q4_0", K, N)
-    for scale, is_moderate in ((127.9, True), (128.0, False), (-65504.0, False)):
-        blocks = w.tensor.raw.copy()
-        blocks[:, :2] = np.array(scale, np.float16).reshape(1).view(np.uint8)
-        large = wrap("Q4_0", K, blocks)
+    blocks = w.tensor.raw.reshape(N, -1, 18)
+    scales = blocks[..., :2].copy().view(np.float16)[..., 0].astype(np.float64)
+    large = scales * (127.0 / np.abs(scales).max())
+    one = np.full_like(scales, 1.1455)
+    for changed, suits in ((large, True), (large * 2, False), (large * 500, False), (one, False)):
+        raw = blocks.copy()
+        raw[..., :2] = changed.astype(np.float16)[..., None].view(np.uint8)
+        other = wrap("Q4_0", K, raw)
         x = random_x(m, K)
-        plan = hip_plan(one_product, f"hip:{arch}", [x, large.tensor], Tuning("f16"))
-        assert plan.kernels[-1].folded == (is_moderate and arch != "gfx90a")
-        (y,) = run_on_host(plan, [x, large.tensor])
-        assert_contract(y, x, large, BOUNDS["f16"])
+        plan = hip_plan(one_product, f"hip:{arch}", [x, other.tensor], Tuning("f16"))
+        assert plan.kernels[-1].folded == (suits and arch != "gfx90a")
+        (y,) = run_on_host(plan, [x, other.tensor])
+        assert_contract(y, x, other, BOUNDS["f16"])
+
+
+@pytest.mark.parametrize("arch", ["gfx942", "sm_90"])
+@pytest.mark.parametrize("step", [0, 2.0**-11, 2.0**-12, 0.3])
+def test_a_few_elements_that_round_badly(step: float, arch: str) -> None:
+    """Where they are most of a row, no other error makes up for theirs."""
+    x, w = random_x(32, K), weight("Q4_0", K, N)
+    x[:8, 5] = 1024 * (1 + step)
+    x[8:16] = 0
+    x[8:16, 5] = 1 + step
+    x[16:24, 7:9] = 4096 * (1 + step)
+    (y,) = run(one_product, [x, w.tensor], arch, "f16")
+    for row in range(32):
+        one = slice(row, row + 1)
+        assert_contract(y[one], x[one], w, BOUNDS["f16"])
+
+
+@pytest.mark.parametrize("arch", ["gfx942", "gfx1100", "sm_80", "sm_90"])
+@pytest.mark.parametrize("precision", ["f32", "f16"])
+def test_scratch_has_room_for_whole_tiles(precision: str, arch: str) -> None:
+    """Of the rule's kernel and of every candidate; for the widest results too."""
+    target, k = find_target(f"hip:{arch}"), 1024
+    for n, count, m in itertools.product(
+        (4096, 36864, 151936, 262144), (1, 2, 3), (8, 17, 32, 33, 64, 65, 512, 513, 2048)
+    ):
+        weights = [WeightSpec("Q4_0", k, n)] * count
+        graph = trace(tune.products, (array_spec((m, k)), *weights))
+        plan = make_plan(graph, target, m, Tuning(precision))
+        first, last = plan.kernels[0], plan.kernels[-1]
+        if last.schedule != TILE_HALVES:
+            continue
+        sizes = {slot.kind: size for slot, size in scratch(plan, first, m).items()}
+        for kernel in candidates(plan, last, m):
+            rows = -(-m // kernel.rows_per_tile) * kernel.rows_per_tile
+            stage = kernel.rows_per_tile * kernel.stage_units * 32
+            assert (rows * k + stage) * 2 * kernel.halves <= sizes["x_terms"], (n, count, m)
 
 
 @pytest.mark.parametrize("splits", [2, 4, 8])
@@ -262,6 +315,26 @@ def test_not_finite_activations(precision: str, arch: str) -> None:
     x, w = np.concatenate([rows] * (1 + 20 // len(rows))), weight("Q4_0", K, N, "mixed")
     (y,) = run(one_product, [x, w.tensor], arch, precision)
     assert_ieee(y, x, w, BOUNDS[precision])
+
+
+def test_x_may_not_be_overwritten_while_it_is_multiplied() -> None:
+    """On the host products are computed when they are awaited, which is as late as they may be."""
+    x, w = random_x(64, 1024), weight("Q4_0", 1024, N)
+
+    def without_wait(text: str) -> str:
+        assert text.count("            await_multiplied(before);") == 1
+        later = text.replace("            await_multiplied(before);", "")
+        return later.replace(
+            "    UNROLL for (int p = 0; p < PRODUCTS; ++p)\n", "    await_multiplied({});\n", 1
+        )
+
+    def check(edit: Callable[[str], str]) -> None:
+        (y,) = run(one_product, [x, w.tensor], "sm_90", "f16", edit, splits=1)
+        assert_contract(y, x, w, BOUNDS["f16"])
+
+    check(str)
+    with pytest.raises((AssertionError, KernelFaultError)):
+        check(without_wait)
 
 
 @every_arch

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from q4jit.errors import ArgumentError, FormatError
 from q4jit.formats import FORMATS
 from q4jit.layouts import INTERLEAVED16, pack
-from q4jit.weights import QuantizedTensor, quantize
+from q4jit.weights import QuantizedTensor, _f16_squares, quantize
 
 ENCODABLE = ["Q4_0", "Q4_1", "Q8_0", "F16", "F32"]
 MB = 1 << 20
@@ -560,16 +560,42 @@ def test_extreme_finite_scales_are_finite(bits: int) -> None:
     assert QuantizedTensor.from_bytes(raw, shape=(32, 1), format="Q4_1").has_finite_scales
 
 
-@pytest.mark.parametrize(
-    ("scale", "moderate"),
-    [(0.0, True), (-127.9375, True), (128.0, False), (-65504.0, False), (np.nan, False)],
-)
-def test_moderate_scales(scale: float, moderate: bool) -> None:
-    raw = np.zeros((600, 18 * 32), np.uint8)
-    raw[599, -18:-16] = np.array([scale], np.float16).view(np.uint8)
-    w = QuantizedTensor.from_bytes(raw, shape=(1024, 600), format="Q4_0")
-    assert w.has_moderate_scales == moderate
-    assert w.signature == ("Q4_0", 1024, 600, not np.isnan(scale), moderate)
+def scaled(scales: NDArray[Any]) -> QuantizedTensor:
+    """Q4_0 [K, N] with a scale per block, [N, K / 32]."""
+    raw = np.zeros((*scales.shape, 18), np.uint8)
+    raw[..., :2] = scales.astype(np.float16)[..., None].view(np.uint8)
+    shape = (32 * scales.shape[1], scales.shape[0])
+    return QuantizedTensor.from_bytes(raw, shape=shape, format="Q4_0")
+
+
+def test_what_may_be_rounded_to_f16() -> None:
+    many = np.exp(np.random.default_rng(1).standard_normal((600, 32))) * 1e-2
+    few = np.array([1.0, 1.25, 1.5]).repeat(200)[:, None] * np.ones(32)
+    assert scaled(many).suits_f16
+    assert scaled(-many).suits_f16
+    assert scaled(0 * many).suits_f16
+    assert not scaled(few).suits_f16  # their errors point in one direction
+    assert not scaled(many * 1e-4).suits_f16  # values are denormal
+    for largest, suits in ((127.9375, True), (128.0, False), (-65504.0, False), (np.nan, False)):
+        one = np.random.default_rng(2).uniform(10, 100, (600, 32))
+        one[599, 31] = largest
+        w = scaled(one)
+        assert w.suits_f16 == suits
+        assert w.signature == ("Q4_0", 1024, 600, not np.isnan(largest), suits)
+    other = QuantizedTensor.from_bytes(
+        np.full((2, 34), 255, np.uint8), shape=(32, 2), format="Q8_0"
+    )
+    assert other.suits_f16
+
+
+def test_the_errors_of_f16_are_those_of_numpy() -> None:
+    squares, errors = _f16_squares()
+    for bits in (0x2E66, 0x3C00, 0x3555):
+        d = float(np.array(bits, np.uint16).view(np.float16))
+        values = d * np.arange(1, 9)
+        worst = np.abs(values.astype(np.float16) / values - 1).max()
+        assert squares[bits] == d * d
+        assert errors[bits] == worst**2
 
 
 # Memory

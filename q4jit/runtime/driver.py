@@ -216,7 +216,9 @@ class Driver(abc.ABC):
         """Whether work on `stream` is recorded into a graph instead of done."""
         if self.forked:
             raise self._fork_error()
-        if stream == 0:  # no driver captures the default stream; a question takes 2 µs
+        # No driver captures the default stream, and a question takes 2 µs. While another stream is
+        # captured that waits for it, the question would fail as the launch will.
+        if stream == 0:
             return False
         found, status = ctypes.c_uint64(), ctypes.c_int()
         arguments = ctypes.c_void_p(stream), ctypes.byref(status)
