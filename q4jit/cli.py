@@ -210,10 +210,10 @@ def _add_tune(commands: Any) -> argparse.ArgumentParser:
     command.add_argument("--gguf", metavar="FILE", help="instead: all weights of this file")
     command.add_argument(
         "--m",
-        type=_positive,
-        action="append",
+        type=_positives,
+        action="extend",
         help=f"rows of x, of which those of a class share kernels; may be given again (default: "
-        f"{', '.join(map(str, _TUNED_ROWS))})",
+        f"{','.join(map(str, _TUNED_ROWS))})",
     )
     command.add_argument(
         "--precision",
@@ -266,7 +266,7 @@ def _add_bench(commands: Any) -> argparse.ArgumentParser:
     )
     command.add_argument("--format", type=_format, help="of the weights (default: Q4_0)")
     command.add_argument(
-        "--threads", type=_positive, help="of the CPU, for everyone (default: as for a call)"
+        "--threads", type=_threads, help="of the CPU, for everyone (default: as for a call)"
     )
     command.add_argument(
         "--ggml", type=Path, metavar="PATH", help="a libggml-cpu.so, as llama-cpp-python has one"
@@ -298,6 +298,14 @@ def _add_bench(commands: Any) -> argparse.ArgumentParser:
 
 def _positives(text: str) -> tuple[int, ...]:
     return tuple(dict.fromkeys(map(_positive, text.split(","))))
+
+
+def _threads(text: str) -> int:
+    if (number := _positive(text)) > config.MOST_THREADS:
+        raise argparse.ArgumentTypeError(
+            f"found {text!r}, accepted are 1 to {config.MOST_THREADS} threads"
+        )
+    return number
 
 
 def _precisions(text: str) -> tuple[str, ...]:
@@ -460,6 +468,7 @@ def _pack(options: argparse.Namespace) -> int:
 
 
 def _tune(options: argparse.Namespace) -> int:
+    _check_folder(options, "export")
     exchange = options.export is not None or options.merge is not None
     if exchange:
         _refuse_search(options)
@@ -524,6 +533,13 @@ def _exchange(options: argparse.Namespace) -> int:
     return 0
 
 
+def _check_folder(options: argparse.Namespace, name: str) -> None:
+    """What is measured for minutes shall find the place where it goes."""
+    path: Path | None = getattr(options, name)
+    if path is not None and (path.is_dir() or not os.access(path.parent, os.W_OK)):
+        options.parser.error(f"--{name} {path}: accepted is a file in a folder that can be written")
+
+
 def _counted(found: tunings.Tunings) -> str:
     trials = sum(map(len, found.values()))
     return f"{aot.counted(len(found), 'product')}, {aot.counted(trials, 'trial')}"
@@ -533,6 +549,8 @@ def _counted(found: tunings.Tunings) -> str:
 
 
 def _bench(options: argparse.Namespace) -> int:
+    _check_folder(options, "json")
+    _check_folder(options, "plot")
     if options.plot is not None:
         if options.plot.suffix not in _PICTURES:
             options.parser.error(f"--plot {options.plot}: accepted are {', '.join(_PICTURES)}")

@@ -6,6 +6,7 @@ from pathlib import Path
 from q4jit.errors import ConfigError
 
 __all__ = [
+    "MOST_THREADS",
     "cache_dir",
     "compiler_environment",
     "debug",
@@ -16,6 +17,7 @@ __all__ = [
     "rocm_path",
 ]
 
+MOST_THREADS = 1024  # of a process: more is taken for a mistake
 _FALSE = {"", "0", "false", "no", "off"}
 _TRUE = {"1", "true", "yes", "on"}
 _HIP_COMPILERS = ("hipcc", "clang", "ziglang", "hiprtc")
@@ -39,8 +41,8 @@ def _count(name: str) -> int | None:
     value = os.environ.get(name, "").strip()
     if not value:
         return None
-    if not value.isascii() or not value.isdigit() or not 1 <= int(value) <= 1024:
-        raise ConfigError(f"{name}={value!r}: accepted is a whole number from 1 to 1024")
+    if not value.isascii() or not value.isdigit() or not 1 <= int(value) <= MOST_THREADS:
+        raise ConfigError(f"{name}={value!r}: accepted is a whole number from 1 to {MOST_THREADS}")
     return int(value)
 
 

@@ -38,6 +38,7 @@ def draw(reports: Sequence[Report], path: Path) -> None:
         for run in report["runs"]:
             _draw_run(axes, run)
     axes.set(xscale="log", yscale="log", xlabel="FLOP per byte", ylabel="TFLOP/s")
+    axes.minorticks_off()  # their labels lie over each other where there is less than a decade
     axes.grid(visible=True, which="both", alpha=0.2)
     figure.legend(fontsize="small", loc="outside right upper")
     figure.savefig(path)

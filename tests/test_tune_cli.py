@@ -103,9 +103,10 @@ def test_the_weights_of_a_file(asked: list[str], tune: Tune, file: Path, tmp_pat
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    tune("--gguf", model, "--m", "1", "--precision", "f32", "--precision", "i8")
+    tune("--gguf", model, "--m", "1,2", "--m", "1", "--precision", "f32", "--precision", "i8")
     found = {(key.format, key.k, key.n, key.precision) for _, key in tunings.load(file)}
     assert found == {("Q8_0", 64, n, p) for n in (3, 7) for p in ("f32", "i8")}
+    assert {key.m for _, key in tunings.load(file)} == {1, 2}
 
 
 def test_the_shapes_without_options_are_those_of_large_models() -> None:
@@ -180,10 +181,11 @@ def test_a_file_from_elsewhere_is_checked(
         (["--shape", "4096"], "found '4096', accepted are K and N as 4096x14336"),
         (["--shape", "0x5"], "found '0x5'"),
         (["--shape", "64x5x6"], "found '64x5x6'"),
-        (["--m", "0"], "found '0', accepted are whole numbers from 1"),
+        (["--m", "1,0"], "found '0', accepted are whole numbers from 1"),
         (["--format", "q9"], "unknown format 'Q9'"),
         (["--precision", "f64"], "'f64'"),
         (["--winners"], "--winners does not apply without --export"),
+        (["--export", "no/a"], "--export no/a: accepted is a file in a folder"),
         (["--merge", "a", "--winners"], "--winners does not apply without --export"),
         (["--export", "a", "--m", "1"], "--m found with --export or --merge"),
         (["--merge", "a", "--shape", "64x5", "--device", "hip"], "--device, --shape found with"),

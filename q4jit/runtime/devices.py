@@ -66,11 +66,11 @@ def find_device(name: str) -> Device:
         if matches:
             return matches[0]
     known = ", ".join(f"hip:{place} is {device}" for place, device in enumerate(find_devices()))
-    if not known:
+    if not known and prefix in {"hip", "cuda"}:
         raise DeviceError(f"no device {name!r}: {why_none()}")
     raise DeviceError(
         f"no device {name!r}: accepted are hip, hip:NUMBER, hip:ARCH, and the same with cuda for "
-        f"NVIDIA's; here, {known}"
+        f"NVIDIA's; here, {known or 'there is none'}"
     )
 
 
