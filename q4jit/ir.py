@@ -74,8 +74,7 @@ class WeightSpec:
     suits_f16: bool = True
 
     def __str__(self) -> str:
-        scales = "" if self.suits_f16 else " beyond f16"
-        return f"{self.format} [{self.k}, {self.n}]{scales if self.finite else ' with Inf or NaN'}"
+        return f"{self.format} [{self.k}, {self.n}]{'' if self.finite else ' with Inf or NaN'}"
 
 
 @dataclass(frozen=True)
