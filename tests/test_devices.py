@@ -255,6 +255,7 @@ def test_a_capture_is_seen(run: Run) -> None:
         assert driver.is_capturing(0, 5) is False
         fake["capturing"] = 1
         assert driver.is_capturing(0, 5) is True
+        assert driver.is_capturing(0, 0) is False  # the default stream, which nobody captures
     """)
 
 

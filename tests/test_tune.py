@@ -448,6 +448,22 @@ def test_what_is_no_candidate_is_an_error(tuned: tunings.Tuned, found: str) -> N
         plan_of(1, tuned)
 
 
+@pytest.mark.parametrize(("suits", "precision"), [(True, "f16"), (False, "f16"), (False, "f32")])
+def test_what_was_measured_with_weights_in_f16_serves_no_others(
+    suits: bool, precision: str
+) -> None:
+    target, m = find_target("hip:sm_90"), 512
+    graph = trace(tune.products, (array_spec((m, 4096)), WeightSpec("Q4_0", 4096, 4096)))
+    rule = make_plan(graph, target, m, Tuning(precision))
+    tall = candidates(rule, product_kernel(rule), m)[-1]
+    spec = WeightSpec("Q4_0", 4096, 4096, suits_f16=suits)
+    graph = trace(tune.products, (array_spec((m, 4096)), spec))
+    tuned = choice_of(tall.schedule, **constants_of(tall))
+    kernel = product_kernel(make_plan(graph, target, m, Tuning(precision), tuned))
+    assert kernel.folded == (suits and precision == "f16")
+    assert bool(kernel.origin) == (suits or precision == "f32")
+
+
 def test_what_a_caller_asks_for_goes_before() -> None:
     def tuned(key: Key) -> Choice | None:
         raise AssertionError("asked")
