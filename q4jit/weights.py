@@ -145,7 +145,8 @@ class QuantizedTensor:
 
         Kernels that may not multiply by zero early (0·Inf is NaN) ask this before they are chosen.
         """
-        return bool(self._largest_scale < _F16_INFINITY)
+        self._look_at_scales()
+        return self._largest is not None and bool(self._largest < _F16_INFINITY)
 
     @property
     def suits_f16(self) -> bool:
@@ -155,25 +156,8 @@ class QuantizedTensor:
         values must not err by more than 3.5e-4 (rms; those that are denormal count as lost).
         Quants are taken for the worst ones. True for other formats, which no kernel rounds.
         """
-        with BUILD:
-            if self._suits_f16 is None:
-                self._suits_f16 = not suits_tiles16(self._fmt) or self._rounds_well()
-            return self._suits_f16
-
-    def _rounds_well(self) -> bool:
-        counts = np.zeros(_F16_128, np.int64)
-        for band in self._bands():
-            found = np.bincount(_field(self._fmt, self._raw[band], 0) & _F16_MAGNITUDE)
-            if len(found) > _F16_128:
-                return False
-            counts[: len(found)] += found
-        squares, errors = _f16_squares()
-        energy = counts * squares
-        total = float(energy.sum())
-        if total == 0.0:
-            return True
-        error = float((energy * errors).sum()) / total
-        return error <= _ROUNDING_ERROR**2 and float(energy.max()) <= _SCALE_SHARE * total
+        self._look_at_scales()
+        return bool(self._suits_f16)
 
     @property
     def signature(self) -> tuple[str, int, int, bool, bool]:
@@ -183,14 +167,22 @@ class QuantizedTensor:
             self._signature = (self.format, *self._shape, *scales)
         return self._signature
 
-    @property
-    def _largest_scale(self) -> np.uint16:
-        """The bits of the largest magnitude; computed once."""
+    def _look_at_scales(self) -> None:
+        """Find what is asked about all of them, once."""
         with BUILD:
-            if self._largest is None:
-                bands = (_largest_scale(self._fmt, self._raw[band]) for band in self._bands())
-                self._largest = max(bands, default=np.uint16(0))
-            return self._largest
+            if self._largest is not None:
+                return
+            fmt, bands = self._fmt, [self._raw[band] for band in self._bands()]
+            if suits_tiles16(fmt):
+                counts = np.zeros(int(_F16_MAGNITUDE) + 1, np.int64)
+                for rows in bands:
+                    found = np.bincount(_field(fmt, rows, 0) & _F16_MAGNITUDE)
+                    counts[: len(found)] += found
+                self._suits_f16 = _rounds_well(counts)
+                self._largest = np.uint16(np.flatnonzero(counts)[-1])
+            else:
+                self._suits_f16 = True
+                self._largest = max(_largest_scale(fmt, rows) for rows in bands)
 
     def repacked(self, layout: str) -> NDArray[np.uint8]:
         """The blocks in the byte order that a kernel wants: read-only, made once per layout.
@@ -376,6 +368,19 @@ def _largest_scale(fmt: Format, rows: NDArray[np.uint8]) -> np.uint16:
         return np.uint16(0) if is_finite else _F16_INFINITY
     offsets = [at for at in (fmt.d_offset_bytes, fmt.m_offset_bytes) if at is not None]
     return max(np.uint16((_field(fmt, rows, at) & _F16_MAGNITUDE).max()) for at in offsets)
+
+
+def _rounds_well(counts: NDArray[np.int64]) -> bool:
+    """Whether values may be rounded to f16; counts: of each |d|, by its bits."""
+    if counts[_F16_128:].any():
+        return False
+    squares, errors = _f16_squares()
+    energy = counts[:_F16_128] * squares
+    total = float(energy.sum())
+    if total == 0.0:
+        return True
+    error = float((energy * errors).sum()) / total
+    return error <= _ROUNDING_ERROR**2 and float(energy.max()) <= _SCALE_SHARE * total
 
 
 def _field(fmt: Format, rows: NDArray[np.uint8], at: int) -> NDArray[np.uint16]:
