@@ -67,6 +67,7 @@ _TILE_AMD_COLUMNS: Final = 128
 _TILE_BLOCKS: Final = 2  # per compute unit
 _TRIED_TILE_BLOCKS: Final = 4
 _WARPGROUP_WAVES: Final = 4
+# measured on an H100: with so many sums the compiler, left alone, takes more than 128 registers
 _BOUNDED_SUMS: Final = 64
 BOUNDED_THREADS: Final = 512
 _LEAST_COPIERS: Final = 64  # threads of a block that copy x
@@ -154,9 +155,8 @@ class HipKernel(Kernel):
     neighbours by `gemv_matrix`, else a whole row). splits: blocks that share columns, each with
     its own part of K. groups: tiles of 16 columns that a wave computes. stage_units: units of x
     in shared memory at a time, of which there are `stages`: one is used, the others are on their
-    way. warpgroups: four waves multiply
-    together. pairs: f16 terms are multiplied by dot products of two. folded: weights are rounded
-    to f16, their scales included, so that sums need none.
+    way. warpgroups: four waves multiply together. pairs: f16 terms are multiplied by dot products
+    of two. folded: weights are rounded to f16, their scales included, so that sums need none.
     """
 
     schedule: str = ""
@@ -604,10 +604,9 @@ class _Scheduler:
                 f"{choice.origin}: found the schedule {choice.trial.schedule} for {key} on "
                 f"{self.target}, accepted are {accepted}; q4jit tune measures again"
             )
-        is_folded = self.tuning.precision != "f32" and not self.target.hip.flushes_halves
-        if choice is not None and choice.trial.schedule == TILE_HALVES and is_folded:
-            return choice if self._suit_f16(kernel.sections[0]) else None  # such were measured
-        return choice
+        rounds = choice is not None and choice.trial.schedule == TILE_HALVES and self._may_fold
+        # such weights were measured
+        return choice if not rounds or self._suit_f16(kernel.sections[0]) else None
 
     def schedule(self, kernel: Kernel, m: int) -> list[HipKernel]:
         if kernel.decoded is not None:
@@ -758,7 +757,7 @@ class _Scheduler:
         arch = self.target.hip
         (section,) = kernel.sections
         halves = _HALVES[self.tuning.precision]
-        folded = halves == 1 and not arch.flushes_halves and self._suit_f16(section)
+        folded = self._may_fold and self._suit_f16(section)
         tile_rows = self._tile_rows(section, rows, folded)
         columns, waves = self._tile_shape(section, rows, tile_rows, folded)
         base = self._of(
@@ -860,6 +859,11 @@ class _Scheduler:
 
     def _are_finite_blocks(self, section: Section) -> bool:
         return all(self._is_finite_blocks(product) for product in section.products)
+
+    @property
+    def _may_fold(self) -> bool:
+        """Whether tiles round weights to f16, where these suit it."""
+        return _HALVES[self.tuning.precision] == 1 and not self.target.hip.flushes_halves
 
     def _suit_f16(self, section: Section) -> bool:
         return all(self.graph.signature[p.arg].suits_f16 for p in section.products)  # type: ignore[union-attr]  # weights

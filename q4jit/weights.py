@@ -22,8 +22,8 @@ __all__ = ["QuantizedTensor", "quantize"]
 # Work is cut into bands of about this many elements: a megabyte of f32, so that what a band needs
 # stays in cache and no call holds more than a few MB beyond its result.
 _BAND_ELEMENTS: Final = 1 << 18
-_F16_MAGNITUDE: Final = np.uint16(0x7FFF)
-_F16_INFINITY: Final = np.uint16(0x7C00)
+_F16_MAGNITUDE: Final = 0x7FFF  # of the bits, which are ordered as magnitudes are
+_F16_INFINITY: Final = 0x7C00
 _F16_128: Final = 0x5800
 # Of values rounded to f16: the largest rms of relative errors, and the largest part that one scale
 # has in the squares of all scales. Its errors point in one direction, those of many do not.
@@ -41,12 +41,11 @@ class QuantizedTensor:
     __slots__ = (
         "__weakref__",
         "_fmt",
-        "_largest",
         "_raw",
         "_repacked",
+        "_scale_facts",
         "_shape",
         "_signature",
-        "_suits_f16",
         "uploads",
     )
 
@@ -60,8 +59,7 @@ class QuantizedTensor:
         self._raw = rows.view()  # a view of a read-only array cannot be made writable again
         self._shape = (rows.shape[1] // fmt.block_bytes * fmt.block_elements, rows.shape[0])
         self._repacked: dict[str, NDArray[np.uint8]] = {}
-        self._largest: np.uint16 | None = None
-        self._suits_f16: bool | None = None
+        self._scale_facts: tuple[bool, bool] | None = None  # finite, suits_f16
         self._signature: tuple[str, int, int, bool, bool] | None = None
         # its copies in devices' memory, by device and layout, which go with it; an attribute,
         # because every launch looks here
@@ -145,8 +143,7 @@ class QuantizedTensor:
 
         Kernels that may not multiply by zero early (0·Inf is NaN) ask this before they are chosen.
         """
-        self._look_at_scales()
-        return self._largest is not None and bool(self._largest < _F16_INFINITY)
+        return self._scales[0]
 
     @property
     def suits_f16(self) -> bool:
@@ -156,33 +153,23 @@ class QuantizedTensor:
         values must not err by more than 3.5e-4 (rms; those that are denormal count as lost).
         Quants are taken for the worst ones. True for other formats, which no kernel rounds.
         """
-        self._look_at_scales()
-        return bool(self._suits_f16)
+        return self._scales[1]
 
     @property
     def signature(self) -> tuple[str, int, int, bool, bool]:
         """(format, K, N, has_finite_scales, suits_f16): what kernels are made for."""
         if self._signature is None:
-            scales = self.has_finite_scales, self.suits_f16
-            self._signature = (self.format, *self._shape, *scales)
+            self._signature = (self.format, *self._shape, *self._scales)
         return self._signature
 
-    def _look_at_scales(self) -> None:
-        """Find what is asked about all of them, once."""
+    @property
+    def _scales(self) -> tuple[bool, bool]:
+        """(has_finite_scales, suits_f16), for which all scales are looked at once."""
         with BUILD:
-            if self._largest is not None:
-                return
-            fmt, bands = self._fmt, [self._raw[band] for band in self._bands()]
-            if suits_tiles16(fmt):
-                counts = np.zeros(int(_F16_MAGNITUDE) + 1, np.int64)
-                for rows in bands:
-                    found = np.bincount(_field(fmt, rows, 0) & _F16_MAGNITUDE)
-                    counts[: len(found)] += found
-                self._suits_f16 = _rounds_well(counts)
-                self._largest = np.uint16(np.flatnonzero(counts)[-1])
-            else:
-                self._suits_f16 = True
-                self._largest = max(_largest_scale(fmt, rows) for rows in bands)
+            if self._scale_facts is None:
+                bands = (self._raw[band] for band in self._bands())
+                self._scale_facts = _facts(self._fmt, bands)
+            return self._scale_facts
 
     def repacked(self, layout: str) -> NDArray[np.uint8]:
         """The blocks in the byte order that a kernel wants: read-only, made once per layout.
@@ -361,13 +348,21 @@ def _row_ids(ids: ArrayLike, n: int) -> NDArray[np.intp]:
     return index.astype(np.intp)
 
 
-def _largest_scale(fmt: Format, rows: NDArray[np.uint8]) -> np.uint16:
-    """The bits of the largest |d| or |m| as an f16, which are ordered as magnitudes are."""
-    if fmt.float_dtype is not None:  # which has values alone
-        is_finite = np.isfinite(rows.view(fmt.float_dtype)).all()
-        return np.uint16(0) if is_finite else _F16_INFINITY
+def _facts(fmt: Format, bands: Iterator[NDArray[np.uint8]]) -> tuple[bool, bool]:
+    if not suits_tiles16(fmt):
+        return all(_finite(fmt, rows) for rows in bands), True
+    counts = np.zeros(_F16_MAGNITUDE + 1, np.int64)  # of each |d|, by its bits
+    for rows in bands:
+        found = np.bincount(_field(fmt, rows, 0) & _F16_MAGNITUDE)
+        counts[: len(found)] += found
+    return not counts[_F16_INFINITY:].any(), _rounds_well(counts)
+
+
+def _finite(fmt: Format, rows: NDArray[np.uint8]) -> bool:
+    if fmt.float_dtype is not None:
+        return bool(np.isfinite(rows.view(fmt.float_dtype)).all())
     offsets = [at for at in (fmt.d_offset_bytes, fmt.m_offset_bytes) if at is not None]
-    return max(np.uint16((_field(fmt, rows, at) & _F16_MAGNITUDE).max()) for at in offsets)
+    return all((_field(fmt, rows, at) & _F16_MAGNITUDE < _F16_INFINITY).all() for at in offsets)
 
 
 def _rounds_well(counts: NDArray[np.int64]) -> bool:
