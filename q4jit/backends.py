@@ -80,8 +80,10 @@ def _cpu() -> Backend:
     from q4jit.lower_cpu import lower  # late: importing q4jit loads no back end
 
     return Backend(
-        m_class=lambda target, m, tuning: schedule_cpu.rows_per_tile(target, m),
-        plan=lambda graph, target, m, tuning, tuned: schedule_cpu.make_plan(graph, target, m),
+        m_class=lambda target, m, tuning: schedule_cpu.m_class(target, m),
+        plan=lambda graph, target, m, tuning, tuned: schedule_cpu.make_plan(
+            graph, target, m, tuning.precision
+        ),
         lower=lower,
         compiler=_llvm,
         load=_load_on_cpu,
@@ -95,10 +97,11 @@ def _cpu() -> Backend:
 
 def _cpu_remarks(plan: Plan[Any], tuning: Tuning) -> list[str]:
     found = []
-    if tuning.precision != Tuning.precision and any(kernel.sections for kernel in plan.kernels):
+    more_exact = schedule_cpu.more_exact(plan, tuning.precision)
+    if more_exact:
         found.append(
             f"precision={tuning.precision!r} is an upper bound: the CPU has no kernels of that "
-            "class yet and serves the more exact 'f32'"
+            f"class for {', '.join(more_exact)} here and serves the more exact 'f32'"
         )
     if tuning.block_size is not None:
         found.append(

@@ -8,31 +8,32 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from q4jit.formats import Format, Plane
-from q4jit.layouts import CACHE_LINE_BYTES, LANES, Interleaved
+from q4jit.cpu_fields import (
+    CHUNK,
+    WORD,
+    Fields,
+    RowFields,
+    add_scaled,
+    load_floats,
+    prefetch,
+    value_of,
+)
+from q4jit.formats import Format
+from q4jit.layouts import Interleaved
 from q4jit.llvm_text import (
-    INTS,
     MASK,
     ONE,
     SIXTEEN,
     VECTOR,
     Function,
-    Lanes,
     Loop,
     Module,
-    float_text,
-    half_loader,
     load_vector,
-    splat,
     splat_value,
     store_vector,
     tail_mask,
 )
 
-CHUNK: Final = 16  # elements along K that share one shift and one scale
-_WORD: Final = 4  # bytes of a quant word: elements that are decoded from one load
-# far enough ahead to hide memory's latency, near enough to stay in the first-level cache
-_PREFETCH_BYTES: Final = 8192
 # sums that run side by side, so that few rows still fill the pipeline of the multiply-add units
 _CHAINS: Final = 4
 
@@ -107,7 +108,7 @@ def _write_product(module: Module, f: Function, product: Product) -> None:
             for c in range(1, chains):
                 part = f.let("part", f"fadd {VECTOR} {part}, {parts[f'part{r}.{c}']}")
             name, late = f"acc{r}", None if early else scale
-            totals[name] = _add_scaled(module, f, name, totals[name], late, part)
+            totals[name] = add_scaled(module, f, name, totals[name], late, part)
 
     totals = _walk_group(
         module,
@@ -133,7 +134,7 @@ def _multiply_add(module: Module) -> str:
             "sum + x·weights, one x for all 16 columns.",
         )
         x = splat_value(f, "float", f.let("x0", "load float, ptr %x, align 4"))
-        total = _add_scaled(module, f, "total", "%sum", x, "%weights")
+        total = add_scaled(module, f, "total", "%sum", x, "%weights")
         f.do(f"ret {VECTOR} {total}")
         module.add(name, f)
     return f"@{name}"
@@ -186,233 +187,59 @@ def _walk_group(
     """
     fmt, block_elements = weight.fmt, weight.block_elements
     zeros = dict.fromkeys(totals, (VECTOR, "zeroinitializer"))
-    chunks = fmt.scale_elements // CHUNK
     with f.loop("tile", 0, weight.tiles, carry=zeros) as tile:
         tile_at = f.at("%w", "i8", f.index("offset", (tile.index, weight.tile_bytes)), "tile_at")
         outer = {name: (VECTOR, tile[name]) for name in totals}
         with f.loop("block", 0, weight.blocks_per_tile, carry=outer, unroll=True) as block:
-            fields = _Fields(module, f, weight, tile_at, block.index)
+            fields = Fields(module, f, weight, tile_at, block.index)
             d, m = fields.halves("d"), fields.halves("m")  # one load: a lane is a column
             inner = {name: (VECTOR, block[name]) for name in totals}
             # a format with many sub-blocks stays a loop: unrolled, Q6_K compiles for seconds
             with f.loop("sub", 0, block_elements // fmt.scale_elements, carry=inner) as sub:
-                _prefetch(module, f, weight, tile_at, block.index, sub.index)
+                prefetch(module, f, weight, tile_at, block.index, sub.index)
                 scale = fields.scale(d, sub.index)
-                fresh = dict.fromkeys(parts, (VECTOR, "zeroinitializer"))
-                with f.loop("chunk", 0, chunks, carry=fresh, unroll=True) as chunk:
-                    number = f.index("number", (sub.index, chunks), (chunk.index, 1))
-                    words = {name: (VECTOR, chunk[name]) for name in parts}
-                    planes = fields.planes(number)
-                    with f.loop("word", 0, CHUNK // _WORD, carry=words, unroll=True) as word:
-                        k = f.index(
-                            "k",
-                            (tile.index, weight.blocks_per_tile * block_elements),
-                            (block.index, block_elements),
-                            (number, CHUNK),
-                            (word.index, _WORD),
-                        )
-                        for byte, quant in enumerate(fields.quants(planes, number, word.index)):
-                            value = _value(module, f, quant, scale, m) if early else quant
-                            element(k, byte, value, word)
-                    chunk.values = dict(word.values)
-                fold(scale, chunk, sub)
+                first = f.index(
+                    "k",
+                    (tile.index, weight.blocks_per_tile * block_elements),
+                    (block.index, block_elements),
+                )
+                decode = (scale, m) if early else None
+                fresh = dict.fromkeys(parts, "zeroinitializer")
+                done = walk_sub_block(f, fields, first, sub.index, decode, fresh, element)
+                fold(scale, done, sub)
             block.values = dict(sub.values)
         tile.values = dict(block.values)
     return tile
 
 
-def _value(module: Module, f: Function, quant: str, scale: str | None, m: str | None) -> str:
-    if scale is None:
-        return quant
-    if m is None:
-        return f.let("value", f"fmul {VECTOR} {scale}, {quant}")
-    return _add_scaled(module, f, "value", m, scale, quant)
+def walk_sub_block(
+    f: Function,
+    fields: Fields,
+    first: str,
+    sub: str,
+    decode: tuple[str | None, str | None] | None,
+    parts: dict[str, str],
+    element: Callable[[str, int, str, Loop], None],
+) -> Loop:
+    """Write the loops over sub-block `sub` of a block whose first element is `first` along K.
 
-
-def _add_scaled(
-    module: Module, f: Function, hint: str, total: str, scale: str | None, part: str
-) -> str:
-    """total + scale·part; scale is None where there is none or `part` carries it already."""
-    if scale is None:
-        return f.let(hint, f"fadd {VECTOR} {total}, {part}")
-    fma = module.fma()
-    return f.let(hint, f"call {VECTOR} {fma}({VECTOR} {scale}, {VECTOR} {part}, {VECTOR} {total})")
-
-
-def _prefetch(
-    module: Module, f: Function, weight: Interleaved, tile_at: str, block: str, sub: str
-) -> None:
-    block_bytes = weight.tile_bytes // weight.blocks_per_tile
-    subs = weight.block_elements // weight.fmt.scale_elements
-    lines = -(-block_bytes // (subs * CACHE_LINE_BYTES))
-    module.declare("declare void @llvm.prefetch.p0(ptr, i32, i32, i32)")
-    f.comment(f"the same place {_PREFETCH_BYTES} bytes ahead")
-    with f.loop("line", 0, lines, unroll=True) as line:
-        ahead = f.index(
-            "ahead",
-            (block, block_bytes),
-            (sub, lines * CACHE_LINE_BYTES),
-            (line.index, CACHE_LINE_BYTES),
-            (_PREFETCH_BYTES, 1),
-        )
-        at = f.at(tile_at, "i8", ahead, "ahead_at")
-        f.do(f"call void @llvm.prefetch.p0(ptr {at}, i32 0, i32 3, i32 1) ; read, keep, data")
-
-
-@dataclass(frozen=True)
-class _PlaneAt:
-    """A plane's words of one chunk: their address and how far to shift (0 where never)."""
-
-    address: str
-    shift: str
-
-
-@dataclass(frozen=True)
-class _Fields:
-    """Reads the fields of one block of 16 interleaved columns."""
-
-    module: Module
-    f: Function
-    weight: Interleaved
-    tile_at: str
-    block: str
-
-    def _address(self, name: str) -> str:
-        start, stride = self.weight.offset_bytes(name)
-        return self.f.at(
-            self.tile_at, "i8", self.f.index(f"{name}_at", (self.block, stride), (start, 1)), name
-        )
-
-    def halves(self, name: str) -> str | None:
-        """The 16 columns' d or m; None where the format has none."""
-        fmt = self.weight.fmt
-        if (fmt.d_offset_bytes if name == "d" else fmt.m_offset_bytes) is None:
-            return None
-        loader = half_loader(self.module, SIXTEEN)
-        return self.f.let(f"{name}16", f"call {VECTOR} {loader}(ptr {self._address(name)})")
-
-    def scale(self, d: str | None, sub: str) -> str | None:
-        """d, or d times the scale of sub-block `sub` where the format has such scales."""
-        if self.weight.fmt.scales_offset_bytes is None:
-            return d
-        f = self.f
-        at = f.at(self._address("scales"), "i8", f.index("sub_at", (sub, LANES)), "scale_at")
-        scale = f.let("s8", f"load <16 x i8>, ptr {at}, align 1")
-        wide = f.let("s32", f"sext <16 x i8> {scale} to {INTS}")
-        number = f.let("s", f"sitofp {INTS} {wide} to {VECTOR}")
-        return f.let("scale", f"fmul {VECTOR} {d}, {number}")
-
-    def planes(self, chunk: str) -> list[_PlaneAt]:
-        """Where the quants of chunk number `chunk` of the block lie, plane by plane."""
-        found = []
-        for i, plane in enumerate(self.weight.fmt.planes):
-            byte, shift = _plane_position(self.f, plane, self.weight.block_elements, chunk)
-            base = self._address(f"quants{i}")
-            address = self.f.at(base, "i8", self.f.index("byte", (byte, LANES)), "plane")
-            found.append(_PlaneAt(address, shift))
-        return found
-
-    def quants(self, planes: list[_PlaneAt], chunk: str, word: str) -> list[str]:
-        """The four elements of a word as floats, each in 16 columns."""
-        f = self.f
-        if self.weight.fmt.float_dtype is not None:
-            return self._floats(chunk, word)
-        words = []
-        for plane in planes:
-            at = f.at(plane.address, INTS, word, "word_at")
-            bits = f.let("bits", f"load {INTS}, ptr {at}, align 32")
-            words.append(_shift_right(f, bits, plane.shift))
-        convert = _quant_converter(self.module, self.weight.fmt)
-        result = []
-        for byte in range(_WORD):
-            shifted = [_shift_right(f, bits, str(8 * byte)) for bits in words]
-            operands = ", ".join(f"{INTS} {bits}" for bits in shifted)
-            result.append(f.let(f"q{byte}", f"call {VECTOR} {convert}({operands})"))
-        return result
-
-    def _floats(self, chunk: str, word: str) -> list[str]:
-        f, fmt = self.f, self.weight.fmt
-        result = []
-        for byte in range(_WORD):
-            number = f.index("number", (chunk, CHUNK), (word, _WORD), (byte, 1))
-            offset = f.index("value_at", (number, LANES * fmt.block_bytes))
-            at = f.at(self._address("values"), "i8", offset, "at")
-            result.append(_load_floats(self.module, f, fmt, SIXTEEN, at, fmt.block_bytes))
-        return result
-
-
-def _load_floats(
-    module: Module, f: Function, fmt: Format, lanes: Lanes, at: str, align_bytes: int
-) -> str:
-    if fmt.float_dtype == "<f4":
-        return f.let("weight", f"load {lanes.f32}, ptr {at}, align {align_bytes}")
-    loader = half_loader(module, lanes, align_bytes)
-    return f.let("weight", f"call {lanes.f32} {loader}(ptr {at})")
-
-
-def _plane_position(f: Function, plane: Plane, block_elements: int, chunk: str) -> tuple[str, str]:
-    """The first byte of chunk number `chunk` in a plane, and its shift (see `Plane.position`)."""
-    per_run, per_width = plane.run_elements // CHUNK, plane.width_bytes // CHUNK
-    runs = block_elements // plane.run_elements
-    if chunk == "0":
-        return "0", "0"
-    run = f.let("run", f"udiv i64 {chunk}, {per_run}") if runs > 1 else "0"
-    within = f.let("within", f"urem i64 {chunk}, {per_run}") if runs > 1 else chunk
-    column = f.let("column", f"urem i64 {within}, {per_width}") if per_width > 1 else "0"
-    byte = f.index("byte", (run, plane.width_bytes), (column, CHUNK))
-    if per_run == per_width:
-        return byte, "0"
-    pile = f.let("pile", f"udiv i64 {within}, {per_width}") if per_width > 1 else within
-    narrow = f.let("pile32", f"trunc i64 {pile} to i32")
-    return byte, f.let("shift", f"mul i32 {narrow}, {plane.bits}")
-
-
-def _shift_right(f: Function, bits: str, shift: str) -> str:
-    if shift == "0":
-        return bits
-    lanes = splat("i32", shift) if shift.isdigit() else splat_value(f, "i32", shift)
-    return f.let("bits", f"lshr {INTS} {bits}, {lanes}")
-
-
-def _quant_converter(module: Module, fmt: Format) -> str:
-    """The function from the planes' bits (what stands above an element is ignored) to q − zero."""
-    name = f"quant_{fmt.name.lower()}"
-    if not module.knows(name):
-        operands = ", ".join(f"{INTS} %bits{i}" for i in range(len(fmt.planes)))
-        f = Function(f"internal {VECTOR} @{name}({operands}) #1", f"{fmt.name}: bits to q − zero.")
-        one_nibble = len(fmt.planes) == 1 and fmt.planes[0].bits == 4
-        if one_nibble and module.target.has("avx512f"):
-            _convert_by_table(module, f, fmt)
-        else:
-            _convert_by_arithmetic(f, fmt)
-        module.add(name, f)
-    return f"@{name}"
-
-
-def _convert_by_table(module: Module, f: Function, fmt: Format) -> None:
-    # vpermps looks at the low four bits of a lane only: mask, subtraction and conversion in one
-    table = ", ".join(f"float {float_text(q - fmt.zero)}" for q in range(16))
-    permute = "llvm.x86.avx512.permvar.sf.512"
-    module.declare(f"declare {VECTOR} @{permute}({VECTOR}, {INTS})")
-    q = f.let("q", f"call {VECTOR} @{permute}({VECTOR} <{table}>, {INTS} %bits0)")
-    f.do(f"ret {VECTOR} {q}")
-
-
-def _convert_by_arithmetic(f: Function, fmt: Format) -> None:
-    q = ""
-    if fmt.signed:
-        top = f.let("top", f"shl {INTS} %bits0, {splat('i32', '24')}")
-        q = f.let("q", f"ashr {INTS} {top}, {splat('i32', '24')}")
-    else:
-        for i, plane in enumerate(fmt.planes):
-            mask = splat("i32", str((1 << plane.bits) - 1))
-            field = f.let("field", f"and {INTS} %bits{i}, {mask}")
-            if plane.lshift:
-                field = f.let("field", f"shl {INTS} {field}, {splat('i32', str(plane.lshift))}")
-            q = f.let("q", f"or {INTS} {q}, {field}") if q else field
-        if fmt.zero:
-            q = f.let("q", f"sub {INTS} {q}, {splat('i32', str(fmt.zero))}")
-    f.do(f"ret {VECTOR} {f.let('value', f'sitofp {INTS} {q} to {VECTOR}')}")
+    element(k, byte, value, parts) is called for each of the four elements of a word, value being
+    the decoded weight where `decode` gives scale and m, else the quant. parts: vectors and their
+    first values.
+    """
+    chunks = fields.weight.fmt.scale_elements // CHUNK
+    fresh = {name: (VECTOR, value) for name, value in parts.items()}
+    with f.loop("chunk", 0, chunks, carry=fresh, unroll=True) as chunk:
+        number = f.index("number", (sub, chunks), (chunk.index, 1))
+        words = {name: (VECTOR, chunk[name]) for name in parts}
+        planes = fields.planes(number)
+        with f.loop("word", 0, CHUNK // WORD, carry=words, unroll=True) as word:
+            k = f.index("k", (first, 1), (number, CHUNK), (word.index, WORD))
+            for byte, quant in enumerate(fields.quants(planes, number, word.index)):
+                value = value_of(fields.module, f, quant, *decode) if decode else quant
+                element(k, byte, value, word)
+        chunk.values = dict(word.values)
+    return chunk
 
 
 # --- one column straight from its GGUF row ----------------------------------------------------
@@ -443,7 +270,7 @@ def _block_dot(module: Module, f: Function, fmt: Format, k: int, early: bool) ->
     zero = (VECTOR, "zeroinitializer")
     with f.loop("block", 0, k // fmt.block_elements, carry={"acc": zero}) as block:
         at = f.at("%row", "i8", f.index("offset", (block.index, fmt.block_bytes)), "block_at")
-        fields = _RowFields(module, f, fmt, at)
+        fields = RowFields(module, f, fmt, at)
         d, m = fields.half("d", fmt.d_offset_bytes), fields.half("m", fmt.m_offset_bytes)
         subs, chunks = fmt.block_elements // fmt.scale_elements, fmt.scale_elements // CHUNK
         inner = {"acc": (VECTOR, block["acc"])}
@@ -452,12 +279,12 @@ def _block_dot(module: Module, f: Function, fmt: Format, k: int, early: bool) ->
             with f.loop("chunk", 0, chunks, carry={"part": zero}, unroll=True) as chunk:
                 number = f.index("number", (sub.index, chunks), (chunk.index, 1))
                 quants = fields.quants(number)
-                value = _value(module, f, quants, scale, m) if early else quants
+                value = value_of(module, f, quants, scale, m) if early else quants
                 k_at = f.index("k", (block.index, fmt.block_elements), (number, CHUNK))
                 x = load_vector(module, f, f.at("%x", "float", k_at, "xk"), None)
-                chunk["part"] = _add_scaled(module, f, "part", chunk["part"], x, value)
+                chunk["part"] = add_scaled(module, f, "part", chunk["part"], x, value)
             late = None if early else scale
-            sub["acc"] = _add_scaled(module, f, "acc", sub["acc"], late, chunk["part"])
+            sub["acc"] = add_scaled(module, f, "acc", sub["acc"], late, chunk["part"])
         block["acc"] = sub["acc"]
     return sum_lanes(module, f, block["acc"])
 
@@ -485,14 +312,14 @@ def add_row(module: Module, fmt: Format, k: int) -> str:
 def _block_row(module: Module, f: Function, fmt: Format, k: int) -> None:
     with f.loop("block", 0, k // fmt.block_elements) as block:
         at = f.at("%row", "i8", f.index("offset", (block.index, fmt.block_bytes)), "block_at")
-        fields = _RowFields(module, f, fmt, at)
+        fields = RowFields(module, f, fmt, at)
         d, m = fields.half("d", fmt.d_offset_bytes), fields.half("m", fmt.m_offset_bytes)
         subs, chunks = fmt.block_elements // fmt.scale_elements, fmt.scale_elements // CHUNK
         with f.loop("sub", 0, subs) as sub:
             scale = fields.scale(d, sub.index)
             with f.loop("chunk", 0, chunks, unroll=True) as chunk:
                 number = f.index("number", (sub.index, chunks), (chunk.index, 1))
-                value = _value(module, f, fields.quants(number), scale, m)
+                value = value_of(module, f, fields.quants(number), scale, m)
                 k_at = f.index("k", (block.index, fmt.block_elements), (number, CHUNK))
                 store_vector(module, f, value, f.at("%out", "float", k_at, "out_at"), None)
 
@@ -501,54 +328,12 @@ def _float_row(module: Module, f: Function, fmt: Format, k: int) -> None:
     whole = k // CHUNK * CHUNK
     with f.loop("k", 0, whole, step=CHUNK) as loop:
         offset = f.index("offset", (loop.index, fmt.block_bytes))
-        w = _load_floats(module, f, fmt, SIXTEEN, f.at("%row", "i8", offset, "w_at"), align_bytes=1)
+        w = load_floats(module, f, fmt, SIXTEEN, f.at("%row", "i8", offset, "w_at"), align_bytes=1)
         store_vector(module, f, w, f.at("%out", "float", loop.index, "out_at"), None)
     with f.loop("rest", whole, k) as rest:
         offset = f.index("offset", (rest.index, fmt.block_bytes))
-        w = _load_floats(module, f, fmt, ONE, f.at("%row", "i8", offset, "w_at"), align_bytes=1)
+        w = load_floats(module, f, fmt, ONE, f.at("%row", "i8", offset, "w_at"), align_bytes=1)
         f.do(f"store float {w}, ptr {f.at('%out', 'float', rest.index, 'out_at')}, align 4")
-
-
-@dataclass(frozen=True)
-class _RowFields:
-    """Reads the fields of one block of a GGUF row, 16 elements at a time."""
-
-    module: Module
-    f: Function
-    fmt: Format
-    block_at: str
-
-    def half(self, name: str, offset_bytes: int | None) -> str | None:
-        """The block's d or m in every lane; None where the format has none."""
-        if offset_bytes is None:
-            return None
-        f = self.f
-        loader = half_loader(self.module, ONE, align_bytes=1)
-        at = f.at(self.block_at, "i8", offset_bytes, f"{name}_at")
-        return splat_value(f, "float", f.let(name, f"call float {loader}(ptr {at})"))
-
-    def scale(self, d: str | None, sub: str) -> str | None:
-        """d, or d times the scale of sub-block `sub` where the format has such scales."""
-        if self.fmt.scales_offset_bytes is None:
-            return d
-        f = self.f
-        offset = f.index("sub_at", (sub, 1), (self.fmt.scales_offset_bytes, 1))
-        s8 = f.let("s8", f"load i8, ptr {f.at(self.block_at, 'i8', offset, 'scale_at')}")
-        s = f.let("s", f"sitofp i8 {s8} to float")
-        return f.let("scale", f"fmul {VECTOR} {d}, {splat_value(f, 'float', s)}")
-
-    def quants(self, chunk: str) -> str:
-        """The 16 elements of chunk number `chunk` of the block, without their scale."""
-        f, operands = self.f, []
-        for plane in self.fmt.planes:
-            byte, shift = _plane_position(f, plane, self.fmt.block_elements, chunk)
-            offset = f.index("bytes_at", (byte, 1), (plane.offset_bytes, 1))
-            at = f.at(self.block_at, "i8", offset, "plane")
-            narrow = f.let("bytes", f"load <16 x i8>, ptr {at}, align 1")
-            bits = f.let("bits", f"zext <16 x i8> {narrow} to {INTS}")
-            operands.append(f"{INTS} {_shift_right(f, bits, shift)}")
-        convert = _quant_converter(self.module, self.fmt)
-        return f.let("q", f"call {VECTOR} {convert}({', '.join(operands)})")
 
 
 def _float_dot(module: Module, f: Function, fmt: Format, k: int) -> str:
@@ -556,13 +341,13 @@ def _float_dot(module: Module, f: Function, fmt: Format, k: int) -> str:
     with f.loop("k", 0, whole, step=CHUNK, carry={"acc": (VECTOR, "zeroinitializer")}) as loop:
         offset = f.index("offset", (loop.index, fmt.block_bytes))
         at = f.at("%row", "i8", offset, "w_at")
-        w = _load_floats(module, f, fmt, SIXTEEN, at, align_bytes=1)
+        w = load_floats(module, f, fmt, SIXTEEN, at, align_bytes=1)
         x = load_vector(module, f, f.at("%x", "float", loop.index, "xk"), None)
-        loop["acc"] = _add_scaled(module, f, "acc", loop["acc"], x, w)
+        loop["acc"] = add_scaled(module, f, "acc", loop["acc"], x, w)
     total, fma = sum_lanes(module, f, loop["acc"]), module.fma("float")
     with f.loop("rest", whole, k, carry={"total": ("float", total)}) as rest:
         at = f.at("%row", "i8", f.index("offset", (rest.index, fmt.block_bytes)), "w_at")
-        w = _load_floats(module, f, fmt, ONE, at, align_bytes=1)
+        w = load_floats(module, f, fmt, ONE, at, align_bytes=1)
         x = f.let("x1", f"load float, ptr {f.at('%x', 'float', rest.index, 'xk')}, align 4")
         sum_ = rest["total"]
         rest["total"] = f.let("total", f"call float {fma}(float {x}, float {w}, float {sum_})")

@@ -27,7 +27,7 @@ from q4jit.layouts import CACHE_LINE_BYTES, GGUF
 from q4jit.plan import Slot
 from q4jit.runtime import pool
 from q4jit.runtime.cpu import data_pointer
-from q4jit.schedule_cpu import CpuKernel, CpuPlan, padded_k
+from q4jit.schedule_cpu import CpuKernel, CpuPlan, digits_bytes, padded_k
 
 KernelFunction = Callable[[bytes], None]
 _Step = tuple[KernelFunction, Callable[..., bytes], Callable[[list[Any]], tuple[Any, ...]]]
@@ -63,8 +63,14 @@ class CpuLaunch:
         }
         for kernel in plan.kernels:
             rows = 1 if kernel.uniform else self._rows
-            for slot, count in ((Slot("x"), padded_k(plan, kernel)), (Slot("exponent"), 1)):
-                sizes[slot] = max(sizes.get(slot, 0), 4 * rows * count)
+            k = padded_k(plan, kernel)
+            row_bytes = {
+                Slot("x"): 4 * k,
+                Slot("exponent"): 4,
+                Slot("digits"): digits_bytes(k, kernel.limbs) if kernel.limbs else 0,
+            }
+            for slot, size in row_bytes.items():
+                sizes[slot] = max(sizes.get(slot, 0), rows * size)
         self._scratch_offsets: dict[Slot, int] = {}
         total = 0
         for slot, size in sizes.items():

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
+from q4jit.cpu_integers import IntegerProduct, add_digits, add_integer_product, digits_for
 from q4jit.cpu_products import Product, add_dequantize, add_dot, add_product, add_row, sum_lanes
 from q4jit.formats import FORMATS
 from q4jit.ir import ArraySpec, Node
@@ -30,7 +31,17 @@ from q4jit.llvm_text import (
     tail_mask,
 )
 from q4jit.plan import Buffer, Section, Slot, Source, Store
-from q4jit.schedule_cpu import COLUMNS, CpuKernel, CpuPlan, groups, interleaved, padded_k
+from q4jit.schedule_cpu import (
+    COLUMNS,
+    UNIT,
+    CpuKernel,
+    CpuPlan,
+    digits_bytes,
+    groups,
+    interleaved,
+    is_integer,
+    padded_k,
+)
 
 # The work that is worth another thread's attention, about two microseconds: bytes of weights
 # read once, and floats of a row.
@@ -176,35 +187,39 @@ class _Lowering:
             done = f.fresh("next")
             first = 0
             for i, section in enumerate(self.kernel.sections):
-                group = f.index("group", (loop.index, 1))
+                task = f.index("task", (loop.index, 1))
                 if first:
-                    group = f.let("group", f"sub i64 {loop.index}, {first}")
+                    task = f.let("task", f"sub i64 {loop.index}, {first}")
                 here, other = f.fresh("here"), f.fresh("other")
-                inside = f.let("inside", f"icmp slt i64 {group}, {groups(section)}")
+                inside = f.let("inside", f"icmp slt i64 {task}, {self._tasks(section)}")
                 f.do(f"br i1 {inside}, label %{here}, label %{other}")
                 f.label(here)
-                f.do(f"call void @{self.kernel.symbol}.section{i}(ptr %args, i64 {group})")
+                f.do(f"call void @{self.kernel.symbol}.section{i}(ptr %args, i64 {task})")
                 f.do(f"br label %{done}")
                 f.label(other)
-                first += groups(section)
+                first += self._tasks(section)
             f.do(f"br label %{done}")
             f.label(done)
         f.do("ret void")
         self.module.add(name, f)
-        count = sum(groups(s) for s in self.kernel.sections)
+        count = sum(self._tasks(s) for s in self.kernel.sections)
         group_bytes = max(
             sum(interleaved(self.plan, p.arg).group_bytes for p in s.products)
             for s in self.kernel.sections
         )
-        return f"@{name}", count, self._chunk(count, group_bytes)
+        return f"@{name}", count, self._chunk(count, group_bytes * self.kernel.tile.groups)
 
-    def _chunk(self, count: int, group_bytes: int) -> int:
-        """Groups that a thread takes at a time."""
-        smallest = max(1, _CHUNK_BYTES // group_bytes)
-        if self.kernel.rows_per_tile > 1:
+    def _tasks(self, section: Section) -> int:
+        """Parts of a section that one thread computes at a time: a tile's columns, all rows."""
+        return -(-groups(section) // self.kernel.tile.groups)
+
+    def _chunk(self, count: int, task_bytes: int) -> int:
+        """Tasks that a thread takes at a time."""
+        smallest = max(1, _CHUNK_BYTES // task_bytes)
+        if self.kernel.tile.groups > 1:
             return smallest
-        # a single row streams weights: what is prefetched beyond a chunk's end is lost on others
-        largest = max(1, _STREAM_BYTES // group_bytes)
+        # few rows stream weights: what is prefetched beyond a chunk's end is lost on others
+        largest = max(1, _STREAM_BYTES // task_bytes)
         return min(max(smallest, -(-count // _FEW_CHUNKS)), largest)
 
 
@@ -478,6 +493,25 @@ class _RowWriter:
             f"call void @normalise(ptr {out}, i64 {padded}, {VECTOR} {loop['largest']}, "
             f"ptr {scale_at})"
         )
+        self._write_digits(out, padded)
+
+    def _write_digits(self, x: str, padded: int) -> None:
+        """The x of integer products."""
+        kernel, plan, f = self._kernel, self._lowering.plan, self._f
+        if kernel.dot is None:
+            return
+        formats = [
+            FORMATS[plan.weight(p.arg).format]
+            for s in kernel.sections
+            for p in s.products
+            if is_integer(plan, kernel, s, p)
+        ]
+        form = digits_for(formats, kernel.dot, kernel.limbs)
+        function = add_digits(self._lowering.module, form)
+        base = self._lowering._argument(f, Slot("digits"))
+        offset = f.index("digits_off", ("%row", digits_bytes(padded, kernel.limbs)))
+        at = f.at(base, "i8", offset, "digits_at")
+        f.do(f"call void {function}(ptr {x}, ptr {at}, i64 {padded // UNIT})")
 
 
 def _add_normalise(module: Module) -> None:
@@ -532,16 +566,18 @@ def _power_of_two(f: Function, biased: str) -> str:
 
 
 class _SectionWriter:
-    """Writes the function of 16 columns of a section: products, then the epilogue on them."""
+    """Writes the function of a tile's columns of a section: products, then the epilogue on them."""
 
     def __init__(self, lowering: _Lowering, number: int, section: Section) -> None:
         self._lowering = lowering
         self._kernel, self._section = lowering.kernel, section
         self._name = f"{self._kernel.symbol}.section{number}"
+        self._padded_k = padded_k(lowering.plan, self._kernel)
+        columns = self._kernel.tile.groups * LANES
         self._f = Function(
-            f"internal void @{self._name}(ptr %args, i64 %group) #0",
-            f"16 of {section.width} columns for every row: {len(section.products)} product(s) and "
-            "the epilogue.",
+            f"internal void @{self._name}(ptr %args, i64 %task) #0",
+            f"{columns} of {section.width} columns for every row: {len(section.products)} "
+            "product(s) and the epilogue.",
         )
 
     def write(self) -> None:
@@ -555,11 +591,14 @@ class _SectionWriter:
         self._lowering.module.add(self._name, f)
 
     def _columns(self, m: str) -> None:
-        f, rows = self._f, self._kernel.rows_per_tile
-        padded = padded_k(self._lowering.plan, self._kernel)
-        tiles = [f.let("tile", f"alloca [{rows} x {VECTOR}], align 64") for _ in self._products]
-        x = self._lowering._argument(f, Slot("x"))
-        weights = [self._weight_group(p.arg, p.start) for p in self._products]
+        f, rows = self._f, self._kernel.tile.rows
+        numbers = self._groups()
+        tiles = [
+            f.let("tile", f"alloca [{rows * len(numbers)} x {VECTOR}], align 64")
+            for _ in self._products
+        ]
+        weights = [[self._weight_group(p, g) for g in numbers] for p in self._products]
+        here = self._groups_here(len(numbers))
         with f.loop("m0", 0, m, step=rows) as tile:
             first = tile.index
             if rows > 1:
@@ -567,34 +606,75 @@ class _SectionWriter:
                 last = f.let("last", f"sub i64 {m}, {rows}")
                 over = f.let("over", f"icmp sgt i64 {first}, {last}")
                 first = f.let("first", f"select i1 {over}, i64 {last}, i64 {first}")
-            x_at = f.at(x, "float", f.index("x_off", (first, padded)), "x_at")
-            for product, weight, out in zip(self._products, weights, tiles, strict=True):
-                spec = self._lowering.plan.weight(product.arg)
-                function = add_product(
-                    self._lowering.module,
-                    Product(
-                        interleaved(self._lowering.plan, product.arg), rows, padded, not spec.finite
-                    ),
-                )
-                f.do(f"call void {function}(ptr {x_at}, ptr {weight}, ptr {out})")
-            with f.loop("r", 0, rows) as loop:
+            for product, at, out in zip(self._products, weights, tiles, strict=True):
+                self._product(product, first, at, out)
+            with f.loop("g", 0, here) as group, f.loop("r", 0, rows) as loop:
                 row = f.index("row", (first, 1), (loop.index, 1))
+                place = f.index("place", (group.index, rows), (loop.index, 1))
                 sums = [
-                    f.let("sum", f"load {VECTOR}, ptr {f.at(t, VECTOR, loop.index)}, align 64")
+                    f.let("sum", f"load {VECTOR}, ptr {f.at(t, VECTOR, place)}, align 64")
                     for t in tiles
                 ]
-                self._epilogue(SIXTEEN, row, f.index("column", ("%group", LANES)), sums)
+                column = f.index("column", (numbers[0], LANES), (group.index, LANES))
+                self._epilogue(SIXTEEN, row, column, sums)
+
+    def _groups(self) -> list[str]:
+        """The numbers of the tile's groups; one that is beyond the last is the last."""
+        f, count = self._f, self._kernel.tile.groups
+        first = f.index("group", ("%task", count))
+        if count == 1:
+            return [first]
+        self._lowering.module.declare("declare i64 @llvm.smin.i64(i64, i64)")
+        last = groups(self._section) - 1
+        numbers = [first]
+        for g in range(1, count):
+            next_ = f.index("group", (first, 1), (g, 1))
+            numbers.append(f.let("group", f"call i64 @llvm.smin.i64(i64 {next_}, i64 {last})"))
+        return numbers
+
+    def _groups_here(self, count: int) -> int | str:
+        """How many of a tile's groups there are."""
+        total = groups(self._section)
+        if total % count == 0:
+            return count
+        f = self._f
+        first = f.index("group", ("%task", count))
+        left = f.let("left", f"sub i64 {total}, {first}")
+        return f.let("here", f"call i64 @llvm.smin.i64(i64 {left}, i64 {count})")
+
+    def _product(self, product: Node, first: str, weights: list[str], out: str) -> None:
+        """Write one product of a tile, whose first row is `first`, to out, [groups, rows, 16]."""
+        f, module, kernel = self._f, self._lowering.module, self._kernel
+        plan, rows = self._lowering.plan, kernel.tile.rows
+        weight = interleaved(plan, product.arg)
+        x = self._lowering._argument(f, Slot("x"))
+        x_at = f.at(x, "float", f.index("x_off", (first, self._padded_k)), "x_at")
+        if kernel.dot is not None and is_integer(plan, kernel, self._section, product):
+            stride = digits_bytes(self._padded_k, kernel.limbs)
+            integers = IntegerProduct(
+                weight, kernel.dot, kernel.limbs, rows, len(weights), self._padded_k, stride
+            )
+            digits = self._lowering._argument(f, Slot("digits"))
+            at = f.at(digits, "i8", f.index("digits_off", (first, stride)), "digits_at")
+            pointers = ", ".join(f"ptr {p}" for p in [x_at, at, *weights, out])
+            f.do(f"call void {add_integer_product(module, integers)}({pointers})")
+            return
+        finite = plan.weight(product.arg).finite
+        function = add_product(module, Product(weight, rows, self._padded_k, not finite))
+        for g, at in enumerate(weights):
+            tile = f.at(out, VECTOR, g * rows, "tile_at")
+            f.do(f"call void {function}(ptr {x_at}, ptr {at}, ptr {tile})")
 
     def _dots(self, m: str) -> None:
         f, width = self._f, self._section.width
-        padded = padded_k(self._lowering.plan, self._kernel)
+        columns = self._kernel.tile.groups * LANES
         x = self._lowering._argument(f, Slot("x"))
-        first = f.index("first", ("%group", LANES))
-        end = f.let("end", f"add i64 {first}, {LANES}")
+        first = f.index("first", ("%task", columns))
+        end = f.let("end", f"add i64 {first}, {columns}")
         over = f.let("over", f"icmp sgt i64 {end}, {width}")
         end = f.let("end", f"select i1 {over}, i64 {width}, i64 {end}")
         with f.loop("n", first, end) as column, f.loop("row", 0, m) as row:
-            x_at = f.at(x, "float", f.index("x_off", (row.index, padded)), "x_at")
+            x_at = f.at(x, "float", f.index("x_off", (row.index, self._padded_k)), "x_at")
             sums = []
             for product in self._products:
                 spec = self._lowering.plan.weight(product.arg)
@@ -629,9 +709,10 @@ class _SectionWriter:
     def _products(self) -> tuple[Node, ...]:
         return self._section.products
 
-    def _weight_group(self, arg: int, start: int) -> str:
+    def _weight_group(self, product: Node, group: str) -> str:
         f = self._f
-        base = self._lowering._argument(f, Slot("weight", arg, INTERLEAVED16))
-        group_bytes = interleaved(self._lowering.plan, arg).group_bytes
-        offset = f.index("w_off", ("%group", group_bytes), (start // LANES * group_bytes, 1))
+        base = self._lowering._argument(f, Slot("weight", product.arg, INTERLEAVED16))
+        group_bytes = interleaved(self._lowering.plan, product.arg).group_bytes
+        first = product.start // LANES * group_bytes
+        offset = f.index("w_off", (group, group_bytes), (first, 1))
         return f.at(base, "i8", offset, "w_at")

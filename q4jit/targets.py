@@ -20,6 +20,8 @@ CPU_ARCHS: Final[dict[str, frozenset[str]]] = {
     "x86-64-v4": _X86_V4,
     "aarch64": frozenset({"neon"}),
 }
+# features beside these that a target may name: dot products of bytes, and the arch that has them
+CPU_EXTRAS: Final = {"avxvnni": "x86-64-v3", "avx512vnni": "x86-64-v4", "dotprod": "aarch64"}
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,8 @@ class Target:
     lacks: frozenset[str] = frozenset()
 
     def __str__(self) -> str:
-        return f"{self.backend}:{self.arch}"
+        extras = [e for e, arch in CPU_EXTRAS.items() if arch == self.arch and e in self.features]
+        return "+".join([f"{self.backend}:{self.arch}", *extras])
 
     def key(self) -> str:
         """Everything that compiled code depends on, as one line of text."""
@@ -147,7 +150,8 @@ class Target:
 def find_target(name: str | Target | None = None) -> Target:
     """The target of a name: `cpu` (this machine, also for None), `cpu:x86-64-v3`, `hip:gfx1100`.
 
-    Raises TargetError for an unknown name, listing the known ones.
+    A CPU's dot products of bytes stand behind its arch: `cpu:aarch64+dotprod`. Raises TargetError
+    for an unknown name, listing the known ones.
     """
     if isinstance(name, Target):
         return name
@@ -156,15 +160,17 @@ def find_target(name: str | Target | None = None) -> Target:
     backend, _, arch = str(name).partition(":")
     if backend == "hip" and arch in HIP_ARCHS:
         return Target("hip", arch)
-    if backend != "cpu" or arch not in CPU_ARCHS:
-        known = ", ".join(
-            ["cpu", *(f"cpu:{a}" for a in CPU_ARCHS), *(f"hip:{a}" for a in HIP_ARCHS)]
-        )
+    arch, *extras = arch.split("+")
+    fits = all(CPU_EXTRAS.get(extra) == arch for extra in extras)
+    if backend != "cpu" or arch not in CPU_ARCHS or not fits:
+        cpus = [*CPU_ARCHS, *(f"{a}+{extra}" for extra, a in CPU_EXTRAS.items())]
+        known = ", ".join(["cpu", *(f"cpu:{a}" for a in cpus), *(f"hip:{a}" for a in HIP_ARCHS)])
         hint = f"; {f'hip:{name}'!r} is meant?" if name in HIP_ARCHS else ""
         if backend == "hip" and not arch:
             hint = "; 'hip' alone is any GPU of this machine, for calls"
         raise TargetError(f"unknown target {name!r}{hint}: known are {known}")
-    return Target("cpu", arch, CPU_ARCHS[arch], "generic" if arch == "aarch64" else arch)
+    features = CPU_ARCHS[arch] | frozenset(extras)
+    return Target("cpu", arch, features, "generic" if arch == "aarch64" else arch)
 
 
 def host_family() -> str:

@@ -23,7 +23,7 @@ from q4jit.frontend import array_spec, ids_spec, trace
 from q4jit.ir import ScalarSpec, Signature, Spec, WeightSpec
 from q4jit.lower_cpu import lower
 from q4jit.plan import Slot
-from q4jit.schedule_cpu import CpuKernel, CpuPlan, make_plan, padded_k
+from q4jit.schedule_cpu import CpuKernel, CpuPlan, digits_bytes, make_plan, padded_k
 from q4jit.targets import Target, find_target, host_target, runs_here
 from tests.emulator import X86_64_CPUS, run_kernel
 from tests.emulator import Slot as Argument
@@ -70,8 +70,9 @@ class Guarded:
     @property
     def model(self) -> str | None:
         """QEMU's CPU model; None for its default or this CPU."""
-        arch = find_target(self.target).arch
-        return None if self.native else X86_64_CPUS.get(arch)
+        target = find_target(self.target)
+        known = {**X86_64_CPUS, "aarch64": "max" if target.has("dotprod") else None}
+        return None if self.native else known[target.arch]
 
     @property
     def gap_bytes(self) -> int:
@@ -84,8 +85,10 @@ GUARDED: Final = (
     Guarded("cpu:x86-64"),
     Guarded("cpu:x86-64-v3"),
     Guarded("cpu:aarch64"),
+    Guarded("cpu:aarch64+dotprod"),
     Guarded("cpu:x86-64-v3", native=True),
     Guarded("cpu:x86-64-v4", native=True),
+    Guarded("cpu:x86-64-v4+avx512vnni", native=True),
 )
 
 
@@ -533,6 +536,9 @@ def _argument(
             return np.full((rows, padded_k(plan, kernel)), np.nan, F32)
         case "exponent":
             return np.full(rows, np.nan, F32)
+        case "digits":
+            row_bytes = digits_bytes(padded_k(plan, kernel), kernel.limbs)
+            return np.full((rows, row_bytes), 0xFF, np.uint8)
     if slot in memory:
         return memory[slot]
     return np.full(_result_shape(plan, kernel, slot, rows), np.nan, F32)

@@ -21,7 +21,7 @@ from q4jit.layouts import GGUF
 from q4jit.llvm_text import Function, Module, tail_mask
 from q4jit.lower_cpu import lower
 from q4jit.runtime.cpu import LoadedObject, undefined_symbols
-from q4jit.schedule_cpu import CpuKernel, CpuPlan, layout, make_plan
+from q4jit.schedule_cpu import CpuKernel, CpuPlan, digits_bytes, layout, make_plan
 from q4jit.targets import find_target, runs_here
 from tests import child
 from tests.emulator import run_kernel
@@ -197,6 +197,7 @@ def test_a_weight_of_more_than_4_gb(function: Callable[..., Any], tmp_path: Path
         "output": y,
         "x": scratch,
         "exponent": scratch[48:],
+        "digits": np.zeros(digits_bytes(32, 3), np.uint8),
     }
     call(plan, {"pool": 0, "m": 1, **{slot: a.ctypes.data for slot, a in addresses.items()}})
     columns = w.values[:, -section.width :]

@@ -9,7 +9,7 @@ import pytest
 
 from q4jit.frontend import array_spec, trace
 from q4jit.ir import ArraySpec, Spec, WeightSpec
-from q4jit.schedule_cpu import CpuPlan, make_plan, rows_per_tile
+from q4jit.schedule_cpu import CpuPlan, make_plan, tile_of
 from q4jit.targets import find_target
 
 V3 = find_target("cpu:x86-64-v3")
@@ -261,8 +261,8 @@ def test_a_plan_depends_on_the_class_of_m_alone() -> None:
 @pytest.mark.parametrize("target", ["cpu:x86-64", "cpu:x86-64-v3", "cpu:x86-64-v4", "cpu:aarch64"])
 def test_a_tile_never_has_more_rows_than_x(target: str) -> None:
     for m in range(1, 200):
-        assert 1 <= rows_per_tile(find_target(target), m) <= m
-    assert rows_per_tile(find_target(target), 0) >= 1
+        assert 1 <= tile_of(find_target(target), m).rows <= m
+    assert tile_of(find_target(target), 0).rows >= 1
 
 
 def test_a_chain_of_truth_values_longer_than_pythons_stack() -> None:

@@ -155,7 +155,7 @@ block.head:
   %block.more = icmp slt i64 %block, 2
   br i1 %block.more, label %block.body, label %block.done
 block.body:
-  ; the same place 8192 bytes ahead
+  ; the same place 16384 bytes ahead
   br label %line.head
 line.head:
   %line = phi i64 [ 0, %block.body ], [ %line.next, %line.body ]
@@ -165,12 +165,13 @@ line.body:
   %ahead = mul i64 %block, 2048
   %ahead.1 = mul i64 %line, 64
   %ahead.2 = add i64 %ahead, %ahead.1
-  %ahead.3 = add i64 %ahead.2, 8192
+  %ahead.3 = add i64 %ahead.2, 16384
   %ahead_at = getelementptr i8, ptr %w, i64 %ahead.3
-  call void @llvm.prefetch.p0(ptr %ahead_at, i32 0, i32 3, i32 1) ; read, keep, data
+  call void @llvm.prefetch.p0(ptr %ahead_at, i32 0, i32 2, i32 1) ; read, second level
   %line.next = add i64 %line, 1
   br label %line.head, !llvm.loop !0
 line.done:
+  %k = mul i64 %block, 32
   br label %chunk.head
 chunk.head:
   %chunk = phi i64 [ 0, %line.done ], [ %chunk.next, %word.done ]
@@ -191,7 +192,6 @@ word.head:
   %word.more = icmp slt i64 %word, 4
   br i1 %word.more, label %word.body, label %word.done
 word.body:
-  %k = mul i64 %block, 32
   %k.1 = mul i64 %chunk, 16
   %k.2 = mul i64 %word, 4
   %k.3 = add i64 %k, %k.1
@@ -262,14 +262,14 @@ block.done:
 }
 
 ; 16 of 40 columns for every row: 1 product(s) and the epilogue.
-define internal void @q4jit_layer.section0(ptr %args, i64 %group) #0 {
+define internal void @q4jit_layer.section0(ptr %args, i64 %task) #0 {
 entry:
   %m.at = getelementptr i64, ptr %args, i64 1
   %m = load i64, ptr %m.at, align 8
-  %prologue.at = getelementptr i64, ptr %args, i64 8
-  %prologue = load ptr, ptr %prologue.at, align 8
   %w.at = getelementptr i64, ptr %args, i64 6
   %w = load ptr, ptr %w.at, align 8
+  %prologue.at = getelementptr i64, ptr %args, i64 8
+  %prologue = load ptr, ptr %prologue.at, align 8
   %exponent.at = getelementptr i64, ptr %args, i64 9
   %exponent = load ptr, ptr %exponent.at, align 8
   %output0.at = getelementptr i64, ptr %args, i64 7
@@ -279,7 +279,7 @@ entry:
   %residual.at = getelementptr i64, ptr %args, i64 5
   %residual = load ptr, ptr %residual.at, align 8
   %tile = alloca [1 x <16 x float>], align 64
-  %w_off = mul i64 %group, 4096
+  %w_off = mul i64 %task, 4096
   %w_at = getelementptr i8, ptr %w, i64 %w_off
   br label %m0.head
 m0.head:
@@ -291,7 +291,7 @@ m0.body:
   %x_at = getelementptr float, ptr %prologue, i64 %x_off
   call void @f32_k64_rows1(ptr %x_at, ptr %w_at, ptr %tile)
   %sum = load <16 x float>, ptr %tile, align 64
-  %column = mul i64 %group, 16
+  %column = mul i64 %task, 16
   %left = sub i64 40, %column
   %more = icmp sgt i64 %left, 16
   %few = select i1 %more, i64 16, i64 %left

@@ -173,7 +173,7 @@ block.done:
 }
 
 ; 16 of 1 columns for every row: 1 product(s) and the epilogue.
-define internal void @q4jit_column.section0(ptr %args, i64 %group) #0 {
+define internal void @q4jit_column.section0(ptr %args, i64 %task) #0 {
 entry:
   %m.at = getelementptr i64, ptr %args, i64 1
   %m = load i64, ptr %m.at, align 8
@@ -185,7 +185,7 @@ entry:
   %exponent = load ptr, ptr %exponent.at, align 8
   %output0.at = getelementptr i64, ptr %args, i64 4
   %output0 = load ptr, ptr %output0.at, align 8
-  %first = mul i64 %group, 16
+  %first = mul i64 %task, 16
   %end = add i64 %first, 16
   %over = icmp sgt i64 %end, 1
   %end.1 = select i1 %over, i64 1, i64 %end

@@ -155,7 +155,7 @@ block.body:
   %d_at = mul i64 %block, 32
   %d = getelementptr i8, ptr %tile_at, i64 %d_at
   %d16 = call <16 x float> @load_half_v16f32(ptr %d)
-  ; the same place 8192 bytes ahead
+  ; the same place 16384 bytes ahead
   br label %line.head
 line.head:
   %line = phi i64 [ 0, %block.body ], [ %line.next, %line.body ]
@@ -165,12 +165,15 @@ line.body:
   %ahead = mul i64 %block, 288
   %ahead.1 = mul i64 %line, 64
   %ahead.2 = add i64 %ahead, %ahead.1
-  %ahead.3 = add i64 %ahead.2, 8192
+  %ahead.3 = add i64 %ahead.2, 16384
   %ahead_at = getelementptr i8, ptr %tile_at, i64 %ahead.3
-  call void @llvm.prefetch.p0(ptr %ahead_at, i32 0, i32 3, i32 1) ; read, keep, data
+  call void @llvm.prefetch.p0(ptr %ahead_at, i32 0, i32 2, i32 1) ; read, second level
   %line.next = add i64 %line, 1
   br label %line.head, !llvm.loop !0
 line.done:
+  %k = mul i64 %tile.1, 64
+  %k.1 = mul i64 %block, 32
+  %k.2 = add i64 %k, %k.1
   br label %chunk.head
 chunk.head:
   %chunk = phi i64 [ 0, %line.done ], [ %chunk.next, %word.done ]
@@ -196,13 +199,10 @@ word.head:
   %word.more = icmp slt i64 %word, 4
   br i1 %word.more, label %word.body, label %word.done
 word.body:
-  %k = mul i64 %tile.1, 64
-  %k.1 = mul i64 %block, 32
-  %k.2 = mul i64 %chunk, 16
-  %k.3 = mul i64 %word, 4
-  %k.4 = add i64 %k, %k.1
-  %k.5 = add i64 %k.4, %k.2
-  %k.6 = add i64 %k.5, %k.3
+  %k.3 = mul i64 %chunk, 16
+  %k.4 = mul i64 %word, 4
+  %k.5 = add i64 %k.2, %k.3
+  %k.6 = add i64 %k.5, %k.4
   %word_at = getelementptr <16 x i32>, ptr %quants0, i64 %word
   %bits = load <16 x i32>, ptr %word_at, align 32
   %lane = insertelement <16 x i32> poison, i32 %shift, i64 0
@@ -249,20 +249,20 @@ tile.1.done:
 }
 
 ; 16 of 64 columns for every row: 1 product(s) and the epilogue.
-define internal void @q4jit_product.section0(ptr %args, i64 %group) #0 {
+define internal void @q4jit_product.section0(ptr %args, i64 %task) #0 {
 entry:
   %m.at = getelementptr i64, ptr %args, i64 1
   %m = load i64, ptr %m.at, align 8
-  %prologue.at = getelementptr i64, ptr %args, i64 5
-  %prologue = load ptr, ptr %prologue.at, align 8
   %w.at = getelementptr i64, ptr %args, i64 3
   %w = load ptr, ptr %w.at, align 8
+  %prologue.at = getelementptr i64, ptr %args, i64 5
+  %prologue = load ptr, ptr %prologue.at, align 8
   %exponent.at = getelementptr i64, ptr %args, i64 6
   %exponent = load ptr, ptr %exponent.at, align 8
   %output0.at = getelementptr i64, ptr %args, i64 4
   %output0 = load ptr, ptr %output0.at, align 8
   %tile = alloca [1 x <16 x float>], align 64
-  %w_off = mul i64 %group, 36864
+  %w_off = mul i64 %task, 36864
   %w_at = getelementptr i8, ptr %w, i64 %w_off
   br label %m0.head
 m0.head:
@@ -274,7 +274,7 @@ m0.body:
   %x_at = getelementptr float, ptr %prologue, i64 %x_off
   call void @q4_0_k4096_rows1(ptr %x_at, ptr %w_at, ptr %tile)
   %sum = load <16 x float>, ptr %tile, align 64
-  %column = mul i64 %group, 16
+  %column = mul i64 %task, 16
   %at = getelementptr float, ptr %exponent, i64 %m0
   %scale = load float, ptr %at, align 4
   %lane = insertelement <16 x float> poison, float %scale, i64 0
