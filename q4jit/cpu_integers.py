@@ -344,7 +344,9 @@ class _ProductWriter:
         inner = {n: (VECTOR, v) for n, v in block.values.items()}
         per_unit = UNIT // fmt.scale_elements
         with f.loop("sub", 0, subs, carry=inner) as sub:
-            if product.rows * product.limbs > 1:  # a CPU's own prefetching serves the fastest best
+            if (
+                product.groups == 1 and product.rows * product.limbs > 1
+            ):  # a CPU's own prefetching serves the fastest best
                 for each in fields:
                     prefetch(self._module, f, self._weight, each.tile_at, block.index, sub.index)
             unit, half = f.index("unit", (first, 1), (sub.index, 1)), "0"
@@ -379,7 +381,7 @@ class _ProductWriter:
         for r, unit in enumerate(units):
             exponent = splat_value(f, "i32", self._word(unit, _EXPONENT_AT))
             up = f.let("up", f"add {INTS} {bits}, {exponent}")
-            kept = f.let("up", f"select {MASK} {some}, {INTS} {up}, {INTS} {bits}")
+            kept = f.let("up", f"select {MASK} {some}, {INTS} {up}, {INTS} zeroinitializer")
             step = f.let("d_step", f"bitcast {INTS} {kept} to {VECTOR}")
             name = _total(g, r)
             sub[name] = add_scaled(self._module, f, name, sub[name], step, sums[g, r])
@@ -405,7 +407,7 @@ class _ProductWriter:
         for limbs in self._sums:
             totals: dict[tuple[int, int], str] = {}
             passes = [limbs] if by_limb or len(limbs) == 1 else [[limb] for limb in limbs]
-            chains: dict[str, str] = {}
+            chains = self._first(units, half, limbs)
             for now in passes:
                 if now[0] != limbs[0]:
                     chains = {n: self._dot.times_256(f, v) for n, v in chains.items()}
@@ -413,7 +415,13 @@ class _ProductWriter:
                     self._multiply(fields, sub, units, half, now, c, by_limb, by_chunk, chains)
             for g, r in self._tile:
                 totals[g, r] = self._collect(chains, g, r, limbs if by_limb else [0])
-                totals[g, r] = self._without_zero(totals[g, r], units[r], half, limbs)
+                if not self._begins_without_zero(limbs):
+                    zeros = self._zeros(units[r], half, limbs)
+                    totals[g, r] = (
+                        f.let("total", f"add {INTS} {totals[g, r]}, {zeros}")
+                        if zeros
+                        else totals[g, r]
+                    )
                 found[g, r].append(f.let("sum", f"sitofp {INTS} {totals[g, r]} to {VECTOR}"))
         return {place: self._joined(sums) for place, sums in found.items()}
 
@@ -485,29 +493,37 @@ class _ProductWriter:
                 total = f.let("total", f"add {INTS} {total}, {part}") if total else part
         return total
 
-    def _without_zero(self, total: str, unit: str, half: str, limbs: list[int]) -> str:
-        """Take off what the quants' zero adds to the sum of digits `limbs`."""
+    def _begins_without_zero(self, limbs: list[int]) -> bool:
+        """Whether chains start at what the quants' zero adds: a load, not an addition."""
+        return len(limbs) == 1 and not self._product.dot.pairs
+
+    def _first(self, units: list[str], half: str, limbs: list[int]) -> dict[str, str]:
+        """What chains start with, unless it is 0."""
+        if not self._zero or not self._begins_without_zero(limbs):
+            return {}
+        zeros = [self._zeros(unit, half, limbs) for unit in units]
+        return {f"s{g}.{r}.{limbs[0]}.0": zeros[r] for g, r in self._tile}
+
+    def _zeros(self, unit: str, half: str, limbs: list[int]) -> str:
+        """What takes off the zero of quants in the sum of digits `limbs`; empty where it is 0."""
         if not self._zero:
-            return total
-        f, halves = self._f, self._fmt.scale_elements < UNIT
-
-        def sum_of(at: int, halves_at: int) -> str:
-            where = f.index("sum_at", (half, 4), (halves_at, 1)) if halves else str(at)
-            return self._word(unit, where)
-
-        if limbs == [0]:
-            word = sum_of(_TOP_AT, _TOP_HALVES_AT) if self._product.limbs > 1 else ""
-            word = word or sum_of(_WHOLE_AT, _HALVES_AT)
-        else:
-            word = sum_of(_WHOLE_AT, _HALVES_AT)
-            if limbs[0] > 0:
-                top = sum_of(_TOP_AT, _TOP_HALVES_AT)
-                shift = _DIGIT_BITS * len(limbs)
-                high = f.let("high", f"shl i32 {top}, {shift}")
-                word = f.let("low", f"sub i32 {word}, {high}")
+            return ""
+        f = self._f
+        word = self._sum_of_x(unit, half, top=limbs == [0] and self._product.limbs > 1)
+        if limbs[0] > 0:  # all digits but the highest
+            top = self._sum_of_x(unit, half, top=True)
+            high = f.let("high", f"shl i32 {top}, {_DIGIT_BITS * len(limbs)}")
+            word = f.let("low", f"sub i32 {word}, {high}")
         if self._zero != 1 << _SUM_FACTOR_LOG2:
             word = f.let("word", f"mul i32 {word}, {self._zero >> _SUM_FACTOR_LOG2}")
-        return f.let("total", f"add {INTS} {total}, {splat_value(f, 'i32', word)}")
+        return splat_value(f, "i32", word)
+
+    def _sum_of_x(self, unit: str, half: str, top: bool) -> str:
+        """−8 times the sum of X, or of its highest digit, in a sub-block."""
+        if self._fmt.scale_elements == UNIT:
+            return self._word(unit, _TOP_AT if top else _WHOLE_AT)
+        first = _TOP_HALVES_AT if top else _HALVES_AT
+        return self._word(unit, self._f.index("sum_at", (half, 4), (first, 1)))
 
     def _joined(self, sums: list[str]) -> str:
         """The sum with all digits: the highest apart stands 2^16 above the others."""

@@ -50,6 +50,11 @@ _STREAM_BYTES: Final = 256 << 10
 _FEW_CHUNKS: Final = 4
 _CHUNK_FLOATS: Final = 8 << 10
 
+# Many rows are multiplied in blocks whose x stays in a second-level cache (`i8` took 8 % less than
+# all rows at once), but not so few that weights come from memory too often.
+_BLOCK_BYTES: Final = 512 << 10
+_BLOCK_ROWS: Final = 48
+
 _LABELS: Final = {"x": "prologue"}  # an argument may well be called x
 
 # x is scaled by a power of two where its largest element lies outside of this window. Inside, 32
@@ -64,6 +69,16 @@ def lower(plan: CpuPlan, kernel: CpuKernel) -> Source:
     return Source(kernel.symbol, plan.target, lowering.text(), ".ll")
 
 
+@dataclass(frozen=True)
+class _Phase:
+    """Tasks of a function, `count` for each `rows` rows of x; None: whatever their number."""
+
+    function: str
+    count: int
+    rows: int | None
+    chunk: int
+
+
 @dataclass
 class _Lowering:
     plan: CpuPlan
@@ -72,7 +87,7 @@ class _Lowering:
 
     def text(self) -> str:
         kernel, module = self.kernel, self.module
-        phases: list[tuple[str, str | int, int]] = []
+        phases: list[_Phase] = []
         if kernel.decoded is not None:
             whole = kernel.decoded.node.op == "dequantize"
             phase = self._dequantize_phase if whole else self._lookup_phase
@@ -106,20 +121,28 @@ class _Lowering:
 
     # --- the entry and its phases -----------------------------------------------------------
 
-    def _entry(self, phases: list[tuple[str, str | int, int]]) -> None:
+    def _entry(self, phases: list[_Phase]) -> None:
         _add_parallel_for(self.module)
         f = Function(f"void @{self.kernel.symbol}(ptr %args) #0", "The kernel.")
         pool = self._argument(f, Slot("pool"))
         rows = self._argument(f, Slot("m"))
-        for task, count, chunk in phases:
-            n = rows if count == "m" else count
+        for phase in phases:
+            n = f.index("n", (self._blocks(f, rows, phase.rows), phase.count))
             f.do(
-                f"call void @parallel_for(ptr {pool}, ptr {task}, ptr %args, i64 {n}, i64 {chunk})"
+                f"call void @parallel_for(ptr {pool}, ptr {phase.function}, ptr %args, i64 {n}, "
+                f"i64 {phase.chunk})"
             )
         f.do("ret void")
         self.module.add(self.kernel.symbol, f)
 
-    def _dequantize_phase(self, store: Store) -> tuple[str, int, int]:
+    def _blocks(self, f: Function, m: str, rows: int | None) -> str:
+        """How many blocks of `rows` rows there are."""
+        if rows is None or rows == 1:
+            return m if rows == 1 else "1"
+        more = f.index("more", (m, 1), (rows - 1, 1))
+        return f.let("blocks", f"udiv i64 {more}, {rows}")
+
+    def _dequantize_phase(self, store: Store) -> _Phase:
         arg = store.node.arg
         weight = interleaved(self.plan, arg)
         group = add_dequantize(self.module, weight)
@@ -135,9 +158,9 @@ class _Lowering:
         f.do("ret void")
         self.module.add(f"{self.kernel.symbol}.columns", f)
         chunk = max(1, _CHUNK_BYTES // (4 * LANES * weight.k))
-        return f"@{self.kernel.symbol}.columns", weight.groups, chunk
+        return _Phase(f"@{self.kernel.symbol}.columns", weight.groups, None, chunk)
 
-    def _lookup_phase(self, store: Store) -> tuple[str, str, int]:
+    def _lookup_phase(self, store: Store) -> _Phase:
         (ids_node,), arg = store.node.operands, store.node.arg
         spec = self.plan.weight(arg)
         fmt = FORMATS[spec.format]
@@ -157,14 +180,15 @@ class _Lowering:
             f.do(f"call void {decode}(ptr {w_at}, ptr {out_at})")
         f.do("ret void")
         self.module.add(name, f)
-        return f"@{name}", "m", max(1, _CHUNK_FLOATS // spec.k)
+        return _Phase(f"@{name}", 1, 1, max(1, _CHUNK_FLOATS // spec.k))
 
-    def _rows_phase(self) -> tuple[str, str, int]:
+    def _rows_phase(self) -> _Phase:
         _RowWriter(self).write()
         self._task("row", f"@{self.kernel.symbol}.row")
         widths = [s.node.width for s in self.kernel.rows]
         widths += [self.kernel.x.width] if self.kernel.x is not None else []
-        return f"@{self.kernel.symbol}.rows", "m", max(1, _CHUNK_FLOATS // max(widths))
+        chunk = max(1, _CHUNK_FLOATS // max(widths))
+        return _Phase(f"@{self.kernel.symbol}.rows", 1, 1, chunk)
 
     def _task(self, what: str, function: str) -> None:
         name = f"{self.kernel.symbol}.{what}s"
@@ -174,43 +198,63 @@ class _Lowering:
         f.do("ret void")
         self.module.add(name, f)
 
-    def _columns_phase(self) -> tuple[str, int, int]:
+    def _columns_phase(self) -> _Phase:
         for i, section in enumerate(self.kernel.sections):
-            writer = _SectionWriter(self, i, section)
-            writer.write()
+            _SectionWriter(self, i, section).write()
+        count, rows = sum(map(self._tasks, self.kernel.sections)), self._block_rows()
         name = f"{self.kernel.symbol}.columns"
         f = Function(
             f"internal void @{name}(ptr %args, i64 %from, i64 %to) #0",
-            "Tasks are numbered through the sections.",
+            "Tasks are numbered through the sections"
+            + ("." if rows is None else f", and again for each {rows} rows of x."),
         )
-        with f.loop("task", "%from", "%to") as loop:
-            done = f.fresh("next")
-            first = 0
-            for i, section in enumerate(self.kernel.sections):
-                task = f.index("task", (loop.index, 1))
-                if first:
-                    task = f.let("task", f"sub i64 {loop.index}, {first}")
-                here, other = f.fresh("here"), f.fresh("other")
-                inside = f.let("inside", f"icmp slt i64 {task}, {self._tasks(section)}")
-                f.do(f"br i1 {inside}, label %{here}, label %{other}")
-                f.label(here)
-                f.do(f"call void @{self.kernel.symbol}.section{i}(ptr %args, i64 {task})")
-                f.do(f"br label %{done}")
-                f.label(other)
-                first += self._tasks(section)
-            f.do(f"br label %{done}")
-            f.label(done)
+        m = self._argument(f, Slot("m"))
+        with f.loop("number", "%from", "%to") as loop:
+            task, first, end = loop.index, "0", m
+            if rows is not None:
+                self.module.declare("declare i64 @llvm.smin.i64(i64, i64)")
+                block = f.let("block", f"udiv i64 {loop.index}, {count}")
+                task = f.let("task", f"urem i64 {loop.index}, {count}")
+                first = f.index("first", (block, rows))
+                beyond = f.index("beyond", (first, 1), (rows, 1))
+                end = f.let("end", f"call i64 @llvm.smin.i64(i64 {m}, i64 {beyond})")
+            self._call_section(f, task, first, end)
         f.do("ret void")
         self.module.add(name, f)
-        count = sum(self._tasks(s) for s in self.kernel.sections)
         group_bytes = max(
             sum(interleaved(self.plan, p.arg).group_bytes for p in s.products)
             for s in self.kernel.sections
         )
-        return f"@{name}", count, self._chunk(count, group_bytes * self.kernel.tile.groups)
+        chunk = self._chunk(count, group_bytes * self.kernel.tile.groups)
+        return _Phase(f"@{name}", count, rows, chunk)
+
+    def _call_section(self, f: Function, task: str, first: str, end: str) -> None:
+        """Call the function of the section that a task belongs to, for rows first … end."""
+        done, before = f.fresh("next"), 0
+        for i, section in enumerate(self.kernel.sections):
+            mine = f.let("mine", f"sub i64 {task}, {before}") if before else task
+            here, other = f.fresh("here"), f.fresh("other")
+            inside = f.let("inside", f"icmp slt i64 {mine}, {self._tasks(section)}")
+            f.do(f"br i1 {inside}, label %{here}, label %{other}")
+            f.label(here)
+            arguments = f"ptr %args, i64 {mine}, i64 {first}, i64 {end}"
+            f.do(f"call void @{self.kernel.symbol}.section{i}({arguments})")
+            f.do(f"br label %{done}")
+            f.label(other)
+            before += self._tasks(section)
+        f.do(f"br label %{done}")
+        f.label(done)
+
+    def _block_rows(self) -> int | None:
+        """Rows of x that go through all columns together; None: all rows."""
+        tile = self.kernel.tile
+        if tile.groups == 1:
+            return None
+        row_bytes = digits_bytes(padded_k(self.plan, self.kernel), self.kernel.limbs)
+        return max(_BLOCK_BYTES // row_bytes, _BLOCK_ROWS) // tile.rows * tile.rows
 
     def _tasks(self, section: Section) -> int:
-        """Parts of a section that one thread computes at a time: a tile's columns, all rows."""
+        """Parts of a section that one thread computes at a time: a tile's columns."""
         return -(-groups(section) // self.kernel.tile.groups)
 
     def _chunk(self, count: int, task_bytes: int) -> int:
@@ -575,22 +619,20 @@ class _SectionWriter:
         self._padded_k = padded_k(lowering.plan, self._kernel)
         columns = self._kernel.tile.groups * LANES
         self._f = Function(
-            f"internal void @{self._name}(ptr %args, i64 %task) #0",
-            f"{columns} of {section.width} columns for every row: {len(section.products)} "
-            "product(s) and the epilogue.",
+            f"internal void @{self._name}(ptr %args, i64 %task, i64 %first, i64 %end) #0",
+            f"{columns} of {section.width} columns for rows %first … %end: "
+            f"{len(section.products)} product(s) and the epilogue.",
         )
 
     def write(self) -> None:
-        f = self._f
-        m = self._lowering._argument(f, Slot("m"))
         if self._section.schedule == COLUMNS:
-            self._columns(m)
+            self._columns()
         else:
-            self._dots(m)
-        f.do("ret void")
-        self._lowering.module.add(self._name, f)
+            self._dots()
+        self._f.do("ret void")
+        self._lowering.module.add(self._name, self._f)
 
-    def _columns(self, m: str) -> None:
+    def _columns(self) -> None:
         f, rows = self._f, self._kernel.tile.rows
         numbers = self._groups()
         tiles = [
@@ -599,13 +641,15 @@ class _SectionWriter:
         ]
         weights = [[self._weight_group(p, g) for g in numbers] for p in self._products]
         here = self._groups_here(len(numbers))
-        with f.loop("m0", 0, m, step=rows) as tile:
+        with f.loop("m0", "%first", "%end", step=rows) as tile:
             first = tile.index
             if rows > 1:
                 f.comment("the last tile overlaps the one before: it never leaves x")
-                last = f.let("last", f"sub i64 {m}, {rows}")
+                last = f.let("last", f"sub i64 %end, {rows}")
                 over = f.let("over", f"icmp sgt i64 {first}, {last}")
                 first = f.let("first", f"select i1 {over}, i64 {last}, i64 {first}")
+            if self._kernel.tile.groups > 1:
+                self._announce_results(first)
             for product, at, out in zip(self._products, weights, tiles, strict=True):
                 self._product(product, first, at, out)
             with f.loop("g", 0, here) as group, f.loop("r", 0, rows) as loop:
@@ -617,6 +661,20 @@ class _SectionWriter:
                 ]
                 column = f.index("column", (numbers[0], LANES), (group.index, LANES))
                 self._epilogue(SIXTEEN, row, column, sums)
+
+    def _announce_results(self, first: str) -> None:
+        """Fetch the lines of a tile's results while it is computed: stores wait in order for theirs."""
+        f, tile = self._f, self._kernel.tile
+        self._lowering.module.declare("declare void @llvm.prefetch.p0(ptr, i32, i32, i32)")
+        with f.loop("r", 0, tile.rows) as loop:
+            row = f.index("row", (first, 1), (loop.index, 1))
+            values = _Values(self._lowering, f, row, self._kernel.buffers)
+            for store in self._section.stores:
+                line = values.buffer_row(store)
+                for g in range(tile.groups):
+                    column = f.index("column", ("%task", tile.groups * LANES), (g * LANES, 1))
+                    at = f.at(line, "float", column, "result_at")
+                    f.do(f"call void @llvm.prefetch.p0(ptr {at}, i32 1, i32 3, i32 1) ; to write")
 
     def _groups(self) -> list[str]:
         """The numbers of the tile's groups; one that is beyond the last is the last."""
@@ -665,15 +723,15 @@ class _SectionWriter:
             tile = f.at(out, VECTOR, g * rows, "tile_at")
             f.do(f"call void {function}(ptr {x_at}, ptr {at}, ptr {tile})")
 
-    def _dots(self, m: str) -> None:
+    def _dots(self) -> None:
         f, width = self._f, self._section.width
         columns = self._kernel.tile.groups * LANES
         x = self._lowering._argument(f, Slot("x"))
-        first = f.index("first", ("%task", columns))
-        end = f.let("end", f"add i64 {first}, {columns}")
-        over = f.let("over", f"icmp sgt i64 {end}, {width}")
-        end = f.let("end", f"select i1 {over}, i64 {width}, i64 {end}")
-        with f.loop("n", first, end) as column, f.loop("row", 0, m) as row:
+        start = f.index("column", ("%task", columns))
+        stop = f.let("stop", f"add i64 {start}, {columns}")
+        over = f.let("over", f"icmp sgt i64 {stop}, {width}")
+        stop = f.let("stop", f"select i1 {over}, i64 {width}, i64 {stop}")
+        with f.loop("n", start, stop) as column, f.loop("row", "%first", "%end") as row:
             x_at = f.at(x, "float", f.index("x_off", (row.index, self._padded_k)), "x_at")
             sums = []
             for product in self._products:

@@ -172,11 +172,9 @@ block.done:
   ret float %sum
 }
 
-; 16 of 1 columns for every row: 1 product(s) and the epilogue.
-define internal void @q4jit_column.section0(ptr %args, i64 %task) #0 {
+; 16 of 1 columns for rows %first … %end: 1 product(s) and the epilogue.
+define internal void @q4jit_column.section0(ptr %args, i64 %task, i64 %first, i64 %end) #0 {
 entry:
-  %m.at = getelementptr i64, ptr %args, i64 1
-  %m = load i64, ptr %m.at, align 8
   %prologue.at = getelementptr i64, ptr %args, i64 5
   %prologue = load ptr, ptr %prologue.at, align 8
   %w.at = getelementptr i64, ptr %args, i64 3
@@ -185,20 +183,20 @@ entry:
   %exponent = load ptr, ptr %exponent.at, align 8
   %output0.at = getelementptr i64, ptr %args, i64 4
   %output0 = load ptr, ptr %output0.at, align 8
-  %first = mul i64 %task, 16
-  %end = add i64 %first, 16
-  %over = icmp sgt i64 %end, 1
-  %end.1 = select i1 %over, i64 1, i64 %end
+  %column = mul i64 %task, 16
+  %stop = add i64 %column, 16
+  %over = icmp sgt i64 %stop, 1
+  %stop.1 = select i1 %over, i64 1, i64 %stop
   br label %n.head
 n.head:
-  %n = phi i64 [ %first, %entry ], [ %n.next, %row.done ]
-  %n.more = icmp slt i64 %n, %end.1
+  %n = phi i64 [ %column, %entry ], [ %n.next, %row.done ]
+  %n.more = icmp slt i64 %n, %stop.1
   br i1 %n.more, label %n.body, label %n.done
 n.body:
   br label %row.head
 row.head:
-  %row = phi i64 [ 0, %n.body ], [ %row.next, %row.body ]
-  %row.more = icmp slt i64 %row, %m
+  %row = phi i64 [ %first, %n.body ], [ %row.next, %row.body ]
+  %row.more = icmp slt i64 %row, %end
   br i1 %row.more, label %row.body, label %row.done
 row.body:
   %x_off = mul i64 %row, 256
@@ -224,23 +222,25 @@ n.done:
 ; Tasks are numbered through the sections.
 define internal void @q4jit_column.columns(ptr %args, i64 %from, i64 %to) #0 {
 entry:
-  br label %task.head
-task.head:
-  %task = phi i64 [ %from, %entry ], [ %task.next, %next ]
-  %task.more = icmp slt i64 %task, %to
-  br i1 %task.more, label %task.body, label %task.done
-task.body:
-  %inside = icmp slt i64 %task, 1
+  %m.at = getelementptr i64, ptr %args, i64 1
+  %m = load i64, ptr %m.at, align 8
+  br label %number.head
+number.head:
+  %number = phi i64 [ %from, %entry ], [ %number.next, %next ]
+  %number.more = icmp slt i64 %number, %to
+  br i1 %number.more, label %number.body, label %number.done
+number.body:
+  %inside = icmp slt i64 %number, 1
   br i1 %inside, label %here, label %other
 here:
-  call void @q4jit_column.section0(ptr %args, i64 %task)
+  call void @q4jit_column.section0(ptr %args, i64 %number, i64 0, i64 %m)
   br label %next
 other:
   br label %next
 next:
-  %task.next = add i64 %task, 1
-  br label %task.head
-task.done:
+  %number.next = add i64 %number, 1
+  br label %number.head
+number.done:
   ret void
 }
 

@@ -248,11 +248,9 @@ tile.1.done:
   ret void
 }
 
-; 16 of 64 columns for every row: 1 product(s) and the epilogue.
-define internal void @q4jit_product.section0(ptr %args, i64 %task) #0 {
+; 16 of 64 columns for rows %first … %end: 1 product(s) and the epilogue.
+define internal void @q4jit_product.section0(ptr %args, i64 %task, i64 %first, i64 %end) #0 {
 entry:
-  %m.at = getelementptr i64, ptr %args, i64 1
-  %m = load i64, ptr %m.at, align 8
   %w.at = getelementptr i64, ptr %args, i64 3
   %w = load ptr, ptr %w.at, align 8
   %prologue.at = getelementptr i64, ptr %args, i64 5
@@ -266,8 +264,8 @@ entry:
   %w_at = getelementptr i8, ptr %w, i64 %w_off
   br label %m0.head
 m0.head:
-  %m0 = phi i64 [ 0, %entry ], [ %m0.next, %m0.body ]
-  %m0.more = icmp slt i64 %m0, %m
+  %m0 = phi i64 [ %first, %entry ], [ %m0.next, %m0.body ]
+  %m0.more = icmp slt i64 %m0, %end
   br i1 %m0.more, label %m0.body, label %m0.done
 m0.body:
   %x_off = mul i64 %m0, 4096
@@ -293,23 +291,25 @@ m0.done:
 ; Tasks are numbered through the sections.
 define internal void @q4jit_product.columns(ptr %args, i64 %from, i64 %to) #0 {
 entry:
-  br label %task.head
-task.head:
-  %task = phi i64 [ %from, %entry ], [ %task.next, %next ]
-  %task.more = icmp slt i64 %task, %to
-  br i1 %task.more, label %task.body, label %task.done
-task.body:
-  %inside = icmp slt i64 %task, 4
+  %m.at = getelementptr i64, ptr %args, i64 1
+  %m = load i64, ptr %m.at, align 8
+  br label %number.head
+number.head:
+  %number = phi i64 [ %from, %entry ], [ %number.next, %next ]
+  %number.more = icmp slt i64 %number, %to
+  br i1 %number.more, label %number.body, label %number.done
+number.body:
+  %inside = icmp slt i64 %number, 4
   br i1 %inside, label %here, label %other
 here:
-  call void @q4jit_product.section0(ptr %args, i64 %task)
+  call void @q4jit_product.section0(ptr %args, i64 %number, i64 0, i64 %m)
   br label %next
 other:
   br label %next
 next:
-  %task.next = add i64 %task, 1
-  br label %task.head
-task.done:
+  %number.next = add i64 %number, 1
+  br label %number.head
+number.done:
   ret void
 }
 
