@@ -92,21 +92,34 @@ class GgmlProduct:
         return self._output
 
 
+def _found(path: Path) -> list[Path]:
+    """The libraries at a path. Raises GgmlError, which says what is there instead."""
+    folder = path if path.is_dir() else path.parent
+    libraries = [folder / name for name in _LIBRARIES]
+    missing = [library.name for library in libraries if not library.is_file()]
+    if path.exists() and not missing:
+        return libraries
+    if not path.exists():
+        found = "nothing"
+    elif path.is_dir():
+        found = f"a folder without {' and '.join(missing)}"
+    else:
+        found = f"a file without {' and '.join(missing)} beside it"
+    wanted = " and ".join(_LIBRARIES)
+    raise GgmlError(f"found {found}, accepted is a folder with {wanted}, or a file in it")
+
+
 class Ggml:
     """ggml's libraries `base` and `cpu`, with their functions as attributes."""
 
     def __init__(self, path: Path) -> None:
         """path: one of both libraries, or their folder. Raises GgmlError where that fails."""
-        folder = path if path.is_dir() else path.parent
         try:
             self._libraries = [
-                ctypes.CDLL(str(folder / name), mode=ctypes.RTLD_GLOBAL) for name in _LIBRARIES
+                ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL) for library in _found(path)
             ]
         except OSError as error:
-            wanted = " and ".join(_LIBRARIES)
-            raise GgmlError(
-                f"found {folder}, accepted is a folder with {wanted}: {error}"
-            ) from None
+            raise GgmlError(f"found libraries that cannot be loaded: {error}") from None
         init = self._function("ggml_init")
         init.restype, init.argtypes = _P, (_InitParams,)
         self._init = init

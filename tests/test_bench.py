@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import importlib.util
+import itertools
 import json
 import math
 import re
@@ -15,13 +16,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from q4jit import benchmark, cli, peers, roofline
+from q4jit import benchmark, cli, limits, peers, roofline
 from q4jit.backends import find_backend
 from q4jit.benchmark import Request, contest, measure, table_lines
 from q4jit.cli import main
 from q4jit.errors import DeviceError, FormatError, TargetError
 from q4jit.ggml import Ggml
-from q4jit.peers import READ, AbsentError, Entrant, GpuArena, Running, Work
+from q4jit.peers import LIMITS, PEAKS, READ, AbsentError, Entrant, GpuArena, Running, Work
 from q4jit.render import render_read
 from q4jit.selftest import BOUNDS, random_weight
 from q4jit.targets import Target, find_target
@@ -46,6 +47,7 @@ class FakeArena:
         self.absent = {"torch int4": "not today"}
         self.begun: list[tuple[Any, str]] = []
         self.times = {READ: 2.0, "q4jit f32": 4.0, "q4jit f16": 2.5, "peer": 8.0}
+        self.peak_names: tuple[str, ...] = ()
 
     def begin(self, work: Work, precision: str) -> None:
         self.begun.append((work.function, precision))
@@ -58,6 +60,9 @@ class FakeArena:
 
     def read(self) -> Entrant:
         return self.entrant(READ, "f32")
+
+    def peaks(self) -> list[Entrant]:
+        return [self.entrant(PEAKS[p], p) for p in self.peak_names]
 
     def peers(self) -> list[Entrant]:
         return [self.entrant("peer", "i8")]
@@ -85,12 +90,12 @@ class FakeArena:
                 self.fault(name, results)
             return self.times[name] * (1.5 if work.function is benchmark.gated else 1)
 
-        yield Running(us, poison, lambda: 0.0 if name == READ else work.error(results), "how")
+        yield Running(us, poison, lambda: 0.0 if name in LIMITS else work.error(results), "how")
 
 
 def rows_of(arena: FakeArena, **options: Any) -> list[benchmark.Row]:
     request = Request(shapes=((K, N),), rows=(3,), precisions=("f32", "f16"), **options)
-    return [row for group in measure(arena, request, ()) for row in group]
+    return [row for group in measure(arena, request, benchmark.GPU) for row in group]
 
 
 # --- turns, and what is wrong -----------------------------------------------------------------
@@ -233,7 +238,8 @@ def test_copies_have_memory_of_their_own() -> None:
     copies = shape.product(1).copies
     assert sum(w.nbytes for (w,) in copies) > 5000
     assert len({w.raw.ctypes.data for (w,) in copies}) == len(copies)
-    assert len(benchmark._Shape("Q4_0", K, N, (1,), 0).product(1).copies) == 2
+    assert len(benchmark._Shape("Q4_0", K, N, (1,), 1).product(1).copies) == 2
+    assert len(benchmark._Shape("Q4_0", K, N, (1,), 0).product(1).copies) == 1  # it stays in cache
 
 
 # --- what is shown ------------------------------------------------------------------------------
@@ -258,7 +264,7 @@ def report(tmp_path: Path) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(benchmark, "_QUICK_ROUNDS", 1)
         arena = FakeArena()
-        assert benchmark.run(found, arena, dataclasses.replace(request, fused=True), ())
+        assert benchmark.run(found, arena, dataclasses.replace(request, fused=True), benchmark.GPU)
     path = tmp_path / "report.json"
     path.write_text(benchmark.to_json(found), encoding="utf-8")
     return path
@@ -359,7 +365,7 @@ def test_the_exit_status_and_the_report_tell_of_a_wrong_kernel(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     arena = FakeArena(at("q4jit f32", one_wrong))
-    monkeypatch.setattr(cli, "CpuArena", lambda threads, ggml: arena)
+    monkeypatch.setattr(cli, "CpuArena", lambda *given: arena)
     path = tmp_path / "b.json"
     options = ["bench", "--target", "cpu", "--shape", f"{K}x{N}", "--m", "1", "--json", str(path)]
     assert main([*options, "--precision", "f32"]) == 1
@@ -380,7 +386,7 @@ def test_what_was_measured_before_an_interrupt_is_kept(
             raise KeyboardInterrupt
 
     arena.fault = fault
-    monkeypatch.setattr(cli, "CpuArena", lambda threads, ggml: arena)
+    monkeypatch.setattr(cli, "CpuArena", lambda *given: arena)
     path = tmp_path / "b.json"
     options = ["--shape", f"{K}x{N}", "--m", "1,2,3", "--precision", "f32", "--json", str(path)]
     assert main(["bench", "--target", "cpu", *options]) == 130
@@ -413,13 +419,78 @@ def test_a_read_loads_16_bytes_at_a_time_and_all_before_it_waits() -> None:
     assert all("v4" in text.splitlines()[i] for i in loads)
 
 
-@pytest.mark.parametrize("way", peers._CPU_READ_WAYS)
+@pytest.mark.parametrize("way", limits.READ_WAYS)
 def test_the_cpus_read_reads_all(way: tuple[int, int]) -> None:
-    load = peers._cpu_reader(find_target("cpu"), *way)
-    data = np.random.default_rng(0).integers(0, 1 << 32, 3 * peers._STEP_BYTES // 4, np.uint32)
+    load = limits.reader(find_target("cpu"), *way)
+    data = np.random.default_rng(0).integers(0, 1 << 32, 3 * limits.STEP_BYTES // 4, np.uint32)
     found = np.zeros(1, np.uint32)
     load(data.ctypes.data, data.nbytes, found.ctypes.data)
     assert found[0] == np.bitwise_xor.reduce(data)
+
+
+# --- peaks --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("precision", ["f32", "i8"])
+def test_a_peak_computes_what_it_says(precision: str) -> None:
+    peak = limits.peak(find_target("cpu"), precision)
+    if peak is None:
+        lack("an instruction that sums products of int8")
+    assert peak.run()[1]
+    broken = dataclasses.replace(peak, _kernel=lambda sums, factors, steps: None)
+    assert not broken.run()[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "more", "precision", "instruction", "vectors"),
+    [
+        ("cpu:x86-64-v4", "", "f32", r"vfmadd231ps\t%zmm", 24),
+        ("cpu:x86-64-v4", "avx512vnni", "i8", r"vpdpbusd\t%zmm", 24),
+        ("cpu:x86-64-v3", "", "f32", r"vfmadd\d+ps\t%ymm", 12),
+        ("cpu:x86-64-v3", "avxvnni", "i8", r"vpdpbusd\t%ymm", 12),
+        ("cpu:x86-64", "", "f32", r"mulps", 12),
+        ("cpu:aarch64", "", "f32", r"fmla", 24),
+        ("cpu:aarch64", "dotprod", "i8", r"sdot", 24),
+    ],
+)
+def test_a_peak_is_multiply_adds_alone(
+    name: str, more: str, precision: str, instruction: str, vectors: int
+) -> None:
+    """Of its innermost loop: nothing is loaded, nothing copied, nothing left out."""
+    target = find_target(name)
+    target = dataclasses.replace(target, features=target.features | set(more.split()))
+    found = limits.instruction(target, precision)
+    assert found is not None
+    text = limits.peak_text(target, found, vectors)
+    assembly = find_backend(target).compiler(target).compile_assembly(text, target)
+    blocks = re.split(r"^\.LBB.*:.*$", assembly, flags=re.MULTILINE)
+    loop = next(part for part in reversed(blocks) if len(re.findall(instruction, part)) >= vectors)
+    lines = [line.strip() for line in loop.splitlines() if re.match(r"\t[^.]", line)]
+    body = list(itertools.takewhile(lambda line: not re.match(r"j|b\.", line), lines))
+    counted = [line for line in body if re.match(rf"({{vex}}\t)?{instruction}", line)]
+    assert len(counted) % vectors == 0
+    rest = {line.split()[0] for line in body if line not in counted}
+    assert rest <= {*"addps incq decq cmpq addq subs add cmp".split()}
+
+
+def test_no_peak_where_nothing_sums_products_of_int8() -> None:
+    assert limits.peak(find_target("cpu:x86-64-v3"), "i8") is None
+
+
+def test_products_are_held_against_their_peak() -> None:
+    arena = FakeArena()
+    arena.peak_names = ("f32", "i8")
+    arena.times |= {"FMA peak": 3.0, "dot peak": 1.0, "q4jit i8": 2.0}
+    request = Request(shapes=((K, N),), rows=(3,), precisions=("f32", "i8", "f16"))
+    (rows,) = measure(arena, request, benchmark.GPU)
+    of_peak = {row.name: row.of_peak for row in rows}
+    assert of_peak.pop("q4jit f32") == 0.75
+    assert of_peak.pop("q4jit i8") == 0.5
+    assert set(of_peak.values()) == {None}
+    peak = next(row for row in rows if row.name == "FMA peak")
+    assert (peak.gb_per_s, peak.of_read, peak.ratios) == (None, None, {})
+    assert peak.tflops == pytest.approx(2 * 3 * K * N / 3e-6 * 1e-12)
+    assert not any(set(row.ratios) & LIMITS for row in rows)
 
 
 # --- the CPU --------------------------------------------------------------------------------------
@@ -455,16 +526,30 @@ def test_the_cpu_is_measured(fmt: str, tmp_path: Path, capsys: pytest.CaptureFix
     assert "q4jit f32, bias and SiLU gating" in out
 
 
-@pytest.mark.usefixtures("quick_cpu")
-def test_a_library_that_is_no_ggml_is_a_reason(
+def test_a_library_that_is_no_ggml_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    options = ["--target", "cpu", "--shape", "64x37", "--m", "1", "--ggml", str(tmp_path)]
-    assert main(["bench", *options]) == 0
-    found = capsys.readouterr().out
-    assert (
-        f"ggml: not present: found {tmp_path}, accepted is a folder with libggml-base.so" in found
-    )
+    options = ["bench", "--target", "cpu", "--shape", "64x37", "--m", "1", "--ggml"]
+    base, cpu = tmp_path / "libggml-base.so", tmp_path / "libggml-cpu.so"
+
+    def told(path: Path) -> str:
+        with pytest.raises(SystemExit) as end:
+            main([*options, str(path)])
+        out, err = capsys.readouterr()
+        assert (end.value.code, out, len(err.splitlines())) == (2, "", 1)
+        assert f"--ggml {path}: found " in err
+        return err
+
+    accepted = "accepted is a folder with libggml-base.so and libggml-cpu.so, or a file in it"
+    assert f"found nothing, {accepted}" in told(tmp_path / "no" / "folder")
+    assert f"found nothing, {accepted}" in told(cpu)
+    wanted = f"found a folder without libggml-base.so and libggml-cpu.so, {accepted}"
+    assert wanted in told(tmp_path)
+    base.write_text("no library")
+    assert f"found a folder without libggml-cpu.so, {accepted}" in told(tmp_path)
+    assert f"found a file without libggml-cpu.so beside it, {accepted}" in told(base)
+    cpu.write_text("no library")
+    assert "found libraries that cannot be loaded: " in told(cpu)
 
 
 def test_threads_are_those_that_are_asked_for(tmp_path: Path) -> None:
