@@ -8,7 +8,7 @@ them.
 import contextlib
 import ctypes
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -24,9 +24,20 @@ _WEIGHTS: Final = 1  # GGML_BACKEND_BUFFER_USAGE_WEIGHTS
 _POISON: Final = 0xFF
 _TENSORS: Final = 4096  # of a context, at most
 
+# LLVM's name of a feature → who says whether the library was built for it
+_BUILT_WITH: Final = {
+    "avx2": "ggml_cpu_has_avx2",
+    "avx512f": "ggml_cpu_has_avx512",
+    "avx512vnni": "ggml_cpu_has_avx512_vnni",
+    "avxvnni": "ggml_cpu_has_avx_vnni",
+    "dotprod": "ggml_cpu_has_dotprod",
+    "i8mm": "ggml_cpu_has_matmul_int8",
+}
+
 # name → type of the result, types of the arguments; P is a pointer that only ggml looks into
 _P, _Z, _I = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
 _FUNCTIONS: Final[dict[str, tuple[Any, tuple[Any, ...]]]] = {
+    **dict.fromkeys(_BUILT_WITH.values(), (_I, ())),
     "ggml_free": (None, (_P,)),
     "ggml_tensor_overhead": (_Z, ()),
     "ggml_graph_overhead": (_Z, ()),
@@ -138,6 +149,14 @@ class Ggml:
             if hasattr(library, name):
                 return getattr(library, name)
         raise GgmlError(f"{' and '.join(_LIBRARIES)} have no {name}: another version of ggml")
+
+    def lacks(self, features: Collection[str]) -> list[str]:
+        """Those of a CPU's features that the library was built without, of those that count."""
+        return [
+            feature
+            for feature, name in _BUILT_WITH.items()
+            if feature in features and not getattr(self, name)()
+        ]
 
     @contextlib.contextmanager
     def product(

@@ -690,6 +690,7 @@ class CpuArena:
     @contextlib.contextmanager
     def _on_ggml(self, library: Ggml, work: Work) -> Iterator[Running]:
         weights = [w for (w,) in work.copies]
+        lacks = "".join(f", built without {name}" for name in library.lacks(self._target.features))
         try:
             # one product a graph would start its threads for each
             opened = library.product(work.x, weights, max(len(weights), 16), self.threads)
@@ -698,7 +699,7 @@ class CpuArena:
                     lambda: _timed_us([made.compute]) / made.number,
                     made.poison,
                     lambda: work.error([made.result()]),
-                    made.layout,
+                    f"{made.layout}{lacks}",
                 )
         except GgmlError as error:
             raise AbsentError(str(error)) from None
