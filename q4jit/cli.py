@@ -638,7 +638,9 @@ def _bench_in_parts(options: argparse.Namespace, report: benchmark.Report) -> bo
                 if path.is_file():
                     report["runs"] += benchmark.read_report(path)["runs"]
             if status < 0:
-                raise ChildProcessError(f"the part with {threads} threads: ended by {-status}")
+                raise ChildProcessError(
+                    f"the part with {threads} threads: ended by signal {-status}"
+                )
             good = good and status == 0
     return good
 

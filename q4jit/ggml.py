@@ -22,7 +22,6 @@ _LIBRARIES: Final = ("libggml-base.so", "libggml-cpu.so")
 _F32: Final = 0  # GGML_TYPE_F32
 _WEIGHTS: Final = 1  # GGML_BACKEND_BUFFER_USAGE_WEIGHTS
 _POISON: Final = 0xFF
-_TENSORS: Final = 4096  # of a context, at most
 
 # LLVM's name of a feature → who says whether the library was built for it
 _BUILT_WITH: Final = {
@@ -40,10 +39,10 @@ _FUNCTIONS: Final[dict[str, tuple[Any, tuple[Any, ...]]]] = {
     **dict.fromkeys(_BUILT_WITH.values(), (_I, ())),
     "ggml_free": (None, (_P,)),
     "ggml_tensor_overhead": (_Z, ()),
-    "ggml_graph_overhead": (_Z, ()),
+    "ggml_graph_overhead_custom": (_Z, (_Z, ctypes.c_bool)),
     "ggml_new_tensor_2d": (_P, (_P, _I, ctypes.c_int64, ctypes.c_int64)),
     "ggml_mul_mat": (_P, (_P, _P, _P)),
-    "ggml_new_graph": (_P, (_P,)),
+    "ggml_new_graph_custom": (_P, (_P, _Z, ctypes.c_bool)),
     "ggml_build_forward_expand": (None, (_P, _P)),
     "ggml_backend_cpu_init": (_P, ()),
     "ggml_backend_cpu_set_n_threads": (None, (_P, _I)),
@@ -172,14 +171,16 @@ class Ggml:
             backend = self._checked("ggml_backend_cpu_init")
             closing.callback(self.ggml_backend_free, backend)
             self.ggml_backend_cpu_set_n_threads(backend, threads)
-            given = self._context(closing)
+            size = number + len(weights) + 1  # every tensor that the graph meets
+            overhead_bytes = self.ggml_graph_overhead_custom(size, False)
+            given = self._context(closing, size, overhead_bytes)
             # the innermost dimension of ggml comes first: x is M rows of K
             activations = self._checked("ggml_new_tensor_2d", given, _F32, k, m)
             self._place(closing, [activations], 4 * m * k)
             values = np.ascontiguousarray(x)
             self.ggml_backend_tensor_set(activations, values.ctypes.data, 0, values.nbytes)
             tensors, layout = self._store(closing, backend, weights, activations)
-            graph = self._checked("ggml_new_graph", given)
+            graph = self._checked("ggml_new_graph_custom", given, size, False)
             outputs = []
             for i in range(number):
                 tensor = tensors[i % len(tensors)]
@@ -201,7 +202,7 @@ class Ggml:
         (k, n), ggml_type = weights[0].shape, weights[0].block_format.ggml_type
         plain = self._checked("ggml_backend_cpu_buffer_type")
         for kind in (self._repacked() or plain, plain):
-            context = self._context(closing)
+            context = self._context(closing, len(weights) + 1)
             tensors = [
                 self._checked("ggml_new_tensor_2d", context, ggml_type, k, n) for _ in weights
             ]
@@ -224,9 +225,9 @@ class Ggml:
             raise GgmlError(f"{name} gave nothing")
         return found
 
-    def _context(self, closing: contextlib.ExitStack) -> int:
-        size = self.ggml_tensor_overhead() * _TENSORS + self.ggml_graph_overhead()
-        context: int | None = self._init(_InitParams(size, None, True))
+    def _context(self, closing: contextlib.ExitStack, tensors: int, more_bytes: int = 0) -> int:
+        size_bytes = self.ggml_tensor_overhead() * tensors + more_bytes
+        context: int | None = self._init(_InitParams(size_bytes, None, True))
         if not context:
             raise GgmlError("ggml_init gave nothing")
         closing.callback(self.ggml_free, context)

@@ -7,6 +7,8 @@ import itertools
 import json
 import math
 import re
+import signal
+import subprocess
 import sys
 import types
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from q4jit import benchmark, cli, limits, peers, roofline
+from q4jit import benchmark, cli, limits, peers, ratios, roofline
 from q4jit.backends import find_backend
 from q4jit.benchmark import Request, contest, measure, table_lines
 from q4jit.cli import main
@@ -29,7 +31,7 @@ from q4jit.targets import Target, find_target
 from tests import child, fake_gpu
 from tests.hip_host import compile_host
 from tests.test_devices import PRELUDE
-from tests.tools import lack
+from tests.tools import lack, require_tool
 
 ROOT = Path(__file__).parents[1]
 K, N = 64, 37
@@ -342,11 +344,14 @@ def test_a_roof_and_the_places_under_it() -> None:
         (["--precision", "f64"], "accepted are f32, f16, i8"),
         (["--m", "1,,2"], "whole numbers from 1"),
         (["--threads", "1025"], "accepted are 1 to 1024 threads"),
+        (["--threads", "1,0"], "whole numbers from 1"),
+        (["--cached", "--target", "cpu", "--target", "hip:0"], "accepted with the CPU alone"),
         (["--json", "no/a.json"], "--json no/a.json: accepted is a file in a folder"),
         (["--json", "."], "--json .: accepted is a file in a folder"),
         (["--plot", "no/a.png"], "--plot no/a.png: accepted is a file in a folder"),
         (["--plot", "a.txt"], "accepted are .png, .svg, .pdf"),
         (["--from", "x", "--shape", "64x5", "--fused"], "--shape, --fused found with --from"),
+        (["--from", "x", "--cached"], "--cached found with --from"),
         (["--from", "x"], "nothing to do"),
     ],
 )
@@ -570,6 +575,158 @@ def test_threads_are_those_that_are_asked_for(tmp_path: Path) -> None:
     assert json.loads(path.read_text("utf-8"))["runs"][0]["threads"] == 3
 
 
+QUICK = """
+from q4jit import peers
+peers._CPU_CALLS_S, peers._CPU_REST_S = 1e-3, 0.0
+peers.cache_bytes = lambda: 4 << 10
+"""
+
+
+def begin_with(program: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let Python run a program first in every child."""
+    (folder / "sitecustomize.py").write_text(program)
+    monkeypatch.setenv("PYTHONPATH", f"{folder}:{ROOT}")
+
+
+def test_several_numbers_of_threads_are_one_report(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin_with(QUICK, tmp_path, monkeypatch)
+    path = tmp_path / "t.json"
+    options = ["--target", "cpu", "--shape", "64x37", "--m", "1,5", "--threads", "1,2", "--quick"]
+    assert main(["bench", *options, "--precision", "f32", "--json", str(path)]) == 0
+    out, _ = capfd.readouterr()
+    report = json.loads(path.read_text("utf-8"))
+    assert report["command"] == [
+        "q4jit",
+        "bench",
+        *options,
+        "--precision",
+        "f32",
+        "--json",
+        str(path),
+    ]
+    assert [run["threads"] for run in report["runs"]] == [1, 2]
+    assert {(r["k"], r["n"], r["m"]) for run in report["runs"] for r in run["rows"]} == {
+        (64, 37, 1),
+        (64, 37, 5),
+    }
+    heads = [line.split() for line in out.splitlines() if line.startswith("threads ")]
+    assert [head[:7] for head in heads] == [["threads", "K,", "N", "M", "f32", "µs", "read"]]
+    table = re.findall(r"^ +([12])  64, 37  ([15]) ", out, re.MULTILINE)
+    assert table == [("1", "1"), ("1", "5"), ("2", "1"), ("2", "5")]
+    assert main(["bench", "--from", str(path), "--markdown"]) == 0
+    out, _ = capfd.readouterr()
+    assert re.findall(r"^\| ([12]) \| 64, 37 \| ([15]) \| ", out, re.MULTILINE) == table
+    for threads in ("1 thread", "2 threads"):
+        assert re.search(rf"^- {threads}: read [\d.]+ GB/s, FMA peak \d", out, re.MULTILINE)
+
+
+def test_a_part_that_is_wrong_makes_the_whole_wrong(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spoilt = QUICK + "from q4jit import benchmark\nbenchmark.BOUNDS['f32'] = 0.0\n"
+    begin_with(spoilt, tmp_path, monkeypatch)
+    options = ["--target", "cpu", "--shape", "64x37", "--m", "1", "--threads", "1,2", "--quick"]
+    assert main(["bench", *options, "--precision", "f32"]) == 1
+    assert capfd.readouterr().out.count("wrong: error") >= 2
+
+
+def test_a_part_that_is_killed_is_an_error_and_what_was_found_is_kept(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed = "import os, signal, sys\nif '2' in sys.argv: os.kill(os.getpid(), signal.SIGKILL)\n"
+    begin_with(killed + QUICK, tmp_path, monkeypatch)
+    path = tmp_path / "t.json"
+    options = ["--target", "cpu", "--shape", "64x37", "--m", "1", "--threads", "1,2", "--quick"]
+    assert main(["bench", *options, "--json", str(path)]) == 1
+    assert "the part with 2 threads: ended by signal 9" in capfd.readouterr().err
+    report = json.loads(path.read_text("utf-8"))
+    assert report["ended_by"] == "ChildProcessError"
+    assert [run["threads"] for run in report["runs"]] == [1]
+
+
+def test_a_part_ends_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C reaches both: the part may write what it knows, and one that hangs is killed."""
+
+    def interrupted(process: Any, timeout: float | None = None) -> int:
+        monkeypatch.setattr(subprocess.Popen, "wait", wait)
+        begun.append(process)
+        raise KeyboardInterrupt
+
+    begun: list[Any] = []
+    wait = subprocess.Popen.wait
+    monkeypatch.setattr(cli, "_END_S", 0.1)
+    monkeypatch.setattr(subprocess.Popen, "wait", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        cli._wait_for([sys.executable, "-c", "import time; time.sleep(60)"])
+    assert begun[0].returncode == -signal.SIGKILL
+
+
+@pytest.mark.usefixtures("quick_cpu")
+def test_a_weight_that_stays_in_the_cache(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts: list[int] = []
+    on_cpu = peers._on_cpu
+
+    def counted(calls: Sequence[Callable[[], object]], *rest: Any) -> Running:
+        counts.append(len(calls))
+        return on_cpu(calls, *rest)
+
+    monkeypatch.setattr(peers, "_on_cpu", counted)
+    path = tmp_path / "cpu.json"
+    options = ["--target", "cpu", "--shape", "64x37", "--m", "1", "--quick", "--json", str(path)]
+    assert main(["bench", *options]) == 0
+    assert min(counts) > 1
+    counts.clear()
+    assert main(["bench", *options, "--cached", "--markdown"]) == 0
+    assert set(counts) == {1}
+    assert "Q4_0, the weight in the cache\n" in capsys.readouterr().out
+    (run,) = json.loads(path.read_text("utf-8"))["runs"]
+    assert run["cached"]
+    assert not any(row["wrong"] for row in run["rows"])
+
+
+def run_of(threads: int, cached: bool = False, **speeds: Any) -> ratios.Run:
+    """A run of q4jit i8 and f32 at M = 1 and two weights, the second of which is small."""
+    base = {"kind": "product", "m": 1, "own": True, "us": 10.0, "wrong": False, "of_peak": None}
+    rows = [
+        {**base, "name": f"q4jit {p}", "precision": p, "k": k, "n": k, **speeds}
+        for k in (4096, 576)
+        for p in ("f32", "i8")
+    ]
+    return {"threads": threads, "cached": cached, "rows": rows}
+
+
+def test_targets_are_met_by_all_weights_or_missed() -> None:
+    runs = [run_of(t, ratios={"ggml": 1.3}, of_read=0.95) for t in (1, 2, 3)]
+    _, *lines = ratios.targets(runs)
+    found = {(p, against, threads): line for p, _, against, threads, *line in lines}
+    assert found["f32", "ggml", "1"] == ["1.50", "1.30 1.30", "missed"]
+    assert found["f32", "ggml", "2"] == ["1.10", "1.30 1.30", "met"]
+    assert found["i8", "read", "1"] == ["0.92", "0.95", "met"]  # of the large one alone
+    assert {threads for _, _, threads in found} == {"1", "2"}
+    runs[1]["rows"][0]["ratios"] = {}
+    _, *lines = ratios.targets(runs[1:2])
+    assert ["f32", "1", "ggml", "2", "1.10", "- 1.30", "not measured"] in lines
+    _, *lines = ratios.targets([run_of(1, cached=True, ratios={"ggml": 3.1}, of_read=0.5)])
+    assert lines == [["i8", "1", "ggml", "1", "3.00", "3.10 3.10", "met"]]
+
+
+def test_the_table_of_ratios() -> None:
+    run = run_of(2, ratios={"ggml": 1.3}, of_read=0.954)
+    run["rows"][1] |= {"us": None, "wrong": True, "ratios": {}, "of_read": None}
+    peer = {**run["rows"][0], "name": "ggml", "own": False}
+    read = {**peer, "name": READ, "gb_per_s": 20.0}
+    run["rows"][2:] = [peer, read, {**read, "gb_per_s": 30.0}]
+    run["rows"].append({**peer, "name": "dot peak", "tflops": 0.5})
+    heads, line = ratios.table([run])
+    assert heads == "threads|K, N|M|f32 µs|read|peak|i8 µs|read|peak|ggml".split("|")
+    assert line == "2|4096, 4096|1|10|95%|-|wrong|-|-|1.30 / -".split("|")
+    assert ratios.limits(run) == "2 threads: read 30 GB/s, dot peak 500 GOP/s"
+
+
 # --- a GPU that is none ---------------------------------------------------------------------------
 
 
@@ -648,13 +805,14 @@ def test_weights_take_turns_and_the_graphs_own_result_counts() -> None:
 
 
 @pytest.mark.parametrize("fmt", ["Q4_0", "Q8_0", "F16"])
-@pytest.mark.parametrize("n", [64, 37])  # 37: not of whole groups of columns
-def test_ggmls_products_are_right(fmt: str, n: int) -> None:
+# 37: not of whole groups of columns; 90 MB: more weights than ggml's own graphs hold
+@pytest.mark.parametrize(("n", "total_bytes"), [(64, 200_000), (37, 200_000), (64, 90_000_000)])
+def test_ggmls_products_are_right(fmt: str, n: int, total_bytes: int) -> None:
     spec = importlib.util.find_spec("llama_cpp")
     if spec is None or spec.origin is None:
         pytest.skip("llama_cpp is a peer, which no test installs")
     library = Ggml(Path(spec.origin).parent / "lib")
-    work = benchmark._Shape(fmt, 512, n, (5,), 200_000).product(5)
+    work = benchmark._Shape(fmt, 512, n, (5,), total_bytes).product(5)
     weights = [w for (w,) in work.copies]
     with library.product(work.x, weights, 2 * len(weights), 1) as made:
         made.poison()
@@ -687,6 +845,12 @@ def test_quants_for_others_are_those_of_the_reference() -> None:
         peers._Quants.of(random_weight("Q8_0", K, N))
 
 
+def test_a_ggml_says_for_what_it_was_not_built() -> None:
+    library = Ggml.__new__(Ggml)
+    library.__dict__ |= {"ggml_cpu_has_avx2": lambda: 1, "ggml_cpu_has_avx512_vnni": lambda: 0}
+    assert library.lacks({"avx2", "avx512vnni", "sse2"}) == ["avx512vnni"]
+
+
 # --- the documentation ----------------------------------------------------------------------------
 
 
@@ -697,7 +861,26 @@ def test_the_documentation_knows_every_peer_and_option() -> None:
     for name in named:
         assert f'"{name}"' in source
     assert len(named) == 6
+    for name in LIMITS - {READ}:
+        assert f"`{name}`" in text
+    aims = text[text.index("| | M = 1 | M = 4 | M = 8 | M = 512 |") :]
+    for precision in ("i8", "f32"):
+        targets = [each for each in ratios._TARGETS if each[0] == precision and each[2] == "ggml"]
+        assert [m for _, m, *_ in targets] == [1, 4, 8, 512]
+        shown = " | ".join(f"{one} / {two}" for *_, one, two in targets)
+        assert f"| `{precision}` | {shown} |" in aims
     parser = cli._parser()
     for line in re.findall(r"^\$ q4jit (.*)$", text, re.MULTILINE):
         assert parser.parse_args(line.split()).run
     assert len(peers._READ_TEXTS) * len(peers._READ_BLOCKS) == 35  # as it says
+
+
+def test_make_bench_is_a_command() -> None:
+    lines = (ROOT / "Makefile").read_text("utf-8").replace("\\\n", "")
+    (words,) = re.findall(r"-m q4jit (bench .*?) \$\$RUN_ARGS", lines)
+    options = cli._parser().parse_args(words.replace('"$$1"', "lib").split())
+    assert (options.target, options.threads, options.ggml) == (["cpu"], (1, 2), Path("lib"))
+    done = subprocess.run(
+        [require_tool("make", "make"), "help"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert re.search(r"^bench +compare with ggml", done.stdout, re.MULTILINE)
