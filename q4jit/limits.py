@@ -40,9 +40,9 @@ def _load(target: Target, symbol: str, text: str, *argument_types: Any) -> Calla
 
 
 @functools.cache
-def reader(target: Target, runs: int, ahead: int) -> Callable[[int, int, int], None]:
-    """Takes an address, a number of bytes (whole steps) and where the words' exclusive or goes."""
-    kinds = (ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p)
+def reader(target: Target, runs: int, ahead: int) -> Callable[[int, int, int, int], None]:
+    """Takes an address, bytes (whole steps), passes, and where the words' exclusive or goes."""
+    kinds = (ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p)
     return _load(target, "q4jit_read", _reader_text(target, runs, ahead), *kinds)
 
 
@@ -53,10 +53,11 @@ def _reader_text(target: Target, runs: int, ahead: int) -> str:
     that is announced meanwhile, as a CPU's own announcements end with a page; 0 for none.
     """
     per_run = _VECTORS // runs
-    sums, loads, merged = [], [], ["  %m0 = xor <16 x i32> %t0, zeroinitializer"]
+    outer, sums, loads, merged = [], [], [], ["  %m0 = xor <16 x i32> %t0, zeroinitializer"]
     for i in range(_VECTORS):
         run, place = divmod(i, per_run)
-        sums.append(f"  %s{i} = phi <16 x i32> [ zeroinitializer, %entry ], [ %t{i}, %loop ]")
+        outer.append(f"  %o{i} = phi <16 x i32> [ zeroinitializer, %entry ], [ %t{i}, %passed ]")
+        sums.append(f"  %s{i} = phi <16 x i32> [ %o{i}, %pass ], [ %t{i}, %loop ]")
         loads += [
             f"  %run{i} = mul i64 %part, {run}",
             f"  %at{i} = add i64 %run{i}, %at",
@@ -75,17 +76,25 @@ def _reader_text(target: Target, runs: int, ahead: int) -> str:
     lines = [
         f"; q4jit_read for {target}: reads whole steps of {STEP_BYTES} bytes",
         f'target triple = "{target.triple}"',
-        "define void @q4jit_read(ptr %data, i64 %bytes, ptr %found) {",
+        "define void @q4jit_read(ptr %data, i64 %bytes, i64 %passes, ptr %found) {",
         "entry:",
         f"  %part = udiv i64 %bytes, {runs}",
+        "  br label %pass",
+        "pass:",
+        "  %done = phi i64 [ 0, %entry ], [ %count, %passed ]",
+        *outer,
         "  br label %loop",
         "loop:",
-        "  %at = phi i64 [ 0, %entry ], [ %next, %loop ]",
+        "  %at = phi i64 [ 0, %pass ], [ %next, %loop ]",
         *sums,
         *loads,
         f"  %next = add i64 %at, {_VECTOR_BYTES * per_run}",
         "  %more = icmp ult i64 %next, %part",
-        "  br i1 %more, label %loop, label %end",
+        "  br i1 %more, label %loop, label %passed",
+        "passed:",
+        "  %count = add i64 %done, 1",
+        "  %again = icmp ult i64 %count, %passes",
+        "  br i1 %again, label %pass, label %end",
         "end:",
         *merged,
         f"  %word = call i32 @llvm.vector.reduce.xor.v16i32(<16 x i32> %m{_VECTORS - 1})",

@@ -57,7 +57,7 @@ _READ_BYTES: Final = 16  # of a load
 _READ_TEXTS: Final = ((256, 2), (256, 4), (256, 8), (512, 4), (512, 8), (1024, 2), (1024, 4))
 _READ_BLOCKS: Final = (1, 2, 4, 8, None)
 _CPU_CALLS_S: Final = 0.03
-_READ_PASSES: Final = 4
+_READ_PASSES: Final = 5
 _READ_PASS_BYTES: Final = 32 << 20  # of passes together, at least: fewer end before they are timed
 _PEAK_PASSES: Final = 4
 _CPU_WARM_CALLS: Final = 3
@@ -545,7 +545,8 @@ class CpuArena:
         count = count_copies(self.rotated_bytes(), work.weight_bytes)
         step = limits.STEP_BYTES * self.threads
         size_bytes = -(-count * work.weight_bytes // step) * step
-        passes = max(_READ_PASSES, _READ_PASS_BYTES // size_bytes)
+        # an odd number: the exclusive or of all passes is that of one
+        passes = max(_READ_PASSES, _READ_PASS_BYTES // size_bytes | 1)
         data = np.random.default_rng(0).integers(0, 1 << 32, size_bytes // 4, np.uint32)
         parts = np.split(data, self.threads)
         found, wanted, right = (
@@ -554,13 +555,12 @@ class CpuArena:
             [True],
         )
 
-        def part_us(load: Callable[[int, int, int], None], i: int) -> float:
+        def part_us(load: Callable[[int, int, int, int], None], i: int) -> float:
             start = time.perf_counter()
-            for _ in range(passes):
-                load(parts[i].ctypes.data, parts[i].nbytes, found[i:].ctypes.data)
+            load(parts[i].ctypes.data, parts[i].nbytes, passes, found[i:].ctypes.data)
             return (time.perf_counter() - start) * 1e6 / passes
 
-        def all_us(load: Callable[[int, int, int], None]) -> float:
+        def all_us(load: Callable[[int, int, int, int], None]) -> float:
             taken = max(self._on_all(functools.partial(part_us, load)))
             if np.bitwise_xor.reduce(found) != wanted:
                 right.clear()
