@@ -110,7 +110,7 @@ def _ratio(row: Row | None, other: str, form: str) -> str:
 
 def targets(runs: Sequence[Run]) -> Table:
     """What is aimed at, what was found for each weight, and whether all reach it."""
-    lines = [["precision", "M", "against", "threads", "target", "found", ""]]
+    lines = [["precision", "M", "against", "threads", "target", "found", "verdict"]]
     for run in runs:
         for precision, m, other, *wanted in _CACHED_TARGETS if run.get("cached") else _TARGETS:
             found = [
