@@ -61,6 +61,9 @@ _READ_PASSES: Final = 5
 _READ_PASS_BYTES: Final = 32 << 20  # of passes together, at least: fewer end before they are timed
 _PEAK_PASSES: Final = 4
 _CPU_WARM_CALLS: Final = 3
+# products of a graph of ggml's, which starts its threads anew: so many, or so much work
+_GRAPH_PRODUCTS: Final = 16
+_GRAPH_OPERATIONS: Final = 10_000_000_000
 # until threads of the library before have stopped spinning: OpenBLAS's took PyTorch's product from
 # 40 µs to 8 ms after 50 ms, and no longer after 100
 _CPU_REST_S: Final = 0.15
@@ -694,8 +697,8 @@ class CpuArena:
         weights = [w for (w,) in work.copies]
         lacks = "".join(f", built without {name}" for name in library.lacks(self._target.features))
         try:
-            # one product a graph would start its threads for each
-            opened = library.product(work.x, weights, max(len(weights), 16), self.threads)
+            number = min(_GRAPH_PRODUCTS, -(-_GRAPH_OPERATIONS // work.operations))
+            opened = library.product(work.x, weights, max(len(weights), number), self.threads)
             with opened as made:
                 yield Running(
                     lambda: _timed_us([made.compute]) / made.number,
@@ -726,9 +729,12 @@ def _on_cpu(
 def _timed_us(calls: Sequence[Callable[[], object]]) -> float:
     """The median of microseconds of calls, which take turns for some time."""
     time.sleep(_CPU_REST_S)
+    taken: list[float] = []
+    start = time.perf_counter()
     for call in calls[:_CPU_WARM_CALLS]:
         call()
-    taken: list[float] = []
+        if time.perf_counter() - start > _CPU_CALLS_S:
+            break
     start = time.perf_counter()
     end = start + _CPU_CALLS_S
     for call in itertools.cycle(calls):
