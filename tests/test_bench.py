@@ -693,6 +693,17 @@ def test_a_weight_that_stays_in_the_cache(
     assert not any(row["wrong"] for row in run["rows"])
 
 
+@pytest.mark.usefixtures("quick_cpu")
+def test_a_more_exact_kernel_that_serves_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "cpu.json"
+    options = ["--target", "cpu", "--shape", "64x37", "--m", "1", "--quick", "--format", "F16"]
+    assert main(["bench", *options, "--precision", "f32,i8", "--json", str(path)]) == 0
+    (run,) = json.loads(path.read_text("utf-8"))["runs"]
+    notes = {row["name"]: row["note"] for row in run["rows"] if row["own"]}
+    assert notes["q4jit f32"] == ""
+    assert notes["q4jit i8"].startswith("precision='i8' is an upper bound")
+
+
 def run_of(threads: int, cached: bool = False, **speeds: Any) -> ratios.Run:
     """A run of q4jit i8 and f32 at M = 1 and two weights, the second of which is small."""
     base = {"kind": "product", "m": 1, "own": True, "us": 10.0, "wrong": False, "of_peak": None}
