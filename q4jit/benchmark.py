@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import datetime
 import functools
+import itertools
 import json
 import platform
 import statistics
@@ -20,10 +21,20 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from q4jit import aot
+from q4jit import aot, ratios
 from q4jit.bench import Doubles, exact_products, relative_error
 from q4jit.errors import FormatError, Q4JitError
-from q4jit.peers import READ, AbsentError, Arena, Entrant, Running, Work
+from q4jit.peers import (
+    LIMITS,
+    PEAKS,
+    READ,
+    AbsentError,
+    Arena,
+    Entrant,
+    Running,
+    Work,
+    count_copies,
+)
 from q4jit.progress import progress
 from q4jit.selftest import BOUNDS, FUNCTION_BOUND, commit, product, random_weight, random_x
 from q4jit.weights import QuantizedTensor
@@ -32,15 +43,33 @@ Floats = NDArray[np.float32]
 Report = dict[str, Any]
 Copies = tuple[tuple[QuantizedTensor, ...], ...]
 
-GPU_SHAPES: Final = ((4096, 4096), (4096, 14336), (14336, 4096), (8192, 28672))
-CPU_SHAPES: Final = ((4096, 4096), (4096, 14336), (14336, 4096), (576, 1536), (576, 576))
-ROWS: Final = (1, 8, 64, 512)
 _QUICK_ROWS: Final = (1, 8)
 _ROUNDS: Final = 7
 _QUICK_ROUNDS: Final = 3
 _VERSION: Final = 1
 # two products with errors of their own go into each result; in f32 it is the contract of functions
 _GATED_BOUNDS: Final = {"f32": FUNCTION_BOUND, "f16": 3 * BOUNDS["f16"], "i8": 3 * BOUNDS["i8"]}
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """What is measured on a kind of target where nothing else is asked for."""
+
+    shapes: tuple[tuple[int, int], ...]
+    rows: tuple[int, ...]
+    precisions: tuple[str, ...]
+
+
+GPU: Final = Defaults(
+    shapes=((4096, 4096), (4096, 14336), (14336, 4096), (8192, 28672)),
+    rows=(1, 8, 64, 512),
+    precisions=tuple(BOUNDS),
+)
+CPU: Final = Defaults(
+    shapes=((4096, 4096), (4096, 14336), (14336, 4096), (576, 1536), (576, 576)),
+    rows=(1, 4, 8, 512),
+    precisions=("f32", "i8"),
+)
 
 
 @dataclass(frozen=True)
@@ -64,8 +93,9 @@ class Row:
 
     kind: `product`, `bare` (two products), `gated` (the same with bias and SiLU gating). us: the
     median, None where there is no time, and `message` says why. gb_per_s: of the weights' bytes in
-    their block format, whoever computes. of_read: of the speed of a read of as many bytes. ratios:
-    each other entrant's time over this one's. cost: of gating over the bare products.
+    their block format, whoever computes. of_read: of the speed of a read of as many bytes. of_peak:
+    of the speed of as many multiply-adds (q4jit on a CPU). ratios: each other entrant's time over
+    this one's. cost: of gating over the bare products.
     """
 
     k: int
@@ -82,6 +112,7 @@ class Row:
     rounds_us: tuple[float, ...] = ()
     gb_per_s: float | None = None
     of_read: float | None = None
+    of_peak: float | None = None
     tflops: float | None = None
     error: float | None = None
     bound: float = 0.0
@@ -111,7 +142,7 @@ def gated(x: Any, gate: Any, up: Any, gate_bias: Any, up_bias: Any) -> Any:
 
 
 class _Shape:
-    """Weights [K, N] in copies that no cache keeps, and the work for each M."""
+    """Weights [K, N] in copies that no cache keeps (or one, for 0 bytes), and work for each M."""
 
     def __init__(self, fmt: str, k: int, n: int, rows: Sequence[int], total_bytes: int) -> None:
         self.k, self.n, self.format = k, n, fmt
@@ -136,7 +167,7 @@ class _Shape:
         return self._copies(self._weights)
 
     def _copies(self, weights: Sequence[QuantizedTensor]) -> Copies:
-        count = max(2, self._total_bytes // sum(w.nbytes for w in weights) + 1)
+        count = count_copies(self._total_bytes, sum(w.nbytes for w in weights))
         return (tuple(weights), *(tuple(map(_copy, weights)) for _ in range(count - 1)))
 
     def product(self, m: int) -> Work:
@@ -243,31 +274,32 @@ def _told(outcome: _Outcome) -> Iterator[None]:
 # --- rows -----------------------------------------------------------------------------------------
 
 
-def measure(
-    arena: Arena, request: Request, default: Sequence[tuple[int, int]]
-) -> Iterator[list[Row]]:
-    """The rows of each weight and M as soon as they are known, that of the read first.
-
-    default: the shapes that are measured where none is asked for.
-    """
-    shapes = request.shapes or tuple(default[:1] if request.quick else default)
-    rows = request.rows or (_QUICK_ROWS if request.quick else ROWS)
+def measure(arena: Arena, request: Request, default: Defaults) -> Iterator[list[Row]]:
+    """The rows of each weight and M as soon as they are known, that of the read first."""
+    shapes = request.shapes or (default.shapes[:1] if request.quick else default.shapes)
+    rows = request.rows or (_QUICK_ROWS if request.quick else default.rows)
     rounds = _QUICK_ROUNDS if request.quick else _ROUNDS
-    precisions = request.precisions or (("f32",) if arena.target == "cpu" else tuple(BOUNDS))
-    peers = arena.peers()
+    precisions = request.precisions or default.precisions
+    peaks, peers = arena.peaks(), arena.peers()
     shape: _Shape | None = None
     places = [(k, n, m) for k, n in shapes for m in rows]
-    for k, n, m in progress(places, f"{arena.target}, {request.format}"):
+    for k, n, m in progress(places, f"{_place(arena)}, {request.format}"):
         if shape is None or (shape.k, shape.n) != (k, n):
             shape = None  # its copies are free now
             shape = _Shape(request.format, k, n, rows, arena.rotated_bytes())
             _begin(arena, shape, rows, precisions, request.fused)
         work = shape.product(m)
         own = [arena.own(precision) for precision in precisions]
-        entrants = [(each, work, BOUNDS[each.precision]) for each in (arena.read(), *own, *peers)]
+        everyone = (arena.read(), *peaks, *own, *peers)
+        entrants = [(each, work, BOUNDS[each.precision]) for each in everyone]
         yield _rows(shape, work, "product", contest(entrants, rounds))
         if request.fused:
             yield _fused_rows(arena, shape, m, own, rounds)
+
+
+def _place(arena: Arena) -> str:
+    threads = f", {ratios.threads(arena.about)}" if "threads" in arena.about else ""
+    return f"{arena.target}{threads}"
 
 
 def _begin(
@@ -307,18 +339,19 @@ def _cost(plain: _Outcome, fused: _Outcome) -> float | None:
 def _rows(shape: _Shape, work: Work, kind: str, outcomes: Sequence[_Outcome]) -> list[Row]:
     medians = [statistics.median(o.us) if o.us else None for o in outcomes]
     times = dict(zip((o.entrant.name for o in outcomes), medians, strict=True))
-    read_us, m = times[READ], len(work.x)
-    work_flop = 2 * m * shape.k * shape.n * len(work.weights)
+    read_us = times[READ]
     found = []
     for outcome, us in zip(outcomes, medians, strict=True):
-        entrant, is_read = outcome.entrant, outcome.entrant.name == READ
-        others = {name: t for name, t in times.items() if name not in {READ, entrant.name}}
+        entrant = outcome.entrant
+        is_limit, is_peak = entrant.name in LIMITS, entrant.name in PEAKS.values()
+        peak_us = times.get(PEAKS.get(entrant.precision, "")) if entrant.own else None
+        others = {name: t for name, t in times.items() if name not in {*LIMITS, entrant.name}}
         found.append(
             Row(
                 k=shape.k,
                 n=shape.n,
                 format=shape.format,
-                m=m,
+                m=len(work.x),
                 kind=kind,
                 name=entrant.name,
                 own=entrant.own,
@@ -327,15 +360,16 @@ def _rows(shape: _Shape, work: Work, kind: str, outcomes: Sequence[_Outcome]) ->
                 weight_bytes=work.weight_bytes,
                 us=us,
                 rounds_us=tuple(outcome.us),
-                gb_per_s=us and work.weight_bytes / us * 1e-3,
-                of_read=us and read_us and read_us / us,
-                tflops=None if us is None or is_read else work_flop / us * 1e-6,
+                gb_per_s=None if us is None or is_peak else work.weight_bytes / us * 1e-3,
+                of_read=None if is_peak else us and read_us and read_us / us,
+                of_peak=us and peak_us and peak_us / us,
+                tflops=None if us is None or entrant.name == READ else work.operations / us * 1e-6,
                 error=outcome.error,
                 bound=outcome.bound,
                 wrong=outcome.wrong,
                 message=outcome.message,
                 ratios={}
-                if us is None or is_read
+                if us is None or is_limit
                 else {name: t / us for name, t in others.items() if t is not None},
             )
         )
@@ -361,7 +395,7 @@ def new_report(command: Sequence[str]) -> Report:
     }
 
 
-def run(report: Report, arena: Arena, request: Request, default: Sequence[tuple[int, int]]) -> bool:
+def run(report: Report, arena: Arena, request: Request, default: Defaults) -> bool:
     """Measure on an arena; rows go to the terminal and into the report as they come.
 
     Returns whether nothing failed.
@@ -369,7 +403,7 @@ def run(report: Report, arena: Arena, request: Request, default: Sequence[tuple[
     rows: list[dict[str, Any]] = []
     about = {"target": arena.target, **arena.about, "format": request.format}
     report["runs"].append({**about, "absent": arena.absent, "rows": rows})
-    _say(f"{arena.target}: {arena.about['device']}, {_short(arena.about['compiler'])}")
+    _say(f"{_place(arena)}: {about['device']}, {_short(about['compiler'])}")
     good, is_first = True, True
     for found in measure(arena, request, default):
         if is_first:
@@ -431,25 +465,27 @@ def table_lines(rows: Sequence[Row], *, heading: bool) -> Iterator[str]:
     first = rows[0]
     yield f"{first.format} [{first.k}, {first.n}], M = {first.m}"
     for row in rows:
-        note = f" ({row.note})" if row.note and row.own else ""
-        title = f"  {row.name}{_KINDS[row.kind]}{note}"
+        note = f" ({row.note})" if row.note and row.name not in LIMITS else ""
+        title = f"  {row.name}{_KINDS[row.kind]}"
+        if len(title + note) <= _TITLE:
+            title, note = title + note, ""
         if row.us is None:
             yield f"{title:{_TITLE}}  {row.message}"
             continue
         speed = f"{row.us:10.2f}{_number(row.gb_per_s, '.0f', 8)}{_number(row.of_read, '.0%', 9)}"
-        error = None if row.name == READ else row.error
+        error = None if row.name in LIMITS else row.error
         work = f"{_number(row.tflops, '.3g', 9)}{_number(error, '.1e', 9)}"
         # the other way round than row.ratios: how many times its time is q4jit's
         shown = (
             ""
-            if row.own or row.name == READ
+            if row.own or row.name in LIMITS
             else "".join(
                 _number(1 / row.ratios[name] if name in row.ratios else None, ".2f", 8)
                 for name in own
             )
         )
         cost = "" if row.cost is None else f"  costs {row.cost:+.1%}"
-        yield f"{title:{_TITLE}}{speed}{work}{shown}{cost}"
+        yield f"{title:{_TITLE}}{speed}{work}{shown}{cost}{note}"
 
 
 def _number(value: float | None, form: str, width: int) -> str:
@@ -460,29 +496,40 @@ def markdown(reports: Sequence[Report]) -> str:
     """The tables of reports, as docs/performance.md holds them."""
     lines: list[str] = []
     for report in reports:
-        for found in report["runs"]:
-            lines += [*_markdown_head(report, found), *_markdown_products(found["rows"])]
-            lines += [*_markdown_fused(found["rows"]), ""]
+        for found in _on_gpus(report):
+            lines += [*_markdown_head(report, found), "", *_markdown_products(found["rows"])]
+            lines += [*_markdown_fused(found), ""]
+        if runs := on_cpu(report):
+            lines += [*_markdown_head(report, runs[0]), *ratios.markdown(runs)]
+            lines += [*itertools.chain.from_iterable(map(_markdown_fused, runs)), ""]
     return "\n".join(lines)
 
 
+def on_cpu(report: Report) -> list[dict[str, Any]]:
+    """The runs of a report on the CPU, one for each number of threads, that have rows."""
+    return [run for run in report["runs"] if "threads" in run and run["rows"]]
+
+
+def _on_gpus(report: Report) -> list[dict[str, Any]]:
+    return [run for run in report["runs"] if "threads" not in run]
+
+
 def _markdown_head(report: Report, found: dict[str, Any]) -> Iterator[str]:
-    threads = f", {found['threads']} threads" if "threads" in found else ""
     commit_ = (report["commit"] or "unknown")[:12]
-    yield f"{found['device']} (`{found['target']}`{threads}), {found['format']}"
+    cached = ", the weight in the cache" if found.get("cached") else ""
+    yield f"{found['device']} (`{found['target']}`), {found['format']}{cached}"
     yield ""
     yield f"- date {report['date']}, commit {commit_}, q4jit {report['q4jit']}"
     yield f"- driver {found['driver']}; compiler {_short(found['compiler'])}"
     yield f"- `{' '.join(report['command'])}`"
     for name, reason in found["absent"].items():
         yield f"- {name}: not present: {reason}"
-    yield ""
 
 
 def _markdown_products(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
     products = [row for row in rows if row["kind"] == "product"]
     own = list(dict.fromkeys(row["name"] for row in products if row["own"]))
-    names = dict.fromkeys(row["name"] for row in products if row["name"] != READ)
+    names = dict.fromkeys(row["name"] for row in products if row["name"] not in LIMITS)
     peers = [name for name in names if name not in own]
     heads = ["K, N", "M", "read", *(f"{name} (of read; error)" for name in own)]
     heads += [f"{name} (× {', '.join(o.split()[-1] for o in own)})" for name in peers]
@@ -495,31 +542,28 @@ def _markdown_products(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
         cells = [f"{k}, {n}", str(m), _cell(here.get(READ))]
         cells += [_own_cell(here.get(name)) for name in own]
         cells += [_peer_cell(here.get(name), own) for name in peers]
-        yield _markdown_row(cells)
+        yield ratios.markdown_row(cells)
 
 
-def _markdown_fused(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
-    found = [row for row in rows if row["kind"] == "gated"]
+def _markdown_fused(run: dict[str, Any]) -> Iterator[str]:
+    found = [row for row in run["rows"] if row["kind"] == "gated"]
     if not found:
         return
+    on = f" ({ratios.threads(run)})" if "threads" in run else ""
     yield ""
-    yield "Bias and SiLU gating, over the two bare products:"
+    yield f"Bias and SiLU gating, over the two bare products{on}:"
     yield ""
     yield from _markdown_rows(["K, N", "M", "kernels", "µs", "cost", "error"])
     for row in found:
         cost = "-" if row["cost"] is None else f"{row['cost']:+.1%}"
         error = "-" if row["error"] is None else f"{row['error']:.1e}"
         place = [f"{row['k']}, {row['n']}", str(row["m"]), row["name"]]
-        yield _markdown_row([*place, _cell(row), cost, error])
+        yield ratios.markdown_row([*place, _cell(row), cost, error])
 
 
 def _markdown_rows(heads: Sequence[str]) -> Iterator[str]:
-    yield _markdown_row(heads)
+    yield ratios.markdown_row(heads)
     yield "|" + "---|" * len(heads)
-
-
-def _markdown_row(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
 
 
 def _cell(row: dict[str, Any] | None) -> str:

@@ -9,17 +9,20 @@ import argparse
 import contextlib
 import os
 import shlex
+import subprocess
 import sys
+import tempfile
 import traceback
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
-from q4jit import aot, benchmark, config, roofline, tune, tunings
+from q4jit import aot, benchmark, config, ratios, roofline, tune, tunings
 from q4jit.bench import Bench
 from q4jit.cache import write_atomically
 from q4jit.errors import CompileError, FormatError, Q4JitError, TargetError
 from q4jit.formats import FORMATS, Format, find_format
+from q4jit.ggml import Ggml, GgmlError
 from q4jit.ir import WeightSpec
 from q4jit.layouts import GGUF, PLANAR
 from q4jit.peers import Arena, CpuArena, GpuArena
@@ -37,7 +40,7 @@ examples:
   q4jit pack --gguf model.gguf --tensor blk.0.ffn_up.weight --layout planar --out up.bin
   q4jit tune --shape 4096x14336 --format q4_0 --m 1 --m 512
   q4jit bench --shape 4096x14336 --m 1,8 --json bench.json --plot roofline.png
-  q4jit bench --target cpu --threads 1 --ggml venv/lib/libggml-cpu.so
+  q4jit bench --target cpu --threads 1,2 --ggml venv/lib/libggml-cpu.so
   q4jit selftest --device hip:0 --out report
 """
 _TUNED_SHAPES: Final = ((4096, 4096), (4096, 14336), (14336, 4096), (8192, 28672))
@@ -45,6 +48,7 @@ _TUNED_ROWS: Final = (1, 2, 4, 8, 16, 32, 64, 512, 2048)  # one of each class of
 _PRECISIONS: Final = ("f32", "f16", "i8")
 _PICTURES: Final = (".png", ".svg", ".pdf")
 _INTERRUPTED: Final = 130  # as a shell reports SIGINT
+_END_S: Final = 10  # that a process may take to write its report
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -256,20 +260,34 @@ def _add_bench(commands: Any) -> argparse.ArgumentParser:
         action="append",
         metavar="KxN",
         help="of a weight; may be given again (default, on a GPU: "
-        f"{', '.join(_told(benchmark.GPU_SHAPES))})",
+        f"{', '.join(_told(benchmark.GPU.shapes))}; on the CPU: "
+        f"{', '.join(_told(benchmark.CPU.shapes))})",
     )
-    command.add_argument("--m", type=_positives, help="rows of x (default: 1,8,64,512)")
+    command.add_argument(
+        "--m", type=_positives, help="rows of x (default: 1,8,64,512; on the CPU 1,4,8,512)"
+    )
     command.add_argument(
         "--precision",
         type=_precisions,
-        help="bounds of q4jit's error (default: f32,f16,i8; f32 on the CPU, which has no other)",
+        help="bounds of q4jit's error (default: f32,f16,i8; on the CPU f32,i8)",
     )
     command.add_argument("--format", type=_format, help="of the weights (default: Q4_0)")
     command.add_argument(
-        "--threads", type=_threads, help="of the CPU, for everyone (default: as for a call)"
+        "--threads",
+        type=_threads,
+        help="of the CPU, for everyone: a number, or several with a comma between them, each in a "
+        "process of its own (default: as for a call)",
     )
     command.add_argument(
-        "--ggml", type=Path, metavar="PATH", help="a libggml-cpu.so, as llama-cpp-python has one"
+        "--ggml",
+        type=Path,
+        metavar="PATH",
+        help="the folder of libggml-cpu.so, as llama-cpp-python has one",
+    )
+    command.add_argument(
+        "--cached",
+        action="store_true",
+        help="on the CPU: one copy of the weight, which stays in the cache where it fits",
     )
     command.add_argument(
         "--fused",
@@ -292,6 +310,7 @@ def _add_bench(commands: Any) -> argparse.ArgumentParser:
         dest="reports",
         help="measure nothing: --markdown or --plot of a file of --json; may be given again",
     )
+    command.add_argument("--part", action="store_true", help=argparse.SUPPRESS)  # no tables
     command.set_defaults(run=_bench)
     return command
 
@@ -300,12 +319,13 @@ def _positives(text: str) -> tuple[int, ...]:
     return tuple(dict.fromkeys(map(_positive, text.split(","))))
 
 
-def _threads(text: str) -> int:
-    if (number := _positive(text)) > config.MOST_THREADS:
+def _threads(text: str) -> tuple[int, ...]:
+    numbers = _positives(text)
+    if max(numbers) > config.MOST_THREADS:
         raise argparse.ArgumentTypeError(
             f"found {text!r}, accepted are 1 to {config.MOST_THREADS} threads"
         )
-    return number
+    return numbers
 
 
 def _precisions(text: str) -> tuple[str, ...]:
@@ -568,19 +588,92 @@ def _bench(options: argparse.Namespace) -> int:
     )
     for k, n in request.shapes or ():
         _checked(options, aot.check_shape, options.format or FORMATS["Q4_0"], k, n)
+    if options.ggml is not None:
+        _check_ggml(options)
+    names = options.target or [_first_target()]
+    if options.cached and set(names) != {"cpu"}:
+        options.parser.error(f"--cached found with {', '.join(names)}, accepted with the CPU alone")
     report = benchmark.new_report(["q4jit", *options.arguments])
     good = True
     try:
-        for name in options.target or [_first_target()]:
-            good = _bench_on(name, options, request, report) and good
+        for name in names:
+            if name == "cpu" and len(options.threads or ()) > 1:
+                good = _bench_in_parts(options, report) and good
+            else:
+                good = _bench_on(name, options, request, report) and good
     except BaseException as error:  # Ctrl-C, above all: what is known by then is written
         report["ended_by"] = type(error).__name__
         raise
     finally:
         if options.json is not None and report["runs"]:
             write_atomically(options.json, benchmark.to_json(report).encode())
+    if runs := benchmark.on_cpu(report):
+        _show_ratios(options, runs)
     _show(options, [report])
     return 0 if good else 1
+
+
+def _check_ggml(options: argparse.Namespace) -> None:
+    """End the command where the library that it names is none: before all is measured without."""
+    try:
+        Ggml(options.ggml)
+    except GgmlError as error:
+        options.parser.error(f"--ggml {options.ggml}: {error}")
+
+
+def _show_ratios(options: argparse.Namespace, runs: Sequence[dict[str, Any]]) -> None:
+    if not options.part and not options.markdown:
+        print("", *ratios.text(runs), sep="\n")
+
+
+def _bench_in_parts(options: argparse.Namespace, report: benchmark.Report) -> bool:
+    """Each number of threads in a process of its own, as one decides on its pool once."""
+    good = True
+    with tempfile.TemporaryDirectory() as folder:
+        for threads in options.threads:
+            path = Path(folder) / f"{threads}.json"
+            try:
+                status = _wait_for([sys.executable, "-m", "q4jit", *_part(options, threads, path)])
+            finally:  # what a part has found before it was ended is kept
+                if path.is_file():
+                    report["runs"] += benchmark.read_report(path)["runs"]
+            if status < 0:
+                raise ChildProcessError(
+                    f"the part with {threads} threads: ended by signal {-status}"
+                )
+            good = good and status == 0
+    return good
+
+
+def _part(options: argparse.Namespace, threads: int, path: Path) -> list[str]:
+    """The command line for a number of threads."""
+    words = ["bench", "--part", "--target", "cpu", "--threads", str(threads), "--json", str(path)]
+    for shape in _told(options.shape or ()):
+        words += ["--shape", shape]
+    if options.m:
+        words += ["--m", ",".join(map(str, options.m))]
+    if options.precision:
+        words += ["--precision", ",".join(options.precision)]
+    if options.format:
+        words += ["--format", options.format.name]
+    if options.ggml:
+        words += ["--ggml", str(options.ggml)]
+    flags = ("cached", "fused", "quick", "debug")
+    return words + [f"--{name}" for name in flags if getattr(options, name)]
+
+
+def _wait_for(words: Sequence[str]) -> int:
+    """The exit status of a command, which ends with this one."""
+    process = subprocess.Popen(words)
+    try:
+        return process.wait()
+    except BaseException:  # Ctrl-C reaches it too: it writes what it knows
+        try:
+            process.wait(_END_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        raise
 
 
 def _bench_on(
@@ -590,11 +683,14 @@ def _bench_on(
     if not on_cpu:
         device = find_device(f"hip:{name}" if name in HIP_ARCHS else name)
     elif options.threads is not None:
-        os.environ["Q4JIT_NUM_THREADS"] = str(options.threads)  # read at the first call
+        os.environ["Q4JIT_NUM_THREADS"] = str(options.threads[0])  # read at the first call
     arena: Arena
-    arena = CpuArena(config.num_threads(), options.ggml) if on_cpu else GpuArena(device)
+    if on_cpu:
+        arena = CpuArena(config.num_threads(), options.ggml, options.cached)
+    else:
+        arena = GpuArena(device)
     with contextlib.closing(arena):
-        default = benchmark.CPU_SHAPES if on_cpu else benchmark.GPU_SHAPES
+        default = benchmark.CPU if on_cpu else benchmark.GPU
         return benchmark.run(report, arena, request, default)
 
 
@@ -613,7 +709,7 @@ def _show(options: argparse.Namespace, reports: Sequence[benchmark.Report]) -> i
 def _refuse_measuring(options: argparse.Namespace) -> None:
     names = ("target", "shape", "m", "precision", "format", "threads", "ggml", "json")
     given = [f"--{name}" for name in names if getattr(options, name) is not None]
-    given += [f"--{name}" for name in ("fused", "quick") if getattr(options, name)]
+    given += [f"--{name}" for name in ("cached", "fused", "quick") if getattr(options, name)]
     if given:
         options.parser.error(f"{', '.join(given)} found with --from, which measures nothing")
     if not options.markdown and options.plot is None:

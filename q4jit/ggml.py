@@ -8,7 +8,7 @@ them.
 import contextlib
 import ctypes
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -22,17 +22,27 @@ _LIBRARIES: Final = ("libggml-base.so", "libggml-cpu.so")
 _F32: Final = 0  # GGML_TYPE_F32
 _WEIGHTS: Final = 1  # GGML_BACKEND_BUFFER_USAGE_WEIGHTS
 _POISON: Final = 0xFF
-_TENSORS: Final = 4096  # of a context, at most
+
+# LLVM's name of a feature → who says whether the library was built for it
+_BUILT_WITH: Final = {
+    "avx2": "ggml_cpu_has_avx2",
+    "avx512f": "ggml_cpu_has_avx512",
+    "avx512vnni": "ggml_cpu_has_avx512_vnni",
+    "avxvnni": "ggml_cpu_has_avx_vnni",
+    "dotprod": "ggml_cpu_has_dotprod",
+    "i8mm": "ggml_cpu_has_matmul_int8",
+}
 
 # name → type of the result, types of the arguments; P is a pointer that only ggml looks into
 _P, _Z, _I = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
 _FUNCTIONS: Final[dict[str, tuple[Any, tuple[Any, ...]]]] = {
+    **dict.fromkeys(_BUILT_WITH.values(), (_I, ())),
     "ggml_free": (None, (_P,)),
     "ggml_tensor_overhead": (_Z, ()),
-    "ggml_graph_overhead": (_Z, ()),
+    "ggml_graph_overhead_custom": (_Z, (_Z, ctypes.c_bool)),
     "ggml_new_tensor_2d": (_P, (_P, _I, ctypes.c_int64, ctypes.c_int64)),
     "ggml_mul_mat": (_P, (_P, _P, _P)),
-    "ggml_new_graph": (_P, (_P,)),
+    "ggml_new_graph_custom": (_P, (_P, _Z, ctypes.c_bool)),
     "ggml_build_forward_expand": (None, (_P, _P)),
     "ggml_backend_cpu_init": (_P, ()),
     "ggml_backend_cpu_set_n_threads": (None, (_P, _I)),
@@ -92,21 +102,34 @@ class GgmlProduct:
         return self._output
 
 
+def _found(path: Path) -> list[Path]:
+    """The libraries at a path. Raises GgmlError, which says what is there instead."""
+    folder = path if path.is_dir() else path.parent
+    libraries = [folder / name for name in _LIBRARIES]
+    missing = [library.name for library in libraries if not library.is_file()]
+    if path.exists() and not missing:
+        return libraries
+    if not path.exists():
+        found = "nothing"
+    elif path.is_dir():
+        found = f"a folder without {' and '.join(missing)}"
+    else:
+        found = f"a file without {' and '.join(missing)} beside it"
+    wanted = " and ".join(_LIBRARIES)
+    raise GgmlError(f"found {found}, accepted is a folder with {wanted}, or a file in it")
+
+
 class Ggml:
     """ggml's libraries `base` and `cpu`, with their functions as attributes."""
 
     def __init__(self, path: Path) -> None:
         """path: one of both libraries, or their folder. Raises GgmlError where that fails."""
-        folder = path if path.is_dir() else path.parent
         try:
             self._libraries = [
-                ctypes.CDLL(str(folder / name), mode=ctypes.RTLD_GLOBAL) for name in _LIBRARIES
+                ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL) for library in _found(path)
             ]
         except OSError as error:
-            wanted = " and ".join(_LIBRARIES)
-            raise GgmlError(
-                f"found {folder}, accepted is a folder with {wanted}: {error}"
-            ) from None
+            raise GgmlError(f"found libraries that cannot be loaded: {error}") from None
         init = self._function("ggml_init")
         init.restype, init.argtypes = _P, (_InitParams,)
         self._init = init
@@ -126,6 +149,14 @@ class Ggml:
                 return getattr(library, name)
         raise GgmlError(f"{' and '.join(_LIBRARIES)} have no {name}: another version of ggml")
 
+    def lacks(self, features: Collection[str]) -> list[str]:
+        """Those of a CPU's features that the library was built without, of those that count."""
+        return [
+            feature
+            for feature, name in _BUILT_WITH.items()
+            if feature in features and not getattr(self, name)()
+        ]
+
     @contextlib.contextmanager
     def product(
         self,
@@ -140,14 +171,16 @@ class Ggml:
             backend = self._checked("ggml_backend_cpu_init")
             closing.callback(self.ggml_backend_free, backend)
             self.ggml_backend_cpu_set_n_threads(backend, threads)
-            given = self._context(closing)
+            size = number + len(weights) + 1  # every tensor that the graph meets
+            overhead_bytes = self.ggml_graph_overhead_custom(size, False)
+            given = self._context(closing, size, overhead_bytes)
             # the innermost dimension of ggml comes first: x is M rows of K
             activations = self._checked("ggml_new_tensor_2d", given, _F32, k, m)
             self._place(closing, [activations], 4 * m * k)
             values = np.ascontiguousarray(x)
             self.ggml_backend_tensor_set(activations, values.ctypes.data, 0, values.nbytes)
             tensors, layout = self._store(closing, backend, weights, activations)
-            graph = self._checked("ggml_new_graph", given)
+            graph = self._checked("ggml_new_graph_custom", given, size, False)
             outputs = []
             for i in range(number):
                 tensor = tensors[i % len(tensors)]
@@ -169,7 +202,7 @@ class Ggml:
         (k, n), ggml_type = weights[0].shape, weights[0].block_format.ggml_type
         plain = self._checked("ggml_backend_cpu_buffer_type")
         for kind in (self._repacked() or plain, plain):
-            context = self._context(closing)
+            context = self._context(closing, len(weights) + 1)
             tensors = [
                 self._checked("ggml_new_tensor_2d", context, ggml_type, k, n) for _ in weights
             ]
@@ -192,9 +225,9 @@ class Ggml:
             raise GgmlError(f"{name} gave nothing")
         return found
 
-    def _context(self, closing: contextlib.ExitStack) -> int:
-        size = self.ggml_tensor_overhead() * _TENSORS + self.ggml_graph_overhead()
-        context: int | None = self._init(_InitParams(size, None, True))
+    def _context(self, closing: contextlib.ExitStack, tensors: int, more_bytes: int = 0) -> int:
+        size_bytes = self.ggml_tensor_overhead() * tensors + more_bytes
+        context: int | None = self._init(_InitParams(size_bytes, None, True))
         if not context:
             raise GgmlError("ggml_init gave nothing")
         closing.callback(self.ggml_free, context)

@@ -19,12 +19,12 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from q4jit import cache, tunings
+from q4jit import limits, tunings
 from q4jit.backends import find_backend
 from q4jit.bench import Bench, Built
 from q4jit.device_arrays import DeviceArray
@@ -35,17 +35,20 @@ from q4jit.ggml import Ggml, GgmlError
 from q4jit.plan import Source
 from q4jit.policy import target_of
 from q4jit.render import render_read
-from q4jit.runtime.cpu import LoadedObject, function
 from q4jit.runtime.devices import driver_of
 from q4jit.runtime.driver import Device, Launch
 from q4jit.schedule_hip import ELEMENT, Tuning
 from q4jit.selftest import driver_version
-from q4jit.targets import Target, find_target
+from q4jit.targets import find_target
 from q4jit.weights import QuantizedTensor
 
 Floats = NDArray[np.float32]
+T = TypeVar("T")
 
 READ: Final = "read"
+PEAKS: Final = {"f32": "FMA peak", "i8": "dot peak"}
+"""By precision, what many rows are held against on a CPU."""
+LIMITS: Final = frozenset({READ, *PEAKS.values()})
 _ROTATED_BYTES: Final = 256 << 20  # weights that no cache keeps; AMD's last level is not its L2
 _MEMORY_SHARE: Final = 8  # of a device's memory, at most this part for them
 _UNKNOWN_CACHE_BYTES: Final = 64 << 20
@@ -54,11 +57,16 @@ _READ_BYTES: Final = 16  # of a load
 _READ_TEXTS: Final = ((256, 2), (256, 4), (256, 8), (512, 4), (512, 8), (1024, 2), (1024, 4))
 _READ_BLOCKS: Final = (1, 2, 4, 8, None)
 _CPU_CALLS_S: Final = 0.03
-_READ_PASSES: Final = 4
-# runs of bytes that a thread reads at a time, and how many bytes ahead of a load it is announced
-_CPU_READ_WAYS: Final = ((1, 0), (1, 4096), (2, 1024), (8, 0))
+_READ_PASSES: Final = 5
+_READ_PASS_BYTES: Final = 32 << 20  # of passes together, at least: fewer end before they are timed
+_PEAK_PASSES: Final = 4
 _CPU_WARM_CALLS: Final = 3
-_CPU_REST_S: Final = 0.05  # until threads of the library before have stopped spinning
+# products of a graph of ggml's, which starts its threads anew: so many, or so much work
+_GRAPH_PRODUCTS: Final = 16
+_GRAPH_OPERATIONS: Final = 10_000_000_000
+# until threads of the library before have stopped spinning: OpenBLAS's took PyTorch's product from
+# 40 µs to 8 ms after 50 ms, and no longer after 100
+_CPU_REST_S: Final = 0.15
 
 
 class AbsentError(Exception):
@@ -77,6 +85,11 @@ class Work:
     copies: tuple[tuple[QuantizedTensor, ...], ...]
     others: tuple[Floats, ...]
     error: Callable[[Sequence[Floats]], float | None]
+
+    @property
+    def operations(self) -> int:
+        """Of the products of a call, two per multiply-add."""
+        return 2 * len(self.x) * sum(math.prod(w.shape) for w in self.weights)
 
     @property
     def weights(self) -> tuple[QuantizedTensor, ...]:
@@ -133,19 +146,22 @@ class Arena(Protocol):
     def read(self) -> Entrant:
         """A read of as many bytes as the weights of a call have."""
 
+    def peaks(self) -> list[Entrant]:
+        """How long as many multiply-adds take where nothing is read."""
+
     def peers(self) -> list[Entrant]:
         """What else computes a product here."""
 
     def rotated_bytes(self) -> int:
-        """Bytes of weights that no cache keeps."""
+        """Bytes of weights that no cache keeps; 0: one weight that stays in the cache."""
 
     def close(self) -> None:
         """End what was begun."""
 
 
-def _count(total_bytes: int, one_bytes: int) -> int:
-    """Of copies."""
-    return max(2, total_bytes // max(one_bytes, 1) + 1)
+def count_copies(total_bytes: int, one_bytes: int) -> int:
+    """Of weights that take turns; total_bytes is 0 where one stays in the cache."""
+    return max(2, total_bytes // max(one_bytes, 1) + 1) if total_bytes else 1
 
 
 def _named(absent: dict[str, str], found: Mapping[str, Callable[[], Entrant]]) -> list[Entrant]:
@@ -281,6 +297,10 @@ class GpuArena:
         with self._reads[size].open() as running:
             yield running
 
+    def peaks(self) -> list[Entrant]:
+        """None: a GPU's limits are looked up."""
+        return []
+
     def peers(self) -> list[Entrant]:
         """PyTorch's products, and the schedule that q4jit grew from."""
         element = functools.partial(self._own, Tuning("f32", None, ELEMENT))
@@ -345,7 +365,7 @@ def _dense_fp16(torch: Any, place: str, work: Work, total_bytes: int) -> list[Ca
     (w,) = work.weights
     half = torch.from_numpy(decode(w.block_format, w.raw)).to(place).half()
     x = torch.from_numpy(work.x).to(place).half()
-    count = _count(total_bytes, half.numel() * half.element_size())
+    count = count_copies(total_bytes, half.numel() * half.element_size())
     copies = [half, *(half.clone() for _ in range(count - 1))]
     return [functools.partial(lambda w: x @ w.t(), w) for w in copies]
 
@@ -357,7 +377,7 @@ def _int4(torch: Any, place: str, work: Work, total_bytes: int) -> list[Callable
     pairs = torch.from_numpy(q[:, ::2] << 4 | q[:, 1::2]).to(place)
     packed = torch.ops.aten._convert_weight_to_int4pack(pairs, 8)  # tiles of K of an instruction
     scales, x = scales.to(place), torch.from_numpy(work.x).to(place).bfloat16()
-    copies = [(packed.clone(), scales.clone()) for _ in range(_count(total_bytes, w.nbytes))]
+    copies = [(packed.clone(), scales.clone()) for _ in range(count_copies(total_bytes, w.nbytes))]
     multiply = torch.ops.aten._weight_int4pack_mm
     return [functools.partial(multiply, x, packed, 32, scales) for packed, scales in copies]
 
@@ -377,7 +397,7 @@ def _dequantise(torch: Any, place: str, work: Work, total_bytes: int) -> list[Ca
         q = torch.cat([nibbles & 15, nibbles >> 4], dim=-1)
         return x @ ((q.float() - 8) * d).view(n, k).t()
 
-    copies = [blocks.clone() for _ in range(_count(total_bytes, w.nbytes))]
+    copies = [blocks.clone() for _ in range(count_copies(total_bytes, w.nbytes))]
     return [functools.partial(call, blocks) for blocks in copies]
 
 
@@ -389,7 +409,7 @@ class _GpuRead:
         units = -(-size_bytes // _READ_BYTES)
         rng = np.random.default_rng(units)
         self._words = rng.integers(0, 1 << 32, 4 * units, np.uint32)
-        count = _count(total_bytes, size_bytes)
+        count = count_copies(total_bytes, size_bytes)
         self._copies = [DeviceArray.from_numpy(self._words, bench.device) for _ in range(count)]
         texts = [t for t in _READ_TEXTS if t[0] <= bench.target.hip.max_block_size]
         sources = [render_read(bench.target, *text) for text in texts]
@@ -469,9 +489,13 @@ class CpuArena:
 
     target = "cpu"
 
-    def __init__(self, threads: int, ggml: Path | None) -> None:
-        """threads: also those of q4jit's pool, which a process decides upon once."""
+    def __init__(self, threads: int, ggml: Path | None, cached: bool = False) -> None:
+        """cached: weights stay in the cache.
+
+        threads: also those of q4jit's pool, which a process decides upon once.
+        """
         self.threads = threads
+        self._cached = cached
         self._ggml_path = ggml
         self._target = find_target("cpu")
         self._compiler = find_backend(self._target).compiler(self._target)
@@ -480,18 +504,19 @@ class CpuArena:
             "driver": "-",
             "compiler": self._compiler.fingerprint(self._target),
             "threads": threads,
+            "cached": cached,
             "last_level_cache_bytes": cache_bytes(),
         }
         self.absent: dict[str, str] = {}
-        self._readers = ThreadPoolExecutor(threads)
+        self._workers = ThreadPoolExecutor(threads)
 
     def close(self) -> None:
         """End what was begun."""
-        self._readers.shutdown()
+        self._workers.shutdown()
 
     def rotated_bytes(self) -> int:
-        """Bytes of weights that no cache keeps."""
-        return 4 * cache_bytes()
+        """Bytes of weights that no cache keeps; 0: one weight that stays in the cache."""
+        return 0 if self._cached else 4 * cache_bytes()
 
     def begin(self, work: Work, precision: str) -> None:
         """Nothing: LLVM compiles one kernel at a time, in some tenths of a second."""
@@ -511,8 +536,7 @@ class CpuArena:
         for each in args:
             call.warmup(*each)
         calls = [functools.partial(call, *each, out=made) for each in args]
-        remarks = "" if precision == "f32" else "the CPU's f32 serves: it has no other class yet"
-        yield _on_cpu(calls, outputs, work, remarks)
+        yield _on_cpu(calls, outputs, work, _remarks(call.explain()))
 
     def read(self) -> Entrant:
         """Vector loads of the bytes, each thread its part of all copies, several times over."""
@@ -520,10 +544,12 @@ class CpuArena:
 
     @contextlib.contextmanager
     def _read(self, work: Work) -> Iterator[Running]:
-        loads = [_cpu_reader(self._target, *way) for way in _CPU_READ_WAYS]
-        count = _count(self.rotated_bytes(), work.weight_bytes)
-        step = _STEP_BYTES * self.threads
+        loads = [limits.reader(self._target, *way) for way in limits.READ_WAYS]
+        count = count_copies(self.rotated_bytes(), work.weight_bytes)
+        step = limits.STEP_BYTES * self.threads
         size_bytes = -(-count * work.weight_bytes // step) * step
+        # an odd number: the exclusive or of all passes is that of one
+        passes = max(_READ_PASSES, _READ_PASS_BYTES // size_bytes | 1)
         data = np.random.default_rng(0).integers(0, 1 << 32, size_bytes // 4, np.uint32)
         parts = np.split(data, self.threads)
         found, wanted, right = (
@@ -532,15 +558,13 @@ class CpuArena:
             [True],
         )
 
-        def part_us(load: Callable[[int, int, int], None], i: int) -> float:
+        def part_us(load: Callable[[int, int, int, int], None], i: int) -> float:
             start = time.perf_counter()
-            for _ in range(_READ_PASSES):
-                load(parts[i].ctypes.data, parts[i].nbytes, found[i:].ctypes.data)
-            return (time.perf_counter() - start) * 1e6 / _READ_PASSES
+            load(parts[i].ctypes.data, parts[i].nbytes, passes, found[i:].ctypes.data)
+            return (time.perf_counter() - start) * 1e6 / passes
 
-        def all_us(load: Callable[[int, int, int], None]) -> float:
-            one = functools.partial(part_us, load)
-            taken = max(self._readers.map(one, range(self.threads)))
+        def all_us(load: Callable[[int, int, int, int], None]) -> float:
+            taken = max(self._on_all(functools.partial(part_us, load)))
             if np.bitwise_xor.reduce(found) != wanted:
                 right.clear()
             return taken
@@ -551,6 +575,43 @@ class CpuArena:
             return min(map(all_us, loads)) * work.weight_bytes / size_bytes
 
         yield Running(us, lambda: found.fill(0), lambda: 0.0 if right else None)
+
+    def _on_all(self, run: Callable[[int], T]) -> list[T]:
+        """What every thread finds, all at the same time."""
+        return list(self._workers.map(run, range(self.threads)))
+
+    def peaks(self) -> list[Entrant]:
+        """Multiply-adds of f32, and of int8 where the CPU has an instruction for their sums."""
+        return _named(
+            self.absent,
+            {
+                name: functools.partial(self._peak, precision, name)
+                for precision, name in PEAKS.items()
+            },
+        )
+
+    def _peak(self, precision: str, name: str) -> Entrant:
+        peak = limits.peak(self._target, precision)
+        if peak is None:
+            raise AbsentError(f"no instruction of this CPU ({self._target}) sums products of int8")
+        return Entrant(name, precision, functools.partial(self._at_peak, peak))
+
+    @contextlib.contextmanager
+    def _at_peak(self, peak: limits.Peak, work: Work) -> Iterator[Running]:
+        right = [True]
+
+        def run_s() -> float:
+            found = self._on_all(lambda i: peak.run())
+            if not all(good for _, good in found):
+                right.clear()
+            return max(taken for taken, _ in found)
+
+        def us() -> float:
+            time.sleep(_CPU_REST_S)
+            fastest = min(run_s() for _ in range(_PEAK_PASSES))
+            return fastest * 1e6 * work.operations / (peak.operations * self.threads)
+
+        yield Running(us, lambda: None, lambda: 0.0 if right else None)
 
     def peers(self) -> list[Entrant]:
         """NumPy's BLAS, PyTorch's product with 4-bit weights, ggml."""
@@ -577,7 +638,7 @@ class CpuArena:
         out = np.empty((len(work.x), w.shape[1]), np.float32)
         copies = [
             rows,
-            *(rows.copy() for _ in range(_count(self.rotated_bytes(), rows.nbytes) - 1)),
+            *(rows.copy() for _ in range(count_copies(self.rotated_bytes(), rows.nbytes) - 1)),
         ]
         calls = [functools.partial(np.matmul, work.x, rows.T, out=out) for rows in copies]
         yield _on_cpu(calls, (out,), work)
@@ -634,18 +695,25 @@ class CpuArena:
     @contextlib.contextmanager
     def _on_ggml(self, library: Ggml, work: Work) -> Iterator[Running]:
         weights = [w for (w,) in work.copies]
+        lacks = "".join(f", built without {name}" for name in library.lacks(self._target.features))
         try:
-            # one product a graph would start its threads for each
-            opened = library.product(work.x, weights, max(len(weights), 16), self.threads)
+            number = min(_GRAPH_PRODUCTS, -(-_GRAPH_OPERATIONS // work.operations))
+            opened = library.product(work.x, weights, max(len(weights), number), self.threads)
             with opened as made:
                 yield Running(
                     lambda: _timed_us([made.compute]) / made.number,
                     made.poison,
                     lambda: work.error([made.result()]),
-                    made.layout,
+                    f"{made.layout}{lacks}",
                 )
         except GgmlError as error:
             raise AbsentError(str(error)) from None
+
+
+def _remarks(explained: str) -> str:
+    """What of the precision that was asked for the dispatcher does not follow."""
+    lines = (line.strip() for line in explained.splitlines())
+    return ", ".join(dict.fromkeys(line for line in lines if line.startswith("precision=")))
 
 
 def _on_cpu(
@@ -661,9 +729,12 @@ def _on_cpu(
 def _timed_us(calls: Sequence[Callable[[], object]]) -> float:
     """The median of microseconds of calls, which take turns for some time."""
     time.sleep(_CPU_REST_S)
+    taken: list[float] = []
+    start = time.perf_counter()
     for call in calls[:_CPU_WARM_CALLS]:
         call()
-    taken: list[float] = []
+        if time.perf_counter() - start > _CPU_CALLS_S:
+            break
     start = time.perf_counter()
     end = start + _CPU_CALLS_S
     for call in itertools.cycle(calls):
@@ -702,78 +773,3 @@ def _cpu_name() -> str:
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return f"{names[0] if names else 'a CPU'} ({find_target('cpu')})"
-
-
-_VECTORS: Final = 8  # loads of a thread on their way at a time
-_VECTOR_BYTES: Final = 64
-_STEP_BYTES: Final = _VECTORS * _VECTOR_BYTES
-
-
-@functools.cache
-def _cpu_reader(target: Target, runs: int, ahead: int) -> Callable[[int, int, int], None]:
-    """Takes an address, a number of bytes (whole steps) and where the words' exclusive or goes."""
-    compiler = find_backend(target).compiler(target)
-    text = _reader_text(target, runs, ahead)
-    code = cache.fetch(target, compiler, "q4jit_read", text).object_bytes
-    loaded = LoadedObject(code, ("q4jit_read",), target)
-    _loaded.append(loaded)
-    address = loaded.addresses["q4jit_read"]
-    found: Callable[[int, int, int], None] = function(
-        address, ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p
-    )
-    return found
-
-
-_loaded: list[LoadedObject] = []  # code lives as long as the process
-
-
-def _reader_text(target: Target, runs: int, ahead: int) -> str:
-    """Vectors of 64 bytes, each with a sum of its own so that no load waits for another.
-
-    runs: parts of the bytes that are read side by side. ahead: bytes between a load and the one
-    that is announced meanwhile, as a CPU's own announcements end with a page; 0 for none.
-    """
-    per_run = _VECTORS // runs
-    sums, loads, merged = [], [], ["  %m0 = xor <16 x i32> %t0, zeroinitializer"]
-    for i in range(_VECTORS):
-        run, place = divmod(i, per_run)
-        sums.append(f"  %s{i} = phi <16 x i32> [ zeroinitializer, %entry ], [ %t{i}, %loop ]")
-        loads += [
-            f"  %run{i} = mul i64 %part, {run}",
-            f"  %at{i} = add i64 %run{i}, %at",
-            f"  %from{i} = add i64 %at{i}, {_VECTOR_BYTES * place}",
-            f"  %p{i} = getelementptr i8, ptr %data, i64 %from{i}",
-            f"  %v{i} = load <16 x i32>, ptr %p{i}, align 4",
-            f"  %t{i} = xor <16 x i32> %s{i}, %v{i}",
-        ]
-        if ahead:
-            loads += [
-                f"  %a{i} = getelementptr i8, ptr %p{i}, i64 {ahead}",
-                f"  call void @llvm.prefetch.p0(ptr %a{i}, i32 0, i32 3, i32 1)",
-            ]
-        if i:
-            merged.append(f"  %m{i} = xor <16 x i32> %m{i - 1}, %t{i}")
-    lines = [
-        f"; q4jit_read for {target}: reads whole steps of {_STEP_BYTES} bytes",
-        f'target triple = "{target.triple}"',
-        "define void @q4jit_read(ptr %data, i64 %bytes, ptr %found) {",
-        "entry:",
-        f"  %part = udiv i64 %bytes, {runs}",
-        "  br label %loop",
-        "loop:",
-        "  %at = phi i64 [ 0, %entry ], [ %next, %loop ]",
-        *sums,
-        *loads,
-        f"  %next = add i64 %at, {_VECTOR_BYTES * per_run}",
-        "  %more = icmp ult i64 %next, %part",
-        "  br i1 %more, label %loop, label %end",
-        "end:",
-        *merged,
-        f"  %word = call i32 @llvm.vector.reduce.xor.v16i32(<16 x i32> %m{_VECTORS - 1})",
-        "  store i32 %word, ptr %found, align 4",
-        "  ret void",
-        "}",
-        "declare i32 @llvm.vector.reduce.xor.v16i32(<16 x i32>)",
-        "declare void @llvm.prefetch.p0(ptr, i32, i32, i32)",
-    ]
-    return "\n".join(lines) + "\n"

@@ -3,9 +3,12 @@
 import contextlib
 import dataclasses
 import importlib.util
+import itertools
 import json
 import math
 import re
+import signal
+import subprocess
 import sys
 import types
 from collections.abc import Callable, Iterator, Sequence
@@ -15,20 +18,20 @@ from typing import Any
 import numpy as np
 import pytest
 
-from q4jit import benchmark, cli, peers, roofline
+from q4jit import benchmark, cli, limits, peers, ratios, roofline
 from q4jit.backends import find_backend
 from q4jit.benchmark import Request, contest, measure, table_lines
 from q4jit.cli import main
 from q4jit.errors import DeviceError, FormatError, TargetError
 from q4jit.ggml import Ggml
-from q4jit.peers import READ, AbsentError, Entrant, GpuArena, Running, Work
+from q4jit.peers import LIMITS, PEAKS, READ, AbsentError, Entrant, GpuArena, Running, Work
 from q4jit.render import render_read
 from q4jit.selftest import BOUNDS, random_weight
 from q4jit.targets import Target, find_target
 from tests import child, fake_gpu
 from tests.hip_host import compile_host
 from tests.test_devices import PRELUDE
-from tests.tools import lack
+from tests.tools import lack, require_tool
 
 ROOT = Path(__file__).parents[1]
 K, N = 64, 37
@@ -46,6 +49,7 @@ class FakeArena:
         self.absent = {"torch int4": "not today"}
         self.begun: list[tuple[Any, str]] = []
         self.times = {READ: 2.0, "q4jit f32": 4.0, "q4jit f16": 2.5, "peer": 8.0}
+        self.peak_names: tuple[str, ...] = ()
 
     def begin(self, work: Work, precision: str) -> None:
         self.begun.append((work.function, precision))
@@ -58,6 +62,9 @@ class FakeArena:
 
     def read(self) -> Entrant:
         return self.entrant(READ, "f32")
+
+    def peaks(self) -> list[Entrant]:
+        return [self.entrant(PEAKS[p], p) for p in self.peak_names]
 
     def peers(self) -> list[Entrant]:
         return [self.entrant("peer", "i8")]
@@ -85,12 +92,12 @@ class FakeArena:
                 self.fault(name, results)
             return self.times[name] * (1.5 if work.function is benchmark.gated else 1)
 
-        yield Running(us, poison, lambda: 0.0 if name == READ else work.error(results), "how")
+        yield Running(us, poison, lambda: 0.0 if name in LIMITS else work.error(results), "how")
 
 
 def rows_of(arena: FakeArena, **options: Any) -> list[benchmark.Row]:
     request = Request(shapes=((K, N),), rows=(3,), precisions=("f32", "f16"), **options)
-    return [row for group in measure(arena, request, ()) for row in group]
+    return [row for group in measure(arena, request, benchmark.GPU) for row in group]
 
 
 # --- turns, and what is wrong -----------------------------------------------------------------
@@ -233,7 +240,8 @@ def test_copies_have_memory_of_their_own() -> None:
     copies = shape.product(1).copies
     assert sum(w.nbytes for (w,) in copies) > 5000
     assert len({w.raw.ctypes.data for (w,) in copies}) == len(copies)
-    assert len(benchmark._Shape("Q4_0", K, N, (1,), 0).product(1).copies) == 2
+    assert len(benchmark._Shape("Q4_0", K, N, (1,), 1).product(1).copies) == 2
+    assert len(benchmark._Shape("Q4_0", K, N, (1,), 0).product(1).copies) == 1  # it stays in cache
 
 
 # --- what is shown ------------------------------------------------------------------------------
@@ -258,7 +266,7 @@ def report(tmp_path: Path) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(benchmark, "_QUICK_ROUNDS", 1)
         arena = FakeArena()
-        assert benchmark.run(found, arena, dataclasses.replace(request, fused=True), ())
+        assert benchmark.run(found, arena, dataclasses.replace(request, fused=True), benchmark.GPU)
     path = tmp_path / "report.json"
     path.write_text(benchmark.to_json(found), encoding="utf-8")
     return path
@@ -336,11 +344,14 @@ def test_a_roof_and_the_places_under_it() -> None:
         (["--precision", "f64"], "accepted are f32, f16, i8"),
         (["--m", "1,,2"], "whole numbers from 1"),
         (["--threads", "1025"], "accepted are 1 to 1024 threads"),
+        (["--threads", "1,0"], "whole numbers from 1"),
+        (["--cached", "--target", "cpu", "--target", "hip:0"], "accepted with the CPU alone"),
         (["--json", "no/a.json"], "--json no/a.json: accepted is a file in a folder"),
         (["--json", "."], "--json .: accepted is a file in a folder"),
         (["--plot", "no/a.png"], "--plot no/a.png: accepted is a file in a folder"),
         (["--plot", "a.txt"], "accepted are .png, .svg, .pdf"),
         (["--from", "x", "--shape", "64x5", "--fused"], "--shape, --fused found with --from"),
+        (["--from", "x", "--cached"], "--cached found with --from"),
         (["--from", "x"], "nothing to do"),
     ],
 )
@@ -359,7 +370,7 @@ def test_the_exit_status_and_the_report_tell_of_a_wrong_kernel(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     arena = FakeArena(at("q4jit f32", one_wrong))
-    monkeypatch.setattr(cli, "CpuArena", lambda threads, ggml: arena)
+    monkeypatch.setattr(cli, "CpuArena", lambda *given: arena)
     path = tmp_path / "b.json"
     options = ["bench", "--target", "cpu", "--shape", f"{K}x{N}", "--m", "1", "--json", str(path)]
     assert main([*options, "--precision", "f32"]) == 1
@@ -380,7 +391,7 @@ def test_what_was_measured_before_an_interrupt_is_kept(
             raise KeyboardInterrupt
 
     arena.fault = fault
-    monkeypatch.setattr(cli, "CpuArena", lambda threads, ggml: arena)
+    monkeypatch.setattr(cli, "CpuArena", lambda *given: arena)
     path = tmp_path / "b.json"
     options = ["--shape", f"{K}x{N}", "--m", "1,2,3", "--precision", "f32", "--json", str(path)]
     assert main(["bench", "--target", "cpu", *options]) == 130
@@ -413,13 +424,83 @@ def test_a_read_loads_16_bytes_at_a_time_and_all_before_it_waits() -> None:
     assert all("v4" in text.splitlines()[i] for i in loads)
 
 
-@pytest.mark.parametrize("way", peers._CPU_READ_WAYS)
+@pytest.mark.parametrize("way", limits.READ_WAYS)
 def test_the_cpus_read_reads_all(way: tuple[int, int]) -> None:
-    load = peers._cpu_reader(find_target("cpu"), *way)
-    data = np.random.default_rng(0).integers(0, 1 << 32, 3 * peers._STEP_BYTES // 4, np.uint32)
+    load = limits.reader(find_target("cpu"), *way)
+    data = np.random.default_rng(0).integers(0, 1 << 32, 3 * limits.STEP_BYTES // 4, np.uint32)
     found = np.zeros(1, np.uint32)
-    load(data.ctypes.data, data.nbytes, found.ctypes.data)
-    assert found[0] == np.bitwise_xor.reduce(data)
+    for passes, wanted in (
+        (1, np.bitwise_xor.reduce(data)),
+        (2, 0),
+        (3, np.bitwise_xor.reduce(data)),
+    ):
+        load(data.ctypes.data, data.nbytes, passes, found.ctypes.data)
+        assert found[0] == wanted
+
+
+# --- peaks --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("precision", ["f32", "i8"])
+def test_a_peak_computes_what_it_says(precision: str) -> None:
+    peak = limits.peak(find_target("cpu"), precision)
+    if peak is None:
+        lack("an instruction that sums products of int8")
+    assert peak.run()[1]
+    broken = dataclasses.replace(peak, _kernel=lambda sums, factors, steps: None)
+    assert not broken.run()[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "more", "precision", "instruction", "vectors"),
+    [
+        ("cpu:x86-64-v4", "", "f32", r"vfmadd231ps\t%zmm", 24),
+        ("cpu:x86-64-v4", "avx512vnni", "i8", r"vpdpbusd\t%zmm", 24),
+        ("cpu:x86-64-v3", "", "f32", r"vfmadd\d+ps\t%ymm", 12),
+        ("cpu:x86-64-v3", "avxvnni", "i8", r"vpdpbusd\t%ymm", 12),
+        ("cpu:x86-64", "", "f32", r"mulps", 12),
+        ("cpu:aarch64", "", "f32", r"fmla", 24),
+        ("cpu:aarch64", "dotprod", "i8", r"sdot", 24),
+    ],
+)
+def test_a_peak_is_multiply_adds_alone(
+    name: str, more: str, precision: str, instruction: str, vectors: int
+) -> None:
+    """Of its innermost loop: nothing is loaded, nothing copied, nothing left out."""
+    target = find_target(name)
+    target = dataclasses.replace(target, features=target.features | set(more.split()))
+    found = limits.instruction(target, precision)
+    assert found is not None
+    text = limits.peak_text(target, found, vectors)
+    assembly = find_backend(target).compiler(target).compile_assembly(text, target)
+    blocks = re.split(r"^\.LBB.*:.*$", assembly, flags=re.MULTILINE)
+    loop = next(part for part in reversed(blocks) if len(re.findall(instruction, part)) >= vectors)
+    lines = [line.strip() for line in loop.splitlines() if re.match(r"\t[^.]", line)]
+    body = list(itertools.takewhile(lambda line: not re.match(r"j|b\.", line), lines))
+    counted = [line for line in body if re.match(rf"({{vex}}\t)?{instruction}", line)]
+    assert len(counted) % vectors == 0
+    rest = {line.split()[0] for line in body if line not in counted}
+    assert rest <= {*"addps incq decq cmpq addq subs add cmp".split()}
+
+
+def test_no_peak_where_nothing_sums_products_of_int8() -> None:
+    assert limits.peak(find_target("cpu:x86-64-v3"), "i8") is None
+
+
+def test_products_are_held_against_their_peak() -> None:
+    arena = FakeArena()
+    arena.peak_names = ("f32", "i8")
+    arena.times |= {"FMA peak": 3.0, "dot peak": 1.0, "q4jit i8": 2.0}
+    request = Request(shapes=((K, N),), rows=(3,), precisions=("f32", "i8", "f16"))
+    (rows,) = measure(arena, request, benchmark.GPU)
+    of_peak = {row.name: row.of_peak for row in rows}
+    assert of_peak.pop("q4jit f32") == 0.75
+    assert of_peak.pop("q4jit i8") == 0.5
+    assert set(of_peak.values()) == {None}
+    peak = next(row for row in rows if row.name == "FMA peak")
+    assert (peak.gb_per_s, peak.of_read, peak.ratios) == (None, None, {})
+    assert peak.tflops == pytest.approx(2 * 3 * K * N / 3e-6 * 1e-12)
+    assert not any(set(row.ratios) & LIMITS for row in rows)
 
 
 # --- the CPU --------------------------------------------------------------------------------------
@@ -455,16 +536,30 @@ def test_the_cpu_is_measured(fmt: str, tmp_path: Path, capsys: pytest.CaptureFix
     assert "q4jit f32, bias and SiLU gating" in out
 
 
-@pytest.mark.usefixtures("quick_cpu")
-def test_a_library_that_is_no_ggml_is_a_reason(
+def test_a_library_that_is_no_ggml_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    options = ["--target", "cpu", "--shape", "64x37", "--m", "1", "--ggml", str(tmp_path)]
-    assert main(["bench", *options]) == 0
-    found = capsys.readouterr().out
-    assert (
-        f"ggml: not present: found {tmp_path}, accepted is a folder with libggml-base.so" in found
-    )
+    options = ["bench", "--target", "cpu", "--shape", "64x37", "--m", "1", "--ggml"]
+    base, cpu = tmp_path / "libggml-base.so", tmp_path / "libggml-cpu.so"
+
+    def told(path: Path) -> str:
+        with pytest.raises(SystemExit) as end:
+            main([*options, str(path)])
+        out, err = capsys.readouterr()
+        assert (end.value.code, out, len(err.splitlines())) == (2, "", 1)
+        assert f"--ggml {path}: found " in err
+        return err
+
+    accepted = "accepted is a folder with libggml-base.so and libggml-cpu.so, or a file in it"
+    assert f"found nothing, {accepted}" in told(tmp_path / "no" / "folder")
+    assert f"found nothing, {accepted}" in told(cpu)
+    wanted = f"found a folder without libggml-base.so and libggml-cpu.so, {accepted}"
+    assert wanted in told(tmp_path)
+    base.write_text("no library")
+    assert f"found a folder without libggml-cpu.so, {accepted}" in told(tmp_path)
+    assert f"found a file without libggml-cpu.so beside it, {accepted}" in told(base)
+    cpu.write_text("no library")
+    assert "found libraries that cannot be loaded: " in told(cpu)
 
 
 def test_threads_are_those_that_are_asked_for(tmp_path: Path) -> None:
@@ -483,6 +578,169 @@ def test_threads_are_those_that_are_asked_for(tmp_path: Path) -> None:
         """
     )
     assert json.loads(path.read_text("utf-8"))["runs"][0]["threads"] == 3
+
+
+QUICK = """
+from q4jit import peers
+peers._CPU_CALLS_S, peers._CPU_REST_S = 1e-3, 0.0
+peers.cache_bytes = lambda: 4 << 10
+"""
+
+
+def begin_with(program: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let Python run a program first in every child."""
+    (folder / "sitecustomize.py").write_text(program)
+    monkeypatch.setenv("PYTHONPATH", f"{folder}:{ROOT}")
+
+
+def test_several_numbers_of_threads_are_one_report(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin_with(QUICK, tmp_path, monkeypatch)
+    path = tmp_path / "t.json"
+    options = ["--target", "cpu", "--shape", "64x37", "--m", "1,5", "--threads", "1,2", "--quick"]
+    assert main(["bench", *options, "--precision", "f32", "--json", str(path)]) == 0
+    out, _ = capfd.readouterr()
+    report = json.loads(path.read_text("utf-8"))
+    assert report["command"] == [
+        "q4jit",
+        "bench",
+        *options,
+        "--precision",
+        "f32",
+        "--json",
+        str(path),
+    ]
+    assert [run["threads"] for run in report["runs"]] == [1, 2]
+    assert {(r["k"], r["n"], r["m"]) for run in report["runs"] for r in run["rows"]} == {
+        (64, 37, 1),
+        (64, 37, 5),
+    }
+    heads = [line.split() for line in out.splitlines() if line.startswith("threads ")]
+    assert [head[:7] for head in heads] == [["threads", "K,", "N", "M", "f32", "µs", "read"]]
+    table = re.findall(r"^ +([12])  64, 37  ([15]) ", out, re.MULTILINE)
+    assert table == [("1", "1"), ("1", "5"), ("2", "1"), ("2", "5")]
+    assert main(["bench", "--from", str(path), "--markdown"]) == 0
+    out, _ = capfd.readouterr()
+    assert re.findall(r"^\| ([12]) \| 64, 37 \| ([15]) \| ", out, re.MULTILINE) == table
+    for threads in ("1 thread", "2 threads"):
+        assert re.search(rf"^- {threads}: read [\d.]+ GB/s, FMA peak \d", out, re.MULTILINE)
+
+
+def test_a_part_that_is_wrong_makes_the_whole_wrong(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spoilt = QUICK + "from q4jit import benchmark\nbenchmark.BOUNDS['f32'] = 0.0\n"
+    begin_with(spoilt, tmp_path, monkeypatch)
+    options = ["--target", "cpu", "--shape", "64x37", "--m", "1", "--threads", "1,2", "--quick"]
+    assert main(["bench", *options, "--precision", "f32"]) == 1
+    assert capfd.readouterr().out.count("wrong: error") >= 2
+
+
+def test_a_part_that_is_killed_is_an_error_and_what_was_found_is_kept(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed = "import os, signal, sys\nif '2' in sys.argv: os.kill(os.getpid(), signal.SIGKILL)\n"
+    begin_with(killed + QUICK, tmp_path, monkeypatch)
+    path = tmp_path / "t.json"
+    options = ["--target", "cpu", "--shape", "64x37", "--m", "1", "--threads", "1,2", "--quick"]
+    assert main(["bench", *options, "--json", str(path)]) == 1
+    assert "the part with 2 threads: ended by signal 9" in capfd.readouterr().err
+    report = json.loads(path.read_text("utf-8"))
+    assert report["ended_by"] == "ChildProcessError"
+    assert [run["threads"] for run in report["runs"]] == [1]
+
+
+def test_a_part_ends_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C reaches both: the part may write what it knows, and one that hangs is killed."""
+
+    def interrupted(process: Any, timeout: float | None = None) -> int:
+        monkeypatch.setattr(subprocess.Popen, "wait", wait)
+        begun.append(process)
+        raise KeyboardInterrupt
+
+    begun: list[Any] = []
+    wait = subprocess.Popen.wait
+    monkeypatch.setattr(cli, "_END_S", 0.1)
+    monkeypatch.setattr(subprocess.Popen, "wait", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        cli._wait_for([sys.executable, "-c", "import time; time.sleep(60)"])
+    assert begun[0].returncode == -signal.SIGKILL
+
+
+@pytest.mark.usefixtures("quick_cpu")
+def test_a_weight_that_stays_in_the_cache(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts: list[int] = []
+    on_cpu = peers._on_cpu
+
+    def counted(calls: Sequence[Callable[[], object]], *rest: Any) -> Running:
+        counts.append(len(calls))
+        return on_cpu(calls, *rest)
+
+    monkeypatch.setattr(peers, "_on_cpu", counted)
+    path = tmp_path / "cpu.json"
+    options = ["--target", "cpu", "--shape", "64x37", "--m", "1", "--quick", "--json", str(path)]
+    assert main(["bench", *options]) == 0
+    assert min(counts) > 1
+    counts.clear()
+    assert main(["bench", *options, "--cached", "--markdown"]) == 0
+    assert set(counts) == {1}
+    assert "Q4_0, the weight in the cache\n" in capsys.readouterr().out
+    (run,) = json.loads(path.read_text("utf-8"))["runs"]
+    assert run["cached"]
+    assert not any(row["wrong"] for row in run["rows"])
+
+
+@pytest.mark.usefixtures("quick_cpu")
+def test_a_more_exact_kernel_that_serves_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "cpu.json"
+    options = ["--target", "cpu", "--shape", "64x37", "--m", "1", "--quick", "--format", "F16"]
+    assert main(["bench", *options, "--precision", "f32,i8", "--json", str(path)]) == 0
+    (run,) = json.loads(path.read_text("utf-8"))["runs"]
+    notes = {row["name"]: row["note"] for row in run["rows"] if row["own"]}
+    assert notes["q4jit f32"] == ""
+    assert notes["q4jit i8"].startswith("precision='i8' is an upper bound")
+
+
+def run_of(threads: int, cached: bool = False, **speeds: Any) -> ratios.Run:
+    """A run of q4jit i8 and f32 at M = 1 and two weights, the second of which is small."""
+    base = {"kind": "product", "m": 1, "own": True, "us": 10.0, "wrong": False, "of_peak": None}
+    rows = [
+        {**base, "name": f"q4jit {p}", "precision": p, "k": k, "n": k, **speeds}
+        for k in (4096, 576)
+        for p in ("f32", "i8")
+    ]
+    return {"threads": threads, "cached": cached, "rows": rows}
+
+
+def test_targets_are_met_by_all_weights_or_missed() -> None:
+    runs = [run_of(t, ratios={"ggml": 1.3}, of_read=0.95) for t in (1, 2, 3)]
+    _, *lines = ratios.targets(runs)
+    found = {(p, against, threads): line for p, _, against, threads, *line in lines}
+    assert found["f32", "ggml", "1"] == ["1.50", "1.30 1.30", "missed"]
+    assert found["f32", "ggml", "2"] == ["1.10", "1.30 1.30", "met"]
+    assert found["i8", "read", "1"] == ["0.92", "0.95", "met"]  # of the large one alone
+    assert {threads for _, _, threads in found} == {"1", "2"}
+    runs[1]["rows"][0]["ratios"] = {}
+    _, *lines = ratios.targets(runs[1:2])
+    assert ["f32", "1", "ggml", "2", "1.10", "- 1.30", "not measured"] in lines
+    _, *lines = ratios.targets([run_of(1, cached=True, ratios={"ggml": 3.1}, of_read=0.5)])
+    assert lines == [["i8", "1", "ggml", "1", "3.00", "3.10 3.10", "met"]]
+
+
+def test_the_table_of_ratios() -> None:
+    run = run_of(2, ratios={"ggml": 1.3}, of_read=0.954)
+    run["rows"][1] |= {"us": None, "wrong": True, "ratios": {}, "of_read": None}
+    peer = {**run["rows"][0], "name": "ggml", "own": False}
+    read = {**peer, "name": READ, "gb_per_s": 20.0}
+    run["rows"][2:] = [peer, read, {**read, "gb_per_s": 30.0}]
+    run["rows"].append({**peer, "name": "dot peak", "tflops": 0.5})
+    heads, line = ratios.table([run])
+    assert heads == "threads|K, N|M|f32 µs|read|peak|i8 µs|read|peak|ggml".split("|")
+    assert line == "2|4096, 4096|1|10|95%|-|wrong|-|-|1.30 / -".split("|")
+    assert ratios.limits(run) == "2 threads: read 30 GB/s, dot peak 500 GOP/s"
 
 
 # --- a GPU that is none ---------------------------------------------------------------------------
@@ -563,13 +821,14 @@ def test_weights_take_turns_and_the_graphs_own_result_counts() -> None:
 
 
 @pytest.mark.parametrize("fmt", ["Q4_0", "Q8_0", "F16"])
-@pytest.mark.parametrize("n", [64, 37])  # 37: not of whole groups of columns
-def test_ggmls_products_are_right(fmt: str, n: int) -> None:
+# 37: not of whole groups of columns; 90 MB: more weights than ggml's own graphs hold
+@pytest.mark.parametrize(("n", "total_bytes"), [(64, 200_000), (37, 200_000), (64, 90_000_000)])
+def test_ggmls_products_are_right(fmt: str, n: int, total_bytes: int) -> None:
     spec = importlib.util.find_spec("llama_cpp")
     if spec is None or spec.origin is None:
         pytest.skip("llama_cpp is a peer, which no test installs")
     library = Ggml(Path(spec.origin).parent / "lib")
-    work = benchmark._Shape(fmt, 512, n, (5,), 200_000).product(5)
+    work = benchmark._Shape(fmt, 512, n, (5,), total_bytes).product(5)
     weights = [w for (w,) in work.copies]
     with library.product(work.x, weights, 2 * len(weights), 1) as made:
         made.poison()
@@ -602,6 +861,12 @@ def test_quants_for_others_are_those_of_the_reference() -> None:
         peers._Quants.of(random_weight("Q8_0", K, N))
 
 
+def test_a_ggml_says_for_what_it_was_not_built() -> None:
+    library = Ggml.__new__(Ggml)
+    library.__dict__ |= {"ggml_cpu_has_avx2": lambda: 1, "ggml_cpu_has_avx512_vnni": lambda: 0}
+    assert library.lacks({"avx2", "avx512vnni", "sse2"}) == ["avx512vnni"]
+
+
 # --- the documentation ----------------------------------------------------------------------------
 
 
@@ -612,7 +877,26 @@ def test_the_documentation_knows_every_peer_and_option() -> None:
     for name in named:
         assert f'"{name}"' in source
     assert len(named) == 6
+    for name in LIMITS - {READ}:
+        assert f"`{name}`" in text
+    aims = text[text.index("| | M = 1 | M = 4 | M = 8 | M = 512 |") :]
+    for precision in ("i8", "f32"):
+        targets = [each for each in ratios._TARGETS if each[0] == precision and each[2] == "ggml"]
+        assert [m for _, m, *_ in targets] == [1, 4, 8, 512]
+        shown = " | ".join(f"{one} / {two}" for *_, one, two in targets)
+        assert f"| `{precision}` | {shown} |" in aims
     parser = cli._parser()
     for line in re.findall(r"^\$ q4jit (.*)$", text, re.MULTILINE):
         assert parser.parse_args(line.split()).run
     assert len(peers._READ_TEXTS) * len(peers._READ_BLOCKS) == 35  # as it says
+
+
+def test_make_bench_is_a_command() -> None:
+    lines = (ROOT / "Makefile").read_text("utf-8").replace("\\\n", "")
+    (words,) = re.findall(r"-m q4jit (bench .*?) \$\$RUN_ARGS", lines)
+    options = cli._parser().parse_args(words.replace('"$$1"', "lib").split())
+    assert (options.target, options.threads, options.ggml) == (["cpu"], (1, 2), Path("lib"))
+    done = subprocess.run(
+        [require_tool("make", "make"), "help"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert re.search(r"^bench +compare with ggml", done.stdout, re.MULTILINE)
