@@ -663,7 +663,7 @@ class _SectionWriter:
                 self._epilogue(SIXTEEN, row, column, sums)
 
     def _announce_results(self, first: str) -> None:
-        """Fetch the lines of a tile's results while it is computed: stores wait in order for theirs."""
+        """Fetch the lines of a tile's results meanwhile: stores wait in order for theirs."""
         f, tile = self._f, self._kernel.tile
         self._lowering.module.declare("declare void @llvm.prefetch.p0(ptr, i32, i32, i32)")
         with f.loop("r", 0, tile.rows) as loop:

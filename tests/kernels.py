@@ -456,9 +456,12 @@ def some_ids(*shape: int, n: int = 37, seed: int = 0) -> Ids:
 # --- kernels beside guard pages ---------------------------------------------------------------
 
 
-def lowered(function: Callable[..., Any], target: Target, args: Sequence[Any]) -> CpuPlan:
+def lowered(
+    function: Callable[..., Any], target: Target, args: Sequence[Any], precision: str = "f32"
+) -> CpuPlan:
     """The plan of `function` for arguments."""
-    return make_plan(trace(function, specs_of(args)), target, math.prod(lead_shape(args)))
+    graph = trace(function, specs_of(args))
+    return make_plan(graph, target, math.prod(lead_shape(args)), precision)
 
 
 def specs_of(args: Sequence[Any]) -> Signature:
@@ -481,11 +484,16 @@ def object_of(plan: CpuPlan, kernel: CpuKernel) -> bytes:
 
 
 def run_guarded(
-    function: Callable[..., Any], cpu: Guarded, args: Sequence[Any], *, gap_bytes: int = 0
+    function: Callable[..., Any],
+    cpu: Guarded,
+    args: Sequence[Any],
+    *,
+    gap_bytes: int = 0,
+    precision: str = "f32",
 ) -> list[Floats]:
     """The results of `function`, every array of every kernel standing before a guard page."""
     found = find_target(require_target(cpu.target) if cpu.native else cpu.target)
-    plan = lowered(function, found, args)
+    plan = lowered(function, found, args, precision)
     rows = math.prod(lead_shape(args))
     memory: dict[Slot, NDArray[Any]] = {}
     for kernel in plan.kernels:

@@ -28,6 +28,7 @@ _PAUSE: Final = {
     "x86-64": ("declare void @llvm.x86.sse2.pause()", "call void @llvm.x86.sse2.pause()"),
     "aarch64": ("declare void @llvm.aarch64.hint(i32)", "call void @llvm.aarch64.hint(i32 1)"),
 }
+_SHARES_AT: Final = 48  # in the pool's state
 _SYMBOLS: Final = ("pool", "pool_worker", "pool_stop")
 
 
@@ -39,6 +40,7 @@ def source(target: Target) -> str:
 ; The thread pool of q4jit. Its state is 512 bytes that live as long as this code:
 ;     0 address of pool_run          8 i32 lock: 1 while a job runs     12 i32 stop
 ;    16 task   24 args   32 n   40 chunk                                of the running job
+;    48 i64 shares: what is left is divided by that many, twice the threads
 ;   128 i32 generation (a futex): counts jobs     132 i32 sleeping workers
 ;   256 i64 next task
 ;   384 i32 open: workers may join               388 i32 workers inside the job
@@ -47,7 +49,8 @@ target triple = "{target.triple}"
 
 @pool = global {{ ptr, [504 x i8] }} {{ ptr @pool_run, [504 x i8] zeroinitializer }}, align 128
 
-; Take chunks of tasks until none is left.
+; Take tasks until none is left: a share of what is left, which shrinks, but never less than a
+; chunk. A long run of neighbouring tasks reads memory in one stream; a late thread gets little.
 define internal void @work(ptr %pool) #0 {{
 entry:
   %task.at = getelementptr i8, ptr %pool, i64 16
@@ -58,18 +61,32 @@ entry:
   %n = load i64, ptr %n.at
   %chunk.at = getelementptr i8, ptr %pool, i64 40
   %chunk = load i64, ptr %chunk.at
+  %shares.at = getelementptr i8, ptr %pool, i64 48
+  %shares = load i64, ptr %shares.at
   %next.at = getelementptr i8, ptr %pool, i64 256
+  br label %look
+look:
+  %now = load atomic i64, ptr %next.at monotonic, align 8
   br label %take
 take:
-  %from = atomicrmw add ptr %next.at, i64 %chunk monotonic
+  %from = phi i64 [ %now, %look ], [ %seen, %try ]
   %more = icmp slt i64 %from, %n
-  br i1 %more, label %run, label %done
-run:
-  %end = add i64 %from, %chunk
+  br i1 %more, label %try, label %done
+try:
+  %left = sub i64 %n, %from
+  %share = udiv i64 %left, %shares
+  %small = icmp slt i64 %share, %chunk
+  %size = select i1 %small, i64 %chunk, i64 %share
+  %end = add i64 %from, %size
   %beyond = icmp sgt i64 %end, %n
   %to = select i1 %beyond, i64 %n, i64 %end
+  %taken = cmpxchg ptr %next.at, i64 %from, i64 %to monotonic monotonic
+  %seen = extractvalue {{ i64, i1 }} %taken, 0
+  %mine = extractvalue {{ i64, i1 }} %taken, 1
+  br i1 %mine, label %run, label %take
+run:
   call void %task(ptr %args, i64 %from, i64 %to)
-  br label %take
+  br label %look
 done:
   ret void
 }}
@@ -220,6 +237,7 @@ class Pool:
 
     def start(self, workers: int) -> None:
         """Have `workers` threads, or as many as the system gives."""
+        ctypes.c_int64.from_address(self.address + _SHARES_AT).value = 2 * (workers + 1)
         worker = self._entry("pool_worker")
         while len(self._threads) < workers:
             name = f"q4jit-{len(self._threads)}"
