@@ -4,6 +4,7 @@ All that depends on shapes alone is worked out once; a call checks its arrays, a
 results, packs one row of 8-byte slots per kernel and calls it.
 """
 
+import functools
 import math
 import struct
 from collections.abc import Callable, Sequence
@@ -76,7 +77,7 @@ class CpuLaunch:
         for slot, size in sizes.items():
             self._scratch_offsets[slot] = total
             total += -(-size // CACHE_LINE_BYTES) * CACHE_LINE_BYTES
-        self._scratch_bytes, self._offsets = total, [*self._scratch_offsets.values()]
+        self.scratch_bytes, self._offsets = total, [*self._scratch_offsets.values()]
 
     def _bind(self, plan: CpuPlan, functions: Sequence[KernelFunction]) -> list["_Step"]:
         """Per kernel: its function, the packing of its slots, and which values they take."""
@@ -103,7 +104,7 @@ class CpuLaunch:
     def __call__(self, args: Sequence[Any], out: Any = None) -> Any:
         """Run the kernels; returns an array or a tuple of them, or `out` where it is given."""
         values, _copies, buffers = self._values(args, out)  # copies live until kernels are done
-        scratch = _take_scratch(self._scratch_bytes)
+        scratch = _take_scratch(self.scratch_bytes)
         base = scratch[0]
         for offset in self._offsets:
             values.append(base + offset)
@@ -151,6 +152,21 @@ class CpuLaunch:
             buffers = self._out_buffers(out, args)
             values += map(data_pointer, buffers)
         return values, copies, buffers
+
+    def bind(self, args: Sequence[Any], out: Any = None) -> Callable[[], Any]:
+        """A call with these very arrays, which are checked now; without `out` they get results."""
+        if out is None:
+            made = tuple(np.empty(result.shape, F32) for result in self._results)
+            out = made if self._returns_tuple else made[0]
+        values, copies, buffers = self._values(args, out)
+        if copies or buffers is not None:  # which every call has to make
+            return functools.partial(self, args, out)
+        return _Bound(self, args, out, values)
+
+    def packed(self, values: list[Any], scratch: "_Scratch") -> list[tuple[KernelFunction, bytes]]:
+        """The kernels in order, each with its slots."""
+        values = values + [scratch.start + offset for offset in self._offsets]
+        return [(function, pack(*pick(values))) for function, pack, pick in self._steps]
 
     def prepare(self, args: Sequence[Any]) -> None:
         """Repack the weights, so that the first call finds them ready."""
@@ -215,6 +231,23 @@ class CpuLaunch:
         return out
 
 
+class _Bound:
+    """A call whose slots are packed; it owns all memory that they point to."""
+
+    def __init__(self, launch: CpuLaunch, args: Sequence[Any], out: Any, values: list[Any]) -> None:
+        self._launch, self._args, self._out = launch, args, out
+        self._workers = pool.address()
+        self._scratch = _new_scratch(launch.scratch_bytes)
+        self._steps = launch.packed(values, self._scratch)
+
+    def __call__(self) -> Any:
+        if pool.address() != self._workers:  # a forked child has a pool of its own
+            return self._launch(self._args, self._out)
+        for function, slots in self._steps:
+            function(slots)
+        return self._out
+
+
 def _one_row(slot: Slot, kernel: CpuKernel) -> Slot:
     return Slot("one") if slot.kind == "m" and kernel.uniform else slot
 
@@ -255,6 +288,10 @@ def _take_scratch(size_bytes: int) -> _Scratch:
         scratch = None
     if scratch is not None and scratch.size_bytes >= size_bytes:
         return scratch
+    return _new_scratch(size_bytes)
+
+
+def _new_scratch(size_bytes: int) -> _Scratch:
     memory = np.empty(size_bytes + CACHE_LINE_BYTES, np.uint8)
     start = data_pointer(memory)
     return _Scratch(start + -start % CACHE_LINE_BYTES, size_bytes, memory)

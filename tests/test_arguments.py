@@ -353,6 +353,7 @@ def test_a_warm_call_takes_few_steps() -> None:
     assert python_calls(lambda: product(x, w)) <= 10
     product(x, w, out=y)
     assert python_calls(lambda: product(x, w, out=y)) <= 12
+    assert python_calls(product.bind(x, w)) <= 1
 
 
 def test_few_steps_miss_no_overlap() -> None:
