@@ -1,6 +1,6 @@
 """A Llama decoder in NumPy whose linear layers are q4jit kernels: a tutorial of the library.
 
-Four short functions hold all arithmetic with weights. Each is ordinary NumPy, and `@specialize`
+Five short functions hold all arithmetic with weights. Each is ordinary NumPy, and `@specialize`
 makes one kernel of it that reads the quantised blocks as they are; the arithmetic around the
 products costs no further pass over memory. Attention has no weights and stays NumPy.
 """
@@ -8,7 +8,7 @@ products costs no further pass over memory. Attention has no weights and stays N
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import lru_cache, partial
 from math import isfinite
 from typing import Any, Self
 
@@ -36,6 +36,13 @@ def rms_norm(x: Array, gain: Array, eps: float) -> Array:
     """A helper: it is traced with the functions that call it."""
     scaled: Array = x / np.sqrt(np.mean(x**2, axis=-1, keepdims=True) + eps)
     return scaled * gain
+
+
+@specialize
+def embed(ids: NDArray[np.int64], w: Weight) -> Array:
+    """What the tokens of a text begin as: their rows of a weight."""
+    rows: Array = w.rows(ids)
+    return rows
 
 
 @specialize
@@ -278,26 +285,36 @@ class Llama:
             )
         logits = []
         for start in range(0, len(tokens), CHUNK):
-            x = self._advance(tokens[start : start + CHUNK], state)
+            x = self._advance(tokens[start : start + CHUNK], state, every)
             if every or start + CHUNK >= len(tokens):
-                kept = x if every else x[-1:]
-                logits.append(norm_head(kept, self.output_norm, self.config.norm_eps, self.head))
+                logits.append(norm_head(x, self.output_norm, self.config.norm_eps, self.head))
         return logits[0] if len(logits) == 1 else np.concatenate(logits)
 
-    def _advance(self, tokens: Sequence[int], state: State) -> Array:
-        """Run all layers over a chunk of tokens that follows what `state` holds."""
-        x, eps = self.embedding.rows(tokens), self.config.norm_eps
+    def _advance(self, tokens: Sequence[int], state: State, every: bool) -> Array:
+        """What the layers make of a chunk of tokens that follows what `state` holds.
+
+        Of its last token alone, unless `every` is asked for.
+        """
+        x: Array = embed(np.array(tokens), self.embedding)
         if len(tokens) == 1:
             state.step = state.step or Step(self)
             x = state.step(x, state)
         else:
-            turns = state.turns[state.length : state.length + len(tokens)]
-            for w, cache in zip(self.layers, state.caches(len(tokens)), strict=True):
-                q, k, v = norm_qkv(x, w.attn_norm, eps, w.attn_q, w.attn_k, w.attn_v)
-                x = add_product(x, attention(q, k, v, turns, cache), w.attn_output)
-                gated = norm_swiglu(x, w.ffn_norm, eps, w.ffn_gate, w.ffn_up)
-                x = add_product(x, gated, w.ffn_down)
+            x = self._layers(x, state, every)
         state.length += len(tokens)
+        return x
+
+    def _layers(self, x: Array, state: State, every: bool) -> Array:
+        eps = self.config.norm_eps
+        turns = state.turns[state.length : state.length + len(x)]
+        for w, cache in zip(self.layers, state.caches(len(x)), strict=True):
+            q, k, v = norm_qkv(x, w.attn_norm, eps, w.attn_q, w.attn_k, w.attn_v)
+            mixed = attention(q, k, v, turns, cache)
+            if w is self.layers[-1] and not every:
+                x, mixed = x[-1:], mixed[-1:]  # nothing looks back at the others any more
+            x = add_product(x, mixed, w.attn_output)
+            gated = norm_swiglu(x, w.ffn_norm, eps, w.ffn_gate, w.ffn_up)
+            x = add_product(x, gated, w.ffn_down)
         return x
 
     def calls(self, prompt_length: int) -> Iterator[Callable[[], object]]:
@@ -308,6 +325,7 @@ class Llama:
         config, eps = self.config, self.config.norm_eps
         lengths = {1, min(prompt_length, CHUNK), prompt_length % CHUNK or CHUNK}
         for m in sorted(lengths, reverse=True):
+            yield partial(embed, np.zeros(m, np.int64), self.embedding)
             x, wide = (np.zeros((m, n), np.float32) for n in (config.width, config.feed_forward))
             for w in self.layers:
                 qkv = (x, w.attn_norm, eps, w.attn_q, w.attn_k, w.attn_v)
@@ -330,19 +348,18 @@ def attention(q: Array, k: Array, v: Array, turns: Turns, cache: Cache) -> Array
     m, (kv_heads, length, width) = len(q), values.shape
     np.multiply(_pairs(k).reshape(m, kv_heads, -1).swapaxes(0, 1), turns, _pairs(new_keys))
     new_values[...] = v.reshape(m, kv_heads, width).swapaxes(0, 1)
-    by_head = _pairs(q).reshape(m, kv_heads, -1, width // 2).transpose(1, 2, 0, 3)
-    queries = np.multiply(by_head, turns, order="C").view(np.float32)
-    mixed = np.empty((m, kv_heads, queries.shape[1], width), np.float32)
+    mixed = np.empty((m, kv_heads, q.shape[1] // (kv_heads * width), width), np.float32)
 
     def mix(first: int) -> None:
         rows = slice(first, min(first + BLOCK, m))
-        seen = length - m + rows.stop
-        scores = queries[:, :, rows].reshape(kv_heads, -1, width) @ keys[:, :, :seen]
-        size = rows.stop - first
+        size, seen = rows.stop - first, length - m + rows.stop
+        by_head = _pairs(q[rows]).reshape(size, kv_heads, -1, width // 2).transpose(1, 2, 0, 3)
+        queries = np.multiply(by_head, turns[rows], order="C").view(np.float32)
+        scores = queries.reshape(kv_heads, -1, width) @ keys[:, :, :seen]
         scores.reshape(kv_heads, -1, size, seen)[..., -size:] += CAUSAL[:size, :size]
         sums, weights = weighted(scores, values[:, :seen])
-        heads = (sums / weights).reshape(kv_heads, -1, size, width)
-        mixed[rows] = heads.transpose(2, 0, 1, 3)
+        sums /= weights
+        mixed[rows] = sums.reshape(kv_heads, -1, size, width).transpose(2, 0, 1, 3)
 
     for _ in _threads().map(mix, reversed(range(0, m, BLOCK))):  # the longest first
         pass
@@ -359,7 +376,7 @@ def weighted(scores: Array, values: Array) -> tuple[Array, Array]:
     return scores @ values, np.add.reduce(scores, axis=-1, keepdims=True)
 
 
-@cache
+@lru_cache
 def _threads() -> ThreadPoolExecutor:
     """NumPy lets go of the interpreter while it computes: blocks of rows run beside each other."""
     return ThreadPoolExecutor(num_threads())
