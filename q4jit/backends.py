@@ -26,6 +26,10 @@ class Launch(Protocol):
         """Run the kernels."""
         ...
 
+    def bind(self, args: Sequence[Any], out: object = None) -> Callable[[], Any]:
+        """A call with these very arrays."""
+        ...
+
     def prepare(self, args: Sequence[Any]) -> None:
         """Bring the weights where the kernels read them."""
         ...
@@ -123,7 +127,9 @@ def _load_on_cpu(
     from q4jit.runtime.cpu import LoadedObject
 
     code = LoadedObject(object_bytes, (source.symbol,), source.target)
-    return ctypes.CFUNCTYPE(None, ctypes.c_char_p)(code.addresses[source.symbol]), code
+    function: Any = ctypes.CFUNCTYPE(None, ctypes.c_char_p)(code.addresses[source.symbol])
+    function.code = code  # a bound call may outlive what it was bound by
+    return function, code
 
 
 # --- GPUs -----------------------------------------------------------------------------------------

@@ -171,6 +171,25 @@ class Specialized(Generic[_P, _R]):
         """
         if kwargs or len(args) != len(self._parameters):
             args = self._positional(args, kwargs)
+        key: list[object] = []
+        for value in args:  # written out: a function for each argument takes as long again
+            kind = type(value)
+            if kind is np.ndarray and value.dtype is F32:
+                key.append(value.shape)
+            elif kind is QuantizedTensor:
+                key.append(value.signature)
+            elif kind in _PLAIN:
+                key.append(_shape_key(value))
+            else:
+                return self._call(args, out)
+        launch = self._launches.get(tuple(key))
+        if launch is None:
+            return self._call(args, out)
+        self._hits += 1
+        return launch(args, out)
+
+    def _call(self, args: tuple[Any, ...], out: Any) -> Any:
+        """A call whose shapes are new, or whose arguments may lie on a device."""
         facts = None
         if not _PLAIN.issuperset(map(type, args)):
             facts = tensor_facts(args, out)
@@ -358,15 +377,37 @@ class Specialized(Generic[_P, _R]):
         A tuple of ints stands for an f32 array of that shape; everything else is given as in a
         call. The repacked weights are made too. Raises what a call would raise.
         """
+        stand_ins = [_stand_in(value) for value in self._in_order(args, kwargs)]
+        self._prepared(self._with_views(tuple(stand_ins)))
+
+    def bind(self, *args: Any, out: Any = None, **kwargs: Any) -> Callable[[], Any]:
+        """A call with these very arguments, as a function without parameters.
+
+        On the CPU they are checked now, once; each call reads what then lies in the arrays, and
+        takes little longer than the kernels. Arrays must stay as they are in place and shape.
+        Without `out=`, every call may return the same array, filled anew. One thread at a time may
+        make such a call. Raises what a call would raise.
+        """
+        args = self._with_views(self._in_order(args, kwargs))
+        launch = self._prepared(args)
+        if launch is None:
+            return functools.partial(self._run_python, args, out)
+        return launch.bind(args, out)
+
+    def _in_order(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
         if kwargs or len(args) != len(self._parameters):
-            args = self._positional(args, kwargs)
-        stand_ins = self._with_views(tuple(_stand_in(value) for value in args))
-        key = tuple(_shape_key(value) for value in stand_ins)
+            return self._positional(args, kwargs)
+        return args
+
+    def _prepared(self, args: tuple[Any, ...]) -> Launch | None:
+        """The launch for arguments, with its weights in place; None where functions stay NumPy."""
         if self._disabled:
-            self._signature_of(stand_ins)
-            return
-        launch = self._launches.get(key) or self._specialise(stand_ins, key)
-        launch.prepare(stand_ins)
+            self._signature_of(args)
+            return None
+        key = tuple(_shape_key(value) for value in args)
+        launch = self._launches.get(key) or self._specialise(args, key)
+        launch.prepare(args)
+        return launch
 
     def inspect_source(self, target: str | None = None) -> str:
         """The generated texts for every signature so far, for `target` (default: the one in use).

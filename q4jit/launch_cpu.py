@@ -4,11 +4,12 @@ All that depends on shapes alone is worked out once; a call checks its arrays, a
 results, packs one row of 8-byte slots per kernel and calls it.
 """
 
+import functools
+import math
 import struct
-import threading
 from collections.abc import Callable, Sequence
 from operator import itemgetter
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +29,7 @@ from q4jit.plan import Slot
 from q4jit.runtime import pool
 from q4jit.runtime.cpu import data_pointer
 from q4jit.schedule_cpu import CpuKernel, CpuPlan, digits_bytes, padded_k
+from q4jit.weights import QuantizedTensor
 
 KernelFunction = Callable[[bytes], None]
 _Step = tuple[KernelFunction, Callable[..., bytes], Callable[[list[Any]], tuple[Any, ...]]]
@@ -51,6 +53,11 @@ class CpuLaunch:
         self._results, self._picks = shapes.results, shapes.picks
         self._returns_tuple = shapes.returns_tuple
         self._weights = weight_layouts(plan)
+        self._blocks = [i for i, a in enumerate(args) if isinstance(a, QuantizedTensor)]
+        read: list[Any] = [args[i] for i in [*(i for i, _ in self._arrays), *self._blocks]]
+        self._sizes = [a.nbytes for a in read] + [4 * math.prod(r.shape) for r in self._results]
+        numbers = any(isinstance(args[i], np.ndarray) for i in self._scalars)
+        self._outs_may_be_quick = not (numbers or self._picks)
         self._set_scratch(plan)
         self._steps = self._bind(plan, functions)
 
@@ -76,7 +83,7 @@ class CpuLaunch:
         for slot, size in sizes.items():
             self._scratch_offsets[slot] = total
             total += -(-size // CACHE_LINE_BYTES) * CACHE_LINE_BYTES
-        self._scratch_bytes = total
+        self.scratch_bytes, self._offsets = total, [*self._scratch_offsets.values()]
 
     def _bind(self, plan: CpuPlan, functions: Sequence[KernelFunction]) -> list["_Step"]:
         """Per kernel: its function, the packing of its slots, and which values they take."""
@@ -100,41 +107,72 @@ class CpuLaunch:
 
     # --- a call -----------------------------------------------------------------------------------
 
-    def __call__(self, args: Sequence[Any], out: object = None) -> Any:
+    def __call__(self, args: Sequence[Any], out: Any = None) -> Any:
         """Run the kernels; returns an array or a tuple of them, or `out` where it is given."""
-        arrays = [self._array(i, args[i], shape) for i, shape in self._arrays]
-        ids = [checked_ids(self._names[i], args[i], shape, count) for i, shape, count in self._ids]
-        scalars = [f32(args[i]) for i in self._scalars]
-        weights = [
-            args[i].raw if layout == GGUF else args[i].repacked(layout)
-            for i, layout in self._weights
-        ]
-        if out is None:
-            buffers = [np.empty(r.buffer, F32) for r in self._results]
-        else:
-            buffers = self._out_buffers(out, args)
-        scratch = _take_scratch(self._scratch_bytes)
-        start = data_pointer(scratch)
-        base = start + -start % CACHE_LINE_BYTES
-        values = [
-            pool.address(),
-            self._rows,
-            1,
-            *map(data_pointer, arrays),
-            *map(data_pointer, ids),
-            *scalars,
-            *map(data_pointer, weights),
-            *map(data_pointer, buffers),
-            *[base + offset for offset in self._scratch_offsets.values()],
-        ]
+        values, _copies, buffers = self._values(args, out)  # copies live until kernels are done
+        scratch = _take_scratch(self.scratch_bytes)
+        base = scratch[0]
+        for offset in self._offsets:
+            values.append(base + offset)
         for function, pack, pick in self._steps:
             function(pack(*pick(values)))
         _give_back(scratch)
         if out is not None:
-            return self._deliver(buffers, out)
+            return out if buffers is None else self._deliver(buffers, out)
         if self._picks:
             buffers = [r.of(b) for r, b in zip(self._results, buffers, strict=True)]
         return tuple(buffers) if self._returns_tuple else buffers[0]
+
+    def _values(self, args: Sequence[Any], out: Any) -> tuple[list[Any], list[Any], Any]:
+        """The values of slots, the copies among what they point to, and the arrays to fill.
+
+        None of the latter where `out` is filled as it is. Loops: a comprehension of one element
+        takes longer than the element.
+        """
+        values: list[Any] = [pool.address(), self._rows, 1]
+        copies: list[NDArray[Any]] = []
+        for i, shape in self._arrays:
+            array = args[i]
+            if shape is not None or array.flags.num & _READY != _READY:
+                array = self._prepared(i, array, shape)
+                copies.append(array)
+            values.append(data_pointer(array))
+        for i, shape, count in self._ids:
+            array = checked_ids(self._names[i], args[i], shape, count)
+            copies.append(array)
+            values.append(data_pointer(array))
+        if self._scalars:
+            values += [f32(args[i]) for i in self._scalars]
+        for i, layout in self._weights:
+            values.append(args[i].addresses.get(layout) or _address(args[i], layout))
+        if out is None:
+            buffers = []
+            for result in self._results:
+                buffer = np.empty(result.buffer, F32)
+                buffers.append(buffer)
+                values.append(data_pointer(buffer))
+        elif not copies and (starts := self._starts(out, args, values)):
+            buffers = None
+            values += starts
+        else:
+            buffers = self._out_buffers(out, args)
+            values += map(data_pointer, buffers)
+        return values, copies, buffers
+
+    def bind(self, args: Sequence[Any], out: Any = None) -> Callable[[], Any]:
+        """A call with these very arrays, which are checked now; without `out` they get results."""
+        if out is None:
+            made = tuple(np.empty(result.shape, F32) for result in self._results)
+            out = made if self._returns_tuple else made[0]
+        values, copies, buffers = self._values(args, out)
+        if copies or buffers is not None:  # which every call has to make
+            return functools.partial(self, args, out)
+        return _Bound(self, args, out, values)
+
+    def packed(self, values: list[Any], scratch: "_Scratch") -> list[tuple[KernelFunction, bytes]]:
+        """The kernels in order, each with its slots."""
+        values = values + [scratch.start + offset for offset in self._offsets]
+        return [(function, pack(*pick(values))) for function, pack, pick in self._steps]
 
     def prepare(self, args: Sequence[Any]) -> None:
         """Repack the weights, so that the first call finds them ready."""
@@ -142,20 +180,47 @@ class CpuLaunch:
             if layout != GGUF:
                 args[i].repacked(layout)
 
-    def _array(
+    def _prepared(
         self, i: int, array: NDArray[Any], shape: tuple[int, ...] | None
     ) -> NDArray[np.float32]:
-        flags = array.flags
+        """An array as kernels read it: spread to `shape`, and without gaps."""
+        check_array(self._names[i], array)
+        if shape is not None:
+            array = np.broadcast_to(array, shape)
+        return np.require(array, F32, ["C", "A"])
+
+    def _starts(self, out: Any, args: Sequence[Any], values: list[int]) -> list[int] | None:
+        """The addresses of `out` where it is quickly seen that `check_out` would accept it.
+
+        values: those of the arrays, which are used as they are given, from the fourth on.
+        """
+        outs = out if self._returns_tuple else (out,)
         if (
-            array.dtype is not F32
-            or shape is not None
-            or not (flags.c_contiguous and flags.aligned)
+            not self._outs_may_be_quick
+            or type(outs) is not tuple
+            or len(outs) != len(self._results)
         ):
-            check_array(self._names[i], array)
-            if shape is not None:
-                array = np.broadcast_to(array, shape)
-            array = np.require(array, F32, ["C", "A"])
-        return array
+            return None
+        sizes = self._sizes
+        starts = values[_FIRST_ARRAY : _FIRST_ARRAY + len(self._arrays)]
+        for i in self._blocks:
+            starts.append(args[i].addresses.get(GGUF) or _address(args[i], GGUF))
+        for i, result in enumerate(self._results):
+            array = outs[i]
+            if (
+                type(array) is not np.ndarray
+                or array.dtype is not F32
+                or array.shape != result.shape
+                or not array.flags.carray
+            ):
+                return None
+            start = data_pointer(array)
+            end = start + array.nbytes
+            for j, other in enumerate(starts):
+                if start < other + sizes[j] and other < end:
+                    return None
+            starts.append(start)
+        return starts[-len(outs) :]
 
     def _out_buffers(self, out: object, args: Sequence[object]) -> list[NDArray[np.float32]]:
         """What kernels fill for `out`: its own arrays where their memory has the right form."""
@@ -172,27 +237,72 @@ class CpuLaunch:
         return out
 
 
+class _Bound:
+    """A call whose slots are packed; it owns all memory that they point to."""
+
+    def __init__(self, launch: CpuLaunch, args: Sequence[Any], out: Any, values: list[Any]) -> None:
+        self._launch, self._args, self._out = launch, args, out
+        self._workers = pool.address()
+        self._scratch = _new_scratch(launch.scratch_bytes)
+        self._steps = launch.packed(values, self._scratch)
+
+    def __call__(self) -> Any:
+        if pool.address() != self._workers:  # a forked child has a pool of its own
+            return self._launch(self._args, self._out)
+        for function, slots in self._steps:
+            function(slots)
+        return self._out
+
+
 def _one_row(slot: Slot, kernel: CpuKernel) -> Slot:
     return Slot("one") if slot.kind == "m" and kernel.uniform else slot
 
 
-_thread = threading.local()
+_FIRST_ARRAY: Final = 3  # of the values of a call
+# NumPy's flags of an array that kernels can read: NPY_ARRAY_C_CONTIGUOUS and NPY_ARRAY_ALIGNED
+_READY: Final = 0x101
+
+
+def _address(weight: QuantizedTensor, layout: str) -> int:
+    """Where a weight's blocks lie in a layout; they stay there as long as the weight lives."""
+    known = weight.addresses.get(layout)
+    if known is None:
+        blocks = weight.raw if layout == GGUF else weight.repacked(layout)
+        known = weight.addresses[layout] = data_pointer(blocks)
+    return known
+
+
+class _Scratch(NamedTuple):
+    """Memory for temporaries; `start` is its first address on a cache line."""
+
+    start: int
+    size_bytes: int
+    owner: object
+
+
 # Kept between calls, because fresh pages from the operating system cost more than a small kernel;
-# what a large call needs goes with it.
+# what a large call needs goes with it. One for each call that ran at the same time as others.
+_kept: list[_Scratch] = []
 _KEPT_BYTES: Final = 16 << 20
 
 
-def _take_scratch(size_bytes: int) -> NDArray[np.uint8]:
-    """This thread's scratch memory, or more where that is too small.
+def _take_scratch(size_bytes: int) -> _Scratch:
+    """Memory that no other call has: other threads, signal handlers and finalisers get theirs."""
+    try:
+        scratch = _kept.pop()
+    except IndexError:
+        scratch = None
+    if scratch is not None and scratch.size_bytes >= size_bytes:
+        return scratch
+    return _new_scratch(size_bytes)
 
-    It is taken away: a signal handler or finaliser that calls a kernel meanwhile gets its own.
-    """
-    memory: NDArray[np.uint8] | None = vars(_thread).pop("memory", None)
-    if memory is None or memory.size < size_bytes + CACHE_LINE_BYTES:
-        memory = np.empty(size_bytes + CACHE_LINE_BYTES, np.uint8)
-    return memory
+
+def _new_scratch(size_bytes: int) -> _Scratch:
+    memory = np.empty(size_bytes + CACHE_LINE_BYTES, np.uint8)
+    start = data_pointer(memory)
+    return _Scratch(start + -start % CACHE_LINE_BYTES, size_bytes, memory)
 
 
-def _give_back(memory: NDArray[np.uint8]) -> None:
-    if memory.size <= _KEPT_BYTES:
-        _thread.memory = memory
+def _give_back(scratch: _Scratch) -> None:
+    if scratch.size_bytes <= _KEPT_BYTES:
+        _kept.append(scratch)

@@ -150,6 +150,10 @@ class HipLaunch:
             return self._run_in_place(args, out)
         return self._run_with_copies(args, out)
 
+    def bind(self, args: Sequence[Any], out: object = None) -> Callable[[], Any]:
+        """A call with these very arrays."""
+        return functools.partial(self, args, out)
+
     def prepare(self, args: Sequence[Any]) -> None:
         """Upload the weights, so that the first call finds them there."""
         for i, layout, _ in self._weights:

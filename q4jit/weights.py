@@ -46,6 +46,7 @@ class QuantizedTensor:
         "_scale_facts",
         "_shape",
         "_signature",
+        "addresses",
         "uploads",
     )
 
@@ -64,6 +65,7 @@ class QuantizedTensor:
         # its copies in devices' memory, by device and layout, which go with it; an attribute,
         # because every launch looks here
         self.uploads: dict[str, Any] = {}
+        self.addresses: dict[str, int] = {}  # of its blocks in this process, by layout; likewise
 
     @classmethod
     def from_bytes(

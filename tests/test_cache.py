@@ -571,3 +571,13 @@ def test_ctrl_c_at_any_moment_leaves_function_and_cache_usable(tmp_path: Path) -
         Q4JIT_NUM_THREADS="3",
     )
     whole_entries(tmp_path / "cache")
+
+
+def test_what_is_on_disk_starts_no_compiler(tmp_path: Path) -> None:
+    program = """
+    product(x_small, small)
+    print(product.stats.compiles, {"jinja2", "subprocess"} & set(sys.modules))
+    """
+    settings = {"Q4JIT_CACHE_DIR": str(tmp_path / "kernels"), "Q4JIT_NUM_THREADS": "2"}
+    assert child.run(program, **settings) == "1 set()\n"
+    assert child.run(program, **settings) == "0 set()\n"

@@ -114,6 +114,56 @@ def test_warmup_makes_the_first_call_a_hit(x: Array, w: QuantizedTensor) -> None
         f.warmup((3, K + 32), w)
 
 
+def test_a_bound_call_reads_what_is_there_when_it_is_made(x: Array, w: QuantizedTensor) -> None:
+    f, x = specialize(scaled), x.copy()
+    call = f.bind(x, w, scale=2.0)
+    out = np.empty((3, N), np.float32)
+    into = f.bind(x, w, scale=2.0, out=out)
+    for _ in range(2):
+        close(call(), scaled(x, w, 2.0))
+        assert into() is out
+        close(out, scaled(x, w, 2.0))
+        x += 1.0
+    expected = scaled(x, w, 2.0)
+    del f, x
+    gc.collect()  # the call holds what it needs: the code too
+    np.empty(3 * K, np.float32).fill(np.nan)  # would take the place of an x that nobody holds
+    close(call(), expected)
+
+
+@pytest.mark.parametrize("kind", ["strided", "spread", "ids", "number", "fewer rows"])
+def test_a_bound_call_copies_where_a_call_does(kind: str, x: Array, w: QuantizedTensor) -> None:
+    rows, ids, two = np.ones((K, 3), np.float32).T, np.arange(3), np.float32(2)
+    cases: dict[str, tuple[Any, tuple[Any, ...]]] = {
+        "strided": (scaled, (rows, w)),
+        "spread": (lambda x, r, w: x @ w + r, (x, np.ones((1, N), np.float32), w)),
+        "ids": (lambda ids, w: w.rows(ids), (ids, w)),
+        "number": (lambda x, w, s: (x @ w) * s, (x, w, np.array(two))),
+        "fewer rows": (lambda x, g, w: (x @ w, g * 2), (x, np.ones((1, K), np.float32), w)),
+    }
+    function, args = cases[kind]
+    call = specialize(function).bind(*args)
+    for _ in range(2):
+        found, expected = call(), function(*args)
+        pairs = zip(found, expected, strict=True) if kind == "fewer rows" else [(found, expected)]
+        for one, other in pairs:
+            close(one, other)
+        for value in args:
+            if isinstance(value, np.ndarray):
+                value[...] = value[..., ::-1] if value.ndim else 3
+
+
+def test_what_is_bound_is_checked(x: Array, w: QuantizedTensor) -> None:
+    f = specialize(scaled)
+    with pytest.raises(ArgumentError, match="float32"):
+        f.bind(x.astype(np.float64), w)
+    with pytest.raises(ArgumentError, match="accepted is a writable"):
+        f.bind(x, w, out=np.empty((4, N), np.float32))
+    square = quantize(np.eye(K), "Q8_0")
+    with pytest.raises(ArgumentError, match="overlaps"):
+        f.bind(x, square, out=x)
+
+
 # --- looking inside -------------------------------------------------------------------------------
 
 
@@ -285,6 +335,7 @@ def test_without_the_jit_the_function_runs_itself(
     assert interpreted(x, w, out=out) is out
     np.testing.assert_array_equal(out, scaled(x, w))
     interpreted.warmup((3, K), w)
+    np.testing.assert_array_equal(interpreted.bind(x, w)(), scaled(x, w))
     assert interpreted.stats == dispatcher.Stats()
     assert interpreted.explain().endswith("Q4JIT_DISABLE_JIT is set: every call runs py_func")
     with pytest.raises(ArgumentError, match="decorated under Q4JIT_DISABLE_JIT"):

@@ -505,6 +505,16 @@ def test_the_demo_stops_after_as_many_tokens_as_asked(model_path: Path) -> None:
     assert "; answer 3 tokens, " in done.stderr
 
 
+def test_the_demo_measures_itself(tmp_path: Path) -> None:
+    path = write_tiny(tmp_path / "tiny.gguf", tiny_metadata())
+    done = generate("--model", path, "--raw", "--keep-format", "--benchmark")
+    assert done.returncode == 0, done.stderr
+    assert re.fullmatch(
+        r"prompt of 64 tokens: \d+ tokens/s\ndecoding after 16 tokens: [\d.]+ tokens/s\n",
+        done.stdout,
+    )
+
+
 def test_the_demo_stops_where_the_context_ends(tmp_path: Path) -> None:
     path = write_tiny(tmp_path / "tiny.gguf", tiny_metadata())
     arguments = ("--model", path, "--keep-format", "--raw", "--max-tokens", 100)

@@ -370,6 +370,20 @@ def test_a_fork_while_other_threads_are_at_work(work: str) -> None:
     child.run(program, prelude=child.PRELUDE + BUSY, Q4JIT_NUM_THREADS="3")
 
 
+def test_a_bound_call_in_a_forked_child_has_its_threads() -> None:
+    child.run(
+        """
+        call = product.bind(x_wide, wide)
+        def work():
+            np.testing.assert_allclose(call(), expected_wide, rtol=1e-4, atol=1e-4)
+            assert threading.active_count() == 3
+        work()
+        reap(in_child(work))
+        """,
+        Q4JIT_NUM_THREADS="3",
+    )
+
+
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_multiprocessing(method: str, tmp_path: Path) -> None:
     # a worker process must be able to import its functions: the program is a file

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -533,6 +534,9 @@ class FakeCompiler:
 class FakeCall:
     def __call__(self, args: Sequence[Any], out: Any = None) -> str:
         return "run"
+
+    def bind(self, args: Sequence[Any], out: Any = None) -> Callable[[], str]:
+        return partial(self, args, out)
 
     def prepare(self, args: Sequence[Any]) -> None:
         pass

@@ -6,7 +6,6 @@ from typing import Any, Final
 import llvmlite
 import llvmlite.binding as llvm
 
-from q4jit.compilers.steps import failure
 from q4jit.locks import BUILD
 from q4jit.targets import Target
 
@@ -56,6 +55,10 @@ def _emit(text: str, target: Target, method: str) -> Any:  # bytes or str, as `m
             return _emit_locked(text, _machine(target), method)
         except RuntimeError as error:
             log = str(error)
+        from q4jit.compilers.steps import (
+            failure,
+        )  # late: programs and their ends are of no use here
+
         flags = _flags(target)
         command = ("llc", *flags, "-filetype=obj", _SOURCE)  # LLVM's own program for the same
         raise failure("llvmlite", [command], flags, log, (_SOURCE, text))

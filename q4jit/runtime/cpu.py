@@ -28,8 +28,8 @@ _ownerless: list[Any] = []  # libraries whose LoadedObject is gone
 def _jit() -> Any:  # llvmlite has no annotations
     import llvmlite.binding as llvm  # late: importing q4jit does not load LLVM
 
-    llvm.initialize_all_targets()
-    llvm.initialize_all_asmprinters()
+    llvm.initialize_native_target()  # alone: all of them take a millisecond longer
+    llvm.initialize_native_asmprinter()
     return llvm.create_lljit_compiler()
 
 
