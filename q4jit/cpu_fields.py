@@ -26,7 +26,8 @@ from q4jit.llvm_text import (
 CHUNK: Final = 16  # elements along K that share one shift and one scale
 WORD: Final = 4  # bytes of a quant word: elements that are decoded from one load
 # far enough ahead to hide memory's latency
-_PREFETCH_BYTES: Final = 16384
+_BYTES_AHEAD: Final = 8192
+_SPARSE_BYTES_AHEAD: Final = 4096
 
 
 @dataclass(frozen=True)
@@ -255,25 +256,34 @@ class RowFields:
 
 
 def prefetch(
-    module: Module, f: Function, weight: Interleaved, tile_at: str, block: str, sub: str
+    module: Module,
+    f: Function,
+    weight: Interleaved,
+    tile_at: str,
+    block: str,
+    sub: str,
+    sparse: bool = False,
 ) -> None:
-    """Announce what a sub-block of the same place further on will read.
+    """Announce what a sub-block some way on will read.
 
     To the second level: the first one keeps some 20 lines on their way at a time, too few for
-    memory's latency (M = 4 took 1.8 times as long on a Zen 4).
+    memory's latency (M = 4 took 1.8 times as long on a Zen 4). sparse: a line of each sub-block,
+    which a CPU's own prefetching goes on from, as it ends with a page; for kernels that load faster
+    than memory delivers, so that announcements of all lines would only come late.
     """
     block_bytes = weight.tile_bytes // weight.blocks_per_tile
     subs = weight.block_elements // weight.fmt.scale_elements
     lines = -(-block_bytes // (subs * CACHE_LINE_BYTES))
+    bytes_ahead = _SPARSE_BYTES_AHEAD if sparse else _BYTES_AHEAD
     module.declare("declare void @llvm.prefetch.p0(ptr, i32, i32, i32)")
-    f.comment(f"the same place {_PREFETCH_BYTES} bytes ahead")
-    with f.loop("line", 0, lines, unroll=True) as line:
+    f.comment(f"the same place {bytes_ahead} bytes ahead")
+    with f.loop("line", 0, 1 if sparse else lines, unroll=True) as line:
         ahead = f.index(
             "ahead",
             (block, block_bytes),
             (sub, lines * CACHE_LINE_BYTES),
             (line.index, CACHE_LINE_BYTES),
-            (_PREFETCH_BYTES, 1),
+            (bytes_ahead, 1),
         )
         at = f.at(tile_at, "i8", ahead, "ahead_at")
         f.do(f"call void @llvm.prefetch.p0(ptr {at}, i32 0, i32 2, i32 1) ; read, second level")

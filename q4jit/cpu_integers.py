@@ -344,11 +344,11 @@ class _ProductWriter:
         inner = {n: (VECTOR, v) for n, v in block.values.items()}
         per_unit = UNIT // fmt.scale_elements
         with f.loop("sub", 0, subs, carry=inner) as sub:
-            if (
-                product.groups == 1 and product.rows * product.limbs > 1
-            ):  # a CPU's own prefetching serves the fastest best
+            if product.groups == 1:  # more rows than one group's find their weights in cache
+                sparse = product.rows * product.limbs == 1
                 for each in fields:
-                    prefetch(self._module, f, self._weight, each.tile_at, block.index, sub.index)
+                    place = (each.tile_at, block.index, sub.index)
+                    prefetch(self._module, f, self._weight, *place, sparse)
             unit, half = f.index("unit", (first, 1), (sub.index, 1)), "0"
             if per_unit > 1:
                 within = f.let("within", f"udiv i64 {sub.index}, {per_unit}")

@@ -40,6 +40,7 @@ from numpy.typing import NDArray
 
 from q4jit.errors import FormatError
 from q4jit.formats import Format
+from q4jit.locks import BUILD
 
 GGUF: Final = "gguf"
 INTERLEAVED16: Final = "interleaved16"
@@ -50,6 +51,7 @@ LANES: Final = 16
 FLOAT_BLOCK_ELEMENTS: Final = 32
 CACHE_LINE_BYTES: Final = 64
 REGION_BYTES: Final = 256  # a GPU's longest burst
+_SHARED_BYTES: Final = 32 << 20
 _BAND_BYTES: Final = 4 << 20  # rows repacked at a time: bounds the temporary copies
 
 
@@ -219,9 +221,34 @@ def pack(fmt: Format, layout: str, rows: NDArray[np.uint8]) -> NDArray[np.uint8]
     return packed
 
 
+@dataclass
+class _Shared:
+    """The free end of the memory that small weights share."""
+
+    free: NDArray[np.uint8]
+
+
+_shared = _Shared(np.empty(0, np.uint8))
+
+
 def _aligned_empty(size_bytes: int) -> NDArray[np.uint8]:
-    # a vector load that crosses a cache line costs two
-    buffer = np.empty(size_bytes + CACHE_LINE_BYTES, np.uint8)
+    """Memory at a cache line: a vector load that crosses one costs two.
+
+    Small weights lie beside each other, because NumPy asks for huge pages for large arrays only and
+    a small model's weights would else spend a tenth of their time in page tables. An array keeps
+    the memory of its neighbours.
+    """
+    if size_bytes > _SHARED_BYTES // 8:
+        return _from_line(np.empty(size_bytes + CACHE_LINE_BYTES, np.uint8), size_bytes)
+    with BUILD:
+        if _shared.free.size < size_bytes + CACHE_LINE_BYTES:
+            _shared.free = np.empty(_SHARED_BYTES, np.uint8)
+        found = _from_line(_shared.free, size_bytes)
+        _shared.free = _shared.free[found.ctypes.data - _shared.free.ctypes.data + size_bytes :]
+    return found
+
+
+def _from_line(buffer: NDArray[np.uint8], size_bytes: int) -> NDArray[np.uint8]:
     start = -buffer.ctypes.data % CACHE_LINE_BYTES
     return buffer[start : start + size_bytes]
 

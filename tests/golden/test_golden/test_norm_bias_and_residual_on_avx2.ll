@@ -155,7 +155,7 @@ block.head:
   %block.more = icmp slt i64 %block, 2
   br i1 %block.more, label %block.body, label %block.done
 block.body:
-  ; the same place 16384 bytes ahead
+  ; the same place 8192 bytes ahead
   br label %line.head
 line.head:
   %line = phi i64 [ 0, %block.body ], [ %line.next, %line.body ]
@@ -165,7 +165,7 @@ line.body:
   %ahead = mul i64 %block, 2048
   %ahead.1 = mul i64 %line, 64
   %ahead.2 = add i64 %ahead, %ahead.1
-  %ahead.3 = add i64 %ahead.2, 16384
+  %ahead.3 = add i64 %ahead.2, 8192
   %ahead_at = getelementptr i8, ptr %w, i64 %ahead.3
   call void @llvm.prefetch.p0(ptr %ahead_at, i32 0, i32 2, i32 1) ; read, second level
   %line.next = add i64 %line, 1
