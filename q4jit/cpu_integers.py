@@ -43,9 +43,12 @@ from q4jit.schedule_cpu import HEADER_BYTES, UNIT, Dot, unit_bytes, zero_of
 # The largest X: three digits of at most 127, or one. A product of 32 quants of 4 bits fits int32.
 _LARGEST: Final = {1: 127.0, 3: 8355700.0}
 STEP_BIAS: Final = 50  # the smallest step is 2^-50
-# of the largest element of a unit: sums of K products stay finite
-_HIGHEST: Final = {1: 2.0**36, 3: 2.0**32}
+# The largest element of a unit: steps are 2^-50 to 2^20 or 2^10, and sums of products stay finite.
+_HIGHEST: Final = {1: 2.0**26, 3: 2.0**32}
 _LOWEST: Final = {1: 2.0**-43, 3: 2.0**-27}
+# A scale of 0 has no exponent: with a step's it counts as 2^-127. What such blocks sum up to stays
+# below this (K up to 2^16). Other sums cannot: f16 scales are multiples of 2^-24, steps of 2^-50.
+_LEAST: Final = 2.0**-75
 # A unit is left to floats where more than so many elements are below such a part of the largest: a
 # column may have zeros where the few large ones are, and must then be as exact as promised.
 _SMALL: Final = {1: 16, 3: 8}
@@ -360,7 +363,7 @@ class _ProductWriter:
             ]
             sums = self._sub_block(fields, sub.index, units, half)
             scales = [e.scale(d, sub.index) for e, d in zip(fields, ds, strict=True)]
-            f.comment("a step is a power of two: its exponent goes to the scale, unless that is 0")
+            f.comment("a step is a power of two: its exponent goes to the scale")
             for g, scale in enumerate(scales):
                 self._add(sub, g, scale, ms[g], units, sums)
         block.values = dict(sub.values)
@@ -377,12 +380,10 @@ class _ProductWriter:
         """Add the scaled sums of group g, and what m adds to each weight."""
         f = self._f
         bits = f.let("d_bits", f"bitcast {VECTOR} {scale} to {INTS}")
-        some = f.let("some", f"fcmp une {VECTOR} {scale}, zeroinitializer")
         for r, unit in enumerate(units):
             exponent = splat_value(f, "i32", self._word(unit, _EXPONENT_AT))
             up = f.let("up", f"add {INTS} {bits}, {exponent}")
-            kept = f.let("up", f"select {MASK} {some}, {INTS} {up}, {INTS} zeroinitializer")
-            step = f.let("d_step", f"bitcast {INTS} {kept} to {VECTOR}")
+            step = f.let("d_step", f"bitcast {INTS} {up} to {VECTOR}")
             name = _total(g, r)
             sub[name] = add_scaled(self._module, f, name, sub[name], step, sums[g, r])
             if m is not None:
@@ -543,7 +544,10 @@ class _ProductWriter:
         rough = _add_rough(self._module, self._weight)
         list_off = product.x_stride // UNIT * unit_bytes(product.limbs)
         assert units * UNIT <= product.x_stride
-        f.comment(f"steps were kept times 2^{STEP_BIAS}")
+        down = splat("float", float_text(2.0**-STEP_BIAS))
+        least = splat("float", float_text(_LEAST))
+        self._module.declare(f"declare {VECTOR} @llvm.fabs.v16f32({VECTOR})")
+        f.comment(f"steps were kept times 2^{STEP_BIAS}; what only scales of 0 have left is 0")
         with f.loop("r", 0, product.rows) as row:
             tiles = [
                 f.at("%tile", VECTOR, f.index("i", (row.index, 1), (g * product.rows, 1)), "row_at")
@@ -551,9 +555,13 @@ class _ProductWriter:
             ]
             for at in tiles:
                 value = f.let("value", f"load {VECTOR}, ptr {at}, align 64")
-                down = splat("float", float_text(2.0**-STEP_BIAS))
                 scaled = f.let("scaled", f"fmul {VECTOR} {value}, {down}")
-                f.do(f"store {VECTOR} {scaled}, ptr {at}, align 64")
+                size = f.let("size", f"call {VECTOR} @llvm.fabs.v16f32({VECTOR} {scaled})")
+                some = f.let("some", f"fcmp oge {VECTOR} {size}, {least}")
+                kept = f.let(
+                    "kept", f"select {MASK} {some}, {VECTOR} {scaled}, {VECTOR} zeroinitializer"
+                )
+                f.do(f"store {VECTOR} {kept}, ptr {at}, align 64")
             offset = f.index("list_off", (row.index, product.units_stride), (list_off, 1))
             list_at = f.at("%units", "i8", offset, "list")
             count = f.let("count", f"load i32, ptr {list_at}, align 4")

@@ -52,7 +52,7 @@ _CHUNK_FLOATS: Final = 8 << 10
 
 # Many rows are multiplied in blocks whose x stays in a second-level cache (`i8` took 8 % less than
 # all rows at once), but not so few that weights come from memory too often.
-_BLOCK_BYTES: Final = 512 << 10
+_BLOCK_BYTES: Final = 1 << 20
 _BLOCK_ROWS: Final = 48
 
 _LABELS: Final = {"x": "prologue"}  # an argument may well be called x

@@ -522,7 +522,7 @@ class CpuArena:
         """Nothing: LLVM compiles one kernel at a time, in some tenths of a second."""
 
     def own(self, precision: str) -> Entrant:
-        """q4jit, as its calls run: from Python."""
+        """q4jit, as bound calls run: from Python."""
         return Entrant(
             f"q4jit {precision}", precision, functools.partial(self._own, precision), own=True
         )
@@ -533,9 +533,7 @@ class CpuArena:
         args = [work.args(weights) for weights in work.copies]
         made = call(*args[0])
         outputs = made if isinstance(made, tuple) else (made,)
-        for each in args:
-            call.warmup(*each)
-        calls = [functools.partial(call, *each, out=made) for each in args]
+        calls = [call.bind(*each, out=made) for each in args]
         yield _on_cpu(calls, outputs, work, _remarks(call.explain()))
 
     def read(self) -> Entrant:
