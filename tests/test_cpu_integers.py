@@ -2,6 +2,7 @@
 
 import ctypes
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -317,3 +318,20 @@ def test_weights_of_random_bits(precision: str) -> None:
         x = random_x(3, len(w.values))
         y = specialize(one_product, target="cpu", precision=precision)(x, w.tensor)
         assert_ieee(y, x, w, I8 if precision == "i8" else 2e-6)
+
+
+def test_the_table_in_the_docs() -> None:
+    text = (Path(__file__).parents[1] / "docs" / "cpu.md").read_text(encoding="utf-8")
+    rows = [line.split(" | ") for line in text.splitlines() if line.startswith("| `")]
+    assert len(rows) == len(DOTS)
+    for row, dot in zip(rows, DOTS, strict=True):
+        few, many = dot.few, dot.many
+        assert row[:4] == [
+            f"| `{dot.feature}`",
+            f"`{dot.instruction}`, {32 * dot.lanes} bits",
+            "2" if dot.pairs else "4",
+            "floats" if dot.pairs else "3 digits",
+        ]
+        assert row[4] == ("1 digit" if dot.quant_bits == 8 else "1 digit (4-bit quants)")
+        assert row[5] == f"M ≤ {2 * few.rows}: up to {few.rows} × 16"
+        assert row[6].removesuffix(" |") == f"{many.rows} × {16 * many.groups}"
