@@ -186,7 +186,7 @@ class State:
         return zip(
             self.keys[:, :, new],
             self.values[:, :, new],
-            self.keys[:, :, seen].swapaxes(2, 3),
+            self.keys[:, :, seen],
             self.values[:, :, seen],
             strict=True,
         )
@@ -228,7 +228,8 @@ class Step:
             project()
             np.multiply(self.pairs, turn, self.pairs)
             new_keys[...], new_values[...] = self.key, self.value
-            scores = self.queries @ keys
+            # NumPy's BLAS multiplies few rows with many columns slowly, but not vice versa
+            scores = np.ascontiguousarray((keys @ self.queries.swapaxes(1, 2)).swapaxes(1, 2))
             np.divide(*weighted(scores, values), self.mixed)
             add_attention()
             gate()
@@ -355,7 +356,7 @@ def attention(q: Array, k: Array, v: Array, turns: Turns, cache: Cache) -> Array
         size, seen = rows.stop - first, length - m + rows.stop
         by_head = _pairs(q[rows]).reshape(size, kv_heads, -1, width // 2).transpose(1, 2, 0, 3)
         queries = np.multiply(by_head, turns[rows], order="C").view(np.float32)
-        scores = queries.reshape(kv_heads, -1, width) @ keys[:, :, :seen]
+        scores = queries.reshape(kv_heads, -1, width) @ keys[:, :seen].swapaxes(1, 2)
         scores.reshape(kv_heads, -1, size, seen)[..., -size:] += CAUSAL[:size, :size]
         sums, weights = weighted(scores, values[:, :seen])
         sums /= weights
