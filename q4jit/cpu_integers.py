@@ -324,7 +324,9 @@ class _ProductWriter:
             offset = f.index("offset", (tile.index, weight.tile_bytes))
             tiles_at = [f.at(f"%w{g}", "i8", offset, "tile_at") for g in range(product.groups)]
             outer = {n: (VECTOR, tile[n]) for n in names}
-            with f.loop("block", 0, weight.blocks_per_tile, carry=outer, unroll=product.groups == 1) as block:
+            with f.loop(
+                "block", 0, weight.blocks_per_tile, carry=outer, unroll=product.groups == 1
+            ) as block:
                 fields = [Fields(self._module, f, weight, at, block.index) for at in tiles_at]
                 first = f.index(
                     "unit",

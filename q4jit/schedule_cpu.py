@@ -33,7 +33,8 @@ class Dot:
     """An instruction that multiplies bytes and sums them in each lane, and how it is used.
 
     feature: what a CPU must have. lanes: of 32 bits. quant_bits: of the largest quants it takes.
-    few, many: tiles for M up to twice the rows of `few`, and beyond.
+    few: the tile for M up to twice its rows, or fewer rows of it. many: the tiles beyond, of three
+    digits and of one.
     """
 
     feature: str
@@ -41,7 +42,7 @@ class Dot:
     lanes: int
     quant_bits: int
     few: Tile
-    many: Tile
+    many: tuple[Tile, Tile]
 
     @property
     def pairs(self) -> bool:
@@ -58,11 +59,11 @@ class Dot:
 # `f32` from three sums of 32 bits and `i8` from one of either kind. Float formats, and what no line
 # serves, are products of floats.
 DOTS: Final = (
-    #   feature       instruction  lanes bits  few rows  many
-    Dot("avx512vnni", "vpdpbusd", 16, 8, Tile(8), Tile(6, 2)),
-    Dot("avxvnni", "vpdpbusd", 8, 8, Tile(4), Tile(4)),
-    Dot("avx2", "vpmaddubsw", 8, 4, Tile(4), Tile(4)),
-    Dot("dotprod", "sdot", 4, 8, Tile(4), Tile(4)),
+    #   feature       instruction  lanes bits  few rows  many rows: three digits, one
+    Dot("avx512vnni", "vpdpbusd", 16, 8, Tile(8), (Tile(4, 2), Tile(6, 2))),
+    Dot("avxvnni", "vpdpbusd", 8, 8, Tile(4), (Tile(4), Tile(4))),
+    Dot("avx2", "vpmaddubsw", 8, 4, Tile(4), (Tile(4), Tile(4))),
+    Dot("dotprod", "sdot", 4, 8, Tile(4), (Tile(4), Tile(4))),
 )
 _FLOATS: Final = {32: Tile(8), 16: Tile(4)}  # by vector registers: more rows would spill sums
 
@@ -197,24 +198,28 @@ def more_exact(plan: CpuPlan, precision: str) -> list[str]:
     return [] if precision == "f32" else list(found)
 
 
-def tile_of(target: Target, m: int) -> Tile:
+def tile_of(target: Target, m: int, limbs: int = 3) -> Tile:
     """How many rows and groups of columns are multiplied together where x has m rows.
 
     The last tile overlaps the one before it, so a tile never has more rows than x; a handful of
     values serve every m (that is what the M classes are on a CPU).
     """
-    dot = find_dot(target)
-    few = dot.few if dot is not None else _FLOATS[target.vector_registers]
-    if m > 2 * few.rows:
-        return dot.many if dot is not None else few
-    tiles = max(1, -(-m // few.rows))
+    dot, few = find_dot(target), _few_rows(target)
+    if m > 2 * few:
+        return Tile(few) if dot is None else dot.many[limbs == 1]
+    tiles = max(1, -(-m // few))
     return Tile(max(1, -(-m // tiles)))
 
 
+def _few_rows(target: Target) -> int:
+    dot = find_dot(target)
+    return (dot.few if dot is not None else _FLOATS[target.vector_registers]).rows
+
+
 def m_class(target: Target, m: int) -> int:
-    """The class of M, a number: plans of one class are equal."""
-    tile = tile_of(target, m)
-    return tile.rows * tile.groups
+    """The class of M: the rows of a tile, or the least M of many rows. Plans of one are equal."""
+    few = _few_rows(target)
+    return 2 * few + 1 if m > 2 * few else tile_of(target, m).rows
 
 
 def make_plan(graph: Graph, target: Target, m: int, precision: str = "f32") -> CpuPlan:
@@ -231,7 +236,7 @@ def _scheduled(plan: CpuPlan, kernel: Kernel, m: int, precision: str) -> CpuKern
     specs = [(s, plan.weight(p.arg)) for s in sections for p in s.products]
     if dot is None or not any(_suits(dot, limbs, s, spec) for s, spec in specs):
         dot, limbs = None, 0
-    tile = tile_of(plan.target, m)
+    tile = tile_of(plan.target, m, limbs)
     if dot is None and tile.groups > 1:
         tile = _FLOATS[plan.target.vector_registers]
     return CpuKernel(

@@ -184,12 +184,13 @@ def test_dot_products_of_half_a_register(precision: str, monkeypatch: pytest.Mon
 
 
 def test_tiles_by_cpu_and_rows() -> None:
-    def tiles(target: str) -> list[tuple[int, int]]:
-        found = [tile_of(find_target(target), m) for m in (1, 4, 8, 9, 16, 17, 512)]
+    def tiles(target: str, limbs: int = 3) -> list[tuple[int, int]]:
+        found = [tile_of(find_target(target), m, limbs) for m in (1, 4, 8, 9, 16, 17, 512)]
         return [(tile.rows, tile.groups) for tile in found]
 
     wide = [(1, 1), (4, 1), (8, 1), (5, 1), (8, 1)]
-    assert tiles("cpu:x86-64-v4+avx512vnni") == [*wide, (6, 2), (6, 2)]
+    assert tiles("cpu:x86-64-v4+avx512vnni") == [*wide, (4, 2), (4, 2)]
+    assert tiles("cpu:x86-64-v4+avx512vnni", 1) == [*wide, (6, 2), (6, 2)]
     assert tiles("cpu:x86-64-v4") == [(1, 1), (4, 1), (4, 1), (4, 1), (4, 1), (4, 1), (4, 1)]
     assert tiles("cpu:x86-64-v3") == tiles("cpu:aarch64+dotprod")
 
@@ -334,4 +335,5 @@ def test_the_table_in_the_docs() -> None:
         ]
         assert row[4] == ("1 digit" if dot.quant_bits == 8 else "1 digit (4-bit quants)")
         assert row[5] == f"M ≤ {2 * few.rows}: up to {few.rows} × 16"
-        assert row[6].removesuffix(" |") == f"{many.rows} × {16 * many.groups}"
+        found = ", ".join(f"{tile.rows} × {16 * tile.groups}" for tile in many)
+        assert row[6].removesuffix(" |") == found
