@@ -9,7 +9,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
-from q4jit.cpu_integers import IntegerProduct, add_digits, add_integer_product, digits_for
+from q4jit.cpu_digits import add_digits, digits_for
+from q4jit.cpu_integers import IntegerProduct, add_integer_product
 from q4jit.cpu_products import Product, add_dequantize, add_dot, add_product, add_row, sum_lanes
 from q4jit.formats import FORMATS
 from q4jit.ir import ArraySpec, Node
@@ -550,7 +551,7 @@ class _RowWriter:
             for p in s.products
             if is_integer(plan, kernel, s, p)
         ]
-        form = digits_for(formats, kernel.dot, kernel.limbs)
+        form = digits_for(formats, kernel.limbs)
         function = add_digits(self._lowering.module, form)
         base = self._lowering._argument(f, Slot("digits"))
         offset = f.index("digits_off", ("%row", digits_bytes(padded, kernel.limbs)))

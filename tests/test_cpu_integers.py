@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from q4jit import cache, schedule_cpu, specialize
 from q4jit.compilers import llvm
-from q4jit.cpu_integers import STEP_BIAS, Digits, add_digits
+from q4jit.cpu_digits import STEP_BIAS, Digits, add_digits
 from q4jit.dispatcher import Specialized
 from q4jit.formats import FORMATS
 from q4jit.llvm_text import Function, Module

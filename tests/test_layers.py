@@ -34,6 +34,7 @@ LAYERS = (
     "llvm_text",
     "cpu_fields",
     "cpu_products",
+    "cpu_digits",
     "cpu_integers",
     "lower_cpu",
     "compilers",
