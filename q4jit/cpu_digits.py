@@ -2,8 +2,8 @@
 
 Each unit of 32 elements of x becomes integers X = x / step, the step a power of two, and each X one
 digit of int8 (`i8`) or three (`f32`: 24 bits, digits of base 256 from −128 to 127, the highest
-first). Units that digits cannot hold are *rough*: their elements are not finite or too large or
-small, or most of them are small beside the largest. They have digits of 0, and stand in a list.
+first). Units that digits cannot hold are *rough*: an element is not finite, or so large that what
+others lose by its step would show. They have digits of 0, and stand in a list.
 
 A row of x is a run of units, then the list: i32 number of rough units, i32 each of them. A unit:
 
@@ -20,6 +20,7 @@ from typing import Final
 import numpy as np
 
 from q4jit.cpu_fields import shift_right
+from q4jit.cpu_products import sum_lanes
 from q4jit.formats import Format
 from q4jit.layouts import LANES
 from q4jit.llvm_text import INTS, MASK, VECTOR, Function, Module, float_text, splat, splat_value
@@ -31,10 +32,13 @@ STEP_BIAS: Final = 50  # the smallest step is 2^-50
 # The largest element of a unit: steps are 2^-50 to 2^20 or 2^10, and sums of products stay finite.
 _HIGHEST: Final = {1: 2.0**26, 3: 2.0**32}
 _LOWEST: Final = {1: 2.0**-43, 3: 2.0**-27}
-# A unit is left to floats where more than so many elements are below such a part of the largest: a
-# column may have zeros where the few large ones are, and must then be as exact as promised.
-_SMALL: Final = {1: 16, 3: 8}
-_SMALL_PART_LOG2: Final = {1: 4, 3: 5}
+# A unit is left to floats where its largest element is beyond so many times the root of the usual
+# energy: the squares of all elements of the row up to 8 times their mean. A column may have zeros
+# where a few large elements are (one in 16 has it at a single one), and is then this much off:
+# rounding by a step errs by 0.29 of it, 32 elements, and the step is a 64th of the largest element,
+# or a 4177850th. That makes 5e-2 and 5e-6 of what is left, a quarter of it over all columns.
+_BEYOND: Final = {1: 1.9, 3: 12.5}
+_USUAL: Final = 8.0
 
 EXPONENT_AT, SUM_AT, HALVES_AT, TOP_HALVES_AT, WHOLE_AT, TOP_AT = 0, 4, 8, 16, 24, 28
 SUM_FACTOR_LOG2: Final = 3  # sums of X are kept times −8: each format's zero is a multiple of 8
@@ -82,6 +86,7 @@ def add_digits(module: Module, form: Digits) -> str:
         module.declare(f"declare i32 @llvm.vector.reduce.{operation}.v16i32({INTS})")
     size = unit_bytes(form.limbs)
     list_at = f.at("%units", "i8", f.index("list_off", ("%count", size)), "list")
+    limit = _limit(module, f, form)
     with f.loop("unit", 0, "%count", carry={"rough": ("i64", "0")}) as loop:
         x_at = f.at("%x", "float", f.index("x_off", (loop.index, UNIT)), "x_at")
         unit = f.at("%units", "i8", f.index("unit_off", (loop.index, size)), "unit_at")
@@ -89,7 +94,7 @@ def add_digits(module: Module, form: Digits) -> str:
             f.let("x", f"load {VECTOR}, ptr {f.at(x_at, 'float', half * LANES)}, align 4")
             for half in range(2)
         ]
-        top, rough = _inspect(module, f, form, x)
+        top, rough = _inspect(module, f, form, x, limit)
         inverse, exponent = _step(module, f, form, top, rough)
         whole = [_integers(module, f, v, inverse, rough) for v in x]
         _store_header(module, f, form, unit, exponent, whole)
@@ -111,7 +116,44 @@ def _bits_of(value: float) -> int:
     return int(np.float32(value).view(np.int32))
 
 
-def _inspect(module: Module, f: Function, form: Digits, x: list[str]) -> tuple[str, str]:
+def _limit(module: Module, f: Function, form: Digits) -> str:
+    """The bits of the largest magnitude that digits may hold in this row."""
+    module.declare("declare i32 @llvm.smin.i32(i32, i32)")
+    module.declare("declare float @llvm.sqrt.f32(float)")
+    highest = splat("float", float_text(_HIGHEST[form.limbs]))
+    count = f.index("elements", ("%count", UNIT))
+    f.comment("the mean magnitude, then the usual energy")
+    total = _sum(module, f, count, highest, squared=False)
+    number = f.let("number", f"sitofp i64 {count} to float")
+    mean = f.let("mean", f"fdiv float {total}, {number}")
+    usual = f.let("usual", f"fmul float {mean}, {float_text(_USUAL)}")
+    energy = _sum(module, f, count, splat_value(f, "float", usual), squared=True)
+    root = f.let("root", f"call float @llvm.sqrt.f32(float {energy})")
+    limit = f.let("limit", f"fmul float {root}, {float_text(_BEYOND[form.limbs])}")
+    bits = f.let("limit_bits", f"bitcast float {limit} to i32")
+    most = _bits_of(_HIGHEST[form.limbs])
+    return f.let("limit", f"call i32 @llvm.smin.i32(i32 {bits}, i32 {most})")
+
+
+def _sum(module: Module, f: Function, count: str, most: str, squared: bool) -> str:
+    """The sum of magnitudes, or squares, of elements that are not larger than `most`."""
+    module.declare(f"declare {VECTOR} @llvm.fabs.v16f32({VECTOR})")
+    zero = {"sum": (VECTOR, "zeroinitializer")}
+    with f.loop("i", 0, count, step=LANES, carry=zero) as loop:
+        x = f.let("x", f"load {VECTOR}, ptr {f.at('%x', 'float', loop.index)}, align 4")
+        size = f.let("size", f"call {VECTOR} @llvm.fabs.v16f32({VECTOR} {x})")
+        inside = f.let("inside", f"fcmp ole {VECTOR} {size}, {most}")
+        value = f.let("value", f"fmul {VECTOR} {x}, {x}") if squared else size
+        counted = f.let(
+            "counted", f"select {MASK} {inside}, {VECTOR} {value}, {VECTOR} zeroinitializer"
+        )
+        loop["sum"] = f.let("sum", f"fadd {VECTOR} {loop['sum']}, {counted}")
+    return sum_lanes(module, f, loop["sum"])
+
+
+def _inspect(
+    module: Module, f: Function, form: Digits, x: list[str], limit: str
+) -> tuple[str, str]:
     """The bits of the largest magnitude, and whether the unit is left to floats."""
     module.declare(f"declare {INTS} @llvm.smax.v16i32({INTS}, {INTS})")
     f.comment("magnitudes compare as integers do, and Inf and NaN are the largest")
@@ -121,29 +163,13 @@ def _inspect(module: Module, f: Function, form: Digits, x: list[str]) -> tuple[s
         sizes.append(f.let("size", f"and {INTS} {bits}, {splat('i32', str(0x7FFFFFFF))}"))
     larger = f.let("larger", f"call {INTS} @llvm.smax.v16i32({INTS} {sizes[0]}, {INTS} {sizes[1]})")
     top = f.let("top", f"call i32 @llvm.vector.reduce.smax.v16i32({INTS} {larger})")
-    high = f.let("high", f"icmp sgt i32 {top}, {_bits_of(_HIGHEST[form.limbs])}")
-    low = f.let("low", f"icmp slt i32 {top}, {_bits_of(_LOWEST[form.limbs])}")
+    high = f.let("high", f"icmp sgt i32 {top}, {limit}")
+    lowest = _bits_of(_LOWEST[form.limbs])
+    f.comment("the smallest step is too coarse where all of the row is tiny")
+    low = f.let("low", f"icmp slt i32 {limit}, {lowest}")
     some = f.let("some", f"icmp ne i32 {top}, 0")
     tiny = f.let("tiny", f"and i1 {low}, {some}")
-    part = f.let("part", f"sub i32 {top}, {_SMALL_PART_LOG2[form.limbs] << 23}")
-    small = _count_below(module, f, sizes, part)
-    many = f.let("many", f"icmp ugt i16 {small}, {_SMALL[form.limbs]}")
-    outside = f.let("outside", f"or i1 {high}, {tiny}")
-    return top, f.let("is_rough", f"or i1 {outside}, {many}")
-
-
-def _count_below(module: Module, f: Function, sizes: list[str], limit: str) -> str:
-    """How many elements are below a limit, but not zero."""
-    module.declare("declare i16 @llvm.ctpop.i16(i16)")
-    limits = splat_value(f, "i32", limit)
-    counts = []
-    for size in sizes:
-        below = f.let("below", f"icmp slt {INTS} {size}, {limits}")
-        some = f.let("some", f"icmp ne {INTS} {size}, zeroinitializer")
-        both = f.let("both", f"and {MASK} {below}, {some}")
-        mask = f.let("mask", f"bitcast {MASK} {both} to i16")
-        counts.append(f.let("small", f"call i16 @llvm.ctpop.i16(i16 {mask})"))
-    return f.let("small", f"add i16 {counts[0]}, {counts[1]}")
+    return top, f.let("is_rough", f"or i1 {high}, {tiny}")
 
 
 def _step(module: Module, f: Function, form: Digits, top: str, rough: str) -> tuple[str, str]:
