@@ -33,12 +33,13 @@ STEP_BIAS: Final = 50  # the smallest step is 2^-50
 _HIGHEST: Final = {1: 2.0**26, 3: 2.0**32}
 _LOWEST: Final = {1: 2.0**-43, 3: 2.0**-27}
 # A unit is left to floats where its largest element is beyond so many times the root of the usual
-# energy: the squares of all elements of the row up to 8 times their mean. A column may have zeros
-# where a few large elements are (one in 16 has it at a single one), and is then this much off:
-# rounding by a step errs by 0.29 of it, 32 elements, and the step is a 64th of the largest element,
-# or a 4177850th. That makes 5e-2 and 5e-6 of what is left, a quarter of it over all columns.
+# energy: the squares of all elements of the row up to 4 times the mean of those that are not 0. A
+# column may have zeros where a few large elements are (one in 16 has it at a single one), and is
+# then this much off: rounding by a step errs by 0.29 of it, 32 elements, and the step is a 64th of
+# the largest element, or a 4177850th. That makes 5e-2 and 5e-6 of what is left, a quarter of it
+# over all columns.
 _BEYOND: Final = {1: 1.9, 3: 12.5}
-_USUAL: Final = 8.0
+_USUAL: Final = 4.0
 
 EXPONENT_AT, SUM_AT, HALVES_AT, TOP_HALVES_AT, WHOLE_AT, TOP_AT = 0, 4, 8, 16, 24, 28
 SUM_FACTOR_LOG2: Final = 3  # sums of X are kept times −8: each format's zero is a multiple of 8
@@ -117,17 +118,16 @@ def _bits_of(value: float) -> int:
 
 
 def _limit(module: Module, f: Function, form: Digits) -> str:
-    """The bits of the largest magnitude that digits may hold in this row."""
+    """The bits of the largest magnitude that digits may hold in this row (NaN for none)."""
     module.declare("declare i32 @llvm.smin.i32(i32, i32)")
     module.declare("declare float @llvm.sqrt.f32(float)")
     highest = splat("float", float_text(_HIGHEST[form.limbs]))
     count = f.index("elements", ("%count", UNIT))
-    f.comment("the mean magnitude, then the usual energy")
-    total = _sum(module, f, count, highest, squared=False)
-    number = f.let("number", f"sitofp i64 {count} to float")
+    f.comment("the mean magnitude of what is not 0, then the usual energy")
+    number, total, _ = _moments(module, f, count, highest)
     mean = f.let("mean", f"fdiv float {total}, {number}")
     usual = f.let("usual", f"fmul float {mean}, {float_text(_USUAL)}")
-    energy = _sum(module, f, count, splat_value(f, "float", usual), squared=True)
+    _, _, energy = _moments(module, f, count, splat_value(f, "float", usual))
     root = f.let("root", f"call float @llvm.sqrt.f32(float {energy})")
     limit = f.let("limit", f"fmul float {root}, {float_text(_BEYOND[form.limbs])}")
     bits = f.let("limit_bits", f"bitcast float {limit} to i32")
@@ -135,20 +135,24 @@ def _limit(module: Module, f: Function, form: Digits) -> str:
     return f.let("limit", f"call i32 @llvm.smin.i32(i32 {bits}, i32 {most})")
 
 
-def _sum(module: Module, f: Function, count: str, most: str, squared: bool) -> str:
-    """The sum of magnitudes, or squares, of elements that are not larger than `most`."""
+def _moments(module: Module, f: Function, count: str, most: str) -> list[str]:
+    """Number, sum of magnitudes and sum of squares of elements that are not 0 nor above `most`."""
     module.declare(f"declare {VECTOR} @llvm.fabs.v16f32({VECTOR})")
-    zero = {"sum": (VECTOR, "zeroinitializer")}
-    with f.loop("i", 0, count, step=LANES, carry=zero) as loop:
+    zeros = dict.fromkeys(("number", "sum", "squares"), (VECTOR, "zeroinitializer"))
+    with f.loop("i", 0, count, step=LANES, carry=zeros) as loop:
         x = f.let("x", f"load {VECTOR}, ptr {f.at('%x', 'float', loop.index)}, align 4")
         size = f.let("size", f"call {VECTOR} @llvm.fabs.v16f32({VECTOR} {x})")
-        inside = f.let("inside", f"fcmp ole {VECTOR} {size}, {most}")
-        value = f.let("value", f"fmul {VECTOR} {x}, {x}") if squared else size
-        counted = f.let(
-            "counted", f"select {MASK} {inside}, {VECTOR} {value}, {VECTOR} zeroinitializer"
-        )
-        loop["sum"] = f.let("sum", f"fadd {VECTOR} {loop['sum']}, {counted}")
-    return sum_lanes(module, f, loop["sum"])
+        some = f.let("some", f"fcmp ogt {VECTOR} {size}, zeroinitializer")
+        small = f.let("small", f"fcmp ole {VECTOR} {size}, {most}")
+        inside = f.let("inside", f"and {MASK} {some}, {small}")
+        square = f.let("square", f"fmul {VECTOR} {x}, {x}")
+        values = (splat("float", "1.0"), size, square)
+        for name, value in zip(zeros, values, strict=True):
+            kept = f.let(
+                "kept", f"select {MASK} {inside}, {VECTOR} {value}, {VECTOR} zeroinitializer"
+            )
+            loop[name] = f.let(name, f"fadd {VECTOR} {loop[name]}, {kept}")
+    return [sum_lanes(module, f, loop[name]) for name in zeros]
 
 
 def _inspect(

@@ -252,7 +252,7 @@ def in_digits(request: pytest.FixtureRequest) -> Any:
 
 
 def test_digits_give_x_again(in_digits: Any) -> None:
-    x = random_x(K) * np.repeat(F32(10) ** np.arange(-8, 8, dtype=F32), K // 16)
+    x = random_x(K) * np.repeat(F32(2) ** np.arange(-8, 8, dtype=F32), K // 16)
     row = in_digits(x)
     assert row.rough == []
     largest = np.abs(x.reshape(-1, UNIT)).max(1).repeat(UNIT)
@@ -301,6 +301,14 @@ def test_units_of_tiny_numbers_and_zeros(in_digits: Any) -> None:
     row = in_digits(x)  # beside numbers of usual size they are nothing
     assert row.rough == []
     assert not row.whole[0].any()
+
+
+def test_rows_of_mostly_zeros_are_not_rough(in_digits: Any) -> None:
+    x = np.zeros(K, F32)
+    x[300] = 7
+    assert in_digits(x).rough == []
+    x[::64] = random_x(K // 64)
+    assert in_digits(x).rough == []
 
 
 def test_few_units_of_a_gated_layer_are_rough(in_digits: Any) -> None:
