@@ -307,7 +307,8 @@ def test_rows_of_mostly_zeros_are_not_rough(in_digits: Any) -> None:
     x = np.zeros(K, F32)
     x[300] = 7
     assert in_digits(x).rough == []
-    x[::64] = random_x(K // 64)
+    x[300] = 1
+    x[::64] = random_x(K // 64).clip(-2, 2)
     assert in_digits(x).rough == []
 
 
