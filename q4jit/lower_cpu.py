@@ -5,36 +5,29 @@ The module's entry is `void kernel(ptr args)`; args points to 8-byte slots in th
 tasks: a row of x, and 16 columns of a section.
 """
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final
 
-from q4jit.cpu_digits import add_digits, digits_for
 from q4jit.cpu_integers import IntegerProduct, add_integer_product
-from q4jit.cpu_products import Product, add_dequantize, add_dot, add_product, add_row, sum_lanes
+from q4jit.cpu_products import Product, add_dequantize, add_dot, add_product, add_row
+from q4jit.cpu_rows import RowWriter
+from q4jit.cpu_values import Context, Values
 from q4jit.formats import FORMATS
-from q4jit.ir import ArraySpec, Node
+from q4jit.ir import Node
 from q4jit.layouts import GGUF, INTERLEAVED16, LANES
 from q4jit.llvm_text import (
-    MASK,
     ONE,
     SIXTEEN,
     VECTOR,
     Function,
     Lanes,
     Module,
-    apply,
-    float_text,
-    load_vector,
-    splat,
     splat_value,
-    store_vector,
     tail_mask,
 )
-from q4jit.plan import Buffer, Section, Slot, Source, Store
+from q4jit.plan import Section, Slot, Source, Store
 from q4jit.schedule_cpu import (
     COLUMNS,
-    UNIT,
     CpuKernel,
     CpuPlan,
     digits_bytes,
@@ -56,13 +49,6 @@ _CHUNK_FLOATS: Final = 8 << 10
 _BLOCK_BYTES: Final = 1 << 20
 _BLOCK_ROWS: Final = 48
 
-_LABELS: Final = {"x": "prologue"}  # an argument may well be called x
-
-# x is scaled by a power of two where its largest element lies outside of this window. Inside, 32
-# products with quants can neither overflow nor be lost to denormals.
-_WINDOW_LOW: Final = -60
-_WINDOW_HIGH: Final = 96
-
 
 def lower(plan: CpuPlan, kernel: CpuKernel) -> Source:
     """The LLVM IR of a kernel: the same text for the same plan, whenever and wherever."""
@@ -80,11 +66,8 @@ class _Phase:
     chunk: int
 
 
-@dataclass
-class _Lowering:
-    plan: CpuPlan
-    kernel: CpuKernel
-    module: Module
+class _Lowering(Context):
+    """Writes the phases of a kernel, and the entry that runs them."""
 
     def text(self) -> str:
         kernel, module = self.kernel, self.module
@@ -102,31 +85,17 @@ class _Lowering:
 
     def _comment(self) -> str:
         kernel = self.kernel
-        slots = ", ".join(f"{i} {self._label(slot)}" for i, slot in enumerate(kernel.slots()))
+        slots = ", ".join(f"{i} {self.label(slot)}" for i, slot in enumerate(kernel.slots()))
         title = f"{kernel.name} for {self.plan.target}, {kernel.rows_class}, made by q4jit"
         return "\n".join([title, *self.plan.describe(kernel), f"args: {slots}"])
-
-    # --- arguments ------------------------------------------------------------------------
-
-    def _label(self, slot: Slot) -> str:
-        """A slot's name in the text: an argument has its own."""
-        of_user = slot.kind in {"array", "ids", "scalar", "weight"}
-        return self.plan.graph.names[slot.index] if of_user else _LABELS.get(slot.kind, str(slot))
-
-    def _argument(self, f: Function, slot: Slot) -> str:
-        number = self.kernel.slots().index(slot)
-        kind = {"m": "i64", "scalar": "float"}.get(slot.kind, "ptr")
-        label = self._label(slot)
-        at = f.let_at_entry(f"{label}.at", f"getelementptr i64, ptr %args, i64 {number}")
-        return f.let_at_entry(label, f"load {kind}, ptr {at}, align 8")
 
     # --- the entry and its phases -----------------------------------------------------------
 
     def _entry(self, phases: list[_Phase]) -> None:
         _add_parallel_for(self.module)
         f = Function(f"void @{self.kernel.symbol}(ptr %args) #0", "The kernel.")
-        pool = self._argument(f, Slot("pool"))
-        rows = self._argument(f, Slot("m"))
+        pool = self.argument(f, Slot("pool"))
+        rows = self.argument(f, Slot("m"))
         for phase in phases:
             n = f.index("n", (self._blocks(f, rows, phase.rows), phase.count))
             f.do(
@@ -150,8 +119,8 @@ class _Lowering:
         f = Function(
             f"internal void @{self.kernel.symbol}.columns(ptr %args, i64 %from, i64 %to) #0"
         )
-        out = self._argument(f, Slot(store.buffer.kind, store.buffer.index))
-        w = self._argument(f, Slot("weight", arg, INTERLEAVED16))
+        out = self.argument(f, Slot(store.buffer.kind, store.buffer.index))
+        w = self.argument(f, Slot("weight", arg, INTERLEAVED16))
         with f.loop("group", "%from", "%to") as loop:
             at = f.at(w, "i8", f.index("group_at", (loop.index, weight.group_bytes)), "w_at")
             column = f.index("column", (loop.index, LANES))
@@ -171,9 +140,9 @@ class _Lowering:
             f"internal void @{name}(ptr %args, i64 %from, i64 %to) #0",
             "One GGUF row for each id; whoever calls has checked the ids.",
         )
-        ids = self._argument(f, Slot("ids", ids_node.arg))
-        w = self._argument(f, Slot("weight", arg, GGUF))
-        out = self._argument(f, Slot(store.buffer.kind, store.buffer.index))
+        ids = self.argument(f, Slot("ids", ids_node.arg))
+        w = self.argument(f, Slot("weight", arg, GGUF))
+        out = self.argument(f, Slot(store.buffer.kind, store.buffer.index))
         with f.loop("row", "%from", "%to") as loop:
             number = f.let("id", f"load i64, ptr {f.at(ids, 'i64', loop.index, 'id_at')}, align 8")
             w_at = f.at(w, "i8", f.index("w_off", (number, fmt.row_bytes(spec.k))), "w_at")
@@ -184,7 +153,7 @@ class _Lowering:
         return _Phase(f"@{name}", 1, 1, max(1, _CHUNK_FLOATS // spec.k))
 
     def _rows_phase(self) -> _Phase:
-        _RowWriter(self).write()
+        RowWriter(self).write()
         self._task("row", f"@{self.kernel.symbol}.row")
         widths = [s.node.width for s in self.kernel.rows]
         widths += [self.kernel.x.width] if self.kernel.x is not None else []
@@ -209,7 +178,7 @@ class _Lowering:
             "Tasks are numbered through the sections"
             + ("." if rows is None else f", and again for each {rows} rows of x."),
         )
-        m = self._argument(f, Slot("m"))
+        m = self.argument(f, Slot("m"))
         with f.loop("number", "%from", "%to") as loop:
             task, first, end = loop.index, "0", m
             if rows is not None:
@@ -288,332 +257,13 @@ def _add_parallel_for(module: Module) -> None:
     module.add("parallel_for", f)
 
 
-# --- values ---------------------------------------------------------------------------------
-
-
-@dataclass
-class _Values:
-    """Writes the values of graph nodes for one row, and within it for one place along the width.
-
-    Scalars (width 1) are written once per row; `at` starts a place: 16 columns under a mask, or a
-    single column.
-    """
-
-    lowering: _Lowering
-    f: Function
-    row: str
-    buffers: dict[int, Buffer]
-    scalars: dict[int, str] = field(default_factory=dict)
-    lanes: Lanes = SIXTEEN
-    column: str = "0"
-    mask: str | None = None
-    wide: dict[int, str] = field(default_factory=dict)
-
-    def start(self, lanes: Lanes, column: str, mask: str | None, known: dict[int, str]) -> None:
-        """Go to columns `column`, …; `known` are values that are there already (products)."""
-        self.lanes, self.column, self.mask, self.wide = lanes, column, mask, dict(known)
-
-    def scalar(self, node: Node) -> str:
-        """A value of width 1."""
-        for n in self._pending(node, self.scalars):
-            self.scalars[n.id] = self._scalar(n)
-        return self.scalars[node.id]
-
-    def _pending(self, node: Node, known: dict[int, str]) -> Iterator[Node]:
-        """What is not `known` of a value, operands first; the caller writes what it is handed.
-
-        No recursion: an unrolled loop makes chains longer than Python's stack.
-        """
-        stack = [node]
-        while stack:
-            n = stack[-1]
-            at_hand = n.id in self.buffers or n.op == "load"
-            spread = known is self.wide and n.width == 1
-            operands = () if at_hand or spread or n.id in known else n.operands
-            missing = [o for o in operands if o.id not in known]
-            stack += reversed(missing)
-            if not missing:
-                stack.pop()
-                if n.id not in known:
-                    yield n
-
-    def _scalar(self, node: Node) -> str:
-        if node.op == "const":
-            return float_text(node.value)
-        if node.id in self.buffers:
-            return self._load_scalar(self._buffer_row(self.buffers[node.id]), "0")
-        if node.op == "scalar":
-            return self.lowering._argument(self.f, Slot("scalar", node.arg))
-        if node.op == "load":
-            return self._load_scalar(self._array_row(node), str(node.start))
-        operands = [self.scalars[n.id] for n in node.operands]
-        if node.op in {"reshape", "sum"} and node.operands[0].width == 1:
-            return operands[0]
-        return apply(self.lowering.module, self.f, ONE, node.op, operands)
-
-    def prepare(self, nodes: Iterable[Node]) -> None:
-        """Write the scalars that `nodes` need: to be called before a loop over columns starts."""
-        stack, seen = list(nodes), set[int]()
-        while stack:
-            node = stack.pop()
-            if node.id in seen or node.id in self.wide:
-                continue
-            seen.add(node.id)
-            if node.width == 1:
-                self.scalar(node)
-            elif node.id not in self.buffers:
-                stack.extend(node.operands)
-
-    def at(self, node: Node) -> str:
-        """A value at the present place, in lanes (a scalar is spread over them)."""
-        for n in self._pending(node, self.wide):
-            self.wide[n.id] = self._at(n)
-        return self.wide[node.id]
-
-    def _at(self, node: Node) -> str:
-        if node.width == 1:
-            return self._spread(node)
-        if node.id in self.buffers:
-            return self._load(self._buffer_row(self.buffers[node.id]), self.column)
-        if node.op == "load":
-            column = self.f.index("column", (self.column, 1), (node.start, 1))
-            return self._load(self._array_row(node), column)
-        operands = [self.wide[n.id] for n in node.operands]
-        return apply(self.lowering.module, self.f, self.lanes, node.op, operands)
-
-    def _spread(self, node: Node) -> str:
-        value = self.scalar(node)
-        if self.lanes.count == 1:
-            return value
-        if node.op == "const":
-            return splat("float", value)
-        return splat_value(self.f, "i1" if node.is_bool else "float", value)
-
-    def store(self, store: Store, buffer_row: str) -> None:
-        """Write a value of the present place to a row of its buffer."""
-        value = self.at(store.node)
-        at = self.f.at(buffer_row, "float", self.column, "out_at")
-        if self.lanes.count > 1:
-            store_vector(self.lowering.module, self.f, value, at, self.mask)
-        else:
-            self.f.do(f"store float {value}, ptr {at}, align 4")
-
-    def _load(self, row: str, column: str) -> str:
-        at = self.f.at(row, "float", column)
-        if self.lanes.count > 1:
-            return load_vector(self.lowering.module, self.f, at, self.mask)
-        return self.f.let("v", f"load float, ptr {at}, align 4")
-
-    def _load_scalar(self, row: str, column: str) -> str:
-        return self.f.let("s", f"load float, ptr {self.f.at(row, 'float', column)}, align 4")
-
-    def _array_row(self, node: Node) -> str:
-        spec = self.lowering.plan.graph.signature[node.arg]
-        assert isinstance(spec, ArraySpec)
-        base = self.lowering._argument(self.f, Slot("array", node.arg))
-        width = spec.shape[-1]
-        assert isinstance(width, int)
-        return self._row_of(base, width) if node.varies else base
-
-    def _buffer_row(self, buffer: Buffer) -> str:
-        base = self.lowering._argument(self.f, Slot(buffer.kind, buffer.index))
-        return self._row_of(base, buffer.width)
-
-    def _row_of(self, base: str, width: int) -> str:
-        return self.f.at(base, "float", self.f.index("row_at", (self.row, width)), "row_ptr")
-
-    def buffer_row(self, store: Store) -> str:
-        """The address of this row in a store's buffer."""
-        return self._buffer_row(store.buffer)
-
-
-# --- the rows phase ---------------------------------------------------------------------------
-
-
-class _RowWriter:
-    """Writes the function of one row: sums, stored values, and the x of the products."""
-
-    def __init__(self, lowering: _Lowering) -> None:
-        self._lowering = lowering
-        self._kernel = lowering.kernel
-        self._f = Function(
-            f"internal void @{self._kernel.symbol}.row(ptr %args, i64 %row) #0",
-            "One row before the products: x, and what the columns phase needs of it.",
-        )
-        loads = {s.node.id: s.buffer for s in self._kernel.loads}
-        self._values = _Values(lowering, self._f, "%row", loads)
-
-    def write(self) -> None:
-        f, kernel = self._f, self._kernel
-        for node in self._sums():
-            self._sum(node)
-        for store in kernel.rows:
-            if store.node.width == 1:
-                value = self._values.scalar(store.node)
-                f.do(f"store float {value}, ptr {self._values.buffer_row(store)}, align 4")
-            else:
-                self._copy(store)
-        if kernel.x is not None:
-            self._write_x(kernel.x)
-        f.do("ret void")
-        self._lowering.module.add(f"{kernel.symbol}.row", f)
-
-    def _sums(self) -> list[Node]:
-        roots = [s.node for s in self._kernel.rows]
-        roots += [self._kernel.x] if self._kernel.x is not None else []
-        found: dict[int, Node] = {}
-        stack = roots
-        while stack:
-            node = stack.pop()
-            if node.id not in found and node.id not in self._values.buffers:
-                found[node.id] = node
-                stack.extend(node.operands)
-        return [found[i] for i in sorted(found) if found[i].op == "sum"]
-
-    def _sum(self, node: Node) -> None:
-        (operand,) = node.operands
-        if operand.width == 1:
-            return
-        f, values, module = self._f, self._values, self._lowering.module
-        values.start(SIXTEEN, "0", None, {})
-        values.prepare([operand])
-        f.comment(f"sum over {operand.width}")
-        zero = {"sum": (VECTOR, "zeroinitializer")}
-        with f.loop("c", 0, -(-operand.width // LANES) * LANES, step=LANES, carry=zero) as loop:
-            mask = tail_mask(f, loop.index, operand.width)
-            values.start(SIXTEEN, loop.index, mask, {})
-            value = values.at(operand)
-            if mask is not None:
-                value = f.let(
-                    "value",
-                    f"select {MASK} {mask}, {VECTOR} {value}, {VECTOR} zeroinitializer",
-                )
-            loop["sum"] = f.let("sum", f"fadd {VECTOR} {loop['sum']}, {value}")
-        values.scalars[node.id] = sum_lanes(module, f, loop["sum"])
-
-    def _copy(self, store: Store) -> None:
-        f, values, width = self._f, self._values, store.node.width
-        values.start(SIXTEEN, "0", None, {})
-        values.prepare([store.node])
-        out = values.buffer_row(store)
-        with f.loop("c", 0, -(-width // LANES) * LANES, step=LANES) as loop:
-            values.start(SIXTEEN, loop.index, tail_mask(f, loop.index, width), {})
-            values.store(store, out)
-
-    def _write_x(self, x: Node) -> None:
-        f, values = self._f, self._values
-        _add_normalise(self._lowering.module)
-        padded = padded_k(self._lowering.plan, self._kernel)
-        base = self._lowering._argument(f, Slot("x"))
-        out = f.at(base, "float", f.index("x_at", ("%row", padded)), "x_row")
-        values.start(SIXTEEN, "0", None, {})
-        values.prepare([x])
-        f.comment("x, and its largest finite magnitude")
-        zero = {"largest": (VECTOR, "zeroinitializer")}
-        module = self._lowering.module
-        module.declare(f"declare {VECTOR} @llvm.fabs.v16f32({VECTOR})")
-        with f.loop("c", 0, -(-x.width // LANES) * LANES, step=LANES, carry=zero) as loop:
-            mask = tail_mask(f, loop.index, x.width)
-            values.start(SIXTEEN, loop.index, mask, {})
-            value = values.at(x)
-            if mask is not None:  # padding of K must be zero
-                value = f.let(
-                    "value",
-                    f"select {MASK} {mask}, {VECTOR} {value}, {VECTOR} zeroinitializer",
-                )
-            f.do(f"store {VECTOR} {value}, ptr {f.at(out, 'float', loop.index)}, align 4")
-            size = f.let("size", f"call {VECTOR} @llvm.fabs.v16f32({VECTOR} {value})")
-            infinity = splat("float", float_text(float("inf")))
-            finite = f.let("finite", f"fcmp olt {VECTOR} {size}, {infinity}")
-            larger = f.let("larger", f"fcmp ogt {VECTOR} {size}, {loop['largest']}")
-            both = f.let("both", f"and {MASK} {finite}, {larger}")
-            loop["largest"] = f.let(
-                "largest", f"select {MASK} {both}, {VECTOR} {size}, {VECTOR} {loop['largest']}"
-            )
-        for pad in range(-(-x.width // LANES) * LANES, padded, LANES):
-            f.do(f"store {VECTOR} zeroinitializer, ptr {f.at(out, 'float', pad)}, align 4")
-        exponents = self._lowering._argument(f, Slot("exponent"))
-        scale_at = f.at(exponents, "float", "%row")
-        f.do(
-            f"call void @normalise(ptr {out}, i64 {padded}, {VECTOR} {loop['largest']}, "
-            f"ptr {scale_at})"
-        )
-        self._write_digits(out, padded)
-
-    def _write_digits(self, x: str, padded: int) -> None:
-        """The x of integer products."""
-        kernel, plan, f = self._kernel, self._lowering.plan, self._f
-        if kernel.dot is None:
-            return
-        formats = [
-            FORMATS[plan.weight(p.arg).format]
-            for s in kernel.sections
-            for p in s.products
-            if is_integer(plan, kernel, s, p)
-        ]
-        form = digits_for(formats, kernel.limbs)
-        function = add_digits(self._lowering.module, form)
-        base = self._lowering._argument(f, Slot("digits"))
-        offset = f.index("digits_off", ("%row", digits_bytes(padded, kernel.limbs)))
-        at = f.at(base, "i8", offset, "digits_at")
-        f.do(f"call void {function}(ptr {x}, ptr {at}, i64 {padded // UNIT})")
-
-
-def _add_normalise(module: Module) -> None:
-    """Bring a row into the window by a power of two, which is exact, and keep its inverse."""
-    f = Function(
-        f"internal void @normalise(ptr %x, i64 %k, {VECTOR} %largest, ptr %scale) #0",
-        f"Bring the exponent of x's largest element into {_WINDOW_LOW} … {_WINDOW_HIGH}, where\n"
-        "most lie already: sums of products with quants then neither overflow nor go denormal.",
-    )
-    module.declare(f"declare float @llvm.vector.reduce.fmax.v16f32({VECTOR})")
-    module.declare("declare i32 @llvm.smax.i32(i32, i32)")
-    module.declare("declare i32 @llvm.smin.i32(i32, i32)")
-    largest = f.let("max", f"call float @llvm.vector.reduce.fmax.v16f32({VECTOR} %largest)")
-    # a denormal is made normal first, so that its exponent can be read
-    tiny = f.let("tiny", f"fcmp olt float {largest}, {float_text(2.0**-100)}")
-    lifted = f.let("lifted", f"fmul float {largest}, {float_text(2.0**64)}")
-    seen = f.let("seen", f"select i1 {tiny}, float {lifted}, float {largest}")
-    lift = f.let("lift", f"select i1 {tiny}, i32 {127 + 64}, i32 127")
-    bits = f.let("bits", f"bitcast float {seen} to i32")
-    field_ = f.let("field", f"lshr i32 {bits}, 23")
-    exponent = f.let("exponent", f"sub i32 {field_}, {lift}")
-    low = f.let("low", f"call i32 @llvm.smax.i32(i32 {exponent}, i32 {_WINDOW_LOW})")
-    wanted = f.let("wanted", f"call i32 @llvm.smin.i32(i32 {low}, i32 {_WINDOW_HIGH})")
-    shift = f.let("shift", f"sub i32 {wanted}, {exponent}")
-    zero = f.let("zero", f"fcmp oeq float {largest}, 0.0")
-    inside = f.let("inside", f"icmp eq i32 {shift}, 0")
-    nothing = f.let("nothing", f"or i1 {zero}, {inside}")
-    f.do(f"br i1 {nothing}, label %keep, label %rescale")
-    f.label("keep")
-    f.do("store float 1.0, ptr %scale, align 4")
-    f.do("ret void")
-    f.label("rescale")
-    up = _power_of_two(f, f.let("up", f"add i32 {shift}, 127"))
-    down = _power_of_two(f, f.let("down", f"sub i32 127, {shift}"))
-    f.do(f"store float {down}, ptr %scale, align 4")
-    factor = splat_value(f, "float", up)
-    with f.loop("c", 0, "%k", step=LANES) as loop:
-        at = f.at("%x", "float", loop.index)
-        value = f.let("v", f"load {VECTOR}, ptr {at}, align 4")
-        scaled = f.let("scaled", f"fmul {VECTOR} {value}, {factor}")
-        f.do(f"store {VECTOR} {scaled}, ptr {at}, align 4")
-    f.do("ret void")
-    module.add("normalise", f)
-
-
-def _power_of_two(f: Function, biased: str) -> str:
-    bits = f.let("bits", f"shl i32 {biased}, 23")
-    return f.let("power", f"bitcast i32 {bits} to float")
-
-
 # --- the columns phase ------------------------------------------------------------------------
 
 
 class _SectionWriter:
     """Writes the function of a tile's columns of a section: products, then the epilogue on them."""
 
-    def __init__(self, lowering: _Lowering, number: int, section: Section) -> None:
+    def __init__(self, lowering: Context, number: int, section: Section) -> None:
         self._lowering = lowering
         self._kernel, self._section = lowering.kernel, section
         self._name = f"{self._kernel.symbol}.section{number}"
@@ -669,7 +319,7 @@ class _SectionWriter:
         self._lowering.module.declare("declare void @llvm.prefetch.p0(ptr, i32, i32, i32)")
         with f.loop("r", 0, tile.rows) as loop:
             row = f.index("row", (first, 1), (loop.index, 1))
-            values = _Values(self._lowering, f, row, self._kernel.buffers)
+            values = Values(self._lowering, f, row, self._kernel.buffers)
             for store in self._section.stores:
                 line = values.buffer_row(store)
                 for g in range(tile.groups):
@@ -706,14 +356,14 @@ class _SectionWriter:
         f, module, kernel = self._f, self._lowering.module, self._kernel
         plan, rows = self._lowering.plan, kernel.tile.rows
         weight = interleaved(plan, product.arg)
-        x = self._lowering._argument(f, Slot("x"))
+        x = self._lowering.argument(f, Slot("x"))
         x_at = f.at(x, "float", f.index("x_off", (first, self._padded_k)), "x_at")
         if kernel.dot is not None and is_integer(plan, kernel, self._section, product):
             stride = digits_bytes(self._padded_k, kernel.limbs)
             integers = IntegerProduct(
                 weight, kernel.dot, kernel.limbs, rows, len(weights), self._padded_k, stride
             )
-            digits = self._lowering._argument(f, Slot("digits"))
+            digits = self._lowering.argument(f, Slot("digits"))
             at = f.at(digits, "i8", f.index("digits_off", (first, stride)), "digits_at")
             pointers = ", ".join(f"ptr {p}" for p in [x_at, at, *weights, out])
             f.do(f"call void {add_integer_product(module, integers)}({pointers})")
@@ -727,7 +377,7 @@ class _SectionWriter:
     def _dots(self) -> None:
         f, width = self._f, self._section.width
         columns = self._kernel.tile.groups * LANES
-        x = self._lowering._argument(f, Slot("x"))
+        x = self._lowering.argument(f, Slot("x"))
         start = f.index("column", ("%task", columns))
         stop = f.let("stop", f"add i64 {start}, {columns}")
         over = f.let("over", f"icmp sgt i64 {stop}, {width}")
@@ -739,7 +389,7 @@ class _SectionWriter:
                 spec = self._lowering.plan.weight(product.arg)
                 fmt = FORMATS[spec.format]
                 function = add_dot(self._lowering.module, fmt, spec.k, not spec.finite)
-                base = self._lowering._argument(f, Slot("weight", product.arg, GGUF))
+                base = self._lowering.argument(f, Slot("weight", product.arg, GGUF))
                 number = f.index("number", (column.index, 1), (product.start, 1))
                 offset = f.index("w_off", (number, fmt.row_bytes(spec.k)))
                 w_at = f.at(base, "i8", offset, "w_at")
@@ -748,9 +398,9 @@ class _SectionWriter:
 
     def _epilogue(self, lanes: Lanes, row: str, column: str, sums: list[str]) -> None:
         f, section = self._f, self._section
-        values = _Values(self._lowering, f, row, self._kernel.buffers)
+        values = Values(self._lowering, f, row, self._kernel.buffers)
         mask = tail_mask(f, column, section.width) if lanes.count > 1 else None
-        exponents = self._lowering._argument(f, Slot("exponent"))
+        exponents = self._lowering.argument(f, Slot("exponent"))
         scale = f.let("scale", f"load float, ptr {f.at(exponents, 'float', row)}, align 4")
         if lanes.count > 1:
             scale = splat_value(f, "float", scale)
@@ -770,7 +420,7 @@ class _SectionWriter:
 
     def _weight_group(self, product: Node, group: str) -> str:
         f = self._f
-        base = self._lowering._argument(f, Slot("weight", product.arg, INTERLEAVED16))
+        base = self._lowering.argument(f, Slot("weight", product.arg, INTERLEAVED16))
         group_bytes = interleaved(self._lowering.plan, product.arg).group_bytes
         first = product.start // LANES * group_bytes
         offset = f.index("w_off", (group, group_bytes), (first, 1))

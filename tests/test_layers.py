@@ -36,6 +36,8 @@ LAYERS = (
     "cpu_products",
     "cpu_digits",
     "cpu_integers",
+    "cpu_values",
+    "cpu_rows",
     "lower_cpu",
     "compilers",
     "runtime",
