@@ -10,9 +10,10 @@ from typing import Final
 
 from q4jit.cpu_digits import (
     DIGIT_BITS,
-    EXPONENT_AT,
     HALVES_AT,
-    STEP_BIAS,
+    LIFT_AT,
+    LIST_AT,
+    STEP_AT,
     SUM_AT,
     SUM_FACTOR_LOG2,
     TOP_AT,
@@ -36,9 +37,9 @@ from q4jit.llvm_text import (
 )
 from q4jit.schedule_cpu import HEADER_BYTES, UNIT, Dot, unit_bytes, zero_of
 
-# A scale of 0 has no exponent: with a step's it counts as 2^-127. What such blocks sum up to stays
-# below this (K up to 2^16). Other sums cannot: f16 scales are multiples of 2^-24, steps of 2^-50.
-_LEAST: Final = 2.0**-75
+# A scale of 0 has no exponent: lifted it counts as 2^(lift - 127). What such blocks sum up to stays
+# below this (K up to 2^24), and other sums cannot: f16 scales are multiples of 2^-24.
+_LEAST: Final = 2.0**-25
 # accumulators that keep the dot products busy; fewer rows have one for each digit or each chunk
 _CHAINS: Final = 8
 _BYTES: Final = "<64 x i8>"
@@ -163,7 +164,7 @@ class _ProductWriter:
         inner = {n: (VECTOR, v) for n, v in block.values.items()}
         per_unit = UNIT // fmt.scale_elements
         with f.loop("sub", 0, subs, carry=inner) as sub:
-            if product.groups == 1:  # more rows than one group's find their weights in cache
+            if product.groups == 1:  # several groups serve many rows, whose weights are in cache
                 sparse = product.rows * product.limbs == 1
                 for each in fields:
                     place = (each.tile_at, block.index, sub.index)
@@ -197,8 +198,8 @@ class _ProductWriter:
         f = self._f
         bits = f.let("d_bits", f"bitcast {VECTOR} {scale} to {INTS}")
         for r, unit in enumerate(units):
-            exponent = splat_value(f, "i32", self._word(unit, EXPONENT_AT))
-            up = f.let("up", f"add {INTS} {bits}, {exponent}")
+            lift = splat_value(f, "i32", self._word(unit, LIFT_AT))
+            up = f.let("up", f"add {INTS} {bits}, {lift}")
             step = f.let("d_step", f"bitcast {INTS} {up} to {VECTOR}")
             name = _total(g, r)
             sub[name] = add_scaled(self._module, f, name, sub[name], step, sums[g, r])
@@ -226,7 +227,7 @@ class _ProductWriter:
                     self._multiply(at, now, chunk, chains)
             for g, r in self._tile:
                 total = self._collect(chains, g, r, limbs)
-                if self._zero and not self._begins_without_zero(limbs):
+                if self._zero and not self._begins_at_zeros(limbs):
                     zeros = self._zeros(at, at.units[r], limbs)
                     total = f.let("total", f"add {INTS} {total}, {zeros}")
                 found[g, r].append(f.let("sum", f"sitofp {INTS} {total} to {VECTOR}"))
@@ -289,13 +290,13 @@ class _ProductWriter:
                 total = f.let("total", f"add {INTS} {total}, {part}") if total else part
         return total
 
-    def _begins_without_zero(self, limbs: list[int]) -> bool:
+    def _begins_at_zeros(self, limbs: list[int]) -> bool:
         """Whether chains start at what the quants' zero adds: a load, not an addition."""
         return len(limbs) == 1 and not self._product.dot.pairs
 
     def _first(self, at: _SubBlock, limbs: list[int]) -> dict[str, str]:
         """What chains start with, unless it is 0."""
-        if not self._zero or not self._begins_without_zero(limbs):
+        if not self._zero or not self._begins_at_zeros(limbs):
             return {}
         zeros = [self._zeros(at, unit, limbs) for unit in at.units]
         return {self._chain(g, r, limbs[0], 0): zeros[r] for g, r in self._tile}
@@ -335,36 +336,37 @@ class _ProductWriter:
         f, product = self._f, self._product
         units = self._weight.padded_k // UNIT
         rough = _add_rough(self._module, self._weight)
-        list_off = product.x_stride // UNIT * unit_bytes(product.limbs)
+        end_off = product.x_stride // UNIT * unit_bytes(product.limbs)
         assert units * UNIT <= product.x_stride
-        down = splat("float", float_text(2.0**-STEP_BIAS))
         least = splat("float", float_text(_LEAST))
         self._module.declare(f"declare {VECTOR} @llvm.fabs.v16f32({VECTOR})")
-        f.comment(f"steps were kept times 2^{STEP_BIAS}; what only scales of 0 have left is 0")
+        f.comment("by the smallest step of the row; what only scales of 0 have left is 0")
         with f.loop("r", 0, product.rows) as row:
+            offset = f.index("end_off", (row.index, product.units_stride), (end_off, 1))
+            end = f.at("%units", "i8", offset, "end")
+            step = f.let("step", f"load float, ptr {f.at(end, 'i8', STEP_AT)}, align 4")
+            steps = splat_value(f, "float", step)
             tiles = [
                 f.at("%tile", VECTOR, f.index("i", (row.index, 1), (g * product.rows, 1)), "row_at")
                 for g in range(product.groups)
             ]
             for at in tiles:
                 value = f.let("value", f"load {VECTOR}, ptr {at}, align 64")
-                scaled = f.let("scaled", f"fmul {VECTOR} {value}, {down}")
-                size = f.let("size", f"call {VECTOR} @llvm.fabs.v16f32({VECTOR} {scaled})")
+                size = f.let("size", f"call {VECTOR} @llvm.fabs.v16f32({VECTOR} {value})")
                 some = f.let("some", f"fcmp oge {VECTOR} {size}, {least}")
                 kept = f.let(
-                    "kept", f"select {MASK} {some}, {VECTOR} {scaled}, {VECTOR} zeroinitializer"
+                    "kept", f"select {MASK} {some}, {VECTOR} {value}, {VECTOR} zeroinitializer"
                 )
-                f.do(f"store {VECTOR} {kept}, ptr {at}, align 64")
-            offset = f.index("list_off", (row.index, product.units_stride), (list_off, 1))
-            list_at = f.at("%units", "i8", offset, "list")
-            count = f.let("count", f"load i32, ptr {list_at}, align 4")
+                scaled = f.let("scaled", f"fmul {VECTOR} {kept}, {steps}")
+                f.do(f"store {VECTOR} {scaled}, ptr {at}, align 64")
+            count = f.let("count", f"load i32, ptr {end}, align 4")
             none = f.let("none", f"icmp eq i32 {count}, 0")
             some, done = f.fresh("some"), f.fresh("next")
             f.do(f"br i1 {none}, label %{done}, label %{some}")
             f.label(some)
             x = f.at("%x", "float", f.index("x_off", (row.index, product.x_stride)), "x_row")
             for g, at in enumerate(tiles):
-                f.do(f"call void {rough}(ptr {x}, ptr {list_at}, ptr %w{g}, ptr {at})")
+                f.do(f"call void {rough}(ptr {x}, ptr {end}, ptr %w{g}, ptr {at})")
             f.do(f"br label %{done}")
             f.label(done)
 
@@ -374,13 +376,13 @@ def _total(g: int, r: int) -> str:
 
 
 def _add_rough(module: Module, weight: Interleaved) -> str:
-    """Add the function `void (ptr x, ptr list, ptr w, ptr sums)` and return its name."""
+    """Add the function `void (ptr x, ptr end, ptr w, ptr sums)` and return its name."""
     name = f"{weight.fmt.name.lower()}_k{weight.k}_rough"
     if not module.knows(name):
         f = Function(
-            f"internal void @{name}(ptr noalias %x, ptr noalias %list, ptr noalias %w, "
+            f"internal void @{name}(ptr noalias %x, ptr noalias %end, ptr noalias %w, "
             "ptr noalias %sums) #0",
-            "16 columns times the listed units of a row of x, in floats, added to 16 sums.",
+            "16 columns times the rough units of a row of x, in floats, added to 16 sums.",
         )
         _write_rough(module, f, weight)
         module.add(name, f)
@@ -390,11 +392,11 @@ def _add_rough(module: Module, weight: Interleaved) -> str:
 def _write_rough(module: Module, f: Function, weight: Interleaved) -> None:
     fmt = weight.fmt
     total = f.let("total", f"load {VECTOR}, ptr %sums, align 64")
-    count32 = f.let("count32", "load i32, ptr %list, align 4")
+    count32 = f.let("count32", "load i32, ptr %end, align 4")
+    list_at = f.at("%end", "i8", LIST_AT, "list")
     count = f.let("count", f"sext i32 {count32} to i64")
     with f.loop("i", 0, count, carry={"total": (VECTOR, total)}) as entry:
-        place = f.index("place", (entry.index, 1), (1, 1))
-        unit32 = f.let("unit32", f"load i32, ptr {f.at('%list', 'i32', place)}, align 4")
+        unit32 = f.let("unit32", f"load i32, ptr {f.at(list_at, 'i32', entry.index)}, align 4")
         unit = f.let("unit", f"sext i32 {unit32} to i64")
         number, within = _split(f, unit, weight.block_elements // UNIT)
         tile, block = _split(f, number, weight.blocks_per_tile)

@@ -24,7 +24,7 @@ from q4jit.schedule_cpu import UNIT, digits_bytes, is_integer, padded_k
 
 # x is scaled by a power of two where its largest element lies outside of this window. Inside, 32
 # products with quants can neither overflow nor be lost to denormals.
-_WINDOW_LOW: Final = -60
+_WINDOW_LOW: Final = -40
 _WINDOW_HIGH: Final = 96
 
 

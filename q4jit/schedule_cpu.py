@@ -156,7 +156,7 @@ def unit_bytes(limbs: int) -> int:
 
 def digits_bytes(k: int, limbs: int) -> int:
     """Bytes of a row of x in digits, `k` whole units: the units, then the list of some of them."""
-    list_bytes = 4 * (1 + k // UNIT)
+    list_bytes = 4 * (2 + k // UNIT)
     return k // UNIT * unit_bytes(limbs) + -(-list_bytes // CACHE_LINE_BYTES) * CACHE_LINE_BYTES
 
 

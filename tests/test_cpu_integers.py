@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from q4jit import cache, schedule_cpu, specialize
+from q4jit import cache, quantize, schedule_cpu, specialize
 from q4jit.compilers import llvm
-from q4jit.cpu_digits import STEP_BIAS, Digits, add_digits
+from q4jit.cpu_digits import Digits, add_digits
 from q4jit.dispatcher import Specialized
 from q4jit.formats import FORMATS
 from q4jit.llvm_text import Function, Module
@@ -33,6 +33,7 @@ from tests.kernels import (
     not_finite_rows,
     one_product,
     products,
+    random_blocks,
     random_x,
     relative_error,
     require_target,
@@ -40,6 +41,7 @@ from tests.kernels import (
     spoiled,
     weight,
     weights,
+    wrap,
 )
 
 K: Final = 512
@@ -218,6 +220,7 @@ class Row:
     rough: list[int]
     header: NDArray[np.int32]
     whole: NDArray[np.int64]
+    top: NDArray[np.int64]
 
 
 @pytest.fixture(params=[1, 3])
@@ -243,9 +246,11 @@ def in_digits(request: pytest.FixtureRequest) -> Any:
         header = np.ascontiguousarray(units[:, :HEADER_BYTES]).view(np.int32)
         digits = units[:, HEADER_BYTES:].view(np.int8).astype(np.int64).reshape(count, limbs, UNIT)
         whole = sum(digits[:, i] * 256 ** (limbs - 1 - i) for i in range(limbs))
-        steps = 2.0 ** ((header[:, 0] >> 23) - STEP_BIAS)
-        rough = listed[1 : 1 + listed[0]].tolist()
-        return Row((whole * steps[:, np.newaxis]).ravel(), rough, header, np.asarray(whole))
+        steps = 2.0 ** (header[:, 0] >> 23) * float(listed.view(F32)[1])
+        rough = listed[2 : 2 + listed[0]].tolist()
+        return Row(
+            (whole * steps[:, np.newaxis]).ravel(), rough, header, np.asarray(whole), digits[:, 0]
+        )
 
     call.limbs = limbs  # type: ignore[attr-defined]  # for the tests' bounds
     return call
@@ -265,6 +270,9 @@ def test_sums_stand_in_the_header(in_digits: Any) -> None:
     halves = row.whole.reshape(-1, 2, UNIT // 2).sum(-1)
     np.testing.assert_array_equal(row.header[:, 2:4], -8 * halves)
     np.testing.assert_array_equal(row.header[:, 6], -8 * row.whole.sum(-1))
+    top = row.top.reshape(-1, 2, UNIT // 2).sum(-1)
+    np.testing.assert_array_equal(row.header[:, 4:6], -8 * top)
+    np.testing.assert_array_equal(row.header[:, 7], -8 * row.top.sum(-1))
     sums = row.header[:, 1].copy().view(F32)
     steps = 2.0 ** (row.header[:, 0] >> 23)
     np.testing.assert_allclose(sums, row.whole.sum(-1) * steps, rtol=1e-6)
@@ -296,11 +304,10 @@ def test_units_of_tiny_numbers_and_zeros(in_digits: Any) -> None:
     x[UNIT : 2 * UNIT] = 0
     x[3 * UNIT : 4 * UNIT - 1] = 0
     tiny = x * F32(1e-30)
-    assert in_digits(tiny).rough == [0, 2, 3]
-    x[:UNIT] = tiny[:UNIT]
-    row = in_digits(x)  # beside numbers of usual size they are nothing
-    assert row.rough == []
-    assert not row.whole[0].any()
+    assert in_digits(tiny).rough == [0, 2, 3]  # where 1/step would be beyond f32
+    for size, rough in ((1e-12, []), (1e-30, [0])):
+        x[:UNIT] = random_x(UNIT) * F32(size)
+        assert in_digits(x).rough == rough
 
 
 def test_rows_of_mostly_zeros_are_not_rough(in_digits: Any) -> None:
@@ -315,8 +322,8 @@ def test_rows_of_mostly_zeros_are_not_rough(in_digits: Any) -> None:
 def test_few_units_of_a_gated_layer_are_rough(in_digits: Any) -> None:
     # heavy tails: in a third of the units most elements are below a 32nd of the largest
     g, u = random_x(2, 64 * K)
-    x = (3 * g / (1 + np.exp(-3 * g)) * u**3).astype(F32)
-    assert len(in_digits(x).rough) <= (0 if in_digits.limbs == 3 else 2)
+    x = (3 * g / (1 + np.exp(-3 * g)) * u).astype(F32)
+    assert len(in_digits(x).rough) <= (0 if in_digits.limbs == 3 else 20)
 
 
 def test_several_huge_elements_in_an_ordinary_row(in_digits: Any) -> None:
@@ -339,6 +346,70 @@ def test_exactness_beside_weights_that_are_zero() -> None:
         exact = x.astype(np.float64) @ w.values
         sizes = np.sqrt(x.astype(np.float64) ** 2 @ w.values**2)
         assert np.max(np.abs(y - exact)[:, nothing] / sizes[:, nothing]) < 6e-6  # a 16th of all
+
+
+def on_rows(x: Floats, w: Weight, precision: str = "f32") -> Floats:
+    """x @ w by a kernel for one row, and by one for many."""
+    f = specialize(one_product, target="cpu", precision=precision)
+    y = np.stack([f(row, w.tensor) for row in x])
+    many = np.tile(x, (20, 1))
+    np.testing.assert_allclose(f(many, w.tensor), np.tile(y, (20, 1)), rtol=1e-4, atol=1e-30)
+    return y
+
+
+@pytest.mark.parametrize("k", [32, 512, 4096])
+@pytest.mark.parametrize("precision", ["f32", "i8"])
+def test_rows_of_any_magnitude(precision: str, k: int) -> None:
+    w = weight("Q4_0", k, 48)
+    scales = 2.0 ** np.arange(-120, 100, 5)
+    x = (random_x(len(scales), k) * scales[:, np.newaxis]).astype(F32)
+    assert_contract(on_rows(x, w, precision), x, w, I8 if precision == "i8" else 2e-6)
+
+
+@pytest.mark.parametrize("size", [1e-4, 1e-8, 1e-12, 1e-16, 1e-24])
+def test_small_elements_where_the_others_meet_zeros(size: float) -> None:
+    blocks = random_blocks(FORMATS["Q4_0"], K, 48, "normal", np.random.default_rng(3))
+    blocks[:, 3, 2:] = 0x88  # weights of zero
+    w = wrap("Q4_0", K, blocks)
+    x = random_x(2, K) * F32(size)
+    x[:, 96:128] = random_x(2, 32)
+    assert_contract(on_rows(x, w), x, w)
+
+
+@pytest.mark.parametrize("size", [20.0, 64.0, 510.0, 1e4, 1e8])
+@pytest.mark.parametrize("every", [1, 3, 16])
+def test_features_of_large_elements_that_meet_zeros(size: float, every: int) -> None:
+    blocks = random_blocks(FORMATS["Q4_0"], K, 48, "normal", np.random.default_rng(3))
+    large = np.arange(5, K, UNIT * every)
+    blocks[:, large // UNIT, 2 + 5] = blocks[:, large // UNIT, 2 + 5] & 0xF0 | 0x08
+    w = wrap("Q4_0", K, blocks)
+    assert not w.values[large].any()
+    x = random_x(3, K)
+    x[:, large] = size
+    assert_contract(on_rows(x, w), x, w)
+
+
+@pytest.mark.parametrize(
+    ("count", "size"), [(6, 30.0), (6, 3000.0), (16, 100.0), (16, 1e4), (60, 100.0)]
+)
+def test_weights_as_small_as_activations_are_large(size: float, count: int) -> None:
+    rng = np.random.default_rng(count)
+    large = rng.choice(576, count, replace=False)
+    values = rng.standard_normal((576, 64)).astype(F32)
+    values[large] /= F32(size)
+    tensor = quantize(values, "Q8_0")
+    w = Weight(tensor, tensor.dequantize().astype(np.float64))
+    x = random_x(4, 576)
+    x[:, large] *= F32(size)
+    assert_contract(on_rows(x, w), x, w)
+
+
+def test_scales_of_zero_leave_nothing() -> None:
+    for name in ("Q4_0", "Q8_0", "Q4_1"):
+        w = weight(name, 1 << 16, 16, "zero")
+        x = random_x(2, 1 << 16) * F32(2.0**31)
+        y = specialize(one_product, target="cpu")(x, w.tensor)
+        assert not y.any(), name
 
 
 @pytest.mark.parametrize("precision", ["f32", "i8"])

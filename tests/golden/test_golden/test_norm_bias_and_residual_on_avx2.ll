@@ -8,7 +8,7 @@
 
 target triple = "x86_64-unknown-linux-gnu"
 
-; Bring the exponent of x's largest element into -60 … 96, where
+; Bring the exponent of x's largest element into -40 … 96, where
 ; most lie already: sums of products with quants then neither overflow nor go denormal.
 define internal void @normalise(ptr %x, i64 %k, <16 x float> %largest, ptr %scale) #0 {
 entry:
@@ -20,7 +20,7 @@ entry:
   %bits = bitcast float %seen to i32
   %field = lshr i32 %bits, 23
   %exponent = sub i32 %field, %lift
-  %low = call i32 @llvm.smax.i32(i32 %exponent, i32 -60)
+  %low = call i32 @llvm.smax.i32(i32 %exponent, i32 -40)
   %wanted = call i32 @llvm.smin.i32(i32 %low, i32 96)
   %shift = sub i32 %wanted, %exponent
   %zero = fcmp oeq float %max, 0.0
