@@ -43,12 +43,13 @@ _LEAST: Final = 2.0**-25
 # accumulators that keep the dot products busy; fewer rows have one for each digit or each chunk
 _CHAINS: Final = 8
 _BYTES: Final = "<64 x i8>"
-_INTRINSICS: Final = {  # by instruction and lanes
+INTRINSICS: Final = {
     ("vpdpbusd", 16): "llvm.x86.avx512.vpdpbusd.512",
     ("vpdpbusd", 8): "llvm.x86.avx512.vpdpbusd.256",
     ("vpmaddubsw", 8): "llvm.x86.avx2.pmadd.ub.sw",
     ("sdot", 4): "llvm.aarch64.neon.sdot.v4i32.v16i8",
 }
+"""By instruction and lanes."""
 _SIXTEEN_BITS: Final = "<32 x i16>"
 
 
@@ -472,8 +473,9 @@ class _DotWriter:
     def _write(self, f: Function) -> None:
         dot, lanes = self._dot, self._dot.lanes
         count = LANES // lanes
-        intrinsic = _INTRINSICS[dot.instruction, lanes]
-        source = f"<{2 * lanes} x i16>" if dot.pairs else f"<{lanes} x i32>"
+        intrinsic = INTRINSICS[dot.instruction, lanes]
+        sums, element = (2 * lanes, "i16") if dot.pairs else (lanes, "i32")
+        source = f"<{sums} x {element}>"
         piece = f"<{4 * lanes} x i8>"
         q = f.let("q8", f"bitcast {INTS} %quants to {_BYTES}")
         x = f.let("x8", f"bitcast {INTS} %x to {_BYTES}")
@@ -495,7 +497,7 @@ class _DotWriter:
                     f"call {source} @{intrinsic}({source} {total}, {piece} {qs}, {piece} {xs})",
                 )
             )
-        result = self._joined(f, found, source)
+        result = self._concatenated(f, found, sums, element)
         if dot.pairs:
             result = f.let("s", f"add {self.sums} %sum, {result}")
         f.do(f"ret {self.sums} {result}")
@@ -509,10 +511,8 @@ class _DotWriter:
             "part", f"shufflevector {kind} {value}, {kind} poison, <{count} x i32> <{places}>"
         )
 
-    def _joined(self, f: Function, parts: list[str], kind: str) -> str:
-        """Vectors behind each other."""
-        count = int(kind[1:].partition(" ")[0])
-        element = kind.rpartition(" ")[2][:-1]
+    def _concatenated(self, f: Function, parts: list[str], count: int, element: str) -> str:
+        """Vectors of `count` elements behind each other."""
         while len(parts) > 1:
             places = ", ".join(f"i32 {j}" for j in range(2 * count))
             pairs = zip(parts[::2], parts[1::2], strict=True)

@@ -385,13 +385,16 @@ class Specialized(Generic[_P, _R]):
 
         On the CPU they are checked now, once; each call reads what then lies in the arrays, and
         takes little longer than the kernels. Arrays must stay as they are in place and shape.
-        Without `out=`, every call may return the same array, filled anew. One thread at a time may
-        make such a call. Raises what a call would raise.
+        Without `out=`, every call may return the same array, filled anew. Elsewhere it is a call
+        like any other, as a device's arrays have to be asked each time. Raises what a call would.
         """
-        args = self._with_views(self._in_order(args, kwargs))
+        given = self._in_order(args, kwargs)
+        args = self._with_views(given)
         launch = self._prepared(args)
         if launch is None:
             return functools.partial(self._run_python, args, out)
+        if isinstance(launch, DeviceLaunch):
+            return functools.partial(self, *given, out=out)
         return launch.bind(args, out)
 
     def _in_order(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:

@@ -7,6 +7,7 @@ results, packs one row of 8-byte slots per kernel and calls it.
 import functools
 import math
 import struct
+import threading
 from collections.abc import Callable, Sequence
 from operator import itemgetter
 from typing import Any, Final, NamedTuple
@@ -245,12 +246,17 @@ class _Bound:
         self._workers = pool.address()
         self._scratch = _new_scratch(launch.scratch_bytes)
         self._steps = launch.packed(values, self._scratch)
+        self._free = threading.Lock()
 
     def __call__(self) -> Any:
-        if pool.address() != self._workers:  # a forked child has a pool of its own
+        # a forked child has a pool of its own, and somebody else may be using the scratch memory
+        if pool.address() != self._workers or not self._free.acquire(blocking=False):
             return self._launch(self._args, self._out)
-        for function, slots in self._steps:
-            function(slots)
+        try:
+            for function, slots in self._steps:
+                function(slots)
+        finally:
+            self._free.release()
         return self._out
 
 

@@ -213,7 +213,7 @@ def pack(fmt: Format, layout: str, rows: NDArray[np.uint8]) -> NDArray[np.uint8]
         raise FormatError(f"unknown weight layout {layout!r}: known are {known}")
     n, row_bytes = rows.shape
     shape = Interleaved(fmt, row_bytes // fmt.block_bytes * fmt.block_elements, n)
-    packed = _aligned_empty(shape.groups * shape.group_bytes)
+    packed = _shared_empty(shape.groups * shape.group_bytes)
     groups = packed.reshape(shape.groups, shape.tiles, shape.tile_bytes)
     for first, last, band in _bands(shape, rows):
         _pack_band(shape, band, groups[first:last])
@@ -231,21 +231,25 @@ class _Shared:
 _shared = _Shared(np.empty(0, np.uint8))
 
 
-def _aligned_empty(size_bytes: int) -> NDArray[np.uint8]:
-    """Memory at a cache line: a vector load that crosses one costs two.
+def _shared_empty(size_bytes: int) -> NDArray[np.uint8]:
+    """Memory for a CPU's kernels, at a cache line: a vector load that crosses one costs two.
 
     Small weights lie beside each other, because NumPy asks for huge pages for large arrays only and
     a small model's weights would else spend a tenth of their time in page tables. An array keeps
     the memory of its neighbours.
     """
     if size_bytes > _SHARED_BYTES // 8:
-        return _from_line(np.empty(size_bytes + CACHE_LINE_BYTES, np.uint8), size_bytes)
+        return _aligned_empty(size_bytes)
     with BUILD:
         if _shared.free.size < size_bytes + CACHE_LINE_BYTES:
             _shared.free = np.empty(_SHARED_BYTES, np.uint8)
         found = _from_line(_shared.free, size_bytes)
         _shared.free = _shared.free[found.ctypes.data - _shared.free.ctypes.data + size_bytes :]
     return found
+
+
+def _aligned_empty(size_bytes: int) -> NDArray[np.uint8]:
+    return _from_line(np.empty(size_bytes + CACHE_LINE_BYTES, np.uint8), size_bytes)
 
 
 def _from_line(buffer: NDArray[np.uint8], size_bytes: int) -> NDArray[np.uint8]:

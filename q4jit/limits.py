@@ -14,7 +14,9 @@ import numpy as np
 
 from q4jit import cache
 from q4jit.backends import find_backend
+from q4jit.cpu_integers import INTRINSICS
 from q4jit.runtime.cpu import LoadedObject, function
+from q4jit.schedule_cpu import find_dot
 from q4jit.targets import Target
 
 # runs of bytes that a thread reads at a time, and how many bytes ahead of a load it is announced
@@ -173,16 +175,12 @@ def _f32(target: Target) -> Instruction:
 
 
 def _i8(target: Target) -> Instruction | None:
-    if target.has("dotprod"):
-        name, size = "llvm.aarch64.neon.sdot.v4i32.v16i8", 16
-    elif target.has("avx512vnni"):
-        name, size = "llvm.x86.avx512.vpdpbusd.512", 64
-    elif target.has("avxvnni"):
-        name, size = "llvm.x86.avx512.vpdpbusd.256", 32
-    else:
+    dot = find_dot(target)
+    if dot is None or dot.pairs:
         return None
-    lanes = size // 4
-    return Instruction(name, f"<{lanes} x i32>", f"<{size} x i8>", lanes, 4)
+    lanes = dot.lanes
+    name = INTRINSICS[dot.instruction, lanes]
+    return Instruction(name, f"<{lanes} x i32>", f"<{4 * lanes} x i8>", lanes, 4)
 
 
 def _peak(target: Target, kind: Instruction) -> Peak:

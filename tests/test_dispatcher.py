@@ -547,6 +547,26 @@ def test_a_wrong_call_leaves_the_function_usable(x: Array, w: QuantizedTensor) -
 # --- threads and memory ---------------------------------------------------------------------------
 
 
+def test_one_bound_call_of_many_threads() -> None:
+    # two kernels that leave different things in the same scratch memory
+    first, second = (quantize(np.ones((64, 64), np.float32) * v, "Q4_0") for v in (0.5, 2.0))
+    x = np.ones((40, 64), np.float32)
+    call = specialize(lambda x, v, w: (x @ v) @ w, target="cpu").bind(x, first, second)
+    expected = call().copy()
+    wrong: list[bool] = []
+
+    def run() -> None:
+        wrong.extend(not np.array_equal(call(), expected) for _ in range(200))
+
+    threads = [threading.Thread(target=run) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(wrong) == 800
+    assert not any(wrong)
+
+
 def test_many_threads_compile_once(x: Array, w: QuantizedTensor) -> None:
     f = specialize(lambda x, w, s: x @ w * s + 0.375, cache=False)
     gate = threading.Barrier(16)
