@@ -34,6 +34,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from q4jit import Q4JitError
     except KeyboardInterrupt:
         return 130
+    except ModuleNotFoundError as error:
+        print(f"generate.py: {error}: pip install '.[demo]' has it", file=sys.stderr)
+        return 1
     try:
         return run(options)
     except KeyboardInterrupt:

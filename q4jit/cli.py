@@ -28,6 +28,7 @@ from q4jit.layouts import GGUF, PLANAR
 from q4jit.peers import Arena, CpuArena, GpuArena
 from q4jit.progress import progress
 from q4jit.runtime.devices import find_device, find_devices
+from q4jit.runtime.driver import Device
 from q4jit.schedule_hip import Tuning, check_block_size
 from q4jit.selftest import add_selftest
 from q4jit.targets import HIP_ARCHS, Target
@@ -497,7 +498,7 @@ def _tune(options: argparse.Namespace) -> int:
         options.parser.error("--winners does not apply without --export")
     weights = _tuned_weights(options)
     name = options.device or "hip"
-    device = find_device(f"hip:{name}" if name in HIP_ARCHS else name)
+    device = _device(name)
     with Bench(device) as bench:
         keys = {
             tune.key_for(bench.target, spec.k, spec.n, (spec.format,), m, precision)
@@ -593,6 +594,10 @@ def _bench(options: argparse.Namespace) -> int:
     names = options.target or [_first_target()]
     if options.cached and set(names) != {"cpu"}:
         options.parser.error(f"--cached found with {', '.join(names)}, accepted with the CPU alone")
+    for name in set(names) - {"cpu"}:
+        if name.startswith("cpu"):
+            options.parser.error(f"--target {name}: of CPUs accepted is cpu, this machine's")
+        _device(name)  # before anything is measured
     report = benchmark.new_report(["q4jit", *options.arguments])
     good = True
     try:
@@ -681,7 +686,7 @@ def _bench_on(
 ) -> bool:
     on_cpu = name == "cpu"
     if not on_cpu:
-        device = find_device(f"hip:{name}" if name in HIP_ARCHS else name)
+        device = _device(name)
     elif options.threads is not None:
         os.environ["Q4JIT_NUM_THREADS"] = str(options.threads[0])  # read at the first call
     arena: Arena
@@ -692,6 +697,10 @@ def _bench_on(
     with contextlib.closing(arena):
         default = benchmark.CPU if on_cpu else benchmark.GPU
         return benchmark.run(report, arena, request, default)
+
+
+def _device(name: str) -> Device:
+    return find_device(f"hip:{name}" if name in HIP_ARCHS else name)
 
 
 def _first_target() -> str:

@@ -86,9 +86,11 @@ class CpuKernel(Kernel):
     @property
     def rows_class(self) -> str:
         """The class of M that the kernel serves, in words."""
-        if self.uniform or self.decoded is not None:
+        if self.decoded is not None:
             return super().rows_class
         rows = "1 row a tile" if self.tile.rows == 1 else f"{self.tile.rows} rows a tile"
+        if self.uniform:
+            rows = super().rows_class
         if self.tile.groups > 1:
             rows += f" of {self.tile.groups * LANES} columns"
         if self.dot is None:

@@ -155,7 +155,8 @@ def test_what_is_the_same_on_every_machine_is_stored(
 def test_the_file_names_nobodys_machine(stored: Any) -> None:
     private = {str(ROOT), str(Path.home()), sys.prefix} - {os.sep}
     for text in strings(json.loads(json.dumps(stored))):
-        found = ABSOLUTE_PATH.search(text)
+        # a GPU's device files, which `explain()` names, are called so everywhere
+        found = ABSOLUTE_PATH.search(re.sub(r"/dev/(kfd|dxg|nvidia\w*)", "", text))
         assert found is None, text
         assert not any(path in text for path in private), text
 
