@@ -30,6 +30,7 @@ what a wave needs is one run, too. Blocks of zeros fill the last quad and the la
     a quad: [word 0 of blocks 0, 1, 2, 3][word 1 of blocks 0, 1, 2, 3][word 2 …][word 3 …]
 """
 
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -223,12 +224,18 @@ def pack(fmt: Format, layout: str, rows: NDArray[np.uint8]) -> NDArray[np.uint8]
 
 @dataclass
 class _Shared:
-    """The free end of the memory that small weights share."""
+    """Memory that small weights share, one behind the other."""
 
-    free: NDArray[np.uint8]
+    memory: NDArray[np.uint8]
+    used_bytes: int = 0
+
+    def references(self) -> int:
+        """How many there are to the memory: each array that lies there has one."""
+        return sys.getrefcount(self.memory)
 
 
 _shared = _Shared(np.empty(0, np.uint8))
+_UNUSED: Final = _shared.references()
 
 
 def _shared_empty(size_bytes: int) -> NDArray[np.uint8]:
@@ -241,10 +248,12 @@ def _shared_empty(size_bytes: int) -> NDArray[np.uint8]:
     if size_bytes > _SHARED_BYTES // 8:
         return _aligned_empty(size_bytes)
     with BUILD:
-        if _shared.free.size < size_bytes + CACHE_LINE_BYTES:
-            _shared.free = np.empty(_SHARED_BYTES, np.uint8)
-        found = _from_line(_shared.free, size_bytes)
-        _shared.free = _shared.free[found.ctypes.data - _shared.free.ctypes.data + size_bytes :]
+        if _shared.references() == _UNUSED:
+            _shared.used_bytes = 0
+        if _shared.memory.size < _shared.used_bytes + size_bytes + CACHE_LINE_BYTES:
+            _shared.memory, _shared.used_bytes = np.empty(_SHARED_BYTES, np.uint8), 0
+        found = _from_line(_shared.memory[_shared.used_bytes :], size_bytes)
+        _shared.used_bytes = found.ctypes.data + size_bytes - _shared.memory.ctypes.data
     return found
 
 

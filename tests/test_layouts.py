@@ -166,3 +166,15 @@ def test_packing_in_bands_is_packing_at_once(groups: int, monkeypatch: pytest.Mo
     whole = pack(FORMATS["Q8_0"], INTERLEAVED16, rows)
     monkeypatch.setattr("q4jit.layouts._BAND_BYTES", groups * LANES * rows.shape[1])
     np.testing.assert_array_equal(pack(FORMATS["Q8_0"], INTERLEAVED16, rows), whole)
+
+
+def test_small_weights_share_memory_and_nothing_else() -> None:
+    rows = [numbered(FORMATS["Q4_0"], 5, n) for n in (16, 33, 48)]
+    packed = [pack(FORMATS["Q4_0"], INTERLEAVED16, each) for each in rows]
+    before = [each.copy() for each in packed]
+    assert all(each.ctypes.data % 64 == 0 for each in packed)
+    assert packed[0].base is packed[1].base is not None
+    for each in rows:
+        pack(FORMATS["Q4_0"], INTERLEAVED16, each[::-1].copy())
+    for each, first in zip(packed, before, strict=True):
+        np.testing.assert_array_equal(each, first)
