@@ -370,8 +370,9 @@ def resident_bytes() -> int:
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux's /proc")
 def test_a_hundred_cycles_leave_memory_level(tmp_path: Path) -> None:
     path = tmp_path / "cycle.gguf"
-    size = 512 * FORMATS["Q4_0"].row_bytes(2048)
-    path.write_bytes(build(tensors=(tensor("w", (2048, 512), 2),), data=bytes(size)))
+    # too large to lie beside others, which would have a part in its memory
+    size = 4096 * FORMATS["Q4_0"].row_bytes(2048)
+    path.write_bytes(build(tensors=(tensor("w", (2048, 4096), 2),), data=bytes(size)))
     x = np.ones((1, 2048), np.float32)
 
     def cycle() -> None:
