@@ -30,7 +30,7 @@ from q4jit.schedule_cpu import HEADER_BYTES, UNIT, unit_bytes
 
 # The largest X: three digits of at most 127, or one. A product of 32 quants of 4 bits fits int32.
 _LARGEST: Final = {1: 127.0, 3: 8355700.0}
-LIFTS: Final = 50  # steps by so many powers of two: sums of K products stay finite
+_LIFTS: Final = 50  # steps by so many powers of two: sums of K products stay finite
 # A row whose largest unit is below this is left to floats: 1/step would overflow.
 _LEAST_ROW: Final = 2.0**-48
 # The usual energy of a row: the squares of elements up to so many times the mean of those not 0.
@@ -52,9 +52,8 @@ STEP_AT, LIST_AT = 4, 8  # behind the units: their number stands first
 
 def fits(fmt: Format, limbs: int) -> bool:
     """Whether the exact sum of a sub-block with all digits of X fits int32."""
-    bits = max(plane.bits + plane.lshift for plane in fmt.planes)
-    zero = 1 << bits - 1 if fmt.signed else fmt.zero
-    most = max(zero, (1 << bits) - 1 - zero)
+    zero = 1 << fmt.quant_bits - 1 if fmt.signed else fmt.zero
+    most = max(zero, (1 << fmt.quant_bits) - 1 - zero)
     return fmt.scale_elements * most * _LARGEST[limbs] < 1 << 31
 
 
@@ -110,7 +109,7 @@ def add_digits(module: Module, form: Digits) -> str:
     count = f.let("count", f"trunc i64 {loop['rough']} to i32")
     f.do(f"store i32 {count}, ptr {end}, align 4")
     f.comment("the smallest step is the inverse of a power of two")
-    step = f.let("step", f"sub i32 {(254 - LIFTS) << 23}, {coarsest}")
+    step = f.let("step", f"sub i32 {(254 - _LIFTS) << 23}, {coarsest}")
     f.do(f"store i32 {step}, ptr {f.at(end, 'i8', STEP_AT)}, align 4")
     f.do("ret void")
     module.add("digits", f)
@@ -234,7 +233,7 @@ def _step(
 ) -> tuple[str, str, str]:
     """Whether a unit is rough, its 1/step, and its lift."""
     high = f.let("high", f"icmp sgt i32 {top}, {limit}")
-    least = f.let("least", f"sub i32 {largest}, {LIFTS << 23}")
+    least = f.let("least", f"sub i32 {largest}, {_LIFTS << 23}")
     some = f.let("some", f"icmp ne i32 {top}, 0")
     under = f.let("under", f"icmp slt i32 {top}, {least}")
     low = f.let("low", f"and i1 {some}, {under}")
@@ -244,7 +243,7 @@ def _step(
     power = _power(f, form, held)
     inverse = f.let("inverse", f"bitcast i32 {power} to float")
     below = f.let("below", f"sub i32 {power}, {coarsest}")
-    lift = f.let("lift", f"sub i32 {LIFTS << 23}, {below}")
+    lift = f.let("lift", f"sub i32 {_LIFTS << 23}, {below}")
     return rough, inverse, f.let("lift", f"select i1 {rough}, i32 0, i32 {lift}")
 
 

@@ -117,19 +117,20 @@ class Fields:
 
 def _plane_position(f: Function, plane: Plane, block_elements: int, chunk: str) -> tuple[str, str]:
     """The first byte of chunk number `chunk` in a plane, and its shift (see `Plane.position`)."""
+    if chunk.isdigit():
+        byte, shift = map(str, plane.position(int(chunk) * CHUNK))
+        return byte, shift
     per_run, per_width = plane.run_elements // CHUNK, plane.width_bytes // CHUNK
     runs = block_elements // plane.run_elements
-    if chunk == "0":
-        return "0", "0"
     run = f.let("run", f"udiv i64 {chunk}, {per_run}") if runs > 1 else "0"
     within = f.let("within", f"urem i64 {chunk}, {per_run}") if runs > 1 else chunk
     column = f.let("column", f"urem i64 {within}, {per_width}") if per_width > 1 else "0"
-    byte = f.index("byte", (run, plane.width_bytes), (column, CHUNK))
+    at = f.index("byte", (run, plane.width_bytes), (column, CHUNK))
     if per_run == per_width:
-        return byte, "0"
+        return at, "0"
     pile = f.let("pile", f"udiv i64 {within}, {per_width}") if per_width > 1 else within
     narrow = f.let("pile32", f"trunc i64 {pile} to i32")
-    return byte, f.let("shift", f"mul i32 {narrow}, {plane.bits}")
+    return at, f.let("shift", f"mul i32 {narrow}, {plane.bits}")
 
 
 def shift_right(f: Function, bits: str, shift: str) -> str:

@@ -299,6 +299,7 @@ class _ProductWriter:
         """What chains start with, unless it is 0."""
         if not self._zero or not self._begins_at_zeros(limbs):
             return {}
+        self._f.comment("sums begin with what takes off the zero of the quants")
         zeros = [self._zeros(at, unit, limbs) for unit in at.units]
         return {self._chain(g, r, limbs[0], 0): zeros[r] for g, r in self._tile}
 

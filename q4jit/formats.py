@@ -78,6 +78,11 @@ class Format:
     signed: bool = False
     float_dtype: str | None = None
 
+    @property
+    def quant_bits(self) -> int:
+        """Bits of a quant, all planes together; 0 for a float format."""
+        return sum(plane.bits for plane in self.planes)
+
     def row_bytes(self, k: int) -> int:
         """Bytes of one GGUF row of `k` elements; raises FormatError unless k is whole blocks."""
         if k <= 0 or k % self.block_elements:

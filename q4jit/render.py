@@ -251,7 +251,7 @@ class _Weight:
     @property
     def largest(self) -> str:
         """The largest quant."""
-        return literal((1 << max(p.lshift + p.bits for p in self._fmt.planes)) - 1)
+        return literal((1 << self._fmt.quant_bits) - 1)
 
     @property
     def signed(self) -> bool:

@@ -170,7 +170,7 @@ def find_dot(target: Target) -> Dot | None:
 def zero_of(fmt: Format, dot: Dot) -> int:
     """The quant, as the instruction takes it, that stands for zero."""
     if fmt.signed:
-        return 0 if dot.signed else 1 << fmt.planes[0].bits - 1
+        return 0 if dot.signed else 1 << fmt.quant_bits - 1
     return fmt.zero
 
 
@@ -182,8 +182,7 @@ def is_integer(plan: CpuPlan, kernel: CpuKernel, section: Section, product: Node
 
 def _suits(dot: Dot, limbs: int, section: Section, spec: WeightSpec) -> bool:
     fmt = FORMATS[spec.format]
-    bits = sum(plane.bits for plane in fmt.planes)
-    served = 0 < bits <= dot.quant_bits and (limbs == 1 or not dot.pairs)
+    served = 0 < fmt.quant_bits <= dot.quant_bits and (limbs == 1 or not dot.pairs)
     # Inf and NaN among scales come out right only where elements are scaled one by one
     return served and spec.finite and section.schedule == COLUMNS
 

@@ -507,7 +507,7 @@ def random_weight(name: str, k: int, n: int, seed: int = 0) -> QuantizedTensor:
         floats = (rng.standard_normal((n, k)) * size).astype(fmt.float_dtype)
         return QuantizedTensor.from_bytes(floats.tobytes(), shape=(k, n), format=name)
     blocks = rng.integers(0, 256, (n, k // fmt.block_elements, fmt.block_bytes), np.uint8)
-    spread = 2.0 ** (sum(plane.bits for plane in fmt.planes) - 1)
+    spread = 2.0 ** (fmt.quant_bits - 1)
     if fmt.scales_offset_bytes is not None:
         spread *= 128
     for at, value in ((fmt.d_offset_bytes, size / spread), (fmt.m_offset_bytes, -size)):

@@ -1,4 +1,4 @@
-"""Three generated texts to read: a change of what is generated shows as a change of these files.
+"""Four generated texts to read: a change of what is generated shows as a change of these files.
 
 `pytest tests/test_golden.py --update-golden` writes them anew; look at the difference.
 """
@@ -33,6 +33,14 @@ def test_q4_0_times_one_row_on_avx512(golden: Golden) -> None:
         return x @ w
 
     check(golden, product, "cpu:x86-64-v4", [random_x(1, 4096), weight("Q4_0", 4096, 64).tensor])
+
+
+def test_q4_0_times_one_row_on_vnni(golden: Golden) -> None:
+    def product(x: Any, w: QuantizedTensor) -> Any:
+        return x @ w
+
+    args = [random_x(1, 4096), weight("Q4_0", 4096, 64).tensor]
+    check(golden, product, "cpu:x86-64-v4+avx512vnni", args)
 
 
 def test_norm_bias_and_residual_on_avx2(golden: Golden) -> None:
