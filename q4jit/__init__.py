@@ -15,8 +15,8 @@ from q4jit.errors import (
     TraceError,
     TuningError,
 )
-from q4jit.gguf import load_gguf
-from q4jit.weights import QuantizedTensor, quantize
+from q4jit.weights.gguf import load_gguf
+from q4jit.weights.tensor import QuantizedTensor, quantize
 
 __all__ = [
     "ArgumentError",

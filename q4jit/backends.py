@@ -6,17 +6,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
-from q4jit import schedule_cpu, schedule_hip
-from q4jit.cache import Compiler
+from q4jit.compilers.cache import Compiler
+from q4jit.cpu import schedule as schedule_cpu
+from q4jit.cpu.launch import CpuLaunch, KernelFunction
 from q4jit.errors import DeviceError, TargetError
-from q4jit.ir import Graph
-from q4jit.launch_cpu import CpuLaunch, KernelFunction
-from q4jit.plan import Plan, Source
+from q4jit.frontend.graph import Graph
+from q4jit.hip import schedule as schedule_hip
+from q4jit.hip.schedule import Tuning
+from q4jit.hip.tunings import Tuned
+from q4jit.plan.kernels import Plan, Source
 from q4jit.runtime.devices import driver_of, why_none
 from q4jit.runtime.driver import Device
-from q4jit.schedule_hip import Tuning
 from q4jit.targets import Target
-from q4jit.tunings import Tuned
 
 
 class Launch(Protocol):
@@ -81,7 +82,7 @@ def find_backend(target: Target) -> Backend:
 
 @functools.cache
 def _cpu() -> Backend:
-    from q4jit.lower_cpu import lower  # late: importing q4jit loads no back end
+    from q4jit.cpu.lower import lower  # late: importing q4jit loads no back end
 
     return Backend(
         m_class=lambda target, m, tuning: schedule_cpu.m_class(target, m),
@@ -137,8 +138,8 @@ def _load_on_cpu(
 
 @functools.cache
 def _hip() -> Backend:
-    from q4jit.launch_hip import HipLaunch  # late, as the CPU's
-    from q4jit.render import render
+    from q4jit.hip.launch import HipLaunch  # late, as the CPU's
+    from q4jit.hip.render import render
 
     def launch(
         plan: Any, loaded: Sequence[Any], args: Sequence[Any], names: Sequence[str], device: Any

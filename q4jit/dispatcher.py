@@ -18,21 +18,31 @@ from typing import Any, Final, Generic, ParamSpec, TypeVar, overload
 
 import numpy as np
 
-from q4jit import cache, config, tunings
-from q4jit.arguments import F32, check_array, check_ids, check_out, holds_ids, lead_shape
+from q4jit import config
+from q4jit.arrays.arguments import F32, check_array, check_ids, check_out, holds_ids, lead_shape
+from q4jit.arrays.device import DeviceView, as_device_array, require_f32, tensor_facts
 from q4jit.backends import DeviceLaunch, Launch, find_backend
-from q4jit.device_arrays import DeviceView, as_device_array, require_f32, tensor_facts
+from q4jit.compilers import cache
 from q4jit.errors import ArgumentError, CompileError, ConfigError
-from q4jit.frontend import array_spec, ids_spec, trace
-from q4jit.ir import Graph, ScalarSpec, Signature, Spec, StaticSpec, WeightSpec, reachable
+from q4jit.frontend.graph import (
+    Graph,
+    ScalarSpec,
+    Signature,
+    Spec,
+    StaticSpec,
+    WeightSpec,
+    reachable,
+)
+from q4jit.frontend.trace import array_spec, ids_spec, trace
+from q4jit.hip import tunings
+from q4jit.hip.schedule import Tuning, check_block_size
+from q4jit.hip.tunings import Machine, Tuned
 from q4jit.locks import BUILD
-from q4jit.plan import Plan, Source
+from q4jit.plan.kernels import Plan, Source
 from q4jit.policy import Place, choose_place, names_device, work_of
 from q4jit.runtime.driver import Device
-from q4jit.schedule_hip import Tuning, check_block_size
 from q4jit.targets import Target, find_target
-from q4jit.tunings import Machine, Tuned
-from q4jit.weights import QuantizedTensor
+from q4jit.weights.tensor import QuantizedTensor
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -292,7 +302,7 @@ class Specialized(Generic[_P, _R]):
             if place.device is None or known:
                 return
             graph = self._graph(signature)
-        from q4jit import tune  # late: no other call needs it
+        from q4jit.tools import tune  # late: no other call needs it
 
         tune.ensure(place.device, graph, rows, self.options.tuning)
 

@@ -16,13 +16,13 @@ from typing import Any, Final
 import numpy as np
 
 from q4jit import config
-from q4jit.device_arrays import DeviceArray, DeviceView, common_device, device_of
+from q4jit.arrays.device import DeviceArray, DeviceView, common_device, device_of
 from q4jit.errors import ArgumentError, DeviceError, TargetError
-from q4jit.formats import FORMATS
-from q4jit.ir import Graph, WeightSpec
+from q4jit.frontend.graph import Graph, WeightSpec
 from q4jit.runtime.devices import driver_of, find_device, find_devices, why_none
 from q4jit.runtime.driver import Device
 from q4jit.targets import HIP_ARCHS, Target, find_target
+from q4jit.weights.formats import FORMATS
 
 _REPEATS: Final = 5
 _SMALL_BYTES: Final = 16 << 10

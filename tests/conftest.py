@@ -9,9 +9,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from tests.tools import in_ci, require_tool
-
-GOLDEN = Path(__file__).parent / "golden"
+from tests.support.paths import GOLDEN
+from tests.support.tools import in_ci, require_tool
 
 # No deadline: the first example of a test compiles. In CI the same examples every time.
 settings.register_profile("q4jit", deadline=None, derandomize=in_ci())
@@ -68,5 +67,5 @@ def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
 
 @pytest.fixture(name="require_tool", scope="session")
 def _require_tool() -> Callable[[str, str], str]:
-    """`require_tool(name, package)`: see `tests.tools`."""
+    """`require_tool(name, package)`: see `tests.support.tools`."""
     return require_tool

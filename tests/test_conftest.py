@@ -9,7 +9,8 @@ import pytest
 
 from q4jit import config
 from tests.conftest import check_golden
-from tests.tools import require_tool
+from tests.support.paths import GOLDEN
+from tests.support.tools import require_tool
 
 
 def test_a_missing_golden_fails_and_is_written_only_on_demand(tmp_path: Path) -> None:
@@ -35,7 +36,7 @@ def test_a_changed_golden_shows_the_difference(tmp_path: Path) -> None:
 @pytest.mark.parametrize("shape", ["4096 x 64"])
 def test_golden_path_comes_from_the_test(golden: Callable[[str, str], None], shape: str) -> None:
     golden(f"{shape}\n", ".txt")
-    folder = Path(__file__).parent / "golden" / "test_conftest"
+    folder = GOLDEN / "test_conftest"
     assert (folder / "test_golden_path_comes_from_the_test_4096_x_64.txt").exists()
 
 

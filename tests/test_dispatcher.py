@@ -23,18 +23,18 @@ from q4jit import (
     TargetError,
     TraceError,
     dispatcher,
-    lower_cpu,
     quantize,
     specialize,
 )
 from q4jit.backends import find_backend
 from q4jit.compilers import llvm
+from q4jit.cpu import lower as lower_cpu
+from q4jit.cpu.schedule import CpuKernel, CpuPlan
 from q4jit.dispatcher import Specialized
-from q4jit.plan import Source
+from q4jit.plan.kernels import Source
 from q4jit.runtime.cpu import LoadedObject, undefined_symbols
-from q4jit.schedule_cpu import CpuKernel, CpuPlan
 from q4jit.targets import find_target, host_target
-from tests import child
+from tests.support import child
 
 Array = NDArray[Any]
 K, N = 64, 32

@@ -8,11 +8,12 @@ import sys
 import tomllib
 from pathlib import Path
 
-from q4jit import cli, specialize
+from q4jit import specialize
 from q4jit.targets import HIP_ARCHS
-from tests.tools import model_file
+from q4jit.tools import cli
+from tests.support.paths import ROOT
+from tests.support.tools import model_file
 
-ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 

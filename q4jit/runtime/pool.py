@@ -15,7 +15,8 @@ import threading
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from q4jit import cache, config
+from q4jit import config
+from q4jit.compilers import cache
 from q4jit.locks import BUILD
 from q4jit.runtime.cpu import LoadedObject, function
 from q4jit.targets import Target, host_target

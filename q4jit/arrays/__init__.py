@@ -1,0 +1,1 @@
+"""Arrays: which arguments are accepted, and where they are."""

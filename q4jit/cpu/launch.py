@@ -1,0 +1,314 @@
+"""Launching a CPU's kernels on NumPy arrays: one object per set of exact shapes.
+
+All that depends on shapes alone is worked out once; a call checks its arrays, allocates the
+results, packs one row of 8-byte slots per kernel and calls it.
+"""
+
+import functools
+import math
+import struct
+import threading
+from collections.abc import Callable, Sequence
+from operator import itemgetter
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from q4jit.arrays.arguments import (
+    F32,
+    CallShapes,
+    check_array,
+    check_out,
+    checked_ids,
+    f32,
+    usable,
+    weight_layouts,
+)
+from q4jit.cpu.schedule import CpuKernel, CpuPlan, digits_bytes, padded_k
+from q4jit.plan.kernels import Slot
+from q4jit.runtime import pool
+from q4jit.runtime.cpu import data_pointer
+from q4jit.weights.layouts import CACHE_LINE_BYTES, GGUF
+from q4jit.weights.tensor import QuantizedTensor
+
+KernelFunction = Callable[[bytes], None]
+_Step = tuple[KernelFunction, Callable[..., bytes], Callable[[list[Any]], tuple[Any, ...]]]
+
+
+class CpuLaunch:
+    """Kernels bound to exact shapes; call it with the arguments."""
+
+    def __init__(
+        self,
+        plan: CpuPlan,
+        functions: Sequence[KernelFunction],
+        args: Sequence[object],
+        names: Sequence[str],
+    ) -> None:
+        """Bind `functions` (one per kernel of `plan`) to the shapes of `args`."""
+        self._names = names
+        shapes = CallShapes(plan.graph, args)
+        self._rows = shapes.rows
+        self._arrays, self._ids, self._scalars = shapes.arrays, shapes.ids, shapes.scalars
+        self._results, self._picks = shapes.results, shapes.picks
+        self._returns_tuple = shapes.returns_tuple
+        self._weights = weight_layouts(plan)
+        self._blocks = [i for i, a in enumerate(args) if isinstance(a, QuantizedTensor)]
+        read: list[Any] = [args[i] for i in [*(i for i, _ in self._arrays), *self._blocks]]
+        self._sizes = [a.nbytes for a in read] + [4 * math.prod(r.shape) for r in self._results]
+        numbers = any(isinstance(args[i], np.ndarray) for i in self._scalars)
+        self._outs_may_be_quick = not (numbers or self._picks)
+        self._set_scratch(plan)
+        self._steps = self._bind(plan, functions)
+
+    # --- what depends on shapes alone -----------------------------------------------------------
+
+    def _set_scratch(self, plan: CpuPlan) -> None:
+        """Lay out temporaries and prologue results behind each other, each on a cache line."""
+        sizes = {
+            Slot("temp", i): 4 * width * max(1, self._rows) for i, width in enumerate(plan.temps)
+        }
+        for kernel in plan.kernels:
+            rows = 1 if kernel.uniform else self._rows
+            k = padded_k(plan, kernel)
+            row_bytes = {
+                Slot("x"): 4 * k,
+                Slot("exponent"): 4,
+                Slot("digits"): digits_bytes(k, kernel.limbs) if kernel.limbs else 0,
+            }
+            for slot, size in row_bytes.items():
+                sizes[slot] = max(sizes.get(slot, 0), rows * size)
+        self._scratch_offsets: dict[Slot, int] = {}
+        total = 0
+        for slot, size in sizes.items():
+            self._scratch_offsets[slot] = total
+            total += -(-size // CACHE_LINE_BYTES) * CACHE_LINE_BYTES
+        self.scratch_bytes, self._offsets = total, [*self._scratch_offsets.values()]
+
+    def _bind(self, plan: CpuPlan, functions: Sequence[KernelFunction]) -> list["_Step"]:
+        """Per kernel: its function, the packing of its slots, and which values they take."""
+        order = [Slot("pool"), Slot("m"), Slot("one")]
+        order += [Slot("array", i) for i, _ in self._arrays]
+        order += [Slot("ids", i) for i, _, _ in self._ids]
+        order += [Slot("scalar", i) for i in self._scalars]
+        order += [Slot("weight", i, layout) for i, layout in self._weights]
+        order += [Slot("output", i) for i in range(len(self._results))]
+        order += list(self._scratch_offsets)
+        place = {slot: i for i, slot in enumerate(order)}
+        steps: list[_Step] = []
+        for kernel, function in zip(plan.kernels, functions, strict=True):
+            if not kernel.uniform and self._rows == 0:
+                continue
+            slots = [_one_row(slot, kernel) for slot in kernel.slots()]
+            form = "".join("f4x" if slot.kind == "scalar" else "Q" for slot in slots)
+            pack = struct.Struct(f"<{form}").pack
+            steps.append((function, pack, itemgetter(*(place[slot] for slot in slots))))
+        return steps
+
+    # --- a call -----------------------------------------------------------------------------------
+
+    def __call__(self, args: Sequence[Any], out: Any = None) -> Any:
+        """Run the kernels; returns an array or a tuple of them, or `out` where it is given."""
+        values, _copies, buffers = self._values(args, out)  # copies live until kernels are done
+        scratch = _take_scratch(self.scratch_bytes)
+        base = scratch[0]
+        for offset in self._offsets:
+            values.append(base + offset)
+        for function, pack, pick in self._steps:
+            function(pack(*pick(values)))
+        _give_back(scratch)
+        if out is not None:
+            return out if buffers is None else self._deliver(buffers, out)
+        if self._picks:
+            buffers = [r.of(b) for r, b in zip(self._results, buffers, strict=True)]
+        return tuple(buffers) if self._returns_tuple else buffers[0]
+
+    def _values(self, args: Sequence[Any], out: Any) -> tuple[list[Any], list[Any], Any]:
+        """The values of slots, the copies among what they point to, and the arrays to fill.
+
+        None of the latter where `out` is filled as it is. Loops: a comprehension of one element
+        takes longer than the element.
+        """
+        values: list[Any] = [pool.address(), self._rows, 1]
+        copies: list[NDArray[Any]] = []
+        for i, shape in self._arrays:
+            array = args[i]
+            if shape is not None or array.flags.num & _READY != _READY:
+                array = self._prepared(i, array, shape)
+                copies.append(array)
+            values.append(data_pointer(array))
+        for i, shape, count in self._ids:
+            array = checked_ids(self._names[i], args[i], shape, count)
+            copies.append(array)
+            values.append(data_pointer(array))
+        if self._scalars:
+            values += [f32(args[i]) for i in self._scalars]
+        for i, layout in self._weights:
+            values.append(args[i].addresses.get(layout) or _address(args[i], layout))
+        if out is None:
+            buffers = []
+            for result in self._results:
+                buffer = np.empty(result.buffer, F32)
+                buffers.append(buffer)
+                values.append(data_pointer(buffer))
+        elif not copies and (starts := self._starts(out, args, values)):
+            buffers = None
+            values += starts
+        else:
+            buffers = self._out_buffers(out, args)
+            values += map(data_pointer, buffers)
+        return values, copies, buffers
+
+    def bind(self, args: Sequence[Any], out: Any = None) -> Callable[[], Any]:
+        """A call with these very arrays, which are checked now; without `out` they get results."""
+        if out is None:
+            made = tuple(np.empty(result.shape, F32) for result in self._results)
+            out = made if self._returns_tuple else made[0]
+        values, copies, buffers = self._values(args, out)
+        if copies or buffers is not None:  # which every call has to make
+            return functools.partial(self, args, out)
+        return _Bound(self, args, out, values)
+
+    def packed(self, values: list[Any], scratch: "_Scratch") -> list[tuple[KernelFunction, bytes]]:
+        """The kernels in order, each with its slots."""
+        values = values + [scratch.start + offset for offset in self._offsets]
+        return [(function, pack(*pick(values))) for function, pack, pick in self._steps]
+
+    def prepare(self, args: Sequence[Any]) -> None:
+        """Repack the weights, so that the first call finds them ready."""
+        for i, layout in self._weights:
+            if layout != GGUF:
+                args[i].repacked(layout)
+
+    def _prepared(
+        self, i: int, array: NDArray[Any], shape: tuple[int, ...] | None
+    ) -> NDArray[np.float32]:
+        """An array as kernels read it: spread to `shape`, and without gaps."""
+        check_array(self._names[i], array)
+        if shape is not None:
+            array = np.broadcast_to(array, shape)
+        return np.require(array, F32, ["C", "A"])
+
+    def _starts(self, out: Any, args: Sequence[Any], values: list[int]) -> list[int] | None:
+        """The addresses of `out` where it is quickly seen that `check_out` would accept it.
+
+        values: those of the arrays, which are used as they are given, from the fourth on.
+        """
+        outs = out if self._returns_tuple else (out,)
+        if (
+            not self._outs_may_be_quick
+            or type(outs) is not tuple
+            or len(outs) != len(self._results)
+        ):
+            return None
+        sizes = self._sizes
+        starts = values[_FIRST_ARRAY : _FIRST_ARRAY + len(self._arrays)]
+        for i in self._blocks:
+            starts.append(args[i].addresses.get(GGUF) or _address(args[i], GGUF))
+        for i, result in enumerate(self._results):
+            array = outs[i]
+            if (
+                type(array) is not np.ndarray
+                or array.dtype is not F32
+                or array.shape != result.shape
+                or not array.flags.carray
+            ):
+                return None
+            start = data_pointer(array)
+            end = start + array.nbytes
+            for j, other in enumerate(starts):
+                if start < other + sizes[j] and other < end:
+                    return None
+            starts.append(start)
+        return starts[-len(outs) :]
+
+    def _out_buffers(self, out: object, args: Sequence[object]) -> list[NDArray[np.float32]]:
+        """What kernels fill for `out`: its own arrays where their memory has the right form."""
+        shapes = [result.shape for result in self._results]
+        given = check_out(out, shapes, self._returns_tuple, self._names, args)
+        pairs = zip(given, self._results, strict=True)
+        return [a if usable(a, r) else np.empty(r.buffer, F32) for a, r in pairs]
+
+    def _deliver(self, buffers: Sequence[NDArray[np.float32]], out: Any) -> Any:
+        given = out if isinstance(out, tuple) else (out,)
+        for target, buffer, result in zip(given, buffers, self._results, strict=True):
+            if target is not buffer:
+                target[...] = result.of(buffer)
+        return out
+
+
+class _Bound:
+    """A call whose slots are packed; it owns all memory that they point to."""
+
+    def __init__(self, launch: CpuLaunch, args: Sequence[Any], out: Any, values: list[Any]) -> None:
+        self._launch, self._args, self._out = launch, args, out
+        self._workers = pool.address()
+        self._scratch = _new_scratch(launch.scratch_bytes)
+        self._steps = launch.packed(values, self._scratch)
+        self._free = threading.Lock()
+
+    def __call__(self) -> Any:
+        # a forked child has a pool of its own, and somebody else may be using the scratch memory
+        if pool.address() != self._workers or not self._free.acquire(blocking=False):
+            return self._launch(self._args, self._out)
+        try:
+            for function, slots in self._steps:
+                function(slots)
+        finally:
+            self._free.release()
+        return self._out
+
+
+def _one_row(slot: Slot, kernel: CpuKernel) -> Slot:
+    return Slot("one") if slot.kind == "m" and kernel.uniform else slot
+
+
+_FIRST_ARRAY: Final = 3  # of the values of a call
+# NumPy's flags of an array that kernels can read: NPY_ARRAY_C_CONTIGUOUS and NPY_ARRAY_ALIGNED
+_READY: Final = 0x101
+
+
+def _address(weight: QuantizedTensor, layout: str) -> int:
+    """Where a weight's blocks lie in a layout; they stay there as long as the weight lives."""
+    known = weight.addresses.get(layout)
+    if known is None:
+        blocks = weight.raw if layout == GGUF else weight.repacked(layout)
+        known = weight.addresses[layout] = data_pointer(blocks)
+    return known
+
+
+class _Scratch(NamedTuple):
+    """Memory for temporaries; `start` is its first address on a cache line."""
+
+    start: int
+    size_bytes: int
+    owner: object
+
+
+# Kept between calls, because fresh pages from the operating system cost more than a small kernel;
+# what a large call needs goes with it. One for each call that ran at the same time as others.
+_kept: list[_Scratch] = []
+_KEPT_BYTES: Final = 16 << 20
+
+
+def _take_scratch(size_bytes: int) -> _Scratch:
+    """Memory that no other call has: other threads, signal handlers and finalisers get theirs."""
+    try:
+        scratch = _kept.pop()
+    except IndexError:
+        scratch = None
+    if scratch is not None and scratch.size_bytes >= size_bytes:
+        return scratch
+    return _new_scratch(size_bytes)
+
+
+def _new_scratch(size_bytes: int) -> _Scratch:
+    memory = np.empty(size_bytes + CACHE_LINE_BYTES, np.uint8)
+    start = data_pointer(memory)
+    return _Scratch(start + -start % CACHE_LINE_BYTES, size_bytes, memory)
+
+
+def _give_back(scratch: _Scratch) -> None:
+    if scratch.size_bytes <= _KEPT_BYTES:
+        _kept.append(scratch)

@@ -1,0 +1,1 @@
+"""The front end: a function is traced into a graph."""

@@ -1,0 +1,1 @@
+"""GPUs: schedules, HIP text and launches."""

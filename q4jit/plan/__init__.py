@@ -1,0 +1,1 @@
+"""Planning: a graph becomes kernels, the same for every target."""

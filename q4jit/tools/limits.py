@@ -1,0 +1,227 @@
+"""What a CPU can do at most: generated code that reads, or multiplies and adds, and nothing else.
+
+Every function runs on one thread; who wants a machine's limit runs it on all of them.
+"""
+
+import ctypes
+import functools
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+
+from q4jit.backends import find_backend
+from q4jit.compilers import cache
+from q4jit.cpu.integers import INTRINSICS
+from q4jit.cpu.schedule import find_dot
+from q4jit.runtime.cpu import LoadedObject, function
+from q4jit.targets import Target
+
+# runs of bytes that a thread reads at a time, and how many bytes ahead of a load it is announced
+READ_WAYS: Final = ((1, 0), (1, 4096), (2, 1024), (8, 0))
+_VECTORS: Final = 8  # loads of a thread on their way at a time
+_VECTOR_BYTES: Final = 64
+STEP_BYTES: Final = _VECTORS * _VECTOR_BYTES
+"""Bytes are read in whole steps."""
+
+_loaded: list[LoadedObject] = []  # code lives as long as the process
+
+
+def _load(target: Target, symbol: str, text: str, *argument_types: Any) -> Callable[..., None]:
+    compiler = find_backend(target).compiler(target)
+    code = cache.fetch(target, compiler, symbol, text).object_bytes
+    loaded = LoadedObject(code, (symbol,), target)
+    _loaded.append(loaded)
+    found: Callable[..., None] = function(loaded.addresses[symbol], *argument_types)
+    return found
+
+
+# --- reads ----------------------------------------------------------------------------------------
+
+
+@functools.cache
+def reader(target: Target, runs: int, ahead: int) -> Callable[[int, int, int, int], None]:
+    """Takes an address, bytes (whole steps), passes, and where the words' exclusive or goes."""
+    kinds = (ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p)
+    return _load(target, "q4jit_read", _reader_text(target, runs, ahead), *kinds)
+
+
+def _reader_text(target: Target, runs: int, ahead: int) -> str:
+    """Vectors of 64 bytes, each with a sum of its own so that no load waits for another.
+
+    runs: parts of the bytes that are read side by side. ahead: bytes between a load and the one
+    that is announced meanwhile, as a CPU's own announcements end with a page; 0 for none.
+    """
+    per_run = _VECTORS // runs
+    outer, sums, loads, merged = [], [], [], ["  %m0 = xor <16 x i32> %t0, zeroinitializer"]
+    for i in range(_VECTORS):
+        run, place = divmod(i, per_run)
+        outer.append(f"  %o{i} = phi <16 x i32> [ zeroinitializer, %entry ], [ %t{i}, %passed ]")
+        sums.append(f"  %s{i} = phi <16 x i32> [ %o{i}, %pass ], [ %t{i}, %loop ]")
+        loads += [
+            f"  %run{i} = mul i64 %part, {run}",
+            f"  %at{i} = add i64 %run{i}, %at",
+            f"  %from{i} = add i64 %at{i}, {_VECTOR_BYTES * place}",
+            f"  %p{i} = getelementptr i8, ptr %data, i64 %from{i}",
+            f"  %v{i} = load <16 x i32>, ptr %p{i}, align 4",
+            f"  %t{i} = xor <16 x i32> %s{i}, %v{i}",
+        ]
+        if ahead:
+            loads += [
+                f"  %a{i} = getelementptr i8, ptr %p{i}, i64 {ahead}",
+                f"  call void @llvm.prefetch.p0(ptr %a{i}, i32 0, i32 3, i32 1)",
+            ]
+        if i:
+            merged.append(f"  %m{i} = xor <16 x i32> %m{i - 1}, %t{i}")
+    lines = [
+        f"; q4jit_read for {target}: reads whole steps of {STEP_BYTES} bytes",
+        f'target triple = "{target.triple}"',
+        "define void @q4jit_read(ptr %data, i64 %bytes, i64 %passes, ptr %found) {",
+        "entry:",
+        f"  %part = udiv i64 %bytes, {runs}",
+        "  br label %pass",
+        "pass:",
+        "  %done = phi i64 [ 0, %entry ], [ %count, %passed ]",
+        *outer,
+        "  br label %loop",
+        "loop:",
+        "  %at = phi i64 [ 0, %pass ], [ %next, %loop ]",
+        *sums,
+        *loads,
+        f"  %next = add i64 %at, {_VECTOR_BYTES * per_run}",
+        "  %more = icmp ult i64 %next, %part",
+        "  br i1 %more, label %loop, label %passed",
+        "passed:",
+        "  %count = add i64 %done, 1",
+        "  %again = icmp ult i64 %count, %passes",
+        "  br i1 %again, label %pass, label %end",
+        "end:",
+        *merged,
+        f"  %word = call i32 @llvm.vector.reduce.xor.v16i32(<16 x i32> %m{_VECTORS - 1})",
+        "  store i32 %word, ptr %found, align 4",
+        "  ret void",
+        "}",
+        "declare i32 @llvm.vector.reduce.xor.v16i32(<16 x i32>)",
+        "declare void @llvm.prefetch.p0(ptr, i32, i32, i32)",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+# --- multiply-adds --------------------------------------------------------------------------------
+
+_STEPS: Final = 1 << 19  # as many are exact in f32, and take some milliseconds
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """Vectors of sums, to which LLVM's `intrinsic` adds products of factors.
+
+    products: pairs of factors that go into each of the sums. last: the sums are its last argument,
+    not the first.
+    """
+
+    intrinsic: str
+    sums: str
+    factors: str
+    lanes: int
+    products: int = 1
+    last: bool = False
+
+
+@dataclass(frozen=True)
+class Peak:
+    """Multiply-adds of which none waits for another; operations: of a run, two per multiply-add."""
+
+    operations: int
+    _made_of: Instruction
+    _vectors: int
+    _kernel: Callable[..., None]
+
+    def run(self) -> tuple[float, bool]:
+        """The seconds of a run on this thread, and whether its sums are right."""
+        lanes, products = self._made_of.lanes, self._made_of.products
+        kinds = (np.float32, np.float32) if products == 1 else (np.int32, np.int8)
+        begin = np.arange(self._vectors * lanes, dtype=kinds[0])
+        factors = np.ones(lanes * products, kinds[1])
+        sums = begin.copy()
+        start = time.perf_counter()
+        self._kernel(sums.ctypes.data, factors.ctypes.data, _STEPS)
+        taken = time.perf_counter() - start
+        return taken, np.array_equal(sums, begin + _STEPS * products)
+
+
+@functools.cache
+def peak(target: Target, precision: str) -> Peak | None:
+    """Multiply-adds of f32, or sums of four products of int8; None where nothing sums them."""
+    found = instruction(target, precision)
+    return None if found is None else _peak(target, found)
+
+
+def instruction(target: Target, precision: str) -> Instruction | None:
+    """What multiplies and adds; None for int8 where nothing does."""
+    return _f32(target) if precision == "f32" else _i8(target)
+
+
+def _f32(target: Target) -> Instruction:
+    lanes = target.vector_bytes // 4
+    floats = f"<{lanes} x float>"
+    # not fused, a product of the factors alone would be computed once, before the loop: there the
+    # sums are multiplied; fused, aarch64 would copy the factors first
+    fused = target.has("fma") or target.family == "aarch64"
+    name = f"llvm.{'fma' if fused else 'fmuladd'}.v{lanes}f32"
+    return Instruction(name, floats, floats, lanes, last=fused)
+
+
+def _i8(target: Target) -> Instruction | None:
+    dot = find_dot(target)
+    if dot is None or dot.pairs:
+        return None
+    lanes = dot.lanes
+    name = INTRINSICS[dot.instruction, lanes]
+    return Instruction(name, f"<{lanes} x i32>", f"<{4 * lanes} x i8>", lanes, 4)
+
+
+def _peak(target: Target, kind: Instruction) -> Peak:
+    vectors = target.vector_registers * 3 // 4  # latency is hidden, and nothing spilled
+    text = peak_text(target, kind, vectors)
+    kernel = _load(target, "q4jit_peak", text, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)
+    operations = 2 * kind.lanes * kind.products * vectors * _STEPS
+    return Peak(operations, kind, vectors, kernel)
+
+
+def peak_text(target: Target, kind: Instruction, vectors: int) -> str:
+    """LLVM's text of a loop of multiply-adds.
+
+    Every sum begins with another number, or LLVM would compute one for all.
+    """
+    sums, factors, width = kind.sums, kind.factors, 8 * target.vector_bytes
+    numbers = range(vectors)
+    wide = f'"prefer-vector-width"="{width}" "min-legal-vector-width"="{width}"'
+    pair = f"{factors} %f, {factors} %f"
+    calls = [f"({pair}, {sums} %s{i})" if kind.last else f"({sums} %s{i}, {pair})" for i in numbers]
+    lines = [
+        f"; q4jit_peak for {target}: {vectors} sums, factors of 1",
+        f'target triple = "{target.triple}"',
+        "define void @q4jit_peak(ptr %sums, ptr %factors, i64 %steps) #0 {",
+        "entry:",
+        f"  %f = load {factors}, ptr %factors, align 4",
+        *(f"  %p{i} = getelementptr {sums}, ptr %sums, i64 {i}" for i in numbers),
+        *(f"  %b{i} = load {sums}, ptr %p{i}, align 4" for i in numbers),
+        "  br label %loop",
+        "loop:",
+        "  %step = phi i64 [ 0, %entry ], [ %next, %loop ]",
+        *(f"  %s{i} = phi {sums} [ %b{i}, %entry ], [ %t{i}, %loop ]" for i in numbers),
+        *(f"  %t{i} = call {sums} @{kind.intrinsic}{calls[i]}" for i in numbers),
+        "  %next = add i64 %step, 1",
+        "  %more = icmp ult i64 %next, %steps",
+        "  br i1 %more, label %loop, label %end",
+        "end:",
+        *(f"  store {sums} %t{i}, ptr %p{i}, align 4" for i in numbers),
+        "  ret void",
+        "}",
+        f"declare {sums} @{kind.intrinsic}({sums}, {factors}, {factors})",
+        f"attributes #0 = {{ nounwind {wide} }}",
+    ]
+    return "\n".join(lines) + "\n"

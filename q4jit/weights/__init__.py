@@ -1,0 +1,1 @@
+"""Weights: block formats, layouts for kernels, `QuantizedTensor`, GGUF files."""

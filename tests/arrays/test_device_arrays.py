@@ -1,0 +1,845 @@
+"""Arrays on a device: seen in place whatever library made them, and our own handed to others."""
+
+import gc
+import sys
+import textwrap
+import types
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pytest
+
+from q4jit.arrays import dlpack
+from q4jit.arrays.device import (
+    DeviceArray,
+    DeviceView,
+    as_device_array,
+    common_device,
+    current_stream,
+    empty_like_kind,
+    require_contiguous,
+    require_f32,
+)
+from q4jit.errors import ArgumentError, DeviceError
+from q4jit.runtime import devices
+from q4jit.runtime.driver import Device
+from tests.runtime.test_devices import PRELUDE, Run
+from tests.support import child, fake_gpu
+
+F32 = np.dtype(np.float32)
+
+
+@pytest.fixture(params=["amd", "nvidia"], scope="module")
+def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Runs a program on a fake platform; it must end well."""
+    platform = request.param
+    folder = str(fake_gpu.build(tmp_path_factory.mktemp("fake"), platform))
+
+    def run(program: str) -> str:
+        places = {"FAKE_PLATFORM": platform, "FAKE_FOLDER": folder, "ROCM_PATH": folder}
+        prelude = PRELUDE + "from q4jit import dlpack\nfrom q4jit.device_arrays import *\n"
+        return child.run(program, prelude=prelude, **places)
+
+    return run
+
+
+# --- our own --------------------------------------------------------------------------------------
+
+
+def test_own_array_keeps_values_and_is_freed(run: Run) -> None:
+    run("""
+        _, first, second = start()
+        values = np.arange(12, dtype=np.float32).reshape(3, 4)
+        for source in (values, values.T, values[:, ::2], values[:0], np.float32(7).reshape(())):
+            array = DeviceArray.from_numpy(source, second)
+            assert (array.shape, array.dtype) == (source.shape, source.dtype)
+            assert array.nbytes == source.nbytes
+            np.testing.assert_array_equal(array.to_numpy(), source)
+            view = as_device_array(array)
+            assert view.shape == source.shape and view.strides is None and view.owner is array
+            assert (view.platform, view.device) == (platform, 1) and device_of(view) == second
+            del array, view
+        assert fake.allocations() == 0
+    """)
+
+
+def test_own_array_left_at_exit_is_silent(run: Run) -> None:
+    program = """
+        driver, first, _ = start()
+        kept = DeviceArray((4,), first)
+        driver.free = lambda *place: print("freed when the platform's driver may be gone", *place)
+        kept.itself = kept
+        capsule = kept.__dlpack__()
+        sys.kept = kept, capsule
+    """
+    assert run(program) == ""
+
+
+def test_own_array_through_the_array_interface(run: Run) -> None:
+    run("""
+        _, first, second = start()
+        array = DeviceArray.from_numpy(np.ones((2, 3), np.float32), second)
+        class Foreign:
+            __cuda_array_interface__ = array.__cuda_array_interface__
+        assert Foreign.__cuda_array_interface__["version"] == 3
+        view = as_device_array(foreign := Foreign())
+        assert view == array.view()._replace(owner=foreign, stream=0)
+        assert current_stream(view) == 0  # which the interface calls 1
+        made = empty_like_kind(view, (5,))
+        assert type(made) is DeviceArray and made.device == second and made.shape == (5,)
+
+        entries = dict(array.__cuda_array_interface__, stream=None, version=2)
+        entries["data"] = (array.pointer, True)
+        Foreign.__cuda_array_interface__ = dict(entries, strides=(4, 8))
+        view = as_device_array(Foreign())
+        assert view.strides == (1, 2) and view.readonly and current_stream(view) == 0
+        Foreign.__cuda_array_interface__ = dict(entries, strides=(12, 4))
+        assert as_device_array(Foreign()).strides is None
+        Foreign.__cuda_array_interface__ = dict(entries, shape=(1, 6), strides=(999, 4))
+        assert as_device_array(Foreign()).strides is None
+        host = np.ones(3, np.float32)
+        Foreign.__cuda_array_interface__ = dict(entries, data=(on_host(host), False))
+        with refused(DeviceError, hex(on_host(host)), "no device here knows"):
+            as_device_array(Foreign())
+    """)
+
+
+@pytest.mark.parametrize("version", [None, (0, 8), (1, 0), (1, 2)])
+def test_own_array_through_dlpack(run: Run, version: tuple[int, int] | None) -> None:
+    run(f"""
+        version = {version}
+        _, first, second = start()
+        array = DeviceArray.from_numpy(np.ones((2, 3), np.float32), second)
+        class Foreign:
+            def __dlpack_device__(self):
+                return array.__dlpack_device__()
+            def __dlpack__(self, *, max_version=None):
+                return array.__dlpack__(max_version=version)
+        named = "dltensor_versioned" if (version or (0, 0)) >= (1, 0) else "dltensor"
+        assert f'"{{named}}"' in repr(array.__dlpack__(max_version=version))
+        assert dlpack._lent == {{}}, "a capsule that nobody took"
+        view = as_device_array(Foreign())
+        assert view._replace(owner=0, stream=0) == array.view()._replace(owner=0)
+        assert len(dlpack._lent) == 1 and current_stream(view) == 0
+        pointer = array.pointer
+        del array
+        gc.collect()
+        assert fake.allocations() == 1, "lent, so alive"
+        del view
+        assert dlpack._lent == {{}} and fake.allocations() == 0
+    """)
+
+
+def test_own_array_is_exported_as_the_standard_says(run: Run) -> None:
+    run("""
+        driver, first, _ = start()
+        array = DeviceArray((2,), first, stream=7)
+        number = {"amd": 10, "nvidia": 2}[platform]
+        assert array.__dlpack_device__() == (number, 0)
+        waits = []
+        driver.synchronize = lambda *place: waits.append(place)
+        for stream in (-1, 7, None, 1, 9):
+            array.__dlpack__(stream=stream, dl_device=(number, 0), copy=False)
+        assert waits == [(0, 7)] * 3
+        for wrong in ({"copy": True}, {"dl_device": (1, 0)}, {"dl_device": (number, 1)}):
+            with refused(BufferError, "in place"):
+                array.__dlpack__(**wrong)
+    """)
+
+
+# --- DLPack from others ---------------------------------------------------------------------------
+
+
+@dataclass
+class Producer:
+    """NumPy's memory, exported as if it were a GPU's; `log` tells when it is given back."""
+
+    array: np.ndarray[Any, Any]
+    device: tuple[int, int] = (2, 3)
+    old: bool = False
+    change: Callable[[Any], None] = lambda managed: None
+    log: list[str] = field(default_factory=list)
+    taken: bool = False
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return self.device
+
+    def __dlpack__(self, **options: Any) -> object:
+        if self.old and options:
+            raise TypeError("unexpected keyword argument")
+        itemsize = self.array.itemsize
+        tensor = dlpack.Tensor(
+            self.array.ctypes.data,
+            self.array.shape,
+            tuple(stride // itemsize for stride in self.array.strides),
+            self.array.dtype.name,
+            self.device[1],
+            not self.array.flags.writeable,
+            _Owner(self.log),
+        )
+        capsule = dlpack.produce(tensor, self.device[0], versioned=not self.old)
+        (managed, *_) = next(reversed(dlpack._lent.values()))
+        self.change(managed)
+        if self.taken:
+            dlpack.consume(_Once(capsule))
+        return capsule
+
+
+class _Owner:
+    def __init__(self, log: list[str]) -> None:
+        self._log = log
+
+    def __del__(self) -> None:
+        self._log.append("given back")
+
+
+@dataclass
+class _Once:
+    capsule: object
+
+    def __dlpack__(self, **_: Any) -> object:
+        return self.capsule
+
+
+def view_of(producer: object) -> DeviceView:
+    view = as_device_array(producer, "x")
+    assert view is not None
+    return view
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_dlpack_is_read_in_place(old: bool) -> None:
+    array = np.arange(24, dtype=np.float32).reshape(4, 6)
+    producer = Producer(array[1:, ::2], old=old)
+    view = view_of(producer)
+    assert view.pointer == array[1:].ctypes.data
+    assert (view.shape, view.strides, view.dtype) == ((3, 3), (6, 2), F32)
+    assert (view.platform, view.device, view.readonly) == ("nvidia", 3, False)
+    assert producer.log == []
+    del view
+    assert producer.log == ["given back"]
+
+
+def test_dlpack_of_every_gpu_kind() -> None:
+    array = np.zeros(2, np.float32)
+    for number, platform in ((2, "nvidia"), (13, "nvidia"), (10, "amd")):
+        assert view_of(Producer(array, (number, 0))).platform == platform
+    for number in (1, 3, 4, 7, 11):
+        assert as_device_array(Producer(array, (number, 0))) is None
+
+
+def test_dlpack_without_strides_with_an_offset_and_read_only() -> None:
+    def change(managed: Any) -> None:
+        managed.tensor.strides = None
+        managed.tensor.byte_offset = 8
+
+    array = np.zeros((2, 3), np.float32)
+    array.flags.writeable = False
+    view = view_of(Producer(array, change=change))
+    assert view.pointer == array.ctypes.data + 8
+    assert view.strides is None
+    assert view.readonly
+
+
+def test_dlpack_without_a_deleter() -> None:
+    def change(managed: Any) -> None:
+        managed.deleter = None
+
+    before = dict(dlpack._lent)
+    assert view_of(Producer(np.zeros(2, np.float32), change=change)).shape == (2,)
+    for address in set(dlpack._lent) - set(before):
+        del dlpack._lent[address]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "name"),
+    [
+        ("float16", "float16"),
+        ("float64", "float64"),
+        ("int8", "int8"),
+        ("uint32", "uint32"),
+        ("bool", "bool"),
+    ],
+)
+def test_dlpack_dtypes(dtype: str, name: str) -> None:
+    view = view_of(Producer(np.zeros(4, dtype)))
+    assert view.dtype == np.dtype(name)
+    with pytest.raises(
+        ArgumentError, match=rf"found x, {name} \[4\] on nvidia device 3: .*float32"
+    ):
+        require_f32(view, "x")
+
+
+def _set(**values: int) -> Callable[[Any], None]:
+    def change(managed: Any) -> None:
+        for name, value in values.items():
+            setattr(managed.tensor if hasattr(managed.tensor, name) else managed, name, value)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (_set(lanes=4), "4 lanes"),
+        (_set(code=4, bits=16), "found x of bfloat16: accepted is float32"),
+        (_set(code=9, bits=8), "type 9 of 8"),
+        (_set(major=2), r"version 2\.0: accepted are 0 and 1"),
+    ],
+)
+def test_dlpack_that_cannot_be_read_is_given_back(
+    change: Callable[[Any], None], message: str
+) -> None:
+    producer = Producer(np.zeros(4, np.float32), change=change)
+    with pytest.raises(ArgumentError, match=message):
+        as_device_array(producer, "x")
+    gc.collect()
+    assert producer.log == ["given back"]
+
+
+def test_dlpack_capsule_that_was_taken_is_refused() -> None:
+    with pytest.raises(ArgumentError, match=r"used_dltensor_versioned.*nobody has taken"):
+        as_device_array(Producer(np.zeros(4, np.float32), taken=True))
+
+
+def test_dlpack_is_understood_by_numpy() -> None:
+    producer = Producer(np.arange(6, dtype=np.float32).reshape(2, 3)[:, ::-1], (1, 0))
+    back = np.from_dlpack(producer)  # type: ignore[arg-type]  # its protocol asks for exact keywords
+    np.testing.assert_array_equal(back, producer.array)
+    del back
+    assert producer.log == ["given back"]
+
+
+@pytest.mark.parametrize("array", [np.zeros(3), [1.0], 1.0, None, "text", np.float32(1)])
+def test_what_is_on_the_host_is_no_device_array(array: object) -> None:
+    assert as_device_array(array) is None
+
+
+# --- PyTorch and CuPy, as far as they are used ----------------------------------------------------
+
+
+class Tensor:
+    """What q4jit asks of a torch.Tensor."""
+
+    def __init__(self, shape: tuple[int, ...], strides: tuple[int, ...], **changes: Any) -> None:
+        self.shape, self._strides = shape, strides
+        self.device = types.SimpleNamespace(type="cuda", index=1)
+        self.dtype, self.layout, self.requires_grad = "torch.float32", "strided", False
+        self.negative = False
+        self.__dict__.update(changes)
+
+    def data_ptr(self) -> int:
+        return 4096
+
+    def stride(self) -> tuple[int, ...]:
+        return self._strides
+
+    def is_contiguous(self) -> bool:
+        return self._strides == np.zeros(self.shape, np.int8).strides
+
+    def is_neg(self) -> bool:
+        return self.negative
+
+    def is_conj(self) -> bool:
+        return False
+
+    def new_empty(self, shape: tuple[int, ...], dtype: str) -> "Tensor":
+        return Tensor(shape, np.zeros(shape, np.int8).strides, dtype=dtype, device=self.device)
+
+
+@pytest.fixture(params=[None, "7.0"])
+def torch(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
+    module: Any = types.ModuleType("torch")
+    module.Tensor, module.strided, module.float32 = Tensor, "strided", "torch.float32"
+    module.nn = types.SimpleNamespace(Parameter=type("Parameter", (Tensor,), {}))
+    module.version = types.SimpleNamespace(hip=request.param)
+    module.grad = True
+    module.is_grad_enabled = lambda: module.grad
+    module._C = types.SimpleNamespace()
+    stream = types.SimpleNamespace(cuda_stream=11)
+    module.cuda = types.SimpleNamespace(current_stream=lambda index: stream if index == 1 else None)
+    monkeypatch.setitem(sys.modules, "torch", module)
+    return module
+
+
+def test_a_tensor_is_seen_in_place(torch: Any) -> None:
+    tensor = Tensor((2, 3), (3, 1))
+    view = view_of(tensor)
+    platform = "amd" if torch.version.hip else "nvidia"
+    assert tuple(view) == (4096, (2, 3), None, F32, platform, 1, False, "torch", None, tensor)
+    assert current_stream(view) == 11
+    made = empty_like_kind(view, (5, 6))
+    assert type(made) is Tensor
+    assert (made.shape, made.dtype, made.device.index) == ((5, 6), "torch.float32", 1)
+
+
+def test_the_quick_way_to_a_tensors_stream(torch: Any) -> None:
+    torch._C._cuda_getCurrentRawStream = lambda index: 12 + index
+    assert current_stream(view_of(Tensor((1,), (1,)))) == 13
+
+
+def test_a_tensor_on_the_host_is_no_device_array(torch: Any) -> None:
+    assert as_device_array(Tensor((1,), (1,), device=types.SimpleNamespace(type="cpu"))) is None
+
+
+def test_tensors_that_cannot_be_used(torch: Any) -> None:
+    def refused(message: str, **changes: Any) -> None:
+        with pytest.raises(ArgumentError, match=message):
+            as_device_array(Tensor((2,), (1,), **changes), "x")
+
+    refused(r"found x, .*requires a gradient.*x\.detach\(\)", requires_grad=True)
+    refused(r"sparse.*x\.to_dense\(\)", layout="sparse_coo")
+    refused(r"negated.*resolve_neg", negative=True)
+    refused(r"found a tensor of bfloat16: accepted is float32.*\.float\(\)", dtype="torch.bfloat16")
+    torch.grad = False
+    assert view_of(Tensor((2,), (1,), requires_grad=True)).shape == (2,)
+
+
+def test_tensors_are_told_how_to_change(torch: Any) -> None:
+    half = view_of(Tensor((2, 2), (2, 1), dtype="torch.float16"))
+    with pytest.raises(ArgumentError, match=r"found x, float16 \[2, 2\].*x\.float\(\)"):
+        require_f32(half, "x")
+    turned = view_of(Tensor((2, 3), (1, 2)))
+    require_f32(turned, "x")
+    with pytest.raises(ArgumentError, match=r"strides of \[1, 2\] elements.*x\.contiguous\(\)"):
+        require_contiguous(turned, "x")
+    require_contiguous(half, "x")
+
+
+@dataclass
+class CupyArray:
+    """What q4jit asks of a cupy.ndarray."""
+
+    like: np.ndarray[Any, Any]
+    data = types.SimpleNamespace(ptr=8192, device_id=2)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.like, name)
+
+
+@pytest.fixture
+def cupy(monkeypatch: pytest.MonkeyPatch) -> Any:
+    module: Any = types.ModuleType("cupy")
+    module.ndarray = CupyArray
+    module.entered = []
+
+    class Current:
+        def __init__(self, index: int) -> None:
+            self.index = index
+
+        def __enter__(self) -> None:
+            module.entered.append(self.index)
+
+        def __exit__(self, *_: object) -> None:
+            module.entered.append(None)
+
+    module.empty = lambda shape, dtype: CupyArray(np.empty(shape, dtype))
+    module.cuda = types.SimpleNamespace(
+        runtime=types.SimpleNamespace(is_hip=False),
+        get_current_stream=lambda device: types.SimpleNamespace(ptr=20 + device),
+        Device=Current,
+    )
+    monkeypatch.setitem(sys.modules, "cupy", module)
+    return module
+
+
+def test_a_cupy_array_is_seen_in_place(cupy: Any) -> None:
+    array = CupyArray(np.zeros((2, 3), np.float32))
+    view = view_of(array)
+    assert tuple(view) == (8192, (2, 3), None, F32, "nvidia", 2, False, "cupy", None, array)
+    assert current_stream(view) == 22
+    made = empty_like_kind(view, (4,))
+    assert type(made) is CupyArray
+    assert (made.shape, made.dtype, cupy.entered) == ((4,), F32, [2, None])
+    turned = view_of(CupyArray(np.zeros((2, 3), np.float64).T))
+    assert turned.strides == (1, 3)
+    with pytest.raises(ArgumentError, match=r"cupy\.ascontiguousarray\(x\)"):
+        require_contiguous(turned, "x")
+    with pytest.raises(ArgumentError, match=r"x\.astype\(cupy\.float32\)"):
+        require_f32(turned, "x")
+
+
+# --- several arrays -------------------------------------------------------------------------------
+
+
+def on(platform: str, device: int) -> DeviceView:
+    return DeviceView(8, (1,), None, F32, platform, device, False, "", None, None)
+
+
+def test_arrays_of_one_device_have_it_in_common() -> None:
+    assert common_device([on("amd", 1), on("amd", 1)], ["x", "bias"]) == ("amd", 1)
+
+
+@pytest.mark.parametrize(
+    ("views", "message"),
+    [
+        ([on("amd", 0), on("amd", 1)], "x on amd device 0 and bias on amd device 1"),
+        ([on("amd", 0), on("nvidia", 0)], "x on amd device 0 and bias on nvidia device 0"),
+        ([on("amd", 0), None], "x on amd device 0 and bias in the host's memory"),
+        ([None, None], "x in the host's memory: accepted"),
+    ],
+)
+def test_arrays_of_several_devices_are_refused(
+    views: list[DeviceView | None], message: str
+) -> None:
+    with pytest.raises(ArgumentError, match=message):
+        common_device(views, ["x", "bias"])
+
+
+def test_no_array_has_no_device() -> None:
+    with pytest.raises(ArgumentError, match="found no array"):
+        common_device([], [])
+
+
+def test_an_array_whose_driver_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    from q4jit.arrays.device import device_of
+
+    monkeypatch.setattr("q4jit.arrays.device.drivers", dict)
+    monkeypatch.setattr("q4jit.arrays.device.why_none", lambda: "the reason")
+    with pytest.raises(DeviceError, match="on amd device 4: the reason"):
+        device_of(on("amd", 4))
+
+
+# --- calls on PyTorch's tensors -------------------------------------------------------------------
+
+CALLS = """
+import types
+from q4jit import dispatcher, quantize, specialize
+
+class Tensor:
+    # A tensor of the fake platform's memory: what may be asked of it, and answers that may differ.
+    def __init__(self, shape, pointer=1 << 20, **answers):
+        self.shape, self.answers = shape, {"pointer": pointer, **answers}
+    def __getattr__(self, name):
+        plain = {"dtype": torch.float32, "layout": torch.strided, "is_cuda": True, "index": 0,
+                 "requires_grad": False, "contiguous": True, "neg": False}
+        found = {**plain, **self.answers}
+        if name == "device":
+            kind = "cuda" if found["is_cuda"] else "cpu"
+            return types.SimpleNamespace(type=kind, index=found["index"])
+        return found[name]
+    def data_ptr(self):
+        if self.layout is not torch.strided:
+            raise RuntimeError("no storage")
+        return self.pointer
+    def get_device(self):
+        return self.index
+    def is_contiguous(self):
+        return self.contiguous
+    def is_neg(self):
+        return self.neg
+    def is_conj(self):
+        return False
+    def stride(self):
+        return (999,) * len(self.shape)
+    def new_empty(self, shape, dtype):
+        return Tensor(shape, 7 << 20, dtype=dtype)
+
+class Parameter(Tensor):
+    pass
+
+class Subclass(Tensor):
+    pass
+
+torch = types.ModuleType("torch")
+torch.Tensor, torch.nn = Tensor, types.SimpleNamespace(Parameter=Parameter)
+torch.strided, torch.sparse_coo = object(), object()
+for name in ("float32", "float16", "int64"):
+    setattr(torch, name, type("dtype", (), {"__str__": lambda self, name=name: "torch." + name})())
+torch.version = types.SimpleNamespace(hip=platform == "amd" or None)
+torch.grad, torch.stream = True, 5
+torch.is_grad_enabled = lambda: torch.grad
+torch._C = types.SimpleNamespace(_cuda_getCurrentRawStream=lambda index: torch.stream + index)
+sys.modules["torch"] = torch
+
+driver, first, second = start()
+
+def load(self, source, device):
+    # What stands for a kernel: the fake launch records as many values as its name says.
+    (plan, _), *_ = reversed(self._plans.values())
+    symbol = f"k_{len(plan.kernels[0].slots())}"
+    loaded = driver.load(device.index, fake.code(device.index), symbol)
+    entry = types.SimpleNamespace(origin="compiled", object_bytes=b"")
+    return dispatcher._Kernel(source, entry, loaded)
+
+dispatcher.Specialized._load = load
+dispatcher._tuned = lambda target, device: None
+dispatcher._dump = lambda plan, kernels: None
+zeros = np.zeros((64, 32), np.float32)
+w, v = (quantize(zeros, "Q4_0") for _ in range(2))
+
+def product(x, w):
+    return x @ w
+
+def scaled(x, w, factor):
+    return factor * (x @ w)
+
+def slots(f):
+    # name of each value of the last launch
+    (plan, _), *_ = reversed(f._plans.values())
+    kinds = [slot.kind for slot in plan.kernels[0].slots()]
+    return dict(zip(kinds, struct.unpack_from(f"<{len(kinds)}Q", fake.values())))
+
+def answer(f, *args, out=None):
+    # What a call gives: its launch and result, or its error.
+    before = fake["launches"]
+    try:
+        result = f(*args, out=out)
+    except Exception as error:
+        return type(error).__name__, str(error)
+    assert out is None or result is out
+    launched = fake["launches"] - before
+    return type(result), launched, launched and (fake.stream(), slots(f))
+
+def warm(function=product, *more):
+    f = specialize(function, target="hip")
+    x, out = Tensor((1, 64)), Tensor((1, 32), 2 << 20)
+    for _ in range(2):
+        f(x, w, *more, out=out)
+        f(x, w, *more)
+    assert len(f._on_tensors) == 2 and f.stats.hits == 3
+    return f
+"""
+
+
+@pytest.fixture
+def calls(run: Run) -> Run:
+    return lambda program: run(textwrap.dedent(CALLS) + textwrap.dedent(program))
+
+
+def test_a_warm_call_takes_its_own_tensors_weight_number_and_stream(calls: Run) -> None:
+    calls("""
+        f = warm(scaled, 1.0)
+        looked, look = [], dispatcher.as_device_array
+        dispatcher.as_device_array = lambda *found: looked.append(found) or look(*found)
+        torch.stream = 9
+        out = Tensor((1, 32), 4 << 20)
+        for number in (0.5, np.float32(0.5)):
+            assert f(Tensor((1, 64), 3 << 20), v, number, out=out) is out
+            found = slots(f)
+            assert (found["array"], found["output"]) == (3 << 20, 4 << 20)
+            assert struct.pack("<Q", found["scalar"])[:4] == struct.pack("<f", 0.5)
+            assert found["weight"] in {memory.pointer for memory in v.uploads.values()}
+            assert fake.stream() == 9
+        made = f(Parameter((1, 64), 3 << 20), v, 0.5)
+        assert type(made) is Tensor and made.shape == (1, 32) and made.dtype is torch.float32
+        assert slots(f)["output"] == made.data_ptr() == 7 << 20
+        assert not looked, "as_device_array is for what is not known yet"
+        f(Subclass((1, 64)), v, 0.5)
+        assert looked, "or may lie otherwise than it says"
+    """)
+
+
+def test_a_warm_function_answers_like_a_cold_one(calls: Run) -> None:
+    calls("""
+        x, out = Tensor((1, 64)), Tensor((1, 32), 2 << 20)
+        half, ids, sparse = torch.float16, torch.int64, torch.sparse_coo
+        changes = (
+            dict(dtype=half), dict(dtype=ids), dict(layout=sparse), dict(contiguous=False),
+            dict(neg=True), dict(requires_grad=True), dict(is_cuda=False), dict(index=1),
+        )
+        arguments = [x, Tensor((2, 64)), Tensor((64,)), Tensor((1, 1, 64)), Tensor((0, 64), 0),
+                     Tensor((1, 63)), Tensor(()), Subclass((1, 64)), 1.0, w]
+        arguments += [Tensor((1, 64), **change) for change in changes]
+        outs = [None, out, (out,), (out, out), (), Tensor((2, 32)), Tensor((32,)), zeros[:1],
+                Subclass((1, 32), 2 << 20), 1.0, "text"]
+        outs += [Tensor((1, 32), (1 << 20) + at) for at in (-128, -127, 0, 255, 256)]
+        outs += [Tensor((1, 32), 2 << 20, **change) for change in changes]
+        refused, facts = 0, dispatcher.tensor_facts
+        for torch.grad in (True, False):
+            known = warm()
+            for x_or_other in arguments:
+                for given in outs:
+                    dispatcher.tensor_facts = lambda args, out: None
+                    cold = answer(specialize(product, target="hip"), x_or_other, w, out=given)
+                    dispatcher.tensor_facts = facts
+                    for turn in range(2):
+                        assert answer(known, x_or_other, w, out=given) == cold
+                    refused += isinstance(cold[0], str)
+        assert refused > 800, refused
+    """)
+
+
+def test_an_output_may_touch_an_argument_but_not_overlap_it(calls: Run) -> None:
+    calls("""
+        f = warm()
+        x = Tensor((1, 64), 4096)
+        for at in (4096 - 128, 4096 + 256):
+            f(x, w, out=Tensor((1, 32), at))
+        for at in (4096 - 127, 4096, 4096 + 255):
+            with refused(ArgumentError, "out= overlaps an argument"):
+                f(x, w, out=Tensor((1, 32), at))
+    """)
+
+
+def test_outputs_of_a_warm_call_are_kept_apart(calls: Run) -> None:
+    calls("""
+        f = specialize(lambda x, w: (x @ w, -(x @ w)), target="hip")
+        x = Tensor((1, 64))
+        f(x, w, out=(Tensor((1, 32), 2 << 20), Tensor((1, 32), 3 << 20)))
+        f(x, w, out=(Tensor((1, 32), 2 << 20), Tensor((1, 32), (2 << 20) + 128)))
+        assert f.stats.hits == 1 and len(f._on_tensors) == 1
+        for at in ((2 << 20) - 127, (2 << 20), (2 << 20) + 127):
+            with refused(ArgumentError, "another array of out="):
+                f(x, w, out=(Tensor((1, 32), 2 << 20), Tensor((1, 32), at)))
+    """)
+
+
+def test_statics_of_a_warm_call_are_told_apart(calls: Run) -> None:
+    calls("""
+        def either(x, w, flag):
+            return x @ w if flag else -(x @ w)
+        f = specialize(either, target="hip")
+        x, out = Tensor((1, 64)), Tensor((1, 32), 2 << 20)
+        for flag in (True, 1, False, 0, None, "", "text"):
+            for _ in range(2):
+                f(x, w, flag, out=out)
+        assert f.stats.misses == len(f._on_tensors) == len(f.signatures) == 7
+    """)
+
+
+def test_a_launch_does_not_keep_a_weight(calls: Run) -> None:
+    calls("""
+        f = warm()
+        before = fake.allocations()
+        fresh = quantize(zeros, "Q4_0")
+        for _ in range(2):
+            f(Tensor((1, 64)), fresh, out=Tensor((1, 32), 2 << 20))
+        assert fake.allocations() == before + 1
+        del fresh
+        assert fake.allocations() == before
+    """)
+
+
+# --- on a real GPU --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def device() -> Device:
+    found = devices.find_devices()
+    if not found:
+        pytest.skip(devices.why_none())
+    return found[0]
+
+
+@pytest.fixture(params=["torch", "cupy"])
+def library(request: pytest.FixtureRequest, device: Device) -> Iterator[Any]:
+    """A library whose arrays are on the device."""
+    module: Any = pytest.importorskip(request.param, reason=f"{request.param} is not installed")
+    if request.param == "torch" and not module.cuda.is_available():
+        pytest.skip("this PyTorch sees no GPU")
+    yield module
+    gc.collect()
+
+
+def _arange(library: Any, count: int) -> Any:
+    if library.__name__ == "torch":
+        return library.arange(count, dtype=library.float32, device="cuda")
+    return library.arange(count, dtype=library.float32)
+
+
+@pytest.mark.gpu
+def test_gpu_arrays_are_seen_in_place(library: Any, device: Device) -> None:
+    array = _arange(library, 12).reshape(3, 4)
+    view = view_of(array)
+    assert (view.shape, view.strides, view.dtype) == ((3, 4), None, F32)
+    assert (view.platform, view.device) == (device.platform, device.index)
+    assert view.library == library.__name__
+    assert view.pointer == array.__cuda_array_interface__["data"][0]
+    driver = devices.driver_of(device)
+    assert driver.device_of(view.pointer) == device.index
+    back = np.empty((3, 4), np.float32)
+    stream = current_stream(view)
+    driver.copy_to_host(device.index, back.ctypes.data, view.pointer, back.nbytes, stream)
+    driver.synchronize(device.index, stream)
+    np.testing.assert_array_equal(back.ravel(), np.arange(12))
+    assert view_of(array.T).strides == (1, 4)
+    made = empty_like_kind(view, (5, 2))
+    assert type(made) is type(array)
+    assert tuple(made.shape) == (5, 2)
+    assert view_of(made).dtype == F32
+
+
+@pytest.mark.gpu
+def test_gpu_arrays_through_the_protocols(library: Any, device: Device) -> None:
+    array = _arange(library, 12).reshape(3, 4)[1:]
+
+    class Interface:
+        __cuda_array_interface__ = array.__cuda_array_interface__
+
+    class Dlpack:
+        def __dlpack_device__(self) -> Any:
+            return array.__dlpack_device__()
+
+        def __dlpack__(self, **options: Any) -> Any:
+            return array.__dlpack__(**options)
+
+    expected = view_of(array)
+    for foreign in (Interface(), Dlpack()):
+        view = view_of(foreign)
+        assert view[:7] == expected[:7]
+
+
+@pytest.mark.gpu
+def test_gpu_own_arrays_are_taken_by_others(library: Any, device: Device) -> None:
+    values = np.arange(6, dtype=np.float32).reshape(2, 3)
+    own = DeviceArray.from_numpy(values, device)
+    taken = [library.from_dlpack(own)]
+    if library.__name__ == "torch":
+        taken.append(library.as_tensor(own, device="cuda"))
+    else:
+        taken.append(library.asarray(own))
+    for i in range(len(taken)):
+        assert view_of(taken[i]).pointer == own.pointer
+        taken[i] += 1  # in place: all see it
+    if library.__name__ == "torch":
+        library.cuda.synchronize()
+    else:
+        library.cuda.Device().synchronize()
+    np.testing.assert_array_equal(own.to_numpy(), values + 2)
+    del taken
+    gc.collect()
+    assert dlpack._lent == {}
+
+
+@pytest.mark.gpu
+def test_gpu_current_stream_and_capture(device: Device) -> None:
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    if not torch.cuda.is_available():
+        pytest.skip("this PyTorch sees no GPU")
+    driver = devices.driver_of(device)
+    view = view_of(torch.zeros(4, device="cuda"))
+    assert current_stream(view) == torch.cuda.current_stream().cuda_stream
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        assert current_stream(view) == side.cuda_stream
+        assert not driver.is_capturing(device.index, side.cuda_stream)
+    graph = torch.cuda.CUDAGraph()
+    other = DeviceArray((4,), device)
+    with torch.cuda.graph(graph):
+        stream = current_stream(view)
+        assert driver.is_capturing(device.index, stream)
+        DeviceArray((4,), device)  # allocated and freed: the capture goes on
+        del other
+        driver.fill(device.index, view.pointer, 0xFF, 16, stream)
+    assert not bool(torch.isnan(view.owner).any())
+    graph.replay()
+    torch.cuda.synchronize()
+    assert bool(torch.isnan(view.owner).all())
+
+
+@pytest.mark.gpu
+def test_gpu_gradients_are_refused(device: Device) -> None:
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    if not torch.cuda.is_available():
+        pytest.skip("this PyTorch sees no GPU")
+    tensor = torch.zeros(4, device="cuda", requires_grad=True)
+    with pytest.raises(ArgumentError, match="detach"):
+        as_device_array(tensor, "x")
+    with torch.no_grad():
+        assert view_of(tensor).shape == (4,)
+    assert view_of(tensor.detach()).shape == (4,)
+    with pytest.raises(ArgumentError, match="bfloat16"):  # a dtype of NumPy's where ml_dtypes is
+        require_f32(view_of(tensor.detach().bfloat16()), "x")

@@ -1,0 +1,583 @@
+"""The disk cache: what keys depend on, and that no damage, person or crash changes a result."""
+
+import errno
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from q4jit import CacheWarning, QuantizedTensor, config, quantize, specialize
+from q4jit.compilers import cache, llvm
+from q4jit.dispatcher import Specialized
+from q4jit.targets import Target, find_target
+from tests.support import child
+
+V3 = find_target("cpu:x86-64-v3")
+FLAGS = llvm.fingerprint(V3)
+
+
+def key(target: Target = V3, fingerprint: str = FLAGS, text: str = "define void @f()") -> str:
+    return cache.cache_key(target, fingerprint, text)
+
+
+# --- keys -----------------------------------------------------------------------------------------
+
+
+def test_the_same_compilation_has_the_same_key() -> None:
+    assert key() == key(find_target("cpu:x86-64-v3"), llvm.fingerprint(V3))
+    features = frozenset(sorted(V3.features, reverse=True))
+    assert key(replace(V3, features=features)) == key()
+
+
+DIFFERENT: dict[str, Callable[[], str]] = {
+    "text": lambda: key(text="define void @f() "),
+    "one feature less": lambda: key(replace(V3, features=V3.features - {"f16c"})),
+    "one feature more": lambda: key(replace(V3, features=V3.features | {"avxvnni"})),
+    "a feature that is hidden": lambda: key(replace(V3, lacks=frozenset({"avxvnni"}))),
+    "tuning": lambda: key(replace(V3, tuning="znver5")),
+    "architecture": lambda: key(replace(V3, arch="x86-64")),
+    "back end": lambda: key(replace(V3, backend="hip")),
+    "version of the compiler": lambda: key(fingerprint=FLAGS.replace("llvm 2", "llvm 3")),
+    "a flag": lambda: key(fingerprint=FLAGS.replace("-O3", "-O2")),
+}
+
+
+@pytest.mark.parametrize("what", DIFFERENT)
+def test_a_change_changes_the_key(what: str) -> None:
+    assert DIFFERENT[what]() != key()
+
+
+def test_the_schema_is_part_of_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = key()
+    monkeypatch.setattr(cache, "SCHEMA", cache.SCHEMA + "1")
+    assert key() != before
+
+
+def test_what_stands_between_two_fields_belongs_to_one_of_them() -> None:
+    assert key(fingerprint="ab", text="c") != key(fingerprint="a", text="bc")
+    assert key(fingerprint="a", text="text:1:b") != key(fingerprint="atext:1:b", text="")
+    assert key(fingerprint="a", text="b") != key(fingerprint="b", text="a")
+
+
+def test_the_fingerprint_names_versions_and_flags(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "-O3" in FLAGS
+    assert "-mattr=+avx,+avx2,+bmi," in FLAGS
+    monkeypatch.setattr("llvmlite.__version__", "0.0.0")
+    assert llvm.fingerprint(V3) != FLAGS
+
+
+# --- a function and its directory -----------------------------------------------------------------
+
+
+class Case:
+    """A function made anew for each use, so that it always asks the disk; its files."""
+
+    def __init__(self, directory: Path) -> None:
+        rng = np.random.default_rng(3)
+        self.directory = directory
+        self.w = quantize(rng.standard_normal((32, 16)).astype(np.float32), "Q4_0")
+        self.x = rng.standard_normal((2, 32)).astype(np.float32)
+
+    def use(self) -> Specialized[[NDArray[Any], QuantizedTensor], NDArray[Any]]:
+        """Call the function; its result is right whatever the state of the cache."""
+        function = specialize(lambda x, w: x @ w * 3)
+        found = function(self.x, self.w)
+        np.testing.assert_allclose(found, function.py_func(self.x, self.w), rtol=1e-5, atol=1e-5)
+        return function
+
+    def compiles(self) -> int:
+        """How many kernels a use has compiled rather than found."""
+        return self.use().stats.compiles
+
+    def entry(self, suffix: str) -> Path:
+        """The one file of its kind; the pool's files are not there, see `case`."""
+        (path,) = self.directory.glob(f"*{suffix}")
+        return path
+
+
+@pytest.fixture
+def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A process's memory of directories that it has seen, for this test alone; one thread."""
+    monkeypatch.setattr(cache, "_caches", {})
+    cache._warn_of_no_home.cache_clear()
+    yield
+    cache._warn_of_no_home.cache_clear()
+
+
+@pytest.fixture
+def case(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh: None) -> Case:
+    """A case with a directory of its own, which does not exist yet."""
+    made = Case(tmp_path / "deep" / "cache")
+    made.use()  # the thread pool is started and its kernel kept elsewhere
+    monkeypatch.setattr(cache, "_caches", {})
+    monkeypatch.setenv("Q4JIT_CACHE_DIR", str(made.directory))
+    return made
+
+
+def test_a_second_function_finds_the_kernel_of_the_first(case: Case) -> None:
+    assert case.compiles() == 1
+    assert case.compiles() == 0
+    assert case.directory.stat().st_mode & 0o777 == 0o700
+    assert {path.suffix for path in case.directory.iterdir()} == {".ll", ".o", ".sha256"}
+    assert all(path.stat().st_mode & 0o077 == 0 for path in case.directory.iterdir())
+    assert case.entry(".ll").read_text() == case.use().inspect_source()
+
+
+def test_a_function_may_stay_off_the_disk(case: Case) -> None:
+    for _ in range(2):
+        function = specialize(lambda x, w: x @ w * 3, cache=False)
+        function(case.x, case.w)
+        assert function.stats.compiles == 1
+    assert not case.directory.exists()
+
+
+DAMAGE: dict[str, Callable[[Case], object]] = {
+    "empty object": lambda case: case.entry(".o").write_bytes(b""),
+    "truncated object": lambda case: truncate(case.entry(".o")),
+    "one bit of the object": lambda case: flip(case.entry(".o")),
+    "longer object": lambda case: lengthen(case.entry(".o")),
+    "empty checksum": lambda case: case.entry(".sha256").write_bytes(b""),
+    "truncated checksum": lambda case: truncate(case.entry(".sha256")),
+    "one bit of the checksum": lambda case: flip(case.entry(".sha256")),
+    "checksum that is no text": lambda case: case.entry(".sha256").write_bytes(b"\xff" * 64),
+    "no checksum": lambda case: case.entry(".sha256").unlink(),
+    "no object": lambda case: case.entry(".o").unlink(),
+    "object and checksum of another key": lambda case: disguise(case.entry(".o")),
+}
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-7])
+
+
+def lengthen(path: Path) -> None:
+    path.write_bytes(path.read_bytes() + b"\0")
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def disguise(path: Path) -> None:
+    """Put a whole entry of another text, or of another schema, in the place of this one."""
+    other = path.read_bytes()[:-1] + b"\1"
+    path.write_bytes(other)
+    path.with_suffix(".sha256").write_text(cache._checksum("0" * 64, other))
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_entry_is_compiled_again_and_mended(case: Case, damage: str) -> None:
+    assert case.compiles() == 1
+    whole = {path.name: path.read_bytes() for path in case.directory.iterdir()}
+    DAMAGE[damage](case)
+    assert case.compiles() == 1
+    assert {path.name: path.read_bytes() for path in case.directory.iterdir()} == whole
+    assert case.compiles() == 0
+
+
+def test_an_entry_of_another_schema_is_not_found(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert case.compiles() == 1
+    monkeypatch.setattr(cache, "SCHEMA", "of tomorrow")
+    assert case.compiles() == 1
+    assert case.compiles() == 0
+    monkeypatch.undo()
+    monkeypatch.setenv("Q4JIT_CACHE_DIR", str(case.directory))
+    assert case.compiles() == 0  # both live side by side
+
+
+# --- directories that cannot be used --------------------------------------------------------------
+
+
+def one_warning(case: Case, match: str, uses: int = 3) -> None:
+    """`uses` uses compile each time, give the right result, and warn once, saying `match`."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        compiled = [case.compiles() for _ in range(uses)]
+    assert [warning.category for warning in caught] == [CacheWarning]
+    assert match in str(caught[0].message)
+    assert "Q4JIT_CACHE_DIR" in str(caught[0].message)
+    assert compiled == [1] * uses
+
+
+def test_a_file_where_the_directory_should_be(case: Case) -> None:
+    case.directory.parent.mkdir()
+    case.directory.write_text("here")
+    one_warning(case, "cannot be made or read")
+    assert case.directory.read_text() == "here"
+
+
+def test_a_directory_that_cannot_be_made(case: Case) -> None:
+    case.directory.parent.write_text("in the way")
+    one_warning(case, "cannot be made or read")
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o770, 0o702, 0o1777])
+def test_nothing_is_executed_from_a_directory_that_others_can_write(case: Case, mode: int) -> None:
+    case.use()
+    case.entry(".o").write_bytes(b"never looked at")
+    case.directory.chmod(mode)
+    cache._caches.clear()
+    one_warning(case, "can be written by others")
+    assert case.entry(".o").read_bytes() == b"never looked at"  # nor written
+
+
+def test_a_directory_that_others_can_read_is_used(case: Case) -> None:
+    case.use()
+    case.directory.chmod(0o755)
+    cache._caches.clear()
+    assert case.compiles() == 0
+
+
+def test_nothing_is_executed_from_a_directory_of_another_user(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case.use()
+    cache._caches.clear()
+    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+    one_warning(case, f"belongs to user {os.getuid()}")
+
+
+def test_nothing_is_executed_that_another_user_planted(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # the directory was open to others once, and was put right: what they planted is still there
+    case.use()
+    planted = case.entry(".o")
+    case.entry(".sha256").chmod(0o600)
+    real = cache._is_foreign
+    monkeypatch.setattr(
+        cache, "_is_foreign", lambda s: s.st_ino == planted.stat().st_ino or real(s)
+    )
+    with pytest.warns(CacheWarning, match="changed by another user"):
+        assert case.compiles() == 1
+    monkeypatch.undo()
+    monkeypatch.setenv("Q4JIT_CACHE_DIR", str(case.directory))
+    assert case.compiles() == 0
+
+
+def test_an_object_that_others_can_write_is_made_anew(case: Case) -> None:
+    case.use()
+    case.entry(".o").chmod(0o666)
+    with pytest.warns(CacheWarning, match="changed by another user"):
+        assert case.compiles() == 1
+    assert case.entry(".o").stat().st_mode & 0o777 == 0o600
+    assert case.compiles() == 0
+
+
+def test_an_entry_that_cannot_be_read(case: Case) -> None:
+    case.use()
+    case.entry(".o").unlink()
+    case.directory.joinpath(f"{case.entry('.ll').stem}.o").mkdir()  # cannot be replaced either
+    one_warning(case, "cannot be read")
+
+
+@pytest.mark.parametrize(
+    "code", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO, errno.EMFILE]
+)
+@pytest.mark.parametrize("at", ["create", "write", "replace"])
+def test_a_disk_that_cannot_be_written(
+    case: Case, monkeypatch: pytest.MonkeyPatch, code: int, at: str
+) -> None:
+    def refuse(*_: object, **__: object) -> Any:
+        raise OSError(code, os.strerror(code))
+
+    if at == "create":
+        monkeypatch.setattr(tempfile, "mkstemp", refuse)
+    elif at == "replace":
+        monkeypatch.setattr(Path, "replace", refuse)
+    else:
+        real = os.fdopen
+
+        def fill(handle: int, mode: str) -> Any:
+            file = real(handle, mode, buffering=0)
+            return _Full(file, refuse)
+
+        monkeypatch.setattr(os, "fdopen", fill)
+    one_warning(case, "cannot be written")
+    monkeypatch.undo()
+    assert not list(case.directory.iterdir())
+
+
+class _Full:
+    """A file whose disk is full after the first bytes."""
+
+    def __init__(self, file: Any, refuse: Callable[..., Any]) -> None:
+        self.file = file
+        self.refuse = refuse
+
+    def __enter__(self) -> "_Full":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.file.close()
+
+    def write(self, data: bytes) -> int:
+        self.file.write(data[: len(data) // 2])
+        return int(self.refuse())
+
+
+AS_NOBODY = """
+import pathlib, tempfile, warnings
+warnings.simplefilter("always")
+os.environ["Q4JIT_CACHE_DIR"] = str(pathlib.Path(sys.argv[1]))
+check(specialize(lambda x, w: x @ w, cache=False))  # all that is imported is imported
+if os.geteuid() == 0:
+    os.setgroups([])
+    os.setgid(65534)
+    os.setuid(65534)
+check(specialize(lambda x, w: x @ w * 1.5 / 1.5))
+check(specialize(lambda x, w: x @ w * 1.5 / 1.5))
+"""
+
+
+@pytest.mark.parametrize("mode", [0o500, 0o000])
+def test_a_directory_without_permission(mode: int) -> None:
+    """Not under pytest's own directory, which only its user may enter."""
+    base = Path(tempfile.mkdtemp())
+    try:
+        base.chmod(0o755)
+        locked = base / "locked"
+        locked.mkdir()
+        if os.geteuid() == 0:
+            os.chown(locked, 65534, 65534)
+        locked.chmod(mode)
+        words = [*child.command(AS_NOBODY), str(locked)]
+        done = child.finish(words, child.environment(Q4JIT_NUM_THREADS="1"))
+        assert done.returncode == 0, done.stderr
+        assert done.stderr.count("CacheWarning") == 1, done.stderr
+        locked.chmod(0o700)
+        assert not list(locked.iterdir())
+    finally:
+        shutil.rmtree(base)
+
+
+def test_a_directory_that_vanishes(case: Case) -> None:
+    case.use()
+    shutil.rmtree(case.directory)
+    one_warning(case, "cannot be written")
+
+
+def test_a_relative_directory_stays_where_it_was(
+    case: Case, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("Q4JIT_CACHE_DIR", "relative")
+    assert case.compiles() == 1
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert case.compiles() == 0
+    assert not list(Path().iterdir())
+
+
+# --- where it is ----------------------------------------------------------------------------------
+
+
+def test_the_user_s_cache_directory_is_the_default(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("Q4JIT_CACHE_DIR")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    assert config.cache_dir() == tmp_path / "home" / ".cache" / "q4jit"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert config.cache_dir() == tmp_path / "xdg" / "q4jit"
+    monkeypatch.setenv("Q4JIT_CACHE_DIR", str(tmp_path / "ours"))
+    assert config.cache_dir() == tmp_path / "ours"
+
+
+def test_a_user_without_a_home(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("Q4JIT_CACHE_DIR")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", no_home)
+    one_warning(case, "no home directory")
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="only root may become anybody")
+def test_a_user_whom_the_password_database_does_not_know() -> None:
+    program = """
+    import warnings
+    warnings.simplefilter("always")
+    check(specialize(lambda x, w: x @ w, cache=False))
+    os.setgroups([])
+    os.setgid(54321)
+    os.setuid(54321)
+    check()
+    """
+    unset: dict[str, Any] = {"HOME": None, "XDG_CACHE_HOME": None, "Q4JIT_CACHE_DIR": None}
+    found = child.run(program, **unset, Q4JIT_NUM_THREADS="1")
+    assert found.count("CacheWarning") == 1
+
+
+def test_a_home_that_cannot_be_written(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("Q4JIT_CACHE_DIR")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setenv("HOME", "/dev/null/nobody")
+    one_warning(case, "cannot be made or read")
+
+
+# --- other processes ------------------------------------------------------------------------------
+
+
+def whole_entries(directory: Path) -> int:
+    """How many entries there are, each of which must be whole."""
+    objects = sorted(directory.glob("*.o"))
+    for path in objects:
+        wanted = cache._checksum(path.stem, path.read_bytes())
+        assert path.with_suffix(".sha256").read_text() == wanted
+        assert path.with_suffix(".ll").read_text()
+    return len(objects)
+
+
+MANY = """
+functions = [specialize(lambda x, w, i=i: x @ w + i) for i in range(6)]
+gate = sys.argv[1]
+while not os.path.exists(gate):
+    time.sleep(0.001)
+for i, function in enumerate(functions):
+    found = function(x_small, small, i)
+    np.testing.assert_allclose(found, expected_small + i, rtol=1e-4, atol=1e-4)
+print(sum(function.stats.compiles for function in functions))
+"""
+
+
+def test_many_processes_share_a_directory(tmp_path: Path) -> None:
+    directory, gate = tmp_path / "cache", tmp_path / "gate"
+    env = child.environment(Q4JIT_CACHE_DIR=str(directory), Q4JIT_NUM_THREADS="2")
+    words = [*child.command(MANY), str(gate)]
+    many = [
+        subprocess.Popen(words, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for _ in range(8)
+    ]
+    try:
+        time.sleep(1)  # all wait at the gate, or come a little later
+        gate.touch()
+        for process in many:
+            out, errors = process.communicate(timeout=child.TIMEOUT_S)
+            assert process.returncode == 0, errors
+            assert not errors
+            assert 0 <= int(out) <= 6
+    finally:
+        for process in many:
+            process.kill()
+    assert whole_entries(directory) == 7  # and the pool
+    assert not list(directory.glob(".new-*"))
+    done = child.finish(words, env)
+    assert done.stdout.split() == ["0"], done.stderr
+
+
+ENDLESS = """
+for i in range(1000):
+    function = specialize(lambda x, w, i: x @ w + i)
+    found = function(x_small, small, i)
+    np.testing.assert_allclose(found, expected_small + i, rtol=1e-4, atol=1e-4)
+    print(i, flush=True)
+"""
+
+
+def test_kill_9_at_any_moment_leaves_the_cache_usable(tmp_path: Path) -> None:
+    """Killed between its import and its tenth or so kernel, at moments that differ each time."""
+    directory = tmp_path / "cache"
+    env = child.environment(Q4JIT_CACHE_DIR=str(directory), Q4JIT_NUM_THREADS="2")
+    moments = np.random.default_rng().uniform(0, 0.15, 20)
+    for moment in moments:
+        with subprocess.Popen(
+            child.command(ENDLESS), env=env, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        ) as process:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"0\n"  # the cache is right so far
+            time.sleep(moment)
+            process.send_signal(signal.SIGKILL)
+    for path in directory.glob("*.o"):
+        assert path.with_suffix(".sha256").exists()
+    found = child.run(
+        ENDLESS.replace("1000", "3"),
+        Q4JIT_CACHE_DIR=str(directory),
+    )
+    assert found.split() == ["0", "1", "2"]
+    whole_entries(directory)
+
+
+def test_old_leftovers_of_killed_writers_are_removed(case: Case) -> None:
+    case.directory.mkdir(parents=True, mode=0o700)
+    old, new = case.directory / ".new-old", case.directory / ".new-new"
+    for path in (old, new):
+        path.write_bytes(b"half an obj")
+    os.utime(old, (0, 0))
+    assert case.compiles() == 1
+    assert case.compiles() == 0
+    assert not old.exists()
+    assert new.exists()  # its writer may be alive
+
+
+def test_an_interrupt_while_writing_leaves_no_half_entry(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "replace", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        case.use()
+    monkeypatch.undo()
+    monkeypatch.setenv("Q4JIT_CACHE_DIR", str(case.directory))
+    assert not list(case.directory.iterdir())
+    assert case.compiles() == 1
+    assert case.compiles() == 0
+
+
+def test_ctrl_c_at_any_moment_leaves_function_and_cache_usable(tmp_path: Path) -> None:
+    """A real SIGINT after a delay that grows until a whole first call fits in front of it."""
+    child.run(
+        """
+        import signal
+        interrupted = 0
+        for i in range(40):
+            function = specialize(lambda x, w, i: x @ w + i)
+            signal.setitimer(signal.ITIMER_REAL, 0.001 + 0.004 * (i % 20))
+            signal.signal(signal.SIGALRM, signal.default_int_handler)
+            try:
+                function(x_small, small, i)
+            except KeyboardInterrupt:
+                interrupted += 1
+            finally:
+                try:
+                    signal.setitimer(signal.ITIMER_REAL, 0)
+                except KeyboardInterrupt:
+                    pass
+            found = function(x_small, small, i)
+            np.testing.assert_allclose(found, expected_small + i, rtol=1e-4, atol=1e-4)
+        assert interrupted > 5, interrupted
+        check()
+        """,
+        Q4JIT_CACHE_DIR=str(tmp_path / "cache"),
+        Q4JIT_NUM_THREADS="3",
+    )
+    whole_entries(tmp_path / "cache")
+
+
+def test_what_is_on_disk_starts_no_compiler(tmp_path: Path) -> None:
+    program = """
+    product(x_small, small)
+    print(product.stats.compiles, {"jinja2", "subprocess"} & set(sys.modules))
+    """
+    settings = {"Q4JIT_CACHE_DIR": str(tmp_path / "kernels"), "Q4JIT_NUM_THREADS": "2"}
+    assert child.run(program, **settings) == "1 set()\n"
+    assert child.run(program, **settings) == "0 set()\n"

@@ -1,0 +1,439 @@
+"""Products by integers on the CPU: x in digits, its units that digits cannot hold, `i8`."""
+
+import ctypes
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from q4jit import quantize, specialize
+from q4jit.compilers import cache, llvm
+from q4jit.cpu import schedule as schedule_cpu
+from q4jit.cpu.digits import Digits, add_digits
+from q4jit.cpu.llvm_text import Function, Module
+from q4jit.cpu.schedule import DOTS, HEADER_BYTES, UNIT, digits_bytes, find_dot, tile_of, unit_bytes
+from q4jit.dispatcher import Specialized
+from q4jit.runtime.cpu import LoadedObject, function
+from q4jit.targets import find_target
+from q4jit.weights.formats import FORMATS
+from tests.support.kernels import (
+    F32,
+    Floats,
+    Guarded,
+    Weight,
+    all_bits,
+    around,
+    assert_contract,
+    assert_ieee,
+    block,
+    distributions,
+    lowered,
+    not_finite_rows,
+    one_product,
+    products,
+    random_blocks,
+    random_x,
+    relative_error,
+    require_target,
+    run_guarded,
+    spoiled,
+    weight,
+    weights,
+    wrap,
+)
+from tests.support.paths import ROOT
+
+K: Final = 512
+WIDTHS: Final = (37, 64)
+I8: Final = 2e-2
+NORMAL_I8: Final = 1.5e-2  # of normal x: a step is up to twice a 127th of the largest element
+BLOCK_FORMATS: Final = tuple(f.name for f in FORMATS.values() if f.float_dtype is None)
+TARGETS: Final = ("cpu", "cpu:x86-64-v3", "cpu:x86-64-v4+avx512vnni")
+
+every_target = pytest.mark.parametrize("target", TARGETS)
+every_format = pytest.mark.parametrize("name", BLOCK_FORMATS)
+
+
+def i8(target: str, count: int) -> Specialized[..., Any]:
+    return specialize(products(count), target=require_target(target), precision="i8")
+
+
+def check_i8(target: str, x: Floats, found: list[Weight], bound: float = I8) -> None:
+    for y, w in zip(i8(target, len(found))(x, *(w.tensor for w in found)), found, strict=True):
+        assert_contract(y, x, w, bound)
+
+
+# --- the contract of i8 ------------------------------------------------------------------------
+
+
+@every_target
+@pytest.mark.parametrize("m", [0, 1, 2, 5, 8, 9, 16, 17, 64])
+def test_normal_rows(target: str, m: int) -> None:
+    check_i8(target, random_x(m, K), weights(K, WIDTHS, names=BLOCK_FORMATS), NORMAL_I8)
+
+
+@every_target
+@pytest.mark.parametrize("scales", ["normal", "zero", "denormal", "largest", "mixed"])
+def test_distributions_and_scales(target: str, scales: str) -> None:
+    x = np.stack([*distributions(K).values()] * 2)[:17]
+    check_i8(target, x, weights(K, WIDTHS, scales, BLOCK_FORMATS))
+
+
+@every_target
+def test_not_finite_activations(target: str) -> None:
+    x, found = not_finite_rows(K), weights(K, WIDTHS, "mixed", BLOCK_FORMATS)
+    for y, w in zip(i8(target, len(found))(x, *(w.tensor for w in found)), found, strict=True):
+        assert_ieee(y, x, w, I8)
+
+
+@pytest.mark.parametrize("value", [np.inf, np.nan])
+def test_not_finite_scales(value: float) -> None:
+    w, x = spoiled("Q4_0", K, 37, value, "d"), random_x(3, K)
+    assert_ieee(specialize(one_product, precision="i8")(x, w.tensor), x, w, I8)
+
+
+def test_i8_is_not_f32() -> None:
+    w, x = weight("Q4_0", K, 64), random_x(3, K)
+    y = specialize(one_product, target="cpu", precision="i8")(x, w.tensor)
+    with pytest.raises(AssertionError, match="rms error"):
+        assert_contract(y, x, w, 1e-4)
+
+
+def test_a_fused_function() -> None:
+    args, exact = around(random_x(5, K), weight("Q4_0", K, 37), weight("Q8_0", K, 37))
+    y = specialize(block, target="cpu", precision="i8")(*args)
+    assert relative_error(y, exact) < 3 * I8
+
+
+# --- shapes ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("precision", ["f32", "i8"])
+@pytest.mark.parametrize("m", [17, 48, 49, 101, 145])
+def test_more_rows_than_a_block(precision: str, m: int) -> None:
+    w, x = weight("Q4_0", 4096, 48), random_x(m, 4096)
+    y = specialize(one_product, target="cpu", precision=precision)(x, w.tensor)
+    assert_contract(y, x, w, I8 if precision == "i8" else 2e-6)
+
+
+@pytest.mark.parametrize("m", [1, 3, 40])
+def test_formats_of_one_x(m: int) -> None:
+    # K in whole blocks of 256 for one, and what integers cannot do for another
+    found = [weight(name, 768, 40) for name in ("Q4_0", "Q6_K", "F16", "Q8_0", "Q4_1")]
+    x = random_x(m, 768)
+    x[0, 700] = 1e7
+    check_i8("cpu", x, found)
+    y = specialize(products(5), target="cpu")(x, *(w.tensor for w in found))
+    for one, w in zip(y, found, strict=True):
+        assert_contract(one, x, w)
+
+
+@pytest.mark.parametrize("precision", ["f32", "i8"])
+@pytest.mark.parametrize("m", [1, 8, 17])
+def test_beside_guard_pages(precision: str, m: int) -> None:
+    x = np.stack([*distributions(96).values()] * 2)[:m]
+    found = [weight("Q4_0", 96, 37), weight("Q8_0", 96, 16)]
+    for cpu in (Guarded("cpu:aarch64+dotprod"), Guarded("cpu:x86-64-v4+avx512vnni", native=True)):
+        args = [x, *(w.tensor for w in found)]
+        for y, w in zip(
+            run_guarded(products(2), cpu, args, precision=precision), found, strict=True
+        ):
+            assert_contract(y, x, w, I8 if precision == "i8" else 2e-6)
+
+
+# --- instructions ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("target", "instruction", "registers"),
+    [
+        ("cpu:x86-64-v4+avx512vnni", "vpdpbusd", "zmm"),
+        ("cpu:x86-64-v3+avxvnni", "vpdpbusd", "ymm"),
+        ("cpu:x86-64-v3", "vpmaddubsw", "ymm"),
+        ("cpu:aarch64+dotprod", "sdot", ".16b"),
+    ],
+)
+def test_the_instruction_of_a_cpu(target: str, instruction: str, registers: str) -> None:
+    f = specialize(one_product, precision="i8")
+    f.warmup(random_x(1, K), weight("Q4_0", K, 64).tensor)
+    lines = [line for line in f.inspect_asm(target=target).splitlines() if instruction in line]
+    assert len(lines) >= 8
+    assert all(registers in line for line in lines)
+
+
+@pytest.mark.parametrize("target", ["cpu:x86-64", "cpu:aarch64"])
+def test_a_cpu_without_one_multiplies_floats(target: str) -> None:
+    assert find_dot(find_target(target)) is None
+    plan = lowered(
+        one_product, find_target(target), [random_x(1, K), weight("Q4_0", K, 64).tensor], "i8"
+    )
+    assert [(k.dot, k.limbs) for k in plan.kernels] == [(None, 0)]
+
+
+@pytest.mark.parametrize("precision", ["f32", "i8"])
+def test_dot_products_of_half_a_register(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # what CPUs with `avxvnni` run, by the same instruction of AVX-512VL
+    require_target("cpu:x86-64-v4+avx512vnni")
+    (narrow,) = (dot for dot in DOTS if dot.feature == "avxvnni")
+    monkeypatch.setattr(schedule_cpu, "DOTS", (replace(narrow, feature="avx512vnni"),))
+    for m in (1, 3, 9):
+        x, found = random_x(m, K), weights(K, WIDTHS, names=BLOCK_FORMATS)
+        f = specialize(products(len(found)), target="cpu", precision=precision)
+        for y, w in zip(f(x, *(w.tensor for w in found)), found, strict=True):
+            assert_contract(y, x, w, I8 if precision == "i8" else 2e-6)
+        assert "ymm" in f.inspect_asm()
+
+
+def test_tiles_by_cpu_and_rows() -> None:
+    def tiles(target: str, limbs: int = 3) -> list[tuple[int, int]]:
+        found = [tile_of(find_target(target), m, limbs) for m in (1, 4, 8, 9, 16, 17, 512)]
+        return [(tile.rows, tile.groups) for tile in found]
+
+    wide = [(1, 1), (4, 1), (8, 1), (5, 1), (8, 1)]
+    assert tiles("cpu:x86-64-v4+avx512vnni") == [*wide, (4, 2), (4, 2)]
+    assert tiles("cpu:x86-64-v4+avx512vnni", 1) == [*wide, (6, 2), (6, 2)]
+    assert tiles("cpu:x86-64-v4") == [(1, 1), (4, 1), (4, 1), (4, 1), (4, 1), (4, 1), (4, 1)]
+    assert tiles("cpu:x86-64-v3") == tiles("cpu:aarch64+dotprod")
+
+
+def test_what_is_served_by_f32_is_told() -> None:
+    x, w = random_x(2, K), weight("F16", K, 37)
+    f = specialize(lambda x, weights: x @ weights, target="cpu", precision="i8")
+    f(x, w.tensor)
+    assert (
+        "no kernels of that class for weights here and serves the more exact 'f32'" in f.explain()
+    )
+    served = specialize(one_product, target="cpu", precision="i8")
+    served(x, weight("Q4_0", K, 37).tensor)
+    assert "more exact" not in served.explain()
+
+
+# --- x in digits ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of x in digits, read back: x as they give it, the listed units, and sums of X."""
+
+    x: NDArray[np.float64]
+    rough: list[int]
+    header: NDArray[np.int32]
+    whole: NDArray[np.int64]
+    top: NDArray[np.int64]
+
+
+@pytest.fixture(params=[1, 3])
+def in_digits(request: pytest.FixtureRequest) -> Any:
+    limbs, target = request.param, find_target(require_target("cpu"))
+    module = Module(target)
+    f = Function("void @row(ptr %x, ptr %units, i64 %count) #0")
+    form = Digits(limbs, halves=True, top=True, floats=True)
+    f.do(f"call void {add_digits(module, form)}(ptr %x, ptr %units, i64 %count)")
+    f.do("ret void")
+    module.add("row", f)
+    code = LoadedObject(
+        cache.fetch(target, llvm, "row", module.text("a test")).object_bytes, ("row",), target
+    )
+
+    def call(x: Floats) -> Row:
+        count = len(x) // UNIT
+        entry = function(code.addresses["row"], ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)
+        made = np.full(digits_bytes(len(x), limbs), 0xFF, np.uint8)
+        entry(x.ctypes.data, made.ctypes.data, count)
+        units = made[: count * unit_bytes(limbs)].reshape(count, -1)
+        listed = made[count * unit_bytes(limbs) :].view(np.int32)
+        header = np.ascontiguousarray(units[:, :HEADER_BYTES]).view(np.int32)
+        digits = units[:, HEADER_BYTES:].view(np.int8).astype(np.int64).reshape(count, limbs, UNIT)
+        whole = sum(digits[:, i] * 256 ** (limbs - 1 - i) for i in range(limbs))
+        steps = 2.0 ** (header[:, 0] >> 23) * float(listed.view(F32)[1])
+        rough = listed[2 : 2 + listed[0]].tolist()
+        return Row(
+            (whole * steps[:, np.newaxis]).ravel(), rough, header, np.asarray(whole), digits[:, 0]
+        )
+
+    call.limbs = limbs  # type: ignore[attr-defined]  # for the tests' bounds
+    return call
+
+
+def test_digits_give_x_again(in_digits: Any) -> None:
+    x = random_x(K) * np.repeat(F32(2) ** np.arange(-8, 8, dtype=F32), K // 16)
+    row = in_digits(x)
+    assert row.rough == []
+    largest = np.abs(x.reshape(-1, UNIT)).max(1).repeat(UNIT)
+    step = largest * (2.0**-6 if in_digits.limbs == 1 else 2.0**-21.99)
+    assert np.all(np.abs(row.x - x) <= step / 2)
+
+
+def test_sums_stand_in_the_header(in_digits: Any) -> None:
+    row = in_digits(random_x(K))
+    halves = row.whole.reshape(-1, 2, UNIT // 2).sum(-1)
+    np.testing.assert_array_equal(row.header[:, 2:4], -8 * halves)
+    np.testing.assert_array_equal(row.header[:, 6], -8 * row.whole.sum(-1))
+    top = row.top.reshape(-1, 2, UNIT // 2).sum(-1)
+    np.testing.assert_array_equal(row.header[:, 4:6], -8 * top)
+    np.testing.assert_array_equal(row.header[:, 7], -8 * row.top.sum(-1))
+    sums = row.header[:, 1].copy().view(F32)
+    steps = 2.0 ** (row.header[:, 0] >> 23)
+    np.testing.assert_allclose(sums, row.whole.sum(-1) * steps, rtol=1e-6)
+
+
+@pytest.mark.parametrize("size", [0.0, 1.0, 1 - 2.0**-24, 127.0, 8355700.0, 2.0**23 - 1, 1.999])
+def test_the_largest_element_of_a_unit(in_digits: Any, size: float) -> None:
+    x = np.full(UNIT, size, F32) * random_x(UNIT).clip(-1, 1)
+    x[7] = -size
+    row = in_digits(x)
+    assert row.rough == []
+    largest = 127 if in_digits.limbs == 1 else 8355700
+    assert largest / 2.1 <= np.abs(row.whole).max() <= largest or size == 0
+    np.testing.assert_allclose(row.x[7], -size, rtol=2.0**-7 if in_digits.limbs == 1 else 2.0**-22)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e30, -1e20, 1e6])
+def test_units_that_digits_cannot_hold(in_digits: Any, value: float) -> None:
+    x = random_x(K)
+    x[[3, 5 * UNIT + 31]] = value
+    row = in_digits(x)
+    assert row.rough == [0, 5]
+    assert not row.x.reshape(-1, UNIT)[[0, 5]].any()
+    assert not row.header[[0, 5]].any()
+
+
+def test_units_of_tiny_numbers_and_zeros(in_digits: Any) -> None:
+    x = random_x(4 * UNIT)
+    x[UNIT : 2 * UNIT] = 0
+    x[3 * UNIT : 4 * UNIT - 1] = 0
+    tiny = x * F32(1e-30)
+    assert in_digits(tiny).rough == [0, 2, 3]  # where 1/step would be beyond f32
+    for size, rough in ((1e-12, []), (1e-30, [0])):
+        x[:UNIT] = random_x(UNIT) * F32(size)
+        assert in_digits(x).rough == rough
+
+
+def test_rows_of_mostly_zeros_are_not_rough(in_digits: Any) -> None:
+    x = np.zeros(K, F32)
+    x[300] = 7
+    assert in_digits(x).rough == []
+    x[300] = 1
+    x[::64] = random_x(K // 64).clip(-2, 2)
+    assert in_digits(x).rough == []
+
+
+def test_few_units_of_a_gated_layer_are_rough(in_digits: Any) -> None:
+    # heavy tails: in a third of the units most elements are below a 32nd of the largest
+    g, u = random_x(2, 64 * K)
+    x = (3 * g / (1 + np.exp(-3 * g)) * u).astype(F32)
+    assert len(in_digits(x).rough) <= (0 if in_digits.limbs == 3 else 20)
+
+
+def test_several_huge_elements_in_an_ordinary_row(in_digits: Any) -> None:
+    # all of them may meet zeros: one column in 256 has two
+    x = random_x(64 * K)
+    huge = [100, 5000, 5001, 20000]
+    x[huge] = [1e6, -2e6, 1e7, 1e5]
+    assert in_digits(x).rough == [i // UNIT for i in huge if i != 5001]
+
+
+def test_exactness_beside_weights_that_are_zero() -> None:
+    # the one huge element of x meets a weight of zero: the others are all there is
+    w = weight("Q4_0", 32, 256)
+    x = random_x(1, 32)
+    for size in (30, 100, 1e4, 1e8):
+        x[0, 7] = size
+        y = specialize(one_product, target="cpu")(x, w.tensor)
+        nothing = w.values[7] == 0
+        assert nothing.sum() > 5
+        exact = x.astype(np.float64) @ w.values
+        sizes = np.sqrt(x.astype(np.float64) ** 2 @ w.values**2)
+        assert np.max(np.abs(y - exact)[:, nothing] / sizes[:, nothing]) < 6e-6  # a 16th of all
+
+
+def on_rows(x: Floats, w: Weight, precision: str = "f32") -> Floats:
+    """x @ w by a kernel for one row, and by one for many."""
+    f = specialize(one_product, target="cpu", precision=precision)
+    y = np.stack([f(row, w.tensor) for row in x])
+    many = np.tile(x, (20, 1))
+    np.testing.assert_allclose(f(many, w.tensor), np.tile(y, (20, 1)), rtol=1e-4, atol=1e-30)
+    return y
+
+
+@pytest.mark.parametrize("k", [32, 512, 4096])
+@pytest.mark.parametrize("precision", ["f32", "i8"])
+def test_rows_of_any_magnitude(precision: str, k: int) -> None:
+    w = weight("Q4_0", k, 48)
+    scales = 2.0 ** np.arange(-120, 100, 5)
+    x = (random_x(len(scales), k) * scales[:, np.newaxis]).astype(F32)
+    assert_contract(on_rows(x, w, precision), x, w, I8 if precision == "i8" else 2e-6)
+
+
+@pytest.mark.parametrize("size", [1e-4, 1e-8, 1e-12, 1e-16, 1e-24])
+def test_small_elements_where_the_others_meet_zeros(size: float) -> None:
+    blocks = random_blocks(FORMATS["Q4_0"], K, 48, "normal", np.random.default_rng(3))
+    blocks[:, 3, 2:] = 0x88  # weights of zero
+    w = wrap("Q4_0", K, blocks)
+    x = random_x(2, K) * F32(size)
+    x[:, 96:128] = random_x(2, 32)
+    assert_contract(on_rows(x, w), x, w)
+
+
+@pytest.mark.parametrize("size", [20.0, 64.0, 510.0, 1e4, 1e8])
+@pytest.mark.parametrize("every", [1, 3, 16])
+def test_features_of_large_elements_that_meet_zeros(size: float, every: int) -> None:
+    blocks = random_blocks(FORMATS["Q4_0"], K, 48, "normal", np.random.default_rng(3))
+    large = np.arange(5, K, UNIT * every)
+    blocks[:, large // UNIT, 2 + 5] = blocks[:, large // UNIT, 2 + 5] & 0xF0 | 0x08
+    w = wrap("Q4_0", K, blocks)
+    assert not w.values[large].any()
+    x = random_x(3, K)
+    x[:, large] = size
+    assert_contract(on_rows(x, w), x, w)
+
+
+@pytest.mark.parametrize(
+    ("count", "size"), [(6, 30.0), (6, 3000.0), (16, 100.0), (16, 1e4), (60, 100.0)]
+)
+def test_weights_as_small_as_activations_are_large(size: float, count: int) -> None:
+    rng = np.random.default_rng(count)
+    large = rng.choice(576, count, replace=False)
+    values = rng.standard_normal((576, 64)).astype(F32)
+    values[large] /= F32(size)
+    tensor = quantize(values, "Q8_0")
+    w = Weight(tensor, tensor.dequantize().astype(np.float64))
+    x = random_x(4, 576)
+    x[:, large] *= F32(size)
+    assert_contract(on_rows(x, w), x, w)
+
+
+def test_scales_of_zero_leave_nothing() -> None:
+    for name in ("Q4_0", "Q8_0", "Q4_1"):
+        w = weight(name, 1 << 16, 16, "zero")
+        x = random_x(2, 1 << 16) * F32(2.0**31)
+        y = specialize(one_product, target="cpu")(x, w.tensor)
+        assert not y.any(), name
+
+
+@pytest.mark.parametrize("precision", ["f32", "i8"])
+def test_weights_of_random_bits(precision: str) -> None:
+    for w in all_bits():
+        x = random_x(3, len(w.values))
+        y = specialize(one_product, target="cpu", precision=precision)(x, w.tensor)
+        assert_ieee(y, x, w, I8 if precision == "i8" else 2e-6)
+
+
+def test_the_table_in_the_docs() -> None:
+    text = (ROOT / "docs" / "cpu.md").read_text(encoding="utf-8")
+    rows = [line.split(" | ") for line in text.splitlines() if line.startswith("| `")]
+    assert len(rows) == len(DOTS)
+    for row, dot in zip(rows, DOTS, strict=True):
+        few, many = dot.few, dot.many
+        assert row[:4] == [
+            f"| `{dot.feature}`",
+            f"`{dot.instruction}`, {32 * dot.lanes} bits",
+            "2" if dot.pairs else "4",
+            "floats" if dot.pairs else "3 digits",
+        ]
+        assert row[4] == ("1 digit" if dot.quant_bits == 8 else "1 digit (4-bit quants)")
+        assert row[5] == f"M ≤ {2 * few.rows}: up to {few.rows} × 16"
+        found = ", ".join(f"{tile.rows} × {16 * tile.groups}" for tile in many)
+        assert row[6].removesuffix(" |") == found

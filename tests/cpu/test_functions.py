@@ -1,0 +1,74 @@
+"""Whole functions: random graphs against a float64 run of themselves, and element-wise accuracy."""
+
+from typing import Final
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from q4jit import specialize
+from tests.support.functions import (
+    BOUND,
+    ELEMENTWISE,
+    assert_close,
+    assert_same_specials,
+    assert_within_4_ulp,
+    every_operation,
+    everywhere,
+    random,
+    reference,
+    special_pairs,
+)
+from tests.support.kernels import IN_PROCESS, require_target
+from tests.support.random_functions import Example, examples
+
+EXAMPLES: Final = 80  # about 0.25 s each: almost all of them compile
+
+
+@settings(
+    max_examples=EXAMPLES,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+    phases=(Phase.explicit, Phase.generate, Phase.shrink),
+)
+@given(examples(), st.sampled_from(["cpu", "cpu", "cpu", "cpu:x86-64-v3", "cpu:x86-64"]))
+def test_a_random_function(example: Example, target: str) -> None:
+    function, args = example.function(), tuple(example.arguments.values())
+    found = specialize(function, target=require_target(target))(*args)
+    assert isinstance(found, tuple) == example.returns_tuple
+    assert_close(found, reference(function, *args))
+
+
+def test_the_measure_sees_a_wrong_function() -> None:
+    y = random(3, 5)
+    assert_close(y, (y.astype(np.float64),))
+    with pytest.raises(AssertionError, match="result 0 differs by a relative rms of 4"):
+        assert_close(y, (y.astype(np.float64) * (1 + 4.01e-6),))
+    with pytest.raises(AssertionError, match="has the shape"):
+        assert_close(y[0], (y,))
+    with pytest.raises(AssertionError):
+        assert_close((y, y), (y,))
+    assert BOUND == 3e-6
+
+
+# --- element-wise functions ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("target", IN_PROCESS)
+@pytest.mark.parametrize("name", ELEMENTWISE)
+@pytest.mark.parametrize("width", [0, 1], ids=["vector", "scalar"])
+def test_element_wise_within_4_ulp(name: str, target: str, width: int) -> None:
+    """In lanes, and for rows of one element, where kernels compute scalars."""
+    function, low, high = ELEMENTWISE[name]
+    x = everywhere(low, high)
+    x = x.reshape(-1, width) if width else x
+    found = np.asarray(specialize(function, target=require_target(target))(x))
+    assert_within_4_ulp(found, function, x)
+
+
+@pytest.mark.parametrize("target", IN_PROCESS)
+def test_where_nan_and_infinity_go(target: str) -> None:
+    """Every operation on every pair of special values does what NumPy does in f32."""
+    a, b = special_pairs()
+    found = specialize(every_operation, target=require_target(target))(a, b)
+    assert_same_specials(found, a, b)

@@ -1,0 +1,60 @@
+"""Four generated texts to read: a change of what is generated shows as a change of these files.
+
+`pytest tests/cpu/test_golden.py --update-golden` writes them anew; look at the difference.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from q4jit import QuantizedTensor
+from q4jit.compilers import llvm
+from q4jit.cpu.lower import lower
+from q4jit.runtime.cpu import undefined_symbols
+from q4jit.targets import find_target
+from tests.support.kernels import lowered, random_x, weight
+
+Golden = Callable[[str, str], None]
+
+
+def check(golden: Golden, function: Callable[..., Any], target: str, args: list[Any]) -> None:
+    """The text of the function's only kernel is the golden one, and it compiles."""
+    found = find_target(target)
+    plan = lowered(function, found, args)
+    (kernel,) = plan.kernels
+    source = lower(plan, kernel)
+    assert not undefined_symbols(llvm.compile_object(source.text, found))
+    golden(source.text, source.suffix)
+
+
+def test_q4_0_times_one_row_on_avx512(golden: Golden) -> None:
+    def product(x: Any, w: QuantizedTensor) -> Any:
+        return x @ w
+
+    check(golden, product, "cpu:x86-64-v4", [random_x(1, 4096), weight("Q4_0", 4096, 64).tensor])
+
+
+def test_q4_0_times_one_row_on_vnni(golden: Golden) -> None:
+    def product(x: Any, w: QuantizedTensor) -> Any:
+        return x @ w
+
+    args = [random_x(1, 4096), weight("Q4_0", 4096, 64).tensor]
+    check(golden, product, "cpu:x86-64-v4+avx512vnni", args)
+
+
+def test_norm_bias_and_residual_on_avx2(golden: Golden) -> None:
+    def layer(x: Any, gain: Any, w: QuantizedTensor, bias: Any, residual: Any) -> Any:
+        h = x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + 1e-5) * gain
+        return h @ w + bias + residual
+
+    w = weight("F32", 64, 40).tensor
+    args = [random_x(1, 64), random_x(64), w, random_x(40), random_x(1, 40)]
+    check(golden, layer, "cpu:x86-64-v3", args)
+
+
+def test_one_column_of_q8_0_on_aarch64(golden: Golden) -> None:
+    def column(x: Any, w: QuantizedTensor) -> Any:
+        return x @ w
+
+    check(golden, column, "cpu:aarch64", [random_x(3, 256), weight("Q8_0", 256, 1).tensor])

@@ -1,0 +1,385 @@
+"""Products, dot products and values of weights on every CPU target, against the gguf package."""
+
+import numpy as np
+import pytest
+
+from q4jit import specialize
+from q4jit.compilers import llvm
+from q4jit.cpu.llvm_text import Module
+from q4jit.cpu.lower import lower
+from q4jit.cpu.products import add_dot
+from q4jit.cpu.schedule import layout
+from q4jit.targets import find_target
+from q4jit.weights.formats import FORMATS
+from q4jit.weights.layouts import GGUF, INTERLEAVED16
+from tests.support.kernels import (
+    F32,
+    FLOAT_FORMATS,
+    FORMATS_OF_32,
+    GUARDED,
+    IN_PROCESS,
+    Floats,
+    Guarded,
+    Weight,
+    all_bits,
+    around,
+    assert_contract,
+    assert_ieee,
+    assert_same_bits,
+    block,
+    dequantizer,
+    distributions,
+    errors,
+    hard_x,
+    in_step,
+    lowered,
+    not_finite_rows,
+    on,
+    one_product,
+    products,
+    random_x,
+    relative_error,
+    run_guarded,
+    slices,
+    spoiled,
+    spoiled_weights,
+    weight,
+    weights,
+)
+
+K = 512
+WIDTHS = (1, 37, 64)
+
+every_target = pytest.mark.parametrize("target", IN_PROCESS)
+every_guarded_cpu = pytest.mark.parametrize("cpu", GUARDED, ids=str)
+
+
+def check_products(target: str, x: Floats, found: list[Weight]) -> None:
+    """All products of x, in one kernel, keep the contract."""
+    results = on(target, products(len(found)))(x, *(w.tensor for w in found))
+    for y, w in zip(results, found, strict=True):
+        assert_contract(y, x, w)
+
+
+# --- shapes -----------------------------------------------------------------------------------
+
+
+def test_the_measure_sees_a_wrong_product() -> None:
+    w, x = weight("Q4_0", K, 37), random_x(2, K)
+    exact = x.astype(np.float64) @ w.values
+    assert_contract(exact.astype(F32), x, w)
+    size = np.sqrt(x.astype(np.float64) ** 2 @ w.values**2)
+    with pytest.raises(AssertionError, match=r"rms error 3\.0.e-06 in row 1"):
+        assert_contract((exact + np.array([[0], [3e-6]]) * size).astype(F32), x, w)
+    exact[1, 5] = np.nan
+    with pytest.raises(AssertionError, match="rms error nan"):
+        assert_contract(exact.astype(F32), x, w)
+
+
+@pytest.mark.parametrize("m", [0, 1, 2, 3, 7, 8, 16, 17, 64])
+def test_every_number_of_rows(m: int) -> None:
+    check_products("cpu", random_x(m, K), weights(K, WIDTHS))
+
+
+@every_target
+@pytest.mark.parametrize("m", [0, 1, 8, 17])
+def test_every_target(target: str, m: int) -> None:
+    check_products(target, random_x(m, K), weights(K, WIDTHS))
+
+
+@every_target
+def test_many_columns(target: str) -> None:
+    check_products(target, random_x(3, 256), weights(256, [4096], names=["Q4_0"]))
+
+
+GGML_SHAPES = [
+    *((16, m, 256) for m in range(1, 10)),
+    *((16, m, 1024) for m in (1, 8, 16)),
+    (2880, 32, 2880),
+    (576, 512, 576),
+    (1, 2048, 8192),
+    (1, 64, 256),
+]
+
+
+@pytest.mark.parametrize(("n", "m", "k"), GGML_SHAPES)
+def test_shapes_of_ggml(n: int, m: int, k: int) -> None:
+    w = weight("Q4_0", k, n)
+    rng = np.random.default_rng(0)
+    x = rng.uniform(-1, 1, (m, k)).astype(F32)
+    y = on("cpu", one_product)(x, w.tensor)
+    assert_contract(y, x, w)
+    exact = x.astype(np.float64) @ w.values
+    assert np.mean((y - exact) ** 2) / np.mean(exact**2) < 5e-4  # ggml's own criterion
+
+
+@pytest.mark.parametrize("m", [1, 2, 3, 4, 8, 12, 16, 24, 32, 48, 64, 118, 128, 152, 768])
+def test_shapes_of_marlin(m: int) -> None:
+    w, x = weight("Q4_0", 1024, 256), random_x(m, 1024)
+    y = on("cpu", one_product)(x, w.tensor)
+    assert_contract(y, x, w)
+    exact = x.astype(np.float64) @ w.values
+    assert np.mean(np.abs(y - exact)) / np.mean(np.abs(exact)) < 1e-3  # Marlin's own criterion
+
+
+@pytest.mark.parametrize(
+    ("k", "target"), [*((k, "cpu") for k in (1, 5, 100)), *((37, t) for t in IN_PROCESS)]
+)
+def test_floats_take_any_k(k: int, target: str) -> None:
+    check_products(target, random_x(3, k), weights(k, [1, 37], names=FLOAT_FORMATS))
+
+
+@every_target
+def test_an_odd_number_of_blocks(target: str) -> None:
+    check_products(target, random_x(3, 96), weights(96, [1, 37], names=FORMATS_OF_32))
+    check_products(target, random_x(3, 768), weights(768, [1, 37], names=["Q6_K"]))
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_single_block(name: str) -> None:
+    k = FORMATS[name].block_elements
+    w, x = weight(name, k, 16), random_x(2, k)
+    assert_contract(on("cpu", one_product)(x, w.tensor), x, w)
+
+
+@pytest.mark.parametrize("lead", [(), (1,), (2, 3), (2, 1, 3), (1, 1, 8), (0,), (2, 0, 3)])
+def test_leading_dimensions(lead: tuple[int, ...]) -> None:
+    w, x = weight("Q4_0", 256, 37), random_x(*lead, 256)
+    assert_contract(on("cpu", one_product)(x, w.tensor), x, w)
+
+
+@pytest.mark.parametrize("m", [1, 64, 32])
+def test_a_first_call_with_equal_sizes(m: int) -> None:
+    # K = 64 and N = 32: M must never be mistaken for either
+    function = specialize(lambda x, w: x @ w)
+    w = weight("Q4_0", 64, 32)
+    for rows in (m, 5, 1):
+        x = random_x(rows, 64)
+        assert_contract(function(x, w.tensor), x, w)
+        assert len(function.signatures) <= 2  # one row broadcasts: a signature of its own
+
+
+# --- distributions ------------------------------------------------------------------------------
+
+
+@every_target
+@pytest.mark.parametrize("scales", ["normal", "zero", "denormal", "largest", "mixed"])
+def test_distributions_and_scales(target: str, scales: str) -> None:
+    rows = distributions(K)
+    x = np.stack([*rows.values()] * 2)[:17]
+    check_products(target, x, weights(K, WIDTHS, scales))
+
+
+@every_target
+def test_a_huge_element_alone_in_its_row(target: str) -> None:
+    # rows of a tile have exponents of their own
+    x = random_x(17, K)
+    x[3, 5], x[4, 300], x[5] = 1e38, -3e38, x[5] * 1e-44
+    check_products(target, x[[0, 1, 2, 3, 4, *range(6, 17)]], weights(K, WIDTHS))
+
+
+@every_target
+def test_denormal_activations(target: str) -> None:
+    x = (random_x(17, K) * 1e-40).astype(F32)
+    assert np.any(np.abs(x[x != 0]) < np.finfo(F32).tiny)
+    check_products(target, x, weights(K, WIDTHS, "largest"))
+
+
+@every_target
+@pytest.mark.parametrize("scales", ["normal", "denormal"])
+def test_denormal_results_are_rounded_once(target: str, scales: str) -> None:
+    x = (random_x(17, K) * 1e-41).astype(F32)
+    found = weights(K, WIDTHS, scales)
+    results = on(target, products(len(found)))(x, *(w.tensor for w in found))
+    for y, w in zip(results, found, strict=True):
+        exact = x.astype(np.float64) @ w.values
+        size = np.sqrt(x.astype(np.float64) ** 2 @ w.values**2)
+        assert np.any((y != 0) & (np.abs(y) < np.finfo(F32).tiny))
+        assert np.all(np.abs(y - exact) <= 2.0**-150 + 1e-5 * size), str(w)
+
+
+@every_target
+def test_results_beyond_f32_are_infinite(target: str) -> None:
+    x = np.full((17, K), 1e38, F32)
+    x[::2] *= -1
+    w = weight("Q4_0", K, 37, "largest")
+    x[1] = np.where(w.values[:, 0] < 0, -1e38, 1e38)
+    y = on(target, one_product)(x, w.tensor)
+    exact = x.astype(np.float64) @ w.values
+    beyond = np.abs(exact) > np.finfo(F32).max
+    assert beyond.any()
+    np.testing.assert_array_equal(y[beyond], np.sign(exact[beyond]) * np.inf)
+
+
+# --- NaN and Inf ----------------------------------------------------------------------------------
+
+
+@every_target
+def test_not_finite_activations(target: str) -> None:
+    x = not_finite_rows(K)
+    found = weights(K, WIDTHS, "mixed")
+    args = [w.tensor for w in found]
+    results = on(target, products(len(found)))(x, *args)
+    clean = np.where(np.isfinite(x), x, F32(1))
+    others = on(target, products(len(found)))(clean, *args)
+    same = np.isfinite(x).all(1)
+    for y, other, w in zip(results, others, found, strict=True):
+        assert_ieee(y, x, w)
+        np.testing.assert_array_equal(y[same], other[same])
+
+
+@pytest.mark.parametrize("k", [1, 5, 37])
+def test_not_finite_activations_beside_padding(k: int) -> None:
+    x = not_finite_rows(k)
+    found = weights(k, [1, 37], names=FLOAT_FORMATS)
+    results = on("cpu", products(len(found)))(x, *(w.tensor for w in found))
+    for y, w in zip(results, found, strict=True):
+        assert_ieee(y, x, w)
+
+
+@every_target
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
+def test_not_finite_scales(target: str, value: float) -> None:
+    found = spoiled_weights(K, (1, 37), value)
+    function = on(target, products(len(found)))
+    aligned = [in_step(w) for w in spoiled_weights(K, (1, 37), 1.0)]
+    for x in [*hard_x(K), *aligned]:
+        for y, w in zip(function(x, *(w.tensor for w in found)), found, strict=True):
+            assert not np.isfinite(w.values).all()
+            assert_ieee(y, x, w)
+
+
+@pytest.mark.parametrize("m", [1, 8])
+def test_not_finite_scales_with_other_numbers_of_rows(m: int) -> None:
+    x = random_x(m, K)
+    found = [spoiled(name, K, 37, np.inf, "d") for name in ("Q4_0", "Q6_K", "F32")]
+    results = on("cpu", products(len(found)))(x, *(w.tensor for w in found))
+    for y, w in zip(results, found, strict=True):
+        assert_ieee(y, x, w)
+
+
+# --- slices and dot products ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "target"), [*((f, "cpu") for f in FORMATS), *(("Q4_0", t) for t in IN_PROCESS[1:])]
+)
+def test_slices_of_a_product(name: str, target: str) -> None:
+    w, x = weight(name, 256, 37), random_x(3, 256)
+    for y, cut in zip(
+        on(target, slices)(x, w.tensor),
+        (slice(16, 32), slice(5, 36), slice(36, 37), slice(32, 37), slice(8)),
+        strict=True,
+    ):
+        assert_contract(y, x, Weight(w.tensor, w.values[:, cut]))
+
+
+@pytest.mark.parametrize("n", range(1, 10))
+def test_the_schedule_of_narrow_results(n: int) -> None:
+    w, x = weight("Q4_0", 256, n), random_x(2, 256)
+    assert_contract(on("cpu", one_product)(x, w.tensor), x, w)
+    plan = lowered(one_product, find_target("cpu"), [x, w.tensor])
+    (section,) = plan.kernels[0].sections
+    assert layout(section) == (GGUF if n < 8 else INTERLEAVED16)
+
+
+# --- values -------------------------------------------------------------------------------------
+
+
+@every_target
+def test_values_are_ggufs(target: str) -> None:
+    found = all_bits()
+    results = on(target, dequantizer(len(found)))(*(w.tensor for w in found))
+    for got, w in zip(results, found, strict=True):
+        assert_same_bits(got, w)
+
+
+# --- every CPU, and every access within its array ----------------------------------------------
+
+
+@every_guarded_cpu
+@pytest.mark.parametrize("m", [1, 3, 8, 9])
+def test_products_beside_guard_pages(cpu: Guarded, m: int) -> None:
+    x = random_x(m, 256)
+    found = weights(256, (37, 16, 1))
+    for y, w in zip(
+        run_guarded(products(len(found)), cpu, [x, *(w.tensor for w in found)]), found, strict=True
+    ):
+        assert_contract(y, x, w)
+
+
+@every_guarded_cpu
+def test_padded_k_beside_guard_pages(cpu: Guarded) -> None:
+    x = random_x(3, 37)
+    found = weights(37, (37, 1), names=FLOAT_FORMATS)
+    for y, w in zip(
+        run_guarded(products(len(found)), cpu, [x, *(w.tensor for w in found)]), found, strict=True
+    ):
+        assert_contract(y, x, w)
+
+
+@every_guarded_cpu
+def test_unaligned_rows_beside_guard_pages(cpu: Guarded) -> None:
+    x = random_x(2, 256)
+    found = weights(256, (1, 7))
+    args = [x, *(w.tensor for w in found)]
+    for y, w in zip(run_guarded(products(len(found)), cpu, args, gap_bytes=1), found, strict=True):
+        assert_contract(y, x, w)
+
+
+@every_guarded_cpu
+def test_not_finite_beside_guard_pages(cpu: Guarded) -> None:
+    x = hard_x(256)[1]
+    found = spoiled_weights(256, (37, 1), np.inf)
+    for y, w in zip(
+        run_guarded(products(len(found)), cpu, [x, *(w.tensor for w in found)]), found, strict=True
+    ):
+        assert_ieee(y, x, w)
+
+
+@every_guarded_cpu
+def test_values_beside_guard_pages(cpu: Guarded) -> None:
+    found = all_bits()
+    results = run_guarded(dequantizer(len(found)), cpu, [w.tensor for w in found])
+    for got, w in zip(results, found, strict=True):
+        assert_same_bits(got, w)
+
+
+@every_guarded_cpu
+@pytest.mark.parametrize("n", [37, 5])
+def test_a_fused_function_beside_guard_pages(cpu: Guarded, n: int) -> None:
+    gate, up = weight("Q4_0", 256, n, seed=1), weight("Q6_K", 256, n, seed=2)
+    args, exact = around(random_x(3, 256), gate, up)
+    (y,) = run_guarded(block, cpu, args)
+    assert relative_error(y, exact) < 3e-6
+
+
+def test_every_level_gets_code_of_its_own() -> None:
+    args = [random_x(1, 256), weight("Q4_0", 256, 16).tensor]
+    assembly = {}
+    for name in ("cpu:x86-64-v4", "cpu:x86-64-v3", "cpu:x86-64"):
+        target = find_target(name)
+        plan = lowered(one_product, target, args)
+        assembly[name] = llvm.compile_assembly(lower(plan, plan.kernels[0]).text, target)
+    assert "zmm" in assembly["cpu:x86-64-v4"]
+    assert "zmm" not in assembly["cpu:x86-64-v3"]
+    assert "ymm" in assembly["cpu:x86-64-v3"]
+    assert "ymm" not in assembly["cpu:x86-64"]
+
+
+@pytest.mark.parametrize("target", ["cpu:x86-64", "cpu:x86-64-v3", "cpu:aarch64"])
+@pytest.mark.parametrize("format_", FORMATS)
+def test_a_dot_assumes_no_alignment_of_rows(format_: str, target: str) -> None:
+    module = Module(find_target(target))
+    add_dot(module, FORMATS[format_], 512, early_scale=False)
+    loads = [line for line in module.text("").splitlines() if " = load " in line]
+    of_rows = [line for line in loads if "ptr %x" not in line]
+    assert of_rows
+    assert all(line.endswith("align 1") or "= load i8," in line for line in of_rows)
+
+
+def test_the_measure_is_the_contracts() -> None:
+    x, w = np.array([[3, 4]], F32), np.array([[1.0], [1.0]])
+    found = errors(np.array([[7 + 5e-6]], F32), x, w)
+    np.testing.assert_allclose(found, 1e-6, rtol=0.1)
+    assert np.isnan(errors(np.array([[0]], F32), np.array([[1e38, 1e38]], F32), 10 * w))

@@ -1,0 +1,588 @@
+"""The demo's model against what llama.cpp computes, and what the demo refuses."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tracemalloc
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+from gguf import GGMLQuantizationType
+from numpy.typing import NDArray
+
+from q4jit import GGUFError, QuantizedTensor, load_gguf
+from tests.support.paths import ROOT, TESTS
+from tests.support.tools import model_file
+
+EXAMPLES = ROOT / "examples"
+sys.path.insert(0, str(EXAMPLES))
+
+from llama import CHUNK, Config, Llama  # noqa: E402
+from requantize import requantized  # noqa: E402
+from session import Picker  # noqa: E402
+from tokenizer import GGUFTokenizer, render_chat  # noqa: E402
+
+REFERENCE: dict[str, Any] = json.loads(
+    (TESTS / "data" / "smollm2_reference.json").read_text(encoding="utf-8")
+)
+TOKENS: list[int] = REFERENCE["tokens"]
+# llama.cpp's own f32 arithmetic is the reference, so nothing better than rounding is asked for:
+# the 30 layers turn the kernels' 2e-6 into about 1e-5.
+LIMIT = 1e-4
+
+Metadata = dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def model_path() -> Path:
+    return model_file()
+
+
+@pytest.fixture(scope="module")
+def tokenizer(model_path: Path) -> GGUFTokenizer:
+    return GGUFTokenizer(load_gguf(model_path).metadata)
+
+
+@pytest.fixture(scope="module", params=["as_shipped", "requantised_q4_0"])
+def case(request: pytest.FixtureRequest, model_path: Path) -> tuple[Llama, dict[str, Any]]:
+    """A model and what llama.cpp computed with the same weights."""
+    file = load_gguf(model_path)
+    shipped = request.param == "as_shipped"
+    tensors = file if shipped else requantized(model_path, file, list)
+    return Llama(file.metadata, tensors), REFERENCE[request.param]
+
+
+def relative_rms(found: NDArray[Any], wanted: NDArray[Any]) -> float:
+    return float(np.linalg.norm(np.subtract(found, wanted, dtype=float)) / np.linalg.norm(wanted))
+
+
+def greedy(model: Llama, prompt: Sequence[int], count: int) -> list[int]:
+    state = model.state(len(prompt) + count)
+    tokens = [int(model.forward(prompt, state).argmax())]
+    while len(tokens) < count:
+        tokens.append(int(model.forward(tokens[-1:], state).argmax()))
+    return tokens
+
+
+def test_token_ids_are_llama_cpps(tokenizer: GGUFTokenizer) -> None:
+    assert tokenizer.encode(REFERENCE["text"]) == TOKENS
+    assert tokenizer.encode(REFERENCE["chat_text"]) == REFERENCE["chat_tokens"]
+
+
+def test_the_chat_template_of_the_file_gives_the_reference_prompt(
+    tokenizer: GGUFTokenizer, model_path: Path
+) -> None:
+    template = load_gguf(model_path).metadata["tokenizer.chat_template"]
+    assert isinstance(template, str)
+    messages = [{"role": "user", "content": "What is the capital of France?"}]
+    assert render_chat(template, messages, tokenizer) == REFERENCE["chat_text"]
+
+
+def test_characters_of_several_tokens_are_streamed_whole(tokenizer: GGUFTokenizer) -> None:
+    text = "naïve 日本語 😀👩‍👩‍👧 Ελληνικά — 12345\n\ttab  \u00a0"
+    ids = tokenizer.encode(text)
+    stream = tokenizer.stream()
+    parts = [stream.push(token) for token in ids]
+    assert "".join([*parts, stream.finish()]) == text == tokenizer.decode(ids)
+    assert not any("\ufffd" in part for part in parts)
+    assert "" in parts  # else the text did not test what it is for
+
+
+def test_a_character_that_never_ends_becomes_a_replacement_sign(tokenizer: GGUFTokenizer) -> None:
+    stream = tokenizer.stream()
+    first = next(i for i in tokenizer.encode("語") if len(tokenizer.token_bytes(i)) < 3)
+    assert (stream.push(first), stream.finish()) == ("", "\ufffd")
+
+
+def test_logits_are_llama_cpps(case: tuple[Llama, dict[str, Any]]) -> None:
+    model, wanted = case
+    logits = model.forward(TOKENS, model.state(len(TOKENS)), every=True)
+    assert logits.shape == (len(TOKENS), model.config.vocabulary)
+    assert logits.dtype == np.float32
+    for position, some in wanted["logits"].items():
+        row = logits[int(position)].astype(float)
+        assert relative_rms(row[REFERENCE["vocabulary_ids"]], np.array(some)) <= LIMIT
+        assert np.linalg.norm(row) == pytest.approx(wanted["logits_norm"][position], rel=LIMIT)
+
+    # The likeliest token is llama.cpp's wherever the margin exceeds the tolerance of the logits.
+    best, theirs = logits.max(axis=1), logits[np.arange(len(TOKENS)), wanted["argmax"]]
+    tolerance = 4 * LIMIT * np.sqrt(np.mean(logits.astype(float) ** 2, axis=1))
+    assert (best - theirs <= tolerance).all()
+
+    scores = logits[:-1].astype(float)
+    scores -= scores.max(axis=1, keepdims=True)
+    taken = scores[np.arange(len(scores)), TOKENS[1:]]
+    nll = np.mean(np.log(np.exp(scores).sum(axis=1)) - taken)
+    assert nll == pytest.approx(wanted["mean_nll"], rel=1e-5)
+
+
+def test_greedy_continuations_are_llama_cpps(case: tuple[Llama, dict[str, Any]]) -> None:
+    model, wanted = case
+    prompt = TOKENS[: REFERENCE["greedy_prompt_length"]]
+    for start, name in ((prompt, "greedy"), (REFERENCE["chat_tokens"], "chat_greedy")):
+        assert min(wanted[f"{name}_margin"]) > 0.02  # far above rounding, so they must be equal
+        assert greedy(model, start, len(wanted[name])) == wanted[name]
+
+
+def test_a_prompt_may_come_in_any_pieces(case: tuple[Llama, dict[str, Any]]) -> None:
+    model, _ = case
+    tokens = (TOKENS * 4)[: CHUNK + 30]
+    whole = model.forward(tokens, model.state(len(tokens)))
+    state = model.state(len(tokens) + 5)
+    for start, stop in ((0, 1), (1, 3), (3, 20), (20, CHUNK + 29), (CHUNK + 29, CHUNK + 30)):
+        last = model.forward(tokens[start:stop], state)
+    assert state.length == len(tokens)
+    assert relative_rms(last, whole) <= LIMIT
+
+
+# A model of a few kilobytes, for everything that needs no sensible text.
+
+
+def tiny_metadata() -> Metadata:
+    bytes_of_text = [chr(i) for i in range(33, 127)] + ["Ġ", "Ċ"]
+    tokens = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *bytes_of_text, "he", "Ġhe"]
+    return {
+        "general.architecture": "llama",
+        "llama.block_count": 2,
+        "llama.context_length": 64,
+        "llama.embedding_length": 64,
+        "llama.feed_forward_length": 96,
+        "llama.attention.head_count": 4,
+        "llama.attention.head_count_kv": 2,
+        "llama.rope.freq_base": 10000.0,
+        "llama.attention.layer_norm_rms_epsilon": 1e-5,
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": "smollm",
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.token_type": [3] * 3 + [1] * (len(tokens) - 3),
+        "tokenizer.ggml.merges": ["h e", "Ġ he"],
+        "tokenizer.ggml.eos_token_id": 2,
+        "tokenizer.chat_template": "{{ messages[0].content }}",
+    }
+
+
+def tiny_tensors(metadata: Metadata) -> dict[str, tuple[int, ...]]:
+    """Name → (K, N) or (width,)."""
+    width, wide = 64, 96
+    shapes: dict[str, tuple[int, ...]] = {
+        "token_embd": (width, len(metadata["tokenizer.ggml.tokens"])),
+        "output_norm": (width,),
+    }
+    for i in range(2):
+        shapes |= {
+            f"blk.{i}.attn_norm": (width,),
+            f"blk.{i}.attn_q": (width, width),
+            f"blk.{i}.attn_k": (width, width // 2),
+            f"blk.{i}.attn_v": (width, width // 2),
+            f"blk.{i}.attn_output": (width, width),
+            f"blk.{i}.ffn_norm": (width,),
+            f"blk.{i}.ffn_gate": (width, wide),
+            f"blk.{i}.ffn_up": (width, wide),
+            f"blk.{i}.ffn_down": (wide, width),
+        }
+    return {f"{name}.weight": shape for name, shape in shapes.items()}
+
+
+def write_tiny(
+    path: Path,
+    metadata: Mapping[str, Any],
+    tensors: Mapping[str, tuple[int, ...]] | None = None,
+    kind: GGMLQuantizationType = GGMLQuantizationType.Q4_1,
+) -> Path:
+    writer = gguf.GGUFWriter(path, metadata["general.architecture"])
+    for key, value in metadata.items():
+        if isinstance(value, list):
+            writer.add_array(key, value)
+        elif isinstance(value, str):
+            writer.add_string(key, value)
+        elif isinstance(value, float):
+            writer.add_float32(key, value)
+        else:
+            writer.add_uint32(key, value)
+    random = np.random.default_rng(0)
+    for name, shape in (tiny_tensors(tiny_metadata()) if tensors is None else tensors).items():
+        data = random.standard_normal(shape[::-1]).astype(np.float32)
+        if len(shape) == 1:
+            writer.add_tensor(name, data)
+        else:
+            writer.add_tensor(name, gguf.quants.quantize(data, kind), raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def environment() -> dict[str, str]:
+    """Without an installation the program finds the library beside it."""
+    paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
+    return os.environ | {
+        "PYTHONIOENCODING": "utf-8",
+        "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+    }
+
+
+def generate(*arguments: object) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, EXAMPLES / "generate.py", *map(str, arguments)],
+        env=environment(),
+        capture_output=True,
+        encoding="utf-8",
+        timeout=300,
+        check=False,
+    )
+
+
+REFUSED: list[tuple[Metadata, str]] = [
+    ({"general.architecture": "gemma3"}, r"architecture: found 'gemma3', accepted is 'llama'"),
+    ({"tokenizer.ggml.model": "llama"}, r"found model 'llama' with pre 'smollm', accepted"),
+    ({"tokenizer.ggml.pre": "qwen2"}, r"with pre 'qwen2', accepted is model 'gpt2' with pre 'sm"),
+    ({"tokenizer.ggml.pre": None}, r"with pre None"),
+    ({"tokenizer.ggml.tokens": None}, r"tokenizer\.ggml\.tokens: found no"),
+    ({"tokenizer.ggml.token_type": [1, 1]}, r"token_type: found 2 numbers, expected one for \d+"),
+    ({"tokenizer.ggml.merges": None}, r"merges: found nothing"),
+    ({"tokenizer.ggml.merges": ["h e l"]}, r"'h e l' is not a pair"),
+    ({"tokenizer.ggml.merges": ["e y"]}, r"merges do not fit the vocabulary: .*ey"),
+    ({"tokenizer.ggml.eos_token_id": 1000}, r"eos_token_id is 1000, accepted is 0 to \d+"),
+    ({"llama.block_count": None}, r"llama\.block_count: found None, expected a positive whole"),
+    ({"llama.block_count": 3}, r"no tensor 'blk\.2\.attn_norm\.weight'"),
+    ({"llama.block_count": 1}, r"'blk\.1\.attn_\w+\.weight' is not part of the llama decoder"),
+    ({"llama.embedding_length": 0}, r"embedding_length: found 0"),
+    ({"llama.attention.head_count": 3}, r"head_count is 3: it must divide .* 64"),
+    ({"llama.attention.head_count_kv": 3}, r"head_count_kv is 3: it must divide .* 4"),
+    ({"llama.attention.layer_norm_rms_epsilon": None}, r"epsilon: found None"),
+    ({"llama.rope.freq_base": float("nan")}, r"freq_base: found nan"),
+    ({"llama.rope.dimension_count": 8}, r"dimension_count: found 8, accepted is 16"),
+    ({"llama.rope.scaling.type": "yarn"}, r"scaling\.type: found 'yarn', accepted is 'none'"),
+    ({"llama.expert_count": 8}, r"expert_count: found 8, accepted is 0"),
+    ({"llama.feed_forward_length": 128}, r"ffn_gate.*found shape \(64, 96\), expected \(64, 128\)"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), REFUSED, ids=[m for _, m in REFUSED])
+def test_a_file_that_does_not_fit_is_refused(
+    change: Metadata, message: str, tmp_path: Path
+) -> None:
+    changed = tiny_metadata() | change
+    metadata = {key: value for key, value in changed.items() if value is not None}
+    file = load_gguf(write_tiny(tmp_path / "tiny.gguf", metadata))
+
+    def prepare() -> None:
+        Config.from_metadata(file.metadata)
+        GGUFTokenizer(file.metadata)
+        Llama(file.metadata, file)
+
+    with pytest.raises(GGUFError, match=message):
+        prepare()
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ ''.__class__ }}",
+        "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+        "{{ messages.__class__.__base__.__subclasses__() }}",
+        "{{ raise_exception.__globals__ }}",
+        "{{ cycler.__init__.__globals__.os.popen('id').read() }}",
+        "{{ self._TemplateReference__context }}",
+        "{{ lipsum.__globals__['os'] }}",
+        "{{ messages.append(1) }}",
+        "{{ '{0.__class__}'.format(messages) }}",
+        "{% for i in range(10000000) %}x{% endfor %}",
+        "{{ 1 / 0 }}",
+        "{{ raise_exception('only tools') }}",
+        "{% if %}",
+        "{% include '/etc/passwd' %}",
+        "{{ messages[0].content.missing.attribute }}",
+    ],
+)
+def test_a_chat_template_cannot_leave_the_sandbox(template: str, tmp_path: Path) -> None:
+    file = load_gguf(write_tiny(tmp_path / "tiny.gguf", tiny_metadata()))
+    messages = [{"role": "user", "content": "hello"}]
+    with pytest.raises(GGUFError, match="the chat template failed"):
+        render_chat(template, messages, GGUFTokenizer(file.metadata))
+
+
+def test_a_chat_template_cannot_fill_the_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tokenizer.MAX_CHAT_CHARACTERS", 1000)
+    file = load_gguf(write_tiny(tmp_path / "tiny.gguf", tiny_metadata()))
+    template = "{% for i in range(9999) %}{% for j in range(9999) %}x{% endfor %}{% endfor %}"
+    with pytest.raises(GGUFError, match="over 1000 characters"):
+        render_chat(template, [], GGUFTokenizer(file.metadata))
+
+
+@pytest.mark.parametrize(
+    "expression",
+    [
+        "'a' * 10**10",
+        "10**10 * 'a'",
+        "[1] * 10**10",
+        "messages * 10**10",
+        "10 ** (10**10)",
+        "2 ** messages[0].size",
+        "(2**400000) * (2**400000) * (2**400000)",
+        "'%10000000000d' % 1",
+        "'%(a)-10000000000d' % {'a': 1}",
+        "'%.10000000000f' % 1.5",
+        "'%*d' % (10**10, 1)",
+        "'%10000000000d' | format(1)",
+        "'{:10000000000}'.format(1)",
+        "'{:{w}}'.format(1, w='10000000000')",
+        "'x' | center(10**10)",
+        "'x' | center(width=10**10)",
+        "'x' | indent(10**10, true)",
+        "['x'] | batch(10**10, 'x') | list",
+        "1 | round(10**10)",
+        "[1] | tojson(indent=10**10)",
+        "'x'.center(10**10)",
+        "'x'.ljust(messages[0].size)",
+        "(1).to_bytes(10**10, 'big')",
+        "lipsum(10**10)",
+    ],
+)
+def test_a_chat_template_cannot_ask_for_a_huge_value(expression: str, tmp_path: Path) -> None:
+    file = load_gguf(write_tiny(tmp_path / "tiny.gguf", tiny_metadata()))
+    messages: list[Any] = [{"size": 10**10}]
+    tracemalloc.start()
+    try:
+        with pytest.raises(GGUFError, match=r"template failed: (Security|Undefined)Error"):
+            render_chat(f"{{{{ {expression} }}}}", messages, GGUFTokenizer(file.metadata))
+        assert tracemalloc.get_traced_memory()[1] < 1 << 25
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "RecursionError"),
+        ("{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}", "RecursionError"),
+        ("{{ 'long text' | truncate(1) }}", "AssertionError"),
+        ("{{ messages[0].exhaust() }}", "MemoryError"),
+    ],
+)
+def test_a_chat_template_that_exhausts_python_is_refused(
+    template: str, message: str, tmp_path: Path
+) -> None:
+    def exhaust() -> None:
+        raise MemoryError
+
+    file = load_gguf(write_tiny(tmp_path / "tiny.gguf", tiny_metadata()))
+    messages: list[Any] = [{"exhaust": exhaust}]
+    with pytest.raises(GGUFError, match=f"the chat template failed: {message}"):
+        render_chat(template, messages, GGUFTokenizer(file.metadata))
+
+
+def test_a_chat_template_may_use_what_is_bounded(tmp_path: Path) -> None:
+    template = (
+        "{{ '-' * 3 }} {{ 3 * 4 }} {{ 2 ** 10 }} {{ 1.5 * 2 }} {{ 2 ** 0.5 > 1 }} {{ 7 % 4 }} "
+        "{{ '%5.1f%%' % 1.25 }} {{ '{:>4}'.format(1) }} {{ 'x' | center(3) }} "
+        "{{ 1700000000 | tojson }} {{ 1.26 | round(1) }} {{ [1, 2] | batch(1) | list }} "
+        "{{ {'a': 10**9}.get('a') }} {{ 'a\nb' | indent(1) | length }}"
+    )
+    file = load_gguf(write_tiny(tmp_path / "tiny.gguf", tiny_metadata()))
+    assert render_chat(template, [], GGUFTokenizer(file.metadata)) == (
+        "--- 12 1024 3.0 True 3   1.2%    1  x  1700000000 1.3 [[1], [2]] 1000000000 4"
+    )
+
+
+class Conversion:
+    """Converts a tiny model's weights as the demo does, noting which ones."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.names: list[str] = []
+
+    def __call__(self) -> dict[str, Any]:
+        self.names = []
+        return requantized(self.path, load_gguf(self.path), self._note)
+
+    def _note(self, names: Iterable[str]) -> Iterator[str]:
+        for name in names:
+            self.names.append(name)
+            yield name
+
+
+@pytest.fixture
+def conversion(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Conversion:
+    monkeypatch.setenv("Q4JIT_CACHE_DIR", str(tmp_path / "cache"))
+    return Conversion(write_tiny(tmp_path / "tiny.gguf", tiny_metadata()))
+
+
+def kept_file(tmp_path: Path) -> Path:
+    [path] = (tmp_path / "cache" / "models").iterdir()  # nothing temporary is left beside it
+    return path
+
+
+def assert_same_blocks(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    assert found.keys() == wanted.keys()
+    for name, tensor in wanted.items():
+        if isinstance(tensor, QuantizedTensor):
+            assert found[name].format == tensor.format == "Q4_0"
+            np.testing.assert_array_equal(found[name].raw, tensor.raw)
+
+
+def test_weights_are_converted_once_per_source(conversion: Conversion) -> None:
+    first = conversion()
+    assert len(conversion.names) == 15
+    down = load_gguf(conversion.path)["blk.1.ffn_down.weight"]
+    assert isinstance(down, QuantizedTensor)
+    np.testing.assert_array_equal(
+        first["blk.1.ffn_down.weight"].raw,
+        gguf.quants.quantize(down.dequantize().T, GGMLQuantizationType.Q4_0),
+    )
+    second = conversion()
+    assert conversion.names == []
+    assert_same_blocks(second, first)
+    os.utime(conversion.path, (1, 1))
+    conversion()
+    assert len(conversion.names) == 15
+
+
+@pytest.mark.parametrize("damage", [b"", b"GGUF", b"x" * 5000])
+def test_a_damaged_kept_file_is_made_anew(
+    damage: bytes, conversion: Conversion, tmp_path: Path
+) -> None:
+    first = conversion()
+    kept = kept_file(tmp_path)
+    whole = kept.read_bytes()
+    kept.write_bytes(damage)
+    assert_same_blocks(conversion(), first)
+    assert len(conversion.names) == 15
+    assert kept_file(tmp_path).read_bytes() == whole
+
+
+def test_weights_that_cannot_be_kept_are_used_all_the_same(
+    conversion: Conversion, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "cache").write_text("a file where the directory should be")
+    assert len(conversion()) == 20
+    assert "cannot keep the Q4_0 weights" in capsys.readouterr().err
+
+
+def test_likeliest_and_drawn_tokens() -> None:
+    logits = np.log(np.array([[0.1, 0.5, 0.25, 0.15]], np.float32))
+    assert Picker(0, 1, None)(logits) == 1
+
+    def drawn(temperature: float, top_p: float, seed: int) -> list[int]:
+        pick = Picker(temperature, top_p, seed)
+        return [pick(logits) for _ in range(2000)]
+
+    assert drawn(1, 1, 7) == drawn(1, 1, 7) != drawn(1, 1, 8)
+    shares = np.bincount(drawn(1, 1, 0), minlength=4) / 2000
+    np.testing.assert_allclose(shares, [0.1, 0.5, 0.25, 0.15], atol=0.04)
+    assert set(drawn(1, 0.7, 0)) == {1, 2}
+    assert set(drawn(0.01, 1, 0)) == {1}
+
+
+# The program itself.
+
+
+def test_the_demo_answers(model_path: Path) -> None:
+    done = generate("--keep-format", "--threads", 2)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "The capital of France is Paris.\n"
+    assert re.search(
+        r"^prompt 37 tokens at \d+ tokens/s; first token after [\d.]+ s; "
+        r"answer 8 tokens, decoding [\d.]+ tokens/s$",
+        done.stderr,
+        re.MULTILINE,
+    )
+
+
+def test_the_demo_stops_after_as_many_tokens_as_asked(model_path: Path) -> None:
+    done = generate("--keep-format", "--max-tokens", 3)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "The capital of\n"
+    assert "; answer 3 tokens, " in done.stderr
+
+
+def test_the_demo_measures_itself(tmp_path: Path) -> None:
+    path = write_tiny(tmp_path / "tiny.gguf", tiny_metadata())
+    done = generate("--model", path, "--raw", "--keep-format", "--benchmark")
+    assert done.returncode == 0, done.stderr
+    assert re.fullmatch(
+        r"prompt of 64 tokens: \d+ tokens/s\ndecoding after 16 tokens: [\d.]+ tokens/s\n",
+        done.stdout,
+    )
+
+
+def test_the_demo_stops_where_the_context_ends(tmp_path: Path) -> None:
+    path = write_tiny(tmp_path / "tiny.gguf", tiny_metadata())
+    arguments = ("--model", path, "--keep-format", "--raw", "--max-tokens", 100)
+    done = generate(*arguments, "hello you", "--temperature", 2, "--seed", 3)
+    assert done.returncode == 0, done.stderr
+    answered = re.search(r"answer (\d+) tokens", done.stderr)
+    assert answered
+    if "<|im_end|>" not in done.stdout:
+        assert int(answered[1]) == 57
+        assert done.stderr.rstrip().endswith("; the context is full")
+    done = generate(*arguments, "x" * 64)
+    assert done.returncode == 1
+    assert done.stderr == ("generate.py: the prompt has 64 tokens, and the model's context is 64\n")
+
+
+def test_the_demo_says_what_is_wrong(tmp_path: Path) -> None:
+    metadata = tiny_metadata()
+    del metadata["tokenizer.chat_template"]
+    path = write_tiny(tmp_path / "tiny.gguf", metadata)
+    foreign = write_tiny(tmp_path / "foreign.gguf", metadata | {"general.architecture": "bert"})
+    cases: list[tuple[list[object], str]] = [
+        (["--model", tmp_path / "none.gguf"], "No such file or directory"),
+        (["--model", EXAMPLES / "generate.py"], "magic"),
+        (["--model", foreign], "architecture: found 'bert', accepted is 'llama'"),
+        (["--model", path], "the file has no 'tokenizer.chat_template': accepted is --raw"),
+        (["--model", path, "--raw", ""], "the prompt is empty"),
+        (["--model", path, "--raw", "--threads", "9999", "hello"], "Q4JIT_NUM_THREADS='9999'"),
+    ]
+    for arguments, message in cases:
+        done = generate(*arguments)
+        assert (done.returncode, done.stdout) == (1, "")
+        assert done.stderr.startswith("generate.py: ")
+        assert done.stderr.count("\n") == 1
+        assert message in done.stderr
+    for option in ("--top-p=0", "--temperature=-1", "--max-tokens=0", "--threads=0", "--seed=-1"):
+        done = generate(option)
+        assert done.returncode == 2
+        assert f"argument {option.partition('=')[0]}: found" in done.stderr
+
+
+def test_an_interrupted_answer_ends_with_the_statistics(tmp_path: Path) -> None:
+    metadata = tiny_metadata() | {"llama.context_length": 100_000}
+    del metadata["tokenizer.ggml.eos_token_id"]
+    path = write_tiny(tmp_path / "tiny.gguf", metadata)
+    command: list[str | Path] = [sys.executable, EXAMPLES / "generate.py", "--model", path]
+    with subprocess.Popen(
+        [
+            *command,
+            "--keep-format",
+            "--raw",
+            "--max-tokens",
+            "99000",
+            "--temperature",
+            "1",
+            "hello",
+        ],
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        encoding="utf-8",
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.read(1)
+        process.send_signal(signal.SIGINT)
+        process.stdout.read()
+        errors = process.stderr.read()
+    assert process.returncode == 0, errors
+    assert errors.rstrip().endswith("; interrupted")
+    assert "Traceback" not in errors

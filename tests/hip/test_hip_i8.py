@@ -1,0 +1,269 @@
+"""Precision `i8` on GPUs: the dot schedule keeps its contract, and rows beyond int8 are exact."""
+
+from typing import Any, Final
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from q4jit.errors import TargetError
+from q4jit.hip.render import render
+from q4jit.hip.schedule import GEMV, GEMV_DOT, ROWS, TILE_MATRIX, HipPlan, Tuning, scratch
+from q4jit.weights.formats import FORMATS
+from q4jit.weights.layouts import GGUF
+from tests.support.hip import Floats, hip_plan, rows_of, run_on_host
+from tests.support.hip_host import compile_host
+from tests.support.kernels import (
+    F32,
+    Weight,
+    around,
+    block,
+    errors,
+    one_product,
+    random_x,
+    relative_error,
+    weight,
+)
+
+BOUND: Final = 2e-2  # of `precision="i8"`
+EXACT: Final = 2e-6  # of rows that int8 does not represent
+NORMAL: Final = 8e-3
+K: Final = 512
+N: Final = 37
+BLOCK_FORMATS: Final = tuple(f.name for f in FORMATS.values() if f.float_dtype is None)
+I8: Final = Tuning(precision="i8")
+I8_DOT: Final = Tuning(precision="i8", schedule=GEMV_DOT)
+
+every_format = pytest.mark.parametrize("name", BLOCK_FORMATS)
+every_wave = pytest.mark.parametrize("arch", ["gfx1030", "gfx90a"])  # 32 and 64 lanes
+
+
+def planned(x: Floats, w: Weight, arch: str = "gfx1030", tuning: Tuning = I8_DOT) -> HipPlan:
+    """The plan of x @ w, which is one of the dot schedule."""
+    plan = hip_plan(one_product, f"hip:{arch}", [x, w.tensor], tuning)
+    assert [k.schedule for k in plan.kernels] == [ROWS, GEMV_DOT]
+    return plan
+
+
+def product(x: Floats, w: Weight, arch: str = "gfx1030", tuning: Tuning = I8_DOT) -> Floats:
+    (y,) = run_on_host(planned(x, w, arch, tuning), [x, w.tensor])
+    return y
+
+
+def row_errors(y: Floats, x: Floats, w: Weight) -> NDArray[np.float64]:
+    """The rms error of every row in the contract's measure; a NaN that is none in float64 shows."""
+    assert y.shape == (len(x), w.values.shape[1])
+    return np.asarray(np.sqrt(np.mean(errors(y, x, w.values) ** 2, axis=-1)))
+
+
+def rough_rows(x: Floats) -> NDArray[np.bool_]:
+    """Which rows of x the `rows` kernel calls rough: all scales of them are NaN, or none."""
+    plan = planned(x, weight("Q4_0", x.shape[1], 16))
+    first = plan.kernels[0]
+    sizes = scratch(plan, first, len(x))
+    types = {"x_quants": np.uint32, "x_scales": np.float32, "x_sums": np.int16}
+    made = [np.zeros(size // 4 * 4, np.uint8).view(types[s.kind]) for s, size in sizes.items()]
+    program = compile_host(render(plan, first, "host").text, first.symbol)
+    found = program.run((1, len(x)), first.block_size, [x, *made, len(x)])
+    scales = found[[s.kind for s in sizes].index("x_scales")].reshape(len(x), -1)
+    rough = np.isnan(scales)
+    np.testing.assert_array_equal(rough.all(1), rough.any(1))
+    return np.asarray(rough.all(1))
+
+
+# --- the contract ---------------------------------------------------------------------------------
+
+
+@every_wave
+@every_format
+@pytest.mark.parametrize("m", [1, 3, 16])
+def test_normal_rows(name: str, m: int, arch: str) -> None:
+    x, w = random_x(m, K), weight(name, K, N)
+    found = row_errors(product(x, w, arch), x, w)
+    assert np.max(found) < BOUND
+    assert 1e-3 < np.sqrt(np.mean(found**2)) < NORMAL  # int8 was used, and used well
+
+
+@every_format
+def test_ggufs_own_blocks(name: str) -> None:
+    x, w = random_x(2, K), weight(name, K, N)
+    found = row_errors(product(x, w, tuning=Tuning(precision="i8", layout=GGUF)), x, w)
+    assert np.max(found) < NORMAL
+
+
+@pytest.mark.parametrize("k", [32, 96, 1184])  # fewer units than lanes; more than a block's threads
+def test_other_k(k: int) -> None:
+    x, w = random_x(3, k), weight("Q4_0", k, N)
+    assert np.max(row_errors(product(x, w), x, w)) < BOUND
+
+
+def test_quants_are_ggufs_int8() -> None:
+    # whole numbers up to 127 are their own quants: nothing is lost
+    rng = np.random.default_rng(3)
+    x = rng.integers(-127, 128, (2, K)).astype(F32)
+    x[:, ::32] = 127
+    for name in BLOCK_FORMATS:
+        w = weight(name, K, N)
+        assert np.max(row_errors(product(x, w), x, w)) < EXACT, name
+
+
+def distributions() -> dict[str, Floats]:
+    """A row of x for each distribution that the contract names, and what could upset int8."""
+    rng = np.random.default_rng(7)
+    normal = rng.standard_normal(K)
+    at = np.arange(K)
+    rows = {
+        "normal": normal,
+        "uniform": rng.uniform(-1, 1, K),
+        "lognormal": rng.lognormal(0, 1, K) * rng.choice([-1, 1], K),
+        "wide lognormal": rng.lognormal(0, 3, K) * rng.choice([-1, 1], K),
+        "outliers": np.where(rng.random(K) < 0.02, 100 * normal, normal),
+        "two huge elements": np.where((at == 300) | (at == 301), 1e6, normal),
+        "zero": 0 * normal,
+        "half zero": np.maximum(normal, 0),
+        "one element": np.where(at == 300, 3.0, 0),
+        "small": normal * 1e-30,
+        "large": normal * 1e30,
+        "denormal": normal * 1e-40,
+        "one number, denormals": np.where(at == 300, 1.0, normal * 1e-40),
+        "mixed magnitudes": normal * 10.0 ** rng.uniform(-20, 20, K),
+    }
+    for size in (1e2, 1e4, 1e10, 1e20, 1e34):
+        rows[f"one element of {size:.0e}"] = np.where(at == 300, size, normal)
+    return {name: row.astype(F32) for name, row in rows.items()}
+
+
+@every_wave
+@every_format
+def test_distributions(name: str, arch: str) -> None:
+    rows, w = distributions(), weight(name, K, 4 * N)
+    names, x = [*rows], np.stack([*rows.values()])
+    for first in (0, 16):
+        part = x[first : first + 16]
+        for row, error in zip(
+            names[first:], row_errors(product(part, w, arch), part, w), strict=False
+        ):
+            assert error < BOUND, row
+
+
+def test_results_of_denormals() -> None:
+    x, w = (random_x(2, K) * 1e-40).astype(F32), weight("Q4_0", K, N, "largest")
+    assert np.max(row_errors(product(x, w), x, w)) < EXACT
+
+
+# --- rough rows -----------------------------------------------------------------------------------
+
+
+def test_which_rows_are_rough() -> None:
+    rows = distributions()
+    found = dict(zip(rows, rough_rows(np.stack([*rows.values()])[:16]), strict=False))
+    usual = ("normal", "uniform", "lognormal", "zero", "half zero")
+    assert [name for name in usual if found[name]] == []
+    rough = ("outliers", "two huge elements", "small", "large", "denormal", "mixed magnitudes")
+    assert [name for name in rough if not found[name]] == []
+
+
+def test_one_huge_element_is_rough() -> None:
+    x = random_x(16, 2048)
+    x[3, 5], x[7, 2000], x[9, 64], x[11, 0] = 1e3, -1e6, np.inf, np.nan
+    assert np.flatnonzero(rough_rows(x)).tolist() == [3, 7, 9, 11]
+
+
+@every_format
+@pytest.mark.parametrize("m", [1, 2, 5, 16])
+def test_rough_rows_are_exact_and_leave_the_others_alone(name: str, m: int) -> None:
+    x, w = random_x(m, K), weight(name, K, N)
+    smooth = product(x, w)
+    spoiled = x.copy()
+    spoiled[m - 1, 300] = 1e30
+    y = product(spoiled, w)
+    assert row_errors(y, spoiled, w)[m - 1] < EXACT
+    np.testing.assert_array_equal(y[: m - 1], smooth[: m - 1])
+
+
+@every_wave
+@every_format
+def test_nan_and_inf_are_where_ieee_puts_them(name: str, arch: str) -> None:
+    values = [[np.nan], [np.inf], [-np.inf], [np.inf, -np.inf], [np.inf, np.inf], [np.nan, np.inf]]
+    x, w = random_x(2 * len(values) + 1, K), weight(name, K, N, "mixed")
+    for i, pair in enumerate(values):
+        for j, value in enumerate(pair):
+            x[2 * i + 1, (31 * i + 33 * j) % K] = value
+    y = product(x, w, arch)
+    with np.errstate(all="ignore"):  # term by term: a BLAS may take shortcuts
+        exact = np.stack([(row[:, np.newaxis] * w.values).sum(0) for row in x.astype(np.float64)])
+    np.testing.assert_array_equal(
+        np.where(np.isfinite(y), 0, y), np.where(np.isfinite(exact), 0, exact)
+    )
+    assert np.isfinite(y[::2]).all()
+
+
+# --- functions ------------------------------------------------------------------------------------
+
+
+@every_wave
+@pytest.mark.parametrize("m", [1, 3, 16])
+def test_a_fused_function(m: int, arch: str) -> None:
+    gate, up = weight("Q4_0", K, N, seed=1), weight("Q6_K", K, N, seed=2)
+    x = random_x(m, K)
+    x[m - 1, 7] = 1e4  # rough, with a prologue before and an epilogue behind
+    args, exact = around(x, gate, up)
+    plan = hip_plan(block, f"hip:{arch}", args, I8)
+    assert [k.schedule for k in plan.kernels] == [ROWS, GEMV_DOT]
+    (y,) = run_on_host(plan, args)
+    assert relative_error(y, exact) < BOUND
+    assert relative_error(y[-1], exact[-1]) < 1e-5
+
+
+def test_products_of_their_own_schedules() -> None:
+    def function(x: Any, w: Any, floats: Any) -> Any:
+        h = x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + 1e-5)
+        return h @ w, h @ floats
+
+    x, w, floats = random_x(3, K), weight("Q8_0", K, N), weight("F16", K, 5)
+    args = [x, w.tensor, floats.tensor]
+    plan = hip_plan(function, "hip:gfx1030", args, I8)
+    assert [k.schedule for k in plan.kernels] == [ROWS, GEMV_DOT, GEMV]
+    h = (x / np.sqrt(np.mean(x.astype(np.float64) ** 2, -1, keepdims=True) + 1e-5)).astype(F32)
+    y, z = run_on_host(plan, args)
+    assert np.max(row_errors(y, h, w)) < NORMAL
+    assert np.max(row_errors(z, h, floats)) < EXACT
+
+
+def test_slices_start_at_their_column() -> None:
+    x, w = random_x(2, K), weight("Q6_K", K, N)
+    x[1, 0] = np.inf
+    plan = hip_plan(lambda x, w: (x @ w)[..., 5:], "hip:gfx90a", [x, w.tensor], I8)
+    assert plan.kernels[-1].schedule == GEMV_DOT
+    (y,) = run_on_host(plan, [x, w.tensor])
+    np.testing.assert_array_equal(y, product(x, w, "gfx90a")[:, 5:])
+
+
+# --- the choice of the schedule -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("precision", ["f32", "f16"])
+def test_more_exact_precisions_never_round_to_int8(precision: str) -> None:
+    args = [random_x(1, K), weight("Q8_0", K, N).tensor]
+    plan = hip_plan(one_product, "hip:gfx1100", args, Tuning(precision=precision))
+    assert [k.schedule for k in plan.kernels] == [GEMV]
+    with pytest.raises(TargetError, match=r"'gemv_dot' with precision .* accepted are precision"):
+        hip_plan(one_product, "hip:gfx1100", args, Tuning(precision=precision, schedule=GEMV_DOT))
+
+
+def test_what_int8_does_not_suit() -> None:
+    x = random_x(1, K)
+    spoiled = weight("Q4_0", K, N, "bits").tensor  # NaN and Inf among the scales
+    for tensor in (weight("F16", K, N).tensor, spoiled):
+        plan = hip_plan(one_product, "hip:gfx1100", [x, tensor], I8)
+        assert plan.kernels[-1].schedule == GEMV
+    many = hip_plan(one_product, "hip:gfx1100", [random_x(17, K), weight("Q8_0", K, N).tensor], I8)
+    assert many.kernels[-1].schedule == TILE_MATRIX
+
+
+def test_scratch_is_what_the_kernels_take() -> None:
+    x, w = random_x(5, K), weight("Q4_0", K, N)
+    first, second = planned(x, w).kernels
+    found = {s.kind: size for s, size in scratch(planned(x, w), first, rows_of([x])).items()}
+    assert found == {"x_quants": 5 * K, "x_scales": 5 * K // 8, "x_sums": 5 * K // 8}
+    assert scratch(planned(x, w), second, 5).keys() == scratch(planned(x, w), first, 5).keys()

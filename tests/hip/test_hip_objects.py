@@ -1,0 +1,386 @@
+"""What generated kernels become: registers on record, no spills, the instructions that were meant.
+
+tests/golden/hip_objects.txt holds what each kernel needs in the words of its code object, as the
+clang of one version of ziglang makes it. Whatever grows fails; what shrinks fails as well, until
+`--update-golden` has recorded it: else the next change could take the gain back unseen.
+"""
+
+import functools
+import importlib.metadata
+import os
+import re
+import struct
+import tomllib
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any, Final, TypeVar
+
+import numpy as np
+import pytest
+
+from q4jit.compilers.codeobject import kernel_infos
+from q4jit.errors import CompileError
+from q4jit.hip.schedule import ELEMENT, GEMV, GEMV_DOT, TILE_FMA, TILE_MATRIX, Tuning, remarks
+from q4jit.plan.kernels import Source
+from q4jit.targets import HIP_ARCHS, find_target
+from q4jit.weights.formats import FORMATS
+from tests.conftest import check_golden
+from tests.support.hip import hip_plan
+from tests.support.hip_cases import (
+    AMD_ARCHS,
+    BLOCK_FORMATS,
+    RECORDED,
+    Case,
+    Generic,
+    case,
+    compiler_for,
+    gated,
+    lookup,
+    normed,
+    product,
+    softcap,
+    tensor,
+    values,
+    zeros,
+)
+from tests.support.paths import GOLDEN, ROOT
+from tests.support.tools import lack
+
+RECORD: Final = GOLDEN / "hip_objects.txt"
+COLUMNS: Final = ("VGPRs", "AGPRs", "SGPRs", "LDS", "scratch", "spills")
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+Numbers = tuple[int, ...]
+Table = dict[tuple[str, str], Numbers]  # by kernel and arch, in the order of COLUMNS
+
+
+def in_parallel(function: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
+    """The results in order; compilers are processes of their own."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return list(pool.map(function, items))
+
+
+# --- the record -----------------------------------------------------------------------------------
+
+
+def pinned() -> str:
+    """The version of ziglang that pyproject.toml asks for."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    (pin,) = (p for p in project["optional-dependencies"]["test"] if p.startswith("ziglang"))
+    return str(pin.removeprefix("ziglang=="))
+
+
+def written(table: Table) -> str:
+    """The record's text."""
+    rows = [("kernel", "arch", *COLUMNS), *((*key, *map(str, table[key])) for key in table)]
+    lines = [
+        f"{name:24}{arch:8}" + "".join(f"{number:>8}" for number in numbers)
+        for name, arch, *numbers in rows
+    ]
+    return "\n".join([f"ziglang {pinned()}; LDS and scratch in bytes", "", *lines, ""])
+
+
+def recorded() -> Table:
+    """The record as it is."""
+    rows = RECORD.read_text("utf-8").splitlines()[3:]
+    cells = [re.split(r" {2,}", row) for row in rows]
+    return {(name, arch): tuple(map(int, numbers)) for name, arch, *numbers in cells}
+
+
+def needs(source: Source) -> Numbers:
+    """A row of the table."""
+    compiler = compiler_for(source.target.arch)
+    (info,) = kernel_infos(compiler.compile_object(source.text, source.target)).values()
+    spills = info.vgpr_spills + info.sgpr_spills
+    return info.vgprs, info.agprs, info.sgprs, info.lds_bytes, info.scratch_bytes, spills
+
+
+def test_the_record_is_of_the_pinned_compiler() -> None:
+    assert RECORD.read_text("utf-8").startswith(f"ziglang {pinned()};")
+
+
+def test_no_kernel_needs_more_than_recorded(request: pytest.FixtureRequest) -> None:
+    found = importlib.metadata.version("ziglang")
+    if found != pinned():
+        lack(f"registers are recorded for ziglang {pinned()}, here is {found}: pip install it")
+    named = {
+        (f"{kernel.name}{' rows' if source.symbol.endswith('_rows') else ''}", arch): source
+        for kernel in RECORDED
+        for arch in AMD_ARCHS
+        for source in kernel.sources(arch)
+    }
+    table = dict(zip(named, in_parallel(needs, named.values()), strict=True))
+    update = bool(request.config.getoption("--update-golden"))
+    if not update and RECORD.exists():
+        worse = list(grown(recorded(), table))
+        assert not worse, "\n".join(["these need more than recorded:", *worse])
+    check_golden(RECORD, written(table), update=update)
+
+
+def grown(before: Table, now: Table) -> Iterator[str]:
+    """What needs more of anything, in words."""
+    for key in before.keys() & now.keys():
+        for name, old, new in zip(COLUMNS, before[key], now[key], strict=True):
+            # scalar registers are a wave's own: more cost nothing as long as none spill
+            if new > old and name != "SGPRs":
+                yield f"{' on '.join(key)}: {new} {name}, recorded are {old}"
+
+
+def test_remarks_are_of_what_a_plan_really_does_not_follow() -> None:
+    asked = Tuning(precision="i8", block_size=128)
+    args = [(zeros(m, 512), tensor("Q8_0", 512, 64)) for m in (4, 64)]
+    few, many = (hip_plan(product, "hip:gfx1100", a, asked) for a in args)
+    assert remarks(few, asked) == []
+    precision, block_size = remarks(many, asked)
+    assert precision.endswith("is computed by tile_matrix in the more exact 'f16'")
+    assert block_size.startswith("block_size=128: tiles have 256 threads")
+
+
+def test_what_grows_is_told() -> None:
+    before: Table = {("a", "gfx1100"): (8, 0, 6, 0, 0, 0), ("b", "gfx1100"): (8, 0, 6, 0, 0, 0)}
+    now: Table = {("a", "gfx1100"): (7, 0, 6, 0, 0, 0), ("b", "gfx1100"): (8, 0, 5, 0, 4, 1)}
+    assert list(grown(before, now)) == [
+        "b on gfx1100: 4 scratch, recorded are 0",
+        "b on gfx1100: 1 spills, recorded are 0",
+    ]
+
+
+def test_a_text_counts_its_shared_memory_and_minds_the_limit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    arch = "gfx1100"
+    compiler, facts = compiler_for(arch), HIP_ARCHS[arch]
+
+    for kernel in RECORDED:
+        if isinstance(kernel, Generic) or kernel.name.startswith("chosen"):
+            continue  # few rows on matrix units: x takes what room there is
+        needed = recorded()[kernel.name, arch][COLUMNS.index("LDS")]
+        monkeypatch.setitem(HIP_ARCHS, arch, replace(facts, lds_bytes=needed))
+        source = kernel.sources(arch)[-1]
+        compiler.compile_object(source.text, source.target)
+        monkeypatch.setitem(HIP_ARCHS, arch, replace(facts, lds_bytes=needed - 1))
+        source = kernel.sources(arch)[-1]
+        with pytest.raises(CompileError, match=f"has {needed - 1} bytes of shared memory"):
+            compiler.compile_object(source.text, source.target)
+
+
+# --- no scratch, no spills ------------------------------------------------------------------------
+
+K, N = 4096, 1024
+
+
+def plain(fmt: str, m: int, k: int = K, **tuning: Any) -> Case:
+    """One product."""
+    name = " ".join([fmt, f"M={m}", f"K={k}", *(f"{key}={tuning[key]}" for key in tuning)])
+    return case(name, product, zeros(m, k), tensor(fmt, k, N), **tuning)
+
+
+def everything(arch: str) -> Iterator[Case | Generic]:
+    """Every schedule with every format, and functions with much around their products."""
+    for fmt in FORMATS:
+        yield from (plain(fmt, m) for m in (1, 4, 16, 70))
+        yield from (plain(fmt, m, layout="gguf") for m in (1, 16))
+        yield from (plain(fmt, 1, schedule=ELEMENT), plain(fmt, 70, schedule=TILE_FMA))
+        yield case(f"values of {fmt}", values, tensor(fmt, K, N))
+        yield case(f"lookup in {fmt}", lookup, np.arange(2), tensor(fmt, K, N), layout="gguf")
+        yield Generic(f"generic {fmt}", fmt)
+    for fmt in BLOCK_FORMATS:
+        yield from (plain(fmt, m, precision="i8") for m in (1, 4, 16))
+        if HIP_ARCHS[arch].matrix:
+            yield plain(fmt, 70, precision="f16", schedule=TILE_MATRIX, layout="gguf")
+    for fmt in ("F16", "F32"):
+        yield from (plain(fmt, m, k=1000) for m in (1, 70))
+    two, square = (tensor("Q4_0", K, N), tensor("Q8_0", K, N)), tensor("Q6_K", K, K)
+    for m in (1, 16, 70):
+        for precision in ("f32", "i8"):
+            yield case("gated", gated, zeros(m, K), *two, zeros(N), precision=precision)
+            yield case("normed", normed, zeros(m, K), zeros(K), square, precision=precision)
+            yield case("softcap", softcap, zeros(m, K), square, 30.0, precision=precision)
+
+
+def sources_of(arch: str) -> dict[str, tuple[str, Source]]:
+    """Every text once, with the name of a case that it comes from."""
+    sources = [(kernel.name, s) for kernel in everything(arch) for s in kernel.sources(arch)]
+    return {source.text: (name, source) for name, source in sources}
+
+
+@functools.cache
+def assembly(source: Source) -> str:
+    """The assembly of a text; for NVIDIA's GPUs PTX."""
+    return compiler_for(source.target.arch).compile_assembly(source.text, source.target)
+
+
+def stated(text: str, name: str) -> int:
+    """A number of the only kernel's metadata, which stand below its instructions."""
+    (number,) = re.findall(rf"^ +\.{name}: +(\d+)$", text, re.MULTILINE)
+    return int(number)
+
+
+def faults(source: Source) -> list[str]:
+    """What a kernel should not have."""
+    text = assembly(source)
+    bad = ("private_segment_fixed_size", "vgpr_spill_count", "sgpr_spill_count")
+    found = [f"{name} {stated(text, name)}" for name in bad if stated(text, name)]
+    lds_bytes = stated(text, "group_segment_fixed_size")
+    if lds_bytes > source.target.hip.lds_bytes:
+        found.append(f"{lds_bytes} bytes of LDS")
+    return found + [name for name in instructions(text) if re.match("(scratch|buffer)_(l|s)", name)]
+
+
+# An array whose place is known at run time only: it cannot be in registers.
+_INDEXED: Final = """
+{kernel} void k(int* p) {{
+    int local[64];
+    for (int i = 0; i < 64; ++i) local[i * p[1] & 63] = p[i];
+    p[0] = local[p[2] & 63];
+}}"""
+
+
+def indexed(arch: str, kernel: str) -> Source:
+    return Source("k", find_target(f"hip:{arch}"), _INDEXED.format(kernel=kernel), ".hip")
+
+
+@pytest.mark.parametrize("arch", AMD_ARCHS)
+def test_scratch_is_found(arch: str) -> None:
+    found = faults(indexed(arch, 'extern "C" __attribute__((global))'))
+    assert found[0].startswith("private_segment_fixed_size ")
+    assert any(re.match("scratch_|buffer_", name) for name in found)
+
+
+@pytest.mark.parametrize("arch", AMD_ARCHS)
+def test_no_kernel_has_scratch_or_spills(arch: str) -> None:
+    named = list(sources_of(arch).values())
+    assert len(named) > 90
+    compiler_for(arch)  # in this thread: a missing one is told here
+    found = in_parallel(faults, [source for _, source in named])
+    assert not [
+        (name, source.symbol, *problems)
+        for (name, source), problems in zip(named, found, strict=True)
+        if problems
+    ]
+
+
+def frame_bytes(cubin: bytes) -> int:
+    """The stack of a cubin's only kernel.
+
+    Layout: ELF-64; `.nv.info` holds entries of a format, an attribute and a size, as `cuobjdump
+    -elf` shows them. EIATTR_FRAME_SIZE is of a symbol and its bytes.
+    """
+    headers_at, size_bytes, count, names = struct.unpack_from("<Q10xHHH", cubin, 0x28)
+    sections = [
+        struct.unpack_from("<II16xQQ", cubin, at)
+        for at in range(headers_at, headers_at + count * size_bytes, size_bytes)
+    ]
+    for name, _, start, length in sections:
+        if cubin[sections[names][2] + name :].startswith(b".nv.info\0"):
+            at, end = start, start + length
+            while at < end:
+                kind, attribute, size_or_value = struct.unpack_from("<BBH", cubin, at)
+                if (kind, attribute) == (0x04, 0x11):
+                    return int(struct.unpack_from("<4xI", cubin, at + 4)[0])
+                at += 4 + (size_or_value if kind == 0x04 else 0)
+    raise AssertionError("a cubin without .nv.info")
+
+
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
+def test_a_stack_is_found(arch: str) -> None:
+    source = indexed(arch, 'extern "C" __global__')
+    assert frame_bytes(compiler_for(arch).compile_object(source.text, source.target)) == 256
+
+
+# What NVRTC 13.0 keeps in memory: an address outside the inner loop; what is fastest all the same.
+NVRTC_FRAME_BYTES = {("sm_90", "gemv 16 Q8_0"): 8, ("sm_90", "tile Q4_0"): 32}
+
+
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
+def test_nvrtc_takes_every_schedule_and_keeps_it_in_registers(arch: str) -> None:
+    compiler = compiler_for(arch)
+    for kernel in RECORDED:
+        for source in kernel.sources(arch):
+            cubin = compiler.compile_object(source.text, source.target)
+            allowed = NVRTC_FRAME_BYTES.get((arch, kernel.name), 0)
+            assert frame_bytes(cubin) <= allowed, (kernel.name, source.symbol)
+
+
+# --- instructions ---------------------------------------------------------------------------------
+
+LOAD_16: Final = "global_load_(dwordx4|b128)"
+_INSTRUCTION: Final = re.compile(r"^\t(?:@%p\d+ )?([a-z]\w*(?:[.:]+\w+)*)", re.MULTILINE)
+
+
+def instructions(text: str) -> Counter[str]:
+    """How often each stands in an assembly: the encoding's name and lanes of PTX left out."""
+    return Counter(re.sub("_(e32|e64|sdwa|dpp)$", "", name) for name in _INSTRUCTION.findall(text))
+
+
+def matching(counts: Counter[str], pattern: str) -> int:
+    """How many instructions have a name of this form."""
+    return sum(count for name, count in counts.items() if re.fullmatch(pattern, name))
+
+
+def of(kernel: Case, arch: str) -> Counter[str]:
+    """The instructions of a case's last kernel, the product."""
+    return instructions(assembly(kernel.sources(arch)[-1]))
+
+
+@pytest.mark.parametrize("arch", AMD_ARCHS)
+@pytest.mark.parametrize("fmt", FORMATS)
+def test_quants_are_loaded_16_bytes_at_a_time(arch: str, fmt: str) -> None:
+    unit_bytes = {"Q4_0": 16, "Q4_1": 16, "Q8_0": 32, "Q6_K": 64, "F16": 64, "F32": 128}[fmt]
+    columns = 2  # LLVM makes one of the loads before the loop and those in it for the next round
+    found = of(plain(fmt, 1, schedule=GEMV), arch)
+    assert matching(found, LOAD_16) == columns * unit_bytes // 16
+
+
+@pytest.mark.parametrize("arch", AMD_ARCHS)
+@pytest.mark.parametrize("fmt", BLOCK_FORMATS)
+def test_a_byte_becomes_a_float_in_one_instruction(arch: str, fmt: str) -> None:
+    found = of(plain(fmt, 1, schedule=GEMV), arch)
+    assert [matching(found, f"v_cvt_f32_ubyte{i}") for i in range(4)] == [16] * 4  # 2 columns
+    assert matching(found, "v_(bfe|cvt_f32_[iu]32).*") < 32, "none for quants"
+
+
+@pytest.mark.parametrize("arch", AMD_ARCHS)
+@pytest.mark.parametrize("fmt", BLOCK_FORMATS)
+def test_int8_is_multiplied_by_dot_instructions(arch: str, fmt: str) -> None:
+    dot = "v_dot4c?_i32_i8" if HIP_ARCHS[arch].dot == "sdot4" else "v_dot4_i32_iu8"
+    found = of(plain(fmt, 1, precision="i8", schedule=GEMV_DOT), arch)
+    assert matching(found, dot) == 8 * 4  # words, columns
+
+
+@pytest.mark.parametrize("precision", ["f32", "f16"])
+@pytest.mark.parametrize("arch", ["gfx90a", "gfx942", "gfx1100", "gfx1201"])
+def test_tiles_are_multiplied_by_matrix_units(arch: str, precision: str) -> None:
+    matrix = "v_mfma_f32_16x16x16_?bf16(_1k)?|v_wmma_f32_16x16x16_bf16"
+    found = of(plain("Q4_0", 70, precision=precision, schedule=TILE_MATRIX), arch)
+    terms = {"f32": 3, "f16": 2}[precision]
+    waves = 256 // HIP_ARCHS[arch].wave
+    assert matching(found, matrix) == terms * 2 * (4 * 4) // waves  # two k of 16, 4 x 4 fragments
+    # fragments come whole from LDS: 8 bytes a lane for MFMA, two at a time, else 16 or 32
+    wide = "ds_(read_b128|read2(st64)?_b64)" if waves == 4 else "ds_load_b128"
+    assert matching(found, wide) >= terms * 2
+    assert matching(found, "ds_(read|load)_[ui](8|16).*") == 0
+
+
+def test_ptx_has_the_instructions_that_were_meant() -> None:
+    gemv, dot, matrix, tile = (
+        of(plain("Q4_0", m, precision=precision, schedule=schedule), "sm_90")
+        for m, precision, schedule in (
+            (1, "f32", "gemv"),
+            (1, "i8", "gemv_dot"),
+            (8, "f32", "gemv_matrix"),
+            (70, "f32", "tile_matrix"),
+        )
+    )
+    streamed = "ld.global.nc.L1::no_allocate.v4.u32"
+    assert gemv[streamed] == 2 * 2  # columns, before the loop and in it
+    assert dot[streamed] == 4 + 1  # and the one at a time of rows that int8 does not represent
+    assert matching(dot, r"dp4a\.s32\.s32") == 8 * 4
+    assert matching(matrix, r"mma\.sync\.aligned\.m16n8k16.*f16.*") % (2 * 2 * 4) == 0, "a quad"
+    assert matrix[streamed] > 0
+    assert matching(tile, r"mma\.sync\.aligned\.m16n8k16.*bf16.*") == 3 * 2 * 2 * 2
+    assert matching(tile, r"ldmatrix\.sync\.aligned\.m8n8\.x4.*") >= 3 * 2
+    assert matching(gemv, r"ld\.shared\.v4\.f32") == 8, "x, read in pieces of 16 bytes"

@@ -1,0 +1,505 @@
+"""Products and values of weights by the HIP text, executed without a GPU, against the gguf package.
+
+Every schedule of precision `f32` and `f16` is here; `test_hip_i8` has the one of `i8`.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from q4jit.errors import TargetError
+from q4jit.hip.schedule import (
+    DEQUANTIZE,
+    ELEMENT,
+    GEMV,
+    GEMV_MATRIX,
+    LOOKUP,
+    MAX_GRID_Y,
+    ROWS,
+    TILE_FMA,
+    TILE_HALVES,
+    TILE_MATRIX,
+    Tuning,
+)
+from q4jit.weights.formats import FORMATS
+from q4jit.weights.layouts import GGUF, PLANAR, TILES16
+from tests.support.hip import hip_plan, run_on_host
+from tests.support.kernels import (
+    BOUND,
+    F32,
+    FLOAT_FORMATS,
+    FORMATS_OF_32,
+    Floats,
+    Weight,
+    all_bits,
+    assert_contract,
+    assert_ieee,
+    assert_rows,
+    assert_same_bits,
+    dequantizer,
+    distributions,
+    hard_x,
+    in_step,
+    joined_products,
+    lookups,
+    not_finite_rows,
+    one_product,
+    products,
+    random_blocks,
+    random_x,
+    set_halves,
+    slices,
+    some_ids,
+    spoiled,
+    spoiled_weights,
+    tables,
+    weight,
+    weights,
+    wrap,
+)
+
+K: Final = 256  # the same K and N almost everywhere: a text is compiled once
+N: Final = 37
+BOUNDS: Final = {"f32": BOUND, "f16": 5e-4}
+BLOCK_FORMATS: Final = tuple(f.name for f in FORMATS.values() if f.float_dtype is None)
+LAYOUTS: Final = (PLANAR, GGUF)
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way to compute a product: a schedule for so many rows on an arch."""
+
+    schedule: str
+    rows: int
+    arch: str
+    layout: str = PLANAR
+    precision: str = "f32"
+    block_size: int | None = None
+
+    def __str__(self) -> str:
+        parts = [self.schedule, self.rows, self.arch, self.layout, self.precision, self.block_size]
+        return "-".join(str(part) for part in parts if part is not None)
+
+    @property
+    def formats(self) -> tuple[str, ...]:
+        """The formats that the schedule multiplies."""
+        return BLOCK_FORMATS if self.schedule == TILE_MATRIX else tuple(FORMATS)
+
+    @property
+    def tuning(self) -> Tuning:
+        return Tuning(self.precision, self.block_size, self.schedule, self.layout)
+
+    def run(
+        self, function: Callable[..., Any], args: Sequence[Any], **options: Any
+    ) -> list[Floats]:
+        """The results of `function`, whose products are all computed this way."""
+        plan = hip_plan(function, f"hip:{self.arch}", args, self.tuning)
+        used = {kernel.schedule for kernel in plan.kernels} - {ROWS}
+        assert used == {self.schedule}
+        return run_on_host(plan, args, **options)
+
+    def products(self, x: Floats, found: Sequence[Weight], **options: Any) -> list[Floats]:
+        """The products of x with weights of one N, in one kernel for `rows` rows at a time."""
+        function, tensors = joined_products(len(found)), [w.tensor for w in found]
+        step = self.rows if self.schedule == GEMV else len(x)
+        parts = [
+            self.run(function, [x[at : at + step], *tensors], **options)[:-1]
+            for at in range(0, len(x), step)
+        ]
+        return [np.concatenate(ys) for ys in zip(*parts, strict=True)]
+
+    def check(self, x: Floats, found: Sequence[Weight], **options: Any) -> None:
+        """All products of x keep the contract."""
+        for y, w in zip(self.products(x, found, **options), found, strict=True):
+            assert_contract(y, x, w, BOUNDS[self.precision])
+
+
+# Waves of 64 and of 32. The rows of a product are spread over tiles that are whole, or are not.
+_WAVES: Final = ("gfx90a", "gfx1030")
+_MATRIX: Final = ("gfx90a", "gfx1100", "gfx1201", "sm_90")
+VECTOR: Final = tuple(
+    Way(schedule, rows, arch)
+    for arch in _WAVES
+    for schedule, rows in [(ELEMENT, 2), *((GEMV, m) for m in (1, 2, 3, 8, 16)), (TILE_FMA, 70)]
+)
+MATRIX: Final = tuple(Way(TILE_MATRIX, 70, arch) for arch in _MATRIX)
+EVERY: Final = (*VECTOR, *MATRIX, Way(TILE_MATRIX, 70, "gfx1100", precision="f16"))
+# GGUF's own blocks: every schedule, in waves of either size
+UNPACKED: Final = tuple(
+    replace(way, layout=GGUF)
+    for way in (*VECTOR, *MATRIX)
+    if way.schedule != GEMV or way.arch == "gfx1030" or way.rows == 2
+)
+# one of each, both waves among them
+SOME: Final = (
+    Way(ELEMENT, 2, "gfx1030"),
+    Way(GEMV, 1, "gfx90a"),
+    Way(GEMV, 3, "gfx1030"),
+    Way(GEMV, 8, "gfx90a"),
+    Way(TILE_FMA, 70, "gfx1030"),
+    Way(TILE_MATRIX, 70, "gfx90a"),
+    Way(TILE_MATRIX, 70, "gfx1100", precision="f16"),
+)
+FEW: Final = SOME[:2] + SOME[3:6]  # one of each schedule, and two of gemv
+
+every_way = pytest.mark.parametrize("way", EVERY, ids=str)
+some_ways = pytest.mark.parametrize("way", SOME, ids=str)
+a_few_ways = pytest.mark.parametrize("way", FEW, ids=str)
+every_layout = pytest.mark.parametrize("layout", LAYOUTS)
+
+
+# --- shapes -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("way", [*EVERY, *UNPACKED], ids=str)
+def test_every_format(way: Way) -> None:
+    way.check(random_x(way.rows, K), weights(K, [N], names=way.formats))
+
+
+SHAPES: Final = [
+    (32, 5, PLANAR, FORMATS_OF_32),
+    (288, 1, GGUF, FORMATS_OF_32),
+    (768, 65, PLANAR, ("Q6_K", "Q4_0")),  # three blocks, and one column beyond a tile
+    (40, N, PLANAR, FLOAT_FORMATS),
+    (40, 1, GGUF, FLOAT_FORMATS),
+    (5, 3, PLANAR, FLOAT_FORMATS),
+]
+
+
+@pytest.mark.parametrize(("k", "n", "layout", "names"), SHAPES)
+@pytest.mark.parametrize("way", [FEW[0], *FEW[2:]], ids=str)
+def test_every_shape(way: Way, k: int, n: int, layout: str, names: tuple[str, ...]) -> None:
+    found = weights(k, [n], names=[name for name in names if name in way.formats])
+    if found:
+        replace(way, layout=layout).check(random_x(way.rows, k), found)
+
+
+@pytest.mark.parametrize("way", [*MATRIX[:3], Way(TILE_FMA, 70, "gfx1030")], ids=str)
+@pytest.mark.parametrize("m", [1, 17, 63, 64, 65, 129])
+def test_every_number_of_rows_of_a_tile(way: Way, m: int) -> None:
+    way.check(random_x(m, K), weights(K, [N], names=way.formats))
+
+
+@pytest.mark.parametrize("arch", _WAVES)
+@pytest.mark.parametrize("m", range(1, 18))
+def test_every_number_of_rows_of_a_vector(m: int, arch: str) -> None:
+    Way(GEMV, m, arch).check(random_x(m, K), weights(K, [N], names=["Q4_0"]))
+
+
+@pytest.mark.parametrize("arch", _WAVES)
+@pytest.mark.parametrize("k", [32, 512, 544, 1056, 2080])
+def test_lanes_that_share_a_column(k: int, arch: str) -> None:
+    """Half as many units as a wave has lanes or less, more, more than lanes."""
+    Way(GEMV, 3, arch).check(random_x(3, k), weights(k, [5], names=["Q4_0"]))
+
+
+def test_a_column_longer_than_what_is_staged() -> None:
+    for layout in LAYOUTS:
+        way = Way(ELEMENT, 2, "gfx1030", layout)
+        way.check(random_x(2, 8224), weights(8224, [2], names=["Q4_0"]))
+
+
+@pytest.mark.parametrize("arch", _WAVES)
+@pytest.mark.parametrize("block_size", [32, 64, 192, 512, 1024])
+@pytest.mark.parametrize(("schedule", "rows"), [(ELEMENT, 2), (GEMV, 8)])
+def test_block_sizes(schedule: str, rows: int, block_size: int, arch: str) -> None:
+    way = Way(schedule, rows, arch, block_size=block_size)
+    found = weights(256, [N], names=["Q4_0", "Q6_K"])
+    if arch == "gfx90a" and block_size == 32:
+        with pytest.raises(TargetError, match=r"block_size=32 .* multiples of its wave of 64"):
+            way.check(random_x(rows, 256), found)
+    else:
+        way.check(random_x(rows, 256), found)
+
+
+def test_what_the_schedule_is_by_default() -> None:
+    w = weight("Q4_0", 256, N).tensor
+    infinite = spoiled("Q4_0", 256, N, np.inf, "d").tensor
+    floats = weight("F16", 256, N).tensor
+    for m, tensor, arch, expected in [
+        (1, w, "gfx1030", [GEMV]),
+        (16, w, "gfx1030", [GEMV]),
+        (17, w, "gfx1030", [TILE_FMA]),
+        *((1, w, arch, [GEMV_MATRIX]) for arch in _MATRIX),
+        *((4, w, arch, [GEMV_MATRIX]) for arch in _MATRIX),
+        *(
+            (16, w, arch, [ROWS, TILE_HALVES] if arch == "sm_90" else [GEMV_MATRIX])
+            for arch in _MATRIX
+        ),
+        *((17, w, arch, [ROWS, TILE_HALVES]) for arch in _MATRIX),
+        (1, infinite, "gfx1100", [GEMV]),
+        (17, infinite, "gfx1100", [TILE_FMA]),
+        (17, floats, "gfx1100", [TILE_FMA]),
+    ]:
+        plan = hip_plan(one_product, f"hip:{arch}", [random_x(m, 256), tensor])
+        assert [kernel.schedule for kernel in plan.kernels] == expected
+        in_quads = tensor is w and arch != "gfx1030"
+        assert plan.kernels[-1].layout == (TILES16 if in_quads else PLANAR), "a device keeps one"
+    for tensor in (infinite, floats):
+        with pytest.raises(TargetError, match="block formats with finite scales"):
+            MATRIX[0].run(one_product, [random_x(17, 256), tensor])
+
+
+def test_rows_beyond_a_grids_y_axis() -> None:
+    """The z axis counts what is beyond; the last rows come out of it."""
+    m = MAX_GRID_Y + 3
+    way = Way(ELEMENT, m, "gfx1030", block_size=32)
+    way.check(random_x(m, 32), weights(32, [1], names=["Q4_0"]), seeds=(1,))
+
+
+# --- beside the products ----------------------------------------------------------------------
+
+
+CUTS: Final = (slice(16, 32), slice(5, 36), slice(36, 37), slice(32, 37), slice(8))
+
+
+def check_slices(way: Way, name: str, function: Callable[..., Any], *cuts: slice) -> None:
+    w, x = weight(name, 256, N), random_x(way.rows, 256)
+    for y, cut in zip(way.run(function, [x, w.tensor]), cuts, strict=True):
+        assert_contract(y, x, Weight(w.tensor, w.values[:, cut]), BOUNDS[way.precision])
+
+
+def one_slice(x: Any, w: Any) -> Any:
+    return (x @ w)[..., 5:29]
+
+
+@a_few_ways
+def test_slices_of_a_product(way: Way) -> None:
+    check_slices(way, "Q4_0", slices, *CUTS)
+
+
+@every_layout
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_slice_of_every_format(name: str, layout: str) -> None:
+    for way in FEW[2:]:
+        if name in way.formats:
+            check_slices(replace(way, layout=layout), name, one_slice, slice(5, 29))
+
+
+def sections(x: Any, z: Any, a: Any, b: Any, c: Any, d: Any) -> tuple[Any, ...]:
+    """Two x; two widths of the first; two products that are joined, and a slice of one of them."""
+    first, second = x @ a, x @ b
+    return first, second, first + second, x @ c, z @ d, first[..., 5:29]
+
+
+@a_few_ways
+def test_several_sections(way: Way) -> None:
+    x, z = random_x(way.rows, 256), random_x(way.rows, 64, seed=1)
+    name = way.formats[-1]
+    a, b, c = (weight(name, 256, n, seed=s) for n, s in ((N, 1), (N, 2), (70, 3)))
+    d = weight("Q4_0", 64, 5)
+    args = [x, z, *(w.tensor for w in (a, b, c, d))]
+    first, second, both, third, fourth, cut = way.run(sections, args)
+    bound = BOUNDS[way.precision]
+    for y, factor, w in [(first, x, a), (second, x, b), (third, x, c), (fourth, z, d)]:
+        assert_contract(y, factor, w, bound)
+    np.testing.assert_array_equal(both, first + second)
+    assert_contract(cut, x, Weight(a.tensor, a.values[:, 5:29]), bound)
+
+
+@some_ways
+def test_nothing_is_read_before_an_array(way: Way) -> None:
+    way.check(random_x(way.rows, K), weights(K, [N], names=way.formats), low_guard=True)
+
+
+@some_ways
+def test_results_at_any_f32(way: Way) -> None:
+    """Results may lie anywhere in a caller's array: nothing wider than an f32 is stored."""
+    aligned = {f"output{i}": 4 for i in range(len(way.formats) + 1)}
+    found = weights(K, [N], names=way.formats)
+    way.check(random_x(way.rows, K), found, alignments=aligned)
+
+
+# --- distributions ------------------------------------------------------------------------------
+
+
+SCALES: Final = ("normal", "zero", "denormal", "largest", "mixed")
+
+
+@some_ways
+def test_distributions_and_scales(way: Way) -> None:
+    x = np.stack([*distributions(K).values()])
+    for scales in SCALES:
+        found = weights(K, [N], scales, way.formats)
+        for y, w in zip(way.products(x, found), found, strict=True):
+            inside = stays_inside(x, w)
+            assert inside[:5].all()
+            assert_contract(y[inside], x[inside], w, BOUNDS[way.precision])
+
+
+def stays_inside(x: Floats, w: Weight) -> NDArray[np.bool_]:
+    """The rows of x whose products are sums that stay in f32's range in every order."""
+    sizes = np.abs(x).astype(np.float64) @ np.abs(w.values)
+    return np.asarray(sizes.max(1) <= np.finfo(F32).max)
+
+
+@pytest.mark.parametrize("way", [FEW[0], *FEW[2:]], ids=str)
+def test_a_huge_element_where_a_q4_1_weight_is_0(way: Way) -> None:
+    """There d q and m cancel each other, and may not be added up apart."""
+    blocks = random_blocks(FORMATS["Q4_1"], K, N, "normal", np.random.default_rng(0))
+    d = np.random.default_rng(1).normal(0, 0.05, blocks.shape[:2]).astype(np.float16)
+    quants = np.arange(N)[:, np.newaxis] % 16  # of 0, by column
+    set_halves(blocks, 0, d)
+    set_halves(blocks, 2, (-d * quants).astype(np.float16))
+    blocks[:, 0, 4] = quants[:, 0] * 17  # elements 0 and 16
+    w, x = wrap("Q4_1", K, blocks), random_x(2, K)
+    x[:, 0] = 1e20
+    assert np.all(np.abs(w.values[0]) < 1e-2)
+    assert np.count_nonzero(w.values[0] == 0) > 5
+    way.check(x, [w])
+
+
+@some_ways
+def test_denormal_activations(way: Way) -> None:
+    x = (random_x(17, K) * 1e-40).astype(F32)
+    assert np.any(np.abs(x[x != 0]) < np.finfo(F32).tiny)
+    x[::2, :7] = 1  # beside numbers that are not
+    way.check(x, weights(K, [N], "largest", way.formats))
+
+
+@some_ways
+def test_denormal_results_are_rounded_once(way: Way) -> None:
+    x = (random_x(17, K) * 1e-41).astype(F32)
+    for scales in ("normal", "denormal"):
+        found = weights(K, [N], scales, way.formats)
+        for y, w in zip(way.products(x, found), found, strict=True):
+            exact = x.astype(np.float64) @ w.values
+            size = np.sqrt(x.astype(np.float64) ** 2 @ w.values**2)
+            assert np.any((y != 0) & (np.abs(y) < np.finfo(F32).tiny))
+            assert np.all(np.abs(y - exact) <= K * 2.0**-150 + 1e-5 * size), str(w)
+
+
+@some_ways
+def test_results_beyond_f32_are_infinite(way: Way) -> None:
+    found = weights(K, [N], "largest", way.formats)
+    rows = 8
+    xs = [np.where(w.values[:, :rows] < 0, F32(-1e38), F32(1e38)).T for w in found]
+    for i, y in enumerate(way.products(np.concatenate(xs), found)):
+        x, mine = xs[i].astype(np.float64), y[rows * i : rows * (i + 1)]
+        exact = x @ found[i].values
+        same = np.eye(rows, N, dtype=bool)  # where no term has another sign
+        assert np.all(np.abs(exact[same]) > np.finfo(F32).max)
+        np.testing.assert_array_equal(mine[same], np.sign(exact[same]) * np.inf)
+        assert not np.isfinite(mine[np.abs(exact) > np.finfo(F32).max]).any()
+
+
+# --- NaN and Inf ----------------------------------------------------------------------------------
+
+
+@some_ways
+def test_not_finite_activations(way: Way) -> None:
+    n = 3 if way.schedule == ELEMENT else N  # a block for each element runs long on a CPU
+    x = not_finite_rows(K)
+    found = weights(K, [n], "mixed", way.formats)
+    clean = np.where(np.isfinite(x), x, F32(1))
+    same = np.isfinite(x).all(1)
+    others = way.products(clean, found)
+    for y, other, w in zip(way.products(x, found), others, found, strict=True):
+        assert_ieee(y, x, w, BOUNDS[way.precision])
+        np.testing.assert_array_equal(y[same], other[same])
+
+
+@every_layout
+@pytest.mark.parametrize("way", FEW[:4], ids=str)
+def test_not_finite_activations_beside_padding(way: Way, layout: str) -> None:
+    x = not_finite_rows(N)
+    found = weights(N, [5], names=FLOAT_FORMATS)
+    for y, w in zip(replace(way, layout=layout).products(x, found), found, strict=True):
+        assert_ieee(y, x, w)
+
+
+@pytest.mark.parametrize("way", SOME[:5], ids=str)
+def test_not_finite_scales(way: Way) -> None:
+    n = 1 if way.schedule == ELEMENT else N
+    for value in (np.inf, -np.inf, np.nan):
+        found = spoiled_weights(K, (n,), value)
+        aligned = [in_step(w) for w in spoiled_weights(K, (n,), 1.0)]
+        x = np.concatenate([*hard_x(K), *aligned])
+        for y, w in zip(way.products(x, found), found, strict=True):
+            assert not np.isfinite(w.values).all()
+            assert_ieee(y, x, w)
+
+
+@pytest.mark.parametrize("way", [MATRIX[0], MATRIX[1]], ids=str)
+def test_the_rough_rows_are_what_saves_them(way: Way) -> None:
+    """Without a path of their own, bf16 terms would lose Inf, huge and tiny numbers."""
+    w = weight("Q4_0", K, N)
+    x = random_x(20, K)
+    x[3, 5], x[4, 100], x[5] = np.inf, -3e38, x[5] * 1e-37
+    (right,) = way.run(one_product, [x, w.tensor])
+    (wrong,) = way.run(one_product, [x, w.tensor], edit=without_rough_rows)
+    assert_ieee(right, x, w)
+    for row in range(20):
+        one = slice(row, row + 1)
+        if row in (3, 4, 5):
+            with pytest.raises(AssertionError):
+                assert_ieee(wrong[one], x[one], w)
+        else:
+            assert_ieee(wrong[one], x[one], w)
+
+
+def without_rough_rows(text: str) -> str:
+    """The text of a kernel that takes every row for one that bf16 terms represent."""
+    return text.replace("a.x_rough[row] == 0", "true").replace("a.x_rough[row] != 0", "false")
+
+
+# --- values -------------------------------------------------------------------------------------
+
+
+@every_layout
+@pytest.mark.parametrize("arch", _WAVES)
+def test_values_are_ggufs(arch: str, layout: str) -> None:
+    found = all_bits()
+    args = [w.tensor for w in found]
+    plan = hip_plan(dequantizer(len(found)), f"hip:{arch}", args, Tuning(layout=layout))
+    assert {kernel.schedule for kernel in plan.kernels} == {DEQUANTIZE}
+    for got, w in zip(run_on_host(plan, args), found, strict=True):
+        assert_same_bits(got, w)
+
+
+@every_layout
+@pytest.mark.parametrize("block_size", [None, 32])
+def test_rows_are_ggufs(layout: str, block_size: int | None) -> None:
+    found, ids = tables(), some_ids(2, 9)
+    args = [ids, *(w.tensor for w in found)]
+    tuning = Tuning(layout=layout, block_size=block_size)
+    plan = hip_plan(lookups(len(found)), "hip:gfx1030", args, tuning)
+    assert {kernel.schedule for kernel in plan.kernels} == {LOOKUP}
+    for got, w in zip(run_on_host(plan, args), found, strict=True):
+        assert_rows(got, ids, w)
+
+
+@every_layout
+@pytest.mark.parametrize("name", FORMATS)
+def test_ids_that_no_row_has_give_nan(name: str, layout: str) -> None:
+    """Ids on a device are not checked before the launch, and nothing outside is read."""
+    w = weight(name, 256, N)
+    ids = np.array([0, N, -1, N - 1, 2**31, -(2**63), 2**63 - 1, 2**32], np.int64)
+    known = (ids >= 0) & (ids < N)
+    args = [ids, w.tensor]
+    plan = hip_plan(lookups(1), "hip:gfx90a", args, Tuning(layout=layout))
+    for low_guard in (False, True):
+        (got,) = run_on_host(plan, args, low_guard=low_guard)
+        assert_rows(np.ascontiguousarray(got[known]), ids[known], w)
+        assert np.isnan(got[~known]).all()
+
+
+def test_many_ids() -> None:
+    w = weight("Q4_0", 32, N)
+    ids = some_ids(MAX_GRID_Y + 5)
+    args = [ids, w.tensor]
+    plan = hip_plan(lookups(1), "hip:gfx1030", args, Tuning(block_size=32))
+    (got,) = run_on_host(plan, args, seeds=(1,))
+    assert_rows(got, ids, w)
+
+
+def test_products_of_one_row_and_of_none() -> None:
+    w = weight("Q4_0", 64, N)
+    for x in (random_x(64), random_x(2, 3, 64), random_x(0, 64)):
+        args = [x, w.tensor]
+        (y,) = run_on_host(hip_plan(products(1), "hip:gfx1030", args), args)
+        assert_contract(y, x, w)

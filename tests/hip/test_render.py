@@ -1,0 +1,129 @@
+"""Texts of HIP kernels: where their lines come from, and what a template may not do."""
+
+import inspect
+import keyword
+import re
+from typing import Any
+
+import jinja2
+import numpy as np
+import pytest
+
+from q4jit import CompileError, specialize
+from q4jit.hip.render import environment, render, template_directory
+from q4jit.hip.schedule import HipPlan
+from q4jit.hip.values import RESERVED
+from tests.support.hip import hip_plan, run_on_host
+from tests.support.hip_cases import RECORDED, Case, Generic
+from tests.support.kernels import random_x, weight
+
+
+def norm_plan(m: int) -> HipPlan:
+    def norm(x: Any, gain: Any, w: Any) -> Any:
+        return x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + 1e-5) * gain @ w
+
+    return hip_plan(
+        norm, "hip:gfx1100", [random_x(m, 64), random_x(64), weight("Q4_1", 64, 48).tensor]
+    )
+
+
+@pytest.mark.parametrize("m", [1, 3, 20])
+def test_every_line_says_which_template_it_comes_from(m: int) -> None:
+    plan = norm_plan(m)
+    for kernel in plan.kernels:
+        source = render(plan, kernel)
+        assert source.origins is not None
+        origins = source.origins()
+        for number, line in enumerate(source.text.splitlines(), 1):
+            if not line.strip() or number not in origins:
+                continue
+            template, _, place = origins[number].partition(":")
+            written = environment().loader.get_source(environment(), template)[0]  # type: ignore[union-attr]  # there is one
+            literal = written.split("\n")[int(place) - 1]
+            # what stands before the first expression is in the text as it is
+            assert line.lstrip().startswith(literal.split("{{")[0].strip()[:20]), (line, literal)
+        code = [n for n, text in enumerate(source.text.splitlines(), 1) if text.endswith(";")]
+        assert len([n for n in code if n in origins]) > 0.9 * len(code)
+
+
+def test_a_compile_error_names_the_template() -> None:
+    compiled = specialize(lambda x, w: x @ w)
+    plan = norm_plan(1)
+    source = render(plan, plan.kernels[0])
+    broken = source.text.replace("const int lane =", "const int lane = =", 1)
+    assert broken != source.text
+    source = type(source)(source.symbol, source.target, broken, source.suffix, source.origins)
+    with pytest.raises(CompileError, match=r"<- gemv\.hip\.j2:\d+") as found:
+        compiled._load(source, None)
+    assert found.value.origins
+
+
+def test_an_undefined_name_in_a_template_is_an_error() -> None:
+    template = environment().from_string("constexpr int K = {{ k_that_nobody_gives }};")
+    with pytest.raises(jinja2.UndefinedError, match="k_that_nobody_gives"):
+        template.render()
+
+
+# --- names that users choose -------------------------------------------------------------------
+
+
+def identifiers_of_templates() -> list[str]:
+    """Every word in the templates that Python takes as a name, and some that texts make."""
+    text = "\n".join(p.read_text("utf-8") for p in sorted(template_directory().glob("*.j2")))
+    words = re.findall(r"\b[A-Za-z]\w*\b", text) + "v1 output0 temp0 int new template".split()
+    return [w for w in dict.fromkeys(words) if not keyword.iskeyword(w) and w not in {"x", "w"}]
+
+
+@pytest.mark.parametrize("m", [1, 20])
+def test_no_argument_hides_a_name_of_the_text(m: int) -> None:
+    """Arguments named as constants, locals, types and macros of the text mean what they should."""
+    words, per_function = identifiers_of_templates(), 100
+    tensor = weight("Q4_0", 64, 37).tensor
+    x = random_x(m, 64)
+    for first in range(0, len(words), per_function):
+        names = words[first : first + per_function]
+        values = np.random.default_rng(first).uniform(0.5, 1.5, len(names)).tolist()
+        args = [x, tensor, *values]
+
+        def function(x: Any, w: Any, *scales: Any) -> Any:
+            return x @ w * sum(scales)
+
+        function.__signature__ = inspect.Signature(  # type: ignore[attr-defined]  # inspect reads it
+            [inspect.Parameter(n, inspect.Parameter.POSITIONAL_ONLY) for n in ("x", "w", *names)]
+        )
+        (y,) = run_on_host(hip_plan(function, "hip:gfx1100", args), args)
+        exact = x.astype(np.float64) @ tensor.dequantize().astype(np.float64) * sum(values)
+        assert np.abs(y - exact).max() < 1e-5 * np.abs(exact).max()
+
+
+@pytest.mark.parametrize("arch", ["gfx90a", "gfx1100", "gfx1201", "sm_80", "sm_90"])
+@pytest.mark.parametrize("kernel", RECORDED, ids=lambda kernel: kernel.name)
+def test_no_argument_is_a_macro(kernel: Case | Generic, arch: str) -> None:
+    """A platform's own, which no run on the host sees, are reserved or end before arguments."""
+    for source in kernel.sources(arch):
+        code, _, kernel_itself = source.text.partition("KERNEL(BLOCK_SIZE")
+        assert kernel_itself
+        left = set[str]()
+        for directive, name in re.findall(r"#(define|undef) (\w+)", code):
+            (left.add if directive == "define" else left.discard)(name)
+        assert left, "those of the prelude"
+        assert left <= RESERVED, source.symbol
+
+
+@pytest.mark.parametrize("kernel", RECORDED, ids=lambda kernel: kernel.name)
+def test_kernels_that_overlap_touch_weights_alone_before_they_wait(kernel: Case | Generic) -> None:
+    for source in kernel.sources("sm_90"):
+        if isinstance(kernel, Generic):  # for programs that launch it their own way
+            assert "await_kernels_before" not in source.text
+            continue
+        before, wait, after = source.text.partition("    await_kernels_before(a);\n")
+        assert wait, source.symbol
+        assert "await_kernels_before(a);" not in after
+        _, begin, early = before.partition("DEVICE void compute(Arguments a) {")
+        assert begin
+        assert not re.search(r"\b(load_share|x_values?|row_values)\(", early), source.symbol
+        weights = set(re.findall(r"const u8\* (\w+);", before))
+        assert set(re.findall(r"\ba\.(\w+)", early)) <= weights | {"m"}, source.symbol
+        pointers = set(re.findall(r"^    (?:const )?\w+\* (\w+);", before, re.MULTILINE))
+        known = set(re.findall(r"a\.(\w+) = known_from_here", before))
+        assert known == pointers - weights, source.symbol

@@ -1,0 +1,382 @@
+"""Rows of x by Q4_0 on matrix units, x split before into f16 terms, executed without a GPU."""
+
+import itertools
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, Final
+
+import numpy as np
+import pytest
+
+from q4jit.frontend.graph import WeightSpec
+from q4jit.frontend.trace import array_spec, trace
+from q4jit.hip.render import render
+from q4jit.hip.schedule import (
+    GEMV_MATRIX,
+    ROWS,
+    TILE_HALVES,
+    Tuning,
+    candidates,
+    make_plan,
+    scratch,
+)
+from q4jit.targets import find_target
+from q4jit.tools import tune
+from q4jit.weights.layouts import TILES16
+from tests.hip.test_gemv_matrix import without_weight
+from tests.hip.test_hip_objects import faults, frame_bytes, in_parallel
+from tests.support.hip import hip_plan, run_on_host
+from tests.support.hip_cases import compiler_for, gated, tensor, zeros
+from tests.support.hip_host import KernelFaultError
+from tests.support.kernels import (
+    BOUND,
+    F32,
+    Floats,
+    Weight,
+    around,
+    assert_contract,
+    assert_ieee,
+    block,
+    distributions,
+    joined_products,
+    not_finite_rows,
+    one_product,
+    random_x,
+    relative_error,
+    slices,
+    weight,
+    wrap,
+)
+
+ARCHS: Final = ("gfx90a", "gfx942", "gfx1100", "gfx1201", "sm_80", "sm_90")
+BOUNDS: Final = {"f32": BOUND, "f16": 5e-4}
+K, N = 416, 37  # three quads and a quarter; two tiles of columns and a bit
+
+every_arch = pytest.mark.parametrize("arch", ARCHS)
+every_precision = pytest.mark.parametrize("precision", BOUNDS)
+
+
+def run(
+    function: Any,
+    args: list[Any],
+    arch: str,
+    precision: str = "f32",
+    edit: Callable[[str], str] = str,
+    **constants: Any,
+) -> list[Floats]:
+    """The results, by the rules of the schedule but for these constants of the products."""
+    plan = hip_plan(function, f"hip:{arch}", args, Tuning(precision))
+    assert [kernel.schedule for kernel in plan.kernels] == [ROWS, TILE_HALVES]
+    first, last = plan.kernels
+    assert last.layout == TILES16
+    plan = replace(plan, kernels=(first, replace(last, **constants)))
+    return run_on_host(plan, args, edit=edit)
+
+
+@every_arch
+@every_precision
+@pytest.mark.parametrize("m", [17, 33, 70])
+def test_every_class_of_rows(m: int, precision: str, arch: str) -> None:
+    x, w = random_x(m, K), weight("Q4_0", K, N)
+    (y,) = run(one_product, [x, w.tensor], arch, precision)
+    assert_contract(y, x, w, BOUNDS[precision])
+
+
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
+@every_precision
+@pytest.mark.parametrize("m", [5, 8, 11, 16])
+def test_few_rows(m: int, precision: str, arch: str) -> None:
+    x, w = random_x(m, K), weight("Q4_0", K, N)
+    (y,) = run(one_product, [x, w.tensor], arch, precision)
+    assert_contract(y, x, w, BOUNDS[precision])
+
+
+@every_arch
+def test_fewer_rows_than_an_instruction_has(arch: str) -> None:
+    """By request only."""
+    x, w = random_x(3, K), weight("Q4_0", K, N)
+    plan = hip_plan(one_product, f"hip:{arch}", [x, w.tensor], Tuning(schedule=TILE_HALVES))
+    (y,) = run_on_host(plan, [x, w.tensor])
+    assert_contract(y, x, w)
+
+
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
+@pytest.mark.parametrize(
+    ("m", "k", "n", "constants"),
+    [
+        (8, 32, 5, {"splits": 1}),  # less than a quad
+        (8, 1280, 70, {"columns": 32, "block_size": 128}),  # waves share columns
+        (8, 4256, 40, {"columns": 16, "block_size": 128}),  # stages, the last one in part
+        (16, 1056, 130, {"columns": 112, "block_size": 224}),  # threads that copy nothing
+        (16, 1280, 65, {"columns": 64, "block_size": 64, "groups": 2}),
+        (64, 416, 130, {"columns": 128, "block_size": 128, "groups": 2, "splits": 1}),
+        (40, 1280, 200, {"columns": 128, "block_size": 256}),
+        (130, 288, 64, {}),
+    ],
+)
+def test_every_shape(m: int, k: int, n: int, constants: dict[str, Any], arch: str) -> None:
+    x, w = random_x(m, k), weight("Q4_0", k, n)
+    (y,) = run(one_product, [x, w.tensor], arch, **constants)
+    assert_contract(y, x, w)
+
+
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
+@every_precision
+@pytest.mark.parametrize(
+    "constants",
+    [
+        {"rows_per_tile": 64, "stage_units": 1, "stages": 4},
+        {"stage_units": 2, "stages": 3, "columns": 128, "groups": 2, "block_size": 128},
+        {"rows_per_tile": 128, "stage_units": 1, "stages": 4},
+        {"rows_per_tile": 128, "stage_units": 2, "stages": 2},
+        {"stage_units": 4, "stages": 2, "splits": 2, "columns": 64, "block_size": 128},
+    ],
+    ids=str,
+)
+def test_stages_of_x_and_tall_tiles(constants: dict[str, Any], precision: str, arch: str) -> None:
+    """The last tile and the last stage in part; more stages than there are of K."""
+    constants = dict(constants)
+    if precision == "f32":  # which has two terms in the same room
+        constants["rows_per_tile"] = constants.get("rows_per_tile", 64) // 2
+    if arch == "sm_80":  # which has no clusters
+        constants["splits"] = 1
+    for m, k in ((130, 672), (100, 96)):
+        x, w = random_x(m, k), weight("Q4_0", k, 70)
+        (y,) = run(one_product, [x, w.tensor], arch, precision, **constants)
+        assert_contract(y, x, w, BOUNDS[precision])
+
+
+@every_arch
+@pytest.mark.parametrize("m", [20, 70])
+def test_scales_that_f16_values_cannot_have(m: int, arch: str) -> None:
+    """Weights are rounded to f16 where that is allowed, and are quants else."""
+    w = weight("Q4_0", K, N)
+    blocks = w.tensor.raw.reshape(N, -1, 18)
+    scales = blocks[..., :2].copy().view(np.float16)[..., 0].astype(np.float64)
+    large = scales * (127.0 / np.abs(scales).max())
+    one = np.full_like(scales, 1.1455)
+    for changed, suits in ((large, True), (large * 2, False), (large * 500, False), (one, False)):
+        raw = blocks.copy()
+        raw[..., :2] = changed.astype(np.float16)[..., None].view(np.uint8)
+        other = wrap("Q4_0", K, raw)
+        x = random_x(m, K)
+        plan = hip_plan(one_product, f"hip:{arch}", [x, other.tensor], Tuning("f16"))
+        assert plan.kernels[-1].folded == (suits and arch != "gfx90a")
+        (y,) = run_on_host(plan, [x, other.tensor])
+        assert_contract(y, x, other, BOUNDS["f16"])
+
+
+@pytest.mark.parametrize("arch", ["gfx942", "sm_90"])
+@pytest.mark.parametrize("step", [0, 2.0**-11, 2.0**-12, 0.3])
+def test_a_few_elements_that_round_badly(step: float, arch: str) -> None:
+    """Where they are most of a row, no other error makes up for theirs."""
+    x, w = random_x(32, K), weight("Q4_0", K, N)
+    x[:8, 5] = 1024 * (1 + step)
+    x[8:16] = 0
+    x[8:16, 5] = 1 + step
+    x[16:24, 7:9] = 4096 * (1 + step)
+    (y,) = run(one_product, [x, w.tensor], arch, "f16")
+    for row in range(32):
+        one = slice(row, row + 1)
+        assert_contract(y[one], x[one], w, BOUNDS["f16"])
+
+
+@pytest.mark.parametrize("arch", ["gfx942", "gfx1100", "sm_80", "sm_90"])
+@pytest.mark.parametrize("precision", ["f32", "f16"])
+def test_scratch_has_room_for_whole_tiles(precision: str, arch: str) -> None:
+    """Of the rule's kernel and of every candidate; for the widest results too."""
+    target, k = find_target(f"hip:{arch}"), 1024
+    for n, count, m in itertools.product(
+        (4096, 36864, 151936, 262144), (1, 2, 3), (8, 17, 32, 33, 64, 65, 512, 513, 2048)
+    ):
+        weights = [WeightSpec("Q4_0", k, n)] * count
+        graph = trace(tune.products, (array_spec((m, k)), *weights))
+        plan = make_plan(graph, target, m, Tuning(precision))
+        first, last = plan.kernels[0], plan.kernels[-1]
+        if last.schedule != TILE_HALVES:
+            continue
+        sizes = {slot.kind: size for slot, size in scratch(plan, first, m).items()}
+        for kernel in candidates(plan, last, m):
+            rows = -(-m // kernel.rows_per_tile) * kernel.rows_per_tile
+            stage = kernel.rows_per_tile * kernel.stage_units * 32
+            assert (rows * k + stage) * 2 * kernel.halves <= sizes["x_terms"], (n, count, m)
+
+
+@pytest.mark.parametrize("splits", [2, 4, 8])
+@pytest.mark.parametrize("m", [3, 8, 16, 20, 64])
+def test_blocks_of_a_cluster_share_k(m: int, splits: int) -> None:
+    """Also such as have nothing of it: 1056 are nine quads."""
+    x, w = random_x(m, 1056), weight("Q4_0", 1056, 70)
+    plan = hip_plan(one_product, "hip:sm_90", [x, w.tensor], Tuning())
+    *before, last = plan.kernels
+    assert last.schedule == (TILE_HALVES if m > 4 else GEMV_MATRIX)
+    plan = replace(plan, kernels=(*before, replace(last, splits=splits)))
+    (y,) = run_on_host(plan, [x, w.tensor])
+    assert_contract(y, x, w)
+
+
+@every_arch
+@pytest.mark.parametrize("m", [20, 70])
+def test_a_fused_function(m: int, arch: str) -> None:
+    gate, up = weight("Q4_0", K, N, seed=1), weight("Q4_0", K, N, seed=2)
+    args, exact = around(random_x(m, K), gate, up)
+    (y,) = run(block, args, arch)
+    assert relative_error(y, exact) < 3e-6
+
+
+@every_arch
+def test_slices_of_a_product(arch: str) -> None:
+    """Their columns begin anywhere; a slice may be a kernel of its own."""
+    x, w = random_x(20, K), weight("Q4_0", K, N)
+    cuts = (slice(16, 32), slice(5, 36), slice(36, 37), slice(32, 37), slice(8))
+    plan = hip_plan(slices, f"hip:{arch}", [x, w.tensor], Tuning())
+    assert {k.schedule for k in plan.kernels} == {ROWS, TILE_HALVES}
+    for y, cut in zip(run_on_host(plan, [x, w.tensor]), cuts, strict=True):
+        assert_contract(y, x, Weight(w.tensor, w.values[:, cut]))
+
+
+@pytest.mark.parametrize("arch", ["gfx1100", "sm_90"])
+@pytest.mark.parametrize("precision", ["f32", "f16", "i8"])
+@pytest.mark.parametrize("m", [8, 20])
+def test_beside_other_formats(m: int, precision: str, arch: str) -> None:
+    """x is prepared in one way for all of a function's products."""
+
+    def both(x: Any, a: Any, b: Any) -> Any:
+        return x @ a, x @ b
+
+    x, a, b = random_x(m, K), weight("Q4_0", K, N), weight("Q8_0", K, N)
+    plan = hip_plan(both, f"hip:{arch}", [x, a.tensor, b.tensor], Tuning(precision))
+    assert not any(kernel.halves and kernel.int8 for kernel in plan.kernels)
+    found = run_on_host(plan, [x, a.tensor, b.tensor])
+    for y, w in zip(found, (a, b), strict=True):
+        assert_contract(y, x, w, {**BOUNDS, "i8": 2e-2}[precision])
+
+
+@every_arch
+def test_two_products(arch: str) -> None:
+    x, found = random_x(40, K), [weight("Q4_0", K, N, seed=seed) for seed in (1, 2)]
+    first, second, both = run(joined_products(2), [x, *(w.tensor for w in found)], arch)
+    assert_contract(first, x, found[0])
+    assert_contract(second, x, found[1])
+    np.testing.assert_array_equal(both, first + second)
+
+
+@every_arch
+@every_precision
+@pytest.mark.parametrize("scales", ["normal", "zero", "denormal", "largest", "mixed"])
+def test_distributions_and_scales(scales: str, precision: str, arch: str) -> None:
+    w = weight("Q4_0", K, N, scales)
+    rows = [*distributions(K).values()]
+    x = np.stack([*rows, *rows, *rows])
+    (y,) = run(one_product, [x, w.tensor], arch, precision)
+    sizes = np.abs(x).astype(np.float64) @ np.abs(w.values)
+    inside = sizes.max(1) <= np.finfo(F32).max
+    assert inside[:5].all()
+    assert_contract(y[inside], x[inside], w, BOUNDS[precision])
+
+
+@every_arch
+@every_precision
+def test_an_outlier_that_a_weight_of_0_hides(precision: str, arch: str) -> None:
+    """What stands beside it must be as exact as if it stood alone."""
+    x, w = random_x(48, K), without_weight(100)
+    x[:, 100] = F32(2) ** np.arange(48)
+    (y,) = run(one_product, [x, w.tensor], arch, precision)
+    for row in range(48):
+        one = slice(row, row + 1)
+        assert_contract(y[one], x[one], w, BOUNDS[precision])
+
+
+@every_arch
+@every_precision
+def test_outliers_that_hide_each_other(precision: str, arch: str) -> None:
+    x, w = random_x(48, K), without_weight(100, 101, 300)
+    x[:, 100] = F32(2) ** np.arange(48)
+    x[:, 101], x[:, 300] = x[:, 100] / F32(64), x[:, 100] * F32(0.75)
+    (y,) = run(one_product, [x, w.tensor], arch, precision)
+    for row in range(48):
+        one = slice(row, row + 1)
+        assert_contract(y[one], x[one], w, BOUNDS[precision])
+
+
+@pytest.mark.parametrize("arch", ["gfx90a", "sm_90"])
+def test_long_rows_that_terms_do_not_represent(arch: str) -> None:
+    x, w = random_x(17, 8192) * F32(2) ** -90, weight("Q4_0", 8192, 16)
+    (y,) = run(one_product, [x, w.tensor], arch, "f32")
+    for row in range(17):
+        one = slice(row, row + 1)
+        assert_contract(y[one], x[one], w, BOUNDS["f32"])
+
+
+@every_arch
+@every_precision
+def test_not_finite_activations(precision: str, arch: str) -> None:
+    rows = not_finite_rows(K)
+    x, w = np.concatenate([rows] * (1 + 20 // len(rows))), weight("Q4_0", K, N, "mixed")
+    (y,) = run(one_product, [x, w.tensor], arch, precision)
+    assert_ieee(y, x, w, BOUNDS[precision])
+
+
+def test_x_may_not_be_overwritten_while_it_is_multiplied() -> None:
+    """On the host products are computed when they are awaited, which is as late as they may be."""
+    x, w = random_x(64, 1024), weight("Q4_0", 1024, N)
+
+    def without_wait(text: str) -> str:
+        assert text.count("            await_multiplied(before);") == 1
+        later = text.replace("            await_multiplied(before);", "")
+        return later.replace(
+            "    UNROLL for (int p = 0; p < PRODUCTS; ++p)\n", "    await_multiplied({});\n", 1
+        )
+
+    def check(edit: Callable[[str], str]) -> None:
+        (y,) = run(one_product, [x, w.tensor], "sm_90", "f16", edit, splits=1)
+        assert_contract(y, x, w, BOUNDS["f16"])
+
+    check(str)
+    with pytest.raises((AssertionError, KernelFaultError)):
+        check(without_wait)
+
+
+@every_arch
+def test_rough_rows_are_what_saves_them(arch: str) -> None:
+    x, w = random_x(20, K), without_weight(5)
+    x[3, 5], x[7] = 1e30, x[7] * F32(1e-37)  # hidden by a weight of 0; too small for f16
+
+    def without_rough_rows(text: str) -> str:
+        """The text, in which rows that terms do not represent are left as they are."""
+        return text.replace("if (!any_rough) return;", "if (!any_rough || K > 0) return;")
+
+    (right,) = run(one_product, [x, w.tensor], arch)
+    assert_contract(right, x, w)
+    with pytest.raises(KernelFaultError, match="74 of 740 elements of output0 were never written"):
+        run(one_product, [x, w.tensor], arch, edit=without_rough_rows)
+
+
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
+def test_nvidias_compiler_keeps_all_in_registers(arch: str) -> None:
+    w, compiler = tensor("Q4_0", 4096, 4096), compiler_for(arch)
+    plans = [
+        hip_plan(function, f"hip:{arch}", [zeros(m, 4096), *more], Tuning(precision))
+        for m in (8, 16, 32, 64, 512)
+        for precision in BOUNDS
+        for function, more in ((one_product, [w]), (gated, [w, w, zeros(4096)]))
+    ]
+    kernels = [(plan, kernel) for plan in plans for kernel in plan.kernels]
+    found = [render(plan, kernel) for plan, kernel in kernels]
+    cubins = in_parallel(lambda s: compiler.compile_object(s.text, s.target), found)
+    # two terms of 64 rows, held to 128 registers, are fastest with a few addresses in memory
+    allowed = [32 if k.is_bounded and not k.folded else 0 for _, k in kernels]
+    assert all(frame_bytes(c) <= most for c, most in zip(cubins, allowed, strict=True))
+
+
+@pytest.mark.parametrize("arch", [arch for arch in ARCHS if arch.startswith("gfx")])
+def test_amds_compiler_keeps_all_in_registers(arch: str) -> None:
+    w = tensor("Q4_0", 4096, 4096)
+    plans = [
+        hip_plan(function, f"hip:{arch}", [zeros(m, 4096), *more], Tuning(precision))
+        for m in (32, 64, 512)
+        for precision in BOUNDS
+        for function, more in ((one_product, [w]), (gated, [w, w, zeros(4096)]))
+    ]
+    found = [render(plan, kernel) for plan in plans for kernel in plan.kernels]
+    assert not any(in_parallel(faults, found))

@@ -1,0 +1,276 @@
+"""Plans: what becomes one kernel, what splits, and how a plan reads."""
+
+import textwrap
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from q4jit.cpu.schedule import CpuPlan, make_plan, tile_of
+from q4jit.frontend.graph import ArraySpec, Spec, WeightSpec
+from q4jit.frontend.trace import array_spec, trace
+from q4jit.targets import find_target
+
+V3 = find_target("cpu:x86-64-v3")
+M, K, N, HIDDEN = 3, 64, 48, 96
+
+
+def w(k: int = K, n: int = N) -> WeightSpec:
+    return WeightSpec("Q4_0", k, n)
+
+
+def a(*shape: int) -> ArraySpec:
+    return array_spec(shape)
+
+
+X, GAIN, BIAS, RESIDUAL = a(M, K), a(K), a(N), a(M, N)
+
+
+def plan(function: Callable[..., object], *specs: Spec, m: int = M) -> CpuPlan:
+    return make_plan(trace(function, specs), V3, m)
+
+
+def assert_reads(found: CpuPlan, text: str) -> None:
+    assert str(found) == textwrap.dedent(text).strip()
+
+
+def normalised(x: Any, gain: Any) -> Any:
+    return x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + 1e-5) * gain
+
+
+# --- plans in full ------------------------------------------------------------------------------
+
+
+def test_rmsnorm_and_three_products_are_one_kernel() -> None:
+    def qkv(x: Any, gain: Any, wq: Any, wk: Any, wv: Any) -> Any:
+        n = normalised(x, gain)
+        return n @ wq, n @ wk, n @ wv
+
+    assert_reads(
+        plan(qkv, X, GAIN, w(n=64), w(n=32), w(n=32)),
+        """
+        plan qkv for cpu:x86-64-v3
+          kernel qkv: 3 rows a tile
+            rows:
+              v10 = x / sqrt(sum(x * x) / 64 + 1e-05) * gain
+            64 columns:
+              v11 = v10 @ wq    Q4_0 [64, 64]
+              output0 = v11
+            32 columns:
+              v12 = v10 @ wk    Q4_0 [64, 32]
+              output1 = v12
+            32 columns:
+              v13 = v10 @ wv    Q4_0 [64, 32]
+              output2 = v13
+        """,
+    )
+
+
+def test_gate_up_and_down_are_two_kernels() -> None:
+    def mlp(x: Any, gain: Any, gate: Any, up: Any, down: Any) -> Any:
+        n = normalised(x, gain)
+        g = n @ gate
+        return x + (g / (1 + np.exp(-g)) * (n @ up)) @ down
+
+    assert_reads(
+        plan(mlp, X, GAIN, w(K, HIDDEN), w(K, HIDDEN), w(HIDDEN, K)),
+        """
+        plan mlp for cpu:x86-64-v3
+          kernel mlp_0: 3 rows a tile
+            rows:
+              v10 = x / sqrt(sum(x * x) / 64 + 1e-05) * gain
+            96 columns:
+              v11 = v10 @ gate    Q4_0 [64, 96]
+              v17 = v10 @ up    Q4_0 [64, 96]
+              temp0 = v11 / (1 + exp(-v11)) * v17
+          kernel mlp_1: 3 rows a tile
+            rows:
+              v18 = temp0
+            64 columns:
+              v19 = v18 @ down    Q4_0 [96, 64]
+              output0 = x + v19
+        """,
+    )
+
+
+def test_bias_activation_and_residual_are_fused() -> None:
+    def residual(x: Any, w: Any, r: Any, bias: Any) -> Any:
+        return r + np.tanh(x @ w + bias)
+
+    assert_reads(
+        plan(residual, X, w(), RESIDUAL, BIAS),
+        """
+        plan residual for cpu:x86-64-v3
+          kernel residual: 3 rows a tile
+            rows:
+              v0 = x
+            48 columns:
+              v3 = v0 @ w    Q4_0 [64, 48]
+              output0 = r + tanh(v3 + bias)
+        """,
+    )
+
+
+def test_a_reduction_over_a_product_splits() -> None:
+    def normed(x: Any, w: Any) -> Any:
+        y = x @ w
+        return y / np.sqrt(np.mean(y * y, axis=-1, keepdims=True) + 1)
+
+    assert_reads(
+        plan(normed, X, w()),
+        """
+        plan normed for cpu:x86-64-v3
+          kernel normed_0: 3 rows a tile
+            rows:
+              v0 = x
+            48 columns:
+              v1 = v0 @ w    Q4_0 [64, 48]
+              temp0 = v1
+          kernel normed_1: 3 rows a tile
+            rows:
+              output0 = temp0 / sqrt(sum(temp0 * temp0) / 48 + 1)
+        """,
+    )
+
+
+def test_aligned_slices_of_a_fused_weight_are_one_pass() -> None:
+    def gated(x: Any, gate_up: Any) -> Any:
+        y = x @ gate_up
+        return y[..., :48] * y[..., 48:]
+
+    assert_reads(
+        plan(gated, X, w(n=HIDDEN)),
+        """
+        plan gated for cpu:x86-64-v3
+          kernel gated: 3 rows a tile
+            rows:
+              v0 = x
+            48 columns:
+              v2 = v0 @ gate_up    Q4_0 [64, 96]
+              v3 = v0 @ gate_up[:, 48:96]    Q4_0 [64, 96]
+              output0 = v2 * v3
+        """,
+    )
+
+
+def test_a_result_of_one_row_beside_one_of_all() -> None:
+    def both(x: Any, w: Any, r: Any) -> Any:
+        y = x @ w
+        return y, y + r
+
+    assert_reads(
+        plan(both, a(1, K), w(), RESIDUAL),
+        """
+        plan both for cpu:x86-64-v3
+          kernel both_0: M = 1
+            rows:
+              v0 = x
+            48 columns:
+              v2 = v0 @ w    Q4_0 [64, 48]
+              output0 = v2
+          kernel both_1: 3 rows a tile
+            rows:
+              v0 = x
+            48 columns:
+              v2 = v0 @ w    Q4_0 [64, 48]
+              output1 = v2 + r
+        """,
+    )
+
+
+def test_dequantise_alone() -> None:
+    assert_reads(
+        plan(lambda w: w.dequantize(), w()),
+        """
+        plan lambda for cpu:x86-64-v3
+          kernel lambda: the whole weight
+            output0 = w.dequantize()
+        """,
+    )
+
+
+# --- how many kernels, and what they keep ---------------------------------------------------------
+
+
+def test_a_column_beside_wider_products_waits_in_a_temporary() -> None:
+    found = plan(lambda x, w, gate: (x @ w) * np.tanh(x @ gate), X, w(), w(n=1))
+    assert found.temps == (N, 1)
+    assert [[s.schedule for s in k.sections] for k in found.kernels] == [["columns", "dot"], []]
+
+
+def test_products_of_different_x_are_different_kernels() -> None:
+    found = plan(lambda x, w, v: x @ w + (2 * x) @ v, X, w(), w())
+    assert [len(k.sections) for k in found.kernels] == [1, 1]
+    assert found.temps == (N,)
+
+
+def test_the_same_expression_twice_is_one_product() -> None:
+    (kernel,) = plan(lambda x, w: (x * 2) @ w + (x * 2) @ w, X, w()).kernels
+    (section,) = kernel.sections
+    assert len(section.products) == 1
+
+
+def test_a_function_without_products_is_one_kernel_of_rows() -> None:
+    (kernel,) = plan(lambda x, gain: (normalised(x, gain), x.sum(-1)), X, GAIN).kernels
+    assert kernel.x is None
+    assert kernel.sections == ()
+    assert [s.buffer.kind for s in kernel.rows] == ["output", "output"]
+
+
+def test_a_value_returned_twice_is_written_twice() -> None:
+    (kernel,) = plan(lambda x, w: (lambda y: (y, y))(x @ w), X, w()).kernels
+    (section,) = kernel.sections
+    assert len(section.products) == 1
+    assert sorted(str(s.buffer) for s in section.stores) == ["output0", "output1"]
+
+
+def test_what_can_be_computed_again_is_not_kept() -> None:
+    def function(x: Any, w: Any, down: Any) -> Any:
+        y = np.tanh(x @ w)
+        return y @ down, (y * 2) @ down  # one x follows from the other
+
+    assert plan(function, X, w(), w(N, K)).temps == (N,)
+
+
+def test_truth_values_are_not_kept() -> None:
+    found = plan(lambda x, w, v: np.where(x @ w > 0, (x * 2) @ v, 0.0), X, w(), w())
+    stores = [t for k in found.kernels for s in k.sections for t in s.stores]
+    assert stores
+    assert not any(t.node.is_bool for t in stores)
+
+
+@pytest.mark.parametrize(
+    ("start", "stop", "schedule"),
+    [(0, 16, "columns"), (16, 40, "columns"), (5, 21, "dot"), (0, 7, "dot")],
+)
+def test_schedule_of_a_slice(start: int, stop: int, schedule: str) -> None:
+    (kernel,) = plan(lambda x, w: (x @ w)[..., start:stop], X, w()).kernels
+    (section,) = kernel.sections
+    assert (section.width, section.schedule) == (stop - start, schedule)
+
+
+def test_a_plan_depends_on_the_class_of_m_alone() -> None:
+    def texts(rows: range) -> set[str]:
+        return {str(plan(lambda x, w: x @ w, X, w(), m=m)) for m in rows}
+
+    assert len(texts(range(1, 1000))) <= 8
+    assert len(texts(range(100, 1000))) == 1
+
+
+@pytest.mark.parametrize("target", ["cpu:x86-64", "cpu:x86-64-v3", "cpu:x86-64-v4", "cpu:aarch64"])
+def test_a_tile_never_has_more_rows_than_x(target: str) -> None:
+    for m in range(1, 200):
+        assert 1 <= tile_of(find_target(target), m).rows <= m
+    assert tile_of(find_target(target), 0).rows >= 1
+
+
+def test_a_chain_of_truth_values_longer_than_pythons_stack() -> None:
+    def function(x: Any, w: Any) -> Any:
+        y = x @ w
+        chosen = y > 0
+        for i in range(2000):
+            chosen = chosen | (y > i)
+        return np.where(chosen, np.sum(y, axis=-1, keepdims=True), y)
+
+    assert plan(function, X, w()).temps == (N,)

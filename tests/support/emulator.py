@@ -1,0 +1,172 @@
+"""Runs a generated kernel in a child process: for another CPU under QEMU, or for this one.
+
+A kernel is an ELF object with one entry `void NAME(void *args)`; `args` points to 8-byte slots.
+A crash, a hang or a stray access of the kernel ends the child and fails the test with a reason.
+"""
+
+import atexit
+import functools
+import hashlib
+import platform
+import re
+import shutil
+import signal
+import struct
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tests.support.tools import require_tool
+
+Slot = NDArray[Any] | np.integer[Any] | np.floating[Any] | int | float
+
+X86_64_CPUS: Final = {"x86-64": "Opteron_G1", "x86-64-v2": "Nehalem", "x86-64-v3": "Haswell"}
+"""QEMU's models with just the features of each level; it has none for AVX-512 (x86-64-v4)."""
+
+_HOST_SOURCE: Final = Path(__file__).with_name("emulator_host.c")
+_STRAY_ACCESS: Final = 3  # the host's exit status
+_ALLOWED: Final = ("memcpy", "memmove", "memset")  # LLVM may call these on its own account
+
+
+class KernelCrashError(Exception):
+    """The kernel touched memory outside its arrays, used a foreign instruction, or did not end."""
+
+
+@dataclass(frozen=True)
+class _Machine:
+    """How objects for one CPU family are linked and run on the machines that tests run on."""
+
+    name: str
+    cross_compiler: tuple[str, str]  # the program and the Debian package that brings it
+    emulator: str
+    default_cpu: str
+
+    @property
+    def native(self) -> bool:
+        return platform.machine() == self.name
+
+    def compiler(self) -> str:
+        return require_tool("gcc", "gcc") if self.native else require_tool(*self.cross_compiler)
+
+    def runner(self, cpu: str | None) -> list[str]:
+        """The words before the executable: none where this machine runs it as it is."""
+        if self.native and cpu is None:
+            return []
+        return [require_tool(self.emulator, "qemu-user"), "-cpu", cpu or self.default_cpu]
+
+
+_MACHINES: Final = {
+    # Cortex-A57 has what every aarch64 CPU has and nothing later.
+    "aarch64": _Machine(
+        "aarch64", ("aarch64-linux-gnu-gcc", "gcc-aarch64-linux-gnu"), "qemu-aarch64", "cortex-a57"
+    ),
+    "x86-64": _Machine(
+        "x86_64", ("x86_64-linux-gnu-gcc", "gcc-x86-64-linux-gnu"), "qemu-x86_64", "max"
+    ),
+}
+
+
+def run_kernel(
+    target: str,
+    object_bytes: bytes,
+    symbol: str,
+    slots: Sequence[Slot],
+    *,
+    cpu: str | None = None,
+    gap_bytes: int = 0,
+    timeout_s: float = 60.0,
+) -> list[NDArray[Any]]:
+    """The arrays among `slots`, in their order, as the kernel left copies of them.
+
+    `target` is "aarch64" or "x86-64", `cpu` a model of QEMU (`X86_64_CPUS`). An int becomes an
+    int64 slot, a float an f32 in the slot's low bytes. Each array ends `gap_bytes` before an
+    unreadable page: 0 catches a read beyond its end, an odd number makes it unaligned.
+    """
+    machine = _MACHINES[target]
+    runner = machine.runner(cpu)
+    executable = _link(machine, object_bytes, symbol)
+    arrays = [np.ascontiguousarray(slot) for slot in slots if isinstance(slot, np.ndarray)]
+    with tempfile.TemporaryDirectory(dir=executable.parent) as folder:
+        source, result = Path(folder, "in"), Path(folder, "out")
+        source.write_bytes(_encode(slots, arrays, gap_bytes))
+        _run([*runner, str(executable), str(source), str(result)], timeout_s)
+        return _decode(result.read_bytes(), slots)
+
+
+def _encode(slots: Sequence[Slot], arrays: Sequence[NDArray[Any]], gap_bytes: int) -> bytes:
+    """The input file that `emulator_host.c` describes."""
+    header = b"".join(map(_encode_slot, slots))
+    return b"".join(
+        [struct.pack("<QQ", len(slots), gap_bytes), header, *(a.tobytes() for a in arrays)]
+    )
+
+
+def _encode_slot(slot: Slot) -> bytes:
+    if isinstance(slot, np.ndarray):
+        return struct.pack("<QQ", 1, slot.nbytes)
+    if isinstance(slot, float | np.floating):
+        return struct.pack("<Qfxxxx", 0, float(slot))
+    return struct.pack("<Qq", 0, int(slot))
+
+
+def _decode(raw: bytes, slots: Sequence[Slot]) -> list[NDArray[Any]]:
+    results, at = [], 0
+    for slot in slots:
+        if isinstance(slot, np.ndarray):
+            values = np.frombuffer(raw, slot.dtype, slot.size, at)
+            results.append(values.reshape(slot.shape).copy())
+            at += slot.nbytes
+    assert at == len(raw), "the host wrote another number of bytes than it was given"
+    return results
+
+
+def _run(command: Sequence[str], timeout_s: float) -> None:
+    try:
+        done = subprocess.run(command, capture_output=True, timeout=timeout_s, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise KernelCrashError(f"the kernel did not end within {timeout_s} s") from error
+    message = done.stderr.decode(errors="replace").strip()
+    if done.returncode < 0:
+        raise KernelCrashError(f"{signal.Signals(-done.returncode).name} {message}".strip())
+    if done.returncode == _STRAY_ACCESS:
+        raise KernelCrashError(message)
+    if done.returncode != 0:
+        raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}: {message}")
+
+
+@functools.cache
+def _work_dir() -> Path:
+    folder = Path(tempfile.mkdtemp(prefix="q4jit-emulator-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+def _link(machine: _Machine, object_bytes: bytes, symbol: str) -> Path:
+    """A static executable of the host and the kernel; the same object is linked once."""
+    if not re.fullmatch(r"[A-Za-z0-9_]+", symbol):
+        raise ValueError(f"{symbol!r} is no symbol of a kernel")
+    digest = hashlib.sha256(object_bytes).hexdigest()[:32]
+    executable = _work_dir() / f"{machine.name}-{symbol}-{digest}"
+    if executable.exists():
+        return executable
+    kernel = executable.with_suffix(".o")
+    kernel.write_bytes(object_bytes)
+    # The first link has no library: libc and libgcc would hide a call that a kernel must not make.
+    alone = ["-nostdlib", f"-Wl,--entry={symbol}", *(f"-Wl,--defsym={n}=0" for n in _ALLOWED)]
+    _compile(machine, [*alone, str(kernel), "-o", str(executable.with_suffix(".alone"))])
+    strict = ["-std=c11", "-O1", "-Wall", "-Wextra", "-Werror", f"-DKERNEL={symbol}"]
+    _compile(machine, [*strict, str(_HOST_SOURCE), str(kernel), "-o", str(executable)])
+    return executable
+
+
+def _compile(machine: _Machine, arguments: Sequence[str]) -> None:
+    command = [machine.compiler(), "-static", "-no-pie", "-Wl,-z,noexecstack", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise RuntimeError(f"the kernel cannot be linked:\n{done.stderr}")

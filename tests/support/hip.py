@@ -1,0 +1,123 @@
+"""What tests of the HIP back end share: a function's plan for a GPU, run by the host's prelude."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from q4jit import QuantizedTensor
+from q4jit.arrays.arguments import CallShapes, lead_shape
+from q4jit.frontend.trace import trace
+from q4jit.hip.render import render
+from q4jit.hip.schedule import ROWS, HipKernel, HipPlan, Tuning, grid, make_plan, scratch
+from q4jit.plan.kernels import Slot
+from q4jit.targets import find_target
+from q4jit.weights.layouts import GGUF
+from tests.support.hip_host import compile_host
+from tests.support.kernels import specs_of
+
+Floats = NDArray[np.float32]
+
+_SCRATCH: Final[dict[str, type[np.generic]]] = {
+    "x": np.float32,
+    "x_terms": np.uint16,
+    "x_rough": np.uint32,
+    "x_quants": np.uint32,
+    "x_scales": np.float32,
+    "x_sums": np.int16,
+}
+
+
+def hip_plan(
+    function: Callable[..., Any], target: str, args: Sequence[Any], tuning: Tuning | None = None
+) -> HipPlan:
+    """The plan of `function` for arguments, all of whose leading dimensions are M."""
+    return make_plan(
+        trace(function, specs_of(args)), find_target(target), rows_of(args), tuning or Tuning()
+    )
+
+
+def rows_of(args: Sequence[Any]) -> int:
+    """M: the product of the leading dimensions that the arrays have together."""
+    return math.prod(lead_shape(args))
+
+
+def run_on_host(
+    plan: HipPlan, args: Sequence[Any], *, edit: Callable[[str], str] = str, **options: Any
+) -> list[Floats]:
+    """The results of a plan, every kernel executed by the host's prelude (see `Program.run`).
+
+    edit: changes the text of a kernel, for tests that break it on purpose.
+    """
+    shapes = CallShapes(plan.graph, args)
+    memory: dict[Slot, NDArray[Any]] = {}
+    for kernel in plan.kernels:
+        rows = 1 if kernel.uniform else shapes.rows
+        if rows == 0:
+            continue
+        source = render(plan, kernel, "host")
+        program = compile_host(edit(source.text), kernel.symbol)
+        slots = kernel.slots()
+        spread = _spread(shapes, args)
+        arguments = [_argument(plan, kernel, slot, spread, rows, memory) for slot in slots]
+        # x in f16 terms has room for whole instructions: rows beyond the last are never written
+        complete = {"complete": not (kernel.schedule == ROWS and kernel.halves)}
+        found = program.run(
+            grid(plan, kernel).blocks(rows), kernel.block_size, arguments, **(complete | options)
+        )
+        outputs = [s for s, p in zip(slots, program.parameters, strict=True) if p.is_output]
+        memory.update(zip(outputs, found, strict=True))
+    empty = np.zeros(0, np.float32)
+    buffers = [memory.get(Slot("output", i), empty) for i in range(len(plan.graph.outputs))]
+    return [
+        result.of(buffer.reshape(result.buffer))
+        for result, buffer in zip(shapes.results, buffers, strict=True)
+    ]
+
+
+def _spread(shapes: CallShapes, args: Sequence[Any]) -> list[Any]:
+    """The arguments, arrays that lack some of the call's rows repeated for them."""
+    spread = list(args)
+    for i, shape in [*shapes.arrays, *((i, shape) for i, shape, _ in shapes.ids)]:
+        if shape is not None:
+            spread[i] = np.broadcast_to(args[i], shape)
+    return spread
+
+
+def _argument(
+    plan: HipPlan,
+    kernel: HipKernel,
+    slot: Slot,
+    args: Sequence[Any],
+    rows: int,
+    memory: dict[Slot, NDArray[Any]],
+) -> Any:
+    match slot.kind:
+        case "m":
+            return rows
+        case "array":
+            return np.ascontiguousarray(args[slot.index], np.float32)
+        case "ids":
+            return np.ascontiguousarray(args[slot.index], np.int64)
+        case "scalar":
+            return float(args[slot.index])
+        case "weight":
+            tensor: QuantizedTensor = args[slot.index]
+            return tensor.raw if slot.layout == GGUF else tensor.repacked(slot.layout)
+    own = scratch(plan, kernel, rows)
+    if slot in own and kernel.schedule == ROWS:  # a buffer of an earlier kernel has another size
+        dtype = _SCRATCH[slot.kind]
+        return np.zeros(own[slot] // dtype().itemsize, dtype)
+    return memory[slot] if slot in memory else _buffer(plan, slot, rows)
+
+
+def _buffer(plan: HipPlan, slot: Slot, rows: int) -> NDArray[Any]:
+    if slot.kind == "temp":
+        return np.zeros((rows, plan.temps[slot.index]), np.float32)
+    node = plan.graph.outputs[slot.index]
+    if node.op == "dequantize":
+        spec = plan.weight(node.arg)
+        return np.zeros((spec.k, spec.n), np.float32)
+    return np.zeros((rows, node.width), np.float32)

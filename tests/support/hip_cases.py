@@ -1,0 +1,193 @@
+"""Kernels for GPUs by name, of which golden files and records of registers are kept."""
+
+import functools
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from q4jit import QuantizedTensor
+from q4jit.compilers.cache import Compiler
+from q4jit.compilers.find import find_compiler
+from q4jit.compilers.nvrtc import NvRtc
+from q4jit.errors import TargetError
+from q4jit.hip.render import render, render_generic
+from q4jit.hip.schedule import ELEMENT, GEMV, GEMV_DOT, TILE_FMA, TILE_MATRIX, Tuning
+from q4jit.plan.kernels import Source
+from q4jit.targets import Target, find_target
+from q4jit.weights.formats import FORMATS
+from tests.support.hip import hip_plan
+from tests.support.tools import lack
+
+AMD_ARCHS: Final = ("gfx90a", "gfx942", "gfx1030", "gfx1100", "gfx1201")
+BLOCK_FORMATS: Final = tuple(name for name, fmt in FORMATS.items() if fmt.float_dtype is None)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A function, the arguments that it is planned for, and how it is tuned."""
+
+    name: str
+    function: Callable[..., Any]
+    args: Sequence[Any]
+    tuning: Tuning
+
+    def sources(self, arch: str, platform: str | None = None) -> list[Source]:
+        """The text of every kernel, in the order of launches; platform: see `render`."""
+        plan = hip_plan(self.function, f"hip:{arch}", self.args, self.tuning)
+        return [render(plan, kernel, platform) for kernel in plan.kernels]
+
+
+@dataclass(frozen=True)
+class Generic:
+    """The plain interface for a format, M, N and K of which come with the launch."""
+
+    name: str
+    format: str
+
+    def sources(self, arch: str, platform: str | None = None) -> list[Source]:
+        """The only text; platform: see `render`."""
+        fmt, target = FORMATS[self.format], find_target(f"hip:{arch}")
+        return [render_generic(fmt, target, 256, platform)]
+
+
+# --- functions and their arguments ----------------------------------------------------------------
+
+
+def product(x: Any, w: Any) -> Any:
+    return x @ w
+
+
+def gated(x: Any, gate: Any, up: Any, bias: Any) -> Any:
+    """Bias and SiLU gating."""
+    g = x @ gate + bias
+    return g / (1 + np.exp(-g)) * (x @ up)
+
+
+def residual(x: Any, w: Any, r: Any) -> Any:
+    return r + x @ w
+
+
+def softcap(x: Any, w: Any, cap: Any) -> Any:
+    return cap * np.tanh(x @ w / cap)
+
+
+def normed(x: Any, gain: Any, w: Any) -> Any:
+    """RMSNorm, whose result is kept for a residual."""
+    h = x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + 1e-5) * gain
+    return h + h @ w
+
+
+def values(w: Any) -> Any:
+    return w.dequantize()
+
+
+def lookup(ids: Any, table: Any) -> Any:
+    return table.rows(ids)
+
+
+def zeros(*shape: int) -> NDArray[np.float32]:
+    """Activations; only their shape matters here."""
+    return np.zeros(shape, np.float32)
+
+
+@functools.cache
+def tensor(name: str, k: int, n: int) -> QuantizedTensor:
+    """A weight; only its shape and format matter here."""
+    rows = np.zeros((n, FORMATS[name].row_bytes(k)), np.uint8)
+    return QuantizedTensor.from_bytes(rows, shape=(k, n), format=name)
+
+
+# --- the cases ------------------------------------------------------------------------------------
+
+
+def case(name: str, function: Callable[..., Any], *args: Any, **tuning: Any) -> Case:
+    """A case, tuned as the fields of `Tuning` say."""
+    return Case(name, function, args, Tuning(**tuning))
+
+
+K, N = 512, 96  # the texts are as short at any size
+_W: Final = {name: tensor(name, K, N) for name in FORMATS}
+_SQUARE: Final = tensor("Q4_0", K, K)
+GOLDEN: Final[tuple[tuple[str, Case | Generic], ...]] = (
+    ("gfx1030", case("element", product, zeros(1, K), _W["Q4_0"], schedule=ELEMENT)),
+    ("gfx1100", case("gemv_gated", gated, zeros(1, K), _W["Q4_0"], _W["Q8_0"], zeros(N))),
+    ("gfx90a", case("gemv_gguf", residual, zeros(4, K), _W["Q8_0"], zeros(4, N), layout="gguf")),
+    ("sm_90", case("gemv_f16_with_a_tail", product, zeros(2, 40), tensor("F16", 40, 37))),
+    ("gfx1100", case("gemv_normed", normed, zeros(1, K), zeros(K), _SQUARE, schedule=GEMV)),
+    ("gfx1100", case("gemv_pairs", product, zeros(1, K), _W["Q4_0"])),
+    ("gfx1201", case("gemv_matrix", residual, zeros(3, K), _W["Q4_0"], zeros(3, N))),
+    ("gfx1201", case("gemv_dot", residual, zeros(3, K), _W["Q6_K"], zeros(3, N), precision="i8")),
+    ("gfx1030", case("tile_fma", softcap, zeros(70, K), _W["Q4_1"], 30.0)),
+    ("gfx90a", case("tile_mfma", product, zeros(70, K), _W["Q4_1"])),
+    ("gfx1100", case("tile_wmma", normed, zeros(70, K), zeros(K), _SQUARE, schedule=TILE_MATRIX)),
+    ("sm_90", case("tile_f16", residual, zeros(70, K), _W["Q6_K"], zeros(70, N), precision="f16")),
+    ("gfx90a", case("dequantize", values, _W["Q6_K"])),
+    ("gfx1100", case("lookup", lookup, np.arange(3), _W["Q8_0"])),
+    ("gfx1030", Generic("generic", "Q4_1")),
+)
+
+_LAYER: Final = 4096, 4096  # K and N of a layer of a model
+_TWO: Final = [tensor("Q4_0", *_LAYER)] * 2
+
+
+def _large(name: str, fmt: str, m: int, **tuning: Any) -> Case:
+    return case(name, product, zeros(m, _LAYER[0]), tensor(fmt, *_LAYER), **tuning)
+
+
+RECORDED: Final[tuple[Case | Generic, ...]] = (
+    _large("element Q4_0", "Q4_0", 1, schedule=ELEMENT),
+    _large("chosen 1 Q4_0", "Q4_0", 1),
+    _large("chosen 16 Q4_0", "Q4_0", 16),
+    case("chosen 8 gated Q4_0", gated, zeros(8, 4096), *_TWO, zeros(4096)),
+    _large("gemv 1 Q4_0", "Q4_0", 1, schedule=GEMV),
+    _large("gemv 1 Q6_K", "Q6_K", 1),
+    _large("gemv 4 Q4_0 gguf", "Q4_0", 4, layout="gguf"),
+    _large("gemv 16 Q8_0", "Q8_0", 16),
+    case("gemv 1 gated Q4_0", gated, zeros(1, 4096), *_TWO, zeros(4096), schedule=GEMV),
+    _large("gemv_dot 1 Q4_0", "Q4_0", 1, precision="i8", schedule=GEMV_DOT),
+    _large("gemv_dot 16 Q6_K", "Q6_K", 16, precision="i8"),
+    _large("tile_fma Q4_0", "Q4_0", 512, schedule=TILE_FMA),
+    _large("tile Q4_0", "Q4_0", 512),
+    _large("tile Q4_1 f16", "Q4_1", 512, precision="f16"),
+    case("tile normed Q6_K", normed, zeros(512, 4096), zeros(4096), tensor("Q6_K", *_LAYER)),
+    case("dequantize Q6_K", values, tensor("Q6_K", *_LAYER)),
+    case("lookup Q4_0", lookup, np.arange(512), tensor("Q4_0", *_LAYER)),
+    Generic("generic Q4_0", "Q4_0"),
+)
+
+
+# --- compilers ------------------------------------------------------------------------------------
+
+
+_ENVIRONMENT: Final = threading.Lock()  # one thread at a time restores what it found
+
+
+def chosen(name: str, target: Target) -> Compiler:
+    """The compiler that a user gets who asks for it by name; any thread may ask."""
+    with _ENVIRONMENT, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("Q4JIT_HIP_COMPILER", name)
+        try:
+            return find_compiler(target)
+        except TargetError as error:
+            lack(f"{name} is missing: {error}")
+
+
+def the_nvrtc() -> Compiler:
+    """NVRTC, which may be missing."""
+    compiler = NvRtc()
+    try:
+        compiler.archs()
+    except TargetError as error:
+        lack(str(error))
+    return compiler
+
+
+@functools.cache
+def compiler_for(arch: str) -> Compiler:
+    """A compiler that needs nothing but a Python package: ziglang or NVRTC."""
+    return the_nvrtc() if arch.startswith("sm_") else chosen("ziglang", Target("hip", arch))

@@ -1,0 +1,263 @@
+"""Runs the text of a HIP kernel on this machine, in a child process that faults where a GPU hides.
+
+The text stands on the host prelude. `hip_host.cpp` executes its grid: see there and `Program.run`.
+"""
+
+import atexit
+import functools
+import re
+import shutil
+import signal
+import struct
+import subprocess
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tests.support.tools import require_tool
+
+Argument = NDArray[Any] | np.integer[Any] | np.floating[Any] | int | float
+
+_SOURCE: Final = Path(__file__).with_name("hip_host.cpp")
+_FAULT: Final = 3  # the program's exit status
+_OUTPUT_POISON: Final = 0x7FF7  # of 16 bits
+
+_FLAGS: Final = (
+    "-std=c++17",
+    "-O1",
+    "-march=native",  # fma as an instruction
+    "-ffp-contract=off",
+    "-fno-math-errno",
+    "-fno-exceptions",
+    "-fno-rtti",
+)
+_TEXT_FLAGS: Final = (
+    *_FLAGS,
+    # The places where lanes meet are told apart by their addresses: see MEETING in the prelude.
+    *("-mllvm", "-disable-tail-duplicate", "-mllvm", "-disable-early-taildup"),
+    # A local variable that is read before it is written is no lucky 0.
+    "-ftrivial-auto-var-init=pattern",
+    "-fsanitize=alignment,bounds,shift-exponent,integer-divide-by-zero,return,unreachable",
+    "-fsanitize=signed-integer-overflow,float-cast-overflow",
+    "-Wall",
+    "-Wextra",
+    "-Wno-unused-parameter",  # helpers of one shape take what only some of them use
+    "-Werror",
+)
+
+
+class KernelFaultError(Exception):
+    """The kernel did what a GPU need not show: the message says what, where and in which thread."""
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One parameter of a kernel as its text declares it."""
+
+    type: str
+    name: str
+
+    @property
+    def is_array(self) -> bool:
+        return "*" in self.type
+
+    @property
+    def is_output(self) -> bool:
+        """Whether the kernel may write what the pointer points to."""
+        return self.is_array and "const" not in self.type.partition("*")[0]
+
+
+@dataclass(frozen=True)
+class Program:
+    """An executable that runs one kernel."""
+
+    executable: Path
+    parameters: tuple[Parameter, ...]
+
+    def run(
+        self,
+        grid: Sequence[int],
+        block_size: int,
+        arguments: Sequence[Argument],
+        *,
+        seeds: Sequence[int] = (1, 2),
+        low_guard: bool = False,
+        alignments: Mapping[str, int] | None = None,
+        complete: bool = True,
+        timeout_s: float = 60.0,
+    ) -> list[NDArray[Any]]:
+        """The output arrays, in their order, after the kernel ran over `grid` (up to 3 numbers).
+
+        Arrays of parameters that point to const are inputs; the others are outputs, of which only
+        shape and dtype count: they start out poisoned. The grid runs once per seed in another
+        order of threads and blocks. Arrays end right before an unreadable page, but for their
+        alignment (16 bytes, or `alignments` by name); with `low_guard` they begin right behind
+        one. `complete`: every element of the outputs must be written.
+
+        Raises KernelFaultError.
+        """
+        names = [parameter.name for parameter in self.parameters]
+        if len(arguments) != len(names):
+            raise ValueError(f"{len(arguments)} arguments for {len(names)} parameters: {names}")
+        sizes = [*grid, 1, 1][:3]
+        job = _encode(self.parameters, arguments, sizes, block_size, seeds, low_guard, alignments)
+        with tempfile.TemporaryDirectory(dir=self.executable.parent) as folder:
+            source, result = Path(folder, "job"), Path(folder, "result")
+            source.write_bytes(job)
+            _run([str(self.executable), str(source), str(result), *names], timeout_s)
+            raw = result.read_bytes()
+        outputs = {
+            parameter.name: argument
+            for parameter, argument in zip(self.parameters, arguments, strict=True)
+            if parameter.is_output and isinstance(argument, np.ndarray)
+        }
+        results = _decode(raw, outputs)
+        if complete:
+            for name, array in results.items():
+                _check_written(name, array)
+        return list(results.values())
+
+
+def compile_host(text: str, symbol: str) -> Program:
+    """A program that runs kernel `symbol` of `text`, host prelude included.
+
+    The trampoline `<symbol>_host(void **arguments)`, each pointing to an argument's value, is made
+    from the kernel's declaration unless the text has it. The same text is compiled once.
+    """
+    return _compile_cached(text, symbol)
+
+
+@functools.cache
+def _compile_cached(text: str, symbol: str) -> Program:
+    parameters = declared_parameters(text, symbol)
+    if f"{symbol}_host" not in text:
+        text += _trampoline(symbol, parameters)
+    folder = Path(tempfile.mkdtemp(dir=_work_dir()))
+    source = folder / "kernel.hip"
+    source.write_text(text, encoding="utf-8")
+    kernel, executable = folder / "kernel.o", folder / "kernel"
+    _build([*_TEXT_FLAGS, "-x", "c++", "-c", str(source), "-o", str(kernel)])
+    # The kernel comes first: the guard of shared memory stands behind its arrays.
+    objects = [str(kernel), str(_harness()), f"-Wl,--defsym=host_entry={symbol}_host"]
+    _build(["-no-pie", *objects, "-lm", "-o", str(executable)])
+    return Program(executable, parameters)
+
+
+def declared_parameters(text: str, symbol: str) -> tuple[Parameter, ...]:
+    """The parameters of kernel `symbol`, read from its definition in `text`."""
+    found = re.search(rf"\bvoid\s+{re.escape(symbol)}\s*\(([^)]*)\)\s*\{{", text)
+    if found is None:
+        raise ValueError(f"the text defines no kernel `void {symbol}(...)`")
+    parameters = []
+    for declaration in filter(None, map(str.strip, found[1].split(","))):
+        parts = re.fullmatch(r"(.*?)(\w+)", declaration, re.DOTALL)
+        assert parts is not None, declaration
+        parameters.append(
+            Parameter(" ".join(parts[1].replace("__restrict__", "").split()), parts[2])
+        )
+    return tuple(parameters)
+
+
+def _trampoline(symbol: str, parameters: Sequence[Parameter]) -> str:
+    values = [f"*({parameter.type}*)a[{i}]" for i, parameter in enumerate(parameters)]
+    return f'\nextern "C" void {symbol}_host(void** a) {{\n    {symbol}({", ".join(values)});\n}}\n'
+
+
+def _encode(
+    parameters: Sequence[Parameter],
+    arguments: Sequence[Argument],
+    grid: Sequence[int],
+    block_size: int,
+    seeds: Sequence[int],
+    low_guard: bool,
+    alignments: Mapping[str, int] | None,
+) -> bytes:
+    """The file that `hip_host.cpp` describes."""
+    head = [*grid, block_size, int(low_guard), len(seeds), *seeds, len(arguments)]
+    offset = 8 * (len(head) + 4 * len(arguments))
+    rows, arrays = [], []
+    for parameter, argument in zip(parameters, arguments, strict=True):
+        if not parameter.is_array:
+            rows.append(struct.pack("<q8sqq", 0, _encode_value(parameter, argument), 1, 0))
+            continue
+        if not isinstance(argument, np.ndarray):
+            raise TypeError(f"{parameter.name} is an array of the kernel, not {argument!r}")
+        alignment = (alignments or {}).get(parameter.name, 16)
+        kind = 2 if parameter.is_output else 1
+        rows.append(struct.pack("<4q", kind, argument.nbytes, alignment, offset))
+        if not parameter.is_output:
+            arrays.append(argument.tobytes())
+            offset += argument.nbytes
+    return b"".join([struct.pack(f"<{len(head)}q", *head), *rows, *arrays])
+
+
+def _encode_value(parameter: Parameter, value: Argument) -> bytes:
+    """Eight bytes that begin with the value as the parameter's type has it."""
+    if isinstance(value, np.ndarray):
+        raise TypeError(f"{parameter.name} is a {parameter.type} of the kernel, not an array")
+    if "float" in parameter.type:
+        return struct.pack("<fxxxx", value)
+    return struct.pack("<q", value)
+
+
+def _decode(raw: bytes, outputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    results, at = {}, 0
+    for name, array in outputs.items():
+        values = np.frombuffer(raw, array.dtype, array.size, at)
+        results[name] = values.reshape(array.shape).copy()
+        at += array.nbytes
+    assert at == len(raw), "the harness wrote another number of bytes than it was given"
+    return results
+
+
+def _check_written(name: str, array: NDArray[Any]) -> None:
+    if array.itemsize == 1:  # any byte may be a result
+        return
+    halves = np.frombuffer(array.tobytes(), np.uint16).reshape(array.size, -1)
+    unwritten = np.flatnonzero((halves == _OUTPUT_POISON).all(axis=1))
+    if unwritten.size:
+        raise KernelFaultError(
+            f"{unwritten.size} of {array.size} elements of {name} were never written,"
+            f" first [{', '.join(map(str, np.unravel_index(unwritten[0], array.shape)))}]"
+        )
+
+
+def _run(command: Sequence[str], timeout_s: float) -> None:
+    try:
+        done = subprocess.run(command, capture_output=True, timeout=timeout_s, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise KernelFaultError(f"the kernel did not end within {timeout_s} s") from error
+    message = done.stderr.decode(errors="replace").strip()
+    if done.returncode < 0:
+        raise KernelFaultError(f"{signal.Signals(-done.returncode).name} {message}".strip())
+    if done.returncode == _FAULT:
+        raise KernelFaultError(message)
+    if done.returncode != 0:
+        raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}: {message}")
+
+
+@functools.cache
+def _work_dir() -> Path:
+    folder = Path(tempfile.mkdtemp(prefix="q4jit-hip-host-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+@functools.cache
+def _harness() -> Path:
+    built = _work_dir() / "hip_host.o"
+    strict = ["-O2", "-Wall", "-Wextra", "-Wconversion", "-Werror"]
+    _build([*_FLAGS, *strict, "-c", str(_SOURCE), "-o", str(built)])
+    return built
+
+
+def _build(arguments: Sequence[str]) -> None:
+    command = [require_tool("clang++-15", "clang-15"), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise RuntimeError(f"{' '.join(command)}:\n{done.stderr}")

@@ -1,0 +1,560 @@
+"""What tests of kernels share: random weights, an independent oracle, the contract, other CPUs."""
+
+import functools
+import inspect
+import itertools
+import math
+import operator
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import gguf
+import numpy as np
+from gguf import quants
+from numpy.typing import NDArray
+
+from q4jit import QuantizedTensor, specialize
+from q4jit.arrays.arguments import holds_ids, lead_shape
+from q4jit.compilers import cache, llvm
+from q4jit.cpu.lower import lower
+from q4jit.cpu.schedule import CpuKernel, CpuPlan, digits_bytes, make_plan, padded_k
+from q4jit.dispatcher import Specialized
+from q4jit.frontend.graph import ScalarSpec, Signature, Spec, WeightSpec
+from q4jit.frontend.trace import array_spec, ids_spec, trace
+from q4jit.plan.kernels import Slot
+from q4jit.targets import Target, find_target, host_target, runs_here
+from q4jit.weights.formats import FORMATS, Format
+from tests.support.emulator import X86_64_CPUS, run_kernel
+from tests.support.emulator import Slot as Argument
+from tests.support.tools import lack
+
+F32: Final = np.float32
+Floats = NDArray[np.float32]
+Doubles = NDArray[np.float64]
+Ids = NDArray[np.integer[Any]]
+
+BOUND: Final = 2e-6  # of `precision="f32"`
+FLOAT_FORMATS: Final = ("F16", "F32")
+# ±0, the denormals next to 0 and to 2^-14, 2^-14, the largest, ±Inf, NaN
+_EDGES: Final = (0, 0x8000, 1, 0x8001, 0x3FF, 0x400, 0x7BFF, 0xFBFF, 0x7C00, 0xFC00, 0x7C01, 0xFE00)
+FORMATS_OF_32: Final = ("Q4_0", "Q4_1", "Q8_0", *FLOAT_FORMATS)  # K may be any multiple of 32
+
+IN_PROCESS: Final = ("cpu", "cpu:x86-64-v4", "cpu:x86-64-v3", "cpu:x86-64")
+
+_NO_GAP: Final = 0
+# QEMU 7.2 reads all of a masked load (`vmaskmovps`), a real CPU only what lies under the mask. What
+# is read beyond an array is NaN there, so it cannot go unseen into a result.
+_MASKED_LOAD_GAP: Final = 64
+
+
+def require_target(name: str) -> str:
+    """`name`; the test is skipped where this CPU lacks its features, or fails where CI is set."""
+    target = find_target(name)
+    if not runs_here(target):
+        missing = ", ".join(sorted(target.features - host_target().features)) or target.family
+        lack(f"{name} is not executed: this CPU ({host_target()}) lacks {missing}")
+    return name
+
+
+@dataclass(frozen=True)
+class Guarded:
+    """A CPU on which kernels run on arrays that end at guard pages."""
+
+    target: str
+    native: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.target} {'here' if self.native else 'in QEMU'}"
+
+    @property
+    def model(self) -> str | None:
+        """QEMU's CPU model; None for its default or this CPU."""
+        target = find_target(self.target)
+        known = {**X86_64_CPUS, "aarch64": "max" if target.has("dotprod") else None}
+        return None if self.native else known[target.arch]
+
+    @property
+    def gap_bytes(self) -> int:
+        """Bytes between an array and its guard page."""
+        wide = not self.native and self.target == "cpu:x86-64-v3"
+        return _MASKED_LOAD_GAP if wide else _NO_GAP
+
+
+GUARDED: Final = (
+    Guarded("cpu:x86-64"),
+    Guarded("cpu:x86-64-v3"),
+    Guarded("cpu:aarch64"),
+    Guarded("cpu:aarch64+dotprod"),
+    Guarded("cpu:x86-64-v3", native=True),
+    Guarded("cpu:x86-64-v4", native=True),
+    Guarded("cpu:x86-64-v4+avx512vnni", native=True),
+)
+
+
+# --- weights --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A quantised tensor and its values, [K, N] in float64, as the gguf package decodes them."""
+
+    tensor: QuantizedTensor
+    values: Doubles
+
+    def __str__(self) -> str:
+        return f"{self.tensor.format} {list(self.tensor.shape)}"
+
+
+def wrap(name: str, k: int, blocks: NDArray[Any]) -> Weight:
+    """The weight of GGUF rows [N, …] given as an array of any type."""
+    n = len(blocks)
+    rows = np.frombuffer(blocks.tobytes(), np.uint8).reshape(n, -1)
+    tensor = QuantizedTensor.from_bytes(rows, shape=(k, n), format=name)
+    with np.errstate(invalid="ignore"):  # signalling NaN
+        return Weight(tensor, decoded(name, rows).astype(np.float64))
+
+
+def decoded(name: str, rows: NDArray[np.uint8]) -> Floats:
+    """The matrix [K, N] of GGUF rows, decoded by gguf."""
+    with np.errstate(all="ignore"):
+        values = quants.dequantize(rows, gguf.GGMLQuantizationType[name])
+    return np.asarray(values, F32).T
+
+
+def halves(kind: str, shape: tuple[int, ...], rng: np.random.Generator) -> NDArray[np.float16]:
+    """Random f16 scales of a kind: normal, zero, denormal, largest, mixed, or bits (anything)."""
+    sign = rng.choice([-1.0, 1.0], shape)
+    values: Doubles
+    match kind:
+        case "normal":
+            values = rng.normal(0, 0.05, shape)
+        case "zero":
+            values = np.zeros(shape)
+        case "denormal":
+            values = rng.integers(1, 1024, shape).astype(np.float64) / 2**24
+        case "largest":
+            values = np.full(shape, 65504.0, np.float64)
+        case "mixed":
+            kinds = ("normal", "zero", "denormal", "largest")
+            choices = [halves(k, shape, rng).astype(np.float64) for k in kinds]
+            values = np.choose(rng.integers(0, 4, shape), choices)
+        case "bits":
+            bits = rng.integers(0, 1 << 16, shape, np.uint16)
+            bits.reshape(-1)[: len(_EDGES)] = _EDGES[: bits.size]
+            return bits.view(np.float16)
+        case _:
+            raise AssertionError(kind)
+    return np.asarray(sign * values, np.float16)
+
+
+@functools.cache
+def weight(name: str, k: int, n: int, scales: str = "normal", seed: int = 0) -> Weight:
+    """A random weight, its scales (for F16 and F32 its elements) of a kind that `halves` knows."""
+    rng = np.random.default_rng([seed, k, n])
+    fmt = FORMATS[name]
+    if fmt.float_dtype is not None:
+        values = halves(scales, (n, k), rng).astype(fmt.float_dtype)
+        if name == "F32" and scales == "normal":  # all 24 bits of the fraction
+            values *= rng.uniform(1, 2, (n, k)).astype(F32)
+        return wrap(name, k, values)
+    return wrap(name, k, random_blocks(fmt, k, n, scales, rng))
+
+
+def random_blocks(
+    fmt: Format, k: int, n: int, scales: str, rng: np.random.Generator
+) -> NDArray[np.uint8]:
+    """Blocks uint8 [n, blocks, block_bytes] with random quants and the given kind of scales."""
+    blocks = rng.integers(0, 256, (n, k // fmt.block_elements, fmt.block_bytes), np.uint8)
+    for at in (fmt.d_offset_bytes, fmt.m_offset_bytes):
+        if at is not None:
+            set_halves(blocks, at, halves(scales, blocks.shape[:2], rng))
+    return blocks
+
+
+def set_halves(blocks: NDArray[np.uint8], at: int, values: NDArray[np.float16]) -> None:
+    """Write the f16 field at byte `at` of every block."""
+    blocks[..., at : at + 2] = values.astype("<f2")[..., np.newaxis].view(np.uint8)
+
+
+def weights(
+    k: int, widths: Sequence[int], scales: str = "normal", names: Sequence[str] = tuple(FORMATS)
+) -> list[Weight]:
+    """One weight for each format and each N."""
+    return [weight(name, k, n, scales) for name in names for n in widths]
+
+
+def spoiled(name: str, k: int, n: int, value: float, field: str) -> Weight:
+    """A weight with `value` in field d or m of some blocks (an element, for F16 and F32)."""
+    fmt = FORMATS[name]
+    rng = np.random.default_rng([k, n])
+    columns = sorted({0, 5, 16, n - 1} & set(range(n)))
+    if fmt.float_dtype is not None:
+        values = halves("normal", (n, k), rng).astype(fmt.float_dtype)
+        for i, column in enumerate(columns):
+            values[column, [0, k // 2, k - 1][i % 3]] = value
+        return wrap(name, k, values)
+    at = fmt.d_offset_bytes if field == "d" else fmt.m_offset_bytes
+    assert at is not None
+    blocks = random_blocks(fmt, k, n, "normal", rng)
+    for i, column in enumerate(columns):
+        block = i % blocks.shape[1]
+        set_halves(blocks[column, block], at, np.asarray(value, np.float16))
+    return wrap(name, k, blocks)
+
+
+def spoiled_weights(k: int, widths: tuple[int, ...], value: float) -> list[Weight]:
+    """Every format, and Q4_1 by its m as well."""
+    found = [spoiled(name, k, n, value, "d") for name in FORMATS for n in widths]
+    return found + [spoiled("Q4_1", k, n, value, "m") for n in widths]
+
+
+def all_bits() -> list[Weight]:
+    """Weights of random bits, NaN, Inf and denormals included, with whole and padded K and N."""
+    found = [weight(name, 512, 37, "bits") for name in FORMATS]
+    return [*found, weight("Q4_0", 96, 16, "bits"), weight("F16", 37, 5, "bits")]
+
+
+def tables() -> list[Weight]:
+    """Weights of random bits, NaN, Inf and denormals included, with whole and odd K."""
+    found = [weight(name, 512, 37, "bits") for name in FORMATS]
+    return [*found, weight("Q4_0", 96, 37, "bits"), weight("F16", 37, 37, "bits")]
+
+
+# --- functions ------------------------------------------------------------------------------
+
+
+def one_product(x: Any, w: Any) -> Any:
+    return x @ w
+
+
+def block(x: Any, gain: Any, gate: Any, up: Any, bias: Any, residual: Any, scale: Any) -> Any:
+    """RMSNorm, two products, bias, SiLU and a residual: one kernel."""
+    h = x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + 1e-5) * gain
+    g = h @ gate + bias
+    return residual + scale * (g / (1 + np.exp(-g)) * (h @ up))
+
+
+def around(x: Floats, gate: Weight, up: Weight) -> tuple[list[Any], NDArray[np.float64]]:
+    """Arguments of `block` with this x and these weights, and its result in f64."""
+    k, n = gate.values.shape
+    gain, bias, residual = random_x(k), random_x(n), random_x(len(x), n)
+    args = [x, gain, gate.tensor, up.tensor, bias, residual, 0.5]
+    wide = [a.astype(np.float64) if isinstance(a, np.ndarray) else a for a in args]
+    wide[2:4] = [gate.values, up.values]
+    return args, block(*wide)
+
+
+def relative_error(y: Floats, exact: NDArray[np.float64]) -> float:
+    """The root mean square error, relative to the result's own."""
+    return float(np.sqrt(np.mean((y - exact) ** 2) / np.mean(exact**2)))
+
+
+@functools.cache
+def products(count: int) -> Callable[..., tuple[Any, ...]]:
+    """A function of x and `count` weights that gives all products: one kernel, so one compile."""
+
+    def function(x: Any, *weights: Any) -> tuple[Any, ...]:
+        return tuple(x @ w for w in weights)
+
+    function.__signature__ = _signature("x", *(f"w{i}" for i in range(count)))  # type: ignore[attr-defined]  # inspect reads it
+    function.__name__ = "products"
+    return function
+
+
+@functools.cache
+def joined_products(count: int) -> Callable[..., tuple[Any, ...]]:
+    """All products of x and their sum, which makes GPUs compute them in one kernel.
+
+    The weights must have the same N.
+    """
+
+    def function(x: Any, *weights: Any) -> tuple[Any, ...]:
+        ys = tuple(x @ w for w in weights)
+        return *ys, functools.reduce(operator.add, ys)
+
+    function.__signature__ = _signature("x", *(f"w{i}" for i in range(count)))  # type: ignore[attr-defined]  # inspect reads it
+    function.__name__ = "products"
+    return function
+
+
+@functools.cache
+def dequantizer(count: int) -> Callable[..., tuple[Any, ...]]:
+    """A function of `count` weights that gives all their values."""
+
+    def function(*weights: Any) -> tuple[Any, ...]:
+        return tuple(w.dequantize() for w in weights)
+
+    function.__signature__ = _signature(*(f"w{i}" for i in range(count)))  # type: ignore[attr-defined]  # inspect reads it
+    function.__name__ = "values"
+    return function
+
+
+@functools.cache
+def lookups(count: int) -> Callable[..., tuple[Any, ...]]:
+    """A function of ids and `count` weights that gives those rows of all weights."""
+
+    def function(ids: Any, *weights: Any) -> tuple[Any, ...]:
+        return tuple(w.rows(ids) for w in weights)
+
+    function.__signature__ = _signature("ids", *(f"w{i}" for i in range(count)))  # type: ignore[attr-defined]  # inspect reads it
+    function.__name__ = "rows"
+    return function
+
+
+def _signature(*names: str) -> inspect.Signature:
+    return inspect.Signature(
+        [inspect.Parameter(n, inspect.Parameter.POSITIONAL_ONLY) for n in names]
+    )
+
+
+def slices(x: Any, w: Any) -> tuple[Any, ...]:
+    y = x @ w
+    return y[..., 16:32], y[..., 5:36], y[..., 36:37], y[..., 32:37], y[..., :8]
+
+
+@functools.cache
+def on(target: str, function: Callable[..., Any]) -> Specialized[..., Any]:
+    """`function` specialised for a target; the same one for every test, so it compiles once."""
+    return specialize(function, target=require_target(target))
+
+
+# --- the contract ---------------------------------------------------------------------------
+
+
+def errors(y: Floats, x: Floats, w: Doubles) -> Doubles:
+    """The error of every output in the contract's measure; NaN where float64 leaves f32's range."""
+    k = x.shape[-1]
+    wide = x.astype(np.float64)
+    exact = wide @ w
+    size = np.sqrt(wide**2 @ w**2) + k * 2.0**-149
+    inside = np.abs(exact) <= np.finfo(F32).max
+    with np.errstate(invalid="ignore"):  # such outputs may be Inf
+        return np.where(inside, np.abs(y - exact) / size, np.nan)
+
+
+def assert_contract(y: Floats, x: Floats, w: Weight, bound: float = BOUND) -> None:
+    """Every row of y keeps the bound: the rms over a whole result could hide a bad one."""
+    assert y.dtype == F32
+    assert y.shape == (*x.shape[:-1], w.values.shape[1])
+    if y.size == 0:
+        return
+    found = errors(y, x, w.values)
+    counted = np.isfinite(found) | np.isnan(y)  # a NaN that should be a number counts
+    squares = np.where(counted, found, 0.0) ** 2
+    rms = np.sqrt(squares.sum(-1) / np.maximum(counted.sum(-1), 1))
+    worst = np.max(rms)
+    assert worst < bound, f"{w}: rms error {worst:.2e} in row {np.argmax(rms)} of {list(x.shape)}"
+
+
+def kinds(y: NDArray[Any]) -> NDArray[Any]:
+    """What is NaN, Inf or −Inf in a result; finite numbers are 0."""
+    return np.where(np.isfinite(y), 0, y)
+
+
+def exact_products(x: Floats, w: Doubles) -> Doubles:
+    """x @ w term by term: a BLAS may take shortcuts where NaN and Inf are."""
+    wide = x.astype(np.float64)
+    with np.errstate(all="ignore"):
+        return np.stack([(row[:, np.newaxis] * w).sum(0) for row in wide])
+
+
+def assert_ieee(y: Floats, x: Floats, w: Weight, bound: float = BOUND) -> None:
+    """NaN and Inf where float64 has them, and elsewhere the contract."""
+    exact = exact_products(x, w.values)
+    np.testing.assert_array_equal(kinds(y), kinds(exact), err_msg=str(w))
+    rows, columns = np.isfinite(x).all(1), np.isfinite(w.values).all(0)
+    clean = Weight(w.tensor, w.values[:, columns])
+    assert_contract(np.ascontiguousarray(y[rows][:, columns]), x[rows], clean, bound)
+
+
+def assert_same_bits(got: Floats, w: Weight) -> None:
+    """The weight's values, bit for bit, but for the payload of a NaN."""
+    _assert_bits(got, decoded(w.tensor.format, w.tensor.raw), w)
+
+
+def assert_rows(got: Floats, ids: Ids, w: Weight) -> None:
+    """The weight's GGUF rows of these numbers, bit for bit, but for the payload of a NaN."""
+    _assert_bits(got, decoded(w.tensor.format, w.tensor.raw).T[ids], w)
+
+
+def _assert_bits(got: Floats, expected: Floats, w: Weight) -> None:
+    assert got.dtype == F32
+    assert got.shape == expected.shape
+    np.testing.assert_array_equal(np.isnan(got), np.isnan(expected), err_msg=str(w))
+    numbers = ~np.isnan(expected)
+    np.testing.assert_array_equal(
+        got[numbers].view(np.uint32), expected[numbers].view(np.uint32), err_msg=str(w)
+    )
+
+
+# --- activations and ids -----------------------------------------------------------------------
+
+
+def random_x(*shape: int, seed: int = 0) -> Floats:
+    """Normal activations."""
+    return np.random.default_rng([seed, *shape]).standard_normal(shape).astype(F32)
+
+
+def distributions(k: int) -> dict[str, Floats]:
+    """A row of x for each distribution that the contract names."""
+    rng = np.random.default_rng(7)
+    normal = rng.standard_normal(k)
+    outliers = np.where(rng.random(k) < 0.02, 100 * normal, normal)
+    rows = {
+        "normal": normal,
+        "uniform": rng.uniform(-1, 1, k),
+        "lognormal": rng.lognormal(0, 3, k) * rng.choice([-1, 1], k),
+        "outliers": outliers,
+        "small": normal * 1e-30,
+        "large": normal * 1e30,
+        "zero": 0 * normal,
+        "mixed magnitudes": normal * 10.0 ** rng.uniform(-20, 20, k),
+    }
+    for size in (1e4, 1e10, 1e20, 1e30, 1e38):
+        rows[f"one element of {size:.0e}"] = np.where(np.arange(k) == 300 % k, size, normal)
+    return {name: row.astype(F32) for name, row in rows.items()}
+
+
+def not_finite_rows(k: int) -> Floats:
+    """A row for each kind of value and class of position, and clean rows between them."""
+    places = sorted({0, 3, 15, 16, 31, 32, k // 2, k - 1} & set(range(k)))
+    values = [[np.nan], [np.inf], [-np.inf], [np.inf, -np.inf], [np.inf, np.inf], [np.nan, np.inf]]
+    cases = list(itertools.product(values, places))
+    x = random_x(2 * len(cases) + 1, k)
+    for row, (pair, place) in enumerate(cases):
+        for i, value in enumerate(pair):
+            x[2 * row + 1, (place + 33 * i) % k] = value
+    x[-1, :] = 0
+    x[-1, k // 2] = np.inf  # Inf times the weight, and 0 times the others
+    return x
+
+
+def hard_x(k: int) -> list[Floats]:
+    """Two times three rows that meet scales of Inf: zeros, numbers, huge ones, NaN and Inf."""
+    x = random_x(6, k)
+    x[0, 1 : k // 2] = 0  # 0·Inf is NaN
+    x[1] = 0
+    x[2] *= F32(1e30)
+    x[4, 3], x[5, k - 1] = np.inf, np.nan
+    return [x[:3], x[3:]]
+
+
+def in_step(w: Weight) -> Floats:
+    """Rows whose products with spoiled columns all have one sign: a zero among them shows."""
+    columns = w.values[:, [0, 5, 16]] if w.values.shape[1] > 1 else w.values[:, [0, 0, 0]]
+    return np.where(columns > 0, F32(1), F32(-1)).T.copy()
+
+
+def some_ids(*shape: int, n: int = 37, seed: int = 0) -> Ids:
+    """Ids among which are the first row and, where there is room, the last."""
+    ids = np.random.default_rng(seed).integers(0, n, shape)
+    ids.reshape(-1)[:2] = [0, n - 1][: ids.size]
+    return ids
+
+
+# --- kernels beside guard pages ---------------------------------------------------------------
+
+
+def lowered(
+    function: Callable[..., Any], target: Target, args: Sequence[Any], precision: str = "f32"
+) -> CpuPlan:
+    """The plan of `function` for arguments."""
+    graph = trace(function, specs_of(args))
+    return make_plan(graph, target, math.prod(lead_shape(args)), precision)
+
+
+def specs_of(args: Sequence[Any]) -> Signature:
+    """The signature of arguments, as a call would have it."""
+    return tuple(map(_spec, args))
+
+
+def _spec(value: Any) -> Spec:
+    if isinstance(value, QuantizedTensor):
+        return WeightSpec(*value.signature)
+    if isinstance(value, np.ndarray):
+        return ids_spec(value.shape) if holds_ids(value) else array_spec(value.shape)
+    return ScalarSpec()
+
+
+def object_of(plan: CpuPlan, kernel: CpuKernel) -> bytes:
+    """The compiled kernel, from this session's cache where another test compiled it."""
+    source = lower(plan, kernel)
+    return cache.fetch(plan.target, llvm, source.symbol, source.text).object_bytes
+
+
+def run_guarded(
+    function: Callable[..., Any],
+    cpu: Guarded,
+    args: Sequence[Any],
+    *,
+    gap_bytes: int = 0,
+    precision: str = "f32",
+) -> list[Floats]:
+    """The results of `function`, every array of every kernel standing before a guard page."""
+    found = find_target(require_target(cpu.target) if cpu.native else cpu.target)
+    plan = lowered(function, found, args, precision)
+    rows = math.prod(lead_shape(args))
+    memory: dict[Slot, NDArray[Any]] = {}
+    for kernel in plan.kernels:
+        slots = kernel.slots()
+        arguments = [_argument(plan, kernel, slot, args, rows, memory) for slot in slots]
+        arrays = run_kernel(
+            found.family,
+            object_of(plan, kernel),
+            kernel.symbol,
+            arguments,
+            cpu=cpu.model,
+            gap_bytes=cpu.gap_bytes + gap_bytes,
+        )
+        kept = [s for s, a in zip(slots, arguments, strict=True) if isinstance(a, np.ndarray)]
+        for slot, array in zip(kept, arrays, strict=True):
+            memory[slot] = array
+            if slot.kind in {"array", "ids", "weight"}:
+                original = arguments[slots.index(slot)]
+                assert array.tobytes() == np.asarray(original).tobytes(), f"{slot} was written to"
+    outputs = range(len(plan.graph.outputs))
+    return [memory[Slot("output", i)] for i in outputs]
+
+
+def _argument(
+    plan: CpuPlan,
+    kernel: CpuKernel,
+    slot: Slot,
+    args: Sequence[Any],
+    rows: int,
+    memory: dict[Slot, NDArray[Any]],
+) -> Argument:
+    rows = 1 if kernel.uniform else rows
+    match slot.kind:
+        case "pool":
+            return 0
+        case "m":
+            return rows
+        case "array":
+            return np.asarray(args[slot.index], F32)
+        case "ids":
+            return np.asarray(args[slot.index], np.int64)
+        case "scalar":
+            return float(args[slot.index])
+        case "weight":
+            tensor: QuantizedTensor = args[slot.index]
+            return tensor.raw if slot.layout == "gguf" else tensor.repacked(slot.layout)
+        case "x":
+            return np.full((rows, padded_k(plan, kernel)), np.nan, F32)
+        case "exponent":
+            return np.full(rows, np.nan, F32)
+        case "digits":
+            row_bytes = digits_bytes(padded_k(plan, kernel), kernel.limbs)
+            return np.full((rows, row_bytes), 0xFF, np.uint8)
+    if slot in memory:
+        return memory[slot]
+    return np.full(_result_shape(plan, kernel, slot, rows), np.nan, F32)
+
+
+def _result_shape(plan: CpuPlan, kernel: CpuKernel, slot: Slot, rows: int) -> tuple[int, int]:
+    if kernel.decoded is not None and kernel.decoded.node.op == "dequantize":
+        spec = plan.weight(kernel.decoded.node.arg)
+        return spec.k, spec.n
+    widths = plan.temps if slot.kind == "temp" else [n.width for n in plan.graph.outputs]
+    return rows, widths[slot.index]

@@ -1,0 +1,409 @@
+"""The command q4jit: what it writes, and one line and a status for everything that is wrong."""
+
+import hashlib
+import importlib.util
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+
+from q4jit.compilers.clang import Clang
+from q4jit.compilers.find import find_compiler
+from q4jit.errors import CompileError, TargetError
+from q4jit.targets import Target
+from q4jit.tools import aot, cli
+from q4jit.tools.cli import main
+from q4jit.weights.formats import FORMATS
+from q4jit.weights.layouts import GGUF, pack
+from tests.support.kernels import weight
+from tests.support.tools import lack
+
+ONE = ["--k", "64", "--n", "5", "--format", "q4_0", "--arch", "gfx1100", "--m", "1"]
+Says = Callable[..., str]
+
+
+@pytest.fixture(autouse=True)
+def _pinned_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("Q4JIT_HIP_COMPILER", "ziglang")
+
+
+@pytest.fixture
+def ziglang() -> None:
+    try:
+        find_compiler(Target("hip", "gfx1100"))
+    except TargetError as error:
+        lack(str(error))
+
+
+@pytest.fixture
+def says(capsys: pytest.CaptureFixture[str]) -> Says:
+    """`says(status, *arguments)`: the one line on standard error of a command that fails so."""
+
+    def run(status: int, *arguments: str | Path) -> str:
+        try:
+            found = main([str(argument) for argument in arguments])
+        except SystemExit as end:
+            found = int(end.code or 0)
+        out, err = capsys.readouterr()
+        assert (found, out) == (status, "")
+        assert err.endswith("\n")
+        assert len(err.splitlines()) == 1, err
+        return err.strip()
+
+    return run
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """A file of four matrices (two of one shape), a vector, and a format that q4jit lacks."""
+    path = tmp_path / "model.gguf"
+    write_gguf(
+        path, {"a": ("Q4_0", 64, 5), "b": ("Q4_0", 64, 5), "c": ("Q8_0", 32, 3), "f": ("F32", 8, 4)}
+    )
+    return path
+
+
+def write_gguf(path: Path, tensors: dict[str, tuple[str, int, int]]) -> None:
+    writer = gguf.GGUFWriter(path, "test")
+    for i, (name, (fmt, k, n)) in enumerate(tensors.items()):
+        rows = weight(fmt, k, n, seed=i).tensor.raw
+        kind = gguf.GGMLQuantizationType[fmt]
+        if fmt == "F32":
+            writer.add_tensor(name, rows.view(np.float32))
+        else:
+            writer.add_tensor(name, rows, raw_dtype=kind)
+    writer.add_tensor("vector", np.ones(8, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+# --- what works -----------------------------------------------------------------------------------
+
+
+def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, wanted in (
+        (["--help"], "q4jit build --k 4096"),
+        (["build", "--help"], "--entry"),
+        (["pack", "--help"], "--tensor"),
+        (["--version"], f"q4jit {aot.version()}\n"),
+    ):
+        with pytest.raises(SystemExit) as end:
+            main(arguments)
+        assert end.value.code == 0
+        assert wanted in capsys.readouterr().out
+
+
+def test_python_runs_the_package() -> None:
+    command = [sys.executable, "-m", "q4jit"]
+    for arguments, status, out in (
+        (["--version"], 0, f"q4jit {aot.version()}\n"),
+        (["--unknown"], 2, ""),
+    ):
+        done = subprocess.run([*command, *arguments], capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stdout) == (status, out)
+
+
+@pytest.mark.usefixtures("ziglang")
+def test_a_build_of_a_file(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "a" / "b"
+    arguments = ["build", "--gguf", str(model), "--arch", "gfx1030", "--m", "1", "--m", "2"]
+    assert main([*arguments, "--out", str(out)]) == 0
+    found = capsys.readouterr()
+    assert found.out == f"{out}: 4 kernels for gfx1030, manifest.json, q4jit_kernels.h\n"
+    assert found.err == "q4jit build: left out f: F32 is no block format\n"
+    manifest = json.loads((out / "manifest.json").read_bytes())
+    assert [
+        (p["format"], p["K"], p["N"], p["M"]["max"], p["tensors"]) for p in manifest["products"]
+    ] == [
+        ("Q4_0", 64, 5, 1, ["a", "b"]),
+        ("Q4_0", 64, 5, 2, ["a", "b"]),
+        ("Q8_0", 32, 3, 1, ["c"]),
+        ("Q8_0", 32, 3, 2, ["c"]),
+    ]
+    assert manifest["left_out"] == {"f": "F32 is no block format"}
+
+
+@pytest.mark.parametrize("layout", aot.LAYOUTS)
+def test_pack_writes_what_layouts_packs(model: Path, layout: str, tmp_path: Path) -> None:
+    out = tmp_path / "b.bin"
+    arguments = [
+        "pack",
+        "--gguf",
+        str(model),
+        "--tensor",
+        "b",
+        "--layout",
+        layout,
+        "--out",
+        str(out),
+    ]
+    assert main(arguments) == 0
+    raw = weight("Q4_0", 64, 5, seed=1).tensor.raw
+    wanted = raw.tobytes() if layout == GGUF else pack(FORMATS["Q4_0"], layout, raw).tobytes()
+    assert out.read_bytes() == wanted
+    found = json.loads((tmp_path / "b.bin.json").read_bytes())
+    assert (found["tensor"], found["format"], found["K"], found["N"]) == ("b", "Q4_0", 64, 5)
+    assert found["weight"] == aot.describe_layout(FORMATS["Q4_0"], layout, (64, 5))
+    assert found["files"]["b.bin"]["sha256"] == hashlib.sha256(wanted).hexdigest()
+    assert main(arguments) == 0  # its own files may be written again
+
+
+# --- files that are there already -----------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("ziglang")
+def test_files_of_others_stay(
+    says: Says, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "notes.txt").write_text("mine")
+    (out / "manifest.json").write_text('{"mine": 1}')
+    error = says(1, "build", *ONE, "--out", out)
+    assert "holds files that q4jit did not write, or that were changed: manifest.json" in error
+    assert {p.name: p.read_text() for p in out.iterdir()} == {
+        "notes.txt": "mine",
+        "manifest.json": '{"mine": 1}',
+    }
+    assert main(["build", *ONE, "--out", str(out), "--force"]) == 0
+    assert f"{out}: 1 kernel for gfx1100, " in capsys.readouterr().out
+    first = {p.name for p in out.iterdir()}
+    assert main(["build", *ONE[:-1], "2", "--out", str(out)]) == 0  # over its own files
+    second = {p.name for p in out.iterdir()}
+    assert "notes.txt" in second
+    assert first - second == {f"q4_0_k64_n5_f32_planar_m1_gfx1100{s}" for s in (".hip", ".hsaco")}
+    (out / "q4jit_kernels.h").write_text("edited")
+    capsys.readouterr()
+    assert "were changed: q4jit_kernels.h" in says(1, "build", *ONE, "--out", out)
+
+
+@pytest.mark.usefixtures("ziglang")
+def test_what_fails_leaves_nothing(
+    says: Says, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("Q4JIT_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr(Clang, "compile_object", refuse)
+    out = tmp_path / "deep" / "out"
+    assert "No space left" in says(1, "build", *ONE, "--out", out)
+    assert not (tmp_path / "deep").exists()
+
+
+@pytest.mark.usefixtures("ziglang")
+def test_a_missing_msgpack_is_told_before_the_work(
+    says: Says, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("Q4JIT_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setitem(sys.modules, "msgpack", None)
+    monkeypatch.setattr(Clang, "compile_object", refuse)
+    error = says(1, "build", *ONE, "--out", tmp_path / "out")
+    assert "msgpack: pip install q4jit[cross]" in error
+
+
+def test_the_command_of_a_repro_can_be_pasted(
+    says: Says, monkeypatch: pytest.MonkeyPatch, model: Path, tmp_path: Path
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise CompileError("clang", (), "error: no", "", repro=tmp_path / "a b")
+
+    monkeypatch.setattr(aot, "pack_tensor", fail)
+    error = says(1, "pack", "--gguf", model, "--tensor", "a", "--out", tmp_path / "w")
+    assert f"sh '{tmp_path}/a b/repro.sh'" in error
+
+
+def test_names_of_a_file_cannot_steer_the_terminal(
+    says: Says, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, steering = tmp_path / "model.gguf", "a\x1b[2J\u202e"
+    write_gguf(path, {steering: ("F32", 8, 4)})
+    pack_it = ["pack", "--gguf", str(path), "--out", str(tmp_path / "w"), "--layout", GGUF]
+    assert r"they are 'a\x1b[2J\u202e', 'vector'" in says(1, *pack_it, "--tensor", "z")
+    assert main([*pack_it, "--tensor", steering]) == 0
+    assert r"w: a\x1b[2J\u202e, F32" in capsys.readouterr().out
+    write_gguf(path, {steering: ("F32", 8, 4), "b": ("Q4_0", 32, 2)})
+    build_it = ["build", "--gguf", str(path), "--arch", "gfx1100", "--out", str(tmp_path / "o")]
+    main(build_it)  # with a compiler or not
+    assert r"left out a\x1b[2J\u202e: F32" in capsys.readouterr().err
+
+
+def refuse(*_: Any) -> bytes:
+    raise OSError(28, "No space left on device", "kernel.hip")
+
+
+# --- what is wrong --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (["--arch", "gfx9"], "unknown arch 'gfx9': known are gfx906, "),
+        (["--arch", "sm_90"], "sm_90 is NVIDIA's, and a build holds code objects for AMD GPUs"),
+        (["--arch", "sm_91"], "unknown arch 'sm_91'"),
+        (["--arch", "gfx1100; rm"], "unknown arch"),
+        (["--format", "q5_0"], "unknown format 'Q5_0': known are F32"),
+        (["--k", "65"], "found K = 65, accepted is a positive multiple of 32"),
+        (["--k", "0"], "found '0', accepted are whole numbers from 1"),
+        (["--n", "-3"], "found '-3', accepted are whole numbers from 1"),
+        (["--n", str(1 << 31)], "accepted are sizes from 1 to 2147483647"),
+        (["--m", "x"], "found 'x'"),
+        (["--block-size", "100"], "accepted are multiples of its wave of 32 threads"),
+        (["--gguf", "f"], "found --gguf and --k, --n, --format: accepted is one of both"),
+        (["--precision", "f64"], "invalid choice: 'f64'"),
+        (["--unknown"], "unrecognized arguments: --unknown"),
+    ],
+)
+def test_a_wrong_command_line(says: Says, change: list[str], message: str, tmp_path: Path) -> None:
+    error = says(2, "build", *ONE, *change, "--out", tmp_path / "out")
+    assert message in error
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--k", "64"], "--k does not apply to the kernels of --entry generic: they take M, N"),
+        (["--n", "64"], "--n does not apply"),
+        (["--m", "1"], "--m does not apply"),
+        (
+            ["--precision", "i8"],
+            "--precision does not apply to the kernels of --entry generic: they multiply in f32",
+        ),
+        (["--layout", "planar"], "--entry generic takes gguf, found --layout planar"),
+    ],
+)
+def test_what_generic_kernels_do_not_heed_is_refused(
+    says: Says, more: list[str], message: str, tmp_path: Path
+) -> None:
+    generic = ["build", "--entry", "generic", "--format", "q4_0", "--arch", "gfx1100"]
+    assert message in says(2, *generic, *more, "--out", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_missing_is_named(says: Says, tmp_path: Path) -> None:
+    arch = ["--arch", "gfx1100", "--out", tmp_path / "out"]
+    assert "--n, --format missing" in says(2, "build", "--k", "64", *arch)
+    error = says(2, "build", "--entry", "generic", *arch)
+    assert "build: --format missing: accepted are --gguf FILE, or --format NAME" in error
+    assert "--arch" in says(2, "build", *ONE[:6], "--out", tmp_path / "out")
+    assert "COMMAND" in says(2)
+
+
+def test_a_file_that_is_no_model(says: Says, model: Path, tmp_path: Path) -> None:
+    arch, broken = ["--arch", "gfx1100", "--out", tmp_path / "out"], tmp_path / "broken.gguf"
+    assert says(1, "build", "--gguf", tmp_path / "none", *arch).endswith(
+        "No such file or directory"
+    )
+    broken.write_bytes(model.read_bytes()[:200])
+    assert "broken.gguf" in says(1, "build", "--gguf", broken, *arch)
+    write_gguf(broken, {"f": ("F32", 8, 4)})
+    assert "found no weight among 1 matrix; accepted" in says(1, "build", "--gguf", broken, *arch)
+    pack_it = ["pack", "--gguf", model, "--out", tmp_path / "w.bin", "--tensor"]
+    error = says(1, *pack_it, "z")
+    assert "found no tensor 'z' among 5 tensors; they are 'a', 'b', 'c', 'f', 'vector'" in error
+    assert "vector in" in says(1, *pack_it, "vector")
+    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "w.bin").exists()
+
+
+def test_a_place_that_is_no_folder(says: Says, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    file, below = tmp_path / "file", tmp_path / "file" / "below"
+    for out, problem in ((file, "it is a file, accepted is a folder"), (below, "Not a directory")):
+        error = says(1, "build", *ONE, "--out", out)
+        assert error == f"q4jit build: cannot write {out}: {problem}"
+
+
+def test_a_place_that_cannot_be_written_is_called_as_it_was(
+    says: Says, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packs = ["pack", "--gguf", model, "--tensor", "a", "--out"]
+    error = says(1, "build", *ONE, "--out", "/proc")  # where nobody makes files, root included
+    assert error == "q4jit build: cannot write /proc: No such file or directory"
+    error = says(1, *packs, "/proc/w.bin")
+    assert error == (
+        "q4jit pack: cannot write /proc/w.bin: its folder /proc: No such file or directory"
+    )
+    (tmp_path / "w").mkdir()
+    for force in ([], ["--force"]):
+        error = says(1, *packs, tmp_path / "w", *force)
+        assert f"{tmp_path}/w is a folder: accepted is a place for a file" in error
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.gguf", "w"]
+    monkeypatch.setattr(Path, "write_bytes", refuse)
+    assert says(1, *packs, tmp_path / "v") == f"q4jit pack: {tmp_path}/v: No space left on device"
+
+
+@pytest.mark.parametrize("kind", ["same", "symlink", "hardlink", "manifest"])
+def test_pack_does_not_write_over_what_it_reads(
+    says: Says, model: Path, tmp_path: Path, kind: str
+) -> None:
+    before, out = model.read_bytes(), tmp_path / "w"
+    place = {"same": model, "manifest": tmp_path / "w.json"}.get(kind, out)
+    if kind == "symlink":
+        place.symlink_to(model)
+    if kind in {"hardlink", "manifest"}:
+        place.hardlink_to(model)
+    asked = out if kind == "manifest" else place
+    error = says(1, "pack", "--gguf", model, "--tensor", "a", "--out", asked, "--force")
+    assert f"{place} is the file that is read, {model}: accepted is another" in error
+    assert model.read_bytes() == place.read_bytes() == before
+
+
+def test_no_compiler(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("Q4JIT_HIP_COMPILER", "hipcc")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("ROCM_PATH", raising=False)
+    assert main(["build", *ONE, "--out", str(tmp_path / "out")]) == 1
+    first, looked_at, last = capsys.readouterr().err.splitlines()
+    assert "q4jit build: no compiler for hip:gfx1100 by Q4JIT_HIP_COMPILER=hipcc" in first
+    assert looked_at.startswith("  hipcc: not found in ")
+    assert "pip install q4jit[cross]" in last
+    assert not (tmp_path / "out").exists()
+
+
+def test_debug_shows_the_traceback(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["pack", "--gguf", str(model), "--tensor", "z", "--out", str(tmp_path / "w")]
+    assert main([*arguments, "--debug"]) == 1
+    assert "Traceback" in capsys.readouterr().err
+    monkeypatch.setenv("Q4JIT_DEBUG", "1")
+    assert main(arguments) == 1
+    assert "Traceback" in capsys.readouterr().err
+    monkeypatch.setenv("Q4JIT_DEBUG", "maybe")
+    assert main(arguments) == 1
+    assert "Q4JIT_DEBUG='maybe'" in capsys.readouterr().err
+
+
+def test_an_interrupt(
+    monkeypatch: pytest.MonkeyPatch, says: Says, model: Path, tmp_path: Path
+) -> None:
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(aot, "pack_tensor", interrupted)
+    assert (
+        says(130, "pack", "--gguf", model, "--tensor", "a", "--out", tmp_path / "w")
+        == "q4jit pack: interrupted"
+    )
+
+
+def test_progress(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    launches = list("ab")
+    assert list(cli._with_progress(launches)) == launches  # not on a terminal
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert list(cli._with_progress(launches)) == launches
+    assert "compiling" in capsys.readouterr().err
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)  # without tqdm
+    assert list(cli._with_progress(list("abcdefgh"))) == list("abcdefgh")
+    lines = [f"compiling {i} of 8" for i in (1, 3, 5, 7)]
+    assert capsys.readouterr().err.splitlines() == lines

@@ -1,0 +1,99 @@
+"""`q4jit bench` on a real GPU: what is right has times, and times are those of memory."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from q4jit.runtime import devices
+from q4jit.tools import bench as benchmark
+from q4jit.tools.cli import main
+from q4jit.tools.peers import READ, GpuArena
+from q4jit.tools.selftest import BOUNDS
+
+pytestmark = pytest.mark.gpu
+
+K, N = 4096, 1024
+
+
+@pytest.fixture(scope="module")
+def arena() -> Iterator[GpuArena]:
+    found = devices.find_devices()
+    if not found:
+        pytest.skip(devices.why_none())
+    made = GpuArena(found[0])
+    yield made
+    made.close()
+
+
+def test_the_command_runs_and_nothing_is_wrong(arena: GpuArena, tmp_path: Path) -> None:
+    path = tmp_path / "b.json"
+    options = ["--shape", f"{K}x{N}", "--m", "1,8,64", "--fused", "--quick", "--json", str(path)]
+    assert main(["bench", "--target", "hip:0", *options]) == 0
+    (run,) = json.loads(path.read_text("utf-8"))["runs"]
+    own = [row for row in run["rows"] if row["own"]]
+    assert len(own) == 3 * 3 * len(BOUNDS)  # M, kinds, precisions
+    for row in own:
+        assert row["us"] > 0
+        assert row["error"] <= row["bound"]
+    for row in run["rows"]:
+        assert not row["wrong"], row
+
+
+@pytest.mark.parametrize("name", ["torch fp16", "torch int4", "dequantise + matmul"])
+def test_a_product_of_pytorch_is_right_and_has_a_time(arena: GpuArena, name: str) -> None:
+    entrants = {entrant.name: entrant for entrant in arena.peers()}
+    if name not in entrants:
+        pytest.skip(arena.absent[name])
+    for m in (1, 8, 64):
+        work = benchmark._Shape("Q4_0", K, N, (m,), 64 << 20).product(m)
+        entrant = entrants[name]
+        (outcome,) = benchmark.contest([(entrant, work, BOUNDS[entrant.precision])], 3)
+        assert outcome.message == ""
+        assert len(outcome.us) == 3
+        assert min(outcome.us) > 1
+
+
+def test_a_read_is_as_fast_as_a_copy(arena: GpuArena) -> None:
+    """Of many bytes: a copy reads and writes, and a read alone is at least as fast per byte."""
+    work = benchmark._Shape("Q4_0", 8192, 16384, (1,), arena.rotated_bytes()).product(1)
+    with arena.read().open(work) as running:
+        running.poison()
+        rate = max(work.weight_bytes / running.us() for _ in range(5))
+        assert running.error() == 0.0
+    copy_rate = 2 * arena.bench.copy_bytes() / arena.bench.copy_us
+    assert rate > 0.9 * copy_rate, running.note
+
+
+def test_no_kernel_is_faster_than_the_read(arena: GpuArena) -> None:
+    work = benchmark._Shape("Q4_0", 8192, 16384, (1,), arena.rotated_bytes()).product(1)
+    entrants = [(each, work, BOUNDS["f32"]) for each in (arena.read(), arena.own("f32"))]
+    read, own = benchmark.contest(entrants, 5)
+    assert read.entrant.name == READ
+    assert np.median(own.us) > 0.95 * np.median(read.us)
+
+
+def test_a_kernel_that_is_spoiled_has_no_time(
+    arena: GpuArena, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = benchmark._Shape("Q4_0", K, 64, (1,), 1 << 20).product(1)
+    real = arena.bench.bind
+
+    def bind(built: Any, args: Any) -> Any:
+        launch = real(built, args)
+
+        class Idle:
+            prepare = staticmethod(launch.prepare)
+
+            def __call__(self, *_: Any) -> None:
+                pass
+
+        return Idle()
+
+    monkeypatch.setattr(arena.bench, "bind", bind)
+    (outcome,) = benchmark.contest([(arena.own("f32"), work, BOUNDS["f32"])], 1)
+    assert outcome.wrong
+    assert not outcome.us

@@ -1,0 +1,638 @@
+"""The search without a GPU: what is tried, what is rejected, what later calls make of it."""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from q4jit import dispatcher, specialize
+from q4jit.backends import find_backend
+from q4jit.errors import ArgumentError, CompileError, DeviceError, TuningError
+from q4jit.frontend.graph import WeightSpec
+from q4jit.frontend.trace import array_spec, trace
+from q4jit.hip import tunings
+from q4jit.hip.render import render
+from q4jit.hip.schedule import (
+    MANY_ROWS,
+    HipKernel,
+    HipPlan,
+    Tuning,
+    candidates,
+    constants_of,
+    keys_of,
+    make_plan,
+)
+from q4jit.hip.tunings import Choice, Key, Machine, Trial
+from q4jit.policy import Place
+from q4jit.runtime.driver import Device
+from q4jit.targets import Target, find_target
+from q4jit.tools import tune
+from q4jit.tools.harness import Built
+from q4jit.tools.selftest import BOUNDS, random_weight, random_x
+from tests.runtime.test_devices import PRELUDE
+from tests.support import child, fake_gpu
+from tests.support.hip import run_on_host
+from tests.tools.test_selftest import DEVICE, _for_numpy
+
+K, N = 64, 5
+MACHINE = Machine(DEVICE.name, DEVICE.arch, "fake 1.0")
+KEY = Key(K, N, "Q4_1", 1, "f32")
+Fault = Callable[[HipKernel, NDArray[Any]], None]
+
+
+@pytest.fixture(autouse=True)
+def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache of the test's own."""
+    monkeypatch.setenv("Q4JIT_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr(tunings, "_kept", {})
+    return tmp_path / "cache"
+
+
+def product_kernel(plan: HipPlan) -> HipKernel:
+    (kernel,) = (kernel for kernel in plan.kernels if kernel.sections)
+    return kernel
+
+
+class FakeBench:
+    """NumPy in the place of a GPU, and times by a rule: the more threads, the slower.
+
+    `fault` may raise, or change what came out.
+    """
+
+    fingerprint = MACHINE.compiler
+    fault: Fault | None = None
+    run_rows: list[tuple[HipKernel, int]]
+    timed: list[HipKernel]
+    lost = False
+
+    def __init__(self, device: Device = DEVICE) -> None:
+        self.device, self.target = device, Target("hip", device.arch)
+        self.run_rows, self.timed = [], []
+
+    def __enter__(self) -> "FakeBench":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def compile(self, plan: HipPlan) -> Built:
+        return Built(plan, tuple(render(plan, kernel) for kernel in plan.kernels))
+
+    def run(self, built: Built, args: Sequence[Any]) -> list[NDArray[Any]]:
+        kernel = product_kernel(built.plan)
+        self.run_rows.append((kernel, len(args[0])))
+        x, *weights = map(_for_numpy, args)
+        y = np.array(tune.products(x, *weights), np.float32)
+        if self.fault is not None:
+            self.fault(kernel, y)
+        return [y]
+
+    def upload(self, args: Sequence[Any], stream: int = 0) -> Sequence[Any]:
+        if self.lost:
+            raise DeviceError("the device is lost")
+        return args
+
+    def outputs(self, built: Built, args: Sequence[Any]) -> tuple[None]:
+        return (None,)
+
+    def bind(self, built: Built, args: Sequence[Any]) -> "_FakeLaunch":
+        return _FakeLaunch(product_kernel(built.plan))
+
+    def replay_us(self, calls_on: Callable[[int], Sequence[Any]]) -> float:
+        calls = calls_on(3)
+        kernel: HipKernel = calls[0].func.kernel
+        weights = [args for call in calls for args in call.args[0][1:]]
+        assert len(set(map(id, weights))) == len(weights) > 1  # weights that take turns
+        self.timed.append(kernel)
+        return self.us(kernel)
+
+    def us(self, kernel: HipKernel) -> float:
+        return kernel.block_size + kernel.ahead + kernel.columns / 8
+
+
+class _FakeLaunch:
+    def __init__(self, kernel: HipKernel) -> None:
+        self.kernel = kernel
+
+    def prepare(self, args: Sequence[Any]) -> None:
+        pass
+
+    def __call__(self, args: Sequence[Any], out: Any) -> None:
+        raise AssertionError("timed by replay_us alone")
+
+
+def searched(bench: FakeBench, *keys: Key) -> tune.Results:
+    return tune.search(bench, keys)  # type: ignore[arg-type]  # what a search asks of it is there
+
+
+def is_smallest(kernel: HipKernel) -> bool:
+    return (kernel.block_size, kernel.ahead, kernel.columns) == (64, 1, 1)
+
+
+# --- a search -------------------------------------------------------------------------------------
+
+
+def test_every_candidate_is_checked_then_timed_and_the_fastest_chosen() -> None:
+    bench = FakeBench()
+    trials = searched(bench, KEY)[KEY]
+    assert len(trials) > 10
+    assert all(t.error is not None and t.error < BOUNDS["f32"] for t in trials)
+    assert all(t.rejected == "" for t in trials)
+    best = tunings.best(trials)
+    assert best is not None
+    assert {("block_size", 64), ("ahead", 1), ("columns", 1)} <= set(best.constants)
+    assert len(bench.run_rows) == len(trials)
+    # once each, and the four best three times in turns
+    assert len(bench.timed) == len(trials) + 12
+    last = [constants_of(kernel) for kernel in bench.timed[-12:]]
+    assert last == last[:4] * 3
+
+
+def test_a_wrong_candidate_never_wins_and_is_reported() -> None:
+    def fault(kernel: HipKernel, y: NDArray[Any]) -> None:
+        if is_smallest(kernel):
+            y[0, -1] *= 1.001
+
+    bench = FakeBench()
+    bench.fault = fault
+    results = searched(bench, KEY)
+    (wrong,) = (t for t in results[KEY] if t.rejected)
+    assert wrong.us is None
+    assert wrong.error is not None
+    assert wrong.error > BOUNDS["f32"]
+    assert re.fullmatch(r"wrong: error \d\.\de-\d\d, allowed are 2e-06", wrong.rejected)
+    assert not any(map(is_smallest, bench.timed))
+    best = tunings.best(results[KEY])
+    assert best is not None
+    assert best != wrong
+    text = tune.table(results)
+    assert f"{wrong.name}\n{'':23}rejected: {wrong.rejected}" in text
+    assert re.search(rf"^\* +\S+ +\S+  {re.escape(best.name)}$", text, re.MULTILINE)
+    assert text.count("\n*") == 1
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_result_that_was_not_written_is_rejected(value: float) -> None:
+    def fault(kernel: HipKernel, y: NDArray[Any]) -> None:
+        if is_smallest(kernel):
+            y[0, 0] = value
+
+    bench = FakeBench()
+    bench.fault = fault
+    (wrong,) = (t for t in searched(bench, KEY)[KEY] if t.rejected)
+    assert wrong.rejected == "wrong: results are NaN or Inf"
+    assert tunings.stored()[MACHINE, KEY]  # a file has no NaN
+
+
+@pytest.mark.parametrize(
+    "error",
+    [CompileError("fake", (), "no such\nregister", ""), DeviceError("too many\x1b registers")],
+)
+def test_a_candidate_that_does_not_run_is_rejected(error: Exception) -> None:
+    def fault(kernel: HipKernel, y: NDArray[Any]) -> None:
+        if is_smallest(kernel):
+            raise error
+
+    bench = FakeBench()
+    bench.fault = fault
+    (rejected,) = (t for t in searched(bench, KEY)[KEY] if t.rejected)
+    assert rejected.rejected.startswith(f"{type(error).__name__}: ")
+    assert rejected.rejected.isprintable()
+    assert rejected in tunings.stored()[MACHINE, KEY]
+
+
+def test_a_lost_device_ends_the_search_and_what_is_done_is_kept() -> None:
+    def fault(kernel: HipKernel, y: NDArray[Any]) -> None:
+        if len(y) > 1:
+            bench.lost = True
+            raise DeviceError("a fault")
+
+    bench = FakeBench()
+    bench.fault = fault
+    with pytest.raises(DeviceError, match="the device is lost"):
+        searched(bench, KEY, replace(KEY, m=4))
+    assert [key for _, key in tunings.stored()] == [KEY]
+
+
+def test_full_tiles_and_others_are_checked() -> None:
+    bench = FakeBench()
+    keys = [replace(KEY, m=m) for m in (1, 2, 4, 8, 16, 32, 64, MANY_ROWS, 1024)]
+    searched(bench, *keys)
+    rows = {m for _, m in bench.run_rows}
+    assert rows == {1, 2, 3, 4, 7, 8, 15, 16, 31, 32, 63, 64, 511, 512, 2047, 2048}
+
+
+def test_several_products_and_formats_are_one_key() -> None:
+    bench = FakeBench()
+    key = replace(KEY, format="Q4_0+Q8_0")
+    trials = searched(bench, key)[key]
+    assert all(t.error is not None and t.error < BOUNDS["f32"] for t in trials)
+    assert len(bench.timed[0].section.products) == 2
+
+
+@pytest.mark.parametrize("precision", ["f32", "f16", "i8"])
+@pytest.mark.parametrize("name", ["F16", "Q6_K"])
+def test_every_format_and_precision_has_candidates(precision: str, name: str) -> None:
+    for arch in ("gfx1030", "gfx90a", "sm_90"):
+        bench = FakeBench(replace(DEVICE, arch=arch))
+        for m in (1, 64):
+            key = Key(256, 3, name, m, precision)
+            assert tunings.best(searched(bench, key)[key]) is not None
+
+
+# --- a second search ------------------------------------------------------------------------------
+
+
+def test_a_second_search_measures_nothing() -> None:
+    first = searched(FakeBench(), KEY)
+    again = FakeBench()
+    second = searched(again, KEY)
+    assert set(second[KEY]) == set(first[KEY])
+    assert again.run_rows == []
+    assert again.timed == []
+
+
+def test_what_is_new_alone_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    few = _only(lambda kernel: kernel.block_size == 128)
+    monkeypatch.setattr(tune, "candidates", few)
+    before = searched(FakeBench(), KEY)[KEY]
+    monkeypatch.undo()
+    bench = FakeBench()
+    monkeypatch.setattr(tunings, "path", lambda: None)
+    tunings.keep(MACHINE, KEY, before)
+    trials = searched(bench, KEY, replace(KEY, n=7))[KEY]
+    assert {trial.constants for trial in before} < {trial.constants for trial in trials}
+    run = [kernel for kernel, _ in bench.run_rows if kernel.section.width == N]
+    assert len(run) == len(trials) - len(before)
+    assert not any(k.block_size == 128 for k in run)
+    best = tunings.best(trials)
+    assert best is not None
+    assert ("block_size", 64) in best.constants
+
+
+def _only(
+    wanted: Callable[[HipKernel], bool],
+) -> Callable[[HipPlan, HipKernel, int], tuple[HipKernel, ...]]:
+    return lambda plan, kernel, m: tuple(c for c in candidates(plan, kernel, m) if wanted(c))
+
+
+def test_a_changed_text_is_measured_again_and_a_lost_candidate_forgotten() -> None:
+    trials = searched(FakeBench(), KEY)[KEY]
+    changed = replace(trials[0], text="0" * 16)
+    lost = replace(trials[1], constants=(("block_size", 96),), us=0.1)
+    tunings.keep(MACHINE, KEY, (changed, lost, *trials[2:]))
+    bench = FakeBench()
+    again = searched(bench, KEY)[KEY]
+    assert len(bench.run_rows) == 2
+    assert {t.constants for t in again} == {t.constants for t in trials}
+    tunings.keep(MACHINE, KEY, (*trials, lost))
+    assert lost not in searched(FakeBench(), KEY)[KEY]
+    assert lost not in tunings.stored()[MACHINE, KEY]
+
+
+@pytest.mark.parametrize("platform", ["amd", "nvidia"])
+def test_times_are_those_of_a_graph(platform: str, tmp_path: Path) -> None:
+    folder = str(fake_gpu.build(tmp_path, platform))
+    places = {"FAKE_PLATFORM": platform, "FAKE_FOLDER": folder, "ROCM_PATH": folder}
+    child.run(
+        """
+        driver, first, _ = start()
+        bench = Bench.__new__(Bench)  # as it is made, but for the compiler
+        bench.device, bench._driver, bench._closing = first, driver, contextlib.ExitStack()
+        kernel = driver.load(0, fake.code(), "scale_1")
+        launch = driver.prepare(kernel, (1, 1, 1), (32, 1, 1), 0, "i")
+        turns = []
+        def calls_on(stream):
+            def call(number):
+                turns.append((number, driver.is_capturing(0, stream)))
+                launch(stream, number)
+                if driver.is_capturing(0, stream):
+                    _held_by_graphs.append(DeviceArray((4,), first, stream=stream))
+            return [functools.partial(call, number) for number in range(3)]
+        kept = DeviceArray((4,), first)
+        _held_by_graphs.append(kept)
+        us = bench.replay_us(calls_on)
+        assert us == 1500 / 4, us  # the fake's events, and the calls of a graph
+        assert turns == [(0, False), (0, False), (0, True), (1, True), (2, True), (0, True)]
+        assert fake["replays"] == 4 and fake["graphs"] == 0 and fake["events"] == 0
+        assert _held_by_graphs == [kept]
+        gc.collect()
+        assert fake.allocations() == 1
+        bench._closing.close()
+        assert fake["streams"] == 0
+        """,
+        prelude=PRELUDE + _REPLAY_IMPORTS,
+        **places,
+    )
+
+
+_REPLAY_IMPORTS = """
+import contextlib, functools
+from q4jit.tools.harness import Bench
+from q4jit.arrays.device import DeviceArray
+from q4jit.hip.launch import _held_by_graphs
+"""
+
+
+# --- plans ----------------------------------------------------------------------------------------
+
+
+def plan_of(
+    m: int,
+    tuned: tunings.Tuned | None,
+    arch: str = "gfx1100",
+    finite: bool = True,
+    shape: tuple[int, int] = (K, N),
+    fmt: str = "Q4_1",
+) -> HipPlan:
+    spec = WeightSpec(fmt, *shape, finite)
+    graph = trace(tune.products, (array_spec((m, shape[0])), spec))
+    return make_plan(graph, find_target(f"hip:{arch}"), m, Tuning(), tuned)
+
+
+def choice_of(schedule: str = "gemv", **constants: int | str) -> tunings.Tuned:
+    trial = Trial(
+        schedule, tuple(sorted(constants.items())), "0" * 16, 1.0, 0.0, "", tunings.today()
+    )
+    return lambda key: Choice(trial, "a file")
+
+
+def test_a_plan_takes_what_was_measured() -> None:
+    asked = []
+
+    def tuned(key: Key) -> Choice | None:
+        asked.append(key)
+        return choice_of(block_size=64, columns=4)(key)
+
+    plan = plan_of(1, tuned)
+    assert set(asked) == {KEY} == set(keys_of(plan, 1, Tuning()))
+    kernel = product_kernel(plan)
+    assert (kernel.block_size, kernel.columns, kernel.ahead) == (64, 4, 1)
+    assert kernel.origin == "tuned: a file"
+    default = product_kernel(plan_of(1, lambda key: None))
+    assert constants_of(default) == constants_of(product_kernel(plan_of(1, None)))
+    assert default.origin == ""
+
+
+def test_a_plan_takes_a_schedule_and_what_comes_before_it() -> None:
+    rule = plan_of(64, None)
+    assert [k.schedule for k in rule.kernels] == ["rows", "tile_matrix"]
+    plan = plan_of(64, choice_of("tile_fma"))
+    assert [k.schedule for k in plan.kernels] == ["tile_fma"]
+
+
+@pytest.mark.parametrize("arch", ["gfx1100", "sm_90"])
+def test_a_choice_that_another_section_forbids_is_left(arch: str) -> None:
+    """x is split in one way for all: Q8_0 beside it takes Q4_0 to `tile_matrix`, by rule."""
+
+    def both(x: Any, a: Any, b: Any) -> Any:
+        return x @ a, x @ b
+
+    signature = (array_spec((64, 256)), WeightSpec("Q4_0", 256, N), WeightSpec("Q8_0", 256, N))
+    graph, target = trace(both, signature), find_target(f"hip:{arch}")
+
+    def tuned(key: Key) -> Choice | None:
+        rule = product_kernel(plan_of(64, None, arch, shape=(256, N), fmt="Q4_0"))
+        found = candidates(plan_of(64, None, arch, shape=(256, N), fmt="Q4_0"), rule, 64)[1]
+        return (
+            choice_of(found.schedule, **constants_of(found))(key) if key.format == "Q4_0" else None
+        )
+
+    assert tuned(Key(256, N, "Q4_0", 64, "f32")) is not None
+    plan = make_plan(graph, target, 64, Tuning(), tuned)
+    assert [k.schedule for k in plan.kernels] == ["rows", "tile_matrix", "tile_matrix"]
+    assert not any(k.origin for k in plan.kernels)
+
+
+@pytest.mark.parametrize("arch", ["gfx90a", "gfx1100", "sm_90"])
+@pytest.mark.parametrize("m", [1, 4, 17])
+def test_many_products_of_one_function_have_a_tiling(m: int, arch: str) -> None:
+    """More than a block has waves, even where each has a block to itself."""
+
+    def many(x: Any, *weights: Any) -> Any:
+        return sum(x @ w for w in weights)
+
+    for count in (8, 17, 40):
+        graph = trace(many, (array_spec((m, 256)), *[WeightSpec("Q4_0", 256, 64)] * count))
+        plan = make_plan(graph, find_target(f"hip:{arch}"), m, Tuning())
+        assert len(product_kernel(plan).sections[0].products) == count
+
+
+@pytest.mark.parametrize("arch", ["gfx90a", "gfx1201"])
+def test_more_products_than_there_is_room_for_take_another_schedule(arch: str) -> None:
+    def many(x: Any, *weights: Any) -> Any:
+        return sum(x @ w for w in weights)
+
+    graph = trace(many, (array_spec((16, 256)), *[WeightSpec("Q4_0", 256, 64)] * 64))
+    (kernel,) = make_plan(graph, find_target(f"hip:{arch}"), 16, Tuning()).kernels
+    assert (kernel.schedule, kernel.sections[0].schedule, kernel.halves) == ("gemv", "gemv", 0)
+
+
+@pytest.mark.parametrize(
+    ("tuned", "found"),
+    [
+        (choice_of(block_size=96), "a file: found gemv block_size=96 for products on hip:gfx1100"),
+        (choice_of(block_size="64"), "found gemv block_size=64"),
+        (choice_of(warp=1), "found gemv warp=1"),
+        (choice_of(layout="evil"), "found gemv layout=evil"),
+        (choice_of(rows_per_tile=8), "found gemv rows_per_tile=8"),
+        (choice_of("tile_fma"), "a file: found the schedule tile_fma for Q4_1 [64, 5], M class 1"),
+        (choice_of("element"), "accepted are gemv; q4jit tune measures again"),
+    ],
+)
+def test_what_is_no_candidate_is_an_error(tuned: tunings.Tuned, found: str) -> None:
+    with pytest.raises(TuningError, match=re.escape(found)):
+        plan_of(1, tuned)
+
+
+@pytest.mark.parametrize(("suits", "precision"), [(True, "f16"), (False, "f16"), (False, "f32")])
+def test_what_was_measured_with_weights_in_f16_serves_no_others(
+    suits: bool, precision: str
+) -> None:
+    target, m = find_target("hip:sm_90"), 512
+    graph = trace(tune.products, (array_spec((m, 4096)), WeightSpec("Q4_0", 4096, 4096)))
+    rule = make_plan(graph, target, m, Tuning(precision))
+    tall = candidates(rule, product_kernel(rule), m)[-1]
+    spec = WeightSpec("Q4_0", 4096, 4096, suits_f16=suits)
+    graph = trace(tune.products, (array_spec((m, 4096)), spec))
+    tuned = choice_of(tall.schedule, **constants_of(tall))
+    kernel = product_kernel(make_plan(graph, target, m, Tuning(precision), tuned))
+    assert kernel.folded == (suits and precision == "f16")
+    assert bool(kernel.origin) == (suits or precision == "f32")
+
+
+def test_what_a_caller_asks_for_goes_before() -> None:
+    def tuned(key: Key) -> Choice | None:
+        raise AssertionError("asked")
+
+    graph = plan_of(1, None).graph
+    target = find_target("hip:gfx1100")
+    for tuning in (Tuning(block_size=128), Tuning(schedule="element"), Tuning(layout="gguf")):
+        make_plan(graph, target, 1, tuning, tuned)
+    plan_of(1, tuned, finite=False)  # scales with NaN: no candidate was run on such
+
+
+@pytest.mark.parametrize("arch", ["gfx90a", "gfx1030", "gfx1100"])
+@pytest.mark.parametrize("m", [1, 2, 4, 8])
+def test_candidates_are_legal_and_distinct(arch: str, m: int) -> None:
+    plan = plan_of(m, None, arch)
+    found = candidates(plan, product_kernel(plan), m)
+    assert found[0] == product_kernel(plan)
+    assert len(set(found)) == len(found) > 5
+    wave = plan.target.hip.wave
+    assert all(k.block_size % wave == 0 and k.rows_per_tile * k.columns <= k.lanes for k in found)
+
+
+@pytest.mark.parametrize("arch", ["gfx90a", "gfx1100", "gfx1201", "sm_90"])
+@pytest.mark.parametrize("m", [1, 2, 4, 8, 16, 32, 64, 512, 2048])
+def test_candidates_for_matrix_units_are_legal_and_distinct(m: int, arch: str) -> None:
+    plan = plan_of(m, None, arch, shape=(4096, 4096), fmt="Q4_0")
+    found = candidates(plan, product_kernel(plan), m)
+    assert found[0] == product_kernel(plan)
+    assert len(set(found)) == len(found) > 3
+    for k in found:
+        waves_n, splits = k.columns // 16 // k.groups, k.splits
+        assert k.block_size % (plan.target.hip.wave * waves_n) == 0
+        assert k.block_size <= 1024
+        assert splits <= plan.target.hip.cluster_blocks
+
+
+@pytest.mark.parametrize("m", [1, 3])
+def test_candidates_compute_the_product(m: int) -> None:
+    """A few of them, run on the host: the smallest, the largest, one between."""
+    x, w = random_x(m, 4096), random_weight("Q4_1", 4096, 9)
+    signature = (array_spec(x.shape), WeightSpec("Q4_1", 4096, 9))
+    plan = make_plan(trace(tune.products, signature), find_target("hip:gfx1030"), m, Tuning())
+    kernel = product_kernel(plan)
+    found = candidates(plan, kernel, m)
+    exact = x.astype(np.float64) @ w.dequantize().astype(np.float64)
+    for variant in (found[1], found[len(found) // 2], found[-1]):
+        (y,) = run_on_host(tune._with(plan, kernel, variant), (x, w))
+        np.testing.assert_allclose(y, exact, rtol=1e-4, atol=1e-5)
+
+
+# --- calls ----------------------------------------------------------------------------------------
+
+
+class FakeCompiler:
+    SOURCE_SUFFIX, SUFFIX = ".hip", ".bin"
+
+    def fingerprint(self, target: Target) -> str:
+        return MACHINE.compiler
+
+    def compile_object(self, text: str, target: Target) -> bytes:
+        return b"code"
+
+    def compile_assembly(self, text: str, target: Target) -> str:
+        return "nop"
+
+
+class FakeCall:
+    def __call__(self, args: Sequence[Any], out: Any = None) -> str:
+        return "run"
+
+    def bind(self, args: Sequence[Any], out: Any = None) -> Callable[[], str]:
+        return partial(self, args, out)
+
+    def prepare(self, args: Sequence[Any]) -> None:
+        pass
+
+
+@pytest.fixture
+def benches(monkeypatch: pytest.MonkeyPatch) -> list[FakeBench]:
+    """Calls go to a GPU that runs nothing; gives the benches of the searches."""
+    made: list[FakeBench] = []
+    hip = replace(
+        find_backend(Target("hip", DEVICE.arch)),
+        compiler=lambda target: FakeCompiler(),
+        load=lambda code, source, device: None,
+        launch=lambda plan, loaded, args, names, device: FakeCall(),
+    )
+
+    def bench(device: Device) -> FakeBench:
+        made.append(FakeBench(device))
+        return made[-1]
+
+    def find(target: Target) -> Any:
+        return hip if target.backend == "hip" else find_backend(target)
+
+    place = Place(Target("hip", DEVICE.arch), DEVICE, "for a test")
+    monkeypatch.setattr(dispatcher, "find_backend", find)
+    monkeypatch.setattr(dispatcher, "choose_place", lambda *_: place)
+    monkeypatch.setattr(tune, "Bench", bench)
+    return made
+
+
+def double(x: Any, w: Any) -> Any:
+    return 2 * (x @ w)
+
+
+def test_the_first_call_of_a_class_tunes_and_later_ones_reuse(benches: list[FakeBench]) -> None:
+    f: Any = specialize(double, tune=True)
+    w = random_weight("Q4_1", K, N)
+    assert f(random_x(1, K), w) == "run"
+    assert len(benches) == 1
+    assert len(benches[0].timed) > 10
+    assert "BLOCK_SIZE = 64;" in f.inspect_source()
+    date = tunings.stored()[MACHINE, KEY][0].date[:10]
+    assert f"double: constants tuned: {tunings.path()}, {date}" in f.explain()
+    f(random_x(1, K), w)
+    f(random_x(3, K), w)
+    assert len(benches) == 2
+    f(random_x(4, K), w)  # of the same class
+    assert len(benches) == 2
+    # another function, another process: nothing is measured, with tune=True or without
+    for options in ({"tune": True}, {}):
+        other: Any = specialize(lambda x, w: x @ w + 1, **options)
+        other(random_x(1, K), w)
+        assert "constants tuned: " in other.explain()
+        assert "BLOCK_SIZE = 64;" in other.inspect_source()
+    assert all(not bench.timed for bench in benches[2:])
+
+
+def test_without_a_search_the_rules_choose(benches: list[FakeBench]) -> None:
+    f: Any = specialize(double)
+    f(random_x(1, K), random_weight("Q4_1", K, N))
+    assert benches == []
+    assert "double: constants by the rules of the schedule" in f.explain()
+
+
+def test_kernels_that_are_all_wrong_are_an_error(
+    benches: list[FakeBench], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FakeBench, "fault", staticmethod(lambda kernel, y: y.fill(0)))
+    f: Any = specialize(double, tune=True)
+    with pytest.raises(TuningError, match=r"all rejected\n(.|\n)*rejected: wrong: error"):
+        f(random_x(1, K), random_weight("Q4_1", K, N))
+
+
+def test_a_choice_that_is_none_names_its_entry(benches: list[FakeBench]) -> None:
+    (*_, trial) = searched(FakeBench(), KEY)[KEY]
+    tunings.keep(MACHINE, KEY, (replace(trial, constants=(("block_size", 96),)),))
+    f: Any = specialize(double)
+    with pytest.raises(TuningError, match=r"tunings\.json.*found gemv block_size=96"):
+        f(random_x(1, K), random_weight("Q4_1", K, N))
+
+
+def test_on_the_cpu_nothing_is_tuned_and_explain_says_so() -> None:
+    f: Any = specialize(double, tune=True, target="cpu")
+    x, w = random_x(1, K), random_weight("Q4_1", K, N)
+    np.testing.assert_allclose(f(x, w), 2 * (x @ w.dequantize()), rtol=1e-4, atol=1e-6)
+    assert "tune=True: kernels of the CPU have no constants to search for yet" in f.explain()
+    g: Any = specialize(double, target="cpu")
+    g(x, w)
+    assert "tune" not in g.explain()
+
+
+@pytest.mark.parametrize(
+    "options", [{"tune": 1}, {"tune": "yes"}, {"tune": True, "block_size": 64}]
+)
+def test_options_that_do_not_fit_are_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(ArgumentError, match=r"^tune=.*accepted is"):
+        specialize(double, **options)

@@ -1,0 +1,209 @@
+"""`q4jit tune` without a GPU: what it searches for, what it says, what it refuses."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+
+from q4jit.hip import tunings
+from q4jit.hip.tunings import Key
+from q4jit.targets import Target
+from q4jit.tools import cli
+from q4jit.tools.cli import main
+from q4jit.tools.selftest import random_weight
+from q4jit.tools.tune import key_for
+from q4jit.weights.formats import FORMATS
+from tests.hip.test_tune_files import FOUND, KEY, SLOW
+from tests.tools.test_selftest import DEVICE
+from tests.tools.test_tune import MACHINE, FakeBench
+
+Tune = Callable[..., str]
+
+
+@pytest.fixture(autouse=True)
+def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The user's file of tunings, in a cache of the test's own."""
+    monkeypatch.setenv("Q4JIT_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr(tunings, "_kept", {})
+    return tmp_path / "cache" / "tunings.json"
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A GPU that runs nothing; gives the names under which it was looked for."""
+    names: list[str] = []
+
+    def find(name: str) -> Any:
+        names.append(name)
+        return DEVICE
+
+    monkeypatch.setattr(cli, "find_device", find)
+    monkeypatch.setattr(cli, "Bench", FakeBench)
+    return names
+
+
+@pytest.fixture
+def tune(capsys: pytest.CaptureFixture[str]) -> Tune:
+    """Runs the command and gives what it prints; it must end with `status`."""
+
+    def run(*arguments: str | Path, status: int = 0) -> str:
+        capsys.readouterr()
+        assert main(["tune", *map(str, arguments)]) == status
+        return capsys.readouterr().out
+
+    return run
+
+
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture[str]) -> Tune:
+    """The one line of a command line that is wrong."""
+
+    def run(*arguments: str | Path) -> str:
+        with pytest.raises(SystemExit) as end:
+            main(["tune", *map(str, arguments)])
+        out, err = capsys.readouterr()
+        assert (end.value.code, out, len(err.splitlines())) == (2, "", 1)
+        return err
+
+    return run
+
+
+def test_a_search_is_told_and_kept(asked: list[str], tune: Tune, file: Path) -> None:
+    out = tune("--shape", "64x5", "--m", "1", "--m", "3", "--m", "4", "--precision", "f32")
+    assert asked == ["hip"]
+    assert f"{DEVICE}, fake 1.0: 2 products\n" in out
+    assert "\nQ4_0 [64, 5], M class 1, f32\n" in out
+    assert "\nQ4_0 [64, 5], M class 4, f32\n" in out
+    assert out.count("\n*") == 2
+    assert out.endswith(f"kept in {file}\n")
+    keys = [key for _, key in tunings.load(file)]
+    assert keys == [Key(64, 5, "Q4_0", m, "f32") for m in (1, 4)]
+    assert tune("--shape", "64x5", "--m", "1") != ""
+
+
+@pytest.mark.parametrize(("given", "name"), [("gfx1100", "hip:gfx1100"), ("cuda:0", "cuda:0")])
+def test_a_device_is_named_as_elsewhere(
+    given: str, name: str, asked: list[str], tune: Tune
+) -> None:
+    tune("--device", given, "--shape", "64x5", "--m", "1")
+    assert asked == [name]
+
+
+def test_the_weights_of_a_file(asked: list[str], tune: Tune, file: Path, tmp_path: Path) -> None:
+    model = tmp_path / "model.gguf"
+    writer = gguf.GGUFWriter(model, "test")
+    for name, n in (("a.weight", 3), ("b.weight", 7), ("c.weight", 7)):
+        blocks = random_weight("Q8_0", 64, n).raw
+        writer.add_tensor(name, blocks, raw_dtype=gguf.GGMLQuantizationType.Q8_0)
+    writer.add_tensor("norm.weight", np.ones(64, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    tune("--gguf", model, "--m", "1,2", "--m", "1", "--precision", "f32", "--precision", "i8")
+    found = {(key.format, key.k, key.n, key.precision) for _, key in tunings.load(file)}
+    assert found == {("Q8_0", 64, n, p) for n in (3, 7) for p in ("f32", "i8")}
+    assert {key.m for _, key in tunings.load(file)} == {1, 2}
+
+
+def test_the_shapes_without_options_are_those_of_large_models() -> None:
+    assert all(size >= 4096 for shape in cli._TUNED_SHAPES for size in shape)
+    for k, _ in cli._TUNED_SHAPES:
+        FORMATS["Q4_0"].row_bytes(k)
+    target = Target("hip", "gfx1100")
+    classes = {key_for(target, 64, 5, ("Q4_0",), m, "f32").m for m in cli._TUNED_ROWS}
+    assert classes == {1, 2, 4, 8, 16, 32, 64, 512, 1024}
+
+
+def test_kernels_that_are_all_wrong_are_a_failure(
+    asked: list[str], tune: Tune, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FakeBench, "fault", staticmethod(lambda kernel, y: y.fill(0)))
+    out = tune("--shape", "64x5", "--m", "1", status=1)
+    assert "no candidate is left: " in out
+    assert "\n*" not in out
+
+
+# --- exchange -------------------------------------------------------------------------------------
+
+
+def test_export_and_merge(asked: list[str], tune: Tune, file: Path, tmp_path: Path) -> None:
+    tune("--shape", "64x5", "--m", "1", "--format", "q8_0")
+    trials = tunings.load(file)[MACHINE, Key(64, 5, "Q8_0", 1, "f32")]
+    everything, winners = tmp_path / "all.json", tmp_path / "winners.json"
+    out = tune("--export", everything)
+    assert out == f"{everything}: 1 product, {len(trials)} trials\n"
+    assert tunings.load(everything) == tunings.load(file)
+    assert tune("--export", winners, "--winners") == f"{winners}: 1 product, 1 trial\n"
+    assert list(tunings.load(winners).values()) == [(tunings.best(trials),)]
+    other = tmp_path / "other.json"
+    other.write_text(tunings.to_text(FOUND))
+    assert tune("--merge", other) == f"{file}: 1 product, 3 trials of {other} added\n"
+    assert len(tunings.load(file)) == 2
+    assert asked == ["hip"]
+
+
+def test_merged_then_exported(tune: Tune, file: Path, tmp_path: Path) -> None:
+    other, both = tmp_path / "other.json", tmp_path / "both.json"
+    other.write_text(tunings.to_text(FOUND))
+    tunings.keep(MACHINE, KEY, (SLOW,))
+    tune("--merge", other, "--export", both)
+    assert set(tunings.load(both)) == {(MACHINE, KEY), *FOUND}
+
+
+def test_a_file_from_elsewhere_is_checked(
+    file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "other.json"
+    data = json.loads(tunings.to_text(FOUND))
+    data["tunings"][0]["k"] = "\x1b[2J"
+    other.write_text(json.dumps(data))
+    assert main(["tune", "--merge", str(other)]) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err == (
+        f"q4jit tune: {other}: tunings[0].k: found '\\x1b[2J', accepted is a whole number from 1\n"
+    )
+    assert not file.exists()
+    assert main(["tune", "--merge", str(tmp_path / "none.json")]) == 1
+    assert "none.json: No such file" in capsys.readouterr().err
+
+
+# --- what is refused ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "found"),
+    [
+        (["--shape", "4096"], "found '4096', accepted are K and N as 4096x14336"),
+        (["--shape", "0x5"], "found '0x5'"),
+        (["--shape", "64x5x6"], "found '64x5x6'"),
+        (["--m", "1,0"], "found '0', accepted are whole numbers from 1"),
+        (["--format", "q9"], "unknown format 'Q9'"),
+        (["--precision", "f64"], "'f64'"),
+        (["--winners"], "--winners does not apply without --export"),
+        (["--export", "no/a"], "--export no/a: accepted is a file in a folder"),
+        (["--merge", "a", "--winners"], "--winners does not apply without --export"),
+        (["--export", "a", "--m", "1"], "--m found with --export or --merge"),
+        (["--merge", "a", "--shape", "64x5", "--device", "hip"], "--device, --shape found with"),
+    ],
+)
+def test_a_wrong_command_line(arguments: list[str], found: str, refused: Tune) -> None:
+    assert found in refused(*arguments)
+
+
+def test_weights_that_cannot_be_are_refused_before_a_device_is_looked_for(refused: Tune) -> None:
+    assert "Q4_0" in refused("--shape", "65x5")
+    assert "found --gguf and --shape or --format" in refused("--gguf", "a", "--shape", "64x5")
+
+
+def test_without_a_gpu_it_says_why(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("q4jit.runtime.devices._NODES", {"amd": (), "nvidia": ()})
+    assert main(["tune"]) == 1
+    assert capsys.readouterr().err.startswith("q4jit tune: ")
