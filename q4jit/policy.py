@@ -17,12 +17,11 @@ import numpy as np
 
 from q4jit import config
 from q4jit.arrays.device import DeviceArray, DeviceView, common_device, device_of
-from q4jit.errors import ArgumentError, DeviceError, TargetError
+from q4jit.errors import ArgumentError, DeviceError
 from q4jit.frontend.graph import Graph, WeightSpec
-from q4jit.runtime.devices import driver_of, find_device, find_devices, why_none
+from q4jit.runtime.devices import driver_of, find_device, find_devices, target_of, why_none
 from q4jit.runtime.driver import Device
 from q4jit.targets import HIP_ARCHS, Target, find_target
-from q4jit.weights.formats import FORMATS
 
 _REPEATS: Final = 5
 _SMALL_BYTES: Final = 16 << 10
@@ -85,13 +84,6 @@ def names_device(name: str) -> bool:
     return backend == "cuda" or (backend == "hip" and (not which or which.isdigit()))
 
 
-def target_of(device: Device) -> Target:
-    """The target of a device's own arch. Raises TargetError for one that q4jit has no facts of."""
-    if device.arch not in HIP_ARCHS:
-        raise TargetError(f"found {device}: known archs are {', '.join(HIP_ARCHS)}")
-    return Target("hip", device.arch)
-
-
 def _where_arrays_are(
     name: str | None, views: Sequence[DeviceView | None], names: Sequence[str]
 ) -> Place:
@@ -150,7 +142,7 @@ def work_of(graph: Graph, rows: int) -> Work:
             continue
         spec = graph.signature[node.arg]
         assert isinstance(spec, WeightSpec)
-        fmt = FORMATS[spec.format]
+        fmt = spec.block_format
         elements = spec.k * node.width
         weight_bytes += elements * fmt.block_bytes // fmt.block_elements
         multiply_adds += rows * elements

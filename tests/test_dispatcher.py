@@ -25,6 +25,7 @@ from q4jit import (
     dispatcher,
     quantize,
     specialize,
+    specializer,
 )
 from q4jit.backends import find_backend
 from q4jit.compilers import llvm
@@ -453,8 +454,8 @@ def break_text(monkeypatch: pytest.MonkeyPatch, change: Callable[[str], str]) ->
         source = lower_cpu.lower(plan, kernel)
         return Source(source.symbol, source.target, change(source.text), source.suffix)
 
-    broken = dataclasses.replace(find_backend(host_target()), lower=lower)
-    monkeypatch.setattr(dispatcher, "find_backend", lambda target: broken)
+    broken = dataclasses.replace(find_backend(host_target()), render=lower)
+    monkeypatch.setattr(specializer, "find_backend", lambda target: broken)
 
 
 def test_a_compile_error_carries_everything_and_comes_again(
@@ -618,7 +619,7 @@ def test_a_call_does_not_wait_for_another_function_s_compilation(
 def test_a_dropped_function_releases_its_code(x: Array, w: QuantizedTensor) -> None:
     f = specialize(lambda x, w: x @ w - 1)
     f(x, w)
-    (compiled,) = f._compiled.values()
+    (compiled,) = f._specializer._compiled.values()
     loaded: Any = compiled.kernels[0].loaded
     code = weakref.ref(loaded[1])
     del loaded
@@ -656,4 +657,4 @@ def test_shapes_are_remembered_within_bounds(
         big = np.resize(x, (m, K))
         close(f(big, w), scaled(big, w))
         assert len(f._launches) <= 10
-    assert len(f._compiled) < 10  # classes of M, not values
+    assert len(f._specializer._compiled) < 10  # classes of M, not values

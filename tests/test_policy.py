@@ -200,7 +200,7 @@ def test_work_counts_weights_once_and_rows_each() -> None:
     two = specialize(lambda x, w, r: (x @ w + r) * 2)
     r = np.zeros((3, 32), np.float32)
     two(np.zeros((3, 64), np.float32), w, r)
-    (graph,) = two._graphs.values()
+    (graph,) = two._specializer._graphs.values()
     assert policy.work_of(graph, 3) == Work(w.nbytes, 4 * 3 * (64 + 32 + 32), 3 * 64 * 32)
 
 

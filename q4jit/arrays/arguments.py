@@ -55,9 +55,14 @@ class CallShapes:
     rows that there are; scalars: the numbers of the float arguments; results: the outputs.
     """
 
-    def __init__(self, graph: Graph, args: Sequence[Any]) -> None:
-        """Raises ArgumentError where the leading dimensions do not fit together."""
-        self.lead = lead_shape(args)
+    def __init__(
+        self, graph: Graph, args: Sequence[Any], lead: tuple[int, ...] | None = None
+    ) -> None:
+        """Work out the shapes of a call. lead: what `lead_shape(args)` gave, where it is known.
+
+        Raises ArgumentError where the leading dimensions do not fit together.
+        """
+        self.lead = lead_shape(args) if lead is None else lead
         self.rows = math.prod(self.lead)
         self.arrays = [
             (i, self._spread(spec.shape, args[i].shape[:-1], args[i].shape[-1:]))

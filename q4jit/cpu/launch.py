@@ -43,12 +43,12 @@ class CpuLaunch:
         self,
         plan: CpuPlan,
         functions: Sequence[KernelFunction],
+        shapes: CallShapes,
         args: Sequence[object],
         names: Sequence[str],
     ) -> None:
-        """Bind `functions` (one per kernel of `plan`) to the shapes of `args`."""
+        """Bind `functions` (one per kernel of `plan`) to `shapes`, those of `args`."""
         self._names = names
-        shapes = CallShapes(plan.graph, args)
         self._rows = shapes.rows
         self._arrays, self._ids, self._scalars = shapes.arrays, shapes.ids, shapes.scalars
         self._results, self._picks = shapes.results, shapes.picks

@@ -34,7 +34,6 @@ from q4jit.cpu.schedule import (
 from q4jit.cpu.values import Context, Values
 from q4jit.frontend.graph import Node
 from q4jit.plan.kernels import Section, Slot, Source, Store
-from q4jit.weights.formats import FORMATS
 from q4jit.weights.layouts import GGUF, INTERLEAVED16, LANES
 
 # The work that is worth another thread's attention, about two microseconds: bytes of weights
@@ -133,7 +132,7 @@ class _Lowering(Context):
     def _lookup_phase(self, store: Store) -> _Phase:
         (ids_node,), arg = store.node.operands, store.node.arg
         spec = self.plan.weight(arg)
-        fmt = FORMATS[spec.format]
+        fmt = spec.block_format
         decode = add_row(self.module, fmt, spec.k)
         name = f"{self.kernel.symbol}.rows"
         f = Function(
@@ -387,7 +386,7 @@ class _SectionWriter:
             sums = []
             for product in self._products:
                 spec = self._lowering.plan.weight(product.arg)
-                fmt = FORMATS[spec.format]
+                fmt = spec.block_format
                 function = add_dot(self._lowering.module, fmt, spec.k, not spec.finite)
                 base = self._lowering.argument(f, Slot("weight", product.arg, GGUF))
                 number = f.index("number", (column.index, 1), (product.start, 1))

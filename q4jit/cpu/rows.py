@@ -19,7 +19,6 @@ from q4jit.cpu.schedule import UNIT, digits_bytes, is_integer, padded_k
 from q4jit.cpu.values import Context, Values
 from q4jit.frontend.graph import Node
 from q4jit.plan.kernels import Slot, Store
-from q4jit.weights.formats import FORMATS
 from q4jit.weights.layouts import LANES
 
 # x is scaled by a power of two where its largest element lies outside of this window. Inside, 32
@@ -145,7 +144,7 @@ class RowWriter:
         if kernel.dot is None:
             return
         formats = [
-            FORMATS[plan.weight(p.arg).format]
+            plan.weight(p.arg).block_format
             for s in kernel.sections
             for p in s.products
             if is_integer(plan, kernel, s, p)

@@ -7,7 +7,7 @@ from q4jit.frontend.graph import Graph, Node, WeightSpec
 from q4jit.plan.kernels import Kernel, Plan, Section, Slot
 from q4jit.plan.split import split
 from q4jit.targets import Target
-from q4jit.weights.formats import FORMATS, Format
+from q4jit.weights.formats import Format
 from q4jit.weights.layouts import CACHE_LINE_BYTES, GGUF, INTERLEAVED16, LANES, Interleaved
 
 # Below this width most lanes of a group of 16 columns would be idle: take columns one by one.
@@ -143,7 +143,7 @@ def groups(section: Section) -> int:
 def interleaved(plan: CpuPlan, arg: int) -> Interleaved:
     """The interleaved layout of a weight argument."""
     spec = plan.weight(arg)
-    return Interleaved(FORMATS[spec.format], spec.k, spec.n)
+    return Interleaved(spec.block_format, spec.k, spec.n)
 
 
 def padded_k(plan: CpuPlan, kernel: CpuKernel) -> int:
@@ -182,7 +182,7 @@ def is_integer(plan: CpuPlan, kernel: CpuKernel, section: Section, product: Node
 
 
 def _suits(dot: Dot, limbs: int, section: Section, spec: WeightSpec) -> bool:
-    fmt = FORMATS[spec.format]
+    fmt = spec.block_format
     served = 0 < fmt.quant_bits <= dot.quant_bits and (limbs == 1 or not dot.pairs)
     # Inf and NaN among scales come out right only where elements are scaled one by one
     return served and spec.finite and section.schedule == COLUMNS

@@ -12,6 +12,7 @@ from typing import Final
 import numpy as np
 
 from q4jit.errors import TraceError
+from q4jit.weights.formats import FORMATS, Format
 
 ELEMENTWISE: Final = frozenset(
     "neg exp log tanh sqrt abs add sub mul div maximum minimum "
@@ -72,6 +73,11 @@ class WeightSpec:
     n: int
     finite: bool = True
     suits_f16: bool = True
+
+    @property
+    def block_format(self) -> Format:
+        """How the blocks of the weight are laid out and decoded."""
+        return FORMATS[self.format]
 
     def __str__(self) -> str:
         return f"{self.format} [{self.k}, {self.n}]{'' if self.finite else ' with Inf or NaN'}"

@@ -36,17 +36,27 @@ from q4jit.arrays.device import (
     require_contiguous,
     require_f32,
 )
-from q4jit.errors import ArgumentError
+from q4jit.errors import ArgumentError, DeviceError
 from q4jit.hip.schedule import HipKernel, HipPlan, grid, scratch
 from q4jit.locks import BUILD
-from q4jit.plan.kernels import Slot
-from q4jit.runtime.devices import driver_of, drivers
+from q4jit.plan.kernels import Slot, Source
+from q4jit.runtime.devices import driver_of, drivers, why_none
 from q4jit.runtime.driver import Device, LoadedKernel
 from q4jit.weights.layouts import GGUF, pack
 from q4jit.weights.tensor import QuantizedTensor
 
 _PER_THREAD_STREAM: Final = 2  # the handle of each thread's own default stream
 _REGION_BYTES: Final = 256  # each temporary begins where a burst of memory does
+
+
+def load(code: bytes, source: Source, device: Device | None) -> LoadedKernel:
+    """Return a compiled kernel, ready to run. Raises DeviceError where there is no device."""
+    if device is None:
+        raise DeviceError(
+            f"{source.symbol} is compiled for {source.target}, and no such device is here: "
+            f"accepted are inspect_source and inspect_asm; {why_none() or 'another GPU is'}"
+        )
+    return driver_of(device).load(device.index, code, source.symbol)
 
 
 class HipLaunch:
@@ -59,17 +69,18 @@ class HipLaunch:
         self,
         plan: HipPlan,
         kernels: Sequence[LoadedKernel],
+        shapes: CallShapes,
         args: Sequence[Any],
         names: Sequence[str],
         device: Device,
     ) -> None:
-        """Bind `kernels` (one per kernel of `plan`, loaded on `device`) to the shapes of `args`.
+        """Bind `kernels` (one per kernel of `plan`, on `device`) to `shapes`, those of `args`.
 
         Raises ArgumentError for shapes that arrays on the device cannot have.
         """
         self._names, self._device = names, device
         self._driver = driver_of(device)
-        self._shapes = CallShapes(plan.graph, args)
+        self._shapes = shapes
         self._on_device = any(isinstance(value, DeviceView) for value in args)
         if self._on_device:
             self._refuse_spreading()

@@ -28,7 +28,7 @@ from q4jit.hip.values import (
 )
 from q4jit.plan.kernels import Source
 from q4jit.targets import Target
-from q4jit.weights.formats import FORMATS, Format
+from q4jit.weights.formats import Format
 from q4jit.weights.layouts import GGUF, LANES, PLANAR, TILES16, Planar, fields
 
 SUFFIX: Final = ".hip"
@@ -186,7 +186,7 @@ class _Weight:
 
     @property
     def _fmt(self) -> Format:
-        return FORMATS[self.spec.format]
+        return self.spec.block_format
 
     @property
     def name(self) -> str:

@@ -26,7 +26,9 @@ from typing import Any, Final
 from q4jit.errors import TargetError, TuningError
 from q4jit.frontend.graph import Graph, Node, reachable
 from q4jit.hip.tunings import Choice, Constant, Key, Tuned
+from q4jit.pipeline import Remark
 from q4jit.plan.kernels import Buffer, Kernel, Plan, Section, Slot, Store
+from q4jit.plan.options import Tuning
 from q4jit.plan.split import split
 from q4jit.targets import HipArch, Target
 from q4jit.weights.formats import FORMATS
@@ -108,20 +110,6 @@ _STAGES_BYTES: Final = 32 << 10  # of x, which leaves room for several blocks of
 _STAGES_AMD_BYTES: Final = 16 << 10  # which has 64 KiB, and registers hold what is on its way
 _MOST_STAGE_UNITS: Final = 16
 _ROWS_OF_HALVES_THREADS: Final = 512  # more of a row at a time: whoever waits for it is faster
-
-
-@dataclass(frozen=True)
-class Tuning:
-    """What a caller asks for; None leaves the choice to the schedule.
-
-    precision: `f32`, `f16` or `i8`, an upper bound of the error. schedule: one of SCHEDULES.
-    layout: `planar`, or `gguf` for weights that are not repacked.
-    """
-
-    precision: str = "f32"
-    block_size: int | None = None
-    schedule: str | None = None
-    layout: str | None = None
 
 
 @dataclass(frozen=True)
@@ -527,10 +515,13 @@ def _suits_matrix_units(arch: HipArch, kernel: HipKernel) -> bool:
     )
 
 
-def origins(plan: HipPlan) -> list[str]:
+def origins(plan: HipPlan) -> list[Remark]:
     """Who chose the constants of the products, a line per kernel."""
     return [
-        f"{kernel.name}: constants {kernel.origin or 'by the rules of the schedule'}"
+        Remark(
+            "constants",
+            f"{kernel.name}: constants {kernel.origin or 'by the rules of the schedule'}",
+        )
         for kernel in plan.kernels
         if kernel.sections
     ]
@@ -554,17 +545,24 @@ def _as_chosen(plan: HipPlan, kernel: HipKernel, choice: Choice | None, m: int) 
     )
 
 
-def remarks(plan: HipPlan, tuning: Tuning) -> list[str]:
+def remarks(plan: HipPlan, tuning: Tuning) -> list[Remark]:
     """What the kernels of a plan do not follow of a tuning, a line each."""
     products = [kernel for kernel in plan.kernels if kernel.sections]
     found = [
-        f"precision={tuning.precision!r} is an upper bound: {kernel.name} is computed by "
-        f"{kernel.schedule} in the more exact {kernel.precision!r}"
+        Remark(
+            "precision",
+            f"precision={tuning.precision!r} is an upper bound: {kernel.name} is computed by "
+            f"{kernel.schedule} in the more exact {kernel.precision!r}",
+        )
         for kernel in products
         if kernel.precision != tuning.precision
     ]
     found += [
-        f"block_size={tuning.block_size}: tiles have {kernel.block_size} threads, {kernel.name} too"
+        Remark(
+            "block_size",
+            f"block_size={tuning.block_size}: tiles have {kernel.block_size} threads, "
+            f"{kernel.name} too",
+        )
         for kernel in products
         if tuning.block_size not in {None, kernel.block_size}
     ]
@@ -876,13 +874,13 @@ class _Scheduler:
     def _is_finite_blocks(self, product: Node) -> bool:
         spec = self.graph.signature[product.arg]
         return bool(
-            getattr(spec, "finite", False) and FORMATS[spec.format].float_dtype is None  # type: ignore[union-attr]  # a weight
+            getattr(spec, "finite", False) and spec.block_format.float_dtype is None  # type: ignore[union-attr]  # a weight
         )
 
     def _is_endless(self, product: Node) -> bool:
         """Whether Inf or NaN is among the scales of a weight in blocks."""
         spec = self.graph.signature[product.arg]
-        return FORMATS[spec.format].float_dtype is None and not spec.finite  # type: ignore[union-attr]  # a weight
+        return spec.block_format.float_dtype is None and not spec.finite  # type: ignore[union-attr]  # a weight
 
     def _terms(self, schedule: str) -> int:
         return _TERMS[self.tuning.precision] if schedule == TILE_MATRIX else 0

@@ -23,13 +23,13 @@ from q4jit import config
 from q4jit.compilers.cache import write_atomically
 from q4jit.errors import CacheWarning, TuningError
 from q4jit.locks import BUILD
+from q4jit.precision import PRECISIONS
 from q4jit.targets import HIP_ARCHS
 from q4jit.weights.formats import FORMATS
 
 FILE_NAME: Final = "tunings.json"
 VERSION: Final = 1
 _HEADER: Final = "q4jit_tunings"
-_PRECISIONS: Final = ("f32", "f16", "i8")
 _MOST_SIZE: Final = (1 << 31) - 1
 _SHOWN_LETTERS: Final = 200
 _MOST_NUMBER: Final = 1e15
@@ -416,8 +416,8 @@ _KEY_RULES: Final[dict[str, _Rule]] = {
     "format": (_is_formats, f"formats joined by +, of {', '.join(FORMATS)}"),
     "m": (_is_size, "a whole number from 1"),
     "precision": (
-        lambda v: isinstance(v, str) and v in _PRECISIONS,
-        f"one of {', '.join(_PRECISIONS)}",
+        lambda v: isinstance(v, str) and v in PRECISIONS,
+        f"one of {', '.join(PRECISIONS)}",
     ),
 }
 _TRIAL_RULES: Final[dict[str, _Rule]] = {

@@ -3,9 +3,10 @@
 from pathlib import Path
 from typing import Final
 
-from q4jit.errors import DeviceError
+from q4jit.errors import DeviceError, TargetError
 from q4jit.locks import BUILD
 from q4jit.runtime.driver import Device, Driver
+from q4jit.targets import HIP_ARCHS, Target
 
 # Without one of these there is no such GPU, and no binding is imported to look for one.
 # /dev/dxg is Windows' own device in WSL, for either platform.
@@ -72,6 +73,13 @@ def find_device(name: str) -> Device:
         f"no device {name!r}: accepted are hip, hip:NUMBER, hip:ARCH, and the same with cuda for "
         f"NVIDIA's; here, {known or 'there is none'}"
     )
+
+
+def target_of(device: Device) -> Target:
+    """The target of a device's own arch. Raises TargetError for one that q4jit has no facts of."""
+    if device.arch not in HIP_ARCHS:
+        raise TargetError(f"found {device}: known archs are {', '.join(HIP_ARCHS)}")
+    return Target("hip", device.arch)
 
 
 _Found = tuple[dict[str, Driver], tuple[str, ...]]

@@ -32,7 +32,6 @@ from q4jit.hip.schedule import (
     Grid,
     HipKernel,
     HipPlan,
-    Tuning,
     check_block_size,
     grid,
     m_class,
@@ -41,6 +40,7 @@ from q4jit.hip.schedule import (
 )
 from q4jit.hip.values import parameters
 from q4jit.plan.kernels import Source
+from q4jit.plan.options import Tuning
 from q4jit.targets import Target
 from q4jit.weights.formats import FORMATS, Format
 from q4jit.weights.gguf import load_gguf
@@ -111,7 +111,7 @@ def weights_in(path: str) -> tuple[dict[WeightSpec, tuple[str, ...]], dict[str, 
                 continue
             if not isinstance(tensor, QuantizedTensor):
                 continue
-            if FORMATS[tensor.format].float_dtype is not None:
+            if tensor.block_format.float_dtype is not None:
                 left_out[name] = f"{tensor.format} is no block format"
                 continue
             # what is built rounds no weights
@@ -198,7 +198,7 @@ class _Product:
 
 def _products(request: Request) -> list[_Product]:
     if request.generic:
-        formats = dict.fromkeys(FORMATS[spec.format] for spec in request.weights)
+        formats = dict.fromkeys(spec.block_format for spec in request.weights)
         return [
             _generic_product(request, fmt, target) for target in request.targets for fmt in formats
         ]
@@ -243,7 +243,7 @@ def _product(
     return _Product(
         f"{name}_{target.arch}",
         target,
-        FORMATS[spec.format],
+        spec.block_format,
         (spec.k, spec.n),
         rows,
         tuning.precision,
@@ -580,7 +580,7 @@ def pack_tensor(path: str, name: str, layout: str, out: Path, *, force: bool = F
         tensor = file[name]
     if not isinstance(tensor, QuantizedTensor):
         raise ArgumentError(f"{name} in {path} is a vector of {tensor.size}; accepted are matrices")
-    fmt = FORMATS[tensor.format]
+    fmt = tensor.block_format
     data = tensor.raw.reshape(-1) if layout == GGUF else pack(fmt, layout, tensor.raw)
     description = {
         "q4jit": version(),

@@ -22,9 +22,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from q4jit.errors import FormatError, Q4JitError
+from q4jit.precision import BOUNDS, FUNCTION_BOUND, relative_error
 from q4jit.progress import progress
 from q4jit.tools import aot, ratios
-from q4jit.tools.harness import Doubles, exact_products, relative_error
 from q4jit.tools.peers import (
     LIMITS,
     PEAKS,
@@ -36,7 +36,8 @@ from q4jit.tools.peers import (
     Work,
     count_copies,
 )
-from q4jit.tools.selftest import BOUNDS, FUNCTION_BOUND, commit, product, random_weight, random_x
+from q4jit.tools.selftest import commit, product
+from q4jit.weights.reference import Doubles, exact_products, random_weight, random_x
 from q4jit.weights.tensor import QuantizedTensor
 
 Floats = NDArray[np.float32]

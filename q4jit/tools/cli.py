@@ -21,16 +21,18 @@ from q4jit import config
 from q4jit.compilers.cache import write_atomically
 from q4jit.errors import CompileError, FormatError, Q4JitError, TargetError
 from q4jit.frontend.graph import WeightSpec
-from q4jit.hip import tunings
-from q4jit.hip.schedule import Tuning, check_block_size
+from q4jit.hip import search, tunings
+from q4jit.hip.harness import Bench
+from q4jit.hip.schedule import check_block_size
+from q4jit.plan.options import Tuning
+from q4jit.precision import PRECISIONS
 from q4jit.progress import progress
 from q4jit.runtime.devices import find_device, find_devices
 from q4jit.runtime.driver import Device
 from q4jit.targets import HIP_ARCHS, Target
-from q4jit.tools import aot, ratios, roofline, tune
+from q4jit.tools import aot, ratios, roofline
 from q4jit.tools import bench as benchmark
 from q4jit.tools.ggml import Ggml, GgmlError
-from q4jit.tools.harness import Bench
 from q4jit.tools.peers import Arena, CpuArena, GpuArena
 from q4jit.tools.selftest import add_selftest
 from q4jit.weights.formats import FORMATS, Format, find_format
@@ -49,7 +51,6 @@ examples:
 """
 _TUNED_SHAPES: Final = ((4096, 4096), (4096, 14336), (14336, 4096), (8192, 28672))
 _TUNED_ROWS: Final = (1, 2, 4, 8, 16, 32, 64, 512, 2048)  # one of each class of M
-_PRECISIONS: Final = ("f32", "f16", "i8")
 _PICTURES: Final = (".png", ".svg", ".pdf")
 _INTERRUPTED: Final = 130  # as a shell reports SIGINT
 _END_S: Final = 10  # that a process may take to write its report
@@ -334,9 +335,9 @@ def _threads(text: str) -> tuple[int, ...]:
 
 def _precisions(text: str) -> tuple[str, ...]:
     given = tuple(dict.fromkeys(text.split(",")))
-    if not set(given) <= set(_PRECISIONS):
+    if not set(given) <= set(PRECISIONS):
         raise argparse.ArgumentTypeError(
-            f"found {text!r}, accepted are {', '.join(_PRECISIONS)}, with a comma between them"
+            f"found {text!r}, accepted are {', '.join(PRECISIONS)}, with a comma between them"
         )
     return given
 
@@ -504,14 +505,14 @@ def _tune(options: argparse.Namespace) -> int:
     device = _device(name)
     with Bench(device) as bench:
         keys = {
-            tune.key_for(bench.target, spec.k, spec.n, (spec.format,), m, precision)
+            search.key_for(bench.target, spec.k, spec.n, (spec.format,), m, precision)
             for spec in weights
             for m in options.m or _TUNED_ROWS
             for precision in options.precision or ("f32",)
         }
         print(f"{device}, {bench.fingerprint}: {aot.counted(len(keys), 'product')}")
-        found = tune.search(bench, keys)
-    print(tune.table(found))
+        found = search.search(bench, keys)
+    print(search.table(found))
     print(f"kept in {tunings.path() or 'no file: there is no cache directory'}")
     return 0 if all(tunings.best(trials) for trials in found.values()) else 1
 

@@ -25,26 +25,30 @@ from typing import Any, Final, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from q4jit.hip.schedule import ELEMENT, GEMV, GEMV_DOT, TILE_FMA, TILE_MATRIX, Tuning
+from q4jit.hip.harness import Bench, Built
+from q4jit.hip.schedule import (
+    ELEMENT,
+    GEMV,
+    GEMV_DOT,
+    TILE_FMA,
+    TILE_MATRIX,
+)
+from q4jit.plan.options import Tuning
+from q4jit.precision import BOUNDS, FUNCTION_BOUND
 from q4jit.progress import progress
 from q4jit.runtime.devices import find_device
 from q4jit.runtime.driver import Device
 from q4jit.targets import HIP_ARCHS, Target
 from q4jit.tools import aot
-from q4jit.tools.harness import Bench, Built
 from q4jit.weights.formats import FORMATS, Format, decode
 from q4jit.weights.layouts import GGUF, PLANAR
+from q4jit.weights.reference import random_weight, random_x
 from q4jit.weights.tensor import QuantizedTensor
 
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
 Measure = Callable[[Sequence[Any], Sequence[Any]], float]
 T = TypeVar("T")
-
-BOUNDS: Final = {"f32": 2e-6, "f16": 5e-4, "i8": 2e-2}
-"""The contract of each precision: rms of the error of a row, relative to √Σ(xw)²."""
-FUNCTION_BOUND: Final = 3e-6
-"""Relative rms of a whole function, in f32, on well-conditioned data."""
 
 _SHAPES: Final = ((576, 37), (256, 37), (4096, 37), (256, 300), (576, 1), (4096, 300))
 _EVERY_M: Final = (1, 2, 3, 8, 16, 17, 64, 100)
@@ -482,32 +486,6 @@ class _CupyStreams:
 
 
 # --- random arguments, and their float64 values ---------------------------------------------------
-
-
-@functools.cache
-def random_x(m: int, k: int) -> Floats:
-    """Normal activations [M, K]."""
-    return np.random.default_rng([m, k]).standard_normal((m, k)).astype(np.float32)
-
-
-@functools.cache
-def random_weight(name: str, k: int, n: int, seed: int = 0) -> QuantizedTensor:
-    """A weight [K, N] of random quants, whose products have about the size of x."""
-    fmt = FORMATS[name]
-    rng = np.random.default_rng([seed, k, n])
-    size = 1 / math.sqrt(k)
-    if fmt.float_dtype is not None:
-        floats = (rng.standard_normal((n, k)) * size).astype(fmt.float_dtype)
-        return QuantizedTensor.from_bytes(floats.tobytes(), shape=(k, n), format=name)
-    blocks = rng.integers(0, 256, (n, k // fmt.block_elements, fmt.block_bytes), np.uint8)
-    spread = 2.0 ** (fmt.quant_bits - 1)
-    if fmt.scales_offset_bytes is not None:
-        spread *= 128
-    for at, value in ((fmt.d_offset_bytes, size / spread), (fmt.m_offset_bytes, -size)):
-        if at is not None:
-            halves = value * rng.uniform(0.5, 1.5, (*blocks.shape[:2], 1))
-            blocks[..., at : at + 2] = halves.astype("<f2").view(np.uint8)
-    return QuantizedTensor.from_bytes(blocks.tobytes(), shape=(k, n), format=name)
 
 
 @functools.cache

@@ -39,7 +39,7 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 
     def run(program: str) -> str:
         places = {"FAKE_PLATFORM": platform, "FAKE_FOLDER": folder, "ROCM_PATH": folder}
-        prelude = PRELUDE + "from q4jit import dlpack\nfrom q4jit.device_arrays import *\n"
+        prelude = PRELUDE + "from q4jit.arrays import dlpack\nfrom q4jit.arrays.device import *\n"
         return child.run(program, prelude=prelude, **places)
 
     return run
@@ -506,7 +506,8 @@ def test_an_array_whose_driver_is_missing(monkeypatch: pytest.MonkeyPatch) -> No
 
 CALLS = """
 import types
-from q4jit import dispatcher, quantize, specialize
+from q4jit import dispatcher, pipeline, quantize, specialize, specializer
+from q4jit.compilers import find
 
 class Tensor:
     # A tensor of the fake platform's memory: what may be asked of it, and answers that may differ.
@@ -556,17 +557,16 @@ sys.modules["torch"] = torch
 
 driver, first, second = start()
 
-def load(self, source, device):
+def ready_kernels(backend, plan, device, *, use_disk):
     # What stands for a kernel: the fake launch records as many values as its name says.
-    (plan, _), *_ = reversed(self._plans.values())
-    symbol = f"k_{len(plan.kernels[0].slots())}"
-    loaded = driver.load(device.index, fake.code(device.index), symbol)
-    entry = types.SimpleNamespace(origin="compiled", object_bytes=b"")
-    return dispatcher._Kernel(source, entry, loaded)
+    for kernel in plan.kernels:
+        loaded = driver.load(device.index, fake.code(device.index), f"k_{len(kernel.slots())}")
+        entry = types.SimpleNamespace(origin="compiled", object_bytes=b"")
+        yield pipeline.ReadyKernel(backend.render(plan, kernel), entry, loaded)
 
-dispatcher.Specialized._load = load
-dispatcher._tuned = lambda target, device: None
-dispatcher._dump = lambda plan, kernels: None
+specializer.ready_kernels = ready_kernels
+specializer._dump = lambda plan, kernels: None
+find.find_compiler = lambda target: types.SimpleNamespace(fingerprint=lambda target: "fake")
 zeros = np.zeros((64, 32), np.float32)
 w, v = (quantize(zeros, "Q4_0") for _ in range(2))
 
@@ -578,7 +578,7 @@ def scaled(x, w, factor):
 
 def slots(f):
     # name of each value of the last launch
-    (plan, _), *_ = reversed(f._plans.values())
+    (plan, _), *_ = reversed(f._specializer._plans.values())
     kinds = [slot.kind for slot in plan.kernels[0].slots()]
     return dict(zip(kinds, struct.unpack_from(f"<{len(kinds)}Q", fake.values())))
 

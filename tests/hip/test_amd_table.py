@@ -7,7 +7,8 @@ from typing import Final
 import pytest
 
 from q4jit.hip.render import render
-from q4jit.hip.schedule import HipPlan, Tuning
+from q4jit.hip.schedule import HipPlan
+from q4jit.plan.options import Tuning
 from q4jit.targets import HIP_ARCHS
 from tests.conftest import check_golden
 from tests.hip.test_hip_objects import assembly, in_parallel, pinned

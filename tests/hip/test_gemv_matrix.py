@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from q4jit.hip.render import render
-from q4jit.hip.schedule import GEMV_MATRIX, HipPlan, Tuning
+from q4jit.hip.schedule import GEMV_MATRIX, HipPlan
 from q4jit.plan.kernels import Source
+from q4jit.plan.options import Tuning
 from q4jit.targets import HIP_ARCHS
 from q4jit.weights.formats import FORMATS
 from tests.hip.test_hip_objects import (

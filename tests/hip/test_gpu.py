@@ -13,13 +13,20 @@ from q4jit import QuantizedTensor, quantize, specialize
 from q4jit.arrays.device import DeviceArray
 from q4jit.backends import find_backend
 from q4jit.errors import ArgumentError, DeviceError
-from q4jit.hip.schedule import ELEMENT, MAX_GRID_Y, Tuning
+from q4jit.hip.harness import Bench
+from q4jit.hip.schedule import ELEMENT, MAX_GRID_Y
 from q4jit.plan.kernels import Source
+from q4jit.plan.options import Tuning
 from q4jit.runtime import devices
 from q4jit.runtime.driver import Device
 from q4jit.tools.cli import main
-from q4jit.tools.harness import Bench
-from q4jit.tools.selftest import cases, contract_error, outcomes, product, random_weight, random_x
+from q4jit.tools.selftest import (
+    cases,
+    contract_error,
+    outcomes,
+    product,
+)
+from q4jit.weights.reference import random_weight, random_x
 from tests.support import child
 
 pytestmark = pytest.mark.gpu

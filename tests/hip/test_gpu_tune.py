@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 
 from q4jit import specialize
-from q4jit.hip import tunings
-from q4jit.hip.schedule import Tuning
+from q4jit.hip import search, tunings
+from q4jit.hip.harness import Bench
+from q4jit.plan.options import Tuning
+from q4jit.precision import BOUNDS
 from q4jit.runtime import devices
 from q4jit.runtime.driver import Device
-from q4jit.tools import tune
 from q4jit.tools.cli import main
-from q4jit.tools.harness import Bench
-from q4jit.tools.selftest import BOUNDS, product, random_weight, random_x
+from q4jit.tools.selftest import product
+from q4jit.weights.reference import random_weight, random_x
 
 pytestmark = pytest.mark.gpu
 
@@ -49,9 +50,9 @@ def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_candidates_are_right_and_the_choice_is_no_slower_than_the_rule(
     bench: Bench, m: int
 ) -> None:
-    key = tune.key_for(bench.target, K, N, ("Q4_0",), m, "f32")
-    trials = tune.search(bench, [key])[key]
-    print(tune.table({key: trials}))  # noqa: T201 - shown where the test fails, and with -s
+    key = search.key_for(bench.target, K, N, ("Q4_0",), m, "f32")
+    trials = search.search(bench, [key])[key]
+    print(search.table({key: trials}))  # noqa: T201 - shown where the test fails, and with -s
     wrong = [t for t in trials if t.rejected.startswith("wrong")]
     assert wrong == []
     best = tunings.best(trials)
@@ -65,9 +66,9 @@ def test_candidates_are_right_and_the_choice_is_no_slower_than_the_rule(
 
 
 def test_a_search_is_not_repeated(bench: Bench) -> None:
-    key = tune.key_for(bench.target, K, N, ("Q8_0",), 1, "f32")
-    first = tune.search(bench, [key])
-    assert set(tune.search(bench, [key])[key]) == set(first[key])
+    key = search.key_for(bench.target, K, N, ("Q8_0",), 1, "f32")
+    first = search.search(bench, [key])
+    assert set(search.search(bench, [key])[key]) == set(first[key])
 
 
 def test_a_candidate_that_is_broken_is_rejected(
@@ -81,8 +82,8 @@ def test_a_candidate_that_is_broken_is_rejected(
         return [y * np.float32(1 + 1e-3 * (kernel.block_size == 256))]
 
     monkeypatch.setattr(bench, "run", run)
-    key = tune.key_for(bench.target, 4096, N, ("Q4_0",), 1, "f32")
-    trials = tune.search(bench, [key])[key]
+    key = search.key_for(bench.target, 4096, N, ("Q4_0",), 1, "f32")
+    trials = search.search(bench, [key])[key]
     broken = [t for t in trials if ("block_size", 256) in t.constants]
     assert broken
     assert all(t.us is None and t.rejected.startswith("wrong: error") for t in broken)

@@ -14,8 +14,16 @@ from hypothesis import strategies as st
 
 from q4jit import quantize
 from q4jit.hip.render import render
-from q4jit.hip.schedule import ELEMENT, GEMV, ROWS, TILE_FMA, TILE_MATRIX, HipPlan, Tuning
+from q4jit.hip.schedule import (
+    ELEMENT,
+    GEMV,
+    ROWS,
+    TILE_FMA,
+    TILE_MATRIX,
+    HipPlan,
+)
 from q4jit.hip.values import RESERVED, c_names
+from q4jit.plan.options import Tuning
 from tests.support.functions import (
     ELEMENTWISE,
     F32,

@@ -16,8 +16,8 @@ import jinja2
 import pytest
 
 from q4jit.hip.render import _Context, environment
-from q4jit.hip.schedule import Tuning
 from q4jit.plan.kernels import Source
+from q4jit.plan.options import Tuning
 from tests.support.hip import hip_plan
 from tests.support.hip_cases import (
     GOLDEN,

@@ -8,7 +8,15 @@ from numpy.typing import NDArray
 
 from q4jit.errors import TargetError
 from q4jit.hip.render import render
-from q4jit.hip.schedule import GEMV, GEMV_DOT, ROWS, TILE_MATRIX, HipPlan, Tuning, scratch
+from q4jit.hip.schedule import (
+    GEMV,
+    GEMV_DOT,
+    ROWS,
+    TILE_MATRIX,
+    HipPlan,
+    scratch,
+)
+from q4jit.plan.options import Tuning
 from q4jit.weights.formats import FORMATS
 from q4jit.weights.layouts import GGUF
 from tests.support.hip import Floats, hip_plan, rows_of, run_on_host

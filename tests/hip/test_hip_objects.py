@@ -22,8 +22,16 @@ import pytest
 
 from q4jit.compilers.codeobject import kernel_infos
 from q4jit.errors import CompileError
-from q4jit.hip.schedule import ELEMENT, GEMV, GEMV_DOT, TILE_FMA, TILE_MATRIX, Tuning, remarks
+from q4jit.hip.schedule import (
+    ELEMENT,
+    GEMV,
+    GEMV_DOT,
+    TILE_FMA,
+    TILE_MATRIX,
+    remarks,
+)
 from q4jit.plan.kernels import Source
+from q4jit.plan.options import Tuning
 from q4jit.targets import HIP_ARCHS, find_target
 from q4jit.weights.formats import FORMATS
 from tests.conftest import check_golden
@@ -135,8 +143,8 @@ def test_remarks_are_of_what_a_plan_really_does_not_follow() -> None:
     few, many = (hip_plan(product, "hip:gfx1100", a, asked) for a in args)
     assert remarks(few, asked) == []
     precision, block_size = remarks(many, asked)
-    assert precision.endswith("is computed by tile_matrix in the more exact 'f16'")
-    assert block_size.startswith("block_size=128: tiles have 256 threads")
+    assert precision.text.endswith("is computed by tile_matrix in the more exact 'f16'")
+    assert block_size.text.startswith("block_size=128: tiles have 256 threads")
 
 
 def test_what_grows_is_told() -> None:

@@ -23,8 +23,8 @@ from q4jit.hip.schedule import (
     TILE_FMA,
     TILE_HALVES,
     TILE_MATRIX,
-    Tuning,
 )
+from q4jit.plan.options import Tuning
 from q4jit.weights.formats import FORMATS
 from q4jit.weights.layouts import GGUF, PLANAR, TILES16
 from tests.support.hip import hip_plan, run_on_host

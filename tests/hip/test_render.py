@@ -9,10 +9,12 @@ import jinja2
 import numpy as np
 import pytest
 
-from q4jit import CompileError, specialize
+from q4jit import CompileError
+from q4jit.compilers.find import find_compiler
 from q4jit.hip.render import environment, render, template_directory
 from q4jit.hip.schedule import HipPlan
 from q4jit.hip.values import RESERVED
+from q4jit.pipeline import fetch
 from tests.support.hip import hip_plan, run_on_host
 from tests.support.hip_cases import RECORDED, Case, Generic
 from tests.support.kernels import random_x, weight
@@ -47,14 +49,13 @@ def test_every_line_says_which_template_it_comes_from(m: int) -> None:
 
 
 def test_a_compile_error_names_the_template() -> None:
-    compiled = specialize(lambda x, w: x @ w)
     plan = norm_plan(1)
     source = render(plan, plan.kernels[0])
     broken = source.text.replace("const int lane =", "const int lane = =", 1)
     assert broken != source.text
     source = type(source)(source.symbol, source.target, broken, source.suffix, source.origins)
     with pytest.raises(CompileError, match=r"<- gemv\.hip\.j2:\d+") as found:
-        compiled._load(source, None)
+        fetch(find_compiler(source.target), source)
     assert found.value.origins
 
 

@@ -10,18 +10,18 @@ import pytest
 
 from q4jit.frontend.graph import WeightSpec
 from q4jit.frontend.trace import array_spec, trace
+from q4jit.hip import search
 from q4jit.hip.render import render
 from q4jit.hip.schedule import (
     GEMV_MATRIX,
     ROWS,
     TILE_HALVES,
-    Tuning,
     candidates,
     make_plan,
     scratch,
 )
+from q4jit.plan.options import Tuning
 from q4jit.targets import find_target
-from q4jit.tools import tune
 from q4jit.weights.layouts import TILES16
 from tests.hip.test_gemv_matrix import without_weight
 from tests.hip.test_hip_objects import faults, frame_bytes, in_parallel
@@ -190,7 +190,7 @@ def test_scratch_has_room_for_whole_tiles(precision: str, arch: str) -> None:
         (4096, 36864, 151936, 262144), (1, 2, 3), (8, 17, 32, 33, 64, 65, 512, 513, 2048)
     ):
         weights = [WeightSpec("Q4_0", k, n)] * count
-        graph = trace(tune.products, (array_spec((m, k)), *weights))
+        graph = trace(search.products, (array_spec((m, k)), *weights))
         plan = make_plan(graph, target, m, Tuning(precision))
         first, last = plan.kernels[0], plan.kernels[-1]
         if last.schedule != TILE_HALVES:

@@ -11,8 +11,16 @@ from q4jit import QuantizedTensor
 from q4jit.arrays.arguments import CallShapes, lead_shape
 from q4jit.frontend.trace import trace
 from q4jit.hip.render import render
-from q4jit.hip.schedule import ROWS, HipKernel, HipPlan, Tuning, grid, make_plan, scratch
+from q4jit.hip.schedule import (
+    ROWS,
+    HipKernel,
+    HipPlan,
+    grid,
+    make_plan,
+    scratch,
+)
 from q4jit.plan.kernels import Slot
+from q4jit.plan.options import Tuning
 from q4jit.targets import find_target
 from q4jit.weights.layouts import GGUF
 from tests.support.hip_host import compile_host

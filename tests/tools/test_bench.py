@@ -21,6 +21,7 @@ import pytest
 from q4jit.backends import find_backend
 from q4jit.errors import DeviceError, FormatError, TargetError
 from q4jit.hip.render import render_read
+from q4jit.precision import BOUNDS
 from q4jit.targets import Target, find_target
 from q4jit.tools import bench as benchmark
 from q4jit.tools import cli, limits, peers, ratios, roofline
@@ -28,7 +29,7 @@ from q4jit.tools.bench import Request, contest, measure, table_lines
 from q4jit.tools.cli import main
 from q4jit.tools.ggml import Ggml
 from q4jit.tools.peers import LIMITS, PEAKS, READ, AbsentError, Entrant, GpuArena, Running, Work
-from q4jit.tools.selftest import BOUNDS, random_weight
+from q4jit.weights.reference import random_weight
 from tests.runtime.test_devices import PRELUDE
 from tests.support import child, fake_gpu
 from tests.support.hip_host import compile_host

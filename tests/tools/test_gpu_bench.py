@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from q4jit.precision import BOUNDS
 from q4jit.runtime import devices
 from q4jit.tools import bench as benchmark
 from q4jit.tools.cli import main
 from q4jit.tools.peers import READ, GpuArena
-from q4jit.tools.selftest import BOUNDS
 
 pytestmark = pytest.mark.gpu
 

@@ -16,15 +16,18 @@ from q4jit.arrays.arguments import lead_shape
 from q4jit.compilers.cache import Entry
 from q4jit.errors import CompileError, DeviceError
 from q4jit.frontend.trace import trace
+from q4jit.hip import harness
 from q4jit.hip.render import render
-from q4jit.hip.schedule import HipPlan, Tuning, make_plan
+from q4jit.hip.schedule import HipPlan, make_plan
+from q4jit.plan.options import Tuning
+from q4jit.precision import BOUNDS
 from q4jit.runtime.driver import Device
 from q4jit.targets import Target, find_target
-from q4jit.tools import harness as bench
 from q4jit.tools import selftest
 from q4jit.tools.cli import main
 from q4jit.tools.selftest import Case, cases
 from q4jit.weights.formats import FORMATS
+from q4jit.weights.reference import random_weight, random_x
 from tests.runtime import test_devices
 from tests.support import child, fake_gpu
 
@@ -165,7 +168,7 @@ def _refuse(name: str) -> NoReturn:
 
 
 def plan_of(case: Case, target: Target) -> HipPlan:
-    graph = trace(case.function, tuple(map(bench._spec, case.args)))
+    graph = trace(case.function, tuple(map(harness._spec, case.args)))
     return make_plan(graph, target, math.prod(lead_shape(case.args)), case.tuning)
 
 
@@ -216,8 +219,8 @@ def test_quick_is_a_part() -> None:
 
 
 def product_case(precision: str = "f32") -> Case:
-    args = (selftest.random_x(3, 256), selftest.random_weight("Q4_0", 256, 37))
-    bound = selftest.BOUNDS[precision]
+    args = (random_x(3, 256), random_weight("Q4_0", 256, 37))
+    bound = BOUNDS[precision]
     measure = selftest.contract_error
     return Case("g", selftest.product, args, Tuning(precision), bound, measure)
 
@@ -467,19 +470,20 @@ def run_on_fake(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[str
         + """
 from q4jit.compilers import cache
 from q4jit.tools import selftest
-from q4jit.tools.harness import Bench
-from q4jit.compilers import find
+from q4jit.hip import harness
+from q4jit.hip.harness import Bench
+from q4jit.weights.reference import random_weight, random_x
 from q4jit.errors import CompileError
-from q4jit.hip.schedule import Tuning
+from q4jit.plan.options import Tuning
 
 class Compiler:
     SOURCE_SUFFIX, SUFFIX = ".hip", ".code"
     fingerprint = staticmethod(lambda target: "fake")
     compile_object = staticmethod(lambda text, target: fake.code())
 
-find.find_compiler = lambda target: Compiler
+harness.find_compiler = lambda target: Compiler
 driver, first, _ = start()
-x, w = selftest.random_x(3, 256), selftest.random_weight("Q4_0", 256, 37)
+x, w = random_x(3, 256), random_weight("Q4_0", 256, 37)
 """
     )
 

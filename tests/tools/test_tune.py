@@ -11,30 +11,31 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from q4jit import dispatcher, specialize
+from q4jit import specialize, specializer
 from q4jit.backends import find_backend
+from q4jit.compilers import find as find_of_compilers
 from q4jit.errors import ArgumentError, CompileError, DeviceError, TuningError
 from q4jit.frontend.graph import WeightSpec
 from q4jit.frontend.trace import array_spec, trace
-from q4jit.hip import tunings
+from q4jit.hip import search, tunings
+from q4jit.hip.harness import Built
 from q4jit.hip.render import render
 from q4jit.hip.schedule import (
     MANY_ROWS,
     HipKernel,
     HipPlan,
-    Tuning,
     candidates,
     constants_of,
     keys_of,
     make_plan,
 )
 from q4jit.hip.tunings import Choice, Key, Machine, Trial
+from q4jit.plan.options import Tuning
 from q4jit.policy import Place
+from q4jit.precision import BOUNDS
 from q4jit.runtime.driver import Device
 from q4jit.targets import Target, find_target
-from q4jit.tools import tune
-from q4jit.tools.harness import Built
-from q4jit.tools.selftest import BOUNDS, random_weight, random_x
+from q4jit.weights.reference import random_weight, random_x
 from tests.runtime.test_devices import PRELUDE
 from tests.support import child, fake_gpu
 from tests.support.hip import run_on_host
@@ -88,7 +89,7 @@ class FakeBench:
         kernel = product_kernel(built.plan)
         self.run_rows.append((kernel, len(args[0])))
         x, *weights = map(_for_numpy, args)
-        y = np.array(tune.products(x, *weights), np.float32)
+        y = np.array(search.products(x, *weights), np.float32)
         if self.fault is not None:
             self.fault(kernel, y)
         return [y]
@@ -127,8 +128,8 @@ class _FakeLaunch:
         raise AssertionError("timed by replay_us alone")
 
 
-def searched(bench: FakeBench, *keys: Key) -> tune.Results:
-    return tune.search(bench, keys)  # type: ignore[arg-type]  # what a search asks of it is there
+def searched(bench: FakeBench, *keys: Key) -> search.Results:
+    return search.search(bench, keys)  # type: ignore[arg-type]  # what a search asks of it is there
 
 
 def is_smallest(kernel: HipKernel) -> bool:
@@ -171,7 +172,7 @@ def test_a_wrong_candidate_never_wins_and_is_reported() -> None:
     best = tunings.best(results[KEY])
     assert best is not None
     assert best != wrong
-    text = tune.table(results)
+    text = search.table(results)
     assert f"{wrong.name}\n{'':23}rejected: {wrong.rejected}" in text
     assert re.search(rf"^\* +\S+ +\S+  {re.escape(best.name)}$", text, re.MULTILINE)
     assert text.count("\n*") == 1
@@ -260,7 +261,7 @@ def test_a_second_search_measures_nothing() -> None:
 
 def test_what_is_new_alone_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     few = _only(lambda kernel: kernel.block_size == 128)
-    monkeypatch.setattr(tune, "candidates", few)
+    monkeypatch.setattr(search, "candidates", few)
     before = searched(FakeBench(), KEY)[KEY]
     monkeypatch.undo()
     bench = FakeBench()
@@ -334,7 +335,7 @@ def test_times_are_those_of_a_graph(platform: str, tmp_path: Path) -> None:
 
 _REPLAY_IMPORTS = """
 import contextlib, functools
-from q4jit.tools.harness import Bench
+from q4jit.hip.harness import Bench
 from q4jit.arrays.device import DeviceArray
 from q4jit.hip.launch import _held_by_graphs
 """
@@ -352,7 +353,7 @@ def plan_of(
     fmt: str = "Q4_1",
 ) -> HipPlan:
     spec = WeightSpec(fmt, *shape, finite)
-    graph = trace(tune.products, (array_spec((m, shape[0])), spec))
+    graph = trace(search.products, (array_spec((m, shape[0])), spec))
     return make_plan(graph, find_target(f"hip:{arch}"), m, Tuning(), tuned)
 
 
@@ -456,11 +457,11 @@ def test_what_was_measured_with_weights_in_f16_serves_no_others(
     suits: bool, precision: str
 ) -> None:
     target, m = find_target("hip:sm_90"), 512
-    graph = trace(tune.products, (array_spec((m, 4096)), WeightSpec("Q4_0", 4096, 4096)))
+    graph = trace(search.products, (array_spec((m, 4096)), WeightSpec("Q4_0", 4096, 4096)))
     rule = make_plan(graph, target, m, Tuning(precision))
     tall = candidates(rule, product_kernel(rule), m)[-1]
     spec = WeightSpec("Q4_0", 4096, 4096, suits_f16=suits)
-    graph = trace(tune.products, (array_spec((m, 4096)), spec))
+    graph = trace(search.products, (array_spec((m, 4096)), spec))
     tuned = choice_of(tall.schedule, **constants_of(tall))
     kernel = product_kernel(make_plan(graph, target, m, Tuning(precision), tuned))
     assert kernel.folded == (suits and precision == "f16")
@@ -508,12 +509,12 @@ def test_candidates_compute_the_product(m: int) -> None:
     """A few of them, run on the host: the smallest, the largest, one between."""
     x, w = random_x(m, 4096), random_weight("Q4_1", 4096, 9)
     signature = (array_spec(x.shape), WeightSpec("Q4_1", 4096, 9))
-    plan = make_plan(trace(tune.products, signature), find_target("hip:gfx1030"), m, Tuning())
+    plan = make_plan(trace(search.products, signature), find_target("hip:gfx1030"), m, Tuning())
     kernel = product_kernel(plan)
     found = candidates(plan, kernel, m)
     exact = x.astype(np.float64) @ w.dequantize().astype(np.float64)
     for variant in (found[1], found[len(found) // 2], found[-1]):
-        (y,) = run_on_host(tune._with(plan, kernel, variant), (x, w))
+        (y,) = run_on_host(search._with(plan, kernel, variant), (x, w))
         np.testing.assert_allclose(y, exact, rtol=1e-4, atol=1e-5)
 
 
@@ -552,7 +553,7 @@ def benches(monkeypatch: pytest.MonkeyPatch) -> list[FakeBench]:
         find_backend(Target("hip", DEVICE.arch)),
         compiler=lambda target: FakeCompiler(),
         load=lambda code, source, device: None,
-        launch=lambda plan, loaded, args, names, device: FakeCall(),
+        launch=lambda plan, loaded, shapes, args, names, device: FakeCall(),
     )
 
     def bench(device: Device) -> FakeBench:
@@ -563,9 +564,10 @@ def benches(monkeypatch: pytest.MonkeyPatch) -> list[FakeBench]:
         return hip if target.backend == "hip" else find_backend(target)
 
     place = Place(Target("hip", DEVICE.arch), DEVICE, "for a test")
-    monkeypatch.setattr(dispatcher, "find_backend", find)
-    monkeypatch.setattr(dispatcher, "choose_place", lambda *_: place)
-    monkeypatch.setattr(tune, "Bench", bench)
+    monkeypatch.setattr(specializer, "find_backend", find)
+    monkeypatch.setattr(find_of_compilers, "find_compiler", lambda target: FakeCompiler())
+    monkeypatch.setattr(specializer, "choose_place", lambda *_: place)
+    monkeypatch.setattr(search, "Bench", bench)
     return made
 
 

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 from q4jit.hip import tunings
+from q4jit.hip.search import key_for
 from q4jit.hip.tunings import Key
 from q4jit.targets import Target
 from q4jit.tools import cli
 from q4jit.tools.cli import main
-from q4jit.tools.selftest import random_weight
-from q4jit.tools.tune import key_for
 from q4jit.weights.formats import FORMATS
+from q4jit.weights.reference import random_weight
 from tests.hip.test_tune_files import FOUND, KEY, SLOW
 from tests.tools.test_selftest import DEVICE
 from tests.tools.test_tune import MACHINE, FakeBench

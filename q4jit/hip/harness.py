@@ -20,19 +20,19 @@ from numpy.typing import NDArray
 from q4jit import config
 from q4jit.arrays.arguments import CallShapes, lead_shape
 from q4jit.arrays.device import DeviceArray, DeviceView
-from q4jit.backends import find_backend
 from q4jit.compilers import cache
-from q4jit.errors import CompileError
+from q4jit.compilers.find import find_compiler
 from q4jit.frontend.graph import ScalarSpec, Spec, WeightSpec
 from q4jit.frontend.trace import array_spec, ids_spec, trace
-from q4jit.hip.launch import HipLaunch, release_graph_memory
-from q4jit.hip.schedule import HipKernel, HipPlan, Tuning, make_plan
+from q4jit.hip.launch import HipLaunch, load, release_graph_memory
+from q4jit.hip.render import render
+from q4jit.hip.schedule import HipKernel, HipPlan, make_plan
 from q4jit.hip.tunings import Tuned
+from q4jit.pipeline import fetch
 from q4jit.plan.kernels import Source
-from q4jit.policy import target_of
-from q4jit.runtime.devices import driver_of
+from q4jit.plan.options import Tuning
+from q4jit.runtime.devices import driver_of, target_of
 from q4jit.runtime.driver import Device, LoadedKernel
-from q4jit.weights.formats import decode
 from q4jit.weights.tensor import QuantizedTensor
 
 Floats = NDArray[np.float32]
@@ -49,7 +49,6 @@ _GRAPH_US: Final = 5_000  # a graph of about so long: its launch is lost in it
 _LEAST_REPLAYED: Final = 4
 _MOST_REPLAYED: Final = 2000
 _POISON: Final = 0xFF  # four of them are a NaN
-_DECODED_BYTES: Final = 256 << 20  # of f64 values of a weight at a time
 
 
 @dataclass(frozen=True)
@@ -68,8 +67,7 @@ class Bench:
         self.device = device
         self.target = target_of(device)
         self._driver = driver_of(device)
-        self._backend = find_backend(self.target)
-        self._compiler = self._backend.compiler(self.target)
+        self._compiler = find_compiler(self.target)
         self.fingerprint = self._compiler.fingerprint(self.target)
         self._threads = ThreadPoolExecutor(min(_MOST_THREADS, config.num_threads()))
         self._entries: dict[str, Future[cache.Entry]] = {}  # by text
@@ -101,7 +99,7 @@ class Bench:
 
     def compile(self, plan: HipPlan) -> Built:
         """Begin to compile the kernels of a plan; their errors are raised by `bind`."""
-        sources = tuple(self._backend.lower(plan, kernel) for kernel in plan.kernels)
+        sources = tuple(render(plan, kernel) for kernel in plan.kernels)
         for kernel, source in zip(plan.kernels, sources, strict=True):
             self.compile_text(source, _label(plan, kernel))
         return Built(plan, sources)
@@ -110,24 +108,21 @@ class Bench:
         """Begin to compile a kernel's text; label: what it computes."""
         if source.text not in self._entries:
             self._labels[source.text] = label, source.symbol
-            self._entries[source.text] = self._threads.submit(self._fetch, source)
-
-    def _fetch(self, source: Source) -> cache.Entry:
-        try:
-            return cache.fetch(self.target, self._compiler, source.symbol, source.text)
-        except CompileError as error:
-            raise error.with_origins(source.origins() if source.origins else {}) from None
+            self._entries[source.text] = self._threads.submit(fetch, self._compiler, source)
 
     def bind(self, built: Built, args: Sequence[Any]) -> HipLaunch:
         """A launch for arguments on the device (see `upload`)."""
         kernels = [self.load(source) for source in built.sources]
-        return HipLaunch(built.plan, kernels, args, built.plan.graph.names, self.device)
+        graph = built.plan.graph
+        return HipLaunch(
+            built.plan, kernels, CallShapes(graph, args), args, graph.names, self.device
+        )
 
     def load(self, source: Source) -> LoadedKernel:
         """A kernel whose text is being compiled, ready to run. Raises CompileError."""
         if source.text not in self._loaded:
             code = self._entries[source.text].result().object_bytes
-            self._loaded[source.text] = self._backend.load(code, source, self.device)
+            self._loaded[source.text] = load(code, source, self.device)
         return self._loaded[source.text]
 
     def upload(self, args: Sequence[Any], stream: int = 0) -> tuple[Any, ...]:
@@ -317,27 +312,6 @@ class Bench:
     def compiled(self) -> list[tuple[str, str, Future[cache.Entry]]]:
         """What each kernel computes, its symbol, and its code or its error."""
         return [(*self._labels[text], future) for text, future in self._entries.items()]
-
-
-def exact_products(x: Floats, weights: Sequence[QuantizedTensor]) -> tuple[Doubles, Doubles]:
-    """Σ x @ w over `weights` [K, N] in float64, and √(Σ(xw)² + K·2⁻¹⁴⁹), which errors relate to."""
-    wide = x.astype(np.float64)
-    k, n = weights[0].shape
-    y, squares = (np.zeros((len(x), n)) for _ in range(2))
-    step = max(1, _DECODED_BYTES // (8 * k))
-    for w in weights:
-        for at in range(0, n, step):
-            values = decode(w.block_format, w.raw[at : at + step]).astype(np.float64).T
-            y[:, at : at + step] += wide @ values
-            squares[:, at : at + step] += wide**2 @ values**2
-    return y, np.sqrt(squares) + len(weights) * k * 2.0**-149
-
-
-def relative_error(found: Floats, exact: Doubles, size: Doubles) -> float | None:
-    """The largest rms error of a row [M, N], relative to `size`; None where there is no number."""
-    with np.errstate(all="ignore"):  # a wrong result may be anything
-        rms = np.sqrt(np.mean(((found - exact) / size) ** 2, axis=-1))
-    return float(rms.max()) if np.isfinite(rms).all() else None
 
 
 def _label(plan: HipPlan, kernel: HipKernel) -> str:

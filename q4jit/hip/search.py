@@ -23,10 +23,10 @@ from q4jit.errors import CompileError, DeviceError, TuningError
 from q4jit.frontend.graph import Graph, WeightSpec
 from q4jit.frontend.trace import array_spec, trace
 from q4jit.hip import tunings
+from q4jit.hip.harness import Bench, Built
 from q4jit.hip.schedule import (
     HipKernel,
     HipPlan,
-    Tuning,
     candidates,
     constants_of,
     keys_of,
@@ -36,11 +36,12 @@ from q4jit.hip.schedule import (
     schedules_for,
 )
 from q4jit.hip.tunings import Constants, Key, Machine, Trial
+from q4jit.plan.options import Tuning
+from q4jit.precision import BOUNDS, relative_error
 from q4jit.progress import progress
 from q4jit.runtime.driver import Device
 from q4jit.targets import Target
-from q4jit.tools.harness import Bench, Built, Doubles, exact_products, relative_error
-from q4jit.tools.selftest import BOUNDS, random_weight, random_x
+from q4jit.weights.reference import Doubles, exact_products, random_weight, random_x
 from q4jit.weights.tensor import QuantizedTensor
 
 _LARGE_ROWS: Final = 2048  # stand for every M of the last class

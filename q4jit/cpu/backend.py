@@ -1,0 +1,82 @@
+"""The stages of the CPU."""
+
+import ctypes
+from collections.abc import Sequence
+from typing import Any, Final
+
+from q4jit.arrays.arguments import CallShapes
+from q4jit.compilers.cache import Compiler
+from q4jit.cpu import schedule
+from q4jit.cpu.launch import CpuLaunch, KernelFunction
+from q4jit.cpu.lower import lower
+from q4jit.cpu.schedule import CpuPlan
+from q4jit.frontend.graph import Graph
+from q4jit.pipeline import Backend, Remark
+from q4jit.plan.kernels import Source
+from q4jit.plan.options import Tuning
+from q4jit.runtime.driver import Device
+from q4jit.targets import Target
+
+
+def _plan(graph: Graph, target: Target, m: int, tuning: Tuning, device: Device | None) -> CpuPlan:
+    return schedule.make_plan(graph, target, m, tuning.precision)
+
+
+def _compiler(target: Target) -> Compiler:
+    from q4jit.compilers import llvm  # late: importing q4jit does not load LLVM
+
+    return llvm
+
+
+def _load(
+    object_bytes: bytes, source: Source, device: Device | None
+) -> tuple[KernelFunction, object]:
+    """Return the kernel's function, and the owner of its memory."""
+    from q4jit.runtime.cpu import LoadedObject
+
+    code = LoadedObject(object_bytes, (source.symbol,), source.target)
+    function: Any = ctypes.CFUNCTYPE(None, ctypes.c_char_p)(code.addresses[source.symbol])
+    function.code = code  # a bound call may outlive what it was bound by
+    return function, code
+
+
+def _launch(
+    plan: CpuPlan,
+    loaded: Sequence[tuple[KernelFunction, object]],
+    shapes: CallShapes,
+    args: Sequence[Any],
+    names: Sequence[str],
+    device: Device | None,
+) -> CpuLaunch:
+    return CpuLaunch(plan, [function for function, _ in loaded], shapes, args, names)
+
+
+def _explain(plan: CpuPlan, tuning: Tuning, searched: bool) -> list[Remark]:
+    remarks = []
+    more_exact = schedule.more_exact(plan, tuning.precision)
+    if more_exact:
+        text = (
+            f"precision={tuning.precision!r} is an upper bound: the CPU has no kernels of that "
+            f"class for {', '.join(more_exact)} here and serves the more exact 'f32'"
+        )
+        remarks.append(Remark("precision", text))
+    if tuning.block_size is not None:
+        text = f"block_size={tuning.block_size}: threads per block of a GPU, not used on a CPU"
+        remarks.append(Remark("block_size", text))
+    if searched:
+        text = "tune=True: kernels of the CPU have no constants to search for yet"
+        remarks.append(Remark("constants", text))
+    return remarks
+
+
+BACKEND: Final = Backend(
+    check=lambda target, tuning: None,
+    m_class=lambda target, m, tuning: schedule.m_class(target, m),
+    search=lambda device, graph, m, tuning: None,
+    plan=_plan,
+    render=lower,
+    compiler=_compiler,
+    load=_load,
+    launch=_launch,
+    explain=_explain,
+)

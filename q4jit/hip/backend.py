@@ -1,0 +1,69 @@
+"""The stages of GPUs."""
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+from q4jit.arrays.arguments import CallShapes
+from q4jit.compilers.cache import Compiler
+from q4jit.frontend.graph import Graph
+from q4jit.hip import schedule, tunings
+from q4jit.hip.launch import HipLaunch, load
+from q4jit.hip.render import render
+from q4jit.hip.schedule import HipPlan
+from q4jit.hip.tunings import Machine
+from q4jit.pipeline import Backend, Remark
+from q4jit.plan.options import Tuning
+from q4jit.runtime.driver import Device, LoadedKernel
+from q4jit.targets import Target
+
+
+def _check(target: Target, tuning: Tuning) -> None:
+    schedule.check_block_size(target, tuning.block_size)
+
+
+def _search(device: Device, graph: Graph, m: int, tuning: Tuning) -> None:
+    from q4jit.hip import search  # late: no other call needs it
+
+    search.ensure(device, graph, m, tuning)
+
+
+def _plan(graph: Graph, target: Target, m: int, tuning: Tuning, device: Device | None) -> HipPlan:
+    machine = None
+    if device is not None:
+        machine = Machine(device.name, target.arch, _compiler(target).fingerprint(target))
+    return schedule.make_plan(graph, target, m, tuning, tunings.find(target.arch, machine))
+
+
+def _compiler(target: Target) -> Compiler:
+    from q4jit.compilers.find import find_compiler  # late: what it looks for takes a while
+
+    return find_compiler(target)
+
+
+def _launch(
+    plan: HipPlan,
+    loaded: Sequence[LoadedKernel],
+    shapes: CallShapes,
+    args: Sequence[Any],
+    names: Sequence[str],
+    device: Device | None,
+) -> HipLaunch:
+    assert device is not None  # `load` refuses to go on without one
+    return HipLaunch(plan, loaded, shapes, args, names, device)
+
+
+def _explain(plan: HipPlan, tuning: Tuning, searched: bool) -> list[Remark]:
+    return [*schedule.remarks(plan, tuning), *schedule.origins(plan)]
+
+
+BACKEND: Final = Backend(
+    check=_check,
+    m_class=schedule.m_class,
+    search=_search,
+    plan=_plan,
+    render=render,
+    compiler=_compiler,
+    load=load,
+    launch=_launch,
+    explain=_explain,
+)

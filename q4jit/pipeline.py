@@ -1,0 +1,116 @@
+"""The stages between a graph and a call, and the order in which they run.
+
+    Graph ──plan──▶ Plan ──render──▶ Source ──fetch──▶ bytes ──load──▶ kernel ──launch──▶ y
+
+A back end is one value that holds its stages. This module knows the order, and no back end.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+from q4jit.arrays.arguments import CallShapes
+from q4jit.compilers import cache
+from q4jit.compilers.cache import Compiler, Entry
+from q4jit.errors import CompileError
+from q4jit.frontend.graph import Graph
+from q4jit.plan.kernels import Plan, Source
+from q4jit.plan.options import Tuning
+from q4jit.runtime.driver import Device
+from q4jit.targets import Target
+
+
+class Launch(Protocol):
+    """Kernels bound to exact shapes."""
+
+    def __call__(self, args: Sequence[Any], out: object = None) -> Any:
+        """Run the kernels."""
+        ...
+
+    def bind(self, args: Sequence[Any], out: object = None) -> Callable[[], Any]:
+        """A call with these very arrays."""
+        ...
+
+    def prepare(self, args: Sequence[Any]) -> None:
+        """Bring the weights where the kernels read them."""
+        ...
+
+
+@runtime_checkable
+class DeviceLaunch(Launch, Protocol):
+    """Kernels bound to exact shapes, on a GPU."""
+
+    def on_tensors(self, args: Sequence[Any], out: Any, pointers: list[int], stream: int) -> Any:
+        """Run the kernels on PyTorch's tensors, whose like was accepted in an earlier call."""
+        ...
+
+
+@dataclass(frozen=True)
+class Remark:
+    """A line of `explain`. about: `precision`, `block_size` or `constants`."""
+
+    about: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Backend:
+    """The stages of one kind of target, in the order in which they run.
+
+    check: raises TargetError where a target cannot do what a tuning asks for; m_class: the class of
+    a number of rows; search: finds the fastest constants of the kernels of a graph on a device,
+    where none are known; plan: a graph for a target and a number of rows, with the constants that
+    were measured on a device (None: on any of that target); render: a kernel of a plan as text;
+    compiler: the one for a target; load: a compiled kernel, ready to run on a device (None: this
+    CPU); launch: a plan's loaded kernels bound to the shapes of arguments, which have names;
+    explain: what a plan does not follow of a tuning, and who chose its constants (the last
+    argument: whether a search was asked for).
+    """
+
+    check: Callable[[Target, Tuning], None]
+    m_class: Callable[[Target, int, Tuning], int]
+    search: Callable[[Device, Graph, int, Tuning], None]
+    plan: Callable[[Graph, Target, int, Tuning, Device | None], Plan[Any]]
+    render: Callable[[Any, Any], Source]
+    compiler: Callable[[Target], Compiler]
+    load: Callable[[bytes, Source, Device | None], Any]
+    launch: Callable[
+        [Any, Sequence[Any], CallShapes, Sequence[Any], Sequence[str], Device | None], Launch
+    ]
+    explain: Callable[[Any, Tuning, bool], list[Remark]]
+
+
+@dataclass(frozen=True)
+class ReadyKernel:
+    """A kernel that can run; `loaded` owns its executable memory."""
+
+    source: Source
+    entry: Entry
+    loaded: Any
+
+
+def ready_kernels(
+    backend: Backend, plan: Plan[Any], device: Device | None, *, use_disk: bool = True
+) -> Iterator[ReadyKernel]:
+    """Yield the kernels of a plan, ready to run: rendered, fetched and loaded.
+
+    device: where they will run, None for the CPU. use_disk: whether compiled kernels are looked for
+    and kept on disk. Raises CompileError and DeviceError.
+    """
+    sources = [backend.render(plan, kernel) for kernel in plan.kernels]
+    for source in sources:
+        entry = fetch(backend.compiler(source.target), source, use_disk=use_disk)
+        yield ReadyKernel(source, entry, backend.load(entry.object_bytes, source, device))
+
+
+def fetch(compiler: Compiler, source: Source, *, use_disk: bool = True) -> Entry:
+    """Return the compiled form of a text: from disk, or compiled and saved.
+
+    Raises CompileError, whose lines are those of the templates where they are known.
+    """
+    try:
+        return cache.fetch(source.target, compiler, source.symbol, source.text, use_disk)
+    except CompileError as error:
+        if source.origins is None:
+            raise
+        raise error.with_origins(source.origins()) from None

@@ -1,0 +1,257 @@
+"""What happens behind a call whose shapes are new: from its arguments to kernels bound to them.
+
+    args ──▶ Request ──trace──▶ Graph ──▶ the stages of `pipeline` ──▶ launch
+
+A function has one specialiser. It keeps what was traced, planned and compiled, and tells of it.
+"""
+
+import math
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from q4jit import config
+from q4jit.arrays.arguments import CallShapes, lead_shape
+from q4jit.arrays.specs import spec_of
+from q4jit.backends import find_backend
+from q4jit.errors import ArgumentError, ConfigError
+from q4jit.frontend.graph import Graph, Signature
+from q4jit.frontend.trace import trace
+from q4jit.options import Options
+from q4jit.pipeline import Backend, Launch, ReadyKernel, Remark, ready_kernels
+from q4jit.plan.kernels import Plan, Source
+from q4jit.policy import Place, choose_place, work_of
+from q4jit.runtime.driver import Device
+from q4jit.targets import Target, find_target
+
+_MOST_RULES: Final = 8  # numbers of rows that `explain` tells of a plan, the last ones
+
+_PlanKey = tuple[Signature, Target, int]  # and the class of M
+_Key = tuple[_PlanKey, Device | None]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a call with new shapes asks for; worked out once, and handed from stage to stage.
+
+    lead: the leading dimensions of the arguments; place: where the call runs; m_class: the class of
+    its rows there.
+    """
+
+    args: Sequence[Any]
+    signature: Signature
+    lead: tuple[int, ...]
+    place: Place
+    backend: Backend
+    m_class: int
+
+    @property
+    def rows(self) -> int:
+        """The number of rows of the call, M."""
+        return math.prod(self.lead)
+
+    @property
+    def key(self) -> _Key:
+        """What calls that are served by the same kernels have in common."""
+        return (self.signature, self.place.target, self.m_class), self.place.device
+
+
+@dataclass(frozen=True)
+class _Compiled:
+    """The kernels of one signature and class of M on one device (None: the CPU)."""
+
+    plan: Plan[Any]
+    kernels: tuple[ReadyKernel, ...]
+
+
+class Specializer:
+    """Traces, plans and compiles one function. Its caller holds the lock BUILD.
+
+    compiles: kernels made by a compiler so far; seconds: the time that compiling plans took.
+    """
+
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        options: Options,
+        parameters: tuple[str, ...],
+        keywords: tuple[str, ...],
+    ) -> None:
+        self._function, self._options = function, options
+        self._parameters, self._keywords = parameters, keywords
+        self._graphs: dict[Signature, Graph] = {}
+        self._plans: dict[_PlanKey, tuple[Plan[Any], int]] = {}  # and the M it was made for
+        self._compiled: dict[_Key, _Compiled] = {}
+        self._rules: dict[_Key, dict[int, str]] = {}  # by rows of calls
+        self.compiles = 0
+        self.seconds = 0.0
+
+    # --- from arguments to a launch ---------------------------------------------------------------
+
+    def request(self, args: Sequence[Any]) -> Request:
+        """Work out what a call asks for. Raises ArgumentError, TargetError and DeviceError."""
+        signature, lead = self.signature_of(args)
+        place = choose_place(
+            self._options.target,
+            args,
+            self._parameters,
+            lambda: work_of(self._graph(signature), math.prod(lead)),
+        )
+        backend = find_backend(place.target)
+        m_class = backend.m_class(place.target, math.prod(lead), self._options.tuning)
+        return Request(args, signature, lead, place, backend, m_class)
+
+    def search(self, request: Request) -> None:
+        """Search for the constants of kernels that are new, where a GPU is to run them.
+
+        The search compiles in threads that take BUILD, so here the caller does not hold it.
+        """
+        place = request.place
+        if place.device is not None and request.key not in self._compiled:
+            graph = self._graph(request.signature)
+            request.backend.search(place.device, graph, request.rows, self._options.tuning)
+
+    def launch(self, request: Request) -> Launch:
+        """Bind the kernels of a request to its shapes; they are made where there are none yet."""
+        compiled = self._compile(request)
+        launch = request.backend.launch(
+            compiled.plan,
+            [kernel.loaded for kernel in compiled.kernels],
+            CallShapes(compiled.plan.graph, request.args, request.lead),
+            request.args,
+            self._parameters,
+            request.place.device,
+        )
+        self._note_rule(request)
+        return launch
+
+    def signature_of(self, args: Sequence[Any]) -> tuple[Signature, tuple[int, ...]]:
+        """Return the signature of arguments and their leading dimensions. Raises ArgumentError."""
+        pairs = list(zip(self._parameters, args, strict=True))
+        signature = tuple(spec_of(name, value) for name, value in pairs)
+        try:
+            return signature, lead_shape(args)
+        except ArgumentError:
+            # let the trace find the line where they meet
+            sized = tuple(spec_of(name, value, sized=True) for name, value in pairs)
+            trace(self._function, sized, self._keywords)
+            raise
+
+    def _graph(self, signature: Signature) -> Graph:
+        if signature not in self._graphs:
+            graph = trace(self._function, signature, self._keywords)
+            self._options.check(graph)
+            self._graphs[signature] = graph
+        return self._graphs[signature]
+
+    def _compile(self, request: Request) -> _Compiled:
+        compiled = self._compiled.get(request.key)
+        if compiled is not None:
+            return compiled
+        start = time.perf_counter()
+        backend, place = request.backend, request.place
+        graph, tuning = self._graph(request.signature), self._options.tuning
+        plan = backend.plan(graph, place.target, request.rows, tuning, place.device)
+        plan_key, _ = request.key
+        self._plans[plan_key] = plan, request.rows  # what does not load can still be inspected
+        if config.debug():
+            sys.stderr.write(f"q4jit: {plan}\n")
+        kernels = []
+        for kernel in ready_kernels(backend, plan, place.device, use_disk=self._options.cache):
+            self.compiles += kernel.entry.origin == "compiled"
+            kernels.append(kernel)
+        self.seconds += time.perf_counter() - start
+        _dump(plan, kernels)
+        compiled = self._compiled[request.key] = _Compiled(plan, tuple(kernels))
+        return compiled
+
+    def _note_rule(self, request: Request) -> None:
+        """Remember which rule chose the place of calls with so many rows, for `explain`."""
+        rules = self._rules.setdefault(request.key, {})
+        rules.pop(request.rows, None)
+        rules[request.rows] = request.place.rule
+        if len(rules) > _MOST_RULES:
+            del rules[next(iter(rules))]
+
+    # --- looking inside ---------------------------------------------------------------------------
+
+    @property
+    def signatures(self) -> tuple[Signature, ...]:
+        """The signatures that were traced, oldest first."""
+        return tuple(self._graphs)
+
+    def sources(self, target: str | None) -> list[Source]:
+        """Return the texts of every plan so far, for `target` (None: the one that it was made for).
+
+        There are none before the first plan. Raises TargetError.
+        """
+        plans = [plan for plan, _ in self._plans.values()]
+        if target is not None:
+            other, tuning = find_target(target), self._options.tuning
+            make = find_backend(other).plan
+            others = [make(p.graph, other, m, tuning, None) for p, m in self._plans.values()]
+            plans = list({str(plan): plan for plan in others}.values())
+        return [find_backend(p.target).render(p, kernel) for p in plans for kernel in p.kernels]
+
+    def remarks(self) -> list[Remark]:
+        """What the plans do not follow of the options, and who chose their constants."""
+        return [
+            remark for found in list(self._compiled.values()) for remark in self._remarks(found)
+        ]
+
+    def explain(self) -> list[str]:
+        """What was compiled, from where it came, and which rule chose where calls run."""
+        lines = []
+        for key, compiled in list(self._compiled.items()):  # other threads may be adding
+            lines.append(str(compiled.plan))
+            lines += [
+                f"  {rows} row{'' if rows == 1 else 's'}: {rule}"
+                for rows, rule in list(self._rules.get(key, {}).items())
+            ]
+            lines += [f"  {remark.text}" for remark in self._remarks(compiled)]
+            lines += [f"  {_origin(kernel)}" for kernel in compiled.kernels]
+        return lines
+
+    def _remarks(self, compiled: _Compiled) -> list[Remark]:
+        explain = find_backend(compiled.plan.target).explain
+        return explain(compiled.plan, self._options.tuning, self._options.tune)
+
+
+def assembly(source: Source) -> str:
+    """Return the assembly that the target's compiler makes of a text. Raises CompileError."""
+    compiler = find_backend(source.target).compiler(source.target)
+    return compiler.compile_assembly(source.text, source.target)
+
+
+def _origin(kernel: ReadyKernel) -> str:
+    entry = kernel.entry
+    seconds = f" in {entry.seconds:.3f} s" if entry.origin == "compiled" else ""
+    size, key = len(entry.object_bytes), entry.key[:12]
+    return f"{kernel.source.symbol}: {entry.origin}{seconds}, {size} bytes, key {key}"
+
+
+def _dump(plan: Plan[Any], kernels: Sequence[ReadyKernel]) -> None:
+    """Write every stage to Q4JIT_DUMP_DIR, where that is set. Raises ConfigError."""
+    directory = config.dump_dir()
+    if directory is None:
+        return
+    suffix = find_backend(plan.target).compiler(plan.target).SUFFIX
+    stem = f"{plan.graph.name}-{kernels[0].entry.key[:12]}"
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        _write(directory / f"{stem}.graph", str(plan.graph))
+        _write(directory / f"{stem}.plan", str(plan))
+        for planned, kernel in zip(plan.kernels, kernels, strict=True):
+            stem = f"{planned.name}-{kernel.entry.key[:12]}"
+            _write(directory / f"{stem}{kernel.source.suffix}", kernel.source.text)
+            _write(directory / f"{stem}.s", assembly(kernel.source))
+            (directory / f"{stem}{suffix}").write_bytes(kernel.entry.object_bytes)
+    except OSError as error:
+        raise ConfigError(f"Q4JIT_DUMP_DIR={directory} cannot be written: {error}") from error
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text + "\n", encoding="utf-8")
