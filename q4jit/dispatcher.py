@@ -1,8 +1,7 @@
 """`@specialize`: from a call's arguments to compiled kernels, and from then on one look-up.
 
-A call with known shapes is launched. Else its signature and class of M are looked up; else the
-function is traced, planned, lowered, fetched (disk, then compiler) and loaded. An error of any
-stage is raised; nothing falls back silently.
+A call with known shapes is launched. For any other the specialiser finds or makes the kernels
+(`specializer`). An error of any stage is raised; nothing falls back silently.
 """
 
 import functools
@@ -19,9 +18,7 @@ from q4jit.arrays.arguments import F32, check_out
 from q4jit.arrays.device import DeviceView, as_device_array, tensor_facts
 from q4jit.arrays.specs import shape_key, stand_in
 from q4jit.errors import ArgumentError
-from q4jit.frontend.graph import (
-    Signature,
-)
+from q4jit.frontend.graph import Signature
 from q4jit.locks import BUILD
 from q4jit.options import Options
 from q4jit.pipeline import DeviceLaunch, Launch, Remark
@@ -33,9 +30,11 @@ _P = ParamSpec("_P")
 _R = TypeVar("_R")
 _L = TypeVar("_L", bound=Launch)
 
-_PRECISIONS: Final = ("f32", "f16", "i8")
 _MOST_LAUNCHES: Final = 4096  # sets of exact shapes remembered by one function
-_MOST_RULES: Final = 8  # numbers of rows that `explain` tells of a plan, the last ones
+# types whose part of a call's key needs no look at where an array lies
+_PLAIN: Final = frozenset(
+    {np.ndarray, QuantizedTensor, float, int, bool, str, type(None), np.float32, np.float64}
+)
 
 
 @dataclass(frozen=True)
@@ -57,11 +56,6 @@ class Stats:
             f"{self.hits} hits, {self.misses} misses, {self.compiles} kernels compiled, "
             f"{self.seconds:.2f} s"
         )
-
-
-_PLAIN: Final = frozenset(
-    {np.ndarray, QuantizedTensor, float, int, bool, str, type(None), np.float32, np.float64}
-)
 
 
 class Specialized(Generic[_P, _R]):
