@@ -245,7 +245,7 @@ def _dump(plan: Plan[Any], kernels: Sequence[ReadyKernel]) -> None:
         _write(directory / f"{stem}.graph", str(plan.graph))
         _write(directory / f"{stem}.plan", str(plan))
         for planned, kernel in zip(plan.kernels, kernels, strict=True):
-            stem = f"{planned.name}-{kernel.entry.key[:12]}"
+            stem = f"{planned.work.name}-{kernel.entry.key[:12]}"
             _write(directory / f"{stem}{kernel.source.suffix}", kernel.source.text)
             _write(directory / f"{stem}.s", assembly(kernel.source))
             (directory / f"{stem}{suffix}").write_bytes(kernel.entry.object_bytes)

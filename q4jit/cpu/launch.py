@@ -70,7 +70,7 @@ class CpuLaunch:
             Slot("temp", i): 4 * width * max(1, self._rows) for i, width in enumerate(plan.temps)
         }
         for kernel in plan.kernels:
-            rows = 1 if kernel.uniform else self._rows
+            rows = 1 if kernel.work.uniform else self._rows
             k = padded_k(plan, kernel)
             row_bytes = {
                 Slot("x"): 4 * k,
@@ -98,7 +98,7 @@ class CpuLaunch:
         place = {slot: i for i, slot in enumerate(order)}
         steps: list[_Step] = []
         for kernel, function in zip(plan.kernels, functions, strict=True):
-            if not kernel.uniform and self._rows == 0:
+            if not kernel.work.uniform and self._rows == 0:
                 continue
             slots = [_one_row(slot, kernel) for slot in kernel.slots()]
             form = "".join("f4x" if slot.kind == "scalar" else "Q" for slot in slots)
@@ -261,7 +261,7 @@ class _Bound:
 
 
 def _one_row(slot: Slot, kernel: CpuKernel) -> Slot:
-    return Slot("one") if slot.kind == "m" and kernel.uniform else slot
+    return Slot("one") if slot.kind == "m" and kernel.work.uniform else slot
 
 
 _FIRST_ARRAY: Final = 3  # of the values of a call

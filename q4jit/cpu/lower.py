@@ -30,6 +30,7 @@ from q4jit.cpu.schedule import (
     interleaved,
     is_integer,
     padded_k,
+    schedule_of,
 )
 from q4jit.cpu.values import Context, Values
 from q4jit.frontend.graph import Node
@@ -52,7 +53,7 @@ _BLOCK_ROWS: Final = 48
 def lower(plan: CpuPlan, kernel: CpuKernel) -> Source:
     """The LLVM IR of a kernel: the same text for the same plan, whenever and wherever."""
     lowering = _Lowering(plan, kernel, Module(plan.target))
-    return Source(kernel.symbol, plan.target, lowering.text(), ".ll")
+    return Source(kernel.work.symbol, plan.target, lowering.text(), ".ll")
 
 
 @dataclass(frozen=True)
@@ -71,13 +72,13 @@ class _Lowering(Context):
     def text(self) -> str:
         kernel, module = self.kernel, self.module
         phases: list[_Phase] = []
-        if kernel.decoded is not None:
-            whole = kernel.decoded.node.op == "dequantize"
+        if kernel.work.decoded is not None:
+            whole = kernel.work.decoded.node.op == "dequantize"
             phase = self._dequantize_phase if whole else self._lookup_phase
-            phases.append(phase(kernel.decoded))
-        if kernel.rows or kernel.x is not None:
+            phases.append(phase(kernel.work.decoded))
+        if kernel.work.rows or kernel.work.x is not None:
             phases.append(self._rows_phase())
-        if kernel.sections:
+        if kernel.work.sections:
             phases.append(self._columns_phase())
         self._entry(phases)
         return module.text(self._comment())
@@ -85,14 +86,14 @@ class _Lowering(Context):
     def _comment(self) -> str:
         kernel = self.kernel
         slots = ", ".join(f"{i} {self.label(slot)}" for i, slot in enumerate(kernel.slots()))
-        title = f"{kernel.name} for {self.plan.target}, {kernel.rows_class}, made by q4jit"
+        title = f"{kernel.work.name} for {self.plan.target}, {kernel.rows_class}, made by q4jit"
         return "\n".join([title, *self.plan.describe(kernel), f"args: {slots}"])
 
     # --- the entry and its phases -----------------------------------------------------------
 
     def _entry(self, phases: list[_Phase]) -> None:
         _add_parallel_for(self.module)
-        f = Function(f"void @{self.kernel.symbol}(ptr %args) #0", "The kernel.")
+        f = Function(f"void @{self.kernel.work.symbol}(ptr %args) #0", "The kernel.")
         pool = self.argument(f, Slot("pool"))
         rows = self.argument(f, Slot("m"))
         for phase in phases:
@@ -102,7 +103,7 @@ class _Lowering(Context):
                 f"i64 {phase.chunk})"
             )
         f.do("ret void")
-        self.module.add(self.kernel.symbol, f)
+        self.module.add(self.kernel.work.symbol, f)
 
     def _blocks(self, f: Function, m: str, rows: int | None) -> str:
         """How many blocks of `rows` rows there are."""
@@ -116,7 +117,7 @@ class _Lowering(Context):
         weight = interleaved(self.plan, arg)
         group = add_dequantize(self.module, weight)
         f = Function(
-            f"internal void @{self.kernel.symbol}.columns(ptr %args, i64 %from, i64 %to) #0"
+            f"internal void @{self.kernel.work.symbol}.columns(ptr %args, i64 %from, i64 %to) #0"
         )
         out = self.argument(f, Slot(store.buffer.kind, store.buffer.index))
         w = self.argument(f, Slot("weight", arg, INTERLEAVED16))
@@ -125,16 +126,16 @@ class _Lowering(Context):
             column = f.index("column", (loop.index, LANES))
             f.do(f"call void {group}(ptr {at}, ptr {out}, i64 {column})")
         f.do("ret void")
-        self.module.add(f"{self.kernel.symbol}.columns", f)
+        self.module.add(f"{self.kernel.work.symbol}.columns", f)
         chunk = max(1, _CHUNK_BYTES // (4 * LANES * weight.k))
-        return _Phase(f"@{self.kernel.symbol}.columns", weight.groups, None, chunk)
+        return _Phase(f"@{self.kernel.work.symbol}.columns", weight.groups, None, chunk)
 
     def _lookup_phase(self, store: Store) -> _Phase:
         (ids_node,), arg = store.node.operands, store.node.arg
         spec = self.plan.weight(arg)
         fmt = spec.block_format
         decode = add_row(self.module, fmt, spec.k)
-        name = f"{self.kernel.symbol}.rows"
+        name = f"{self.kernel.work.symbol}.rows"
         f = Function(
             f"internal void @{name}(ptr %args, i64 %from, i64 %to) #0",
             "One GGUF row for each id; whoever calls has checked the ids.",
@@ -153,14 +154,14 @@ class _Lowering(Context):
 
     def _rows_phase(self) -> _Phase:
         RowWriter(self).write()
-        self._task("row", f"@{self.kernel.symbol}.row")
-        widths = [s.node.width for s in self.kernel.rows]
-        widths += [self.kernel.x.width] if self.kernel.x is not None else []
+        self._task("row", f"@{self.kernel.work.symbol}.row")
+        widths = [s.node.width for s in self.kernel.work.rows]
+        widths += [self.kernel.work.x.width] if self.kernel.work.x is not None else []
         chunk = max(1, _CHUNK_FLOATS // max(widths))
-        return _Phase(f"@{self.kernel.symbol}.rows", 1, 1, chunk)
+        return _Phase(f"@{self.kernel.work.symbol}.rows", 1, 1, chunk)
 
     def _task(self, what: str, function: str) -> None:
-        name = f"{self.kernel.symbol}.{what}s"
+        name = f"{self.kernel.work.symbol}.{what}s"
         f = Function(f"internal void @{name}(ptr %args, i64 %from, i64 %to) #0")
         with f.loop(what, "%from", "%to") as loop:
             f.do(f"call void {function}(ptr %args, i64 {loop.index})")
@@ -168,10 +169,10 @@ class _Lowering(Context):
         self.module.add(name, f)
 
     def _columns_phase(self) -> _Phase:
-        for i, section in enumerate(self.kernel.sections):
+        for i, section in enumerate(self.kernel.work.sections):
             _SectionWriter(self, i, section).write()
-        count, rows = sum(map(self._tasks, self.kernel.sections)), self._block_rows()
-        name = f"{self.kernel.symbol}.columns"
+        count, rows = sum(map(self._tasks, self.kernel.work.sections)), self._block_rows()
+        name = f"{self.kernel.work.symbol}.columns"
         f = Function(
             f"internal void @{name}(ptr %args, i64 %from, i64 %to) #0",
             "Tasks are numbered through the sections"
@@ -192,7 +193,7 @@ class _Lowering(Context):
         self.module.add(name, f)
         group_bytes = max(
             sum(interleaved(self.plan, p.arg).group_bytes for p in s.products)
-            for s in self.kernel.sections
+            for s in self.kernel.work.sections
         )
         chunk = self._chunk(count, group_bytes * self.kernel.tile.groups)
         return _Phase(f"@{name}", count, rows, chunk)
@@ -200,14 +201,14 @@ class _Lowering(Context):
     def _call_section(self, f: Function, task: str, first: str, end: str) -> None:
         """Call the function of the section that a task belongs to, for rows first … end."""
         done, before = f.fresh("next"), 0
-        for i, section in enumerate(self.kernel.sections):
+        for i, section in enumerate(self.kernel.work.sections):
             mine = f.let("mine", f"sub i64 {task}, {before}") if before else task
             here, other = f.fresh("here"), f.fresh("other")
             inside = f.let("inside", f"icmp slt i64 {mine}, {self._tasks(section)}")
             f.do(f"br i1 {inside}, label %{here}, label %{other}")
             f.label(here)
             arguments = f"ptr %args, i64 {mine}, i64 {first}, i64 {end}"
-            f.do(f"call void @{self.kernel.symbol}.section{i}({arguments})")
+            f.do(f"call void @{self.kernel.work.symbol}.section{i}({arguments})")
             f.do(f"br label %{done}")
             f.label(other)
             before += self._tasks(section)
@@ -265,7 +266,7 @@ class _SectionWriter:
     def __init__(self, lowering: Context, number: int, section: Section) -> None:
         self._lowering = lowering
         self._kernel, self._section = lowering.kernel, section
-        self._name = f"{self._kernel.symbol}.section{number}"
+        self._name = f"{self._kernel.work.symbol}.section{number}"
         self._padded_k = padded_k(lowering.plan, self._kernel)
         columns = self._kernel.tile.groups * LANES
         self._f = Function(
@@ -275,7 +276,7 @@ class _SectionWriter:
         )
 
     def write(self) -> None:
-        if self._section.schedule == COLUMNS:
+        if schedule_of(self._section) == COLUMNS:
             self._columns()
         else:
             self._dots()
@@ -318,7 +319,7 @@ class _SectionWriter:
         self._lowering.module.declare("declare void @llvm.prefetch.p0(ptr, i32, i32, i32)")
         with f.loop("r", 0, tile.rows) as loop:
             row = f.index("row", (first, 1), (loop.index, 1))
-            values = Values(self._lowering, f, row, self._kernel.buffers)
+            values = Values(self._lowering, f, row, self._kernel.work.buffers)
             for store in self._section.stores:
                 line = values.buffer_row(store)
                 for g in range(tile.groups):
@@ -397,7 +398,7 @@ class _SectionWriter:
 
     def _epilogue(self, lanes: Lanes, row: str, column: str, sums: list[str]) -> None:
         f, section = self._f, self._section
-        values = Values(self._lowering, f, row, self._kernel.buffers)
+        values = Values(self._lowering, f, row, self._kernel.work.buffers)
         mask = tail_mask(f, column, section.width) if lanes.count > 1 else None
         exponents = self._lowering.argument(f, Slot("exponent"))
         scale = f.let("scale", f"load float, ptr {f.at(exponents, 'float', row)}, align 4")

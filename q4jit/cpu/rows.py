@@ -34,10 +34,10 @@ class RowWriter:
         self._lowering = lowering
         self._kernel = lowering.kernel
         self._f = Function(
-            f"internal void @{self._kernel.symbol}.row(ptr %args, i64 %row) #0",
+            f"internal void @{self._kernel.work.symbol}.row(ptr %args, i64 %row) #0",
             "One row before the products: x, and what the columns phase needs of it.",
         )
-        loads = {s.node.id: s.buffer for s in self._kernel.loads}
+        loads = {s.node.id: s.buffer for s in self._kernel.work.loads}
         self._values = Values(lowering, self._f, "%row", loads)
 
     def write(self) -> None:
@@ -45,20 +45,20 @@ class RowWriter:
         f, kernel = self._f, self._kernel
         for node in self._sums():
             self._sum(node)
-        for store in kernel.rows:
+        for store in kernel.work.rows:
             if store.node.width == 1:
                 value = self._values.scalar(store.node)
                 f.do(f"store float {value}, ptr {self._values.buffer_row(store)}, align 4")
             else:
                 self._copy(store)
-        if kernel.x is not None:
-            self._write_x(kernel.x)
+        if kernel.work.x is not None:
+            self._write_x(kernel.work.x)
         f.do("ret void")
-        self._lowering.module.add(f"{kernel.symbol}.row", f)
+        self._lowering.module.add(f"{kernel.work.symbol}.row", f)
 
     def _sums(self) -> list[Node]:
-        roots = [s.node for s in self._kernel.rows]
-        roots += [self._kernel.x] if self._kernel.x is not None else []
+        roots = [s.node for s in self._kernel.work.rows]
+        roots += [self._kernel.work.x] if self._kernel.work.x is not None else []
         found: dict[int, Node] = {}
         stack = roots
         while stack:
@@ -145,7 +145,7 @@ class RowWriter:
             return
         formats = [
             plan.weight(p.arg).block_format
-            for s in kernel.sections
+            for s in kernel.work.sections
             for p in s.products
             if is_integer(plan, kernel, s, p)
         ]

@@ -77,9 +77,10 @@ HEADER_BYTES: Final = 32
 
 
 @dataclass(frozen=True)
-class CpuKernel(Kernel):
+class CpuKernel:
     """A kernel for the CPU: its tile, and by what it multiplies integers, in how many digits."""
 
+    work: Kernel
     tile: Tile = Tile(1)
     dot: Dot | None = None
     limbs: int = 0
@@ -87,17 +88,21 @@ class CpuKernel(Kernel):
     @property
     def rows_class(self) -> str:
         """The class of M that the kernel serves, in words."""
-        if self.decoded is not None:
-            return super().rows_class
+        if self.work.decoded is not None:
+            return self.work.rows_class
         rows = "1 row a tile" if self.tile.rows == 1 else f"{self.tile.rows} rows a tile"
-        if self.uniform:
-            rows = super().rows_class
+        if self.work.uniform:
+            rows = self.work.rows_class
         if self.tile.groups > 1:
             rows += f" of {self.tile.groups * LANES} columns"
         if self.dot is None:
             return rows
         digits = "1 digit" if self.limbs == 1 else f"{self.limbs} digits"
         return f"{rows}, {digits} by {self.dot.instruction}"
+
+    def schedule_of(self, section: Section) -> str:
+        """Name the way in which a section is computed."""
+        return schedule_of(section)
 
     def slots(self) -> tuple[Slot, ...]:
         """The arguments in order.
@@ -106,21 +111,22 @@ class CpuKernel(Kernel):
         scale per row) and `digits` (x again, as integers).
         """
         found: dict[Slot, None] = {Slot("pool"): None, Slot("m"): None}
-        for node in self.leaves():
+        work = self.work
+        for node in work.leaves():
             if node.op in _ARGUMENTS:
                 found[Slot(_ARGUMENTS[node.op], node.arg)] = None
-        for section in self.sections:
+        for section in work.sections:
             for product in section.products:
                 found[Slot("weight", product.arg, layout(section))] = None
-        stores = [*self.loads, *self.rows, *(t for s in self.sections for t in s.stores)]
-        if self.decoded is not None:
-            node = self.decoded.node
+        stores = [*work.loads, *work.rows, *(t for s in work.sections for t in s.stores)]
+        if work.decoded is not None:
+            node = work.decoded.node
             whole = node.op == "dequantize"
             found[Slot("weight", node.arg, INTERLEAVED16 if whole else GGUF)] = None
-            stores.append(self.decoded)
+            stores.append(work.decoded)
         for store in stores:
             found[Slot(store.buffer.kind, store.buffer.index)] = None
-        if self.x is not None:
+        if work.x is not None:
             found |= {Slot("x"): None, Slot("exponent"): None}
             if self.limbs:
                 found[Slot("digits")] = None
@@ -132,7 +138,7 @@ CpuPlan = Plan[CpuKernel]
 
 def layout(section: Section) -> str:
     """The weight layout that the section's schedule reads."""
-    return INTERLEAVED16 if section.schedule == COLUMNS else GGUF
+    return INTERLEAVED16 if schedule_of(section) == COLUMNS else GGUF
 
 
 def groups(section: Section) -> int:
@@ -148,7 +154,7 @@ def interleaved(plan: CpuPlan, arg: int) -> Interleaved:
 
 def padded_k(plan: CpuPlan, kernel: CpuKernel) -> int:
     """Floats in a row of the prologue's result: K in whole blocks of every weight it meets."""
-    products = (p for s in kernel.sections for p in s.products)
+    products = (p for s in kernel.work.sections for p in s.products)
     return max((interleaved(plan, p.arg).padded_k for p in products), default=0)
 
 
@@ -185,7 +191,7 @@ def _suits(dot: Dot, limbs: int, section: Section, spec: WeightSpec) -> bool:
     fmt = spec.block_format
     served = 0 < fmt.quant_bits <= dot.quant_bits and (limbs == 1 or not dot.pairs)
     # Inf and NaN among scales come out right only where elements are scaled one by one
-    return served and spec.finite and section.schedule == COLUMNS
+    return served and spec.finite and schedule_of(section) == COLUMNS
 
 
 def more_exact(plan: CpuPlan, precision: str) -> list[str]:
@@ -193,7 +199,7 @@ def more_exact(plan: CpuPlan, precision: str) -> list[str]:
     found = {
         plan.graph.names[product.arg]: None
         for kernel in plan.kernels
-        for section in kernel.sections
+        for section in kernel.work.sections
         for product in section.products
         if DIGITS[precision] != 1 or not is_integer(plan, kernel, section, product)
     }
@@ -232,29 +238,18 @@ def make_plan(graph: Graph, target: Target, m: int, precision: str = "f32") -> C
 
 
 def _scheduled(plan: CpuPlan, kernel: Kernel, m: int, precision: str) -> CpuKernel:
-    sections = tuple(replace(s, schedule=_schedule(s)) for s in kernel.sections)
     m = 1 if kernel.uniform else m
     dot, limbs = find_dot(plan.target), DIGITS[precision]
-    specs = [(s, plan.weight(p.arg)) for s in sections for p in s.products]
+    specs = [(s, plan.weight(p.arg)) for s in kernel.sections for p in s.products]
     if dot is None or not any(_suits(dot, limbs, s, spec) for s, spec in specs):
         dot, limbs = None, 0
     tile = tile_of(plan.target, m, limbs)
     if dot is None and tile.groups > 1:
         tile = _FLOATS[plan.target.vector_registers]
-    return CpuKernel(
-        kernel.name,
-        kernel.rows,
-        kernel.x,
-        sections,
-        kernel.loads,
-        kernel.uniform,
-        kernel.decoded,
-        tile,
-        dot,
-        limbs,
-    )
+    return CpuKernel(kernel, tile, dot, limbs)
 
 
-def _schedule(section: Section) -> str:
+def schedule_of(section: Section) -> str:
+    """Name the way in which a section is computed: `COLUMNS` or `DOT`."""
     aligned = all(p.start % LANES == 0 for p in section.products)
     return COLUMNS if aligned and section.width >= _NARROW else DOT

@@ -41,7 +41,8 @@ Calls = Sequence[Callable[[], object]]
 
 _MOST_THREADS: Final = 16
 _COPY_BYTES: Final = 256 << 20
-_MEMORY_SHARE: Final = 8  # of the device's memory, at most this part for a copy's source
+_ROTATED_BYTES: Final = 256 << 20  # weights that no cache keeps; AMD's last level is not its L2
+_MEMORY_SHARE: Final = 8  # of the device's memory, at most this part for what is copied or rotated
 _ROUND_US: Final = 20_000
 _ROUNDS: Final = 3
 _MOST_COPIES: Final = 200
@@ -312,6 +313,17 @@ class Bench:
     def compiled(self) -> list[tuple[str, str, Future[cache.Entry]]]:
         """What each kernel computes, its symbol, and its code or its error."""
         return [(*self._labels[text], future) for text, future in self._entries.items()]
+
+
+def rotated_bytes(device: Device) -> int:
+    """Return how many bytes of weights defeat a device's caches when they take turns."""
+    wanted = max(4 * device.l2_bytes, _ROTATED_BYTES)
+    return min(wanted, device.memory_bytes // _MEMORY_SHARE)
+
+
+def rotated_copies(device: Device, one_bytes: int) -> int:
+    """Return how many equal weights of `one_bytes` take turns so that no cache keeps them."""
+    return max(2, rotated_bytes(device) // one_bytes + 1)
 
 
 def _label(plan: HipPlan, kernel: HipKernel) -> str:

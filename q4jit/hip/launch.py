@@ -137,7 +137,7 @@ class HipLaunch:
         places = {slot: i for i, slot in enumerate([*values, Slot("m"), Slot("one")])}
         steps = []
         for kernel, loaded in zip(plan.kernels, kernels, strict=True):
-            rows = 1 if kernel.uniform else shapes.rows
+            rows = 1 if kernel.work.uniform else shapes.rows
             if rows == 0:
                 continue
             launch = self._driver.prepare(
@@ -325,7 +325,7 @@ class HipLaunch:
 
 
 def _one_row(slot: Slot, kernel: HipKernel) -> Slot:
-    return Slot("one") if slot.kind == "m" and kernel.uniform else slot
+    return Slot("one") if slot.kind == "m" and kernel.work.uniform else slot
 
 
 def _scratch(plan: HipPlan, rows: int) -> tuple[dict[Slot, int], int]:

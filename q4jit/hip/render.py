@@ -46,7 +46,7 @@ def render(plan: HipPlan, kernel: HipKernel, platform: str | None = None) -> Sou
     context = _Context(plan, kernel).variables()
     context["platform"] = platform or ("nvidia" if arch.is_nvidia else "amd")
     text = environment().get_template(_FRAME).render(context)
-    return Source(kernel.symbol, plan.target, text, SUFFIX, lambda: _origins(context))
+    return Source(kernel.work.symbol, plan.target, text, SUFFIX, lambda: _origins(context))
 
 
 def render_generic(
@@ -315,12 +315,12 @@ class _Context:
     def variables(self) -> dict[str, Any]:
         """Everything that the templates are given."""
         plan, kernel = self.plan, self.kernel
-        products = [self._product(p) for s in kernel.sections for p in s.products]
+        products = [self._product(p) for s in kernel.work.sections for p in s.products]
         weights = {p.weight.name: p.weight for p in products}
         decoded = self._decoded()
         if decoded:
             weights[decoded["weight"].name] = decoded["weight"]
-        x = self._x() if kernel.sections else None
+        x = self._x() if kernel.work.sections else None
         found: dict[str, Any] = {
             "kernel": kernel,
             "arch": plan.target.hip,
@@ -334,9 +334,9 @@ class _Context:
             "weight_structs": list(weights.values()),
             "parameters": parameters(plan, kernel),
             "x": x,
-            "epilogue": self._epilogue(products) if kernel.sections else None,
-            "width": kernel.section.width if kernel.sections else 0,
-            "k": kernel.x.width if kernel.x is not None else 0,
+            "epilogue": self._epilogue(products) if kernel.work.sections else None,
+            "width": kernel.section.width if kernel.work.sections else 0,
+            "k": kernel.work.x.width if kernel.work.x is not None else 0,
         }
         steps: list[Step | Sum] = list(x["row_steps"] if x else ())
         if kernel.schedule == ROWS:
@@ -357,7 +357,7 @@ class _Context:
 
     def _decoded(self) -> dict[str, Any]:
         """The weight that a kernel only decodes, and for which ids."""
-        store = self.kernel.decoded
+        store = self.kernel.work.decoded
         if store is None:
             return {}
         names = c_names(self.plan.graph.names)
@@ -369,9 +369,8 @@ class _Context:
         }
 
     def _comment(self) -> list[str]:
-        title = (
-            f"{self.kernel.name} for {self.plan.target}, {self.kernel.rows_class}, made by q4jit"
-        )
+        kernel = self.kernel
+        title = f"{kernel.work.name} for {self.plan.target}, {kernel.rows_class}, made by q4jit"
         return [title, *self.plan.describe(self.kernel)]
 
     def _product(self, node: Node) -> _Product:
@@ -385,7 +384,7 @@ class _Context:
 
     def _x(self) -> dict[str, Any]:
         """The prologue: steps for the row, where sums make them worth sharing, and at a column."""
-        x = self.kernel.x
+        x = self.kernel.work.x
         assert x is not None
         rows = _operators(self._values.row_steps([x], {}))
         if not any(isinstance(step, Sum) for step in rows):
@@ -415,11 +414,13 @@ class _Context:
     def _rows(self) -> dict[str, Any]:
         """The steps of a `rows` kernel: of the row, then of every value that is stored."""
         kernel = self.kernel
-        roots = [s.node for s in kernel.rows] + ([kernel.x] if kernel.x is not None else [])
+        roots = [s.node for s in kernel.work.rows] + (
+            [kernel.work.x] if kernel.work.x is not None else []
+        )
         row_steps = self._values.row_steps(roots, {})
         known = {int(step.name[1:]): step.name for step in row_steps}
         scalars, wide = [], []
-        for store in kernel.rows:
+        for store in kernel.work.rows:
             steps, (expression,) = self._values.at([store.node], known)
             stored = _store(
                 store.buffer.kind, store.buffer.index, store.node, store.buffer.width, expression
@@ -430,8 +431,8 @@ class _Context:
                 wide.append(stored | {"steps": _operators(steps), "width": store.node.width})
         x_steps: tuple[Step, ...] = ()
         x_expression = ""
-        if (kernel.terms or kernel.int8 or kernel.halves) and kernel.x is not None:
-            x_steps, (x_expression,) = self._values.at([kernel.x], known)
+        if (kernel.terms or kernel.int8 or kernel.halves) and kernel.work.x is not None:
+            x_steps, (x_expression,) = self._values.at([kernel.work.x], known)
         return {
             "row_steps": _operators(row_steps),
             "row_stores": scalars,

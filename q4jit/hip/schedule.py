@@ -131,8 +131,8 @@ class Grid:
 
 
 @dataclass(frozen=True)
-class HipKernel(Kernel):
-    """A kernel for a GPU: the template `schedule` with these constants.
+class HipKernel:
+    """A kernel for a GPU: its work, done by the template `schedule` with these constants.
 
     layout: of every weight that it reads. rows_per_tile, columns: rows of x and columns of the
     result that a block (`gemv`: a wave) computes. lanes: threads of a wave that share a column.
@@ -148,7 +148,8 @@ class HipKernel(Kernel):
     of two. folded: weights are rounded to f16, their scales included, so that sums need none.
     """
 
-    schedule: str = ""
+    work: Kernel
+    schedule: str
     block_size: int = _BLOCK_SIZE
     layout: str = PLANAR
     rows_per_tile: int = 1
@@ -173,8 +174,8 @@ class HipKernel(Kernel):
     @property
     def rows_class(self) -> str:
         """The class of M that the kernel serves, in words."""
-        if self.uniform:
-            return f"{self.schedule}, {super().rows_class}"
+        if self.work.uniform:
+            return f"{self.schedule}, {self.work.rows_class}"
         rows = "1 row" if self.rows_per_tile == 1 else f"{self.rows_per_tile} rows"
         return f"{self.schedule}, {rows} a tile, {self.block_size} threads"
 
@@ -185,7 +186,7 @@ class HipKernel(Kernel):
     @property
     def is_bounded(self) -> bool:
         """Whether 512 threads shall share the registers, of which sums take half of their share."""
-        if not self.sections or not self.warpgroups:
+        if not self.work.sections or not self.warpgroups:
             return False
         sums = self.rows_per_tile // 2 * (1 if self.folded else 2)  # registers of a thread
         is_alone = self.groups == 1 and len(self.section.products) == 1
@@ -194,8 +195,12 @@ class HipKernel(Kernel):
     @property
     def section(self) -> Section:
         """The only section of a kernel that computes products."""
-        (section,) = self.sections
+        (section,) = self.work.sections
         return section
+
+    def schedule_of(self, section: Section) -> str:
+        """Name the way in which a section is computed, which is the same for all of a kernel."""
+        return self.schedule
 
     @property
     def precision(self) -> str:
@@ -212,17 +217,18 @@ class HipKernel(Kernel):
         to a word), `x_scales` (f32, one per 32 elements for int8, one per row for f16; NaN in rows
         that these do not represent) and `x_sums` (of the quants, i16, one per 16 elements).
         """
+        work = self.work
         arguments: dict[Slot, None] = {}
-        for node in self.leaves():
+        for node in work.leaves():
             if node.op in _ARGUMENTS:
                 arguments[Slot(_ARGUMENTS[node.op], node.arg)] = None
-        for section in self.sections:
+        for section in work.sections:
             for product in section.products:
                 arguments[Slot("weight", product.arg, self.layout)] = None
-        stores = (*self.loads, *self.rows, *(t for s in self.sections for t in s.stores))
-        if self.decoded is not None:
-            arguments[Slot("weight", self.decoded.node.arg, self.layout)] = None
-            stores = (self.decoded,)
+        stores = (*work.loads, *work.rows, *(t for s in work.sections for t in s.stores))
+        if work.decoded is not None:
+            arguments[Slot("weight", work.decoded.node.arg, self.layout)] = None
+            stores = (work.decoded,)
         found = dict.fromkeys(sorted(arguments, key=lambda slot: slot.index))
         for store in stores:
             found[Slot(store.buffer.kind, store.buffer.index)] = None
@@ -243,8 +249,8 @@ def scratch(plan: HipPlan, kernel: HipKernel, m: int) -> dict[Slot, int]:
 
     A `rows` kernel writes them, and the kernels of its products, which come next, read them.
     """
-    rows = 1 if kernel.uniform else m
-    k = kernel.x.width if kernel.x is not None else 0
+    rows = 1 if kernel.work.uniform else m
+    k = kernel.work.x.width if kernel.work.x is not None else 0
     sizes = {
         "x": 4 * rows * k,
         "x_terms": _halves_bytes(kernel, rows, k) if kernel.halves else 2 * kernel.terms * rows * k,
@@ -287,8 +293,8 @@ def most_rows(target: Target, rows_class: int, tuning: Tuning) -> int | None:
 
 def grid(plan: HipPlan, kernel: HipKernel) -> Grid:
     """The grid of a kernel."""
-    if kernel.decoded is not None:
-        spec = plan.weight(kernel.decoded.node.arg)
+    if kernel.work.decoded is not None:
+        spec = plan.weight(kernel.work.decoded.node.arg)
         units = -(-spec.k // UNIT_ELEMENTS)
         if kernel.schedule == LOOKUP:
             return Grid(-(-units // kernel.block_size), 1)
@@ -320,14 +326,14 @@ def make_plan(
     scheduler = _Scheduler(graph, target, tuning, tuned)
     scheduled = [k for kernel in kernels for k in scheduler.schedule(kernel, m)]
     plan = Plan(graph, target, tuple(scheduled), temps)
-    chosen = [_as_chosen(plan, k, scheduler.choice(k, m), m) for k in plan.kernels]
+    chosen = [_as_chosen(plan, k, scheduler.choice(k.work, m), m) for k in plan.kernels]
     return replace(plan, kernels=tuple(chosen))
 
 
 # --- choices by measurement -----------------------------------------------------------------------
 
 _NOT_CHOSEN: Final = frozenset(
-    "schedule terms int8 limbs halves scales_late origin warpgroups pairs folded".split()
+    "work schedule terms int8 limbs halves scales_late origin warpgroups pairs folded".split()
 )  # they follow from the schedule, M, the precision and the weights
 _TRIED_COLUMNS: Final = (1, 2, 4, 8)
 _TRIED_BLOCK_SIZES: Final = (64, 128, 256, 512)
@@ -346,9 +352,9 @@ def key_of(graph: Graph, target: Target, section: Section, m: int, tuning: Tunin
 def keys_of(plan: HipPlan, m: int, tuning: Tuning) -> tuple[Key, ...]:
     """The keys of all products of a plan, each once."""
     found = [
-        key_of(plan.graph, plan.target, section, 1 if kernel.uniform else m, tuning)
+        key_of(plan.graph, plan.target, section, 1 if kernel.work.uniform else m, tuning)
         for kernel in plan.kernels
-        for section in kernel.sections
+        for section in kernel.work.sections
     ]
     return tuple(dict.fromkeys(found))
 
@@ -376,13 +382,8 @@ def _are_tiles(formats: Iterable[str]) -> bool:
 
 def constants_of(kernel: HipKernel) -> dict[str, Constant]:
     """The constants of a kernel that may be chosen, by name."""
-    split_alone = {each.name for each in fields(Kernel)}
     names = [each.name for each in fields(HipKernel)]
-    return {
-        name: getattr(kernel, name)
-        for name in sorted(names)
-        if name not in split_alone and name not in _NOT_CHOSEN
-    }
+    return {name: getattr(kernel, name) for name in sorted(names) if name not in _NOT_CHOSEN}
 
 
 def candidates(plan: HipPlan, kernel: HipKernel, m: int) -> tuple[HipKernel, ...]:
@@ -520,10 +521,10 @@ def origins(plan: HipPlan) -> list[Remark]:
     return [
         Remark(
             "constants",
-            f"{kernel.name}: constants {kernel.origin or 'by the rules of the schedule'}",
+            f"{kernel.work.name}: constants {kernel.origin or 'by the rules of the schedule'}",
         )
         for kernel in plan.kernels
-        if kernel.sections
+        if kernel.work.sections
     ]
 
 
@@ -539,19 +540,19 @@ def _as_chosen(plan: HipPlan, kernel: HipKernel, choice: Choice | None, m: int) 
         if asked.keys() <= known.keys() and constants_of(candidate) == wanted:
             return replace(candidate, origin=f"tuned: {choice.origin}")
     raise TuningError(
-        f"{choice.origin}: found {trial.name} for {kernel.name} on {plan.target}, accepted are "
-        f"{', '.join(known)} of one of the {len(legal)} candidates that q4jit tune tries; it "
-        "measures them again and replaces the entry"
+        f"{choice.origin}: found {trial.name} for {kernel.work.name} on {plan.target}, "
+        f"accepted are {', '.join(known)} of one of the {len(legal)} candidates that q4jit tune "
+        "tries; it measures them again and replaces the entry"
     )
 
 
 def remarks(plan: HipPlan, tuning: Tuning) -> list[Remark]:
     """What the kernels of a plan do not follow of a tuning, a line each."""
-    products = [kernel for kernel in plan.kernels if kernel.sections]
+    products = [kernel for kernel in plan.kernels if kernel.work.sections]
     found = [
         Remark(
             "precision",
-            f"precision={tuning.precision!r} is an upper bound: {kernel.name} is computed by "
+            f"precision={tuning.precision!r} is an upper bound: {kernel.work.name} is computed by "
             f"{kernel.schedule} in the more exact {kernel.precision!r}",
         )
         for kernel in products
@@ -561,7 +562,7 @@ def remarks(plan: HipPlan, tuning: Tuning) -> list[Remark]:
         Remark(
             "block_size",
             f"block_size={tuning.block_size}: tiles have {kernel.block_size} threads, "
-            f"{kernel.name} too",
+            f"{kernel.work.name} too",
         )
         for kernel in products
         if tuning.block_size not in {None, kernel.block_size}
@@ -635,7 +636,7 @@ class _Scheduler:
             constants["warpgroups"] = halves > 0 and self._in_warpgroups(m)
             if halves and self.tuning.block_size is None:
                 constants["block_size"] = _ROWS_OF_HALVES_THREADS
-            found.append(self._of(first, schedule=ROWS, **constants))
+            found.append(self._of(_without_unused_loads(first), schedule=ROWS, **constants))
         kept = tuple(s for s in rows if kernel.sections)
         for i, (name, section) in enumerate(zip(chosen, kernel.sections, strict=True)):
             number = f"_{i}" if len(chosen) > 1 else ""
@@ -643,13 +644,13 @@ class _Scheduler:
                 kernel,
                 name=f"{kernel.name}{number}",
                 rows=(),
-                sections=(replace(section, schedule=name),),
+                sections=(section,),
                 loads=_distinct((*kernel.loads, *kept)),
             )
-            found.append(self._product(part, name, m))
+            found.append(self._product(_without_unused_loads(part), name, m))
         if not found:
-            found.append(self._of(kernel, schedule=ROWS))
-        return [_without_unused_loads(k) for k in found]
+            found.append(self._of(_without_unused_loads(kernel), schedule=ROWS))
+        return found
 
     def _product(self, kernel: Kernel, name: str, m: int) -> HipKernel:
         match name:
@@ -707,8 +708,7 @@ class _Scheduler:
                 ahead = replace(found, ahead=_MATRIX_AHEAD.get(arch.matrix or "", 1))
                 return ahead if _suits_matrix_units(arch, ahead) else found
         if self.tuning.block_size is None and self.tuning.schedule is None:
-            by_gemv = replace(kernel, sections=(replace(section, schedule=GEMV),))
-            return self._product(by_gemv, GEMV, rows)
+            return self._product(kernel, GEMV, rows)
         raise TargetError(
             f"{len(section.products)} products of {kernel.name} with block_size={base.block_size} "
             f"on {self.target}: {GEMV_MATRIX} has no room for their sums; accepted are fewer "
@@ -810,10 +810,9 @@ class _Scheduler:
         return self.target.hip.warpgroups and m > _GEMV_ROWS[-1]
 
     def _of(self, kernel: Kernel, *, schedule: str, **constants: Any) -> HipKernel:
-        split = {field.name: getattr(kernel, field.name) for field in fields(Kernel)}
         asked = None if schedule in {TILE_FMA, TILE_MATRIX, TILE_HALVES} else self.tuning.block_size
         base = HipKernel(
-            **split,
+            kernel,
             schedule=schedule,
             block_size=asked or _BLOCK_SIZE,
             layout=self.tuning.layout or PLANAR,
@@ -904,7 +903,7 @@ def _distinct(stores: tuple[Store, ...]) -> tuple[Store, ...]:
     return tuple({s.node.id: s for s in reversed(stores)}.values())
 
 
-def _without_unused_loads(kernel: HipKernel) -> HipKernel:
+def _without_unused_loads(kernel: Kernel) -> Kernel:
     """Leave out values of earlier kernels that this one does not read."""
     if kernel.decoded is not None:
         return kernel

@@ -23,7 +23,7 @@ from q4jit.errors import CompileError, DeviceError, TuningError
 from q4jit.frontend.graph import Graph, WeightSpec
 from q4jit.frontend.trace import array_spec, trace
 from q4jit.hip import tunings
-from q4jit.hip.harness import Bench, Built
+from q4jit.hip.harness import Bench, Built, rotated_copies
 from q4jit.hip.schedule import (
     HipKernel,
     HipPlan,
@@ -47,8 +47,6 @@ from q4jit.weights.tensor import QuantizedTensor
 _LARGE_ROWS: Final = 2048  # stand for every M of the last class
 _FINALISTS: Final = 4
 _FINAL_ROUNDS: Final = 3
-_ROTATED_BYTES: Final = 256 << 20  # weights that no cache keeps; AMD's last level is not its L2
-_MEMORY_SHARE: Final = 8  # of the device's memory, at most this part for them
 _REASON_LETTERS: Final = 1000
 _SHOWN_LETTERS: Final = 100
 _TUNING: Final = threading.Lock()  # times are taken by one search at a time
@@ -140,7 +138,7 @@ def _candidates(bench: Bench, key: Key) -> Iterator[Candidate]:
     graph = trace(products, (array_spec((m, key.k)), *weights))
     for schedule in schedules_for(bench.target, key):
         plan = make_plan(graph, bench.target, m, Tuning(key.precision, None, schedule))
-        (kernel,) = (kernel for kernel in plan.kernels if kernel.sections)
+        (kernel,) = (kernel for kernel in plan.kernels if kernel.work.sections)
         for variant in candidates(plan, kernel, m):
             built = bench.compile(_with(plan, kernel, variant))
             constants = tuple(constants_of(variant).items())
@@ -183,10 +181,7 @@ class _Trier:
     def __post_init__(self) -> None:
         formats = enumerate(self.format.split("+"))
         first = tuple(random_weight(name, self.k, self.n, seed=i) for i, name in formats)
-        device = self.bench.device
-        room = device.memory_bytes // _MEMORY_SHARE
-        wanted = min(max(4 * device.l2_bytes, _ROTATED_BYTES), room)
-        count = max(2, wanted // sum(w.nbytes for w in first) + 1)
+        count = rotated_copies(self.bench.device, sum(w.nbytes for w in first))
         self.copies = [first, *(tuple(map(_copy, first)) for _ in range(count - 1))]
         self.x = random_x(self.rows, self.k)
 

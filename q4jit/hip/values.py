@@ -110,9 +110,11 @@ def c_names(names: Sequence[str]) -> tuple[str, ...]:
 def parameters(plan: HipPlan, kernel: HipKernel) -> tuple[Parameter, ...]:
     """The parameters of a kernel, in the order of its slots."""
     names = c_names(plan.graph.names)
-    written = {s.buffer for s in (*kernel.rows, *(t for c in kernel.sections for t in c.stores))}
-    if kernel.decoded is not None:
-        written.add(kernel.decoded.buffer)
+    written = {
+        s.buffer for s in (*kernel.work.rows, *(t for c in kernel.work.sections for t in c.stores))
+    }
+    if kernel.work.decoded is not None:
+        written.add(kernel.work.decoded.buffer)
     found = []
     for slot in kernel.slots():
         match slot.kind:
@@ -147,7 +149,7 @@ class Values:
     def __init__(self, graph: Graph, kernel: HipKernel) -> None:
         self._graph = graph
         self._names = c_names(graph.names)
-        self._buffers = {s.node.id: s.buffer for s in kernel.loads}
+        self._buffers = {s.node.id: s.buffer for s in kernel.work.loads}
 
     # --- values of a row ------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ Values that a later phase needs are kept in temporaries; all else is recomputed.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from q4jit.frontend.graph import Graph, Node, WeightSpec, statements
 from q4jit.targets import Target
@@ -38,15 +38,11 @@ class Store:
 
 @dataclass(frozen=True)
 class Section:
-    """Columns of equal number computed together: products and the epilogue on them.
-
-    `schedule` names how a target computes them; a split alone does not know it.
-    """
+    """Columns of equal number computed together: products and the epilogue on them."""
 
     width: int
     products: tuple[Node, ...]
     stores: tuple[Store, ...]
-    schedule: str = ""
 
 
 @dataclass(frozen=True)
@@ -129,7 +125,29 @@ class Source:
     origins: Callable[[], Mapping[int, str]] | None = field(default=None, compare=False)
 
 
-K = TypeVar("K", bound=Kernel, covariant=True)
+class ScheduledKernel(Protocol):
+    """A kernel together with the way in which a target computes it."""
+
+    @property
+    def work(self) -> Kernel:
+        """What is computed."""
+        ...
+
+    @property
+    def rows_class(self) -> str:
+        """The class of M that the kernel serves, in words."""
+        ...
+
+    def schedule_of(self, section: Section) -> str:
+        """Name the way in which a section of `work` is computed."""
+        ...
+
+    def slots(self) -> tuple[Slot, ...]:
+        """Return the arguments in order."""
+        ...
+
+
+K = TypeVar("K", bound=ScheduledKernel, covariant=True)
 
 
 @dataclass(frozen=True)
@@ -153,24 +171,24 @@ class Plan(Generic[K]):
     def __str__(self) -> str:
         lines = [f"plan {self.graph.name} for {self.target}"]
         for kernel in self.kernels:
-            lines.append(f"  kernel {kernel.name}: {kernel.rows_class}")
+            lines.append(f"  kernel {kernel.work.name}: {kernel.rows_class}")
             lines += [f"    {line}" for line in self.describe(kernel)]
         return "\n".join(lines)
 
-    def describe(self, kernel: Kernel) -> list[str]:
-        """What a kernel computes, line by line."""
-        names = self.graph.names
-        if kernel.decoded is not None:
-            return statements([(str(kernel.decoded.buffer), kernel.decoded.node)], names, {})
-        known = {s.node.id: str(s.buffer) for s in kernel.loads}
-        rows = [(str(s.buffer), s.node) for s in kernel.rows]
-        if kernel.x is not None and all(s.node is not kernel.x for s in kernel.rows):
-            rows.append((f"v{kernel.x.id}", kernel.x))
+    def describe(self, kernel: ScheduledKernel) -> list[str]:
+        """Say line by line what a kernel computes."""
+        names, work = self.graph.names, kernel.work
+        if work.decoded is not None:
+            return statements([(str(work.decoded.buffer), work.decoded.node)], names, {})
+        known = {s.node.id: str(s.buffer) for s in work.loads}
+        rows = [(str(s.buffer), s.node) for s in work.rows]
+        if work.x is not None and all(s.node is not work.x for s in work.rows):
+            rows.append((f"v{work.x.id}", work.x))
         lines = ["rows:"]
         lines += [f"  {line}" for line in statements(rows, names, known)]
-        known |= {s.node.id: str(s.buffer) for s in kernel.rows}
-        for section in kernel.sections:
-            lines.append(f"{section.width} {section.schedule}:")
+        known |= {s.node.id: str(s.buffer) for s in work.rows}
+        for section in work.sections:
+            lines.append(f"{section.width} {kernel.schedule_of(section)}:")
             for product in section.products:
                 (text,) = statements(
                     [(f"v{product.id}", product)],

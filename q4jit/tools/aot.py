@@ -276,7 +276,7 @@ def _launch(plan: HipPlan, kernel: HipKernel) -> _Launch:
         for p in parameters(plan, kernel)
     )
     return _Launch(
-        kernel.name,
+        kernel.work.name,
         render(plan, kernel),
         kernel.block_size,
         blocks.x,

@@ -272,7 +272,7 @@ class GpuArena:
             out = tuple(outputs) if built.plan.graph.returns_tuple else outputs[0]
             return [functools.partial(launch, args, out) for args in calls]
 
-        products = (kernel for kernel in built.plan.kernels if kernel.sections)
+        products = (kernel for kernel in built.plan.kernels if kernel.work.sections)
         how = dict.fromkeys(
             k.schedule if k.precision == tuning.precision else f"{k.schedule} in {k.precision}"
             for k in products

@@ -166,9 +166,9 @@ def last_five(x: Any, w: Any) -> Any:
 def call(plan: CpuPlan, values: dict[str, int]) -> None:
     """Run a plan's only kernel on addresses and numbers by the kind of their slot."""
     (kernel,) = plan.kernels
-    code = LoadedObject(object_of(plan, kernel), (kernel.symbol,), plan.target)
+    code = LoadedObject(object_of(plan, kernel), (kernel.work.symbol,), plan.target)
     slots = [values[slot.kind] for slot in kernel.slots()]
-    entry = ctypes.CFUNCTYPE(None, ctypes.c_char_p)(code.addresses[kernel.symbol])
+    entry = ctypes.CFUNCTYPE(None, ctypes.c_char_p)(code.addresses[kernel.work.symbol])
     entry(struct.pack(f"<{len(slots)}Q", *slots))
 
 
@@ -180,7 +180,7 @@ def test_a_weight_of_more_than_4_gb(function: Callable[..., Any], tmp_path: Path
     plan = make_plan(
         trace(function, (array_spec(x.shape), WeightSpec("Q4_0", 32, n))), find_target("cpu"), 1
     )
-    (section,) = plan.kernels[0].sections
+    (section,) = plan.kernels[0].work.sections
     end = w.tensor.raw if layout(section) == GGUF else w.tensor.repacked(layout(section))
     size_bytes = n // 16 * end.nbytes
     assert size_bytes > 1 << 32

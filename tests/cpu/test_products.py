@@ -279,7 +279,7 @@ def test_the_schedule_of_narrow_results(n: int) -> None:
     w, x = weight("Q4_0", 256, n), random_x(2, 256)
     assert_contract(on("cpu", one_product)(x, w.tensor), x, w)
     plan = lowered(one_product, find_target("cpu"), [x, w.tensor])
-    (section,) = plan.kernels[0].sections
+    (section,) = plan.kernels[0].work.sections
     assert layout(section) == (GGUF if n < 8 else INTERLEAVED16)
 
 

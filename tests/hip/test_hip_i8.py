@@ -71,7 +71,7 @@ def rough_rows(x: Floats) -> NDArray[np.bool_]:
     sizes = scratch(plan, first, len(x))
     types = {"x_quants": np.uint32, "x_scales": np.float32, "x_sums": np.int16}
     made = [np.zeros(size // 4 * 4, np.uint8).view(types[s.kind]) for s, size in sizes.items()]
-    program = compile_host(render(plan, first, "host").text, first.symbol)
+    program = compile_host(render(plan, first, "host").text, first.work.symbol)
     found = program.run((1, len(x)), first.block_size, [x, *made, len(x)])
     scales = found[[s.kind for s in sizes].index("x_scales")].reshape(len(x), -1)
     rough = np.isnan(scales)

@@ -196,31 +196,34 @@ def test_dequantise_alone() -> None:
 def test_a_column_beside_wider_products_waits_in_a_temporary() -> None:
     found = plan(lambda x, w, gate: (x @ w) * np.tanh(x @ gate), X, w(), w(n=1))
     assert found.temps == (N, 1)
-    assert [[s.schedule for s in k.sections] for k in found.kernels] == [["columns", "dot"], []]
+    assert [[k.schedule_of(s) for s in k.work.sections] for k in found.kernels] == [
+        ["columns", "dot"],
+        [],
+    ]
 
 
 def test_products_of_different_x_are_different_kernels() -> None:
     found = plan(lambda x, w, v: x @ w + (2 * x) @ v, X, w(), w())
-    assert [len(k.sections) for k in found.kernels] == [1, 1]
+    assert [len(k.work.sections) for k in found.kernels] == [1, 1]
     assert found.temps == (N,)
 
 
 def test_the_same_expression_twice_is_one_product() -> None:
     (kernel,) = plan(lambda x, w: (x * 2) @ w + (x * 2) @ w, X, w()).kernels
-    (section,) = kernel.sections
+    (section,) = kernel.work.sections
     assert len(section.products) == 1
 
 
 def test_a_function_without_products_is_one_kernel_of_rows() -> None:
     (kernel,) = plan(lambda x, gain: (normalised(x, gain), x.sum(-1)), X, GAIN).kernels
-    assert kernel.x is None
-    assert kernel.sections == ()
-    assert [s.buffer.kind for s in kernel.rows] == ["output", "output"]
+    assert kernel.work.x is None
+    assert kernel.work.sections == ()
+    assert [s.buffer.kind for s in kernel.work.rows] == ["output", "output"]
 
 
 def test_a_value_returned_twice_is_written_twice() -> None:
     (kernel,) = plan(lambda x, w: (lambda y: (y, y))(x @ w), X, w()).kernels
-    (section,) = kernel.sections
+    (section,) = kernel.work.sections
     assert len(section.products) == 1
     assert sorted(str(s.buffer) for s in section.stores) == ["output0", "output1"]
 
@@ -235,7 +238,7 @@ def test_what_can_be_computed_again_is_not_kept() -> None:
 
 def test_truth_values_are_not_kept() -> None:
     found = plan(lambda x, w, v: np.where(x @ w > 0, (x * 2) @ v, 0.0), X, w(), w())
-    stores = [t for k in found.kernels for s in k.sections for t in s.stores]
+    stores = [t for k in found.kernels for s in k.work.sections for t in s.stores]
     assert stores
     assert not any(t.node.is_bool for t in stores)
 
@@ -246,8 +249,8 @@ def test_truth_values_are_not_kept() -> None:
 )
 def test_schedule_of_a_slice(start: int, stop: int, schedule: str) -> None:
     (kernel,) = plan(lambda x, w: (x @ w)[..., start:stop], X, w()).kernels
-    (section,) = kernel.sections
-    assert (section.width, section.schedule) == (stop - start, schedule)
+    (section,) = kernel.work.sections
+    assert (section.width, kernel.schedule_of(section)) == (stop - start, schedule)
 
 
 def test_a_plan_depends_on_the_class_of_m_alone() -> None:

@@ -62,11 +62,11 @@ def run_on_host(
     shapes = CallShapes(plan.graph, args)
     memory: dict[Slot, NDArray[Any]] = {}
     for kernel in plan.kernels:
-        rows = 1 if kernel.uniform else shapes.rows
+        rows = 1 if kernel.work.uniform else shapes.rows
         if rows == 0:
             continue
         source = render(plan, kernel, "host")
-        program = compile_host(edit(source.text), kernel.symbol)
+        program = compile_host(edit(source.text), kernel.work.symbol)
         slots = kernel.slots()
         spread = _spread(shapes, args)
         arguments = [_argument(plan, kernel, slot, spread, rows, memory) for slot in slots]

@@ -502,7 +502,7 @@ def run_guarded(
         arrays = run_kernel(
             found.family,
             object_of(plan, kernel),
-            kernel.symbol,
+            kernel.work.symbol,
             arguments,
             cpu=cpu.model,
             gap_bytes=cpu.gap_bytes + gap_bytes,
@@ -525,7 +525,7 @@ def _argument(
     rows: int,
     memory: dict[Slot, NDArray[Any]],
 ) -> Argument:
-    rows = 1 if kernel.uniform else rows
+    rows = 1 if kernel.work.uniform else rows
     match slot.kind:
         case "pool":
             return 0
@@ -553,8 +553,8 @@ def _argument(
 
 
 def _result_shape(plan: CpuPlan, kernel: CpuKernel, slot: Slot, rows: int) -> tuple[int, int]:
-    if kernel.decoded is not None and kernel.decoded.node.op == "dequantize":
-        spec = plan.weight(kernel.decoded.node.arg)
+    if kernel.work.decoded is not None and kernel.work.decoded.node.op == "dequantize":
+        spec = plan.weight(kernel.work.decoded.node.arg)
         return spec.k, spec.n
     widths = plan.temps if slot.kind == "temp" else [n.width for n in plan.graph.outputs]
     return rows, widths[slot.index]

@@ -56,7 +56,7 @@ def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def product_kernel(plan: HipPlan) -> HipKernel:
-    (kernel,) = (kernel for kernel in plan.kernels if kernel.sections)
+    (kernel,) = (kernel for kernel in plan.kernels if kernel.work.sections)
     return kernel
 
 
@@ -422,7 +422,7 @@ def test_many_products_of_one_function_have_a_tiling(m: int, arch: str) -> None:
     for count in (8, 17, 40):
         graph = trace(many, (array_spec((m, 256)), *[WeightSpec("Q4_0", 256, 64)] * count))
         plan = make_plan(graph, find_target(f"hip:{arch}"), m, Tuning())
-        assert len(product_kernel(plan).sections[0].products) == count
+        assert len(product_kernel(plan).work.sections[0].products) == count
 
 
 @pytest.mark.parametrize("arch", ["gfx90a", "gfx1201"])
@@ -432,7 +432,11 @@ def test_more_products_than_there_is_room_for_take_another_schedule(arch: str) -
 
     graph = trace(many, (array_spec((16, 256)), *[WeightSpec("Q4_0", 256, 64)] * 64))
     (kernel,) = make_plan(graph, find_target(f"hip:{arch}"), 16, Tuning()).kernels
-    assert (kernel.schedule, kernel.sections[0].schedule, kernel.halves) == ("gemv", "gemv", 0)
+    assert (kernel.schedule, kernel.schedule_of(kernel.section), kernel.halves) == (
+        "gemv",
+        "gemv",
+        0,
+    )
 
 
 @pytest.mark.parametrize(
