@@ -18,7 +18,7 @@ from q4jit.arrays.arguments import F32, check_out
 from q4jit.arrays.device import DeviceView, as_device_array, tensor_facts
 from q4jit.arrays.specs import shape_key, stand_in
 from q4jit.errors import ArgumentError
-from q4jit.frontend.graph import Signature
+from q4jit.frontend.specs import Signature
 from q4jit.locks import BUILD
 from q4jit.options import Options
 from q4jit.pipeline import DeviceLaunch, Launch, Remark

@@ -18,7 +18,8 @@ import numpy as np
 from q4jit import config
 from q4jit.arrays.device import DeviceArray, DeviceView, common_device, device_of
 from q4jit.errors import ArgumentError, DeviceError
-from q4jit.frontend.graph import Graph, WeightSpec
+from q4jit.frontend.graph import Graph
+from q4jit.frontend.specs import WeightSpec
 from q4jit.runtime.devices import driver_of, find_device, find_devices, target_of, why_none
 from q4jit.runtime.driver import Device
 from q4jit.targets import HIP_ARCHS, Target, find_target

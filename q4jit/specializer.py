@@ -18,7 +18,8 @@ from q4jit.arrays.arguments import CallShapes, lead_shape
 from q4jit.arrays.specs import spec_of
 from q4jit.backends import find_backend
 from q4jit.errors import ArgumentError, ConfigError
-from q4jit.frontend.graph import Graph, Signature
+from q4jit.frontend.graph import Graph
+from q4jit.frontend.specs import Signature
 from q4jit.frontend.trace import trace
 from q4jit.options import Options
 from q4jit.pipeline import Backend, Launch, ReadyKernel, Remark, ready_kernels

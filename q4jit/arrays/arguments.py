@@ -10,16 +10,13 @@ from numpy.typing import NDArray
 
 from q4jit.arrays.device import DeviceView
 from q4jit.errors import ArgumentError
-from q4jit.frontend.graph import (
+from q4jit.frontend.graph import Graph, Node
+from q4jit.frontend.shapes import Lead, Shape, show_shape
+from q4jit.frontend.specs import (
     ArraySpec,
-    Graph,
     IdsSpec,
-    Lead,
-    Node,
     ScalarSpec,
-    Shape,
     WeightSpec,
-    show_shape,
 )
 from q4jit.plan.kernels import Plan
 from q4jit.weights.tensor import QuantizedTensor

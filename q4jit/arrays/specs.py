@@ -7,8 +7,14 @@ import numpy as np
 from q4jit.arrays.arguments import F32, check_array, check_ids, holds_ids
 from q4jit.arrays.device import DeviceView, require_f32
 from q4jit.errors import ArgumentError
-from q4jit.frontend.graph import ScalarSpec, Spec, StaticSpec, WeightSpec
-from q4jit.frontend.trace import array_spec, ids_spec
+from q4jit.frontend.specs import (
+    ScalarSpec,
+    Spec,
+    StaticSpec,
+    WeightSpec,
+    array_spec,
+    ids_spec,
+)
 from q4jit.weights.tensor import QuantizedTensor
 
 

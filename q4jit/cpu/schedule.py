@@ -3,7 +3,8 @@
 from dataclasses import dataclass, replace
 from typing import Final
 
-from q4jit.frontend.graph import Graph, Node, WeightSpec
+from q4jit.frontend.graph import Graph, Node
+from q4jit.frontend.specs import WeightSpec
 from q4jit.plan.kernels import Kernel, Plan, Section, Slot
 from q4jit.plan.split import split
 from q4jit.targets import Target

@@ -18,7 +18,8 @@ from q4jit.cpu.llvm_text import (
     store_vector,
 )
 from q4jit.cpu.schedule import CpuKernel, CpuPlan
-from q4jit.frontend.graph import ArraySpec, Node
+from q4jit.frontend.graph import Node
+from q4jit.frontend.specs import ArraySpec
 from q4jit.plan.kernels import Buffer, Slot, Store
 
 _LABELS: Final = {"x": "prologue"}  # an argument may well be called x

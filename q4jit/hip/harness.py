@@ -22,8 +22,8 @@ from q4jit.arrays.arguments import CallShapes, lead_shape
 from q4jit.arrays.device import DeviceArray, DeviceView
 from q4jit.compilers import cache
 from q4jit.compilers.find import find_compiler
-from q4jit.frontend.graph import ScalarSpec, Spec, WeightSpec
-from q4jit.frontend.trace import array_spec, ids_spec, trace
+from q4jit.frontend.specs import ScalarSpec, Spec, WeightSpec, array_spec, ids_spec
+from q4jit.frontend.trace import trace
 from q4jit.hip.launch import HipLaunch, load, release_graph_memory
 from q4jit.hip.render import render
 from q4jit.hip.schedule import HipKernel, HipPlan, make_plan

@@ -20,8 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from q4jit.errors import CompileError, DeviceError, TuningError
-from q4jit.frontend.graph import Graph, WeightSpec
-from q4jit.frontend.trace import array_spec, trace
+from q4jit.frontend.graph import Graph
+from q4jit.frontend.specs import WeightSpec, array_spec
+from q4jit.frontend.trace import trace
 from q4jit.hip import tunings
 from q4jit.hip.harness import Bench, Built, rotated_copies
 from q4jit.hip.schedule import (

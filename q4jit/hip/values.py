@@ -11,7 +11,8 @@ from typing import Final
 
 import numpy as np
 
-from q4jit.frontend.graph import ArraySpec, Graph, Node
+from q4jit.frontend.graph import Graph, Node
+from q4jit.frontend.specs import ArraySpec
 from q4jit.hip.schedule import HipKernel, HipPlan
 from q4jit.plan.kernels import Buffer, Slot
 

@@ -12,7 +12,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
-from q4jit.frontend.graph import Graph, Node, WeightSpec, statements
+from q4jit.frontend.graph import Graph, Node
+from q4jit.frontend.specs import WeightSpec
+from q4jit.frontend.statements import statements
 from q4jit.targets import Target
 
 

@@ -23,8 +23,8 @@ from q4jit.compilers import cache
 from q4jit.compilers.codeobject import KernelInfo, kernel_infos, unpacker
 from q4jit.compilers.find import HipCompiler, find_compiler
 from q4jit.errors import ArgumentError, FormatError, GGUFError
-from q4jit.frontend.graph import WeightSpec
-from q4jit.frontend.trace import array_spec, trace
+from q4jit.frontend.specs import WeightSpec, array_spec
+from q4jit.frontend.trace import trace
 from q4jit.hip.render import render, render_generic
 from q4jit.hip.schedule import (
     MANY_ROWS,

@@ -20,7 +20,7 @@ from typing import Any, Final, NoReturn
 from q4jit import config
 from q4jit.compilers.cache import write_atomically
 from q4jit.errors import CompileError, FormatError, Q4JitError, TargetError
-from q4jit.frontend.graph import WeightSpec
+from q4jit.frontend.specs import WeightSpec
 from q4jit.hip import search, tunings
 from q4jit.hip.harness import Bench
 from q4jit.hip.schedule import check_block_size

@@ -14,8 +14,8 @@ import pytest
 from q4jit import ArgumentError, QuantizedTensor, TraceError, specialize
 from q4jit.arrays.arguments import checked_ids
 from q4jit.cpu.schedule import make_plan
-from q4jit.frontend.graph import WeightSpec
-from q4jit.frontend.trace import array_spec, ids_spec, trace
+from q4jit.frontend.specs import WeightSpec, array_spec, ids_spec
+from q4jit.frontend.trace import trace
 from q4jit.targets import find_target
 from tests.support.functions import assert_close
 from tests.support.kernels import (

@@ -17,8 +17,8 @@ from q4jit.compilers import llvm
 from q4jit.cpu.llvm_text import Function, Module, tail_mask
 from q4jit.cpu.lower import lower
 from q4jit.cpu.schedule import CpuKernel, CpuPlan, digits_bytes, layout, make_plan
-from q4jit.frontend.graph import WeightSpec
-from q4jit.frontend.trace import array_spec, trace
+from q4jit.frontend.specs import WeightSpec, array_spec
+from q4jit.frontend.trace import trace
 from q4jit.runtime.cpu import LoadedObject, undefined_symbols
 from q4jit.targets import find_target, runs_here
 from q4jit.weights.formats import FORMATS

@@ -8,8 +8,8 @@ from typing import Any, Final
 import numpy as np
 import pytest
 
-from q4jit.frontend.graph import WeightSpec
-from q4jit.frontend.trace import array_spec, trace
+from q4jit.frontend.specs import WeightSpec, array_spec
+from q4jit.frontend.trace import trace
 from q4jit.hip import search
 from q4jit.hip.render import render
 from q4jit.hip.schedule import (

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from q4jit.cpu.schedule import CpuPlan, make_plan, tile_of
-from q4jit.frontend.graph import ArraySpec, Spec, WeightSpec
-from q4jit.frontend.trace import array_spec, trace
+from q4jit.frontend.specs import ArraySpec, Spec, WeightSpec, array_spec
+from q4jit.frontend.trace import trace
 from q4jit.targets import find_target
 
 V3 = find_target("cpu:x86-64-v3")

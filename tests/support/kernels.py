@@ -20,8 +20,15 @@ from q4jit.compilers import cache, llvm
 from q4jit.cpu.lower import lower
 from q4jit.cpu.schedule import CpuKernel, CpuPlan, digits_bytes, make_plan, padded_k
 from q4jit.dispatcher import Specialized
-from q4jit.frontend.graph import ScalarSpec, Signature, Spec, WeightSpec
-from q4jit.frontend.trace import array_spec, ids_spec, trace
+from q4jit.frontend.specs import (
+    ScalarSpec,
+    Signature,
+    Spec,
+    WeightSpec,
+    array_spec,
+    ids_spec,
+)
+from q4jit.frontend.trace import trace
 from q4jit.plan.kernels import Slot
 from q4jit.targets import Target, find_target, host_target, runs_here
 from q4jit.weights.formats import FORMATS, Format

@@ -15,8 +15,8 @@ from q4jit import specialize, specializer
 from q4jit.backends import find_backend
 from q4jit.compilers import find as find_of_compilers
 from q4jit.errors import ArgumentError, CompileError, DeviceError, TuningError
-from q4jit.frontend.graph import WeightSpec
-from q4jit.frontend.trace import array_spec, trace
+from q4jit.frontend.specs import WeightSpec, array_spec
+from q4jit.frontend.trace import trace
 from q4jit.hip import search, tunings
 from q4jit.hip.harness import Built
 from q4jit.hip.render import render

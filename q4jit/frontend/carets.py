@@ -1,0 +1,70 @@
+"""Whose line it is: a TraceError shows the user's line, with a caret under what is meant."""
+
+import functools
+import itertools
+import linecache
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import CodeType, FrameType
+from typing import Final, ParamSpec, TypeVar
+
+import numpy as np
+
+from q4jit.errors import TraceError
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+# with the separator at the end: q4jit_plots stands beside q4jit, not in it
+_PACKAGE: Final = f"{Path(__file__).parents[1]}{os.sep}"
+_NUMPY: Final = f"{Path(np.__file__).parent}{os.sep}"
+
+
+def located(method: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Add the user's line and a caret to a TraceError that leaves `method`."""
+
+    @functools.wraps(method)
+    def wrapper(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        try:
+            return method(*args, **kwargs)
+        except TraceError as error:
+            place = _user_line()
+            if "\n\n" in str(error) or not place:
+                raise
+            raise TraceError(f"{error}\n\n{place}") from None
+
+    return wrapper
+
+
+def _user_line() -> str:
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and frame.f_code.co_filename.startswith((_PACKAGE, _NUMPY)):
+        frame = frame.f_back
+    if frame is None:
+        return ""
+    code, line = frame.f_code, frame.f_lineno
+    text = f"  File {code.co_filename!r}, line {line}, in {code.co_name}"
+    source = linecache.getline(code.co_filename, line).rstrip("\n")
+    if not source.strip():
+        return text
+    indent = len(source) - len(source.lstrip())
+    text += f"\n    {source.strip()}"
+    span = _column_span(code, frame.f_lasti, line, len(source))
+    if span is not None:
+        # co_positions counts UTF-8 bytes, the terminal counts characters
+        raw = source.encode()
+        first, last = (len(raw[:at].decode(errors="replace")) for at in span)
+        text += f"\n    {' ' * (first - indent)}{'^' * max(1, last - first)}"
+    return text
+
+
+def _column_span(code: CodeType, lasti: int, line: int, length: int) -> tuple[int, int] | None:
+    positions = next(itertools.islice(code.co_positions(), lasti // 2, None), None)
+    if positions is None:
+        return None
+    first_line, last_line, first, last = positions
+    if first_line != line or first is None or last is None:
+        return None
+    return first, last if last_line == line else length * 4

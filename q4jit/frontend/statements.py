@@ -1,0 +1,82 @@
+"""Graphs printed as the statements that a person would have written."""
+
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from q4jit.frontend.graph import Node, reachable
+
+_OPERATORS: Final = {
+    "add": ("+", 1),
+    "sub": ("-", 1),
+    "mul": ("*", 2),
+    "div": ("/", 2),
+    "lt": ("<", 0),
+    "le": ("<=", 0),
+    "gt": (">", 0),
+    "ge": (">=", 0),
+    "eq": ("==", 0),
+    "ne": ("!=", 0),
+    "and": ("&", -1),
+    "or": ("|", -2),
+}
+_ATOM: Final = 4
+_LONGEST_EXPRESSION: Final = 72
+
+
+def statements(
+    results: Sequence[tuple[str, Node]], names: Sequence[str], known: Mapping[int, str]
+) -> list[str]:
+    """Assignments, as a person would write them, that compute `results` (label, value).
+
+    names: the arguments'; known: values, by id, that are there already under some name. A value
+    that is used twice, and a long expression, get a line of their own.
+    """
+    uses: dict[int, int] = {}
+    nodes = reachable(tuple(node for _, node in results), known)
+    for node in (*(n for user in nodes for n in user.operands), *(n for _, n in results)):
+        uses[node.id] = uses.get(node.id, 0) + 1
+    texts = {i: (name, _ATOM) for i, name in known.items()}
+    lines = []
+    for node in nodes:
+        text, binding = _expression(node, [texts[n.id] for n in node.operands], names)
+        if binding < _ATOM and (uses[node.id] > 1 or len(text) > _LONGEST_EXPRESSION):
+            lines.append(f"v{node.id} = {text}")
+            text, binding = f"v{node.id}", _ATOM
+        texts[node.id] = (text, binding)
+    return lines + [f"{label} = {texts[node.id][0]}" for label, node in results]
+
+
+def _expression(
+    node: Node, operands: Sequence[tuple[str, int]], names: Sequence[str]
+) -> tuple[str, int]:
+    """The text of a node and how tightly its outermost operator binds."""
+    if node.op in _OPERATORS:
+        sign, binding = _OPERATORS[node.op]
+        left, right = (
+            text if inner >= binding + (i if sign in "-/" else 0) else f"({text})"
+            for i, (text, inner) in enumerate(operands)
+        )
+        return f"{left} {sign} {right}", binding
+    match node.op:
+        case "const":
+            return f"{node.value:.7g}", _ATOM
+        case "scalar" | "ids":
+            return names[node.arg], _ATOM
+        case "load":
+            stop = node.start + node.width
+            cut = f"[..., {node.start}:{stop}]" if node.start else ""
+            return f"{names[node.arg]}{cut}", _ATOM
+        case "reshape":
+            return operands[0]
+        case "neg":
+            text, inner = operands[0]
+            return f"-{text}" if inner == _ATOM else f"-({text})", 3
+        case "matmul":
+            stop = node.start + node.width
+            cut = f"[:, {node.start}:{stop}]" if node.start else ""
+            return f"{operands[0][0]} @ {names[node.arg]}{cut}", 2
+        case "dequantize":
+            return f"{names[node.arg]}.dequantize()", 3
+        case "rows":
+            return f"{names[node.arg]}.rows({operands[0][0]})", 3
+    return f"{node.op}({', '.join(text for text, _ in operands)})", 3
