@@ -15,8 +15,9 @@ from q4jit.errors import (
     TraceError,
     TuningError,
 )
-from q4jit.weights.gguf import load_gguf
-from q4jit.weights.tensor import QuantizedTensor, quantize
+from q4jit.weights.gguf.file import load_gguf
+from q4jit.weights.quantize import quantize
+from q4jit.weights.tensor import QuantizedTensor
 
 __all__ = [
     "ArgumentError",

@@ -145,7 +145,8 @@ class CpuLaunch:
         if self._scalars:
             values += [f32(args[i]) for i in self._scalars]
         for i, layout in self._weights:
-            values.append(args[i].addresses.get(layout) or _address(args[i], layout))
+            resident = args[i]._resident
+            values.append(resident.addresses.get(layout) or resident.address(layout))
         if out is None:
             buffers = []
             for result in self._results:
@@ -178,8 +179,7 @@ class CpuLaunch:
     def prepare(self, args: Sequence[Any]) -> None:
         """Repack the weights, so that the first call finds them ready."""
         for i, layout in self._weights:
-            if layout != GGUF:
-                args[i].repacked(layout)
+            args[i]._resident.blocks(layout)
 
     def _prepared(
         self, i: int, array: NDArray[Any], shape: tuple[int, ...] | None
@@ -205,7 +205,8 @@ class CpuLaunch:
         sizes = self._sizes
         starts = values[_FIRST_ARRAY : _FIRST_ARRAY + len(self._arrays)]
         for i in self._blocks:
-            starts.append(args[i].addresses.get(GGUF) or _address(args[i], GGUF))
+            resident = args[i]._resident
+            starts.append(resident.addresses.get(GGUF) or resident.address(GGUF))
         for i, result in enumerate(self._results):
             array = outs[i]
             if (
@@ -267,15 +268,6 @@ def _one_row(slot: Slot, kernel: CpuKernel) -> Slot:
 _FIRST_ARRAY: Final = 3  # of the values of a call
 # NumPy's flags of an array that kernels can read: NPY_ARRAY_C_CONTIGUOUS and NPY_ARRAY_ALIGNED
 _READY: Final = 0x101
-
-
-def _address(weight: QuantizedTensor, layout: str) -> int:
-    """Where a weight's blocks lie in a layout; they stay there as long as the weight lives."""
-    known = weight.addresses.get(layout)
-    if known is None:
-        blocks = weight.raw if layout == GGUF else weight.repacked(layout)
-        known = weight.addresses[layout] = data_pointer(blocks)
-    return known
 
 
 class _Scratch(NamedTuple):

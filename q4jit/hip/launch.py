@@ -38,11 +38,10 @@ from q4jit.arrays.device import (
 )
 from q4jit.errors import ArgumentError, DeviceError
 from q4jit.hip.schedule import HipKernel, HipPlan, grid, scratch
-from q4jit.locks import BUILD
 from q4jit.plan.kernels import Slot, Source
 from q4jit.runtime.devices import driver_of, drivers, why_none
 from q4jit.runtime.driver import Device, LoadedKernel
-from q4jit.weights.layouts import GGUF, pack
+from q4jit.weights.resident import device_key
 from q4jit.weights.tensor import QuantizedTensor
 
 _PER_THREAD_STREAM: Final = 2  # the handle of each thread's own default stream
@@ -242,7 +241,7 @@ class HipLaunch:
         if self._shapes.scalars:
             values += [f32(args[i]) for i in self._shapes.scalars]
         for i, layout, place in self._weights:
-            memory = args[i].uploads.get(place)
+            memory = args[i]._resident.uploads.get(place)
             values.append(
                 device_weight(args[i], layout, self._device) if memory is None else memory.pointer
             )
@@ -389,18 +388,13 @@ def _bytes(view: DeviceView) -> int:
 
 
 def _place(device: Device, layout: str) -> str:
-    return f"{device.platform} {device.index} {layout}"
+    return device_key(device.platform, device.index, layout)
 
 
 def device_weight(tensor: QuantizedTensor, layout: str, device: Device) -> int:
     """The address of a weight on a device, in a layout; uploaded once, freed with the tensor."""
-    place = _place(device, layout)
-    memory: DeviceArray | None = tensor.uploads.get(place)
-    if memory is None:
-        with BUILD:
-            memory = tensor.uploads.get(place)
-            if memory is None:
-                raw = tensor.raw
-                packed = raw if layout == GGUF else pack(tensor.block_format, layout, raw)
-                memory = tensor.uploads[place] = DeviceArray.from_numpy(packed, device)
-    return memory.pointer
+
+    def copy(blocks: NDArray[Any]) -> DeviceArray:
+        return DeviceArray.from_numpy(blocks, device)
+
+    return tensor._resident.upload(_place(device, layout), layout, copy).pointer

@@ -43,7 +43,7 @@ from q4jit.plan.kernels import Source
 from q4jit.plan.options import Tuning
 from q4jit.targets import Target
 from q4jit.weights.formats import FORMATS, Format
-from q4jit.weights.gguf import load_gguf
+from q4jit.weights.gguf.file import load_gguf
 from q4jit.weights.layouts import (
     GGUF,
     INTERLEAVED16,

@@ -7,7 +7,7 @@ The layouts are ggml's (`ggml-common.h`): scales are little-endian f16, and a GG
 of K contiguous elements. q4jit calls one such row a *column* of the logical matrix [K, N].
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -20,6 +20,10 @@ QK4_0: Final = 32
 QK4_1: Final = 32
 QK8_0: Final = 32
 QK_K: Final = 256
+
+# Work is cut into bands of about this many elements: a megabyte of f32, so that what a band needs
+# stays in cache and no call holds more than a few MB beyond its result.
+_BAND_ELEMENTS: Final = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -122,6 +126,12 @@ def find_format(name: str) -> Format:
         return FORMATS[name]
     except (KeyError, TypeError):
         raise FormatError(f"unknown format {name!r}: known are {', '.join(FORMATS)}") from None
+
+
+def bands(rows: int, row_elements: int) -> Iterator[slice]:
+    """Divide rows into the parts that are decoded or encoded at a time."""
+    step = max(1, _BAND_ELEMENTS // row_elements)
+    return (slice(first, min(first + step, rows)) for first in range(0, rows, step))
 
 
 def decode(fmt: Format, rows: NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -621,7 +621,7 @@ def test_a_warm_call_takes_its_own_tensors_weight_number_and_stream(calls: Run) 
             found = slots(f)
             assert (found["array"], found["output"]) == (3 << 20, 4 << 20)
             assert struct.pack("<Q", found["scalar"])[:4] == struct.pack("<f", 0.5)
-            assert found["weight"] in {memory.pointer for memory in v.uploads.values()}
+            assert found["weight"] in {memory.pointer for memory in v._resident.uploads.values()}
             assert fake.stream() == 9
         made = f(Parameter((1, 64), 3 << 20), v, 0.5)
         assert type(made) is Tensor and made.shape == (1, 32) and made.dtype is torch.float32

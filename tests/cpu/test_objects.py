@@ -22,7 +22,6 @@ from q4jit.frontend.trace import trace
 from q4jit.runtime.cpu import LoadedObject, undefined_symbols
 from q4jit.targets import find_target, runs_here
 from q4jit.weights.formats import FORMATS
-from q4jit.weights.layouts import GGUF
 from tests.support import child
 from tests.support.emulator import run_kernel
 from tests.support.kernels import (
@@ -181,7 +180,7 @@ def test_a_weight_of_more_than_4_gb(function: Callable[..., Any], tmp_path: Path
         trace(function, (array_spec(x.shape), WeightSpec("Q4_0", 32, n))), find_target("cpu"), 1
     )
     (section,) = plan.kernels[0].work.sections
-    end = w.tensor.raw if layout(section) == GGUF else w.tensor.repacked(layout(section))
+    end = w.tensor._resident.blocks(layout(section))
     size_bytes = n // 16 * end.nbytes
     assert size_bytes > 1 << 32
     path = tmp_path / "weight"

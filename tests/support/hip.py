@@ -22,7 +22,6 @@ from q4jit.hip.schedule import (
 from q4jit.plan.kernels import Slot
 from q4jit.plan.options import Tuning
 from q4jit.targets import find_target
-from q4jit.weights.layouts import GGUF
 from tests.support.hip_host import compile_host
 from tests.support.kernels import specs_of
 
@@ -113,7 +112,7 @@ def _argument(
             return float(args[slot.index])
         case "weight":
             tensor: QuantizedTensor = args[slot.index]
-            return tensor.raw if slot.layout == GGUF else tensor.repacked(slot.layout)
+            return tensor._resident.blocks(slot.layout)
     own = scratch(plan, kernel, rows)
     if slot in own and kernel.schedule == ROWS:  # a buffer of an earlier kernel has another size
         dtype = _SCRATCH[slot.kind]

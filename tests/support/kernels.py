@@ -546,7 +546,7 @@ def _argument(
             return float(args[slot.index])
         case "weight":
             tensor: QuantizedTensor = args[slot.index]
-            return tensor.raw if slot.layout == "gguf" else tensor.repacked(slot.layout)
+            return tensor._resident.blocks(slot.layout)
         case "x":
             return np.full((rows, padded_k(plan, kernel)), np.nan, F32)
         case "exponent":

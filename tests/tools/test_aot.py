@@ -226,7 +226,7 @@ def test_a_stranger_launches_it(built: tuple[Path, dict[str, Any]], arch: str, r
         if p["arch"] == arch and p["M"]["min"] <= rows <= (p["M"]["max"] or rows)
     )
     w, x = weight("Q4_0", K, N), random_x(rows, K)
-    assert_contract(launched(out, product, x, w.tensor.repacked(PLANAR)), x, w)
+    assert_contract(launched(out, product, x, w.tensor._resident.blocks(PLANAR)), x, w)
 
 
 def test_a_stranger_launches_int8_products(tmp_path: Path) -> None:
@@ -234,7 +234,7 @@ def test_a_stranger_launches_int8_products(tmp_path: Path) -> None:
     arguments = ["--k", "512", "--n", str(N), "--format", "q6_k", "--precision", "i8"]
     (product,) = build(tmp_path, *arguments, "--arch", "gfx1100", "--m", "3")["products"]
     assert "x_quants" in {s["name"] for s in product["scratch"]}
-    y = launched(tmp_path, product, x, w.tensor.repacked(PLANAR))
+    y = launched(tmp_path, product, x, w.tensor._resident.blocks(PLANAR))
     assert np.sqrt(np.mean(errors(y, x, w.values) ** 2)) < 2e-2
 
 
@@ -367,7 +367,7 @@ def test_the_example_builds_and_says_what_it_lacks(
         (tmp_path / name).write_bytes((ROOT / "examples" / "embed_hsaco" / name).read_bytes())
     make = [require_tool("make", "make"), f"KERNELS={built[0]}", "CXXFLAGS=-Wall -Wextra -Werror"]
     subprocess.run(make, cwd=tmp_path, check=True, capture_output=True)
-    (tmp_path / "w.bin").write_bytes(weight("Q4_0", K, N).tensor.repacked(PLANAR).tobytes())
+    (tmp_path / "w.bin").write_bytes(weight("Q4_0", K, N).tensor._resident.blocks(PLANAR).tobytes())
     program, kind = str(tmp_path / "embed_hsaco"), ("Q4_0", PLANAR, "f32")
     hidden = os.environ | {"HIP_VISIBLE_DEVICES": "-1", "ROCR_VISIBLE_DEVICES": "-1"}
     for arguments, message in (

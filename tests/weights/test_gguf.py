@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from q4jit.errors import GGUFError, MissingNameError
 from q4jit.weights.formats import FORMATS
-from q4jit.weights.gguf import GGUFFile, load_gguf
+from q4jit.weights.gguf.file import GGUFFile, load_gguf
 from q4jit.weights.layouts import INTERLEAVED16
 from q4jit.weights.tensor import QuantizedTensor
 from tests.support.tools import model_file
@@ -377,7 +377,7 @@ def test_a_hundred_cycles_leave_memory_level(tmp_path: Path) -> None:
 
     def cycle() -> None:
         w = matrix(load_gguf(path), "w")
-        w.repacked(INTERLEAVED16)
+        w._resident.blocks(INTERLEAVED16)
         x @ w
 
     gc.disable()  # nothing may wait for the collector
@@ -689,7 +689,7 @@ def use_everything(model: GGUFFile) -> int:
             assert found.rows([0, n - 1]).shape == (2, k)
             assert (np.ones((1, k), np.float32) @ found).shape == (1, n)
             assert found.has_finite_scales in (True, False)
-            assert found.repacked(INTERLEAVED16).size >= found.nbytes
+            assert found._resident.blocks(INTERLEAVED16).size >= found.nbytes
         else:
             assert found.dtype == np.float32
             found.sum(dtype=np.float64)

@@ -21,7 +21,9 @@ from numpy.typing import NDArray
 from q4jit.errors import ArgumentError, FormatError
 from q4jit.weights.formats import FORMATS
 from q4jit.weights.layouts import INTERLEAVED16, pack
-from q4jit.weights.tensor import QuantizedTensor, _f16_squares, quantize
+from q4jit.weights.quantize import quantize
+from q4jit.weights.scales import _f16_squares
+from q4jit.weights.tensor import QuantizedTensor
 
 ENCODABLE = ["Q4_0", "Q4_1", "Q8_0", "F16", "F32"]
 MB = 1 << 20
@@ -483,7 +485,7 @@ def test_a_tensor_cannot_be_changed(make: Callable[[QuantizedTensor], QuantizedT
         w.raw[0, 0] = 1
     with pytest.raises(ValueError, match="WRITEABLE"):
         w.raw.flags.writeable = True
-    packed = w.repacked(INTERLEAVED16)
+    packed = w._resident.blocks(INTERLEAVED16)
     with pytest.raises(ValueError, match="read-only"):
         packed[0] = 1
     for name in ("shape", "format", "nbytes", "raw", "other"):
@@ -512,7 +514,7 @@ def test_a_tensor_is_not_pickled(call: Callable[[object], object]) -> None:
 def test_a_repacked_form_is_made_once_and_freed_with_its_tensor(name: str) -> None:
     w = random_tensor(name)
     with ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(w.repacked, [INTERLEAVED16] * 8))
+        found = list(pool.map(w._resident.blocks, [INTERLEAVED16] * 8))
     assert len({id(packed) for packed in found}) == 1
     np.testing.assert_array_equal(found[0], pack(FORMATS[name], INTERLEAVED16, w.raw))
     packed, tensor = weakref.ref(found[0]), weakref.ref(w)
@@ -526,8 +528,8 @@ def test_an_unknown_layout_is_refused_and_forgotten() -> None:
     w = random_tensor("Q4_0")
     for _ in range(2):
         with pytest.raises(FormatError, match="unknown weight layout 'sideways'"):
-            w.repacked("sideways")
-    assert w.repacked(INTERLEAVED16) is w.repacked(INTERLEAVED16)
+            w._resident.blocks("sideways")
+    assert w._resident.blocks(INTERLEAVED16) is w._resident.blocks(INTERLEAVED16)
 
 
 # Scales
@@ -625,7 +627,7 @@ def test_dropping_a_tensor_frees_everything() -> None:
     def cycle() -> None:
         # too large to lie beside others, which would have a part in its memory
         w = quantize(np.ones((1024, 8192), np.float32), "Q4_0")
-        w.repacked(INTERLEAVED16)
+        w._resident.blocks(INTERLEAVED16)
         np.ones((1, 1024), np.float32) @ w
 
     cycle()

@@ -1,0 +1,120 @@
+"""A GGUF file as users get it: a mapping of its tensors, and its metadata."""
+
+import mmap
+import os
+import stat
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+from q4jit.errors import GGUFError, MissingNameError
+from q4jit.weights.gguf.metadata import Metadata, alignment_of, read_keys
+from q4jit.weights.gguf.reader import Reader
+from q4jit.weights.gguf.tensors import Tensor, read_tensor, read_tensors
+
+_MAGIC: Final = b"GGUF"
+_VERSIONS: Final = (2, 3)
+_HEADER_BYTES: Final = 24
+_MIN_KEY_BYTES: Final = 8 + 4 + 1
+_MIN_TENSOR_BYTES: Final = 8 + 4 + 8 + 4 + 8
+
+
+class GGUFFile(Mapping[str, Tensor]):
+    """The tensors of a GGUF file by name, read where they lie in a read-only memory map.
+
+    A tensor of two dimensions is a `QuantizedTensor` (formats F16 and F32 included), one of one
+    dimension a read-only f32 array. The same name gives the same object every time. The map lives
+    as long as anything made from it, so the file may be closed or deleted (but not truncated or
+    overwritten) while its tensors are in use. An unknown name raises MissingNameError, a tensor
+    that q4jit cannot read GGUFError.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        name = os.fspath(path)
+        self._reader = reader = Reader(name, _map_file(name))
+        tensor_count, key_count = _read_header(reader)
+        self._metadata = Metadata(reader, read_keys(reader, key_count))
+        alignment = alignment_of(reader, self._metadata)
+        self._infos = read_tensors(reader, tensor_count, alignment)
+        self._tensors: dict[str, Tensor] = {}
+
+    @property
+    def metadata(self) -> Metadata:
+        """The file's keys and values."""
+        return self._metadata
+
+    def close(self) -> None:
+        """Let go of the map; tensors already taken from it stay valid."""
+        self._reader.close()
+        self._tensors.clear()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._infos:
+            raise MissingNameError(self._reader.path, "tensor", name, self._infos.keys())
+        tensor = self._tensors.get(name)
+        if tensor is None:
+            made = read_tensor(self._reader, self._infos[name])
+            tensor = self._tensors.setdefault(name, made)  # two threads get one object
+        return tensor
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._infos
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._infos)
+
+    def __len__(self) -> int:
+        return len(self._infos)
+
+    def __repr__(self) -> str:
+        return f"<GGUFFile {self._reader.path}: {len(self)} tensors, {len(self.metadata)} keys>"
+
+
+def load_gguf(path: str | os.PathLike[str]) -> GGUFFile:
+    """Map a GGUF file (version 2 or 3, little-endian) read-only and check its whole header.
+
+    Raises GGUFError, naming the file, the key or tensor and the byte, and OSError where the file
+    cannot be opened.
+    """
+    return GGUFFile(path)
+
+
+def _map_file(path: str) -> memoryview:
+    status = Path(path).stat()
+    if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
+        raise GGUFError(f"{path}: found something else than a regular file, accepted is a file")
+    with Path(path).open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if size < _HEADER_BYTES:
+            raise GGUFError(
+                f"{path}: header at byte 0: found a file of {size} bytes, "
+                f"accepted is at least the {_HEADER_BYTES} of a GGUF header"
+            )
+        return memoryview(mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ))
+
+
+def _read_header(reader: Reader) -> tuple[int, int]:
+    """Check magic and version; returns the numbers of tensors and of keys."""
+    magic = bytes(reader.view[reader.skip(4, "magic") : reader.at])
+    if magic != _MAGIC:
+        raise reader.error(0, "magic", repr(magic), repr(_MAGIC))
+    version = reader.u32("version")
+    if version not in _VERSIONS:
+        swapped = int.from_bytes(version.to_bytes(4, "little"), "big")
+        found = f"{swapped} in a big-endian file" if 0 < swapped < 256 else str(version)
+        raise reader.error(4, "version", found, "2 or 3, little-endian")
+    tensors = reader.count(_MIN_TENSOR_BYTES, "tensor count")
+    keys = reader.count(_MIN_KEY_BYTES, "key count")
+    return tensors, keys
