@@ -14,9 +14,12 @@ from typing import Any, Final, Generic, ParamSpec, TypeVar, overload
 import numpy as np
 
 from q4jit import config
-from q4jit.arrays.arguments import F32, check_out
-from q4jit.arrays.device import DeviceView, as_device_array, tensor_facts
+from q4jit.arrays.dtypes import F32
+from q4jit.arrays.libraries import as_device_array
+from q4jit.arrays.outputs import check_out
 from q4jit.arrays.specs import shape_key, stand_in
+from q4jit.arrays.torch_tensors import tensor_facts
+from q4jit.arrays.views import DeviceView
 from q4jit.errors import ArgumentError
 from q4jit.frontend.specs import Signature
 from q4jit.locks import BUILD

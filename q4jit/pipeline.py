@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
-from q4jit.arrays.arguments import CallShapes
+from q4jit.arrays.call_shapes import CallShapes
 from q4jit.compilers import cache
 from q4jit.compilers.cache import Compiler, Entry
 from q4jit.errors import CompileError

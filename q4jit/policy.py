@@ -16,7 +16,8 @@ from typing import Any, Final
 import numpy as np
 
 from q4jit import config
-from q4jit.arrays.device import DeviceArray, DeviceView, common_device, device_of
+from q4jit.arrays.device_array import DeviceArray
+from q4jit.arrays.views import DeviceView, common_device, device_of
 from q4jit.errors import ArgumentError, DeviceError
 from q4jit.frontend.graph import Graph
 from q4jit.frontend.specs import WeightSpec

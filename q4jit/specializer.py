@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from q4jit import config
-from q4jit.arrays.arguments import CallShapes, lead_shape
+from q4jit.arrays.call_shapes import CallShapes, lead_shape
 from q4jit.arrays.specs import spec_of
 from q4jit.backends import find_backend
 from q4jit.errors import ArgumentError, ConfigError

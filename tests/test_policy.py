@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from q4jit import ArgumentError, DeviceError, TargetError, policy, quantize, specialize
-from q4jit.arrays.device import DeviceView
+from q4jit.arrays.views import DeviceView
 from q4jit.policy import Place, Work, choose_place
 from q4jit.runtime.driver import Device
 

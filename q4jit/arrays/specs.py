@@ -4,8 +4,9 @@ from typing import Any
 
 import numpy as np
 
-from q4jit.arrays.arguments import F32, check_array, check_ids, holds_ids
-from q4jit.arrays.device import DeviceView, require_f32
+from q4jit.arrays.arguments import check_array, check_ids, holds_ids
+from q4jit.arrays.dtypes import F32
+from q4jit.arrays.views import DeviceView, require_f32
 from q4jit.errors import ArgumentError
 from q4jit.frontend.specs import (
     ScalarSpec,

@@ -4,7 +4,7 @@ import ctypes
 from collections.abc import Sequence
 from typing import Any, Final
 
-from q4jit.arrays.arguments import CallShapes
+from q4jit.arrays.call_shapes import CallShapes
 from q4jit.compilers.cache import Compiler
 from q4jit.cpu import schedule
 from q4jit.cpu.launch import CpuLaunch, KernelFunction

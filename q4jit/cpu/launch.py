@@ -15,16 +15,10 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from q4jit.arrays.arguments import (
-    F32,
-    CallShapes,
-    check_array,
-    check_out,
-    checked_ids,
-    f32,
-    usable,
-    weight_layouts,
-)
+from q4jit.arrays.arguments import check_array, checked_ids, f32
+from q4jit.arrays.call_shapes import CallShapes
+from q4jit.arrays.dtypes import F32
+from q4jit.arrays.outputs import check_out, usable
 from q4jit.cpu.schedule import CpuKernel, CpuPlan, digits_bytes, padded_k
 from q4jit.plan.kernels import Slot
 from q4jit.runtime import pool
@@ -53,7 +47,7 @@ class CpuLaunch:
         self._arrays, self._ids, self._scalars = shapes.arrays, shapes.ids, shapes.scalars
         self._results, self._picks = shapes.results, shapes.picks
         self._returns_tuple = shapes.returns_tuple
-        self._weights = weight_layouts(plan)
+        self._weights = plan.weight_layouts()
         self._blocks = [i for i, a in enumerate(args) if isinstance(a, QuantizedTensor)]
         read: list[Any] = [args[i] for i in [*(i for i, _ in self._arrays), *self._blocks]]
         self._sizes = [a.nbytes for a in read] + [4 * math.prod(r.shape) for r in self._results]

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, Final
 
-from q4jit.arrays.arguments import CallShapes
+from q4jit.arrays.call_shapes import CallShapes
 from q4jit.compilers.cache import Compiler
 from q4jit.frontend.graph import Graph
 from q4jit.hip import schedule, tunings

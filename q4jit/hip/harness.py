@@ -18,8 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from q4jit import config
-from q4jit.arrays.arguments import CallShapes, lead_shape
-from q4jit.arrays.device import DeviceArray, DeviceView
+from q4jit.arrays.call_shapes import CallShapes, lead_shape
+from q4jit.arrays.device_array import DeviceArray
+from q4jit.arrays.views import DeviceView
 from q4jit.compilers import cache
 from q4jit.compilers.find import find_compiler
 from q4jit.frontend.specs import ScalarSpec, Spec, WeightSpec, array_spec, ids_spec

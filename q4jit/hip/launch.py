@@ -16,26 +16,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from q4jit.arrays.arguments import (
-    F32,
-    CallShapes,
-    Result,
     check_array,
-    check_out,
     checked_ids,
     f32,
     holds_ids,
-    weight_layouts,
 )
-from q4jit.arrays.device import (
-    DeviceArray,
-    DeviceView,
-    as_device_array,
-    current_stream,
-    empty_like_kind,
-    new_tensor,
-    require_contiguous,
-    require_f32,
-)
+from q4jit.arrays.call_shapes import CallShapes, Result
+from q4jit.arrays.device_array import DeviceArray
+from q4jit.arrays.dtypes import F32
+from q4jit.arrays.libraries import as_device_array, current_stream, empty_like_kind
+from q4jit.arrays.outputs import check_out
+from q4jit.arrays.torch_tensors import new_tensor
+from q4jit.arrays.views import DeviceView, require_contiguous, require_f32
 from q4jit.errors import ArgumentError, DeviceError
 from q4jit.hip.schedule import HipKernel, HipPlan, grid, scratch
 from q4jit.plan.kernels import Slot, Source
@@ -83,7 +75,7 @@ class HipLaunch:
         self._on_device = any(isinstance(value, DeviceView) for value in args)
         if self._on_device:
             self._refuse_spreading()
-        self._weights = [(i, layout, _place(device, layout)) for i, layout in weight_layouts(plan)]
+        self._weights = [(i, layout, _place(device, layout)) for i, layout in plan.weight_layouts()]
         self._offsets, self._scratch_bytes = _scratch(plan, self._shapes.rows)
         self._given = self._given_arrays(args)
         self._like = min((slot.kind, slot.index) for slot in self._given)[1] if self._given else -1

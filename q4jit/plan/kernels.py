@@ -170,6 +170,11 @@ class Plan(Generic[K]):
         assert isinstance(spec, WeightSpec)
         return spec
 
+    def weight_layouts(self) -> list[tuple[int, str]]:
+        """Return the weight arguments that kernels read, each with the layout that they want."""
+        slots = (slot for kernel in self.kernels for slot in kernel.slots())
+        return list(dict.fromkeys((s.index, s.layout) for s in slots if s.kind == "weight"))
+
     def __str__(self) -> str:
         lines = [f"plan {self.graph.name} for {self.target}"]
         for kernel in self.kernels:

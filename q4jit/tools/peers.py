@@ -24,7 +24,7 @@ from typing import Any, Final, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from q4jit.arrays.device import DeviceArray
+from q4jit.arrays.device_array import DeviceArray
 from q4jit.backends import find_backend
 from q4jit.dispatcher import specialize
 from q4jit.errors import Q4JitError

@@ -12,13 +12,11 @@ import numpy as np
 import pytest
 
 from q4jit.arrays import dlpack
-from q4jit.arrays.device import (
-    DeviceArray,
+from q4jit.arrays.device_array import DeviceArray
+from q4jit.arrays.libraries import as_device_array, current_stream, empty_like_kind
+from q4jit.arrays.views import (
     DeviceView,
-    as_device_array,
     common_device,
-    current_stream,
-    empty_like_kind,
     require_contiguous,
     require_f32,
 )
@@ -31,6 +29,15 @@ from tests.support import child, fake_gpu
 F32 = np.dtype(np.float32)
 
 
+IMPORTS = """
+from q4jit.arrays import dlpack
+from q4jit.arrays.device_array import DeviceArray
+from q4jit.arrays.libraries import as_device_array, current_stream, empty_like_kind
+from q4jit.arrays.torch_tensors import tensor_facts
+from q4jit.arrays.views import DeviceView, common_device, device_of, require_contiguous, require_f32
+"""
+
+
 @pytest.fixture(params=["amd", "nvidia"], scope="module")
 def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """Runs a program on a fake platform; it must end well."""
@@ -39,8 +46,7 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 
     def run(program: str) -> str:
         places = {"FAKE_PLATFORM": platform, "FAKE_FOLDER": folder, "ROCM_PATH": folder}
-        prelude = PRELUDE + "from q4jit.arrays import dlpack\nfrom q4jit.arrays.device import *\n"
-        return child.run(program, prelude=prelude, **places)
+        return child.run(program, prelude=PRELUDE + IMPORTS, **places)
 
     return run
 
@@ -494,10 +500,10 @@ def test_no_array_has_no_device() -> None:
 
 
 def test_an_array_whose_driver_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    from q4jit.arrays.device import device_of
+    from q4jit.arrays.views import device_of
 
-    monkeypatch.setattr("q4jit.arrays.device.drivers", dict)
-    monkeypatch.setattr("q4jit.arrays.device.why_none", lambda: "the reason")
+    monkeypatch.setattr("q4jit.arrays.views.drivers", dict)
+    monkeypatch.setattr("q4jit.arrays.views.why_none", lambda: "the reason")
     with pytest.raises(DeviceError, match="on amd device 4: the reason"):
         device_of(on("amd", 4))
 

@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from q4jit import QuantizedTensor, quantize, specialize
-from q4jit.arrays.device import DeviceArray
+from q4jit.arrays.device_array import DeviceArray
 from q4jit.backends import find_backend
 from q4jit.errors import ArgumentError, DeviceError
 from q4jit.hip.harness import Bench

@@ -335,7 +335,7 @@ def test_code_that_does_not_fit_is_refused(run: Run) -> None:
 
 def test_a_forked_child_is_told(run: Run) -> None:
     run("""
-        from q4jit.arrays.device import DeviceArray
+        from q4jit.arrays.device_array import DeviceArray
         driver, first, _ = start()
         kernel = driver.load(0, fake.code(), "k_0")
         launch = driver.prepare(kernel, (1, 1, 1), (32, 1, 1), 0, "")
@@ -491,7 +491,7 @@ def test_gpu_memory(device: Device) -> None:
 def test_gpu_launch(device: Device) -> None:
     import numpy as np
 
-    from q4jit.arrays.device import DeviceArray
+    from q4jit.arrays.device_array import DeviceArray
 
     driver = devices.driver_of(device)
     kernel = driver.load(device.index, _scale_kernel(device), "scale_3")

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from q4jit import QuantizedTensor
-from q4jit.arrays.arguments import CallShapes, lead_shape
+from q4jit.arrays.call_shapes import CallShapes, lead_shape
 from q4jit.frontend.trace import trace
 from q4jit.hip.render import render
 from q4jit.hip.schedule import (

@@ -15,7 +15,8 @@ from gguf import quants
 from numpy.typing import NDArray
 
 from q4jit import QuantizedTensor, specialize
-from q4jit.arrays.arguments import holds_ids, lead_shape
+from q4jit.arrays.arguments import holds_ids
+from q4jit.arrays.call_shapes import lead_shape
 from q4jit.compilers import cache, llvm
 from q4jit.cpu.lower import lower
 from q4jit.cpu.schedule import CpuKernel, CpuPlan, digits_bytes, make_plan, padded_k

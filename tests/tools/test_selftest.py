@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from q4jit import QuantizedTensor
-from q4jit.arrays.arguments import lead_shape
+from q4jit.arrays.call_shapes import lead_shape
 from q4jit.compilers.cache import Entry
 from q4jit.errors import CompileError, DeviceError
 from q4jit.frontend.trace import trace

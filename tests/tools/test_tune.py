@@ -336,7 +336,7 @@ def test_times_are_those_of_a_graph(platform: str, tmp_path: Path) -> None:
 _REPLAY_IMPORTS = """
 import contextlib, functools
 from q4jit.hip.harness import Bench
-from q4jit.arrays.device import DeviceArray
+from q4jit.arrays.device_array import DeviceArray
 from q4jit.hip.launch import _held_by_graphs
 """
 

@@ -1,0 +1,58 @@
+"""Which library an array on a device belongs to, and what that library is asked.
+
+PyTorch, CuPy, `__cuda_array_interface__` and DLPack are understood without importing any of their
+libraries: an array of a library exists only where that library is imported already.
+"""
+
+import sys
+from typing import Any
+
+import numpy as np
+
+from q4jit.arrays.cupy_arrays import cupy_stream, cupy_view, new_cupy_array
+from q4jit.arrays.device_array import DeviceArray
+from q4jit.arrays.protocols import dlpack_view, interface_view
+from q4jit.arrays.torch_tensors import new_tensor, torch_stream, torch_view
+from q4jit.arrays.views import DeviceView, device_of
+
+
+def as_device_array(array: object, name: str = "the array") -> DeviceView | None:
+    """`array` as it lies in a device's memory, without a copy; None if it is no device array.
+
+    Raises ArgumentError, which calls the array `name`, where it tracks gradients or has elements
+    that NumPy does not know, and DeviceError where its device's driver is missing.
+    """
+    if type(array) is np.ndarray:
+        return None
+    if isinstance(array, DeviceArray):
+        return array.view()
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(array, getattr(torch, "Tensor", ())):
+        return torch_view(torch, array, name)
+    cupy = sys.modules.get("cupy")
+    if cupy is not None and isinstance(array, getattr(cupy, "ndarray", ())):
+        return cupy_view(cupy, array)
+    interface = getattr(array, "__cuda_array_interface__", None)
+    if interface is not None:
+        return interface_view(interface, array)
+    if hasattr(array, "__dlpack_device__"):
+        return dlpack_view(array, name)
+    return None
+
+
+def current_stream(view: DeviceView) -> int:
+    """The stream on which the library of `view` works now, on its device; 0 is the default one."""
+    if view.library == "torch":
+        return torch_stream(view.device)
+    if view.library == "cupy":
+        return cupy_stream(view.device)
+    return view.stream or 0
+
+
+def empty_like_kind(view: DeviceView, shape: tuple[int, ...]) -> Any:
+    """A new f32 array of `shape` on the device of `view`, of its library, or a DeviceArray."""
+    if view.library == "torch":
+        return new_tensor(view.owner, shape)
+    if view.library == "cupy":
+        return new_cupy_array(view.device, shape)
+    return DeviceArray(shape, device_of(view), stream=view.stream or 0)
