@@ -200,7 +200,7 @@ def test_an_interrupt_while_workers_start_leaves_the_pool_usable() -> None:
 @pytest.mark.parametrize("family", ["x86-64", "aarch64"])
 def test_the_pool_compiles_for_every_family(family: str) -> None:
     target = find_target(f"cpu:{family}")
-    assert "pool_run" in llvm.compile_assembly(pool.source(target), target)
+    assert "pool_run" in llvm.compile_assembly(pool.text(target), target)
 
 
 # --- how many threads -----------------------------------------------------------------------------
