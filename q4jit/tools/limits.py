@@ -15,6 +15,7 @@ import numpy as np
 from q4jit.backends import find_backend
 from q4jit.compilers import cache
 from q4jit.cpu.integers import INTRINSICS
+from q4jit.cpu.llvm_text import INTS, Function
 from q4jit.cpu.schedule import find_dot
 from q4jit.runtime.cpu import LoadedObject, function
 from q4jit.targets import Target
@@ -38,6 +39,22 @@ def _load(target: Target, symbol: str, text: str, *argument_types: Any) -> Calla
     return found
 
 
+def _repeat(f: Function, counter: str, step: int, stop: str, body: str, behind: str) -> None:
+    """End the block `body`, which begins again while counter + step is below `stop`.
+
+    A `Function.loop` tests at its head, which would add a jump to every round that is measured.
+    """
+    following = f.let("next", f"add i64 {counter}, {step}")
+    more = f.let("more", f"icmp ult i64 {following}, {stop}")
+    f.do(f"br i1 {more}, label %{body}, label %{behind}")
+
+
+def _module(title: str, target: Target, f: Function, *lines: str) -> str:
+    """Return the text of a module of one function; `lines` declare what it uses."""
+    declarations = "".join(f"{line}\n" for line in lines)
+    return f'; {title}\ntarget triple = "{target.triple}"\n{f.text()}{declarations}'
+
+
 # --- reads ----------------------------------------------------------------------------------------
 
 
@@ -49,64 +66,59 @@ def reader(target: Target, runs: int, ahead: int) -> Callable[[int, int, int, in
 
 
 def _reader_text(target: Target, runs: int, ahead: int) -> str:
-    """Vectors of 64 bytes, each with a sum of its own so that no load waits for another.
+    """Write a loop of loads, each vector with a sum of its own so that no load waits for another.
 
     runs: parts of the bytes that are read side by side. ahead: bytes between a load and the one
     that is announced meanwhile, as a CPU's own announcements end with a page; 0 for none.
     """
-    per_run = _VECTORS // runs
-    outer, sums, loads, merged = [], [], [], ["  %m0 = xor <16 x i32> %t0, zeroinitializer"]
+    f = Function("void @q4jit_read(ptr %data, i64 %bytes, i64 %passes, ptr %found)")
+    per_run, numbers = _VECTORS // runs, range(_VECTORS)
+    part = f.let("part", f"udiv i64 %bytes, {runs}")
+    f.do("br label %pass")
+    f.label("pass")
+    done = f.let("done", "phi i64 [ 0, %entry ], [ %count, %passed ]")
+    for i in numbers:
+        f.let(f"o{i}", f"phi {INTS} [ zeroinitializer, %entry ], [ %t{i}, %passed ]")
+    f.do("br label %loop")
+    f.label("loop")
+    at = f.let("at", "phi i64 [ 0, %pass ], [ %next, %loop ]")
+    for i in numbers:
+        f.let(f"s{i}", f"phi {INTS} [ %o{i}, %pass ], [ %t{i}, %loop ]")
+    _read_vectors(f, part, at, per_run, ahead)
+    _repeat(f, at, _VECTOR_BYTES * per_run, part, "loop", "passed")
+    f.label("passed")
+    count = f.let("count", f"add i64 {done}, 1")
+    again = f.let("again", f"icmp ult i64 {count}, %passes")
+    f.do(f"br i1 {again}, label %pass, label %end")
+    f.label("end")
+    merged = f.let("m0", f"xor {INTS} %t0, zeroinitializer")
+    for i in numbers[1:]:
+        merged = f.let(f"m{i}", f"xor {INTS} {merged}, %t{i}")
+    word = f.let("word", f"call i32 @llvm.vector.reduce.xor.v16i32({INTS} {merged})")
+    f.do(f"store i32 {word}, ptr %found, align 4")
+    f.do("ret void")
+    return _module(
+        f"q4jit_read for {target}: reads whole steps of {STEP_BYTES} bytes",
+        target,
+        f,
+        f"declare i32 @llvm.vector.reduce.xor.v16i32({INTS})",
+        "declare void @llvm.prefetch.p0(ptr, i32, i32, i32)",
+    )
+
+
+def _read_vectors(f: Function, part: str, at: str, per_run: int, ahead: int) -> None:
+    """Add the vectors at offset `at` of each run, a run being `part` bytes, to their sums."""
     for i in range(_VECTORS):
         run, place = divmod(i, per_run)
-        outer.append(f"  %o{i} = phi <16 x i32> [ zeroinitializer, %entry ], [ %t{i}, %passed ]")
-        sums.append(f"  %s{i} = phi <16 x i32> [ %o{i}, %pass ], [ %t{i}, %loop ]")
-        loads += [
-            f"  %run{i} = mul i64 %part, {run}",
-            f"  %at{i} = add i64 %run{i}, %at",
-            f"  %from{i} = add i64 %at{i}, {_VECTOR_BYTES * place}",
-            f"  %p{i} = getelementptr i8, ptr %data, i64 %from{i}",
-            f"  %v{i} = load <16 x i32>, ptr %p{i}, align 4",
-            f"  %t{i} = xor <16 x i32> %s{i}, %v{i}",
-        ]
+        run_at = f.let(f"run{i}", f"mul i64 {part}, {run}")
+        start = f.let(f"at{i}", f"add i64 {run_at}, {at}")
+        start = f.let(f"from{i}", f"add i64 {start}, {_VECTOR_BYTES * place}")
+        address = f.at("%data", "i8", start, f"p{i}")
+        vector = f.let(f"v{i}", f"load {INTS}, ptr {address}, align 4")
+        f.let(f"t{i}", f"xor {INTS} %s{i}, {vector}")
         if ahead:
-            loads += [
-                f"  %a{i} = getelementptr i8, ptr %p{i}, i64 {ahead}",
-                f"  call void @llvm.prefetch.p0(ptr %a{i}, i32 0, i32 3, i32 1)",
-            ]
-        if i:
-            merged.append(f"  %m{i} = xor <16 x i32> %m{i - 1}, %t{i}")
-    lines = [
-        f"; q4jit_read for {target}: reads whole steps of {STEP_BYTES} bytes",
-        f'target triple = "{target.triple}"',
-        "define void @q4jit_read(ptr %data, i64 %bytes, i64 %passes, ptr %found) {",
-        "entry:",
-        f"  %part = udiv i64 %bytes, {runs}",
-        "  br label %pass",
-        "pass:",
-        "  %done = phi i64 [ 0, %entry ], [ %count, %passed ]",
-        *outer,
-        "  br label %loop",
-        "loop:",
-        "  %at = phi i64 [ 0, %pass ], [ %next, %loop ]",
-        *sums,
-        *loads,
-        f"  %next = add i64 %at, {_VECTOR_BYTES * per_run}",
-        "  %more = icmp ult i64 %next, %part",
-        "  br i1 %more, label %loop, label %passed",
-        "passed:",
-        "  %count = add i64 %done, 1",
-        "  %again = icmp ult i64 %count, %passes",
-        "  br i1 %again, label %pass, label %end",
-        "end:",
-        *merged,
-        f"  %word = call i32 @llvm.vector.reduce.xor.v16i32(<16 x i32> %m{_VECTORS - 1})",
-        "  store i32 %word, ptr %found, align 4",
-        "  ret void",
-        "}",
-        "declare i32 @llvm.vector.reduce.xor.v16i32(<16 x i32>)",
-        "declare void @llvm.prefetch.p0(ptr, i32, i32, i32)",
-    ]
-    return "\n".join(lines) + "\n"
+            announced = f.at(address, "i8", ahead, f"a{i}")
+            f.do(f"call void @llvm.prefetch.p0(ptr {announced}, i32 0, i32 3, i32 1)")
 
 
 # --- multiply-adds --------------------------------------------------------------------------------
@@ -192,36 +204,35 @@ def _peak(target: Target, kind: Instruction) -> Peak:
 
 
 def peak_text(target: Target, kind: Instruction, vectors: int) -> str:
-    """LLVM's text of a loop of multiply-adds.
+    """Write a loop of multiply-adds.
 
     Every sum begins with another number, or LLVM would compute one for all.
     """
-    sums, factors, width = kind.sums, kind.factors, 8 * target.vector_bytes
-    numbers = range(vectors)
+    f = Function("void @q4jit_peak(ptr %sums, ptr %factors, i64 %steps) #0")
+    sums, numbers = kind.sums, range(vectors)
+    factor = f.let("f", f"load {kind.factors}, ptr %factors, align 4")
+    pair = f"{kind.factors} {factor}, {kind.factors} {factor}"
+    places = [f.let(f"p{i}", f"getelementptr {sums}, ptr %sums, i64 {i}") for i in numbers]
+    begin = [f.let(f"b{i}", f"load {sums}, ptr {at}, align 4") for i, at in enumerate(places)]
+    f.do("br label %loop")
+    f.label("loop")
+    step = f.let("step", "phi i64 [ 0, %entry ], [ %next, %loop ]")
+    for i in numbers:
+        f.let(f"s{i}", f"phi {sums} [ {begin[i]}, %entry ], [ %t{i}, %loop ]")
+    for i in numbers:
+        operands = f"{pair}, {sums} %s{i}" if kind.last else f"{sums} %s{i}, {pair}"
+        f.let(f"t{i}", f"call {sums} @{kind.intrinsic}({operands})")
+    _repeat(f, step, 1, "%steps", "loop", "end")
+    f.label("end")
+    for i, at in enumerate(places):
+        f.do(f"store {sums} %t{i}, ptr {at}, align 4")
+    f.do("ret void")
+    width = 8 * target.vector_bytes
     wide = f'"prefer-vector-width"="{width}" "min-legal-vector-width"="{width}"'
-    pair = f"{factors} %f, {factors} %f"
-    calls = [f"({pair}, {sums} %s{i})" if kind.last else f"({sums} %s{i}, {pair})" for i in numbers]
-    lines = [
-        f"; q4jit_peak for {target}: {vectors} sums, factors of 1",
-        f'target triple = "{target.triple}"',
-        "define void @q4jit_peak(ptr %sums, ptr %factors, i64 %steps) #0 {",
-        "entry:",
-        f"  %f = load {factors}, ptr %factors, align 4",
-        *(f"  %p{i} = getelementptr {sums}, ptr %sums, i64 {i}" for i in numbers),
-        *(f"  %b{i} = load {sums}, ptr %p{i}, align 4" for i in numbers),
-        "  br label %loop",
-        "loop:",
-        "  %step = phi i64 [ 0, %entry ], [ %next, %loop ]",
-        *(f"  %s{i} = phi {sums} [ %b{i}, %entry ], [ %t{i}, %loop ]" for i in numbers),
-        *(f"  %t{i} = call {sums} @{kind.intrinsic}{calls[i]}" for i in numbers),
-        "  %next = add i64 %step, 1",
-        "  %more = icmp ult i64 %next, %steps",
-        "  br i1 %more, label %loop, label %end",
-        "end:",
-        *(f"  store {sums} %t{i}, ptr %p{i}, align 4" for i in numbers),
-        "  ret void",
-        "}",
-        f"declare {sums} @{kind.intrinsic}({sums}, {factors}, {factors})",
+    return _module(
+        f"q4jit_peak for {target}: {vectors} sums, factors of 1",
+        target,
+        f,
+        f"declare {sums} @{kind.intrinsic}({sums}, {kind.factors}, {kind.factors})",
         f"attributes #0 = {{ nounwind {wide} }}",
-    ]
-    return "\n".join(lines) + "\n"
+    )
