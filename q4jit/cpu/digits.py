@@ -22,8 +22,16 @@ from typing import Final
 import numpy as np
 
 from q4jit.cpu.fields import shift_right
-from q4jit.cpu.llvm_text import INTS, MASK, VECTOR, Function, Module, float_text, splat, splat_value
-from q4jit.cpu.products import sum_lanes
+from q4jit.cpu.lanes import splat_value, sum_lanes
+from q4jit.cpu.llvm_text import (
+    INTS,
+    MASK,
+    VECTOR,
+    Function,
+    Module,
+    float_text,
+    splat,
+)
 from q4jit.cpu.schedule import HEADER_BYTES, UNIT, unit_bytes
 from q4jit.weights.formats import Format
 from q4jit.weights.layouts import LANES

@@ -7,18 +7,20 @@ of one column. Nothing here is more than a register: no weight is ever stored as
 from dataclasses import dataclass
 from typing import Final
 
-from q4jit.cpu.llvm_text import (
-    INTS,
+from q4jit.cpu.lanes import (
     ONE,
     SIXTEEN,
+    Lanes,
+    half_loader,
+    splat_value,
+)
+from q4jit.cpu.llvm_text import (
+    INTS,
     VECTOR,
     Function,
-    Lanes,
     Module,
     float_text,
-    half_loader,
     splat,
-    splat_value,
 )
 from q4jit.weights.formats import Format, Plane
 from q4jit.weights.layouts import CACHE_LINE_BYTES, LANES, Interleaved

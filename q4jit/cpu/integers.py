@@ -22,6 +22,7 @@ from q4jit.cpu.digits import (
     fits,
 )
 from q4jit.cpu.fields import CHUNK, WORD, Fields, PlaneAt, add_scaled, prefetch, shift_right
+from q4jit.cpu.lanes import splat_value
 from q4jit.cpu.llvm_text import (
     INTS,
     MASK,
@@ -31,7 +32,6 @@ from q4jit.cpu.llvm_text import (
     Module,
     float_text,
     splat,
-    splat_value,
 )
 from q4jit.cpu.products import walk_sub_block
 from q4jit.cpu.schedule import HEADER_BYTES, UNIT, Dot, unit_bytes, zero_of

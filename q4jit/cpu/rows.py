@@ -3,18 +3,15 @@
 from typing import Final
 
 from q4jit.cpu.digits import add_digits, digits_for
+from q4jit.cpu.lanes import SIXTEEN, splat_value, sum_lanes, tail_mask
 from q4jit.cpu.llvm_text import (
     MASK,
-    SIXTEEN,
     VECTOR,
     Function,
     Module,
     float_text,
     splat,
-    splat_value,
-    tail_mask,
 )
-from q4jit.cpu.products import sum_lanes
 from q4jit.cpu.schedule import UNIT, digits_bytes, is_integer, padded_k
 from q4jit.cpu.values import Context, Values
 from q4jit.frontend.graph import Node

@@ -4,19 +4,21 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
-from q4jit.cpu.llvm_text import (
+from q4jit.cpu.lanes import (
     ONE,
     SIXTEEN,
-    Function,
     Lanes,
-    Module,
-    apply,
-    float_text,
     load_vector,
-    splat,
     splat_value,
     store_vector,
 )
+from q4jit.cpu.llvm_text import (
+    Function,
+    Module,
+    float_text,
+    splat,
+)
+from q4jit.cpu.operations import apply
 from q4jit.cpu.schedule import CpuKernel, CpuPlan
 from q4jit.frontend.graph import Node
 from q4jit.frontend.specs import ArraySpec

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from q4jit import QuantizedTensor, quantize, specialize
 from q4jit.compilers import llvm
-from q4jit.cpu.llvm_text import Function, Module, tail_mask
+from q4jit.cpu.lanes import tail_mask
+from q4jit.cpu.llvm_text import Function, Module
 from q4jit.cpu.lower import lower
 from q4jit.cpu.schedule import CpuKernel, CpuPlan, digits_bytes, layout, make_plan
 from q4jit.frontend.specs import WeightSpec, array_spec

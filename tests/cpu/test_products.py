@@ -5,9 +5,9 @@ import pytest
 
 from q4jit import specialize
 from q4jit.compilers import llvm
+from q4jit.cpu.gguf_rows import add_dot
 from q4jit.cpu.llvm_text import Module
 from q4jit.cpu.lower import lower
-from q4jit.cpu.products import add_dot
 from q4jit.cpu.schedule import layout
 from q4jit.targets import find_target
 from q4jit.weights.formats import FORMATS

@@ -1,0 +1,119 @@
+"""Columns straight from their GGUF rows, in LLVM IR: dot products with x, and rows as floats.
+
+They serve what the `interleaved16` layout does not: narrow results, odd slices, rows that are
+looked up.
+"""
+
+from q4jit.cpu.fields import CHUNK, RowFields, add_scaled, load_floats, value_of
+from q4jit.cpu.lanes import ONE, SIXTEEN, load_vector, store_vector, sum_lanes
+from q4jit.cpu.llvm_text import VECTOR, Function, Module
+from q4jit.weights.formats import Format
+
+
+def add_dot(module: Module, fmt: Format, k: int, early_scale: bool) -> str:
+    """Add the function `float (ptr x, ptr row)` and return its name.
+
+    x: K floats; row: the GGUF row of one column, at any alignment.
+    """
+    early = early_scale or fmt.m_offset_bytes is not None
+    name = f"{fmt.name.lower()}_k{k}_dot{'_early' if early_scale else ''}"
+    if not module.knows(name):
+        f = Function(
+            f"internal float @{name}(ptr noalias %x, ptr noalias %row) #0",
+            f"x · one column of {fmt.name} with K = {k}, 16 elements at a time.",
+        )
+        if fmt.float_dtype is not None:
+            total = _float_dot(module, f, fmt, k)
+        else:
+            total = _block_dot(module, f, fmt, k, early)
+        f.do(f"ret float {total}")
+        module.add(name, f)
+    return f"@{name}"
+
+
+def _block_dot(module: Module, f: Function, fmt: Format, k: int, early: bool) -> str:
+    zero = (VECTOR, "zeroinitializer")
+    with f.loop("block", 0, k // fmt.block_elements, carry={"acc": zero}) as block:
+        at = f.at("%row", "i8", f.index("offset", (block.index, fmt.block_bytes)), "block_at")
+        fields = RowFields(module, f, fmt, at)
+        d, m = fields.half("d", fmt.d_offset_bytes), fields.half("m", fmt.m_offset_bytes)
+        subs, chunks = fmt.block_elements // fmt.scale_elements, fmt.scale_elements // CHUNK
+        inner = {"acc": (VECTOR, block["acc"])}
+        with f.loop("sub", 0, subs, carry=inner, unroll=True) as sub:
+            scale = fields.scale(d, sub.index)
+            with f.loop("chunk", 0, chunks, carry={"part": zero}, unroll=True) as chunk:
+                number = f.index("number", (sub.index, chunks), (chunk.index, 1))
+                quants = fields.quants(number)
+                value = value_of(module, f, quants, scale, m) if early else quants
+                k_at = f.index("k", (block.index, fmt.block_elements), (number, CHUNK))
+                x = load_vector(module, f, f.at("%x", "float", k_at, "xk"), None)
+                chunk["part"] = add_scaled(module, f, "part", chunk["part"], x, value)
+            late = None if early else scale
+            sub["acc"] = add_scaled(module, f, "acc", sub["acc"], late, chunk["part"])
+        block["acc"] = sub["acc"]
+    return sum_lanes(module, f, block["acc"])
+
+
+def add_row(module: Module, fmt: Format, k: int) -> str:
+    """Add the function `void (ptr row, ptr out)` and return its name.
+
+    row: a GGUF row, at any alignment; out: f32 [K], overwritten with its values.
+    """
+    name = f"{fmt.name.lower()}_k{k}_row"
+    if not module.knows(name):
+        f = Function(
+            f"internal void @{name}(ptr noalias %row, ptr noalias %out) #0",
+            f"A row of {fmt.name} with K = {k} as floats, 16 elements at a time.",
+        )
+        if fmt.float_dtype is not None:
+            _float_row(module, f, fmt, k)
+        else:
+            _block_row(module, f, fmt, k)
+        f.do("ret void")
+        module.add(name, f)
+    return f"@{name}"
+
+
+def _block_row(module: Module, f: Function, fmt: Format, k: int) -> None:
+    with f.loop("block", 0, k // fmt.block_elements) as block:
+        at = f.at("%row", "i8", f.index("offset", (block.index, fmt.block_bytes)), "block_at")
+        fields = RowFields(module, f, fmt, at)
+        d, m = fields.half("d", fmt.d_offset_bytes), fields.half("m", fmt.m_offset_bytes)
+        subs, chunks = fmt.block_elements // fmt.scale_elements, fmt.scale_elements // CHUNK
+        with f.loop("sub", 0, subs) as sub:
+            scale = fields.scale(d, sub.index)
+            with f.loop("chunk", 0, chunks, unroll=True) as chunk:
+                number = f.index("number", (sub.index, chunks), (chunk.index, 1))
+                value = value_of(module, f, fields.quants(number), scale, m)
+                k_at = f.index("k", (block.index, fmt.block_elements), (number, CHUNK))
+                store_vector(module, f, value, f.at("%out", "float", k_at, "out_at"), None)
+
+
+def _float_row(module: Module, f: Function, fmt: Format, k: int) -> None:
+    whole = k // CHUNK * CHUNK
+    with f.loop("k", 0, whole, step=CHUNK) as loop:
+        offset = f.index("offset", (loop.index, fmt.block_bytes))
+        w = load_floats(module, f, fmt, SIXTEEN, f.at("%row", "i8", offset, "w_at"), align_bytes=1)
+        store_vector(module, f, w, f.at("%out", "float", loop.index, "out_at"), None)
+    with f.loop("rest", whole, k) as rest:
+        offset = f.index("offset", (rest.index, fmt.block_bytes))
+        w = load_floats(module, f, fmt, ONE, f.at("%row", "i8", offset, "w_at"), align_bytes=1)
+        f.do(f"store float {w}, ptr {f.at('%out', 'float', rest.index, 'out_at')}, align 4")
+
+
+def _float_dot(module: Module, f: Function, fmt: Format, k: int) -> str:
+    whole = k // CHUNK * CHUNK
+    with f.loop("k", 0, whole, step=CHUNK, carry={"acc": (VECTOR, "zeroinitializer")}) as loop:
+        offset = f.index("offset", (loop.index, fmt.block_bytes))
+        at = f.at("%row", "i8", offset, "w_at")
+        w = load_floats(module, f, fmt, SIXTEEN, at, align_bytes=1)
+        x = load_vector(module, f, f.at("%x", "float", loop.index, "xk"), None)
+        loop["acc"] = add_scaled(module, f, "acc", loop["acc"], x, w)
+    total, fma = sum_lanes(module, f, loop["acc"]), module.fma("float")
+    with f.loop("rest", whole, k, carry={"total": ("float", total)}) as rest:
+        at = f.at("%row", "i8", f.index("offset", (rest.index, fmt.block_bytes)), "w_at")
+        w = load_floats(module, f, fmt, ONE, at, align_bytes=1)
+        x = f.let("x1", f"load float, ptr {f.at('%x', 'float', rest.index, 'xk')}, align 4")
+        sum_ = rest["total"]
+        rest["total"] = f.let("total", f"call float {fma}(float {x}, float {w}, float {sum_})")
+    return rest["total"]
