@@ -124,11 +124,18 @@ def add_digits(module: Module, form: Digits) -> str:
     return "@digits"
 
 
+def load_word(f: Function, unit: str, at: int | str) -> str:
+    """Load the i32 at byte `at` of a unit."""
+    return f.let("word", f"load i32, ptr {f.at(unit, 'i8', at)}, align 4")
+
+
 def _bits_of(value: float) -> int:
     return int(np.float32(value).view(np.int32))
 
 
 _INFINITY: Final = _bits_of(float("inf"))
+_MAGNITUDE: Final = 0x7FFFFFFF  # all bits of a float but its sign
+_CARRY: Final = 0x808080  # 128 in each digit
 
 
 def _unit(f: Function, number: str) -> list[str]:
@@ -206,7 +213,7 @@ def _energy(module: Module, f: Function, form: Digits, usual: str) -> tuple[str,
         sizes = []
         for x in _unit(f, loop.index):
             bits = f.let("bits", f"bitcast {VECTOR} {x} to {INTS}")
-            size = f.let("size", f"and {INTS} {bits}, {splat('i32', str(0x7FFFFFFF))}")
+            size = f.let("size", f"and {INTS} {bits}, {splat('i32', str(_MAGNITUDE))}")
             sizes.append(size)
             magnitude = f.let("magnitude", f"bitcast {INTS} {size} to {VECTOR}")
             inside = f.let("inside", f"fcmp ole {VECTOR} {magnitude}, {usual}")
@@ -311,7 +318,7 @@ def _digit(f: Function, form: Digits, whole: str, limb: int) -> str:
     """Digit `limb` of X as int8; adding 128 to each carries, and its sign bit takes that off."""
     if form.limbs == 1:
         return f.let("digit", f"trunc {INTS} {whole} to <16 x i8>")
-    carried = f.let("carried", f"add {INTS} {whole}, {splat('i32', str(0x808080))}")
+    carried = f.let("carried", f"add {INTS} {whole}, {splat('i32', str(_CARRY))}")
     bits = shift_right(f, carried, str(DIGIT_BITS * (form.limbs - 1 - limb)))
     low = f.let("low", f"trunc {INTS} {bits} to <16 x i8>")
     return f.let("digit", f"xor <16 x i8> {low}, {splat('i8', '-128')}")

@@ -27,6 +27,7 @@ from q4jit.weights.layouts import CACHE_LINE_BYTES, LANES, Interleaved
 
 CHUNK: Final = 16  # elements along K that share one shift and one scale
 WORD: Final = 4  # bytes of a quant word: elements that are decoded from one load
+_EVERY_BYTE: Final = 0x01010101  # times a byte: that byte four times
 # far enough ahead to hide memory's latency
 _BYTES_AHEAD: Final = 8192
 _SPARSE_BYTES_AHEAD: Final = 4096
@@ -90,11 +91,7 @@ class Fields:
         f = self.f
         if self.weight.fmt.float_dtype is not None:
             return self._floats(chunk, word)
-        words = []
-        for plane in planes:
-            at = f.at(plane.address, INTS, word, "word_at")
-            bits = f.let("bits", f"load {INTS}, ptr {at}, align 32")
-            words.append(shift_right(f, bits, plane.shift))
+        words = [shift_right(f, self._word(plane, word), plane.shift) for plane in planes]
         convert = quant_converter(self.module, self.weight.fmt)
         result = []
         for byte in range(WORD):
@@ -102,6 +99,24 @@ class Fields:
             operands = ", ".join(f"{INTS} {bits}" for bits in shifted)
             result.append(f.let(f"q{byte}", f"call {VECTOR} {convert}({operands})"))
         return result
+
+    def quant_bytes(self, planes: list[PlaneAt], word: str) -> str:
+        """Return the four elements of a word, a byte each, in 16 columns."""
+        f, q = self.f, ""
+        for plane, at in zip(self.weight.fmt.planes, planes, strict=True):
+            bits = self._word(at, word)
+            if plane.bits < 8:
+                bits = shift_right(f, bits, at.shift)
+                mask = ((1 << plane.bits) - 1) * _EVERY_BYTE
+                bits = f.let("field", f"and {INTS} {bits}, {splat('i32', str(mask))}")
+            if plane.lshift:
+                bits = f.let("field", f"shl {INTS} {bits}, {splat('i32', str(plane.lshift))}")
+            q = f.let("q", f"or {INTS} {q}, {bits}") if q else bits
+        return q
+
+    def _word(self, plane: PlaneAt, word: str) -> str:
+        at = self.f.at(plane.address, INTS, word, "word_at")
+        return self.f.let("bits", f"load {INTS}, ptr {at}, align 32")
 
     def _floats(self, chunk: str, word: str) -> list[str]:
         f, fmt = self.f, self.weight.fmt

@@ -5,6 +5,8 @@ The module's entry is `void kernel(ptr args)`; args points to 8-byte slots in th
 tasks: a row of x, and 16 columns of a section.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
 
@@ -39,9 +41,12 @@ def lower(plan: CpuPlan, kernel: CpuKernel) -> Source:
 
 @dataclass(frozen=True)
 class _Phase:
-    """Tasks of a function, `count` for each `rows` rows of x; None: whatever their number."""
+    """Tasks of the function `name`, `count` for each `rows` rows of x; None: however many.
 
-    function: str
+    chunk: tasks that a thread takes at a time.
+    """
+
+    name: str
     count: int
     rows: int | None
     chunk: int
@@ -51,18 +56,18 @@ class _Lowering(Context):
     """Writes the phases of a kernel, and the entry that runs them."""
 
     def text(self) -> str:
-        kernel, module = self.kernel, self.module
+        work = self.kernel.work
         phases: list[_Phase] = []
-        if kernel.work.decoded is not None:
-            whole = kernel.work.decoded.node.op == "dequantize"
+        if work.decoded is not None:
+            whole = work.decoded.node.op == "dequantize"
             phase = self._dequantize_phase if whole else self._lookup_phase
-            phases.append(phase(kernel.work.decoded))
-        if kernel.work.rows or kernel.work.x is not None:
+            phases.append(phase(work.decoded))
+        if work.rows or work.x is not None:
             phases.append(self._rows_phase())
-        if kernel.work.sections:
+        if work.sections:
             phases.append(self._columns_phase())
         self._entry(phases)
-        return module.text(self._comment())
+        return self.module.text(self._comment())
 
     def _comment(self) -> str:
         kernel = self.kernel
@@ -74,17 +79,18 @@ class _Lowering(Context):
 
     def _entry(self, phases: list[_Phase]) -> None:
         _add_parallel_for(self.module)
-        f = Function(f"void @{self.kernel.work.symbol}(ptr %args) #0", "The kernel.")
+        symbol = self.kernel.work.symbol
+        f = Function(f"void @{symbol}(ptr %args) #0", "The kernel.")
         pool = self.argument(f, Slot("pool"))
         rows = self.argument(f, Slot("m"))
         for phase in phases:
             n = f.index("n", (self._blocks(f, rows, phase.rows), phase.count))
             f.do(
-                f"call void @parallel_for(ptr {pool}, ptr {phase.function}, ptr %args, i64 {n}, "
-                f"i64 {phase.chunk})"
+                f"call void @parallel_for(ptr {pool}, ptr @{symbol}.{phase.name}, ptr %args, "
+                f"i64 {n}, i64 {phase.chunk})"
             )
         f.do("ret void")
-        self.module.add(self.kernel.work.symbol, f)
+        self.module.add(symbol, f)
 
     def _blocks(self, f: Function, m: str, rows: int | None) -> str:
         """How many blocks of `rows` rows there are."""
@@ -93,103 +99,90 @@ class _Lowering(Context):
         more = f.index("more", (m, 1), (rows - 1, 1))
         return f.let("blocks", f"udiv i64 {more}, {rows}")
 
-    def _dequantize_phase(self, store: Store) -> _Phase:
-        arg = store.node.arg
-        weight = interleaved(self.plan, arg)
-        group = add_dequantize(self.module, weight)
-        f = Function(
-            f"internal void @{self.kernel.work.symbol}.columns(ptr %args, i64 %from, i64 %to) #0"
-        )
-        out = self.argument(f, Slot(store.buffer.kind, store.buffer.index))
-        w = self.argument(f, Slot("weight", arg, INTERLEAVED16))
-        with f.loop("group", "%from", "%to") as loop:
-            at = f.at(w, "i8", f.index("group_at", (loop.index, weight.group_bytes)), "w_at")
-            column = f.index("column", (loop.index, LANES))
-            f.do(f"call void {group}(ptr {at}, ptr {out}, i64 {column})")
+    @contextmanager
+    def _tasks_of(self, phase: str, doc: str = "") -> Iterator[Function]:
+        """Write the function of a phase's tasks %from … %to."""
+        name = f"{self.kernel.work.symbol}.{phase}"
+        f = Function(f"internal void @{name}(ptr %args, i64 %from, i64 %to) #0", doc)
+        yield f
         f.do("ret void")
-        self.module.add(f"{self.kernel.work.symbol}.columns", f)
+        self.module.add(name, f)
+
+    def _dequantize_phase(self, store: Store) -> _Phase:
+        weight = interleaved(self.plan, store.node.arg)
+        group = add_dequantize(self.module, weight)
+        with self._tasks_of("columns") as f:
+            out = self.argument(f, Slot(store.buffer.kind, store.buffer.index))
+            w = self.argument(f, Slot("weight", store.node.arg, INTERLEAVED16))
+            with f.loop("group", "%from", "%to") as loop:
+                at = f.at(w, "i8", f.index("group_at", (loop.index, weight.group_bytes)), "w_at")
+                column = f.index("column", (loop.index, LANES))
+                f.do(f"call void {group}(ptr {at}, ptr {out}, i64 {column})")
         chunk = max(1, _CHUNK_BYTES // (4 * LANES * weight.k))
-        return _Phase(f"@{self.kernel.work.symbol}.columns", weight.groups, None, chunk)
+        return _Phase("columns", weight.groups, None, chunk)
 
     def _lookup_phase(self, store: Store) -> _Phase:
         (ids_node,), arg = store.node.operands, store.node.arg
-        spec = self.plan.weight(arg)
-        fmt = spec.block_format
-        decode = add_row(self.module, fmt, spec.k)
-        name = f"{self.kernel.work.symbol}.rows"
-        f = Function(
-            f"internal void @{name}(ptr %args, i64 %from, i64 %to) #0",
-            "One GGUF row for each id; whoever calls has checked the ids.",
-        )
-        ids = self.argument(f, Slot("ids", ids_node.arg))
-        w = self.argument(f, Slot("weight", arg, GGUF))
-        out = self.argument(f, Slot(store.buffer.kind, store.buffer.index))
-        with f.loop("row", "%from", "%to") as loop:
-            number = f.let("id", f"load i64, ptr {f.at(ids, 'i64', loop.index, 'id_at')}, align 8")
-            w_at = f.at(w, "i8", f.index("w_off", (number, fmt.row_bytes(spec.k))), "w_at")
-            out_at = f.at(out, "float", f.index("out_off", (loop.index, spec.k)), "out_at")
-            f.do(f"call void {decode}(ptr {w_at}, ptr {out_at})")
-        f.do("ret void")
-        self.module.add(name, f)
-        return _Phase(f"@{name}", 1, 1, max(1, _CHUNK_FLOATS // spec.k))
+        k, fmt = self.plan.weight(arg).k, self.plan.weight(arg).block_format
+        decode = add_row(self.module, fmt, k)
+        doc = "One GGUF row for each id; whoever calls has checked the ids."
+        with self._tasks_of("rows", doc) as f:
+            ids = self.argument(f, Slot("ids", ids_node.arg))
+            w = self.argument(f, Slot("weight", arg, GGUF))
+            out = self.argument(f, Slot(store.buffer.kind, store.buffer.index))
+            with f.loop("row", "%from", "%to") as loop:
+                id_at = f.at(ids, "i64", loop.index, "id_at")
+                number = f.let("id", f"load i64, ptr {id_at}, align 8")
+                w_at = f.at(w, "i8", f.index("w_off", (number, fmt.row_bytes(k))), "w_at")
+                out_at = f.at(out, "float", f.index("out_off", (loop.index, k)), "out_at")
+                f.do(f"call void {decode}(ptr {w_at}, ptr {out_at})")
+        return _Phase("rows", 1, 1, max(1, _CHUNK_FLOATS // k))
 
     def _rows_phase(self) -> _Phase:
+        work = self.kernel.work
         RowWriter(self).write()
-        self._task("row", f"@{self.kernel.work.symbol}.row")
-        widths = [s.node.width for s in self.kernel.work.rows]
-        widths += [self.kernel.work.x.width] if self.kernel.work.x is not None else []
-        chunk = max(1, _CHUNK_FLOATS // max(widths))
-        return _Phase(f"@{self.kernel.work.symbol}.rows", 1, 1, chunk)
-
-    def _task(self, what: str, function: str) -> None:
-        name = f"{self.kernel.work.symbol}.{what}s"
-        f = Function(f"internal void @{name}(ptr %args, i64 %from, i64 %to) #0")
-        with f.loop(what, "%from", "%to") as loop:
-            f.do(f"call void {function}(ptr %args, i64 {loop.index})")
-        f.do("ret void")
-        self.module.add(name, f)
+        with self._tasks_of("rows") as f, f.loop("row", "%from", "%to") as loop:
+            f.do(f"call void @{work.symbol}.row(ptr %args, i64 {loop.index})")
+        widths = [s.node.width for s in work.rows]
+        widths += [work.x.width] if work.x is not None else []
+        return _Phase("rows", 1, 1, max(1, _CHUNK_FLOATS // max(widths)))
 
     def _columns_phase(self) -> _Phase:
-        for i, section in enumerate(self.kernel.work.sections):
+        sections = self.kernel.work.sections
+        for i, section in enumerate(sections):
             SectionWriter(self, i, section).write()
-        count, rows = sum(map(self._tasks, self.kernel.work.sections)), self._block_rows()
-        name = f"{self.kernel.work.symbol}.columns"
-        f = Function(
-            f"internal void @{name}(ptr %args, i64 %from, i64 %to) #0",
-            "Tasks are numbered through the sections"
-            + ("." if rows is None else f", and again for each {rows} rows of x."),
-        )
-        m = self.argument(f, Slot("m"))
-        with f.loop("number", "%from", "%to") as loop:
-            task, first, end = loop.index, "0", m
-            if rows is not None:
-                self.module.declare("declare i64 @llvm.smin.i64(i64, i64)")
-                block = f.let("block", f"udiv i64 {loop.index}, {count}")
-                task = f.let("task", f"urem i64 {loop.index}, {count}")
-                first = f.index("first", (block, rows))
-                beyond = f.index("beyond", (first, 1), (rows, 1))
-                end = f.let("end", f"call i64 @llvm.smin.i64(i64 {m}, i64 {beyond})")
-            self._call_section(f, task, first, end)
-        f.do("ret void")
-        self.module.add(name, f)
+        count, rows = sum(map(self._tasks, sections)), self._block_rows()
+        doc = "Tasks are numbered through the sections"
+        doc += "." if rows is None else f", and again for each {rows} rows of x."
+        with self._tasks_of("columns", doc) as f:
+            m = self.argument(f, Slot("m"))
+            with f.loop("number", "%from", "%to") as loop:
+                task, first, end = loop.index, "0", m
+                if rows is not None:
+                    self.module.declare("declare i64 @llvm.smin.i64(i64, i64)")
+                    block = f.let("block", f"udiv i64 {loop.index}, {count}")
+                    task = f.let("task", f"urem i64 {loop.index}, {count}")
+                    first = f.index("first", (block, rows))
+                    beyond = f.index("beyond", (first, 1), (rows, 1))
+                    end = f.let("end", f"call i64 @llvm.smin.i64(i64 {m}, i64 {beyond})")
+                self._call_section(f, task, first, end)
         group_bytes = max(
-            sum(interleaved(self.plan, p.arg).group_bytes for p in s.products)
-            for s in self.kernel.work.sections
+            sum(interleaved(self.plan, p.arg).group_bytes for p in s.products) for s in sections
         )
         chunk = self._chunk(count, group_bytes * self.kernel.tile.groups)
-        return _Phase(f"@{name}", count, rows, chunk)
+        return _Phase("columns", count, rows, chunk)
 
     def _call_section(self, f: Function, task: str, first: str, end: str) -> None:
         """Call the function of the section that a task belongs to, for rows first … end."""
-        done, before = f.fresh("next"), 0
-        for i, section in enumerate(self.kernel.work.sections):
+        work, done, before = self.kernel.work, f.fresh("next"), 0
+        for i, section in enumerate(work.sections):
             mine = f.let("mine", f"sub i64 {task}, {before}") if before else task
             here, other = f.fresh("here"), f.fresh("other")
             inside = f.let("inside", f"icmp slt i64 {mine}, {self._tasks(section)}")
             f.do(f"br i1 {inside}, label %{here}, label %{other}")
             f.label(here)
             arguments = f"ptr %args, i64 {mine}, i64 {first}, i64 {end}"
-            f.do(f"call void @{self.kernel.work.symbol}.section{i}({arguments})")
+            f.do(f"call void @{work.symbol}.section{i}({arguments})")
             f.do(f"br label %{done}")
             f.label(other)
             before += self._tasks(section)

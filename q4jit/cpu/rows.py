@@ -29,33 +29,33 @@ class RowWriter:
 
     def __init__(self, lowering: Context) -> None:
         self._lowering = lowering
-        self._kernel = lowering.kernel
+        self._kernel, self._work = lowering.kernel, lowering.kernel.work
         self._f = Function(
-            f"internal void @{self._kernel.work.symbol}.row(ptr %args, i64 %row) #0",
+            f"internal void @{self._work.symbol}.row(ptr %args, i64 %row) #0",
             "One row before the products: x, and what the columns phase needs of it.",
         )
-        loads = {s.node.id: s.buffer for s in self._kernel.work.loads}
+        loads = {s.node.id: s.buffer for s in self._work.loads}
         self._values = Values(lowering, self._f, "%row", loads)
 
     def write(self) -> None:
         """Add the function to the module."""
-        f, kernel = self._f, self._kernel
+        f, work = self._f, self._work
         for node in self._sums():
             self._sum(node)
-        for store in kernel.work.rows:
+        for store in work.rows:
             if store.node.width == 1:
                 value = self._values.scalar(store.node)
                 f.do(f"store float {value}, ptr {self._values.buffer_row(store)}, align 4")
             else:
                 self._copy(store)
-        if kernel.work.x is not None:
-            self._write_x(kernel.work.x)
+        if work.x is not None:
+            self._write_x(work.x)
         f.do("ret void")
-        self._lowering.module.add(f"{kernel.work.symbol}.row", f)
+        self._lowering.module.add(f"{work.symbol}.row", f)
 
     def _sums(self) -> list[Node]:
-        roots = [s.node for s in self._kernel.work.rows]
-        roots += [self._kernel.work.x] if self._kernel.work.x is not None else []
+        roots = [s.node for s in self._work.rows]
+        roots += [self._work.x] if self._work.x is not None else []
         found: dict[int, Node] = {}
         stack = roots
         while stack:
@@ -142,7 +142,7 @@ class RowWriter:
             return
         formats = [
             plan.weight(p.arg).block_format
-            for s in kernel.work.sections
+            for s in self._work.sections
             for p in s.products
             if is_integer(plan, kernel, s, p)
         ]

@@ -3,6 +3,13 @@
 from dataclasses import dataclass, replace
 from typing import Final
 
+from q4jit.cpu.instructions import (
+    SDOT,
+    VPDPBUSD_256,
+    VPDPBUSD_512,
+    VPMADDUBSW,
+    DotInstruction,
+)
 from q4jit.frontend.graph import Graph, Node
 from q4jit.frontend.specs import WeightSpec
 from q4jit.plan.kernels import Kernel, Plan, Section, Slot
@@ -29,43 +36,36 @@ class Tile:
     rows: int
     groups: int = 1
 
+    @property
+    def places(self) -> list[tuple[int, int]]:
+        """Every (group, row) of it."""
+        return [(g, r) for g in range(self.groups) for r in range(self.rows)]
+
 
 @dataclass(frozen=True)
 class Dot:
-    """An instruction that multiplies bytes and sums them in each lane, and how it is used.
+    """How CPUs with a feature multiply integers.
 
-    feature: what a CPU must have. lanes: of 32 bits. quant_bits: of the largest quants it takes.
-    few: the tile for M up to twice its rows, or fewer rows of it. many: the tiles beyond, of three
-    digits and of one.
+    quant_bits: of the largest quants that are multiplied. few: the tile for M up to twice its rows,
+    or fewer rows of it. many: the tiles beyond, of three digits and of one.
     """
 
     feature: str
-    instruction: str
-    lanes: int
+    instruction: DotInstruction
     quant_bits: int
     few: Tile
     many: tuple[Tile, Tile]
-
-    @property
-    def pairs(self) -> bool:
-        """Whether it sums two products in 16 bits, not four in 32: too few bits for `f32`."""
-        return self.instruction == "vpmaddubsw"
-
-    @property
-    def signed(self) -> bool:
-        """Whether it takes signed quants."""
-        return self.instruction == "sdot"
 
 
 # Which kernels serve which CPU and M: the first line whose feature the CPU has. Digits of x make
 # `f32` from three sums of 32 bits and `i8` from one of either kind. Float formats, and what no line
 # serves, are products of floats.
 DOTS: Final = (
-    #   feature       instruction  lanes bits  few rows  many rows: three digits, one
-    Dot("avx512vnni", "vpdpbusd", 16, 8, Tile(8), (Tile(4, 2), Tile(6, 2))),
-    Dot("avxvnni", "vpdpbusd", 8, 8, Tile(4), (Tile(4), Tile(4))),
-    Dot("avx2", "vpmaddubsw", 8, 4, Tile(4), (Tile(4), Tile(4))),
-    Dot("dotprod", "sdot", 4, 8, Tile(4), (Tile(4), Tile(4))),
+    #   feature       instruction  bits  few rows  many rows: three digits, one
+    Dot("avx512vnni", VPDPBUSD_512, 8, Tile(8), (Tile(4, 2), Tile(6, 2))),
+    Dot("avxvnni", VPDPBUSD_256, 8, Tile(4), (Tile(4), Tile(4))),
+    Dot("avx2", VPMADDUBSW, 4, Tile(4), (Tile(4), Tile(4))),
+    Dot("dotprod", SDOT, 8, Tile(4), (Tile(4), Tile(4))),
 )
 _FLOATS: Final = {32: Tile(8), 16: Tile(4)}  # by vector registers: more rows would spill sums
 
@@ -99,7 +99,7 @@ class CpuKernel:
         if self.dot is None:
             return rows
         digits = "1 digit" if self.limbs == 1 else f"{self.limbs} digits"
-        return f"{rows}, {digits} by {self.dot.instruction}"
+        return f"{rows}, {digits} by {self.dot.instruction.name}"
 
     def schedule_of(self, section: Section) -> str:
         """Name the way in which a section is computed."""
@@ -175,10 +175,10 @@ def find_dot(target: Target) -> Dot | None:
     return next((dot for dot in DOTS if target.has(dot.feature)), None)
 
 
-def zero_of(fmt: Format, dot: Dot) -> int:
+def zero_of(fmt: Format, instruction: DotInstruction) -> int:
     """The quant, as the instruction takes it, that stands for zero."""
     if fmt.signed:
-        return 0 if dot.signed else 1 << fmt.quant_bits - 1
+        return 0 if instruction.signed else 1 << fmt.quant_bits - 1
     return fmt.zero
 
 
@@ -190,7 +190,7 @@ def is_integer(plan: CpuPlan, kernel: CpuKernel, section: Section, product: Node
 
 def _suits(dot: Dot, limbs: int, section: Section, spec: WeightSpec) -> bool:
     fmt = spec.block_format
-    served = 0 < fmt.quant_bits <= dot.quant_bits and (limbs == 1 or not dot.pairs)
+    served = 0 < fmt.quant_bits <= dot.quant_bits and (limbs == 1 or not dot.instruction.pairs)
     # Inf and NaN among scales come out right only where elements are scaled one by one
     return served and spec.finite and schedule_of(section) == COLUMNS
 

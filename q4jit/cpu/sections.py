@@ -122,7 +122,12 @@ class SectionWriter:
         if kernel.dot is not None and is_integer(plan, kernel, self._section, product):
             stride = digits_bytes(self._padded_k, kernel.limbs)
             integers = IntegerProduct(
-                weight, kernel.dot, kernel.limbs, rows, len(weights), self._padded_k, stride
+                weight,
+                kernel.dot.instruction,
+                kernel.limbs,
+                kernel.tile,
+                self._padded_k,
+                stride,
             )
             digits = self._lowering.argument(f, Slot("digits"))
             at = f.at(digits, "i8", f.index("digits_off", (first, stride)), "digits_at")

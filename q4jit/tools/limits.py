@@ -14,7 +14,6 @@ import numpy as np
 
 from q4jit.backends import find_backend
 from q4jit.compilers import cache
-from q4jit.cpu.integers import INTRINSICS
 from q4jit.cpu.llvm_text import INTS, Function
 from q4jit.cpu.schedule import find_dot
 from q4jit.runtime.cpu import LoadedObject, function
@@ -188,11 +187,10 @@ def _f32(target: Target) -> Instruction:
 
 def _i8(target: Target) -> Instruction | None:
     dot = find_dot(target)
-    if dot is None or dot.pairs:
+    if dot is None or dot.instruction.pairs:
         return None
-    lanes = dot.lanes
-    name = INTRINSICS[dot.instruction, lanes]
-    return Instruction(name, f"<{lanes} x i32>", f"<{4 * lanes} x i8>", lanes, 4)
+    found = dot.instruction
+    return Instruction(found.intrinsic, found.sums, found.factors, found.lanes, products=4)
 
 
 def _peak(target: Target, kind: Instruction) -> Peak:

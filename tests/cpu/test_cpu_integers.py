@@ -429,9 +429,9 @@ def test_the_table_in_the_docs() -> None:
         few, many = dot.few, dot.many
         assert row[:4] == [
             f"| `{dot.feature}`",
-            f"`{dot.instruction}`, {32 * dot.lanes} bits",
-            "2" if dot.pairs else "4",
-            "floats" if dot.pairs else "3 digits",
+            f"`{dot.instruction.name}`, {32 * dot.instruction.lanes} bits",
+            "2" if dot.instruction.pairs else "4",
+            "floats" if dot.instruction.pairs else "3 digits",
         ]
         assert row[4] == ("1 digit" if dot.quant_bits == 8 else "1 digit (4-bit quants)")
         assert row[5] == f"M ≤ {2 * few.rows}: up to {few.rows} × 16"

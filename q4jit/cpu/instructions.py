@@ -1,0 +1,128 @@
+"""The instructions that multiply bytes, and `dot4`: the function that one of them is in LLVM IR."""
+
+from dataclasses import dataclass
+from typing import Final
+
+from q4jit.cpu.llvm_text import INTS, Function, Module, splat
+from q4jit.weights.layouts import LANES
+
+_BYTES: Final = "<64 x i8>"
+
+
+@dataclass(frozen=True)
+class DotInstruction:
+    """An instruction that multiplies bytes and adds neighbouring products.
+
+    intrinsic: LLVM's name for it. lanes: of 32 bits in its vectors. signed: whether it takes signed
+    quants. pairs: whether it adds two products in 16 bits (too few for `f32`), and not four
+    products to a sum of 32 bits.
+    """
+
+    name: str
+    intrinsic: str
+    lanes: int
+    signed: bool = False
+    pairs: bool = False
+
+    @property
+    def factors(self) -> str:
+        """LLVM's type of what it multiplies."""
+        return f"<{4 * self.lanes} x i8>"
+
+    @property
+    def sums(self) -> str:
+        """LLVM's type of its result."""
+        return self.sums_of(self.lanes)
+
+    @property
+    def sum_bits(self) -> int:
+        """The size of a sum."""
+        return 16 if self.pairs else 32
+
+    def sums_of(self, lanes: int) -> str:
+        """Return LLVM's type of as many lanes of sums."""
+        return f"<{lanes * 32 // self.sum_bits} x i{self.sum_bits}>"
+
+
+VPDPBUSD_512: Final = DotInstruction("vpdpbusd", "llvm.x86.avx512.vpdpbusd.512", 16)
+VPDPBUSD_256: Final = DotInstruction("vpdpbusd", "llvm.x86.avx512.vpdpbusd.256", 8)
+VPMADDUBSW: Final = DotInstruction("vpmaddubsw", "llvm.x86.avx2.pmadd.ub.sw", 8, pairs=True)
+SDOT: Final = DotInstruction("sdot", "llvm.aarch64.neon.sdot.v4i32.v16i8", 4, signed=True)
+
+
+class DotWriter:
+    """Writes dot products of four bytes in each of 16 lanes; `chain` is the type of their sums."""
+
+    def __init__(self, module: Module, instruction: DotInstruction) -> None:
+        self._module, self._instruction = module, instruction
+        self.chain = instruction.sums_of(LANES)
+
+    def add(self, f: Function, total: str, quants: str, x: str) -> str:
+        """Add four more products in each lane to a chain."""
+        arguments = f"{self.chain} {total}, {INTS} {quants}, {INTS} {x}"
+        return f.let("s", f"call {self.chain} {self._function()}({arguments})")
+
+    def total(self, f: Function, chain: str) -> str:
+        """Return what a chain has come to, in 32 bits."""
+        if not self._instruction.pairs:
+            return chain
+        even = f.let("even", f"bitcast {self.chain} {chain} to {INTS}")
+        top = f.let("top", f"ashr {INTS} {even}, {splat('i32', '16')}")
+        low = f.let("low", f"shl {INTS} {even}, {splat('i32', '16')}")
+        low = f.let("low", f"ashr {INTS} {low}, {splat('i32', '16')}")
+        return f.let("total", f"add {INTS} {top}, {low}")
+
+    def _function(self) -> str:
+        name = "dot4"
+        if not self._module.knows(name):
+            f = Function(
+                f"internal {self.chain} @{name}({self.chain} %sum, {INTS} %quants, {INTS} %x) #1",
+                f"{self._instruction.name}: four products of bytes in each of 16 lanes.",
+            )
+            self._write(f)
+            self._module.add(name, f)
+        return f"@{name}"
+
+    def _write(self, f: Function) -> None:
+        """Cut 16 lanes into the instruction's vectors, and put its results together again."""
+        quants = f.let("q8", f"bitcast {INTS} %quants to {_BYTES}")
+        x = f.let("x8", f"bitcast {INTS} %x to {_BYTES}")
+        vectors = range(LANES // self._instruction.lanes)
+        result = self._joined(f, [self._call(f, quants, x, i) for i in vectors])
+        if self._instruction.pairs:
+            result = f.let("s", f"add {self.chain} %sum, {result}")
+        f.do(f"ret {self.chain} {result}")
+
+    def _call(self, f: Function, quants: str, x: str, i: int) -> str:
+        """Apply the instruction to vector i."""
+        dot, count = self._instruction, 4 * self._instruction.lanes
+        operands = [(dot.factors, self._vector(f, _BYTES, v, i, count)) for v in (quants, x)]
+        if not dot.pairs:
+            operands.insert(0, (dot.sums, self._vector(f, INTS, "%sum", i, dot.lanes)))
+        kinds = ", ".join(kind for kind, _ in operands)
+        self._module.declare(f"declare {dot.sums} @{dot.intrinsic}({kinds})")
+        arguments = ", ".join(f"{kind} {value}" for kind, value in operands)
+        hint = "pairs" if dot.pairs else "s"
+        return f.let(hint, f"call {dot.sums} @{dot.intrinsic}({arguments})")
+
+    def _vector(self, f: Function, kind: str, value: str, i: int, count: int) -> str:
+        """Return elements i·count, … of 16 lanes."""
+        if self._instruction.lanes == LANES:
+            return value
+        places = ", ".join(f"i32 {i * count + j}" for j in range(count))
+        return f.let(
+            "part", f"shufflevector {kind} {value}, {kind} poison, <{count} x i32> <{places}>"
+        )
+
+    def _joined(self, f: Function, parts: list[str]) -> str:
+        """Return vectors of sums as one."""
+        lanes = self._instruction.lanes
+        while len(parts) > 1:
+            kind, lanes = self._instruction.sums_of(lanes), 2 * lanes
+            count = lanes * 32 // self._instruction.sum_bits
+            places = ", ".join(f"i32 {j}" for j in range(count))
+            parts = [
+                f.let("both", f"shufflevector {kind} {a}, {kind} {b}, <{count} x i32> <{places}>")
+                for a, b in zip(parts[::2], parts[1::2], strict=True)
+            ]
+        return parts[0]
