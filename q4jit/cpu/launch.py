@@ -8,9 +8,9 @@ import functools
 import math
 import struct
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from operator import itemgetter
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,12 +19,17 @@ from q4jit.arrays.arguments import check_array, checked_ids, f32
 from q4jit.arrays.call_shapes import CallShapes
 from q4jit.arrays.dtypes import F32
 from q4jit.arrays.outputs import check_out, usable
-from q4jit.cpu.schedule import CpuKernel, CpuPlan, digits_bytes, padded_k
+from q4jit.cpu.schedule import CpuKernel, CpuPlan
+from q4jit.cpu.scratch import Scratch, keep_scratch, lay_out_scratch, new_scratch, take_scratch
 from q4jit.plan.kernels import Slot
 from q4jit.runtime import pool
 from q4jit.runtime.cpu import data_pointer
-from q4jit.weights.layouts import CACHE_LINE_BYTES, GGUF
+from q4jit.weights.layouts import GGUF
 from q4jit.weights.tensor import QuantizedTensor
+
+_FIRST_ARRAY: Final = 3  # of the values of a call
+# NumPy's flags of an array that kernels can read: NPY_ARRAY_C_CONTIGUOUS and NPY_ARRAY_ALIGNED
+_READY: Final = 0x101
 
 KernelFunction = Callable[[bytes], None]
 _Step = tuple[KernelFunction, Callable[..., bytes], Callable[[list[Any]], tuple[Any, ...]]]
@@ -53,42 +58,26 @@ class CpuLaunch:
         self._sizes = [a.nbytes for a in read] + [4 * math.prod(r.shape) for r in self._results]
         numbers = any(isinstance(args[i], np.ndarray) for i in self._scalars)
         self._outs_may_be_quick = not (numbers or self._picks)
-        self._set_scratch(plan)
-        self._steps = self._bind(plan, functions)
+        offsets, self.scratch_bytes = lay_out_scratch(plan, self._rows)
+        self._offsets = [*offsets.values()]
+        self._steps = self._steps_of(plan, functions, offsets)
 
     # --- what depends on shapes alone -----------------------------------------------------------
 
-    def _set_scratch(self, plan: CpuPlan) -> None:
-        """Lay out temporaries and prologue results behind each other, each on a cache line."""
-        sizes = {
-            Slot("temp", i): 4 * width * max(1, self._rows) for i, width in enumerate(plan.temps)
-        }
-        for kernel in plan.kernels:
-            rows = 1 if kernel.work.uniform else self._rows
-            k = padded_k(plan, kernel)
-            row_bytes = {
-                Slot("x"): 4 * k,
-                Slot("exponent"): 4,
-                Slot("digits"): digits_bytes(k, kernel.limbs) if kernel.limbs else 0,
-            }
-            for slot, size in row_bytes.items():
-                sizes[slot] = max(sizes.get(slot, 0), rows * size)
-        self._scratch_offsets: dict[Slot, int] = {}
-        total = 0
-        for slot, size in sizes.items():
-            self._scratch_offsets[slot] = total
-            total += -(-size // CACHE_LINE_BYTES) * CACHE_LINE_BYTES
-        self.scratch_bytes, self._offsets = total, [*self._scratch_offsets.values()]
+    def _steps_of(
+        self, plan: CpuPlan, functions: Sequence[KernelFunction], scratch: Iterable[Slot]
+    ) -> list[_Step]:
+        """Return for each kernel its function, the packing of its slots, and their values' places.
 
-    def _bind(self, plan: CpuPlan, functions: Sequence[KernelFunction]) -> list["_Step"]:
-        """Per kernel: its function, the packing of its slots, and which values they take."""
+        scratch: the slots of scratch memory, in the order of a call's values.
+        """
         order = [Slot("pool"), Slot("m"), Slot("one")]
         order += [Slot("array", i) for i, _ in self._arrays]
         order += [Slot("ids", i) for i, _, _ in self._ids]
         order += [Slot("scalar", i) for i in self._scalars]
         order += [Slot("weight", i, layout) for i, layout in self._weights]
         order += [Slot("output", i) for i in range(len(self._results))]
-        order += list(self._scratch_offsets)
+        order += scratch
         place = {slot: i for i, slot in enumerate(order)}
         steps: list[_Step] = []
         for kernel, function in zip(plan.kernels, functions, strict=True):
@@ -105,13 +94,13 @@ class CpuLaunch:
     def __call__(self, args: Sequence[Any], out: Any = None) -> Any:
         """Run the kernels; returns an array or a tuple of them, or `out` where it is given."""
         values, _copies, buffers = self._values(args, out)  # copies live until kernels are done
-        scratch = _take_scratch(self.scratch_bytes)
+        scratch = take_scratch(self.scratch_bytes)
         base = scratch[0]
         for offset in self._offsets:
             values.append(base + offset)
         for function, pack, pick in self._steps:
             function(pack(*pick(values)))
-        _give_back(scratch)
+        keep_scratch(scratch)
         if out is not None:
             return out if buffers is None else self._deliver(buffers, out)
         if self._picks:
@@ -165,7 +154,7 @@ class CpuLaunch:
             return functools.partial(self, args, out)
         return _Bound(self, args, out, values)
 
-    def packed(self, values: list[Any], scratch: "_Scratch") -> list[tuple[KernelFunction, bytes]]:
+    def packed(self, values: list[Any], scratch: Scratch) -> list[tuple[KernelFunction, bytes]]:
         """The kernels in order, each with its slots."""
         values = values + [scratch.start + offset for offset in self._offsets]
         return [(function, pack(*pick(values))) for function, pack, pick in self._steps]
@@ -239,7 +228,7 @@ class _Bound:
     def __init__(self, launch: CpuLaunch, args: Sequence[Any], out: Any, values: list[Any]) -> None:
         self._launch, self._args, self._out = launch, args, out
         self._workers = pool.address()
-        self._scratch = _new_scratch(launch.scratch_bytes)
+        self._scratch = new_scratch(launch.scratch_bytes)
         self._steps = launch.packed(values, self._scratch)
         self._free = threading.Lock()
 
@@ -257,44 +246,3 @@ class _Bound:
 
 def _one_row(slot: Slot, kernel: CpuKernel) -> Slot:
     return Slot("one") if slot.kind == "m" and kernel.work.uniform else slot
-
-
-_FIRST_ARRAY: Final = 3  # of the values of a call
-# NumPy's flags of an array that kernels can read: NPY_ARRAY_C_CONTIGUOUS and NPY_ARRAY_ALIGNED
-_READY: Final = 0x101
-
-
-class _Scratch(NamedTuple):
-    """Memory for temporaries; `start` is its first address on a cache line."""
-
-    start: int
-    size_bytes: int
-    owner: object
-
-
-# Kept between calls, because fresh pages from the operating system cost more than a small kernel;
-# what a large call needs goes with it. One for each call that ran at the same time as others.
-_kept: list[_Scratch] = []
-_KEPT_BYTES: Final = 16 << 20
-
-
-def _take_scratch(size_bytes: int) -> _Scratch:
-    """Memory that no other call has: other threads, signal handlers and finalisers get theirs."""
-    try:
-        scratch = _kept.pop()
-    except IndexError:
-        scratch = None
-    if scratch is not None and scratch.size_bytes >= size_bytes:
-        return scratch
-    return _new_scratch(size_bytes)
-
-
-def _new_scratch(size_bytes: int) -> _Scratch:
-    memory = np.empty(size_bytes + CACHE_LINE_BYTES, np.uint8)
-    start = data_pointer(memory)
-    return _Scratch(start + -start % CACHE_LINE_BYTES, size_bytes, memory)
-
-
-def _give_back(scratch: _Scratch) -> None:
-    if scratch.size_bytes <= _KEPT_BYTES:
-        _kept.append(scratch)

@@ -13,7 +13,7 @@ import pytest
 from numpy.typing import NDArray
 
 from q4jit import ArgumentError, QuantizedTensor, quantize, specialize
-from q4jit.cpu import launch as launch_cpu
+from q4jit.cpu import scratch
 from tests.support.functions import F32, Floats, check, random, weight
 
 M, K, N = 5, 32, 48
@@ -327,7 +327,7 @@ def test_scratch_of_a_large_call_is_not_kept() -> None:
     w = quantize(np.ones((1024, 16)), "Q4_0")
     product = specialize(lambda x, w: x @ w)
     product(np.zeros((8192, 1024), np.float32), w)
-    assert all(scratch.size_bytes <= launch_cpu._KEPT_BYTES for scratch in launch_cpu._kept)
+    assert all(piece.size_bytes <= scratch._KEPT_BYTES for piece in scratch._kept)
 
 
 def python_calls(action: Callable[[], object]) -> int:

@@ -1,0 +1,74 @@
+"""Scratch memory of CPU calls: temporaries and the prologue's results, kept between calls.
+
+Fresh pages from the operating system cost more than a small kernel. Each call takes a piece of its
+own, so there are as many as calls ran at the same time; what a large call needs goes with it.
+"""
+
+from typing import Final, NamedTuple
+
+import numpy as np
+
+from q4jit.cpu.schedule import CpuPlan, digits_bytes, padded_k
+from q4jit.plan.kernels import Slot
+from q4jit.runtime.cpu import data_pointer
+from q4jit.weights.layouts import CACHE_LINE_BYTES
+
+_KEPT_BYTES: Final = 16 << 20
+
+
+class Scratch(NamedTuple):
+    """Memory for temporaries; `start` is its first address on a cache line."""
+
+    start: int
+    size_bytes: int
+    owner: object
+
+
+_kept: list[Scratch] = []
+
+
+def lay_out_scratch(plan: CpuPlan, rows: int) -> tuple[dict[Slot, int], int]:
+    """Return the offset of each buffer of a call's scratch memory, and the bytes of all of it.
+
+    They lie behind each other, each on a cache line. Kernels run one after the other, so that they
+    share the prologue's buffers.
+    """
+    sizes = {Slot("temp", i): 4 * width * max(1, rows) for i, width in enumerate(plan.temps)}
+    for kernel in plan.kernels:
+        k = padded_k(plan, kernel)
+        row_bytes = {
+            Slot("x"): 4 * k,
+            Slot("exponent"): 4,
+            Slot("digits"): digits_bytes(k, kernel.limbs) if kernel.limbs else 0,
+        }
+        for slot, size in row_bytes.items():
+            sizes[slot] = max(sizes.get(slot, 0), size * (1 if kernel.work.uniform else rows))
+    offsets, total = {}, 0
+    for slot, size in sizes.items():
+        offsets[slot] = total
+        total += -(-size // CACHE_LINE_BYTES) * CACHE_LINE_BYTES
+    return offsets, total
+
+
+def take_scratch(size_bytes: int) -> Scratch:
+    """Return memory that no other call has: threads, signal handlers and finalisers get theirs."""
+    try:
+        scratch = _kept.pop()
+    except IndexError:
+        scratch = None
+    if scratch is not None and scratch.size_bytes >= size_bytes:
+        return scratch
+    return new_scratch(size_bytes)
+
+
+def new_scratch(size_bytes: int) -> Scratch:
+    """Return fresh memory."""
+    memory = np.empty(size_bytes + CACHE_LINE_BYTES, np.uint8)
+    start = data_pointer(memory)
+    return Scratch(start + -start % CACHE_LINE_BYTES, size_bytes, memory)
+
+
+def keep_scratch(scratch: Scratch) -> None:
+    """Keep memory for a later call, unless it is large."""
+    if scratch.size_bytes <= _KEPT_BYTES:
+        _kept.append(scratch)
