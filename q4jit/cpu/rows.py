@@ -74,24 +74,27 @@ class RowWriter:
         values.prepare([operand])
         f.comment(f"sum over {operand.width}")
         zero = {"sum": (VECTOR, "zeroinitializer")}
-        with f.loop("c", 0, -(-operand.width // LANES) * LANES, step=LANES, carry=zero) as loop:
-            mask = tail_mask(f, loop.index, operand.width)
-            values.start(SIXTEEN, loop.index, mask, {})
-            value = values.at(operand)
-            if mask is not None:
-                value = f.let(
-                    "value",
-                    f"select {MASK} {mask}, {VECTOR} {value}, {VECTOR} zeroinitializer",
-                )
+        with f.loop("c", 0, _whole(operand.width), step=LANES, carry=zero) as loop:
+            value = self._padded(operand, loop.index)
             loop["sum"] = f.let("sum", f"fadd {VECTOR} {loop['sum']}, {value}")
         values.scalars[node.id] = sum_lanes(module, f, loop["sum"])
+
+    def _padded(self, node: Node, column: str) -> str:
+        """Write 16 columns of a value, with zeros beyond its width."""
+        f = self._f
+        mask = tail_mask(f, column, node.width)
+        self._values.start(SIXTEEN, column, mask, {})
+        value = self._values.at(node)
+        if mask is None:
+            return value
+        return f.let("value", f"select {MASK} {mask}, {VECTOR} {value}, {VECTOR} zeroinitializer")
 
     def _copy(self, store: Store) -> None:
         f, values, width = self._f, self._values, store.node.width
         values.start(SIXTEEN, "0", None, {})
         values.prepare([store.node])
         out = values.buffer_row(store)
-        with f.loop("c", 0, -(-width // LANES) * LANES, step=LANES) as loop:
+        with f.loop("c", 0, _whole(width), step=LANES) as loop:
             values.start(SIXTEEN, loop.index, tail_mask(f, loop.index, width), {})
             values.store(store, out)
 
@@ -107,15 +110,8 @@ class RowWriter:
         zero = {"largest": (VECTOR, "zeroinitializer")}
         module = self._lowering.module
         module.declare(f"declare {VECTOR} @llvm.fabs.v16f32({VECTOR})")
-        with f.loop("c", 0, -(-x.width // LANES) * LANES, step=LANES, carry=zero) as loop:
-            mask = tail_mask(f, loop.index, x.width)
-            values.start(SIXTEEN, loop.index, mask, {})
-            value = values.at(x)
-            if mask is not None:  # padding of K must be zero
-                value = f.let(
-                    "value",
-                    f"select {MASK} {mask}, {VECTOR} {value}, {VECTOR} zeroinitializer",
-                )
+        with f.loop("c", 0, _whole(x.width), step=LANES, carry=zero) as loop:
+            value = self._padded(x, loop.index)
             f.do(f"store {VECTOR} {value}, ptr {f.at(out, 'float', loop.index)}, align 4")
             size = f.let("size", f"call {VECTOR} @llvm.fabs.v16f32({VECTOR} {value})")
             infinity = splat("float", float_text(float("inf")))
@@ -125,7 +121,7 @@ class RowWriter:
             loop["largest"] = f.let(
                 "largest", f"select {MASK} {both}, {VECTOR} {size}, {VECTOR} {loop['largest']}"
             )
-        for pad in range(-(-x.width // LANES) * LANES, padded, LANES):
+        for pad in range(_whole(x.width), padded, LANES):
             f.do(f"store {VECTOR} zeroinitializer, ptr {f.at(out, 'float', pad)}, align 4")
         exponents = self._lowering.argument(f, Slot("exponent"))
         scale_at = f.at(exponents, "float", "%row")
@@ -152,6 +148,11 @@ class RowWriter:
         offset = f.index("digits_off", ("%row", digits_bytes(padded, kernel.limbs)))
         at = f.at(base, "i8", offset, "digits_at")
         f.do(f"call void {function}(ptr {x}, ptr {at}, i64 {padded // UNIT})")
+
+
+def _whole(width: int) -> int:
+    """Return the columns of whole vectors that hold `width` columns."""
+    return -(-width // LANES) * LANES
 
 
 def _add_normalise(module: Module) -> None:
