@@ -25,9 +25,10 @@ from q4jit.compilers import cache
 from q4jit.compilers.find import find_compiler
 from q4jit.frontend.specs import ScalarSpec, Spec, WeightSpec, array_spec, ids_spec
 from q4jit.frontend.trace import trace
+from q4jit.hip.kernel import HipKernel, HipPlan
 from q4jit.hip.launch import HipLaunch, load, release_graph_memory
 from q4jit.hip.render import render
-from q4jit.hip.schedule import HipKernel, HipPlan, make_plan
+from q4jit.hip.schedule import make_plan
 from q4jit.hip.tunings import Tuned
 from q4jit.pipeline import fetch
 from q4jit.plan.kernels import Source

@@ -29,7 +29,8 @@ from q4jit.arrays.outputs import check_out
 from q4jit.arrays.torch_tensors import new_tensor
 from q4jit.arrays.views import DeviceView, require_contiguous, require_f32
 from q4jit.errors import ArgumentError, DeviceError
-from q4jit.hip.schedule import HipKernel, HipPlan, grid, scratch
+from q4jit.hip.kernel import HipKernel, HipPlan, grid
+from q4jit.hip.memory import scratch
 from q4jit.plan.kernels import Slot, Source
 from q4jit.runtime.devices import driver_of, drivers, why_none
 from q4jit.runtime.driver import Device, LoadedKernel
@@ -323,7 +324,7 @@ def _scratch(plan: HipPlan, rows: int) -> tuple[dict[Slot, int], int]:
     """Where temporaries and what kernels hand on begin in the scratch memory, and its size."""
     sizes = {Slot("temp", i): 4 * width * max(1, rows) for i, width in enumerate(plan.temps)}
     for kernel in plan.kernels:
-        for slot, size in scratch(plan, kernel, rows).items():
+        for slot, size in scratch(kernel, rows).items():
             sizes[slot] = max(sizes.get(slot, 0), size)
     offsets: dict[Slot, int] = {}
     total = 0

@@ -16,7 +16,14 @@ import jinja2
 from q4jit.frontend import elementary
 from q4jit.frontend.graph import Node
 from q4jit.frontend.specs import WeightSpec
-from q4jit.hip.schedule import BOUNDED_THREADS, MAX_GRID_Y, ROWS, TILE_HALVES, HipKernel, HipPlan
+from q4jit.hip.kernel import (
+    BOUNDED_THREADS,
+    MAX_GRID_Y,
+    ROWS,
+    TILE_HALVES,
+    HipKernel,
+    HipPlan,
+)
 from q4jit.hip.values import (
     Step,
     Sum,

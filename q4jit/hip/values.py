@@ -13,7 +13,7 @@ import numpy as np
 
 from q4jit.frontend.graph import Graph, Node
 from q4jit.frontend.specs import ArraySpec
-from q4jit.hip.schedule import HipKernel, HipPlan
+from q4jit.hip.kernel import HipKernel, HipPlan
 from q4jit.plan.kernels import Buffer, Slot
 
 # An argument is a parameter of the kernel and a member of `Arguments`, never in scope of a body: a

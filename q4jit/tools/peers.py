@@ -30,8 +30,8 @@ from q4jit.dispatcher import specialize
 from q4jit.errors import Q4JitError
 from q4jit.hip import tunings
 from q4jit.hip.harness import Bench, Built
+from q4jit.hip.kernel import ELEMENT
 from q4jit.hip.render import render_read
-from q4jit.hip.schedule import ELEMENT
 from q4jit.plan.kernels import Source
 from q4jit.plan.options import Tuning
 from q4jit.runtime.devices import driver_of, target_of
