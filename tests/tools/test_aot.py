@@ -19,7 +19,8 @@ from q4jit.compilers.find import find_compiler
 from q4jit.errors import TargetError
 from q4jit.frontend.specs import WeightSpec
 from q4jit.hip.kernel import MAX_GRID_Y
-from q4jit.hip.render import render_generic, template_directory
+from q4jit.hip.render import render_generic
+from q4jit.hip.templates import template_directory
 from q4jit.plan.options import Tuning
 from q4jit.targets import Target, find_target
 from q4jit.tools import aot
