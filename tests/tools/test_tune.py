@@ -310,15 +310,15 @@ def test_times_are_those_of_a_graph(platform: str, tmp_path: Path) -> None:
                 turns.append((number, driver.is_capturing(0, stream)))
                 launch(stream, number)
                 if driver.is_capturing(0, stream):
-                    _held_by_graphs.append(DeviceArray((4,), first, stream=stream))
+                    held_by_graphs.append(DeviceArray((4,), first, stream=stream))
             return [functools.partial(call, number) for number in range(3)]
         kept = DeviceArray((4,), first)
-        _held_by_graphs.append(kept)
+        held_by_graphs.append(kept)
         us = bench.replay_us(calls_on)
         assert us == 1500 / 4, us  # the fake's events, and the calls of a graph
         assert turns == [(0, False), (0, False), (0, True), (1, True), (2, True), (0, True)]
         assert fake["replays"] == 4 and fake["graphs"] == 0 and fake["events"] == 0
-        assert _held_by_graphs == [kept]
+        assert held_by_graphs == [kept]
         gc.collect()
         assert fake.allocations() == 1
         bench._closing.close()
@@ -333,7 +333,7 @@ _REPLAY_IMPORTS = """
 import contextlib, functools
 from q4jit.hip.harness import Bench
 from q4jit.arrays.device_array import DeviceArray
-from q4jit.hip.launch import _held_by_graphs
+from q4jit.hip.workspace import held_by_graphs
 """
 
 
