@@ -6,10 +6,14 @@ from typing import Any, Final
 from q4jit.arrays.call_shapes import CallShapes
 from q4jit.compilers.cache import Compiler
 from q4jit.frontend.graph import Graph
-from q4jit.hip import schedule, tunings
+from q4jit.hip import tunings
+from q4jit.hip.classes import m_class
+from q4jit.hip.explain import origins, remarks
+from q4jit.hip.kernel import HipPlan
 from q4jit.hip.launch import HipLaunch, load
+from q4jit.hip.limits import check_block_size
 from q4jit.hip.render import render
-from q4jit.hip.schedule import HipPlan
+from q4jit.hip.schedule import make_plan
 from q4jit.hip.tunings import Machine
 from q4jit.pipeline import Backend, Remark
 from q4jit.plan.options import Tuning
@@ -18,7 +22,7 @@ from q4jit.targets import Target
 
 
 def _check(target: Target, tuning: Tuning) -> None:
-    schedule.check_block_size(target, tuning.block_size)
+    check_block_size(target, tuning.block_size)
 
 
 def _search(device: Device, graph: Graph, m: int, tuning: Tuning) -> None:
@@ -31,7 +35,7 @@ def _plan(graph: Graph, target: Target, m: int, tuning: Tuning, device: Device |
     machine = None
     if device is not None:
         machine = Machine(device.name, target.arch, _compiler(target).fingerprint(target))
-    return schedule.make_plan(graph, target, m, tuning, tunings.find(target.arch, machine))
+    return make_plan(graph, target, m, tuning, tunings.find(target.arch, machine))
 
 
 def _compiler(target: Target) -> Compiler:
@@ -53,12 +57,12 @@ def _launch(
 
 
 def _explain(plan: HipPlan, tuning: Tuning, searched: bool) -> list[Remark]:
-    return [*schedule.remarks(plan, tuning), *schedule.origins(plan)]
+    return [*remarks(plan, tuning), *origins(plan)]
 
 
 BACKEND: Final = Backend(
     check=_check,
-    m_class=schedule.m_class,
+    m_class=m_class,
     search=_search,
     plan=_plan,
     render=render,

@@ -24,18 +24,12 @@ from q4jit.frontend.graph import Graph
 from q4jit.frontend.specs import WeightSpec, array_spec
 from q4jit.frontend.trace import trace
 from q4jit.hip import tunings
+from q4jit.hip.candidates import candidates, constants_of, schedules_for
+from q4jit.hip.choices import keys_of
+from q4jit.hip.classes import m_class, most_rows
 from q4jit.hip.harness import Bench, Built, rotated_copies
-from q4jit.hip.schedule import (
-    HipKernel,
-    HipPlan,
-    candidates,
-    constants_of,
-    keys_of,
-    m_class,
-    make_plan,
-    most_rows,
-    schedules_for,
-)
+from q4jit.hip.kernel import HipKernel, HipPlan
+from q4jit.hip.schedule import make_plan
 from q4jit.hip.tunings import Constants, Key, Machine, Trial
 from q4jit.plan.options import Tuning
 from q4jit.precision import BOUNDS, relative_error
@@ -140,7 +134,7 @@ def _candidates(bench: Bench, key: Key) -> Iterator[Candidate]:
     for schedule in schedules_for(bench.target, key):
         plan = make_plan(graph, bench.target, m, Tuning(key.precision, None, schedule))
         (kernel,) = (kernel for kernel in plan.kernels if kernel.work.sections)
-        for variant in candidates(plan, kernel, m):
+        for variant in candidates(plan.target, kernel, m):
             built = bench.compile(_with(plan, kernel, variant))
             constants = tuple(constants_of(variant).items())
             yield Candidate(key, schedule, constants, built, _text_hash(built))

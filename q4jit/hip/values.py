@@ -7,13 +7,13 @@ others are wanted at one `column`. A sum over a row is a loop, which a whole blo
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import ClassVar, Final
 
 import numpy as np
 
 from q4jit.frontend.graph import Graph, Node
 from q4jit.frontend.specs import ArraySpec
-from q4jit.hip.schedule import HipKernel, HipPlan
+from q4jit.hip.kernel import HipKernel, HipPlan
 from q4jit.plan.kernels import Buffer, Slot
 
 # An argument is a parameter of the kernel and a member of `Arguments`, never in scope of a body: a
@@ -35,6 +35,9 @@ RESERVED: Final = frozenset(
     """.split()
 )
 
+# The operations whose macros have other names: Jinja keeps `and` for itself.
+_OPERATIONS: Final = {"and": "logical_and", "or": "logical_or", "not": "logical_not"}
+
 # What a `rows` kernel makes of x for the kernels of its products.
 _X_TYPES: Final = {
     "x_terms": "u16",
@@ -47,26 +50,37 @@ _X_TYPES: Final = {
 
 @dataclass(frozen=True)
 class Step:
-    """One statement: `name` becomes `op` of `operands`, which are C++ expressions.
+    """One statement: value `id` becomes `op` of `operands`, which are C++ expressions.
 
     at_column: it is loaded from where `column` says.
     """
 
-    name: str
+    id: int
     is_bool: bool
     op: str
     operands: tuple[str, ...]
     at_column: bool = False
 
+    @property
+    def name(self) -> str:
+        """The variable that the statement sets."""
+        return variable(self.id)
+
 
 @dataclass(frozen=True)
 class Sum:
-    """`name` becomes the sum over `width` columns of `value`, which `steps` compute at a column."""
+    """Value `id` becomes the sum over `width` columns of `value`, which `steps` compute at one."""
 
-    name: str
+    id: int
     width: int
     steps: tuple[Step, ...]
     value: str
+    is_bool: ClassVar = False
+
+    @property
+    def name(self) -> str:
+        """The variable that holds the sum."""
+        return variable(self.id)
 
 
 @dataclass(frozen=True)
@@ -139,15 +153,24 @@ def parameters(plan: HipPlan, kernel: HipKernel) -> tuple[Parameter, ...]:
     return tuple(found)
 
 
+def variable(value: int) -> str:
+    """The variable that holds a value of the graph, by its id."""
+    return f"v{value}"
+
+
 def buffer_name(kind: str, index: int) -> str:
     """The parameter of a buffer: `output0`, `temp1`; `x_values` is the stored prologue."""
     return "x_values" if kind == "x" else f"{kind}{index}"
 
 
 class Values:
-    """Writes the steps of a kernel's values; `known` are expressions by the id of their value."""
+    """Writes the steps of a kernel's values; `known` are expressions by the id of their value.
+
+    operations: those of all steps that were written.
+    """
 
     def __init__(self, graph: Graph, kernel: HipKernel) -> None:
+        self.operations: set[str] = set()
         self._graph = graph
         self._names = c_names(graph.names)
         self._buffers = {s.node.id: s.buffer for s in kernel.work.loads}
@@ -166,8 +189,8 @@ class Values:
     def _row_step(self, node: Node, names: dict[int, str]) -> list[Step | Sum]:
         if node.op == "sum" and node.id not in self._buffers and node.operands[0].width > 1:
             inner = self.at([node.operands[0]], names)
-            names[node.id] = f"v{node.id}"
-            return [Sum(names[node.id], node.operands[0].width, *_one(inner))]
+            names[node.id] = variable(node.id)
+            return [Sum(node.id, node.operands[0].width, *_one(inner))]
         return [*self._step(node, names, "0")]
 
     # --- values at a column ---------------------------------------------------------------------
@@ -196,7 +219,6 @@ class Values:
         return [found[i] for i in sorted(found)]
 
     def _step(self, node: Node, names: dict[int, str], column: str) -> list[Step]:
-        name = f"v{node.id}"
         if node.op == "const":
             names[node.id] = literal(node.value)
             return []
@@ -212,9 +234,11 @@ class Values:
             names[node.id] = names[node.operands[0].id]
             return []
         else:
-            operands, op = tuple(names[n.id] for n in node.operands), node.op
-        names[node.id] = name
-        return [Step(name, node.is_bool, op, operands, op == "load" and column != "0")]
+            operands = tuple(names[n.id] for n in node.operands)
+            op = _OPERATIONS.get(node.op, node.op)
+        names[node.id] = variable(node.id)
+        self.operations.add(op)
+        return [Step(node.id, node.is_bool, op, operands, op == "load" and column != "0")]
 
     def _in_array(self, node: Node, column: str) -> str:
         spec = self._graph.signature[node.arg]

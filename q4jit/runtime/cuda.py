@@ -7,7 +7,13 @@ from collections.abc import Iterator
 from typing import Any
 
 from q4jit.errors import DeviceError
-from q4jit.runtime.driver import INVALID_VALUE, Api, Device, Driver, LoadedKernel, named
+from q4jit.runtime.calls import Api, named
+from q4jit.runtime.driver import (
+    INVALID_VALUE,
+    Device,
+    Driver,
+    LoadedKernel,
+)
 
 _NAME_BYTES = 256
 _NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING

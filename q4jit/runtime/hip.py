@@ -9,7 +9,13 @@ from typing import Any
 
 from q4jit.compilers.codeobject import code_object_arch
 from q4jit.errors import CompileError, DeviceError
-from q4jit.runtime.driver import INVALID_VALUE, Api, Device, Driver, LoadedKernel, named
+from q4jit.runtime.calls import Api, named
+from q4jit.runtime.driver import (
+    INVALID_VALUE,
+    Device,
+    Driver,
+    LoadedKernel,
+)
 
 _NON_BLOCKING = 1  # hipStreamNonBlocking
 

@@ -25,19 +25,18 @@ from q4jit.compilers.find import HipCompiler, find_compiler
 from q4jit.errors import ArgumentError, FormatError, GGUFError
 from q4jit.frontend.specs import WeightSpec, array_spec
 from q4jit.frontend.trace import trace
-from q4jit.hip.render import render, render_generic
-from q4jit.hip.schedule import (
-    MANY_ROWS,
+from q4jit.hip.classes import MANY_ROWS, m_class
+from q4jit.hip.kernel import (
     MAX_GRID_Y,
     Grid,
     HipKernel,
     HipPlan,
-    check_block_size,
     grid,
-    m_class,
-    make_plan,
-    scratch,
 )
+from q4jit.hip.limits import check_block_size
+from q4jit.hip.memory import scratch
+from q4jit.hip.render import render, render_generic
+from q4jit.hip.schedule import make_plan
 from q4jit.hip.values import parameters
 from q4jit.plan.kernels import Source
 from q4jit.plan.options import Tuning
@@ -263,7 +262,7 @@ def _rows_name(rows: tuple[int, int | None]) -> str:
 
 
 def _bytes_per_row(plan: HipPlan, kernel: HipKernel) -> dict[str, int]:
-    one, two = (scratch(plan, kernel, m) for m in (1, 2))
+    one, two = (scratch(kernel, m) for m in (1, 2))
     assert all(two[slot] == 2 * size for slot, size in one.items()), "scratch counts rows"
     return {str(slot): size for slot, size in one.items()}
 

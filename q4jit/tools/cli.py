@@ -23,7 +23,7 @@ from q4jit.errors import CompileError, FormatError, Q4JitError, TargetError
 from q4jit.frontend.specs import WeightSpec
 from q4jit.hip import search, tunings
 from q4jit.hip.harness import Bench
-from q4jit.hip.schedule import check_block_size
+from q4jit.hip.limits import check_block_size
 from q4jit.plan.options import Tuning
 from q4jit.precision import PRECISIONS
 from q4jit.progress import progress

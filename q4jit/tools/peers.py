@@ -30,12 +30,13 @@ from q4jit.dispatcher import specialize
 from q4jit.errors import Q4JitError
 from q4jit.hip import tunings
 from q4jit.hip.harness import Bench, Built
+from q4jit.hip.kernel import ELEMENT
 from q4jit.hip.render import render_read
-from q4jit.hip.schedule import ELEMENT
 from q4jit.plan.kernels import Source
 from q4jit.plan.options import Tuning
 from q4jit.runtime.devices import driver_of, target_of
-from q4jit.runtime.driver import Device, Launch
+from q4jit.runtime.driver import Device
+from q4jit.runtime.prepared import Launch
 from q4jit.targets import find_target
 from q4jit.tools import limits
 from q4jit.tools.ggml import Ggml, GgmlError

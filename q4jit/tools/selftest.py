@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from q4jit.hip.harness import Bench, Built
-from q4jit.hip.schedule import (
+from q4jit.hip.kernel import (
     ELEMENT,
     GEMV,
     GEMV_DOT,

@@ -6,8 +6,8 @@ from typing import Final
 
 import pytest
 
+from q4jit.hip.kernel import HipPlan
 from q4jit.hip.render import render
-from q4jit.hip.schedule import HipPlan
 from q4jit.plan.options import Tuning
 from q4jit.targets import HIP_ARCHS
 from tests.conftest import check_golden

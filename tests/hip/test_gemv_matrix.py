@@ -8,8 +8,8 @@ from typing import Any, Final
 import numpy as np
 import pytest
 
+from q4jit.hip.kernel import GEMV_MATRIX, HipPlan
 from q4jit.hip.render import render
-from q4jit.hip.schedule import GEMV_MATRIX, HipPlan
 from q4jit.plan.kernels import Source
 from q4jit.plan.options import Tuning
 from q4jit.targets import HIP_ARCHS

@@ -14,7 +14,7 @@ from q4jit.arrays.device_array import DeviceArray
 from q4jit.backends import find_backend
 from q4jit.errors import ArgumentError, DeviceError
 from q4jit.hip.harness import Bench
-from q4jit.hip.schedule import ELEMENT, MAX_GRID_Y
+from q4jit.hip.kernel import ELEMENT, MAX_GRID_Y
 from q4jit.plan.kernels import Source
 from q4jit.plan.options import Tuning
 from q4jit.runtime import devices

@@ -13,8 +13,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from q4jit import quantize
-from q4jit.hip.render import render
-from q4jit.hip.schedule import (
+from q4jit.hip.kernel import (
     ELEMENT,
     GEMV,
     ROWS,
@@ -22,6 +21,7 @@ from q4jit.hip.schedule import (
     TILE_MATRIX,
     HipPlan,
 )
+from q4jit.hip.render import render
 from q4jit.hip.values import RESERVED, c_names
 from q4jit.plan.options import Tuning
 from tests.support.functions import (

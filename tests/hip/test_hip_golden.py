@@ -15,7 +15,8 @@ from collections.abc import Callable
 import jinja2
 import pytest
 
-from q4jit.hip.render import _Context, environment
+from q4jit.hip.templates import environment
+from q4jit.hip.variables import variables
 from q4jit.plan.kernels import Source
 from q4jit.plan.options import Tuning
 from tests.support.hip import hip_plan
@@ -104,7 +105,7 @@ def test_texts_are_the_same_in_every_process() -> None:
 def test_a_name_that_no_one_defined_is_an_error(missing: str) -> None:
     args = (zeros(1, 64), tensor("Q4_0", 64, 8))
     plan = hip_plan(product, "hip:gfx1100", args, Tuning())
-    context = _Context(plan, plan.kernels[0]).variables() | {"platform": "amd"}
+    context = variables(plan, plan.kernels[0]) | {"platform": "amd"}
     template = environment().get_template("kernel.hip.j2")
     assert template.render(context)
     del context[missing]

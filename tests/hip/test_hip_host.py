@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from q4jit.hip import render
+from q4jit.hip.templates import environment
 from q4jit.targets import HIP_ARCHS
 from tests.support.hip_host import (
     KernelFaultError,
@@ -25,8 +25,7 @@ def program(body: str, arch: str = "gfx1030") -> Program:
     """The kernel `k` of `body` behind the host prelude, and the matrix file where it is used."""
     facts = HIP_ARCHS[arch]
     files = ["prelude_host"] + ([f"matrix_{facts.matrix}"] if "fragment" in body else [])
-    environment = render.environment()
-    texts = [environment.get_template(f"{file}.hip.j2").render(arch=facts) for file in files]
+    texts = [environment().get_template(f"{file}.hip.j2").render(arch=facts) for file in files]
     return compile_host("\n".join([*texts, body]), "k")
 
 

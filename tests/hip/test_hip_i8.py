@@ -7,15 +7,15 @@ import pytest
 from numpy.typing import NDArray
 
 from q4jit.errors import TargetError
-from q4jit.hip.render import render
-from q4jit.hip.schedule import (
+from q4jit.hip.kernel import (
     GEMV,
     GEMV_DOT,
     ROWS,
     TILE_MATRIX,
     HipPlan,
-    scratch,
 )
+from q4jit.hip.memory import scratch
+from q4jit.hip.render import render
 from q4jit.plan.options import Tuning
 from q4jit.weights.formats import FORMATS
 from q4jit.weights.layouts import GGUF
@@ -68,7 +68,7 @@ def rough_rows(x: Floats) -> NDArray[np.bool_]:
     """Which rows of x the `rows` kernel calls rough: all scales of them are NaN, or none."""
     plan = planned(x, weight("Q4_0", x.shape[1], 16))
     first = plan.kernels[0]
-    sizes = scratch(plan, first, len(x))
+    sizes = scratch(first, len(x))
     types = {"x_quants": np.uint32, "x_scales": np.float32, "x_sums": np.int16}
     made = [np.zeros(size // 4 * 4, np.uint8).view(types[s.kind]) for s, size in sizes.items()]
     program = compile_host(render(plan, first, "host").text, first.work.symbol)
@@ -272,6 +272,6 @@ def test_what_int8_does_not_suit() -> None:
 def test_scratch_is_what_the_kernels_take() -> None:
     x, w = random_x(5, K), weight("Q4_0", K, N)
     first, second = planned(x, w).kernels
-    found = {s.kind: size for s, size in scratch(planned(x, w), first, rows_of([x])).items()}
+    found = {s.kind: size for s, size in scratch(first, rows_of([x])).items()}
     assert found == {"x_quants": 5 * K, "x_scales": 5 * K // 8, "x_sums": 5 * K // 8}
-    assert scratch(planned(x, w), second, 5).keys() == scratch(planned(x, w), first, 5).keys()
+    assert scratch(second, 5).keys() == scratch(first, 5).keys()

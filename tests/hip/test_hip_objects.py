@@ -22,13 +22,13 @@ import pytest
 
 from q4jit.compilers.codeobject import kernel_infos
 from q4jit.errors import CompileError
-from q4jit.hip.schedule import (
+from q4jit.hip.explain import remarks
+from q4jit.hip.kernel import (
     ELEMENT,
     GEMV,
     GEMV_DOT,
     TILE_FMA,
     TILE_MATRIX,
-    remarks,
 )
 from q4jit.plan.kernels import Source
 from q4jit.plan.options import Tuning

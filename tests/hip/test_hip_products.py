@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from q4jit.errors import TargetError
-from q4jit.hip.schedule import (
+from q4jit.hip.kernel import (
     DEQUANTIZE,
     ELEMENT,
     GEMV,

@@ -11,8 +11,9 @@ import pytest
 
 from q4jit import CompileError
 from q4jit.compilers.find import find_compiler
-from q4jit.hip.render import environment, render, template_directory
-from q4jit.hip.schedule import HipPlan
+from q4jit.hip.kernel import HipPlan
+from q4jit.hip.render import render
+from q4jit.hip.templates import environment, template_directory
 from q4jit.hip.values import RESERVED
 from q4jit.pipeline import fetch
 from tests.support.hip import hip_plan, run_on_host

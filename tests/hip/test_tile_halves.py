@@ -11,15 +11,11 @@ import pytest
 from q4jit.frontend.specs import WeightSpec, array_spec
 from q4jit.frontend.trace import trace
 from q4jit.hip import search
+from q4jit.hip.candidates import candidates
+from q4jit.hip.kernel import GEMV_MATRIX, ROWS, TILE_HALVES
+from q4jit.hip.memory import scratch
 from q4jit.hip.render import render
-from q4jit.hip.schedule import (
-    GEMV_MATRIX,
-    ROWS,
-    TILE_HALVES,
-    candidates,
-    make_plan,
-    scratch,
-)
+from q4jit.hip.schedule import make_plan
 from q4jit.plan.options import Tuning
 from q4jit.targets import find_target
 from q4jit.weights.layouts import TILES16
@@ -195,8 +191,8 @@ def test_scratch_has_room_for_whole_tiles(precision: str, arch: str) -> None:
         first, last = plan.kernels[0], plan.kernels[-1]
         if last.schedule != TILE_HALVES:
             continue
-        sizes = {slot.kind: size for slot, size in scratch(plan, first, m).items()}
-        for kernel in candidates(plan, last, m):
+        sizes = {slot.kind: size for slot, size in scratch(first, m).items()}
+        for kernel in candidates(plan.target, last, m):
             rows = -(-m // kernel.rows_per_tile) * kernel.rows_per_tile
             stage = kernel.rows_per_tile * kernel.stage_units * 32
             assert (rows * k + stage) * 2 * kernel.halves <= sizes["x_terms"], (n, count, m)

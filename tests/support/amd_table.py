@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from q4jit.hip.schedule import HipKernel
+from q4jit.hip.kernel import HipKernel
 from q4jit.plan.kernels import Source
 from q4jit.targets import HIP_ARCHS
 

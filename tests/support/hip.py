@@ -10,15 +10,15 @@ from numpy.typing import NDArray
 from q4jit import QuantizedTensor
 from q4jit.arrays.call_shapes import CallShapes, lead_shape
 from q4jit.frontend.trace import trace
-from q4jit.hip.render import render
-from q4jit.hip.schedule import (
+from q4jit.hip.kernel import (
     ROWS,
     HipKernel,
     HipPlan,
     grid,
-    make_plan,
-    scratch,
 )
+from q4jit.hip.memory import scratch
+from q4jit.hip.render import render
+from q4jit.hip.schedule import make_plan
 from q4jit.plan.kernels import Slot
 from q4jit.plan.options import Tuning
 from q4jit.targets import find_target
@@ -113,7 +113,7 @@ def _argument(
         case "weight":
             tensor: QuantizedTensor = args[slot.index]
             return tensor._resident.blocks(slot.layout)
-    own = scratch(plan, kernel, rows)
+    own = scratch(kernel, rows)
     if slot in own and kernel.schedule == ROWS:  # a buffer of an earlier kernel has another size
         dtype = _SCRATCH[slot.kind]
         return np.zeros(own[slot] // dtype().itemsize, dtype)

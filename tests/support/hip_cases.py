@@ -15,14 +15,14 @@ from q4jit.compilers.cache import Compiler
 from q4jit.compilers.find import find_compiler
 from q4jit.compilers.nvrtc import NvRtc
 from q4jit.errors import TargetError
-from q4jit.hip.render import render, render_generic
-from q4jit.hip.schedule import (
+from q4jit.hip.kernel import (
     ELEMENT,
     GEMV,
     GEMV_DOT,
     TILE_FMA,
     TILE_MATRIX,
 )
+from q4jit.hip.render import render, render_generic
 from q4jit.plan.kernels import Source
 from q4jit.plan.options import Tuning
 from q4jit.targets import Target, find_target

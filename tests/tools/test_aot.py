@@ -18,8 +18,9 @@ from q4jit.compilers.codeobject import code_object_arch, kernel_infos
 from q4jit.compilers.find import find_compiler
 from q4jit.errors import TargetError
 from q4jit.frontend.specs import WeightSpec
-from q4jit.hip.render import render_generic, template_directory
-from q4jit.hip.schedule import MAX_GRID_Y
+from q4jit.hip.kernel import MAX_GRID_Y
+from q4jit.hip.render import render_generic
+from q4jit.hip.templates import template_directory
 from q4jit.plan.options import Tuning
 from q4jit.targets import Target, find_target
 from q4jit.tools import aot

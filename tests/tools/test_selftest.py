@@ -17,8 +17,9 @@ from q4jit.compilers.cache import Entry
 from q4jit.errors import CompileError, DeviceError
 from q4jit.frontend.trace import trace
 from q4jit.hip import harness
+from q4jit.hip.kernel import HipPlan
 from q4jit.hip.render import render
-from q4jit.hip.schedule import HipPlan, make_plan
+from q4jit.hip.schedule import make_plan
 from q4jit.plan.options import Tuning
 from q4jit.precision import BOUNDS
 from q4jit.runtime.driver import Device

@@ -18,17 +18,13 @@ from q4jit.errors import ArgumentError, CompileError, DeviceError, TuningError
 from q4jit.frontend.specs import WeightSpec, array_spec
 from q4jit.frontend.trace import trace
 from q4jit.hip import search, tunings
+from q4jit.hip.candidates import candidates, constants_of
+from q4jit.hip.choices import keys_of
+from q4jit.hip.classes import MANY_ROWS
 from q4jit.hip.harness import Built
+from q4jit.hip.kernel import HipKernel, HipPlan
 from q4jit.hip.render import render
-from q4jit.hip.schedule import (
-    MANY_ROWS,
-    HipKernel,
-    HipPlan,
-    candidates,
-    constants_of,
-    keys_of,
-    make_plan,
-)
+from q4jit.hip.schedule import make_plan
 from q4jit.hip.tunings import Choice, Key, Machine, Trial
 from q4jit.plan.options import Tuning
 from q4jit.policy import Place
@@ -279,8 +275,8 @@ def test_what_is_new_alone_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def _only(
     wanted: Callable[[HipKernel], bool],
-) -> Callable[[HipPlan, HipKernel, int], tuple[HipKernel, ...]]:
-    return lambda plan, kernel, m: tuple(c for c in candidates(plan, kernel, m) if wanted(c))
+) -> Callable[[Target, HipKernel, int], tuple[HipKernel, ...]]:
+    return lambda target, kernel, m: tuple(c for c in candidates(target, kernel, m) if wanted(c))
 
 
 def test_a_changed_text_is_measured_again_and_a_lost_candidate_forgotten() -> None:
@@ -314,15 +310,15 @@ def test_times_are_those_of_a_graph(platform: str, tmp_path: Path) -> None:
                 turns.append((number, driver.is_capturing(0, stream)))
                 launch(stream, number)
                 if driver.is_capturing(0, stream):
-                    _held_by_graphs.append(DeviceArray((4,), first, stream=stream))
+                    held_by_graphs.append(DeviceArray((4,), first, stream=stream))
             return [functools.partial(call, number) for number in range(3)]
         kept = DeviceArray((4,), first)
-        _held_by_graphs.append(kept)
+        held_by_graphs.append(kept)
         us = bench.replay_us(calls_on)
         assert us == 1500 / 4, us  # the fake's events, and the calls of a graph
         assert turns == [(0, False), (0, False), (0, True), (1, True), (2, True), (0, True)]
         assert fake["replays"] == 4 and fake["graphs"] == 0 and fake["events"] == 0
-        assert _held_by_graphs == [kept]
+        assert held_by_graphs == [kept]
         gc.collect()
         assert fake.allocations() == 1
         bench._closing.close()
@@ -337,7 +333,7 @@ _REPLAY_IMPORTS = """
 import contextlib, functools
 from q4jit.hip.harness import Bench
 from q4jit.arrays.device_array import DeviceArray
-from q4jit.hip.launch import _held_by_graphs
+from q4jit.hip.workspace import held_by_graphs
 """
 
 
@@ -400,7 +396,7 @@ def test_a_choice_that_another_section_forbids_is_left(arch: str) -> None:
 
     def tuned(key: Key) -> Choice | None:
         rule = product_kernel(plan_of(64, None, arch, shape=(256, N), fmt="Q4_0"))
-        found = candidates(plan_of(64, None, arch, shape=(256, N), fmt="Q4_0"), rule, 64)[1]
+        found = candidates(target, rule, 64)[1]
         return (
             choice_of(found.schedule, **constants_of(found))(key) if key.format == "Q4_0" else None
         )
@@ -463,7 +459,7 @@ def test_what_was_measured_with_weights_in_f16_serves_no_others(
     target, m = find_target("hip:sm_90"), 512
     graph = trace(search.products, (array_spec((m, 4096)), WeightSpec("Q4_0", 4096, 4096)))
     rule = make_plan(graph, target, m, Tuning(precision))
-    tall = candidates(rule, product_kernel(rule), m)[-1]
+    tall = candidates(target, product_kernel(rule), m)[-1]
     spec = WeightSpec("Q4_0", 4096, 4096, suits_f16=suits)
     graph = trace(search.products, (array_spec((m, 4096)), spec))
     tuned = choice_of(tall.schedule, **constants_of(tall))
@@ -487,7 +483,7 @@ def test_what_a_caller_asks_for_goes_before() -> None:
 @pytest.mark.parametrize("m", [1, 2, 4, 8])
 def test_candidates_are_legal_and_distinct(arch: str, m: int) -> None:
     plan = plan_of(m, None, arch)
-    found = candidates(plan, product_kernel(plan), m)
+    found = candidates(plan.target, product_kernel(plan), m)
     assert found[0] == product_kernel(plan)
     assert len(set(found)) == len(found) > 5
     wave = plan.target.hip.wave
@@ -498,7 +494,7 @@ def test_candidates_are_legal_and_distinct(arch: str, m: int) -> None:
 @pytest.mark.parametrize("m", [1, 2, 4, 8, 16, 32, 64, 512, 2048])
 def test_candidates_for_matrix_units_are_legal_and_distinct(m: int, arch: str) -> None:
     plan = plan_of(m, None, arch, shape=(4096, 4096), fmt="Q4_0")
-    found = candidates(plan, product_kernel(plan), m)
+    found = candidates(plan.target, product_kernel(plan), m)
     assert found[0] == product_kernel(plan)
     assert len(set(found)) == len(found) > 3
     for k in found:
@@ -515,7 +511,7 @@ def test_candidates_compute_the_product(m: int) -> None:
     signature = (array_spec(x.shape), WeightSpec("Q4_1", 4096, 9))
     plan = make_plan(trace(search.products, signature), find_target("hip:gfx1030"), m, Tuning())
     kernel = product_kernel(plan)
-    found = candidates(plan, kernel, m)
+    found = candidates(plan.target, kernel, m)
     exact = x.astype(np.float64) @ w.dequantize().astype(np.float64)
     for variant in (found[1], found[len(found) // 2], found[-1]):
         (y,) = run_on_host(search._with(plan, kernel, variant), (x, w))

@@ -1,0 +1,189 @@
+"""What a plan for a GPU is made of: kernels, each a template with constants, and their grids."""
+
+from dataclasses import dataclass, field
+from typing import Final
+
+from q4jit.plan.kernels import Kernel, Plan, Section, Slot
+from q4jit.weights.layouts import FLOAT_BLOCK_ELEMENTS, PLANAR
+
+ELEMENT: Final = "element"
+GEMV: Final = "gemv"
+GEMV_DOT: Final = "gemv_dot"
+GEMV_MATRIX: Final = "gemv_matrix"
+TILE_FMA: Final = "tile_fma"
+TILE_MATRIX: Final = "tile_matrix"
+TILE_HALVES: Final = "tile_halves"
+ROWS: Final = "rows"
+DEQUANTIZE: Final = "dequantize"
+LOOKUP: Final = "lookup"
+SCHEDULES: Final = (ELEMENT, GEMV, GEMV_DOT, GEMV_MATRIX, TILE_FMA, TILE_MATRIX, TILE_HALVES)
+
+UNIT_ELEMENTS: Final = FLOAT_BLOCK_ELEMENTS
+"""Elements of a column that are decoded together, in every format."""
+QUAD_ELEMENTS: Final = 4 * UNIT_ELEMENTS
+"""Elements of a column that are stored together in `TILES16`."""
+MATRIX_COLUMNS: Final = 16
+"""Columns of a matrix instruction."""
+MAX_GRID_Y: Final = 65535
+"""CUDA's and HIP's limit; further rows of blocks go to the z axis."""
+BLOCK_SIZE: Final = 256
+"""Threads of a block where nothing else says how many."""
+
+# bf16 has 8 significant bits: three terms are an f32 exactly, two err by 2⁻¹⁷
+TERMS: Final = {"f32": 3, "f16": 2, "i8": 2}
+# f16 has 11 significant bits: two terms err by 2⁻²³, one by 2⁻¹²
+HALVES: Final = {"f32": 2, "f16": 1, "i8": 1}
+
+BOUNDED_THREADS: Final = 512
+# measured on an H100: with so many sums the compiler, left alone, takes more than 128 registers
+_BOUNDED_SUMS: Final = 64
+
+_ARGUMENTS: Final = {"load": "array", "ids": "ids", "scalar": "scalar"}  # a slot's kind, by op
+
+
+@dataclass(frozen=True)
+class HipKernel:
+    """A kernel for a GPU: its work, done by the template `schedule` with these constants.
+
+    layout: of every weight that it reads. rows_per_tile, columns: rows of x and columns of the
+    result that a block (`gemv`: a wave) computes. lanes: threads of a wave that share a column.
+    ahead: units that each of them loads before their turn. scales_late: a unit's quants are
+    multiplied as whole numbers and their sum by the scale (an Inf or NaN there would not meet the
+    quants of 0).
+    terms: bf16 numbers that each x is split into for matrix units. int8: x is rounded to int8 for
+    dot products. halves: f16 numbers that each x is split into, which share a scale (32
+    neighbours by `gemv_matrix`, else a whole row). splits: blocks that share columns, each with
+    its own part of K. groups: tiles of 16 columns that a wave computes. stage_units: units of x
+    in shared memory at a time, of which there are `stages`: one is used, the others are on their
+    way. warpgroups: four waves multiply together. pairs: f16 terms are multiplied by dot products
+    of two. folded: weights are rounded to f16, their scales included, so that sums need none.
+    """
+
+    work: Kernel
+    schedule: str
+    block_size: int = BLOCK_SIZE
+    layout: str = PLANAR
+    rows_per_tile: int = 1
+    columns: int = 1
+    lanes: int = 1
+    terms: int = 0
+    int8: bool = False
+    ahead: int = 1
+    scales_late: bool = False
+    halves: int = 0
+    splits: int = 1
+    groups: int = 1
+    stage_units: int = 0
+    stages: int = 2
+    warpgroups: bool = False
+    pairs: bool = False
+    folded: bool = False
+
+    # who chose the constants, where it was not the schedule
+    origin: str = field(default="", compare=False)
+
+    @property
+    def rows_class(self) -> str:
+        """The class of M that the kernel serves, in words."""
+        if self.work.uniform:
+            return f"{self.schedule}, {self.work.rows_class}"
+        rows = "1 row" if self.rows_per_tile == 1 else f"{self.rows_per_tile} rows"
+        return f"{self.schedule}, {rows} a tile, {self.block_size} threads"
+
+    def waves_k(self, wave: int) -> int:
+        """Waves of a block on matrix units that share columns, each with its own part of K."""
+        return self.block_size * MATRIX_COLUMNS * self.groups // (wave * self.columns)
+
+    @property
+    def is_bounded(self) -> bool:
+        """Whether 512 threads shall share the registers, of which sums take half of their share."""
+        if not self.work.sections or not self.warpgroups:
+            return False
+        sums = self.rows_per_tile // 2 * (1 if self.folded else 2)  # registers of a thread
+        is_alone = self.groups == 1 and len(self.section.products) == 1
+        return is_alone and sums == _BOUNDED_SUMS and BOUNDED_THREADS % self.block_size == 0
+
+    @property
+    def section(self) -> Section:
+        """The only section of a kernel that computes products."""
+        (section,) = self.work.sections
+        return section
+
+    def schedule_of(self, section: Section) -> str:
+        """Name the way in which a section is computed, which is the same for all of a kernel."""
+        return self.schedule
+
+    @property
+    def precision(self) -> str:
+        """The class of precision of the products."""
+        if self.int8:
+            return "i8"
+        return "f16" if self.terms == TERMS["f16"] or self.halves == 1 else "f32"
+
+    def slots(self) -> tuple[Slot, ...]:
+        """The arguments in order: the function's own, buffers, `m` (rows) last.
+
+        Beside the plan's own kinds: `x` (after the prologue), `x_terms` (x split into bf16 or f16)
+        and `x_rough` (which of its rows the split does not represent); `x_quants` (x in int8, four
+        to a word), `x_scales` (f32, one per 32 elements for int8, one per row for f16; NaN in rows
+        that these do not represent) and `x_sums` (of the quants, i16, one per 16 elements).
+        """
+        work = self.work
+        arguments: dict[Slot, None] = {}
+        for node in work.leaves():
+            if node.op in _ARGUMENTS:
+                arguments[Slot(_ARGUMENTS[node.op], node.arg)] = None
+        for section in work.sections:
+            for product in section.products:
+                arguments[Slot("weight", product.arg, self.layout)] = None
+        stores = (*work.loads, *work.rows, *(t for s in work.sections for t in s.stores))
+        if work.decoded is not None:
+            arguments[Slot("weight", work.decoded.node.arg, self.layout)] = None
+            stores = (work.decoded,)
+        slots = dict.fromkeys(sorted(arguments, key=lambda slot: slot.index))
+        for store in stores:
+            slots[Slot(store.buffer.kind, store.buffer.index)] = None
+        if self.terms:
+            slots |= {Slot("x_terms"): None, Slot("x_rough"): None}
+        if self.halves and self.schedule in {ROWS, TILE_HALVES}:
+            slots |= {Slot("x_terms"): None, Slot("x_scales"): None}
+        if self.int8:
+            slots |= {Slot("x_quants"): None, Slot("x_scales"): None, Slot("x_sums"): None}
+        return (*slots, Slot("m"))
+
+
+HipPlan = Plan[HipKernel]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """How many blocks a launch has: x is fixed, y (and beyond its limit z) counts rows.
+
+    rows_per_block: rows of x that a block serves; None where the grid does not depend on M.
+    """
+
+    x: int
+    rows_per_block: int | None
+
+    def blocks(self, m: int) -> tuple[int, int, int]:
+        """The grid for m rows."""
+        if self.rows_per_block is None:
+            return self.x, 1, 1
+        tiles = -(-m // self.rows_per_block)
+        return self.x, min(tiles, MAX_GRID_Y), -(-tiles // MAX_GRID_Y)
+
+
+def grid(plan: HipPlan, kernel: HipKernel) -> Grid:
+    """The grid of a kernel."""
+    if kernel.work.decoded is not None:
+        spec = plan.weight(kernel.work.decoded.node.arg)
+        units = -(-spec.k // UNIT_ELEMENTS)
+        if kernel.schedule == LOOKUP:
+            return Grid(-(-units // kernel.block_size), 1)
+        return Grid(-(-spec.n * units // kernel.block_size), None)
+    if kernel.schedule == ROWS:
+        return Grid(1, 1)
+    columns = kernel.columns
+    if kernel.schedule in {GEMV, GEMV_DOT}:
+        columns *= kernel.block_size // kernel.lanes
+    return Grid(-(-kernel.section.width // columns) * kernel.splits, kernel.rows_per_tile)

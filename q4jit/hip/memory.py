@@ -1,0 +1,204 @@
+"""The memory that kernels need: shared memory of a block, and scratch memory between launches.
+
+A block's shared memory is counted twice: here, where it decides which constants are possible, and
+in the templates as `LDS_BYTES`. `tests/hip/test_memory.py` holds the two together.
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+from q4jit.hip.classes import HALVES_TILE_ROWS, MOST_FEW_ROWS, TALL_TILE_ROWS
+from q4jit.hip.kernel import (
+    ELEMENT,
+    QUAD_ELEMENTS,
+    ROWS,
+    UNIT_ELEMENTS,
+    HipKernel,
+    HipPlan,
+)
+from q4jit.plan.kernels import Kernel, Slot
+from q4jit.targets import HipArch
+
+MOST_STAGES_BYTES: Final = 32 << 10
+"""The most that the stages of x take of shared memory, on any platform."""
+
+_F32_BYTES: Final = 4
+_F16_BYTES: Final = 2
+_QUAD_UNITS: Final = QUAD_ELEMENTS // UNIT_ELEMENTS
+_RESERVE_BYTES: Final = 1024  # of shared memory, which matrix units leave free
+
+# --- shared memory of a block ---------------------------------------------------------------------
+
+
+def shared_bytes(plan: HipPlan, kernel: HipKernel) -> int:
+    """Return the bytes of shared memory that a block of a kernel has."""
+    exchanges = adds_up_blocks(kernel) + finds_largest(kernel)  # a number of each wave
+    waves = kernel.block_size // plan.target.hip.wave
+    return _staged_bytes(plan, kernel) + exchanges * waves * _F32_BYTES
+
+
+def adds_up_blocks(kernel: HipKernel) -> bool:
+    """Whether the threads of a block add up a number of each."""
+    splits_x = kernel.schedule == ROWS and bool(kernel.int8 or kernel.terms or kernel.halves)
+    return kernel.schedule == ELEMENT or splits_x or _has_row_sums(kernel.work)
+
+
+def finds_largest(kernel: HipKernel) -> bool:
+    """Whether the threads of a block find the largest number of a row."""
+    return kernel.schedule == ROWS and bool(kernel.halves)
+
+
+def _has_row_sums(work: Kernel) -> bool:
+    return any(node.op == "sum" and node.operands[0].width > 1 for node in work.leaves())
+
+
+def _staged_bytes(plan: HipPlan, kernel: HipKernel) -> int:
+    """What the template of a schedule calls `STAGED_BYTES`."""
+    arch = plan.target.hip
+    match kernel.schedule:
+        case "element":
+            return 128 * UNIT_ELEMENTS * _F32_BYTES
+        case "gemv":
+            return gemv_bytes(kernel)
+        case "gemv_matrix":
+            return GemvMatrixMemory.of(arch, kernel).used_bytes
+        case "tile_fma":
+            return 2 * UNIT_ELEMENTS * (kernel.rows_per_tile + 1) * _F32_BYTES
+        case "tile_matrix":
+            return _tile_matrix_bytes(plan, kernel)
+        case "tile_halves":
+            return tile_halves_bytes(arch, kernel)
+    return 0
+
+
+def gemv_bytes(kernel: HipKernel) -> int:
+    """Shared memory of a `gemv`: some units of each row of x, apart from each other."""
+    stride_bytes = (UNIT_ELEMENTS + 4) * _F32_BYTES
+    return kernel.rows_per_tile * kernel.ahead * kernel.lanes * stride_bytes
+
+
+def _tile_matrix_bytes(plan: HipPlan, kernel: HipKernel) -> int:
+    """x in terms, a tile of the weight, its scales, and a flag; for minima the sums of x too."""
+    stride_bytes = (UNIT_ELEMENTS + 8) * _F16_BYTES
+    columns = kernel.columns
+    scales_bytes = 2 * columns * _F32_BYTES
+    formats = [plan.weight(product.arg).block_format for product in kernel.section.products]
+    if any(fmt.m_offset_bytes is not None for fmt in formats):
+        scales_bytes += columns * _F32_BYTES + 16 * stride_bytes
+    return stride_bytes * (kernel.terms * kernel.rows_per_tile + columns) + scales_bytes + 4
+
+
+@dataclass(frozen=True)
+class GemvMatrixMemory:
+    """How a block of a `gemv_matrix` divides its shared memory.
+
+    room_bytes: for x, and after it for the sums that waves share. split_quads: what a block has of
+    K, in quads; round_quads: how many of them its waves take at a time. quad_bytes: of x in terms,
+    with its scales and marks, all rows. sums_bytes: of all waves. received_bytes: of results from
+    the other blocks of a cluster.
+    """
+
+    room_bytes: int
+    split_quads: int
+    round_quads: int
+    quad_bytes: int
+    sums_bytes: int
+    received_bytes: int
+
+    @classmethod
+    def of(cls, arch: HipArch, kernel: HipKernel) -> "GemvMatrixMemory":
+        """Divide the shared memory of an arch for a kernel."""
+        waves_k = kernel.waves_k(arch.wave)
+        results_bytes = _results_bytes(kernel)
+        received_bytes = results_bytes if kernel.splits > 1 else 0
+        unit_bytes = halves_unit_bytes(kernel, kernel.rows_per_tile) + 5 * kernel.rows_per_tile
+        return cls(
+            room_bytes=arch.lds_bytes - _RESERVE_BYTES - received_bytes,
+            split_quads=split_quads(kernel),
+            round_quads=waves_k * kernel.ahead,
+            quad_bytes=_QUAD_UNITS * unit_bytes,
+            sums_bytes=results_bytes * waves_k,
+            received_bytes=received_bytes,
+        )
+
+    @property
+    def suffices(self) -> bool:
+        """Whether there is room for what the waves load at a time, and for their sums."""
+        x_bytes = min(self.split_quads, self.round_quads) * self.quad_bytes
+        return max(x_bytes, self.sums_bytes) <= self.room_bytes
+
+    @property
+    def used_bytes(self) -> int:
+        """What a block uses: as many rounds of x as there is room for."""
+        quads = self.room_bytes // self.quad_bytes
+        if quads < self.split_quads:
+            quads = quads // self.round_quads * self.round_quads
+        quads = min(quads, self.split_quads)
+        shared = max(quads * self.quad_bytes, self.sums_bytes)
+        return -(-shared // 16) * 16 + self.received_bytes + 32
+
+
+def tile_halves_bytes(arch: HipArch, kernel: HipKernel) -> int:
+    """Shared memory of a `tile_halves`: stages of x, or after them sums; scales and barriers."""
+    rows = kernel.rows_per_tile
+    stages_bytes = kernel.stages * kernel.stage_units * halves_unit_bytes(kernel, rows)
+    barriers_bytes = 32 if kernel.splits > 1 else 16
+    used_bytes = max(stages_bytes, tile_halves_sums_bytes(arch, kernel))
+    return used_bytes + rows * _F32_BYTES + barriers_bytes
+
+
+def tile_halves_sums_bytes(arch: HipArch, kernel: HipKernel) -> int:
+    """The partial sums of a `tile_halves` that waves or blocks share; 0 where there are none."""
+    waves_k = kernel.waves_k(arch.wave)
+    return _results_bytes(kernel) * waves_k if waves_k * kernel.splits > 1 else 0
+
+
+def tile_halves_has_room(arch: HipArch, kernel: HipKernel) -> bool:
+    """Whether shared memory holds the partial sums of a `tile_halves`."""
+    return tile_halves_sums_bytes(arch, kernel) <= arch.lds_bytes - _RESERVE_BYTES
+
+
+def halves_unit_bytes(kernel: HipKernel, rows: int) -> int:
+    """A unit of so many rows of x, split into terms of f16."""
+    return kernel.halves * rows * UNIT_ELEMENTS * _F16_BYTES
+
+
+def split_quads(kernel: HipKernel) -> int:
+    """The quads of a column that one of the blocks that share K multiplies."""
+    k = kernel.section.products[0].operands[0].width
+    return -(-k // (QUAD_ELEMENTS * kernel.splits))
+
+
+def _results_bytes(kernel: HipKernel) -> int:
+    """The results of a block for each product."""
+    return len(kernel.section.products) * kernel.rows_per_tile * kernel.columns * _F32_BYTES
+
+
+# --- scratch memory -------------------------------------------------------------------------------
+
+
+def scratch(kernel: HipKernel, m: int) -> dict[Slot, int]:
+    """The slots of a kernel between its own launches, and the bytes of each for m rows.
+
+    A `rows` kernel writes them, and the kernels of its products, which come next, read them.
+    """
+    rows = 1 if kernel.work.uniform else m
+    k = kernel.work.x.width if kernel.work.x is not None else 0
+    units = k // UNIT_ELEMENTS
+    sizes = {
+        "x": 4 * rows * k,
+        "x_terms": _halves_bytes(kernel, rows, k) if kernel.halves else 2 * kernel.terms * rows * k,
+        "x_rough": 4 * rows,
+        "x_quants": rows * k,
+        "x_scales": 4 * rows * (units if kernel.int8 else 1),
+        "x_sums": 4 * rows * units,
+    }
+    return {slot: sizes[slot.kind] for slot in kernel.slots() if slot.kind in sizes}
+
+
+def _halves_bytes(kernel: HipKernel, rows: int, k: int) -> int:
+    """x in f16 terms: whole quads for whole tiles; the last stage may be copied beyond them."""
+    row_bytes = kernel.halves * -(-k // QUAD_ELEMENTS) * QUAD_ELEMENTS * _F16_BYTES
+    tiles = (MOST_FEW_ROWS, *HALVES_TILE_ROWS)  # beyond them there are several
+    tile_rows = next((tile for tile in tiles if rows <= tile), TALL_TILE_ROWS)
+    return -(-rows // tile_rows) * tile_rows * row_bytes + MOST_STAGES_BYTES // 2

@@ -1,0 +1,192 @@
+"""Sizing: a kernel's columns, waves, splits and stages, by the rules of its platform."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any, Final
+
+from q4jit.errors import TargetError
+from q4jit.hip.classes import MOST_FEW_ROWS, TILE_ROWS
+from q4jit.hip.kernel import (
+    BLOCK_SIZE,
+    GEMV,
+    GEMV_DOT,
+    GEMV_MATRIX,
+    MATRIX_COLUMNS,
+    TERMS,
+    TILE_FMA,
+    TILE_HALVES,
+    TILE_MATRIX,
+    UNIT_ELEMENTS,
+    HipKernel,
+)
+from q4jit.hip.limits import can_run_gemv_matrix, can_run_tile_halves
+from q4jit.hip.memory import halves_unit_bytes
+from q4jit.hip.problem import Problem
+from q4jit.hip.rules import GEMV_LANES, GEMV_MOST_ROWS, rules_of
+from q4jit.plan.kernels import Kernel, Section
+from q4jit.targets import HipArch
+from q4jit.weights.layouts import PLANAR, TILES16
+
+TILE_COLUMNS: Final = 64
+_MOST_STAGE_UNITS: Final = 16
+_TILES: Final = frozenset({TILE_FMA, TILE_MATRIX, TILE_HALVES})  # whose block size follows
+
+
+def unsized(problem: Problem, work: Kernel, schedule: str, **constants: Any) -> HipKernel:
+    """Return a kernel with these constants and what the caller asked for."""
+    asked = None if schedule in _TILES else problem.tuning.block_size
+    kernel = HipKernel(
+        work,
+        schedule,
+        block_size=asked or BLOCK_SIZE,
+        layout=problem.tuning.layout or PLANAR,
+    )
+    return replace(kernel, **constants)
+
+
+def sized(problem: Problem, work: Kernel, schedule: str) -> HipKernel:
+    """Return a kernel of one section with constants by rule. Raises TargetError for no room."""
+    match schedule:
+        case "gemv" | "gemv_dot":
+            return _gemv(problem, work, schedule)
+        case "gemv_matrix":
+            return _gemv_matrix(problem, work)
+        case "tile_halves":
+            return _tile_halves(problem, work)
+        case "tile_fma" | "tile_matrix":
+            terms = TERMS[problem.tuning.precision] if schedule == TILE_MATRIX else 0
+            tile = {"rows_per_tile": TILE_ROWS, "columns": TILE_COLUMNS}
+            return unsized(problem, work, schedule, **tile, terms=terms)
+    return unsized(problem, work, schedule)
+
+
+# --- products by vector units ---------------------------------------------------------------------
+
+
+def _gemv(problem: Problem, work: Kernel, schedule: str) -> HipKernel:
+    rows = min(problem.rows, GEMV_MOST_ROWS if schedule == GEMV else MOST_FEW_ROWS)
+    lanes = _lanes(problem.arch, work)
+    rules = problem.rules
+    by_rows = rules.gemv_columns if schedule == GEMV else rules.dot_columns
+    return unsized(
+        problem,
+        work,
+        schedule,
+        rows_per_tile=rows,
+        columns=min(by_rows[rows], lanes),
+        lanes=lanes,
+        int8=schedule == GEMV_DOT,
+        scales_late=problem.has_finite_blocks(work.sections[0]),
+    )
+
+
+def _lanes(arch: HipArch, work: Kernel) -> int:
+    """Threads that share a column: a wave, or half of it where K has too few units for one."""
+    k = max(product.operands[0].width for product in work.sections[0].products)
+    units = -(-k // UNIT_ELEMENTS)
+    least, most = GEMV_LANES
+    lanes = min(arch.wave, most)
+    while lanes > least and units <= lanes // 2:
+        lanes //= 2
+    return lanes
+
+
+# --- few rows on matrix units ---------------------------------------------------------------------
+
+
+def _gemv_matrix(problem: Problem, work: Kernel) -> HipKernel:
+    """Take the first tiling for which K and shared memory suffice."""
+    arch, rules, (section,) = problem.arch, problem.rules, work.sections
+    rows = min(problem.rows, MOST_FEW_ROWS)
+    base = unsized(
+        problem,
+        work,
+        GEMV_MATRIX,
+        layout=TILES16,
+        rows_per_tile=rows,
+        halves=problem.halves,
+        pairs=rows <= rules.pair_rows,
+    )
+    for splits, waves_n, waves_k in _tilings(problem, section, rows):
+        kernel = in_waves(arch, replace(base, splits=splits), waves_n, waves_k)
+        if can_run_gemv_matrix(arch, kernel):
+            ahead = replace(kernel, ahead=rules.ahead)
+            return ahead if can_run_gemv_matrix(arch, ahead) else kernel
+    if problem.tuning.block_size is None and problem.tuning.schedule is None:
+        return _gemv(problem, work, GEMV)
+    raise TargetError(
+        f"{len(section.products)} products of {work.name} with block_size={base.block_size} "
+        f"on {problem.target}: {GEMV_MATRIX} has no room for their sums; accepted are fewer "
+        "threads, fewer products in one function, or schedule 'gemv'"
+    )
+
+
+def in_waves(arch: HipArch, kernel: HipKernel, waves_n: int, waves_k: int) -> HipKernel:
+    """Return a kernel with waves beside each other, and waves that share columns."""
+    return replace(
+        kernel,
+        columns=MATRIX_COLUMNS * kernel.groups * waves_n,
+        block_size=arch.wave * waves_n * waves_k,
+    )
+
+
+def _tilings(problem: Problem, section: Section, rows: int) -> Iterator[tuple[int, int, int]]:
+    """Splits, waves beside each other, waves that share columns: a block per compute unit."""
+    rules, is_few = problem.rules, rows <= problem.rules.few_rows
+    k, tiles = section.products[0].operands[0].width, -(-section.width // MATRIX_COLUMNS)
+    waves, most_waves = (
+        max(waves // len(section.products), 1) for waves in (rules.waves, rules.most_waves)
+    )
+    for splits in (1,) if is_few and k < rules.long_k else rules.splits:
+        wanted = -(-tiles * splits // problem.arch.compute_units)
+        if splits > 1 and wanted > most_waves:
+            continue  # there are columns enough
+        has_many = wanted > (rules.many_tiles - 1 if is_few else waves)
+        for tiling in _divided(problem, wanted, most_waves if has_many else waves):
+            yield splits, *tiling
+
+
+def _divided(problem: Problem, waves_n: int, waves: int) -> list[tuple[int, int]]:
+    """Waves beside each other and waves that share columns, the wanted ones first.
+
+    Of `waves` in all, or of as many as the caller's block size has.
+    """
+    if problem.tuning.block_size is None:
+        waves_n = min(waves_n, waves)
+        return [(waves_n, waves_k) for waves_k in range(waves // waves_n, 0, -1)]
+    waves = problem.tuning.block_size // problem.arch.wave
+    divisors = [n for n in range(1, waves + 1) if waves % n == 0]
+    return [(n, waves // n) for n in sorted(divisors, key=lambda n: abs(n - waves_n))]
+
+
+# --- many rows on matrix units --------------------------------------------------------------------
+
+
+def _tile_halves(problem: Problem, work: Kernel) -> HipKernel:
+    """For one tile of rows small blocks, of which several share K; for many rows wide ones."""
+    arch, rules, rows, (section,) = problem.arch, problem.rules, problem.rows, work.sections
+    folded = problem.may_fold and problem.suits_f16(section)
+    tile_rows = rules.tile_rows(arch, section, rows, folded and problem.in_warpgroups)
+    columns, waves = rules.tile_shape(arch, section, rows, tile_rows, folded)
+    base = unsized(
+        problem,
+        work,
+        TILE_HALVES,
+        layout=TILES16,
+        block_size=arch.wave * waves,
+        columns=columns,
+        halves=problem.halves,
+        warpgroups=problem.in_warpgroups,
+        folded=folded,
+    )
+    base = staged(arch, base, tile_rows, 2)
+    most = rules.most_tile_splits(arch, rows, -(-section.width // columns))
+    split = [replace(base, splits=n) for n in (8, 4, 2) if n <= most]
+    return next((kernel for kernel in split if can_run_tile_halves(arch, kernel)), base)
+
+
+def staged(arch: HipArch, kernel: HipKernel, rows: int, stages: int) -> HipKernel:
+    """Return a kernel for tiles of so many rows, whose x is in shared memory in `stages`."""
+    stage_bytes = rules_of(arch).stages_bytes // stages
+    units = min(stage_bytes // halves_unit_bytes(kernel, rows), _MOST_STAGE_UNITS)
+    return replace(kernel, rows_per_tile=rows, stage_units=units, stages=stages)
