@@ -75,10 +75,3 @@ def test_every_command_is_one() -> None:
     build = parser.parse_args(["build", "--arch", "gfx1100", "--out", "kernels"]).parser
     for option in re.findall(r"`(--[a-z-]+)", aot_part):
         assert option in build.format_help()
-
-
-def test_every_module_is_in_the_table() -> None:
-    modules = {path.stem for path in (ROOT / "q4jit").glob("*.py")} - {"__init__"}
-    modules |= {path.name for path in (ROOT / "q4jit").iterdir() if (path / "__init__.py").exists()}
-    table = README[README.index("| module | job |") : README.index("## GPUs")]
-    assert modules == set(re.findall(r"`(\w+)`", table)) - {"QuantizedTensor", "quantize"}

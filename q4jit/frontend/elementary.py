@@ -3,8 +3,8 @@
 Each is one range reduction and one polynomial over operations that every target has, so there is
 no libm. All targets run the same steps; those without a fused multiply-add round twice in `fma`,
 so their last bits may differ. The polynomials are minimax fits of this project; errors are measured
-over all f32 inputs of the ranges by `tests/test_elementary.py`, and the bound of 4 ulp holds for
-both kinds of targets.
+over all f32 inputs of the ranges by `tests/frontend/test_elementary.py`, and the bound of 4 ulp
+holds for both kinds of targets.
 """
 
 from typing import Final, Protocol, TypeVar

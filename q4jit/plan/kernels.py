@@ -69,7 +69,7 @@ class Kernel:
 
     `loads` are the values of earlier phases that it reads. `uniform` kernels compute values that
     are the same for every row, and run with M = 1. A kernel with `decoded` set writes that value of
-    a weight itself (see `ir.DECODED`) and does nothing else.
+    a weight itself (see `graph.DECODED`) and does nothing else.
     """
 
     name: str

@@ -1,0 +1,37 @@
+"""docs/architecture.md: the folder tree and the import order are what the code is."""
+
+import re
+from collections.abc import Iterator
+
+from tests.support.paths import ROOT
+from tests.test_layers import LAYERS
+
+TEXT = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+
+
+def modules_of_the_tree() -> Iterator[str]:
+    """The modules that the tree of q4jit/ lists, as `cpu/lower`, in its order."""
+    tree = TEXT[TEXT.index("q4jit/\n") :].partition("```")[0]
+    folders: list[str] = []
+    for line in tree.splitlines()[1:]:
+        found = re.match(r"((?:│   |    )*)(?:├── |└── )(\w+)(/|\.py)", line)
+        if found is None:
+            continue
+        depth = len(found[1]) // 4
+        del folders[depth:]
+        if found[3] == "/":
+            folders.append(found[2])
+        else:
+            yield "/".join([*folders, found[2]])
+
+
+def test_the_tree_lists_every_module() -> None:
+    package = ROOT / "q4jit"
+    paths = (path.relative_to(package).with_suffix("") for path in package.rglob("*.py"))
+    there = {str(path) for path in paths if path.name != "__init__"}
+    assert sorted(modules_of_the_tree()) == sorted(there - {"__main__"})
+
+
+def test_the_order_of_imports_is_that_of_the_test() -> None:
+    order = TEXT[TEXT.index("A package imports only") :].split("```")[1].removeprefix("text\n")
+    assert re.findall(r"\w+", order) == list(LAYERS[:-2])
