@@ -37,7 +37,7 @@ test: $(VENV)/.test ## run the tests (ARGS goes to pytest)
 bench: $(BENCH)/.bench ## compare with ggml, OpenBLAS and PyTorch on the CPU (ARGS goes to q4jit bench)
 	@set -- $(BENCH)/lib/python3.*/site-packages/llama_cpp/lib; \
 		set -f; exec $(BENCH)/bin/python -m q4jit bench --target cpu --threads 1,2 \
-		--ggml "$$1" $$RUN_ARGS
+		--ggml "$$1" --targets docs/targets.json $$RUN_ARGS
 
 lint: $(VENV)/.test ## format, lint and types, nothing run
 	@$(BIN)/python -m ruff format --check .

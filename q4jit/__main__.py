@@ -2,6 +2,6 @@
 
 import sys
 
-from q4jit.tools.cli import main
+from q4jit.tools.cli.main import main
 
 sys.exit(main())

@@ -12,6 +12,12 @@ FUNCTION_BOUND: Final = 3e-6
 """Relative rms of a whole function, in f32, on well-conditioned data."""
 
 
+def error_scale(squares: NDArray[np.float64], terms: int) -> NDArray[np.float64]:
+    """Return what errors of products relate to, √Σ(xw)² + terms·2⁻¹⁴⁹, from Σ(xw)²."""
+    scale: NDArray[np.float64] = np.sqrt(squares) + terms * 2.0**-149  # the smallest f32 above 0
+    return scale
+
+
 def relative_error(
     result: NDArray[np.float32], exact: NDArray[np.float64], size: NDArray[np.float64]
 ) -> float | None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from q4jit import specialize
 from q4jit.targets import HIP_ARCHS
-from q4jit.tools import cli
+from q4jit.tools.cli.main import make_parser
 from tests.support.paths import ROOT
 from tests.support.tools import model_file
 
@@ -68,7 +68,7 @@ def test_every_command_is_one() -> None:
     """What the README writes after `$ q4jit` passes the parser, and so do its options elsewhere."""
     lines = re.findall(r"^\$ q4jit (.*?)(?: {2,}#.*)?$", README, re.MULTILINE)
     assert {line.split()[0] for line in lines} == {"bench", "build", "pack", "selftest", "tune"}
-    parser = cli._parser()
+    parser = make_parser()
     for line in lines:
         assert parser.parse_args(shlex.split(line)).run
     aot_part = README[README.index("## Ahead-of-time builds") : README.index("## Environment")]

@@ -8,6 +8,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from q4jit.precision import error_scale
 from q4jit.weights.formats import FORMATS, decode
 from q4jit.weights.tensor import QuantizedTensor
 
@@ -54,4 +55,4 @@ def exact_products(x: Floats, weights: Sequence[QuantizedTensor]) -> tuple[Doubl
             values = decode(w.block_format, w.raw[at : at + step]).astype(np.float64).T
             y[:, at : at + step] += wide @ values
             squares[:, at : at + step] += wide**2 @ values**2
-    return y, np.sqrt(squares) + len(weights) * k * 2.0**-149
+    return y, error_scale(squares, len(weights) * k)

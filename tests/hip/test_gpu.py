@@ -19,13 +19,10 @@ from q4jit.plan.kernels import Source
 from q4jit.plan.options import Tuning
 from q4jit.runtime import devices
 from q4jit.runtime.driver import Device
-from q4jit.tools.cli import main
-from q4jit.tools.selftest import (
-    cases,
-    contract_error,
-    outcomes,
-    product,
-)
+from q4jit.tools.cli.main import main
+from q4jit.tools.selftest.cases import cases, product
+from q4jit.tools.selftest.measures import contract_error
+from q4jit.tools.selftest.run import outcomes
 from q4jit.weights.reference import random_weight, random_x
 from tests.support import child
 

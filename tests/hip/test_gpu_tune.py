@@ -15,8 +15,8 @@ from q4jit.plan.options import Tuning
 from q4jit.precision import BOUNDS
 from q4jit.runtime import devices
 from q4jit.runtime.driver import Device
-from q4jit.tools.cli import main
-from q4jit.tools.selftest import product
+from q4jit.tools.cli.main import main
+from q4jit.tools.selftest.cases import product
 from q4jit.weights.reference import random_weight, random_x
 
 pytestmark = pytest.mark.gpu

@@ -17,8 +17,10 @@ from q4jit.compilers.clang import Clang
 from q4jit.compilers.find import find_compiler
 from q4jit.errors import CompileError, TargetError
 from q4jit.targets import Target
-from q4jit.tools import aot, cli
-from q4jit.tools.cli import main
+from q4jit.tools.aot.layout import LAYOUTS, describe_layout
+from q4jit.tools.cli.build import _with_progress
+from q4jit.tools.cli.main import main
+from q4jit.tools.provenance import version
 from q4jit.weights.formats import FORMATS
 from q4jit.weights.layouts import GGUF, pack
 from tests.support.kernels import weight
@@ -93,7 +95,7 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["--help"], "q4jit build --k 4096"),
         (["build", "--help"], "--entry"),
         (["pack", "--help"], "--tensor"),
-        (["--version"], f"q4jit {aot.version()}\n"),
+        (["--version"], f"q4jit {version()}\n"),
     ):
         with pytest.raises(SystemExit) as end:
             main(arguments)
@@ -104,7 +106,7 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
 def test_python_runs_the_package() -> None:
     command = [sys.executable, "-m", "q4jit"]
     for arguments, status, out in (
-        (["--version"], 0, f"q4jit {aot.version()}\n"),
+        (["--version"], 0, f"q4jit {version()}\n"),
         (["--unknown"], 2, ""),
     ):
         done = subprocess.run([*command, *arguments], capture_output=True, text=True, check=False)
@@ -131,7 +133,7 @@ def test_a_build_of_a_file(model: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert manifest["left_out"] == {"f": "F32 is no block format"}
 
 
-@pytest.mark.parametrize("layout", aot.LAYOUTS)
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_pack_writes_what_layouts_packs(model: Path, layout: str, tmp_path: Path) -> None:
     out = tmp_path / "b.bin"
     arguments = [
@@ -151,7 +153,7 @@ def test_pack_writes_what_layouts_packs(model: Path, layout: str, tmp_path: Path
     assert out.read_bytes() == wanted
     found = json.loads((tmp_path / "b.bin.json").read_bytes())
     assert (found["tensor"], found["format"], found["K"], found["N"]) == ("b", "Q4_0", 64, 5)
-    assert found["weight"] == aot.describe_layout(FORMATS["Q4_0"], layout, (64, 5))
+    assert found["weight"] == describe_layout(FORMATS["Q4_0"], layout, (64, 5))
     assert found["files"]["b.bin"]["sha256"] == hashlib.sha256(wanted).hexdigest()
     assert main(arguments) == 0  # its own files may be written again
 
@@ -213,7 +215,7 @@ def test_the_command_of_a_repro_can_be_pasted(
     def fail(*_: Any, **__: Any) -> None:
         raise CompileError("clang", (), "error: no", "", repro=tmp_path / "a b")
 
-    monkeypatch.setattr(aot, "pack_tensor", fail)
+    monkeypatch.setattr("q4jit.tools.cli.pack.pack_tensor", fail)
     error = says(1, "pack", "--gguf", model, "--tensor", "a", "--out", tmp_path / "w")
     assert f"sh '{tmp_path}/a b/repro.sh'" in error
 
@@ -389,7 +391,7 @@ def test_an_interrupt(
     def interrupted(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(aot, "pack_tensor", interrupted)
+    monkeypatch.setattr("q4jit.tools.cli.pack.pack_tensor", interrupted)
     assert (
         says(130, "pack", "--gguf", model, "--tensor", "a", "--out", tmp_path / "w")
         == "q4jit pack: interrupted"
@@ -398,12 +400,12 @@ def test_an_interrupt(
 
 def test_progress(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     launches = list("ab")
-    assert list(cli._with_progress(launches)) == launches  # not on a terminal
+    assert list(_with_progress(launches)) == launches  # not on a terminal
     assert capsys.readouterr().err == ""
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    assert list(cli._with_progress(launches)) == launches
+    assert list(_with_progress(launches)) == launches
     assert "compiling" in capsys.readouterr().err
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)  # without tqdm
-    assert list(cli._with_progress(list("abcdefgh"))) == list("abcdefgh")
+    assert list(_with_progress(list("abcdefgh"))) == list("abcdefgh")
     lines = [f"compiling {i} of 8" for i in (1, 3, 5, 7)]
     assert capsys.readouterr().err.splitlines() == lines

@@ -13,13 +13,12 @@ from q4jit.hip import tunings
 from q4jit.hip.search import key_for
 from q4jit.hip.tunings import Key
 from q4jit.targets import Target
-from q4jit.tools import cli
-from q4jit.tools.cli import main
+from q4jit.tools.cli.main import main
+from q4jit.tools.cli.tune import _TUNED_ROWS, _TUNED_SHAPES
 from q4jit.weights.formats import FORMATS
 from q4jit.weights.reference import random_weight
-from tests.hip.test_tune_files import FOUND, KEY, SLOW
-from tests.tools.test_selftest import DEVICE
-from tests.tools.test_tune import MACHINE, FakeBench
+from tests.support.fake_bench import DEVICE, MACHINE, SearchBench
+from tests.support.tuning_files import FOUND, KEY, SLOW
 
 Tune = Callable[..., str]
 
@@ -41,8 +40,8 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         names.append(name)
         return DEVICE
 
-    monkeypatch.setattr(cli, "find_device", find)
-    monkeypatch.setattr(cli, "Bench", FakeBench)
+    monkeypatch.setattr("q4jit.tools.cli.arguments.find_device", find)
+    monkeypatch.setattr("q4jit.tools.cli.tune.Bench", SearchBench)
     return names
 
 
@@ -111,18 +110,18 @@ def test_the_weights_of_a_file(asked: list[str], tune: Tune, file: Path, tmp_pat
 
 
 def test_the_shapes_without_options_are_those_of_large_models() -> None:
-    assert all(size >= 4096 for shape in cli._TUNED_SHAPES for size in shape)
-    for k, _ in cli._TUNED_SHAPES:
+    assert all(size >= 4096 for shape in _TUNED_SHAPES for size in shape)
+    for k, _ in _TUNED_SHAPES:
         FORMATS["Q4_0"].row_bytes(k)
     target = Target("hip", "gfx1100")
-    classes = {key_for(target, 64, 5, ("Q4_0",), m, "f32").m for m in cli._TUNED_ROWS}
+    classes = {key_for(target, 64, 5, ("Q4_0",), m, "f32").m for m in _TUNED_ROWS}
     assert classes == {1, 2, 4, 8, 16, 32, 64, 512, 1024}
 
 
 def test_kernels_that_are_all_wrong_are_a_failure(
     asked: list[str], tune: Tune, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(FakeBench, "fault", staticmethod(lambda kernel, y: y.fill(0)))
+    monkeypatch.setattr(SearchBench, "fault", staticmethod(lambda kernel, y: y.fill(0)))
     out = tune("--shape", "64x5", "--m", "1", status=1)
     assert "no candidate is left: " in out
     assert "\n*" not in out

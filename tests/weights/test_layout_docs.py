@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from q4jit.tools.aot import describe_layout
+from q4jit.tools.aot.layout import describe_layout
 from q4jit.weights.formats import FORMATS, Format, decode
 from q4jit.weights.layouts import (
     GGUF,

@@ -10,9 +10,11 @@ import pytest
 
 from q4jit.precision import BOUNDS
 from q4jit.runtime import devices
-from q4jit.tools import bench as benchmark
-from q4jit.tools.cli import main
-from q4jit.tools.peers import READ, GpuArena
+from q4jit.tools.cli.main import main
+from q4jit.tools.compare.arena import READ
+from q4jit.tools.compare.contest import contest
+from q4jit.tools.compare.gpu import GpuArena
+from q4jit.tools.compare.work import WeightShape
 
 pytestmark = pytest.mark.gpu
 
@@ -49,9 +51,9 @@ def test_a_product_of_pytorch_is_right_and_has_a_time(arena: GpuArena, name: str
     if name not in entrants:
         pytest.skip(arena.absent[name])
     for m in (1, 8, 64):
-        work = benchmark._Shape("Q4_0", K, N, (m,), 64 << 20).product(m)
+        work = WeightShape("Q4_0", K, N, (m,), 64 << 20).product(m)
         entrant = entrants[name]
-        (outcome,) = benchmark.contest([(entrant, work, BOUNDS[entrant.precision])], 3)
+        (outcome,) = contest([(entrant, work, BOUNDS[entrant.precision])], 3)
         assert outcome.message == ""
         assert len(outcome.us) == 3
         assert min(outcome.us) > 1
@@ -59,7 +61,7 @@ def test_a_product_of_pytorch_is_right_and_has_a_time(arena: GpuArena, name: str
 
 def test_a_read_is_as_fast_as_a_copy(arena: GpuArena) -> None:
     """Of many bytes: a copy reads and writes, and a read alone is at least as fast per byte."""
-    work = benchmark._Shape("Q4_0", 8192, 16384, (1,), arena.rotated_bytes()).product(1)
+    work = WeightShape("Q4_0", 8192, 16384, (1,), arena.rotated_bytes()).product(1)
     with arena.read().open(work) as running:
         running.poison()
         rate = max(work.weight_bytes / running.us() for _ in range(5))
@@ -69,9 +71,9 @@ def test_a_read_is_as_fast_as_a_copy(arena: GpuArena) -> None:
 
 
 def test_no_kernel_is_faster_than_the_read(arena: GpuArena) -> None:
-    work = benchmark._Shape("Q4_0", 8192, 16384, (1,), arena.rotated_bytes()).product(1)
+    work = WeightShape("Q4_0", 8192, 16384, (1,), arena.rotated_bytes()).product(1)
     entrants = [(each, work, BOUNDS["f32"]) for each in (arena.read(), arena.own("f32"))]
-    read, own = benchmark.contest(entrants, 5)
+    read, own = contest(entrants, 5)
     assert read.entrant.name == READ
     assert np.median(own.us) > 0.95 * np.median(read.us)
 
@@ -79,7 +81,7 @@ def test_no_kernel_is_faster_than_the_read(arena: GpuArena) -> None:
 def test_a_kernel_that_is_spoiled_has_no_time(
     arena: GpuArena, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    work = benchmark._Shape("Q4_0", K, 64, (1,), 1 << 20).product(1)
+    work = WeightShape("Q4_0", K, 64, (1,), 1 << 20).product(1)
     real = arena.bench.bind
 
     def bind(built: Any, args: Any) -> Any:
@@ -94,6 +96,6 @@ def test_a_kernel_that_is_spoiled_has_no_time(
         return Idle()
 
     monkeypatch.setattr(arena.bench, "bind", bind)
-    (outcome,) = benchmark.contest([(arena.own("f32"), work, BOUNDS["f32"])], 1)
+    (outcome,) = contest([(arena.own("f32"), work, BOUNDS["f32"])], 1)
     assert outcome.wrong
     assert not outcome.us

@@ -21,11 +21,9 @@ from q4jit.hip import search, tunings
 from q4jit.hip.candidates import candidates, constants_of
 from q4jit.hip.choices import keys_of
 from q4jit.hip.classes import MANY_ROWS
-from q4jit.hip.harness import Built
 from q4jit.hip.kernel import HipKernel, HipPlan
-from q4jit.hip.render import render
 from q4jit.hip.schedule import make_plan
-from q4jit.hip.tunings import Choice, Key, Machine, Trial
+from q4jit.hip.tunings import Choice, Key, Trial
 from q4jit.plan.options import Tuning
 from q4jit.policy import Place
 from q4jit.precision import BOUNDS
@@ -34,13 +32,11 @@ from q4jit.targets import Target, find_target
 from q4jit.weights.reference import random_weight, random_x
 from tests.runtime.test_devices import PRELUDE
 from tests.support import child, fake_gpu
+from tests.support.fake_bench import DEVICE, MACHINE, SearchBench, product_kernel
 from tests.support.hip import run_on_host
-from tests.tools.test_selftest import DEVICE, _for_numpy
 
 K, N = 64, 5
-MACHINE = Machine(DEVICE.name, DEVICE.arch, "fake 1.0")
 KEY = Key(K, N, "Q4_1", 1, "f32")
-Fault = Callable[[HipKernel, NDArray[Any]], None]
 
 
 @pytest.fixture(autouse=True)
@@ -51,80 +47,7 @@ def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache"
 
 
-def product_kernel(plan: HipPlan) -> HipKernel:
-    (kernel,) = (kernel for kernel in plan.kernels if kernel.work.sections)
-    return kernel
-
-
-class FakeBench:
-    """NumPy in the place of a GPU, and times by a rule: the more threads, the slower.
-
-    `fault` may raise, or change what came out.
-    """
-
-    fingerprint = MACHINE.compiler
-    fault: Fault | None = None
-    run_rows: list[tuple[HipKernel, int]]
-    timed: list[HipKernel]
-    lost = False
-
-    def __init__(self, device: Device = DEVICE) -> None:
-        self.device, self.target = device, Target("hip", device.arch)
-        self.run_rows, self.timed = [], []
-
-    def __enter__(self) -> "FakeBench":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-    def compile(self, plan: HipPlan) -> Built:
-        return Built(plan, tuple(render(plan, kernel) for kernel in plan.kernels))
-
-    def run(self, built: Built, args: Sequence[Any]) -> list[NDArray[Any]]:
-        kernel = product_kernel(built.plan)
-        self.run_rows.append((kernel, len(args[0])))
-        x, *weights = map(_for_numpy, args)
-        y = np.array(search.products(x, *weights), np.float32)
-        if self.fault is not None:
-            self.fault(kernel, y)
-        return [y]
-
-    def upload(self, args: Sequence[Any], stream: int = 0) -> Sequence[Any]:
-        if self.lost:
-            raise DeviceError("the device is lost")
-        return args
-
-    def outputs(self, built: Built, args: Sequence[Any]) -> tuple[None]:
-        return (None,)
-
-    def bind(self, built: Built, args: Sequence[Any]) -> "_FakeLaunch":
-        return _FakeLaunch(product_kernel(built.plan))
-
-    def replay_us(self, calls_on: Callable[[int], Sequence[Any]]) -> float:
-        calls = calls_on(3)
-        kernel: HipKernel = calls[0].func.kernel
-        weights = [args for call in calls for args in call.args[0][1:]]
-        assert len(set(map(id, weights))) == len(weights) > 1  # weights that take turns
-        self.timed.append(kernel)
-        return self.us(kernel)
-
-    def us(self, kernel: HipKernel) -> float:
-        return kernel.block_size + kernel.ahead + kernel.columns / 8
-
-
-class _FakeLaunch:
-    def __init__(self, kernel: HipKernel) -> None:
-        self.kernel = kernel
-
-    def prepare(self, args: Sequence[Any]) -> None:
-        pass
-
-    def __call__(self, args: Sequence[Any], out: Any) -> None:
-        raise AssertionError("timed by replay_us alone")
-
-
-def searched(bench: FakeBench, *keys: Key) -> search.Results:
+def searched(bench: SearchBench, *keys: Key) -> search.Results:
     return search.search(bench, keys)  # type: ignore[arg-type]  # what a search asks of it is there
 
 
@@ -136,7 +59,7 @@ def is_smallest(kernel: HipKernel) -> bool:
 
 
 def test_every_candidate_is_checked_then_timed_and_the_fastest_chosen() -> None:
-    bench = FakeBench()
+    bench = SearchBench()
     trials = searched(bench, KEY)[KEY]
     assert len(trials) > 10
     assert all(t.error is not None and t.error < BOUNDS["f32"] for t in trials)
@@ -156,7 +79,7 @@ def test_a_wrong_candidate_never_wins_and_is_reported() -> None:
         if is_smallest(kernel):
             y[0, -1] *= 1.001
 
-    bench = FakeBench()
+    bench = SearchBench()
     bench.fault = fault
     results = searched(bench, KEY)
     (wrong,) = (t for t in results[KEY] if t.rejected)
@@ -180,7 +103,7 @@ def test_a_result_that_was_not_written_is_rejected(value: float) -> None:
         if is_smallest(kernel):
             y[0, 0] = value
 
-    bench = FakeBench()
+    bench = SearchBench()
     bench.fault = fault
     (wrong,) = (t for t in searched(bench, KEY)[KEY] if t.rejected)
     assert wrong.rejected == "wrong: results are NaN or Inf"
@@ -196,7 +119,7 @@ def test_a_candidate_that_does_not_run_is_rejected(error: Exception) -> None:
         if is_smallest(kernel):
             raise error
 
-    bench = FakeBench()
+    bench = SearchBench()
     bench.fault = fault
     (rejected,) = (t for t in searched(bench, KEY)[KEY] if t.rejected)
     assert rejected.rejected.startswith(f"{type(error).__name__}: ")
@@ -210,7 +133,7 @@ def test_a_lost_device_ends_the_search_and_what_is_done_is_kept() -> None:
             bench.lost = True
             raise DeviceError("a fault")
 
-    bench = FakeBench()
+    bench = SearchBench()
     bench.fault = fault
     with pytest.raises(DeviceError, match="the device is lost"):
         searched(bench, KEY, replace(KEY, m=4))
@@ -218,7 +141,7 @@ def test_a_lost_device_ends_the_search_and_what_is_done_is_kept() -> None:
 
 
 def test_full_tiles_and_others_are_checked() -> None:
-    bench = FakeBench()
+    bench = SearchBench()
     keys = [replace(KEY, m=m) for m in (1, 2, 4, 8, 16, 32, 64, MANY_ROWS, 1024)]
     searched(bench, *keys)
     rows = {m for _, m in bench.run_rows}
@@ -226,7 +149,7 @@ def test_full_tiles_and_others_are_checked() -> None:
 
 
 def test_several_products_and_formats_are_one_key() -> None:
-    bench = FakeBench()
+    bench = SearchBench()
     key = replace(KEY, format="Q4_0+Q8_0")
     trials = searched(bench, key)[key]
     assert all(t.error is not None and t.error < BOUNDS["f32"] for t in trials)
@@ -237,7 +160,7 @@ def test_several_products_and_formats_are_one_key() -> None:
 @pytest.mark.parametrize("name", ["F16", "Q6_K"])
 def test_every_format_and_precision_has_candidates(precision: str, name: str) -> None:
     for arch in ("gfx1030", "gfx90a", "sm_90"):
-        bench = FakeBench(replace(DEVICE, arch=arch))
+        bench = SearchBench(replace(DEVICE, arch=arch))
         for m in (1, 64):
             key = Key(256, 3, name, m, precision)
             assert tunings.best(searched(bench, key)[key]) is not None
@@ -247,8 +170,8 @@ def test_every_format_and_precision_has_candidates(precision: str, name: str) ->
 
 
 def test_a_second_search_measures_nothing() -> None:
-    first = searched(FakeBench(), KEY)
-    again = FakeBench()
+    first = searched(SearchBench(), KEY)
+    again = SearchBench()
     second = searched(again, KEY)
     assert set(second[KEY]) == set(first[KEY])
     assert again.run_rows == []
@@ -258,9 +181,9 @@ def test_a_second_search_measures_nothing() -> None:
 def test_what_is_new_alone_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     few = _only(lambda kernel: kernel.block_size == 128)
     monkeypatch.setattr(search, "candidates", few)
-    before = searched(FakeBench(), KEY)[KEY]
+    before = searched(SearchBench(), KEY)[KEY]
     monkeypatch.undo()
-    bench = FakeBench()
+    bench = SearchBench()
     monkeypatch.setattr(tunings, "path", lambda: None)
     tunings.keep(MACHINE, KEY, before)
     trials = searched(bench, KEY, replace(KEY, n=7))[KEY]
@@ -280,16 +203,16 @@ def _only(
 
 
 def test_a_changed_text_is_measured_again_and_a_lost_candidate_forgotten() -> None:
-    trials = searched(FakeBench(), KEY)[KEY]
+    trials = searched(SearchBench(), KEY)[KEY]
     changed = replace(trials[0], text="0" * 16)
     lost = replace(trials[1], constants=(("block_size", 96),), us=0.1)
     tunings.keep(MACHINE, KEY, (changed, lost, *trials[2:]))
-    bench = FakeBench()
+    bench = SearchBench()
     again = searched(bench, KEY)[KEY]
     assert len(bench.run_rows) == 2
     assert {t.constants for t in again} == {t.constants for t in trials}
     tunings.keep(MACHINE, KEY, (*trials, lost))
-    assert lost not in searched(FakeBench(), KEY)[KEY]
+    assert lost not in searched(SearchBench(), KEY)[KEY]
     assert lost not in tunings.stored()[MACHINE, KEY]
 
 
@@ -546,9 +469,9 @@ class FakeCall:
 
 
 @pytest.fixture
-def benches(monkeypatch: pytest.MonkeyPatch) -> list[FakeBench]:
+def benches(monkeypatch: pytest.MonkeyPatch) -> list[SearchBench]:
     """Calls go to a GPU that runs nothing; gives the benches of the searches."""
-    made: list[FakeBench] = []
+    made: list[SearchBench] = []
     hip = replace(
         find_backend(Target("hip", DEVICE.arch)),
         compiler=lambda target: FakeCompiler(),
@@ -556,8 +479,8 @@ def benches(monkeypatch: pytest.MonkeyPatch) -> list[FakeBench]:
         launch=lambda plan, loaded, shapes, args, names, device: FakeCall(),
     )
 
-    def bench(device: Device) -> FakeBench:
-        made.append(FakeBench(device))
+    def bench(device: Device) -> SearchBench:
+        made.append(SearchBench(device))
         return made[-1]
 
     def find(target: Target) -> Any:
@@ -575,7 +498,7 @@ def double(x: Any, w: Any) -> Any:
     return 2 * (x @ w)
 
 
-def test_the_first_call_of_a_class_tunes_and_later_ones_reuse(benches: list[FakeBench]) -> None:
+def test_the_first_call_of_a_class_tunes_and_later_ones_reuse(benches: list[SearchBench]) -> None:
     f: Any = specialize(double, tune=True)
     w = random_weight("Q4_1", K, N)
     assert f(random_x(1, K), w) == "run"
@@ -598,7 +521,7 @@ def test_the_first_call_of_a_class_tunes_and_later_ones_reuse(benches: list[Fake
     assert all(not bench.timed for bench in benches[2:])
 
 
-def test_without_a_search_the_rules_choose(benches: list[FakeBench]) -> None:
+def test_without_a_search_the_rules_choose(benches: list[SearchBench]) -> None:
     f: Any = specialize(double)
     f(random_x(1, K), random_weight("Q4_1", K, N))
     assert benches == []
@@ -606,16 +529,16 @@ def test_without_a_search_the_rules_choose(benches: list[FakeBench]) -> None:
 
 
 def test_kernels_that_are_all_wrong_are_an_error(
-    benches: list[FakeBench], monkeypatch: pytest.MonkeyPatch
+    benches: list[SearchBench], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(FakeBench, "fault", staticmethod(lambda kernel, y: y.fill(0)))
+    monkeypatch.setattr(SearchBench, "fault", staticmethod(lambda kernel, y: y.fill(0)))
     f: Any = specialize(double, tune=True)
     with pytest.raises(TuningError, match=r"all rejected\n(.|\n)*rejected: wrong: error"):
         f(random_x(1, K), random_weight("Q4_1", K, N))
 
 
-def test_a_choice_that_is_none_names_its_entry(benches: list[FakeBench]) -> None:
-    (*_, trial) = searched(FakeBench(), KEY)[KEY]
+def test_a_choice_that_is_none_names_its_entry(benches: list[SearchBench]) -> None:
+    (*_, trial) = searched(SearchBench(), KEY)[KEY]
     tunings.keep(MACHINE, KEY, (replace(trial, constants=(("block_size", 96),)),))
     f: Any = specialize(double)
     with pytest.raises(TuningError, match=r"tunings\.json.*found gemv block_size=96"):

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from q4jit.errors import TargetError
-from q4jit.tools.bench import Report
-from q4jit.tools.peers import READ
+from q4jit.tools.compare.arena import READ
+from q4jit.tools.compare.report import Report
 
 _MARKERS: Final = "os^Dv<>PX*"
 _FLOAT_BYTES: Final = 4

@@ -1,0 +1,77 @@
+"""Where the fields of a weight's blocks are, in each layout; see docs/layouts.md."""
+
+from typing import Any, Final
+
+from q4jit.weights.formats import Format
+from q4jit.weights.layouts import GGUF, INTERLEAVED16, LANES, PLANAR, Interleaved, Planar, fields
+
+LAYOUTS: Final = (PLANAR, GGUF, INTERLEAVED16)
+
+
+def describe_layout(fmt: Format, layout: str, shape: tuple[int, int] | None) -> dict[str, Any]:
+    """Where the fields of a weight's blocks are, see docs/layouts.md; all sizes in bytes.
+
+    shape: (K, N); None, for `gguf`, where it is known at run time only.
+    """
+    if layout == INTERLEAVED16:
+        assert shape is not None
+        return _describe_interleaved(Interleaved(fmt, *shape))
+    found: dict[str, Any] = {
+        "layout": layout,
+        "address": "offset_bytes + (column * blocks + block) * stride_bytes",
+    }
+    if layout == PLANAR:
+        assert shape is not None
+        planar = Planar(fmt, *shape)
+        regions = [(name, at, size, size) for name, (at, size) in planar.regions.items()]
+        elements, alignment, size_bytes = planar.block_elements, 16, planar.size_bytes
+    elif fmt.float_dtype is not None:
+        regions = [("values", 0, fmt.block_bytes, fmt.block_bytes)]
+        elements, alignment, size_bytes = 1, fmt.block_bytes, None
+    else:
+        regions = [(f.name, f.source_bytes, fmt.block_bytes, f.size_bytes) for f in fields(fmt)]
+        elements, alignment, size_bytes = fmt.block_elements, 2, None
+    if shape is None:
+        blocks: Any = f"K / {elements}"
+        size: Any = f"N * K / {elements} * {fmt.block_bytes}"
+    else:
+        blocks = -(-shape[0] // elements)
+        size = size_bytes or shape[1] * fmt.row_bytes(shape[0])
+    return found | {
+        "size_bytes": size,
+        "alignment_bytes": alignment,
+        "block_elements": elements,
+        "blocks": blocks,
+        "regions": [
+            {"name": name, "offset_bytes": at, "stride_bytes": stride, "field_bytes": size_of_field}
+            for name, at, stride, size_of_field in regions
+        ],
+    }
+
+
+def _describe_interleaved(shape: Interleaved) -> dict[str, Any]:
+    units = {f.name: f for f in fields(shape.fmt)}
+    places = {name: shape.offset_bytes(name) for name in units}
+    return {
+        "layout": INTERLEAVED16,
+        "address": f"(column // {LANES} * tiles + block // blocks_per_tile) * tile_bytes"
+        " + offset_bytes + block % blocks_per_tile * stride_bytes"
+        f" + (unit * {LANES} + column % {LANES}) * unit_bytes",
+        "size_bytes": shape.groups * shape.group_bytes,
+        "alignment_bytes": 64,
+        "block_elements": shape.block_elements,
+        "blocks": shape.blocks,
+        "blocks_per_tile": shape.blocks_per_tile,
+        "tiles": shape.tiles,
+        "tile_bytes": shape.tile_bytes,
+        "regions": [
+            {
+                "name": name,
+                "offset_bytes": at,
+                "stride_bytes": stride,
+                "unit_bytes": units[name].unit_bytes,
+                "field_bytes": units[name].size_bytes,
+            }
+            for name, (at, stride) in sorted(places.items(), key=lambda item: item[1])
+        ],
+    }

@@ -1,0 +1,142 @@
+"""What other libraries compute on the CPU: NumPy's BLAS, PyTorch, ggml."""
+
+import contextlib
+import ctypes
+import functools
+import importlib
+import math
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from q4jit.targets import Target
+from q4jit.tools.compare.arena import AbsentError, Entrant, Running
+from q4jit.tools.compare.cpu_times import running_of, timed_us
+from q4jit.tools.compare.ggml import Ggml, GgmlError
+from q4jit.tools.compare.torch_products import int4_weight, load_torch
+from q4jit.tools.compare.work import Work, count_copies
+from q4jit.weights.formats import decode
+from q4jit.weights.tensor import QuantizedTensor
+
+# products of a graph of ggml's, which starts its threads anew: so many, or so much work
+_GRAPH_PRODUCTS: Final = 16
+_GRAPH_OPERATIONS: Final = 10_000_000_000
+
+
+class CpuPeers:
+    """Products of other libraries, each with as many threads; where one is absent, the reason."""
+
+    def __init__(self, threads: int, target: Target, ggml: Path | None, rotated_bytes: int) -> None:
+        """ggml: the folder of its libraries. rotated_bytes: 0 for one weight in the cache."""
+        self._threads = threads
+        self._target = target
+        self._ggml_path = ggml
+        self._rotated_bytes = rotated_bytes
+
+    def finders(self) -> dict[str, Callable[[], Entrant]]:
+        """Return what makes each peer, by name; it raises AbsentError where the peer is absent."""
+        return {
+            "numpy f32": lambda: self._numpy("numpy f32", self._dense),
+            "dequantise + matmul": lambda: self._numpy("dequantise + matmul", self._decoding),
+            "torch int4": self._torch,
+            "ggml": self._ggml,
+        }
+
+    def _numpy(
+        self, name: str, open_: Callable[[Work], AbstractContextManager[Running]]
+    ) -> Entrant:
+        _limit_blas(self._threads)
+        return Entrant(name, "f32", open_)
+
+    @contextlib.contextmanager
+    def _dense(self, work: Work) -> Iterator[Running]:
+        (w,) = work.weights
+        rows = decode(w.block_format, w.raw)
+        out = np.empty((len(work.x), w.shape[1]), np.float32)
+        copies = [
+            rows,
+            *(rows.copy() for _ in range(count_copies(self._rotated_bytes, rows.nbytes) - 1)),
+        ]
+        calls = [functools.partial(np.matmul, work.x, rows.T, out=out) for rows in copies]
+        yield running_of(calls, (out,), work)
+
+    @contextlib.contextmanager
+    def _decoding(self, work: Work) -> Iterator[Running]:
+        out = np.empty((len(work.x), work.weights[0].shape[1]), np.float32)
+
+        def call(w: QuantizedTensor) -> None:
+            np.matmul(work.x, w.dequantize(), out=out)
+
+        yield running_of([functools.partial(call, w) for (w,) in work.copies], (out,), work)
+
+    def _torch(self) -> Entrant:
+        torch = load_torch()
+        if not hasattr(torch.ops.aten, "_weight_int4pack_mm_for_cpu"):
+            raise AbsentError(f"torch {torch.__version__} has no _weight_int4pack_mm_for_cpu")
+        torch.set_num_threads(self._threads)
+        return Entrant("torch int4", "i8", functools.partial(self._int4, torch))
+
+    @contextlib.contextmanager
+    def _int4(self, torch: Any, work: Work) -> Iterator[Running]:
+        q, scales = int4_weight(torch, work.weights[0])
+        convert = torch.ops.aten._convert_weight_to_int4pack_for_cpu
+        packed = convert(torch.from_numpy(q.astype(np.int32)), 1)
+        x = torch.from_numpy(work.x).bfloat16()
+        last: list[Any] = [torch.zeros(len(work.x), work.weights[0].shape[1])]
+
+        def call(packed: Any, scales: Any) -> None:
+            last[0] = torch.ops.aten._weight_int4pack_mm_for_cpu(x, packed, 32, scales)
+
+        def poison() -> None:
+            last[0].fill_(math.nan)
+
+        calls = [
+            functools.partial(call, packed.clone(), scales.clone()) for _ in range(len(work.copies))
+        ]
+        with torch.no_grad():
+            yield Running(
+                functools.partial(timed_us, calls),
+                poison,
+                lambda: work.error([last[0].float().numpy()]),
+            )
+
+    def _ggml(self) -> Entrant:
+        if self._ggml_path is None:
+            raise AbsentError("no library is given: --ggml PATH of a libggml-cpu.so")
+        try:
+            library = Ggml(self._ggml_path)
+        except GgmlError as error:
+            raise AbsentError(str(error)) from None
+        return Entrant("ggml", "i8", functools.partial(self._on_ggml, library))
+
+    @contextlib.contextmanager
+    def _on_ggml(self, library: Ggml, work: Work) -> Iterator[Running]:
+        weights = [w for (w,) in work.copies]
+        lacks = "".join(f", built without {name}" for name in library.lacks(self._target.features))
+        try:
+            number = min(_GRAPH_PRODUCTS, -(-_GRAPH_OPERATIONS // work.operations))
+            opened = library.product(work.x, weights, max(len(weights), number), self._threads)
+            with opened as made:
+                yield Running(
+                    lambda: timed_us([made.compute]) / made.number,
+                    made.poison,
+                    lambda: work.error([made.result()]),
+                    f"{made.layout}{lacks}",
+                )
+        except GgmlError as error:
+            raise AbsentError(str(error)) from None
+
+
+def _limit_blas(threads: int) -> None:
+    """Let NumPy's OpenBLAS use so many threads. Raises AbsentError where it cannot be told to."""
+    module = importlib.import_module("numpy._core._multiarray_umath")
+    library = ctypes.CDLL(module.__file__)
+    for suffix in ("64_", ""):
+        for prefix in ("scipy_openblas", "openblas"):
+            if hasattr(library, f"{prefix}_set_num_threads{suffix}"):
+                getattr(library, f"{prefix}_set_num_threads{suffix}")(threads)
+                return
+    raise AbsentError("the BLAS of this NumPy is no OpenBLAS: its threads cannot be set")

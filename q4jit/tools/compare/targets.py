@@ -1,0 +1,100 @@
+"""Targets: how many times as fast as a peer or a limit q4jit is to be, on one machine.
+
+They are read from a file (docs/targets.json is one), because they hold for the machine that they
+were set on. `verdicts` says which of them runs on the CPU reach.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from q4jit.precision import PRECISIONS
+from q4jit.tools.checked_json import COUNT, FLAG, TEXT, Rules, check_fields, one_of, read_json
+from q4jit.tools.compare.ratios import Run, Table, products, times_as_fast
+
+_VERSION: Final = 1
+_WHAT: Final = "a file of targets, as docs/targets.json is one"
+
+
+@dataclass(frozen=True)
+class SpeedTarget:
+    """At least how many times as fast as `against` products of M rows are to be.
+
+    least: by the number of threads. cached: of runs whose weight stays in the cache. min_size: the
+    least K and N of the weights that it speaks of.
+    """
+
+    precision: str
+    m: int
+    against: str
+    least: Mapping[int, float]
+    cached: bool = False
+    min_size: int = 1
+
+
+def read_targets(path: Path) -> tuple[SpeedTarget, ...]:
+    """Return the targets of a file. Raises FormatError for any other content, and OSError."""
+    data = read_json(path, _WHAT)
+    check_fields(data, str(path), _FILE_RULES)
+    return tuple(_target(each, f"{path}: targets[{i}]") for i, each in enumerate(data["targets"]))
+
+
+def _target(data: Any, where: str) -> SpeedTarget:
+    check_fields(data, where, _TARGET_RULES, _OPTIONAL_RULES)
+    least = {int(threads): float(ratio) for threads, ratio in data["least"].items()}
+    return SpeedTarget(**data | {"least": least})
+
+
+def _are_ratios(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and bool(value)
+        and all(name.isascii() and name.isdigit() and name[0] != "0" for name in value)
+        and all(type(ratio) in {int, float} and 0 < ratio < 1e9 for ratio in value.values())
+    )
+
+
+_FILE_RULES: Final[Rules] = {
+    "targets_version": (lambda v: type(v) is int and v == _VERSION, str(_VERSION)),
+    "machine": TEXT,
+    "targets": (lambda v: isinstance(v, list), "a list"),
+}
+_TARGET_RULES: Final[Rules] = {
+    "precision": one_of(PRECISIONS),
+    "m": COUNT,
+    "against": TEXT,
+    "least": (_are_ratios, 'ratios above 0 by number of threads, as {"1": 1.5, "2": 1.1}'),
+}
+_OPTIONAL_RULES: Final[Rules] = {
+    "cached": FLAG,
+    "min_size": COUNT,
+}
+
+
+def verdicts(runs: Sequence[Run], targets: Sequence[SpeedTarget]) -> Table:
+    """Return what is aimed at, what was found for each weight, and whether all reach it."""
+    lines = [["precision", "M", "against", "threads", "target", "found", "verdict"]]
+    for run in runs:
+        threads = run["threads"]
+        for target in targets:
+            if target.cached != bool(run.get("cached")):
+                continue
+            found = [
+                times_as_fast(row, target.against)
+                for row in products(run)
+                if (row["name"], row["m"]) == (f"q4jit {target.precision}", target.m)
+                and min(row["k"], row["n"]) >= target.min_size
+            ]
+            if found and threads in target.least:
+                least = target.least[threads]
+                shown = " ".join("-" if ratio is None else f"{ratio:.2f}" for ratio in found)
+                place = [target.precision, str(target.m), target.against, str(threads)]
+                lines.append([*place, f"{least:.2f}", shown, _verdict(found, least)])
+    return lines
+
+
+def _verdict(found: Sequence[float | None], least: float) -> str:
+    if any(ratio is not None and ratio < least for ratio in found):
+        return "missed"
+    return "not measured" if None in found else "met"

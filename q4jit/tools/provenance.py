@@ -1,0 +1,88 @@
+"""Where a report comes from: q4jit's version and commit, the driver, the CPU, the system."""
+
+import datetime
+import functools
+import importlib.metadata
+import platform
+import tomllib
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from q4jit.targets import find_target
+
+_CHECKOUT: Final = Path(__file__).parents[2]  # the folder above the package: a clone, if it is one
+_UNKNOWN_CACHE_BYTES: Final = 64 << 20
+
+
+@functools.cache
+def version() -> str:
+    """Return the version of q4jit: of the installed package, or of the checkout that runs."""
+    project = _CHECKOUT / "pyproject.toml"
+    if project.is_file():
+        return str(tomllib.loads(project.read_text(encoding="utf-8"))["project"]["version"])
+    return importlib.metadata.version("q4jit")
+
+
+def commit(checkout: Path = _CHECKOUT) -> str | None:
+    """Return the commit that a folder is at, from git's own files; None if it is no checkout."""
+    git = checkout / ".git"
+    head = git / "HEAD"
+    if not head.is_file():
+        return None
+    text = head.read_text(encoding="utf-8").strip()
+    reference = text.removeprefix("ref: ")
+    if reference == text:
+        return text
+    if (git / reference).is_file():
+        return (git / reference).read_text(encoding="utf-8").strip()
+    packed = git / "packed-refs"
+    lines = packed.read_text(encoding="utf-8").splitlines() if packed.is_file() else []
+    return next((line.split()[0] for line in lines if line.endswith(f" {reference}")), None)
+
+
+def driver_version(name: str) -> str:
+    """Return what the kernel's driver says of itself, for `amd` or `nvidia`.
+
+    amdgpu says nothing where it is a part of the kernel.
+    """
+    paths = {"amd": "/sys/module/amdgpu/version", "nvidia": "/proc/driver/nvidia/version"}
+    path = Path(paths[name])
+    if path.is_file():
+        return path.read_text(encoding="utf-8").splitlines()[0].strip()
+    return f"{name}, of the kernel {platform.release()}"
+
+
+def cpu_name() -> str:
+    """Return the name of this machine's CPU, with the target that it is."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else 'a CPU'} ({find_target('cpu')})"
+
+
+def cache_bytes() -> int:
+    """Return the size of the CPU's last-level cache, as Linux tells it."""
+    folder = Path("/sys/devices/system/cpu/cpu0/cache")
+    sizes = [p.read_text(encoding="ascii").strip() for p in folder.glob("index*/size")]
+    known = [int(size[:-1]) << 10 for size in sizes if size.endswith("K")]
+    return max(known, default=_UNKNOWN_CACHE_BYTES)
+
+
+def about_code() -> dict[str, Any]:
+    """Return what a report says of the code that made it, and when."""
+    return {
+        "q4jit": version(),
+        "commit": commit(),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+
+
+def about_system() -> dict[str, Any]:
+    """Return what a report says of the Python and the system that it was made on."""
+    return {
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "system": platform.platform(),
+    }

@@ -1,0 +1,93 @@
+"""An arena for `q4jit bench` without a machine: NumPy computes, and times are given."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from q4jit.tools.compare.arena import LIMITS, PEAKS, READ, Entrant, Running
+from q4jit.tools.compare.request import GPU, Request
+from q4jit.tools.compare.rows import Row, measure
+from q4jit.tools.compare.work import Work, gated
+
+K, N = 64, 37
+Fault = Callable[[str, list[np.ndarray[Any, Any]]], None]
+
+
+class FakeArena:
+    """Entrants that NumPy stands for, and times by name; `fault` may spoil what came out."""
+
+    target = "hip:fake"
+
+    def __init__(self, fault: Fault | None = None) -> None:
+        self.fault, self.turns, self.poisoned = fault, list[str](), list[str]()
+        self.about = {"device": "Fake", "driver": "-", "compiler": "fake 1.0 -O3"}
+        self.absent = {"torch int4": "not today"}
+        self.begun: list[tuple[Any, str]] = []
+        self.times = {READ: 2.0, "q4jit f32": 4.0, "q4jit f16": 2.5, "peer": 8.0}
+        self.peak_names: tuple[str, ...] = ()
+
+    def begin(self, work: Work, precision: str) -> None:
+        self.begun.append((work.function, precision))
+
+    def entrant(self, name: str, precision: str, *, own: bool = False) -> Entrant:
+        return Entrant(name, precision, lambda work: self._open(name, work), own)
+
+    def own(self, precision: str) -> Entrant:
+        return self.entrant(f"q4jit {precision}", precision, own=True)
+
+    def read(self) -> Entrant:
+        return self.entrant(READ, "f32")
+
+    def peaks(self) -> list[Entrant]:
+        return [self.entrant(PEAKS[p], p) for p in self.peak_names]
+
+    def peers(self) -> list[Entrant]:
+        return [self.entrant("peer", "i8")]
+
+    def rotated_bytes(self) -> int:
+        return 4000
+
+    def close(self) -> None:
+        pass
+
+    @contextlib.contextmanager
+    def _open(self, name: str, work: Work) -> Iterator[Running]:
+        results: list[np.ndarray[Any, Any]] = []
+
+        def poison() -> None:
+            self.poisoned.append(name)
+            results[:] = [np.full((len(work.x), N), np.nan)]
+
+        def us() -> float:
+            self.turns.append(name)
+            values = [w.dequantize().astype(np.float64) for w in work.weights]
+            made = work.function(work.x, *values, *work.others)
+            results[:] = made if isinstance(made, tuple) else [made]
+            if self.fault is not None:
+                self.fault(name, results)
+            return self.times[name] * (1.5 if work.function is gated else 1)
+
+        yield Running(us, poison, lambda: 0.0 if name in LIMITS else work.error(results), "how")
+
+
+def rows_of(arena: FakeArena, **options: Any) -> list[Row]:
+    request = Request(shapes=((K, N),), rows=(3,), precisions=("f32", "f16"), **options)
+    return [row for group in measure(arena, request, GPU) for row in group]
+
+
+def at(wanted: str, change: Callable[[Any], None]) -> Fault:
+    def fault(name: str, results: list[np.ndarray[Any, Any]]) -> None:
+        if name == wanted:
+            change(results[0])
+
+    return fault
+
+
+def one_wrong(y: Any) -> None:
+    y[-1, -1] += 1
+
+
+def one_missing(y: Any) -> None:
+    y[-1, -1] = np.nan

@@ -1,0 +1,75 @@
+"""What a CPU can do at most: reads, and multiply-adds."""
+
+import dataclasses
+import itertools
+import re
+
+import numpy as np
+import pytest
+
+from q4jit.backends import find_backend
+from q4jit.targets import find_target
+from q4jit.tools.compare import (
+    limits,
+)
+from tests.support.tools import lack
+
+
+@pytest.mark.parametrize("way", limits.READ_WAYS)
+def test_the_cpus_read_reads_all(way: tuple[int, int]) -> None:
+    load = limits.reader(find_target("cpu"), *way)
+    data = np.random.default_rng(0).integers(0, 1 << 32, 3 * limits.STEP_BYTES // 4, np.uint32)
+    found = np.zeros(1, np.uint32)
+    for passes, wanted in (
+        (1, np.bitwise_xor.reduce(data)),
+        (2, 0),
+        (3, np.bitwise_xor.reduce(data)),
+    ):
+        load(data.ctypes.data, data.nbytes, passes, found.ctypes.data)
+        assert found[0] == wanted
+
+
+@pytest.mark.parametrize("precision", ["f32", "i8"])
+def test_a_peak_computes_what_it_says(precision: str) -> None:
+    peak = limits.peak(find_target("cpu"), precision)
+    if peak is None:
+        lack("an instruction that sums products of int8")
+    assert peak.run()[1]
+    broken = dataclasses.replace(peak, _kernel=lambda sums, factors, steps: None)
+    assert not broken.run()[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "more", "precision", "instruction", "vectors"),
+    [
+        ("cpu:x86-64-v4", "", "f32", r"vfmadd231ps\t%zmm", 24),
+        ("cpu:x86-64-v4", "avx512vnni", "i8", r"vpdpbusd\t%zmm", 24),
+        ("cpu:x86-64-v3", "", "f32", r"vfmadd\d+ps\t%ymm", 12),
+        ("cpu:x86-64-v3", "avxvnni", "i8", r"vpdpbusd\t%ymm", 12),
+        ("cpu:x86-64", "", "f32", r"mulps", 12),
+        ("cpu:aarch64", "", "f32", r"fmla", 24),
+        ("cpu:aarch64", "dotprod", "i8", r"sdot", 24),
+    ],
+)
+def test_a_peak_is_multiply_adds_alone(
+    name: str, more: str, precision: str, instruction: str, vectors: int
+) -> None:
+    """Of its innermost loop: nothing is loaded, nothing copied, nothing left out."""
+    target = find_target(name)
+    target = dataclasses.replace(target, features=target.features | set(more.split()))
+    found = limits.instruction(target, precision)
+    assert found is not None
+    text = limits.peak_text(target, found, vectors)
+    assembly = find_backend(target).compiler(target).compile_assembly(text, target)
+    blocks = re.split(r"^\.LBB.*:.*$", assembly, flags=re.MULTILINE)
+    loop = next(part for part in reversed(blocks) if len(re.findall(instruction, part)) >= vectors)
+    lines = [line.strip() for line in loop.splitlines() if re.match(r"\t[^.]", line)]
+    body = list(itertools.takewhile(lambda line: not re.match(r"j|b\.", line), lines))
+    counted = [line for line in body if re.match(rf"({{vex}}\t)?{instruction}", line)]
+    assert len(counted) % vectors == 0
+    rest = {line.split()[0] for line in body if line not in counted}
+    assert rest <= {*"addps incq decq cmpq addq subs add cmp".split()}
+
+
+def test_no_peak_where_nothing_sums_products_of_int8() -> None:
+    assert limits.peak(find_target("cpu:x86-64-v3"), "i8") is None

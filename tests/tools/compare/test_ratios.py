@@ -1,0 +1,110 @@
+"""How many times faster q4jit is, and which targets of a file it reaches."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from q4jit.errors import FormatError
+from q4jit.tools.cli.main import main
+from q4jit.tools.compare import ratios
+from q4jit.tools.compare.arena import READ
+from q4jit.tools.compare.tables import ratio_lines
+from q4jit.tools.compare.targets import SpeedTarget, read_targets, verdicts
+from tests.support.paths import ROOT
+
+FILE = ROOT / "docs" / "targets.json"
+TARGETS = read_targets(FILE)
+
+
+def run_of(threads: int, cached: bool = False, **speeds: Any) -> ratios.Run:
+    """A run of q4jit i8 and f32 at M = 1 and two weights, the second of which is small."""
+    base = {"kind": "product", "m": 1, "own": True, "us": 10.0, "wrong": False, "of_peak": None}
+    rows = [
+        {**base, "name": f"q4jit {p}", "precision": p, "k": k, "n": k, **speeds}
+        for k in (4096, 576)
+        for p in ("f32", "i8")
+    ]
+    return {"threads": threads, "cached": cached, "rows": rows}
+
+
+def test_targets_are_met_by_all_weights_or_missed() -> None:
+    runs = [run_of(t, ratios={"ggml": 1.3}, of_read=0.95) for t in (1, 2, 3)]
+    _, *lines = verdicts(runs, TARGETS)
+    found = {(p, against, threads): line for p, _, against, threads, *line in lines}
+    assert found["f32", "ggml", "1"] == ["1.50", "1.30 1.30", "missed"]
+    assert found["f32", "ggml", "2"] == ["1.10", "1.30 1.30", "met"]
+    assert found["i8", "read", "1"] == ["0.92", "0.95", "met"]  # of the large one alone
+    assert {threads for _, _, threads in found} == {"1", "2"}
+    runs[1]["rows"][0]["ratios"] = {}
+    _, *lines = verdicts(runs[1:2], TARGETS)
+    assert ["f32", "1", "ggml", "2", "1.10", "- 1.30", "not measured"] in lines
+    _, *lines = verdicts([run_of(1, cached=True, ratios={"ggml": 3.1}, of_read=0.5)], TARGETS)
+    assert lines == [["i8", "1", "ggml", "1", "3.00", "3.10 3.10", "met"]]
+
+
+def test_the_table_of_ratios() -> None:
+    run = run_of(2, ratios={"ggml": 1.3}, of_read=0.954)
+    run["rows"][1] |= {"us": None, "wrong": True, "ratios": {}, "of_read": None}
+    peer = {**run["rows"][0], "name": "ggml", "own": False}
+    read = {**peer, "name": READ, "gb_per_s": 20.0}
+    run["rows"][2:] = [peer, read, {**read, "gb_per_s": 30.0}]
+    run["rows"].append({**peer, "name": "dot peak", "tflops": 0.5})
+    heads, line = ratios.table([run])
+    assert heads == "threads|K, N|M|f32 µs|read|peak|i8 µs|read|peak|ggml".split("|")
+    assert line == "2|4096, 4096|1|10|95%|-|wrong|-|-|1.30 / -".split("|")
+    assert ratios.limits(run) == "2 threads: read 30 GB/s, dot peak 500 GOP/s"
+
+
+def test_without_targets_there_are_no_verdicts() -> None:
+    run = run_of(1, ratios={"ggml": 1.3}, of_read=0.95)
+    head = "precision M against threads target found verdict".split()
+    assert verdicts([run], ()) == [head]
+    lines = list(ratio_lines([run], ()))
+    assert not any("verdict" in line for line in lines)
+    assert lines == list(ratio_lines([run], TARGETS))[: len(lines)]
+
+
+def test_targets_are_read(tmp_path: Path) -> None:
+    assert len(TARGETS) == 14
+    assert TARGETS[0] == SpeedTarget("i8", 1, "ggml", {1: 1.5, 2: 1.1})
+    assert {t.min_size for t in TARGETS if t.against == READ} == {4096}
+    assert [t.least for t in TARGETS if t.cached] == [{1: 3.0, 2: 3.0}]
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"targets_version": 2}, ".targets_version: found 2, accepted is 1"),
+        ({"targets": {}}, ".targets: found {}, accepted is a list"),
+        ({"more": 1}, "found ['machine', 'more', 'targets', 'targets_version'], accepted is ["),
+        ({"precision": "f64"}, ": targets[0].precision: found 'f64', accepted is one of f32, f16"),
+        ({"m": 0}, ": targets[0].m: found 0, accepted is a whole number from 1"),
+        ({"least": {"one": 1}}, ": targets[0].least: found {'one': 1}, accepted is ratios above 0"),
+        ({"least": {"1": 0}}, ": targets[0].least: found {'1': 0}"),
+        ({"cached": 1}, ": targets[0].cached: found 1, accepted is true or false"),
+        ({"at_least": 1}, ", and perhaps ['cached', 'min_size']"),
+    ],
+)
+def test_a_wrong_file_of_targets_is_refused_before_anything_is_measured(
+    change: dict[str, Any], told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = json.loads(FILE.read_text("utf-8"))
+    data["targets"] = data["targets"][:1]
+    whole = change.keys() & {"targets_version", "targets", "more"}
+    (data if whole else data["targets"][0]).update(change)
+    path = tmp_path / "t.json"
+    path.write_text(json.dumps(data))
+    assert main(["bench", "--target", "cpu", "--targets", str(path)]) == 1
+    out, err = capsys.readouterr()
+    assert (out, len(err.splitlines())) == ("", 1)
+    assert err.startswith(f"q4jit bench: {path}")
+    assert told in err
+
+
+def test_a_file_that_holds_no_targets(tmp_path: Path) -> None:
+    path = tmp_path / "t.json"
+    path.write_text("{")
+    with pytest.raises(FormatError, match=r"accepted is a file of targets, as docs/targets\.json"):
+        read_targets(path)

@@ -1,0 +1,105 @@
+"""The cases of a self-test: what they cover, and how they are judged."""
+
+import math
+
+import numpy as np
+import pytest
+
+from q4jit.arrays.call_shapes import lead_shape
+from q4jit.frontend.trace import trace
+from q4jit.hip import harness
+from q4jit.hip.kernel import HipPlan
+from q4jit.hip.render import render
+from q4jit.hip.schedule import make_plan
+from q4jit.plan.options import Tuning
+from q4jit.precision import BOUNDS
+from q4jit.targets import Target, find_target
+from q4jit.tools.selftest import measures
+from q4jit.tools.selftest.cases import Case, cases, product
+from q4jit.tools.selftest.run import judge
+from q4jit.weights.formats import FORMATS
+from q4jit.weights.reference import random_weight, random_x
+
+MOST_KERNELS = 160  # at a second each, on a few cores, they and the rest take two minutes
+
+
+def plan_of(case: Case, target: Target) -> HipPlan:
+    graph = trace(case.function, tuple(map(harness._spec, case.args)))
+    return make_plan(graph, target, math.prod(lead_shape(case.args)), case.tuning)
+
+
+@pytest.mark.parametrize("arch", ["gfx90a", "gfx1030", "gfx1100", "gfx1201", "sm_90"])
+def test_every_case_has_its_kernels_and_they_are_not_too_many(arch: str) -> None:
+    target = find_target(f"hip:{arch}")
+    texts = set()
+    for case in cases(target):
+        plan = plan_of(case, target)
+        texts |= {render(plan, kernel).text for kernel in plan.kernels}
+        used = {kernel.schedule for kernel in plan.kernels}
+        assert case.tuning.schedule is None or case.tuning.schedule in used
+    assert 80 < len(texts) < MOST_KERNELS
+
+
+def test_the_matrix_is_covered() -> None:
+    found = cases(find_target("hip:gfx1100"))
+    groups = {case.group for case in found}
+    for schedule in ("element", "gemv", "tile_fma", "tile_matrix"):
+        assert {f"{schedule} {layout} f32" for layout in ("planar", "gguf")} <= groups
+    for group in ("tile_fma planar f32", "tile_matrix planar f32", "tile_matrix planar f16"):
+        found_measures = {case.measure for case in found if case.group == group}
+        assert found_measures == {measures.against_values}
+    assert {"gemv_dot planar i8", "gemv_dot gguf i8", "tile_matrix planar f16"} <= groups
+    for group in groups:
+        if group.startswith(("element", "gemv ", "tile_fma", "dequantize")):
+            formats = {case.args[1].format for case in found if case.group == group}
+            assert formats == set(FORMATS), group
+    products = [case for case in found if case.function is product]
+    assert {case.rows for case in products} == {1, 2, 3, 8, 16, 17, 64, 100}
+    assert {case.args[1].shape[0] for case in products} == {256, 576, 4096}
+    assert {1, 37} < {case.args[1].shape[1] for case in products}
+    assert {case.bound for case in products} == {2e-6, 5e-4, 2e-2}
+
+
+def test_an_arch_without_matrix_units_has_none_of_their_cases() -> None:
+    assert not any("matrix" in case.group for case in cases(find_target("hip:gfx1030")))
+
+
+def test_quick_is_a_part() -> None:
+    target = find_target("hip:gfx1100")
+    quick = {str(case) for case in cases(target, quick=True)}
+    assert len(quick) < len(cases(target)) / 2
+    assert quick < {str(case) for case in cases(target)}
+
+
+def product_case(precision: str = "f32") -> Case:
+    args = (random_x(3, 256), random_weight("Q4_0", 256, 37))
+    bound = BOUNDS[precision]
+    measure = measures.contract_error
+    return Case("g", product, args, Tuning(precision), bound, measure)
+
+
+@pytest.mark.parametrize(("factor", "passed"), [(1.0, True), (1 + 1e-5, False)])
+def test_the_bound_decides(factor: float, passed: bool) -> None:
+    case = product_case()
+    x, w = case.args
+    outcome = judge(case, [(x @ w) * np.float32(factor)])
+    assert outcome.passed is passed
+    assert ("allowed are 2e-06" in outcome.message) is not passed
+
+
+def test_what_is_not_written_fails() -> None:
+    case = product_case()
+    x, w = case.args
+    y = x @ w
+    y[2, 36] = np.nan
+    outcome = judge(case, [y])
+    assert (outcome.passed, outcome.error) == (False, None)
+    assert "1 of 111 results are NaN or Inf" in outcome.message
+
+
+def test_one_bad_row_is_not_hidden_by_the_others() -> None:
+    case = product_case("f16")
+    x, w = case.args
+    y = x @ w
+    y[1] *= 1.001  # the mean over all three rows would pass
+    assert not judge(case, [y]).passed

@@ -1,0 +1,300 @@
+"""`q4jit selftest` without a GPU: what it would run, and its reports."""
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from q4jit.compilers.cache import Entry
+from q4jit.errors import CompileError, DeviceError
+from q4jit.plan.options import Tuning
+from q4jit.runtime.driver import Device
+from q4jit.targets import Target, find_target
+from q4jit.tools.cli.main import main
+from q4jit.tools.selftest import checks, timing
+from q4jit.tools.selftest.cases import cases
+from q4jit.tools.selftest.checks import Check
+from q4jit.tools.selftest.run import outcome_of
+from q4jit.tools.selftest.streams import NotRunError
+from tests.support import child
+from tests.support.fake_bench import DEVICE, for_numpy
+
+Fault = Callable[[Any, list[NDArray[Any]]], None]
+
+
+class FakeBench:
+    """NumPy in the place of a GPU; `fault` may raise, or change what came out."""
+
+    fault: Fault | None = None
+    copy_us = 2.0
+    fingerprint = "fake 1.0"
+
+    def __init__(self, device: Device) -> None:
+        self.device, self.target = device, Target("hip", device.arch)
+
+    def __enter__(self) -> "FakeBench":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def build(self, function: Callable[..., Any], args: Sequence[Any], tuning: Tuning) -> Any:
+        return function, tuning
+
+    def run(self, built: Any, args: Sequence[Any]) -> list[NDArray[Any]]:
+        function, tuning = built
+        with np.errstate(all="ignore"):
+            found = function(*map(for_numpy, args))
+        found = found if isinstance(found, tuple) else (found,)
+        results = [np.array(value, np.float32) for value in found]
+        if self.fault is not None:
+            self.fault(tuning, results)
+        return results
+
+    def copy_bytes(self) -> int:
+        return 1000
+
+    def free_bytes(self) -> int:
+        return self.device.memory_bytes
+
+    def upload(self, args: Sequence[Any]) -> Sequence[Any]:
+        return args
+
+    def outputs(self, built: Any, args: Sequence[Any]) -> tuple[None]:
+        return (None,)
+
+    def bind(self, built: Any, args: Sequence[Any]) -> "FakeBench":
+        return self
+
+    def __call__(self, args: Sequence[Any], out: Any) -> NoReturn:
+        raise AssertionError("timed by call_us alone")
+
+    def prepare(self, args: Sequence[Any]) -> None:
+        pass
+
+    def call_us(self, calls: Sequence[Any]) -> float:
+        assert len(calls) > 1  # weights that take turns
+        return 100.0
+
+    def compiled(self) -> list[tuple[str, str, Future[Entry]]]:
+        good, bad = Future[Entry](), Future[Entry]()
+        good.set_result(Entry("0" * 64, b"not ELF", "compiled", 0.5))
+        bad.set_exception(CompileError("fake", (), "no such register", ""))
+        return [("gemv", "q4jit_product", good), ("element", "q4jit_product", bad)]
+
+
+@pytest.fixture
+def selftest_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """Runs the command on the fake; gives the exit status, report.json and report.txt."""
+    monkeypatch.setattr("q4jit.tools.cli.arguments.find_device", lambda name: DEVICE)
+    monkeypatch.setattr("q4jit.tools.cli.selftest.Bench", FakeBench)
+    monkeypatch.setattr(timing, "_TIMED_SHAPES", ((256, 37), (512, 37)))
+    monkeypatch.setattr(checks, "find_streams", _no_streams)
+
+    def run(*options: str, fault: Fault | None = None) -> tuple[int, dict[str, Any], str]:
+        place = None if fault is None else staticmethod(fault)
+        monkeypatch.setattr(FakeBench, "fault", place)
+        status = main(["selftest", "--out", str(tmp_path / "a" / "b"), *options])
+        text = (tmp_path / "a" / "b" / "report.json").read_text("utf-8")
+        data = json.loads(text, parse_constant=_refuse)
+        return status, data, (tmp_path / "a" / "b" / "report.txt").read_text("utf-8")
+
+    return run
+
+
+def _no_streams(device: Device) -> NoReturn:
+    raise NotRunError("needs torch or cupy")
+
+
+def _refuse(name: str) -> NoReturn:
+    raise AssertionError(f"{name} is not JSON")
+
+
+def test_a_good_device_passes(selftest_in: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    status, data, text = selftest_in()
+    assert status == 0
+    assert data["failed"] == 0
+    assert len(data["cases"]) == len(cases(find_target("hip:gfx1100"))) + len(checks.checks())
+    run = [case for case in data["cases"] if case["passed"] is not None]
+    assert all(case["passed"] and not case["message"] for case in run)
+    assert data["ended_by"] == ""
+    assert len(data["timings"]) == 2 * 6 * 4
+    assert data["copy"]["gb_per_s"] == pytest.approx(1.0)  # 1000 bytes read and written in 2 µs
+    nbytes = 256 * 37 // 32 * 18
+    assert data["timings"][0]["gb_per_s"] == pytest.approx(nbytes / 100 * 1e-3)
+    assert data["device"]["arch"] == "gfx1100"
+    assert data["compiler"] == "fake 1.0"
+    out = capsys.readouterr()
+    assert "0 failed" in text
+    assert "0 failed" in out.out
+    assert "running 1 of" in out.err  # where there is no terminal, lines
+    assert "FAILED" not in text
+
+
+def test_quick_runs_less(selftest_in: Any) -> None:
+    status, data, _ = selftest_in("--quick")
+    assert status == 0
+    assert len(data["timings"]) == 6 * 4
+    assert not any("Q6_K" in case["case"] for case in data["cases"])
+
+
+def test_an_error_is_a_failed_case_and_the_next_one_runs(
+    selftest_in: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fault(tuning: Tuning, results: list[NDArray[Any]]) -> None:
+        if tuning.schedule == "gemv_dot":
+            raise CompileError("fake", (), "no such register\n" * 50, "")
+
+    status, data, text = selftest_in("--quick", fault=fault)
+    assert status == 1
+    bad = [case for case in data["cases"] if case["passed"] is False]
+    assert {case["group"] for case in bad} == {"gemv_dot planar i8"}
+    assert len(bad) > 1
+    assert data["failed"] == len(bad)
+    assert bad[0]["error"] is None
+    assert bad[0]["message"].startswith("CompileError: ")
+    assert bad[0]["message"].count("no such register") == 50
+    assert text.count("no such register") >= 50 * len(bad)
+    shown = capsys.readouterr().out
+    assert shown.count("FAILED") == len(bad)
+    assert max(map(len, shown.splitlines())) < 250
+
+
+def test_wrong_and_missing_results_are_told(selftest_in: Any) -> None:
+    def fault(tuning: Tuning, results: list[NDArray[Any]]) -> None:
+        if tuning.schedule == "tile_fma":
+            results[0][0, 0] += 1
+        if tuning.schedule == "element":
+            results[0][-1] = np.nan
+
+    status, data, text = selftest_in("--quick", fault=fault)
+    assert status == 1
+    bad = {case["group"].split()[0] for case in data["cases"] if case["passed"] is False}
+    assert bad >= {"tile_fma", "element"}
+    assert bad <= {"tile_fma", "element", "dequantize"}  # which looks at the same results
+    assert "not written" in text
+    assert "allowed are 2e-06" in text
+
+
+def test_a_timing_that_fails_counts(selftest_in: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def call_us(self: FakeBench, calls: Sequence[Any]) -> float:
+        raise DeviceError("gone")
+
+    monkeypatch.setattr(FakeBench, "call_us", call_us)
+    status, data, text = selftest_in("--quick")
+    assert status == 1
+    assert data["failed"] == len(data["timings"]) == 24
+    assert "DeviceError: gone" in text
+
+
+def test_what_is_not_run_is_told(selftest_in: Any) -> None:
+    status, data, text = selftest_in()
+    assert status == 0
+    idle = {case["group"]: case for case in data["cases"] if case["passed"] is None}
+    assert set(idle) == {"graph replay", "two streams", "M·N above 2³¹"}
+    assert data["not_run"] == 5
+    assert "5 not run" in text
+    assert text.count("not run: needs torch or cupy") == 4
+    assert "needs 10,747,904,000 bytes of the device's memory, free are 1,048,576" in text
+
+
+def test_quick_leaves_the_large_result_out() -> None:
+    assert "M·N above 2³¹" not in {check.group for check in checks.checks(quick=True)}
+
+
+def test_any_error_is_a_failed_case(selftest_in: Any) -> None:
+    def fault(tuning: Tuning, results: list[NDArray[Any]]) -> None:
+        if tuning.schedule == "gemv_dot":
+            raise ZeroDivisionError("by nothing")
+        if tuning.schedule == "tile_fma":
+            results[0] = results[0][:, :2]  # which cannot be compared
+
+    status, data, _ = selftest_in("--quick", fault=fault)
+    assert status == 1
+    bad = {case["message"].split(":")[0] for case in data["cases"] if case["passed"] is False}
+    assert bad == {"ZeroDivisionError", "ValueError"}
+    assert data["timings"]
+
+
+def test_what_was_found_before_ctrl_c_is_reported(selftest_in: Any) -> None:
+    def fault(tuning: Tuning, results: list[NDArray[Any]]) -> None:
+        if tuning.schedule == "tile_fma":
+            raise KeyboardInterrupt
+
+    status, data, text = selftest_in("--quick", fault=fault)
+    assert status == 130
+    assert data["ended_by"].startswith("KeyboardInterrupt")
+    assert 0 < len(data["cases"]) < len(cases(find_target("hip:gfx1100"), quick=True))
+    assert "INCOMPLETE: ended by KeyboardInterrupt" in text
+
+
+def test_a_rate_that_cannot_be_measured_counts(
+    selftest_in: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def copy_us(self: FakeBench) -> float:
+        raise DeviceError("gone")
+
+    monkeypatch.setattr(FakeBench, "copy_us", property(copy_us))
+    status, data, text = selftest_in("--quick")
+    assert (status, data["failed"], data["timings"]) == (1, 1, [])
+    assert "no times: DeviceError: gone" in text
+
+
+@pytest.mark.parametrize(
+    ("error", "passed"), [(0.0, True), (1e-6, True), (1e-5, False), (math.nan, False)]
+)
+def test_the_bound_decides_of_checks(error: float, passed: bool) -> None:
+    check = Check("c", "g", 1, 2e-6, lambda bench: error)
+    assert outcome_of(FakeBench(DEVICE), check).passed is passed  # type: ignore[arg-type]
+
+
+def test_what_kernels_need_is_in_the_report(selftest_in: Any) -> None:
+    _, data, text = selftest_in("--quick")
+    good, bad = data["kernels"]
+    assert good["origin"] == "compiled"
+    assert "damaged code object" in good["message"]
+    assert "no such register" in bad["message"]
+    assert "symbol q4jit_product" in text
+
+
+def test_a_device_that_is_not_here(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["selftest", "--device", "hip:999"]) == 1
+    assert "no device 'hip:999': " in capsys.readouterr().err
+
+
+def test_without_a_gpu_the_reason_is_told() -> None:
+    out = child.run(
+        """
+        from q4jit.tools.cli.main import main
+        from q4jit.runtime import devices
+        devices._NODES.update(amd=("/dev/not-here",), nvidia=())
+        assert main(["selftest"]) == 1
+        """,
+        prelude="",
+    )
+    assert "no GPU is here: none of /dev/not-here exists" in out
+
+
+def test_a_folder_that_cannot_be_written_is_told_first(
+    selftest_in: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    assert main(["selftest", "--out", str(tmp_path / "file")]) == 1
+    assert "file" in capsys.readouterr().err
+
+
+def test_the_arch_alone_names_a_device(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def find(name: str) -> NoReturn:
+        raise DeviceError(f"asked for {name}")
+
+    monkeypatch.setattr("q4jit.tools.cli.arguments.find_device", find)
+    assert main(["selftest", "--device", "gfx1100"]) == 1
+    assert "asked for hip:gfx1100" in capsys.readouterr().err
