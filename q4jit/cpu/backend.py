@@ -8,8 +8,7 @@ from q4jit.arrays.call_shapes import CallShapes
 from q4jit.compilers.cache import Compiler
 from q4jit.cpu import schedule
 from q4jit.cpu.launch import CpuLaunch, KernelFunction
-from q4jit.cpu.lower import lower
-from q4jit.cpu.schedule import CpuPlan
+from q4jit.cpu.schedule import CpuKernel, CpuPlan
 from q4jit.frontend.graph import Graph
 from q4jit.pipeline import Backend, Remark
 from q4jit.plan.kernels import Source
@@ -20,6 +19,12 @@ from q4jit.targets import Target
 
 def _plan(graph: Graph, target: Target, m: int, tuning: Tuning, device: Device | None) -> CpuPlan:
     return schedule.make_plan(graph, target, m, tuning.precision)
+
+
+def _render(plan: CpuPlan, kernel: CpuKernel) -> Source:
+    from q4jit.cpu.lower import lower  # late: importing q4jit loads nothing that writes text
+
+    return lower(plan, kernel)
 
 
 def _compiler(target: Target) -> Compiler:
@@ -74,7 +79,7 @@ BACKEND: Final = Backend(
     m_class=lambda target, m, tuning: schedule.m_class(target, m),
     search=lambda device, graph, m, tuning: None,
     plan=_plan,
-    render=lower,
+    render=_render,
     compiler=_compiler,
     load=_load,
     launch=_launch,

@@ -9,13 +9,13 @@ from q4jit.frontend.graph import Graph
 from q4jit.hip import tunings
 from q4jit.hip.classes import m_class
 from q4jit.hip.explain import origins, remarks
-from q4jit.hip.kernel import HipPlan
+from q4jit.hip.kernel import HipKernel, HipPlan
 from q4jit.hip.launch import HipLaunch, load
 from q4jit.hip.limits import check_block_size
-from q4jit.hip.render import render
 from q4jit.hip.schedule import make_plan
 from q4jit.hip.tunings import Machine
 from q4jit.pipeline import Backend, Remark
+from q4jit.plan.kernels import Source
 from q4jit.plan.options import Tuning
 from q4jit.runtime.driver import Device, LoadedKernel
 from q4jit.targets import Target
@@ -36,6 +36,12 @@ def _plan(graph: Graph, target: Target, m: int, tuning: Tuning, device: Device |
     if device is not None:
         machine = Machine(device.name, target.arch, _compiler(target).fingerprint(target))
     return make_plan(graph, target, m, tuning, tunings.find(target.arch, machine))
+
+
+def _render(plan: HipPlan, kernel: HipKernel) -> Source:
+    from q4jit.hip.render import render  # late: it loads Jinja
+
+    return render(plan, kernel)
 
 
 def _compiler(target: Target) -> Compiler:
@@ -65,7 +71,7 @@ BACKEND: Final = Backend(
     m_class=m_class,
     search=_search,
     plan=_plan,
-    render=render,
+    render=_render,
     compiler=_compiler,
     load=load,
     launch=_launch,
