@@ -1,8 +1,8 @@
 """The classes of M: numbers of rows that share kernels.
 
-M = 1, 2, 3…4, 5…8, 9…16      few rows: a class is named by the largest number in it
-M ≥ 17                        tiles of 64 rows, or, where products are on matrix units in f16,
-M = 17…32, 33…64, 65…512, ≥ 513   tiles of their own
+Few rows (M = 1, 2, 3…4, 5…8, 9…16) have a class each, which is named by the largest number in it.
+All others are one class of tiles, or four (M = 17…32, 33…64, 65…512, ≥ 513) where `tile_halves` may
+compute them.
 """
 
 from typing import Final

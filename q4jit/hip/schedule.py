@@ -78,14 +78,18 @@ def _launches(problem: Problem, work: Kernel, tuned: Tuned | None) -> list[HipKe
     """Schedule one kernel of the split: the passes in their order, each with its job."""
     if work.decoded is not None:
         return [unsized(problem, work, _DECODERS[work.decoded.node.op])]
+    # what was measured for the products of each section
     choices = [choice_for(problem, section, tuned) for section in work.sections]
+    # a schedule for each section, and then one way for all to split x
     wanted = [
         _schedule(problem, work, section, choice)
         for section, choice in zip(work.sections, choices, strict=True)
     ]
     schedules = _agreed(wanted)
+    # a launch for what must be known row by row, and one per section
     rows = _rows_kernel(problem, work, schedules)
     parts = _parts(work, () if rows is None else rows.work.rows)
+    # constants by rule, and instead of them those that were measured
     by_rule = [sized(problem, *each) for each in zip(parts, schedules, strict=True)]
     products = [as_chosen(problem, *each) for each in zip(by_rule, choices, strict=True)]
     return products if rows is None else [rows, *products]
