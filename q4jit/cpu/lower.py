@@ -10,12 +10,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
 
+from q4jit.cpu.columns import SectionWriter
 from q4jit.cpu.gguf_rows import add_row
 from q4jit.cpu.llvm_text import Function, Module
 from q4jit.cpu.products import add_dequantize
 from q4jit.cpu.rows import RowWriter
 from q4jit.cpu.schedule import CpuKernel, CpuPlan, digits_bytes, groups, interleaved, padded_k
-from q4jit.cpu.sections import SectionWriter
 from q4jit.cpu.values import Context
 from q4jit.plan.kernels import Section, Slot, Source, Store
 from q4jit.weights.layouts import GGUF, INTERLEAVED16, LANES
