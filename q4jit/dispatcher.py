@@ -183,18 +183,15 @@ class Specialized(Generic[_P, _R]):
     # --- specialising -----------------------------------------------------------------------------
 
     def _specialise(self, args: Sequence[Any], key: tuple[object, ...]) -> Launch:
-        specializer, request = self._specializer, None
         if self.options.tune:
-            with BUILD:
-                request = specializer.request(args)
-            specializer.search(request)
+            self._specializer.search(args)
         with BUILD:
             launch = self._launches.get(key)
             if launch is not None:  # another thread was faster
                 self._hits += 1
                 return launch
             self._misses += 1
-            launch = specializer.launch(request or specializer.request(args))
+            launch = self._specializer.launch(args)
             _remember(self._launches, key, launch)
             return launch
 
@@ -290,7 +287,7 @@ class Specialized(Generic[_P, _R]):
 
     @property
     def remarks(self) -> list[Remark]:
-        """What `explain` says of the options that kernels do not follow, and of constants."""
+        """What `explain` says about options that kernels do not follow, and about constants."""
         return self._specializer.remarks()
 
 

@@ -5,7 +5,7 @@
 A back end is one value that holds its stages. This module knows the order, and no back end.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -90,23 +90,28 @@ class ReadyKernel:
 
 
 def ready_kernels(
-    backend: Backend, plan: Plan[Any], device: Device | None, *, use_disk: bool = True
-) -> Iterator[ReadyKernel]:
-    """Yield the kernels of a plan, ready to run: rendered, fetched and loaded.
+    sources: Iterable[Source],
+    fetch: Callable[[Source], Entry],
+    load: Callable[[bytes, Source, Device | None], Any],
+    device: Device | None,
+) -> tuple[ReadyKernel, ...]:
+    """Make the rendered kernels of a plan ready to run: fetch the bytes of each, and load them.
 
-    device: where they will run, None for the CPU. use_disk: whether compiled kernels are looked for
-    and kept on disk. Raises CompileError and DeviceError.
+    fetch: how compiled bytes are obtained, now or from a compilation that was begun before. load:
+    the back end's. device: where the kernels will run, None for the CPU. Raises what these raise.
     """
-    sources = [backend.render(plan, kernel) for kernel in plan.kernels]
+    ready = []
     for source in sources:
-        entry = fetch(backend.compiler(source.target), source, use_disk=use_disk)
-        yield ReadyKernel(source, entry, backend.load(entry.object_bytes, source, device))
+        entry = fetch(source)
+        ready.append(ReadyKernel(source, entry, load(entry.object_bytes, source, device)))
+    return tuple(ready)
 
 
 def fetch(compiler: Compiler, source: Source, *, use_disk: bool = True) -> Entry:
     """Return the compiled form of a text: from disk, or compiled and saved.
 
-    Raises CompileError, whose lines are those of the templates where they are known.
+    use_disk: whether compiled kernels are looked for and kept on disk. Raises CompileError, whose
+    lines are those of the templates where they are known.
     """
     try:
         return cache.fetch(source.target, compiler, source.symbol, source.text, use_disk)

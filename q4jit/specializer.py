@@ -1,8 +1,9 @@
-"""What happens behind a call whose shapes are new: from its arguments to kernels bound to them.
+"""Compile and bind kernels for calls with new shapes.
 
-    args ──▶ Request ──trace──▶ Graph ──▶ the stages of `pipeline` ──▶ launch
+    args ──▶ Request ──trace──▶ Graph ──plan, render, fetch, load──▶ kernels ──launch──▶ Launch
 
-A function has one specialiser. It keeps what was traced, planned and compiled, and tells of it.
+Each function has one `Specializer`. It keeps what was traced, planned and compiled, and reports on
+it.
 """
 
 import math
@@ -17,12 +18,14 @@ from q4jit import config
 from q4jit.arrays.call_shapes import CallShapes, lead_shape
 from q4jit.arrays.specs import spec_of
 from q4jit.backends import find_backend
+from q4jit.compilers.cache import Compiler, Entry
 from q4jit.errors import ArgumentError, ConfigError
 from q4jit.frontend.graph import Graph
 from q4jit.frontend.specs import Signature
 from q4jit.frontend.trace import trace
+from q4jit.locks import BUILD
 from q4jit.options import Options
-from q4jit.pipeline import Backend, Launch, ReadyKernel, Remark, ready_kernels
+from q4jit.pipeline import Backend, Launch, ReadyKernel, Remark, fetch, ready_kernels
 from q4jit.plan.kernels import Plan, Source
 from q4jit.policy import Place, choose_place, work_of
 from q4jit.runtime.driver import Device
@@ -36,28 +39,20 @@ _Key = tuple[_PlanKey, Device | None]
 
 @dataclass(frozen=True)
 class Request:
-    """What a call with new shapes asks for; worked out once, and handed from stage to stage.
+    """One call with new shapes: everything that the stages ask about it, worked out once.
 
-    lead: the leading dimensions of the arguments; place: where the call runs; m_class: the class of
-    its rows there.
+    lead: the dimensions of the arguments before the last; rows: their product, M. place: where the
+    call runs. key: the key of the kernels that serve it: signature, target and class of M, and the
+    device.
     """
 
     args: Sequence[Any]
     signature: Signature
     lead: tuple[int, ...]
+    rows: int
     place: Place
     backend: Backend
-    m_class: int
-
-    @property
-    def rows(self) -> int:
-        """The number of rows of the call, M."""
-        return math.prod(self.lead)
-
-    @property
-    def key(self) -> _Key:
-        """What calls that are served by the same kernels have in common."""
-        return (self.signature, self.place.target, self.m_class), self.place.device
+    key: _Key
 
 
 @dataclass(frozen=True)
@@ -65,11 +60,12 @@ class _Compiled:
     """The kernels of one signature and class of M on one device (None: the CPU)."""
 
     plan: Plan[Any]
+    backend: Backend
     kernels: tuple[ReadyKernel, ...]
 
 
 class Specializer:
-    """Traces, plans and compiles one function. Its caller holds the lock BUILD.
+    """Traces, plans and compiles one function. Callers hold the lock BUILD, except for `search`.
 
     compiles: kernels made by a compiler so far; seconds: the time that compiling plans took.
     """
@@ -95,34 +91,40 @@ class Specializer:
     def request(self, args: Sequence[Any]) -> Request:
         """Work out what a call asks for. Raises ArgumentError, TargetError and DeviceError."""
         signature, lead = self.signature_of(args)
+        rows = math.prod(lead)
         place = choose_place(
             self._options.target,
             args,
             self._parameters,
-            lambda: work_of(self._graph(signature), math.prod(lead)),
+            lambda: work_of(self._graph(signature), rows),
         )
         backend = find_backend(place.target)
-        m_class = backend.m_class(place.target, math.prod(lead), self._options.tuning)
-        return Request(args, signature, lead, place, backend, m_class)
+        m_class = backend.m_class(place.target, rows, self._options.tuning)
+        key = (signature, place.target, m_class), place.device
+        return Request(args, signature, lead, rows, place, backend, key)
 
-    def search(self, request: Request) -> None:
+    def search(self, args: Sequence[Any]) -> None:
         """Search for the constants of kernels that are new, where a GPU is to run them.
 
-        The search compiles in threads that take BUILD, so here the caller does not hold it.
+        The caller does not hold BUILD: the search compiles in threads that take it.
         """
-        place = request.place
-        if place.device is not None and request.key not in self._compiled:
+        with BUILD:
+            request = self.request(args)
+            device = request.place.device
+            if device is None or request.key in self._compiled:
+                return
             graph = self._graph(request.signature)
-            request.backend.search(place.device, graph, request.rows, self._options.tuning)
+        request.backend.search(device, graph, request.rows, self._options.tuning)
 
-    def launch(self, request: Request) -> Launch:
-        """Bind the kernels of a request to its shapes; they are made where there are none yet."""
-        compiled = self._compile(request)
+    def launch(self, args: Sequence[Any]) -> Launch:
+        """Bind kernels to the shapes of arguments, compiling them if needed."""
+        request = self.request(args)
+        compiled = self._compiled.get(request.key) or self._compile(request)
         launch = request.backend.launch(
             compiled.plan,
             [kernel.loaded for kernel in compiled.kernels],
-            CallShapes(compiled.plan.graph, request.args, request.lead),
-            request.args,
+            CallShapes(compiled.plan.graph, args, request.lead),
+            args,
             self._parameters,
             request.place.device,
         )
@@ -149,25 +151,27 @@ class Specializer:
         return self._graphs[signature]
 
     def _compile(self, request: Request) -> _Compiled:
-        compiled = self._compiled.get(request.key)
-        if compiled is not None:
-            return compiled
+        """Run the stages from plan to load for a request."""
         start = time.perf_counter()
-        backend, place = request.backend, request.place
+        backend, device = request.backend, request.place.device
         graph, tuning = self._graph(request.signature), self._options.tuning
-        plan = backend.plan(graph, place.target, request.rows, tuning, place.device)
+        plan = backend.plan(graph, request.place.target, request.rows, tuning, device)
         plan_key, _ = request.key
         self._plans[plan_key] = plan, request.rows  # what does not load can still be inspected
         if config.debug():
             sys.stderr.write(f"q4jit: {plan}\n")
-        kernels = []
-        for kernel in ready_kernels(backend, plan, place.device, use_disk=self._options.cache):
-            self.compiles += kernel.entry.origin == "compiled"
-            kernels.append(kernel)
+        sources = [backend.render(plan, kernel) for kernel in plan.kernels]
+        kernels = ready_kernels(sources, self._fetch, backend.load, device)
         self.seconds += time.perf_counter() - start
-        _dump(plan, kernels)
-        compiled = self._compiled[request.key] = _Compiled(plan, tuple(kernels))
+        _dump(plan, kernels, backend.compiler(plan.target))
+        compiled = self._compiled[request.key] = _Compiled(plan, backend, kernels)
         return compiled
+
+    def _fetch(self, source: Source) -> Entry:
+        compiler = find_backend(source.target).compiler(source.target)
+        entry = fetch(compiler, source, use_disk=self._options.cache)
+        self.compiles += entry.origin == "compiled"
+        return entry
 
     def _note_rule(self, request: Request) -> None:
         """Remember which rule chose the place of calls with so many rows, for `explain`."""
@@ -189,19 +193,19 @@ class Specializer:
 
         There are none before the first plan. Raises TargetError.
         """
-        plans = [plan for plan, _ in self._plans.values()]
-        if target is not None:
-            other, tuning = find_target(target), self._options.tuning
-            make = find_backend(other).plan
-            others = [make(p.graph, other, m, tuning, None) for p, m in self._plans.values()]
+        known = list(self._plans.values())  # other threads may be adding
+        plans = [plan for plan, _ in known]
+        if known and target is not None:
+            other = find_target(target)
+            make, tuning = find_backend(other).plan, self._options.tuning
+            others = [make(plan.graph, other, m, tuning, None) for plan, m in known]
             plans = list({str(plan): plan for plan in others}.values())
         return [find_backend(p.target).render(p, kernel) for p in plans for kernel in p.kernels]
 
     def remarks(self) -> list[Remark]:
-        """What the plans do not follow of the options, and who chose their constants."""
-        return [
-            remark for found in list(self._compiled.values()) for remark in self._remarks(found)
-        ]
+        """Return what the plans do not follow of the options, and who chose their constants."""
+        compiled_now = list(self._compiled.values())  # other threads may be adding
+        return [remark for compiled in compiled_now for remark in self._remarks(compiled)]
 
     def explain(self) -> list[str]:
         """What was compiled, from where it came, and which rule chose where calls run."""
@@ -217,8 +221,7 @@ class Specializer:
         return lines
 
     def _remarks(self, compiled: _Compiled) -> list[Remark]:
-        explain = find_backend(compiled.plan.target).explain
-        return explain(compiled.plan, self._options.tuning, self._options.tune)
+        return compiled.backend.explain(compiled.plan, self._options.tuning, self._options.tune)
 
 
 def assembly(source: Source) -> str:
@@ -234,12 +237,11 @@ def _origin(kernel: ReadyKernel) -> str:
     return f"{kernel.source.symbol}: {entry.origin}{seconds}, {size} bytes, key {key}"
 
 
-def _dump(plan: Plan[Any], kernels: Sequence[ReadyKernel]) -> None:
+def _dump(plan: Plan[Any], kernels: Sequence[ReadyKernel], compiler: Compiler) -> None:
     """Write every stage to Q4JIT_DUMP_DIR, where that is set. Raises ConfigError."""
     directory = config.dump_dir()
     if directory is None:
         return
-    suffix = find_backend(plan.target).compiler(plan.target).SUFFIX
     stem = f"{plan.graph.name}-{kernels[0].entry.key[:12]}"
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -248,8 +250,9 @@ def _dump(plan: Plan[Any], kernels: Sequence[ReadyKernel]) -> None:
         for planned, kernel in zip(plan.kernels, kernels, strict=True):
             stem = f"{planned.work.name}-{kernel.entry.key[:12]}"
             _write(directory / f"{stem}{kernel.source.suffix}", kernel.source.text)
-            _write(directory / f"{stem}.s", assembly(kernel.source))
-            (directory / f"{stem}{suffix}").write_bytes(kernel.entry.object_bytes)
+            text = compiler.compile_assembly(kernel.source.text, kernel.source.target)
+            _write(directory / f"{stem}.s", text)
+            (directory / f"{stem}{compiler.SUFFIX}").write_bytes(kernel.entry.object_bytes)
     except OSError as error:
         raise ConfigError(f"Q4JIT_DUMP_DIR={directory} cannot be written: {error}") from error
 

@@ -33,5 +33,9 @@ def test_the_tree_lists_every_module() -> None:
 
 
 def test_the_order_of_imports_is_that_of_the_test() -> None:
-    order = TEXT[TEXT.index("Each module or package may import") :].split("```")[1].removeprefix("text\n")
+    order = (
+        TEXT[TEXT.index("Each module or package may import") :]
+        .split("```")[1]
+        .removeprefix("text\n")
+    )
     assert re.findall(r"\w+", order) == list(LAYERS[:-2])

@@ -14,6 +14,7 @@ from q4jit import errors
 
 LAYERS = (
     "errors",
+    "checked_json",
     "config",
     "locks",
     "progress",

@@ -13,8 +13,9 @@ from q4jit.cpu.digits import (
     fits,
     load_word,
 )
+from q4jit.cpu.dot_writer import DotWriter
+from q4jit.cpu.dots import DotInstruction
 from q4jit.cpu.fields import CHUNK, WORD, Fields, PlaneAt, add_scaled
-from q4jit.cpu.instructions import DotInstruction, DotWriter
 from q4jit.cpu.lanes import splat_value
 from q4jit.cpu.llvm_text import INTS, VECTOR, Function, Module, float_text, splat
 from q4jit.cpu.schedule import HEADER_BYTES, UNIT, Tile, zero_of

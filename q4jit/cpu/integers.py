@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import Final
 
 from q4jit.cpu.digits import LIFT_AT, STEP_AT, SUM_AT, load_word
+from q4jit.cpu.dots import DotInstruction
 from q4jit.cpu.exact_sums import ExactSums, SubBlock
 from q4jit.cpu.fields import Fields, add_scaled, prefetch
-from q4jit.cpu.instructions import DotInstruction
 from q4jit.cpu.lanes import splat_value
 from q4jit.cpu.llvm_text import INTS, MASK, VECTOR, Function, Loop, Module, float_text, splat
 from q4jit.cpu.rough import add_rough

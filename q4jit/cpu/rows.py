@@ -14,7 +14,7 @@ from q4jit.cpu.llvm_text import (
 )
 from q4jit.cpu.schedule import UNIT, digits_bytes, is_integer, padded_k
 from q4jit.cpu.values import Context, Values
-from q4jit.frontend.graph import Node
+from q4jit.frontend.graph import Node, reachable
 from q4jit.plan.kernels import Slot, Store
 from q4jit.weights.layouts import LANES
 
@@ -56,14 +56,7 @@ class RowWriter:
     def _sums(self) -> list[Node]:
         roots = [s.node for s in self._work.rows]
         roots += [self._work.x] if self._work.x is not None else []
-        found: dict[int, Node] = {}
-        stack = roots
-        while stack:
-            node = stack.pop()
-            if node.id not in found and node.id not in self._values.buffers:
-                found[node.id] = node
-                stack.extend(node.operands)
-        return [found[i] for i in sorted(found) if found[i].op == "sum"]
+        return [n for n in reachable(tuple(roots), self._values.buffers) if n.op == "sum"]
 
     def _sum(self, node: Node) -> None:
         (operand,) = node.operands

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Final
 
-from q4jit.cpu.instructions import (
+from q4jit.cpu.dots import (
     SDOT,
     VPDPBUSD_256,
     VPDPBUSD_512,

@@ -4,6 +4,7 @@ import itertools
 from dataclasses import replace
 from typing import Final
 
+from q4jit.hip import kernel as kernels
 from q4jit.hip.classes import MOST_FEW_ROWS, TALL_TILE_ROWS, TILE_ROWS
 from q4jit.hip.kernel import (
     GEMV,
@@ -47,7 +48,10 @@ def schedules_for(target: Target, key: Key) -> tuple[str, ...]:
     has_matrix = target.hip.matrix is not None
     if has_matrix and are_tiles(formats):
         is_few = key.m <= MOST_FEW_ROWS
-        return rules_of(target.hip).tried[key.m] if is_few else (TILE_HALVES,)
+        if not is_few:
+            return (TILE_HALVES,)
+        tried = rules_of(target.hip).tried
+        return tried[min(rows for rows in tried if rows >= key.m)]
     if key.m > MOST_FEW_ROWS:
         return (TILE_MATRIX, TILE_FMA) if has_matrix and in_blocks else (TILE_FMA,)
     return (GEMV, GEMV_DOT) if key.precision == "i8" and in_blocks else (GEMV,)
@@ -62,11 +66,11 @@ def candidates(target: Target, kernel: HipKernel, m: int) -> tuple[HipKernel, ..
     """The legal variants of a kernel with products for m rows, itself first."""
     arch = target.hip
     match kernel.schedule:
-        case "gemv":
+        case kernels.GEMV:
             variants = _of_gemv(arch, kernel)
-        case "gemv_matrix":
+        case kernels.GEMV_MATRIX:
             variants = _of_gemv_matrix(arch, kernel)
-        case "tile_halves":
+        case kernels.TILE_HALVES:
             variants = _of_tile_halves(arch, kernel, m)
         case _:
             variants = []

@@ -15,7 +15,7 @@ def key_of(problem: Problem, section: Section) -> Key:
     """What a choice for the products of a section is filed under."""
     k = section.products[0].operands[0].width
     formats = "+".join(weight.format for weight in problem.weights(section))
-    return Key(k, section.width, formats, problem.rows, problem.tuning.precision)
+    return Key(k, section.width, formats, problem.m_class, problem.tuning.precision)
 
 
 def keys_of(plan: HipPlan, m: int, tuning: Tuning) -> tuple[Key, ...]:

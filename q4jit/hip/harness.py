@@ -27,7 +27,7 @@ from q4jit.hip.render import render
 from q4jit.hip.schedule import make_plan
 from q4jit.hip.timer import MEMORY_SHARE, Timer
 from q4jit.hip.tunings import Tuned
-from q4jit.pipeline import fetch
+from q4jit.pipeline import fetch, ready_kernels
 from q4jit.plan.kernels import Source
 from q4jit.plan.options import Tuning
 from q4jit.runtime.devices import target_of
@@ -35,7 +35,6 @@ from q4jit.runtime.driver import Device, LoadedKernel
 from q4jit.weights.tensor import QuantizedTensor
 
 Floats = NDArray[np.float32]
-Doubles = NDArray[np.float64]
 
 _MOST_THREADS: Final = 16
 _ROTATED_BYTES: Final = 256 << 20  # weights that no cache keeps; AMD's last level is not its L2
@@ -68,8 +67,12 @@ class Bench(Timer):
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._threads.shutdown(cancel_futures=True)
         self.close()
+
+    def close(self) -> None:
+        """End the threads that compile, and give back the streams."""
+        self._threads.shutdown(cancel_futures=True)
+        super().close()
 
     def build(
         self,
@@ -101,17 +104,25 @@ class Bench(Timer):
 
     def bind(self, built: Built, args: Sequence[Any]) -> HipLaunch:
         """A launch for arguments on the device (see `upload`)."""
-        kernels = [self.load(source) for source in built.sources]
-        graph = built.plan.graph
+        ready = ready_kernels(built.sources, self._entry, self._load, self.device)
+        kernels, graph = [kernel.loaded for kernel in ready], built.plan.graph
         return HipLaunch(
             built.plan, kernels, CallShapes(graph, args), args, graph.names, self.device
         )
 
     def load(self, source: Source) -> LoadedKernel:
-        """A kernel whose text is being compiled, ready to run. Raises CompileError."""
+        """Return a kernel whose text is being compiled, ready to run. Raises CompileError."""
+        (ready,) = ready_kernels((source,), self._entry, self._load, self.device)
+        kernel: LoadedKernel = ready.loaded
+        return kernel
+
+    def _entry(self, source: Source) -> cache.Entry:
+        """Wait for a compilation that was begun."""
+        return self._entries[source.text].result()
+
+    def _load(self, code: bytes, source: Source, device: Device | None) -> LoadedKernel:
         if source.text not in self._loaded:
-            code = self._entries[source.text].result().object_bytes
-            self._loaded[source.text] = load(code, source, self.device)
+            self._loaded[source.text] = load(code, source, device)
         return self._loaded[source.text]
 
     def upload(self, args: Sequence[Any], stream: int = 0) -> tuple[Any, ...]:
@@ -189,11 +200,6 @@ def rotated_bytes(device: Device) -> int:
     """Return how many bytes of weights defeat a device's caches when they take turns."""
     wanted = max(4 * device.l2_bytes, _ROTATED_BYTES)
     return min(wanted, device.memory_bytes // MEMORY_SHARE)
-
-
-def rotated_copies(device: Device, one_bytes: int) -> int:
-    """Return how many equal weights of `one_bytes` take turns so that no cache keeps them."""
-    return max(2, rotated_bytes(device) // one_bytes + 1)
 
 
 def _label(plan: HipPlan, kernel: HipKernel) -> str:

@@ -16,7 +16,6 @@ TILE_HALVES: Final = "tile_halves"
 ROWS: Final = "rows"
 DEQUANTIZE: Final = "dequantize"
 LOOKUP: Final = "lookup"
-SCHEDULES: Final = (ELEMENT, GEMV, GEMV_DOT, GEMV_MATRIX, TILE_FMA, TILE_MATRIX, TILE_HALVES)
 
 UNIT_ELEMENTS: Final = FLOAT_BLOCK_ELEMENTS
 """Elements of a column that are decoded together, in every format."""

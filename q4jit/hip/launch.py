@@ -22,17 +22,17 @@ from q4jit.arrays.arguments import (
 from q4jit.arrays.call_shapes import CallShapes
 from q4jit.arrays.device_array import DeviceArray
 from q4jit.arrays.libraries import current_stream, empty_like_kind
-from q4jit.arrays.outputs import check_out
-from q4jit.arrays.torch_tensors import new_tensor
-from q4jit.arrays.views import DeviceView
-from q4jit.errors import DeviceError
-from q4jit.hip.arguments import (
+from q4jit.arrays.on_device import (
     check_views,
     output_views,
     overlap_error,
     pairs_apart,
     refuse_spreading,
 )
+from q4jit.arrays.outputs import check_out
+from q4jit.arrays.torch_tensors import new_tensor
+from q4jit.arrays.views import DeviceView
+from q4jit.errors import DeviceError
 from q4jit.hip.kernel import HipKernel, HipPlan, grid
 from q4jit.hip.workspace import Scratch
 from q4jit.plan.kernels import Slot, Source

@@ -7,6 +7,7 @@ in the templates as `LDS_BYTES`. `tests/hip/test_memory.py` holds the two togeth
 from dataclasses import dataclass
 from typing import Final
 
+from q4jit.hip import kernel as kernels
 from q4jit.hip.classes import HALVES_TILE_ROWS, MOST_FEW_ROWS, TALL_TILE_ROWS
 from q4jit.hip.kernel import (
     ELEMENT,
@@ -56,17 +57,17 @@ def _staged_bytes(plan: HipPlan, kernel: HipKernel) -> int:
     """What the template of a schedule calls `STAGED_BYTES`."""
     arch = plan.target.hip
     match kernel.schedule:
-        case "element":
+        case kernels.ELEMENT:
             return 128 * UNIT_ELEMENTS * _F32_BYTES
-        case "gemv":
+        case kernels.GEMV:
             return gemv_bytes(kernel)
-        case "gemv_matrix":
+        case kernels.GEMV_MATRIX:
             return GemvMatrixMemory.of(arch, kernel).used_bytes
-        case "tile_fma":
+        case kernels.TILE_FMA:
             return 2 * UNIT_ELEMENTS * (kernel.rows_per_tile + 1) * _F32_BYTES
-        case "tile_matrix":
+        case kernels.TILE_MATRIX:
             return _tile_matrix_bytes(plan, kernel)
-        case "tile_halves":
+        case kernels.TILE_HALVES:
             return tile_halves_bytes(arch, kernel)
     return 0
 

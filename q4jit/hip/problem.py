@@ -1,5 +1,6 @@
 """A problem: what is to be scheduled, and what its weights allow. Facts, and no choices."""
 
+import functools
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -34,8 +35,8 @@ class Problem:
         """The rules for the GPU's platform."""
         return rules_of(self.arch)
 
-    @property
-    def rows(self) -> int:
+    @functools.cached_property
+    def m_class(self) -> int:
         """The class of M."""
         return m_class(self.target, self.m, self.tuning)
 
@@ -75,13 +76,13 @@ class Problem:
         return self.arch.matrix is not None and self.has_finite_blocks(section)
 
     def suits_tiles(self, section: Section) -> bool:
-        """Whether they can do so with weights that are stored for their 16 columns."""
+        """Whether matrix units can compute a section, with weights stored for their 16 columns."""
         formats = (w.block_format for w in self.weights(section))
         in_layout = self.tuning.layout in {None, TILES16}
         return in_layout and self.suits_matrix(section) and are_tiles(formats)
 
     def suits_dot(self, section: Section) -> bool:
-        """Whether dot products of int8 can compute a section, and may."""
+        """Whether dot products of int8 can compute a section, and the precision allows it."""
         return self.tuning.precision == "i8" and self.has_finite_blocks(section)
 
     def suits_f16(self, section: Section) -> bool:

@@ -27,7 +27,7 @@ from q4jit.hip import tunings
 from q4jit.hip.candidates import candidates, constants_of, schedules_for
 from q4jit.hip.choices import keys_of
 from q4jit.hip.classes import m_class, most_rows
-from q4jit.hip.harness import Bench, Built, rotated_copies
+from q4jit.hip.harness import Bench, Built, rotated_bytes
 from q4jit.hip.kernel import HipKernel, HipPlan
 from q4jit.hip.schedule import make_plan
 from q4jit.hip.tunings import Constants, Key, Machine, Trial
@@ -36,7 +36,7 @@ from q4jit.precision import BOUNDS, relative_error
 from q4jit.progress import progress
 from q4jit.runtime.driver import Device
 from q4jit.targets import Target
-from q4jit.weights.reference import Doubles, exact_products, random_weight, random_x
+from q4jit.weights.reference import Doubles, exact_products, random_weight, random_x, rotated_copies
 from q4jit.weights.tensor import QuantizedTensor
 
 _LARGE_ROWS: Final = 2048  # stand for every M of the last class
@@ -176,7 +176,7 @@ class _Trier:
     def __post_init__(self) -> None:
         formats = enumerate(self.format.split("+"))
         first = tuple(random_weight(name, self.k, self.n, seed=i) for i, name in formats)
-        count = rotated_copies(self.bench.device, sum(w.nbytes for w in first))
+        count = rotated_copies(rotated_bytes(self.bench.device), sum(w.nbytes for w in first))
         self.copies = [first, *(tuple(map(_copy, first)) for _ in range(count - 1))]
         self.x = random_x(self.rows, self.k)
 

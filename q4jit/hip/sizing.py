@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any, Final
 
 from q4jit.errors import TargetError
+from q4jit.hip import kernel as kernels
 from q4jit.hip.classes import MOST_FEW_ROWS, TILE_ROWS
 from q4jit.hip.kernel import (
     BLOCK_SIZE,
@@ -47,13 +48,13 @@ def unsized(problem: Problem, work: Kernel, schedule: str, **constants: Any) -> 
 def sized(problem: Problem, work: Kernel, schedule: str) -> HipKernel:
     """Return a kernel of one section with constants by rule. Raises TargetError for no room."""
     match schedule:
-        case "gemv" | "gemv_dot":
+        case kernels.GEMV | kernels.GEMV_DOT:
             return _gemv(problem, work, schedule)
-        case "gemv_matrix":
+        case kernels.GEMV_MATRIX:
             return _gemv_matrix(problem, work)
-        case "tile_halves":
+        case kernels.TILE_HALVES:
             return _tile_halves(problem, work)
-        case "tile_fma" | "tile_matrix":
+        case kernels.TILE_FMA | kernels.TILE_MATRIX:
             terms = TERMS[problem.tuning.precision] if schedule == TILE_MATRIX else 0
             tile = {"rows_per_tile": TILE_ROWS, "columns": TILE_COLUMNS}
             return unsized(problem, work, schedule, **tile, terms=terms)
@@ -64,7 +65,7 @@ def sized(problem: Problem, work: Kernel, schedule: str) -> HipKernel:
 
 
 def _gemv(problem: Problem, work: Kernel, schedule: str) -> HipKernel:
-    rows = min(problem.rows, GEMV_MOST_ROWS if schedule == GEMV else MOST_FEW_ROWS)
+    rows = min(problem.m_class, GEMV_MOST_ROWS if schedule == GEMV else MOST_FEW_ROWS)
     lanes = _lanes(problem.arch, work)
     rules = problem.rules
     by_rows = rules.gemv_columns if schedule == GEMV else rules.dot_columns
@@ -97,7 +98,7 @@ def _lanes(arch: HipArch, work: Kernel) -> int:
 def _gemv_matrix(problem: Problem, work: Kernel) -> HipKernel:
     """Take the first tiling for which K and shared memory suffice."""
     arch, rules, (section,) = problem.arch, problem.rules, work.sections
-    rows = min(problem.rows, MOST_FEW_ROWS)
+    rows = min(problem.m_class, MOST_FEW_ROWS)
     base = unsized(
         problem,
         work,
@@ -164,7 +165,7 @@ def _divided(problem: Problem, waves_n: int, waves: int) -> list[tuple[int, int]
 
 def _tile_halves(problem: Problem, work: Kernel) -> HipKernel:
     """For one tile of rows small blocks, of which several share K; for many rows wide ones."""
-    arch, rules, rows, (section,) = problem.arch, problem.rules, problem.rows, work.sections
+    arch, rules, rows, (section,) = problem.arch, problem.rules, problem.m_class, work.sections
     folded = problem.may_fold and problem.suits_f16(section)
     tile_rows = rules.tile_rows(arch, section, rows, folded and problem.in_warpgroups)
     columns, waves = rules.tile_shape(arch, section, rows, tile_rows, folded)

@@ -14,12 +14,13 @@ import importlib.resources
 import json
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Final
 
 from q4jit import config
+from q4jit.checked_json import ANYTHING, Rules, check_fields, shown
 from q4jit.compilers.cache import write_atomically
 from q4jit.errors import CacheWarning, TuningError
 from q4jit.locks import BUILD
@@ -31,7 +32,6 @@ FILE_NAME: Final = "tunings.json"
 VERSION: Final = 1
 _HEADER: Final = "q4jit_tunings"
 _MOST_SIZE: Final = (1 << 31) - 1
-_SHOWN_LETTERS: Final = 200
 _MOST_NUMBER: Final = 1e15
 _MOST_CONSTANT: Final = 1 << 20
 _MOST_BYTES: Final = 64 << 20  # of a file: some hundred thousand trials
@@ -301,9 +301,9 @@ def parse(text: str, where: str) -> Tunings:
         data = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise TuningError(f"{where}: found no JSON ({error}), accepted is {_EXPORTED}") from None
-    _check_names(data, {_HEADER, "tunings"}, where)
+    check_fields(data, where, {_HEADER: ANYTHING, "tunings": ANYTHING}, error=TuningError)
     if type(data[_HEADER]) is not int or data[_HEADER] != VERSION:
-        raise TuningError(f"{where}: found {_HEADER} {_shown(data[_HEADER])}, accepted is 1")
+        raise TuningError(f"{where}: found {_HEADER} {shown(data[_HEADER])}, accepted is 1")
     found: Tunings = {}
     for i, entry in enumerate(_list(data["tunings"], f"{where}: tunings")):
         place = f"{where}: tunings[{i}]"
@@ -318,8 +318,8 @@ _EXPORTED: Final = "what q4jit tune --export writes"
 
 
 def _entry(data: Any, where: str) -> tuple[Machine, Key, tuple[Trial, ...]]:
-    _check_names(data, _names(Machine) | _names(Key) | {"trials"}, where)
-    _check(data, where, _MACHINE_RULES | _KEY_RULES)
+    rules = _MACHINE_RULES | _KEY_RULES | {"trials": ANYTHING}
+    check_fields(data, where, rules, error=TuningError)
     machine = Machine(**{name: data[name] for name in _names(Machine)})
     key = Key(**{name: data[name] for name in _names(Key)})
     trials = [
@@ -332,8 +332,7 @@ def _entry(data: Any, where: str) -> tuple[Machine, Key, tuple[Trial, ...]]:
 
 
 def _trial(data: Any, where: str) -> Trial:
-    _check_names(data, _names(Trial), where)
-    _check(data, where, _TRIAL_RULES)
+    check_fields(data, where, _TRIAL_RULES, error=TuningError)
     if (data["us"] is None) != bool(data["rejected"]):
         raise TuningError(f"{where}: accepted is one of us and rejected, found both or none")
     return Trial(**data | {"constants": tuple(sorted(data["constants"].items()))})
@@ -345,28 +344,8 @@ def _names(kind: type[Machine | Key | Trial]) -> set[str]:
 
 def _list(data: Any, where: str) -> list[Any]:
     if not isinstance(data, list):
-        raise TuningError(f"{where}: found {_shown(data)}, accepted is a list")
+        raise TuningError(f"{where}: found {shown(data)}, accepted is a list")
     return data
-
-
-def _check_names(data: Any, names: set[str], where: str) -> None:
-    if not isinstance(data, dict) or data.keys() != names:
-        found = sorted(data) if isinstance(data, dict) else data
-        raise TuningError(f"{where}: found {_shown(found)}, accepted is {_shown(sorted(names))}")
-
-
-def _check(data: Mapping[str, Any], where: str, rules: "Mapping[str, _Rule]") -> None:
-    for name, (accepts, accepted) in rules.items():
-        if not accepts(data[name]):
-            raise TuningError(f"{where}.{name}: found {_shown(data[name])}, accepted is {accepted}")
-
-
-def _shown(value: Any) -> str:
-    text = ascii(value)
-    return text if len(text) <= _SHOWN_LETTERS else f"{text[: _SHOWN_LETTERS - 1]}…"
-
-
-_Rule = tuple[Callable[[Any], bool], str]
 
 
 def _is_text(most: int) -> Callable[[Any], bool]:
@@ -405,12 +384,12 @@ def _is_date(value: Any) -> bool:
     return date.tzinfo is datetime.UTC and date.isoformat(timespec="seconds") == value
 
 
-_MACHINE_RULES: Final[dict[str, _Rule]] = {
+_MACHINE_RULES: Final[Rules] = {
     "device": (_is_text(200), "a device's name"),
     "arch": (lambda v: isinstance(v, str) and v in HIP_ARCHS, f"one of {', '.join(HIP_ARCHS)}"),
     "compiler": (_is_text(4000), "a compiler's version and flags"),
 }
-_KEY_RULES: Final[dict[str, _Rule]] = {
+_KEY_RULES: Final[Rules] = {
     "k": (_is_size, "a whole number from 1"),
     "n": (_is_size, "a whole number from 1"),
     "format": (_is_formats, f"formats joined by +, of {', '.join(FORMATS)}"),
@@ -420,7 +399,7 @@ _KEY_RULES: Final[dict[str, _Rule]] = {
         f"one of {', '.join(PRECISIONS)}",
     ),
 }
-_TRIAL_RULES: Final[dict[str, _Rule]] = {
+_TRIAL_RULES: Final[Rules] = {
     "schedule": (lambda v: isinstance(v, str) and bool(_NAME.fullmatch(v)), "a schedule's name"),
     "constants": (_are_constants, "names with whole numbers or names"),
     "text": (lambda v: isinstance(v, str) and bool(_HASH.fullmatch(v)), "16 hexadecimal digits"),

@@ -13,7 +13,7 @@ import numpy as np
 
 from q4jit.frontend.graph import Graph, Node
 from q4jit.frontend.specs import ArraySpec
-from q4jit.hip.kernel import HipKernel, HipPlan
+from q4jit.hip.kernel import ROWS, HipKernel, HipPlan
 from q4jit.plan.kernels import Buffer, Slot
 
 # An argument is a parameter of the kernel and a member of `Arguments`, never in scope of a body: a
@@ -144,7 +144,7 @@ def parameters(plan: HipPlan, kernel: HipKernel) -> tuple[Parameter, ...]:
             case "m":
                 found.append(Parameter(slot, "m", "i64"))
             case kind if kind in _X_TYPES:
-                constant = "" if kernel.schedule == "rows" else "const "
+                constant = "" if kernel.schedule == ROWS else "const "
                 found.append(Parameter(slot, kind, f"{constant}{_X_TYPES[kind]}*"))
             case _:
                 name = buffer_name(slot.kind, slot.index)

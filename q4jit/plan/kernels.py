@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
-from q4jit.frontend.graph import Graph, Node
+from q4jit.frontend.graph import Graph, Node, reachable
 from q4jit.frontend.specs import WeightSpec
 from q4jit.frontend.statements import statements
 from q4jit.targets import Target
@@ -103,14 +103,7 @@ class Kernel:
         roots += [self.x] if self.x is not None else []
         roots += [self.decoded.node] if self.decoded is not None else []
         stop = {p.id for s in self.sections for p in s.products} | {s.node.id for s in self.loads}
-        found: dict[int, Node] = {}
-        stack = roots
-        while stack:
-            node = stack.pop()
-            if node.id not in found and node.id not in stop:
-                found[node.id] = node
-                stack.extend(node.operands)
-        return [found[i] for i in sorted(found)]
+        return reachable(tuple(roots), stop)
 
 
 @dataclass(frozen=True)

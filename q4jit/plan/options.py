@@ -8,8 +8,8 @@ class Tuning:
     """Choices that a caller makes; None leaves a choice to the schedule.
 
     precision: `f32`, `f16` or `i8`, an upper bound of the error. block_size: threads per block of a
-    GPU. schedule, layout: of a GPU's products, as `hip.schedule` names them; `gguf` is the layout
-    of weights that are not repacked.
+    GPU. schedule, layout: of the products; a back end has names for them. `gguf` is the layout of
+    weights that are not repacked.
     """
 
     precision: str = "f32"

@@ -164,13 +164,13 @@ class Driver(Calls):
         if stream == 0:
             return False
         found, status = ctypes.c_uint64(), ctypes.c_int()
-        arguments = ctypes.c_void_p(stream), ctypes.byref(status)
+        query = ctypes.c_void_p(stream), ctypes.byref(status)
         code = self.api.get_current(ctypes.byref(found))
         if not code and found.value == self._current_handle(device):
-            code = self.api.is_capturing(*arguments)
+            code = self.api.is_capturing(*query)
         else:
             with self.current(device):
-                code = self.api.is_capturing(*arguments)
+                code = self.api.is_capturing(*query)
         if code:
             raise self.error(self.api.is_capturing.__name__, code, device)
         return bool(status.value)

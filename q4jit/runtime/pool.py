@@ -112,9 +112,7 @@ def _start() -> int:
     with BUILD:
         if _process.address is None:
             threads = config.num_threads()
-            # exit handlers run when the main thread has ended: nothing would stop workers then
-            ending = not threading.main_thread().is_alive()
-            if threads > 1 and sys.platform == "linux" and not ending:
+            if threads > 1 and sys.platform == "linux":
                 # kept before a thread runs: an interrupt must not release code under workers
                 _process.pool = _process.pool or Pool()
                 _process.pool.start(threads - 1)

@@ -56,3 +56,11 @@ def exact_products(x: Floats, weights: Sequence[QuantizedTensor]) -> tuple[Doubl
             y[:, at : at + step] += wide @ values
             squares[:, at : at + step] += wide**2 @ values**2
     return y, error_scale(squares, len(weights) * k)
+
+
+def rotated_copies(total_bytes: int, one_bytes: int) -> int:
+    """Return how many equal weights of `one_bytes` take turns until they exceed `total_bytes`.
+
+    total_bytes: what defeats the caches, or 0 where one weight may stay in them.
+    """
+    return max(2, total_bytes // max(one_bytes, 1) + 1) if total_bytes else 1

@@ -17,8 +17,9 @@ from q4jit.tools.compare import limits
 from q4jit.tools.compare.arena import PEAKS, READ, AbsentError, Entrant, Running, present
 from q4jit.tools.compare.cpu_peers import CpuPeers
 from q4jit.tools.compare.cpu_times import rest, running_of
-from q4jit.tools.compare.work import Work, count_copies
+from q4jit.tools.compare.work import Work
 from q4jit.tools.provenance import cache_bytes, cpu_name
+from q4jit.weights.reference import rotated_copies
 
 T = TypeVar("T")
 _READ_PASSES: Final = 5
@@ -87,7 +88,7 @@ class CpuArena:
     @contextlib.contextmanager
     def _read(self, work: Work) -> Iterator[Running]:
         loads = [limits.reader(self._target, *way) for way in limits.READ_WAYS]
-        count = count_copies(self.rotated_bytes(), work.weight_bytes)
+        count = rotated_copies(self.rotated_bytes(), work.weight_bytes)
         step = limits.STEP_BYTES * self.threads
         size_bytes = -(-count * work.weight_bytes // step) * step
         # an odd number: the exclusive or of all passes is that of one

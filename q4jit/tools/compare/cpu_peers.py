@@ -17,8 +17,9 @@ from q4jit.tools.compare.arena import AbsentError, Entrant, Running
 from q4jit.tools.compare.cpu_times import running_of, timed_us
 from q4jit.tools.compare.ggml import Ggml, GgmlError
 from q4jit.tools.compare.torch_products import int4_weight, load_torch
-from q4jit.tools.compare.work import Work, count_copies
+from q4jit.tools.compare.work import Work
 from q4jit.weights.formats import decode
+from q4jit.weights.reference import rotated_copies
 from q4jit.weights.tensor import QuantizedTensor
 
 # products of a graph of ggml's, which starts its threads anew: so many, or so much work
@@ -58,7 +59,7 @@ class CpuPeers:
         out = np.empty((len(work.x), w.shape[1]), np.float32)
         copies = [
             rows,
-            *(rows.copy() for _ in range(count_copies(self._rotated_bytes, rows.nbytes) - 1)),
+            *(rows.copy() for _ in range(rotated_copies(self._rotated_bytes, rows.nbytes) - 1)),
         ]
         calls = [functools.partial(np.matmul, work.x, rows.T, out=out) for rows in copies]
         yield running_of(calls, (out,), work)

@@ -49,7 +49,7 @@ class GpuArena:
     def close(self) -> None:
         """End what was begun."""
         self._reads.clear()
-        self.bench.__exit__(None, None, None)
+        self.bench.close()
 
     def rotated_bytes(self) -> int:
         """Bytes of weights that no cache keeps."""

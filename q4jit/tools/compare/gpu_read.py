@@ -16,9 +16,9 @@ from q4jit.plan.kernels import Source
 from q4jit.runtime.devices import driver_of
 from q4jit.runtime.prepared import Launch
 from q4jit.tools.compare.arena import Running
-from q4jit.tools.compare.work import count_copies
+from q4jit.weights.reference import rotated_copies
 
-_LOAD_BYTES: Final = 16  # of a load
+_LOAD_BYTES: Final = 16
 # threads of a block and loads ahead, then blocks per compute unit (None: each block has one run)
 _READ_TEXTS: Final = ((256, 2), (256, 4), (256, 8), (512, 4), (512, 8), (1024, 2), (1024, 4))
 _READ_BLOCKS: Final = (1, 2, 4, 8, None)
@@ -32,7 +32,7 @@ class GpuRead:
         units = -(-size_bytes // _LOAD_BYTES)
         rng = np.random.default_rng(units)
         self._words = rng.integers(0, 1 << 32, 4 * units, np.uint32)
-        count = count_copies(total_bytes, size_bytes)
+        count = rotated_copies(total_bytes, size_bytes)
         self._copies = [DeviceArray.from_numpy(self._words, bench.device) for _ in range(count)]
         texts = [t for t in _READ_TEXTS if t[0] <= bench.target.hip.max_block_size]
         sources = [render_read(bench.target, *text) for text in texts]

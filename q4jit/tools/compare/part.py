@@ -13,9 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from q4jit.config import MOST_THREADS
-from q4jit.precision import PRECISIONS
-from q4jit.tools.checked_json import (
+from q4jit.checked_json import (
     COUNT,
     FLAG,
     TEXT,
@@ -26,6 +24,8 @@ from q4jit.tools.checked_json import (
     or_null,
     read_json,
 )
+from q4jit.config import MOST_THREADS
+from q4jit.precision import PRECISIONS
 from q4jit.tools.compare.report import Report, read_report
 from q4jit.tools.compare.request import Request
 from q4jit.weights.formats import FORMATS

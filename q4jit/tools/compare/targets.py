@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from q4jit.checked_json import COUNT, FLAG, TEXT, Rules, check_fields, one_of, read_json
 from q4jit.precision import PRECISIONS
-from q4jit.tools.checked_json import COUNT, FLAG, TEXT, Rules, check_fields, one_of, read_json
 from q4jit.tools.compare.ratios import Run, Table, products, times_as_fast
 
 _VERSION: Final = 1

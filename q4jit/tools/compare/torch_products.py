@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from q4jit.tools.compare.arena import AbsentError
-from q4jit.tools.compare.work import Work, count_copies
+from q4jit.tools.compare.work import Work
 from q4jit.weights.formats import decode
+from q4jit.weights.reference import rotated_copies
 from q4jit.weights.tensor import QuantizedTensor
 
 
@@ -58,7 +59,7 @@ def dense_fp16(torch: Any, place: str, work: Work, total_bytes: int) -> list[Cal
     (w,) = work.weights
     half = torch.from_numpy(decode(w.block_format, w.raw)).to(place).half()
     x = torch.from_numpy(work.x).to(place).half()
-    count = count_copies(total_bytes, half.numel() * half.element_size())
+    count = rotated_copies(total_bytes, half.numel() * half.element_size())
     copies = [half, *(half.clone() for _ in range(count - 1))]
     return [functools.partial(lambda w: x @ w.t(), w) for w in copies]
 
@@ -70,7 +71,9 @@ def int4(torch: Any, place: str, work: Work, total_bytes: int) -> list[Callable[
     pairs = torch.from_numpy(q[:, ::2] << 4 | q[:, 1::2]).to(place)
     packed = torch.ops.aten._convert_weight_to_int4pack(pairs, 8)  # tiles of K of an instruction
     scales, x = scales.to(place), torch.from_numpy(work.x).to(place).bfloat16()
-    copies = [(packed.clone(), scales.clone()) for _ in range(count_copies(total_bytes, w.nbytes))]
+    copies = [
+        (packed.clone(), scales.clone()) for _ in range(rotated_copies(total_bytes, w.nbytes))
+    ]
     multiply = torch.ops.aten._weight_int4pack_mm
     return [functools.partial(multiply, x, packed, 32, scales) for packed, scales in copies]
 
@@ -90,5 +93,5 @@ def dequantise(torch: Any, place: str, work: Work, total_bytes: int) -> list[Cal
         q = torch.cat([nibbles & 15, nibbles >> 4], dim=-1)
         return x @ ((q.float() - 8) * d).view(n, k).t()
 
-    copies = [blocks.clone() for _ in range(count_copies(total_bytes, w.nbytes))]
+    copies = [blocks.clone() for _ in range(rotated_copies(total_bytes, w.nbytes))]
     return [functools.partial(call, blocks) for blocks in copies]

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from q4jit.precision import relative_error
-from q4jit.weights.reference import Doubles, exact_products, random_weight, random_x
+from q4jit.weights.reference import Doubles, exact_products, random_weight, random_x, rotated_copies
 from q4jit.weights.tensor import QuantizedTensor
 
 Floats = NDArray[np.float32]
@@ -92,7 +92,7 @@ class WeightShape:
         return self._copies(self._weights)
 
     def _copies(self, weights: Sequence[QuantizedTensor]) -> Copies:
-        count = count_copies(self._total_bytes, sum(w.nbytes for w in weights))
+        count = rotated_copies(self._total_bytes, sum(w.nbytes for w in weights))
         return (tuple(weights), *(tuple(map(_copy, weights)) for _ in range(count - 1)))
 
     def product(self, m: int) -> Work:
@@ -132,8 +132,3 @@ def _product_error(exact: tuple[Doubles, Doubles], found: Floats) -> float | Non
 
 def _copy(w: QuantizedTensor) -> QuantizedTensor:
     return QuantizedTensor.from_bytes(w.raw.tobytes(), shape=w.shape, format=w.format)
-
-
-def count_copies(total_bytes: int, one_bytes: int) -> int:
-    """Of weights that take turns; total_bytes is 0 where one stays in the cache."""
-    return max(2, total_bytes // max(one_bytes, 1) + 1) if total_bytes else 1

@@ -4,13 +4,13 @@ import functools
 from collections.abc import Sequence
 from typing import Final
 
-from q4jit.hip.harness import Bench, rotated_copies
+from q4jit.hip.harness import Bench, rotated_bytes
 from q4jit.plan.options import Tuning
 from q4jit.progress import progress
 from q4jit.runtime.driver import Device
 from q4jit.tools.selftest.cases import product, schedules
 from q4jit.tools.selftest.findings import Findings, Timing, attempt, told
-from q4jit.weights.reference import random_weight, random_x
+from q4jit.weights.reference import random_weight, random_x, rotated_copies
 from q4jit.weights.tensor import QuantizedTensor
 
 _TIMED_SHAPES: Final = ((4096, 4096), (4096, 14336))
@@ -44,7 +44,7 @@ def _rotation(device: Device, k: int, n: int) -> list[QuantizedTensor]:
     first = random_weight("Q4_0", k, n)
     return [
         QuantizedTensor.from_bytes(first.raw, shape=first.shape, format=first.format)
-        for _ in range(rotated_copies(device, first.nbytes))
+        for _ in range(rotated_copies(rotated_bytes(device), first.nbytes))
     ]
 
 

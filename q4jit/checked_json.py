@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, Final
 
-from q4jit.errors import FormatError
+from q4jit.errors import FormatError, Q4JitError
 
 _SHOWN_LETTERS: Final = 200
 
@@ -15,27 +15,33 @@ Rules = dict[str, Rule]
 
 
 def read_json(path: Path, what: str) -> Any:
-    """Return what a file holds. Raises FormatError where it is no JSON but `what`, and OSError."""
+    """Return what a JSON file holds; `what` names it in errors. Raises FormatError and OSError."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise FormatError(f"{path}: found no JSON ({error}), accepted is {what}") from None
 
 
-def check_fields(data: Any, where: str, rules: Rules, optional: Rules | None = None) -> None:
-    """Raise FormatError unless `data` has the fields of `rules`, and of others only `optional`."""
+def check_fields(
+    data: Any,
+    where: str,
+    rules: Rules,
+    optional: Rules | None = None,
+    error: type[Q4JitError] = FormatError,
+) -> None:
+    """Raise `error` unless `data` has the fields of `rules`, and of others only `optional`."""
     optional = optional or {}
     if not isinstance(data, dict) or not rules.keys() <= data.keys() <= (rules | optional).keys():
-        shown = _shown(sorted(data) if isinstance(data, dict) else data)
-        more = f", and perhaps {_shown(sorted(optional))}" if optional else ""
-        raise FormatError(f"{where}: found {shown}, accepted is {_shown(sorted(rules))}{more}")
-    for name, value in data.items():
-        accepts, accepted = (rules | optional)[name]
-        if not accepts(value):
-            raise FormatError(f"{where}.{name}: found {_shown(value)}, accepted is {accepted}")
+        found = shown(sorted(data) if isinstance(data, dict) else data)
+        more = f", and perhaps {shown(sorted(optional))}" if optional else ""
+        raise error(f"{where}: found {found}, accepted is {shown(sorted(rules))}{more}")
+    for name, (accepts, accepted) in (rules | optional).items():
+        if name in data and not accepts(data[name]):
+            raise error(f"{where}.{name}: found {shown(data[name])}, accepted is {accepted}")
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """Return a value as errors print it: in ASCII, and cut where it is long."""
     text = ascii(value)
     return text if len(text) <= _SHOWN_LETTERS else f"{text[: _SHOWN_LETTERS - 1]}…"
 
@@ -43,6 +49,7 @@ def _shown(value: Any) -> str:
 # --- rules ----------------------------------------------------------------------------------------
 
 
+ANYTHING: Final[Rule] = (lambda v: True, "anything")
 COUNT: Final[Rule] = (lambda v: type(v) is int and 0 < v < 1 << 63, "a whole number from 1")
 FLAG: Final[Rule] = (lambda v: isinstance(v, bool), "true or false")
 TEXT: Final[Rule] = (lambda v: isinstance(v, str) and v != "", "a text")

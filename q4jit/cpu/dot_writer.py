@@ -1,53 +1,12 @@
-"""The instructions that multiply bytes, and `dot4`: the function that one of them is in LLVM IR."""
+"""Dot products of bytes in LLVM IR: `dot4`, one function for each instruction of `dots`."""
 
-from dataclasses import dataclass
 from typing import Final
 
+from q4jit.cpu.dots import DotInstruction
 from q4jit.cpu.llvm_text import INTS, Function, Module, splat
 from q4jit.weights.layouts import LANES
 
 _BYTES: Final = "<64 x i8>"
-
-
-@dataclass(frozen=True)
-class DotInstruction:
-    """An instruction that multiplies bytes and adds neighbouring products.
-
-    intrinsic: LLVM's name for it. lanes: of 32 bits in its vectors. signed: whether it takes signed
-    quants. pairs: whether it adds two products in 16 bits (too few for `f32`), and not four
-    products to a sum of 32 bits.
-    """
-
-    name: str
-    intrinsic: str
-    lanes: int
-    signed: bool = False
-    pairs: bool = False
-
-    @property
-    def factors(self) -> str:
-        """LLVM's type of what it multiplies."""
-        return f"<{4 * self.lanes} x i8>"
-
-    @property
-    def sums(self) -> str:
-        """LLVM's type of its result."""
-        return self.sums_of(self.lanes)
-
-    @property
-    def sum_bits(self) -> int:
-        """The size of a sum."""
-        return 16 if self.pairs else 32
-
-    def sums_of(self, lanes: int) -> str:
-        """Return LLVM's type of as many lanes of sums."""
-        return f"<{lanes * 32 // self.sum_bits} x i{self.sum_bits}>"
-
-
-VPDPBUSD_512: Final = DotInstruction("vpdpbusd", "llvm.x86.avx512.vpdpbusd.512", 16)
-VPDPBUSD_256: Final = DotInstruction("vpdpbusd", "llvm.x86.avx512.vpdpbusd.256", 8)
-VPMADDUBSW: Final = DotInstruction("vpmaddubsw", "llvm.x86.avx2.pmadd.ub.sw", 8, pairs=True)
-SDOT: Final = DotInstruction("sdot", "llvm.aarch64.neon.sdot.v4i32.v16i8", 4, signed=True)
 
 
 class DotWriter:
