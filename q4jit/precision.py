@@ -13,7 +13,7 @@ FUNCTION_BOUND: Final = 3e-6
 
 
 def error_scale(squares: NDArray[np.float64], terms: int) -> NDArray[np.float64]:
-    """Return what errors of products relate to, √Σ(xw)² + terms·2⁻¹⁴⁹, from Σ(xw)²."""
+    """Return the scale that errors of products are divided by: √Σ(xw)² + terms·2⁻¹⁴⁹."""
     scale: NDArray[np.float64] = np.sqrt(squares) + terms * 2.0**-149  # the smallest f32 above 0
     return scale
 

@@ -1,4 +1,4 @@
-"""PyTorch's tensors, in place: how they are seen, made, and recognised in a hurry.
+"""PyTorch's tensors, used in place: views of them, new ones, and the fast path of repeated calls.
 
 PyTorch is not imported: a tensor exists only where it is imported already.
 """

@@ -12,7 +12,7 @@ from q4jit.weights.layouts import Interleaved
 def add_rough(module: Module, weight: Interleaved) -> str:
     """Add the function `void (ptr x, ptr end, ptr w, ptr sums)` and return its name.
 
-    x: a row of floats; end: what stands behind its units; w: a group of 16 columns; sums: f32 [16],
+    x: a row of floats; end: the data after its units; w: a group of 16 columns; sums: f32 [16],
     to which the products of the row's rough units are added.
     """
     name = f"{weight.fmt.name.lower()}_k{weight.k}_rough"

@@ -1,7 +1,8 @@
 """Scratch memory of CPU calls: temporaries and the prologue's results, kept between calls.
 
-Fresh pages from the operating system cost more than a small kernel. Each call takes a piece of its
-own, so there are as many as calls ran at the same time; what a large call needs goes with it.
+Fresh pages from the operating system cost more than a small kernel. Each call takes a buffer of its
+own, so there are as many buffers as calls ran at the same time; large buffers are freed after the
+call.
 """
 
 from typing import Final, NamedTuple
@@ -30,8 +31,8 @@ _kept: list[Scratch] = []
 def lay_out_scratch(plan: CpuPlan, rows: int) -> tuple[dict[Slot, int], int]:
     """Return the offset of each buffer of a call's scratch memory, and the bytes of all of it.
 
-    They lie behind each other, each on a cache line. Kernels run one after the other, so that they
-    share the prologue's buffers.
+    They are stored one after the other, each on a cache line. Kernels run in turn, so they share
+    the prologue's buffers.
     """
     sizes = {Slot("temp", i): 4 * width * max(1, rows) for i, width in enumerate(plan.temps)}
     for kernel in plan.kernels:

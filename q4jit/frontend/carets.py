@@ -1,4 +1,4 @@
-"""Whose line it is: a TraceError shows the user's line, with a caret under what is meant."""
+"""Find the user's source line for an error, and mark the place in it with a caret."""
 
 import functools
 import itertools

@@ -1,4 +1,4 @@
-"""What cannot be compiled, and the words in which it is refused."""
+"""Refusals: the errors for operations that cannot be compiled."""
 
 from collections.abc import Callable
 from typing import Any, Final, NoReturn
@@ -13,7 +13,7 @@ ACCEPTED: Final = (
 
 
 def unsupported(what: str) -> NoReturn:
-    """Raise TraceError for an operation that is none of the accepted ones."""
+    """Raise TraceError for an unsupported operation."""
     raise TraceError(f"found {what}, which cannot be compiled: {ACCEPTED}")
 
 

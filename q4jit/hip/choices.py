@@ -1,4 +1,4 @@
-"""Choices: the schedule and constants of a product as they were measured, looked up and applied."""
+"""Look up the schedule and constants that were measured for a product, and apply them."""
 
 from dataclasses import replace
 
@@ -12,14 +12,14 @@ from q4jit.plan.options import Tuning
 
 
 def key_of(problem: Problem, section: Section) -> Key:
-    """What a choice for the products of a section is filed under."""
+    """Return the key of the tuning for the products of a section."""
     k = section.products[0].operands[0].width
     formats = "+".join(weight.format for weight in problem.weights(section))
     return Key(k, section.width, formats, problem.m_class, problem.tuning.precision)
 
 
 def keys_of(plan: HipPlan, m: int, tuning: Tuning) -> tuple[Key, ...]:
-    """The keys of all products of a plan, each once."""
+    """Return the keys of all products of a plan, each once."""
     keys = [
         key_of(Problem(plan.graph, plan.target, 1 if work.uniform else m, tuning), section)
         for work in (kernel.work for kernel in plan.kernels)
@@ -29,7 +29,7 @@ def keys_of(plan: HipPlan, m: int, tuning: Tuning) -> tuple[Key, ...]:
 
 
 def choice_for(problem: Problem, section: Section, tuned: Tuned | None) -> Choice | None:
-    """What was measured for a section. Raises TuningError for a schedule that is not tried."""
+    """Return what was measured for a section. Raises TuningError for an unknown schedule."""
     if tuned is None or problem.has_endless_scales(section):  # measured are finite ones
         return None
     key, target = key_of(problem, section), problem.target
@@ -47,7 +47,7 @@ def choice_for(problem: Problem, section: Section, tuned: Tuned | None) -> Choic
 
 
 def as_chosen(problem: Problem, kernel: HipKernel, choice: Choice | None) -> HipKernel:
-    """Give a kernel the constants of a choice. Raises TuningError for no candidate's."""
+    """Give a kernel measured constants. Raises TuningError if no candidate has these constants."""
     if choice is None or choice.trial.schedule != kernel.schedule:  # another section forbids it
         return kernel
     trial, known = choice.trial, constants_of(kernel)

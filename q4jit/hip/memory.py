@@ -160,7 +160,7 @@ def tile_halves_has_room(arch: HipArch, kernel: HipKernel) -> bool:
 
 
 def halves_unit_bytes(kernel: HipKernel, rows: int) -> int:
-    """A unit of so many rows of x, split into terms of f16."""
+    """Return the bytes of a unit of x, split into terms of f16."""
     return kernel.halves * rows * UNIT_ELEMENTS * _F16_BYTES
 
 

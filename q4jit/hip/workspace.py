@@ -19,7 +19,7 @@ _REGION_BYTES: Final = 256  # each temporary begins where a burst of memory does
 
 
 class Scratch:
-    """The scratch memory of a plan for so many rows; offsets: where each of its slots begins."""
+    """The scratch memory of a plan for `rows` rows; offsets: where each of its slots begins."""
 
     def __init__(self, plan: HipPlan, rows: int, device: Device) -> None:
         """Divide it; memory is taken when kernels are launched."""
@@ -69,7 +69,7 @@ class _Workspace:
         self._memory: DeviceArray | None = None
 
     def of(self, size_bytes: int) -> int:
-        """The address of so many bytes. It grows; freeing the old waits for what reads it."""
+        """Return the address of `size_bytes` bytes. Growing waits for kernels that use the old."""
         if self._memory is None or self._memory.nbytes < size_bytes:
             self._memory = None
             self._memory = DeviceArray(

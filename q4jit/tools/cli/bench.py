@@ -131,7 +131,7 @@ def _add_output(command: argparse.ArgumentParser) -> None:
         "--targets",
         type=Path,
         metavar="FILE",
-        help="on the CPU: which targets of a file are met, as docs/targets.json is one",
+        help="on the CPU: report which targets in FILE, such as docs/targets.json, are met",
     )
 
 
@@ -142,9 +142,12 @@ def _bench(options: argparse.Namespace) -> int:
     targets = () if options.targets is None else read_targets(options.targets)
     if options.reports:
         _refuse_measuring(options)
-        return _show(options, [read_report(path) for path in options.reports], targets)
+        reports = [read_report(path) for path in options.reports]
+        _check_targets(options, any(map(on_cpu, reports)))
+        return _show(options, reports, targets)
     request = _request(options)
     names = _target_names(options)
+    _check_targets(options, "cpu" in names)
     report = new_report(["q4jit", *options.arguments])
     good = True
     with kept(report, options.json):
@@ -178,6 +181,14 @@ def _refuse_measuring(options: argparse.Namespace) -> None:
         options.parser.error("--from without --markdown or --plot: there is nothing to do")
 
 
+def _check_targets(options: argparse.Namespace, has_cpu: bool) -> None:
+    """End the command where its targets would be read and not reported."""
+    if options.targets is not None and not (has_cpu and (options.markdown or not options.reports)):
+        options.parser.error(
+            "--targets: expected runs on the CPU, and --markdown if --from is given, got none"
+        )
+
+
 def _request(options: argparse.Namespace) -> Request:
     fmt = options.format or FORMATS["Q4_0"]
     for k, n in options.shape or ():
@@ -193,7 +204,7 @@ def _request(options: argparse.Namespace) -> Request:
 
 
 def _target_names(options: argparse.Namespace) -> list[str]:
-    """The names of what is measured, each of which is here: before anything is measured."""
+    """Return the names of the targets to measure, after checking that each of them exists."""
     if options.ggml is not None:
         _check_ggml(options)
     names: list[str] = options.target or [_first_target()]
@@ -207,7 +218,7 @@ def _target_names(options: argparse.Namespace) -> list[str]:
 
 
 def _check_ggml(options: argparse.Namespace) -> None:
-    """End the command where the library that it names is none: before all is measured without."""
+    """End the command before anything is measured if ggml's library cannot be loaded."""
     try:
         Ggml(options.ggml)
     except GgmlError as error:

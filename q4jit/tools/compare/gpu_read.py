@@ -1,4 +1,4 @@
-"""The fastest read of so many bytes on a GPU: texts and grids are tried."""
+"""Find the fastest way to read a number of bytes on a GPU, among several texts and grids."""
 
 import contextlib
 import functools

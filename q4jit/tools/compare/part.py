@@ -1,7 +1,7 @@
 """A part of a comparison on the CPU: one number of threads, in a process of its own.
 
-A process decides on its pool once. The part gets its request as a file of JSON, and writes a report
-that the whole takes its runs from.
+A process decides on its pool once. The part reads its request from a JSON file and writes a report,
+whose runs the parent adds to its own.
 """
 
 import dataclasses

@@ -64,7 +64,7 @@ def _say(line: str) -> None:
 
 @contextlib.contextmanager
 def kept(report: Report, path: Path | None) -> Iterator[None]:
-    """Write a report to `path`, however its making ends: what is known by then is kept."""
+    """Write a report to `path`, even if the run is interrupted."""
     try:
         yield
     except BaseException as error:  # Ctrl-C, above all

@@ -1,7 +1,7 @@
-"""Targets: how many times as fast as a peer or a limit q4jit is to be, on one machine.
+"""Targets: how many times as fast as a peer or a limit q4jit should be, on one machine.
 
-They are read from a file (docs/targets.json is one), because they hold for the machine that they
-were set on. `verdicts` says which of them runs on the CPU reach.
+Targets come from a file such as docs/targets.json, because they hold for the machine that they were
+set on. `verdicts` compares them with runs on the CPU.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,15 +14,15 @@ from q4jit.precision import PRECISIONS
 from q4jit.tools.compare.ratios import Run, Table, products, times_as_fast
 
 _VERSION: Final = 1
-_WHAT: Final = "a file of targets, as docs/targets.json is one"
+_WHAT: Final = "a targets file such as docs/targets.json"
 
 
 @dataclass(frozen=True)
 class SpeedTarget:
-    """At least how many times as fast as `against` products of M rows are to be.
+    """The least speed of products of M rows, as a multiple of that of `against`.
 
-    least: by the number of threads. cached: of runs whose weight stays in the cache. min_size: the
-    least K and N of the weights that it speaks of.
+    least: by the number of threads. cached: for runs whose weight stays in the cache. min_size:
+    smallest K and N to which the target applies.
     """
 
     precision: str

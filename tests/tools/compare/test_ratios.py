@@ -106,5 +106,22 @@ def test_a_wrong_file_of_targets_is_refused_before_anything_is_measured(
 def test_a_file_that_holds_no_targets(tmp_path: Path) -> None:
     path = tmp_path / "t.json"
     path.write_text("{")
-    with pytest.raises(FormatError, match=r"accepted is a file of targets, as docs/targets\.json"):
+    with pytest.raises(FormatError, match=r"accepted is a targets file such as docs/targets\.json"):
         read_targets(path)
+
+
+@pytest.mark.parametrize("others", [["--from", "cpu.json", "--plot", "p.png"], ["--target", "hip"]])
+def test_targets_that_nothing_would_report_are_refused(
+    others: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("q4jit.tools.cli.bench.open_device", lambda name: None)
+    Path("cpu.json").write_text(
+        json.dumps({"bench_version": 1, "runs": [{"threads": 1, "rows": [{}]}]})
+    )
+    with pytest.raises(SystemExit):
+        main(["bench", "--targets", str(ROOT / "docs" / "targets.json"), *others])
+    assert "--targets: expected runs on the CPU, and --markdown" in capsys.readouterr().err
