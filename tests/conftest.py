@@ -1,16 +1,24 @@
 """Fixtures of every test: golden files, an environment of its own, tools that may be missing."""
 
-import difflib
 import os
 import re
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
 
+from tests.support import builds
+from tests.support.golden import check_golden
 from tests.support.paths import GOLDEN
 from tests.support.tools import in_ci, require_tool
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # NumPy's BLAS is to have one thread as well, and asks for their number when it is imported.
+    os.environ["OPENBLAS_NUM_THREADS"] = "1"
 
 # No deadline: the first example of a test compiles. In CI the same examples every time.
 settings.register_profile("q4jit", deadline=None, derandomize=in_ci())
@@ -23,33 +31,68 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="write the golden files instead of comparing with them",
     )
+    parser.addoption(
+        "--reuse",
+        action="store_true",
+        help=f"keep kernels and programs in {builds.REUSED.name}/ and take those of earlier runs",
+    )
+    parser.addoption(
+        "--part",
+        choices=("parallel", "serial"),
+        help="only the tests that may share the machine, or only those that may not",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Name the folder in which this run and its workers keep what they build."""
+    if config.getoption("--reuse"):  # the same random functions every time, which are compiled then
+        settings.register_profile("reuse", settings.get_profile("q4jit"), derandomize=True)
+        settings.load_profile("reuse")
+    if worker := _worker(config):
+        builds.use(Path(worker["builds"]))
+    elif config.getoption("--reuse"):
+        builds.use(builds.REUSED)
+        builds.remove_unused()
+    else:
+        folder = Path(tempfile.mkdtemp(prefix="q4jit-tests-"))
+        config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+        builds.use(folder)
+
+
+@pytest.hookimpl(optionalhook=True)  # of pytest-xdist
+def pytest_configure_node(node: Any) -> None:
+    node.workerinput["builds"] = str(builds.kernels().parent)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what `--part` does not name."""
+    part = config.getoption("--part")
+    if part is None:
+        return
+    serial = part == "serial"
+    chosen = [item for item in items if (item.get_closest_marker("serial") is not None) == serial]
+    config.hook.pytest_deselected(items=[item for item in items if item not in set(chosen)])
+    items[:] = chosen
+
+
+def _worker(config: pytest.Config) -> dict[str, Any]:
+    """What pytest-xdist's main process tells this one, if it is a worker."""
+    return getattr(config, "workerinput", {})
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _own_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Kernels of a test session never come from, nor reach, the user's cache."""
+def _own_environment(pytestconfig: pytest.Config) -> Iterator[None]:
+    """Kernels of a test session never come from, nor reach, the user's cache.
+
+    Workers share the machine: a kernel has one thread there, where no test sets another number.
+    """
     with pytest.MonkeyPatch.context() as patch:
         for name in [name for name in os.environ if name.startswith("Q4JIT_")]:
             patch.delenv(name)
-        patch.setenv("Q4JIT_CACHE_DIR", str(tmp_path_factory.mktemp("q4jit-cache")))
+        patch.setenv("Q4JIT_CACHE_DIR", str(builds.kernels()))
+        if _worker(pytestconfig):
+            patch.setenv("Q4JIT_NUM_THREADS", "1")
         yield
-
-
-def check_golden(path: Path, text: str, *, update: bool) -> None:
-    """Fails unless the file at `path` holds `text`; with `update` it is made to."""
-    if update:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8", newline="\n")
-        return
-    if not path.exists():
-        pytest.fail(f"{path} does not exist; after a look at the text: pytest --update-golden")
-    wanted = path.read_text(encoding="utf-8")
-    if wanted != text:
-        diff = difflib.unified_diff(
-            wanted.splitlines(), text.splitlines(), str(path), "generated", lineterm=""
-        )
-        lines = "\n".join(diff) or "(only the line ends at the end of the text differ)"
-        pytest.fail(f"the generated text changed; if it should: pytest --update-golden\n{lines}")
 
 
 @pytest.fixture

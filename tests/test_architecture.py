@@ -3,8 +3,8 @@
 import re
 from collections.abc import Iterator
 
+from tests.support.layers import LAYERS
 from tests.support.paths import ROOT
-from tests.test_layers import LAYERS
 
 TEXT = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
 

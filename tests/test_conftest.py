@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from q4jit import config
-from tests.conftest import check_golden
+from tests.support import builds
+from tests.support.golden import check_golden
 from tests.support.paths import GOLDEN
 from tests.support.tools import require_tool
 
@@ -40,11 +41,74 @@ def test_golden_path_comes_from_the_test(golden: Callable[[str, str], None], sha
     assert (folder / "test_golden_path_comes_from_the_test_4096_x_64.txt").exists()
 
 
-def test_the_cache_is_the_sessions_own(tmp_path: Path) -> None:
-    directory = config.cache_dir()
-    assert directory is not None
-    assert directory.parent == tmp_path.parent
-    assert {name for name in os.environ if name.startswith("Q4JIT_")} == {"Q4JIT_CACHE_DIR"}
+def test_the_cache_is_the_sessions_own() -> None:
+    assert config.cache_dir() == builds.kernels()
+    found = {name for name in os.environ if name.startswith("Q4JIT_")}
+    assert found - {"Q4JIT_NUM_THREADS"} == {"Q4JIT_CACHE_DIR"}  # a worker has one thread
+
+
+def test_what_was_built_is_taken_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    made = []
+
+    def build(path: Path) -> None:
+        made.append(path)
+        path.write_text("program")
+
+    monkeypatch.setattr(builds, "_places", {})
+    builds.use(tmp_path)
+    first = builds.built("name", "text", build=build)
+    assert first.read_text() == "program"
+    assert builds.built("name", "text", build=build) == first
+    assert len(made) == 1
+    assert (
+        len(
+            {
+                builds.built("name", *key, build=build)
+                for key in (("te",), ("te", "xt"), ("", "text"))
+            }
+        )
+        == 3
+    )
+    assert not list(builds.programs().glob(".new-*"))
+
+
+def test_what_was_damaged_is_built_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def build(path: Path) -> None:
+        path.write_text("program")
+
+    monkeypatch.setattr(builds, "_places", {})
+    builds.use(tmp_path)
+    path = builds.built("name", "text", build=build)
+    checksum = Path(f"{path}.sha256")
+    for damage in (
+        lambda: path.write_text("prog"),
+        lambda: path.write_text(""),
+        lambda: checksum.write_text(""),
+        checksum.unlink,
+        path.unlink,
+    ):
+        damage()
+        assert builds.built("name", "text", build=build).read_text() == "program"
+
+    def fail(path: Path) -> None:
+        path.write_text("half")
+        raise RuntimeError("the compiler was killed")
+
+    path.unlink()
+    with pytest.raises(RuntimeError):
+        builds.built("name", "text", build=fail)
+    assert not path.exists()
+    assert builds.built("name", "text", build=build).read_text() == "program"
+
+
+def test_old_programs_are_removed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(builds, "_places", {})
+    builds.use(tmp_path)
+    old, new = (builds.built(name, build=Path.touch) for name in ("old", "new"))
+    os.utime(old, (0, 0))
+    builds.remove_unused()
+    assert not old.exists()
+    assert new.exists()
 
 
 def test_a_missing_tool_skips_here_and_fails_in_ci(monkeypatch: pytest.MonkeyPatch) -> None:

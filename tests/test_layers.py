@@ -1,6 +1,7 @@
 """Each module imports only what stands before it, and the top level is what it says it is."""
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
@@ -11,34 +12,10 @@ import pytest
 
 import q4jit
 from q4jit import errors
+from tests.support.layers import LAYERS
+from tests.support.paths import TESTS
 
-LAYERS = (
-    "errors",
-    "checked_json",
-    "config",
-    "locks",
-    "progress",
-    "targets",
-    "precision",
-    "weights",
-    "frontend",
-    "plan",
-    "compilers",
-    "runtime",
-    "arrays",
-    "pipeline",
-    "cpu",
-    "hip",
-    "backends",
-    "policy",
-    "options",
-    "specializer",
-    "dispatcher",
-    "tools",
-    "__init__",
-    "__main__",
-)
-"""Bottom first. A package is one layer; inside it any order without a circle is allowed."""
+PACKAGE = Path(str(q4jit.__file__)).parent
 
 
 def module_names(package: Path) -> dict[str, Path]:
@@ -121,8 +98,7 @@ def reaches(graph: dict[str, dict[str, int]], start: str, goal: str) -> bool:
 
 
 def test_every_module_imports_only_what_stands_before_it() -> None:
-    assert q4jit.__file__ is not None
-    assert violations(Path(q4jit.__file__).parent, LAYERS) == []
+    assert violations(PACKAGE, LAYERS) == []
 
 
 @pytest.fixture
@@ -184,6 +160,120 @@ def test_an_import_that_cannot_be_read_is_refused(package: Path, text: str) -> N
     (package / "low.py").write_text(text + "\n")
     with pytest.raises(AssertionError, match=r"low\.py:1: "):
         violations(package, ORDER)
+
+
+# --- three rules that no order can state ----------------------------------------------------------
+
+
+def importers(package: Path, layer: str) -> set[str]:
+    """The layers whose modules import a module of `layer`."""
+    return {
+        name.split(".")[0]
+        for name, targets in edges(package).items()
+        for target in targets
+        if target.split(".")[0] == layer
+    } - {layer}
+
+
+def test_back_ends_do_not_know_each_other() -> None:
+    assert "hip" not in importers(PACKAGE, "cpu")
+    assert "cpu" not in importers(PACKAGE, "hip")
+
+
+def test_nothing_below_the_tools_imports_them() -> None:
+    assert importers(PACKAGE, "tools") == {"__main__"}
+
+
+NEUTRAL = ("pipeline", "options", "specializer", "dispatcher")
+"""What serves every back end alike, and asks none for its name."""
+
+
+def named_back_ends(path: Path) -> list[str]:
+    """Where a module imports a back end, or compares something with the name of one."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    compared = [
+        constant
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Compare | ast.MatchValue)
+        for constant in ast.walk(node)
+        if isinstance(constant, ast.Constant) and constant.value in {"cpu", "hip"}
+    ]
+    return [
+        *(f"line {line}: {name}" for line, name in imported("q4jit", path) if is_back_end(name)),
+        *(f"line {constant.lineno}: compares with {constant.value!r}" for constant in compared),
+    ]
+
+
+def is_back_end(name: str) -> bool:
+    """Whether an import is one of a back end's package."""
+    return name.split(".")[:2] in (["q4jit", "cpu"], ["q4jit", "hip"])
+
+
+@pytest.mark.parametrize("module", NEUTRAL)
+def test_what_serves_every_back_end_names_none(module: str) -> None:
+    assert named_back_ends(PACKAGE / f"{module}.py") == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "from q4jit.hip.schedule import grid",
+        "from q4jit import cpu",
+        "import q4jit.cpu",
+        "if target.family == 'cpu': pass",
+        "x = kind in ('hip', 'cuda')",
+        "match kind:\n    case 'hip': pass",
+    ],
+)
+def test_the_name_of_a_back_end_is_found(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "module.py"
+    path.write_text(text + "\n")
+    assert len(named_back_ends(path)) == 1
+    path.write_text("from q4jit.cpus import x\nx = 'cpu'\nassert x == 'cpus'\n")
+    assert named_back_ends(path) == []
+
+
+# --- the tests ------------------------------------------------------------------------------------
+
+_IMPORT_OF_TESTS = re.compile(
+    r"^\s*(?:from|import) +(tests\b[\w.]*)(?: +import +(\w+))?", re.MULTILINE
+)
+
+
+def imports_of_test_modules(tests: Path) -> list[str]:
+    """Imports of anything but `tests.support`, also in the programs that tests run."""
+    return [
+        f"{path.relative_to(tests)}: {match[0].strip()}"
+        for path in sorted(tests.rglob("*.py"))
+        for match in _IMPORT_OF_TESTS.finditer(path.read_text(encoding="utf-8"))
+        if f"{match[1]}.{match[2]}".split(".")[1] != "support"
+    ]
+
+
+def test_no_test_module_imports_another() -> None:
+    assert imports_of_test_modules(TESTS) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "ends"),
+    [
+        ("import numpy\nfrom tests.support import child\nfrom tests.support.hip import run\n", []),
+        ("import tests.support.child\n", []),
+        ("from tests.hip.test_gpu import run\n", ["from tests.hip.test_gpu import run"]),
+        ("from tests import conftest\n", ["from tests import conftest"]),
+        ("    import tests.test_layers\n", ["import tests.test_layers"]),
+        ("X = '''\n    from tests.test_layers import x\n'''", ["from tests.test_layers import x"]),
+    ],
+)
+def test_an_import_of_a_test_module_is_found(text: str, ends: list[str], tmp_path: Path) -> None:
+    (tmp_path / "support").mkdir()
+    for name in ("test_a.py", "support/b.py"):
+        (tmp_path / name).write_text(text)
+    found = imports_of_test_modules(tmp_path)
+    assert found == [f"{name}: {end}" for name in ("support/b.py", "test_a.py") for end in ends]
+
+
+# --- the top level --------------------------------------------------------------------------------
 
 
 def test_all_is_the_public_names_of_the_top_level() -> None:

@@ -8,6 +8,8 @@ import sys
 import tomllib
 from pathlib import Path
 
+import pytest
+
 from q4jit import specialize
 from q4jit.targets import HIP_ARCHS
 from q4jit.tools.cli.main import make_parser
@@ -17,6 +19,7 @@ from tests.support.tools import model_file
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.model
 def test_the_example_runs(tmp_path: Path) -> None:
     example, _on_a_gpu = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     (tmp_path / "model.gguf").symlink_to(model_file())

@@ -23,8 +23,8 @@ from q4jit.arrays.views import (
 from q4jit.errors import ArgumentError, DeviceError
 from q4jit.runtime import devices
 from q4jit.runtime.driver import Device
-from tests.runtime.test_devices import PRELUDE, Run
-from tests.support import child, fake_gpu
+from tests.support import fake_gpu
+from tests.support.fake_gpu import PRELUDE, Run
 
 F32 = np.dtype(np.float32)
 
@@ -41,14 +41,8 @@ from q4jit.arrays.views import DeviceView, common_device, device_of, require_con
 @pytest.fixture(params=["amd", "nvidia"], scope="module")
 def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """Runs a program on a fake platform; it must end well."""
-    platform = request.param
-    folder = str(fake_gpu.build(tmp_path_factory.mktemp("fake"), platform))
-
-    def run(program: str) -> str:
-        places = {"FAKE_PLATFORM": platform, "FAKE_FOLDER": folder, "ROCM_PATH": folder}
-        return child.run(program, prelude=PRELUDE + IMPORTS, **places)
-
-    return run
+    prelude = PRELUDE + IMPORTS
+    return fake_gpu.runner(tmp_path_factory.mktemp("fake"), request.param, prelude=prelude)
 
 
 # --- our own --------------------------------------------------------------------------------------

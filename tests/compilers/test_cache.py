@@ -178,6 +178,7 @@ def disguise(path: Path) -> None:
     path.with_suffix(".sha256").write_text(cache._checksum("0" * 64, other))
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_a_damaged_entry_is_compiled_again_and_mended(case: Case, damage: str) -> None:
     assert case.compiles() == 1
@@ -226,6 +227,7 @@ def test_a_directory_that_cannot_be_made(case: Case) -> None:
     one_warning(case, "cannot be made or read")
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("mode", [0o777, 0o770, 0o702, 0o1777])
 def test_nothing_is_executed_from_a_directory_that_others_can_write(case: Case, mode: int) -> None:
     case.use()
@@ -243,6 +245,7 @@ def test_a_directory_that_others_can_read_is_used(case: Case) -> None:
     assert case.compiles() == 0
 
 
+@pytest.mark.process
 def test_nothing_is_executed_from_a_directory_of_another_user(
     case: Case, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -252,6 +255,7 @@ def test_nothing_is_executed_from_a_directory_of_another_user(
     one_warning(case, f"belongs to user {os.getuid()}")
 
 
+@pytest.mark.process
 def test_nothing_is_executed_that_another_user_planted(
     case: Case, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -270,6 +274,7 @@ def test_nothing_is_executed_that_another_user_planted(
     assert case.compiles() == 0
 
 
+@pytest.mark.process
 def test_an_object_that_others_can_write_is_made_anew(case: Case) -> None:
     case.use()
     case.entry(".o").chmod(0o666)
@@ -279,6 +284,7 @@ def test_an_object_that_others_can_write_is_made_anew(case: Case) -> None:
     assert case.compiles() == 0
 
 
+@pytest.mark.process
 def test_an_entry_that_cannot_be_read(case: Case) -> None:
     case.use()
     case.entry(".o").unlink()
@@ -286,6 +292,7 @@ def test_an_entry_that_cannot_be_read(case: Case) -> None:
     one_warning(case, "cannot be read")
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     "code", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO, errno.EMFILE]
 )
@@ -345,6 +352,7 @@ check(specialize(lambda x, w: x @ w * 1.5 / 1.5))
 """
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("mode", [0o500, 0o000])
 def test_a_directory_without_permission(mode: int) -> None:
     """Not under pytest's own directory, which only its user may enter."""
@@ -366,6 +374,7 @@ def test_a_directory_without_permission(mode: int) -> None:
         shutil.rmtree(base)
 
 
+@pytest.mark.process
 def test_a_directory_that_vanishes(case: Case) -> None:
     case.use()
     shutil.rmtree(case.directory)
@@ -410,6 +419,7 @@ def test_a_user_without_a_home(case: Case, monkeypatch: pytest.MonkeyPatch) -> N
     one_warning(case, "no home directory")
 
 
+@pytest.mark.process
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="only root may become anybody")
 def test_a_user_whom_the_password_database_does_not_know() -> None:
     program = """
@@ -458,6 +468,7 @@ print(sum(function.stats.compiles for function in functions))
 """
 
 
+@pytest.mark.process
 def test_many_processes_share_a_directory(tmp_path: Path) -> None:
     directory, gate = tmp_path / "cache", tmp_path / "gate"
     env = child.environment(Q4JIT_CACHE_DIR=str(directory), Q4JIT_NUM_THREADS="2")
@@ -492,6 +503,7 @@ for i in range(1000):
 """
 
 
+@pytest.mark.process
 def test_kill_9_at_any_moment_leaves_the_cache_usable(tmp_path: Path) -> None:
     """Killed between its import and its tenth or so kernel, at moments that differ each time."""
     directory = tmp_path / "cache"
@@ -543,6 +555,7 @@ def test_an_interrupt_while_writing_leaves_no_half_entry(
     assert case.compiles() == 0
 
 
+@pytest.mark.process
 def test_ctrl_c_at_any_moment_leaves_function_and_cache_usable(tmp_path: Path) -> None:
     """A real SIGINT after a delay that grows until a whole first call fits in front of it."""
     child.run(

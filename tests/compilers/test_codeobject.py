@@ -36,6 +36,7 @@ def compiled(arch: str) -> tuple[bytes, str]:
     return compiler.compile_object(text, target), compiler.compile_assembly(text, target)
 
 
+@pytest.mark.ratchet
 @pytest.mark.parametrize("arch", AMD)
 def test_a_code_object_names_its_arch(arch: str) -> None:
     data, assembly = compiled(arch)

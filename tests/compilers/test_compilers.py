@@ -24,7 +24,8 @@ from q4jit.compilers.hiprtc import HipRtc
 from q4jit.compilers.nvrtc import NvRtc
 from q4jit.errors import CompileError, ConfigError, TargetError
 from q4jit.targets import Target, host_target
-from tests.support.hip_cases import RECORDED, chosen, the_nvrtc
+from tests.support.compilers import chosen, the_clang, the_compiler, the_hipcc, the_nvrtc
+from tests.support.hip_cases import RECORDED
 from tests.support.hip_texts import hip_text
 from tests.support.paths import ROOT
 from tests.support.tools import require_tool
@@ -49,21 +50,6 @@ def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
-def the_clang() -> Clang:
-    return Clang("clang", (require_tool("clang-15", "hipcc"),))
-
-
-def the_hipcc() -> Clang:
-    return Clang("hipcc", (require_tool("hipcc", "hipcc"),))
-
-
-def the_compiler(name: str, arch: str) -> tuple[Compiler, Target]:
-    target = Target("hip", arch)
-    if name == "clang":
-        return the_clang(), target
-    return (the_nvrtc() if name == "nvrtc" else chosen(name, target)), target
-
-
 EACH = [
     ("hipcc", "gfx90a"),
     ("hipcc", "gfx1030"),
@@ -82,13 +68,14 @@ ONE_ARCH = [("hipcc", "gfx90a"), ("ziglang", "gfx1201"), ("hiprtc", "gfx90a"), (
 REPEAT = """
 import hashlib
 from tests.support.hip_texts import hip_text
-from tests.compilers.test_compilers import the_compiler
+from tests.support.compilers import the_compiler
 compiler, target = the_compiler({name!r}, {arch!r})
 text = hip_text(target) + {more!r}
 print(hashlib.sha256(compiler.compile_object(text, target)).hexdigest(), end="")
 """
 
 
+@pytest.mark.ratchet
 @pytest.mark.parametrize(("name", "arch"), EACH)
 def test_a_compiler_makes_the_same_bytes_everywhere(name: str, arch: str, tmp_path: Path) -> None:
     compiler, target = the_compiler(name, arch)
@@ -118,6 +105,7 @@ def test_a_compiler_makes_the_same_bytes_everywhere(name: str, arch: str, tmp_pa
         assert done.stdout == wanted, done.stderr
 
 
+@pytest.mark.ratchet
 @pytest.mark.parametrize("arch", ["gfx90a", "gfx1030", "gfx1100"])
 def test_hipcc_and_the_clang_that_it_calls_make_the_same_bytes(arch: str) -> None:
     for kernel in COMPARED:
@@ -136,6 +124,7 @@ def counts(code_object: bytes) -> dict[str, int]:
     return {kind: len(re.findall(rf"(?m)^\s+{name}", text)) for kind, name in kinds.items()}
 
 
+@pytest.mark.ratchet
 @pytest.mark.parametrize("arch", ["gfx90a", "gfx1030"])
 def test_hiprtc_and_hipcc_agree(arch: str) -> None:
     require_tool("llvm-objdump-15", "llvm-15")
@@ -161,6 +150,7 @@ def test_hiprtc_and_hipcc_agree(arch: str) -> None:
     assert seen == ({"load", "dot", "matrix"} if arch == "gfx90a" else {"load", "dot"})
 
 
+@pytest.mark.ratchet
 @pytest.mark.parametrize(("name", "arch"), EACH)
 def test_the_assembly_is_of_the_same_compilation(name: str, arch: str) -> None:
     if name == "hiprtc":
@@ -228,6 +218,7 @@ def test_a_broken_text_is_shown_at_its_line(name: str, arch: str) -> None:
     assert (mapped.command, mapped.repro) == (error.command, error.repro)
 
 
+@pytest.mark.ratchet
 @pytest.mark.parametrize(("name", "arch"), ONE_ARCH)
 def test_a_saved_repro_fails_in_the_same_way(name: str, arch: str, tmp_path: Path) -> None:
     compiler, target = the_compiler(name, arch)

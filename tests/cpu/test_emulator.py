@@ -7,6 +7,8 @@ from numpy.typing import NDArray
 
 from tests.support.emulator import X86_64_CPUS, KernelCrashError, run_kernel
 
+pytestmark = pytest.mark.emulated
+
 TRIPLES = {"aarch64": "aarch64-unknown-linux-gnu", "x86-64": "x86_64-unknown-linux-gnu"}
 
 # y[i] = s * x[i + shift] for i in 0..n; the slots are y, x, n, shift, s

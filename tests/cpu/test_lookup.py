@@ -20,11 +20,11 @@ from q4jit.targets import find_target
 from tests.support.functions import assert_close
 from tests.support.kernels import (
     F32,
-    GUARDED,
     IN_PROCESS,
     Guarded,
     Ids,
     assert_rows,
+    every_guarded_cpu,
     lookups,
     on,
     random_x,
@@ -39,7 +39,6 @@ W = weight("Q4_0", K, N)
 TABLE = W.tensor
 
 every_target = pytest.mark.parametrize("target", IN_PROCESS)
-every_guarded_cpu = pytest.mark.parametrize("cpu", GUARDED, ids=str)
 
 
 def look_up(ids: Any, table: Any) -> Any:

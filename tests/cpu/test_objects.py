@@ -1,7 +1,6 @@
 """What holds for every generated text and object: its symbols, its bytes, its offsets."""
 
 import ctypes
-import hashlib
 import re
 import struct
 from collections.abc import Callable
@@ -16,82 +15,28 @@ from q4jit import QuantizedTensor, quantize, specialize
 from q4jit.compilers import llvm
 from q4jit.cpu.lanes import tail_mask
 from q4jit.cpu.llvm_text import Function, Module
-from q4jit.cpu.lower import lower
-from q4jit.cpu.schedule import CpuKernel, CpuPlan, digits_bytes, layout, make_plan
+from q4jit.cpu.schedule import CpuPlan, digits_bytes, layout, make_plan
 from q4jit.frontend.specs import WeightSpec, array_spec
 from q4jit.frontend.trace import trace
 from q4jit.runtime.cpu import LoadedObject, undefined_symbols
 from q4jit.targets import find_target, runs_here
-from q4jit.weights.formats import FORMATS
 from tests.support import child
+from tests.support.cpu_cases import TARGETS, digest, kernels, texts
 from tests.support.emulator import run_kernel
 from tests.support.kernels import (
     F32,
-    FLOAT_FORMATS,
     assert_contract,
-    block,
-    dequantizer,
-    lookups,
-    lowered,
     object_of,
-    products,
     random_x,
     weight,
-    weights,
-    wrap,
 )
 
-TARGETS = ("cpu:x86-64", "cpu:x86-64-v3", "cpu:x86-64-v4", "cpu:aarch64")
 every_target = pytest.mark.parametrize("target", TARGETS)
 
 # calls that LLVM makes on its own account, and that every C library has
 ALLOWED = {"memcpy", "memmove", "memset"}
 # intrinsics that become instructions everywhere; those of libm's functions would become its calls
 INTRINSICS = {"fabs", "sqrt", "fma", "fmuladd", "masked", "prefetch", "vector", "smin", "smax"}
-
-
-def elementary(x: Any, w: Any, a: Any) -> Any:
-    """Every operation that an epilogue and a prologue may use."""
-    h = np.tanh(x) * np.exp(-abs(x)) + np.log(np.maximum(x, 0.5)) / np.sqrt(x * x + 1)
-    y = np.where(h > 0, h, np.sum(h, axis=-1, keepdims=True)) @ w
-    return np.clip(y, -1, 1) ** 3 + np.minimum(np.exp(y), a) + np.tanh(y) + np.log(abs(y))
-
-
-def cases() -> dict[str, tuple[Callable[..., Any], list[Any]]]:
-    """Functions and arguments that together use all of the generators, in every format."""
-    found = weights(256, (37, 16, 1))
-    broken = [infinite(name) for name in FORMATS]
-    padded = weights(37, (37, 1), names=FLOAT_FORMATS)
-    gate, up = weight("Q4_0", 256, 37, seed=1), weight("Q6_K", 256, 37, seed=2)
-    fused = [random_x(3, 256), random_x(256), gate.tensor, up.tensor, random_x(37)]
-    return {
-        "products": (products(len(found)), [random_x(3, 256), *(w.tensor for w in found)]),
-        "not finite": (products(len(broken)), [random_x(1, 256), *broken]),
-        "padded": (products(len(padded)), [random_x(3, 37), *(w.tensor for w in padded)]),
-        "values": (dequantizer(len(FORMATS)), [w.tensor for w in weights(512, [37])]),
-        "rows": (lookups(len(FORMATS)), [np.arange(3), *(w.tensor for w in weights(512, [37]))]),
-        "block": (block, [*fused, random_x(3, 37), 0.5]),
-        "elementary": (elementary, [random_x(3, 256), gate.tensor, 0.5]),
-    }
-
-
-def infinite(name: str) -> Any:
-    """A weight of which the kernels must expect Inf."""
-    raw = weight(name, 256, 37).tensor.raw.copy()
-    fmt = FORMATS[name]
-    at, dtype = fmt.d_offset_bytes or 0, fmt.float_dtype or "<f2"
-    raw[0, at : at + np.dtype(dtype).itemsize] = np.array([np.inf], dtype).view(np.uint8)
-    return wrap(name, 256, raw).tensor
-
-
-def kernels(target: str) -> list[tuple[str, CpuPlan, CpuKernel]]:
-    found = find_target(target)
-    plans = [(name, lowered(f, found, args)) for name, (f, args) in cases().items()]
-    return [(name, plan, kernel) for name, plan in plans for kernel in plan.kernels]
-
-
-def texts(target: str) -> list[str]:
-    return [lower(plan, kernel).text for _, plan, kernel in kernels(target)]
 
 
 @every_target
@@ -137,13 +82,9 @@ def test_offsets_have_64_bits(target: str) -> None:
 
 
 HASHES = """
-    from tests.cpu.test_objects import TARGETS, digest
+    from tests.support.cpu_cases import TARGETS, digest
     print(*map(digest, TARGETS))
 """
-
-
-def digest(target: str) -> str:
-    return hashlib.sha256("\n".join(texts(target)).encode()).hexdigest()
 
 
 def test_texts_are_the_same_in_every_process() -> None:

@@ -16,7 +16,6 @@ from tests.support.kernels import (
     F32,
     FLOAT_FORMATS,
     FORMATS_OF_32,
-    GUARDED,
     IN_PROCESS,
     Floats,
     Guarded,
@@ -30,6 +29,7 @@ from tests.support.kernels import (
     dequantizer,
     distributions,
     errors,
+    every_guarded_cpu,
     hard_x,
     in_step,
     lowered,
@@ -51,7 +51,6 @@ K = 512
 WIDTHS = (1, 37, 64)
 
 every_target = pytest.mark.parametrize("target", IN_PROCESS)
-every_guarded_cpu = pytest.mark.parametrize("cpu", GUARDED, ids=str)
 
 
 def check_products(target: str, x: Floats, found: list[Weight]) -> None:

@@ -10,13 +10,15 @@ from q4jit.hip.kernel import HipPlan
 from q4jit.hip.render import render
 from q4jit.plan.options import Tuning
 from q4jit.targets import HIP_ARCHS
-from tests.conftest import check_golden
-from tests.hip.test_hip_objects import assembly, in_parallel, pinned
 from tests.support.amd_table import CARDS, Needs, main_loop, needs
+from tests.support.golden import check_golden
 from tests.support.hip import hip_plan
 from tests.support.hip_cases import product, tensor, zeros
+from tests.support.hip_objects import assembly, in_parallel, pinned
 from tests.support.paths import ROOT
 from tests.support.tools import lack
+
+pytestmark = pytest.mark.ratchet
 
 DOCUMENT: Final = ROOT / "docs" / "amd.md"
 K, N = 4096, 14336  # of a large model's feed-forward layer

@@ -19,6 +19,7 @@ from q4jit.hip.templates import environment
 from q4jit.hip.variables import variables
 from q4jit.plan.kernels import Source
 from q4jit.plan.options import Tuning
+from tests.support.compilers import compiler_for
 from tests.support.hip import hip_plan
 from tests.support.hip_cases import (
     GOLDEN,
@@ -26,7 +27,6 @@ from tests.support.hip_cases import (
     Case,
     Generic,
     case,
-    compiler_for,
     product,
     tensor,
     zeros,
@@ -51,6 +51,12 @@ def test_text(golden: Golden, arch: str, kernel: Case | Generic) -> None:
     for source in kernel.sources(arch):
         comment, _, body = parts(source)
         golden(comment + body, "_rows.hip" if source.symbol.endswith("_rows") else ".hip")
+
+
+@pytest.mark.ratchet
+@pytest.mark.parametrize(("arch", "kernel"), EACH)
+def test_texts_are_taken_by_their_compilers(arch: str, kernel: Case | Generic) -> None:
+    for source in kernel.sources(arch):
         assert compiler_for(arch).compile_object(source.text, source.target)
 
 

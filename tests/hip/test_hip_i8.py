@@ -32,6 +32,7 @@ from tests.support.kernels import (
     relative_error,
     weight,
 )
+from tests.support.pairs import pairwise
 
 BOUND: Final = 2e-2  # of `precision="i8"`
 EXACT: Final = 2e-6  # of rows that int8 does not represent
@@ -43,7 +44,8 @@ I8: Final = Tuning(precision="i8")
 I8_DOT: Final = Tuning(precision="i8", schedule=GEMV_DOT)
 
 every_format = pytest.mark.parametrize("name", BLOCK_FORMATS)
-every_wave = pytest.mark.parametrize("arch", ["gfx1030", "gfx90a"])  # 32 and 64 lanes
+WAVES: Final = ("gfx1030", "gfx90a")  # of 32 and 64 lanes
+every_wave = pytest.mark.parametrize("arch", WAVES)
 
 
 def planned(x: Floats, w: Weight, arch: str = "gfx1030", tuning: Tuning = I8_DOT) -> HipPlan:
@@ -82,9 +84,7 @@ def rough_rows(x: Floats) -> NDArray[np.bool_]:
 # --- the contract ---------------------------------------------------------------------------------
 
 
-@every_wave
-@every_format
-@pytest.mark.parametrize("m", [1, 3, 16])
+@pairwise("name m arch", BLOCK_FORMATS, [1, 3, 16], WAVES)
 def test_normal_rows(name: str, m: int, arch: str) -> None:
     x, w = random_x(m, K), weight(name, K, N)
     found = row_errors(product(x, w, arch), x, w)

@@ -5,17 +5,12 @@ clang of one version of ziglang makes it. Whatever grows fails; what shrinks fai
 `--update-golden` has recorded it: else the next change could take the gain back unseen.
 """
 
-import functools
 import importlib.metadata
-import os
 import re
-import struct
-import tomllib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import numpy as np
 import pytest
@@ -34,7 +29,8 @@ from q4jit.plan.kernels import Source
 from q4jit.plan.options import Tuning
 from q4jit.targets import HIP_ARCHS, find_target
 from q4jit.weights.formats import FORMATS
-from tests.conftest import check_golden
+from tests.support.compilers import compiler_for
+from tests.support.golden import check_golden
 from tests.support.hip import hip_plan
 from tests.support.hip_cases import (
     AMD_ARCHS,
@@ -43,7 +39,6 @@ from tests.support.hip_cases import (
     Case,
     Generic,
     case,
-    compiler_for,
     gated,
     lookup,
     normed,
@@ -53,32 +48,29 @@ from tests.support.hip_cases import (
     values,
     zeros,
 )
-from tests.support.paths import GOLDEN, ROOT
+from tests.support.hip_objects import (
+    LOAD_16,
+    assembly,
+    faults,
+    frame_bytes,
+    in_parallel,
+    instructions,
+    matching,
+    pinned,
+)
+from tests.support.paths import GOLDEN
 from tests.support.tools import lack
+
+pytestmark = pytest.mark.ratchet
 
 RECORD: Final = GOLDEN / "hip_objects.txt"
 COLUMNS: Final = ("VGPRs", "AGPRs", "SGPRs", "LDS", "scratch", "spills")
 
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 Numbers = tuple[int, ...]
 Table = dict[tuple[str, str], Numbers]  # by kernel and arch, in the order of COLUMNS
 
 
-def in_parallel(function: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
-    """The results in order; compilers are processes of their own."""
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return list(pool.map(function, items))
-
-
 # --- the record -----------------------------------------------------------------------------------
-
-
-def pinned() -> str:
-    """The version of ziglang that pyproject.toml asks for."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
-    (pin,) = (p for p in project["optional-dependencies"]["test"] if p.startswith("ziglang"))
-    return str(pin.removeprefix("ziglang=="))
 
 
 def written(table: Table) -> str:
@@ -215,29 +207,6 @@ def sources_of(arch: str) -> dict[str, tuple[str, Source]]:
     return {source.text: (name, source) for name, source in sources}
 
 
-@functools.cache
-def assembly(source: Source) -> str:
-    """The assembly of a text; for NVIDIA's GPUs PTX."""
-    return compiler_for(source.target.arch).compile_assembly(source.text, source.target)
-
-
-def stated(text: str, name: str) -> int:
-    """A number of the only kernel's metadata, which stand below its instructions."""
-    (number,) = re.findall(rf"^ +\.{name}: +(\d+)$", text, re.MULTILINE)
-    return int(number)
-
-
-def faults(source: Source) -> list[str]:
-    """What a kernel should not have."""
-    text = assembly(source)
-    bad = ("private_segment_fixed_size", "vgpr_spill_count", "sgpr_spill_count")
-    found = [f"{name} {stated(text, name)}" for name in bad if stated(text, name)]
-    lds_bytes = stated(text, "group_segment_fixed_size")
-    if lds_bytes > source.target.hip.lds_bytes:
-        found.append(f"{lds_bytes} bytes of LDS")
-    return found + [name for name in instructions(text) if re.match("(scratch|buffer)_(l|s)", name)]
-
-
 # An array whose place is known at run time only: it cannot be in registers.
 _INDEXED: Final = """
 {kernel} void k(int* p) {{
@@ -271,28 +240,6 @@ def test_no_kernel_has_scratch_or_spills(arch: str) -> None:
     ]
 
 
-def frame_bytes(cubin: bytes) -> int:
-    """The stack of a cubin's only kernel.
-
-    Layout: ELF-64; `.nv.info` holds entries of a format, an attribute and a size, as `cuobjdump
-    -elf` shows them. EIATTR_FRAME_SIZE is of a symbol and its bytes.
-    """
-    headers_at, size_bytes, count, names = struct.unpack_from("<Q10xHHH", cubin, 0x28)
-    sections = [
-        struct.unpack_from("<II16xQQ", cubin, at)
-        for at in range(headers_at, headers_at + count * size_bytes, size_bytes)
-    ]
-    for name, _, start, length in sections:
-        if cubin[sections[names][2] + name :].startswith(b".nv.info\0"):
-            at, end = start, start + length
-            while at < end:
-                kind, attribute, size_or_value = struct.unpack_from("<BBH", cubin, at)
-                if (kind, attribute) == (0x04, 0x11):
-                    return int(struct.unpack_from("<4xI", cubin, at + 4)[0])
-                at += 4 + (size_or_value if kind == 0x04 else 0)
-    raise AssertionError("a cubin without .nv.info")
-
-
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
 def test_a_stack_is_found(arch: str) -> None:
     source = indexed(arch, 'extern "C" __global__')
@@ -314,19 +261,6 @@ def test_nvrtc_takes_every_schedule_and_keeps_it_in_registers(arch: str) -> None
 
 
 # --- instructions ---------------------------------------------------------------------------------
-
-LOAD_16: Final = "global_load_(dwordx4|b128)"
-_INSTRUCTION: Final = re.compile(r"^\t(?:@%p\d+ )?([a-z]\w*(?:[.:]+\w+)*)", re.MULTILINE)
-
-
-def instructions(text: str) -> Counter[str]:
-    """How often each stands in an assembly: the encoding's name and lanes of PTX left out."""
-    return Counter(re.sub("_(e32|e64|sdwa|dpp)$", "", name) for name in _INSTRUCTION.findall(text))
-
-
-def matching(counts: Counter[str], pattern: str) -> int:
-    """How many instructions have a name of this form."""
-    return sum(count for name, count in counts.items() if re.fullmatch(pattern, name))
 
 
 def of(kernel: Case, arch: str) -> Counter[str]:

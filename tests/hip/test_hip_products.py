@@ -90,6 +90,11 @@ class Way:
         return BLOCK_FORMATS if self.schedule == TILE_MATRIX else tuple(FORMATS)
 
     @property
+    def columns(self) -> int:
+        """N where each column is worked out alike: a block for each element runs long on a CPU."""
+        return 3 if self.schedule == ELEMENT else N
+
+    @property
     def tuning(self) -> Tuning:
         return Tuning(self.precision, self.block_size, self.schedule, self.layout)
 
@@ -324,7 +329,7 @@ SCALES: Final = ("normal", "zero", "denormal", "largest", "mixed")
 def test_distributions_and_scales(way: Way) -> None:
     x = np.stack([*distributions(K).values()])
     for scales in SCALES:
-        found = weights(K, [N], scales, way.formats)
+        found = weights(K, [way.columns], scales, way.formats)
         for y, w in zip(way.products(x, found), found, strict=True):
             inside = stays_inside(x, w)
             assert inside[:5].all()
@@ -358,14 +363,14 @@ def test_denormal_activations(way: Way) -> None:
     x = (random_x(17, K) * 1e-40).astype(F32)
     assert np.any(np.abs(x[x != 0]) < np.finfo(F32).tiny)
     x[::2, :7] = 1  # beside numbers that are not
-    way.check(x, weights(K, [N], "largest", way.formats))
+    way.check(x, weights(K, [way.columns], "largest", way.formats))
 
 
 @some_ways
 def test_denormal_results_are_rounded_once(way: Way) -> None:
     x = (random_x(17, K) * 1e-41).astype(F32)
     for scales in ("normal", "denormal"):
-        found = weights(K, [N], scales, way.formats)
+        found = weights(K, [way.columns], scales, way.formats)
         for y, w in zip(way.products(x, found), found, strict=True):
             exact = x.astype(np.float64) @ w.values
             size = np.sqrt(x.astype(np.float64) ** 2 @ w.values**2)
@@ -392,9 +397,8 @@ def test_results_beyond_f32_are_infinite(way: Way) -> None:
 
 @some_ways
 def test_not_finite_activations(way: Way) -> None:
-    n = 3 if way.schedule == ELEMENT else N  # a block for each element runs long on a CPU
     x = not_finite_rows(K)
-    found = weights(K, [n], "mixed", way.formats)
+    found = weights(K, [way.columns], "mixed", way.formats)
     clean = np.where(np.isfinite(x), x, F32(1))
     same = np.isfinite(x).all(1)
     others = way.products(clean, found)

@@ -30,9 +30,9 @@ from q4jit.precision import BOUNDS
 from q4jit.runtime.driver import Device
 from q4jit.targets import Target, find_target
 from q4jit.weights.reference import random_weight, random_x
-from tests.runtime.test_devices import PRELUDE
 from tests.support import child, fake_gpu
 from tests.support.fake_bench import DEVICE, MACHINE, SearchBench, product_kernel
+from tests.support.fake_gpu import PRELUDE
 from tests.support.hip import run_on_host
 
 K, N = 64, 5

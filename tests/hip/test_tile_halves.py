@@ -19,11 +19,11 @@ from q4jit.hip.schedule import make_plan
 from q4jit.plan.options import Tuning
 from q4jit.targets import find_target
 from q4jit.weights.layouts import TILES16
-from tests.hip.test_gemv_matrix import without_weight
-from tests.hip.test_hip_objects import faults, frame_bytes, in_parallel
+from tests.support.compilers import compiler_for
 from tests.support.hip import hip_plan, run_on_host
-from tests.support.hip_cases import compiler_for, gated, tensor, zeros
+from tests.support.hip_cases import gated, tensor, zeros
 from tests.support.hip_host import KernelFaultError
+from tests.support.hip_objects import faults, frame_bytes, in_parallel
 from tests.support.kernels import (
     BOUND,
     F32,
@@ -41,15 +41,22 @@ from tests.support.kernels import (
     relative_error,
     slices,
     weight,
+    without_weight,
     wrap,
 )
+from tests.support.pairs import pairwise
 
 ARCHS: Final = ("gfx90a", "gfx942", "gfx1100", "gfx1201", "sm_80", "sm_90")
 BOUNDS: Final = {"f32": BOUND, "f16": 5e-4}
+PRECISIONS: Final = tuple(BOUNDS)
 K, N = 416, 37  # three quads and a quarter; two tiles of columns and a bit
 
 every_arch = pytest.mark.parametrize("arch", ARCHS)
-every_precision = pytest.mark.parametrize("precision", BOUNDS)
+every_precision = pytest.mark.parametrize("precision", PRECISIONS)
+# Both heights of a tile on every kind of matrix unit; `test_every_class_of_rows` has all of both.
+every_arch_at_one_m = pytest.mark.parametrize(
+    ("arch", "m"), [*zip(ARCHS, itertools.cycle([20, 70]), strict=False)]
+)
 
 
 def run(
@@ -69,18 +76,14 @@ def run(
     return run_on_host(plan, args, edit=edit)
 
 
-@every_arch
-@every_precision
-@pytest.mark.parametrize("m", [17, 33, 70])
+@pairwise("m arch precision", [17, 33, 70], ARCHS, PRECISIONS)
 def test_every_class_of_rows(m: int, precision: str, arch: str) -> None:
     x, w = random_x(m, K), weight("Q4_0", K, N)
     (y,) = run(one_product, [x, w.tensor], arch, precision)
     assert_contract(y, x, w, BOUNDS[precision])
 
 
-@pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
-@every_precision
-@pytest.mark.parametrize("m", [5, 8, 11, 16])
+@pairwise("m arch precision", [5, 8, 11, 16], ["sm_80", "sm_90"], PRECISIONS)
 def test_few_rows(m: int, precision: str, arch: str) -> None:
     x, w = random_x(m, K), weight("Q4_0", K, N)
     (y,) = run(one_product, [x, w.tensor], arch, precision)
@@ -116,10 +119,8 @@ def test_every_shape(m: int, k: int, n: int, constants: dict[str, Any], arch: st
     assert_contract(y, x, w)
 
 
-@pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
-@every_precision
-@pytest.mark.parametrize(
-    "constants",
+@pairwise(
+    "constants arch precision",
     [
         {"rows_per_tile": 64, "stage_units": 1, "stages": 4},
         {"stage_units": 2, "stages": 3, "columns": 128, "groups": 2, "block_size": 128},
@@ -127,7 +128,8 @@ def test_every_shape(m: int, k: int, n: int, constants: dict[str, Any], arch: st
         {"rows_per_tile": 128, "stage_units": 2, "stages": 2},
         {"stage_units": 4, "stages": 2, "splits": 2, "columns": 64, "block_size": 128},
     ],
-    ids=str,
+    ["sm_80", "sm_90"],
+    PRECISIONS,
 )
 def test_stages_of_x_and_tall_tiles(constants: dict[str, Any], precision: str, arch: str) -> None:
     """The last tile and the last stage in part; more stages than there are of K."""
@@ -142,8 +144,7 @@ def test_stages_of_x_and_tall_tiles(constants: dict[str, Any], precision: str, a
         assert_contract(y, x, w, BOUNDS[precision])
 
 
-@every_arch
-@pytest.mark.parametrize("m", [20, 70])
+@every_arch_at_one_m
 def test_scales_that_f16_values_cannot_have(m: int, arch: str) -> None:
     """Weights are rounded to f16 where that is allowed, and are quants else."""
     w = weight("Q4_0", K, N)
@@ -211,8 +212,7 @@ def test_blocks_of_a_cluster_share_k(m: int, splits: int) -> None:
     assert_contract(y, x, w)
 
 
-@every_arch
-@pytest.mark.parametrize("m", [20, 70])
+@every_arch_at_one_m
 def test_a_fused_function(m: int, arch: str) -> None:
     gate, up = weight("Q4_0", K, N, seed=1), weight("Q4_0", K, N, seed=2)
     args, exact = around(random_x(m, K), gate, up)
@@ -231,9 +231,7 @@ def test_slices_of_a_product(arch: str) -> None:
         assert_contract(y, x, Weight(w.tensor, w.values[:, cut]))
 
 
-@pytest.mark.parametrize("arch", ["gfx1100", "sm_90"])
-@pytest.mark.parametrize("precision", ["f32", "f16", "i8"])
-@pytest.mark.parametrize("m", [8, 20])
+@pairwise("precision m arch", ["f32", "f16", "i8"], [8, 20], ["gfx1100", "sm_90"])
 def test_beside_other_formats(m: int, precision: str, arch: str) -> None:
     """x is prepared in one way for all of a function's products."""
 
@@ -257,9 +255,9 @@ def test_two_products(arch: str) -> None:
     np.testing.assert_array_equal(both, first + second)
 
 
-@every_arch
-@every_precision
-@pytest.mark.parametrize("scales", ["normal", "zero", "denormal", "largest", "mixed"])
+@pairwise(
+    "scales arch precision", ["normal", "zero", "denormal", "largest", "mixed"], ARCHS, PRECISIONS
+)
 def test_distributions_and_scales(scales: str, precision: str, arch: str) -> None:
     w = weight("Q4_0", K, N, scales)
     rows = [*distributions(K).values()]
@@ -275,7 +273,7 @@ def test_distributions_and_scales(scales: str, precision: str, arch: str) -> Non
 @every_precision
 def test_an_outlier_that_a_weight_of_0_hides(precision: str, arch: str) -> None:
     """What stands beside it must be as exact as if it stood alone."""
-    x, w = random_x(48, K), without_weight(100)
+    x, w = random_x(48, K), without_weight(K, N, 100)
     x[:, 100] = F32(2) ** np.arange(48)
     (y,) = run(one_product, [x, w.tensor], arch, precision)
     for row in range(48):
@@ -286,7 +284,7 @@ def test_an_outlier_that_a_weight_of_0_hides(precision: str, arch: str) -> None:
 @every_arch
 @every_precision
 def test_outliers_that_hide_each_other(precision: str, arch: str) -> None:
-    x, w = random_x(48, K), without_weight(100, 101, 300)
+    x, w = random_x(48, K), without_weight(K, N, 100, 101, 300)
     x[:, 100] = F32(2) ** np.arange(48)
     x[:, 101], x[:, 300] = x[:, 100] / F32(64), x[:, 100] * F32(0.75)
     (y,) = run(one_product, [x, w.tensor], arch, precision)
@@ -335,7 +333,7 @@ def test_x_may_not_be_overwritten_while_it_is_multiplied() -> None:
 
 @every_arch
 def test_rough_rows_are_what_saves_them(arch: str) -> None:
-    x, w = random_x(20, K), without_weight(5)
+    x, w = random_x(20, K), without_weight(K, N, 5)
     x[3, 5], x[7] = 1e30, x[7] * F32(1e-37)  # hidden by a weight of 0; too small for f16
 
     def without_rough_rows(text: str) -> str:
@@ -348,6 +346,7 @@ def test_rough_rows_are_what_saves_them(arch: str) -> None:
         run(one_product, [x, w.tensor], arch, edit=without_rough_rows)
 
 
+@pytest.mark.ratchet
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
 def test_nvidias_compiler_keeps_all_in_registers(arch: str) -> None:
     w, compiler = tensor("Q4_0", 4096, 4096), compiler_for(arch)
@@ -365,6 +364,7 @@ def test_nvidias_compiler_keeps_all_in_registers(arch: str) -> None:
     assert all(frame_bytes(c) <= most for c, most in zip(cubins, allowed, strict=True))
 
 
+@pytest.mark.ratchet
 @pytest.mark.parametrize("arch", [arch for arch in ARCHS if arch.startswith("gfx")])
 def test_amds_compiler_keeps_all_in_registers(arch: str) -> None:
     w = tensor("Q4_0", 4096, 4096)

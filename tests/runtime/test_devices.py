@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,41 +12,14 @@ from q4jit.runtime import devices
 from q4jit.runtime.driver import Device
 from q4jit.targets import Target
 from tests.support import child, fake_gpu
+from tests.support.fake_gpu import Run
 from tests.support.tools import lack
-
-PRELUDE = """
-import ctypes, gc, os, struct, sys, threading
-import numpy as np
-from q4jit.errors import ArgumentError, DeviceError
-from q4jit.runtime.devices import driver_of, drivers, find_device, find_devices, why_none
-from q4jit.runtime.driver import Driver
-from tests.support.fake_gpu import Fake, refused
-
-platform, folder = os.environ["FAKE_PLATFORM"], os.environ["FAKE_FOLDER"]
-fake = Fake(folder, platform)
-
-def start():
-    first, second = find_devices()
-    return driver_of(first), first, second
-
-def on_host(array):
-    return array.ctypes.data
-"""
-
-Run = Callable[[str], str]
 
 
 @pytest.fixture(params=["amd", "nvidia"], scope="module")
 def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """Runs a program on a fake platform; it must end well."""
-    platform = request.param
-    folder = str(fake_gpu.build(tmp_path_factory.mktemp("fake"), platform))
-
-    def run(program: str) -> str:
-        places = {"FAKE_PLATFORM": platform, "FAKE_FOLDER": folder, "ROCM_PATH": folder}
-        return child.run(program, prelude=PRELUDE, **places)
-
-    return run
+    return fake_gpu.runner(tmp_path_factory.mktemp("fake"), request.param)
 
 
 def test_devices_are_described(run: Run) -> None:
@@ -333,6 +305,7 @@ def test_code_that_does_not_fit_is_refused(run: Run) -> None:
     """)
 
 
+@pytest.mark.process
 def test_a_forked_child_is_told(run: Run) -> None:
     run("""
         from q4jit.arrays.device_array import DeviceArray
@@ -439,6 +412,7 @@ def test_without_a_device_file_no_binding_is_imported() -> None:
     program = """
 import sys
 from q4jit.runtime import devices
+from tests.support.fake_gpu import PRELUDE, Run
 devices._NODES.update(amd=("/dev/not-here",), nvidia=("/dev/not-there",))
 assert devices.find_devices() == ()
 assert devices.why_none() == "no GPU is here: none of /dev/not-here, /dev/not-there exists"

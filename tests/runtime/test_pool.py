@@ -19,7 +19,10 @@ from q4jit.runtime.cpu import LoadedObject
 from q4jit.targets import find_target, host_target
 from tests.support import child
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the pool needs Linux's futex")
+pytestmark = [
+    pytest.mark.skipif(sys.platform != "linux", reason="the pool needs Linux's futex"),
+    pytest.mark.serial,
+]
 
 # --- the pool itself ----------------------------------------------------------------------------
 
@@ -265,10 +268,12 @@ def test_idle_workers_sleep() -> None:
 # --- forks ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.process
 def test_a_fork_before_the_first_call() -> None:
     child.run("reap(in_child(check)); check()", Q4JIT_NUM_THREADS="3")
 
 
+@pytest.mark.process
 def test_a_fork_after_calls_and_its_own_children() -> None:
     child.run(
         """
@@ -363,12 +368,14 @@ BESIDE = {
 }
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("work", BESIDE)
 def test_a_fork_while_other_threads_are_at_work(work: str) -> None:
     program = "check()\n" + textwrap.dedent(BESIDE[work])
     child.run(program, prelude=child.PRELUDE + BUSY, Q4JIT_NUM_THREADS="3")
 
 
+@pytest.mark.process
 def test_a_bound_call_in_a_forked_child_has_its_threads() -> None:
     child.run(
         """
@@ -383,6 +390,7 @@ def test_a_bound_call_in_a_forked_child_has_its_threads() -> None:
     )
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_multiprocessing(method: str, tmp_path: Path) -> None:
     # a worker process must be able to import its functions: the program is a file
@@ -467,6 +475,7 @@ EXITS = {
 }
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("exit_by", EXITS)
 def test_no_exit_crashes_or_hangs(exit_by: str) -> None:
     program, status = EXITS[exit_by]
@@ -476,6 +485,7 @@ def test_no_exit_crashes_or_hangs(exit_by: str) -> None:
         assert ("on purpose" in done.stderr) == (exit_by == "an exception"), done.stderr
 
 
+@pytest.mark.process
 def test_handlers_that_were_registered_before_the_import_can_call() -> None:
     early = "import atexit\natexit.register(lambda: (check(), print(threading.active_count())))\n"
     for program in ("", "check()"):

@@ -4,12 +4,9 @@ A kernel is an ELF object with one entry `void NAME(void *args)`; `args` points 
 A crash, a hang or a stray access of the kernel ends the child and fails the test with a reason.
 """
 
-import atexit
 import functools
-import hashlib
 import platform
 import re
-import shutil
 import signal
 import struct
 import subprocess
@@ -22,6 +19,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from tests.support.builds import built
 from tests.support.tools import require_tool
 
 Slot = NDArray[Any] | np.integer[Any] | np.floating[Any] | int | float
@@ -92,7 +90,7 @@ def run_kernel(
     runner = machine.runner(cpu)
     executable = _link(machine, object_bytes, symbol)
     arrays = [np.ascontiguousarray(slot) for slot in slots if isinstance(slot, np.ndarray)]
-    with tempfile.TemporaryDirectory(dir=executable.parent) as folder:
+    with tempfile.TemporaryDirectory(prefix="q4jit-emulator-") as folder:
         source, result = Path(folder, "in"), Path(folder, "out")
         source.write_bytes(_encode(slots, arrays, gap_bytes))
         _run([*runner, str(executable), str(source), str(result)], timeout_s)
@@ -140,29 +138,30 @@ def _run(command: Sequence[str], timeout_s: float) -> None:
         raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}: {message}")
 
 
-@functools.cache
-def _work_dir() -> Path:
-    folder = Path(tempfile.mkdtemp(prefix="q4jit-emulator-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return folder
-
-
 def _link(machine: _Machine, object_bytes: bytes, symbol: str) -> Path:
     """A static executable of the host and the kernel; the same object is linked once."""
     if not re.fullmatch(r"[A-Za-z0-9_]+", symbol):
         raise ValueError(f"{symbol!r} is no symbol of a kernel")
-    digest = hashlib.sha256(object_bytes).hexdigest()[:32]
-    executable = _work_dir() / f"{machine.name}-{symbol}-{digest}"
-    if executable.exists():
-        return executable
-    kernel = executable.with_suffix(".o")
-    kernel.write_bytes(object_bytes)
-    # The first link has no library: libc and libgcc would hide a call that a kernel must not make.
     alone = ["-nostdlib", f"-Wl,--entry={symbol}", *(f"-Wl,--defsym={n}=0" for n in _ALLOWED)]
-    _compile(machine, [*alone, str(kernel), "-o", str(executable.with_suffix(".alone"))])
     strict = ["-std=c11", "-O1", "-Wall", "-Wextra", "-Werror", f"-DKERNEL={symbol}"]
-    _compile(machine, [*strict, str(_HOST_SOURCE), str(kernel), "-o", str(executable)])
-    return executable
+
+    def build(executable: Path) -> None:
+        kernel = executable.with_name("kernel.o")
+        kernel.write_bytes(object_bytes)
+        # The first link has no library: libc and libgcc would hide a call that a kernel must not
+        # make.
+        _compile(machine, [*alone, str(kernel), "-o", str(executable)])
+        _compile(machine, [*strict, str(_HOST_SOURCE), str(kernel), "-o", str(executable)])
+
+    sources = (_HOST_SOURCE.read_bytes(), object_bytes)
+    key = [_compiler_key(machine), *alone, *strict]
+    return built(f"{machine.name}-{symbol}", *key, *sources, build=build)
+
+
+@functools.cache
+def _compiler_key(machine: _Machine) -> str:
+    command = [machine.compiler(), "--version"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
 def _compile(machine: _Machine, arguments: Sequence[str]) -> None:

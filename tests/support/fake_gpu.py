@@ -1,20 +1,24 @@
-"""Makes q4jit's real drivers and AMD's and NVIDIA's real bindings run on tests/fake_gpu.c.
+"""Makes q4jit's real drivers and AMD's and NVIDIA's real bindings run on fake_gpu.c.
 
 For child processes alone: what a process has loaded as its GPU's driver stays loaded.
 """
 
 import ctypes
+import functools
 import importlib
 import importlib.util
+import shutil
 import struct
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
 
+from tests.support import child
+from tests.support.builds import built
 from tests.support.tools import lack, require_tool
 
 SOURCE: Final = Path(__file__).with_suffix(".c")
@@ -24,9 +28,31 @@ ARCHS: Final = {"amd": ("gfx1100", "gfx1036"), "nvidia": ("sm_90", "sm_80")}
 _MACHS: Final = {"gfx1100": 0x41, "gfx1036": 0x45}  # EF_AMDGPU_MACH of LLVM's AMDGPUUsage
 _EM_AMDGPU: Final = 224
 
+PRELUDE: Final = """
+import ctypes, gc, os, struct, sys, threading
+import numpy as np
+from q4jit.errors import ArgumentError, DeviceError
+from q4jit.runtime.devices import driver_of, drivers, find_device, find_devices, why_none
+from q4jit.runtime.driver import Driver
+from tests.support.fake_gpu import Fake, refused
+
+platform, folder = os.environ["FAKE_PLATFORM"], os.environ["FAKE_FOLDER"]
+fake = Fake(folder, platform)
+
+def start():
+    first, second = find_devices()
+    return driver_of(first), first, second
+
+def on_host(array):
+    return array.ctypes.data
+"""
+"""What programs on a fake platform begin with: its counters, its devices, the errors it gives."""
+
+Run = Callable[[str], str]
+
 
 def build(folder: Path, platform: str) -> Path:
-    """Compile the fake runtime into `folder`/lib; the test is skipped without compiler or binding.
+    """Put the fake runtime into `folder`/lib; the test is skipped without compiler or binding.
 
     The folder is what ROCM_PATH names.
     """
@@ -35,10 +61,28 @@ def build(folder: Path, platform: str) -> Path:
         lack(f"the binding is missing: pip install {BINDINGS[platform]}")
     library = folder / "lib" / LIBRARIES[platform]
     library.parent.mkdir(parents=True, exist_ok=True)
-    flags = ["-O1", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", "-fvisibility=hidden"]
-    name = f"-Wl,-soname,{library.name}"
-    subprocess.run([compiler, *flags, name, str(SOURCE), "-o", str(library), "-ldl"], check=True)
+    shutil.copy(_library(compiler, library.name), library)
     return folder
+
+
+@functools.cache
+def _library(compiler: str, name: str) -> Path:
+    flags = ["-O1", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", "-fvisibility=hidden"]
+    flags.append(f"-Wl,-soname,{name}")
+    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True)
+
+    def link(path: Path) -> None:
+        command = [compiler, *flags, str(SOURCE), "-o", str(path), "-ldl"]
+        subprocess.run(command, check=True)
+
+    return built(name, version.stdout, *flags, SOURCE.read_bytes(), build=link)
+
+
+def runner(folder: Path, platform: str, *, prelude: str = PRELUDE) -> Run:
+    """Return what runs a program on a fake platform below `folder`; it must end well."""
+    place = str(build(folder, platform))
+    places = {"FAKE_PLATFORM": platform, "FAKE_FOLDER": place, "ROCM_PATH": place}
+    return lambda program: child.run(program, prelude=prelude, **places)
 
 
 class Fake:

@@ -1,20 +1,14 @@
 """Kernels for GPUs by name, of which golden files and records of registers are kept."""
 
 import functools
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
-import pytest
 from numpy.typing import NDArray
 
 from q4jit import QuantizedTensor
-from q4jit.compilers.cache import Compiler
-from q4jit.compilers.find import find_compiler
-from q4jit.compilers.nvrtc import NvRtc
-from q4jit.errors import TargetError
 from q4jit.hip.kernel import (
     ELEMENT,
     GEMV,
@@ -25,10 +19,9 @@ from q4jit.hip.kernel import (
 from q4jit.hip.render import render, render_generic
 from q4jit.plan.kernels import Source
 from q4jit.plan.options import Tuning
-from q4jit.targets import Target, find_target
+from q4jit.targets import find_target
 from q4jit.weights.formats import FORMATS
 from tests.support.hip import hip_plan
-from tests.support.tools import lack
 
 AMD_ARCHS: Final = ("gfx90a", "gfx942", "gfx1030", "gfx1100", "gfx1201")
 BLOCK_FORMATS: Final = tuple(name for name, fmt in FORMATS.items() if fmt.float_dtype is None)
@@ -166,35 +159,3 @@ RECORDED: Final[tuple[Case | Generic, ...]] = (
     case("lookup Q4_0", lookup, np.arange(512), tensor("Q4_0", *_LAYER)),
     Generic("generic Q4_0", "Q4_0"),
 )
-
-
-# --- compilers ------------------------------------------------------------------------------------
-
-
-_ENVIRONMENT: Final = threading.Lock()  # one thread at a time restores what it found
-
-
-def chosen(name: str, target: Target) -> Compiler:
-    """The compiler that a user gets who asks for it by name; any thread may ask."""
-    with _ENVIRONMENT, pytest.MonkeyPatch.context() as patch:
-        patch.setenv("Q4JIT_HIP_COMPILER", name)
-        try:
-            return find_compiler(target)
-        except TargetError as error:
-            lack(f"{name} is missing: {error}")
-
-
-def the_nvrtc() -> Compiler:
-    """NVRTC, which may be missing."""
-    compiler = NvRtc()
-    try:
-        compiler.archs()
-    except TargetError as error:
-        lack(str(error))
-    return compiler
-
-
-@functools.cache
-def compiler_for(arch: str) -> Compiler:
-    """A compiler that needs nothing but a Python package: ziglang or NVRTC."""
-    return the_nvrtc() if arch.startswith("sm_") else chosen("ziglang", Target("hip", arch))

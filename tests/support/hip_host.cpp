@@ -493,8 +493,11 @@ float bf16(uint16_t bits) {
 template <bool flush>
 float f16(uint16_t bits) {
     const int exponent = bits >> 10 & 31, fraction = bits & 0x3FF;
-    float value = std::ldexp(static_cast<float>(fraction + (exponent ? 1024 : 0)),
-                             std::max(exponent, 1) - 25);
+    // An f32 whose exponent is 112 too small, which also holds for denormals.
+    const uint32_t wide = (bits & 0x7FFFu) << 13;
+    float value;
+    memcpy(&value, &wide, sizeof value);
+    value *= 0x1p112f;
     if (exponent == 0 && flush) value = 0.0f;
     if (exponent == 31) value = fraction ? NAN : INFINITY;
     return bits >> 15 ? -value : value;
@@ -509,10 +512,11 @@ struct Spot {
 
 // One matrix instruction: `count` elements of each input and `results` elements of the result in a
 // lane; `left(m, k)` and `right(n, k)` say where an input's element is, `result(lane, i)` which
-// element of the result a lane holds; `number` is an element's value.
-template <int count_a, int count_b, int results, typename Left, typename Right, typename Result>
-void multiply(const void* a, const void* b, void* c, Number number, const Place& place, Left left,
-              Right right, Result result) {
+// element of the result a lane holds; `number` gives an element's value.
+template <Number number, int count_a, int count_b, int results, typename Left, typename Right,
+          typename Result>
+void multiply(const void* a, const void* b, void* c, const Place& place, Left left, Right right,
+              Result result) {
     struct Inputs {
         uint16_t a[count_a], b[count_b];
     } mine;
@@ -520,7 +524,7 @@ void multiply(const void* a, const void* b, void* c, Number number, const Place&
     memcpy(mine.a, a, sizeof mine.a);
     memcpy(mine.b, b, sizeof mine.b);
     const char* const values = exchange(&mine, sizeof mine, place);
-    const auto input = [values, number](Spot spot, int before) {
+    const auto input = [values](Spot spot, int before) {
         const int at = spot.lane * (count_a + count_b) + before + spot.element;
         return number(value_of<uint16_t>(values, at));
     };
@@ -535,9 +539,10 @@ void multiply(const void* a, const void* b, void* c, Number number, const Place&
 
 // MFMA: lane l holds row (of B: column) l % 16 at k = 4 (l / 16) + i, and of C and D column l % 16
 // in row 4 (l / 16) + i. (AMD matrix instruction calculator, v_mfma_f32_16x16x16_bf16.)
-void mfma_16x16x16(const void* a, const void* b, void* c, Number number, const Place& place) {
+template <Number number>
+void mfma_16x16x16(const void* a, const void* b, void* c, const Place& place) {
     const auto spot = [](int row, int k) { return Spot{row + k / 4 * 16, k % 4}; };
-    multiply<4, 4, 4>(a, b, c, number, place, spot, spot,
+    multiply<number, 4, 4, 4>(a, b, c, place, spot, spot,
                       [](int lane, int i, int& m, int& n) {
                           m = 4 * (lane / 16) + i;
                           n = lane % 16;
@@ -547,10 +552,11 @@ void mfma_16x16x16(const void* a, const void* b, void* c, Number number, const P
 // RDNA 3: lanes 0…15 and again 16…31 hold row (column) l % 16 at all k; of C and D lane l holds
 // column l % 16 in row 2 i + l / 16. (RDNA 3 ISA guide, 7.9.) Each half is read here by the rows
 // of one parity, so a half that is missing shows.
-void wmma_16x16x16(const void* a, const void* b, void* c, Number number, const Place& place) {
+template <Number number>
+void wmma_16x16x16(const void* a, const void* b, void* c, const Place& place) {
     const auto left = [](int row, int k) { return Spot{row + row % 2 * 16, k}; };
     const auto right = [](int column, int k) { return Spot{column + column % 2 * 16, k}; };
-    multiply<16, 16, 8>(a, b, c, number, place, left, right,
+    multiply<number, 16, 16, 8>(a, b, c, place, left, right,
                         [](int lane, int i, int& m, int& n) {
                             m = 2 * i + lane / 16;
                             n = lane % 16;
@@ -559,9 +565,10 @@ void wmma_16x16x16(const void* a, const void* b, void* c, Number number, const P
 
 // RDNA 4: lane l holds row (column) l % 16 at k = 8 (l / 16) + i, and of C and D column l % 16 in
 // row 8 (l / 16) + i. (RDNA 4 ISA guide, 7.12.)
-void wmma_gfx12_16x16x16(const void* a, const void* b, void* c, Number number, const Place& place) {
+template <Number number>
+void wmma_gfx12_16x16x16(const void* a, const void* b, void* c, const Place& place) {
     const auto spot = [](int row, int k) { return Spot{row + k / 8 * 16, k % 8}; };
-    multiply<8, 8, 8>(a, b, c, number, place, spot, spot,
+    multiply<number, 8, 8, 8>(a, b, c, place, spot, spot,
                       [](int lane, int i, int& m, int& n) {
                           m = 8 * (lane / 16) + i;
                           n = lane % 16;
@@ -571,9 +578,10 @@ void wmma_gfx12_16x16x16(const void* a, const void* b, void* c, Number number, c
 // mma.m16n8k16 (PTX ISA, "Matrix Fragments for mma.m16n8k16"). With group = l / 4 and t = l % 4:
 // a_i is row group (+ 8 for i = 2, 3, 6, 7), k = 2 t + i % 2 (+ 8 for i ≥ 4); b_i is k = 2 t + i % 2
 // (+ 8 for i ≥ 2), column group; c_i is row group (+ 8 for i ≥ 2), column 2 t + i % 2.
-void mma_16x8x16(const void* a, const void* b, void* c, Number number, const Place& place) {
-    multiply<8, 4, 4>(
-        a, b, c, number, place,
+template <Number number>
+void mma_16x8x16(const void* a, const void* b, void* c, const Place& place) {
+    multiply<number, 8, 4, 4>(
+        a, b, c, place,
         [](int row, int k) {
             return Spot{row % 8 * 4 + k % 8 / 2, k % 2 + (row >= 8 ? 2 : 0) + (k >= 8 ? 4 : 0)};
         },
@@ -700,7 +708,7 @@ void host_await_sent(int line) {
 
 #define MATRIX(name, instruction, number)                                        \
     void host_##name(const void* a, const void* b, void* c, int line) {          \
-        instruction(a, b, c, number, HERE("multiply_add"));                      \
+        instruction<number>(a, b, c, HERE("multiply_add"));                      \
     }
 MATRIX(mfma_16x16x16, mfma_16x16x16, bf16)
 MATRIX(wmma_16x16x16, wmma_16x16x16, bf16)
@@ -711,7 +719,8 @@ MATRIX(wmma_gfx12_16x16x16_f16, wmma_gfx12_16x16x16, f16<false>)
 MATRIX(mma_16x8x16_f16, mma_16x8x16, f16<false>)
 
 void host_mfma_16x16x16_f16(const void* a, const void* b, void* c, bool flush, int line) {
-    mfma_16x16x16(a, b, c, flush ? f16<true> : f16<false>, HERE("multiply_add"));
+    const Place place = HERE("multiply_add");
+    flush ? mfma_16x16x16<f16<true>>(a, b, c, place) : mfma_16x16x16<f16<false>>(a, b, c, place);
 }
 
 // ldmatrix.x4 (PTX ISA): lanes 8 i … 8 i + 7 give the rows of matrix i; lane l gets of every matrix

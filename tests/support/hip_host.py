@@ -3,10 +3,8 @@
 The text stands on the host prelude. `hip_host.cpp` executes its grid: see there and `Program.run`.
 """
 
-import atexit
 import functools
 import re
-import shutil
 import signal
 import struct
 import subprocess
@@ -19,10 +17,13 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from q4jit.targets import host_target
+from tests.support.builds import built
 from tests.support.tools import require_tool
 
 Argument = NDArray[Any] | np.integer[Any] | np.floating[Any] | int | float
 
+_COMPILER: Final = ("clang++-15", "clang-15")
 _SOURCE: Final = Path(__file__).with_name("hip_host.cpp")
 _FAULT: Final = 3  # the program's exit status
 _OUTPUT_POISON: Final = 0x7FF7  # of 16 bits
@@ -106,7 +107,7 @@ class Program:
             raise ValueError(f"{len(arguments)} arguments for {len(names)} parameters: {names}")
         sizes = [*grid, 1, 1][:3]
         job = _encode(self.parameters, arguments, sizes, block_size, seeds, low_guard, alignments)
-        with tempfile.TemporaryDirectory(dir=self.executable.parent) as folder:
+        with tempfile.TemporaryDirectory(prefix="q4jit-hip-host-") as folder:
             source, result = Path(folder, "job"), Path(folder, "result")
             source.write_bytes(job)
             _run([str(self.executable), str(source), str(result), *names], timeout_s)
@@ -137,15 +138,18 @@ def _compile_cached(text: str, symbol: str) -> Program:
     parameters = declared_parameters(text, symbol)
     if f"{symbol}_host" not in text:
         text += _trampoline(symbol, parameters)
-    folder = Path(tempfile.mkdtemp(dir=_work_dir()))
-    source = folder / "kernel.hip"
-    source.write_text(text, encoding="utf-8")
-    kernel, executable = folder / "kernel.o", folder / "kernel"
-    _build([*_TEXT_FLAGS, "-x", "c++", "-c", str(source), "-o", str(kernel)])
-    # The kernel comes first: the guard of shared memory stands behind its arrays.
-    objects = [str(kernel), str(_harness()), f"-Wl,--defsym=host_entry={symbol}_host"]
-    _build(["-no-pie", *objects, "-lm", "-o", str(executable)])
-    return Program(executable, parameters)
+    harness = _harness()
+
+    def build(executable: Path) -> None:
+        source, kernel = executable.with_name("kernel.hip"), executable.with_name("kernel.o")
+        source.write_text(text, encoding="utf-8")
+        _build([*_TEXT_FLAGS, "-x", "c++", "-c", str(source), "-o", str(kernel)])
+        # The kernel comes first: the guard of shared memory stands behind its arrays.
+        objects = [str(kernel), str(harness), f"-Wl,--defsym=host_entry={symbol}_host"]
+        _build(["-no-pie", *objects, "-lm", "-o", str(executable)])
+
+    key = [_compiler_key(), *_TEXT_FLAGS, text, harness.name]
+    return Program(built(symbol, *key, build=build), parameters)
 
 
 def declared_parameters(text: str, symbol: str) -> tuple[Parameter, ...]:
@@ -242,22 +246,27 @@ def _run(command: Sequence[str], timeout_s: float) -> None:
 
 
 @functools.cache
-def _work_dir() -> Path:
-    folder = Path(tempfile.mkdtemp(prefix="q4jit-hip-host-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return folder
+def _harness() -> Path:
+    flags = [*_FLAGS, "-O2", "-Wall", "-Wextra", "-Wconversion", "-Werror"]
+    return built(
+        "hip_host.o",
+        _compiler_key(),
+        *flags,
+        _SOURCE.read_bytes(),
+        build=lambda path: _build([*flags, "-c", str(_SOURCE), "-o", str(path)]),
+    )
 
 
 @functools.cache
-def _harness() -> Path:
-    built = _work_dir() / "hip_host.o"
-    strict = ["-O2", "-Wall", "-Wextra", "-Wconversion", "-Werror"]
-    _build([*_FLAGS, *strict, "-c", str(_SOURCE), "-o", str(built)])
-    return built
+def _compiler_key() -> str:
+    """The compiler's version, and the CPU that -march=native means."""
+    command = [require_tool(*_COMPILER), "--version"]
+    version = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return f"{version}{host_target().key()}"
 
 
 def _build(arguments: Sequence[str]) -> None:
-    command = [require_tool("clang++-15", "clang-15"), *arguments]
+    command = [require_tool(*_COMPILER), *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise RuntimeError(f"{' '.join(command)}:\n{done.stderr}")

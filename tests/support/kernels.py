@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import gguf
 import numpy as np
+import pytest
 from gguf import quants
 from numpy.typing import NDArray
 
@@ -98,6 +99,20 @@ GUARDED: Final = (
     Guarded("cpu:x86-64-v4", native=True),
     Guarded("cpu:x86-64-v4+avx512vnni", native=True),
 )
+
+
+def each_guarded(cpus: Sequence[Guarded]) -> pytest.MarkDecorator:
+    """Run a test on each of `cpus`."""
+    return pytest.mark.parametrize(
+        "cpu",
+        [
+            pytest.param(cpu, id=str(cpu), marks=() if cpu.native else pytest.mark.emulated)
+            for cpu in cpus
+        ],
+    )
+
+
+every_guarded_cpu = each_guarded(GUARDED)
 
 
 # --- weights --------------------------------------------------------------------------------
@@ -215,6 +230,16 @@ def spoiled_weights(k: int, widths: tuple[int, ...], value: float) -> list[Weigh
     """Every format, and Q4_1 by its m as well."""
     found = [spoiled(name, k, n, value, "d") for name in FORMATS for n in widths]
     return found + [spoiled("Q4_1", k, n, value, "m") for n in widths]
+
+
+def without_weight(k: int, n: int, *elements: int) -> Weight:
+    """A Q4_0 weight whose `elements` of every column are 0."""
+    blocks = random_blocks(FORMATS["Q4_0"], k, n, "normal", np.random.default_rng(elements[0]))
+    for element in elements:
+        blocks[:, element // 32, 2 + element % 16] = 0x88  # a byte holds an element and the 16th on
+    w = wrap("Q4_0", k, blocks)
+    assert not w.values[[*elements]].any()
+    return w
 
 
 def all_bits() -> list[Weight]:

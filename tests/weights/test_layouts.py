@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from q4jit.errors import FormatError
 from q4jit.weights.formats import FORMATS, Format
 from q4jit.weights.layouts import INTERLEAVED16, LANES, Interleaved, fields, pack
-from tests.weights.test_weights import MB, peak_bytes
+from tests.support.memory import MB, peak_bytes
 
 
 def numbered(fmt: Format, blocks: int, n: int) -> NDArray[np.uint8]:

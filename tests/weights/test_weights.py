@@ -24,9 +24,9 @@ from q4jit.weights.layouts import INTERLEAVED16, pack
 from q4jit.weights.quantize import quantize
 from q4jit.weights.scales import _f16_squares
 from q4jit.weights.tensor import QuantizedTensor
+from tests.support.memory import MB, peak_bytes
 
 ENCODABLE = ["Q4_0", "Q4_1", "Q8_0", "F16", "F32"]
-MB = 1 << 20
 SMALL = 12 * MB  # what a call may hold for a moment, whatever the size of its tensor
 
 
@@ -48,18 +48,6 @@ def random_tensor(name: str, k: int = 512, n: int = 37, seed: int = 0) -> Quanti
             scales = rng.standard_normal(blocks.shape[:2]).astype("<f2")
             blocks[..., at : at + 2] = scales[..., np.newaxis].view(np.uint8)
     return QuantizedTensor.from_bytes(blocks, shape=(k, n), format=name)
-
-
-def peak_bytes(call: Callable[[], Any]) -> int:
-    """The most memory held during a call, over what was held before it (its result included)."""
-    gc.collect()
-    tracemalloc.start()
-    try:
-        before = tracemalloc.get_traced_memory()[0]
-        call()
-        return tracemalloc.get_traced_memory()[1] - before
-    finally:
-        tracemalloc.stop()
 
 
 # Attributes and decoding

@@ -16,9 +16,9 @@ from q4jit.targets import Target
 from q4jit.tools.compare.arena import READ
 from q4jit.tools.compare.gpu import GpuArena
 from q4jit.tools.compare.work import WeightShape
-from tests.runtime.test_devices import PRELUDE
 from tests.support import child, fake_gpu
 from tests.support.fake_arena import K, N
+from tests.support.fake_gpu import PRELUDE
 from tests.support.hip_host import compile_host
 
 
@@ -66,7 +66,6 @@ def test_kernels_that_write_nothing_are_wrong(platform: str, tmp_path: Path) -> 
         FAKE_PLATFORM=platform,
         FAKE_FOLDER=folder,
         ROCM_PATH=folder,
-        Q4JIT_CACHE_DIR=str(tmp_path / "cache"),
     )
     (run,) = json.loads(path.read_text("utf-8"))["runs"]
     names = {row["name"] for row in run["rows"]}

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.runtime import test_devices
 from tests.support import child, fake_gpu
 
 
@@ -14,7 +13,7 @@ def run_on_fake(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[str
     """Runs a program with `bench`, a Bench whose compiler gives what the fake runtime loads."""
     folder = str(fake_gpu.build(tmp_path, request.param))
     prelude = (
-        test_devices.PRELUDE
+        fake_gpu.PRELUDE
         + """
 from q4jit.compilers import cache
 from q4jit.hip import harness

@@ -1,0 +1,31 @@
+"""The order in which the modules and packages of q4jit import each other."""
+
+from typing import Final
+
+LAYERS: Final = (
+    "errors",
+    "checked_json",
+    "config",
+    "locks",
+    "progress",
+    "targets",
+    "precision",
+    "weights",
+    "frontend",
+    "plan",
+    "compilers",
+    "runtime",
+    "arrays",
+    "pipeline",
+    "cpu",
+    "hip",
+    "backends",
+    "policy",
+    "options",
+    "specializer",
+    "dispatcher",
+    "tools",
+    "__init__",
+    "__main__",
+)
+"""Bottom first. A package is one layer; inside it any order without a circle is allowed."""
