@@ -635,6 +635,7 @@ def resident_bytes() -> int:
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
+@pytest.mark.process
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux's /proc")
 def test_hundreds_of_functions_leave_memory_level(x: Array, w: QuantizedTensor) -> None:
     def make_and_drop(count: int) -> None:

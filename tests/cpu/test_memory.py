@@ -7,7 +7,10 @@ import pytest
 
 from tests.support import child
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/status")
+pytestmark = [
+    pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/status"),
+    pytest.mark.process,
+]
 
 MB = 1 << 20
 

@@ -412,7 +412,6 @@ def test_without_a_device_file_no_binding_is_imported() -> None:
     program = """
 import sys
 from q4jit.runtime import devices
-from tests.support.fake_gpu import PRELUDE, Run
 devices._NODES.update(amd=("/dev/not-here",), nvidia=("/dev/not-there",))
 assert devices.find_devices() == ()
 assert devices.why_none() == "no GPU is here: none of /dev/not-here, /dev/not-there exists"

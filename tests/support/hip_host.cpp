@@ -454,9 +454,12 @@ void run_grid(const int64_t* grid) {
 
 // ---- meetings of a wave
 
+// A division would take longer, and a wave has 32 or 64 threads.
+int own_lane() { return host_thread & (host_wave - 1); }
+
 // Every lane shows `size_bytes` at `mine` and gets all lanes' values, one after the other.
 const char* exchange(const void* mine, size_t size_bytes, const Place& place) {
-    const int number = host_thread / host_wave;
+    const int number = host_thread >> __builtin_ctz(static_cast<unsigned>(host_wave));
     const int first = number * host_wave;
     Wave& wave = waves[static_cast<size_t>(number)];
     if (wave.arrived == 0) wave.first_to_come = host_thread;
@@ -531,7 +534,7 @@ void multiply(const void* a, const void* b, void* c, const Place& place, Left le
     auto* const sums = static_cast<float*>(c);
     for (int i = 0; i < results; ++i) {
         int m, n;
-        result(host_thread % host_wave, i, m, n);
+        result(own_lane(), i, m, n);
         for (int k = 0; k < 16; ++k)
             sums[i] = std::fma(input(left(m, k), 0), input(right(n, k), count_a), sums[i]);
     }
@@ -618,7 +621,7 @@ float host_shuffle_xor(float value, int mask, int line) {
     Place place = HERE("shuffle_xor");
     place.mask = mask;
     const char* const values = exchange(&value, sizeof value, place);
-    return value_of<float>(values, host_thread % host_wave ^ mask);
+    return value_of<float>(values, own_lane() ^ mask);
 }
 
 // ---- clusters
@@ -729,7 +732,7 @@ void host_load_quarters(const uint16_t* row, void* quarters, int line) {
     if (reinterpret_cast<uintptr_t>(row) % 16 != 0)
         fault("load_fragment at line %d of a row that is not at a multiple of 16 bytes", line);
     const char* const values = exchange(&row, sizeof row, HERE("load_fragment"));
-    const int lane = host_thread % host_wave;
+    const int lane = own_lane();
     for (int i = 0; i < 4; ++i) {
         const auto* const theirs = value_of<const uint16_t*>(values, 8 * i + lane / 4);
         memcpy(static_cast<char*>(quarters) + 4 * i, theirs + 2 * (lane % 4), 4);

@@ -140,16 +140,18 @@ def _compile_cached(text: str, symbol: str) -> Program:
         text += _trampoline(symbol, parameters)
     harness = _harness()
 
-    def build(executable: Path) -> None:
-        source, kernel = executable.with_name("kernel.hip"), executable.with_name("kernel.o")
+    def compile_(kernel: Path) -> None:
+        source = kernel.with_name("kernel.hip")
         source.write_text(text, encoding="utf-8")
         _build([*_TEXT_FLAGS, "-x", "c++", "-c", str(source), "-o", str(kernel)])
+
+    def link(executable: Path) -> None:
         # The kernel comes first: the guard of shared memory stands behind its arrays.
         objects = [str(kernel), str(harness), f"-Wl,--defsym=host_entry={symbol}_host"]
         _build(["-no-pie", *objects, "-lm", "-o", str(executable)])
 
-    key = [_compiler_key(), *_TEXT_FLAGS, text, harness.name]
-    return Program(built(symbol, *key, build=build), parameters)
+    kernel = built(f"{symbol}.o", _compiler_key(), *_TEXT_FLAGS, text, build=compile_)
+    return Program(built(symbol, kernel.name, harness.name, build=link), parameters)
 
 
 def declared_parameters(text: str, symbol: str) -> tuple[Parameter, ...]:

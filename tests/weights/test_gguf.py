@@ -368,6 +368,7 @@ def resident_bytes() -> int:
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
+@pytest.mark.process
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux's /proc")
 def test_a_hundred_cycles_leave_memory_level(tmp_path: Path) -> None:
     path = tmp_path / "cycle.gguf"
@@ -704,6 +705,7 @@ def _own_shared_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(layouts, "_shared", layouts._Shared(memory))
 
 
+@pytest.mark.process
 @pytest.mark.usefixtures("_own_shared_memory")
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # a sum over Inf and NaN
 def test_mutations_of_a_real_file_are_read_or_refused(

@@ -591,6 +591,7 @@ def test_the_errors_of_f16_are_those_of_numpy() -> None:
 # Memory
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("name", FORMATS)
 def test_no_call_holds_more_than_its_result_and_a_few_megabytes(name: str) -> None:
     k, n = 4096, 2048
@@ -604,6 +605,7 @@ def test_no_call_holds_more_than_its_result_and_a_few_megabytes(name: str) -> No
     assert peak_bytes(lambda: QuantizedTensor.from_bytes(stored, shape=(k, n), format=name)) < MB
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("name", ENCODABLE)
 @pytest.mark.parametrize("order", ["C", "F"])
 def test_quantize_holds_no_transposed_copy(name: str, order: Any) -> None:
@@ -611,6 +613,7 @@ def test_quantize_holds_no_transposed_copy(name: str, order: Any) -> None:
     assert peak_bytes(lambda: quantize(w, name)) < FORMATS[name].row_bytes(4096) * 2048 + SMALL
 
 
+@pytest.mark.process
 def test_dropping_a_tensor_frees_everything() -> None:
     def cycle() -> None:
         # too large to lie beside others, which would have a part in its memory
