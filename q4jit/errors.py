@@ -37,6 +37,17 @@ __all__ = [
 ]
 
 
+def expected(what: str, got: str, *, where: str = "", cure: str = "") -> str:
+    """Return the text of an error about a value: `where: expected what, got got; cure`.
+
+    where: the argument, option, file or field that holds the value. cure: what the reader can do,
+    as an imperative ("use x.astype(np.float32)").
+    """
+    subject = f"{where}: " if where else ""
+    advice = f"; {cure}" if cure else ""
+    return f"{subject}expected {what}, got {got}{advice}"
+
+
 # kernel.hip:12:5: (clang), kernel.hip(12): (NVRTC), <string>:12:5: (LLVM's own parser)
 _LINE_IN_LOG: Final = re.compile(r"(?:kernel\.\w+|<string>)[:(](\d{1,9})\b")
 _WHOLE_LINES: Final = 60  # a source up to here is shown in full
@@ -123,7 +134,7 @@ class CompileError(Q4JitError, RuntimeError):
         super().__init__(self._message())
 
     def with_origins(self, origins: Mapping[int, str]) -> "CompileError":
-        """The same error, whose message says where lines were written: line → "gemv.hip.j2:12"."""
+        """Return the same error with the template line ("kernel/gemv.hip.j2:12") of each line."""
         error = CompileError(
             self.compiler,
             self.flags,

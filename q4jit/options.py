@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from q4jit.backends import find_backend
 from q4jit.errors import ArgumentError
 from q4jit.frontend.graph import Graph, reachable
-from q4jit.plan.options import Tuning
+from q4jit.plan.options import PlanOptions
 from q4jit.policy import names_device
 from q4jit.precision import PRECISIONS
 from q4jit.targets import find_target
@@ -47,12 +47,12 @@ class Options:
             )
         if self.target is not None and not names_device(self.target):
             target = find_target(self.target)
-            find_backend(target).check(target, self.tuning)
+            find_backend(target).check(target, self.plan_options)
 
     @property
-    def tuning(self) -> Tuning:
+    def plan_options(self) -> PlanOptions:
         """What of them a schedule is asked for."""
-        return Tuning(self.precision, self.block_size)
+        return PlanOptions(self.precision, self.block_size)
 
     def check(self, graph: Graph) -> None:
         """Raise ArgumentError unless a graph has the K and N that were asked for."""

@@ -15,7 +15,7 @@ from q4jit.compilers.cache import Compiler, Entry
 from q4jit.errors import CompileError
 from q4jit.frontend.graph import Graph
 from q4jit.plan.kernels import Plan, Source
-from q4jit.plan.options import Tuning
+from q4jit.plan.options import PlanOptions
 from q4jit.runtime.driver import Device
 from q4jit.targets import Target
 
@@ -57,27 +57,27 @@ class Remark:
 class Backend:
     """The stages of one kind of target, in the order in which they run.
 
-    check: raises TargetError where a target cannot do what a tuning asks for; m_class: the class of
-    a number of rows; search: finds the fastest constants of the kernels of a graph on a device,
-    where none are known; plan: a graph for a target and a number of rows, with the constants that
-    were measured on a device (None: on any of that target); render: a kernel of a plan as text;
-    compiler: the one for a target; load: a compiled kernel, ready to run on a device (None: this
-    CPU); launch: a plan's loaded kernels bound to the shapes of arguments, which have names;
-    explain: what a plan does not follow of a tuning, and who chose its constants (the last
-    argument: whether a search was asked for).
+    check: raises TargetError where a target cannot do what the plan options ask for; m_class: the
+    class of a number of rows; search: finds the fastest constants of the kernels of a graph on a
+    device, where none are known; plan: a graph for a target and a number of rows, with the
+    constants that were measured on a device (None: on any of that target); render: a kernel of a
+    plan as text; compiler: the one for a target; load: a compiled kernel, ready to run on a device
+    (None: this CPU); launch: a plan's loaded kernels bound to the shapes of arguments, which have
+    names; explain: what a plan does not follow of the plan options, and who chose its constants
+    (the last argument: whether a search was asked for).
     """
 
-    check: Callable[[Target, Tuning], None]
-    m_class: Callable[[Target, int, Tuning], int]
-    search: Callable[[Device, Graph, int, Tuning], None]
-    plan: Callable[[Graph, Target, int, Tuning, Device | None], Plan[Any]]
+    check: Callable[[Target, PlanOptions], None]
+    m_class: Callable[[Target, int, PlanOptions], int]
+    search: Callable[[Device, Graph, int, PlanOptions], None]
+    plan: Callable[[Graph, Target, int, PlanOptions, Device | None], Plan[Any]]
     render: Callable[[Any, Any], Source]
     compiler: Callable[[Target], Compiler]
     load: Callable[[bytes, Source, Device | None], Any]
     launch: Callable[
         [Any, Sequence[Any], CallShapes, Sequence[Any], Sequence[str], Device | None], Launch
     ]
-    explain: Callable[[Any, Tuning, bool], list[Remark]]
+    explain: Callable[[Any, PlanOptions, bool], list[Remark]]
 
 
 @dataclass(frozen=True)

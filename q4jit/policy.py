@@ -45,7 +45,7 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Work:
+class CallCost:
     """What a call costs: bytes of weights read, of arrays copied if they must be, multiply-adds."""
 
     weight_bytes: int
@@ -54,7 +54,7 @@ class Work:
 
 
 def choose_place(
-    name: str | None, args: Sequence[Any], names: Sequence[str], work: Callable[[], Work]
+    name: str | None, args: Sequence[Any], names: Sequence[str], work: Callable[[], CallCost]
 ) -> Place:
     """Where a call runs.
 
@@ -109,7 +109,7 @@ def _means(name: str, device: Device) -> bool:
     return known and which in {"", device.arch}
 
 
-def _cheaper(work: Callable[[], Work]) -> Place:
+def _cheaper(work: Callable[[], CallCost]) -> Place:
     cpu = find_target("cpu")
     devices = [d for d in find_devices() if d.arch in HIP_ARCHS]
     if not devices:
@@ -133,7 +133,7 @@ def _cheaper(work: Callable[[], Work]) -> Place:
 # --- estimates --------------------------------------------------------------------------------
 
 
-def work_of(graph: Graph, rows: int) -> Work:
+def work_of(graph: Graph, rows: int) -> CallCost:
     """What a call of a graph with so many rows costs."""
     weight_bytes = multiply_adds = 0
     widths = sum(node.width for node in graph.outputs)
@@ -148,10 +148,10 @@ def work_of(graph: Graph, rows: int) -> Work:
         elements = spec.k * node.width
         weight_bytes += elements * fmt.block_bytes // fmt.block_elements
         multiply_adds += rows * elements
-    return Work(weight_bytes, 4 * rows * widths, multiply_adds)
+    return CallCost(weight_bytes, 4 * rows * widths, multiply_adds)
 
 
-def gpu_us(device: Device, work: Work) -> float:
+def gpu_us(device: Device, work: CallCost) -> float:
     """Microseconds on a device, with its arrays copied there and back.
 
     Raises DeviceError where its copies cannot be measured, not even with 1 MiB of its memory.
@@ -160,7 +160,7 @@ def gpu_us(device: Device, work: Work) -> float:
     return rates.call_us + work.array_bytes / rates.copy_bytes_per_us + _kernel_us(rates, work)
 
 
-def cpu_us(work: Work) -> float:
+def cpu_us(work: CallCost) -> float:
     """Microseconds on the CPU."""
     return _kernel_us(_cpu_rates(), work)
 
@@ -173,7 +173,7 @@ class _Rates:
     call_us: float = 0.0
 
 
-def _kernel_us(rates: _Rates, work: Work) -> float:
+def _kernel_us(rates: _Rates, work: CallCost) -> float:
     return max(
         work.weight_bytes / rates.read_bytes_per_us, work.multiply_adds / rates.multiply_adds_per_us
     )

@@ -99,7 +99,7 @@ class Specializer:
             lambda: work_of(self._graph(signature), rows),
         )
         backend = find_backend(place.target)
-        m_class = backend.m_class(place.target, rows, self._options.tuning)
+        m_class = backend.m_class(place.target, rows, self._options.plan_options)
         key = (signature, place.target, m_class), place.device
         return Request(args, signature, lead, rows, place, backend, key)
 
@@ -114,7 +114,7 @@ class Specializer:
             if device is None or request.key in self._compiled:
                 return
             graph = self._graph(request.signature)
-        request.backend.search(device, graph, request.rows, self._options.tuning)
+        request.backend.search(device, graph, request.rows, self._options.plan_options)
 
     def launch(self, args: Sequence[Any]) -> Launch:
         """Bind kernels to the shapes of arguments, compiling them if needed."""
@@ -154,8 +154,8 @@ class Specializer:
         """Run the stages from plan to load for a request."""
         start = time.perf_counter()
         backend, device = request.backend, request.place.device
-        graph, tuning = self._graph(request.signature), self._options.tuning
-        plan = backend.plan(graph, request.place.target, request.rows, tuning, device)
+        graph, plan_options = self._graph(request.signature), self._options.plan_options
+        plan = backend.plan(graph, request.place.target, request.rows, plan_options, device)
         plan_key, _ = request.key
         self._plans[plan_key] = plan, request.rows  # what does not load can still be inspected
         if config.debug():
@@ -197,8 +197,8 @@ class Specializer:
         plans = [plan for plan, _ in known]
         if known and target is not None:
             other = find_target(target)
-            make, tuning = find_backend(other).plan, self._options.tuning
-            others = [make(plan.graph, other, m, tuning, None) for plan, m in known]
+            make, plan_options = find_backend(other).plan, self._options.plan_options
+            others = [make(plan.graph, other, m, plan_options, None) for plan, m in known]
             plans = list({str(plan): plan for plan in others}.values())
         return [find_backend(p.target).render(p, kernel) for p in plans for kernel in p.kernels]
 
@@ -221,7 +221,9 @@ class Specializer:
         return lines
 
     def _remarks(self, compiled: _Compiled) -> list[Remark]:
-        return compiled.backend.explain(compiled.plan, self._options.tuning, self._options.tune)
+        return compiled.backend.explain(
+            compiled.plan, self._options.plan_options, self._options.tune
+        )
 
 
 def assembly(source: Source) -> str:

@@ -91,7 +91,7 @@ class Target:
     """A back end, an architecture, and the features that code for it may use.
 
     For the back end `hip`, `arch` is a key of `HIP_ARCHS`, and there are no features. For the back
-    end `cpu`, `arch` is a key of `CPU_ARCHS` and `features` are LLVM's names; `tuning`
+    end `cpu`, `arch` is a key of `CPU_ARCHS` and `features` are LLVM's names; `cpu_name`
     is the CPU model that LLVM schedules for. `lacks` are features that this machine does not have,
     though LLVM may take them for granted in that model (a virtual machine may hide some).
     """
@@ -99,7 +99,7 @@ class Target:
     backend: str
     arch: str
     features: frozenset[str] = frozenset()
-    tuning: str = "generic"
+    cpu_name: str = "generic"
     lacks: frozenset[str] = frozenset()
 
     def __str__(self) -> str:
@@ -110,7 +110,7 @@ class Target:
         """Everything that compiled code depends on, as one line of text."""
         features = [f"+{name}" for name in sorted(self.features)]
         features += [f"-{name}" for name in sorted(self.lacks)]
-        return f"{self} tuning={self.tuning} features={','.join(features)}"
+        return f"{self} cpu_name={self.cpu_name} features={','.join(features)}"
 
     def has(self, feature: str) -> bool:
         """Whether code for this target may use `feature`."""
@@ -190,17 +190,17 @@ def host_target() -> Target:
     import llvmlite.binding as llvm  # late: `import q4jit` stays light
 
     with BUILD:  # LLVM is entered by one thread at a time
-        tuning = llvm.get_host_cpu_name()
+        cpu_name = llvm.get_host_cpu_name()
         known = llvm.get_host_cpu_features()
     have = frozenset(name for name, on in known.items() if on)
     lacks = frozenset(known) - have
     if family == "aarch64":
-        return Target("cpu", "aarch64", have | {"neon"}, tuning, lacks - {"neon"})
+        return Target("cpu", "aarch64", have | {"neon"}, cpu_name, lacks - {"neon"})
     arch = "x86-64"
     for level in ("x86-64-v3", "x86-64-v4"):
         if CPU_ARCHS[level] <= have:
             arch = level
-    return Target("cpu", arch, have, tuning, lacks)
+    return Target("cpu", arch, have, cpu_name, lacks)
 
 
 def runs_here(target: Target) -> bool:

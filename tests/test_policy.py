@@ -8,7 +8,7 @@ import pytest
 
 from q4jit import ArgumentError, DeviceError, TargetError, policy, quantize, specialize
 from q4jit.arrays.views import DeviceView
-from q4jit.policy import Place, Work, choose_place
+from q4jit.policy import CallCost, Place, choose_place
 from q4jit.runtime.driver import Device
 
 X = np.zeros((1, 64), np.float32)
@@ -58,8 +58,8 @@ def _named(found: list[Device], name: str) -> Device:
     raise DeviceError(f"no device {name!r}")
 
 
-def work(weight_bytes: int) -> Work:
-    return Work(weight_bytes, 1000, weight_bytes)
+def work(weight_bytes: int) -> CallCost:
+    return CallCost(weight_bytes, 1000, weight_bytes)
 
 
 def place(target: str | None, *args: Any, weight_bytes: int = 0) -> Place:
@@ -201,7 +201,7 @@ def test_work_counts_weights_once_and_rows_each() -> None:
     r = np.zeros((3, 32), np.float32)
     two(np.zeros((3, 64), np.float32), w, r)
     (graph,) = two._specializer._graphs.values()
-    assert policy.work_of(graph, 3) == Work(w.nbytes, 4 * 3 * (64 + 32 + 32), 3 * 64 * 32)
+    assert policy.work_of(graph, 3) == CallCost(w.nbytes, 4 * 3 * (64 + 32 + 32), 3 * 64 * 32)
 
 
 def test_the_cpus_rates_are_measured() -> None:

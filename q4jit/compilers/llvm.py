@@ -27,7 +27,7 @@ def _flags(target: Target) -> tuple[str, ...]:
         f"-O{_OPTIMISATION}",
         "-relocation-model=pic",
         f"-mtriple={target.triple}",
-        f"-mcpu={target.tuning}",
+        f"-mcpu={target.cpu_name}",
         f"-mattr={features}",
     )
 
@@ -78,7 +78,7 @@ def _machine(target: Target) -> Any:  # llvmlite has no annotations
     llvm.initialize_all_targets()
     llvm.initialize_all_asmprinters()
     return llvm.Target.from_triple(target.triple).create_target_machine(
-        cpu=target.tuning,
+        cpu=target.cpu_name,
         features=_feature_string(target),
         opt=_OPTIMISATION,
         reloc="pic",

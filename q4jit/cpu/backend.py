@@ -12,13 +12,15 @@ from q4jit.cpu.schedule import CpuKernel, CpuPlan
 from q4jit.frontend.graph import Graph
 from q4jit.pipeline import Backend, Remark
 from q4jit.plan.kernels import Source
-from q4jit.plan.options import Tuning
+from q4jit.plan.options import PlanOptions
 from q4jit.runtime.driver import Device
 from q4jit.targets import Target
 
 
-def _plan(graph: Graph, target: Target, m: int, tuning: Tuning, device: Device | None) -> CpuPlan:
-    return schedule.make_plan(graph, target, m, tuning.precision)
+def _plan(
+    graph: Graph, target: Target, m: int, plan_options: PlanOptions, device: Device | None
+) -> CpuPlan:
+    return schedule.make_plan(graph, target, m, plan_options.precision)
 
 
 def _render(plan: CpuPlan, kernel: CpuKernel) -> Source:
@@ -56,17 +58,19 @@ def _launch(
     return CpuLaunch(plan, [function for function, _ in loaded], shapes, args, names)
 
 
-def _explain(plan: CpuPlan, tuning: Tuning, searched: bool) -> list[Remark]:
+def _explain(plan: CpuPlan, plan_options: PlanOptions, searched: bool) -> list[Remark]:
     remarks = []
-    more_exact = schedule.more_exact(plan, tuning.precision)
+    more_exact = schedule.more_exact(plan, plan_options.precision)
     if more_exact:
         text = (
-            f"precision={tuning.precision!r} is an upper bound: the CPU has no kernels of that "
-            f"class for {', '.join(more_exact)} here and serves the more exact 'f32'"
+            f"precision={plan_options.precision!r} is an upper bound: the CPU has no kernels of "
+            f"that class for {', '.join(more_exact)} here and serves the more exact 'f32'"
         )
         remarks.append(Remark("precision", text))
-    if tuning.block_size is not None:
-        text = f"block_size={tuning.block_size}: threads per block of a GPU, not used on a CPU"
+    if plan_options.block_size is not None:
+        text = (
+            f"block_size={plan_options.block_size}: threads per block of a GPU, not used on a CPU"
+        )
         remarks.append(Remark("block_size", text))
     if searched:
         text = "tune=True: kernels of the CPU have no constants to search for yet"
@@ -75,9 +79,9 @@ def _explain(plan: CpuPlan, tuning: Tuning, searched: bool) -> list[Remark]:
 
 
 BACKEND: Final = Backend(
-    check=lambda target, tuning: None,
-    m_class=lambda target, m, tuning: schedule.m_class(target, m),
-    search=lambda device, graph, m, tuning: None,
+    check=lambda target, plan_options: None,
+    m_class=lambda target, m, plan_options: schedule.m_class(target, m),
+    search=lambda device, graph, m, plan_options: None,
     plan=_plan,
     render=_render,
     compiler=_compiler,

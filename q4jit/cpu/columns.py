@@ -4,7 +4,7 @@ from q4jit.cpu.gguf_rows import add_dot
 from q4jit.cpu.integers import IntegerProduct, add_integer_product
 from q4jit.cpu.lanes import ONE, SIXTEEN, Lanes, splat_value, tail_mask
 from q4jit.cpu.llvm_text import VECTOR, Function
-from q4jit.cpu.products import Product, add_product
+from q4jit.cpu.products import FloatProduct, add_product
 from q4jit.cpu.schedule import (
     COLUMNS,
     digits_bytes,
@@ -14,7 +14,7 @@ from q4jit.cpu.schedule import (
     padded_k,
     schedule_of,
 )
-from q4jit.cpu.values import Context, Values
+from q4jit.cpu.values import Context, CpuValues
 from q4jit.frontend.graph import Node
 from q4jit.plan.kernels import Section, Slot
 from q4jit.weights.layouts import GGUF, INTERLEAVED16, LANES
@@ -80,7 +80,7 @@ class SectionWriter:
         self._lowering.module.declare("declare void @llvm.prefetch.p0(ptr, i32, i32, i32)")
         with f.loop("r", 0, tile.rows) as loop:
             row = f.index("row", (first, 1), (loop.index, 1))
-            values = Values(self._lowering, f, row, self._kernel.work.buffers)
+            values = CpuValues(self._lowering, f, row, self._kernel.work.buffers)
             for store in self._section.stores:
                 line = values.buffer_row(store)
                 for g in range(tile.groups):
@@ -135,7 +135,7 @@ class SectionWriter:
             f.do(f"call void {add_integer_product(module, integers)}({pointers})")
             return
         finite = plan.weight(product.arg).finite
-        function = add_product(module, Product(weight, rows, self._padded_k, not finite))
+        function = add_product(module, FloatProduct(weight, rows, self._padded_k, not finite))
         for g, at in enumerate(weights):
             tile = f.at(out, VECTOR, g * rows, "tile_at")
             f.do(f"call void {function}(ptr {x_at}, ptr {at}, ptr {tile})")
@@ -164,7 +164,7 @@ class SectionWriter:
 
     def _epilogue(self, lanes: Lanes, row: str, column: str, sums: list[str]) -> None:
         f, section = self._f, self._section
-        values = Values(self._lowering, f, row, self._kernel.work.buffers)
+        values = CpuValues(self._lowering, f, row, self._kernel.work.buffers)
         mask = tail_mask(f, column, section.width) if lanes.count > 1 else None
         exponents = self._lowering.argument(f, Slot("exponent"))
         scale = f.let("scale", f"load float, ptr {f.at(exponents, 'float', row)}, align 4")

@@ -35,7 +35,7 @@ _CHAINS: Final = 4
 
 
 @dataclass(frozen=True)
-class Product:
+class FloatProduct:
     """16 columns of a weight times `rows` rows of x that lie `x_stride` floats apart.
 
     `early_scale` multiplies every element by its scale before anything is summed. It serves weights
@@ -55,7 +55,7 @@ class Product:
         return f"{weight.fmt.name.lower()}_k{weight.k}_rows{self.rows}{early}"
 
 
-def add_product(module: Module, product: Product) -> str:
+def add_product(module: Module, product: FloatProduct) -> str:
     """Add the function `void (ptr x, ptr w, ptr tile)` and return its name.
 
     x: f32 rows of padded_k floats; w: a group of 16 columns; tile: f32 [rows, 16], overwritten.
@@ -81,7 +81,7 @@ def _describe_tiles(weight: Interleaved) -> str:
     )
 
 
-def _write_product(module: Module, f: Function, product: Product) -> None:
+def _write_product(module: Module, f: Function, product: FloatProduct) -> None:
     rows, chains = range(product.rows), max(1, _CHAINS // product.rows)
     early = product.early_scale or product.weight.fmt.m_offset_bytes is not None
     multiply_add = _multiply_add(module)

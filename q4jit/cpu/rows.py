@@ -13,7 +13,7 @@ from q4jit.cpu.llvm_text import (
     splat,
 )
 from q4jit.cpu.schedule import UNIT, digits_bytes, is_integer, padded_k
-from q4jit.cpu.values import Context, Values
+from q4jit.cpu.values import Context, CpuValues
 from q4jit.frontend.graph import Node, reachable
 from q4jit.plan.kernels import Slot, Store
 from q4jit.weights.layouts import LANES
@@ -35,7 +35,7 @@ class RowWriter:
             "One row before the products: x, and what the columns phase needs of it.",
         )
         loads = {s.node.id: s.buffer for s in self._work.loads}
-        self._values = Values(lowering, self._f, "%row", loads)
+        self._values = CpuValues(lowering, self._f, "%row", loads)
 
     def write(self) -> None:
         """Add the function to the module."""

@@ -50,7 +50,7 @@ class Context:
 
 
 @dataclass
-class Values:
+class CpuValues:
     """Writes the values of graph nodes for one row, and within it for one place along the width.
 
     Scalars (width 1) are written once per row; `at` starts a place: 16 columns under a mask, or a

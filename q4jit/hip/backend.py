@@ -16,26 +16,28 @@ from q4jit.hip.schedule import make_plan
 from q4jit.hip.tunings import Machine
 from q4jit.pipeline import Backend, Remark
 from q4jit.plan.kernels import Source
-from q4jit.plan.options import Tuning
+from q4jit.plan.options import PlanOptions
 from q4jit.runtime.driver import Device, LoadedKernel
 from q4jit.targets import Target
 
 
-def _check(target: Target, tuning: Tuning) -> None:
-    check_block_size(target, tuning.block_size)
+def _check(target: Target, plan_options: PlanOptions) -> None:
+    check_block_size(target, plan_options.block_size)
 
 
-def _search(device: Device, graph: Graph, m: int, tuning: Tuning) -> None:
+def _search(device: Device, graph: Graph, m: int, plan_options: PlanOptions) -> None:
     from q4jit.hip import search  # late: no other call needs it
 
-    search.ensure(device, graph, m, tuning)
+    search.ensure(device, graph, m, plan_options)
 
 
-def _plan(graph: Graph, target: Target, m: int, tuning: Tuning, device: Device | None) -> HipPlan:
+def _plan(
+    graph: Graph, target: Target, m: int, plan_options: PlanOptions, device: Device | None
+) -> HipPlan:
     machine = None
     if device is not None:
         machine = Machine(device.name, target.arch, _compiler(target).fingerprint(target))
-    return make_plan(graph, target, m, tuning, tunings.find(target.arch, machine))
+    return make_plan(graph, target, m, plan_options, tunings.find(target.arch, machine))
 
 
 def _render(plan: HipPlan, kernel: HipKernel) -> Source:
@@ -62,8 +64,8 @@ def _launch(
     return HipLaunch(plan, loaded, shapes, args, names, device)
 
 
-def _explain(plan: HipPlan, tuning: Tuning, searched: bool) -> list[Remark]:
-    return [*remarks(plan, tuning), *origins(plan)]
+def _explain(plan: HipPlan, plan_options: PlanOptions, searched: bool) -> list[Remark]:
+    return [*remarks(plan, plan_options), *origins(plan)]
 
 
 BACKEND: Final = Backend(

@@ -28,13 +28,13 @@ _CHOSEN: Final = (
     "ahead",
     "block_size",
     "columns",
-    "groups",
     "lanes",
     "layout",
     "rows_per_tile",
     "splits",
     "stage_units",
     "stages",
+    "wave_panels",
 )
 _TRIED_SPLITS: Final = (1, 2, 4, 8)
 _TILE_BLOCKS: Final = 4  # per compute unit, at most, where blocks share columns
@@ -106,15 +106,15 @@ def _of_tile_halves(arch: HipArch, kernel: HipKernel, m: int) -> list[HipKernel]
     tiles = -(-kernel.section.width // MATRIX_COLUMNS)
     has_many = kernel.rows_per_tile >= TILE_ROWS
     found = []
-    for variant, splits, groups, waves_k in itertools.product(
+    for variant, splits, wave_panels, waves_k in itertools.product(
         _staged_variants(arch, kernel, m), _TRIED_SPLITS, (1, 2), (1, 2)
     ):
-        units = arch.compute_units * groups
+        units = arch.compute_units * wave_panels
         even = {-(-tiles * splits // (units * blocks)) for blocks in (1, 2)}
         for waves_n in sorted({4, 8, 12, 16} if has_many or kernel.warpgroups else {4, 8} | even):
-            grouped = replace(variant, splits=splits, groups=groups)
+            grouped = replace(variant, splits=splits, wave_panels=wave_panels)
             candidate = in_waves(arch, grouped, waves_n, waves_k)
-            blocks = -(-tiles // (waves_n * groups)) * splits
+            blocks = -(-tiles // (waves_n * wave_panels)) * splits
             is_full = splits == 1 or blocks <= _TILE_BLOCKS * arch.compute_units
             if is_full and can_run_tile_halves(arch, candidate):
                 found.append(candidate)

@@ -8,20 +8,20 @@ from q4jit.hip.kernel import TILE_HALVES, HipKernel, HipPlan
 from q4jit.hip.problem import Problem
 from q4jit.hip.tunings import Choice, Key, Tuned
 from q4jit.plan.kernels import Section
-from q4jit.plan.options import Tuning
+from q4jit.plan.options import PlanOptions
 
 
 def key_of(problem: Problem, section: Section) -> Key:
-    """Return the key of the tuning for the products of a section."""
+    """Return the key of the measured constants for the products of a section."""
     k = section.products[0].operands[0].width
     formats = "+".join(weight.format for weight in problem.weights(section))
-    return Key(k, section.width, formats, problem.m_class, problem.tuning.precision)
+    return Key(k, section.width, formats, problem.m_class, problem.plan_options.precision)
 
 
-def keys_of(plan: HipPlan, m: int, tuning: Tuning) -> tuple[Key, ...]:
+def keys_of(plan: HipPlan, m: int, plan_options: PlanOptions) -> tuple[Key, ...]:
     """Return the keys of all products of a plan, each once."""
     keys = [
-        key_of(Problem(plan.graph, plan.target, 1 if work.uniform else m, tuning), section)
+        key_of(Problem(plan.graph, plan.target, 1 if work.uniform else m, plan_options), section)
         for work in (kernel.work for kernel in plan.kernels)
         for section in work.sections
     ]

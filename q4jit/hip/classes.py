@@ -8,7 +8,7 @@ compute them.
 from typing import Final
 
 from q4jit.hip.kernel import ELEMENT, TILE_HALVES
-from q4jit.plan.options import Tuning
+from q4jit.plan.options import PlanOptions
 from q4jit.targets import Target
 from q4jit.weights.layouts import TILES16
 
@@ -23,22 +23,22 @@ MANY_ROWS: Final = 512
 _LAST_CLASS: Final = 1024  # of more rows: there are tiles enough, whatever N is
 
 
-def m_class(target: Target, m: int, tuning: Tuning) -> int:
+def m_class(target: Target, m: int, plan_options: PlanOptions) -> int:
     """The class of a number of rows: the largest in it, but for the last class."""
-    if tuning.schedule == ELEMENT:
+    if plan_options.schedule == ELEMENT:
         return 1
     if m <= MOST_FEW_ROWS:
         return next(rows for rows in FEW_ROWS if m <= rows)
     in_halves = (
         target.hip.matrix is not None
-        and tuning.schedule in {None, TILE_HALVES}
-        and tuning.layout in {None, TILES16}
+        and plan_options.schedule in {None, TILE_HALVES}
+        and plan_options.layout in {None, TILES16}
     )
     if not in_halves:
         return TILE_ROWS
     return next((rows for rows in (*HALVES_TILE_ROWS, MANY_ROWS) if m <= rows), _LAST_CLASS)
 
 
-def most_rows(target: Target, rows_class: int, tuning: Tuning) -> int | None:
+def most_rows(target: Target, rows_class: int, plan_options: PlanOptions) -> int | None:
     """The largest number of rows in a class; None in the last one."""
-    return None if m_class(target, rows_class + 1, tuning) == rows_class else rows_class
+    return None if m_class(target, rows_class + 1, plan_options) == rows_class else rows_class

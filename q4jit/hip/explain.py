@@ -2,7 +2,7 @@
 
 from q4jit.hip.kernel import HipPlan
 from q4jit.pipeline import Remark
-from q4jit.plan.options import Tuning
+from q4jit.plan.options import PlanOptions
 
 
 def origins(plan: HipPlan) -> list[Remark]:
@@ -17,25 +17,25 @@ def origins(plan: HipPlan) -> list[Remark]:
     ]
 
 
-def remarks(plan: HipPlan, tuning: Tuning) -> list[Remark]:
-    """What the kernels of a plan do not follow of a tuning, a line each."""
+def remarks(plan: HipPlan, plan_options: PlanOptions) -> list[Remark]:
+    """What the kernels of a plan do not follow of a plan_options, a line each."""
     products = [kernel for kernel in plan.kernels if kernel.work.sections]
     precisions = [
         Remark(
             "precision",
-            f"precision={tuning.precision!r} is an upper bound: {kernel.work.name} is computed by "
-            f"{kernel.schedule} in the more exact {kernel.precision!r}",
+            f"precision={plan_options.precision!r} is an upper bound: {kernel.work.name} is "
+            f"computed by {kernel.schedule} in the more exact {kernel.precision!r}",
         )
         for kernel in products
-        if kernel.precision != tuning.precision
+        if kernel.precision != plan_options.precision
     ]
     block_sizes = [
         Remark(
             "block_size",
-            f"block_size={tuning.block_size}: tiles have {kernel.block_size} threads, "
+            f"block_size={plan_options.block_size}: tiles have {kernel.block_size} threads, "
             f"{kernel.work.name} too",
         )
         for kernel in products
-        if tuning.block_size not in {None, kernel.block_size}
+        if plan_options.block_size not in {None, kernel.block_size}
     ]
     return precisions + block_sizes

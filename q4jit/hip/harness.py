@@ -1,7 +1,7 @@
 """A bench: kernels of one's own choice run, checked and timed on a GPU, one call after the other.
 
-A call of a specialised function chooses its kernels; here a `Tuning` forces the schedule and the
-weights' layout, results begin as NaN, and times are taken by the device's own events.
+A call of a specialised function chooses its kernels; here a `PlanOptions` forces the schedule
+and the weights' layout, results begin as NaN, and times are taken by the device's own events.
 """
 
 import math
@@ -29,7 +29,7 @@ from q4jit.hip.timer import MEMORY_SHARE, Timer
 from q4jit.hip.tunings import Tuned
 from q4jit.pipeline import fetch, ready_kernels
 from q4jit.plan.kernels import Source
-from q4jit.plan.options import Tuning
+from q4jit.plan.options import PlanOptions
 from q4jit.runtime.devices import target_of
 from q4jit.runtime.driver import Device, LoadedKernel
 from q4jit.weights.tensor import QuantizedTensor
@@ -78,7 +78,7 @@ class Bench(Timer):
         self,
         function: Callable[..., Any],
         args: Sequence[Any],
-        tuning: Tuning,
+        plan_options: PlanOptions,
         tuned: Tuned | None = None,
     ) -> Built:
         """Plan `function` and begin to compile its kernels; their errors are raised by `bind`.
@@ -87,7 +87,7 @@ class Bench(Timer):
         """
         graph = trace(function, tuple(map(_spec, args)))
         rows = math.prod(lead_shape(args))
-        return self.compile(make_plan(graph, self.target, rows, tuning, tuned))
+        return self.compile(make_plan(graph, self.target, rows, plan_options, tuned))
 
     def compile(self, plan: HipPlan) -> Built:
         """Begin to compile the kernels of a plan; their errors are raised by `bind`."""

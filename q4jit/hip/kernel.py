@@ -29,9 +29,9 @@ BLOCK_SIZE: Final = 256
 """Threads of a block where nothing else says how many."""
 
 # bf16 has 8 significant bits: three terms are an f32 exactly, two err by 2⁻¹⁷
-TERMS: Final = {"f32": 3, "f16": 2, "i8": 2}
+BF16_TERMS: Final = {"f32": 3, "f16": 2, "i8": 2}
 # f16 has 11 significant bits: two terms err by 2⁻²³, one by 2⁻¹²
-HALVES: Final = {"f32": 2, "f16": 1, "i8": 1}
+F16_TERMS: Final = {"f32": 2, "f16": 1, "i8": 1}
 
 BOUNDED_THREADS: Final = 512
 # measured on an H100: with so many sums the compiler, left alone, takes more than 128 registers
@@ -49,11 +49,11 @@ class HipKernel:
     ahead: units that each of them loads before their turn. scales_late: a unit's quants are
     multiplied as whole numbers and their sum by the scale (an Inf or NaN there would not meet the
     quants of 0).
-    terms: bf16 numbers that each x is split into for matrix units. int8: x is rounded to int8 for
-    dot products. halves: f16 numbers that each x is split into, which share a scale (32
+    bf16_terms: bf16 numbers that each x is split into for matrix units. int8: x is rounded to int8
+    for dot products. f16_terms: f16 numbers that each x is split into, which share a scale (32
     neighbours by `gemv_matrix`, else a whole row). splits: blocks that share columns, each with
-    its own part of K. groups: tiles of 16 columns that a wave computes. stage_units: units of x
-    in shared memory at a time, of which there are `stages`: one is used, the others are on their
+    its own part of K. wave_panels: panels of 16 columns that a wave computes. stage_units: units of
+    x in shared memory at a time, of which there are `stages`: one is used, the others are on their
     way. warpgroups: four waves multiply together. pairs: f16 terms are multiplied by dot products
     of two. folded: weights are rounded to f16, their scales included, so that sums need none.
     """
@@ -65,13 +65,13 @@ class HipKernel:
     rows_per_tile: int = 1
     columns: int = 1
     lanes: int = 1
-    terms: int = 0
+    bf16_terms: int = 0
     int8: bool = False
     ahead: int = 1
     scales_late: bool = False
-    halves: int = 0
+    f16_terms: int = 0
     splits: int = 1
-    groups: int = 1
+    wave_panels: int = 1
     stage_units: int = 0
     stages: int = 2
     warpgroups: bool = False
@@ -91,7 +91,7 @@ class HipKernel:
 
     def waves_k(self, wave: int) -> int:
         """Waves of a block on matrix units that share columns, each with its own part of K."""
-        return self.block_size * MATRIX_COLUMNS * self.groups // (wave * self.columns)
+        return self.block_size * MATRIX_COLUMNS * self.wave_panels // (wave * self.columns)
 
     @property
     def is_bounded(self) -> bool:
@@ -99,7 +99,7 @@ class HipKernel:
         if not self.work.sections or not self.warpgroups:
             return False
         sums = self.rows_per_tile // 2 * (1 if self.folded else 2)  # registers of a thread
-        is_alone = self.groups == 1 and len(self.section.products) == 1
+        is_alone = self.wave_panels == 1 and len(self.section.products) == 1
         return is_alone and sums == _BOUNDED_SUMS and BOUNDED_THREADS % self.block_size == 0
 
     @property
@@ -117,7 +117,7 @@ class HipKernel:
         """The class of precision of the products."""
         if self.int8:
             return "i8"
-        return "f16" if self.terms == TERMS["f16"] or self.halves == 1 else "f32"
+        return "f16" if self.bf16_terms == BF16_TERMS["f16"] or self.f16_terms == 1 else "f32"
 
     def slots(self) -> tuple[Slot, ...]:
         """The arguments in order: the function's own, buffers, `m` (rows) last.
@@ -142,9 +142,9 @@ class HipKernel:
         slots = dict.fromkeys(sorted(arguments, key=lambda slot: slot.index))
         for store in stores:
             slots[Slot(store.buffer.kind, store.buffer.index)] = None
-        if self.terms:
+        if self.bf16_terms:
             slots |= {Slot("x_terms"): None, Slot("x_rough"): None}
-        if self.halves and self.schedule in {ROWS, TILE_HALVES}:
+        if self.f16_terms and self.schedule in {ROWS, TILE_HALVES}:
             slots |= {Slot("x_terms"): None, Slot("x_scales"): None}
         if self.int8:
             slots |= {Slot("x_quants"): None, Slot("x_scales"): None, Slot("x_sums"): None}

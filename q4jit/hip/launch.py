@@ -34,7 +34,7 @@ from q4jit.arrays.torch_tensors import new_tensor
 from q4jit.arrays.views import DeviceView
 from q4jit.errors import DeviceError
 from q4jit.hip.kernel import HipKernel, HipPlan, grid
-from q4jit.hip.workspace import Scratch
+from q4jit.hip.workspace import DeviceScratch
 from q4jit.plan.kernels import Slot, Source
 from q4jit.runtime.devices import driver_of, why_none
 from q4jit.runtime.driver import Device, LoadedKernel
@@ -81,7 +81,7 @@ class HipLaunch:
             (i, layout, device_key(device.platform, device.index, layout))
             for i, layout in plan.weight_layouts()
         ]
-        self._scratch = Scratch(plan, shapes.rows, device)
+        self._scratch = DeviceScratch(plan, shapes.rows, device)
         self._given = self._given_arrays(args)
         self._like = min((slot.kind, slot.index) for slot in self._given)[1] if self._given else -1
         self._apart = pairs_apart(shapes, self._given, args)

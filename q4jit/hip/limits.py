@@ -50,7 +50,7 @@ def can_run_gemv_matrix(arch: HipArch, kernel: HipKernel) -> bool:
 
 def can_run_tile_halves(arch: HipArch, kernel: HipKernel) -> bool:
     """Whether waves and blocks share a `tile_halves` evenly, and have room to add their sums up."""
-    waves_n, rest = divmod(kernel.columns, MATRIX_COLUMNS * kernel.groups)
+    waves_n, rest = divmod(kernel.columns, MATRIX_COLUMNS * kernel.wave_panels)
     waves_k = kernel.waves_k(arch.wave)
     return (
         rest == 0

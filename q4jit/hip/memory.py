@@ -40,13 +40,15 @@ def shared_bytes(plan: HipPlan, kernel: HipKernel) -> int:
 
 def adds_up_blocks(kernel: HipKernel) -> bool:
     """Whether the threads of a block add up a number of each."""
-    splits_x = kernel.schedule == ROWS and bool(kernel.int8 or kernel.terms or kernel.halves)
+    splits_x = kernel.schedule == ROWS and bool(
+        kernel.int8 or kernel.bf16_terms or kernel.f16_terms
+    )
     return kernel.schedule == ELEMENT or splits_x or _has_row_sums(kernel.work)
 
 
 def finds_largest(kernel: HipKernel) -> bool:
     """Whether the threads of a block find the largest number of a row."""
-    return kernel.schedule == ROWS and bool(kernel.halves)
+    return kernel.schedule == ROWS and bool(kernel.f16_terms)
 
 
 def _has_row_sums(work: Kernel) -> bool:
@@ -68,7 +70,7 @@ def _staged_bytes(plan: HipPlan, kernel: HipKernel) -> int:
         case kernels.TILE_MATRIX:
             return _tile_matrix_bytes(plan, kernel)
         case kernels.TILE_HALVES:
-            return tile_halves_bytes(arch, kernel)
+            return tile_f16_terms_bytes(arch, kernel)
     return 0
 
 
@@ -86,7 +88,7 @@ def _tile_matrix_bytes(plan: HipPlan, kernel: HipKernel) -> int:
     formats = [plan.weight(product.arg).block_format for product in kernel.section.products]
     if any(fmt.m_offset_bytes is not None for fmt in formats):
         scales_bytes += columns * _F32_BYTES + 16 * stride_bytes
-    return stride_bytes * (kernel.terms * kernel.rows_per_tile + columns) + scales_bytes + 4
+    return stride_bytes * (kernel.bf16_terms * kernel.rows_per_tile + columns) + scales_bytes + 4
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,7 @@ class GemvMatrixMemory:
         waves_k = kernel.waves_k(arch.wave)
         results_bytes = _results_bytes(kernel)
         received_bytes = results_bytes if kernel.splits > 1 else 0
-        unit_bytes = halves_unit_bytes(kernel, kernel.rows_per_tile) + 5 * kernel.rows_per_tile
+        unit_bytes = f16_unit_bytes(kernel, kernel.rows_per_tile) + 5 * kernel.rows_per_tile
         return cls(
             room_bytes=arch.lds_bytes - _RESERVE_BYTES - received_bytes,
             split_quads=split_quads(kernel),
@@ -139,10 +141,10 @@ class GemvMatrixMemory:
         return -(-shared // 16) * 16 + self.received_bytes + 32
 
 
-def tile_halves_bytes(arch: HipArch, kernel: HipKernel) -> int:
+def tile_f16_terms_bytes(arch: HipArch, kernel: HipKernel) -> int:
     """Shared memory of a `tile_halves`: stages of x, or after them sums; scales and barriers."""
     rows = kernel.rows_per_tile
-    stages_bytes = kernel.stages * kernel.stage_units * halves_unit_bytes(kernel, rows)
+    stages_bytes = kernel.stages * kernel.stage_units * f16_unit_bytes(kernel, rows)
     barriers_bytes = 32 if kernel.splits > 1 else 16
     used_bytes = max(stages_bytes, tile_halves_sums_bytes(arch, kernel))
     return used_bytes + rows * _F32_BYTES + barriers_bytes
@@ -159,9 +161,9 @@ def tile_halves_has_room(arch: HipArch, kernel: HipKernel) -> bool:
     return tile_halves_sums_bytes(arch, kernel) <= arch.lds_bytes - _RESERVE_BYTES
 
 
-def halves_unit_bytes(kernel: HipKernel, rows: int) -> int:
+def f16_unit_bytes(kernel: HipKernel, rows: int) -> int:
     """Return the bytes of a unit of x, split into terms of f16."""
-    return kernel.halves * rows * UNIT_ELEMENTS * _F16_BYTES
+    return kernel.f16_terms * rows * UNIT_ELEMENTS * _F16_BYTES
 
 
 def split_quads(kernel: HipKernel) -> int:
@@ -188,7 +190,9 @@ def scratch(kernel: HipKernel, m: int) -> dict[Slot, int]:
     units = k // UNIT_ELEMENTS
     sizes = {
         "x": 4 * rows * k,
-        "x_terms": _halves_bytes(kernel, rows, k) if kernel.halves else 2 * kernel.terms * rows * k,
+        "x_terms": _f16_terms_bytes(kernel, rows, k)
+        if kernel.f16_terms
+        else 2 * kernel.bf16_terms * rows * k,
         "x_rough": 4 * rows,
         "x_quants": rows * k,
         "x_scales": 4 * rows * (units if kernel.int8 else 1),
@@ -197,9 +201,9 @@ def scratch(kernel: HipKernel, m: int) -> dict[Slot, int]:
     return {slot: sizes[slot.kind] for slot in kernel.slots() if slot.kind in sizes}
 
 
-def _halves_bytes(kernel: HipKernel, rows: int, k: int) -> int:
+def _f16_terms_bytes(kernel: HipKernel, rows: int, k: int) -> int:
     """x in f16 terms: whole quads for whole tiles; the last stage may be copied beyond them."""
-    row_bytes = kernel.halves * -(-k // QUAD_ELEMENTS) * QUAD_ELEMENTS * _F16_BYTES
+    row_bytes = kernel.f16_terms * -(-k // QUAD_ELEMENTS) * QUAD_ELEMENTS * _F16_BYTES
     tiles = (MOST_FEW_ROWS, *HALVES_TILE_ROWS)  # beyond them there are several
     tile_rows = next((tile for tile in tiles if rows <= tile), TALL_TILE_ROWS)
     return -(-rows // tile_rows) * tile_rows * row_bytes + MOST_STAGES_BYTES // 2

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from q4jit.frontend.graph import Graph
 from q4jit.frontend.specs import WeightSpec
 from q4jit.hip.classes import MOST_FEW_ROWS, m_class
-from q4jit.hip.kernel import HALVES
+from q4jit.hip.kernel import F16_TERMS
 from q4jit.hip.rules import Rules, rules_of
 from q4jit.plan.kernels import Section
-from q4jit.plan.options import Tuning
+from q4jit.plan.options import PlanOptions
 from q4jit.targets import HipArch, Target
 from q4jit.weights.formats import Format
 from q4jit.weights.layouts import TILES16, suits_tiles16
@@ -18,12 +18,12 @@ from q4jit.weights.layouts import TILES16, suits_tiles16
 
 @dataclass(frozen=True)
 class Problem:
-    """Kernels of a graph that are wanted for a target and m rows of x, as a tuning asks for."""
+    """Kernels of a graph that are wanted for a target and m rows of x, as the plan options ask."""
 
     graph: Graph
     target: Target
     m: int
-    tuning: Tuning
+    plan_options: PlanOptions
 
     @property
     def arch(self) -> HipArch:
@@ -38,17 +38,17 @@ class Problem:
     @functools.cached_property
     def m_class(self) -> int:
         """The class of M."""
-        return m_class(self.target, self.m, self.tuning)
+        return m_class(self.target, self.m, self.plan_options)
 
     @property
-    def halves(self) -> int:
+    def f16_terms(self) -> int:
         """The f16 terms that x is split into."""
-        return HALVES[self.tuning.precision]
+        return F16_TERMS[self.plan_options.precision]
 
     @property
     def may_fold(self) -> bool:
         """Whether tiles round weights to f16, where these suit it."""
-        return self.halves == 1 and not self.arch.flushes_halves
+        return self.f16_terms == 1 and not self.arch.flushes_halves
 
     @property
     def in_warpgroups(self) -> bool:
@@ -78,12 +78,12 @@ class Problem:
     def suits_tiles(self, section: Section) -> bool:
         """Whether matrix units can compute a section, with weights stored for their 16 columns."""
         formats = (w.block_format for w in self.weights(section))
-        in_layout = self.tuning.layout in {None, TILES16}
+        in_layout = self.plan_options.layout in {None, TILES16}
         return in_layout and self.suits_matrix(section) and are_tiles(formats)
 
     def suits_dot(self, section: Section) -> bool:
         """Whether dot products of int8 can compute a section, and the precision allows it."""
-        return self.tuning.precision == "i8" and self.has_finite_blocks(section)
+        return self.plan_options.precision == "i8" and self.has_finite_blocks(section)
 
     def suits_f16(self, section: Section) -> bool:
         """Whether all weights may be rounded to f16, their scales included."""

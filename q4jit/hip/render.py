@@ -57,7 +57,7 @@ def render_generic(
             "unaligned": not weight.float_bytes,
         },
     }
-    text = environment().get_template("generic.hip.j2").render(context)
+    text = environment().get_template("kernel/generic.hip.j2").render(context)
     return Source(f"{name}_matmul_kernel", target, text, SUFFIX)
 
 
@@ -74,5 +74,5 @@ def render_read(target: Target, block_size: int, ahead: int, platform: str | Non
         "block_size": block_size,
         "ahead": ahead,
     }
-    text = environment().get_template("read.hip.j2").render(context)
+    text = environment().get_template("kernel/read.hip.j2").render(context)
     return Source(symbol, target, text, SUFFIX)

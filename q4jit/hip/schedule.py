@@ -27,13 +27,13 @@ from q4jit.frontend.graph import Graph, reachable
 from q4jit.hip.choices import as_chosen, choice_for
 from q4jit.hip.classes import MOST_FEW_ROWS
 from q4jit.hip.kernel import (
+    BF16_TERMS,
     DEQUANTIZE,
     GEMV,
     GEMV_DOT,
     GEMV_MATRIX,
     LOOKUP,
     ROWS,
-    TERMS,
     TILE_FMA,
     TILE_HALVES,
     TILE_MATRIX,
@@ -46,7 +46,7 @@ from q4jit.hip.rules import ROWS_OF_HALVES_THREADS
 from q4jit.hip.sizing import sized, unsized
 from q4jit.hip.tunings import Choice, Tuned
 from q4jit.plan.kernels import Buffer, Kernel, Plan, Section, Store
-from q4jit.plan.options import Tuning
+from q4jit.plan.options import PlanOptions
 from q4jit.plan.split import split
 from q4jit.targets import Target
 from q4jit.weights.layouts import TILES16
@@ -55,21 +55,22 @@ _DECODERS: Final = {"dequantize": DEQUANTIZE, "rows": LOOKUP}
 
 
 def make_plan(
-    graph: Graph, target: Target, m: int, tuning: Tuning, tuned: Tuned | None = None
+    graph: Graph, target: Target, m: int, plan_options: PlanOptions, tuned: Tuned | None = None
 ) -> HipPlan:
     """Plan a graph for a GPU and m rows of x; plans of one M class are equal.
 
-    tuned: asked for the schedule and constants of each product, where `tuning` leaves them open.
+    tuned: asked for the schedule and constants of each product, where `plan_options` leaves them
+    open.
     Raises TargetError for a block size or a schedule that the arch cannot run, and TuningError for
     what `tuned` gives and `candidates` does not.
     """
-    check_block_size(target, tuning.block_size)
-    if (tuning.block_size, tuning.schedule, tuning.layout) != (None, None, None):
+    check_block_size(target, plan_options.block_size)
+    if (plan_options.block_size, plan_options.schedule, plan_options.layout) != (None, None, None):
         tuned = None
     works, temps = split(graph)
     kernels: list[HipKernel] = []
     for work in works:
-        problem = Problem(graph, target, 1 if work.uniform else m, tuning)
+        problem = Problem(graph, target, 1 if work.uniform else m, plan_options)
         kernels += _launches(problem, work, tuned)
     return Plan(graph, target, tuple(kernels), temps)
 
@@ -97,7 +98,7 @@ def _launches(problem: Problem, work: Kernel, tuned: Tuned | None) -> list[HipKe
 
 def _schedule(problem: Problem, work: Kernel, section: Section, choice: Choice | None) -> str:
     """The schedule of a section: as measured, as asked for, or by rule."""
-    asked = problem.tuning.schedule if choice is None else choice.trial.schedule
+    asked = problem.plan_options.schedule if choice is None else choice.trial.schedule
     if asked is not None:
         _check_schedule(problem, work, section, asked)
         return asked
@@ -126,7 +127,7 @@ def _check_schedule(problem: Problem, work: Kernel, section: Section, schedule: 
         )
     if schedule == GEMV_DOT and not problem.suits_dot(section):
         raise TargetError(
-            f"schedule {schedule!r} with precision {problem.tuning.precision!r} for "
+            f"schedule {schedule!r} with precision {problem.plan_options.precision!r} for "
             f"{work.name}: accepted are precision 'i8' and block formats with finite "
             "scales"
         )
@@ -145,12 +146,12 @@ def _agreed(schedules: Sequence[str]) -> list[str]:
 
 def _rows_kernel(problem: Problem, work: Kernel, schedules: Sequence[str]) -> HipKernel | None:
     """What must be known row by row before the products; None where that is nothing."""
-    x, rows, tuning = work.x, work.rows, problem.tuning
-    terms = TERMS[tuning.precision] if TILE_MATRIX in schedules else 0
-    halves = problem.halves if TILE_HALVES in schedules else 0
+    x, rows, plan_options = work.x, work.rows, problem.plan_options
+    bf16_terms = BF16_TERMS[plan_options.precision] if TILE_MATRIX in schedules else 0
+    f16_terms = problem.f16_terms if TILE_HALVES in schedules else 0
     int8 = GEMV_DOT in schedules
     keeps_x = x is not None and any(node.op == "sum" for node in reachable((x,)))
-    if not (rows or terms or halves or int8 or (keeps_x and TILE_FMA in schedules)):
+    if not (rows or bf16_terms or f16_terms or int8 or (keeps_x and TILE_FMA in schedules)):
         return None
     if x is not None and keeps_x:
         rows = (*rows, Store(x, Buffer("x", 0, x.width)))
@@ -159,12 +160,12 @@ def _rows_kernel(problem: Problem, work: Kernel, schedules: Sequence[str]) -> Hi
         problem,
         _without_unused_loads(work),
         ROWS,
-        terms=terms,
-        halves=halves,
+        bf16_terms=bf16_terms,
+        f16_terms=f16_terms,
         int8=int8,
-        warpgroups=halves > 0 and problem.in_warpgroups,
+        warpgroups=f16_terms > 0 and problem.in_warpgroups,
     )
-    is_free = halves and tuning.block_size is None
+    is_free = f16_terms and plan_options.block_size is None
     return replace(kernel, block_size=ROWS_OF_HALVES_THREADS) if is_free else kernel
 
 

@@ -31,7 +31,7 @@ from q4jit.hip.harness import Bench, Built, rotated_bytes
 from q4jit.hip.kernel import HipKernel, HipPlan
 from q4jit.hip.schedule import make_plan
 from q4jit.hip.tunings import Constants, Key, Machine, Trial
-from q4jit.plan.options import Tuning
+from q4jit.plan.options import PlanOptions
 from q4jit.precision import BOUNDS, relative_error
 from q4jit.progress import progress
 from q4jit.runtime.driver import Device
@@ -72,12 +72,12 @@ def products(x: Any, *weights: Any) -> Any:
 
 def key_for(target: Target, k: int, n: int, formats: Sequence[str], m: int, precision: str) -> Key:
     """The key of a product of m rows."""
-    return Key(k, n, "+".join(formats), m_class(target, m, Tuning(precision)), precision)
+    return Key(k, n, "+".join(formats), m_class(target, m, PlanOptions(precision)), precision)
 
 
 def rows_of(target: Target, key: Key) -> int:
     """The number of rows at which a class of M is timed: its largest, 2048 for the last class."""
-    return most_rows(target, key.m, Tuning(key.precision)) or _LARGE_ROWS
+    return most_rows(target, key.m, PlanOptions(key.precision)) or _LARGE_ROWS
 
 
 def machine_of(bench: Bench) -> Machine:
@@ -85,13 +85,13 @@ def machine_of(bench: Bench) -> Machine:
     return Machine(bench.device.name, bench.target.arch, bench.fingerprint)
 
 
-def ensure(device: Device, graph: Graph, m: int, tuning: Tuning) -> None:
+def ensure(device: Device, graph: Graph, m: int, plan_options: PlanOptions) -> None:
     """Search for the products of a function's kernels, where nothing is known of them yet.
 
     Raises TuningError where every candidate of one was rejected, and DeviceError.
     """
     with _TUNING, Bench(device) as bench:
-        keys = keys_of(make_plan(graph, bench.target, m, tuning), m, tuning)
+        keys = keys_of(make_plan(graph, bench.target, m, plan_options), m, plan_options)
         known, machine = tunings.stored(), machine_of(bench)
         missing = [key for key in keys if not tunings.best(known.get((machine, key), ()))]
         for key, trials in search(bench, missing).items():
@@ -132,7 +132,7 @@ def _candidates(bench: Bench, key: Key) -> Iterator[Candidate]:
     weights = [WeightSpec(name, key.k, key.n) for name in formats]
     graph = trace(products, (array_spec((m, key.k)), *weights))
     for schedule in schedules_for(bench.target, key):
-        plan = make_plan(graph, bench.target, m, Tuning(key.precision, None, schedule))
+        plan = make_plan(graph, bench.target, m, PlanOptions(key.precision, None, schedule))
         (kernel,) = (kernel for kernel in plan.kernels if kernel.work.sections)
         for variant in candidates(plan.target, kernel, m):
             built = bench.compile(_with(plan, kernel, variant))

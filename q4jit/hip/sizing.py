@@ -8,12 +8,12 @@ from q4jit.errors import TargetError
 from q4jit.hip import kernel as kernels
 from q4jit.hip.classes import MOST_FEW_ROWS, TILE_ROWS
 from q4jit.hip.kernel import (
+    BF16_TERMS,
     BLOCK_SIZE,
     GEMV,
     GEMV_DOT,
     GEMV_MATRIX,
     MATRIX_COLUMNS,
-    TERMS,
     TILE_FMA,
     TILE_HALVES,
     TILE_MATRIX,
@@ -21,7 +21,7 @@ from q4jit.hip.kernel import (
     HipKernel,
 )
 from q4jit.hip.limits import can_run_gemv_matrix, can_run_tile_halves
-from q4jit.hip.memory import halves_unit_bytes
+from q4jit.hip.memory import f16_unit_bytes
 from q4jit.hip.problem import Problem
 from q4jit.hip.rules import GEMV_LANES, GEMV_MOST_ROWS, rules_of
 from q4jit.plan.kernels import Kernel, Section
@@ -35,12 +35,12 @@ _TILES: Final = frozenset({TILE_FMA, TILE_MATRIX, TILE_HALVES})  # whose block s
 
 def unsized(problem: Problem, work: Kernel, schedule: str, **constants: Any) -> HipKernel:
     """Return a kernel with these constants and what the caller asked for."""
-    asked = None if schedule in _TILES else problem.tuning.block_size
+    asked = None if schedule in _TILES else problem.plan_options.block_size
     kernel = HipKernel(
         work,
         schedule,
         block_size=asked or BLOCK_SIZE,
-        layout=problem.tuning.layout or PLANAR,
+        layout=problem.plan_options.layout or PLANAR,
     )
     return replace(kernel, **constants)
 
@@ -55,9 +55,11 @@ def sized(problem: Problem, work: Kernel, schedule: str) -> HipKernel:
         case kernels.TILE_HALVES:
             return _tile_halves(problem, work)
         case kernels.TILE_FMA | kernels.TILE_MATRIX:
-            terms = TERMS[problem.tuning.precision] if schedule == TILE_MATRIX else 0
+            bf16_terms = (
+                BF16_TERMS[problem.plan_options.precision] if schedule == TILE_MATRIX else 0
+            )
             tile = {"rows_per_tile": TILE_ROWS, "columns": TILE_COLUMNS}
-            return unsized(problem, work, schedule, **tile, terms=terms)
+            return unsized(problem, work, schedule, **tile, bf16_terms=bf16_terms)
     return unsized(problem, work, schedule)
 
 
@@ -105,7 +107,7 @@ def _gemv_matrix(problem: Problem, work: Kernel) -> HipKernel:
         GEMV_MATRIX,
         layout=TILES16,
         rows_per_tile=rows,
-        halves=problem.halves,
+        f16_terms=problem.f16_terms,
         pairs=rows <= rules.pair_rows,
     )
     for splits, waves_n, waves_k in _tilings(problem, section, rows):
@@ -113,7 +115,7 @@ def _gemv_matrix(problem: Problem, work: Kernel) -> HipKernel:
         if can_run_gemv_matrix(arch, kernel):
             ahead = replace(kernel, ahead=rules.ahead)
             return ahead if can_run_gemv_matrix(arch, ahead) else kernel
-    if problem.tuning.block_size is None and problem.tuning.schedule is None:
+    if problem.plan_options.block_size is None and problem.plan_options.schedule is None:
         return _gemv(problem, work, GEMV)
     raise TargetError(
         f"{len(section.products)} products of {work.name} with block_size={base.block_size} "
@@ -126,7 +128,7 @@ def in_waves(arch: HipArch, kernel: HipKernel, waves_n: int, waves_k: int) -> Hi
     """Return a kernel with waves beside each other, and waves that share columns."""
     return replace(
         kernel,
-        columns=MATRIX_COLUMNS * kernel.groups * waves_n,
+        columns=MATRIX_COLUMNS * kernel.wave_panels * waves_n,
         block_size=arch.wave * waves_n * waves_k,
     )
 
@@ -152,10 +154,10 @@ def _divided(problem: Problem, waves_n: int, waves: int) -> list[tuple[int, int]
 
     Of `waves` in all, or of as many as the caller's block size has.
     """
-    if problem.tuning.block_size is None:
+    if problem.plan_options.block_size is None:
         waves_n = min(waves_n, waves)
         return [(waves_n, waves_k) for waves_k in range(waves // waves_n, 0, -1)]
-    waves = problem.tuning.block_size // problem.arch.wave
+    waves = problem.plan_options.block_size // problem.arch.wave
     divisors = [n for n in range(1, waves + 1) if waves % n == 0]
     return [(n, waves // n) for n in sorted(divisors, key=lambda n: abs(n - waves_n))]
 
@@ -176,7 +178,7 @@ def _tile_halves(problem: Problem, work: Kernel) -> HipKernel:
         layout=TILES16,
         block_size=arch.wave * waves,
         columns=columns,
-        halves=problem.halves,
+        f16_terms=problem.f16_terms,
         warpgroups=problem.in_warpgroups,
         folded=folded,
     )
@@ -189,5 +191,5 @@ def _tile_halves(problem: Problem, work: Kernel) -> HipKernel:
 def staged(arch: HipArch, kernel: HipKernel, rows: int, stages: int) -> HipKernel:
     """Return a kernel for tiles of so many rows, whose x is in shared memory in `stages`."""
     stage_bytes = rules_of(arch).stages_bytes // stages
-    units = min(stage_bytes // halves_unit_bytes(kernel, rows), _MOST_STAGE_UNITS)
+    units = min(stage_bytes // f16_unit_bytes(kernel, rows), _MOST_STAGE_UNITS)
     return replace(kernel, rows_per_tile=rows, stage_units=units, stages=stages)

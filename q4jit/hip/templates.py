@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import jinja2
 
-FRAME: Final = "kernel.hip.j2"
+FRAME: Final = "part/frame.hip.j2"
 """The template of every planned kernel."""
 
 _MARK: Final = re.compile("\x01(.*?)\x02")

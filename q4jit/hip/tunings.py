@@ -315,6 +315,7 @@ def parse(text: str, where: str) -> Tunings:
 
 
 _EXPORTED: Final = "what q4jit tune --export writes"
+_RENAMED: Final = {"groups": "wave_panels"}  # files of q4jit 0.1 use the older name
 
 
 def _entry(data: Any, where: str) -> tuple[Machine, Key, tuple[Trial, ...]]:
@@ -335,7 +336,8 @@ def _trial(data: Any, where: str) -> Trial:
     check_fields(data, where, _TRIAL_RULES, error=TuningError)
     if (data["us"] is None) != bool(data["rejected"]):
         raise TuningError(f"{where}: accepted is one of us and rejected, found both or none")
-    return Trial(**data | {"constants": tuple(sorted(data["constants"].items()))})
+    constants = {_RENAMED.get(name, name): value for name, value in data["constants"].items()}
+    return Trial(**data | {"constants": tuple(sorted(constants.items()))})
 
 
 def _names(kind: type[Machine | Key | Trial]) -> set[str]:

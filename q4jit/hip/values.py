@@ -163,7 +163,7 @@ def buffer_name(kind: str, index: int) -> str:
     return "x_values" if kind == "x" else f"{kind}{index}"
 
 
-class Values:
+class HipValues:
     """Writes the steps of a kernel's values; `known` are expressions by the id of their value.
 
     operations: those of all steps that were written.

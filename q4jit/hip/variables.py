@@ -8,9 +8,9 @@ from q4jit.hip.elementary import elementary_functions
 from q4jit.hip.kernel import BOUNDED_THREADS, MAX_GRID_Y, ROWS, TILE_HALVES, HipKernel, HipPlan
 from q4jit.hip.memory import adds_up_blocks, finds_largest
 from q4jit.hip.values import (
+    HipValues,
     Step,
     Sum,
-    Values,
     buffer_name,
     c_names,
     parameters,
@@ -64,7 +64,7 @@ def _needs(kernel: HipKernel, weights: list[Weight]) -> dict[str, bool]:
         "block_largest": finds_largest(kernel),
         "unaligned": any(not w.is_planar and not w.float_bytes for w in weights),
         "minimum": any(w.has_m for w in weights),
-        "fours": bool(kernel.halves) and kernel.schedule != TILE_HALVES,
+        "fours": bool(kernel.f16_terms) and kernel.schedule != TILE_HALVES,
     }
 
 
@@ -74,10 +74,10 @@ class _Writer:
 
     plan: HipPlan
     kernel: HipKernel
-    values: Values = field(init=False)
+    values: HipValues = field(init=False)
 
     def __post_init__(self) -> None:
-        self.values = Values(self.plan.graph, self.kernel)
+        self.values = HipValues(self.plan.graph, self.kernel)
         self._names = c_names(self.plan.graph.names)
 
     def decoded(self) -> dict[str, Any]:
@@ -140,7 +140,7 @@ class _Writer:
                 wide.append(stored | {"steps": steps, "width": store.node.width})
         x_steps: tuple[Step, ...] = ()
         x_expression = ""
-        if (kernel.terms or kernel.int8 or kernel.halves) and x is not None:
+        if (kernel.bf16_terms or kernel.int8 or kernel.f16_terms) and x is not None:
             x_steps, (x_expression,) = self.values.at([x], known)
         return {
             "row_steps": row_steps,

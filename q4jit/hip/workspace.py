@@ -18,7 +18,7 @@ _PER_THREAD_STREAM: Final = 2  # the handle of each thread's own default stream
 _REGION_BYTES: Final = 256  # each temporary begins where a burst of memory does
 
 
-class Scratch:
+class DeviceScratch:
     """The scratch memory of a plan for `rows` rows; offsets: where each of its slots begins."""
 
     def __init__(self, plan: HipPlan, rows: int, device: Device) -> None:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Tuning:
+class PlanOptions:
     """Choices that a caller makes; None leaves a choice to the schedule.
 
     precision: `f32`, `f16` or `i8`, an upper bound of the error. block_size: threads per block of a

@@ -88,7 +88,7 @@ class _Attribute(ctypes.Structure):
     _fields_ = (("id", ctypes.c_int), ("value", ctypes.c_uint64 * 8))
 
 
-class _Launch(ctypes.Structure):
+class _LaunchConfig(ctypes.Structure):
     """CUDA's CUlaunchConfig; shape: grid, block and LDS bytes."""
 
     _fields_ = (
@@ -110,6 +110,6 @@ def early_arguments(
         function, shape, values, order
     )
     attribute = _Attribute(_PROGRAMMATIC_STREAM_SERIALIZATION, (1,))
-    launch = _Launch((ctypes.c_uint * 7)(*shape), None, ctypes.pointer(attribute), 1)
-    stream = ctypes.c_void_p.from_buffer(launch, _Launch.stream.offset)
+    launch = _LaunchConfig((ctypes.c_uint * 7)(*shape), None, ctypes.pointer(attribute), 1)
+    stream = ctypes.c_void_p.from_buffer(launch, _LaunchConfig.stream.offset)
     return slots, stream, current, current_at, (ctypes.byref(launch), handle, pointers, None)

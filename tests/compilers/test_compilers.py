@@ -212,9 +212,9 @@ def test_a_broken_text_is_shown_at_its_line(name: str, arch: str) -> None:
     assert f"{line:5d}  int broken()" in str(error)
     assert any(arch in flag for flag in error.flags)
     assert set(error.flags) <= set(error.command)
-    mapped = error.with_origins({line: "gemv.hip.j2:12", 1: "gemv.hip.j2:1"})
-    assert "int broken() { return undeclared; }    <- gemv.hip.j2:12" in str(mapped)
-    assert "gemv.hip.j2:1\n" not in str(mapped)
+    mapped = error.with_origins({line: "kernel/gemv.hip.j2:12", 1: "gemv.hip.j2:1"})
+    assert "int broken() { return undeclared; }    <- kernel/gemv.hip.j2:12" in str(mapped)
+    assert "kernel/gemv.hip.j2:1\n" not in str(mapped)
     assert (mapped.command, mapped.repro) == (error.command, error.repro)
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from q4jit.hip.kernel import HipPlan
 from q4jit.hip.render import render
-from q4jit.plan.options import Tuning
+from q4jit.plan.options import PlanOptions
 from q4jit.targets import HIP_ARCHS
 from tests.support.amd_table import CARDS, Needs, main_loop, needs
 from tests.support.golden import check_golden
@@ -38,7 +38,7 @@ def plans() -> dict[Row, HipPlan]:
     found: dict[Row, HipPlan] = {}
     for arch, precision, m in itertools.product(CARDS, ("f32", "f16", "i8"), M_CLASSES):
         args = [zeros(m, K), tensor("Q4_0", K, N)]
-        plan = hip_plan(product, f"hip:{arch}", args, Tuning(precision))
+        plan = hip_plan(product, f"hip:{arch}", args, PlanOptions(precision))
         kernel = plan.kernels[-1]
         found.setdefault((arch, m, kernel.precision, kernel.schedule), plan)
     return found

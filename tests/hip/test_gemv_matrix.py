@@ -11,7 +11,7 @@ import pytest
 from q4jit.hip.kernel import GEMV_MATRIX, HipPlan
 from q4jit.hip.render import render
 from q4jit.plan.kernels import Source
-from q4jit.plan.options import Tuning
+from q4jit.plan.options import PlanOptions
 from q4jit.targets import HIP_ARCHS
 from q4jit.weights.formats import FORMATS
 from tests.support.compilers import compiler_for
@@ -71,8 +71,8 @@ def planned(
     **constants: Any,
 ) -> HipPlan:
     """The plan, its products with these constants."""
-    tuning = Tuning(precision, waves * HIP_ARCHS[arch].wave, GEMV_MATRIX)
-    plan = hip_plan(function, f"hip:{arch}", args, tuning)
+    plan_options = PlanOptions(precision, waves * HIP_ARCHS[arch].wave, GEMV_MATRIX)
+    plan = hip_plan(function, f"hip:{arch}", args, plan_options)
     assert {kernel.schedule for kernel in plan.kernels} == {GEMV_MATRIX}
     constants = {"columns": 16, "ahead": 1, "splits": 1} | constants
     return replace(plan, kernels=tuple(replace(k, **constants) for k in plan.kernels))

@@ -16,7 +16,7 @@ from q4jit.errors import ArgumentError, DeviceError
 from q4jit.hip.harness import Bench
 from q4jit.hip.kernel import ELEMENT, MAX_GRID_Y
 from q4jit.plan.kernels import Source
-from q4jit.plan.options import Tuning
+from q4jit.plan.options import PlanOptions
 from q4jit.runtime import devices
 from q4jit.runtime.driver import Device
 from q4jit.tools.cli.main import main
@@ -129,7 +129,7 @@ def test_no_rows_give_no_rows(device: Device, w: QuantizedTensor) -> None:
 def test_more_rows_than_a_grid_axis_has_blocks(bench: Bench) -> None:
     m = MAX_GRID_Y + 1000
     args = (random_x(m, 32), random_weight("Q4_0", 32, 3))
-    built = bench.build(product, args, Tuning(schedule=ELEMENT))
+    built = bench.build(product, args, PlanOptions(schedule=ELEMENT))
     assert contract_error(args, bench.run(built, args)) < 10 * BOUND  # of the worst of all rows
 
 

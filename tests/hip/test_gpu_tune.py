@@ -11,7 +11,7 @@ import pytest
 from q4jit import specialize
 from q4jit.hip import search, tunings
 from q4jit.hip.harness import Bench
-from q4jit.plan.options import Tuning
+from q4jit.plan.options import PlanOptions
 from q4jit.precision import BOUNDS
 from q4jit.runtime import devices
 from q4jit.runtime.driver import Device
@@ -95,7 +95,7 @@ def test_a_candidate_that_is_broken_is_rejected(
 @pytest.mark.parametrize("m", [1, 64])
 def test_replayed_calls_compute_and_cost_no_more_than_launched_ones(bench: Bench, m: int) -> None:
     x, w = random_x(m, 4096), random_weight("Q4_0", 4096, 4096)
-    built = bench.build(product, (x, w), Tuning())
+    built = bench.build(product, (x, w), PlanOptions())
     found = []
 
     def calls_on(stream: int) -> list[Any]:

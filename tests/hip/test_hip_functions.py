@@ -23,7 +23,7 @@ from q4jit.hip.kernel import (
 )
 from q4jit.hip.render import render
 from q4jit.hip.values import RESERVED, c_names
-from q4jit.plan.options import Tuning
+from q4jit.plan.options import PlanOptions
 from tests.support.functions import (
     ELEMENTWISE,
     F32,
@@ -61,8 +61,8 @@ class Way:
         return f"{self.schedule}-{self.rows}-{self.arch}"
 
     @property
-    def tuning(self) -> Tuning:
-        return Tuning(schedule=self.schedule)
+    def plan_options(self) -> PlanOptions:
+        return PlanOptions(schedule=self.schedule)
 
 
 WAYS: Final = (
@@ -74,9 +74,11 @@ WAYS: Final = (
 )
 
 
-def check(function: Function, args: Sequence[Any], target: str, tuning: Tuning) -> HipPlan:
+def check(
+    function: Function, args: Sequence[Any], target: str, plan_options: PlanOptions
+) -> HipPlan:
     """Hold the results of a function against its float64 run; its plan."""
-    plan = hip_plan(function, target, args, tuning)
+    plan = hip_plan(function, target, args, plan_options)
     wanted = reference(function, *args)
     assert_close(tuple(run_on_host(plan, args)), wanted)
     return plan
@@ -219,7 +221,7 @@ FUNCTIONS: Final = [
 @pytest.mark.parametrize(("way", "name"), FUNCTIONS)
 def test_a_function(way: Way, name: str) -> None:
     function, args = cases(way.rows)[name]
-    plan = check(function, args, f"hip:{way.arch}", way.tuning)
+    plan = check(function, args, f"hip:{way.arch}", way.plan_options)
     if name != "no_product":
         assert {kernel.schedule for kernel in plan.kernels} - {ROWS} == {way.schedule}
 
@@ -232,7 +234,7 @@ def test_leading_dimensions(lead: tuple[int, ...]) -> None:
     def function(x: Any, w: Any, z: Any) -> Any:
         return x @ w + z, np.mean(x * x, axis=-1)
 
-    check(function, [random(*lead, K), w, z], "hip:gfx1030", Tuning())
+    check(function, [random(*lead, K), w, z], "hip:gfx1030", PlanOptions())
 
 
 @settings(
@@ -248,7 +250,7 @@ def test_leading_dimensions(lead: tuple[int, ...]) -> None:
 )
 def test_a_random_function(example: Example, arch: str, schedule: str | None) -> None:
     args = tuple(example.arguments.values())
-    check(example.function(), args, f"hip:{arch}", Tuning(schedule=schedule))
+    check(example.function(), args, f"hip:{arch}", PlanOptions(schedule=schedule))
 
 
 # --- element-wise functions -----------------------------------------------------------------------
@@ -281,7 +283,7 @@ def test_where_nan_and_infinity_go_in_an_epilogue(schedule: str) -> None:
         return every_operation(x @ w, b)
 
     args = [a[:, :1].copy(), ones, b]
-    plan = hip_plan(function, "hip:gfx90a", args, Tuning(schedule=schedule))
+    plan = hip_plan(function, "hip:gfx90a", args, PlanOptions(schedule=schedule))
     assert_same_specials(run_on_host(plan, args), a, b)
 
 
@@ -304,7 +306,7 @@ def texts(way: Way, platform: str = "host") -> list[str]:
     """Kernels without their comments: prologue, epilogue, sums, all functions that they call."""
     found = []
     for function, args in (cases(way.rows)[name] for name in ("block", "gelu", "log_of_sizes")):
-        plan = hip_plan(function, f"hip:{way.arch}", args, way.tuning)
+        plan = hip_plan(function, f"hip:{way.arch}", args, way.plan_options)
         found += [render(plan, kernel, platform).text for kernel in plan.kernels]
     return [re.sub(r"//.*", "", text) for text in found]
 
@@ -335,7 +337,7 @@ def check_names(names: Sequence[str], way: Way) -> None:
     others[::2] = [np.full(N, value, F32) for value in others[::2]]
     others[-1] = 0.5
     args = [random(way.rows, K), weight(K, N, "Q4_0"), *others]
-    plan = check(named(["x", "w", *names], sum_of_all), args, f"hip:{way.arch}", way.tuning)
+    plan = check(named(["x", "w", *names], sum_of_all), args, f"hip:{way.arch}", way.plan_options)
     assert plan.graph.names == ("x", "w", *names)
 
 
@@ -361,7 +363,7 @@ def test_a_weight_and_ids_of_any_name(name: str) -> None:
         np.testing.assert_array_equal(run_on_host(plan, args)[0], function(*args))
     way = WAYS[-1]
     args = [random(way.rows, K), w]
-    check(named(["x", name], product), args, f"hip:{way.arch}", way.tuning)
+    check(named(["x", name], product), args, f"hip:{way.arch}", way.plan_options)
 
 
 def product(x: Any, w: Any) -> Any:

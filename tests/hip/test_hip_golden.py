@@ -18,7 +18,7 @@ import pytest
 from q4jit.hip.templates import environment
 from q4jit.hip.variables import variables
 from q4jit.plan.kernels import Source
-from q4jit.plan.options import Tuning
+from q4jit.plan.options import PlanOptions
 from tests.support.compilers import compiler_for
 from tests.support.hip import hip_plan
 from tests.support.hip_cases import (
@@ -110,9 +110,9 @@ def test_texts_are_the_same_in_every_process() -> None:
 @pytest.mark.parametrize("missing", ["arch", "kernel", "needs", "parameters", "products", "x"])
 def test_a_name_that_no_one_defined_is_an_error(missing: str) -> None:
     args = (zeros(1, 64), tensor("Q4_0", 64, 8))
-    plan = hip_plan(product, "hip:gfx1100", args, Tuning())
+    plan = hip_plan(product, "hip:gfx1100", args, PlanOptions())
     context = variables(plan, plan.kernels[0]) | {"platform": "amd"}
-    template = environment().get_template("kernel.hip.j2")
+    template = environment().get_template("part/frame.hip.j2")
     assert template.render(context)
     del context[missing]
     with pytest.raises(jinja2.UndefinedError, match=f"'{missing}' is undefined"):

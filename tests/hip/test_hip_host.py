@@ -24,7 +24,7 @@ MATRIX_ARCHS: Final = ("gfx90a", "gfx1100", "gfx1201", "sm_90")  # one of each m
 def program(body: str, arch: str = "gfx1030") -> Program:
     """The kernel `k` of `body` behind the host prelude, and the matrix file where it is used."""
     facts = HIP_ARCHS[arch]
-    files = ["prelude_host"] + ([f"matrix_{facts.matrix}"] if "fragment" in body else [])
+    files = ["prelude/host"] + ([f"unit/bf16_{facts.matrix}"] if "fragment" in body else [])
     texts = [environment().get_template(f"{file}.hip.j2").render(arch=facts) for file in files]
     return compile_host("\n".join([*texts, body]), "k")
 

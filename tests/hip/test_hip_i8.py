@@ -16,7 +16,7 @@ from q4jit.hip.kernel import (
 )
 from q4jit.hip.memory import scratch
 from q4jit.hip.render import render
-from q4jit.plan.options import Tuning
+from q4jit.plan.options import PlanOptions
 from q4jit.weights.formats import FORMATS
 from q4jit.weights.layouts import GGUF
 from tests.support.hip import Floats, hip_plan, rows_of, run_on_host
@@ -40,23 +40,27 @@ NORMAL: Final = 8e-3
 K: Final = 512
 N: Final = 37
 BLOCK_FORMATS: Final = tuple(f.name for f in FORMATS.values() if f.float_dtype is None)
-I8: Final = Tuning(precision="i8")
-I8_DOT: Final = Tuning(precision="i8", schedule=GEMV_DOT)
+I8: Final = PlanOptions(precision="i8")
+I8_DOT: Final = PlanOptions(precision="i8", schedule=GEMV_DOT)
 
 every_format = pytest.mark.parametrize("name", BLOCK_FORMATS)
 WAVES: Final = ("gfx1030", "gfx90a")  # of 32 and 64 lanes
 every_wave = pytest.mark.parametrize("arch", WAVES)
 
 
-def planned(x: Floats, w: Weight, arch: str = "gfx1030", tuning: Tuning = I8_DOT) -> HipPlan:
+def planned(
+    x: Floats, w: Weight, arch: str = "gfx1030", plan_options: PlanOptions = I8_DOT
+) -> HipPlan:
     """The plan of x @ w, which is one of the dot schedule."""
-    plan = hip_plan(one_product, f"hip:{arch}", [x, w.tensor], tuning)
+    plan = hip_plan(one_product, f"hip:{arch}", [x, w.tensor], plan_options)
     assert [k.schedule for k in plan.kernels] == [ROWS, GEMV_DOT]
     return plan
 
 
-def product(x: Floats, w: Weight, arch: str = "gfx1030", tuning: Tuning = I8_DOT) -> Floats:
-    (y,) = run_on_host(planned(x, w, arch, tuning), [x, w.tensor])
+def product(
+    x: Floats, w: Weight, arch: str = "gfx1030", plan_options: PlanOptions = I8_DOT
+) -> Floats:
+    (y,) = run_on_host(planned(x, w, arch, plan_options), [x, w.tensor])
     return y
 
 
@@ -95,7 +99,7 @@ def test_normal_rows(name: str, m: int, arch: str) -> None:
 @every_format
 def test_ggufs_own_blocks(name: str) -> None:
     x, w = random_x(2, K), weight(name, K, N)
-    found = row_errors(product(x, w, tuning=Tuning(precision="i8", layout=GGUF)), x, w)
+    found = row_errors(product(x, w, plan_options=PlanOptions(precision="i8", layout=GGUF)), x, w)
     assert np.max(found) < NORMAL
 
 
@@ -253,10 +257,12 @@ def test_slices_start_at_their_column() -> None:
 @pytest.mark.parametrize("precision", ["f32", "f16"])
 def test_more_exact_precisions_never_round_to_int8(precision: str) -> None:
     args = [random_x(1, K), weight("Q8_0", K, N).tensor]
-    plan = hip_plan(one_product, "hip:gfx1100", args, Tuning(precision=precision))
+    plan = hip_plan(one_product, "hip:gfx1100", args, PlanOptions(precision=precision))
     assert [k.schedule for k in plan.kernels] == [GEMV]
     with pytest.raises(TargetError, match=r"'gemv_dot' with precision .* accepted are precision"):
-        hip_plan(one_product, "hip:gfx1100", args, Tuning(precision=precision, schedule=GEMV_DOT))
+        hip_plan(
+            one_product, "hip:gfx1100", args, PlanOptions(precision=precision, schedule=GEMV_DOT)
+        )
 
 
 def test_what_int8_does_not_suit() -> None:

@@ -26,7 +26,7 @@ from q4jit.hip.kernel import (
     TILE_MATRIX,
 )
 from q4jit.plan.kernels import Source
-from q4jit.plan.options import Tuning
+from q4jit.plan.options import PlanOptions
 from q4jit.targets import HIP_ARCHS, find_target
 from q4jit.weights.formats import FORMATS
 from tests.support.compilers import compiler_for
@@ -130,7 +130,7 @@ def grown(before: Table, now: Table) -> Iterator[str]:
 
 
 def test_remarks_are_of_what_a_plan_really_does_not_follow() -> None:
-    asked = Tuning(precision="i8", block_size=128)
+    asked = PlanOptions(precision="i8", block_size=128)
     args = [(zeros(m, 512), tensor("Q8_0", 512, 64)) for m in (4, 64)]
     few, many = (hip_plan(product, "hip:gfx1100", a, asked) for a in args)
     assert remarks(few, asked) == []
@@ -172,10 +172,12 @@ def test_a_text_counts_its_shared_memory_and_minds_the_limit(
 K, N = 4096, 1024
 
 
-def plain(fmt: str, m: int, k: int = K, **tuning: Any) -> Case:
+def plain(fmt: str, m: int, k: int = K, **plan_options: Any) -> Case:
     """One product."""
-    name = " ".join([fmt, f"M={m}", f"K={k}", *(f"{key}={tuning[key]}" for key in tuning)])
-    return case(name, product, zeros(m, k), tensor(fmt, k, N), **tuning)
+    name = " ".join(
+        [fmt, f"M={m}", f"K={k}", *(f"{key}={plan_options[key]}" for key in plan_options)]
+    )
+    return case(name, product, zeros(m, k), tensor(fmt, k, N), **plan_options)
 
 
 def everything(arch: str) -> Iterator[Case | Generic]:

@@ -24,7 +24,7 @@ from q4jit.hip.kernel import (
     TILE_HALVES,
     TILE_MATRIX,
 )
-from q4jit.plan.options import Tuning
+from q4jit.plan.options import PlanOptions
 from q4jit.weights.formats import FORMATS
 from q4jit.weights.layouts import GGUF, PLANAR, TILES16
 from tests.support.hip import hip_plan, run_on_host
@@ -95,14 +95,14 @@ class Way:
         return 3 if self.schedule == ELEMENT else N
 
     @property
-    def tuning(self) -> Tuning:
-        return Tuning(self.precision, self.block_size, self.schedule, self.layout)
+    def plan_options(self) -> PlanOptions:
+        return PlanOptions(self.precision, self.block_size, self.schedule, self.layout)
 
     def run(
         self, function: Callable[..., Any], args: Sequence[Any], **options: Any
     ) -> list[Floats]:
         """The results of `function`, whose products are all computed this way."""
-        plan = hip_plan(function, f"hip:{self.arch}", args, self.tuning)
+        plan = hip_plan(function, f"hip:{self.arch}", args, self.plan_options)
         used = {kernel.schedule for kernel in plan.kernels} - {ROWS}
         assert used == {self.schedule}
         return run_on_host(plan, args, **options)
@@ -459,7 +459,7 @@ def without_rough_rows(text: str) -> str:
 def test_values_are_ggufs(arch: str, layout: str) -> None:
     found = all_bits()
     args = [w.tensor for w in found]
-    plan = hip_plan(dequantizer(len(found)), f"hip:{arch}", args, Tuning(layout=layout))
+    plan = hip_plan(dequantizer(len(found)), f"hip:{arch}", args, PlanOptions(layout=layout))
     assert {kernel.schedule for kernel in plan.kernels} == {DEQUANTIZE}
     for got, w in zip(run_on_host(plan, args), found, strict=True):
         assert_same_bits(got, w)
@@ -470,8 +470,8 @@ def test_values_are_ggufs(arch: str, layout: str) -> None:
 def test_rows_are_ggufs(layout: str, block_size: int | None) -> None:
     found, ids = tables(), some_ids(2, 9)
     args = [ids, *(w.tensor for w in found)]
-    tuning = Tuning(layout=layout, block_size=block_size)
-    plan = hip_plan(lookups(len(found)), "hip:gfx1030", args, tuning)
+    plan_options = PlanOptions(layout=layout, block_size=block_size)
+    plan = hip_plan(lookups(len(found)), "hip:gfx1030", args, plan_options)
     assert {kernel.schedule for kernel in plan.kernels} == {LOOKUP}
     for got, w in zip(run_on_host(plan, args), found, strict=True):
         assert_rows(got, ids, w)
@@ -485,7 +485,7 @@ def test_ids_that_no_row_has_give_nan(name: str, layout: str) -> None:
     ids = np.array([0, N, -1, N - 1, 2**31, -(2**63), 2**63 - 1, 2**32], np.int64)
     known = (ids >= 0) & (ids < N)
     args = [ids, w.tensor]
-    plan = hip_plan(lookups(1), "hip:gfx90a", args, Tuning(layout=layout))
+    plan = hip_plan(lookups(1), "hip:gfx90a", args, PlanOptions(layout=layout))
     for low_guard in (False, True):
         (got,) = run_on_host(plan, args, low_guard=low_guard)
         assert_rows(np.ascontiguousarray(got[known]), ids[known], w)
@@ -496,7 +496,7 @@ def test_many_ids() -> None:
     w = weight("Q4_0", 32, N)
     ids = some_ids(MAX_GRID_Y + 5)
     args = [ids, w.tensor]
-    plan = hip_plan(lookups(1), "hip:gfx1030", args, Tuning(block_size=32))
+    plan = hip_plan(lookups(1), "hip:gfx1030", args, PlanOptions(block_size=32))
     (got,) = run_on_host(plan, args, seeds=(1,))
     assert_rows(got, ids, w)
 

@@ -27,7 +27,7 @@ def kernels(arch: str) -> Iterator[tuple[HipPlan, HipKernel]]:
     for case in (*RECORDED, *(case for _, case in GOLDEN)):
         if not isinstance(case, Case) or not suits(arch, case):
             continue
-        plan = hip_plan(case.function, f"hip:{arch}", case.args, case.tuning)
+        plan = hip_plan(case.function, f"hip:{arch}", case.args, case.plan_options)
         for kernel in plan.kernels:
             yield plan, kernel
             if kernel.work.sections:
@@ -36,7 +36,7 @@ def kernels(arch: str) -> Iterator[tuple[HipPlan, HipKernel]]:
 
 
 def suits(arch: str, case: Case) -> bool:
-    return HIP_ARCHS[arch].matrix is not None or case.tuning.schedule != "tile_matrix"
+    return HIP_ARCHS[arch].matrix is not None or case.plan_options.schedule != "tile_matrix"
 
 
 @pytest.mark.parametrize("arch", ARCHS)

@@ -24,7 +24,7 @@ from q4jit.hip.classes import MANY_ROWS
 from q4jit.hip.kernel import HipKernel, HipPlan
 from q4jit.hip.schedule import make_plan
 from q4jit.hip.tunings import Choice, Key, Trial
-from q4jit.plan.options import Tuning
+from q4jit.plan.options import PlanOptions
 from q4jit.policy import Place
 from q4jit.precision import BOUNDS
 from q4jit.runtime.driver import Device
@@ -273,7 +273,7 @@ def plan_of(
 ) -> HipPlan:
     spec = WeightSpec(fmt, *shape, finite)
     graph = trace(search.products, (array_spec((m, shape[0])), spec))
-    return make_plan(graph, find_target(f"hip:{arch}"), m, Tuning(), tuned)
+    return make_plan(graph, find_target(f"hip:{arch}"), m, PlanOptions(), tuned)
 
 
 def choice_of(schedule: str = "gemv", **constants: int | str) -> tunings.Tuned:
@@ -291,7 +291,7 @@ def test_a_plan_takes_what_was_measured() -> None:
         return choice_of(block_size=64, columns=4)(key)
 
     plan = plan_of(1, tuned)
-    assert set(asked) == {KEY} == set(keys_of(plan, 1, Tuning()))
+    assert set(asked) == {KEY} == set(keys_of(plan, 1, PlanOptions()))
     kernel = product_kernel(plan)
     assert (kernel.block_size, kernel.columns, kernel.ahead) == (64, 4, 1)
     assert kernel.origin == "tuned: a file"
@@ -325,7 +325,7 @@ def test_a_choice_that_another_section_forbids_is_left(arch: str) -> None:
         )
 
     assert tuned(Key(256, N, "Q4_0", 64, "f32")) is not None
-    plan = make_plan(graph, target, 64, Tuning(), tuned)
+    plan = make_plan(graph, target, 64, PlanOptions(), tuned)
     assert [k.schedule for k in plan.kernels] == ["rows", "tile_matrix", "tile_matrix"]
     assert not any(k.origin for k in plan.kernels)
 
@@ -340,7 +340,7 @@ def test_many_products_of_one_function_have_a_tiling(m: int, arch: str) -> None:
 
     for count in (8, 17, 40):
         graph = trace(many, (array_spec((m, 256)), *[WeightSpec("Q4_0", 256, 64)] * count))
-        plan = make_plan(graph, find_target(f"hip:{arch}"), m, Tuning())
+        plan = make_plan(graph, find_target(f"hip:{arch}"), m, PlanOptions())
         assert len(product_kernel(plan).work.sections[0].products) == count
 
 
@@ -350,8 +350,8 @@ def test_more_products_than_there_is_room_for_take_another_schedule(arch: str) -
         return sum(x @ w for w in weights)
 
     graph = trace(many, (array_spec((16, 256)), *[WeightSpec("Q4_0", 256, 64)] * 64))
-    (kernel,) = make_plan(graph, find_target(f"hip:{arch}"), 16, Tuning()).kernels
-    assert (kernel.schedule, kernel.schedule_of(kernel.section), kernel.halves) == (
+    (kernel,) = make_plan(graph, find_target(f"hip:{arch}"), 16, PlanOptions()).kernels
+    assert (kernel.schedule, kernel.schedule_of(kernel.section), kernel.f16_terms) == (
         "gemv",
         "gemv",
         0,
@@ -381,12 +381,12 @@ def test_what_was_measured_with_weights_in_f16_serves_no_others(
 ) -> None:
     target, m = find_target("hip:sm_90"), 512
     graph = trace(search.products, (array_spec((m, 4096)), WeightSpec("Q4_0", 4096, 4096)))
-    rule = make_plan(graph, target, m, Tuning(precision))
+    rule = make_plan(graph, target, m, PlanOptions(precision))
     tall = candidates(target, product_kernel(rule), m)[-1]
     spec = WeightSpec("Q4_0", 4096, 4096, suits_f16=suits)
     graph = trace(search.products, (array_spec((m, 4096)), spec))
     tuned = choice_of(tall.schedule, **constants_of(tall))
-    kernel = product_kernel(make_plan(graph, target, m, Tuning(precision), tuned))
+    kernel = product_kernel(make_plan(graph, target, m, PlanOptions(precision), tuned))
     assert kernel.folded == (suits and precision == "f16")
     assert bool(kernel.origin) == (suits or precision == "f32")
 
@@ -397,8 +397,12 @@ def test_what_a_caller_asks_for_goes_before() -> None:
 
     graph = plan_of(1, None).graph
     target = find_target("hip:gfx1100")
-    for tuning in (Tuning(block_size=128), Tuning(schedule="element"), Tuning(layout="gguf")):
-        make_plan(graph, target, 1, tuning, tuned)
+    for plan_options in (
+        PlanOptions(block_size=128),
+        PlanOptions(schedule="element"),
+        PlanOptions(layout="gguf"),
+    ):
+        make_plan(graph, target, 1, plan_options, tuned)
     plan_of(1, tuned, finite=False)  # scales with NaN: no candidate was run on such
 
 
@@ -421,7 +425,7 @@ def test_candidates_for_matrix_units_are_legal_and_distinct(m: int, arch: str) -
     assert found[0] == product_kernel(plan)
     assert len(set(found)) == len(found) > 3
     for k in found:
-        waves_n, splits = k.columns // 16 // k.groups, k.splits
+        waves_n, splits = k.columns // 16 // k.wave_panels, k.splits
         assert k.block_size % (plan.target.hip.wave * waves_n) == 0
         assert k.block_size <= 1024
         assert splits <= plan.target.hip.cluster_blocks
@@ -432,7 +436,9 @@ def test_candidates_compute_the_product(m: int) -> None:
     """A few of them, run on the host: the smallest, the largest, one between."""
     x, w = random_x(m, 4096), random_weight("Q4_1", 4096, 9)
     signature = (array_spec(x.shape), WeightSpec("Q4_1", 4096, 9))
-    plan = make_plan(trace(search.products, signature), find_target("hip:gfx1030"), m, Tuning())
+    plan = make_plan(
+        trace(search.products, signature), find_target("hip:gfx1030"), m, PlanOptions()
+    )
     kernel = product_kernel(plan)
     found = candidates(plan.target, kernel, m)
     exact = x.astype(np.float64) @ w.dequantize().astype(np.float64)

@@ -16,7 +16,7 @@ from q4jit.hip.kernel import GEMV_MATRIX, ROWS, TILE_HALVES
 from q4jit.hip.memory import scratch
 from q4jit.hip.render import render
 from q4jit.hip.schedule import make_plan
-from q4jit.plan.options import Tuning
+from q4jit.plan.options import PlanOptions
 from q4jit.targets import find_target
 from q4jit.weights.layouts import TILES16
 from tests.support.compilers import compiler_for
@@ -68,7 +68,7 @@ def run(
     **constants: Any,
 ) -> list[Floats]:
     """The results, by the rules of the schedule but for these constants of the products."""
-    plan = hip_plan(function, f"hip:{arch}", args, Tuning(precision))
+    plan = hip_plan(function, f"hip:{arch}", args, PlanOptions(precision))
     assert [kernel.schedule for kernel in plan.kernels] == [ROWS, TILE_HALVES]
     first, last = plan.kernels
     assert last.layout == TILES16
@@ -94,7 +94,7 @@ def test_few_rows(m: int, precision: str, arch: str) -> None:
 def test_fewer_rows_than_an_instruction_has(arch: str) -> None:
     """By request only."""
     x, w = random_x(3, K), weight("Q4_0", K, N)
-    plan = hip_plan(one_product, f"hip:{arch}", [x, w.tensor], Tuning(schedule=TILE_HALVES))
+    plan = hip_plan(one_product, f"hip:{arch}", [x, w.tensor], PlanOptions(schedule=TILE_HALVES))
     (y,) = run_on_host(plan, [x, w.tensor])
     assert_contract(y, x, w)
 
@@ -107,8 +107,8 @@ def test_fewer_rows_than_an_instruction_has(arch: str) -> None:
         (8, 1280, 70, {"columns": 32, "block_size": 128}),  # waves share columns
         (8, 4256, 40, {"columns": 16, "block_size": 128}),  # stages, the last one in part
         (16, 1056, 130, {"columns": 112, "block_size": 224}),  # threads that copy nothing
-        (16, 1280, 65, {"columns": 64, "block_size": 64, "groups": 2}),
-        (64, 416, 130, {"columns": 128, "block_size": 128, "groups": 2, "splits": 1}),
+        (16, 1280, 65, {"columns": 64, "block_size": 64, "wave_panels": 2}),
+        (64, 416, 130, {"columns": 128, "block_size": 128, "wave_panels": 2, "splits": 1}),
         (40, 1280, 200, {"columns": 128, "block_size": 256}),
         (130, 288, 64, {}),
     ],
@@ -123,7 +123,7 @@ def test_every_shape(m: int, k: int, n: int, constants: dict[str, Any], arch: st
     "constants arch precision",
     [
         {"rows_per_tile": 64, "stage_units": 1, "stages": 4},
-        {"stage_units": 2, "stages": 3, "columns": 128, "groups": 2, "block_size": 128},
+        {"stage_units": 2, "stages": 3, "columns": 128, "wave_panels": 2, "block_size": 128},
         {"rows_per_tile": 128, "stage_units": 1, "stages": 4},
         {"rows_per_tile": 128, "stage_units": 2, "stages": 2},
         {"stage_units": 4, "stages": 2, "splits": 2, "columns": 64, "block_size": 128},
@@ -157,7 +157,7 @@ def test_scales_that_f16_values_cannot_have(m: int, arch: str) -> None:
         raw[..., :2] = changed.astype(np.float16)[..., None].view(np.uint8)
         other = wrap("Q4_0", K, raw)
         x = random_x(m, K)
-        plan = hip_plan(one_product, f"hip:{arch}", [x, other.tensor], Tuning("f16"))
+        plan = hip_plan(one_product, f"hip:{arch}", [x, other.tensor], PlanOptions("f16"))
         assert plan.kernels[-1].folded == (suits and arch != "gfx90a")
         (y,) = run_on_host(plan, [x, other.tensor])
         assert_contract(y, x, other, BOUNDS["f16"])
@@ -188,7 +188,7 @@ def test_scratch_has_room_for_whole_tiles(precision: str, arch: str) -> None:
     ):
         weights = [WeightSpec("Q4_0", k, n)] * count
         graph = trace(search.products, (array_spec((m, k)), *weights))
-        plan = make_plan(graph, target, m, Tuning(precision))
+        plan = make_plan(graph, target, m, PlanOptions(precision))
         first, last = plan.kernels[0], plan.kernels[-1]
         if last.schedule != TILE_HALVES:
             continue
@@ -196,7 +196,7 @@ def test_scratch_has_room_for_whole_tiles(precision: str, arch: str) -> None:
         for kernel in candidates(plan.target, last, m):
             rows = -(-m // kernel.rows_per_tile) * kernel.rows_per_tile
             stage = kernel.rows_per_tile * kernel.stage_units * 32
-            assert (rows * k + stage) * 2 * kernel.halves <= sizes["x_terms"], (n, count, m)
+            assert (rows * k + stage) * 2 * kernel.f16_terms <= sizes["x_terms"], (n, count, m)
 
 
 @pytest.mark.parametrize("splits", [2, 4, 8])
@@ -204,7 +204,7 @@ def test_scratch_has_room_for_whole_tiles(precision: str, arch: str) -> None:
 def test_blocks_of_a_cluster_share_k(m: int, splits: int) -> None:
     """Also such as have nothing of it: 1056 are nine quads."""
     x, w = random_x(m, 1056), weight("Q4_0", 1056, 70)
-    plan = hip_plan(one_product, "hip:sm_90", [x, w.tensor], Tuning())
+    plan = hip_plan(one_product, "hip:sm_90", [x, w.tensor], PlanOptions())
     *before, last = plan.kernels
     assert last.schedule == (TILE_HALVES if m > 4 else GEMV_MATRIX)
     plan = replace(plan, kernels=(*before, replace(last, splits=splits)))
@@ -225,7 +225,7 @@ def test_slices_of_a_product(arch: str) -> None:
     """Their columns begin anywhere; a slice may be a kernel of its own."""
     x, w = random_x(20, K), weight("Q4_0", K, N)
     cuts = (slice(16, 32), slice(5, 36), slice(36, 37), slice(32, 37), slice(8))
-    plan = hip_plan(slices, f"hip:{arch}", [x, w.tensor], Tuning())
+    plan = hip_plan(slices, f"hip:{arch}", [x, w.tensor], PlanOptions())
     assert {k.schedule for k in plan.kernels} == {ROWS, TILE_HALVES}
     for y, cut in zip(run_on_host(plan, [x, w.tensor]), cuts, strict=True):
         assert_contract(y, x, Weight(w.tensor, w.values[:, cut]))
@@ -239,8 +239,8 @@ def test_beside_other_formats(m: int, precision: str, arch: str) -> None:
         return x @ a, x @ b
 
     x, a, b = random_x(m, K), weight("Q4_0", K, N), weight("Q8_0", K, N)
-    plan = hip_plan(both, f"hip:{arch}", [x, a.tensor, b.tensor], Tuning(precision))
-    assert not any(kernel.halves and kernel.int8 for kernel in plan.kernels)
+    plan = hip_plan(both, f"hip:{arch}", [x, a.tensor, b.tensor], PlanOptions(precision))
+    assert not any(kernel.f16_terms and kernel.int8 for kernel in plan.kernels)
     found = run_on_host(plan, [x, a.tensor, b.tensor])
     for y, w in zip(found, (a, b), strict=True):
         assert_contract(y, x, w, {**BOUNDS, "i8": 2e-2}[precision])
@@ -351,7 +351,7 @@ def test_rough_rows_are_what_saves_them(arch: str) -> None:
 def test_nvidias_compiler_keeps_all_in_registers(arch: str) -> None:
     w, compiler = tensor("Q4_0", 4096, 4096), compiler_for(arch)
     plans = [
-        hip_plan(function, f"hip:{arch}", [zeros(m, 4096), *more], Tuning(precision))
+        hip_plan(function, f"hip:{arch}", [zeros(m, 4096), *more], PlanOptions(precision))
         for m in (8, 16, 32, 64, 512)
         for precision in BOUNDS
         for function, more in ((one_product, [w]), (gated, [w, w, zeros(4096)]))
@@ -369,7 +369,7 @@ def test_nvidias_compiler_keeps_all_in_registers(arch: str) -> None:
 def test_amds_compiler_keeps_all_in_registers(arch: str) -> None:
     w = tensor("Q4_0", 4096, 4096)
     plans = [
-        hip_plan(function, f"hip:{arch}", [zeros(m, 4096), *more], Tuning(precision))
+        hip_plan(function, f"hip:{arch}", [zeros(m, 4096), *more], PlanOptions(precision))
         for m in (32, 64, 512)
         for precision in BOUNDS
         for function, more in ((one_product, [w]), (gated, [w, w, zeros(4096)]))

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from q4jit.tools.compare.arena import LIMITS, PEAKS, READ, Entrant, Running
-from q4jit.tools.compare.request import GPU, Request
+from q4jit.tools.compare.request import GPU, BenchRequest
 from q4jit.tools.compare.rows import Row, measure
-from q4jit.tools.compare.work import Work, gated
+from q4jit.tools.compare.work import TimedCall, gated
 
 K, N = 64, 37
 Fault = Callable[[str, list[np.ndarray[Any, Any]]], None]
@@ -28,7 +28,7 @@ class FakeArena:
         self.times = {READ: 2.0, "q4jit f32": 4.0, "q4jit f16": 2.5, "peer": 8.0}
         self.peak_names: tuple[str, ...] = ()
 
-    def begin(self, work: Work, precision: str) -> None:
+    def begin(self, work: TimedCall, precision: str) -> None:
         self.begun.append((work.function, precision))
 
     def entrant(self, name: str, precision: str, *, own: bool = False) -> Entrant:
@@ -53,7 +53,7 @@ class FakeArena:
         pass
 
     @contextlib.contextmanager
-    def _open(self, name: str, work: Work) -> Iterator[Running]:
+    def _open(self, name: str, work: TimedCall) -> Iterator[Running]:
         results: list[np.ndarray[Any, Any]] = []
 
         def poison() -> None:
@@ -73,7 +73,7 @@ class FakeArena:
 
 
 def rows_of(arena: FakeArena, **options: Any) -> list[Row]:
-    request = Request(shapes=((K, N),), rows=(3,), precisions=("f32", "f16"), **options)
+    request = BenchRequest(shapes=((K, N),), rows=(3,), precisions=("f32", "f16"), **options)
     return [row for group in measure(arena, request, GPU) for row in group]
 
 

@@ -20,7 +20,7 @@ from q4jit.hip.memory import scratch
 from q4jit.hip.render import render
 from q4jit.hip.schedule import make_plan
 from q4jit.plan.kernels import Slot
-from q4jit.plan.options import Tuning
+from q4jit.plan.options import PlanOptions
 from q4jit.targets import find_target
 from tests.support.hip_host import compile_host
 from tests.support.kernels import specs_of
@@ -38,11 +38,17 @@ _SCRATCH: Final[dict[str, type[np.generic]]] = {
 
 
 def hip_plan(
-    function: Callable[..., Any], target: str, args: Sequence[Any], tuning: Tuning | None = None
+    function: Callable[..., Any],
+    target: str,
+    args: Sequence[Any],
+    plan_options: PlanOptions | None = None,
 ) -> HipPlan:
     """The plan of `function` for arguments, all of whose leading dimensions are M."""
     return make_plan(
-        trace(function, specs_of(args)), find_target(target), rows_of(args), tuning or Tuning()
+        trace(function, specs_of(args)),
+        find_target(target),
+        rows_of(args),
+        plan_options or PlanOptions(),
     )
 
 
@@ -70,7 +76,7 @@ def run_on_host(
         spread = _spread(shapes, args)
         arguments = [_argument(plan, kernel, slot, spread, rows, memory) for slot in slots]
         # x in f16 terms has room for whole instructions: rows beyond the last are never written
-        complete = {"complete": not (kernel.schedule == ROWS and kernel.halves)}
+        complete = {"complete": not (kernel.schedule == ROWS and kernel.f16_terms)}
         found = program.run(
             grid(plan, kernel).blocks(rows), kernel.block_size, arguments, **(complete | options)
         )

@@ -18,7 +18,7 @@ from q4jit.hip.kernel import (
 )
 from q4jit.hip.render import render, render_generic
 from q4jit.plan.kernels import Source
-from q4jit.plan.options import Tuning
+from q4jit.plan.options import PlanOptions
 from q4jit.targets import find_target
 from q4jit.weights.formats import FORMATS
 from tests.support.hip import hip_plan
@@ -34,11 +34,11 @@ class Case:
     name: str
     function: Callable[..., Any]
     args: Sequence[Any]
-    tuning: Tuning
+    plan_options: PlanOptions
 
     def sources(self, arch: str, platform: str | None = None) -> list[Source]:
         """The text of every kernel, in the order of launches; platform: see `render`."""
-        plan = hip_plan(self.function, f"hip:{arch}", self.args, self.tuning)
+        plan = hip_plan(self.function, f"hip:{arch}", self.args, self.plan_options)
         return [render(plan, kernel, platform) for kernel in plan.kernels]
 
 
@@ -105,9 +105,9 @@ def tensor(name: str, k: int, n: int) -> QuantizedTensor:
 # --- the cases ------------------------------------------------------------------------------------
 
 
-def case(name: str, function: Callable[..., Any], *args: Any, **tuning: Any) -> Case:
-    """A case, tuned as the fields of `Tuning` say."""
-    return Case(name, function, args, Tuning(**tuning))
+def case(name: str, function: Callable[..., Any], *args: Any, **plan_options: Any) -> Case:
+    """A case, tuned as the fields of `PlanOptions` say."""
+    return Case(name, function, args, PlanOptions(**plan_options))
 
 
 K, N = 512, 96  # the texts are as short at any size
@@ -135,8 +135,8 @@ _LAYER: Final = 4096, 4096  # K and N of a layer of a model
 _TWO: Final = [tensor("Q4_0", *_LAYER)] * 2
 
 
-def _large(name: str, fmt: str, m: int, **tuning: Any) -> Case:
-    return case(name, product, zeros(m, _LAYER[0]), tensor(fmt, *_LAYER), **tuning)
+def _large(name: str, fmt: str, m: int, **plan_options: Any) -> Case:
+    return case(name, product, zeros(m, _LAYER[0]), tensor(fmt, *_LAYER), **plan_options)
 
 
 RECORDED: Final[tuple[Case | Generic, ...]] = (

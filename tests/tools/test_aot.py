@@ -21,11 +21,11 @@ from q4jit.frontend.specs import WeightSpec
 from q4jit.hip.kernel import MAX_GRID_Y
 from q4jit.hip.render import render_generic
 from q4jit.hip.templates import template_directory
-from q4jit.plan.options import Tuning
+from q4jit.plan.options import PlanOptions
 from q4jit.targets import Target, find_target
 from q4jit.tools.aot.build import build as build_request
 from q4jit.tools.aot.products import row_classes
-from q4jit.tools.aot.request import Request
+from q4jit.tools.aot.request import BuildRequest
 from q4jit.tools.cli.main import main
 from q4jit.weights.formats import FORMATS
 from q4jit.weights.layouts import GGUF, PLANAR
@@ -165,7 +165,7 @@ def on_host(text: str, arch: str) -> str:
     options = {"trim_blocks": True, "lstrip_blocks": True, "keep_trailing_newline": True}
     environment = jinja2.Environment(loader=loader, autoescape=False, **options)  # type: ignore[arg-type]  # all are bools
     amd, host = (
-        environment.get_template(f"prelude_{name}.hip.j2").render(
+        environment.get_template(f"prelude/{name}.hip.j2").render(
             arch=find_target(f"hip:{arch}").hip
         )
         for name in ("amd", "host")
@@ -300,7 +300,7 @@ def assert_generic(
 
 @pytest.mark.parametrize("arch", ARCHS)
 def test_the_classes_follow_each_other(arch: str) -> None:
-    classes = row_classes(find_target(f"hip:{arch}"), Tuning())
+    classes = row_classes(find_target(f"hip:{arch}"), PlanOptions())
     assert classes == ((1, 1), (2, 2), (3, 4), (5, 8), (9, 16), (17, None))
 
 
@@ -354,7 +354,7 @@ def test_the_header_says_the_same_in_c_and_c_plus_plus(
 def test_weights_whose_scales_may_be_infinite(tmp_path: Path) -> None:
     """A product each, told apart in the manifest and in the header."""
     weights = {WeightSpec("Q4_0", K, N, finite): () for finite in (True, False)}
-    request = Request(weights, (find_target("hip:gfx1100"),), rows=(1,))
+    request = BuildRequest(weights, (find_target("hip:gfx1100"),), rows=(1,))
     products = build_request(request, tmp_path)["products"]
     assert [product["requires_finite_scales"] for product in products] == [True, False]
     header = (tmp_path / "q4jit_kernels.h").read_text("utf-8")

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from q4jit.compilers.cache import Entry
 from q4jit.errors import CompileError, DeviceError
-from q4jit.plan.options import Tuning
+from q4jit.plan.options import PlanOptions
 from q4jit.runtime.driver import Device
 from q4jit.targets import Target, find_target
 from q4jit.tools.cli.main import main
@@ -44,17 +44,19 @@ class FakeBench:
     def __exit__(self, *_: object) -> None:
         pass
 
-    def build(self, function: Callable[..., Any], args: Sequence[Any], tuning: Tuning) -> Any:
-        return function, tuning
+    def build(
+        self, function: Callable[..., Any], args: Sequence[Any], plan_options: PlanOptions
+    ) -> Any:
+        return function, plan_options
 
     def run(self, built: Any, args: Sequence[Any]) -> list[NDArray[Any]]:
-        function, tuning = built
+        function, plan_options = built
         with np.errstate(all="ignore"):
             found = function(*map(for_numpy, args))
         found = found if isinstance(found, tuple) else (found,)
         results = [np.array(value, np.float32) for value in found]
         if self.fault is not None:
-            self.fault(tuning, results)
+            self.fault(plan_options, results)
         return results
 
     def copy_bytes(self) -> int:
@@ -147,8 +149,8 @@ def test_quick_runs_less(selftest_in: Any) -> None:
 def test_an_error_is_a_failed_case_and_the_next_one_runs(
     selftest_in: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def fault(tuning: Tuning, results: list[NDArray[Any]]) -> None:
-        if tuning.schedule == "gemv_dot":
+    def fault(plan_options: PlanOptions, results: list[NDArray[Any]]) -> None:
+        if plan_options.schedule == "gemv_dot":
             raise CompileError("fake", (), "no such register\n" * 50, "")
 
     status, data, text = selftest_in("--quick", fault=fault)
@@ -167,10 +169,10 @@ def test_an_error_is_a_failed_case_and_the_next_one_runs(
 
 
 def test_wrong_and_missing_results_are_told(selftest_in: Any) -> None:
-    def fault(tuning: Tuning, results: list[NDArray[Any]]) -> None:
-        if tuning.schedule == "tile_fma":
+    def fault(plan_options: PlanOptions, results: list[NDArray[Any]]) -> None:
+        if plan_options.schedule == "tile_fma":
             results[0][0, 0] += 1
-        if tuning.schedule == "element":
+        if plan_options.schedule == "element":
             results[0][-1] = np.nan
 
     status, data, text = selftest_in("--quick", fault=fault)
@@ -209,10 +211,10 @@ def test_quick_leaves_the_large_result_out() -> None:
 
 
 def test_any_error_is_a_failed_case(selftest_in: Any) -> None:
-    def fault(tuning: Tuning, results: list[NDArray[Any]]) -> None:
-        if tuning.schedule == "gemv_dot":
+    def fault(plan_options: PlanOptions, results: list[NDArray[Any]]) -> None:
+        if plan_options.schedule == "gemv_dot":
             raise ZeroDivisionError("by nothing")
-        if tuning.schedule == "tile_fma":
+        if plan_options.schedule == "tile_fma":
             results[0] = results[0][:, :2]  # which cannot be compared
 
     status, data, _ = selftest_in("--quick", fault=fault)
@@ -223,8 +225,8 @@ def test_any_error_is_a_failed_case(selftest_in: Any) -> None:
 
 
 def test_what_was_found_before_ctrl_c_is_reported(selftest_in: Any) -> None:
-    def fault(tuning: Tuning, results: list[NDArray[Any]]) -> None:
-        if tuning.schedule == "tile_fma":
+    def fault(plan_options: PlanOptions, results: list[NDArray[Any]]) -> None:
+        if plan_options.schedule == "tile_fma":
             raise KeyboardInterrupt
 
     status, data, text = selftest_in("--quick", fault=fault)

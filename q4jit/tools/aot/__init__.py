@@ -4,5 +4,5 @@ A build is one folder: for each kernel its HIP text and its code object, `manife
 everything that a launch needs, and the C header `q4jit_kernels.h` with the same as a table. The
 same request gives the same bytes.
 
-    Request ──products──▶ launches ──build──▶ code objects ──manifest, header──▶ OutputFolder
+    BuildRequest ──products──▶ launches ──build──▶ code objects ──manifest, header──▶ OutputFolder
 """

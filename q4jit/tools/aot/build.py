@@ -10,13 +10,15 @@ from q4jit.compilers.find import HipCompiler, find_compiler
 from q4jit.tools.aot.folder import OutputFolder, checksums
 from q4jit.tools.aot.header import HEADER, header_text
 from q4jit.tools.aot.manifest import MANIFEST, manifest_of
-from q4jit.tools.aot.products import Launch, products_of
-from q4jit.tools.aot.request import Request
+from q4jit.tools.aot.products import BuiltLaunch, products_of
+from q4jit.tools.aot.request import BuildRequest
 
 Progress = Callable[[Sequence[Any]], Iterable[Any]]
 
 
-def build(request: Request, out: Path, *, force: bool = False, progress: Progress = iter) -> Any:
+def build(
+    request: BuildRequest, out: Path, *, force: bool = False, progress: Progress = iter
+) -> Any:
     """Compile what is asked for into the folder `out` and return the manifest.
 
     progress: is given the list of compilations and passes them on, one after the other. Files that
@@ -49,6 +51,6 @@ def build(request: Request, out: Path, *, force: bool = False, progress: Progres
     return manifest
 
 
-def _compiled(launch: Launch, compiler: HipCompiler) -> bytes:
+def _compiled(launch: BuiltLaunch, compiler: HipCompiler) -> bytes:
     source = launch.source
     return cache.fetch(source.target, compiler, source.symbol, source.text).object_bytes

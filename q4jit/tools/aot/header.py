@@ -9,7 +9,7 @@ from q4jit.compilers.codeobject import KernelInfo
 from q4jit.hip.kernel import MAX_GRID_Y
 from q4jit.tools.aot.layout import describe_layout
 from q4jit.tools.aot.manifest import MANIFEST
-from q4jit.tools.aot.products import Launch, Product
+from q4jit.tools.aot.products import BuiltLaunch, BuiltProduct
 from q4jit.tools.provenance import version
 
 HEADER: Final = "q4jit_kernels.h"
@@ -80,7 +80,7 @@ _C_ROLES: Final = {
 }
 
 
-def header_text(products: Sequence[Product], infos: Mapping[str, KernelInfo]) -> str:
+def header_text(products: Sequence[BuiltProduct], infos: Mapping[str, KernelInfo]) -> str:
     """The table of products for C and C++. Names are made of formats, archs and numbers alone."""
     weights = [describe_layout(p.fmt, p.layout, p.shape) for p in products]
     launches = [launch for product in products for launch in product.launches]
@@ -113,7 +113,9 @@ def _mangled(name: str) -> str:
     return re.sub(r"\W", "_", name, flags=re.ASCII).upper()
 
 
-def _c_product(product: Product, weight: Mapping[str, Any], infos: Mapping[str, KernelInfo]) -> str:
+def _c_product(
+    product: BuiltProduct, weight: Mapping[str, Any], infos: Mapping[str, KernelInfo]
+) -> str:
     k, n = product.shape or (0, 0)
     texts = (product.name, product.target.arch, product.fmt.name, product.precision, product.layout)
     regions = [
@@ -133,7 +135,7 @@ def _c_product(product: Product, weight: Mapping[str, Any], infos: Mapping[str, 
     )
 
 
-def _c_launch(product: Product, launch: Launch, info: KernelInfo) -> str:
+def _c_launch(product: BuiltProduct, launch: BuiltLaunch, info: KernelInfo) -> str:
     places = {name: f"Q4JIT_SCRATCH + {i}" for i, name in enumerate(product.scratch)}
     roles = [(_C_ROLES | places)[argument.role] for argument in launch.arguments]
     numbers = (launch.block_size, launch.grid_x or 0, launch.rows_per_block, info.lds_bytes)

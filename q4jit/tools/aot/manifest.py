@@ -8,8 +8,8 @@ from q4jit.compilers.find import HipCompiler
 from q4jit.hip.kernel import MAX_GRID_Y
 from q4jit.targets import Target
 from q4jit.tools.aot.layout import describe_layout
-from q4jit.tools.aot.products import Launch, Product
-from q4jit.tools.aot.request import Request
+from q4jit.tools.aot.products import BuiltLaunch, BuiltProduct
+from q4jit.tools.aot.request import BuildRequest
 from q4jit.tools.provenance import version
 
 MANIFEST: Final = "manifest.json"
@@ -17,8 +17,8 @@ _LOADED_BY_16_BYTES: Final = frozenset({"x_terms", "x_quants"})  # of scratch bu
 
 
 def manifest_of(
-    request: Request,
-    products: Sequence[Product],
+    request: BuildRequest,
+    products: Sequence[BuiltProduct],
     infos: Mapping[str, KernelInfo],
     compilers: Mapping[Target, HipCompiler],
 ) -> dict[str, Any]:
@@ -44,7 +44,7 @@ def manifest_of(
     }
 
 
-def _describe_product(product: Product, infos: Mapping[str, KernelInfo]) -> dict[str, Any]:
+def _describe_product(product: BuiltProduct, infos: Mapping[str, KernelInfo]) -> dict[str, Any]:
     k, n = product.shape or ("K", "N")
     first, last = product.rows
     return {
@@ -72,7 +72,9 @@ def _describe_product(product: Product, infos: Mapping[str, KernelInfo]) -> dict
     }
 
 
-def _describe_launch(product: Product, launch: Launch, info: KernelInfo) -> dict[str, Any]:
+def _describe_launch(
+    product: BuiltProduct, launch: BuiltLaunch, info: KernelInfo
+) -> dict[str, Any]:
     visible = [a for a in info.arguments if not a.kind.startswith("hidden")]
     return {
         "symbol": launch.source.symbol,
@@ -100,7 +102,7 @@ def _describe_launch(product: Product, launch: Launch, info: KernelInfo) -> dict
     }
 
 
-def _describe_grid(launch: Launch) -> dict[str, Any]:
+def _describe_grid(launch: BuiltLaunch) -> dict[str, Any]:
     x = "N" if launch.grid_x is None else launch.grid_x
     tiles = f"ceil(M / {launch.rows_per_block})"
     return {
@@ -111,7 +113,7 @@ def _describe_grid(launch: Launch) -> dict[str, Any]:
     }
 
 
-def _describe_buffer(product: Product, role: str) -> dict[str, Any]:
+def _describe_buffer(product: BuiltProduct, role: str) -> dict[str, Any]:
     """What the memory behind an argument is; a number has none."""
     k, n = product.shape or ("K", "N")
     if role == "weights":

@@ -24,9 +24,9 @@ from q4jit.hip.render import render, render_generic
 from q4jit.hip.schedule import make_plan
 from q4jit.hip.values import parameters
 from q4jit.plan.kernels import Source
-from q4jit.plan.options import Tuning
+from q4jit.plan.options import PlanOptions
 from q4jit.targets import Target
-from q4jit.tools.aot.request import Request
+from q4jit.tools.aot.request import BuildRequest
 from q4jit.weights.formats import Format
 from q4jit.weights.layouts import GGUF, PLANAR
 
@@ -45,7 +45,7 @@ _C_TYPES: Final = {
 
 
 @dataclass(frozen=True)
-class Argument:
+class BuiltArgument:
     """One argument of a kernel: its name in the text, what the launcher puts there, its C type."""
 
     name: str
@@ -59,7 +59,7 @@ class Argument:
 
 
 @dataclass(frozen=True)
-class Launch:
+class BuiltLaunch:
     """One kernel; `grid_x` is None where the grid is as wide as the result."""
 
     name: str
@@ -67,7 +67,7 @@ class Launch:
     block_size: int
     grid_x: int | None
     rows_per_block: int
-    arguments: tuple[Argument, ...]
+    arguments: tuple[BuiltArgument, ...]
 
     @property
     def stem(self) -> str:
@@ -76,7 +76,7 @@ class Launch:
 
 
 @dataclass(frozen=True)
-class Product:
+class BuiltProduct:
     """y = x @ w for one arch and one class of M: launches in order, scratch in bytes per row."""
 
     name: str
@@ -88,11 +88,11 @@ class Product:
     layout: str
     finite: bool
     tensors: tuple[str, ...]
-    launches: tuple[Launch, ...]
+    launches: tuple[BuiltLaunch, ...]
     scratch: Mapping[str, int]
 
 
-def products_of(request: Request) -> list[Product]:
+def products_of(request: BuildRequest) -> list[BuiltProduct]:
     """Return the products of a build, for each arch, weight and class of M that is asked for."""
     if request.generic:
         formats = dict.fromkeys(spec.block_format for spec in request.weights)
@@ -107,34 +107,34 @@ def products_of(request: Request) -> list[Product]:
     ]
 
 
-def row_classes(target: Target, tuning: Tuning) -> tuple[tuple[int, int | None], ...]:
+def row_classes(target: Target, plan_options: PlanOptions) -> tuple[tuple[int, int | None], ...]:
     """The classes of M with kernels of their own: first and last M (None: no limit)."""
-    tuning, firsts = _laid_out(tuning), dict[int, int]()
+    plan_options, firsts = _laid_out(plan_options), dict[int, int]()
     for m in range(1, MANY_ROWS + 1):
-        firsts.setdefault(m_class(target, m, tuning), m)
+        firsts.setdefault(m_class(target, m, plan_options), m)
     starts = list(firsts.values())
     return tuple(zip(starts, [*(s - 1 for s in starts[1:]), None], strict=True))
 
 
-def _asked_classes(request: Request, target: Target) -> list[tuple[int, int | None]]:
-    tuning = _laid_out(request.tuning)
-    wanted = {m_class(target, m, tuning) for m in request.rows}
-    classes = row_classes(target, tuning)
-    return [c for c in classes if not wanted or m_class(target, c[0], tuning) in wanted]
+def _asked_classes(request: BuildRequest, target: Target) -> list[tuple[int, int | None]]:
+    plan_options = _laid_out(request.plan_options)
+    wanted = {m_class(target, m, plan_options) for m in request.rows}
+    classes = row_classes(target, plan_options)
+    return [c for c in classes if not wanted or m_class(target, c[0], plan_options) in wanted]
 
 
-def _laid_out(tuning: Tuning) -> Tuning:
+def _laid_out(plan_options: PlanOptions) -> PlanOptions:
     """A program packs its weights in one layout for every M."""
-    return replace(tuning, layout=tuning.layout or PLANAR)
+    return replace(plan_options, layout=plan_options.layout or PLANAR)
 
 
 def _product(
-    request: Request, spec: WeightSpec, target: Target, rows: tuple[int, int | None]
-) -> Product:
-    tuning = _laid_out(request.tuning)
+    request: BuildRequest, spec: WeightSpec, target: Target, rows: tuple[int, int | None]
+) -> BuiltProduct:
+    plan_options = _laid_out(request.plan_options)
     infinite = "" if spec.finite else "_inf"
-    name = f"{spec.format.lower()}_k{spec.k}_n{spec.n}{infinite}_{tuning.precision}_{tuning.layout}"
-    name += f"_{_rows_name(rows)}"
+    name = f"{spec.format.lower()}_k{spec.k}_n{spec.n}{infinite}_{plan_options.precision}"
+    name += f"_{plan_options.layout}_{_rows_name(rows)}"
 
     def product(x: Any, w: Any) -> Any:
         return x @ w
@@ -142,18 +142,18 @@ def _product(
     product.__name__ = name
     free_m = 2  # any number but 1, which would be traced as a broadcast
     graph = trace(product, (array_spec((free_m, spec.k)), spec))
-    plan = make_plan(graph, target, rows[0], tuning)
+    plan = make_plan(graph, target, rows[0], plan_options)
     found: dict[str, int] = {}
     for kernel in plan.kernels:
         found |= _bytes_per_row(kernel)
-    return Product(
+    return BuiltProduct(
         f"{name}_{target.arch}",
         target,
         spec.block_format,
         (spec.k, spec.n),
         rows,
-        tuning.precision,
-        tuning.layout or PLANAR,
+        plan_options.precision,
+        plan_options.layout or PLANAR,
         spec.finite,
         request.weights[spec],
         tuple(_launch(plan, kernel) for kernel in plan.kernels),
@@ -174,14 +174,14 @@ def _bytes_per_row(kernel: HipKernel) -> dict[str, int]:
     return {str(slot): size for slot, size in one.items()}
 
 
-def _launch(plan: HipPlan, kernel: HipKernel) -> Launch:
+def _launch(plan: HipPlan, kernel: HipKernel) -> BuiltLaunch:
     blocks: Grid = grid(plan, kernel)
     assert blocks.rows_per_block is not None, "a product's grid depends on M"
     arguments = tuple(
-        Argument(p.name, _ROLES.get(p.slot.kind, str(p.slot)), _c_type(p.type))
+        BuiltArgument(p.name, _ROLES.get(p.slot.kind, str(p.slot)), _c_type(p.type))
         for p in parameters(plan, kernel)
     )
-    return Launch(
+    return BuiltLaunch(
         kernel.work.name,
         render(plan, kernel),
         kernel.block_size,
@@ -195,21 +195,21 @@ def _c_type(text: str) -> str:
     return re.sub(r"\b[iu]\d+\b", lambda found: _C_TYPES[found[0]], text)
 
 
-def _generic_product(request: Request, fmt: Format, target: Target) -> Product:
-    check_block_size(target, request.tuning.block_size)
-    block_size = request.tuning.block_size or _BLOCK_SIZE
+def _generic_product(request: BuildRequest, fmt: Format, target: Target) -> BuiltProduct:
+    check_block_size(target, request.plan_options.block_size)
+    block_size = request.plan_options.block_size or _BLOCK_SIZE
     source = render_generic(fmt, target, block_size)
     arguments = (
-        Argument("activations", "x", "const float*"),
-        Argument(f"weights_{fmt.name.lower()}", "weights", "const unsigned char*"),
-        Argument("output", "y", "float*"),
-        *(Argument(name.lower(), name, "int") for name in ("M", "N", "K")),
+        BuiltArgument("activations", "x", "const float*"),
+        BuiltArgument(f"weights_{fmt.name.lower()}", "weights", "const unsigned char*"),
+        BuiltArgument("output", "y", "float*"),
+        *(BuiltArgument(name.lower(), name, "int") for name in ("M", "N", "K")),
     )
-    launch = Launch(source.symbol, source, block_size, None, 1, arguments)
+    launch = BuiltLaunch(source.symbol, source, block_size, None, 1, arguments)
     tensors = tuple(
         name for spec, names in request.weights.items() if spec.format == fmt.name for name in names
     )
-    return Product(
+    return BuiltProduct(
         f"{source.symbol}_{target.arch}",
         target,
         fmt,

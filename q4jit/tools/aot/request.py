@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 
 from q4jit.errors import GGUFError
 from q4jit.frontend.specs import WeightSpec
-from q4jit.plan.options import Tuning
+from q4jit.plan.options import PlanOptions
 from q4jit.targets import Target
 from q4jit.tools.text import counted
 from q4jit.weights.formats import FORMATS
@@ -14,7 +14,7 @@ from q4jit.weights.tensor import QuantizedTensor
 
 
 @dataclass(frozen=True)
-class Request:
+class BuildRequest:
     """What a build is to contain.
 
     weights: what x is multiplied by, each with the tensors of a file that it stands for. targets:
@@ -26,7 +26,7 @@ class Request:
     weights: Mapping[WeightSpec, tuple[str, ...]]
     targets: tuple[Target, ...]
     rows: tuple[int, ...] = ()
-    tuning: Tuning = field(default_factory=Tuning)
+    plan_options: PlanOptions = field(default_factory=PlanOptions)
     generic: bool = False
     left_out: Mapping[str, str] | None = None
 

@@ -30,7 +30,7 @@ from q4jit.tools.compare.gpu import GpuArena
 from q4jit.tools.compare.markdown import markdown
 from q4jit.tools.compare.part import Part, read_part, run_parts
 from q4jit.tools.compare.report import Report, kept, new_report, on_cpu, read_report, run
-from q4jit.tools.compare.request import CPU, GPU, Request
+from q4jit.tools.compare.request import CPU, GPU, BenchRequest
 from q4jit.tools.compare.tables import ratio_lines
 from q4jit.tools.compare.targets import SpeedTarget, read_targets
 from q4jit.weights.formats import FORMATS
@@ -189,11 +189,11 @@ def _check_targets(options: argparse.Namespace, has_cpu: bool) -> None:
         )
 
 
-def _request(options: argparse.Namespace) -> Request:
+def _request(options: argparse.Namespace) -> BenchRequest:
     fmt = options.format or FORMATS["Q4_0"]
     for k, n in options.shape or ():
         check_shape(options, fmt, k, n)
-    return Request(
+    return BenchRequest(
         fmt.name,
         tuple(options.shape) if options.shape else None,
         options.m,
@@ -232,7 +232,7 @@ def _first_target() -> str:
 # --- what is measured -----------------------------------------------------------------------------
 
 
-def _measure(name: str, options: argparse.Namespace, request: Request, report: Report) -> bool:
+def _measure(name: str, options: argparse.Namespace, request: BenchRequest, report: Report) -> bool:
     """Measure on a target; whether nothing failed."""
     if name != "cpu":
         with contextlib.closing(GpuArena(open_device(name))) as gpu:
@@ -259,7 +259,7 @@ def _measure_part(options: argparse.Namespace) -> int:
 
 
 def _measure_cpu(
-    threads: int | None, ggml: Path | None, cached: bool, request: Request, report: Report
+    threads: int | None, ggml: Path | None, cached: bool, request: BenchRequest, report: Report
 ) -> bool:
     if threads is not None:
         os.environ["Q4JIT_NUM_THREADS"] = str(threads)  # read at the first call

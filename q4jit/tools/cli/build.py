@@ -7,14 +7,14 @@ from typing import Any
 
 from q4jit.frontend.specs import WeightSpec
 from q4jit.hip.limits import check_block_size
-from q4jit.plan.options import Tuning
+from q4jit.plan.options import PlanOptions
 from q4jit.precision import PRECISIONS
 from q4jit.progress import progress
 from q4jit.targets import HIP_ARCHS, Target
 from q4jit.tools.aot.build import build
 from q4jit.tools.aot.header import HEADER
 from q4jit.tools.aot.manifest import MANIFEST
-from q4jit.tools.aot.request import Request, weights_in
+from q4jit.tools.aot.request import BuildRequest, weights_in
 from q4jit.tools.cli.arguments import add_out, block_format, check_shape, checked, positive
 from q4jit.tools.cli.parser import EXAMPLES
 from q4jit.tools.text import counted, visible
@@ -96,11 +96,11 @@ def _build(options: argparse.Namespace) -> int:
     weights, left_out = _weights(options, generic)
     for name, reason in left_out.items():
         print(visible(f"q4jit build: left out {name}: {reason}"), file=sys.stderr)
-    request = Request(
+    request = BuildRequest(
         weights,
         tuple(dict.fromkeys(options.arch)),
         tuple(options.m or ()),
-        Tuning(options.precision or "f32", options.block_size, None, options.layout),
+        PlanOptions(options.precision or "f32", options.block_size, None, options.layout),
         generic,
         left_out,
     )

@@ -3,7 +3,8 @@
 For each weight and M all entrants are made ready and held against float64, then they run in turns,
 several rounds, and medians count. What is wrong has no time.
 
-    Request ──work──▶ Work ──arena──▶ Entrant ──contest──▶ Outcome ──rows──▶ Row ──report──▶ tables
+BenchRequest ──work──▶ TimedCall ──arena──▶ Entrant ──contest──▶ Outcome ──rows──▶ Row
+                                                                       ──report──▶ tables
 
 `gpu` and `cpu` are the two arenas, where entrants run; `ratios`, `targets` and `roofline` show what
 reports come to.

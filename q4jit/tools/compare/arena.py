@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
-from q4jit.tools.compare.work import Work
+from q4jit.tools.compare.work import TimedCall
 
 READ: Final = "read"
 PEAKS: Final = {"f32": "FMA peak", "i8": "dot peak"}
@@ -42,7 +42,7 @@ class Entrant:
 
     name: str
     precision: str
-    open: Callable[[Work], AbstractContextManager[Running]]
+    open: Callable[[TimedCall], AbstractContextManager[Running]]
     own: bool = False
 
 
@@ -53,7 +53,7 @@ class Arena(Protocol):
     about: dict[str, Any]
     absent: dict[str, str]
 
-    def begin(self, work: Work, precision: str) -> None:
+    def begin(self, work: TimedCall, precision: str) -> None:
         """Begin to compile q4jit's kernels; what fails is told when they run."""
 
     def own(self, precision: str) -> Entrant:

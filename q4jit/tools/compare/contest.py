@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from q4jit.errors import Q4JitError
 from q4jit.tools.compare.arena import AbsentError, Entrant, Running
-from q4jit.tools.compare.work import Work
+from q4jit.tools.compare.work import TimedCall
 
 
 @dataclass
@@ -35,7 +35,7 @@ class Outcome:
         self.us.clear()
 
 
-def contest(entrants: Sequence[tuple[Entrant, Work, float]], rounds: int) -> list[Outcome]:
+def contest(entrants: Sequence[tuple[Entrant, TimedCall, float]], rounds: int) -> list[Outcome]:
     """Check and time entrants, each with its work and the bound of its error, in turns."""
     outcomes = [Outcome(entrant, bound) for entrant, _, bound in entrants]
     with contextlib.ExitStack() as stack:

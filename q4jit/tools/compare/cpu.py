@@ -17,7 +17,7 @@ from q4jit.tools.compare import limits
 from q4jit.tools.compare.arena import PEAKS, READ, AbsentError, Entrant, Running, present
 from q4jit.tools.compare.cpu_peers import CpuPeers
 from q4jit.tools.compare.cpu_times import rest, running_of
-from q4jit.tools.compare.work import Work
+from q4jit.tools.compare.work import TimedCall
 from q4jit.tools.provenance import cache_bytes, cpu_name
 from q4jit.weights.reference import rotated_copies
 
@@ -62,7 +62,7 @@ class CpuArena:
         """Bytes of weights that no cache keeps; 0: one weight that stays in the cache."""
         return self._rotated_bytes
 
-    def begin(self, work: Work, precision: str) -> None:
+    def begin(self, work: TimedCall, precision: str) -> None:
         """Nothing: LLVM compiles one kernel at a time, in some tenths of a second."""
 
     def own(self, precision: str) -> Entrant:
@@ -72,7 +72,7 @@ class CpuArena:
         )
 
     @contextlib.contextmanager
-    def _own(self, precision: str, work: Work) -> Iterator[Running]:
+    def _own(self, precision: str, work: TimedCall) -> Iterator[Running]:
         call = specialize(work.function, target="cpu", precision=precision)
         args = [work.args(weights) for weights in work.copies]
         made = call(*args[0])
@@ -86,7 +86,7 @@ class CpuArena:
         return Entrant(READ, "f32", self._read)
 
     @contextlib.contextmanager
-    def _read(self, work: Work) -> Iterator[Running]:
+    def _read(self, work: TimedCall) -> Iterator[Running]:
         loads = [limits.reader(self._target, *way) for way in limits.READ_WAYS]
         count = rotated_copies(self.rotated_bytes(), work.weight_bytes)
         step = limits.STEP_BYTES * self.threads
@@ -140,7 +140,7 @@ class CpuArena:
         return Entrant(name, precision, functools.partial(self._at_peak, peak))
 
     @contextlib.contextmanager
-    def _at_peak(self, peak: limits.Peak, work: Work) -> Iterator[Running]:
+    def _at_peak(self, peak: limits.Peak, work: TimedCall) -> Iterator[Running]:
         right = [True]
 
         def run_s() -> float:

@@ -17,7 +17,7 @@ from q4jit.tools.compare.arena import AbsentError, Entrant, Running
 from q4jit.tools.compare.cpu_times import running_of, timed_us
 from q4jit.tools.compare.ggml import Ggml, GgmlError
 from q4jit.tools.compare.torch_products import int4_weight, load_torch
-from q4jit.tools.compare.work import Work
+from q4jit.tools.compare.work import TimedCall
 from q4jit.weights.formats import decode
 from q4jit.weights.reference import rotated_copies
 from q4jit.weights.tensor import QuantizedTensor
@@ -47,13 +47,13 @@ class CpuPeers:
         }
 
     def _numpy(
-        self, name: str, open_: Callable[[Work], AbstractContextManager[Running]]
+        self, name: str, open_: Callable[[TimedCall], AbstractContextManager[Running]]
     ) -> Entrant:
         _limit_blas(self._threads)
         return Entrant(name, "f32", open_)
 
     @contextlib.contextmanager
-    def _dense(self, work: Work) -> Iterator[Running]:
+    def _dense(self, work: TimedCall) -> Iterator[Running]:
         (w,) = work.weights
         rows = decode(w.block_format, w.raw)
         out = np.empty((len(work.x), w.shape[1]), np.float32)
@@ -65,7 +65,7 @@ class CpuPeers:
         yield running_of(calls, (out,), work)
 
     @contextlib.contextmanager
-    def _decoding(self, work: Work) -> Iterator[Running]:
+    def _decoding(self, work: TimedCall) -> Iterator[Running]:
         out = np.empty((len(work.x), work.weights[0].shape[1]), np.float32)
 
         def call(w: QuantizedTensor) -> None:
@@ -81,7 +81,7 @@ class CpuPeers:
         return Entrant("torch int4", "i8", functools.partial(self._int4, torch))
 
     @contextlib.contextmanager
-    def _int4(self, torch: Any, work: Work) -> Iterator[Running]:
+    def _int4(self, torch: Any, work: TimedCall) -> Iterator[Running]:
         q, scales = int4_weight(torch, work.weights[0])
         convert = torch.ops.aten._convert_weight_to_int4pack_for_cpu
         packed = convert(torch.from_numpy(q.astype(np.int32)), 1)
@@ -114,7 +114,7 @@ class CpuPeers:
         return Entrant("ggml", "i8", functools.partial(self._on_ggml, library))
 
     @contextlib.contextmanager
-    def _on_ggml(self, library: Ggml, work: Work) -> Iterator[Running]:
+    def _on_ggml(self, library: Ggml, work: TimedCall) -> Iterator[Running]:
         weights = [w for (w,) in work.copies]
         lacks = "".join(f", built without {name}" for name in library.lacks(self._target.features))
         try:

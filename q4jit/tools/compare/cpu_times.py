@@ -10,7 +10,7 @@ from typing import Final
 import numpy as np
 
 from q4jit.tools.compare.arena import Running
-from q4jit.tools.compare.work import Floats, Work
+from q4jit.tools.compare.work import Floats, TimedCall
 
 _CALLS_S: Final = 0.03
 _WARM_CALLS: Final = 3
@@ -47,7 +47,10 @@ def timed_us(calls: Sequence[Callable[[], object]]) -> float:
 
 
 def running_of(
-    calls: Sequence[Callable[[], object]], outputs: Sequence[Floats], work: Work, note: str = ""
+    calls: Sequence[Callable[[], object]],
+    outputs: Sequence[Floats],
+    work: TimedCall,
+    note: str = "",
 ) -> Running:
     """Return an entrant whose calls take turns, and all write to the same `outputs`."""
 

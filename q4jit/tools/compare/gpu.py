@@ -11,7 +11,7 @@ from q4jit.errors import Q4JitError
 from q4jit.hip import tunings
 from q4jit.hip.harness import Bench, Built, rotated_bytes
 from q4jit.hip.kernel import ELEMENT
-from q4jit.plan.options import Tuning
+from q4jit.plan.options import PlanOptions
 from q4jit.runtime.devices import target_of
 from q4jit.runtime.driver import Device
 from q4jit.tools.compare.arena import READ, AbsentError, Entrant, Running, present
@@ -23,7 +23,7 @@ from q4jit.tools.compare.torch_products import (
     int4,
     load_torch,
 )
-from q4jit.tools.compare.work import Work
+from q4jit.tools.compare.work import TimedCall
 from q4jit.tools.provenance import driver_version
 
 
@@ -57,21 +57,21 @@ class GpuArena:
 
     def own(self, precision: str) -> Entrant:
         """q4jit, as its calls run: with what was measured, if anything was."""
-        open_ = functools.partial(self._own, Tuning(precision))
+        open_ = functools.partial(self._own, PlanOptions(precision))
         return Entrant(f"q4jit {precision}", precision, open_, own=True)
 
-    def begin(self, work: Work, precision: str) -> None:
+    def begin(self, work: TimedCall, precision: str) -> None:
         """Begin to compile q4jit's kernels; what fails is told when they run."""
         with contextlib.suppress(Q4JitError):
-            self._build(work, Tuning(precision))
+            self._build(work, PlanOptions(precision))
 
-    def _build(self, work: Work, tuning: Tuning) -> Built:
+    def _build(self, work: TimedCall, plan_options: PlanOptions) -> Built:
         """The kernels of a piece of work, which are being compiled."""
-        return self.bench.build(work.function, work.args(work.weights), tuning, self._tuned)
+        return self.bench.build(work.function, work.args(work.weights), plan_options, self._tuned)
 
     @contextlib.contextmanager
-    def _own(self, tuning: Tuning, work: Work) -> Iterator[Running]:
-        bench, built = self.bench, self._build(work, tuning)
+    def _own(self, plan_options: PlanOptions, work: TimedCall) -> Iterator[Running]:
+        bench, built = self.bench, self._build(work, plan_options)
         outputs: list[DeviceArray] = []
 
         def calls_on(stream: int) -> list[Callable[[], object]]:
@@ -86,7 +86,9 @@ class GpuArena:
 
         products = (kernel for kernel in built.plan.kernels if kernel.work.sections)
         how = dict.fromkeys(
-            k.schedule if k.precision == tuning.precision else f"{k.schedule} in {k.precision}"
+            k.schedule
+            if k.precision == plan_options.precision
+            else f"{k.schedule} in {k.precision}"
             for k in products
         )
         with bench.replays(calls_on) as us:
@@ -102,7 +104,7 @@ class GpuArena:
         return Entrant(READ, "f32", self._read)
 
     @contextlib.contextmanager
-    def _read(self, work: Work) -> Iterator[Running]:
+    def _read(self, work: TimedCall) -> Iterator[Running]:
         size = work.weight_bytes
         if size not in self._reads:
             self._reads.clear()  # of another shape: its memory is free now
@@ -116,7 +118,7 @@ class GpuArena:
 
     def peers(self) -> list[Entrant]:
         """PyTorch's products, and the schedule that q4jit grew from."""
-        element = functools.partial(self._own, Tuning("f32", None, ELEMENT))
+        element = functools.partial(self._own, PlanOptions("f32", None, ELEMENT))
         products = (
             ("torch fp16", "i8", dense_fp16),
             ("torch int4", "i8", int4),
@@ -133,7 +135,7 @@ class GpuArena:
         return Entrant(name, precision, functools.partial(self._on_torch, torch, make))
 
     @contextlib.contextmanager
-    def _on_torch(self, torch: Any, make: TorchProduct, work: Work) -> Iterator[Running]:
+    def _on_torch(self, torch: Any, make: TorchProduct, work: TimedCall) -> Iterator[Running]:
         place = f"cuda:{self.device.index}"  # PyTorch's name for AMD's too
         last: list[Any] = [None]
 

@@ -27,7 +27,7 @@ from q4jit.checked_json import (
 from q4jit.config import MOST_THREADS
 from q4jit.precision import PRECISIONS
 from q4jit.tools.compare.report import Report, read_report
-from q4jit.tools.compare.request import Request
+from q4jit.tools.compare.request import BenchRequest
 from q4jit.weights.formats import FORMATS
 
 _END_S: Final = 10  # that a process may take to write its report
@@ -41,7 +41,7 @@ class Part:
     """
 
     threads: int
-    request: Request
+    request: BenchRequest
     ggml: Path | None
     cached: bool
     report: Path
@@ -63,7 +63,7 @@ def read_part(path: Path) -> Part:
     shapes = request["shapes"] and tuple((k, n) for k, n in request["shapes"])
     return Part(
         data["threads"],
-        Request(**request | lists | {"shapes": shapes}),
+        BenchRequest(**request | lists | {"shapes": shapes}),
         data["ggml"] and Path(data["ggml"]),
         data["cached"],
         Path(data["report"]),

@@ -11,7 +11,7 @@ from typing import Any, Final
 from q4jit.compilers.cache import write_atomically
 from q4jit.errors import FormatError
 from q4jit.tools.compare.arena import Arena
-from q4jit.tools.compare.request import Defaults, Request
+from q4jit.tools.compare.request import BenchRequest, Defaults
 from q4jit.tools.compare.rows import measure, place_of
 from q4jit.tools.compare.tables import compiler_name, table_lines
 from q4jit.tools.provenance import about_code, about_system
@@ -32,7 +32,7 @@ def new_report(command: Sequence[str]) -> Report:
     }
 
 
-def run(report: Report, arena: Arena, request: Request, default: Defaults) -> bool:
+def run(report: Report, arena: Arena, request: BenchRequest, default: Defaults) -> bool:
     """Measure on an arena; rows go to the terminal and into the report as they come.
 
     Returns whether nothing failed.

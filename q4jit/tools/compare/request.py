@@ -7,7 +7,7 @@ from q4jit.precision import BOUNDS
 
 
 @dataclass(frozen=True)
-class Request:
+class BenchRequest:
     """What is measured; None: what suits the target.
 
     rows: numbers of rows M of x. fused: also what a bias and SiLU gating cost.

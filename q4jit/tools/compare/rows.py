@@ -10,8 +10,8 @@ from q4jit.precision import BOUNDS, FUNCTION_BOUND
 from q4jit.progress import progress
 from q4jit.tools.compare.arena import LIMITS, PEAKS, READ, Arena, Entrant
 from q4jit.tools.compare.contest import Outcome, contest
-from q4jit.tools.compare.request import Defaults, Request
-from q4jit.tools.compare.work import WeightShape, Work
+from q4jit.tools.compare.request import BenchRequest, Defaults
+from q4jit.tools.compare.work import TimedCall, WeightShape
 from q4jit.tools.text import counted
 
 _QUICK_ROWS: Final = (1, 8)
@@ -61,7 +61,7 @@ class Row:
         return self.wrong or (self.own and self.us is None)
 
 
-def measure(arena: Arena, request: Request, default: Defaults) -> Iterator[list[Row]]:
+def measure(arena: Arena, request: BenchRequest, default: Defaults) -> Iterator[list[Row]]:
     """The rows of each weight and M as soon as they are known, that of the read first."""
     shapes = request.shapes or (default.shapes[:1] if request.quick else default.shapes)
     rows = request.rows or (_QUICK_ROWS if request.quick else default.rows)
@@ -104,7 +104,7 @@ def _fused_rows(
     arena: Arena, shape: WeightShape, m: int, own: Sequence[Entrant], rounds: int
 ) -> list[Row]:
     plain, fused = shape.bare(m), shape.gated(m)
-    entrants: list[tuple[Entrant, Work, float]] = [(arena.read(), plain, BOUNDS["f32"])]
+    entrants: list[tuple[Entrant, TimedCall, float]] = [(arena.read(), plain, BOUNDS["f32"])]
     entrants += [(each, plain, BOUNDS[each.precision]) for each in own]
     entrants += [(each, fused, _GATED_BOUNDS[each.precision]) for each in own]
     outcomes = contest(entrants, rounds)
@@ -124,7 +124,7 @@ def _cost(plain: Outcome, fused: Outcome) -> float | None:
     return statistics.median(ratios) if ratios else None
 
 
-def _rows(shape: WeightShape, work: Work, kind: str, outcomes: Sequence[Outcome]) -> list[Row]:
+def _rows(shape: WeightShape, work: TimedCall, kind: str, outcomes: Sequence[Outcome]) -> list[Row]:
     medians = [statistics.median(o.us) if o.us else None for o in outcomes]
     times = dict(zip((o.entrant.name for o in outcomes), medians, strict=True))
     read_us = times[READ]

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from q4jit.tools.compare.arena import AbsentError
-from q4jit.tools.compare.work import Work
+from q4jit.tools.compare.work import TimedCall
 from q4jit.weights.formats import decode
 from q4jit.weights.reference import rotated_copies
 from q4jit.weights.tensor import QuantizedTensor
@@ -51,10 +51,12 @@ def int4_weight(torch: Any, w: QuantizedTensor) -> tuple[NDArray[np.uint8], Any]
     return quants.q, torch.stack([d, torch.zeros_like(d)], dim=-1).contiguous().bfloat16()
 
 
-TorchProduct = Callable[[Any, str, Work, int], list[Callable[[], Any]]]
+TorchProduct = Callable[[Any, str, TimedCall, int], list[Callable[[], Any]]]
 
 
-def dense_fp16(torch: Any, place: str, work: Work, total_bytes: int) -> list[Callable[[], Any]]:
+def dense_fp16(
+    torch: Any, place: str, work: TimedCall, total_bytes: int
+) -> list[Callable[[], Any]]:
     """A product of halves, by the vendor's BLAS."""
     (w,) = work.weights
     half = torch.from_numpy(decode(w.block_format, w.raw)).to(place).half()
@@ -64,7 +66,7 @@ def dense_fp16(torch: Any, place: str, work: Work, total_bytes: int) -> list[Cal
     return [functools.partial(lambda w: x @ w.t(), w) for w in copies]
 
 
-def int4(torch: Any, place: str, work: Work, total_bytes: int) -> list[Callable[[], Any]]:
+def int4(torch: Any, place: str, work: TimedCall, total_bytes: int) -> list[Callable[[], Any]]:
     """PyTorch's own product with 4-bit weights (tinygemm), x in bf16."""
     (w,) = work.weights
     q, scales = int4_weight(torch, w)
@@ -78,7 +80,9 @@ def int4(torch: Any, place: str, work: Work, total_bytes: int) -> list[Callable[
     return [functools.partial(multiply, x, packed, 32, scales) for packed, scales in copies]
 
 
-def dequantise(torch: Any, place: str, work: Work, total_bytes: int) -> list[Callable[[], Any]]:
+def dequantise(
+    torch: Any, place: str, work: TimedCall, total_bytes: int
+) -> list[Callable[[], Any]]:
     """The weight's values in f32 from its blocks, then a product."""
     (w,) = work.weights
     if w.format != "Q4_0":

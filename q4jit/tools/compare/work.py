@@ -18,7 +18,7 @@ Copies = tuple[tuple[QuantizedTensor, ...], ...]
 
 
 @dataclass(frozen=True, eq=False)
-class Work:
+class TimedCall:
     """A call of `function` with x [M, K], one of the `copies` of weights [K, N], and `others`.
 
     error: of the results, None where they are no numbers.
@@ -95,20 +95,20 @@ class WeightShape:
         count = rotated_copies(self._total_bytes, sum(w.nbytes for w in weights))
         return (tuple(weights), *(tuple(map(_copy, weights)) for _ in range(count - 1)))
 
-    def product(self, m: int) -> Work:
+    def product(self, m: int) -> TimedCall:
         """x @ w."""
         error = functools.partial(_product_error, self._gate)
-        return Work(product, self._x[:m], self._singles, (), lambda ys: error(ys[0]))
+        return TimedCall(product, self._x[:m], self._singles, (), lambda ys: error(ys[0]))
 
-    def bare(self, m: int) -> Work:
+    def bare(self, m: int) -> TimedCall:
         """Two products."""
-        return Work(bare, self._x[:m], self._pairs, (), self._bare_error)
+        return TimedCall(bare, self._x[:m], self._pairs, (), self._bare_error)
 
-    def gated(self, m: int) -> Work:
+    def gated(self, m: int) -> TimedCall:
         """Two products with bias and SiLU gating."""
         biases = tuple(random_x(2, self.n))
         error = functools.partial(self._gated_error, biases)
-        return Work(gated, self._x[:m], self._pairs, biases, lambda ys: error(ys[0]))
+        return TimedCall(gated, self._x[:m], self._pairs, biases, lambda ys: error(ys[0]))
 
     def _bare_error(self, found: Sequence[Floats]) -> float | None:
         exacts = (self._gate, self._up)

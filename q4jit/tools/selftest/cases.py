@@ -14,7 +14,7 @@ from q4jit.hip.kernel import (
     TILE_FMA,
     TILE_MATRIX,
 )
-from q4jit.plan.options import Tuning
+from q4jit.plan.options import PlanOptions
 from q4jit.precision import BOUNDS, FUNCTION_BOUND
 from q4jit.targets import Target
 from q4jit.tools.selftest.measures import (
@@ -73,7 +73,7 @@ def mlp(x: Any, gain: Any, gate: Any, up: Any, down: Any) -> Any:
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """A call of `function` with kernels by `tuning`; `measure` gives its error, at most `bound`.
+    """A call of `function` with kernels by `plan_options`; `measure` gives its error.
 
     group: the line of the table that it counts in. args: NumPy arrays (f32, or ids in i64),
     weights and floats.
@@ -82,7 +82,7 @@ class Case:
     group: str
     function: Callable[..., Any]
     args: tuple[Any, ...]
-    tuning: Tuning
+    plan_options: PlanOptions
     bound: float
     measure: Measure
 
@@ -112,8 +112,8 @@ def cases(target: Target, quick: bool = False) -> list[Case]:
                 continue  # the text that decodes is that of f32
             for turn, name in enumerate(formats):
                 if _suits(schedule, FORMATS[name]):
-                    tuning = Tuning(precision, None, schedule, layout)
-                    found += _product_cases(tuning, name, turn)
+                    plan_options = PlanOptions(precision, None, schedule, layout)
+                    found += _product_cases(plan_options, name, turn)
     found += _chosen_cases()
     found += _lookup_cases(formats, layouts)
     found += _function_cases()
@@ -133,22 +133,24 @@ def _suits(schedule: str, fmt: Format) -> bool:
     return fmt.float_dtype is None or schedule not in {GEMV_DOT, TILE_MATRIX}
 
 
-def _product_cases(tuning: Tuning, name: str, turn: int) -> Iterator[Case]:
-    schedule, layout = str(tuning.schedule), str(tuning.layout)
-    group = f"{schedule} {layout} {tuning.precision}"
+def _product_cases(plan_options: PlanOptions, name: str, turn: int) -> Iterator[Case]:
+    schedule, layout = str(plan_options.schedule), str(plan_options.layout)
+    group = f"{schedule} {layout} {plan_options.precision}"
     # the same for every schedule: what decodes alone is then compiled once
     k, n = _shape(name, turn + (layout == GGUF))
     w = random_weight(name, k, n)
-    bound = BOUNDS[tuning.precision]
+    bound = BOUNDS[plan_options.precision]
     for m in _rows(schedule, layout, name, turn):
         args = (random_x(m, k), w)
         if schedule in _DECODED_TOO:
-            yield Case(group, product_and_values, args, tuning, bound, against_values)
+            yield Case(group, product_and_values, args, plan_options, bound, against_values)
             if schedule in {ELEMENT, GEMV}:  # the kernel that decodes is the others' too
                 group_of_values = f"dequantize {layout}"
-                yield Case(group_of_values, product_and_values, args, tuning, 0.0, values_error)
+                yield Case(
+                    group_of_values, product_and_values, args, plan_options, 0.0, values_error
+                )
         else:
-            yield Case(group, product, args, tuning, bound, contract_error)
+            yield Case(group, product, args, plan_options, bound, contract_error)
 
 
 def _shape(name: str, turn: int) -> tuple[int, int]:
@@ -175,7 +177,7 @@ def _chosen_cases() -> Iterator[Case]:
     for precision, m, (k, n) in calls:
         args = (random_x(m, k), random_weight("Q4_0", k, n))
         group = f"as chosen {precision}"
-        yield Case(group, product, args, Tuning(precision), BOUNDS[precision], contract_error)
+        yield Case(group, product, args, PlanOptions(precision), BOUNDS[precision], contract_error)
 
 
 def _lookup_cases(formats: Sequence[str], layouts: Sequence[str]) -> Iterator[Case]:
@@ -184,8 +186,8 @@ def _lookup_cases(formats: Sequence[str], layouts: Sequence[str]) -> Iterator[Ca
         ids = np.random.default_rng(1).integers(0, w.shape[1], 17)
         ids[:2] = 0, w.shape[1] - 1
         layout = layouts[turn % len(layouts)]
-        tuning = Tuning("f32", None, None, layout)
-        yield Case(f"look-up {layout}", looked_up, (ids, w), tuning, 0.0, lookup_error)
+        plan_options = PlanOptions("f32", None, None, layout)
+        yield Case(f"look-up {layout}", looked_up, (ids, w), plan_options, 0.0, lookup_error)
 
 
 def _function_cases() -> Iterator[Case]:
@@ -202,7 +204,7 @@ def _function_cases() -> Iterator[Case]:
         ]
         for function, args in calls:
             measure = functools.partial(function_error, function)
-            yield Case("functions f32", function, args, Tuning(), FUNCTION_BOUND, measure)
+            yield Case("functions f32", function, args, PlanOptions(), FUNCTION_BOUND, measure)
 
 
 def _offset_cases(layouts: Sequence[str]) -> Iterator[Case]:
@@ -213,7 +215,7 @@ def _offset_cases(layouts: Sequence[str]) -> Iterator[Case]:
     w = QuantizedTensor.from_bytes(raw, shape=(k, n), format="Q4_0")
     for layout in layouts:
         for m in (1, 17):
-            tuning = Tuning("f32", None, None, layout)
+            plan_options = PlanOptions("f32", None, None, layout)
             args = (random_x(m, k), w)
             group = "weights at an offset"
-            yield Case(group, product, args, tuning, BOUNDS["f32"], contract_error)
+            yield Case(group, product, args, plan_options, BOUNDS["f32"], contract_error)

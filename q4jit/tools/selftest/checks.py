@@ -8,7 +8,7 @@ from typing import Final
 import numpy as np
 
 from q4jit.hip.harness import Bench
-from q4jit.plan.options import Tuning
+from q4jit.plan.options import PlanOptions
 from q4jit.precision import BOUNDS
 from q4jit.tools.selftest.cases import SHAPES, product
 from q4jit.tools.selftest.measures import contract_error, difference, larger
@@ -50,7 +50,7 @@ def replay_error(bench: Bench, m: int) -> float:
     streams = find_streams(bench.device)
     stream = streams.make()
     x, w = random_x(m, SHAPES[0][0]), random_weight("Q4_0", *SHAPES[0])
-    built = bench.build(product, (x, w), Tuning())
+    built = bench.build(product, (x, w), PlanOptions())
     args = bench.upload((x, w), streams.handle(stream))
     (out,) = bench.outputs(built, args)
     launch = bench.bind(built, args)
@@ -70,7 +70,7 @@ def stream_error(bench: Bench, m: int) -> float:
     streams = find_streams(bench.device)
     made = [streams.make() for _ in range(2)]
     x, w = random_x(m, SHAPES[0][0]), random_weight("Q4_0", *SHAPES[0])
-    built = bench.build(product, (x, w), Tuning())
+    built = bench.build(product, (x, w), PlanOptions())
     calls = [
         bench.upload((x * sign, w), streams.handle(s))
         for sign, s in zip((1, -1), made, strict=True)
@@ -101,6 +101,6 @@ def large_error(bench: Bench) -> float:
     x, w = random_x(m, k), random_weight("Q4_0", k, n)
     border = (1 << 31) // n
     bands = [slice(0, 3), slice(border - 2, border + 2), slice(m - 3, m)]
-    found = bench.run_rows(bench.build(product, (x, w), Tuning()), (x, w), bands)
+    found = bench.run_rows(bench.build(product, (x, w), PlanOptions()), (x, w), bands)
     pairs = zip(bands, found, strict=True)
     return functools.reduce(larger, (contract_error((x[b], w), [y]) for b, y in pairs))

@@ -9,7 +9,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Outcome:
+class CaseOutcome:
     """What became of a case; `error` is None where there is no number, and `message` says why.
 
     passed: None where the case was not run.
@@ -46,7 +46,7 @@ class Timing:
 class Findings:
     """What is known so far; ended_by: the exception that ended the run early, else empty."""
 
-    cases: list[Outcome] = field(default_factory=list)
+    cases: list[CaseOutcome] = field(default_factory=list)
     copy: dict[str, Any] = field(default_factory=lambda: {"gb_per_s": None, "message": "not run"})
     timings: list[Timing] = field(default_factory=list)
     ended_by: str = ""

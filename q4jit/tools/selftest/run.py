@@ -10,7 +10,7 @@ from q4jit.hip.harness import Bench, Built
 from q4jit.progress import progress
 from q4jit.tools.selftest.cases import Case, cases
 from q4jit.tools.selftest.checks import Check, checks
-from q4jit.tools.selftest.findings import Findings, Outcome, attempt, told
+from q4jit.tools.selftest.findings import CaseOutcome, Findings, attempt, told
 from q4jit.tools.selftest.measures import Floats
 from q4jit.tools.selftest.streams import NotRunError
 from q4jit.tools.selftest.timing import time_products
@@ -25,30 +25,30 @@ def run_all(bench: Bench, quick: bool, findings: Findings) -> None:
     time_products(bench, quick, findings)
 
 
-def outcomes(bench: Bench, found: Sequence[Case]) -> Iterator[Outcome]:
+def outcomes(bench: Bench, found: Sequence[Case]) -> Iterator[CaseOutcome]:
     """What became of each case, in order; all kernels are being compiled meanwhile."""
     pairs = []
     for case in progress(found, "planning"):
-        build = functools.partial(bench.build, case.function, case.args, case.tuning)
+        build = functools.partial(bench.build, case.function, case.args, case.plan_options)
         pairs.append((case, attempt(build)))
     for case, built in progress(pairs, "running"):
         outcome = attempt(functools.partial(_run_case, bench, case, built))
         yield _failed(case, outcome) if isinstance(outcome, Exception) else outcome
 
 
-def _run_case(bench: Bench, case: Case, built: Built | Exception) -> Outcome:
+def _run_case(bench: Bench, case: Case, built: Built | Exception) -> CaseOutcome:
     if isinstance(built, Exception):
         raise built
     return judge(case, bench.run(built, case.args))
 
 
-def _failed(case: Case, error: Exception) -> Outcome:
-    return Outcome(str(case), case.group, case.rows, None, case.bound, False, told(error))
+def _failed(case: Case, error: Exception) -> CaseOutcome:
+    return CaseOutcome(str(case), case.group, case.rows, None, case.bound, False, told(error))
 
 
-def outcome_of(bench: Bench, check: Check) -> Outcome:
+def outcome_of(bench: Bench, check: Check) -> CaseOutcome:
     """What became of a check."""
-    about = functools.partial(Outcome, check.name, check.group, check.m, bound=check.bound)
+    about = functools.partial(CaseOutcome, check.name, check.group, check.m, bound=check.bound)
     error = attempt(lambda: check.measure(bench))
     if isinstance(error, NotRunError):
         return about(error=None, passed=None, message=f"not run: {error}")
@@ -64,14 +64,14 @@ def _excess(error: float, bound: float) -> str:
     return f"error {error:.2e}, allowed are {bound:.0e}"
 
 
-def judge(case: Case, results: Sequence[Floats]) -> Outcome:
+def judge(case: Case, results: Sequence[Floats]) -> CaseOutcome:
     """Whether results are complete, and within the bound."""
     total = sum(result.size for result in results)
     missing = total - sum(int(np.isfinite(result).sum()) for result in results)
     if missing:
         message = f"{missing:,} of {total:,} results are NaN or Inf: not written, or wrong"
-        return Outcome(str(case), case.group, case.rows, None, case.bound, False, message)
+        return CaseOutcome(str(case), case.group, case.rows, None, case.bound, False, message)
     error = case.measure(case.args, results)
     passed = error <= case.bound
     message = "" if passed else _excess(error, case.bound)
-    return Outcome(str(case), case.group, case.rows, error, case.bound, passed, message)
+    return CaseOutcome(str(case), case.group, case.rows, error, case.bound, passed, message)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from q4jit.hip.harness import Bench, rotated_bytes
-from q4jit.plan.options import Tuning
+from q4jit.plan.options import PlanOptions
 from q4jit.progress import progress
 from q4jit.runtime.driver import Device
 from q4jit.tools.selftest.cases import product, schedules
@@ -29,8 +29,8 @@ def time_products(bench: Bench, quick: bool, findings: Findings) -> None:
         weights = _rotation(bench.device, k, n)
         calls = [(s, p, m) for s, p in schedules(bench.target) for m in _TIMED_ROWS]
         for schedule, precision, m in progress(calls, f"timing [{k}, {n}]"):
-            tuning = Tuning(precision, None, schedule)
-            us = attempt(functools.partial(_time_us, bench, tuning, m, weights))
+            plan_options = PlanOptions(precision, None, schedule)
+            us = attempt(functools.partial(_time_us, bench, plan_options, m, weights))
             place = (schedule, precision, k, n, m)
             if isinstance(us, Exception):
                 findings.timings.append(Timing(*place, None, None, None, told(us)))
@@ -48,9 +48,11 @@ def _rotation(device: Device, k: int, n: int) -> list[QuantizedTensor]:
     ]
 
 
-def _time_us(bench: Bench, tuning: Tuning, m: int, weights: Sequence[QuantizedTensor]) -> float:
+def _time_us(
+    bench: Bench, plan_options: PlanOptions, m: int, weights: Sequence[QuantizedTensor]
+) -> float:
     x = random_x(m, weights[0].shape[0])
-    built = bench.build(product, (x, weights[0]), tuning)
+    built = bench.build(product, (x, weights[0]), plan_options)
     calls = [bench.upload((x, w)) for w in weights[:1]]
     calls += [(calls[0][0], w) for w in weights[1:]]
     (out,) = bench.outputs(built, calls[0])

@@ -9,9 +9,9 @@ from q4jit.errors import DeviceError
 from q4jit.precision import BOUNDS
 from q4jit.tools.compare.arena import LIMITS, READ, AbsentError, Entrant
 from q4jit.tools.compare.contest import contest
-from q4jit.tools.compare.request import GPU, Request
+from q4jit.tools.compare.request import GPU, BenchRequest
 from q4jit.tools.compare.rows import measure
-from q4jit.tools.compare.work import WeightShape, Work
+from q4jit.tools.compare.work import TimedCall, WeightShape
 from q4jit.weights.reference import random_weight
 from tests.support.fake_arena import FakeArena, K, N, at, one_missing, one_wrong, rows_of
 
@@ -99,7 +99,7 @@ def test_a_peer_without_a_time_is_no_failure_of_ours() -> None:
     assert not outcome.wrong
 
 
-def _refusing(work: Work) -> Any:
+def _refusing(work: TimedCall) -> Any:
     raise AbsentError("no such product")
 
 
@@ -145,7 +145,7 @@ def test_products_are_held_against_their_peak() -> None:
     arena = FakeArena()
     arena.peak_names = ("f32", "i8")
     arena.times |= {"FMA peak": 3.0, "dot peak": 1.0, "q4jit i8": 2.0}
-    request = Request(shapes=((K, N),), rows=(3,), precisions=("f32", "i8", "f16"))
+    request = BenchRequest(shapes=((K, N),), rows=(3,), precisions=("f32", "i8", "f16"))
     (rows,) = measure(arena, request, GPU)
     of_peak = {row.name: row.of_peak for row in rows}
     assert of_peak.pop("q4jit f32") == 0.75

@@ -13,7 +13,7 @@ import pytest
 
 from q4jit.tools.cli.main import main
 from q4jit.tools.compare import part
-from q4jit.tools.compare.request import Request
+from q4jit.tools.compare.request import BenchRequest
 from tests.support.paths import ROOT
 
 QUICK = """
@@ -116,13 +116,15 @@ def test_a_part_ends_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
     assert begun[0].returncode == -signal.SIGKILL
 
 
-REQUEST = Request("Q8_0", ((64, 37), (128, 5)), (1, 8), ("f32", "i8"), fused=True)
+REQUEST = BenchRequest("Q8_0", ((64, 37), (128, 5)), (1, 8), ("f32", "i8"), fused=True)
 
 
-@pytest.mark.parametrize("request_", [Request(), REQUEST, dataclasses.replace(REQUEST, quick=True)])
+@pytest.mark.parametrize(
+    "request_", [BenchRequest(), REQUEST, dataclasses.replace(REQUEST, quick=True)]
+)
 @pytest.mark.parametrize("ggml", [None, Path("a b/lib")])
 def test_a_part_reads_what_it_was_asked_for(
-    request_: Request, ggml: Path | None, tmp_path: Path
+    request_: BenchRequest, ggml: Path | None, tmp_path: Path
 ) -> None:
     path = tmp_path / "a.request"
     asked = part.Part(2, request_, ggml, cached=True, report=tmp_path / "a.json")

@@ -12,7 +12,7 @@ from q4jit.tools.cli.main import main
 from q4jit.tools.compare import report as reports
 from q4jit.tools.compare import roofline
 from q4jit.tools.compare.arena import READ
-from q4jit.tools.compare.request import GPU, Request
+from q4jit.tools.compare.request import GPU, BenchRequest
 from q4jit.tools.compare.tables import table_lines
 from tests.support.fake_arena import FakeArena, K, N, at, one_wrong, rows_of
 from tests.support.tools import lack
@@ -33,7 +33,7 @@ def test_the_table_is_aligned_and_says_how_many_times_faster() -> None:
 @pytest.fixture
 def report(tmp_path: Path) -> Path:
     found = reports.new_report(["q4jit", "bench"])
-    request = Request(shapes=((K, N), (K, 2 * N)), rows=(1, 8), precisions=("f32", "f16"))
+    request = BenchRequest(shapes=((K, N), (K, 2 * N)), rows=(1, 8), precisions=("f32", "f16"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("q4jit.tools.compare.rows._QUICK_ROUNDS", 1)
         arena = FakeArena()

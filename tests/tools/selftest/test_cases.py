@@ -11,7 +11,7 @@ from q4jit.hip import harness
 from q4jit.hip.kernel import HipPlan
 from q4jit.hip.render import render
 from q4jit.hip.schedule import make_plan
-from q4jit.plan.options import Tuning
+from q4jit.plan.options import PlanOptions
 from q4jit.precision import BOUNDS
 from q4jit.targets import Target, find_target
 from q4jit.tools.selftest import measures
@@ -25,7 +25,7 @@ MOST_KERNELS = 160  # at a second each, on a few cores, they and the rest take t
 
 def plan_of(case: Case, target: Target) -> HipPlan:
     graph = trace(case.function, tuple(map(harness._spec, case.args)))
-    return make_plan(graph, target, math.prod(lead_shape(case.args)), case.tuning)
+    return make_plan(graph, target, math.prod(lead_shape(case.args)), case.plan_options)
 
 
 @pytest.mark.parametrize("arch", ["gfx90a", "gfx1030", "gfx1100", "gfx1201", "sm_90"])
@@ -36,7 +36,7 @@ def test_every_case_has_its_kernels_and_they_are_not_too_many(arch: str) -> None
         plan = plan_of(case, target)
         texts |= {render(plan, kernel).text for kernel in plan.kernels}
         used = {kernel.schedule for kernel in plan.kernels}
-        assert case.tuning.schedule is None or case.tuning.schedule in used
+        assert case.plan_options.schedule is None or case.plan_options.schedule in used
     assert 80 < len(texts) < MOST_KERNELS
 
 
@@ -75,7 +75,7 @@ def product_case(precision: str = "f32") -> Case:
     args = (random_x(3, 256), random_weight("Q4_0", 256, 37))
     bound = BOUNDS[precision]
     measure = measures.contract_error
-    return Case("g", product, args, Tuning(precision), bound, measure)
+    return Case("g", product, args, PlanOptions(precision), bound, measure)
 
 
 @pytest.mark.parametrize(("factor", "passed"), [(1.0, True), (1 + 1e-5, False)])

@@ -24,7 +24,7 @@ from q4jit.tools.selftest.run import outcome_of, outcomes
 from q4jit.hip.harness import Bench
 from q4jit.weights.reference import random_weight, random_x
 from q4jit.errors import CompileError
-from q4jit.plan.options import Tuning
+from q4jit.plan.options import PlanOptions
 
 class Compiler:
     SOURCE_SUFFIX, SUFFIX = ".hip", ".code"
@@ -48,7 +48,7 @@ def test_results_that_no_kernel_writes_are_nan(run_on_fake: Callable[[str], str]
     run_on_fake("""
         with Bench(first) as bench:
             for function in (product, product_and_values):
-                built = bench.build(function, (x, w), Tuning())
+                built = bench.build(function, (x, w), PlanOptions())
                 launched = fake["launches"]
                 results = bench.run(built, (x, w))
                 assert fake["launches"] == launched + len(built.sources)
@@ -66,7 +66,7 @@ def test_calls_are_timed_while_copies_keep_the_device_busy(
             weights = timing._rotation(first, 256, 37)
             assert len(weights) > 2 and len({id(w) for w in weights}) == len(weights)
             bench.copy_us = 1.0
-            us = timing._time_us(bench, Tuning(schedule="gemv"), 1, weights)
+            us = timing._time_us(bench, PlanOptions(schedule="gemv"), 1, weights)
             assert us > 0
             assert bench.copy_bytes() == first.memory_bytes // 8
     """)
@@ -87,7 +87,7 @@ def test_checks_of_kernels_that_do_nothing_fail(run_on_fake: Callable[[str], str
         checks.find_streams = lambda device: Streams()
         with Bench(first) as bench:
             found = [outcome_of(bench, check) for check in checks.checks(True)]
-            built = bench.build(product, (x, w), Tuning())
+            built = bench.build(product, (x, w), PlanOptions())
             (y,) = bench.run_rows(built, (x, w), [slice(1, 3)])
         assert y.shape == (2, 37) and np.isnan(y).all()
         assert [o.message for o in found] == ["results are NaN or Inf"] * 4, found
@@ -118,7 +118,7 @@ def test_an_error_of_the_compiler_names_the_template(run_on_fake: Callable[[str]
         Compiler.fingerprint = staticmethod(lambda target: "nothing of it is in the cache")
         with Bench(first) as bench:
             case = Case(
-                "g", product, (x, w), Tuning(), 1.0, contract_error
+                "g", product, (x, w), PlanOptions(), 1.0, contract_error
             )
             (outcome,) = outcomes(bench, [case])
             assert not outcome.passed
