@@ -76,6 +76,11 @@ def test_hits_misses_and_compiles(x: Array, w: QuantizedTensor) -> None:
     assert f.stats == dispatcher.Stats(5, 1, 1, first.seconds)
 
 
+def test_stats_read_as_singular_and_plural() -> None:
+    assert str(dispatcher.Stats(1, 1, 1, 0.5)) == "1 hit, 1 miss, 1 kernel compiled, 0.50 s"
+    assert str(dispatcher.Stats(0, 2, 2)) == "0 hits, 2 misses, 2 kernels compiled, 0.00 s"
+
+
 def test_a_thousand_scalars_compile_once(x: Array, w: QuantizedTensor) -> None:
     f = specialize(scaled)
     for scale in np.linspace(-3, 3, 1000):
@@ -224,10 +229,10 @@ def test_explain_says_which_rule_chose_for_how_many_rows(w: QuantizedTensor) -> 
     for rows in (1, *eights):
         f(np.zeros((rows, w.shape[0]), np.float32), w)
     lines = f.explain().splitlines()
-    rule = "target='cpu' was asked for"
-    assert f"  1 row: {rule}" in lines
-    told = [line for line in lines if line.endswith(f" rows: {rule}")]
-    assert told == [f"  {rows} rows: {rule}" for rows in eights[-8:]]
+    rule = "on the CPU: target='cpu'"
+    assert f"  1 row {rule}" in lines
+    listed = [line for line in lines if line.endswith(f" rows {rule}")]
+    assert listed == [f"  {rows} rows {rule}" for rows in eights[-8:]]
 
 
 def test_it_looks_like_its_function() -> None:
@@ -281,14 +286,22 @@ def test_the_three_ways_to_decorate_are_one(x: Array, w: QuantizedTensor) -> Non
 
 
 BAD_OPTIONS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
-    "K of 0": ({"K": 0}, ArgumentError, "K=0: accepted is a positive int"),
-    "N of a bool": ({"N": True}, ArgumentError, "N=True"),
-    "K of a float": ({"K": 64.0}, ArgumentError, r"K=64\.0"),
-    "block_size": ({"block_size": -1}, ArgumentError, "block_size=-1"),
-    "precision": ({"precision": "f64"}, ArgumentError, "'f64': accepted are 'f32', 'f16', 'i8'"),
+    "K of 0": ({"K": 0}, ArgumentError, "K: expected a positive int or None, got 0"),
+    "N of a bool": ({"N": True}, ArgumentError, "N: .* got True"),
+    "K of a float": ({"K": 64.0}, ArgumentError, r"K: .* got 64\.0"),
+    "block_size": ({"block_size": -1}, ArgumentError, "block_size: .* got -1"),
+    "precision": (
+        {"precision": "f64"},
+        ArgumentError,
+        "expected one of 'f32', 'f16', 'i8', got 'f64'",
+    ),
     "target": ({"target": "gpu"}, TargetError, "unknown target 'gpu': known are cpu, "),
-    "cache": ({"cache": "no"}, ArgumentError, "cache='no': accepted is True or False"),
-    "unknown": ({"blocksize": 1}, ArgumentError, "takes no blocksize: accepted are K, N"),
+    "cache": ({"cache": "no"}, ArgumentError, "cache: expected True or False, got 'no'"),
+    "unknown": (
+        {"blocksize": 1},
+        ArgumentError,
+        "specialize: expected options K, N, .*, got blocksize",
+    ),
 }
 
 
@@ -302,9 +315,9 @@ def test_bad_options_are_refused_when_decorating(what: str) -> None:
 
 
 def test_what_cannot_be_decorated_is_refused() -> None:
-    with pytest.raises(ArgumentError, match="specialised already"):
+    with pytest.raises(ArgumentError, match="cannot specialise a function twice"):
         specialize(specialize(scaled))
-    with pytest.raises(ArgumentError, match="found int"):
+    with pytest.raises(ArgumentError, match="expected a function, got int"):
         specialize(3)  # type: ignore[call-overload]  # the wrong type is the test
     with pytest.raises(ArgumentError, match="'out'"):
         specialize(lambda x, out: x)
@@ -313,9 +326,9 @@ def test_what_cannot_be_decorated_is_refused() -> None:
 
 
 def test_k_and_n_are_checked(x: Array, w: QuantizedTensor) -> None:
-    with pytest.raises(ArgumentError, match=rf"K=128\): found .*{K}"):
+    with pytest.raises(ArgumentError, match=rf"K=128\): expected .* got K = {K}"):
         specialize(scaled, K=128)(x, w)
-    with pytest.raises(ArgumentError, match=rf"N=16\): found .*{N}"):
+    with pytest.raises(ArgumentError, match=rf"N=16\): expected .* got N = {N}"):
         specialize(scaled, N=16)(x, w)
 
 
@@ -338,8 +351,10 @@ def test_without_the_jit_the_function_runs_itself(
     interpreted.warmup((3, K), w)
     np.testing.assert_array_equal(interpreted.bind(x, w)(), scaled(x, w))
     assert interpreted.stats == dispatcher.Stats()
-    assert interpreted.explain().endswith("Q4JIT_DISABLE_JIT is set: every call runs py_func")
-    with pytest.raises(ArgumentError, match="decorated under Q4JIT_DISABLE_JIT"):
+    assert interpreted.explain().endswith("Q4JIT_DISABLE_JIT is set: calls run py_func in NumPy")
+    with pytest.raises(
+        ArgumentError, match="Q4JIT_DISABLE_JIT was set when it was decorated; unset it"
+    ):
         interpreted.inspect_source()
 
 

@@ -71,18 +71,18 @@ def test_without_a_gpu_the_cpu_runs_every_call(devices: list[Device]) -> None:
     found = place(None, X, weight_bytes=1 << 30)
     assert found.device is None
     assert found.target.backend == "cpu"
-    assert "the CPU runs every call: no GPU is here" in found.rule
+    assert "on the CPU: no GPU is here" in found.rule
 
 
 def test_small_work_stays_on_the_cpu_and_large_goes_to_the_gpu(devices: list[Device]) -> None:
     devices.append(device())
     small, large = (place(None, X, weight_bytes=size) for size in (250_000, 400_000))
     assert small.device is None
-    assert "too small to be worth a launch: about 30 µs on amd device 0" in small.rule
+    assert "on the CPU: too little work for a GPU, about 30 µs on amd device 0" in small.rule
     assert "25 µs on the CPU" in small.rule
     assert large.device == devices[0]
     assert str(large.target) == "hip:gfx1100"
-    assert "worth a launch" in large.rule
+    assert "on amd device 0 (made up, gfx1100): it is faster, about 30 µs on" in large.rule
 
 
 def test_trivial_work_measures_no_gpu(
@@ -95,7 +95,7 @@ def test_trivial_work_measures_no_gpu(
     monkeypatch.setattr(policy, "_gpu_rates", measure)
     found = place(None, X, weight_bytes=190_000)
     assert found.device is None
-    assert "too small to be worth a launch: about 19.0 µs on the CPU" in found.rule
+    assert "on the CPU: too little work for a GPU, about 19.0 µs on the CPU" in found.rule
     with pytest.raises(AssertionError, match="was measured"):
         place(None, X, weight_bytes=210_000)
 
@@ -165,7 +165,7 @@ def test_a_gpu_without_code_for_it_is_named(devices: list[Device]) -> None:
     devices.append(device(0, "gfx803"))
     found = place(None, X, weight_bytes=1 << 30)
     assert found.device is None
-    assert "no code for amd device 0 (made up, gfx803)" in found.rule
+    assert "q4jit has no code for amd device 0 (made up, gfx803)" in found.rule
     with pytest.raises(TargetError, match="known archs are gfx906"):
         place("hip:0", X)
 
@@ -174,10 +174,12 @@ def test_arrays_on_a_device_stay_there(devices: list[Device]) -> None:
     devices += [device(0), device(1, "gfx1201")]
     found = place(None, view(devices[1]), weight_bytes=1)
     assert found.device == devices[1]
-    assert "arrays on amd device 1 (made up, gfx1201) stay there" in found.rule
+    assert "on amd device 1 (made up, gfx1201): the arrays are there" in found.rule
     assert place("hip:gfx1201", view(devices[1])).device == devices[1]
     for wrong in ("cpu", "hip:gfx1100", "hip:7"):
-        with pytest.raises(ArgumentError, match=f"target='{wrong}' was asked for, and 'arg0' lies"):
+        with pytest.raises(
+            ArgumentError, match=f"'arg0': expected arrays on target='{wrong}', got one"
+        ):
             place(wrong, view(devices[1]))
 
 

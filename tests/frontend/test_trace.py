@@ -216,7 +216,7 @@ def test_a_square_bias_is_a_residual() -> None:
     check(compiled, random(16, K), weight(K, 16), random(16, 16))
     check(compiled, random(1, K), weight(K, 16), random(16, 16))
     check(compiled, random(16, K), weight(K, 16), random(16))
-    with pytest.raises(TraceError, match=re.escape("[16, 16] and [9, 16] do not match")):
+    with pytest.raises(TraceError, match=re.escape("cannot broadcast [16, 16] with [9, 16]")):
         compiled(random(16, K), weight(K, 16), random(9, 16))
 
 
@@ -346,7 +346,7 @@ def test_positional_only_parameters_and_partial() -> None:
 
 @pytest.mark.parametrize("function", [lambda *xs: xs[0], lambda **xs: xs["x"], lambda out: out])
 def test_parameters_that_are_refused(function: Callable[..., object]) -> None:
-    with pytest.raises(ArgumentError, match=r"accepted are parameters|is taken by out="):
+    with pytest.raises(ArgumentError, match=r"expected parameters|cannot be named 'out'"):
         specialize(function)
 
 
@@ -398,9 +398,9 @@ def test_names_that_are_no_symbols(name: str) -> None:
 
 
 def test_decorating_twice_or_nothing() -> None:
-    with pytest.raises(ArgumentError, match="specialised already"):
+    with pytest.raises(ArgumentError, match="cannot specialise a function twice"):
         specialize(specialize(lambda x: x))
-    with pytest.raises(ArgumentError, match="takes a function: found int"):
+    with pytest.raises(ArgumentError, match="expected a function, got int"):
         specialize(3)  # type: ignore[call-overload]  # the wrong type is the test
 
 
@@ -410,13 +410,13 @@ def test_decorating_twice_or_nothing() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"K": 0}, "K=0: accepted is a positive int"),
-        ({"K": True}, "K=True"),
-        ({"N": -1}, "N=-1: accepted is a positive int"),
-        ({"N": 2.0}, "N=2.0"),
-        ({"block_size": "64"}, "block_size='64': accepted is a positive int"),
-        ({"precision": "f64"}, "precision='f64': accepted are 'f32', 'f16', 'i8'"),
-        ({"M": 1}, "specialize takes no M: accepted are K, N, block_size, target, precision"),
+        ({"K": 0}, "K: expected a positive int or None, got 0"),
+        ({"K": True}, "K: .* got True"),
+        ({"N": -1}, "N: expected a positive int or None, got -1"),
+        ({"N": 2.0}, r"N: .* got 2\.0"),
+        ({"block_size": "64"}, "block_size: expected a positive int or None, got '64'"),
+        ({"precision": "f64"}, "precision: expected one of 'f32', 'f16', 'i8', got 'f64'"),
+        ({"M": 1}, "specialize: expected options K, N, .*, got M"),
     ],
 )
 def test_a_wrong_option(options: dict[str, Any], message: str) -> None:
@@ -437,9 +437,9 @@ def test_options_k_and_n() -> None:
     args = arguments(function)
     check(specialize(function, K=K, N=K), *args)
     check(specialize(K=K, N=K, block_size=64, precision="i8")(function), *args)
-    with pytest.raises(ArgumentError, match=r"K=64\): found a product of K = 32"):
+    with pytest.raises(ArgumentError, match=r"K=64\): expected products with K = 64, got K = 32"):
         specialize(function, K=64)(*args)
-    with pytest.raises(ArgumentError, match=r"N=48\): found a result of N = 32"):
+    with pytest.raises(ArgumentError, match=r"N=48\): expected results with N = 48, got N = 32"):
         specialize(function, N=48)(*args)
 
 
