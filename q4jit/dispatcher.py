@@ -70,8 +70,7 @@ class Specialized(Generic[_P, _R]):
     """A function that runs as compiled kernels. `specialize` makes it.
 
     Arguments of a call are those of the function:
-        - float32 arrays: x [..., K] or [K], biases [N], residuals [..., N]. The dimensions before
-          the last broadcast.
+        - float32 arrays: x [..., K], biases [N], residuals [..., N]; leading dimensions broadcast.
         - int32 or int64 arrays of row numbers, for `w.rows(ids)`.
         - weights: `QuantizedTensor` [K, N].
         - floats, whose value may change from call to call.
