@@ -370,7 +370,7 @@ def test_methods() -> None:
     check(Layer().scaled, ARGUMENTS["x"], ARGUMENTS["w"])  # bound: self is frozen
     check(Layer.alone, ARGUMENTS["x"], ARGUMENTS["w"])
     assert isinstance(Layer().alone, type(Layer.alone))
-    with pytest.raises(ArgumentError, match="argument 'self'.* Layer"):
+    with pytest.raises(ArgumentError, match=r"argument 'self'.* Layer"):
         Layer().decorated(ARGUMENTS["x"])
 
 
