@@ -28,8 +28,8 @@ from q4jit.runtime.driver import Device
 from q4jit.targets import HIP_ARCHS, Target, find_target
 
 _REPEATS: Final = 5
-_SMALL_BYTES: Final = 16 << 10
-_LARGE_BYTES: Final = 8 << 20
+_SMALL_BYTES: Final = 16 << 10  # a copy that takes the time of a call without its kernels
+_LARGE_BYTES: Final = 8 << 20  # a copy that measures bandwidth
 _SCARCE_BYTES: Final = 1 << 20  # the same, if a device's memory is nearly full
 _SHORTEST_GPU_US: Final = 20.0  # two copies and a launch take at least this long on every GPU
 _MATRIX: Final = 256  # rows of the matrices whose product measures the CPU's arithmetic
@@ -67,11 +67,11 @@ class CallCost:
 
 
 def choose_place(
-    name: str | None, args: Sequence[Any], names: Sequence[str], work: Callable[[], CallCost]
+    name: str | None, args: Sequence[Any], names: Sequence[str], cost: Callable[[], CallCost]
 ) -> Place:
     """Return where a call runs.
 
-    name: the target that the user asked for, or None. names: the arguments' names. work: returns
+    name: the target that the user asked for, or None. names: the arguments' names. cost: returns
     the cost of the call; it is called only if the cost decides. Raises ArgumentError for arrays on
     several devices, or not on the target; TargetError for an unknown target; DeviceError if the
     device of that name is missing.
@@ -93,7 +93,7 @@ def choose_place(
     if name is not None:
         device = find_device(name)
         return Place(target_of(device), device, f"on {device}: target={name!r}")
-    return _cheaper(work)
+    return _cheaper(cost)
 
 
 def names_device(name: str) -> bool:
@@ -129,14 +129,15 @@ def _matches(name: str, device: Device) -> bool:
     return known and which in {"", device.arch}
 
 
-def _cheaper(work: Callable[[], CallCost]) -> Place:
+def _cheaper(cost_of_call: Callable[[], CallCost]) -> Place:
+    """Return the place with the shorter estimated time."""
     cpu = find_target("cpu")
     devices = [d for d in find_devices() if d.arch in HIP_ARCHS]
     if not devices:
         unsupported = ", ".join(map(str, find_devices()))
         reason = f"q4jit has no code for {unsupported}" if unsupported else why_none()
         return Place(cpu, None, f"on the CPU: {reason}")
-    cost = work()
+    cost = cost_of_call()
     on_cpu_us = cpu_us(cost)
     if on_cpu_us < _SHORTEST_GPU_US:  # decided without a context on a GPU
         rule = f"on the CPU: too little work for a GPU, about {on_cpu_us:.1f} µs on the CPU"
@@ -153,7 +154,7 @@ def _cheaper(work: Callable[[], CallCost]) -> Place:
 # --- estimates --------------------------------------------------------------------------------
 
 
-def work_of(graph: Graph, rows: int) -> CallCost:
+def cost_of(graph: Graph, rows: int) -> CallCost:
     """Return the cost of a call of a graph for a number of rows."""
     weight_bytes = multiply_adds = 0
     widths = sum(node.width for node in graph.outputs)
@@ -171,18 +172,18 @@ def work_of(graph: Graph, rows: int) -> CallCost:
     return CallCost(weight_bytes, 4 * rows * widths, multiply_adds)
 
 
-def gpu_us(device: Device, work: CallCost) -> float:
+def gpu_us(device: Device, cost: CallCost) -> float:
     """Return the estimated microseconds of a call on a device, copies of its arrays included.
 
     Raises DeviceError if its copies cannot be measured, not even with 1 MiB of its memory.
     """
     rates = _gpu_rates(device)
-    return rates.call_us + work.array_bytes / rates.copy_bytes_per_us + _kernel_us(rates, work)
+    return rates.call_us + cost.array_bytes / rates.copy_bytes_per_us + _kernel_us(rates, cost)
 
 
-def cpu_us(work: CallCost) -> float:
+def cpu_us(cost: CallCost) -> float:
     """Return the estimated microseconds of a call on the CPU."""
-    return _kernel_us(_cpu_rates(), work)
+    return _kernel_us(_cpu_rates(), cost)
 
 
 @dataclass(frozen=True)
@@ -193,9 +194,9 @@ class _Rates:
     call_us: float = 0.0
 
 
-def _kernel_us(rates: _Rates, work: CallCost) -> float:
+def _kernel_us(rates: _Rates, cost: CallCost) -> float:
     return max(
-        work.weight_bytes / rates.read_bytes_per_us, work.multiply_adds / rates.multiply_adds_per_us
+        cost.weight_bytes / rates.read_bytes_per_us, cost.multiply_adds / rates.multiply_adds_per_us
     )
 
 
@@ -209,7 +210,7 @@ def _gpu_rates(device: Device) -> _Rates:
 
 
 def _measured_rates(device: Device, large_bytes: int) -> _Rates:
-    """Return a device's rates from copies. A small one takes as long as a call besides kernels."""
+    """Return a device's rates, measured with copies on it and to it."""
     driver = driver_of(device)
     small = np.zeros(_SMALL_BYTES, np.uint8)
     large = np.zeros(large_bytes, np.uint8)

@@ -26,11 +26,11 @@ from q4jit.locks import BUILD
 from q4jit.options import Options
 from q4jit.pipeline import Backend, Launch, ReadyKernel, Remark, fetch, ready_kernels
 from q4jit.plan.kernels import Plan, Source
-from q4jit.policy import Place, choose_place, work_of
+from q4jit.policy import Place, choose_place, cost_of
 from q4jit.runtime.driver import Device
 from q4jit.targets import Target, find_target
 
-_MOST_RULES: Final = 8  # `explain` lists the last calls of a plan that had different rows
+_MOST_RULES: Final = 8  # `explain` lists the latest numbers of rows of a plan, at most this many
 
 _PlanKey = tuple[Signature, Target, int]  # and the class of M
 _Key = tuple[_PlanKey, Device | None]
@@ -102,7 +102,7 @@ class Specializer:
             self._options.target,
             args,
             self._parameters,
-            lambda: work_of(self._graph(signature), rows),
+            lambda: cost_of(self._graph(signature), rows),
         )
         backend = find_backend(place.target)
         m_class = backend.m_class(place.target, rows, self._options.plan_options)
@@ -163,10 +163,8 @@ class Specializer:
         graph, plan_options = self._graph(request.signature), self._options.plan_options
         plan = backend.plan(graph, request.place.target, request.rows, plan_options, device)
         plan_key, _ = request.key
-        self._plans[plan_key] = (
-            plan,
-            request.rows,
-        )  # kernels that do not load can still be inspected
+        # stored before loading, so that kernels that do not load can be inspected
+        self._plans[plan_key] = plan, request.rows
         if config.debug():
             sys.stderr.write(f"q4jit: {plan}\n")
         sources = [backend.render(plan, kernel) for kernel in plan.kernels]

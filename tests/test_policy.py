@@ -58,13 +58,13 @@ def _named(devices: list[Device], name: str) -> Device:
     raise DeviceError(f"no device {name!r}")
 
 
-def work(weight_bytes: int) -> CallCost:
+def cost(weight_bytes: int) -> CallCost:
     return CallCost(weight_bytes, 1000, weight_bytes)
 
 
 def place(target: str | None, *args: Any, weight_bytes: int = 0) -> Place:
     names = [f"arg{i}" for i in range(len(args))]
-    return choose_place(target, args, names, lambda: work(weight_bytes))
+    return choose_place(target, args, names, lambda: cost(weight_bytes))
 
 
 def test_without_a_gpu_the_cpu_runs_every_call(devices: list[Device]) -> None:
@@ -203,7 +203,7 @@ def test_the_cost_counts_weights_once_and_arrays_per_row() -> None:
     r = np.zeros((3, 32), np.float32)
     two(np.zeros((3, 64), np.float32), w, r)
     (graph,) = two._specializer._graphs.values()
-    assert policy.work_of(graph, 3) == CallCost(w.nbytes, 4 * 3 * (64 + 32 + 32), 3 * 64 * 32)
+    assert policy.cost_of(graph, 3) == CallCost(w.nbytes, 4 * 3 * (64 + 32 + 32), 3 * 64 * 32)
 
 
 def test_the_cpus_rates_are_measured() -> None:

@@ -133,10 +133,9 @@ class Builder:
         return self._node("reshape", (node,), node.shape[:-1])
 
     def add_last(self, node: Node) -> Node:
-        """Return the same value with an axis of 1 after the others.
+        """Return a float or a reduction with an axis of 1 after the others.
 
-        The value is a float or a reduction: kernels run along the last axis of all other values.
-        Raises TraceError for those.
+        Raises TraceError for other values, because kernels run along their last axis.
         """
         if node.shape and isinstance(node.shape[-1], int):
             refuse(

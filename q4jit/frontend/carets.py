@@ -69,4 +69,5 @@ def _column_span(code: CodeType, lasti: int, line: int, length: int) -> tuple[in
     first_line, last_line, first, last = positions
     if first_line != line or first is None or last is None:
         return None
-    return first, last if last_line == line else length * 4
+    line_end = length * 4  # a character has at most 4 bytes in UTF-8
+    return first, last if last_line == line else line_end

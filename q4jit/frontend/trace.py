@@ -32,7 +32,7 @@ def trace(
     try:
         result = function(*symbols[:split], **dict(zip(keywords, symbols[split:], strict=True)))
     except Exception as error:
-        if isinstance(error.__cause__, TraceError):  # NumPy wraps it in its own
+        if isinstance(error.__cause__, TraceError):  # NumPy raises its own from ours
             raise error.__cause__ from None
         raise
     name = getattr(function, "__name__", "function")

@@ -17,9 +17,9 @@ def split(graph: Graph) -> tuple[tuple[Kernel, ...], tuple[int, ...]]:
     kernels: list[Kernel] = []
     temps: list[int] = []
     for varies in (False, True):
-        part = [s for s in outputs if s.node.varies is varies and s.node.op not in DECODED]
-        if part:
-            splitter = _Splitter(part, temps)
+        stores = [s for s in outputs if s.node.varies is varies and s.node.op not in DECODED]
+        if stores:
+            splitter = _Splitter(stores, temps)
             kernels += [replace(k, uniform=not varies) for k in splitter.kernels()]
     kernels += [
         Kernel("", (), None, (), (), uniform=not s.node.varies, decoded=s)
@@ -76,6 +76,7 @@ class _Splitter:
         in_epilogue = home == floor(home) and home > 0
         if not in_epilogue:
             return home
+        # an operand of another width must be stored before its columns can be combined
         mixed = any(self._home[n.id] == home and n.width != node.width for n in node.operands)
         return home + 0.5 if node.op in {"sum", "reshape"} or mixed else home
 
@@ -122,7 +123,7 @@ class _Splitter:
         return numbers
 
     def _sums_kept_for(self, node: Node) -> Iterable[Node]:
-        """Yield the sums that `node` depends on and that an earlier phase computes."""
+        """Return the sums that `node` depends on and that an earlier phase computes."""
         if self._in_epilogue(node) and node.op != "matmul":
             roots = [n for n in node.operands if not self._in_epilogue(n)]
             return self._sums_behind(roots)
