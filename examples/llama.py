@@ -370,9 +370,7 @@ def attention(q: Array, k: Array, v: Array, turns: Turns, cache: Cache) -> Array
         sums /= weights
         mixed[rows] = sums.reshape(kv_heads, -1, size, width).transpose(2, 0, 1, 3)
 
-    for _ in _threads().map(
-        mix, reversed(range(0, m, BLOCK))
-    ):  # the longest first, for an even load
+    for _ in _threads().map(mix, reversed(range(0, m, BLOCK))):  # the longest first
         pass
     return mixed.reshape(m, -1)
 

@@ -133,9 +133,8 @@ def test_greedy_continuations_are_llama_cpps(case: tuple[Llama, dict[str, Any]])
     model, wanted = case
     prompt = TOKENS[: REFERENCE["greedy_prompt_length"]]
     for start, name in ((prompt, "greedy"), (REFERENCE["chat_tokens"], "chat_greedy")):
-        assert (
-            min(wanted[f"{name}_margin"]) > 0.02
-        )  # far above rounding errors, so the tokens are equal
+        # far above rounding errors, so the tokens are equal
+        assert min(wanted[f"{name}_margin"]) > 0.02
         assert greedy(model, start, len(wanted[name])) == wanted[name]
 
 
