@@ -1,8 +1,8 @@
-"""A Llama decoder in NumPy whose linear layers are q4jit kernels: a tutorial of the library.
+"""A Llama decoder in NumPy whose linear layers run as q4jit kernels: a tutorial of the library.
 
-Five short functions hold all arithmetic with weights. Each is ordinary NumPy, and `@specialize`
-makes one kernel of it that reads the quantised blocks as they are; the arithmetic around the
-products costs no further pass over memory. Attention has no weights and stays NumPy.
+Five short functions hold all arithmetic with weights. Each is ordinary NumPy. `@specialize`
+compiles it into one kernel, which decodes the quantised blocks and does the arithmetic around the
+products without another pass over memory. Attention has no weights and stays NumPy.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,30 +17,30 @@ from numpy.typing import NDArray
 
 from q4jit import GGUFError, QuantizedTensor, specialize
 from q4jit.config import num_threads
+from q4jit.errors import expected
 
 __all__ = ["Config", "Llama", "State"]
 
 Array = NDArray[np.float32]
 Weight = QuantizedTensor
 Turns = NDArray[np.complex64]
-Cache = tuple[
-    Array, Array, Array, Array
-]  # of one layer: new keys, new values, all keys, all values
+# of one layer: new keys, new values, all keys, all values
+Cache = tuple[Array, Array, Array, Array]
 
-CHUNK = 512  # prompt tokens that go through the layers at once
-BLOCK = 64  # of them, how many look back at once: what they see then stays in cache
+CHUNK = 512  # prompt tokens that pass through the layers together
+BLOCK = 64  # rows of a chunk that attend together, so few that their scores stay in the CPU's cache
 CAUSAL = np.triu(np.full((BLOCK, BLOCK), -np.inf, np.float32), 1)
 
 
 def rms_norm(x: Array, gain: Array, eps: float) -> Array:
-    """A helper: it is traced with the functions that call it."""
+    """Normalise the rows of x. The functions that call this helper are traced through it."""
     scaled: Array = x / np.sqrt(np.mean(x**2, axis=-1, keepdims=True) + eps)
     return scaled * gain
 
 
 @specialize
 def embed(ids: NDArray[np.int64], w: Weight) -> Array:
-    """What the tokens of a text begin as: their rows of a weight."""
+    """Look up the embeddings of tokens: rows of a weight."""
     rows: Array = w.rows(ids)
     return rows
 
@@ -49,14 +49,14 @@ def embed(ids: NDArray[np.int64], w: Weight) -> Array:
 def norm_qkv(
     x: Array, gain: Array, eps: float, wq: Weight, wk: Weight, wv: Weight
 ) -> tuple[Array, Array, Array]:
-    """Queries, keys and values: three products that share one normalised x."""
+    """Compute queries, keys and values: three products that share one normalised x."""
     h = rms_norm(x, gain, eps)
     return h @ wq, h @ wk, h @ wv
 
 
 @specialize
 def norm_swiglu(x: Array, gain: Array, eps: float, w_gate: Weight, w_up: Weight) -> Array:
-    """The wide half of the feed-forward network, gated by SiLU."""
+    """Compute the wide half of the feed-forward network, gated by SiLU."""
     h = rms_norm(x, gain, eps)
     gate, up = h @ w_gate, h @ w_up
     gated: Array = gate / (1 + np.exp(-gate)) * up
@@ -65,13 +65,13 @@ def norm_swiglu(x: Array, gain: Array, eps: float, w_gate: Weight, w_up: Weight)
 
 @specialize
 def add_product(residual: Array, x: Array, w: Weight) -> Array:
-    """A projection back to the model's width, added to the residual."""
+    """Project x back to the model's width and add it to the residual."""
     return residual + x @ w
 
 
 @specialize
 def norm_head(x: Array, gain: Array, eps: float, w: Weight) -> Array:
-    """Logits of every vocabulary entry."""
+    """Compute the logits of all tokens of the vocabulary."""
     return rms_norm(x, gain, eps) @ w
 
 
@@ -96,19 +96,23 @@ class Config:
 
     @property
     def kv_width(self) -> int:
-        """Elements of all heads' keys, or values, of one token."""
+        """Elements of one token's keys, or values, over all heads."""
         return self.kv_heads * self.head_width
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, Any]) -> Self:
-        """Read the shape; a file of another architecture is refused by name."""
-        found = metadata.get("general.architecture")
-        if found != "llama":
-            raise GGUFError(f"architecture: found {found!r}, accepted is 'llama'")
+        """Read the shape. Raises GGUFError for another architecture or an unsuitable value."""
+        architecture = metadata.get("general.architecture")
+        if architecture != "llama":
+            raise GGUFError(expected("'llama'", repr(architecture), where="general.architecture"))
         heads = _count(metadata, "llama.attention.head_count")
         tokens = metadata.get("tokenizer.ggml.tokens")
         if not isinstance(tokens, tuple):
-            raise GGUFError("tokenizer.ggml.tokens: found no array of strings")
+            raise GGUFError(
+                expected(
+                    "an array of strings", type(tokens).__name__, where="tokenizer.ggml.tokens"
+                )
+            )
         config = cls(
             vocabulary=len(tokens),
             layers=_count(metadata, "llama.block_count"),
@@ -126,23 +130,23 @@ class Config:
     def _check(self, metadata: Mapping[str, Any]) -> None:
         if self.width % self.heads or self.head_width % 2:
             raise GGUFError(
-                f"llama.attention.head_count is {self.heads}: it must divide "
-                f"llama.embedding_length, {self.width}, into heads of even width"
+                f"llama.attention.head_count {self.heads} must divide "
+                f"llama.embedding_length {self.width} into heads of even width"
             )
         if self.heads % self.kv_heads:
             raise GGUFError(
-                f"llama.attention.head_count_kv is {self.kv_heads}: "
-                f"it must divide llama.attention.head_count, {self.heads}"
+                f"llama.attention.head_count_kv {self.kv_heads} must divide "
+                f"llama.attention.head_count {self.heads}"
             )
-        for key, accepted in (
+        for key, required in (
             ("llama.rope.dimension_count", self.head_width),
             ("llama.attention.key_length", self.head_width),
             ("llama.attention.value_length", self.head_width),
             ("llama.rope.scaling.type", "none"),
             ("llama.expert_count", 0),
         ):
-            if metadata.get(key, accepted) != accepted:
-                raise GGUFError(f"{key}: found {metadata[key]!r}, accepted is {accepted!r}")
+            if metadata.get(key, required) != required:
+                raise GGUFError(expected(repr(required), repr(metadata[key]), where=key))
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,15 +165,17 @@ class Layer:
 
 
 class State:
-    """Keys and values of the tokens so far, with room for `capacity` of them.
+    """Keys and values of the tokens so far, with room for `capacity` tokens.
 
-    Both lie as [layer, kv head, position, element]: what attention multiplies with is then a plain
-    slice, and a new token is written in place.
+    Both have the shape [layer, kv head, position, element]. Attention then multiplies by plain
+    slices, and new tokens are written in place.
     """
 
     def __init__(self, config: Config, capacity: int) -> None:
         if not 0 < capacity <= config.context:
-            raise ValueError(f"capacity {capacity}: the model's context is {config.context} tokens")
+            raise ValueError(
+                f"capacity must be from 1 to the model's context, {config.context}, not {capacity}"
+            )
         shape = (config.layers, config.kv_heads, capacity, config.head_width)
         self.capacity = capacity
         self.length = 0
@@ -179,10 +185,10 @@ class State:
         self.step: Step | None = None
 
     def caches(self, count: int) -> Iterator["Cache"]:
-        """Each layer's places for `count` further tokens, and all of its tokens with these."""
+        """Yield each layer's cache for `count` more tokens: their room, and all tokens so far."""
         stop = self.length + count
         new, seen = slice(self.length, stop), slice(stop)
-        # one slice serves all layers, and iterating over it hands each layer its own part
+        # iterating over a slice of all layers gives each layer's part
         return zip(
             self.keys[:, :, new],
             self.values[:, :, new],
@@ -193,7 +199,7 @@ class State:
 
 
 class Step:
-    """One token's way through the layers: calls on arrays that stay, looked at only once."""
+    """One token through all layers, with calls that are bound once to arrays that stay."""
 
     def __init__(self, model: "Llama") -> None:
         config, eps = model.config, model.config.norm_eps
@@ -218,7 +224,7 @@ class Step:
         ]
 
     def __call__(self, embedded: Array, state: State) -> Array:
-        """What the layers make of a token that follows what `state` holds."""
+        """Return the last layer's output for a token that follows those in `state`."""
         turn = state.turns[state.length]
         self.x[...] = embedded
         for calls, (new_keys, new_values, keys, values) in zip(
@@ -228,7 +234,7 @@ class Step:
             project()
             np.multiply(self.pairs, turn, self.pairs)
             new_keys[...], new_values[...] = self.key, self.value
-            # NumPy's BLAS multiplies few rows with many columns slowly, but not vice versa
+            # NumPy's BLAS is slow for few rows times many columns, and fast the other way round
             scores = np.ascontiguousarray((keys @ self.queries.swapaxes(1, 2)).swapaxes(1, 2))
             np.divide(*weighted(scores, values), self.mixed)
             add_attention()
@@ -238,7 +244,7 @@ class Step:
 
 
 class Llama:
-    """The decoder: `forward` takes token ids to logits, and remembers them in a `State`."""
+    """The decoder. `forward` turns token ids into logits and adds the tokens to a `State`."""
 
     def __init__(self, metadata: Mapping[str, Any], tensors: Mapping[str, Any]) -> None:
         self.config = config = Config.from_metadata(metadata)
@@ -272,17 +278,18 @@ class Llama:
             for i in range(config.layers)
         ]
         if unknown := sorted(set(tensors) - used):
-            raise GGUFError(f"tensor {unknown[0]!r} is not part of the llama decoder known here")
+            raise GGUFError(f"tensor {unknown[0]!r} is not part of this llama decoder")
 
     def state(self, capacity: int) -> State:
-        """An empty memory for up to `capacity` tokens."""
+        """Return an empty state with room for `capacity` tokens."""
         return State(self.config, capacity)
 
     def forward(self, tokens: Sequence[int], state: State, *, every: bool = False) -> Array:
-        """Logits after the last of some further tokens, or after `every` one: [1 or M, N]."""
+        """Return the logits after the last of M more tokens, or after every one: [1 or M, N]."""
         if not 0 < len(tokens) <= state.capacity - state.length:
             raise ValueError(
-                f"{len(tokens)} tokens after {state.length}: there is room for {state.capacity}"
+                f"{len(tokens)} tokens do not fit after {state.length} in a state for "
+                f"{state.capacity}"
             )
         logits = []
         for start in range(0, len(tokens), CHUNK):
@@ -292,9 +299,9 @@ class Llama:
         return logits[0] if len(logits) == 1 else np.concatenate(logits)
 
     def _advance(self, tokens: Sequence[int], state: State, every: bool) -> Array:
-        """What the layers make of a chunk of tokens that follows what `state` holds.
+        """Return the last layer's output for a chunk of tokens that follow those in `state`.
 
-        Of its last token alone, unless `every` is asked for.
+        every: for all of its tokens, not only the last.
         """
         x: Array = embed(np.array(tokens), self.embedding)
         if len(tokens) == 1:
@@ -312,16 +319,17 @@ class Llama:
             q, k, v = norm_qkv(x, w.attn_norm, eps, w.attn_q, w.attn_k, w.attn_v)
             mixed = attention(q, k, v, turns, cache)
             if w is self.layers[-1] and not every:
-                x, mixed = x[-1:], mixed[-1:]  # nothing looks back at the others any more
+                x, mixed = x[-1:], mixed[-1:]  # only the last row has logits
             x = add_product(x, mixed, w.attn_output)
             gated = norm_swiglu(x, w.ffn_norm, eps, w.ffn_gate, w.ffn_up)
             x = add_product(x, gated, w.ffn_down)
         return x
 
     def calls(self, prompt_length: int) -> Iterator[Callable[[], object]]:
-        """The calls that `forward` makes for a prompt and a single token, to be made in advance.
+        """Yield the calls that `forward` makes for a prompt and for a single token.
 
-        The first call with a signature compiles, and the first with a weight lays it out.
+        Running them first moves two delays out of `forward`: the first call with a signature
+        compiles, and the first call with a weight repacks it.
         """
         config, eps = self.config, self.config.norm_eps
         lengths = {1, min(prompt_length, CHUNK), prompt_length % CHUNK or CHUNK}
@@ -339,11 +347,11 @@ class Llama:
 
 
 def attention(q: Array, k: Array, v: Array, turns: Turns, cache: Cache) -> Array:
-    """Remember k and v of M new tokens; mix what all tokens so far say by q's likeness to their k.
+    """Store k and v of M new tokens, and return attention of q to all tokens so far: [M, heads·D].
 
-    q: [M, heads·D]; k, v: [M, kv heads·D]. RoPE turns pairs (2i, 2i+1) of q and k: a pair is one
-    complex number, and a turn is one product. Heads that share keys and values are rows of one
-    matrix product.
+    q: [M, heads·D]; k, v: [M, kv heads·D]. RoPE rotates the pairs (2i, 2i+1) of q and k. A pair is
+    one complex number, so a rotation is one product. Heads that share keys and values are rows of
+    one matrix product.
     """
     new_keys, new_values, keys, values = cache
     m, (kv_heads, length, width) = len(q), values.shape
@@ -368,9 +376,9 @@ def attention(q: Array, k: Array, v: Array, turns: Turns, cache: Cache) -> Array
 
 
 def weighted(scores: Array, values: Array) -> tuple[Array, Array]:
-    """Values summed by weights exp(scores), [..., D], and the sum of the weights, [..., 1].
+    """Return the values summed with weights exp(scores), [..., D], and the weights' sums, [..., 1].
 
-    Scores become weights in place, relative to the largest of a row, so that none overflows.
+    The scores become weights in place, relative to the largest of a row, so that none overflows.
     """
     scores -= np.maximum.reduce(scores, axis=-1, keepdims=True)
     np.exp(scores, scores)
@@ -379,7 +387,7 @@ def weighted(scores: Array, values: Array) -> tuple[Array, Array]:
 
 @lru_cache
 def _threads() -> ThreadPoolExecutor:
-    """NumPy lets go of the interpreter while it computes: blocks of rows run beside each other."""
+    """Return a pool for blocks of rows, which run in parallel: NumPy releases the GIL."""
     return ThreadPoolExecutor(num_threads())
 
 
@@ -388,9 +396,9 @@ def _pairs(x: Array) -> Turns:
 
 
 def _turns(config: Config, positions: int) -> Turns:
-    """What RoPE multiplies each pair of elements with, at each position.
+    """Return RoPE's factor for each position and pair of elements: [positions, D/2].
 
-    It is scaled by D^-¼: a product of a query and a key, which are both turned, then by D^-½.
+    It includes D^-¼. A query and a key are both rotated, so their product is scaled by D^-½.
     """
     pairs = np.arange(config.head_width // 2)
     speeds = config.rope_base ** (-2.0 * pairs / config.head_width)
@@ -404,19 +412,19 @@ def _take(tensors: Mapping[str, Any], name: str, shape: tuple[int, ...]) -> Any:
         raise GGUFError(f"the file has no tensor {name!r}")
     tensor = tensors[name]
     if tuple(tensor.shape) != shape:
-        raise GGUFError(f"tensor {name!r}: found shape {tuple(tensor.shape)}, expected {shape}")
+        raise GGUFError(expected(str(shape), str(tuple(tensor.shape)), where=f"shape of {name!r}"))
     return tensor
 
 
 def _count(metadata: Mapping[str, Any], key: str, default: int | None = None) -> int:
     value = metadata.get(key, default)
     if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
-        raise GGUFError(f"{key}: found {value!r}, expected a positive whole number")
+        raise GGUFError(expected("a positive whole number", repr(value), where=key))
     return value
 
 
 def _positive(metadata: Mapping[str, Any], key: str, default: float | None = None) -> float:
     value = metadata.get(key, default)
     if not isinstance(value, float) or not isfinite(value) or value <= 0:
-        raise GGUFError(f"{key}: found {value!r}, expected a positive number")
+        raise GGUFError(expected("a positive number", repr(value), where=key))
     return value

@@ -1,4 +1,4 @@
-"""Re-quantises a model's Q4_1 weights to Q4_0 and keeps the result as a GGUF file."""
+"""Convert a model's Q4_1 weights to Q4_0, and keep the result as a GGUF file."""
 
 import contextlib
 import hashlib
@@ -18,17 +18,18 @@ __all__ = ["requantized", "write_gguf"]
 
 FROM, TO = "Q4_1", "Q4_0"
 TO_TYPE = 2  # GGUF's number for Q4_0
-RECIPE = 1  # raise it when the same source would give other bytes
-STRING = 8  # GGUF's value type
+RECIPE = 1  # increase it if the same source gives other bytes
+STRING = 8  # GGUF's type number for a text
 ALIGNMENT = 32
 
 Progress = Callable[[Iterable[str]], Iterable[str]]
 
 
 def requantized(path: Path, tensors: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
-    """The tensors of the file at `path`, those in Q4_1 as Q4_0; computed once per file.
+    """Return the tensors of the file at `path`, with those in Q4_1 converted to Q4_0.
 
-    progress: wraps the names of the tensors to convert, as tqdm does.
+    The conversion runs once per file; its result is kept in the cache folder. progress: wraps the
+    names of the tensors to convert, as tqdm does.
     """
     names = [name for name, tensor in tensors.items() if getattr(tensor, "format", "") == FROM]
     if not names:
@@ -47,7 +48,7 @@ def requantized(path: Path, tensors: Mapping[str, Any], progress: Progress) -> d
 
 
 def write_gguf(file: BinaryIO, tensors: Mapping[str, QuantizedTensor]) -> None:
-    """Write Q4_0 tensors as GGUF, version 3, with no metadata beyond the architecture's name."""
+    """Write Q4_0 tensors as GGUF version 3. The only metadata is the architecture's name."""
     file.write(struct.pack("<4sIQQ", b"GGUF", 3, len(tensors), 1))
     file.write(_string("general.architecture") + struct.pack("<I", STRING) + _string("llama"))
     offset = 0
@@ -66,9 +67,9 @@ def _string(text: str) -> bytes:
 
 
 def _kept_file(path: Path) -> Path | None:
-    """Where the result for a source lives: another size or time of the source is another name.
+    """Return the path of the result for a source file; None if there is no cache folder.
 
-    None where there is no cache directory.
+    The name depends on the size and time of the source, so a changed source gets a new file.
     """
     directory = cache_dir()
     if directory is None:
@@ -81,15 +82,15 @@ def _kept_file(path: Path) -> Path | None:
 
 
 def _load(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any] | None:
-    """The tensors in a kept file; None when there is none, or it holds anything unexpected."""
+    """Return the tensors of a kept file; None if it is missing or has unexpected contents."""
     try:
         kept = dict(load_gguf(path))
     except (OSError, GGUFError):
         return None
-    found = {
+    kept_shapes = {
         name: tensor.shape for name, tensor in kept.items() if getattr(tensor, "format", "") == TO
     }
-    return kept if found == dict(shapes) else None
+    return kept if kept_shapes == dict(shapes) else None
 
 
 def _write_atomically(path: Path, tensors: Mapping[str, QuantizedTensor]) -> None:

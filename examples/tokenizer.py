@@ -1,4 +1,4 @@
-"""The tokeniser and the chat template that a GGUF file carries in its own metadata."""
+"""The tokeniser and the chat template in the metadata of a GGUF file."""
 
 import codecs
 import functools
@@ -15,21 +15,22 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 
 from q4jit import GGUFError
+from q4jit.errors import expected
 
 __all__ = ["GGUFTokenizer", "render_chat"]
 
 CONTROL, USER_DEFINED = 3, 4  # values of tokenizer.ggml.token_type
 MAX_CHAT_CHARACTERS = 1 << 24
-MAX_SIZE = 1 << 20  # of one value that a template asks for: elements, columns, bits of a number
+MAX_SIZE = 1 << 20  # of one value that a template makes: elements, columns, or bits of a number
 SIZED_FILTERS = ("batch", "center", "indent", "round", "slice", "tojson")
-# A width or precision of over six digits, or one that is itself an argument.
+# A width or precision of more than six digits, or one that comes from an argument.
 WIDE_PERCENT = re.compile(r"%(?:\([^)]*\))?[-+ #0]*(?:\*|\d{7}|\d*\.(?:\*|\d{7}))")
 WIDE_BRACES = re.compile(r"\{[^{}]*:[^{}]*(?:\{|\d{7})")
 END_OF_TURN = ("<|im_end|>",)
 
 
 def _bytes_of_characters() -> dict[str, int]:
-    """The character that GPT-2's vocabulary writes for each byte, turned around."""
+    """Return the byte of each character in GPT-2's vocabulary."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in printable]
     table = {chr(byte): byte for byte in printable}
@@ -37,7 +38,7 @@ def _bytes_of_characters() -> dict[str, int]:
 
 
 class GGUFTokenizer:
-    """Text to token ids and back, from the vocabulary and merges in a GGUF file's metadata."""
+    """Converts text to token ids and back, with the vocabulary and merges of a GGUF file."""
 
     def __init__(self, metadata: Mapping[str, Any]) -> None:
         _check_kind(metadata)
@@ -52,32 +53,32 @@ class GGUFTokenizer:
         self.eos = self._token_id(metadata, "eos")
         self.add_bos = bool(metadata.get("tokenizer.ggml.add_bos_token", False))
         if self.add_bos and self.bos is None:
-            raise GGUFError("tokenizer.ggml.add_bos_token is set without a bos_token_id")
+            raise GGUFError("tokenizer.ggml.add_bos_token needs a bos_token_id, which is missing")
         ends = (self.eos, self._token_id(metadata, "eot"), *map(self._control, END_OF_TURN))
         self.stop_ids = frozenset(i for i in ends if i is not None)
 
     def encode(self, text: str, *, add_bos: bool = False) -> list[int]:
-        """Token ids of a text; control tokens that are spelt out in it count as such."""
+        """Return the token ids of a text. Control tokens that it spells out become such tokens."""
         start = [self.bos] if add_bos and self.add_bos and self.bos is not None else []
         return start + list(self._encoder.encode(text, add_special_tokens=False).ids)
 
     def token_bytes(self, token: int) -> bytes:
-        """The bytes that one token stands for: often only a part of a UTF-8 character."""
+        """Return the bytes of one token, often only a part of a UTF-8 character."""
         text = self.tokens[token]
         if token in self._added or not self._byte_of.keys() >= set(text):
             return text.encode()
         return bytes(self._byte_of[character] for character in text)
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of some tokens; bytes that are not UTF-8 become U+FFFD."""
+        """Return the text of some tokens. Bytes that are not UTF-8 become U+FFFD."""
         return b"".join(map(self.token_bytes, ids)).decode(errors="replace")
 
     def stream(self) -> "TextStream":
-        """A decoder that takes one token at a time."""
+        """Return a decoder that takes one token at a time."""
         return TextStream(self)
 
     def token_text(self, token: int | None) -> str:
-        """How a token is written in the vocabulary ("" for none)."""
+        """Return the vocabulary's text of a token, and "" for None."""
         return "" if token is None else self.tokens[token]
 
     def _build(self, merges: Sequence[tuple[str, ...]]) -> Tokenizer:
@@ -112,32 +113,36 @@ class GGUFTokenizer:
             return None
         if not isinstance(token, int) or not 0 <= token < len(self.tokens):
             raise GGUFError(
-                f"tokenizer.ggml.{name}_token_id is {token!r}, "
-                f"accepted is 0 to {len(self.tokens) - 1}"
+                expected(
+                    f"0 to {len(self.tokens) - 1}",
+                    repr(token),
+                    where=f"tokenizer.ggml.{name}_token_id",
+                )
             )
         return token
 
 
 class TextStream:
-    """Turns tokens into text one by one, holding back bytes until a character is complete."""
+    """Turns tokens into text one by one, and keeps bytes until their character is complete."""
 
     def __init__(self, tokenizer: GGUFTokenizer) -> None:
         self._tokenizer = tokenizer
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def push(self, token: int) -> str:
-        """The text that became complete with this token."""
+        """Return the text that this token completes."""
         return self._decoder.decode(self._tokenizer.token_bytes(token))
 
     def finish(self) -> str:
-        """What is left: U+FFFD when the last character never became complete."""
+        """Return the rest: U+FFFD if the last character is incomplete, else ""."""
         return self._decoder.decode(b"", final=True)
 
 
 class Sandbox(ImmutableSandboxedEnvironment):
-    """Jinja's sandbox, in which reaching for what is unsafe is an error, not an empty string.
+    """Jinja's sandbox, made stricter.
 
-    So is asking for a huge value in one step: by an operator, a width or a count.
+    Access to an unsafe attribute is an error, not an empty string. A huge value made in one step,
+    by an operator, a width or a count, is an error too.
     """
 
     intercepted_binops = frozenset({"*", "**", "%"})
@@ -146,10 +151,10 @@ class Sandbox(ImmutableSandboxedEnvironment):
         super().__init__(**options)
         self.filters |= {name: _bounded(self.filters[name]) for name in SIZED_FILTERS}
         self.filters["format"] = _format
-        del self.globals["lipsum"]  # as many random paragraphs as it is asked for
+        del self.globals["lipsum"]  # it makes any number of random paragraphs
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
-        """Compute `left operator right`, unless the result would be huge."""
+        """Compute `left operator right`. Raises SecurityError if the result would be huge."""
         if operator == "%":
             _check_percent(left)
         elif _result_size(operator, left, right) > MAX_SIZE:
@@ -157,7 +162,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         return super().call_binop(context, operator, left, right)
 
     def call(self, context: Context, function: Any, /, *args: Any, **kwargs: Any) -> Any:
-        """Call a function, but no method of a text or number with a huge width."""
+        """Call a function. Raises SecurityError for a method of a text with a huge width."""
         if isinstance(function, BuiltinMethodType) and isinstance(
             function.__self__, str | bytes | int
         ):
@@ -165,20 +170,20 @@ class Sandbox(ImmutableSandboxedEnvironment):
         return super().call(context, function, *args, **kwargs)
 
     def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
-        """Jinja's safe form of a text's `format` method; None for anything else."""
+        """Return Jinja's safe form of a text's `format` method; None for another value."""
         wrapped = super().wrap_str_format(value)
         if wrapped is not None and WIDE_BRACES.search(value.__self__):
             raise SecurityError("a width in a format is too large")
         return wrapped
 
     def unsafe_undefined(self, obj: object, attribute: str) -> NoReturn:
-        """Refuse an attribute that could lead out of the sandbox."""
-        raise SecurityError(f"{attribute!r} of a {type(obj).__name__} is out of bounds")
+        """Raise SecurityError for an attribute that could lead out of the sandbox."""
+        raise SecurityError(f"{attribute!r} of a {type(obj).__name__} cannot be used")
 
 
 def _bounded(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A filter of Jinja's that refuses huge numbers as arguments."""
-    # The value comes first, but for filters that Jinja passes something of its own.
+    """Return a filter of Jinja's that raises SecurityError for huge numbers as arguments."""
+    # The value is the first argument, or the second if Jinja passes the filter its context.
     first = 2 if hasattr(function, "jinja_pass_arg") else 1
 
     @functools.wraps(function)
@@ -205,7 +210,7 @@ def _check_sizes(values: Iterable[object]) -> None:
 
 
 def _result_size(operator: str, left: object, right: object) -> int:
-    """How many elements a repeated sequence has, or about how many bits a number."""
+    """Return the elements of a repeated sequence, or about the bits of a number."""
     if isinstance(left, int) and isinstance(right, int):
         bits = left.bit_length()
         return bits * max(right, 0) if operator == "**" else bits + right.bit_length()
@@ -218,11 +223,11 @@ def _result_size(operator: str, left: object, right: object) -> int:
 def render_chat(
     template: str, messages: Sequence[Mapping[str, str]], tokenizer: GGUFTokenizer
 ) -> str:
-    """The prompt that a file's chat template makes of some messages.
+    """Return the prompt that a file's chat template writes for some messages.
 
-    A template is a program from a downloaded file, so it runs in Jinja's immutable sandbox and
-    nowhere else. Its time is not bounded, and its memory only in what one step and the whole
-    answer may hold: a template that keeps joining texts still grows.
+    A template is a program from a downloaded file, so it runs in Jinja's immutable sandbox. The
+    size of each step and of the whole answer is limited. Time and total memory are not: a template
+    that keeps joining texts still grows. Raises GGUFError if the template fails.
     """
     environment = Sandbox(trim_blocks=True, lstrip_blocks=True)
     environment.globals["raise_exception"] = _raise_exception
@@ -241,7 +246,7 @@ def render_chat(
                 raise GGUFError(f"the chat template wrote over {MAX_CHAT_CHARACTERS} characters")
     except GGUFError:
         raise
-    except Exception as error:  # whatever goes wrong in it, RecursionError and MemoryError too
+    except Exception as error:  # all its errors, RecursionError and MemoryError too
         raise GGUFError(f"the chat template failed: {type(error).__name__}: {error}") from error
     return "".join(parts)
 
@@ -254,24 +259,29 @@ def _check_kind(metadata: Mapping[str, Any]) -> None:
     kind = metadata.get("tokenizer.ggml.model"), metadata.get("tokenizer.ggml.pre")
     if kind != ("gpt2", "smollm"):
         raise GGUFError(
-            f"tokeniser: found model {kind[0]!r} with pre {kind[1]!r}, "
-            "accepted is model 'gpt2' with pre 'smollm'"
+            expected(
+                "model 'gpt2' with pre 'smollm'",
+                f"model {kind[0]!r} with pre {kind[1]!r}",
+                where="tokenizer.ggml",
+            )
         )
 
 
 def _texts(metadata: Mapping[str, Any], key: str) -> Sequence[str]:
     value = metadata.get(key)
     if not isinstance(value, tuple):
-        found = "nothing" if value is None else f"a value of type {type(value).__name__}"
-        raise GGUFError(f"{key}: found {found}, expected an array of strings")
+        kind = "nothing" if value is None else f"a value of type {type(value).__name__}"
+        raise GGUFError(expected("an array of strings", kind, where=key))
     return value
 
 
 def _token_types(metadata: Mapping[str, Any], count: int) -> list[int]:
     value = metadata.get("tokenizer.ggml.token_type")
     if not isinstance(value, np.ndarray) or len(value) != count:
-        found = f"{len(value)} numbers" if isinstance(value, np.ndarray) else repr(value)
+        kind = f"{len(value)} numbers" if isinstance(value, np.ndarray) else repr(value)
         raise GGUFError(
-            f"tokenizer.ggml.token_type: found {found}, expected one for {count} tokens"
+            expected(
+                f"a number for each of {count} tokens", kind, where="tokenizer.ggml.token_type"
+            )
         )
     return [int(kind) for kind in value]

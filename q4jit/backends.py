@@ -1,22 +1,22 @@
-"""The table of back ends. Each registers one object with its stages; see `pipeline.Backend`."""
+"""The table of back ends. Each is one object with its stages (`pipeline.Backend`)."""
 
 from collections.abc import Callable
 from typing import Final
 
 from q4jit.cpu.backend import BACKEND as CPU
-from q4jit.errors import TargetError
+from q4jit.errors import TargetError, expected
 from q4jit.pipeline import Backend
 from q4jit.targets import Target
 
 
 def find_backend(target: Target) -> Backend:
-    """Return the back end of a target. Raises TargetError where there is none."""
+    """Return the back end of a target. Raises TargetError for an unknown one."""
     try:
         return _BACKENDS[target.backend]()
     except KeyError:
-        known = " and ".join(map(repr, _BACKENDS))
+        known = " or ".join(map(repr, _BACKENDS))
         raise TargetError(
-            f"no back end {target.backend!r} for {target}: there are {known}"
+            expected(known, repr(target.backend), where=f"back end of {target}")
         ) from None
 
 
@@ -26,5 +26,5 @@ def _hip() -> Backend:
     return BACKEND
 
 
-# The CPU's is imported at once: the pool of threads must register its exit handler early.
+# The CPU's is imported with this module: its thread pool must register its exit handler early.
 _BACKENDS: Final[dict[str, Callable[[], Backend]]] = {"cpu": lambda: CPU, "hip": _hip}

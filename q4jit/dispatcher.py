@@ -1,7 +1,8 @@
-"""`@specialize`: from a call's arguments to compiled kernels, and from then on one look-up.
+"""`@specialize`: from a call's arguments to compiled kernels.
 
-A call with known shapes is launched. For any other the specialiser finds or makes the kernels
-(`specializer`). An error of any stage is raised; nothing falls back silently.
+A call with known shapes takes one dictionary look-up and runs its kernels. For new shapes the
+`specializer` finds kernels or compiles them. An error of any stage is raised; nothing falls back
+silently.
 """
 
 import functools
@@ -20,21 +21,22 @@ from q4jit.arrays.outputs import check_out
 from q4jit.arrays.specs import shape_key, stand_in
 from q4jit.arrays.torch_tensors import tensor_facts
 from q4jit.arrays.views import DeviceView
-from q4jit.errors import ArgumentError
+from q4jit.errors import ArgumentError, expected
 from q4jit.frontend.specs import Signature
 from q4jit.locks import BUILD
 from q4jit.options import Options
 from q4jit.pipeline import DeviceLaunch, Launch, Remark
 from q4jit.plan.kernels import Source
-from q4jit.specializer import Specializer, assembly
+from q4jit.specializer import Specializer, assembly, counted
 from q4jit.weights.tensor import QuantizedTensor
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 _L = TypeVar("_L", bound=Launch)
 
-_MOST_LAUNCHES: Final = 4096  # sets of exact shapes remembered by one function
-# types whose part of a call's key needs no look at where an array lies
+_MOST_LAUNCHES: Final = 4096  # sets of exact shapes that one function remembers
+_ON_HOST: Final = "an array in host memory, because Q4JIT_DISABLE_JIT is set"
+# types of arguments that are never on a device
 _PLAIN: Final = frozenset(
     {np.ndarray, QuantizedTensor, float, int, bool, str, type(None), np.float32, np.float64}
 )
@@ -42,11 +44,14 @@ _PLAIN: Final = frozenset(
 
 @dataclass(frozen=True)
 class Stats:
-    """Counts since the function was decorated.
+    """Counts of calls and compilations since the function was decorated.
 
-    hits: calls with shapes that were known; misses: the other calls, which bind new shapes and
-    specialise where no kernel serves them; compiles: kernels made by a compiler (the others came
-    from the disk cache); seconds: time spent specialising, compilation included.
+    Attributes:
+        hits: calls with shapes that were known.
+        misses: calls with new shapes. Each binds kernels to the shapes, and compiles them if there
+            are none yet.
+        compiles: kernels that a compiler made. The other kernels came from the disk cache.
+        seconds: time spent on specialising, in seconds: planning, compiling, loading.
     """
 
     hits: int = 0
@@ -56,20 +61,28 @@ class Stats:
 
     def __str__(self) -> str:
         return (
-            f"{self.hits} hits, {self.misses} misses, {self.compiles} kernels compiled, "
-            f"{self.seconds:.2f} s"
+            f"{counted(self.hits, 'hit')}, {counted(self.misses, 'miss', 'es')}, "
+            f"{counted(self.compiles, 'kernel')} compiled, {self.seconds:.2f} s"
         )
 
 
 class Specialized(Generic[_P, _R]):
-    """A function whose calls run as compiled kernels; made by `specialize`.
+    """A function that runs as compiled kernels. `specialize` makes it.
 
-    Calls take the function's own arguments and `out=`, an f32 array (or a tuple of them) for the
-    result. `py_func` is the undecorated function, `options` how it is specialised.
+    Arguments of a call are those of the function:
+        - float32 arrays: x [..., K], biases [N], residuals [..., N]; leading dimensions broadcast.
+        - int32 or int64 arrays of row numbers, for `w.rows(ids)`.
+        - weights: `QuantizedTensor` [K, N].
+        - floats, whose value may change from call to call.
+        - int, bool, str and None. Each value has kernels of its own.
+
+    Attributes:
+        py_func: the undecorated function, which computes the same in NumPy.
+        options: the options of `specialize`.
     """
 
     def __init__(self, function: Callable[_P, _R], options: Options) -> None:
-        functools.update_wrapper(self, function)  # first: the function's attributes may be named so
+        functools.update_wrapper(self, function)  # first, because it may set the names below
         self.py_func = function
         self.options = options
         self._name = getattr(function, "__name__", type(function).__name__)
@@ -82,7 +95,7 @@ class Specialized(Generic[_P, _R]):
         self._specializer = Specializer(function, options, self._parameters, self._keywords)
 
     def __reduce__(self) -> str:
-        return str(getattr(self, "__qualname__", self._name))  # by name, as functions are pickled
+        return str(getattr(self, "__qualname__", self._name))  # by name, like a function
 
     def __repr__(self) -> str:
         return f"<specialized {self._name}({', '.join(self._parameters)})>"
@@ -90,15 +103,23 @@ class Specialized(Generic[_P, _R]):
     # --- calls ----------------------------------------------------------------------------------
 
     def __call__(self, *args: Any, out: Any = None, **kwargs: Any) -> Any:
-        """Run the function's kernels.
+        """Run the function's kernels and return its result, or a tuple of results.
 
-        Raises ArgumentError for an argument whose kind, dtype or shape cannot be taken, TraceError
-        where the function cannot be compiled, and CompileError.
+        Results are float32 arrays of the same library as the arguments: NumPy, PyTorch, CuPy or
+        another with DLPack. out: an array for the result, or a tuple of arrays, in the result's
+        shape; it is returned.
+
+        Raises:
+            ArgumentError: the kind, dtype, shape or device of an argument or of `out` is wrong.
+            TraceError: the function cannot be compiled; the message shows the line.
+            CompileError: a compiler failed.
+            TargetError: the target cannot run on this machine.
+            DeviceError: a GPU or its driver failed.
         """
         if kwargs or len(args) != len(self._parameters):
             args = self._positional(args, kwargs)
         key: list[object] = []
-        for value in args:  # written out: a function for each argument takes as long again
+        for value in args:  # inlined: a function call per argument would double the time
             kind = type(value)
             if kind is np.ndarray and value.dtype is F32:
                 key.append(value.shape)
@@ -115,7 +136,7 @@ class Specialized(Generic[_P, _R]):
         return launch(args, out)
 
     def _call(self, args: tuple[Any, ...], out: Any) -> Any:
-        """A call whose shapes are new, or whose arguments may lie on a device."""
+        """Run a call whose shapes are new or whose arguments may be on a device."""
         facts = None
         if not _PLAIN.issuperset(map(type, args)):
             facts = tensor_facts(args, out)
@@ -140,7 +161,7 @@ class Specialized(Generic[_P, _R]):
         return result
 
     def __get__(self, instance: object, owner: type | None = None) -> Any:
-        """Bind like a function: in a class, `self` is an argument as any other."""
+        """Bind like a function, so that `self` is an argument in a class."""
         return self if instance is None else types.MethodType(self, instance)
 
     def _positional(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
@@ -148,37 +169,29 @@ class Specialized(Generic[_P, _R]):
             bound = self._python_signature.bind(*args, **kwargs)
         except TypeError as error:
             raise ArgumentError(
-                f"{self._name}(): {error}; accepted is {self._name}{self._python_signature}"
+                f"{self._name}(): {error}; its arguments are {self._python_signature}"
             ) from None
         bound.apply_defaults()
         return tuple(bound.arguments[name] for name in self._parameters)
 
     def _with_views(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        """The arguments, arrays on a device as kernels take them."""
+        """Return the arguments, with a `DeviceView` in place of each array on a device."""
         views = (as_device_array(v, n) for v, n in zip(args, self._parameters, strict=True))
         return tuple(a if v is None else v for a, v in zip(args, views, strict=True))
 
     def _run_python(self, args: tuple[Any, ...], out: Any) -> Any:
-        self._specializer.signature_of(args)  # the same arguments are refused
+        self._specializer.signature_of(args)  # raises the same errors as a compiled call
         for name, value in zip(self._parameters, args, strict=True):
             if isinstance(value, DeviceView):
-                raise ArgumentError(
-                    f"argument {name!r} is {value}, and {self._name} runs in NumPy under "
-                    "Q4JIT_DISABLE_JIT: accepted are arrays in the host's memory"
-                )
-        # NumPy's float64 scalars would make the result float64; Python's floats do not
+                raise ArgumentError(expected(_ON_HOST, str(value), where=f"argument {name!r}"))
+        # float64 scalars of NumPy make the result float64, Python's floats do not
         args = tuple(float(v) if isinstance(v, np.floating) else v for v in args)
         split = len(args) - len(self._keywords)
         keywords = dict(zip(self._keywords, args[split:], strict=True))
         result: Any = self.py_func(*args[:split], **keywords)
-        if out is None:
-            return result
-        results = result if isinstance(result, tuple) else (result,)
-        shapes = [np.shape(value) for value in results]
-        given = check_out(out, shapes, result is results, self._parameters, args)
-        for target, value in zip(given, results, strict=True):
-            target[...] = value
-        return out
+        if out is not None:
+            _write_results(result, out, self._parameters, args)
+        return result if out is None else out
 
     # --- specialising -----------------------------------------------------------------------------
 
@@ -187,7 +200,7 @@ class Specialized(Generic[_P, _R]):
             self._specializer.search(args)
         with BUILD:
             launch = self._launches.get(key)
-            if launch is not None:  # another thread was faster
+            if launch is not None:  # made by another thread meanwhile
                 self._hits += 1
                 return launch
             self._misses += 1
@@ -199,31 +212,34 @@ class Specialized(Generic[_P, _R]):
 
     @property
     def stats(self) -> Stats:
-        """Hits, misses, compilations and the time they took."""
+        """Hits, misses, compilations, and the seconds spent on them."""
         made = self._specializer
         return Stats(self._hits, self._misses, made.compiles, made.seconds)
 
     @property
     def signatures(self) -> tuple[Signature, ...]:
-        """The signatures that were traced, oldest first."""
+        """The signatures that were traced so far, oldest first."""
         return self._specializer.signatures
 
     def warmup(self, *args: Any, **kwargs: Any) -> None:
-        """Specialise for arguments like these without running anything.
+        """Compile for arguments like these, and repack their weights, without running a kernel.
 
-        A tuple of ints stands for an f32 array of that shape; everything else is given as in a
-        call. The repacked weights are made too. Raises what a call would raise.
+        Pass the arguments of a call, or a tuple of ints in place of a float32 array of that shape:
+        `f.warmup((1, 576), w)`. Raises the errors of a call.
         """
         stand_ins = [stand_in(value) for value in self._in_order(args, kwargs)]
         self._prepared(self._with_views(tuple(stand_ins)))
 
     def bind(self, *args: Any, out: Any = None, **kwargs: Any) -> Callable[[], Any]:
-        """A call with these very arguments, as a function without parameters.
+        """Return a function without parameters that calls with these arguments.
 
-        On the CPU they are checked now, once; each call reads what then lies in the arrays, and
-        takes little longer than the kernels. Arrays must stay as they are in place and shape.
-        Without `out=`, every call may return the same array, filled anew. Elsewhere it is a call
-        like any other, as a device's arrays have to be asked each time. Raises what a call would.
+        On the CPU, `bind` checks the arguments once; each call then reruns the kernels on the
+        arrays' current contents, at little more than the kernels' own time. The arrays must keep
+        their memory and shape. Without `out=`, all calls may return the same array with new
+        contents. On a GPU, every call checks its arguments like a direct call.
+
+        Example: `step = f.bind(x, w, out=y)`, then `x[...] = token; step()`. Raises the errors of
+        a call.
         """
         given = self._in_order(args, kwargs)
         args = self._with_views(given)
@@ -240,7 +256,7 @@ class Specialized(Generic[_P, _R]):
         return args
 
     def _prepared(self, args: tuple[Any, ...]) -> Launch | None:
-        """The launch for arguments, with its weights in place; None where functions stay NumPy."""
+        """Return the launch for arguments, its weights repacked; None if the JIT is disabled."""
         if self._disabled:
             self._specializer.signature_of(args)
             return None
@@ -250,44 +266,55 @@ class Specialized(Generic[_P, _R]):
         return launch
 
     def inspect_source(self, target: str | None = None) -> str:
-        """The generated texts for every signature so far, for `target` (default: the one in use).
+        """Return the generated source of all kernels so far: LLVM IR, or HIP.
 
-        One kernel is one text, which begins with a comment on what it is; they follow each other,
-        oldest signature first. Works for targets that this machine cannot run. Raises
-        ArgumentError before the first call.
+        Each kernel's text starts with a comment that describes it. Oldest signatures come first.
+        target: write the same kernels for this target, such as "hip:gfx1100" or "cpu:aarch64"; this
+        machine need not have it. None: the target that the calls used.
+
+        Raises ArgumentError before the first call or `warmup`, and TargetError for an unknown
+        target.
         """
         return "\n".join(source.text for source in self._sources(target))
 
     def inspect_asm(self, target: str | None = None) -> str:
-        """The assembly that the compiler makes of `inspect_source(target)`."""
+        """Return the assembly of all kernels so far; target: as in `inspect_source`.
+
+        Raises CompileError, and the errors of `inspect_source`.
+        """
         return "\n".join(assembly(source) for source in self._sources(target))
 
     def _sources(self, target: str | None) -> list[Source]:
         if self._disabled:
             raise ArgumentError(
-                f"{self._name} was decorated under Q4JIT_DISABLE_JIT, so nothing is generated: "
-                "accepted is a process without that variable"
+                f"{self._name} has no kernels: Q4JIT_DISABLE_JIT was set when it was decorated; "
+                "unset it and start again"
             )
         sources = self._specializer.sources(target)
         if not sources:
             raise ArgumentError(
-                f"{self._name} has no signature yet: call it once, or warmup(...) with arguments "
-                "like those of a call"
+                f"{self._name} has no signature yet; call it once, or call warmup(...) with "
+                "arguments like those of a call"
             )
         return sources
 
     def explain(self) -> str:
-        """What was compiled for which arguments, from where it came, and which rule chose it."""
+        """Return a report, as text to print, on what was compiled and why.
+
+        The first line has the counts of `stats`. Then, for each set of kernels: the plan, where
+        calls ran and why, options that the kernels do not follow, the origin of the kernels'
+        constants, and whether each kernel was compiled or read from disk.
+        """
         lines = [f"{self._name}: {self.stats}"]
         if self._disabled:
-            return "\n".join([*lines, "Q4JIT_DISABLE_JIT is set: every call runs py_func"])
+            return "\n".join([*lines, "Q4JIT_DISABLE_JIT is set: calls run py_func in NumPy"])
         compiled = self._specializer.explain()
-        nothing = ["nothing is compiled yet: that happens at the first call, or by warmup"]
+        nothing = ["nothing is compiled yet: the first call or warmup(...) does that"]
         return "\n".join(lines + (compiled or nothing))
 
     @property
     def remarks(self) -> list[Remark]:
-        """What `explain` says about options that kernels do not follow, and about constants."""
+        """The lines of `explain` about precision, block size and constants, as values."""
         return self._specializer.remarks()
 
 
@@ -295,18 +322,30 @@ class Specialized(Generic[_P, _R]):
 
 
 def _parameters(signature: inspect.Signature, name: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The names of all parameters, and of those among them that are passed by keyword only."""
+    """Return the names of all parameters, and of the keyword-only ones.
+
+    Raises ArgumentError for *args, **kwargs and a parameter named `out`.
+    """
     for parameter in signature.parameters.values():
         if parameter.kind in {parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD}:
             raise ArgumentError(
-                f"{name} takes {parameter}: accepted are parameters with a name of their own"
+                expected("parameters that each have a name", str(parameter), where=f"{name}()")
             )
         if parameter.name == "out":
             raise ArgumentError(
-                f"{name} has a parameter 'out': that name is taken by out= of calls"
+                f"{name}(): a parameter cannot be named 'out', because calls take out="
             )
     keywords = [p.name for p in signature.parameters.values() if p.kind is p.KEYWORD_ONLY]
     return tuple(signature.parameters), tuple(keywords)
+
+
+def _write_results(result: Any, out: Any, names: Sequence[str], args: Sequence[Any]) -> None:
+    """Copy NumPy's results to `out`. Raises ArgumentError if it has the wrong kind or shape."""
+    results = result if isinstance(result, tuple) else (result,)
+    shapes = [np.shape(value) for value in results]
+    arrays = check_out(out, shapes, result is results, names, args)
+    for array, value in zip(arrays, results, strict=True):
+        array[...] = value
 
 
 def _remember(launches: dict[tuple[object, ...], _L], key: tuple[object, ...], launch: _L) -> None:
@@ -351,20 +390,50 @@ def specialize(
 
 
 def specialize(function: Any = None, /, **options: Any) -> Any:
-    """Turn a NumPy function around quantised products into compiled kernels.
+    """Compile a NumPy function around quantised matrix products into fused kernels.
 
-    Works as `@specialize`, `@specialize(**options)` and `specialize(f, **options)`. Options:
-    K, N: x's last dimension and the result's, checked; block_size: GPU threads per block; target:
-    `cpu`, `cpu:x86-64-v3`, `hip` (any GPU here), `hip:1`, `hip:gfx1100`, …; precision: `f32` (error
-    ≤ 2e-6), `f16` or `i8`, an upper bound; cache: whether compiled kernels are kept on
-    disk; tune: whether the first call of each class of M on a GPU searches for the fastest kernels
-    (seconds to minutes, told on standard error; kept on disk; the CPU has nothing to search for).
-    Raises ArgumentError and TargetError.
+    The first call with new shapes compiles; later ones only run the kernels. Use it as
+    `@specialize`, `@specialize(**options)` or `specialize(f, **options)`:
+
+        @specialize
+        def swiglu(x, gate, up):
+            g = x @ gate
+            return g / (1 + np.exp(-g)) * (x @ up)
+
+        y = swiglu(x, gate, up)  # x: float32 [M, 576]; gate, up: Q4_0 [576, 1536]
+
+    The function may use @, arithmetic, comparisons, slices of the last axis, and NumPy's where,
+    exp, log, tanh, sqrt, abs, square, reciprocal, maximum, minimum, clip, sum and mean. Globals and
+    closures keep the values that they had when the function was traced.
+
+    Args:
+        function: the function; None to give only options.
+        **options:
+            K: the last dimension of x. A call with another one raises ArgumentError.
+            N: the last dimension of the results, checked in the same way.
+            block_size: threads per block on a GPU; overrides tuned values.
+            target: where calls run: "cpu", "cpu:x86-64-v3", "hip" (any GPU), "hip:1" (the second
+                GPU), "hip:gfx1100" (one of that architecture), "cuda:0". None: on the arrays'
+                device; NumPy arrays go to the GPU if there is one and the work outweighs the
+                transfer.
+            precision: the largest error, as rms relative to √Σ(xw)²: "f32" (2e-6), "f16" (5e-4) or
+                "i8" (2e-2). Kernels may be more exact.
+            cache: keep compiled kernels on disk.
+            tune: search for the fastest kernels at the first call of each class of M on a GPU. It
+                takes seconds to minutes, reports on standard error, and keeps its results on disk.
+                The CPU has nothing to search for.
+
+    Returns:
+        A `Specialized`, or a decorator that makes one if only options are given.
+
+    Raises:
+        ArgumentError: an option or the function is unsuitable.
+        TargetError: the target is unknown, or cannot do what the options ask for.
     """
     unknown = sorted(options.keys() - Options.__dataclass_fields__.keys())
     if unknown:
-        accepted = ", ".join(Options.__dataclass_fields__)
-        raise ArgumentError(f"specialize takes no {', '.join(unknown)}: accepted are {accepted}")
+        known = ", ".join(Options.__dataclass_fields__)
+        raise ArgumentError(expected(f"options {known}", ", ".join(unknown), where="specialize"))
     chosen = Options(**options)
     if function is None:
         return functools.partial(_decorate, options=chosen)
@@ -373,9 +442,14 @@ def specialize(function: Any = None, /, **options: Any) -> Any:
 
 def _decorate(function: Callable[_P, _R], options: Options) -> Specialized[_P, _R]:
     if isinstance(function, Specialized):
-        raise ArgumentError("found a function that is specialised already: decorate it once")
+        raise ArgumentError("cannot specialise a function twice; decorate it once")
     if not callable(function):
         raise ArgumentError(
-            f"specialize takes a function: found {type(function).__name__}; options go by name"
+            expected(
+                "a function",
+                type(function).__name__,
+                where="specialize",
+                cure="pass options by name",
+            )
         )
     return Specialized(function, options)

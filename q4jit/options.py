@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from q4jit.backends import find_backend
-from q4jit.errors import ArgumentError
+from q4jit.errors import ArgumentError, expected
 from q4jit.frontend.graph import Graph, reachable
 from q4jit.plan.options import PlanOptions
 from q4jit.policy import names_device
@@ -14,7 +14,7 @@ from q4jit.targets import find_target
 
 @dataclass(frozen=True)
 class Options:
-    """How a function is specialised; see `specialize`."""
+    """How a function is specialised; `specialize` describes each option."""
 
     K: int | None = None
     N: int | None = None
@@ -28,22 +28,28 @@ class Options:
         for name in ("K", "N", "block_size"):
             value = getattr(self, name)
             if value is not None and (type(value) is not int or value <= 0):
-                raise ArgumentError(f"{name}={value!r}: accepted is a positive int, or None")
+                raise ArgumentError(expected("a positive int or None", repr(value), where=name))
         for name in ("cache", "tune"):
-            if type(getattr(self, name)) is not bool:
-                value = getattr(self, name)
-                raise ArgumentError(f"{name}={value!r}: accepted is True or False")
+            value = getattr(self, name)
+            if type(value) is not bool:
+                raise ArgumentError(expected("True or False", repr(value), where=name))
         if self.tune and self.block_size is not None:
             raise ArgumentError(
-                f"tune=True and block_size={self.block_size}: accepted is one of them, a search "
-                "chooses the block size"
+                f"tune=True cannot be combined with block_size={self.block_size}: the search "
+                "chooses it"
             )
         if self.precision not in PRECISIONS:
-            accepted = ", ".join(map(repr, PRECISIONS))
-            raise ArgumentError(f"precision={self.precision!r}: accepted are {accepted}")
+            known = ", ".join(map(repr, PRECISIONS))
+            raise ArgumentError(
+                expected(f"one of {known}", repr(self.precision), where="precision")
+            )
         if not isinstance(self.target, str | None):
             raise ArgumentError(
-                f"target={self.target!r}: accepted are names, 'cpu' or 'hip:gfx1100', and None"
+                expected(
+                    "a name such as 'cpu' or 'hip:gfx1100', or None",
+                    repr(self.target),
+                    where="target",
+                )
             )
         if self.target is not None and not names_device(self.target):
             target = find_target(self.target)
@@ -51,21 +57,31 @@ class Options:
 
     @property
     def plan_options(self) -> PlanOptions:
-        """What of them a schedule is asked for."""
+        """The options that the schedules read."""
         return PlanOptions(self.precision, self.block_size)
 
     def check(self, graph: Graph) -> None:
-        """Raise ArgumentError unless a graph has the K and N that were asked for."""
+        """Raise ArgumentError unless a graph has the K and N of these options."""
         for k in _ks(graph):
             if self.K not in {None, k}:
-                raise ArgumentError(f"specialize(K={self.K}): found a product of K = {k}")
+                raise ArgumentError(
+                    expected(
+                        f"products with K = {self.K}", f"K = {k}", where=f"specialize(K={self.K})"
+                    )
+                )
         for node in graph.outputs:
             if self.N not in {None, node.width}:
-                raise ArgumentError(f"specialize(N={self.N}): found a result of N = {node.width}")
+                raise ArgumentError(
+                    expected(
+                        f"results with N = {self.N}",
+                        f"N = {node.width}",
+                        where=f"specialize(N={self.N})",
+                    )
+                )
 
 
 def _ks(graph: Graph) -> Iterator[int]:
-    """Yield the K of each product of x; the x of a chained product is another's result."""
+    """Yield the K of each product whose x does not depend on another product."""
     for node in graph.nodes():
         if node.op == "matmul" and all(n.op != "matmul" for n in reachable(node.operands)):
             yield node.operands[0].width

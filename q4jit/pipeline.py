@@ -2,7 +2,8 @@
 
     Graph ──plan──▶ Plan ──render──▶ Source ──fetch──▶ bytes ──load──▶ kernel ──launch──▶ y
 
-A back end is one value that holds its stages. This module knows the order, and no back end.
+A back end is one `Backend` that holds its stage functions. This module knows their order, and
+imports no back end.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -28,11 +29,11 @@ class Launch(Protocol):
         ...
 
     def bind(self, args: Sequence[Any], out: object = None) -> Callable[[], Any]:
-        """A call with these very arrays."""
+        """Return a function that runs the kernels on these arrays' current contents."""
         ...
 
     def prepare(self, args: Sequence[Any]) -> None:
-        """Bring the weights where the kernels read them."""
+        """Make the repacked copies of the weights that the kernels read."""
         ...
 
 
@@ -41,13 +42,21 @@ class DeviceLaunch(Launch, Protocol):
     """Kernels bound to exact shapes, on a GPU."""
 
     def on_tensors(self, args: Sequence[Any], out: Any, pointers: list[int], stream: int) -> Any:
-        """Run the kernels on PyTorch's tensors, whose like was accepted in an earlier call."""
+        """Run the kernels on PyTorch tensors of shapes and dtypes that an earlier call checked.
+
+        pointers: their addresses on the device. stream: the stream to run on.
+        """
         ...
 
 
 @dataclass(frozen=True)
 class Remark:
-    """A line of `explain`. about: `precision`, `block_size` or `constants`."""
+    """A line of `explain` as a value.
+
+    Attributes:
+        about: `precision`, `block_size` or `constants`.
+        text: the line.
+    """
 
     about: str
     text: str
@@ -57,14 +66,19 @@ class Remark:
 class Backend:
     """The stages of one kind of target, in the order in which they run.
 
-    check: raises TargetError where a target cannot do what the plan options ask for; m_class: the
-    class of a number of rows; search: finds the fastest constants of the kernels of a graph on a
-    device, where none are known; plan: a graph for a target and a number of rows, with the
-    constants that were measured on a device (None: on any of that target); render: a kernel of a
-    plan as text; compiler: the one for a target; load: a compiled kernel, ready to run on a device
-    (None: this CPU); launch: a plan's loaded kernels bound to the shapes of arguments, which have
-    names; explain: what a plan does not follow of the plan options, and who chose its constants
-    (the last argument: whether a search was asked for).
+    Attributes:
+        check: raises TargetError if a target cannot do what the plan options ask for.
+        m_class: returns the class of M of a number of rows.
+        search: measures the fastest constants of a graph's kernels on a device, unless they are
+            known.
+        plan: plans a graph for a target and a number of rows, with the constants that were measured
+            on a device (None: on any device of the target).
+        render: writes the text of one kernel of a plan.
+        compiler: returns the compiler for a target.
+        load: makes a compiled kernel ready to run on a device (None: this CPU).
+        launch: binds the loaded kernels of a plan to the shapes of arguments, which have names.
+        explain: says which plan options a plan does not follow, and where its constants come from.
+            The last argument: the user asked for a search.
     """
 
     check: Callable[[Target, PlanOptions], None]
@@ -82,7 +96,7 @@ class Backend:
 
 @dataclass(frozen=True)
 class ReadyKernel:
-    """A kernel that can run; `loaded` owns its executable memory."""
+    """A kernel that can run. `loaded` is the back end's object, which owns its memory."""
 
     source: Source
     entry: Entry
@@ -95,10 +109,11 @@ def ready_kernels(
     load: Callable[[bytes, Source, Device | None], Any],
     device: Device | None,
 ) -> tuple[ReadyKernel, ...]:
-    """Make the rendered kernels of a plan ready to run: fetch the bytes of each, and load them.
+    """Return the rendered kernels of a plan, ready to run: fetch the bytes of each and load them.
 
-    fetch: how compiled bytes are obtained, now or from a compilation that was begun before. load:
-    the back end's. device: where the kernels will run, None for the CPU. Raises what these raise.
+    fetch: returns the compiled bytes of a text; it may compile now, or wait for a compilation that
+    runs already. load: the back end's. device: where the kernels will run; None is the CPU. Raises
+    the errors of these two.
     """
     ready = []
     for source in sources:
@@ -108,10 +123,10 @@ def ready_kernels(
 
 
 def fetch(compiler: Compiler, source: Source, *, use_disk: bool = True) -> Entry:
-    """Return the compiled form of a text: from disk, or compiled and saved.
+    """Return the compiled form of a text: read from disk, or compiled and saved there.
 
-    use_disk: whether compiled kernels are looked for and kept on disk. Raises CompileError, whose
-    lines are those of the templates where they are known.
+    use_disk: whether kernels are read from and saved to disk. Raises CompileError, which names the
+    lines of the templates if the text has any.
     """
     try:
         return cache.fetch(source.target, compiler, source.symbol, source.text, use_disk)

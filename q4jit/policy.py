@@ -1,9 +1,11 @@
-"""Where a call runs: on a GPU or on the CPU, and the rule that says so.
+"""The policy: whether a call runs on a GPU or on the CPU, and the rule that decided it.
 
-Arrays on a device stay there. A target that the user names is used. Otherwise NumPy arrays go to a
-GPU where one is here and the work is worth the way: both times are estimated from rates that are
-measured once per process. An error on the way chosen is raised; nothing falls back. Work that no
-GPU could be worth is told by the CPU's rates alone: a small script makes no context on a GPU.
+A call with arrays on a device runs there. A target that the user names is used. Otherwise NumPy
+arrays go to the GPU if there is one and the work outweighs the transfer. Both times are estimated
+from rates that are measured once per process. The CPU's rates alone decide for work that is too
+small for every GPU, so a small script makes no context on a GPU.
+
+An error on the chosen device is raised. Nothing falls back to another device.
 """
 
 import contextlib
@@ -18,7 +20,7 @@ import numpy as np
 from q4jit import config
 from q4jit.arrays.device_array import DeviceArray
 from q4jit.arrays.views import DeviceView, common_device, device_of
-from q4jit.errors import ArgumentError, DeviceError
+from q4jit.errors import ArgumentError, DeviceError, expected
 from q4jit.frontend.graph import Graph
 from q4jit.frontend.specs import WeightSpec
 from q4jit.runtime.devices import driver_of, find_device, find_devices, target_of, why_none
@@ -26,18 +28,23 @@ from q4jit.runtime.driver import Device
 from q4jit.targets import HIP_ARCHS, Target, find_target
 
 _REPEATS: Final = 5
-_SMALL_BYTES: Final = 16 << 10
-_LARGE_BYTES: Final = 8 << 20
-_SCARCE_BYTES: Final = 1 << 20  # instead, where a device's memory is nearly full
-_TRIVIAL_US: Final = 20.0  # two copies and a launch alone take this long on every GPU
+_SMALL_BYTES: Final = 16 << 10  # a copy that takes the time of a call without its kernels
+_LARGE_BYTES: Final = 8 << 20  # a copy that measures bandwidth
+_SCARCE_BYTES: Final = 1 << 20  # the same, if a device's memory is nearly full
+_SHORTEST_GPU_US: Final = 20.0  # two copies and a launch take at least this long on every GPU
 _MATRIX: Final = 256  # rows of the matrices whose product measures the CPU's arithmetic
-_LANES: Final = 128  # multiply-adds per cycle of a compute unit, about, on every GPU of the table
-_UNKNOWN_CLOCK_KHZ: Final = 1_000_000  # where a driver does not say: below what GPUs reach
+_LANES: Final = 128  # multiply-adds per cycle of a compute unit, about, on all GPUs in `targets`
+_UNKNOWN_CLOCK_KHZ: Final = 1_000_000  # if a driver does not tell it: lower than every GPU's
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a call runs and why. `device` is None on the CPU."""
+    """Where a call runs, and why.
+
+    Attributes:
+        device: None on the CPU, and for a GPU that this machine does not have.
+        rule: the place and the reason, for `explain`: "on the CPU: target='cpu'".
+    """
 
     target: Target
     device: Device | None
@@ -46,7 +53,13 @@ class Place:
 
 @dataclass(frozen=True)
 class CallCost:
-    """What a call costs: bytes of weights read, of arrays copied if they must be, multiply-adds."""
+    """The work of a call.
+
+    Attributes:
+        weight_bytes: bytes of weights that it reads.
+        array_bytes: bytes of arguments and results, which a GPU call copies.
+        multiply_adds: multiply-adds of its products.
+    """
 
     weight_bytes: int
     array_bytes: int
@@ -54,13 +67,14 @@ class CallCost:
 
 
 def choose_place(
-    name: str | None, args: Sequence[Any], names: Sequence[str], work: Callable[[], CallCost]
+    name: str | None, args: Sequence[Any], names: Sequence[str], cost: Callable[[], CallCost]
 ) -> Place:
-    """Where a call runs.
+    """Return where a call runs.
 
-    name: the target asked for, None for any. `work` is asked only where it decides. Raises
-    ArgumentError for arrays in several places, TargetError and DeviceError where there is no such
-    device.
+    name: the target that the user asked for, or None. names: the arguments' names. cost: returns
+    the cost of the call; it is called only if the cost decides. Raises ArgumentError for arrays on
+    several devices, or not on the target; TargetError for an unknown target; DeviceError if the
+    device of that name is missing.
     """
     arrays = [
         (value if isinstance(value, DeviceView) else None, names[i])
@@ -71,17 +85,19 @@ def choose_place(
         return _where_arrays_are(name, [view for view, _ in arrays], [n for _, n in arrays])
     if name is not None and not names_device(name):
         target = find_target(name)
-        found = (d for d in find_devices() if target == Target("hip", d.arch))
-        # an arch without its device: what is compiled can be inspected, and does not load
-        return Place(target, next(found, None), f"target={name!r} was asked for")
+        of_arch = (d for d in find_devices() if target == Target("hip", d.arch))
+        # without a device of that arch, kernels can be compiled and inspected, but not loaded
+        device = next(of_arch, None)
+        where = device or (target if target.backend == "hip" else "the CPU")
+        return Place(target, device, f"on {where}: target={name!r}")
     if name is not None:
         device = find_device(name)
-        return Place(target_of(device), device, f"target={name!r} was asked for: {device}")
-    return _cheaper(work)
+        return Place(target_of(device), device, f"on {device}: target={name!r}")
+    return _cheaper(cost)
 
 
 def names_device(name: str) -> bool:
-    """Whether a target is a device, which only a call looks for: hip, hip:1, cuda."""
+    """Whether a target names a device, which only a call looks up: hip, hip:1, cuda."""
     backend, _, which = name.partition(":")
     return backend == "cuda" or (backend == "hip" and (not which or which.isdigit()))
 
@@ -91,16 +107,20 @@ def _where_arrays_are(
 ) -> Place:
     common_device(views, names)
     device = device_of(next(view for view in views if view is not None))
-    if name is not None and not _means(name, device):
+    if name is not None and not _matches(name, device):
         raise ArgumentError(
-            f"target={name!r} was asked for, and {names[0]!r} lies on {device}: accepted are "
-            f"arrays of that target, or no target"
+            expected(
+                f"arrays on target={name!r}",
+                f"one on {device}",
+                where=f"argument {names[0]!r}",
+                cure="move it there, or leave out target",
+            )
         )
-    return Place(target_of(device), device, f"arrays on {device} stay there")
+    return Place(target_of(device), device, f"on {device}: the arrays are there")
 
 
-def _means(name: str, device: Device) -> bool:
-    """Whether a name stands for a device: `hip` for any, an arch for each of that arch."""
+def _matches(name: str, device: Device) -> bool:
+    """Whether a target's name includes a device: `hip` any, `hip:gfx1100` each of that arch."""
     backend, _, which = name.partition(":")
     known = backend == "hip" or (backend == "cuda" and device.platform == "nvidia")
     devices = [d for d in find_devices() if backend == "hip" or d.platform == "nvidia"]
@@ -109,32 +129,33 @@ def _means(name: str, device: Device) -> bool:
     return known and which in {"", device.arch}
 
 
-def _cheaper(work: Callable[[], CallCost]) -> Place:
+def _cheaper(cost_of_call: Callable[[], CallCost]) -> Place:
+    """Return the place with the shorter estimated time."""
     cpu = find_target("cpu")
     devices = [d for d in find_devices() if d.arch in HIP_ARCHS]
     if not devices:
-        found = ", ".join(map(str, find_devices()))
-        reason = f"no code for {found}" if found else why_none()
-        return Place(cpu, None, f"the CPU runs every call: {reason}")
-    asked = work()
-    here = cpu_us(asked)
-    if here < _TRIVIAL_US:  # no device gets a context for it
-        reason = f"about {here:.1f} µs on the CPU, less than a call of any GPU"
-        return Place(cpu, None, f"too small to be worth a launch: {reason}")
+        unsupported = ", ".join(map(str, find_devices()))
+        reason = f"q4jit has no code for {unsupported}" if unsupported else why_none()
+        return Place(cpu, None, f"on the CPU: {reason}")
+    cost = cost_of_call()
+    on_cpu_us = cpu_us(cost)
+    if on_cpu_us < _SHORTEST_GPU_US:  # decided without a context on a GPU
+        rule = f"on the CPU: too little work for a GPU, about {on_cpu_us:.1f} µs on the CPU"
+        return Place(cpu, None, rule)
     # a discrete GPU before an integrated one
     device = min(devices, key=lambda d: (d.integrated, -d.compute_units))
-    there = gpu_us(device, asked)
-    times = f"about {there:.0f} µs on {device}, copies included, and {here:.0f} µs on the CPU"
-    if there < here:
-        return Place(target_of(device), device, f"worth a launch: {times}")
-    return Place(cpu, None, f"too small to be worth a launch: {times}")
+    on_gpu_us = gpu_us(device, cost)
+    times = f"about {on_gpu_us:.0f} µs on {device} with copies, {on_cpu_us:.0f} µs on the CPU"
+    if on_gpu_us < on_cpu_us:
+        return Place(target_of(device), device, f"on {device}: it is faster, {times}")
+    return Place(cpu, None, f"on the CPU: too little work for a GPU, {times}")
 
 
 # --- estimates --------------------------------------------------------------------------------
 
 
-def work_of(graph: Graph, rows: int) -> CallCost:
-    """What a call of a graph with so many rows costs."""
+def cost_of(graph: Graph, rows: int) -> CallCost:
+    """Return the cost of a call of a graph for a number of rows."""
     weight_bytes = multiply_adds = 0
     widths = sum(node.width for node in graph.outputs)
     for node in graph.nodes():
@@ -151,18 +172,18 @@ def work_of(graph: Graph, rows: int) -> CallCost:
     return CallCost(weight_bytes, 4 * rows * widths, multiply_adds)
 
 
-def gpu_us(device: Device, work: CallCost) -> float:
-    """Microseconds on a device, with its arrays copied there and back.
+def gpu_us(device: Device, cost: CallCost) -> float:
+    """Return the estimated microseconds of a call on a device, copies of its arrays included.
 
-    Raises DeviceError where its copies cannot be measured, not even with 1 MiB of its memory.
+    Raises DeviceError if its copies cannot be measured, not even with 1 MiB of its memory.
     """
     rates = _gpu_rates(device)
-    return rates.call_us + work.array_bytes / rates.copy_bytes_per_us + _kernel_us(rates, work)
+    return rates.call_us + cost.array_bytes / rates.copy_bytes_per_us + _kernel_us(rates, cost)
 
 
-def cpu_us(work: CallCost) -> float:
-    """Microseconds on the CPU."""
-    return _kernel_us(_cpu_rates(), work)
+def cpu_us(cost: CallCost) -> float:
+    """Return the estimated microseconds of a call on the CPU."""
+    return _kernel_us(_cpu_rates(), cost)
 
 
 @dataclass(frozen=True)
@@ -173,23 +194,23 @@ class _Rates:
     call_us: float = 0.0
 
 
-def _kernel_us(rates: _Rates, work: CallCost) -> float:
+def _kernel_us(rates: _Rates, cost: CallCost) -> float:
     return max(
-        work.weight_bytes / rates.read_bytes_per_us, work.multiply_adds / rates.multiply_adds_per_us
+        cost.weight_bytes / rates.read_bytes_per_us, cost.multiply_adds / rates.multiply_adds_per_us
     )
 
 
 @functools.cache
 def _gpu_rates(device: Device) -> _Rates:
-    """Copies as they are measured, and the nominal rate of multiply-adds of the arch and clock."""
-    # out of memory, as a rule; whatever else it is, the second try raises it again
+    """Return a device's rates: measured copies, and multiply-adds computed from its clock."""
+    # usually out of memory; the second try raises any other error again
     with contextlib.suppress(DeviceError):
         return _measured_rates(device, _LARGE_BYTES)
     return _measured_rates(device, _SCARCE_BYTES)
 
 
 def _measured_rates(device: Device, large_bytes: int) -> _Rates:
-    """Measured with copies: a small one costs what a call does beside its kernels."""
+    """Return a device's rates, measured with copies on it and to it."""
     driver = driver_of(device)
     small = np.zeros(_SMALL_BYTES, np.uint8)
     large = np.zeros(large_bytes, np.uint8)
@@ -213,7 +234,10 @@ def _measured_rates(device: Device, large_bytes: int) -> _Rates:
 
 @functools.cache
 def _cpu_rates() -> _Rates:
-    """Measured on one thread; the memory serves about four of them, arithmetic all."""
+    """Return the CPU's rates, measured on one thread.
+
+    About four threads saturate the memory; arithmetic scales with all threads.
+    """
     threads = config.num_threads()
     data = np.ones(_LARGE_BYTES // 4, np.float32)
     square = np.ones((_MATRIX, _MATRIX), np.float32)
@@ -221,13 +245,13 @@ def _cpu_rates() -> _Rates:
     product_us = _measured_us(lambda: square @ square)
     return _Rates(
         read_bytes_per_us=_LARGE_BYTES / read_us * min(threads, 4),
-        # BLAS may use threads of its own: what it reaches is taken for the whole machine
+        # BLAS may use several threads already, so its rate counts for the whole machine
         multiply_adds_per_us=_MATRIX**3 / product_us,
     )
 
 
 def _measured_us(action: Callable[[], object]) -> float:
-    """The shortest of a few runs, after one that warms up."""
+    """Return the microseconds of the shortest of a few runs, after one to warm up."""
     action()
     times = []
     for _ in range(_REPEATS):

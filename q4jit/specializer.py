@@ -2,8 +2,7 @@
 
     args ──▶ Request ──trace──▶ Graph ──plan, render, fetch, load──▶ kernels ──launch──▶ Launch
 
-Each function has one `Specializer`. It keeps what was traced, planned and compiled, and reports on
-it.
+Each function has one `Specializer`. It keeps its graphs, plans and kernels, and reports on them.
 """
 
 import math
@@ -27,11 +26,11 @@ from q4jit.locks import BUILD
 from q4jit.options import Options
 from q4jit.pipeline import Backend, Launch, ReadyKernel, Remark, fetch, ready_kernels
 from q4jit.plan.kernels import Plan, Source
-from q4jit.policy import Place, choose_place, work_of
+from q4jit.policy import Place, choose_place, cost_of
 from q4jit.runtime.driver import Device
 from q4jit.targets import Target, find_target
 
-_MOST_RULES: Final = 8  # numbers of rows that `explain` tells of a plan, the last ones
+_MOST_RULES: Final = 8  # `explain` lists the latest numbers of rows of a plan, at most this many
 
 _PlanKey = tuple[Signature, Target, int]  # and the class of M
 _Key = tuple[_PlanKey, Device | None]
@@ -39,16 +38,18 @@ _Key = tuple[_PlanKey, Device | None]
 
 @dataclass(frozen=True)
 class Request:
-    """One call with new shapes: everything that the stages ask about it, worked out once.
+    """One call with new shapes, and everything that the stages need to know of it.
 
-    lead: the dimensions of the arguments before the last; rows: their product, M. place: where the
-    call runs. key: the key of the kernels that serve it: signature, target and class of M, and the
-    device.
+    Attributes:
+        leading: the common dimensions of the arguments before the last.
+        rows: their product, M.
+        place: where the call runs.
+        key: of the kernels that serve it: signature, target, class of M and device.
     """
 
     args: Sequence[Any]
     signature: Signature
-    lead: tuple[int, ...]
+    leading: tuple[int, ...]
     rows: int
     place: Place
     backend: Backend
@@ -57,7 +58,7 @@ class Request:
 
 @dataclass(frozen=True)
 class _Compiled:
-    """The kernels of one signature and class of M on one device (None: the CPU)."""
+    """The kernels of one signature and class of M, loaded on one device or on the CPU."""
 
     plan: Plan[Any]
     backend: Backend
@@ -67,7 +68,9 @@ class _Compiled:
 class Specializer:
     """Traces, plans and compiles one function. Callers hold the lock BUILD, except for `search`.
 
-    compiles: kernels made by a compiler so far; seconds: the time that compiling plans took.
+    Attributes:
+        compiles: kernels that a compiler has made so far.
+        seconds: time from planning to loading, over all plans.
     """
 
     def __init__(
@@ -80,33 +83,36 @@ class Specializer:
         self._function, self._options = function, options
         self._parameters, self._keywords = parameters, keywords
         self._graphs: dict[Signature, Graph] = {}
-        self._plans: dict[_PlanKey, tuple[Plan[Any], int]] = {}  # and the M it was made for
+        self._plans: dict[_PlanKey, tuple[Plan[Any], int]] = {}  # a plan and its first call's M
         self._compiled: dict[_Key, _Compiled] = {}
-        self._rules: dict[_Key, dict[int, str]] = {}  # by rows of calls
+        self._rules: dict[_Key, dict[int, str]] = {}  # the policy's rules, by number of rows
         self.compiles = 0
         self.seconds = 0.0
 
     # --- from arguments to a launch ---------------------------------------------------------------
 
     def request(self, args: Sequence[Any]) -> Request:
-        """Work out what a call asks for. Raises ArgumentError, TargetError and DeviceError."""
-        signature, lead = self.signature_of(args)
-        rows = math.prod(lead)
+        """Return the request of a call.
+
+        Raises ArgumentError for unsuitable arguments, TraceError, TargetError and DeviceError.
+        """
+        signature, leading = self.signature_of(args)
+        rows = math.prod(leading)
         place = choose_place(
             self._options.target,
             args,
             self._parameters,
-            lambda: work_of(self._graph(signature), rows),
+            lambda: cost_of(self._graph(signature), rows),
         )
         backend = find_backend(place.target)
         m_class = backend.m_class(place.target, rows, self._options.plan_options)
         key = (signature, place.target, m_class), place.device
-        return Request(args, signature, lead, rows, place, backend, key)
+        return Request(args, signature, leading, rows, place, backend, key)
 
     def search(self, args: Sequence[Any]) -> None:
-        """Search for the constants of kernels that are new, where a GPU is to run them.
+        """Search for the fastest constants of new kernels for a GPU; do nothing on the CPU.
 
-        The caller does not hold BUILD: the search compiles in threads that take it.
+        The caller must not hold BUILD, which the search's compiling threads take.
         """
         with BUILD:
             request = self.request(args)
@@ -117,13 +123,13 @@ class Specializer:
         request.backend.search(device, graph, request.rows, self._options.plan_options)
 
     def launch(self, args: Sequence[Any]) -> Launch:
-        """Bind kernels to the shapes of arguments, compiling them if needed."""
+        """Return kernels bound to the shapes of arguments; compile them if necessary."""
         request = self.request(args)
         compiled = self._compiled.get(request.key) or self._compile(request)
         launch = request.backend.launch(
             compiled.plan,
             [kernel.loaded for kernel in compiled.kernels],
-            CallShapes(compiled.plan.graph, args, request.lead),
+            CallShapes(compiled.plan.graph, args, request.leading),
             args,
             self._parameters,
             request.place.device,
@@ -138,7 +144,7 @@ class Specializer:
         try:
             return signature, lead_shape(args)
         except ArgumentError:
-            # let the trace find the line where they meet
+            # tracing with the lengths finds the user's line where the arrays meet
             sized = tuple(spec_of(name, value, sized=True) for name, value in pairs)
             trace(self._function, sized, self._keywords)
             raise
@@ -151,13 +157,14 @@ class Specializer:
         return self._graphs[signature]
 
     def _compile(self, request: Request) -> _Compiled:
-        """Run the stages from plan to load for a request."""
+        """Run the stages from plan to load for a request, and keep the kernels."""
         start = time.perf_counter()
         backend, device = request.backend, request.place.device
         graph, plan_options = self._graph(request.signature), self._options.plan_options
         plan = backend.plan(graph, request.place.target, request.rows, plan_options, device)
         plan_key, _ = request.key
-        self._plans[plan_key] = plan, request.rows  # what does not load can still be inspected
+        # stored before loading, so that kernels that do not load can be inspected
+        self._plans[plan_key] = plan, request.rows
         if config.debug():
             sys.stderr.write(f"q4jit: {plan}\n")
         sources = [backend.render(plan, kernel) for kernel in plan.kernels]
@@ -174,7 +181,7 @@ class Specializer:
         return entry
 
     def _note_rule(self, request: Request) -> None:
-        """Remember which rule chose the place of calls with so many rows, for `explain`."""
+        """Remember the rule that chose the place of a call, for `explain`."""
         rules = self._rules.setdefault(request.key, {})
         rules.pop(request.rows, None)
         rules[request.rows] = request.place.rule
@@ -189,11 +196,11 @@ class Specializer:
         return tuple(self._graphs)
 
     def sources(self, target: str | None) -> list[Source]:
-        """Return the texts of every plan so far, for `target` (None: the one that it was made for).
+        """Return the texts of every plan so far, for `target` (None: the plan's own target).
 
-        There are none before the first plan. Raises TargetError.
+        Before the first plan the list is empty. Raises TargetError.
         """
-        known = list(self._plans.values())  # other threads may be adding
+        known = list(self._plans.values())  # a copy, because other threads may add plans
         plans = [plan for plan, _ in known]
         if known and target is not None:
             other = find_target(target)
@@ -203,17 +210,17 @@ class Specializer:
         return [find_backend(p.target).render(p, kernel) for p in plans for kernel in p.kernels]
 
     def remarks(self) -> list[Remark]:
-        """Return what the plans do not follow of the options, and who chose their constants."""
-        compiled_now = list(self._compiled.values())  # other threads may be adding
+        """Return the options that the plans do not follow, and the origin of their constants."""
+        compiled_now = list(self._compiled.values())  # a copy, because other threads may add some
         return [remark for compiled in compiled_now for remark in self._remarks(compiled)]
 
     def explain(self) -> list[str]:
-        """What was compiled, from where it came, and which rule chose where calls run."""
+        """Return lines about each plan: its kernels, where its calls ran and why, its origin."""
         lines = []
-        for key, compiled in list(self._compiled.items()):  # other threads may be adding
+        for key, compiled in list(self._compiled.items()):  # a copy, as in `remarks`
             lines.append(str(compiled.plan))
             lines += [
-                f"  {rows} row{'' if rows == 1 else 's'}: {rule}"
+                f"  {counted(rows, 'row')} {rule}"
                 for rows, rule in list(self._rules.get(key, {}).items())
             ]
             lines += [f"  {remark.text}" for remark in self._remarks(compiled)]
@@ -227,20 +234,26 @@ class Specializer:
 
 
 def assembly(source: Source) -> str:
-    """Return the assembly that the target's compiler makes of a text. Raises CompileError."""
+    """Return the assembly that the target's compiler writes for a text. Raises CompileError."""
     compiler = find_backend(source.target).compiler(source.target)
     return compiler.compile_assembly(source.text, source.target)
 
 
+def counted(number: int, noun: str, ending: str = "s") -> str:
+    """Return a number with its noun: "1 row", "2 rows", "2 misses" with the ending "es"."""
+    return f"{number} {noun}{'' if number == 1 else ending}"
+
+
 def _origin(kernel: ReadyKernel) -> str:
     entry = kernel.entry
-    seconds = f" in {entry.seconds:.3f} s" if entry.origin == "compiled" else ""
-    size, key = len(entry.object_bytes), entry.key[:12]
-    return f"{kernel.source.symbol}: {entry.origin}{seconds}, {size} bytes, key {key}"
+    compiled = entry.origin == "compiled"
+    origin = f"compiled in {entry.seconds:.3f} s" if compiled else f"from {entry.origin}"
+    size = counted(len(entry.object_bytes), "byte")
+    return f"{kernel.source.symbol}: {origin}, {size}, cache key {entry.key[:12]}"
 
 
 def _dump(plan: Plan[Any], kernels: Sequence[ReadyKernel], compiler: Compiler) -> None:
-    """Write every stage to Q4JIT_DUMP_DIR, where that is set. Raises ConfigError."""
+    """Write every stage to the folder Q4JIT_DUMP_DIR, if it is set. Raises ConfigError."""
     directory = config.dump_dir()
     if directory is None:
         return

@@ -1,4 +1,4 @@
-"""docs/architecture.md: the folder tree and the import order are what the code is."""
+"""docs/architecture.md: its folder tree and its import order match the code."""
 
 import re
 from collections.abc import Iterator
@@ -10,19 +10,19 @@ TEXT = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
 
 
 def modules_of_the_tree() -> Iterator[str]:
-    """The modules that the tree of q4jit/ lists, as `cpu/lower`, in its order."""
+    """Yield the modules that the tree of q4jit/ lists, as `cpu/lower`, in its order."""
     tree = TEXT[TEXT.index("q4jit/\n") :].partition("```")[0]
     folders: list[str] = []
     for line in tree.splitlines()[1:]:
-        found = re.match(r"((?:│   |    )*)(?:├── |└── )(\w+)(/|\.py)", line)
-        if found is None:
+        entry = re.match(r"((?:│   |    )*)(?:├── |└── )(\w+)(/|\.py)", line)
+        if entry is None:
             continue
-        depth = len(found[1]) // 4
+        depth = len(entry[1]) // 4
         del folders[depth:]
-        if found[3] == "/":
-            folders.append(found[2])
+        if entry[3] == "/":
+            folders.append(entry[2])
         else:
-            yield "/".join([*folders, found[2]])
+            yield "/".join([*folders, entry[2]])
 
 
 def test_the_tree_lists_every_module() -> None:

@@ -1,4 +1,4 @@
-"""Each module imports only what stands before it, and the top level is what it says it is."""
+"""Each module imports only the layers below it, and the top level exports the public names."""
 
 import ast
 import re
@@ -19,7 +19,7 @@ PACKAGE = Path(str(q4jit.__file__)).parent
 
 
 def module_names(package: Path) -> dict[str, Path]:
-    """Every module below the folder `package` by its dotted name; a package is its own module."""
+    """Return every module and package below the folder `package` by its dotted name."""
     names = {}
     for path in sorted(package.rglob("*.py")):
         parts = path.relative_to(package).with_suffix("").parts
@@ -30,9 +30,9 @@ def module_names(package: Path) -> dict[str, Path]:
 
 
 def imported(package: str, path: Path) -> Iterator[tuple[int, str]]:
-    """Line and full name of everything `path` imports, wherever in the file it does so.
+    """Yield line and full name of every import in a file, also inside functions.
 
-    `from q4jit.a import b` gives q4jit.a.b: whether b is a module is decided where it is looked up.
+    `from q4jit.a import b` gives q4jit.a.b, whether or not b is a module.
     """
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         match node:
@@ -53,7 +53,7 @@ def imported(package: str, path: Path) -> Iterator[tuple[int, str]]:
 
 
 def edges(package: Path) -> dict[str, dict[str, int]]:
-    """Which modules of `package` each of its modules imports, and on which line first."""
+    """Return the modules of `package` that each of its modules imports, with the first line."""
     modules = module_names(package)
     graph: dict[str, dict[str, int]] = {name: {} for name in modules}
     for name, path in modules.items():
@@ -68,17 +68,17 @@ def edges(package: Path) -> dict[str, dict[str, int]]:
 
 
 def violations(package: Path, layers: Iterable[str]) -> list[str]:
-    """Every import that goes upwards or in a circle, and every module that has no layer."""
-    height = {name: place for place, name in enumerate(layers)}
+    """Return every import that goes upwards or in a circle, and every module without a layer."""
+    height = {name: position for position, name in enumerate(layers)}
     graph = edges(package)
-    found = [f"{name}: in no layer" for name in graph if name.split(".")[0] not in height]
+    problems = [f"{name}: in no layer" for name in graph if name.split(".")[0] not in height]
     for name, targets in graph.items():
         for target, line in targets.items():
             layer, other = name.split(".")[0], target.split(".")[0]
             same_package = layer == other and name != target
             if height.get(other, -1) >= height.get(layer, -1) and not same_package:
-                found.append(f"{name}, line {line}: imports {target}, which stands above it")
-    return found + [
+                problems.append(f"{name}, line {line}: imports {target}, which is above it")
+    return problems + [
         f"{name}: is in a circle of imports" for name in graph if reaches(graph, name, name)
     ]
 
@@ -97,13 +97,13 @@ def reaches(graph: dict[str, dict[str, int]], start: str, goal: str) -> bool:
     return False
 
 
-def test_every_module_imports_only_what_stands_before_it() -> None:
+def test_every_module_imports_only_layers_below_it() -> None:
     assert violations(PACKAGE, LAYERS) == []
 
 
 @pytest.fixture
 def package(tmp_path: Path) -> Path:
-    """A package in good order: low, middle (a package of a and b), high."""
+    """Return a package in good order: low, middle (a package of a and b), high."""
     root = tmp_path / "pkg"
     (root / "middle").mkdir(parents=True)
     for name in ("low", "middle/__init__", "middle/a"):
@@ -138,7 +138,7 @@ def test_good_order_is_accepted(package: Path) -> None:
 def test_an_upward_import_is_found(package: Path, module: str, text: str, target: str) -> None:
     (package / f"{module}.py").write_text(text + "\n")
     line = text.count("\n") + 1
-    upward = f"{module.replace('/', '.')}, line {line}: imports {target}, which stands above it"
+    upward = f"{module.replace('/', '.')}, line {line}: imports {target}, which is above it"
     assert upward in violations(package, ORDER)
 
 
@@ -162,11 +162,11 @@ def test_an_import_that_cannot_be_read_is_refused(package: Path, text: str) -> N
         violations(package, ORDER)
 
 
-# --- three rules that no order can state ----------------------------------------------------------
+# --- rules that an order cannot state ----------------------------------------------------------
 
 
 def importers(package: Path, layer: str) -> set[str]:
-    """The layers whose modules import a module of `layer`."""
+    """Return the layers whose modules import a module of `layer`."""
     return {
         name.split(".")[0]
         for name, targets in edges(package).items()
@@ -185,11 +185,11 @@ def test_nothing_below_the_tools_imports_them() -> None:
 
 
 NEUTRAL = ("pipeline", "options", "specializer", "dispatcher")
-"""What serves every back end alike, and asks none for its name."""
+"""Modules that serve every back end, and depend on none."""
 
 
 def named_back_ends(path: Path) -> list[str]:
-    """Where a module imports a back end, or compares something with the name of one."""
+    """Return the lines where a module imports a back end or compares with the name of one."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     compared = [
         constant
@@ -205,12 +205,12 @@ def named_back_ends(path: Path) -> list[str]:
 
 
 def is_back_end(name: str) -> bool:
-    """Whether an import is one of a back end's package."""
+    """Whether an import is from the package of a back end."""
     return name.split(".")[:2] in (["q4jit", "cpu"], ["q4jit", "hip"])
 
 
 @pytest.mark.parametrize("module", NEUTRAL)
-def test_what_serves_every_back_end_names_none(module: str) -> None:
+def test_neutral_modules_name_no_back_end(module: str) -> None:
     assert named_back_ends(PACKAGE / f"{module}.py") == []
 
 
@@ -241,7 +241,7 @@ _IMPORT_OF_TESTS = re.compile(
 
 
 def imports_of_test_modules(tests: Path) -> list[str]:
-    """Imports of anything but `tests.support`, also in the programs that tests run."""
+    """Return imports of test modules outside `tests.support`, also in programs that tests run."""
     return [
         f"{path.relative_to(tests)}: {match[0].strip()}"
         for path in sorted(tests.rglob("*.py"))
@@ -269,8 +269,8 @@ def test_an_import_of_a_test_module_is_found(text: str, ends: list[str], tmp_pat
     (tmp_path / "support").mkdir()
     for name in ("test_a.py", "support/b.py"):
         (tmp_path / name).write_text(text)
-    found = imports_of_test_modules(tmp_path)
-    assert found == [f"{name}: {end}" for name in ("support/b.py", "test_a.py") for end in ends]
+    imports = imports_of_test_modules(tmp_path)
+    assert imports == [f"{name}: {end}" for name in ("support/b.py", "test_a.py") for end in ends]
 
 
 # --- the top level --------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Where a call runs: the rule, with devices and rates made up."""
+"""The policy: where a call runs, with fake devices and rates."""
 
 from collections.abc import Iterator
 from typing import Any, NoReturn
@@ -40,49 +40,49 @@ def view(where: Device) -> DeviceView:
 
 @pytest.fixture
 def devices(monkeypatch: pytest.MonkeyPatch) -> list[Device]:
-    """The devices that are found, and rates at which 30 µs of work are worth a launch."""
-    found: list[Device] = []
-    monkeypatch.setattr(policy, "find_devices", lambda: tuple(found))
-    monkeypatch.setattr(policy, "find_device", lambda name: _named(found, name))
-    monkeypatch.setattr(policy, "device_of", lambda view: found[view.device])
+    """Return the list of fake devices; a GPU call costs 30 µs more than its kernels."""
+    devices: list[Device] = []
+    monkeypatch.setattr(policy, "find_devices", lambda: tuple(devices))
+    monkeypatch.setattr(policy, "find_device", lambda name: _named(devices, name))
+    monkeypatch.setattr(policy, "device_of", lambda view: devices[view.device])
     monkeypatch.setattr(policy, "_gpu_rates", lambda device: policy._Rates(1e6, 1e6, 1e4, 30.0))
     monkeypatch.setattr(policy, "_cpu_rates", lambda: policy._Rates(1e4, 1e4))
-    return found
+    return devices
 
 
-def _named(found: list[Device], name: str) -> Device:
+def _named(devices: list[Device], name: str) -> Device:
     which = name.partition(":")[2]
-    for place, one in enumerate(found):
-        if which in {"", str(place), one.arch}:
+    for index, one in enumerate(devices):
+        if which in {"", str(index), one.arch}:
             return one
     raise DeviceError(f"no device {name!r}")
 
 
-def work(weight_bytes: int) -> CallCost:
+def cost(weight_bytes: int) -> CallCost:
     return CallCost(weight_bytes, 1000, weight_bytes)
 
 
 def place(target: str | None, *args: Any, weight_bytes: int = 0) -> Place:
     names = [f"arg{i}" for i in range(len(args))]
-    return choose_place(target, args, names, lambda: work(weight_bytes))
+    return choose_place(target, args, names, lambda: cost(weight_bytes))
 
 
 def test_without_a_gpu_the_cpu_runs_every_call(devices: list[Device]) -> None:
-    found = place(None, X, weight_bytes=1 << 30)
-    assert found.device is None
-    assert found.target.backend == "cpu"
-    assert "the CPU runs every call: no GPU is here" in found.rule
+    chosen = place(None, X, weight_bytes=1 << 30)
+    assert chosen.device is None
+    assert chosen.target.backend == "cpu"
+    assert "on the CPU: no GPU" in chosen.rule
 
 
 def test_small_work_stays_on_the_cpu_and_large_goes_to_the_gpu(devices: list[Device]) -> None:
     devices.append(device())
     small, large = (place(None, X, weight_bytes=size) for size in (250_000, 400_000))
     assert small.device is None
-    assert "too small to be worth a launch: about 30 µs on amd device 0" in small.rule
+    assert "on the CPU: too little work for a GPU, about 30 µs on amd device 0" in small.rule
     assert "25 µs on the CPU" in small.rule
     assert large.device == devices[0]
     assert str(large.target) == "hip:gfx1100"
-    assert "worth a launch" in large.rule
+    assert "on amd device 0 (made up, gfx1100): it is faster, about 30 µs on" in large.rule
 
 
 def test_trivial_work_measures_no_gpu(
@@ -93,15 +93,15 @@ def test_trivial_work_measures_no_gpu(
 
     devices.append(device())
     monkeypatch.setattr(policy, "_gpu_rates", measure)
-    found = place(None, X, weight_bytes=190_000)
-    assert found.device is None
-    assert "too small to be worth a launch: about 19.0 µs on the CPU" in found.rule
+    chosen = place(None, X, weight_bytes=190_000)
+    assert chosen.device is None
+    assert "on the CPU: too little work for a GPU, about 19.0 µs on the CPU" in chosen.rule
     with pytest.raises(AssertionError, match="was measured"):
         place(None, X, weight_bytes=210_000)
 
 
 class NoTimeDriver:
-    """Copies take no time; there is memory for arrays of `room` bytes at most."""
+    """A driver whose copies take no time, with memory for arrays of `room` bytes at most."""
 
     room = 1 << 20
 
@@ -135,13 +135,13 @@ def no_time(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[NoTimeDriver]]:
     policy._gpu_rates.cache_clear()
 
 
-def test_an_unknown_clock_is_not_never(no_time: type[NoTimeDriver]) -> None:
+def test_an_unknown_clock_counts_as_1_ghz(no_time: type[NoTimeDriver]) -> None:
     known, unknown = (policy._gpu_rates(device(clock_khz=khz)) for khz in (2_000_000, 0))
     assert known.multiply_adds_per_us == 2 * unknown.multiply_adds_per_us
     assert unknown.multiply_adds_per_us == 96 * 1000 * 128
 
 
-def test_little_memory_is_enough_to_measure_and_none_is_told(
+def test_measuring_takes_1_mib_or_fails(
     no_time: type[NoTimeDriver], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert policy._gpu_rates(device()).copy_bytes_per_us > 0
@@ -155,29 +155,31 @@ def test_a_discrete_gpu_comes_before_an_integrated_one(devices: list[Device]) ->
     assert place(None, X, weight_bytes=1 << 24).device == devices[1]
 
 
-def test_each_device_gets_code_for_its_own_arch(devices: list[Device]) -> None:
+def test_each_device_gets_code_for_its_arch(devices: list[Device]) -> None:
     devices += [device(0, "gfx1036", integrated=True), device(1, "gfx1201")]
     assert [str(place(f"hip:{i}", X).target) for i in range(2)] == ["hip:gfx1036", "hip:gfx1201"]
     assert place("hip:gfx1201", X).device == devices[1]
 
 
-def test_a_gpu_without_code_for_it_is_named(devices: list[Device]) -> None:
+def test_a_gpu_of_an_unsupported_arch_is_named(devices: list[Device]) -> None:
     devices.append(device(0, "gfx803"))
-    found = place(None, X, weight_bytes=1 << 30)
-    assert found.device is None
-    assert "no code for amd device 0 (made up, gfx803)" in found.rule
+    chosen = place(None, X, weight_bytes=1 << 30)
+    assert chosen.device is None
+    assert "q4jit has no code for amd device 0 (made up, gfx803)" in chosen.rule
     with pytest.raises(TargetError, match="known archs are gfx906"):
         place("hip:0", X)
 
 
 def test_arrays_on_a_device_stay_there(devices: list[Device]) -> None:
     devices += [device(0), device(1, "gfx1201")]
-    found = place(None, view(devices[1]), weight_bytes=1)
-    assert found.device == devices[1]
-    assert "arrays on amd device 1 (made up, gfx1201) stay there" in found.rule
+    chosen = place(None, view(devices[1]), weight_bytes=1)
+    assert chosen.device == devices[1]
+    assert "on amd device 1 (made up, gfx1201): the arrays are there" in chosen.rule
     assert place("hip:gfx1201", view(devices[1])).device == devices[1]
     for wrong in ("cpu", "hip:gfx1100", "hip:7"):
-        with pytest.raises(ArgumentError, match=f"target='{wrong}' was asked for, and 'arg0' lies"):
+        with pytest.raises(
+            ArgumentError, match=f"'arg0': expected arrays on target='{wrong}', got one"
+        ):
             place(wrong, view(devices[1]))
 
 
@@ -189,19 +191,19 @@ def test_arrays_in_two_places_are_refused(devices: list[Device]) -> None:
         place(None, X, view(devices[1]))
 
 
-def test_a_named_target_leaves_no_choice(devices: list[Device]) -> None:
+def test_a_named_target_is_used_whatever_the_cost(devices: list[Device]) -> None:
     devices.append(device())
     assert place("cpu", X, weight_bytes=1 << 30).device is None
     assert place("hip", X, weight_bytes=1).device == devices[0]
 
 
-def test_work_counts_weights_once_and_rows_each() -> None:
+def test_the_cost_counts_weights_once_and_arrays_per_row() -> None:
     w = quantize(np.ones((64, 32)), "Q4_0")
     two = specialize(lambda x, w, r: (x @ w + r) * 2)
     r = np.zeros((3, 32), np.float32)
     two(np.zeros((3, 64), np.float32), w, r)
     (graph,) = two._specializer._graphs.values()
-    assert policy.work_of(graph, 3) == CallCost(w.nbytes, 4 * 3 * (64 + 32 + 32), 3 * 64 * 32)
+    assert policy.cost_of(graph, 3) == CallCost(w.nbytes, 4 * 3 * (64 + 32 + 32), 3 * 64 * 32)
 
 
 def test_the_cpus_rates_are_measured() -> None:
@@ -210,7 +212,7 @@ def test_the_cpus_rates_are_measured() -> None:
     assert 1e2 < rates.multiply_adds_per_us < 1e8
 
 
-def test_a_gpu_that_is_not_here_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_gpu_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     w = quantize(np.ones((64, 32)), "Q4_0")
     for name in ("hip:7", "cuda:7"):
         asked = specialize(lambda x, w: x @ w, target=name)
@@ -219,9 +221,9 @@ def test_a_gpu_that_is_not_here_is_told(monkeypatch: pytest.MonkeyPatch) -> None
         assert "nothing is compiled yet" in asked.explain()
 
 
-def test_what_is_compiled_for_a_gpu_that_is_not_here_can_be_inspected() -> None:
+def test_kernels_for_a_missing_gpu_can_be_inspected() -> None:
     asked = specialize(lambda x, w: x @ w, target="hip:gfx1100")
-    with pytest.raises(DeviceError, match="accepted are inspect_source and inspect_asm"):
+    with pytest.raises(DeviceError, match="inspect_source and inspect_asm"):
         asked(X, quantize(np.ones((64, 32)), "Q4_0"))
     assert "hip:gfx1100" in asked.inspect_source()
     assert "amdgcn" in asked.inspect_asm()

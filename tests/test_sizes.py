@@ -1,4 +1,4 @@
-"""Modules, classes and functions are short enough to hold in one's head."""
+"""Modules, classes and functions stay short enough to read in one go."""
 
 import ast
 from collections.abc import Iterator
@@ -13,13 +13,13 @@ CLASS_LINES = 250
 FUNCTION_LINES = 60
 
 EXCEPTIONS: dict[str, str] = {}
-"""What may be longer, and why."""
+"""Names that may be longer, each with the reason."""
 
 Definition = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
 
 def definitions(node: ast.AST, prefix: str = "") -> Iterator[tuple[str, Definition]]:
-    """Every class and function below `node`, with the names of those around it."""
+    """Yield every class and function below `node` with its full name."""
     for child in ast.iter_child_nodes(node):
         if isinstance(child, Definition):
             yield f"{prefix}{child.name}", child
@@ -29,25 +29,25 @@ def definitions(node: ast.AST, prefix: str = "") -> Iterator[tuple[str, Definiti
 
 
 def too_long(package: Path) -> dict[str, str]:
-    """What is longer than the limits, and by how much."""
-    found = {}
+    """Return the size of each module, class and function over its limit, in words."""
+    sizes = {}
     for path in sorted(package.rglob("*.py")):
         module, text = path.relative_to(package).as_posix(), path.read_text(encoding="utf-8")
         if (lines := len(text.splitlines())) > MODULE_LINES:
-            found[module] = f"{lines} lines, the limit is {MODULE_LINES}"
+            sizes[module] = f"{lines} lines, the limit is {MODULE_LINES}"
         for name, node in definitions(ast.parse(text)):
             limit = CLASS_LINES if isinstance(node, ast.ClassDef) else FUNCTION_LINES
             assert node.end_lineno is not None
             if (lines := node.end_lineno - node.lineno + 1) > limit:
-                found[f"{module}: {name}"] = f"{lines} lines, the limit is {limit}"
-    return found
+                sizes[f"{module}: {name}"] = f"{lines} lines, the limit is {limit}"
+    return sizes
 
 
 def problems(package: Path, exceptions: dict[str, str]) -> list[str]:
-    """What is too long, and exceptions that nothing needs."""
-    found = too_long(package)
-    longer = [f"{name} has {size}" for name, size in found.items() if name not in exceptions]
-    return longer + [f"{name} is short: no exception" for name in exceptions.keys() - found.keys()]
+    """Return a line for each name that is too long, and for each unused exception."""
+    sizes = too_long(package)
+    longer = [f"{name} has {size}" for name, size in sizes.items() if name not in exceptions]
+    return longer + [f"{name} is short: no exception" for name in exceptions.keys() - sizes.keys()]
 
 
 def test_everything_is_short() -> None:
@@ -70,7 +70,7 @@ def test_everything_is_short() -> None:
         ),
     ],
 )
-def test_what_is_too_long_is_found(text: str, problem: str | None, tmp_path: Path) -> None:
+def test_excess_length_is_reported(text: str, problem: str | None, tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "b.py").write_text(text)
     assert problems(tmp_path, {}) == ([problem] if problem else [])

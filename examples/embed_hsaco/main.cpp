@@ -2,8 +2,8 @@
 //
 //     embed_hsaco DIR WEIGHTS FORMAT LAYOUT PRECISION K N M
 //
-// DIR holds the build, whose q4jit_kernels.h this program was compiled with. WEIGHTS is a weight
-// of FORMAT, K and N in LAYOUT, as `q4jit pack` writes it. Formats: Q4_0, Q4_1.
+// DIR is the folder of the build; this program was compiled with its q4jit_kernels.h. WEIGHTS is a
+// weight [K, N] of FORMAT in LAYOUT, as `q4jit pack` writes it. Formats: Q4_0, Q4_1.
 
 #include <hip/hip_runtime.h>
 
@@ -57,7 +57,7 @@ class Buffer {
     void* address_ = nullptr;
 };
 
-// The arch of device 0, without the features that hip appends: gfx90a:sramecc+:xnack-.
+// The arch of device 0, without the features that HIP appends (gfx90a:sramecc+:xnack-).
 std::string device_arch() {
     check(hipInit(0), "hipInit (is there an AMD GPU, and may this user open /dev/kfd?)");
     hipDeviceProp_t properties;
@@ -66,7 +66,7 @@ std::string device_arch() {
     return name.substr(0, name.find(':'));
 }
 
-// What the user says of the weights and of the product with them.
+// The weights and the product, as the command line describes them.
 struct Wanted {
     std::string format, layout, precision;
     long long k, n, m;
@@ -84,10 +84,10 @@ const q4jit_product& find_product(const std::string& arch, const Wanted& wanted,
     fail("the build has no kernel for " + arch + ", " + format + ", layout " + layout +
          ", precision " + precision + ", K = " + std::to_string(k) + ", N = " + std::to_string(n) +
          ", M = " + std::to_string(m) + " and weights of " +
-         std::to_string(weight_bytes) + " bytes: see manifest.json");
+         std::to_string(weight_bytes) + " bytes; manifest.json lists its kernels");
 }
 
-// All launches of a product, in order, on the default stream.
+// Runs all launches of a product, in order, on the default stream.
 void run(const q4jit_product& product, const std::string& folder, Buffer& x, Buffer& w, Buffer& y,
          long long m) {
     std::vector<Buffer> scratch;
@@ -128,7 +128,7 @@ float half_to_float(const char* at) {
     return bits & 0x8000 ? -size : size;
 }
 
-// Where a field of a block is, in the layout of the product.
+// Returns the address of a field of a block, in the product's layout.
 const char* field(const q4jit_product& product, const std::vector<char>& weights, const char* name,
                   long long column, long long block) {
     const long long blocks = product.k / product.block_elements;
@@ -139,7 +139,7 @@ const char* field(const q4jit_product& product, const std::vector<char>& weights
     fail(std::string("the layout has no field ") + name);
 }
 
-// w[k, column], for Q4_0 and Q4_1.
+// Returns w[k, column], decoded from Q4_0 or Q4_1.
 float weight_at(const q4jit_product& product, const std::vector<char>& weights, long long k,
                 long long column) {
     const long long block = k / 32, i = k % 32;
@@ -151,7 +151,7 @@ float weight_at(const q4jit_product& product, const std::vector<char>& weights, 
     return d * (float)q + half_to_float(field(product, weights, "m", column, block));
 }
 
-// The rms of the error relative to sqrt(sum of (x w)^2): q4jit's measure.
+// Returns the rms of the error relative to sqrt(sum of (x w)^2), q4jit's measure of precision.
 double error_of(const q4jit_product& product, const std::vector<char>& weights,
                 const std::vector<float>& x, const std::vector<float>& y, long long m) {
     double squares = 0;
@@ -184,8 +184,8 @@ int main(int count, char** arguments) {
     }
     const auto [k, n, m] = sizes;
     if (k < 1 || n < 1 || m < 1)
-        fail("usage: embed_hsaco DIR WEIGHTS FORMAT LAYOUT PRECISION K N M, "
-             "the last three whole numbers from 1");
+        fail("usage: embed_hsaco DIR WEIGHTS FORMAT LAYOUT PRECISION K N M; "
+             "K, N and M are whole numbers from 1");
     const std::string folder = arguments[1];
     const std::vector<char> weights = read_file(arguments[2]);
     const q4jit_product& product = find_product(

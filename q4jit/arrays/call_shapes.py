@@ -12,7 +12,7 @@ from q4jit.arrays.arguments import holds_ids
 from q4jit.arrays.views import DeviceView
 from q4jit.errors import ArgumentError
 from q4jit.frontend.graph import Graph, Node
-from q4jit.frontend.shapes import Lead, Shape, show_shape
+from q4jit.frontend.shapes import LeadingAxis, Shape, show_shape
 from q4jit.frontend.specs import ArraySpec, IdsSpec, ScalarSpec, WeightSpec
 
 
@@ -67,7 +67,7 @@ class CallShapes:
     ) -> tuple[int, ...] | None:
         """What an array [*lead, *rest] must be spread to, or None where it is used as it is."""
         padded = (1,) * (len(self.lead) - len(lead)) + lead
-        varies = any(isinstance(d, Lead) for d in spec)
+        varies = any(isinstance(d, LeadingAxis) for d in spec)
         return (*self.lead, *rest) if varies and padded != self.lead else None
 
     def _looked_up(
@@ -88,7 +88,7 @@ class CallShapes:
         ]
 
     def _result(self, node: Node) -> Result:
-        shape = tuple(self.lead[-d.axis] if isinstance(d, Lead) else d for d in node.shape)
+        shape = tuple(self.lead[-d.axis] if isinstance(d, LeadingAxis) else d for d in node.shape)
         if not node.varies or math.prod(shape) == self.rows * node.width:
             return Result(shape, shape)
         if self.rows == 0:
@@ -97,7 +97,7 @@ class CallShapes:
                 "not have them all: accepted are at least one row, or results that are empty too"
             )
         # by number, not by place: a reduction without keepdims moves axes
-        axes = {d.axis for d in node.shape if isinstance(d, Lead)}
+        axes = {d.axis for d in node.shape if isinstance(d, LeadingAxis)}
         pick = tuple(
             slice(None) if axis in axes else slice(0, 1) for axis in range(len(self.lead), 0, -1)
         )

@@ -17,28 +17,29 @@ from q4jit.errors import TraceError
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
-# with the separator at the end: q4jit_plots stands beside q4jit, not in it
+# with the separator at the end, because the folder q4jit_plots is not part of q4jit
 _PACKAGE: Final = f"{Path(__file__).parents[1]}{os.sep}"
 _NUMPY: Final = f"{Path(np.__file__).parent}{os.sep}"
 
 
 def located(method: Callable[_P, _R]) -> Callable[_P, _R]:
-    """Add the user's line and a caret to a TraceError that leaves `method`."""
+    """Return `method` with the user's line and a caret added to each TraceError that it raises."""
 
     @functools.wraps(method)
     def wrapper(*args: _P.args, **kwargs: _P.kwargs) -> _R:
         try:
             return method(*args, **kwargs)
         except TraceError as error:
-            place = _user_line()
-            if "\n\n" in str(error) or not place:
+            user_line = _user_line()
+            if "\n\n" in str(error) or not user_line:  # an inner method has added the line already
                 raise
-            raise TraceError(f"{error}\n\n{place}") from None
+            raise TraceError(f"{error}\n\n{user_line}") from None
 
     return wrapper
 
 
 def _user_line() -> str:
+    """Return the innermost line outside q4jit and NumPy, with a caret below, or ""."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None and frame.f_code.co_filename.startswith((_PACKAGE, _NUMPY)):
         frame = frame.f_back
@@ -55,16 +56,18 @@ def _user_line() -> str:
     if span is not None:
         # co_positions counts UTF-8 bytes, the terminal counts characters
         raw = source.encode()
-        first, last = (len(raw[:at].decode(errors="replace")) for at in span)
+        first, last = (len(raw[:column].decode(errors="replace")) for column in span)
         text += f"\n    {' ' * (first - indent)}{'^' * max(1, last - first)}"
     return text
 
 
 def _column_span(code: CodeType, lasti: int, line: int, length: int) -> tuple[int, int] | None:
+    """Return the bytes of `line` that the instruction `lasti` comes from, if they are known."""
     positions = next(itertools.islice(code.co_positions(), lasti // 2, None), None)
     if positions is None:
         return None
     first_line, last_line, first, last = positions
     if first_line != line or first is None or last is None:
         return None
-    return first, last if last_line == line else length * 4
+    line_end = length * 4  # a character has at most 4 bytes in UTF-8
+    return first, last if last_line == line else line_end

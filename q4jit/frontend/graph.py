@@ -1,14 +1,14 @@
 """The graph of a traced function (the IR): nodes with symbolic shapes.
 
-Everything is f32 (comparisons are bool). Slices are pushed down to the loads and products they end
-at, so a graph holds none.
+Every value is f32; comparisons are bool. A graph has no slices: the builder pushes each down to
+loads and products, which have a first column and a width.
 """
 
 from collections.abc import Container
 from dataclasses import dataclass
 from typing import Final
 
-from q4jit.frontend.shapes import Lead, Shape, show_shape
+from q4jit.frontend.shapes import LeadingAxis, Shape, show_shape
 from q4jit.frontend.specs import Signature
 
 ELEMENTWISE: Final = frozenset(
@@ -17,18 +17,27 @@ ELEMENTWISE: Final = frozenset(
 )
 BOOLEAN: Final = frozenset("lt le gt ge eq ne and or not".split())
 DECODED: Final = frozenset({"dequantize", "rows"})
-"""Values of a weight itself: a kernel of their own writes them, and nothing computes with them."""
+"""Values of a weight itself. A kernel of their own writes them, and no operation takes them."""
 
 
 @dataclass(frozen=True, eq=False)
 class Node:
-    """One value of a graph. `id` counts up in an order in which operands come first.
+    """One value of a graph.
 
-    op is one of `load` (array argument `arg`, from column `start`), `scalar` (argument `arg`),
-    `const` (`value`), `matmul` (operand @ weight argument `arg`, columns from `start`), `sum`
-    (over the last axis), `reshape` (the same numbers with one axis of 1 at the end more or fewer),
-    `dequantize` (weight argument `arg`, as rows of K), `ids` (argument `arg`), `rows` (GGUF rows of
-    weight argument `arg`, one for each of the operand's ids), or one of ELEMENTWISE.
+    The operation `op` is one of ELEMENTWISE, or:
+        load: array argument `arg`, from column `start`.
+        scalar: float argument `arg`.
+        const: the number `value`.
+        matmul: the operand @ weight argument `arg`, columns from `start`.
+        sum: the sum of the operand over its last axis.
+        reshape: the operand with one axis of 1 more, or one fewer, at the end.
+        dequantize: weight argument `arg` as floats [K, N].
+        ids: the row numbers of argument `arg`.
+        rows: GGUF rows of weight argument `arg`, one for each of the operand's ids.
+
+    Attributes:
+        id: its number. Operands have smaller ones.
+        shape: its symbolic shape.
     """
 
     id: int
@@ -41,14 +50,14 @@ class Node:
 
     @property
     def width(self) -> int:
-        """Elements of a row: the last axis, or 1 for scalars and values whose axis was reduced."""
+        """Elements of a row: the last axis, or 1 for scalars and reduced values."""
         last = self.shape[-1] if self.shape else 1
         return last if isinstance(last, int) else 1
 
     @property
     def varies(self) -> bool:
-        """Whether the value differs from row to row (has a leading axis that is not 1)."""
-        return any(isinstance(d, Lead) for d in self.shape)
+        """Whether the value differs from row to row: a leading axis is not 1."""
+        return any(isinstance(d, LeadingAxis) for d in self.shape)
 
     @property
     def is_bool(self) -> bool:
@@ -71,7 +80,14 @@ class Node:
 
 @dataclass(frozen=True)
 class Graph:
-    """A traced function: its name, its arguments' names and specs, and what it returns."""
+    """A traced function: its name, its arguments' names and specs, and its results.
+
+    Attributes:
+        names: the arguments' names.
+        signature: the arguments' specs.
+        outputs: the nodes that the function returns.
+        returns_tuple: whether it returns a tuple, also one of a single array.
+    """
 
     name: str
     names: tuple[str, ...]
@@ -80,7 +96,7 @@ class Graph:
     returns_tuple: bool
 
     def nodes(self) -> list[Node]:
-        """Every node that an output needs, operands first."""
+        """Return every node that an output needs, operands first."""
         return reachable(self.outputs)
 
     def __str__(self) -> str:
@@ -92,12 +108,15 @@ class Graph:
 
 
 def reachable(roots: tuple[Node, ...], stop: Container[int] = ()) -> list[Node]:
-    """The roots and all that they need, operands first; values in `stop` are not entered."""
-    found: dict[int, Node] = {}
+    """Return the roots and every node they need, operands first.
+
+    stop: ids of nodes that are left out, with everything that only they need.
+    """
+    nodes: dict[int, Node] = {}
     stack = list(roots)
     while stack:
         node = stack.pop()
-        if node.id not in found and node.id not in stop:
-            found[node.id] = node
+        if node.id not in nodes and node.id not in stop:
+            nodes[node.id] = node
             stack.extend(node.operands)
-    return [found[i] for i in sorted(found)]
+    return [nodes[i] for i in sorted(nodes)]

@@ -1,14 +1,14 @@
-"""How NumPy's operations on a value become nodes of the graph, and which are accepted."""
+"""How NumPy's operations on values become nodes of the graph, and which are refused."""
 
 from collections.abc import Sequence
 from typing import Any, Final
 
 import numpy as np
 
-from q4jit.errors import TraceError
+from q4jit.errors import TraceError, expected
 from q4jit.frontend.builder import Builder
 from q4jit.frontend.graph import Node
-from q4jit.frontend.refusals import unsupported
+from q4jit.frontend.refusals import USE_SLICE, refuse, show_value, unsupported
 from q4jit.frontend.shapes import show_shape
 
 _MAX_EXPONENT: Final = 16
@@ -42,19 +42,26 @@ _UFUNCS: Final = {
 }
 
 
-def constant(builder: Builder, value: Any) -> Node:  # Any: whatever has a __float__
-    """Return a number as a node. Raises TraceError for one that float() does not take."""
+def constant(builder: Builder, value: Any, function: str) -> Node:  # Any: a type with __float__
+    """Return a number, an operand of `function`, as a node.
+
+    Raises TraceError for a whole number that is too large for float().
+    """
     try:
         return builder.const(float(value))
     except OverflowError:
         raise TraceError(
-            f"found a whole number of {int(value).bit_length()} bits: accepted are numbers that "
-            "float() takes; write np.inf for more"
+            expected(
+                "a number that float() takes",
+                show_value(int(value)),
+                where=f"operand of {function}",
+                cure="use np.inf",
+            )
         ) from None
 
 
 def elementwise(builder: Builder, ufunc: str, operands: Sequence[Node]) -> Node:
-    """Return NumPy's `ufunc` of operands. Raises TraceError where it cannot be compiled."""
+    """Return NumPy's `ufunc` of operands. Raises TraceError if it cannot be compiled."""
     match ufunc:
         case "square":
             return builder.apply("mul", operands[0], operands[0])
@@ -70,17 +77,25 @@ def elementwise(builder: Builder, ufunc: str, operands: Sequence[Node]) -> Node:
     return builder.apply(_UFUNCS[ufunc], *operands)
 
 
-def power(builder: Builder, base: Node, exponent: object) -> Node:
-    """Return `base` to a small whole exponent. Raises TraceError for every other exponent."""
+def power(builder: Builder, base: Node, exponent: object, function: str) -> Node:
+    """Return `base` to a small whole exponent. Raises TraceError for every other exponent.
+
+    function: what the user called: `**`, `np.power` or `np.float_power`.
+    """
     if isinstance(exponent, float | np.floating) and float(exponent).is_integer():
         exponent = int(exponent)
     if not isinstance(exponent, int | np.integer) or abs(int(exponent)) > _MAX_EXPONENT:
-        # repr() refuses whole numbers of thousands of digits
-        short = isinstance(exponent, int) and exponent.bit_length() <= 64
-        shown = repr(exponent) if short or isinstance(exponent, float) else "something else"
+        if isinstance(exponent, int):
+            cure = "multiply smaller powers"
+        else:
+            cure = "use np.sqrt" if exponent == 0.5 else "use np.exp and np.log"
         raise TraceError(
-            f"found ** with the exponent {shown}: accepted are whole numbers from "
-            f"-{_MAX_EXPONENT} to {_MAX_EXPONENT} known while tracing (np.sqrt for 0.5)"
+            expected(
+                f"a whole number from -{_MAX_EXPONENT} to {_MAX_EXPONENT}",
+                show_value(exponent),
+                where=f"exponent of {function}",
+                cure=cure,
+            )
         )
     return builder.power(base, int(exponent))
 
@@ -88,18 +103,24 @@ def power(builder: Builder, base: Node, exponent: object) -> Node:
 # --- reductions -----------------------------------------------------------------------------
 
 
-def check_reduction(options: dict[str, object]) -> None:
-    """Raise TraceError where an argument of a reduction asks for more than a sum or mean in f32."""
+def check_reduction(function: str, options: dict[str, object]) -> None:
+    """Raise TraceError for an option of a reduction other than axis=, keepdims= and dtype=float32.
+
+    function: `np.sum` or `np.mean`. options: the others, by name.
+    """
     for name, given in options.items():
         if given is np._NoValue or given is None:
             continue
         if name == "dtype" and np.dtype(given) == np.float32:  # type: ignore[call-overload]  # any object
             continue
-        unsupported(f"the argument {name}= of a reduction")
+        unsupported(f"{function} with {name}=", "leave it out")
 
 
-def total(builder: Builder, node: Node, axis: object, keepdims: bool) -> Node:
-    """Return the sum over the last axis. Raises TraceError where `axis` names another."""
+def total(builder: Builder, node: Node, function: str, axis: object, keepdims: bool) -> Node:
+    """Return the sum over the last axis. Raises TraceError for another axis.
+
+    function: what the user called: `np.sum` or `np.mean`.
+    """
     rank = len(node.shape)
     if isinstance(axis, tuple) and len(axis) == 1:
         axis = axis[0]
@@ -107,15 +128,23 @@ def total(builder: Builder, node: Node, axis: object, keepdims: bool) -> Node:
     last = last or (isinstance(axis, int | np.integer) and int(axis) in {-1, rank - 1})
     if not last:
         raise TraceError(
-            f"found a reduction of {show_shape(node.shape)} over axis={axis!r}: accepted is "
-            "the last axis, axis=-1"
+            expected(
+                "the last axis, axis=-1",
+                f"axis={axis!r} for {show_shape(node.shape)}",
+                where=function,
+            )
+        )
+    if not node.shape or not isinstance(node.shape[-1], int):
+        refuse(
+            f"compute {function} of {show_shape(node.shape)}",
+            "only the last axis of a value can be reduced, and only once",
         )
     return builder.sum(node, keepdims)
 
 
 def mean(builder: Builder, node: Node, axis: object, keepdims: bool) -> Node:
-    """Return the mean over the last axis. Raises TraceError where `axis` names another."""
-    summed = total(builder, node, axis, keepdims)
+    """Return the mean over the last axis. Raises TraceError for another axis."""
+    summed = total(builder, node, "np.mean", axis, keepdims)
     return builder.apply("div", summed, builder.const(float(node.width)))
 
 
@@ -131,47 +160,63 @@ def sliced(builder: Builder, node: Node, index: object) -> Node:
     axes = [p for p in parts if p is not None]
     axes += [slice(None)] * (len(node.shape) - len(axes))
     if len(axes) > len(node.shape) or not all(isinstance(p, slice) for p in axes):
-        raise TraceError(f"found the index {index!r}: accepted are slices of the last axis")
-    for dim, part in zip(node.shape[:-1], axes[:-1], strict=True):
-        if part != slice(None):
-            raise TraceError(
-                f"found the slice {part!r} of the leading axis {dim}: accepted are slices of the "
-                "last axis, as in y[..., a:b]"
+        raise TraceError(
+            expected(
+                "slices of the last axis, as in y[..., a:b]", _show_index(index), where="index"
             )
+        )
+    has_columns = bool(node.shape) and isinstance(node.shape[-1], int)
+    leading = len(node.shape) - has_columns
+    for dim, part in zip(node.shape[:leading], axes[:leading], strict=True):
+        if part != slice(None):
+            refuse(f"slice the leading axis {dim} with {_show_index(index)}", USE_SLICE)
     if None in parts:
         if parts[-1] is not None or parts.count(None) > 1:
-            raise TraceError("found a new axis that is not the last: accepted is v[..., None]")
+            refuse(f"add axes with {_show_index(index)}", "use v[..., None], one axis at the end")
         return builder.add_last(node)
-    if not node.shape:
+    if not has_columns:
         return node
-    last, part = node.shape[-1], axes[-1]
+    part, width = axes[-1], node.shape[-1]
     assert isinstance(part, slice)
-    if isinstance(last, int):
-        return builder.slice(node, *_columns(part, last))
-    if part != slice(None):
-        raise TraceError(f"found a slice of the leading axis {last}")
-    return node
+    assert isinstance(width, int)
+    return builder.slice(node, *_columns(part, width))
 
 
 def _without_ellipsis(index: object, rank: int) -> list[object]:
-    """The parts of an index, with whole axes for an ellipsis among them."""
+    """Return the parts of an index, with whole axes in place of an ellipsis."""
     parts = list(index) if isinstance(index, tuple) else [index]
-    places = [i for i, p in enumerate(parts) if p is Ellipsis]
-    if places:
+    ellipses = [i for i, p in enumerate(parts) if p is Ellipsis]
+    if ellipses:
         missing = rank - sum(p is not None and p is not Ellipsis for p in parts)
-        parts[places[0] : places[0] + 1] = [slice(None)] * missing
+        parts[ellipses[0] : ellipses[0] + 1] = [slice(None)] * missing
     return parts
 
 
 def _columns(part: slice, width: int) -> tuple[int, int]:
-    """The first column of a slice and the one after its last."""
+    """Return the first column of a slice and the one after its last."""
     try:
         start, stop, step = part.indices(width)
     except TypeError:
-        raise TraceError(f"found the slice {part!r}: accepted are whole numbers") from None
+        raise TraceError(expected("whole numbers", _show_part(part), where="slice")) from None
     if step != 1 or stop <= start:
         raise TraceError(
-            f"found the slice {part!r} of {width} columns: accepted are slices of at least one "
-            "column with a step of 1"
+            expected(
+                "at least one column and a step of 1",
+                f"{_show_part(part)} of {width} columns",
+                where="slice",
+            )
         )
     return start, stop
+
+
+def _show_index(index: object) -> str:
+    """Return an index as the user writes it: [:, None] for (slice(None), None)."""
+    parts = index if isinstance(index, tuple) else (index,)
+    return f"[{', '.join(map(_show_part, parts))}]"
+
+
+def _show_part(part: object) -> str:
+    if isinstance(part, slice):
+        bounds = [part.start, part.stop] + [part.step] * (part.step is not None)
+        return ":".join("" if bound is None else show_value(bound) for bound in bounds)
+    return "..." if part is Ellipsis else show_value(part)

@@ -1,30 +1,58 @@
-"""Refusals: the errors for operations that cannot be compiled."""
+"""The wording of errors for code that cannot be compiled: `cannot X; use Y`."""
 
+import contextlib
+import reprlib
 from collections.abc import Callable
 from typing import Any, Final, NoReturn
 
 from q4jit.errors import TraceError
 from q4jit.frontend.carets import located
 
-ACCEPTED: Final = (
-    "accepted are @, arithmetic, ** with a small whole exponent, comparisons, np.where exp log "
-    "tanh sqrt abs square reciprocal maximum minimum clip sum mean, and slices of the last axis"
+USE_SUPPORTED: Final = (
+    "use @, arithmetic, ** with a small whole exponent, comparisons, slices of the last axis, "
+    "np.where, exp, log, tanh, sqrt, abs, square, reciprocal, maximum, minimum, clip, sum and mean"
 )
+USE_PRODUCT: Final = "use x @ w"
+USE_SLICE: Final = "use slices of the last axis, as in y[..., a:b]"
+
+_SHOWN_BITS: Final = 64  # Python refuses to print whole numbers of thousands of digits
 
 
-def unsupported(what: str) -> NoReturn:
-    """Raise TraceError for an unsupported operation."""
-    raise TraceError(f"found {what}, which cannot be compiled: {ACCEPTED}")
+def refuse(action: str, cure: str) -> NoReturn:
+    """Raise TraceError: `cannot {action}; {cure}`."""
+    raise TraceError(f"cannot {action}; {cure}")
 
 
-def forbidden(what: str, instead: str) -> Callable[..., Any]:
-    """Make a method that refuses to give `what` away while a function is traced."""
+def unsupported(what: str, cure: str = USE_SUPPORTED) -> NoReturn:
+    """Raise TraceError for an operation that cannot be compiled."""
+    refuse(f"compile {what}", cure)
 
-    # Any: stands in for dunder methods of many signatures, none of which ever returns
+
+def forbidden(action: str, cure: str) -> Callable[..., Any]:
+    """Return a method that raises TraceError: `cannot {action}; {cure}`, with the user's line."""
+
+    # Any: stands in for dunder methods of many signatures; none of them returns
     @located
     def method(self: object, *args: object, **kwargs: object) -> NoReturn:
-        raise TraceError(
-            f"found {what} of a value that is only known when the kernel runs: {instead}"
-        )
+        refuse(action, cure)
 
     return method
+
+
+def refuse_other_trace() -> NoReturn:
+    """Raise TraceError for a symbol that an earlier trace left in a closure or a global."""
+    refuse(
+        "use a value that was traced in another call",
+        "compute it in this call, or pass it as an argument",
+    )
+
+
+def show_value(value: object) -> str:
+    """Return a value of the user's on one line, shortened if it is long."""
+    if isinstance(value, int) and value.bit_length() > _SHOWN_BITS:
+        return f"a whole number of {value.bit_length()} bits"
+    with contextlib.suppress(ValueError):  # of a list that holds one
+        text = reprlib.repr(value)
+        if "\n" not in text:
+            return text
+    return type(value).__name__

@@ -1,7 +1,7 @@
 """Symbolic shapes, and how they broadcast.
 
-The last axis is a whole number known while tracing; each leading axis is either 1 or the call's own
-length there, written as a `Lead`.
+The last axis is a whole number that is known while tracing. Each leading axis is either 1 or a
+`LeadingAxis`, whose length differs from call to call.
 """
 
 from collections.abc import Iterator
@@ -11,10 +11,12 @@ from q4jit.errors import TraceError
 
 
 @dataclass(frozen=True)
-class Lead:
-    """Leading axis number `axis`, counted from the last but one.
+class LeadingAxis:
+    """An axis before the last, whose length is the call's own.
 
-    `length` is given only where it disagrees with another argument's, so that an error can show it.
+    Attributes:
+        axis: its number, counted backwards from 1, the last of the leading axes.
+        length: given only if it disagrees with another argument's, so that an error can show it.
     """
 
     axis: int
@@ -26,45 +28,51 @@ class Lead:
         )
 
 
-Dim = int | Lead
+Dim = int | LeadingAxis
 Shape = tuple[Dim, ...]
 
 
 def show_shape(shape: Shape) -> str:
-    """A shape as people write it: [M, 576]."""
+    """Return a shape as people write it: [M, 576]."""
     return f"[{', '.join(map(str, shape))}]"
 
 
 def broadcast(a: Shape, b: Shape) -> Shape:
-    """NumPy's broadcasting, by symbol: an axis M never matches a number, whatever M is."""
+    """Return the shape of two values combined element by element, as in NumPy.
+
+    An axis M matches M or 1, never another number, whatever M is. Raises TraceError if two
+    dimensions do not match.
+    """
     result: list[Dim] = []
     for da, db in _aligned(a, b):
         if da != db and 1 not in (da, db):
             hint = ""
-            if (isinstance(da, Lead) and da.length is None) != (
-                isinstance(db, Lead) and db.length is None
-            ):
+            if _is_open(da) != _is_open(db):
                 hint = (
-                    " (M stands for the rows of x and is never matched with a fixed length;"
-                    " after a reduction use keepdims=True)"
+                    " (M, the number of rows, never matches a fixed length;"
+                    " use keepdims=True in a reduction)"
                 )
             raise TraceError(
-                f"shapes {show_shape(a)} and {show_shape(b)} do not match{hint}: accepted are "
-                "equal shapes, or a dimension of 1 to broadcast"
+                f"cannot broadcast {show_shape(a)} with {show_shape(b)}; use equal dimensions, or "
+                f"a dimension of 1{hint}"
             )
         result.append(db if da == 1 else da)
     if _repeats(result):  # [M] + [M, 1] is an outer sum in NumPy
         raise TraceError(
-            f"shapes {show_shape(a)} and {show_shape(b)} meet as {show_shape(tuple(result))}, "
-            "every row with every other: accepted are values row by row; after a reduction use "
-            "keepdims=True"
+            f"cannot broadcast {show_shape(a)} with {show_shape(b)} to "
+            f"{show_shape(tuple(result))}, every row with every other; use keepdims=True in the "
+            "reduction"
         )
     return tuple(result)
 
 
+def _is_open(dim: Dim) -> bool:
+    return isinstance(dim, LeadingAxis) and dim.length is None
+
+
 def _repeats(shape: list[Dim]) -> bool:
-    leads = [d.axis for d in shape if isinstance(d, Lead)]
-    return len(leads) != len(set(leads))
+    axes = [d.axis for d in shape if isinstance(d, LeadingAxis)]
+    return len(axes) != len(set(axes))
 
 
 def _aligned(a: Shape, b: Shape) -> Iterator[tuple[Dim, Dim]]:

@@ -1,14 +1,14 @@
-"""What a function is traced for: a spec per argument, together the signature."""
+"""Specs: a function is traced for one spec per argument; together they are its signature."""
 
 from dataclasses import dataclass
 
-from q4jit.frontend.shapes import Dim, Lead, Shape, show_shape
+from q4jit.frontend.shapes import Dim, LeadingAxis, Shape, show_shape
 from q4jit.weights.formats import FORMATS, Format
 
 
 @dataclass(frozen=True)
 class ArraySpec:
-    """An f32 array argument: the last axis of `shape` is a number, leading ones a `Lead` or 1."""
+    """An f32 array argument. The last axis of `shape` is a number, the others are M or 1."""
 
     shape: Shape
 
@@ -20,8 +20,11 @@ class ArraySpec:
 class WeightSpec:
     """A quantised weight argument [k, n].
 
-    finite: no scale is Inf or NaN. suits_f16: values of Q4_0 may be rounded to f16 where two such
-    roundings are allowed (`QuantizedTensor.suits_f16`).
+    Attributes:
+        format: the name of its block format, for example "Q4_0".
+        finite: no scale is Inf or NaN.
+        suits_f16: values of Q4_0 may be rounded to f16, where two roundings are allowed
+            (`QuantizedTensor.suits_f16`).
     """
 
     format: str
@@ -32,7 +35,7 @@ class WeightSpec:
 
     @property
     def block_format(self) -> Format:
-        """How the blocks of the weight are laid out and decoded."""
+        """The description of the block format, which says how blocks are decoded."""
         return FORMATS[self.format]
 
     def __str__(self) -> str:
@@ -41,7 +44,7 @@ class WeightSpec:
 
 @dataclass(frozen=True)
 class IdsSpec:
-    """An int32 or int64 array argument of row numbers: every axis is a leading one."""
+    """An int32 or int64 array argument of row numbers. Every axis is a leading axis."""
 
     shape: Shape
 
@@ -51,7 +54,7 @@ class IdsSpec:
 
 @dataclass(frozen=True)
 class ScalarSpec:
-    """A float argument: its value is read at every call."""
+    """A float argument, whose value is read at every call."""
 
     def __str__(self) -> str:
         return "float"
@@ -59,7 +62,7 @@ class ScalarSpec:
 
 @dataclass(frozen=True)
 class StaticSpec:
-    """An int, bool, str or None: its value is part of the signature."""
+    """An int, bool, str or None, whose value is part of the signature."""
 
     kind: type
     value: int | bool | str | None
@@ -73,18 +76,21 @@ Signature = tuple[Spec, ...]
 
 
 def array_spec(shape: tuple[int, ...], sized: bool = False) -> ArraySpec:
-    """The spec of an f32 array of `shape`; where `sized`, leading axes keep their length."""
+    """Return the spec of an f32 array of `shape`.
+
+    sized: leading axes keep their length, so that an error can show it.
+    """
     return ArraySpec((*_leading(shape[:-1], sized), shape[-1]))
 
 
 def ids_spec(shape: tuple[int, ...], sized: bool = False) -> IdsSpec:
-    """The spec of an integer array of `shape`; where `sized`, its axes keep their length."""
+    """Return the spec of an integer array of `shape`; sized: as in `array_spec`."""
     return IdsSpec(_leading(shape, sized))
 
 
 def _leading(shape: tuple[int, ...], sized: bool) -> tuple[Dim, ...]:
     axes = range(len(shape), 0, -1)
     return tuple(
-        1 if length == 1 else Lead(axis, length if sized else None)
+        1 if length == 1 else LeadingAxis(axis, length if sized else None)
         for axis, length in zip(axes, shape, strict=True)
     )

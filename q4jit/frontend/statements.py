@@ -19,17 +19,17 @@ _OPERATORS: Final = {
     "and": ("&", -1),
     "or": ("|", -2),
 }
-_ATOM: Final = 4
+_ATOM: Final = 4  # binds tighter than every operator
 _LONGEST_EXPRESSION: Final = 72
 
 
 def statements(
     results: Sequence[tuple[str, Node]], names: Sequence[str], known: Mapping[int, str]
 ) -> list[str]:
-    """Assignments, as a person would write them, that compute `results` (label, value).
+    """Return assignments that compute `results` (label, value), as a person would write them.
 
-    names: the arguments'; known: values, by id, that are there already under some name. A value
-    that is used twice, and a long expression, get a line of their own.
+    A value that is used twice, and a long expression, get a line of their own.
+    names: the arguments' names. known: the names of values, by id, that exist already.
     """
     uses: dict[int, int] = {}
     nodes = reachable(tuple(node for _, node in results), known)
@@ -49,7 +49,7 @@ def statements(
 def _expression(
     node: Node, operands: Sequence[tuple[str, int]], names: Sequence[str]
 ) -> tuple[str, int]:
-    """The text of a node and how tightly its outermost operator binds."""
+    """Return the text of a node and how tightly its outermost operator binds."""
     if node.op in _OPERATORS:
         sign, binding = _OPERATORS[node.op]
         left, right = (
@@ -64,8 +64,8 @@ def _expression(
             return names[node.arg], _ATOM
         case "load":
             stop = node.start + node.width
-            cut = f"[..., {node.start}:{stop}]" if node.start else ""
-            return f"{names[node.arg]}{cut}", _ATOM
+            columns = f"[..., {node.start}:{stop}]" if node.start else ""
+            return f"{names[node.arg]}{columns}", _ATOM
         case "reshape":
             return operands[0]
         case "neg":
@@ -73,8 +73,8 @@ def _expression(
             return f"-{text}" if inner == _ATOM else f"-({text})", 3
         case "matmul":
             stop = node.start + node.width
-            cut = f"[:, {node.start}:{stop}]" if node.start else ""
-            return f"{operands[0][0]} @ {names[node.arg]}{cut}", 2
+            columns = f"[:, {node.start}:{stop}]" if node.start else ""
+            return f"{operands[0][0]} @ {names[node.arg]}{columns}", 2
         case "dequantize":
             return f"{names[node.arg]}.dequantize()", 3
         case "rows":

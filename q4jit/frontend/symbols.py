@@ -1,14 +1,15 @@
-"""Symbolic arrays and weights: they speak NumPy's protocols, and each operation becomes a node.
+"""Symbolic arrays and weights: they implement NumPy's protocols and record operations as nodes.
 
-Whatever would leak a symbol silently (`bool`, `float`, `len`, `np.asarray`, `out=`, …) is refused.
+Operations that would need a symbol's values (`bool`, `float`, `len`, `np.asarray`, `out=`, …) raise
+TraceError.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Final, NoReturn
 
 import numpy as np
 
-from q4jit.errors import TraceError
+from q4jit.errors import TraceError, expected
 from q4jit.frontend.builder import Builder
 from q4jit.frontend.carets import located
 from q4jit.frontend.graph import Node
@@ -22,20 +23,46 @@ from q4jit.frontend.operations import (
     sliced,
     total,
 )
-from q4jit.frontend.refusals import ACCEPTED, forbidden, unsupported
-from q4jit.frontend.shapes import Lead, show_shape
+from q4jit.frontend.refusals import (
+    USE_PRODUCT,
+    USE_SUPPORTED,
+    forbidden,
+    refuse,
+    refuse_other_trace,
+    unsupported,
+)
+from q4jit.frontend.shapes import LeadingAxis, show_shape
 from q4jit.frontend.specs import WeightSpec
 from q4jit.weights.tensor import QuantizedTensor
 
-_WEIGHT_IN_ARITHMETIC: Final = (
-    "found a quantised weight as an operand of element-wise arithmetic: accepted is x @ w"
+_COMPUTED: Final = "a value that the kernel computes"
+_WEIGHT_ALONE: Final = "compute element by element with a quantised weight"
+_OF_WEIGHT: Final = "use x @ w, w.rows(ids), w.dequantize(), w.shape, w.ndim or w.format"
+_EXPONENT: Final = (f"use {_COMPUTED} as an exponent", "use np.exp and np.log")
+_ROWS_AS_NUMBER: Final = (
+    "use the number of rows as a number",
+    "a kernel serves any number of them, so only the last dimension, x.shape[-1], is known",
 )
+_SIGNS: Final = {
+    "add": "+",
+    "sub": "-",
+    "mul": "*",
+    "div": "/",
+    "lt": "<",
+    "le": "<=",
+    "gt": ">",
+    "ge": ">=",
+    "eq": "==",
+    "ne": "!=",
+    "and": "&",
+    "or": "|",
+}
 
 
 def _binary(op: str, swap: bool = False) -> Callable[["SymbolicArray", object], "SymbolicArray"]:
     @located
     def method(self: "SymbolicArray", other: object) -> "SymbolicArray":
-        left, right = self._node, self._operand(other)
+        left, right = self._node, self._operand(other, _SIGNS[op])
         return self._apply(op, *((right, left) if swap else (left, right)))
 
     return method
@@ -63,8 +90,8 @@ class SymbolicArray:
 
     @property
     def shape(self) -> tuple[object, ...]:
-        """The shape; leading axes are opaque, because one kernel serves every length."""
-        return tuple(d if isinstance(d, int) else _OpaqueLength(d) for d in self._node.shape)
+        """The shape. Leading axes have no value, because one kernel serves every length."""
+        return tuple(d if isinstance(d, int) else _RowCount(d) for d in self._node.shape)
 
     @property
     def ndim(self) -> int:
@@ -82,27 +109,38 @@ class SymbolicArray:
     def _apply(self, op: str, *operands: Node) -> "SymbolicArray":
         return self._of(self._builder.apply(op, *operands))
 
-    def _operand(self, value: object) -> Node:
+    def _operand(self, value: object, function: str) -> Node:
+        """Return an operand of `function`, such as "+" or "np.exp", as a node."""
         if isinstance(value, SymbolicArray):
             if value._builder is not self._builder:
-                raise TraceError("found a traced value of another call: accepted are this call's")
+                refuse_other_trace()
             return value._node
         if isinstance(value, bool | int | float | np.number | np.bool_):
-            if isinstance(value, complex | np.complexfloating):
-                raise TraceError(f"found the complex number {value!r}: accepted are real ones")
-            return constant(self._builder, value)
+            if isinstance(value, np.complexfloating):
+                raise TraceError(
+                    expected("a real number", repr(value), where=f"operand of {function}")
+                )
+            return constant(self._builder, value, function)
         if isinstance(value, SymbolicWeight):
-            raise TraceError(_WEIGHT_IN_ARITHMETIC)
+            refuse(_WEIGHT_ALONE, USE_PRODUCT)
         if isinstance(value, SymbolicIds):
-            refuse_ids(value, "an operand of arithmetic")
+            refuse_ids(value, f"use {function} with {{}}")
+        if isinstance(value, _RowCount):
+            refuse(*_ROWS_AS_NUMBER)
         if isinstance(value, np.ndarray):
             if value.ndim == 0 and value.dtype.kind in "biuf":
-                return constant(self._builder, value)
-            raise TraceError(
-                f"found a captured array of shape {value.shape} and dtype {value.dtype}: accepted "
-                "is an argument; pass it to the function"
+                return constant(self._builder, value, function)
+            refuse(
+                f"use a captured array ({value.dtype} {show_shape(value.shape)}) in {function}",
+                "pass it as an argument",
             )
-        raise TraceError(f"found an operand of type {type(value).__name__}: {ACCEPTED}")
+        raise TraceError(
+            expected(
+                "an array that is an argument, or a real number",
+                type(value).__name__,
+                where=f"operand of {function}",
+            )
+        )
 
     __add__, __radd__ = _binary("add"), _binary("add", swap=True)
     __sub__, __rsub__ = _binary("sub"), _binary("sub", swap=True)
@@ -122,31 +160,39 @@ class SymbolicArray:
     def __pos__(self) -> "SymbolicArray":
         return self
 
-    __bool__ = forbidden("the truth value", "a branch must use np.where")
-    __int__ = __index__ = forbidden("an int()", "keep it an array")
-    __float__ = forbidden("a float()", "keep it an array")
-    __complex__ = forbidden("a complex()", "keep it an array")
-    __len__ = forbidden("the len()", "use the last dimension, x.shape[-1]")
-    __iter__ = forbidden("iteration", "use slices of the last axis")
-    __contains__ = forbidden("a membership test", "use comparisons and np.where")
-    __setitem__ = forbidden("assignment into an element", "build a new value with np.where")
-    __array__ = forbidden("a conversion to a NumPy array", ACCEPTED)
-    __floordiv__ = __rfloordiv__ = forbidden("the // operator", ACCEPTED)
-    __mod__ = __rmod__ = forbidden("the % operator", ACCEPTED)
-    __divmod__ = __rdivmod__ = forbidden("divmod()", ACCEPTED)
-    __round__ = forbidden("round()", ACCEPTED)
-    __lshift__ = __rlshift__ = __rshift__ = __rrshift__ = forbidden("a shift", ACCEPTED)
-    __xor__ = __rxor__ = forbidden("the ^ operator", ACCEPTED)
-    __rpow__ = forbidden("an exponent", "use np.exp and np.log")
+    __bool__ = forbidden(f"branch on {_COMPUTED}", "use np.where")
+    __int__ = __index__ = forbidden(f"convert {_COMPUTED} to int", "keep it an array")
+    __float__ = forbidden(f"convert {_COMPUTED} to float", "keep it an array")
+    __complex__ = forbidden(f"convert {_COMPUTED} to complex", "keep it an array")
+    __len__ = forbidden(f"take len() of {_COMPUTED}", "use its last dimension, x.shape[-1]")
+    __iter__ = forbidden(f"iterate over {_COMPUTED}", "use slices of the last axis")
+    __contains__ = forbidden(f"search in {_COMPUTED}", "use comparisons and np.where")
+    __setitem__ = forbidden(
+        f"assign to elements of {_COMPUTED}", "use np.where to make a new value"
+    )
+    __array__ = forbidden(f"convert {_COMPUTED} to a NumPy array", USE_SUPPORTED)
+    __floordiv__ = __rfloordiv__ = forbidden("compile the // operator", USE_SUPPORTED)
+    __mod__ = __rmod__ = forbidden("compile the % operator", USE_SUPPORTED)
+    __divmod__ = __rdivmod__ = forbidden("compile divmod()", USE_SUPPORTED)
+    __round__ = forbidden("compile round()", USE_SUPPORTED)
+    __lshift__ = __rlshift__ = forbidden("compile the << operator", USE_SUPPORTED)
+    __rshift__ = __rrshift__ = forbidden("compile the >> operator", USE_SUPPORTED)
+    __xor__ = __rxor__ = forbidden("compile the ^ operator", USE_SUPPORTED)
+    __rpow__ = forbidden(*_EXPONENT)
 
     def __getattr__(self, name: str) -> object:
         if name.startswith("__"):  # protocols that Python and NumPy probe for
             raise AttributeError(name)
-        return located(unsupported)(f"the attribute .{name} of a traced array")
+        return located(refuse)(f"use the attribute .{name} of an array", USE_SUPPORTED)
 
     @located
     def __pow__(self, exponent: object) -> "SymbolicArray":
-        return self._of(power(self._builder, self._node, exponent))
+        return self._power(exponent, "**")
+
+    def _power(self, exponent: object, function: str) -> "SymbolicArray":
+        if isinstance(exponent, SymbolicArray):
+            refuse(*_EXPONENT)
+        return self._of(power(self._builder, self._node, exponent, function))
 
     @located
     def __matmul__(self, other: object) -> "SymbolicArray":
@@ -160,29 +206,35 @@ class SymbolicArray:
     def __getitem__(self, index: object) -> "SymbolicArray":
         parts = index if isinstance(index, tuple) else (index,)
         if any(isinstance(part, SymbolicArray) for part in parts):
-            raise TraceError("found an index that is a traced value: use np.where")
+            refuse(f"index with {_COMPUTED}", "use np.where")
         return self._of(sliced(self._builder, self._node, index))
 
     @located
     def sum(self, axis: object = None, *, keepdims: bool = False, **rest: object) -> object:
-        """The sum over the last axis."""
+        """Return the sum over the last axis."""
         return _sum(self, axis, keepdims=keepdims, **rest)
 
     @located
     def mean(self, axis: object = None, *, keepdims: bool = False, **rest: object) -> object:
-        """The mean over the last axis."""
+        """Return the mean over the last axis."""
         return _mean(self, axis, keepdims=keepdims, **rest)
 
     @located
     def clip(self, a_min: object = None, a_max: object = None, **rest: object) -> object:
-        """The values held between two bounds."""
+        """Return the values limited to two bounds."""
         return _clip(self, a_min, a_max, **rest)
 
     @located
     def astype(self, dtype: object, **rest: object) -> "SymbolicArray":
-        """The value itself for f32, which is all that a kernel computes in."""
-        if rest or np.dtype(dtype) != np.float32:  # type: ignore[call-overload]  # any object
-            raise TraceError(f"found astype({dtype!r}): accepted is np.float32")
+        """Return the value unchanged, because kernels compute in f32.
+
+        Raises TraceError for another dtype.
+        """
+        wanted = np.dtype(dtype)  # type: ignore[call-overload]  # any object
+        if wanted != np.float32:
+            raise TraceError(expected("np.float32", str(wanted), where="astype"))
+        if rest:
+            unsupported(f"astype with {_keywords(rest)}", "leave it out")
         return self._of(self._builder.number(self._node))
 
     @located
@@ -193,19 +245,21 @@ class SymbolicArray:
         if method != "__call__":
             unsupported(f"np.{name}.{method}")
         if kwargs.pop("out", None) is not None:
-            raise TraceError(
-                f"found out= (or an in-place operation on a real array) in np.{name}: accepted "
-                "are new values; out= belongs to the call of the decorated function"
+            refuse(
+                f"write the result of np.{name} to a NumPy array, by out= or in place",
+                "use the new value that it returns, and out= in the call of the decorated function",
             )
         if kwargs:
-            unsupported(f"np.{name} with {', '.join(f'{k}=' for k in sorted(kwargs))}")
+            cure = "use np.where" if "where" in kwargs else "leave it out"
+            unsupported(f"np.{name} with {_keywords(kwargs)}", cure)
         if name == "matmul":
             return _matmul(*inputs)
         if name in {"power", "float_power"}:
-            if not isinstance(inputs[0], SymbolicArray):
-                unsupported("a traced exponent")
-            return inputs[0].__pow__(inputs[1])
-        operands = [self._operand(value) for value in inputs]
+            base, exponent = inputs
+            if not isinstance(base, SymbolicArray):
+                refuse(*_EXPONENT)
+            return base._power(exponent, f"np.{name}")
+        operands = [self._operand(value, f"np.{name}") for value in inputs]
         return self._of(elementwise(self._builder, name, operands))
 
     @located
@@ -257,20 +311,24 @@ class SymbolicWeight:
 
     @located
     def dequantize(self) -> SymbolicArray:
-        """The weights as f32 [K, N]; accepted as a result of the function only."""
+        """Return the weights as f32 [K, N], which can only be a result of the function."""
         return SymbolicArray(self._builder, self._builder.dequantize(self._arg))
 
     @located
     def rows(self, ids: object) -> SymbolicArray:
-        """GGUF rows as f32 [*ids.shape, K]; accepted as a result of the function only."""
+        """Return GGUF rows as f32 [*ids.shape, K], which can only be a result of the function."""
         if not isinstance(ids, SymbolicIds):
-            found = repr(ids) if isinstance(ids, SymbolicArray) else type(ids).__name__
+            shown = repr(ids) if isinstance(ids, SymbolicArray) else type(ids).__name__
             raise TraceError(
-                f"found w.rows of {found}: accepted is an int32 or int64 array [M]; pass it as an "
-                "argument"
+                expected(
+                    "an int32 or int64 array [M]",
+                    shown,
+                    where="w.rows(ids)",
+                    cure="pass it as an argument",
+                )
             )
         if ids._builder is not self._builder:
-            raise TraceError("found a traced value of another call: accepted are this call's")
+            refuse_other_trace()
         return SymbolicArray(self._builder, self._builder.rows(self._arg, ids._node))
 
     @located
@@ -279,28 +337,28 @@ class SymbolicWeight:
 
     @located
     def __matmul__(self, other: object) -> NoReturn:
-        raise TraceError("found w @ something: accepted is x @ w, the weight on the right")
+        refuse("multiply with a weight on the left of @", USE_PRODUCT)
 
     def __getattr__(self, name: str) -> object:
         if name.startswith("__"):  # protocols that Python and NumPy probe for
             raise AttributeError(name)
-        return located(unsupported)(f"the attribute .{name} of a quantised weight")
+        return located(refuse)(f"use the attribute .{name} of a quantised weight", _OF_WEIGHT)
 
     @located
     def __array_ufunc__(
         self, ufunc: np.ufunc, method: str, *inputs: object, **kwargs: object
     ) -> SymbolicArray:
-        if ufunc is np.matmul and method == "__call__" and not kwargs:
-            return _matmul(*inputs)
-        raise TraceError(f"found np.{ufunc.__name__} of a quantised weight: accepted is x @ w")
+        if ufunc is not np.matmul or method != "__call__" or kwargs:
+            refuse(f"compute np.{ufunc.__name__} of a quantised weight", USE_PRODUCT)
+        return _matmul(*inputs)
 
     @located
     def __array_function__(self, function: Callable[..., object], *rest: object) -> NoReturn:
-        raise TraceError(f"found np.{function.__name__} of a quantised weight: accepted is x @ w")
+        refuse(f"compute np.{function.__name__} of a quantised weight", USE_PRODUCT)
 
     @located
     def _arithmetic(self, *others: object) -> NoReturn:
-        raise TraceError(_WEIGHT_IN_ARITHMETIC)
+        refuse(_WEIGHT_ALONE, USE_PRODUCT)
 
     __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = _arithmetic
     __truediv__ = __rtruediv__ = __pow__ = __rpow__ = _arithmetic
@@ -309,28 +367,26 @@ class SymbolicWeight:
     __eq__ = __ne__ = _arithmetic
     __hash__ = object.__hash__
 
-    __array__ = forbidden("a conversion to a NumPy array", "accepted is x @ w")
-    __bool__ = forbidden("the truth value", "accepted is x @ w")
-    __float__ = __int__ = forbidden("a conversion to a number", "accepted is x @ w")
-    __len__ = forbidden("the len()", "use w.shape")
-    __iter__ = forbidden("iteration", "accepted is x @ w")
-    __getitem__ = forbidden("an index into a weight", "slice the result: (x @ w)[..., a:b]")
+    __array__ = forbidden("convert a quantised weight to a NumPy array", USE_PRODUCT)
+    __bool__ = forbidden("branch on a quantised weight", USE_PRODUCT)
+    __float__ = __int__ = forbidden("convert a quantised weight to a number", USE_PRODUCT)
+    __len__ = forbidden("take len() of a quantised weight", "use w.shape")
+    __iter__ = forbidden("iterate over a quantised weight", USE_PRODUCT)
+    __getitem__ = forbidden("index a quantised weight", "slice the product, (x @ w)[..., a:b]")
 
 
-class _OpaqueLength:
-    """The length of a leading axis: one kernel serves every length, so it has no value."""
+class _RowCount:
+    """The length of a leading axis. One kernel serves every length, so it has no value."""
 
     __slots__ = ("_dim",)
 
-    def __init__(self, dim: Lead) -> None:
+    def __init__(self, dim: LeadingAxis) -> None:
         self._dim = dim
 
     def __repr__(self) -> str:
         return str(self._dim)
 
-    __index__ = __int__ = __float__ = __bool__ = forbidden(
-        "the number of rows", "the kernel serves any number; only x.shape[-1] is a number"
-    )
+    __index__ = __int__ = __float__ = __bool__ = forbidden(*_ROWS_AS_NUMBER)
     __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __index__
     __truediv__ = __rtruediv__ = __floordiv__ = __rfloordiv__ = __mod__ = __index__
     __lt__ = __le__ = __gt__ = __ge__ = __eq__ = __ne__ = __index__
@@ -341,44 +397,58 @@ def _matmul(x: object, w: object) -> SymbolicArray:
     if isinstance(w, SymbolicWeight):
         if isinstance(x, SymbolicArray):
             if x._builder is not w._builder:
-                raise TraceError("found a traced value of another call: accepted are this call's")
+                refuse_other_trace()
             return SymbolicArray(x._builder, x._builder.matmul(x._node, w._arg))
         if isinstance(x, SymbolicWeight):
-            raise TraceError("found a product of two weights: accepted is x @ w, x an f32 array")
+            refuse("multiply two weights", "use x @ w with a float32 array x")
         raise TraceError(
-            f"found {type(x).__name__} @ w: accepted is a traced f32 array; pass it as an argument"
+            expected(
+                "a float32 array",
+                type(x).__name__,
+                where="left operand of @",
+                cure="pass it as an argument",
+            )
         )
     if isinstance(w, QuantizedTensor):
-        raise TraceError(f"found the captured weight {w!r}: accepted is an argument; pass it")
+        refuse(f"use a captured weight ({w!r})", "pass it as an argument")
     if isinstance(w, SymbolicIds):
-        refuse_ids(w, "an operand of @")
-    found = f"f32 {show_shape(w._node.shape)}" if isinstance(w, SymbolicArray) else type(w).__name__
+        refuse_ids(w, "use @ with {}")
     raise TraceError(
-        f"found a plain matrix ({found}) on the right of @: accepted is a "
-        'QuantizedTensor; quantize(w, "F32") makes one without loss'
+        expected(
+            "a QuantizedTensor",
+            f"f32 {show_shape(w._node.shape)}"
+            if isinstance(w, SymbolicArray)
+            else type(w).__name__,
+            where="right operand of @",
+            cure='quantize(w, "F32") makes one without loss',
+        )
     )
 
 
 def _sum(
     a: SymbolicArray, axis: object = None, dtype: object = None, out: object = None, **rest: object
 ) -> SymbolicArray:
-    keep = _keeps_dims(rest)
-    check_reduction({"dtype": dtype, "out": out, **rest})
-    return a._of(total(a._builder, a._node, axis, keep))
+    keepdims = _take_keepdims(rest)
+    check_reduction("np.sum", {"dtype": dtype, "out": out, **rest})
+    return a._of(total(a._builder, a._node, "np.sum", axis, keepdims))
 
 
 def _mean(
     a: SymbolicArray, axis: object = None, dtype: object = None, out: object = None, **rest: object
 ) -> SymbolicArray:
-    keep = _keeps_dims(rest)
-    check_reduction({"dtype": dtype, "out": out, **rest})
-    return a._of(mean(a._builder, a._node, axis, keep))
+    keepdims = _take_keepdims(rest)
+    check_reduction("np.mean", {"dtype": dtype, "out": out, **rest})
+    return a._of(mean(a._builder, a._node, axis, keepdims))
 
 
-def _keeps_dims(rest: dict[str, object]) -> bool:
-    """Take keepdims= out of a reduction's arguments."""
+def _take_keepdims(rest: dict[str, object]) -> bool:
+    """Remove keepdims= from a reduction's arguments and return it."""
     keepdims = rest.pop("keepdims", False)
     return keepdims is not np._NoValue and bool(keepdims)
+
+
+def _keywords(names: Iterable[str]) -> str:
+    return ", ".join(f"{name}=" for name in sorted(names))
 
 
 def _clip(
@@ -387,19 +457,20 @@ def _clip(
     low, high = rest.pop("min", a_min), rest.pop("max", a_max)
     symbol = next(v for v in (a, low, high) if isinstance(v, SymbolicArray))
     if out is not None or any(v is not None for v in rest.values()):
-        unsupported("np.clip with out=, where= or dtype=")
-    node = symbol._operand(a)
+        unsupported("np.clip with out=, where= or dtype=", "leave them out")
+    node = symbol._operand(a, "np.clip")
     for op, bound in (("maximum", low), ("minimum", high)):
         if bound is not None and bound is not np._NoValue:
-            node = symbol._builder.apply(op, node, symbol._operand(bound))
+            node = symbol._builder.apply(op, node, symbol._operand(bound, "np.clip"))
     return SymbolicArray(symbol._builder, node)
 
 
 def _where(condition: object, *values: object) -> SymbolicArray:
     if len(values) != 2:
-        unsupported("np.where without both values")
+        unsupported("np.where without both values", "use np.where(condition, a, b)")
     symbol = next(v for v in (condition, *values) if isinstance(v, SymbolicArray))
-    return symbol._apply("where", *(symbol._operand(v) for v in (condition, *values)))
+    operands = (symbol._operand(v, "np.where") for v in (condition, *values))
+    return symbol._apply("where", *operands)
 
 
 _FUNCTIONS: Final[dict[Callable[..., object], Callable[..., object]]] = {

@@ -1,18 +1,19 @@
-"""Tracing: run a NumPy function once on symbolic arrays and keep the graph of what it did.
+"""Tracing: run a NumPy function once on symbolic arrays and keep the graph of its operations.
 
-A symbolic array speaks NumPy's protocols, so helpers, loops over static values and closures work
-and the function stays ordinary NumPy. Whatever cannot be compiled raises a `TraceError` that shows
-the user's line with a caret.
+Symbolic arrays implement NumPy's protocols, so the function stays ordinary NumPy: helpers, closures
+and loops over static values work. An operation that cannot be compiled raises a `TraceError` that
+shows the user's line with a caret.
 """
 
 import inspect
 from collections.abc import Callable
 from typing import NoReturn
 
-from q4jit.errors import TraceError
+from q4jit.errors import TraceError, expected
 from q4jit.frontend.builder import Builder
 from q4jit.frontend.graph import Graph
 from q4jit.frontend.ids import SymbolicIds
+from q4jit.frontend.refusals import show_value
 from q4jit.frontend.specs import ArraySpec, IdsSpec, ScalarSpec, Signature, WeightSpec
 from q4jit.frontend.symbols import SymbolicArray, SymbolicWeight
 
@@ -22,8 +23,8 @@ def trace(
 ) -> Graph:
     """Run `function` on symbols of `signature` and return its graph.
 
-    keywords: the names under which the last arguments are passed. Raises TraceError, with the
-    user's line, for everything that cannot be compiled.
+    keywords: the names of the last arguments, which are passed by keyword. Raises TraceError, with
+    the user's line, if the function cannot be compiled. Other errors of the function pass through.
     """
     builder = Builder(signature)
     symbols = [_symbol(builder, i) for i in range(len(signature))]
@@ -31,7 +32,7 @@ def trace(
     try:
         result = function(*symbols[:split], **dict(zip(keywords, symbols[split:], strict=True)))
     except Exception as error:
-        if isinstance(error.__cause__, TraceError):  # NumPy puts an error of its own before ours
+        if isinstance(error.__cause__, TraceError):  # NumPy raises its own from ours
             raise error.__cause__ from None
         raise
     name = getattr(function, "__name__", "function")
@@ -44,9 +45,9 @@ def trace(
     outputs = []
     for value in values:
         if not isinstance(value, SymbolicArray):
-            _refuse_result(function, f"{type(value).__name__} {value!r}")
+            _refuse_result(function, f"{type(value).__name__} {show_value(value)}")
         if value._builder is not builder:
-            _refuse_result(function, "a symbol of another trace")
+            _refuse_result(function, "a value that was traced in another call")
         outputs.append(builder.number(value._node))
     return Graph(
         _clean_name(name),
@@ -68,13 +69,15 @@ def _clean_name(name: str) -> str:
     return clean if clean and not clean[0].isdigit() else f"f_{clean}"
 
 
-def _refuse_result(function: Callable[..., object], found: str) -> NoReturn:
+def _refuse_result(function: Callable[..., object], result: str) -> NoReturn:
     code = getattr(function, "__code__", None)
-    where = f"\n\n  File {code.co_filename!r}, line {code.co_firstlineno}" if code else ""
-    raise TraceError(
-        f"{getattr(function, '__name__', 'the function')} returned {found}: accepted is an array "
-        f"computed from the arguments, or a tuple of such arrays{where}"
+    user_line = f"\n\n  File {code.co_filename!r}, line {code.co_firstlineno}" if code else ""
+    message = expected(
+        "an array computed from the arguments, or a tuple of them",
+        result,
+        where=f"result of {getattr(function, '__name__', 'the function')}",
     )
+    raise TraceError(f"{message}{user_line}")
 
 
 def _symbol(builder: Builder, arg: int) -> object:

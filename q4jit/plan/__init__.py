@@ -1,1 +1,1 @@
-"""Planning: a graph becomes kernels, the same for every target."""
+"""Planning: cut a graph into kernels, in the same way for every target."""

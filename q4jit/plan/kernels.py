@@ -1,11 +1,14 @@
-"""What a plan is made of: kernels with their phases, buffers and slots, whatever the target.
+"""The parts of a plan: kernels with their phases, buffers and slots, the same for every target.
 
-How each kernel is computed is the business of the schedules (`cpu.schedule`, `hip.schedule`). A
-kernel works in two phases. The *rows* phase computes values row by row: the x of its products (the
-prologue, RMSNorm for example) and whatever else is known before the products. The *columns* phase
-computes products of that x and, on their results, the epilogue. A graph needs several kernels where
-products have different x (chained products among them), or where a product's result is reduced.
-Values that a later phase needs are kept in temporaries; all else is recomputed.
+The schedules (`cpu.schedule`, `hip.schedule`) decide how each kernel is computed.
+
+A kernel works in two phases. The *rows* phase computes values row by row: the x of its products
+(the prologue, for example an RMSNorm), and other values that need no product of this kernel. The
+*columns* phase computes products of that x, and then the epilogue on their results.
+
+A graph needs several kernels if its products have different x, as chained products do, or if it
+reduces the result of a product. Temporary buffers hold the values that a later phase needs; all
+others are computed again.
 """
 
 from collections.abc import Callable, Mapping
@@ -20,7 +23,13 @@ from q4jit.targets import Target
 
 @dataclass(frozen=True)
 class Buffer:
-    """Where a value lives in memory, [M, width] f32: output or temporary number `index`."""
+    """An array [M, width] of f32 that a kernel writes.
+
+    Attributes:
+        kind: `output`, a result, or `temp`, a value that a later kernel reads.
+        index: its number among the buffers of that kind.
+        width: elements of a row.
+    """
 
     kind: str
     index: int
@@ -32,7 +41,7 @@ class Buffer:
 
 @dataclass(frozen=True)
 class Store:
-    """A value that a phase computes, and where it goes."""
+    """A value that a phase computes, and the buffer that it is written to."""
 
     node: Node
     buffer: Buffer
@@ -40,7 +49,13 @@ class Store:
 
 @dataclass(frozen=True)
 class Section:
-    """Columns of equal number computed together: products and the epilogue on them."""
+    """Products that share x and are computed together, with their epilogue.
+
+    Attributes:
+        width: columns of each product and of each result.
+        products: the nodes of the products.
+        stores: the results.
+    """
 
     width: int
     products: tuple[Node, ...]
@@ -51,8 +66,11 @@ class Section:
 class Slot:
     """One argument of a compiled kernel: 8 bytes, in the order of the kernel's `slots`.
 
-    kind: `m` (rows), `array`, `ids` (i64), `scalar`, `weight` (in `layout`), `output`, `temp`, and
-    what a schedule adds to these.
+    Attributes:
+        kind: `m` (the number of rows), `array`, `ids` (i64), `scalar`, `weight`, `output`, `temp`,
+            or a kind that a schedule adds.
+        index: the number of the argument or of the buffer.
+        layout: the layout of a weight.
     """
 
     kind: str
@@ -65,11 +83,15 @@ class Slot:
 
 @dataclass(frozen=True)
 class Kernel:
-    """One compiled function: what its rows phase and its columns phase compute.
+    """One compiled function: the values that its rows phase and its columns phase compute.
 
-    `loads` are the values of earlier phases that it reads. `uniform` kernels compute values that
-    are the same for every row, and run with M = 1. A kernel with `decoded` set writes that value of
-    a weight itself (see `graph.DECODED`) and does nothing else.
+    Attributes:
+        rows: values that the rows phase writes.
+        x: the x of the products; None if there are no products.
+        sections: the products with their epilogues.
+        loads: values of earlier kernels that it reads.
+        uniform: its values are the same for every row, and it runs with M = 1.
+        decoded: if set, the kernel writes only this value of a weight itself (`graph.DECODED`).
     """
 
     name: str
@@ -82,7 +104,7 @@ class Kernel:
 
     @property
     def symbol(self) -> str:
-        """The compiled function; the prefix keeps a user's `memset` from being libc's."""
+        """The name of the compiled function. The prefix tells a user's `memset` from libc's."""
         return f"q4jit_{self.name}"
 
     @property
@@ -94,11 +116,11 @@ class Kernel:
 
     @property
     def buffers(self) -> dict[int, Buffer]:
-        """Buffers by the id of the value that they hold."""
+        """The buffers that it reads or that its rows phase writes, by the id of their value."""
         return {s.node.id: s.buffer for s in (*self.loads, *self.rows)}
 
     def leaves(self) -> list[Node]:
-        """The values that no operation of this kernel computes, and the operations on the way."""
+        """Return the nodes of this kernel, without its products and the values that it loads."""
         roots = [s.node for s in self.rows] + [t.node for s in self.sections for t in s.stores]
         roots += [self.x] if self.x is not None else []
         roots += [self.decoded.node] if self.decoded is not None else []
@@ -108,9 +130,13 @@ class Kernel:
 
 @dataclass(frozen=True)
 class Source:
-    """Text that a compiler turns into bytes: the kernel `symbol` for `target`.
+    """The text of one kernel, which a compiler turns into bytes.
 
-    `origins` tells for each line of the text the template and the line there that it came from.
+    Attributes:
+        symbol: the name of the compiled function.
+        suffix: of the file that holds the text, for example ".ll".
+        origins: returns the template line ("kernel/gemv.hip.j2:12") of each line of the text; None
+            if the text has no templates.
     """
 
     symbol: str
@@ -125,7 +151,7 @@ class ScheduledKernel(Protocol):
 
     @property
     def work(self) -> Kernel:
-        """What is computed."""
+        """The kernel that it computes."""
         ...
 
     @property
@@ -134,11 +160,11 @@ class ScheduledKernel(Protocol):
         ...
 
     def schedule_of(self, section: Section) -> str:
-        """Name the way in which a section of `work` is computed."""
+        """Return the name of the way in which a section of `work` is computed."""
         ...
 
     def slots(self) -> tuple[Slot, ...]:
-        """Return the arguments in order."""
+        """Return the kernel's arguments in order."""
         ...
 
 
@@ -149,7 +175,8 @@ K = TypeVar("K", bound=ScheduledKernel, covariant=True)
 class Plan(Generic[K]):
     """The kernels of a graph in the order in which they run, for one target and class of M.
 
-    `temps` are the widths of the temporaries, `outputs` the buffers of the results.
+    Attributes:
+        temps: the widths of the temporary buffers.
     """
 
     graph: Graph
@@ -158,13 +185,13 @@ class Plan(Generic[K]):
     temps: tuple[int, ...]
 
     def weight(self, arg: int) -> WeightSpec:
-        """The spec of a weight argument."""
+        """Return the spec of weight argument number `arg`."""
         spec = self.graph.signature[arg]
         assert isinstance(spec, WeightSpec)
         return spec
 
     def weight_layouts(self) -> list[tuple[int, str]]:
-        """Return the weight arguments that kernels read, each with the layout that they want."""
+        """Return the numbers of the weight arguments, each with a layout that kernels read."""
         slots = (slot for kernel in self.kernels for slot in kernel.slots())
         return list(dict.fromkeys((s.index, s.layout) for s in slots if s.kind == "weight"))
 
@@ -176,7 +203,7 @@ class Plan(Generic[K]):
         return "\n".join(lines)
 
     def describe(self, kernel: ScheduledKernel) -> list[str]:
-        """Say line by line what a kernel computes."""
+        """Return the statements that a kernel computes, by phase and section."""
         names, work = self.graph.names, kernel.work
         if work.decoded is not None:
             return statements([(str(work.decoded.buffer), work.decoded.node)], names, {})

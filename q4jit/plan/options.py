@@ -1,15 +1,17 @@
-"""What a caller asks of the kernels of a plan."""
+"""Options of a plan, which the caller chooses."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class PlanOptions:
-    """Choices that a caller makes; None leaves a choice to the schedule.
+    """Options of a plan. None leaves a choice to the schedule.
 
-    precision: `f32`, `f16` or `i8`, an upper bound of the error. block_size: threads per block of a
-    GPU. schedule, layout: of the products; a back end has names for them. `gguf` is the layout of
-    weights that are not repacked.
+    Attributes:
+        precision: `f32`, `f16` or `i8`, an upper bound of the error.
+        block_size: threads per block on a GPU.
+        schedule: how products are computed, by the back end's name for it.
+        layout: the order of the weights' bytes, by its name; `gguf` means not repacked.
     """
 
     precision: str = "f32"

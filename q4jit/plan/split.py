@@ -1,6 +1,6 @@
-"""Splitting a graph into kernels."""
+"""Split a graph into kernels."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass, field, replace
 from math import floor
 from typing import Final
@@ -8,18 +8,18 @@ from typing import Final
 from q4jit.frontend.graph import DECODED, Graph, Node, reachable
 from q4jit.plan.kernels import Buffer, Kernel, Section, Store
 
-_ALWAYS_AT_HAND: Final = frozenset({"load", "scalar", "const"})
+_READ_DIRECTLY: Final = frozenset({"load", "scalar", "const"})  # never through a buffer
 
 
 def split(graph: Graph) -> tuple[tuple[Kernel, ...], tuple[int, ...]]:
-    """The kernels of a graph in the order in which they run, and the widths of its temporaries."""
+    """Return the kernels of a graph in the order in which they run, and its temporaries' widths."""
     outputs = [Store(node, Buffer("output", i, node.width)) for i, node in enumerate(graph.outputs)]
     kernels: list[Kernel] = []
     temps: list[int] = []
     for varies in (False, True):
-        part = [s for s in outputs if s.node.varies is varies and s.node.op not in DECODED]
-        if part:
-            splitter = _Splitter(part, temps)
+        stores = [s for s in outputs if s.node.varies is varies and s.node.op not in DECODED]
+        if stores:
+            splitter = _Splitter(stores, temps)
             kernels += [replace(k, uniform=not varies) for k in splitter.kernels()]
     kernels += [
         Kernel("", (), None, (), (), uniform=not s.node.varies, decoded=s)
@@ -35,10 +35,15 @@ def split(graph: Graph) -> tuple[tuple[Kernel, ...], tuple[int, ...]]:
 
 @dataclass
 class _Splitter:
-    """Splits the graph of some outputs into kernels.
+    """Splits the graph of some outputs into kernels, which count from 1.
 
-    Every value has a *home*: j for values of the epilogue of kernel j (1, 2, …), j + ½ for values
-    known row by row once kernel j has run, 0 for those that need no product.
+    Every value has a *home*: j for a value in the epilogue of kernel j, j + ½ for a value that is
+    computed row by row after kernel j, and 0 for a value that needs no product. All homes but the
+    whole numbers from 1 are *row values*: a rows phase computes them.
+
+    Attributes:
+        outputs: the results to compute.
+        temps: widths of the temporary buffers; `kernels` appends to it.
     """
 
     outputs: Sequence[Store]
@@ -48,8 +53,9 @@ class _Splitter:
     _sums: dict[int, tuple[Node, ...]] = field(default_factory=dict)
 
     def kernels(self) -> list[Kernel]:
+        """Return the kernels in the order in which they run."""
         nodes = reachable(tuple(s.node for s in self.outputs))
-        # ids are topological, so an x comes after every x that it depends on
+        # operands have smaller ids, so an x comes after every x that it depends on
         xs = {n.operands[0].id: n.operands[0] for n in nodes if n.op == "matmul"}
         self._kernel_of_x = {x: j for j, x in enumerate(sorted(xs), 1)}
         for node in nodes:
@@ -70,11 +76,12 @@ class _Splitter:
         in_epilogue = home == floor(home) and home > 0
         if not in_epilogue:
             return home
+        # an operand of another width must be stored before its columns can be combined
         mixed = any(self._home[n.id] == home and n.width != node.width for n in node.operands)
         return home + 0.5 if node.op in {"sum", "reshape"} or mixed else home
 
     def _phase(self, node: Node) -> int:
-        """The kernel whose rows phase computes a value of the rows domain."""
+        """Return the number of the kernel whose rows phase computes a row value."""
         return floor(self._home[node.id]) + 1
 
     def _in_epilogue(self, node: Node) -> bool:
@@ -82,7 +89,7 @@ class _Splitter:
         return home > 0 and home == floor(home)
 
     def _stores(self, nodes: list[Node]) -> dict[int, Store]:
-        """Every value that goes to memory: the outputs and what a later phase reads."""
+        """Return every value that is written to memory: outputs, and values for later phases."""
         crossing: dict[int, Node] = {}
         for node in nodes:
             leaving = (n for n in node.operands if self._crosses(n, node))
@@ -99,24 +106,24 @@ class _Splitter:
         return self._in_epilogue(operand) and self._home[user.id] != self._home[operand.id]
 
     def _numbers_of(self, node: Node) -> list[Node]:
-        """What to keep of an epilogue's value.
+        """Return the numbers that a value of an epilogue is kept as.
 
-        Memory holds numbers; a truth value is decided again from those that it compares.
+        Buffers hold numbers. A truth value is computed again from the numbers that it compares.
         """
-        found: list[Node] = []
+        numbers: list[Node] = []
         stack, seen = [node], {node.id}  # no recursion: an unrolled loop makes long chains
         while stack:
             n = stack.pop()
             if not n.is_bool:
-                found.append(n)
+                numbers.append(n)
                 continue
             fresh = [o for o in n.operands if self._in_epilogue(o) and o.id not in seen]
             seen.update(o.id for o in fresh)
             stack += fresh
-        return found
+        return numbers
 
     def _sums_kept_for(self, node: Node) -> Iterable[Node]:
-        """The sums that `node` reads and that another phase than its own computes."""
+        """Return the sums that `node` depends on and that an earlier phase computes."""
         if self._in_epilogue(node) and node.op != "matmul":
             roots = [n for n in node.operands if not self._in_epilogue(n)]
             return self._sums_behind(roots)
@@ -124,7 +131,7 @@ class _Splitter:
         return (s for s in self._sums_behind(node.operands) if self._phase(s) < phase)
 
     def _sums_behind(self, roots: Iterable[Node]) -> list[Node]:
-        """The sums that values of the rows domain are computed from."""
+        """Return the sums that row values are computed from."""
         return list(dict.fromkeys(s for node in roots for s in self._sums[node.id]))
 
     def _sums_of(self, node: Node) -> tuple[Node, ...]:
@@ -133,22 +140,21 @@ class _Splitter:
         return (node,) if node.op == "sum" else tuple(self._sums_behind(node.operands))
 
     def _minimal(self, crossing: dict[int, Node]) -> list[Node]:
-        """Leave out what can be recomputed from the others without a product or a sum."""
+        """Return the values without those that follow from others without a product or a sum."""
         kept = dict(crossing)
         for node in sorted(crossing.values(), key=lambda n: -n.id):
             if node.op in {"matmul", "sum"}:
                 continue
-            available = kept.keys() - {node.id}
-            if self._recomputable(node, available):
+            if self._recomputable(node, kept.keys() - {node.id}):
                 del kept[node.id]
         return [kept[i] for i in sorted(kept)]
 
-    def _recomputable(self, node: Node, available: Iterable[int]) -> bool:
-        have = set(available)
+    def _recomputable(self, node: Node, available: Set[int]) -> bool:
+        """Whether a value follows from available ones, without a product or a sum."""
         stack = list(node.operands)
         while stack:
             n = stack.pop()
-            if n.id in have:
+            if n.id in available:
                 continue
             if n.op in {"matmul", "sum"}:
                 return False
@@ -156,6 +162,7 @@ class _Splitter:
         return True
 
     def _rows(self, j: int, stores: dict[int, Store]) -> tuple[Store, ...]:
+        """Return the values that the rows phase of kernel j writes."""
         return tuple(
             s
             for s in self._written(stores)
@@ -163,7 +170,7 @@ class _Splitter:
         )
 
     def _written(self, stores: dict[int, Store]) -> list[Store]:
-        """Every store: a value that is returned twice goes to two buffers."""
+        """Return every store by id. A value that is returned twice is written to two buffers."""
         distinct = dict.fromkeys([*stores.values(), *self.outputs])
         return sorted(distinct, key=lambda s: s.node.id)
 
@@ -178,7 +185,7 @@ class _Splitter:
     def _sections(
         self, epilogue: list[Store], products: dict[int, Node], stores: dict[int, Store]
     ) -> Iterable[Section]:
-        """Group stores that share products, so that each product is computed once."""
+        """Yield the sections: stores that share products, so that each is computed once."""
         groups: list[tuple[set[int], list[Store]]] = []
         for store in epilogue:
             needs = self._products_of(store.node, products)
@@ -193,15 +200,15 @@ class _Splitter:
             yield Section(inside[0].width, inside, tuple(members))
 
     def _products_of(self, node: Node, products: dict[int, Node]) -> set[int]:
-        found: set[int] = set()
+        used: set[int] = set()
         stack = [node]
         while stack:
             n = stack.pop()
             if n.id in products:
-                found.add(n.id)
+                used.add(n.id)
             elif self._home[n.id] == self._home[node.id]:
                 stack.extend(n.operands)
-        return found
+        return used
 
     def _needed(
         self,
@@ -210,10 +217,10 @@ class _Splitter:
         sections: tuple[Section, ...],
         stores: dict[int, Store],
     ) -> tuple[Store, ...]:
-        """The stored values of earlier kernels that a kernel's phases stop at."""
+        """Return the values of earlier kernels that a kernel reads from buffers."""
         rows_ids = {s.node.id for s in rows}
         own = rows_ids | {t.node.id for s in sections for t in s.stores}
-        found: dict[int, Store] = {}
+        loads: dict[int, Store] = {}
 
         def walk(roots: list[Node], stop: set[int]) -> None:
             stack, seen = roots, set(stop)
@@ -222,12 +229,12 @@ class _Splitter:
                 if node.id in seen:
                     continue
                 seen.add(node.id)
-                if node.id in stores and node.id not in own and node.op not in _ALWAYS_AT_HAND:
-                    found[node.id] = stores[node.id]
+                if node.id in stores and node.id not in own and node.op not in _READ_DIRECTLY:
+                    loads[node.id] = stores[node.id]
                 else:
                     stack.extend(node.operands)
 
         walk([s.node for s in rows] + ([] if x is None else [x]), set())
         products = {p.id for s in sections for p in s.products}
         walk([t.node for s in sections for t in s.stores], products | rows_ids)
-        return tuple(found[i] for i in sorted(found))
+        return tuple(loads[i] for i in sorted(loads))

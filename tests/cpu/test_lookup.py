@@ -274,7 +274,10 @@ def test_floats_where_ids_were() -> None:
     compiled = specialize(look_up)
     ids = some_ids(3, n=N)
     compiled(ids, TABLE)
-    with pytest.raises(TraceError, match=re.escape("found w.rows of <traced f32 [3]>")):
+    with pytest.raises(
+        TraceError,
+        match=re.escape("w.rows(ids): expected an int32 or int64 array [M], got <traced f32 [3]>"),
+    ):
         compiled(ids.astype(F32), TABLE)
     with pytest.raises(ArgumentError, match="'ids' is bool"):
         compiled(ids > 0, TABLE)
@@ -293,47 +296,52 @@ ARGUMENTS: dict[str, object] = {
     "one": 1,
     "number": np.array(1),
 }
-ONLY_ROWS = r"accepted is w\.rows\(ids\); for numbers pass a float32 array"
+ONLY_ROWS = r"use w\.rows\(ids\), or call the function with ids\.astype\(np\.float32\)"
 AS_ARGUMENT = "int64 array .* pass it as an argument"
-AS_RESULT = r"accepted is w\.rows\(ids\) as a result"
+AS_RESULT = "return it as a result of the function"
 
 REFUSALS: list[tuple[Callable[..., object], str, str, str]] = [
-    (lambda ids: ids * 2, "ids * 2", r"ids \[M\], as an operand of arithmetic", ONLY_ROWS),
-    (lambda ids: 1 - ids, "1 - ids", "an operand of arithmetic", ONLY_ROWS),
-    (lambda ids: ids // 2, "ids // 2", "an operand of arithmetic", ONLY_ROWS),
-    (lambda ids: -ids, "-ids", "an operand of arithmetic", ONLY_ROWS),
-    (lambda ids, x: x + ids, "x + ids", "an operand of arithmetic", ONLY_ROWS),
-    (lambda ids, x: ids + x, "ids + x", "an operand of arithmetic", ONLY_ROWS),
-    (lambda ids: ids == 0, "ids == 0", "an operand of a comparison", ONLY_ROWS),
-    (lambda ids, x: x > ids, "x > ids", "an operand of arithmetic", ONLY_ROWS),
-    (lambda ids, w: ids @ w, "ids @ w", "an operand of @", ONLY_ROWS),
-    (lambda ids, x: x @ ids, "x @ ids", "an operand of @", ONLY_ROWS),
-    (lambda ids, w: np.matmul(ids, w), "np.matmul(ids, w)", "an operand of @", ONLY_ROWS),
-    (lambda ids: np.exp(ids), "np.exp(ids)", r"an operand of np\.exp", ONLY_ROWS),
-    (lambda ids: np.sum(ids), "np.sum(ids)", r"an argument of np\.sum", ONLY_ROWS),
-    (lambda ids, x: np.where(x > 0, ids, x), "np.where(x > 0, ids, x)", "integers", ONLY_ROWS),
-    (lambda ids: ids[1:], "ids[1:]", "the owner of an index", ONLY_ROWS),
-    (lambda ids: ids.shape, "ids.shape", r"the owner of \.shape", ONLY_ROWS),
-    (lambda ids: ids.astype(F32), "ids.astype", r"the owner of \.astype", ONLY_ROWS),
-    (lambda ids: len(ids), "len(ids)", r"the argument of len\(\)", ONLY_ROWS),
-    (lambda ids: list(ids), "list(ids)", "a sequence", ONLY_ROWS),
-    (lambda ids: int(ids), "int(ids)", "a number", ONLY_ROWS),
-    (lambda ids: bool(ids), "bool(ids)", "a truth value", ONLY_ROWS),
-    (lambda ids: np.asarray(ids), "np.asarray(ids)", "known values", ONLY_ROWS),
-    (lambda ids: TABLE.rows(ids), "TABLE.rows(ids)", "a captured weight.* an argument", ONLY_ROWS),
-    (lambda ids, x: x[..., ids], "x[..., ids]", r"the index .*<traced ids \[M\]>", "slices"),
+    (lambda ids: ids * 2, "ids * 2", r"arithmetic with row numbers \(ids \[M\]\)", ONLY_ROWS),
+    (lambda ids: 1 - ids, "1 - ids", "do arithmetic with", ONLY_ROWS),
+    (lambda ids: ids // 2, "ids // 2", "do arithmetic with", ONLY_ROWS),
+    (lambda ids: -ids, "-ids", "do arithmetic with", ONLY_ROWS),
+    (lambda ids, x: x + ids, "x + ids", r"use \+ with", ONLY_ROWS),
+    (lambda ids, x: ids + x, "ids + x", "do arithmetic with", ONLY_ROWS),
+    (lambda ids: ids == 0, "ids == 0", "compare row numbers", ONLY_ROWS),
+    (lambda ids, x: x > ids, "x > ids", "use > with", ONLY_ROWS),
+    (lambda ids, w: ids @ w, "ids @ w", "use @ with", ONLY_ROWS),
+    (lambda ids, x: x @ ids, "x @ ids", "use @ with", ONLY_ROWS),
+    (lambda ids, w: np.matmul(ids, w), "np.matmul(ids, w)", "use @ with", ONLY_ROWS),
+    (lambda ids: np.exp(ids), "np.exp(ids)", r"use np\.exp with", ONLY_ROWS),
+    (lambda ids: np.sum(ids), "np.sum(ids)", r"use np\.sum with", ONLY_ROWS),
+    (
+        lambda ids, x: np.where(x > 0, ids, x),
+        "np.where(x > 0, ids, x)",
+        r"use np\.where",
+        ONLY_ROWS,
+    ),
+    (lambda ids: ids[1:], "ids[1:]", "index row numbers", ONLY_ROWS),
+    (lambda ids: ids.shape, "ids.shape", r"the attribute \.shape", ONLY_ROWS),
+    (lambda ids: ids.astype(F32), "ids.astype", r"the attribute \.astype", ONLY_ROWS),
+    (lambda ids: len(ids), "len(ids)", r"take len\(\) of", ONLY_ROWS),
+    (lambda ids: list(ids), "list(ids)", "iterate over", ONLY_ROWS),
+    (lambda ids: int(ids), "int(ids)", "to a number", ONLY_ROWS),
+    (lambda ids: bool(ids), "bool(ids)", "branch on", ONLY_ROWS),
+    (lambda ids: np.asarray(ids), "np.asarray(ids)", "read the values of", ONLY_ROWS),
+    (lambda ids: TABLE.rows(ids), "TABLE.rows(ids)", "a captured weight as an argument", ONLY_ROWS),
+    (lambda ids, x: x[..., ids], "x[..., ids]", r"index: .*<traced ids \[M\]>", "slices"),
     # what rows take
-    (lambda w: w.rows([0, 1]), "w.rows([0, 1])", r"w\.rows of list", AS_ARGUMENT),
-    (lambda w: w.rows(np.arange(3)), "w.rows(np.arange(3))", "of ndarray", AS_ARGUMENT),
-    (lambda w, x: w.rows(x), "w.rows(x)", r"of <traced f32 \[M, 64\]>", AS_ARGUMENT),
-    (lambda w, one: w.rows(one), "w.rows(one)", r"w\.rows of int", AS_ARGUMENT),
-    (lambda w, number: w.rows(number), "w.rows(number)", r"of <traced f32 \[\]>", AS_ARGUMENT),
+    (lambda w: w.rows([0, 1]), "w.rows([0, 1])", "got list", AS_ARGUMENT),
+    (lambda w: w.rows(np.arange(3)), "w.rows(np.arange(3))", "got ndarray", AS_ARGUMENT),
+    (lambda w, x: w.rows(x), "w.rows(x)", r"got <traced f32 \[M, 64\]>", AS_ARGUMENT),
+    (lambda w, one: w.rows(one), "w.rows(one)", "got int", AS_ARGUMENT),
+    (lambda w, number: w.rows(number), "w.rows(number)", r"got <traced f32 \[\]>", AS_ARGUMENT),
     # what rows give
-    (lambda w, ids: w.rows(ids) * 2, "w.rows(ids) * 2", r"arithmetic on w\.rows", AS_RESULT),
-    (lambda w, ids: np.tanh(w.rows(ids)), "np.tanh(w.rows(ids))", r"on w\.rows", AS_RESULT),
-    (lambda w, ids: w.rows(ids) @ w, "w.rows(ids) @ w", r"arithmetic on w\.rows", AS_RESULT),
-    (lambda w, ids: w.rows(ids).sum(-1), "w.rows(ids).sum(-1)", r"on w\.rows", AS_RESULT),
-    (lambda w, ids: w.rows(ids)[..., :3], "w.rows(ids)[..., :3]", "a slice of", AS_RESULT),
+    (lambda w, ids: w.rows(ids) * 2, "w.rows(ids) * 2", r"compute with w\.rows", AS_RESULT),
+    (lambda w, ids: np.tanh(w.rows(ids)), "np.tanh(w.rows(ids))", r"with w\.rows", AS_RESULT),
+    (lambda w, ids: w.rows(ids) @ w, "w.rows(ids) @ w", r"compute with w\.rows", AS_RESULT),
+    (lambda w, ids: w.rows(ids).sum(-1), "w.rows(ids).sum(-1)", r"with w\.rows", AS_RESULT),
+    (lambda w, ids: w.rows(ids)[..., :3], "w.rows(ids)[..., :3]", "cannot slice", AS_RESULT),
 ]
 
 
@@ -354,7 +362,9 @@ def test_refusal(function: Callable[..., object], marked: str, found: str, accep
 
 
 def test_ids_are_no_result() -> None:
-    with pytest.raises(TraceError, match=r"returned SymbolicIds <traced ids \[M\]>: accepted is"):
+    with pytest.raises(
+        TraceError, match=r"expected an array .* got SymbolicIds <traced ids \[M\]>"
+    ):
         specialize(lambda ids: ids)(some_ids(3, n=N))
 
 
@@ -367,7 +377,7 @@ def test_ids_of_another_trace_are_refused() -> None:
 
     compiled = specialize(function)
     compiled(some_ids(3, n=N), TABLE)
-    with pytest.raises(TraceError, match="a traced value of another call"):
+    with pytest.raises(TraceError, match="traced in another call"):
         compiled(some_ids(3, 1, n=N), TABLE)
 
 

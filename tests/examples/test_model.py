@@ -1,4 +1,4 @@
-"""The demo's model against what llama.cpp computes, and what the demo refuses."""
+"""The demo: its model against llama.cpp, its errors, and its program."""
 
 import json
 import os
@@ -33,8 +33,8 @@ REFERENCE: dict[str, Any] = json.loads(
     (TESTS / "data" / "smollm2_reference.json").read_text(encoding="utf-8")
 )
 TOKENS: list[int] = REFERENCE["tokens"]
-# llama.cpp's own f32 arithmetic is the reference, so nothing better than rounding is asked for:
-# the 30 layers turn the kernels' 2e-6 into about 1e-5.
+# The reference is llama.cpp's own f32 arithmetic, which rounds too. The 30 layers turn the kernels'
+# 2e-6 into about 1e-5.
 LIMIT = 1e-4
 
 Metadata = dict[str, Any]
@@ -52,15 +52,15 @@ def tokenizer(model_path: Path) -> GGUFTokenizer:
 
 @pytest.fixture(scope="module", params=["as_shipped", "requantised_q4_0"])
 def case(request: pytest.FixtureRequest, model_path: Path) -> tuple[Llama, dict[str, Any]]:
-    """A model and what llama.cpp computed with the same weights."""
+    """Return a model, and llama.cpp's results with the same weights."""
     file = load_gguf(model_path)
     shipped = request.param == "as_shipped"
     tensors = file if shipped else requantized(model_path, file, list)
     return Llama(file.metadata, tensors), REFERENCE[request.param]
 
 
-def relative_rms(found: NDArray[Any], wanted: NDArray[Any]) -> float:
-    return float(np.linalg.norm(np.subtract(found, wanted, dtype=float)) / np.linalg.norm(wanted))
+def relative_rms(result: NDArray[Any], wanted: NDArray[Any]) -> float:
+    return float(np.linalg.norm(np.subtract(result, wanted, dtype=float)) / np.linalg.norm(wanted))
 
 
 def greedy(model: Llama, prompt: Sequence[int], count: int) -> list[int]:
@@ -95,11 +95,11 @@ def test_characters_of_several_tokens_are_streamed_whole(tokenizer: GGUFTokenize
     parts = [stream.push(token) for token in ids]
     assert "".join([*parts, stream.finish()]) == text == tokenizer.decode(ids)
     assert not any("\ufffd" in part for part in parts)
-    assert "" in parts  # else the text did not test what it is for
+    assert "" in parts  # some characters have several tokens
 
 
 @pytest.mark.model
-def test_a_character_that_never_ends_becomes_a_replacement_sign(tokenizer: GGUFTokenizer) -> None:
+def test_an_incomplete_character_becomes_a_replacement_sign(tokenizer: GGUFTokenizer) -> None:
     stream = tokenizer.stream()
     first = next(i for i in tokenizer.encode("語") if len(tokenizer.token_bytes(i)) < 3)
     assert (stream.push(first), stream.finish()) == ("", "\ufffd")
@@ -116,7 +116,7 @@ def test_logits_are_llama_cpps(case: tuple[Llama, dict[str, Any]]) -> None:
         assert relative_rms(row[REFERENCE["vocabulary_ids"]], np.array(some)) <= LIMIT
         assert np.linalg.norm(row) == pytest.approx(wanted["logits_norm"][position], rel=LIMIT)
 
-    # The likeliest token is llama.cpp's wherever the margin exceeds the tolerance of the logits.
+    # The likeliest token is llama.cpp's if the margin exceeds the tolerance of the logits.
     best, theirs = logits.max(axis=1), logits[np.arange(len(TOKENS)), wanted["argmax"]]
     tolerance = 4 * LIMIT * np.sqrt(np.mean(logits.astype(float) ** 2, axis=1))
     assert (best - theirs <= tolerance).all()
@@ -133,12 +133,13 @@ def test_greedy_continuations_are_llama_cpps(case: tuple[Llama, dict[str, Any]])
     model, wanted = case
     prompt = TOKENS[: REFERENCE["greedy_prompt_length"]]
     for start, name in ((prompt, "greedy"), (REFERENCE["chat_tokens"], "chat_greedy")):
-        assert min(wanted[f"{name}_margin"]) > 0.02  # far above rounding, so they must be equal
+        # far above rounding errors, so the tokens are equal
+        assert min(wanted[f"{name}_margin"]) > 0.02
         assert greedy(model, start, len(wanted[name])) == wanted[name]
 
 
 @pytest.mark.model
-def test_a_prompt_may_come_in_any_pieces(case: tuple[Llama, dict[str, Any]]) -> None:
+def test_a_prompt_may_be_split_anywhere(case: tuple[Llama, dict[str, Any]]) -> None:
     model, _ = case
     tokens = (TOKENS * 4)[: CHUNK + 30]
     whole = model.forward(tokens, model.state(len(tokens)))
@@ -149,7 +150,7 @@ def test_a_prompt_may_come_in_any_pieces(case: tuple[Llama, dict[str, Any]]) -> 
     assert relative_rms(last, whole) <= LIMIT
 
 
-# A model of a few kilobytes, for everything that needs no sensible text.
+# A model of a few kilobytes, for tests that need no sensible text.
 
 
 def tiny_metadata() -> Metadata:
@@ -228,7 +229,7 @@ def write_tiny(
 
 
 def environment() -> dict[str, str]:
-    """Without an installation the program finds the library beside it."""
+    """Return variables with which the program finds the library without an installation."""
     paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
     return os.environ | {
         "PYTHONIOENCODING": "utf-8",
@@ -248,35 +249,51 @@ def generate(*arguments: object) -> "subprocess.CompletedProcess[str]":
 
 
 REFUSED: list[tuple[Metadata, str]] = [
-    ({"general.architecture": "gemma3"}, r"architecture: found 'gemma3', accepted is 'llama'"),
-    ({"tokenizer.ggml.model": "llama"}, r"found model 'llama' with pre 'smollm', accepted"),
-    ({"tokenizer.ggml.pre": "qwen2"}, r"with pre 'qwen2', accepted is model 'gpt2' with pre 'sm"),
-    ({"tokenizer.ggml.pre": None}, r"with pre None"),
-    ({"tokenizer.ggml.tokens": None}, r"tokenizer\.ggml\.tokens: found no"),
-    ({"tokenizer.ggml.token_type": [1, 1]}, r"token_type: found 2 numbers, expected one for \d+"),
-    ({"tokenizer.ggml.merges": None}, r"merges: found nothing"),
+    ({"general.architecture": "gemma3"}, r"general\.architecture: expected 'llama', got 'gemma3'"),
+    ({"tokenizer.ggml.model": "llama"}, r"got model 'llama' with pre 'smollm'"),
+    (
+        {"tokenizer.ggml.pre": "qwen2"},
+        r"expected model 'gpt2' with pre 'smollm', got .* with pre 'qwen2'",
+    ),
+    ({"tokenizer.ggml.pre": None}, r"got .* with pre None"),
+    (
+        {"tokenizer.ggml.tokens": None},
+        r"tokenizer\.ggml\.tokens: expected an array of strings, got",
+    ),
+    (
+        {"tokenizer.ggml.token_type": [1, 1]},
+        r"token_type: expected a number for each of \d+ tokens, got 2 numbers",
+    ),
+    ({"tokenizer.ggml.merges": None}, r"merges: expected an array of strings, got nothing"),
     ({"tokenizer.ggml.merges": ["h e l"]}, r"'h e l' is not a pair"),
     ({"tokenizer.ggml.merges": ["e y"]}, r"merges do not fit the vocabulary: .*ey"),
-    ({"tokenizer.ggml.eos_token_id": 1000}, r"eos_token_id is 1000, accepted is 0 to \d+"),
-    ({"llama.block_count": None}, r"llama\.block_count: found None, expected a positive whole"),
+    ({"tokenizer.ggml.eos_token_id": 1000}, r"eos_token_id: expected 0 to \d+, got 1000"),
+    (
+        {"llama.block_count": None},
+        r"llama\.block_count: expected a positive whole number, got None",
+    ),
     ({"llama.block_count": 3}, r"no tensor 'blk\.2\.attn_norm\.weight'"),
-    ({"llama.block_count": 1}, r"'blk\.1\.attn_\w+\.weight' is not part of the llama decoder"),
-    ({"llama.embedding_length": 0}, r"embedding_length: found 0"),
-    ({"llama.attention.head_count": 3}, r"head_count is 3: it must divide .* 64"),
-    ({"llama.attention.head_count_kv": 3}, r"head_count_kv is 3: it must divide .* 4"),
-    ({"llama.attention.layer_norm_rms_epsilon": None}, r"epsilon: found None"),
-    ({"llama.rope.freq_base": float("nan")}, r"freq_base: found nan"),
-    ({"llama.rope.dimension_count": 8}, r"dimension_count: found 8, accepted is 16"),
-    ({"llama.rope.scaling.type": "yarn"}, r"scaling\.type: found 'yarn', accepted is 'none'"),
-    ({"llama.expert_count": 8}, r"expert_count: found 8, accepted is 0"),
-    ({"llama.feed_forward_length": 128}, r"ffn_gate.*found shape \(64, 96\), expected \(64, 128\)"),
+    ({"llama.block_count": 1}, r"'blk\.1\.attn_\w+\.weight' is not part of this llama decoder"),
+    ({"llama.embedding_length": 0}, r"embedding_length: expected .*, got 0"),
+    ({"llama.attention.head_count": 3}, r"head_count 3 must divide .* 64"),
+    ({"llama.attention.head_count_kv": 3}, r"head_count_kv 3 must divide .* 4"),
+    (
+        {"llama.attention.layer_norm_rms_epsilon": None},
+        r"epsilon: expected a positive number, got None",
+    ),
+    ({"llama.rope.freq_base": float("nan")}, r"freq_base: expected .*, got nan"),
+    ({"llama.rope.dimension_count": 8}, r"dimension_count: expected 16, got 8"),
+    ({"llama.rope.scaling.type": "yarn"}, r"scaling\.type: expected 'none', got 'yarn'"),
+    ({"llama.expert_count": 8}, r"expert_count: expected 0, got 8"),
+    (
+        {"llama.feed_forward_length": 128},
+        r"shape of .*ffn_gate.*: expected \(64, 128\), got \(64, 96\)",
+    ),
 ]
 
 
 @pytest.mark.parametrize(("change", "message"), REFUSED, ids=[m for _, m in REFUSED])
-def test_a_file_that_does_not_fit_is_refused(
-    change: Metadata, message: str, tmp_path: Path
-) -> None:
+def test_an_unsuitable_file_is_refused(change: Metadata, message: str, tmp_path: Path) -> None:
     changed = tiny_metadata() | change
     metadata = {key: value for key, value in changed.items() if value is not None}
     file = load_gguf(write_tiny(tmp_path / "tiny.gguf", metadata))
@@ -389,7 +406,7 @@ def test_a_chat_template_that_exhausts_python_is_refused(
         render_chat(template, messages, GGUFTokenizer(file.metadata))
 
 
-def test_a_chat_template_may_use_what_is_bounded(tmp_path: Path) -> None:
+def test_a_chat_template_may_make_small_values(tmp_path: Path) -> None:
     template = (
         "{{ '-' * 3 }} {{ 3 * 4 }} {{ 2 ** 10 }} {{ 1.5 * 2 }} {{ 2 ** 0.5 > 1 }} {{ 7 % 4 }} "
         "{{ '%5.1f%%' % 1.25 }} {{ '{:>4}'.format(1) }} {{ 'x' | center(3) }} "
@@ -403,7 +420,7 @@ def test_a_chat_template_may_use_what_is_bounded(tmp_path: Path) -> None:
 
 
 class Conversion:
-    """Converts a tiny model's weights as the demo does, noting which ones."""
+    """Converts a tiny model's weights as the demo does, and notes their names."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -426,16 +443,16 @@ def conversion(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Conversion:
 
 
 def kept_file(tmp_path: Path) -> Path:
-    [path] = (tmp_path / "cache" / "models").iterdir()  # nothing temporary is left beside it
+    [path] = (tmp_path / "cache" / "models").iterdir()  # no temporary file is left
     return path
 
 
-def assert_same_blocks(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    assert found.keys() == wanted.keys()
+def assert_same_blocks(tensors: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    assert tensors.keys() == wanted.keys()
     for name, tensor in wanted.items():
         if isinstance(tensor, QuantizedTensor):
-            assert found[name].format == tensor.format == "Q4_0"
-            np.testing.assert_array_equal(found[name].raw, tensor.raw)
+            assert tensors[name].format == tensor.format == "Q4_0"
+            np.testing.assert_array_equal(tensors[name].raw, tensor.raw)
 
 
 def test_weights_are_converted_once_per_source(conversion: Conversion) -> None:
@@ -456,7 +473,7 @@ def test_weights_are_converted_once_per_source(conversion: Conversion) -> None:
 
 
 @pytest.mark.parametrize("damage", [b"", b"GGUF", b"x" * 5000])
-def test_a_damaged_kept_file_is_made_anew(
+def test_a_damaged_kept_file_is_written_again(
     damage: bytes, conversion: Conversion, tmp_path: Path
 ) -> None:
     first = conversion()
@@ -468,7 +485,7 @@ def test_a_damaged_kept_file_is_made_anew(
     assert kept_file(tmp_path).read_bytes() == whole
 
 
-def test_weights_that_cannot_be_kept_are_used_all_the_same(
+def test_weights_that_cannot_be_kept_are_used_anyway(
     conversion: Conversion, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "cache").write_text("a file where the directory should be")
@@ -508,7 +525,7 @@ def test_the_demo_answers(model_path: Path) -> None:
 
 
 @pytest.mark.model
-def test_the_demo_stops_after_as_many_tokens_as_asked(model_path: Path) -> None:
+def test_the_demo_stops_after_max_tokens(model_path: Path) -> None:
     done = generate("--keep-format", "--max-tokens", 3)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "The capital of\n"
@@ -537,10 +554,10 @@ def test_the_demo_stops_where_the_context_ends(tmp_path: Path) -> None:
         assert done.stderr.rstrip().endswith("; the context is full")
     done = generate(*arguments, "x" * 64)
     assert done.returncode == 1
-    assert done.stderr == ("generate.py: the prompt has 64 tokens, and the model's context is 64\n")
+    assert done.stderr == ("generate.py: the prompt has 64 tokens, but the model's context is 64\n")
 
 
-def test_the_demo_says_what_is_wrong(tmp_path: Path) -> None:
+def test_the_demo_reports_errors_in_one_line(tmp_path: Path) -> None:
     metadata = tiny_metadata()
     del metadata["tokenizer.chat_template"]
     path = write_tiny(tmp_path / "tiny.gguf", metadata)
@@ -548,10 +565,10 @@ def test_the_demo_says_what_is_wrong(tmp_path: Path) -> None:
     cases: list[tuple[list[object], str]] = [
         (["--model", tmp_path / "none.gguf"], "No such file or directory"),
         (["--model", EXAMPLES / "generate.py"], "magic"),
-        (["--model", foreign], "architecture: found 'bert', accepted is 'llama'"),
-        (["--model", path], "the file has no 'tokenizer.chat_template': accepted is --raw"),
+        (["--model", foreign], "general.architecture: expected 'llama', got 'bert'"),
+        (["--model", path], "the file has no 'tokenizer.chat_template'; use --raw"),
         (["--model", path, "--raw", ""], "the prompt is empty"),
-        (["--model", path, "--raw", "--threads", "9999", "hello"], "Q4JIT_NUM_THREADS='9999'"),
+        (["--model", path, "--raw", "--threads", "9999", "hello"], "9999"),
     ]
     for arguments, message in cases:
         done = generate(*arguments)
@@ -562,7 +579,7 @@ def test_the_demo_says_what_is_wrong(tmp_path: Path) -> None:
     for option in ("--top-p=0", "--temperature=-1", "--max-tokens=0", "--threads=0", "--seed=-1"):
         done = generate(option)
         assert done.returncode == 2
-        assert f"argument {option.partition('=')[0]}: found" in done.stderr
+        assert f"argument {option.partition('=')[0]}: must be " in done.stderr
 
 
 def test_an_interrupted_answer_ends_with_the_statistics(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The notebook runs from top to bottom, holds what it promises, and shows a run as it was.
+"""The notebook runs from top to bottom, its claims hold, and its stored outputs match.
 
 `pytest --update-golden` stores the outputs of this machine in it.
 """
@@ -19,7 +19,7 @@ from tests.support.paths import ROOT
 
 NOTEBOOK = ROOT / "examples" / "quickstart.ipynb"
 CELL_SECONDS = 120
-# As text begins a path: "a / b" and "f32/f16" do not.
+# A path, but not "a / b" or "f32/f16".
 ABSOLUTE_PATH = re.compile(r"""(?:^|[\s'"=(\[<:])(?:/\w[\w.+~-]*/|~/|[A-Za-z]:\\)""")
 
 Cell = Any
@@ -28,12 +28,12 @@ write: Any = nbformat.write
 
 
 def code_cells(notebook: Any) -> dict[str, Cell]:
-    """The code cells by their ids."""
+    """Return the code cells by their ids."""
     return {cell.id: cell for cell in notebook.cells if cell.cell_type == "code"}
 
 
 def shown(cell: Cell) -> str:
-    """What a reader sees below a cell."""
+    """Return the outputs of a cell as a reader sees them."""
     return "\n".join(
         output.text if output.output_type == "stream" else output.data["text/plain"]
         for output in cell.outputs
@@ -41,7 +41,7 @@ def shown(cell: Cell) -> str:
 
 
 def strings(value: object) -> Iterator[str]:
-    """Every string inside a JSON value."""
+    """Yield every string in a JSON value."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict):
@@ -54,7 +54,7 @@ def strings(value: object) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def stored(executed: dict[str, Cell]) -> Any:
-    assert executed  # with --update-golden it writes the file
+    assert executed  # the fixture writes the file with --update-golden
     return read(NOTEBOOK, as_version=4)
 
 
@@ -62,22 +62,22 @@ def stored(executed: dict[str, Cell]) -> Any:
 def executed(
     tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config
 ) -> dict[str, Cell]:
-    """The cells after a run elsewhere, without the user's cache, settings and other kernels."""
-    place = tmp_path_factory.mktemp("notebook")
+    """Return the cells after a run without the user's cache, settings and Jupyter kernels."""
+    folder = tmp_path_factory.mktemp("notebook")
     notebook = read(NOTEBOOK, as_version=4)
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join(paths))
-        patch.setenv("Q4JIT_CACHE_DIR", str(place / "kernels"))
-        patch.setenv("IPYTHONDIR", str(place / "ipython"))
+        patch.setenv("Q4JIT_CACHE_DIR", str(folder / "kernels"))
+        patch.setenv("IPYTHONDIR", str(folder / "ipython"))
         for name in ("DATA", "RUNTIME", "CONFIG"):
-            patch.setenv(f"JUPYTER_{name}_DIR", str(place / name.lower()))
+            patch.setenv(f"JUPYTER_{name}_DIR", str(folder / name.lower()))
         patch.setenv("IPYKERNEL_CELL_NAME", NOTEBOOK.name)  # else errors name a temporary file
         NotebookClient(
             notebook,
             timeout=CELL_SECONDS,
             kernel_name="python3",
-            resources={"metadata": {"path": str(place)}},
+            resources={"metadata": {"path": str(folder)}},
             coalesce_streams=True,
             record_timing=False,
         ).execute()
@@ -87,7 +87,7 @@ def executed(
     return code_cells(notebook)
 
 
-def test_every_cell_ran_without_errors_and_warnings(executed: dict[str, Cell]) -> None:
+def test_every_cell_runs_without_errors_and_warnings(executed: dict[str, Cell]) -> None:
     assert len(executed) >= 10
     for count, (name, cell) in enumerate(executed.items(), 1):
         assert cell.execution_count == count, name
@@ -110,7 +110,7 @@ def test_weights_are_a_seventh_of_their_floats(executed: dict[str, Cell]) -> Non
     assert re.search(r"Q4_0 +497,664 +14\.1%", shown(executed["sizes"]))
 
 
-def test_what_was_generated_can_be_read(executed: dict[str, Cell]) -> None:
+def test_the_generated_code_is_shown(executed: dict[str, Cell]) -> None:
     assert "Q4_0 [576, 1536]" in shown(executed["explain"])
     assert "swiglu for cpu:x86-64-v3" in shown(executed["source"])
     assert shown(executed["loop"]).count("@multiply_add") >= 4
@@ -146,20 +146,20 @@ def test_outputs_are_stored_and_short(stored: Any) -> None:
 
 
 @pytest.mark.parametrize("name", ["weights", "sizes", "source", "loop", "error"])
-def test_what_is_the_same_on_every_machine_is_stored(
+def test_outputs_that_no_machine_changes_are_stored(
     executed: dict[str, Cell], stored: Any, name: str
 ) -> None:
-    message = "the notebook shows what was true once; if it should change: pytest --update-golden"
+    message = "the stored output is outdated; run pytest --update-golden to change it"
     assert shown(code_cells(stored)[name]) == shown(executed[name]), message
 
 
-def test_the_file_names_nobodys_machine(stored: Any) -> None:
+def test_the_file_names_no_machine(stored: Any) -> None:
     private = {str(ROOT), str(Path.home()), sys.prefix} - {os.sep}
     for text in strings(json.loads(json.dumps(stored))):
-        # a GPU's device files, which `explain()` names, are called so everywhere
-        found = ABSOLUTE_PATH.search(re.sub(r"/dev/(kfd|dxg|nvidia\w*)", "", text))
-        assert found is None, text
-        assert not any(path in text for path in private), text
+        # `explain()` names the device files of GPUs, which have the same names everywhere
+        path = ABSOLUTE_PATH.search(re.sub(r"/dev/(kfd|dxg|nvidia\w*)", "", text))
+        assert path is None, text
+        assert not any(name in text for name in private), text
 
 
 @pytest.mark.parametrize(
@@ -173,5 +173,5 @@ def test_the_file_names_nobodys_machine(stored: Any) -> None:
         ("bytes/row, ../README.md, f32/f16", False),
     ],
 )
-def test_paths_are_told_from_divisions(text: str, is_path: bool) -> None:
+def test_divisions_are_not_paths(text: str, is_path: bool) -> None:
     assert bool(ABSOLUTE_PATH.search(text)) is is_path

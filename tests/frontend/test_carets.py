@@ -1,6 +1,6 @@
-"""Which of the user's lines a refusal shows, and which columns of it."""
+"""The line of the user's code that a TraceError shows, and the columns that it marks."""
 
-# ruff: noqa: PLW0108 - each lambda is a user's function, and its line is what a message shows
+# ruff: noqa: PLW0108 - each lambda is a user's function, whose line the message shows
 
 import importlib.util
 import os
@@ -32,7 +32,7 @@ def test_a_statement_over_several_lines() -> None:
     assert shown.place.endswith(f"line {function.__code__.co_firstlineno + 3}, in function")
 
 
-def test_a_line_that_is_not_ascii() -> None:
+def test_the_caret_counts_characters_not_bytes() -> None:
     shown = refusal(lambda x, größe=1, 数="…": ("äöü €", np.sin(x)), random(2, K))
     assert shown.marked == "np.sin(x)"
 
@@ -70,10 +70,10 @@ def test_a_helper_of_another_module(tmp_path: Path) -> None:
     assert shown.marked == "v ** 0.5"
 
 
-def test_a_folder_whose_name_begins_like_the_packages(
+def test_a_folder_named_like_the_package_is_the_users(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Frames of q4jit and NumPy are skipped, those of q4jit_plots beside it are the user's."""
+    """Frames of q4jit and NumPy are skipped, but not those of a folder q4jit_plots."""
     from q4jit.frontend import carets
 
     monkeypatch.setattr(carets, "_NUMPY", f"{tmp_path / 'q4jit'}{os.sep}")
@@ -95,7 +95,7 @@ def test_a_function_without_source() -> None:
 
 
 def test_a_function_without_positions() -> None:
-    """Compiled with -X no_debug_ranges, code has lines and no columns."""
+    """Code compiled with -X no_debug_ranges has lines but no columns."""
 
     def function(x: Any) -> Any:
         return float(x)
@@ -108,7 +108,7 @@ def test_a_function_without_positions() -> None:
 
 
 def _without_columns(code: types.CodeType) -> bytes:
-    """A location table of the code's lines, in entries that have no columns."""
+    """Return a location table of the code's lines, without columns."""
     table, line = bytearray(), code.co_firstlineno
     for start, end, at in code.co_lines():
         units = (end - start) // 2
@@ -123,7 +123,7 @@ def _without_columns(code: types.CodeType) -> bytes:
     return bytes(table)
 
 
-def test_a_users_own_error_passes() -> None:
+def test_a_users_own_error_passes_through() -> None:
     def function(x: Any) -> Any:
         raise KeyError("mine")
 

@@ -1,4 +1,4 @@
-"""exp, log and tanh, stated in NumPy operations and held against float64."""
+"""exp, log and tanh, computed with NumPy operations and compared with float64."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ Lanes = NDArray[Any]  # f32, i32 or bool lanes
 
 
 class NumpyOps:
-    """The operations of `elementary.Ops` on NumPy arrays; `fused` rounds an fma once."""
+    """The operations of `elementary.Ops` on NumPy arrays. fused: an fma rounds only once."""
 
     def __init__(self, fused: bool) -> None:
         self.fused = fused
@@ -61,16 +61,16 @@ class NumpyOps:
         raise AssertionError(name)
 
 
-def _ulps(found: Lanes, exact: NDArray[np.float64]) -> float:
+def _ulps(result: Lanes, exact: NDArray[np.float64]) -> float:
     rounded = exact.astype(np.float32)
     ulp = np.spacing(np.abs(rounded)).astype(np.float64)
     finite = np.isfinite(rounded)
-    assert np.array_equal(found[~finite], rounded[~finite], equal_nan=True)
-    return float((np.abs(found.astype(np.float64) - exact) / ulp)[finite].max())
+    assert np.array_equal(result[~finite], rounded[~finite], equal_nan=True)
+    return float((np.abs(result.astype(np.float64) - exact) / ulp)[finite].max())
 
 
 def _inputs(low: float, high: float) -> Lanes:
-    """Every 257th f32 between two bounds of one sign, and the bounds."""
+    """Return every 257th f32 between two bounds of one sign, and the bounds."""
     bits = np.sort(np.array([low, high], np.float32).view(np.uint32)).astype(np.int64)
     steps = np.append(np.arange(bits[0], bits[1], 257), bits[1])
     return steps.astype(np.uint32).view(np.float32)
@@ -92,17 +92,17 @@ def test_error_in_ulps(
 ) -> None:
     x = _inputs(*bounds)
     with np.errstate(all="ignore"):
-        found = getattr(elementary, name)(NumpyOps(fused), x)
+        result = getattr(elementary, name)(NumpyOps(fused), x)
         exact = getattr(np, name)(x.astype(np.float64))
-        assert _ulps(found, exact) <= bound_ulps + (0 if fused else 1)
+        assert _ulps(result, exact) <= bound_ulps + (0 if fused else 1)
 
 
 def test_special_values() -> None:
     x = np.array([0.0, -0.0, np.inf, -np.inf, np.nan, 89.0, -200.0, -1.0], np.float32)
     with np.errstate(all="ignore"):
         for name in ("exp", "log", "tanh"):
-            found = getattr(elementary, name)(NumpyOps(True), x)
+            result = getattr(elementary, name)(NumpyOps(True), x)
             expected = getattr(np, name)(x)
-            np.testing.assert_allclose(found, expected, rtol=5e-7, err_msg=name)
+            np.testing.assert_allclose(result, expected, rtol=5e-7, err_msg=name)
             if name == "tanh":
-                assert np.array_equal(np.signbit(found[:4]), np.signbit(expected[:4]))
+                assert np.array_equal(np.signbit(result[:4]), np.signbit(expected[:4]))

@@ -1,4 +1,4 @@
-"""Plans: what becomes one kernel, what splits, and how a plan reads."""
+"""Plans: how a graph is cut into kernels, and how a plan is printed."""
 
 import textwrap
 from collections.abc import Callable
@@ -31,8 +31,8 @@ def plan(function: Callable[..., object], *specs: Spec, m: int = M) -> CpuPlan:
     return make_plan(trace(function, specs), V3, m)
 
 
-def assert_reads(found: CpuPlan, text: str) -> None:
-    assert str(found) == textwrap.dedent(text).strip()
+def assert_reads(cpu_plan: CpuPlan, text: str) -> None:
+    assert str(cpu_plan) == textwrap.dedent(text).strip()
 
 
 def normalised(x: Any, gain: Any) -> Any:
@@ -154,7 +154,7 @@ def test_aligned_slices_of_a_fused_weight_are_one_pass() -> None:
     )
 
 
-def test_a_result_of_one_row_beside_one_of_all() -> None:
+def test_a_result_of_one_row_and_one_of_all_rows() -> None:
     def both(x: Any, w: Any, r: Any) -> Any:
         y = x @ w
         return y, y + r
@@ -190,22 +190,22 @@ def test_dequantise_alone() -> None:
     )
 
 
-# --- how many kernels, and what they keep ---------------------------------------------------------
+# --- how many kernels, and which values they store ----------------------------------------------
 
 
-def test_a_column_beside_wider_products_waits_in_a_temporary() -> None:
-    found = plan(lambda x, w, gate: (x @ w) * np.tanh(x @ gate), X, w(), w(n=1))
-    assert found.temps == (N, 1)
-    assert [[k.schedule_of(s) for s in k.work.sections] for k in found.kernels] == [
+def test_a_product_of_one_column_is_stored_in_a_temporary() -> None:
+    split = plan(lambda x, w, gate: (x @ w) * np.tanh(x @ gate), X, w(), w(n=1))
+    assert split.temps == (N, 1)
+    assert [[k.schedule_of(s) for s in k.work.sections] for k in split.kernels] == [
         ["columns", "dot"],
         [],
     ]
 
 
 def test_products_of_different_x_are_different_kernels() -> None:
-    found = plan(lambda x, w, v: x @ w + (2 * x) @ v, X, w(), w())
-    assert [len(k.work.sections) for k in found.kernels] == [1, 1]
-    assert found.temps == (N,)
+    split = plan(lambda x, w, v: x @ w + (2 * x) @ v, X, w(), w())
+    assert [len(k.work.sections) for k in split.kernels] == [1, 1]
+    assert split.temps == (N,)
 
 
 def test_the_same_expression_twice_is_one_product() -> None:
@@ -228,7 +228,7 @@ def test_a_value_returned_twice_is_written_twice() -> None:
     assert sorted(str(s.buffer) for s in section.stores) == ["output0", "output1"]
 
 
-def test_what_can_be_computed_again_is_not_kept() -> None:
+def test_values_that_follow_from_others_are_not_stored() -> None:
     def function(x: Any, w: Any, down: Any) -> Any:
         y = np.tanh(x @ w)
         return y @ down, (y * 2) @ down  # one x follows from the other
@@ -236,9 +236,9 @@ def test_what_can_be_computed_again_is_not_kept() -> None:
     assert plan(function, X, w(), w(N, K)).temps == (N,)
 
 
-def test_truth_values_are_not_kept() -> None:
-    found = plan(lambda x, w, v: np.where(x @ w > 0, (x * 2) @ v, 0.0), X, w(), w())
-    stores = [t for k in found.kernels for s in k.work.sections for t in s.stores]
+def test_truth_values_are_not_stored() -> None:
+    split = plan(lambda x, w, v: np.where(x @ w > 0, (x * 2) @ v, 0.0), X, w(), w())
+    stores = [t for k in split.kernels for s in k.work.sections for t in s.stores]
     assert stores
     assert not any(t.node.is_bool for t in stores)
 
