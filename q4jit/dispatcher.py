@@ -27,6 +27,7 @@ from q4jit.locks import BUILD
 from q4jit.options import Options
 from q4jit.pipeline import DeviceLaunch, Launch, Remark
 from q4jit.plan.kernels import Source
+from q4jit.policy import runs_kernels
 from q4jit.specializer import Specializer, assembly, counted
 from q4jit.weights.tensor import QuantizedTensor
 
@@ -225,10 +226,12 @@ class Specialized(Generic[_P, _R]):
         """Compile for arguments like these, and repack their weights, without running a kernel.
 
         Pass the arguments of a call, or a tuple of ints in place of a float32 array of that shape:
-        `f.warmup((1, 576), w)`. Raises the errors of a call.
+        `f.warmup((1, 576), w)`. Elsewhere than on Linux, prepare only `inspect_source`. Raises the
+        errors of a call.
         """
-        stand_ins = [stand_in(value) for value in self._in_order(args, kwargs)]
-        self._prepared(self._with_views(tuple(stand_ins)))
+        stand_ins = self._with_views(tuple(map(stand_in, self._positional(args, kwargs))))
+        prepare = self._prepared if runs_kernels() else self._specializer.plan
+        prepare(stand_ins)
 
     def bind(self, *args: Any, out: Any = None, **kwargs: Any) -> Callable[[], Any]:
         """Return a function without parameters that calls with these arguments.
@@ -241,7 +244,7 @@ class Specialized(Generic[_P, _R]):
         Example: `step = f.bind(x, w, out=y)`, then `x[...] = token; step()`. Raises the errors of
         a call.
         """
-        given = self._in_order(args, kwargs)
+        given = self._positional(args, kwargs)
         args = self._with_views(given)
         launch = self._prepared(args)
         if launch is None:
@@ -249,11 +252,6 @@ class Specialized(Generic[_P, _R]):
         if isinstance(launch, DeviceLaunch):
             return functools.partial(self, *given, out=out)
         return launch.bind(args, out)
-
-    def _in_order(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
-        if kwargs or len(args) != len(self._parameters):
-            return self._positional(args, kwargs)
-        return args
 
     def _prepared(self, args: tuple[Any, ...]) -> Launch | None:
         """Return the launch for arguments, its weights repacked; None if the JIT is disabled."""

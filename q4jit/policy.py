@@ -10,6 +10,7 @@ An error on the chosen device is raised. Nothing falls back to another device.
 
 import contextlib
 import functools
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ import numpy as np
 from q4jit import config
 from q4jit.arrays.device_array import DeviceArray
 from q4jit.arrays.views import DeviceView, common_device, device_of
-from q4jit.errors import ArgumentError, DeviceError, expected
+from q4jit.errors import ArgumentError, DeviceError, TargetError, expected
 from q4jit.frontend.graph import Graph
 from q4jit.frontend.specs import WeightSpec
 from q4jit.runtime.devices import driver_of, find_device, find_devices, target_of, why_none
@@ -94,6 +95,23 @@ def choose_place(
         device = find_device(name)
         return Place(target_of(device), device, f"on {device}: target={name!r}")
     return _cheaper(cost)
+
+
+def runs_kernels() -> bool:
+    """Whether kernels can run on this operating system: on Linux only."""
+    return sys.platform == "linux"
+
+
+def check_system() -> None:
+    """Raise TargetError unless kernels can run on this operating system."""
+    if not runs_kernels():
+        raise TargetError(
+            expected(
+                "Linux to run kernels",
+                sys.platform,
+                cure="use f.warmup(...) and f.inspect_source(target) to read them",
+            )
+        )
 
 
 def names_device(name: str) -> bool:

@@ -26,7 +26,7 @@ from q4jit.locks import BUILD
 from q4jit.options import Options
 from q4jit.pipeline import Backend, Launch, ReadyKernel, Remark, fetch, ready_kernels
 from q4jit.plan.kernels import Plan, Source
-from q4jit.policy import Place, choose_place, cost_of
+from q4jit.policy import Place, check_system, choose_place, cost_of
 from q4jit.runtime.driver import Device
 from q4jit.targets import Target, find_target
 
@@ -137,6 +137,10 @@ class Specializer:
         self._note_rule(request)
         return launch
 
+    def plan(self, args: Sequence[Any]) -> None:
+        """Trace and plan a call, which is all that inspecting its source takes."""
+        self._plan(self.request(args))
+
     def signature_of(self, args: Sequence[Any]) -> tuple[Signature, tuple[int, ...]]:
         """Return the signature of arguments and their leading dimensions. Raises ArgumentError."""
         pairs = list(zip(self._parameters, args, strict=True))
@@ -160,19 +164,25 @@ class Specializer:
         """Run the stages from plan to load for a request, and keep the kernels."""
         start = time.perf_counter()
         backend, device = request.backend, request.place.device
-        graph, plan_options = self._graph(request.signature), self._options.plan_options
-        plan = backend.plan(graph, request.place.target, request.rows, plan_options, device)
-        plan_key, _ = request.key
-        # stored before loading, so that kernels that do not load can be inspected
-        self._plans[plan_key] = plan, request.rows
-        if config.debug():
-            sys.stderr.write(f"q4jit: {plan}\n")
+        plan = self._plan(request)
+        check_system()
         sources = [backend.render(plan, kernel) for kernel in plan.kernels]
         kernels = ready_kernels(sources, self._fetch, backend.load, device)
         self.seconds += time.perf_counter() - start
         _dump(plan, kernels, backend.compiler(plan.target))
         compiled = self._compiled[request.key] = _Compiled(plan, backend, kernels)
         return compiled
+
+    def _plan(self, request: Request) -> Plan[Any]:
+        """Plan a request and keep the plan, so that kernels that do not load can be inspected."""
+        backend, place = request.backend, request.place
+        graph, plan_options = self._graph(request.signature), self._options.plan_options
+        plan = backend.plan(graph, place.target, request.rows, plan_options, place.device)
+        plan_key, _ = request.key
+        self._plans[plan_key] = plan, request.rows
+        if config.debug():
+            sys.stderr.write(f"q4jit: {plan}\n")
+        return plan
 
     def _fetch(self, source: Source) -> Entry:
         compiler = find_backend(source.target).compiler(source.target)

@@ -8,7 +8,6 @@ would have tried itself.
 
 import contextlib
 import datetime
-import fcntl
 import functools
 import importlib.resources
 import json
@@ -261,6 +260,8 @@ def _known(file: Path) -> Tunings:
 @contextlib.contextmanager
 def _locked(file: Path) -> Iterator[None]:
     """No other process changes the file meanwhile; the lock ends with the process, too."""
+    import fcntl  # only a search writes tunings, and other systems than Linux may lack it
+
     with file.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
