@@ -59,7 +59,7 @@ def build(out: Path, *more: str) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
-    """A build for two archs and two classes of M; products of the larger have two launches."""
+    """Return a build for two archs and two classes of M, the larger with two launches."""
     out = tmp_path_factory.mktemp("aot") / "kernels"
     archs = [part for arch in ARCHS for part in ("--arch", arch)]
     return out, build(out, *SHAPE, *archs, "--m", "1", "--m", "20", "--m", "64")

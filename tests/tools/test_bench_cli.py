@@ -29,7 +29,10 @@ from tests.support.tools import require_tool
             ["--cached", "--target", "cpu", "--target", "hip:0"],
             "--target: expected only cpu together with --cached, got cpu, hip:0",
         ),
-        (["--target", "cpu:x86-64"], "expected cpu, which is this machine's, or a GPU, got cpu"),
+        (
+            ["--target", "cpu:x86-64"],
+            "--target: expected cpu (this machine's) or a GPU, got cpu:x86-64",
+        ),
         (["--json", "no/a.json"], "--json: expected a file in a writable folder, got no/a.json"),
         (["--json", "."], "--json: expected a file in a writable folder, got ."),
         (["--plot", "no/a.png"], "--plot: expected a file in a writable folder, got no/a.png"),

@@ -65,7 +65,7 @@ def fails(capsys: pytest.CaptureFixture[str]) -> Fails:
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
-    """A file with four matrices (two of one shape and format, one in F32) and a vector."""
+    """Return a file with four matrices (two of one shape and format, one in F32) and a vector."""
     path = tmp_path / "model.gguf"
     write_gguf(
         path, {"a": ("Q4_0", 64, 5), "b": ("Q4_0", 64, 5), "c": ("Q8_0", 32, 3), "f": ("F32", 8, 4)}
@@ -322,7 +322,7 @@ def test_options_that_generic_kernels_would_ignore_are_refused(
 
 def test_missing_options_are_named(fails: Fails, tmp_path: Path) -> None:
     arch = ["--arch", "gfx1100", "--out", tmp_path / "out"]
-    assert "got no --n and no --format" in fails(2, "build", "--k", "64", *arch)
+    assert "N --format NAME, got no --n, --format" in fails(2, "build", "--k", "64", *arch)
     error = fails(2, "build", "--entry", "generic", *arch)
     assert "build: expected --gguf FILE or --format NAME, got no --format" in error
     assert "--arch" in fails(2, "build", *ONE[:6], "--out", tmp_path / "out")

@@ -25,7 +25,7 @@ Tune = Callable[..., str]
 
 @pytest.fixture(autouse=True)
 def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The user's file of tunings, in the test's own cache directory."""
+    """Return the user's file of tunings, in the test's own cache directory."""
     monkeypatch.setenv("Q4JIT_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setattr(tunings, "_kept", {})
     return tmp_path / "cache" / "tunings.json"
@@ -33,7 +33,7 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The names of the devices that the command opened; they run nothing."""
+    """Return the names of the devices that the command opens; they run nothing."""
     names: list[str] = []
 
     def find(name: str) -> Any:
@@ -47,7 +47,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 @pytest.fixture
 def tune(capsys: pytest.CaptureFixture[str]) -> Tune:
-    """A function that runs the command, checks its exit status and returns its output."""
+    """Return a function that runs the command, checks its status and returns its output."""
 
     def run(*arguments: str | Path, status: int = 0) -> str:
         capsys.readouterr()
@@ -59,7 +59,7 @@ def tune(capsys: pytest.CaptureFixture[str]) -> Tune:
 
 @pytest.fixture
 def refused(capsys: pytest.CaptureFixture[str]) -> Tune:
-    """A function that runs an invalid command line and returns the line that it prints."""
+    """Return a function that runs an invalid command line and returns its error line."""
 
     def run(*arguments: str | Path) -> str:
         with pytest.raises(SystemExit) as end:

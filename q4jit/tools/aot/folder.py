@@ -33,7 +33,7 @@ class OutputFolder:
     def __enter__(self) -> "OutputFolder":
         try:
             self._path.mkdir(parents=True, exist_ok=True)
-            # shows before the long work whether files can be written: permission bits do not tell
+            # fails before the long work if files cannot be written: permission bits may not show it
             self._staging = tempfile.TemporaryDirectory(prefix=".q4jit-", dir=self._path)
         except OSError as error:
             self._remove_created()

@@ -243,9 +243,7 @@ def _target_names(options: argparse.Namespace) -> list[str]:
         )
     for name in set(names) - {"cpu"}:
         if name.startswith("cpu"):
-            options.parser.error(
-                expected("cpu, which is this machine's, or a GPU", name, where="--target")
-            )
+            options.parser.error(expected("cpu (this machine's) or a GPU", name, where="--target"))
         open_device(name)
     return names
 

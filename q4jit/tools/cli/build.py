@@ -165,9 +165,7 @@ def _weights(
     missing = [name for name in needed if name not in given]
     if missing:
         accepted = "--format NAME" if generic else "--k K --n N --format NAME"
-        options.parser.error(
-            expected(f"--gguf FILE or {accepted}", f"no {' and no '.join(missing)}")
-        )
+        options.parser.error(expected(f"--gguf FILE or {accepted}", f"no {', '.join(missing)}"))
     fmt: Format = options.format
     k, n = (fmt.block_elements, 1) if generic else (options.k, options.n)
     check_shape(options, fmt, k, n)

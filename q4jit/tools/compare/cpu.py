@@ -23,9 +23,7 @@ from q4jit.weights.reference import rotated_copies
 
 T = TypeVar("T")
 _READ_PASSES: Final = 5
-_READ_PASS_BYTES: Final = (
-    32 << 20
-)  # read by all passes together, at least: less is too fast to time
+_READ_PASS_BYTES: Final = 32 << 20  # of all passes together, at least: less is too fast to time
 _PEAK_PASSES: Final = 4
 
 
@@ -91,34 +89,34 @@ class CpuArena:
 
     @contextlib.contextmanager
     def _read(self, work: TimedCall) -> Iterator[Running]:
-        loads = [limits.reader(self._target, *way) for way in limits.READ_WAYS]
+        loads = [limits.reader(self._target, *variant) for variant in limits.READ_VARIANTS]
         count = rotated_copies(self.rotated_bytes(), work.weight_bytes)
-        step = limits.STEP_BYTES * self.threads
-        size_bytes = -(-count * work.weight_bytes // step) * step
+        chunk = limits.CHUNK_BYTES * self.threads
+        size_bytes = -(-count * work.weight_bytes // chunk) * chunk
         # odd, so that the exclusive or over all passes equals that of one pass
         passes = max(_READ_PASSES, _READ_PASS_BYTES // size_bytes | 1)
         data = np.random.default_rng(0).integers(0, 1 << 32, size_bytes // 4, np.uint32)
-        parts = np.split(data, self.threads)
-        sums = np.empty(self.threads, np.uint32)
+        shares = np.split(data, self.threads)
+        xors = np.empty(self.threads, np.uint32)
         wanted, is_right = np.bitwise_xor.reduce(data), [True]
 
-        def part_us(load: Callable[[int, int, int, int], None], i: int) -> float:
+        def share_us(load: Callable[[int, int, int, int], None], i: int) -> float:
             start = time.perf_counter()
-            load(parts[i].ctypes.data, parts[i].nbytes, passes, sums[i:].ctypes.data)
+            load(shares[i].ctypes.data, shares[i].nbytes, passes, xors[i:].ctypes.data)
             return (time.perf_counter() - start) * 1e6 / passes
 
         def all_us(load: Callable[[int, int, int, int], None]) -> float:
-            slowest = max(self._on_all(functools.partial(part_us, load)))
-            if np.bitwise_xor.reduce(sums) != wanted:
+            slowest = max(self._on_all(functools.partial(share_us, load)))
+            if np.bitwise_xor.reduce(xors) != wanted:
                 is_right.clear()
             return slowest
 
         def us() -> float:
             rest()
-            # the fastest way, because this is a limit; which one that is varies with the load
+            # the fastest variant, because this is a limit; which one that is varies with the load
             return min(map(all_us, loads)) * work.weight_bytes / size_bytes
 
-        yield Running(us, lambda: sums.fill(0), lambda: 0.0 if is_right else None)
+        yield Running(us, lambda: xors.fill(0), lambda: 0.0 if is_right else None)
 
     def _on_all(self, run: Callable[[int], T]) -> list[T]:
         """Run a function on all threads at the same time; return its results."""
@@ -148,7 +146,7 @@ class CpuArena:
 
         def run_s() -> float:
             runs = self._on_all(lambda i: peak.run())
-            if not all(good for _, good in runs):
+            if not all(exact for _, exact in runs):
                 is_right.clear()
             return max(seconds for seconds, _ in runs)
 

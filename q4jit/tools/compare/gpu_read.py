@@ -30,9 +30,9 @@ class GpuRead:
 
     def __init__(self, bench: Bench, size_bytes: int, total_bytes: int) -> None:
         self._bench = bench
-        units = -(-size_bytes // _LOAD_BYTES)
-        rng = np.random.default_rng(units)
-        self._words = rng.integers(0, 1 << 32, 4 * units, np.uint32)
+        loads = -(-size_bytes // _LOAD_BYTES)
+        rng = np.random.default_rng(loads)
+        self._words = rng.integers(0, 1 << 32, 4 * loads, np.uint32)
         count = rotated_copies(total_bytes, size_bytes)
         self._copies = [DeviceArray.from_numpy(self._words, bench.device) for _ in range(count)]
         texts = [t for t in _READ_TEXTS if t[0] <= bench.target.hip.max_block_size]
@@ -40,15 +40,15 @@ class GpuRead:
         for source in sources:
             bench.compile_text(source, "a read")
         self._variants = [
-            _ReadVariant(source, *text, self._blocks(units, per_unit, *text), units)
+            _ReadVariant(source, *text, self._blocks(loads, per_unit, *text), loads)
             for (text, source), per_unit in itertools.product(
                 zip(texts, sources, strict=True), _READ_BLOCKS
             )
         ]
         self._best: _ReadVariant | None = None
 
-    def _blocks(self, units: int, per_unit: int | None, block_size: int, ahead: int) -> int:
-        runs = -(-units // (block_size * ahead))
+    def _blocks(self, loads: int, per_unit: int | None, block_size: int, ahead: int) -> int:
+        runs = -(-loads // (block_size * ahead))
         return runs if per_unit is None else min(runs, per_unit * self._bench.device.compute_units)
 
     @contextlib.contextmanager
@@ -78,7 +78,7 @@ class GpuRead:
             address = words.pointer
             return [
                 functools.partial(
-                    launch, stream, copy.pointer, address, variant.units, variant.blocks
+                    launch, stream, copy.pointer, address, variant.loads, variant.blocks
                 )
                 for copy in self._copies
             ]
@@ -97,7 +97,7 @@ class _ReadVariant:
     block_size: int
     ahead: int
     blocks: int
-    units: int
+    loads: int
 
     def __str__(self) -> str:
         return f"{self.blocks} blocks of {self.block_size} threads, {self.ahead} loads each"

@@ -20,11 +20,11 @@ from q4jit.runtime.cpu import LoadedObject, function
 from q4jit.targets import Target
 
 # (runs of bytes that a thread reads side by side, prefetch distance in bytes)
-READ_WAYS: Final = ((1, 0), (1, 4096), (2, 1024), (8, 0))
+READ_VARIANTS: Final = ((1, 0), (1, 4096), (2, 1024), (8, 0))
 _VECTORS: Final = 8  # loads in flight per thread
 _VECTOR_BYTES: Final = 64
-STEP_BYTES: Final = _VECTORS * _VECTOR_BYTES
-"""Reads are a multiple of this size."""
+CHUNK_BYTES: Final = _VECTORS * _VECTOR_BYTES
+"""A read is a multiple of this size."""
 
 _loaded: list[LoadedObject] = []  # keeps the code until the process ends
 
@@ -38,14 +38,14 @@ def _load(target: Target, symbol: str, text: str, *argument_types: Any) -> Calla
     return loaded_function
 
 
-def _repeat(f: Function, counter: str, step: int, stop: str, body: str, behind: str) -> None:
+def _repeat(f: Function, counter: str, step: int, stop: str, body: str, after: str) -> None:
     """End the block `body` with a branch back to it while counter + step is below `stop`.
 
     `Function.loop` tests at the head of the loop, which would add a jump to every measured round.
     """
     following = f.let("next", f"add i64 {counter}, {step}")
     more = f.let("more", f"icmp ult i64 {following}, {stop}")
-    f.do(f"br i1 {more}, label %{body}, label %{behind}")
+    f.do(f"br i1 {more}, label %{body}, label %{after}")
 
 
 def _module(title: str, target: Target, f: Function, *lines: str) -> str:
@@ -61,22 +61,22 @@ def _module(title: str, target: Target, f: Function, *lines: str) -> str:
 def reader(target: Target, runs: int, ahead: int) -> Callable[[int, int, int, int], None]:
     """Return a function that reads memory and stores the exclusive or of its words.
 
-    It takes the address, the size in bytes (a multiple of STEP_BYTES), the number of passes, and
+    It takes the address, the size in bytes (a multiple of CHUNK_BYTES), the number of passes, and
     the address of the result.
     """
-    kinds = (ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p)
-    return _load(target, "q4jit_read", _reader_text(target, runs, ahead), *kinds)
+    types = (ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p)
+    return _load(target, "q4jit_read", _reader_text(target, runs, ahead), *types)
 
 
 def _reader_text(target: Target, runs: int, ahead: int) -> str:
-    """Return the text of a loop of loads; each vector has its own sum, so that no load waits.
+    """Return the text of a loop of loads; each vector has its own xor, so that no load waits.
 
-    runs: parts of the bytes that are read side by side. ahead: the prefetch distance in bytes; 0
+    runs: ranges of the bytes that are read side by side. ahead: the prefetch distance in bytes; 0
     for no prefetches. A CPU's own prefetcher stops at the end of a page.
     """
-    f = Function("void @q4jit_read(ptr %data, i64 %bytes, i64 %passes, ptr %sum)")
+    f = Function("void @q4jit_read(ptr %data, i64 %bytes, i64 %passes, ptr %result)")
     per_run, numbers = _VECTORS // runs, range(_VECTORS)
-    part = f.let("part", f"udiv i64 %bytes, {runs}")
+    run_bytes = f.let("run.bytes", f"udiv i64 %bytes, {runs}")
     f.do("br label %pass")
     f.label("pass")
     done = f.let("done", "phi i64 [ 0, %entry ], [ %count, %passed ]")
@@ -87,8 +87,8 @@ def _reader_text(target: Target, runs: int, ahead: int) -> str:
     at = f.let("at", "phi i64 [ 0, %pass ], [ %next, %loop ]")
     for i in numbers:
         f.let(f"s{i}", f"phi {INTS} [ %o{i}, %pass ], [ %t{i}, %loop ]")
-    _read_vectors(f, part, at, per_run, ahead)
-    _repeat(f, at, _VECTOR_BYTES * per_run, part, "loop", "passed")
+    _read_vectors(f, run_bytes, at, per_run, ahead)
+    _repeat(f, at, _VECTOR_BYTES * per_run, run_bytes, "loop", "passed")
     f.label("passed")
     count = f.let("count", f"add i64 {done}, 1")
     again = f.let("again", f"icmp ult i64 {count}, %passes")
@@ -98,10 +98,10 @@ def _reader_text(target: Target, runs: int, ahead: int) -> str:
     for i in numbers[1:]:
         merged = f.let(f"m{i}", f"xor {INTS} {merged}, %t{i}")
     word = f.let("word", f"call i32 @llvm.vector.reduce.xor.v16i32({INTS} {merged})")
-    f.do(f"store i32 {word}, ptr %sum, align 4")
+    f.do(f"store i32 {word}, ptr %result, align 4")
     f.do("ret void")
     return _module(
-        f"q4jit_read for {target}: reads whole steps of {STEP_BYTES} bytes",
+        f"q4jit_read for {target}: reads a multiple of {CHUNK_BYTES} bytes",
         target,
         f,
         f"declare i32 @llvm.vector.reduce.xor.v16i32({INTS})",
@@ -109,11 +109,11 @@ def _reader_text(target: Target, runs: int, ahead: int) -> str:
     )
 
 
-def _read_vectors(f: Function, part: str, at: str, per_run: int, ahead: int) -> None:
-    """Add the vectors at offset `at` of each run of `part` bytes to their sums."""
+def _read_vectors(f: Function, run_bytes: str, at: str, per_run: int, ahead: int) -> None:
+    """Combine the vectors at offset `at` of each run with their xors."""
     for i in range(_VECTORS):
         run, vector_of_run = divmod(i, per_run)
-        run_at = f.let(f"run{i}", f"mul i64 {part}, {run}")
+        run_at = f.let(f"run{i}", f"mul i64 {run_bytes}, {run}")
         start = f.let(f"at{i}", f"add i64 {run_at}, {at}")
         start = f.let(f"from{i}", f"add i64 {start}, {_VECTOR_BYTES * vector_of_run}")
         address = f.at("%data", "i8", start, f"p{i}")
@@ -126,7 +126,7 @@ def _read_vectors(f: Function, part: str, at: str, per_run: int, ahead: int) -> 
 
 # --- multiply-adds --------------------------------------------------------------------------------
 
-_STEPS: Final = 1 << 19  # sums stay exact in f32, and a run takes some milliseconds
+_REPEATS: Final = 1 << 19  # sums stay exact in f32, and a run takes some milliseconds
 
 
 @dataclass(frozen=True)
@@ -159,21 +159,21 @@ class Peak:
     """
 
     operations: int
-    _made_of: Instruction
+    _instruction: Instruction
     _vectors: int
     _kernel: Callable[..., None]
 
     def run(self) -> tuple[float, bool]:
         """Run on this thread; return the seconds, and whether the sums are right."""
-        lanes, products = self._made_of.lanes, self._made_of.products
-        kinds = (np.float32, np.float32) if products == 1 else (np.int32, np.int8)
-        begin = np.arange(self._vectors * lanes, dtype=kinds[0])
-        factors = np.ones(lanes * products, kinds[1])
+        lanes, products = self._instruction.lanes, self._instruction.products
+        dtypes = (np.float32, np.float32) if products == 1 else (np.int32, np.int8)
+        begin = np.arange(self._vectors * lanes, dtype=dtypes[0])
+        factors = np.ones(lanes * products, dtypes[1])
         sums = begin.copy()
         start = time.perf_counter()
-        self._kernel(sums.ctypes.data, factors.ctypes.data, _STEPS)
+        self._kernel(sums.ctypes.data, factors.ctypes.data, _REPEATS)
         seconds = time.perf_counter() - start
-        return seconds, np.array_equal(sums, begin + _STEPS * products)
+        return seconds, np.array_equal(sums, begin + _REPEATS * products)
 
 
 @functools.cache
@@ -210,7 +210,7 @@ def _peak(target: Target, kind: Instruction) -> Peak:
     vectors = target.vector_registers * 3 // 4  # enough to hide the latency, without spills
     text = peak_text(target, kind, vectors)
     kernel = _load(target, "q4jit_peak", text, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)
-    operations = 2 * kind.lanes * kind.products * vectors * _STEPS
+    operations = 2 * kind.lanes * kind.products * vectors * _REPEATS
     return Peak(operations, kind, vectors, kernel)
 
 

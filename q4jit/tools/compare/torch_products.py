@@ -65,10 +65,10 @@ def dense_fp16(
 ) -> list[Callable[[], Any]]:
     """Return calls of the f16 product of the vendor's BLAS."""
     (w,) = work.weights
-    half = torch.from_numpy(decode(w.block_format, w.raw)).to(device).half()
+    dense = torch.from_numpy(decode(w.block_format, w.raw)).to(device).half()
     x = torch.from_numpy(work.x).to(device).half()
-    count = rotated_copies(total_bytes, half.numel() * half.element_size())
-    copies = [half, *(half.clone() for _ in range(count - 1))]
+    count = rotated_copies(total_bytes, dense.numel() * dense.element_size())
+    copies = [dense, *(dense.clone() for _ in range(count - 1))]
     return [functools.partial(lambda w: x @ w.t(), w) for w in copies]
 
 

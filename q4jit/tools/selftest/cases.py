@@ -161,8 +161,9 @@ def _shape(name: str, turn: int) -> tuple[int, int]:
 def _rows(schedule: str, layout: str, name: str, turn: int) -> tuple[int, ...]:
     """Return the M to run.
 
-    These are all M for Q4_0 in `planar`. For other formats, `gemv` and `gemv_dot` have a kernel
-    per M, so one or two M that vary with the format; other schedules have one kernel for all M > 1.
+    For Q4_0 in `planar` these are all M of the schedule. Otherwise they are one or two M for
+    `gemv` and `gemv_dot`, which have a kernel per M, and all M > 1 for the other schedules, which
+    have one kernel for them.
     """
     every = _ROWS[schedule]
     if name == "Q4_0" and layout == PLANAR:

@@ -76,26 +76,26 @@ def replay_error(bench: Bench, m: int) -> float:
 def stream_error(bench: Bench, m: int) -> float:
     """Return the largest difference between results of two concurrent streams and of one."""
     streams = find_streams(bench.device)
-    made = [streams.make() for _ in range(2)]
+    two_streams = [streams.make() for _ in range(2)]
     x, w = random_x(m, SHAPES[0][0]), random_weight("Q4_0", *SHAPES[0])
     built = bench.build(product, (x, w), PlanOptions())
     calls = [
         bench.upload((x * sign, w), streams.handle(s))
-        for sign, s in zip((1, -1), made, strict=True)
+        for sign, s in zip((1, -1), two_streams, strict=True)
     ]
     launch = bench.bind(built, calls[0])
     outs = [[bench.outputs(built, args)[0] for args in calls] for _ in range(_STREAM_CALLS)]
-    alone = []
+    separate = []
     for args in calls:
         (out,) = bench.outputs(built, args)
         launch(args, out)
-        alone.append(out.to_numpy())
+        separate.append(out.to_numpy())
     for pair in outs:
         for args, out in zip(calls, pair, strict=True):
             launch(args, out)
     worst = 0.0
     for pair in outs:
-        for out, wanted in zip(pair, alone, strict=True):
+        for out, wanted in zip(pair, separate, strict=True):
             worst = larger(worst, difference(out.to_numpy(), wanted))
     return worst
 

@@ -81,5 +81,5 @@ def attempt(action: Callable[[], T]) -> T | Exception:
 
 
 def error_text(error: BaseException) -> str:
-    """Return the class and the message of an error."""
-    return f"{type(error).__name__}: {error}"
+    """Return the class of an error and its message, if it has one."""
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

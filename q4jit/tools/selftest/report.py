@@ -102,7 +102,7 @@ def _case_lines(cases: Sequence[dict[str, Any]]) -> Iterator[str]:
         largest = f"{max(errors):.1e}" if errors else "-"
         failed = sum(case["passed"] is False for case in members)
         not_run = sum(case["passed"] is None for case in members)
-        bound = f"{members[0]['bound']:.0e}"
+        bound = f"{members[0]['bound']:.0e}" if members[0]["bound"] else "0"
         yield f"{group:28}{len(members):8}{failed:8}{not_run:9}{largest:>11}{bound:>9}"
 
 

@@ -133,7 +133,7 @@ def test_a_child_reads_its_request(
 
 
 @pytest.mark.parametrize(
-    ("place", "value", "told"),
+    ("field", "value", "message"),
     [
         (("threads",), 0, ".threads: found 0, accepted is a whole number from 1 to 1024"),
         (("threads",), True, ".threads: found True"),
@@ -146,16 +146,16 @@ def test_a_child_reads_its_request(
     ],
 )
 def test_an_invalid_request_is_refused(
-    place: tuple[str, ...], value: Any, told: str, tmp_path: Path, capsys: Any
+    field: tuple[str, ...], value: Any, message: str, tmp_path: Path, capsys: Any
 ) -> None:
     path = tmp_path / "a.request"
     valid = child.ChildRequest(1, REQUEST, None, False, tmp_path / "a.json")
     data = json.loads(child.to_json(valid))
-    inner = data["request"] if len(place) > 1 else data
-    inner[place[-1]] = value
+    inner = data["request"] if len(field) > 1 else data
+    inner[field[-1]] = value
     path.write_text(json.dumps(data))
     assert main(["bench", "--child", str(path)]) == 1
     out, err = capsys.readouterr()
     assert (out, len(err.splitlines())) == ("", 1)
     assert err.startswith(f"q4jit bench: {path}")
-    assert told in err
+    assert message in err

@@ -13,10 +13,10 @@ from q4jit.tools.compare import limits
 from tests.support.tools import lack
 
 
-@pytest.mark.parametrize("way", limits.READ_WAYS)
-def test_a_read_reads_every_word(way: tuple[int, int]) -> None:
-    load = limits.reader(find_target("cpu"), *way)
-    data = np.random.default_rng(0).integers(0, 1 << 32, 3 * limits.STEP_BYTES // 4, np.uint32)
+@pytest.mark.parametrize("variant", limits.READ_VARIANTS)
+def test_a_read_reads_every_word(variant: tuple[int, int]) -> None:
+    load = limits.reader(find_target("cpu"), *variant)
+    data = np.random.default_rng(0).integers(0, 1 << 32, 3 * limits.CHUNK_BYTES // 4, np.uint32)
     xor = np.zeros(1, np.uint32)
     for passes, wanted in (
         (1, np.bitwise_xor.reduce(data)),

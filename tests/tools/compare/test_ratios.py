@@ -74,7 +74,7 @@ def test_targets_are_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ({"targets_version": 2}, ".targets_version: found 2, accepted is 1"),
         ({"targets": {}}, ".targets: found {}, accepted is a list"),
@@ -87,8 +87,8 @@ def test_targets_are_read(tmp_path: Path) -> None:
         ({"at_least": 1}, ", and perhaps ['cached', 'min_size']"),
     ],
 )
-def test_a_wrong_file_of_targets_is_refused_before_anything_is_measured(
-    change: dict[str, Any], told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_an_invalid_targets_file_is_refused_before_measuring(
+    change: dict[str, Any], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = json.loads(FILE.read_text("utf-8"))
     data["targets"] = data["targets"][:1]
@@ -100,7 +100,7 @@ def test_a_wrong_file_of_targets_is_refused_before_anything_is_measured(
     out, err = capsys.readouterr()
     assert (out, len(err.splitlines())) == ("", 1)
     assert err.startswith(f"q4jit bench: {path}")
-    assert told in err
+    assert message in err
 
 
 def test_a_file_without_targets_is_refused(tmp_path: Path) -> None:

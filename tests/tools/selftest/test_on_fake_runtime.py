@@ -10,7 +10,7 @@ from tests.support import child, fake_gpu
 
 @pytest.fixture(params=["amd", "nvidia"])
 def run_on_fake(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[str], str]:
-    """A function that runs a program whose Bench compiles code that the fake runtime loads."""
+    """Return a function that runs a program whose Bench compiles for the fake runtime."""
     folder = str(fake_gpu.build(tmp_path, request.param))
     prelude = (
         fake_gpu.PRELUDE
