@@ -105,7 +105,7 @@ def _add_work(command: argparse.ArgumentParser) -> None:
     work.add_argument(
         "--fused",
         action="store_true",
-        help="also measure what bias and SiLU gating add to the time of two products",
+        help="also measure the cost of bias and SiLU gating over two bare products",
     )
     work.add_argument("--quick", action="store_true", help="one shape, M = 1 and 8, fewer rounds")
 

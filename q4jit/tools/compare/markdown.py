@@ -58,8 +58,8 @@ def _products(measurements: Sequence[Stored]) -> Iterator[str]:
     peers = [name for name in names if name not in own]
     headings = ["K, N", "M", "read", *(f"{name} (of read; error)" for name in own)]
     headings += [f"{name} (× {', '.join(o.split()[-1] for o in own)})" for name in peers]
-    yield "Times in µs. In brackets, for q4jit: the fraction of the read's speed, and the error;"
-    yield "for the others: how many times faster q4jit is, by precision."
+    yield "Times in µs. In brackets: the fraction of the read's speed and the error, or how many"
+    yield "times faster q4jit is, by precision:"
     yield ""
     yield from _heading(headings)
     for k, n, m in dict.fromkeys((s["k"], s["n"], s["m"]) for s in products):
@@ -76,7 +76,7 @@ def _fused(run: Run) -> Iterator[str]:
         return
     threads = f" ({counted(run['threads'], 'thread')})" if "threads" in run else ""
     yield ""
-    yield f"What bias and SiLU gating add to the time of two products{threads}:"
+    yield f"The cost of bias and SiLU gating over the two bare products{threads}:"
     yield ""
     yield from _heading(["K, N", "M", "kernels", "µs", "cost", "error"])
     for stored in gated:

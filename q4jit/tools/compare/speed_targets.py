@@ -79,7 +79,7 @@ _OPTIONAL_RULES: Final[Rules] = {
 
 def verdicts(runs: Sequence[Run], targets: Sequence[SpeedTarget]) -> Table:
     """Return a table of the targets: the measured ratio for each weight, and the verdict."""
-    lines = [["precision", "M", "against", "threads", "target", "measured", "verdict"]]
+    lines = [["precision", "M", "against", "threads", "target", "result", "verdict"]]
     for run in runs:
         threads = run["threads"]
         for target in targets:

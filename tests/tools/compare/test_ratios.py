@@ -59,7 +59,7 @@ def test_the_table_of_ratios() -> None:
 
 def test_without_targets_there_are_no_verdicts() -> None:
     run = run_of(1, ratios={"ggml": 1.3}, of_read=0.95)
-    headings = "precision M against threads target measured verdict".split()
+    headings = "precision M against threads target result verdict".split()
     assert verdicts([run], ()) == [headings]
     lines = list(ratio_lines([run], ()))
     assert not any("verdict" in line for line in lines)
