@@ -78,16 +78,13 @@ def block_format(text: str) -> Format:
 # --- options and checks --------------------------------------------------------------------------
 
 
-def add_output(
-    command: argparse.ArgumentParser, metavar: str, what: str
-) -> argparse._ArgumentGroup:
-    """Add the options --out, where `what` is written, and --force; return their group."""
+def add_output(command: argparse.ArgumentParser, metavar: str, what: str) -> None:
+    """Add the options --out, where `what` is written, and --force."""
     output = command.add_argument_group("output")
     output.add_argument("--out", type=Path, metavar=metavar, required=True, help=what)
     output.add_argument(
         "--force", action="store_true", help="overwrite files that q4jit did not write"
     )
-    return output
 
 
 def checked(options: argparse.Namespace, check: Callable[..., object], *arguments: Any) -> None:
