@@ -1,4 +1,4 @@
-"""Where the fields of a weight's blocks are, in each layout; see docs/layouts.md."""
+"""Describe where the fields of a weight's blocks are in each layout; see docs/layouts.md."""
 
 from typing import Any, Final
 
@@ -9,14 +9,14 @@ LAYOUTS: Final = (PLANAR, GGUF, INTERLEAVED16)
 
 
 def describe_layout(fmt: Format, layout: str, shape: tuple[int, int] | None) -> dict[str, Any]:
-    """Where the fields of a weight's blocks are, see docs/layouts.md; all sizes in bytes.
+    """Return the offsets and strides of the fields of a weight's blocks, in bytes.
 
-    shape: (K, N); None, for `gguf`, where it is known at run time only.
+    shape: (K, N); None for a kernel that takes K and N at each launch (`gguf` only).
     """
     if layout == INTERLEAVED16:
         assert shape is not None
         return _describe_interleaved(Interleaved(fmt, *shape))
-    found: dict[str, Any] = {
+    description: dict[str, Any] = {
         "layout": layout,
         "address": "offset_bytes + (column * blocks + block) * stride_bytes",
     }
@@ -37,7 +37,7 @@ def describe_layout(fmt: Format, layout: str, shape: tuple[int, int] | None) -> 
     else:
         blocks = -(-shape[0] // elements)
         size = size_bytes or shape[1] * fmt.row_bytes(shape[0])
-    return found | {
+    return description | {
         "size_bytes": size,
         "alignment_bytes": alignment,
         "block_elements": elements,
@@ -50,8 +50,8 @@ def describe_layout(fmt: Format, layout: str, shape: tuple[int, int] | None) -> 
 
 
 def _describe_interleaved(shape: Interleaved) -> dict[str, Any]:
-    units = {f.name: f for f in fields(shape.fmt)}
-    places = {name: shape.offset_bytes(name) for name in units}
+    by_name = {f.name: f for f in fields(shape.fmt)}
+    offsets = {name: shape.offset_bytes(name) for name in by_name}
     return {
         "layout": INTERLEAVED16,
         "address": f"(column // {LANES} * tiles + block // blocks_per_tile) * tile_bytes"
@@ -69,9 +69,9 @@ def _describe_interleaved(shape: Interleaved) -> dict[str, Any]:
                 "name": name,
                 "offset_bytes": at,
                 "stride_bytes": stride,
-                "unit_bytes": units[name].unit_bytes,
-                "field_bytes": units[name].size_bytes,
+                "unit_bytes": by_name[name].unit_bytes,
+                "field_bytes": by_name[name].size_bytes,
             }
-            for name, (at, stride) in sorted(places.items(), key=lambda item: item[1])
+            for name, (at, stride) in sorted(offsets.items(), key=lambda item: item[1])
         ],
     }
