@@ -35,7 +35,7 @@ class Plane:
     quant q shifted left by `lshift`.
     """
 
-    offset_bytes: int
+    at: int
     bits: int
     width_bytes: int
     lshift: int = 0
@@ -63,8 +63,8 @@ class Format:
     """How a block of `block_elements` weights is stored in `block_bytes` bytes.
 
     The value of an element is d·s·(q − zero) + m: d and m are f16 fields of the block (m only where
-    `m_offset_bytes` is given), s an int8 of the element's sub-block of `scale_elements` elements
-    (only where `scales_offset_bytes` is given), q is put together from `planes` (and is a two's
+    `minimum_at` is given), s an int8 of the element's sub-block of `sub_block_elements` elements
+    (only where `sub_scales_at` is given), q is put together from `planes` (and is a two's
     complement int8 where `signed`). A format with `float_dtype` stores plain floats and has none
     of these fields.
     """
@@ -74,10 +74,10 @@ class Format:
     block_elements: int
     block_bytes: int
     planes: tuple[Plane, ...] = ()
-    d_offset_bytes: int | None = None
-    m_offset_bytes: int | None = None
-    scales_offset_bytes: int | None = None
-    scale_elements: int = 32
+    scale_at: int | None = None
+    minimum_at: int | None = None
+    sub_scales_at: int | None = None
+    sub_block_elements: int = 32
     zero: int = 0
     signed: bool = False
     float_dtype: str | None = None
@@ -87,7 +87,7 @@ class Format:
         """Bits of a quant, all planes together; 0 for a float format."""
         return sum(plane.bits for plane in self.planes)
 
-    def row_bytes(self, k: int) -> int:
+    def column_bytes(self, k: int) -> int:
         """Bytes of one GGUF row of `k` elements; raises FormatError unless k is whole blocks."""
         if k <= 0 or k % self.block_elements:
             raise FormatError(
@@ -102,18 +102,18 @@ FORMATS: Final[dict[str, Format]] = {
     for f in (
         Format("F32", 0, 1, 4, float_dtype="<f4"),
         Format("F16", 1, 1, 2, float_dtype="<f2"),
-        Format("Q4_0", 2, QK4_0, 18, (Plane(2, 4, 16),), d_offset_bytes=0, zero=8),
-        Format("Q4_1", 3, QK4_1, 20, (Plane(4, 4, 16),), d_offset_bytes=0, m_offset_bytes=2),
-        Format("Q8_0", 8, QK8_0, 34, (Plane(2, 8, 32),), d_offset_bytes=0, signed=True),
+        Format("Q4_0", 2, QK4_0, 18, (Plane(2, 4, 16),), scale_at=0, zero=8),
+        Format("Q4_1", 3, QK4_1, 20, (Plane(4, 4, 16),), scale_at=0, minimum_at=2),
+        Format("Q8_0", 8, QK8_0, 34, (Plane(2, 8, 32),), scale_at=0, signed=True),
         Format(
             "Q6_K",
             14,
             QK_K,
             210,
             (Plane(0, 4, 64), Plane(128, 2, 32, lshift=4)),
-            d_offset_bytes=208,
-            scales_offset_bytes=192,
-            scale_elements=16,
+            scale_at=208,
+            sub_scales_at=192,
+            sub_block_elements=16,
             zero=32,
         ),
     )
@@ -152,15 +152,15 @@ def _decode_blocks(fmt: Format, blocks: NDArray[np.uint8]) -> NDArray[np.float32
     values = _quants(fmt, blocks).astype(np.float32)
     if fmt.zero:
         values -= np.float32(fmt.zero)
-    scale = _f16_field(blocks, fmt.d_offset_bytes)
-    if fmt.scales_offset_bytes is not None:
-        count = fmt.block_elements // fmt.scale_elements
-        first = fmt.scales_offset_bytes
+    scale = _f16_field(blocks, fmt.scale_at)
+    if fmt.sub_scales_at is not None:
+        count = fmt.block_elements // fmt.sub_block_elements
+        first = fmt.sub_scales_at
         sub = blocks[..., first : first + count].view(np.int8).astype(np.float32)
-        scale = np.repeat(scale * sub, fmt.scale_elements, axis=-1)
+        scale = np.repeat(scale * sub, fmt.sub_block_elements, axis=-1)
     values *= scale
-    if fmt.m_offset_bytes is not None:
-        values += _f16_field(blocks, fmt.m_offset_bytes)
+    if fmt.minimum_at is not None:
+        values += _f16_field(blocks, fmt.minimum_at)
     return values
 
 
@@ -180,7 +180,7 @@ def _quants(fmt: Format, blocks: NDArray[np.uint8]) -> NDArray[np.integer]:
 
 def _plane_field(fmt: Format, plane: Plane, blocks: NDArray[np.uint8]) -> NDArray[np.uint8]:
     size = plane.size_bytes(fmt.block_elements)
-    stored = blocks[..., plane.offset_bytes : plane.offset_bytes + size]
+    stored = blocks[..., plane.at : plane.at + size]
     runs = stored.reshape(*blocks.shape[:-1], -1, 1, plane.width_bytes)
     shifts = np.arange(0, 8, plane.bits, dtype=np.uint8)[:, np.newaxis]
     field = (runs >> shifts & np.uint8((1 << plane.bits) - 1)) << np.uint8(plane.lshift)
@@ -196,7 +196,7 @@ def encode(fmt: Format, rows: NDArray[np.floating]) -> NDArray[np.uint8]:
     if encoder is None:
         raise FormatError(f"q4jit cannot quantise to {fmt.name}: it can to {', '.join(_ENCODERS)}")
     n, k = rows.shape
-    row_bytes = fmt.row_bytes(k)
+    row_bytes = fmt.column_bytes(k)
     with np.errstate(all="ignore"):  # f16 overflows to Inf, as in ggml
         # to F16 in one step: by way of f32 a float64 would be rounded twice
         values = np.ascontiguousarray(rows, fmt.float_dtype or np.float32)

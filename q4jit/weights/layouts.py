@@ -48,7 +48,8 @@ INTERLEAVED16: Final = "interleaved16"
 PLANAR: Final = "planar"
 TILES16: Final = "tiles16"
 
-LANES: Final = 16
+PANEL_COLUMNS: Final = 16
+LANES: Final = PANEL_COLUMNS  # of a CPU's vector: one for each column of a panel
 FLOAT_BLOCK_ELEMENTS: Final = 32
 CACHE_LINE_BYTES: Final = 64
 REGION_BYTES: Final = 256  # a GPU's longest burst
@@ -58,12 +59,12 @@ _BAND_BYTES: Final = 4 << 20  # rows repacked at a time: bounds the temporary co
 
 @dataclass(frozen=True)
 class Field:
-    """A run of bytes in a block that is cut into units of `unit_bytes`."""
+    """A run of bytes in a block that is cut into units of `word_bytes`."""
 
     name: str
-    source_bytes: int
+    at: int
     size_bytes: int
-    unit_bytes: int
+    word_bytes: int
 
 
 def fields(fmt: Format) -> tuple[Field, ...]:
@@ -71,16 +72,16 @@ def fields(fmt: Format) -> tuple[Field, ...]:
     if fmt.float_dtype is not None:
         return (Field("values", 0, FLOAT_BLOCK_ELEMENTS * fmt.block_bytes, fmt.block_bytes),)
     found = []
-    if fmt.d_offset_bytes is not None:
-        found.append(Field("d", fmt.d_offset_bytes, 2, 2))
-    if fmt.m_offset_bytes is not None:
-        found.append(Field("m", fmt.m_offset_bytes, 2, 2))
-    if fmt.scales_offset_bytes is not None:
-        count = fmt.block_elements // fmt.scale_elements
-        found.append(Field("scales", fmt.scales_offset_bytes, count, 1))
+    if fmt.scale_at is not None:
+        found.append(Field("d", fmt.scale_at, 2, 2))
+    if fmt.minimum_at is not None:
+        found.append(Field("m", fmt.minimum_at, 2, 2))
+    if fmt.sub_scales_at is not None:
+        count = fmt.block_elements // fmt.sub_block_elements
+        found.append(Field("scales", fmt.sub_scales_at, count, 1))
     for i, plane in enumerate(fmt.planes):
         size = plane.size_bytes(fmt.block_elements)
-        found.append(Field(f"quants{i}", plane.offset_bytes, size, 4))
+        found.append(Field(f"quants{i}", plane.at, size, 4))
     return tuple(found)
 
 
@@ -108,31 +109,31 @@ class Interleaved:
         return self.blocks * self.block_elements
 
     @cached_property
-    def groups(self) -> int:
+    def panels(self) -> int:
         """Groups of 16 columns."""
-        return -(-self.n // LANES)
+        return -(-self.n // PANEL_COLUMNS)
 
     @cached_property
-    def blocks_per_tile(self) -> int:
+    def blocks_per_slab(self) -> int:
         """Two where the blocks can be paired, else one."""
         return 1 if self.blocks % 2 else 2
 
     @cached_property
-    def tiles(self) -> int:
+    def slabs(self) -> int:
         """Tiles along K."""
-        return self.blocks // self.blocks_per_tile
+        return self.blocks // self.blocks_per_slab
 
     @cached_property
-    def tile_bytes(self) -> int:
+    def slab_bytes(self) -> int:
         """Bytes of a tile."""
-        return LANES * self.blocks_per_tile * sum(f.size_bytes for f in fields(self.fmt))
+        return PANEL_COLUMNS * self.blocks_per_slab * sum(f.size_bytes for f in fields(self.fmt))
 
     @cached_property
-    def group_bytes(self) -> int:
+    def panel_bytes(self) -> int:
         """Bytes of a group of 16 columns."""
-        return self.tiles * self.tile_bytes
+        return self.slabs * self.slab_bytes
 
-    def offset_bytes(self, name: str) -> tuple[int, int]:
+    def field_at(self, name: str) -> tuple[int, int]:
         """Where a field of block 0 starts in a tile, and how far on block 1 has it.
 
         Scales of both blocks stand before the quants of both, so quants stay aligned.
@@ -142,13 +143,13 @@ class Interleaved:
         start = 0
         for field in head:
             if field.name == name:
-                return start, LANES * field.size_bytes
-            start += LANES * field.size_bytes * self.blocks_per_tile
-        stride = LANES * sum(f.size_bytes for f in body)
+                return start, PANEL_COLUMNS * field.size_bytes
+            start += PANEL_COLUMNS * field.size_bytes * self.blocks_per_slab
+        stride = PANEL_COLUMNS * sum(f.size_bytes for f in body)
         for field in body:
             if field.name == name:
                 return start, stride
-            start += LANES * field.size_bytes
+            start += PANEL_COLUMNS * field.size_bytes
         raise KeyError(name)
 
 
@@ -178,7 +179,7 @@ class Planar:
     @cached_property
     def columns(self) -> int:
         """Columns that are stored."""
-        return -(-self.n // LANES) * LANES if self.tiled else self.n
+        return -(-self.n // PANEL_COLUMNS) * PANEL_COLUMNS if self.tiled else self.n
 
     @cached_property
     def regions(self) -> dict[str, tuple[int, int]]:
@@ -214,8 +215,8 @@ def pack(fmt: Format, layout: str, rows: NDArray[np.uint8]) -> NDArray[np.uint8]
         raise FormatError(f"unknown weight layout {layout!r}: known are {known}")
     n, row_bytes = rows.shape
     shape = Interleaved(fmt, row_bytes // fmt.block_bytes * fmt.block_elements, n)
-    packed = _shared_empty(shape.groups * shape.group_bytes)
-    groups = packed.reshape(shape.groups, shape.tiles, shape.tile_bytes)
+    packed = _shared_empty(shape.panels * shape.panel_bytes)
+    groups = packed.reshape(shape.panels, shape.slabs, shape.slab_bytes)
     for first, last, band in _bands(shape, rows):
         _pack_band(shape, band, groups[first:last])
     packed.flags.writeable = False
@@ -270,30 +271,30 @@ def _bands(
     shape: Interleaved, rows: NDArray[np.uint8]
 ) -> Iterator[tuple[int, int, NDArray[np.uint8]]]:
     row_bytes = shape.padded_k // shape.fmt.block_elements * shape.fmt.block_bytes
-    step = max(1, _BAND_BYTES // (LANES * row_bytes))
-    for first in range(0, shape.groups, step):
-        last = min(first + step, shape.groups)
-        band = rows[first * LANES : last * LANES]
-        if band.shape != ((last - first) * LANES, row_bytes):
-            padded = np.zeros(((last - first) * LANES, row_bytes), np.uint8)
+    step = max(1, _BAND_BYTES // (PANEL_COLUMNS * row_bytes))
+    for first in range(0, shape.panels, step):
+        last = min(first + step, shape.panels)
+        band = rows[first * PANEL_COLUMNS : last * PANEL_COLUMNS]
+        if band.shape != ((last - first) * PANEL_COLUMNS, row_bytes):
+            padded = np.zeros(((last - first) * PANEL_COLUMNS, row_bytes), np.uint8)
             padded[: band.shape[0], : band.shape[1]] = band
             band = padded
         yield first, last, band
 
 
 def _pack_band(shape: Interleaved, band: NDArray[np.uint8], out: NDArray[np.uint8]) -> None:
-    groups, per_tile = len(out), shape.blocks_per_tile
-    blocks = band.reshape(groups, LANES, shape.tiles, per_tile, -1)
+    groups, per_tile = len(out), shape.blocks_per_slab
+    blocks = band.reshape(groups, PANEL_COLUMNS, shape.slabs, per_tile, -1)
     for field in fields(shape.fmt):
-        unit = np.dtype(f"<u{field.unit_bytes}")
-        source = blocks[..., field.source_bytes : field.source_bytes + field.size_bytes].view(unit)
-        start, stride = shape.offset_bytes(field.name)
+        unit = np.dtype(f"<u{field.word_bytes}")
+        source = blocks[..., field.at : field.at + field.size_bytes].view(unit)
+        start, stride = shape.field_at(field.name)
         for block in range(per_tile):
             first = start + block * stride
-            target = out[..., first : first + LANES * field.size_bytes].view(unit)
-            target.reshape(groups, shape.tiles, -1, LANES)[...] = source[:, :, :, block].transpose(
-                0, 2, 3, 1
-            )
+            target = out[..., first : first + PANEL_COLUMNS * field.size_bytes].view(unit)
+            target.reshape(groups, shape.slabs, -1, PANEL_COLUMNS)[...] = source[
+                :, :, :, block
+            ].transpose(0, 2, 3, 1)
 
 
 def _pack_planar(fmt: Format, rows: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -310,7 +311,7 @@ def _pack_planar(fmt: Format, rows: NDArray[np.uint8]) -> NDArray[np.uint8]:
             region[:, :row_bytes] = rows
             region[:, row_bytes:] = 0
         else:
-            first = sources[name].source_bytes
+            first = sources[name].at
             blocks = rows.reshape(n, shape.blocks, fmt.block_bytes)
             region.reshape(n, shape.blocks, size)[...] = blocks[..., first : first + size]
     packed[end:] = 0
@@ -333,19 +334,19 @@ def _pack_tiles16(fmt: Format, rows: NDArray[np.uint8]) -> NDArray[np.uint8]:
     packed = _aligned_empty(shape.size_bytes)
     packed[...] = 0
     quads = shape.blocks // 4
-    sources = {field.name: field.source_bytes for field in fields(fmt)}
-    for first in range(0, n, LANES):
-        tile = np.zeros((LANES, shape.blocks, fmt.block_bytes), np.uint8)
-        some = rows[first : first + LANES].reshape(
+    sources = {field.name: field.at for field in fields(fmt)}
+    for first in range(0, n, PANEL_COLUMNS):
+        tile = np.zeros((PANEL_COLUMNS, shape.blocks, fmt.block_bytes), np.uint8)
+        some = rows[first : first + PANEL_COLUMNS].reshape(
             -1, row_bytes // fmt.block_bytes, fmt.block_bytes
         )
         tile[: some.shape[0], : some.shape[1]] = some
         for name, (start, size) in shape.regions.items():
             fours = tile[..., sources[name] : sources[name] + size].reshape(
-                LANES, quads, 4, -1, min(size, 4)
+                PANEL_COLUMNS, quads, 4, -1, min(size, 4)
             )
-            size_bytes = LANES * shape.blocks * size
-            at = start + first // LANES * size_bytes
+            size_bytes = PANEL_COLUMNS * shape.blocks * size
+            at = start + first // PANEL_COLUMNS * size_bytes
             # column, quad, block, word -> quad, column, word, block
             packed[at : at + size_bytes] = fours.transpose(1, 0, 3, 2, 4).reshape(-1)
     packed.flags.writeable = False

@@ -27,7 +27,7 @@ def quantize(
             "accepted is w.astype(np.float32)"
         )
     k, n = matrix_shape(matrix.shape)
-    rows = np.empty((n, fmt.row_bytes(k)), np.uint8)
+    rows = np.empty((n, fmt.column_bytes(k)), np.uint8)
     for band in bands(n, k):
         rows[band] = encode(fmt, matrix[:, band].T)
     rows.flags.writeable = False

@@ -35,9 +35,9 @@ def random_weight(name: str, k: int, n: int, seed: int = 0) -> QuantizedTensor:
         return QuantizedTensor.from_bytes(floats.tobytes(), shape=(k, n), format=name)
     blocks = rng.integers(0, 256, (n, k // fmt.block_elements, fmt.block_bytes), np.uint8)
     spread = 2.0 ** (fmt.quant_bits - 1)
-    if fmt.scales_offset_bytes is not None:
+    if fmt.sub_scales_at is not None:
         spread *= 128
-    for at, value in ((fmt.d_offset_bytes, size / spread), (fmt.m_offset_bytes, -size)):
+    for at, value in ((fmt.scale_at, size / spread), (fmt.minimum_at, -size)):
         if at is not None:
             halves = value * rng.uniform(0.5, 1.5, (*blocks.shape[:2], 1))
             blocks[..., at : at + 2] = halves.astype("<f2").view(np.uint8)

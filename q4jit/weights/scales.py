@@ -36,7 +36,7 @@ def scale_facts(fmt: Format, bands: Iterable[NDArray[np.uint8]]) -> tuple[bool, 
 def _finite(fmt: Format, rows: NDArray[np.uint8]) -> bool:
     if fmt.float_dtype is not None:
         return bool(np.isfinite(rows.view(fmt.float_dtype)).all())
-    offsets = [at for at in (fmt.d_offset_bytes, fmt.m_offset_bytes) if at is not None]
+    offsets = [at for at in (fmt.scale_at, fmt.minimum_at) if at is not None]
     return all((_field(fmt, rows, at) & _F16_MAGNITUDE < _F16_INFINITY).all() for at in offsets)
 
 

@@ -64,7 +64,7 @@ class QuantizedTensor:
         """
         fmt = find_format(format)
         k, n = matrix_shape(shape)
-        row_bytes = fmt.row_bytes(k)
+        row_bytes = fmt.column_bytes(k)
         view = contiguous(raw)
         if view.nbytes != n * row_bytes:
             raise FormatError(

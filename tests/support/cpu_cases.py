@@ -55,7 +55,7 @@ def infinite(name: str) -> Any:
     """A weight of which the kernels must expect Inf."""
     raw = weight(name, 256, 37).tensor.raw.copy()
     fmt = FORMATS[name]
-    at, dtype = fmt.d_offset_bytes or 0, fmt.float_dtype or "<f2"
+    at, dtype = fmt.scale_at or 0, fmt.float_dtype or "<f2"
     raw[0, at : at + np.dtype(dtype).itemsize] = np.array([np.inf], dtype).view(np.uint8)
     return wrap(name, 256, raw).tensor
 

@@ -189,7 +189,7 @@ def random_blocks(
 ) -> NDArray[np.uint8]:
     """Blocks uint8 [n, blocks, block_bytes] with random quants and the given kind of scales."""
     blocks = rng.integers(0, 256, (n, k // fmt.block_elements, fmt.block_bytes), np.uint8)
-    for at in (fmt.d_offset_bytes, fmt.m_offset_bytes):
+    for at in (fmt.scale_at, fmt.minimum_at):
         if at is not None:
             set_halves(blocks, at, halves(scales, blocks.shape[:2], rng))
     return blocks
@@ -217,7 +217,7 @@ def spoiled(name: str, k: int, n: int, value: float, field: str) -> Weight:
         for i, column in enumerate(columns):
             values[column, [0, k // 2, k - 1][i % 3]] = value
         return wrap(name, k, values)
-    at = fmt.d_offset_bytes if field == "d" else fmt.m_offset_bytes
+    at = fmt.scale_at if field == "d" else fmt.minimum_at
     assert at is not None
     blocks = random_blocks(fmt, k, n, "normal", rng)
     for i, column in enumerate(columns):

@@ -112,7 +112,7 @@ def test_the_weights_of_a_file(asked: list[str], tune: Tune, file: Path, tmp_pat
 def test_the_shapes_without_options_are_those_of_large_models() -> None:
     assert all(size >= 4096 for shape in _TUNED_SHAPES for size in shape)
     for k, _ in _TUNED_SHAPES:
-        FORMATS["Q4_0"].row_bytes(k)
+        FORMATS["Q4_0"].column_bytes(k)
     target = Target("hip", "gfx1100")
     classes = {key_for(target, 64, 5, ("Q4_0",), m, "f32").m for m in _TUNED_ROWS}
     assert classes == {1, 2, 4, 8, 16, 32, 64, 512, 1024}

@@ -106,7 +106,7 @@ def test_every_bit_of_a_q6_k_element_comes_from_its_own_place() -> None:
 
 
 def scale_offsets(fmt: Format) -> list[int]:
-    return [at for at in (fmt.d_offset_bytes, fmt.m_offset_bytes) if at is not None]
+    return [at for at in (fmt.scale_at, fmt.minimum_at) if at is not None]
 
 
 @pytest.mark.parametrize("name", QUANTISED)
@@ -164,14 +164,14 @@ def test_planes_say_where_each_element_lies(name: str) -> None:
         stored = np.zeros((1, fmt.block_bytes), np.uint8)
         for at in scale_offsets(fmt):
             stored[0, at : at + 2] = 0x00, 0x3C
-        if fmt.scales_offset_bytes is not None:
-            stored[0, fmt.scales_offset_bytes :][: fmt.block_elements // fmt.scale_elements] = 1
+        if fmt.sub_scales_at is not None:
+            stored[0, fmt.sub_scales_at :][: fmt.block_elements // fmt.sub_block_elements] = 1
         zeros = decode(fmt, stored)[0]
         top = 0
         for plane in fmt.planes:
             byte, shift = plane.position(element)
             assert byte < plane.size_bytes(fmt.block_elements)
-            stored[0, plane.offset_bytes + byte] |= ((1 << plane.bits) - 1) << shift
+            stored[0, plane.at + byte] |= ((1 << plane.bits) - 1) << shift
             top |= ((1 << plane.bits) - 1) << plane.lshift
         change = decode(fmt, stored)[0] - zeros
         assert np.flatnonzero(change).tolist() == [element]
@@ -267,7 +267,7 @@ def test_k_must_be_whole_blocks(name: str, k: int) -> None:
     with pytest.raises(
         FormatError, match=rf"found K = {k}, .* positive multiple of {fmt.block_elements}$"
     ):
-        fmt.row_bytes(k)
+        fmt.column_bytes(k)
 
 
 @pytest.mark.parametrize("name", FORMATS)

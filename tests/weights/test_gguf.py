@@ -373,7 +373,7 @@ def resident_bytes() -> int:
 def test_a_hundred_cycles_leave_memory_level(tmp_path: Path) -> None:
     path = tmp_path / "cycle.gguf"
     # too large to lie beside others, which would have a part in its memory
-    size = 4096 * FORMATS["Q4_0"].row_bytes(2048)
+    size = 4096 * FORMATS["Q4_0"].column_bytes(2048)
     path.write_bytes(build(tensors=(tensor("w", (2048, 4096), 2),), data=bytes(size)))
     x = np.ones((1, 2048), np.float32)
 

@@ -61,7 +61,7 @@ def test_the_table_of_blocks_is_that_of_the_formats() -> None:
         (name, f.name): [
             FORMATS[name].block_elements,
             FORMATS[name].block_bytes,
-            f.source_bytes,
+            f.at,
             f.size_bytes,
         ]
         for name in BLOCK_FORMATS
@@ -99,7 +99,7 @@ def test_values_are_decoded_as_the_document_says(name: str) -> None:
     assert name in {row["format"] for row in tables("Blocks")[1]}
     fmt = FORMATS[name]
     rows = numbered(fmt, fmt.block_elements, 1)
-    for at in (fmt.d_offset_bytes, fmt.m_offset_bytes):
+    for at in (fmt.scale_at, fmt.minimum_at):
         if at is not None:
             rows[0, at : at + 2] = np.frombuffer(np.float16(0.37).tobytes(), np.uint8)
     found = [value_of(fmt, rows.tobytes(), i) for i in range(fmt.block_elements)]
@@ -172,10 +172,10 @@ def test_the_tiles_of_interleaved16() -> None:
     for name in FORMATS:
         mine = [row for row in rows if row["format"] == name]
         shape = Interleaved(FORMATS[name], int(mine[0]["K"]), int(mine[0]["N"]))
-        units = {f.name: f.unit_bytes for f in fields(FORMATS[name])}
+        units = {f.name: f.word_bytes for f in fields(FORMATS[name])}
         found = {r["field"]: [int(r[c]) for c in ("offset", "stride", "unit bytes")] for r in mine}
-        assert found == {f: [*shape.offset_bytes(f), unit] for f, unit in units.items()}
-        assert {int(row["tile bytes"]) for row in mine} == {shape.tile_bytes}
+        assert found == {f: [*shape.field_at(f), unit] for f, unit in units.items()}
+        assert {int(row["tile bytes"]) for row in mine} == {shape.slab_bytes}
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -189,7 +189,7 @@ def test_the_formula_of_a_description_finds_every_byte(name: str, layout: str, b
     packed = rows.reshape(-1) if layout == GGUF else pack(fmt, layout, rows)
     found = describe_layout(fmt, layout, (k, n))
     assert found["size_bytes"] == packed.size
-    sources = {f.name: f.source_bytes for f in fields(fmt)}
+    sources = {f.name: f.at for f in fields(fmt)}
     count = found["blocks"]
     for region in found["regions"]:
         for column, block in [(0, 0), (17, count - 1), (n - 1, count // 2)]:

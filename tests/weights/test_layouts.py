@@ -96,7 +96,7 @@ def test_a_permutation_and_zeros(name: str, blocks: int, n: int) -> None:
     rows = numbered(fmt, blocks, n)
     packed = pack(fmt, INTERLEAVED16, rows)
     shape = shape_of(fmt, rows)
-    assert packed.size == shape.groups * shape.group_bytes
+    assert packed.size == shape.panels * shape.panel_bytes
     np.testing.assert_array_equal(np.sort(packed[packed != 0]), np.sort(rows, axis=None))
     assert not packed.flags.writeable
     assert packed.ctypes.data % 64 == 0  # a vector load never crosses a cache line
@@ -120,9 +120,9 @@ def test_every_byte_has_a_place_of_its_own(name: str, blocks: int) -> None:
 @pytest.mark.parametrize("name", FORMATS)
 def test_fields_tile_the_block(name: str) -> None:
     fmt = FORMATS[name]
-    found = sorted(fields(fmt), key=lambda field: field.source_bytes)
-    ends = [field.source_bytes + field.size_bytes for field in found]
-    assert [field.source_bytes for field in found] == [0, *ends[:-1]]
+    found = sorted(fields(fmt), key=lambda field: field.at)
+    ends = [field.at + field.size_bytes for field in found]
+    assert [field.at for field in found] == [0, *ends[:-1]]
     assert ends[-1] == fmt.block_bytes * (32 if fmt.float_dtype else 1)
 
 
@@ -130,14 +130,14 @@ def test_fields_tile_the_block(name: str) -> None:
 def test_pairs_of_blocks_fill_whole_cache_lines(name: str) -> None:
     fmt = FORMATS[name]
     pair = Interleaved(fmt, 1024, 16)
-    assert pair.blocks_per_tile == 2
-    assert pair.tile_bytes % 64 == 0
+    assert pair.blocks_per_slab == 2
+    assert pair.slab_bytes % 64 == 0
     alone = Interleaved(fmt, 3 * pair.block_elements, 16)
-    assert alone.blocks_per_tile == 1
-    assert alone.tile_bytes % 32 == 0  # the alignment that loads of quants promise
+    assert alone.blocks_per_slab == 1
+    assert alone.slab_bytes % 32 == 0  # the alignment that loads of quants promise
     for shape in (pair, alone):
         quants = [f.name for f in fields(fmt) if f.name.startswith("quants")]
-        for at, stride in map(shape.offset_bytes, quants):
+        for at, stride in map(shape.field_at, quants):
             assert at % 32 == 0
             assert stride % 32 == 0
 
@@ -149,13 +149,13 @@ def test_unknown_names() -> None:
     ):
         pack(FORMATS["Q4_0"], "tiled", np.zeros((1, 18), np.uint8))
     with pytest.raises(KeyError, match="quants7"):
-        Interleaved(FORMATS["Q4_0"], 64, 16).offset_bytes("quants7")
+        Interleaved(FORMATS["Q4_0"], 64, 16).field_at("quants7")
 
 
 @pytest.mark.parametrize(("name", "n"), [("Q4_0", 4096), ("Q6_K", 4096), ("F16", 4091)])
 def test_packing_holds_its_result_and_a_few_megabytes(name: str, n: int) -> None:
     fmt = FORMATS[name]
-    rows = np.ones((n, fmt.row_bytes(8192 if name != "F16" else 4096)), np.uint8)
+    rows = np.ones((n, fmt.column_bytes(8192 if name != "F16" else 4096)), np.uint8)
     assert rows.nbytes >= 18 * MB
     assert peak_bytes(lambda: pack(fmt, INTERLEAVED16, rows)) < rows.nbytes + 10 * MB
 

@@ -43,7 +43,7 @@ def random_tensor(name: str, k: int = 512, n: int = 37, seed: int = 0) -> Quanti
     if fmt.float_dtype is not None:
         return quantize(rng.standard_normal((k, n)), name)
     blocks = rng.integers(0, 256, (n, k // fmt.block_elements, fmt.block_bytes), np.uint8)
-    for at in (fmt.d_offset_bytes, fmt.m_offset_bytes):
+    for at in (fmt.scale_at, fmt.minimum_at):
         if at is not None:
             scales = rng.standard_normal(blocks.shape[:2]).astype("<f2")
             blocks[..., at : at + 2] = scales[..., np.newaxis].view(np.uint8)
@@ -56,7 +56,7 @@ def random_tensor(name: str, k: int = 512, n: int = 37, seed: int = 0) -> Quanti
 @pytest.mark.parametrize("name", FORMATS)
 def test_a_tensor_says_what_it_is(name: str) -> None:
     w = random_tensor(name, 512, 37)
-    row_bytes = FORMATS[name].row_bytes(512)
+    row_bytes = FORMATS[name].column_bytes(512)
     assert (w.shape, w.format, w.nbytes) == ((512, 37), name, 37 * row_bytes)
     assert w.raw.shape == (37, row_bytes)
     assert w.raw.dtype == np.uint8
@@ -529,7 +529,7 @@ def test_one_scale_that_is_not_finite_is_found(name: str, bits: int) -> None:
     fmt = FORMATS[name]
     good = random_tensor(name, 1024, 600)
     assert good.has_finite_scales
-    fields = [at for at in (fmt.d_offset_bytes, fmt.m_offset_bytes) if at is not None]
+    fields = [at for at in (fmt.scale_at, fmt.minimum_at) if at is not None]
     for field in fields or [0]:
         for n, block in [(0, 0), (599, 1024 // fmt.block_elements - 1), (300, 1)]:
             raw = good.raw.copy()
@@ -610,7 +610,7 @@ def test_no_call_holds_more_than_its_result_and_a_few_megabytes(name: str) -> No
 @pytest.mark.parametrize("order", ["C", "F"])
 def test_quantize_holds_no_transposed_copy(name: str, order: Any) -> None:
     w = np.ones((4096, 2048), np.float32, order=order)
-    assert peak_bytes(lambda: quantize(w, name)) < FORMATS[name].row_bytes(4096) * 2048 + SMALL
+    assert peak_bytes(lambda: quantize(w, name)) < FORMATS[name].column_bytes(4096) * 2048 + SMALL
 
 
 @pytest.mark.process

@@ -100,7 +100,7 @@ def check_shape(options: argparse.Namespace, fmt: Format, k: int, n: int) -> Non
 
 
 def _check_shape(fmt: Format, k: int, n: int) -> None:
-    fmt.row_bytes(k)
+    fmt.column_bytes(k)
     if not (0 < n < 1 << 31 and k < 1 << 31):
         raise FormatError(f"found K = {k}, N = {n}: accepted are sizes from 1 to {(1 << 31) - 1}")
 

@@ -106,7 +106,7 @@ def _data_bytes(reader: Reader, what: str, at: int, fmt: Format, dims: tuple[int
             f"dimensions {dims} in {fmt.name}",
             f"a first dimension that is a multiple of {fmt.block_elements}",
         )
-    return fmt.row_bytes(dims[0]) * prod(dims[1:])
+    return fmt.column_bytes(dims[0]) * prod(dims[1:])
 
 
 def _place(reader: Reader, info: TensorInfo, data: int) -> TensorInfo:
