@@ -125,7 +125,7 @@ def find_format(name: str) -> Format:
     try:
         return FORMATS[name]
     except (KeyError, TypeError):
-        raise FormatError(f"unknown format {name!r}: known are {', '.join(FORMATS)}") from None
+        raise FormatError(f"unknown format {name!r}; known formats: {', '.join(FORMATS)}") from None
 
 
 def bands(rows: int, row_elements: int) -> Iterator[slice]:

@@ -551,7 +551,7 @@ def test_the_demo_says_what_is_wrong(tmp_path: Path) -> None:
         (["--model", foreign], "architecture: found 'bert', accepted is 'llama'"),
         (["--model", path], "the file has no 'tokenizer.chat_template': accepted is --raw"),
         (["--model", path, "--raw", ""], "the prompt is empty"),
-        (["--model", path, "--raw", "--threads", "9999", "hello"], "Q4JIT_NUM_THREADS='9999'"),
+        (["--model", path, "--raw", "--threads", "9999", "hello"], "1024, got '9999'"),
     ]
     for arguments, message in cases:
         done = generate(*arguments)

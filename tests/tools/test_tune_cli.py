@@ -165,7 +165,7 @@ def test_a_file_from_elsewhere_is_checked(
     out, err = capsys.readouterr()
     assert out == ""
     assert err == (
-        f"q4jit tune: {other}: tunings[0].k: found '\\x1b[2J', accepted is a whole number from 1\n"
+        f"q4jit tune: {other}: tunings[0].k: expected a whole number from 1, got '\\x1b[2J'\n"
     )
     assert not file.exists()
     assert main(["tune", "--merge", str(tmp_path / "none.json")]) == 1

@@ -280,5 +280,7 @@ def test_sizes_and_numbers_are_ggmls(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["Q4_K", "q4_0", "", None, 2, ["Q4_0"]])
 def test_an_unknown_format_names_the_known_ones(name: object) -> None:
-    with pytest.raises(FormatError, match=r"unknown format .*known are F32, F16, Q4_0, Q4_1, Q8_0"):
+    with pytest.raises(
+        FormatError, match=r"unknown format .*; known formats: F32, F16, Q4_0, Q4_1, Q8_0"
+    ):
         find_format(name)  # type: ignore[arg-type]  # the wrong type is the test

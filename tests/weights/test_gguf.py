@@ -235,18 +235,18 @@ def test_a_file_is_a_mapping(small: Path) -> None:
 def test_a_name_that_is_not_there(small: Path) -> None:
     model = load_gguf(small)
     for ask, message in (
-        (lambda: model["norms"], f"{small}: found no tensor 'norms' among 11 tensors; close to it"),
-        (lambda: model["f16.weight"], "close to it are 'F16.weight'"),
+        (lambda: model["norms"], f"{small}: no tensor named 'norms' (11 tensors). Did you mean"),
+        (lambda: model["f16.weight"], ". Did you mean 'F16.weight'"),
         (lambda: model["~"], "; the first are 'F32.weight', 'F16.weight', "),
-        (lambda: model.metadata["general.arch"], "keys; close to it are 'general.architecture'"),
+        (lambda: model.metadata["general.arch"], "keys). Did you mean 'general.architecture'"),
     ):
         with pytest.raises(KeyError) as caught:
             ask()
         assert isinstance(caught.value, MissingNameError)
         assert message in str(caught.value)
     one = MissingNameError("f", "tensor", "~", ["a"])
-    assert str(one) == "f: found no tensor '~' among 1 tensor; they are 'a'"
-    assert str(MissingNameError("f", "key", 3, [])) == "f: found no key 3 among 0 keys"
+    assert str(one) == "f: no tensor named '~' (1 tensor: 'a')"
+    assert str(MissingNameError("f", "key", 3, [])) == "f: no key named 3 (0 keys)"
 
 
 def test_a_tensor_that_cannot_be_read_leaves_the_others(small: Path) -> None:

@@ -406,9 +406,9 @@ def test_what_is_no_buffer_is_refused(buffer: Any) -> None:
 
 
 def test_an_unknown_format_is_refused() -> None:
-    with pytest.raises(FormatError, match="unknown format 'Q9_9': known are"):
+    with pytest.raises(FormatError, match="unknown format 'Q9_9'; known formats:"):
         QuantizedTensor.from_bytes(bytes(18), shape=(32, 1), format="Q9_9")
-    with pytest.raises(FormatError, match="unknown format 'Q9_9': known are"):
+    with pytest.raises(FormatError, match="unknown format 'Q9_9'; known formats:"):
         quantize(np.zeros((32, 1), np.float32), "Q9_9")
 
 
