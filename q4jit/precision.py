@@ -21,7 +21,7 @@ def error_scale(squares: NDArray[np.float64], terms: int) -> NDArray[np.float64]
 def relative_error(
     result: NDArray[np.float32], exact: NDArray[np.float64], scale: NDArray[np.float64]
 ) -> float | None:
-    """Return the largest rms error of a row of `result` [M, N] relative to `scale`; None for NaN."""
+    """Return the largest rms error of a row of [M, N], relative to `scale`; None if it is NaN."""
     with np.errstate(all="ignore"):  # wrong results may be NaN or Inf
         rms = np.sqrt(np.mean(((result - exact) / scale) ** 2, axis=-1))
     return float(rms.max()) if np.isfinite(rms).all() else None

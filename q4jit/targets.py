@@ -31,7 +31,7 @@ class HipArch:
     Attributes:
         name: LLVM's or NVIDIA's name, for example `gfx1100` or `sm_90`.
         wave: threads of a wave.
-        matrix: the bf16 matrix instructions (a file in `templates/unit/`); None: it has none.
+        matrix: the bf16 matrix instructions, as in the names of `templates/unit/`; None: it has none.
         dot: the instruction that adds four int8 products.
         lds_bytes: shared memory that a thread block may use without asking for more at launch.
         max_block_size: threads of the largest thread block.
@@ -75,7 +75,7 @@ _FROM_SM_90: Final[dict[str, Any]] = {
 }
 
 # AMD: LLVM's "User Guide for AMDGPU Backend" and the ISA guides; NVIDIA: "CUDA C++ Programming
-# Guide", compute capabilities. gfx908's bf16 matrix instructions have another shape; they are not used.
+# Guide", compute capabilities. gfx908's bf16 matrix instructions are not used: their shape differs.
 HIP_ARCHS: Final[dict[str, HipArch]] = {
     **_archs("gfx906 gfx908", 64, None, "sdot4"),
     **_archs("gfx90a", 64, "mfma", "sdot4", flushes_halves=True, compute_units=104),
