@@ -31,7 +31,7 @@ class HipArch:
     Attributes:
         name: LLVM's or NVIDIA's name, for example `gfx1100` or `sm_90`.
         wave: threads of a wave.
-        matrix: the bf16 matrix instructions, as in the names of `templates/unit/`; None: it has none.
+        matrix: the bf16 matrix instructions, as `templates/unit/` names them; None: it has none.
         dot: the instruction that adds four int8 products.
         lds_bytes: shared memory that a thread block may use without asking for more at launch.
         max_block_size: threads of the largest thread block.

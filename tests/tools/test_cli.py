@@ -250,7 +250,7 @@ def refuse(*_: Any) -> bytes:
         (["--arch", "sm_91"], "unknown arch 'sm_91'"),
         (["--arch", "gfx1100; rm"], "unknown arch"),
         (["--format", "q5_0"], "unknown format 'Q5_0'; known formats: F32"),
-        (["--k", "65"], "found K = 65, accepted is a positive multiple of 32"),
+        (["--k", "65"], "K: expected a positive multiple of 32 (a block of Q4_0), got 65"),
         (["--k", "0"], "found '0', accepted are whole numbers from 1"),
         (["--n", "-3"], "found '-3', accepted are whole numbers from 1"),
         (["--n", str(1 << 31)], "accepted are sizes from 1 to 2147483647"),
