@@ -65,7 +65,8 @@ def row_ids(ids: ArrayLike, n: int) -> NDArray[np.intp]:
         raise ArgumentError(expected("integers", got, where="ids of w.rows(ids)", cure=cure))
     if index.size and (index.min() < 0 or index.max() >= n):
         wrong = index.min() if index.min() < 0 else index.max()
-        raise ArgumentError(expected(f"0 to {n - 1}", str(wrong), where="ids of w.rows(ids)"))
+        what = f"row ids from 0 to {n - 1}"
+        raise ArgumentError(expected(what, str(wrong), where="ids of w.rows(ids)"))
     return index.astype(np.intp)
 
 

@@ -116,10 +116,12 @@ def test_many_lookups_of_two_rows() -> None:
 def test_a_row_id_out_of_range_is_refused(bad: int) -> None:
     w = random_tensor("Q4_0")
     with pytest.raises(
-        ArgumentError, match=rf"ids of w\.rows\(ids\): expected 0 to 36, got {bad}$"
+        ArgumentError, match=rf"ids of w\.rows\(ids\): expected row ids from 0 to 36, got {bad}$"
     ):
         w.rows([1, bad, 2])
-    with pytest.raises(ArgumentError, match="expected 0 to 36, got 18446744073709551615"):
+    with pytest.raises(
+        ArgumentError, match="expected row ids from 0 to 36, got 18446744073709551615"
+    ):
         w.rows(np.array([2**64 - 1], np.uint64))
 
 
