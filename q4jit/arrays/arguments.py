@@ -44,9 +44,8 @@ def checked_ids(
     """
     # a copy, so that no other thread can change an id between this check and the kernel
     ids = np.array(array, np.int64, order="C")
-    if (
-        ids.size and ids.view(np.uint64).max() >= count
-    ):  # as uint64, negative ids exceed every count
+    # as uint64, negative ids exceed every count
+    if ids.size and ids.view(np.uint64).max() >= count:
         wrong = ids.min() if ids.min() < 0 else ids.max()
         what = f"row ids from 0 to {count - 1}"
         raise ArgumentError(expected(what, str(wrong), where=f"argument {name!r}"))

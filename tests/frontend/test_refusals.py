@@ -180,7 +180,7 @@ def test_refusal(function: Callable[..., object], marked: str, found: str, accep
     assert re.search(found, shown.reason)
     assert re.search(accepted, shown.reason)
     line = function.__code__.co_firstlineno
-    assert shown.place == f"  File {__file__!r}, line {line}, in <lambda>"
+    assert shown.origin == f"  File {__file__!r}, line {line}, in <lambda>"
     assert shown.marked == marked
 
 
@@ -231,7 +231,7 @@ def test_a_result_that_is_no_array(function: Callable[..., object], found: str) 
     shown = refusal(function)
     assert re.search(found, shown.reason)
     assert "accepted is an array computed from the arguments, or a tuple" in shown.reason
-    assert shown.place == f"  File {__file__!r}, line {function.__code__.co_firstlineno}"
+    assert shown.origin == f"  File {__file__!r}, line {function.__code__.co_firstlineno}"
 
 
 def test_a_symbol_that_outlived_its_trace() -> None:
