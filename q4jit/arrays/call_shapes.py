@@ -103,8 +103,8 @@ class CallShapes:
         if not node.varies or math.prod(shape) == self.rows * node.width:
             return Result(shape, shape)
         if self.rows == 0:
-            results = f"results that have all leading dimensions {list(self.lead)}, as M = 0"
-            raise ArgumentError(expected(results, f"a result {list(shape)}"))
+            what = f"at least one row, or results with all leading dimensions {list(self.lead)}"
+            raise ArgumentError(expected(what, f"a result {list(shape)}"))
         # by axis number, not by position: a reduction without keepdims moves axes
         axes = {d.axis for d in node.shape if isinstance(d, Lead)}
         pick = tuple(

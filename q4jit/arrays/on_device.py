@@ -18,14 +18,16 @@ Apart = tuple[int, int, int, int]
 """Two arrays that must not overlap: the position among the pointers and the bytes of each."""
 
 
-def refuse_spreading(shapes: CallShapes, names: Sequence[str]) -> None:
+def refuse_broadcasting(shapes: CallShapes, names: Sequence[str]) -> None:
     """Raise ArgumentError for shapes that q4jit broadcasts on the host only."""
-    spread = [i for i, shape in shapes.arrays if shape is not None]
-    spread += [i for i, shape, _ in shapes.ids if shape is not None]
+    broadcast = [i for i, shape in shapes.arrays if shape is not None]
+    broadcast += [i for i, shape, _ in shapes.ids if shape is not None]
     lead = list(shapes.lead)
-    if spread:
+    if broadcast:
+        name = names[broadcast[0]]
         what = f"all leading dimensions {lead}, as the array is on a device"
-        raise ArgumentError(expected(what, "fewer", where=f"argument {names[spread[0]]!r}"))
+        cure = f"broadcast {name} to a contiguous array"
+        raise ArgumentError(expected(what, "fewer", where=f"argument {name!r}", cure=cure))
     if shapes.picks:
         what = f"all leading dimensions {lead} or none, as the arrays are on a device"
         raise ArgumentError(expected(what, "some of them", where="a result"))

@@ -20,8 +20,9 @@ def interface_view(interface: dict[str, Any], owner: object) -> DeviceView:
         raise ArgumentError(expected("an array without a mask", f"a masked {kind}"))
     missing = {"typestr", "shape", "data"} - interface.keys()
     if missing:
-        got = f"a {kind} without {', '.join(sorted(missing))}"
-        raise ArgumentError(expected("__cuda_array_interface__ of version 2 or 3", got))
+        got = f"one without {', '.join(sorted(missing))}"
+        versions = "__cuda_array_interface__ of version 2 or 3"
+        raise ArgumentError(expected(versions, got, where=kind))
     dtype = np.dtype(interface["typestr"])
     shape = tuple(interface["shape"])
     strides = interface.get("strides")

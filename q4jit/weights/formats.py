@@ -72,6 +72,7 @@ class Format:
         planes: the bit fields that make up a code.
         scale_at, minimum_at, sub_scales_at: positions of these fields in a block, in bytes.
         sub_block_elements: elements that share a scale.
+        zero: the code of the value 0.
         signed: whether a code is an int8 in two's complement, and unsigned otherwise.
         float_dtype: NumPy's name of the element type of F16 and F32.
     """
