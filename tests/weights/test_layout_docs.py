@@ -123,7 +123,7 @@ def test_the_worked_examples(layout: str, size: int) -> None:
         expected = field[unit * size_bytes :][:size_bytes] if "unit" in row else field
         assert packed[at : at + size_bytes] == expected, row
     if layout == PLANAR:
-        gaps = re.search(r"(\d+) … (\d+) and (\d+) … (\d+) are zeros", DOCUMENT)
+        gaps = re.search(r"Bytes (\d+) … (\d+) and (\d+) … (\d+) are zeros", DOCUMENT)
         assert gaps is not None
         a, b, c, d = map(int, gaps.groups())
         zeros = [i for i, byte in enumerate(packed) if byte == 0]

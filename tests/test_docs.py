@@ -1,0 +1,127 @@
+"""The pages in docs/: examples run, commands parse, links lead somewhere, tables are complete."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from q4jit import specialize
+from q4jit.targets import CPU_ARCHS, HIP_ARCHS
+from q4jit.tools.cli.main import make_parser
+from tests.support.paths import ROOT
+from tests.support.tools import model_file
+
+DOCS = ROOT / "docs"
+PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS.glob("*.md")])
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+
+
+def page(name: str) -> str:
+    return (DOCS / name).read_text(encoding="utf-8")
+
+
+@pytest.mark.model
+def test_the_example_of_functions_runs(tmp_path: Path) -> None:
+    (example,) = re.findall(r"```python\n(.*?)```", page("functions.md"), re.DOTALL)
+    (tmp_path / "model.gguf").symlink_to(model_file())
+    (tmp_path / "example.py").write_text(example, encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "example.py"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "define void @q4jit_swiglu(ptr %args)" in done.stdout
+    assert "// swiglu for hip:gfx1100, gemv" in done.stdout
+    assert "fmla" in done.stdout
+    assert "@ gate    Q4_1 [576, 1536]" in done.stdout
+
+
+def anchors(text: str) -> set[str]:
+    """The anchors that GitHub gives to the headings of a page."""
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in headings}
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_links_lead_somewhere(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        if link.startswith(("https://", "http://")):
+            continue
+        file, _, anchor = link.partition("#")
+        linked = (path.parent / file).resolve() if file else path
+        assert linked.exists(), f"{path.name}: {link}"
+        if anchor:
+            assert anchor in anchors(linked.read_text(encoding="utf-8")), f"{path.name}: {link}"
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_commands_parse(path: Path) -> None:
+    parser = make_parser()
+    fenced = re.findall(r"```(?:sh|console)\n(.*?)```", path.read_text("utf-8"), re.DOTALL)
+    text = re.sub(r"\\\n\s*", "", "\n".join(fenced))
+    for line in re.findall(r"^(?:\$ )?q4jit (.*?)(?: {2,}#.*)?$", text, re.MULTILINE):
+        assert parser.parse_args(shlex.split(line)).run, line
+
+
+def test_options_that_a_page_names_exist() -> None:
+    build = make_parser().parse_args(["build", "--arch", "gfx1100", "--out", "kernels"]).parser
+    for option in re.findall(r"`(--[a-z-]+)", page("aot.md")):
+        assert option in build.format_help()
+
+
+def test_every_environment_variable_is_in_the_table() -> None:
+    read = set(re.findall(r"Q4JIT_\w+", (ROOT / "q4jit" / "config.py").read_text("utf-8")))
+    assert read == set(re.findall(r"^\| `(Q4JIT_\w+)`", page("reference.md"), re.MULTILINE))
+
+
+def test_every_dependency_has_its_reason() -> None:
+    table = page("reference.md").partition("## Dependencies")[2]
+    rows = re.findall(r"^\| (?:`(\w+)`: )?([\w, -]+) \|", table, re.MULTILINE)
+    listed = {(extra, name) for extra, names in rows for name in names.split(", ")}
+    wanted = {("", re.match(r"[\w-]+", each)[0]) for each in PROJECT["dependencies"]}  # type: ignore[index]  # each begins with a name
+    for extra, packages in PROJECT["optional-dependencies"].items():
+        for package in packages:
+            name = re.match(r"[\w-]+", package)[0]  # type: ignore[index]  # the same
+            if name != "q4jit":
+                wanted.add((extra, name))
+    missing = {
+        (extra, name)
+        for extra, name in wanted
+        if (extra, name) not in listed
+        and not (extra == "test" and ("cross", name) in listed)
+        and not (extra == "test" and ("nvidia", name) in listed)
+    }
+    assert not missing
+
+
+def test_targets_are_the_known_ones() -> None:
+    table = page("gpus.md").partition("## Targets")[2]
+    named = set(re.findall(r"(?:gfx\w+|sm_\d+)", table))
+    assert {"gfx906", "gfx1100", "sm_90"} <= named <= HIP_ARCHS.keys()
+    ranges = {f"gfx{n}" for n in (*range(1030, 1037), *range(1100, 1104))}
+    assert named | ranges == set(HIP_ARCHS)
+    for name in re.findall(r"`(cpu[\w:+-]*)`", table):
+        specialize(lambda x: x, target=name)
+    assert {f"cpu:{arch}" for arch in CPU_ARCHS} <= set(re.findall(r"`(cpu[\w:+-]*)`", table))
+    for name in re.findall(r'"((?:hip|cuda|cpu)(?::\w+)?)"', page("gpus.md")):
+        if name != "cuda":  # PyTorch's name of a device
+            specialize(lambda x: x, target=name)
+
+
+def test_classifiers_name_the_pythons_that_ci_runs() -> None:
+    named = {c.rsplit(" ", 1)[1] for c in PROJECT["classifiers"] if "Python :: 3." in c}
+    run = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    newer = re.search(r"for minor in ([\d ]+); do", run)
+    assert newer is not None
+    assert named == {"3.11"} | {f"3.{minor}" for minor in newer[1].split()}
