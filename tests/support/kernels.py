@@ -51,6 +51,7 @@ FORMATS_OF_32: Final = ("Q4_0", "Q4_1", "Q8_0", *FLOAT_FORMATS)  # K may be any 
 
 IN_PROCESS: Final = ("cpu", "cpu:x86-64-v4", "cpu:x86-64-v3", "cpu:x86-64")
 
+_TWO_ZEROS: Final = 0x88  # a byte of Q4_0 with the code 8, the value 0, in both nibbles
 _NO_GAP: Final = 0
 # QEMU 7.2 reads all bytes of a masked load (`vmaskmovps`), a real CPU only those under the mask.
 # The gap holds NaN, so that a result shows any use of these bytes.
@@ -208,7 +209,7 @@ def weights(
 
 
 def spoiled(name: str, k: int, n: int, value: float, field: str) -> Weight:
-    """Return a weight with `value` in field d or m of some blocks (as element of F16 and F32)."""
+    """Return a weight with `value` in field d or m of some blocks (in elements of F16 and F32)."""
     fmt = FORMATS[name]
     rng = np.random.default_rng([k, n])
     columns = sorted({0, 5, 16, n - 1} & set(range(n)))
@@ -236,9 +237,7 @@ def without_weight(k: int, n: int, *elements: int) -> Weight:
     """Return a Q4_0 weight with zeros as `elements` of every column."""
     blocks = random_blocks(FORMATS["Q4_0"], k, n, "normal", np.random.default_rng(elements[0]))
     for element in elements:
-        blocks[:, element // 32, 2 + element % 16] = (
-            0x88  # the code 8 (value 0) twice: element i and i + 16
-        )
+        blocks[:, element // 32, 2 + element % 16] = _TWO_ZEROS  # elements i and i + 16
     w = wrap("Q4_0", k, blocks)
     assert not w.values[[*elements]].any()
     return w
