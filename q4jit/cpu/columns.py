@@ -157,7 +157,7 @@ class SectionWriter:
                 function = add_dot(self._lowering.module, fmt, spec.k, not spec.finite)
                 base = self._lowering.argument(f, Slot("weight", product.arg, GGUF))
                 number = f.index("number", (column.index, 1), (product.start, 1))
-                offset = f.index("w_off", (number, fmt.row_bytes(spec.k)))
+                offset = f.index("w_off", (number, fmt.column_bytes(spec.k)))
                 w_at = f.at(base, "i8", offset, "w_at")
                 sums.append(f.let("dot", f"call float {function}(ptr {x_at}, ptr {w_at})"))
             self._epilogue(ONE, row.index, column.index, sums)
@@ -187,7 +187,7 @@ class SectionWriter:
     def _weight_group(self, product: Node, group: str) -> str:
         f = self._f
         base = self._lowering.argument(f, Slot("weight", product.arg, INTERLEAVED16))
-        group_bytes = interleaved(self._lowering.plan, product.arg).group_bytes
-        first = product.start // LANES * group_bytes
-        offset = f.index("w_off", (group, group_bytes), (first, 1))
+        panel_bytes = interleaved(self._lowering.plan, product.arg).panel_bytes
+        first = product.start // LANES * panel_bytes
+        offset = f.index("w_off", (group, panel_bytes), (first, 1))
         return f.at(base, "i8", offset, "w_at")

@@ -62,7 +62,7 @@ def fits(fmt: Format, limbs: int) -> bool:
     """Whether the exact sum of a sub-block with all digits of X fits int32."""
     zero = 1 << fmt.quant_bits - 1 if fmt.signed else fmt.zero
     most = max(zero, (1 << fmt.quant_bits) - 1 - zero)
-    return fmt.scale_elements * most * _LARGEST[limbs] < 1 << 31
+    return fmt.sub_block_elements * most * _LARGEST[limbs] < 1 << 31
 
 
 @dataclass(frozen=True)
@@ -79,9 +79,9 @@ def digits_for(formats: Sequence[Format], limbs: int) -> Digits:
     """The form of x that serves products with weights of these formats."""
     return Digits(
         limbs,
-        any(fmt.scale_elements < UNIT for fmt in formats),
+        any(fmt.sub_block_elements < UNIT for fmt in formats),
         any(not fits(fmt, limbs) for fmt in formats),
-        any(fmt.m_offset_bytes is not None for fmt in formats),
+        any(fmt.minimum_at is not None for fmt in formats),
     )
 
 

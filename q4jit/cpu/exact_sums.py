@@ -60,7 +60,7 @@ class ExactSums:
         self._instruction, self._dot = instruction, DotWriter(module, instruction)
         self._limbs, self._places = limbs, tile.places
         self._zero = zero_of(fmt, instruction)
-        self._chunks = fmt.scale_elements // CHUNK
+        self._chunks = fmt.sub_block_elements // CHUNK
         numbers = list(range(limbs))
         # digits that one int32 sums; the highest apart where all would overflow
         self._sums = [numbers] if fits(fmt, limbs) else [[0], numbers[1:]]
@@ -179,7 +179,7 @@ class ExactSums:
 
     def _sum_of_x(self, unit: str, half: str, top: bool) -> str:
         """−8 times the sum of X, or of its highest digit, in a sub-block."""
-        if self._fmt.scale_elements == UNIT:
+        if self._fmt.sub_block_elements == UNIT:
             return load_word(self._f, unit, TOP_AT if top else WHOLE_AT)
         first = TOP_HALVES_AT if top else HALVES_AT
         return load_word(self._f, unit, self._f.index("sum_at", (half, 4), (first, 1)))

@@ -52,7 +52,7 @@ class Fields:
     block: str
 
     def _address(self, name: str) -> str:
-        start, stride = self.weight.offset_bytes(name)
+        start, stride = self.weight.field_at(name)
         return self.f.at(
             self.tile_at, "i8", self.f.index(f"{name}_at", (self.block, stride), (start, 1)), name
         )
@@ -60,14 +60,14 @@ class Fields:
     def halves(self, name: str) -> str | None:
         """The 16 columns' d or m; None where the format has none."""
         fmt = self.weight.fmt
-        if (fmt.d_offset_bytes if name == "d" else fmt.m_offset_bytes) is None:
+        if (fmt.scale_at if name == "d" else fmt.minimum_at) is None:
             return None
         loader = half_loader(self.module, SIXTEEN)
         return self.f.let(f"{name}16", f"call {VECTOR} {loader}(ptr {self._address(name)})")
 
     def scale(self, d: str | None, sub: str) -> str | None:
         """d, or d times the scale of sub-block `sub` where the format has such scales."""
-        if self.weight.fmt.scales_offset_bytes is None:
+        if self.weight.fmt.sub_scales_at is None:
             return d
         f = self.f
         at = f.at(self._address("scales"), "i8", f.index("sub_at", (sub, LANES)), "scale_at")
@@ -251,10 +251,10 @@ class RowFields:
 
     def scale(self, d: str | None, sub: str) -> str | None:
         """d, or d times the scale of sub-block `sub` where the format has such scales."""
-        if self.fmt.scales_offset_bytes is None:
+        if self.fmt.sub_scales_at is None:
             return d
         f = self.f
-        offset = f.index("sub_at", (sub, 1), (self.fmt.scales_offset_bytes, 1))
+        offset = f.index("sub_at", (sub, 1), (self.fmt.sub_scales_at, 1))
         s8 = f.let("s8", f"load i8, ptr {f.at(self.block_at, 'i8', offset, 'scale_at')}")
         s = f.let("s", f"sitofp i8 {s8} to float")
         return f.let("scale", f"fmul {VECTOR} {d}, {splat_value(f, 'float', s)}")
@@ -264,7 +264,7 @@ class RowFields:
         f, operands = self.f, []
         for plane in self.fmt.planes:
             byte, shift = _plane_position(f, plane, self.fmt.block_elements, chunk)
-            offset = f.index("bytes_at", (byte, 1), (plane.offset_bytes, 1))
+            offset = f.index("bytes_at", (byte, 1), (plane.at, 1))
             at = f.at(self.block_at, "i8", offset, "plane")
             narrow = f.let("bytes", f"load <16 x i8>, ptr {at}, align 1")
             bits = f.let("bits", f"zext <16 x i8> {narrow} to {INTS}")
@@ -289,8 +289,8 @@ def prefetch(
     which a CPU's own prefetching goes on from, as it ends with a page; for kernels that load faster
     than memory delivers, so that announcements of all lines would only come late.
     """
-    block_bytes = weight.tile_bytes // weight.blocks_per_tile
-    subs = weight.block_elements // weight.fmt.scale_elements
+    block_bytes = weight.slab_bytes // weight.blocks_per_slab
+    subs = weight.block_elements // weight.fmt.sub_block_elements
     lines = -(-block_bytes // (subs * CACHE_LINE_BYTES))
     bytes_ahead = _SPARSE_BYTES_AHEAD if sparse else _BYTES_AHEAD
     module.declare("declare void @llvm.prefetch.p0(ptr, i32, i32, i32)")

@@ -15,7 +15,7 @@ def add_dot(module: Module, fmt: Format, k: int, early_scale: bool) -> str:
 
     x: K floats; row: the GGUF row of one column, at any alignment.
     """
-    early = early_scale or fmt.m_offset_bytes is not None
+    early = early_scale or fmt.minimum_at is not None
     name = f"{fmt.name.lower()}_k{k}_dot{'_early' if early_scale else ''}"
     if not module.knows(name):
         f = Function(
@@ -36,8 +36,8 @@ def _block_dot(module: Module, f: Function, fmt: Format, k: int, early: bool) ->
     with f.loop("block", 0, k // fmt.block_elements, carry={"acc": zero}) as block:
         at = f.at("%row", "i8", f.index("offset", (block.index, fmt.block_bytes)), "block_at")
         fields = RowFields(module, f, fmt, at)
-        d, m = fields.half("d", fmt.d_offset_bytes), fields.half("m", fmt.m_offset_bytes)
-        subs, chunks = fmt.block_elements // fmt.scale_elements, fmt.scale_elements // CHUNK
+        d, m = fields.half("d", fmt.scale_at), fields.half("m", fmt.minimum_at)
+        subs, chunks = fmt.block_elements // fmt.sub_block_elements, fmt.sub_block_elements // CHUNK
         inner = {"acc": (VECTOR, block["acc"])}
         with f.loop("sub", 0, subs, carry=inner, unroll=True) as sub:
             scale = fields.scale(d, sub.index)
@@ -78,8 +78,8 @@ def _block_row(module: Module, f: Function, fmt: Format, k: int) -> None:
     with f.loop("block", 0, k // fmt.block_elements) as block:
         at = f.at("%row", "i8", f.index("offset", (block.index, fmt.block_bytes)), "block_at")
         fields = RowFields(module, f, fmt, at)
-        d, m = fields.half("d", fmt.d_offset_bytes), fields.half("m", fmt.m_offset_bytes)
-        subs, chunks = fmt.block_elements // fmt.scale_elements, fmt.scale_elements // CHUNK
+        d, m = fields.half("d", fmt.scale_at), fields.half("m", fmt.minimum_at)
+        subs, chunks = fmt.block_elements // fmt.sub_block_elements, fmt.sub_block_elements // CHUNK
         with f.loop("sub", 0, subs) as sub:
             scale = fields.scale(d, sub.index)
             with f.loop("chunk", 0, chunks, unroll=True) as chunk:

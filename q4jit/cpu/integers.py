@@ -82,17 +82,17 @@ class _ProductWriter:
         names = [_total(g, r) for g, r in self._tile.places]
         zeros = dict.fromkeys(names, (VECTOR, "zeroinitializer"))
         block_units = weight.block_elements // UNIT
-        with f.loop("tile", 0, weight.tiles, carry=zeros) as tile:
-            offset = f.index("offset", (tile.index, weight.tile_bytes))
+        with f.loop("tile", 0, weight.slabs, carry=zeros) as tile:
+            offset = f.index("offset", (tile.index, weight.slab_bytes))
             tiles_at = [f.at(f"%w{g}", "i8", offset, "tile_at") for g in range(self._tile.groups)]
             outer = {n: (VECTOR, tile[n]) for n in names}
             with f.loop(
-                "block", 0, weight.blocks_per_tile, carry=outer, unroll=self._tile.groups == 1
+                "block", 0, weight.blocks_per_slab, carry=outer, unroll=self._tile.groups == 1
             ) as block:
                 fields = [Fields(self._module, f, weight, at, block.index) for at in tiles_at]
                 first = f.index(
                     "unit",
-                    (tile.index, weight.blocks_per_tile * block_units),
+                    (tile.index, weight.blocks_per_slab * block_units),
                     (block.index, block_units),
                 )
                 self._block(fields, first, block)
@@ -109,7 +109,7 @@ class _ProductWriter:
         """Add the sub-blocks of a block, whose first unit of x is `first`."""
         f = self._f
         ds, ms = ([each.halves(name) for each in fields] for name in ("d", "m"))
-        subs = self._weight.block_elements // self._fmt.scale_elements
+        subs = self._weight.block_elements // self._fmt.sub_block_elements
         inner = {n: (VECTOR, v) for n, v in block.values.items()}
         with f.loop("sub", 0, subs, carry=inner) as sub:
             if self._tile.groups == 1:  # several groups serve many rows: their weights are in cache
@@ -128,7 +128,7 @@ class _ProductWriter:
     def _sub_block(self, fields: list[Fields], first: str, number: str) -> SubBlock:
         """Find the unit of each row of x that belongs to a sub-block."""
         f, product = self._f, self._product
-        per_unit = UNIT // self._fmt.scale_elements
+        per_unit = UNIT // self._fmt.sub_block_elements
         unit, half = f.index("unit", (first, 1), (number, 1)), "0"
         if per_unit > 1:
             within = f.let("within", f"udiv i64 {number}, {per_unit}")

@@ -115,11 +115,11 @@ class _Lowering(Context):
             out = self.argument(f, Slot(store.buffer.kind, store.buffer.index))
             w = self.argument(f, Slot("weight", store.node.arg, INTERLEAVED16))
             with f.loop("group", "%from", "%to") as loop:
-                at = f.at(w, "i8", f.index("group_at", (loop.index, weight.group_bytes)), "w_at")
+                at = f.at(w, "i8", f.index("group_at", (loop.index, weight.panel_bytes)), "w_at")
                 column = f.index("column", (loop.index, LANES))
                 f.do(f"call void {group}(ptr {at}, ptr {out}, i64 {column})")
         chunk = max(1, _CHUNK_BYTES // (4 * LANES * weight.k))
-        return _Phase("columns", weight.groups, None, chunk)
+        return _Phase("columns", weight.panels, None, chunk)
 
     def _lookup_phase(self, store: Store) -> _Phase:
         (ids_node,), arg = store.node.operands, store.node.arg
@@ -133,7 +133,7 @@ class _Lowering(Context):
             with f.loop("row", "%from", "%to") as loop:
                 id_at = f.at(ids, "i64", loop.index, "id_at")
                 number = f.let("id", f"load i64, ptr {id_at}, align 8")
-                w_at = f.at(w, "i8", f.index("w_off", (number, fmt.row_bytes(k))), "w_at")
+                w_at = f.at(w, "i8", f.index("w_off", (number, fmt.column_bytes(k))), "w_at")
                 out_at = f.at(out, "float", f.index("out_off", (loop.index, k)), "out_at")
                 f.do(f"call void {decode}(ptr {w_at}, ptr {out_at})")
         return _Phase("rows", 1, 1, max(1, _CHUNK_FLOATS // k))
@@ -166,10 +166,10 @@ class _Lowering(Context):
                     beyond = f.index("beyond", (first, 1), (rows, 1))
                     end = f.let("end", f"call i64 @llvm.smin.i64(i64 {m}, i64 {beyond})")
                 self._call_section(f, task, first, end)
-        group_bytes = max(
-            sum(interleaved(self.plan, p.arg).group_bytes for p in s.products) for s in sections
+        panel_bytes = max(
+            sum(interleaved(self.plan, p.arg).panel_bytes for p in s.products) for s in sections
         )
-        chunk = self._chunk(count, group_bytes * self.kernel.tile.groups)
+        chunk = self._chunk(count, panel_bytes * self.kernel.tile.groups)
         return _Phase("columns", count, rows, chunk)
 
     def _call_section(self, f: Function, task: str, first: str, end: str) -> None:

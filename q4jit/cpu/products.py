@@ -74,16 +74,16 @@ def add_product(module: Module, product: FloatProduct) -> str:
 
 
 def _describe_tiles(weight: Interleaved) -> str:
-    blocks = "1 block" if weight.blocks_per_tile == 1 else f"{weight.blocks_per_tile} blocks"
+    blocks = "1 block" if weight.blocks_per_slab == 1 else f"{weight.blocks_per_slab} blocks"
     return (
-        f"{weight.tiles} tiles of {weight.tile_bytes} bytes, each {blocks} of "
+        f"{weight.slabs} tiles of {weight.slab_bytes} bytes, each {blocks} of "
         f"{weight.block_elements} elements"
     )
 
 
 def _write_product(module: Module, f: Function, product: FloatProduct) -> None:
     rows, chains = range(product.rows), max(1, _CHAINS // product.rows)
-    early = product.early_scale or product.weight.fmt.m_offset_bytes is not None
+    early = product.early_scale or product.weight.fmt.minimum_at is not None
     multiply_add = _multiply_add(module)
 
     def element(k: str, byte: int, value: str, parts: Loop) -> None:
@@ -183,20 +183,20 @@ def _walk_group(
     """
     fmt, block_elements = weight.fmt, weight.block_elements
     zeros = dict.fromkeys(totals, (VECTOR, "zeroinitializer"))
-    with f.loop("tile", 0, weight.tiles, carry=zeros) as tile:
-        tile_at = f.at("%w", "i8", f.index("offset", (tile.index, weight.tile_bytes)), "tile_at")
+    with f.loop("tile", 0, weight.slabs, carry=zeros) as tile:
+        tile_at = f.at("%w", "i8", f.index("offset", (tile.index, weight.slab_bytes)), "tile_at")
         outer = {name: (VECTOR, tile[name]) for name in totals}
-        with f.loop("block", 0, weight.blocks_per_tile, carry=outer, unroll=True) as block:
+        with f.loop("block", 0, weight.blocks_per_slab, carry=outer, unroll=True) as block:
             fields = Fields(module, f, weight, tile_at, block.index)
             d, m = fields.halves("d"), fields.halves("m")  # one load: a lane is a column
             inner = {name: (VECTOR, block[name]) for name in totals}
             # a format with many sub-blocks stays a loop: unrolled, Q6_K compiles for seconds
-            with f.loop("sub", 0, block_elements // fmt.scale_elements, carry=inner) as sub:
+            with f.loop("sub", 0, block_elements // fmt.sub_block_elements, carry=inner) as sub:
                 prefetch(module, f, weight, tile_at, block.index, sub.index)
                 scale = fields.scale(d, sub.index)
                 first = f.index(
                     "k",
-                    (tile.index, weight.blocks_per_tile * block_elements),
+                    (tile.index, weight.blocks_per_slab * block_elements),
                     (block.index, block_elements),
                 )
                 decode = (scale, m) if early else None
@@ -223,7 +223,7 @@ def walk_sub_block(
     the decoded weight where `decode` gives scale and m, else the quant. parts: vectors and their
     first values.
     """
-    chunks = fields.weight.fmt.scale_elements // CHUNK
+    chunks = fields.weight.fmt.sub_block_elements // CHUNK
     fresh = {name: (VECTOR, value) for name, value in parts.items()}
     with f.loop("chunk", 0, chunks, carry=fresh, unroll=True) as chunk:
         number = f.index("number", (sub, chunks), (chunk.index, 1))

@@ -43,8 +43,8 @@ def _write(module: Module, f: Function, weight: Interleaved) -> None:
 def _add_unit(module: Module, f: Function, weight: Interleaved, unit: str, total: str) -> str:
     """Add 16 columns times unit number `unit` of x to a total."""
     number, within = _split(f, unit, weight.block_elements // UNIT)
-    tile, block = _split(f, number, weight.blocks_per_tile)
-    tile_at = f.at("%w", "i8", f.index("w_off", (tile, weight.tile_bytes)), "tile_at")
+    tile, block = _split(f, number, weight.blocks_per_slab)
+    tile_at = f.at("%w", "i8", f.index("w_off", (tile, weight.slab_bytes)), "tile_at")
     fields = Fields(module, f, weight, tile_at, block)
     first = f.index("k", (number, weight.block_elements))
     d, m = fields.halves("d"), fields.halves("m")
@@ -54,7 +54,7 @@ def _add_unit(module: Module, f: Function, weight: Interleaved, unit: str, total
         x = splat_value(f, "float", f.let("x0", f"load float, ptr {at}, align 4"))
         parts["part"] = add_scaled(module, f, "part", parts["part"], x, value)
 
-    subs = UNIT // weight.fmt.scale_elements
+    subs = UNIT // weight.fmt.sub_block_elements
     with f.loop("sub", 0, subs, carry={"total": (VECTOR, total)}) as sub:
         here = f.index("sub_number", (within, subs), (sub.index, 1))
         scale = fields.scale(d, here)

@@ -27,7 +27,7 @@ from q4jit.arrays.on_device import (
     output_views,
     overlap_error,
     pairs_apart,
-    refuse_spreading,
+    refuse_broadcasting,
 )
 from q4jit.arrays.outputs import check_out
 from q4jit.arrays.torch_tensors import new_tensor
@@ -76,7 +76,7 @@ class HipLaunch:
         self._shapes = shapes
         self._on_device = any(isinstance(value, DeviceView) for value in args)
         if self._on_device:
-            refuse_spreading(shapes, names)
+            refuse_broadcasting(shapes, names)
         self._weights = [
             (i, layout, device_key(device.platform, device.index, layout))
             for i, layout in plan.weight_layouts()

@@ -86,7 +86,7 @@ def _tile_matrix_bytes(plan: HipPlan, kernel: HipKernel) -> int:
     columns = kernel.columns
     scales_bytes = 2 * columns * _F32_BYTES
     formats = [plan.weight(product.arg).block_format for product in kernel.section.products]
-    if any(fmt.m_offset_bytes is not None for fmt in formats):
+    if any(fmt.minimum_at is not None for fmt in formats):
         scales_bytes += columns * _F32_BYTES + 16 * stride_bytes
     return stride_bytes * (kernel.bf16_terms * kernel.rows_per_tile + columns) + scales_bytes + 4
 

@@ -6,7 +6,7 @@ from q4jit.frontend.graph import Node
 from q4jit.frontend.specs import WeightSpec
 from q4jit.hip.values import literal
 from q4jit.weights.formats import Format
-from q4jit.weights.layouts import LANES, PLANAR, TILES16, Planar, fields
+from q4jit.weights.layouts import PANEL_COLUMNS, PLANAR, TILES16, Planar, fields
 
 
 @dataclass(frozen=True)
@@ -134,12 +134,12 @@ class Weight:
     @property
     def has_m(self) -> bool:
         """Whether blocks have a minimum."""
-        return self._fmt.m_offset_bytes is not None
+        return self._fmt.minimum_at is not None
 
     @property
     def has_scales(self) -> bool:
         """Whether blocks have scales of sub-blocks."""
-        return self._fmt.scales_offset_bytes is not None
+        return self._fmt.sub_scales_at is not None
 
     @property
     def fields(self) -> list[_Field]:
@@ -148,7 +148,7 @@ class Weight:
             regions = Planar(self._fmt, self.k, self.n, tiled=self.is_quads).regions
             return [_Field(name, start, size) for name, (start, size) in regions.items()]
         stride = self._fmt.block_bytes
-        return [_Field(f.name, f.source_bytes, stride) for f in fields(self._fmt)]
+        return [_Field(f.name, f.at, stride) for f in fields(self._fmt)]
 
     @property
     def planes(self) -> list[_Plane]:
@@ -185,4 +185,4 @@ class Product:
     @property
     def is_of_tiles(self) -> bool:
         """Whether the 16 columns of a wave are stored beside each other."""
-        return self.node.start % LANES == 0
+        return self.node.start % PANEL_COLUMNS == 0

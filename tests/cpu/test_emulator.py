@@ -165,7 +165,7 @@ def test_a_kernel_that_does_not_end_is_stopped(target: str) -> None:
 
 
 def test_a_symbol_that_is_no_name_is_refused(target: str) -> None:
-    with pytest.raises(ValueError, match="no symbol"):
+    with pytest.raises(ValueError, match="is not the symbol"):
         run_kernel(target, b"", "a=b -o c", [])
 
 

@@ -246,7 +246,7 @@ def test_unsuitable_arrays_are_refused(torch: Any, w: QuantizedTensor) -> None:
     f(x, w)
     with pytest.raises(ArgumentError, match=r"strides of .*x\.contiguous\(\)"):
         f(x.T.contiguous().T, w)
-    with pytest.raises(ArgumentError, match=r"float16 .*accepted is float32, as x\.float\(\)"):
+    with pytest.raises(ArgumentError, match=r"expected float32, got float16 .*; use x\.float\(\)"):
         f(x.half(), w)
     with pytest.raises(ArgumentError, match="requires a gradient"):
         f(x.clone().requires_grad_(), w)
@@ -260,7 +260,7 @@ def test_unsuitable_arrays_are_refused(torch: Any, w: QuantizedTensor) -> None:
         torch.empty((8, N), device="cuda", dtype=torch.float64),
         (torch.empty((8, N), device="cuda"),),
     ):
-        with pytest.raises(ArgumentError, match="out= is "):
+        with pytest.raises(ArgumentError, match="out=: expected "):
             f(x, w, out=out)
     shared = torch.empty(8 * (K + N), device="cuda")
     inside = shared[: 8 * K].view(8, K)
@@ -285,10 +285,10 @@ def test_a_warm_function_refuses_what_a_cold_one_does(torch: Any, w: QuantizedTe
         with pytest.raises(ArgumentError, match=message):
             f(wrong, w, out=out)
     for wrong in (out.half(), out.T.contiguous().T, out.cpu(), out[:4], (out,), x[:, :N]):
-        with pytest.raises(ArgumentError, match="out= is "):
+        with pytest.raises(ArgumentError, match="out=: expected "):
             f(x, w, out=wrong)
     for wrong in (torch._neg_view(out), out.clone().requires_grad_()):
-        with pytest.raises(ArgumentError, match="found out"):
+        with pytest.raises(ArgumentError, match="argument 'out': expected "):
             f(x, w, out=wrong)
     shared = torch.empty(8 * (K + N), device="cuda")
     inside = shared[: 8 * K].view(8, K).copy_(x)

@@ -51,7 +51,7 @@ from tests.support.kernels import (
     products,
     random_blocks,
     random_x,
-    set_halves,
+    set_f16,
     slices,
     some_ids,
     spoiled,
@@ -348,8 +348,8 @@ def test_a_huge_element_where_a_q4_1_weight_is_0(way: Way) -> None:
     blocks = random_blocks(FORMATS["Q4_1"], K, N, "normal", np.random.default_rng(0))
     d = np.random.default_rng(1).normal(0, 0.05, blocks.shape[:2]).astype(np.float16)
     quants = np.arange(N)[:, np.newaxis] % 16  # of 0, by column
-    set_halves(blocks, 0, d)
-    set_halves(blocks, 2, (-d * quants).astype(np.float16))
+    set_f16(blocks, 0, d)
+    set_f16(blocks, 2, (-d * quants).astype(np.float16))
     blocks[:, 0, 4] = quants[:, 0] * 17  # elements 0 and 16
     w, x = wrap("Q4_1", K, blocks), random_x(2, K)
     x[:, 0] = 1e20

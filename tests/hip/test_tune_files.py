@@ -159,39 +159,66 @@ def _top(data: Any) -> Any:
     [
         (_set(_top, "q4jit_tunings", 2), "here: found q4jit_tunings 2, accepted is 1"),
         (_set(_top, "q4jit_tunings", True), "found q4jit_tunings True"),
-        (_set(_top, "more", 1), "found ['more', 'q4jit_tunings', 'tunings']"),
+        (_set(_top, "more", 1), "got ['more', 'q4jit_tunings', 'tunings']"),
         (_set(_top, "tunings", {}), "here: tunings: found {}, accepted is a list"),
-        (_set(_top, "tunings", [1]), "here: tunings[0]: found 1, accepted is ['arch'"),
-        (_set(_entry, "more", 1), "here: tunings[0]: found ['arch'"),
-        (_set(_entry, "device", "a\nb"), "here: tunings[0].device: found 'a\\nb'"),
-        (_set(_entry, "device", ""), "accepted is a device's name"),
-        (_set(_entry, "arch", "gfx1"), "here: tunings[0].arch: found 'gfx1', accepted is one of"),
-        (_set(_entry, "arch", ["gfx1100"]), "found ['gfx1100']"),
-        (_set(_entry, "compiler", 7), "tunings[0].compiler: found 7"),
-        (_set(_entry, "k", 0), "tunings[0].k: found 0, accepted is a whole number from 1"),
-        (_set(_entry, "n", True), "tunings[0].n: found True"),
-        (_set(_entry, "m", 1 << 31), "tunings[0].m: found 2147483648"),
-        (_set(_entry, "format", "Q4_0+"), "tunings[0].format: found 'Q4_0+'"),
-        (_set(_entry, "precision", "f64"), "accepted is one of f32, f16, i8"),
+        (_set(_top, "tunings", [1]), "here: tunings[0]: expected the fields ['arch'"),
+        (_set(_entry, "more", 1), "'trials'], got ['arch'"),
+        (
+            _set(_entry, "device", "a\nb"),
+            "here: tunings[0].device: expected a device's name, got 'a\\nb'",
+        ),
+        (_set(_entry, "device", ""), "expected a device's name, got ''"),
+        (_set(_entry, "arch", "gfx1"), "here: tunings[0].arch: expected one of gfx906"),
+        (_set(_entry, "arch", ["gfx1100"]), "got ['gfx1100']"),
+        (_set(_entry, "compiler", 7), "a compiler's version and flags, got 7"),
+        (_set(_entry, "k", 0), "tunings[0].k: expected a whole number from 1, got 0"),
+        (_set(_entry, "n", True), "tunings[0].n: expected a whole number from 1, got True"),
+        (
+            _set(_entry, "m", 1 << 31),
+            "tunings[0].m: expected a whole number from 1, got 2147483648",
+        ),
+        (_set(_entry, "format", "Q4_0+"), "got 'Q4_0+'"),
+        (_set(_entry, "precision", "f64"), "expected one of f32, f16, i8, got 'f64'"),
         (_set(_entry, "trials", None), "tunings[0].trials: found None, accepted is a list"),
-        (_set(_trial, "more", 1), "tunings[0].trials[0]: found ['constants'"),
-        (_set(_trial, "schedule", "a b"), "trials[0].schedule: found 'a b'"),
-        (_set(_trial, "constants", {"block_size": 1.5}), "trials[0].constants: found"),
-        (_set(_trial, "constants", {"block_size": True}), "trials[0].constants: found"),
-        (_set(_trial, "constants", {"block_size": -1}), "trials[0].constants: found"),
-        (_set(_trial, "constants", {"layout": 'x"; }'}), "trials[0].constants: found"),
-        (_set(_trial, "constants", {"a b": 1}), "trials[0].constants: found"),
-        (_set(_trial, "text", "0" * 15), "trials[0].text: found"),
-        (_set(_trial, "us", 0), "trials[0].us: found 0, accepted is microseconds, or null"),
-        (_set(_trial, "us", 10**400), "trials[0].us: found 1000"),
-        (_set(_trial, "us", "5"), "trials[0].us: found '5'"),
+        (_set(_trial, "more", 1), "tunings[0].trials[0]: expected the fields ['constants'"),
+        (
+            _set(_trial, "schedule", "a b"),
+            "trials[0].schedule: expected a schedule's name, got 'a b'",
+        ),
+        (
+            _set(_trial, "constants", {"block_size": 1.5}),
+            "trials[0].constants: expected names with whole numbers",
+        ),
+        (
+            _set(_trial, "constants", {"block_size": True}),
+            "trials[0].constants: expected names with whole numbers",
+        ),
+        (
+            _set(_trial, "constants", {"block_size": -1}),
+            "trials[0].constants: expected names with whole numbers",
+        ),
+        (
+            _set(_trial, "constants", {"layout": 'x"; }'}),
+            "trials[0].constants: expected names with whole numbers",
+        ),
+        (
+            _set(_trial, "constants", {"a b": 1}),
+            "trials[0].constants: expected names with whole numbers",
+        ),
+        (_set(_trial, "text", "0" * 15), "trials[0].text: expected 16 hexadecimal digits, got"),
+        (_set(_trial, "us", 0), "trials[0].us: expected microseconds, or null, got 0"),
+        (_set(_trial, "us", 10**400), "microseconds, or null, got 1000"),
+        (_set(_trial, "us", "5"), "microseconds, or null, got '5'"),
         (_set(_trial, "us", None), "accepted is one of us and rejected"),
         (_set(_trial, "rejected", "too slow"), "accepted is one of us and rejected"),
-        (_set(_trial, "rejected", 0), "trials[0].rejected: found 0"),
-        (_set(_trial, "error", -1), "trials[0].error: found -1"),
-        (_set(_trial, "date", "yesterday"), "trials[0].date: found 'yesterday'"),
-        (_set(_trial, "date", "2026-01-31T12:00:00"), "trials[0].date: found"),
-        (_set(_trial, "date", "20260131T120000+00:00"), "trials[0].date: found"),
+        (
+            _set(_trial, "rejected", 0),
+            "trials[0].rejected: expected a reason, or an empty text, got 0",
+        ),
+        (_set(_trial, "error", -1), "trials[0].error: expected a number from 0, or null, got -1"),
+        (_set(_trial, "date", "yesterday"), "00:00, got 'yesterday'"),
+        (_set(_trial, "date", "2026-01-31T12:00:00"), "trials[0].date: expected a date"),
+        (_set(_trial, "date", "20260131T120000+00:00"), "trials[0].date: expected a date"),
         (lambda data: data["tunings"].append(data["tunings"][0]), "a second entry for Q4_0"),
         (lambda data: _entry(data)["trials"].append(_trial(data)), "one candidate twice"),
     ],
@@ -208,13 +235,13 @@ def test_every_field_is_checked(change: Callable[[Any], None], found: str) -> No
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e400"])
 def test_a_time_is_a_number(number: str) -> None:
     text = tunings.to_text(FOUND).replace('"us": 5.5', f'"us": {number}')
-    with pytest.raises(TuningError, match=r"trials\[0\]\.us: found"):
+    with pytest.raises(TuningError, match=r"trials\[0\]\.us: expected microseconds"):
         tunings.parse(text, "here")
 
 
 @pytest.mark.parametrize("text", ["", "[" * 100_000, "{}", "[]", "null", '{"q4jit_tunings": 1}'])
 def test_other_json_is_refused(text: str) -> None:
-    with pytest.raises(TuningError, match=r"^here: found "):
+    with pytest.raises(TuningError, match=r"^here: (expected|found) "):
         tunings.parse(text, "here")
 
 

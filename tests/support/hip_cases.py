@@ -98,7 +98,7 @@ def zeros(*shape: int) -> NDArray[np.float32]:
 @functools.cache
 def tensor(name: str, k: int, n: int) -> QuantizedTensor:
     """A weight; only its shape and format matter here."""
-    rows = np.zeros((n, FORMATS[name].row_bytes(k)), np.uint8)
+    rows = np.zeros((n, FORMATS[name].column_bytes(k)), np.uint8)
     return QuantizedTensor.from_bytes(rows, shape=(k, n), format=name)
 
 

@@ -112,7 +112,7 @@ def test_the_weights_of_a_file(opened: list[str], tune: Tune, file: Path, tmp_pa
 def test_the_default_shapes_are_those_of_large_models() -> None:
     assert all(size >= 4096 for shape in _DEFAULT_SHAPES for size in shape)
     for k, _ in _DEFAULT_SHAPES:
-        FORMATS["Q4_0"].row_bytes(k)
+        FORMATS["Q4_0"].column_bytes(k)
     target = Target("hip", "gfx1100")
     classes = {key_for(target, 64, 5, ("Q4_0",), m, "f32").m for m in _DEFAULT_ROWS}
     assert classes == {1, 2, 4, 8, 16, 32, 64, 512, 1024}
@@ -165,7 +165,7 @@ def test_a_merged_file_is_checked(
     out, err = capsys.readouterr()
     assert out == ""
     assert err == (
-        f"q4jit tune: {other}: tunings[0].k: found '\\x1b[2J', accepted is a whole number from 1\n"
+        f"q4jit tune: {other}: tunings[0].k: expected a whole number from 1, got '\\x1b[2J'\n"
     )
     assert not file.exists()
     assert main(["tune", "--merge", str(tmp_path / "none.json")]) == 1

@@ -108,7 +108,7 @@ def check_shape(options: argparse.Namespace, fmt: Format, k: int, n: int) -> Non
 
 
 def _check_shape(fmt: Format, k: int, n: int) -> None:
-    fmt.row_bytes(k)
+    fmt.column_bytes(k)
     if not (0 < n <= _MAX_SIZE and k <= _MAX_SIZE):
         raise FormatError(expected(f"K and N from 1 to {_MAX_SIZE}", f"K = {k}, N = {n}"))
 

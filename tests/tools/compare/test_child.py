@@ -135,14 +135,18 @@ def test_a_child_reads_its_request(
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        (("threads",), 0, ".threads: found 0, accepted is a whole number from 1 to 1024"),
-        (("threads",), True, ".threads: found True"),
-        (("cached",), 1, ".cached: found 1, accepted is true or false"),
-        (("more",), 1, "accepted is ['cached', 'ggml', 'report', 'request', 'threads']"),
-        (("request", "format"), "Q9", ": request.format: found 'Q9', accepted is one of F32"),
-        (("request", "shapes"), [[64]], "accepted is a list, of which each is [K, N], or null"),
-        (("request", "rows"), [], ": request.rows: found []"),
-        (("request", "precisions"), ["f64"], "found ['f64']"),
+        (("threads",), 0, ".threads: expected a whole number from 1 to 1024, got 0"),
+        (("threads",), True, "from 1 to 1024, got True"),
+        (("cached",), 1, ".cached: expected true or false, got 1"),
+        (("more",), 1, "expected the fields ['cached', 'ggml', 'report', 'request', 'threads']"),
+        (("request", "format"), "Q9", ": request.format: expected one of F32, "),
+        (
+            ("request", "shapes"),
+            [[64]],
+            "a list that is not empty, each item [K, N], or null, got [[64]]",
+        ),
+        (("request", "rows"), [], "each item a whole number from 1, or null, got []"),
+        (("request", "precisions"), ["f64"], "got ['f64']"),
     ],
 )
 def test_an_invalid_request_is_refused(

@@ -76,15 +76,15 @@ def test_targets_are_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"targets_version": 2}, ".targets_version: found 2, accepted is 1"),
-        ({"targets": {}}, ".targets: found {}, accepted is a list"),
-        ({"more": 1}, "found ['machine', 'more', 'targets', 'targets_version'], accepted is ["),
-        ({"precision": "f64"}, ": targets[0].precision: found 'f64', accepted is one of f32, f16"),
-        ({"m": 0}, ": targets[0].m: found 0, accepted is a whole number from 1"),
-        ({"least": {"one": 1}}, ": targets[0].least: found {'one': 1}, accepted is ratios above 0"),
-        ({"least": {"1": 0}}, ": targets[0].least: found {'1': 0}"),
-        ({"cached": 1}, ": targets[0].cached: found 1, accepted is true or false"),
-        ({"at_least": 1}, ", and perhaps ['cached', 'min_size']"),
+        ({"targets_version": 2}, ".targets_version: expected 1, got 2"),
+        ({"targets": {}}, ".targets: expected a list, got {}"),
+        ({"more": 1}, ", got ['machine', 'more', 'targets', 'targets_version']"),
+        ({"precision": "f64"}, ": targets[0].precision: expected one of f32, f16, i8, got 'f64'"),
+        ({"m": 0}, ": targets[0].m: expected a whole number from 1, got 0"),
+        ({"least": {"one": 1}}, ": targets[0].least: expected ratios above 0"),
+        ({"least": {"1": 0}}, "got {'1': 0}"),
+        ({"cached": 1}, ": targets[0].cached: expected true or false, got 1"),
+        ({"at_least": 1}, " and perhaps ['cached', 'min_size'], got ["),
     ],
 )
 def test_an_invalid_targets_file_is_refused_before_measuring(
@@ -106,7 +106,7 @@ def test_an_invalid_targets_file_is_refused_before_measuring(
 def test_a_file_without_targets_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "t.json"
     path.write_text("{")
-    with pytest.raises(FormatError, match=r"accepted is a targets file such as docs/targets\.json"):
+    with pytest.raises(FormatError, match=r"expected a targets file such as docs/targets\.json"):
         read_speed_targets(path)
 
 
