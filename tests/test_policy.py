@@ -71,7 +71,7 @@ def test_without_a_gpu_the_cpu_runs_every_call(devices: list[Device]) -> None:
     found = place(None, X, weight_bytes=1 << 30)
     assert found.device is None
     assert found.target.backend == "cpu"
-    assert "the CPU runs every call: this machine has no GPU" in found.rule
+    assert "the CPU runs every call: no GPU" in found.rule
 
 
 def test_small_work_stays_on_the_cpu_and_large_goes_to_the_gpu(devices: list[Device]) -> None:
@@ -166,7 +166,7 @@ def test_a_gpu_without_code_for_it_is_named(devices: list[Device]) -> None:
     found = place(None, X, weight_bytes=1 << 30)
     assert found.device is None
     assert "no code for amd device 0 (made up, gfx803)" in found.rule
-    with pytest.raises(TargetError, match="expected one of the archs gfx906"):
+    with pytest.raises(TargetError, match="known archs are gfx906"):
         place("hip:0", X)
 
 
@@ -221,7 +221,7 @@ def test_a_gpu_that_is_not_here_is_told(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_what_is_compiled_for_a_gpu_that_is_not_here_can_be_inspected() -> None:
     asked = specialize(lambda x, w: x @ w, target="hip:gfx1100")
-    with pytest.raises(DeviceError, match="inspect_source and inspect_asm work without a GPU"):
+    with pytest.raises(DeviceError, match="inspect_source and inspect_asm"):
         asked(X, quantize(np.ones((64, 32)), "Q4_0"))
     assert "hip:gfx1100" in asked.inspect_source()
     assert "amdgcn" in asked.inspect_asm()

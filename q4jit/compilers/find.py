@@ -44,7 +44,7 @@ def find_compiler(target: Target) -> HipCompiler:
             else:
                 return compiler
         if not installed:
-            refused.append(f"{name}: not installed; looked in {_LOOKED_IN[name]}")
+            refused.append(f"{name}: not found in {_LOOKED_IN[name]}")
     by = f" (Q4JIT_HIP_COMPILER={asked})" if asked else ""
     tried = "\n  ".join(refused)
     raise TargetError(f"no compiler for {target}{by}. Tried:\n  {tried}\nTo get one: {_CROSS}")

@@ -313,9 +313,9 @@ def texts(way: Way, platform: str = "host") -> list[str]:
 
 def words(way: Way) -> list[str]:
     """Return every word of the generated texts that can name a parameter in Python."""
-    all_words = {word for text in texts(way) for word in re.findall(r"[A-Za-z_]\w*", text)}
-    all_words |= {"v1", "v999", "output0", "output1", "temp0", "temp1"}
-    return usable(all_words)
+    found = {word for text in texts(way) for word in re.findall(r"[A-Za-z_]\w*", text)}
+    found |= {"v1", "v999", "output0", "output1", "temp0", "temp1"}
+    return usable(found)
 
 
 def usable(names: Iterable[str]) -> list[str]:

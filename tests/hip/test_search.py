@@ -566,6 +566,6 @@ def test_explain_says_that_the_cpu_has_no_search() -> None:
 @pytest.mark.parametrize(
     "options", [{"tune": 1}, {"tune": "yes"}, {"tune": True, "block_size": 64}]
 )
-def test_wrong_values_of_tune_are_refused(options: dict[str, Any]) -> None:
-    with pytest.raises(ArgumentError, match="tune"):
+def test_options_that_do_not_fit_are_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(ArgumentError, match=r"^tune=.*accepted is"):
         specialize(double, **options)

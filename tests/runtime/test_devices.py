@@ -415,7 +415,7 @@ import sys
 from q4jit.runtime import devices
 devices._NODES.update(amd=("/dev/not-a",), nvidia=("/dev/not-b",))
 assert devices.find_devices() == ()
-reason = "this machine has no GPU, or no driver for it (none of /dev/not-a, /dev/not-b exists)"
+reason = "no GPU, or no driver for it (none of /dev/not-a, /dev/not-b exists)"
 assert devices.why_none() == reason
 assert not any(name.split(".")[0] in ("rocm", "cuda") for name in sys.modules)
 try:
