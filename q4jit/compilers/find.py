@@ -140,6 +140,6 @@ _INSTALLED: Final[dict[str, Callable[[], Iterator[tuple[str, Clang | HipRtc]]]]]
 _LOOKED_IN: Final = {
     "hipcc": "ROCM_PATH/bin and PATH",
     "clang": "ROCM_PATH/llvm/bin, ROCM_PATH/lib/llvm/bin and PATH",
-    "ziglang": "the Python package ziglang: pip install 'q4jit[cross]'",
-    "hiprtc": "AMD's Python binding: pip install 'q4jit[rocm]'",
+    "ziglang": "Python's packages (ziglang); pip install 'q4jit[cross]'",
+    "hiprtc": "Python's packages (rocm.bindings); pip install 'q4jit[rocm]'",
 }

@@ -16,7 +16,7 @@ from q4jit.errors import CacheWarning, TuningError
 from q4jit.hip import tunings
 from q4jit.hip.tunings import Key, Machine
 from q4jit.targets import HIP_ARCHS
-from tests.support.tuning_files import FAST, KEY, MACHINE, SLOW, TRIALS, FOUND, WRONG
+from tests.support.tuning_files import FAST, FOUND, KEY, MACHINE, SLOW, TRIALS, WRONG
 
 
 @pytest.fixture(autouse=True)
