@@ -8,7 +8,7 @@ from q4jit.frontend.graph import Graph
 from q4jit.frontend.specs import WeightSpec
 from q4jit.hip.classes import MOST_FEW_ROWS, m_class
 from q4jit.hip.kernel import F16_TERMS
-from q4jit.hip.rules import Rules, rules_of
+from q4jit.hip.rules import GpuRules, rules_of
 from q4jit.plan.kernels import Section
 from q4jit.plan.options import PlanOptions
 from q4jit.targets import HipArch, Target
@@ -31,7 +31,7 @@ class Problem:
         return self.target.hip
 
     @property
-    def rules(self) -> Rules:
+    def rules(self) -> GpuRules:
         """Return the rules for the GPU's arch."""
         return rules_of(self.arch)
 

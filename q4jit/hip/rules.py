@@ -27,7 +27,7 @@ TileShape = tuple[int, int]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rules(abc.ABC):
+class GpuRules(abc.ABC):
     """The constants that suit a platform.
 
     Attributes:
@@ -37,11 +37,11 @@ class Rules(abc.ABC):
         dot_columns: columns of a wave of `gemv_dot`, by rows of x.
 
         splits: numbers of splits of K in `gemv_matrix`; the first that suits is taken.
-        light_rows: rows of x that are cheap to split into f16 terms. For so few, K is split only
-            from `long_k` on, and `many_panels` are enough for `most_waves`.
+        waves: waves of a `gemv_matrix` block, divided by the number of products.
+        most_waves: the same if a compute unit has more panels than `waves`.
+        light_rows: most rows of x that are cheap to split into f16 terms. For so few rows, K is
+            split only from `long_k` on, and `many_panels` per compute unit get `most_waves`.
         long_k: see `light_rows`.
-        waves: waves of `gemv_matrix` for all products together.
-        most_waves: the same if a compute unit has many panels of columns.
         many_panels: see `light_rows`.
         ahead: quads that a wave of `gemv_matrix` loads before their turn.
         pair_rows: most rows of x whose f16 terms `gemv_matrix` multiplies by dot products.
@@ -61,10 +61,10 @@ class Rules(abc.ABC):
     dot_columns: ClassVar[Mapping[int, int]] = {1: 4, 2: 2, 4: 1, 8: 1, 16: 1}
 
     splits: tuple[int, ...]
-    light_rows: int = 2
-    long_k: int = 8192
     waves: int = 16
     most_waves: int
+    light_rows: int = 2
+    long_k: int = 8192
     many_panels: int = 4
     ahead: int
     pair_rows: int = 0
@@ -84,8 +84,7 @@ class Rules(abc.ABC):
     def tile_rows(self, arch: HipArch, section: Section, rows: int, may_be_tall: bool) -> int:
         """Return the rows of a tile of `tile_halves`.
 
-        Few rows are one tile. Tiles of 128 rows are taken if there are enough of them to fill the
-        GPU.
+        Few rows are one tile. Many rows have tiles of 128 rows, if those fill the GPU.
         """
         products = len(section.products)
         tiles = products * section.width * min(rows, MANY_ROWS) // TALL_TILE_ROWS**2
@@ -99,27 +98,27 @@ class Rules(abc.ABC):
     def most_tile_splits(self, arch: HipArch, rows: int, blocks: int) -> int:
         """Return how many thread blocks of a `tile_halves` may share columns.
 
-        Several may only if all rows are one tile: then there are too few blocks to fill the GPU.
+        Several may if all rows are one tile: otherwise there are enough blocks to fill the GPU.
         """
         return 1 if rows > TILE_ROWS else self.blocks_per_unit * arch.compute_units // blocks
 
 
 @dataclass(frozen=True, kw_only=True)
-class NvidiaRules(Rules):
+class NvidiaRules(GpuRules):
     """Rules that were measured on an H100.
 
     Attributes:
-        narrow: shape of the blocks for one tile of rows, or for several products, which have more
-            columns together: small blocks, so that there are many.
-        wide: shapes of the blocks for many rows. Each block reads all of x, so the widest shape is
-            taken that fills the GPU.
-        widest_folded: index in `wide` of the first shape for weights that are rounded to f16.
+        narrow: shape of the blocks for one tile of rows, and for several products, which have more
+            columns together. The blocks are small, so that there are many.
+        wide: shapes of the blocks for many rows. Each block reads all of x, so the widest shape
+            that fills the GPU is taken.
+        wide_folded: the same for weights that are rounded to f16.
         fullness: the part of the compute units that `wide` shapes must fill.
     """
 
     narrow: TileShape
     wide: tuple[TileShape, ...]
-    widest_folded: int
+    wide_folded: tuple[TileShape, ...]
     fullness: float
 
     def tile_shape(
@@ -129,14 +128,14 @@ class NvidiaRules(Rules):
         if rows <= TILE_ROWS or len(section.products) > 1:
             return self.narrow
         wanted = self.fullness * arch.compute_units * tile_rows / min(rows, MANY_ROWS)
-        for columns, waves in self.wide[self.widest_folded if folded else 0 :]:
+        for columns, waves in self.wide_folded if folded else self.wide:
             if -(-section.width // columns) >= wanted:
                 return columns, waves
         return self.narrow
 
 
 @dataclass(frozen=True, kw_only=True)
-class AmdRules(Rules):
+class AmdRules(GpuRules):
     """Rules that were counted, not measured.
 
     A thread block of `gemv_matrix` needs about 137 instructions to split eight elements of x, and
@@ -174,7 +173,7 @@ NVIDIA: Final = NvidiaRules(
     stages_bytes=MOST_STAGES_BYTES,  # leaves room for several blocks per compute unit
     narrow=(64, 4),
     wide=((256, 16), (128, 8)),
-    widest_folded=1,
+    wide_folded=((128, 8),),
     fullness=0.75,
 )
 AMD: Final = AmdRules(
@@ -197,6 +196,6 @@ RDNA3: Final = replace(AMD, pair_rows=1, most_rows_of_several=TILE_ROWS // 2)
 _BY_MATRIX: Final = {"mma_sync": NVIDIA, "mfma": CDNA, "wmma": RDNA3, "wmma_gfx12": AMD, None: AMD}
 
 
-def rules_of(arch: HipArch) -> Rules:
+def rules_of(arch: HipArch) -> GpuRules:
     """Return the rules for an arch, by the kind of its matrix units."""
     return _BY_MATRIX[arch.matrix]

@@ -176,7 +176,7 @@ class _Measurer:
 
     Attributes:
         bench: the bench.
-        k: rows of each weight.
+        k: K, the elements of a column of each weight.
         n: columns of each weight.
         format: the formats of the weights, joined by `+`.
         rows: the most rows of x that a candidate needs.

@@ -143,7 +143,7 @@ def in_waves(arch: HipArch, kernel: HipKernel, waves_n: int, waves_k: int) -> Hi
 def _tilings(problem: Problem, section: Section, rows: int) -> Iterator[tuple[int, int, int]]:
     """Yield splits, waves_n and waves_k of a `gemv_matrix`, the preferred ones first.
 
-    They give each compute unit one block.
+    With them, each compute unit has one block.
     """
     rules, is_light = problem.rules, rows <= problem.rules.light_rows
     k, panels = section.products[0].operands[0].width, -(-section.width // MATRIX_COLUMNS)
@@ -153,7 +153,7 @@ def _tilings(problem: Problem, section: Section, rows: int) -> Iterator[tuple[in
     for splits in (1,) if is_light and k < rules.long_k else rules.splits:
         unit_panels = -(-panels * splits // problem.arch.compute_units)
         if splits > 1 and unit_panels > most_waves:
-            continue  # without splits, too, the panels fill every compute unit
+            continue  # the panels fill every compute unit without splits
         has_many = unit_panels > (rules.many_panels - 1 if is_light else waves)
         for tiling in _divided(problem, unit_panels, most_waves if has_many else waves):
             yield splits, *tiling

@@ -48,7 +48,7 @@ class Key:
     """The products that a choice serves: all that have these properties.
 
     Attributes:
-        k: rows of each weight.
+        k: K, the elements of a column of each weight.
         n: columns of each weight.
         format: the formats of the weights that share x and columns, joined by `+`.
         m: the class of M.

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from q4jit.errors import DeviceError, expected
 from q4jit.runtime.calls import Calls, name_of
-from q4jit.runtime.prepared import Launch, arguments, early_arguments, launcher
+from q4jit.runtime.prepared import PreparedLaunch, arguments, early_arguments, launcher
 
 OUT_OF_MEMORY: Final = 2
 INVALID_VALUE: Final = 1
@@ -281,7 +281,7 @@ class Driver(Calls):
         fixed: Sequence[int] = (),
         order: Sequence[int] | None = None,
         overlaps: bool = False,
-    ) -> Launch:
+    ) -> PreparedLaunch:
         """Prepare a launch of `kernel`: a function of the stream and the values, about 1 µs a call.
 
         Any thread may call the function. It raises DeviceError if the launch fails.

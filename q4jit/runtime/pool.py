@@ -92,8 +92,8 @@ class Pool:
 class _Process:
     """This process's pool.
 
-    A pool's code is never freed: a daemon thread may be inside it when the interpreter ends, and in
-    a forked child LLVM would free it, whose lock a thread of the parent may hold.
+    A pool's code is never freed: a daemon thread may be inside it when the interpreter ends. In a
+    forked child, freeing would wait for LLVM's lock, which a thread of the parent may have held.
 
     Attributes:
         pool: the pool, if there is one.

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from q4jit.runtime.calls import Calls
 
-Launch = Callable[..., None]
+PreparedLaunch = Callable[..., None]
 """A prepared launch: a function of the stream and the values."""
 
 # kind of a value → struct's format of its 8-byte slot
@@ -25,7 +25,7 @@ def launcher(
     new_arguments: Callable[[], Arguments],
     values: str,
     what: str,
-) -> Launch:
+) -> PreparedLaunch:
     """Return a launch that writes its values into arguments and passes them to `launch_kernel`.
 
     Args:
