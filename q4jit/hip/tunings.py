@@ -7,7 +7,6 @@ Constants are only names and numbers here; `choices` applies only those of a can
 
 import contextlib
 import datetime
-import fcntl
 import functools
 import importlib.resources
 import json
@@ -288,6 +287,8 @@ def _known(file: Path) -> Tunings:
 @contextlib.contextmanager
 def _locked(file: Path) -> Iterator[None]:
     """Keep other processes from changing the file; the lock also ends with the process."""
+    import fcntl  # only a search writes tunings, and other systems than Linux may lack it
+
     with file.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield

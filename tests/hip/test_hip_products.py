@@ -347,7 +347,7 @@ def test_a_huge_element_times_a_q4_1_weight_of_0(way: Way) -> None:
     """Check that scale · quant and minimum, which cancel out, are added before the product."""
     blocks = random_blocks(FORMATS["Q4_1"], K, N, "normal", np.random.default_rng(0))
     d = np.random.default_rng(1).normal(0, 0.05, blocks.shape[:2]).astype(np.float16)
-    quants = np.arange(N)[:, np.newaxis] % 16  # the code of the value 0, by column
+    quants = np.arange(N)[:, np.newaxis] % 16  # of 0, by column
     set_halves(blocks, 0, d)
     set_halves(blocks, 2, (-d * quants).astype(np.float16))
     blocks[:, 0, 4] = quants[:, 0] * 17  # elements 0 and 16
