@@ -527,7 +527,7 @@ FOREIGN = "cpu:aarch64" if host_target().family == "x86-64" else "cpu:x86-64"
 def test_a_target_that_cannot_run_here_can_be_inspected(x: Array, w: QuantizedTensor) -> None:
     f = specialize(scaled, target=FOREIGN)
     for _ in range(2):
-        with pytest.raises(TargetError, match=f"code for {FOREIGN} cannot run here"):
+        with pytest.raises(TargetError, match=f"cannot run code for {FOREIGN}"):
             f(x, w)
     assert find_target(FOREIGN).triple in f.inspect_source()
     assert "scaled:" in f.inspect_asm()

@@ -1,30 +1,28 @@
-"""What an arch can run: block sizes, and constants for which a block has waves and room enough."""
+"""What an arch can run: block sizes, and constants that fit its waves and its shared memory."""
 
 from typing import Final
 
-from q4jit.errors import TargetError
+from q4jit.errors import TargetError, expected
 from q4jit.hip.kernel import MATRIX_COLUMNS, QUAD_ELEMENTS, UNIT_ELEMENTS, HipKernel
 from q4jit.hip.memory import GemvMatrixMemory, gemv_bytes, split_quads, tile_halves_has_room
 from q4jit.targets import HipArch, Target
 
 _WARPGROUP_WAVES: Final = 4
-_LEAST_COPIERS: Final = 64  # threads of a block that copy x
+_LEAST_TILE_THREADS: Final = 64  # a tile_halves copies x with that many threads at least
 
 
 def check_block_size(target: Target, block_size: int | None) -> None:
-    """Raise TargetError unless the arch can run blocks of so many threads (None: our choice)."""
+    """Raise TargetError unless the arch can run thread blocks of this size (None: any size)."""
     arch = target.hip
     if block_size is None:
         return
     if block_size % arch.wave or not 0 < block_size <= arch.max_block_size:
-        raise TargetError(
-            f"block_size={block_size} on {target}: accepted are multiples of its wave of "
-            f"{arch.wave} threads, up to {arch.max_block_size}"
-        )
+        multiple = f"a multiple of {arch.wave} (the threads of a wave) up to {arch.max_block_size}"
+        raise TargetError(expected(multiple, str(block_size), where=f"block_size on {target}"))
 
 
 def can_run_gemv(arch: HipArch, kernel: HipKernel) -> bool:
-    """Whether a `gemv` has a lane for each result, room for x, and something to load ahead."""
+    """Return whether a `gemv` has a lane for each result, room for x, and units to load ahead."""
     units = -(-_k(kernel) // UNIT_ELEMENTS)
     return (
         kernel.rows_per_tile * kernel.columns <= kernel.lanes
@@ -36,7 +34,7 @@ def can_run_gemv(arch: HipArch, kernel: HipKernel) -> bool:
 
 
 def can_run_gemv_matrix(arch: HipArch, kernel: HipKernel) -> bool:
-    """Whether a `gemv_matrix` has something to do for every wave, and room for x and its sums."""
+    """Return whether a `gemv_matrix` has work for every wave, and room for x and its sums."""
     waves_k = kernel.waves_k(arch.wave)
     memory = GemvMatrixMemory.of(arch, kernel)
     return (
@@ -49,13 +47,13 @@ def can_run_gemv_matrix(arch: HipArch, kernel: HipKernel) -> bool:
 
 
 def can_run_tile_halves(arch: HipArch, kernel: HipKernel) -> bool:
-    """Whether waves and blocks share a `tile_halves` evenly, and have room to add their sums up."""
+    """Return whether a `tile_halves` divides evenly among waves and blocks, with room for sums."""
     waves_n, rest = divmod(kernel.columns, MATRIX_COLUMNS * kernel.wave_panels)
     waves_k = kernel.waves_k(arch.wave)
     return (
         rest == 0
         and waves_n * waves_k * arch.wave == kernel.block_size
-        and _LEAST_COPIERS <= kernel.block_size <= arch.max_block_size
+        and _LEAST_TILE_THREADS <= kernel.block_size <= arch.max_block_size
         and (waves_n % _WARPGROUP_WAVES == 0 or not kernel.warpgroups)
         and max(kernel.stage_units // 4, 1) % waves_k == 0
         and kernel.splits <= min(arch.cluster_blocks, kernel.rows_per_tile)

@@ -1,4 +1,4 @@
-"""What a file of tunings holds, for tests."""
+"""Example tunings for tests."""
 
 from dataclasses import replace
 

@@ -233,7 +233,7 @@ def test_a_missing_msgpack_is_reported_before_the_work(
     monkeypatch.setitem(sys.modules, "msgpack", None)
     monkeypatch.setattr(Clang, "compile_object", refuse)
     error = fails(1, "build", *ONE, "--out", tmp_path / "out")
-    assert "msgpack: pip install q4jit[cross]" in error
+    assert "pip install 'q4jit[cross]'" in error
 
 
 def test_the_command_of_a_repro_can_be_pasted(
@@ -285,7 +285,7 @@ def refuse(*_: Any) -> bytes:
             "expected K and N from 1 to 2147483647, got K = 64, N = 2147483648",
         ),
         (["--m", "x"], "argument --m: expected a whole number from 1, got 'x'"),
-        (["--block-size", "100"], "accepted are multiples of its wave of 32 threads"),
+        (["--block-size", "100"], "a multiple of 32 (the threads of a wave)"),
         (["--gguf", "f"], "--gguf cannot be combined with --k, --n, --format"),
         (["--precision", "f64"], "invalid choice: 'f64'"),
         (["--unknown"], "unrecognized arguments: --unknown"),
@@ -400,9 +400,9 @@ def test_no_compiler(
     monkeypatch.delenv("ROCM_PATH", raising=False)
     assert main(["build", *ONE, "--out", str(tmp_path / "out")]) == 1
     first, tried, last = capsys.readouterr().err.splitlines()
-    assert "q4jit build: no compiler for hip:gfx1100 by Q4JIT_HIP_COMPILER=hipcc" in first
+    assert "q4jit build: no compiler for hip:gfx1100 (Q4JIT_HIP_COMPILER=hipcc)" in first
     assert tried.startswith("  hipcc: not found in ")
-    assert "pip install q4jit[cross]" in last
+    assert "pip install 'q4jit[cross]'" in last
     assert not (tmp_path / "out").exists()
 
 

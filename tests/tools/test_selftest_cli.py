@@ -282,7 +282,7 @@ def test_without_a_gpu_the_reason_is_printed() -> None:
         """,
         prelude="",
     )
-    assert "no GPU is here: none of /dev/not-here exists" in out
+    assert "(none of /dev/not-here exists)" in out
 
 
 def test_a_folder_that_cannot_be_written_fails_first(

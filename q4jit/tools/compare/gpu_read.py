@@ -14,7 +14,7 @@ from q4jit.hip.harness import Bench
 from q4jit.hip.render import render_read
 from q4jit.plan.kernels import Source
 from q4jit.runtime.devices import driver_of
-from q4jit.runtime.prepared import Launch
+from q4jit.runtime.prepared import PreparedLaunch
 from q4jit.tools.compare.arena import Running
 from q4jit.weights.reference import rotated_copies
 
@@ -102,7 +102,7 @@ class _ReadVariant:
     def __str__(self) -> str:
         return f"{self.blocks} blocks of {self.block_size} threads, {self.ahead} loads each"
 
-    def prepared(self, bench: Bench) -> Launch:
+    def prepared(self, bench: Bench) -> PreparedLaunch:
         """Return the launch, which takes two addresses and two numbers."""
         kernel = bench.load(self.source)
         grid, block = (self.blocks, 1, 1), (self.block_size, 1, 1)
