@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from q4jit import quantize, specialize
 from q4jit.compilers import cache, llvm
 from q4jit.cpu import schedule as schedule_cpu
-from q4jit.cpu.digits import Digits, add_digits
+from q4jit.cpu.digits import DigitForm, add_digits
 from q4jit.cpu.llvm_text import Function, Module
 from q4jit.cpu.schedule import DOTS, HEADER_BYTES, UNIT, digits_bytes, find_dot, tile_of, unit_bytes
 from q4jit.dispatcher import Specialized
@@ -169,7 +169,7 @@ def test_a_cpu_without_one_multiplies_floats(target: str) -> None:
     plan = lowered(
         one_product, find_target(target), [random_x(1, K), weight("Q4_0", K, 64).tensor], "i8"
     )
-    assert [(k.dot, k.limbs) for k in plan.kernels] == [(None, 0)]
+    assert [(k.dot, k.digits) for k in plan.kernels] == [(None, 0)]
 
 
 @pytest.mark.parametrize("precision", ["f32", "i8"])
@@ -190,7 +190,7 @@ def test_dot_products_of_half_a_register(precision: str, monkeypatch: pytest.Mon
 def test_tiles_by_cpu_and_rows() -> None:
     def tiles(target: str, limbs: int = 3) -> list[tuple[int, int]]:
         found = [tile_of(find_target(target), m, limbs) for m in (1, 4, 8, 9, 16, 17, 512)]
-        return [(tile.rows, tile.groups) for tile in found]
+        return [(tile.rows, tile.panels) for tile in found]
 
     wide = [(1, 1), (4, 1), (8, 1), (5, 1), (8, 1)]
     assert tiles("cpu:x86-64-v4+avx512vnni") == [*wide, (4, 2), (4, 2)]
@@ -203,9 +203,7 @@ def test_what_is_served_by_f32_is_told() -> None:
     x, w = random_x(2, K), weight("F16", K, 37)
     f = specialize(lambda x, weights: x @ weights, target="cpu", precision="i8")
     f(x, w.tensor)
-    assert (
-        "no kernels of that class for weights here and serves the more exact 'f32'" in f.explain()
-    )
+    assert "no such kernels for weights and computes in the more exact 'f32'" in f.explain()
     served = specialize(one_product, target="cpu", precision="i8")
     served(x, weight("Q4_0", K, 37).tensor)
     assert "more exact" not in served.explain()
@@ -230,7 +228,7 @@ def in_digits(request: pytest.FixtureRequest) -> Any:
     limbs, target = request.param, find_target(require_target("cpu"))
     module = Module(target)
     f = Function("void @row(ptr %x, ptr %units, i64 %count) #0")
-    form = Digits(limbs, halves=True, top=True, floats=True)
+    form = DigitForm(limbs, half_sums=True, top_sums=True, float_sums=True)
     f.do(f"call void {add_digits(module, form)}(ptr %x, ptr %units, i64 %count)")
     f.do("ret void")
     module.add("row", f)
@@ -436,5 +434,5 @@ def test_the_table_in_the_docs() -> None:
         ]
         assert row[4] == ("1 digit" if dot.quant_bits == 8 else "1 digit (4-bit quants)")
         assert row[5] == f"M ≤ {2 * few.rows}: up to {few.rows} × 16"
-        found = ", ".join(f"{tile.rows} × {16 * tile.groups}" for tile in many)
+        found = ", ".join(f"{tile.rows} × {16 * tile.panels}" for tile in many)
         assert row[6].removesuffix(" |") == found

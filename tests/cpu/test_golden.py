@@ -19,7 +19,7 @@ Golden = Callable[[str, str], None]
 
 
 def check(golden: Golden, function: Callable[..., Any], target: str, args: list[Any]) -> None:
-    """The text of the function's only kernel is the golden one, and it compiles."""
+    """Check that the text of the function's only kernel is the golden one, and that it compiles."""
     found = find_target(target)
     plan = lowered(function, found, args)
     (kernel,) = plan.kernels
