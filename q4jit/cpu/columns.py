@@ -31,7 +31,8 @@ class SectionWriter:
         products = len(section.products)
         self._f = Function(
             f"internal void @{self._name}(ptr %args, i64 %task, i64 %first, i64 %end) #0",
-            f"{self._kernel.tile.columns} of {section.width} columns for rows %first … %end: "
+            f"{min(self._kernel.tile.columns, section.width)} of {section.width} "
+            f"column{'s' * (section.width > 1)} for rows %first … %end: "
             f"{products} product{'s' * (products > 1)} and the epilogue.",
         )
 
@@ -53,7 +54,7 @@ class SectionWriter:
         ]
         weights = [[self._panel_at(p, number) for number in numbers] for p in self._products]
         count = self._panel_count(len(numbers))
-        with f.loop("m", "%first", "%end", step=rows) as tile:
+        with f.loop("tile_row", "%first", "%end", step=rows) as tile:
             first = tile.index
             if rows > 1:
                 f.comment("the last tile overlaps the one before it, so that it ends where x does")

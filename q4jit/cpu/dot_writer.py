@@ -21,9 +21,9 @@ class DotWriter:
         self._module, self._instruction = module, instruction
         self.chain = instruction.sums_of(LANES)
 
-    def add(self, f: Function, total: str, quants: str, x: str) -> str:
+    def add(self, f: Function, total: str, codes: str, x: str) -> str:
         """Add four more products in each lane to a chain."""
-        arguments = f"{self.chain} {total}, {INTS} {quants}, {INTS} {x}"
+        arguments = f"{self.chain} {total}, {INTS} {codes}, {INTS} {x}"
         return f.let("chain", f"call {self.chain} {self._function()}({arguments})")
 
     def total(self, f: Function, chain: str) -> str:
@@ -41,7 +41,7 @@ class DotWriter:
         name = "dot4"
         if not self._module.knows(name):
             f = Function(
-                f"internal {self.chain} @{name}({self.chain} %sum, {INTS} %quants, {INTS} %x) #1",
+                f"internal {self.chain} @{name}({self.chain} %sum, {INTS} %codes, {INTS} %x) #1",
                 f"{self._instruction.name}: four products of bytes in each of 16 lanes.",
             )
             self._write(f)
@@ -50,18 +50,18 @@ class DotWriter:
 
     def _write(self, f: Function) -> None:
         """Cut 16 lanes into the instruction's vectors, and join its results again."""
-        quants = f.let("quant_bytes", f"bitcast {INTS} %quants to {_BYTES}")
+        codes = f.let("code_bytes", f"bitcast {INTS} %codes to {_BYTES}")
         x = f.let("x_bytes", f"bitcast {INTS} %x to {_BYTES}")
         vectors = range(LANES // self._instruction.lanes)
-        result = self._joined(f, [self._call(f, quants, x, i) for i in vectors])
+        result = self._joined(f, [self._call(f, codes, x, i) for i in vectors])
         if self._instruction.pairs:
             result = f.let("total", f"add {self.chain} %sum, {result}")
         f.do(f"ret {self.chain} {result}")
 
-    def _call(self, f: Function, quants: str, x: str, i: int) -> str:
+    def _call(self, f: Function, codes: str, x: str, i: int) -> str:
         """Apply the instruction to vector i."""
         dot, count = self._instruction, 4 * self._instruction.lanes
-        operands = [(dot.factors, self._vector(f, _BYTES, v, i, count)) for v in (quants, x)]
+        operands = [(dot.factors, self._vector(f, _BYTES, v, i, count)) for v in (codes, x)]
         if not dot.pairs:
             operands.insert(0, (dot.sums, self._vector(f, INTS, "%sum", i, dot.lanes)))
         kinds = ", ".join(kind for kind, _ in operands)

@@ -117,12 +117,13 @@ class Fields:
         return self.f.let("word_bits", f"load {INTS}, ptr {at}, align 32")
 
     def _floats(self, chunk: str, word: str) -> list[str]:
-        f, fmt = self.f, self.weight.fmt
-        floats = []
-        for byte in range(WORD):
-            element = f.index("element", (chunk, CHUNK), (word, WORD), (byte, 1))
+        f, fmt, floats = self.f, self.weight.fmt, []
+        values_at = self._address("values")
+        first = f.index("element", (chunk, CHUNK), (word, WORD))
+        for i in range(WORD):
+            element = f.index("element", (first, 1), (i, 1))
             offset = f.index("w_offset", (element, LANES * fmt.block_bytes))
-            at = f.at(self._address("values"), "i8", offset, "w_at")
+            at = f.at(values_at, "i8", offset, "w_at")
             floats.append(load_floats(self.module, f, fmt, SIXTEEN, at, fmt.block_bytes))
         return floats
 
@@ -164,7 +165,7 @@ def quant_converter(module: Module, fmt: Format) -> str:
     name = f"quant_{fmt.name.lower()}"
     if not module.knows(name):
         operands = ", ".join(f"{INTS} %bits{i}" for i in range(len(fmt.planes)))
-        doc = f"The quants of {fmt.name}: the lowest bits of each lane, less the zero."
+        doc = f"The quant of {fmt.name} in the lowest bits of each lane, as a float."
         f = Function(f"internal {VECTOR} @{name}({operands}) #1", doc)
         one_nibble = len(fmt.planes) == 1 and fmt.planes[0].bits == 4
         if one_nibble and module.target.has("avx512f"):

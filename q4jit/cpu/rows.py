@@ -69,7 +69,7 @@ class RowWriter:
         f, values, module = self._f, self._values, self._lowering.module
         values.start(SIXTEEN, "0", None, {})
         values.prepare([operand])
-        f.comment(f"sum over {operand.width}")
+        f.comment(f"sum of {operand.width} columns")
         zero = {"sum": (VECTOR, "zeroinitializer")}
         with f.loop("column", 0, _whole(operand.width), step=LANES, carry=zero) as loop:
             value = self._padded(operand, loop.index)
@@ -100,14 +100,15 @@ class RowWriter:
         _add_normalise(self._lowering.module)
         padded = padded_k(self._lowering.plan, self._kernel)
         base = self._lowering.argument(f, Slot("x"))
-        x_row_at = f.at(base, "float", f.index("x_offset", ("%row", padded)), "x_row_at")
+        offset = f.index("prologue_offset", ("%row", padded))
+        x_row_at = f.at(base, "float", offset, "prologue_row_at")
         values.start(SIXTEEN, "0", None, {})
         values.prepare([x])
-        f.comment("x, and its largest finite magnitude")
+        f.comment("x of the products, and its largest finite magnitude")
         zero = {"largest": (VECTOR, "zeroinitializer")}
         with f.loop("column", 0, _whole(x.width), step=LANES, carry=zero) as loop:
             value = self._padded(x, loop.index)
-            at = f.at(x_row_at, "float", loop.index, "x_at")
+            at = f.at(x_row_at, "float", loop.index, "prologue_at")
             f.do(f"store {VECTOR} {value}, ptr {at}, align 4")
             magnitude = magnitude_of(self._lowering.module, f, value)
             finite = f.let("finite", f"fcmp olt {VECTOR} {magnitude}, {INFINITY}", "Inf")
@@ -155,9 +156,10 @@ def _add_normalise(module: Module) -> None:
     """Add a function that scales a row into the window by a power of two, which is exact."""
     f = Function(
         f"internal void @normalise(ptr %x, i64 %k, {VECTOR} %largest, ptr %row_factor_at) #0",
-        "Scale a row by a power of two, if the exponent of its largest element is outside of\n"
-        f"{_WINDOW_LOW} … {_WINDOW_HIGH}; its sums times the row factor are then what they were. "
-        "Inside,\nsums of products with quants neither overflow nor become denormal.",
+        f"Scale a row by a power of two that brings the exponent of its largest element into "
+        f"{_WINDOW_LOW} … {_WINDOW_HIGH}.\nThere, sums of products with quants neither overflow "
+        "nor become denormal. Most rows are there already.\n"
+        "Its sums are multiplied by the row factor, the inverse of that power.",
     )
     module.declare(f"declare float @llvm.vector.reduce.fmax.v16f32({VECTOR})")
     module.declare("declare i32 @llvm.smax.i32(i32, i32)")

@@ -21,9 +21,9 @@ target triple = "x86_64-unknown-linux-gnu"
   ptr   ; 9 row_factors
 }
 
-; Scale a row by a power of two, if the exponent of its largest element is outside of
-; -40 … 96; its sums times the row factor are then what they were. Inside,
-; sums of products with quants neither overflow nor become denormal.
+; Scale a row by a power of two that brings the exponent of its largest element into -40 … 96.
+; There, sums of products with quants neither overflow nor become denormal. Most rows are there already.
+; Its sums are multiplied by the row factor, the inverse of that power.
 define internal void @normalise(ptr %x, i64 %k, <16 x float> %largest, ptr %row_factor_at) #0 {
 entry:
   %max = call float @llvm.vector.reduce.fmax.v16f32(<16 x float> %largest)
@@ -82,7 +82,7 @@ entry:
   %gain = load ptr, ptr %gain_slot, align 8
   %row_factors_slot = getelementptr %Slots, ptr %args, i64 0, i32 9
   %row_factors = load ptr, ptr %row_factors_slot, align 8
-  ; sum over 64
+  ; sum of 64 columns
   br label %column.head
 column.head:
   %column = phi i64 [ 0, %entry ], [ %column.next, %column.body ]
@@ -98,12 +98,12 @@ column.body:
   br label %column.head
 column.done:
   %sum.1 = call reassoc float @llvm.vector.reduce.fadd.v16f32(float -0.0, <16 x float> %sum.column)
-  %x_offset = mul i64 %row, 64
-  %x_row_at = getelementptr float, ptr %prologue, i64 %x_offset
+  %prologue_offset = mul i64 %row, 64
+  %prologue_row_at = getelementptr float, ptr %prologue, i64 %prologue_offset
   %div = fdiv float %sum.1, 64.0
   %add = fadd float %div, 0x3EE4F8B580000000
   %sqrt = call float @llvm.sqrt.f32(float %add)
-  ; x, and its largest finite magnitude
+  ; x of the products, and its largest finite magnitude
   br label %column.1.head
 column.1.head:
   %column.1 = phi i64 [ 0, %column.done ], [ %column.1.next, %column.1.body ]
@@ -119,8 +119,8 @@ column.1.body:
   %gain_at = getelementptr float, ptr %gain, i64 %column.1
   %gain_columns = load <16 x float>, ptr %gain_at, align 4
   %mul.1 = fmul <16 x float> %div.1, %gain_columns
-  %x_at.2 = getelementptr float, ptr %x_row_at, i64 %column.1
-  store <16 x float> %mul.1, ptr %x_at.2, align 4
+  %prologue_at = getelementptr float, ptr %prologue_row_at, i64 %column.1
+  store <16 x float> %mul.1, ptr %prologue_at, align 4
   %magnitude = call <16 x float> @llvm.fabs.v16f32(<16 x float> %mul.1)
   %finite = fcmp olt <16 x float> %magnitude, splat (float 0x7FF0000000000000)  ; Inf
   %larger = fcmp ogt <16 x float> %magnitude, %largest.column.1
@@ -130,7 +130,7 @@ column.1.body:
   br label %column.1.head
 column.1.done:
   %row_factor_at = getelementptr float, ptr %row_factors, i64 %row
-  call void @normalise(ptr %x_row_at, i64 64, <16 x float> %largest.column.1, ptr %row_factor_at)
+  call void @normalise(ptr %prologue_row_at, i64 64, <16 x float> %largest.column.1, ptr %row_factor_at)
   ret void
 }
 
@@ -211,40 +211,25 @@ word.body:
   %k.2 = mul i64 %word, 4
   %k.3 = add i64 %k, %k.1
   %k.4 = add i64 %k.3, %k.2
+  %values_offset = mul i64 %block, 2048
+  %values_at = getelementptr i8, ptr %w, i64 %values_offset
   %element = mul i64 %chunk, 16
   %element.1 = mul i64 %word, 4
   %element.2 = add i64 %element, %element.1
   %w_offset = mul i64 %element.2, 64
-  %values_offset = mul i64 %block, 2048
-  %values_at = getelementptr i8, ptr %w, i64 %values_offset
   %w_at = getelementptr i8, ptr %values_at, i64 %w_offset
   %weight = load <16 x float>, ptr %w_at, align 4
-  %element.3 = mul i64 %chunk, 16
-  %element.4 = mul i64 %word, 4
-  %element.5 = add i64 %element.3, %element.4
-  %element.6 = add i64 %element.5, 1
-  %w_offset.1 = mul i64 %element.6, 64
-  %values_offset.1 = mul i64 %block, 2048
-  %values_at.1 = getelementptr i8, ptr %w, i64 %values_offset.1
-  %w_at.1 = getelementptr i8, ptr %values_at.1, i64 %w_offset.1
+  %element.3 = add i64 %element.2, 1
+  %w_offset.1 = mul i64 %element.3, 64
+  %w_at.1 = getelementptr i8, ptr %values_at, i64 %w_offset.1
   %weight.1 = load <16 x float>, ptr %w_at.1, align 4
-  %element.7 = mul i64 %chunk, 16
-  %element.8 = mul i64 %word, 4
-  %element.9 = add i64 %element.7, %element.8
-  %element.10 = add i64 %element.9, 2
-  %w_offset.2 = mul i64 %element.10, 64
-  %values_offset.2 = mul i64 %block, 2048
-  %values_at.2 = getelementptr i8, ptr %w, i64 %values_offset.2
-  %w_at.2 = getelementptr i8, ptr %values_at.2, i64 %w_offset.2
+  %element.4 = add i64 %element.2, 2
+  %w_offset.2 = mul i64 %element.4, 64
+  %w_at.2 = getelementptr i8, ptr %values_at, i64 %w_offset.2
   %weight.2 = load <16 x float>, ptr %w_at.2, align 4
-  %element.11 = mul i64 %chunk, 16
-  %element.12 = mul i64 %word, 4
-  %element.13 = add i64 %element.11, %element.12
-  %element.14 = add i64 %element.13, 3
-  %w_offset.3 = mul i64 %element.14, 64
-  %values_offset.3 = mul i64 %block, 2048
-  %values_at.3 = getelementptr i8, ptr %w, i64 %values_offset.3
-  %w_at.3 = getelementptr i8, ptr %values_at.3, i64 %w_offset.3
+  %element.5 = add i64 %element.2, 3
+  %w_offset.3 = mul i64 %element.5, 64
+  %w_at.3 = getelementptr i8, ptr %values_at, i64 %w_offset.3
   %weight.3 = load <16 x float>, ptr %w_at.3, align 4
   ; x[k … k+3] times four weights of every column
   %x_at = getelementptr float, ptr %x, i64 %k.4
@@ -294,13 +279,13 @@ entry:
   %tile = alloca [1 x <16 x float>], align 64
   %w_offset = mul i64 %task, 4096
   %w_at = getelementptr i8, ptr %w, i64 %w_offset
-  br label %m.head
-m.head:
-  %m = phi i64 [ %first, %entry ], [ %m.next, %m.body ]
-  %m.more = icmp slt i64 %m, %end
-  br i1 %m.more, label %m.body, label %m.done
-m.body:
-  %x_offset = mul i64 %m, 64
+  br label %tile_row.head
+tile_row.head:
+  %tile_row = phi i64 [ %first, %entry ], [ %tile_row.next, %tile_row.body ]
+  %tile_row.more = icmp slt i64 %tile_row, %end
+  br i1 %tile_row.more, label %tile_row.body, label %tile_row.done
+tile_row.body:
+  %x_offset = mul i64 %tile_row, 64
   %x_at = getelementptr float, ptr %prologue, i64 %x_offset
   call void @f32_k64_rows1(ptr %x_at, ptr %w_at, ptr %tile)
   %sums = load <16 x float>, ptr %tile, align 64
@@ -312,12 +297,12 @@ m.body:
   %count_lane = insertelement <16 x i32> poison, i32 %count, i64 0
   %count_lanes = shufflevector <16 x i32> %count_lane, <16 x i32> poison, <16 x i32> zeroinitializer
   %mask = icmp slt <16 x i32> <i32 0, i32 1, i32 2, i32 3, i32 4, i32 5, i32 6, i32 7, i32 8, i32 9, i32 10, i32 11, i32 12, i32 13, i32 14, i32 15>, %count_lanes
-  %row_factor_at = getelementptr float, ptr %row_factors, i64 %m
+  %row_factor_at = getelementptr float, ptr %row_factors, i64 %tile_row
   %row_factor = load float, ptr %row_factor_at, align 4
   %row_factor_lane = insertelement <16 x float> poison, float %row_factor, i64 0
   %row_factor_lanes = shufflevector <16 x float> %row_factor_lane, <16 x float> poison, <16 x i32> zeroinitializer
   %product = fmul <16 x float> %sums, %row_factor_lanes
-  %output0_offset = mul i64 %m, 40
+  %output0_offset = mul i64 %tile_row, 40
   %output0_row_at = getelementptr float, ptr %output0, i64 %output0_offset
   %bias_at = getelementptr float, ptr %bias, i64 %column
   %bias_columns = call <16 x float> @llvm.masked.load.v16f32.p0(ptr %bias_at, i32 4, <16 x i1> %mask, <16 x float> zeroinitializer)
@@ -327,9 +312,9 @@ m.body:
   %add.1 = fadd <16 x float> %add, %residual_columns
   %output0_at = getelementptr float, ptr %output0_row_at, i64 %column
   call void @llvm.masked.store.v16f32.p0(<16 x float> %add.1, ptr %output0_at, i32 4, <16 x i1> %mask)
-  %m.next = add i64 %m, 1
-  br label %m.head
-m.done:
+  %tile_row.next = add i64 %tile_row, 1
+  br label %tile_row.head
+tile_row.done:
   ret void
 }
 

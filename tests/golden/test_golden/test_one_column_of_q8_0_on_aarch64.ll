@@ -18,9 +18,9 @@ target triple = "aarch64-unknown-linux-gnu"
   ptr   ; 6 row_factors
 }
 
-; Scale a row by a power of two, if the exponent of its largest element is outside of
-; -40 … 96; its sums times the row factor are then what they were. Inside,
-; sums of products with quants neither overflow nor become denormal.
+; Scale a row by a power of two that brings the exponent of its largest element into -40 … 96.
+; There, sums of products with quants neither overflow nor become denormal. Most rows are there already.
+; Its sums are multiplied by the row factor, the inverse of that power.
 define internal void @normalise(ptr %x, i64 %k, <16 x float> %largest, ptr %row_factor_at) #0 {
 entry:
   %max = call float @llvm.vector.reduce.fmax.v16f32(<16 x float> %largest)
@@ -77,9 +77,9 @@ entry:
   %x = load ptr, ptr %x_slot, align 8
   %row_factors_slot = getelementptr %Slots, ptr %args, i64 0, i32 6
   %row_factors = load ptr, ptr %row_factors_slot, align 8
-  %x_offset = mul i64 %row, 256
-  %x_row_at = getelementptr float, ptr %prologue, i64 %x_offset
-  ; x, and its largest finite magnitude
+  %prologue_offset = mul i64 %row, 256
+  %prologue_row_at = getelementptr float, ptr %prologue, i64 %prologue_offset
+  ; x of the products, and its largest finite magnitude
   br label %column.head
 column.head:
   %column = phi i64 [ 0, %entry ], [ %column.next, %column.body ]
@@ -87,12 +87,12 @@ column.head:
   %column.more = icmp slt i64 %column, 256
   br i1 %column.more, label %column.body, label %column.done
 column.body:
-  %x_offset.1 = mul i64 %row, 256
-  %x_row_at.1 = getelementptr float, ptr %x, i64 %x_offset.1
-  %x_at = getelementptr float, ptr %x_row_at.1, i64 %column
+  %x_offset = mul i64 %row, 256
+  %x_row_at = getelementptr float, ptr %x, i64 %x_offset
+  %x_at = getelementptr float, ptr %x_row_at, i64 %column
   %x_columns = load <16 x float>, ptr %x_at, align 4
-  %x_at.1 = getelementptr float, ptr %x_row_at, i64 %column
-  store <16 x float> %x_columns, ptr %x_at.1, align 4
+  %prologue_at = getelementptr float, ptr %prologue_row_at, i64 %column
+  store <16 x float> %x_columns, ptr %prologue_at, align 4
   %magnitude = call <16 x float> @llvm.fabs.v16f32(<16 x float> %x_columns)
   %finite = fcmp olt <16 x float> %magnitude, splat (float 0x7FF0000000000000)  ; Inf
   %larger = fcmp ogt <16 x float> %magnitude, %largest.column
@@ -102,7 +102,7 @@ column.body:
   br label %column.head
 column.done:
   %row_factor_at = getelementptr float, ptr %row_factors, i64 %row
-  call void @normalise(ptr %x_row_at, i64 256, <16 x float> %largest.column, ptr %row_factor_at)
+  call void @normalise(ptr %prologue_row_at, i64 256, <16 x float> %largest.column, ptr %row_factor_at)
   ret void
 }
 
@@ -129,7 +129,7 @@ entry:
   ret float %value
 }
 
-; The quants of Q8_0: the lowest bits of each lane, less the zero.
+; The quant of Q8_0 in the lowest bits of each lane, as a float.
 define internal <16 x float> @quant_q8_0(<16 x i32> %bits0) #1 {
 entry:
   %top = shl <16 x i32> %bits0, splat (i32 24)
@@ -184,7 +184,7 @@ block.done:
   ret float %sum
 }
 
-; 16 of 1 columns for rows %first … %end: 1 product and the epilogue.
+; 1 of 1 column for rows %first … %end: 1 product and the epilogue.
 define internal void @q4jit_column.section0(ptr %args, i64 %task, i64 %first, i64 %end) #0 {
 entry:
   %prologue_slot = getelementptr %Slots, ptr %args, i64 0, i32 5

@@ -37,9 +37,9 @@ target triple = "x86_64-unknown-linux-gnu"
   [0 x i32]  ; 2 numbers of the rough units
 }
 
-; Scale a row by a power of two, if the exponent of its largest element is outside of
-; -40 … 96; its sums times the row factor are then what they were. Inside,
-; sums of products with quants neither overflow nor become denormal.
+; Scale a row by a power of two that brings the exponent of its largest element into -40 … 96.
+; There, sums of products with quants neither overflow nor become denormal. Most rows are there already.
+; Its sums are multiplied by the row factor, the inverse of that power.
 define internal void @normalise(ptr %x, i64 %k, <16 x float> %largest, ptr %row_factor_at) #0 {
 entry:
   %max = call float @llvm.vector.reduce.fmax.v16f32(<16 x float> %largest)
@@ -298,9 +298,9 @@ entry:
   %row_factors = load ptr, ptr %row_factors_slot, align 8
   %digits_slot = getelementptr %Slots, ptr %args, i64 0, i32 7
   %digits = load ptr, ptr %digits_slot, align 8
-  %x_offset = mul i64 %row, 4096
-  %x_row_at = getelementptr float, ptr %prologue, i64 %x_offset
-  ; x, and its largest finite magnitude
+  %prologue_offset = mul i64 %row, 4096
+  %prologue_row_at = getelementptr float, ptr %prologue, i64 %prologue_offset
+  ; x of the products, and its largest finite magnitude
   br label %column.head
 column.head:
   %column = phi i64 [ 0, %entry ], [ %column.next, %column.body ]
@@ -310,8 +310,8 @@ column.head:
 column.body:
   %x_at = getelementptr float, ptr %x, i64 %column
   %x_columns = load <16 x float>, ptr %x_at, align 4
-  %x_at.1 = getelementptr float, ptr %x_row_at, i64 %column
-  store <16 x float> %x_columns, ptr %x_at.1, align 4
+  %prologue_at = getelementptr float, ptr %prologue_row_at, i64 %column
+  store <16 x float> %x_columns, ptr %prologue_at, align 4
   %magnitude = call <16 x float> @llvm.fabs.v16f32(<16 x float> %x_columns)
   %finite = fcmp olt <16 x float> %magnitude, splat (float 0x7FF0000000000000)  ; Inf
   %larger = fcmp ogt <16 x float> %magnitude, %largest.column
@@ -321,10 +321,10 @@ column.body:
   br label %column.head
 column.done:
   %row_factor_at = getelementptr float, ptr %row_factors, i64 %row
-  call void @normalise(ptr %x_row_at, i64 4096, <16 x float> %largest.column, ptr %row_factor_at)
+  call void @normalise(ptr %prologue_row_at, i64 4096, <16 x float> %largest.column, ptr %row_factor_at)
   %digits_offset = mul i64 %row, 16960
   %digits_at = getelementptr i8, ptr %digits, i64 %digits_offset
-  call void @write_digits(ptr %x_row_at, ptr %digits_at, i64 128)
+  call void @write_digits(ptr %prologue_row_at, ptr %digits_at, i64 128)
   ret void
 }
 
@@ -352,15 +352,15 @@ entry:
 }
 
 ; vpdpbusd: four products of bytes in each of 16 lanes.
-define internal <16 x i32> @dot4(<16 x i32> %sum, <16 x i32> %quants, <16 x i32> %x) #1 {
+define internal <16 x i32> @dot4(<16 x i32> %sum, <16 x i32> %codes, <16 x i32> %x) #1 {
 entry:
-  %quant_bytes = bitcast <16 x i32> %quants to <64 x i8>
+  %code_bytes = bitcast <16 x i32> %codes to <64 x i8>
   %x_bytes = bitcast <16 x i32> %x to <64 x i8>
-  %total = call <16 x i32> @llvm.x86.avx512.vpdpbusd.512(<16 x i32> %sum, <64 x i8> %quant_bytes, <64 x i8> %x_bytes)
+  %total = call <16 x i32> @llvm.x86.avx512.vpdpbusd.512(<16 x i32> %sum, <64 x i8> %code_bytes, <64 x i8> %x_bytes)
   ret <16 x i32> %total
 }
 
-; The quants of Q4_0: the lowest bits of each lane, less the zero.
+; The quant of Q4_0 in the lowest bits of each lane, as a float.
 define internal <16 x float> @quant_q4_0(<16 x i32> %bits0) #1 {
 entry:
   ; vpermps reads only the low four bits of a lane: it masks, subtracts and converts
@@ -647,31 +647,31 @@ entry:
   %tile = alloca [1 x <16 x float>], align 64
   %w_offset = mul i64 %task, 36864
   %w_at = getelementptr i8, ptr %w, i64 %w_offset
-  br label %m.head
-m.head:
-  %m = phi i64 [ %first, %entry ], [ %m.next, %m.body ]
-  %m.more = icmp slt i64 %m, %end
-  br i1 %m.more, label %m.body, label %m.done
-m.body:
-  %x_offset = mul i64 %m, 4096
+  br label %tile_row.head
+tile_row.head:
+  %tile_row = phi i64 [ %first, %entry ], [ %tile_row.next, %tile_row.body ]
+  %tile_row.more = icmp slt i64 %tile_row, %end
+  br i1 %tile_row.more, label %tile_row.body, label %tile_row.done
+tile_row.body:
+  %x_offset = mul i64 %tile_row, 4096
   %x_at = getelementptr float, ptr %prologue, i64 %x_offset
-  %digits_offset = mul i64 %m, 16960
+  %digits_offset = mul i64 %tile_row, 16960
   %digits_at = getelementptr i8, ptr %digits, i64 %digits_offset
   call void @q4_0_k4096_rows1_digits3(ptr %x_at, ptr %digits_at, ptr %w_at, ptr %tile)
   %sums = load <16 x float>, ptr %tile, align 64
   %column = mul i64 %task, 16
-  %row_factor_at = getelementptr float, ptr %row_factors, i64 %m
+  %row_factor_at = getelementptr float, ptr %row_factors, i64 %tile_row
   %row_factor = load float, ptr %row_factor_at, align 4
   %row_factor_lane = insertelement <16 x float> poison, float %row_factor, i64 0
   %row_factor_lanes = shufflevector <16 x float> %row_factor_lane, <16 x float> poison, <16 x i32> zeroinitializer
   %product = fmul <16 x float> %sums, %row_factor_lanes
-  %output0_offset = mul i64 %m, 64
+  %output0_offset = mul i64 %tile_row, 64
   %output0_row_at = getelementptr float, ptr %output0, i64 %output0_offset
   %output0_at = getelementptr float, ptr %output0_row_at, i64 %column
   store <16 x float> %product, ptr %output0_at, align 4
-  %m.next = add i64 %m, 1
-  br label %m.head
-m.done:
+  %tile_row.next = add i64 %tile_row, 1
+  br label %tile_row.head
+tile_row.done:
   ret void
 }
 
