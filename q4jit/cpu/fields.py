@@ -165,7 +165,7 @@ def quant_converter(module: Module, fmt: Format) -> str:
     name = f"quant_{fmt.name.lower()}"
     if not module.knows(name):
         operands = ", ".join(f"{INTS} %bits{i}" for i in range(len(fmt.planes)))
-        doc = f"The quant of {fmt.name} in the lowest bits of each lane, as a float."
+        doc = f"{fmt.name}: the quant in the lowest bits of each lane, as a float."
         f = Function(f"internal {VECTOR} @{name}({operands}) #1", doc)
         one_nibble = len(fmt.planes) == 1 and fmt.planes[0].bits == 4
         if one_nibble and module.target.has("avx512f"):

@@ -129,7 +129,7 @@ entry:
   ret float %value
 }
 
-; The quant of Q8_0 in the lowest bits of each lane, as a float.
+; Q8_0: the quant in the lowest bits of each lane, as a float.
 define internal <16 x float> @quant_q8_0(<16 x i32> %bits0) #1 {
 entry:
   %top = shl <16 x i32> %bits0, splat (i32 24)

@@ -360,7 +360,7 @@ entry:
   ret <16 x i32> %total
 }
 
-; The quant of Q4_0 in the lowest bits of each lane, as a float.
+; Q4_0: the quant in the lowest bits of each lane, as a float.
 define internal <16 x float> @quant_q4_0(<16 x i32> %bits0) #1 {
 entry:
   ; vpermps reads only the low four bits of a lane: it masks, subtracts and converts
