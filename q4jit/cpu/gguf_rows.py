@@ -37,7 +37,8 @@ def _block_dot(module: Module, f: Function, fmt: Format, k: int, early: bool) ->
         at = f.at("%row", "i8", f.index("block_offset", (block.index, fmt.block_bytes)), "block_at")
         fields = RowFields(module, f, fmt, at)
         block_scale, minimum = fields.f16_field("d"), fields.f16_field("m")
-        sub_blocks, chunks = fmt.block_elements // fmt.scale_elements, fmt.scale_elements // CHUNK
+        sub_blocks = fmt.block_elements // fmt.scale_elements
+        chunks = fmt.scale_elements // CHUNK
         inner = {"total": (VECTOR, block["total"])}
         with f.loop("sub_block", 0, sub_blocks, carry=inner, unroll=True) as sub_block:
             scale = fields.scale(block_scale, sub_block.index)
@@ -80,7 +81,8 @@ def _block_row(module: Module, f: Function, fmt: Format, k: int) -> None:
         at = f.at("%row", "i8", f.index("block_offset", (block.index, fmt.block_bytes)), "block_at")
         fields = RowFields(module, f, fmt, at)
         block_scale, minimum = fields.f16_field("d"), fields.f16_field("m")
-        sub_blocks, chunks = fmt.block_elements // fmt.scale_elements, fmt.scale_elements // CHUNK
+        sub_blocks = fmt.block_elements // fmt.scale_elements
+        chunks = fmt.scale_elements // CHUNK
         with f.loop("sub_block", 0, sub_blocks) as sub_block:
             scale = fields.scale(block_scale, sub_block.index)
             with f.loop("chunk", 0, chunks, unroll=True) as chunk:

@@ -164,7 +164,7 @@ def test_a_kernel_that_does_not_end_is_stopped(target: str) -> None:
         run_kernel(target, compiled(HANG, target), "hang", [0], timeout_s=1)
 
 
-def test_an_invalid_symbol_is_refused(target: str) -> None:
+def test_a_symbol_that_is_no_name_is_refused(target: str) -> None:
     with pytest.raises(ValueError, match="no symbol"):
         run_kernel(target, b"", "a=b -o c", [])
 
