@@ -215,8 +215,8 @@ def test_explain_names_target_options_and_origin(x: Array, w: QuantizedTensor) -
     assert str(host_target()) in text
     assert "compiled in" in text
     assert "Q4_0" in text
-    assert "no kernels of that class for w here and serves the more exact 'f32'" in text
-    assert "block_size=256: threads per block of a GPU, not used on a CPU" in text
+    assert "no such kernels for w and computes in the more exact 'f32'" in text
+    assert "block_size=256 is ignored: it sets a GPU's threads per block" in text
     assert "no GPU" in text
     again = specialize(scaled)
     again(x, w)

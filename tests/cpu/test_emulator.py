@@ -1,4 +1,4 @@
-"""The harness that the kernels of every CPU are tested with, itself tested with tiny kernels."""
+"""The harness that tests the kernels of every CPU, itself tested with tiny kernels."""
 
 import llvmlite.binding as llvm
 import numpy as np
@@ -41,7 +41,7 @@ done:
 }
 """
 
-# y[0:LANES] += x[0:LANES]: with AVX2 allowed eight lanes use it, with AVX-512 sixteen do
+# y[0:LANES] += x[0:LANES]: eight lanes use AVX2 if it is allowed, sixteen use AVX-512
 ADD = """
 define void @add(ptr %args) {
   %y = load ptr, ptr %args
@@ -118,7 +118,7 @@ def test_runs_and_returns_changed_copies(target: str, gap_bytes: int) -> None:
     got_y, got_x = scale(target, y, x, 0, gap_bytes)
     np.testing.assert_array_equal(got_y, x * np.float32(2.5))
     np.testing.assert_array_equal(got_x, x)
-    assert not y.any(), "the caller's array is left alone"
+    assert not y.any(), "the caller's array must not change"
 
 
 def test_takes_strided_and_empty_arrays(target: str) -> None:

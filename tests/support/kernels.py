@@ -578,10 +578,10 @@ def _argument(
             return tensor._resident.blocks(slot.layout)
         case "x":
             return np.full((rows, padded_k(plan, kernel)), np.nan, F32)
-        case "exponent":
+        case "row_factors":
             return np.full(rows, np.nan, F32)
         case "digits":
-            row_bytes = digits_bytes(padded_k(plan, kernel), kernel.limbs)
+            row_bytes = digits_bytes(padded_k(plan, kernel), kernel.digits)
             return np.full((rows, row_bytes), 0xFF, np.uint8)
     if slot in memory:
         return memory[slot]
