@@ -30,7 +30,7 @@ from q4jit.targets import Target
 
 SCHEMA: Final = "1"
 _WRITABLE_BY_OTHERS: Final = stat.S_IWGRP | stat.S_IWOTH
-_TEMPORARY: Final = ".new-"  # begins the name of a file that is being written
+_TEMPORARY: Final = ".new-"  # prefix of files that are being written
 _LEFTOVER_AGE_S: Final = 24 * 3600
 
 

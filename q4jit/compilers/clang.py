@@ -27,7 +27,7 @@ _DEVICE_ONLY: Final = tuple(
 _FLAGS: Final = (
     "-O3",
     "-std=c++17",
-    "-ffp-contract=off",  # the text writes every fma that it wants
+    "-ffp-contract=off",  # the text spells out every fma
     "-mcode-object-version=5",  # hiprtc before 5.3 ignores this and writes version 4
     "-fuse-cuid=none",  # otherwise a hash of path and command becomes a symbol
     *"-mllvm -amdgpu-early-inline-all=true".split(),  # hipcc adds these two

@@ -47,8 +47,8 @@ def load(code: bytes, source: Source, device: Device | None) -> LoadedKernel:
     if device is None:
         reason = why_none() or "the GPUs of this machine have other archs"
         raise DeviceError(
-            f"cannot run {source.symbol}, which is compiled for {source.target}: {reason}; "
-            "inspect_source and inspect_asm work without a GPU"
+            f"cannot run {source.symbol}, which is compiled for {source.target}: {reason}; use "
+            "target='cpu', or only inspect_source and inspect_asm"
         )
     return driver_of(device).load(device.index, code, source.symbol)
 

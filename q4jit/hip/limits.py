@@ -8,7 +8,7 @@ from q4jit.hip.memory import GemvMatrixMemory, gemv_bytes, split_quads, tile_hal
 from q4jit.targets import HipArch, Target
 
 _WARPGROUP_WAVES: Final = 4
-_LEAST_TILE_THREADS: Final = 64  # a tile_halves copies x with that many threads at least
+_LEAST_TILE_THREADS: Final = 64  # at least that many threads of a tile_halves copy x
 
 
 def check_block_size(target: Target, block_size: int | None) -> None:
