@@ -16,7 +16,7 @@ from q4jit.errors import CacheWarning, TuningError
 from q4jit.hip import tunings
 from q4jit.hip.tunings import Key, Machine
 from q4jit.targets import HIP_ARCHS
-from tests.support.tuning_files import FAST, FOUND, KEY, MACHINE, SLOW, TRIALS, WRONG
+from tests.support.tuning_files import FAST, KEY, MACHINE, SLOW, TRIALS, TUNINGS, WRONG
 
 
 @pytest.fixture(autouse=True)
@@ -35,7 +35,7 @@ def forget(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_file_is_read_back_and_sorted() -> None:
     other = replace(KEY, m=8)
-    both = FOUND | {(MACHINE, other): (SLOW,)}
+    both = TUNINGS | {(MACHINE, other): (SLOW,)}
     text = tunings.to_text(both)
     assert tunings.parse(text, "here") == both
     reverse = dict(reversed(both.items())) | {(MACHINE, KEY): (WRONG, SLOW, FAST)}
@@ -133,7 +133,7 @@ def test_a_damaged_file_warns_once_and_is_renamed(
         tunings.keep(MACHINE, KEY, TRIALS)
     assert file.with_suffix(".damaged").read_text() == "{"
     forget(monkeypatch)
-    assert tunings.stored() == FOUND
+    assert tunings.stored() == TUNINGS
 
 
 def _entry(data: Any) -> Any:
@@ -201,7 +201,7 @@ def _top(data: Any) -> Any:
     ],
 )
 def test_every_field_is_checked(change: Callable[[Any], None], fragments: list[str]) -> None:
-    data = json.loads(tunings.to_text(FOUND))
+    data = json.loads(tunings.to_text(TUNINGS))
     tunings.parse(json.dumps(data), "here")
     changed = copy.deepcopy(data)
     change(changed)
@@ -213,7 +213,7 @@ def test_every_field_is_checked(change: Callable[[Any], None], fragments: list[s
 
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e400"])
 def test_a_time_is_a_number(number: str) -> None:
-    text = tunings.to_text(FOUND).replace('"us": 5.5', f'"us": {number}')
+    text = tunings.to_text(TUNINGS).replace('"us": 5.5', f'"us": {number}')
     with pytest.raises(TuningError, match=r"trials\[0\]\.us: "):
         tunings.parse(text, "here")
 
@@ -257,7 +257,7 @@ def test_a_merge_without_a_directory_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "other.json"
-    file.write_text(tunings.to_text(FOUND))
+    file.write_text(tunings.to_text(TUNINGS))
     monkeypatch.setattr(tunings, "path", lambda: None)
     with pytest.raises(TuningError, match="Q4JIT_CACHE_DIR"):
         tunings.merge_file(file)

@@ -20,4 +20,4 @@ WRONG = replace(
     FAST, constants=(("block_size", 256), ("layout", "planar")), us=None, rejected="wrong: …"
 )
 TRIALS = (FAST, SLOW, WRONG)
-FOUND: Tunings = {(MACHINE, KEY): TRIALS}
+TUNINGS: Tunings = {(MACHINE, KEY): TRIALS}

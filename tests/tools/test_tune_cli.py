@@ -18,7 +18,7 @@ from q4jit.tools.cli.tune import _DEFAULT_ROWS, _DEFAULT_SHAPES
 from q4jit.weights.formats import FORMATS
 from q4jit.weights.reference import random_weight
 from tests.support.fake_bench import DEVICE, MACHINE, SearchBench
-from tests.support.tuning_files import FOUND, KEY, SLOW
+from tests.support.tuning_files import KEY, SLOW, TUNINGS
 
 Tune = Callable[..., str]
 
@@ -140,7 +140,7 @@ def test_export_and_merge(opened: list[str], tune: Tune, file: Path, tmp_path: P
     assert tune("--export", winners, "--winners") == f"{winners}: 1 product, 1 trial\n"
     assert list(tunings.load(winners).values()) == [(tunings.best(trials),)]
     other = tmp_path / "other.json"
-    other.write_text(tunings.to_text(FOUND))
+    other.write_text(tunings.to_text(TUNINGS))
     assert tune("--merge", other) == f"{file}: added 1 product, 3 trials from {other}\n"
     assert len(tunings.load(file)) == 2
     assert opened == ["hip"]
@@ -148,17 +148,17 @@ def test_export_and_merge(opened: list[str], tune: Tune, file: Path, tmp_path: P
 
 def test_merged_then_exported(tune: Tune, file: Path, tmp_path: Path) -> None:
     other, both = tmp_path / "other.json", tmp_path / "both.json"
-    other.write_text(tunings.to_text(FOUND))
+    other.write_text(tunings.to_text(TUNINGS))
     tunings.keep(MACHINE, KEY, (SLOW,))
     tune("--merge", other, "--export", both)
-    assert set(tunings.load(both)) == {(MACHINE, KEY), *FOUND}
+    assert set(tunings.load(both)) == {(MACHINE, KEY), *TUNINGS}
 
 
 def test_a_merged_file_is_checked(
     file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     other = tmp_path / "other.json"
-    data = json.loads(tunings.to_text(FOUND))
+    data = json.loads(tunings.to_text(TUNINGS))
     data["tunings"][0]["k"] = "\x1b[2J"
     other.write_text(json.dumps(data))
     assert main(["tune", "--merge", str(other)]) == 1
