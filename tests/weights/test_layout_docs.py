@@ -118,9 +118,9 @@ def test_the_worked_examples(layout: str, size: int) -> None:
     example = tables(f"`{layout}`")[-1]
     assert len(example) >= 6
     for row in example:
-        at, size_bytes, unit = int(row["at"]), int(row["bytes"]), int(row.get("unit", 0))
+        at, size_bytes, word = int(row["at"]), int(row["bytes"]), int(row.get("word", 0))
         field = field_of(columns, fmt, int(row["column"]), int(row["block"]), row["field"])
-        expected = field[unit * size_bytes :][:size_bytes] if "unit" in row else field
+        expected = field[word * size_bytes :][:size_bytes] if "word" in row else field
         assert packed[at : at + size_bytes] == expected, row
     if layout == PLANAR:
         gaps = re.search(r"Bytes (\d+) … (\d+) and (\d+) … (\d+) are zeros", DOCUMENT)
@@ -174,10 +174,10 @@ def test_the_slabs_of_interleaved16() -> None:
         shape = Interleaved(FORMATS[name], int(mine[0]["K"]), int(mine[0]["N"]))
         words = {f.name: f.word_bytes for f in fields(FORMATS[name])}
         documented = {
-            r["field"]: [int(r[c]) for c in ("offset", "stride", "unit bytes")] for r in mine
+            r["field"]: [int(r[c]) for c in ("offset", "stride", "word bytes")] for r in mine
         }
         assert documented == {f: [*shape.field_at(f), word] for f, word in words.items()}
-        assert {int(row["tile bytes"]) for row in mine} == {shape.slab_bytes}
+        assert {int(row["slab bytes"]) for row in mine} == {shape.slab_bytes}
 
 
 @pytest.mark.parametrize("name", FORMATS)
