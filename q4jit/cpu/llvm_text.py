@@ -277,7 +277,8 @@ class Module:
 
     def add_struct(self, struct: Struct) -> None:
         """Define a struct, once."""
-        assert self._structs.setdefault(struct.name, struct) == struct
+        defined = self._structs.setdefault(struct.name, struct)
+        assert defined == struct, struct.name
 
     def add(self, name: str, function: Function | str) -> None:
         """Add a finished function under its name, which must be new."""

@@ -159,7 +159,7 @@ def _add_normalise(module: Module) -> None:
         f"Scale a row by a power of two that brings the exponent of its largest element into "
         f"{_WINDOW_LOW} … {_WINDOW_HIGH}.\nThere, sums of products with quants neither overflow "
         "nor become denormal. Most rows are there already.\n"
-        "Its sums are multiplied by the row factor, the inverse of that power.",
+        "Sums of the row are later multiplied by the row factor, the inverse of that power.",
     )
     module.declare(f"declare float @llvm.vector.reduce.fmax.v16f32({VECTOR})")
     module.declare("declare i32 @llvm.smax.i32(i32, i32)")

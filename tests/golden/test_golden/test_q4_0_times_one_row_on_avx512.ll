@@ -20,7 +20,7 @@ target triple = "x86_64-unknown-linux-gnu"
 
 ; Scale a row by a power of two that brings the exponent of its largest element into -40 … 96.
 ; There, sums of products with quants neither overflow nor become denormal. Most rows are there already.
-; Its sums are multiplied by the row factor, the inverse of that power.
+; Sums of the row are later multiplied by the row factor, the inverse of that power.
 define internal void @normalise(ptr %x, i64 %k, <16 x float> %largest, ptr %row_factor_at) #0 {
 entry:
   %max = call float @llvm.vector.reduce.fmax.v16f32(<16 x float> %largest)
