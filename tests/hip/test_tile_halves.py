@@ -316,11 +316,9 @@ def test_x_may_not_be_overwritten_while_it_is_multiplied() -> None:
     x, w = random_x(64, 1024), weight("Q4_0", 1024, N)
 
     def without_wait(text: str) -> str:
-        assert text.count("            await_multiplied(before);") == 1
-        later = text.replace("            await_multiplied(before);", "")
-        return later.replace(
-            "    UNROLL for (int p = 0; p < PRODUCTS; ++p)\n", "    await_multiplied({});\n", 1
-        )
+        wait, end = "await_multiplied(before);", "    UNROLL for (int n = 0; n < WAVE_PANELS; ++n) settle_sums("
+        assert text.count(wait) == text.count(end) == 1
+        return text.replace(wait, "").replace(end, f"    await_multiplied({{}});\n{end}")
 
     def check(edit: Callable[[str], str]) -> None:
         (y,) = run(one_product, [x, w.tensor], "sm_90", "f16", edit, splits=1)

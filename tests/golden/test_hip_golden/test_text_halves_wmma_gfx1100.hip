@@ -9,48 +9,33 @@
 
 constexpr int BLOCK_SIZE = 256;
 static_assert(BLOCK_SIZE % WAVE == 0 && BLOCK_SIZE <= 1024, "a block is whole waves");
-constexpr int ROWS = 32;  // of x
-constexpr int COLUMNS = 128;  // of the result
+constexpr int K = 512;  // elements of a column
 constexpr int WIDTH = 96;  // columns of the whole result
-constexpr int K = 512;
-constexpr int TERMS = 1;  // f16 numbers that make up one x
-constexpr float QUANT_STEP = 0x1p-9f;  // x's scales are for quants that come times this
-constexpr int GROUPS = 1;  // of 16 columns, that a wave computes
-constexpr int WAVES_N = COLUMNS / 16 / GROUPS;  // beside each other
-constexpr int WAVES_K = BLOCK_SIZE / WAVE / WAVES_N;  // that share columns
-static_assert(GROUPS * WAVES_N * 16 == COLUMNS, "waves share the columns evenly");
-static_assert(WAVES_N * WAVES_K * WAVE == BLOCK_SIZE, "and K");
-constexpr int STEPS = ROWS / TILE_ROWS;  // instructions for all rows
+constexpr int ROWS = 32;  // of x, in a tile
+constexpr int COLUMNS = 128;  // of the result, in a tile
+constexpr int PANEL = 16;  // columns of a matrix instruction
+constexpr int UNIT = 32;  // elements of a column that are decoded together
+constexpr int UNIT_QUARTERS = 4;
+constexpr int QUAD_UNITS = 4;  // units that are stored together
+constexpr int QUADS = 4;  // ⌈K / (QUAD_UNITS · UNIT)⌉, of a column
+constexpr int WAVE_PANELS = 1;  // panels that a wave computes
+constexpr int WAVES_N = 8;  // COLUMNS / (WAVE_PANELS · PANEL), waves with different columns
+static_assert(WAVES_N * WAVE == BLOCK_SIZE, "every wave has a part of the tile");
+constexpr int STEPS = 2;  // ROWS / TILE_ROWS, instructions for all rows
 static_assert(STEPS * TILE_ROWS == ROWS, "instructions are full");
-constexpr int UNITS = (K + 31) / 32;
-constexpr int QUADS = (UNITS + 3) / 4;  // of a column: four units that are stored together
-constexpr int SPLITS = 1;  // blocks of a cluster: each has its own part of K
-constexpr int SPLIT_QUADS = (QUADS + SPLITS - 1) / SPLITS;
-constexpr int STAGE_UNITS = 4;  // of x, staged at a time
-constexpr int QUAD_STAGES = STAGE_UNITS < 4 ? 4 / STAGE_UNITS : 1;
-constexpr int STAGE_QUADS = STAGE_UNITS < 4 ? 1 : STAGE_UNITS / 4;
-constexpr int TURN_UNITS = STAGE_UNITS < 4 ? STAGE_UNITS : 4;
-constexpr int TURNS = STAGE_QUADS / WAVES_K;  // quads of a stage that a wave has
-static_assert(TURNS * WAVES_K == STAGE_QUADS, "waves share the quads of a stage evenly");
-// x is counted in items of 16 bytes, eight x each.
-constexpr int TERM_ITEMS = TILE_ROWS * 4;  // of an instruction's rows in a unit
-constexpr int UNIT_ITEMS = TERMS * TERM_ITEMS;
-constexpr int RUN_ITEMS = STAGE_UNITS * UNIT_ITEMS;  // of a stage, beside each other in memory
-constexpr int ROW_ITEMS = QUADS * 4 * UNIT_ITEMS;  // from the rows of an instruction to the next ones
-constexpr int STAGE_ITEMS = STEPS * RUN_ITEMS;
-constexpr int COPIERS =  // threads
-    BLOCK_SIZE >= 512 ? 512 : BLOCK_SIZE >= 256 ? 256 : BLOCK_SIZE >= 128 ? 128 : 64;
-static_assert(COPIERS <= BLOCK_SIZE, "there are so many");
-constexpr int COPIES = (STAGE_ITEMS + COPIERS - 1) / COPIERS;  // of a thread
-static_assert(COPIERS % RUN_ITEMS == 0 || RUN_ITEMS % COPIERS == 0, "they share runs evenly");
-constexpr int STAGES = 2;  // in shared memory: one is used, the next ones are on their way
-constexpr int STAGES_BYTES = STAGES * STAGE_ITEMS * 16;
-constexpr int PRODUCTS = 2;
-constexpr int PARTIAL_SUMS = SPLITS * WAVES_K;  // of a result
-constexpr int OWNED = ROWS;
-constexpr int SUMS_BYTES = PARTIAL_SUMS > 1 ? PRODUCTS * PARTIAL_SUMS * OWNED * COLUMNS * 4 : 0;
-constexpr int ROOM_BYTES = STAGES_BYTES > SUMS_BYTES ? STAGES_BYTES : SUMS_BYTES;
-constexpr int STAGED_BYTES = ROOM_BYTES + ROWS * 4 + (SPLITS > 1 ? 32 : 16);  // and x's scales
+constexpr float QUANT_STEP = 0x1p-9f;  // the scales of x are for quants that come times this
+
+// x is copied in items of 16 bytes: a quarter of a unit, in one term.
+constexpr int UNIT_ITEMS = 64;  // TILE_ROWS · UNIT_QUARTERS, of an instruction's rows in a unit
+constexpr int STAGE_QUADS = 1;  // of x, in shared memory at a time
+constexpr int RUN_ITEMS = 256;  // STAGE_QUADS · QUAD_UNITS · UNIT_ITEMS, of an instruction's rows in a stage: adjacent
+constexpr int ROW_ITEMS = 1024;  // QUADS · QUAD_UNITS · UNIT_ITEMS, of an instruction's rows in all of K
+constexpr int STAGE_ITEMS = 512;  // STEPS · RUN_ITEMS
+constexpr int STAGES = 2;  // in shared memory: one is multiplied, the next one is on its way
+constexpr int COPIERS = 256;  // threads that copy x: the largest power of two that BLOCK_SIZE has room for
+constexpr int COPIES = 2;  // ⌈STAGE_ITEMS / COPIERS⌉, items of a stage that a thread copies
+constexpr int ROOM_BYTES = 16384;  // STAGES · STAGE_ITEMS · 16
+constexpr int STAGED_BYTES = 16528;  // ROOM_BYTES + ROWS · 4 for x_scales + 16 for any_rough
 constexpr int LDS_BYTES = STAGED_BYTES;  // shared memory of a block
 static_assert(LDS_BYTES <= 65536, "gfx1100 has 65536 bytes of shared memory for a block");
 
@@ -233,195 +218,205 @@ DEVICE void epilogue(const Arguments& a, i64 row, int column, float v2, float v9
     a.output0[row * 96 + column] = v10;
 }
 
-// The same product by multiply-add, for rows that f16 terms do not represent.
+DEVICE bool is_rough(float x_scale) { return x_scale != x_scale; }  // NaN: terms do not represent the row
+
+// One result of a rough row by multiply-add, from decoded weights. Each unit has a sum of its own: one sum
+// of all of K would err by too much.
 DEVICE float exact_v2(const Arguments& a, i64 row, int column) {
-    float total = 0.0f, sum = 0.0f;  // one sum of all of K would err by too much
+    float total = 0.0f, sum = 0.0f;
     ROLLED for (int k = 0; k < K; ++k) {
         sum = fma_f32(x_value(a, row, k), Q4_0_512x96::value(a.gate, column, k), sum);
-        if (k % 32 < 31) continue;
+        if (k % UNIT < UNIT - 1) continue;
         total += sum;
         sum = 0.0f;
     }
     return total;
 }
 
-// The same product by multiply-add, for rows that f16 terms do not represent.
 DEVICE float exact_v9(const Arguments& a, i64 row, int column) {
-    float total = 0.0f, sum = 0.0f;  // one sum of all of K would err by too much
+    float total = 0.0f, sum = 0.0f;
     ROLLED for (int k = 0; k < K; ++k) {
         sum = fma_f32(x_value(a, row, k), Q4_0_512x96::value(a.up, column, k), sum);
-        if (k % 32 < 31) continue;
+        if (k % UNIT < UNIT - 1) continue;
         total += sum;
         sum = 0.0f;
     }
     return total;
 }
 
-// A block computes COLUMNS columns for ROWS rows on matrix units. x comes split into f16 terms that
-// share a scale in each row, and the values of weights are rounded to f16: one term of x errs as much.
-// Waves load the weights of their columns straight into registers; x goes through shared memory, the
-// next stage while this one is used.
+// All results of the tile's rough rows.
+DEVICE void store_rough_rows(const Arguments& a, i64 row0, int column0, const float* x_scales) {
+    for (int i = thread_index(); i < ROWS * COLUMNS; i += BLOCK_SIZE) {
+        const i64 row = row0 + i / COLUMNS;
+        const int column = column0 + i % COLUMNS;
+        if (row < a.m && column < WIDTH && is_rough(x_scales[i / COLUMNS]))
+            epilogue(a, row, column, exact_v2(a, row, column), exact_v9(a, row, column));
+    }
+}
+
+// sums += x w over a quad. Each wave multiplies alone.
+DEVICE void multiply_quad(
+    const Q4_0_512x96::Part (&v2_quad)[WAVE_PANELS][LANE_COLUMNS],
+    lane_sums (&v2_sums)[WAVE_PANELS][STEPS],
+    const Q4_0_512x96::Part (&v9_quad)[WAVE_PANELS][LANE_COLUMNS],
+    lane_sums (&v9_sums)[WAVE_PANELS][STEPS],
+    const u32x4* staged, int x_first) {
+    UNROLL for (int u = 0; u < QUAD_UNITS; ++u) {
+        u32x4 v2_values[WAVE_PANELS][LANE_COLUMNS][UNIT_QUARTERS / PARTS];
+        UNROLL for (int n = 0; n < WAVE_PANELS; ++n)
+            UNROLL for (int c = 0; c < LANE_COLUMNS; ++c)
+                Q4_0_512x96::rounded(v2_quad[n][c], u, v2_values[n][c]);
+        u32x4 v9_values[WAVE_PANELS][LANE_COLUMNS][UNIT_QUARTERS / PARTS];
+        UNROLL for (int n = 0; n < WAVE_PANELS; ++n)
+            UNROLL for (int c = 0; c < LANE_COLUMNS; ++c)
+                Q4_0_512x96::rounded(v9_quad[n][c], u, v9_values[n][c]);
+        UNROLL for (int step = 0; step < STEPS; ++step) {
+            u32x4 x[UNIT_QUARTERS / PARTS];
+            UNROLL for (int q = 0; q < UNIT_QUARTERS / PARTS; ++q)
+                x[q] = staged[x_first + step * RUN_ITEMS + u * UNIT_ITEMS + q];
+            UNROLL for (int n = 0; n < WAVE_PANELS; ++n) {
+                multiply_unit(x, v2_values[n], v2_sums[n][step]);
+                float v2_first = v2_sums[n][step][0];
+                settle(v2_first);  // x of steps ahead would take more registers than there are
+                v2_sums[n][step][0] = v2_first;
+                multiply_unit(x, v9_values[n], v9_sums[n][step]);
+                float v9_first = v9_sums[n][step][0];
+                settle(v9_first);  // x of steps ahead would take more registers than there are
+                v9_sums[n][step][0] = v9_first;
+            }
+        }
+    }
+}
+
+// A block computes ROWS × COLUMNS results on matrix units. The terms of a row of x share a scale.
+// Weights are rounded to f16, which errs as much as the one term of x does: sums need no scales.
+// Waves load the weights of their columns straight into registers. x goes through shared memory: a
+// stage is multiplied while the next one is copied.
 DEVICE void compute(const Arguments& a) {
     const i64 m = a.m;
+    // --- the tile: its rows, its columns ---
     SHARED u32x4 staged[ROOM_BYTES / 16];
-    SHARED float x_scales[ROWS];  // NaN in rough rows
+    SHARED float x_scales[ROWS];
     SHARED int any_rough;
     const int thread = thread_index();
-    const int wave_n = wave_index() % WAVES_N, wave_k = WAVES_K > 1 ? wave_index() / WAVES_N : 0;
+    const int wave_n = wave_index() % WAVES_N;
     const i64 row0 = block_of_rows() * ROWS;
     if (thread == 0) any_rough = 0;
-    const int column0 = block_x() / SPLITS * COLUMNS;
-    const int first_quad = block_x() % SPLITS * SPLIT_QUADS;
-    const int end_quad = at_run_time(first_quad + SPLIT_QUADS < QUADS ? first_quad + SPLIT_QUADS : QUADS);
+    const int column0 = block_x() * COLUMNS;
+    const int end_quad = at_run_time(QUADS);
 
-    u32 v2_at[GROUPS][LANE_COLUMNS];  // quad 0 of the lane's columns
-    u32 v9_at[GROUPS][LANE_COLUMNS];  // quad 0 of the lane's columns
-    UNROLL for (int g = 0; g < GROUPS; ++g) {
-        const int wanted_tile = column0 / 16 + wave_n * GROUPS + g;
-        const int tile = WIDTH % COLUMNS == 0 || wanted_tile < (WIDTH + 15) / 16 ? wanted_tile : (WIDTH - 1) / 16;
+    // --- load ahead: the weights of the first stage ---
+    u32 v2_index[WAVE_PANELS][LANE_COLUMNS];  // of the first quad in each of the lane's columns
+    u32 v9_index[WAVE_PANELS][LANE_COLUMNS];
+    UNROLL for (int n = 0; n < WAVE_PANELS; ++n) {
+        const int tile_panel = column0 / PANEL + wave_n * WAVE_PANELS + n;
+        const int panel = tile_panel <= 5 ? tile_panel : 5;  // beyond the last one nothing is stored
         UNROLL for (int c = 0; c < LANE_COLUMNS; ++c) {
-            v2_at[g][c] = Q4_0_512x96::quad_index(tile * 16, 0) + lane_column(c);
-            v9_at[g][c] = Q4_0_512x96::quad_index(tile * 16, 0) + lane_column(c);
+            v2_index[n][c] = Q4_0_512x96::quad_index(panel * PANEL, 0) + lane_column(c);
+            v9_index[n][c] = Q4_0_512x96::quad_index(panel * PANEL, 0) + lane_column(c);
         }
     }
-    const auto load_v2 = [&](Q4_0_512x96::Part (&parts)[GROUPS][LANE_COLUMNS], int quad) {
+    const auto load_v2 = [&](Q4_0_512x96::Part (&quad_parts)[WAVE_PANELS][LANE_COLUMNS], int quad) {
         if (quad >= end_quad) return;
-        UNROLL for (int g = 0; g < GROUPS; ++g)
+        UNROLL for (int n = 0; n < WAVE_PANELS; ++n)
             UNROLL for (int c = 0; c < LANE_COLUMNS; ++c)
-                parts[g][c] = Q4_0_512x96::load_part(a.gate, v2_at[g][c] + quad * 16);
+                quad_parts[n][c] = Q4_0_512x96::load_part(a.gate, v2_index[n][c] + quad * PANEL);
     };
-    Q4_0_512x96::Part v2_parts[TURNS][GROUPS][LANE_COLUMNS];
-    UNROLL for (int turn = 0; turn < TURNS; ++turn) load_v2(v2_parts[turn], first_quad + turn * WAVES_K + wave_k);
-    const auto load_v9 = [&](Q4_0_512x96::Part (&parts)[GROUPS][LANE_COLUMNS], int quad) {
+    Q4_0_512x96::Part v2_quad[WAVE_PANELS][LANE_COLUMNS];
+    load_v2(v2_quad, 0);
+    const auto load_v9 = [&](Q4_0_512x96::Part (&quad_parts)[WAVE_PANELS][LANE_COLUMNS], int quad) {
         if (quad >= end_quad) return;
-        UNROLL for (int g = 0; g < GROUPS; ++g)
+        UNROLL for (int n = 0; n < WAVE_PANELS; ++n)
             UNROLL for (int c = 0; c < LANE_COLUMNS; ++c)
-                parts[g][c] = Q4_0_512x96::load_part(a.up, v9_at[g][c] + quad * 16);
+                quad_parts[n][c] = Q4_0_512x96::load_part(a.up, v9_index[n][c] + quad * PANEL);
     };
-    Q4_0_512x96::Part v9_parts[TURNS][GROUPS][LANE_COLUMNS];
-    UNROLL for (int turn = 0; turn < TURNS; ++turn) load_v9(v9_parts[turn], first_quad + turn * WAVES_K + wave_k);
-    lane_sums sums[PRODUCTS][GROUPS][STEPS] = {};
+    Q4_0_512x96::Part v9_quad[WAVE_PANELS][LANE_COLUMNS];
+    load_v9(v9_quad, 0);
+    lane_sums v2_sums[WAVE_PANELS][STEPS] = {};
+    lane_sums v9_sums[WAVE_PANELS][STEPS] = {};
+
+    // --- stage x: copy the first stage into shared memory ---
     for (int r = thread; r < ROWS; r += BLOCK_SIZE)
         x_scales[r] = row0 + r < m ? a.x_scales[row0 + r] * QUANT_STEP : 0.0f;
-    // A stage of x is one run of memory for the rows of each instruction. Rows beyond the last are
-    // anything, which no result has; beyond K x is 0, up to a whole quad.
-    const u32x4* x_at = (const u32x4*)a.x_terms + row0 / TILE_ROWS * ROW_ITEMS + first_quad * 4 * UNIT_ITEMS +
-        thread / RUN_ITEMS * ROW_ITEMS + thread % RUN_ITEMS;
-    // Items of a thread in a stage: whether there is one more, and where it goes.
-    const auto has_item = [&](int i) {
-        return (COPIERS == BLOCK_SIZE || thread < COPIERS) &&
-               (STAGE_ITEMS % COPIERS == 0 || thread + i * COPIERS < STAGE_ITEMS);
-    };
-    const auto item_of = [&](int into, int i) { return staged + into * STAGE_ITEMS + thread + i * COPIERS; };
+    // In memory a stage is one run for each instruction's rows. Rows beyond the last hold anything: their
+    // results are not stored. Beyond K x is 0, up to a whole quad.
+    const u32x4* x_from = (const u32x4*)a.x_terms + row0 / TILE_ROWS * ROW_ITEMS +
+                          thread / RUN_ITEMS * ROW_ITEMS + thread % RUN_ITEMS;
+    const auto item_of = [&](int stage, int i) { return staged + stage * STAGE_ITEMS + thread + i * COPIERS; };
     Copy copies[COPIES];
-    const auto begin_stage = [&](int into) {
+    const auto begin_stage = [&](int stage) {
         UNROLL for (int i = 0; i < COPIES; ++i) {
             const int item = i * COPIERS;
-            const u32x4* const from = x_at + item / RUN_ITEMS * ROW_ITEMS + item % RUN_ITEMS;
-            if (has_item(i)) begin_copy(copies[i], item_of(into, i), from);
+            const u32x4* const from = x_from + item / RUN_ITEMS * ROW_ITEMS + item % RUN_ITEMS;
+            begin_copy(copies[i], item_of(stage, i), from);
         }
-        x_at += RUN_ITEMS;
+        x_from += RUN_ITEMS;
     };
-    const auto end_stage = [&](int into) {
+    const auto end_stage = [&](int stage) {
         UNROLL for (int i = 0; i < COPIES; ++i)
-            if (has_item(i)) end_copy(copies[i], item_of(into, i));
+            end_copy(copies[i], item_of(stage, i));
     };
-    const int stages = (end_quad - first_quad + STAGE_QUADS - 1) / STAGE_QUADS * QUAD_STAGES;
-    UNROLL for (int ahead = 0; ahead < STAGES - 1; ++ahead) {
-        if (ahead < stages) {
-            begin_stage(ahead);
-            end_stage(ahead);
-        }
+    const int stages = end_quad;
+    begin_stage(0);
+    end_stage(0);
+    close_copies();
+    int now = 0, into = 1;  // the stage that is multiplied, and the one that is copied
+    int left = stages - 1;  // stages that no copy has begun for
+    // Wait for the stage `now`, and begin to copy the next one of x into the room of the one before.
+    // Return where this lane's x begins.
+    const auto enter_stage = [&](bool goes_on) {
+        await_copies<STAGES - 2>();
+        block_barrier();  // all threads have copied `now`, and none reads the stage before
+        into = 1 - now;
+        if (goes_on) begin_stage(into);
         close_copies();
-    }
-    int now = 0, left = stages - (STAGES - 1);
-    ROLLED for (int quad0 = first_quad; quad0 < end_quad; quad0 += STAGE_QUADS) {
-        // What is needed later is loaded now, into registers of its own where a wave has one quad a stage.
-        Q4_0_512x96::Part v2_next[GROUPS][LANE_COLUMNS];
-        if (TURNS == 1) load_v2(v2_next, quad0 + STAGE_QUADS + wave_k);
-        // What is needed later is loaded now, into registers of its own where a wave has one quad a stage.
-        Q4_0_512x96::Part v9_next[GROUPS][LANE_COLUMNS];
-        if (TURNS == 1) load_v9(v9_next, quad0 + STAGE_QUADS + wave_k);
-        UNROLL for (int s = 0; s < QUAD_STAGES; ++s) {
-            await_copies<STAGES - 2>();
-            block_barrier();  // all have copied this stage, and none reads the one before
-            const int into = STAGES == 2 ? 1 - now : now > 0 ? now - 1 : STAGES - 1;
-            const bool goes_on = (s + 1 < QUAD_STAGES && STAGES == 2) || left > 0;
-            if (goes_on) begin_stage(into);
-            close_copies();
-            --left;
-            const int x_lane = at_run_time(  // else each of the addresses below is computed anew
-                now * STAGE_ITEMS + wave_k * 4 * UNIT_ITEMS + lane_x_row() * 4 + lane_part() * (4 / PARTS));
-            UNROLL for (int turn = 0; turn < TURNS; ++turn) {
-                const int local_quad = turn * WAVES_K + wave_k;
-                if (quad0 + local_quad >= end_quad) break;
-                UNROLL for (int u = 0; u < TURN_UNITS; ++u) {
-                    u32x4 v2_w[GROUPS][LANE_COLUMNS][4 / PARTS];
-                    UNROLL for (int g = 0; g < GROUPS; ++g)
-                        UNROLL for (int c = 0; c < LANE_COLUMNS; ++c) {
-                            const Q4_0_512x96::Part& part = v2_parts[turn][g][c];
-                            Q4_0_512x96::rounded(part, s * STAGE_UNITS + u, v2_w[g][c]);
-                        }
-                    u32x4 v9_w[GROUPS][LANE_COLUMNS][4 / PARTS];
-                    UNROLL for (int g = 0; g < GROUPS; ++g)
-                        UNROLL for (int c = 0; c < LANE_COLUMNS; ++c) {
-                            const Q4_0_512x96::Part& part = v9_parts[turn][g][c];
-                            Q4_0_512x96::rounded(part, s * STAGE_UNITS + u, v9_w[g][c]);
-                        }
-                    UNROLL for (int step = 0; step < STEPS; ++step) {
-                        u32x4 x[TERMS][4 / PARTS];
-                        UNROLL for (int t = 0; t < TERMS; ++t)
-                            UNROLL for (int p = 0; p < 4 / PARTS; ++p)
-                                x[t][p] = staged[x_lane + step * RUN_ITEMS + (turn * WAVES_K * 4 + u) * UNIT_ITEMS +
-                                                 t * TERM_ITEMS + p];
-                        UNROLL for (int g = 0; g < GROUPS; ++g) {
-                            multiply_unit(x[0], v2_w[g], sums[0][g][step]);
-                            float v2_first = sums[0][g][step][0];
-                            settle(v2_first);  // x of steps ahead would take more registers than there are
-                            sums[0][g][step][0] = v2_first;
-                            multiply_unit(x[0], v9_w[g], sums[1][g][step]);
-                            float v9_first = sums[1][g][step][0];
-                            settle(v9_first);  // x of steps ahead would take more registers than there are
-                            sums[1][g][step][0] = v9_first;
-                        }
-                    }
-                }
-                if (TURNS > 1) load_v2(v2_parts[turn], quad0 + STAGE_QUADS + local_quad);
-                if (TURNS > 1) load_v9(v9_parts[turn], quad0 + STAGE_QUADS + local_quad);
-            }
-            if (goes_on) end_stage(into);
-            now = STAGES == 2 ? into : now + 1 < STAGES ? now + 1 : 0;
-        }
-        if (TURNS == 1)
-            UNROLL for (int g = 0; g < GROUPS; ++g)
-                UNROLL for (int c = 0; c < LANE_COLUMNS; ++c) v2_parts[0][g][c] = v2_next[g][c];
-        if (TURNS == 1)
-            UNROLL for (int g = 0; g < GROUPS; ++g)
-                UNROLL for (int c = 0; c < LANE_COLUMNS; ++c) v9_parts[0][g][c] = v9_next[g][c];
+        --left;
+        // Hidden from the compiler, which would compute each address of `multiply_quad` anew.
+        return at_run_time(now * STAGE_ITEMS +
+                           lane_x_row() * UNIT_QUARTERS + lane_part() * (UNIT_QUARTERS / PARTS));
+    };
+    const auto leave_stage = [&](bool goes_on) {
+        if (goes_on) end_stage(into);
+        now = into;
+    };
+
+    // --- multiply: stage by stage ---
+    ROLLED for (int quad0 = 0; quad0 < end_quad; quad0 += STAGE_QUADS) {
+        // The next quad is loaded while this one is multiplied.
+        Q4_0_512x96::Part v2_next[WAVE_PANELS][LANE_COLUMNS];
+        load_v2(v2_next, quad0 + STAGE_QUADS);
+        Q4_0_512x96::Part v9_next[WAVE_PANELS][LANE_COLUMNS];
+        load_v9(v9_next, quad0 + STAGE_QUADS);
+        const bool goes_on = left > 0;
+        const auto x = enter_stage(goes_on);
+        multiply_quad(v2_quad, v2_sums, v9_quad, v9_sums, staged, x);
+        leave_stage(goes_on);
+        UNROLL for (int n = 0; n < WAVE_PANELS; ++n)
+            UNROLL for (int c = 0; c < LANE_COLUMNS; ++c) v2_quad[n][c] = v2_next[n][c];
+        UNROLL for (int n = 0; n < WAVE_PANELS; ++n)
+            UNROLL for (int c = 0; c < LANE_COLUMNS; ++c) v9_quad[n][c] = v9_next[n][c];
     }
 
+    // --- epilogue: this lane has whole sums ---
     UNROLL for (int step = 0; step < STEPS; ++step)
-        UNROLL for (int g = 0; g < GROUPS; ++g)
+        UNROLL for (int n = 0; n < WAVE_PANELS; ++n)
             UNROLL for (int c = 0; c < LANE_COLUMNS; ++c)
                 UNROLL for (int v = 0; v < LANE_ROWS; ++v) {
                     const int r = step * TILE_ROWS + lane_row(v);
-                    const int column = column0 + (wave_n * GROUPS + g) * 16 + lane_column(c);
+                    const int column = column0 + (wave_n * WAVE_PANELS + n) * PANEL + lane_column(c);
                     const float scale = x_scales[r];
-                    if (row0 + r < m && column < WIDTH && scale == scale)
+                    if (row0 + r < m && column < WIDTH && !is_rough(scale))
                         epilogue(a, row0 + r, column,
-                                 scale * sums[0][g][step][c * LANE_ROWS + v],
-                                 scale * sums[1][g][step][c * LANE_ROWS + v]);
+                                 scale * v2_sums[n][step][c * LANE_ROWS + v],
+                                 scale * v9_sums[n][step][c * LANE_ROWS + v]);
                 }
+
+    // --- rough rows ---
     for (int r = thread; r < ROWS; r += BLOCK_SIZE)
-        if (x_scales[r] != x_scales[r]) any_rough = 1;
+        if (is_rough(x_scales[r])) any_rough = 1;
     block_barrier();
     if (!any_rough) return;
-    for (int i = thread; i < ROWS * COLUMNS; i += BLOCK_SIZE) {
-        const i64 row = row0 + i / COLUMNS;
-        const int column = column0 + i % COLUMNS;
-        if (row < m && column < WIDTH && x_scales[i / COLUMNS] != x_scales[i / COLUMNS])
-            epilogue(a, row, column, exact_v2(a, row, column), exact_v9(a, row, column));
-    }
+    store_rough_rows(a, row0, column0, x_scales);
 }
 
 KERNEL(BLOCK_SIZE) void q4jit_gated(

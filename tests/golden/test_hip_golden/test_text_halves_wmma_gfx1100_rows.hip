@@ -4,15 +4,15 @@
 
 constexpr int BLOCK_SIZE = 512;
 static_assert(BLOCK_SIZE % WAVE == 0 && BLOCK_SIZE <= 1024, "a block is whole waves");
-constexpr int TERMS = 1;  // f16 numbers that make up one x
-static_assert(512 % 32 == 0, "x has whole units");
 constexpr float LEAST = 0x1p-14f;  // of x beside a largest of 2^14: a term errs by 2^-25
-constexpr int K = 512;
+constexpr int K = 512;  // elements of a row
+constexpr int UNIT = 32;  // elements
+constexpr int UNIT_QUARTERS = 4;
+constexpr int QUARTER = 8;  // elements that a thread splits at a time
+constexpr int UNITS = 16;  // of a row, in whole quads: beyond K they are 0
+constexpr int QUARTERS = 64;  // UNITS · UNIT_QUARTERS
+constexpr int THREAD_QUARTERS = 1;  // ⌈QUARTERS / BLOCK_SIZE⌉, of a thread
 constexpr int TILE_ROWS = 16;  // of x, in one matrix instruction
-constexpr int UNITS = (K + 127) / 128 * 4;  // of 32 x; beyond K they are 0
-constexpr int SHARES = UNITS * 4;
-constexpr int THREAD_SHARES = (SHARES + BLOCK_SIZE - 1) / BLOCK_SIZE;
-constexpr int KEPT_SHARES = THREAD_SHARES > 8 ? 1 : THREAD_SHARES;  // in registers, of a thread
 constexpr int STAGED_BYTES = 0;
 constexpr int LDS_BYTES = STAGED_BYTES + BLOCK_SIZE / WAVE * 4 + BLOCK_SIZE / WAVE * 4;  // shared memory of a block
 static_assert(LDS_BYTES <= 65536, "gfx1100 has 65536 bytes of shared memory for a block");
@@ -76,14 +76,17 @@ DEVICE void compute(const Arguments& a) {
     const i64 row = block_of_rows();
     if (row >= m) return;
 
-    // x in f16, which has 11 bits, relative to the largest: that becomes 2^14 and errs by nothing.
-    // An f16 is a multiple of 2^-24. A row is rough for Inf and NaN, and where more than a sixteenth of what
-    // is not 0 is so small that this step loses more than the precision allows: columns may have zeros
-    // where the few huge ones are. A thread takes eight x at a time, those of a lane of the matrix units.
-    const auto load_share = [&](int share, float (&x)[8]) {
-        const bool is_inside = THREAD_SHARES * BLOCK_SIZE * 8 == K || share < K / 8;  // x beyond K is 0
+    // --- x in f16, which has 11 bits, relative to the largest: that becomes 2^14 and errs by nothing ---
+    // An f16 is a multiple of 2^-24. A row is rough for Inf and NaN, and if more than a sixteenth of its
+    // elements that are not 0 are so small that this step loses more than the precision allows: columns may
+    // have zeros where the few huge elements are.
+    constexpr u32 NAN_BITS = 0x7FC00000u;
+    // Load eight elements that a lane of the matrix units multiplies; beyond K they are 0.
+    const auto load_quarter = [&](int quarter, float (&x)[QUARTER]) {
+        const bool is_inside = quarter < K / QUARTER;
         UNROLL for (int half = 0; half < 2; ++half) {
-            const int column = is_inside ? share / 4 * 32 + half * 16 + share % 4 * 4 : 0;
+            const int k = quarter / UNIT_QUARTERS * UNIT + half * (UNIT / 2) + quarter % UNIT_QUARTERS * 4;
+            const int column = is_inside ? k : 0;
             const f32x4 v0_four = load_four(&a.x[row * 512 + column]);
             UNROLL for (int i = 0; i < 4; ++i) {
                 const float v0 = v0_four[i];
@@ -91,51 +94,49 @@ DEVICE void compute(const Arguments& a) {
             }
         }
     };
-    float shares[KEPT_SHARES][8];
+    float quarters[THREAD_QUARTERS][QUARTER];
     float size = 0.0f, largest = 0.0f;
-    UNROLL for (int i = 0; i < THREAD_SHARES; ++i) {
-        const int share = thread_index() + i * BLOCK_SIZE;
-        float (&x)[8] = shares[i % KEPT_SHARES];
-        load_share(share, x);
-        UNROLL for (int j = 0; j < 8; ++j) {
-            size += abs_f32(x[j]);
-            if (abs_f32(x[j]) > largest) largest = abs_f32(x[j]);
+    UNROLL for (int i = 0; i < THREAD_QUARTERS; ++i) {
+        load_quarter(thread_index() + i * BLOCK_SIZE, quarters[i]);
+        UNROLL for (int j = 0; j < QUARTER; ++j) {
+            size += abs_f32(quarters[i][j]);
+            if (abs_f32(quarters[i][j]) > largest) largest = abs_f32(quarters[i][j]);
         }
     }
     size = block_sum(size);
     largest = block_largest(largest);
+
+    // --- the scale of the row: 2^9 more, because quants come times 2^-9 ---
     const bool suits = size <= 0x1p+120f && largest >= 0x1p-80f;
-    const float scale = suits ? largest * 0x1p-5f : 0.0f;  // 2^9 more: quants come times 2^-9
+    const float scale = suits ? largest * 0x1p-5f : 0.0f;
     const float inverse = suits ? 0x1p+14f / largest : 0.0f;
-    float some = 0.0f, small = 0.0f;  // elements that are not 0, and those that lose too much
-    UNROLL for (int i = 0; i < THREAD_SHARES; ++i) {
-        const int share = thread_index() + i * BLOCK_SIZE;
-        float (&x)[8] = shares[i % KEPT_SHARES];
-        if (KEPT_SHARES < THREAD_SHARES) load_share(share, x);
-        UNROLL for (int j = 0; j < 8; ++j) {
+
+    // --- split into f16, and count the elements that lose too much ---
+    float some = 0.0f, small = 0.0f;  // elements that are not 0, and the small ones of them
+    UNROLL for (int i = 0; i < THREAD_QUARTERS; ++i) {
+        const int quarter = thread_index() + i * BLOCK_SIZE;
+        float (&x)[QUARTER] = quarters[i];
+        UNROLL for (int j = 0; j < QUARTER; ++j) {
             const bool is_some = x[j] != 0.0f;
             x[j] = suits ? x[j] * inverse : 0.0f;
             if (is_some) some += 1.0f;
             if (is_some && abs_f32(x[j]) < LEAST) small += 1.0f;
         }
-        if (share >= SHARES) continue;
-        UNROLL for (int term = 0; term < TERMS; ++term) {
-            u32x4 halves;
-            UNROLL for (int i = 0; i < 4; ++i) {
-                float &first = x[i / 2 * 4 + i % 2], &second = x[i / 2 * 4 + i % 2 + 2];  // in the order of a weight's
-                halves[i] = to_halves(first, second);
-                first -= half_to_f32((u16)halves[i]);
-                second -= half_to_f32((u16)(halves[i] >> 16));
-            }
-            // the rows of an instruction stand beside each other, so that its x is one run of memory
-            const i64 unit = (row / TILE_ROWS * UNITS + share / 4) * TERMS + term;
-            ((u32x4*)a.x_terms)[(unit * TILE_ROWS + row % TILE_ROWS) * 4 + share % 4] = halves;
+        if (quarter >= QUARTERS) continue;
+        u32x4 halves;
+        UNROLL for (int i = 0; i < 4; ++i) {
+            float &first = x[i / 2 * 4 + i % 2], &second = x[i / 2 * 4 + i % 2 + 2];  // in the order of a weight's
+            halves[i] = to_halves(first, second);
         }
+        // An instruction's rows are adjacent, so that their x is one run of memory.
+        const i64 unit = row / TILE_ROWS * UNITS + quarter / UNIT_QUARTERS;
+        const int at = quarter % UNIT_QUARTERS;
+        ((u32x4*)a.x_terms)[(unit * TILE_ROWS + row % TILE_ROWS) * UNIT_QUARTERS + at] = halves;
     }
     some = block_sum(some);
     small = block_sum(small);
     const bool rough = size != 0.0f && !(suits && 16.0f * small <= some);
-    if (thread_index() == 0) a.x_scales[row] = rough ? as_f32(0x7fc00000u) : scale;
+    if (thread_index() == 0) a.x_scales[row] = rough ? as_f32(NAN_BITS) : scale;
 }
 
 KERNEL(BLOCK_SIZE) void q4jit_gated_rows(
