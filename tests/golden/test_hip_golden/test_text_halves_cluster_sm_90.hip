@@ -252,8 +252,8 @@ DEVICE void multiply_quad(
 DEVICE void compute(Arguments a) {
     const i64 m = a.m;
     // --- the tile: its rows, its columns, and the split of K ---
-    SHARED u32x4 staged[ROOM_BYTES / 16];
-    SHARED float x_scales[ROWS];
+    SHARED u32x4 staged[ROOM_BYTES / 16];  // x: [STAGES][STEPS][RUN_ITEMS]; afterwards partial sums
+    SHARED float x_scales[ROWS];  // NaN: the row is rough
     SHARED int any_rough;
     SHARED u64 arrived;  // counts the bytes that the cluster's other blocks send
     begin_cluster(&arrived, RECEIVED_BYTES);
@@ -293,21 +293,20 @@ DEVICE void compute(Arguments a) {
     const u32x4* x_from = (const u32x4*)a.x_terms + row0 / TILE_ROWS * ROW_ITEMS +
                           first_quad * QUAD_UNITS * UNIT_ITEMS +
                           thread / RUN_ITEMS * ROW_ITEMS + thread % RUN_ITEMS;
-    // Asked even if all threads copy: a compiler that knows they do keeps every address in a register.
-    const auto has_item = [&](int i) { return thread < COPIERS; };
     const auto item_of = [&](int stage, int i) { return staged + stage * STAGE_ITEMS + thread + i * COPIERS; };
     Copy copies[COPIES];
+    // All threads are COPIERS; a compiler that knows it keeps every address in a register.
     const auto begin_stage = [&](int stage) {
         UNROLL for (int i = 0; i < COPIES; ++i) {
             const int item = i * COPIERS;
             const u32x4* const from = x_from + item / RUN_ITEMS * ROW_ITEMS + item % RUN_ITEMS;
-            if (has_item(i)) begin_copy(copies[i], item_of(stage, i), from);
+            if (thread < COPIERS) begin_copy(copies[i], item_of(stage, i), from);
         }
         x_from += RUN_ITEMS;
     };
     const auto end_stage = [&](int stage) {
         UNROLL for (int i = 0; i < COPIES; ++i)
-            if (has_item(i)) end_copy(copies[i], item_of(stage, i));
+            if (thread < COPIERS) end_copy(copies[i], item_of(stage, i));
     };
     const int stages = (end_quad - first_quad + STAGE_QUADS - 1) / STAGE_QUADS;
     if (stages > 0) {

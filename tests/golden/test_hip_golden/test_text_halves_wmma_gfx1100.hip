@@ -295,8 +295,8 @@ DEVICE void multiply_quad(
 DEVICE void compute(const Arguments& a) {
     const i64 m = a.m;
     // --- the tile: its rows, its columns ---
-    SHARED u32x4 staged[ROOM_BYTES / 16];
-    SHARED float x_scales[ROWS];
+    SHARED u32x4 staged[ROOM_BYTES / 16];  // x: [STAGES][STEPS][RUN_ITEMS]
+    SHARED float x_scales[ROWS];  // NaN: the row is rough
     SHARED int any_rough;
     const int thread = thread_index();
     const int wave_n = wave_index() % WAVES_N;
