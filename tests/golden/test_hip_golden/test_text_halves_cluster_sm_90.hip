@@ -281,7 +281,8 @@ DEVICE void compute(Arguments a) {
                 quad_parts[n][c] = Q4_0_2048x96::load_part(a.w, v1_index[n][c] + quad * PANEL);
     };
     Q4_0_2048x96::Part v1_quads[TURNS][WAVE_PANELS][LANE_COLUMNS];
-    UNROLL for (int turn = 0; turn < TURNS; ++turn) load_v1(v1_quads[turn], first_quad + turn);
+    UNROLL for (int turn = 0; turn < TURNS; ++turn)
+        load_v1(v1_quads[turn], first_quad + turn);
     lane_sums v1_sums[WAVE_PANELS][STEPS] = {};
     await_kernels_before(a);
 
@@ -341,7 +342,8 @@ DEVICE void compute(Arguments a) {
         UNROLL for (int turn = 0; turn < TURNS; ++turn) {
             const int quad = quad0 + turn;
             if (quad >= end_quad) break;
-            multiply_quad(v1_quads[turn], v1_sums, staged, x + turn * QUAD_UNITS * UNIT_ITEMS);
+            const auto quad_x = x + turn * QUAD_UNITS * UNIT_ITEMS;
+            multiply_quad(v1_quads[turn], v1_sums, staged, quad_x);
             load_v1(v1_quads[turn], quad + STAGE_QUADS);
         }
         leave_stage(goes_on);

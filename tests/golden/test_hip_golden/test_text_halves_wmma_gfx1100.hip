@@ -276,13 +276,13 @@ DEVICE void multiply_quad(
                 x[q] = staged[x_first + step * RUN_ITEMS + u * UNIT_ITEMS + q];
             UNROLL for (int n = 0; n < WAVE_PANELS; ++n) {
                 multiply_unit(x, v2_values[n], v2_sums[n][step]);
-                float v2_first = v2_sums[n][step][0];
-                settle(v2_first);  // x of steps ahead would take more registers than there are
-                v2_sums[n][step][0] = v2_first;
+                float v2_settled = v2_sums[n][step][0];
+                settle(v2_settled);  // x of steps ahead would take more registers than there are
+                v2_sums[n][step][0] = v2_settled;
                 multiply_unit(x, v9_values[n], v9_sums[n][step]);
-                float v9_first = v9_sums[n][step][0];
-                settle(v9_first);  // x of steps ahead would take more registers than there are
-                v9_sums[n][step][0] = v9_first;
+                float v9_settled = v9_sums[n][step][0];
+                settle(v9_settled);  // x of steps ahead would take more registers than there are
+                v9_sums[n][step][0] = v9_settled;
             }
         }
     }
