@@ -388,7 +388,7 @@ DEVICE void compute(Arguments a) {
                           thread / RUN_ITEMS * ROW_ITEMS + thread % RUN_ITEMS;
     const auto item_of = [&](int stage, int i) { return staged + stage * STAGE_ITEMS + thread + i * COPIERS; };
     Copy copies[COPIES];
-    // All threads are COPIERS; a compiler that knows it keeps every address in a register.
+    // All threads are COPIERS. The compiler may not know it: it would keep every address in a register.
     const auto begin_stage = [&](int stage) {
         UNROLL for (int i = 0; i < COPIES; ++i) {
             const int item = i * COPIERS;
