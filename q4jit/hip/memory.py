@@ -17,6 +17,7 @@ from q4jit.hip.kernel import (
     HipKernel,
     HipPlan,
 )
+from q4jit.hip.tile_halves_sizes import TileHalvesSizes
 from q4jit.plan.kernels import Kernel, Slot
 from q4jit.targets import HipArch
 
@@ -70,7 +71,7 @@ def _staged_bytes(plan: HipPlan, kernel: HipKernel) -> int:
         case kernels.TILE_MATRIX:
             return _tile_matrix_bytes(plan, kernel)
         case kernels.TILE_HALVES:
-            return tile_f16_terms_bytes(arch, kernel)
+            return TileHalvesSizes(arch, kernel).staged_bytes
     return 0
 
 
@@ -141,24 +142,9 @@ class GemvMatrixMemory:
         return -(-shared // 16) * 16 + self.received_bytes + 32
 
 
-def tile_f16_terms_bytes(arch: HipArch, kernel: HipKernel) -> int:
-    """Shared memory of a `tile_halves`: stages of x, or after them sums; scales and barriers."""
-    rows = kernel.rows_per_tile
-    stages_bytes = kernel.stages * kernel.stage_units * f16_unit_bytes(kernel, rows)
-    barriers_bytes = 32 if kernel.splits > 1 else 16
-    used_bytes = max(stages_bytes, tile_halves_sums_bytes(arch, kernel))
-    return used_bytes + rows * _F32_BYTES + barriers_bytes
-
-
-def tile_halves_sums_bytes(arch: HipArch, kernel: HipKernel) -> int:
-    """The partial sums of a `tile_halves` that waves or blocks share; 0 where there are none."""
-    waves_k = kernel.waves_k(arch.wave)
-    return _results_bytes(kernel) * waves_k if waves_k * kernel.splits > 1 else 0
-
-
 def tile_halves_has_room(arch: HipArch, kernel: HipKernel) -> bool:
-    """Whether shared memory holds the partial sums of a `tile_halves`."""
-    return tile_halves_sums_bytes(arch, kernel) <= arch.lds_bytes - _RESERVE_BYTES
+    """Return whether shared memory holds the partial sums of a `tile_halves`."""
+    return TileHalvesSizes(arch, kernel).sums_bytes <= arch.lds_bytes - _RESERVE_BYTES
 
 
 def f16_unit_bytes(kernel: HipKernel, rows: int) -> int:

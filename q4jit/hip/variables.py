@@ -7,6 +7,8 @@ from q4jit.frontend.graph import Node
 from q4jit.hip.elementary import elementary_functions
 from q4jit.hip.kernel import BOUNDED_THREADS, MAX_GRID_Y, ROWS, TILE_HALVES, HipKernel, HipPlan
 from q4jit.hip.memory import adds_up_blocks, finds_largest
+from q4jit.hip.rows_sizes import rows_variables
+from q4jit.hip.tile_halves_sizes import tile_halves_variables
 from q4jit.hip.values import (
     HipValues,
     Step,
@@ -45,6 +47,8 @@ def variables(plan: HipPlan, kernel: HipKernel) -> dict[str, Any]:
         "width": kernel.section.width if work.sections else 0,
         "k": work.x.width if work.x is not None else 0,
         "needs": _needs(kernel, weights),
+        **rows_variables(plan, kernel),
+        **tile_halves_variables(plan, kernel),
         **decoded,
     }
     if kernel.schedule == ROWS:

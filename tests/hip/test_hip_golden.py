@@ -35,6 +35,10 @@ from tests.support.paths import ROOT
 
 BODY = "\nconstexpr int BLOCK_SIZE = "  # begins where prelude and matrix unit end
 
+PLATFORMS = ("amd", "nvidia", "host")
+# Begins where the host's text tells the tests how to launch the kernel.
+FOR_THE_HOST = re.compile(r'\nextern "C" (?=void \w+_host\(|\{\nextern const int host_)')
+
 Golden = Callable[[str, str], None]
 EACH = [pytest.param(arch, kernel, id=f"{kernel.name}_{arch}") for arch, kernel in GOLDEN]
 
@@ -71,14 +75,12 @@ def test_prelude(golden: Golden, platform: str, arch: str) -> None:
     golden(head, ".hip")
 
 
-@pytest.mark.parametrize(("arch", "kernel"), EACH)
+@pytest.mark.parametrize(("arch", "kernel"), [p for p in EACH if "warpgroup" not in str(p.id)])
 def test_the_kernel_is_the_same_text_on_every_platform(arch: str, kernel: Case | Generic) -> None:
-    for platforms in zip(
-        *(kernel.sources(arch, p) for p in ("amd", "nvidia", "host")), strict=True
-    ):
-        amd, nvidia, host = (parts(source)[2] for source in platforms)
-        launched_by_tests = f'\nextern "C" void {platforms[0].symbol}_host('
-        assert amd == nvidia == host.partition(launched_by_tests)[0]
+    """Except where four waves multiply together: only one platform has an instruction for that."""
+    for sources in zip(*(kernel.sources(arch, p) for p in PLATFORMS), strict=True):
+        amd, nvidia, host = (parts(source)[2] for source in sources)
+        assert amd == nvidia == FOR_THE_HOST.split(host)[0]
 
 
 def test_one_text_serves_all_archs_of_a_kind() -> None:

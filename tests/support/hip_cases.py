@@ -113,6 +113,7 @@ def case(name: str, function: Callable[..., Any], *args: Any, **plan_options: An
 K, N = 512, 96  # the texts are as short at any size
 _W: Final = {name: tensor(name, K, N) for name in FORMATS}
 _SQUARE: Final = tensor("Q4_0", K, K)
+_GATE_UP: Final = [_W["Q4_0"]] * 2
 GOLDEN: Final[tuple[tuple[str, Case | Generic], ...]] = (
     ("gfx1030", case("element", product, zeros(1, K), _W["Q4_0"], schedule=ELEMENT)),
     ("gfx1100", case("gemv_gated", gated, zeros(1, K), _W["Q4_0"], _W["Q8_0"], zeros(N))),
@@ -126,6 +127,11 @@ GOLDEN: Final[tuple[tuple[str, Case | Generic], ...]] = (
     ("gfx90a", case("tile_mfma", product, zeros(70, K), _W["Q4_1"])),
     ("gfx1100", case("tile_wmma", normed, zeros(70, K), zeros(K), _SQUARE, schedule=TILE_MATRIX)),
     ("sm_90", case("tile_f16", residual, zeros(70, K), _W["Q6_K"], zeros(70, N), precision="f16")),
+    ("gfx90a", case("halves_mfma", product, zeros(40, K), _W["Q4_0"])),
+    ("gfx1100", case("halves_wmma", gated, zeros(70, K), *_GATE_UP, zeros(N), precision="f16")),
+    ("sm_90", case("halves_cluster", product, zeros(8, 2048), tensor("Q4_0", 2048, N))),
+    ("sm_90", case("halves_warpgroup", product, zeros(64, K), _W["Q4_0"])),
+    ("sm_90", case("halves_warpgroup_f16", product, zeros(64, K), _W["Q4_0"], precision="f16")),
     ("gfx90a", case("dequantize", values, _W["Q6_K"])),
     ("gfx1100", case("lookup", lookup, np.arange(3), _W["Q8_0"])),
     ("gfx1030", Generic("generic", "Q4_1")),
