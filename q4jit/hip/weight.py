@@ -169,20 +169,26 @@ class Weight:
 class Product:
     """What the templates need to know of a product.
 
-    name: the variable of its result. argument: the parameter of its weight.
+    Attributes:
+        node: the product in the graph.
+        name: what variables of the product begin with: its weight's name (`gate_sums`).
+        result: the variable of its result (`gate_product`).
+        argument: the parameter of its weight.
+        weight: its weight.
     """
 
     node: Node
     name: str
+    result: str
     argument: str
     weight: Weight
 
     @property
     def from_start(self) -> str:
-        """What is added to a column, in a slice that starts later."""
+        """The text that is added to a column of a slice that does not start at column 0."""
         return f" + {self.node.start}" if self.node.start else ""
 
     @property
     def is_of_tiles(self) -> bool:
-        """Whether the 16 columns of a wave are stored beside each other."""
+        """Whether the 16 columns of a panel of results are one panel of the weight."""
         return self.node.start % LANES == 0

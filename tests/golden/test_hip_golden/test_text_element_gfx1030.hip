@@ -1,9 +1,9 @@
 // product for hip:gfx1030, element, M = 1, made by q4jit
 // rows:
-//   v0 = x
+//   x_value = x
 // 96 element:
-//   v1 = v0 @ w    Q4_0 [512, 96]
-//   output0 = v1
+//   w_product = x_value @ w    Q4_0 [512, 96]
+//   output0 = w_product
 
 constexpr int BLOCK_SIZE = 256;
 static_assert(BLOCK_SIZE % WAVE == 0 && BLOCK_SIZE <= 1024, "a block is whole waves");
@@ -104,13 +104,13 @@ struct Arguments {
 
 // x, after the prologue.
 DEVICE float x_value(const Arguments& a, i64 row, int column) {
-    const float v0 = a.x[column];
-    return v0;
+    const float x_element = a.x[column];
+    return x_element;
 }
 
 // From the products at one row and column to the results.
-DEVICE void epilogue(const Arguments& a, i64 row, int column, float v1) {
-    a.output0[column] = v1;
+DEVICE void epilogue(const Arguments& a, i64 row, int column, float w_product) {
+    a.output0[column] = w_product;
 }
 
 // One block per element of the result: the column is decoded into shared memory, piece by piece,
@@ -122,7 +122,7 @@ DEVICE void compute(const Arguments& a) {
     const i64 row = block_of_rows();
     if (row >= m) return;
 
-    float v1 = 0.0f;
+    float w_product = 0.0f;
     for (int first = 0; first < Q4_0_512x96::UNITS; first += CHUNK_UNITS) {
         block_barrier();  // the piece before may still be read
         for (int u = thread_index(); u < CHUNK_UNITS && first + u < Q4_0_512x96::UNITS; u += BLOCK_SIZE) {
@@ -133,11 +133,11 @@ DEVICE void compute(const Arguments& a) {
         }
         block_barrier();
         for (int k = thread_index(); k < CHUNK_UNITS * 32 && first * 32 + k < Q4_0_512x96::K; k += BLOCK_SIZE)
-            v1 = fma_f32(x_value(a, row, first * 32 + k), staged[k], v1);
+            w_product = fma_f32(x_value(a, row, first * 32 + k), staged[k], w_product);
     }
-    v1 = block_sum(v1);
+    w_product = block_sum(w_product);
 
-    if (thread_index() == 0) epilogue(a, row, column, v1);
+    if (thread_index() == 0) epilogue(a, row, column, w_product);
 }
 
 KERNEL(BLOCK_SIZE) void q4jit_product(

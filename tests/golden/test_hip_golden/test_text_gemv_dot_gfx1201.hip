@@ -1,9 +1,9 @@
 // residual for hip:gfx1201, gemv_dot, 4 rows a tile, 256 threads, made by q4jit
 // rows:
-//   v0 = x
+//   x_value = x
 // 96 gemv_dot:
-//   v2 = v0 @ w    Q6_K [512, 96]
-//   output0 = r + v2
+//   w_product = x_value @ w    Q6_K [512, 96]
+//   output0 = r + w_product
 
 constexpr int BLOCK_SIZE = 256;
 static_assert(BLOCK_SIZE % WAVE == 0 && BLOCK_SIZE <= 1024, "a block is whole waves");
@@ -131,19 +131,19 @@ struct Arguments {
 
 // x, after the prologue.
 DEVICE float x_value(const Arguments& a, i64 row, int column) {
-    const float v0 = a.x[row * 512 + column];
-    return v0;
+    const float x_element = a.x[row * 512 + column];
+    return x_element;
 }
 
 // From the products at one row and column to the results.
-DEVICE void epilogue(const Arguments& a, i64 row, int column, float v2) {
-    const float v1 = a.r[row * 96 + column];
-    const float v3 = v1 + v2;
-    a.output0[row * 96 + column] = v3;
+DEVICE void epilogue(const Arguments& a, i64 row, int column, float w_product) {
+    const float r_element = a.r[row * 96 + column];
+    const float sum1 = r_element + w_product;
+    a.output0[row * 96 + column] = sum1;
 }
 
 // The same product by multiply-add, for rows that int8 does not represent; LANES lanes share it.
-DEVICE float exact_v2(const Arguments& a, i64 row, int column, int lane) {
+DEVICE float exact_w(const Arguments& a, i64 row, int column, int lane) {
     using W = Q6_K_512x96;
     float sum = 0.0f;
     ROLLED for (int unit = lane; unit < W::UNITS; unit += LANES) {
@@ -164,7 +164,7 @@ DEVICE void compute(const Arguments& a) {
     const int last = m - row0 < ROWS ? (int)(m - row0) - 1 : ROWS - 1;
     const int column0 = (block_x() * GROUPS + thread_index() / LANES) * COLUMNS;
 
-    float v2 = 0.0f;  // the result that this lane finishes
+    float w_product = 0.0f;  // the result that this lane finishes
     {
         using W = Q6_K_512x96;
         // offsets from here fit 32 bits: half the scalar registers
@@ -203,7 +203,7 @@ DEVICE void compute(const Arguments& a) {
         settle(mine);
         UNROLL for (int i = 0; i < ROWS * COLUMNS; ++i) {
             const float total = sum_of_lanes<LANES>(sums[i / COLUMNS][i % COLUMNS]);
-            if (mine == (float)i) v2 = total;
+            if (mine == (float)i) w_product = total;
         }
         // Whether a row is rough is the same for the whole block: lanes below meet in shuffles.
         ROLLED for (int i = 0; i < ROWS * COLUMNS; ++i) {
@@ -211,15 +211,15 @@ DEVICE void compute(const Arguments& a) {
             const float first = x_scales[r * W::UNITS];  // NaN, as all of a rough row
             if (first == first) continue;
             const int column = column0 + i % COLUMNS;
-            const float total = exact_v2(a, row0 + r, column < WIDTH ? column : WIDTH - 1, lane);
-            if (mine == (float)i) v2 = total;
+            const float total = exact_w(a, row0 + r, column < WIDTH ? column : WIDTH - 1, lane);
+            if (mine == (float)i) w_product = total;
         }
     }
 
     const i64 row = row0 + lane / COLUMNS;
     const int column = column0 + lane % COLUMNS;
     if (lane < ROWS * COLUMNS && row < m && column < WIDTH)
-        epilogue(a, row, column, v2);
+        epilogue(a, row, column, w_product);
 }
 
 KERNEL(BLOCK_SIZE) void q4jit_residual(

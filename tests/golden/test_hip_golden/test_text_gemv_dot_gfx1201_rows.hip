@@ -1,6 +1,6 @@
 // residual_rows for hip:gfx1201, rows, 1 row a tile, 256 threads, made by q4jit
 // rows:
-//   v0 = x
+//   x_value = x
 
 constexpr int BLOCK_SIZE = 256;
 static_assert(BLOCK_SIZE % WAVE == 0 && BLOCK_SIZE <= 1024, "a block is whole waves");
@@ -54,8 +54,8 @@ DEVICE void compute(const Arguments& a) {
     // ones are. Too large, too small, Inf and NaN make the error NaN.
     float size = 0.0f;
     for (int column = thread_index(); column < K; column += BLOCK_SIZE) {
-        const float v0 = a.x[row * 512 + column];
-        size += abs_f32(v0);
+        const float x_element = a.x[row * 512 + column];
+        size += abs_f32(x_element);
     }
     const float usual_size = block_sum(size) * (8.0f / K);
     float error = 0.0f, usual = 0.0f;
@@ -65,8 +65,8 @@ DEVICE void compute(const Arguments& a) {
         float largest = 0.0f;
         UNROLL for (int i = 0; i < 4; ++i) {
             const int column = k < K ? k + i : i;
-            const float v0 = a.x[row * 512 + column];
-            x[i] = v0;
+            const float x_element = a.x[row * 512 + column];
+            x[i] = x_element;
             if (abs_f32(x[i]) > largest) largest = abs_f32(x[i]);
         }
         UNROLL for (int mask = 1; mask < 8; mask *= 2) {

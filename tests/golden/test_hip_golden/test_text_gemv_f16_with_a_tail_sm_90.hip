@@ -1,9 +1,9 @@
 // product for hip:sm_90, gemv, 2 rows a tile, 256 threads, made by q4jit
 // rows:
-//   v0 = x
+//   x_value = x
 // 37 gemv:
-//   v1 = v0 @ w    F16 [40, 37]
-//   output0 = v1
+//   w_product = x_value @ w    F16 [40, 37]
+//   output0 = w_product
 
 constexpr int BLOCK_SIZE = 256;
 static_assert(BLOCK_SIZE % WAVE == 0 && BLOCK_SIZE <= 1024, "a block is whole waves");
@@ -81,13 +81,13 @@ DEVICE void await_kernels_before(Arguments& a) {
 
 // x, after the prologue.
 DEVICE float x_value(const Arguments& a, i64 row, int column) {
-    const float v0 = a.x[row * 40 + column];
-    return v0;
+    const float x_element = a.x[row * 40 + column];
+    return x_element;
 }
 
 // From the products at one row and column to the results.
-DEVICE void epilogue(const Arguments& a, i64 row, int column, float v1) {
-    a.output0[row * 37 + column] = v1;
+DEVICE void epilogue(const Arguments& a, i64 row, int column, float w_product) {
+    a.output0[row * 37 + column] = w_product;
 }
 
 // A group of lanes computes COLUMNS columns for ROWS rows: each lane takes every LANES-th unit of a
@@ -104,12 +104,12 @@ DEVICE void compute(Arguments a) {
 
     int columns[COLUMNS];
     UNROLL for (int c = 0; c < COLUMNS; ++c) columns[c] = column0 + c < WIDTH ? column0 + c : WIDTH - 1;
-    float v1_sums[ROWS][COLUMNS] = {};
-    F16_40x37::Stored v1_ahead[AHEAD][COLUMNS];
+    float w_sums[ROWS][COLUMNS] = {};
+    F16_40x37::Stored w_ahead[AHEAD][COLUMNS];
     UNROLL for (int i = 0; i < AHEAD; ++i) {
         const int unit = i * LANES + lane < UNITS ? i * LANES + lane : UNITS - 1;
         UNROLL for (int c = 0; c < COLUMNS; ++c)
-            v1_ahead[i][c] = F16_40x37::load(a.w, columns[c], unit);
+            w_ahead[i][c] = F16_40x37::load(a.w, columns[c], unit);
     }
     ROLLED for (int first = 0; first < UNITS; first += CHUNK_UNITS) {
         block_barrier();  // the x before may still be read
@@ -131,28 +131,28 @@ DEVICE void compute(Arguments a) {
                 {
                     using W = F16_40x37;
                     float w[32];
-                    W::decode(v1_ahead[i][c], unit, w);
-                    v1_ahead[i][c] = W::load(a.w, columns[c], next);
+                    W::decode(w_ahead[i][c], unit, w);
+                    w_ahead[i][c] = W::load(a.w, columns[c], next);
                     UNROLL for (int r = 0; r < ROWS; ++r) {
                         UNROLL for (int j = 0; j < 32; ++j)
-                            v1_sums[r][c] = fma_f32(x[r * ROW_STRIDE + j], w[j], v1_sums[r][c]);
-                        if (ROWS > 1) settle(v1_sums[r][c]);
+                            w_sums[r][c] = fma_f32(x[r * ROW_STRIDE + j], w[j], w_sums[r][c]);
+                        if (ROWS > 1) settle(w_sums[r][c]);
                     }
                 }
             }
         }
     }
 
-    float v1 = 0.0f;  // the result that this lane finishes
+    float w_product = 0.0f;  // the result that this lane finishes
     UNROLL for (int i = 0; i < ROWS * COLUMNS; ++i) {
-        const float total = sum_of_lanes<LANES>(v1_sums[i / COLUMNS][i % COLUMNS]);
-        if (lane == i) v1 = total;
+        const float total = sum_of_lanes<LANES>(w_sums[i / COLUMNS][i % COLUMNS]);
+        if (lane == i) w_product = total;
     }
 
     const i64 row = row0 + lane / COLUMNS;
     const int column = column0 + lane % COLUMNS;
     if (lane < ROWS * COLUMNS && row < m && column < WIDTH)
-        epilogue(a, row, column, v1);
+        epilogue(a, row, column, w_product);
 }
 
 KERNEL(BLOCK_SIZE) void q4jit_product(

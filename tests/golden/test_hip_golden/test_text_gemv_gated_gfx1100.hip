@@ -1,11 +1,11 @@
 // gated for hip:gfx1100, gemv, M = 1, made by q4jit
 // rows:
-//   v0 = x
+//   x_value = x
 // 96 gemv:
-//   v2 = v0 @ gate    Q4_0 [512, 96]
-//   v9 = v0 @ up    Q8_0 [512, 96]
-//   v3 = v2 + bias
-//   output0 = v3 / (1 + exp(-v3)) * v9
+//   gate_product = x_value @ gate    Q4_0 [512, 96]
+//   up_product = x_value @ up    Q8_0 [512, 96]
+//   sum1 = gate_product + bias
+//   output0 = sum1 / (1 + exp(-sum1)) * up_product
 
 constexpr int BLOCK_SIZE = 256;
 static_assert(BLOCK_SIZE % WAVE == 0 && BLOCK_SIZE <= 1024, "a block is whole waves");
@@ -203,20 +203,20 @@ struct Arguments {
 
 // x, after the prologue.
 DEVICE float x_value(const Arguments& a, i64 row, int column) {
-    const float v0 = a.x[column];
-    return v0;
+    const float x_element = a.x[column];
+    return x_element;
 }
 
 // From the products at one row and column to the results.
-DEVICE void epilogue(const Arguments& a, i64 row, int column, float v2, float v9) {
-    const float v1 = a.bias[column];
-    const float v3 = v2 + v1;
-    const float v4 = -(v3);
-    const float v5 = exp_f32(v4);
-    const float v7 = 1.0f + v5;
-    const float v8 = v3 / v7;
-    const float v10 = v8 * v9;
-    a.output0[column] = v10;
+DEVICE void epilogue(const Arguments& a, i64 row, int column, float gate_product, float up_product) {
+    const float bias_element = a.bias[column];
+    const float sum1 = gate_product + bias_element;
+    const float negative1 = -(sum1);
+    const float exp1 = exp_f32(negative1);
+    const float sum2 = 1.0f + exp1;
+    const float quotient1 = sum1 / sum2;
+    const float product1 = quotient1 * up_product;
+    a.output0[column] = product1;
 }
 
 // A group of lanes computes COLUMNS columns for ROWS rows: each lane takes every LANES-th unit of a
@@ -232,19 +232,19 @@ DEVICE void compute(const Arguments& a) {
 
     int columns[COLUMNS];
     UNROLL for (int c = 0; c < COLUMNS; ++c) columns[c] = column0 + c < WIDTH ? column0 + c : WIDTH - 1;
-    float v2_sums[ROWS][COLUMNS] = {};
-    Q4_0_512x96::Stored v2_ahead[AHEAD][COLUMNS];
+    float gate_sums[ROWS][COLUMNS] = {};
+    Q4_0_512x96::Stored gate_ahead[AHEAD][COLUMNS];
     UNROLL for (int i = 0; i < AHEAD; ++i) {
         const int unit = i * LANES + lane < UNITS ? i * LANES + lane : UNITS - 1;
         UNROLL for (int c = 0; c < COLUMNS; ++c)
-            v2_ahead[i][c] = Q4_0_512x96::load(a.gate, columns[c], unit);
+            gate_ahead[i][c] = Q4_0_512x96::load(a.gate, columns[c], unit);
     }
-    float v9_sums[ROWS][COLUMNS] = {};
-    Q8_0_512x96::Stored v9_ahead[AHEAD][COLUMNS];
+    float up_sums[ROWS][COLUMNS] = {};
+    Q8_0_512x96::Stored up_ahead[AHEAD][COLUMNS];
     UNROLL for (int i = 0; i < AHEAD; ++i) {
         const int unit = i * LANES + lane < UNITS ? i * LANES + lane : UNITS - 1;
         UNROLL for (int c = 0; c < COLUMNS; ++c)
-            v9_ahead[i][c] = Q8_0_512x96::load(a.up, columns[c], unit);
+            up_ahead[i][c] = Q8_0_512x96::load(a.up, columns[c], unit);
     }
     ROLLED for (int first = 0; first < UNITS; first += CHUNK_UNITS) {
         block_barrier();  // the x before may still be read
@@ -266,12 +266,12 @@ DEVICE void compute(const Arguments& a) {
                 {
                     using W = Q4_0_512x96;
                     u32 q[8];
-                    W::quants(v2_ahead[i][c], unit, q);
+                    W::quants(gate_ahead[i][c], unit, q);
                     float scales[1];
-                    UNROLL for (int h = 0; h < 1; ++h) scales[h] = W::scale(v2_ahead[i][c], h) / X_SCALE;
-                    v2_ahead[i][c] = W::load(a.gate, columns[c], next);
+                    UNROLL for (int h = 0; h < 1; ++h) scales[h] = W::scale(gate_ahead[i][c], h) / X_SCALE;
+                    gate_ahead[i][c] = W::load(a.gate, columns[c], next);
                     UNROLL for (int r = 0; r < ROWS; ++r) {
-                        float& sum = v2_sums[r][c];
+                        float& sum = gate_sums[r][c];
                         UNROLL for (int h = 0; h < 1; ++h) {
                             float dot = 0.0f;
                             UNROLL for (int j = 32 * h; j < 32 * (h + 1); ++j)
@@ -284,12 +284,12 @@ DEVICE void compute(const Arguments& a) {
                 {
                     using W = Q8_0_512x96;
                     u32 q[8];
-                    W::quants(v9_ahead[i][c], unit, q);
+                    W::quants(up_ahead[i][c], unit, q);
                     float scales[1];
-                    UNROLL for (int h = 0; h < 1; ++h) scales[h] = W::scale(v9_ahead[i][c], h) / X_SCALE;
-                    v9_ahead[i][c] = W::load(a.up, columns[c], next);
+                    UNROLL for (int h = 0; h < 1; ++h) scales[h] = W::scale(up_ahead[i][c], h) / X_SCALE;
+                    up_ahead[i][c] = W::load(a.up, columns[c], next);
                     UNROLL for (int r = 0; r < ROWS; ++r) {
-                        float& sum = v9_sums[r][c];
+                        float& sum = up_sums[r][c];
                         UNROLL for (int h = 0; h < 1; ++h) {
                             float dot = 0.0f;
                             UNROLL for (int j = 32 * h; j < 32 * (h + 1); ++j)
@@ -303,22 +303,22 @@ DEVICE void compute(const Arguments& a) {
         }
     }
 
-    float v2 = 0.0f;  // the result that this lane finishes
+    float gate_product = 0.0f;  // the result that this lane finishes
     UNROLL for (int i = 0; i < ROWS * COLUMNS; ++i) {
-        const float total = sum_of_lanes<LANES>(v2_sums[i / COLUMNS][i % COLUMNS]);
-        if (lane == i) v2 = total;
+        const float total = sum_of_lanes<LANES>(gate_sums[i / COLUMNS][i % COLUMNS]);
+        if (lane == i) gate_product = total;
     }
 
-    float v9 = 0.0f;  // the result that this lane finishes
+    float up_product = 0.0f;  // the result that this lane finishes
     UNROLL for (int i = 0; i < ROWS * COLUMNS; ++i) {
-        const float total = sum_of_lanes<LANES>(v9_sums[i / COLUMNS][i % COLUMNS]);
-        if (lane == i) v9 = total;
+        const float total = sum_of_lanes<LANES>(up_sums[i / COLUMNS][i % COLUMNS]);
+        if (lane == i) up_product = total;
     }
 
     const i64 row = row0 + lane / COLUMNS;
     const int column = column0 + lane % COLUMNS;
     if (lane < ROWS * COLUMNS && row < m && column < WIDTH)
-        epilogue(a, row, column, v2, v9);
+        epilogue(a, row, column, gate_product, up_product);
 }
 
 KERNEL(BLOCK_SIZE) void q4jit_gated(

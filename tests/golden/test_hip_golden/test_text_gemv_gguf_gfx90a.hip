@@ -1,9 +1,9 @@
 // residual for hip:gfx90a, gemv, 4 rows a tile, 256 threads, made by q4jit
 // rows:
-//   v0 = x
+//   x_value = x
 // 96 gemv:
-//   v2 = v0 @ w    Q8_0 [512, 96]
-//   output0 = r + v2
+//   w_product = x_value @ w    Q8_0 [512, 96]
+//   output0 = r + w_product
 
 constexpr int BLOCK_SIZE = 256;
 static_assert(BLOCK_SIZE % WAVE == 0 && BLOCK_SIZE <= 1024, "a block is whole waves");
@@ -116,15 +116,15 @@ struct Arguments {
 
 // x, after the prologue.
 DEVICE float x_value(const Arguments& a, i64 row, int column) {
-    const float v0 = a.x[row * 512 + column];
-    return v0;
+    const float x_element = a.x[row * 512 + column];
+    return x_element;
 }
 
 // From the products at one row and column to the results.
-DEVICE void epilogue(const Arguments& a, i64 row, int column, float v2) {
-    const float v1 = a.r[row * 96 + column];
-    const float v3 = v1 + v2;
-    a.output0[row * 96 + column] = v3;
+DEVICE void epilogue(const Arguments& a, i64 row, int column, float w_product) {
+    const float r_element = a.r[row * 96 + column];
+    const float sum1 = r_element + w_product;
+    a.output0[row * 96 + column] = sum1;
 }
 
 // A group of lanes computes COLUMNS columns for ROWS rows: each lane takes every LANES-th unit of a
@@ -140,12 +140,12 @@ DEVICE void compute(const Arguments& a) {
 
     int columns[COLUMNS];
     UNROLL for (int c = 0; c < COLUMNS; ++c) columns[c] = column0 + c < WIDTH ? column0 + c : WIDTH - 1;
-    float v2_sums[ROWS][COLUMNS] = {};
-    Q8_0_512x96::Stored v2_ahead[AHEAD][COLUMNS];
+    float w_sums[ROWS][COLUMNS] = {};
+    Q8_0_512x96::Stored w_ahead[AHEAD][COLUMNS];
     UNROLL for (int i = 0; i < AHEAD; ++i) {
         const int unit = i * LANES + lane < UNITS ? i * LANES + lane : UNITS - 1;
         UNROLL for (int c = 0; c < COLUMNS; ++c)
-            v2_ahead[i][c] = Q8_0_512x96::load(a.w, columns[c], unit);
+            w_ahead[i][c] = Q8_0_512x96::load(a.w, columns[c], unit);
     }
     ROLLED for (int first = 0; first < UNITS; first += CHUNK_UNITS) {
         block_barrier();  // the x before may still be read
@@ -167,12 +167,12 @@ DEVICE void compute(const Arguments& a) {
                 {
                     using W = Q8_0_512x96;
                     u32 q[8];
-                    W::quants(v2_ahead[i][c], unit, q);
+                    W::quants(w_ahead[i][c], unit, q);
                     float scales[1];
-                    UNROLL for (int h = 0; h < 1; ++h) scales[h] = W::scale(v2_ahead[i][c], h) / X_SCALE;
-                    v2_ahead[i][c] = W::load(a.w, columns[c], next);
+                    UNROLL for (int h = 0; h < 1; ++h) scales[h] = W::scale(w_ahead[i][c], h) / X_SCALE;
+                    w_ahead[i][c] = W::load(a.w, columns[c], next);
                     UNROLL for (int r = 0; r < ROWS; ++r) {
-                        float& sum = v2_sums[r][c];
+                        float& sum = w_sums[r][c];
                         UNROLL for (int h = 0; h < 1; ++h) {
                             float dot = 0.0f;
                             UNROLL for (int j = 32 * h; j < 32 * (h + 1); ++j)
@@ -186,16 +186,16 @@ DEVICE void compute(const Arguments& a) {
         }
     }
 
-    float v2 = 0.0f;  // the result that this lane finishes
+    float w_product = 0.0f;  // the result that this lane finishes
     UNROLL for (int i = 0; i < ROWS * COLUMNS; ++i) {
-        const float total = sum_of_lanes<LANES>(v2_sums[i / COLUMNS][i % COLUMNS]);
-        if (lane == i) v2 = total;
+        const float total = sum_of_lanes<LANES>(w_sums[i / COLUMNS][i % COLUMNS]);
+        if (lane == i) w_product = total;
     }
 
     const i64 row = row0 + lane / COLUMNS;
     const int column = column0 + lane % COLUMNS;
     if (lane < ROWS * COLUMNS && row < m && column < WIDTH)
-        epilogue(a, row, column, v2);
+        epilogue(a, row, column, w_product);
 }
 
 KERNEL(BLOCK_SIZE) void q4jit_residual(

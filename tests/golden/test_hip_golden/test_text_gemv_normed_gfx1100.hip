@@ -1,9 +1,9 @@
 // normed for hip:gfx1100, gemv, M = 1, made by q4jit
 // rows:
-//   v10 = x0
+//   x_value = x_values
 // 512 gemv:
-//   v11 = v10 @ w    Q4_0 [512, 512]
-//   output0 = x0 + v11
+//   w_product = x_value @ w    Q4_0 [512, 512]
+//   output0 = x_values + w_product
 
 constexpr int BLOCK_SIZE = 256;
 static_assert(BLOCK_SIZE % WAVE == 0 && BLOCK_SIZE <= 1024, "a block is whole waves");
@@ -109,15 +109,15 @@ struct Arguments {
 
 // x, after the prologue.
 DEVICE float x_value(const Arguments& a, i64 row, int column) {
-    const float v10 = a.x_values[column];
-    return v10;
+    const float x_element = a.x_values[column];
+    return x_element;
 }
 
 // From the products at one row and column to the results.
-DEVICE void epilogue(const Arguments& a, i64 row, int column, float v11) {
-    const float v10 = a.x_values[column];
-    const float v12 = v10 + v11;
-    a.output0[column] = v12;
+DEVICE void epilogue(const Arguments& a, i64 row, int column, float w_product) {
+    const float x_element = a.x_values[column];
+    const float sum1 = x_element + w_product;
+    a.output0[column] = sum1;
 }
 
 // A group of lanes computes COLUMNS columns for ROWS rows: each lane takes every LANES-th unit of a
@@ -133,12 +133,12 @@ DEVICE void compute(const Arguments& a) {
 
     int columns[COLUMNS];
     UNROLL for (int c = 0; c < COLUMNS; ++c) columns[c] = column0 + c < WIDTH ? column0 + c : WIDTH - 1;
-    float v11_sums[ROWS][COLUMNS] = {};
-    Q4_0_512x512::Stored v11_ahead[AHEAD][COLUMNS];
+    float w_sums[ROWS][COLUMNS] = {};
+    Q4_0_512x512::Stored w_ahead[AHEAD][COLUMNS];
     UNROLL for (int i = 0; i < AHEAD; ++i) {
         const int unit = i * LANES + lane < UNITS ? i * LANES + lane : UNITS - 1;
         UNROLL for (int c = 0; c < COLUMNS; ++c)
-            v11_ahead[i][c] = Q4_0_512x512::load(a.w, columns[c], unit);
+            w_ahead[i][c] = Q4_0_512x512::load(a.w, columns[c], unit);
     }
     ROLLED for (int first = 0; first < UNITS; first += CHUNK_UNITS) {
         block_barrier();  // the x before may still be read
@@ -160,12 +160,12 @@ DEVICE void compute(const Arguments& a) {
                 {
                     using W = Q4_0_512x512;
                     u32 q[8];
-                    W::quants(v11_ahead[i][c], unit, q);
+                    W::quants(w_ahead[i][c], unit, q);
                     float scales[1];
-                    UNROLL for (int h = 0; h < 1; ++h) scales[h] = W::scale(v11_ahead[i][c], h) / X_SCALE;
-                    v11_ahead[i][c] = W::load(a.w, columns[c], next);
+                    UNROLL for (int h = 0; h < 1; ++h) scales[h] = W::scale(w_ahead[i][c], h) / X_SCALE;
+                    w_ahead[i][c] = W::load(a.w, columns[c], next);
                     UNROLL for (int r = 0; r < ROWS; ++r) {
-                        float& sum = v11_sums[r][c];
+                        float& sum = w_sums[r][c];
                         UNROLL for (int h = 0; h < 1; ++h) {
                             float dot = 0.0f;
                             UNROLL for (int j = 32 * h; j < 32 * (h + 1); ++j)
@@ -179,16 +179,16 @@ DEVICE void compute(const Arguments& a) {
         }
     }
 
-    float v11 = 0.0f;  // the result that this lane finishes
+    float w_product = 0.0f;  // the result that this lane finishes
     UNROLL for (int i = 0; i < ROWS * COLUMNS; ++i) {
-        const float total = sum_of_lanes<LANES>(v11_sums[i / COLUMNS][i % COLUMNS]);
-        if (lane == i) v11 = total;
+        const float total = sum_of_lanes<LANES>(w_sums[i / COLUMNS][i % COLUMNS]);
+        if (lane == i) w_product = total;
     }
 
     const i64 row = row0 + lane / COLUMNS;
     const int column = column0 + lane % COLUMNS;
     if (lane < ROWS * COLUMNS && row < m && column < WIDTH)
-        epilogue(a, row, column, v11);
+        epilogue(a, row, column, w_product);
 }
 
 KERNEL(BLOCK_SIZE) void q4jit_normed(

@@ -1,9 +1,9 @@
 // product for hip:gfx1100, gemv_matrix, M = 1, made by q4jit
 // rows:
-//   v0 = x
+//   x_value = x
 // 96 gemv_matrix:
-//   v1 = v0 @ w    Q4_0 [512, 96]
-//   output0 = v1
+//   w_product = x_value @ w    Q4_0 [512, 96]
+//   output0 = w_product
 
 constexpr int BLOCK_SIZE = 128;
 static_assert(BLOCK_SIZE % WAVE == 0 && BLOCK_SIZE <= 1024, "a block is whole waves");
@@ -175,22 +175,22 @@ struct Arguments {
 
 // x, after the prologue.
 DEVICE float x_value(const Arguments& a, i64 row, int column) {
-    const float v0 = a.x[column];
-    return v0;
+    const float x_element = a.x[column];
+    return x_element;
 }
 
 // The same for four neighbouring columns, of which this is the first.
 DEVICE void x_values(const Arguments& a, i64 row, int column, float* x) {
-    const f32x4 v0_four = load_four(&a.x[column]);
+    const f32x4 x_element_four = load_four(&a.x[column]);
     UNROLL for (int i = 0; i < 4; ++i) {
-        const float v0 = v0_four[i];
-        x[i] = v0;
+        const float x_element = x_element_four[i];
+        x[i] = x_element;
     }
 }
 
 // From the products at one row and column to the results.
-DEVICE void epilogue(const Arguments& a, i64 row, int column, float v1) {
-    a.output0[column] = v1;
+DEVICE void epilogue(const Arguments& a, i64 row, int column, float w_product) {
+    a.output0[column] = w_product;
 }
 
 // Of a lane's value v in a step: its row of x.
@@ -275,17 +275,17 @@ DEVICE void compute(const Arguments& a) {
     float x_ahead[THREAD_SHARES][8];
     UNROLL for (int i = 0; i < THREAD_SHARES; ++i)
         load_share(thread + i * BLOCK_SIZE, first_quad, x_ahead[i]);
-    u32 v1_at[LANE_COLUMNS];  // quad 0 of the lane's columns
+    u32 w_at[LANE_COLUMNS];  // quad 0 of the lane's columns
     UNROLL for (int c = 0; c < LANE_COLUMNS; ++c)
-        v1_at[c] = Q4_0_512x96::quad_index(tile * 16, 0) + lane_column(c);
-    Q4_0_512x96::Part v1_ahead[AHEAD][LANE_COLUMNS];
+        w_at[c] = Q4_0_512x96::quad_index(tile * 16, 0) + lane_column(c);
+    Q4_0_512x96::Part w_ahead[AHEAD][LANE_COLUMNS];
     UNROLL for (int i = 0; i < AHEAD; ++i) {
         const int quad = first_quad + i * WAVES_K + wave_k;
         if (quad >= end_quad) break;
         UNROLL for (int c = 0; c < LANE_COLUMNS; ++c)
-            v1_ahead[i][c] = Q4_0_512x96::load_part(a.w, v1_at[c] + quad * 16);
+            w_ahead[i][c] = Q4_0_512x96::load_part(a.w, w_at[c] + quad * 16);
     }
-    float v1_sums[STEPS][LANE_COLUMNS][VALUES] = {};
+    float w_sums[STEPS][LANE_COLUMNS][VALUES] = {};
     ROLLED for (int first = first_quad; first < end_quad; first += CHUNK_QUADS) {
         block_barrier();  // any_rough is 0, and nobody reads the x before
         ROLLED for (int share0 = thread; share0 - thread < SHARES; share0 += THREAD_SHARES * BLOCK_SIZE) {
@@ -318,11 +318,11 @@ DEVICE void compute(const Arguments& a) {
             if (local_quad >= CHUNK_QUADS || quad >= end_quad) break;
             UNROLL for (int u = 0; u < 4; ++u) {
                 const int unit = local_quad * 4 + u;
-                u32x4 v1_quants[LANE_COLUMNS][4 / PARTS];
-                float v1_d[LANE_COLUMNS];
+                u32x4 w_quants[LANE_COLUMNS][4 / PARTS];
+                float w_d[LANE_COLUMNS];
                 UNROLL for (int c = 0; c < LANE_COLUMNS; ++c) {
-                    Q4_0_512x96::halves(v1_ahead[i][c], u, v1_quants[c]);
-                    v1_d[c] = Q4_0_512x96::scale(v1_ahead[i][c], u);
+                    Q4_0_512x96::halves(w_ahead[i][c], u, w_quants[c]);
+                    w_d[c] = Q4_0_512x96::scale(w_ahead[i][c], u);
                 }
                 UNROLL for (int step = 0; step < STEPS; ++step) {
                     u32x4 x[TURNS][4 / PARTS];
@@ -332,25 +332,25 @@ DEVICE void compute(const Arguments& a) {
                                              lane_x_row() % USED_ROWS * 4 + lane_part() * (4 / PARTS) + p];
                     float x_scale[VALUES];
                     UNROLL for (int v = 0; v < VALUES; ++v) x_scale[v] = x_scales[unit * ROWS + value_row(step, v)];
-                    lane_sums v1_dots = {};
+                    lane_sums w_dots = {};
                     UNROLL for (int t = TURNS - 1; t >= 0; --t) {
-                        multiply_unit(x[t], v1_quants, v1_dots);
-                        if (t > 0) v1_dots *= REST_STEP;
+                        multiply_unit(x[t], w_quants, w_dots);
+                        if (t > 0) w_dots *= REST_STEP;
                     }
                     UNROLL for (int c = 0; c < LANE_COLUMNS; ++c)
                         UNROLL for (int v = 0; v < VALUES; ++v) {
-                            float dot = lane_sum(v1_dots, c, v * ROW_TERMS);
-                            if (BESIDE) dot += REST_STEP * lane_sum(v1_dots, c, v * ROW_TERMS + 1);
-                            float& sum = v1_sums[step][c][v];
-                            sum = fma_f32(v1_d[c] * x_scale[v], dot, sum);
+                            float dot = lane_sum(w_dots, c, v * ROW_TERMS);
+                            if (BESIDE) dot += REST_STEP * lane_sum(w_dots, c, v * ROW_TERMS + 1);
+                            float& sum = w_sums[step][c][v];
+                            sum = fma_f32(w_d[c] * x_scale[v], dot, sum);
                             settle(sum);  // x of units ahead would take half of the registers
                         }
                 }
             }
             if (quad + ROUND_QUADS < end_quad) {
                 UNROLL for (int c = 0; c < LANE_COLUMNS; ++c)
-                    v1_ahead[i][c] = Q4_0_512x96::load_part(
-                        a.w, v1_at[c] + (quad + ROUND_QUADS) * 16);
+                    w_ahead[i][c] = Q4_0_512x96::load_part(
+                        a.w, w_at[c] + (quad + ROUND_QUADS) * 16);
             }
         }
         if (any_rough) {  // their terms are 0: what they stand for is added here
@@ -366,9 +366,9 @@ DEVICE void compute(const Arguments& a) {
                         ROLLED for (int k = k0; k < k0 + 32; ++k) {
                             const float x = x_value(a, row, k);
                             UNROLL for (int c = 0; c < LANE_COLUMNS; ++c)
-                                v1_sums[step][c][v] = fma_f32(
+                                w_sums[step][c][v] = fma_f32(
                                     x, Q4_0_512x96::value(a.w, columns[c], k),
-                                    v1_sums[step][c][v]);
+                                    w_sums[step][c][v]);
                         }
                     }
             }
@@ -378,7 +378,7 @@ DEVICE void compute(const Arguments& a) {
     block_barrier();  // x may still be read
     float* const sums = (float*)staged;
     UNROLL for (int mask = 16; mask < WAVE; mask *= 2) {
-        v1_sums[0][0][0] += shuffle_xor(v1_sums[0][0][0], mask);
+        w_sums[0][0][0] += shuffle_xor(w_sums[0][0][0], mask);
     }
     UNROLL for (int step = 0; step < STEPS; ++step)
         UNROLL for (int c = 0; c < LANE_COLUMNS; ++c)
@@ -387,17 +387,17 @@ DEVICE void compute(const Arguments& a) {
                 const int column = wave_index() % WAVES_N * 16 + lane_column(c);
                 if (row < ROWS)
                     sums[((0 * WAVES_K + wave_k) * ROWS + row) * COLUMNS + column] =
-                        v1_sums[step][c][v];
+                        w_sums[step][c][v];
             }
     block_barrier();
     for (int at = thread; at < ROWS * COLUMNS; at += BLOCK_SIZE) {
-        float v1 = 0.0f;
+        float w = 0.0f;
         UNROLL for (int part = 0; part < WAVES_K; ++part)
-            v1 += sums[(0 * WAVES_K + part) * ROWS * COLUMNS + at];
+            w += sums[(0 * WAVES_K + part) * ROWS * COLUMNS + at];
         const i64 row = row0 + at / COLUMNS;
         const int column = column0 + at % COLUMNS;
         if (row < m && column < WIDTH)
-            epilogue(a, row, column, v1);
+            epilogue(a, row, column, w);
     }
 }
 

@@ -1,9 +1,9 @@
 // residual for hip:sm_90, tile_matrix, 64 rows a tile, 256 threads, made by q4jit
 // rows:
-//   v0 = x
+//   x_value = x
 // 96 tile_matrix:
-//   v2 = v0 @ w    Q6_K [512, 96]
-//   output0 = r + v2
+//   w_product = x_value @ w    Q6_K [512, 96]
+//   output0 = r + w_product
 
 constexpr int BLOCK_SIZE = 256;
 static_assert(BLOCK_SIZE % WAVE == 0 && BLOCK_SIZE <= 1024, "a block is whole waves");
@@ -141,19 +141,19 @@ DEVICE void await_kernels_before(Arguments& a) {
 
 // x, after the prologue.
 DEVICE float x_value(const Arguments& a, i64 row, int column) {
-    const float v0 = a.x[row * 512 + column];
-    return v0;
+    const float x_element = a.x[row * 512 + column];
+    return x_element;
 }
 
 // From the products at one row and column to the results.
-DEVICE void epilogue(const Arguments& a, i64 row, int column, float v2) {
-    const float v1 = a.r[row * 96 + column];
-    const float v3 = v1 + v2;
-    a.output0[row * 96 + column] = v3;
+DEVICE void epilogue(const Arguments& a, i64 row, int column, float w_product) {
+    const float r_element = a.r[row * 96 + column];
+    const float sum1 = r_element + w_product;
+    a.output0[row * 96 + column] = sum1;
 }
 
 // The same product by multiply-add, for rows that bf16 terms do not represent.
-DEVICE float exact_v2(const Arguments& a, i64 row, int column) {
+DEVICE float exact_w(const Arguments& a, i64 row, int column) {
     using W = Q6_K_512x96;
     float total = 0.0f;
     for (int unit = 0; unit < Q6_K_512x96::UNITS; ++unit) {
@@ -181,7 +181,7 @@ DEVICE void compute(Arguments a) {
     const int wave_row = wave_index() / WAVES_X * FRAGMENTS_Y * 16;
     const int wave_column = wave_index() % WAVES_X * FRAGMENTS_X * 16;
 
-    float v2[FRAGMENTS_Y][FRAGMENTS_X][ACCUMULATOR_ELEMENTS] = {};
+    float w_product[FRAGMENTS_Y][FRAGMENTS_X][ACCUMULATOR_ELEMENTS] = {};
     for (int unit = 0; unit < Q6_K_512x96::UNITS; ++unit) {
         block_barrier();  // the tiles before may still be read
         for (int i = thread; i < TERMS * TILE_ROWS * (TILE_K / 8); i += BLOCK_SIZE) {
@@ -223,7 +223,7 @@ DEVICE void compute(Arguments a) {
                 UNROLL for (int x = 0; x < FRAGMENTS_X; ++x) {
                     UNROLL for (int i = 0; i < ACCUMULATOR_ELEMENTS; ++i) {
                         const int c = wave_column + x * 16 + accumulator_column(i);
-                        v2[y][x][i] = fma_f32(w_scale[half * TILE_COLUMNS + c], sums[x][i], v2[y][x][i]);
+                        w_product[y][x][i] = fma_f32(w_scale[half * TILE_COLUMNS + c], sums[x][i], w_product[y][x][i]);
                     }
                 }
             }
@@ -236,7 +236,7 @@ DEVICE void compute(Arguments a) {
                 const i64 row = row0 + wave_row + y * 16 + accumulator_row(i);
                 const int column = column0 + wave_column + x * 16 + accumulator_column(i);
                 if (row < m && column < WIDTH && a.x_rough[row] == 0)
-                    epilogue(a, row, column, v2[y][x][i]);
+                    epilogue(a, row, column, w_product[y][x][i]);
             }
         }
     }
@@ -253,7 +253,7 @@ DEVICE void compute(Arguments a) {
         const i64 row = row0 + i / TILE_COLUMNS;
         const int column = column0 + i % TILE_COLUMNS;
         if (row < m && column < WIDTH && a.x_rough[row] != 0)
-            epilogue(a, row, column, exact_v2(a, row, column));
+            epilogue(a, row, column, exact_w(a, row, column));
     }
 }
 

@@ -1,6 +1,6 @@
 // residual_rows for hip:sm_90, rows, 1 row a tile, 256 threads, made by q4jit
 // rows:
-//   v0 = x
+//   x_value = x
 
 constexpr int BLOCK_SIZE = 256;
 static_assert(BLOCK_SIZE % WAVE == 0 && BLOCK_SIZE <= 1024, "a block is whole waves");
@@ -62,8 +62,8 @@ DEVICE void compute(Arguments a) {
     // serve: Inf and NaN, and magnitudes whose products overflow or whose last terms are denormal.
     float rough = 0.0f;
     for (int column = thread_index(); column < K; column += BLOCK_SIZE) {
-        const float v0 = a.x[row * 512 + column];
-        float rest = v0;
+        const float x_element = a.x[row * 512 + column];
+        float rest = x_element;
         const float size = abs_f32(rest);
         if (!(size <= 0x1p+96f) || (size > 0.0f && size < 0x1p-102f)) rough = 1.0f;
         UNROLL for (int term = 0; term < TERMS; ++term) {

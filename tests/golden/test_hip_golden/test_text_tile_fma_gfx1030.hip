@@ -1,9 +1,9 @@
 // softcap for hip:gfx1030, tile_fma, 64 rows a tile, 256 threads, made by q4jit
 // rows:
-//   v0 = x
+//   x_value = x
 // 96 tile_fma:
-//   v2 = v0 @ w    Q4_1 [512, 96]
-//   output0 = cap * tanh(v2 / cap)
+//   w_product = x_value @ w    Q4_1 [512, 96]
+//   output0 = cap * tanh(w_product / cap)
 
 constexpr int BLOCK_SIZE = 256;
 static_assert(BLOCK_SIZE % WAVE == 0 && BLOCK_SIZE <= 1024, "a block is whole waves");
@@ -163,16 +163,16 @@ struct Arguments {
 
 // x, after the prologue.
 DEVICE float x_value(const Arguments& a, i64 row, int column) {
-    const float v0 = a.x[row * 512 + column];
-    return v0;
+    const float x_element = a.x[row * 512 + column];
+    return x_element;
 }
 
 // From the products at one row and column to the results.
-DEVICE void epilogue(const Arguments& a, i64 row, int column, float v2) {
-    const float v3 = v2 / a.cap;
-    const float v4 = tanh_f32(v3);
-    const float v5 = a.cap * v4;
-    a.output0[row * 96 + column] = v5;
+DEVICE void epilogue(const Arguments& a, i64 row, int column, float w_product) {
+    const float quotient1 = w_product / a.cap;
+    const float tanh1 = tanh_f32(quotient1);
+    const float product1 = a.cap * tanh1;
+    a.output0[row * 96 + column] = product1;
 }
 
 // A block computes TILE_ROWS x TILE_COLUMNS results by multiply-add: x and decoded weights go
@@ -187,7 +187,7 @@ DEVICE void compute(const Arguments& a) {
     const i64 row0 = block_of_rows() * TILE_ROWS;
     const int column0 = block_x() * TILE_COLUMNS;
 
-    float v2[THREAD_ROWS][THREAD_COLUMNS] = {};
+    float w_product[THREAD_ROWS][THREAD_COLUMNS] = {};
     for (int unit = 0; unit < Q4_1_512x96::UNITS; ++unit) {
         block_barrier();  // the tiles before may still be read
         for (int i = thread; i < TILE_ROWS * TILE_K; i += BLOCK_SIZE) {
@@ -214,7 +214,7 @@ DEVICE void compute(const Arguments& a) {
             }
         }
         UNROLL for (int r = 0; r < THREAD_ROWS; ++r)
-            UNROLL for (int c = 0; c < THREAD_COLUMNS; ++c) v2[r][c] += sums[r][c];
+            UNROLL for (int c = 0; c < THREAD_COLUMNS; ++c) w_product[r][c] += sums[r][c];
     }
 
     UNROLL for (int r = 0; r < THREAD_ROWS; ++r) {
@@ -222,7 +222,7 @@ DEVICE void compute(const Arguments& a) {
             const i64 row = row0 + thread_y + r * THREADS_Y;
             const int column = column0 + thread_x + c * THREADS_X;
             if (row < m && column < WIDTH)
-                epilogue(a, row, column, v2[r][c]);
+                epilogue(a, row, column, w_product[r][c]);
         }
     }
 }

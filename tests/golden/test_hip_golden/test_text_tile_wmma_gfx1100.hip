@@ -1,9 +1,9 @@
 // normed for hip:gfx1100, tile_matrix, 64 rows a tile, 256 threads, made by q4jit
 // rows:
-//   v10 = x0
+//   x_value = x_values
 // 512 tile_matrix:
-//   v11 = v10 @ w    Q4_0 [512, 512]
-//   output0 = x0 + v11
+//   w_product = x_value @ w    Q4_0 [512, 512]
+//   output0 = x_values + w_product
 
 constexpr int BLOCK_SIZE = 256;
 static_assert(BLOCK_SIZE % WAVE == 0 && BLOCK_SIZE <= 1024, "a block is whole waves");
@@ -101,19 +101,19 @@ struct Arguments {
 
 // x, after the prologue.
 DEVICE float x_value(const Arguments& a, i64 row, int column) {
-    const float v10 = a.x_values[row * 512 + column];
-    return v10;
+    const float x_element = a.x_values[row * 512 + column];
+    return x_element;
 }
 
 // From the products at one row and column to the results.
-DEVICE void epilogue(const Arguments& a, i64 row, int column, float v11) {
-    const float v10 = a.x_values[row * 512 + column];
-    const float v12 = v10 + v11;
-    a.output0[row * 512 + column] = v12;
+DEVICE void epilogue(const Arguments& a, i64 row, int column, float w_product) {
+    const float x_element = a.x_values[row * 512 + column];
+    const float sum1 = x_element + w_product;
+    a.output0[row * 512 + column] = sum1;
 }
 
 // The same product by multiply-add, for rows that bf16 terms do not represent.
-DEVICE float exact_v11(const Arguments& a, i64 row, int column) {
+DEVICE float exact_w(const Arguments& a, i64 row, int column) {
     using W = Q4_0_512x512;
     float total = 0.0f;
     for (int unit = 0; unit < Q4_0_512x512::UNITS; ++unit) {
@@ -140,7 +140,7 @@ DEVICE void compute(const Arguments& a) {
     const int wave_row = wave_index() / WAVES_X * FRAGMENTS_Y * 16;
     const int wave_column = wave_index() % WAVES_X * FRAGMENTS_X * 16;
 
-    float v11[FRAGMENTS_Y][FRAGMENTS_X][ACCUMULATOR_ELEMENTS] = {};
+    float w_product[FRAGMENTS_Y][FRAGMENTS_X][ACCUMULATOR_ELEMENTS] = {};
     for (int unit = 0; unit < Q4_0_512x512::UNITS; ++unit) {
         block_barrier();  // the tiles before may still be read
         for (int i = thread; i < TERMS * TILE_ROWS * (TILE_K / 8); i += BLOCK_SIZE) {
@@ -182,7 +182,7 @@ DEVICE void compute(const Arguments& a) {
                 UNROLL for (int x = 0; x < FRAGMENTS_X; ++x) {
                     UNROLL for (int i = 0; i < ACCUMULATOR_ELEMENTS; ++i) {
                         const int c = wave_column + x * 16 + accumulator_column(i);
-                        v11[y][x][i] = fma_f32(w_scale[half * TILE_COLUMNS + c], sums[x][i], v11[y][x][i]);
+                        w_product[y][x][i] = fma_f32(w_scale[half * TILE_COLUMNS + c], sums[x][i], w_product[y][x][i]);
                     }
                 }
             }
@@ -195,7 +195,7 @@ DEVICE void compute(const Arguments& a) {
                 const i64 row = row0 + wave_row + y * 16 + accumulator_row(i);
                 const int column = column0 + wave_column + x * 16 + accumulator_column(i);
                 if (row < m && column < WIDTH && a.x_rough[row] == 0)
-                    epilogue(a, row, column, v11[y][x][i]);
+                    epilogue(a, row, column, w_product[y][x][i]);
             }
         }
     }
@@ -212,7 +212,7 @@ DEVICE void compute(const Arguments& a) {
         const i64 row = row0 + i / TILE_COLUMNS;
         const int column = column0 + i % TILE_COLUMNS;
         if (row < m && column < WIDTH && a.x_rough[row] != 0)
-            epilogue(a, row, column, exact_v11(a, row, column));
+            epilogue(a, row, column, exact_w(a, row, column));
     }
 }
 
