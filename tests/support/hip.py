@@ -128,9 +128,24 @@ def _argument(
 
 def _buffer(plan: HipPlan, slot: Slot, rows: int) -> NDArray[Any]:
     if slot.kind == "temp":
-        return np.zeros((rows, plan.temps[slot.index]), np.float32)
+        stored_rows = rows if _varies(plan, slot) else 1
+        return np.zeros((stored_rows, plan.temps[slot.index]), np.float32)
     node = plan.graph.outputs[slot.index]
     if node.op == "dequantize":
         spec = plan.weight(node.arg)
         return np.zeros((spec.k, spec.n), np.float32)
     return np.zeros((rows, node.width), np.float32)
+
+
+def _varies(plan: HipPlan, slot: Slot) -> bool:
+    """Whether a temporary holds a value for each row."""
+    stores = [
+        store
+        for kernel in plan.kernels
+        for store in (*kernel.work.rows, *(t for s in kernel.work.sections for t in s.stores))
+    ]
+    return any(
+        store.node.varies
+        for store in stores
+        if (store.buffer.kind, store.buffer.index) == (slot.kind, slot.index)
+    )
