@@ -47,7 +47,8 @@ class _MarkedLoader(jinja2.FileSystemLoader):
         source, path, is_fresh = super().get_source(environment, template)
         lines = source.split("\n")
         for number, line in enumerate(lines, 1):
-            if line and not line.endswith(("%}", "#}")):  # trim_blocks needs a tag's line end
+            # a tag that removes its line end must remain the last of its line
+            if line and not line.endswith(("%}", "#}", "-}}")):
                 lines[number - 1] = f"{line}\x01{template}:{number}\x02"
         return "\n".join(lines), path, is_fresh
 

@@ -5,11 +5,25 @@ from typing import Any
 
 from q4jit.frontend.graph import Node
 from q4jit.hip.elementary import elementary_functions
-from q4jit.hip.kernel import BOUNDED_THREADS, MAX_GRID_Y, ROWS, TILE_HALVES, HipKernel, HipPlan
-from q4jit.hip.memory import adds_up_blocks, finds_largest
+from q4jit.hip.kernel import (
+    BOUNDED_THREADS,
+    DEQUANTIZE,
+    GEMV,
+    GEMV_DOT,
+    GEMV_MATRIX,
+    MATRIX_COLUMNS,
+    MAX_GRID_Y,
+    QUAD_ELEMENTS,
+    ROWS,
+    TILE_HALVES,
+    UNIT_ELEMENTS,
+    HipKernel,
+    HipPlan,
+)
+from q4jit.hip.memory import ELEMENT_STAGE_UNITS, adds_up_blocks, finds_largest, shared_bytes
 from q4jit.hip.names import buffer_name, c_names
 from q4jit.hip.values import HipValues, Statement, Sum, parameters, store_index
-from q4jit.hip.weight import Product, Weight
+from q4jit.hip.weight import Product, Weight, called_functions
 from q4jit.plan.kernels import Store
 
 
@@ -26,6 +40,11 @@ def variables(plan: HipPlan, kernel: HipKernel) -> dict[str, Any]:
         "schedule": kernel.schedule,
         "max_grid_y": MAX_GRID_Y,
         "bounded_threads": BOUNDED_THREADS,
+        "unit_elements": UNIT_ELEMENTS,
+        "panel": MATRIX_COLUMNS,
+        "quad_units": QUAD_ELEMENTS // UNIT_ELEMENTS,
+        "element_stage_units": ELEMENT_STAGE_UNITS,
+        "lds_bytes": shared_bytes(plan, kernel),
         # dot products of f16 take denormals for 0, and so do the matrix units of some archs
         "flushes_halves": kernel.pairs or plan.target.hip.flushes_halves,
         "products": products,
@@ -46,12 +65,17 @@ def variables(plan: HipPlan, kernel: HipKernel) -> dict[str, Any]:
 
 def _needs(kernel: HipKernel, weights: list[Weight]) -> dict[str, bool]:
     """Return which of the common functions a text calls."""
+    adds_up = adds_up_blocks(kernel)
+    fours = bool(kernel.f16_terms) and kernel.schedule != TILE_HALVES
     return {
-        "block_sum": adds_up_blocks(kernel),
+        "block_of_rows": kernel.schedule != DEQUANTIZE,
+        "sum_of_lanes": kernel.lanes > 1 or adds_up,
+        "block_sum": adds_up,
         "block_largest": finds_largest(kernel),
+        "rolled": fours or kernel.schedule in {GEMV, GEMV_DOT, GEMV_MATRIX, TILE_HALVES},
         "unaligned": any(not w.is_planar and not w.float_bytes for w in weights),
         "minimum": any(w.has_m for w in weights),
-        "fours": bool(kernel.f16_terms) and kernel.schedule != TILE_HALVES,
+        "fours": fours,
     }
 
 
@@ -98,7 +122,7 @@ class _Writer:
         ]
 
     def _weight(self, node: Node) -> Weight:
-        return Weight(self.plan.weight(node.arg), self.kernel.layout)
+        return Weight(self.plan.weight(node.arg), self.kernel.layout, called_functions(self.kernel))
 
     def x(self) -> dict[str, Any]:
         """Return the prologue: statements of the row if it has sums to share, and at a column."""

@@ -10,7 +10,10 @@ import os
 import re
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Final
 
 import jinja2
 import pytest
@@ -86,6 +89,36 @@ def test_one_text_serves_all_archs_of_a_kind() -> None:
         texts = [kernel.sources(arch) for arch in ("gfx1100", "gfx1101")]
         for one, other in zip(*texts, strict=True):
             assert one.text.replace("gfx1100", "gfx1101") == other.text
+
+
+_DECLARED: Final = re.compile(
+    r"^ *(?:static )?constexpr [\w ]+? (\w+) ="  # a constant
+    r"|^ *DEVICE [^(=]*?(\w+)\("  # a function
+    r"|^    (?:    )?u\d\w* (\w+)[;[]",  # a member
+    re.MULTILINE,
+)
+
+
+def unused(source: Source) -> set[str]:
+    """Return the constants, functions and members below the prelude that nothing uses."""
+    code = re.sub(r"//.*", "", parts(source)[2])
+    uses = Counter(re.findall(r"\w+", code))
+    declared = {name for names in _DECLARED.findall(code) for name in names if name}
+    return {name for name in declared if uses[name] == 1}
+
+
+@pytest.mark.parametrize("arch", ["gfx90a", "gfx1030", "gfx1100", "gfx1201", "sm_90"])
+def test_texts_declare_nothing_that_they_do_not_use(arch: str) -> None:
+    kernels = [*(k for a, k in GOLDEN if a == arch), *RECORDED]
+    sources = [source for kernel in kernels for source in kernel.sources(arch)]
+    assert not {source.symbol: unused(source) for source in sources if unused(source)}
+
+
+def test_an_unused_member_is_found() -> None:
+    (source,) = GOLDEN[0][1].sources(GOLDEN[0][0])
+    assert not unused(source)
+    added = source.text.replace("struct Stored {", "static constexpr int N = 1;\n struct Stored {")
+    assert unused(replace(source, text=added)) == {"N"}
 
 
 def digest() -> str:

@@ -7,8 +7,7 @@ static_assert(BLOCK_SIZE % WAVE == 0 && BLOCK_SIZE <= 1024, "a block is whole wa
 constexpr int K = 512;
 constexpr int UNITS = K / 32;
 static_assert(K % 32 == 0, "x is rounded 32 elements at a time");
-constexpr int STAGED_BYTES = 0;
-constexpr int LDS_BYTES = STAGED_BYTES + BLOCK_SIZE / WAVE * 4;  // shared memory of a block
+constexpr int LDS_BYTES = 32;  // shared memory of a block
 static_assert(LDS_BYTES <= 65536, "gfx1201 has 65536 bytes of shared memory for a block");
 
 constexpr int MAX_GRID_Y = 65535;
