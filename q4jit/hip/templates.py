@@ -70,8 +70,8 @@ class Words:
 
     Attributes:
         names: whole names.
-        before_product: what stands before a product's name as a part of the same word.
-        after_product: what follows it.
+        before_product: the beginnings of words that end with a product's name.
+        after_product: the ends of words that begin with a product's name.
     """
 
     names: frozenset[str]

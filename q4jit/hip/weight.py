@@ -14,8 +14,8 @@ from q4jit.weights.layouts import LANES, PLANAR, TILES16, Planar, fields
 VALUES: Final = frozenset({"load", "decode"})
 """What a kernel calls that needs the values of whole units."""
 
-# What the kernels of other schedules call. The struct of a weight has these functions and what they
-# call themselves, as far as its format has such a thing.
+# What the kernels of other schedules call. The struct of a weight has these functions and those
+# that they call in turn; a format without minima has no functions for minima.
 _QUANTS: Final = frozenset({"load", "quants", "scale", "minimum"})
 _FROM_ZERO: Final = frozenset({"centred", "quant_of_zero"})
 _QUADS: Final = frozenset({"quad_index", "load_part", "value"})
@@ -67,8 +67,8 @@ class _Plane:
     Attributes:
         field: the field of the block that holds it.
         bits: of a quant.
-        width_bytes: byte j of a run of so many holds elements j, j + width_bytes, …
-        run_elements: elements of such a run.
+        width_bytes: byte j of a run of this length holds elements j, j + width_bytes, …
+        run_elements: elements of a run.
         lshift: where its bits are in the quant.
         first: its first word among those of all planes.
     """

@@ -1,7 +1,7 @@
-"""Generated HIP texts to read: a change of what is generated shows as a change of these files.
+"""Generated HIP texts as files: a change of the generator shows as a change of these files.
 
-`pytest tests/hip/test_hip_golden.py --update-golden` writes them anew; look at the difference. Of
-each text the part below its prelude is kept; preludes and matrix units have files of their own.
+`pytest tests/hip/test_hip_golden.py --update-golden` writes them again; review the difference. The
+files hold the texts below their preludes; preludes and matrix units have files of their own.
 """
 
 import hashlib
@@ -43,7 +43,7 @@ EACH = [pytest.param(arch, kernel, id=f"{kernel.name}_{arch}") for arch, kernel 
 
 
 def parts(source: Source) -> tuple[str, str, str]:
-    """The comment that opens a text, its prelude with the matrix unit, and what is below."""
+    """Return the head comment of a text, its prelude with the matrix unit, and the rest."""
     comment, _, rest = source.text.partition("\n\n")
     head, _, body = rest.partition(BODY)
     return comment + "\n", head, BODY + body
@@ -58,7 +58,7 @@ def test_text(golden: Golden, arch: str, kernel: Case | Generic) -> None:
 
 @pytest.mark.ratchet
 @pytest.mark.parametrize(("arch", "kernel"), EACH)
-def test_texts_are_taken_by_their_compilers(arch: str, kernel: Case | Generic) -> None:
+def test_compilers_accept_the_texts(arch: str, kernel: Case | Generic) -> None:
     for source in kernel.sources(arch):
         assert compiler_for(arch).compile_object(source.text, source.target)
 
@@ -68,7 +68,7 @@ def test_texts_are_taken_by_their_compilers(arch: str, kernel: Case | Generic) -
     [("amd", "gfx90a"), ("amd", "gfx1100"), ("nvidia", "sm_90"), ("host", "gfx1201")],
 )
 def test_prelude(golden: Golden, platform: str, arch: str) -> None:
-    """All three preludes, AMD's for waves of 64 and of 32, and all four matrix units."""
+    """Check all three preludes, AMD's for waves of 64 and of 32, and all four matrix units."""
     tile = case("tile", product, zeros(64, 32), tensor("Q4_0", 32, 1))
     _, head, _ = parts(tile.sources(arch, platform)[-1])
     golden(head, ".hip")
@@ -122,7 +122,7 @@ def test_an_unused_member_is_found() -> None:
 
 
 def digest() -> str:
-    """A hash over many texts."""
+    """Return a hash of many texts."""
     texts = [s.text for arch, kernel in GOLDEN for s in kernel.sources(arch)]
     return hashlib.sha256("\0".join(texts).encode()).hexdigest()
 
@@ -141,7 +141,7 @@ def test_texts_are_the_same_in_every_process() -> None:
 
 
 @pytest.mark.parametrize("missing", ["arch", "kernel", "needs", "parameters", "products", "x"])
-def test_a_name_that_no_one_defined_is_an_error(missing: str) -> None:
+def test_an_undefined_name_is_an_error(missing: str) -> None:
     args = (zeros(1, 64), tensor("Q4_0", 64, 8))
     plan = hip_plan(product, "hip:gfx1100", args, PlanOptions())
     context = variables(plan, plan.kernels[0]) | {"platform": "amd"}

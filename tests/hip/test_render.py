@@ -1,4 +1,4 @@
-"""Texts of HIP kernels: where their lines come from, and what a template may not do."""
+"""Texts of HIP kernels: where their lines come from, and the names in them."""
 
 import inspect
 import keyword
@@ -44,7 +44,7 @@ def test_every_line_says_which_template_it_comes_from(m: int) -> None:
             template, _, place = origins[number].partition(":")
             written = environment().loader.get_source(environment(), template)[0]  # type: ignore[union-attr]  # there is one
             literal = written.split("\n")[int(place) - 1]
-            # what stands before the first expression is in the text as it is
+            # the template's line up to its first expression is in the text unchanged
             assert line.lstrip().startswith(literal.split("{{")[0].strip()[:20]), (line, literal)
         code = [n for n, text in enumerate(source.text.splitlines(), 1) if text.endswith(";")]
         assert len([n for n in code if n in origins]) > 0.9 * len(code)
@@ -88,7 +88,7 @@ def test_templates_use_no_name_of_a_product() -> None:
 
 @pytest.mark.parametrize("m", [1, 20])
 def test_no_argument_hides_a_name_of_the_text(m: int) -> None:
-    """Arguments named as constants, locals, types and macros of the text mean what they should."""
+    """Check arguments with the names of constants, locals, types and macros of the text."""
     words, per_function = identifiers_of_templates(), 100
     tensor = weight("Q4_0", 64, 37).tensor
     x = random_x(m, 64)
@@ -168,7 +168,7 @@ def test_slices_of_a_weight_are_named_after_their_first_columns() -> None:
 @pytest.mark.parametrize("arch", ["gfx90a", "gfx1100", "gfx1201", "sm_80", "sm_90"])
 @pytest.mark.parametrize("kernel", RECORDED, ids=lambda kernel: kernel.name)
 def test_no_argument_is_a_macro(kernel: Case | Generic, arch: str) -> None:
-    """A platform's own, which no run on the host sees, are reserved or end before arguments."""
+    """Check that a platform's macros, unseen on the host, are reserved or undefined in time."""
     for source in kernel.sources(arch):
         code, _, kernel_itself = source.text.partition("KERNEL(BLOCK_SIZE")
         assert kernel_itself
@@ -182,7 +182,7 @@ def test_no_argument_is_a_macro(kernel: Case | Generic, arch: str) -> None:
 @pytest.mark.parametrize("kernel", RECORDED, ids=lambda kernel: kernel.name)
 def test_kernels_that_overlap_touch_weights_alone_before_they_wait(kernel: Case | Generic) -> None:
     for source in kernel.sources("sm_90"):
-        if isinstance(kernel, Generic):  # for programs that launch it their own way
+        if isinstance(kernel, Generic):  # other programs launch it in their own way
             assert "await_kernels_before" not in source.text
             continue
         before, wait, after = source.text.partition("    await_kernels_before(a);\n")

@@ -170,5 +170,5 @@ DEVICE void multiply_unit(const u32x4 (&x)[1], const u32x4 (&w)[1][1], lane_sums
         sums = mfma_16x16x16_f16(u32x2{x[0][i], x[0][i + 1]}, u32x2{w[0][0][i], w[0][0][i + 1]}, sums);
 }
 
-// The second term of x comes times 2^11, so that it is seldom a denormal f16, which are lost here.
+// The second term of x is multiplied by 2^11, so that it is seldom a denormal f16, which are lost here.
 constexpr float REST_STEP = 0x1p-11f;

@@ -41,16 +41,16 @@ DEVICE float sum_of_lanes(float value) {
 
 // e to the x within 2 ulp, denormal results included.
 DEVICE float exp_f32(float x) {
-    const bool t0 = x < -104.0f;
-    const float t1 = t0 ? -104.0f : x;
-    const bool t2 = 89.0f < t1;
-    const float t3 = t2 ? 89.0f : t1;
-    const float t4 = fma_f32(t3, 1.442695f, 1.2582912e+07f);
-    const i32 t5 = as_i32(t4);
-    const i32 t6 = (i32)((u32)t5 - (u32)(i32)0x4b400000u);
-    const float t7 = t4 - 1.2582912e+07f;
-    const float t8 = fma_f32(t7, -0.6933594f, t3);
-    const float t9 = fma_f32(t7, 0.00021219444f, t8);
+    const bool is0 = x < -104.0f;
+    const float t1 = is0 ? -104.0f : x;
+    const bool is2 = 89.0f < t1;
+    const float t3 = is2 ? 89.0f : t1;
+    const float t4 = fma_f32(t3, 1.442695f, 1.2582912e+07f);  // 1 / ln 2; 1.5 * 2^23, where floats are whole numbers
+    const i32 n5 = as_i32(t4);
+    const i32 n6 = (i32)((u32)n5 - (u32)(i32)0x4b400000u);  // the bits of 1.5 * 2^23
+    const float t7 = t4 - 1.2582912e+07f;  // 1.5 * 2^23, where floats are whole numbers
+    const float t8 = fma_f32(t7, -0.6933594f, t3);  // -ln 2, its first 10 bits
+    const float t9 = fma_f32(t7, 0.00021219444f, t8);  // -ln 2, the rest
     const float t10 = t9 * t9;
     const float t11 = fma_f32(0.0013814616f, t9, 0.008368716f);
     const float t12 = fma_f32(t11, t9, 0.04166839f);
@@ -58,15 +58,15 @@ DEVICE float exp_f32(float x) {
     const float t14 = fma_f32(t13, t9, 0.49999994f);
     const float t15 = fma_f32(t10, t14, t9);
     const float t16 = t15 + 1.0f;
-    const i32 t17 = t6 >> 1;
-    const i32 t18 = (i32)((u32)t17 + (u32)127);
-    const i32 t19 = (i32)((u32)t18 << 23);
-    const float t20 = as_f32(t19);
+    const i32 n17 = n6 >> 1;
+    const i32 n18 = (i32)((u32)n17 + (u32)127);  // the bias of an exponent
+    const i32 n19 = (i32)((u32)n18 << 23);
+    const float t20 = as_f32(n19);
     const float t21 = t16 * t20;
-    const i32 t22 = (i32)((u32)t6 - (u32)t17);
-    const i32 t23 = (i32)((u32)t22 + (u32)127);
-    const i32 t24 = (i32)((u32)t23 << 23);
-    const float t25 = as_f32(t24);
+    const i32 n22 = (i32)((u32)n6 - (u32)n17);
+    const i32 n23 = (i32)((u32)n22 + (u32)127);  // the bias of an exponent
+    const i32 n24 = (i32)((u32)n23 << 23);
+    const float t25 = as_f32(n24);
     const float t26 = t21 * t25;
     return t26;
 }

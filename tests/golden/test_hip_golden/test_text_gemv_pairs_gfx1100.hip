@@ -94,8 +94,8 @@ struct Q4_0_512x96 {
         return part;
     }
 
-    // Pairs of f16. A nibble in the lowest bits of an f16 is so many times 2^-24, one in the next
-    // bits so many times 2^-20: denormal numbers, which a multiplication makes multiples of 2^-9.
+    // Pairs of f16. A nibble n in the lowest bits of an f16 is n * 2^-24, and in the next four bits n * 2^-20:
+    // denormal numbers, which a multiplication makes n * 2^-9.
     static constexpr u32 LOW_NIBBLES = 0x000F000Fu;
     static constexpr u32 HIGH_NIBBLES = 0x00F000F0u;
     static constexpr u32 PAIR_OF_2P15 = 0x78007800u;  // 2^15: from 2^-24 to 2^-9
@@ -138,7 +138,7 @@ DEVICE float x_value(const Arguments& a, i64 row, int column) {
     return x_element;
 }
 
-// The same for four neighbouring columns, of which this is the first.
+// The same for four neighbouring columns, beginning with this one.
 DEVICE void x_values(const Arguments& a, i64 row, int column, float* x) {
     const f32x4 x_element_four = load_four(&a.x[column]);
     UNROLL for (int i = 0; i < 4; ++i) {

@@ -109,9 +109,9 @@ struct Arguments {
     i64 m;
 };
 
-// Kernels overlap. This one waits until those before are done, whose results it may read and whose
-// arguments it may overwrite: weights alone, which no kernel writes, are loaded earlier. Then the next
-// one may start and load its own.
+// Kernels overlap. This one waits for the kernels before it: it may read their results and overwrite their
+// arguments. Only weights, which no kernel writes, are loaded earlier. Then the next kernel may start, and
+// load its weights.
 DEVICE void await_kernels_before(Arguments& a) {
     await_grids_before();
     a.x = known_from_here(a.x);
