@@ -34,15 +34,11 @@ struct Q6_K_512x96 {
         const int element = unit % BLOCK_UNITS * UNIT;  // the unit's first one, in the block
         Stored stored;
         // 128 elements share 64 bytes.
-        const u8* const quants0 = w + block * QUANTS0_BYTES +
-            element / 128 * 64 + element % 64;
-        UNROLL for (int i = 0; i < 2; ++i)
-            stored.words[i] = stream_16(quants0 + 16 * i);
+        const u8* const quants0 = w + block * QUANTS0_BYTES + element / 128 * 64 + element % 64;
+        UNROLL for (int i = 0; i < 2; ++i) stored.words[i] = stream_16(quants0 + 16 * i);
         // 128 elements share 32 bytes.
-        const u8* const quants1 = w + QUANTS1_AT + block * QUANTS1_BYTES +
-            element / 128 * 32 + element % 32;
-        UNROLL for (int i = 0; i < 2; ++i)
-            stored.words[2 + i] = stream_16(quants1 + 16 * i);
+        const u8* const quants1 = w + QUANTS1_AT + block * QUANTS1_BYTES + element / 128 * 32 + element % 32;
+        UNROLL for (int i = 0; i < 2; ++i) stored.words[2 + i] = stream_16(quants1 + 16 * i);
         stored.d = *(const u16*)(w + D_AT + block * D_BYTES);
         stored.scales = *(const u16*)(w + SCALES_AT + block * SCALES_BYTES + unit % BLOCK_UNITS * 2);
         return stored;

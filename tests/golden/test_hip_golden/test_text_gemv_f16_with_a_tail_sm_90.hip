@@ -125,15 +125,15 @@ DEVICE void compute(Arguments a) {
         const float* const x = x_tile + lane * UNIT_STRIDE;
         const int next = unit + STAGE_UNITS < UNITS ? unit + STAGE_UNITS : unit;
         UNROLL for (int c = 0; c < COLUMNS; ++c) {
-                using W = F16_40x37;
-                float w[UNIT];
-                W::decode(w_ahead[c], unit, w);
-                w_ahead[c] = W::load(a.w, columns[c], next);
-                UNROLL for (int r = 0; r < ROWS; ++r) {
-                    float& sum = w_sums[r][c];
-                    UNROLL for (int j = 0; j < UNIT; ++j) sum = fma_f32(x[r * ROW_STRIDE + j], w[j], sum);
-                    settle(sum);
-                }
+            using W = F16_40x37;
+            float w[UNIT];
+            W::decode(w_ahead[c], unit, w);
+            w_ahead[c] = W::load(a.w, columns[c], next);
+            UNROLL for (int r = 0; r < ROWS; ++r) {
+                float& sum = w_sums[r][c];
+                UNROLL for (int j = 0; j < UNIT; ++j) sum = fma_f32(x[r * ROW_STRIDE + j], w[j], sum);
+                settle(sum);
+            }
         }
     }
 

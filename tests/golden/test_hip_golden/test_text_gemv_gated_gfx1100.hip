@@ -126,8 +126,7 @@ struct Q8_0_512x96 {
         const i64 block = column * BLOCKS + unit;
         Stored stored;
         const u8* const quants0 = w + block * QUANTS0_BYTES;
-        UNROLL for (int i = 0; i < 2; ++i)
-            stored.words[i] = stream_16(quants0 + 16 * i);
+        UNROLL for (int i = 0; i < 2; ++i) stored.words[i] = stream_16(quants0 + 16 * i);
         stored.d = *(const u16*)(w + D_AT + block * D_BYTES);
         return stored;
     }

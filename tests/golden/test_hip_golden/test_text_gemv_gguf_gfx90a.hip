@@ -63,8 +63,7 @@ struct Q8_0_512x96 {
         const i64 block = column * BLOCKS + unit;
         Stored stored;
         const u8* const quants0 = w + QUANTS0_AT + block * BLOCK_BYTES;
-        UNROLL for (int i = 0; i < 2; ++i)
-            stored.words[i] = load_16_by_2(quants0 + 16 * i);
+        UNROLL for (int i = 0; i < 2; ++i) stored.words[i] = load_16_by_2(quants0 + 16 * i);
         stored.d = *(const u16*)(w + block * BLOCK_BYTES);
         return stored;
     }
@@ -141,18 +140,18 @@ DEVICE void compute(const Arguments& a) {
         const float* const x = x_tile + lane * UNIT_STRIDE;
         const int next = unit + STAGE_UNITS < UNITS ? unit + STAGE_UNITS : unit;
         UNROLL for (int c = 0; c < COLUMNS; ++c) {
-                using W = Q8_0_512x96;
-                u32 q[UNIT / 4];
-                W::quants(w_ahead[c], unit, q);
-                const float scale = W::scale(w_ahead[c]) / X_SCALE;
-                w_ahead[c] = W::load(a.w, columns[c], next);
-                UNROLL for (int r = 0; r < ROWS; ++r) {
-                    float& sum = w_sums[r][c];
-                    float dot = 0.0f;
-                    UNROLL for (int j = 0; j < UNIT; ++j) dot = fma_f32(x[r * ROW_STRIDE + j], W::centred(q, j), dot);
-                    sum = fma_f32(scale, dot, sum);
-                    settle(sum);
-                }
+            using W = Q8_0_512x96;
+            u32 q[UNIT / 4];
+            W::quants(w_ahead[c], unit, q);
+            const float scale = W::scale(w_ahead[c]) / X_SCALE;
+            w_ahead[c] = W::load(a.w, columns[c], next);
+            UNROLL for (int r = 0; r < ROWS; ++r) {
+                float& sum = w_sums[r][c];
+                float dot = 0.0f;
+                UNROLL for (int j = 0; j < UNIT; ++j) dot = fma_f32(x[r * ROW_STRIDE + j], W::centred(q, j), dot);
+                sum = fma_f32(scale, dot, sum);
+                settle(sum);
+            }
         }
     }
 

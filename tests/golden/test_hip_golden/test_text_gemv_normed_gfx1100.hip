@@ -131,15 +131,15 @@ DEVICE void compute(const Arguments& a) {
         const float* const x = x_tile + lane * UNIT_STRIDE;
         const int next = unit + STAGE_UNITS < UNITS ? unit + STAGE_UNITS : unit;
         UNROLL for (int c = 0; c < COLUMNS; ++c) {
-                using W = Q4_0_512x512;
-                u32 q[UNIT / 4];
-                W::quants(w_ahead[c], unit, q);
-                const float scale = W::scale(w_ahead[c]) / X_SCALE;
-                w_ahead[c] = W::load(a.w, columns[c], next);
-                float& sum = w_sums[c];
-                float dot = 0.0f;
-                UNROLL for (int j = 0; j < UNIT; ++j) dot = fma_f32(x[j], W::centred(q, j), dot);
-                sum = fma_f32(scale, dot, sum);
+            using W = Q4_0_512x512;
+            u32 q[UNIT / 4];
+            W::quants(w_ahead[c], unit, q);
+            const float scale = W::scale(w_ahead[c]) / X_SCALE;
+            w_ahead[c] = W::load(a.w, columns[c], next);
+            float& sum = w_sums[c];
+            float dot = 0.0f;
+            UNROLL for (int j = 0; j < UNIT; ++j) dot = fma_f32(x[j], W::centred(q, j), dot);
+            sum = fma_f32(scale, dot, sum);
         }
     }
 

@@ -71,6 +71,8 @@ DEVICE f32x4 load_four(const float* at) {
 // Q4_0 [512, 96] in the layout `tiles16`.
 struct Q4_0_512x96 {
     static constexpr int QUADS = 4;  // ⌈512 / 128⌉, of a column
+    static constexpr int QUAD_BYTES = 64;  // QUAD_UNITS · UNIT / 2, of quants
+    static constexpr int QUAD_SCALES_BYTES = 8;  // QUAD_UNITS · 2
     static constexpr i64 D_AT = 24576;  // where its region begins
 
     // The number of a quad among all quads of the weight: those of a panel are stored together.
@@ -86,9 +88,9 @@ struct Q4_0_512x96 {
     // quad: its number among all quads of the weight.
     DEVICE Part load_part(const u8* w, u32 quad) {
         Part part;
-        const u8* const words = w + (u32)quad * 64 + lane_part() * (4 / PARTS) * 16;
+        const u8* const words = w + quad * QUAD_BYTES + lane_part() * (4 / PARTS) * 16;
         UNROLL for (int i = 0; i < 4 / PARTS; ++i) part.words[i] = stream_16(words + i * 16);
-        const u64 d = *(const u64*)(w + D_AT + (u32)quad * 8);
+        const u64 d = *(const u64*)(w + D_AT + quad * QUAD_SCALES_BYTES);
         part.d[0] = (u32)d;
         part.d[1] = (u32)(d >> 32);
         return part;
@@ -119,8 +121,9 @@ struct Q4_0_512x96 {
     DEVICE float value(const u8* w, i64 column, int k) {
         const i64 quad = quad_index((u32)column, k / (QUAD_UNITS * UNIT));
         const int unit = k / UNIT % QUAD_UNITS;
-        const u32 byte = w[quad * 64 + k % 16 / 4 * 16 + unit * 4 + k % 4];
-        const u32 quant = byte >> (k % UNIT / 16 * 4) & 15;
+        // A unit's word i, of 4 bytes, has elements 4 i…4 i + 3 and 16 more; words i of the four units are adjacent.
+        const u32 byte = w[quad * QUAD_BYTES + k % 16 / 4 * 16 + unit * 4 + k % 4];
+        const u32 quant = byte >> (k % UNIT / 16 * 4) & 15;  // low nibble or high nibble
         return (float)((i32)quant - 8) * half_to_f32(((const u16*)(w + D_AT))[quad * QUAD_UNITS + unit]);
     }
 };
