@@ -81,9 +81,10 @@ def test_templates_use_no_name_of_a_value() -> None:
     assert not [name for name in words().names if VALUE.fullmatch(name)]
 
 
-def test_templates_use_no_name_of_a_product() -> None:
+def test_a_weight_called_w_keeps_its_name() -> None:
     assert {"_sums", "_ahead"} <= words().after_product
     assert {"exact_", "load_"} <= words().before_product
+    assert not [name for name in words().names if name.startswith("w_") or name.endswith("_w")]
 
 
 @pytest.mark.parametrize("m", [1, 20])

@@ -152,8 +152,8 @@ DEVICE void compute(Arguments a) {
     await_kernels_before(a);
     const i64 m = a.m;
     SHARED u16 x_tile[TERMS * TILE_ROWS * STRIDE];
-    SHARED u16 w_tile[TILE_COLUMNS * STRIDE];
-    SHARED float w_scale[2 * TILE_COLUMNS];  // where a unit has two sub-blocks, those of all second ones last
+    SHARED u16 weight_tile[TILE_COLUMNS * STRIDE];
+    SHARED float scale_tile[2 * TILE_COLUMNS];  // where a unit has two sub-blocks, those of all second ones last
     const int thread = thread_index();
     const i64 row0 = block_of_rows() * TILE_ROWS;
     const int column0 = block_x() * TILE_COLUMNS;
@@ -182,9 +182,10 @@ DEVICE void compute(Arguments a) {
             UNROLL for (int i = 0; i < UNIT; i += 2) {  // bf16 is the upper half of an f32
                 const u32 low = as_u32(W::centred(q, i)) >> 16;
                 const u32 high = as_u32(W::centred(q, i + 1)) & 0xFFFF0000u;
-                *(u32*)(w_tile + thread * STRIDE + i) = low | high;
+                *(u32*)(weight_tile + thread * STRIDE + i) = low | high;
             }
-            UNROLL for (int half = 0; half < 2; ++half) w_scale[half * TILE_COLUMNS + thread] = W::scale(stored, half);
+            UNROLL for (int half = 0; half < 2; ++half)
+                scale_tile[half * TILE_COLUMNS + thread] = W::scale(stored, half);
         }
         block_barrier();
 
@@ -198,7 +199,7 @@ DEVICE void compute(Arguments a) {
                 const u16* rows = x_tile + (term * TILE_ROWS + wave_row + y * PANEL) * STRIDE;
                 const fragment x_part = load_fragment(rows + k, STRIDE);
                 UNROLL for (int x = 0; x < FRAGMENTS_X; ++x) {
-                    const u16* columns = w_tile + (wave_column + x * PANEL) * STRIDE;
+                    const u16* columns = weight_tile + (wave_column + x * PANEL) * STRIDE;
                     dots[x] = multiply_add(x_part, load_fragment(columns + k, STRIDE), dots[x]);
                 }
             }
@@ -206,7 +207,7 @@ DEVICE void compute(Arguments a) {
                 UNROLL for (int i = 0; i < ACCUMULATOR_ELEMENTS; ++i) {
                     const int c = wave_column + x * PANEL + accumulator_column(i);
                     float& sum = w_sums[y][x][i];
-                    sum = fma_f32(w_scale[half * TILE_COLUMNS + c], dots[x][i], sum);
+                    sum = fma_f32(scale_tile[half * TILE_COLUMNS + c], dots[x][i], sum);
                 }
             }
         }

@@ -160,7 +160,7 @@ DEVICE void epilogue(const Arguments& a, i64 row, int column, float w_product) {
 DEVICE void compute(const Arguments& a) {
     const i64 m = a.m;
     SHARED float x_tile[UNIT * STRIDE];
-    SHARED float w_tile[UNIT * STRIDE];
+    SHARED float weight_tile[UNIT * STRIDE];
     const int thread = thread_index();
     const int thread_x = thread % THREADS_X;
     const int thread_y = thread / THREADS_X;
@@ -182,7 +182,7 @@ DEVICE void compute(const Arguments& a) {
             float w[UNIT];
             const int column = column0 + thread < WIDTH ? column0 + thread : WIDTH - 1;
             W::decode(W::load(a.w, column, unit), unit, w);
-            UNROLL for (int k = 0; k < UNIT; ++k) w_tile[k * STRIDE + thread] = w[k];
+            UNROLL for (int k = 0; k < UNIT; ++k) weight_tile[k * STRIDE + thread] = w[k];
         }
         block_barrier();
 
@@ -193,7 +193,7 @@ DEVICE void compute(const Arguments& a) {
             UNROLL for (int r = 0; r < THREAD_ROWS; ++r) {
                 const float x = x_tile[k * STRIDE + thread_y + r * THREADS_Y];
                 UNROLL for (int c = 0; c < THREAD_COLUMNS; ++c)
-                    unit_sums[r][c] = fma_f32(x, w_tile[k * STRIDE + thread_x + c * THREADS_X], unit_sums[r][c]);
+                    unit_sums[r][c] = fma_f32(x, weight_tile[k * STRIDE + thread_x + c * THREADS_X], unit_sums[r][c]);
             }
         }
         UNROLL for (int r = 0; r < THREAD_ROWS; ++r)

@@ -132,9 +132,9 @@ DEVICE float exact_w(const Arguments& a, i64 row, int column) {
 DEVICE void compute(const Arguments& a) {
     const i64 m = a.m;
     SHARED u16 x_tile[TERMS * TILE_ROWS * STRIDE];
-    SHARED u16 w_tile[TILE_COLUMNS * STRIDE];
-    SHARED float w_scale[2 * TILE_COLUMNS];  // where a unit has two sub-blocks, those of all second ones last
-    SHARED float w_minimum[TILE_COLUMNS];
+    SHARED u16 weight_tile[TILE_COLUMNS * STRIDE];
+    SHARED float scale_tile[2 * TILE_COLUMNS];  // where a unit has two sub-blocks, those of all second ones last
+    SHARED float minimum_tile[TILE_COLUMNS];
     SHARED u16 ones[PANEL * STRIDE];
     for (int i = thread_index(); i < PANEL * STRIDE; i += BLOCK_SIZE) ones[i] = 0x3F80;  // 1 in bf16
     const int thread = thread_index();
@@ -170,10 +170,10 @@ DEVICE void compute(const Arguments& a) {
             UNROLL for (int i = 0; i < UNIT; i += 2) {  // bf16 is the upper half of an f32
                 const u32 low = as_u32(W::centred(q, i, zero)) >> 16;
                 const u32 high = as_u32(W::centred(q, i + 1, zero)) & 0xFFFF0000u;
-                *(u32*)(w_tile + thread * STRIDE + i) = low | high;
+                *(u32*)(weight_tile + thread * STRIDE + i) = low | high;
             }
-            w_scale[thread] = W::scale(stored);
-            w_minimum[thread] = fma_f32(zero, d, least);
+            scale_tile[thread] = W::scale(stored);
+            minimum_tile[thread] = fma_f32(zero, d, least);
         }
         block_barrier();
 
@@ -187,7 +187,7 @@ DEVICE void compute(const Arguments& a) {
                 const u16* rows = x_tile + (term * TILE_ROWS + wave_row + y * PANEL) * STRIDE;
                 const fragment x_part = load_fragment(rows + k, STRIDE);
                 UNROLL for (int x = 0; x < FRAGMENTS_X; ++x) {
-                    const u16* columns = w_tile + (wave_column + x * PANEL) * STRIDE;
+                    const u16* columns = weight_tile + (wave_column + x * PANEL) * STRIDE;
                     dots[x] = multiply_add(x_part, load_fragment(columns + k, STRIDE), dots[x]);
                 }
                 x_sums = multiply_add(x_part, load_fragment(ones, STRIDE), x_sums);
@@ -196,8 +196,8 @@ DEVICE void compute(const Arguments& a) {
                 UNROLL for (int i = 0; i < ACCUMULATOR_ELEMENTS; ++i) {
                     const int c = wave_column + x * PANEL + accumulator_column(i);
                     float& sum = w_sums[y][x][i];
-                    sum = fma_f32(w_scale[c], dots[x][i], sum);
-                    sum = fma_f32(w_minimum[c], x_sums[i], sum);
+                    sum = fma_f32(scale_tile[c], dots[x][i], sum);
+                    sum = fma_f32(minimum_tile[c], x_sums[i], sum);
                 }
             }
         }
