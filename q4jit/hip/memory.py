@@ -1,7 +1,7 @@
 """The memory that kernels need: shared memory of a block, and scratch memory between launches.
 
-A block's shared memory is counted twice: here, where it decides which constants are possible, and
-in the templates as `LDS_BYTES`. `tests/hip/test_memory.py` holds the two together.
+Shared memory is counted here: it decides which constants are possible, and texts print it as
+`LDS_BYTES`. `tests/hip/test_memory.py` holds it to the arrays that the texts declare.
 """
 
 from dataclasses import dataclass
@@ -21,6 +21,8 @@ from q4jit.hip.tile_halves_sizes import TileHalvesSizes
 from q4jit.plan.kernels import Kernel, Slot
 from q4jit.targets import HipArch
 
+ELEMENT_STAGE_UNITS: Final = 128
+"""Units of a column that an `element` decodes into shared memory at a time."""
 MOST_STAGES_BYTES: Final = 32 << 10
 """The most that the stages of x take of shared memory, on any platform."""
 
@@ -37,6 +39,12 @@ def shared_bytes(plan: HipPlan, kernel: HipKernel) -> int:
     exchanges = adds_up_blocks(kernel) + finds_largest(kernel)  # a number of each wave
     waves = kernel.block_size // plan.target.hip.wave
     return _staged_bytes(plan, kernel) + exchanges * waves * _F32_BYTES
+
+
+def generic_bytes(arch: HipArch, block_size: int) -> int:
+    """Return the bytes of shared memory that a block of a plain product has."""
+    stage_elements = ELEMENT_STAGE_UNITS * UNIT_ELEMENTS
+    return (stage_elements + block_size // arch.wave) * _F32_BYTES
 
 
 def adds_up_blocks(kernel: HipKernel) -> bool:
@@ -57,11 +65,11 @@ def _has_row_sums(work: Kernel) -> bool:
 
 
 def _staged_bytes(plan: HipPlan, kernel: HipKernel) -> int:
-    """What the template of a schedule calls `STAGED_BYTES`."""
+    """Return the bytes of the arrays that the template of a schedule declares."""
     arch = plan.target.hip
     match kernel.schedule:
         case kernels.ELEMENT:
-            return 128 * UNIT_ELEMENTS * _F32_BYTES
+            return ELEMENT_STAGE_UNITS * UNIT_ELEMENTS * _F32_BYTES
         case kernels.GEMV:
             return gemv_bytes(kernel)
         case kernels.GEMV_MATRIX:

@@ -1,12 +1,15 @@
 // residual for hip:gfx1201, gemv_matrix, 4 rows a tile, 128 threads, made by q4jit
 // rows:
-//   v0 = x
+//   x_value = x
 // 96 gemv_matrix:
-//   v2 = v0 @ w    Q4_0 [512, 96]
-//   output0 = r + v2
+//   w_product = x_value @ w    Q4_0 [512, 96]
+//   output0 = r + w_product
 
 constexpr int BLOCK_SIZE = 128;
 static_assert(BLOCK_SIZE % WAVE == 0 && BLOCK_SIZE <= 1024, "a block is whole waves");
+constexpr int PANEL = 16;  // columns of a matrix instruction
+constexpr int UNIT = 32;  // elements of a column that are decoded together
+constexpr int QUAD_UNITS = 4;  // units that are stored together
 constexpr int ROWS = 4;  // of x, which share one decoding
 constexpr int COLUMNS = 16;  // of the result
 constexpr int WIDTH = 96;  // columns of the whole result
@@ -48,7 +51,8 @@ constexpr int CHUNK_BYTES = ROUGH_AT + CHUNK_UNITS * ROWS;
 constexpr int SUMS_BYTES = PRODUCTS * WAVES_K * ROWS * COLUMNS * 4;
 constexpr int ROOM_BYTES = ((CHUNK_BYTES > SUMS_BYTES ? CHUNK_BYTES : SUMS_BYTES) + 15) / 16 * 16;
 constexpr int STAGED_BYTES = ROOM_BYTES + RECEIVED_BYTES + 32;
-constexpr int LDS_BYTES = STAGED_BYTES;  // shared memory of a block
+constexpr int LDS_BYTES = 8544;  // shared memory of a block
+static_assert(STAGED_BYTES <= LDS_BYTES, "there is room for x and for the sums of the waves");
 static_assert(LDS_BYTES <= 65536, "gfx1201 has 65536 bytes of shared memory for a block");
 
 constexpr int MAX_GRID_Y = 65535;
@@ -66,103 +70,61 @@ DEVICE f32x4 load_four(const float* at) {
 
 // Q4_0 [512, 96] in the layout `tiles16`.
 struct Q4_0_512x96 {
-    static constexpr int K = 512;
-    static constexpr int N = 96;
-    static constexpr int UNITS = (K + 31) / 32;  // of a column
-    static constexpr int BLOCK_ELEMENTS = 32;
-    static constexpr int BLOCKS = K / BLOCK_ELEMENTS;  // of a column
-    static constexpr int BLOCK_UNITS = BLOCK_ELEMENTS / 32;
-    static_assert(K % BLOCK_ELEMENTS == 0, "columns are whole blocks");
-    static constexpr float ZERO = 8.0f;  // the quant of the value 0
-    static constexpr int QUADS = (UNITS + 3) / 4;  // of a column
-    static constexpr i64 QUANTS0_AT = 0;
-    static constexpr int QUANTS0_STRIDE = 16;  // bytes of a block
-    static constexpr i64 D_AT = 24576;
-    static constexpr int D_STRIDE = 2;  // bytes of a block
+    static constexpr int QUADS = 4;  // ⌈512 / 128⌉, of a column
+    static constexpr int QUAD_BYTES = 64;  // QUAD_UNITS · UNIT / 2, of quants
+    static constexpr int QUAD_SCALES_BYTES = 8;  // QUAD_UNITS · 2
+    static constexpr i64 D_AT = 24576;  // where its region begins
 
-    // A unit as it is stored: loaded early, unpacked when it is needed.
-    struct Stored {
-        u32x4 words[1];
-        u16 d;
-    };
+    // The number of a quad among all quads of the weight: those of a panel are stored together.
+    DEVICE u32 quad_index(u32 column, int quad) { return (column / PANEL * QUADS + quad) * PANEL + column % PANEL; }
 
-    static_assert((N + 15) / 16 * (i64)QUADS * 16 < 1ll << 32, "quads are counted in 32 bits");
-    // Which of the weight's quads one is: 16 columns stand beside each other.
-    DEVICE u32 quad_index(u32 column, int quad) { return (column / 16 * QUADS + quad) * 16 + column % 16; }
-
-    DEVICE Stored load(const u8* w, i64 column, int unit) {
-        const i64 quad = quad_index((u32)column, unit / 4);
-        Stored stored;
-        UNROLL for (int i = 0; i < 4; ++i)
-            stored.words[0][i] = ((const u32*)(w + QUANTS0_AT))[quad * 16 + i * 4 + unit % 4];
-        stored.d = ((const u16*)(w + D_AT))[quad * 4 + unit % 4];
-        return stored;
-    }
-
-    // What a lane has of a quad, the four units of a column that are stored together.
+    // What a lane has of a quad: words[i][u] is a word of unit u. Word i of a unit, 0…3, has elements
+    // 4 i…4 i + 3 in its low nibbles and 16 + 4 i…16 + 4 i + 3 in its high ones.
     struct Part {
         u32x4 words[4 / PARTS];
-        u32 d[2];
+        u32 d[2];  // the scales of the four units, as f16
     };
 
-    // at: the quad's place among all of them.
-    DEVICE Part load_part(const u8* w, u32 at) {
+    // quad: its number among all quads of the weight.
+    DEVICE Part load_part(const u8* w, u32 quad) {
         Part part;
-        const u8* const words = w + QUANTS0_AT + (u32)at * 64 + lane_part() * (4 / PARTS) * 16;
+        const u8* const words = w + quad * QUAD_BYTES + lane_part() * (4 / PARTS) * 16;
         UNROLL for (int i = 0; i < 4 / PARTS; ++i) part.words[i] = stream_16(words + i * 16);
-        const u64 d = *(const u64*)(w + D_AT + (u32)at * 8);
+        const u64 d = *(const u64*)(w + D_AT + quad * QUAD_SCALES_BYTES);
         part.d[0] = (u32)d;
         part.d[1] = (u32)(d >> 32);
         return part;
     }
 
-    // The quants of unit u minus 8, times 2^-9, of each word's elements 0, 2 · 1, 3 · 16, 18 · 17, 19.
-    // Four bits at the end of an f16 are so many times 2^-24, its next four so many times 2^-20.
+    // Pairs of f16. A nibble n in the lowest bits of an f16 is n * 2^-24, and in the next four bits n * 2^-20:
+    // denormal numbers, which a multiplication makes n * 2^-9.
+    static constexpr u32 LOW_NIBBLES = 0x000F000Fu;
+    static constexpr u32 HIGH_NIBBLES = 0x00F000F0u;
+    static constexpr u32 PAIR_OF_2P15 = 0x78007800u;  // 2^15: from 2^-24 to 2^-9
+    static constexpr u32 PAIR_OF_2P11 = 0x68006800u;  // 2^11: from 2^-20 to 2^-9
+    static constexpr u32 PAIR_OF_MINUS_ZERO = 0xA400A400u;  // -2^-6: the quant of 0 is 8, times 2^-9
+
+    // The quants of unit u minus 8, times 2^-9. A word's elements become the pairs 0, 2 · 1, 3 · 16, 18 · 17, 19.
     DEVICE void halves(const Part& part, int u, u32x4 (&q)[4 / PARTS]) {
         UNROLL for (int i = 0; i < 4 / PARTS; ++i)
             UNROLL for (int odd = 0; odd < 2; ++odd) {
                 const u32 word = part.words[i][u] >> (8 * odd);
-                q[i][odd] = fma_halves(word & 0x000F000Fu, 0x78007800u, 0xA400A400u);  // * 2^15 - 2^-6
-                q[i][odd + 2] = fma_halves(word & 0x00F000F0u, 0x68006800u, 0xA400A400u);  // * 2^11 - 2^-6
+                q[i][odd] = fma_halves(word & LOW_NIBBLES, PAIR_OF_2P15, PAIR_OF_MINUS_ZERO);
+                q[i][odd + 2] = fma_halves(word & HIGH_NIBBLES, PAIR_OF_2P11, PAIR_OF_MINUS_ZERO);
             }
     }
 
+    // What the elements of unit u are multiplied by.
     DEVICE float scale(const Part& part, int u) { return half_to_f32((u16)(part.d[u / 2] >> (16 * (u % 2)))); }
 
     // A single value.
     DEVICE float value(const u8* w, i64 column, int k) {
-        const i64 quad = quad_index((u32)column, k / 128);
-        const int unit = k / 32 % 4;
-        const u32 byte = w[QUANTS0_AT + quad * 64 + k % 16 / 4 * 16 + unit * 4 + k % 4];
-        return (float)((i32)(byte >> (k % 32 / 16 * 4) & 15) - 8) *
-               half_to_f32(((const u16*)(w + D_AT))[quad * 4 + unit]);
-    }
-
-    // 32 quants, four to a word in the order of the elements.
-    DEVICE void quants(const Stored& stored, int unit, u32 (&q)[8]) {
-        UNROLL for (int i = 0; i < 4; ++i) {
-            const u32 word = stored.words[0][i];
-            q[i] = word & 0x0f0f0f0fu;
-            q[i + 4] = word >> 4 & 0x0f0f0f0fu;
-        }
-    }
-
-    // Quant i of a unit, 0 at the value 0 and counted from `zero`: a small whole number.
-    DEVICE float centred(const u32 (&q)[8], int i, float zero = 0.0f) {
-        return byte_minus(q[i / 4], i % 4, ZERO + zero);
-    }
-
-    // What the 32 elements of a unit are multiplied by.
-    DEVICE float scale(const Stored& stored, int) {
-        return half_to_f32(stored.d);
-    }
-
-    // 32 values, rounded as the reference rounds.
-    DEVICE void decode(const Stored& stored, int unit, float (&values)[32]) {
-        u32 q[8];
-        quants(stored, unit, q);
-        const float factor = scale(stored, 0);
-        UNROLL for (int i = 0; i < 32; ++i) values[i] = centred(q, i) * factor;
+        const i64 quad = quad_index((u32)column, k / (QUAD_UNITS * UNIT));
+        const int unit = k / UNIT % QUAD_UNITS;
+        // A unit's word i, of 4 bytes, has elements 4 i…4 i + 3 and 16 more; words i of the four units are adjacent.
+        const u32 byte = w[quad * QUAD_BYTES + k % 16 / 4 * 16 + unit * 4 + k % 4];
+        const u32 quant = byte >> (k % UNIT / 16 * 4) & 15;  // low nibble or high nibble
+        return (float)((i32)quant - 8) * half_to_f32(((const u16*)(w + D_AT))[quad * QUAD_UNITS + unit]);
     }
 };
 
@@ -176,24 +138,24 @@ struct Arguments {
 
 // x, after the prologue.
 DEVICE float x_value(const Arguments& a, i64 row, int column) {
-    const float v0 = a.x[row * 512 + column];
-    return v0;
+    const float x_element = a.x[row * 512 + column];
+    return x_element;
 }
 
-// The same for four neighbouring columns, of which this is the first.
+// The same for four neighbouring columns, beginning with this one.
 DEVICE void x_values(const Arguments& a, i64 row, int column, float* x) {
-    const f32x4 v0_four = load_four(&a.x[row * 512 + column]);
+    const f32x4 x_element_four = load_four(&a.x[row * 512 + column]);
     UNROLL for (int i = 0; i < 4; ++i) {
-        const float v0 = v0_four[i];
-        x[i] = v0;
+        const float x_element = x_element_four[i];
+        x[i] = x_element;
     }
 }
 
 // From the products at one row and column to the results.
-DEVICE void epilogue(const Arguments& a, i64 row, int column, float v2) {
-    const float v1 = a.r[row * 96 + column];
-    const float v3 = v1 + v2;
-    a.output0[row * 96 + column] = v3;
+DEVICE void epilogue(const Arguments& a, i64 row, int column, float w_product) {
+    const float r_element = a.r[row * 96 + column];
+    const float sum1 = r_element + w_product;
+    a.output0[row * 96 + column] = sum1;
 }
 
 // Of a lane's value v in a step: its row of x.
@@ -278,17 +240,17 @@ DEVICE void compute(const Arguments& a) {
     float x_ahead[THREAD_SHARES][8];
     UNROLL for (int i = 0; i < THREAD_SHARES; ++i)
         load_share(thread + i * BLOCK_SIZE, first_quad, x_ahead[i]);
-    u32 v2_at[LANE_COLUMNS];  // quad 0 of the lane's columns
+    u32 w_at[LANE_COLUMNS];  // quad 0 of the lane's columns
     UNROLL for (int c = 0; c < LANE_COLUMNS; ++c)
-        v2_at[c] = Q4_0_512x96::quad_index(tile * 16, 0) + lane_column(c);
-    Q4_0_512x96::Part v2_ahead[AHEAD][LANE_COLUMNS];
+        w_at[c] = Q4_0_512x96::quad_index(tile * 16, 0) + lane_column(c);
+    Q4_0_512x96::Part w_ahead[AHEAD][LANE_COLUMNS];
     UNROLL for (int i = 0; i < AHEAD; ++i) {
         const int quad = first_quad + i * WAVES_K + wave_k;
         if (quad >= end_quad) break;
         UNROLL for (int c = 0; c < LANE_COLUMNS; ++c)
-            v2_ahead[i][c] = Q4_0_512x96::load_part(a.w, v2_at[c] + quad * 16);
+            w_ahead[i][c] = Q4_0_512x96::load_part(a.w, w_at[c] + quad * 16);
     }
-    float v2_sums[STEPS][LANE_COLUMNS][VALUES] = {};
+    float w_sums[STEPS][LANE_COLUMNS][VALUES] = {};
     ROLLED for (int first = first_quad; first < end_quad; first += CHUNK_QUADS) {
         block_barrier();  // any_rough is 0, and nobody reads the x before
         ROLLED for (int share0 = thread; share0 - thread < SHARES; share0 += THREAD_SHARES * BLOCK_SIZE) {
@@ -321,11 +283,11 @@ DEVICE void compute(const Arguments& a) {
             if (local_quad >= CHUNK_QUADS || quad >= end_quad) break;
             UNROLL for (int u = 0; u < 4; ++u) {
                 const int unit = local_quad * 4 + u;
-                u32x4 v2_quants[LANE_COLUMNS][4 / PARTS];
-                float v2_d[LANE_COLUMNS];
+                u32x4 w_quants[LANE_COLUMNS][4 / PARTS];
+                float w_d[LANE_COLUMNS];
                 UNROLL for (int c = 0; c < LANE_COLUMNS; ++c) {
-                    Q4_0_512x96::halves(v2_ahead[i][c], u, v2_quants[c]);
-                    v2_d[c] = Q4_0_512x96::scale(v2_ahead[i][c], u);
+                    Q4_0_512x96::halves(w_ahead[i][c], u, w_quants[c]);
+                    w_d[c] = Q4_0_512x96::scale(w_ahead[i][c], u);
                 }
                 UNROLL for (int step = 0; step < STEPS; ++step) {
                     u32x4 x[TURNS][4 / PARTS];
@@ -335,25 +297,25 @@ DEVICE void compute(const Arguments& a) {
                                              lane_x_row() % USED_ROWS * 4 + lane_part() * (4 / PARTS) + p];
                     float x_scale[VALUES];
                     UNROLL for (int v = 0; v < VALUES; ++v) x_scale[v] = x_scales[unit * ROWS + value_row(step, v)];
-                    lane_sums v2_dots = {};
+                    lane_sums w_dots = {};
                     UNROLL for (int t = TURNS - 1; t >= 0; --t) {
-                        multiply_unit(x[t], v2_quants, v2_dots);
-                        if (t > 0) v2_dots *= REST_STEP;
+                        multiply_unit(x[t], w_quants, w_dots);
+                        if (t > 0) w_dots *= REST_STEP;
                     }
                     UNROLL for (int c = 0; c < LANE_COLUMNS; ++c)
                         UNROLL for (int v = 0; v < VALUES; ++v) {
-                            float dot = lane_sum(v2_dots, c, v * ROW_TERMS);
-                            if (BESIDE) dot += REST_STEP * lane_sum(v2_dots, c, v * ROW_TERMS + 1);
-                            float& sum = v2_sums[step][c][v];
-                            sum = fma_f32(v2_d[c] * x_scale[v], dot, sum);
+                            float dot = lane_sum(w_dots, c, v * ROW_TERMS);
+                            if (BESIDE) dot += REST_STEP * lane_sum(w_dots, c, v * ROW_TERMS + 1);
+                            float& sum = w_sums[step][c][v];
+                            sum = fma_f32(w_d[c] * x_scale[v], dot, sum);
                             settle(sum);  // x of units ahead would take half of the registers
                         }
                 }
             }
             if (quad + ROUND_QUADS < end_quad) {
                 UNROLL for (int c = 0; c < LANE_COLUMNS; ++c)
-                    v2_ahead[i][c] = Q4_0_512x96::load_part(
-                        a.w, v2_at[c] + (quad + ROUND_QUADS) * 16);
+                    w_ahead[i][c] = Q4_0_512x96::load_part(
+                        a.w, w_at[c] + (quad + ROUND_QUADS) * 16);
             }
         }
         if (any_rough) {  // their terms are 0: what they stand for is added here
@@ -368,9 +330,9 @@ DEVICE void compute(const Arguments& a) {
                         ROLLED for (int k = k0; k < k0 + 32; ++k) {
                             const float x = x_value(a, row, k);
                             UNROLL for (int c = 0; c < LANE_COLUMNS; ++c)
-                                v2_sums[step][c][v] = fma_f32(
+                                w_sums[step][c][v] = fma_f32(
                                     x, Q4_0_512x96::value(a.w, columns[c], k),
-                                    v2_sums[step][c][v]);
+                                    w_sums[step][c][v]);
                         }
                     }
             }
@@ -386,17 +348,17 @@ DEVICE void compute(const Arguments& a) {
                 const int column = wave_index() % WAVES_N * 16 + lane_column(c);
                 if (row < ROWS)
                     sums[((0 * WAVES_K + wave_k) * ROWS + row) * COLUMNS + column] =
-                        v2_sums[step][c][v];
+                        w_sums[step][c][v];
             }
     block_barrier();
     for (int at = thread; at < ROWS * COLUMNS; at += BLOCK_SIZE) {
-        float v2 = 0.0f;
+        float w = 0.0f;
         UNROLL for (int part = 0; part < WAVES_K; ++part)
-            v2 += sums[(0 * WAVES_K + part) * ROWS * COLUMNS + at];
+            w += sums[(0 * WAVES_K + part) * ROWS * COLUMNS + at];
         const i64 row = row0 + at / COLUMNS;
         const int column = column0 + at % COLUMNS;
         if (row < m && column < WIDTH)
-            epilogue(a, row, column, v2);
+            epilogue(a, row, column, w);
     }
 }
 
