@@ -5,6 +5,7 @@ from typing import Any
 
 from q4jit.frontend.graph import Node
 from q4jit.hip.elementary import elementary_functions
+from q4jit.hip.gemv_matrix_sizes import matrix_variables
 from q4jit.hip.kernel import BOUNDED_THREADS, MAX_GRID_Y, ROWS, TILE_HALVES, HipKernel, HipPlan
 from q4jit.hip.memory import adds_up_blocks, finds_largest
 from q4jit.hip.values import (
@@ -45,6 +46,7 @@ def variables(plan: HipPlan, kernel: HipKernel) -> dict[str, Any]:
         "width": kernel.section.width if work.sections else 0,
         "k": work.x.width if work.x is not None else 0,
         "needs": _needs(kernel, weights),
+        **matrix_variables(plan, kernel),
         **decoded,
     }
     if kernel.schedule == ROWS:

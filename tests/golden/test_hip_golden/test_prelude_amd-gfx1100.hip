@@ -155,13 +155,13 @@ constexpr int TILE_ROWS = 16;  // of x, in one instruction
 constexpr int LANE_COLUMNS = 1;  // of 16
 constexpr int LANE_ROWS = 8;  // of the result, in each of them
 constexpr int PARTS = 1;  // lanes that share a unit
+constexpr int LANE_QUARTERS = 4;  // of a unit
 typedef f32x8 lane_sums;
 
 DEVICE int lane_part() { return 0; }
 DEVICE int lane_column(int) { return lane_index() % 16; }
 DEVICE int lane_row(int v) { return lane_index() / 16 * 8 + v; }
 DEVICE int lane_x_row() { return lane_index() % 2 * 8 + lane_index() % 16 / 2; }
-DEVICE float lane_sum(const lane_sums& sums, int, int v) { return sums[v]; }
 
 // sums += x w over a unit
 DEVICE void multiply_unit(const u32x4 (&x)[4], const u32x4 (&w)[1][4], lane_sums& sums) {

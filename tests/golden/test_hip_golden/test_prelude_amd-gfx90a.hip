@@ -144,13 +144,13 @@ constexpr int TILE_ROWS = 16;  // of x, in one instruction
 constexpr int LANE_COLUMNS = 1;  // of 16
 constexpr int LANE_ROWS = 4;  // of the result, in each of them
 constexpr int PARTS = 4;  // lanes that share a unit
+constexpr int LANE_QUARTERS = 1;  // of a unit
 typedef f32x4 lane_sums;
 
 DEVICE int lane_part() { return lane_index() / 16; }
 DEVICE int lane_column(int) { return lane_index() % 16; }
 DEVICE int lane_row(int v) { return lane_index() / 16 * 4 + v; }
 DEVICE int lane_x_row() { return lane_index() % 16; }
-DEVICE float lane_sum(const lane_sums& sums, int, int v) { return sums[v]; }
 
 // sums += x w over a unit
 DEVICE void multiply_unit(const u32x4 (&x)[1], const u32x4 (&w)[1][1], lane_sums& sums) {

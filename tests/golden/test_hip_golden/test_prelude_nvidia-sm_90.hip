@@ -210,13 +210,13 @@ constexpr int TILE_ROWS = 8;  // of x, in one instruction
 constexpr int LANE_COLUMNS = 2;  // of 16
 constexpr int LANE_ROWS = 2;  // of the result, in each of them
 constexpr int PARTS = 4;  // lanes that share a unit
+constexpr int LANE_QUARTERS = 1;  // of a unit
 typedef f32x4 lane_sums;
 
 DEVICE int lane_part() { return lane_index() % 4; }
 DEVICE int lane_column(int i) { return lane_index() / 4 + 8 * i; }
 DEVICE int lane_row(int v) { return lane_index() % 4 * 2 + v; }
 DEVICE int lane_x_row() { return lane_index() / 4; }
-DEVICE float lane_sum(const lane_sums& sums, int column, int v) { return sums[2 * column + v]; }
 
 // sums += x w over a unit
 DEVICE void multiply_unit(const u32x4 (&x)[1], const u32x4 (&w)[2][1], lane_sums& sums) {

@@ -7,47 +7,34 @@
 
 constexpr int BLOCK_SIZE = 128;
 static_assert(BLOCK_SIZE % WAVE == 0 && BLOCK_SIZE <= 1024, "a block is whole waves");
-constexpr int ROWS = 4;  // of x, which share one decoding
-constexpr int COLUMNS = 16;  // of the result
-constexpr int WIDTH = 96;  // columns of the whole result
 constexpr int K = 512;
+constexpr int WIDTH = 96;  // columns of the whole result
+constexpr int ROWS = 4;  // of x, which a block computes
+constexpr int COLUMNS = 16;  // of the result, which a block computes
+
+constexpr int PANEL = 16;  // columns of a matrix instruction
+constexpr int UNIT = 32;  // elements of a column that are decoded together
+constexpr int UNIT_QUARTERS = 4;
+constexpr int QUARTER = 8;  // UNIT / UNIT_QUARTERS: elements that a lane splits into terms
+constexpr int QUAD_UNITS = 4;  // units that are stored together
+constexpr int QUAD = 128;  // QUAD_UNITS · UNIT, elements
+constexpr int QUADS = 4;  // ⌈K / QUAD⌉, of a column
+static_assert(QUADS == (K + QUAD - 1) / QUAD, "the last quad of a column may be a part");
+
+constexpr int WAVES_K = 4;  // BLOCK_SIZE / WAVE, waves that share the panel
+static_assert(WAVES_K * WAVE == BLOCK_SIZE, "each wave has a part of K");
+
 constexpr int TERMS = 2;  // f16 numbers that make up one x
-constexpr int AHEAD = 1;  // quads that a wave loads before their turn
-constexpr int WAVES_N = COLUMNS / 16;  // waves beside each other
-constexpr int WAVES_K = BLOCK_SIZE / WAVE / WAVES_N;  // waves that share columns
-static_assert(WAVES_N * WAVES_K * WAVE == BLOCK_SIZE, "waves share the columns and K evenly");
-constexpr int QUADS = (K + 127) / 128;  // of a column: four units that are stored together
-constexpr int SPLITS = 1;  // blocks of a cluster: each has its own part of K
-constexpr int SPLIT_QUADS = (QUADS + SPLITS - 1) / SPLITS;
-// Terms of a row are rows of one instruction where there is room, or else they take turns.
-constexpr bool BESIDE = TERMS > 1 && ROWS * TERMS <= TILE_ROWS;
-constexpr int TURNS = BESIDE ? 1 : TERMS;
-constexpr int ROW_TERMS = BESIDE ? TERMS : 1;
-constexpr int STEPS = (ROWS * ROW_TERMS + TILE_ROWS - 1) / TILE_ROWS;  // instructions for all rows
-constexpr int USED_ROWS = STEPS > 1 ? TILE_ROWS : ROWS * ROW_TERMS;  // of an instruction's
-static_assert(STEPS * USED_ROWS == ROWS * ROW_TERMS, "instructions are full, or it is one");
-// Results of a lane in a column, for one instruction; of few rows the first are all that any lane stores.
-constexpr int VALUES = (LANE_ROWS < USED_ROWS ? LANE_ROWS : USED_ROWS) / ROW_TERMS;
-constexpr int UNIT_ITEMS = TURNS * STEPS * USED_ROWS * 4;  // 16 bytes of eight x each
-constexpr int UNIT_BYTES = UNIT_ITEMS * 16 + ROWS * 5;
-constexpr int PRODUCTS = 1;
-constexpr int RECEIVED_BYTES = 0;
-constexpr int ROOM_QUADS = (64512 - RECEIVED_BYTES) / 4 / UNIT_BYTES;
-constexpr int ROUND_QUADS = AHEAD * WAVES_K;  // which the waves of a block take together
-constexpr int CHUNK_QUADS =  // of x, staged at a time
-    ROOM_QUADS < SPLIT_QUADS ? ROOM_QUADS / ROUND_QUADS * ROUND_QUADS : SPLIT_QUADS;
-static_assert(CHUNK_QUADS > 0, "shared memory holds what the waves load ahead");
-constexpr int CHUNK_UNITS = 4 * CHUNK_QUADS;
-constexpr int SHARES = ROWS * CHUNK_UNITS * 4;  // eight x each
-constexpr int MOST_SHARES = (SHARES + BLOCK_SIZE - 1) / BLOCK_SIZE;
-constexpr int SHARES_AT_A_TIME = 2;  // registers of more would cost waves
-constexpr int THREAD_SHARES = MOST_SHARES < SHARES_AT_A_TIME ? MOST_SHARES : SHARES_AT_A_TIME;
-constexpr int SCALES_AT = CHUNK_UNITS * UNIT_ITEMS * 16;
-constexpr int ROUGH_AT = SCALES_AT + CHUNK_UNITS * ROWS * 4;
-constexpr int CHUNK_BYTES = ROUGH_AT + CHUNK_UNITS * ROWS;
-constexpr int SUMS_BYTES = PRODUCTS * WAVES_K * ROWS * COLUMNS * 4;
-constexpr int ROOM_BYTES = ((CHUNK_BYTES > SUMS_BYTES ? CHUNK_BYTES : SUMS_BYTES) + 15) / 16 * 16;
-constexpr int STAGED_BYTES = ROOM_BYTES + RECEIVED_BYTES + 32;
+constexpr int TERM_QUARTERS = 32;  // ROWS · TERMS · UNIT_QUARTERS, of a unit in terms: 16 bytes each
+constexpr int USED_ROWS = 8;  // of an instruction's TILE_ROWS: the others repeat them
+constexpr int VALUES = 4;  // rows whose results a lane has from an instruction
+
+constexpr int STAGE_UNITS = 16;  // QUADS · QUAD_UNITS: shared memory holds all the x of a block
+constexpr int QUARTERS_AHEAD = 2;  // that a thread loads before it splits the first
+constexpr int SCALES_AT = 8192;  // STAGE_UNITS · TERM_QUARTERS · 16 bytes
+constexpr int ROUGH_AT = 8448;  // SCALES_AT + STAGE_UNITS · ROWS · 4 bytes
+constexpr int ROOM_BYTES = 8512;  // ROUGH_AT + STAGE_UNITS · ROWS: x, and later the sums of the waves
+constexpr int STAGED_BYTES = 8528;  // ROOM_BYTES + 16 for any_rough
 constexpr int LDS_BYTES = STAGED_BYTES;  // shared memory of a block
 static_assert(LDS_BYTES <= 65536, "gfx1201 has 65536 bytes of shared memory for a block");
 
@@ -196,11 +183,10 @@ DEVICE void epilogue(const Arguments& a, i64 row, int column, float v2) {
     a.output0[row * 96 + column] = v3;
 }
 
-// Of a lane's value v in a step: its row of x.
-DEVICE int value_row(int step, int v) {
-    const int row = (step * TILE_ROWS + lane_row(v * ROW_TERMS)) / ROW_TERMS;
-    return row < ROWS ? row : ROWS - 1;  // beyond them nothing is stored
-}
+// The row of x that a lane's value v is of; from ROWS on it is of none.
+DEVICE int value_row(int v) { return lane_row(v * TERMS) / TERMS; }
+// The same for reading: of a value that nobody stores the last row.
+DEVICE int read_row(int v) { return value_row(v) < ROWS ? value_row(v) : ROWS - 1; }
 
 constexpr float LEAST = 0x1p-28f;  // of a unit's largest x: below, terms are denormal
 
@@ -242,161 +228,127 @@ DEVICE bool split_x(const float (&x)[8], u32x4 (&terms)[TERMS], float& scale) {
 }
 
 // A block computes COLUMNS columns for ROWS rows on matrix units. x is split into f16 terms that share
-// a scale in each unit, quants are f16 numbers exactly. The sums of a unit are multiplied by both
-// scales and added up in f32. Waves beside each other have 16 columns each, others other quads of K.
+// a scale in each unit; quants are f16 numbers exactly. The sums of a unit are multiplied by both
+// scales and added up in f32. Waves share a panel: each has other quads of K.
 DEVICE void compute(const Arguments& a) {
     const i64 m = a.m;
-    SHARED u32x4 staged[ROOM_BYTES / 16];
+    SHARED u32x4 staged[ROOM_BYTES / sizeof(u32x4)];  // x in terms: [STAGE_UNITS][ROWS · TERMS][UNIT_QUARTERS]
+    float* const x_scales = (float*)((u8*)staged + SCALES_AT);  // [STAGE_UNITS][ROWS]
+    u8* const x_rough = (u8*)staged + ROUGH_AT;  // [STAGE_UNITS][ROWS]
     SHARED int any_rough;
-    float* const x_scales = (float*)((u8*)staged + SCALES_AT);
-    u8* const x_rough = (u8*)staged + ROUGH_AT;
     const int thread = thread_index();
-    const int wave_k = wave_index() / WAVES_N;
+    const int wave_k = wave_index();
     const i64 row0 = block_of_rows() * ROWS;
-    const int column0 = block_x() / SPLITS * COLUMNS;
-    const int first_quad = block_x() % SPLITS * SPLIT_QUADS;
-    const int end_quad = at_run_time(first_quad + SPLIT_QUADS < QUADS ? first_quad + SPLIT_QUADS : QUADS);
+    const int column0 = block_x() * COLUMNS;
+    const int end_quad = QUADS;
     if (thread == 0) any_rough = 0;
 
-    const int wanted_tile = column0 / 16 + wave_index() % WAVES_N;
-    const int tile = WIDTH % COLUMNS == 0 || wanted_tile < (WIDTH + 15) / 16 ? wanted_tile : (WIDTH - 1) / 16;
-    int columns[LANE_COLUMNS];
-    UNROLL for (int c = 0; c < LANE_COLUMNS; ++c) {
-        const int column = tile * 16 + lane_column(c);
-        columns[c] = WIDTH % 16 == 0 || column < WIDTH ? column : WIDTH - 1;
-    }
-    // Four lanes share a unit of a row of x.
-    const auto load_share = [&](int share, int first, float (&x)[8]) {
-        const int part = share % 4, unit = share / 4 % CHUNK_UNITS, r = share / 4 / CHUNK_UNITS;
-        const i64 row = row0 + r < m ? row0 + r : m - 1;
+    const int panel = column0 / PANEL;
+    const int column = panel * PANEL + lane_column(0);
+
+    // --- load ahead: x ---
+    const auto row_of = [&](int r) { return row0 + r < m ? row0 + r : m - 1; };  // beyond the last row the last
+    const auto load_quarter = [&](int index, float (&eight)[QUARTER]) {
+        const int quarter = index % UNIT_QUARTERS, unit = index / UNIT_QUARTERS % STAGE_UNITS;
+        const int r = index / UNIT_QUARTERS / STAGE_UNITS;
         UNROLL for (int half = 0; half < 2; ++half) {
-            const int k = first * 128 + unit * 32 + half * 16 + part * 4;
-            UNROLL for (int j = 0; j < 4; ++j) x[half * 4 + j] = 0.0f;
-            if (share < SHARES && k < K) x_values(a, row, k, x + half * 4);
+            const int k = unit * UNIT + half * (UNIT / 2) + quarter * (QUARTER / 2);
+            x_values(a, row_of(r), k, eight + half * (QUARTER / 2));
         }
     };
-    float x_ahead[THREAD_SHARES][8];
-    UNROLL for (int i = 0; i < THREAD_SHARES; ++i)
-        load_share(thread + i * BLOCK_SIZE, first_quad, x_ahead[i]);
-    u32 v2_at[LANE_COLUMNS];  // quad 0 of the lane's columns
-    UNROLL for (int c = 0; c < LANE_COLUMNS; ++c)
-        v2_at[c] = Q4_0_512x96::quad_index(tile * 16, 0) + lane_column(c);
-    Q4_0_512x96::Part v2_ahead[AHEAD][LANE_COLUMNS];
-    UNROLL for (int i = 0; i < AHEAD; ++i) {
-        const int quad = first_quad + i * WAVES_K + wave_k;
-        if (quad >= end_quad) break;
-        UNROLL for (int c = 0; c < LANE_COLUMNS; ++c)
-            v2_ahead[i][c] = Q4_0_512x96::load_part(a.w, v2_at[c] + quad * 16);
-    }
-    float v2_sums[STEPS][LANE_COLUMNS][VALUES] = {};
-    ROLLED for (int first = first_quad; first < end_quad; first += CHUNK_QUADS) {
-        block_barrier();  // any_rough is 0, and nobody reads the x before
-        ROLLED for (int share0 = thread; share0 - thread < SHARES; share0 += THREAD_SHARES * BLOCK_SIZE) {
-            if (share0 > thread || first > first_quad)
-                UNROLL for (int i = 0; i < THREAD_SHARES; ++i)
-                    load_share(share0 + i * BLOCK_SIZE, first, x_ahead[i]);
-            UNROLL for (int i = 0; i < THREAD_SHARES; ++i) {
-                const int share = share0 + i * BLOCK_SIZE;
-                const int part = share % 4, unit = share / 4 % CHUNK_UNITS, r = share / 4 / CHUNK_UNITS;
-                u32x4 terms[TERMS];
-                float scale;
-                const bool rough = split_x(x_ahead[i], terms, scale);
-                if (share >= SHARES) continue;  // only now: lanes of a wave split x together
-                UNROLL for (int t = 0; t < TERMS; ++t) {
-                    const int item = BESIDE ? (r * TERMS + t) * 4 : (t * ROWS + r) * 4;
-                    staged[unit * UNIT_ITEMS + item + part] = terms[t];
-                }
-                if (part == 0) {
-                    x_scales[unit * ROWS + r] = scale;
-                    x_rough[unit * ROWS + r] = rough;
-                    if (rough) any_rough = 1;
-                }
-            }
-        }
-        block_barrier();
-        ROLLED for (int round = 0; round < CHUNK_QUADS; round += ROUND_QUADS)
-        UNROLL for (int i = 0; i < AHEAD; ++i) {
-            const int local_quad = round + i * WAVES_K + wave_k;
-            const int quad = first + local_quad;
-            if (local_quad >= CHUNK_QUADS || quad >= end_quad) break;
-            UNROLL for (int u = 0; u < 4; ++u) {
-                const int unit = local_quad * 4 + u;
-                u32x4 v2_quants[LANE_COLUMNS][4 / PARTS];
-                float v2_d[LANE_COLUMNS];
-                UNROLL for (int c = 0; c < LANE_COLUMNS; ++c) {
-                    Q4_0_512x96::halves(v2_ahead[i][c], u, v2_quants[c]);
-                    v2_d[c] = Q4_0_512x96::scale(v2_ahead[i][c], u);
-                }
-                UNROLL for (int step = 0; step < STEPS; ++step) {
-                    u32x4 x[TURNS][4 / PARTS];
-                    UNROLL for (int t = 0; t < TURNS; ++t)
-                        UNROLL for (int p = 0; p < 4 / PARTS; ++p)
-                            x[t][p] = staged[unit * UNIT_ITEMS + (t * STEPS + step) * USED_ROWS * 4 +
-                                             lane_x_row() % USED_ROWS * 4 + lane_part() * (4 / PARTS) + p];
-                    float x_scale[VALUES];
-                    UNROLL for (int v = 0; v < VALUES; ++v) x_scale[v] = x_scales[unit * ROWS + value_row(step, v)];
-                    lane_sums v2_dots = {};
-                    UNROLL for (int t = TURNS - 1; t >= 0; --t) {
-                        multiply_unit(x[t], v2_quants, v2_dots);
-                        if (t > 0) v2_dots *= REST_STEP;
-                    }
-                    UNROLL for (int c = 0; c < LANE_COLUMNS; ++c)
-                        UNROLL for (int v = 0; v < VALUES; ++v) {
-                            float dot = lane_sum(v2_dots, c, v * ROW_TERMS);
-                            if (BESIDE) dot += REST_STEP * lane_sum(v2_dots, c, v * ROW_TERMS + 1);
-                            float& sum = v2_sums[step][c][v];
-                            sum = fma_f32(v2_d[c] * x_scale[v], dot, sum);
-                            settle(sum);  // x of units ahead would take half of the registers
-                        }
-                }
-            }
-            if (quad + ROUND_QUADS < end_quad) {
-                UNROLL for (int c = 0; c < LANE_COLUMNS; ++c)
-                    v2_ahead[i][c] = Q4_0_512x96::load_part(
-                        a.w, v2_at[c] + (quad + ROUND_QUADS) * 16);
-            }
-        }
-        if (any_rough) {  // their terms are 0: what they stand for is added here
-            ROLLED for (int unit = 0; unit < CHUNK_UNITS; ++unit) {
-                const int k0 = first * 128 + unit * 32;
-                if (unit / 4 % WAVES_K != wave_k || first + unit / 4 >= end_quad || k0 >= K) continue;
-                UNROLL for (int step = 0; step < STEPS; ++step)
-                    UNROLL for (int v = 0; v < VALUES; ++v) {
-                        const int r = value_row(step, v);
-                        if (!x_rough[unit * ROWS + r]) continue;
-                        const i64 row = row0 + r < m ? row0 + r : m - 1;
-                        ROLLED for (int k = k0; k < k0 + 32; ++k) {
-                            const float x = x_value(a, row, k);
-                            UNROLL for (int c = 0; c < LANE_COLUMNS; ++c)
-                                v2_sums[step][c][v] = fma_f32(
-                                    x, Q4_0_512x96::value(a.w, columns[c], k),
-                                    v2_sums[step][c][v]);
-                        }
-                    }
+    float quarters[QUARTERS_AHEAD][QUARTER];
+    UNROLL for (int i = 0; i < QUARTERS_AHEAD; ++i)
+        load_quarter(thread + i * BLOCK_SIZE, quarters[i]);
+
+    // --- load ahead: the weights of the wave's first quad ---
+    const u32 v2_at = Q4_0_512x96::quad_index(panel * PANEL, 0) + lane_column(0);  // quad 0 of the lane's column
+    Q4_0_512x96::Part v2_ahead;
+    const auto v2_load = [&](Q4_0_512x96::Part& part, int quad) {
+        if (quad >= end_quad) return;
+        part = Q4_0_512x96::load_part(a.w, v2_at + quad * PANEL);
+    };
+    v2_load(v2_ahead, wave_k);
+
+    const auto stage_quarter = [&](int index, const float (&eight)[QUARTER]) {
+        u32x4 terms[TERMS];
+        float scale;
+        const bool rough = split_x(eight, terms, scale);
+        const int quarter = index % UNIT_QUARTERS, unit = index / UNIT_QUARTERS % STAGE_UNITS;
+        const int r = index / UNIT_QUARTERS / STAGE_UNITS;
+        UNROLL for (int t = 0; t < TERMS; ++t)
+            staged[unit * TERM_QUARTERS + (r * TERMS + t) * UNIT_QUARTERS + quarter] = terms[t];
+        if (quarter > 0) return;
+        x_scales[unit * ROWS + r] = scale;
+        x_rough[unit * ROWS + r] = rough;
+        if (rough) any_rough = 1;
+    };
+
+    float v2_sums[VALUES] = {};
+    // --- stage x: threads split quarters into terms, for all waves to read ---
+    block_barrier();  // any_rough is 0
+    UNROLL for (int i = 0; i < QUARTERS_AHEAD; ++i)
+        stage_quarter(thread + i * BLOCK_SIZE, quarters[i]);
+    block_barrier();
+
+    // --- multiply: each wave its quads of the stage ---
+    const int quad = wave_k;
+    {
+        UNROLL for (int u = 0; u < QUAD_UNITS; ++u) {
+            const int unit = quad * QUAD_UNITS + u;
+            u32x4 v2_quants[LANE_COLUMNS][LANE_QUARTERS];
+            Q4_0_512x96::halves(v2_ahead, u, v2_quants[0]);
+            const float v2_d = Q4_0_512x96::scale(v2_ahead, u);
+            const int x_item = unit * TERM_QUARTERS + lane_part() * LANE_QUARTERS;
+            u32x4 x[LANE_QUARTERS];
+            UNROLL for (int q = 0; q < LANE_QUARTERS; ++q)
+                x[q] = staged[x_item + lane_x_row() % USED_ROWS * UNIT_QUARTERS + q];
+            float x_scale[VALUES];
+            UNROLL for (int v = 0; v < VALUES; ++v) x_scale[v] = x_scales[unit * ROWS + read_row(v)];
+            lane_sums v2_dots = {};
+            multiply_unit(x, v2_quants, v2_dots);
+            UNROLL for (int v = 0; v < VALUES; ++v) {
+                const float v2_dot = v2_dots[v * TERMS] + REST_STEP * v2_dots[v * TERMS + 1];
+                float& v2_sum = v2_sums[v];
+                v2_sum = fma_f32(v2_d * x_scale[v], v2_dot, v2_sum);
+                settle(v2_sum);  // x of units ahead would take half of the registers
             }
         }
     }
 
-    block_barrier();  // x may still be read
-    float* const sums = (float*)staged;
-    UNROLL for (int step = 0; step < STEPS; ++step)
-        UNROLL for (int c = 0; c < LANE_COLUMNS; ++c)
+    // --- rough units: their terms are 0, so what they stand for is added here ---
+    if (any_rough) {
+        ROLLED for (int unit = 0; unit < STAGE_UNITS; ++unit) {
+            const int k0 = unit * UNIT;
+            if (unit / QUAD_UNITS % WAVES_K != wave_k) continue;
             UNROLL for (int v = 0; v < VALUES; ++v) {
-                const int row = (step * TILE_ROWS + lane_row(v * ROW_TERMS)) / ROW_TERMS;
-                const int column = wave_index() % WAVES_N * 16 + lane_column(c);
-                if (row < ROWS)
-                    sums[((0 * WAVES_K + wave_k) * ROWS + row) * COLUMNS + column] =
-                        v2_sums[step][c][v];
+                const int r = read_row(v);
+                if (!x_rough[unit * ROWS + r]) continue;
+                ROLLED for (int k = k0; k < k0 + UNIT; ++k) {
+                    const float x = x_value(a, row_of(r), k);
+                    v2_sums[v] = fma_f32(
+                        x, Q4_0_512x96::value(a.w, column, k), v2_sums[v]);
+                }
             }
+        }
+    }
+
+    // --- reduce: add the sums of the waves that share a panel ---
+    block_barrier();  // x may still be read
+    float* const v2_shared = (float*)staged;  // [WAVES_K][ROWS][COLUMNS]
+    UNROLL for (int v = 0; v < VALUES; ++v) {
+        const int row = value_row(v);
+        const int to = (wave_k * ROWS + row) * COLUMNS + lane_column(0);
+        if (row < ROWS) v2_shared[to] = v2_sums[v];
+    }
     block_barrier();
+
+    // --- epilogue ---
     for (int at = thread; at < ROWS * COLUMNS; at += BLOCK_SIZE) {
         float v2 = 0.0f;
-        UNROLL for (int part = 0; part < WAVES_K; ++part)
-            v2 += sums[(0 * WAVES_K + part) * ROWS * COLUMNS + at];
+        UNROLL for (int wave = 0; wave < WAVES_K; ++wave) v2 += v2_shared[wave * ROWS * COLUMNS + at];
         const i64 row = row0 + at / COLUMNS;
         const int column = column0 + at % COLUMNS;
-        if (row < m && column < WIDTH)
-            epilogue(a, row, column, v2);
+        if (row < m && column < WIDTH) epilogue(a, row, column, v2);
     }
 }
 
