@@ -190,19 +190,20 @@ DEVICE int read_row(int v) { return value_row(v) < ROWS ? value_row(v) : ROWS - 
 
 constexpr float LEAST = 0x1p-28f;  // of a unit's largest x: below, terms are denormal
 
-// Splits eight of a unit's 32 x, which four lanes share, into f16 terms of 11 bits, relative to a
-// power of two: `scale`. The largest x becomes less than 2^15; the least f16 is 2^-24.
-// Returns whether the unit is rough: then its terms are 0. So it is for Inf, NaN and a largest x that
-// has no such scale, and where one x is less than LEAST of it: columns may have zeros for all others.
-DEVICE bool split_x(const float (&x)[8], u32x4 (&terms)[TERMS], float& scale) {
-    // Magnitudes are ordered as their bits are, NaN above all; 0 minus 1 is above them, too.
+// Splits a quarter of a unit of x into f16 terms of 11 bits, relative to a power of two that the unit's
+// four quarters share, and that neighbouring lanes find together: `scale`. The largest x becomes less
+// than 2^15; the least f16 is 2^-24.
+// Returns whether the unit is rough; then its terms are 0. Rough are Inf, NaN, a largest x that has no
+// such scale, and an x less than LEAST of the largest: columns may have zeros for all the others.
+DEVICE bool split_x(const float (&x)[QUARTER], u32x4 (&terms)[TERMS], float& scale) {
+    // Magnitudes are ordered as their bits are, NaN above all. 0 minus 1 is the largest number: it is never the least.
     u32 largest_bits = 0, least_bits = 0xFFFFFFFFu;
-    UNROLL for (int j = 0; j < 8; ++j) {
+    UNROLL for (int j = 0; j < QUARTER; ++j) {
         const u32 bits = as_u32(abs_f32(x[j]));
         if (bits > largest_bits) largest_bits = bits;
         if (bits - 1 < least_bits) least_bits = bits - 1;
     }
-    UNROLL for (int mask = 1; mask < 4; mask *= 2) {
+    UNROLL for (int mask = 1; mask < UNIT_QUARTERS; mask *= 2) {
         const u32 other = as_u32(shuffle_xor(as_f32(largest_bits), mask));
         if (other > largest_bits) largest_bits = other;
         const u32 least = as_u32(shuffle_xor(as_f32(least_bits), mask));
@@ -211,9 +212,11 @@ DEVICE bool split_x(const float (&x)[8], u32x4 (&terms)[TERMS], float& scale) {
     const float largest = as_f32(largest_bits);
     const bool usual = largest >= 0x1p-80f && largest < 0x1p+117f;  // false for NaN; scales of a weight reach 2^16
     const bool loses = largest_bits > 0 && as_f32(least_bits + 1) < largest * LEAST;
+
+    // An f32's exponent e is stored as e + 127, above 23 bits of fraction. Of the largest x:
     const u32 exponent = largest_bits & 0x7F800000u;
-    scale = as_f32(exponent - (5u << 23));  // 2^9 more: quants come times 2^-9
-    float inverse = as_f32((268u << 23) - exponent);
+    float inverse = as_f32(((2u * 127u + 14u) << 23) - exponent);  // 2^(14 - e)
+    scale = as_f32(exponent - ((14u - 9u) << 23));  // 2^(e - 14), and 2^9 more: quants come times 2^-9
     if (!usual || loses) scale = inverse = 0.0f;
     UNROLL for (int i = 0; i < 4; ++i) {
         const int j = i / 2 * 4 + i % 2;  // elements 0, 2 · 1, 3 · 4, 6 · 5, 7: in the order of a weight's
@@ -227,9 +230,9 @@ DEVICE bool split_x(const float (&x)[8], u32x4 (&terms)[TERMS], float& scale) {
     return loses || !(usual || largest == 0.0f);
 }
 
-// A block computes COLUMNS columns for ROWS rows on matrix units. x is split into f16 terms that share
-// a scale in each unit; quants are f16 numbers exactly. The sums of a unit are multiplied by both
-// scales and added up in f32. Waves share a panel: each has other quads of K.
+// A block computes COLUMNS columns for ROWS rows on matrix units. x is split into f16 terms
+// that share a scale in each unit; quants are f16 numbers exactly. The sums of a unit are multiplied by
+// both scales and added up in f32. The waves take turns along K.
 DEVICE void compute(const Arguments& a) {
     const i64 m = a.m;
     SHARED u32x4 staged[ROOM_BYTES / sizeof(u32x4)];  // x in terms: [STAGE_UNITS][ROWS · TERMS][UNIT_QUARTERS]
@@ -246,8 +249,9 @@ DEVICE void compute(const Arguments& a) {
     const int panel = column0 / PANEL;
     const int column = panel * PANEL + lane_column(0);
 
-    // --- load ahead: x ---
+    // --- load ahead: x, each thread its first quarters of the stage ---
     const auto row_of = [&](int r) { return row0 + r < m ? row0 + r : m - 1; };  // beyond the last row the last
+    // Loads a quarter of the stage: four x of either half of its unit, as the words of a weight.
     const auto load_quarter = [&](int index, float (&eight)[QUARTER]) {
         const int quarter = index % UNIT_QUARTERS, unit = index / UNIT_QUARTERS % STAGE_UNITS;
         const int r = index / UNIT_QUARTERS / STAGE_UNITS;
@@ -269,6 +273,7 @@ DEVICE void compute(const Arguments& a) {
     };
     v2_load(v2_ahead, wave_k);
 
+    // Puts the terms of a quarter where all waves find them, and those of a unit its scale.
     const auto stage_quarter = [&](int index, const float (&eight)[QUARTER]) {
         u32x4 terms[TERMS];
         float scale;
@@ -284,6 +289,7 @@ DEVICE void compute(const Arguments& a) {
     };
 
     float v2_sums[VALUES] = {};
+
     // --- stage x: threads split quarters into terms, for all waves to read ---
     block_barrier();  // any_rough is 0
     UNROLL for (int i = 0; i < QUARTERS_AHEAD; ++i)
@@ -292,26 +298,24 @@ DEVICE void compute(const Arguments& a) {
 
     // --- multiply: each wave its quads of the stage ---
     const int quad = wave_k;
-    {
-        UNROLL for (int u = 0; u < QUAD_UNITS; ++u) {
-            const int unit = quad * QUAD_UNITS + u;
-            u32x4 v2_quants[LANE_COLUMNS][LANE_QUARTERS];
-            Q4_0_512x96::halves(v2_ahead, u, v2_quants[0]);
-            const float v2_d = Q4_0_512x96::scale(v2_ahead, u);
-            const int x_item = unit * TERM_QUARTERS + lane_part() * LANE_QUARTERS;
-            u32x4 x[LANE_QUARTERS];
-            UNROLL for (int q = 0; q < LANE_QUARTERS; ++q)
-                x[q] = staged[x_item + lane_x_row() % USED_ROWS * UNIT_QUARTERS + q];
-            float x_scale[VALUES];
-            UNROLL for (int v = 0; v < VALUES; ++v) x_scale[v] = x_scales[unit * ROWS + read_row(v)];
-            lane_sums v2_dots = {};
-            multiply_unit(x, v2_quants, v2_dots);
-            UNROLL for (int v = 0; v < VALUES; ++v) {
-                const float v2_dot = v2_dots[v * TERMS] + REST_STEP * v2_dots[v * TERMS + 1];
-                float& v2_sum = v2_sums[v];
-                v2_sum = fma_f32(v2_d * x_scale[v], v2_dot, v2_sum);
-                settle(v2_sum);  // x of units ahead would take half of the registers
-            }
+    UNROLL for (int u = 0; u < QUAD_UNITS; ++u) {
+        const int unit = quad * QUAD_UNITS + u;
+        u32x4 v2_quants[LANE_COLUMNS][LANE_QUARTERS];
+        Q4_0_512x96::halves(v2_ahead, u, v2_quants[0]);
+        const float v2_d = Q4_0_512x96::scale(v2_ahead, u);
+        const int x_item = unit * TERM_QUARTERS + lane_part() * LANE_QUARTERS;
+        u32x4 x[LANE_QUARTERS];
+        UNROLL for (int q = 0; q < LANE_QUARTERS; ++q)
+            x[q] = staged[x_item + lane_x_row() % USED_ROWS * UNIT_QUARTERS + q];
+        float x_scale[VALUES];
+        UNROLL for (int v = 0; v < VALUES; ++v) x_scale[v] = x_scales[unit * ROWS + read_row(v)];
+        lane_sums v2_dots = {};
+        multiply_unit(x, v2_quants, v2_dots);
+        UNROLL for (int v = 0; v < VALUES; ++v) {
+            const float v2_dot = v2_dots[v * TERMS] + REST_STEP * v2_dots[v * TERMS + 1];
+            float& v2_sum = v2_sums[v];
+            v2_sum = fma_f32(v2_d * x_scale[v], v2_dot, v2_sum);
+            settle(v2_sum);  // x of units ahead would take half of the registers
         }
     }
 
