@@ -165,7 +165,6 @@ constexpr int TILE_ROWS = 16;  // of x, in one instruction
 constexpr int LANE_COLUMNS = 1;  // of a panel
 constexpr int LANE_ROWS = 8;  // of the result, in each of these columns
 constexpr int PARTS = 1;  // lanes that share a unit
-constexpr int LANE_QUARTERS = 4;  // of a unit
 typedef f32x8 lane_sums;
 
 DEVICE int lane_part() { return 0; }

@@ -134,7 +134,6 @@ constexpr int TILE_ROWS = 16;  // of x, in one instruction
 constexpr int LANE_COLUMNS = 1;  // of a panel
 constexpr int LANE_ROWS = 8;  // of the result, in each of these columns
 constexpr int PARTS = 2;  // lanes that share a unit
-constexpr int LANE_QUARTERS = 2;  // of a unit
 typedef f32x8 lane_sums;
 
 DEVICE int lane_part() { return lane_index() / 16; }

@@ -219,7 +219,6 @@ constexpr int TILE_ROWS = 8;  // of x, in one instruction
 constexpr int LANE_COLUMNS = 2;  // of a panel
 constexpr int LANE_ROWS = 2;  // of the result, in each of these columns
 constexpr int PARTS = 4;  // lanes that share a unit
-constexpr int LANE_QUARTERS = 1;  // of a unit
 typedef f32x4 lane_sums;
 
 DEVICE int lane_part() { return lane_index() % 4; }
