@@ -4,11 +4,11 @@ Shared memory is counted here: it decides which constants are possible, and text
 `LDS_BYTES`. `tests/hip/test_memory.py` holds it to the arrays that the texts declare.
 """
 
-from dataclasses import dataclass
 from typing import Final
 
 from q4jit.hip import kernel as kernels
 from q4jit.hip.classes import HALVES_TILE_ROWS, MOST_FEW_ROWS, TALL_TILE_ROWS
+from q4jit.hip.gemv_matrix_sizes import RESERVE_BYTES, sizes_of
 from q4jit.hip.kernel import (
     ELEMENT,
     QUAD_ELEMENTS,
@@ -28,8 +28,6 @@ MOST_STAGES_BYTES: Final = 32 << 10
 
 _F32_BYTES: Final = 4
 _F16_BYTES: Final = 2
-_QUAD_UNITS: Final = QUAD_ELEMENTS // UNIT_ELEMENTS
-_RESERVE_BYTES: Final = 1024  # of shared memory, which matrix units leave free
 
 # --- shared memory of a block ---------------------------------------------------------------------
 
@@ -73,7 +71,7 @@ def _staged_bytes(plan: HipPlan, kernel: HipKernel) -> int:
         case kernels.GEMV:
             return gemv_bytes(kernel)
         case kernels.GEMV_MATRIX:
-            return GemvMatrixMemory.of(arch, kernel).used_bytes
+            return sizes_of(arch, kernel).used_bytes
         case kernels.TILE_FMA:
             return 2 * UNIT_ELEMENTS * (kernel.rows_per_tile + 1) * _F32_BYTES
         case kernels.TILE_MATRIX:
@@ -100,59 +98,9 @@ def _tile_matrix_bytes(plan: HipPlan, kernel: HipKernel) -> int:
     return stride_bytes * (kernel.bf16_terms * kernel.rows_per_tile + columns) + scales_bytes + 4
 
 
-@dataclass(frozen=True)
-class GemvMatrixMemory:
-    """How a block of a `gemv_matrix` divides its shared memory.
-
-    room_bytes: for x, and after it for the sums that waves share. split_quads: what a block has of
-    K, in quads; round_quads: how many of them its waves take at a time. quad_bytes: of x in terms,
-    with its scales and marks, all rows. sums_bytes: of all waves. received_bytes: of results from
-    the other blocks of a cluster.
-    """
-
-    room_bytes: int
-    split_quads: int
-    round_quads: int
-    quad_bytes: int
-    sums_bytes: int
-    received_bytes: int
-
-    @classmethod
-    def of(cls, arch: HipArch, kernel: HipKernel) -> "GemvMatrixMemory":
-        """Divide the shared memory of an arch for a kernel."""
-        waves_k = kernel.waves_k(arch.wave)
-        results_bytes = _results_bytes(kernel)
-        received_bytes = results_bytes if kernel.splits > 1 else 0
-        unit_bytes = f16_unit_bytes(kernel, kernel.rows_per_tile) + 5 * kernel.rows_per_tile
-        return cls(
-            room_bytes=arch.lds_bytes - _RESERVE_BYTES - received_bytes,
-            split_quads=split_quads(kernel),
-            round_quads=waves_k * kernel.ahead,
-            quad_bytes=_QUAD_UNITS * unit_bytes,
-            sums_bytes=results_bytes * waves_k,
-            received_bytes=received_bytes,
-        )
-
-    @property
-    def suffices(self) -> bool:
-        """Whether there is room for what the waves load at a time, and for their sums."""
-        x_bytes = min(self.split_quads, self.round_quads) * self.quad_bytes
-        return max(x_bytes, self.sums_bytes) <= self.room_bytes
-
-    @property
-    def used_bytes(self) -> int:
-        """What a block uses: as many rounds of x as there is room for."""
-        quads = self.room_bytes // self.quad_bytes
-        if quads < self.split_quads:
-            quads = quads // self.round_quads * self.round_quads
-        quads = min(quads, self.split_quads)
-        shared = max(quads * self.quad_bytes, self.sums_bytes)
-        return -(-shared // 16) * 16 + self.received_bytes + 32
-
-
 def tile_halves_has_room(arch: HipArch, kernel: HipKernel) -> bool:
     """Return whether shared memory holds the partial sums of a `tile_halves`."""
-    return TileHalvesSizes(arch, kernel).sums_bytes <= arch.lds_bytes - _RESERVE_BYTES
+    return TileHalvesSizes(arch, kernel).sums_bytes <= arch.lds_bytes - RESERVE_BYTES
 
 
 def f16_unit_bytes(kernel: HipKernel, rows: int) -> int:

@@ -5,6 +5,7 @@ from typing import Any
 
 from q4jit.frontend.graph import Node
 from q4jit.hip.elementary import elementary_functions
+from q4jit.hip.gemv_matrix_sizes import matrix_variables
 from q4jit.hip.kernel import (
     BOUNDED_THREADS,
     DEQUANTIZE,
@@ -59,6 +60,7 @@ def variables(plan: HipPlan, kernel: HipKernel) -> dict[str, Any]:
         "needs": _needs(kernel, weights),
         **rows_variables(plan, kernel),
         **tile_halves_variables(plan, kernel),
+        **matrix_variables(plan, kernel),
         **decoded,
     }
     if kernel.schedule == ROWS:

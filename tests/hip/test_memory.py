@@ -1,4 +1,4 @@
-"""The shared memory that Python counts is what the arrays of the texts take."""
+"""The shared memory that Python counts is what the texts state and what compilers allocate."""
 
 import re
 import subprocess
@@ -9,12 +9,14 @@ from typing import Final
 import pytest
 
 from q4jit.hip.candidates import candidates
-from q4jit.hip.kernel import HipKernel, HipPlan
+from q4jit.hip.gemv_matrix_sizes import sizes_of
+from q4jit.hip.kernel import GEMV_MATRIX, HipKernel, HipPlan
 from q4jit.hip.memory import shared_bytes
 from q4jit.hip.render import render
 from q4jit.targets import HIP_ARCHS
 from tests.support.hip import hip_plan, rows_of
 from tests.support.hip_cases import GOLDEN, RECORDED, Case
+from tests.support.hip_objects import assembly, in_parallel, stated
 from tests.support.tools import require_tool
 
 ARCHS: Final = ("gfx906", "gfx90a", "gfx1030", "gfx1100", "gfx1201", "sm_80", "sm_90")
@@ -65,3 +67,37 @@ def test_shared_memory_is_what_the_arrays_of_a_text_take(arch: str, tmp_path: Pa
     command = [require_tool("clang++-15", "clang-15"), "-std=c++17", "-fsyntax-only", str(source)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.ratchet
+@pytest.mark.parametrize("arch", ["gfx90a", "gfx1100"])
+def test_compilers_allocate_what_python_counts(arch: str) -> None:
+    planned = [
+        (plan, kernel)
+        for case in RECORDED
+        if isinstance(case, Case)
+        for plan in [hip_plan(case.function, f"hip:{arch}", case.args, case.plan_options)]
+        for kernel in plan.kernels
+    ]
+    texts = in_parallel(assembly, [render(plan, kernel) for plan, kernel in planned])
+    for (plan, kernel), text in zip(planned, texts, strict=True):
+        counted = shared_bytes(plan, kernel)
+        # numbers such as `any_rough` count as the 16 bytes that they are aligned to
+        rest = counted - stated(text, "group_segment_fixed_size")
+        assert 0 <= rest < 32, (kernel.work.name, kernel.rows_class, counted, rest)
+
+
+@pytest.mark.parametrize("arch", ["gfx90a", "gfx942", "gfx1100", "gfx1201", "sm_80", "sm_90"])
+def test_a_gemv_matrix_is_divided_without_rest(arch: str) -> None:
+    facts, checked = HIP_ARCHS[arch], 0
+    for _, kernel in kernels(arch):
+        if kernel.schedule != GEMV_MATRIX:
+            continue
+        sizes, checked = sizes_of(facts, kernel), checked + 1
+        assert sizes.waves_n * sizes.waves_k * facts.wave == sizes.threads
+        assert sizes.steps * sizes.used_rows * sizes.turns == sizes.rows * sizes.terms
+        assert sizes.owned * sizes.splits == sizes.rows * sizes.columns
+        assert 0 < sizes.stage_quads <= sizes.split_quads
+        assert sizes.stages == 1 or sizes.stage_quads % sizes.round_quads == 0
+        assert sizes.used_bytes <= facts.lds_bytes
+    assert checked > 3

@@ -122,6 +122,8 @@ GOLDEN: Final[tuple[tuple[str, Case | Generic], ...]] = (
     ("gfx1100", case("gemv_normed", normed, zeros(1, K), zeros(K), _SQUARE, schedule=GEMV)),
     ("gfx1100", case("gemv_pairs", product, zeros(1, K), _W["Q4_0"])),
     ("gfx1201", case("gemv_matrix", residual, zeros(3, K), _W["Q4_0"], zeros(3, N))),
+    ("gfx90a", case("gemv_matrix_16", normed, zeros(16, K), zeros(K), tensor("Q4_0", K, K))),
+    ("sm_90", case("gemv_matrix_gated", gated, zeros(4, K), _W["Q4_0"], _W["Q4_0"], zeros(N))),
     ("gfx1201", case("gemv_dot", residual, zeros(3, K), _W["Q6_K"], zeros(3, N), precision="i8")),
     ("gfx1030", case("tile_fma", softcap, zeros(70, K), _W["Q4_1"], 30.0)),
     ("gfx90a", case("tile_mfma", product, zeros(70, K), _W["Q4_1"])),

@@ -157,12 +157,22 @@ DEVICE float dot2_halves(u32 a, u32 b, float c) {
     return __builtin_amdgcn_fdot2(__builtin_bit_cast(f16x2, a), __builtin_bit_cast(f16x2, b), c, false);
 }
 
-// WMMA of RDNA 3 on f16, a wave of 32: lane l holds row l % 16 of an input at all 16 k (lanes 16…31
-// repeat 0…15), and of the result column l % 16 in the even rows (l < 16) or the odd ones. So that a
-// lane's results are of neighbouring rows, x's rows 0…7 are put into the even ones.
+// WMMA of RDNA 3 on f16, by a wave of 32. Two instructions multiply a unit. A lane has whole units:
+// lanes 16…31 repeat what 0…15 have. Which lane has what:
+//
+//    x, and w with its columns for rows               the result
+//    (w's keep their order)                           columns of the panel
+//      the instruction's row    x's row    lanes         0    1  …  15
+//               0                  0       0, 16
+//               1                  8       1, 17      rows of x
+//               2                  1       2, 18       0…7   0    1  …  15   (the instruction's even rows)
+//               …                                     8…15  16   17  …  31   (its odd rows)
+//              15                 15      15, 31
+//
+// x's rows change places so that a lane's results are of neighbouring rows.
 constexpr int TILE_ROWS = 16;  // of x, in one instruction
-constexpr int LANE_COLUMNS = 1;  // of 16
-constexpr int LANE_ROWS = 8;  // of the result, in each of them
+constexpr int LANE_COLUMNS = 1;  // of a panel
+constexpr int LANE_ROWS = 8;  // of the result, in each of these columns
 constexpr int PARTS = 1;  // lanes that share a unit
 typedef f32x8 lane_sums;
 
@@ -170,10 +180,9 @@ DEVICE int lane_part() { return 0; }
 DEVICE int lane_column(int) { return lane_index() % 16; }
 DEVICE int lane_row(int v) { return lane_index() / 16 * 8 + v; }
 DEVICE int lane_x_row() { return lane_index() % 2 * 8 + lane_index() % 16 / 2; }
-DEVICE float lane_sum(const lane_sums& sums, int, int v) { return sums[v]; }
 
 // sums += x w over a unit
 DEVICE void multiply_unit(const u32x4 (&x)[4], const u32x4 (&w)[1][4], lane_sums& sums) {
-    UNROLL for (int i = 0; i < 4; i += 2)
-        sums = wmma_16x16x16_f16(join_words(x[i], x[i + 1]), join_words(w[0][i], w[0][i + 1]), sums);
+    UNROLL for (int q = 0; q < 4; q += 2)
+        sums = wmma_16x16x16_f16(join_words(x[q], x[q + 1]), join_words(w[0][q], w[0][q + 1]), sums);
 }

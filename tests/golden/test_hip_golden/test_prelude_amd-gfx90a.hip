@@ -150,11 +150,21 @@ DEVICE f32x4 mfma_16x16x16_f16(u32x2 a, u32x2 b, f32x4 c) {
         __builtin_bit_cast(f16x4, a), __builtin_bit_cast(f16x4, b), c, 0, 0, 0);
 }
 
-// MFMA of 16x16x16 on f16 by a wave of 64. Lane l has x's row and w's column l % 16, of either at
-// part l / 16 of a unit, and of the result column l % 16 in rows 4 (l / 16) + 0…3.
+// MFMA of 16x16x16 on f16, by a wave of 64. Two instructions multiply a unit. Which lane has what:
+//
+//          x, and w with its columns             the result
+//          for rows: quarters of a unit          columns of the panel
+//             0    1    2    3                      0    1  …  15
+//    row  0   0   16   32   48          rows  0…3   0    1  …  15
+//    row  1   1   17   33   49                4…7  16   17  …  31
+//       …                                     8…11 32   33  …  47
+//    row 15  15   31   47   63               12…15 48   49  …  63
+//
+// Quarter q of a unit is k = 4 q … 4 q + 3 and 16 + 4 q … 16 + 4 q + 3: the nibbles of one word of Q4_0.
+// The order of k does not matter, as x and w agree.
 constexpr int TILE_ROWS = 16;  // of x, in one instruction
-constexpr int LANE_COLUMNS = 1;  // of 16
-constexpr int LANE_ROWS = 4;  // of the result, in each of them
+constexpr int LANE_COLUMNS = 1;  // of a panel
+constexpr int LANE_ROWS = 4;  // of the result, in each of these columns
 constexpr int PARTS = 4;  // lanes that share a unit
 typedef f32x4 lane_sums;
 
@@ -162,7 +172,6 @@ DEVICE int lane_part() { return lane_index() / 16; }
 DEVICE int lane_column(int) { return lane_index() % 16; }
 DEVICE int lane_row(int v) { return lane_index() / 16 * 4 + v; }
 DEVICE int lane_x_row() { return lane_index() % 16; }
-DEVICE float lane_sum(const lane_sums& sums, int, int v) { return sums[v]; }
 
 // sums += x w over a unit
 DEVICE void multiply_unit(const u32x4 (&x)[1], const u32x4 (&w)[1][1], lane_sums& sums) {

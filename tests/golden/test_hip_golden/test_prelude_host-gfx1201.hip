@@ -122,11 +122,21 @@ DEVICE f32x8 wmma_16x16x16_f16(u32x4 a, u32x4 b, f32x8 c, int line = __builtin_L
     return c;
 }
 
-// WMMA of RDNA 4 on f16, a wave of 32. Lane l has x's row and w's column l % 16, of either in half
-// l / 16 of a unit, and of the result column l % 16 in rows 8 (l / 16) + 0…7.
+// WMMA of RDNA 4 on f16, by a wave of 32. Two instructions multiply a unit. Which lane has what:
+//
+//          x, and w with its columns             the result
+//          for rows: quarters of a unit          columns of the panel
+//             0, 1    2, 3                          0    1  …  15
+//    row  0      0      16              rows  0…7   0    1  …  15
+//    row  1      1      17                    8…15 16   17  …  31
+//       …
+//    row 15     15      31
+//
+// Quarter q of a unit is k = 4 q … 4 q + 3 and 16 + 4 q … 16 + 4 q + 3: the nibbles of one word of Q4_0.
+// The order of k does not matter, as x and w agree.
 constexpr int TILE_ROWS = 16;  // of x, in one instruction
-constexpr int LANE_COLUMNS = 1;  // of 16
-constexpr int LANE_ROWS = 8;  // of the result, in each of them
+constexpr int LANE_COLUMNS = 1;  // of a panel
+constexpr int LANE_ROWS = 8;  // of the result, in each of these columns
 constexpr int PARTS = 2;  // lanes that share a unit
 typedef f32x8 lane_sums;
 
@@ -134,9 +144,8 @@ DEVICE int lane_part() { return lane_index() / 16; }
 DEVICE int lane_column(int) { return lane_index() % 16; }
 DEVICE int lane_row(int v) { return lane_index() / 16 * 8 + v; }
 DEVICE int lane_x_row() { return lane_index() % 16; }
-DEVICE float lane_sum(const lane_sums& sums, int, int v) { return sums[v]; }
 
 // sums += x w over a unit
 DEVICE void multiply_unit(const u32x4 (&x)[2], const u32x4 (&w)[1][2], lane_sums& sums) {
-    UNROLL for (int i = 0; i < 2; ++i) sums = wmma_16x16x16_f16(x[i], w[0][i], sums);
+    UNROLL for (int q = 0; q < 2; ++q) sums = wmma_16x16x16_f16(x[q], w[0][q], sums);
 }

@@ -207,20 +207,28 @@ DEVICE f32x4 mma_16x8x16_f16(u32x4 a, u32 b0, u32 b1, f32x4 c) {
     return c;
 }
 
-// mma.sync of 16x8x16 on f16, a warp of 32. Of the result lane l holds columns l / 4 and l / 4 + 8
-// in rows 2 (l % 4) + 0, 1. Which k is which does not matter where x and w agree: lane l takes part
-// l % 4 of a unit, the k that one word of Q4_0 holds.
+// mma.sync of 16x8x16 on f16, by a warp of 32: w has the place of the larger matrix. Two instructions
+// multiply a unit. Which lane has what:
+//
+//          x: quarters of a unit     w: quarters of a unit      the result: rows of x
+//             0    1    2    3          0    1    2    3          0, 1  2, 3  4, 5  6, 7
+//    row  0   0    1    2    3          0    1    2    3          0     1     2     3    columns 0, 8
+//    row  1   4    5    6    7          4    5    6    7          4     5     6     7            1, 9
+//       …
+//    row  7  28   29   30   31         28   29   30   31         28    29    30    31            7, 15
+//
+// Quarter q of a unit is k = 4 q … 4 q + 3 and 16 + 4 q … 16 + 4 q + 3: the nibbles of one word of Q4_0.
+// The order of k does not matter, as x and w agree.
 constexpr int TILE_ROWS = 8;  // of x, in one instruction
-constexpr int LANE_COLUMNS = 2;  // of 16
-constexpr int LANE_ROWS = 2;  // of the result, in each of them
+constexpr int LANE_COLUMNS = 2;  // of a panel
+constexpr int LANE_ROWS = 2;  // of the result, in each of these columns
 constexpr int PARTS = 4;  // lanes that share a unit
 typedef f32x4 lane_sums;
 
 DEVICE int lane_part() { return lane_index() % 4; }
-DEVICE int lane_column(int i) { return lane_index() / 4 + 8 * i; }
+DEVICE int lane_column(int c) { return lane_index() / 4 + 8 * c; }
 DEVICE int lane_row(int v) { return lane_index() % 4 * 2 + v; }
 DEVICE int lane_x_row() { return lane_index() / 4; }
-DEVICE float lane_sum(const lane_sums& sums, int column, int v) { return sums[2 * column + v]; }
 
 // sums += x w over a unit
 DEVICE void multiply_unit(const u32x4 (&x)[1], const u32x4 (&w)[2][1], lane_sums& sums) {
