@@ -1,9 +1,9 @@
 // normed for hip:gfx90a, gemv_matrix, 16 rows a tile, 256 threads, made by q4jit
 // rows:
-//   v10 = x0
+//   x_value = x_values
 // 512 gemv_matrix:
-//   v11 = v10 @ w    Q4_0 [512, 512]
-//   output0 = x0 + v11
+//   w_product = x_value @ w    Q4_0 [512, 512]
+//   output0 = x_values + w_product
 
 constexpr int BLOCK_SIZE = 256;
 static_assert(BLOCK_SIZE % WAVE == 0 && BLOCK_SIZE <= 1024, "a block is whole waves");
@@ -35,7 +35,8 @@ constexpr int SCALES_AT = 32768;  // STAGE_UNITS · TERM_QUARTERS · 16 bytes
 constexpr int ROUGH_AT = 33792;  // SCALES_AT + STAGE_UNITS · ROWS · 4 bytes
 constexpr int ROOM_BYTES = 34048;  // ROUGH_AT + STAGE_UNITS · ROWS: x, and later the sums of the waves
 constexpr int STAGED_BYTES = 34064;  // ROOM_BYTES + 16 for any_rough
-constexpr int LDS_BYTES = STAGED_BYTES;  // shared memory of a block
+constexpr int LDS_BYTES = 34064;  // shared memory of a block
+static_assert(STAGED_BYTES <= LDS_BYTES, "there is room for x and for the sums of the waves");
 static_assert(LDS_BYTES <= 65536, "gfx90a has 65536 bytes of shared memory for a block");
 
 constexpr int MAX_GRID_Y = 65535;
@@ -53,103 +54,61 @@ DEVICE f32x4 load_four(const float* at) {
 
 // Q4_0 [512, 512] in the layout `tiles16`.
 struct Q4_0_512x512 {
-    static constexpr int K = 512;
-    static constexpr int N = 512;
-    static constexpr int UNITS = (K + 31) / 32;  // of a column
-    static constexpr int BLOCK_ELEMENTS = 32;
-    static constexpr int BLOCKS = K / BLOCK_ELEMENTS;  // of a column
-    static constexpr int BLOCK_UNITS = BLOCK_ELEMENTS / 32;
-    static_assert(K % BLOCK_ELEMENTS == 0, "columns are whole blocks");
-    static constexpr float ZERO = 8.0f;  // the quant of the value 0
-    static constexpr int QUADS = (UNITS + 3) / 4;  // of a column
-    static constexpr i64 QUANTS0_AT = 0;
-    static constexpr int QUANTS0_STRIDE = 16;  // bytes of a block
-    static constexpr i64 D_AT = 131072;
-    static constexpr int D_STRIDE = 2;  // bytes of a block
+    static constexpr int QUADS = 4;  // ⌈512 / 128⌉, of a column
+    static constexpr int QUAD_BYTES = 64;  // QUAD_UNITS · UNIT / 2, of quants
+    static constexpr int QUAD_SCALES_BYTES = 8;  // QUAD_UNITS · 2
+    static constexpr i64 D_AT = 131072;  // where its region begins
 
-    // A unit as it is stored: loaded early, unpacked when it is needed.
-    struct Stored {
-        u32x4 words[1];
-        u16 d;
-    };
+    // The number of a quad among all quads of the weight: those of a panel are stored together.
+    DEVICE u32 quad_index(u32 column, int quad) { return (column / PANEL * QUADS + quad) * PANEL + column % PANEL; }
 
-    static_assert((N + 15) / 16 * (i64)QUADS * 16 < 1ll << 32, "quads are counted in 32 bits");
-    // Which of the weight's quads one is: 16 columns stand beside each other.
-    DEVICE u32 quad_index(u32 column, int quad) { return (column / 16 * QUADS + quad) * 16 + column % 16; }
-
-    DEVICE Stored load(const u8* w, i64 column, int unit) {
-        const i64 quad = quad_index((u32)column, unit / 4);
-        Stored stored;
-        UNROLL for (int i = 0; i < 4; ++i)
-            stored.words[0][i] = ((const u32*)(w + QUANTS0_AT))[quad * 16 + i * 4 + unit % 4];
-        stored.d = ((const u16*)(w + D_AT))[quad * 4 + unit % 4];
-        return stored;
-    }
-
-    // What a lane has of a quad, the four units of a column that are stored together.
+    // What a lane has of a quad: words[i][u] is a word of unit u. Word i of a unit, 0…3, has elements
+    // 4 i…4 i + 3 in its low nibbles and 16 + 4 i…16 + 4 i + 3 in its high ones.
     struct Part {
         u32x4 words[4 / PARTS];
-        u32 d[2];
+        u32 d[2];  // the scales of the four units, as f16
     };
 
-    // at: the quad's place among all of them.
-    DEVICE Part load_part(const u8* w, u32 at) {
+    // quad: its number among all quads of the weight.
+    DEVICE Part load_part(const u8* w, u32 quad) {
         Part part;
-        const u8* const words = w + QUANTS0_AT + (u32)at * 64 + lane_part() * (4 / PARTS) * 16;
+        const u8* const words = w + quad * QUAD_BYTES + lane_part() * (4 / PARTS) * 16;
         UNROLL for (int i = 0; i < 4 / PARTS; ++i) part.words[i] = stream_16(words + i * 16);
-        const u64 d = *(const u64*)(w + D_AT + (u32)at * 8);
+        const u64 d = *(const u64*)(w + D_AT + quad * QUAD_SCALES_BYTES);
         part.d[0] = (u32)d;
         part.d[1] = (u32)(d >> 32);
         return part;
     }
 
-    // The quants of unit u minus 8, times 2^-9, of each word's elements 0, 2 · 1, 3 · 16, 18 · 17, 19.
-    // Four bits at the end of an f16 are so many times 2^-24, its next four so many times 2^-20.
+    // Pairs of f16. A nibble n in the lowest bits of an f16 is n * 2^-24, and in the next four bits n * 2^-20:
+    // denormal numbers, which a multiplication makes n * 2^-9.
+    static constexpr u32 LOW_NIBBLES = 0x000F000Fu;
+    static constexpr u32 HIGH_NIBBLES = 0x00F000F0u;
+    static constexpr u32 PAIR_OF_2P15 = 0x78007800u;  // 2^15: from 2^-24 to 2^-9
+    static constexpr u32 PAIR_OF_2P11 = 0x68006800u;  // 2^11: from 2^-20 to 2^-9
+    static constexpr u32 PAIR_OF_MINUS_ZERO = 0xA400A400u;  // -2^-6: the quant of 0 is 8, times 2^-9
+
+    // The quants of unit u minus 8, times 2^-9. A word's elements become the pairs 0, 2 · 1, 3 · 16, 18 · 17, 19.
     DEVICE void halves(const Part& part, int u, u32x4 (&q)[4 / PARTS]) {
         UNROLL for (int i = 0; i < 4 / PARTS; ++i)
             UNROLL for (int odd = 0; odd < 2; ++odd) {
                 const u32 word = part.words[i][u] >> (8 * odd);
-                q[i][odd] = fma_halves(word & 0x000F000Fu, 0x78007800u, 0xA400A400u);  // * 2^15 - 2^-6
-                q[i][odd + 2] = fma_halves(word & 0x00F000F0u, 0x68006800u, 0xA400A400u);  // * 2^11 - 2^-6
+                q[i][odd] = fma_halves(word & LOW_NIBBLES, PAIR_OF_2P15, PAIR_OF_MINUS_ZERO);
+                q[i][odd + 2] = fma_halves(word & HIGH_NIBBLES, PAIR_OF_2P11, PAIR_OF_MINUS_ZERO);
             }
     }
 
+    // What the elements of unit u are multiplied by.
     DEVICE float scale(const Part& part, int u) { return half_to_f32((u16)(part.d[u / 2] >> (16 * (u % 2)))); }
 
     // A single value.
     DEVICE float value(const u8* w, i64 column, int k) {
-        const i64 quad = quad_index((u32)column, k / 128);
-        const int unit = k / 32 % 4;
-        const u32 byte = w[QUANTS0_AT + quad * 64 + k % 16 / 4 * 16 + unit * 4 + k % 4];
-        return (float)((i32)(byte >> (k % 32 / 16 * 4) & 15) - 8) *
-               half_to_f32(((const u16*)(w + D_AT))[quad * 4 + unit]);
-    }
-
-    // 32 quants, four to a word in the order of the elements.
-    DEVICE void quants(const Stored& stored, int unit, u32 (&q)[8]) {
-        UNROLL for (int i = 0; i < 4; ++i) {
-            const u32 word = stored.words[0][i];
-            q[i] = word & 0x0f0f0f0fu;
-            q[i + 4] = word >> 4 & 0x0f0f0f0fu;
-        }
-    }
-
-    // Quant i of a unit, 0 at the value 0 and counted from `zero`: a small whole number.
-    DEVICE float centred(const u32 (&q)[8], int i, float zero = 0.0f) {
-        return byte_minus(q[i / 4], i % 4, ZERO + zero);
-    }
-
-    // What the 32 elements of a unit are multiplied by.
-    DEVICE float scale(const Stored& stored, int) {
-        return half_to_f32(stored.d);
-    }
-
-    // 32 values, rounded as the reference rounds.
-    DEVICE void decode(const Stored& stored, int unit, float (&values)[32]) {
-        u32 q[8];
-        quants(stored, unit, q);
-        const float factor = scale(stored, 0);
-        UNROLL for (int i = 0; i < 32; ++i) values[i] = centred(q, i) * factor;
+        const i64 quad = quad_index((u32)column, k / (QUAD_UNITS * UNIT));
+        const int unit = k / UNIT % QUAD_UNITS;
+        // A unit's word i, of 4 bytes, has elements 4 i…4 i + 3 and 16 more; words i of the four units are adjacent.
+        const u32 byte = w[quad * QUAD_BYTES + k % 16 / 4 * 16 + unit * 4 + k % 4];
+        const u32 quant = byte >> (k % UNIT / 16 * 4) & 15;  // low nibble or high nibble
+        return (float)((i32)quant - 8) * half_to_f32(((const u16*)(w + D_AT))[quad * QUAD_UNITS + unit]);
     }
 };
 
@@ -162,24 +121,24 @@ struct Arguments {
 
 // x, after the prologue.
 DEVICE float x_value(const Arguments& a, i64 row, int column) {
-    const float v10 = a.x_values[row * 512 + column];
-    return v10;
+    const float x_element = a.x_values[row * 512 + column];
+    return x_element;
 }
 
-// The same for four neighbouring columns, of which this is the first.
+// The same for four neighbouring columns, beginning with this one.
 DEVICE void x_values(const Arguments& a, i64 row, int column, float* x) {
-    const f32x4 v10_four = load_four(&a.x_values[row * 512 + column]);
+    const f32x4 x_element_four = load_four(&a.x_values[row * 512 + column]);
     UNROLL for (int i = 0; i < 4; ++i) {
-        const float v10 = v10_four[i];
-        x[i] = v10;
+        const float x_element = x_element_four[i];
+        x[i] = x_element;
     }
 }
 
 // From the products at one row and column to the results.
-DEVICE void epilogue(const Arguments& a, i64 row, int column, float v11) {
-    const float v10 = a.x_values[row * 512 + column];
-    const float v12 = v10 + v11;
-    a.output0[row * 512 + column] = v12;
+DEVICE void epilogue(const Arguments& a, i64 row, int column, float w_product) {
+    const float x_element = a.x_values[row * 512 + column];
+    const float sum1 = x_element + w_product;
+    a.output0[row * 512 + column] = sum1;
 }
 
 // The row of x that a lane's value v is of.
@@ -262,13 +221,13 @@ DEVICE void compute(const Arguments& a) {
         load_quarter(thread + i * BLOCK_SIZE, quarters[i]);
 
     // --- load ahead: the weights of the wave's first quad ---
-    const u32 v11_at = Q4_0_512x512::quad_index(panel * PANEL, 0) + lane_column(0);  // quad 0 of the lane's column
-    Q4_0_512x512::Part v11_ahead;
-    const auto v11_load = [&](Q4_0_512x512::Part& part, int quad) {
+    const u32 w_at = Q4_0_512x512::quad_index(panel * PANEL, 0) + lane_column(0);  // quad 0 of the lane's column
+    Q4_0_512x512::Part w_ahead;
+    const auto w_load = [&](Q4_0_512x512::Part& part, int quad) {
         if (quad >= end_quad) return;
-        part = Q4_0_512x512::load_part(a.w, v11_at + quad * PANEL);
+        part = Q4_0_512x512::load_part(a.w, w_at + quad * PANEL);
     };
-    v11_load(v11_ahead, wave_k);
+    w_load(w_ahead, wave_k);
 
     // Puts the terms of a quarter where all waves find them, and those of a unit its scale.
     const auto stage_quarter = [&](int index, const float (&eight)[QUARTER]) {
@@ -285,7 +244,7 @@ DEVICE void compute(const Arguments& a) {
         if (rough) any_rough = 1;
     };
 
-    float v11_sums[VALUES] = {};
+    float w_sums[VALUES] = {};
 
     // --- stage x: threads split quarters into terms, for all waves to read ---
     block_barrier();  // any_rough is 0
@@ -302,22 +261,22 @@ DEVICE void compute(const Arguments& a) {
     const int quad = wave_k;
     UNROLL for (int u = 0; u < QUAD_UNITS; ++u) {
         const int unit = quad * QUAD_UNITS + u;
-        u32x4 v11_quants[LANE_COLUMNS][LANE_QUARTERS];
-        Q4_0_512x512::halves(v11_ahead, u, v11_quants[0]);
-        const float v11_d = Q4_0_512x512::scale(v11_ahead, u);
+        u32x4 w_quants[LANE_COLUMNS][LANE_QUARTERS];
+        Q4_0_512x512::halves(w_ahead, u, w_quants[0]);
+        const float w_d = Q4_0_512x512::scale(w_ahead, u);
         const int x_item = unit * TERM_QUARTERS + lane_part();
         u32x4 x[TERMS][LANE_QUARTERS];
         UNROLL for (int t = 0; t < TERMS; ++t)
             x[t][0] = staged[x_item + (t * ROWS + lane_x_row()) * UNIT_QUARTERS];
         float x_scale[VALUES];
         UNROLL for (int v = 0; v < VALUES; ++v) x_scale[v] = x_scales[unit * ROWS + value_row(v)];
-        lane_sums v11_dots = {};
-        multiply_unit(x[1], v11_quants, v11_dots);
-        v11_dots *= REST_STEP;
-        multiply_unit(x[0], v11_quants, v11_dots);
+        lane_sums w_dots = {};
+        multiply_unit(x[1], w_quants, w_dots);
+        w_dots *= REST_STEP;
+        multiply_unit(x[0], w_quants, w_dots);
         UNROLL for (int v = 0; v < VALUES; ++v) {
-            float& v11_sum = v11_sums[v];
-            v11_sum = fma_f32(v11_d * x_scale[v], v11_dots[v], v11_sum);
+            float& w_sum = w_sums[v];
+            w_sum = fma_f32(w_d * x_scale[v], w_dots[v], w_sum);
         }
     }
 
@@ -331,8 +290,8 @@ DEVICE void compute(const Arguments& a) {
                 if (!x_rough[unit * ROWS + r]) continue;
                 ROLLED for (int k = k0; k < k0 + UNIT; ++k) {
                     const float x = x_value(a, row_of(r), k);
-                    v11_sums[v] = fma_f32(
-                        x, Q4_0_512x512::value(a.w, column, k), v11_sums[v]);
+                    w_sums[v] = fma_f32(
+                        x, Q4_0_512x512::value(a.w, column, k), w_sums[v]);
                 }
             }
         }
@@ -340,21 +299,21 @@ DEVICE void compute(const Arguments& a) {
 
     // --- reduce: add the sums of the waves that share a panel ---
     block_barrier();  // x may still be read
-    float* const v11_shared = (float*)staged;  // [WAVES_K][ROWS][COLUMNS]
+    float* const w_shared = (float*)staged;  // [WAVES_K][ROWS][COLUMNS]
     UNROLL for (int v = 0; v < VALUES; ++v) {
         const int row = value_row(v);
         const int to = (wave_k * ROWS + row) * COLUMNS + lane_column(0);
-        v11_shared[to] = v11_sums[v];
+        w_shared[to] = w_sums[v];
     }
     block_barrier();
 
     // --- epilogue ---
     for (int at = thread; at < ROWS * COLUMNS; at += BLOCK_SIZE) {
-        float v11 = 0.0f;
-        UNROLL for (int wave = 0; wave < WAVES_K; ++wave) v11 += v11_shared[wave * ROWS * COLUMNS + at];
+        float w = 0.0f;
+        UNROLL for (int wave = 0; wave < WAVES_K; ++wave) w += w_shared[wave * ROWS * COLUMNS + at];
         const i64 row = row0 + at / COLUMNS;
         const int column = column0 + at % COLUMNS;
-        if (row < m && column < WIDTH) epilogue(a, row, column, v11);
+        if (row < m && column < WIDTH) epilogue(a, row, column, w);
     }
 }
 

@@ -1,11 +1,11 @@
 // gated for hip:sm_90, gemv_matrix, 4 rows a tile, 64 threads, made by q4jit
 // rows:
-//   v0 = x
+//   x_value = x
 // 96 gemv_matrix:
-//   v2 = v0 @ gate    Q4_0 [512, 96]
-//   v9 = v0 @ up    Q4_0 [512, 96]
-//   v3 = v2 + bias
-//   output0 = v3 / (1 + exp(-v3)) * v9
+//   gate_product = x_value @ gate    Q4_0 [512, 96]
+//   up_product = x_value @ up    Q4_0 [512, 96]
+//   sum1 = gate_product + bias
+//   output0 = sum1 / (1 + exp(-sum1)) * up_product
 
 constexpr int BLOCK_SIZE = 64;
 static_assert(BLOCK_SIZE % WAVE == 0 && BLOCK_SIZE <= 1024, "a block is whole waves");
@@ -39,7 +39,8 @@ constexpr int ROOM_BYTES = 4256;  // ROUGH_AT + STAGE_UNITS · ROWS: x, and late
 constexpr int PRODUCTS = 2;
 constexpr int OWNED = 32;  // ROWS · COLUMNS / SPLITS, results that a block of the cluster stores
 constexpr int STAGED_BYTES = 4800;  // ROOM_BYTES + PRODUCTS · SPLITS · OWNED · 4 + two numbers at multiples of 16
-constexpr int LDS_BYTES = STAGED_BYTES;  // shared memory of a block
+constexpr int LDS_BYTES = 4800;  // shared memory of a block
+static_assert(STAGED_BYTES <= LDS_BYTES, "there is room for x and for the sums of the waves");
 static_assert(LDS_BYTES <= 49152, "sm_90 has 49152 bytes of shared memory for a block that does not ask for more");
 
 constexpr int MAX_GRID_Y = 65535;
@@ -57,16 +58,16 @@ DEVICE f32x4 load_four(const float* at) {
 
 // e to the x within 2 ulp, denormal results included.
 DEVICE float exp_f32(float x) {
-    const bool t0 = x < -104.0f;
-    const float t1 = t0 ? -104.0f : x;
-    const bool t2 = 89.0f < t1;
-    const float t3 = t2 ? 89.0f : t1;
-    const float t4 = fma_f32(t3, 1.442695f, 1.2582912e+07f);
-    const i32 t5 = as_i32(t4);
-    const i32 t6 = (i32)((u32)t5 - (u32)(i32)0x4b400000u);
-    const float t7 = t4 - 1.2582912e+07f;
-    const float t8 = fma_f32(t7, -0.6933594f, t3);
-    const float t9 = fma_f32(t7, 0.00021219444f, t8);
+    const bool is0 = x < -104.0f;
+    const float t1 = is0 ? -104.0f : x;
+    const bool is2 = 89.0f < t1;
+    const float t3 = is2 ? 89.0f : t1;
+    const float t4 = fma_f32(t3, 1.442695f, 1.2582912e+07f);  // 1 / ln 2; 1.5 * 2^23, where floats are whole numbers
+    const i32 n5 = as_i32(t4);
+    const i32 n6 = (i32)((u32)n5 - (u32)(i32)0x4b400000u);  // the bits of 1.5 * 2^23
+    const float t7 = t4 - 1.2582912e+07f;  // 1.5 * 2^23, where floats are whole numbers
+    const float t8 = fma_f32(t7, -0.6933594f, t3);  // -ln 2, its first 10 bits
+    const float t9 = fma_f32(t7, 0.00021219444f, t8);  // -ln 2, the rest
     const float t10 = t9 * t9;
     const float t11 = fma_f32(0.0013814616f, t9, 0.008368716f);
     const float t12 = fma_f32(t11, t9, 0.04166839f);
@@ -74,118 +75,76 @@ DEVICE float exp_f32(float x) {
     const float t14 = fma_f32(t13, t9, 0.49999994f);
     const float t15 = fma_f32(t10, t14, t9);
     const float t16 = t15 + 1.0f;
-    const i32 t17 = t6 >> 1;
-    const i32 t18 = (i32)((u32)t17 + (u32)127);
-    const i32 t19 = (i32)((u32)t18 << 23);
-    const float t20 = as_f32(t19);
+    const i32 n17 = n6 >> 1;
+    const i32 n18 = (i32)((u32)n17 + (u32)127);  // the bias of an exponent
+    const i32 n19 = (i32)((u32)n18 << 23);
+    const float t20 = as_f32(n19);
     const float t21 = t16 * t20;
-    const i32 t22 = (i32)((u32)t6 - (u32)t17);
-    const i32 t23 = (i32)((u32)t22 + (u32)127);
-    const i32 t24 = (i32)((u32)t23 << 23);
-    const float t25 = as_f32(t24);
+    const i32 n22 = (i32)((u32)n6 - (u32)n17);
+    const i32 n23 = (i32)((u32)n22 + (u32)127);  // the bias of an exponent
+    const i32 n24 = (i32)((u32)n23 << 23);
+    const float t25 = as_f32(n24);
     const float t26 = t21 * t25;
     return t26;
 }
 
 // Q4_0 [512, 96] in the layout `tiles16`.
 struct Q4_0_512x96 {
-    static constexpr int K = 512;
-    static constexpr int N = 96;
-    static constexpr int UNITS = (K + 31) / 32;  // of a column
-    static constexpr int BLOCK_ELEMENTS = 32;
-    static constexpr int BLOCKS = K / BLOCK_ELEMENTS;  // of a column
-    static constexpr int BLOCK_UNITS = BLOCK_ELEMENTS / 32;
-    static_assert(K % BLOCK_ELEMENTS == 0, "columns are whole blocks");
-    static constexpr float ZERO = 8.0f;  // the quant of the value 0
-    static constexpr int QUADS = (UNITS + 3) / 4;  // of a column
-    static constexpr i64 QUANTS0_AT = 0;
-    static constexpr int QUANTS0_STRIDE = 16;  // bytes of a block
-    static constexpr i64 D_AT = 24576;
-    static constexpr int D_STRIDE = 2;  // bytes of a block
+    static constexpr int QUADS = 4;  // ⌈512 / 128⌉, of a column
+    static constexpr int QUAD_BYTES = 64;  // QUAD_UNITS · UNIT / 2, of quants
+    static constexpr int QUAD_SCALES_BYTES = 8;  // QUAD_UNITS · 2
+    static constexpr i64 D_AT = 24576;  // where its region begins
 
-    // A unit as it is stored: loaded early, unpacked when it is needed.
-    struct Stored {
-        u32x4 words[1];
-        u16 d;
-    };
+    // The number of a quad among all quads of the weight: those of a panel are stored together.
+    DEVICE u32 quad_index(u32 column, int quad) { return (column / PANEL * QUADS + quad) * PANEL + column % PANEL; }
 
-    static_assert((N + 15) / 16 * (i64)QUADS * 16 < 1ll << 32, "quads are counted in 32 bits");
-    // Which of the weight's quads one is: 16 columns stand beside each other.
-    DEVICE u32 quad_index(u32 column, int quad) { return (column / 16 * QUADS + quad) * 16 + column % 16; }
-
-    DEVICE Stored load(const u8* w, i64 column, int unit) {
-        const i64 quad = quad_index((u32)column, unit / 4);
-        Stored stored;
-        UNROLL for (int i = 0; i < 4; ++i)
-            stored.words[0][i] = ((const u32*)(w + QUANTS0_AT))[quad * 16 + i * 4 + unit % 4];
-        stored.d = ((const u16*)(w + D_AT))[quad * 4 + unit % 4];
-        return stored;
-    }
-
-    // What a lane has of a quad, the four units of a column that are stored together.
+    // What a lane has of a quad: words[i][u] is a word of unit u. Word i of a unit, 0…3, has elements
+    // 4 i…4 i + 3 in its low nibbles and 16 + 4 i…16 + 4 i + 3 in its high ones.
     struct Part {
         u32x4 words[4 / PARTS];
-        u32 d[2];
+        u32 d[2];  // the scales of the four units, as f16
     };
 
-    // at: the quad's place among all of them.
-    DEVICE Part load_part(const u8* w, u32 at) {
+    // quad: its number among all quads of the weight.
+    DEVICE Part load_part(const u8* w, u32 quad) {
         Part part;
-        const u8* const words = w + QUANTS0_AT + (u32)at * 64 + lane_part() * (4 / PARTS) * 16;
+        const u8* const words = w + quad * QUAD_BYTES + lane_part() * (4 / PARTS) * 16;
         UNROLL for (int i = 0; i < 4 / PARTS; ++i) part.words[i] = stream_16(words + i * 16);
-        const u64 d = *(const u64*)(w + D_AT + (u32)at * 8);
+        const u64 d = *(const u64*)(w + D_AT + quad * QUAD_SCALES_BYTES);
         part.d[0] = (u32)d;
         part.d[1] = (u32)(d >> 32);
         return part;
     }
 
-    // The quants of unit u minus 8, times 2^-9, of each word's elements 0, 2 · 1, 3 · 16, 18 · 17, 19.
-    // Four bits at the end of an f16 are so many times 2^-24, its next four so many times 2^-20.
+    // Pairs of f16. A nibble n in the lowest bits of an f16 is n * 2^-24, and in the next four bits n * 2^-20:
+    // denormal numbers, which a multiplication makes n * 2^-9.
+    static constexpr u32 LOW_NIBBLES = 0x000F000Fu;
+    static constexpr u32 HIGH_NIBBLES = 0x00F000F0u;
+    static constexpr u32 PAIR_OF_2P15 = 0x78007800u;  // 2^15: from 2^-24 to 2^-9
+    static constexpr u32 PAIR_OF_2P11 = 0x68006800u;  // 2^11: from 2^-20 to 2^-9
+    static constexpr u32 PAIR_OF_MINUS_ZERO = 0xA400A400u;  // -2^-6: the quant of 0 is 8, times 2^-9
+
+    // The quants of unit u minus 8, times 2^-9. A word's elements become the pairs 0, 2 · 1, 3 · 16, 18 · 17, 19.
     DEVICE void halves(const Part& part, int u, u32x4 (&q)[4 / PARTS]) {
         UNROLL for (int i = 0; i < 4 / PARTS; ++i)
             UNROLL for (int odd = 0; odd < 2; ++odd) {
                 const u32 word = part.words[i][u] >> (8 * odd);
-                q[i][odd] = fma_halves(word & 0x000F000Fu, 0x78007800u, 0xA400A400u);  // * 2^15 - 2^-6
-                q[i][odd + 2] = fma_halves(word & 0x00F000F0u, 0x68006800u, 0xA400A400u);  // * 2^11 - 2^-6
+                q[i][odd] = fma_halves(word & LOW_NIBBLES, PAIR_OF_2P15, PAIR_OF_MINUS_ZERO);
+                q[i][odd + 2] = fma_halves(word & HIGH_NIBBLES, PAIR_OF_2P11, PAIR_OF_MINUS_ZERO);
             }
     }
 
+    // What the elements of unit u are multiplied by.
     DEVICE float scale(const Part& part, int u) { return half_to_f32((u16)(part.d[u / 2] >> (16 * (u % 2)))); }
 
     // A single value.
     DEVICE float value(const u8* w, i64 column, int k) {
-        const i64 quad = quad_index((u32)column, k / 128);
-        const int unit = k / 32 % 4;
-        const u32 byte = w[QUANTS0_AT + quad * 64 + k % 16 / 4 * 16 + unit * 4 + k % 4];
-        return (float)((i32)(byte >> (k % 32 / 16 * 4) & 15) - 8) *
-               half_to_f32(((const u16*)(w + D_AT))[quad * 4 + unit]);
-    }
-
-    // 32 quants, four to a word in the order of the elements.
-    DEVICE void quants(const Stored& stored, int unit, u32 (&q)[8]) {
-        UNROLL for (int i = 0; i < 4; ++i) {
-            const u32 word = stored.words[0][i];
-            q[i] = word & 0x0f0f0f0fu;
-            q[i + 4] = word >> 4 & 0x0f0f0f0fu;
-        }
-    }
-
-    // Quant i of a unit, 0 at the value 0 and counted from `zero`: a small whole number.
-    DEVICE float centred(const u32 (&q)[8], int i, float zero = 0.0f) {
-        return byte_minus(q[i / 4], i % 4, ZERO + zero);
-    }
-
-    // What the 32 elements of a unit are multiplied by.
-    DEVICE float scale(const Stored& stored, int) {
-        return half_to_f32(stored.d);
-    }
-
-    // 32 values, rounded as the reference rounds.
-    DEVICE void decode(const Stored& stored, int unit, float (&values)[32]) {
-        u32 q[8];
-        quants(stored, unit, q);
-        const float factor = scale(stored, 0);
-        UNROLL for (int i = 0; i < 32; ++i) values[i] = centred(q, i) * factor;
+        const i64 quad = quad_index((u32)column, k / (QUAD_UNITS * UNIT));
+        const int unit = k / UNIT % QUAD_UNITS;
+        // A unit's word i, of 4 bytes, has elements 4 i…4 i + 3 and 16 more; words i of the four units are adjacent.
+        const u32 byte = w[quad * QUAD_BYTES + k % 16 / 4 * 16 + unit * 4 + k % 4];
+        const u32 quant = byte >> (k % UNIT / 16 * 4) & 15;  // low nibble or high nibble
+        return (float)((i32)quant - 8) * half_to_f32(((const u16*)(w + D_AT))[quad * QUAD_UNITS + unit]);
     }
 };
 
@@ -198,9 +157,9 @@ struct Arguments {
     i64 m;
 };
 
-// Kernels overlap. This one waits until those before are done, whose results it may read and whose
-// arguments it may overwrite: weights alone, which no kernel writes, are loaded earlier. Then the next
-// one may start and load its own.
+// Kernels overlap. This one waits for the kernels before it: it may read their results and overwrite their
+// arguments. Only weights, which no kernel writes, are loaded earlier. Then the next kernel may start, and
+// load its weights.
 DEVICE void await_kernels_before(Arguments& a) {
     await_grids_before();
     a.x = known_from_here(a.x);
@@ -211,29 +170,29 @@ DEVICE void await_kernels_before(Arguments& a) {
 
 // x, after the prologue.
 DEVICE float x_value(const Arguments& a, i64 row, int column) {
-    const float v0 = a.x[row * 512 + column];
-    return v0;
+    const float x_element = a.x[row * 512 + column];
+    return x_element;
 }
 
-// The same for four neighbouring columns, of which this is the first.
+// The same for four neighbouring columns, beginning with this one.
 DEVICE void x_values(const Arguments& a, i64 row, int column, float* x) {
-    const f32x4 v0_four = load_four(&a.x[row * 512 + column]);
+    const f32x4 x_element_four = load_four(&a.x[row * 512 + column]);
     UNROLL for (int i = 0; i < 4; ++i) {
-        const float v0 = v0_four[i];
-        x[i] = v0;
+        const float x_element = x_element_four[i];
+        x[i] = x_element;
     }
 }
 
 // From the products at one row and column to the results.
-DEVICE void epilogue(const Arguments& a, i64 row, int column, float v2, float v9) {
-    const float v1 = a.bias[column];
-    const float v3 = v2 + v1;
-    const float v4 = -(v3);
-    const float v5 = exp_f32(v4);
-    const float v7 = 1.0f + v5;
-    const float v8 = v3 / v7;
-    const float v10 = v8 * v9;
-    a.output0[row * 96 + column] = v10;
+DEVICE void epilogue(const Arguments& a, i64 row, int column, float gate_product, float up_product) {
+    const float bias_element = a.bias[column];
+    const float sum1 = gate_product + bias_element;
+    const float negative1 = -(sum1);
+    const float exp1 = exp_f32(negative1);
+    const float sum2 = 1.0f + exp1;
+    const float quotient1 = sum1 / sum2;
+    const float product1 = quotient1 * up_product;
+    a.output0[row * 96 + column] = product1;
 }
 
 // The row of x that the lane's value is of.
@@ -307,26 +266,26 @@ DEVICE void compute(Arguments a) {
     UNROLL for (int c = 0; c < LANE_COLUMNS; ++c) columns[c] = panel * PANEL + lane_column(c);
 
     // --- load ahead: the weights of the wave's first quad ---
-    u32 v2_at[LANE_COLUMNS];  // quad 0 of the lane's columns
+    u32 gate_at[LANE_COLUMNS];  // quad 0 of the lane's columns
     UNROLL for (int c = 0; c < LANE_COLUMNS; ++c)
-        v2_at[c] = Q4_0_512x96::quad_index(panel * PANEL, 0) + lane_column(c);
-    Q4_0_512x96::Part v2_ahead[LANE_COLUMNS];
-    const auto v2_load = [&](Q4_0_512x96::Part (&part)[LANE_COLUMNS], int quad) {
+        gate_at[c] = Q4_0_512x96::quad_index(panel * PANEL, 0) + lane_column(c);
+    Q4_0_512x96::Part gate_ahead[LANE_COLUMNS];
+    const auto gate_load = [&](Q4_0_512x96::Part (&part)[LANE_COLUMNS], int quad) {
         if (quad >= end_quad) return;
         UNROLL for (int c = 0; c < LANE_COLUMNS; ++c)
-            part[c] = Q4_0_512x96::load_part(a.gate, v2_at[c] + quad * PANEL);
+            part[c] = Q4_0_512x96::load_part(a.gate, gate_at[c] + quad * PANEL);
     };
-    v2_load(v2_ahead, first_quad + wave_k);
-    u32 v9_at[LANE_COLUMNS];  // quad 0 of the lane's columns
+    gate_load(gate_ahead, first_quad + wave_k);
+    u32 up_at[LANE_COLUMNS];  // quad 0 of the lane's columns
     UNROLL for (int c = 0; c < LANE_COLUMNS; ++c)
-        v9_at[c] = Q4_0_512x96::quad_index(panel * PANEL, 0) + lane_column(c);
-    Q4_0_512x96::Part v9_ahead[LANE_COLUMNS];
-    const auto v9_load = [&](Q4_0_512x96::Part (&part)[LANE_COLUMNS], int quad) {
+        up_at[c] = Q4_0_512x96::quad_index(panel * PANEL, 0) + lane_column(c);
+    Q4_0_512x96::Part up_ahead[LANE_COLUMNS];
+    const auto up_load = [&](Q4_0_512x96::Part (&part)[LANE_COLUMNS], int quad) {
         if (quad >= end_quad) return;
         UNROLL for (int c = 0; c < LANE_COLUMNS; ++c)
-            part[c] = Q4_0_512x96::load_part(a.up, v9_at[c] + quad * PANEL);
+            part[c] = Q4_0_512x96::load_part(a.up, up_at[c] + quad * PANEL);
     };
-    v9_load(v9_ahead, first_quad + wave_k);
+    up_load(up_ahead, first_quad + wave_k);
 
     await_kernels_before(a);
 
@@ -360,8 +319,8 @@ DEVICE void compute(Arguments a) {
         if (rough) any_rough = 1;
     };
 
-    float v2_sums[LANE_COLUMNS] = {};
-    float v9_sums[LANE_COLUMNS] = {};
+    float gate_sums[LANE_COLUMNS] = {};
+    float up_sums[LANE_COLUMNS] = {};
 
     // --- stage x: threads split quarters into terms, for all waves to read ---
     block_barrier();  // any_rough is 0
@@ -373,35 +332,35 @@ DEVICE void compute(Arguments a) {
     const int quad = first_quad + wave_k;
     UNROLL for (int u = 0; u < QUAD_UNITS; ++u) {
         const int unit = (quad - first_quad) * QUAD_UNITS + u;
-        u32x4 v2_quants[LANE_COLUMNS][LANE_QUARTERS];
-        float v2_d[LANE_COLUMNS];
+        u32x4 gate_quants[LANE_COLUMNS][LANE_QUARTERS];
+        float gate_d[LANE_COLUMNS];
         UNROLL for (int c = 0; c < LANE_COLUMNS; ++c) {
-            Q4_0_512x96::halves(v2_ahead[c], u, v2_quants[c]);
-            v2_d[c] = Q4_0_512x96::scale(v2_ahead[c], u);
+            Q4_0_512x96::halves(gate_ahead[c], u, gate_quants[c]);
+            gate_d[c] = Q4_0_512x96::scale(gate_ahead[c], u);
         }
-        u32x4 v9_quants[LANE_COLUMNS][LANE_QUARTERS];
-        float v9_d[LANE_COLUMNS];
+        u32x4 up_quants[LANE_COLUMNS][LANE_QUARTERS];
+        float up_d[LANE_COLUMNS];
         UNROLL for (int c = 0; c < LANE_COLUMNS; ++c) {
-            Q4_0_512x96::halves(v9_ahead[c], u, v9_quants[c]);
-            v9_d[c] = Q4_0_512x96::scale(v9_ahead[c], u);
+            Q4_0_512x96::halves(up_ahead[c], u, up_quants[c]);
+            up_d[c] = Q4_0_512x96::scale(up_ahead[c], u);
         }
         const int x_item = unit * TERM_QUARTERS + lane_part();
         u32x4 x[LANE_QUARTERS];
         x[0] = staged[x_item + lane_x_row() * UNIT_QUARTERS];
         const float x_scale = x_scales[unit * ROWS + value_row()];
-        lane_sums v2_dots = {};
-        multiply_unit(x, v2_quants, v2_dots);
+        lane_sums gate_dots = {};
+        multiply_unit(x, gate_quants, gate_dots);
         UNROLL for (int c = 0; c < LANE_COLUMNS; ++c) {
-            const float v2_dot = v2_dots[c * LANE_ROWS] + REST_STEP * v2_dots[c * LANE_ROWS + 1];
-            float& v2_sum = v2_sums[c];
-            v2_sum = fma_f32(v2_d[c] * x_scale, v2_dot, v2_sum);
+            const float gate_dot = gate_dots[c * LANE_ROWS] + REST_STEP * gate_dots[c * LANE_ROWS + 1];
+            float& gate_sum = gate_sums[c];
+            gate_sum = fma_f32(gate_d[c] * x_scale, gate_dot, gate_sum);
         }
-        lane_sums v9_dots = {};
-        multiply_unit(x, v9_quants, v9_dots);
+        lane_sums up_dots = {};
+        multiply_unit(x, up_quants, up_dots);
         UNROLL for (int c = 0; c < LANE_COLUMNS; ++c) {
-            const float v9_dot = v9_dots[c * LANE_ROWS] + REST_STEP * v9_dots[c * LANE_ROWS + 1];
-            float& v9_sum = v9_sums[c];
-            v9_sum = fma_f32(v9_d[c] * x_scale, v9_dot, v9_sum);
+            const float up_dot = up_dots[c * LANE_ROWS] + REST_STEP * up_dots[c * LANE_ROWS + 1];
+            float& up_sum = up_sums[c];
+            up_sum = fma_f32(up_d[c] * x_scale, up_dot, up_sum);
         }
     }
 
@@ -415,24 +374,24 @@ DEVICE void compute(Arguments a) {
             ROLLED for (int k = k0; k < k0 + UNIT; ++k) {
                 const float x = x_value(a, row_of(r), k);
                 UNROLL for (int c = 0; c < LANE_COLUMNS; ++c)
-                    v2_sums[c] = fma_f32(
-                        x, Q4_0_512x96::value(a.gate, columns[c], k), v2_sums[c]);
+                    gate_sums[c] = fma_f32(
+                        x, Q4_0_512x96::value(a.gate, columns[c], k), gate_sums[c]);
                 UNROLL for (int c = 0; c < LANE_COLUMNS; ++c)
-                    v9_sums[c] = fma_f32(
-                        x, Q4_0_512x96::value(a.up, columns[c], k), v9_sums[c]);
+                    up_sums[c] = fma_f32(
+                        x, Q4_0_512x96::value(a.up, columns[c], k), up_sums[c]);
             }
         }
     }
 
     // --- reduce: add the sums of the waves that share a panel ---
     block_barrier();  // x may still be read
-    float* const v2_shared = (float*)staged;  // [WAVES_K][ROWS][COLUMNS]
-    float* const v9_shared = v2_shared + WAVES_K * ROWS * COLUMNS;
+    float* const gate_shared = (float*)staged;  // [WAVES_K][ROWS][COLUMNS]
+    float* const up_shared = gate_shared + WAVES_K * ROWS * COLUMNS;
     UNROLL for (int c = 0; c < LANE_COLUMNS; ++c) {
         const int row = value_row();
         const int to = (wave_k * ROWS + row) * COLUMNS + lane_column(c);
-        v2_shared[to] = v2_sums[c];
-        v9_shared[to] = v9_sums[c];
+        gate_shared[to] = gate_sums[c];
+        up_shared[to] = up_sums[c];
     }
     block_barrier();
 
@@ -440,16 +399,16 @@ DEVICE void compute(Arguments a) {
     await_cluster();
     for (int i = thread; i < ROWS * COLUMNS; i += BLOCK_SIZE) {
         const int owner = i / OWNED;
-        float v2 = 0.0f;
-        UNROLL for (int wave = 0; wave < WAVES_K; ++wave) v2 += v2_shared[wave * ROWS * COLUMNS + i];
-        float* const v2_to = received + split * OWNED + i % OWNED;
-        if (owner == split) *v2_to = v2;
-        else send(v2_to, &arrived, owner, v2);
-        float v9 = 0.0f;
-        UNROLL for (int wave = 0; wave < WAVES_K; ++wave) v9 += v9_shared[wave * ROWS * COLUMNS + i];
-        float* const v9_to = received + (SPLITS + split) * OWNED + i % OWNED;
-        if (owner == split) *v9_to = v9;
-        else send(v9_to, &arrived, owner, v9);
+        float gate = 0.0f;
+        UNROLL for (int wave = 0; wave < WAVES_K; ++wave) gate += gate_shared[wave * ROWS * COLUMNS + i];
+        float* const gate_to = received + split * OWNED + i % OWNED;
+        if (owner == split) *gate_to = gate;
+        else send(gate_to, &arrived, owner, gate);
+        float up = 0.0f;
+        UNROLL for (int wave = 0; wave < WAVES_K; ++wave) up += up_shared[wave * ROWS * COLUMNS + i];
+        float* const up_to = received + (SPLITS + split) * OWNED + i % OWNED;
+        if (owner == split) *up_to = up;
+        else send(up_to, &arrived, owner, up);
     }
     block_barrier();
     await_sent(&arrived);
@@ -457,13 +416,13 @@ DEVICE void compute(Arguments a) {
     // --- epilogue ---
     for (int i = thread; i < OWNED; i += BLOCK_SIZE) {
         const int at = split * OWNED + i;
-        float v2 = 0.0f;
-        UNROLL for (int part = 0; part < SPLITS; ++part) v2 += received[part * OWNED + i];
-        float v9 = 0.0f;
-        UNROLL for (int part = 0; part < SPLITS; ++part) v9 += received[(SPLITS + part) * OWNED + i];
+        float gate = 0.0f;
+        UNROLL for (int part = 0; part < SPLITS; ++part) gate += received[part * OWNED + i];
+        float up = 0.0f;
+        UNROLL for (int part = 0; part < SPLITS; ++part) up += received[(SPLITS + part) * OWNED + i];
         const i64 row = row0 + at / COLUMNS;
         const int column = column0 + at % COLUMNS;
-        if (row < m && column < WIDTH) epilogue(a, row, column, v2, v9);
+        if (row < m && column < WIDTH) epilogue(a, row, column, gate, up);
     }
 }
 
