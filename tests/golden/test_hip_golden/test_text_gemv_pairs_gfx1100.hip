@@ -288,7 +288,7 @@ DEVICE void compute(const Arguments& a) {
     block_barrier();
 
     // --- epilogue ---
-    for (int at = thread; at < ROWS * COLUMNS; at += BLOCK_SIZE) {
+    if (const int at = thread; at < ROWS * COLUMNS) {
         float w = 0.0f;
         UNROLL for (int wave = 0; wave < WAVES_K; ++wave) w += w_shared[wave * ROWS * COLUMNS + at];
         const i64 row = row0;
