@@ -1,7 +1,7 @@
-"""The memory that kernels need: shared memory of a block, and scratch memory between launches.
+"""The memory of kernels: shared memory of a thread block, and scratch memory between launches.
 
-Shared memory is counted here: it decides which constants are possible, and texts print it as
-`LDS_BYTES`. `tests/hip/test_memory.py` holds it to the arrays that the texts declare.
+The shared memory counted here decides which constants are possible, and texts print it as
+`LDS_BYTES`. `tests/hip/test_memory.py` compares it with the arrays that the texts declare.
 """
 
 from typing import Final
@@ -24,7 +24,7 @@ from q4jit.targets import HipArch
 ELEMENT_STAGE_UNITS: Final = 128
 """Units of a column that an `element` decodes into shared memory at a time."""
 MOST_STAGES_BYTES: Final = 32 << 10
-"""The most that the stages of x take of shared memory, on any platform."""
+"""The most shared memory that the stages of x take, on any platform."""
 
 _F32_BYTES: Final = 4
 _F16_BYTES: Final = 2
@@ -34,7 +34,7 @@ _F16_BYTES: Final = 2
 
 def shared_bytes(plan: HipPlan, kernel: HipKernel) -> int:
     """Return the bytes of shared memory that a block of a kernel has."""
-    exchanges = adds_up_blocks(kernel) + finds_largest(kernel)  # a number of each wave
+    exchanges = adds_up_blocks(kernel) + finds_largest(kernel)  # a number per wave
     waves = kernel.block_size // plan.target.hip.wave
     return _staged_bytes(plan, kernel) + exchanges * waves * _F32_BYTES
 
@@ -82,13 +82,13 @@ def _staged_bytes(plan: HipPlan, kernel: HipKernel) -> int:
 
 
 def gemv_bytes(kernel: HipKernel) -> int:
-    """Shared memory of a `gemv`: some units of each row of x, apart from each other."""
+    """Return the shared memory of a `gemv`: the stage of each row of x, padded per unit."""
     stride_bytes = (UNIT_ELEMENTS + 4) * _F32_BYTES
     return kernel.rows_per_tile * kernel.ahead * kernel.lanes * stride_bytes
 
 
 def _tile_matrix_bytes(plan: HipPlan, kernel: HipKernel) -> int:
-    """x in terms, a tile of the weight, its scales, and a flag; for minima the sums of x too."""
+    """Return the bytes of x in terms, of a tile of w with its scales, of sums of x, and a flag."""
     stride_bytes = (UNIT_ELEMENTS + 8) * _F16_BYTES
     columns = kernel.columns
     scales_bytes = 2 * columns * _F32_BYTES
@@ -109,13 +109,13 @@ def f16_unit_bytes(kernel: HipKernel, rows: int) -> int:
 
 
 def split_quads(kernel: HipKernel) -> int:
-    """The quads of a column that one of the blocks that share K multiplies."""
+    """Return the quads of a column in one split of K."""
     k = kernel.section.products[0].operands[0].width
     return -(-k // (QUAD_ELEMENTS * kernel.splits))
 
 
 def _results_bytes(kernel: HipKernel) -> int:
-    """The results of a block for each product."""
+    """Return the bytes of a thread block's results, for all products."""
     return len(kernel.section.products) * kernel.rows_per_tile * kernel.columns * _F32_BYTES
 
 
@@ -123,9 +123,9 @@ def _results_bytes(kernel: HipKernel) -> int:
 
 
 def scratch(kernel: HipKernel, m: int) -> dict[Slot, int]:
-    """The slots of a kernel between its own launches, and the bytes of each for m rows.
+    """Return the scratch slots of a kernel and the bytes of each for m rows.
 
-    A `rows` kernel writes them, and the kernels of its products, which come next, read them.
+    A `rows` kernel writes them, and the kernels of the products after it read them.
     """
     rows = 1 if kernel.work.uniform else m
     k = kernel.work.x.width if kernel.work.x is not None else 0
@@ -144,7 +144,7 @@ def scratch(kernel: HipKernel, m: int) -> dict[Slot, int]:
 
 
 def _f16_terms_bytes(kernel: HipKernel, rows: int, k: int) -> int:
-    """x in f16 terms: whole quads for whole tiles; the last stage may be copied beyond them."""
+    """Return the bytes of x in f16 terms: whole quads and tiles, and room for the last copy."""
     row_bytes = kernel.f16_terms * -(-k // QUAD_ELEMENTS) * QUAD_ELEMENTS * _F16_BYTES
     tiles = (MOST_FEW_ROWS, *HALVES_TILE_ROWS)  # beyond them there are several
     tile_rows = next((tile for tile in tiles if rows <= tile), TALL_TILE_ROWS)

@@ -409,7 +409,7 @@ def test_blocks_of_a_cluster_send_each_other_numbers() -> None:
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("3 * 4)", "4 * 4)", "waits in await_sent at line .* for 16 bytes, of which 12 have come"),
+        ("3 * 4)", "4 * 4)", "waits in await_sent at line .* for 16 bytes; 12 have arrived"),
         ("3 * 4)", "2 * 4)", "send at line .* of more than the 8 bytes that block . expects"),
         ("    await_cluster();", "", "which expects nothing yet"),
         ("begin_cluster(&arrived", "if (block_x() > 0) begin_cluster(&arrived", "not all threads"),

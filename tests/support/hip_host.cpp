@@ -370,7 +370,7 @@ void compare_places(int first_to_come, const Place& here) {
         if (waiting.state != State::WAITING) continue;
         host_thread = thread;
         if (waiting.place.what == SENT)
-            fault("waits in %s at line %d for %u bytes, of which %u have come", SENT,
+            fault("waits in %s at line %d for %u bytes; %u have arrived", SENT,
                   waiting.place.line, here.expected_bytes, here.sent_bytes);
         if (waiting.place.what == CLUSTER)
             fault("waits in %s at line %d, where not all threads of all blocks come", CLUSTER,
