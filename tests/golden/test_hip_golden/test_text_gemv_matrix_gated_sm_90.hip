@@ -407,7 +407,7 @@ DEVICE void compute(Arguments a) {
 
     // --- exchange: each block of the cluster stores a part of the results, the others send it their sums ---
     await_cluster();
-    if (const int i = thread; i < ROWS * COLUMNS) {
+    for (int i = thread; i < ROWS * COLUMNS; i += BLOCK_SIZE) {
         const int owner = i / OWNED;
         float gate = 0.0f;
         UNROLL for (int wave = 0; wave < WAVES_K; ++wave) gate += gate_shared[wave * ROWS * COLUMNS + i];
@@ -424,7 +424,7 @@ DEVICE void compute(Arguments a) {
     await_sent(&arrived);
 
     // --- epilogue ---
-    if (const int i = thread; i < OWNED) {
+    for (int i = thread; i < OWNED; i += BLOCK_SIZE) {
         const int at = split * OWNED + i;
         float gate = 0.0f;
         UNROLL for (int part = 0; part < SPLITS; ++part) gate += received[part * OWNED + i];
