@@ -1,7 +1,7 @@
 """The rules by which operations become nodes, with their shapes."""
 
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, NoReturn
 
 import numpy as np
 
@@ -13,6 +13,9 @@ from q4jit.frontend.specs import IdsSpec, Signature, WeightSpec
 
 # NumPy's arithmetic on two truth values
 _ON_TRUTH: Final = {"add": "or", "maximum": "or", "mul": "and", "minimum": "and"}
+
+# and what NumPy refuses
+_NOT_ON_TRUTH: Final = {"sub": "subtract", "neg": "negate"}
 
 _SHOWN_LOGIC: Final = {
     "and": "& and np.logical_and",
@@ -77,6 +80,10 @@ class Builder:
         with np.errstate(over="ignore"):
             return self._node("const", (), (), value=float(np.float32(value)))
 
+    def truth(self, value: bool) -> Node:
+        """Return True or False as a truth value; `const` makes a number of it."""
+        return self.apply("ne", self.const(float(value)), self.const(0.0))
+
     def number(self, node: Node) -> Node:
         """Return a truth value as 1.0 or 0.0, and a number unchanged."""
         if not node.is_bool:
@@ -89,12 +96,19 @@ class Builder:
         Raises TraceError if the shapes do not match, or if `and`, `or` and `not` get numbers.
         """
         if all(n.is_bool for n in operands):
+            if op in _NOT_ON_TRUTH:
+                refuse_arithmetic(_NOT_ON_TRUTH[op])
+            if op == "abs":
+                return operands[0]
             op = _ON_TRUTH.get(op, op)
         values = operands if op in {"and", "or", "not"} else tuple(map(self.number, operands))
         if op == "where":
-            values = (operands[0], *map(self.number, operands[1:]))
-            if not values[0].is_bool:
-                values = (self.apply("ne", values[0], self.const(0.0)), *values[1:])
+            condition = operands[0]
+            if not condition.is_bool:
+                condition = self.apply("ne", condition, self.const(0.0))
+            if all(n.is_bool for n in operands[1:]):
+                return self._where_truth(condition, *operands[1:])
+            values = (condition, *map(self.number, operands[1:]))
         for node in values:
             if op in {"and", "or", "not"} and not node.is_bool:
                 raise TraceError(
@@ -108,6 +122,11 @@ class Builder:
         for node in values:
             shape = broadcast(shape, node.shape)
         return self._node(op, tuple(values), shape)
+
+    def _where_truth(self, condition: Node, a: Node, b: Node) -> Node:
+        """Return np.where of truth values, which is a truth value too."""
+        otherwise = self.apply("and", self.apply("not", condition), b)
+        return self.apply("or", self.apply("and", condition, a), otherwise)
 
     def power(self, base: Node, exponent: int) -> Node:
         """Return `base` to a small whole exponent, by repeated squaring."""
@@ -219,3 +238,8 @@ class Builder:
         if node.op in ELEMENTWISE:
             return self._node(node.op, tuple(done.get(n.id, n) for n in node.operands), shape)
         raise TraceError(f"cannot slice a {node.op} of {show_shape(node.shape)}")
+
+
+def refuse_arithmetic(action: str) -> NoReturn:
+    """Raise TraceError for arithmetic that NumPy does not have for truth values."""
+    refuse(f"{action} truth values (results of comparisons)", "use != or np.logical_not")

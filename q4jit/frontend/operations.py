@@ -6,7 +6,7 @@ from typing import Any, Final
 import numpy as np
 
 from q4jit.errors import TraceError, expected
-from q4jit.frontend.builder import Builder
+from q4jit.frontend.builder import Builder, refuse_arithmetic
 from q4jit.frontend.graph import Node
 from q4jit.frontend.refusals import USE_SLICE, refuse, show_value, unsupported
 from q4jit.frontend.shapes import show_shape
@@ -68,6 +68,8 @@ def elementwise(builder: Builder, ufunc: str, operands: Sequence[Node]) -> Node:
         case "reciprocal":
             return builder.apply("div", builder.const(1.0), operands[0])
         case "positive":
+            if operands[0].is_bool:
+                refuse_arithmetic("unary + of")
             return operands[0]
         case "clip":
             value, low, high = operands
@@ -151,10 +153,10 @@ def mean(builder: Builder, node: Node, axis: object, keepdims: bool) -> Node:
 # --- indices --------------------------------------------------------------------------------
 
 
-def sliced(builder: Builder, node: Node, index: object) -> Node:
-    """Return `node[index]`: columns of the last axis, or the value with a new last axis.
+def sliced(builder: Builder, node: Node, index: object) -> tuple[Node, int]:
+    """Return `node[index]`, columns of the last axis or the value with a new last axis.
 
-    Raises TraceError for every other index.
+    The second value is the first column. Raises TraceError for every other index.
     """
     parts = _without_ellipsis(index, len(node.shape))
     axes = [p for p in parts if p is not None]
@@ -173,13 +175,14 @@ def sliced(builder: Builder, node: Node, index: object) -> Node:
     if None in parts:
         if parts[-1] is not None or parts.count(None) > 1:
             refuse(f"add axes with {_show_index(index)}", "use v[..., None], one axis at the end")
-        return builder.add_last(node)
+        return builder.add_last(node), 0
     if not has_columns:
-        return node
+        return node, 0
     part, width = axes[-1], node.shape[-1]
     assert isinstance(part, slice)
     assert isinstance(width, int)
-    return builder.slice(node, *_columns(part, width))
+    start, stop = _columns(part, width)
+    return builder.slice(node, start, stop), start
 
 
 def _without_ellipsis(index: object, rank: int) -> list[object]:

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from q4jit.frontend.shapes import Dim, LeadingAxis, Shape, show_shape
 from q4jit.weights.formats import FORMATS, Format
 
@@ -54,10 +56,16 @@ class IdsSpec:
 
 @dataclass(frozen=True)
 class ScalarSpec:
-    """A float argument, whose value is read at every call."""
+    """A number argument, whose value is read at every call.
+
+    Attributes:
+        kind: its type: float, a NumPy scalar, or np.ndarray for an array without axes.
+    """
+
+    kind: type = float
 
     def __str__(self) -> str:
-        return "float"
+        return "f32 []" if self.kind is np.ndarray else self.kind.__name__
 
 
 @dataclass(frozen=True)
