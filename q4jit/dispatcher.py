@@ -23,6 +23,7 @@ from q4jit.arrays.torch_tensors import tensor_facts
 from q4jit.arrays.views import DeviceView
 from q4jit.errors import ArgumentError, expected
 from q4jit.frontend.specs import Signature
+from q4jit.frontend.trace import refuse_symbols
 from q4jit.locks import BUILD
 from q4jit.options import Options
 from q4jit.pipeline import DeviceLaunch, Launch, Remark
@@ -139,6 +140,7 @@ class Specialized(Generic[_P, _R]):
     def _call(self, args: tuple[Any, ...], out: Any) -> Any:
         """Run a call whose shapes are new or whose arguments may be on a device."""
         facts = None
+        refuse_symbols(self._name, args)
         if not _PLAIN.issuperset(map(type, args)):
             facts = tensor_facts(args, out)
             if facts is not None:

@@ -8,7 +8,7 @@ import numpy as np
 from q4jit.errors import TraceError, expected
 from q4jit.frontend.graph import DECODED, ELEMENTWISE, Node
 from q4jit.frontend.refusals import refuse
-from q4jit.frontend.shapes import Shape, broadcast, show_shape
+from q4jit.frontend.shapes import Shape, broadcast, has_columns, show_shape
 from q4jit.frontend.specs import IdsSpec, Signature, WeightSpec
 
 # NumPy's arithmetic on two truth values
@@ -156,7 +156,7 @@ class Builder:
 
         Raises TraceError for other values, because kernels run along their last axis.
         """
-        if node.shape and isinstance(node.shape[-1], int):
+        if has_columns(node.shape):
             refuse(
                 f"add an axis to {show_shape(node.shape)}",
                 "use v[..., None] only after a reduction that removed the last axis",

@@ -9,7 +9,7 @@ from q4jit.errors import TraceError, expected
 from q4jit.frontend.builder import Builder, refuse_arithmetic
 from q4jit.frontend.graph import Node
 from q4jit.frontend.refusals import USE_SLICE, refuse, show_value, unsupported
-from q4jit.frontend.shapes import show_shape
+from q4jit.frontend.shapes import has_columns, show_shape
 
 _MAX_EXPONENT: Final = 16
 
@@ -136,7 +136,7 @@ def total(builder: Builder, node: Node, function: str, axis: object, keepdims: b
                 where=function,
             )
         )
-    if not node.shape or not isinstance(node.shape[-1], int):
+    if not has_columns(node.shape):
         refuse(
             f"compute {function} of {show_shape(node.shape)}",
             "only the last axis of a value can be reduced, and only once",
@@ -167,8 +167,8 @@ def sliced(builder: Builder, node: Node, index: object) -> tuple[Node, int]:
                 "slices of the last axis, as in y[..., a:b]", _show_index(index), where="index"
             )
         )
-    has_columns = bool(node.shape) and isinstance(node.shape[-1], int)
-    leading = len(node.shape) - has_columns
+    sliceable = has_columns(node.shape)
+    leading = len(node.shape) - sliceable
     for dim, part in zip(node.shape[:leading], axes[:leading], strict=True):
         if part != slice(None):
             refuse(f"slice the leading axis {dim} with {_show_index(index)}", USE_SLICE)
@@ -176,7 +176,7 @@ def sliced(builder: Builder, node: Node, index: object) -> tuple[Node, int]:
         if parts[-1] is not None or parts.count(None) > 1:
             refuse(f"add axes with {_show_index(index)}", "use v[..., None], one axis at the end")
         return builder.add_last(node), 0
-    if not has_columns:
+    if not sliceable:
         return node, 0
     part, width = axes[-1], node.shape[-1]
     assert isinstance(part, slice)

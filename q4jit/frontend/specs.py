@@ -4,13 +4,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from q4jit.frontend.shapes import Dim, LeadingAxis, Shape, show_shape
+from q4jit.frontend.shapes import ONE, Dim, LeadingAxis, Shape, show_shape
 from q4jit.weights.formats import FORMATS, Format
 
 
 @dataclass(frozen=True)
 class ArraySpec:
-    """An f32 array argument. The last axis of `shape` is a number, the others are M or 1."""
+    """An f32 array argument. The last axis of `shape` is a number, the others are M or `ONE`."""
 
     shape: Shape
 
@@ -99,6 +99,6 @@ def ids_spec(shape: tuple[int, ...], sized: bool = False) -> IdsSpec:
 def _leading(shape: tuple[int, ...], sized: bool) -> tuple[Dim, ...]:
     axes = range(len(shape), 0, -1)
     return tuple(
-        1 if length == 1 else LeadingAxis(axis, length if sized else None)
+        ONE if length == 1 else LeadingAxis(axis, length if sized else None)
         for axis, length in zip(axes, shape, strict=True)
     )

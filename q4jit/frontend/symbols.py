@@ -40,7 +40,7 @@ from q4jit.frontend.refused_operators import (
     RefusedWeightOperators,
 )
 from q4jit.frontend.row_counts import ROWS_AS_NUMBER, RowCount
-from q4jit.frontend.shapes import show_shape
+from q4jit.frontend.shapes import LeadingAxis, show_shape
 from q4jit.frontend.specs import WeightSpec
 from q4jit.weights.tensor import QuantizedTensor
 
@@ -116,7 +116,9 @@ class SymbolicArray(RefusedOperators):
     @property
     def shape(self) -> tuple[object, ...]:
         """The shape. Leading axes have no value, because one kernel serves every length."""
-        return tuple(d if isinstance(d, int) else RowCount(d) for d in self._node.shape)
+        return tuple(
+            RowCount(d) if isinstance(d, LeadingAxis) else int(d) for d in self._node.shape
+        )
 
     @property
     def ndim(self) -> int:

@@ -6,20 +6,22 @@ shows the user's line with a caret.
 """
 
 import inspect
-from collections.abc import Callable
-from typing import NoReturn
+from collections.abc import Callable, Iterable
+from typing import Final, NoReturn
 
 import numpy as np
 
 from q4jit.errors import TraceError, expected
 from q4jit.frontend.builder import Builder
-from q4jit.frontend.carets import collect_refusals
+from q4jit.frontend.carets import collect_refusals, located
 from q4jit.frontend.graph import Graph, Node
 from q4jit.frontend.ids import SymbolicIds
 from q4jit.frontend.memory import Memory
-from q4jit.frontend.refusals import show_value
+from q4jit.frontend.refusals import refuse, show_value
 from q4jit.frontend.specs import ArraySpec, IdsSpec, ScalarSpec, Signature, WeightSpec
 from q4jit.frontend.symbols import SymbolicArray, SymbolicWeight
+
+_LONGEST_NAME: Final = 40  # of a name in generated texts and the names of files
 
 
 def trace(
@@ -44,7 +46,7 @@ def trace(
         raise refusals[0]
     name = getattr(function, "__name__", "function")
     outputs = tuple(_output(function, builder, value) for value in _results(function, result))
-    returns_tuple = isinstance(result, tuple)
+    returns_tuple = type(result) is tuple
     return Graph(
         _clean_name(name),
         _argument_names(function, signature),
@@ -54,8 +56,19 @@ def trace(
     )
 
 
+def refuse_symbols(name: str, values: Iterable[object]) -> None:
+    """Raise TraceError if an argument of the specialised function `name` is being traced."""
+    if not {SymbolicArray, SymbolicWeight, SymbolicIds}.isdisjoint(map(type, values)):
+        located(refuse)(
+            f"call {name}, which is specialised itself",
+            f"use {name}.py_func(...), which becomes part of this function's kernels",
+        )
+
+
 def _results(function: Callable[..., object], result: object) -> tuple[object, ...]:
     """Return the results of a function one by one. Raises TraceError for other collections."""
+    if isinstance(result, SymbolicArray):  # before questions about the type that it shows
+        return (result,)
     if type(result) is tuple:
         if not result:
             _refuse_result(function, "an empty tuple")
@@ -89,6 +102,7 @@ def _argument_names(function: Callable[..., object], signature: Signature) -> tu
 
 def _clean_name(name: str) -> str:
     clean = "".join(c if c.isascii() and c.isalnum() else "_" for c in name).strip("_")
+    clean = clean[:_LONGEST_NAME]
     return clean if clean and not clean[0].isdigit() else f"f_{clean}"
 
 

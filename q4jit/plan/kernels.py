@@ -17,7 +17,7 @@ from typing import Generic, Protocol, TypeVar
 
 from q4jit.frontend.graph import Graph, Node, reachable
 from q4jit.frontend.specs import WeightSpec
-from q4jit.frontend.statements import statements
+from q4jit.frontend.statements import product_text, statements
 from q4jit.targets import Target
 
 
@@ -217,11 +217,7 @@ class Plan(Generic[K]):
         for section in work.sections:
             lines.append(f"{section.width} {kernel.schedule_of(section)}:")
             for product in section.products:
-                (text,) = statements(
-                    [(f"v{product.id}", product)],
-                    names,
-                    {product.operands[0].id: f"v{product.operands[0].id}"},
-                )
+                text = f"v{product.id} = {product_text(product, names)}"
                 lines.append(f"  {text}    {self.weight(product.arg)}")
             inside = known | {p.id: f"v{p.id}" for p in section.products}
             results = [(str(t.buffer), t.node) for t in section.stores]

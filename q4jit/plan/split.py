@@ -151,15 +151,8 @@ class _Splitter:
 
     def _recomputable(self, node: Node, available: Set[int]) -> bool:
         """Whether a value follows from available ones, without a product or a sum."""
-        stack = list(node.operands)
-        while stack:
-            n = stack.pop()
-            if n.id in available:
-                continue
-            if n.op in {"matmul", "sum"}:
-                return False
-            stack.extend(n.operands)
-        return True
+        inside = reachable(node.operands, available)
+        return all(n.op not in {"matmul", "sum"} for n in inside)
 
     def _rows(self, j: int, stores: dict[int, Store]) -> tuple[Store, ...]:
         """Return the values that the rows phase of kernel j writes."""
@@ -200,10 +193,12 @@ class _Splitter:
             yield Section(inside[0].width, inside, tuple(members))
 
     def _products_of(self, node: Node, products: dict[int, Node]) -> set[int]:
-        used: set[int] = set()
-        stack = [node]
+        used, seen, stack = set[int](), set[int](), [node]
         while stack:
             n = stack.pop()
+            if n.id in seen:
+                continue
+            seen.add(n.id)
             if n.id in products:
                 used.add(n.id)
             elif self._home[n.id] == self._home[node.id]:

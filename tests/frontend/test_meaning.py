@@ -372,3 +372,35 @@ class Pair(NamedTuple):
 def test_a_named_tuple_is_refused() -> None:
     shown = refusal(lambda x: Pair(x, x + 1))
     assert "got a Pair; return a plain tuple" in shown.reason
+
+
+# --- axes put back after a reduction ------------------------------------------------------------
+
+NEW_AXES: list[Callable[..., Any]] = [
+    lambda x, w: (x @ w) * np.mean(x, -1)[..., None],
+    lambda x, w: (x @ w) / np.sum(x @ w, -1)[..., None],
+    lambda x, w: (x @ w) * np.mean(np.mean(x, -1, keepdims=True), -1)[..., None],
+    lambda x, w: (x @ w) * np.sum(x[..., :1], -1)[..., None],
+    lambda x, w: (x @ w) * (np.exp(x.sum(-1) / 9) + 1)[..., None],
+    lambda x, w: (x @ w) * np.where(x.sum(-1) > 0, x.mean(-1), 2.0)[..., np.newaxis],
+    lambda x, w: x.sum(-1)[...],
+    lambda x, w: (x.sum(-1) * 2 + 1, x.mean(-1)[..., None] + x),
+]
+
+
+@pytest.mark.parametrize("shape", [(1,), (1, 1), (2,), (2, 1), (1, 2), (3, 1, 2), (1, 1, 1), ()])
+@pytest.mark.parametrize("function", NEW_AXES)
+def test_a_reduced_axis_is_put_back(function: Callable[..., Any], shape: tuple[int, ...]) -> None:
+    args = random(*shape, 32), ARGUMENTS["w"]
+    assert_close(specialize(function)(*args), reference(function, *args))
+
+
+@pytest.mark.parametrize("m", [1, 2])
+def test_one_row_is_refused_like_many(m: int) -> None:
+    for function in (
+        lambda x: np.mean(np.mean(x, -1), -1),
+        lambda x: x.sum(-1)[..., :1],
+        lambda x: x[..., None],
+    ):
+        with pytest.raises(TraceError):
+            specialize(function)(random(m, 5))

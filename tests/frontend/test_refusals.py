@@ -357,3 +357,21 @@ def test_arguments_have_the_kinds_that_their_names_promise() -> None:
     assert isinstance(w, QuantizedTensor)
     floats: Floats = x
     assert (floats.shape, w.shape) == ((M, K), (K, N))
+
+
+@specialize
+def silu(h: Any) -> Any:
+    return h / (1 + np.exp(-h))
+
+
+@pytest.mark.parametrize("name", ["x", "w", "s"])
+def test_a_specialised_function_in_a_traced_one(name: str) -> None:
+    functions: dict[str, Callable[..., Any]] = {
+        "x": lambda x: silu(x) * 2,
+        "w": lambda w: silu(w) * 2,
+        "s": lambda s: silu(s) * 2,
+    }
+    shown = refusal(functions[name])
+    assert shown.marked == f"silu({name})"
+    assert re.search(r"use silu\.py_func\(\.\.\.\)", shown.reason)
+    check(lambda x, w: silu.py_func(x @ w), ARGUMENTS["x"], ARGUMENTS["w"])
