@@ -102,9 +102,14 @@ class Graph:
     def __str__(self) -> str:
         pairs = zip(self.names, self.signature, strict=True)
         lines = [f"graph {self.name}({', '.join(f'{name}: {spec}' for name, spec in pairs)})"]
-        lines += [f"  {node}" for node in self.nodes()]
-        lines.append(f"  return {', '.join(f'v{n.id}' for n in self.outputs)}")
-        return "\n".join(lines)
+        return "\n".join([*lines, *self.statements])
+
+    @property
+    def statements(self) -> tuple[str, ...]:
+        """The nodes and results as text, which is the same for graphs that compute the same."""
+        results = ", ".join(f"v{n.id}" for n in self.outputs)
+        kind = "a tuple of " if self.returns_tuple and len(self.outputs) == 1 else ""
+        return *(f"  {node}" for node in self.nodes()), f"  return {kind}{results}"
 
 
 def reachable(roots: tuple[Node, ...], stop: Container[int] = ()) -> list[Node]:
