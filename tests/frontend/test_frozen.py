@@ -23,6 +23,7 @@ SETTINGS = SimpleNamespace(scale=2.0, unused=1.0)
 TABLE = np.array([2.0, 3.0], F32)
 ACTIVATION: Any = np.tanh
 NAMES = {"wide"}
+FACTORS = [3.0]
 
 
 class Layer:
@@ -95,7 +96,10 @@ CHANGES: list[tuple[Callable[..., Any], Callable[[], object]]] = [
     (LAYER.scaled, lambda: setattr(LAYER, "gain", 5.0)),
     (LAYER.scaled, lambda: setattr(Layer, "factor", 5.0)),
     (lambda x: LAYER.scaled(x), lambda: setattr(Layer, "factor", 5.0)),
-    (functools.partial(lambda by, x: x * by[0], CONFIG["more"]), lambda: None),
+    (
+        functools.partial(lambda by, x: x * by[0], FACTORS),
+        lambda: FACTORS.append(FACTORS.pop() + 1),
+    ),
     (lambda x: x * float(TABLE[0]), lambda: TABLE.__setitem__(0, 5)),
     (
         lambda x: x * 2 if "wide" in NAMES else x,
