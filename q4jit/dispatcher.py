@@ -417,8 +417,9 @@ def specialize(function: Any = None, /, **options: Any) -> Any:
         y = swiglu(x, gate, up)  # x: float32 [M, 576]; gate, up: Q4_0 [576, 1536]
 
     The function may use @, arithmetic, comparisons, slices of the last axis, and NumPy's where,
-    exp, log, tanh, sqrt, abs, square, reciprocal, maximum, minimum, clip, sum and mean. Globals and
-    closures are read when the function is traced; a call after one has changed traces it again.
+    exp, log, tanh, sqrt, abs, square, reciprocal, maximum, minimum, clip, sum, mean, max, min, var,
+    std and linalg.norm. Globals and closures are read when the function is traced; a call after one
+    has changed traces it again.
 
     Args:
         function: the function; None to give only options.

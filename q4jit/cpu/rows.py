@@ -1,5 +1,6 @@
 """The rows phase of a CPU's kernels in LLVM IR: x as products want it, and what else is known."""
 
+import math
 from typing import Final
 
 from q4jit.cpu.digits import add_digits, digits_for
@@ -12,9 +13,10 @@ from q4jit.cpu.llvm_text import (
     float_text,
     splat,
 )
+from q4jit.cpu.operations import apply
 from q4jit.cpu.schedule import UNIT, digits_bytes, is_integer, padded_k
 from q4jit.cpu.values import Context, CpuValues
-from q4jit.frontend.graph import Node, reachable
+from q4jit.frontend.graph import REDUCTIONS, Node, reachable
 from q4jit.plan.kernels import Slot, Store
 from q4jit.weights.layouts import LANES
 
@@ -56,7 +58,7 @@ class RowWriter:
     def _sums(self) -> list[Node]:
         roots = [s.node for s in self._work.rows]
         roots += [self._work.x] if self._work.x is not None else []
-        return [n for n in reachable(tuple(roots), self._values.buffers) if n.op == "sum"]
+        return [n for n in reachable(tuple(roots), self._values.buffers) if n.op in REDUCTIONS]
 
     def _sum(self, node: Node) -> None:
         (operand,) = node.operands
@@ -65,22 +67,27 @@ class RowWriter:
         f, values, module = self._f, self._values, self._lowering.module
         values.start(SIXTEEN, "0", None, {})
         values.prepare([operand])
-        f.comment(f"sum over {operand.width}")
-        zero = {"sum": (VECTOR, "zeroinitializer")}
-        with f.loop("c", 0, _whole(operand.width), step=LANES, carry=zero) as loop:
-            value = self._padded(operand, loop.index)
-            loop["sum"] = f.let("sum", f"fadd {VECTOR} {loop['sum']}, {value}")
-        values.scalars[node.id] = sum_lanes(module, f, loop["sum"])
+        f.comment(f"{node.op} over {operand.width}")
+        neutral = "zeroinitializer" if node.op == "sum" else splat("float", float_text(-math.inf))
+        start = {node.op: (VECTOR, neutral)}
+        with f.loop("c", 0, _whole(operand.width), step=LANES, carry=start) as loop:
+            value = self._padded(operand, loop.index, neutral)
+            if node.op == "sum":
+                loop["sum"] = f.let("sum", f"fadd {VECTOR} {loop['sum']}, {value}")
+            else:
+                loop["max"] = apply(module, f, SIXTEEN, "maximum", [value, loop["max"]])
+        lanes = sum_lanes if node.op == "sum" else _largest_lane
+        values.scalars[node.id] = lanes(module, f, loop[node.op])
 
-    def _padded(self, node: Node, column: str) -> str:
-        """Write 16 columns of a value, with zeros beyond its width."""
+    def _padded(self, node: Node, column: str, beyond: str = "zeroinitializer") -> str:
+        """Write 16 columns of a value, with the constant `beyond` beyond its width."""
         f = self._f
         mask = tail_mask(f, column, node.width)
         self._values.start(SIXTEEN, column, mask, {})
         value = self._values.at(node)
         if mask is None:
             return value
-        return f.let("value", f"select {MASK} {mask}, {VECTOR} {value}, {VECTOR} zeroinitializer")
+        return f.let("value", f"select {MASK} {mask}, {VECTOR} {value}, {VECTOR} {beyond}")
 
     def _copy(self, store: Store) -> None:
         f, values, width = self._f, self._values, store.node.width
@@ -141,6 +148,18 @@ class RowWriter:
         offset = f.index("digits_off", ("%row", digits_bytes(padded, kernel.limbs)))
         at = f.at(base, "i8", offset, "digits_at")
         f.do(f"call void {function}(ptr {x}, ptr {at}, i64 {padded // UNIT})")
+
+
+def _largest_lane(module: Module, f: Function, value: str) -> str:
+    """Return the largest of 16 lanes, or NaN if one is NaN."""
+    for step in (8, 4, 2, 1):
+        order = ", ".join(f"i32 {(lane + step) % LANES}" for lane in range(LANES))
+        rotated = f.let(
+            "rotated",
+            f"shufflevector {VECTOR} {value}, {VECTOR} poison, <16 x i32> <{order}>",
+        )
+        value = apply(module, f, SIXTEEN, "maximum", [rotated, value])
+    return f.let("max", f"extractelement {VECTOR} {value}, i64 0")
 
 
 def _whole(width: int) -> int:

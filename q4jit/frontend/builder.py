@@ -140,12 +140,12 @@ class Builder:
         square = self.apply("mul", half, half)
         return self.apply("mul", square, base) if exponent % 2 else square
 
-    def sum(self, node: Node, keepdims: bool) -> Node:
-        """Return the sum over the last axis, whose length is known while tracing."""
+    def reduce(self, op: str, node: Node, keepdims: bool) -> Node:
+        """Return the reduction `op` over the last axis, whose length is known while tracing."""
         assert node.shape
         assert isinstance(node.shape[-1], int)
-        total = self._node("sum", (self.number(node),), (*node.shape[:-1], 1))
-        return total if keepdims else self.drop_last(total)
+        reduced = self._node(op, (self.number(node),), (*node.shape[:-1], 1))
+        return reduced if keepdims else self.drop_last(reduced)
 
     def drop_last(self, node: Node) -> Node:
         """Return the same value without its last axis, which is 1."""

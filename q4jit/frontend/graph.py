@@ -16,6 +16,9 @@ ELEMENTWISE: Final = frozenset(
     "lt le gt ge eq ne and or not where".split()
 )
 BOOLEAN: Final = frozenset("lt le gt ge eq ne and or not".split())
+REDUCTIONS: Final = frozenset({"sum", "max"})
+"""Reductions of the last axis. A rows phase computes them."""
+
 DECODED: Final = frozenset({"dequantize", "rows"})
 """Values of a weight itself. A kernel of their own writes them, and no operation takes them."""
 
@@ -30,6 +33,7 @@ class Node:
         const: the number `value`.
         matmul: the operand @ weight argument `arg`, columns from `start`.
         sum: the sum of the operand over its last axis.
+        max: the largest element of the operand along its last axis; NaN if there is one.
         reshape: the operand with one axis of 1 more, or one fewer, at the end.
         dequantize: weight argument `arg` as floats [K, N].
         ids: the row numbers of argument `arg`.

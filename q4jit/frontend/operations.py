@@ -108,7 +108,7 @@ def power(builder: Builder, base: Node, exponent: object, function: str) -> Node
 def check_reduction(function: str, options: dict[str, object]) -> None:
     """Raise TraceError for an option of a reduction other than axis=, keepdims= and dtype=float32.
 
-    function: `np.sum` or `np.mean`. options: the others, by name.
+    function: what the user called, for example `np.sum`. options: the others, by name.
     """
     for name, given in options.items():
         if given is np._NoValue or given is None:
@@ -118,10 +118,12 @@ def check_reduction(function: str, options: dict[str, object]) -> None:
         unsupported(f"{function} with {name}=", "leave it out")
 
 
-def total(builder: Builder, node: Node, function: str, axis: object, keepdims: bool) -> Node:
-    """Return the sum over the last axis. Raises TraceError for another axis.
+def reduced(
+    builder: Builder, op: str, node: Node, function: str, axis: object, keepdims: bool
+) -> Node:
+    """Return the reduction `op` over the last axis. Raises TraceError for another axis.
 
-    function: what the user called: `np.sum` or `np.mean`.
+    function: what the user called, for example `np.mean`.
     """
     rank = len(node.shape)
     if isinstance(axis, tuple) and len(axis) == 1:
@@ -141,13 +143,41 @@ def total(builder: Builder, node: Node, function: str, axis: object, keepdims: b
             f"compute {function} of {show_shape(node.shape)}",
             "only the last axis of a value can be reduced, and only once",
         )
-    return builder.sum(node, keepdims)
+    return builder.reduce(op, node, keepdims)
 
 
-def mean(builder: Builder, node: Node, axis: object, keepdims: bool) -> Node:
+def mean(builder: Builder, node: Node, function: str, axis: object, keepdims: bool) -> Node:
     """Return the mean over the last axis. Raises TraceError for another axis."""
-    summed = total(builder, node, "np.mean", axis, keepdims)
+    summed = reduced(builder, "sum", node, function, axis, keepdims)
     return builder.apply("div", summed, builder.const(float(node.width)))
+
+
+def variance(
+    builder: Builder, node: Node, function: str, axis: object, keepdims: bool, ddof: float
+) -> Node:
+    """Return the variance over the last axis, as NumPy computes it: the mean is subtracted first.
+
+    ddof: the divisor is the number of elements − ddof.
+    """
+    centred = builder.apply("sub", builder.number(node), mean(builder, node, function, axis, True))
+    squares = builder.apply("mul", centred, centred)
+    summed = reduced(builder, "sum", squares, function, axis, keepdims)
+    return builder.apply("div", summed, builder.const(max(float(node.width) - ddof, 0.0)))
+
+
+def largest(builder: Builder, node: Node, function: str, axis: object, keepdims: bool) -> Node:
+    """Return the largest element along the last axis; of truth values, whether there is a True."""
+    most = reduced(builder, "max", node, function, axis, keepdims)
+    return builder.apply("ne", most, builder.const(0.0)) if node.is_bool else most
+
+
+def smallest(builder: Builder, node: Node, function: str, axis: object, keepdims: bool) -> Node:
+    """Return the smallest element along the last axis: −max(−x), which is exact."""
+    if node.is_bool:
+        negated = builder.apply("not", node)
+        return builder.apply("not", largest(builder, negated, function, axis, keepdims))
+    most = reduced(builder, "max", builder.apply("neg", node), function, axis, keepdims)
+    return builder.apply("neg", most)
 
 
 # --- indices --------------------------------------------------------------------------------

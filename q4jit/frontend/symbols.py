@@ -71,8 +71,16 @@ def _unary(op: str) -> Callable[["SymbolicArray"], "SymbolicArray"]:
     return method
 
 
+def _reduction(function: Callable[..., object]) -> Callable[..., object]:
+    @located
+    def method(self: "SymbolicArray", axis: object = None, **rest: object) -> object:
+        return FUNCTIONS[function](self, self, axis, **rest)
+
+    return method
+
+
 # attributes of a traced array that Python's numbers do not have
-_OF_ARRAYS: Final = frozenset("shape ndim dtype sum mean clip astype copy".split())
+_OF_ARRAYS: Final = frozenset("shape ndim dtype sum mean max min var std clip astype copy".split())
 
 
 class SymbolicArray(RefusedOperators):
@@ -255,15 +263,9 @@ class SymbolicArray(RefusedOperators):
     def __deepcopy__(self, memo: object) -> "SymbolicArray":
         return self.copy()
 
-    @located
-    def sum(self, axis: object = None, *, keepdims: bool = False, **rest: object) -> object:
-        """Return the sum over the last axis."""
-        return FUNCTIONS[np.sum](self, self, axis, keepdims=keepdims, **rest)
-
-    @located
-    def mean(self, axis: object = None, *, keepdims: bool = False, **rest: object) -> object:
-        """Return the mean over the last axis."""
-        return FUNCTIONS[np.mean](self, self, axis, keepdims=keepdims, **rest)
+    sum, mean = _reduction(np.sum), _reduction(np.mean)
+    max, min = _reduction(np.max), _reduction(np.min)
+    var, std = _reduction(np.var), _reduction(np.std)
 
     @located
     def clip(self, a_min: object = None, a_max: object = None, **rest: object) -> object:

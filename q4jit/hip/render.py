@@ -53,6 +53,7 @@ def render_generic(
         "needs": {
             "block_sum": True,
             "block_largest": False,
+            "block_maximum": False,
             "fours": False,
             "unaligned": not weight.float_bytes,
         },

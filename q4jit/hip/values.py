@@ -11,7 +11,7 @@ from typing import ClassVar, Final
 
 import numpy as np
 
-from q4jit.frontend.graph import Graph, Node
+from q4jit.frontend.graph import REDUCTIONS, Graph, Node
 from q4jit.frontend.specs import ArraySpec
 from q4jit.hip.kernel import ROWS, HipKernel, HipPlan
 from q4jit.plan.kernels import Buffer, Slot
@@ -69,9 +69,13 @@ class Step:
 
 @dataclass(frozen=True)
 class Sum:
-    """Value `id` becomes the sum over `width` columns of `value`, which `steps` compute at one."""
+    """Value `id` becomes the sum over `width` columns of `value`, which `steps` compute at one.
+
+    op: `sum`, or `max` for the largest instead.
+    """
 
     id: int
+    op: str
     width: int
     steps: tuple[Step, ...]
     value: str
@@ -187,10 +191,10 @@ class HipValues:
         return tuple(steps)
 
     def _row_step(self, node: Node, names: dict[int, str]) -> list[Step | Sum]:
-        if node.op == "sum" and node.id not in self._buffers and node.operands[0].width > 1:
+        if node.op in REDUCTIONS and node.id not in self._buffers and node.operands[0].width > 1:
             inner = self.at([node.operands[0]], names)
             names[node.id] = variable(node.id)
-            return [Sum(node.id, node.operands[0].width, *_one(inner))]
+            return [Sum(node.id, node.op, node.operands[0].width, *_one(inner))]
         return [*self._step(node, names, "0")]
 
     # --- values at a column ---------------------------------------------------------------------
@@ -230,7 +234,7 @@ class HipValues:
             return []
         elif node.op == "load":
             operands, op = (self._in_array(node, column),), "load"
-        elif node.op == "reshape" or (node.op == "sum" and node.operands[0].width == 1):
+        elif node.op == "reshape" or (node.op in REDUCTIONS and node.operands[0].width == 1):
             names[node.id] = names[node.operands[0].id]
             return []
         else:

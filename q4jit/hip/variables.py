@@ -6,7 +6,7 @@ from typing import Any
 from q4jit.frontend.graph import Node
 from q4jit.hip.elementary import elementary_functions
 from q4jit.hip.kernel import BOUNDED_THREADS, MAX_GRID_Y, ROWS, TILE_HALVES, HipKernel, HipPlan
-from q4jit.hip.memory import adds_up_blocks, finds_largest
+from q4jit.hip.memory import adds_up_blocks, finds_largest, finds_maximum
 from q4jit.hip.values import (
     HipValues,
     Step,
@@ -62,6 +62,7 @@ def _needs(kernel: HipKernel, weights: list[Weight]) -> dict[str, bool]:
     return {
         "block_sum": adds_up_blocks(kernel),
         "block_largest": finds_largest(kernel),
+        "block_maximum": finds_maximum(kernel),
         "unaligned": any(not w.is_planar and not w.float_bytes for w in weights),
         "minimum": any(w.has_m for w in weights),
         "fours": bool(kernel.f16_terms) and kernel.schedule != TILE_HALVES,

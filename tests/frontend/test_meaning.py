@@ -1,5 +1,7 @@
 """A traced function means what NumPy means, or it is refused: in place, by type, truth values."""
 
+# ruff: noqa: PLW0108 - each lambda is a user's function
+
 import copy
 import re
 from collections.abc import Callable
@@ -404,3 +406,51 @@ def test_one_row_is_refused_like_many(m: int) -> None:
     ):
         with pytest.raises(TraceError):
             specialize(function)(random(m, 5))
+
+
+# --- reductions ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("width", [1, 2, 15, 16, 17, 40])
+def test_the_largest_and_the_smallest_are_exact(width: int) -> None:
+    """NaN wins wherever it stands, and lanes beyond the width do not count."""
+
+    def function(x: Any) -> Any:
+        return x.max(-1), np.min(x, -1), np.max(-abs(x) - 1, -1), np.min(abs(x) + 1, axis=-1)
+
+    x = np.tile(random(1, width), (width + 4, 1))
+    x[:width][np.eye(width, dtype=bool)] = np.nan
+    x[width:] = np.array([[np.inf], [-np.inf], [0.0], [1e-45]], F32)
+    x[-1, ::2] = -3e38
+    for got, wanted in zip(specialize(function)(x), function(x), strict=True):
+        assert np.array_equal(got, wanted, equal_nan=True)
+
+
+def test_a_safe_softmax_does_not_overflow() -> None:
+    def softmax(x: Any) -> Any:
+        e = np.exp(x - np.max(x, -1, keepdims=True))
+        return e / np.sum(e, -1, keepdims=True)
+
+    x = np.array([[1e4, 1e4 - 1, 3e38 * 0, -1e4], [-200, -201, -202, -300]], F32)
+    assert_close(specialize(softmax)(x), reference(softmax, x))
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: np.max(x),
+        lambda x: np.max(x, 0),
+        lambda x: np.max(x, -1, initial=0.0),
+        lambda x: np.min(x, -1, where=x > 0),
+        lambda x: np.var(x, -1, mean=0.0),
+        lambda x: np.linalg.norm(x, 1, -1),
+        lambda x: np.linalg.norm(x, np.inf, -1),
+        lambda x: np.linalg.norm(x),
+        lambda x: np.argmax(x, -1),
+        lambda x: np.max(x, -1, out=np.zeros(3, F32)),
+        lambda x: x.max(-1, dtype=np.float64),
+    ],
+)
+def test_other_reductions_are_refused(function: Callable[..., Any]) -> None:
+    with pytest.raises(TraceError):
+        specialize(function)(ARGUMENTS["x"])

@@ -283,6 +283,17 @@ def test_a_chain_of_truth_values_longer_than_pythons_stack() -> None:
     assert plan(function, X, w()).temps == (N,)
 
 
+def test_a_safe_softmax_is_one_rows_phase() -> None:
+    def softmax(x: Any) -> Any:
+        e = np.exp(x - np.max(x, axis=-1, keepdims=True))
+        return e / np.sum(e, axis=-1, keepdims=True)
+
+    made = plan(lambda x, w: (softmax(x) @ w, softmax(x)), X, w())
+    assert (len(made.kernels), made.temps) == (1, ())
+    after = plan(lambda x, w: softmax(x @ w), X, w())
+    assert (len(after.kernels), after.temps) == (2, (N,))
+
+
 # --- graphs with many paths ---------------------------------------------------------------------
 
 
