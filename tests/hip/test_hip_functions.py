@@ -181,6 +181,12 @@ def slices(x: Any, z: Any, w: Any) -> Any:
     return y[..., 5:29] + z[..., 1:25]
 
 
+def a_product_of_one_row(gain: Any, w: Any, column: Any) -> Any:
+    """A product that is the same for every row, and its sum."""
+    y = np.tanh(gain @ w) * column
+    return y / (1 + np.max(abs(y), axis=-1, keepdims=True)), y
+
+
 def no_product(x: Any, z: Any) -> Any:
     return rms_norm(x) + np.exp(-z * z), np.sum(np.tanh(x), axis=-1, keepdims=True)
 
@@ -218,6 +224,7 @@ def cases(m: int) -> dict[str, tuple[Function, Arguments]]:
         (a_column, (x, w, random(m, 1))),
         (several_results, (x, w, bias)),
         (slices, (random(m, 80), z, w)),
+        (a_product_of_one_row, (gain, w, random(m, 1))),
         (no_product, (x, random(m, K, seed=6))),
         (products_of_products, (x, inner[0], down)),
     ]
