@@ -142,7 +142,6 @@ class Specialized(Generic[_P, _R]):
     def _call(self, args: tuple[Any, ...], out: Any) -> Any:
         """Run a call whose shapes are new or whose arguments may be on a device."""
         facts = None
-        refuse_symbols(self._name, args)
         if not _PLAIN.issuperset(map(type, args)):
             facts = tensor_facts(args, out)
             if facts is not None:
@@ -157,6 +156,7 @@ class Specialized(Generic[_P, _R]):
         if launch is None:
             if self._disabled:
                 return self._specializer.run_python(args, out)
+            refuse_symbols(self._name, args)
             launch = self._specialise(args, key)
         else:
             self._hits += 1

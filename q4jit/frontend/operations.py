@@ -41,6 +41,9 @@ _UFUNCS: Final = {
     "invert": "not",
 }
 
+_HALF_OF_TRUTH: Final = frozenset({"exp", "log", "tanh", "sqrt"})
+"""Functions that NumPy computes in float16 if they get truth values."""
+
 
 def constant(builder: Builder, value: Any, function: str) -> Node:  # Any: a type with __float__
     """Return a number, an operand of `function`, as a node.
@@ -63,6 +66,8 @@ def constant(builder: Builder, value: Any, function: str) -> Node:  # Any: a typ
 def elementwise(builder: Builder, ufunc: str, operands: Sequence[Node]) -> Node:
     """Return NumPy's `ufunc` of operands. Raises TraceError if it cannot be compiled."""
     match ufunc:
+        case "reciprocal" if operands[0].is_bool:
+            refuse_arithmetic("take np.reciprocal of")
         case "square":
             return builder.apply("mul", operands[0], operands[0])
         case "reciprocal":
@@ -74,6 +79,11 @@ def elementwise(builder: Builder, ufunc: str, operands: Sequence[Node]) -> Node:
         case "clip":
             value, low, high = operands
             return builder.apply("minimum", builder.apply("maximum", value, low), high)
+    if ufunc in _HALF_OF_TRUTH and operands[0].is_bool:
+        refuse(
+            f"compute np.{ufunc} of truth values, whose result has few digits in NumPy",
+            "use np.where(condition, a, b)",
+        )
     if ufunc not in _UFUNCS:
         unsupported(f"np.{ufunc}")
     return builder.apply(_UFUNCS[ufunc], *operands)

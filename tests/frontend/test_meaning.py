@@ -357,6 +357,8 @@ def test_truth_values_count_as_in_numpy(function: Callable[..., Any]) -> None:
         (lambda x: (x > 0) - (x < 0), "(x > 0) - (x < 0)", "subtract truth values"),
         (lambda x: -(x > 0), "-(x > 0)", "negate truth values"),
         (lambda x: +(x > 0), "+(x > 0)", r"unary \+ of truth values"),
+        (lambda x: np.exp(x > 0), "np.exp(x > 0)", r"np\.exp of truth values"),
+        (lambda x: np.reciprocal(x > 0), "np.reciprocal(x > 0)", r"np\.reciprocal of truth"),
         (lambda x, s: x * ~(s > 0), "~(s > 0)", "Python's truth values"),
     ],
 )
