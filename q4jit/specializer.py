@@ -170,7 +170,8 @@ class Specializer:
             if isinstance(value, DeviceView):
                 raise ArgumentError(expected(_ON_HOST, str(value), where=f"argument {name!r}"))
         # float64 scalars of NumPy make the result float64, Python's floats do not
-        args = tuple(float(v) if isinstance(v, np.floating) else v for v in args)
+        wide = (np.float16, np.float64, np.longdouble)
+        args = tuple(float(v) if isinstance(v, wide) else v for v in args)
         split = len(args) - len(self._keywords)
         keywords = dict(zip(self._keywords, args[split:], strict=True))
         result: Any = self._function(*args[:split], **keywords)

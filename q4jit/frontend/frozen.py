@@ -14,7 +14,7 @@ from typing import Any, Final
 import numpy as np
 
 _MOST_ENTRIES: Final = 64  # of a larger container, only the number of entries is compared
-_MOST_OBJECTS: Final = 10_000  # so that a walk through a large program ends soon
+_MOST_OBJECTS: Final = 2_000  # so that a walk through a large program ends soon
 _MOST_BYTES: Final = 1 << 12  # contents of larger arrays are not compared
 
 _NUMBERS: Final = (bool, int, float, str, bytes, type(None), np.generic)

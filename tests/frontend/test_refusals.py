@@ -82,7 +82,7 @@ REFUSALS: list[tuple[Callable[..., object], str, str, str]] = [
     # calls and operators
     (lambda x: np.sin(x), "np.sin(x)", r"cannot compile np\.sin", ONLY_AT),
     (lambda x: np.concatenate([x, x]), "np.concatenate([x, x])", r"np\.concatenate", ONLY_AT),
-    (lambda x: np.max(x, axis=-1), "np.max(x, axis=-1)", r"np\.max", ONLY_AT),
+    (lambda x: np.argmax(x, -1), "np.argmax(x, -1)", r"np\.argmax", ONLY_AT),
     (lambda x: np.add.reduce(x), "np.add.reduce(x)", r"np\.add\.reduce", ONLY_AT),
     (
         lambda x: np.where(x > 0),
