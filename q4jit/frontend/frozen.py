@@ -92,7 +92,7 @@ def freeze(function: Callable[..., object]) -> Frozen:
     """Return the values of globals and closures that a function and its helpers read now."""
     names: frozenset[str] = frozenset()
     while True:
-        walk = _Walk(names)
+        walk = _Walk(names, _package(getattr(function, "__module__", None)))
         walk.function_like(function, "")
         if walk.names <= names:
             return walk.frozen
@@ -105,10 +105,12 @@ class _Walk:
 
     Attributes:
         attributes: names of attributes that the code reads; others of an object do not matter.
+        package: the function's own package, which is looked at even if it is installed.
         names: those of the code that was met on this walk.
     """
 
     attributes: frozenset[str]
+    package: str
     names: set[str] = field(default_factory=set)
     frozen: Frozen = field(default_factory=Frozen)
     _seen: dict[int, object] = field(default_factory=dict)
@@ -131,7 +133,7 @@ class _Walk:
         return True
 
     def _function(self, function: FunctionType, prefix: str) -> None:
-        if prefix and _is_library(function.__module__):
+        if prefix and self._is_library(function.__module__):
             return
         inside = f"{function.__name__}: " if prefix else ""
         for code in _codes(function.__code__):
@@ -150,13 +152,13 @@ class _Walk:
 
     def _item(self, container: Any, key: object, path: str) -> None:
         value = container[key]
-        if not _is_library_module(value):
+        if not self._is_library_module(value):
             self.frozen._items.append((container, key, value))
             self._child(value, path)
 
     def _attribute(self, owner: object, name: str, path: str) -> None:
         value = getattr(owner, name, _MISSING)
-        if value is not _MISSING and not _is_library_module(value):
+        if value is not _MISSING and not self._is_library_module(value):
             self.frozen._attributes.append((owner, name, value))
             self._child(value, path)
 
@@ -176,7 +178,7 @@ class _Walk:
             self._array(value, path)
         elif kind.__module__.partition(".")[0] == "q4jit":  # immutable, or a specialised helper
             self.function_like(getattr(value, "__dict__", {}).get("py_func"), path)
-        elif not self.function_like(value, path) and not _is_library_class(value):
+        elif not self.function_like(value, path) and not self._is_library_class(value):
             self._object(value, path)
 
     def _array(self, value: Any, path: str) -> None:
@@ -215,6 +217,20 @@ class _Walk:
             ):
                 self._attribute(value, name, f"{path}.{name}")
 
+    def _is_library_module(self, value: object) -> bool:
+        return isinstance(value, ModuleType) and self._is_library(value.__name__)
+
+    def _is_library_class(self, value: object) -> bool:
+        return isinstance(value, type) and self._is_library(value.__module__)
+
+    def _is_library(self, module: str | None) -> bool:
+        """Return whether a module belongs to Python, NumPy, q4jit or another installed package."""
+        root = _package(module)
+        if root in {"numpy", "q4jit"} or root in sys.stdlib_module_names:
+            return True
+        file = getattr(sys.modules.get(root), "__file__", None) or ""
+        return root != self.package and ("site-packages" in file or "dist-packages" in file)
+
 
 def _codes(code: CodeType) -> Iterator[CodeType]:
     """Yield a function's code and that of the functions inside."""
@@ -224,18 +240,5 @@ def _codes(code: CodeType) -> Iterator[CodeType]:
             yield from _codes(constant)
 
 
-def _is_library_module(value: object) -> bool:
-    return isinstance(value, ModuleType) and _is_library(value.__name__)
-
-
-def _is_library_class(value: object) -> bool:
-    return isinstance(value, type) and _is_library(value.__module__)
-
-
-def _is_library(module: str | None) -> bool:
-    """Return whether a module belongs to Python, NumPy, q4jit or another installed package."""
-    root = (module or "").partition(".")[0]
-    if root in {"numpy", "q4jit"} or root in sys.stdlib_module_names:
-        return True
-    file = getattr(sys.modules.get(root), "__file__", None) or ""
-    return "site-packages" in file or "dist-packages" in file
+def _package(module: str | None) -> str:
+    return (module or "").partition(".")[0]

@@ -202,3 +202,21 @@ def test_what_is_frozen_is_freed_with_the_function() -> None:
     del held, compiled
     gc.collect()
     assert gone() is None
+
+
+@pytest.mark.parametrize(("where", "seen"), [("here", True), ("elsewhere", False)])
+def test_helpers_of_installed_packages(
+    monkeypatch: pytest.MonkeyPatch, where: str, seen: bool
+) -> None:
+    """Those of the function's own package are looked at, as `docs/functions.md` says."""
+    helpers = ModuleType("installed.helpers")
+    installed = ModuleType("installed")
+    installed.__file__ = "/venv/lib/site-packages/installed/__init__.py"
+    for module in (installed, helpers):
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    exec("SCALE = 2.0\ndef helper(x): return x * SCALE", vars(helpers))
+    package = ModuleType("installed.functions" if where == "here" else "user")
+    vars(package)["helper"] = vars(helpers)["helper"]
+    exec("def function(x): return helper(x)", vars(package))
+    frozen = freeze(vars(package)["function"])
+    assert ("SCALE" in frozen.values) is seen
