@@ -1,4 +1,4 @@
-"""q4jit: a NumPy function around a quantised matrix product becomes one fused kernel."""
+"""q4jit compiles a NumPy function around a quantised matrix product into one fused kernel."""
 
 from q4jit.dispatcher import specialize
 from q4jit.errors import (

@@ -1,4 +1,4 @@
-"""`python -m q4jit`: the command `q4jit`."""
+"""Run the command `q4jit` as `python -m q4jit`."""
 
 import sys
 

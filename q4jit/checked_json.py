@@ -1,25 +1,26 @@
-"""JSON from elsewhere: every field is checked, and an error says what was found and accepted."""
+"""Read JSON that q4jit did not write itself: check every field, and name the one that is wrong."""
 
 import json
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, Final
 
-from q4jit.errors import FormatError, Q4JitError
+from q4jit.errors import FormatError, Q4JitError, expected
 
 _SHOWN_LETTERS: Final = 200
 
 Rule = tuple[Callable[[Any], bool], str]
-"""Whether a value is accepted, and what is, in words."""
+"""A test of a value, and the values that pass it in words."""
 Rules = dict[str, Rule]
 
 
 def read_json(path: Path, what: str) -> Any:
-    """Return what a JSON file holds; `what` names it in errors. Raises FormatError and OSError."""
+    """Return the content of a JSON file; errors call it `what`. Raises FormatError and OSError."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise FormatError(f"{path}: found no JSON ({error}), accepted is {what}") from None
+        got = f"text that is not JSON ({error})"
+        raise FormatError(expected(what, got, where=str(path))) from None
 
 
 def check_fields(
@@ -29,19 +30,21 @@ def check_fields(
     optional: Rules | None = None,
     error: type[Q4JitError] = FormatError,
 ) -> None:
-    """Raise `error` unless `data` has the fields of `rules`, and of others only `optional`."""
+    """Raise `error` unless `data` has every field of `rules`, and no others than `optional`."""
     optional = optional or {}
     if not isinstance(data, dict) or not rules.keys() <= data.keys() <= (rules | optional).keys():
-        found = shown(sorted(data) if isinstance(data, dict) else data)
-        more = f", and perhaps {shown(sorted(optional))}" if optional else ""
-        raise error(f"{where}: found {found}, accepted is {shown(sorted(rules))}{more}")
-    for name, (accepts, accepted) in (rules | optional).items():
-        if name in data and not accepts(data[name]):
-            raise error(f"{where}.{name}: found {shown(data[name])}, accepted is {accepted}")
+        names = f"the fields {shown(sorted(rules))}"
+        if optional:
+            names += f" and perhaps {shown(sorted(optional))}"
+        got = shown(sorted(data) if isinstance(data, dict) else data)
+        raise error(expected(names, got, where=where))
+    for name, (passes, values) in (rules | optional).items():
+        if name in data and not passes(data[name]):
+            raise error(expected(values, shown(data[name]), where=f"{where}.{name}"))
 
 
 def shown(value: Any) -> str:
-    """Return a value as errors print it: in ASCII, and cut where it is long."""
+    """Return a value as errors print it: in ASCII, shortened if it is long."""
     text = ascii(value)
     return text if len(text) <= _SHOWN_LETTERS else f"{text[: _SHOWN_LETTERS - 1]}…"
 
@@ -56,20 +59,20 @@ TEXT: Final[Rule] = (lambda v: isinstance(v, str) and v != "", "a text")
 
 
 def one_of(names: Collection[str]) -> Rule:
-    """Return the rule of a value that is one of some names."""
+    """Return a rule that accepts some names."""
     return lambda v: isinstance(v, str) and v in names, f"one of {', '.join(names)}"
 
 
 def or_null(rule: Rule) -> Rule:
-    """Return the rule of a value that may be missing."""
-    accepts, accepted = rule
-    return lambda v: v is None or accepts(v), f"{accepted}, or null"
+    """Return a rule that accepts null as well."""
+    passes, values = rule
+    return lambda v: v is None or passes(v), f"{values}, or null"
 
 
 def list_of(rule: Rule) -> Rule:
-    """Return the rule of a list that is not empty."""
-    accepts, accepted = rule
+    """Return a rule that accepts a list of at least one value, if `rule` accepts each of them."""
+    passes, values = rule
     return (
-        lambda v: isinstance(v, list) and bool(v) and all(map(accepts, v)),
-        f"a list, of which each is {accepted}",
+        lambda v: isinstance(v, list) and bool(v) and all(map(passes, v)),
+        f"a list that is not empty, each item {values}",
     )

@@ -1,9 +1,9 @@
-"""The one reader of environment variables: each is declared here, with its type and meaning."""
+"""Read environment variables: all of them are declared here, with their types and meanings."""
 
 import os
 from pathlib import Path
 
-from q4jit.errors import ConfigError
+from q4jit.errors import ConfigError, expected
 
 __all__ = [
     "MOST_THREADS",
@@ -17,12 +17,12 @@ __all__ = [
     "rocm_path",
 ]
 
-MOST_THREADS = 1024  # of a process: more is taken for a mistake
+MOST_THREADS = 1024  # per process; a larger number is probably a mistake
 _FALSE = {"", "0", "false", "no", "off"}
 _TRUE = {"1", "true", "yes", "on"}
 _HIP_COMPILERS = ("hipcc", "clang", "ziglang", "hiprtc")
-# Variables that change what hipcc or clang make of the same command, or point hipcc to a place
-# other than its own: a compiler that was found by its path finds the rest by itself.
+# Variables that change the output of hipcc or clang for the same command, or make hipcc use another
+# ROCm installation than its own. A compiler that is called by its path needs none of them.
 _COMPILER_VARIABLES = frozenset(
     "CCC_OVERRIDE_OPTIONS DEVICE_LIB_PATH HCC_AMDGPU_TARGET HIPCC_COMPILE_FLAGS_APPEND "
     "HIPCC_LINK_FLAGS_APPEND HIPCC_VERBOSE HIP_CLANG_HCC_COMPAT_MODE HIP_COMPILE_CXX_AS_HIP "
@@ -34,7 +34,7 @@ def _flag(name: str) -> bool:
     value = os.environ.get(name, "").strip().lower()
     if value in _FALSE | _TRUE:
         return value in _TRUE
-    raise ConfigError(f"{name}={value!r}: accepted are 1 (on) and 0 (off)")
+    raise ConfigError(expected("1 (on) or 0 (off)", repr(value), where=name))
 
 
 def _count(name: str) -> int | None:
@@ -42,14 +42,16 @@ def _count(name: str) -> int | None:
     if not value:
         return None
     if not value.isascii() or not value.isdigit() or not 1 <= int(value) <= MOST_THREADS:
-        raise ConfigError(f"{name}={value!r}: accepted is a whole number from 1 to {MOST_THREADS}")
+        raise ConfigError(
+            expected(f"a whole number from 1 to {MOST_THREADS}", repr(value), where=name)
+        )
     return int(value)
 
 
 def cache_dir() -> Path | None:
-    """Q4JIT_CACHE_DIR: where compiled kernels are kept (default: the user's cache directory).
+    """Return Q4JIT_CACHE_DIR, the directory of compiled kernels; default: the user's cache.
 
-    None where neither it nor a home directory is known.
+    Returns None if the variable is not set and the user has no home directory.
     """
     if path := os.environ.get("Q4JIT_CACHE_DIR"):
         return Path(path)
@@ -62,29 +64,30 @@ def cache_dir() -> Path | None:
 
 
 def dump_dir() -> Path | None:
-    """Q4JIT_DUMP_DIR: a directory that receives every stage of every compiled kernel."""
+    """Return Q4JIT_DUMP_DIR, the directory to which every stage of each kernel is written."""
     path = os.environ.get("Q4JIT_DUMP_DIR")
     return Path(path) if path else None
 
 
 def hip_compiler() -> str | None:
-    """Q4JIT_HIP_COMPILER: the compiler for AMD GPUs; None: the first that knows the GPU."""
+    """Return Q4JIT_HIP_COMPILER, the compiler for AMD GPUs; None: the first that knows the GPU."""
     value = os.environ.get("Q4JIT_HIP_COMPILER", "").strip().lower()
     if value and value not in _HIP_COMPILERS:
-        raise ConfigError(f"Q4JIT_HIP_COMPILER={value!r}: accepted are {', '.join(_HIP_COMPILERS)}")
+        names = ", ".join(_HIP_COMPILERS)
+        raise ConfigError(expected(f"one of {names}", repr(value), where="Q4JIT_HIP_COMPILER"))
     return value or None
 
 
 def rocm_path() -> Path | None:
-    """ROCM_PATH (or ROCM_HOME): where ROCm is installed; None where neither is set."""
+    """Return ROCM_PATH or ROCM_HOME, where ROCm is installed; None if neither is set."""
     path = os.environ.get("ROCM_PATH") or os.environ.get("ROCM_HOME")
     return Path(path) if path else None
 
 
 def compiler_environment(folder: Path) -> dict[str, str]:
-    """The environment of a compiler that runs as a program, with `folder` for its own files.
+    """Return the environment variables for a compiler process, with `folder` for its files.
 
-    HIP_PLATFORM is set: hipcc takes a machine with CUDA for one of NVIDIA's.
+    HIP_PLATFORM is set because hipcc compiles for NVIDIA's GPUs on a machine with CUDA.
     """
     environment = {k: v for k, v in os.environ.items() if k not in _COMPILER_VARIABLES}
     pinned = {"HIP_PLATFORM": "amd", "HIP_COMPILER": "clang", "HIP_RUNTIME": "rocclr"}
@@ -92,21 +95,27 @@ def compiler_environment(folder: Path) -> dict[str, str]:
 
 
 def debug() -> bool:
-    """Q4JIT_DEBUG=1: print each plan, compile and cache decision to standard error."""
+    """Return whether Q4JIT_DEBUG=1 asks for plans, compilations and cache decisions on stderr."""
     return _flag("Q4JIT_DEBUG")
 
 
 def jit_disabled() -> bool:
-    """Q4JIT_DISABLE_JIT=1: decorated functions run as plain NumPy."""
+    """Return whether Q4JIT_DISABLE_JIT=1 makes decorated functions run as plain NumPy."""
     return _flag("Q4JIT_DISABLE_JIT")
 
 
 def num_threads() -> int:
-    """Threads a kernel may use: Q4JIT_NUM_THREADS, else OMP_NUM_THREADS, else the CPUs allowed."""
-    asked = _count("Q4JIT_NUM_THREADS")
-    if asked is not None:
-        return asked
-    omp = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()  # a list means nesting levels
+    """Return the number of threads of a kernel.
+
+    It is Q4JIT_NUM_THREADS, else OMP_NUM_THREADS (at most the CPUs that the process may use), else
+    the number of these CPUs.
+    """
+    own = _count("Q4JIT_NUM_THREADS")
+    if own is not None:
+        return own
+    omp = (
+        os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+    )  # a list: one per nesting level
     allowed = (
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     )

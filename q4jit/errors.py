@@ -1,17 +1,17 @@
 """Every exception and warning that q4jit raises.
 
 Q4JitError
-├── TraceError          the decorated function does something that cannot be compiled
-├── ArgumentError       a call's arguments do not fit (also a TypeError and a ValueError)
-├── FormatError         weight bytes, shapes or a format name do not fit together
-├── GGUFError           a GGUF file is damaged, foreign or not supported
+├── TraceError          the decorated function cannot be compiled
+├── ArgumentError       an argument of a call does not fit (also a TypeError and a ValueError)
+├── FormatError         a weight's bytes, shape or format name are wrong
+├── GGUFError           a GGUF file is damaged, or uses something that q4jit does not read
 ├── MissingNameError    a GGUF file has no tensor or key of that name (also a KeyError)
 ├── TargetError         a target is unknown, or cannot run on this machine
 ├── CompileError        a compiler refused the generated text, or crashed
-├── DeviceError         a GPU, its driver or its memory failed, or is not there
-├── ConfigError         an environment variable holds something unusable
-└── TuningError         a file of tunings is damaged, or holds constants that cannot be
-CacheWarning            the disk cache cannot be used; the results are right all the same
+├── DeviceError         a GPU, its driver or its memory failed or is missing
+├── ConfigError         an environment variable has a value that q4jit cannot use
+└── TuningError         a file of tunings is damaged, or has constants that no kernel takes
+CacheWarning            the disk cache cannot be used; results are not affected
 """
 
 import difflib
@@ -38,20 +38,23 @@ __all__ = [
 
 
 def expected(what: str, got: str, *, where: str = "", cure: str = "") -> str:
-    """Return the text of an error about a value: `where: expected what, got got; cure`.
+    """Return the text of an error about a value: "`where`: expected `what`, got `got`; `cure`".
 
-    where: the argument, option, file or field that holds the value. cure: what the reader can do,
-    as an imperative ("use x.astype(np.float32)").
+    Args:
+        what: the values that are accepted.
+        got: the value, as the reader knows it.
+        where: the argument, option, file or field that holds the value.
+        cure: what the reader can do, as an imperative ("use x.astype(np.float32)").
     """
     subject = f"{where}: " if where else ""
     advice = f"; {cure}" if cure else ""
     return f"{subject}expected {what}, got {got}{advice}"
 
 
-# kernel.hip:12:5: (clang), kernel.hip(12): (NVRTC), <string>:12:5: (LLVM's own parser)
+# kernel.hip:12:5: (clang), kernel.hip(12): (NVRTC), <string>:12:5: (LLVM's parser)
 _LINE_IN_LOG: Final = re.compile(r"(?:kernel\.\w+|<string>)[:(](\d{1,9})\b")
-_WHOLE_LINES: Final = 60  # a source up to here is shown in full
-_CONTEXT_LINES: Final = 4  # of a longer one, so many around each line that the log names
+_WHOLE_LINES: Final = 60  # longer sources are shown in part
+_CONTEXT_LINES: Final = 4  # before and after each line that the log names
 _SHOWN_ERRORS: Final = 5
 _SHOWN_NAMES: Final = 8
 
@@ -61,7 +64,7 @@ class Q4JitError(Exception):
 
 
 class TraceError(Q4JitError, TypeError):
-    """The decorated function does something that cannot be compiled; the message shows its line."""
+    """The decorated function cannot be compiled; the message shows the line in question."""
 
 
 class ArgumentError(Q4JitError, TypeError, ValueError):
@@ -69,17 +72,21 @@ class ArgumentError(Q4JitError, TypeError, ValueError):
 
 
 class FormatError(Q4JitError, ValueError):
-    """Weight bytes, a shape or a format name do not fit together."""
+    """A weight's bytes, shape or format name are wrong, or do not match each other."""
 
 
 class GGUFError(Q4JitError, ValueError):
-    """A GGUF file is damaged, of another version or byte order, or uses an unsupported format."""
+    """A GGUF file is damaged, or has a version, byte order or format that q4jit does not read."""
 
 
 class MissingNameError(Q4JitError, KeyError):
-    """A GGUF file has no tensor, or no key, of a name.
+    """A GGUF file has no tensor or metadata key of the name that was asked for.
 
-    path: the file. what: `tensor` or `key`. name: what was asked for. names: those that there are.
+    Attributes:
+        path: the file.
+        what: `tensor` or `key`.
+        name: the name that was asked for.
+        names: the names in the file.
     """
 
     def __init__(self, path: str, what: str, name: object, names: Collection[str]) -> None:
@@ -89,14 +96,15 @@ class MissingNameError(Q4JitError, KeyError):
         self.name = name
         self.names = tuple(names)
 
-    def __str__(self) -> str:  # not made before it is asked for: `get` drops these errors
-        many = f"{len(self.names)} {self.what}{'' if len(self.names) == 1 else 's'}"
-        shown, which = difflib.get_close_matches(str(self.name), self.names), "close to it are"
-        if not shown:
-            shown = list(self.names)[:_SHOWN_NAMES]
-            which = "they are" if len(shown) == len(self.names) else "the first are"
-        listed = f"; {which} {', '.join(map(repr, shown))}" if shown else ""
-        return f"{self.path}: found no {self.what} {self.name!r} among {many}{listed}"
+    def __str__(self) -> str:  # composed only when printed: `Mapping.get` drops these errors
+        count = f"{len(self.names)} {self.what}{'' if len(self.names) == 1 else 's'}"
+        problem = f"{self.path}: no {self.what} named {self.name!r}"
+        if similar := difflib.get_close_matches(str(self.name), self.names):
+            return f"{problem} ({count}). Did you mean {' or '.join(map(repr, similar))}?"
+        listed = ", ".join(map(repr, self.names[:_SHOWN_NAMES]))
+        if len(self.names) > _SHOWN_NAMES:
+            return f"{problem} ({count}; the first are {listed})"
+        return f"{problem} ({count}: {listed})" if listed else f"{problem} ({count})"
 
 
 class TargetError(Q4JitError, ValueError):
@@ -104,12 +112,17 @@ class TargetError(Q4JitError, ValueError):
 
 
 class CompileError(Q4JitError, RuntimeError):
-    """A compiler refused generated text, crashed, or took too long; or what it made is damaged.
+    """A compiler refused generated text, crashed or took too long; or its output is damaged.
 
-    compiler: its name. command: the failed command, as a list of arguments. flags: its pinned
-    flags, in order. log: its own words. source: the text. lines: the lines of the text that the log
-    names, in its order. repro: a folder with the text and `repro.sh`, which runs the command again.
-    origins: for lines of the text, where they were written.
+    Attributes:
+        compiler: its name.
+        command: the command that failed, as a list of arguments.
+        flags: the options that q4jit always passes, in order.
+        log: what the compiler printed.
+        source: the text.
+        lines: the line numbers of the text that the log names, in the log's order.
+        repro: a folder with the text and `repro.sh`, which runs the command again.
+        origins: for a line number of the text, the line that it was generated from.
     """
 
     def __init__(
@@ -134,7 +147,7 @@ class CompileError(Q4JitError, RuntimeError):
         super().__init__(self._message())
 
     def with_origins(self, origins: Mapping[int, str]) -> "CompileError":
-        """Return the same error with the template line ("kernel/gemv.hip.j2:12") of each line."""
+        """Return the same error with the template line of each line ("kernel/gemv.hip.j2:12")."""
         error = CompileError(
             self.compiler,
             self.flags,
@@ -158,7 +171,7 @@ class CompileError(Q4JitError, RuntimeError):
         return "\n\n".join(parts)
 
     def _excerpt(self) -> str:
-        """The source, numbered; of a long one the lines around those that the log names."""
+        """Return the numbered source: all of it, or the lines around those that the log names."""
         text = self.source.splitlines()
         wanted: Sequence[int] = range(1, len(text) + 1)
         if len(text) > _WHOLE_LINES:
@@ -187,7 +200,7 @@ def _lines_named(log: str, source: str) -> tuple[int, ...]:
 
 
 class DeviceError(Q4JitError, RuntimeError):
-    """A GPU, its driver or its memory failed, or is not there; the message says what to do."""
+    """A GPU, its driver or its memory failed or is missing; the message says what to do."""
 
 
 class ConfigError(Q4JitError, ValueError):
@@ -195,7 +208,7 @@ class ConfigError(Q4JitError, ValueError):
 
 
 class TuningError(Q4JitError, ValueError):
-    """A file of tunings is damaged, or a choice in it is none that q4jit would have tried."""
+    """A file of tunings is damaged, or has constants that q4jit would not have tried."""
 
 
 class CacheWarning(UserWarning):

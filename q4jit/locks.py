@@ -1,7 +1,7 @@
-"""The one lock under which anything is made once: traces, compilations, loads, repacked weights.
+"""The global lock: traces, compilations, loads and repacked weights are made while it is held.
 
-A fork waits for it, so a child never inherits a half-made thing or a lock that nobody will release.
-A call takes it only where its shapes, or one of its weights, are new to the process.
+A fork waits for the lock, so a child never inherits a half-made object or a lock that nobody will
+release. A call takes the lock only if its shapes or one of its weights are new to the process.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""The precision contract: the names, their bounds, and the measure that is held to them."""
+"""The precision contract: the precisions, their bounds, and the error measure."""
 
 from typing import Final
 
@@ -6,10 +6,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 BOUNDS: Final = {"f32": 2e-6, "f16": 5e-4, "i8": 2e-2}
-"""The contract of each precision: rms of the error of a row, relative to √Σ(xw)²."""
+"""The bound of each precision: rms error of a row of y, relative to √Σ(xw)²."""
 PRECISIONS: Final = tuple(BOUNDS)
 FUNCTION_BOUND: Final = 3e-6
-"""Relative rms of a whole function, in f32, on well-conditioned data."""
+"""The bound of a whole function in f32, on well-conditioned data: relative rms error."""
 
 
 def error_scale(squares: NDArray[np.float64], terms: int) -> NDArray[np.float64]:
@@ -19,9 +19,9 @@ def error_scale(squares: NDArray[np.float64], terms: int) -> NDArray[np.float64]
 
 
 def relative_error(
-    result: NDArray[np.float32], exact: NDArray[np.float64], size: NDArray[np.float64]
+    result: NDArray[np.float32], exact: NDArray[np.float64], scale: NDArray[np.float64]
 ) -> float | None:
-    """Return the largest rms error of a row [M, N], relative to `size`; None where it is NaN."""
-    with np.errstate(all="ignore"):  # a wrong result may be anything
-        rms = np.sqrt(np.mean(((result - exact) / size) ** 2, axis=-1))
+    """Return the largest rms error of a row of [M, N], relative to `scale`; None if it is NaN."""
+    with np.errstate(all="ignore"):  # wrong results may be NaN or Inf
+        rms = np.sqrt(np.mean(((result - exact) / scale) ** 2, axis=-1))
     return float(rms.max()) if np.isfinite(rms).all() else None

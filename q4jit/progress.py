@@ -1,4 +1,4 @@
-"""How far a long piece of work is, on standard error."""
+"""Progress bars of long work, on standard error."""
 
 import importlib.util
 import sys
@@ -9,12 +9,12 @@ T = TypeVar("T")
 
 
 def progress(items: Sequence[T], what: str) -> Iterable[T]:
-    """`items`, told of as they are taken: by a bar on a terminal that tqdm can draw on, else lines.
+    """Return `items` with a progress bar on standard error.
 
-    There are at most some five lines, so that a log stays short.
+    Without tqdm, or if standard error is no terminal, about five lines are printed instead.
     """
     if sys.stderr.isatty() and importlib.util.find_spec("tqdm"):
-        from tqdm import tqdm  # late: an extra's package
+        from tqdm import tqdm  # late: optional
 
         return tqdm(items, what)
     return _with_lines(items, what)

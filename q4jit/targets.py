@@ -1,40 +1,45 @@
-"""Targets: what machine code is made for. A target is a small frozen value."""
+"""Targets: the back ends and architectures that kernels are compiled for, and facts about them."""
 
 import functools
 import platform
 from dataclasses import dataclass
 from typing import Any, Final
 
-from q4jit.errors import TargetError
+from q4jit.errors import TargetError, expected
 from q4jit.locks import BUILD
 
-# the psABI's levels in full: LLVM may use all of a level where it is told the level's name
+# complete, as in the psABI: given a level's name, LLVM may use every feature of the level
 _X86_V2: Final = frozenset("cx16 popcnt sahf sse3 sse4.1 sse4.2 ssse3".split())
 _X86_V3: Final = _X86_V2 | frozenset("avx avx2 bmi bmi2 f16c fma lzcnt movbe".split())
 _X86_V4: Final = _X86_V3 | frozenset("avx512bw avx512cd avx512dq avx512f avx512vl".split())
 
-# arch → features that generated code may rely on
+# arch → features that generated code may use
 CPU_ARCHS: Final[dict[str, frozenset[str]]] = {
     "x86-64": frozenset(),
     "x86-64-v3": _X86_V3,
     "x86-64-v4": _X86_V4,
     "aarch64": frozenset({"neon"}),
 }
-# features beside these that a target may name: dot products of bytes, and the arch that has them
+# additional features that a target may name (dot products of bytes) → their arch
 CPU_EXTRAS: Final = {"avxvnni": "x86-64-v3", "avx512vnni": "x86-64-v4", "dotprod": "aarch64"}
 
 
 @dataclass(frozen=True)
 class HipArch:
-    """What generated code must know of a GPU's architecture.
+    """The facts about a GPU's architecture that generated code depends on.
 
-    wave: threads that run in step. matrix: the kind of matrix instructions for bf16 (a file of
-    `templates/`), None where there are none. dot: the instruction for products of four int8.
-    lds_bytes: shared memory that one block may use without asking for more at launch.
-    cluster_blocks: blocks that may read each other's shared memory. overlaps: a kernel may start
-    before the one before it in a stream has ended. warpgroups: four waves multiply together, by
-    numbers in shared memory (`wgmma`). flushes_halves: matrix units take denormal f16 for 0.
-    compute_units: of the largest card in sale, for which schedules cut the work by rule.
+    Attributes:
+        name: LLVM's or NVIDIA's name, for example `gfx1100` or `sm_90`.
+        wave: threads of a wave.
+        matrix: the bf16 matrix instructions, as `templates/unit/` names them; None: it has none.
+        dot: the instruction that adds four int8 products.
+        lds_bytes: shared memory that a thread block may use without asking for more at launch.
+        max_block_size: threads of the largest thread block.
+        cluster_blocks: thread blocks that may read each other's shared memory.
+        overlaps: a kernel may start before the previous one of its stream has ended.
+        warpgroups: whether four waves multiply together, with operands in shared memory (`wgmma`).
+        flushes_halves: whether matrix units treat denormal f16 as 0.
+        compute_units: those of the largest card on sale; rules divide the work for it.
     """
 
     name: str
@@ -51,7 +56,7 @@ class HipArch:
 
     @property
     def is_nvidia(self) -> bool:
-        """Whether this is an arch of HIP's NVIDIA platform."""
+        """Whether NVIDIA made it."""
         return self.name.startswith("sm_")
 
 
@@ -70,7 +75,7 @@ _FROM_SM_90: Final[dict[str, Any]] = {
 }
 
 # AMD: LLVM's "User Guide for AMDGPU Backend" and the ISA guides; NVIDIA: "CUDA C++ Programming
-# Guide", compute capabilities. gfx908's bf16 matrix instructions have another shape: not used.
+# Guide", compute capabilities. gfx908's bf16 matrix instructions are not used: their shape differs.
 HIP_ARCHS: Final[dict[str, HipArch]] = {
     **_archs("gfx906 gfx908", 64, None, "sdot4"),
     **_archs("gfx90a", 64, "mfma", "sdot4", flushes_halves=True, compute_units=104),
@@ -90,10 +95,13 @@ HIP_ARCHS: Final[dict[str, HipArch]] = {
 class Target:
     """A back end, an architecture, and the features that code for it may use.
 
-    For the back end `hip`, `arch` is a key of `HIP_ARCHS`, and there are no features. For the back
-    end `cpu`, `arch` is a key of `CPU_ARCHS` and `features` are LLVM's names; `cpu_name`
-    is the CPU model that LLVM schedules for. `lacks` are features that this machine does not have,
-    though LLVM may take them for granted in that model (a virtual machine may hide some).
+    Attributes:
+        backend: `cpu` or `hip`.
+        arch: a key of `CPU_ARCHS` or `HIP_ARCHS`.
+        features: LLVM's names of a CPU's features; empty for a GPU.
+        cpu_name: the CPU model that LLVM schedules for.
+        lacks: features that this machine does not have, although LLVM may assume them for the
+            model (a virtual machine may hide some).
     """
 
     backend: str
@@ -107,13 +115,13 @@ class Target:
         return "+".join([f"{self.backend}:{self.arch}", *extras])
 
     def key(self) -> str:
-        """Everything that compiled code depends on, as one line of text."""
+        """Return everything that compiled code depends on, as one line of text."""
         features = [f"+{name}" for name in sorted(self.features)]
         features += [f"-{name}" for name in sorted(self.lacks)]
         return f"{self} cpu_name={self.cpu_name} features={','.join(features)}"
 
     def has(self, feature: str) -> bool:
-        """Whether code for this target may use `feature`."""
+        """Return whether code for this target may use `feature`."""
         return feature in self.features
 
     @property
@@ -148,10 +156,10 @@ class Target:
 
 
 def find_target(name: str | Target | None = None) -> Target:
-    """The target of a name: `cpu` (this machine, also for None), `cpu:x86-64-v3`, `hip:gfx1100`.
+    """Return the target called `name`: `cpu` (this machine), `cpu:x86-64-v3`, `hip:gfx1100`, ….
 
-    A CPU's dot products of bytes stand behind its arch: `cpu:aarch64+dotprod`. Raises TargetError
-    for an unknown name, listing the known ones.
+    None means `cpu`. A CPU's dot products of bytes follow its arch: `cpu:aarch64+dotprod`. Raises
+    TargetError for an unknown name; the message lists the known ones.
     """
     if isinstance(name, Target):
         return name
@@ -165,31 +173,31 @@ def find_target(name: str | Target | None = None) -> Target:
     if backend != "cpu" or arch not in CPU_ARCHS or not fits:
         cpus = [*CPU_ARCHS, *(f"{a}+{extra}" for extra, a in CPU_EXTRAS.items())]
         known = ", ".join(["cpu", *(f"cpu:{a}" for a in cpus), *(f"hip:{a}" for a in HIP_ARCHS)])
-        hint = f"; {f'hip:{name}'!r} is meant?" if name in HIP_ARCHS else ""
+        hint = f" (did you mean {f'hip:{name}'!r}?)" if name in HIP_ARCHS else ""
         if backend == "hip" and not arch:
-            hint = "; 'hip' alone is any GPU of this machine, for calls"
-        raise TargetError(f"unknown target {name!r}{hint}: known are {known}")
+            hint = " (only calls accept 'hip', for any GPU of this machine)"
+        raise TargetError(f"unknown target {name!r}{hint}; known targets: {known}")
     features = CPU_ARCHS[arch] | frozenset(extras)
     return Target("cpu", arch, features, "generic" if arch == "aarch64" else arch)
 
 
 def host_family() -> str:
-    """This machine's instruction set; raises TargetError where q4jit has no code for it."""
+    """Return this machine's instruction set. Raises TargetError if q4jit does not support it."""
     machine = platform.machine().lower()
     if machine in {"x86_64", "amd64"}:
         return "x86-64"
     if machine in {"aarch64", "arm64"}:
         return "aarch64"
-    raise TargetError(f"no CPU back end for {machine!r}: there is one for x86_64 and aarch64")
+    raise TargetError(expected("a CPU of x86_64 or aarch64", machine))
 
 
 @functools.cache
 def host_target() -> Target:
-    """This machine's CPU with the features it really has."""
+    """Return this machine's CPU as a target with all its features."""
     family = host_family()
     import llvmlite.binding as llvm  # late: `import q4jit` stays light
 
-    with BUILD:  # LLVM is entered by one thread at a time
+    with BUILD:  # one thread at a time may call LLVM
         cpu_name = llvm.get_host_cpu_name()
         known = llvm.get_host_cpu_features()
     have = frozenset(name for name, on in known.items() if on)
@@ -204,7 +212,7 @@ def host_target() -> Target:
 
 
 def runs_here(target: Target) -> bool:
-    """Whether this machine can execute code for `target`."""
+    """Return whether this CPU can execute code for `target`."""
     if target.backend != "cpu":
         return False
     try:

@@ -1,4 +1,4 @@
-"""Fixtures of every test: golden files, an environment of its own, tools that may be missing."""
+"""Fixtures of all tests: golden files, a separate environment, and tools that may be missing."""
 
 import os
 import re
@@ -17,10 +17,10 @@ from tests.support.paths import GOLDEN
 from tests.support.tools import in_ci, require_tool
 
 if "PYTEST_XDIST_WORKER" in os.environ:
-    # NumPy's BLAS is to have one thread as well, and asks for their number when it is imported.
+    # One thread for NumPy's BLAS as well, which reads this when it is imported.
     os.environ["OPENBLAS_NUM_THREADS"] = "1"
 
-# No deadline: the first example of a test compiles. In CI the same examples every time.
+# No deadline, because the first example of a test compiles. CI always runs the same examples.
 settings.register_profile("q4jit", deadline=None, derandomize=in_ci())
 settings.load_profile("q4jit")
 
@@ -34,18 +34,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--reuse",
         action="store_true",
-        help=f"keep kernels and programs in {builds.REUSED.name}/ and take those of earlier runs",
+        help=f"keep kernels and programs in {builds.REUSED.name}/ and reuse those of earlier runs",
     )
     parser.addoption(
         "--part",
         choices=("parallel", "serial"),
-        help="only the tests that may share the machine, or only those that may not",
+        help="run only the tests that may run in parallel, or only those that may not",
     )
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Name the folder in which this run and its workers keep what they build."""
-    if config.getoption("--reuse"):  # the same random functions every time, which are compiled then
+    """Choose the folder for everything that this run and its workers build."""
+    if config.getoption("--reuse"):  # the same random functions, so their kernels can be reused
         settings.register_profile("reuse", settings.get_profile("q4jit"), derandomize=True)
         settings.load_profile("reuse")
     if worker := _worker(config):
@@ -59,13 +59,13 @@ def pytest_configure(config: pytest.Config) -> None:
         builds.use(folder)
 
 
-@pytest.hookimpl(optionalhook=True)  # of pytest-xdist
+@pytest.hookimpl(optionalhook=True)  # a hook of pytest-xdist
 def pytest_configure_node(node: Any) -> None:
     node.workerinput["builds"] = str(builds.kernels().parent)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what `--part` does not name."""
+    """Deselect the tests of the other `--part`."""
     part = config.getoption("--part")
     if part is None:
         return
@@ -76,15 +76,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def _worker(config: pytest.Config) -> dict[str, Any]:
-    """What pytest-xdist's main process tells this one, if it is a worker."""
+    """Return the input of a pytest-xdist worker; empty in the main process."""
     return getattr(config, "workerinput", {})
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_environment(pytestconfig: pytest.Config) -> Iterator[None]:
-    """Kernels of a test session never come from, nor reach, the user's cache.
+    """Keep the user's settings and cache out of the tests.
 
-    Workers share the machine: a kernel has one thread there, where no test sets another number.
+    Kernels of xdist's workers have one thread, unless a test sets another number.
     """
     with pytest.MonkeyPatch.context() as patch:
         for name in [name for name in os.environ if name.startswith("Q4JIT_")]:
@@ -97,7 +97,7 @@ def _own_environment(pytestconfig: pytest.Config) -> Iterator[None]:
 
 @pytest.fixture
 def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
-    """`golden(text, suffix)` compares with tests/golden/<test file>/<test name><suffix>."""
+    """Return `golden(text, suffix)`, which checks tests/golden/<test file>/<test name><suffix>."""
     name = re.sub(r"[^\w.-]+", "_", request.node.name).strip("_")
     stem = GOLDEN / request.path.stem / name
     update = bool(request.config.getoption("--update-golden"))
@@ -110,5 +110,5 @@ def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
 
 @pytest.fixture(name="require_tool", scope="session")
 def _require_tool() -> Callable[[str, str], str]:
-    """`require_tool(name, package)`: see `tests.support.tools`."""
+    """Return `require_tool(name, package)` of `tests.support.tools`."""
     return require_tool

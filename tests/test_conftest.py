@@ -1,4 +1,4 @@
-"""The project's own fixtures."""
+"""The fixtures and helpers of the tests."""
 
 import os
 import re
@@ -14,7 +14,7 @@ from tests.support.paths import GOLDEN
 from tests.support.tools import require_tool
 
 
-def test_a_missing_golden_fails_and_is_written_only_on_demand(tmp_path: Path) -> None:
+def test_a_missing_golden_fails_and_is_written_on_demand(tmp_path: Path) -> None:
     path = tmp_path / "folder" / "kernel.ll"
     with pytest.raises(pytest.fail.Exception, match=f"{re.escape(str(path))} does not exist"):
         check_golden(path, "text\n", update=False)
@@ -43,40 +43,33 @@ def test_golden_path_comes_from_the_test(golden: Callable[[str, str], None], sha
 
 def test_the_cache_is_the_sessions_own() -> None:
     assert config.cache_dir() == builds.kernels()
-    found = {name for name in os.environ if name.startswith("Q4JIT_")}
-    assert found - {"Q4JIT_NUM_THREADS"} == {"Q4JIT_CACHE_DIR"}  # a worker has one thread
+    names = {name for name in os.environ if name.startswith("Q4JIT_")}
+    assert names - {"Q4JIT_NUM_THREADS"} == {"Q4JIT_CACHE_DIR"}  # workers of xdist set both
 
 
-def test_what_was_built_is_taken_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    made = []
+def test_a_built_file_is_reused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    builds_of = []
 
     def build(path: Path) -> None:
-        made.append(path)
+        builds_of.append(path)
         path.write_text("program")
 
-    monkeypatch.setattr(builds, "_places", {})
+    monkeypatch.setattr(builds, "_folders", {})
     builds.use(tmp_path)
     first = builds.built("name", "text", build=build)
     assert first.read_text() == "program"
     assert builds.built("name", "text", build=build) == first
-    assert len(made) == 1
-    assert (
-        len(
-            {
-                builds.built("name", *key, build=build)
-                for key in (("te",), ("te", "xt"), ("", "text"))
-            }
-        )
-        == 3
-    )
+    assert len(builds_of) == 1
+    keys = (("te",), ("te", "xt"), ("", "text"))
+    assert len({builds.built("name", *key, build=build) for key in keys}) == 3
     assert not list(builds.programs().glob(".new-*"))
 
 
-def test_what_was_damaged_is_built_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_damaged_file_is_built_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def build(path: Path) -> None:
         path.write_text("program")
 
-    monkeypatch.setattr(builds, "_places", {})
+    monkeypatch.setattr(builds, "_folders", {})
     builds.use(tmp_path)
     path = builds.built("name", "text", build=build)
     checksum = Path(f"{path}.sha256")
@@ -91,7 +84,7 @@ def test_what_was_damaged_is_built_again(monkeypatch: pytest.MonkeyPatch, tmp_pa
         assert builds.built("name", "text", build=build).read_text() == "program"
 
     def fail(path: Path) -> None:
-        path.write_text("half")
+        path.write_text("incomplete")
         raise RuntimeError("the compiler was killed")
 
     path.unlink()
@@ -102,7 +95,7 @@ def test_what_was_damaged_is_built_again(monkeypatch: pytest.MonkeyPatch, tmp_pa
 
 
 def test_old_programs_are_removed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(builds, "_places", {})
+    monkeypatch.setattr(builds, "_folders", {})
     builds.use(tmp_path)
     old, new = (builds.built(name, build=Path.touch) for name in ("old", "new"))
     os.utime(old, (0, 0))
@@ -111,7 +104,7 @@ def test_old_programs_are_removed(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     assert new.exists()
 
 
-def test_a_missing_tool_skips_here_and_fails_in_ci(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_tool_skips_the_test_and_fails_in_ci(monkeypatch: pytest.MonkeyPatch) -> None:
     assert Path(require_tool("sh", "dash")).name == "sh"
     monkeypatch.delenv("CI", raising=False)
     with pytest.raises(pytest.skip.Exception, match="apt-get install some-package"):

@@ -168,7 +168,7 @@ def test_bind_checks_its_arguments(x: Array, w: QuantizedTensor) -> None:
     f = specialize(scaled)
     with pytest.raises(ArgumentError, match="float32"):
         f.bind(x.astype(np.float64), w)
-    with pytest.raises(ArgumentError, match="a writable"):
+    with pytest.raises(ArgumentError, match="out=: expected a writable"):
         f.bind(x, w, out=np.empty((4, N), np.float32))
     square = quantize(np.eye(K), "Q8_0")
     with pytest.raises(ArgumentError, match="overlaps"):
@@ -218,8 +218,8 @@ def test_explain_names_target_options_and_origin(x: Array, w: QuantizedTensor) -
     assert str(host_target()) in text
     assert "compiled in" in text
     assert "Q4_0" in text
-    assert "no kernels of that class for w here and serves the more exact 'f32'" in text
-    assert "block_size=256: threads per block of a GPU, not used on a CPU" in text
+    assert "for w this CPU has no such kernels, and computes in the more exact 'f32'" in text
+    assert "block_size=256 is ignored: it sets a GPU's threads per block" in text
     assert "no GPU" in text
     again = specialize(scaled)
     again(x, w)
@@ -300,7 +300,7 @@ BAD_OPTIONS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
         ArgumentError,
         "expected one of 'f32', 'f16', 'i8', got 'f64'",
     ),
-    "target": ({"target": "gpu"}, TargetError, "unknown target 'gpu': known are cpu, "),
+    "target": ({"target": "gpu"}, TargetError, "unknown target 'gpu'; known targets: cpu, "),
     "cache": ({"cache": "no"}, ArgumentError, "cache: expected True or False, got 'no'"),
     "unknown": (
         {"blocksize": 1},
@@ -463,7 +463,7 @@ def test_a_bad_environment_is_named(name: str, value: str) -> None:
     """
     prelude = child.PRELUDE.replace("@specialize", "")  # decorating raises the error too
     printed = child.run(program, prelude=prelude, **{name: value, "PYTHONIOENCODING": "utf-8"})
-    assert [name in line and repr(value) in line for line in printed.splitlines()] == [True] * 2
+    assert printed.count(f"{name}: expected ") == printed.count(f", got '{value}'\n") == 2
 
 
 # --- errors ---------------------------------------------------------------------------------------
@@ -530,7 +530,7 @@ FOREIGN = "cpu:aarch64" if host_target().family == "x86-64" else "cpu:x86-64"
 def test_a_target_that_cannot_run_here_can_be_inspected(x: Array, w: QuantizedTensor) -> None:
     f = specialize(scaled, target=FOREIGN)
     for _ in range(2):
-        with pytest.raises(TargetError, match=f"code for {FOREIGN} cannot run here"):
+        with pytest.raises(TargetError, match=f"cannot run code for {FOREIGN}"):
             f(x, w)
     assert find_target(FOREIGN).triple in f.inspect_source()
     assert "scaled:" in f.inspect_asm()

@@ -1,4 +1,4 @@
-"""Targets: what a level permits, and which machine runs its code."""
+"""Targets: the features of levels, and the machines that run their code."""
 
 from dataclasses import replace
 
@@ -15,20 +15,20 @@ def test_levels_grow() -> None:
 
 
 @pytest.mark.parametrize("level", LEVELS[1:])
-def test_a_machine_that_lacks_any_feature_of_a_level_does_not_run_it(
+def test_a_machine_without_a_feature_of_a_level_does_not_run_it(
     level: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     full = find_target(f"cpu:{level}")
     monkeypatch.setattr(targets, "host_target", lambda: full)
     assert runs_here(full)
-    assert {"bmi", "bmi2", "lzcnt", "movbe", "cx16"} <= full.features  # LLVM takes them too
+    assert {"bmi", "bmi2", "lzcnt", "movbe", "cx16"} <= full.features  # LLVM uses these as well
     for feature in full.features:
         machine = replace(full, features=full.features - {feature})
         monkeypatch.setattr(targets, "host_target", lambda machine=machine: machine)
         assert not runs_here(full), feature
 
 
-def test_what_is_said_of_cpus_is_not_asked_of_others() -> None:
+def test_only_cpus_have_a_family_and_registers() -> None:
     other = Target("other", "arch")
     assert not runs_here(other)
     for name in ("family", "triple", "vector_registers", "vector_bytes"):

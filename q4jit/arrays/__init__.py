@@ -1,7 +1,8 @@
-"""Arrays: which arguments a call accepts, what their shapes decide, and where they are.
+"""Arrays: the arguments of a call, its results, and arrays of other libraries on a GPU.
 
-`specs` tells what an argument is, `arguments` whether it is accepted and how kernels take it,
-`call_shapes` what exact shapes decide, and `outputs` what `out=` may be; `dtypes` has the element
-types. An array on a GPU is seen as one of `views`: `libraries` asks `torch_tensors`, `cupy_arrays`
-or `protocols` (with `dlpack`), depending on whose it is, and `device_array` is our own.
+`specs` makes the spec of an argument, `arguments` checks arrays and converts ids and numbers,
+`call_shapes` has everything that exact shapes determine, `outputs` checks `out=`, and `dtypes` has
+the element types. An array on a GPU is represented by a `DeviceView` (`views`). `libraries` makes
+it with `torch_tensors`, `cupy_arrays` or `protocols` (and `dlpack`), depending on the array's
+library; `device_array` is q4jit's own. `on_device` checks arguments and `out=` on a GPU.
 """

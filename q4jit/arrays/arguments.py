@@ -1,4 +1,4 @@
-"""Arguments of calls: which values are accepted, and the form in which kernels take them."""
+"""Check the array arguments of a call, and convert ids and numbers for kernels."""
 
 from typing import Any, Final
 
@@ -7,13 +7,13 @@ from numpy.typing import NDArray
 
 from q4jit.arrays.dtypes import F32, IDS
 from q4jit.arrays.views import DeviceView
-from q4jit.errors import ArgumentError
+from q4jit.errors import ArgumentError, expected
 
 _F32_MAX: Final = float(np.finfo(np.float32).max)
 
 
 def f32(value: Any) -> float:
-    """A number as a kernel takes it: beyond f32's range it is infinite."""
+    """Return a number for a kernel: infinite if it exceeds f32's range."""
     number = float(value)
     if -_F32_MAX <= number <= _F32_MAX:
         return number
@@ -22,45 +22,48 @@ def f32(value: Any) -> float:
 
 
 def holds_ids(array: NDArray[Any] | DeviceView) -> bool:
-    """Whether an array argument is one of row numbers, not of activations."""
+    """Return whether an array argument has row ids, not activations."""
     return array.dtype.kind in "iu"
 
 
 def check_ids(name: str, array: NDArray[Any]) -> None:
     """Raise ArgumentError unless an array argument is int32 or int64 in native byte order."""
     if array.dtype not in IDS:
-        raise ArgumentError(
-            f"argument {name!r} is {_show(array)}: accepted are int32 and int64 for the ids of "
-            f"w.rows(ids), {name}.astype(np.int64), and float32 for numbers, "
-            f"{name}.astype(np.float32)"
-        )
+        dtypes = "int32 or int64 for the ids of w.rows(ids), or float32 for numbers"
+        cure = f"use {name}.astype(np.int64) or {name}.astype(np.float32)"
+        raise ArgumentError(expected(dtypes, _show(array), where=f"argument {name!r}", cure=cure))
     _check_kind(name, array)
 
 
 def checked_ids(
     name: str, array: NDArray[Any], shape: tuple[int, ...] | None, count: int
 ) -> NDArray[np.int64]:
-    """A copy of row numbers, spread to `shape`; ArgumentError unless all are below `count`."""
-    # a copy: nobody can change it between the check and the kernel, which reads where it says
+    """Return a copy of row ids, broadcast to `shape`.
+
+    Raises ArgumentError unless all ids are from 0 to `count` - 1.
+    """
+    # a copy, so that no other thread can change an id between this check and the kernel
     ids = np.array(array, np.int64, order="C")
-    if ids.size and ids.view(np.uint64).max() >= count:  # below 0 is above every count
+    # as uint64, negative ids exceed every count
+    if ids.size and ids.view(np.uint64).max() >= count:
         wrong = ids.min() if ids.min() < 0 else ids.max()
-        raise ArgumentError(f"rows: found id {wrong} in {name!r}, accepted are 0 to {count - 1}")
+        what = f"row ids from 0 to {count - 1}"
+        raise ArgumentError(expected(what, str(wrong), where=f"argument {name!r}"))
     return ids if shape is None else np.ascontiguousarray(np.broadcast_to(ids, shape))
 
 
 def check_array(name: str, array: NDArray[Any]) -> None:
     """Raise ArgumentError unless an array argument is f32 in native byte order, and not empty."""
     if array.dtype != F32:
+        cure = f"use {name}.astype(np.float32)"
         raise ArgumentError(
-            f"argument {name!r} is {_show(array)}: accepted is float32; convert it with "
-            f"{name}.astype(np.float32)"
+            expected("float32", _show(array), where=f"argument {name!r}", cure=cure)
         )
     _check_kind(name, array)
     if array.ndim and array.shape[-1] == 0:
+        shape = f"shape {list(array.shape)}"
         raise ArgumentError(
-            f"argument {name!r} has the shape {list(array.shape)}: accepted is a last dimension of "
-            "at least 1"
+            expected("a last dimension of at least 1", shape, where=f"argument {name!r}")
         )
 
 
@@ -71,7 +74,7 @@ def _show(array: NDArray[Any]) -> str:
 
 def _check_kind(name: str, array: NDArray[Any]) -> None:
     if type(array) is not np.ndarray and isinstance(array, np.ma.MaskedArray | np.matrix):
+        where, cure = f"argument {name!r}", f"use np.asarray({name})"
         raise ArgumentError(
-            f"argument {name!r} is a {type(array).__name__}: accepted is a plain array, "
-            f"np.asarray({name})"
+            expected("a plain array", f"a {type(array).__name__}", where=where, cure=cure)
         )

@@ -1,4 +1,4 @@
-"""What a call's exact shapes decide, the same on every device."""
+"""Everything that the exact shapes of a call determine, on every device."""
 
 import math
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from q4jit.arrays.arguments import holds_ids
 from q4jit.arrays.views import DeviceView
-from q4jit.errors import ArgumentError
+from q4jit.errors import ArgumentError, expected
 from q4jit.frontend.graph import Graph, Node
 from q4jit.frontend.shapes import LeadingAxis, Shape, show_shape
 from q4jit.frontend.specs import ArraySpec, IdsSpec, ScalarSpec, WeightSpec
@@ -18,9 +18,13 @@ from q4jit.frontend.specs import ArraySpec, IdsSpec, ScalarSpec, WeightSpec
 
 @dataclass(frozen=True)
 class Result:
-    """An output: the shape of the buffer that kernels fill, and of what the caller gets.
+    """A result of a call.
 
-    They differ where the output has fewer rows than the call (`pick` chooses its rows).
+    Attributes:
+        buffer: the shape of the array that kernels write.
+        shape: the shape of the result. It differs from `buffer` if the result has fewer rows than
+            the call.
+        pick: the part of the buffer that is the result then.
     """
 
     buffer: tuple[int, ...]
@@ -28,31 +32,38 @@ class Result:
     pick: tuple[slice, ...] | None = None
 
     def of(self, buffer: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The result in a filled buffer."""
+        """Return the result from a buffer that kernels have written."""
         if self.pick is None:
             return buffer
         return np.ascontiguousarray(buffer[self.pick]).reshape(self.shape)
 
 
 class CallShapes:
-    """What a call's exact shapes decide, the same on every device.
+    """Everything that the exact shapes of a call determine, on every device.
 
-    lead: the leading dimensions of the call; rows: their product. arrays: the number of each array
-    argument and the shape that it must be spread to (None: used as it is); ids: the same with the
-    rows that there are; scalars: the numbers of the float arguments; results: the outputs.
+    Attributes:
+        lead: the leading dimensions of the call.
+        rows: their product, M.
+        arrays: of each array argument, its index and the shape that it is broadcast to (None: it
+            is used as it is).
+        ids: the same for each argument of row ids, with the number of rows to choose from.
+        scalars: the indices of the float arguments.
+        results: the results, in order.
+        returns_tuple: whether the function returns a tuple.
+        picks: whether a result has fewer rows than the call.
     """
 
     def __init__(
         self, graph: Graph, args: Sequence[Any], lead: tuple[int, ...] | None = None
     ) -> None:
-        """Work out the shapes of a call. lead: what `lead_shape(args)` gave, where it is known.
+        """Compute the shapes of a call. lead: `lead_shape(args)`, if the caller has it.
 
-        Raises ArgumentError where the leading dimensions do not fit together.
+        Raises ArgumentError if the leading dimensions do not broadcast.
         """
         self.lead = lead_shape(args) if lead is None else lead
         self.rows = math.prod(self.lead)
         self.arrays = [
-            (i, self._spread(spec.shape, args[i].shape[:-1], args[i].shape[-1:]))
+            (i, self._broadcast(spec.shape, args[i].shape[:-1], args[i].shape[-1:]))
             for i, spec in enumerate(graph.signature)
             if isinstance(spec, ArraySpec)
         ]
@@ -62,10 +73,10 @@ class CallShapes:
         self.returns_tuple = graph.returns_tuple
         self.picks = any(r.pick is not None for r in self.results)
 
-    def _spread(
+    def _broadcast(
         self, spec: Shape, lead: tuple[int, ...], rest: tuple[int, ...] = ()
     ) -> tuple[int, ...] | None:
-        """What an array [*lead, *rest] must be spread to, or None where it is used as it is."""
+        """Return the shape that an array [*lead, *rest] is broadcast to; None: used as it is."""
         padded = (1,) * (len(self.lead) - len(lead)) + lead
         varies = any(isinstance(d, LeadingAxis) for d in spec)
         return (*self.lead, *rest) if varies and padded != self.lead else None
@@ -73,7 +84,7 @@ class CallShapes:
     def _looked_up(
         self, graph: Graph, args: Sequence[Any]
     ) -> list[tuple[int, tuple[int, ...] | None, int]]:
-        """Each argument of ids, the shape that it must be spread to, and the rows there are."""
+        """Return each argument of ids: its index, its shape as in `arrays`, and the rows of w."""
         counts: dict[int, int] = {}
         for node in graph.outputs:
             if node.op == "rows":
@@ -82,7 +93,7 @@ class CallShapes:
                 n = weight.n
                 counts[ids.arg] = min(n, counts.get(ids.arg, n))
         return [
-            (i, self._spread(spec.shape, args[i].shape), counts[i])
+            (i, self._broadcast(spec.shape, args[i].shape), counts[i])
             for i, spec in enumerate(graph.signature)
             if i in counts and isinstance(spec, IdsSpec)
         ]
@@ -92,11 +103,9 @@ class CallShapes:
         if not node.varies or math.prod(shape) == self.rows * node.width:
             return Result(shape, shape)
         if self.rows == 0:
-            raise ArgumentError(
-                f"found leading dimensions {list(self.lead)} and a result {list(shape)} that does "
-                "not have them all: accepted are at least one row, or results that are empty too"
-            )
-        # by number, not by place: a reduction without keepdims moves axes
+            what = f"at least one row, or results with all leading dimensions {list(self.lead)}"
+            raise ArgumentError(expected(what, f"a result {list(shape)}"))
+        # by axis number, not by position: a reduction without keepdims moves axes
         axes = {d.axis for d in node.shape if isinstance(d, LeadingAxis)}
         pick = tuple(
             slice(None) if axis in axes else slice(0, 1) for axis in range(len(self.lead), 0, -1)
@@ -105,16 +114,14 @@ class CallShapes:
 
 
 def lead_shape(args: Sequence[object]) -> tuple[int, ...]:
-    """The common leading dimensions of the arrays in `args`: all of those of ids.
+    """Return the common leading dimensions of the arrays in `args`; ids have no others.
 
-    Raises ArgumentError where there are none.
+    Raises ArgumentError if they do not broadcast.
     """
     arrays: list[Any] = [a for a in args if isinstance(a, np.ndarray | DeviceView) and a.shape]
     try:
         return np.broadcast_shapes(*(a.shape if holds_ids(a) else a.shape[:-1] for a in arrays))
     except ValueError:
-        shown = ", ".join(show_shape(a.shape) for a in arrays)
-        raise ArgumentError(
-            f"the leading dimensions of the array arguments do not fit together: found {shown}; "
-            "accepted are equal leading dimensions, or 1 to broadcast"
-        ) from None
+        shapes = ", ".join(show_shape(a.shape) for a in arrays)
+        leads = "leading dimensions that are equal, or 1 to broadcast"
+        raise ArgumentError(expected(leads, shapes, where="array arguments")) from None

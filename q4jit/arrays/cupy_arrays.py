@@ -1,4 +1,4 @@
-"""CuPy's arrays, in place; CuPy is not imported, for its arrays exist only where it is already."""
+"""CuPy's arrays. CuPy is never imported here: if there is an array, it is imported already."""
 
 import sys
 from typing import Any
@@ -8,7 +8,7 @@ from q4jit.arrays.views import DeviceView
 
 
 def cupy_view(cupy: Any, array: Any) -> DeviceView:
-    """See an array of CuPy in place."""
+    """Return the view of a CuPy array."""
     memory, dtype = array.data, array.dtype
     strides = None
     if not array.flags.c_contiguous:
@@ -29,12 +29,12 @@ def cupy_view(cupy: Any, array: Any) -> DeviceView:
 
 
 def cupy_stream(device: int) -> int:
-    """Return the stream on which CuPy works now on a device."""
+    """Return CuPy's current stream on a device."""
     return int(sys.modules["cupy"].cuda.get_current_stream(device).ptr)
 
 
 def new_cupy_array(device: int, shape: tuple[int, ...]) -> Any:
-    """Make a new f32 array on a device."""
+    """Return a new f32 array on a device."""
     cupy = sys.modules["cupy"]
     with cupy.cuda.Device(device):
         return cupy.empty(shape, dtype=F32)

@@ -1,4 +1,4 @@
-"""`DeviceArray`: an array of our own in a GPU's memory, which other libraries take in place."""
+"""`DeviceArray`: q4jit's own array in a GPU's memory, which other libraries use in place."""
 
 import math
 import weakref
@@ -18,8 +18,10 @@ from q4jit.runtime.driver import Device, Driver
 class DeviceArray:
     """A C-contiguous array in a device's memory, freed with its last reference.
 
-    Other libraries take it in place: `torch.as_tensor(a)`, `cupy.asarray(a)`, `from_dlpack(a)`.
-    `stream` is where its values are made.
+    Other libraries use it in place: `torch.as_tensor(a)`, `cupy.asarray(a)`, `from_dlpack(a)`.
+
+    Attributes:
+        stream: the stream that writes its values.
     """
 
     def __init__(
@@ -29,7 +31,7 @@ class DeviceArray:
         dtype: np.dtype[Any] = F32,
         stream: int = 0,
     ) -> None:
-        """New memory, not set to anything. Raises DeviceError where there is not enough."""
+        """Allocate uninitialised memory. Raises DeviceError if there is not enough."""
         self.shape = tuple(shape)
         self.dtype = np.dtype(dtype)
         self.device = device
@@ -37,21 +39,21 @@ class DeviceArray:
         self._driver = driver_of(device)
         self.pointer = self._driver.allocate(device.index, self.nbytes)
         release = weakref.finalize(self, _release, self._driver, device.index, self.pointer)
-        release.atexit = False  # the memory goes with the process; the driver may be gone first
+        release.atexit = False  # the process frees the memory, and the driver may be gone by then
 
     @classmethod
     def from_numpy(cls, array: NDArray[Any], device: Device, stream: int = 0) -> Self:
-        """A copy of a NumPy array; complete when this returns."""
+        """Copy a NumPy array to a device, and wait for the copy."""
         source = np.ascontiguousarray(array)
-        made = cls(array.shape, device, source.dtype, stream)
-        made._driver.copy_to_device(
-            device.index, made.pointer, source.ctypes.data, made.nbytes, stream
+        copy = cls(array.shape, device, source.dtype, stream)
+        copy._driver.copy_to_device(
+            device.index, copy.pointer, source.ctypes.data, copy.nbytes, stream
         )
-        made._driver.synchronize(device.index, stream)
-        return made
+        copy._driver.synchronize(device.index, stream)
+        return copy
 
     def to_numpy(self) -> NDArray[Any]:
-        """A copy in the host's memory, once all work on `stream` is done."""
+        """Copy the array to the host when all work on `stream` is done."""
         array = np.empty(self.shape, self.dtype)
         self._driver.copy_to_host(
             self.device.index, array.ctypes.data, self.pointer, self.nbytes, self.stream
@@ -65,7 +67,7 @@ class DeviceArray:
         return math.prod(self.shape) * self.dtype.itemsize
 
     def view(self) -> DeviceView:
-        """Itself as kernels take it."""
+        """Return the view of this array."""
         return DeviceView(
             self.pointer,
             self.shape,
@@ -95,7 +97,7 @@ class DeviceArray:
         }
 
     def __dlpack_device__(self) -> tuple[int, int]:
-        """DLPack's type of device, and the device's index."""
+        """Return DLPack's device type and the device's index."""
         return dlpack.device_type(self.device.platform), self.device.index
 
     def __dlpack__(
@@ -106,12 +108,12 @@ class DeviceArray:
         dl_device: tuple[int, int] | None = None,
         copy: bool | None = None,
     ) -> object:
-        """A DLPack capsule of this memory, for a consumer that works on `stream` (-1: it waits).
+        """Return a DLPack capsule for a consumer on `stream` (-1: the consumer synchronises).
 
-        Raises BufferError for another device or a copy, as the array API standard says.
+        Raises BufferError for a copy or another device, as the array API standard requires.
         """
         if copy or (dl_device is not None and tuple(dl_device) != self.__dlpack_device__()):
-            raise BufferError(f"{self!r} is exported in place alone: found copy or another device")
+            raise BufferError(f"{self!r} can be exported in place only, without a copy")
         theirs = 0 if stream in (None, LEGACY_STREAM) else stream
         if theirs not in (-1, self.stream):
             self._driver.synchronize(self.device.index, self.stream)

@@ -1,7 +1,7 @@
-"""DLPack capsules, read and made with ctypes.
+"""Read and make DLPack capsules with ctypes.
 
-Layout: dlpack.h of DLPack 1.0 (DLTensor, DLManagedTensor, DLManagedTensorVersioned). Both kinds of
-capsule are read; which one is made is the consumer's choice (`max_version`).
+The structs are those of dlpack.h 1.0: DLTensor, DLManagedTensor, DLManagedTensorVersioned. Both
+kinds of capsule are read; the consumer chooses which one is made (`max_version`).
 """
 
 import ctypes
@@ -10,12 +10,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
-from q4jit.errors import ArgumentError
+from q4jit.errors import ArgumentError, expected
 
 PLATFORMS: Final = {2: "nvidia", 13: "nvidia", 10: "amd"}  # kDLCUDA, kDLCUDAManaged, kDLROCM
 _READONLY: Final = 1  # a bit of the versioned flags
 
-# type code → NumPy's name of the kind; the others (bfloat16, complex, …) are passed by their number
+# type code → the start of NumPy's name; other codes are shown by their number
 _KINDS: Final = {0: "int", 1: "uint", 2: "float", 4: "bfloat", 5: "complex"}
 _CODES: Final = {name: code for code, name in _KINDS.items()}
 _BOOL: Final = 6
@@ -23,9 +23,12 @@ _BOOL: Final = 6
 
 @dataclass(frozen=True)
 class Tensor:
-    """What a capsule holds: strides count elements (None: C-contiguous), `dtype` is NumPy's name.
+    """The tensor of a capsule.
 
-    The memory is alive as long as `owner` is.
+    Attributes:
+        strides: in elements; None: C-contiguous.
+        dtype: NumPy's name.
+        owner: keeps the memory alive.
     """
 
     pointer: int
@@ -71,7 +74,7 @@ class _VersionedManaged(ctypes.Structure):
     )
 
 
-# capsules keep the address of their name: these live as long as the process
+# capsules keep the address of their name, so these must never be freed
 _NAMES: Final = (
     (_VersionedManaged, b"dltensor_versioned", b"used_dltensor_versioned"),
     (_Managed, b"dltensor", b"used_dltensor"),
@@ -88,7 +91,7 @@ def _capsule_function(name: str, result: Any, *arguments: Any) -> Callable[..., 
 _object, _address, _text = ctypes.py_object, ctypes.c_void_p, ctypes.c_char_p
 _new = _capsule_function("PyCapsule_New", _object, _address, _text, _DESTRUCTOR)
 _set_name = _capsule_function("PyCapsule_SetName", ctypes.c_int, _object, _text)
-# by address: a destructor's capsule is no object any more that Python may hold
+# by address: a destructor gets a capsule that must not be referenced any more
 _is_valid = _capsule_function("PyCapsule_IsValid", ctypes.c_int, _address, _text)
 _pointer = _capsule_function("PyCapsule_GetPointer", _address, _address, _text)
 
@@ -97,7 +100,7 @@ _pointer = _capsule_function("PyCapsule_GetPointer", _address, _address, _text)
 
 
 class _Loan:
-    """Another library's tensor; the library is told when the last reference goes."""
+    """Another library's tensor; the library's deleter runs with the last reference."""
 
     def __init__(self, managed: _Managed | _VersionedManaged) -> None:
         if managed.deleter:
@@ -106,19 +109,18 @@ class _Loan:
 
 
 def consume(array: Any) -> Tensor:
-    """The tensor of an object that has `__dlpack__`, in place, for use on the default stream.
+    """Return the tensor of an object with `__dlpack__`, in place, for use on the default stream.
 
-    Raises ArgumentError for a capsule or elements that cannot be read, and for an object that
-    cannot be exported.
+    Raises ArgumentError if the object cannot be exported, or if q4jit cannot read the capsule or
+    its elements.
     """
     managed = _take(_capsule(array))
     loan = _Loan(managed)
     readonly = False
     if isinstance(managed, _VersionedManaged):
         if managed.major > 1:
-            raise ArgumentError(
-                f"found DLPack version {managed.major}.{managed.minor}: accepted are 0 and 1"
-            )
+            version = f"{managed.major}.{managed.minor}"
+            raise ArgumentError(expected("version 0 or 1", version, where="DLPack"))
         readonly = bool(managed.flags & _READONLY)
     tensor = managed.tensor
     return Tensor(
@@ -137,31 +139,28 @@ def _capsule(array: Any) -> object:
         try:
             return array.__dlpack__(max_version=(1, 0))
         except TypeError as error:
-            # made before DLPack 1.0: it knows no versions, and Python or C says so in these words
+            # libraries before DLPack 1.0 take no versions, which Python or C reports in these words
             if not any(word in str(error) for word in ("keyword", "max_version")):
                 raise
             return array.__dlpack__()
     except BufferError as error:
-        raise ArgumentError(
-            f"found a {type(array).__name__} that cannot be exported by DLPack: {error}"
-        ) from error
+        raise ArgumentError(f"DLPack cannot export the {type(array).__name__}: {error}") from error
 
 
 def _take(capsule: object) -> _Managed | _VersionedManaged:
-    """What a capsule holds, which from now on is the taker's to delete."""
+    """Return the content of a capsule, and mark it as taken: the caller must delete it now."""
     for kind, name, used in _NAMES:
         if _is_valid(id(capsule), name):
             managed = kind.from_address(_pointer(id(capsule), name))
             _set_name(capsule, used)
             return managed
-    raise ArgumentError(
-        f"found {capsule!r} from __dlpack__: accepted is a DLPack capsule that nobody has taken"
-    )
+    what = "a DLPack capsule that has not been taken"
+    raise ArgumentError(expected(what, repr(capsule), where="__dlpack__"))
 
 
 def _dtype(tensor: _DLTensor) -> str:
     if tensor.lanes != 1:
-        raise ArgumentError(f"found elements of {tensor.lanes} lanes: accepted is 1 lane")
+        raise ArgumentError(expected("1 lane", f"{tensor.lanes} lanes", where="DLPack elements"))
     if tensor.code == _BOOL:
         return "bool"
     return f"{_KINDS.get(tensor.code, f'type {tensor.code} of ')}{tensor.bits}"
@@ -169,11 +168,11 @@ def _dtype(tensor: _DLTensor) -> str:
 
 # --- making -------------------------------------------------------------------------------------
 
-_lent: dict[int, tuple[Any, ...]] = {}  # address of a managed tensor → all that it points to
+_lent: dict[int, tuple[Any, ...]] = {}  # address of a managed tensor → everything that it points to
 
 
 def produce(tensor: Tensor, device_type: int, *, versioned: bool) -> object:
-    """A new capsule; `tensor` and its owner live until the consumer, or the capsule, lets go."""
+    """Return a new capsule; `tensor` and its owner live until the consumer or the capsule ends."""
     kind, name, _ = _NAMES[0 if versioned else 1]
     managed = kind()
     if isinstance(managed, _VersionedManaged):
@@ -194,7 +193,7 @@ def produce(tensor: Tensor, device_type: int, *, versioned: bool) -> object:
 
 
 def device_type(platform: str) -> int:
-    """DLPack's number of a platform's memory."""
+    """Return DLPack's device type of a platform."""
     return next(number for number, name in PLATFORMS.items() if name == platform)
 
 
@@ -205,18 +204,18 @@ def _code_of(dtype: str) -> tuple[int, int]:
     return _CODES[kind], int(dtype[len(kind) :])
 
 
-def _let_go(address: int) -> None:
+def _release(address: int) -> None:
     _lent.pop(address, None)
 
 
-def _let_go_untaken(capsule: int) -> None:
+def _release_untaken(capsule: int) -> None:
     for _, name, _ in _NAMES:
-        if _is_valid(capsule, name):  # a taken one has another name
-            _let_go(_pointer(capsule, name))
+        if _is_valid(capsule, name):  # a consumer renames the capsules that it takes
+            _release(_pointer(capsule, name))
 
 
-_delete: Final = _DELETER(_let_go)
-_destroy: Final = _DESTRUCTOR(_let_go_untaken)
-# consumers may let go after this module's names are gone: the callbacks outlive them
+_delete: Final = _DELETER(_release)
+_destroy: Final = _DESTRUCTOR(_release_untaken)
+# consumers may call these after the module is gone, so they are never freed
 for _callback in (_delete, _destroy):
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(_callback))

@@ -1,7 +1,7 @@
-"""Which library an array on a device belongs to, and what that library is asked.
+"""Find the library of an array on a device: PyTorch, CuPy, or any with one of two protocols.
 
-PyTorch, CuPy, `__cuda_array_interface__` and DLPack are understood without importing any of their
-libraries: an array of a library exists only where that library is imported already.
+The protocols are `__cuda_array_interface__` and DLPack. No library is imported here: if there is an
+array of a library, the library is imported already.
 """
 
 import sys
@@ -16,11 +16,11 @@ from q4jit.arrays.torch_tensors import new_tensor, torch_stream, torch_view
 from q4jit.arrays.views import DeviceView, device_of
 
 
-def as_device_array(array: object, name: str = "the array") -> DeviceView | None:
-    """`array` as it lies in a device's memory, without a copy; None if it is no device array.
+def as_device_array(array: object, name: str = "array") -> DeviceView | None:
+    """Return the view of an array on a device, without a copy; None if it is not on a device.
 
-    Raises ArgumentError, which calls the array `name`, where it tracks gradients or has elements
-    that NumPy does not know, and DeviceError where its device's driver is missing.
+    name: what errors call the array. Raises ArgumentError if it tracks gradients or NumPy does not
+    know its elements, and DeviceError if its device's driver is missing.
     """
     if type(array) is np.ndarray:
         return None
@@ -41,7 +41,7 @@ def as_device_array(array: object, name: str = "the array") -> DeviceView | None
 
 
 def current_stream(view: DeviceView) -> int:
-    """The stream on which the library of `view` works now, on its device; 0 is the default one."""
+    """Return the current stream of the library and device of `view`; 0 is the default stream."""
     if view.library == "torch":
         return torch_stream(view.device)
     if view.library == "cupy":
@@ -50,7 +50,7 @@ def current_stream(view: DeviceView) -> int:
 
 
 def empty_like_kind(view: DeviceView, shape: tuple[int, ...]) -> Any:
-    """A new f32 array of `shape` on the device of `view`, of its library, or a DeviceArray."""
+    """Return a new f32 array on the device of `view`, of its library or a DeviceArray."""
     if view.library == "torch":
         return new_tensor(view.owner, shape)
     if view.library == "cupy":

@@ -1,4 +1,4 @@
-"""`out=`: which arrays are accepted for results, and which kernels may fill in place."""
+"""Check the arrays of `out=` on the host."""
 
 from collections.abc import Sequence
 from typing import Any, Final
@@ -8,10 +8,10 @@ from numpy.typing import NDArray
 
 from q4jit.arrays.call_shapes import Result
 from q4jit.arrays.dtypes import F32
-from q4jit.errors import ArgumentError
+from q4jit.errors import ArgumentError, expected
 from q4jit.weights.tensor import QuantizedTensor
 
-_OVERLAP_WORK: Final = 10_000  # candidates tried before strided arrays count as overlapping
+_OVERLAP_WORK: Final = 10_000  # candidates to try before strided arrays count as overlapping
 
 
 def check_out(
@@ -21,14 +21,14 @@ def check_out(
     names: Sequence[str],
     args: Sequence[object],
 ) -> tuple[NDArray[np.float32], ...]:
-    """The arrays of `out=` for results of these shapes; raises ArgumentError where they do not fit.
+    """Return the arrays of `out=` as a tuple. Raises ArgumentError unless they fit the results.
 
-    names, args: the call's arguments, none of which may share memory with out.
+    shapes: of the results. names, args: the call's arguments, which must not share memory with out.
     """
     given = out if isinstance(out, tuple) else (out,)
     if isinstance(out, tuple) != returns_tuple or len(given) != len(shapes):
-        expected = f"a tuple of {len(shapes)} arrays" if returns_tuple else "one array"
-        raise ArgumentError(f"out= is {type(out).__name__}: accepted is {expected}")
+        what = f"a tuple of {len(shapes)} arrays" if returns_tuple else "one array"
+        raise ArgumentError(expected(what, type(out).__name__, where="out="))
     for array, shape in zip(given, shapes, strict=True):
         if (
             not isinstance(array, np.ndarray)
@@ -40,18 +40,19 @@ def check_out(
                 and any(n > 1 and not s for n, s in zip(shape, array.strides, strict=True))
             )
         ):
-            found = (
+            got = (
                 f"{'' if array.flags.writeable else 'read-only '}{array.dtype} {list(array.shape)}"
                 if isinstance(array, np.ndarray)
                 else type(array).__name__
             )
-            raise ArgumentError(f"out= is {found}: accepted is a writable float32 {list(shape)}")
+            what = f"a writable float32 {list(shape)}"
+            raise ArgumentError(expected(what, got, where="out="))
     _refuse_overlap(given, names, args)
     return given
 
 
 def usable(array: NDArray[np.float32], result: Result) -> bool:
-    """Whether kernels may fill an array of out= in place."""
+    """Return whether kernels can write the result to an array of out= directly."""
     flags = array.flags
     return bool(result.pick is None and flags.c_contiguous and flags.aligned)
 
@@ -64,19 +65,19 @@ def _refuse_overlap(
             memory = value.raw if isinstance(value, QuantizedTensor) else value
             if isinstance(memory, np.ndarray) and _overlap(array, memory):
                 raise ArgumentError(
-                    f"out= overlaps the argument {name!r}, which is read while out is written: "
-                    "accepted is an array of its own memory"
+                    f"out= overlaps the argument {name!r}, which is read while out is written; "
+                    "use separate memory"
                 )
         if any(_overlap(array, other) for other in given[:i]):
-            raise ArgumentError("two arrays of out= overlap: accepted are arrays of their own")
+            raise ArgumentError("two arrays of out= overlap; use separate memory")
 
 
 def _overlap(a: NDArray[Any], b: NDArray[Any]) -> bool:
-    """Whether two arrays share an element; columns of one matrix beside each other do not."""
+    """Return whether two arrays share an element; adjacent columns of one matrix do not."""
     if not np.may_share_memory(a, b):
         return False
     try:
-        # NumPy's stubs know only 0 and -1, the two special values
+        # NumPy's stubs allow only the special values 0 and -1
         return np.shares_memory(a, b, max_work=_OVERLAP_WORK)  # type: ignore[arg-type]
     except np.exceptions.TooHardError:
         return True

@@ -1,4 +1,4 @@
-"""What an argument of a call is: its spec, and what of it selects the compiled call."""
+"""The spec of an argument, and the part of it that selects the compiled call."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ import numpy as np
 from q4jit.arrays.arguments import check_array, check_ids, holds_ids
 from q4jit.arrays.dtypes import F32
 from q4jit.arrays.views import DeviceView, require_f32
-from q4jit.errors import ArgumentError
+from q4jit.errors import ArgumentError, expected
 from q4jit.frontend.specs import (
     ScalarSpec,
     Spec,
@@ -20,11 +20,11 @@ from q4jit.weights.tensor import QuantizedTensor
 
 
 def shape_key(value: object) -> object:
-    """What of an argument decides which launch serves a call."""
+    """Return the part of an argument that selects the launch of a call."""
     kind = type(value)
     if kind is np.ndarray:
         shape, dtype = value.shape, value.dtype  # type: ignore[attr-defined]  # just tested
-        # another dtype is that of ids, of a number (rank 0), or refused when its spec is made
+        # other dtypes are those of ids or numbers (rank 0), or `spec_of` refuses them
         return shape if dtype is F32 else (shape, dtype)
     if kind is QuantizedTensor:
         return value.signature  # type: ignore[attr-defined]  # just tested
@@ -33,27 +33,26 @@ def shape_key(value: object) -> object:
     if kind is DeviceView:
         view: Any = value
         return view.shape, view.dtype, view.platform, view.device
-    if isinstance(value, np.ndarray):  # a subclass is looked at when its own launch is made
+    if isinstance(value, np.ndarray):  # `spec_of` checks a subclass when its launch is made
         return kind, value.shape, value.dtype
     if isinstance(value, np.integer | np.bool_):
         value = value.item()
     try:
         hash(value)
     except TypeError:
-        return kind  # refused when its spec is made
+        return kind  # `spec_of` refuses it
     return type(value), value
 
 
 def spec_of(name: str, value: object, sized: bool = False) -> Spec:
-    """The spec of an argument; raises ArgumentError for what a function cannot take."""
+    """Return the spec of an argument. Raises ArgumentError if a function cannot take it."""
     if isinstance(value, QuantizedTensor):
         return WeightSpec(*value.signature)
     if isinstance(value, DeviceView):
         if not value.shape or not value.shape[-1]:
-            raise ArgumentError(
-                f"argument {name!r} is {value}: accepted are arrays of one dimension or more, the "
-                f"last at least 1, and float({name}) for a number"
-            )
+            what = "at least one dimension, the last of at least 1"
+            cure = f"use float({name}) for a number"
+            raise ArgumentError(expected(what, str(value), where=f"argument {name!r}", cure=cure))
         if value.dtype.kind == "i":
             return ids_spec(value.shape, sized)
         require_f32(value, name)
@@ -73,22 +72,20 @@ def spec_of(name: str, value: object, sized: bool = False) -> Spec:
     if value is None or isinstance(value, bool | int | str):
         return StaticSpec(type(value), value)
     arrays = ("__len__", "__array__", "__dlpack__")
-    hint = ""
-    if any(hasattr(value, attribute) for attribute in arrays):
-        hint = f"; np.asarray({name}, dtype=np.float32) makes one"
+    like_array = any(hasattr(value, attribute) for attribute in arrays)
+    cure = f"use np.asarray({name}, dtype=np.float32)" if like_array else ""
+    kinds = "a float32 array, QuantizedTensor, number, bool, str or None"
     raise ArgumentError(
-        f"argument {name!r} is {type(value).__name__}: accepted are float32 arrays, "
-        f"QuantizedTensor, numbers, bool, str and None{hint}"
+        expected(kinds, type(value).__name__, where=f"argument {name!r}", cure=cure)
     )
 
 
 def stand_in(value: object) -> object:
-    """Return an array of a shape for a tuple of ints, as `warmup` takes it, else the value."""
+    """Return an argument of `warmup`: an array for a tuple of ints (its shape), else the value."""
     if isinstance(value, tuple) and value and all(type(v) is int for v in value):
         try:
             return np.broadcast_to(np.float32(0), value).view()
         except ValueError as error:
-            raise ArgumentError(
-                f"warmup: found the shape {value}, accepted is that of an array ({error})"
-            ) from None
+            got = f"{value} ({error})"
+            raise ArgumentError(expected("the shape of an array", got, where="warmup")) from None
     return value

@@ -1,6 +1,6 @@
-"""PyTorch's tensors, used in place: views of them, new ones, and the fast path of repeated calls.
+"""PyTorch's tensors: views of them, new ones, and the fast path of repeated calls.
 
-PyTorch is not imported: a tensor exists only where it is imported already.
+PyTorch is never imported here: if there is a tensor, it is imported already.
 """
 
 import functools
@@ -11,33 +11,33 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 
 from q4jit.arrays.views import DeviceView, named_dtype
-from q4jit.errors import ArgumentError
+from q4jit.errors import ArgumentError, expected
 from q4jit.weights.tensor import QuantizedTensor
 
 _NUMBERS: Final = frozenset({float, np.float32, np.float64})
-_STATIC: Final = frozenset({bool, int, str, type(None)})  # arguments that kernels are made for
+_STATIC: Final = frozenset({bool, int, str, type(None)})  # arguments that are compiled into kernels
 
 
 def torch_view(torch: Any, tensor: Any, name: str) -> DeviceView | None:
-    """See a tensor, which messages call `name`, in place; None if it is not on a GPU.
+    """Return the view of a tensor; None if it is not on a GPU. Errors call the tensor `name`.
 
-    Raises ArgumentError where it tracks gradients or does not lie in memory as it reads.
+    Raises ArgumentError if the tensor tracks gradients, or its memory does not hold its values
+    (sparse, negated or conjugated tensors).
     """
     _note_pytorch(torch)
     device = tensor.device
-    if device.type != "cuda":  # what PyTorch calls AMD's too
+    if device.type != "cuda":  # AMD's GPUs have this type as well
         return None
     if tensor.requires_grad and torch.is_grad_enabled():
+        got = "one that requires a gradient"
+        cure = f"use {name}.detach(), or call under torch.no_grad()"
         raise ArgumentError(
-            f"found {name}, a tensor that requires a gradient: accepted are tensors without, as "
-            f"{name}.detach() gives, or a call under torch.no_grad()"
+            expected("a tensor without gradient", got, where=f"argument {name!r}", cure=cure)
         )
     if tensor.layout is not torch.strided or tensor.is_neg() or tensor.is_conj():
-        raise ArgumentError(
-            f"found {name}, a tensor that is sparse or to be negated or conjugated when read: "
-            f"accepted are dense tensors, as {name}.to_dense(), .resolve_neg() and .resolve_conj() "
-            "give"
-        )
+        got = "one that is sparse, or negated or conjugated lazily"
+        cure = f"use {name}.to_dense(), .resolve_neg() or .resolve_conj()"
+        raise ArgumentError(expected("a dense tensor", got, where=f"argument {name!r}", cure=cure))
     return DeviceView(
         tensor.data_ptr(),
         tuple(tensor.shape),
@@ -53,18 +53,18 @@ def torch_view(torch: Any, tensor: Any, name: str) -> DeviceView | None:
 
 
 def torch_stream(device: int) -> int:
-    """Return the stream on which PyTorch works now on a device."""
+    """Return PyTorch's current stream on a device."""
     return _stream_query(sys.modules["torch"])(device)
 
 
 def new_tensor(like: Any, shape: tuple[int, ...]) -> Any:
-    """A new f32 tensor of `shape` where PyTorch's tensor `like` is."""
+    """Return a new f32 tensor of `shape` on the device of the tensor `like`."""
     return like.new_empty(shape, dtype=sys.modules["torch"].float32)
 
 
 @functools.cache
 def _torch_dtype(dtype: object) -> np.dtype[Any]:
-    """NumPy's dtype of the same name: `torch.float32`."""
+    """Return NumPy's dtype of the same name, float32 for `torch.float32`."""
     return named_dtype(str(dtype).removeprefix("torch."), "a tensor")
 
 
@@ -75,28 +75,28 @@ def _torch_platform(torch: Any) -> str:
 
 @functools.cache
 def _stream_query(torch: Any) -> Callable[[int], int]:
-    """How PyTorch's current stream is asked for.
+    """Return the function that returns PyTorch's current stream on a device.
 
-    The private function is what Triton uses; the public one makes two objects on its way.
+    The private function, which Triton uses too, is faster: the public one makes two objects.
     """
     private: Callable[[int], int] | None = getattr(torch._C, "_cuda_getCurrentRawStream", None)
     return private or (lambda device: int(torch.cuda.current_stream(device).cuda_stream))
 
 
-# --- calls in a hurry ----------------------------------------------------------------------------
+# --- the fast path --------------------------------------------------------------------------------
 
 
 class _PyTorch(NamedTuple):
-    """What every call needs of PyTorch, found once."""
+    """The parts of PyTorch that every call uses, looked up once."""
 
     module: Any
-    tensor: type  # other subclasses than a parameter may answer otherwise than they lie in memory
+    tensor: type  # other subclasses than Parameter may override what their memory says
     parameter: type
     tracks_gradients: Callable[[], bool]
     current_stream: Callable[[int], int]
 
 
-_pytorch: _PyTorch | None = None  # None until a first tensor was seen
+_pytorch: _PyTorch | None = None  # None before the first tensor
 
 
 def _note_pytorch(torch: Any) -> None:
@@ -107,11 +107,12 @@ def _note_pytorch(torch: Any) -> None:
 
 
 def tensor_facts(args: Sequence[Any], out: Any) -> tuple[tuple[object, ...], list[int], int] | None:
-    """All that decides how a call on PyTorch's tensors is served, where they lie, and the stream.
+    """Return (key, pointers, stream) of a call on PyTorch's tensors, or None.
 
-    The facts are a key: what one call was served with, any other of the same key may be, but for
-    tensors that overlap. None where an argument or `out` needs a closer look (`as_device_array`).
-    Each question to a tensor costs 50 to 100 ns, more than all else here: none is asked twice.
+    Calls with the same key may use the same launch, unless their tensors overlap. The pointers are
+    those of the tensors in order. None: an argument or `out` needs the full check
+    (`as_device_array`). Reading a tensor's attribute costs 50 to 100 ns, more than everything else
+    here, so each is read once.
     """
     if _pytorch is None:
         return None
@@ -132,7 +133,8 @@ def tensor_facts(args: Sequence[Any], out: Any) -> tuple[tuple[object, ...], lis
                 ):
                     return None
                 device = value.get_device()
-                key += (value.shape, value.dtype, device)  # no complex dtype is ever served
+                # is_conj() is not read: no call with a complex dtype ever gets a launch
+                key += (value.shape, value.dtype, device)
                 pointers.append(value.data_ptr())
             elif kind is QuantizedTensor:
                 key.append(value.signature)
@@ -142,6 +144,6 @@ def tensor_facts(args: Sequence[Any], out: Any) -> tuple[tuple[object, ...], lis
                 key += (kind, value)
             else:
                 return None
-    except RuntimeError:  # what sparse tensors answer, and others without memory of their own
+    except RuntimeError:  # sparse tensors, and others without own memory
         return None
     return tuple(key), pointers, current_stream(device)

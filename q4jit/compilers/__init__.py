@@ -1,1 +1,1 @@
-"""Compilers: each a function from text to bytes, with a fingerprint. They know no graph."""
+"""Compilers turn text into bytes. Each has a fingerprint; none of them knows about graphs."""

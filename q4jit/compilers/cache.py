@@ -1,11 +1,13 @@
 """The cache of compiled kernels: on disk, shared by all processes of a user, never stale.
 
 The key is a hash of everything that the bytes depend on: the schema, the target with its features,
-the compiler's fingerprint (versions and ordered flags) and the text itself, each labelled and
-prefixed with its length. An entry is three files beside each other: the source, the raw object, and
-a checksum over key and object that is written before the object; whatever does not fit is a miss.
-Entries are code that will run: the directory is made 0700, and one that others own or can write to
-is left alone. A cache that cannot be used costs one warning and nothing else.
+the compiler's fingerprint (versions and ordered flags) and the text. Each of them is labelled and
+prefixed with its length. An entry is three files: the source, the object, and a checksum of key and
+object, which is written before the object. An entry whose checksum differs is a miss.
+
+Entries are code that will run. The directory is therefore created with mode 0700, and a directory
+that another user owns or can write to is not used. If the cache cannot be used, q4jit warns once
+and keeps kernels in memory.
 """
 
 import contextlib
@@ -28,32 +30,39 @@ from q4jit.targets import Target
 
 SCHEMA: Final = "1"
 _WRITABLE_BY_OTHERS: Final = stat.S_IWGRP | stat.S_IWOTH
-_TEMPORARY: Final = ".new-"  # begins the name of a file that is being written
+_TEMPORARY: Final = ".new-"  # prefix of files that are being written
 _LEFTOVER_AGE_S: Final = 24 * 3600
 
 
 class Compiler(Protocol):
-    """What the cache asks of a compiler module."""
+    """What the cache needs from a compiler."""
 
     SOURCE_SUFFIX: str
     SUFFIX: str
 
     def fingerprint(self, target: Target) -> str:
-        """Versions and ordered flags."""
+        """Return the compiler's versions and ordered flags."""
         ...
 
     def compile_object(self, text: str, target: Target) -> bytes:
-        """Text to bytes."""
+        """Compile text into bytes."""
         ...
 
     def compile_assembly(self, text: str, target: Target) -> str:
-        """The assembly of the same compilation."""
+        """Return the assembly of the same compilation."""
         ...
 
 
 @dataclass(frozen=True)
 class Entry:
-    """Compiled bytes and where they came from; `seconds` is the time of a compilation, else 0."""
+    """A compiled kernel.
+
+    Attributes:
+        key: the cache key.
+        object_bytes: the compiled code.
+        origin: `disk` or `compiled`.
+        seconds: the time that compiling took; 0 if the kernel came from disk.
+    """
 
     key: str
     object_bytes: bytes
@@ -62,7 +71,7 @@ class Entry:
 
 
 def cache_key(target: Target, fingerprint: str, text: str) -> str:
-    """The key of a compilation: a hash of labelled, length-prefixed fields."""
+    """Return the key of a compilation: a hash of labelled, length-prefixed fields."""
     digest = hashlib.sha256()
     fields = {"schema": SCHEMA, "target": target.key(), "compiler": fingerprint, "text": text}
     for label, value in fields.items():
@@ -73,7 +82,7 @@ def cache_key(target: Target, fingerprint: str, text: str) -> str:
 
 
 def fetch(target: Target, compiler: Compiler, name: str, text: str, use_disk: bool = True) -> Entry:
-    """The compiled form of `text`: from disk, or compiled and saved. Raises CompileError."""
+    """Return compiled `text`: from disk, or compiled now and saved. Raises CompileError."""
     key = cache_key(target, compiler.fingerprint(target), text)
     disk = _disk() if use_disk else None
     stored = disk.read(key, compiler.SUFFIX) if disk else None
@@ -96,34 +105,37 @@ def _debug(message: str) -> None:
 
 
 class DiskCache:
-    """Entries in one directory. Every failure is a miss and at most one warning."""
+    """The entries in one directory. A failure counts as a miss; only the first one warns."""
 
     def __init__(self, directory: Path) -> None:
-        """Use `directory`, made 0700 where it does not exist."""
+        """Use `directory`; create it with mode 0700 if it does not exist."""
         self.directory = directory
         self._warned = False
         self._cleaned = False
         self._usable = self._open()
 
     def _open(self) -> bool:
+        """Return whether the directory can be used; warn if not."""
         try:
-            self.directory = self.directory.absolute()  # the process may move later
+            self.directory = self.directory.absolute()  # the process may change its folder later
             self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             status = self.directory.stat()
         except OSError as error:
-            return self._warn(f"cannot be made or read ({error})")
+            return self._warn(f"cannot be created or read ({error})")
         if not stat.S_ISDIR(status.st_mode):
             return self._warn("is not a directory")
         if _is_foreign(status):
-            return self._warn(f"belongs to user {status.st_uid}, who could change the code in it")
+            return self._warn(
+                f"belongs to user {status.st_uid}, who could replace the code that runs from it"
+            )
         if status.st_mode & _WRITABLE_BY_OTHERS:
             return self._warn(
-                f"can be written by others (mode {status.st_mode & 0o777:o}); accepted is 0700"
+                f"can be written by other users (mode {status.st_mode & 0o777:04o}, expected 0700)"
             )
         return True
 
     def read(self, key: str, suffix: str) -> bytes | None:
-        """The object of an entry, or None where there is none that is whole."""
+        """Return the object of an entry; None if it is missing or damaged."""
         if not self._usable:
             return None
         path = self.directory / f"{key}{suffix}"
@@ -141,7 +153,10 @@ class DiskCache:
         return object_bytes
 
     def write(self, key: str, source: tuple[str, bytes], object_: tuple[str, bytes]) -> None:
-        """Save an entry (suffix and bytes of both files), each whole or not at all, object last."""
+        """Save an entry, given the suffix and bytes of its source and object.
+
+        Each file is written completely or not at all, and the object comes last.
+        """
         if not self._usable:
             return
         try:
@@ -156,7 +171,10 @@ class DiskCache:
             self._warn(f"cannot be written ({error})")
 
     def _remove_leftovers(self) -> None:
-        """Remove what killed writers left behind, once per process; others may be writing now."""
+        """Remove the files of killed writers, once per process.
+
+        Only old files: other processes may be writing now.
+        """
         if self._cleaned:
             return
         self._cleaned = True
@@ -167,11 +185,12 @@ class DiskCache:
                     path.unlink()
 
     def _warn(self, problem: str) -> bool:
+        """Warn about the directory, once; return False."""
         if not self._warned:
             self._warned = True
             warnings.warn(
-                f"the kernel cache {self.directory} {problem}: kernels are kept in memory. "
-                "Q4JIT_CACHE_DIR names another directory",
+                f"the kernel cache {self.directory} {problem}; kernels are kept in memory. "
+                "Set Q4JIT_CACHE_DIR to use another directory",
                 CacheWarning,
                 stacklevel=2,
             )
@@ -183,14 +202,14 @@ def _checksum(key: str, object_bytes: bytes) -> str:
 
 
 def _read_own(path: Path) -> bytes:
-    """The bytes of a file that nobody else can have written.
+    """Return the bytes of a file. Raises PermissionError if another user can have written it.
 
-    The directory may have been open to others before its mode was put right.
+    Other users may have been able to write to the directory before its mode was corrected.
     """
     with path.open("rb") as file:
         status = os.fstat(file.fileno())
         if _is_foreign(status) or status.st_mode & _WRITABLE_BY_OTHERS:
-            raise PermissionError(f"{path.name} could have been changed by another user")
+            raise PermissionError(f"another user could have changed {path.name}")
         return file.read()
 
 
@@ -199,7 +218,7 @@ def _is_foreign(status: os.stat_result) -> bool:
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all. Raises OSError."""
+    """Write a file completely or not at all. Raises OSError."""
     handle, temporary = tempfile.mkstemp(prefix=_TEMPORARY, dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
@@ -217,8 +236,8 @@ _caches: dict[Path, DiskCache] = {}
 @functools.cache
 def _warn_of_no_home() -> None:
     warnings.warn(
-        "no home directory, so no kernel cache: kernels are kept in memory. Q4JIT_CACHE_DIR names "
-        "a directory",
+        "there is no home directory for the kernel cache; kernels are kept in memory. "
+        "Set Q4JIT_CACHE_DIR to use a directory",
         CacheWarning,
         stacklevel=2,
     )

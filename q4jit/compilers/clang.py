@@ -1,7 +1,8 @@
-"""HIP text to an AMD code object through the clang family: hipcc, clang, and ziglang's clang.
+"""Compile HIP text into an AMD code object with hipcc, clang or ziglang's clang.
 
-They are one driver with another program name. hipcc adds flags of its own; here all get the same,
-so hipcc and the clang that it calls make the same bytes. Code object version 5 wants clang 15.
+All three are the same driver under different names. hipcc adds flags of its own; q4jit passes the
+same flags to all of them, so hipcc and the clang that it calls produce the same bytes. Code object
+version 5 needs clang 15.
 """
 
 import functools
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from q4jit.compilers.steps import TIME_LIMIT_S, Build, execute, failure
+from q4jit.compilers.programs import TIME_LIMIT_S, Build, execute, failure
 from q4jit.errors import TargetError
 from q4jit.targets import Target
 
@@ -26,31 +27,34 @@ _DEVICE_ONLY: Final = tuple(
 _FLAGS: Final = (
     "-O3",
     "-std=c++17",
-    "-ffp-contract=off",  # the text says fma where it means it
-    "-mcode-object-version=5",  # hiprtc before 5.3 makes version 4 all the same
-    "-fuse-cuid=none",  # else a hash of path and command becomes a symbol
+    "-ffp-contract=off",  # the text spells out every fma
+    "-mcode-object-version=5",  # hiprtc before 5.3 ignores this and writes version 4
+    "-fuse-cuid=none",  # otherwise a hash of path and command becomes a symbol
     *"-mllvm -amdgpu-early-inline-all=true".split(),  # hipcc adds these two
     *"-mllvm -amdgpu-function-calls=false".split(),
 )
 _WAVE_FLAGS: Final = {32: "-mno-wavefrontsize64", 64: "-mwavefrontsize64"}
 _NO_CONFIG: Final = ("--no-default-config",)
-_PLACES: Final = ("InstalledDir:", "Configuration file:")
+_LINES_WITH_PATHS: Final = ("InstalledDir:", "Configuration file:")
 
 
 def pinned_flags(target: Target) -> tuple[str, ...]:
-    """The flags that decide what code is made, the same for hiprtc."""
+    """Return the flags that determine the code; hiprtc gets the same."""
     flags = (*_FLAGS, f"--offload-arch={target.arch}", _WAVE_FLAGS[target.hip.wave])
-    # RDNA in CU mode: a block's waves share one compute unit's L0 cache. In WGP mode they may run
-    # on two units, and a barrier has to empty both caches. Older GPUs have no such modes.
+    # RDNA in CU mode: the waves of a thread block share the L0 cache of one compute unit. In WGP
+    # mode they may run on two units, and a barrier has to empty both caches. gfx9 has no modes.
     return flags if target.arch.startswith("gfx9") else (*flags, "-mcumode")
 
 
 @dataclass(frozen=True)
 class Clang:
-    """One program of the family.
+    """One program of the clang family.
 
-    name: for messages. program: the command with its leading arguments. linker: the command that
-    links what the program assembles, where the program's own driver finds none.
+    Attributes:
+        name: the name in messages.
+        program: the command with its first arguments.
+        linker: the command that links the program's object; empty if the program finds a linker.
+        time_limit_s: the seconds after which a compilation is stopped.
     """
 
     name: str
@@ -62,16 +66,16 @@ class Clang:
     SUFFIX = ".hsaco"
 
     def archs(self) -> tuple[str, ...]:
-        """The AMD GPUs that the program knows. Raises CompileError where it cannot be run."""
+        """Return the AMD GPUs that the program knows. Raises CompileError if it cannot run."""
         return _archs(self.name, self.program)
 
     def fingerprint(self, target: Target) -> str:
-        """The program's own words about its version, and the ordered flags; no path is in it."""
+        """Return the version that the program prints, without paths, and the ordered flags."""
         version = " ".join(_version(self.name, self.program))
         return f"{self.name} {version} {' '.join(self._flags(target))}"
 
     def compile_object(self, text: str, target: Target) -> bytes:
-        """The code object (ELF) of a translation unit. Raises TargetError and CompileError."""
+        """Compile a translation unit to a code object (ELF). Raises TargetError, CompileError."""
         compile_ = (*self.program, *self._flags(target))
         if not self.linker:
             return self._build([(*compile_, "-c", _SOURCE, "-o", _OBJECT)], _OBJECT, text, target)
@@ -85,7 +89,7 @@ class Clang:
         return self._build(commands, _OBJECT, text, target)
 
     def compile_assembly(self, text: str, target: Target) -> str:
-        """The assembly of the same compilation."""
+        """Return the assembly of the same compilation."""
         command = (*self.program, *self._flags(target), "-S", _SOURCE, "-o", _ASSEMBLY)
         return self._build([command], _ASSEMBLY, text, target).decode()
 
@@ -103,26 +107,26 @@ class Clang:
 
 
 def refuse_unknown(name: str, target: Target, known: tuple[str, ...]) -> None:
-    """Raises TargetError where `target` is not among the archs that compiler `name` knows."""
+    """Raise TargetError unless the compiler `name` knows the arch of `target`."""
     if target.arch not in known:
-        raise TargetError(f"{name} does not know {target.arch}; it knows {', '.join(known)}")
+        raise TargetError(f"{name} cannot compile for {target.arch}; it knows {', '.join(known)}")
 
 
 @functools.cache
 def _version(name: str, program: tuple[str, ...]) -> tuple[str, ...]:
-    """The lines about version and target: where a program lies makes no other code."""
-    # what hipcc writes to standard error is about this machine's GPUs, not about itself
+    """Return the lines about version and target. A program's path does not change its code."""
+    # hipcc writes to standard error about this machine's GPUs, not about itself
     output, _ = _ask(name, (*program, *_no_config(name, program), "--version"))
     lines = (line.strip() for line in output.splitlines())
-    return tuple(line for line in lines if line and not line.startswith(_PLACES))
+    return tuple(line for line in lines if line and not line.startswith(_LINES_WITH_PATHS))
 
 
 @functools.cache
 def _no_config(name: str, program: tuple[str, ...]) -> tuple[str, ...]:
-    """What keeps a user's configuration file from adding flags; nothing where it is unknown.
+    """Return the flag that keeps a user's configuration file from adding flags, if there is one.
 
-    The drivers before clang 16 have no such flag, and read such a file only where they are called
-    by the name of a target, which `find` does not look for.
+    Clang before version 16 has no such flag. It reads a configuration file only if it is called by
+    the name of a target, and `find` does not look for those names.
     """
     with tempfile.TemporaryDirectory(prefix="q4jit-") as folder:
         log = execute((*program, *_NO_CONFIG, "--version"), Path(folder), time_limit_s=60)
@@ -131,16 +135,16 @@ def _no_config(name: str, program: tuple[str, ...]) -> tuple[str, ...]:
 
 @functools.cache
 def _archs(name: str, program: tuple[str, ...]) -> tuple[str, ...]:
-    # an arch and a file are named for hipcc, which else looks for a GPU and for something to do
+    # hipcc needs an arch and a file; without them it looks for a GPU and refuses to start
     question = "--target=amdgcn-amd-amdhsa -mcpu=gfx900 -print-supported-cpus -nogpulib -x c -c"
-    # clang answers this on one, newer ones on the other
+    # old clangs answer on standard error, newer ones on standard output
     command = (*program, *_no_config(name, program), *question.split(), _SOURCE)
     listed = "\n".join(_ask(name, command))
     return tuple(sorted(_CPU.findall(listed), key=lambda arch: (len(arch), arch)))
 
 
 def _ask(name: str, command: tuple[str, ...]) -> tuple[str, str]:
-    """What a program writes to standard output and to standard error."""
+    """Run a program; return what it wrote to standard output and to standard error."""
     with tempfile.TemporaryDirectory(prefix="q4jit-") as folder:
         (Path(folder) / _SOURCE).touch()
         log = execute(command, Path(folder), time_limit_s=60)

@@ -1,8 +1,8 @@
-"""What an AMD code object says of itself: its arch, and what each kernel needs.
+"""Read an AMD code object: its arch, and the resources of each kernel.
 
 Layout: the ELF-64 object file format, and "Code Object" in LLVM's "User Guide for AMDGPU Backend":
 e_flags, and the note NT_AMDGPU_METADATA, which is MessagePack. A code object may come from a cache
-or a file: every offset is checked, and damaged bytes raise CompileError.
+or a file, so every offset is checked; damaged bytes raise CompileError.
 """
 
 import os
@@ -15,16 +15,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from q4jit.compilers.steps import execute
-from q4jit.errors import CompileError, TargetError
+from q4jit.compilers.programs import execute
+from q4jit.errors import CompileError, TargetError, expected
 
 _IDENT: Final = b"\x7fELF\x02\x01\x01"  # 64-bit, little-endian
 _EM_AMDGPU: Final = 224
 _EF_AMDGPU_MACH: Final = 0xFF
 _PT_NOTE: Final = 4
 _NT_AMDGPU_METADATA: Final = 32
-_DAMAGE: Final = (struct.error, ValueError, OverflowError)  # the last: an offset beyond 2⁶³
-_MOST: Final = 4096  # entries of an array or a map, and bytes of a name: ample for any kernel
+_DAMAGE: Final = (struct.error, ValueError, OverflowError)  # OverflowError: an offset beyond 2⁶³
+_MOST: Final = 4096  # entries of an array or a map, bytes of a name: more than any kernel needs
 
 # EF_AMDGPU_MACH_AMDGCN_*, from GCN 5 on
 _ARCHS: Final = {
@@ -40,7 +40,13 @@ _ARCHS: Final = {
 
 @dataclass(frozen=True)
 class Argument:
-    """One argument of a kernel: offset and size in bytes, and its kind (`by_value`, …)."""
+    """One argument of a kernel.
+
+    Attributes:
+        offset_bytes: where it begins among the arguments.
+        size_bytes: its size.
+        kind: `by_value`, `global_buffer`, …
+    """
 
     offset_bytes: int
     size_bytes: int
@@ -49,10 +55,22 @@ class Argument:
 
 @dataclass(frozen=True)
 class KernelInfo:
-    """What one kernel needs, in the words of its code object.
+    """The resources of one kernel, as its code object lists them.
 
-    Registers are per lane (VGPRs, AGPRs) or per wave (SGPRs); scratch_bytes are per lane, lds_bytes
-    per block. Spills are registers that did not fit.
+    Attributes:
+        name: the kernel's name.
+        symbol: the symbol of its descriptor.
+        vgprs: vector registers per lane.
+        agprs: accumulation registers per lane.
+        sgprs: scalar registers per wave.
+        vgpr_spills: vector registers that did not fit.
+        sgpr_spills: scalar registers that did not fit.
+        scratch_bytes: private memory per lane.
+        lds_bytes: shared memory per thread block.
+        kernarg_bytes: memory of the arguments.
+        wave: threads per wave.
+        max_block_size: most threads per thread block.
+        arguments: the arguments in order.
     """
 
     name: str
@@ -71,20 +89,20 @@ class KernelInfo:
 
 
 def code_object_arch(data: bytes) -> str:
-    """The arch that a code object is for: `gfx1100`. Raises CompileError for damaged bytes."""
+    """Return the arch of a code object, e.g. `gfx1100`. Raises CompileError for damaged bytes."""
     try:
         flags = struct.unpack_from("<I", _checked(data), 0x30)[0]
         return _ARCHS[flags & _EF_AMDGPU_MACH]
     except KeyError as error:
-        raise _damaged(f"no known arch has the number {error}") from error
+        raise _damaged(f"unknown arch number {error}") from error
     except _DAMAGE as error:
         raise _damaged(error) from error
 
 
 def kernel_infos(data: bytes) -> dict[str, KernelInfo]:
-    """What each kernel of a code object needs, by name.
+    """Return the resources of each kernel in a code object, by name.
 
-    Raises CompileError for damaged bytes, and TargetError where msgpack is missing.
+    Raises CompileError for damaged bytes, and TargetError if msgpack is missing.
     """
     unpack = unpacker()
     try:
@@ -96,11 +114,14 @@ def kernel_infos(data: bytes) -> dict[str, KernelInfo]:
 
 
 def unpacker() -> Callable[..., Any]:
-    """MessagePack's reader, an extra's package. Raises TargetError where it is missing."""
+    """Return MessagePack's reader. Raises TargetError if the package is missing."""
     try:
-        import msgpack  # late: an extra's package
+        import msgpack  # late: only an extra installs it
     except ImportError as error:
-        raise TargetError("reading metadata needs msgpack: pip install q4jit[cross]") from error
+        raise TargetError(
+            "cannot read a kernel's metadata: the Python package msgpack is not installed; "
+            "pip install 'q4jit[cross]'"
+        ) from error
     unpack: Callable[..., Any] = msgpack.unpackb
     return unpack
 
@@ -114,7 +135,7 @@ def _checked(data: bytes) -> bytes:
         raise ValueError("not a 64-bit little-endian ELF file")
     (machine,) = struct.unpack_from("<H", data, 0x12)
     if machine != _EM_AMDGPU:
-        raise ValueError(f"made for machine {machine}, not for AMD's GPUs ({_EM_AMDGPU})")
+        raise ValueError(expected(f"{_EM_AMDGPU} (an AMD GPU)", str(machine), where="ELF machine"))
     return data
 
 
@@ -123,20 +144,23 @@ def _metadata(data: bytes, unpack: Callable[..., Any]) -> dict[str, Any]:
         if name == b"AMDGPU\0" and kind == _NT_AMDGPU_METADATA:
             limits = dict.fromkeys(("max_array_len", "max_map_len", "max_str_len"), _MOST)
             value = unpack(description, max_bin_len=0, max_ext_len=0, **limits)
-            found: dict[str, Any] = _typed(value, dict)
-            return found
-    raise ValueError("without the note NT_AMDGPU_METADATA")
+            metadata: dict[str, Any] = _typed(value, dict)
+            return metadata
+    raise ValueError("the note NT_AMDGPU_METADATA is missing")
 
 
 def _notes(data: bytes) -> Iterator[tuple[bytes, int, bytes]]:
-    """Name, type and description of each note: Elf64_Phdr of type PT_NOTE, Elf64_Nhdr in them."""
+    """Yield name, type and description of each note.
+
+    The segments of type PT_NOTE (Elf64_Phdr) contain the notes (Elf64_Nhdr).
+    """
     (headers_at,) = struct.unpack_from("<Q", data, 0x20)
     header_bytes, count = struct.unpack_from("<HH", data, 0x36)
     for at in range(headers_at, headers_at + count * header_bytes, header_bytes or 1):
         kind, start, size_bytes = struct.unpack_from("<I4xQ16xQ", data, at)
         if kind == _PT_NOTE:
             if start + size_bytes > len(data):
-                raise ValueError("a note reaches beyond the file")
+                raise ValueError("a note segment extends beyond the end of the file")
             yield from _notes_in(data[start : start + size_bytes])
 
 
@@ -148,7 +172,7 @@ def _notes_in(data: bytes) -> Iterator[tuple[bytes, int, bytes]]:
         text_at = name_at + _padded(name_bytes)
         at = text_at + _padded(text_bytes)
         if at > len(data):
-            raise ValueError("a note reaches beyond its segment")
+            raise ValueError("a note extends beyond the end of its segment")
         yield data[name_at:][:name_bytes], kind, data[text_at:][:text_bytes]
 
 
@@ -158,7 +182,7 @@ def _padded(size_bytes: int) -> int:
 
 def _typed(value: Any, kind: type) -> Any:  # a value of MessagePack
     if type(value) is not kind:
-        raise ValueError(f"found {type(value).__name__} where {kind.__name__} belongs")
+        raise ValueError(expected(kind.__name__, type(value).__name__))
     return value
 
 
@@ -168,7 +192,7 @@ def _info(kernel: Any) -> KernelInfo:  # a value of MessagePack
     def number(key: str, default: int | None = None) -> int:
         value = int(_typed(kernel.get(key, default), int))
         if value < 0:
-            raise ValueError(f"{key} is {value}")
+            raise ValueError(expected("0 or more", str(value), where=key))
         return value
 
     return KernelInfo(
@@ -198,9 +222,9 @@ def _argument(value: Any) -> Argument:  # a value of MessagePack
 
 
 def disassemble(data: bytes) -> str:
-    """The instructions of a code object, by an llvm-objdump that knows its arch.
+    """Return the instructions of a code object, from an llvm-objdump that knows its arch.
 
-    Raises TargetError where there is none, and CompileError for damaged bytes.
+    Raises TargetError if no llvm-objdump does, and CompileError for damaged bytes.
     """
     arch = code_object_arch(data)
     show = "--disassemble --no-show-raw-insn --triple=amdgcn-amd-amdhsa".split()
@@ -213,12 +237,16 @@ def disassemble(data: bytes) -> str:
                 if log.problem:
                     raise _damaged(log.text())
                 return log.output
-    looked = ", ".join(_objdumps()) or "none in PATH"
-    raise TargetError(f"no llvm-objdump that knows {arch} (found: {looked}): install a newer LLVM")
+    programs = ", ".join(_objdumps()) or "no llvm-objdump at all"
+    raise TargetError(
+        expected(
+            f"an llvm-objdump in PATH that knows {arch}", programs, cure="install a newer LLVM"
+        )
+    )
 
 
 def _objdumps() -> list[str]:
-    """Every llvm-objdump in PATH, the newest version first."""
+    """Return every llvm-objdump in PATH, the newest version first."""
     names = {
         path.name
         for folder in os.get_exec_path()

@@ -1,4 +1,4 @@
-"""The compiler for a GPU: the one that is asked for, else the first here that knows the GPU."""
+"""Find the compiler for a GPU: the one that the user names, or the first that knows the GPU."""
 
 import importlib.util
 import os
@@ -12,49 +12,53 @@ from q4jit import config
 from q4jit.compilers.clang import Clang
 from q4jit.compilers.hiprtc import HipRtc
 from q4jit.compilers.nvrtc import NvRtc
-from q4jit.errors import CompileError, TargetError
+from q4jit.errors import CompileError, TargetError, expected
 from q4jit.targets import Target
 
-_CROSS: Final = "pip install q4jit[cross] (clang and its linker, no ROCm needed)"
+_CROSS: Final = "pip install 'q4jit[cross]' (clang with its linker; it works without ROCm)"
 _CLANG: Final = re.compile(r"clang-(\d+)")
 
 HipCompiler = Clang | HipRtc | NvRtc
 
 
 def find_compiler(target: Target) -> HipCompiler:
-    """The compiler for a GPU.
+    """Return the compiler for a GPU.
 
-    For AMD's: Q4JIT_HIP_COMPILER, else the first of hipcc, clang, ziglang and hiprtc that is here
-    and knows the arch. For NVIDIA's: NVRTC. Raises TargetError where there is none, with what was
-    looked for, where, and what each knows; and where ROCM_PATH names a place without ROCm.
+    For AMD GPUs it is the compiler that Q4JIT_HIP_COMPILER names, or the first of hipcc, clang,
+    ziglang and hiprtc that is installed and knows the arch. For NVIDIA GPUs it is NVRTC.
+
+    Raises TargetError if there is no compiler, or if ROCM_PATH names a folder without ROCm. The
+    message lists each compiler, where q4jit looked for it, and the archs that it knows.
     """
     if target.hip.is_nvidia:
-        return NvRtc()  # its own error says what to install
+        return NvRtc()  # if it is missing, its own error says what to install
     asked = config.hip_compiler()
-    if asked != "ziglang":  # which needs no ROCm
+    if asked != "ziglang":  # it works without ROCm
         _check_rocm_path()
-    seen = []
-    for name in (asked,) if asked else _CANDIDATES:
-        candidates = list(_CANDIDATES[name]())
-        for place, compiler in candidates:
+    refused = []
+    for name in (asked,) if asked else _INSTALLED:
+        installed = list(_INSTALLED[name]())
+        for description, compiler in installed:
             if problem := _problem(compiler, target):
-                seen.append(f"{place}: {problem}")
+                refused.append(f"{description}: {problem}")
             else:
                 return compiler
-        if not candidates:
-            seen.append(f"{name}: not found in {_LOOKED_IN[name]}")
-    by = f" by Q4JIT_HIP_COMPILER={asked}" if asked else ""
-    looked = "\n  ".join(seen)
-    raise TargetError(f"no compiler for {target}{by}. Looked at:\n  {looked}\nWhat helps: {_CROSS}")
+        if not installed:
+            refused.append(f"{name}: not found in {_LOOKED_IN[name]}")
+    by = f" (Q4JIT_HIP_COMPILER={asked})" if asked else ""
+    tried = "\n  ".join(refused)
+    raise TargetError(f"no compiler for {target}{by}. Tried:\n  {tried}\nTo get one: {_CROSS}")
 
 
 def _problem(compiler: Clang | HipRtc, target: Target) -> str:
-    """Why a compiler cannot serve a target; empty where it can."""
+    """Return why a compiler cannot serve a target; empty if it can."""
     try:
         known = compiler.archs()
-        return "" if target.arch in known else f"knows {', '.join(known) or 'no AMD GPU'}"
     except CompileError as error:
-        return f"cannot be used: {'; '.join(error.log.splitlines()[-2:])}"
+        return f"does not run: {'; '.join(error.log.splitlines()[-2:])}"
+    if target.arch in known:
+        return ""
+    return f"does not know {target.arch}; it knows {', '.join(known) or 'no AMD GPU'}"
 
 
 def _rocm_path() -> Path | None:
@@ -68,10 +72,14 @@ def _check_rocm_path() -> None:
         return
     parts = ("bin/hipcc", "llvm/bin/clang", "lib/llvm/bin/clang", "lib/libhiprtc.so")
     if not any((root / part).exists() for part in parts):
-        problem = "has none of" if root.is_dir() else "is no directory; looked there for"
+        actual = "a folder without them" if root.is_dir() else "no folder"
         raise TargetError(
-            f"ROCM_PATH={str(root)!r} {problem} {', '.join(parts)}: accepted is the folder of a "
-            "ROCm installation, such as /opt/rocm, or no ROCM_PATH at all"
+            expected(
+                f"a ROCm installation with one of {', '.join(parts)}",
+                actual,
+                where=f"ROCM_PATH={str(root)!r}",
+                cure="set it to the folder of ROCm (for example /opt/rocm), or unset it",
+            )
         )
 
 
@@ -93,7 +101,7 @@ def _clangs() -> Iterator[tuple[str, Clang]]:
 
 
 def _numbered_clangs() -> list[str | None]:
-    """clang-19, clang-15, …: as distributions call them, the newest first."""
+    """Return clang-19, clang-15, …, as Linux distributions name them; the newest first."""
     names = {
         match[0]: int(match[1])
         for folder in os.get_exec_path()
@@ -106,7 +114,7 @@ def _numbered_clangs() -> list[str | None]:
 def _ziglangs() -> Iterator[tuple[str, Clang]]:
     spec = importlib.util.find_spec("ziglang")
     for folder in (spec and spec.submodule_search_locations) or ():
-        # started without Python between: `python -m ziglang` costs as much as a small compilation
+        # called directly: `python -m ziglang` takes as long as a small compilation
         zig = str(Path(folder) / "zig")
         yield f"ziglang ({zig})", Clang("ziglang", (zig, "clang"), linker=(zig, "ld.lld"))
 
@@ -116,14 +124,14 @@ def _hiprtcs() -> Iterator[tuple[str, HipRtc]]:
         root = _rocm_path()
         library = root / "lib" / "libhiprtc.so" if root else None
         root = root if library and library.exists() else None
-        yield f"hiprtc (by rocm-bindings-hip, of {root or 'the system'})", HipRtc(root)
+        yield f"hiprtc (rocm-bindings-hip, library of {root or 'the system'})", HipRtc(root)
 
 
 def _unique(paths: list[str | None]) -> list[str]:
     return list(dict.fromkeys(path for path in paths if path))
 
 
-_CANDIDATES: Final[dict[str, Callable[[], Iterator[tuple[str, Clang | HipRtc]]]]] = {
+_INSTALLED: Final[dict[str, Callable[[], Iterator[tuple[str, Clang | HipRtc]]]]] = {
     "hipcc": _hipccs,
     "clang": _clangs,
     "ziglang": _ziglangs,
@@ -131,7 +139,7 @@ _CANDIDATES: Final[dict[str, Callable[[], Iterator[tuple[str, Clang | HipRtc]]]]
 }
 _LOOKED_IN: Final = {
     "hipcc": "ROCM_PATH/bin and PATH",
-    "clang": "ROCM_PATH/llvm/bin, PATH",
-    "ziglang": "the Python package of that name: pip install q4jit[cross]",
-    "hiprtc": "AMD's Python binding: pip install q4jit[rocm]",
+    "clang": "ROCM_PATH/llvm/bin, ROCM_PATH/lib/llvm/bin and PATH",
+    "ziglang": "Python's packages (ziglang); pip install 'q4jit[cross]'",
+    "hiprtc": "Python's packages (rocm.bindings); pip install 'q4jit[rocm]'",
 }

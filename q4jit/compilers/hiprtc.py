@@ -1,6 +1,6 @@
-"""HIP text to an AMD code object through hiprtc, by AMD's own binding, in a child process.
+"""Compile HIP text into an AMD code object with hiprtc, through AMD's binding in a child process.
 
-hiprtc 5.2 ends the whole process on an arch that it does not know, so it never runs in the user's.
+hiprtc 5.2 ends its process if it does not know the arch, so it never runs in the user's process.
 """
 
 import functools
@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from q4jit.compilers.clang import pinned_flags, refuse_unknown
 from q4jit.compilers.codeobject import disassemble
-from q4jit.compilers.steps import TIME_LIMIT_S, Build, execute, failure
+from q4jit.compilers.programs import TIME_LIMIT_S, Build, execute, failure
 from q4jit.targets import Target
 
 _NAME: Final = "hiprtc"
@@ -24,7 +24,7 @@ _CHILD: Final = Path(__file__).with_name("hiprtc_child.py")
 
 @dataclass(frozen=True)
 class HipRtc:
-    """hiprtc, of the ROCm below `rocm_path` or wherever the system has it."""
+    """hiprtc, from the ROCm in `rocm_path` or from the system's libraries."""
 
     rocm_path: Path | None = None
     time_limit_s: float = TIME_LIMIT_S
@@ -33,15 +33,15 @@ class HipRtc:
     SUFFIX = ".hsaco"
 
     def archs(self) -> tuple[str, ...]:
-        """The AMD GPUs that hiprtc knows. Raises CompileError where it cannot be loaded."""
+        """Return the AMD GPUs that hiprtc knows. Raises CompileError if it cannot be loaded."""
         return tuple(_describe(self.rocm_path)["archs"])
 
     def fingerprint(self, target: Target) -> str:
-        """The versions of hiprtc and of the library that compiles for it, and the flags."""
+        """Return the versions of hiprtc and of the library that compiles for it, and the flags."""
         return f"{_describe(self.rocm_path)['version']} {' '.join(pinned_flags(target))}"
 
     def compile_object(self, text: str, target: Target) -> bytes:
-        """The code object (ELF) of a translation unit. Raises TargetError and CompileError."""
+        """Compile a translation unit to a code object (ELF). Raises TargetError, CompileError."""
         refuse_unknown(_NAME, target, self.archs())
         flags = pinned_flags(target)
         command = (*_child(), "compile", _SOURCE, _OBJECT, *flags)
@@ -50,12 +50,12 @@ class HipRtc:
         return build.run(text)
 
     def compile_assembly(self, text: str, target: Target) -> str:
-        """The compiled object, disassembled: hiprtc writes no assembly."""
+        """Disassemble the compiled object; hiprtc itself writes no assembly."""
         return disassemble(self.compile_object(text, target))
 
 
 def _child() -> tuple[str, ...]:
-    # -P: the folder of compilers is no place to import from
+    # -P keeps q4jit/compilers out of sys.path
     return (sys.executable, "-P", str(_CHILD))
 
 

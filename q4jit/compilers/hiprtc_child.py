@@ -1,8 +1,10 @@
-"""The process in which hiprtc runs: it may crash here. A program; nothing imports it.
+"""A program that runs hiprtc in a process of its own, where it may crash.
 
-`describe` prints, as JSON, the version and the archs that AMD's code object manager knows;
-`compile SOURCE OUTPUT FLAG…` writes a code object, or the log to standard error. It imports nothing
-of q4jit: it is started by its path, and Python and AMD's binding are all that it needs.
+`describe` prints the version of hiprtc and the archs that AMD's code object manager knows, as JSON.
+`compile SOURCE OUTPUT FLAG…` writes a code object, and the log to standard error.
+
+q4jit starts the program by its path and never imports it. The program imports nothing from q4jit:
+it needs only Python and AMD's binding.
 """
 
 import contextlib
@@ -19,7 +21,7 @@ from typing import Any
 
 
 def main(arguments: list[str]) -> int:
-    """Do what `arguments` say; the exit status."""
+    """Run the command in `arguments`; return the exit status."""
     with _libraries():
         if arguments == ["describe"]:
             sys.stdout.write(json.dumps(_describe()))
@@ -30,19 +32,19 @@ def main(arguments: list[str]) -> int:
 
 @contextlib.contextmanager
 def _libraries() -> Iterator[None]:
-    """Let the binding find hiprtc where a Linux distribution keeps it.
+    """Let the binding find the hiprtc of a Linux distribution.
 
-    The binding wants `libhiprtc.so` without a version, which only development packages bring, and
-    older releases (5.2) keep hiprtc inside libamdhip64.
+    The binding loads `libhiprtc.so` without a version, which only development packages install, and
+    older releases (5.2) contain hiprtc in libamdhip64.
     """
     if not os.environ.get("ROCM_PATH"):
-        found = ctypes.util.find_library("hiprtc") or ctypes.util.find_library("amdhip64")
-        if found and not Path("/opt/rocm/lib/libhiprtc.so").exists():
-            ctypes.CDLL(found)
+        library = ctypes.util.find_library("hiprtc") or ctypes.util.find_library("amdhip64")
+        if library and not Path("/opt/rocm/lib/libhiprtc.so").exists():
+            ctypes.CDLL(library)
             with tempfile.TemporaryDirectory(prefix="q4jit-rocm-") as folder:
                 (Path(folder) / "lib").mkdir()
                 link = Path(folder) / "lib" / "libhiprtc.so"
-                link.symlink_to(_loaded(found.split(".so")[0]))
+                link.symlink_to(_loaded(library.split(".so")[0]))
                 os.environ["ROCM_PATH"] = folder
                 yield
                 return
@@ -50,21 +52,21 @@ def _libraries() -> Iterator[None]:
 
 
 def _loaded(name: str) -> str:
-    """The path of the loaded library whose file name begins with `name`."""
+    """Return the path of the loaded library whose file name begins with `name`."""
     for line in Path("/proc/self/maps").read_text().splitlines():
         path = line.split(maxsplit=5)[-1]
         if Path(path).name.startswith(name):
             return path
-    raise FileNotFoundError(f"{name} is not among the loaded libraries")
+    raise FileNotFoundError(f"no library {name}* is loaded")
 
 
-def _check(result: Any, *values: Any) -> Any:  # as the binding's functions return them
+def _check(result: Any, *values: Any) -> Any:  # the result of a function of the binding
     if result.value:
         raise RuntimeError(result.name)
     return values[0] if values else None
 
 
-def _binding() -> Any:  # its annotations leave arguments and results out
+def _binding() -> Any:  # its annotations omit arguments and results
     from rocm.bindings import hiprtc
 
     return hiprtc
@@ -74,7 +76,7 @@ def _describe() -> dict[str, Any]:
     hiprtc = _binding()
     status, major, minor = hiprtc.hiprtcVersion()
     _check(status)
-    # The library that compiles is loaded when it is first needed; an arch that every release knows.
+    # hiprtc loads the library that compiles at its first use; every release knows gfx90a
     program = _check(*hiprtc.hiprtcCreateProgram(b"//\n", b"empty.hip", 0, None, None))
     _check(*hiprtc.hiprtcCompileProgram(program, 1, [b"--offload-arch=gfx90a"]))
     path = Path(_loaded("libamd_comgr"))
@@ -85,7 +87,7 @@ def _describe() -> dict[str, Any]:
 
 
 def _archs(comgr: ctypes.CDLL) -> list[str]:
-    """hiprtc itself cannot be asked, but the library that compiles for it can."""
+    """Return the archs of the library that compiles for hiprtc; hiprtc has no function for it."""
     count = ctypes.c_size_t()
     if comgr.amd_comgr_get_isa_count(ctypes.byref(count)):
         raise RuntimeError("amd_comgr_get_isa_count failed")
@@ -106,9 +108,9 @@ def _compile(source: Path, output: Path, flags: list[str]) -> int:
     log = bytearray(_check(*hiprtc.hiprtcGetProgramLogSize(program)))
     if log:
         _check(*hiprtc.hiprtcGetProgramLog(program, log))
-    # the compiler names a file of its own in a random folder
-    words = log.rstrip(b"\0").decode(errors="replace")
-    sys.stderr.write(re.sub(r"\S*/CompileSource\b", source.name, words))
+    # the log names the compiler's own copy of the text, in a folder with a random name
+    messages = log.rstrip(b"\0").decode(errors="replace")
+    sys.stderr.write(re.sub(r"\S*/CompileSource\b", source.name, messages))
     if status.value:
         sys.stderr.write(f"\n{status.name}\n")
         return 1

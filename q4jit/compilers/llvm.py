@@ -1,4 +1,4 @@
-"""LLVM IR to object bytes (ELF), through llvmlite."""
+"""Compile LLVM IR into an object (ELF), through llvmlite."""
 
 import functools
 from typing import Any, Final
@@ -16,7 +16,7 @@ _OPTIMISATION: Final = 3
 
 
 def fingerprint(target: Target) -> str:
-    """Everything besides the text that the bytes depend on: versions and ordered flags."""
+    """Return the versions and ordered flags: with the text, they determine the bytes."""
     version = ".".join(map(str, llvm.llvm_version_info))
     return f"llvmlite {llvmlite.__version__} llvm {version} {' '.join(_flags(target))}"
 
@@ -38,29 +38,27 @@ def _feature_string(target: Target) -> str:
 
 
 def compile_object(text: str, target: Target) -> bytes:
-    """Compile the LLVM IR of one kernel. Raises CompileError with LLVM's own words."""
+    """Compile the LLVM IR of one kernel. Raises CompileError with LLVM's message."""
     return bytes(_emit(text, target, "emit_object"))
 
 
 def compile_assembly(text: str, target: Target) -> str:
-    """The assembly of the same compilation."""
+    """Return the assembly of the same compilation."""
     return str(_emit(text, target, "emit_assembly"))
 
 
-def _emit(text: str, target: Target, method: str) -> Any:  # bytes or str, as `method` gives
-    # LLVM is entered by one thread at a time, and left before the lock is: its objects are gone
-    # when the inner function has returned, or its exception with the frames that it holds.
+def _emit(text: str, target: Target, method: str) -> Any:  # bytes or str, depending on `method`
+    # Only one thread may be in LLVM. LLVM's objects must be freed before the lock is released: they
+    # are, once the inner function has returned, or its exception (with its frames) is gone.
     with BUILD:
         try:
             return _emit_locked(text, _machine(target), method)
         except RuntimeError as error:
             log = str(error)
-        from q4jit.compilers.steps import (
-            failure,
-        )  # late: programs and their ends are of no use here
+        from q4jit.compilers.programs import failure  # late: only errors need it
 
         flags = _flags(target)
-        command = ("llc", *flags, "-filetype=obj", _SOURCE)  # LLVM's own program for the same
+        command = ("llc", *flags, "-filetype=obj", _SOURCE)  # the same compilation as a command
         raise failure("llvmlite", [command], flags, log, (_SOURCE, text))
 
 

@@ -1,8 +1,8 @@
-"""The process in which NVRTC compiles: it may crash or hang here. A program; nothing imports it.
+"""A program that runs NVRTC in a process of its own, where it may crash or hang.
 
-`SOURCE OUTPUT FLAG…` writes a cubin, or PTX where OUTPUT ends so; the log goes to standard error.
-It imports nothing of q4jit: it is started by its path, and Python and NVIDIA's binding are all that
-it needs.
+`SOURCE OUTPUT FLAG…` writes a cubin, or PTX if OUTPUT ends in `.ptx`; the log goes to standard
+error. q4jit starts the program by its path and never imports it. The program imports nothing from
+q4jit: it needs only Python and NVIDIA's binding.
 """
 
 import sys
@@ -13,7 +13,7 @@ from cuda.bindings import nvrtc
 
 
 def main(arguments: list[str]) -> int:
-    """Compile a file; the exit status."""
+    """Compile a file; return the exit status."""
     source, output, *flags = arguments
     text, name = Path(source).read_bytes(), source.encode()
     program = _check(*nvrtc.nvrtcCreateProgram(text, name, 0, [], []))

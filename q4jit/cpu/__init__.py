@@ -1,8 +1,11 @@
-"""The CPU back end; `backend` names its stages for the pipeline.
+"""The CPU back end, which compiles kernels through LLVM IR.
 
-`schedule` chooses a kernel's tile and its instruction. `lower` makes the text: with `values` and
-`operations` for the graph's arithmetic, `rows` and `digits` for the rows phase, and `columns` on
-`products`, `gguf_rows`, `integers`, `exact_sums`, `rough` and `dot_writer` for the columns phase,
-all of which write through `llvm_text` and `lanes` and read blocks through `fields`. `launch` calls
-the compiled kernels on arrays, with temporaries in `scratch`.
+- `backend` lists the stages for the pipeline.
+- `schedule` chooses the register tile, the instruction and the weight layout of each kernel.
+- `lower` writes a kernel's text, in two phases: `rows` (with `digits`) and `columns`.
+- Products: `products` multiplies floats and `gguf_rows` single columns. `integers` multiplies
+  digits, with `exact_sums`, `dots`, `dot_writer` and `rough`.
+- The graph's arithmetic: `values` and `operations`.
+- `llvm_text` and `lanes` write IR; `fields` reads blocks of weights.
+- `launch` runs the compiled kernels on arrays, with temporaries in `scratch`.
 """

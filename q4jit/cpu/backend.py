@@ -1,4 +1,4 @@
-"""The stages of the CPU."""
+"""The stages of the CPU's back end, as one value."""
 
 import ctypes
 from collections.abc import Sequence
@@ -24,13 +24,13 @@ def _plan(
 
 
 def _render(plan: CpuPlan, kernel: CpuKernel) -> Source:
-    from q4jit.cpu.lower import lower  # late: importing q4jit loads nothing that writes text
+    from q4jit.cpu.lower import lower  # late: importing q4jit does not load the writers
 
     return lower(plan, kernel)
 
 
 def _compiler(target: Target) -> Compiler:
-    from q4jit.compilers import llvm  # late: importing q4jit does not load LLVM
+    from q4jit.compilers import llvm  # late: importing q4jit must not load LLVM
 
     return llvm
 
@@ -43,7 +43,7 @@ def _load(
 
     code = LoadedObject(object_bytes, (source.symbol,), source.target)
     function: Any = ctypes.CFUNCTYPE(None, ctypes.c_char_p)(code.addresses[source.symbol])
-    function.code = code  # a bound call may outlive what it was bound by
+    function.code = code  # a bound call may outlive the launch that made it
     return function, code
 
 
@@ -63,17 +63,15 @@ def _explain(plan: CpuPlan, plan_options: PlanOptions, searched: bool) -> list[R
     more_exact = schedule.more_exact(plan, plan_options.precision)
     if more_exact:
         text = (
-            f"precision={plan_options.precision!r} is an upper bound: the CPU has no kernels of "
-            f"that class for {', '.join(more_exact)} here and serves the more exact 'f32'"
+            f"precision={plan_options.precision!r} is an upper bound: for {', '.join(more_exact)} "
+            "this CPU has no such kernels, and computes in the more exact 'f32'"
         )
         remarks.append(Remark("precision", text))
     if plan_options.block_size is not None:
-        text = (
-            f"block_size={plan_options.block_size}: threads per block of a GPU, not used on a CPU"
-        )
+        text = f"block_size={plan_options.block_size} is ignored: it sets a GPU's threads per block"
         remarks.append(Remark("block_size", text))
     if searched:
-        text = "tune=True: kernels of the CPU have no constants to search for yet"
+        text = "tune=True is ignored: CPU kernels have no constants to search for"
         remarks.append(Remark("constants", text))
     return remarks
 

@@ -1,324 +1,410 @@
-"""x in digits, in LLVM IR: what integer products multiply.
+"""Write x in digits, the form that integer products multiply, in LLVM IR.
 
-Each unit of 32 elements of x becomes integers X = x / step, the step a power of two, and each X one
-digit of int8 (`i8`) or three (`f32`: 24 bits, digits of base 256 from −128 to 127, the highest
-first). Units that digits cannot hold are *rough*: an element is not finite, or so large that what
-others lose by its step would show. They have digits of 0, and stand in a list.
+Each unit of 32 elements of x becomes integers X = x / step. The step is a power of two. Each X is
+one digit of int8 (`i8`), or three digits of base 256 from −128 to 127 (`f32`: 24 bits). A unit is
+*rough* if digits cannot hold it: an element is not finite, or so large that the rounding errors of
+the unit's other elements would show. The digits of a rough unit are 0, and a list names it.
 
-Steps are relative to that of the row's largest unit: a step's *lift* is how far its exponent stands
-above the smallest one, 50 below the largest. A row of x is a run of units, then i32 number of rough
-units, f32 the smallest step, i32 each rough unit. A unit:
+Steps are stored relative to the smallest one, which is 2^50 below that of the row's largest unit: a
+unit's *lift* is the exponent of its step less that of the smallest step.
 
-     0 i32 lift, where a float has its exponent                  4 f32 sum of X·2^lift
-     8 i32 −8·sum of X of the first and of the second 16        16 i32 the same of the highest digit
-    24 i32 −8·sum of all X                                      28 i32 the same of the highest digit
-    32 i8  the highest digit of 32 elements                     64 i8  the next digit, 96 the last
+A row of x is an array of units (`unit_struct`) and then its end (`ROW_END`).
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-import numpy as np
-
 from q4jit.cpu.fields import shift_right
-from q4jit.cpu.lanes import splat_value, sum_lanes
+from q4jit.cpu.lanes import (
+    INFINITY,
+    broadcast,
+    largest_lane,
+    magnitude_of,
+    sum_lanes,
+)
 from q4jit.cpu.llvm_text import (
+    EXPONENT_BIAS,
+    EXPONENT_BITS,
     INTS,
+    MAGNITUDE_BITS,
     MASK,
     VECTOR,
     Function,
     Module,
+    Struct,
+    StructField,
+    exponent_bits,
+    float_bits,
     float_text,
+    int_text,
     splat,
+    splat_int,
 )
-from q4jit.cpu.schedule import HEADER_BYTES, UNIT, unit_bytes
+from q4jit.cpu.schedule import UNIT
 from q4jit.weights.formats import Format
 from q4jit.weights.layouts import LANES
 
-# The largest X: three digits of at most 127, or one. A product of 32 quants of 4 bits fits int32.
+HALVES: Final = UNIT // LANES
+"""A unit has two halves of 16 elements: its vectors, and the smaller sub-blocks of formats."""
+SUM_FACTOR_LOG2: Final = 3
+"""Sums of X are stored times −8: each format's zero is a multiple of 8."""
+DIGIT_BITS: Final = 8
+
+# The largest X, by digits: one digit is at most 127, three are at most 127·256² + 127·256 + 127 =
+# 8355711. The sum of products of 32 such X with quants of 4 bits fits int32.
 _LARGEST: Final = {1: 127.0, 3: 8355700.0}
-_LIFTS: Final = 50  # steps by so many powers of two: sums of K products stay finite
-# A row whose largest unit is below this is left to floats: 1/step would overflow.
+_DIGIT_SIGN: Final = -128  # the sign bit of an int8
+_CARRY: Final = 0x808080  # 128 in each digit
+
+_LIFTS: Final = 50  # steps differ by at most 2^50: sums of K products stay finite
+# A row whose largest unit is below this is multiplied as floats: 1/step would overflow.
 _LEAST_ROW: Final = 2.0**-48
-# The usual energy of a row: the squares of elements up to so many times the mean of those not 0.
+_LARGEST_FINITE: Final = EXPONENT_BITS - 1  # as bits
+
+# The usual energy of a row is the sum of squares of all elements whose magnitude is at most this
+# many times the mean magnitude of the elements that are not 0; by digits.
 _USUAL: Final = {1: 4.0, 3: 2.0}
-# `f32`: what rounding loses may be 1.4e-6 of the usual energy, whatever weights are zero or small:
-# 32 elements of a unit lose 0.29 of a step each, which is between a 4.2 and an 8.4 millionth of the
-# largest. Where all units lose more, those that lose more than half of their part go to floats.
+# `f32`: rounding may lose 1.4e-6 of the usual energy's root, whichever weights are zero or small.
+# The 32 elements of a unit lose 0.29 steps each (a uniform error's rms, 1/√12), and a step is
+# between 1/4.2e6 and 1/8.4e6 of the unit's largest element. If all units together lose more, each
+# unit that loses more than half of its share is multiplied as floats.
 _ALL_TOPS: Final = 25.6
 _ONE_TOP: Final = 12.8
-# `i8`, as llama.cpp, errs relative to the energy of its own unit. Beyond so many times the root of
-# the usual energy a unit goes to floats: a column may have zeros where a few huge elements are.
+# `i8` has errors relative to each unit's energy, as llama.cpp has. A unit whose largest element is
+# above this many times the root of the usual energy is multiplied as floats: a column may have
+# zeros where a few huge elements of x are.
 _BEYOND: Final = 1.9
 
-LIFT_AT, SUM_AT, HALVES_AT, TOP_HALVES_AT, WHOLE_AT, TOP_AT = 0, 4, 8, 16, 24, 28
-SUM_FACTOR_LOG2: Final = 3  # sums of X are kept times −8: each format's zero is a multiple of 8
-DIGIT_BITS: Final = 8
-STEP_AT, LIST_AT = 4, 8  # behind the units: their number stands first
+
+def unit_struct(digits: int) -> Struct:
+    """Return the type of a unit of x in that many digits."""
+    comment = f"{UNIT} elements of x that share a step: integers X = x / step, in digits."
+    fields = (
+        StructField("lift", "i32", "lift, at the position of a float's exponent"),
+        StructField("sum", "float", "sum of X · 2^lift"),
+        StructField("half_sums", f"[{HALVES} x i32]", "−8 · sum of X, of each half of the unit"),
+        StructField("top_half_sums", f"[{HALVES} x i32]", "the same for the highest digit"),
+        StructField("whole_sum", "i32", "−8 · sum of X"),
+        StructField("top_sum", "i32", "the same for the highest digit"),
+        StructField("digits", f"[{digits} x [{UNIT} x i8]]", "the digits, the highest first"),
+    )
+    return Struct("Unit", comment, fields)
 
 
-def fits(fmt: Format, limbs: int) -> bool:
-    """Whether the exact sum of a sub-block with all digits of X fits int32."""
+ROW_END: Final = Struct(
+    "RowEnd",
+    "What follows the units of a row.",
+    (
+        StructField("rough_count", "i32", "number of rough units, which digits cannot hold"),
+        StructField("smallest_step", "float", "step of lift 0"),
+        StructField("rough_units", "[0 x i32]", "numbers of the rough units"),
+    ),
+)
+
+
+def fits(fmt: Format, digits: int) -> bool:
+    """Return whether int32 holds the exact sum of a sub-block with all digits of X."""
     zero = 1 << fmt.quant_bits - 1 if fmt.signed else fmt.zero
-    most = max(zero, (1 << fmt.quant_bits) - 1 - zero)
-    return fmt.scale_elements * most * _LARGEST[limbs] < 1 << 31
+    largest_quant = max(zero, (1 << fmt.quant_bits) - 1 - zero)
+    return fmt.sub_block_elements * largest_quant * _LARGEST[digits] < 1 << 31
 
 
 @dataclass(frozen=True)
-class Digits:
-    """What products need of x: how many digits, and which sums beside that of all X."""
+class DigitForm:
+    """What products need of x in digits.
 
-    limbs: int
-    halves: bool
-    top: bool
-    floats: bool
+    Attributes:
+        digits: the digits of each element.
+        half_sums: whether products need the sums of half units.
+        top_sums: whether products need the sums of the highest digit.
+        float_sums: whether products need sums as floats.
+    """
+
+    digits: int
+    half_sums: bool
+    top_sums: bool
+    float_sums: bool
+
+    @property
+    def unit(self) -> Struct:
+        """The type of a unit."""
+        return unit_struct(self.digits)
 
 
-def digits_for(formats: Sequence[Format], limbs: int) -> Digits:
-    """The form of x that serves products with weights of these formats."""
-    return Digits(
-        limbs,
-        any(fmt.scale_elements < UNIT for fmt in formats),
-        any(not fits(fmt, limbs) for fmt in formats),
-        any(fmt.m_offset_bytes is not None for fmt in formats),
+def form_for(formats: Sequence[Format], digits: int) -> DigitForm:
+    """Return the form of x that serves products with weights of these formats."""
+    return DigitForm(
+        digits,
+        half_sums=any(fmt.sub_block_elements < UNIT for fmt in formats),
+        top_sums=any(not fits(fmt, digits) for fmt in formats),
+        float_sums=any(fmt.minimum_at is not None for fmt in formats),
     )
 
 
-def add_digits(module: Module, form: Digits) -> str:
+def add_digits(module: Module, form: DigitForm) -> str:
     """Add the function `void (ptr x, ptr units, i64 count)` and return its name.
 
-    x: f32, `count` units; units: room for as many, and for their list.
+    x: f32, `count` units; units: room for as many units in digits, and for the row's end.
     """
+    module.add_struct(form.unit)
+    module.add_struct(ROW_END)
     f = Function(
-        "internal void @digits(ptr noalias %x, ptr noalias %units, i64 %count) #0",
-        f"x as integers of {8 * form.limbs} bits in units of {UNIT} that share a step.",
+        "internal void @write_digits(ptr noalias %x, ptr noalias %units, i64 %count) #0",
+        f"x as integers of {8 * form.digits} bits in units of {UNIT} that share a step.",
     )
     for operation in ("smax", "smin"):
         module.declare(f"declare i32 @llvm.{operation}.i32(i32, i32)")
     module.declare(f"declare i32 @llvm.vector.reduce.add.v16i32({INTS})")
-    size = unit_bytes(form.limbs)
-    end = f.at("%units", "i8", f.index("end_off", ("%count", size)), "end")
-    list_at = f.at(end, "i8", LIST_AT, "list")
+    end = f.at("%units", "%Unit", "%count", "end_at")
+    list_at = f.field_at(end, ROW_END, "rough_units")
     limit, largest = _limits(module, f, form)
-    coarsest = _power(f, form, largest)
-    with f.loop("unit", 0, "%count", carry={"rough": ("i64", "0")}) as loop:
-        unit = f.at("%units", "i8", f.index("unit_off", (loop.index, size)), "unit_at")
-        top = f.let("top", f"load i32, ptr {unit}, align 4")
+    f.comment("1/step of the row's largest unit")
+    coarsest = _inverse_step(f, form, largest)
+    with f.loop("unit", 0, "%count", carry={"rough_count": ("i64", "0")}) as loop:
+        unit_at = f.at("%units", "%Unit", loop.index, "unit_at")
+        lift_at = f.field_at(unit_at, form.unit, "lift")
+        top = f.let("top", f"load i32, ptr {lift_at}, align 4")
         rough, inverse, lift = _step(f, form, top, limit, largest, coarsest)
-        whole = [_integers(module, f, v, inverse, rough) for v in _unit(f, loop.index)]
-        _store_header(f, form, unit, lift, whole)
-        _store_digits(f, form, unit, whole)
-        f.comment("the list has room: it is never longer than the units so far")
+        halves = [_integers(module, f, x, inverse, rough) for x in _halves_of_x(f, loop.index)]
+        f.do(f"store i32 {lift}, ptr {lift_at}, align 4")
+        _store_header(f, form, unit_at, lift, halves)
+        _store_digits(f, form, unit_at, halves)
+        f.comment("every unit is written to the list's end, and stays there if it is rough")
         number = f.let("number", f"trunc i64 {loop.index} to i32")
-        f.do(f"store i32 {number}, ptr {f.at(list_at, 'i32', loop['rough'])}, align 4")
+        entry_at = f.at(list_at, "i32", loop["rough_count"], "entry_at")
+        f.do(f"store i32 {number}, ptr {entry_at}, align 4")
         more = f.let("more", f"zext i1 {rough} to i64")
-        loop["rough"] = f.let("rough", f"add i64 {loop['rough']}, {more}")
-    count = f.let("count", f"trunc i64 {loop['rough']} to i32")
-    f.do(f"store i32 {count}, ptr {end}, align 4")
-    f.comment("the smallest step is the inverse of a power of two")
-    step = f.let("step", f"sub i32 {(254 - _LIFTS) << 23}, {coarsest}")
-    f.do(f"store i32 {step}, ptr {f.at(end, 'i8', STEP_AT)}, align 4")
+        loop["rough_count"] = f.let("rough_count", f"add i64 {loop['rough_count']}, {more}")
+    count = f.let("count", f"trunc i64 {loop['rough_count']} to i32")
+    f.do(f"store i32 {count}, ptr {f.field_at(end, ROW_END, 'rough_count')}, align 4")
+    f.comment(f"the smallest step: 2^-{_LIFTS} times the inverse of 1/step, by its exponent")
+    inverse_of_one = int_text(exponent_bits(2 * EXPONENT_BIAS - _LIFTS))
+    step = f.let("smallest_step", f"sub i32 {inverse_of_one}, {coarsest}")
+    f.do(f"store i32 {step}, ptr {f.field_at(end, ROW_END, 'smallest_step')}, align 4")
     f.do("ret void")
-    module.add("digits", f)
-    return "@digits"
+    module.add("write_digits", f)
+    return "@write_digits"
 
 
-def load_word(f: Function, unit: str, at: int | str) -> str:
-    """Load the i32 at byte `at` of a unit."""
-    return f.let("word", f"load i32, ptr {f.at(unit, 'i8', at)}, align 4")
+def load_field(
+    f: Function, unit_at: str, struct: Struct, name: str, *indices: str | int, kind: str = "i32"
+) -> str:
+    """Load four bytes of a unit: a field, or what `indices` select in it."""
+    at = f.field_at(unit_at, struct, name, *indices)
+    return f.let(name, f"load {kind}, ptr {at}, align 4")
 
 
-def _bits_of(value: float) -> int:
-    return int(np.float32(value).view(np.int32))
+def _halves_of_x(f: Function, unit: str) -> list[str]:
+    """Load the two halves of a unit of x."""
+    offset = f.index("x_offset", (unit, UNIT))
+    x_at = f.at("%x", "float", offset, "x_at")
+    addresses = [f.at(x_at, "float", half * LANES, "second_half_at") for half in range(HALVES)]
+    return [f.let("x", f"load {VECTOR}, ptr {at}, align 4") for at in addresses]
 
 
-_INFINITY: Final = _bits_of(float("inf"))
-_MAGNITUDE: Final = 0x7FFFFFFF  # all bits of a float but its sign
-_CARRY: Final = 0x808080  # 128 in each digit
+# --- the size of a row's elements -----------------------------------------------------------------
 
 
-def _unit(f: Function, number: str) -> list[str]:
-    """The two halves of a unit of x."""
-    x_at = f.at("%x", "float", f.index("x_off", (number, UNIT)), "x_at")
-    return [
-        f.let("x", f"load {VECTOR}, ptr {f.at(x_at, 'float', half * LANES)}, align 4")
-        for half in range(2)
-    ]
+def _limits(module: Module, f: Function, form: DigitForm) -> tuple[str, str]:
+    """Return two magnitudes, as bits: the largest that digits may hold, and the row's largest.
 
-
-def _limits(module: Module, f: Function, form: Digits) -> tuple[str, str]:
-    """The bits of the largest magnitude that digits may hold in this row, and of the largest there.
-
-    Leaves the bits of each unit's largest magnitude in its header.
+    Leaves the bits of each unit's largest magnitude in its header, in place of the lift.
     """
     module.declare("declare float @llvm.sqrt.f32(float)")
-    f.comment("the mean magnitude of what is not 0 or beyond f32")
+    f.comment("the mean magnitude of the elements that are finite and not 0")
     mean = _mean(module, f)
-    usual = f.let("usual", f"fmul float {mean}, {float_text(_USUAL[form.limbs])}")
-    f.comment("the usual energy, and the largest magnitude of each unit")
-    energy, tops, largest = _energy(module, f, form, splat_value(f, "float", usual))
-    if form.limbs == 1:
-        share = f.let("share", f"fmul float {energy}, {float_text(_BEYOND**2)}")
+    usual = f.let("usual", f"fmul float {mean}, {float_text(_USUAL[form.digits])}")
+    f.comment("the usual energy, and each unit's largest magnitude, which waits in its header")
+    energy, squared_tops, largest = _energy(module, f, form, broadcast(f, "float", usual))
+    if form.digits == 1:
+        share = f.let("share", f"fmul float {energy}, {float_text(_BEYOND**2)}", f"{_BEYOND}²")
     else:
-        number = f.let("number", "sitofp i64 %count to float")
-        each = f.let("each", f"fdiv float {energy}, {number}")
-        share = f.let("share", f"fmul float {each}, {float_text(_ONE_TOP)}")
+        count = f.let("float_count", "sitofp i64 %count to float")
+        mean_energy = f.let("mean_energy", f"fdiv float {energy}, {count}")
+        factor = float_text(_ONE_TOP)
+        share = f.let("share", f"fmul float {mean_energy}, {factor}", f"{_ONE_TOP}")
     root = f.let("root", f"call float @llvm.sqrt.f32(float {share})")
     limit = f.let("limit", f"bitcast float {root} to i32")
-    if form.limbs > 1:
-        most = f.let("most", f"fmul float {energy}, {float_text(_ALL_TOPS)}")
-        few = f.let("few", f"fcmp ole float {tops}, {most}")
-        limit = f.let("limit", f"select i1 {few}, i32 {_INFINITY - 1}, i32 {limit}")
-    limit = f.let("limit", f"call i32 @llvm.smin.i32(i32 {limit}, i32 {_INFINITY - 1})")
+    finite = int_text(_LARGEST_FINITE)
+    if form.digits > 1:
+        most = f.let("most", f"fmul float {energy}, {float_text(_ALL_TOPS)}", f"{_ALL_TOPS}")
+        small = f.let("small", f"fcmp ole float {squared_tops}, {most}")
+        limit = f.let("limit", f"select i1 {small}, i32 {finite}, i32 {limit}", "or none")
+    limit = f.let("limit", f"call i32 @llvm.smin.i32(i32 {limit}, i32 {finite})")
     largest = f.let("largest", f"call i32 @llvm.smin.i32(i32 {largest}, i32 {limit})")
-    tiny = f.let("tiny", f"icmp slt i32 {largest}, {_bits_of(_LEAST_ROW)}")
+    least = int_text(float_bits(_LEAST_ROW))
+    tiny = f.let("tiny", f"icmp slt i32 {largest}, {least}", "below 2^-48 1/step overflows")
     limit = f.let("limit", f"select i1 {tiny}, i32 0, i32 {limit}")
-    least = f"i32 {largest}, i32 {_bits_of(_LEAST_ROW)}"
-    return limit, f.let("largest", f"call i32 @llvm.smax.i32({least})")
+    pair = f"i32 {largest}, i32 {least}"
+    return limit, f.let("largest", f"call i32 @llvm.smax.i32({pair})")
 
 
 def _mean(module: Module, f: Function) -> str:
-    module.declare(f"declare {VECTOR} @llvm.fabs.v16f32({VECTOR})")
     zeros = dict.fromkeys(("number", "sum"), (VECTOR, "zeroinitializer"))
     end = f.index("elements", ("%count", UNIT))
-    with f.loop("i", 0, end, step=LANES, carry=zeros) as loop:
-        x = f.let("x", f"load {VECTOR}, ptr {f.at('%x', 'float', loop.index)}, align 4")
-        size = f.let("size", f"call {VECTOR} @llvm.fabs.v16f32({VECTOR} {x})")
-        some = f.let("some", f"fcmp ogt {VECTOR} {size}, zeroinitializer")
-        infinity = splat("float", float_text(float("inf")))
-        finite = f.let("finite", f"fcmp olt {VECTOR} {size}, {infinity}")
-        counted = f.let("counted", f"and {MASK} {some}, {finite}")
-        for name, value in (("number", splat("float", "1.0")), ("sum", size)):
-            loop[name] = _add_where(f, loop[name], counted, value)
-    total, number = (sum_lanes(module, f, loop[name]) for name in ("sum", "number"))
+    with f.loop("element", 0, end, step=LANES, carry=zeros) as loop:
+        x = f.let("x", f"load {VECTOR}, ptr {f.at('%x', 'float', loop.index, 'x_at')}, align 4")
+        magnitude = magnitude_of(module, f, x)
+        not_zero = f.let("not_zero", f"fcmp ogt {VECTOR} {magnitude}, zeroinitializer")
+        finite = f.let("finite", f"fcmp olt {VECTOR} {magnitude}, {INFINITY}", "Inf")
+        counted = f.let("counted", f"and {MASK} {not_zero}, {finite}")
+        for name, value in (("number", splat("float", "1.0")), ("sum", magnitude)):
+            loop[name] = _add_where(f, loop[name], counted, value, name)
+    total, number = (sum_lanes(module, f, loop[name], name) for name in ("sum", "number"))
     return f.let("mean", f"fdiv float {total}, {number}")
 
 
-def _add_where(f: Function, total: str, mask: str, value: str) -> str:
+def _add_where(f: Function, total: str, mask: str, value: str, hint: str) -> str:
     kept = f.let("kept", f"select {MASK} {mask}, {VECTOR} {value}, {VECTOR} zeroinitializer")
-    return f.let("total", f"fadd {VECTOR} {total}, {kept}")
+    return f.let(hint, f"fadd {VECTOR} {total}, {kept}")
 
 
-def _energy(module: Module, f: Function, form: Digits, usual: str) -> tuple[str, str, str]:
-    """The usual energy, the squares of all units' largest, and the bits of the row's largest."""
+def _energy(module: Module, f: Function, form: DigitForm, usual: str) -> tuple[str, str, str]:
+    """Return the usual energy, the sum of the units' squared tops, and the row's largest as bits.
+
+    A unit's top is its largest magnitude.
+    """
     module.declare(f"declare {INTS} @llvm.smax.v16i32({INTS}, {INTS})")
-    module.declare(f"declare i32 @llvm.vector.reduce.smax.v16i32({INTS})")
     carry = {
         "energy": (VECTOR, "zeroinitializer"),
-        "tops": ("float", "0.0"),
+        "squared_tops": ("float", "0.0"),
         "largest": ("i32", "0"),
     }
     with f.loop("unit", 0, "%count", carry=carry) as loop:
         sizes = []
-        for x in _unit(f, loop.index):
+        for x in _halves_of_x(f, loop.index):
             bits = f.let("bits", f"bitcast {VECTOR} {x} to {INTS}")
-            size = f.let("size", f"and {INTS} {bits}, {splat('i32', str(_MAGNITUDE))}")
+            size = f.let(
+                "size", f"and {INTS} {bits}, {splat_int(MAGNITUDE_BITS)}", "all but the sign"
+            )
             sizes.append(size)
             magnitude = f.let("magnitude", f"bitcast {INTS} {size} to {VECTOR}")
             inside = f.let("inside", f"fcmp ole {VECTOR} {magnitude}, {usual}")
             square = f.let("square", f"fmul {VECTOR} {x}, {x}")
-            loop["energy"] = _add_where(f, loop["energy"], inside, square)
-        f.comment("magnitudes compare as integers do, and Inf and NaN are the largest")
+            loop["energy"] = _add_where(f, loop["energy"], inside, square, "energy")
+        f.comment("magnitudes compare like their bits as integers; Inf and NaN are the largest")
         both = f"{INTS} {sizes[0]}, {INTS} {sizes[1]}"
         larger = f.let("larger", f"call {INTS} @llvm.smax.v16i32({both})")
-        top = f.let("top", f"call i32 @llvm.vector.reduce.smax.v16i32({INTS} {larger})")
-        offset = f.index("unit_off", (loop.index, unit_bytes(form.limbs)))
-        f.do(f"store i32 {top}, ptr {f.at('%units', 'i8', offset)}, align 4")
-        finite = f.let("finite", f"icmp slt i32 {top}, {_INFINITY}")
+        top = largest_lane(module, f, larger, "top")
+        unit_at = f.at("%units", "%Unit", loop.index, "unit_at")
+        f.do(f"store i32 {top}, ptr {f.field_at(unit_at, form.unit, 'lift')}, align 4")
+        finite = f.let("finite", f"icmp slt i32 {top}, {int_text(EXPONENT_BITS)}", "Inf")
         counted = f.let("counted", f"select i1 {finite}, i32 {top}, i32 0")
-        value = f.let("value", f"bitcast i32 {counted} to float")
+        value = f.let("top_float", f"bitcast i32 {counted} to float")
         square = f.let("square", f"fmul float {value}, {value}")
-        loop["tops"] = f.let("tops", f"fadd float {loop['tops']}, {square}")
+        tops = f.let("squared_tops", f"fadd float {loop['squared_tops']}, {square}")
+        loop["squared_tops"] = tops
         pair = f"i32 {loop['largest']}, i32 {counted}"
         loop["largest"] = f.let("largest", f"call i32 @llvm.smax.i32({pair})")
-    return sum_lanes(module, f, loop["energy"]), loop["tops"], loop["largest"]
+    return sum_lanes(module, f, loop["energy"], "energy"), loop["squared_tops"], loop["largest"]
 
 
-def _power(f: Function, form: Digits, top: str) -> str:
-    """The bits of 1/step, the largest power of two that brings `top` into the digits."""
+# --- a unit ---------------------------------------------------------------------------------------
+
+
+def _inverse_step(f: Function, form: DigitForm, top: str) -> str:
+    """Return the bits of 1/step, the largest power of two that brings `top` into the digits."""
     size = f.let("size", f"bitcast i32 {top} to float")
-    most = f.let("most", f"fdiv float {float_text(_LARGEST[form.limbs])}, {size}")
+    most = f.let("most", f"fdiv float {float_text(_LARGEST[form.digits])}, {size}")
     bits = f.let("most_bits", f"bitcast float {most} to i32")
-    return f.let("power", f"and i32 {bits}, {_INFINITY}")
+    exponent = int_text(EXPONENT_BITS)
+    return f.let("inverse_step", f"and i32 {bits}, {exponent}", "the exponent: a power of two")
 
 
 def _step(
-    f: Function, form: Digits, top: str, limit: str, largest: str, coarsest: str
+    f: Function, form: DigitForm, top: str, limit: str, largest: str, coarsest: str
 ) -> tuple[str, str, str]:
-    """Whether a unit is rough, its 1/step, and its lift."""
+    """Return whether a unit is rough, its 1/step, and its lift.
+
+    All steps are at most `_LIFTS` powers of two below the row's largest, so a unit whose elements
+    are all smaller than that is rough, too.
+    """
+    lifts = int_text(exponent_bits(_LIFTS))
     high = f.let("high", f"icmp sgt i32 {top}, {limit}")
-    least = f.let("least", f"sub i32 {largest}, {_LIFTS << 23}")
-    some = f.let("some", f"icmp ne i32 {top}, 0")
-    under = f.let("under", f"icmp slt i32 {top}, {least}")
-    low = f.let("low", f"and i1 {some}, {under}")
-    rough = f.let("is_rough", f"or i1 {high}, {low}")
+    least = f.let("least", f"sub i32 {largest}, {lifts}", f"2^-{_LIFTS} of it, by its exponent")
+    not_zero = f.let("not_zero", f"icmp ne i32 {top}, 0")
+    below = f.let("below", f"icmp slt i32 {top}, {least}")
+    low = f.let("low", f"and i1 {not_zero}, {below}")
+    rough = f.let("rough", f"or i1 {high}, {low}")
     held = f.let("held", f"call i32 @llvm.smax.i32(i32 {top}, i32 {least})")
     held = f.let("held", f"call i32 @llvm.smin.i32(i32 {held}, i32 {largest})")
-    power = _power(f, form, held)
-    inverse = f.let("inverse", f"bitcast i32 {power} to float")
-    below = f.let("below", f"sub i32 {power}, {coarsest}")
-    lift = f.let("lift", f"sub i32 {_LIFTS << 23}, {below}")
+    inverse_bits = _inverse_step(f, form, held)
+    inverse = f.let("inverse", f"bitcast i32 {inverse_bits} to float")
+    depth = f.let("depth", f"sub i32 {inverse_bits}, {coarsest}")
+    lift = f.let("lift", f"sub i32 {lifts}, {depth}")
     return rough, inverse, f.let("lift", f"select i1 {rough}, i32 0, i32 {lift}")
 
 
 def _integers(module: Module, f: Function, x: str, inverse: str, rough: str) -> str:
+    """Return 16 integers X = x / step; 0 in a rough unit."""
     module.declare(f"declare {VECTOR} @llvm.rint.v16f32({VECTOR})")
-    scaled = f.let("scaled", f"fmul {VECTOR} {x}, {splat_value(f, 'float', inverse)}")
+    scaled = f.let("scaled", f"fmul {VECTOR} {x}, {broadcast(f, 'float', inverse)}")
     whole = f.let("whole", f"call {VECTOR} @llvm.rint.v16f32({VECTOR} {scaled})")
     number = f.let("X", f"fptosi {VECTOR} {whole} to {INTS}")
     return f.let("X", f"select i1 {rough}, {INTS} zeroinitializer, {INTS} {number}")
 
 
-def _store_header(f: Function, form: Digits, unit: str, lift: str, whole: list[str]) -> None:
-    f.do(f"store i32 {lift}, ptr {unit}, align 4")
-    total = _store_sums(f, unit, whole, WHOLE_AT, HALVES_AT if form.halves else None)
-    if form.top:
-        top = [_digit(f, form, v, 0) for v in whole]
-        wide = [f.let("wide", f"sext <16 x i8> {v} to {INTS}") for v in top]
-        _store_sums(f, unit, wide, TOP_AT, TOP_HALVES_AT if form.halves else None)
-    if form.floats:
-        number = f.let("number", f"sitofp i32 {total} to float")
-        power = f.let("power", f"add i32 {lift}, {127 << 23}")
-        lifted = f.let("lifted", f"bitcast i32 {power} to float")
-        value = f.let("value", f"fmul float {number}, {lifted}")
-        f.do(f"store float {value}, ptr {f.at(unit, 'i8', SUM_AT)}, align 4")
+def _store_header(f: Function, form: DigitForm, unit_at: str, lift: str, halves: list[str]) -> None:
+    """Store the sums of a unit."""
+    total = _store_sums(f, form, unit_at, halves, "whole_sum", "half_sums")
+    if form.top_sums:
+        narrow = [_digit(f, form, X, 0) for X in halves]
+        top = [f.let("top_digit", f"sext <16 x i8> {digit} to {INTS}") for digit in narrow]
+        _store_sums(f, form, unit_at, top, "top_sum", "top_half_sums")
+    if form.float_sums:
+        number = f.let("float_sum", f"sitofp i32 {total} to float")
+        one = int_text(exponent_bits(EXPONENT_BIAS))
+        power = f.let("power_bits", f"add i32 {lift}, {one}", "2^lift: the bits of 1.0 and more")
+        factor = f.let("power", f"bitcast i32 {power} to float")
+        value = f.let("sum", f"fmul float {number}, {factor}")
+        f.do(f"store float {value}, ptr {f.field_at(unit_at, form.unit, 'sum')}, align 4")
 
 
-def _store_sums(f: Function, unit: str, v: list[str], at: int, halves_at: int | None) -> str:
-    """Store −8 times the sum, and that of each half where asked for; returns the sum."""
+def _store_sums(
+    f: Function, form: DigitForm, unit_at: str, halves: list[str], name: str, halves_name: str
+) -> str:
+    """Store −8 times the sum, and that of each half if the form asks for it; return the sum."""
 
     def reduce(value: str) -> str:
         return f.let("sum", f"call i32 @llvm.vector.reduce.add.v16i32({INTS} {value})")
 
-    def store(total: str, where: int) -> None:
-        many = f.let("many", f"mul i32 {total}, {-1 << SUM_FACTOR_LOG2}")
-        f.do(f"store i32 {many}, ptr {f.at(unit, 'i8', where)}, align 4")
+    def store(total: str, field: str, *index: int) -> None:
+        stored = f.let("stored_sum", f"mul i32 {total}, {-1 << SUM_FACTOR_LOG2}")
+        f.do(f"store i32 {stored}, ptr {f.field_at(unit_at, form.unit, field, *index)}, align 4")
 
-    if halves_at is None:
-        total = reduce(f.let("both", f"add {INTS} {v[0]}, {v[1]}"))
-    else:
-        sums = [reduce(value) for value in v]
+    if form.half_sums:
+        sums = [reduce(value) for value in halves]
         for half, one in enumerate(sums):
-            store(one, halves_at + 4 * half)
+            store(one, halves_name, half)
         total = f.let("sum", f"add i32 {sums[0]}, {sums[1]}")
-    store(total, at)
+    else:
+        total = reduce(f.let("both_halves", f"add {INTS} {halves[0]}, {halves[1]}"))
+    store(total, name)
     return total
 
 
-def _store_digits(f: Function, form: Digits, unit: str, whole: list[str]) -> None:
-    for limb in range(form.limbs):
-        for half, v in enumerate(whole):
-            at = HEADER_BYTES + UNIT * limb + LANES * half
-            digit = _digit(f, form, v, limb)
-            f.do(f"store <16 x i8> {digit}, ptr {f.at(unit, 'i8', at)}, align 16")
+def _store_digits(f: Function, form: DigitForm, unit_at: str, halves: list[str]) -> None:
+    if form.digits > 1:
+        f.comment(
+            "128 added to each digit carries what is above 127; flipping the sign takes 128 off"
+        )
+    for number in range(form.digits):
+        for half, X in enumerate(halves):
+            digit = _digit(f, form, X, number)
+            at = f.field_at(unit_at, form.unit, "digits", number, LANES * half)
+            f.do(f"store <16 x i8> {digit}, ptr {at}, align 16")
 
 
-def _digit(f: Function, form: Digits, whole: str, limb: int) -> str:
-    """Digit `limb` of X as int8; adding 128 to each carries, and its sign bit takes that off."""
-    if form.limbs == 1:
-        return f.let("digit", f"trunc {INTS} {whole} to <16 x i8>")
-    carried = f.let("carried", f"add {INTS} {whole}, {splat('i32', str(_CARRY))}")
-    bits = shift_right(f, carried, str(DIGIT_BITS * (form.limbs - 1 - limb)))
-    low = f.let("low", f"trunc {INTS} {bits} to <16 x i8>")
-    return f.let("digit", f"xor <16 x i8> {low}, {splat('i8', '-128')}")
+def _digit(f: Function, form: DigitForm, X: str, number: int) -> str:
+    """Return a digit of X as int8, by its number from the highest.
+
+    Adding 128 to each digit carries into the next one where a digit is above 127; flipping the sign
+    bit takes the 128 off again.
+    """
+    if form.digits == 1:
+        return f.let("digit", f"trunc {INTS} {X} to <16 x i8>")
+    carried = f.let("carried", f"add {INTS} {X}, {splat_int(_CARRY)}")
+    bits = shift_right(f, carried, str(DIGIT_BITS * (form.digits - 1 - number)))
+    low = f.let("low_byte", f"trunc {INTS} {bits} to <16 x i8>")
+    return f.let("digit", f"xor <16 x i8> {low}, {splat('i8', str(_DIGIT_SIGN))}", "less the 128")

@@ -1,4 +1,4 @@
-"""The instructions that multiply bytes: what a schedule must know about each."""
+"""The instructions that multiply bytes, and what a schedule must know about each."""
 
 from dataclasses import dataclass
 from typing import Final
@@ -8,9 +8,13 @@ from typing import Final
 class DotInstruction:
     """An instruction that multiplies bytes and adds neighbouring products.
 
-    intrinsic: LLVM's name for it. lanes: of 32 bits in its vectors. signed: whether it takes signed
-    quants. pairs: whether it adds two products in 16 bits (too few for `f32`), and not four
-    products to a sum of 32 bits.
+    Attributes:
+        name: the instruction's name in assembly.
+        intrinsic: LLVM's name for it.
+        lanes: lanes of 32 bits in its vectors.
+        signed: whether it takes signed quants.
+        pairs: whether it adds two products in 16 bits (too few for `f32`) instead of adding four
+            products to a sum of 32 bits.
     """
 
     name: str
@@ -21,7 +25,7 @@ class DotInstruction:
 
     @property
     def factors(self) -> str:
-        """LLVM's type of what it multiplies."""
+        """LLVM's type of its factors."""
         return f"<{4 * self.lanes} x i8>"
 
     @property
@@ -31,11 +35,11 @@ class DotInstruction:
 
     @property
     def sum_bits(self) -> int:
-        """The size of a sum."""
+        """Bits of a sum."""
         return 16 if self.pairs else 32
 
     def sums_of(self, lanes: int) -> str:
-        """Return LLVM's type of as many lanes of sums."""
+        """Return LLVM's type of the sums in `lanes` lanes of 32 bits."""
         return f"<{lanes * 32 // self.sum_bits} x i{self.sum_bits}>"
 
 

@@ -1,7 +1,7 @@
-"""Columns straight from their GGUF rows, in LLVM IR: dot products with x, and rows as floats.
+"""Write functions that read GGUF rows, in LLVM IR: dot products with x, and rows as floats.
 
-They serve what the `interleaved16` layout does not: narrow results, odd slices, rows that are
-looked up.
+They serve narrow results, slices that start inside a panel, and row lookups, for which the layout
+`interleaved16` is not made.
 """
 
 from q4jit.cpu.fields import CHUNK, RowFields, add_scaled, load_floats, value_of
@@ -15,12 +15,12 @@ def add_dot(module: Module, fmt: Format, k: int, early_scale: bool) -> str:
 
     x: K floats; row: the GGUF row of one column, at any alignment.
     """
-    early = early_scale or fmt.m_offset_bytes is not None
+    early = early_scale or fmt.minimum_at is not None
     name = f"{fmt.name.lower()}_k{k}_dot{'_early' if early_scale else ''}"
     if not module.knows(name):
         f = Function(
             f"internal float @{name}(ptr noalias %x, ptr noalias %row) #0",
-            f"x · one column of {fmt.name} with K = {k}, 16 elements at a time.",
+            f"x times one column of {fmt.name} with K = {k}, 16 elements at a time.",
         )
         if fmt.float_dtype is not None:
             total = _float_dot(module, f, fmt, k)
@@ -33,25 +33,27 @@ def add_dot(module: Module, fmt: Format, k: int, early_scale: bool) -> str:
 
 def _block_dot(module: Module, f: Function, fmt: Format, k: int, early: bool) -> str:
     zero = (VECTOR, "zeroinitializer")
-    with f.loop("block", 0, k // fmt.block_elements, carry={"acc": zero}) as block:
-        at = f.at("%row", "i8", f.index("offset", (block.index, fmt.block_bytes)), "block_at")
+    with f.loop("block", 0, k // fmt.block_elements, carry={"total": zero}) as block:
+        at = f.at("%row", "i8", f.index("block_offset", (block.index, fmt.block_bytes)), "block_at")
         fields = RowFields(module, f, fmt, at)
-        d, m = fields.half("d", fmt.d_offset_bytes), fields.half("m", fmt.m_offset_bytes)
-        subs, chunks = fmt.block_elements // fmt.scale_elements, fmt.scale_elements // CHUNK
-        inner = {"acc": (VECTOR, block["acc"])}
-        with f.loop("sub", 0, subs, carry=inner, unroll=True) as sub:
-            scale = fields.scale(d, sub.index)
+        block_scale, minimum = fields.f16_field("d"), fields.f16_field("m")
+        sub_blocks = fmt.block_elements // fmt.sub_block_elements
+        chunks = fmt.sub_block_elements // CHUNK
+        inner = {"total": (VECTOR, block["total"])}
+        with f.loop("sub_block", 0, sub_blocks, carry=inner, unroll=True) as sub_block:
+            scale = fields.scale(block_scale, sub_block.index)
             with f.loop("chunk", 0, chunks, carry={"part": zero}, unroll=True) as chunk:
-                number = f.index("number", (sub.index, chunks), (chunk.index, 1))
+                number = f.index("chunk_in_block", (sub_block.index, chunks), (chunk.index, 1))
                 quants = fields.quants(number)
-                value = value_of(module, f, quants, scale, m) if early else quants
-                k_at = f.index("k", (block.index, fmt.block_elements), (number, CHUNK))
-                x = load_vector(module, f, f.at("%x", "float", k_at, "xk"), None)
+                value = value_of(module, f, quants, scale, minimum) if early else quants
+                element = f.index("k", (block.index, fmt.block_elements), (number, CHUNK))
+                x = load_vector(module, f, f.at("%x", "float", element, "x_at"), None, "x")
                 chunk["part"] = add_scaled(module, f, "part", chunk["part"], x, value)
-            late = None if early else scale
-            sub["acc"] = add_scaled(module, f, "acc", sub["acc"], late, chunk["part"])
-        block["acc"] = sub["acc"]
-    return sum_lanes(module, f, block["acc"])
+            late_scale = None if early else scale
+            total = sub_block["total"]
+            sub_block["total"] = add_scaled(module, f, "total", total, late_scale, chunk["part"])
+        block["total"] = sub_block["total"]
+    return sum_lanes(module, f, block["total"])
 
 
 def add_row(module: Module, fmt: Format, k: int) -> str:
@@ -76,44 +78,45 @@ def add_row(module: Module, fmt: Format, k: int) -> str:
 
 def _block_row(module: Module, f: Function, fmt: Format, k: int) -> None:
     with f.loop("block", 0, k // fmt.block_elements) as block:
-        at = f.at("%row", "i8", f.index("offset", (block.index, fmt.block_bytes)), "block_at")
+        at = f.at("%row", "i8", f.index("block_offset", (block.index, fmt.block_bytes)), "block_at")
         fields = RowFields(module, f, fmt, at)
-        d, m = fields.half("d", fmt.d_offset_bytes), fields.half("m", fmt.m_offset_bytes)
-        subs, chunks = fmt.block_elements // fmt.scale_elements, fmt.scale_elements // CHUNK
-        with f.loop("sub", 0, subs) as sub:
-            scale = fields.scale(d, sub.index)
+        block_scale, minimum = fields.f16_field("d"), fields.f16_field("m")
+        sub_blocks = fmt.block_elements // fmt.sub_block_elements
+        chunks = fmt.sub_block_elements // CHUNK
+        with f.loop("sub_block", 0, sub_blocks) as sub_block:
+            scale = fields.scale(block_scale, sub_block.index)
             with f.loop("chunk", 0, chunks, unroll=True) as chunk:
-                number = f.index("number", (sub.index, chunks), (chunk.index, 1))
-                value = value_of(module, f, fields.quants(number), scale, m)
-                k_at = f.index("k", (block.index, fmt.block_elements), (number, CHUNK))
-                store_vector(module, f, value, f.at("%out", "float", k_at, "out_at"), None)
+                number = f.index("chunk_in_block", (sub_block.index, chunks), (chunk.index, 1))
+                value = value_of(module, f, fields.quants(number), scale, minimum)
+                element = f.index("k", (block.index, fmt.block_elements), (number, CHUNK))
+                store_vector(module, f, value, f.at("%out", "float", element, "out_at"), None)
 
 
 def _float_row(module: Module, f: Function, fmt: Format, k: int) -> None:
     whole = k // CHUNK * CHUNK
     with f.loop("k", 0, whole, step=CHUNK) as loop:
-        offset = f.index("offset", (loop.index, fmt.block_bytes))
+        offset = f.index("w_offset", (loop.index, fmt.block_bytes))
         w = load_floats(module, f, fmt, SIXTEEN, f.at("%row", "i8", offset, "w_at"), align_bytes=1)
         store_vector(module, f, w, f.at("%out", "float", loop.index, "out_at"), None)
     with f.loop("rest", whole, k) as rest:
-        offset = f.index("offset", (rest.index, fmt.block_bytes))
+        offset = f.index("w_offset", (rest.index, fmt.block_bytes))
         w = load_floats(module, f, fmt, ONE, f.at("%row", "i8", offset, "w_at"), align_bytes=1)
         f.do(f"store float {w}, ptr {f.at('%out', 'float', rest.index, 'out_at')}, align 4")
 
 
 def _float_dot(module: Module, f: Function, fmt: Format, k: int) -> str:
     whole = k // CHUNK * CHUNK
-    with f.loop("k", 0, whole, step=CHUNK, carry={"acc": (VECTOR, "zeroinitializer")}) as loop:
-        offset = f.index("offset", (loop.index, fmt.block_bytes))
+    with f.loop("k", 0, whole, step=CHUNK, carry={"total": (VECTOR, "zeroinitializer")}) as loop:
+        offset = f.index("w_offset", (loop.index, fmt.block_bytes))
         at = f.at("%row", "i8", offset, "w_at")
         w = load_floats(module, f, fmt, SIXTEEN, at, align_bytes=1)
-        x = load_vector(module, f, f.at("%x", "float", loop.index, "xk"), None)
-        loop["acc"] = add_scaled(module, f, "acc", loop["acc"], x, w)
-    total, fma = sum_lanes(module, f, loop["acc"]), module.fma("float")
+        x = load_vector(module, f, f.at("%x", "float", loop.index, "x_at"), None, "x")
+        loop["total"] = add_scaled(module, f, "total", loop["total"], x, w)
+    total, fma = sum_lanes(module, f, loop["total"]), module.fma("float")
     with f.loop("rest", whole, k, carry={"total": ("float", total)}) as rest:
-        at = f.at("%row", "i8", f.index("offset", (rest.index, fmt.block_bytes)), "w_at")
+        at = f.at("%row", "i8", f.index("w_offset", (rest.index, fmt.block_bytes)), "w_at")
         w = load_floats(module, f, fmt, ONE, at, align_bytes=1)
-        x = f.let("x1", f"load float, ptr {f.at('%x', 'float', rest.index, 'xk')}, align 4")
-        sum_ = rest["total"]
-        rest["total"] = f.let("total", f"call float {fma}(float {x}, float {w}, float {sum_})")
+        x = f.let("x", f"load float, ptr {f.at('%x', 'float', rest.index, 'x_at')}, align 4")
+        so_far = rest["total"]
+        rest["total"] = f.let("total", f"call float {fma}(float {x}, float {w}, float {so_far})")
     return rest["total"]

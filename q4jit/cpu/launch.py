@@ -1,7 +1,7 @@
-"""Launching a CPU's kernels on NumPy arrays: one object per set of exact shapes.
+"""Launch a CPU's kernels on NumPy arrays: one `CpuLaunch` per set of exact shapes.
 
-All that depends on shapes alone is worked out once; a call checks its arrays, allocates the
-results, packs one row of 8-byte slots per kernel and calls it.
+A launch computes once what depends only on shapes. A call checks its arrays, allocates the results,
+packs one row of 8-byte slots per kernel and calls it.
 """
 
 import functools
@@ -27,16 +27,18 @@ from q4jit.runtime.cpu import data_pointer
 from q4jit.weights.layouts import GGUF
 from q4jit.weights.tensor import QuantizedTensor
 
-_FIRST_ARRAY: Final = 3  # of the values of a call
-# NumPy's flags of an array that kernels can read: NPY_ARRAY_C_CONTIGUOUS and NPY_ARRAY_ALIGNED
-_READY: Final = 0x101
+_FIRST_ARRAY: Final = 3  # index of the first array among the values of a call
+# NumPy's flags of an array that kernels can read as it is
+_C_CONTIGUOUS: Final = 0x001  # NPY_ARRAY_C_CONTIGUOUS
+_ALIGNED: Final = 0x100  # NPY_ARRAY_ALIGNED
+_READY: Final = _C_CONTIGUOUS | _ALIGNED
 
 KernelFunction = Callable[[bytes], None]
 _Step = tuple[KernelFunction, Callable[..., bytes], Callable[[list[Any]], tuple[Any, ...]]]
 
 
 class CpuLaunch:
-    """Kernels bound to exact shapes; call it with the arguments."""
+    """Kernels bound to exact shapes; calling it runs them on arguments."""
 
     def __init__(
         self,
@@ -46,7 +48,7 @@ class CpuLaunch:
         args: Sequence[object],
         names: Sequence[str],
     ) -> None:
-        """Bind `functions` (one per kernel of `plan`) to `shapes`, those of `args`."""
+        """Bind `functions`, one per kernel of `plan`, to the shapes of `args`."""
         self._names = names
         self._rows = shapes.rows
         self._arrays, self._ids, self._scalars = shapes.arrays, shapes.ids, shapes.scalars
@@ -62,12 +64,12 @@ class CpuLaunch:
         self._offsets = [*offsets.values()]
         self._steps = self._steps_of(plan, functions, offsets)
 
-    # --- what depends on shapes alone -----------------------------------------------------------
+    # --- what depends only on shapes ------------------------------------------------------------
 
     def _steps_of(
         self, plan: CpuPlan, functions: Sequence[KernelFunction], scratch: Iterable[Slot]
     ) -> list[_Step]:
-        """Return for each kernel its function, the packing of its slots, and their values' places.
+        """Return a step for each kernel: its function, and how to pick and pack its slots' values.
 
         scratch: the slots of scratch memory, in the order of a call's values.
         """
@@ -78,21 +80,21 @@ class CpuLaunch:
         order += [Slot("weight", i, layout) for i, layout in self._weights]
         order += [Slot("output", i) for i in range(len(self._results))]
         order += scratch
-        place = {slot: i for i, slot in enumerate(order)}
+        position = {slot: i for i, slot in enumerate(order)}
         steps: list[_Step] = []
         for kernel, function in zip(plan.kernels, functions, strict=True):
             if not kernel.work.uniform and self._rows == 0:
                 continue
             slots = [_one_row(slot, kernel) for slot in kernel.slots()]
-            form = "".join("f4x" if slot.kind == "scalar" else "Q" for slot in slots)
-            pack = struct.Struct(f"<{form}").pack
-            steps.append((function, pack, itemgetter(*(place[slot] for slot in slots))))
+            slot_formats = "".join("f4x" if slot.kind == "scalar" else "Q" for slot in slots)
+            pack = struct.Struct(f"<{slot_formats}").pack
+            steps.append((function, pack, itemgetter(*(position[slot] for slot in slots))))
         return steps
 
     # --- a call -----------------------------------------------------------------------------------
 
     def __call__(self, args: Sequence[Any], out: Any = None) -> Any:
-        """Run the kernels; returns an array or a tuple of them, or `out` where it is given."""
+        """Run the kernels; return an array or a tuple of arrays, or `out` if it is given."""
         values, _copies, buffers = self._values(args, out)  # copies live until kernels are done
         scratch = take_scratch(self.scratch_bytes)
         base = scratch[0]
@@ -108,10 +110,10 @@ class CpuLaunch:
         return tuple(buffers) if self._returns_tuple else buffers[0]
 
     def _values(self, args: Sequence[Any], out: Any) -> tuple[list[Any], list[Any], Any]:
-        """The values of slots, the copies among what they point to, and the arrays to fill.
+        """Return the values of the slots, the copies that were made, and the arrays to fill.
 
-        None of the latter where `out` is filled as it is. Loops: a comprehension of one element
-        takes longer than the element.
+        The last is None if the kernels fill `out` itself. The loops are written out because a
+        comprehension over one element takes longer than the element.
         """
         values: list[Any] = [pool.address(), self._rows, 1]
         copies: list[NDArray[Any]] = []
@@ -145,17 +147,17 @@ class CpuLaunch:
         return values, copies, buffers
 
     def bind(self, args: Sequence[Any], out: Any = None) -> Callable[[], Any]:
-        """A call with these very arrays, which are checked now; without `out` they get results."""
+        """Check these arrays now and return a call on them; without `out` it owns its results."""
         if out is None:
             made = tuple(np.empty(result.shape, F32) for result in self._results)
             out = made if self._returns_tuple else made[0]
         values, copies, buffers = self._values(args, out)
-        if copies or buffers is not None:  # which every call has to make
+        if copies or buffers is not None:  # every call must make them anew
             return functools.partial(self, args, out)
         return _Bound(self, args, out, values)
 
     def packed(self, values: list[Any], scratch: Scratch) -> list[tuple[KernelFunction, bytes]]:
-        """The kernels in order, each with its slots."""
+        """Return the kernels in order, each with its packed slots."""
         values = values + [scratch.start + offset for offset in self._offsets]
         return [(function, pack(*pick(values))) for function, pack, pick in self._steps]
 
@@ -167,16 +169,16 @@ class CpuLaunch:
     def _prepared(
         self, i: int, array: NDArray[Any], shape: tuple[int, ...] | None
     ) -> NDArray[np.float32]:
-        """An array as kernels read it: spread to `shape`, and without gaps."""
+        """Return an array as kernels read it: broadcast to `shape`, and contiguous."""
         check_array(self._names[i], array)
         if shape is not None:
             array = np.broadcast_to(array, shape)
         return np.require(array, F32, ["C", "A"])
 
     def _starts(self, out: Any, args: Sequence[Any], values: list[int]) -> list[int] | None:
-        """The addresses of `out` where it is quickly seen that `check_out` would accept it.
+        """Return the addresses of `out` if a quick check shows that `check_out` would accept it.
 
-        values: those of the arrays, which are used as they are given, from the fourth on.
+        values: the addresses of the argument arrays, from index `_FIRST_ARRAY` on.
         """
         outs = out if self._returns_tuple else (out,)
         if (
@@ -208,7 +210,7 @@ class CpuLaunch:
         return starts[-len(outs) :]
 
     def _out_buffers(self, out: object, args: Sequence[object]) -> list[NDArray[np.float32]]:
-        """What kernels fill for `out`: its own arrays where their memory has the right form."""
+        """Return the arrays that kernels fill: those of `out` if their memory is suitable."""
         shapes = [result.shape for result in self._results]
         given = check_out(out, shapes, self._returns_tuple, self._names, args)
         pairs = zip(given, self._results, strict=True)
@@ -223,7 +225,7 @@ class CpuLaunch:
 
 
 class _Bound:
-    """A call whose slots are packed; it owns all memory that they point to."""
+    """A call with packed slots; it owns all memory that they point to."""
 
     def __init__(self, launch: CpuLaunch, args: Sequence[Any], out: Any, values: list[Any]) -> None:
         self._launch, self._args, self._out = launch, args, out
@@ -233,7 +235,7 @@ class _Bound:
         self._free = threading.Lock()
 
     def __call__(self) -> Any:
-        # a forked child has a pool of its own, and somebody else may be using the scratch memory
+        # a forked child has another pool, and another thread may be using the scratch memory
         if pool.address() != self._workers or not self._free.acquire(blocking=False):
             return self._launch(self._args, self._out)
         try:

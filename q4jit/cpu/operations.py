@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from q4jit.cpu.lanes import Lanes
-from q4jit.cpu.llvm_text import Function, Module, splat
+from q4jit.cpu.llvm_text import Function, Module
 from q4jit.frontend import elementary
 
 _FLOAT_OPS: Final = {"add": "fadd", "sub": "fsub", "mul": "fmul", "div": "fdiv"}
@@ -12,7 +12,7 @@ _COMPARE: Final = {"lt": "olt", "le": "ole", "gt": "ogt", "ge": "oge", "eq": "oe
 
 
 def apply(module: Module, f: Function, lanes: Lanes, op: str, v: Sequence[str]) -> str:
-    """Write one element-wise operation of the graph and return the name of its value."""
+    """Write an element-wise operation of the graph and return the name of its value."""
     kind = lanes.f32
     if op in _FLOAT_OPS:
         return f.let(op, f"{_FLOAT_OPS[op]} {kind} {v[0]}, {v[1]}")
@@ -29,7 +29,7 @@ def apply(module: Module, f: Function, lanes: Lanes, op: str, v: Sequence[str]) 
             test = f.let(
                 "beyond", f"fcmp {'ogt' if op == 'maximum' else 'olt'} {kind} {v[0]}, {v[1]}"
             )
-            nan = f.let("nan", f"fcmp uno {kind} {v[0]}, {v[0]}")  # NumPy hands NaN on
+            nan = f.let("nan", f"fcmp uno {kind} {v[0]}, {v[0]}")  # as in NumPy, NaN wins
             first = f.let("first", f"or {lanes.i1} {test}, {nan}")
             return f.let(op, f"select {lanes.i1} {first}, {kind} {v[0]}, {kind} {v[1]}")
         case "and" | "or":
@@ -55,36 +55,37 @@ class _LlvmOps:
         return self._lanes.constant(value)
 
     def i32(self, value: int) -> str:
-        return splat("i32", str(value)) if self._lanes.count > 1 else str(value)
+        return self._lanes.integer(value)
 
     def op(self, name: str, *v: str) -> str:
         lanes, let = self._lanes, self._f.let
         match name:
             case "fadd" | "fsub" | "fmul" | "fdiv":
-                return let("v", f"{name} {lanes.f32} {v[0]}, {v[1]}")
+                return let(name[1:], f"{name} {lanes.f32} {v[0]}, {v[1]}")
             case "iadd" | "isub":
-                return let("i", f"{name[1:]} {lanes.i32} {v[0]}, {v[1]}")
+                return let(name, f"{name[1:]} {lanes.i32} {v[0]}, {v[1]}")
             case "shl" | "ashr" | "and" | "or":
-                return let("i", f"{name} {lanes.i32} {v[0]}, {v[1]}")
+                return let(name, f"{name} {lanes.i32} {v[0]}, {v[1]}")
             case "flt" | "feq":
-                return let("t", f"fcmp o{name[1:]} {lanes.f32} {v[0]}, {v[1]}")
+                return let(name[1:], f"fcmp o{name[1:]} {lanes.f32} {v[0]}, {v[1]}")
             case "select":
                 kind = lanes.f32
-                return let("v", f"select {lanes.i1} {v[0]}, {kind} {v[1]}, {kind} {v[2]}")
+                return let("chosen", f"select {lanes.i1} {v[0]}, {kind} {v[1]}, {kind} {v[2]}")
             case "as_int":
-                return let("i", f"bitcast {lanes.f32} {v[0]} to {lanes.i32}")
+                return let("bits", f"bitcast {lanes.f32} {v[0]} to {lanes.i32}")
             case "as_float":
-                return let("v", f"bitcast {lanes.i32} {v[0]} to {lanes.f32}")
+                return let("float", f"bitcast {lanes.i32} {v[0]} to {lanes.f32}")
             case "fma":
                 kind = lanes.f32
                 fma = self._module.fma(kind)
-                return let("v", f"call {kind} {fma}({kind} {v[0]}, {kind} {v[1]}, {kind} {v[2]})")
+                return let("fma", f"call {kind} {fma}({kind} {v[0]}, {kind} {v[1]}, {kind} {v[2]})")
             case "fabs":
                 return apply(self._module, self._f, lanes, "abs", v)
         raise AssertionError(f"no LLVM text for {name}")
 
 
-# what the text says of each: data, because Python may drop docstrings and the text is a cache key
+# Comments of the text, kept apart from docstrings: Python may drop those, and the text is a cache
+# key, so it must not depend on that.
 _ELEMENTARY_DOCS: Final = {
     "exp": "eˣ within 2 ulp, denormal results included; 0 below −104, Inf above 88.72.",
     "log": "ln x within 3 ulp, denormals included; −Inf at 0, NaN below, Inf at Inf.",

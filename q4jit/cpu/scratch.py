@@ -1,7 +1,7 @@
-"""Scratch memory of CPU calls: temporaries and the prologue's results, kept between calls.
+"""Keep the scratch memory of CPU calls: temporaries, and x as the prologue leaves it.
 
-Fresh pages from the operating system cost more than a small kernel. Each call takes a buffer of its
-own, so there are as many buffers as calls ran at the same time; large buffers are freed after the
+Fresh pages from the operating system cost more time than a small kernel. Each call takes memory of
+its own, so there are as many pieces as calls ran at the same time. Large pieces are freed after the
 call.
 """
 
@@ -18,7 +18,13 @@ _KEPT_BYTES: Final = 16 << 20
 
 
 class Scratch(NamedTuple):
-    """Memory for temporaries; `start` is its first address on a cache line."""
+    """Memory for temporaries.
+
+    Attributes:
+        start: its first address that begins a cache line.
+        size_bytes: its size from there.
+        owner: the array that it belongs to.
+    """
 
     start: int
     size_bytes: int
@@ -29,18 +35,18 @@ _kept: list[Scratch] = []
 
 
 def lay_out_scratch(plan: CpuPlan, rows: int) -> tuple[dict[Slot, int], int]:
-    """Return the offset of each buffer of a call's scratch memory, and the bytes of all of it.
+    """Return the offset of each slot in a call's scratch memory, and the size of that memory.
 
-    They are stored one after the other, each on a cache line. Kernels run in turn, so they share
-    the prologue's buffers.
+    Each slot begins on a cache line. Kernels run one after the other, so they share the slots of
+    the prologue's results.
     """
     sizes = {Slot("temp", i): 4 * width * max(1, rows) for i, width in enumerate(plan.temps)}
     for kernel in plan.kernels:
         k = padded_k(plan, kernel)
         row_bytes = {
             Slot("x"): 4 * k,
-            Slot("exponent"): 4,
-            Slot("digits"): digits_bytes(k, kernel.limbs) if kernel.limbs else 0,
+            Slot("row_factors"): 4,
+            Slot("digits"): digits_bytes(k, kernel.digits) if kernel.digits else 0,
         }
         for slot, size in row_bytes.items():
             sizes[slot] = max(sizes.get(slot, 0), size * (1 if kernel.work.uniform else rows))
@@ -52,7 +58,7 @@ def lay_out_scratch(plan: CpuPlan, rows: int) -> tuple[dict[Slot, int], int]:
 
 
 def take_scratch(size_bytes: int) -> Scratch:
-    """Return memory that no other call has: threads, signal handlers and finalisers get theirs."""
+    """Return memory that no other call uses, not even one in a signal handler or a finaliser."""
     try:
         scratch = _kept.pop()
     except IndexError:

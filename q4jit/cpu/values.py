@@ -1,60 +1,71 @@
-"""Values of a graph in LLVM IR: one row at a time, and within it 16 columns or one."""
+"""Write the values of a graph in LLVM IR: one row at a time, and in it 16 columns or one."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
-from q4jit.cpu.lanes import (
-    ONE,
-    SIXTEEN,
-    Lanes,
-    load_vector,
-    splat_value,
-    store_vector,
-)
-from q4jit.cpu.llvm_text import (
-    Function,
-    Module,
-    float_text,
-    splat,
-)
+from q4jit.cpu.lanes import ONE, SIXTEEN, Lanes, broadcast, load_vector, store_vector
+from q4jit.cpu.llvm_text import Function, Module, Struct, StructField, float_text, splat
 from q4jit.cpu.operations import apply
 from q4jit.cpu.schedule import CpuKernel, CpuPlan
 from q4jit.frontend.graph import REDUCTIONS, Node
 from q4jit.frontend.specs import ArraySpec
 from q4jit.plan.kernels import Buffer, Slot, Store
 
-_LABELS: Final = {"x": "prologue"}  # an argument may well be called x
+_LABELS: Final = {"x": "prologue"}  # an argument is likely to be called x
+_KINDS: Final = {"m": "i64", "scalar": "{ float, [4 x i8] }"}
+"""LLVM's types of slots, by their kind; the others hold addresses."""
 
 
 @dataclass
 class Context:
-    """The kernel that is being written, its plan, and the module that its functions go to."""
+    """The kernel that is being written, its plan, and the module that receives its functions."""
 
     plan: CpuPlan
     kernel: CpuKernel
     module: Module
 
     def label(self, slot: Slot) -> str:
-        """A slot's name in the text: an argument has its own."""
+        """Return a slot's name in the text; arguments keep the user's names."""
         of_user = slot.kind in {"array", "ids", "scalar", "weight"}
         return self.plan.graph.names[slot.index] if of_user else _LABELS.get(slot.kind, str(slot))
 
+    def slots_struct(self) -> Struct:
+        """Return the type of the kernel's arguments."""
+        fields = (
+            StructField(str(i), _KINDS.get(slot.kind, "ptr"), self.label(slot))
+            for i, slot in enumerate(self.kernel.slots())
+        )
+        return Struct("Slots", "The kernel's arguments, 8 bytes each.", tuple(fields))
+
     def argument(self, f: Function, slot: Slot) -> str:
-        """An argument's value, loaded at the top of the function."""
+        """Load an argument at the top of the function, and return its value."""
         number = self.kernel.slots().index(slot)
         kind = {"m": "i64", "scalar": "float"}.get(slot.kind, "ptr")
         label = self.label(slot)
-        at = f.let_at_entry(f"{label}.at", f"getelementptr i64, ptr %args, i64 {number}")
+        at = f.let_at_entry(
+            f"{label}_slot", f"getelementptr %Slots, ptr %args, i64 0, i32 {number}"
+        )
         return f.let_at_entry(label, f"load {kind}, ptr {at}, align 8")
 
 
 @dataclass
 class CpuValues:
-    """Writes the values of graph nodes for one row, and within it for one place along the width.
+    """Writes the values of graph nodes for one row: scalars once, other values column by column.
 
-    Scalars (width 1) are written once per row; `at` starts a place: 16 columns under a mask, or a
-    single column.
+    A scalar has width 1. `start` goes to the present columns: a single one, or 16 under a
+    mask.
+
+    Attributes:
+        lowering: the kernel that is being written.
+        f: the function that is being written.
+        row: the row's number.
+        buffers: the buffers of values that an earlier phase has stored, by node id.
+        scalars: names of the scalars that have been written, by node id.
+        lanes: one column or 16.
+        column: the first of the present columns.
+        mask: the columns that exist; None if all do.
+        wide: names of the values of the present columns, by node id.
     """
 
     lowering: Context
@@ -68,26 +79,27 @@ class CpuValues:
     wide: dict[int, str] = field(default_factory=dict)
 
     def start(self, lanes: Lanes, column: str, mask: str | None, known: dict[int, str]) -> None:
-        """Go to columns `column`, …; `known` are values that are there already (products)."""
+        """Go to columns `column`, …; `known` are values that have been written (products)."""
         self.lanes, self.column, self.mask, self.wide = lanes, column, mask, dict(known)
 
     def scalar(self, node: Node) -> str:
-        """A value of width 1."""
+        """Return a scalar."""
         for n in self._pending(node, self.scalars):
             self.scalars[n.id] = self._scalar(n)
         return self.scalars[node.id]
 
     def _pending(self, node: Node, known: dict[int, str]) -> Iterator[Node]:
-        """What is not `known` of a value, operands first; the caller writes what it is handed.
+        """Yield the nodes below `node` that are not `known`, operands first.
 
-        No recursion: an unrolled loop makes chains longer than Python's stack.
+        The caller writes each node that it receives. There is no recursion: chains of operations
+        (a user's unrolled loop) may be longer than Python's stack.
         """
         stack = [node]
         while stack:
             n = stack[-1]
-            at_hand = n.id in self.buffers or n.op == "load"
-            spread = known is self.wide and n.width == 1
-            operands = () if at_hand or spread or n.id in known else n.operands
+            loaded = n.id in self.buffers or n.op == "load"
+            scalar = known is self.wide and n.width == 1
+            operands = () if loaded or scalar or n.id in known else n.operands
             missing = [o for o in operands if o.id not in known]
             stack += reversed(missing)
             if not missing:
@@ -99,18 +111,19 @@ class CpuValues:
         if node.op == "const":
             return float_text(node.value)
         if node.id in self.buffers:
-            return self._load_scalar(self._buffer_row(self.buffers[node.id]), "0")
+            buffer = self.buffers[node.id]
+            return self._load_scalar(self._buffer_row(buffer), "0", str(buffer))
         if node.op == "scalar":
             return self.lowering.argument(self.f, Slot("scalar", node.arg))
         if node.op == "load":
-            return self._load_scalar(self._array_row(node), str(node.start))
+            return self._load_scalar(self._array_row(node), str(node.start), self._array_name(node))
         operands = [self.scalars[n.id] for n in node.operands]
         if node.op in REDUCTIONS | {"reshape"} and node.operands[0].width == 1:
             return operands[0]
         return apply(self.lowering.module, self.f, ONE, node.op, operands)
 
     def prepare(self, nodes: Iterable[Node]) -> None:
-        """Write the scalars that `nodes` need: to be called before a loop over columns starts."""
+        """Write the scalars that `nodes` need; call this before a loop over columns starts."""
         stack, seen = list(nodes), set[int]()
         while stack:
             node = stack.pop()
@@ -123,47 +136,52 @@ class CpuValues:
                 stack.extend(node.operands)
 
     def at(self, node: Node) -> str:
-        """A value at the present place, in lanes (a scalar is spread over them)."""
+        """Return a value of the present columns; a scalar is in every lane."""
         for n in self._pending(node, self.wide):
             self.wide[n.id] = self._at(n)
         return self.wide[node.id]
 
     def _at(self, node: Node) -> str:
         if node.width == 1:
-            return self._spread(node)
+            return self._broadcast(node)
         if node.id in self.buffers:
-            return self._load(self._buffer_row(self.buffers[node.id]), self.column)
+            buffer = self.buffers[node.id]
+            return self._load(self._buffer_row(buffer), self.column, str(buffer))
         if node.op == "load":
             column = self.f.index("column", (self.column, 1), (node.start, 1))
-            return self._load(self._array_row(node), column)
+            return self._load(self._array_row(node), column, self._array_name(node))
         operands = [self.wide[n.id] for n in node.operands]
         return apply(self.lowering.module, self.f, self.lanes, node.op, operands)
 
-    def _spread(self, node: Node) -> str:
+    def _broadcast(self, node: Node) -> str:
         value = self.scalar(node)
         if self.lanes.count == 1:
             return value
         if node.op == "const":
             return splat("float", value)
-        return splat_value(self.f, "i1" if node.is_bool else "float", value)
+        return broadcast(self.f, "i1" if node.is_bool else "float", value)
 
     def store(self, store: Store, buffer_row: str) -> None:
-        """Write a value of the present place to a row of its buffer."""
+        """Write a value of the present columns to a row of its buffer."""
         value = self.at(store.node)
-        at = self.f.at(buffer_row, "float", self.column, "out_at")
+        at = self.f.at(buffer_row, "float", self.column, f"{store.buffer}_at")
         if self.lanes.count > 1:
             store_vector(self.lowering.module, self.f, value, at, self.mask)
         else:
             self.f.do(f"store float {value}, ptr {at}, align 4")
 
-    def _load(self, row: str, column: str) -> str:
-        at = self.f.at(row, "float", column)
+    def _load(self, row_at: str, column: str, name: str) -> str:
+        at = self.f.at(row_at, "float", column, f"{name}_at")
         if self.lanes.count > 1:
-            return load_vector(self.lowering.module, self.f, at, self.mask)
-        return self.f.let("v", f"load float, ptr {at}, align 4")
+            return load_vector(self.lowering.module, self.f, at, self.mask, f"{name}_columns")
+        return self.f.let(f"{name}_value", f"load float, ptr {at}, align 4")
 
-    def _load_scalar(self, row: str, column: str) -> str:
-        return self.f.let("s", f"load float, ptr {self.f.at(row, 'float', column)}, align 4")
+    def _load_scalar(self, row_at: str, column: str, name: str) -> str:
+        at = self.f.at(row_at, "float", column, f"{name}_at")
+        return self.f.let(f"{name}_value", f"load float, ptr {at}, align 4")
+
+    def _array_name(self, node: Node) -> str:
+        return self.lowering.label(Slot("array", node.arg))
 
     def _array_row(self, node: Node) -> str:
         spec = self.lowering.plan.graph.signature[node.arg]
@@ -171,15 +189,16 @@ class CpuValues:
         base = self.lowering.argument(self.f, Slot("array", node.arg))
         width = spec.shape[-1]
         assert isinstance(width, int)
-        return self._row_of(base, width) if node.varies else base
+        return self._row_of(base, width, self._array_name(node)) if node.varies else base
 
     def _buffer_row(self, buffer: Buffer) -> str:
         base = self.lowering.argument(self.f, Slot(buffer.kind, buffer.index))
-        return self._row_of(base, buffer.width)
+        return self._row_of(base, buffer.width, str(buffer))
 
-    def _row_of(self, base: str, width: int) -> str:
-        return self.f.at(base, "float", self.f.index("row_at", (self.row, width)), "row_ptr")
+    def _row_of(self, base: str, width: int, name: str) -> str:
+        offset = self.f.index(f"{name}_offset", (self.row, width))
+        return self.f.at(base, "float", offset, f"{name}_row_at")
 
     def buffer_row(self, store: Store) -> str:
-        """The address of this row in a store's buffer."""
+        """Return the address of this row in a store's buffer."""
         return self._buffer_row(store.buffer)

@@ -1,4 +1,4 @@
-"""The stages of GPUs."""
+"""The stages of the back end for GPUs, in one value."""
 
 from collections.abc import Sequence
 from typing import Any, Final
@@ -26,7 +26,7 @@ def _check(target: Target, plan_options: PlanOptions) -> None:
 
 
 def _search(device: Device, graph: Graph, m: int, plan_options: PlanOptions) -> None:
-    from q4jit.hip import search  # late: no other call needs it
+    from q4jit.hip import search  # late: only tune=True needs it
 
     search.ensure(device, graph, m, plan_options)
 
@@ -41,13 +41,13 @@ def _plan(
 
 
 def _render(plan: HipPlan, kernel: HipKernel) -> Source:
-    from q4jit.hip.render import render  # late: it loads Jinja
+    from q4jit.hip.render import render  # late: it imports Jinja
 
     return render(plan, kernel)
 
 
 def _compiler(target: Target) -> Compiler:
-    from q4jit.compilers.find import find_compiler  # late: what it looks for takes a while
+    from q4jit.compilers.find import find_compiler  # late: finding a compiler takes a while
 
     return find_compiler(target)
 
@@ -60,7 +60,7 @@ def _launch(
     names: Sequence[str],
     device: Device | None,
 ) -> HipLaunch:
-    assert device is not None  # `load` refuses to go on without one
+    assert device is not None  # `load` has raised an error if there is no device
     return HipLaunch(plan, loaded, shapes, args, names, device)
 
 

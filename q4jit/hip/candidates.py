@@ -1,4 +1,4 @@
-"""Candidates: what a search tries for a product, schedules and constants."""
+"""The candidates: the schedules and constants that a search tries for a product."""
 
 import itertools
 from dataclasses import replace
@@ -16,15 +16,15 @@ from q4jit.hip.kernel import (
     HipKernel,
 )
 from q4jit.hip.limits import can_run_gemv, can_run_gemv_matrix, can_run_tile_halves
-from q4jit.hip.problem import are_tiles
+from q4jit.hip.problem import suit_panels
 from q4jit.hip.rules import rules_of
 from q4jit.hip.sizing import in_waves, staged
 from q4jit.hip.tunings import Constant, Key
 from q4jit.targets import HipArch, Target
 from q4jit.weights.formats import FORMATS
 
-# the others follow from the schedule, M, the precision and the weights
-_CHOSEN: Final = (
+# schedule, M, precision and weights determine the other constants
+_SEARCHED: Final = (
     "ahead",
     "block_size",
     "columns",
@@ -37,16 +37,16 @@ _CHOSEN: Final = (
     "wave_panels",
 )
 _TRIED_SPLITS: Final = (1, 2, 4, 8)
-_TILE_BLOCKS: Final = 4  # per compute unit, at most, where blocks share columns
-_MOST_RESIDENT: Final = 1024  # threads of a compute unit, which registers leave room for
+_MOST_SPLIT_BLOCKS: Final = 4  # per compute unit, if blocks share columns
+_MOST_RESIDENT: Final = 1024  # threads whose registers fit into a compute unit
 
 
 def schedules_for(target: Target, key: Key) -> tuple[str, ...]:
-    """The schedules worth a try for weights whose scales are finite."""
+    """Return the schedules to try for weights with finite scales."""
     formats = [FORMATS[name] for name in key.format.split("+")]
     in_blocks = all(fmt.float_dtype is None for fmt in formats)
     has_matrix = target.hip.matrix is not None
-    if has_matrix and are_tiles(formats):
+    if has_matrix and suit_panels(formats):
         is_few = key.m <= MOST_FEW_ROWS
         if not is_few:
             return (TILE_HALVES,)
@@ -58,12 +58,12 @@ def schedules_for(target: Target, key: Key) -> tuple[str, ...]:
 
 
 def constants_of(kernel: HipKernel) -> dict[str, Constant]:
-    """The constants of a kernel that may be chosen, by name."""
-    return {name: getattr(kernel, name) for name in _CHOSEN}
+    """Return the constants of a kernel that a search can choose, by name."""
+    return {name: getattr(kernel, name) for name in _SEARCHED}
 
 
 def candidates(target: Target, kernel: HipKernel, m: int) -> tuple[HipKernel, ...]:
-    """The legal variants of a kernel with products for m rows, itself first."""
+    """Return the variants of a kernel that the arch can run for m rows, itself first."""
     arch = target.hip
     match kernel.schedule:
         case kernels.GEMV:
@@ -88,41 +88,43 @@ def _of_gemv(arch: HipArch, kernel: HipKernel) -> list[HipKernel]:
 
 
 def _of_gemv_matrix(arch: HipArch, kernel: HipKernel) -> list[HipKernel]:
-    tiles = -(-kernel.section.width // MATRIX_COLUMNS)
-    found = []
+    panels = -(-kernel.section.width // MATRIX_COLUMNS)
+    variants = []
     for splits, blocks, threads, ahead in itertools.product(
         _TRIED_SPLITS, (1, 2, 4), (256, 512, 896, 1024), (1, 2)
     ):
-        waves_n = -(-tiles * splits // (arch.compute_units * blocks))
+        waves_n = -(-panels * splits // (arch.compute_units * blocks))
         waves_k = threads // arch.wave // waves_n
         variant = in_waves(arch, replace(kernel, ahead=ahead, splits=splits), waves_n, waves_k)
         is_resident = blocks * variant.block_size <= _MOST_RESIDENT
         if waves_k and is_resident and can_run_gemv_matrix(arch, variant):
-            found.append(variant)
-    return found
+            variants.append(variant)
+    return variants
 
 
 def _of_tile_halves(arch: HipArch, kernel: HipKernel, m: int) -> list[HipKernel]:
-    tiles = -(-kernel.section.width // MATRIX_COLUMNS)
-    has_many = kernel.rows_per_tile >= TILE_ROWS
-    found = []
-    for variant, splits, wave_panels, waves_k in itertools.product(
+    panels = -(-kernel.section.width // MATRIX_COLUMNS)
+    has_full_tiles = kernel.rows_per_tile >= TILE_ROWS
+    variants = []
+    for staged_kernel, splits, wave_panels, waves_k in itertools.product(
         _staged_variants(arch, kernel, m), _TRIED_SPLITS, (1, 2), (1, 2)
     ):
-        units = arch.compute_units * wave_panels
-        even = {-(-tiles * splits // (units * blocks)) for blocks in (1, 2)}
-        for waves_n in sorted({4, 8, 12, 16} if has_many or kernel.warpgroups else {4, 8} | even):
-            grouped = replace(variant, splits=splits, wave_panels=wave_panels)
-            candidate = in_waves(arch, grouped, waves_n, waves_k)
-            blocks = -(-tiles // (waves_n * wave_panels)) * splits
-            is_full = splits == 1 or blocks <= _TILE_BLOCKS * arch.compute_units
-            if is_full and can_run_tile_halves(arch, candidate):
-                found.append(candidate)
-    return found
+        # numbers of waves for which one or two blocks per compute unit have all columns
+        per_wave = arch.compute_units * wave_panels
+        even = {-(-panels * splits // (per_wave * blocks)) for blocks in (1, 2)}
+        tried = {4, 8, 12, 16} if has_full_tiles or kernel.warpgroups else {4, 8} | even
+        for waves_n in sorted(tried):
+            base = replace(staged_kernel, splits=splits, wave_panels=wave_panels)
+            variant = in_waves(arch, base, waves_n, waves_k)
+            blocks = -(-panels // (waves_n * wave_panels)) * splits
+            suits = splits == 1 or blocks <= _MOST_SPLIT_BLOCKS * arch.compute_units
+            if suits and can_run_tile_halves(arch, variant):
+                variants.append(variant)
+    return variants
 
 
 def _staged_variants(arch: HipArch, kernel: HipKernel, m: int) -> list[HipKernel]:
-    """A kernel with the rows of a tile and the stages of x that are worth a try."""
+    """Return a kernel with each number of rows per tile and of stages that is worth trying."""
     if not kernel.warpgroups or kernel.rows_per_tile < TILE_ROWS:
         return [kernel]
     is_tall = kernel.folded and m > TILE_ROWS

@@ -2,13 +2,15 @@
 
 from dataclasses import replace
 
-from q4jit.errors import TuningError
+from q4jit.errors import TuningError, expected
 from q4jit.hip.candidates import candidates, constants_of, schedules_for
 from q4jit.hip.kernel import TILE_HALVES, HipKernel, HipPlan
 from q4jit.hip.problem import Problem
-from q4jit.hip.tunings import Choice, Key, Tuned
+from q4jit.hip.tunings import Choice, Key, Measured
 from q4jit.plan.kernels import Section
 from q4jit.plan.options import PlanOptions
+
+_CURE = "run q4jit tune again, which replaces the entry"
 
 
 def key_of(problem: Problem, section: Section) -> Key:
@@ -28,38 +30,41 @@ def keys_of(plan: HipPlan, m: int, plan_options: PlanOptions) -> tuple[Key, ...]
     return tuple(dict.fromkeys(keys))
 
 
-def choice_for(problem: Problem, section: Section, tuned: Tuned | None) -> Choice | None:
-    """Return what was measured for a section. Raises TuningError for an unknown schedule."""
-    if tuned is None or problem.has_endless_scales(section):  # measured are finite ones
+def choice_for(problem: Problem, section: Section, measured: Measured | None) -> Choice | None:
+    """Return what was measured for a section. Raises TuningError for an unknown schedule.
+
+    Weights that differ from the measured ones get no choice: those with an Inf or NaN among their
+    scales, and in tiles that round weights to f16, those that must not be rounded.
+    """
+    if measured is None or problem.has_nonfinite_scales(section):
         return None
     key, target = key_of(problem, section), problem.target
-    choice = tuned(key)
+    choice = measured(key)
     if choice is None:
         return None
-    schedule, accepted = choice.trial.schedule, schedules_for(target, key)
-    if schedule not in accepted:
-        raise TuningError(
-            f"{choice.origin}: found the schedule {schedule} for {key} on {target}, accepted are "
-            f"{', '.join(accepted)}; q4jit tune measures again"
-        )
-    rounds = schedule == TILE_HALVES and problem.may_fold  # such weights were measured
+    schedule, known = choice.trial.schedule, schedules_for(target, key)
+    if schedule not in known:
+        what = f"schedule {' or '.join(known)} for {key} on {target}"
+        raise TuningError(expected(what, schedule, where=choice.origin, cure=_CURE))
+    rounds = schedule == TILE_HALVES and problem.may_fold
     return choice if not rounds or problem.suits_f16(section) else None
 
 
-def as_chosen(problem: Problem, kernel: HipKernel, choice: Choice | None) -> HipKernel:
+def with_choice(problem: Problem, kernel: HipKernel, choice: Choice | None) -> HipKernel:
     """Give a kernel measured constants. Raises TuningError if no candidate has these constants."""
-    if choice is None or choice.trial.schedule != kernel.schedule:  # another section forbids it
+    # the schedule differs if another section of the kernel forbids the measured one
+    if choice is None or choice.trial.schedule != kernel.schedule:
         return kernel
     trial, known = choice.trial, constants_of(kernel)
     asked = dict(trial.constants)
-    # a constant that is younger than the choice keeps its value by rule
+    # constants that q4jit did not have yet when the trial was measured keep their value by rule
     wanted = known | asked
-    legal = candidates(problem.target, kernel, problem.m)
-    for candidate in legal:
+    possible = candidates(problem.target, kernel, problem.m)
+    for candidate in possible:
         if asked.keys() <= known.keys() and constants_of(candidate) == wanted:
-            return replace(candidate, origin=f"tuned: {choice.origin}")
-    raise TuningError(
-        f"{choice.origin}: found {trial.name} for {kernel.work.name} on {problem.target}, "
-        f"accepted are {', '.join(known)} of one of the {len(legal)} candidates that q4jit tune "
-        "tries; it measures them again and replaces the entry"
+            return replace(candidate, origin=choice.origin)
+    what = (
+        f"one of the {len(possible)} candidates for {kernel.work.name} on {problem.target} "
+        f"(with the constants {', '.join(known)})"
     )
+    raise TuningError(expected(what, trial.name, where=choice.origin, cure=_CURE))

@@ -1,8 +1,7 @@
-"""The classes of M: numbers of rows that share kernels.
+"""The classes of M: numbers of rows that one set of kernels serves.
 
-Few rows (M = 1, 2, 3…4, 5…8, 9…16) have a class each, which is named by the largest number in it.
-All others are one class of tiles, or four (M = 17…32, 33…64, 65…512, ≥ 513) where `tile_halves` may
-compute them.
+Few rows have the classes M = 1, 2, 3…4, 5…8 and 9…16, each named by its largest M. More rows have
+four classes if `tile_halves` can compute them (M = 17…32, 33…64, 65…512, ≥ 513), and otherwise one.
 """
 
 from typing import Final
@@ -16,15 +15,15 @@ FEW_ROWS: Final = (1, 2, 4, 8, 16)
 MOST_FEW_ROWS: Final = FEW_ROWS[-1]
 TILE_ROWS: Final = 64
 TALL_TILE_ROWS: Final = 128
-"""Rows of the largest tile: weights are read half as often, if registers have room for its sums."""
+"""Rows of the largest tile. It reads weights half as often, but its sums need more registers."""
 HALVES_TILE_ROWS: Final = (32, 64)
-"""Rows that are one tile of `tile_halves`; beyond them there are several."""
+"""Classes of M that are a single tile of `tile_halves`; more rows have several tiles."""
 MANY_ROWS: Final = 512
-_LAST_CLASS: Final = 1024  # of more rows: there are tiles enough, whatever N is
+_LAST_CLASS: Final = 1024  # more than 512 rows: enough tiles to fill any GPU, whatever N is
 
 
 def m_class(target: Target, m: int, plan_options: PlanOptions) -> int:
-    """The class of a number of rows: the largest in it, but for the last class."""
+    """Return the class of a number of rows: its largest M; 1024 for the last class."""
     if plan_options.schedule == ELEMENT:
         return 1
     if m <= MOST_FEW_ROWS:
@@ -40,5 +39,5 @@ def m_class(target: Target, m: int, plan_options: PlanOptions) -> int:
 
 
 def most_rows(target: Target, rows_class: int, plan_options: PlanOptions) -> int | None:
-    """The largest number of rows in a class; None in the last one."""
+    """Return the largest number of rows in a class; None for the last class."""
     return None if m_class(target, rows_class + 1, plan_options) == rows_class else rows_class

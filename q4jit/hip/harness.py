@@ -1,7 +1,7 @@
-"""A bench: kernels of one's own choice run, checked and timed on a GPU, one call after the other.
+"""The bench runs and times chosen kernels on a GPU.
 
-A call of a specialised function chooses its kernels; here a `PlanOptions` forces the schedule
-and the weights' layout, results begin as NaN, and times are taken by the device's own events.
+Unlike a call of a specialised function, `PlanOptions` choose the schedule and the layout of the
+weights, and results are filled with NaN before the kernels run.
 """
 
 import math
@@ -26,7 +26,7 @@ from q4jit.hip.launch import HipLaunch, load
 from q4jit.hip.render import render
 from q4jit.hip.schedule import make_plan
 from q4jit.hip.timer import MEMORY_SHARE, Timer
-from q4jit.hip.tunings import Tuned
+from q4jit.hip.tunings import Measured
 from q4jit.pipeline import fetch, ready_kernels
 from q4jit.plan.kernels import Source
 from q4jit.plan.options import PlanOptions
@@ -37,23 +37,23 @@ from q4jit.weights.tensor import QuantizedTensor
 Floats = NDArray[np.float32]
 
 _MOST_THREADS: Final = 16
-_ROTATED_BYTES: Final = 256 << 20  # weights that no cache keeps; AMD's last level is not its L2
-_POISON: Final = 0xFF  # four of them are a NaN
+_ROTATED_BYTES: Final = 256 << 20  # more than any cache; AMD has a larger cache behind its L2
+_POISON: Final = 0xFF  # four such bytes are a NaN
 
 
 @dataclass(frozen=True)
 class Built:
-    """A plan with the texts of its kernels, which are being compiled or are."""
+    """A plan with the texts of its kernels. Their compilation has begun."""
 
     plan: HipPlan
     sources: tuple[Source, ...]
 
 
 class Bench(Timer):
-    """Runs functions on one device with kernels of one's own choice."""
+    """A device on which functions run with chosen kernels."""
 
     def __init__(self, device: Device) -> None:
-        """Raises TargetError where the device's arch or a compiler for it is not known."""
+        """Find the compiler. Raises TargetError if it is missing or if the arch is unknown."""
         super().__init__(device)
         self.target = target_of(device)
         self._compiler = find_compiler(self.target)
@@ -70,7 +70,7 @@ class Bench(Timer):
         self.close()
 
     def close(self) -> None:
-        """End the threads that compile, and give back the streams."""
+        """End the threads that compile, and destroy the streams."""
         self._threads.shutdown(cancel_futures=True)
         super().close()
 
@@ -79,18 +79,18 @@ class Bench(Timer):
         function: Callable[..., Any],
         args: Sequence[Any],
         plan_options: PlanOptions,
-        tuned: Tuned | None = None,
+        measured: Measured | None = None,
     ) -> Built:
-        """Plan `function` and begin to compile its kernels; their errors are raised by `bind`.
+        """Plan `function` and begin to compile its kernels; `bind` raises their errors.
 
-        tuned: as for `make_plan`.
+        measured: as for `make_plan`.
         """
         graph = trace(function, tuple(map(_spec, args)))
         rows = math.prod(lead_shape(args))
-        return self.compile(make_plan(graph, self.target, rows, plan_options, tuned))
+        return self.compile(make_plan(graph, self.target, rows, plan_options, measured))
 
     def compile(self, plan: HipPlan) -> Built:
-        """Begin to compile the kernels of a plan; their errors are raised by `bind`."""
+        """Begin to compile the kernels of a plan; `bind` raises their errors."""
         sources = tuple(render(plan, kernel) for kernel in plan.kernels)
         for kernel, source in zip(plan.kernels, sources, strict=True):
             self.compile_text(source, _label(plan, kernel))
@@ -103,7 +103,7 @@ class Bench(Timer):
             self._entries[source.text] = self._threads.submit(fetch, self._compiler, source)
 
     def bind(self, built: Built, args: Sequence[Any]) -> HipLaunch:
-        """A launch for arguments on the device (see `upload`)."""
+        """Return a launch for arguments on the device (see `upload`)."""
         ready = ready_kernels(built.sources, self._entry, self._load, self.device)
         kernels, graph = [kernel.loaded for kernel in ready], built.plan.graph
         return HipLaunch(
@@ -111,13 +111,13 @@ class Bench(Timer):
         )
 
     def load(self, source: Source) -> LoadedKernel:
-        """Return a kernel whose text is being compiled, ready to run. Raises CompileError."""
+        """Wait for the compilation of a kernel, load it and return it. Raises CompileError."""
         (ready,) = ready_kernels((source,), self._entry, self._load, self.device)
         kernel: LoadedKernel = ready.loaded
         return kernel
 
     def _entry(self, source: Source) -> cache.Entry:
-        """Wait for a compilation that was begun."""
+        """Wait for a compilation and return its result."""
         return self._entries[source.text].result()
 
     def _load(self, code: bytes, source: Source, device: Device | None) -> LoadedKernel:
@@ -126,7 +126,7 @@ class Bench(Timer):
         return self._loaded[source.text]
 
     def upload(self, args: Sequence[Any], stream: int = 0) -> tuple[Any, ...]:
-        """The arguments, with the arrays among them copied to the device, to be used on `stream`.
+        """Return the arguments with each array copied to the device, for use on `stream`.
 
         A launch runs on the stream of its first array.
         """
@@ -138,7 +138,7 @@ class Bench(Timer):
         )
 
     def overwrite(self, view: DeviceView, array: Floats) -> None:
-        """Copy other values, of the same shape, to where an uploaded array lies."""
+        """Overwrite an uploaded array with an array of the same shape."""
         source, stream = np.ascontiguousarray(array), view.stream or 0
         self._driver.copy_to_device(
             self.device.index, view.pointer, source.ctypes.data, source.nbytes, stream
@@ -146,7 +146,7 @@ class Bench(Timer):
         self._driver.synchronize(self.device.index, stream)
 
     def outputs(self, built: Built, args: Sequence[Any]) -> tuple[DeviceArray, ...]:
-        """An array of NaN for each result, on the stream of the first array of `args`."""
+        """Return an array of NaN for each result, on the stream of the first array of `args`."""
         stream = next(a.stream for a in args if isinstance(a, DeviceView)) or 0
         shapes = CallShapes(built.plan.graph, args)
         arrays = tuple(
@@ -161,49 +161,49 @@ class Bench(Timer):
             self._driver.fill(self.device.index, array.pointer, _POISON, array.nbytes, array.stream)
 
     def run(self, built: Built, args: Sequence[Any]) -> list[Floats]:
-        """The results for NumPy arguments; what no kernel wrote is NaN."""
-        there = self.upload(args)
-        outputs = self.outputs(built, there)
-        launch = self.bind(built, there)
-        launch(there, outputs if built.plan.graph.returns_tuple else outputs[0])
+        """Return the results for NumPy arguments. Elements that no kernel wrote are NaN."""
+        uploaded = self.upload(args)
+        outputs = self.outputs(built, uploaded)
+        launch = self.bind(built, uploaded)
+        launch(uploaded, outputs if built.plan.graph.returns_tuple else outputs[0])
         return [array.to_numpy() for array in outputs]
 
-    def run_rows(self, built: Built, args: Sequence[Any], bands: Sequence[slice]) -> list[Floats]:
-        """Some rows of the result [M, N] for NumPy arguments: all may be more than the host has."""
-        there = self.upload(args)
-        (output,) = self.outputs(built, there)
-        self.bind(built, there)(there, output)
-        return [self._rows(output, band) for band in bands]
+    def run_rows(self, built: Built, args: Sequence[Any], ranges: Sequence[slice]) -> list[Floats]:
+        """Return ranges of rows of the result [M, N], which may be larger than host memory."""
+        uploaded = self.upload(args)
+        (output,) = self.outputs(built, uploaded)
+        self.bind(built, uploaded)(uploaded, output)
+        return [self._rows(output, each) for each in ranges]
 
-    def _rows(self, array: DeviceArray, band: slice) -> Floats:
-        first, stop, _ = band.indices(array.shape[0])
-        found = np.empty((stop - first, array.shape[1]), np.float32)
-        source = array.pointer + first * array.shape[1] * found.itemsize
+    def _rows(self, array: DeviceArray, rows: slice) -> Floats:
+        first, stop, _ = rows.indices(array.shape[0])
+        copied = np.empty((stop - first, array.shape[1]), np.float32)
+        source = array.pointer + first * array.shape[1] * copied.itemsize
         self._driver.copy_to_host(
-            self.device.index, found.ctypes.data, source, found.nbytes, array.stream
+            self.device.index, copied.ctypes.data, source, copied.nbytes, array.stream
         )
         self._driver.synchronize(self.device.index, array.stream)
-        return found
+        return copied
 
     def free_bytes(self) -> int:
-        """Bytes of the device's memory that nobody uses now."""
+        """Return the free bytes of the device's memory."""
         return self._driver.memory_info(self.device.index)[0]
 
-    # --- what was compiled --------------------------------------------------------------------
+    # --- compiled kernels -----------------------------------------------------------------------
 
     def compiled(self) -> list[tuple[str, str, Future[cache.Entry]]]:
-        """What each kernel computes, its symbol, and its code or its error."""
+        """Return the label of each kernel, its symbol, and its code or error."""
         return [(*self._labels[text], future) for text, future in self._entries.items()]
 
 
 def rotated_bytes(device: Device) -> int:
-    """Return how many bytes of weights defeat a device's caches when they take turns."""
+    """Return how many bytes of weights must take turns so that no cache keeps them."""
     wanted = max(4 * device.l2_bytes, _ROTATED_BYTES)
     return min(wanted, device.memory_bytes // MEMORY_SHARE)
 
 
 def _label(plan: HipPlan, kernel: HipKernel) -> str:
-    """What a kernel is: its schedule, and the weights that it reads."""
+    """Return a kernel's schedule, its class of rows, and the weights that it reads."""
     slots = [slot for slot in kernel.slots() if slot.kind == "weight"]
     weights = [f"{plan.weight(slot.index)} {slot.layout}" for slot in slots]
     return ", ".join([kernel.schedule, kernel.rows_class, *weights])

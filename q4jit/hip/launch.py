@@ -1,9 +1,9 @@
-"""Launching a GPU's kernels: one object per set of exact shapes and per device.
+"""Launch the kernels of a plan on a GPU: one `HipLaunch` per set of exact shapes and per device.
 
-Arrays that lie on the device are used in place: a call then checks them, puts their addresses into
-prepared launches on the stream that their library works on, and returns; it allocates nothing where
-`out=` is given, and never waits. PyTorch's tensors whose like was accepted before are not looked at
-again (`on_tensors`). NumPy arrays are copied in, and their results out.
+Arrays on the device are used in place: a call checks them, passes their addresses to prepared
+launches on the current stream of their library, and returns without waiting. With `out=` it
+allocates nothing. PyTorch tensors that only differ in their contents from those of an earlier call
+are not checked again (`on_tensors`). NumPy arrays are copied to the device, and results back.
 """
 
 import functools
@@ -27,7 +27,7 @@ from q4jit.arrays.on_device import (
     output_views,
     overlap_error,
     pairs_apart,
-    refuse_spreading,
+    refuse_broadcasting,
 )
 from q4jit.arrays.outputs import check_out
 from q4jit.arrays.torch_tensors import new_tensor
@@ -43,19 +43,20 @@ from q4jit.weights.tensor import QuantizedTensor
 
 
 def load(code: bytes, source: Source, device: Device | None) -> LoadedKernel:
-    """Return a compiled kernel, ready to run. Raises DeviceError where there is no device."""
+    """Load a compiled kernel onto a device. Raises DeviceError if there is no device."""
     if device is None:
+        reason = why_none() or "the GPUs of this machine have other archs"
         raise DeviceError(
-            f"{source.symbol} is compiled for {source.target}, and no such device is here: "
-            f"accepted are inspect_source and inspect_asm; {why_none() or 'another GPU is'}"
+            f"cannot run {source.symbol}, which is compiled for {source.target}: {reason}; use "
+            "target='cpu', or only inspect_source and inspect_asm"
         )
     return driver_of(device).load(device.index, code, source.symbol)
 
 
 class HipLaunch:
-    """Kernels bound to exact shapes and a device; call it with the arguments.
+    """Kernels bound to exact shapes and a device; calling it with arguments runs them.
 
-    Arguments on the device are given as `DeviceView`.
+    Arguments on the device are passed as `DeviceView`.
     """
 
     def __init__(
@@ -67,44 +68,46 @@ class HipLaunch:
         names: Sequence[str],
         device: Device,
     ) -> None:
-        """Bind `kernels` (one per kernel of `plan`, on `device`) to `shapes`, those of `args`.
+        """Bind the loaded kernels of `plan` to the shapes of `args`.
 
-        Raises ArgumentError for shapes that arrays on the device cannot have.
+        Raises ArgumentError for arrays on the device that kernels would have to broadcast.
         """
         self._names, self._device = names, device
         self._driver = driver_of(device)
         self._shapes = shapes
         self._on_device = any(isinstance(value, DeviceView) for value in args)
         if self._on_device:
-            refuse_spreading(shapes, names)
+            refuse_broadcasting(shapes, names)
         self._weights = [
             (i, layout, device_key(device.platform, device.index, layout))
             for i, layout in plan.weight_layouts()
         ]
         self._scratch = DeviceScratch(plan, shapes.rows, device)
-        self._given = self._given_arrays(args)
-        self._like = min((slot.kind, slot.index) for slot in self._given)[1] if self._given else -1
-        self._apart = pairs_apart(shapes, self._given, args)
-        self._steps = self._bind(plan, kernels)
+        self._arrays = self._array_slots(args)
+        # the library of the first array allocates the results
+        first = min(((slot.kind, slot.index) for slot in self._arrays), default=("", -1))
+        self._like = first[1]
+        self._apart = pairs_apart(shapes, self._arrays, args)
+        self._launches = self._bind(plan, kernels)
 
-    def _given_arrays(self, args: Sequence[Any]) -> list[Slot]:
-        """The arrays that a call gives, in the order of its arguments."""
-        if self._on_device:  # among them ids of which no kernel reads more than the number
+    def _array_slots(self, args: Sequence[Any]) -> list[Slot]:
+        """Return the slots of the arrays that a call passes, in the order of its arguments."""
+        if self._on_device:  # including ids that the kernels only need the number of
             views = [(i, v) for i, v in enumerate(args) if isinstance(v, DeviceView)]
             return [Slot("ids" if holds_ids(view) else "array", i) for i, view in views]
         arrays = [Slot("array", i) for i, _ in self._shapes.arrays]
         return arrays + [Slot("ids", i) for i, _, _ in self._shapes.ids]
 
     def _bind(self, plan: HipPlan, kernels: Sequence[LoadedKernel]) -> list[Callable[..., None]]:
-        """The prepared launch of each kernel, which takes the values of `_enqueue`."""
+        """Return the prepared launch of each kernel, which takes the values of `_enqueue`."""
         shapes = self._shapes
-        values = [*self._given, *[Slot("output", i) for i in range(len(shapes.results))]]
+        values = [*self._arrays, *[Slot("output", i) for i in range(len(shapes.results))]]
         values += [Slot("scalar", i) for i in shapes.scalars]
         values += [Slot("weight", i, layout) for i, layout, _ in self._weights]
         values += self._scratch.offsets
         letters = "".join("f" if slot.kind == "scalar" else "P" for slot in values)
-        places = {slot: i for i, slot in enumerate([*values, Slot("m"), Slot("one")])}
-        steps = []
+        positions = {slot: i for i, slot in enumerate([*values, Slot("m"), Slot("one")])}
+        launches = []
         for kernel, loaded in zip(plan.kernels, kernels, strict=True):
             rows = 1 if kernel.work.uniform else shapes.rows
             if rows == 0:
@@ -116,33 +119,33 @@ class HipLaunch:
                 0,
                 letters,
                 (shapes.rows, 1),
-                [places[_one_row(slot, kernel)] for slot in kernel.slots()],
+                [positions[_one_row(slot, kernel)] for slot in kernel.slots()],
                 plan.target.hip.overlaps,
             )
-            steps.append(launch)
-        return steps
+            launches.append(launch)
+        return launches
 
     # --- a call ---------------------------------------------------------------------------------
 
     def __call__(self, args: Sequence[Any], out: object = None) -> Any:
-        """Run the kernels; returns an array or a tuple of them, or `out` where it is given."""
+        """Run the kernels; return `out` if it is given, else an array or a tuple of arrays."""
         if self._on_device:
             return self._run_in_place(args, out)
         return self._run_with_copies(args, out)
 
     def bind(self, args: Sequence[Any], out: object = None) -> Callable[[], Any]:
-        """A call with these very arrays."""
+        """Return a call with these arrays."""
         return functools.partial(self, args, out)
 
     def prepare(self, args: Sequence[Any]) -> None:
-        """Upload the weights, so that the first call finds them there."""
+        """Upload the weights before the first call."""
         for i, layout, key in self._weights:
             self._uploaded(args[i], layout, key)
 
     def on_tensors(self, args: Sequence[Any], out: Any, pointers: list[int], stream: int) -> Any:
-        """A call on PyTorch's tensors that `tensor_facts` cannot tell from those of an earlier one.
+        """Run the kernels on PyTorch tensors with the `tensor_facts` of an earlier call.
 
-        pointers: where they lie, in the order of the arguments, then those of `out`.
+        pointers: the addresses of the tensors in the order of the arguments, then those of `out`.
         """
         if out is not None:
             self._enqueue(stream, args, pointers)
@@ -154,14 +157,14 @@ class HipLaunch:
 
     def _run_in_place(self, args: Sequence[Any], out: Any) -> Any:
         check_views(self._shapes, self._names, args)
-        given = [args[slot.index] for slot in self._given]
+        arrays = [args[slot.index] for slot in self._arrays]
         stream = current_stream(args[self._like])
         if out is None:
             results = self._shapes.results
             owners = tuple(empty_like_kind(args[self._like], result.buffer) for result in results)
         else:
             owners = out if isinstance(out, tuple) else (out,)
-        views = given + output_views(self._shapes, self._device, owners, out)
+        views = arrays + output_views(self._shapes, self._device, owners, out)
         pointers = [view.pointer for view in views]
         self._wait_for_others(stream, args[self._like].library, views)
         self._enqueue(stream, args, pointers)
@@ -170,7 +173,7 @@ class HipLaunch:
         return owners if self._shapes.returns_tuple else owners[0]
 
     def _wait_for_others(self, stream: int, library: str, views: Sequence[DeviceView]) -> None:
-        """Wait for work on other streams than `library`'s, where libraries are mixed."""
+        """Wait for the streams of other libraries than `library`, if a call mixes libraries."""
         for view in views:
             if view.library != library or not view.library:
                 other = current_stream(view)
@@ -178,26 +181,29 @@ class HipLaunch:
                     self._driver.synchronize(self._device.index, other)
 
     def _run_with_copies(self, args: Sequence[Any], out: Any) -> Any:
-        """Copy in, run, copy out, on the default stream; complete when this returns."""
+        """Copy the arguments in, run, and copy the results out, on the default stream."""
         shapes = self._shapes
         arrays = [self._copied(self._host_array(i, args[i], s)) for i, s in shapes.arrays]
         ids = [self._copied(checked_ids(self._names[i], args[i], s, n)) for i, s, n in shapes.ids]
         results = [DeviceArray(result.buffer, self._device) for result in shapes.results]
-        given = None
+        targets = None
         if out is not None:
             wanted = [result.shape for result in shapes.results]
-            given = check_out(out, wanted, shapes.returns_tuple, self._names, args)
+            targets = check_out(out, wanted, shapes.returns_tuple, self._names, args)
         pointers = [array.pointer for array in (*arrays, *ids, *results)]
         self._enqueue(0, args, pointers)
         made = tuple(r.of(a.to_numpy()) for r, a in zip(shapes.results, results, strict=True))
-        if given is not None:
-            for target, value in zip(given, made, strict=True):
+        if targets is not None:
+            for target, value in zip(targets, made, strict=True):
                 target[...] = value
             return out
         return made if shapes.returns_tuple else made[0]
 
     def _enqueue(self, stream: int, args: Sequence[Any], pointers: list[int]) -> None:
-        """Launch the kernels; pointers: of what `_given` names, then of the outputs; extended."""
+        """Launch the kernels.
+
+        pointers: the addresses of `_arrays` and then of the results; the other values are appended.
+        """
         for output, size_bytes, other, others_bytes in self._apart:
             if -size_bytes < pointers[output] - pointers[other] < others_bytes:
                 raise overlap_error()
@@ -210,9 +216,9 @@ class HipLaunch:
                 memory = self._uploaded(args[i], layout, key)
             values.append(memory.pointer)
         if self._scratch.size_bytes:
-            self._scratch.launch(self._steps, stream, values)
+            self._scratch.launch(self._launches, stream, values)
             return
-        for launch in self._steps:
+        for launch in self._launches:
             launch(stream, *values)
 
     def _host_array(
@@ -225,7 +231,10 @@ class HipLaunch:
         return DeviceArray.from_numpy(array, self._device)
 
     def _uploaded(self, weight: QuantizedTensor, layout: str, key: str) -> DeviceMemory:
-        """A weight on the device, in a layout; uploaded once, freed with the tensor."""
+        """Return a weight's copy on the device in a layout; upload it if it is missing.
+
+        The tensor owns the copy.
+        """
         return weight._resident.upload(key, layout, self._copied)
 
 

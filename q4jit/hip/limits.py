@@ -1,30 +1,29 @@
-"""What an arch can run: block sizes, and constants for which a block has waves and room enough."""
+"""What an arch can run: block sizes, and constants that fit its waves and its shared memory."""
 
 from typing import Final
 
-from q4jit.errors import TargetError
-from q4jit.hip.kernel import MATRIX_COLUMNS, QUAD_ELEMENTS, UNIT_ELEMENTS, HipKernel
-from q4jit.hip.memory import GemvMatrixMemory, gemv_bytes, split_quads, tile_halves_has_room
+from q4jit.errors import TargetError, expected
+from q4jit.hip.gemv_matrix_sizes import sizes_of
+from q4jit.hip.kernel import MATRIX_COLUMNS, UNIT_ELEMENTS, HipKernel
+from q4jit.hip.memory import gemv_bytes, split_quads, tile_halves_has_room
 from q4jit.targets import HipArch, Target
 
 _WARPGROUP_WAVES: Final = 4
-_LEAST_COPIERS: Final = 64  # threads of a block that copy x
+_LEAST_TILE_THREADS: Final = 64  # at least that many threads of a tile_halves copy x
 
 
 def check_block_size(target: Target, block_size: int | None) -> None:
-    """Raise TargetError unless the arch can run blocks of so many threads (None: our choice)."""
+    """Raise TargetError unless the arch can run thread blocks of this size (None: any size)."""
     arch = target.hip
     if block_size is None:
         return
     if block_size % arch.wave or not 0 < block_size <= arch.max_block_size:
-        raise TargetError(
-            f"block_size={block_size} on {target}: accepted are multiples of its wave of "
-            f"{arch.wave} threads, up to {arch.max_block_size}"
-        )
+        multiple = f"a multiple of {arch.wave} (the threads of a wave) up to {arch.max_block_size}"
+        raise TargetError(expected(multiple, str(block_size), where=f"block_size on {target}"))
 
 
 def can_run_gemv(arch: HipArch, kernel: HipKernel) -> bool:
-    """Whether a `gemv` has a lane for each result, room for x, and something to load ahead."""
+    """Return whether a `gemv` has a lane for each result, room for x, and units to load ahead."""
     units = -(-_k(kernel) // UNIT_ELEMENTS)
     return (
         kernel.rows_per_tile * kernel.columns <= kernel.lanes
@@ -36,26 +35,25 @@ def can_run_gemv(arch: HipArch, kernel: HipKernel) -> bool:
 
 
 def can_run_gemv_matrix(arch: HipArch, kernel: HipKernel) -> bool:
-    """Whether a `gemv_matrix` has something to do for every wave, and room for x and its sums."""
-    waves_k = kernel.waves_k(arch.wave)
-    memory = GemvMatrixMemory.of(arch, kernel)
+    """Return whether a `gemv_matrix` has work for every wave, and room for x and its sums."""
+    sizes = sizes_of(arch, kernel)
     return (
         kernel.splits <= arch.cluster_blocks
         and kernel.block_size <= arch.max_block_size
-        and waves_k * kernel.splits <= -(-_k(kernel) // QUAD_ELEMENTS)
-        and (kernel.ahead == 1 or memory.round_quads - waves_k < memory.split_quads)
-        and memory.suffices
+        and sizes.waves_k * sizes.splits <= sizes.quads
+        and (sizes.ahead == 1 or sizes.round_quads - sizes.waves_k < sizes.split_quads)
+        and sizes.suffices
     )
 
 
 def can_run_tile_halves(arch: HipArch, kernel: HipKernel) -> bool:
-    """Whether waves and blocks share a `tile_halves` evenly, and have room to add their sums up."""
+    """Return whether a `tile_halves` divides evenly among waves and blocks, with room for sums."""
     waves_n, rest = divmod(kernel.columns, MATRIX_COLUMNS * kernel.wave_panels)
     waves_k = kernel.waves_k(arch.wave)
     return (
         rest == 0
         and waves_n * waves_k * arch.wave == kernel.block_size
-        and _LEAST_COPIERS <= kernel.block_size <= arch.max_block_size
+        and _LEAST_TILE_THREADS <= kernel.block_size <= arch.max_block_size
         and (waves_n % _WARPGROUP_WAVES == 0 or not kernel.warpgroups)
         and max(kernel.stage_units // 4, 1) % waves_k == 0
         and kernel.splits <= min(arch.cluster_blocks, kernel.rows_per_tile)

@@ -1,4 +1,4 @@
-"""A problem: what is to be scheduled, and what its weights allow. Facts, and no choices."""
+"""A problem: a graph to schedule, and the facts about its weights that decide what is possible."""
 
 import functools
 from collections.abc import Iterable
@@ -8,7 +8,7 @@ from q4jit.frontend.graph import Graph
 from q4jit.frontend.specs import WeightSpec
 from q4jit.hip.classes import MOST_FEW_ROWS, m_class
 from q4jit.hip.kernel import F16_TERMS
-from q4jit.hip.rules import Rules, rules_of
+from q4jit.hip.rules import GpuRules, rules_of
 from q4jit.plan.kernels import Section
 from q4jit.plan.options import PlanOptions
 from q4jit.targets import HipArch, Target
@@ -18,7 +18,7 @@ from q4jit.weights.layouts import TILES16, suits_tiles16
 
 @dataclass(frozen=True)
 class Problem:
-    """Kernels of a graph that are wanted for a target and m rows of x, as the plan options ask."""
+    """A graph that is planned for a target, m rows of x, and plan options."""
 
     graph: Graph
     target: Target
@@ -27,32 +27,32 @@ class Problem:
 
     @property
     def arch(self) -> HipArch:
-        """The facts of the GPU's arch."""
+        """Return the facts of the GPU's arch."""
         return self.target.hip
 
     @property
-    def rules(self) -> Rules:
-        """The rules for the GPU's platform."""
+    def rules(self) -> GpuRules:
+        """Return the rules for the GPU's arch."""
         return rules_of(self.arch)
 
     @functools.cached_property
     def m_class(self) -> int:
-        """The class of M."""
+        """Return the class of M."""
         return m_class(self.target, self.m, self.plan_options)
 
     @property
     def f16_terms(self) -> int:
-        """The f16 terms that x is split into."""
+        """Return the number of f16 terms that an element of x is split into."""
         return F16_TERMS[self.plan_options.precision]
 
     @property
     def may_fold(self) -> bool:
-        """Whether tiles round weights to f16, where these suit it."""
+        """Return whether tiles may round weights to f16, if the weights suit it."""
         return self.f16_terms == 1 and not self.arch.flushes_halves
 
     @property
     def in_warpgroups(self) -> bool:
-        """Whether four waves multiply together."""
+        """Return whether four waves multiply together (warpgroups)."""
         return self.arch.warpgroups and self.m > MOST_FEW_ROWS
 
     def weights(self, section: Section) -> list[WeightSpec]:
@@ -61,37 +61,38 @@ class Problem:
         return [spec for spec in specs if isinstance(spec, WeightSpec)]
 
     def has_finite_blocks(self, section: Section) -> bool:
-        """Whether all weights are whole numbers with finite scales.
+        """Return whether all weights are quants with finite scales.
 
-        Matrix units and dot products know whole numbers only, and no NaN among scales.
+        Matrix units and dot products multiply quants, which are integers, and apply the scales
+        later. An Inf or NaN among the scales would give another result for quants of 0.
         """
         return all(_is_in_blocks(w) and w.finite for w in self.weights(section))
 
-    def has_endless_scales(self, section: Section) -> bool:
-        """Whether Inf or NaN is among the scales of a weight in blocks."""
+    def has_nonfinite_scales(self, section: Section) -> bool:
+        """Return whether a weight in blocks has an Inf or NaN among its scales."""
         return any(_is_in_blocks(w) and not w.finite for w in self.weights(section))
 
     def suits_matrix(self, section: Section) -> bool:
-        """Whether matrix units can compute a section."""
+        """Return whether matrix units can compute a section."""
         return self.arch.matrix is not None and self.has_finite_blocks(section)
 
-    def suits_tiles(self, section: Section) -> bool:
-        """Whether matrix units can compute a section, with weights stored for their 16 columns."""
+    def suits_panels(self, section: Section) -> bool:
+        """Return whether matrix units can compute a section from panels of 16 columns."""
         formats = (w.block_format for w in self.weights(section))
         in_layout = self.plan_options.layout in {None, TILES16}
-        return in_layout and self.suits_matrix(section) and are_tiles(formats)
+        return in_layout and self.suits_matrix(section) and suit_panels(formats)
 
     def suits_dot(self, section: Section) -> bool:
-        """Whether dot products of int8 can compute a section, and the precision allows it."""
+        """Return whether int8 dot products can compute a section, and the precision allows it."""
         return self.plan_options.precision == "i8" and self.has_finite_blocks(section)
 
     def suits_f16(self, section: Section) -> bool:
-        """Whether all weights may be rounded to f16, their scales included."""
+        """Return whether all weights, with their scales, may be rounded to f16."""
         return all(w.suits_f16 for w in self.weights(section))
 
 
-def are_tiles(formats: Iterable[Format]) -> bool:
-    """Whether weights of all these formats can be stored for the 16 columns of matrix units."""
+def suit_panels(formats: Iterable[Format]) -> bool:
+    """Return whether weights of all these formats can be stored in panels of 16 columns."""
     return all(map(suits_tiles16, formats))
 
 

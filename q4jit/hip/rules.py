@@ -1,7 +1,7 @@
-"""Rules: what was measured, or counted, about GPUs; one table for each platform.
+"""The rules: constants for products that nothing was measured for, in one table per platform.
 
-Schedules read these tables where nothing was measured for the product itself. Sizes are in waves,
-columns and rows; `compute units` are NVIDIA's SMs.
+Each number has its origin beside it: a measurement or a count of instructions. *Waves* are waves of
+a thread block, and *compute units* are NVIDIA's SMs.
 """
 
 import abc
@@ -16,117 +16,149 @@ from q4jit.plan.kernels import Section
 from q4jit.targets import HipArch
 
 GEMV_MOST_ROWS: Final = 8
-"""Rows of f32 that `gemv` keeps in shared memory beside each other."""
+"""Rows of f32 that a `gemv` keeps in shared memory."""
 GEMV_LANES: Final = (16, 32)
-"""The fewest and the most threads that share a column: beyond 32, x of 8 rows exceeds 48 KiB."""
-ROWS_OF_HALVES_THREADS: Final = 512
-"""Threads that split a row of x for `tile_halves`, which waits for them."""
+"""The fewest and the most threads that share a column: with more, 8 rows of x exceed 48 KiB."""
+F16_ROWS_THREADS: Final = 512
+"""Threads that split a row of x into f16 terms; `tile_halves` waits for them."""
 
-_TALL_TILE_PRODUCTS: Final = 2
-_TILE_BLOCKS: Final = 2  # per compute unit
+TileShape = tuple[int, int]
+"""Columns and waves of a thread block of `tile_halves`."""
 
 
-@dataclass(frozen=True)
-class Rules(abc.ABC):
-    """What a platform does best.
+@dataclass(frozen=True, kw_only=True)
+class GpuRules(abc.ABC):
+    """The constants that suit a platform.
 
-    gemv_matrix_rows: of x, up to which `gemv_matrix` multiplies few rows, and beyond which
-    `tile_halves` does. tried: the schedules of a class of few rows that a search compares.
+    Attributes:
+        gemv_matrix_rows: most rows of x for `gemv_matrix`; `tile_halves` multiplies more.
+        tried: for each class of few rows, the schedules that a search compares.
+        gemv_columns: columns of a wave of `gemv`, by rows of x.
+        dot_columns: columns of a wave of `gemv_dot`, by rows of x.
 
-    Of `gemv` and `gemv_dot`: columns of a wave, by rows of x.
+        splits: numbers of splits of K in `gemv_matrix`; the first that suits is taken.
+        waves: waves of a `gemv_matrix` block, divided by the number of products.
+        most_waves: the same if a compute unit has more panels than `waves`.
+        light_rows: most rows of x that are cheap to split into f16 terms. For so few rows, K is
+            split only from `long_k` on, and `many_panels` per compute unit get `most_waves`.
+        long_k: see `light_rows`.
+        many_panels: see `light_rows`.
+        ahead: quads that a wave of `gemv_matrix` loads before their turn.
+        pair_rows: most rows of x whose f16 terms `gemv_matrix` multiplies by dot products.
 
-    Of `gemv_matrix`: waves of a block, for all products together, and most_waves where a block has
-    columns enough, which is more than many_tiles of them for few rows. splits: of K, the first that
-    suits counts; for few_rows only from long_k on. ahead: quads that a wave loads before their
-    turn. pair_rows: of x, up to which f16 terms are multiplied by dot products.
-
-    Of `tile_halves`: least_tile_rows: of a matrix instruction. most_rows_of_several: of a tile with
-    several products. stages_bytes: of x in shared memory.
+        least_tile_rows: fewest rows of a tile of `tile_halves`.
+        most_rows_of_several: most rows of a tile with several products.
+        tall_products: most products of a tile of 128 rows.
+        blocks_per_unit: thread blocks of `tile_halves` that fill a compute unit.
+        stages_bytes: shared memory for x in `tile_halves`.
     """
 
     gemv_matrix_rows: int
     tried: Mapping[int, tuple[str, ...]]
-
-    splits: tuple[int, ...]
-    most_waves: int
-    ahead: int
-
-    least_tile_rows: int
-    stages_bytes: int
-
-    most_rows_of_several: int = TILE_ROWS
-    pair_rows: int = 0
-    waves: int = 16
-    few_rows: int = 2
-    long_k: int = 8192
-    many_tiles: int = 4
-
-    # measured on an H100: more columns share a reading of x, fewer leave more waves to hide latency
+    # measured on an H100: with more columns, more products share each x that is read; with fewer,
+    # there are more waves, which hide latency
     gemv_columns: ClassVar[Mapping[int, int]] = {1: 2, 2: 4, 4: 2, 8: 2}
     dot_columns: ClassVar[Mapping[int, int]] = {1: 4, 2: 2, 4: 1, 8: 1, 16: 1}
+
+    splits: tuple[int, ...]
+    waves: int = 16
+    most_waves: int
+    light_rows: int = 2
+    long_k: int = 8192
+    many_panels: int = 4
+    ahead: int
+    pair_rows: int = 0
+
+    least_tile_rows: int
+    most_rows_of_several: int = TILE_ROWS
+    tall_products: int = 2
+    blocks_per_unit: int = 2
+    stages_bytes: int
 
     @abc.abstractmethod
     def tile_shape(
         self, arch: HipArch, section: Section, rows: int, tile_rows: int, folded: bool
-    ) -> tuple[int, int]:
-        """Columns of a `tile_halves`' block, and its waves; rows: the class of M."""
+    ) -> TileShape:
+        """Return the columns and waves of a `tile_halves`; rows: the class of M."""
 
     def tile_rows(self, arch: HipArch, section: Section, rows: int, may_be_tall: bool) -> int:
-        """Rows of a `tile_halves`: all of a few, and 128 of many where such tiles fill the GPU."""
+        """Return the rows of a tile of `tile_halves`.
+
+        Few rows are one tile. Many rows have tiles of 128 rows, if those fill the GPU.
+        """
         products = len(section.products)
         tiles = products * section.width * min(rows, MANY_ROWS) // TALL_TILE_ROWS**2
-        is_full = rows > MANY_ROWS or tiles >= _TILE_BLOCKS * arch.compute_units
-        suits = may_be_tall and rows > TILE_ROWS and products <= _TALL_TILE_PRODUCTS
+        is_full = rows > MANY_ROWS or tiles >= self.blocks_per_unit * arch.compute_units
+        suits = may_be_tall and rows > TILE_ROWS and products <= self.tall_products
         if suits and is_full:
             return TALL_TILE_ROWS
         most = TILE_ROWS if products == 1 else self.most_rows_of_several
         return min(max(rows, self.least_tile_rows), most)
 
     def most_tile_splits(self, arch: HipArch, rows: int, blocks: int) -> int:
-        """Blocks of a `tile_halves` that may share columns: several for a single tile of rows."""
-        return 1 if rows > TILE_ROWS else _TILE_BLOCKS * arch.compute_units // blocks
+        """Return how many thread blocks of a `tile_halves` may share columns.
 
-
-class NvidiaRules(Rules):
-    """Measured on an H100."""
-
-    def tile_shape(
-        self, arch: HipArch, section: Section, rows: int, tile_rows: int, folded: bool
-    ) -> tuple[int, int]:
-        """Small blocks for one tile of rows, so that there are many; wide ones for many rows.
-
-        For many rows they are as wide as fills the GPU, since each reads all of x.
+        Several may if all rows are one tile: otherwise there are enough blocks to fill the GPU.
         """
-        few, many = (64, 4), ((256, 16), (128, 8))
-        if rows <= TILE_ROWS or len(section.products) > 1:  # which have more columns together
-            return few
-        wanted = 0.75 * arch.compute_units * tile_rows / min(rows, MANY_ROWS)  # a full GPU's
-        wide = many[1:] if folded else many
-        return next((shape for shape in wide if -(-section.width // shape[0]) >= wanted), few)
+        return 1 if rows > TILE_ROWS else self.blocks_per_unit * arch.compute_units // blocks
 
 
-class AmdRules(Rules):
-    """Not measured, but counted.
+@dataclass(frozen=True, kw_only=True)
+class NvidiaRules(GpuRules):
+    """Rules that were measured on an H100.
 
-    A block of `gemv_matrix` splits eight x in about 137 instructions, and multiplies 16 columns by
-    128 k in 90 a wave, so that here too a compute unit does best with one block; 16 waves are four
-    on a SIMD of CDNA, eight on one of RDNA. A compute unit has 64 KiB of shared memory, and
-    registers hold what of x is on its way.
+    Attributes:
+        narrow: shape of the blocks for one tile of rows, and for several products, which have more
+            columns together. The blocks are small, so that there are many.
+        wide: shapes of the blocks for many rows. Each block reads all of x, so the widest shape
+            that fills the GPU is taken.
+        wide_folded: the same for weights that are rounded to f16.
+        fullness: the part of the compute units that `wide` shapes must fill.
     """
 
+    narrow: TileShape
+    wide: tuple[TileShape, ...]
+    wide_folded: tuple[TileShape, ...]
+    fullness: float
+
     def tile_shape(
         self, arch: HipArch, section: Section, rows: int, tile_rows: int, folded: bool
-    ) -> tuple[int, int]:
-        """128 columns, or half of them where few rows would leave compute units idle."""
-        columns = 128
+    ) -> TileShape:
+        """Return `narrow`, or the first of `wide` that fills the GPU."""
+        if rows <= TILE_ROWS or len(section.products) > 1:
+            return self.narrow
+        wanted = self.fullness * arch.compute_units * tile_rows / min(rows, MANY_ROWS)
+        for columns, waves in self.wide_folded if folded else self.wide:
+            if -(-section.width // columns) >= wanted:
+                return columns, waves
+        return self.narrow
+
+
+@dataclass(frozen=True, kw_only=True)
+class AmdRules(GpuRules):
+    """Rules that were counted, not measured.
+
+    A thread block of `gemv_matrix` needs about 137 instructions to split eight elements of x, and
+    each wave needs 90 to multiply 16 columns by 128 elements of K. One block per compute unit is
+    therefore best, as on NVIDIA. 16 waves are four per SIMD on CDNA and eight on RDNA.
+
+    Attributes:
+        tile_columns: columns of a block of `tile_halves`. Few rows take half of them if there are
+            fewer blocks than compute units.
+    """
+
+    tile_columns: int
+
+    def tile_shape(
+        self, arch: HipArch, section: Section, rows: int, tile_rows: int, folded: bool
+    ) -> TileShape:
+        """Return `tile_columns` or half of them, with a wave for each panel."""
+        columns = self.tile_columns
         if rows <= TILE_ROWS and section.width < arch.compute_units * columns:
             columns //= 2
         return columns, columns // MATRIX_COLUMNS
 
 
-# One block per compute unit, with all the waves that registers leave room for (half of them for
-# more products); loading further ahead takes registers and gains nothing; the more rows, the more a
-# split of K saves, as each block splits its own x into f16.
 NVIDIA: Final = NvidiaRules(
     gemv_matrix_rows=4,
     tried={
@@ -134,31 +166,36 @@ NVIDIA: Final = NvidiaRules(
         **dict.fromkeys((4, 8), (TILE_HALVES, GEMV_MATRIX)),
         16: (TILE_HALVES,),
     },
-    splits=(2, 1),
-    most_waves=28,  # with 72 registers a thread
-    ahead=2,
-    least_tile_rows=8,
-    stages_bytes=MOST_STAGES_BYTES,  # which leaves room for several blocks of a compute unit
+    splits=(2, 1),  # each block splits its own x into f16: more rows gain more from a split of K
+    most_waves=28,  # one block per compute unit: 28 waves of 72 registers a thread fill it
+    ahead=2,  # further ahead takes registers and gains nothing
+    least_tile_rows=8,  # of a matrix instruction
+    stages_bytes=MOST_STAGES_BYTES,  # leaves room for several blocks per compute unit
+    narrow=(64, 4),
+    wide=((256, 16), (128, 8)),
+    wide_folded=((128, 8),),
+    fullness=0.75,
 )
 AMD: Final = AmdRules(
     gemv_matrix_rows=FEW_ROWS[-1],
     tried=dict.fromkeys(FEW_ROWS, (GEMV_MATRIX,)),
-    splits=(1,),
+    splits=(1,),  # no clusters, in which blocks could add their sums
     most_waves=16,
     ahead=1,
-    least_tile_rows=16,
-    stages_bytes=16 << 10,
+    least_tile_rows=16,  # of a matrix instruction
+    stages_bytes=16 << 10,  # of 64 KiB; the next stage is in registers while it is loaded
+    tile_columns=128,
 )
-# HBM is far, and four waves a SIMD are few
+# HBM has a long latency, and four waves per SIMD hide little of it
 CDNA: Final = replace(AMD, ahead=2)
-# WMMA of RDNA 3 takes its 32 cycles for one row too, and both halves of a wave decode the same
-# weights for it: by dot products one row needs a third of the vector units' time. A lane has whole
-# units of a column: several products fill the registers.
+# WMMA of RDNA 3 takes its 32 cycles also for a single row, and lanes 0 to 15 and 16 to 31 of a wave
+# decode the same weights for it. With dot products, one row needs a third of that vector time. A
+# lane has whole units of a column, so several products fill the registers.
 RDNA3: Final = replace(AMD, pair_rows=1, most_rows_of_several=TILE_ROWS // 2)
 
 _BY_MATRIX: Final = {"mma_sync": NVIDIA, "mfma": CDNA, "wmma": RDNA3, "wmma_gfx12": AMD, None: AMD}
 
 
-def rules_of(arch: HipArch) -> Rules:
+def rules_of(arch: HipArch) -> GpuRules:
     """Return the rules for an arch, by the kind of its matrix units."""
     return _BY_MATRIX[arch.matrix]

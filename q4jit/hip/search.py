@@ -1,9 +1,9 @@
-"""The search for the fastest kernels of a product: candidates compiled, checked, then timed.
+"""Search for the fastest kernels of a product: compile all candidates, check them, time them.
 
-All candidates are compiled at once, in threads. Each is run on random data with every row and
-column held against float64 before it has a time: a wrong one cannot win. The fastest few are timed
-once more, in turns, because clocks drift. What was tried is kept (`tunings`), so that a second
-search measures only candidates that are new, or whose text has changed since.
+Threads compile the candidates. Each candidate first runs on random data, and every row and column
+is compared with float64; wrong results are not timed. The fastest few are timed again in turns,
+because clocks drift. The trials are kept (`tunings`), so a second search measures only candidates
+that are new or whose text has changed.
 """
 
 import functools
@@ -30,7 +30,7 @@ from q4jit.hip.classes import m_class, most_rows
 from q4jit.hip.harness import Bench, Built, rotated_bytes
 from q4jit.hip.kernel import HipKernel, HipPlan
 from q4jit.hip.schedule import make_plan
-from q4jit.hip.tunings import Constants, Key, Machine, Trial
+from q4jit.hip.tunings import Constants, Identity, Key, Machine, Trial
 from q4jit.plan.options import PlanOptions
 from q4jit.precision import BOUNDS, relative_error
 from q4jit.progress import progress
@@ -39,19 +39,29 @@ from q4jit.targets import Target
 from q4jit.weights.reference import Doubles, exact_products, random_weight, random_x, rotated_copies
 from q4jit.weights.tensor import QuantizedTensor
 
-_LARGE_ROWS: Final = 2048  # stand for every M of the last class
+_LARGE_ROWS: Final = 2048  # represent every M of the last class
 _FINALISTS: Final = 4
 _FINAL_ROUNDS: Final = 3
 _REASON_LETTERS: Final = 1000
 _SHOWN_LETTERS: Final = 100
-_TUNING: Final = threading.Lock()  # times are taken by one search at a time
+_SEARCHING: Final = threading.Lock()  # two searches at a time would disturb each other's times
 
 Results = dict[Key, tuple[Trial, ...]]
+Trials = dict[Identity, Trial]
+"""The trials of one product."""
 
 
 @dataclass(frozen=True, eq=False)
 class Candidate:
-    """Kernels that may serve a product, being compiled; text: the begin of their text's hash."""
+    """Kernels that may serve a product.
+
+    Attributes:
+        key: the product.
+        schedule: the schedule.
+        constants: the constants.
+        built: the kernels; their compilation has begun.
+        text: the first 16 digits of a hash of the kernels' text.
+    """
 
     key: Key
     schedule: str
@@ -60,66 +70,68 @@ class Candidate:
     text: str
 
     @property
-    def place(self) -> tuple[str, Constants]:
-        """What it is among the trials of its key."""
+    def identity(self) -> Identity:
+        """Return what distinguishes the candidate from the others of its product."""
         return self.schedule, self.constants
 
 
 def products(x: Any, *weights: Any) -> Any:
-    """The sum of products that share x: one kernel computes them all."""
+    """Return the sum of products that share x; one kernel computes them all."""
     return functools.reduce(operator.add, [x @ w for w in weights])
 
 
 def key_for(target: Target, k: int, n: int, formats: Sequence[str], m: int, precision: str) -> Key:
-    """The key of a product of m rows."""
+    """Return the key of a product with m rows."""
     return Key(k, n, "+".join(formats), m_class(target, m, PlanOptions(precision)), precision)
 
 
 def rows_of(target: Target, key: Key) -> int:
-    """The number of rows at which a class of M is timed: its largest, 2048 for the last class."""
+    """Return the number of rows that a class of M is timed with: its largest, or 2048."""
     return most_rows(target, key.m, PlanOptions(key.precision)) or _LARGE_ROWS
 
 
 def machine_of(bench: Bench) -> Machine:
-    """What the times of a bench are filed under."""
+    """Return the machine that the times of a bench belong to."""
     return Machine(bench.device.name, bench.target.arch, bench.fingerprint)
 
 
 def ensure(device: Device, graph: Graph, m: int, plan_options: PlanOptions) -> None:
-    """Search for the products of a function's kernels, where nothing is known of them yet.
+    """Search for the products of a function's kernels that have no trials yet.
 
-    Raises TuningError where every candidate of one was rejected, and DeviceError.
+    Raises TuningError if every candidate of a product is rejected, and DeviceError.
     """
-    with _TUNING, Bench(device) as bench:
+    with _SEARCHING, Bench(device) as bench:
         keys = keys_of(make_plan(graph, bench.target, m, plan_options), m, plan_options)
         known, machine = tunings.stored(), machine_of(bench)
         missing = [key for key in keys if not tunings.best(known.get((machine, key), ()))]
         for key, trials in search(bench, missing).items():
             if tunings.best(trials) is None:
-                raise TuningError(f"{key} on {device}: all rejected\n" + table({key: trials}))
+                raise TuningError(
+                    f"every candidate for {key} on {device} was rejected:\n{table({key: trials})}"
+                )
 
 
 def search(bench: Bench, keys: Iterable[Key]) -> Results:
-    """Try every candidate of every key that was not tried yet; all trials, old and new.
+    """Measure the candidates of each key that have no trial yet; return all trials, old and new.
 
-    They are kept as soon as a key is done: a search that is ended early goes on where it was.
-    Raises DeviceError where the device has no memory for the weights, or is lost.
+    The trials of a key are kept as soon as it is done, so an interrupted search can be continued.
+    Raises DeviceError if the device has too little memory for the weights, or is lost.
     """
     machine, known = machine_of(bench), tunings.stored()
     offered = {key: tuple(_candidates(bench, key)) for key in sorted(set(keys))}
-    found = {key: _still_true(known.get((machine, key), ()), cs) for key, cs in offered.items()}
-    for key, trials in found.items():
-        if len(trials) < len(known.get((machine, key), ())):  # of kernels that are no more
+    results = {key: _still_valid(known.get((machine, key), ()), cs) for key, cs in offered.items()}
+    for key, trials in results.items():
+        if len(trials) < len(known.get((machine, key), ())):  # some kernels no longer exist
             tunings.keep(machine, key, tuple(trials.values()))
-    fresh = [c for key, cs in offered.items() for c in cs if c.place not in found[key]]
+    fresh = [c for key, cs in offered.items() for c in cs if c.identity not in results[key]]
     for shape, of_shape in itertools.groupby(progress(fresh, "tuning"), _shape):
         rows = max(rows_of(bench.target, c.key) for c in fresh if _shape(c) == shape)
-        trier = _Trier(bench, *shape, rows)
+        measurer = _Measurer(bench, *shape, rows)
         for key, members in itertools.groupby(of_shape, lambda c: c.key):
-            trials = found[key] | {c.place: trier.tried(c) for c in members}
-            found[key] = trier.finals(offered[key], trials)
-            tunings.keep(machine, key, tuple(found[key].values()))
-    return {key: tuple(trials.values()) for key, trials in found.items()}
+            trials = results[key] | {c.identity: measurer.measure(c) for c in members}
+            results[key] = measurer.finals(offered[key], trials)
+            tunings.keep(machine, key, tuple(results[key].values()))
+    return {key: tuple(trials.values()) for key, trials in results.items()}
 
 
 def _shape(candidate: Candidate) -> tuple[int, int, str]:
@@ -127,7 +139,7 @@ def _shape(candidate: Candidate) -> tuple[int, int, str]:
 
 
 def _candidates(bench: Bench, key: Key) -> Iterator[Candidate]:
-    """All candidates of a key; their compilation begins."""
+    """Yield all candidates of a key, and begin to compile them."""
     m, formats = rows_of(bench.target, key), key.format.split("+")
     weights = [WeightSpec(name, key.k, key.n) for name in formats]
     graph = trace(products, (array_spec((m, key.k)), *weights))
@@ -149,21 +161,28 @@ def _text_hash(built: Built) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _still_true(
-    trials: Sequence[Trial], offered: Sequence[Candidate]
-) -> dict[tuple[str, Constants], Trial]:
-    """The trials of candidates that there still are, with the text that was tried."""
-    texts = {candidate.place: candidate.text for candidate in offered}
-    by_place = {(trial.schedule, trial.constants): trial for trial in trials}
-    return {place: trial for place, trial in by_place.items() if texts.get(place) == trial.text}
+def _still_valid(trials: Sequence[Trial], offered: Sequence[Candidate]) -> Trials:
+    """Return the trials of candidates that still exist and still have the measured text."""
+    texts = {candidate.identity: candidate.text for candidate in offered}
+    return {t.identity: t for t in trials if texts.get(t.identity) == t.text}
 
 
 # --- one product ----------------------------------------------------------------------------------
 
 
 @dataclass(eq=False)
-class _Trier:
-    """Runs candidates for weights [k, n] with random data; rows: the most that they are given."""
+class _Measurer:
+    """A bench with random data for the candidates of one shape of weights.
+
+    Attributes:
+        bench: the bench.
+        k: K, the elements of a column of each weight.
+        n: columns of each weight.
+        format: the formats of the weights, joined by `+`.
+        rows: the most rows of x that a candidate needs.
+        copies: copies of the weights, which take turns so that no cache keeps them.
+        x: random data [rows, k].
+    """
 
     bench: Bench
     k: int
@@ -182,11 +201,11 @@ class _Trier:
 
     @functools.cached_property
     def exact(self) -> tuple[Doubles, Doubles]:
-        """The result for x in float64, and √(Σ(xw)² + K·2⁻¹⁴⁹), which errors are relative to."""
+        """Return the result in float64, and √(Σ(xw)² + K·2⁻¹⁴⁹), which errors are relative to."""
         return exact_products(self.x, self.copies[0])
 
-    def tried(self, candidate: Candidate) -> Trial:
-        """What becomes of a candidate: held against float64, then timed."""
+    def measure(self, candidate: Candidate) -> Trial:
+        """Compare a candidate's results with float64; if they are right, time it."""
         trial = functools.partial(
             Trial, candidate.schedule, candidate.constants, candidate.text, date=tunings.today()
         )
@@ -196,26 +215,27 @@ class _Trier:
                 return trial(us=None, error=None, rejected="wrong: results are NaN or Inf")
             bound = BOUNDS[candidate.key.precision]
             if error > bound:
-                wrong = f"wrong: error {error:.1e}, allowed are {bound:.0e}"
+                wrong = f"wrong: error {error:.1e}, the bound is {bound:.0e}"
                 return trial(us=None, error=error, rejected=wrong)
             return trial(us=self._call_us(candidate), error=error, rejected="")
         except CompileError as failure:
             return trial(us=None, error=None, rejected=_reason(failure))
         except DeviceError as failure:
-            self.bench.upload((self.x[:1],))  # raises it again where the device is lost
+            self.bench.upload((self.x[:1],))  # raises DeviceError again if the device is lost
             return trial(us=None, error=None, rejected=_reason(failure))
 
     def _error(self, candidate: Candidate) -> float | None:
-        """The largest rms error of a row; None where there is no number.
+        """Return the largest rms error of a row; None if a result is NaN or Inf.
 
-        Two numbers of rows, where the class has them: full tiles, and one that is not.
+        The candidate runs with two numbers of rows if its class has them: one fills all tiles, the
+        other does not.
         """
         most = rows_of(self.bench.target, candidate.key)
         y, size = self.exact
         errors = []
-        for m in {most, most - 1 if most > 2 else most}:  # M = 2 is a class of its own
-            (found,) = self.bench.run(candidate.built, (self.x[:m], *self.copies[0]))
-            error = relative_error(found, y[:m], size[:m])
+        for m in {most, most - 1 if most > 2 else most}:  # M = 1 and M = 2 are different classes
+            (result,) = self.bench.run(candidate.built, (self.x[:m], *self.copies[0]))
+            error = relative_error(result, y[:m], size[:m])
             if error is None:
                 return None
             errors.append(error)
@@ -225,8 +245,8 @@ class _Trier:
         x = self.x[: rows_of(self.bench.target, candidate.key)]
 
         def calls_on(stream: int) -> list[Callable[[], object]]:
-            (there,) = self.bench.upload((x,), stream)
-            calls = [(there, *weights) for weights in self.copies]
+            (x_there,) = self.bench.upload((x,), stream)
+            calls = [(x_there, *weights) for weights in self.copies]
             (out,) = self.bench.outputs(candidate.built, calls[0])
             launch = self.bench.bind(candidate.built, calls[0])
             for args in calls:
@@ -235,18 +255,16 @@ class _Trier:
 
         return self.bench.replay_us(calls_on)
 
-    def finals(
-        self, offered: Sequence[Candidate], trials: dict[tuple[str, Constants], Trial]
-    ) -> dict[tuple[str, Constants], Trial]:
-        """The trials, the fastest few of them timed again: in turns, and the median counts."""
-        timed = [c for c in offered if trials[c.place].us is not None]
-        best = sorted(timed, key=lambda c: trials[c.place].us or 0.0)[:_FINALISTS]
+    def finals(self, offered: Sequence[Candidate], trials: Trials) -> Trials:
+        """Time the fastest few again in turns; return the trials with the median times."""
+        timed = [c for c in offered if trials[c.identity].us is not None]
+        best = sorted(timed, key=lambda c: trials[c.identity].us or 0.0)[:_FINALISTS]
         if len(best) == 1:
             return trials
         rounds = [[self._call_us(c) for c in best] for _ in range(_FINAL_ROUNDS)]
         medians = map(statistics.median, zip(*rounds, strict=True))
         again = {
-            c.place: replace(trials[c.place], us=us, date=tunings.today())
+            c.identity: replace(trials[c.identity], us=us, date=tunings.today())
             for c, us in zip(best, medians, strict=True)
         }
         return trials | again
@@ -257,17 +275,17 @@ def _copy(w: QuantizedTensor) -> QuantizedTensor:
 
 
 def _reason(failure: Exception) -> str:
-    """An error in a line that a file of tunings accepts."""
+    """Return the text of an error in one line, as a file of tunings can store it."""
     text = " ".join(f"{type(failure).__name__}: {failure}".split())
     visible = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
     return visible[:_REASON_LETTERS]
 
 
-# --- what was tried -------------------------------------------------------------------------------
+# --- the table of trials --------------------------------------------------------------------------
 
 
 def table(results: Results) -> str:
-    """What was tried for each key, the fastest first; `*` is chosen."""
+    """Return a table of the trials of each key, the fastest first; `*` marks the chosen one."""
     lines: list[str] = []
     for key, trials in results.items():
         chosen = tunings.best(trials)
@@ -280,7 +298,7 @@ def table(results: Results) -> str:
             if trial.rejected:
                 lines.append(f"{'':23}rejected: {_short(trial.rejected)}")
         if chosen is None:
-            lines.append(f"  no candidate is left: {len(trials)} rejected")
+            lines.append(f"  all {len(trials)} candidates were rejected")
     return "\n".join(lines)
 
 

@@ -1,4 +1,4 @@
-"""Sizing: a kernel's columns, waves, splits and stages, by the rules of its platform."""
+"""Choose a kernel's columns, waves, splits and stages by the rules of its platform."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -30,11 +30,11 @@ from q4jit.weights.layouts import PLANAR, TILES16
 
 TILE_COLUMNS: Final = 64
 _MOST_STAGE_UNITS: Final = 16
-_TILES: Final = frozenset({TILE_FMA, TILE_MATRIX, TILE_HALVES})  # whose block size follows
+_TILES: Final = frozenset({TILE_FMA, TILE_MATRIX, TILE_HALVES})  # they determine the block size
 
 
 def unsized(problem: Problem, work: Kernel, schedule: str, **constants: Any) -> HipKernel:
-    """Return a kernel with these constants and what the caller asked for."""
+    """Return a kernel with these constants and those that the caller fixed."""
     asked = None if schedule in _TILES else problem.plan_options.block_size
     kernel = HipKernel(
         work,
@@ -46,7 +46,10 @@ def unsized(problem: Problem, work: Kernel, schedule: str, **constants: Any) -> 
 
 
 def sized(problem: Problem, work: Kernel, schedule: str) -> HipKernel:
-    """Return a kernel of one section with constants by rule. Raises TargetError for no room."""
+    """Return a kernel of one section with constants by rule.
+
+    Raises TargetError if shared memory has no room for the sums of its products.
+    """
     match schedule:
         case kernels.GEMV | kernels.GEMV_DOT:
             return _gemv(problem, work, schedule)
@@ -84,7 +87,7 @@ def _gemv(problem: Problem, work: Kernel, schedule: str) -> HipKernel:
 
 
 def _lanes(arch: HipArch, work: Kernel) -> int:
-    """Threads that share a column: a wave, or half of it where K has too few units for one."""
+    """Return how many threads share a column: 32, or half if K has too few units for them."""
     k = max(product.operands[0].width for product in work.sections[0].products)
     units = -(-k // UNIT_ELEMENTS)
     least, most = GEMV_LANES
@@ -98,7 +101,7 @@ def _lanes(arch: HipArch, work: Kernel) -> int:
 
 
 def _gemv_matrix(problem: Problem, work: Kernel) -> HipKernel:
-    """Take the first tiling for which K and shared memory suffice."""
+    """Return a `gemv_matrix` with the first tiling that K and shared memory allow."""
     arch, rules, (section,) = problem.arch, problem.rules, work.sections
     rows = min(problem.m_class, MOST_FEW_ROWS)
     base = unsized(
@@ -118,14 +121,18 @@ def _gemv_matrix(problem: Problem, work: Kernel) -> HipKernel:
     if problem.plan_options.block_size is None and problem.plan_options.schedule is None:
         return _gemv(problem, work, GEMV)
     raise TargetError(
-        f"{len(section.products)} products of {work.name} with block_size={base.block_size} "
-        f"on {problem.target}: {GEMV_MATRIX} has no room for their sums; accepted are fewer "
-        "threads, fewer products in one function, or schedule 'gemv'"
+        f"no room in shared memory for the sums of the {len(section.products)} products of "
+        f"{work.name}: schedule {GEMV_MATRIX!r} on {problem.target} with "
+        f"block_size={base.block_size}; use a smaller block_size, fewer products in one function, "
+        "or schedule='gemv'"
     )
 
 
 def in_waves(arch: HipArch, kernel: HipKernel, waves_n: int, waves_k: int) -> HipKernel:
-    """Return a kernel with waves beside each other, and waves that share columns."""
+    """Return a kernel whose blocks have waves_n × waves_k waves.
+
+    waves_n waves compute different columns; waves_k waves share columns, each with a part of K.
+    """
     return replace(
         kernel,
         columns=MATRIX_COLUMNS * kernel.wave_panels * waves_n,
@@ -134,25 +141,28 @@ def in_waves(arch: HipArch, kernel: HipKernel, waves_n: int, waves_k: int) -> Hi
 
 
 def _tilings(problem: Problem, section: Section, rows: int) -> Iterator[tuple[int, int, int]]:
-    """Splits, waves beside each other, waves that share columns: a block per compute unit."""
-    rules, is_few = problem.rules, rows <= problem.rules.few_rows
-    k, tiles = section.products[0].operands[0].width, -(-section.width // MATRIX_COLUMNS)
+    """Yield splits, waves_n and waves_k of a `gemv_matrix`, the preferred ones first.
+
+    With them, each compute unit has one block.
+    """
+    rules, is_light = problem.rules, rows <= problem.rules.light_rows
+    k, panels = section.products[0].operands[0].width, -(-section.width // MATRIX_COLUMNS)
     waves, most_waves = (
         max(waves // len(section.products), 1) for waves in (rules.waves, rules.most_waves)
     )
-    for splits in (1,) if is_few and k < rules.long_k else rules.splits:
-        wanted = -(-tiles * splits // problem.arch.compute_units)
-        if splits > 1 and wanted > most_waves:
-            continue  # there are columns enough
-        has_many = wanted > (rules.many_tiles - 1 if is_few else waves)
-        for tiling in _divided(problem, wanted, most_waves if has_many else waves):
+    for splits in (1,) if is_light and k < rules.long_k else rules.splits:
+        unit_panels = -(-panels * splits // problem.arch.compute_units)
+        if splits > 1 and unit_panels > most_waves:
+            continue  # the panels fill every compute unit without splits
+        has_many = unit_panels > (rules.many_panels - 1 if is_light else waves)
+        for tiling in _divided(problem, unit_panels, most_waves if has_many else waves):
             yield splits, *tiling
 
 
 def _divided(problem: Problem, waves_n: int, waves: int) -> list[tuple[int, int]]:
-    """Waves beside each other and waves that share columns, the wanted ones first.
+    """Return pairs of waves_n and waves_k, the preferred ones first.
 
-    Of `waves` in all, or of as many as the caller's block size has.
+    Their product is at most `waves`, or the number of waves in the caller's block size.
     """
     if problem.plan_options.block_size is None:
         waves_n = min(waves_n, waves)
@@ -166,7 +176,7 @@ def _divided(problem: Problem, waves_n: int, waves: int) -> list[tuple[int, int]
 
 
 def _tile_halves(problem: Problem, work: Kernel) -> HipKernel:
-    """For one tile of rows small blocks, of which several share K; for many rows wide ones."""
+    """Return a `tile_halves`: for one tile of rows small blocks that share K, else wide blocks."""
     arch, rules, rows, (section,) = problem.arch, problem.rules, problem.m_class, work.sections
     folded = problem.may_fold and problem.suits_f16(section)
     tile_rows = rules.tile_rows(arch, section, rows, folded and problem.in_warpgroups)
@@ -189,7 +199,7 @@ def _tile_halves(problem: Problem, work: Kernel) -> HipKernel:
 
 
 def staged(arch: HipArch, kernel: HipKernel, rows: int, stages: int) -> HipKernel:
-    """Return a kernel for tiles of so many rows, whose x is in shared memory in `stages`."""
+    """Return a kernel with tiles of `rows` rows and the units of x that each stage has room for."""
     stage_bytes = rules_of(arch).stages_bytes // stages
     units = min(stage_bytes // f16_unit_bytes(kernel, rows), _MOST_STAGE_UNITS)
     return replace(kernel, rows_per_tile=rows, stage_units=units, stages=stages)

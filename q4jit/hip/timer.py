@@ -1,4 +1,4 @@
-"""Times of calls on a GPU, by the device's own events."""
+"""Time calls on a GPU with the device's own events."""
 
 import contextlib
 import functools
@@ -18,37 +18,37 @@ from q4jit.runtime.driver import Device
 Calls = Sequence[Callable[[], object]]
 
 MEMORY_SHARE: Final = 8
-"""Of a device's memory, at most this part is for arrays that are copied, or weights that rotate."""
+"""Copied arrays and rotated weights each take at most 1 / MEMORY_SHARE of a device's memory."""
 
 _COPY_BYTES: Final = 256 << 20
 _ROUND_US: Final = 20_000
 _ROUNDS: Final = 3
 _MOST_COPIES: Final = 200
-_GRAPH_US: Final = 5_000  # a graph of about so long: its launch is lost in it
+_GRAPH_US: Final = 5_000  # length of a graph, to which its launch adds little
 _LEAST_REPLAYED: Final = 4
 _MOST_REPLAYED: Final = 2000
 
 
 class Timer:
-    """Times calls on one device."""
+    """Timing of calls on one device."""
 
     def __init__(self, device: Device) -> None:
-        """Start without streams and copies, which are made when they are needed."""
+        """Make no streams and no arrays yet; the first use makes them."""
         self.device = device
         self._driver = driver_of(device)
         self._closing = contextlib.ExitStack()
 
     def close(self) -> None:
-        """Give back the streams."""
+        """Destroy the streams."""
         self._closing.close()
 
     def copy_bytes(self) -> int:
-        """Bytes of the arrays that `copy` copies."""
+        """Return the bytes that `copy` copies."""
         return min(_COPY_BYTES, self.device.memory_bytes // MEMORY_SHARE)
 
     @functools.cached_property
     def _copied(self) -> tuple[DeviceArray, DeviceArray]:
-        """Two arrays, set to something: memory that nobody touched may cost nothing to read."""
+        """Return two arrays that were written to: reading untouched memory may cost nothing."""
         first, second = (
             DeviceArray((self.copy_bytes(),), self.device, np.dtype(np.uint8)) for _ in range(2)
         )
@@ -65,14 +65,14 @@ class Timer:
 
     @functools.cached_property
     def copy_us(self) -> float:
-        """Microseconds of one `copy`."""
+        """Return the microseconds of one `copy`."""
         self._span_us([self.copy])
         return min(self._span_us([self.copy] * 4) for _ in range(_ROUNDS)) / 4
 
     def call_us(self, calls: Calls) -> float:
-        """Microseconds per call; the device never waits for the host.
+        """Return the microseconds per call, without waits for the host.
 
-        Copies keep it busy until all calls are enqueued. Slow calls are not all made.
+        Copies keep the device busy until all calls are enqueued. Of slow calls only some are made.
         """
         self._span_us(calls[:1])
         one_us = self._span_us(calls[:1])
@@ -85,9 +85,9 @@ class Timer:
         return min(self._span_us(calls, copies) for _ in range(_ROUNDS)) / len(calls)
 
     def replay_us(self, calls_on: Callable[[int], Calls]) -> float:
-        """Microseconds per call, as a graph of many runs them: without the host between them.
+        """Return the microseconds per call in a graph of many calls, which runs without the host.
 
-        calls_on: the calls that take turns, for arguments on the stream that it is given.
+        calls_on: returns the calls that take turns, with arguments on the given stream.
         """
         with self.replays(calls_on) as again_us:
             again_us()
@@ -100,15 +100,19 @@ class Timer:
         graph: Callable[[int, Callable[[], None]], AbstractContextManager[Callable[[], None]]]
         | None = None,
     ) -> Iterator[Callable[[], float]]:
-        """A graph of many calls: a function that replays it and gives the microseconds per call.
+        """Capture a graph of many calls; yield a function that replays and times it.
 
-        Several may be open, and take turns. graph: makes one of what a function enqueues on a
-        stream (None: the driver's own way), for libraries that want to know of it.
+        The function returns the microseconds per call. Several graphs may be open and take turns.
+
+        Args:
+            calls_on: returns the calls that take turns, with arguments on the given stream.
+            graph: captures what a function enqueues on a stream; None for the driver's own
+                capture. Libraries that must know about a capture have their own.
         """
         make = graph or functools.partial(self._driver.graph, self.device.index)
         with self._stream() as stream:
             calls = calls_on(stream)
-            calls[0]()  # what is made by a first call cannot be part of a graph
+            calls[0]()  # a first call may allocate memory, which a capture does not allow
             one_us = max(self._span_us(calls[:1], stream=stream), 1.0)
             number = min(max(_LEAST_REPLAYED, int(_GRAPH_US / one_us)), _MOST_REPLAYED)
 
@@ -125,9 +129,9 @@ class Timer:
 
     @contextlib.contextmanager
     def _stream(self) -> Iterator[int]:
-        """Where a graph is captured and replayed: the default stream cannot be captured.
+        """Yield a stream to capture and replay graphs on; the default stream cannot be captured.
 
-        Streams are kept until the end: arrays that are freed later name theirs.
+        Streams exist until `close`, because arrays on them are freed later.
         """
         if not self._idle_streams:
             made = self._driver.new_stream(self.device.index)
@@ -140,7 +144,7 @@ class Timer:
             self._idle_streams.append(stream)
 
     def _span_us(self, calls: Calls, copies: int = 0, stream: int = 0) -> float:
-        """Microseconds between the begin of the first call and the end of the last."""
+        """Return the microseconds from the start of the first call to the end of the last one."""
         driver, device = self._driver, self.device.index
         events = [driver.create_event(device) for _ in range(2)]
         try:

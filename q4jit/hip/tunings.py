@@ -1,9 +1,8 @@
-"""Constants of kernels that were chosen by measurement: the user's file, and one shipped per arch.
+"""Tunings: files of measured constants. The user has one, and q4jit ships one per arch.
 
-What was tried for a product is kept, the rejected candidates too, so that a later search measures
-only what is new. A file may come from elsewhere (`q4jit tune --merge`): every field is checked, and
-the constants are names and numbers here; the schedule that applies them accepts only those that it
-would have tried itself.
+A file keeps every trial, also of rejected candidates, so that a later search measures only new
+candidates. A file may come from another machine (`q4jit tune --merge`), so every field is checked.
+Constants are only names and numbers here; `choices` applies only those of a candidate.
 """
 
 import contextlib
@@ -21,7 +20,7 @@ from typing import Any, Final
 from q4jit import config
 from q4jit.checked_json import ANYTHING, Rules, check_fields, shown
 from q4jit.compilers.cache import write_atomically
-from q4jit.errors import CacheWarning, TuningError
+from q4jit.errors import CacheWarning, TuningError, expected
 from q4jit.locks import BUILD
 from q4jit.precision import PRECISIONS
 from q4jit.targets import HIP_ARCHS
@@ -33,20 +32,26 @@ _HEADER: Final = "q4jit_tunings"
 _MOST_SIZE: Final = (1 << 31) - 1
 _MOST_NUMBER: Final = 1e15
 _MOST_CONSTANT: Final = 1 << 20
-_MOST_BYTES: Final = 64 << 20  # of a file: some hundred thousand trials
+_MOST_BYTES: Final = 64 << 20  # of a file: more than a hundred thousand trials
 _NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,39}")
 _HASH: Final = re.compile(r"[0-9a-f]{16}")
 
 Constant = int | str
 Constants = tuple[tuple[str, Constant], ...]
+Identity = tuple[str, Constants]
+"""A candidate's schedule and constants."""
 
 
 @dataclass(frozen=True, order=True)
 class Key:
-    """The products that a choice serves.
+    """The products that a choice serves: all that have these properties.
 
-    k, n: shape of each weight. format: of the weights that share x and columns, joined by `+`.
-    m: the class of the number of rows. precision: what was asked for.
+    Attributes:
+        k: K, the elements of a column of each weight.
+        n: columns of each weight.
+        format: the formats of the weights that share x and columns, joined by `+`.
+        m: the class of M.
+        precision: the precision that the caller asked for.
     """
 
     k: int
@@ -61,7 +66,13 @@ class Key:
 
 @dataclass(frozen=True, order=True)
 class Machine:
-    """Where times were taken: a device's name and arch, and the compiler's fingerprint."""
+    """The machine of a measurement.
+
+    Attributes:
+        device: the device's name.
+        arch: the device's arch.
+        compiler: the compiler's fingerprint.
+    """
 
     device: str
     arch: str
@@ -70,11 +81,16 @@ class Machine:
 
 @dataclass(frozen=True)
 class Trial:
-    """One candidate: its schedule and constants, and what became of it.
+    """A candidate and what a search measured for it.
 
-    text: the begin of a hash of the kernels' text. us: microseconds of a call, None where it was
-    rejected, and `rejected` says why. error: as the contract measures it, None where it was not
-    run. date: when, ISO 8601, UTC.
+    Attributes:
+        schedule: the schedule.
+        constants: the constants, sorted by name.
+        text: the first 16 digits of a hash of the kernels' text.
+        us: microseconds of a call; None if the candidate was rejected.
+        error: the numerical error as in `precision.relative_error`; None if it did not run.
+        rejected: why the candidate was rejected; empty if it was not.
+        date: the date and time of the measurement, ISO 8601 in UTC.
     """
 
     schedule: str
@@ -86,95 +102,104 @@ class Trial:
     date: str
 
     @property
+    def identity(self) -> Identity:
+        """Return what distinguishes the candidate from the others of its product."""
+        return self.schedule, self.constants
+
+    @property
     def name(self) -> str:
-        """The candidate in words."""
+        """Return the candidate as text: `gemv block_size=64 …`."""
         return " ".join([self.schedule, *(f"{name}={value}" for name, value in self.constants)])
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A trial that won, and the file and date that say so."""
+    """The fastest trial of a product; origin: the file and the date, for messages."""
 
     trial: Trial
     origin: str
 
 
-Tuned = Callable[[Key], Choice | None]
-"""What a plan asks for the constants of a product; None leaves them to the schedule."""
+Measured = Callable[[Key], Choice | None]
+"""Looks up what was measured for a product; None if nothing was."""
 
 Tunings = dict[tuple[Machine, Key], tuple[Trial, ...]]
 
 
 def best(trials: tuple[Trial, ...]) -> Trial | None:
-    """The fastest trial; None where all were rejected."""
+    """Return the fastest trial; None if all were rejected."""
     timed = [(trial.us, i) for i, trial in enumerate(trials) if trial.us is not None]
     return trials[min(timed)[1]] if timed else None
 
 
 def today() -> str:
-    """Now, as a trial is dated."""
+    """Return the date and time for a trial."""
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
 # --- looking up -----------------------------------------------------------------------------------
 
 
-def find(arch: str, machine: Machine | None = None) -> Tuned:
-    """What was measured on this very machine, else what is shipped for the arch."""
+def find(arch: str, machine: Machine | None = None) -> Measured:
+    """Return a function that looks up the choice for a product.
 
-    def tuned(key: Key) -> Choice | None:
+    It takes what was measured on this machine, and otherwise the default that q4jit ships.
+    """
+
+    def measured(key: Key) -> Choice | None:
         if machine is not None:
             trial = best(stored().get((machine, key), ()))
             if trial is not None:
                 return Choice(trial, f"{path() or 'this process'}, {trial.date}")
         return shipped_choice(arch, machine, key)
 
-    return tuned
+    return measured
 
 
 def shipped_choice(arch: str, machine: Machine | None, key: Key) -> Choice | None:
-    """The default of an arch; where several devices or compilers gave one, the most alike's."""
-    found = []
+    """Return the default for a product; of several, that of the most similar machine."""
+    choices = []
     for (other, its_key), trials in shipped(arch).items():
         trial = best(trials)
         if its_key == key and trial is not None:
-            alike = machine is not None and (
+            similarity = machine is not None and (
                 2 * (other.device == machine.device) + (other.compiler == machine.compiler)
             )
-            found.append((int(alike), other, trial))
-    if not found:
+            choices.append((int(similarity), other, trial))
+    if not choices:
         return None
-    _, other, trial = max(found, key=lambda each: each[:2])
+    _, other, trial = max(choices, key=lambda each: each[:2])
     return Choice(trial, f"defaults of q4jit, measured on {other.device}, {trial.date}")
 
 
 @functools.cache
 def shipped(arch: str) -> Tunings:
-    """The defaults that q4jit comes with. Raises TuningError for a damaged installation."""
+    """Return the defaults that q4jit ships. Raises TuningError if the installation is damaged."""
     file = importlib.resources.files("q4jit.hip") / "tuned" / f"{arch}.json"
     if not file.is_file():
         return {}
-    found = parse(file.read_text(encoding="utf-8"), str(file))
-    foreign = sorted({machine.arch for machine, _ in found} - {arch})
+    defaults = parse(file.read_text(encoding="utf-8"), str(file))
+    foreign = sorted({machine.arch for machine, _ in defaults} - {arch})
     if foreign:
-        raise TuningError(f"{file}: found times of {', '.join(foreign)}, accepted are {arch}'s")
-    return found
+        got = f"measurements on {', '.join(foreign)}"
+        raise TuningError(expected(f"measurements on {arch}", got, where=str(file)))
+    return defaults
 
 
 # --- the user's file ------------------------------------------------------------------------------
 
-_kept: Tunings = {}  # what this process measured where no file can be written
+_kept: Tunings = {}  # trials of this process that could not be written to a file
 _read: dict[Path, tuple[tuple[int, int, int], Tunings]] = {}
 
 
 def path() -> Path | None:
-    """The user's file, beside the compiled kernels; None where there is no such directory."""
+    """Return the path of the user's file, in the cache directory, if there is one."""
     directory = config.cache_dir()
     return directory / FILE_NAME if directory is not None else None
 
 
 def stored() -> Tunings:
-    """What this user measured; a damaged file costs a warning and counts as empty."""
+    """Return the user's tunings. A damaged file counts as empty, with a warning."""
     file = path()
     if file is None:
         return dict(_kept)
@@ -189,48 +214,50 @@ def stored() -> Tunings:
         state = status.st_mtime_ns, status.st_size, status.st_ino
         if _read.get(file, (None,))[0] != state:
             try:
-                found = load(file)
+                tunings = load(file)
             except (TuningError, OSError) as error:
-                _warn(file, f"is not used: {error}")
-                found = {}
-            _read[file] = state, found  # also an empty one: one warning for a damaged file
+                _warn(file, f"is ignored: {error}")
+                tunings = {}
+            _read[file] = state, tunings  # also for a damaged file, which then warns only once
         return _read[file][1] | _kept
 
 
 def keep(machine: Machine, key: Key, trials: tuple[Trial, ...]) -> None:
-    """Put trials in the place of all that is known of a product on a machine."""
+    """Replace all trials of a product on a machine."""
     with BUILD:
         if not _update(lambda known: known | {(machine, key): trials}):
             _kept[machine, key] = trials
 
 
 def merge_file(source: Path) -> Tunings:
-    """Add the trials of another file to the user's, and return them; see `merged`.
+    """Add the trials of another file to the user's file (see `merged`), and return them.
 
-    Raises TuningError for what is no file of tunings, and where there is no directory to keep it.
+    Raises TuningError if the file contains no tunings, or if the user's file cannot be written.
     """
     more = load(source)
     with BUILD:
         if not _update(lambda known: merged(known, more)):
-            raise TuningError(f"{source}: no file to add it to: Q4JIT_CACHE_DIR names a directory")
+            raise TuningError(
+                f"{source}: cannot be added to the user's tunings, because there is no cache "
+                "directory that q4jit can write to; set Q4JIT_CACHE_DIR"
+            )
     return more
 
 
 def merged(known: Tunings, more: Tunings) -> Tunings:
-    """Both; of the trials of one candidate, the one of the later date."""
-    found = dict(known)
-    for place, trials in more.items():
-        by_candidate = {(t.schedule, t.constants): t for t in found.get(place, ())}
+    """Return the trials of both; of two trials of one candidate, the later one."""
+    both = dict(known)
+    for machine_key, trials in more.items():
+        latest = {trial.identity: trial for trial in both.get(machine_key, ())}
         for trial in trials:
-            candidate = trial.schedule, trial.constants
-            if candidate not in by_candidate or by_candidate[candidate].date <= trial.date:
-                by_candidate[candidate] = trial
-        found[place] = tuple(by_candidate.values())
-    return found
+            if trial.identity not in latest or latest[trial.identity].date <= trial.date:
+                latest[trial.identity] = trial
+        both[machine_key] = tuple(latest.values())
+    return both
 
 
 def _update(change: Callable[[Tunings], Tunings]) -> bool:
-    """Change the user's file; whether it could be written."""
+    """Change the user's file; return whether it could be written."""
     file = path()
     if file is None:
         return False
@@ -245,21 +272,21 @@ def _update(change: Callable[[Tunings], Tunings]) -> bool:
 
 
 def _known(file: Path) -> Tunings:
-    """What is in the file; a damaged one is moved aside rather than overwritten."""
+    """Return the tunings in a file. A damaged file is renamed, so that it is not overwritten."""
     try:
         return load(file)
     except FileNotFoundError:
         return {}
     except TuningError as error:
-        aside = file.with_suffix(".damaged")
-        file.replace(aside)
-        _warn(file, f"was damaged and is {aside.name} now: {error}")
+        renamed = file.with_suffix(".damaged")
+        file.replace(renamed)
+        _warn(file, f"is damaged and was renamed to {renamed.name}: {error}")
         return {}
 
 
 @contextlib.contextmanager
 def _locked(file: Path) -> Iterator[None]:
-    """No other process changes the file meanwhile; the lock ends with the process, too."""
+    """Keep other processes from changing the file; the lock also ends with the process."""
     import fcntl  # only a search writes tunings, and other systems than Linux may lack it
 
     with file.with_suffix(".lock").open("w") as lock:
@@ -268,55 +295,59 @@ def _locked(file: Path) -> Iterator[None]:
 
 
 def _warn(file: Path, problem: str) -> None:
-    warnings.warn(f"the tunings {file} {problem}", CacheWarning, stacklevel=3)
+    warnings.warn(f"the file of tunings {file} {problem}", CacheWarning, stacklevel=3)
 
 
 # --- files ----------------------------------------------------------------------------------------
 
 
 def to_text(tunings: Tunings) -> str:
-    """JSON that `parse` reads; in one order, the fastest trial first."""
+    """Return JSON that `parse` reads, sorted; the fastest trial of a product comes first."""
     entries = []
     for (machine, key), trials in sorted(tunings.items()):
         ordered = sorted(trials, key=lambda t: (t.us is None, t.us or 0.0, t.name))
-        told = [asdict(t) | {"constants": dict(t.constants)} for t in ordered]
-        entries.append({**asdict(machine), **asdict(key), "trials": told})
+        as_json = [asdict(t) | {"constants": dict(t.constants)} for t in ordered]
+        entries.append({**asdict(machine), **asdict(key), "trials": as_json})
     return json.dumps({_HEADER: VERSION, "tunings": entries}, indent=1, allow_nan=False) + "\n"
 
 
 def load(file: Path) -> Tunings:
-    """The tunings of a file. Raises TuningError for any other content, and OSError."""
+    """Return the tunings in a file. Raises TuningError for other contents, and OSError."""
     size = file.stat().st_size
     if size > _MOST_BYTES:
-        raise TuningError(f"{file}: found {size:,} bytes, accepted are {_MOST_BYTES:,}")
+        most = f"at most {_MOST_BYTES:,} bytes"
+        raise TuningError(expected(most, f"{size:,}", where=str(file)))
     try:
         text = file.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise TuningError(f"{file}: found bytes that are no UTF-8 ({error})") from None
+        got = f"bytes that are not UTF-8 ({error})"
+        raise TuningError(expected(_EXPORTED, got, where=str(file))) from None
     return parse(text, str(file))
 
 
 def parse(text: str, where: str) -> Tunings:
-    """Tunings from JSON; `where` begins the messages. Raises TuningError."""
+    """Return tunings from JSON. Raises TuningError; `where` begins its message."""
     try:
         data = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise TuningError(f"{where}: found no JSON ({error}), accepted is {_EXPORTED}") from None
+        got = f"invalid JSON ({error})"
+        raise TuningError(expected(_EXPORTED, got, where=where)) from None
     check_fields(data, where, {_HEADER: ANYTHING, "tunings": ANYTHING}, error=TuningError)
     if type(data[_HEADER]) is not int or data[_HEADER] != VERSION:
-        raise TuningError(f"{where}: found {_HEADER} {shown(data[_HEADER])}, accepted is 1")
-    found: Tunings = {}
+        got = shown(data[_HEADER])
+        raise TuningError(expected(str(VERSION), got, where=f"{where}: {_HEADER}"))
+    tunings: Tunings = {}
     for i, entry in enumerate(_list(data["tunings"], f"{where}: tunings")):
-        place = f"{where}: tunings[{i}]"
-        machine, key, trials = _entry(entry, place)
-        if (machine, key) in found:
-            raise TuningError(f"{place}: found a second entry for {key} on {machine.device}")
-        found[machine, key] = trials
-    return found
+        entry_where = f"{where}: tunings[{i}]"
+        machine, key, trials = _entry(entry, entry_where)
+        if (machine, key) in tunings:
+            raise TuningError(f"{entry_where}: a second entry for {key} on {machine.device}")
+        tunings[machine, key] = trials
+    return tunings
 
 
-_EXPORTED: Final = "what q4jit tune --export writes"
-_RENAMED: Final = {"groups": "wave_panels"}  # files of q4jit 0.1 use the older name
+_EXPORTED: Final = "a file that q4jit tune --export wrote"
+_RENAMED: Final = {"groups": "wave_panels"}  # the name in files of q4jit 0.1
 
 
 def _entry(data: Any, where: str) -> tuple[Machine, Key, tuple[Trial, ...]]:
@@ -328,15 +359,16 @@ def _entry(data: Any, where: str) -> tuple[Machine, Key, tuple[Trial, ...]]:
         _trial(each, f"{where}.trials[{i}]")
         for i, each in enumerate(_list(data["trials"], f"{where}.trials"))
     ]
-    if len({(trial.schedule, trial.constants) for trial in trials}) < len(trials):
-        raise TuningError(f"{where}: found one candidate twice, accepted is one trial of each")
+    if len({trial.identity for trial in trials}) < len(trials):
+        raise TuningError(f"{where}: two trials of the same candidate")
     return machine, key, tuple(trials)
 
 
 def _trial(data: Any, where: str) -> Trial:
     check_fields(data, where, _TRIAL_RULES, error=TuningError)
     if (data["us"] is None) != bool(data["rejected"]):
-        raise TuningError(f"{where}: accepted is one of us and rejected, found both or none")
+        got = "neither" if data["us"] is None else "both"
+        raise TuningError(expected("either us or rejected", got, where=where))
     constants = {_RENAMED.get(name, name): value for name, value in data["constants"].items()}
     return Trial(**data | {"constants": tuple(sorted(constants.items()))})
 
@@ -347,7 +379,7 @@ def _names(kind: type[Machine | Key | Trial]) -> set[str]:
 
 def _list(data: Any, where: str) -> list[Any]:
     if not isinstance(data, list):
-        raise TuningError(f"{where}: found {shown(data)}, accepted is a list")
+        raise TuningError(expected("a list", shown(data), where=where))
     return data
 
 
@@ -383,7 +415,7 @@ def _is_date(value: Any) -> bool:
         date = datetime.datetime.fromisoformat(value)
     except (TypeError, ValueError):
         return False
-    # dates are compared as texts: one spelling
+    # dates are compared as text, so there must be only one way to write them
     return date.tzinfo is datetime.UTC and date.isoformat(timespec="seconds") == value
 
 
@@ -404,10 +436,10 @@ _KEY_RULES: Final[Rules] = {
 }
 _TRIAL_RULES: Final[Rules] = {
     "schedule": (lambda v: isinstance(v, str) and bool(_NAME.fullmatch(v)), "a schedule's name"),
-    "constants": (_are_constants, "names with whole numbers or names"),
+    "constants": (_are_constants, "names, each with a whole number or a name"),
     "text": (lambda v: isinstance(v, str) and bool(_HASH.fullmatch(v)), "16 hexadecimal digits"),
     "us": (lambda v: v is None or (_is_number(v) and v > 0), "microseconds, or null"),
     "error": (lambda v: v is None or _is_number(v), "a number from 0, or null"),
     "rejected": (lambda v: v == "" or _is_text(4000)(v), "a reason, or an empty text"),
-    "date": (_is_date, "a date as 2026-01-31T12:00:00+00:00"),
+    "date": (_is_date, "a date like 2026-01-31T12:00:00+00:00"),
 }

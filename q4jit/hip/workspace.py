@@ -1,4 +1,4 @@
-"""Scratch memory on a device: temporaries, and what kernels of a call hand on to each other."""
+"""Scratch memory on a device: temporaries, and values that a kernel passes to a later one."""
 
 import functools
 import threading
@@ -15,30 +15,40 @@ from q4jit.runtime.devices import driver_of, drivers
 from q4jit.runtime.driver import Device
 
 _PER_THREAD_STREAM: Final = 2  # the handle of each thread's own default stream
-_REGION_BYTES: Final = 256  # each temporary begins where a burst of memory does
+_ALIGNMENT_BYTES: Final = 256  # of each slot: the start of a memory burst
 
 
 class DeviceScratch:
-    """The scratch memory of a plan for `rows` rows; offsets: where each of its slots begins."""
+    """The scratch memory of a plan for `rows` rows.
+
+    Attributes:
+        offsets: the offset of each slot in bytes.
+        size_bytes: the size of all slots.
+    """
 
     def __init__(self, plan: HipPlan, rows: int, device: Device) -> None:
-        """Divide it; memory is taken when kernels are launched."""
+        """Compute the offsets; memory is allocated when kernels are launched."""
         self._device, self._driver = device, driver_of(device)
         self.offsets, self.size_bytes = _divided(plan, rows)
 
-    def launch(self, steps: Sequence[Callable[..., None]], stream: int, values: list[Any]) -> None:
+    def launch(
+        self, launches: Sequence[Callable[..., None]], stream: int, values: list[Any]
+    ) -> None:
         """Launch kernels on a stream with `values` and, after them, the addresses of the slots."""
-        # this handle means another stream in every thread
+        # every thread has its own stream with this handle
         thread = threading.get_ident() if stream == _PER_THREAD_STREAM else 0
         workspace = _workspace(self._device.platform, self._device.index, stream, thread)
-        with workspace.lock:  # kernels of a call hand values on in it: calls do not mix
+        with workspace.lock:  # the kernels of two calls must not alternate: each overwrites slots
             base = self._memory(workspace, stream)
             values += [base + offset for offset in self.offsets.values()]
-            for step in steps:
-                step(stream, *values)
+            for launch in launches:
+                launch(stream, *values)
 
     def _memory(self, workspace: "_Workspace", stream: int) -> int:
-        """Where temporaries go. A graph gets memory of its own: two may be replayed at a time."""
+        """Return the address of the slots.
+
+        A captured graph gets memory of its own, because two graphs can be replayed at a time.
+        """
         if not self._driver.is_capturing(self._device.index, stream):
             return workspace.of(self.size_bytes)
         memory = DeviceArray((self.size_bytes,), self._device, np.dtype(np.uint8), stream)
@@ -47,7 +57,7 @@ class DeviceScratch:
 
 
 def _divided(plan: HipPlan, rows: int) -> tuple[dict[Slot, int], int]:
-    """Where temporaries and what kernels hand on begin in the scratch memory, and its size."""
+    """Return the offset of each slot in scratch memory, and the size of all slots."""
     sizes = {Slot("temp", i): 4 * width * max(1, rows) for i, width in enumerate(plan.temps)}
     for kernel in plan.kernels:
         for slot, size in scratch(kernel, rows).items():
@@ -56,12 +66,12 @@ def _divided(plan: HipPlan, rows: int) -> tuple[dict[Slot, int], int]:
     total = 0
     for slot, size in sizes.items():
         offsets[slot] = total
-        total += -(-size // _REGION_BYTES) * _REGION_BYTES
+        total += -(-size // _ALIGNMENT_BYTES) * _ALIGNMENT_BYTES
     return offsets, total
 
 
 class _Workspace:
-    """Memory that the calls on one stream of a device use one after the other."""
+    """Memory for the calls on one stream of a device, which use it one after the other."""
 
     def __init__(self, device: Device, stream: int) -> None:
         self.lock = threading.Lock()
@@ -69,7 +79,10 @@ class _Workspace:
         self._memory: DeviceArray | None = None
 
     def of(self, size_bytes: int) -> int:
-        """Return the address of `size_bytes` bytes. Growing waits for kernels that use the old."""
+        """Return the address of `size_bytes` bytes.
+
+        To grow, the workspace waits for the kernels that use the old memory.
+        """
         if self._memory is None or self._memory.nbytes < size_bytes:
             self._memory = None
             self._memory = DeviceArray(
@@ -78,17 +91,17 @@ class _Workspace:
         return self._memory.pointer
 
 
-# A graph does not tell when it is gone: what it writes to lives as long as the process.
+# The driver does not say when a graph is destroyed, so its memory is kept until the process ends.
 held_by_graphs: list[DeviceArray] = []
 
 
 def release_graph_memory(device: Device, stream: int) -> None:
-    """Free what was given to graphs that were captured on a stream, and that are all gone."""
+    """Free the memory of the graphs captured on a stream; all of them must be destroyed."""
     held_by_graphs[:] = [
         memory for memory in held_by_graphs if (memory.device, memory.stream) != (device, stream)
     ]
 
 
-@functools.lru_cache(maxsize=64)  # streams come and go; freeing memory waits for what uses it
+@functools.lru_cache(maxsize=64)  # a program may create many streams
 def _workspace(platform: str, device: int, stream: int, thread: int) -> _Workspace:
     return _Workspace(drivers()[platform].devices[device], stream)

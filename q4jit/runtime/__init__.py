@@ -1,1 +1,1 @@
-"""Runtimes: one module per driver that loads compiled objects and launches them."""
+"""Runtimes load compiled code and launch it: one module per driver."""

@@ -1,7 +1,7 @@
 """Checked calls into the runtime of a GPU platform.
 
-A call makes its device current for itself, and leaves what was current as it was: PyTorch and CuPy
-share the thread, and on NVIDIA the primary context.
+A call makes its device current and restores the previous one afterwards, because PyTorch and CuPy
+use the same thread and, on NVIDIA, the same primary context.
 """
 
 import abc
@@ -15,41 +15,45 @@ from typing import Any, Final
 
 from q4jit.errors import DeviceError
 
-_RELAXED: Final = 2  # of the three modes of stream capture
+_RELAXED: Final = 2  # hipStreamCaptureModeRelaxed, CU_STREAM_CAPTURE_MODE_RELAXED
 
-# HIP's codes are CUDA's numbers
 _LOST: Final = (
-    "a kernel failed, this one or an earlier one, and this process can no longer use the device: "
-    "start a new process; AMD_SERIALIZE_KERNEL=3 or CUDA_LAUNCH_BLOCKING=1 in its environment "
-    "shows which kernel it was"
+    "this kernel or an earlier one failed, and this process can no longer use the device; start a "
+    "new process, with AMD_SERIALIZE_KERNEL=3 or CUDA_LAUNCH_BLOCKING=1 in its environment to see "
+    "which kernel fails"
 )
-_WRONG_CODE: Final = "the code object is damaged or made for another arch: delete its cache entry"
+_WRONG_CODE: Final = "the code object is damaged or for another arch; delete its cache entry"
 _CAPTURE: Final = (
-    "a stream is being captured, and this cannot be part of a graph: call the function once with "
-    "the same shapes before the capture begins"
+    "this call cannot be captured in a graph; call the function once with the same shapes before "
+    "the capture begins"
 )
+# error code of HIP and CUDA, which have the same numbers → cause and cure
 _ADVICE: Final = {
-    3: "the driver is not initialised; a forked child cannot use its parent's: start it by spawn",
+    3: "the driver is not initialised; a forked child cannot use its parent's driver: start the "
+    "process with spawn",
     4: "the process is ending",
-    35: "the GPU's driver is older than this runtime needs: update it",
-    46: "another process holds the device alone, or it is being reset: see rocm-smi or nvidia-smi",
-    100: "no device is visible: see HIP_VISIBLE_DEVICES, ROCR_VISIBLE_DEVICES and "
-    "CUDA_VISIBLE_DEVICES, and whether this user may open /dev/kfd or /dev/nvidia0 (on AMD: the "
-    "groups render and video)",
+    35: "the GPU's driver is too old for this runtime; update the driver",
+    46: "another process has exclusive use of the device, or the device is being reset; check with "
+    "rocm-smi or nvidia-smi",
+    100: "no device is visible; check HIP_VISIBLE_DEVICES, ROCR_VISIBLE_DEVICES and "
+    "CUDA_VISIBLE_DEVICES, and whether this user may open /dev/kfd or /dev/nvidia0 (on AMD, add "
+    "the user to the groups render and video)",
     **dict.fromkeys((200, 209, 218, 300), _WRONG_CODE),
-    214: "the device's memory is faulty (an uncorrectable ECC error): reset the device",
+    214: "the device's memory is faulty (uncorrectable ECC error); reset the device",
     **dict.fromkeys((700, 702, 709, 710, *range(714, 720)), _LOST),
-    803: "the GPU's driver does not fit this runtime: update it, and reboot if it was updated",
+    803: "the versions of the GPU's driver and of this runtime do not match; update the driver, or "
+    "reboot if it was just updated",
     **dict.fromkeys(range(900, 909), _CAPTURE),
 }
 
 
 @dataclass(frozen=True)
 class Api:
-    """A platform's runtime: functions of its binding, which return an error code and results.
+    """The functions of a platform's runtime.
 
-    The last four are ctypes functions of the same library, which return the error code alone: the
-    hot path spares the bindings' conversions.
+    Most are functions of its Python binding, which return an error code and results. `launch` and
+    the fields after it are ctypes functions of the same library, which return only the error code:
+    every call of a kernel uses them, and they avoid the binding's conversions.
     """
 
     allocate: Callable[..., Any]
@@ -80,22 +84,22 @@ class Api:
     get_current: Any
     is_capturing: Any
     exchange_capture_mode: Any
-    launch_early: Any = None  # where kernels can overlap
+    launch_early: Any = None  # NVIDIA: a launch that overlaps the previous kernel
 
 
 class Calls(abc.ABC):
-    """Calls a platform's runtime; what fails is a DeviceError that says what to do about it.
+    """Calls into a platform's runtime; a failed call raises a DeviceError with a cure.
 
-    The subclasses supply what the two platforms do not share.
+    The subclasses add the parts that differ between the platforms.
     """
 
     platform: str
     api: Api
 
     def __init__(self) -> None:
-        """Watch for forks."""
+        """Register a hook that notices forks."""
         self.forked = False
-        # neither platform's driver survives a fork: a call in the child would crash or hang
+        # neither platform's driver survives a fork: calls in the child would crash or hang
         os.register_at_fork(after_in_child=self._mark_forked)
 
     def _mark_forked(self) -> None:
@@ -103,18 +107,18 @@ class Calls(abc.ABC):
 
     @abc.abstractmethod
     def current(self, device: int) -> AbstractContextManager[None]:
-        """Make a device this thread's current one for a `with` block."""
+        """Make a device current in this thread for a `with` block."""
 
     @abc.abstractmethod
     def _current_handle(self, device: int) -> int:
-        """What `api.get_current` finds while `device` is current."""
+        """Return what `api.get_current` reports while `device` is current."""
 
     @abc.abstractmethod
     def _describe(self, code: int) -> tuple[str, str]:
-        """Name and text of an error code."""
+        """Return the name and the text of an error code."""
 
     def error(self, call: str, code: int, device: int | None) -> DeviceError:
-        """The error of a call that gave `code`: what failed, where, and what to do about it."""
+        """Return the error of a failed call: the call, the device, the cause and the cure."""
         name, text = self._describe(code)
         advice = _ADVICE.get(code)
         return DeviceError(
@@ -123,23 +127,22 @@ class Calls(abc.ABC):
         )
 
     def _call(self, device: int | None, function: Callable[..., Any], *arguments: Any) -> Any:
-        """The result of a call into the platform's runtime (a tuple, where it has several)."""
+        """Call a function of the runtime; return its result, or a tuple if there are several."""
         code, *results = self._raw(function, *arguments)
         if code:
             raise self.error(name_of(function), code, device)
         return results[0] if len(results) == 1 else tuple(results)
 
     def _raw(self, function: Callable[..., Any], *arguments: Any) -> tuple[Any, ...]:
-        """Error code and results of a call into the platform's runtime."""
+        """Call a function of the runtime; return its error code and results."""
         if self.forked:
             raise self.fork_error()
         try:
             code, *results = function(*arguments)
-        except RuntimeError as error:  # both bindings: a library or one of its functions is missing
+        except RuntimeError as error:  # of both bindings: a library or a function is missing
             raise DeviceError(
-                f"{name_of(function)} cannot be called: {error}; install or update the GPU's "
-                "driver and runtime (on AMD, ROCM_PATH names the folder whose lib/ holds the "
-                "runtime)"
+                f"cannot call {name_of(function)}: {error}; install or update the GPU's driver and "
+                "runtime (on AMD, set ROCM_PATH to the folder whose lib/ contains the runtime)"
             ) from error
         return int(code), *results
 
@@ -147,8 +150,8 @@ class Calls(abc.ABC):
         """Return the error of a call in a forked child."""
         return DeviceError(
             f"a forked child (process {os.getpid()}) cannot use its parent's {self.platform} "
-            "devices: use target='cpu' in it, or start it by spawn "
-            "(multiprocessing.get_context('spawn'))"
+            "devices; use target='cpu' in the child, or start it with "
+            "multiprocessing.get_context('spawn')"
         )
 
     def _name(self, device: int | None) -> str:
@@ -156,9 +159,9 @@ class Calls(abc.ABC):
 
     @contextlib.contextmanager
     def _relaxed(self) -> Iterator[None]:
-        """Let this thread allocate and free while any thread captures a graph.
+        """Let this thread allocate and free memory while any thread captures a graph.
 
-        Garbage is freed at any time; in the other modes that would end the capture.
+        Python may free an array at any time. In the other modes that would end the capture.
         """
         mode = ctypes.c_int(_RELAXED)
         self._exchange_mode(mode)
@@ -174,12 +177,12 @@ class Calls(abc.ABC):
 
 
 def name_of(function: Callable[..., Any]) -> str:
-    """Return what errors call a function of a runtime."""
+    """Return the name of a runtime's function, for errors."""
     name: str = function.__name__
     return name
 
 
 def named(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function`, which errors call `name`."""
+    """Name `function` for errors, and return it."""
     function.__name__ = name
     return function

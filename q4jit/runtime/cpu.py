@@ -1,4 +1,4 @@
-"""Loading CPU objects into this process."""
+"""Load compiled objects for the CPU into this process."""
 
 import ctypes
 import functools
@@ -13,7 +13,7 @@ from q4jit.errors import CompileError, TargetError
 from q4jit.locks import BUILD
 from q4jit.targets import Target, host_target, runs_here
 
-# what generated code may call: everything else is a compiler's helper that nothing resolves
+# generated code may call these; any other symbol is a helper of the compiler that q4jit lacks
 _ALLOWED_SYMBOLS: Final = frozenset(
     {"memcpy", "memmove", "memset", "syscall", "sched_yield", "_GLOBAL_OFFSET_TABLE_"}
 )
@@ -21,43 +21,45 @@ _ELF_MAGIC: Final = b"\x7fELF\x02\x01"  # 64 bits, little-endian
 _SHT_SYMTAB: Final = 2
 
 _numbers = itertools.count()
-_ownerless: list[Any] = []  # libraries whose LoadedObject is gone
+_unowned: list[Any] = []  # libraries whose LoadedObject is gone
 
 
 @functools.cache
 def _jit() -> Any:  # llvmlite has no annotations
     import llvmlite.binding as llvm  # late: importing q4jit does not load LLVM
 
-    llvm.initialize_native_target()  # alone: all of them take a millisecond longer
+    llvm.initialize_native_target()  # to initialise all targets takes a millisecond longer
     llvm.initialize_native_asmprinter()
     return llvm.create_lljit_compiler()
 
 
 class LoadedObject:
-    """An object file in executable memory, which is released with this value.
+    """An object file in executable memory, which is freed with this instance.
 
-    LLVM is entered under the lock that a fork waits for: a child must not inherit LLVM's own lock
-    from a thread that it lacks. While another thread holds it the release is left to the next one.
+    Every call into LLVM holds `locks.BUILD`, which a fork waits for. Otherwise a child could
+    inherit LLVM's own lock from a thread that does not exist in the child. If another thread
+    holds BUILD, the next load or release frees the memory.
     """
 
     def __init__(self, object_bytes: bytes, symbols: tuple[str, ...], target: Target) -> None:
         """Load `symbols` of an object for use in this process.
 
-        Raises TargetError where this machine cannot run `target`'s code, and CompileError where the
-        object is damaged or needs outside symbols.
+        Raises TargetError if this machine cannot run code for `target`, and CompileError if the
+        object is damaged or needs other symbols.
         """
         if not runs_here(target):
             raise TargetError(
-                f"code for {target} cannot run here: this machine is {host_target()}; accepted "
-                "are inspect_source and inspect_asm, or a target that this machine covers"
+                f"this machine ({host_target()}) cannot run code for {target}; use a target that "
+                "it can run, or only inspect_source and inspect_asm"
             )
         outside = undefined_symbols(object_bytes) - _ALLOWED_SYMBOLS
         if outside:
-            raise CompileError("llvmlite", (), f"the object needs {', '.join(sorted(outside))}", "")
+            missing = ", ".join(sorted(outside))
+            raise CompileError("llvmlite", (), f"the object needs unknown symbols: {missing}", "")
         import llvmlite.binding as llvm  # late: importing q4jit does not load LLVM
 
         with BUILD:
-            _ownerless.clear()
+            _unowned.clear()
             library = llvm.JITLibraryBuilder().add_object_img(object_bytes)
             library.add_current_process()
             for symbol in symbols:
@@ -65,20 +67,20 @@ class LoadedObject:
             linked = library.link(_jit(), f"q4jit{next(_numbers)}")
             self.addresses = {symbol: int(linked[symbol]) for symbol in symbols}
             weakref.finalize(self, _release, [linked]).atexit = False
-            del linked  # the list has it alone: who empties the list decides when it is released
+            del linked  # now only the finalizer's list refers to it
 
 
-def _release(owned: list[Any]) -> None:  # runs wherever the garbage collector does: may not wait
-    _ownerless.append(owned.pop())
+def _release(owned: list[Any]) -> None:  # the garbage collector calls it: it must not wait
+    _unowned.append(owned.pop())
     if BUILD.acquire(blocking=False):
         try:
-            _ownerless.clear()
+            _unowned.clear()
         finally:
             BUILD.release()
 
 
 def undefined_symbols(object_bytes: bytes) -> frozenset[str]:
-    """The names that an ELF object expects from outside; raises CompileError if it is no object.
+    """Return the symbols that an ELF object needs. Raises CompileError for other bytes.
 
     Layout: the ELF-64 object file format (Elf64_Ehdr, Elf64_Shdr, Elf64_Sym).
     """
@@ -102,28 +104,28 @@ def undefined_symbols(object_bytes: bytes) -> frozenset[str]:
 
 
 def _undefined_in(data: bytes, start: int, size_bytes: int, strings_at: int) -> set[str]:
-    found = set()
+    names = set()
     for at in range(start, start + size_bytes, 24):
         name, _info, _other, section = struct.unpack_from("<IBBH", data, at)
         if section == 0 and name:
             end = data.index(b"\0", strings_at + name)
-            found.add(data[strings_at + name : end].decode(errors="replace"))
-    return found
+            names.add(data[strings_at + name : end].decode(errors="replace"))
+    return names
 
 
 def function(address: int, *argument_types: Any) -> Any:
-    """A loaded symbol as a ctypes function that returns nothing; calls release the GIL."""
+    """Return a loaded symbol as a ctypes function without a result; calls release the GIL."""
     return ctypes.CFUNCTYPE(None, *argument_types)(address)
 
 
-# The pointer to an array's elements stands first behind the object header, in NumPy's public
-# `PyArrayObject_fields`. `ndarray.ctypes.data` finds the same number in 1 µs, this in 0.15 µs.
+# In NumPy's public `PyArrayObject_fields`, the pointer to the elements is the first field after the
+# object header. Reading it takes 0.15 µs, `ndarray.ctypes.data` 1 µs.
 _DATA_OFFSET_BYTES: Final = object.__basicsize__
 _pointer_at = ctypes.c_size_t.from_address
 
 
 def data_pointer(array: np.ndarray[Any, Any]) -> int:
-    """The address of an array's first element."""
+    """Return the address of an array's first element."""
     return _pointer_at(id(array) + _DATA_OFFSET_BYTES).value
 
 
@@ -131,5 +133,5 @@ _probe = np.arange(3, dtype=np.float32)[1:]
 if data_pointer(_probe) != _probe.ctypes.data:  # pragma: no cover - another Python or NumPy
 
     def data_pointer(array: np.ndarray[Any, Any]) -> int:
-        """The address of an array's first element."""
+        """Return the address of an array's first element."""
         return int(array.ctypes.data)

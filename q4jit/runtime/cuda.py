@@ -20,14 +20,14 @@ _NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING
 
 
 class CudaDriver(Driver):
-    """NVIDIA's devices, each through its primary context, which PyTorch and CuPy use too."""
+    """NVIDIA's devices, each in its primary context, which PyTorch and CuPy use too."""
 
     platform = "nvidia"
 
     def __init__(self) -> None:
-        """Start the driver. Raises DeviceError where it is missing or sees no device."""
+        """Start the driver. Raises DeviceError if it is missing or sees no device."""
         super().__init__()
-        from cuda.bindings import driver as cu  # late: an extra's package
+        from cuda.bindings import driver as cu  # late: only an extra installs it
 
         self._cu: Any = cu
         self._call(None, cu.cuInit, 0)
@@ -63,12 +63,12 @@ class CudaDriver(Driver):
         )
 
     def device_of(self, pointer: int) -> int | None:
-        """The index of the device whose memory holds `pointer`; None for the host's memory."""
+        """Return the index of the device whose memory contains `pointer`; None for host memory."""
         cu, which = self._cu, self._cu.CUpointer_attribute
         code, kind = self._raw(
             cu.cuPointerGetAttribute, which.CU_POINTER_ATTRIBUTE_MEMORY_TYPE, pointer
         )
-        if code == INVALID_VALUE:  # memory that the driver did not give out
+        if code == INVALID_VALUE:  # not allocated by the driver
             return None
         if code:
             raise self.error("cuPointerGetAttribute", code, None)
@@ -79,7 +79,7 @@ class CudaDriver(Driver):
 
     @contextlib.contextmanager
     def current(self, device: int) -> Iterator[None]:
-        """Make a device's primary context this thread's current one for a `with` block."""
+        """Make a device's primary context current in this thread for a `with` block."""
         context = self._current_handle(device)
         if int(self._call(device, self._cu.cuCtxGetCurrent)) == context:
             yield
@@ -91,8 +91,8 @@ class CudaDriver(Driver):
             self._call(device, self._cu.cuCtxPopCurrent)
 
     def _current_handle(self, device: int) -> int:
-        """A device's primary context; retained until the process ends, as other libraries do."""
-        if device not in self._contexts:  # twice at the same time does no harm
+        """Return a device's primary context, retained until the process ends."""
+        if device not in self._contexts:  # two threads may both retain it
             context = self._call(device, self._cu.cuDevicePrimaryCtxRetain, device)
             self._contexts[device] = int(context)
         return self._contexts[device]
@@ -103,7 +103,8 @@ class CudaDriver(Driver):
         return _text(name or b"unknown"), _text(text or b"no description")
 
     def _permit_lds(self, kernel: LoadedKernel, size_bytes: int) -> None:
-        # more than 48 KB must be asked for; the limit is the function's: never lowered again
+        # above 48 KB the function needs this attribute; it is never lowered again, because other
+        # launches of the same function may need it
         if size_bytes > kernel.dynamic_lds_bytes:
             which = self._cu.CUfunction_attribute
             attribute = which.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
@@ -117,9 +118,11 @@ class CudaDriver(Driver):
 
 def _api(cu: Any) -> Api:
     try:
-        library = ctypes.CDLL("libcuda.so.1")  # the one that the binding has loaded
+        library = ctypes.CDLL("libcuda.so.1")  # the binding has loaded the same library
     except OSError as error:
-        raise DeviceError(f"NVIDIA's driver cannot be loaded: {error}; install it") from error
+        raise DeviceError(
+            f"cannot load NVIDIA's driver, libcuda.so.1: {error}; install the driver"
+        ) from error
     return Api(
         allocate=cu.cuMemAlloc,
         free=cu.cuMemFree,

@@ -1,7 +1,7 @@
-"""What the drivers of both GPU platforms share: devices, memory, streams, graphs and kernels.
+"""The part that both GPU platforms share: devices, memory, streams, graphs and kernels.
 
-Addresses of memory and streams are plain integers (stream 0 is the default stream), devices are
-named by their index in the driver.
+Memory addresses and streams are plain integers (stream 0 is the default stream). A device is given
+by its index in the driver.
 """
 
 import abc
@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from q4jit.errors import DeviceError
+from q4jit.errors import DeviceError, expected
 from q4jit.runtime.calls import Calls, name_of
-from q4jit.runtime.prepared import Launch, arguments, early_arguments, launcher
+from q4jit.runtime.prepared import PreparedLaunch, arguments, early_arguments, launcher
 
 OUT_OF_MEMORY: Final = 2
 INVALID_VALUE: Final = 1
@@ -23,13 +23,23 @@ INVALID_VALUE: Final = 1
 class Device:
     """One GPU, as its driver describes it.
 
-    `index` is the number that the driver knows it by; `id` (PCI address and UUID) stays the same
-    between processes. `lds_bytes` is the most that one block may have, `compute_units` are NVIDIA's
-    SMs, `wave` the lanes that run together, `clock_khz` its highest clock (0 where unknown), and
-    `integrated` says whether it shares the CPU's memory.
+    Attributes:
+        platform: `amd` or `nvidia`.
+        index: the number of the device in its driver.
+        name: the product's name.
+        arch: `gfx1100`, `sm_90`, …
+        id: PCI address and UUID, which are the same in every process.
+        memory_bytes: the size of its memory.
+        compute_units: compute units (NVIDIA: SMs).
+        lds_bytes: the most shared memory that a thread block can have.
+        max_block_size: the most threads of a thread block.
+        wave: the threads that run in lockstep.
+        l2_bytes: the size of the L2 cache.
+        clock_khz: the highest clock rate; 0 if unknown.
+        integrated: whether the GPU uses the CPU's memory.
     """
 
-    platform: str  # amd | nvidia
+    platform: str
     index: int
     name: str
     arch: str
@@ -50,50 +60,50 @@ class Device:
 class LoadedKernel:
     """A kernel in a device's memory; `close` unloads it.
 
-    It is not unloaded with its last reference: a captured graph may still launch it, and the driver
-    does not tell.
+    The kernel stays loaded when its last reference is gone, because a captured graph may still
+    launch it, and the driver cannot say whether one does.
     """
 
     def __init__(
         self, driver: "Driver", device: Device, module: int, function: int, symbol: str, code: bytes
     ) -> None:
-        """Made by `Driver.load` alone."""
+        """Store the parts; only `Driver.load` makes instances."""
         self.device = device
         self.function = function
         self.symbol = symbol
-        self.dynamic_lds_bytes = 0  # the most that the driver was told to permit
+        self.dynamic_lds_bytes = 0  # the most that the driver permits so far
         self._driver = driver
         self._module = module
-        self._code = code  # HIP may read the image again as long as the module is loaded
+        self._code = code  # HIP may read the image again while the module is loaded
 
     def close(self) -> None:
-        """Unload it, once all its launches have finished and no graph holds it."""
+        """Unload the kernel. All its launches must have finished, and no graph may contain it."""
         if self._module:
             self._driver.unload(self.device.index, self._module)
             self._module = 0
 
 
 class Driver(Calls):
-    """A platform's driver. Everything raises DeviceError where a call fails; sizes are in bytes.
+    """A platform's driver. Every method raises DeviceError if a call fails; sizes are in bytes.
 
-    Copies, `fill` and launches are asynchronous: their memory must live until the stream is through
-    with it. The subclasses supply what the two platforms do not share.
+    Copies, `fill` and launches are asynchronous: their memory must exist until the stream has
+    finished them. The subclasses add the parts that differ between the platforms.
     """
 
     devices: tuple[Device, ...]
 
     @abc.abstractmethod
     def device_of(self, pointer: int) -> int | None:
-        """The index of the device whose memory holds `pointer`; None for the host's memory."""
+        """Return the index of the device whose memory contains `pointer`; None for host memory."""
 
     @abc.abstractmethod
     def _permit_lds(self, kernel: LoadedKernel, size_bytes: int) -> None:
-        """Permit launches of `kernel` with `size_bytes` of dynamic LDS."""
+        """Permit launches of `kernel` with `size_bytes` of dynamic shared memory."""
 
     # --- memory ---------------------------------------------------------------------------------
 
     def allocate(self, device: int, size_bytes: int) -> int:
-        """The address of new memory on `device`; 0 for a size of 0."""
+        """Allocate memory on `device` and return its address; 0 for a size of 0."""
         if size_bytes == 0:
             return 0
         with self.current(device), self._relaxed():
@@ -101,16 +111,16 @@ class Driver(Calls):
         if code == OUT_OF_MEMORY:
             free, total = self.memory_info(device)
             raise DeviceError(
-                f"out of memory on {self._name(device)}: asked for {size_bytes:,} bytes, free are "
-                f"{free:,} of {total:,}; free arrays or weights, ask for fewer rows at a time, or "
-                "use target='cpu'"
+                f"out of memory on {self._name(device)}: cannot allocate {size_bytes:,} bytes, "
+                f"{free:,} of {total:,} are free; free arrays or weights, pass fewer rows at a "
+                "time, or use target='cpu'"
             )
         if code:
             raise self.error(name_of(self.api.allocate), code, device)
         return int(pointer)
 
     def free(self, device: int, pointer: int) -> None:
-        """Free what `allocate` gave; not in a forked child, where it is the parent's."""
+        """Free memory of `allocate`. In a forked child do nothing: the parent owns the memory."""
         if pointer and not self.forked:
             with self.current(device), self._relaxed():
                 self._call(device, self.api.free, pointer)
@@ -118,27 +128,27 @@ class Driver(Calls):
     def copy_to_device(
         self, device: int, destination: int, host: int, size_bytes: int, stream: int
     ) -> None:
-        """Copy from the host's memory, asynchronously."""
+        """Copy from host memory to the device, asynchronously."""
         self._move(device, self.api.upload, destination, host, size_bytes, stream)
 
     def copy_to_host(
         self, device: int, host: int, source: int, size_bytes: int, stream: int
     ) -> None:
-        """Copy to the host's memory, asynchronously."""
+        """Copy from the device to host memory, asynchronously."""
         self._move(device, self.api.download, host, source, size_bytes, stream)
 
     def copy_on_device(
         self, device: int, destination: int, source: int, size_bytes: int, stream: int
     ) -> None:
-        """Copy from one place of a device's memory to another, asynchronously."""
+        """Copy within a device's memory, asynchronously."""
         self._move(device, self.api.copy, destination, source, size_bytes, stream)
 
     def fill(self, device: int, pointer: int, byte: int, size_bytes: int, stream: int) -> None:
-        """Set every byte, asynchronously."""
+        """Set every byte to `byte`, asynchronously."""
         self._move(device, self.api.fill, pointer, byte, size_bytes, stream)
 
     def memory_info(self, device: int) -> tuple[int, int]:
-        """Free and total bytes of a device's memory."""
+        """Return the free and the total bytes of a device's memory."""
         with self.current(device):
             free, total = self._call(device, self.api.memory_info)
         return int(free), int(total)
@@ -151,22 +161,22 @@ class Driver(Calls):
     # --- streams and events ---------------------------------------------------------------------
 
     def synchronize(self, device: int, stream: int) -> None:
-        """Wait until all work on `stream` is done; errors of kernels come to light here."""
+        """Wait until all work on `stream` is done. Errors of earlier kernels are raised here."""
         with self.current(device):
             self._call(device, self.api.synchronize, stream)
 
     def is_capturing(self, device: int, stream: int) -> bool:
-        """Whether work on `stream` is recorded into a graph instead of done."""
+        """Return whether work on `stream` is recorded into a graph instead of run."""
         if self.forked:
             raise self.fork_error()
-        # No driver captures the default stream, and a question takes 2 µs. While another stream is
-        # captured that waits for it, the question would fail as the launch will.
+        # No driver captures the default stream, and the query takes 2 µs. If another stream that
+        # waits for the default one is being captured, the query would fail; the launch will too.
         if stream == 0:
             return False
-        found, status = ctypes.c_uint64(), ctypes.c_int()
+        current, status = ctypes.c_uint64(), ctypes.c_int()
         query = ctypes.c_void_p(stream), ctypes.byref(status)
-        code = self.api.get_current(ctypes.byref(found))
-        if not code and found.value == self._current_handle(device):
+        code = self.api.get_current(ctypes.byref(current))
+        if not code and current.value == self._current_handle(device):
             code = self.api.is_capturing(*query)
         else:
             with self.current(device):
@@ -177,7 +187,7 @@ class Driver(Calls):
 
     @contextlib.contextmanager
     def new_stream(self, device: int) -> Iterator[int]:
-        """A stream that does not wait for the default one, for a `with` block."""
+        """Yield a stream that does not wait for the default stream."""
         with self.current(device):
             stream = int(self._call(device, self.api.stream_create))
         try:
@@ -190,14 +200,14 @@ class Driver(Calls):
     def graph(
         self, device: int, stream: int, work: Callable[[], object]
     ) -> Iterator[Callable[[], None]]:
-        """What `work` enqueues on `stream`, as a graph: a function that enqueues it there again."""
+        """Capture what `work` enqueues on `stream`; yield a function that enqueues it again."""
         api = self.api
         with self.current(device):
             self._call(device, api.capture_begin, stream)
             try:
                 work()
             except BaseException:
-                with contextlib.suppress(DeviceError):  # of a capture that `work` has broken
+                with contextlib.suppress(DeviceError):  # `work` may have broken the capture
                     self._call(
                         device, api.graph_destroy, self._call(device, api.capture_end, stream)
                     )
@@ -220,23 +230,23 @@ class Driver(Calls):
                 self._call(device, api.graph_instance_destroy, instance)
 
     def create_event(self, device: int) -> int:
-        """A new event, to be given back to `destroy_event`."""
+        """Return a new event; pass it to `destroy_event` in the end."""
         with self.current(device):
             return int(self._call(device, self.api.event_create))
 
     def record_event(self, device: int, event: int, stream: int) -> None:
-        """Let `event` happen when all that `stream` holds so far is done."""
+        """Record `event` once all work that `stream` has so far is done."""
         with self.current(device):
             self._call(device, self.api.event_record, event, stream)
 
     def elapsed_us(self, device: int, start: int, stop: int) -> float:
-        """Microseconds between two recorded events; waits for the second."""
+        """Wait for the second of two recorded events; return the microseconds between them."""
         with self.current(device):
             self._call(device, self.api.event_synchronize, stop)
             return 1e3 * float(self._call(device, self.api.event_elapsed_ms, start, stop))
 
     def destroy_event(self, device: int, event: int) -> None:
-        """Give an event back."""
+        """Destroy an event."""
         with self.current(device):
             self._call(device, self.api.event_destroy, event)
 
@@ -252,11 +262,11 @@ class Driver(Calls):
                 )
             except DeviceError as error:
                 self._call(device, self.api.module_unload, module)
-                raise DeviceError(f"the code object has no kernel {symbol!r}: {error}") from error
+                raise DeviceError(f"no kernel {symbol!r} in the code object: {error}") from error
         return LoadedKernel(self, self.devices[device], module, function, symbol, code)
 
     def unload(self, device: int, module: int) -> None:
-        """What `LoadedKernel.close` does; in a forked child the module is the parent's."""
+        """Unload a module. In a forked child do nothing: the parent owns the module."""
         if not self.forked:
             with self.current(device):
                 self._call(device, self.api.module_unload, module)
@@ -268,25 +278,34 @@ class Driver(Calls):
         block: tuple[int, int, int],
         dynamic_lds_bytes: int,
         values: str,
-        constants: Sequence[int] = (),
+        fixed: Sequence[int] = (),
         order: Sequence[int] | None = None,
         overlaps: bool = False,
-    ) -> Launch:
-        """A launch of `kernel`: called with the stream and its values, in about 1 µs.
+    ) -> PreparedLaunch:
+        """Prepare a launch of `kernel`: a function of the stream and the values, about 1 µs a call.
 
-        `values` has a letter for each: P (address), i (32 bits), q (64 bits), f (float).
-        `constants`, of 64 bits, stand behind them in every launch; `order` has the place of each of
-        the kernel's parameters among both (None: they are its parameters). `grid` counts blocks,
-        `block` threads. `overlaps`: it starts before the kernel before it in the stream has ended,
-        for which its text waits (NVIDIA's from sm_90). Any thread may call it. Raises DeviceError
-        for a block or an LDS size beyond the device's limits, and each call may raise it for a
-        failed launch.
+        Any thread may call the function. It raises DeviceError if the launch fails.
+
+        Args:
+            kernel: the kernel.
+            grid: the number of thread blocks on each axis.
+            block: the threads of a thread block on each axis.
+            dynamic_lds_bytes: shared memory that the kernel's text does not declare.
+            values: one letter per value: P (address), i (32 bits), q (64 bits), f (float).
+            fixed: 64-bit values that every launch appends to the values.
+            order: for each parameter of the kernel, its index among values and fixed values; None
+                if they are already in order.
+            overlaps: whether the kernel starts before the previous kernel of the stream has ended;
+                its text then waits for that kernel (NVIDIA, from sm_90).
+
+        Raises:
+            DeviceError: the block or the shared memory exceeds the device's limits.
         """
         _check_limits(kernel, block, dynamic_lds_bytes)
         self._permit_lds(kernel, dynamic_lds_bytes)
-        order = range(len(values) + len(constants)) if order is None else order
+        order = range(len(values) + len(fixed)) if order is None else order
         shape = (*grid, *block, dynamic_lds_bytes)
-        first = (*[0] * len(values), *constants)
+        first = (*[0] * len(values), *fixed)
         device, make = kernel.device.index, early_arguments if overlaps else arguments
         return launcher(
             self,
@@ -295,7 +314,8 @@ class Driver(Calls):
             self.api.launch_early if overlaps else self.api.launch,
             lambda: make(kernel.function, shape, first, order),
             values,
-            f"{kernel.symbol}, grid {grid}, block {block}, {dynamic_lds_bytes} bytes of LDS",
+            f"{kernel.symbol}, grid {grid}, block {block}, {dynamic_lds_bytes} bytes of dynamic "
+            "shared memory",
         )
 
 
@@ -305,12 +325,10 @@ def _check_limits(
     device = kernel.device
     x, y, z = block
     if not 1 <= x * y * z <= device.max_block_size:
-        raise DeviceError(
-            f"found a block of {x}×{y}×{z} threads for {kernel.symbol}: accepted are 1 to "
-            f"{device.max_block_size} threads on {device}"
-        )
+        where = f"thread block of {kernel.symbol} on {device}"
+        most = device.max_block_size
+        raise DeviceError(expected(f"1 to {most} threads", f"{x}×{y}×{z}", where=where))
     if not 0 <= dynamic_lds_bytes <= device.lds_bytes:
-        raise DeviceError(
-            f"found {dynamic_lds_bytes:,} bytes of dynamic LDS for {kernel.symbol}: accepted are "
-            f"0 to {device.lds_bytes:,} on {device}"
-        )
+        where = f"dynamic shared memory of {kernel.symbol} on {device}"
+        most = device.lds_bytes
+        raise DeviceError(expected(f"0 to {most:,} bytes", f"{dynamic_lds_bytes:,}", where=where))

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from q4jit.compilers.codeobject import code_object_arch
-from q4jit.errors import CompileError, DeviceError
+from q4jit.errors import CompileError, DeviceError, expected
 from q4jit.runtime.calls import Api, named
 from q4jit.runtime.driver import (
     INVALID_VALUE,
@@ -26,9 +26,9 @@ class HipDriver(Driver):
     platform = "amd"
 
     def __init__(self) -> None:
-        """Start the runtime. Raises DeviceError where it is missing or sees no device."""
+        """Start the runtime. Raises DeviceError if it is missing or sees no device."""
         super().__init__()
-        from rocm.bindings import hip  # late: an extra's package
+        from rocm.bindings import hip  # late: only an extra installs it
 
         self._hip: Any = hip
         self._call(None, hip.hipInit, 0)
@@ -36,55 +36,55 @@ class HipDriver(Driver):
         self.devices = tuple(map(self._device, range(self._call(None, hip.hipGetDeviceCount))))
 
     def _device(self, index: int) -> Device:
-        found = self._call(index, self._hip.hipGetDeviceProperties, index)
-        bus = f"{found.pciDomainID:04x}:{found.pciBusID:02x}:{found.pciDeviceID:02x}.0"
+        facts = self._call(index, self._hip.hipGetDeviceProperties, index)
+        bus = f"{facts.pciDomainID:04x}:{facts.pciBusID:02x}:{facts.pciDeviceID:02x}.0"
         return Device(
             platform=self.platform,
             index=index,
-            name=_text(found.name),
-            arch=_text(found.gcnArchName).partition(":")[0],  # gfx90a:sramecc+:xnack-
-            id=f"{bus}/{uuid.UUID(bytes=bytes(found.uuid.bytes))}",
-            memory_bytes=int(found.totalGlobalMem),
-            compute_units=int(found.multiProcessorCount),
-            lds_bytes=int(found.sharedMemPerBlock),
-            max_block_size=int(found.maxThreadsPerBlock),
-            wave=int(found.warpSize),
-            l2_bytes=int(found.l2CacheSize),
-            clock_khz=int(found.clockRate),
-            integrated=bool(found.integrated),
+            name=_text(facts.name),
+            arch=_text(facts.gcnArchName).partition(":")[0],  # gfx90a:sramecc+:xnack-
+            id=f"{bus}/{uuid.UUID(bytes=bytes(facts.uuid.bytes))}",
+            memory_bytes=int(facts.totalGlobalMem),
+            compute_units=int(facts.multiProcessorCount),
+            lds_bytes=int(facts.sharedMemPerBlock),
+            max_block_size=int(facts.maxThreadsPerBlock),
+            wave=int(facts.warpSize),
+            l2_bytes=int(facts.l2CacheSize),
+            clock_khz=int(facts.clockRate),
+            integrated=bool(facts.integrated),
         )
 
     def device_of(self, pointer: int) -> int | None:
-        """The index of the device whose memory holds `pointer`; None for the host's memory."""
-        code, found = self._raw(self._hip.hipPointerGetAttributes, pointer)
-        if code == INVALID_VALUE:  # memory that the runtime did not give out
+        """Return the index of the device whose memory contains `pointer`; None for host memory."""
+        code, attributes = self._raw(self._hip.hipPointerGetAttributes, pointer)
+        if code == INVALID_VALUE:  # not allocated by the runtime
             self._forget_error()
             return None
         if code:
             raise self.error("hipPointerGetAttributes", code, None)
         kinds = self._hip.hipMemoryType
         of_device = (kinds.hipMemoryTypeDevice, kinds.hipMemoryTypeManaged)
-        return int(found.device) if int(found.type) in of_device else None
+        return int(attributes.device) if int(attributes.type) in of_device else None
 
     def load(self, device: int, code: bytes, symbol: str) -> LoadedKernel:
-        """Load the kernel `symbol` of a code object, if that is for the device's own arch."""
+        """Load the kernel `symbol` of a code object. Raises DeviceError for another arch."""
         owner = self.devices[device]
         try:
             arch = code_object_arch(code)
         except CompileError as error:
             raise DeviceError(
-                f"{symbol} cannot be loaded on {owner}: {error.log}; delete its cache entry, or "
-                "build it again"
+                f"cannot load {symbol} on {owner}: {error.log}; delete its cache entry, or build "
+                "it again"
             ) from error
         if arch != owner.arch:
             raise DeviceError(
-                f"found a code object for {arch}: accepted by {owner} is one for {owner.arch}"
+                expected(f"code for {owner.arch}", arch, where=f"{symbol} on {owner}")
             )
         return super().load(device, code, symbol)
 
     @contextlib.contextmanager
     def current(self, device: int) -> Iterator[None]:
-        """Make a device this thread's current one for a `with` block."""
+        """Make a device current in this thread for a `with` block."""
         before = self._call(device, self._hip.hipGetDevice)
         if before == device:
             yield
@@ -108,23 +108,23 @@ class HipDriver(Driver):
         return str(name), str(text)
 
     def _forget_error(self) -> None:
-        """Clear the thread's last error: PyTorch asks for it after its own launches."""
+        """Clear the thread's last error, which PyTorch would take for an error of its own."""
         self._hip.hipGetLastError()
 
     def _permit_lds(self, kernel: LoadedKernel, size_bytes: int) -> None:
-        """Nothing: AMD's kernels may have all of a block's LDS."""
+        """Do nothing: AMD's kernels may use all shared memory of a thread block."""
 
 
 def _api(hip: Any) -> Api:
-    from rocm.bindings.util.paths import get_library_path  # late: an extra's package
+    from rocm.bindings.util.paths import get_library_path  # late: only an extra installs it
 
     path = os.fsdecode(get_library_path("amdhip64"))
     try:
-        library = ctypes.CDLL(path)  # the one that the binding has loaded
+        library = ctypes.CDLL(path)  # the binding has loaded the same library
     except OSError as error:
         raise DeviceError(
-            f"AMD's HIP runtime cannot be loaded: {error}; set ROCM_PATH to the folder whose lib/ "
-            "holds libamdhip64.so"
+            f"cannot load AMD's HIP runtime, {path}: {error}; set ROCM_PATH to the folder whose "
+            "lib/ contains libamdhip64.so"
         ) from error
     return Api(
         allocate=hip.hipMalloc,

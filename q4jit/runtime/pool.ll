@@ -1,17 +1,26 @@
-; The thread pool of q4jit. Its state is 512 bytes that live as long as this code:
-;     0 address of pool_run          8 i32 lock: 1 while a job runs     12 i32 stop
-;    16 task   24 args   32 n   40 chunk                                of the running job
-;    48 i64 shares: what is left is divided by that many, twice the threads
-;   128 i32 generation (a futex): counts jobs     132 i32 sleeping workers
-;   256 i64 next task
-;   384 i32 open: workers may join               388 i32 workers inside the job
+; The thread pool of q4jit. A job is a range of tasks that several threads run together. The pool's
+; state has 512 bytes and exists as long as this code. Its four groups of fields are 128 bytes (two
+; cache lines) apart: threads that write one of them do not slow down readers of another.
+;
+;   byte    field
+;     0     ptr pool_run: kernels call it through this address
+;     8     i32 lock: 1 while a job runs
+;    12     i32 stop: 1 when the workers shall return
+;    16     ptr task, ptr args, i64 n, i64 chunk: the running job
+;    48     i64 shares: a thread takes the remaining tasks divided by this (twice the threads)
+;   128     i32 generation: the number of jobs so far; idle workers wait for it as a futex
+;   132     i32 sleeping: workers that wait in the futex
+;   256     i64 next: the first task that no thread has taken
+;   384     i32 open: 1 while workers may join the job
+;   388     i32 inside: workers that have joined it
 
 target triple = "$triple"
 
 @pool = global { ptr, [504 x i8] } { ptr @pool_run, [504 x i8] zeroinitializer }, align 128
 
-; Take tasks until none is left: a share of what is left, which shrinks, but never less than a
-; chunk. A long run of neighbouring tasks reads memory in one stream; a late thread gets little.
+; Take and run tasks until none is left. A thread takes a share of the remaining tasks, and at least
+; a chunk. Early shares are long runs of adjacent tasks, which read memory as one stream. Later shares
+; are short, so that a slow or late thread does not hold up the others.
 define internal void @work(ptr %pool) #0 {
 entry:
   %task.at = getelementptr i8, ptr %pool, i64 16
@@ -52,7 +61,7 @@ done:
   ret void
 }
 
-; task(args, from, to) over 0 … n by all threads; returns when every task is done.
+; Run task(args, from, to) over 0 … n on all threads; return when every task is done.
 define void @pool_run(ptr %pool, ptr %task, ptr %args, i64 %n, i64 %chunk) #0 {
 entry:
   %lock = getelementptr i8, ptr %pool, i64 8
@@ -60,7 +69,7 @@ entry:
   %free = extractvalue { i32, i1 } %was, 1
   br i1 %free, label %publish, label %alone
 alone:
-  ; another thread's job is running
+  ; another thread's job is running: do all tasks in this thread
   call void %task(ptr %args, i64 0, i64 %n)
   ret void
 publish:
@@ -83,13 +92,14 @@ publish:
   %none = icmp eq i32 %sleeping, 0
   br i1 %none, label %join, label %wake
 wake:
-  ; FUTEX_WAKE | FUTEX_PRIVATE_FLAG
+  ; 129 is FUTEX_WAKE | FUTEX_PRIVATE_FLAG; 2147483647 wakes all workers
   %woken = call i64 (i64, ...) @syscall(i64 $futex, ptr %generation, i64 129, i64 2147483647)
   br label %join
 join:
   call void @work(ptr %pool)
-  ; A worker that comes now finds the job closed; one that is inside is waited for. Both sides
-  ; write first and read then, in one total order, so one of them always sees the other.
+  ; Close the job, then wait for the workers inside it. This thread writes `open` and then reads
+  ; `inside`; a worker writes `inside` and then reads `open`. All four are sequentially consistent,
+  ; so at least one of the two sees the other's write: no worker starts after this loop ends.
   store atomic i32 0, ptr %open seq_cst, align 4
   %inside = getelementptr i8, ptr %pool, i64 388
   br label %wait
@@ -113,7 +123,7 @@ unlock:
   ret void
 }
 
-; The life of a worker; returns after pool_stop.
+; Be a worker: wait for jobs and help with them; return after pool_stop.
 define void @pool_worker(ptr %pool) #0 {
 entry:
   %stop.at = getelementptr i8, ptr %pool, i64 12
@@ -139,7 +149,7 @@ spin:
   br label %poll
 sleep:
   %s0 = atomicrmw add ptr %sleeping, i32 1 seq_cst
-  ; FUTEX_WAIT | FUTEX_PRIVATE_FLAG: returns at once where the generation has moved on
+  ; 128 is FUTEX_WAIT | FUTEX_PRIVATE_FLAG. It returns at once if the generation is no longer %seen.
   %w = call i64 (i64, ...) @syscall(i64 $futex, ptr %generation, i64 128, i32 %seen, ptr null)
   br label %slept
 slept:

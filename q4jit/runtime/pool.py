@@ -1,10 +1,11 @@
-"""The thread pool of CPU kernels: workers that live in generated code (`pool.ll`), without the GIL.
+"""The thread pool of CPU kernels. Its workers run generated code (`pool.ll`) without the GIL.
 
-A worker is a Python thread parked in one call of `pool_worker`. It spins for some microseconds
-after a job, because the next kernel of a model usually follows at once, and then sleeps on a futex.
-A job is a range of tasks that caller and workers take chunk by chunk. One job runs at a time: a
-second caller finds the pool locked and works alone. A forked child has no workers; it forgets the
-pool and makes its own when it needs one. Outside of Linux there is no futex and no pool.
+A worker is a Python thread inside one call of `pool_worker`. After a job it spins for some
+microseconds, because the next kernel of a model usually follows at once; then it sleeps on a futex.
+A job is a range of tasks, which the caller and the workers take chunk by chunk. Only one job runs
+at a time: a second caller sees that the pool is locked and works alone. A forked child has no
+workers; it discards the pool and starts a new one when it needs it. Only Linux has futexes, so
+other systems have no pool.
 """
 
 import atexit
@@ -23,15 +24,16 @@ from q4jit.locks import BUILD
 from q4jit.runtime.cpu import LoadedObject, function
 from q4jit.targets import Target, host_target
 
-# times a pause of 10 to 40 ns: what passes between two kernels of a model (attention, 30 to 50 µs)
+# A round pauses 10 to 40 ns. All rounds together last about as long as the code between two kernels
+# of a model (attention takes 30 to 50 µs).
 _SPIN_ROUNDS: Final = 6000
-_YIELD_AFTER: Final = 4096  # rounds of waiting for a worker that was probably descheduled
+_YIELD_AFTER: Final = 4096  # rounds; a worker that takes longer was probably descheduled
 _FUTEX: Final = {"x86-64": 202, "aarch64": 98}  # Linux system call numbers
 _PAUSE: Final = {
     "x86-64": ("declare void @llvm.x86.sse2.pause()", "call void @llvm.x86.sse2.pause()"),
     "aarch64": ("declare void @llvm.aarch64.hint(i32)", "call void @llvm.aarch64.hint(i32 1)"),
 }
-_SHARES_AT: Final = 48  # in the pool's state
+_SHARES_AT: Final = 48  # byte offset in the pool's state
 _SYMBOLS: Final = ("pool", "pool_worker", "pool_stop")
 
 
@@ -39,7 +41,7 @@ def text(target: Target) -> str:
     """Return the LLVM IR of the pool: `pool.ll` for `target`."""
     template = (resources.files(__package__) / "pool.ll").read_text(encoding="utf-8")
     declare_pause, pause = _PAUSE[target.family]
-    # not jinja2, which GPU kernels are made with: loading it takes tens of ms of a CPU's first call
+    # not Jinja, as for GPU kernels: importing it would add tens of ms to the CPU's first call
     return Template(template).substitute(
         triple=target.triple,
         futex=_FUTEX[target.family],
@@ -51,11 +53,11 @@ def text(target: Target) -> str:
 
 
 class Pool:
-    """Workers beside the calling thread; `address` is what kernels take."""
+    """The worker threads; `address` is the pool's address, which kernels take."""
 
     def __init__(self) -> None:
-        """Compile (or fetch) the pool's code; no thread is started yet."""
-        from q4jit.compilers import llvm as compiler  # late, as everywhere
+        """Compile (or fetch) the pool's code, without starting a thread."""
+        from q4jit.compilers import llvm as compiler  # late: importing q4jit does not load LLVM
 
         target = host_target()
         object_bytes = cache.fetch(target, compiler, "q4jit_pool", text(target)).object_bytes
@@ -64,7 +66,7 @@ class Pool:
         self._threads: list[threading.Thread] = []
 
     def start(self, workers: int) -> None:
-        """Have `workers` threads, or as many as the system gives."""
+        """Start threads until there are `workers`, or until the system refuses one."""
         ctypes.c_int64.from_address(self.address + _SHARES_AT).value = 2 * (workers + 1)
         worker = self._entry("pool_worker")
         while len(self._threads) < workers:
@@ -72,7 +74,7 @@ class Pool:
             thread = threading.Thread(target=worker, args=(self.address,), name=name, daemon=True)
             try:
                 thread.start()
-            except RuntimeError:  # a limit of the system: the caller and these do all the work
+            except RuntimeError:  # a limit of the system; the threads so far share the work
                 return
             self._threads.append(thread)
 
@@ -80,7 +82,7 @@ class Pool:
         return function(self._code.addresses[symbol], ctypes.c_void_p)
 
     def stop(self) -> None:
-        """End the workers; a caller that is inside, or comes later, works alone."""
+        """End the workers. A caller inside the pool, or a later one, works alone."""
         self._entry("pool_stop")(self.address)
         for thread in self._threads:
             thread.join()
@@ -88,10 +90,15 @@ class Pool:
 
 @dataclass
 class _Process:
-    """This process's pool. address: None while undecided, 0 where kernels run in their caller.
+    """This process's pool.
 
-    A pool's code is never released: a daemon thread may be inside it when the interpreter ends, and
-    in a forked child the release would enter LLVM, whose lock a thread of the parent may hold.
+    A pool's code is never freed: a daemon thread may be inside it when the interpreter ends. In a
+    forked child, freeing would wait for LLVM's lock, which a thread of the parent may have held.
+
+    Attributes:
+        pool: the pool, if there is one.
+        address: the pool's address; 0 if kernels run in their caller; None until the first call.
+        inherited: pools of the parent.
     """
 
     pool: Pool | None = None
@@ -103,7 +110,7 @@ _process = _Process()
 
 
 def address() -> int:
-    """The address of this process's pool, started at the first call; 0 for one thread."""
+    """Return the address of this process's pool; 0 for one thread. The first call starts it."""
     known = _process.address
     return _start() if known is None else known
 
@@ -113,7 +120,7 @@ def _start() -> int:
         if _process.address is None:
             threads = config.num_threads()
             if threads > 1 and sys.platform == "linux":
-                # kept before a thread runs: an interrupt must not release code under workers
+                # stored before a thread runs: after an interrupt, workers still need the code
                 _process.pool = _process.pool or Pool()
                 _process.pool.start(threads - 1)
                 _process.address = _process.pool.address
@@ -123,14 +130,14 @@ def _start() -> int:
 
 
 def _forget_in_child() -> None:
-    """A forked child has none of its parent's threads."""
+    """Discard the pool: a forked child has none of its parent's threads."""
     if _process.pool is not None:
         _process.inherited.append(_process.pool)
     _process.pool, _process.address = None, None
 
 
 def _stop_at_exit() -> None:
-    # workers must not run code that the interpreter's end unmaps
+    # the interpreter unmaps the code at its end, so workers must have left it by then
     _process.address = 0
     if _process.pool is not None:
         _process.pool.stop()

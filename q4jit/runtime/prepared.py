@@ -1,4 +1,4 @@
-"""Prepared launches: the arguments of a kernel, laid out once and filled in by every launch."""
+"""Prepared launches: a kernel's arguments are laid out once, and every launch fills in values."""
 
 import ctypes
 import struct
@@ -7,14 +7,14 @@ from typing import Any, Final
 
 from q4jit.runtime.calls import Calls
 
-Launch = Callable[..., None]
-"""A prepared launch: call it with the stream and its values."""
+PreparedLaunch = Callable[..., None]
+"""A prepared launch: a function of the stream and the values."""
 
-# a parameter's kind → how struct writes its slot of 8 bytes
+# kind of a value → struct's format of its 8-byte slot
 _SLOTS: Final = {"P": "Q", "i": "i4x", "q": "q", "f": "f4x"}
 
 Arguments = tuple[Any, ctypes.c_void_p, ctypes.c_uint64, Any, tuple[Any, ...]]
-"""Slots, stream, room for what is current, its address, and what the launch is called with."""
+"""Slots, stream, a cell for the current device, the cell's address, and the launch's arguments."""
 
 
 def launcher(
@@ -25,16 +25,22 @@ def launcher(
     new_arguments: Callable[[], Arguments],
     values: str,
     what: str,
-) -> Launch:
-    """Return a launch that puts its values into arguments and hands these to `launch_kernel`.
+) -> PreparedLaunch:
+    """Return a launch that writes its values into arguments and passes them to `launch_kernel`.
 
-    handle: what is current while `device` is. values: a letter for each, as for `Driver.prepare`.
-    what: names the launch in errors.
+    Args:
+        calls: the runtime.
+        device: the device of the kernel.
+        handle: what `api.get_current` reports while `device` is current.
+        launch_kernel: the runtime's function.
+        new_arguments: makes arguments.
+        values: one letter per value, as for `Driver.prepare`.
+        what: names the launch in errors.
     """
     get_current = calls.api.get_current
     pack = struct.Struct("<" + "".join(_SLOTS[kind] for kind in values)).pack_into
-    # Each belongs to one call at a time: the launch copies slots and stream, but lets other
-    # threads run before. A list's pop and append are a third of a lock's price.
+    # The runtime copies slots and stream, but other threads may run before it does, so only one
+    # call at a time uses a set of arguments. A list's pop and append cost a third of a lock.
     idle = [new_arguments()]
 
     def launch(stream: int, *numbers: float) -> None:
@@ -44,15 +50,15 @@ def launcher(
             own = idle.pop()
         except IndexError:  # other threads are in this launch
             own = new_arguments()
-        slots, where, found, found_at, handed_over = own
+        slots, stream_cell, current, current_at, passed = own
         pack(slots, 0, *numbers)
-        where.value = stream
-        code = get_current(found_at)
-        if not code and found.value == handle:
-            code = launch_kernel(*handed_over)
+        stream_cell.value = stream
+        code = get_current(current_at)
+        if not code and current.value == handle:
+            code = launch_kernel(*passed)
         else:
             with calls.current(device):
-                code = launch_kernel(*handed_over)
+                code = launch_kernel(*passed)
         idle.append(own)
         if code:
             raise calls.error(f"{launch_kernel.__name__} of {what}", code, device)
@@ -63,23 +69,23 @@ def launcher(
 def arguments(
     function: int, shape: tuple[int, ...], values: tuple[int, ...], order: Sequence[int]
 ) -> Arguments:
-    """What one launch at a time hands over: slots, stream, room for what is current, arguments.
+    """Return the arguments of a launch, for one call at a time.
 
-    `shape` has grid, block and LDS bytes. What `from_param` and `byref` give was converted once:
-    ctypes takes it as it is, in two thirds of the time of its own values.
+    shape: grid, block and bytes of shared memory. `from_param` and `byref` convert the values once;
+    ctypes passes them on in two thirds of the time that Python's own values take.
     """
     slots = (ctypes.c_uint64 * len(values))(*values)
     first = ctypes.addressof(slots)
-    pointers = (ctypes.c_void_p * len(order))(*[first + 8 * place for place in order])
+    pointers = (ctypes.c_void_p * len(order))(*[first + 8 * index for index in order])
     stream, current = ctypes.c_void_p(), ctypes.c_uint64()
-    handed_over = (
+    passed = (
         ctypes.c_void_p.from_param(function),
         *map(ctypes.c_uint.from_param, shape),
         stream,
         ctypes.byref(pointers),
         None,
     )
-    return slots, stream, current, ctypes.byref(current), handed_over
+    return slots, stream, current, ctypes.byref(current), passed
 
 
 class _Attribute(ctypes.Structure):
@@ -89,7 +95,7 @@ class _Attribute(ctypes.Structure):
 
 
 class _LaunchConfig(ctypes.Structure):
-    """CUDA's CUlaunchConfig; shape: grid, block and LDS bytes."""
+    """CUDA's CUlaunchConfig; shape: grid, block and bytes of shared memory."""
 
     _fields_ = (
         ("shape", ctypes.c_uint * 7),
@@ -105,7 +111,7 @@ _PROGRAMMATIC_STREAM_SERIALIZATION: Final = 6
 def early_arguments(
     function: int, shape: tuple[int, ...], values: tuple[int, ...], order: Sequence[int]
 ) -> Arguments:
-    """The same for a launch that does not wait for the kernel before."""
+    """Return the arguments of a launch that does not wait for the previous kernel."""
     slots, _, current, current_at, (handle, *_, pointers, _) = arguments(
         function, shape, values, order
     )

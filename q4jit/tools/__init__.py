@@ -1,1 +1,1 @@
-"""Programs on top of the library: the command line and what it runs."""
+"""Programs built on the library: the command `q4jit` and the packages behind its subcommands."""

@@ -12,13 +12,13 @@ import numpy as np
 
 from q4jit.targets import find_target
 
-_CHECKOUT: Final = Path(__file__).parents[2]  # the folder above the package: a clone, if it is one
+_CHECKOUT: Final = Path(__file__).parents[2]  # above the package; a git clone or site-packages
 _UNKNOWN_CACHE_BYTES: Final = 64 << 20
 
 
 @functools.cache
 def version() -> str:
-    """Return the version of q4jit: of the installed package, or of the checkout that runs."""
+    """Return the version of q4jit, from the checkout if it runs from one, else as installed."""
     project = _CHECKOUT / "pyproject.toml"
     if project.is_file():
         return str(tomllib.loads(project.read_text(encoding="utf-8"))["project"]["version"])
@@ -26,7 +26,7 @@ def version() -> str:
 
 
 def commit(checkout: Path = _CHECKOUT) -> str | None:
-    """Return the commit that a folder is at, from git's own files; None if it is no checkout."""
+    """Return the commit of a git checkout, read from `.git`; None for any other folder."""
     git = checkout / ".git"
     head = git / "HEAD"
     if not head.is_file():
@@ -43,19 +43,20 @@ def commit(checkout: Path = _CHECKOUT) -> str | None:
 
 
 def driver_version(name: str) -> str:
-    """Return what the kernel's driver says of itself, for `amd` or `nvidia`.
+    """Return the version of the GPU driver of `amd` or `nvidia`.
 
-    amdgpu says nothing where it is a part of the kernel.
+    An amdgpu driver that is part of the Linux kernel has no version of its own; the kernel's
+    release stands for it.
     """
     paths = {"amd": "/sys/module/amdgpu/version", "nvidia": "/proc/driver/nvidia/version"}
     path = Path(paths[name])
     if path.is_file():
         return path.read_text(encoding="utf-8").splitlines()[0].strip()
-    return f"{name}, of the kernel {platform.release()}"
+    return f"{name} driver of kernel {platform.release()}"
 
 
 def cpu_name() -> str:
-    """Return the name of this machine's CPU, with the target that it is."""
+    """Return the name of this machine's CPU and its target."""
     path = Path("/proc/cpuinfo")
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
@@ -63,7 +64,7 @@ def cpu_name() -> str:
 
 
 def cache_bytes() -> int:
-    """Return the size of the CPU's last-level cache, as Linux tells it."""
+    """Return the size of the CPU's last-level cache, from sysfs; 64 MiB if it is unknown."""
     folder = Path("/sys/devices/system/cpu/cpu0/cache")
     sizes = [p.read_text(encoding="ascii").strip() for p in folder.glob("index*/size")]
     known = [int(size[:-1]) << 10 for size in sizes if size.endswith("K")]
@@ -71,7 +72,7 @@ def cache_bytes() -> int:
 
 
 def about_code() -> dict[str, Any]:
-    """Return what a report says of the code that made it, and when."""
+    """Return the fields of a report that identify q4jit's code and the time."""
     return {
         "q4jit": version(),
         "commit": commit(),
@@ -80,7 +81,7 @@ def about_code() -> dict[str, Any]:
 
 
 def about_system() -> dict[str, Any]:
-    """Return what a report says of the Python and the system that it was made on."""
+    """Return the fields of a report that identify Python, NumPy and the operating system."""
     return {
         "python": platform.python_version(),
         "numpy": np.__version__,

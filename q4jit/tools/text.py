@@ -1,11 +1,11 @@
-"""Words that commands and reports print."""
+"""Wording that commands and reports share."""
 
 
 def counted(number: int, one: str, many: str = "") -> str:
-    """Return a number of things in words: `1 kernel`, `2 kernels`."""
+    """Return a number with its noun: `1 kernel`, `2 kernels`."""
     return f"{number} {one if number == 1 else many or one + 's'}"
 
 
 def visible(text: str) -> str:
-    """Return `text` without what steers a terminal: names come from files that others made."""
+    """Return `text` with control characters escaped: tensor names come from untrusted files."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

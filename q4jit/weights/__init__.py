@@ -1,7 +1,7 @@
-"""Weights: matrices in GGUF blocks, and the byte orders in which kernels read them.
+"""Weights: matrices in GGUF blocks, and the layouts that kernels read.
 
-`formats` describes each block format once, with its reference decoder, and `layouts` the orders
-into which blocks are repacked. Users hold a `tensor`, made by `quantize` or read by the package
-`gguf`; its copies for kernels are in `resident`, what its scales allow in `scales`, and what is
-accepted in `checks`. `reference` has random weights and exact products for comparisons.
+`formats` describes each block format, with a reference decoder and encoder; `layouts` repacks
+blocks for kernels. Users hold a `QuantizedTensor` (`tensor`), made by `quantize` or read by the
+package `gguf`. Its repacked copies are in `resident`, facts about its scales in `scales`, and the
+checks of what users pass in `checks`. `reference` makes random weights and exact products.
 """

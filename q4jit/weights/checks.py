@@ -1,4 +1,4 @@
-"""What a weight may be made from, and what may be asked of it."""
+"""Checks of the bytes and shapes that weights are made from, and of row ids."""
 
 import mmap
 import operator
@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from q4jit.errors import ArgumentError, FormatError
+from q4jit.errors import ArgumentError, FormatError, expected
 
 
 def matrix_shape(shape: object) -> tuple[int, int]:
@@ -15,13 +15,11 @@ def matrix_shape(shape: object) -> tuple[int, int]:
     try:
         k, n = (operator.index(size) for size in shape)  # type: ignore[attr-defined]  # raises TypeError
     except (TypeError, ValueError):
-        raise FormatError(
-            f"a weight has two dimensions (K, N): found shape {shape!r}, accepted is a pair of ints"
-        ) from None
+        pair = "a pair of ints (K, N)"
+        raise FormatError(expected(pair, f"{shape!r}", where="shape of a weight")) from None
     if k <= 0 or n <= 0:
-        raise FormatError(
-            f"a weight cannot be empty: found (K, N) = ({k}, {n}), accepted are positive sizes"
-        )
+        sizes = "positive sizes (K, N)"
+        raise FormatError(expected(sizes, f"({k}, {n})", where="shape of a weight"))
     return k, n
 
 
@@ -30,21 +28,20 @@ def contiguous(raw: Any) -> memoryview:
     try:
         view = memoryview(raw)
     except (TypeError, ValueError, BufferError) as error:
-        raise FormatError(
-            f"found {type(raw).__name__} ({error}), accepted is a contiguous buffer such as bytes, "
-            "a memory map or a uint8 array"
-        ) from None
+        buffers = "a contiguous buffer such as bytes, a memory map or a uint8 array"
+        raise FormatError(expected(buffers, f"{type(raw).__name__} ({error})")) from None
     if not view.c_contiguous or view.format == "O":
         kind = "an object array" if view.format == "O" else "a strided or transposed buffer"
-        raise FormatError(f"found {kind}, accepted is C-contiguous: np.ascontiguousarray(raw)")
+        cure = "use np.ascontiguousarray(raw)"
+        raise FormatError(expected("a C-contiguous buffer", kind, cure=cure))
     return view
 
 
 def is_frozen(raw: object) -> bool:
-    """Whether nobody can write to the memory of a buffer: it is cut from bytes or a read-only map.
+    """Return whether nobody can write to a buffer: it is part of bytes or of a read-only map.
 
-    An array that owns its memory does not qualify, whatever its flag says now: an older view may
-    be writable, and the flag can be set again.
+    An array that owns its memory is never frozen, even if it is read-only now: an older view may
+    be writable, and the flag can be changed back.
     """
     while True:
         if isinstance(raw, np.ndarray):
@@ -58,21 +55,21 @@ def is_frozen(raw: object) -> bool:
 
 
 def row_ids(ids: ArrayLike, n: int) -> NDArray[np.intp]:
-    """Return ids of rows as an index. Raises ArgumentError unless they are integers in 0..n-1."""
+    """Return row ids as an index array. Raises ArgumentError unless all are integers in 0..n-1."""
     index = np.asarray(ids)
     if index.size == 0 and not isinstance(ids, np.ndarray):
-        index = index.astype(np.intp)  # NumPy calls [] float64
+        index = index.astype(np.intp)  # np.asarray([]) is float64
     if index.dtype.kind not in "iu":
-        raise ArgumentError(
-            f"rows takes integer ids: found {describe(index.dtype)}, "
-            "accepted is ids.astype(np.int64)"
-        )
+        cure = "use ids.astype(np.int64)"
+        got = describe(index.dtype)
+        raise ArgumentError(expected("integers", got, where="ids of w.rows(ids)", cure=cure))
     if index.size and (index.min() < 0 or index.max() >= n):
         wrong = index.min() if index.min() < 0 else index.max()
-        raise ArgumentError(f"rows: found id {wrong}, accepted are 0 to {n - 1}")
+        what = f"row ids from 0 to {n - 1}"
+        raise ArgumentError(expected(what, str(wrong), where="ids of w.rows(ids)"))
     return index.astype(np.intp)
 
 
 def describe(dtype: np.dtype[Any]) -> str:
-    """Name a dtype in a message."""
+    """Return a dtype's name for a message."""
     return str(dtype) if dtype.isnative else f"{dtype.newbyteorder('=')} in foreign byte order"

@@ -1,10 +1,10 @@
-"""Block formats: one description each, and the NumPy reference decoder that reads them.
+"""Block formats: a description of each, and the reference decoder and encoder in NumPy.
 
-A `Format` says where in a block the scales and the bits of each element lie. Every target takes
-its decoding from this description, so a new format is one more entry of `FORMATS` (and its tests).
+A `Format` gives the positions of the scales and of each element's bits in a block. Every target
+decodes by this description, so a new format is one more entry of `FORMATS` (and its tests).
 
-The layouts are ggml's (`ggml-common.h`): scales are little-endian f16, and a GGUF weight is N rows
-of K contiguous elements. q4jit calls one such row a *column* of the logical matrix [K, N].
+Blocks are ggml's (`ggml-common.h`): little-endian, with scales in f16. A GGUF weight is N rows of K
+contiguous elements; q4jit calls these rows the *columns* of the matrix w [K, N].
 """
 
 from collections.abc import Callable, Iterator
@@ -14,59 +14,67 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from q4jit.errors import FormatError
+from q4jit.errors import FormatError, expected
 
 QK4_0: Final = 32
 QK4_1: Final = 32
 QK8_0: Final = 32
 QK_K: Final = 256
 
-# Work is cut into bands of about this many elements: a megabyte of f32, so that what a band needs
-# stays in cache and no call holds more than a few MB beyond its result.
+# Elements that are decoded or encoded at a time: a megabyte of f32. The temporary arrays stay in
+# cache, and a call needs only a few MB beyond its result.
 _BAND_ELEMENTS: Final = 1 << 18
 
 
 @dataclass(frozen=True)
 class Plane:
-    """One bit field that every element of a block has.
+    """A bit field of every element's code: `bits` bits, shifted left by `lshift` in the code.
 
-    Byte j of a run of `width_bytes` bytes holds elements j, j + width_bytes, j + 2·width_bytes, …
-    of the run in its bits from the lowest up; runs follow each other. The field lands in the
-    quant q shifted left by `lshift`.
+    A plane is a sequence of runs of `width_bytes` bytes. Byte j of a run holds the elements j,
+    j + width_bytes, j + 2·width_bytes, … of the run, from its lowest bits upward.
+
+    Attributes:
+        at: where the plane starts in a block, in bytes.
     """
 
-    offset_bytes: int
+    at: int
     bits: int
     width_bytes: int
     lshift: int = 0
 
     @property
     def run_elements(self) -> int:
-        """Elements that one run of `width_bytes` bytes holds."""
+        """Elements of a run."""
         return self.width_bytes * 8 // self.bits
 
     def position(self, element: int) -> tuple[int, int]:
-        """The byte (from the start of the plane) and the bit shift at which an element lies."""
-        run, within = divmod(element, self.run_elements)
-        return (
-            run * self.width_bytes + within % self.width_bytes,
-            self.bits * (within // self.width_bytes),
-        )
+        """Return the byte, counted from the plane's start, and the lowest bit of an element."""
+        run, in_run = divmod(element, self.run_elements)
+        shift, byte = divmod(in_run, self.width_bytes)
+        return run * self.width_bytes + byte, self.bits * shift
 
     def size_bytes(self, block_elements: int) -> int:
-        """Bytes of the plane in a block of `block_elements` elements."""
+        """Return the bytes of the plane in a block of `block_elements` elements."""
         return block_elements * self.bits // 8
 
 
 @dataclass(frozen=True)
 class Format:
-    """How a block of `block_elements` weights is stored in `block_bytes` bytes.
+    """How a block of `block_elements` elements is stored in `block_bytes` bytes.
 
-    The value of an element is d·s·(q − zero) + m: d and m are f16 fields of the block (m only where
-    `m_offset_bytes` is given), s an int8 of the element's sub-block of `scale_elements` elements
-    (only where `scales_offset_bytes` is given), q is put together from `planes` (and is a two's
-    complement int8 where `signed`). A format with `float_dtype` stores plain floats and has none
-    of these fields.
+    value = scale · sub-scale · (code − zero) + minimum. The scale and the minimum are f16 fields of
+    the block, the sub-scales int8, one per sub-block. A format without a minimum or sub-scales has
+    None as their position. A format with `float_dtype` stores plain floats and has no fields.
+
+    Attributes:
+        name: as in GGUF's tools, for example "Q4_0".
+        ggml_type: its number in GGUF files.
+        planes: the bit fields that make up a code.
+        scale_at, minimum_at, sub_scales_at: positions of these fields in a block, in bytes.
+        sub_block_elements: elements that share a scale.
+        zero: the code of the value 0.
+        signed: whether a code is an int8 in two's complement, and unsigned otherwise.
+        float_dtype: NumPy's name of the element type of F16 and F32.
     """
 
     name: str
@@ -74,26 +82,24 @@ class Format:
     block_elements: int
     block_bytes: int
     planes: tuple[Plane, ...] = ()
-    d_offset_bytes: int | None = None
-    m_offset_bytes: int | None = None
-    scales_offset_bytes: int | None = None
-    scale_elements: int = 32
+    scale_at: int | None = None
+    minimum_at: int | None = None
+    sub_scales_at: int | None = None
+    sub_block_elements: int = 32
     zero: int = 0
     signed: bool = False
     float_dtype: str | None = None
 
     @property
     def quant_bits(self) -> int:
-        """Bits of a quant, all planes together; 0 for a float format."""
+        """Bits of a code, in all planes; 0 for a float format."""
         return sum(plane.bits for plane in self.planes)
 
-    def row_bytes(self, k: int) -> int:
-        """Bytes of one GGUF row of `k` elements; raises FormatError unless k is whole blocks."""
+    def column_bytes(self, k: int) -> int:
+        """Return the bytes of a column. Raises FormatError unless `k` is whole blocks."""
         if k <= 0 or k % self.block_elements:
-            raise FormatError(
-                f"{self.name} stores blocks of {self.block_elements} elements along K: "
-                f"found K = {k}, accepted is a positive multiple of {self.block_elements}"
-            )
+            what = f"a positive multiple of {self.block_elements} (a block of {self.name})"
+            raise FormatError(expected(what, str(k), where="K"))
         return k // self.block_elements * self.block_bytes
 
 
@@ -102,18 +108,18 @@ FORMATS: Final[dict[str, Format]] = {
     for f in (
         Format("F32", 0, 1, 4, float_dtype="<f4"),
         Format("F16", 1, 1, 2, float_dtype="<f2"),
-        Format("Q4_0", 2, QK4_0, 18, (Plane(2, 4, 16),), d_offset_bytes=0, zero=8),
-        Format("Q4_1", 3, QK4_1, 20, (Plane(4, 4, 16),), d_offset_bytes=0, m_offset_bytes=2),
-        Format("Q8_0", 8, QK8_0, 34, (Plane(2, 8, 32),), d_offset_bytes=0, signed=True),
+        Format("Q4_0", 2, QK4_0, 18, (Plane(2, 4, 16),), scale_at=0, zero=8),
+        Format("Q4_1", 3, QK4_1, 20, (Plane(4, 4, 16),), scale_at=0, minimum_at=2),
+        Format("Q8_0", 8, QK8_0, 34, (Plane(2, 8, 32),), scale_at=0, signed=True),
         Format(
             "Q6_K",
             14,
             QK_K,
             210,
             (Plane(0, 4, 64), Plane(128, 2, 32, lshift=4)),
-            d_offset_bytes=208,
-            scales_offset_bytes=192,
-            scale_elements=16,
+            scale_at=208,
+            sub_scales_at=192,
+            sub_block_elements=16,
             zero=32,
         ),
     )
@@ -121,99 +127,98 @@ FORMATS: Final[dict[str, Format]] = {
 
 
 def find_format(name: str) -> Format:
-    """The format called `name`; raises FormatError, naming the known ones."""
+    """Return the format called `name`. Raises FormatError, which lists the known formats."""
     try:
         return FORMATS[name]
     except (KeyError, TypeError):
-        raise FormatError(f"unknown format {name!r}: known are {', '.join(FORMATS)}") from None
+        raise FormatError(f"unknown format {name!r}; known formats: {', '.join(FORMATS)}") from None
 
 
-def bands(rows: int, row_elements: int) -> Iterator[slice]:
-    """Divide rows into the parts that are decoded or encoded at a time."""
-    step = max(1, _BAND_ELEMENTS // row_elements)
-    return (slice(first, min(first + step, rows)) for first in range(0, rows, step))
+def bands(count: int, elements: int) -> Iterator[slice]:
+    """Divide `count` columns of `elements` elements into bands that are decoded at a time."""
+    step = max(1, _BAND_ELEMENTS // elements)
+    return (slice(first, min(first + step, count)) for first in range(0, count, step))
 
 
-def decode(fmt: Format, rows: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Decode GGUF rows to floats: the reference that every kernel is held against.
+def decode(fmt: Format, columns: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Decode columns to floats, as the reference for every kernel.
 
-    rows: uint8 [n, row_bytes], contiguous along the last axis. Returns f32 [n, K], rounded as
-    ggml's own `dequantize_row` does.
+    columns: uint8 [n, column_bytes], contiguous along the last axis. Returns f32 [n, K] with the
+    rounding of ggml's `dequantize_row`.
     """
-    n, row_bytes = rows.shape
-    with np.errstate(all="ignore"):  # NaN and Inf are values like any other
+    n, column_bytes = columns.shape
+    with np.errstate(all="ignore"):  # scales may be NaN or Inf
         if fmt.float_dtype is not None:
-            return np.ascontiguousarray(rows).view(fmt.float_dtype).astype(np.float32)
-        blocks = rows.reshape(n, row_bytes // fmt.block_bytes, fmt.block_bytes)
+            return np.ascontiguousarray(columns).view(fmt.float_dtype).astype(np.float32)
+        blocks = columns.reshape(n, column_bytes // fmt.block_bytes, fmt.block_bytes)
         return _decode_blocks(fmt, blocks).reshape(n, -1)
 
 
 def _decode_blocks(fmt: Format, blocks: NDArray[np.uint8]) -> NDArray[np.float32]:
-    values = _quants(fmt, blocks).astype(np.float32)
+    values = _codes(fmt, blocks).astype(np.float32)
     if fmt.zero:
         values -= np.float32(fmt.zero)
-    scale = _f16_field(blocks, fmt.d_offset_bytes)
-    if fmt.scales_offset_bytes is not None:
-        count = fmt.block_elements // fmt.scale_elements
-        first = fmt.scales_offset_bytes
-        sub = blocks[..., first : first + count].view(np.int8).astype(np.float32)
-        scale = np.repeat(scale * sub, fmt.scale_elements, axis=-1)
+    scale = _f16_field(blocks, fmt.scale_at)
+    if fmt.sub_scales_at is not None:
+        sub_blocks = fmt.block_elements // fmt.sub_block_elements
+        stored = blocks[..., fmt.sub_scales_at : fmt.sub_scales_at + sub_blocks].view(np.int8)
+        scale = np.repeat(scale * stored.astype(np.float32), fmt.sub_block_elements, axis=-1)
     values *= scale
-    if fmt.m_offset_bytes is not None:
-        values += _f16_field(blocks, fmt.m_offset_bytes)
+    if fmt.minimum_at is not None:
+        values += _f16_field(blocks, fmt.minimum_at)
     return values
 
 
-def _f16_field(blocks: NDArray[np.uint8], offset_bytes: int | None) -> NDArray[np.float32]:
-    assert offset_bytes is not None, "a block format without d"
-    field = np.ascontiguousarray(blocks[..., offset_bytes : offset_bytes + 2])
+def _f16_field(blocks: NDArray[np.uint8], at: int | None) -> NDArray[np.float32]:
+    assert at is not None, "a block format without a scale"
+    field = np.ascontiguousarray(blocks[..., at : at + 2])
     return field.view("<f2").astype(np.float32)
 
 
-def _quants(fmt: Format, blocks: NDArray[np.uint8]) -> NDArray[np.integer]:
-    """The quants of blocks [..., block_bytes] in element order: [..., block_elements]."""
-    q = _plane_field(fmt, fmt.planes[0], blocks)
+def _codes(fmt: Format, blocks: NDArray[np.uint8]) -> NDArray[np.integer]:
+    """Return the codes of blocks [..., block_bytes] in element order: [..., block_elements]."""
+    codes = _plane_field(fmt, fmt.planes[0], blocks)
     for plane in fmt.planes[1:]:
-        q |= _plane_field(fmt, plane, blocks)
-    return q.view(np.int8) if fmt.signed else q
+        codes |= _plane_field(fmt, plane, blocks)
+    return codes.view(np.int8) if fmt.signed else codes
 
 
 def _plane_field(fmt: Format, plane: Plane, blocks: NDArray[np.uint8]) -> NDArray[np.uint8]:
     size = plane.size_bytes(fmt.block_elements)
-    stored = blocks[..., plane.offset_bytes : plane.offset_bytes + size]
+    stored = blocks[..., plane.at : plane.at + size]
     runs = stored.reshape(*blocks.shape[:-1], -1, 1, plane.width_bytes)
     shifts = np.arange(0, 8, plane.bits, dtype=np.uint8)[:, np.newaxis]
     field = (runs >> shifts & np.uint8((1 << plane.bits) - 1)) << np.uint8(plane.lshift)
     return field.reshape(*blocks.shape[:-1], fmt.block_elements)
 
 
-def encode(fmt: Format, rows: NDArray[np.floating]) -> NDArray[np.uint8]:
-    """Quantise float rows [n, K] to GGUF rows, uint8 [n, row_bytes], as ggml's reference does.
+def encode(fmt: Format, columns: NDArray[np.floating]) -> NDArray[np.uint8]:
+    """Quantise float columns [n, K] to uint8 [n, column_bytes] as ggml's reference does.
 
     Raises FormatError for a format that q4jit only reads (Q6_K), and unless K is whole blocks.
     """
     encoder = _ENCODERS.get(fmt.name)
     if encoder is None:
-        raise FormatError(f"q4jit cannot quantise to {fmt.name}: it can to {', '.join(_ENCODERS)}")
-    n, k = rows.shape
-    row_bytes = fmt.row_bytes(k)
+        raise FormatError(f"q4jit cannot quantise to {fmt.name}, only to {', '.join(_ENCODERS)}")
+    n, k = columns.shape
+    column_bytes = fmt.column_bytes(k)
     with np.errstate(all="ignore"):  # f16 overflows to Inf, as in ggml
-        # to F16 in one step: by way of f32 a float64 would be rounded twice
-        values = np.ascontiguousarray(rows, fmt.float_dtype or np.float32)
+        # float64 goes to F16 in one step; through f32 it would be rounded twice
+        values = np.ascontiguousarray(columns, fmt.float_dtype or np.float32)
         blocks = values.reshape(n, -1, fmt.block_elements)
-        return np.ascontiguousarray(encoder(blocks)).reshape(n, row_bytes)
+        return np.ascontiguousarray(encoder(blocks)).reshape(n, column_bytes)
 
 
-def _reciprocal(d: NDArray[np.float32]) -> NDArray[np.float32]:
+def _reciprocal(scale: NDArray[np.float32]) -> NDArray[np.float32]:
     with np.errstate(all="ignore"):
-        return np.where(d == 0, np.float32(0), np.float32(1) / d)
+        return np.where(scale == 0, np.float32(0), np.float32(1) / scale)
 
 
 def _truncated(scaled: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Towards zero, and 0 for NaN and Inf, whose conversion to an integer C leaves undefined.
+    """Round towards zero; NaN and Inf become 0, since C does not define their conversion to int.
 
-    They come from NaN, Inf or a d below 2**-128 (its reciprocal overflows), and d is stored as
-    NaN, Inf or 0 then, so that the quants do not matter.
+    They result from NaN, Inf or a scale below 2**-128 (its reciprocal overflows). Such a scale is
+    stored as NaN, Inf or 0, so these codes do not matter.
     """
     return np.trunc(np.where(np.isfinite(scaled), scaled, np.float32(0)))
 
@@ -222,37 +227,38 @@ def _as_bytes(*fields: NDArray[np.generic]) -> NDArray[np.uint8]:
     return np.concatenate([f.view(np.uint8) for f in fields], axis=-1)
 
 
-def _pack_nibbles(q: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    return q[..., :16] | q[..., 16:] << np.uint8(4)
+def _pack_nibbles(codes: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    return codes[..., :16] | codes[..., 16:] << np.uint8(4)
 
 
-def _encode_q4_0(x: NDArray[np.float32]) -> NDArray[np.uint8]:
-    largest = np.take_along_axis(x, np.abs(x).argmax(-1, keepdims=True), -1)
-    d = largest / np.float32(-8)
-    q = _truncated(x * _reciprocal(d) + np.float32(8.5)).clip(0, 15).astype(np.uint8)
-    return _as_bytes(d.astype("<f2"), _pack_nibbles(q))
+def _encode_q4_0(values: NDArray[np.float32]) -> NDArray[np.uint8]:
+    largest = np.take_along_axis(values, np.abs(values).argmax(-1, keepdims=True), -1)
+    scale = largest / np.float32(-8)
+    codes = _truncated(values * _reciprocal(scale) + np.float32(8.5)).clip(0, 15).astype(np.uint8)
+    return _as_bytes(scale.astype("<f2"), _pack_nibbles(codes))
 
 
-def _encode_q4_1(x: NDArray[np.float32]) -> NDArray[np.uint8]:
-    low, high = x.min(-1, keepdims=True), x.max(-1, keepdims=True)
-    d = (high - low) / np.float32(15)
-    q = _truncated((x - low) * _reciprocal(d) + np.float32(0.5)).clip(0, 15).astype(np.uint8)
-    return _as_bytes(d.astype("<f2"), low.astype("<f2"), _pack_nibbles(q))
+def _encode_q4_1(values: NDArray[np.float32]) -> NDArray[np.uint8]:
+    minimum, maximum = values.min(-1, keepdims=True), values.max(-1, keepdims=True)
+    scale = (maximum - minimum) / np.float32(15)
+    steps = (values - minimum) * _reciprocal(scale)
+    codes = _truncated(steps + np.float32(0.5)).clip(0, 15).astype(np.uint8)
+    return _as_bytes(scale.astype("<f2"), minimum.astype("<f2"), _pack_nibbles(codes))
 
 
-def _encode_q8_0(x: NDArray[np.float32]) -> NDArray[np.uint8]:
-    d = np.abs(x).max(-1, keepdims=True) / np.float32(127)
-    scaled = x * _reciprocal(d)
+def _encode_q8_0(values: NDArray[np.float32]) -> NDArray[np.uint8]:
+    scale = np.abs(values).max(-1, keepdims=True) / np.float32(127)
+    scaled = values * _reciprocal(scale)
     whole = _truncated(scaled)
-    # halves round away from zero, as C's roundf; adding 0.5 first would round 0.49999997 up
-    q = whole + _truncated((scaled - whole) * np.float32(2))
-    return _as_bytes(d.astype("<f2"), q.astype(np.int8))
+    # rounds .5 away from zero like C's roundf; adding 0.5 first would round 0.49999997 up
+    codes = whole + _truncated((scaled - whole) * np.float32(2))
+    return _as_bytes(scale.astype("<f2"), codes.astype(np.int8))
 
 
 _ENCODERS: Final[dict[str, Callable[[NDArray[Any]], NDArray[np.uint8]]]] = {
     "Q4_0": _encode_q4_0,
     "Q4_1": _encode_q4_1,
     "Q8_0": _encode_q8_0,
-    "F16": lambda x: x.view(np.uint8),
-    "F32": lambda x: x.view(np.uint8),
+    "F16": lambda values: values.view(np.uint8),
+    "F32": lambda values: values.view(np.uint8),
 }

@@ -1,32 +1,31 @@
-"""Weight layouts: byte permutations of GGUF rows that suit a kernel's loads.
+"""Weight layouts: orders of a weight's bytes that suit the loads of kernels.
 
-`gguf` is the file's own order: one row of blocks per column of the logical matrix [K, N].
+`gguf` is the order of the file: one column of w after the other, each a sequence of blocks.
 
-`interleaved16` puts 16 columns side by side, so that a vector lane is one output column: scales
-load as one vector, activations are broadcast and nothing is ever summed across lanes. Columns are
-taken 16 at a time (zero blocks fill the last group); a group is a sequence of tiles along K, and a
-tile holds two neighbouring blocks (one, where their number is odd), which makes it a whole number
-of cache lines. Within a tile every field of the format is cut into units and unit u of all 16
-columns stands together:
+`interleaved16` is for CPUs, where each lane of a vector computes one column: a vector of scales is
+one load, activations are broadcast, and no sum crosses lanes. A panel is 16 adjacent columns; zero
+blocks fill the last one. It is divided along K into slabs of two blocks (of one, if the number of
+blocks is odd), so that a slab is a whole number of cache lines. In a slab each field is divided
+into words, and word i of all 16 columns is contiguous:
 
     [d of block 0, 16 × f16][d of block 1]  [m …]  [scales, 16 × int8 each …]
     [quants of block 0: words of 4 bytes, 16 columns each][quants of block 1]
 
-F16 and F32 rows are taken 32 elements at a time as if those were a block (K is padded with zeros).
+F16 and F32 have no blocks; 32 elements are treated as one (zeros fill the last along K).
 
-`planar` is for GPUs, where the threads of a wave read neighbouring blocks of one column: each field
-of the format has a region of its own, which holds that field of every block, block after block and
-column after column. So the 16 (or 32, …) bytes of a block's quants are aligned to 16 bytes and a
-wave reads one run of memory. A region starts at a multiple of 256 bytes, the quants first:
+`planar` is for GPUs, where the threads of a wave read adjacent blocks of one column. Each field has
+its own region, which holds that field of every block, column after column. So a block's quants are
+aligned to 16 bytes, and a wave's loads are contiguous. Regions start at multiples of 256 bytes; the
+quants come first:
 
     [quants of column 0: block 0, 1, …][quants of column 1] …  [scales …]  [d of column 0 …] … [m …]
 
-`tiles16` is `planar` for matrix units, where a wave has 16 columns and four lanes share a block of
-32 elements. A quad is four neighbouring blocks of a column, transposed by words of 4 bytes, so that
-what a lane needs of them is one run of 16 bytes; the quads of 16 columns follow each other, so that
-what a wave needs is one run, too. Blocks of zeros fill the last quad and the last 16 columns:
+`tiles16` is for matrix instructions, where a wave has 16 columns and four lanes share a unit. It
+has regions like `planar`. A quad is four adjacent blocks of a column, transposed by words, so that
+a lane's part of the quad is contiguous (16 bytes). The quads of a panel are contiguous too, so that
+a wave's loads are. Zero blocks fill the last quad and the last panel:
 
-    [columns 0…15: quad 0 of column 0, of column 1, …][quad 1 …] … [columns 16…31 …] …
+    [panel 0: quad 0 of column 0, of column 1, …][quad 1 …] … [panel 1 …] …
     a quad: [word 0 of blocks 0, 1, 2, 3][word 1 of blocks 0, 1, 2, 3][word 2 …][word 3 …]
 """
 
@@ -39,7 +38,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from q4jit.errors import FormatError
+from q4jit.errors import FormatError, expected
 from q4jit.locks import BUILD
 from q4jit.weights.formats import Format
 
@@ -48,45 +47,53 @@ INTERLEAVED16: Final = "interleaved16"
 PLANAR: Final = "planar"
 TILES16: Final = "tiles16"
 
-LANES: Final = 16
+PANEL_COLUMNS: Final = 16
+LANES: Final = PANEL_COLUMNS  # of a CPU's vector, one per column
+QUAD_BLOCKS: Final = 4
 FLOAT_BLOCK_ELEMENTS: Final = 32
 CACHE_LINE_BYTES: Final = 64
 REGION_BYTES: Final = 256  # a GPU's longest burst
-_SHARED_BYTES: Final = 32 << 20
-_BAND_BYTES: Final = 4 << 20  # rows repacked at a time: bounds the temporary copies
+_Q4_0_BLOCK_BYTES: Final = 18
+_POOL_BYTES: Final = 32 << 20
+_BAND_BYTES: Final = 4 << 20  # of columns that are repacked at a time, to bound temporary copies
 
 
 @dataclass(frozen=True)
 class Field:
-    """A run of bytes in a block that is cut into units of `unit_bytes`."""
+    """A field of a block, divided into words.
+
+    Attributes:
+        name: GGUF's name (`d`, `m`, `scales`), `quants0` and `quants1` for planes, or `values`.
+        at: where it starts in a GGUF block, in bytes.
+    """
 
     name: str
-    source_bytes: int
+    at: int
     size_bytes: int
-    unit_bytes: int
+    word_bytes: int
 
 
 def fields(fmt: Format) -> tuple[Field, ...]:
-    """The fields of a block in the order in which a tile holds them."""
+    """Return the fields of a block in the order of a slab."""
     if fmt.float_dtype is not None:
         return (Field("values", 0, FLOAT_BLOCK_ELEMENTS * fmt.block_bytes, fmt.block_bytes),)
-    found = []
-    if fmt.d_offset_bytes is not None:
-        found.append(Field("d", fmt.d_offset_bytes, 2, 2))
-    if fmt.m_offset_bytes is not None:
-        found.append(Field("m", fmt.m_offset_bytes, 2, 2))
-    if fmt.scales_offset_bytes is not None:
-        count = fmt.block_elements // fmt.scale_elements
-        found.append(Field("scales", fmt.scales_offset_bytes, count, 1))
+    listed = []
+    if fmt.scale_at is not None:
+        listed.append(Field("d", fmt.scale_at, 2, 2))
+    if fmt.minimum_at is not None:
+        listed.append(Field("m", fmt.minimum_at, 2, 2))
+    if fmt.sub_scales_at is not None:
+        listed.append(
+            Field("scales", fmt.sub_scales_at, fmt.block_elements // fmt.sub_block_elements, 1)
+        )
     for i, plane in enumerate(fmt.planes):
-        size = plane.size_bytes(fmt.block_elements)
-        found.append(Field(f"quants{i}", plane.offset_bytes, size, 4))
-    return tuple(found)
+        listed.append(Field(f"quants{i}", plane.at, plane.size_bytes(fmt.block_elements), 4))
+    return tuple(listed)
 
 
 @dataclass(frozen=True)
 class Interleaved:
-    """The shape of one weight [K, N] in the `interleaved16` layout; all sizes in bytes."""
+    """The sizes and positions of a weight [K, N] in the layout `interleaved16`, in bytes."""
 
     fmt: Format
     k: int
@@ -94,7 +101,7 @@ class Interleaved:
 
     @cached_property
     def block_elements(self) -> int:
-        """Elements along K in one block (32 for the float formats)."""
+        """Elements of a block (32 for the float formats)."""
         return FLOAT_BLOCK_ELEMENTS if self.fmt.float_dtype else self.fmt.block_elements
 
     @cached_property
@@ -108,55 +115,56 @@ class Interleaved:
         return self.blocks * self.block_elements
 
     @cached_property
-    def groups(self) -> int:
-        """Groups of 16 columns."""
-        return -(-self.n // LANES)
+    def panels(self) -> int:
+        """Panels along N."""
+        return -(-self.n // PANEL_COLUMNS)
 
     @cached_property
-    def blocks_per_tile(self) -> int:
-        """Two where the blocks can be paired, else one."""
+    def blocks_per_slab(self) -> int:
+        """Two, or one if the number of blocks along K is odd."""
         return 1 if self.blocks % 2 else 2
 
     @cached_property
-    def tiles(self) -> int:
-        """Tiles along K."""
-        return self.blocks // self.blocks_per_tile
+    def slabs(self) -> int:
+        """Slabs along K."""
+        return self.blocks // self.blocks_per_slab
 
     @cached_property
-    def tile_bytes(self) -> int:
-        """Bytes of a tile."""
-        return LANES * self.blocks_per_tile * sum(f.size_bytes for f in fields(self.fmt))
+    def slab_bytes(self) -> int:
+        """Bytes of a slab."""
+        return PANEL_COLUMNS * self.blocks_per_slab * sum(f.size_bytes for f in fields(self.fmt))
 
     @cached_property
-    def group_bytes(self) -> int:
-        """Bytes of a group of 16 columns."""
-        return self.tiles * self.tile_bytes
+    def panel_bytes(self) -> int:
+        """Bytes of a panel."""
+        return self.slabs * self.slab_bytes
 
-    def offset_bytes(self, name: str) -> tuple[int, int]:
-        """Where a field of block 0 starts in a tile, and how far on block 1 has it.
+    def field_at(self, name: str) -> tuple[int, int]:
+        """Return where a field of a slab's block 0 starts, and how much later block 1 has it.
 
-        Scales of both blocks stand before the quants of both, so quants stay aligned.
+        The scales of both blocks precede the quants of both, so that quants are aligned.
         """
-        head = [f for f in fields(self.fmt) if not f.name.startswith("quants")]
-        body = [f for f in fields(self.fmt) if f.name.startswith("quants")]
-        start = 0
-        for field in head:
+        scales = [f for f in fields(self.fmt) if not f.name.startswith("quants")]
+        quants = [f for f in fields(self.fmt) if f.name.startswith("quants")]
+        at = 0
+        for field in scales:
             if field.name == name:
-                return start, LANES * field.size_bytes
-            start += LANES * field.size_bytes * self.blocks_per_tile
-        stride = LANES * sum(f.size_bytes for f in body)
-        for field in body:
+                return at, PANEL_COLUMNS * field.size_bytes
+            at += PANEL_COLUMNS * field.size_bytes * self.blocks_per_slab
+        stride = PANEL_COLUMNS * sum(f.size_bytes for f in quants)
+        for field in quants:
             if field.name == name:
-                return start, stride
-            start += LANES * field.size_bytes
+                return at, stride
+            at += PANEL_COLUMNS * field.size_bytes
         raise KeyError(name)
 
 
 @dataclass(frozen=True)
 class Planar:
-    """The shape of one weight [K, N] in the `planar` layout; all sizes in bytes.
+    """The sizes and positions of a weight [K, N] in `planar` or `tiles16`, in bytes.
 
-    tiled: in `tiles16`.
+    Attributes:
+        tiled: whether the layout is `tiles16`.
     """
 
     fmt: Format
@@ -166,31 +174,31 @@ class Planar:
 
     @cached_property
     def block_elements(self) -> int:
-        """Elements along K in one block (32 for the float formats)."""
+        """Elements of a block (32 for the float formats)."""
         return FLOAT_BLOCK_ELEMENTS if self.fmt.float_dtype else self.fmt.block_elements
 
     @cached_property
     def blocks(self) -> int:
-        """Blocks along K."""
+        """Blocks along K; `tiles16` has whole quads."""
         blocks = -(-self.k // self.block_elements)
-        return -(-blocks // 4) * 4 if self.tiled else blocks
+        return -(-blocks // QUAD_BLOCKS) * QUAD_BLOCKS if self.tiled else blocks
 
     @cached_property
     def columns(self) -> int:
-        """Columns that are stored."""
-        return -(-self.n // LANES) * LANES if self.tiled else self.n
+        """Columns; `tiles16` has whole panels."""
+        return -(-self.n // PANEL_COLUMNS) * PANEL_COLUMNS if self.tiled else self.n
 
     @cached_property
     def regions(self) -> dict[str, tuple[int, int]]:
-        """Where the region of a field starts, and how many bytes of it a block has."""
+        """Where the region of each field starts, and the bytes of that field in a block."""
         order = sorted(fields(self.fmt), key=lambda f: -f.size_bytes)
-        found: dict[str, tuple[int, int]] = {}
-        start = 0
+        regions: dict[str, tuple[int, int]] = {}
+        at = 0
         for field in order:
-            found[field.name] = start, field.size_bytes
+            regions[field.name] = at, field.size_bytes
             size = self.columns * self.blocks * field.size_bytes
-            start += -(-size // REGION_BYTES) * REGION_BYTES
-        return found
+            at += -(-size // REGION_BYTES) * REGION_BYTES
+        return regions
 
     @cached_property
     def size_bytes(self) -> int:
@@ -199,154 +207,155 @@ class Planar:
         return start + -(-self.columns * self.blocks * size // REGION_BYTES) * REGION_BYTES
 
 
-def pack(fmt: Format, layout: str, rows: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Permute GGUF rows, uint8 [N, row_bytes], into `layout`: read-only uint8, one dimension.
+def pack(fmt: Format, layout: str, columns: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Repack columns, uint8 [N, column_bytes] as in GGUF, into a layout: read-only uint8 [bytes].
 
-    Works a few megabytes at a time, so the peak is the rows and the result. Raises FormatError for
-    an unknown layout.
+    Works on a few megabytes at a time, so the peak memory is the input and the result. Raises
+    FormatError for an unknown layout.
     """
     if layout == PLANAR:
-        return _pack_planar(fmt, rows)
+        return _pack_planar(fmt, columns)
     if layout == TILES16:
-        return _pack_tiles16(fmt, rows)
+        return _pack_tiles16(fmt, columns)
     if layout != INTERLEAVED16:
-        known = f"{INTERLEAVED16!r}, {PLANAR!r} and {TILES16!r}"
-        raise FormatError(f"unknown weight layout {layout!r}: known are {known}")
-    n, row_bytes = rows.shape
-    shape = Interleaved(fmt, row_bytes // fmt.block_bytes * fmt.block_elements, n)
-    packed = _shared_empty(shape.groups * shape.group_bytes)
-    groups = packed.reshape(shape.groups, shape.tiles, shape.tile_bytes)
-    for first, last, band in _bands(shape, rows):
-        _pack_band(shape, band, groups[first:last])
+        known = f"{INTERLEAVED16!r}, {PLANAR!r}, {TILES16!r}"
+        raise FormatError(f"unknown weight layout {layout!r}; known layouts: {known}")
+    n, column_bytes = columns.shape
+    shape = Interleaved(fmt, column_bytes // fmt.block_bytes * fmt.block_elements, n)
+    packed = _pooled_memory(shape.panels * shape.panel_bytes)
+    panels = packed.reshape(shape.panels, shape.slabs, shape.slab_bytes)
+    for first, last, band in _bands(shape, columns):
+        _pack_band(shape, band, panels[first:last])
     packed.flags.writeable = False
     return packed
 
 
 @dataclass
-class _Shared:
-    """Memory that small weights share, one behind the other."""
+class _Pool:
+    """Memory from which small weights are cut one after the other."""
 
     memory: NDArray[np.uint8]
     used_bytes: int = 0
 
     def references(self) -> int:
-        """How many there are to the memory: each array that lies there has one."""
+        """Return the number of references to the memory; each array cut from it is one."""
         return sys.getrefcount(self.memory)
 
 
-_shared = _Shared(np.empty(0, np.uint8))
-_UNUSED: Final = _shared.references()
+_pool = _Pool(np.empty(0, np.uint8))
+_UNUSED: Final = _pool.references()
 
 
-def _shared_empty(size_bytes: int) -> NDArray[np.uint8]:
-    """Memory for a CPU's kernels, at a cache line: a vector load that crosses one costs two.
+def _pooled_memory(size_bytes: int) -> NDArray[np.uint8]:
+    """Return memory for a CPU's kernels, aligned to cache lines so that no vector load crosses one.
 
-    Small weights lie beside each other, because NumPy asks for huge pages for large arrays only and
-    a small model's weights would else spend a tenth of their time in page tables. An array keeps
-    the memory of its neighbours.
+    Small weights share a large array, because NumPy asks for huge pages only for large arrays: with
+    memory of their own, a small model's weights would cost a tenth of the time in page tables. An
+    array keeps the memory of its neighbours alive.
     """
-    if size_bytes > _SHARED_BYTES // 8:
-        return _aligned_empty(size_bytes)
+    if size_bytes > _POOL_BYTES // 8:
+        return _aligned_memory(size_bytes)
     with BUILD:
-        if _shared.references() == _UNUSED:
-            _shared.used_bytes = 0
-        if _shared.memory.size < _shared.used_bytes + size_bytes + CACHE_LINE_BYTES:
-            _shared.memory, _shared.used_bytes = np.empty(_SHARED_BYTES, np.uint8), 0
-        found = _from_line(_shared.memory[_shared.used_bytes :], size_bytes)
-        _shared.used_bytes = found.ctypes.data + size_bytes - _shared.memory.ctypes.data
-    return found
+        if _pool.references() == _UNUSED:
+            _pool.used_bytes = 0
+        if _pool.memory.size < _pool.used_bytes + size_bytes + CACHE_LINE_BYTES:
+            _pool.memory, _pool.used_bytes = np.empty(_POOL_BYTES, np.uint8), 0
+        memory = _from_cache_line(_pool.memory[_pool.used_bytes :], size_bytes)
+        _pool.used_bytes = memory.ctypes.data + size_bytes - _pool.memory.ctypes.data
+    return memory
 
 
-def _aligned_empty(size_bytes: int) -> NDArray[np.uint8]:
-    return _from_line(np.empty(size_bytes + CACHE_LINE_BYTES, np.uint8), size_bytes)
+def _aligned_memory(size_bytes: int) -> NDArray[np.uint8]:
+    return _from_cache_line(np.empty(size_bytes + CACHE_LINE_BYTES, np.uint8), size_bytes)
 
 
-def _from_line(buffer: NDArray[np.uint8], size_bytes: int) -> NDArray[np.uint8]:
-    start = -buffer.ctypes.data % CACHE_LINE_BYTES
-    return buffer[start : start + size_bytes]
+def _from_cache_line(buffer: NDArray[np.uint8], size_bytes: int) -> NDArray[np.uint8]:
+    at = -buffer.ctypes.data % CACHE_LINE_BYTES
+    return buffer[at : at + size_bytes]
 
 
 def _bands(
-    shape: Interleaved, rows: NDArray[np.uint8]
+    shape: Interleaved, columns: NDArray[np.uint8]
 ) -> Iterator[tuple[int, int, NDArray[np.uint8]]]:
-    row_bytes = shape.padded_k // shape.fmt.block_elements * shape.fmt.block_bytes
-    step = max(1, _BAND_BYTES // (LANES * row_bytes))
-    for first in range(0, shape.groups, step):
-        last = min(first + step, shape.groups)
-        band = rows[first * LANES : last * LANES]
-        if band.shape != ((last - first) * LANES, row_bytes):
-            padded = np.zeros(((last - first) * LANES, row_bytes), np.uint8)
+    """Yield (first panel, last panel, their columns), with zeros where K or N is padded."""
+    column_bytes = shape.padded_k // shape.fmt.block_elements * shape.fmt.block_bytes
+    step = max(1, _BAND_BYTES // (PANEL_COLUMNS * column_bytes))
+    for first in range(0, shape.panels, step):
+        last = min(first + step, shape.panels)
+        band = columns[first * PANEL_COLUMNS : last * PANEL_COLUMNS]
+        if band.shape != ((last - first) * PANEL_COLUMNS, column_bytes):
+            padded = np.zeros(((last - first) * PANEL_COLUMNS, column_bytes), np.uint8)
             padded[: band.shape[0], : band.shape[1]] = band
             band = padded
         yield first, last, band
 
 
 def _pack_band(shape: Interleaved, band: NDArray[np.uint8], out: NDArray[np.uint8]) -> None:
-    groups, per_tile = len(out), shape.blocks_per_tile
-    blocks = band.reshape(groups, LANES, shape.tiles, per_tile, -1)
+    panels, slab_blocks = len(out), shape.blocks_per_slab
+    blocks = band.reshape(panels, PANEL_COLUMNS, shape.slabs, slab_blocks, -1)
     for field in fields(shape.fmt):
-        unit = np.dtype(f"<u{field.unit_bytes}")
-        source = blocks[..., field.source_bytes : field.source_bytes + field.size_bytes].view(unit)
-        start, stride = shape.offset_bytes(field.name)
-        for block in range(per_tile):
-            first = start + block * stride
-            target = out[..., first : first + LANES * field.size_bytes].view(unit)
-            target.reshape(groups, shape.tiles, -1, LANES)[...] = source[:, :, :, block].transpose(
-                0, 2, 3, 1
-            )
+        word = np.dtype(f"<u{field.word_bytes}")
+        words = blocks[..., field.at : field.at + field.size_bytes].view(word)
+        start, stride = shape.field_at(field.name)
+        for block in range(slab_blocks):
+            at = start + block * stride
+            target = out[..., at : at + PANEL_COLUMNS * field.size_bytes].view(word)
+            # panel, column, slab, word -> panel, slab, word, column
+            target.reshape(panels, shape.slabs, -1, PANEL_COLUMNS)[...] = words[
+                :, :, :, block
+            ].transpose(0, 2, 3, 1)
 
 
-def _pack_planar(fmt: Format, rows: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    n, row_bytes = rows.shape
-    shape = Planar(fmt, row_bytes // fmt.block_bytes * fmt.block_elements, n)
-    packed = _aligned_empty(shape.size_bytes)
-    sources = {field.name: field for field in fields(fmt)}
+def _pack_planar(fmt: Format, columns: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    n, column_bytes = columns.shape
+    shape = Planar(fmt, column_bytes // fmt.block_bytes * fmt.block_elements, n)
+    packed = _aligned_memory(shape.size_bytes)
+    field_at = {field.name: field.at for field in fields(fmt)}
     end = 0
     for name, (start, size) in shape.regions.items():
         packed[end:start] = 0
         end = start + n * shape.blocks * size
         region = packed[start:end].reshape(n, shape.blocks * size)
         if fmt.float_dtype is not None:
-            region[:, :row_bytes] = rows
-            region[:, row_bytes:] = 0
+            region[:, :column_bytes] = columns
+            region[:, column_bytes:] = 0
         else:
-            first = sources[name].source_bytes
-            blocks = rows.reshape(n, shape.blocks, fmt.block_bytes)
-            region.reshape(n, shape.blocks, size)[...] = blocks[..., first : first + size]
+            at = field_at[name]
+            blocks = columns.reshape(n, shape.blocks, fmt.block_bytes)
+            region.reshape(n, shape.blocks, size)[...] = blocks[..., at : at + size]
     packed[end:] = 0
     packed.flags.writeable = False
     return packed
 
 
 def suits_tiles16(fmt: Format) -> bool:
-    """Whether a format can be stored in `tiles16`: blocks of 32 quants of four bits and a scale."""
-    return [f.name for f in fields(fmt)] == ["d", "quants0"] and fmt.block_bytes == 18
+    """Return whether `tiles16` can store a format: blocks of a scale and 32 codes of four bits."""
+    names = [f.name for f in fields(fmt)]
+    return names == ["d", "quants0"] and fmt.block_bytes == _Q4_0_BLOCK_BYTES
 
 
-def _pack_tiles16(fmt: Format, rows: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def _pack_tiles16(fmt: Format, columns: NDArray[np.uint8]) -> NDArray[np.uint8]:
     if not suits_tiles16(fmt):
-        raise FormatError(
-            f"the layout {TILES16!r} is for blocks of 18 bytes: {fmt.name} has others"
-        )
-    n, row_bytes = rows.shape
-    shape = Planar(fmt, row_bytes // fmt.block_bytes * fmt.block_elements, n, tiled=True)
-    packed = _aligned_empty(shape.size_bytes)
+        formats = f"a format with blocks of {_Q4_0_BLOCK_BYTES} bytes, such as Q4_0"
+        raise FormatError(expected(formats, fmt.name, where=f"layout {TILES16!r}"))
+    n, column_bytes = columns.shape
+    column_blocks = column_bytes // fmt.block_bytes
+    shape = Planar(fmt, column_blocks * fmt.block_elements, n, tiled=True)
+    packed = _aligned_memory(shape.size_bytes)
     packed[...] = 0
-    quads = shape.blocks // 4
-    sources = {field.name: field.source_bytes for field in fields(fmt)}
-    for first in range(0, n, LANES):
-        tile = np.zeros((LANES, shape.blocks, fmt.block_bytes), np.uint8)
-        some = rows[first : first + LANES].reshape(
-            -1, row_bytes // fmt.block_bytes, fmt.block_bytes
-        )
-        tile[: some.shape[0], : some.shape[1]] = some
+    quads = shape.blocks // QUAD_BLOCKS
+    field_at = {field.name: field.at for field in fields(fmt)}
+    for first in range(0, n, PANEL_COLUMNS):
+        panel = np.zeros((PANEL_COLUMNS, shape.blocks, fmt.block_bytes), np.uint8)
+        stored = columns[first : first + PANEL_COLUMNS].reshape(-1, column_blocks, fmt.block_bytes)
+        panel[: stored.shape[0], : stored.shape[1]] = stored
         for name, (start, size) in shape.regions.items():
-            fours = tile[..., sources[name] : sources[name] + size].reshape(
-                LANES, quads, 4, -1, min(size, 4)
+            words = panel[..., field_at[name] : field_at[name] + size].reshape(
+                PANEL_COLUMNS, quads, QUAD_BLOCKS, -1, min(size, 4)
             )
-            size_bytes = LANES * shape.blocks * size
-            at = start + first // LANES * size_bytes
+            size_bytes = PANEL_COLUMNS * shape.blocks * size
+            at = start + first // PANEL_COLUMNS * size_bytes
             # column, quad, block, word -> quad, column, word, block
-            packed[at : at + size_bytes] = fours.transpose(1, 0, 3, 2, 4).reshape(-1)
+            packed[at : at + size_bytes] = words.transpose(1, 0, 3, 2, 4).reshape(-1)
     packed.flags.writeable = False
     return packed

@@ -1,4 +1,4 @@
-"""The copies of a weight's blocks that kernels read, in this process and on devices."""
+"""The repacked copies of a weight that kernels read, on the host and on devices."""
 
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -18,31 +18,35 @@ class DeviceMemory(Protocol):
 
 
 def device_key(platform: str, device: int, layout: str) -> str:
-    """Name a copy on a device. A string remembers its hash, and every launch looks one up."""
+    """Return the key of a copy on a device: a string, because strings keep their hash."""
     return f"{platform} {device} {layout}"
 
 
 class ResidentCopies:
-    """Where kernels find the blocks of one weight: a copy per layout and place, made once each.
+    """The copies of one weight: one per layout on the host, and one per layout on each device.
 
-    The weight owns this object, so all copies are freed with it. Launches look into `addresses` (by
-    layout, in this process) and `uploads` (by `device_key`), and call `address` and `upload` for a
-    copy that is not there yet. Threads may share it; a forked child has the host's copies too.
+    The weight owns this object, so all copies are freed with it. Launches read `addresses` and
+    `uploads`, and call `address` and `upload` to make a missing copy. Threads may share the object;
+    a forked child inherits the host's copies.
+
+    Attributes:
+        addresses: of the host's copies, by layout.
+        uploads: the copies on devices, by `device_key`.
     """
 
     __slots__ = ("_fmt", "_packed", "_raw", "addresses", "uploads")
 
     def __init__(self, fmt: Format, raw: NDArray[np.uint8]) -> None:
-        """Start without copies. raw: the weight's GGUF rows, not the weight, which owns this."""
+        """Start without copies. raw: the weight's columns (not the weight: it owns this object)."""
         self._fmt, self._raw = fmt, raw
         self._packed: dict[str, NDArray[np.uint8]] = {}
         self.addresses: dict[str, int] = {}
         self.uploads: dict[str, DeviceMemory] = {}
 
     def blocks(self, layout: str) -> NDArray[np.uint8]:
-        """Return the blocks in the byte order of a layout: read-only, packed once.
+        """Return the read-only copy in a layout, made by the first call.
 
-        Raises what `layouts.pack` raises for an unknown layout.
+        Raises FormatError for an unknown layout.
         """
         if layout == GGUF:
             return self._raw
@@ -55,16 +59,16 @@ class ResidentCopies:
         return packed
 
     def address(self, layout: str) -> int:
-        """Return where the blocks of a layout begin, and note it in `addresses`."""
+        """Return the address of the host's copy in a layout, and keep it in `addresses`."""
         address = self.addresses[layout] = int(self.blocks(layout).ctypes.data)
         return address
 
     def upload(
         self, key: str, layout: str, copy: Callable[[NDArray[Any]], DeviceMemory]
     ) -> DeviceMemory:
-        """Return the copy on a device, and note it in `uploads` under its `device_key`.
+        """Return the copy on a device, and keep it in `uploads` under `key`, its `device_key`.
 
-        copy: makes the memory there from the blocks, which are packed for it and then forgotten.
+        copy: uploads the repacked blocks; the host does not keep them.
         """
         memory = self.uploads.get(key)
         if memory is None:

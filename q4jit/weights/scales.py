@@ -1,4 +1,4 @@
-"""What the scales of a weight allow: whether all are finite, and whether f16 is exact enough."""
+"""Facts about a weight's scales: whether all are finite, and whether f16 is exact enough."""
 
 import functools
 from collections.abc import Iterable
@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 from q4jit.weights.formats import Format
 from q4jit.weights.layouts import suits_tiles16
 
-_F16_MAGNITUDE: Final = 0x7FFF  # of the bits, which are ordered as magnitudes are
+_F16_MAGNITUDE: Final = 0x7FFF  # the bits of |d|, which are ordered like the values
 _F16_INFINITY: Final = 0x7C00
 _F16_128: Final = 0x5800
-# Of values rounded to f16: the largest rms of relative errors, and the largest part that one scale
-# has in the squares of all scales. Its errors point in one direction, those of many do not.
+# For rounding to f16: the largest rms relative error, and the largest share of one scale in the
+# squares of all scales. The errors of one scale add up, while those of many cancel out.
 _ROUNDING_ERROR: Final = 3.5e-4
 _SCALE_SHARE: Final = 1 / 16
 
@@ -22,26 +22,26 @@ _SCALE_SHARE: Final = 1 / 16
 def scale_facts(fmt: Format, bands: Iterable[NDArray[np.uint8]]) -> tuple[bool, bool]:
     """Return whether all scales are finite, and whether values may be rounded to f16.
 
-    bands: the GGUF rows, a part at a time. See `QuantizedTensor.suits_f16`.
+    bands: the columns, uint8 [n, column_bytes], a part at a time. See `QuantizedTensor.suits_f16`.
     """
     if not suits_tiles16(fmt):
-        return all(_finite(fmt, rows) for rows in bands), True
+        return all(_finite(fmt, columns) for columns in bands), True
     counts = np.zeros(_F16_MAGNITUDE + 1, np.int64)  # of each |d|, by its bits
-    for rows in bands:
-        found = np.bincount(_field(fmt, rows, 0) & _F16_MAGNITUDE)
-        counts[: len(found)] += found
+    for columns in bands:
+        band_counts = np.bincount(_field(fmt, columns, 0) & _F16_MAGNITUDE)
+        counts[: len(band_counts)] += band_counts
     return not counts[_F16_INFINITY:].any(), _rounds_well(counts)
 
 
-def _finite(fmt: Format, rows: NDArray[np.uint8]) -> bool:
+def _finite(fmt: Format, columns: NDArray[np.uint8]) -> bool:
     if fmt.float_dtype is not None:
-        return bool(np.isfinite(rows.view(fmt.float_dtype)).all())
-    offsets = [at for at in (fmt.d_offset_bytes, fmt.m_offset_bytes) if at is not None]
-    return all((_field(fmt, rows, at) & _F16_MAGNITUDE < _F16_INFINITY).all() for at in offsets)
+        return bool(np.isfinite(columns.view(fmt.float_dtype)).all())
+    fields = [_field(fmt, columns, at) for at in (fmt.scale_at, fmt.minimum_at) if at is not None]
+    return all((bits & _F16_MAGNITUDE < _F16_INFINITY).all() for bits in fields)
 
 
 def _rounds_well(counts: NDArray[np.int64]) -> bool:
-    """Whether values may be rounded to f16; counts: of each |d|, by its bits."""
+    """Return whether values may be rounded to f16. counts: of each |d|, by its bits."""
     if counts[_F16_128:].any():
         return False
     squares, errors = _f16_squares()
@@ -53,18 +53,18 @@ def _rounds_well(counts: NDArray[np.int64]) -> bool:
     return error <= _ROUNDING_ERROR**2 and float(energy.max()) <= _SCALE_SHARE * total
 
 
-def _field(fmt: Format, rows: NDArray[np.uint8], at: int) -> NDArray[np.uint16]:
-    """The f16 fields at byte `at` of all blocks, as bits."""
-    blocks = rows.reshape(-1, fmt.block_bytes)
+def _field(fmt: Format, columns: NDArray[np.uint8], at: int) -> NDArray[np.uint16]:
+    """Return the bits of the f16 field at byte `at` of every block."""
+    blocks = columns.reshape(-1, fmt.block_bytes)
     return np.ascontiguousarray(blocks[:, at : at + 2]).view("<u2").reshape(-1)
 
 
 @functools.cache
 def _f16_squares() -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """By the bits of d: d², and the largest square of a relative error of 1…8 times d in f16."""
+    """Return by the bits of d: d², and the largest squared relative error of 1…8 times d in f16."""
     d = np.arange(_F16_128, dtype=np.uint16).view(np.float16).astype(np.float64)
     values = d[:, None] * np.arange(1, 9)
-    with np.errstate(invalid="ignore"):  # 0 by 0
+    with np.errstate(invalid="ignore"):  # 0 / 0
         errors = np.abs(values.astype(np.float16) / values - 1)
     errors[values < np.finfo(np.float16).smallest_normal] = 1
     return d**2, np.square(errors.max(axis=1))

@@ -1,4 +1,4 @@
-"""`QuantizedTensor`: an immutable matrix of GGUF blocks, as users hold it."""
+"""`QuantizedTensor`: an immutable matrix of GGUF blocks."""
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final, NoReturn
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from q4jit.errors import ArgumentError, FormatError
+from q4jit.errors import ArgumentError, FormatError, expected
 from q4jit.locks import BUILD
 from q4jit.weights.checks import contiguous, describe, is_frozen, matrix_shape, row_ids
 from q4jit.weights.formats import Format, bands, decode, find_format
@@ -18,10 +18,11 @@ if TYPE_CHECKING:
 
 
 class QuantizedTensor:
-    """A weight matrix [K, N] kept in its GGUF blocks; immutable, compared and hashed by identity.
+    """A weight matrix [K, N] in GGUF blocks: immutable, compared and hashed by identity.
 
-    Made by `from_bytes`, `quantize` and `load_gguf`. Column n of the matrix is row n of the GGUF
-    tensor: one run of K/block_elements blocks. `x @ w` on NumPy arrays is the float64 reference.
+    Make one with `from_bytes`, `quantize` or `load_gguf`. Column n of the matrix is row n of the
+    GGUF tensor: K/block_elements contiguous blocks. `x @ w` with a NumPy array x computes the
+    reference in float64.
     """
 
     __slots__ = (
@@ -34,16 +35,16 @@ class QuantizedTensor:
         "_signature",
     )
 
-    def __init__(self, fmt: Format, rows: NDArray[np.uint8]) -> None:
-        """Wrap GGUF rows, uint8 [N, row_bytes] (read-only, C-contiguous), without copying them."""
-        assert rows.ndim == 2
-        assert rows.dtype == np.uint8
-        assert rows.flags.c_contiguous
-        assert not rows.flags.writeable
+    def __init__(self, fmt: Format, columns: NDArray[np.uint8]) -> None:
+        """Wrap columns, uint8 [N, column_bytes] (read-only, C-contiguous), without copying them."""
+        assert columns.ndim == 2
+        assert columns.dtype == np.uint8
+        assert columns.flags.c_contiguous
+        assert not columns.flags.writeable
         self._fmt = fmt
-        self._raw = rows.view()  # a view of a read-only array cannot be made writable again
-        self._shape = (rows.shape[1] // fmt.block_bytes * fmt.block_elements, rows.shape[0])
-        # for launches, which look here at every call: an attribute, not a property
+        self._raw = columns.view()  # a view of a read-only array cannot be made writable again
+        self._shape = (columns.shape[1] // fmt.block_bytes * fmt.block_elements, columns.shape[0])
+        # an attribute, not a property: launches read it in every call
         self._resident = ResidentCopies(fmt, self._raw)
         self._scale_facts: tuple[bool, bool] | None = None  # finite, suits_f16
         self._signature: tuple[str, int, int, bool, bool] | None = None
@@ -54,25 +55,24 @@ class QuantizedTensor:
         raw: "Buffer | NDArray[Any]",
         *,
         shape: tuple[int, int],
-        format: str,  # noqa: A002 - the attribute's name too
+        format: str,  # noqa: A002 - the attribute's name
     ) -> "QuantizedTensor":
-        """Make a tensor of `shape` (K, N) from the bytes of N GGUF rows.
+        """Make a tensor of `shape` (K, N) from the bytes of N GGUF rows (columns of the matrix).
 
-        raw: any C-contiguous buffer of exactly N·row_bytes bytes. It is referenced where nothing
-        can write to it (bytes, a read-only map, views of these), copied otherwise. Raises
-        FormatError.
+        raw: a C-contiguous buffer of exactly the tensor's bytes. It is referenced if nobody can
+        write to it (bytes, a read-only map, or a view of one), and copied otherwise. Raises
+        FormatError if bytes, shape and format do not match.
         """
         fmt = find_format(format)
         k, n = matrix_shape(shape)
-        row_bytes = fmt.row_bytes(k)
+        column_bytes = fmt.column_bytes(k)
         view = contiguous(raw)
-        if view.nbytes != n * row_bytes:
-            raise FormatError(
-                f"{fmt.name} of shape (K, N) = ({k}, {n}) takes {n} rows of {row_bytes} bytes: "
-                f"found {view.nbytes} bytes, accepted are exactly {n * row_bytes}"
-            )
+        if view.nbytes != n * column_bytes:
+            size = f"{n * column_bytes} bytes ({n} columns of {column_bytes})"
+            where = f"{fmt.name} of shape (K, N) = ({k}, {n})"
+            raise FormatError(expected(size, f"{view.nbytes} bytes", where=where))
         source = view if is_frozen(raw) else view.tobytes()
-        return cls(fmt, np.frombuffer(source, np.uint8).reshape(n, row_bytes))
+        return cls(fmt, np.frombuffer(source, np.uint8).reshape(n, column_bytes))
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -91,16 +91,16 @@ class QuantizedTensor:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the blocks, without repacked forms."""
+        """Bytes of the blocks, without repacked copies."""
         return self._raw.nbytes
 
     @property
     def raw(self) -> NDArray[np.uint8]:
-        """The blocks as they lie in a GGUF file: read-only uint8 [N, row_bytes]."""
+        """The blocks in GGUF's order: read-only uint8 [N, column_bytes]."""
         return self._raw
 
     def dequantize(self) -> NDArray[np.float32]:
-        """Decode every element: f32 [K, N], Fortran-ordered because GGUF stores its columns."""
+        """Decode every element: f32 [K, N] in Fortran order, because GGUF stores columns."""
         k, n = self._shape
         columns = np.empty((n, k), np.float32)
         for band in self._bands():
@@ -108,9 +108,10 @@ class QuantizedTensor:
         return columns.T
 
     def rows(self, ids: ArrayLike) -> NDArray[np.float32]:
-        """Look up GGUF rows (embeddings), reading only their blocks.
+        """Look up GGUF rows (columns of the matrix, for example embeddings) and decode only these.
 
-        ids: integers in 0..N-1, any shape. Returns f32 [*ids.shape, K]. Raises ArgumentError.
+        ids: integers in 0..N-1, of any shape. Returns f32 [*ids.shape, K]. Raises ArgumentError
+        for other ids.
         """
         k, n = self._shape
         index = row_ids(ids, n)
@@ -122,49 +123,50 @@ class QuantizedTensor:
 
     @property
     def has_finite_scales(self) -> bool:
-        """Whether every f16 field d and m (every float, for F16 and F32) is finite; computed once.
+        """Whether every scale and minimum (every element of F16 and F32) is finite.
 
-        Kernels that may not multiply by zero early (0·Inf is NaN) ask this before they are chosen.
+        Some kernels multiply zeros by scales, where Inf would give NaN; they are chosen only for
+        finite scales. Computed once.
         """
         return self._scales[0]
 
     @property
     def suits_f16(self) -> bool:
-        """Whether values of Q4_0 may be rounded to f16 beside x, within 5e-4; computed once.
+        """Whether a product within 5e-4 may round the values of Q4_0 to f16, as well as x.
 
-        Scales must be within ±128, exclusive (kernels need 2⁹ times each as an f16) and many, and
-        values must not err by more than 3.5e-4 (rms; those that are denormal count as lost).
-        Quants are taken for the worst ones. True for other formats, which no kernel rounds.
+        Every |scale| must be below 128 (kernels need 2⁹ times each scale as an f16), no scale may
+        dominate, and the rms relative error of the values must be at most 3.5e-4 (denormal values
+        count as lost), whatever the quants are. True for other formats, because no kernel rounds
+        their values. Computed once.
         """
         return self._scales[1]
 
     @property
     def signature(self) -> tuple[str, int, int, bool, bool]:
-        """(format, K, N, has_finite_scales, suits_f16): what kernels are made for."""
+        """(format, K, N, has_finite_scales, suits_f16), which kernels are compiled for."""
         if self._signature is None:
             self._signature = (self.format, *self._shape, *self._scales)
         return self._signature
 
     @property
     def _scales(self) -> tuple[bool, bool]:
-        """(has_finite_scales, suits_f16), for which all scales are looked at once."""
+        """(has_finite_scales, suits_f16), computed from all scales once."""
         with BUILD:
             if self._scale_facts is None:
-                rows = (self._raw[band] for band in self._bands())
-                self._scale_facts = scale_facts(self._fmt, rows)
+                columns = (self._raw[band] for band in self._bands())
+                self._scale_facts = scale_facts(self._fmt, columns)
             return self._scale_facts
 
     def __matmul__(self, other: object) -> Any:
         if _knows_ufuncs(other):
-            return NotImplemented  # a traced array explains itself better
+            return NotImplemented  # a traced array raises an error that says more
         raise ArgumentError(_WEIGHT_FIRST.format(shape=self._shape))
 
     def __rmatmul__(self, x: object) -> NDArray[Any]:
         if not isinstance(x, np.ndarray):
-            raise ArgumentError(
-                f"x @ w takes a NumPy array x: found {type(x).__name__}, "
-                "accepted is np.asarray(x, dtype=np.float32)"
-            )
+            cure = "use np.asarray(x, dtype=np.float32)"
+            got = type(x).__name__
+            raise ArgumentError(expected("a NumPy array", got, where="x in x @ w", cure=cure))
         return self._product(x)
 
     def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **kwargs: Any) -> Any:
@@ -174,8 +176,8 @@ class QuantizedTensor:
             call = ufunc.__name__ if method == "__call__" else f"{ufunc.__name__}.{method}"
             extra = f" with {', '.join(f'{name}=' for name in kwargs)}" if kwargs else ""
             raise ArgumentError(
-                f"np.{call}{extra} does not take a QuantizedTensor: accepted is x @ w, "
-                "or w.dequantize() for a plain f32 array [K, N]"
+                f"np.{call}{extra} cannot take a QuantizedTensor; use x @ w, "
+                "or w.dequantize() for a float32 array [K, N]"
             )
         if isinstance(inputs[0], QuantizedTensor):
             raise ArgumentError(_WEIGHT_FIRST.format(shape=inputs[0].shape))
@@ -183,14 +185,14 @@ class QuantizedTensor:
 
     def __array__(self, *args: object, **kwargs: object) -> NoReturn:
         raise ArgumentError(
-            f"{self!r} is not decoded silently: accepted are x @ w, w.rows(ids), "
-            "and w.dequantize() for a plain f32 array [K, N]"
+            f"{self!r} does not become an array by itself; use x @ w, w.rows(ids), "
+            "or w.dequantize() for a float32 array [K, N]"
         )
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(
-            "a QuantizedTensor cannot be pickled or copied: keep w.raw, w.shape and w.format, "
-            "and give them to QuantizedTensor.from_bytes"
+            "a QuantizedTensor cannot be pickled or copied; keep w.raw, w.shape and w.format, "
+            "and pass them to QuantizedTensor.from_bytes"
         )
 
     def __repr__(self) -> str:
@@ -201,34 +203,32 @@ class QuantizedTensor:
         return bands(self._shape[1], self._shape[0])
 
     def _product(self, x: NDArray[Any]) -> NDArray[Any]:
-        """The product in float64, rounded to the dtype of x: what kernels are held against."""
+        """Return the product in float64, rounded to the dtype of x: the reference for kernels."""
         k, n = self._shape
         if x.dtype not in (np.float32, np.float64):
-            raise ArgumentError(
-                f"x @ w takes float32 or float64 in native byte order: found {describe(x.dtype)}, "
-                "accepted is x.astype(np.float32)"
-            )
+            dtypes = "float32 or float64 in native byte order"
+            cure = "use x.astype(np.float32)"
+            got = f"{describe(x.dtype)} {list(x.shape)}"
+            raise ArgumentError(expected(dtypes, got, where="x in x @ w", cure=cure))
         if x.ndim == 0 or x.shape[-1] != k:
-            raise ArgumentError(
-                f"shapes do not match in x @ w: found x {x.shape} and w (K, N) = ({k}, {n}), "
-                f"accepted is x [..., {k}]"
-            )
+            where = f"x in x @ w with w (K, N) = ({k}, {n})"
+            raise ArgumentError(expected(f"shape [..., {k}]", str(list(x.shape)), where=where))
         x64 = np.asarray(x, np.float64).reshape(-1, k)
         y = np.empty((len(x64), n), x.dtype)
-        with np.errstate(all="ignore"):  # NaN and Inf go where IEEE puts them
+        with np.errstate(all="ignore"):  # NaN and Inf propagate
             for band in self._bands():
                 y[:, band] = x64 @ decode(self._fmt, self._raw[band]).astype(np.float64).T
         return y.reshape(*x.shape[:-1], n)
 
 
 _WEIGHT_FIRST: Final = (
-    "a QuantizedTensor stands on the right of @: found w @ ... with w (K, N) = {shape}, "
-    "accepted is x @ w with x [..., K]"
+    "a QuantizedTensor must be the right operand of @, as in x @ w with x [..., K]; "
+    "here it is the left one, with (K, N) = {shape}"
 )
 
 
 def _knows_ufuncs(value: object) -> bool:
-    """Whether a foreign object (a traced array) has its own say in NumPy operations."""
+    """Return whether another object, such as a traced array, handles NumPy's operations itself."""
     if isinstance(value, (np.ndarray, np.generic, QuantizedTensor)):
         return False
     return getattr(type(value), "__array_ufunc__", None) is not None

@@ -1,4 +1,4 @@
-"""Arrays as callers have them: any strides, any alignment, `out=`; and what is refused."""
+"""Array arguments and `out=` with any strides and alignment; refusals."""
 
 import ctypes
 import re
@@ -36,7 +36,7 @@ def pair(x: Any, w: Any) -> tuple[Any, Any]:
 
 
 def unaligned(array: Floats) -> Floats:
-    """The same numbers at an address that 4 does not divide."""
+    """Return the same numbers at an address that is not a multiple of 4."""
     memory = np.zeros(array.nbytes + 1, np.uint8)
     moved: Floats = memory[1:].view(F32).reshape(array.shape)
     moved[...] = array
@@ -51,7 +51,7 @@ def read_only(array: Floats) -> Floats:
 
 
 def spread(array: Floats) -> Floats:
-    """Every second element of a larger array, on every axis; NaN lies between them."""
+    """Return the same numbers as every second element of a larger array, with NaN between."""
     wide = np.full(tuple(2 * size for size in array.shape), np.nan, F32)
     view: Floats = wide[tuple(slice(None, None, 2) for _ in array.shape)]
     view[...] = array
@@ -92,43 +92,56 @@ def test_leading_dimensions_of_any_strides() -> None:
     check(lambda x, w, r: x @ w + r, x, W, random(3, 1, N)[:, ::-1])
 
 
-# --- what is refused ------------------------------------------------------------------------------
+# --- refusals -------------------------------------------------------------------------------------
 
-CONVERT = "accepted is float32; convert it with x.astype(np.float32)"
-INTEGERS = (
-    "accepted are int32 and int64 for the ids of w.rows(ids), x.astype(np.int64), and float32 for "
-    "numbers, x.astype(np.float32)"
-)
+IDS = "int32 or int64 for the ids of w.rows(ids), or float32 for numbers"
+KINDS = "a float32 array, QuantizedTensor, number, bool, str or None"
+
+
+def float32_for(shown: str) -> str:
+    return f"argument 'x': expected float32, got {shown}; use x.astype(np.float32)"
+
+
+def ids_for(shown: str) -> str:
+    cure = "use x.astype(np.int64) or x.astype(np.float32)"
+    return f"argument 'x': expected {IDS}, got {shown}; {cure}"
+
+
 REFUSED: list[tuple[object, str]] = [
-    (X.astype(np.float64), f"argument 'x' is float64 [5, 32]: {CONVERT}"),
-    (X.astype(np.float16), f"argument 'x' is float16 [5, 32]: {CONVERT}"),
-    (X.astype(np.int16), f"argument 'x' is int16 [5, 32]: {INTEGERS}"),
-    (X.astype(np.uint64), f"argument 'x' is uint64 [5, 32]: {INTEGERS}"),
-    (X.astype(">i8"), f"argument 'x' is int64 in foreign byte order [5, 32]: {INTEGERS}"),
-    (X > 0, f"argument 'x' is bool [5, 32]: {CONVERT}"),
-    (X.astype(np.complex64), f"argument 'x' is complex64 [5, 32]: {CONVERT}"),
-    (X.astype(object), f"argument 'x' is object [5, 32]: {CONVERT}"),
-    (X.astype(">f4"), f"argument 'x' is float32 in foreign byte order [5, 32]: {CONVERT}"),
-    (X.astype(">f8"), f"argument 'x' is float64 in foreign byte order [5, 32]: {CONVERT}"),
-    (np.array(True), "argument 'x' is bool []: accepted is float32"),
-    (np.array(1j), "argument 'x' is complex128 []: accepted is float32"),
-    (X.tolist(), "argument 'x' is list: accepted are float32 arrays, QuantizedTensor, numbers"),
-    (X.tolist(), "np.asarray(x, dtype=np.float32) makes one"),
-    ((1.0, 2.0), "argument 'x' is tuple: accepted are float32 arrays"),
-    ({}, "argument 'x' is dict: accepted are float32 arrays"),
-    (object(), "argument 'x' is object: accepted are float32 arrays"),
-    (1j, "argument 'x' is complex: accepted are"),
-    (b"bytes", "argument 'x' is bytes: accepted are"),
-    (np.ma.masked_array(X, mask=X > 0), "argument 'x' is a MaskedArray: accepted is a plain array"),
-    (X[:, :0], "argument 'x' has the shape [5, 0]: accepted is a last dimension of at least 1"),
-    (X[0, :0], "argument 'x' has the shape [0]: accepted is a last dimension of at least 1"),
+    (X.astype(np.float64), float32_for("float64 [5, 32]")),
+    (X.astype(np.float16), float32_for("float16 [5, 32]")),
+    (X.astype(np.int16), ids_for("int16 [5, 32]")),
+    (X.astype(np.uint64), ids_for("uint64 [5, 32]")),
+    (X.astype(">i8"), ids_for("int64 in foreign byte order [5, 32]")),
+    (X > 0, float32_for("bool [5, 32]")),
+    (X.astype(np.complex64), float32_for("complex64 [5, 32]")),
+    (X.astype(object), float32_for("object [5, 32]")),
+    (X.astype(">f4"), float32_for("float32 in foreign byte order [5, 32]")),
+    (X.astype(">f8"), float32_for("float64 in foreign byte order [5, 32]")),
+    (np.array(True), float32_for("bool []")),
+    (np.array(1j), float32_for("complex128 []")),
+    (X.tolist(), f"argument 'x': expected {KINDS}, got list"),
+    (X.tolist(), ", got list; use np.asarray(x, dtype=np.float32)"),
+    ((1.0, 2.0), f"argument 'x': expected {KINDS}, got tuple"),
+    ({}, f"argument 'x': expected {KINDS}, got dict"),
+    (object(), f"argument 'x': expected {KINDS}, got object"),
+    (1j, f"argument 'x': expected {KINDS}, got complex"),
+    (b"bytes", f"argument 'x': expected {KINDS}, got bytes"),
+    (
+        np.ma.masked_array(X, mask=X > 0),
+        "'x': expected a plain array, got a MaskedArray; use np.asarray(x)",
+    ),
+    (X[:, :0], "'x': expected a last dimension of at least 1, got shape [5, 0]"),
+    (X[0, :0], "'x': expected a last dimension of at least 1, got shape [0]"),
 ]
 
 
-@pytest.mark.parametrize(("x", "message"), REFUSED, ids=[r[1][:40] for r in REFUSED])
+@pytest.mark.parametrize(
+    ("x", "message"), REFUSED, ids=[r[1].split(", got ")[-1][:40] for r in REFUSED]
+)
 @pytest.mark.parametrize("known", [False, True], ids=["first call", "later call"])
 def test_refused_argument(x: object, message: str, known: bool) -> None:
-    """Also where a launch for the shape is there already: every call looks at its arrays."""
+    """Check also after a call of the same shape: every call checks its arrays."""
     compiled = specialize(lambda x: x * 2)
     if known:
         compiled(X)
@@ -139,17 +152,19 @@ def test_refused_argument(x: object, message: str, known: bool) -> None:
 
 @pytest.mark.filterwarnings("ignore:the matrix subclass:PendingDeprecationWarning")
 def test_a_matrix_is_refused() -> None:
-    with pytest.raises(ArgumentError, match=r"'x' is a matrix: .* np\.asarray\(x\)"):
+    with pytest.raises(
+        ArgumentError, match=r"'x': expected a plain array, got a matrix; use np\.asarray\(x\)"
+    ):
         layer(np.asmatrix(X), W, R, BIAS)
 
 
 def test_an_error_of_arguments_is_a_type_error_and_a_value_error() -> None:
     for kind in (TypeError, ValueError):
-        with pytest.raises(kind, match="argument 'x' is list"):
+        with pytest.raises(kind, match=r"argument 'x': .*got list"):
             layer([1.0], W, R, BIAS)
 
 
-def test_weights_where_arrays_belong_and_the_other_way_round() -> None:
+def test_weights_instead_of_arrays_and_arrays_instead_of_weights() -> None:
     with pytest.raises(TypeError, match="element by element"):
         layer(W, W, R, BIAS)
     with pytest.raises(TypeError, match=r'got f32 \[32, 48\]; quantize\(w, "F32"\)'):
@@ -194,13 +209,13 @@ def test_out(kind: str) -> None:
 
 def test_out_of_a_tuple() -> None:
     together = np.full((M, N), np.nan, F32)
-    out = (together[:, :16], together[:, 16:])  # beside each other in one matrix
+    out = (together[:, :16], together[:, 16:])  # adjacent in one matrix
     assert pair(X, W, out=out) is out
     for part, wanted in zip(out, pair(X, W), strict=True):
         assert np.array_equal(part, wanted)
 
 
-def test_out_of_few_rows_and_of_none() -> None:
+def test_out_with_few_rows_and_with_none() -> None:
     def function(x: Any, r: Any) -> tuple[Any, Any]:
         return x.sum(-1, keepdims=True), x + r
 
@@ -214,7 +229,7 @@ def test_out_of_few_rows_and_of_none() -> None:
     assert layer(X[:0], W, BIAS, BIAS, out=empty) is empty
 
 
-def test_out_beside_an_input_in_one_matrix() -> None:
+def test_out_next_to_an_input_in_one_matrix() -> None:
     together = np.concatenate([X, np.zeros((M, N), F32)], axis=1)
     x, out = together[:, :K], together[:, K:]
     layer(x, W, R, BIAS, out=out)
@@ -228,21 +243,23 @@ def locked() -> Floats:
     return array
 
 
-ACCEPTED = "accepted is a writable float32 [5, 48]"
+WRITABLE = "out=: expected a writable float32 [5, 48], got"
 REFUSED_OUTS: list[tuple[object, str]] = [
-    (np.empty((M, N)), f"out= is float64 [5, 48]: {ACCEPTED}"),
-    (np.empty((M, N), ">f4"), f"out= is >f4 [5, 48]: {ACCEPTED}"),
-    (np.empty((N, M), F32), f"out= is float32 [48, 5]: {ACCEPTED}"),
-    (np.empty((1, M, N), F32), f"out= is float32 [1, 5, 48]: {ACCEPTED}"),
-    (np.empty((), F32), f"out= is float32 []: {ACCEPTED}"),
-    (locked(), f"out= is read-only float32 [5, 48]: {ACCEPTED}"),
-    ([[0.0] * N] * M, f"out= is list: {ACCEPTED}"),
-    ((np.empty((M, N), F32),), "out= is tuple: accepted is one array"),
-    (W, f"out= is QuantizedTensor: {ACCEPTED}"),
+    (np.empty((M, N)), f"{WRITABLE} float64 [5, 48]"),
+    (np.empty((M, N), ">f4"), f"{WRITABLE} >f4 [5, 48]"),
+    (np.empty((N, M), F32), f"{WRITABLE} float32 [48, 5]"),
+    (np.empty((1, M, N), F32), f"{WRITABLE} float32 [1, 5, 48]"),
+    (np.empty((), F32), f"{WRITABLE} float32 []"),
+    (locked(), f"{WRITABLE} read-only float32 [5, 48]"),
+    ([[0.0] * N] * M, f"{WRITABLE} list"),
+    ((np.empty((M, N), F32),), "out=: expected one array, got tuple"),
+    (W, f"{WRITABLE} QuantizedTensor"),
 ]
 
 
-@pytest.mark.parametrize(("out", "message"), REFUSED_OUTS, ids=[r[1][:30] for r in REFUSED_OUTS])
+@pytest.mark.parametrize(
+    ("out", "message"), REFUSED_OUTS, ids=[r[1].split(", got ")[-1] for r in REFUSED_OUTS]
+)
 def test_refused_out(out: Any, message: str) -> None:
     with pytest.raises(ArgumentError, match=re.escape(message)):
         layer(X, W, R, BIAS, out=out)
@@ -259,7 +276,7 @@ def test_refused_out(out: Any, message: str) -> None:
     ids=["array", "one", "three", "list"],
 )
 def test_refused_out_of_a_tuple(out: Any) -> None:
-    with pytest.raises(ArgumentError, match="accepted is a tuple of 2 arrays"):
+    with pytest.raises(ArgumentError, match="out=: expected a tuple of 2 arrays, got "):
         pair(X, W, out=out)
 
 
@@ -280,7 +297,7 @@ def test_outs_that_overlap_each_other() -> None:
 
 
 def memory_of(w: QuantizedTensor) -> Floats:
-    """A weight's blocks, writable behind its back."""
+    """Return a weight's blocks as a writable array, which users cannot do."""
     start = ctypes.cast(w.raw.ctypes.data, ctypes.POINTER(ctypes.c_float))
     return np.ctypeslib.as_array(start, (w.nbytes // 4,))
 
@@ -297,18 +314,20 @@ def test_out_that_overlaps_a_weight() -> None:
 def test_a_signal_handler_may_call_kernels_while_one_runs() -> None:
     rng = np.random.default_rng(0)
     w = quantize(rng.standard_normal((256, 256)) / 16, "Q8_0")
-    chained = specialize(lambda x, w: np.maximum(x @ w, 0) @ w)  # a temporary between two kernels
+    chained = specialize(
+        lambda x, w: np.maximum(x @ w, 0) @ w
+    )  # the second kernel reads scratch memory
     x, other = (rng.standard_normal((m, 256), dtype=np.float32) for m in (1, 64))
     expected = chained(x, w)
     chained(other, w)
-    seen: list[int] = []
+    lengths: list[int] = []
     inside = False
 
     def handler(number: int, frame: object) -> None:
         nonlocal inside
-        if not inside:  # on a busy machine the next signal may come before this one is through
+        if not inside:  # a busy machine may deliver a signal during the handler
             inside = True
-            seen.append(len(chained(other, w)))
+            lengths.append(len(chained(other, w)))
             inside = False
 
     before = signal.signal(signal.SIGALRM, handler)
@@ -320,7 +339,7 @@ def test_a_signal_handler_may_call_kernels_while_one_runs() -> None:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
-    assert len(seen) > 10
+    assert len(lengths) > 10
 
 
 def test_scratch_of_a_large_call_is_not_kept() -> None:
@@ -331,7 +350,7 @@ def test_scratch_of_a_large_call_is_not_kept() -> None:
 
 
 def python_calls(action: Callable[[], object]) -> int:
-    """How many Python functions run, which is what the time outside of a kernel goes with."""
+    """Return how many Python functions run, which determines the time outside of kernels."""
     count = 0
 
     def note(frame: object, event: str, argument: object) -> None:
@@ -346,7 +365,7 @@ def python_calls(action: Callable[[], object]) -> int:
     return count - 1  # the action's own
 
 
-def test_a_warm_call_takes_few_steps() -> None:
+def test_a_warm_call_makes_few_python_calls() -> None:
     w = quantize(np.ones((32, 16)), "Q4_0")
     product = specialize(lambda x, w: x @ w)
     x, y = np.ones((1, 32), np.float32), np.empty((1, 16), np.float32)
@@ -357,7 +376,7 @@ def test_a_warm_call_takes_few_steps() -> None:
     assert python_calls(product.bind(x, w)) <= 1
 
 
-def test_few_steps_miss_no_overlap() -> None:
+def test_a_warm_call_detects_overlaps() -> None:
     w = quantize(np.ones((32, 32)), "Q4_0")
     both = specialize(lambda x, w: (x @ w, x + 1))
     x = np.ones((1, 32), np.float32)
@@ -374,5 +393,5 @@ def test_few_steps_miss_no_overlap() -> None:
 def test_out_with_elements_that_coincide_is_refused() -> None:
     w = quantize(np.ones((32, 16)), "Q4_0")
     out = np.lib.stride_tricks.as_strided(np.zeros(16, np.float32), (3, 16), (0, 4))
-    with pytest.raises(ArgumentError, match="accepted is a writable float32"):
+    with pytest.raises(ArgumentError, match="out=: expected a writable float32"):
         specialize(lambda x, w: x @ w)(np.ones((3, 32), np.float32), w, out=out)

@@ -1,4 +1,4 @@
-"""Arrays on a device: seen in place whatever library made them, and our own handed to others."""
+"""Arrays on a device: views of any library's arrays, and q4jit's own in other libraries."""
 
 import gc
 import sys
@@ -40,12 +40,12 @@ from q4jit.arrays.views import DeviceView, common_device, device_of, require_con
 
 @pytest.fixture(params=["amd", "nvidia"], scope="module")
 def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """Runs a program on a fake platform; it must end well."""
+    """Return a function that runs a program on a fake platform, and checks that it succeeds."""
     prelude = PRELUDE + IMPORTS
     return fake_gpu.runner(tmp_path_factory.mktemp("fake"), request.param, prelude=prelude)
 
 
-# --- our own --------------------------------------------------------------------------------------
+# --- q4jit's own ----------------------------------------------------------------------------------
 
 
 def test_own_array_keeps_values_and_is_freed(run: Run) -> None:
@@ -69,7 +69,7 @@ def test_own_array_left_at_exit_is_silent(run: Run) -> None:
     program = """
         driver, first, _ = start()
         kept = DeviceArray((4,), first)
-        driver.free = lambda *place: print("freed when the platform's driver may be gone", *place)
+        driver.free = lambda *place: print("freed at exit, where the driver may be gone", *place)
         kept.itself = kept
         capsule = kept.__dlpack__()
         sys.kept = kept, capsule
@@ -86,9 +86,9 @@ def test_own_array_through_the_array_interface(run: Run) -> None:
         assert Foreign.__cuda_array_interface__["version"] == 3
         view = as_device_array(foreign := Foreign())
         assert view == array.view()._replace(owner=foreign, stream=0)
-        assert current_stream(view) == 0  # which the interface calls 1
-        made = empty_like_kind(view, (5,))
-        assert type(made) is DeviceArray and made.device == second and made.shape == (5,)
+        assert current_stream(view) == 0  # 1 in the interface
+        new = empty_like_kind(view, (5,))
+        assert type(new) is DeviceArray and new.device == second and new.shape == (5,)
 
         entries = dict(array.__cuda_array_interface__, stream=None, version=2)
         entries["data"] = (array.pointer, True)
@@ -101,7 +101,7 @@ def test_own_array_through_the_array_interface(run: Run) -> None:
         assert as_device_array(Foreign()).strides is None
         host = np.ones(3, np.float32)
         Foreign.__cuda_array_interface__ = dict(entries, data=(on_host(host), False))
-        with refused(DeviceError, hex(on_host(host)), "no device here knows"):
+        with refused(DeviceError, hex(on_host(host)), "no GPU of this machine holds"):
             as_device_array(Foreign())
     """)
 
@@ -119,20 +119,20 @@ def test_own_array_through_dlpack(run: Run, version: tuple[int, int] | None) -> 
                 return array.__dlpack__(max_version=version)
         named = "dltensor_versioned" if (version or (0, 0)) >= (1, 0) else "dltensor"
         assert f'"{{named}}"' in repr(array.__dlpack__(max_version=version))
-        assert dlpack._lent == {{}}, "a capsule that nobody took"
+        assert dlpack._lent == {{}}, "an unused capsule frees its tensor"
         view = as_device_array(Foreign())
         assert view._replace(owner=0, stream=0) == array.view()._replace(owner=0)
         assert len(dlpack._lent) == 1 and current_stream(view) == 0
         pointer = array.pointer
         del array
         gc.collect()
-        assert fake.allocations() == 1, "lent, so alive"
+        assert fake.allocations() == 1, "the capsule's consumer keeps it alive"
         del view
         assert dlpack._lent == {{}} and fake.allocations() == 0
     """)
 
 
-def test_own_array_is_exported_as_the_standard_says(run: Run) -> None:
+def test_own_array_is_exported_as_the_standard_requires(run: Run) -> None:
     run("""
         driver, first, _ = start()
         array = DeviceArray((2,), first, stream=7)
@@ -154,7 +154,11 @@ def test_own_array_is_exported_as_the_standard_says(run: Run) -> None:
 
 @dataclass
 class Producer:
-    """NumPy's memory, exported as if it were a GPU's; `log` tells when it is given back."""
+    """NumPy's memory, exported as if it were a GPU's.
+
+    Attributes:
+        log: has "released" when the consumer has released the memory.
+    """
 
     array: np.ndarray[Any, Any]
     device: tuple[int, int] = (2, 3)
@@ -192,7 +196,7 @@ class _Owner:
         self._log = log
 
     def __del__(self) -> None:
-        self._log.append("given back")
+        self._log.append("released")
 
 
 @dataclass
@@ -219,7 +223,7 @@ def test_dlpack_is_read_in_place(old: bool) -> None:
     assert (view.platform, view.device, view.readonly) == ("nvidia", 3, False)
     assert producer.log == []
     del view
-    assert producer.log == ["given back"]
+    assert producer.log == ["released"]
 
 
 def test_dlpack_of_every_gpu_kind() -> None:
@@ -267,7 +271,7 @@ def test_dlpack_dtypes(dtype: str, name: str) -> None:
     view = view_of(Producer(np.zeros(4, dtype)))
     assert view.dtype == np.dtype(name)
     with pytest.raises(
-        ArgumentError, match=rf"found x, {name} \[4\] on nvidia device 3: .*float32"
+        ArgumentError, match=rf"'x': expected float32, got {name} \[4\] on nvidia device 3; use"
     ):
         require_f32(view, "x")
 
@@ -283,45 +287,43 @@ def _set(**values: int) -> Callable[[Any], None]:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (_set(lanes=4), "4 lanes"),
-        (_set(code=4, bits=16), "found x of bfloat16: accepted is float32"),
+        (_set(lanes=4), "DLPack elements: expected 1 lane, got 4 lanes"),
+        (_set(code=4, bits=16), "argument 'x': expected float32, got bfloat16; convert"),
         (_set(code=9, bits=8), "type 9 of 8"),
-        (_set(major=2), r"version 2\.0: accepted are 0 and 1"),
+        (_set(major=2), r"DLPack: expected version 0 or 1, got 2\.0$"),
     ],
 )
-def test_dlpack_that_cannot_be_read_is_given_back(
-    change: Callable[[Any], None], message: str
-) -> None:
+def test_unreadable_dlpack_is_released(change: Callable[[Any], None], message: str) -> None:
     producer = Producer(np.zeros(4, np.float32), change=change)
     with pytest.raises(ArgumentError, match=message):
         as_device_array(producer, "x")
     gc.collect()
-    assert producer.log == ["given back"]
+    assert producer.log == ["released"]
 
 
-def test_dlpack_capsule_that_was_taken_is_refused() -> None:
-    with pytest.raises(ArgumentError, match=r"used_dltensor_versioned.*nobody has taken"):
+def test_a_taken_capsule_is_refused() -> None:
+    with pytest.raises(ArgumentError, match=r"not been taken, got .*used_dltensor_versioned"):
         as_device_array(Producer(np.zeros(4, np.float32), taken=True))
 
 
-def test_dlpack_is_understood_by_numpy() -> None:
+def test_numpy_reads_our_dlpack() -> None:
     producer = Producer(np.arange(6, dtype=np.float32).reshape(2, 3)[:, ::-1], (1, 0))
     back = np.from_dlpack(producer)  # type: ignore[arg-type]  # its protocol asks for exact keywords
     np.testing.assert_array_equal(back, producer.array)
     del back
-    assert producer.log == ["given back"]
+    assert producer.log == ["released"]
 
 
 @pytest.mark.parametrize("array", [np.zeros(3), [1.0], 1.0, None, "text", np.float32(1)])
-def test_what_is_on_the_host_is_no_device_array(array: object) -> None:
+def test_host_objects_are_no_device_arrays(array: object) -> None:
     assert as_device_array(array) is None
 
 
-# --- PyTorch and CuPy, as far as they are used ----------------------------------------------------
+# --- fakes of PyTorch and CuPy ------------------------------------------------------------------
 
 
 class Tensor:
-    """What q4jit asks of a torch.Tensor."""
+    """The parts of torch.Tensor that q4jit uses."""
 
     def __init__(self, shape: tuple[int, ...], strides: tuple[int, ...], **changes: Any) -> None:
         self.shape, self._strides = shape, strides
@@ -364,18 +366,18 @@ def torch(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> An
     return module
 
 
-def test_a_tensor_is_seen_in_place(torch: Any) -> None:
+def test_the_view_of_a_tensor(torch: Any) -> None:
     tensor = Tensor((2, 3), (3, 1))
     view = view_of(tensor)
     platform = "amd" if torch.version.hip else "nvidia"
     assert tuple(view) == (4096, (2, 3), None, F32, platform, 1, False, "torch", None, tensor)
     assert current_stream(view) == 11
-    made = empty_like_kind(view, (5, 6))
-    assert type(made) is Tensor
-    assert (made.shape, made.dtype, made.device.index) == ((5, 6), "torch.float32", 1)
+    new = empty_like_kind(view, (5, 6))
+    assert type(new) is Tensor
+    assert (new.shape, new.dtype, new.device.index) == ((5, 6), "torch.float32", 1)
 
 
-def test_the_quick_way_to_a_tensors_stream(torch: Any) -> None:
+def test_the_stream_by_pytorchs_private_function(torch: Any) -> None:
     torch._C._cuda_getCurrentRawStream = lambda index: 12 + index
     assert current_stream(view_of(Tensor((1,), (1,)))) == 13
 
@@ -384,33 +386,35 @@ def test_a_tensor_on_the_host_is_no_device_array(torch: Any) -> None:
     assert as_device_array(Tensor((1,), (1,), device=types.SimpleNamespace(type="cpu"))) is None
 
 
-def test_tensors_that_cannot_be_used(torch: Any) -> None:
+def test_unsupported_tensors_are_refused(torch: Any) -> None:
     def refused(message: str, **changes: Any) -> None:
         with pytest.raises(ArgumentError, match=message):
             as_device_array(Tensor((2,), (1,), **changes), "x")
 
-    refused(r"found x, .*requires a gradient.*x\.detach\(\)", requires_grad=True)
+    refused(r"'x': .*requires a gradient; use x\.detach\(\)", requires_grad=True)
     refused(r"sparse.*x\.to_dense\(\)", layout="sparse_coo")
     refused(r"negated.*resolve_neg", negative=True)
-    refused(r"found a tensor of bfloat16: accepted is float32.*\.float\(\)", dtype="torch.bfloat16")
+    refused(r"a tensor: expected float32, got bfloat16.*\.float\(\)", dtype="torch.bfloat16")
     torch.grad = False
     assert view_of(Tensor((2,), (1,), requires_grad=True)).shape == (2,)
 
 
-def test_tensors_are_told_how_to_change(torch: Any) -> None:
-    half = view_of(Tensor((2, 2), (2, 1), dtype="torch.float16"))
-    with pytest.raises(ArgumentError, match=r"found x, float16 \[2, 2\].*x\.float\(\)"):
-        require_f32(half, "x")
-    turned = view_of(Tensor((2, 3), (1, 2)))
-    require_f32(turned, "x")
+def test_refused_tensors_come_with_the_conversion(torch: Any) -> None:
+    f16 = view_of(Tensor((2, 2), (2, 1), dtype="torch.float16"))
+    with pytest.raises(
+        ArgumentError, match=r"expected float32, got float16 \[2, 2\].*; use x\.float\(\)"
+    ):
+        require_f32(f16, "x")
+    transposed = view_of(Tensor((2, 3), (1, 2)))
+    require_f32(transposed, "x")
     with pytest.raises(ArgumentError, match=r"strides of \[1, 2\] elements.*x\.contiguous\(\)"):
-        require_contiguous(turned, "x")
-    require_contiguous(half, "x")
+        require_contiguous(transposed, "x")
+    require_contiguous(f16, "x")
 
 
 @dataclass
 class CupyArray:
-    """What q4jit asks of a cupy.ndarray."""
+    """The parts of cupy.ndarray that q4jit uses."""
 
     like: np.ndarray[Any, Any]
     data = types.SimpleNamespace(ptr=8192, device_id=2)
@@ -445,20 +449,20 @@ def cupy(monkeypatch: pytest.MonkeyPatch) -> Any:
     return module
 
 
-def test_a_cupy_array_is_seen_in_place(cupy: Any) -> None:
+def test_the_view_of_a_cupy_array(cupy: Any) -> None:
     array = CupyArray(np.zeros((2, 3), np.float32))
     view = view_of(array)
     assert tuple(view) == (8192, (2, 3), None, F32, "nvidia", 2, False, "cupy", None, array)
     assert current_stream(view) == 22
-    made = empty_like_kind(view, (4,))
-    assert type(made) is CupyArray
-    assert (made.shape, made.dtype, cupy.entered) == ((4,), F32, [2, None])
-    turned = view_of(CupyArray(np.zeros((2, 3), np.float64).T))
-    assert turned.strides == (1, 3)
+    new = empty_like_kind(view, (4,))
+    assert type(new) is CupyArray
+    assert (new.shape, new.dtype, cupy.entered) == ((4,), F32, [2, None])
+    transposed = view_of(CupyArray(np.zeros((2, 3), np.float64).T))
+    assert transposed.strides == (1, 3)
     with pytest.raises(ArgumentError, match=r"cupy\.ascontiguousarray\(x\)"):
-        require_contiguous(turned, "x")
+        require_contiguous(transposed, "x")
     with pytest.raises(ArgumentError, match=r"x\.astype\(cupy\.float32\)"):
-        require_f32(turned, "x")
+        require_f32(transposed, "x")
 
 
 # --- several arrays -------------------------------------------------------------------------------
@@ -468,7 +472,7 @@ def on(platform: str, device: int) -> DeviceView:
     return DeviceView(8, (1,), None, F32, platform, device, False, "", None, None)
 
 
-def test_arrays_of_one_device_have_it_in_common() -> None:
+def test_arrays_on_one_device() -> None:
     assert common_device([on("amd", 1), on("amd", 1)], ["x", "bias"]) == ("amd", 1)
 
 
@@ -477,19 +481,19 @@ def test_arrays_of_one_device_have_it_in_common() -> None:
     [
         ([on("amd", 0), on("amd", 1)], "x on amd device 0 and bias on amd device 1"),
         ([on("amd", 0), on("nvidia", 0)], "x on amd device 0 and bias on nvidia device 0"),
-        ([on("amd", 0), None], "x on amd device 0 and bias in the host's memory"),
-        ([None, None], "x in the host's memory: accepted"),
+        ([on("amd", 0), None], "x on amd device 0 and bias on the host"),
+        ([None, None], "all on one device, or all NumPy's, got x on the host$"),
     ],
 )
-def test_arrays_of_several_devices_are_refused(
+def test_arrays_on_several_devices_are_refused(
     views: list[DeviceView | None], message: str
 ) -> None:
     with pytest.raises(ArgumentError, match=message):
         common_device(views, ["x", "bias"])
 
 
-def test_no_array_has_no_device() -> None:
-    with pytest.raises(ArgumentError, match="found no array"):
+def test_no_array_is_refused() -> None:
+    with pytest.raises(ArgumentError, match="got no array"):
         common_device([], [])
 
 
@@ -498,7 +502,7 @@ def test_an_array_whose_driver_is_missing(monkeypatch: pytest.MonkeyPatch) -> No
 
     monkeypatch.setattr("q4jit.arrays.views.drivers", dict)
     monkeypatch.setattr("q4jit.arrays.views.why_none", lambda: "the reason")
-    with pytest.raises(DeviceError, match="on amd device 4: the reason"):
+    with pytest.raises(DeviceError, match="no driver for the array on amd device 4: the reason"):
         device_of(on("amd", 4))
 
 
@@ -510,17 +514,17 @@ from q4jit import dispatcher, pipeline, quantize, specialize, specializer
 from q4jit.compilers import find
 
 class Tensor:
-    # A tensor of the fake platform's memory: what may be asked of it, and answers that may differ.
+    # A tensor in the fake platform's memory; `answers` replace the usual values of attributes.
     def __init__(self, shape, pointer=1 << 20, **answers):
         self.shape, self.answers = shape, {"pointer": pointer, **answers}
     def __getattr__(self, name):
         plain = {"dtype": torch.float32, "layout": torch.strided, "is_cuda": True, "index": 0,
                  "requires_grad": False, "contiguous": True, "neg": False}
-        found = {**plain, **self.answers}
+        values = {**plain, **self.answers}
         if name == "device":
-            kind = "cuda" if found["is_cuda"] else "cpu"
-            return types.SimpleNamespace(type=kind, index=found["index"])
-        return found[name]
+            kind = "cuda" if values["is_cuda"] else "cpu"
+            return types.SimpleNamespace(type=kind, index=values["index"])
+        return values[name]
     def data_ptr(self):
         if self.layout is not torch.strided:
             raise RuntimeError("no storage")
@@ -558,7 +562,7 @@ sys.modules["torch"] = torch
 driver, first, second = start()
 
 def ready_kernels(sources, fetch, load, device):
-    # What stands for a kernel: the fake launch records as many values as its name says.
+    # Fake kernels: the number in the name is the number of values that the fake launch records.
     ready = []
     for source in sources:
         (parameters,) = re.findall(rf"void {source.symbol}\(([^)]*)\)", source.text)
@@ -581,13 +585,13 @@ def scaled(x, w, factor):
     return factor * (x @ w)
 
 def slots(f):
-    # name of each value of the last launch
+    # the values of the last launch, by kind
     (plan, _), *_ = reversed(f._specializer._plans.values())
     kinds = [slot.kind for slot in plan.kernels[0].slots()]
     return dict(zip(kinds, struct.unpack_from(f"<{len(kinds)}Q", fake.values())))
 
 def answer(f, *args, out=None):
-    # What a call gives: its launch and result, or its error.
+    # The type of a call's result and its launch, or its error.
     before = fake["launches"]
     try:
         result = f(*args, out=out)
@@ -617,32 +621,32 @@ def test_a_warm_call_takes_its_own_tensors_weight_number_and_stream(calls: Run) 
     calls("""
         f = warm(scaled, 1.0)
         f(Tensor((1, 64)), w, np.float32(1.0), out=Tensor((1, 32), 2 << 20))  # another type
-        looked, look = [], dispatcher.as_device_array
-        dispatcher.as_device_array = lambda *found: looked.append(found) or look(*found)
+        checked, check = [], dispatcher.as_device_array
+        dispatcher.as_device_array = lambda *args: checked.append(args) or check(*args)
         torch.stream = 9
         out = Tensor((1, 32), 4 << 20)
         for number in (0.5, np.float32(0.5)):
             assert f(Tensor((1, 64), 3 << 20), v, number, out=out) is out
-            found = slots(f)
-            assert (found["array"], found["output"]) == (3 << 20, 4 << 20)
-            assert struct.pack("<Q", found["scalar"])[:4] == struct.pack("<f", 0.5)
-            assert found["weight"] in {memory.pointer for memory in v._resident.uploads.values()}
+            passed = slots(f)
+            assert (passed["array"], passed["output"]) == (3 << 20, 4 << 20)
+            assert struct.pack("<Q", passed["scalar"])[:4] == struct.pack("<f", 0.5)
+            assert passed["weight"] in {memory.pointer for memory in v._resident.uploads.values()}
             assert fake.stream() == 9
-        made = f(Parameter((1, 64), 3 << 20), v, 0.5)
-        assert type(made) is Tensor and made.shape == (1, 32) and made.dtype is torch.float32
-        assert slots(f)["output"] == made.data_ptr() == 7 << 20
-        assert not looked, "as_device_array is for what is not known yet"
+        y = f(Parameter((1, 64), 3 << 20), v, 0.5)
+        assert type(y) is Tensor and y.shape == (1, 32) and y.dtype is torch.float32
+        assert slots(f)["output"] == y.data_ptr() == 7 << 20
+        assert not checked, "warm calls do not need as_device_array"
         f(Subclass((1, 64)), v, 0.5)
-        assert looked, "or may lie otherwise than it says"
+        assert checked, "a subclass may override what its memory says"
     """)
 
 
 def test_a_warm_function_answers_like_a_cold_one(calls: Run) -> None:
     calls("""
         x, out = Tensor((1, 64)), Tensor((1, 32), 2 << 20)
-        half, ids, sparse = torch.float16, torch.int64, torch.sparse_coo
+        f16, ids, sparse = torch.float16, torch.int64, torch.sparse_coo
         changes = (
-            dict(dtype=half), dict(dtype=ids), dict(layout=sparse), dict(contiguous=False),
+            dict(dtype=f16), dict(dtype=ids), dict(layout=sparse), dict(contiguous=False),
             dict(neg=True), dict(requires_grad=True), dict(is_cuda=False), dict(index=1),
         )
         arguments = [x, Tensor((2, 64)), Tensor((64,)), Tensor((1, 1, 64)), Tensor((0, 64), 0),
@@ -667,7 +671,7 @@ def test_a_warm_function_answers_like_a_cold_one(calls: Run) -> None:
     """)
 
 
-def test_an_output_may_touch_an_argument_but_not_overlap_it(calls: Run) -> None:
+def test_an_output_may_adjoin_an_argument_but_not_overlap_it(calls: Run) -> None:
     calls("""
         f = warm()
         x = Tensor((1, 64), 4096)
@@ -679,7 +683,7 @@ def test_an_output_may_touch_an_argument_but_not_overlap_it(calls: Run) -> None:
     """)
 
 
-def test_outputs_of_a_warm_call_are_kept_apart(calls: Run) -> None:
+def test_outputs_of_a_warm_call_must_not_overlap(calls: Run) -> None:
     calls("""
         f = specialize(lambda x, w: (x @ w, -(x @ w)), target="hip")
         x = Tensor((1, 64))
@@ -692,7 +696,7 @@ def test_outputs_of_a_warm_call_are_kept_apart(calls: Run) -> None:
     """)
 
 
-def test_statics_of_a_warm_call_are_told_apart(calls: Run) -> None:
+def test_static_values_of_warm_calls_are_distinguished(calls: Run) -> None:
     calls("""
         def either(x, w, flag):
             return x @ w if flag else -(x @ w)
@@ -723,15 +727,15 @@ def test_a_launch_does_not_keep_a_weight(calls: Run) -> None:
 
 @pytest.fixture
 def device() -> Device:
-    found = devices.find_devices()
-    if not found:
+    gpus = devices.find_devices()
+    if not gpus:
         pytest.skip(devices.why_none())
-    return found[0]
+    return gpus[0]
 
 
 @pytest.fixture(params=["torch", "cupy"])
 def library(request: pytest.FixtureRequest, device: Device) -> Iterator[Any]:
-    """A library whose arrays are on the device."""
+    """Yield a library whose arrays are on the device."""
     module: Any = pytest.importorskip(request.param, reason=f"{request.param} is not installed")
     if request.param == "torch" and not module.cuda.is_available():
         pytest.skip("this PyTorch sees no GPU")
@@ -746,7 +750,7 @@ def _arange(library: Any, count: int) -> Any:
 
 
 @pytest.mark.gpu
-def test_gpu_arrays_are_seen_in_place(library: Any, device: Device) -> None:
+def test_gpu_arrays_are_viewed_in_place(library: Any, device: Device) -> None:
     array = _arange(library, 12).reshape(3, 4)
     view = view_of(array)
     assert (view.shape, view.strides, view.dtype) == ((3, 4), None, F32)
@@ -761,10 +765,10 @@ def test_gpu_arrays_are_seen_in_place(library: Any, device: Device) -> None:
     driver.synchronize(device.index, stream)
     np.testing.assert_array_equal(back.ravel(), np.arange(12))
     assert view_of(array.T).strides == (1, 4)
-    made = empty_like_kind(view, (5, 2))
-    assert type(made) is type(array)
-    assert tuple(made.shape) == (5, 2)
-    assert view_of(made).dtype == F32
+    new = empty_like_kind(view, (5, 2))
+    assert type(new) is type(array)
+    assert tuple(new.shape) == (5, 2)
+    assert view_of(new).dtype == F32
 
 
 @pytest.mark.gpu
@@ -788,7 +792,7 @@ def test_gpu_arrays_through_the_protocols(library: Any, device: Device) -> None:
 
 
 @pytest.mark.gpu
-def test_gpu_own_arrays_are_taken_by_others(library: Any, device: Device) -> None:
+def test_gpu_own_arrays_in_other_libraries(library: Any, device: Device) -> None:
     values = np.arange(6, dtype=np.float32).reshape(2, 3)
     own = DeviceArray.from_numpy(values, device)
     taken = [library.from_dlpack(own)]
@@ -798,7 +802,7 @@ def test_gpu_own_arrays_are_taken_by_others(library: Any, device: Device) -> Non
         taken.append(library.asarray(own))
     for i in range(len(taken)):
         assert view_of(taken[i]).pointer == own.pointer
-        taken[i] += 1  # in place: all see it
+        taken[i] += 1  # in place, so all arrays change
     if library.__name__ == "torch":
         library.cuda.synchronize()
     else:
@@ -826,7 +830,7 @@ def test_gpu_current_stream_and_capture(device: Device) -> None:
     with torch.cuda.graph(graph):
         stream = current_stream(view)
         assert driver.is_capturing(device.index, stream)
-        DeviceArray((4,), device)  # allocated and freed: the capture goes on
+        DeviceArray((4,), device)  # allocating and freeing must not end the capture
         del other
         driver.fill(device.index, view.pointer, 0xFF, 16, stream)
     assert not bool(torch.isnan(view.owner).any())
@@ -846,5 +850,5 @@ def test_gpu_gradients_are_refused(device: Device) -> None:
     with torch.no_grad():
         assert view_of(tensor).shape == (4,)
     assert view_of(tensor.detach()).shape == (4,)
-    with pytest.raises(ArgumentError, match="bfloat16"):  # a dtype of NumPy's where ml_dtypes is
+    with pytest.raises(ArgumentError, match="bfloat16"):  # with ml_dtypes NumPy knows it
         require_f32(view_of(tensor.detach().bfloat16()), "x")

@@ -1,4 +1,4 @@
-"""DLPack capsules of other libraries: how they are asked for."""
+"""How q4jit requests DLPack capsules from other libraries."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ def lent() -> object:
     return dlpack.produce(tensor, 2, versioned=False)
 
 
-def test_a_library_that_knows_no_versions_is_asked_without() -> None:
+def test_a_library_without_versions() -> None:
     class Old:
         def __dlpack__(self, stream: Any = None) -> object:
             return lent()
@@ -21,7 +21,7 @@ def test_a_library_that_knows_no_versions_is_asked_without() -> None:
     assert dlpack.consume(Old()).shape == (2, 3)
 
 
-def test_a_type_error_of_another_kind_is_passed_on() -> None:
+def test_another_type_error_is_passed_on() -> None:
     calls = []
 
     class Failing:
@@ -35,7 +35,7 @@ def test_a_type_error_of_another_kind_is_passed_on() -> None:
 
 
 @pytest.mark.parametrize("old", [False, True])
-def test_what_cannot_be_exported_is_an_argument_error(old: bool) -> None:
+def test_a_failed_export_is_an_argument_error(old: bool) -> None:
     class Unexportable:
         def __dlpack__(self, **options: Any) -> object:
             if old and options:

@@ -1,4 +1,4 @@
-"""The disk cache: what keys depend on, and that no damage, person or crash changes a result."""
+"""The disk cache: its keys, and correct results after damage, crashes and foreign writes."""
 
 import errno
 import os
@@ -45,7 +45,7 @@ DIFFERENT: dict[str, Callable[[], str]] = {
     "one feature less": lambda: key(replace(V3, features=V3.features - {"f16c"})),
     "one feature more": lambda: key(replace(V3, features=V3.features | {"avxvnni"})),
     "a feature that is hidden": lambda: key(replace(V3, lacks=frozenset({"avxvnni"}))),
-    "plan_options": lambda: key(replace(V3, cpu_name="znver5")),
+    "name of the CPU": lambda: key(replace(V3, cpu_name="znver5")),
     "architecture": lambda: key(replace(V3, arch="x86-64")),
     "back end": lambda: key(replace(V3, backend="hip")),
     "version of the compiler": lambda: key(fingerprint=FLAGS.replace("llvm 2", "llvm 3")),
@@ -64,7 +64,7 @@ def test_the_schema_is_part_of_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
     assert key() != before
 
 
-def test_what_stands_between_two_fields_belongs_to_one_of_them() -> None:
+def test_moving_text_from_one_field_to_the_next_changes_the_key() -> None:
     assert key(fingerprint="ab", text="c") != key(fingerprint="a", text="bc")
     assert key(fingerprint="a", text="text:1:b") != key(fingerprint="atext:1:b", text="")
     assert key(fingerprint="a", text="b") != key(fingerprint="b", text="a")
@@ -81,7 +81,7 @@ def test_the_fingerprint_names_versions_and_flags(monkeypatch: pytest.MonkeyPatc
 
 
 class Case:
-    """A function made anew for each use, so that it always asks the disk; its files."""
+    """A function that is specialised anew for each use, so that it always reads the disk."""
 
     def __init__(self, directory: Path) -> None:
         rng = np.random.default_rng(3)
@@ -90,25 +90,25 @@ class Case:
         self.x = rng.standard_normal((2, 32)).astype(np.float32)
 
     def use(self) -> Specialized[[NDArray[Any], QuantizedTensor], NDArray[Any]]:
-        """Call the function; its result is right whatever the state of the cache."""
+        """Call the function and check its result, whatever the state of the cache."""
         function = specialize(lambda x, w: x @ w * 3)
-        found = function(self.x, self.w)
-        np.testing.assert_allclose(found, function.py_func(self.x, self.w), rtol=1e-5, atol=1e-5)
+        y = function(self.x, self.w)
+        np.testing.assert_allclose(y, function.py_func(self.x, self.w), rtol=1e-5, atol=1e-5)
         return function
 
     def compiles(self) -> int:
-        """How many kernels a use has compiled rather than found."""
+        """Use the function; return how many kernels were compiled instead of read."""
         return self.use().stats.compiles
 
     def entry(self, suffix: str) -> Path:
-        """The one file of its kind; the pool's files are not there, see `case`."""
+        """Return the only file with a suffix; the pool's files are elsewhere, see `case`."""
         (path,) = self.directory.glob(f"*{suffix}")
         return path
 
 
 @pytest.fixture
 def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A process's memory of directories that it has seen, for this test alone; one thread."""
+    """Let the test start as a process does that has used no cache directory yet."""
     monkeypatch.setattr(cache, "_caches", {})
     cache._warn_of_no_home.cache_clear()
     yield
@@ -117,15 +117,15 @@ def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture
 def case(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh: None) -> Case:
-    """A case with a directory of its own, which does not exist yet."""
+    """Return a case with a directory of its own, which does not exist yet."""
     made = Case(tmp_path / "deep" / "cache")
-    made.use()  # the thread pool is started and its kernel kept elsewhere
+    made.use()  # starts the thread pool; its kernel goes to another directory
     monkeypatch.setattr(cache, "_caches", {})
     monkeypatch.setenv("Q4JIT_CACHE_DIR", str(made.directory))
     return made
 
 
-def test_a_second_function_finds_the_kernel_of_the_first(case: Case) -> None:
+def test_a_second_function_reads_the_kernel_of_the_first(case: Case) -> None:
     assert case.compiles() == 1
     assert case.compiles() == 0
     assert case.directory.stat().st_mode & 0o777 == 0o700
@@ -134,7 +134,7 @@ def test_a_second_function_finds_the_kernel_of_the_first(case: Case) -> None:
     assert case.entry(".ll").read_text() == case.use().inspect_source()
 
 
-def test_a_function_may_stay_off_the_disk(case: Case) -> None:
+def test_cache_false_keeps_a_function_off_the_disk(case: Case) -> None:
     for _ in range(2):
         function = specialize(lambda x, w: x @ w * 3, cache=False)
         function(case.x, case.w)
@@ -150,7 +150,7 @@ DAMAGE: dict[str, Callable[[Case], object]] = {
     "empty checksum": lambda case: case.entry(".sha256").write_bytes(b""),
     "truncated checksum": lambda case: truncate(case.entry(".sha256")),
     "one bit of the checksum": lambda case: flip(case.entry(".sha256")),
-    "checksum that is no text": lambda case: case.entry(".sha256").write_bytes(b"\xff" * 64),
+    "binary checksum": lambda case: case.entry(".sha256").write_bytes(b"\xff" * 64),
     "no checksum": lambda case: case.entry(".sha256").unlink(),
     "no object": lambda case: case.entry(".o").unlink(),
     "object and checksum of another key": lambda case: disguise(case.entry(".o")),
@@ -172,7 +172,7 @@ def flip(path: Path) -> None:
 
 
 def disguise(path: Path) -> None:
-    """Put a whole entry of another text, or of another schema, in the place of this one."""
+    """Replace an entry by the complete entry of another text or schema."""
     other = path.read_bytes()[:-1] + b"\1"
     path.write_bytes(other)
     path.with_suffix(".sha256").write_text(cache._checksum("0" * 64, other))
@@ -180,7 +180,7 @@ def disguise(path: Path) -> None:
 
 @pytest.mark.process
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_a_damaged_entry_is_compiled_again_and_mended(case: Case, damage: str) -> None:
+def test_a_damaged_entry_is_compiled_again_and_replaced(case: Case, damage: str) -> None:
     assert case.compiles() == 1
     whole = {path.name: path.read_bytes() for path in case.directory.iterdir()}
     DAMAGE[damage](case)
@@ -189,23 +189,21 @@ def test_a_damaged_entry_is_compiled_again_and_mended(case: Case, damage: str) -
     assert case.compiles() == 0
 
 
-def test_an_entry_of_another_schema_is_not_found(
-    case: Case, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_entry_of_another_schema_is_a_miss(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     assert case.compiles() == 1
-    monkeypatch.setattr(cache, "SCHEMA", "of tomorrow")
+    monkeypatch.setattr(cache, "SCHEMA", "newer")
     assert case.compiles() == 1
     assert case.compiles() == 0
     monkeypatch.undo()
     monkeypatch.setenv("Q4JIT_CACHE_DIR", str(case.directory))
-    assert case.compiles() == 0  # both live side by side
+    assert case.compiles() == 0  # entries of both schemas coexist
 
 
 # --- directories that cannot be used --------------------------------------------------------------
 
 
 def one_warning(case: Case, match: str, uses: int = 3) -> None:
-    """`uses` uses compile each time, give the right result, and warn once, saying `match`."""
+    """Check that every use compiles and gives the right result, and that only one warns."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         compiled = [case.compiles() for _ in range(uses)]
@@ -218,24 +216,24 @@ def one_warning(case: Case, match: str, uses: int = 3) -> None:
 def test_a_file_where_the_directory_should_be(case: Case) -> None:
     case.directory.parent.mkdir()
     case.directory.write_text("here")
-    one_warning(case, "cannot be made or read")
+    one_warning(case, "cannot be created or read")
     assert case.directory.read_text() == "here"
 
 
-def test_a_directory_that_cannot_be_made(case: Case) -> None:
-    case.directory.parent.write_text("in the way")
-    one_warning(case, "cannot be made or read")
+def test_a_directory_that_cannot_be_created(case: Case) -> None:
+    case.directory.parent.write_text("a file")
+    one_warning(case, "cannot be created or read")
 
 
 @pytest.mark.process
 @pytest.mark.parametrize("mode", [0o777, 0o770, 0o702, 0o1777])
 def test_nothing_is_executed_from_a_directory_that_others_can_write(case: Case, mode: int) -> None:
     case.use()
-    case.entry(".o").write_bytes(b"never looked at")
+    case.entry(".o").write_bytes(b"never read")
     case.directory.chmod(mode)
     cache._caches.clear()
-    one_warning(case, "can be written by others")
-    assert case.entry(".o").read_bytes() == b"never looked at"  # nor written
+    one_warning(case, f"can be written by other users (mode {mode & 0o777:04o}, expected 0700)")
+    assert case.entry(".o").read_bytes() == b"never read"  # and never written
 
 
 def test_a_directory_that_others_can_read_is_used(case: Case) -> None:
@@ -259,7 +257,7 @@ def test_nothing_is_executed_from_a_directory_of_another_user(
 def test_nothing_is_executed_that_another_user_planted(
     case: Case, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # the directory was open to others once, and was put right: what they planted is still there
+    # the directory was open to others, who left a file; now its mode is correct
     case.use()
     planted = case.entry(".o")
     case.entry(".sha256").chmod(0o600)
@@ -267,7 +265,7 @@ def test_nothing_is_executed_that_another_user_planted(
     monkeypatch.setattr(
         cache, "_is_foreign", lambda s: s.st_ino == planted.stat().st_ino or real(s)
     )
-    with pytest.warns(CacheWarning, match="changed by another user"):
+    with pytest.warns(CacheWarning, match="another user could have changed"):
         assert case.compiles() == 1
     monkeypatch.undo()
     monkeypatch.setenv("Q4JIT_CACHE_DIR", str(case.directory))
@@ -275,10 +273,10 @@ def test_nothing_is_executed_that_another_user_planted(
 
 
 @pytest.mark.process
-def test_an_object_that_others_can_write_is_made_anew(case: Case) -> None:
+def test_an_object_that_others_can_write_is_replaced(case: Case) -> None:
     case.use()
     case.entry(".o").chmod(0o666)
-    with pytest.warns(CacheWarning, match="changed by another user"):
+    with pytest.warns(CacheWarning, match="another user could have changed"):
         assert case.compiles() == 1
     assert case.entry(".o").stat().st_mode & 0o777 == 0o600
     assert case.compiles() == 0
@@ -342,7 +340,7 @@ AS_NOBODY = """
 import pathlib, tempfile, warnings
 warnings.simplefilter("always")
 os.environ["Q4JIT_CACHE_DIR"] = str(pathlib.Path(sys.argv[1]))
-check(specialize(lambda x, w: x @ w, cache=False))  # all that is imported is imported
+check(specialize(lambda x, w: x @ w, cache=False))  # imports everything that a call needs
 if os.geteuid() == 0:
     os.setgroups([])
     os.setgid(65534)
@@ -355,7 +353,7 @@ check(specialize(lambda x, w: x @ w * 1.5 / 1.5))
 @pytest.mark.process
 @pytest.mark.parametrize("mode", [0o500, 0o000])
 def test_a_directory_without_permission(mode: int) -> None:
-    """Not under pytest's own directory, which only its user may enter."""
+    """Use a new directory: only its user may enter pytest's."""
     base = Path(tempfile.mkdtemp())
     try:
         base.chmod(0o755)
@@ -364,8 +362,8 @@ def test_a_directory_without_permission(mode: int) -> None:
         if os.geteuid() == 0:
             os.chown(locked, 65534, 65534)
         locked.chmod(mode)
-        words = [*child.command(AS_NOBODY), str(locked)]
-        done = child.finish(words, child.environment(Q4JIT_NUM_THREADS="1"))
+        command = [*child.command(AS_NOBODY), str(locked)]
+        done = child.finish(command, child.environment(Q4JIT_NUM_THREADS="1"))
         assert done.returncode == 0, done.stderr
         assert done.stderr.count("CacheWarning") == 1, done.stderr
         locked.chmod(0o700)
@@ -381,7 +379,7 @@ def test_a_directory_that_vanishes(case: Case) -> None:
     one_warning(case, "cannot be written")
 
 
-def test_a_relative_directory_stays_where_it_was(
+def test_a_relative_directory_is_resolved_once(
     case: Case, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / "elsewhere").mkdir()
@@ -393,10 +391,10 @@ def test_a_relative_directory_stays_where_it_was(
     assert not list(Path().iterdir())
 
 
-# --- where it is ----------------------------------------------------------------------------------
+# --- the choice of the directory ------------------------------------------------------------------
 
 
-def test_the_user_s_cache_directory_is_the_default(
+def test_the_users_cache_directory_is_the_default(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.delenv("Q4JIT_CACHE_DIR")
@@ -420,8 +418,8 @@ def test_a_user_without_a_home(case: Case, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.process
-@pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="only root may become anybody")
-def test_a_user_whom_the_password_database_does_not_know() -> None:
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="only root can change its user")
+def test_a_user_without_an_entry_in_the_password_database() -> None:
     program = """
     import warnings
     warnings.simplefilter("always")
@@ -432,22 +430,22 @@ def test_a_user_whom_the_password_database_does_not_know() -> None:
     check()
     """
     unset: dict[str, Any] = {"HOME": None, "XDG_CACHE_HOME": None, "Q4JIT_CACHE_DIR": None}
-    found = child.run(program, **unset, Q4JIT_NUM_THREADS="1")
-    assert found.count("CacheWarning") == 1
+    output = child.run(program, **unset, Q4JIT_NUM_THREADS="1")
+    assert output.count("CacheWarning") == 1
 
 
 def test_a_home_that_cannot_be_written(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("Q4JIT_CACHE_DIR")
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setenv("HOME", "/dev/null/nobody")
-    one_warning(case, "cannot be made or read")
+    one_warning(case, "cannot be created or read")
 
 
 # --- other processes ------------------------------------------------------------------------------
 
 
 def whole_entries(directory: Path) -> int:
-    """How many entries there are, each of which must be whole."""
+    """Check that every entry is complete; return how many there are."""
     objects = sorted(directory.glob("*.o"))
     for path in objects:
         wanted = cache._checksum(path.stem, path.read_bytes())
@@ -462,8 +460,8 @@ gate = sys.argv[1]
 while not os.path.exists(gate):
     time.sleep(0.001)
 for i, function in enumerate(functions):
-    found = function(x_small, small, i)
-    np.testing.assert_allclose(found, expected_small + i, rtol=1e-4, atol=1e-4)
+    y = function(x_small, small, i)
+    np.testing.assert_allclose(y, expected_small + i, rtol=1e-4, atol=1e-4)
 print(sum(function.stats.compiles for function in functions))
 """
 
@@ -472,13 +470,13 @@ print(sum(function.stats.compiles for function in functions))
 def test_many_processes_share_a_directory(tmp_path: Path) -> None:
     directory, gate = tmp_path / "cache", tmp_path / "gate"
     env = child.environment(Q4JIT_CACHE_DIR=str(directory), Q4JIT_NUM_THREADS="2")
-    words = [*child.command(MANY), str(gate)]
+    command = [*child.command(MANY), str(gate)]
+    pipe = subprocess.PIPE
     many = [
-        subprocess.Popen(words, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        for _ in range(8)
+        subprocess.Popen(command, env=env, stdout=pipe, stderr=pipe, text=True) for _ in range(8)
     ]
     try:
-        time.sleep(1)  # all wait at the gate, or come a little later
+        time.sleep(1)  # most of them wait at the gate by then
         gate.touch()
         for process in many:
             out, errors = process.communicate(timeout=child.TIMEOUT_S)
@@ -488,24 +486,24 @@ def test_many_processes_share_a_directory(tmp_path: Path) -> None:
     finally:
         for process in many:
             process.kill()
-    assert whole_entries(directory) == 7  # and the pool
+    assert whole_entries(directory) == 7  # six functions and the pool
     assert not list(directory.glob(".new-*"))
-    done = child.finish(words, env)
+    done = child.finish(command, env)
     assert done.stdout.split() == ["0"], done.stderr
 
 
 ENDLESS = """
 for i in range(1000):
     function = specialize(lambda x, w, i: x @ w + i)
-    found = function(x_small, small, i)
-    np.testing.assert_allclose(found, expected_small + i, rtol=1e-4, atol=1e-4)
+    y = function(x_small, small, i)
+    np.testing.assert_allclose(y, expected_small + i, rtol=1e-4, atol=1e-4)
     print(i, flush=True)
 """
 
 
 @pytest.mark.process
 def test_kill_9_at_any_moment_leaves_the_cache_usable(tmp_path: Path) -> None:
-    """Killed between its import and its tenth or so kernel, at moments that differ each time."""
+    """Kill the process at random moments between its first and about its tenth kernel."""
     directory = tmp_path / "cache"
     env = child.environment(Q4JIT_CACHE_DIR=str(directory), Q4JIT_NUM_THREADS="2")
     moments = np.random.default_rng().uniform(0, 0.15, 20)
@@ -514,16 +512,13 @@ def test_kill_9_at_any_moment_leaves_the_cache_usable(tmp_path: Path) -> None:
             child.command(ENDLESS), env=env, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
         ) as process:
             assert process.stdout is not None
-            assert process.stdout.readline() == b"0\n"  # the cache is right so far
+            assert process.stdout.readline() == b"0\n"  # the cache still gives the right kernel
             time.sleep(moment)
             process.send_signal(signal.SIGKILL)
     for path in directory.glob("*.o"):
         assert path.with_suffix(".sha256").exists()
-    found = child.run(
-        ENDLESS.replace("1000", "3"),
-        Q4JIT_CACHE_DIR=str(directory),
-    )
-    assert found.split() == ["0", "1", "2"]
+    output = child.run(ENDLESS.replace("1000", "3"), Q4JIT_CACHE_DIR=str(directory))
+    assert output.split() == ["0", "1", "2"]
     whole_entries(directory)
 
 
@@ -536,7 +531,7 @@ def test_old_leftovers_of_killed_writers_are_removed(case: Case) -> None:
     assert case.compiles() == 1
     assert case.compiles() == 0
     assert not old.exists()
-    assert new.exists()  # its writer may be alive
+    assert new.exists()  # its writer may still be running
 
 
 def test_an_interrupt_while_writing_leaves_no_half_entry(
@@ -557,7 +552,7 @@ def test_an_interrupt_while_writing_leaves_no_half_entry(
 
 @pytest.mark.process
 def test_ctrl_c_at_any_moment_leaves_function_and_cache_usable(tmp_path: Path) -> None:
-    """A real SIGINT after a delay that grows until a whole first call fits in front of it."""
+    """Interrupt first calls after growing delays; the longest allows a complete call."""
     child.run(
         """
         import signal
@@ -575,8 +570,8 @@ def test_ctrl_c_at_any_moment_leaves_function_and_cache_usable(tmp_path: Path) -
                     signal.setitimer(signal.ITIMER_REAL, 0)
                 except KeyboardInterrupt:
                     pass
-            found = function(x_small, small, i)
-            np.testing.assert_allclose(found, expected_small + i, rtol=1e-4, atol=1e-4)
+            y = function(x_small, small, i)
+            np.testing.assert_allclose(y, expected_small + i, rtol=1e-4, atol=1e-4)
         assert interrupted > 5, interrupted
         check()
         """,
@@ -586,7 +581,7 @@ def test_ctrl_c_at_any_moment_leaves_function_and_cache_usable(tmp_path: Path) -
     whole_entries(tmp_path / "cache")
 
 
-def test_what_is_on_disk_starts_no_compiler(tmp_path: Path) -> None:
+def test_a_cached_kernel_starts_no_compiler(tmp_path: Path) -> None:
     program = """
     product(x_small, small)
     print(product.stats.compiles, {"jinja2", "subprocess"} & set(sys.modules))

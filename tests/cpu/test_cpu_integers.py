@@ -1,4 +1,4 @@
-"""Products by integers on the CPU: x in digits, its units that digits cannot hold, `i8`."""
+"""Integer products on the CPU: x in digits, rough units, and the contract of `i8`."""
 
 import ctypes
 from dataclasses import dataclass, replace
@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from q4jit import quantize, specialize
 from q4jit.compilers import cache, llvm
 from q4jit.cpu import schedule as schedule_cpu
-from q4jit.cpu.digits import Digits, add_digits
-from q4jit.cpu.llvm_text import Function, Module
+from q4jit.cpu.digits import DigitForm, add_digits, unit_struct
+from q4jit.cpu.llvm_text import EXPONENT_SHIFT, Function, Module
 from q4jit.cpu.schedule import DOTS, HEADER_BYTES, UNIT, digits_bytes, find_dot, tile_of, unit_bytes
 from q4jit.dispatcher import Specialized
 from q4jit.runtime.cpu import LoadedObject, function
@@ -49,7 +49,7 @@ from tests.support.paths import ROOT
 K: Final = 512
 WIDTHS: Final = (37, 64)
 I8: Final = 2e-2
-NORMAL_I8: Final = 1.5e-2  # of normal x: a step is up to twice a 127th of the largest element
+NORMAL_I8: Final = 1.5e-2  # for normal x: a step is up to 2/127 of the largest element
 BLOCK_FORMATS: Final = tuple(f.name for f in FORMATS.values() if f.float_dtype is None)
 TARGETS: Final = ("cpu", "cpu:x86-64-v3", "cpu:x86-64-v4+avx512vnni")
 
@@ -61,8 +61,10 @@ def i8(target: str, count: int) -> Specialized[..., Any]:
     return specialize(products(count), target=require_target(target), precision="i8")
 
 
-def check_i8(target: str, x: Floats, found: list[Weight], bound: float = I8) -> None:
-    for y, w in zip(i8(target, len(found))(x, *(w.tensor for w in found)), found, strict=True):
+def check_i8(target: str, x: Floats, factors: list[Weight], bound: float = I8) -> None:
+    """Check the products of x with several weights, computed by one kernel."""
+    ys = i8(target, len(factors))(x, *(w.tensor for w in factors))
+    for y, w in zip(ys, factors, strict=True):
         assert_contract(y, x, w, bound)
 
 
@@ -84,8 +86,9 @@ def test_distributions_and_scales(target: str, scales: str) -> None:
 
 @every_target
 def test_not_finite_activations(target: str) -> None:
-    x, found = not_finite_rows(K), weights(K, WIDTHS, "mixed", BLOCK_FORMATS)
-    for y, w in zip(i8(target, len(found))(x, *(w.tensor for w in found)), found, strict=True):
+    x, factors = not_finite_rows(K), weights(K, WIDTHS, "mixed", BLOCK_FORMATS)
+    ys = i8(target, len(factors))(x, *(w.tensor for w in factors))
+    for y, w in zip(ys, factors, strict=True):
         assert_ieee(y, x, w, I8)
 
 
@@ -113,7 +116,7 @@ def test_a_fused_function() -> None:
 
 @pytest.mark.parametrize("precision", ["f32", "i8"])
 @pytest.mark.parametrize("m", [17, 48, 49, 101, 145])
-def test_more_rows_than_a_block(precision: str, m: int) -> None:
+def test_more_rows_than_a_band(precision: str, m: int) -> None:
     w, x = weight("Q4_0", 4096, 48), random_x(m, 4096)
     y = specialize(one_product, target="cpu", precision=precision)(x, w.tensor)
     assert_contract(y, x, w, I8 if precision == "i8" else 2e-6)
@@ -121,14 +124,14 @@ def test_more_rows_than_a_block(precision: str, m: int) -> None:
 
 @pytest.mark.parametrize("m", [1, 3, 40])
 def test_formats_of_one_x(m: int) -> None:
-    # K in whole blocks of 256 for one, and what integers cannot do for another
-    found = [weight(name, 768, 40) for name in ("Q4_0", "Q6_K", "F16", "Q8_0", "Q4_1")]
+    # Q6_K pads K to blocks of 256; F16 is multiplied as floats
+    factors = [weight(name, 768, 40) for name in ("Q4_0", "Q6_K", "F16", "Q8_0", "Q4_1")]
     x = random_x(m, 768)
     x[0, 700] = 1e7
-    check_i8("cpu", x, found)
-    y = specialize(products(5), target="cpu")(x, *(w.tensor for w in found))
-    for one, w in zip(y, found, strict=True):
-        assert_contract(one, x, w)
+    check_i8("cpu", x, factors)
+    ys = specialize(products(5), target="cpu")(x, *(w.tensor for w in factors))
+    for y, w in zip(ys, factors, strict=True):
+        assert_contract(y, x, w)
 
 
 @each_guarded([Guarded("cpu:aarch64+dotprod"), Guarded("cpu:x86-64-v4+avx512vnni", native=True)])
@@ -136,10 +139,10 @@ def test_formats_of_one_x(m: int) -> None:
 @pytest.mark.parametrize("m", [1, 8, 17])
 def test_beside_guard_pages(precision: str, m: int, cpu: Guarded) -> None:
     x = np.stack([*distributions(96).values()] * 2)[:m]
-    found = [weight("Q4_0", 96, 37), weight("Q8_0", 96, 16)]
-    args = [x, *(w.tensor for w in found)]
+    factors = [weight("Q4_0", 96, 37), weight("Q8_0", 96, 16)]
+    args = [x, *(w.tensor for w in factors)]
     ys = run_guarded(products(2), cpu, args, precision=precision)
-    for y, w in zip(ys, found, strict=True):
+    for y, w in zip(ys, factors, strict=True):
         assert_contract(y, x, w, I8 if precision == "i8" else 2e-6)
 
 
@@ -164,33 +167,33 @@ def test_the_instruction_of_a_cpu(target: str, instruction: str, registers: str)
 
 
 @pytest.mark.parametrize("target", ["cpu:x86-64", "cpu:aarch64"])
-def test_a_cpu_without_one_multiplies_floats(target: str) -> None:
+def test_a_cpu_that_cannot_multiply_bytes_multiplies_floats(target: str) -> None:
     assert find_dot(find_target(target)) is None
     plan = lowered(
         one_product, find_target(target), [random_x(1, K), weight("Q4_0", K, 64).tensor], "i8"
     )
-    assert [(k.dot, k.limbs) for k in plan.kernels] == [(None, 0)]
+    assert [(k.dot, k.digits) for k in plan.kernels] == [(None, 0)]
 
 
 @pytest.mark.parametrize("precision", ["f32", "i8"])
 def test_dot_products_of_half_a_register(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    # what CPUs with `avxvnni` run, by the same instruction of AVX-512VL
+    # the kernels of `avxvnni` CPUs, run by AVX-512VL's instruction of the same width
     require_target("cpu:x86-64-v4+avx512vnni")
     (narrow,) = (dot for dot in DOTS if dot.feature == "avxvnni")
     monkeypatch.setattr(schedule_cpu, "DOTS", (replace(narrow, feature="avx512vnni"),))
     for m in (1, 3, 9):
-        x, found = random_x(m, K), weights(K, WIDTHS, names=BLOCK_FORMATS)
-        f = specialize(products(len(found)), target="cpu", precision=precision)
-        for y, w in zip(f(x, *(w.tensor for w in found)), found, strict=True):
+        x, factors = random_x(m, K), weights(K, WIDTHS, names=BLOCK_FORMATS)
+        f = specialize(products(len(factors)), target="cpu", precision=precision)
+        for y, w in zip(f(x, *(w.tensor for w in factors)), factors, strict=True):
             assert_contract(y, x, w, I8 if precision == "i8" else 2e-6)
         assert "@llvm.x86.avx512.vpdpbusd.256(" in f.inspect_source()
         assert "vpdpbusd.512" not in f.inspect_source()
 
 
 def test_tiles_by_cpu_and_rows() -> None:
-    def tiles(target: str, limbs: int = 3) -> list[tuple[int, int]]:
-        found = [tile_of(find_target(target), m, limbs) for m in (1, 4, 8, 9, 16, 17, 512)]
-        return [(tile.rows, tile.groups) for tile in found]
+    def tiles(target: str, digits: int = 3) -> list[tuple[int, int]]:
+        by_m = [tile_of(find_target(target), m, digits) for m in (1, 4, 8, 9, 16, 17, 512)]
+        return [(tile.rows, tile.panels) for tile in by_m]
 
     wide = [(1, 1), (4, 1), (8, 1), (5, 1), (8, 1)]
     assert tiles("cpu:x86-64-v4+avx512vnni") == [*wide, (4, 2), (4, 2)]
@@ -199,13 +202,11 @@ def test_tiles_by_cpu_and_rows() -> None:
     assert tiles("cpu:x86-64-v3") == tiles("cpu:aarch64+dotprod")
 
 
-def test_what_is_served_by_f32_is_told() -> None:
+def test_explain_names_the_weights_that_f32_serves() -> None:
     x, w = random_x(2, K), weight("F16", K, 37)
     f = specialize(lambda x, weights: x @ weights, target="cpu", precision="i8")
     f(x, w.tensor)
-    assert (
-        "no kernels of that class for weights here and serves the more exact 'f32'" in f.explain()
-    )
+    assert "for weights this CPU has no such kernels" in f.explain()
     served = specialize(one_product, target="cpu", precision="i8")
     served(x, weight("Q4_0", K, 37).tensor)
     assert "more exact" not in served.explain()
@@ -214,23 +215,46 @@ def test_what_is_served_by_f32_is_told() -> None:
 # --- x in digits ----------------------------------------------------------------------------------
 
 
+def unit_dtype(digits: int) -> np.dtype[np.void]:
+    """Return the fields of a unit of x, as `digits.unit_struct` describes them."""
+    fields = [
+        ("lift", np.int32),
+        ("sum", F32),
+        ("half_sums", np.int32, 2),
+        ("top_half_sums", np.int32, 2),
+        ("whole_sum", np.int32),
+        ("top_sum", np.int32),
+        ("digits", np.int8, (digits, UNIT)),
+    ]
+    return np.dtype(fields)
+
+
 @dataclass(frozen=True)
 class Row:
-    """A row of x in digits, read back: x as they give it, the listed units, and sums of X."""
+    """A row of x in digits, read back.
+
+    Attributes:
+        x: the values that the digits stand for.
+        rough: the numbers of the rough units.
+        units: the units, field by field.
+        whole: the integers X, [units, 32].
+        top: their highest digits, [units, 32].
+    """
 
     x: NDArray[np.float64]
     rough: list[int]
-    header: NDArray[np.int32]
+    units: NDArray[np.void]
     whole: NDArray[np.int64]
     top: NDArray[np.int64]
 
 
 @pytest.fixture(params=[1, 3])
 def in_digits(request: pytest.FixtureRequest) -> Any:
-    limbs, target = request.param, find_target(require_target("cpu"))
+    """Return a function that writes a row of x in digits by generated code and reads it back."""
+    digits, target = request.param, find_target(require_target("cpu"))
     module = Module(target)
     f = Function("void @row(ptr %x, ptr %units, i64 %count) #0")
-    form = Digits(limbs, halves=True, top=True, floats=True)
+    form = DigitForm(digits, half_sums=True, top_sums=True, float_sums=True)
     f.do(f"call void {add_digits(module, form)}(ptr %x, ptr %units, i64 %count)")
     f.do("ret void")
     module.add("row", f)
@@ -241,43 +265,57 @@ def in_digits(request: pytest.FixtureRequest) -> Any:
     def call(x: Floats) -> Row:
         count = len(x) // UNIT
         entry = function(code.addresses["row"], ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)
-        made = np.full(digits_bytes(len(x), limbs), 0xFF, np.uint8)
-        entry(x.ctypes.data, made.ctypes.data, count)
-        units = made[: count * unit_bytes(limbs)].reshape(count, -1)
-        listed = made[count * unit_bytes(limbs) :].view(np.int32)
-        header = np.ascontiguousarray(units[:, :HEADER_BYTES]).view(np.int32)
-        digits = units[:, HEADER_BYTES:].view(np.int8).astype(np.int64).reshape(count, limbs, UNIT)
-        whole = sum(digits[:, i] * 256 ** (limbs - 1 - i) for i in range(limbs))
-        steps = 2.0 ** (header[:, 0] >> 23) * float(listed.view(F32)[1])
-        rough = listed[2 : 2 + listed[0]].tolist()
-        return Row(
-            (whole * steps[:, np.newaxis]).ravel(), rough, header, np.asarray(whole), digits[:, 0]
-        )
+        memory = np.full(digits_bytes(len(x), digits), 0xFF, np.uint8)
+        entry(x.ctypes.data, memory.ctypes.data, count)
+        units = memory[: count * unit_bytes(digits)].view(unit_dtype(digits))
+        row_end = memory[count * unit_bytes(digits) :].view(np.int32)
+        smallest_step, rough = float(row_end.view(F32)[1]), row_end[2 : 2 + row_end[0]]
+        each = units["digits"].astype(np.int64)
+        whole = sum(each[:, i] * 256 ** (digits - 1 - i) for i in range(digits))
+        values = whole * (powers(units) * smallest_step)[:, np.newaxis]
+        return Row(values.ravel(), rough.tolist(), units, np.asarray(whole), each[:, 0])
 
-    call.limbs = limbs  # type: ignore[attr-defined]  # for the tests' bounds
+    call.digits = digits  # type: ignore[attr-defined]  # for the tests' bounds
     return call
 
 
-def test_digits_give_x_again(in_digits: Any) -> None:
+def powers(units: NDArray[np.void]) -> NDArray[np.float64]:
+    """Return 2^lift of units."""
+    return np.asarray(2.0 ** (units["lift"] >> EXPONENT_SHIFT))
+
+
+@pytest.mark.parametrize("digits", [1, 3])
+def test_a_unit_has_the_same_fields_in_text_and_test(digits: int) -> None:
+    struct, dtype = unit_struct(digits), unit_dtype(digits)
+    assert dtype.names is not None
+    assert dtype.fields is not None
+    assert [field.name for field in struct.fields] == [*dtype.names]
+    for name in dtype.names:
+        assert struct.offset_bytes(name) == dtype.fields[name][1]
+    assert struct.offset_bytes("digits") == HEADER_BYTES
+    assert struct.offset_bytes("digits", digits - 1, 5) == unit_bytes(digits) - UNIT + 5
+    assert dtype.itemsize == unit_bytes(digits)
+
+
+def test_digits_reproduce_x(in_digits: Any) -> None:
     x = random_x(K) * np.repeat(F32(2) ** np.arange(-8, 8, dtype=F32), K // 16)
     row = in_digits(x)
     assert row.rough == []
     largest = np.abs(x.reshape(-1, UNIT)).max(1).repeat(UNIT)
-    step = largest * (2.0**-6 if in_digits.limbs == 1 else 2.0**-21.99)
+    step = largest * (2.0**-6 if in_digits.digits == 1 else 2.0**-21.99)
     assert np.all(np.abs(row.x - x) <= step / 2)
 
 
-def test_sums_stand_in_the_header(in_digits: Any) -> None:
+def test_the_header_has_the_sums(in_digits: Any) -> None:
     row = in_digits(random_x(K))
     halves = row.whole.reshape(-1, 2, UNIT // 2).sum(-1)
-    np.testing.assert_array_equal(row.header[:, 2:4], -8 * halves)
-    np.testing.assert_array_equal(row.header[:, 6], -8 * row.whole.sum(-1))
-    top = row.top.reshape(-1, 2, UNIT // 2).sum(-1)
-    np.testing.assert_array_equal(row.header[:, 4:6], -8 * top)
-    np.testing.assert_array_equal(row.header[:, 7], -8 * row.top.sum(-1))
-    sums = row.header[:, 1].copy().view(F32)
-    steps = 2.0 ** (row.header[:, 0] >> 23)
-    np.testing.assert_allclose(sums, row.whole.sum(-1) * steps, rtol=1e-6)
+    np.testing.assert_array_equal(row.units["half_sums"], -8 * halves)
+    np.testing.assert_array_equal(row.units["whole_sum"], -8 * row.whole.sum(-1))
+    top_halves = row.top.reshape(-1, 2, UNIT // 2).sum(-1)
+    np.testing.assert_array_equal(row.units["top_half_sums"], -8 * top_halves)
+    np.testing.assert_array_equal(row.units["top_sum"], -8 * row.top.sum(-1))
+    sums = row.whole.sum(-1) * powers(row.units)
+    np.testing.assert_allclose(row.units["sum"], sums, rtol=1e-6)
 
 
 @pytest.mark.parametrize("size", [0.0, 1.0, 1 - 2.0**-24, 127.0, 8355700.0, 2.0**23 - 1, 1.999])
@@ -286,9 +324,9 @@ def test_the_largest_element_of_a_unit(in_digits: Any, size: float) -> None:
     x[7] = -size
     row = in_digits(x)
     assert row.rough == []
-    largest = 127 if in_digits.limbs == 1 else 8355700
+    largest = 127 if in_digits.digits == 1 else 8355700
     assert largest / 2.1 <= np.abs(row.whole).max() <= largest or size == 0
-    np.testing.assert_allclose(row.x[7], -size, rtol=2.0**-7 if in_digits.limbs == 1 else 2.0**-22)
+    np.testing.assert_allclose(row.x[7], -size, rtol=2.0**-7 if in_digits.digits == 1 else 2.0**-22)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e30, -1e20, 1e6])
@@ -298,7 +336,7 @@ def test_units_that_digits_cannot_hold(in_digits: Any, value: float) -> None:
     row = in_digits(x)
     assert row.rough == [0, 5]
     assert not row.x.reshape(-1, UNIT)[[0, 5]].any()
-    assert not row.header[[0, 5]].any()
+    assert not row.units[[0, 5]].view(np.uint8).any()
 
 
 def test_units_of_tiny_numbers_and_zeros(in_digits: Any) -> None:
@@ -306,7 +344,7 @@ def test_units_of_tiny_numbers_and_zeros(in_digits: Any) -> None:
     x[UNIT : 2 * UNIT] = 0
     x[3 * UNIT : 4 * UNIT - 1] = 0
     tiny = x * F32(1e-30)
-    assert in_digits(tiny).rough == [0, 2, 3]  # where 1/step would be beyond f32
+    assert in_digits(tiny).rough == [0, 2, 3]  # 1/step would overflow f32
     for size, rough in ((1e-12, []), (1e-30, [0])):
         x[:UNIT] = random_x(UNIT) * F32(size)
         assert in_digits(x).rough == rough
@@ -322,14 +360,14 @@ def test_rows_of_mostly_zeros_are_not_rough(in_digits: Any) -> None:
 
 
 def test_few_units_of_a_gated_layer_are_rough(in_digits: Any) -> None:
-    # heavy tails: in a third of the units most elements are below a 32nd of the largest
+    # heavy tails: in a third of the units most elements are below 1/32 of the largest
     g, u = random_x(2, 64 * K)
     x = (3 * g / (1 + np.exp(-3 * g)) * u).astype(F32)
-    assert len(in_digits(x).rough) <= (0 if in_digits.limbs == 3 else 20)
+    assert len(in_digits(x).rough) <= (0 if in_digits.digits == 3 else 20)
 
 
 def test_several_huge_elements_in_an_ordinary_row(in_digits: Any) -> None:
-    # all of them may meet zeros: one column in 256 has two
+    # all of them may meet weights of zero: one column in 256 has two such weights
     x = random_x(64 * K)
     huge = [100, 5000, 5001, 20000]
     x[huge] = [1e6, -2e6, 1e7, 1e5]
@@ -337,21 +375,22 @@ def test_several_huge_elements_in_an_ordinary_row(in_digits: Any) -> None:
 
 
 def test_exactness_beside_weights_that_are_zero() -> None:
-    # the one huge element of x meets a weight of zero: the others are all there is
+    # the one huge element of x meets a weight of zero, so only the others contribute
     w = weight("Q4_0", 32, 256)
     x = random_x(1, 32)
     for size in (30, 100, 1e4, 1e8):
         x[0, 7] = size
         y = specialize(one_product, target="cpu")(x, w.tensor)
-        nothing = w.values[7] == 0
-        assert nothing.sum() > 5
+        zero = w.values[7] == 0
+        assert zero.sum() > 5
         exact = x.astype(np.float64) @ w.values
         sizes = np.sqrt(x.astype(np.float64) ** 2 @ w.values**2)
-        assert np.max(np.abs(y - exact)[:, nothing] / sizes[:, nothing]) < 6e-6  # a 16th of all
+        # the bound is wider than the contract's: these are a 16th of all columns
+        assert np.max(np.abs(y - exact)[:, zero] / sizes[:, zero]) < 6e-6
 
 
 def on_rows(x: Floats, w: Weight, precision: str = "f32") -> Floats:
-    """x @ w by a kernel for one row, and by one for many."""
+    """Return x @ w by the kernel for one row, and check it against the kernel for many rows."""
     f = specialize(one_product, target="cpu", precision=precision)
     y = np.stack([f(row, w.tensor) for row in x])
     many = np.tile(x, (20, 1))
@@ -369,7 +408,7 @@ def test_rows_of_any_magnitude(precision: str, k: int) -> None:
 
 
 @pytest.mark.parametrize("size", [1e-4, 1e-8, 1e-12, 1e-16, 1e-24])
-def test_small_elements_where_the_others_meet_zeros(size: float) -> None:
+def test_small_elements_beside_large_ones_that_meet_zeros(size: float) -> None:
     blocks = random_blocks(FORMATS["Q4_0"], K, 48, "normal", np.random.default_rng(3))
     blocks[:, 3, 2:] = 0x88  # weights of zero
     w = wrap("Q4_0", K, blocks)
@@ -406,7 +445,7 @@ def test_weights_as_small_as_activations_are_large(size: float, count: int) -> N
     assert_contract(on_rows(x, w), x, w)
 
 
-def test_scales_of_zero_leave_nothing() -> None:
+def test_scales_of_zero_give_zero() -> None:
     for name in ("Q4_0", "Q8_0", "Q4_1"):
         w = weight(name, 1 << 16, 16, "zero")
         x = random_x(2, 1 << 16) * F32(2.0**31)
@@ -436,5 +475,5 @@ def test_the_table_in_the_docs() -> None:
         ]
         assert row[4] == ("1 digit" if dot.quant_bits == 8 else "1 digit (4-bit quants)")
         assert row[5] == f"M ≤ {2 * few.rows}: up to {few.rows} × 16"
-        found = ", ".join(f"{tile.rows} × {16 * tile.groups}" for tile in many)
-        assert row[6].removesuffix(" |") == found
+        tiles = ", ".join(f"{tile.rows} × {16 * tile.panels}" for tile in many)
+        assert row[6].removesuffix(" |") == tiles

@@ -1,4 +1,4 @@
-"""The harness that the kernels of every CPU are tested with, itself tested with tiny kernels."""
+"""The harness that tests the kernels of every CPU, itself tested with tiny kernels."""
 
 import llvmlite.binding as llvm
 import numpy as np
@@ -41,7 +41,7 @@ done:
 }
 """
 
-# y[0:LANES] += x[0:LANES]: with AVX2 allowed eight lanes use it, with AVX-512 sixteen do
+# y[0:LANES] += x[0:LANES]: eight lanes use AVX2 if it is allowed, sixteen use AVX-512
 ADD = """
 define void @add(ptr %args) {
   %y = load ptr, ptr %args
@@ -118,7 +118,7 @@ def test_runs_and_returns_changed_copies(target: str, gap_bytes: int) -> None:
     got_y, got_x = scale(target, y, x, 0, gap_bytes)
     np.testing.assert_array_equal(got_y, x * np.float32(2.5))
     np.testing.assert_array_equal(got_x, x)
-    assert not y.any(), "the caller's array is left alone"
+    assert not y.any(), "the caller's array must not change"
 
 
 def test_takes_strided_and_empty_arrays(target: str) -> None:
@@ -165,7 +165,7 @@ def test_a_kernel_that_does_not_end_is_stopped(target: str) -> None:
 
 
 def test_a_symbol_that_is_no_name_is_refused(target: str) -> None:
-    with pytest.raises(ValueError, match="no symbol"):
+    with pytest.raises(ValueError, match="is not the symbol"):
         run_kernel(target, b"", "a=b -o c", [])
 
 

@@ -1,4 +1,4 @@
-"""Whole functions: random graphs against a float64 run of themselves, and element-wise accuracy."""
+"""Whole functions: random graphs against the same function in float64; element-wise accuracy."""
 
 from typing import Final
 
@@ -23,7 +23,7 @@ from tests.support.functions import (
 from tests.support.kernels import IN_PROCESS, require_target
 from tests.support.random_functions import Example, examples
 
-EXAMPLES: Final = 80  # about 0.25 s each: almost all of them compile
+EXAMPLES: Final = 80  # about 0.25 s each, because almost each compiles a kernel
 
 
 @settings(
@@ -34,12 +34,12 @@ EXAMPLES: Final = 80  # about 0.25 s each: almost all of them compile
 @given(examples(), st.sampled_from(["cpu", "cpu", "cpu", "cpu:x86-64-v3", "cpu:x86-64"]))
 def test_a_random_function(example: Example, target: str) -> None:
     function, args = example.function(), tuple(example.arguments.values())
-    found = specialize(function, target=require_target(target))(*args)
-    assert isinstance(found, tuple) == example.returns_tuple
-    assert_close(found, reference(function, *args))
+    results = specialize(function, target=require_target(target))(*args)
+    assert isinstance(results, tuple) == example.returns_tuple
+    assert_close(results, reference(function, *args))
 
 
-def test_the_measure_sees_a_wrong_function() -> None:
+def test_the_error_measure_detects_a_wrong_function() -> None:
     y = random(3, 5)
     assert_close(y, (y.astype(np.float64),))
     with pytest.raises(AssertionError, match="result 0 differs by a relative rms of 4"):
@@ -58,17 +58,17 @@ def test_the_measure_sees_a_wrong_function() -> None:
 @pytest.mark.parametrize("name", ELEMENTWISE)
 @pytest.mark.parametrize("width", [0, 1], ids=["vector", "scalar"])
 def test_element_wise_within_4_ulp(name: str, target: str, width: int) -> None:
-    """In lanes, and for rows of one element, where kernels compute scalars."""
+    """Check functions in lanes, and in rows of one element, which kernels compute as scalars."""
     function, low, high = ELEMENTWISE[name]
     x = everywhere(low, high)
     x = x.reshape(-1, width) if width else x
-    found = np.asarray(specialize(function, target=require_target(target))(x))
-    assert_within_4_ulp(found, function, x)
+    y = np.asarray(specialize(function, target=require_target(target))(x))
+    assert_within_4_ulp(y, function, x)
 
 
 @pytest.mark.parametrize("target", IN_PROCESS)
-def test_where_nan_and_infinity_go(target: str) -> None:
-    """Every operation on every pair of special values does what NumPy does in f32."""
+def test_special_values_give_what_numpy_gives(target: str) -> None:
+    """Check every operation on every pair of special values against NumPy in f32."""
     a, b = special_pairs()
-    found = specialize(every_operation, target=require_target(target))(a, b)
-    assert_same_specials(found, a, b)
+    results = specialize(every_operation, target=require_target(target))(a, b)
+    assert_same_specials(results, a, b)

@@ -1,6 +1,6 @@
-"""Four generated texts to read: a change of what is generated shows as a change of these files.
+"""Four generated texts, kept as files: a change of the generators shows as a change of these.
 
-`pytest tests/cpu/test_golden.py --update-golden` writes them anew; look at the difference.
+`pytest tests/cpu/test_golden.py --update-golden` writes them again; review the difference.
 """
 
 from collections.abc import Callable
@@ -19,12 +19,12 @@ Golden = Callable[[str, str], None]
 
 
 def check(golden: Golden, function: Callable[..., Any], target: str, args: list[Any]) -> None:
-    """The text of the function's only kernel is the golden one, and it compiles."""
-    found = find_target(target)
-    plan = lowered(function, found, args)
+    """Check that the only kernel of a function has the golden text, and that it compiles."""
+    cpu = find_target(target)
+    plan = lowered(function, cpu, args)
     (kernel,) = plan.kernels
     source = lower(plan, kernel)
-    assert not undefined_symbols(llvm.compile_object(source.text, found))
+    assert not undefined_symbols(llvm.compile_object(source.text, cpu))
     golden(source.text, source.suffix)
 
 

@@ -1,4 +1,4 @@
-"""What a process holds while weights are prepared and run, and after they are dropped."""
+"""Memory of a process while it prepares and multiplies weights, and after it drops them."""
 
 import sys
 from pathlib import Path
@@ -28,7 +28,7 @@ def map_file(path):
         return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
 def blocks(k, n):
-    # Q4_0 with scales of 1.0 and quants of 8, which stand for 0
+    # Q4_0 with scales of 1.0 and codes of 8, which mean 0
     block = np.full((1, 18), 0x88, np.uint8)
     block[0, :2] = 0x00, 0x3C
     return np.broadcast_to(block, (n * k // 32, 18)).tobytes()
@@ -46,7 +46,7 @@ def run(w):
 
 @pytest.mark.parametrize("source", ["bytes", "map"])
 def test_a_large_product_holds_its_blocks_twice(source: str, tmp_path: Path) -> None:
-    # the first copy is the user's own buffer (or the file's pages), the second the repacked one
+    # once in the user's buffer (or the file's pages), and once repacked
     k, n = 4096, 14336
     size_bytes = n * k // 32 * 18
     program = f"""
@@ -64,7 +64,7 @@ def test_a_large_product_holds_its_blocks_twice(source: str, tmp_path: Path) -> 
             f"open({str(tmp_path / 'blocks')!r}, 'wb').write(blocks({k}, {n}))", prelude=MEASURE
         )
     held = int(child.run(program, prelude=MEASURE))
-    assert 1.9 * size_bytes < held, "the measure does not see the blocks"
+    assert 1.9 * size_bytes < held, "the measurement misses the blocks"
     assert held < 2 * size_bytes + 16 * MB, f"{held / MB:.0f} MB for {size_bytes / MB:.0f} MB"
 
 
@@ -80,7 +80,7 @@ def test_a_hundred_cycles_leave_memory_level() -> None:
     print(status("VmRSS") - before)
     """
     growth = int(child.run(program, prelude=MEASURE))
-    # 90 cycles that each left their repacked blocks would hold 200 MB more
+    # if each of 90 cycles kept its repacked blocks, they would hold 200 MB
     assert growth < 4 * MB, f"{growth / MB:.1f} MB more after 90 cycles"
 
 
@@ -99,5 +99,5 @@ def test_functions_that_are_dropped_release_their_code() -> None:
     print(cycles(200) - before)
     """
     growth = int(child.run(program, prelude=MEASURE))
-    # 200 functions that all stay hold 18 MB
+    # 200 functions that are kept hold 18 MB
     assert growth < 8 * MB, f"{growth / MB:.1f} MB more after 200 functions"

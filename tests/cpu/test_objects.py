@@ -1,4 +1,4 @@
-"""What holds for every generated text and object: its symbols, its bytes, its offsets."""
+"""Properties of every generated text and object: its symbols, its bytes, its offsets."""
 
 import ctypes
 import re
@@ -33,9 +33,9 @@ from tests.support.kernels import (
 
 every_target = pytest.mark.parametrize("target", TARGETS)
 
-# calls that LLVM makes on its own account, and that every C library has
+# functions that LLVM calls without being asked to, and that every C library has
 ALLOWED = {"memcpy", "memmove", "memset"}
-# intrinsics that become instructions everywhere; those of libm's functions would become its calls
+# intrinsics that become instructions on every CPU; those of libm's functions would become calls
 INTRINSICS = {"fabs", "sqrt", "fma", "fmuladd", "masked", "prefetch", "vector", "smin", "smax"}
 
 
@@ -46,7 +46,7 @@ def test_objects_need_nothing_from_outside(target: str) -> None:
         assert undefined <= ALLOWED, f"{name} for {target} needs {sorted(undefined)}"
 
 
-def test_the_check_of_symbols_sees_one() -> None:
+def test_the_check_detects_an_undefined_symbol() -> None:
     text = (
         'target triple = "x86_64-unknown-linux-gnu"\n'
         "declare float @expf(float)\n"
@@ -66,7 +66,7 @@ def test_texts_call_their_own_functions_and_instructions(target: str) -> None:
         defined = set(re.findall(r"^define .*?@([\w.]+)\(", text, re.MULTILINE))
         called = set(re.findall(r"call .*?@([\w.]+)\(", text))
         assert called <= declared | defined
-        if target == "cpu:x86-64":  # each of these would be a call for every lane
+        if target == "cpu:x86-64":  # each of these would become a call for every lane
             assert "llvm.fma." not in text
             assert "fpext" not in text
 
@@ -76,8 +76,10 @@ def test_offsets_have_64_bits(target: str) -> None:
     for text in texts(target):
         steps = re.findall(r"getelementptr .*", text)
         assert steps
-        assert [step for step in steps if not re.search(r", ptr %\S+, i64 \S+$", step)] == []
-        # products of two sizes are formed at full width, never widened afterwards
+        # an i32 may only be a constant, which names a field of a struct
+        index = r"(, i64 \S+|, i32 \d+)"
+        assert [step for step in steps if not re.search(rf", ptr %\S+?{index}+$", step)] == []
+        # sizes are multiplied in 64 bits, not multiplied in 32 bits and then widened
         assert not re.search(r"(sext|zext) i32 \S+ to i64", text)
 
 
@@ -105,7 +107,7 @@ def last_five(x: Any, w: Any) -> Any:
 
 
 def call(plan: CpuPlan, values: dict[str, int]) -> None:
-    """Run a plan's only kernel on addresses and numbers by the kind of their slot."""
+    """Run a plan's only kernel; `values` are addresses and numbers by the kind of their slot."""
     (kernel,) = plan.kernels
     code = LoadedObject(object_of(plan, kernel), (kernel.work.symbol,), plan.target)
     slots = [values[slot.kind] for slot in kernel.slots()]
@@ -115,7 +117,7 @@ def call(plan: CpuPlan, values: dict[str, int]) -> None:
 
 @pytest.mark.parametrize("function", [last_columns, last_five])
 def test_a_weight_of_more_than_4_gb(function: Callable[..., Any], tmp_path: Path) -> None:
-    # a file with a hole takes no room: only the last columns are written, and only they are read
+    # a sparse file takes no space: only the last columns are written, and only they are read
     n = 1 << 28
     w, x = weight("Q4_0", 32, 16), random_x(1, 32)
     plan = make_plan(
@@ -137,7 +139,7 @@ def test_a_weight_of_more_than_4_gb(function: Callable[..., Any], tmp_path: Path
         "weight": many,
         "output": y,
         "x": scratch,
-        "exponent": scratch[48:],
+        "row_factors": scratch[48:],
         "digits": np.zeros(digits_bytes(32, 3), np.uint8),
     }
     call(plan, {"pool": 0, "m": 1, **{slot: a.ctypes.data for slot, a in addresses.items()}})
@@ -153,7 +155,7 @@ def test_the_mask_of_the_last_columns(width: int, first: int, lanes: int) -> Non
     module = Module(find_target("cpu:x86-64"))
     f = Function("void @mask(ptr %args)")
     out = f.let("out", "load ptr, ptr %args")
-    start = f.let("first", f"load i64, ptr {f.at('%args', 'i64', 1)}")
+    start = f.let("first", f"load i64, ptr {f.at('%args', 'i64', 1, 'first_slot')}")
     wide = f.let("wide", f"zext <16 x i1> {tail_mask(f, start, width)} to <16 x i8>")
     f.do(f"store <16 x i8> {wide}, ptr {out}, align 1")
     f.do("ret void")
@@ -169,7 +171,7 @@ def test_no_mask_where_16_divides_the_width() -> None:
 
 
 @pytest.mark.parametrize("name", ["parallel_for", "multiply_add", "memset", "syscall", "main"])
-def test_a_function_may_bear_a_name_that_the_text_or_libc_uses(name: str) -> None:
+def test_a_function_may_have_a_name_that_the_text_or_libc_uses(name: str) -> None:
     def function(x: NDArray[np.float32], w: QuantizedTensor) -> Any:
         return np.exp(x @ w)
 
@@ -177,7 +179,7 @@ def test_a_function_may_bear_a_name_that_the_text_or_libc_uses(name: str) -> Non
     _check_names(specialize(function))
 
 
-def test_arguments_may_bear_names_that_the_text_uses() -> None:
+def test_arguments_may_have_names_that_the_text_uses() -> None:
     _check_names(specialize(lambda entry, args: np.exp(entry @ args)))
     _check_names(specialize(lambda m, pool: np.exp(m @ pool)))
 

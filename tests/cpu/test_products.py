@@ -1,4 +1,4 @@
-"""Products, dot products and values of weights on every CPU target, against the gguf package."""
+"""Products, dot products and dequantised weights on every CPU target, against the gguf package."""
 
 import numpy as np
 import pytest
@@ -53,17 +53,17 @@ WIDTHS = (1, 37, 64)
 every_target = pytest.mark.parametrize("target", IN_PROCESS)
 
 
-def check_products(target: str, x: Floats, found: list[Weight]) -> None:
-    """All products of x, in one kernel, keep the contract."""
-    results = on(target, products(len(found)))(x, *(w.tensor for w in found))
-    for y, w in zip(results, found, strict=True):
+def check_products(target: str, x: Floats, factors: list[Weight]) -> None:
+    """Check that the products of x with several weights, in one kernel, keep the contract."""
+    results = on(target, products(len(factors)))(x, *(w.tensor for w in factors))
+    for y, w in zip(results, factors, strict=True):
         assert_contract(y, x, w)
 
 
 # --- shapes -----------------------------------------------------------------------------------
 
 
-def test_the_measure_sees_a_wrong_product() -> None:
+def test_the_error_measure_detects_a_wrong_product() -> None:
     w, x = weight("Q4_0", K, 37), random_x(2, K)
     exact = x.astype(np.float64) @ w.values
     assert_contract(exact.astype(F32), x, w)
@@ -149,13 +149,13 @@ def test_leading_dimensions(lead: tuple[int, ...]) -> None:
 
 @pytest.mark.parametrize("m", [1, 64, 32])
 def test_a_first_call_with_equal_sizes(m: int) -> None:
-    # K = 64 and N = 32: M must never be mistaken for either
+    # K = 64 and N = 32: M must not be confused with either
     function = specialize(lambda x, w: x @ w)
     w = weight("Q4_0", 64, 32)
     for rows in (m, 5, 1):
         x = random_x(rows, 64)
         assert_contract(function(x, w.tensor), x, w)
-        assert len(function.signatures) <= 2  # one row broadcasts: a signature of its own
+        assert len(function.signatures) <= 2  # one row broadcasts, which is another signature
 
 
 # --- distributions ------------------------------------------------------------------------------
@@ -171,7 +171,7 @@ def test_distributions_and_scales(target: str, scales: str) -> None:
 
 @every_target
 def test_a_huge_element_alone_in_its_row(target: str) -> None:
-    # rows of a tile have exponents of their own
+    # each row of a tile has a row factor of its own
     x = random_x(17, K)
     x[3, 5], x[4, 300], x[5] = 1e38, -3e38, x[5] * 1e-44
     check_products(target, x[[0, 1, 2, 3, 4, *range(6, 17)]], weights(K, WIDTHS))
@@ -188,9 +188,9 @@ def test_denormal_activations(target: str) -> None:
 @pytest.mark.parametrize("scales", ["normal", "denormal"])
 def test_denormal_results_are_rounded_once(target: str, scales: str) -> None:
     x = (random_x(17, K) * 1e-41).astype(F32)
-    found = weights(K, WIDTHS, scales)
-    results = on(target, products(len(found)))(x, *(w.tensor for w in found))
-    for y, w in zip(results, found, strict=True):
+    factors = weights(K, WIDTHS, scales)
+    results = on(target, products(len(factors)))(x, *(w.tensor for w in factors))
+    for y, w in zip(results, factors, strict=True):
         exact = x.astype(np.float64) @ w.values
         size = np.sqrt(x.astype(np.float64) ** 2 @ w.values**2)
         assert np.any((y != 0) & (np.abs(y) < np.finfo(F32).tiny))
@@ -216,13 +216,13 @@ def test_results_beyond_f32_are_infinite(target: str) -> None:
 @every_target
 def test_not_finite_activations(target: str) -> None:
     x = not_finite_rows(K)
-    found = weights(K, WIDTHS, "mixed")
-    args = [w.tensor for w in found]
-    results = on(target, products(len(found)))(x, *args)
+    factors = weights(K, WIDTHS, "mixed")
+    args = [w.tensor for w in factors]
+    results = on(target, products(len(factors)))(x, *args)
     clean = np.where(np.isfinite(x), x, F32(1))
-    others = on(target, products(len(found)))(clean, *args)
+    others = on(target, products(len(factors)))(clean, *args)
     same = np.isfinite(x).all(1)
-    for y, other, w in zip(results, others, found, strict=True):
+    for y, other, w in zip(results, others, factors, strict=True):
         assert_ieee(y, x, w)
         np.testing.assert_array_equal(y[same], other[same])
 
@@ -230,20 +230,20 @@ def test_not_finite_activations(target: str) -> None:
 @pytest.mark.parametrize("k", [1, 5, 37])
 def test_not_finite_activations_beside_padding(k: int) -> None:
     x = not_finite_rows(k)
-    found = weights(k, [1, 37], names=FLOAT_FORMATS)
-    results = on("cpu", products(len(found)))(x, *(w.tensor for w in found))
-    for y, w in zip(results, found, strict=True):
+    factors = weights(k, [1, 37], names=FLOAT_FORMATS)
+    results = on("cpu", products(len(factors)))(x, *(w.tensor for w in factors))
+    for y, w in zip(results, factors, strict=True):
         assert_ieee(y, x, w)
 
 
 @every_target
 @pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
 def test_not_finite_scales(target: str, value: float) -> None:
-    found = spoiled_weights(K, (1, 37), value)
-    function = on(target, products(len(found)))
+    factors = spoiled_weights(K, (1, 37), value)
+    function = on(target, products(len(factors)))
     aligned = [in_step(w) for w in spoiled_weights(K, (1, 37), 1.0)]
     for x in [*hard_x(K), *aligned]:
-        for y, w in zip(function(x, *(w.tensor for w in found)), found, strict=True):
+        for y, w in zip(function(x, *(w.tensor for w in factors)), factors, strict=True):
             assert not np.isfinite(w.values).all()
             assert_ieee(y, x, w)
 
@@ -251,9 +251,9 @@ def test_not_finite_scales(target: str, value: float) -> None:
 @pytest.mark.parametrize("m", [1, 8])
 def test_not_finite_scales_with_other_numbers_of_rows(m: int) -> None:
     x = random_x(m, K)
-    found = [spoiled(name, K, 37, np.inf, "d") for name in ("Q4_0", "Q6_K", "F32")]
-    results = on("cpu", products(len(found)))(x, *(w.tensor for w in found))
-    for y, w in zip(results, found, strict=True):
+    factors = [spoiled(name, K, 37, np.inf, "d") for name in ("Q4_0", "Q6_K", "F32")]
+    results = on("cpu", products(len(factors)))(x, *(w.tensor for w in factors))
+    for y, w in zip(results, factors, strict=True):
         assert_ieee(y, x, w)
 
 
@@ -286,10 +286,10 @@ def test_the_schedule_of_narrow_results(n: int) -> None:
 
 
 @every_target
-def test_values_are_ggufs(target: str) -> None:
-    found = all_bits()
-    results = on(target, dequantizer(len(found)))(*(w.tensor for w in found))
-    for got, w in zip(results, found, strict=True):
+def test_dequantised_values_are_those_of_the_gguf_package(target: str) -> None:
+    factors = all_bits()
+    results = on(target, dequantizer(len(factors)))(*(w.tensor for w in factors))
+    for got, w in zip(results, factors, strict=True):
         assert_same_bits(got, w)
 
 
@@ -300,9 +300,11 @@ def test_values_are_ggufs(target: str) -> None:
 @pytest.mark.parametrize("m", [1, 3, 8, 9])
 def test_products_beside_guard_pages(cpu: Guarded, m: int) -> None:
     x = random_x(m, 256)
-    found = weights(256, (37, 16, 1))
+    factors = weights(256, (37, 16, 1))
     for y, w in zip(
-        run_guarded(products(len(found)), cpu, [x, *(w.tensor for w in found)]), found, strict=True
+        run_guarded(products(len(factors)), cpu, [x, *(w.tensor for w in factors)]),
+        factors,
+        strict=True,
     ):
         assert_contract(y, x, w)
 
@@ -310,9 +312,11 @@ def test_products_beside_guard_pages(cpu: Guarded, m: int) -> None:
 @every_guarded_cpu
 def test_padded_k_beside_guard_pages(cpu: Guarded) -> None:
     x = random_x(3, 37)
-    found = weights(37, (37, 1), names=FLOAT_FORMATS)
+    factors = weights(37, (37, 1), names=FLOAT_FORMATS)
     for y, w in zip(
-        run_guarded(products(len(found)), cpu, [x, *(w.tensor for w in found)]), found, strict=True
+        run_guarded(products(len(factors)), cpu, [x, *(w.tensor for w in factors)]),
+        factors,
+        strict=True,
     ):
         assert_contract(y, x, w)
 
@@ -320,27 +324,31 @@ def test_padded_k_beside_guard_pages(cpu: Guarded) -> None:
 @every_guarded_cpu
 def test_unaligned_rows_beside_guard_pages(cpu: Guarded) -> None:
     x = random_x(2, 256)
-    found = weights(256, (1, 7))
-    args = [x, *(w.tensor for w in found)]
-    for y, w in zip(run_guarded(products(len(found)), cpu, args, gap_bytes=1), found, strict=True):
+    factors = weights(256, (1, 7))
+    args = [x, *(w.tensor for w in factors)]
+    for y, w in zip(
+        run_guarded(products(len(factors)), cpu, args, gap_bytes=1), factors, strict=True
+    ):
         assert_contract(y, x, w)
 
 
 @every_guarded_cpu
 def test_not_finite_beside_guard_pages(cpu: Guarded) -> None:
     x = hard_x(256)[1]
-    found = spoiled_weights(256, (37, 1), np.inf)
+    factors = spoiled_weights(256, (37, 1), np.inf)
     for y, w in zip(
-        run_guarded(products(len(found)), cpu, [x, *(w.tensor for w in found)]), found, strict=True
+        run_guarded(products(len(factors)), cpu, [x, *(w.tensor for w in factors)]),
+        factors,
+        strict=True,
     ):
         assert_ieee(y, x, w)
 
 
 @every_guarded_cpu
 def test_values_beside_guard_pages(cpu: Guarded) -> None:
-    found = all_bits()
-    results = run_guarded(dequantizer(len(found)), cpu, [w.tensor for w in found])
-    for got, w in zip(results, found, strict=True):
+    factors = all_bits()
+    results = run_guarded(dequantizer(len(factors)), cpu, [w.tensor for w in factors])
+    for got, w in zip(results, factors, strict=True):
         assert_same_bits(got, w)
 
 
@@ -353,7 +361,7 @@ def test_a_fused_function_beside_guard_pages(cpu: Guarded, n: int) -> None:
     assert relative_error(y, exact) < 3e-6
 
 
-def test_every_level_gets_code_of_its_own() -> None:
+def test_each_level_has_its_own_vectors() -> None:
     args = [random_x(1, 256), weight("Q4_0", 256, 16).tensor]
     assembly = {}
     for name in ("cpu:x86-64-v4", "cpu:x86-64-v3", "cpu:x86-64"):
@@ -377,8 +385,8 @@ def test_a_dot_assumes_no_alignment_of_rows(format_: str, target: str) -> None:
     assert all(line.endswith("align 1") or "= load i8," in line for line in of_rows)
 
 
-def test_the_measure_is_the_contracts() -> None:
+def test_the_error_measure_is_that_of_the_contract() -> None:
     x, w = np.array([[3, 4]], F32), np.array([[1.0], [1.0]])
-    found = errors(np.array([[7 + 5e-6]], F32), x, w)
-    np.testing.assert_allclose(found, 1e-6, rtol=0.1)
+    error = errors(np.array([[7 + 5e-6]], F32), x, w)
+    np.testing.assert_allclose(error, 1e-6, rtol=0.1)
     assert np.isnan(errors(np.array([[0]], F32), np.array([[1e38, 1e38]], F32), 10 * w))

@@ -568,7 +568,7 @@ def test_the_demo_reports_errors_in_one_line(tmp_path: Path) -> None:
         (["--model", foreign], "general.architecture: expected 'llama', got 'bert'"),
         (["--model", path], "the file has no 'tokenizer.chat_template'; use --raw"),
         (["--model", path, "--raw", ""], "the prompt is empty"),
-        (["--model", path, "--raw", "--threads", "9999", "hello"], "9999"),
+        (["--model", path, "--raw", "--threads", "9999", "hello"], "1024, got '9999'"),
     ]
     for arguments, message in cases:
         done = generate(*arguments)

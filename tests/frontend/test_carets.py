@@ -29,7 +29,7 @@ def test_a_statement_over_several_lines() -> None:
     shown = refusal(function)
     assert shown.line.strip() == "+ float("
     assert shown.marked == "float("
-    assert shown.place.endswith(f"line {function.__code__.co_firstlineno + 3}, in function")
+    assert shown.origin.endswith(f"line {function.__code__.co_firstlineno + 3}, in function")
 
 
 def test_the_caret_counts_characters_not_bytes() -> None:
@@ -49,7 +49,7 @@ def test_a_local_function_and_a_loop() -> None:
     shown = refusal(function)
     assert shown.line.strip() == "for part in y:"
     assert re.fullmatch("(for part in )?y:?", shown.marked)
-    assert shown.place.endswith("in inner")
+    assert shown.origin.endswith("in inner")
 
 
 def module_at(path: Path, text: str) -> types.ModuleType:
@@ -66,7 +66,7 @@ def module_at(path: Path, text: str) -> types.ModuleType:
 def test_a_helper_of_another_module(tmp_path: Path) -> None:
     helper = module_at(tmp_path / "helper.py", "def root(v):\n\treturn 1 + v ** 0.5 # tab\n")
     shown = refusal(lambda x: helper.root(x))
-    assert shown.place == f"  File {str(tmp_path / 'helper.py')!r}, line 2, in root"
+    assert shown.origin == f"  File {str(tmp_path / 'helper.py')!r}, line 2, in root"
     assert shown.marked == "v ** 0.5"
 
 
@@ -90,7 +90,7 @@ def test_a_function_without_source() -> None:
     space: dict[str, Any] = {}
     exec(code, space)
     shown = refusal(space["made"], random(2, K))
-    assert shown.place == "  File '<made>', line 4, in made"
+    assert shown.origin == "  File '<made>', line 4, in made"
     assert shown.line == shown.marked == ""
 
 

@@ -1,4 +1,4 @@
-"""docs/amd.md: the table of what AMD's GPUs would need, and that it is current."""
+"""The table of estimates for AMD GPUs in docs/amd.md is current."""
 
 import importlib.metadata
 import itertools
@@ -21,9 +21,9 @@ from tests.support.tools import lack
 pytestmark = pytest.mark.ratchet
 
 DOCUMENT: Final = ROOT / "docs" / "amd.md"
-K, N = 4096, 14336  # of a large model's feed-forward layer
+K, N = 4096, 14336  # a feed-forward layer of a large model
 M_CLASSES: Final = (1, 2, 4, 8, 16, 32, 512)
-ENOUGH: Final = 1.5  # of memory time by issue time, at M = 1
+ENOUGH: Final = 1.5  # memory time / issue time at M = 1
 
 HEADER: Final = (
     "arch | M | precision | schedule | instructions | vector | matrix or dot | LDS bytes | VGPRs"
@@ -34,43 +34,48 @@ Row = tuple[str, int, str, str]  # arch, M, precision, schedule
 
 
 def plans() -> dict[Row, HipPlan]:
-    """The kernels that are chosen, each once: `i8` may be served by those of `f16`."""
-    found: dict[Row, HipPlan] = {}
+    """Return the kernels that the schedules choose, each once: `i8` may have those of `f16`."""
+    by_row: dict[Row, HipPlan] = {}
     for arch, precision, m in itertools.product(CARDS, ("f32", "f16", "i8"), M_CLASSES):
         args = [zeros(m, K), tensor("Q4_0", K, N)]
         plan = hip_plan(product, f"hip:{arch}", args, PlanOptions(precision))
         kernel = plan.kernels[-1]
-        found.setdefault((arch, m, kernel.precision, kernel.schedule), plan)
-    return found
+        by_row.setdefault((arch, m, kernel.precision, kernel.schedule), plan)
+    return by_row
 
 
-def measured(plan: HipPlan) -> Needs:
+def counted(plan: HipPlan) -> Needs:
     kernel = plan.kernels[-1]
     source = render(plan, kernel)
     return needs(source, kernel, assembly(source))
 
 
 def document(table: dict[Row, Needs]) -> str:
-    """The Markdown text."""
+    """Return the text of the page."""
     lines = [_HEAD.format(version=pinned(), k=K, n=N, enough=ENOUGH, header=f"| {HEADER} |")]
-    for (arch, m, precision, schedule), found in table.items():
-        per_block = HIP_ARCHS[arch].wave / found.blocks
+    for (arch, m, precision, schedule), each in table.items():
+        per_block = HIP_ARCHS[arch].wave / each.blocks
         cells = [
             arch,
             str(m),
             precision,
             schedule,
-            f"{found.instructions * per_block:.0f}",
-            f"{found.vector * per_block:.0f}",
-            str(found.matrix or found.dot or "–"),
-            str(found.lds_bytes),
-            str(found.vgprs),
-            str(found.spills),
-            str(found.waves),
-            f"{found.ratio(CARDS[arch]):.2f}",
+            f"{each.instructions * per_block:.0f}",
+            f"{each.vector * per_block:.0f}",
+            str(each.matrix or each.dot or "–"),
+            str(each.lds_bytes),
+            str(each.vgprs),
+            str(each.spills),
+            str(each.waves),
+            f"{each.ratio(CARDS[arch]):.2f}",
         ]
         lines.append(f"| {' | '.join(cells)} |")
-    lines += ["", "Figures that the estimates stand on:", "", "| arch | card | CUs | GHz | GB/s |"]
+    lines += [
+        "",
+        "Published figures that the estimates use:",
+        "",
+        "| arch | card | CUs | GHz | GB/s |",
+    ]
     lines.append("|---|---|---|---|---|")
     lines += [
         f"| {arch} | {card.name} | {card.compute_units} | {card.clock_ghz} | {card.gigabytes_s:g} |"
@@ -80,36 +85,37 @@ def document(table: dict[Row, Needs]) -> str:
 
 
 _HEAD: Final = """\
-# AMD GPUs: what the code objects say
+# AMD GPUs: estimates from the code objects
 
-Made by `pytest tests/hip/test_amd_table.py --update-golden` with the clang of ziglang {version};
-nothing here was measured on a card. One product by Q4_0, K = {k}, N = {n}. These are the kernels
-that calls from Python get (`q4jit build` has those of the layout `planar`); where those of `f16`
-serve `i8` too, they stand here once.
+`pytest tests/hip/test_amd_table.py --update-golden` writes this page with the clang of ziglang
+{version}. Nothing here was measured on a card. The table has one product with a Q4_0 weight,
+K = {k}, N = {n}, and the kernels that calls from Python get (`q4jit build` has kernels for the
+layout `planar`). If `i8` has the kernel of `f16`, only `f16` is listed.
 
-- *instructions*, *vector*: issued for a lane's share of the main loop, per block of 18 bytes (of a
-  wave's instructions, one per lane and block; what all lanes of a wave repeat counts fully).
-- *matrix or dot*: such instructions in a round of the loop.
-- *waves*: per SIMD, as far as registers and LDS allow.
-- *memory : issue*: the time to read the blocks at the card's bandwidth, divided by the time that
-  its vector units need to issue the loop's vector and matrix instructions at its clock, all compute
-  units busy, no dual issue on RDNA 3 and 4, matrix instructions beside vector ones on CDNA only.
-  Above 1 the memory is the limit; {enough} is wanted at M = 1. What is before, behind and around
-  the loop, latency, and bandwidth below the published figure are not in it. `gemv_matrix` splits x
-  around the loop; where shared memory holds no more of x than one round of the waves, there is one
-  loop, and the split and the path of rough x are counted: then the figure is too low. Tiles
-  (M ≥ 17) decode a block once for 32 or 64 rows: there the multiplication is the limit.
+- *instructions*, *vector*: instructions of a lane in the main loop, and vector instructions among
+  them, per block of 18 bytes. Instructions that all lanes of a wave repeat count fully.
+- *matrix or dot*: matrix or dot-product instructions in a round of the loop.
+- *waves*: waves per SIMD that registers and shared memory allow.
+- *memory : issue*: the time to read the blocks at the card's bandwidth, divided by the time in
+  which its vector units issue the loop's vector and matrix instructions. Above 1 the memory is the
+  limit; the goal at M = 1 is {enough}. The estimate assumes that all compute units are busy, that
+  RDNA 3 and 4 never issue two instructions at a time, and that only CDNA runs matrix instructions
+  beside vector instructions. It leaves out the work before and after the loop, latency, and
+  bandwidth below the published figure. `gemv_matrix` splits x around the loop. If shared memory has
+  room for only one round of x, there is a single loop; it then includes the split and the path of
+  rough x, and the figure is too low. Tiles (M ≥ 17) decode a block once for 32 or 64 rows, so the
+  multiplication is their limit.
 
 {header}
 |---|---|---|---|---|---|---|---|---|---|---|---|"""
 
 
 def test_the_table_is_current(request: pytest.FixtureRequest) -> None:
-    found = importlib.metadata.version("ziglang")
-    if found != pinned():
-        lack(f"the table is of ziglang {pinned()}, here is {found}: pip install it")
-    todo = plans()
-    table = dict(zip(todo, in_parallel(measured, todo.values()), strict=True))
+    installed = importlib.metadata.version("ziglang")
+    if installed != pinned():
+        lack(f"the table needs ziglang {pinned()}, got {installed}: pip install it")
+    by_row = plans()
+    table = dict(zip(by_row, in_parallel(counted, by_row.values()), strict=True))
     assert not [row for row, each in table.items() if each.spills]
     check_golden(
         DOCUMENT, document(table), update=bool(request.config.getoption("--update-golden"))
@@ -118,15 +124,15 @@ def test_the_table_is_current(request: pytest.FixtureRequest) -> None:
 
 @pytest.mark.parametrize("arch", CARDS)
 @pytest.mark.parametrize("n", [4096, N])
-def test_memory_is_the_limit_of_one_row(n: int, arch: str) -> None:
+def test_memory_limits_one_row(n: int, arch: str) -> None:
     args = [zeros(1, 4 * K), tensor("Q4_0", 4 * K, n)]
-    found = measured(hip_plan(product, f"hip:{arch}", args))
-    assert found.spills == 0
-    assert found.waves >= 2
-    assert found.ratio(CARDS[arch]) >= ENOUGH
+    each = counted(hip_plan(product, f"hip:{arch}", args))
+    assert each.spills == 0
+    assert each.waves >= 2
+    assert each.ratio(CARDS[arch]) >= ENOUGH
 
 
-def test_the_main_loop_is_the_smallest_that_loads_16_bytes() -> None:
+def test_the_main_loop_is_the_smallest_loop_with_16_byte_loads() -> None:
     text = """\
 .LBB0_1:                                ; =>This Loop Header: Depth=1
                                         ;     Child Loop BB0_3 Depth 2

@@ -1,4 +1,4 @@
-"""The search on a real GPU: it runs, it is reused, and what is wrong there cannot win."""
+"""The search on a real GPU: it runs once, and wrong candidates cannot win."""
 
 import functools
 from collections.abc import Iterator
@@ -26,10 +26,10 @@ K, N = 1024, 512
 
 @pytest.fixture(scope="module")
 def device() -> Device:
-    found = devices.find_devices()
-    if not found:
+    usable = devices.find_devices()
+    if not usable:
         pytest.skip(devices.why_none())
-    return found[0]
+    return usable[0]
 
 
 @pytest.fixture(scope="module")
@@ -40,29 +40,29 @@ def bench(device: Device) -> Iterator[Bench]:
 
 @pytest.fixture(autouse=True)
 def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache of the test's own."""
+    """Give the test a cache directory of its own."""
     monkeypatch.setenv("Q4JIT_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setattr(tunings, "_kept", {})
     return tmp_path / "cache"
 
 
 @pytest.mark.parametrize("m", [1, 2, 8, 16, 64])
-def test_candidates_are_right_and_the_choice_is_no_slower_than_the_rule(
+def test_candidates_are_right_and_the_best_is_no_slower_than_the_rules(
     bench: Bench, m: int
 ) -> None:
     key = search.key_for(bench.target, K, N, ("Q4_0",), m, "f32")
     trials = search.search(bench, [key])[key]
-    print(search.table({key: trials}))  # noqa: T201 - shown where the test fails, and with -s
+    print(search.table({key: trials}))  # noqa: T201 - shown if the test fails, and with -s
     wrong = [t for t in trials if t.rejected.startswith("wrong")]
     assert wrong == []
     best = tunings.best(trials)
     assert best is not None
     assert best.error is not None
     assert best.error <= BOUNDS["f32"]
-    rule = trials[0]  # a schedule's own constants come first
-    assert rule.us is not None
+    by_rule = trials[0]  # the constants from the rules come first
+    assert by_rule.us is not None
     assert best.us is not None
-    assert best.us <= 1.05 * rule.us
+    assert best.us <= 1.05 * by_rule.us
 
 
 def test_a_search_is_not_repeated(bench: Bench) -> None:
@@ -71,7 +71,7 @@ def test_a_search_is_not_repeated(bench: Bench) -> None:
     assert set(search.search(bench, [key])[key]) == set(first[key])
 
 
-def test_a_candidate_that_is_broken_is_rejected(
+def test_a_candidate_with_wrong_results_is_rejected(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = bench.run
@@ -93,22 +93,24 @@ def test_a_candidate_that_is_broken_is_rejected(
 
 
 @pytest.mark.parametrize("m", [1, 64])
-def test_replayed_calls_compute_and_cost_no_more_than_launched_ones(bench: Bench, m: int) -> None:
+def test_replayed_calls_are_right_and_take_no_longer_than_launched_ones(
+    bench: Bench, m: int
+) -> None:
     x, w = random_x(m, 4096), random_weight("Q4_0", 4096, 4096)
     built = bench.build(product, (x, w), PlanOptions())
-    found = []
+    outputs = []
 
     def calls_on(stream: int) -> list[Any]:
         args = bench.upload((x, w), stream)
         (out,) = bench.outputs(built, args)
         launch = bench.bind(built, args)
         launch.prepare(args)
-        found.append(out)
+        outputs.append(out)
         return [functools.partial(launch, args, out)]
 
     replayed = bench.replay_us(calls_on)
     exact = x.astype(np.float64) @ w.dequantize().astype(np.float64)
-    np.testing.assert_allclose(found[0].to_numpy(), exact, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(outputs[0].to_numpy(), exact, rtol=1e-3, atol=1e-4)
     launched = bench.call_us(calls_on(0) * 20)
     assert 1 < replayed <= 1.2 * launched
 
@@ -125,12 +127,12 @@ def test_a_decorated_function_is_tuned_once(device: Device) -> None:
     f: Any = specialize(gated, tune=True, target=name)
     y = f(x, gate, up)
     np.testing.assert_allclose(y, specialize(gated, target="cpu")(x, gate, up), 1e-3, 1e-4)
-    assert "constants tuned: " in f.explain()
+    assert "measured constants (" in f.explain()
     ((_, key),) = tunings.stored()
     assert (key.format, key.m) == ("Q4_0+Q4_0", 1)
     again: Any = specialize(gated, target=name)
     again(x, gate, up)
-    assert "constants tuned: " in again.explain()
+    assert "measured constants (" in again.explain()
 
 
 def test_the_command(device: Device, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Whole functions by the HIP text, executed without a GPU, against a float64 run of themselves."""
+"""Whole functions: HIP text executed without a GPU, compared with the functions in float64."""
 
 import keyword
 import re
@@ -21,8 +21,8 @@ from q4jit.hip.kernel import (
     TILE_MATRIX,
     HipPlan,
 )
+from q4jit.hip.names import RESERVED, c_names
 from q4jit.hip.render import render
-from q4jit.hip.values import RESERVED, c_names
 from q4jit.plan.options import PlanOptions
 from tests.support.functions import (
     ELEMENTWISE,
@@ -51,7 +51,7 @@ Arguments = tuple[Any, ...]
 
 @dataclass(frozen=True)
 class Way:
-    """A schedule for so many rows on an arch."""
+    """A schedule for a number of rows on an arch."""
 
     schedule: str
     rows: int
@@ -77,7 +77,7 @@ WAYS: Final = (
 def check(
     function: Function, args: Sequence[Any], target: str, plan_options: PlanOptions
 ) -> HipPlan:
-    """Hold the results of a function against its float64 run; its plan."""
+    """Compare the results of a function with its results in float64; return its plan."""
     plan = hip_plan(function, target, args, plan_options)
     wanted = reference(function, *args)
     assert_close(tuple(run_on_host(plan, args)), wanted)
@@ -176,7 +176,7 @@ def several_results(x: Any, w: Any, bias: Any) -> Any:
 
 
 def slices(x: Any, z: Any, w: Any) -> Any:
-    """Slices of x, of a product and of another array."""
+    """Slice x, a product and another array."""
     y = x[..., 3 : 3 + K] @ w
     return y[..., 5:29] + z[..., 1:25]
 
@@ -192,14 +192,14 @@ def no_product(x: Any, z: Any) -> Any:
 
 
 def products_of_products(x: Any, a: Any, b: Any) -> Any:
-    """A loop: a product of a product of a product."""
+    """Compute a product of a product of a product, in a loop."""
     for _ in range(2):
         x = rms_norm(np.tanh(x @ a) @ b)
     return x
 
 
 def cases(m: int) -> dict[str, tuple[Function, Arguments]]:
-    """Functions by name, with arguments of m rows."""
+    """Return functions by name, with arguments of m rows."""
     x, z, residual = random(m, K), random(m, N, seed=1), random(m, N, seed=2)
     gain, bias, row = random(K), random(N), random(1, N)
     w, up = weight(K, N, "Q4_0"), weight(K, N, "Q8_0", seed=1)
@@ -231,7 +231,7 @@ def cases(m: int) -> dict[str, tuple[Function, Arguments]]:
     return {function.__name__: (function, args) for function, args in made}
 
 
-# What differs from schedule to schedule; the statements of an epilogue do not.
+# Their text differs from schedule to schedule; that of an epilogue does not.
 ON_EVERY_WAY: Final = (block, layer_norm, safe_softmax, chained_mlp, several_results, slices, two_x)
 FUNCTIONS: Final = [
     pytest.param(way, name, id=f"{name}-{way}")
@@ -250,7 +250,7 @@ def test_a_function(way: Way, name: str) -> None:
 
 @pytest.mark.parametrize("lead", [(), (1,), (2, 3), (2, 1), (0,)], ids=str)
 def test_leading_dimensions(lead: tuple[int, ...]) -> None:
-    """One row, several leading dimensions, arrays that lack some of them, no rows at all."""
+    """Call with one row, several leading dimensions, arrays that lack some, and no rows."""
     w, z = weight(K, N, "Q4_0"), random(*lead[-1:], N)
 
     def function(x: Any, w: Any, z: Any) -> Any:
@@ -261,7 +261,7 @@ def test_leading_dimensions(lead: tuple[int, ...]) -> None:
 
 @settings(
     max_examples=EXAMPLES,
-    derandomize=True,  # a graph may be ill-conditioned: about one of 200 is
+    derandomize=True,  # about one graph of 200 is ill-conditioned
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
     phases=(Phase.explicit, Phase.generate),  # a smaller example would take minutes
 )
@@ -284,19 +284,19 @@ def test_element_wise_within_4_ulp(name: str) -> None:
     x = everywhere(low, high)
     plan = hip_plan(function, "hip:gfx1100", [x])
     assert [kernel.schedule for kernel in plan.kernels] == [ROWS]
-    (found,) = run_on_host(plan, [x], seeds=(1,))
-    assert_within_4_ulp(found, function, x)
+    (y,) = run_on_host(plan, [x], seeds=(1,))
+    assert_within_4_ulp(y, function, x)
 
 
-def test_where_nan_and_infinity_go() -> None:
+def test_nan_and_infinity() -> None:
     a, b = special_pairs()
     plan = hip_plan(every_operation, "hip:gfx90a", [a, b])
     assert_same_specials(run_on_host(plan, [a, b]), a, b)
 
 
 @pytest.mark.parametrize("schedule", [ELEMENT, GEMV, TILE_FMA])
-def test_where_nan_and_infinity_go_in_an_epilogue(schedule: str) -> None:
-    """The first operand is a product with 1."""
+def test_nan_and_infinity_in_an_epilogue(schedule: str) -> None:
+    """Check operations whose first operand is a product with 1."""
     a, b = special_pairs()
     a += 0.0  # a sum that begins with 0 is never -0
     ones = quantize(np.ones((1, a.shape[1]), F32), "F32")
@@ -313,7 +313,7 @@ def test_where_nan_and_infinity_go_in_an_epilogue(schedule: str) -> None:
 
 
 def named(names: Sequence[str], function: Function) -> Function:
-    """`function` with parameters of these names, some of which no one could write in a `def`."""
+    """Give `function` parameters with these names, including names that a `def` cannot have."""
 
     def called(*values: Any) -> Any:
         return function(*values)
@@ -325,28 +325,31 @@ def named(names: Sequence[str], function: Function) -> Function:
 
 
 def texts(way: Way, platform: str = "host") -> list[str]:
-    """Kernels without their comments: prologue, epilogue, sums, all functions that they call."""
-    found = []
+    """Return kernels with prologue, epilogue, sums and all functions, without their comments."""
+    rendered = []
     for function, args in (cases(way.rows)[name] for name in ("block", "gelu", "log_of_sizes")):
         plan = hip_plan(function, f"hip:{way.arch}", args, way.plan_options)
-        found += [render(plan, kernel, platform).text for kernel in plan.kernels]
-    return [re.sub(r"//.*", "", text) for text in found]
+        rendered += [render(plan, kernel, platform).text for kernel in plan.kernels]
+    return [re.sub(r"//.*", "", text) for text in rendered]
 
 
 def words(way: Way) -> list[str]:
-    """Every word of generated texts that a parameter in Python can be called."""
+    """Return every word of the generated texts that can name a parameter in Python."""
     found = {word for text in texts(way) for word in re.findall(r"[A-Za-z_]\w*", text)}
-    found |= {"v1", "v999", "output0", "output1", "temp0", "temp1"}
+    found |= {"sum1", "x_element", "output0", "output1", "temp0", "temp1"}
     return usable(found)
 
 
-def usable(found: Iterable[str]) -> list[str]:
-    """Words that may be a parameter's name; those at an end of which is a `_` lose it anyway."""
-    return sorted({w for w in found if not keyword.iskeyword(w) and w.strip("_") == w} - {"x", "w"})
+def usable(names: Iterable[str]) -> list[str]:
+    """Return the names that a parameter can have, without those that begin or end with `_`.
+
+    Generated names lose underscores at their ends.
+    """
+    return sorted({w for w in names if not keyword.iskeyword(w) and w.strip("_") == w} - {"x", "w"})
 
 
 def sum_of_all(x: Any, w: Any, *others: Any) -> Any:
-    """Every argument in the epilogue, and one in the prologue."""
+    """Use every argument in the epilogue, and one in the prologue."""
     total = others[0]
     for i, other in enumerate(others):
         total = total + other * (i % 7 - 3)  # whole numbers, so exact
@@ -354,7 +357,7 @@ def sum_of_all(x: Any, w: Any, *others: Any) -> Any:
 
 
 def check_names(names: Sequence[str], way: Way) -> None:
-    """Kernels of `way` take scalars and arrays of these names."""
+    """Check that kernels of `way` take scalars and arrays with these names."""
     others: list[Any] = [float(i) for i in range(len(names))]
     others[::2] = [np.full(N, value, F32) for value in others[::2]]
     others[-1] = 0.5
@@ -364,16 +367,16 @@ def check_names(names: Sequence[str], way: Way) -> None:
 
 
 @pytest.mark.parametrize("way", [WAYS[0], *WAYS[2:]], ids=str)
-def test_arguments_called_as_what_the_text_uses(way: Way) -> None:
+def test_arguments_named_like_words_of_the_text(way: Way) -> None:
     check_names(words(way), way)
 
 
-def test_arguments_called_as_words_of_cxx() -> None:
+def test_arguments_named_like_words_of_cxx() -> None:
     check_names(usable(RESERVED), WAYS[1])
 
 
 @pytest.mark.parametrize("name", ["new", "m", "row", "column", "a", "id", "W", "values", "output0"])
-def test_a_weight_and_ids_of_any_name(name: str) -> None:
+def test_a_weight_and_ids_with_any_name(name: str) -> None:
     w, ids = weight(K, N, "Q4_0"), np.array([3, 0, 36])
     calls: list[tuple[list[str], Function, list[Any]]] = [
         ([name, "w"], lambda ids, w: w.rows(ids), [ids, w]),
@@ -394,8 +397,8 @@ def product(x: Any, w: Any) -> Any:
 
 @pytest.mark.parametrize("platform", ["amd", "nvidia", "host"])
 def test_no_argument_has_the_name_of_a_macro(platform: str) -> None:
-    found = [text for way in WAYS for text in texts(way, platform)]
-    macros = {name for text in found for name in re.findall(r"# *define +(\w+)", text)}
+    rendered = [text for way in WAYS for text in texts(way, platform)]
+    macros = {name for text in rendered for name in re.findall(r"# *define +(\w+)", text)}
     assert macros
     for name in macros:
         assert c_names([name]) != (name,)

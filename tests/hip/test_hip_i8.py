@@ -1,4 +1,4 @@
-"""Precision `i8` on GPUs: the dot schedule keeps its contract, and rows beyond int8 are exact."""
+"""Precision `i8` on GPUs: `gemv_dot` keeps its contract, and rough rows are exact."""
 
 from typing import Any, Final
 
@@ -35,7 +35,7 @@ from tests.support.kernels import (
 from tests.support.pairs import pairwise
 
 BOUND: Final = 2e-2  # of `precision="i8"`
-EXACT: Final = 2e-6  # of rows that int8 does not represent
+EXACT: Final = 2e-6  # of rough rows, which int8 cannot hold
 NORMAL: Final = 8e-3
 K: Final = 512
 N: Final = 37
@@ -51,7 +51,7 @@ every_wave = pytest.mark.parametrize("arch", WAVES)
 def planned(
     x: Floats, w: Weight, arch: str = "gfx1030", plan_options: PlanOptions = I8_DOT
 ) -> HipPlan:
-    """The plan of x @ w, which is one of the dot schedule."""
+    """Return the plan of x @ w, which must use `gemv_dot`."""
     plan = hip_plan(one_product, f"hip:{arch}", [x, w.tensor], plan_options)
     assert [k.schedule for k in plan.kernels] == [ROWS, GEMV_DOT]
     return plan
@@ -65,21 +65,21 @@ def product(
 
 
 def row_errors(y: Floats, x: Floats, w: Weight) -> NDArray[np.float64]:
-    """The rms error of every row in the contract's measure; a NaN that is none in float64 shows."""
+    """Return the rms error of every row as the contract measures it; NaN for a wrong NaN."""
     assert y.shape == (len(x), w.values.shape[1])
     return np.asarray(np.sqrt(np.mean(errors(y, x, w.values) ** 2, axis=-1)))
 
 
 def rough_rows(x: Floats) -> NDArray[np.bool_]:
-    """Which rows of x the `rows` kernel calls rough: all scales of them are NaN, or none."""
+    """Return which rows of x the `rows` kernel marks as rough, by NaN in all their scales."""
     plan = planned(x, weight("Q4_0", x.shape[1], 16))
     first = plan.kernels[0]
     sizes = scratch(first, len(x))
     types = {"x_quants": np.uint32, "x_scales": np.float32, "x_sums": np.int16}
     made = [np.zeros(size // 4 * 4, np.uint8).view(types[s.kind]) for s, size in sizes.items()]
     program = compile_host(render(plan, first, "host").text, first.work.symbol)
-    found = program.run((1, len(x)), first.block_size, [x, *made, len(x)])
-    scales = found[[s.kind for s in sizes].index("x_scales")].reshape(len(x), -1)
+    outputs = program.run((1, len(x)), first.block_size, [x, *made, len(x)])
+    scales = outputs[[s.kind for s in sizes].index("x_scales")].reshape(len(x), -1)
     rough = np.isnan(scales)
     np.testing.assert_array_equal(rough.all(1), rough.any(1))
     return np.asarray(rough.all(1))
@@ -91,26 +91,25 @@ def rough_rows(x: Floats) -> NDArray[np.bool_]:
 @pairwise("name m arch", BLOCK_FORMATS, [1, 3, 16], WAVES)
 def test_normal_rows(name: str, m: int, arch: str) -> None:
     x, w = random_x(m, K), weight(name, K, N)
-    found = row_errors(product(x, w, arch), x, w)
-    assert np.max(found) < BOUND
-    assert 1e-3 < np.sqrt(np.mean(found**2)) < NORMAL  # int8 was used, and used well
+    by_row = row_errors(product(x, w, arch), x, w)
+    assert np.max(by_row) < BOUND
+    assert 1e-3 < np.sqrt(np.mean(by_row**2)) < NORMAL  # not exact, so int8 was used
 
 
 @every_format
-def test_ggufs_own_blocks(name: str) -> None:
+def test_blocks_in_the_layout_of_gguf(name: str) -> None:
     x, w = random_x(2, K), weight(name, K, N)
-    found = row_errors(product(x, w, plan_options=PlanOptions(precision="i8", layout=GGUF)), x, w)
-    assert np.max(found) < NORMAL
+    y = product(x, w, plan_options=PlanOptions(precision="i8", layout=GGUF))
+    assert np.max(row_errors(y, x, w)) < NORMAL
 
 
 @pytest.mark.parametrize("k", [32, 96, 1184])  # fewer units than lanes; more than a block's threads
-def test_other_k(k: int) -> None:
+def test_other_values_of_k(k: int) -> None:
     x, w = random_x(3, k), weight("Q4_0", k, N)
     assert np.max(row_errors(product(x, w), x, w)) < BOUND
 
 
-def test_quants_are_ggufs_int8() -> None:
-    # whole numbers up to 127 are their own quants: nothing is lost
+def test_whole_numbers_up_to_127_are_exact() -> None:
     rng = np.random.default_rng(3)
     x = rng.integers(-127, 128, (2, K)).astype(F32)
     x[:, ::32] = 127
@@ -120,7 +119,7 @@ def test_quants_are_ggufs_int8() -> None:
 
 
 def distributions() -> dict[str, Floats]:
-    """A row of x for each distribution that the contract names, and what could upset int8."""
+    """Return a row of x for each distribution of the contract, and rows that are hard for int8."""
     rng = np.random.default_rng(7)
     normal = rng.standard_normal(K)
     at = np.arange(K)
@@ -158,7 +157,7 @@ def test_distributions(name: str, arch: str) -> None:
             assert error < BOUND, row
 
 
-def test_results_of_denormals() -> None:
+def test_denormal_activations_with_the_largest_scales() -> None:
     x, w = (random_x(2, K) * 1e-40).astype(F32), weight("Q4_0", K, N, "largest")
     assert np.max(row_errors(product(x, w), x, w)) < EXACT
 
@@ -166,16 +165,16 @@ def test_results_of_denormals() -> None:
 # --- rough rows -----------------------------------------------------------------------------------
 
 
-def test_which_rows_are_rough() -> None:
+def test_only_unusual_rows_are_rough() -> None:
     rows = distributions()
-    found = dict(zip(rows, rough_rows(np.stack([*rows.values()])[:16]), strict=False))
+    is_rough = dict(zip(rows, rough_rows(np.stack([*rows.values()])[:16]), strict=False))
     usual = ("normal", "uniform", "lognormal", "zero", "half zero")
-    assert [name for name in usual if found[name]] == []
-    rough = ("outliers", "two huge elements", "small", "large", "denormal", "mixed magnitudes")
-    assert [name for name in rough if not found[name]] == []
+    assert [name for name in usual if is_rough[name]] == []
+    unusual = ("outliers", "two huge elements", "small", "large", "denormal", "mixed magnitudes")
+    assert [name for name in unusual if not is_rough[name]] == []
 
 
-def test_one_huge_element_is_rough() -> None:
+def test_one_huge_element_makes_a_row_rough() -> None:
     x = random_x(16, 2048)
     x[3, 5], x[7, 2000], x[9, 64], x[11, 0] = 1e3, -1e6, np.inf, np.nan
     assert np.flatnonzero(rough_rows(x)).tolist() == [3, 7, 9, 11]
@@ -183,7 +182,7 @@ def test_one_huge_element_is_rough() -> None:
 
 @every_format
 @pytest.mark.parametrize("m", [1, 2, 5, 16])
-def test_rough_rows_are_exact_and_leave_the_others_alone(name: str, m: int) -> None:
+def test_rough_rows_are_exact_and_do_not_change_other_rows(name: str, m: int) -> None:
     x, w = random_x(m, K), weight(name, K, N)
     smooth = product(x, w)
     spoiled = x.copy()
@@ -195,14 +194,14 @@ def test_rough_rows_are_exact_and_leave_the_others_alone(name: str, m: int) -> N
 
 @every_wave
 @every_format
-def test_nan_and_inf_are_where_ieee_puts_them(name: str, arch: str) -> None:
+def test_nan_and_inf_follow_ieee_754(name: str, arch: str) -> None:
     values = [[np.nan], [np.inf], [-np.inf], [np.inf, -np.inf], [np.inf, np.inf], [np.nan, np.inf]]
     x, w = random_x(2 * len(values) + 1, K), weight(name, K, N, "mixed")
     for i, pair in enumerate(values):
         for j, value in enumerate(pair):
             x[2 * i + 1, (31 * i + 33 * j) % K] = value
     y = product(x, w, arch)
-    with np.errstate(all="ignore"):  # term by term: a BLAS may take shortcuts
+    with np.errstate(all="ignore"):  # not by a BLAS, which may skip zeros
         exact = np.stack([(row[:, np.newaxis] * w.values).sum(0) for row in x.astype(np.float64)])
     np.testing.assert_array_equal(
         np.where(np.isfinite(y), 0, y), np.where(np.isfinite(exact), 0, exact)
@@ -218,7 +217,7 @@ def test_nan_and_inf_are_where_ieee_puts_them(name: str, arch: str) -> None:
 def test_a_fused_function(m: int, arch: str) -> None:
     gate, up = weight("Q4_0", K, N, seed=1), weight("Q6_K", K, N, seed=2)
     x = random_x(m, K)
-    x[m - 1, 7] = 1e4  # rough, with a prologue before and an epilogue behind
+    x[m - 1, 7] = 1e4  # a rough row in a kernel with prologue and epilogue
     args, exact = around(x, gate, up)
     plan = hip_plan(block, f"hip:{arch}", args, I8)
     assert [k.schedule for k in plan.kernels] == [ROWS, GEMV_DOT]
@@ -227,7 +226,7 @@ def test_a_fused_function(m: int, arch: str) -> None:
     assert relative_error(y[-1], exact[-1]) < 1e-5
 
 
-def test_products_of_their_own_schedules() -> None:
+def test_products_with_different_schedules() -> None:
     def function(x: Any, w: Any, floats: Any) -> Any:
         h = x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + 1e-5)
         return h @ w, h @ floats
@@ -242,7 +241,7 @@ def test_products_of_their_own_schedules() -> None:
     assert np.max(row_errors(z, h, floats)) < EXACT
 
 
-def test_slices_start_at_their_column() -> None:
+def test_a_slice_of_a_product() -> None:
     x, w = random_x(2, K), weight("Q6_K", K, N)
     x[1, 0] = np.inf
     plan = hip_plan(lambda x, w: (x @ w)[..., 5:], "hip:gfx90a", [x, w.tensor], I8)
@@ -255,17 +254,17 @@ def test_slices_start_at_their_column() -> None:
 
 
 @pytest.mark.parametrize("precision", ["f32", "f16"])
-def test_more_exact_precisions_never_round_to_int8(precision: str) -> None:
+def test_other_precisions_do_not_round_to_int8(precision: str) -> None:
     args = [random_x(1, K), weight("Q8_0", K, N).tensor]
     plan = hip_plan(one_product, "hip:gfx1100", args, PlanOptions(precision=precision))
     assert [k.schedule for k in plan.kernels] == [GEMV]
-    with pytest.raises(TargetError, match=r"'gemv_dot' with precision .* accepted are precision"):
+    with pytest.raises(TargetError, match=r"'gemv_dot' cannot compute .* needs precision 'i8' and"):
         hip_plan(
             one_product, "hip:gfx1100", args, PlanOptions(precision=precision, schedule=GEMV_DOT)
         )
 
 
-def test_what_int8_does_not_suit() -> None:
+def test_products_that_int8_does_not_suit_take_other_schedules() -> None:
     x = random_x(1, K)
     spoiled = weight("Q4_0", K, N, "bits").tensor  # NaN and Inf among the scales
     for tensor in (weight("F16", K, N).tensor, spoiled):
@@ -275,9 +274,9 @@ def test_what_int8_does_not_suit() -> None:
     assert many.kernels[-1].schedule == TILE_MATRIX
 
 
-def test_scratch_is_what_the_kernels_take() -> None:
+def test_the_scratch_memory_of_int8_activations() -> None:
     x, w = random_x(5, K), weight("Q4_0", K, N)
     first, second = planned(x, w).kernels
-    found = {s.kind: size for s, size in scratch(first, rows_of([x])).items()}
-    assert found == {"x_quants": 5 * K, "x_scales": 5 * K // 8, "x_sums": 5 * K // 8}
+    sizes = {s.kind: size for s, size in scratch(first, rows_of([x])).items()}
+    assert sizes == {"x_quants": 5 * K, "x_scales": 5 * K // 8, "x_sums": 5 * K // 8}
     assert scratch(second, 5).keys() == scratch(first, 5).keys()

@@ -1,8 +1,8 @@
-"""What generated kernels become: registers on record, no spills, the instructions that were meant.
+"""Compiled kernels: recorded registers, no spills, and the expected instructions.
 
-tests/golden/hip_objects.txt holds what each kernel needs in the words of its code object, as the
-clang of one version of ziglang makes it. Whatever grows fails; what shrinks fails as well, until
-`--update-golden` has recorded it: else the next change could take the gain back unseen.
+tests/golden/hip_objects.txt records the resources of each kernel's code object, compiled by one
+version of ziglang. A kernel that needs more fails. A kernel that needs less fails too, until
+`--update-golden` records it; otherwise a later change could undo the gain unnoticed.
 """
 
 import importlib.metadata
@@ -74,7 +74,7 @@ Table = dict[tuple[str, str], Numbers]  # by kernel and arch, in the order of CO
 
 
 def written(table: Table) -> str:
-    """The record's text."""
+    """Return the text of the record."""
     rows = [("kernel", "arch", *COLUMNS), *((*key, *map(str, table[key])) for key in table)]
     lines = [
         f"{name:24}{arch:8}" + "".join(f"{number:>8}" for number in numbers)
@@ -84,28 +84,28 @@ def written(table: Table) -> str:
 
 
 def recorded() -> Table:
-    """The record as it is."""
+    """Read the record."""
     rows = RECORD.read_text("utf-8").splitlines()[3:]
     cells = [re.split(r" {2,}", row) for row in rows]
     return {(name, arch): tuple(map(int, numbers)) for name, arch, *numbers in cells}
 
 
 def needs(source: Source) -> Numbers:
-    """A row of the table."""
+    """Return the resources of a kernel, in the order of COLUMNS."""
     compiler = compiler_for(source.target.arch)
     (info,) = kernel_infos(compiler.compile_object(source.text, source.target)).values()
     spills = info.vgpr_spills + info.sgpr_spills
     return info.vgprs, info.agprs, info.sgprs, info.lds_bytes, info.scratch_bytes, spills
 
 
-def test_the_record_is_of_the_pinned_compiler() -> None:
+def test_the_record_names_the_pinned_compiler() -> None:
     assert RECORD.read_text("utf-8").startswith(f"ziglang {pinned()};")
 
 
 def test_no_kernel_needs_more_than_recorded(request: pytest.FixtureRequest) -> None:
-    found = importlib.metadata.version("ziglang")
-    if found != pinned():
-        lack(f"registers are recorded for ziglang {pinned()}, here is {found}: pip install it")
+    installed = importlib.metadata.version("ziglang")
+    if installed != pinned():
+        lack(f"registers are recorded for ziglang {pinned()}, got {installed}: pip install it")
     named = {
         (f"{kernel.name}{' rows' if source.symbol.endswith('_rows') else ''}", arch): source
         for kernel in RECORDED
@@ -116,39 +116,41 @@ def test_no_kernel_needs_more_than_recorded(request: pytest.FixtureRequest) -> N
     update = bool(request.config.getoption("--update-golden"))
     if not update and RECORD.exists():
         worse = list(grown(recorded(), table))
-        assert not worse, "\n".join(["these need more than recorded:", *worse])
+        assert not worse, "\n".join(["these kernels need more than recorded:", *worse])
     check_golden(RECORD, written(table), update=update)
 
 
 def grown(before: Table, now: Table) -> Iterator[str]:
-    """What needs more of anything, in words."""
+    """Yield a line for each resource that a kernel needs more of."""
     for key in before.keys() & now.keys():
         for name, old, new in zip(COLUMNS, before[key], now[key], strict=True):
-            # scalar registers are a wave's own: more cost nothing as long as none spill
+            # more scalar registers cost nothing unless they spill
             if new > old and name != "SGPRs":
-                yield f"{' on '.join(key)}: {new} {name}, recorded are {old}"
+                yield f"{' on '.join(key)}: {new} {name}, recorded: {old}"
 
 
-def test_remarks_are_of_what_a_plan_really_does_not_follow() -> None:
+def test_remarks_name_the_plan_options_that_do_not_apply() -> None:
     asked = PlanOptions(precision="i8", block_size=128)
     args = [(zeros(m, 512), tensor("Q8_0", 512, 64)) for m in (4, 64)]
     few, many = (hip_plan(product, "hip:gfx1100", a, asked) for a in args)
     assert remarks(few, asked) == []
     precision, block_size = remarks(many, asked)
-    assert precision.text.endswith("is computed by tile_matrix in the more exact 'f16'")
-    assert block_size.text.startswith("block_size=128: tiles have 256 threads")
+    assert precision.text.startswith("precision='i8' is an upper bound: tile_matrix computes ")
+    assert precision.text.endswith(" in the more exact 'f16'")
+    assert block_size.text.startswith("block_size=128 does not apply to ")
+    assert block_size.text.endswith(": tile_matrix has 256 threads")
 
 
-def test_what_grows_is_told() -> None:
+def test_a_kernel_that_needs_more_is_named() -> None:
     before: Table = {("a", "gfx1100"): (8, 0, 6, 0, 0, 0), ("b", "gfx1100"): (8, 0, 6, 0, 0, 0)}
     now: Table = {("a", "gfx1100"): (7, 0, 6, 0, 0, 0), ("b", "gfx1100"): (8, 0, 5, 0, 4, 1)}
     assert list(grown(before, now)) == [
-        "b on gfx1100: 4 scratch, recorded are 0",
-        "b on gfx1100: 1 spills, recorded are 0",
+        "b on gfx1100: 4 scratch, recorded: 0",
+        "b on gfx1100: 1 spills, recorded: 0",
     ]
 
 
-def test_a_text_counts_its_shared_memory_and_minds_the_limit(
+def test_a_kernel_beyond_the_limit_of_shared_memory_does_not_compile(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     arch = "gfx1100"
@@ -156,7 +158,7 @@ def test_a_text_counts_its_shared_memory_and_minds_the_limit(
 
     for kernel in RECORDED:
         if isinstance(kernel, Generic) or kernel.name.startswith("chosen"):
-            continue  # few rows on matrix units: x takes what room there is
+            continue  # gemv_matrix: x fills all the room
         needed = recorded()[kernel.name, arch][COLUMNS.index("LDS")]
         monkeypatch.setitem(HIP_ARCHS, arch, replace(facts, lds_bytes=needed))
         source = kernel.sources(arch)[-1]
@@ -173,7 +175,7 @@ K, N = 4096, 1024
 
 
 def plain(fmt: str, m: int, k: int = K, **plan_options: Any) -> Case:
-    """One product."""
+    """Return a case of one product."""
     name = " ".join(
         [fmt, f"M={m}", f"K={k}", *(f"{key}={plan_options[key]}" for key in plan_options)]
     )
@@ -181,7 +183,7 @@ def plain(fmt: str, m: int, k: int = K, **plan_options: Any) -> Case:
 
 
 def everything(arch: str) -> Iterator[Case | Generic]:
-    """Every schedule with every format, and functions with much around their products."""
+    """Yield every schedule with every format, and functions with prologues and epilogues."""
     for fmt in FORMATS:
         yield from (plain(fmt, m) for m in (1, 4, 16, 70))
         yield from (plain(fmt, m, layout="gguf") for m in (1, 16))
@@ -204,12 +206,12 @@ def everything(arch: str) -> Iterator[Case | Generic]:
 
 
 def sources_of(arch: str) -> dict[str, tuple[str, Source]]:
-    """Every text once, with the name of a case that it comes from."""
+    """Return every text once, with the name of a case that has it."""
     sources = [(kernel.name, s) for kernel in everything(arch) for s in kernel.sources(arch)]
     return {source.text: (name, source) for name, source in sources}
 
 
-# An array whose place is known at run time only: it cannot be in registers.
+# An array with indices that are known only at run time cannot be in registers.
 _INDEXED: Final = """
 {kernel} void k(int* p) {{
     int local[64];
@@ -223,37 +225,37 @@ def indexed(arch: str, kernel: str) -> Source:
 
 
 @pytest.mark.parametrize("arch", AMD_ARCHS)
-def test_scratch_is_found(arch: str) -> None:
-    found = faults(indexed(arch, 'extern "C" __attribute__((global))'))
-    assert found[0].startswith("private_segment_fixed_size ")
-    assert any(re.match("scratch_|buffer_", name) for name in found)
+def test_faults_include_scratch_memory(arch: str) -> None:
+    names = faults(indexed(arch, 'extern "C" __attribute__((global))'))
+    assert names[0].startswith("private_segment_fixed_size ")
+    assert any(re.match("scratch_|buffer_", name) for name in names)
 
 
 @pytest.mark.parametrize("arch", AMD_ARCHS)
 def test_no_kernel_has_scratch_or_spills(arch: str) -> None:
     named = list(sources_of(arch).values())
     assert len(named) > 90
-    compiler_for(arch)  # in this thread: a missing one is told here
-    found = in_parallel(faults, [source for _, source in named])
+    compiler_for(arch)  # in this thread: a missing compiler skips the test
+    listed = in_parallel(faults, [source for _, source in named])
     assert not [
         (name, source.symbol, *problems)
-        for (name, source), problems in zip(named, found, strict=True)
+        for (name, source), problems in zip(named, listed, strict=True)
         if problems
     ]
 
 
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
-def test_a_stack_is_found(arch: str) -> None:
+def test_frame_bytes_counts_the_stack(arch: str) -> None:
     source = indexed(arch, 'extern "C" __global__')
     assert frame_bytes(compiler_for(arch).compile_object(source.text, source.target)) == 256
 
 
-# What NVRTC 13.0 keeps in memory: an address outside the inner loop; what is fastest all the same.
+# NVRTC 13.0 keeps an address in memory, outside the inner loop. Other variants were slower.
 NVRTC_FRAME_BYTES = {("sm_90", "gemv 16 Q8_0"): 8, ("sm_90", "tile Q4_0"): 32}
 
 
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
-def test_nvrtc_takes_every_schedule_and_keeps_it_in_registers(arch: str) -> None:
+def test_nvrtc_keeps_every_schedule_in_registers(arch: str) -> None:
     compiler = compiler_for(arch)
     for kernel in RECORDED:
         for source in kernel.sources(arch):
@@ -266,7 +268,7 @@ def test_nvrtc_takes_every_schedule_and_keeps_it_in_registers(arch: str) -> None
 
 
 def of(kernel: Case, arch: str) -> Counter[str]:
-    """The instructions of a case's last kernel, the product."""
+    """Count the instructions of a case's last kernel, the product."""
     return instructions(assembly(kernel.sources(arch)[-1]))
 
 
@@ -274,42 +276,42 @@ def of(kernel: Case, arch: str) -> Counter[str]:
 @pytest.mark.parametrize("fmt", FORMATS)
 def test_quants_are_loaded_16_bytes_at_a_time(arch: str, fmt: str) -> None:
     unit_bytes = {"Q4_0": 16, "Q4_1": 16, "Q8_0": 32, "Q6_K": 64, "F16": 64, "F32": 128}[fmt]
-    columns = 2  # LLVM makes one of the loads before the loop and those in it for the next round
-    found = of(plain(fmt, 1, schedule=GEMV), arch)
-    assert matching(found, LOAD_16) == columns * unit_bytes // 16
+    columns = 2  # LLVM merges the loads before the loop with those in it for the next round
+    counts = of(plain(fmt, 1, schedule=GEMV), arch)
+    assert matching(counts, LOAD_16) == columns * unit_bytes // 16
 
 
 @pytest.mark.parametrize("arch", AMD_ARCHS)
 @pytest.mark.parametrize("fmt", BLOCK_FORMATS)
-def test_a_byte_becomes_a_float_in_one_instruction(arch: str, fmt: str) -> None:
-    found = of(plain(fmt, 1, schedule=GEMV), arch)
-    assert [matching(found, f"v_cvt_f32_ubyte{i}") for i in range(4)] == [16] * 4  # 2 columns
-    assert matching(found, "v_(bfe|cvt_f32_[iu]32).*") < 32, "none for quants"
+def test_one_instruction_converts_a_byte_to_a_float(arch: str, fmt: str) -> None:
+    counts = of(plain(fmt, 1, schedule=GEMV), arch)
+    assert [matching(counts, f"v_cvt_f32_ubyte{i}") for i in range(4)] == [16] * 4  # 2 columns
+    assert matching(counts, "v_(bfe|cvt_f32_[iu]32).*") < 32, "none for quants"
 
 
 @pytest.mark.parametrize("arch", AMD_ARCHS)
 @pytest.mark.parametrize("fmt", BLOCK_FORMATS)
 def test_int8_is_multiplied_by_dot_instructions(arch: str, fmt: str) -> None:
     dot = "v_dot4c?_i32_i8" if HIP_ARCHS[arch].dot == "sdot4" else "v_dot4_i32_iu8"
-    found = of(plain(fmt, 1, precision="i8", schedule=GEMV_DOT), arch)
-    assert matching(found, dot) == 8 * 4  # words, columns
+    counts = of(plain(fmt, 1, precision="i8", schedule=GEMV_DOT), arch)
+    assert matching(counts, dot) == 8 * 4  # words × columns
 
 
 @pytest.mark.parametrize("precision", ["f32", "f16"])
 @pytest.mark.parametrize("arch", ["gfx90a", "gfx942", "gfx1100", "gfx1201"])
 def test_tiles_are_multiplied_by_matrix_units(arch: str, precision: str) -> None:
     matrix = "v_mfma_f32_16x16x16_?bf16(_1k)?|v_wmma_f32_16x16x16_bf16"
-    found = of(plain("Q4_0", 70, precision=precision, schedule=TILE_MATRIX), arch)
+    counts = of(plain("Q4_0", 70, precision=precision, schedule=TILE_MATRIX), arch)
     terms = {"f32": 3, "f16": 2}[precision]
     waves = 256 // HIP_ARCHS[arch].wave
-    assert matching(found, matrix) == terms * 2 * (4 * 4) // waves  # two k of 16, 4 x 4 fragments
-    # fragments come whole from LDS: 8 bytes a lane for MFMA, two at a time, else 16 or 32
+    assert matching(counts, matrix) == terms * 2 * (4 * 4) // waves  # two k of 16, 4 × 4 fragments
+    # wide loads read fragments from shared memory: two of 8 bytes a lane for MFMA, else 16 bytes
     wide = "ds_(read_b128|read2(st64)?_b64)" if waves == 4 else "ds_load_b128"
-    assert matching(found, wide) >= terms * 2
-    assert matching(found, "ds_(read|load)_[ui](8|16).*") == 0
+    assert matching(counts, wide) >= terms * 2
+    assert matching(counts, "ds_(read|load)_[ui](8|16).*") == 0
 
 
-def test_ptx_has_the_instructions_that_were_meant() -> None:
+def test_ptx_has_the_expected_instructions() -> None:
     gemv, dot, matrix, tile = (
         of(plain("Q4_0", m, precision=precision, schedule=schedule), "sm_90")
         for m, precision, schedule in (
@@ -320,11 +322,11 @@ def test_ptx_has_the_instructions_that_were_meant() -> None:
         )
     )
     streamed = "ld.global.nc.L1::no_allocate.v4.u32"
-    assert gemv[streamed] == 2 * 2  # columns, before the loop and in it
-    assert dot[streamed] == 4 + 1  # and the one at a time of rows that int8 does not represent
+    assert gemv[streamed] == 2 * 2  # two columns, before the loop and in it
+    assert dot[streamed] == 4 + 1  # four columns; one at a time for rough rows
     assert matching(dot, r"dp4a\.s32\.s32") == 8 * 4
     assert matching(matrix, r"mma\.sync\.aligned\.m16n8k16.*f16.*") % (2 * 2 * 4) == 0, "a quad"
     assert matrix[streamed] > 0
     assert matching(tile, r"mma\.sync\.aligned\.m16n8k16.*bf16.*") == 3 * 2 * 2 * 2
     assert matching(tile, r"ldmatrix\.sync\.aligned\.m8n8\.x4.*") >= 3 * 2
-    assert matching(gemv, r"ld\.shared\.v4\.f32") == 8, "x, read in pieces of 16 bytes"
+    assert matching(gemv, r"ld\.shared\.v4\.f32") == 8, "x is read 16 bytes at a time"

@@ -1,6 +1,6 @@
-"""Products and values of weights by the HIP text, executed without a GPU, against the gguf package.
+"""Products and values of weights: HIP text executed without a GPU, compared with the gguf package.
 
-Every schedule of precision `f32` and `f16` is here; `test_hip_i8` has the one of `i8`.
+These tests have every schedule of the precisions `f32` and `f16`; `test_hip_i8` tests `i8`.
 """
 
 from collections.abc import Callable, Sequence
@@ -51,7 +51,7 @@ from tests.support.kernels import (
     products,
     random_blocks,
     random_x,
-    set_halves,
+    set_f16,
     slices,
     some_ids,
     spoiled,
@@ -62,7 +62,7 @@ from tests.support.kernels import (
     wrap,
 )
 
-K: Final = 256  # the same K and N almost everywhere: a text is compiled once
+K: Final = 256  # almost all tests have the same K and N, so that they share compiled texts
 N: Final = 37
 BOUNDS: Final = {"f32": BOUND, "f16": 5e-4}
 BLOCK_FORMATS: Final = tuple(f.name for f in FORMATS.values() if f.float_dtype is None)
@@ -71,7 +71,7 @@ LAYOUTS: Final = (PLANAR, GGUF)
 
 @dataclass(frozen=True)
 class Way:
-    """A way to compute a product: a schedule for so many rows on an arch."""
+    """A way to compute a product: a schedule for a number of rows on an arch."""
 
     schedule: str
     rows: int
@@ -86,12 +86,12 @@ class Way:
 
     @property
     def formats(self) -> tuple[str, ...]:
-        """The formats that the schedule multiplies."""
+        """Return the formats that the schedule multiplies."""
         return BLOCK_FORMATS if self.schedule == TILE_MATRIX else tuple(FORMATS)
 
     @property
     def columns(self) -> int:
-        """N where each column is worked out alike: a block for each element runs long on a CPU."""
+        """Return N, which is small for `element`: on a CPU its many thread blocks take long."""
         return 3 if self.schedule == ELEMENT else N
 
     @property
@@ -101,15 +101,15 @@ class Way:
     def run(
         self, function: Callable[..., Any], args: Sequence[Any], **options: Any
     ) -> list[Floats]:
-        """The results of `function`, whose products are all computed this way."""
+        """Return the results of `function`; all its products must be computed this way."""
         plan = hip_plan(function, f"hip:{self.arch}", args, self.plan_options)
         used = {kernel.schedule for kernel in plan.kernels} - {ROWS}
         assert used == {self.schedule}
         return run_on_host(plan, args, **options)
 
-    def products(self, x: Floats, found: Sequence[Weight], **options: Any) -> list[Floats]:
-        """The products of x with weights of one N, in one kernel for `rows` rows at a time."""
-        function, tensors = joined_products(len(found)), [w.tensor for w in found]
+    def products(self, x: Floats, ws: Sequence[Weight], **options: Any) -> list[Floats]:
+        """Return the products of x with weights of one N, in one kernel for `rows` rows each."""
+        function, tensors = joined_products(len(ws)), [w.tensor for w in ws]
         step = self.rows if self.schedule == GEMV else len(x)
         parts = [
             self.run(function, [x[at : at + step], *tensors], **options)[:-1]
@@ -117,13 +117,13 @@ class Way:
         ]
         return [np.concatenate(ys) for ys in zip(*parts, strict=True)]
 
-    def check(self, x: Floats, found: Sequence[Weight], **options: Any) -> None:
-        """All products of x keep the contract."""
-        for y, w in zip(self.products(x, found, **options), found, strict=True):
+    def check(self, x: Floats, ws: Sequence[Weight], **options: Any) -> None:
+        """Check that all products of x keep the contract."""
+        for y, w in zip(self.products(x, ws, **options), ws, strict=True):
             assert_contract(y, x, w, BOUNDS[self.precision])
 
 
-# Waves of 64 and of 32. The rows of a product are spread over tiles that are whole, or are not.
+# Waves of 64 and of 32 lanes. The numbers of rows give full and partial tiles.
 _WAVES: Final = ("gfx90a", "gfx1030")
 _MATRIX: Final = ("gfx90a", "gfx1100", "gfx1201", "sm_90")
 VECTOR: Final = tuple(
@@ -133,13 +133,13 @@ VECTOR: Final = tuple(
 )
 MATRIX: Final = tuple(Way(TILE_MATRIX, 70, arch) for arch in _MATRIX)
 EVERY: Final = (*VECTOR, *MATRIX, Way(TILE_MATRIX, 70, "gfx1100", precision="f16"))
-# GGUF's own blocks: every schedule, in waves of either size
+# blocks in the layout of GGUF: every schedule, waves of both sizes
 UNPACKED: Final = tuple(
     replace(way, layout=GGUF)
     for way in (*VECTOR, *MATRIX)
     if way.schedule != GEMV or way.arch == "gfx1030" or way.rows == 2
 )
-# one of each, both waves among them
+# one of each kind, with waves of both sizes
 SOME: Final = (
     Way(ELEMENT, 2, "gfx1030"),
     Way(GEMV, 1, "gfx90a"),
@@ -178,9 +178,9 @@ SHAPES: Final = [
 @pytest.mark.parametrize(("k", "n", "layout", "names"), SHAPES)
 @pytest.mark.parametrize("way", [FEW[0], *FEW[2:]], ids=str)
 def test_every_shape(way: Way, k: int, n: int, layout: str, names: tuple[str, ...]) -> None:
-    found = weights(k, [n], names=[name for name in names if name in way.formats])
-    if found:
-        replace(way, layout=layout).check(random_x(way.rows, k), found)
+    ws = weights(k, [n], names=[name for name in names if name in way.formats])
+    if ws:
+        replace(way, layout=layout).check(random_x(way.rows, k), ws)
 
 
 @pytest.mark.parametrize("way", [*MATRIX[:3], Way(TILE_FMA, 70, "gfx1030")], ids=str)
@@ -191,18 +191,18 @@ def test_every_number_of_rows_of_a_tile(way: Way, m: int) -> None:
 
 @pytest.mark.parametrize("arch", _WAVES)
 @pytest.mark.parametrize("m", range(1, 18))
-def test_every_number_of_rows_of_a_vector(m: int, arch: str) -> None:
+def test_every_number_of_rows_of_a_gemv(m: int, arch: str) -> None:
     Way(GEMV, m, arch).check(random_x(m, K), weights(K, [N], names=["Q4_0"]))
 
 
 @pytest.mark.parametrize("arch", _WAVES)
 @pytest.mark.parametrize("k", [32, 512, 544, 1056, 2080])
 def test_lanes_that_share_a_column(k: int, arch: str) -> None:
-    """Half as many units as a wave has lanes or less, more, more than lanes."""
+    """Multiply columns with fewer units than half the lanes of a wave, with more, with many."""
     Way(GEMV, 3, arch).check(random_x(3, k), weights(k, [5], names=["Q4_0"]))
 
 
-def test_a_column_longer_than_what_is_staged() -> None:
+def test_a_column_longer_than_shared_memory_holds() -> None:
     for layout in LAYOUTS:
         way = Way(ELEMENT, 2, "gfx1030", layout)
         way.check(random_x(2, 8224), weights(8224, [2], names=["Q4_0"]))
@@ -213,15 +213,15 @@ def test_a_column_longer_than_what_is_staged() -> None:
 @pytest.mark.parametrize(("schedule", "rows"), [(ELEMENT, 2), (GEMV, 8)])
 def test_block_sizes(schedule: str, rows: int, block_size: int, arch: str) -> None:
     way = Way(schedule, rows, arch, block_size=block_size)
-    found = weights(256, [N], names=["Q4_0", "Q6_K"])
+    ws = weights(256, [N], names=["Q4_0", "Q6_K"])
     if arch == "gfx90a" and block_size == 32:
-        with pytest.raises(TargetError, match=r"block_size=32 .* multiples of its wave of 64"):
-            way.check(random_x(rows, 256), found)
+        with pytest.raises(TargetError, match=r"block_size .* a multiple of 64 .*, got 32"):
+            way.check(random_x(rows, 256), ws)
     else:
-        way.check(random_x(rows, 256), found)
+        way.check(random_x(rows, 256), ws)
 
 
-def test_what_the_schedule_is_by_default() -> None:
+def test_the_default_schedules() -> None:
     w = weight("Q4_0", 256, N).tensor
     infinite = spoiled("Q4_0", 256, N, np.inf, "d").tensor
     floats = weight("F16", 256, N).tensor
@@ -243,20 +243,20 @@ def test_what_the_schedule_is_by_default() -> None:
         plan = hip_plan(one_product, f"hip:{arch}", [random_x(m, 256), tensor])
         assert [kernel.schedule for kernel in plan.kernels] == expected
         in_quads = tensor is w and arch != "gfx1030"
-        assert plan.kernels[-1].layout == (TILES16 if in_quads else PLANAR), "a device keeps one"
+        assert plan.kernels[-1].layout == (TILES16 if in_quads else PLANAR), "one layout for all M"
     for tensor in (infinite, floats):
         with pytest.raises(TargetError, match="block formats with finite scales"):
             MATRIX[0].run(one_product, [random_x(17, 256), tensor])
 
 
 def test_rows_beyond_a_grids_y_axis() -> None:
-    """The z axis counts what is beyond; the last rows come out of it."""
+    """Check rows that are counted by the z axis of the grid."""
     m = MAX_GRID_Y + 3
     way = Way(ELEMENT, m, "gfx1030", block_size=32)
     way.check(random_x(m, 32), weights(32, [1], names=["Q4_0"]), seeds=(1,))
 
 
-# --- beside the products ----------------------------------------------------------------------
+# --- slices, sections and arguments -------------------------------------------------------------
 
 
 CUTS: Final = (slice(16, 32), slice(5, 36), slice(36, 37), slice(32, 37), slice(8))
@@ -286,7 +286,7 @@ def test_a_slice_of_every_format(name: str, layout: str) -> None:
 
 
 def sections(x: Any, z: Any, a: Any, b: Any, c: Any, d: Any) -> tuple[Any, ...]:
-    """Two x; two widths of the first; two products that are joined, and a slice of one of them."""
+    """Multiply two x: the first with weights of two widths; join two products; slice one."""
     first, second = x @ a, x @ b
     return first, second, first + second, x @ c, z @ d, first[..., 5:29]
 
@@ -313,10 +313,10 @@ def test_nothing_is_read_before_an_array(way: Way) -> None:
 
 @some_ways
 def test_results_at_any_f32(way: Way) -> None:
-    """Results may lie anywhere in a caller's array: nothing wider than an f32 is stored."""
+    """Write results to any address of an f32: kernels must not store wider values."""
     aligned = {f"output{i}": 4 for i in range(len(way.formats) + 1)}
-    found = weights(K, [N], names=way.formats)
-    way.check(random_x(way.rows, K), found, alignments=aligned)
+    ws = weights(K, [N], names=way.formats)
+    way.check(random_x(way.rows, K), ws, alignments=aligned)
 
 
 # --- distributions ------------------------------------------------------------------------------
@@ -329,27 +329,27 @@ SCALES: Final = ("normal", "zero", "denormal", "largest", "mixed")
 def test_distributions_and_scales(way: Way) -> None:
     x = np.stack([*distributions(K).values()])
     for scales in SCALES:
-        found = weights(K, [way.columns], scales, way.formats)
-        for y, w in zip(way.products(x, found), found, strict=True):
+        ws = weights(K, [way.columns], scales, way.formats)
+        for y, w in zip(way.products(x, ws), ws, strict=True):
             inside = stays_inside(x, w)
             assert inside[:5].all()
             assert_contract(y[inside], x[inside], w, BOUNDS[way.precision])
 
 
 def stays_inside(x: Floats, w: Weight) -> NDArray[np.bool_]:
-    """The rows of x whose products are sums that stay in f32's range in every order."""
+    """Return the rows of x whose sums stay in the range of f32, in any order of the terms."""
     sizes = np.abs(x).astype(np.float64) @ np.abs(w.values)
     return np.asarray(sizes.max(1) <= np.finfo(F32).max)
 
 
 @pytest.mark.parametrize("way", [FEW[0], *FEW[2:]], ids=str)
-def test_a_huge_element_where_a_q4_1_weight_is_0(way: Way) -> None:
-    """There d q and m cancel each other, and may not be added up apart."""
+def test_a_huge_element_times_a_q4_1_weight_of_0(way: Way) -> None:
+    """Check that scale · quant and minimum, which cancel out, are added before the product."""
     blocks = random_blocks(FORMATS["Q4_1"], K, N, "normal", np.random.default_rng(0))
     d = np.random.default_rng(1).normal(0, 0.05, blocks.shape[:2]).astype(np.float16)
     quants = np.arange(N)[:, np.newaxis] % 16  # of 0, by column
-    set_halves(blocks, 0, d)
-    set_halves(blocks, 2, (-d * quants).astype(np.float16))
+    set_f16(blocks, 0, d)
+    set_f16(blocks, 2, (-d * quants).astype(np.float16))
     blocks[:, 0, 4] = quants[:, 0] * 17  # elements 0 and 16
     w, x = wrap("Q4_1", K, blocks), random_x(2, K)
     x[:, 0] = 1e20
@@ -362,7 +362,7 @@ def test_a_huge_element_where_a_q4_1_weight_is_0(way: Way) -> None:
 def test_denormal_activations(way: Way) -> None:
     x = (random_x(17, K) * 1e-40).astype(F32)
     assert np.any(np.abs(x[x != 0]) < np.finfo(F32).tiny)
-    x[::2, :7] = 1  # beside numbers that are not
+    x[::2, :7] = 1  # normal numbers beside denormals
     way.check(x, weights(K, [way.columns], "largest", way.formats))
 
 
@@ -370,8 +370,8 @@ def test_denormal_activations(way: Way) -> None:
 def test_denormal_results_are_rounded_once(way: Way) -> None:
     x = (random_x(17, K) * 1e-41).astype(F32)
     for scales in ("normal", "denormal"):
-        found = weights(K, [way.columns], scales, way.formats)
-        for y, w in zip(way.products(x, found), found, strict=True):
+        ws = weights(K, [way.columns], scales, way.formats)
+        for y, w in zip(way.products(x, ws), ws, strict=True):
             exact = x.astype(np.float64) @ w.values
             size = np.sqrt(x.astype(np.float64) ** 2 @ w.values**2)
             assert np.any((y != 0) & (np.abs(y) < np.finfo(F32).tiny))
@@ -380,16 +380,16 @@ def test_denormal_results_are_rounded_once(way: Way) -> None:
 
 @some_ways
 def test_results_beyond_f32_are_infinite(way: Way) -> None:
-    found = weights(K, [N], "largest", way.formats)
+    ws = weights(K, [N], "largest", way.formats)
     rows = 8
-    xs = [np.where(w.values[:, :rows] < 0, F32(-1e38), F32(1e38)).T for w in found]
-    for i, y in enumerate(way.products(np.concatenate(xs), found)):
-        x, mine = xs[i].astype(np.float64), y[rows * i : rows * (i + 1)]
-        exact = x @ found[i].values
-        same = np.eye(rows, N, dtype=bool)  # where no term has another sign
+    xs = [np.where(w.values[:, :rows] < 0, F32(-1e38), F32(1e38)).T for w in ws]
+    for i, y in enumerate(way.products(np.concatenate(xs), ws)):
+        x, own = xs[i].astype(np.float64), y[rows * i : rows * (i + 1)]
+        exact = x @ ws[i].values
+        same = np.eye(rows, N, dtype=bool)  # sums whose terms all have the same sign
         assert np.all(np.abs(exact[same]) > np.finfo(F32).max)
-        np.testing.assert_array_equal(mine[same], np.sign(exact[same]) * np.inf)
-        assert not np.isfinite(mine[np.abs(exact) > np.finfo(F32).max]).any()
+        np.testing.assert_array_equal(own[same], np.sign(exact[same]) * np.inf)
+        assert not np.isfinite(own[np.abs(exact) > np.finfo(F32).max]).any()
 
 
 # --- NaN and Inf ----------------------------------------------------------------------------------
@@ -398,11 +398,11 @@ def test_results_beyond_f32_are_infinite(way: Way) -> None:
 @some_ways
 def test_not_finite_activations(way: Way) -> None:
     x = not_finite_rows(K)
-    found = weights(K, [way.columns], "mixed", way.formats)
+    ws = weights(K, [way.columns], "mixed", way.formats)
     clean = np.where(np.isfinite(x), x, F32(1))
     same = np.isfinite(x).all(1)
-    others = way.products(clean, found)
-    for y, other, w in zip(way.products(x, found), others, found, strict=True):
+    others = way.products(clean, ws)
+    for y, other, w in zip(way.products(x, ws), others, ws, strict=True):
         assert_ieee(y, x, w, BOUNDS[way.precision])
         np.testing.assert_array_equal(y[same], other[same])
 
@@ -411,8 +411,8 @@ def test_not_finite_activations(way: Way) -> None:
 @pytest.mark.parametrize("way", FEW[:4], ids=str)
 def test_not_finite_activations_beside_padding(way: Way, layout: str) -> None:
     x = not_finite_rows(N)
-    found = weights(N, [5], names=FLOAT_FORMATS)
-    for y, w in zip(replace(way, layout=layout).products(x, found), found, strict=True):
+    ws = weights(N, [5], names=FLOAT_FORMATS)
+    for y, w in zip(replace(way, layout=layout).products(x, ws), ws, strict=True):
         assert_ieee(y, x, w)
 
 
@@ -420,17 +420,17 @@ def test_not_finite_activations_beside_padding(way: Way, layout: str) -> None:
 def test_not_finite_scales(way: Way) -> None:
     n = 1 if way.schedule == ELEMENT else N
     for value in (np.inf, -np.inf, np.nan):
-        found = spoiled_weights(K, (n,), value)
+        ws = spoiled_weights(K, (n,), value)
         aligned = [in_step(w) for w in spoiled_weights(K, (n,), 1.0)]
         x = np.concatenate([*hard_x(K), *aligned])
-        for y, w in zip(way.products(x, found), found, strict=True):
+        for y, w in zip(way.products(x, ws), ws, strict=True):
             assert not np.isfinite(w.values).all()
             assert_ieee(y, x, w)
 
 
 @pytest.mark.parametrize("way", [MATRIX[0], MATRIX[1]], ids=str)
-def test_the_rough_rows_are_what_saves_them(way: Way) -> None:
-    """Without a path of their own, bf16 terms would lose Inf, huge and tiny numbers."""
+def test_rough_rows_need_a_path_of_their_own(way: Way) -> None:
+    """Check that bf16 terms alone lose Inf, huge and tiny numbers."""
     w = weight("Q4_0", K, N)
     x = random_x(20, K)
     x[3, 5], x[4, 100], x[5] = np.inf, -3e38, x[5] * 1e-37
@@ -447,7 +447,7 @@ def test_the_rough_rows_are_what_saves_them(way: Way) -> None:
 
 
 def without_rough_rows(text: str) -> str:
-    """The text of a kernel that takes every row for one that bf16 terms represent."""
+    """Return the text of a kernel that treats every row as one that bf16 terms can hold."""
     return text.replace("a.x_rough[row] == 0", "true").replace("a.x_rough[row] != 0", "false")
 
 
@@ -456,31 +456,31 @@ def without_rough_rows(text: str) -> str:
 
 @every_layout
 @pytest.mark.parametrize("arch", _WAVES)
-def test_values_are_ggufs(arch: str, layout: str) -> None:
-    found = all_bits()
-    args = [w.tensor for w in found]
-    plan = hip_plan(dequantizer(len(found)), f"hip:{arch}", args, PlanOptions(layout=layout))
+def test_values_equal_those_of_the_gguf_package(arch: str, layout: str) -> None:
+    ws = all_bits()
+    args = [w.tensor for w in ws]
+    plan = hip_plan(dequantizer(len(ws)), f"hip:{arch}", args, PlanOptions(layout=layout))
     assert {kernel.schedule for kernel in plan.kernels} == {DEQUANTIZE}
-    for got, w in zip(run_on_host(plan, args), found, strict=True):
+    for got, w in zip(run_on_host(plan, args), ws, strict=True):
         assert_same_bits(got, w)
 
 
 @every_layout
 @pytest.mark.parametrize("block_size", [None, 32])
-def test_rows_are_ggufs(layout: str, block_size: int | None) -> None:
-    found, ids = tables(), some_ids(2, 9)
-    args = [ids, *(w.tensor for w in found)]
+def test_rows_equal_those_of_the_gguf_package(layout: str, block_size: int | None) -> None:
+    ws, ids = tables(), some_ids(2, 9)
+    args = [ids, *(w.tensor for w in ws)]
     plan_options = PlanOptions(layout=layout, block_size=block_size)
-    plan = hip_plan(lookups(len(found)), "hip:gfx1030", args, plan_options)
+    plan = hip_plan(lookups(len(ws)), "hip:gfx1030", args, plan_options)
     assert {kernel.schedule for kernel in plan.kernels} == {LOOKUP}
-    for got, w in zip(run_on_host(plan, args), found, strict=True):
+    for got, w in zip(run_on_host(plan, args), ws, strict=True):
         assert_rows(got, ids, w)
 
 
 @every_layout
 @pytest.mark.parametrize("name", FORMATS)
-def test_ids_that_no_row_has_give_nan(name: str, layout: str) -> None:
-    """Ids on a device are not checked before the launch, and nothing outside is read."""
+def test_ids_out_of_range_give_nan(name: str, layout: str) -> None:
+    """Check that kernels read nothing for such ids, which a device array may contain."""
     w = weight(name, 256, N)
     ids = np.array([0, N, -1, N - 1, 2**31, -(2**63), 2**63 - 1, 2**32], np.int64)
     known = (ids >= 0) & (ids < N)

@@ -1,4 +1,4 @@
-"""The search without a GPU: what is tried, what is rejected, what later calls make of it."""
+"""The search without a GPU: candidates, rejections, and plans with measured constants."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -41,14 +41,14 @@ KEY = Key(K, N, "Q4_1", 1, "f32")
 
 @pytest.fixture(autouse=True)
 def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache of the test's own."""
+    """Give the test a cache directory of its own."""
     monkeypatch.setenv("Q4JIT_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setattr(tunings, "_kept", {})
     return tmp_path / "cache"
 
 
 def searched(bench: SearchBench, *keys: Key) -> search.Results:
-    return search.search(bench, keys)  # type: ignore[arg-type]  # what a search asks of it is there
+    return search.search(bench, keys)  # type: ignore[arg-type]  # it has all that a search uses
 
 
 def is_smallest(kernel: HipKernel) -> bool:
@@ -58,7 +58,7 @@ def is_smallest(kernel: HipKernel) -> bool:
 # --- a search -------------------------------------------------------------------------------------
 
 
-def test_every_candidate_is_checked_then_timed_and_the_fastest_chosen() -> None:
+def test_a_search_checks_and_times_all_candidates_and_chooses_the_fastest() -> None:
     bench = SearchBench()
     trials = searched(bench, KEY)[KEY]
     assert len(trials) > 10
@@ -68,13 +68,13 @@ def test_every_candidate_is_checked_then_timed_and_the_fastest_chosen() -> None:
     assert best is not None
     assert {("block_size", 64), ("ahead", 1), ("columns", 1)} <= set(best.constants)
     assert len(bench.run_rows) == len(trials)
-    # once each, and the four best three times in turns
+    # each once, and then the best four in three turns
     assert len(bench.timed) == len(trials) + 12
     last = [constants_of(kernel) for kernel in bench.timed[-12:]]
     assert last == last[:4] * 3
 
 
-def test_a_wrong_candidate_never_wins_and_is_reported() -> None:
+def test_a_wrong_candidate_is_rejected_and_reported() -> None:
     def fault(kernel: HipKernel, y: NDArray[Any]) -> None:
         if is_smallest(kernel):
             y[0, -1] *= 1.001
@@ -86,7 +86,7 @@ def test_a_wrong_candidate_never_wins_and_is_reported() -> None:
     assert wrong.us is None
     assert wrong.error is not None
     assert wrong.error > BOUNDS["f32"]
-    assert re.fullmatch(r"wrong: error \d\.\de-\d\d, allowed are 2e-06", wrong.rejected)
+    assert re.fullmatch(r"wrong: error \d\.\de-\d\d, the bound is 2e-06", wrong.rejected)
     assert not any(map(is_smallest, bench.timed))
     best = tunings.best(results[KEY])
     assert best is not None
@@ -98,7 +98,7 @@ def test_a_wrong_candidate_never_wins_and_is_reported() -> None:
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_a_result_that_was_not_written_is_rejected(value: float) -> None:
+def test_a_result_that_is_not_finite_is_rejected(value: float) -> None:
     def fault(kernel: HipKernel, y: NDArray[Any]) -> None:
         if is_smallest(kernel):
             y[0, 0] = value
@@ -107,7 +107,7 @@ def test_a_result_that_was_not_written_is_rejected(value: float) -> None:
     bench.fault = fault
     (wrong,) = (t for t in searched(bench, KEY)[KEY] if t.rejected)
     assert wrong.rejected == "wrong: results are NaN or Inf"
-    assert tunings.stored()[MACHINE, KEY]  # a file has no NaN
+    assert tunings.stored()[MACHINE, KEY]  # the file is readable: it contains no NaN
 
 
 @pytest.mark.parametrize(
@@ -127,7 +127,7 @@ def test_a_candidate_that_does_not_run_is_rejected(error: Exception) -> None:
     assert rejected in tunings.stored()[MACHINE, KEY]
 
 
-def test_a_lost_device_ends_the_search_and_what_is_done_is_kept() -> None:
+def test_a_lost_device_ends_the_search_and_finished_keys_are_kept() -> None:
     def fault(kernel: HipKernel, y: NDArray[Any]) -> None:
         if len(y) > 1:
             bench.lost = True
@@ -140,7 +140,7 @@ def test_a_lost_device_ends_the_search_and_what_is_done_is_kept() -> None:
     assert [key for _, key in tunings.stored()] == [KEY]
 
 
-def test_full_tiles_and_others_are_checked() -> None:
+def test_candidates_are_checked_with_full_and_partial_tiles() -> None:
     bench = SearchBench()
     keys = [replace(KEY, m=m) for m in (1, 2, 4, 8, 16, 32, 64, MANY_ROWS, 1024)]
     searched(bench, *keys)
@@ -178,7 +178,7 @@ def test_a_second_search_measures_nothing() -> None:
     assert again.timed == []
 
 
-def test_what_is_new_alone_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_new_candidates_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     few = _only(lambda kernel: kernel.block_size == 128)
     monkeypatch.setattr(search, "candidates", few)
     before = searched(SearchBench(), KEY)[KEY]
@@ -202,28 +202,28 @@ def _only(
     return lambda target, kernel, m: tuple(c for c in candidates(target, kernel, m) if wanted(c))
 
 
-def test_a_changed_text_is_measured_again_and_a_lost_candidate_forgotten() -> None:
+def test_changed_text_is_measured_again_and_removed_candidates_are_dropped() -> None:
     trials = searched(SearchBench(), KEY)[KEY]
     changed = replace(trials[0], text="0" * 16)
-    lost = replace(trials[1], constants=(("block_size", 96),), us=0.1)
-    tunings.keep(MACHINE, KEY, (changed, lost, *trials[2:]))
+    removed = replace(trials[1], constants=(("block_size", 96),), us=0.1)
+    tunings.keep(MACHINE, KEY, (changed, removed, *trials[2:]))
     bench = SearchBench()
     again = searched(bench, KEY)[KEY]
     assert len(bench.run_rows) == 2
     assert {t.constants for t in again} == {t.constants for t in trials}
-    tunings.keep(MACHINE, KEY, (*trials, lost))
-    assert lost not in searched(SearchBench(), KEY)[KEY]
-    assert lost not in tunings.stored()[MACHINE, KEY]
+    tunings.keep(MACHINE, KEY, (*trials, removed))
+    assert removed not in searched(SearchBench(), KEY)[KEY]
+    assert removed not in tunings.stored()[MACHINE, KEY]
 
 
 @pytest.mark.parametrize("platform", ["amd", "nvidia"])
-def test_times_are_those_of_a_graph(platform: str, tmp_path: Path) -> None:
+def test_times_are_taken_from_a_graph(platform: str, tmp_path: Path) -> None:
     folder = str(fake_gpu.build(tmp_path, platform))
-    places = {"FAKE_PLATFORM": platform, "FAKE_FOLDER": folder, "ROCM_PATH": folder}
+    variables = {"FAKE_PLATFORM": platform, "FAKE_FOLDER": folder, "ROCM_PATH": folder}
     child.run(
         """
         driver, first, _ = start()
-        bench = Bench.__new__(Bench)  # as it is made, but for the compiler
+        bench = Bench.__new__(Bench)  # without a compiler
         bench.device, bench._driver, bench._closing = first, driver, contextlib.ExitStack()
         kernel = driver.load(0, fake.code(), "scale_1")
         launch = driver.prepare(kernel, (1, 1, 1), (32, 1, 1), 0, "i")
@@ -238,7 +238,7 @@ def test_times_are_those_of_a_graph(platform: str, tmp_path: Path) -> None:
         kept = DeviceArray((4,), first)
         held_by_graphs.append(kept)
         us = bench.replay_us(calls_on)
-        assert us == 1500 / 4, us  # the fake's events, and the calls of a graph
+        assert us == 1500 / 4, us  # the fake's events are 1500 µs apart; a graph has four calls
         assert turns == [(0, False), (0, False), (0, True), (1, True), (2, True), (0, True)]
         assert fake["replays"] == 4 and fake["graphs"] == 0 and fake["events"] == 0
         assert held_by_graphs == [kept]
@@ -248,7 +248,7 @@ def test_times_are_those_of_a_graph(platform: str, tmp_path: Path) -> None:
         assert fake["streams"] == 0
         """,
         prelude=PRELUDE + _REPLAY_IMPORTS,
-        **places,
+        **variables,
     )
 
 
@@ -265,7 +265,7 @@ from q4jit.hip.workspace import held_by_graphs
 
 def plan_of(
     m: int,
-    tuned: tunings.Tuned | None,
+    measured: tunings.Measured | None,
     arch: str = "gfx1100",
     finite: bool = True,
     shape: tuple[int, int] = (K, N),
@@ -273,43 +273,43 @@ def plan_of(
 ) -> HipPlan:
     spec = WeightSpec(fmt, *shape, finite)
     graph = trace(search.products, (array_spec((m, shape[0])), spec))
-    return make_plan(graph, find_target(f"hip:{arch}"), m, PlanOptions(), tuned)
+    return make_plan(graph, find_target(f"hip:{arch}"), m, PlanOptions(), measured)
 
 
-def choice_of(schedule: str = "gemv", **constants: int | str) -> tunings.Tuned:
+def choice_of(schedule: str = "gemv", **constants: int | str) -> tunings.Measured:
     trial = Trial(
         schedule, tuple(sorted(constants.items())), "0" * 16, 1.0, 0.0, "", tunings.today()
     )
     return lambda key: Choice(trial, "a file")
 
 
-def test_a_plan_takes_what_was_measured() -> None:
+def test_a_plan_takes_measured_constants() -> None:
     asked = []
 
-    def tuned(key: Key) -> Choice | None:
+    def measured(key: Key) -> Choice | None:
         asked.append(key)
         return choice_of(block_size=64, columns=4)(key)
 
-    plan = plan_of(1, tuned)
+    plan = plan_of(1, measured)
     assert set(asked) == {KEY} == set(keys_of(plan, 1, PlanOptions()))
     kernel = product_kernel(plan)
     assert (kernel.block_size, kernel.columns, kernel.ahead) == (64, 4, 1)
-    assert kernel.origin == "tuned: a file"
+    assert kernel.origin == "a file"
     default = product_kernel(plan_of(1, lambda key: None))
     assert constants_of(default) == constants_of(product_kernel(plan_of(1, None)))
     assert default.origin == ""
 
 
-def test_a_plan_takes_a_schedule_and_what_comes_before_it() -> None:
-    rule = plan_of(64, None)
-    assert [k.schedule for k in rule.kernels] == ["rows", "tile_matrix"]
+def test_a_plan_takes_the_measured_schedule_and_drops_its_rows_kernel() -> None:
+    by_rule = plan_of(64, None)
+    assert [k.schedule for k in by_rule.kernels] == ["rows", "tile_matrix"]
     plan = plan_of(64, choice_of("tile_fma"))
     assert [k.schedule for k in plan.kernels] == ["tile_fma"]
 
 
 @pytest.mark.parametrize("arch", ["gfx1100", "sm_90"])
-def test_a_choice_that_another_section_forbids_is_left(arch: str) -> None:
-    """x is split in one way for all: Q8_0 beside it takes Q4_0 to `tile_matrix`, by rule."""
+def test_a_choice_that_another_section_forbids_is_ignored(arch: str) -> None:
+    """Check that x is split in one way: with Q8_0 beside it, Q4_0 takes `tile_matrix` by rule."""
 
     def both(x: Any, a: Any, b: Any) -> Any:
         return x @ a, x @ b
@@ -317,15 +317,15 @@ def test_a_choice_that_another_section_forbids_is_left(arch: str) -> None:
     signature = (array_spec((64, 256)), WeightSpec("Q4_0", 256, N), WeightSpec("Q8_0", 256, N))
     graph, target = trace(both, signature), find_target(f"hip:{arch}")
 
-    def tuned(key: Key) -> Choice | None:
-        rule = product_kernel(plan_of(64, None, arch, shape=(256, N), fmt="Q4_0"))
-        found = candidates(target, rule, 64)[1]
-        return (
-            choice_of(found.schedule, **constants_of(found))(key) if key.format == "Q4_0" else None
-        )
+    def measured(key: Key) -> Choice | None:
+        if key.format != "Q4_0":
+            return None
+        by_rule = product_kernel(plan_of(64, None, arch, shape=(256, N), fmt="Q4_0"))
+        chosen = candidates(target, by_rule, 64)[1]
+        return choice_of(chosen.schedule, **constants_of(chosen))(key)
 
-    assert tuned(Key(256, N, "Q4_0", 64, "f32")) is not None
-    plan = make_plan(graph, target, 64, PlanOptions(), tuned)
+    assert measured(Key(256, N, "Q4_0", 64, "f32")) is not None
+    plan = make_plan(graph, target, 64, PlanOptions(), measured)
     assert [k.schedule for k in plan.kernels] == ["rows", "tile_matrix", "tile_matrix"]
     assert not any(k.origin for k in plan.kernels)
 
@@ -333,7 +333,7 @@ def test_a_choice_that_another_section_forbids_is_left(arch: str) -> None:
 @pytest.mark.parametrize("arch", ["gfx90a", "gfx1100", "sm_90"])
 @pytest.mark.parametrize("m", [1, 4, 17])
 def test_many_products_of_one_function_have_a_tiling(m: int, arch: str) -> None:
-    """More than a block has waves, even where each has a block to itself."""
+    """Plan more products than a thread block has waves."""
 
     def many(x: Any, *weights: Any) -> Any:
         return sum(x @ w for w in weights)
@@ -345,7 +345,7 @@ def test_many_products_of_one_function_have_a_tiling(m: int, arch: str) -> None:
 
 
 @pytest.mark.parametrize("arch", ["gfx90a", "gfx1201"])
-def test_more_products_than_there_is_room_for_take_another_schedule(arch: str) -> None:
+def test_products_without_room_for_their_sums_take_another_schedule(arch: str) -> None:
     def many(x: Any, *weights: Any) -> Any:
         return sum(x @ w for w in weights)
 
@@ -359,41 +359,42 @@ def test_more_products_than_there_is_room_for_take_another_schedule(arch: str) -
 
 
 @pytest.mark.parametrize(
-    ("tuned", "found"),
+    ("measured", "message"),
     [
-        (choice_of(block_size=96), "a file: found gemv block_size=96 for products on hip:gfx1100"),
-        (choice_of(block_size="64"), "found gemv block_size=64"),
-        (choice_of(warp=1), "found gemv warp=1"),
-        (choice_of(layout="evil"), "found gemv layout=evil"),
-        (choice_of(rows_per_tile=8), "found gemv rows_per_tile=8"),
-        (choice_of("tile_fma"), "a file: found the schedule tile_fma for Q4_1 [64, 5], M class 1"),
-        (choice_of("element"), "accepted are gemv; q4jit tune measures again"),
+        (choice_of(block_size=96), "candidates for products on hip:gfx1100 (with the constants "),
+        (choice_of(block_size=96), "got gemv block_size=96; run q4jit tune again"),
+        (choice_of(block_size="64"), "got gemv block_size=64"),
+        (choice_of(warp=1), "got gemv warp=1"),
+        (choice_of(layout="evil"), "got gemv layout=evil"),
+        (choice_of(rows_per_tile=8), "got gemv rows_per_tile=8"),
+        (choice_of("tile_fma"), "a file: expected schedule gemv for Q4_1 [64, 5], M class 1"),
+        (choice_of("element"), "got element; run q4jit tune again, which replaces the entry"),
     ],
 )
-def test_what_is_no_candidate_is_an_error(tuned: tunings.Tuned, found: str) -> None:
-    with pytest.raises(TuningError, match=re.escape(found)):
-        plan_of(1, tuned)
+def test_constants_of_no_candidate_are_an_error(measured: tunings.Measured, message: str) -> None:
+    with pytest.raises(TuningError, match=re.escape(message)):
+        plan_of(1, measured)
 
 
 @pytest.mark.parametrize(("suits", "precision"), [(True, "f16"), (False, "f16"), (False, "f32")])
-def test_what_was_measured_with_weights_in_f16_serves_no_others(
+def test_constants_measured_with_f16_weights_serve_only_such_weights(
     suits: bool, precision: str
 ) -> None:
     target, m = find_target("hip:sm_90"), 512
     graph = trace(search.products, (array_spec((m, 4096)), WeightSpec("Q4_0", 4096, 4096)))
-    rule = make_plan(graph, target, m, PlanOptions(precision))
-    tall = candidates(target, product_kernel(rule), m)[-1]
+    by_rule = make_plan(graph, target, m, PlanOptions(precision))
+    tall = candidates(target, product_kernel(by_rule), m)[-1]
     spec = WeightSpec("Q4_0", 4096, 4096, suits_f16=suits)
     graph = trace(search.products, (array_spec((m, 4096)), spec))
-    tuned = choice_of(tall.schedule, **constants_of(tall))
-    kernel = product_kernel(make_plan(graph, target, m, PlanOptions(precision), tuned))
+    measured = choice_of(tall.schedule, **constants_of(tall))
+    kernel = product_kernel(make_plan(graph, target, m, PlanOptions(precision), measured))
     assert kernel.folded == (suits and precision == "f16")
     assert bool(kernel.origin) == (suits or precision == "f32")
 
 
-def test_what_a_caller_asks_for_goes_before() -> None:
-    def tuned(key: Key) -> Choice | None:
-        raise AssertionError("asked")
+def test_a_callers_options_override_measured_constants() -> None:
+    def measured(key: Key) -> Choice | None:
+        raise AssertionError("looked up")
 
     graph = plan_of(1, None).graph
     target = find_target("hip:gfx1100")
@@ -402,29 +403,30 @@ def test_what_a_caller_asks_for_goes_before() -> None:
         PlanOptions(schedule="element"),
         PlanOptions(layout="gguf"),
     ):
-        make_plan(graph, target, 1, plan_options, tuned)
-    plan_of(1, tuned, finite=False)  # scales with NaN: no candidate was run on such
+        make_plan(graph, target, 1, plan_options, measured)
+    plan_of(1, measured, finite=False)  # no candidate was measured with NaN among the scales
 
 
 @pytest.mark.parametrize("arch", ["gfx90a", "gfx1030", "gfx1100"])
 @pytest.mark.parametrize("m", [1, 2, 4, 8])
 def test_candidates_are_legal_and_distinct(arch: str, m: int) -> None:
     plan = plan_of(m, None, arch)
-    found = candidates(plan.target, product_kernel(plan), m)
-    assert found[0] == product_kernel(plan)
-    assert len(set(found)) == len(found) > 5
+    kernels = candidates(plan.target, product_kernel(plan), m)
+    assert kernels[0] == product_kernel(plan)
+    assert len(set(kernels)) == len(kernels) > 5
     wave = plan.target.hip.wave
-    assert all(k.block_size % wave == 0 and k.rows_per_tile * k.columns <= k.lanes for k in found)
+    assert all(k.block_size % wave == 0 for k in kernels)
+    assert all(k.rows_per_tile * k.columns <= k.lanes for k in kernels)
 
 
 @pytest.mark.parametrize("arch", ["gfx90a", "gfx1100", "gfx1201", "sm_90"])
 @pytest.mark.parametrize("m", [1, 2, 4, 8, 16, 32, 64, 512, 2048])
 def test_candidates_for_matrix_units_are_legal_and_distinct(m: int, arch: str) -> None:
     plan = plan_of(m, None, arch, shape=(4096, 4096), fmt="Q4_0")
-    found = candidates(plan.target, product_kernel(plan), m)
-    assert found[0] == product_kernel(plan)
-    assert len(set(found)) == len(found) > 3
-    for k in found:
+    kernels = candidates(plan.target, product_kernel(plan), m)
+    assert kernels[0] == product_kernel(plan)
+    assert len(set(kernels)) == len(kernels) > 3
+    for k in kernels:
         waves_n, splits = k.columns // 16 // k.wave_panels, k.splits
         assert k.block_size % (plan.target.hip.wave * waves_n) == 0
         assert k.block_size <= 1024
@@ -433,16 +435,16 @@ def test_candidates_for_matrix_units_are_legal_and_distinct(m: int, arch: str) -
 
 @pytest.mark.parametrize("m", [1, 3])
 def test_candidates_compute_the_product(m: int) -> None:
-    """A few of them, run on the host: the smallest, the largest, one between."""
+    """Run the smallest, the largest and a middle candidate on the host."""
     x, w = random_x(m, 4096), random_weight("Q4_1", 4096, 9)
     signature = (array_spec(x.shape), WeightSpec("Q4_1", 4096, 9))
     plan = make_plan(
         trace(search.products, signature), find_target("hip:gfx1030"), m, PlanOptions()
     )
     kernel = product_kernel(plan)
-    found = candidates(plan.target, kernel, m)
+    variants = candidates(plan.target, kernel, m)
     exact = x.astype(np.float64) @ w.dequantize().astype(np.float64)
-    for variant in (found[1], found[len(found) // 2], found[-1]):
+    for variant in (variants[1], variants[len(variants) // 2], variants[-1]):
         (y,) = run_on_host(search._with(plan, kernel, variant), (x, w))
         np.testing.assert_allclose(y, exact, rtol=1e-4, atol=1e-5)
 
@@ -476,7 +478,7 @@ class FakeCall:
 
 @pytest.fixture
 def benches(monkeypatch: pytest.MonkeyPatch) -> list[SearchBench]:
-    """Calls go to a GPU that runs nothing; gives the benches of the searches."""
+    """Send calls to a GPU that runs nothing; return the benches of all searches."""
     made: list[SearchBench] = []
     hip = replace(
         find_backend(Target("hip", DEVICE.arch)),
@@ -504,7 +506,7 @@ def double(x: Any, w: Any) -> Any:
     return 2 * (x @ w)
 
 
-def test_the_first_call_of_a_class_tunes_and_later_ones_reuse(benches: list[SearchBench]) -> None:
+def test_only_the_first_call_of_a_class_searches(benches: list[SearchBench]) -> None:
     f: Any = specialize(double, tune=True)
     w = random_weight("Q4_1", K, N)
     assert f(random_x(1, K), w) == "run"
@@ -512,50 +514,50 @@ def test_the_first_call_of_a_class_tunes_and_later_ones_reuse(benches: list[Sear
     assert len(benches[0].timed) > 10
     assert "BLOCK_SIZE = 64;" in f.inspect_source()
     date = tunings.stored()[MACHINE, KEY][0].date[:10]
-    assert f"double: constants tuned: {tunings.path()}, {date}" in f.explain()
+    assert f"double: measured constants ({tunings.path()}, {date}" in f.explain()
     f(random_x(1, K), w)
     f(random_x(3, K), w)
     assert len(benches) == 2
-    f(random_x(4, K), w)  # of the same class
+    f(random_x(4, K), w)  # the same class
     assert len(benches) == 2
-    # another function, another process: nothing is measured, with tune=True or without
+    # another function measures nothing, with or without tune=True
     for options in ({"tune": True}, {}):
         other: Any = specialize(lambda x, w: x @ w + 1, **options)
         other(random_x(1, K), w)
-        assert "constants tuned: " in other.explain()
+        assert "measured constants (" in other.explain()
         assert "BLOCK_SIZE = 64;" in other.inspect_source()
     assert all(not bench.timed for bench in benches[2:])
 
 
-def test_without_a_search_the_rules_choose(benches: list[SearchBench]) -> None:
+def test_without_a_search_the_rules_choose_the_constants(benches: list[SearchBench]) -> None:
     f: Any = specialize(double)
     f(random_x(1, K), random_weight("Q4_1", K, N))
     assert benches == []
-    assert "double: constants by the rules of the schedule" in f.explain()
+    assert "double: constants from the rules" in f.explain()
 
 
-def test_kernels_that_are_all_wrong_are_an_error(
+def test_a_search_without_a_right_candidate_is_an_error(
     benches: list[SearchBench], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(SearchBench, "fault", staticmethod(lambda kernel, y: y.fill(0)))
     f: Any = specialize(double, tune=True)
-    with pytest.raises(TuningError, match=r"all rejected\n(.|\n)*rejected: wrong: error"):
+    with pytest.raises(TuningError, match=r"every candidate .*\n(.|\n)*rejected: wrong: error"):
         f(random_x(1, K), random_weight("Q4_1", K, N))
 
 
-def test_a_choice_that_is_none_names_its_entry(benches: list[SearchBench]) -> None:
+def test_an_error_names_the_entry_of_an_unknown_candidate(benches: list[SearchBench]) -> None:
     (*_, trial) = searched(SearchBench(), KEY)[KEY]
     tunings.keep(MACHINE, KEY, (replace(trial, constants=(("block_size", 96),)),))
     f: Any = specialize(double)
-    with pytest.raises(TuningError, match=r"tunings\.json.*found gemv block_size=96"):
+    with pytest.raises(TuningError, match=r"tunings\.json.*, got gemv block_size=96"):
         f(random_x(1, K), random_weight("Q4_1", K, N))
 
 
-def test_on_the_cpu_nothing_is_tuned_and_explain_says_so() -> None:
+def test_explain_says_that_the_cpu_has_no_search() -> None:
     f: Any = specialize(double, tune=True, target="cpu")
     x, w = random_x(1, K), random_weight("Q4_1", K, N)
     np.testing.assert_allclose(f(x, w), 2 * (x @ w.dequantize()), rtol=1e-4, atol=1e-6)
-    assert "tune=True: kernels of the CPU have no constants to search for yet" in f.explain()
+    assert "tune=True is ignored: CPU kernels have no constants to search for" in f.explain()
     g: Any = specialize(double, target="cpu")
     g(x, w)
     assert "tune" not in g.explain()

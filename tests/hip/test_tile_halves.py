@@ -1,7 +1,8 @@
-"""Rows of x by Q4_0 on matrix units, x split before into f16 terms, executed without a GPU."""
+"""Execute `tile_halves` without a GPU: rows of x in f16 terms × Q4_0 on matrix units."""
 
 import itertools
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any, Final
 
@@ -12,10 +13,11 @@ from q4jit.frontend.specs import WeightSpec, array_spec
 from q4jit.frontend.trace import trace
 from q4jit.hip import search
 from q4jit.hip.candidates import candidates
-from q4jit.hip.kernel import GEMV_MATRIX, ROWS, TILE_HALVES
+from q4jit.hip.kernel import GEMV_MATRIX, ROWS, TILE_HALVES, HipKernel, HipPlan
 from q4jit.hip.memory import scratch
 from q4jit.hip.render import render
 from q4jit.hip.schedule import make_plan
+from q4jit.hip.tile_halves_sizes import TileHalvesSizes, matrix_rows
 from q4jit.plan.options import PlanOptions
 from q4jit.targets import find_target
 from q4jit.weights.layouts import TILES16
@@ -49,14 +51,50 @@ from tests.support.pairs import pairwise
 ARCHS: Final = ("gfx90a", "gfx942", "gfx1100", "gfx1201", "sm_80", "sm_90")
 BOUNDS: Final = {"f32": BOUND, "f16": 5e-4}
 PRECISIONS: Final = tuple(BOUNDS)
-K, N = 416, 37  # three quads and a quarter; two tiles of columns and a bit
+K, N = 416, 37  # three quads and a unit; two panels and five columns
 
 every_arch = pytest.mark.parametrize("arch", ARCHS)
 every_precision = pytest.mark.parametrize("precision", PRECISIONS)
-# Both heights of a tile on every kind of matrix unit; `test_every_class_of_rows` has all of both.
+# Tiles of two heights on every matrix unit; `test_every_class_of_rows` has all combinations.
 every_arch_at_one_m = pytest.mark.parametrize(
     ("arch", "m"), [*zip(ARCHS, itertools.cycle([20, 70]), strict=False)]
 )
+
+
+def sections_of(arch: str) -> Iterator[tuple[HipPlan, HipKernel]]:
+    """Yield kernels by rule and their candidates."""
+    w = tensor("Q4_0", 1056, 1000)
+    for m, precision, count in itertools.product((8, 33, 513), PRECISIONS, (1, 2)):
+        args = [zeros(m, 1056), *[w] * count]
+        plan = hip_plan(joined_products(count), f"hip:{arch}", args, PlanOptions(precision))
+        kernel = plan.kernels[-1]
+        if kernel.schedule == TILE_HALVES:
+            yield from ((plan, k) for k in (kernel, *candidates(plan.target, kernel, m)))
+
+
+@every_arch
+def test_sizes_divide_the_work_without_a_rest(arch: str) -> None:
+    for plan, kernel in sections_of(arch):
+        sizes = TileHalvesSizes(plan.target.hip, kernel)
+        assert sizes.waves_n * sizes.waves_k * plan.target.hip.wave == kernel.block_size
+        assert sizes.waves_n * kernel.wave_panels * 16 == kernel.columns
+        assert sizes.steps * matrix_rows(plan.target.hip) == kernel.rows_per_tile
+        assert sizes.stage_quads * 4 == sizes.quad_stages * kernel.stage_units
+        assert sizes.turns * sizes.waves_k == sizes.stage_quads
+        assert sizes.owned_rows * kernel.splits == kernel.rows_per_tile
+        runs = sorted((sizes.copiers, sizes.run_items))
+        assert runs[1] % runs[0] == 0, "threads share the items of a run evenly"
+        assert sizes.room_bytes == max(sizes.stages_bytes, sizes.sums_bytes)
+
+
+@every_arch
+def test_texts_have_no_constant_that_they_do_not_use(arch: str) -> None:
+    for plan, kernel in {k: (p, k) for p, k in sections_of(arch)}.values():
+        text = render(plan, kernel).text
+        own = text[text.index("BLOCK_SIZE =") : text.index("LDS_BYTES =")]
+        code = re.sub("//.*", "", text)
+        for name in re.findall(r"^constexpr \w+ (\w+) =", own, re.MULTILINE):
+            assert len(re.findall(rf"\b{name}\b", code)) > 1, (name, kernel.rows_class)
 
 
 def run(
@@ -67,7 +105,7 @@ def run(
     edit: Callable[[str], str] = str,
     **constants: Any,
 ) -> list[Floats]:
-    """The results, by the rules of the schedule but for these constants of the products."""
+    """Return the results of a plan by rule, whose products have these constants instead."""
     plan = hip_plan(function, f"hip:{arch}", args, PlanOptions(precision))
     assert [kernel.schedule for kernel in plan.kernels] == [ROWS, TILE_HALVES]
     first, last = plan.kernels
@@ -92,7 +130,7 @@ def test_few_rows(m: int, precision: str, arch: str) -> None:
 
 @every_arch
 def test_fewer_rows_than_an_instruction_has(arch: str) -> None:
-    """By request only."""
+    """Use more of an instruction than there are rows: only a caller asks for that."""
     x, w = random_x(3, K), weight("Q4_0", K, N)
     plan = hip_plan(one_product, f"hip:{arch}", [x, w.tensor], PlanOptions(schedule=TILE_HALVES))
     (y,) = run_on_host(plan, [x, w.tensor])
@@ -105,7 +143,7 @@ def test_fewer_rows_than_an_instruction_has(arch: str) -> None:
     [
         (8, 32, 5, {"splits": 1}),  # less than a quad
         (8, 1280, 70, {"columns": 32, "block_size": 128}),  # waves share columns
-        (8, 4256, 40, {"columns": 16, "block_size": 128}),  # stages, the last one in part
+        (8, 4256, 40, {"columns": 16, "block_size": 128}),  # several stages, the last one in part
         (16, 1056, 130, {"columns": 112, "block_size": 224}),  # threads that copy nothing
         (16, 1280, 65, {"columns": 64, "block_size": 64, "wave_panels": 2}),
         (64, 416, 130, {"columns": 128, "block_size": 128, "wave_panels": 2, "splits": 1}),
@@ -132,11 +170,11 @@ def test_every_shape(m: int, k: int, n: int, constants: dict[str, Any], arch: st
     PRECISIONS,
 )
 def test_stages_of_x_and_tall_tiles(constants: dict[str, Any], precision: str, arch: str) -> None:
-    """The last tile and the last stage in part; more stages than there are of K."""
+    """Check the last tile and the last stage in part, and more stages than K has."""
     constants = dict(constants)
-    if precision == "f32":  # which has two terms in the same room
+    if precision == "f32":  # its two terms have the same room
         constants["rows_per_tile"] = constants.get("rows_per_tile", 64) // 2
-    if arch == "sm_80":  # which has no clusters
+    if arch == "sm_80":  # no clusters
         constants["splits"] = 1
     for m, k in ((130, 672), (100, 96)):
         x, w = random_x(m, k), weight("Q4_0", k, 70)
@@ -146,7 +184,7 @@ def test_stages_of_x_and_tall_tiles(constants: dict[str, Any], precision: str, a
 
 @every_arch_at_one_m
 def test_scales_that_f16_values_cannot_have(m: int, arch: str) -> None:
-    """Weights are rounded to f16 where that is allowed, and are quants else."""
+    """Round weights to f16 if their scales allow it; else multiply quants."""
     w = weight("Q4_0", K, N)
     blocks = w.tensor.raw.reshape(N, -1, 18)
     scales = blocks[..., :2].copy().view(np.float16)[..., 0].astype(np.float64)
@@ -166,7 +204,7 @@ def test_scales_that_f16_values_cannot_have(m: int, arch: str) -> None:
 @pytest.mark.parametrize("arch", ["gfx942", "sm_90"])
 @pytest.mark.parametrize("step", [0, 2.0**-11, 2.0**-12, 0.3])
 def test_a_few_elements_that_round_badly(step: float, arch: str) -> None:
-    """Where they are most of a row, no other error makes up for theirs."""
+    """Hold the bound where they are most of a row, so that no other error hides theirs."""
     x, w = random_x(32, K), weight("Q4_0", K, N)
     x[:8, 5] = 1024 * (1 + step)
     x[8:16] = 0
@@ -181,7 +219,7 @@ def test_a_few_elements_that_round_badly(step: float, arch: str) -> None:
 @pytest.mark.parametrize("arch", ["gfx942", "gfx1100", "sm_80", "sm_90"])
 @pytest.mark.parametrize("precision", ["f32", "f16"])
 def test_scratch_has_room_for_whole_tiles(precision: str, arch: str) -> None:
-    """Of the rule's kernel and of every candidate; for the widest results too."""
+    """Check the kernel by rule and every candidate, for the widest results too."""
     target, k = find_target(f"hip:{arch}"), 1024
     for n, count, m in itertools.product(
         (4096, 36864, 151936, 262144), (1, 2, 3), (8, 17, 32, 33, 64, 65, 512, 513, 2048)
@@ -202,7 +240,7 @@ def test_scratch_has_room_for_whole_tiles(precision: str, arch: str) -> None:
 @pytest.mark.parametrize("splits", [2, 4, 8])
 @pytest.mark.parametrize("m", [3, 8, 16, 20, 64])
 def test_blocks_of_a_cluster_share_k(m: int, splits: int) -> None:
-    """Also such as have nothing of it: 1056 are nine quads."""
+    """Divide nine quads among blocks of which some have none."""
     x, w = random_x(m, 1056), weight("Q4_0", 1056, 70)
     plan = hip_plan(one_product, "hip:sm_90", [x, w.tensor], PlanOptions())
     *before, last = plan.kernels
@@ -222,7 +260,7 @@ def test_a_fused_function(m: int, arch: str) -> None:
 
 @every_arch
 def test_slices_of_a_product(arch: str) -> None:
-    """Their columns begin anywhere; a slice may be a kernel of its own."""
+    """Begin at any column; a slice may be a kernel of its own."""
     x, w = random_x(20, K), weight("Q4_0", K, N)
     cuts = (slice(16, 32), slice(5, 36), slice(36, 37), slice(32, 37), slice(8))
     plan = hip_plan(slices, f"hip:{arch}", [x, w.tensor], PlanOptions())
@@ -233,7 +271,7 @@ def test_slices_of_a_product(arch: str) -> None:
 
 @pairwise("precision m arch", ["f32", "f16", "i8"], [8, 20], ["gfx1100", "sm_90"])
 def test_beside_other_formats(m: int, precision: str, arch: str) -> None:
-    """x is prepared in one way for all of a function's products."""
+    """Prepare x in one way for all products of a function."""
 
     def both(x: Any, a: Any, b: Any) -> Any:
         return x @ a, x @ b
@@ -241,17 +279,17 @@ def test_beside_other_formats(m: int, precision: str, arch: str) -> None:
     x, a, b = random_x(m, K), weight("Q4_0", K, N), weight("Q8_0", K, N)
     plan = hip_plan(both, f"hip:{arch}", [x, a.tensor, b.tensor], PlanOptions(precision))
     assert not any(kernel.f16_terms and kernel.int8 for kernel in plan.kernels)
-    found = run_on_host(plan, [x, a.tensor, b.tensor])
-    for y, w in zip(found, (a, b), strict=True):
+    results = run_on_host(plan, [x, a.tensor, b.tensor])
+    for y, w in zip(results, (a, b), strict=True):
         assert_contract(y, x, w, {**BOUNDS, "i8": 2e-2}[precision])
 
 
 @every_arch
 def test_two_products(arch: str) -> None:
-    x, found = random_x(40, K), [weight("Q4_0", K, N, seed=seed) for seed in (1, 2)]
-    first, second, both = run(joined_products(2), [x, *(w.tensor for w in found)], arch)
-    assert_contract(first, x, found[0])
-    assert_contract(second, x, found[1])
+    x, weights = random_x(40, K), [weight("Q4_0", K, N, seed=seed) for seed in (1, 2)]
+    first, second, both = run(joined_products(2), [x, *(w.tensor for w in weights)], arch)
+    assert_contract(first, x, weights[0])
+    assert_contract(second, x, weights[1])
     np.testing.assert_array_equal(both, first + second)
 
 
@@ -272,7 +310,7 @@ def test_distributions_and_scales(scales: str, precision: str, arch: str) -> Non
 @every_arch
 @every_precision
 def test_an_outlier_that_a_weight_of_0_hides(precision: str, arch: str) -> None:
-    """What stands beside it must be as exact as if it stood alone."""
+    """Multiply the elements beside it as exactly as without it."""
     x, w = random_x(48, K), without_weight(K, N, 100)
     x[:, 100] = F32(2) ** np.arange(48)
     (y,) = run(one_product, [x, w.tensor], arch, precision)
@@ -311,16 +349,18 @@ def test_not_finite_activations(precision: str, arch: str) -> None:
     assert_ieee(y, x, w, BOUNDS[precision])
 
 
-def test_x_may_not_be_overwritten_while_it_is_multiplied() -> None:
-    """On the host products are computed when they are awaited, which is as late as they may be."""
+def test_x_is_not_overwritten_while_it_is_multiplied() -> None:
+    """Compute products when they are awaited, as late as a GPU may: the host does so."""
     x, w = random_x(64, 1024), weight("Q4_0", 1024, N)
 
     def without_wait(text: str) -> str:
-        assert text.count("            await_multiplied(before);") == 1
-        later = text.replace("            await_multiplied(before);", "")
-        return later.replace(
-            "    UNROLL for (int p = 0; p < PRODUCTS; ++p)\n", "    await_multiplied({});\n", 1
-        )
+        """Return the text that awaits products after the last stage instead of after each."""
+        wait, after_loop = "await_multiplied(before);", "\n    // --- reduce"
+        if after_loop not in text:
+            after_loop = "\n    // --- epilogue"
+        assert text.count(wait) == text.count(after_loop) == 1
+        late = f"    await_multiplied({{}});\n{after_loop}"
+        return text.replace(wait, "").replace(after_loop, late)
 
     def check(edit: Callable[[str], str]) -> None:
         (y,) = run(one_product, [x, w.tensor], "sm_90", "f16", edit, splits=1)
@@ -332,12 +372,12 @@ def test_x_may_not_be_overwritten_while_it_is_multiplied() -> None:
 
 
 @every_arch
-def test_rough_rows_are_what_saves_them(arch: str) -> None:
+def test_results_of_rough_rows_are_stored(arch: str) -> None:
     x, w = random_x(20, K), without_weight(K, N, 5)
     x[3, 5], x[7] = 1e30, x[7] * F32(1e-37)  # hidden by a weight of 0; too small for f16
 
     def without_rough_rows(text: str) -> str:
-        """The text, in which rows that terms do not represent are left as they are."""
+        """Return the text without its last phase, which computes rough rows."""
         return text.replace("if (!any_rough) return;", "if (!any_rough || K > 0) return;")
 
     (right,) = run(one_product, [x, w.tensor], arch)
@@ -357,9 +397,9 @@ def test_nvidias_compiler_keeps_all_in_registers(arch: str) -> None:
         for function, more in ((one_product, [w]), (gated, [w, w, zeros(4096)]))
     ]
     kernels = [(plan, kernel) for plan in plans for kernel in plan.kernels]
-    found = [render(plan, kernel) for plan, kernel in kernels]
-    cubins = in_parallel(lambda s: compiler.compile_object(s.text, s.target), found)
-    # two terms of 64 rows, held to 128 registers, are fastest with a few addresses in memory
+    sources = [render(plan, kernel) for plan, kernel in kernels]
+    cubins = in_parallel(lambda s: compiler.compile_object(s.text, s.target), sources)
+    # Two terms of 64 rows in 128 registers are fastest with a few addresses in memory.
     allowed = [32 if k.is_bounded and not k.folded else 0 for _, k in kernels]
     assert all(frame_bytes(c) <= most for c, most in zip(cubins, allowed, strict=True))
 
@@ -374,5 +414,5 @@ def test_amds_compiler_keeps_all_in_registers(arch: str) -> None:
         for precision in BOUNDS
         for function, more in ((one_product, [w]), (gated, [w, w, zeros(4096)]))
     ]
-    found = [render(plan, kernel) for plan in plans for kernel in plan.kernels]
-    assert not any(in_parallel(faults, found))
+    sources = [render(plan, kernel) for plan in plans for kernel in plan.kernels]
+    assert not any(in_parallel(faults, sources))

@@ -1,4 +1,4 @@
-"""GPUs found, and their drivers: real bindings on a fake runtime, and the real thing if there."""
+"""GPUs and their drivers: the real bindings on a fake runtime, and on a GPU if there is one."""
 
 import subprocess
 import sys
@@ -18,7 +18,7 @@ from tests.support.tools import lack
 
 @pytest.fixture(params=["amd", "nvidia"], scope="module")
 def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """Runs a program on a fake platform; it must end well."""
+    """Return a function that runs a program on a fake platform and checks that it succeeds."""
     return fake_gpu.runner(tmp_path_factory.mktemp("fake"), request.param)
 
 
@@ -29,7 +29,7 @@ def test_devices_are_described(run: Run) -> None:
         assert (first.index, second.index) == (0, 1) and first.platform == platform
         assert first.name == "Fake 0" and first.id != second.id
         archs = {"amd": ("gfx1100", "gfx1036"), "nvidia": ("sm_90", "sm_80")}[platform]
-        assert (first.arch, second.arch) == archs  # without what follows the arch's colon
+        assert (first.arch, second.arch) == archs  # without the features after the colon
         assert (first.integrated, second.integrated) == (False, True)
         assert first.memory_bytes == 1 << 20 and first.wave == 32
         assert first.max_block_size == 1024 and first.compute_units >= 96
@@ -46,7 +46,7 @@ def test_devices_have_names(run: Run) -> None:
             assert find_device(name) == first
         assert find_device("hip:1") == find_device(f"hip:{second.arch}") == second
         for name in ("hip:2", "hip:gfx906", "hip:", "gpu", "hip:-1", "hip:0:1"):
-            with refused(DeviceError, repr(name), f"hip:0 is {first}", f"hip:1 is {second}"):
+            with refused(DeviceError, repr(name), f"hip:0 = {first}", f"hip:1 = {second}"):
                 find_device(name)
         if platform == "nvidia":
             assert find_device("cuda:1") == second
@@ -75,11 +75,11 @@ def test_memory_is_copied_filled_and_freed(run: Run) -> None:
             driver.free(device, b)
         assert driver.device_of(on_host(array)) is None
         assert fake.allocations() == 0
-        assert fake["relaxed_calls"] == 8, "allocated or freed in a mode that ends others' captures"
+        assert fake["relaxed_calls"] == 8, "every allocation lets other threads capture graphs"
     """)
 
 
-def test_nothing_is_done_for_no_bytes(run: Run) -> None:
+def test_zero_bytes_need_no_call(run: Run) -> None:
     run("""
         driver, *_ = start()
         assert driver.allocate(0, 0) == 0
@@ -90,7 +90,7 @@ def test_nothing_is_done_for_no_bytes(run: Run) -> None:
     """)
 
 
-def test_what_was_current_stays_current(run: Run) -> None:
+def test_a_call_restores_the_current_device(run: Run) -> None:
     run("""
         driver, *_ = start()
         library, cell = fake.library, ctypes.c_uint64()
@@ -126,7 +126,7 @@ def test_a_prepared_launch_packs_its_values(run: Run) -> None:
             assert (fake.stream(), fake["launch_device"]) == (stream, 1)
             slots = fake.values()
             assert struct.unpack_from("<Qi4xqf", slots) == values
-        for device in (0, 1):  # whichever is current
+        for device in (0, 1):  # the device that is current
             if platform == "amd":
                 fake.library.hipSetDevice(device)
             else:
@@ -140,7 +140,7 @@ def test_a_prepared_launch_packs_its_values(run: Run) -> None:
     """)
 
 
-def test_a_prepared_launch_orders_values_and_adds_constants(run: Run) -> None:
+def test_a_prepared_launch_orders_values_and_adds_fixed_values(run: Run) -> None:
     run("""
         driver, *_ = start()
         kernel = driver.load(0, fake.code(), "k_4")
@@ -150,18 +150,18 @@ def test_a_prepared_launch_orders_values_and_adds_constants(run: Run) -> None:
             for _ in range(2):
                 launch(0, 4096, 0.5)
                 every = 4096, 0.5, -7, 2**40
-                wanted = tuple(every[place] for place in order or range(4))
+                wanted = tuple(every[index] for index in order or range(4))
                 assert struct.unpack_from(packed, fake.values()) == wanted
     """)
 
 
-def test_a_launch_may_overlap_the_kernel_before(run: Run) -> None:
+def test_a_launch_can_overlap_the_previous_kernel(run: Run) -> None:
     run("""
         driver, *_ = start()
         kernel = driver.load(0, fake.code(), "k_2")
         shape = (5, 2, 1), (64, 1, 1), 0
         driver.prepare(kernel, *shape, "PP")(7, 4096, 8192)
-        if platform == "amd":  # whose kernels cannot
+        if platform == "amd":  # has no such launch
             sys.exit()
         assert fake["early_launches"] == 0
         launch = driver.prepare(kernel, *shape, "Pi", (), (1, 0), True)
@@ -176,7 +176,7 @@ def test_a_launch_may_overlap_the_kernel_before(run: Run) -> None:
     """)
 
 
-def test_a_prepared_launch_is_for_any_thread(run: Run) -> None:
+def test_any_thread_can_call_a_prepared_launch(run: Run) -> None:
     run("""
         driver, *_ = start()
         launch = driver.prepare(driver.load(0, fake.code(), "k_1"), (1, 1, 1), (1, 1, 1), 0, "P")
@@ -187,7 +187,7 @@ def test_a_prepared_launch_is_for_any_thread(run: Run) -> None:
         threads = [threading.Thread(target=work, args=[10**i]) for i in range(4)]
         [t.start() for t in threads], [t.join() for t in threads]
         assert fake["launches"] == 8000
-        assert fake["launch_sum"] == 2000 * 1111, "each launch with its own thread's value"
+        assert fake["launch_sum"] == 2000 * 1111, "each launch has the value of its own thread"
     """)
 
 
@@ -199,12 +199,12 @@ def test_limits_of_a_block_are_checked(run: Run) -> None:
             with refused(DeviceError, "k_0", "×".join(map(str, block)), "1 to 1024", str(first)):
                 driver.prepare(kernel, (1, 1, 1), block, 0, "")
         for size_bytes in (-1, first.lds_bytes + 1):
-            with refused(DeviceError, f"{size_bytes:,} bytes of dynamic LDS", str(first)):
+            with refused(DeviceError, f"{first.lds_bytes:,} bytes, got {size_bytes:,}", str(first)):
                 driver.prepare(kernel, (1, 1, 1), (32, 1, 1), size_bytes, "")
         driver.prepare(kernel, (1, 1, 1), (32, 1, 1), first.lds_bytes, "")
         driver.prepare(kernel, (1, 1, 1), (32, 1, 1), 64, "")
         if platform == "nvidia":
-            assert fake["max_dynamic_bytes"] == first.lds_bytes, "asked for, and never lowered"
+            assert fake["max_dynamic_bytes"] == first.lds_bytes, "raised, and never lowered"
     """)
 
 
@@ -221,17 +221,17 @@ def test_events_time_a_stream(run: Run) -> None:
     """)
 
 
-def test_a_capture_is_seen(run: Run) -> None:
+def test_is_capturing_asks_the_driver(run: Run) -> None:
     run("""
         driver, *_ = start()
         assert driver.is_capturing(0, 5) is False
         fake["capturing"] = 1
         assert driver.is_capturing(0, 5) is True
-        assert driver.is_capturing(0, 0) is False  # the default stream, which nobody captures
+        assert driver.is_capturing(0, 0) is False  # the default stream cannot be captured
     """)
 
 
-def test_a_graph_is_replayed_and_given_back(run: Run) -> None:
+def test_a_graph_is_replayed_and_destroyed(run: Run) -> None:
     run("""
         driver, *_ = start()
         kernel = driver.load(1, fake.code(1), "scale_1")
@@ -257,18 +257,18 @@ def test_a_graph_is_replayed_and_given_back(run: Run) -> None:
     """)
 
 
-def test_out_of_memory_says_how_much(run: Run) -> None:
+def test_out_of_memory_names_the_sizes(run: Run) -> None:
     run("""
         driver, first, _ = start()
         held = driver.allocate(0, 1 << 19)
-        with refused(DeviceError, f"{platform} device 0", "asked for 900,000 bytes",
+        with refused(DeviceError, f"{platform} device 0", "cannot allocate 900,000 bytes",
                      "524,288 of 1,048,576", "target='cpu'"):
             driver.allocate(0, 900_000)
         driver.free(driver.device_of(held), held)
     """)
 
 
-def test_a_failed_call_is_named_with_advice(run: Run) -> None:
+def test_the_error_of_a_call_has_its_name_and_a_cure(run: Run) -> None:
     run("""
         driver, *_ = start()
         name = fake.fail("hipStreamSynchronize", "cuStreamSynchronize", 700)
@@ -283,12 +283,12 @@ def test_a_failed_call_is_named_with_advice(run: Run) -> None:
         with refused(DeviceError, name, "k_0", "(5, 1, 1)", "(719)", "start a new process"):
             launch(0)
         launch(0)
-        if platform == "amd":  # PyTorch would take it for an error of its own
+        if platform == "amd":  # PyTorch would raise it as its own error
             assert fake["last_error"] == 0
     """)
 
 
-def test_code_that_does_not_fit_is_refused(run: Run) -> None:
+def test_code_for_another_device_is_refused(run: Run) -> None:
     run("""
         driver, first, second = start()
         with refused(DeviceError, "'missing_0'"):
@@ -306,7 +306,7 @@ def test_code_that_does_not_fit_is_refused(run: Run) -> None:
 
 
 @pytest.mark.process
-def test_a_forked_child_is_told(run: Run) -> None:
+def test_a_forked_child_gets_an_error(run: Run) -> None:
     run("""
         from q4jit.arrays.device_array import DeviceArray
         driver, first, _ = start()
@@ -335,7 +335,7 @@ def test_a_forked_child_is_told(run: Run) -> None:
     """)
 
 
-def test_no_visible_device_is_a_reason(run: Run) -> None:
+def test_why_none_says_that_no_device_is_visible(run: Run) -> None:
     run("""
         fake["devices"] = 0
         assert find_devices() == ()
@@ -345,7 +345,7 @@ def test_no_visible_device_is_a_reason(run: Run) -> None:
     """)
 
 
-def test_a_missing_binding_is_a_reason(run: Run) -> None:
+def test_why_none_says_how_to_install_a_binding(run: Run) -> None:
     run("""
         blocked = {"amd": "rocm.bindings", "nvidia": "cuda.bindings"}[platform]
         for name in [name for name in sys.modules if name.startswith(blocked)]:
@@ -353,12 +353,13 @@ def test_a_missing_binding_is_a_reason(run: Run) -> None:
         sys.modules[blocked] = None
         assert find_devices() == ()
         extra = {"amd": "q4jit[rocm]", "nvidia": "q4jit[nvidia]"}[platform]
-        assert extra in why_none() and "/dev/null" in why_none(), why_none()
+        assert f"; pip install '{extra}'" in why_none(), why_none()
+        assert "/dev/null exists, but" in why_none(), why_none()
     """)
 
 
 @pytest.mark.parametrize("problem", ["ImportError", "OSError", "RuntimeError"])
-def test_a_broken_binding_is_a_reason(run: Run, problem: str) -> None:
+def test_why_none_says_that_a_binding_is_broken(run: Run, problem: str) -> None:
     run(f"""
         from importlib.abc import MetaPathFinder
         blocked = {{"amd": "rocm.bindings", "nvidia": "cuda.bindings"}}[platform]
@@ -378,16 +379,16 @@ def test_a_broken_binding_is_a_reason(run: Run, problem: str) -> None:
 def test_a_finished_search_needs_no_lock(run: Run) -> None:
     run("""
         from q4jit.locks import BUILD
-        found, seen = find_devices(), []
-        with BUILD:  # as another thread's compilation holds it
-            thread = threading.Thread(target=lambda: seen.append(find_devices()), daemon=True)
+        first, later = find_devices(), []
+        with BUILD:  # another thread's compilation holds it
+            thread = threading.Thread(target=lambda: later.append(find_devices()), daemon=True)
             thread.start()
             thread.join(20)
-        assert seen == [found]
+        assert later == [first]
     """)
 
 
-def test_a_missing_runtime_is_a_reason(tmp_path: Path) -> None:
+def test_why_none_says_that_the_runtime_is_missing(tmp_path: Path) -> None:
     fake_gpu.build(tmp_path, "amd")
     old = tmp_path / "old"
     (old / "lib").mkdir(parents=True)
@@ -412,16 +413,17 @@ def test_without_a_device_file_no_binding_is_imported() -> None:
     program = """
 import sys
 from q4jit.runtime import devices
-devices._NODES.update(amd=("/dev/not-here",), nvidia=("/dev/not-there",))
+devices._NODES.update(amd=("/dev/not-a",), nvidia=("/dev/not-b",))
 assert devices.find_devices() == ()
-assert devices.why_none() == "no GPU is here: none of /dev/not-here, /dev/not-there exists"
+reason = "no GPU, or no driver for it (none of /dev/not-a, /dev/not-b exists)"
+assert devices.why_none() == reason
 assert not any(name.split(".")[0] in ("rocm", "cuda") for name in sys.modules)
 try:
     devices.find_device("hip")
 except devices.DeviceError as error:
-    assert "no GPU is here" in str(error)
+    assert str(error) == f"no device 'hip': {reason}"
 else:
-    raise AssertionError("found")
+    raise AssertionError("no error")
 """
     subprocess.run([sys.executable, "-c", program], check=True, env=child.environment())
 
@@ -431,10 +433,10 @@ else:
 
 @pytest.fixture
 def device() -> Device:
-    found = devices.find_devices()
-    if not found:
+    usable = devices.find_devices()
+    if not usable:
         pytest.skip(devices.why_none())
-    return found[0]
+    return usable[0]
 
 
 @pytest.mark.gpu
@@ -456,7 +458,7 @@ def test_gpu_memory(device: Device) -> None:
     assert not back[:1024].any()
     np.testing.assert_array_equal(back[1024:], array[1024:])
     driver.free(device.index, pointer)
-    with pytest.raises(DeviceError, match="asked for"):
+    with pytest.raises(DeviceError, match="cannot allocate"):
         driver.allocate(device.index, 4 * total)
 
 
@@ -497,7 +499,7 @@ def test_gpu_launch_is_quick(device: Device) -> None:
         per_call_s = min(timeit.repeat(lambda: launch(0, pointer, 1, 1.0), number=500, repeat=20))
         driver.synchronize(device.index, 0)
     driver.free(device.index, pointer)
-    assert per_call_s / 500 < 20e-6  # some 3 µs, the driver's own part included
+    assert per_call_s / 500 < 20e-6  # about 3 µs, including the driver's own part
 
 
 @pytest.mark.gpu
@@ -507,12 +509,12 @@ def test_gpu_refuses_foreign_code(device: Device) -> None:
 
 
 def _large(device: Device) -> bool:
-    """Whether a block may have more than the 48 KB that NVIDIA gives unasked."""
+    """Return whether a thread block can have more shared memory than NVIDIA's default of 48 KB."""
     return device.platform == "nvidia" and device.lds_bytes > 64 << 10
 
 
 def _scale_kernel(device: Device) -> bytes:
-    """A code object whose kernel scale_3 multiplies n floats by a factor."""
+    """Return a code object whose kernel scale_3 multiplies n floats by a factor."""
     return _scale_code(Target("hip", device.arch))
 
 
@@ -525,7 +527,7 @@ def _scale_code(target: Target) -> bytes:
 
 
 def _scale_text(target: Target) -> str:
-    """Each compiler's own words: clang is given no header, where `__global__` is a macro."""
+    """Return a kernel in each compiler's own syntax: clang has no header that has `__global__`."""
     if target.hip.is_nvidia:
         qualifier, index = "__global__", "blockIdx.x * blockDim.x + threadIdx.x"
     else:

@@ -1,4 +1,4 @@
-"""The thread pool: every task once, whoever calls, forks, exits or runs out of threads."""
+"""The thread pool runs every task once, also with forks, exits and too few threads."""
 
 import ctypes
 import sys
@@ -61,7 +61,7 @@ done:
 
 
 class Counter:
-    """Runs jobs that count how often each task was executed."""
+    """Jobs that count how often each task is executed."""
 
     def __init__(self) -> None:
         target = host_target()
@@ -80,7 +80,7 @@ class Counter:
 
 
 def wanted(jobs: int, step: int, most: int) -> NDArray[np.integer[Any]]:
-    """How often each task must have been executed: once per job that has it."""
+    """Return how often each task must be executed: once per job that has it."""
     sizes = np.arange(jobs) * step % most + 1
     counts: NDArray[np.integer[Any]] = (sizes[:, None] > np.arange(most)).sum(0)
     return counts
@@ -105,7 +105,7 @@ def test_every_task_is_executed_exactly_once(workers: pool.Pool, counter: Counte
         np.testing.assert_array_equal(counts, wanted(jobs, 7919, most))
 
 
-def test_workers_that_fell_asleep_take_part_again(workers: pool.Pool, counter: Counter) -> None:
+def test_jobs_after_pauses_are_complete(workers: pool.Pool, counter: Counter) -> None:
     for pause_s in [0.0, 1e-5, 1e-4, 1e-3, 5e-3] * 12:
         time.sleep(pause_s)
         counts = counter.run(workers.address, 5, 31, 40, 1)
@@ -113,7 +113,7 @@ def test_workers_that_fell_asleep_take_part_again(workers: pool.Pool, counter: C
 
 
 def test_sleeping_workers_are_woken() -> None:
-    """Two tasks that wait for each other end only where two threads run them."""
+    """Run two tasks that wait for each other: they end only if two threads run them."""
     meeting = threading.Barrier(2)
     names = []
 
@@ -134,9 +134,7 @@ def test_sleeping_workers_are_woken() -> None:
     assert sorted(names) == sorted([threading.current_thread().name, "q4jit-0"] * 3)
 
 
-def test_callers_at_the_same_time_each_get_all_their_tasks(
-    workers: pool.Pool, counter: Counter
-) -> None:
+def test_concurrent_callers_each_get_all_their_tasks(workers: pool.Pool, counter: Counter) -> None:
     results: list[NDArray[np.integer[Any]]] = []
 
     def call() -> None:
@@ -159,7 +157,7 @@ def test_a_stopped_pool_still_serves_its_caller(counter: Counter) -> None:
     np.testing.assert_array_equal(counter.run(made.address, 100, 7, 9, 1), wanted(100, 7, 9))
 
 
-def test_too_few_threads_are_enough(monkeypatch: pytest.MonkeyPatch, counter: Counter) -> None:
+def test_fewer_threads_than_asked_for(monkeypatch: pytest.MonkeyPatch, counter: Counter) -> None:
     start = threading.Thread.start
 
     def limited(thread: threading.Thread) -> None:
@@ -206,7 +204,7 @@ def test_the_pool_compiles_for_every_family(family: str) -> None:
     assert "pool_run" in llvm.compile_assembly(pool.text(target), target)
 
 
-# --- how many threads -----------------------------------------------------------------------------
+# --- the number of threads ------------------------------------------------------------------------
 
 DIGEST = """
 import hashlib
@@ -220,18 +218,18 @@ print(digest.hexdigest(), workers)
 
 
 def test_results_are_the_same_for_any_number_of_threads() -> None:
-    found = {n: child.run(DIGEST, Q4JIT_NUM_THREADS=str(n)).split() for n in (1, 2, 3, 8)}
-    assert {n: int(workers) for n, (_, workers) in found.items()} == {1: 0, 2: 1, 3: 2, 8: 7}
-    assert len({digest for digest, _ in found.values()}) == 1
+    outputs = {n: child.run(DIGEST, Q4JIT_NUM_THREADS=str(n)).split() for n in (1, 2, 3, 8)}
+    assert {n: int(workers) for n, (_, workers) in outputs.items()} == {1: 0, 2: 1, 3: 2, 8: 7}
+    assert len({digest for digest, _ in outputs.values()}) == 1
 
 
 def test_omp_num_threads_and_affinity_limit_the_threads() -> None:
-    ours = None  # Q4JIT_NUM_THREADS goes before the others
+    ours = None  # Q4JIT_NUM_THREADS overrides the others
     assert child.run(DIGEST, Q4JIT_NUM_THREADS=ours, OMP_NUM_THREADS="1").split()[1] == "0"
     assert child.run(DIGEST, Q4JIT_NUM_THREADS="3", OMP_NUM_THREADS="1").split()[1] == "2"
     bound = "import os\nos.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n" + child.PRELUDE
-    found = child.run(DIGEST, prelude=bound, Q4JIT_NUM_THREADS=ours, OMP_NUM_THREADS=None)
-    assert found.split()[1] == "0"
+    output = child.run(DIGEST, prelude=bound, Q4JIT_NUM_THREADS=ours, OMP_NUM_THREADS=None)
+    assert output.split()[1] == "0"
 
 
 def test_the_import_starts_no_thread_and_loads_no_compiler() -> None:
@@ -274,7 +272,7 @@ def test_a_fork_before_the_first_call() -> None:
 
 
 @pytest.mark.process
-def test_a_fork_after_calls_and_its_own_children() -> None:
+def test_children_and_grandchildren_forked_after_calls() -> None:
     child.run(
         """
         check()
@@ -393,7 +391,7 @@ def test_a_bound_call_in_a_forked_child_has_its_threads() -> None:
 @pytest.mark.process
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_multiprocessing(method: str, tmp_path: Path) -> None:
-    # a worker process must be able to import its functions: the program is a file
+    # the program is a file, because worker processes import its functions
     main = tmp_path / "program.py"
     main.write_text(
         child.PRELUDE
@@ -407,8 +405,8 @@ def work(scale):
 if __name__ == "__main__":
     check()
     with multiprocessing.get_context({method!r}).Pool(2) as workers:
-        found = workers.map(work, [1, 2, 3, 4])
-    assert found == [work(scale) for scale in [1, 2, 3, 4]]
+        results = workers.map(work, [1, 2, 3, 4])
+    assert results == [work(scale) for scale in [1, 2, 3, 4]]
 """,
         encoding="utf-8",
     )
@@ -416,7 +414,7 @@ if __name__ == "__main__":
     assert done.returncode == 0, done.stderr
 
 
-def test_threads_of_python_call_at_the_same_time() -> None:
+def test_python_threads_call_at_the_same_time() -> None:
     child.run(
         """
         failures = []
@@ -486,8 +484,8 @@ def test_no_exit_crashes_or_hangs(exit_by: str) -> None:
 
 
 @pytest.mark.process
-def test_handlers_that_were_registered_before_the_import_can_call() -> None:
+def test_exit_handlers_registered_before_the_import_can_call() -> None:
     early = "import atexit\natexit.register(lambda: (check(), print(threading.active_count())))\n"
     for program in ("", "check()"):
-        found = child.run(program, prelude=early + child.PRELUDE, Q4JIT_NUM_THREADS="4")
-        assert found.split() == ["1"]  # the workers have ended, and no others are started
+        output = child.run(program, prelude=early + child.PRELUDE, Q4JIT_NUM_THREADS="4")
+        assert output.split() == ["1"]  # the workers have ended, and no others are started

@@ -1,7 +1,7 @@
-"""What AMD's GPUs would need for the kernels: from their code objects and published figures.
+"""Estimate the kernels' needs on AMD's GPUs from code objects and published figures.
 
-No AMD GPU is needed, and nothing here is a measurement: an estimate says which of two limits is
-nearer, the vector units or the memory, if everything else goes well.
+Nothing is measured and no AMD GPU is needed. The estimate compares two limits, the vector units and
+the memory, and ignores all others.
 """
 
 import re
@@ -18,12 +18,17 @@ BLOCK_BYTES: Final = 18  # of Q4_0
 
 @dataclass(frozen=True)
 class Card:
-    """Published figures of the card that an estimate is made for.
+    """Published figures of a card.
 
-    clock_ghz: peak engine clock for accelerators, `game` clock for graphics cards. simds: vector
-    units of a compute unit. issue_cycles: of a vector instruction of a wave on one of them.
-    registers, granule, most_waves: of a SIMD, for LLVM's wave size. matrix_cycles: of 16 × 16 × 16
-    on f16. overlaps: matrix instructions leave the vector unit to other waves.
+    Attributes:
+        clock_ghz: the peak engine clock of an accelerator, the "game" clock of a graphics card.
+        simds: vector units of a compute unit.
+        issue_cycles: cycles in which a SIMD issues a vector instruction of a wave.
+        registers: vector registers of a SIMD, with LLVM's wave size.
+        granule: registers that are allocated together.
+        most_waves: waves that a SIMD can hold.
+        matrix_cycles: cycles of a matrix product of 16 × 16 × 16 in f16.
+        overlaps: whether other waves use the vector unit during matrix instructions.
     """
 
     name: str
@@ -40,7 +45,7 @@ class Card:
 
 
 # Units, clocks, bandwidth: AMD's product pages. Registers: LLVM, AMDGPU, "VGPRs". Matrix cycles:
-# FLOP a cycle and compute unit in AMD's CDNA 2, CDNA 3, RDNA 3 and RDNA 4 white papers and slides.
+# FLOP per cycle and compute unit in AMD's CDNA 2, CDNA 3, RDNA 3, RDNA 4 white papers and slides.
 CARDS: Final = {
     "gfx90a": Card("MI210", 104, 1.7, 1638, 4, 4, 512, 8, 8, 32, overlaps=True),
     "gfx942": Card("MI300X", 304, 2.1, 5300, 4, 4, 512, 8, 8, 16, overlaps=True),
@@ -59,10 +64,13 @@ _INSTRUCTION: Final = re.compile(r"\t([a-z]\w*)")
 
 @dataclass(frozen=True)
 class Needs:
-    """What one kernel needs.
+    """The needs of a kernel.
 
-    instructions, vector, matrix, dot: in a round of its main loop, in which a wave consumes
-    `blocks` blocks of 18 bytes.
+    Attributes:
+        instructions, vector, matrix, dot: instructions in an iteration of the main loop: all,
+            vector, matrix and dot instructions.
+        blocks: the blocks of 18 bytes that a wave consumes in an iteration.
+        waves: waves per SIMD.
     """
 
     instructions: int
@@ -76,7 +84,7 @@ class Needs:
     waves: int
 
     def ratio(self, card: Card) -> float:
-        """Memory time by vector issue time of the same bytes: above 1 memory is the limit."""
+        """Return memory time / vector issue time of the same bytes: above 1 memory is the limit."""
         matrix = self.matrix * card.matrix_cycles
         vector = (self.vector - self.matrix) * card.issue_cycles
         cycles = max(matrix, vector) if card.overlaps else matrix + vector
@@ -85,22 +93,22 @@ class Needs:
 
 
 def main_loop(assembly: str) -> list[str]:
-    """The instructions of the smallest loop with matrix or dot instructions.
+    """Return the instructions of the smallest loop with matrix or dot instructions.
 
-    Without any, of the smallest one that loads 16 bytes at a time.
+    Without such instructions it is the smallest loop that loads 16 bytes at a time.
     """
     loops = list(_loops(assembly))
     special = [b for b in loops if any(MATRIX.match(name) or DOT.match(name) for name in b)]
-    found = special or [body for body in loops if any(map(LOAD_16.match, body))]
-    if not found:
+    candidates = special or [body for body in loops if any(map(LOAD_16.match, body))]
+    if not candidates:
         raise ValueError("no loop of the kernel multiplies, or loads 16 bytes at a time")
-    return min(found, key=len)
+    return min(candidates, key=len)
 
 
 def _loops(assembly: str) -> Iterator[list[str]]:
-    """The instructions of each loop without those of loops inside it.
+    """Yield the instructions of each loop without those of inner loops.
 
-    LLVM names each block's innermost loop: a loop's blocks need not stand beside each other.
+    LLVM's comments name the innermost loop of each block, so a loop's blocks need not be adjacent.
     """
     loops: dict[str, list[str]] = {}
     label = header = ""
@@ -120,7 +128,7 @@ def _loops(assembly: str) -> Iterator[list[str]]:
 
 
 def needs(source: Source, kernel: HipKernel, assembly: str) -> Needs:
-    """What a Q4_0 kernel's assembly says."""
+    """Return the needs of a Q4_0 kernel from its assembly."""
     arch, card = HIP_ARCHS[source.target.arch], CARDS[source.target.arch]
     body = main_loop(assembly)
     vgprs = _stated(assembly, "vgpr_count")
@@ -142,7 +150,7 @@ def needs(source: Source, kernel: HipKernel, assembly: str) -> Needs:
 
 
 def _blocks(kernel: HipKernel, wave: int) -> int:
-    """What a wave consumes of a weight in a round of the main loop."""
+    """Return the blocks of a weight that a wave consumes in an iteration of the main loop."""
     waves = kernel.block_size // wave
     match kernel.schedule:
         case "gemv_matrix":

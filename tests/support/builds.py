@@ -1,7 +1,7 @@
-"""Keep the programs and libraries that tests build, each under a hash of all that it depends on.
+"""Keep the programs and libraries that tests build, under a hash of everything they depend on.
 
-The folder is of one run, shared by its workers, or with --reuse the one of all runs. A file is
-built under another name and renamed when it is whole; one that was damaged since is built again.
+The workers of a run share its folder; with --reuse all runs do. A file is built under another name
+and renamed when it is complete. A file that was damaged later is built again.
 """
 
 import hashlib
@@ -18,30 +18,30 @@ from tests.support.paths import ROOT
 REUSED: Final = ROOT / ".cache"
 _UNUSED_S: Final = 14 * 24 * 3600
 
-_places: Final[dict[str, Path]] = {}
+_folders: Final[dict[str, Path]] = {}
 
 
 def use(folder: Path) -> None:
-    """Keep everything below `folder` from now on."""
+    """Keep everything in `folder` from now on."""
     for name in ("kernels", "programs"):
-        _places[name] = folder / name
-        _places[name].mkdir(mode=0o700, parents=True, exist_ok=True)
+        _folders[name] = folder / name
+        _folders[name].mkdir(mode=0o700, parents=True, exist_ok=True)
 
 
 def kernels() -> Path:
-    """Return the folder of q4jit's own cache of compiled kernels."""
-    return _places["kernels"]
+    """Return the folder of q4jit's cache of compiled kernels."""
+    return _folders["kernels"]
 
 
 def programs() -> Path:
-    """Return the folder of what `built` keeps."""
-    return _places["programs"]
+    """Return the folder of the files that `built` keeps."""
+    return _folders["programs"]
 
 
 def built(name: str, *key: str | bytes, build: Callable[[Path], None]) -> Path:
-    """Return the file that `build` writes to a path, from this run or an earlier one.
+    """Return the file that `build` writes to a path, in this run or an earlier one.
 
-    `key` is everything that its bytes depend on.
+    key: everything that the file's bytes depend on.
     """
     digest = hashlib.sha256()
     for part in (name, *key):
@@ -49,28 +49,28 @@ def built(name: str, *key: str | bytes, build: Callable[[Path], None]) -> Path:
         digest.update(b"%d:" % len(data) + data)
     path = programs() / f"{digest.hexdigest()[:40]}-{name}"
     checksum = Path(f"{path}.sha256")
-    if not _is_whole(path, checksum):
+    if not _is_complete(path, checksum):
         with tempfile.TemporaryDirectory(prefix=".new-", dir=programs()) as folder:
-            made, made_checksum = Path(folder, name), Path(folder, "checksum")
-            build(made)
-            made_checksum.write_bytes(_sum(made))
-            made.replace(path)
-            made_checksum.replace(checksum)
+            new, new_checksum = Path(folder, name), Path(folder, "checksum")
+            build(new)
+            new_checksum.write_bytes(_sum(new))
+            new.replace(path)
+            new_checksum.replace(checksum)
     return path
 
 
 def remove_unused() -> None:
-    """Remove what no run has used for two weeks: programs of older texts."""
+    """Remove the files that no run has used for two weeks."""
     old = time.time() - _UNUSED_S
     for path in programs().iterdir():
         if path.stat().st_mtime < old:
-            if path.is_dir():  # of a run that was killed while it built
+            if path.is_dir():  # left by a run that was killed
                 shutil.rmtree(path, ignore_errors=True)
             else:
                 path.unlink(missing_ok=True)
 
 
-def _is_whole(path: Path, checksum: Path) -> bool:
+def _is_complete(path: Path, checksum: Path) -> bool:
     try:
         if checksum.read_bytes() != _sum(path):
             return False

@@ -1,4 +1,4 @@
-"""Runs a Python program that uses q4jit in a process of its own."""
+"""Run a Python program that uses q4jit in a separate process."""
 
 import os
 import signal
@@ -9,7 +9,7 @@ from typing import Final
 
 from tests.support.paths import ROOT
 
-TIMEOUT_S: Final = 60  # a hang, on any machine
+TIMEOUT_S: Final = 60  # only a hang takes longer
 
 PRELUDE: Final = """
 import os, sys, threading, time
@@ -36,7 +36,7 @@ def reap(pid):
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
 def in_child(work):
-    # Run `work` in a forked child; an exception there becomes an exit status.
+    # Run `work` in a forked child; an exception there becomes exit status 1.
     pid = os.fork()
     if pid == 0:
         status = 1
@@ -50,22 +50,22 @@ def in_child(work):
             os._exit(status)
     return pid
 """
-"""What most programs begin with: two products of known result, and children."""
+"""The start of most programs: two products with known results, and helpers for forks."""
 
 
 def environment(**changes: str | None) -> dict[str, str]:
-    """This process's environment with changes; None removes a variable."""
+    """Return this process's environment with changes; None removes a variable."""
     changed: dict[str, str | None] = {**os.environ, "PYTHONPATH": str(ROOT), **changes}
     return {name: value for name, value in changed.items() if value is not None}
 
 
 def command(program: str, *, prelude: str = PRELUDE) -> list[str]:
-    """The words that run a program behind what it begins with."""
+    """Return the command that runs `prelude` followed by a program."""
     return [sys.executable, "-c", prelude + textwrap.dedent(program)]
 
 
 def finish(words: list[str], env: dict[str, str]) -> "subprocess.CompletedProcess[str]":
-    """Run a program and all that it forks to their end, or kill them after a minute and fail."""
+    """Run a program to its end, or kill it with everything it forked after a minute and fail."""
     with subprocess.Popen(
         words,
         env=env,
@@ -77,16 +77,16 @@ def finish(words: list[str], env: dict[str, str]) -> "subprocess.CompletedProces
     ) as process:
         try:
             out, errors = process.communicate(timeout=TIMEOUT_S)
-        except BaseException:  # not only a timeout: nothing may outlive the test
+        except BaseException:  # whatever happens, no process may outlive the test
             os.killpg(process.pid, signal.SIGKILL)
             raise
     return subprocess.CompletedProcess(words, process.returncode, out, errors)
 
 
 def run(program: str, *, prelude: str = PRELUDE, **changes: str | None) -> str:
-    """The standard output of a program, and behind it what it wrote to standard error.
+    """Return a program's standard output followed by its standard error.
 
-    Fails unless it ends in time with exit status 0.
+    Fails unless the program ends in time with exit status 0.
     """
     done = finish(command(program, prelude=prelude), environment(**changes))
     assert done.returncode == 0, f"exit status {done.returncode}\n{done.stdout}{done.stderr}"

@@ -17,11 +17,11 @@ from q4jit.errors import CompileError, TargetError
 from q4jit.targets import Target
 from tests.support.tools import lack, require_tool
 
-_ENVIRONMENT: Final = threading.Lock()  # one thread at a time restores what it found
+_ENVIRONMENT: Final = threading.Lock()  # one thread at a time changes the environment
 
 
 def chosen(name: str, target: Target) -> Compiler:
-    """The compiler that a user gets who asks for it by name; any thread may ask."""
+    """Return the compiler that Q4JIT_HIP_COMPILER=name gives; threads may call this."""
     with _ENVIRONMENT, pytest.MonkeyPatch.context() as patch:
         patch.setenv("Q4JIT_HIP_COMPILER", name)
         try:
@@ -31,7 +31,7 @@ def chosen(name: str, target: Target) -> Compiler:
 
 
 def the_nvrtc() -> Compiler:
-    """NVRTC, which may be missing."""
+    """Return NVRTC, or skip the test."""
     compiler = NvRtc()
     try:
         compiler.archs()
@@ -42,24 +42,24 @@ def the_nvrtc() -> Compiler:
 
 @functools.cache
 def compiler_for(arch: str) -> Compiler:
-    """A compiler that needs nothing but a Python package: ziglang or NVRTC."""
+    """Return a compiler that pip installs: ziglang or NVRTC."""
     return the_nvrtc() if arch.startswith("sm_") else chosen("ziglang", Target("hip", arch))
 
 
 def the_clang() -> Clang:
-    """A clang that can link for GPUs: Debian's comes without its lld."""
+    """Return a clang that links for GPUs, or skip the test; Debian's clang has no lld."""
     names = [Path(folder, name) for name in ("clang-15", "clang") for folder in os.get_exec_path()]
     problems = {}
     for path in filter(None, map(shutil.which, names)):
         problems[str(path)] = problem = _linking_problem(str(path))
         if not problem:
             return Clang("clang", (str(path),))
-    return lack(f"no clang that links for GPUs: apt-get install hipcc; looked at {problems}")
+    return lack(f"no clang that links for GPUs: apt-get install hipcc; tried {problems}")
 
 
 @functools.cache
 def _linking_problem(path: str) -> str:
-    """Why a clang cannot make a code object; empty where it can."""
+    """Return why a clang cannot make a code object, or an empty text."""
     try:
         Clang("clang", (path,)).compile_object("", Target("hip", "gfx1100"))
     except CompileError as error:

@@ -1,4 +1,4 @@
-"""Functions that together use all of the CPU's generators, and their texts."""
+"""Functions that together use every generator of the CPU's back end, and their texts."""
 
 import hashlib
 from collections.abc import Callable
@@ -27,21 +27,24 @@ TARGETS: Final = ("cpu:x86-64", "cpu:x86-64-v3", "cpu:x86-64-v4", "cpu:aarch64")
 
 
 def elementary(x: Any, w: Any, a: Any) -> Any:
-    """Every operation that an epilogue and a prologue may use."""
+    """Use every operation that a prologue and an epilogue may have."""
     h = np.tanh(x) * np.exp(-abs(x)) + np.log(np.maximum(x, 0.5)) / np.sqrt(x * x + 1)
     y = np.where(h > 0, h, np.sum(h, axis=-1, keepdims=True)) @ w
     return np.clip(y, -1, 1) ** 3 + np.minimum(np.exp(y), a) + np.tanh(y) + np.log(abs(y))
 
 
 def cases() -> dict[str, tuple[Callable[..., Any], list[Any]]]:
-    """Functions and arguments that together use all of the generators, in every format."""
-    found = weights(256, (37, 16, 1))
+    """Return functions and arguments that together use every generator with every format."""
+    every_format = weights(256, (37, 16, 1))
     broken = [infinite(name) for name in FORMATS]
     padded = weights(37, (37, 1), names=FLOAT_FORMATS)
     gate, up = weight("Q4_0", 256, 37, seed=1), weight("Q6_K", 256, 37, seed=2)
     fused = [random_x(3, 256), random_x(256), gate.tensor, up.tensor, random_x(37)]
     return {
-        "products": (products(len(found)), [random_x(3, 256), *(w.tensor for w in found)]),
+        "products": (
+            products(len(every_format)),
+            [random_x(3, 256), *(w.tensor for w in every_format)],
+        ),
         "not finite": (products(len(broken)), [random_x(1, 256), *broken]),
         "padded": (products(len(padded)), [random_x(3, 37), *(w.tensor for w in padded)]),
         "values": (dequantizer(len(FORMATS)), [w.tensor for w in weights(512, [37])]),
@@ -52,17 +55,17 @@ def cases() -> dict[str, tuple[Callable[..., Any], list[Any]]]:
 
 
 def infinite(name: str) -> Any:
-    """A weight of which the kernels must expect Inf."""
+    """Return a weight with an Inf, whose kernels must propagate Inf and NaN."""
     raw = weight(name, 256, 37).tensor.raw.copy()
     fmt = FORMATS[name]
-    at, dtype = fmt.d_offset_bytes or 0, fmt.float_dtype or "<f2"
+    at, dtype = fmt.scale_at or 0, fmt.float_dtype or "<f2"
     raw[0, at : at + np.dtype(dtype).itemsize] = np.array([np.inf], dtype).view(np.uint8)
     return wrap(name, 256, raw).tensor
 
 
 def kernels(target: str) -> list[tuple[str, CpuPlan, CpuKernel]]:
-    found = find_target(target)
-    plans = [(name, lowered(f, found, args)) for name, (f, args) in cases().items()]
+    cpu = find_target(target)
+    plans = [(name, lowered(f, cpu, args)) for name, (f, args) in cases().items()]
     return [(name, plan, kernel) for name, plan in plans for kernel in plan.kernels]
 
 

@@ -1,7 +1,7 @@
-"""Runs a generated kernel in a child process: for another CPU under QEMU, or for this one.
+"""Run a generated kernel in a child process: on this CPU, or for another one in QEMU.
 
 A kernel is an ELF object with one entry `void NAME(void *args)`; `args` points to 8-byte slots.
-A crash, a hang or a stray access of the kernel ends the child and fails the test with a reason.
+A crash, a hang or a stray access ends the child, and the test fails with the reason.
 """
 
 import functools
@@ -25,23 +25,23 @@ from tests.support.tools import require_tool
 Slot = NDArray[Any] | np.integer[Any] | np.floating[Any] | int | float
 
 X86_64_CPUS: Final = {"x86-64": "Opteron_G1", "x86-64-v2": "Nehalem", "x86-64-v3": "Haswell"}
-"""QEMU's models with just the features of each level; it has none for AVX-512 (x86-64-v4)."""
+"""QEMU's models with exactly the features of a level; QEMU has no AVX-512 (x86-64-v4)."""
 
 _HOST_SOURCE: Final = Path(__file__).with_name("emulator_host.c")
 _STRAY_ACCESS: Final = 3  # the host's exit status
-_ALLOWED: Final = ("memcpy", "memmove", "memset")  # LLVM may call these on its own account
+_ALLOWED: Final = ("memcpy", "memmove", "memset")  # LLVM may insert calls of these
 
 
 class KernelCrashError(Exception):
-    """The kernel touched memory outside its arrays, used a foreign instruction, or did not end."""
+    """The kernel accessed memory outside its arrays, used an unsupported instruction, or hung."""
 
 
 @dataclass(frozen=True)
 class _Machine:
-    """How objects for one CPU family are linked and run on the machines that tests run on."""
+    """How tests link and run objects of one CPU family."""
 
     name: str
-    cross_compiler: tuple[str, str]  # the program and the Debian package that brings it
+    cross_compiler: tuple[str, str]  # the program and its Debian package
     emulator: str
     default_cpu: str
 
@@ -53,14 +53,14 @@ class _Machine:
         return require_tool("gcc", "gcc") if self.native else require_tool(*self.cross_compiler)
 
     def runner(self, cpu: str | None) -> list[str]:
-        """The words before the executable: none where this machine runs it as it is."""
+        """Return the command before the executable; empty if this machine runs it directly."""
         if self.native and cpu is None:
             return []
         return [require_tool(self.emulator, "qemu-user"), "-cpu", cpu or self.default_cpu]
 
 
 _MACHINES: Final = {
-    # Cortex-A57 has what every aarch64 CPU has and nothing later.
+    # Cortex-A57 has the features of every aarch64 CPU and no later ones.
     "aarch64": _Machine(
         "aarch64", ("aarch64-linux-gnu-gcc", "gcc-aarch64-linux-gnu"), "qemu-aarch64", "cortex-a57"
     ),
@@ -80,11 +80,17 @@ def run_kernel(
     gap_bytes: int = 0,
     timeout_s: float = 60.0,
 ) -> list[NDArray[Any]]:
-    """The arrays among `slots`, in their order, as the kernel left copies of them.
+    """Run a kernel on copies of the arrays among `slots`, and return these in order.
 
-    `target` is "aarch64" or "x86-64", `cpu` a model of QEMU (`X86_64_CPUS`). An int becomes an
-    int64 slot, a float an f32 in the slot's low bytes. Each array ends `gap_bytes` before an
-    unreadable page: 0 catches a read beyond its end, an odd number makes it unaligned.
+    Args:
+        target: "aarch64" or "x86-64".
+        object_bytes: the ELF object.
+        symbol: the entry.
+        slots: an int becomes an int64, a float an f32 in the slot's low bytes.
+        cpu: a model of QEMU (`X86_64_CPUS`).
+        gap_bytes: between the end of each array and an unreadable page. 0 catches any read beyond
+            the end, and an odd number makes the arrays unaligned.
+        timeout_s: when the kernel counts as hung.
     """
     machine = _MACHINES[target]
     runner = machine.runner(cpu)
@@ -98,7 +104,7 @@ def run_kernel(
 
 
 def _encode(slots: Sequence[Slot], arrays: Sequence[NDArray[Any]], gap_bytes: int) -> bytes:
-    """The input file that `emulator_host.c` describes."""
+    """Return the input file for `emulator_host.c`."""
     header = b"".join(map(_encode_slot, slots))
     return b"".join(
         [struct.pack("<QQ", len(slots), gap_bytes), header, *(a.tobytes() for a in arrays)]
@@ -120,7 +126,7 @@ def _decode(raw: bytes, slots: Sequence[Slot]) -> list[NDArray[Any]]:
             values = np.frombuffer(raw, slot.dtype, slot.size, at)
             results.append(values.reshape(slot.shape).copy())
             at += slot.nbytes
-    assert at == len(raw), "the host wrote another number of bytes than it was given"
+    assert at == len(raw), "the host wrote as many bytes as it got"
     return results
 
 
@@ -139,17 +145,16 @@ def _run(command: Sequence[str], timeout_s: float) -> None:
 
 
 def _link(machine: _Machine, object_bytes: bytes, symbol: str) -> Path:
-    """A static executable of the host and the kernel; the same object is linked once."""
+    """Return a static executable of the host and the kernel, linked once per object."""
     if not re.fullmatch(r"[A-Za-z0-9_]+", symbol):
-        raise ValueError(f"{symbol!r} is no symbol of a kernel")
+        raise ValueError(f"{symbol!r} is not the symbol of a kernel")
     alone = ["-nostdlib", f"-Wl,--entry={symbol}", *(f"-Wl,--defsym={n}=0" for n in _ALLOWED)]
     strict = ["-std=c11", "-O1", "-Wall", "-Wextra", "-Werror", f"-DKERNEL={symbol}"]
 
     def build(executable: Path) -> None:
         kernel = executable.with_name("kernel.o")
         kernel.write_bytes(object_bytes)
-        # The first link has no library: libc and libgcc would hide a call that a kernel must not
-        # make.
+        # The first link has no libraries: libc and libgcc would hide forbidden calls of the kernel.
         _compile(machine, [*alone, str(kernel), "-o", str(executable)])
         _compile(machine, [*strict, str(_HOST_SOURCE), str(kernel), "-o", str(executable)])
 

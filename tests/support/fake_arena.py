@@ -1,4 +1,4 @@
-"""An arena for `q4jit bench` without a machine: NumPy computes, and times are given."""
+"""An arena for `q4jit bench` that measures nothing: NumPy computes, and the times are given."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from q4jit.tools.compare.arena import LIMITS, PEAKS, READ, Entrant, Running
+from q4jit.tools.compare.measurements import Measurement, measure
 from q4jit.tools.compare.request import GPU, BenchRequest
-from q4jit.tools.compare.rows import Row, measure
 from q4jit.tools.compare.work import TimedCall, gated
 
 K, N = 64, 37
@@ -16,7 +16,15 @@ Fault = Callable[[str, list[np.ndarray[Any, Any]]], None]
 
 
 class FakeArena:
-    """Entrants that NumPy stands for, and times by name; `fault` may spoil what came out."""
+    """An arena whose entrants compute with NumPy.
+
+    Attributes:
+        fault: called with an entrant's name and results; it may change the results or raise.
+        times: the time of each entrant in µs.
+        turns, poisoned: names of the entrants, in the order of their turns and poisonings.
+        begun: (function, precision) of each call to `begin`.
+        peak_names: the precisions that have a peak.
+    """
 
     target = "hip:fake"
 
@@ -63,8 +71,8 @@ class FakeArena:
         def us() -> float:
             self.turns.append(name)
             values = [w.dequantize().astype(np.float64) for w in work.weights]
-            made = work.function(work.x, *values, *work.others)
-            results[:] = made if isinstance(made, tuple) else [made]
+            result = work.function(work.x, *values, *work.others)
+            results[:] = result if isinstance(result, tuple) else [result]
             if self.fault is not None:
                 self.fault(name, results)
             return self.times[name] * (1.5 if work.function is gated else 1)
@@ -72,22 +80,27 @@ class FakeArena:
         yield Running(us, poison, lambda: 0.0 if name in LIMITS else work.error(results), "how")
 
 
-def rows_of(arena: FakeArena, **options: Any) -> list[Row]:
+def measured(arena: FakeArena, **options: Any) -> list[Measurement]:
+    """Return the measurements of one product with M = 3, or of what `options` request."""
     request = BenchRequest(shapes=((K, N),), rows=(3,), precisions=("f32", "f16"), **options)
-    return [row for group in measure(arena, request, GPU) for row in group]
+    return [each for group in measure(arena, request, GPU) for each in group]
 
 
-def at(wanted: str, change: Callable[[Any], None]) -> Fault:
+def fault_of(entrant: str, change: Callable[[Any], None]) -> Fault:
+    """Return a fault that changes the first result of one entrant."""
+
     def fault(name: str, results: list[np.ndarray[Any, Any]]) -> None:
-        if name == wanted:
+        if name == entrant:
             change(results[0])
 
     return fault
 
 
 def one_wrong(y: Any) -> None:
+    """Make the last element wrong."""
     y[-1, -1] += 1
 
 
 def one_missing(y: Any) -> None:
+    """Make the last element NaN, as if no kernel had written it."""
     y[-1, -1] = np.nan

@@ -1,4 +1,4 @@
-"""Benches without a GPU: NumPy computes what kernels would, and times follow a rule."""
+"""Benches without a GPU: NumPy computes the results, and times follow a rule."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -40,7 +40,7 @@ def for_numpy(value: Any) -> Any:
 
 
 class _Decoded:
-    """Values that answer as a weight does."""
+    """Decoded values with the operations of a weight."""
 
     __array_ufunc__ = None
 
@@ -55,8 +55,8 @@ class _Decoded:
         return self.values
 
     def rows(self, ids: NDArray[Any]) -> NDArray[Any]:
-        found: NDArray[Any] = self.values.T[ids]
-        return found
+        columns: NDArray[Any] = self.values.T[ids]
+        return columns
 
 
 MACHINE = Machine(DEVICE.name, DEVICE.arch, "fake 1.0")
@@ -69,9 +69,9 @@ def product_kernel(plan: HipPlan) -> HipKernel:
 
 
 class SearchBench:
-    """NumPy in the place of a GPU, and times by a rule: the more threads, the slower.
+    """A bench that computes with NumPy. Its times follow a rule: more threads are slower.
 
-    `fault` may raise, or change what came out.
+    `fault` may raise an error or change the results.
     """
 
     fingerprint = MACHINE.compiler
@@ -117,7 +117,7 @@ class SearchBench:
         calls = calls_on(3)
         kernel: HipKernel = calls[0].func.kernel
         weights = [args for call in calls for args in call.args[0][1:]]
-        assert len(set(map(id, weights))) == len(weights) > 1  # weights that take turns
+        assert len(set(map(id, weights))) == len(weights) > 1  # the weights take turns
         self.timed.append(kernel)
         return self.us(kernel)
 
@@ -133,4 +133,4 @@ class _FakeLaunch:
         pass
 
     def __call__(self, args: Sequence[Any], out: Any) -> None:
-        raise AssertionError("timed by replay_us alone")
+        raise AssertionError("only replay_us times calls")

@@ -1,8 +1,8 @@
-// A HIP runtime and a CUDA driver without a GPU: two devices, whose memory is the host's.
+// A HIP runtime and a CUDA driver without a GPU: two devices that use host memory.
 //
-// It holds what q4jit's drivers call, keeps count of what is open, records the last launch, and
-// fails on request: `fake_fail("hipMalloc", 2)` makes the next hipMalloc return 2. HIP's codes and
-// CUDA's are the same numbers. A kernel's symbol ends in its number of parameters: `scale_3`.
+// It implements the functions that q4jit's drivers call, counts open objects, records the last
+// launch, and fails on request: `fake_fail("hipMalloc", 2)` makes the next hipMalloc return 2. HIP
+// and CUDA have the same error numbers. A kernel's symbol ends in its number of parameters: `scale_3`.
 
 #include <stdint.h>
 #include <stdio.h>
@@ -24,7 +24,7 @@ static struct { const char *name; int code; } failures[] = {
 static char failing[64];
 static int failing_code;
 static __thread int current = 0;          // the HIP device of this thread
-static __thread uintptr_t context = 0;    // the CUDA context of this thread: 0 is none
+static __thread uintptr_t context = 0;    // the CUDA context of this thread; 0 if it has no context
 static __thread uintptr_t pushed[8];
 static __thread int depth = 0;
 static __thread int capture_mode = 0;
@@ -65,7 +65,7 @@ static int injected(const char *name) {
 #define CUDA(name, ...) CALL(name, __VA_ARGS__) if (!context) return INVALID_CONTEXT;
 #define END(value) return fake_last_error = (value); }
 
-// --- what both runtimes do ----------------------------------------------------------------------
+// --- both runtimes ------------------------------------------------------------------------------
 
 static size_t used(int device) {
     size_t sum = 0;
@@ -126,13 +126,13 @@ static int unload(void *module) {
     return 0;
 }
 
-static int function(void **found, const char *symbol) {
+static int function(void **result, const char *symbol) {
     if (strncmp(symbol, "missing", 7) == 0) return NOT_FOUND;
-    *found = strdup(symbol);
+    *result = strdup(symbol);
     return 0;
 }
 
-// CUlaunchConfig, as cuda.h of CUDA 12 and 13 has it.
+// CUlaunchConfig in cuda.h of CUDA 12 and 13.
 struct launch {
     unsigned shape[7];
     void *stream;
@@ -146,7 +146,7 @@ static int record(int device, char *symbol, const unsigned shape[7], void *strea
     memcpy(fake_launch_shape, shape, sizeof fake_launch_shape);
     fake_launch_stream = (uint64_t)(uintptr_t)stream;
     fake_launch_device = device;
-    // launches come from several threads at a time, as a real driver allows
+    // several threads may launch at the same time
     if (count) __atomic_fetch_add(&fake_launch_sum, *(int *)values[0], __ATOMIC_RELAXED);
     __atomic_fetch_add(&fake_launches, 1, __ATOMIC_RELAXED);
     return 0;
@@ -171,7 +171,7 @@ static int no_event(void *event) {
     return 0;
 }
 
-// What is launched between begin and end is counted in the graph, and again with each replay.
+// Launches during a capture are counted as launches; replays are counted separately.
 static int capture_begins(void) {
     if (fake_capturing) return INVALID_VALUE;
     fake_capturing = 1;
@@ -266,9 +266,9 @@ CALL(hipPointerGetAttributes, struct attributes *attributes, const void *pointer
 END(0)
 CALL(hipModuleLoadData, void **module, const void *image) END(load(module, image))
 CALL(hipModuleUnload, void *module) END(unload(module))
-CALL(hipModuleGetFunction, void **found, void *module, const char *symbol)
+CALL(hipModuleGetFunction, void **result, void *module, const char *symbol)
     (void)module;
-END(function(found, symbol))
+END(function(result, symbol))
 CALL(hipModuleLaunchKernel, void *kernel, unsigned gx, unsigned gy, unsigned gz, unsigned bx,
      unsigned by, unsigned bz, unsigned bytes, void *stream, void **values, void **extra)
     (void)extra;
@@ -292,7 +292,7 @@ CALL(hipEventElapsedTime, float *milliseconds, void *start, void *stop)
     *milliseconds = 1.5f;
 END(0)
 
-// --- CUDA: a context's handle is 1000 + its device's number --------------------------------------
+// --- CUDA: a context's handle is 1000 + the index of its device ----------------------------------
 
 CALL(cuGetErrorName, int error, const char **name)
     *name = error == 2 ? "CUDA_ERROR_OUT_OF_MEMORY"
@@ -327,7 +327,7 @@ CALL(cuDevicePrimaryCtxRetain, void **made, int device)
     retained[device]++;
     *made = (void *)(uintptr_t)(1000 + device);
 END(0)
-CALL(cuCtxGetCurrent, void **found) *found = (void *)context; END(0)
+CALL(cuCtxGetCurrent, void **result) *result = (void *)context; END(0)
 CALL(cuCtxPushCurrent_v2, uintptr_t made) pushed[depth++] = context; context = made; END(0)
 CALL(cuCtxPopCurrent_v2, void **popped) *popped = (void *)context; context = pushed[--depth]; END(0)
 CALL(cuCtxSetCurrent, uintptr_t made) context = made; END(0)
@@ -360,9 +360,9 @@ CALL(cuPointerGetAttribute, void *value, int attribute, uintptr_t pointer)
 END(0)
 CUDA(cuModuleLoadData, void **module, const void *image) END(load(module, image))
 CUDA(cuModuleUnload, void *module) END(unload(module))
-CUDA(cuModuleGetFunction, void **found, void *module, const char *symbol)
+CUDA(cuModuleGetFunction, void **result, void *module, const char *symbol)
     (void)module;
-END(function(found, symbol))
+END(function(result, symbol))
 CUDA(cuFuncSetAttribute, void *kernel, int attribute, int value)
     (void)kernel;
     if (attribute == 8) fake_max_dynamic_bytes = value;
@@ -396,16 +396,16 @@ CUDA(cuEventElapsedTime_v2, float *milliseconds, void *start, void *stop)
 END(0)
 
 #include <dlfcn.h>
-EXPORT int cuGetProcAddress_v2(const char *symbol, void **found, int version, uint64_t flags, int *status) {
+EXPORT int cuGetProcAddress_v2(const char *symbol, void **result, int version, uint64_t flags, int *status) {
     char name[128];
     (void)version; (void)flags;
     void *self = dlopen("libcuda.so.1", RTLD_NOLOAD | RTLD_NOW);
     snprintf(name, sizeof name, "%s_v2", symbol);
-    *found = dlsym(self, name);
-    if (!*found) *found = dlsym(self, symbol);
-    if (status) *status = *found ? 0 : 1;
-    return *found ? 0 : NOT_FOUND;
+    *result = dlsym(self, name);
+    if (!*result) *result = dlsym(self, symbol);
+    if (status) *status = *result ? 0 : 1;
+    return *result ? 0 : NOT_FOUND;
 }
-EXPORT int cuGetProcAddress(const char *symbol, void **found, int version, uint64_t flags) {
-    return cuGetProcAddress_v2(symbol, found, version, flags, NULL);
+EXPORT int cuGetProcAddress(const char *symbol, void **result, int version, uint64_t flags) {
+    return cuGetProcAddress_v2(symbol, result, version, flags, NULL);
 }

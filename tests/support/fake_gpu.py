@@ -1,4 +1,4 @@
-"""Run programs in which q4jit's real drivers and the makers' real bindings meet fake_gpu.c."""
+"""Run programs with q4jit's drivers and the makers' Python bindings on the runtime fake_gpu.c."""
 
 import functools
 import importlib
@@ -35,15 +35,15 @@ def start():
 def on_host(array):
     return array.ctypes.data
 """
-"""What programs on a fake platform begin with: its counters, its devices, the errors it gives."""
+"""The start of programs on a fake platform: its counters and devices, and `refused`."""
 
 Run = Callable[[str], str]
 
 
 def build(folder: Path, platform: str) -> Path:
-    """Put the fake runtime into `folder`/lib; the test is skipped without compiler or binding.
+    """Put the fake runtime into `folder`/lib, and return the folder for ROCM_PATH.
 
-    The folder is what ROCM_PATH names.
+    Without compiler or binding the test is skipped.
     """
     compiler = require_tool("cc", "gcc")
     if importlib.util.find_spec(BINDINGS[platform].split(".")[0]) is None:
@@ -68,7 +68,7 @@ def _library(compiler: str, name: str) -> Path:
 
 
 def runner(folder: Path, platform: str, *, prelude: str = PRELUDE) -> Run:
-    """Return what runs a program on a fake platform below `folder`; it must end well."""
-    place = str(build(folder, platform))
-    places = {"FAKE_PLATFORM": platform, "FAKE_FOLDER": place, "ROCM_PATH": place}
-    return lambda program: child.run(program, prelude=prelude, **places)
+    """Return a function that runs a program on a fake platform, and checks that it succeeds."""
+    root = str(build(folder, platform))
+    variables = {"FAKE_PLATFORM": platform, "FAKE_FOLDER": root, "ROCM_PATH": root}
+    return lambda program: child.run(program, prelude=prelude, **variables)

@@ -1,4 +1,4 @@
-"""What tests of kernels share: random weights, an independent oracle, the contract, other CPUs."""
+"""Helpers for tests of kernels: random weights, an oracle, the precision contract, other CPUs."""
 
 import functools
 import inspect
@@ -43,32 +43,33 @@ Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
 Ids = NDArray[np.integer[Any]]
 
-BOUND: Final = 2e-6  # of `precision="f32"`
+BOUND: Final = 2e-6  # the contract of `precision="f32"`
 FLOAT_FORMATS: Final = ("F16", "F32")
-# ±0, the denormals next to 0 and to 2^-14, 2^-14, the largest, ±Inf, NaN
+# bits of ±0, the smallest and largest denormal, 2^-14, the largest number, ±Inf, NaN
 _EDGES: Final = (0, 0x8000, 1, 0x8001, 0x3FF, 0x400, 0x7BFF, 0xFBFF, 0x7C00, 0xFC00, 0x7C01, 0xFE00)
 FORMATS_OF_32: Final = ("Q4_0", "Q4_1", "Q8_0", *FLOAT_FORMATS)  # K may be any multiple of 32
 
 IN_PROCESS: Final = ("cpu", "cpu:x86-64-v4", "cpu:x86-64-v3", "cpu:x86-64")
 
+_TWO_ZEROS: Final = 0x88  # a byte of Q4_0 with the code 8, the value 0, in both nibbles
 _NO_GAP: Final = 0
-# QEMU 7.2 reads all of a masked load (`vmaskmovps`), a real CPU only what lies under the mask. What
-# is read beyond an array is NaN there, so it cannot go unseen into a result.
+# QEMU 7.2 reads all bytes of a masked load (`vmaskmovps`), a real CPU only those under the mask.
+# The gap holds NaN, so that a result shows any use of these bytes.
 _MASKED_LOAD_GAP: Final = 64
 
 
 def require_target(name: str) -> str:
-    """`name`; the test is skipped where this CPU lacks its features, or fails where CI is set."""
+    """Return `name`; if this CPU lacks the features, the test is skipped, or fails in CI."""
     target = find_target(name)
     if not runs_here(target):
         missing = ", ".join(sorted(target.features - host_target().features)) or target.family
-        lack(f"{name} is not executed: this CPU ({host_target()}) lacks {missing}")
+        lack(f"this CPU ({host_target()}) cannot run {name}: it lacks {missing}")
     return name
 
 
 @dataclass(frozen=True)
 class Guarded:
-    """A CPU on which kernels run on arrays that end at guard pages."""
+    """A CPU that runs kernels on arrays before guard pages."""
 
     target: str
     native: bool = False
@@ -115,12 +116,12 @@ def each_guarded(cpus: Sequence[Guarded]) -> pytest.MarkDecorator:
 every_guarded_cpu = each_guarded(GUARDED)
 
 
-# --- weights --------------------------------------------------------------------------------
+# --- weights --------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Weight:
-    """A quantised tensor and its values, [K, N] in float64, as the gguf package decodes them."""
+    """A quantised tensor and its values [K, N], decoded to float64 by the gguf package."""
 
     tensor: QuantizedTensor
     values: Doubles
@@ -130,23 +131,23 @@ class Weight:
 
 
 def wrap(name: str, k: int, blocks: NDArray[Any]) -> Weight:
-    """The weight of GGUF rows [N, …] given as an array of any type."""
+    """Return the weight of columns [N, …] of any dtype."""
     n = len(blocks)
-    rows = np.frombuffer(blocks.tobytes(), np.uint8).reshape(n, -1)
-    tensor = QuantizedTensor.from_bytes(rows, shape=(k, n), format=name)
+    columns = np.frombuffer(blocks.tobytes(), np.uint8).reshape(n, -1)
+    tensor = QuantizedTensor.from_bytes(columns, shape=(k, n), format=name)
     with np.errstate(invalid="ignore"):  # signalling NaN
-        return Weight(tensor, decoded(name, rows).astype(np.float64))
+        return Weight(tensor, decoded(name, columns).astype(np.float64))
 
 
-def decoded(name: str, rows: NDArray[np.uint8]) -> Floats:
-    """The matrix [K, N] of GGUF rows, decoded by gguf."""
+def decoded(name: str, columns: NDArray[np.uint8]) -> Floats:
+    """Decode a matrix [K, N] with gguf."""
     with np.errstate(all="ignore"):
-        values = quants.dequantize(rows, gguf.GGMLQuantizationType[name])
+        values = quants.dequantize(columns, gguf.GGMLQuantizationType[name])
     return np.asarray(values, F32).T
 
 
-def halves(kind: str, shape: tuple[int, ...], rng: np.random.Generator) -> NDArray[np.float16]:
-    """Random f16 scales of a kind: normal, zero, denormal, largest, mixed, or bits (anything)."""
+def f16_scales(kind: str, shape: tuple[int, ...], rng: np.random.Generator) -> NDArray[np.float16]:
+    """Return random f16 scales: normal, zero, denormal, largest, mixed, or of random bits."""
     sign = rng.choice([-1.0, 1.0], shape)
     values: Doubles
     match kind:
@@ -160,7 +161,7 @@ def halves(kind: str, shape: tuple[int, ...], rng: np.random.Generator) -> NDArr
             values = np.full(shape, 65504.0, np.float64)
         case "mixed":
             kinds = ("normal", "zero", "denormal", "largest")
-            choices = [halves(k, shape, rng).astype(np.float64) for k in kinds]
+            choices = [f16_scales(k, shape, rng).astype(np.float64) for k in kinds]
             values = np.choose(rng.integers(0, 4, shape), choices)
         case "bits":
             bits = rng.integers(0, 1 << 16, shape, np.uint16)
@@ -173,11 +174,11 @@ def halves(kind: str, shape: tuple[int, ...], rng: np.random.Generator) -> NDArr
 
 @functools.cache
 def weight(name: str, k: int, n: int, scales: str = "normal", seed: int = 0) -> Weight:
-    """A random weight, its scales (for F16 and F32 its elements) of a kind that `halves` knows."""
+    """Return a random weight with a kind of `f16_scales` (of elements, for F16 and F32)."""
     rng = np.random.default_rng([seed, k, n])
     fmt = FORMATS[name]
     if fmt.float_dtype is not None:
-        values = halves(scales, (n, k), rng).astype(fmt.float_dtype)
+        values = f16_scales(scales, (n, k), rng).astype(fmt.float_dtype)
         if name == "F32" and scales == "normal":  # all 24 bits of the fraction
             values *= rng.uniform(1, 2, (n, k)).astype(F32)
         return wrap(name, k, values)
@@ -187,15 +188,15 @@ def weight(name: str, k: int, n: int, scales: str = "normal", seed: int = 0) -> 
 def random_blocks(
     fmt: Format, k: int, n: int, scales: str, rng: np.random.Generator
 ) -> NDArray[np.uint8]:
-    """Blocks uint8 [n, blocks, block_bytes] with random quants and the given kind of scales."""
+    """Return blocks uint8 [n, blocks, block_bytes] of random codes and a kind of scales."""
     blocks = rng.integers(0, 256, (n, k // fmt.block_elements, fmt.block_bytes), np.uint8)
-    for at in (fmt.d_offset_bytes, fmt.m_offset_bytes):
+    for at in (fmt.scale_at, fmt.minimum_at):
         if at is not None:
-            set_halves(blocks, at, halves(scales, blocks.shape[:2], rng))
+            set_f16(blocks, at, f16_scales(scales, blocks.shape[:2], rng))
     return blocks
 
 
-def set_halves(blocks: NDArray[np.uint8], at: int, values: NDArray[np.float16]) -> None:
+def set_f16(blocks: NDArray[np.uint8], at: int, values: NDArray[np.float16]) -> None:
     """Write the f16 field at byte `at` of every block."""
     blocks[..., at : at + 2] = values.astype("<f2")[..., np.newaxis].view(np.uint8)
 
@@ -203,58 +204,58 @@ def set_halves(blocks: NDArray[np.uint8], at: int, values: NDArray[np.float16]) 
 def weights(
     k: int, widths: Sequence[int], scales: str = "normal", names: Sequence[str] = tuple(FORMATS)
 ) -> list[Weight]:
-    """One weight for each format and each N."""
+    """Return a weight for each format and each N."""
     return [weight(name, k, n, scales) for name in names for n in widths]
 
 
 def spoiled(name: str, k: int, n: int, value: float, field: str) -> Weight:
-    """A weight with `value` in field d or m of some blocks (an element, for F16 and F32)."""
+    """Return a weight with `value` in field d or m of some blocks (in elements of F16 and F32)."""
     fmt = FORMATS[name]
     rng = np.random.default_rng([k, n])
     columns = sorted({0, 5, 16, n - 1} & set(range(n)))
     if fmt.float_dtype is not None:
-        values = halves("normal", (n, k), rng).astype(fmt.float_dtype)
+        values = f16_scales("normal", (n, k), rng).astype(fmt.float_dtype)
         for i, column in enumerate(columns):
             values[column, [0, k // 2, k - 1][i % 3]] = value
         return wrap(name, k, values)
-    at = fmt.d_offset_bytes if field == "d" else fmt.m_offset_bytes
+    at = fmt.scale_at if field == "d" else fmt.minimum_at
     assert at is not None
     blocks = random_blocks(fmt, k, n, "normal", rng)
     for i, column in enumerate(columns):
         block = i % blocks.shape[1]
-        set_halves(blocks[column, block], at, np.asarray(value, np.float16))
+        set_f16(blocks[column, block], at, np.asarray(value, np.float16))
     return wrap(name, k, blocks)
 
 
 def spoiled_weights(k: int, widths: tuple[int, ...], value: float) -> list[Weight]:
-    """Every format, and Q4_1 by its m as well."""
-    found = [spoiled(name, k, n, value, "d") for name in FORMATS for n in widths]
-    return found + [spoiled("Q4_1", k, n, value, "m") for n in widths]
+    """Return a spoiled weight of every format, and Q4_1 with a spoiled minimum as well."""
+    by_scale = [spoiled(name, k, n, value, "d") for name in FORMATS for n in widths]
+    return by_scale + [spoiled("Q4_1", k, n, value, "m") for n in widths]
 
 
 def without_weight(k: int, n: int, *elements: int) -> Weight:
-    """A Q4_0 weight whose `elements` of every column are 0."""
+    """Return a Q4_0 weight with zeros as `elements` of every column."""
     blocks = random_blocks(FORMATS["Q4_0"], k, n, "normal", np.random.default_rng(elements[0]))
     for element in elements:
-        blocks[:, element // 32, 2 + element % 16] = 0x88  # a byte holds an element and the 16th on
+        blocks[:, element // 32, 2 + element % 16] = _TWO_ZEROS  # elements i and i + 16
     w = wrap("Q4_0", k, blocks)
     assert not w.values[[*elements]].any()
     return w
 
 
 def all_bits() -> list[Weight]:
-    """Weights of random bits, NaN, Inf and denormals included, with whole and padded K and N."""
-    found = [weight(name, 512, 37, "bits") for name in FORMATS]
-    return [*found, weight("Q4_0", 96, 16, "bits"), weight("F16", 37, 5, "bits")]
+    """Return weights of random bits (with NaN, Inf, denormals) and of whole and padded K and N."""
+    every_format = [weight(name, 512, 37, "bits") for name in FORMATS]
+    return [*every_format, weight("Q4_0", 96, 16, "bits"), weight("F16", 37, 5, "bits")]
 
 
 def tables() -> list[Weight]:
-    """Weights of random bits, NaN, Inf and denormals included, with whole and odd K."""
-    found = [weight(name, 512, 37, "bits") for name in FORMATS]
-    return [*found, weight("Q4_0", 96, 37, "bits"), weight("F16", 37, 37, "bits")]
+    """Return weights of random bits (with NaN, Inf, denormals) and of whole and odd K."""
+    every_format = [weight(name, 512, 37, "bits") for name in FORMATS]
+    return [*every_format, weight("Q4_0", 96, 37, "bits"), weight("F16", 37, 37, "bits")]
 
 
-# --- functions ------------------------------------------------------------------------------
+# --- functions ------------------------------------------------------------------------------------
 
 
 def one_product(x: Any, w: Any) -> Any:
@@ -262,14 +263,14 @@ def one_product(x: Any, w: Any) -> Any:
 
 
 def block(x: Any, gain: Any, gate: Any, up: Any, bias: Any, residual: Any, scale: Any) -> Any:
-    """RMSNorm, two products, bias, SiLU and a residual: one kernel."""
+    """Return RMSNorm, two products, bias, SiLU and a residual, which make one kernel."""
     h = x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + 1e-5) * gain
     g = h @ gate + bias
     return residual + scale * (g / (1 + np.exp(-g)) * (h @ up))
 
 
 def around(x: Floats, gate: Weight, up: Weight) -> tuple[list[Any], NDArray[np.float64]]:
-    """Arguments of `block` with this x and these weights, and its result in f64."""
+    """Return arguments of `block` for x and two weights, and its result in f64."""
     k, n = gate.values.shape
     gain, bias, residual = random_x(k), random_x(n), random_x(len(x), n)
     args = [x, gain, gate.tensor, up.tensor, bias, residual, 0.5]
@@ -279,13 +280,13 @@ def around(x: Floats, gate: Weight, up: Weight) -> tuple[list[Any], NDArray[np.f
 
 
 def relative_error(y: Floats, exact: NDArray[np.float64]) -> float:
-    """The root mean square error, relative to the result's own."""
+    """Return the rms error divided by the rms of the exact result."""
     return float(np.sqrt(np.mean((y - exact) ** 2) / np.mean(exact**2)))
 
 
 @functools.cache
 def products(count: int) -> Callable[..., tuple[Any, ...]]:
-    """A function of x and `count` weights that gives all products: one kernel, so one compile."""
+    """Return a function of x and `count` weights that returns all products, in one kernel."""
 
     def function(x: Any, *weights: Any) -> tuple[Any, ...]:
         return tuple(x @ w for w in weights)
@@ -297,9 +298,9 @@ def products(count: int) -> Callable[..., tuple[Any, ...]]:
 
 @functools.cache
 def joined_products(count: int) -> Callable[..., tuple[Any, ...]]:
-    """All products of x and their sum, which makes GPUs compute them in one kernel.
+    """Return a function of x and `count` weights that returns all products and their sum.
 
-    The weights must have the same N.
+    The sum makes GPUs compute them in one kernel. The weights must have the same N.
     """
 
     def function(x: Any, *weights: Any) -> tuple[Any, ...]:
@@ -313,7 +314,7 @@ def joined_products(count: int) -> Callable[..., tuple[Any, ...]]:
 
 @functools.cache
 def dequantizer(count: int) -> Callable[..., tuple[Any, ...]]:
-    """A function of `count` weights that gives all their values."""
+    """Return a function of `count` weights that returns all their values."""
 
     def function(*weights: Any) -> tuple[Any, ...]:
         return tuple(w.dequantize() for w in weights)
@@ -325,7 +326,7 @@ def dequantizer(count: int) -> Callable[..., tuple[Any, ...]]:
 
 @functools.cache
 def lookups(count: int) -> Callable[..., tuple[Any, ...]]:
-    """A function of ids and `count` weights that gives those rows of all weights."""
+    """Return a function of ids and `count` weights that returns these rows of all weights."""
 
     def function(ids: Any, *weights: Any) -> tuple[Any, ...]:
         return tuple(w.rows(ids) for w in weights)
@@ -348,52 +349,52 @@ def slices(x: Any, w: Any) -> tuple[Any, ...]:
 
 @functools.cache
 def on(target: str, function: Callable[..., Any]) -> Specialized[..., Any]:
-    """`function` specialised for a target; the same one for every test, so it compiles once."""
+    """Return `function` specialised for a target; tests share it, so it compiles once."""
     return specialize(function, target=require_target(target))
 
 
-# --- the contract ---------------------------------------------------------------------------
+# --- the contract ---------------------------------------------------------------------------------
 
 
 def errors(y: Floats, x: Floats, w: Doubles) -> Doubles:
-    """The error of every output in the contract's measure; NaN where float64 leaves f32's range."""
+    """Return the relative error of every element; NaN if the exact value exceeds f32's range."""
     k = x.shape[-1]
     wide = x.astype(np.float64)
     exact = wide @ w
-    size = np.sqrt(wide**2 @ w**2) + k * 2.0**-149
+    scale = np.sqrt(wide**2 @ w**2) + k * 2.0**-149
     inside = np.abs(exact) <= np.finfo(F32).max
     with np.errstate(invalid="ignore"):  # such outputs may be Inf
-        return np.where(inside, np.abs(y - exact) / size, np.nan)
+        return np.where(inside, np.abs(y - exact) / scale, np.nan)
 
 
 def assert_contract(y: Floats, x: Floats, w: Weight, bound: float = BOUND) -> None:
-    """Every row of y keeps the bound: the rms over a whole result could hide a bad one."""
+    """Check the bound for each row of y, as the rms of a whole result could hide a bad row."""
     assert y.dtype == F32
     assert y.shape == (*x.shape[:-1], w.values.shape[1])
     if y.size == 0:
         return
-    found = errors(y, x, w.values)
-    counted = np.isfinite(found) | np.isnan(y)  # a NaN that should be a number counts
-    squares = np.where(counted, found, 0.0) ** 2
+    relative = errors(y, x, w.values)
+    counted = np.isfinite(relative) | np.isnan(y)  # a NaN instead of a number counts
+    squares = np.where(counted, relative, 0.0) ** 2
     rms = np.sqrt(squares.sum(-1) / np.maximum(counted.sum(-1), 1))
     worst = np.max(rms)
     assert worst < bound, f"{w}: rms error {worst:.2e} in row {np.argmax(rms)} of {list(x.shape)}"
 
 
 def kinds(y: NDArray[Any]) -> NDArray[Any]:
-    """What is NaN, Inf or −Inf in a result; finite numbers are 0."""
+    """Return a result with 0 instead of finite numbers: NaN, Inf and −Inf remain."""
     return np.where(np.isfinite(y), 0, y)
 
 
 def exact_products(x: Floats, w: Doubles) -> Doubles:
-    """x @ w term by term: a BLAS may take shortcuts where NaN and Inf are."""
+    """Return x @ w without BLAS, which may treat NaN and Inf differently."""
     wide = x.astype(np.float64)
     with np.errstate(all="ignore"):
         return np.stack([(row[:, np.newaxis] * w).sum(0) for row in wide])
 
 
 def assert_ieee(y: Floats, x: Floats, w: Weight, bound: float = BOUND) -> None:
-    """NaN and Inf where float64 has them, and elsewhere the contract."""
+    """Check that NaN and Inf are where float64 has them, and the contract elsewhere."""
     exact = exact_products(x, w.values)
     np.testing.assert_array_equal(kinds(y), kinds(exact), err_msg=str(w))
     rows, columns = np.isfinite(x).all(1), np.isfinite(w.values).all(0)
@@ -402,12 +403,12 @@ def assert_ieee(y: Floats, x: Floats, w: Weight, bound: float = BOUND) -> None:
 
 
 def assert_same_bits(got: Floats, w: Weight) -> None:
-    """The weight's values, bit for bit, but for the payload of a NaN."""
+    """Check the bits of a weight's values, except the payload of NaN."""
     _assert_bits(got, decoded(w.tensor.format, w.tensor.raw), w)
 
 
 def assert_rows(got: Floats, ids: Ids, w: Weight) -> None:
-    """The weight's GGUF rows of these numbers, bit for bit, but for the payload of a NaN."""
+    """Check the bits of GGUF rows of a weight, except the payload of NaN."""
     _assert_bits(got, decoded(w.tensor.format, w.tensor.raw).T[ids], w)
 
 
@@ -421,16 +422,16 @@ def _assert_bits(got: Floats, expected: Floats, w: Weight) -> None:
     )
 
 
-# --- activations and ids -----------------------------------------------------------------------
+# --- activations and ids --------------------------------------------------------------------------
 
 
 def random_x(*shape: int, seed: int = 0) -> Floats:
-    """Normal activations."""
+    """Return normally distributed activations."""
     return np.random.default_rng([seed, *shape]).standard_normal(shape).astype(F32)
 
 
 def distributions(k: int) -> dict[str, Floats]:
-    """A row of x for each distribution that the contract names."""
+    """Return a row of x for each distribution of the contract."""
     rng = np.random.default_rng(7)
     normal = rng.standard_normal(k)
     outliers = np.where(rng.random(k) < 0.02, 100 * normal, normal)
@@ -450,21 +451,21 @@ def distributions(k: int) -> dict[str, Floats]:
 
 
 def not_finite_rows(k: int) -> Floats:
-    """A row for each kind of value and class of position, and clean rows between them."""
-    places = sorted({0, 3, 15, 16, 31, 32, k // 2, k - 1} & set(range(k)))
+    """Return rows with NaN or Inf at each kind of position, and finite rows between them."""
+    positions = sorted({0, 3, 15, 16, 31, 32, k // 2, k - 1} & set(range(k)))
     values = [[np.nan], [np.inf], [-np.inf], [np.inf, -np.inf], [np.inf, np.inf], [np.nan, np.inf]]
-    cases = list(itertools.product(values, places))
+    cases = list(itertools.product(values, positions))
     x = random_x(2 * len(cases) + 1, k)
-    for row, (pair, place) in enumerate(cases):
+    for row, (pair, position) in enumerate(cases):
         for i, value in enumerate(pair):
-            x[2 * row + 1, (place + 33 * i) % k] = value
+            x[2 * row + 1, (position + 33 * i) % k] = value
     x[-1, :] = 0
-    x[-1, k // 2] = np.inf  # Inf times the weight, and 0 times the others
+    x[-1, k // 2] = np.inf  # one Inf among zeros
     return x
 
 
 def hard_x(k: int) -> list[Floats]:
-    """Two times three rows that meet scales of Inf: zeros, numbers, huge ones, NaN and Inf."""
+    """Return two x of three rows for scales of Inf: zeros, numbers, huge numbers, NaN and Inf."""
     x = random_x(6, k)
     x[0, 1 : k // 2] = 0  # 0·Inf is NaN
     x[1] = 0
@@ -474,31 +475,31 @@ def hard_x(k: int) -> list[Floats]:
 
 
 def in_step(w: Weight) -> Floats:
-    """Rows whose products with spoiled columns all have one sign: a zero among them shows."""
+    """Return rows of ±1 whose products with spoiled columns have terms of one sign."""
     columns = w.values[:, [0, 5, 16]] if w.values.shape[1] > 1 else w.values[:, [0, 0, 0]]
     return np.where(columns > 0, F32(1), F32(-1)).T.copy()
 
 
 def some_ids(*shape: int, n: int = 37, seed: int = 0) -> Ids:
-    """Ids among which are the first row and, where there is room, the last."""
+    """Return random ids with the first and, if there are two, the last row."""
     ids = np.random.default_rng(seed).integers(0, n, shape)
     ids.reshape(-1)[:2] = [0, n - 1][: ids.size]
     return ids
 
 
-# --- kernels beside guard pages ---------------------------------------------------------------
+# --- kernels before guard pages -------------------------------------------------------------------
 
 
 def lowered(
     function: Callable[..., Any], target: Target, args: Sequence[Any], precision: str = "f32"
 ) -> CpuPlan:
-    """The plan of `function` for arguments."""
+    """Return the plan of `function` for arguments."""
     graph = trace(function, specs_of(args))
     return make_plan(graph, target, math.prod(lead_shape(args)), precision)
 
 
 def specs_of(args: Sequence[Any]) -> Signature:
-    """The signature of arguments, as a call would have it."""
+    """Return the signature of arguments."""
     return tuple(map(_spec, args))
 
 
@@ -511,7 +512,7 @@ def _spec(value: Any) -> Spec:
 
 
 def object_of(plan: CpuPlan, kernel: CpuKernel) -> bytes:
-    """The compiled kernel, from this session's cache where another test compiled it."""
+    """Return the compiled kernel, which tests share."""
     source = lower(plan, kernel)
     return cache.fetch(plan.target, llvm, source.symbol, source.text).object_bytes
 
@@ -524,16 +525,16 @@ def run_guarded(
     gap_bytes: int = 0,
     precision: str = "f32",
 ) -> list[Floats]:
-    """The results of `function`, every array of every kernel standing before a guard page."""
-    found = find_target(require_target(cpu.target) if cpu.native else cpu.target)
-    plan = lowered(function, found, args, precision)
+    """Return the results of `function`; every array of every kernel ends at a guard page."""
+    target = find_target(require_target(cpu.target) if cpu.native else cpu.target)
+    plan = lowered(function, target, args, precision)
     rows = math.prod(lead_shape(args))
     memory: dict[Slot, NDArray[Any]] = {}
     for kernel in plan.kernels:
         slots = kernel.slots()
         arguments = [_argument(plan, kernel, slot, args, rows, memory) for slot in slots]
         arrays = run_kernel(
-            found.family,
+            target.family,
             object_of(plan, kernel),
             kernel.work.symbol,
             arguments,
@@ -545,7 +546,9 @@ def run_guarded(
             memory[slot] = array
             if slot.kind in {"array", "ids", "weight"}:
                 original = arguments[slots.index(slot)]
-                assert array.tobytes() == np.asarray(original).tobytes(), f"{slot} was written to"
+                assert array.tobytes() == np.asarray(original).tobytes(), (
+                    f"the kernel wrote to {slot}"
+                )
     outputs = range(len(plan.graph.outputs))
     return [memory[Slot("output", i)] for i in outputs]
 
@@ -575,10 +578,10 @@ def _argument(
             return tensor._resident.blocks(slot.layout)
         case "x":
             return np.full((rows, padded_k(plan, kernel)), np.nan, F32)
-        case "exponent":
+        case "row_factors":
             return np.full(rows, np.nan, F32)
         case "digits":
-            row_bytes = digits_bytes(padded_k(plan, kernel), kernel.limbs)
+            row_bytes = digits_bytes(padded_k(plan, kernel), kernel.digits)
             return np.full((rows, row_bytes), 0xFF, np.uint8)
     if slot in memory:
         return memory[slot]

@@ -28,4 +28,4 @@ LAYERS: Final = (
     "__init__",
     "__main__",
 )
-"""Bottom first. A package is one layer; inside it any order without a circle is allowed."""
+"""Bottom first. A package is one layer; its modules may import each other without cycles."""

@@ -1,4 +1,4 @@
-"""How much memory a call holds."""
+"""Measure the memory of a call."""
 
 import gc
 import tracemalloc
@@ -9,7 +9,7 @@ MB: Final = 1 << 20
 
 
 def peak_bytes(call: Callable[[], Any]) -> int:
-    """The most memory held during a call, over what was held before it (its result included)."""
+    """Return the peak memory of a call, with its result, above the memory before the call."""
     gc.collect()
     tracemalloc.start()
     try:

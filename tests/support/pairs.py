@@ -1,4 +1,4 @@
-"""Choose cases so that every two values meet, instead of all combinations."""
+"""Choose cases that contain every pair of values instead of every combination."""
 
 from collections.abc import Sequence
 
@@ -8,9 +8,9 @@ import pytest
 def pairwise(
     names: str, first: Sequence[object], second: Sequence[object], third: Sequence[object]
 ) -> pytest.MarkDecorator:
-    """Run a test on all pairs of `first` and `second`; the values of `third` take turns.
+    """Run a test on all pairs of `first` and `second`, with the values of `third` in turn.
 
-    Each of them meets every value of the others: `third` is no longer than they are.
+    Every pair with a value of `third` occurs, because `third` is not longer than the others.
     """
     assert len(third) <= min(len(first), len(second))
     cases = [

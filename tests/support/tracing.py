@@ -1,4 +1,4 @@
-"""Arguments by name for traced functions, and the parts of what a refusal shows."""
+"""Arguments by name for traced functions, and the parts of a TraceError's message."""
 
 import inspect
 from collections.abc import Callable
@@ -22,7 +22,7 @@ ARGUMENTS: dict[str, object] = {
     "residual": random(M, N, seed=4),
     "s": 1.5,
 }
-"""Arguments by the name of the parameter that they are for."""
+"""Arguments by parameter name."""
 
 TABLE = np.ones(N, F32)
 CAPTURED = weight(K, N)
@@ -34,16 +34,22 @@ def arguments(function: Callable[..., object]) -> list[object]:
 
 @dataclass
 class Refusal:
-    """The parts of a TraceError's message."""
+    """The parts of a TraceError's message.
+
+    Attributes:
+        origin: file, line and function.
+        line: the user's line.
+        marked: the part of the line above the carets.
+    """
 
     reason: str
-    place: str
+    origin: str
     line: str
     marked: str
 
     def __init__(self, message: str) -> None:
-        self.reason, place = message.split("\n\n")
-        self.place, *shown = place.split("\n")
+        self.reason, excerpt = message.split("\n\n")
+        self.origin, *shown = excerpt.split("\n")
         self.line = self.marked = ""
         if shown:
             self.line = shown[0]

@@ -1,4 +1,4 @@
-"""What a file of tunings holds, for tests."""
+"""Example tunings for tests."""
 
 from dataclasses import replace
 
@@ -20,4 +20,4 @@ WRONG = replace(
     FAST, constants=(("block_size", 256), ("layout", "planar")), us=None, rejected="wrong: …"
 )
 TRIALS = (FAST, SLOW, WRONG)
-FOUND: Tunings = {(MACHINE, KEY): TRIALS}
+TUNINGS: Tunings = {(MACHINE, KEY): TRIALS}

@@ -1,4 +1,4 @@
-"""Ahead-of-time builds: what a stranger finds in the folder is true and is enough for a launch."""
+"""Ahead-of-time builds: a program can launch the kernels from the files of the folder alone."""
 
 import hashlib
 import json
@@ -24,7 +24,7 @@ from q4jit.hip.templates import template_directory
 from q4jit.plan.options import PlanOptions
 from q4jit.targets import Target, find_target
 from q4jit.tools.aot.build import build as build_request
-from q4jit.tools.aot.products import row_classes
+from q4jit.tools.aot.products import m_classes
 from q4jit.tools.aot.request import BuildRequest
 from q4jit.tools.cli.main import main
 from q4jit.weights.formats import FORMATS
@@ -51,15 +51,15 @@ def _pinned_compiler() -> Any:
 
 
 def build(out: Path, *more: str) -> dict[str, Any]:
-    """The manifest of a build by the command."""
+    """Run the command and return the manifest."""
     assert main(["build", *more, "--out", str(out)]) == 0
-    found: dict[str, Any] = json.loads((out / "manifest.json").read_bytes())
-    return found
+    manifest: dict[str, Any] = json.loads((out / "manifest.json").read_bytes())
+    return manifest
 
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
-    """Two archs, two classes of M: of the larger one a launch of two kernels."""
+    """Return a build for two archs and two classes of M, the larger with two launches."""
     out = tmp_path_factory.mktemp("aot") / "kernels"
     archs = [part for arch in ARCHS for part in ("--arch", arch)]
     return out, build(out, *SHAPE, *archs, "--m", "1", "--m", "20", "--m", "64")
@@ -69,10 +69,10 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-# --- the manifest -------------------------------------------------------------------------------
+# --- the manifest ---------------------------------------------------------------------------------
 
 
-def test_the_manifest_names_every_file_with_its_hash(built: tuple[Path, dict[str, Any]]) -> None:
+def test_the_manifest_lists_every_file_with_its_hash(built: tuple[Path, dict[str, Any]]) -> None:
     out, manifest = built
     files = contents(out)
     assert files.keys() == {*manifest["files"], "manifest.json"}
@@ -88,7 +88,7 @@ def test_the_manifest_names_every_file_with_its_hash(built: tuple[Path, dict[str
     assert named | {manifest["header"]} == manifest["files"].keys()
 
 
-def test_the_manifest_says_what_the_code_objects_say(built: tuple[Path, dict[str, Any]]) -> None:
+def test_the_manifest_agrees_with_the_code_objects(built: tuple[Path, dict[str, Any]]) -> None:
     out, manifest = built
     assert [(p["arch"], p["M"]) for p in manifest["products"]] == [
         (arch, rows) for arch in ARCHS for rows in ({"min": 1, "max": 1}, {"min": 17, "max": None})
@@ -110,12 +110,12 @@ def test_the_manifest_says_what_the_code_objects_say(built: tuple[Path, dict[str
             )
             declared = declared_types((out / launch["source"]).read_text(), launch["symbol"])
             assert declared == [(a["name"], a["type"]) for a in launch["arguments"]]
-            for argument, place in zip(launch["arguments"], info.arguments, strict=False):
+            for argument, compiled in zip(launch["arguments"], info.arguments, strict=False):
                 assert (argument["offset_bytes"], argument["size_bytes"]) == (
-                    place.offset_bytes,
-                    place.size_bytes,
+                    compiled.offset_bytes,
+                    compiled.size_bytes,
                 )
-                assert (place.kind == "global_buffer") == argument["type"].endswith("*")
+                assert (compiled.kind == "global_buffer") == argument["type"].endswith("*")
     last = manifest["products"][1]
     assert [launch["grid"]["rows_per_block"] for launch in last["launches"]] == [1, 64]
     assert [(s["name"], s["bytes_per_row"]) for s in last["scratch"]] == [
@@ -129,19 +129,21 @@ def test_the_manifest_says_what_the_code_objects_say(built: tuple[Path, dict[str
     )
     assert "ziglang" in manifest["compilers"]["gfx1100"]
     assert "--offload-arch=gfx1100" in manifest["compilers"]["gfx1100"]
-    assert " /" not in manifest["compilers"]["gfx1100"]  # equal builds on machines that differ
+    assert (
+        " /" not in manifest["compilers"]["gfx1100"]
+    )  # paths would make builds of two machines differ
 
 
 def declared_types(text: str, symbol: str) -> list[tuple[str, str]]:
-    found = re.search(rf"void {symbol}\(([^)]*)\)", text)
-    assert found is not None
+    match = re.search(rf"void {symbol}\(([^)]*)\)", text)
+    assert match is not None
     short = {
         "u8": "unsigned char",
         "u16": "unsigned short",
         "u32": "unsigned int",
         "i64": "long long",
     }
-    parts = [part.replace("__restrict__", "").split() for part in found[1].split(",")]
+    parts = [part.replace("__restrict__", "").split() for part in match[1].split(",")]
     spelled = {f"{name}{star}": f"{c}{star}" for name, c in short.items() for star in ("", "*")}
     return [(part[-1], " ".join(spelled.get(word, word) for word in part[:-1])) for part in parts]
 
@@ -156,11 +158,11 @@ def test_the_same_request_gives_the_same_bytes(
     assert contents(tmp_path / "again") == contents(out)
 
 
-# --- a launch by nothing but the folder -----------------------------------------------------------
+# --- launches from the folder alone ---------------------------------------------------------------
 
 
 def on_host(text: str, arch: str) -> str:
-    """A built text, its prelude exchanged for that of this machine."""
+    """Return a built text with the prelude of this machine instead of AMD's."""
     loader = jinja2.FileSystemLoader(template_directory())
     options = {"trim_blocks": True, "lstrip_blocks": True, "keep_trailing_newline": True}
     environment = jinja2.Environment(loader=loader, autoescape=False, **options)  # type: ignore[arg-type]  # all are bools
@@ -177,10 +179,10 @@ def on_host(text: str, arch: str) -> str:
 def launched(
     out: Path, product: dict[str, Any], x: NDArray[np.float32], w: NDArray[np.uint8]
 ) -> Any:
-    """y by the words of a manifest.
+    """Return y, computed as a manifest describes.
 
-    Arrays end at a page's end. What a kernel reads gets as many bytes more as its alignment, so
-    that it starts at no larger power of two than the manifest asks for.
+    Each array ends at the end of a page. Inputs are lengthened by their alignment, so that they
+    start at no larger power of two than the manifest requires.
     """
     m = len(x)
     k, n = x.shape[1], N
@@ -196,7 +198,7 @@ def launched(
         width = numbers.get(grid["x"], grid["x"])
         blocks = (width, min(tiles, grid["max_y"]), -(-tiles // grid["max_y"]))
         sizes = {a["role"]: a["alignment_bytes"] for a in arguments if "alignment_bytes" in a}
-        found = program.run(
+        results = program.run(
             blocks,
             launch["block_size"],
             [
@@ -208,12 +210,12 @@ def launched(
             alignments={a["name"]: sizes[a["role"]] for a in arguments if a["role"] in sizes},
         )
         outputs = [a["role"] for a in arguments if a["direction"] == "out"]
-        memory |= dict(zip(outputs, found, strict=True))
+        memory |= dict(zip(outputs, results, strict=True))
     return memory["y"]
 
 
 def lengthened(array: NDArray[Any], more_bytes: int) -> NDArray[np.uint8]:
-    """The bytes of an array and some behind them, odd multiples of that many in all."""
+    """Return the bytes of an array, padded to an odd multiple of `more_bytes`."""
     raw = np.frombuffer(array.tobytes(), np.uint8)
     times = -(-raw.size // more_bytes)
     return np.pad(raw, (0, (times + 1 - times % 2) * more_bytes - raw.size))
@@ -221,7 +223,9 @@ def lengthened(array: NDArray[Any], more_bytes: int) -> NDArray[np.uint8]:
 
 @pytest.mark.parametrize("rows", [1, 20, 65])
 @pytest.mark.parametrize("arch", ARCHS)
-def test_a_stranger_launches_it(built: tuple[Path, dict[str, Any]], arch: str, rows: int) -> None:
+def test_the_manifest_suffices_for_a_launch(
+    built: tuple[Path, dict[str, Any]], arch: str, rows: int
+) -> None:
     out, manifest = built
     (product,) = (
         p
@@ -232,7 +236,7 @@ def test_a_stranger_launches_it(built: tuple[Path, dict[str, Any]], arch: str, r
     assert_contract(launched(out, product, x, w.tensor._resident.blocks(PLANAR)), x, w)
 
 
-def test_a_stranger_launches_int8_products(tmp_path: Path) -> None:
+def test_the_manifest_suffices_for_int8_products(tmp_path: Path) -> None:
     w, x = weight("Q6_K", 512, N), random_x(3, 512)
     arguments = ["--k", "512", "--n", str(N), "--format", "q6_k", "--precision", "i8"]
     (product,) = build(tmp_path, *arguments, "--arch", "gfx1100", "--m", "3")["products"]
@@ -241,7 +245,7 @@ def test_a_stranger_launches_int8_products(tmp_path: Path) -> None:
     assert np.sqrt(np.mean(errors(y, x, w.values) ** 2)) < 2e-2
 
 
-def test_gguf_blocks_and_the_generic_entry(tmp_path: Path) -> None:
+def test_the_gguf_layout_and_the_generic_entry(tmp_path: Path) -> None:
     w, x = weight("Q4_0", K, N), random_x(3, K)
     unpacked = build(tmp_path / "gguf", *SHAPE, "--arch", "gfx1100", "--m", "3", "--layout", "gguf")
     generic = build(
@@ -267,7 +271,9 @@ def test_gguf_blocks_and_the_generic_entry(tmp_path: Path) -> None:
 @pytest.mark.parametrize("arch", ["gfx1100", "gfx90a"])
 @pytest.mark.parametrize("name", FORMATS)
 def test_the_generic_kernel_of_every_format(name: str, arch: str) -> None:
-    k = 4096 + 512 if name not in FLOAT_FORMATS else 4096 + 17  # more than one chunk, with a tail
+    k = (
+        4096 + 512 if name not in FLOAT_FORMATS else 4096 + 17
+    )  # more than one chunk, and a remainder
     assert_generic(weight(name, k, 5), random_x(3, k), arch, grid=(5, 3))
 
 
@@ -295,12 +301,12 @@ def assert_generic(
     assert_contract(y, x, w)
 
 
-# --- which kernels --------------------------------------------------------------------------------
+# --- classes of M ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("arch", ARCHS)
-def test_the_classes_follow_each_other(arch: str) -> None:
-    classes = row_classes(find_target(f"hip:{arch}"), PlanOptions())
+def test_the_classes_of_m_cover_every_m(arch: str) -> None:
+    classes = m_classes(find_target(f"hip:{arch}"), PlanOptions())
     assert classes == ((1, 1), (2, 2), (3, 4), (5, 8), (9, 16), (17, None))
 
 
@@ -328,7 +334,7 @@ int main(void) {
     ("compiler", "options"),
     [("gcc", ["-std=c99", "-x", "c"]), ("g++", ["-std=c++11", "-x", "c++"])],
 )
-def test_the_header_says_the_same_in_c_and_c_plus_plus(
+def test_the_header_agrees_with_the_manifest_in_c_and_c_plus_plus(
     built: tuple[Path, dict[str, Any]], compiler: str, options: list[str], tmp_path: Path
 ) -> None:
     out, manifest = built
@@ -352,7 +358,7 @@ def test_the_header_says_the_same_in_c_and_c_plus_plus(
 
 
 def test_weights_whose_scales_may_be_infinite(tmp_path: Path) -> None:
-    """A product each, told apart in the manifest and in the header."""
+    """They get a product of their own, which the manifest and the header mark."""
     weights = {WeightSpec("Q4_0", K, N, finite): () for finite in (True, False)}
     request = BuildRequest(weights, (find_target("hip:gfx1100"),), rows=(1,))
     products = build_request(request, tmp_path)["products"]
@@ -362,7 +368,7 @@ def test_weights_whose_scales_may_be_infinite(tmp_path: Path) -> None:
     assert "int requires_finite_scales;" in header
 
 
-def test_the_example_builds_and_says_what_it_lacks(
+def test_the_example_compiles_and_reports_errors(
     built: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:
     require_tool("hipcc", "hipcc libamdhip64-dev")

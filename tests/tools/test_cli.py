@@ -1,8 +1,10 @@
-"""The command q4jit: what it writes, and one line and a status for everything that is wrong."""
+"""The command `q4jit`: what it writes, and one line and an exit status for every error."""
 
+import argparse
 import hashlib
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -19,7 +21,7 @@ from q4jit.errors import CompileError, TargetError
 from q4jit.targets import Target
 from q4jit.tools.aot.layout import LAYOUTS, describe_layout
 from q4jit.tools.cli.build import _with_progress
-from q4jit.tools.cli.main import main
+from q4jit.tools.cli.main import main, make_parser
 from q4jit.tools.provenance import version
 from q4jit.weights.formats import FORMATS
 from q4jit.weights.layouts import GGUF, pack
@@ -27,7 +29,7 @@ from tests.support.kernels import weight
 from tests.support.tools import lack
 
 ONE = ["--k", "64", "--n", "5", "--format", "q4_0", "--arch", "gfx1100", "--m", "1"]
-Says = Callable[..., str]
+Fails = Callable[..., str]
 
 
 @pytest.fixture(autouse=True)
@@ -44,16 +46,16 @@ def ziglang() -> None:
 
 
 @pytest.fixture
-def says(capsys: pytest.CaptureFixture[str]) -> Says:
-    """`says(status, *arguments)`: the one line on standard error of a command that fails so."""
+def fails(capsys: pytest.CaptureFixture[str]) -> Fails:
+    """`fails(status, *arguments)` runs a failing command and returns its line of standard error."""
 
     def run(status: int, *arguments: str | Path) -> str:
         try:
-            found = main([str(argument) for argument in arguments])
+            actual = main([str(argument) for argument in arguments])
         except SystemExit as end:
-            found = int(end.code or 0)
+            actual = int(end.code or 0)
         out, err = capsys.readouterr()
-        assert (found, out) == (status, "")
+        assert (actual, out) == (status, "")
         assert err.endswith("\n")
         assert len(err.splitlines()) == 1, err
         return err.strip()
@@ -63,7 +65,7 @@ def says(capsys: pytest.CaptureFixture[str]) -> Says:
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
-    """A file of four matrices (two of one shape), a vector, and a format that q4jit lacks."""
+    """Return a file with four matrices (two of one shape and format, one in F32) and a vector."""
     path = tmp_path / "model.gguf"
     write_gguf(
         path, {"a": ("Q4_0", 64, 5), "b": ("Q4_0", 64, 5), "c": ("Q8_0", 32, 3), "f": ("F32", 8, 4)}
@@ -87,20 +89,49 @@ def write_gguf(path: Path, tensors: dict[str, tuple[str, int, int]]) -> None:
     writer.close()
 
 
-# --- what works -----------------------------------------------------------------------------------
+# --- success --------------------------------------------------------------------------------------
+
+
+COMMANDS = ("build", "pack", "tune", "bench", "selftest")
+
+
+def subparsers() -> dict[str, argparse.ArgumentParser]:
+    (commands,) = (
+        action
+        for action in make_parser()._actions
+        if isinstance(action, argparse._SubParsersAction)
+    )
+    return dict(commands.choices)
 
 
 def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
     for arguments, wanted in (
         (["--help"], "q4jit build --k 4096"),
-        (["build", "--help"], "--entry"),
-        (["pack", "--help"], "--tensor"),
+        *(([command, "--help"], "exit status:\n  0    ") for command in COMMANDS),
         (["--version"], f"q4jit {version()}\n"),
     ):
         with pytest.raises(SystemExit) as end:
             main(arguments)
         assert end.value.code == 0
         assert wanted in capsys.readouterr().out
+
+
+def test_every_option_has_a_help_text() -> None:
+    parsers = subparsers()
+    assert tuple(parsers) == COMMANDS
+    for name, parser in parsers.items():
+        assert parser.description, name
+        for action in parser._actions:
+            assert action.help, (name, action.option_strings)
+
+
+def test_the_examples_of_the_help_are_valid() -> None:
+    parser = make_parser()
+    for text in (parser.epilog, *(each.epilog for each in subparsers().values())):
+        lines = re.findall(r"^  q4jit (.*)$", text or "", re.MULTILINE)
+        assert lines
+        for line in lines:
+            assert parser.parse_args(line.split()).run
 
 
 def test_python_runs_the_package() -> None:
@@ -118,9 +149,9 @@ def test_a_build_of_a_file(model: Path, tmp_path: Path, capsys: pytest.CaptureFi
     out = tmp_path / "a" / "b"
     arguments = ["build", "--gguf", str(model), "--arch", "gfx1030", "--m", "1", "--m", "2"]
     assert main([*arguments, "--out", str(out)]) == 0
-    found = capsys.readouterr()
-    assert found.out == f"{out}: 4 kernels for gfx1030, manifest.json, q4jit_kernels.h\n"
-    assert found.err == "q4jit build: left out f: F32 is no block format\n"
+    shown = capsys.readouterr()
+    assert shown.out == f"{out}: 4 kernels for gfx1030, manifest.json, q4jit_kernels.h\n"
+    assert shown.err == "q4jit build: left out f: F32 is not a block format\n"
     manifest = json.loads((out / "manifest.json").read_bytes())
     assert [
         (p["format"], p["K"], p["N"], p["M"]["max"], p["tensors"]) for p in manifest["products"]
@@ -130,47 +161,43 @@ def test_a_build_of_a_file(model: Path, tmp_path: Path, capsys: pytest.CaptureFi
         ("Q8_0", 32, 3, 1, ["c"]),
         ("Q8_0", 32, 3, 2, ["c"]),
     ]
-    assert manifest["left_out"] == {"f": "F32 is no block format"}
+    assert manifest["left_out"] == {"f": "F32 is not a block format"}
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_pack_writes_what_layouts_packs(model: Path, layout: str, tmp_path: Path) -> None:
+def test_pack_writes_the_packed_bytes_and_their_description(
+    model: Path, layout: str, tmp_path: Path
+) -> None:
     out = tmp_path / "b.bin"
-    arguments = [
-        "pack",
-        "--gguf",
-        str(model),
-        "--tensor",
-        "b",
-        "--layout",
-        layout,
-        "--out",
-        str(out),
-    ]
+    tensor = ["--gguf", str(model), "--tensor", "b"]
+    arguments = ["pack", *tensor, "--layout", layout, "--out", str(out)]
     assert main(arguments) == 0
     raw = weight("Q4_0", 64, 5, seed=1).tensor.raw
     wanted = raw.tobytes() if layout == GGUF else pack(FORMATS["Q4_0"], layout, raw).tobytes()
     assert out.read_bytes() == wanted
-    found = json.loads((tmp_path / "b.bin.json").read_bytes())
-    assert (found["tensor"], found["format"], found["K"], found["N"]) == ("b", "Q4_0", 64, 5)
-    assert found["weight"] == describe_layout(FORMATS["Q4_0"], layout, (64, 5))
-    assert found["files"]["b.bin"]["sha256"] == hashlib.sha256(wanted).hexdigest()
-    assert main(arguments) == 0  # its own files may be written again
+    about = json.loads((tmp_path / "b.bin.json").read_bytes())
+    assert (about["tensor"], about["format"], about["K"], about["N"]) == ("b", "Q4_0", 64, 5)
+    assert about["weight"] == describe_layout(FORMATS["Q4_0"], layout, (64, 5))
+    assert about["files"]["b.bin"]["sha256"] == hashlib.sha256(wanted).hexdigest()
+    assert main(arguments) == 0  # replaces its own files
 
 
-# --- files that are there already -----------------------------------------------------------------
+# --- existing files -------------------------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("ziglang")
-def test_files_of_others_stay(
-    says: Says, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_foreign_files_are_kept(
+    fails: Fails, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
     out.mkdir()
     (out / "notes.txt").write_text("mine")
     (out / "manifest.json").write_text('{"mine": 1}')
-    error = says(1, "build", *ONE, "--out", out)
-    assert "holds files that q4jit did not write, or that were changed: manifest.json" in error
+    error = fails(1, "build", *ONE, "--out", out)
+    assert (
+        "contains files that q4jit did not write, or that were changed: manifest.json; choose"
+        in error
+    )
     assert {p.name: p.read_text() for p in out.iterdir()} == {
         "notes.txt": "mine",
         "manifest.json": '{"mine": 1}',
@@ -178,55 +205,55 @@ def test_files_of_others_stay(
     assert main(["build", *ONE, "--out", str(out), "--force"]) == 0
     assert f"{out}: 1 kernel for gfx1100, " in capsys.readouterr().out
     first = {p.name for p in out.iterdir()}
-    assert main(["build", *ONE[:-1], "2", "--out", str(out)]) == 0  # over its own files
+    assert main(["build", *ONE[:-1], "2", "--out", str(out)]) == 0  # replaces its own files
     second = {p.name for p in out.iterdir()}
     assert "notes.txt" in second
     assert first - second == {f"q4_0_k64_n5_f32_planar_m1_gfx1100{s}" for s in (".hip", ".hsaco")}
     (out / "q4jit_kernels.h").write_text("edited")
     capsys.readouterr()
-    assert "were changed: q4jit_kernels.h" in says(1, "build", *ONE, "--out", out)
+    assert "were changed: q4jit_kernels.h" in fails(1, "build", *ONE, "--out", out)
 
 
 @pytest.mark.usefixtures("ziglang")
-def test_what_fails_leaves_nothing(
-    says: Says, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_failed_build_leaves_nothing(
+    fails: Fails, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("Q4JIT_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setattr(Clang, "compile_object", refuse)
     out = tmp_path / "deep" / "out"
-    assert "No space left" in says(1, "build", *ONE, "--out", out)
+    assert "No space left" in fails(1, "build", *ONE, "--out", out)
     assert not (tmp_path / "deep").exists()
 
 
 @pytest.mark.usefixtures("ziglang")
-def test_a_missing_msgpack_is_told_before_the_work(
-    says: Says, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_missing_msgpack_is_reported_before_the_work(
+    fails: Fails, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("Q4JIT_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setitem(sys.modules, "msgpack", None)
     monkeypatch.setattr(Clang, "compile_object", refuse)
-    error = says(1, "build", *ONE, "--out", tmp_path / "out")
-    assert "msgpack: pip install q4jit[cross]" in error
+    error = fails(1, "build", *ONE, "--out", tmp_path / "out")
+    assert "pip install 'q4jit[cross]'" in error
 
 
 def test_the_command_of_a_repro_can_be_pasted(
-    says: Says, monkeypatch: pytest.MonkeyPatch, model: Path, tmp_path: Path
+    fails: Fails, monkeypatch: pytest.MonkeyPatch, model: Path, tmp_path: Path
 ) -> None:
     def fail(*_: Any, **__: Any) -> None:
         raise CompileError("clang", (), "error: no", "", repro=tmp_path / "a b")
 
     monkeypatch.setattr("q4jit.tools.cli.pack.pack_tensor", fail)
-    error = says(1, "pack", "--gguf", model, "--tensor", "a", "--out", tmp_path / "w")
+    error = fails(1, "pack", "--gguf", model, "--tensor", "a", "--out", tmp_path / "w")
     assert f"sh '{tmp_path}/a b/repro.sh'" in error
 
 
 def test_names_of_a_file_cannot_steer_the_terminal(
-    says: Says, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    fails: Fails, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path, steering = tmp_path / "model.gguf", "a\x1b[2J\u202e"
     write_gguf(path, {steering: ("F32", 8, 4)})
     pack_it = ["pack", "--gguf", str(path), "--out", str(tmp_path / "w"), "--layout", GGUF]
-    assert r"they are 'a\x1b[2J\u202e', 'vector'" in says(1, *pack_it, "--tensor", "z")
+    assert r"(2 tensors: 'a\x1b[2J\u202e', 'vector')" in fails(1, *pack_it, "--tensor", "z")
     assert main([*pack_it, "--tensor", steering]) == 0
     assert r"w: a\x1b[2J\u202e, F32" in capsys.readouterr().out
     write_gguf(path, {steering: ("F32", 8, 4), "b": ("Q4_0", 32, 2)})
@@ -239,30 +266,35 @@ def refuse(*_: Any) -> bytes:
     raise OSError(28, "No space left on device", "kernel.hip")
 
 
-# --- what is wrong --------------------------------------------------------------------------------
+# --- errors ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (["--arch", "gfx9"], "unknown arch 'gfx9': known are gfx906, "),
-        (["--arch", "sm_90"], "sm_90 is NVIDIA's, and a build holds code objects for AMD GPUs"),
-        (["--arch", "sm_91"], "unknown arch 'sm_91'"),
-        (["--arch", "gfx1100; rm"], "unknown arch"),
-        (["--format", "q5_0"], "unknown format 'Q5_0': known are F32"),
-        (["--k", "65"], "found K = 65, accepted is a positive multiple of 32"),
-        (["--k", "0"], "found '0', accepted are whole numbers from 1"),
-        (["--n", "-3"], "found '-3', accepted are whole numbers from 1"),
-        (["--n", str(1 << 31)], "accepted are sizes from 1 to 2147483647"),
-        (["--m", "x"], "found 'x'"),
-        (["--block-size", "100"], "accepted are multiples of its wave of 32 threads"),
-        (["--gguf", "f"], "found --gguf and --k, --n, --format: accepted is one of both"),
+        (["--arch", "gfx9"], "argument --arch: expected one of gfx906, "),
+        (["--arch", "sm_90"], "got NVIDIA's sm_90; call the function from Python"),
+        (["--arch", "sm_91"], "got 'sm_91'"),
+        (["--arch", "gfx1100; rm"], "got 'gfx1100; rm'"),
+        (["--format", "q5_0"], "unknown format 'Q5_0'; known formats: F32"),
+        (["--k", "65"], "K: expected a positive multiple of 32 (a block of Q4_0), got 65"),
+        (["--k", "0"], "argument --k: expected a whole number from 1, got '0'"),
+        (["--n", "-3"], "argument --n: expected a whole number from 1, got '-3'"),
+        (
+            ["--n", str(1 << 31)],
+            "expected K and N from 1 to 2147483647, got K = 64, N = 2147483648",
+        ),
+        (["--m", "x"], "argument --m: expected a whole number from 1, got 'x'"),
+        (["--block-size", "100"], "a multiple of 32 (the threads of a wave)"),
+        (["--gguf", "f"], "--gguf cannot be combined with --k, --n, --format"),
         (["--precision", "f64"], "invalid choice: 'f64'"),
         (["--unknown"], "unrecognized arguments: --unknown"),
     ],
 )
-def test_a_wrong_command_line(says: Says, change: list[str], message: str, tmp_path: Path) -> None:
-    error = says(2, "build", *ONE, *change, "--out", tmp_path / "out")
+def test_an_invalid_command_line(
+    fails: Fails, change: list[str], message: str, tmp_path: Path
+) -> None:
+    error = fails(2, "build", *ONE, *change, "--out", tmp_path / "out")
     assert message in error
     assert not (tmp_path / "out").exists()
 
@@ -270,91 +302,94 @@ def test_a_wrong_command_line(says: Says, change: list[str], message: str, tmp_p
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--k", "64"], "--k does not apply to the kernels of --entry generic: they take M, N"),
-        (["--n", "64"], "--n does not apply"),
-        (["--m", "1"], "--m does not apply"),
+        (["--k", "64"], "--k cannot be combined with --entry generic: its kernels take M, N and"),
+        (["--n", "64"], "--n cannot be combined"),
+        (["--m", "1"], "--m cannot be combined"),
         (
             ["--precision", "i8"],
-            "--precision does not apply to the kernels of --entry generic: they multiply in f32",
+            "--precision cannot be combined with --entry generic: its kernels multiply in f32",
         ),
-        (["--layout", "planar"], "--entry generic takes gguf, found --layout planar"),
+        (["--layout", "planar"], "--layout: expected gguf for --entry generic, got planar"),
     ],
 )
-def test_what_generic_kernels_do_not_heed_is_refused(
-    says: Says, more: list[str], message: str, tmp_path: Path
+def test_options_that_generic_kernels_would_ignore_are_refused(
+    fails: Fails, more: list[str], message: str, tmp_path: Path
 ) -> None:
     generic = ["build", "--entry", "generic", "--format", "q4_0", "--arch", "gfx1100"]
-    assert message in says(2, *generic, *more, "--out", tmp_path / "out")
+    assert message in fails(2, *generic, *more, "--out", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
-def test_what_is_missing_is_named(says: Says, tmp_path: Path) -> None:
+def test_missing_options_are_named(fails: Fails, tmp_path: Path) -> None:
     arch = ["--arch", "gfx1100", "--out", tmp_path / "out"]
-    assert "--n, --format missing" in says(2, "build", "--k", "64", *arch)
-    error = says(2, "build", "--entry", "generic", *arch)
-    assert "build: --format missing: accepted are --gguf FILE, or --format NAME" in error
-    assert "--arch" in says(2, "build", *ONE[:6], "--out", tmp_path / "out")
-    assert "COMMAND" in says(2)
+    assert "N --format NAME, got no --n, --format" in fails(2, "build", "--k", "64", *arch)
+    error = fails(2, "build", "--entry", "generic", *arch)
+    assert "build: expected --gguf FILE or --format NAME, got no --format" in error
+    assert "--arch" in fails(2, "build", *ONE[:6], "--out", tmp_path / "out")
+    assert "COMMAND" in fails(2)
 
 
-def test_a_file_that_is_no_model(says: Says, model: Path, tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_model(fails: Fails, model: Path, tmp_path: Path) -> None:
     arch, broken = ["--arch", "gfx1100", "--out", tmp_path / "out"], tmp_path / "broken.gguf"
-    assert says(1, "build", "--gguf", tmp_path / "none", *arch).endswith(
+    assert fails(1, "build", "--gguf", tmp_path / "none", *arch).endswith(
         "No such file or directory"
     )
     broken.write_bytes(model.read_bytes()[:200])
-    assert "broken.gguf" in says(1, "build", "--gguf", broken, *arch)
+    assert "broken.gguf" in fails(1, "build", "--gguf", broken, *arch)
     write_gguf(broken, {"f": ("F32", 8, 4)})
-    assert "found no weight among 1 matrix; accepted" in says(1, "build", "--gguf", broken, *arch)
+    assert (
+        "broken.gguf: expected a matrix in Q4_0, Q4_1, Q8_0, Q6_K, got 1 matrix in other"
+        in fails(1, "build", "--gguf", broken, *arch)
+    )
     pack_it = ["pack", "--gguf", model, "--out", tmp_path / "w.bin", "--tensor"]
-    error = says(1, *pack_it, "z")
-    assert "found no tensor 'z' among 5 tensors; they are 'a', 'b', 'c', 'f', 'vector'" in error
-    assert "vector in" in says(1, *pack_it, "vector")
+    error = fails(1, *pack_it, "z")
+    assert "no tensor named 'z' (5 tensors: 'a', 'b', 'c', 'f', 'vector')" in error
+    assert "expected a matrix, got a vector of 8 elements" in fails(1, *pack_it, "vector")
     assert not (tmp_path / "out").exists()
     assert not (tmp_path / "w.bin").exists()
 
 
-def test_a_place_that_is_no_folder(says: Says, tmp_path: Path) -> None:
+def test_an_output_path_that_is_not_a_folder(fails: Fails, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     file, below = tmp_path / "file", tmp_path / "file" / "below"
-    for out, problem in ((file, "it is a file, accepted is a folder"), (below, "Not a directory")):
-        error = says(1, "build", *ONE, "--out", out)
+    for out, problem in ((file, "expected a folder, got a file"), (below, "Not a directory")):
+        error = fails(1, "build", *ONE, "--out", out)
         assert error == f"q4jit build: cannot write {out}: {problem}"
 
 
-def test_a_place_that_cannot_be_written_is_called_as_it_was(
-    says: Says, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_an_output_that_cannot_be_written_is_named_as_given(
+    fails: Fails, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     packs = ["pack", "--gguf", model, "--tensor", "a", "--out"]
-    error = says(1, "build", *ONE, "--out", "/proc")  # where nobody makes files, root included
+    error = fails(1, "build", *ONE, "--out", "/proc")  # not even root can create files there
     assert error == "q4jit build: cannot write /proc: No such file or directory"
-    error = says(1, *packs, "/proc/w.bin")
+    error = fails(1, *packs, "/proc/w.bin")
     assert error == (
         "q4jit pack: cannot write /proc/w.bin: its folder /proc: No such file or directory"
     )
     (tmp_path / "w").mkdir()
     for force in ([], ["--force"]):
-        error = says(1, *packs, tmp_path / "w", *force)
-        assert f"{tmp_path}/w is a folder: accepted is a place for a file" in error
+        error = fails(1, *packs, tmp_path / "w", *force)
+        assert f"{tmp_path}/w: expected a path for a file, got a folder" in error
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model.gguf", "w"]
     monkeypatch.setattr(Path, "write_bytes", refuse)
-    assert says(1, *packs, tmp_path / "v") == f"q4jit pack: {tmp_path}/v: No space left on device"
+    assert fails(1, *packs, tmp_path / "v") == f"q4jit pack: {tmp_path}/v: No space left on device"
 
 
 @pytest.mark.parametrize("kind", ["same", "symlink", "hardlink", "manifest"])
-def test_pack_does_not_write_over_what_it_reads(
-    says: Says, model: Path, tmp_path: Path, kind: str
+def test_pack_does_not_overwrite_its_input(
+    fails: Fails, model: Path, tmp_path: Path, kind: str
 ) -> None:
     before, out = model.read_bytes(), tmp_path / "w"
-    place = {"same": model, "manifest": tmp_path / "w.json"}.get(kind, out)
+    target = {"same": model, "manifest": tmp_path / "w.json"}.get(kind, out)
     if kind == "symlink":
-        place.symlink_to(model)
+        target.symlink_to(model)
     if kind in {"hardlink", "manifest"}:
-        place.hardlink_to(model)
-    asked = out if kind == "manifest" else place
-    error = says(1, "pack", "--gguf", model, "--tensor", "a", "--out", asked, "--force")
-    assert f"{place} is the file that is read, {model}: accepted is another" in error
-    assert model.read_bytes() == place.read_bytes() == before
+        target.hardlink_to(model)
+    given = out if kind == "manifest" else target
+    error = fails(1, "pack", "--gguf", model, "--tensor", "a", "--out", given, "--force")
+    assert f"{target} is the input file {model}; choose another output file" in error
+    assert model.read_bytes() == target.read_bytes() == before
 
 
 def test_no_compiler(
@@ -364,10 +399,10 @@ def test_no_compiler(
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("ROCM_PATH", raising=False)
     assert main(["build", *ONE, "--out", str(tmp_path / "out")]) == 1
-    first, looked_at, last = capsys.readouterr().err.splitlines()
-    assert "q4jit build: no compiler for hip:gfx1100 by Q4JIT_HIP_COMPILER=hipcc" in first
-    assert looked_at.startswith("  hipcc: not found in ")
-    assert "pip install q4jit[cross]" in last
+    first, tried, last = capsys.readouterr().err.splitlines()
+    assert "q4jit build: no compiler for hip:gfx1100 (Q4JIT_HIP_COMPILER=hipcc)" in first
+    assert tried.startswith("  hipcc: not found in ")
+    assert "pip install 'q4jit[cross]'" in last
     assert not (tmp_path / "out").exists()
 
 
@@ -382,25 +417,25 @@ def test_debug_shows_the_traceback(
     assert "Traceback" in capsys.readouterr().err
     monkeypatch.setenv("Q4JIT_DEBUG", "maybe")
     assert main(arguments) == 1
-    assert "Q4JIT_DEBUG='maybe'" in capsys.readouterr().err
+    assert "Q4JIT_DEBUG: expected 1 (on) or 0 (off), got 'maybe'" in capsys.readouterr().err
 
 
 def test_an_interrupt(
-    monkeypatch: pytest.MonkeyPatch, says: Says, model: Path, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, fails: Fails, model: Path, tmp_path: Path
 ) -> None:
     def interrupted(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("q4jit.tools.cli.pack.pack_tensor", interrupted)
     assert (
-        says(130, "pack", "--gguf", model, "--tensor", "a", "--out", tmp_path / "w")
+        fails(130, "pack", "--gguf", model, "--tensor", "a", "--out", tmp_path / "w")
         == "q4jit pack: interrupted"
     )
 
 
 def test_progress(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     launches = list("ab")
-    assert list(_with_progress(launches)) == launches  # not on a terminal
+    assert list(_with_progress(launches)) == launches  # nothing without a terminal
     assert capsys.readouterr().err == ""
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     assert list(_with_progress(launches)) == launches

@@ -1,11 +1,11 @@
-"""Where a report comes from."""
+"""The provenance of a report."""
 
 from pathlib import Path
 
 from q4jit.tools.provenance import commit
 
 
-def test_the_commit_is_read_from_files(tmp_path: Path) -> None:
+def test_the_commit_is_read_from_the_files_of_git(tmp_path: Path) -> None:
     assert commit(tmp_path) is None
     git = tmp_path / ".git"
     (git / "refs" / "heads").mkdir(parents=True)

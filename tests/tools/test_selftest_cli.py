@@ -1,4 +1,4 @@
-"""`q4jit selftest` without a GPU: what it would run, and its reports."""
+"""`q4jit selftest` without a GPU: its cases, its reports and its exit status."""
 
 import json
 import math
@@ -29,7 +29,7 @@ Fault = Callable[[Any, list[NDArray[Any]]], None]
 
 
 class FakeBench:
-    """NumPy in the place of a GPU; `fault` may raise, or change what came out."""
+    """A Bench that computes with NumPy; `fault` may raise, or change the results."""
 
     fault: Fault | None = None
     copy_us = 2.0
@@ -52,9 +52,9 @@ class FakeBench:
     def run(self, built: Any, args: Sequence[Any]) -> list[NDArray[Any]]:
         function, plan_options = built
         with np.errstate(all="ignore"):
-            found = function(*map(for_numpy, args))
-        found = found if isinstance(found, tuple) else (found,)
-        results = [np.array(value, np.float32) for value in found]
+            returned = function(*map(for_numpy, args))
+        values = returned if isinstance(returned, tuple) else (returned,)
+        results = [np.array(value, np.float32) for value in values]
         if self.fault is not None:
             self.fault(plan_options, results)
         return results
@@ -75,7 +75,7 @@ class FakeBench:
         return self
 
     def __call__(self, args: Sequence[Any], out: Any) -> NoReturn:
-        raise AssertionError("timed by call_us alone")
+        raise AssertionError("only call_us times launches")
 
     def prepare(self, args: Sequence[Any]) -> None:
         pass
@@ -93,15 +93,15 @@ class FakeBench:
 
 @pytest.fixture
 def selftest_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
-    """Runs the command on the fake; gives the exit status, report.json and report.txt."""
+    """Return a function that runs the command; it returns status, report.json, report.txt."""
     monkeypatch.setattr("q4jit.tools.cli.arguments.find_device", lambda name: DEVICE)
     monkeypatch.setattr("q4jit.tools.cli.selftest.Bench", FakeBench)
     monkeypatch.setattr(timing, "_TIMED_SHAPES", ((256, 37), (512, 37)))
     monkeypatch.setattr(checks, "find_streams", _no_streams)
 
     def run(*options: str, fault: Fault | None = None) -> tuple[int, dict[str, Any], str]:
-        place = None if fault is None else staticmethod(fault)
-        monkeypatch.setattr(FakeBench, "fault", place)
+        method = None if fault is None else staticmethod(fault)
+        monkeypatch.setattr(FakeBench, "fault", method)
         status = main(["selftest", "--out", str(tmp_path / "a" / "b"), *options])
         text = (tmp_path / "a" / "b" / "report.json").read_text("utf-8")
         data = json.loads(text, parse_constant=_refuse)
@@ -111,14 +111,14 @@ def selftest_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[...
 
 
 def _no_streams(device: Device) -> NoReturn:
-    raise NotRunError("needs torch or cupy")
+    raise NotRunError("needs PyTorch or CuPy")
 
 
 def _refuse(name: str) -> NoReturn:
     raise AssertionError(f"{name} is not JSON")
 
 
-def test_a_good_device_passes(selftest_in: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_correct_device_passes(selftest_in: Any, capsys: pytest.CaptureFixture[str]) -> None:
     status, data, text = selftest_in()
     assert status == 0
     assert data["failed"] == 0
@@ -135,7 +135,7 @@ def test_a_good_device_passes(selftest_in: Any, capsys: pytest.CaptureFixture[st
     out = capsys.readouterr()
     assert "0 failed" in text
     assert "0 failed" in out.out
-    assert "running 1 of" in out.err  # where there is no terminal, lines
+    assert "running 1 of" in out.err  # lines, because there is no terminal
     assert "FAILED" not in text
 
 
@@ -168,7 +168,7 @@ def test_an_error_is_a_failed_case_and_the_next_one_runs(
     assert max(map(len, shown.splitlines())) < 250
 
 
-def test_wrong_and_missing_results_are_told(selftest_in: Any) -> None:
+def test_wrong_and_missing_results_are_reported(selftest_in: Any) -> None:
     def fault(plan_options: PlanOptions, results: list[NDArray[Any]]) -> None:
         if plan_options.schedule == "tile_fma":
             results[0][0, 0] += 1
@@ -179,12 +179,14 @@ def test_wrong_and_missing_results_are_told(selftest_in: Any) -> None:
     assert status == 1
     bad = {case["group"].split()[0] for case in data["cases"] if case["passed"] is False}
     assert bad >= {"tile_fma", "element"}
-    assert bad <= {"tile_fma", "element", "dequantize"}  # which looks at the same results
+    assert bad <= {"tile_fma", "element", "dequantize"}  # checks the same results
     assert "not written" in text
-    assert "allowed are 2e-06" in text
+    assert "exceeds the bound 2e-06" in text
 
 
-def test_a_timing_that_fails_counts(selftest_in: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_timing_counts_as_a_failure(
+    selftest_in: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def call_us(self: FakeBench, calls: Sequence[Any]) -> float:
         raise DeviceError("gone")
 
@@ -195,18 +197,18 @@ def test_a_timing_that_fails_counts(selftest_in: Any, monkeypatch: pytest.Monkey
     assert "DeviceError: gone" in text
 
 
-def test_what_is_not_run_is_told(selftest_in: Any) -> None:
+def test_checks_that_are_not_run_are_reported(selftest_in: Any) -> None:
     status, data, text = selftest_in()
     assert status == 0
-    idle = {case["group"]: case for case in data["cases"] if case["passed"] is None}
-    assert set(idle) == {"graph replay", "two streams", "M·N above 2³¹"}
+    not_run = {case["group"]: case for case in data["cases"] if case["passed"] is None}
+    assert set(not_run) == {"graph replay", "two streams", "M·N above 2³¹"}
     assert data["not_run"] == 5
     assert "5 not run" in text
-    assert text.count("not run: needs torch or cupy") == 4
-    assert "needs 10,747,904,000 bytes of the device's memory, free are 1,048,576" in text
+    assert text.count("not run: needs PyTorch or CuPy") == 4
+    assert "needs 10,747,904,000 bytes of device memory, 1,048,576" in text
 
 
-def test_quick_leaves_the_large_result_out() -> None:
+def test_quick_skips_the_large_result() -> None:
     assert "M·N above 2³¹" not in {check.group for check in checks.checks(quick=True)}
 
 
@@ -215,7 +217,7 @@ def test_any_error_is_a_failed_case(selftest_in: Any) -> None:
         if plan_options.schedule == "gemv_dot":
             raise ZeroDivisionError("by nothing")
         if plan_options.schedule == "tile_fma":
-            results[0] = results[0][:, :2]  # which cannot be compared
+            results[0] = results[0][:, :2]  # a shape that cannot be compared
 
     status, data, _ = selftest_in("--quick", fault=fault)
     assert status == 1
@@ -224,19 +226,19 @@ def test_any_error_is_a_failed_case(selftest_in: Any) -> None:
     assert data["timings"]
 
 
-def test_what_was_found_before_ctrl_c_is_reported(selftest_in: Any) -> None:
+def test_an_interrupted_run_reports_its_findings(selftest_in: Any) -> None:
     def fault(plan_options: PlanOptions, results: list[NDArray[Any]]) -> None:
         if plan_options.schedule == "tile_fma":
             raise KeyboardInterrupt
 
     status, data, text = selftest_in("--quick", fault=fault)
     assert status == 130
-    assert data["ended_by"].startswith("KeyboardInterrupt")
+    assert data["ended_by"] == "KeyboardInterrupt"
     assert 0 < len(data["cases"]) < len(cases(find_target("hip:gfx1100"), quick=True))
-    assert "INCOMPLETE: ended by KeyboardInterrupt" in text
+    assert "INCOMPLETE: stopped by KeyboardInterrupt\n" in text
 
 
-def test_a_rate_that_cannot_be_measured_counts(
+def test_a_copy_that_cannot_be_timed_counts_as_a_failure(
     selftest_in: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def copy_us(self: FakeBench) -> float:
@@ -245,18 +247,18 @@ def test_a_rate_that_cannot_be_measured_counts(
     monkeypatch.setattr(FakeBench, "copy_us", property(copy_us))
     status, data, text = selftest_in("--quick")
     assert (status, data["failed"], data["timings"]) == (1, 1, [])
-    assert "no times: DeviceError: gone" in text
+    assert "nothing was timed: DeviceError: gone" in text
 
 
 @pytest.mark.parametrize(
     ("error", "passed"), [(0.0, True), (1e-6, True), (1e-5, False), (math.nan, False)]
 )
-def test_the_bound_decides_of_checks(error: float, passed: bool) -> None:
+def test_a_check_passes_within_its_bound(error: float, passed: bool) -> None:
     check = Check("c", "g", 1, 2e-6, lambda bench: error)
     assert outcome_of(FakeBench(DEVICE), check).passed is passed  # type: ignore[arg-type]
 
 
-def test_what_kernels_need_is_in_the_report(selftest_in: Any) -> None:
+def test_the_report_lists_the_kernels(selftest_in: Any) -> None:
     _, data, text = selftest_in("--quick")
     good, bad = data["kernels"]
     assert good["origin"] == "compiled"
@@ -265,12 +267,12 @@ def test_what_kernels_need_is_in_the_report(selftest_in: Any) -> None:
     assert "symbol q4jit_product" in text
 
 
-def test_a_device_that_is_not_here(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_device_that_does_not_exist(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["selftest", "--device", "hip:999"]) == 1
     assert "no device 'hip:999': " in capsys.readouterr().err
 
 
-def test_without_a_gpu_the_reason_is_told() -> None:
+def test_without_a_gpu_the_reason_is_printed() -> None:
     out = child.run(
         """
         from q4jit.tools.cli.main import main
@@ -280,10 +282,10 @@ def test_without_a_gpu_the_reason_is_told() -> None:
         """,
         prelude="",
     )
-    assert "no GPU is here: none of /dev/not-here exists" in out
+    assert "(none of /dev/not-here exists)" in out
 
 
-def test_a_folder_that_cannot_be_written_is_told_first(
+def test_a_folder_that_cannot_be_written_fails_first(
     selftest_in: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").touch()
@@ -291,7 +293,7 @@ def test_a_folder_that_cannot_be_written_is_told_first(
     assert "file" in capsys.readouterr().err
 
 
-def test_the_arch_alone_names_a_device(
+def test_an_arch_alone_selects_a_device(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def find(name: str) -> NoReturn:

@@ -1,4 +1,4 @@
-"""`q4jit tune` without a GPU: what it searches for, what it says, what it refuses."""
+"""`q4jit tune` without a GPU: the search, its output, and refused options."""
 
 import json
 from collections.abc import Callable
@@ -14,26 +14,26 @@ from q4jit.hip.search import key_for
 from q4jit.hip.tunings import Key
 from q4jit.targets import Target
 from q4jit.tools.cli.main import main
-from q4jit.tools.cli.tune import _TUNED_ROWS, _TUNED_SHAPES
+from q4jit.tools.cli.tune import _DEFAULT_ROWS, _DEFAULT_SHAPES
 from q4jit.weights.formats import FORMATS
 from q4jit.weights.reference import random_weight
 from tests.support.fake_bench import DEVICE, MACHINE, SearchBench
-from tests.support.tuning_files import FOUND, KEY, SLOW
+from tests.support.tuning_files import KEY, SLOW, TUNINGS
 
 Tune = Callable[..., str]
 
 
 @pytest.fixture(autouse=True)
 def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The user's file of tunings, in a cache of the test's own."""
+    """Return the user's file of tunings, in the test's own cache directory."""
     monkeypatch.setenv("Q4JIT_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setattr(tunings, "_kept", {})
     return tmp_path / "cache" / "tunings.json"
 
 
 @pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """A GPU that runs nothing; gives the names under which it was looked for."""
+def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return the names of the devices that the command opens; they run nothing."""
     names: list[str] = []
 
     def find(name: str) -> Any:
@@ -47,7 +47,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 @pytest.fixture
 def tune(capsys: pytest.CaptureFixture[str]) -> Tune:
-    """Runs the command and gives what it prints; it must end with `status`."""
+    """Return a function that runs the command, checks its status and returns its output."""
 
     def run(*arguments: str | Path, status: int = 0) -> str:
         capsys.readouterr()
@@ -59,7 +59,7 @@ def tune(capsys: pytest.CaptureFixture[str]) -> Tune:
 
 @pytest.fixture
 def refused(capsys: pytest.CaptureFixture[str]) -> Tune:
-    """The one line of a command line that is wrong."""
+    """Return a function that runs an invalid command line and returns its error line."""
 
     def run(*arguments: str | Path) -> str:
         with pytest.raises(SystemExit) as end:
@@ -71,28 +71,28 @@ def refused(capsys: pytest.CaptureFixture[str]) -> Tune:
     return run
 
 
-def test_a_search_is_told_and_kept(asked: list[str], tune: Tune, file: Path) -> None:
+def test_a_search_is_printed_and_stored(opened: list[str], tune: Tune, file: Path) -> None:
     out = tune("--shape", "64x5", "--m", "1", "--m", "3", "--m", "4", "--precision", "f32")
-    assert asked == ["hip"]
+    assert opened == ["hip"]
     assert f"{DEVICE}, fake 1.0: 2 products\n" in out
     assert "\nQ4_0 [64, 5], M class 1, f32\n" in out
     assert "\nQ4_0 [64, 5], M class 4, f32\n" in out
     assert out.count("\n*") == 2
-    assert out.endswith(f"kept in {file}\n")
+    assert out.endswith(f"stored in {file}\n")
     keys = [key for _, key in tunings.load(file)]
     assert keys == [Key(64, 5, "Q4_0", m, "f32") for m in (1, 4)]
     assert tune("--shape", "64x5", "--m", "1") != ""
 
 
 @pytest.mark.parametrize(("given", "name"), [("gfx1100", "hip:gfx1100"), ("cuda:0", "cuda:0")])
-def test_a_device_is_named_as_elsewhere(
-    given: str, name: str, asked: list[str], tune: Tune
+def test_a_device_is_given_by_arch_or_name(
+    given: str, name: str, opened: list[str], tune: Tune
 ) -> None:
     tune("--device", given, "--shape", "64x5", "--m", "1")
-    assert asked == [name]
+    assert opened == [name]
 
 
-def test_the_weights_of_a_file(asked: list[str], tune: Tune, file: Path, tmp_path: Path) -> None:
+def test_the_weights_of_a_file(opened: list[str], tune: Tune, file: Path, tmp_path: Path) -> None:
     model = tmp_path / "model.gguf"
     writer = gguf.GGUFWriter(model, "test")
     for name, n in (("a.weight", 3), ("b.weight", 7), ("c.weight", 7)):
@@ -104,33 +104,33 @@ def test_the_weights_of_a_file(asked: list[str], tune: Tune, file: Path, tmp_pat
     writer.write_tensors_to_file()
     writer.close()
     tune("--gguf", model, "--m", "1,2", "--m", "1", "--precision", "f32", "--precision", "i8")
-    found = {(key.format, key.k, key.n, key.precision) for _, key in tunings.load(file)}
-    assert found == {("Q8_0", 64, n, p) for n in (3, 7) for p in ("f32", "i8")}
+    searched = {(key.format, key.k, key.n, key.precision) for _, key in tunings.load(file)}
+    assert searched == {("Q8_0", 64, n, p) for n in (3, 7) for p in ("f32", "i8")}
     assert {key.m for _, key in tunings.load(file)} == {1, 2}
 
 
-def test_the_shapes_without_options_are_those_of_large_models() -> None:
-    assert all(size >= 4096 for shape in _TUNED_SHAPES for size in shape)
-    for k, _ in _TUNED_SHAPES:
-        FORMATS["Q4_0"].row_bytes(k)
+def test_the_default_shapes_are_those_of_large_models() -> None:
+    assert all(size >= 4096 for shape in _DEFAULT_SHAPES for size in shape)
+    for k, _ in _DEFAULT_SHAPES:
+        FORMATS["Q4_0"].column_bytes(k)
     target = Target("hip", "gfx1100")
-    classes = {key_for(target, 64, 5, ("Q4_0",), m, "f32").m for m in _TUNED_ROWS}
+    classes = {key_for(target, 64, 5, ("Q4_0",), m, "f32").m for m in _DEFAULT_ROWS}
     assert classes == {1, 2, 4, 8, 16, 32, 64, 512, 1024}
 
 
-def test_kernels_that_are_all_wrong_are_a_failure(
-    asked: list[str], tune: Tune, monkeypatch: pytest.MonkeyPatch
+def test_the_command_fails_if_every_kernel_is_wrong(
+    opened: list[str], tune: Tune, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(SearchBench, "fault", staticmethod(lambda kernel, y: y.fill(0)))
     out = tune("--shape", "64x5", "--m", "1", status=1)
-    assert "no candidate is left: " in out
+    assert "candidates were rejected" in out
     assert "\n*" not in out
 
 
 # --- exchange -------------------------------------------------------------------------------------
 
 
-def test_export_and_merge(asked: list[str], tune: Tune, file: Path, tmp_path: Path) -> None:
+def test_export_and_merge(opened: list[str], tune: Tune, file: Path, tmp_path: Path) -> None:
     tune("--shape", "64x5", "--m", "1", "--format", "q8_0")
     trials = tunings.load(file)[MACHINE, Key(64, 5, "Q8_0", 1, "f32")]
     everything, winners = tmp_path / "all.json", tmp_path / "winners.json"
@@ -140,67 +140,69 @@ def test_export_and_merge(asked: list[str], tune: Tune, file: Path, tmp_path: Pa
     assert tune("--export", winners, "--winners") == f"{winners}: 1 product, 1 trial\n"
     assert list(tunings.load(winners).values()) == [(tunings.best(trials),)]
     other = tmp_path / "other.json"
-    other.write_text(tunings.to_text(FOUND))
-    assert tune("--merge", other) == f"{file}: 1 product, 3 trials of {other} added\n"
+    other.write_text(tunings.to_text(TUNINGS))
+    assert tune("--merge", other) == f"{file}: added 1 product, 3 trials from {other}\n"
     assert len(tunings.load(file)) == 2
-    assert asked == ["hip"]
+    assert opened == ["hip"]
 
 
 def test_merged_then_exported(tune: Tune, file: Path, tmp_path: Path) -> None:
     other, both = tmp_path / "other.json", tmp_path / "both.json"
-    other.write_text(tunings.to_text(FOUND))
+    other.write_text(tunings.to_text(TUNINGS))
     tunings.keep(MACHINE, KEY, (SLOW,))
     tune("--merge", other, "--export", both)
-    assert set(tunings.load(both)) == {(MACHINE, KEY), *FOUND}
+    assert set(tunings.load(both)) == {(MACHINE, KEY), *TUNINGS}
 
 
-def test_a_file_from_elsewhere_is_checked(
+def test_a_merged_file_is_checked(
     file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     other = tmp_path / "other.json"
-    data = json.loads(tunings.to_text(FOUND))
+    data = json.loads(tunings.to_text(TUNINGS))
     data["tunings"][0]["k"] = "\x1b[2J"
     other.write_text(json.dumps(data))
     assert main(["tune", "--merge", str(other)]) == 1
     out, err = capsys.readouterr()
     assert out == ""
     assert err == (
-        f"q4jit tune: {other}: tunings[0].k: found '\\x1b[2J', accepted is a whole number from 1\n"
+        f"q4jit tune: {other}: tunings[0].k: expected a whole number from 1, got '\\x1b[2J'\n"
     )
     assert not file.exists()
     assert main(["tune", "--merge", str(tmp_path / "none.json")]) == 1
     assert "none.json: No such file" in capsys.readouterr().err
 
 
-# --- what is refused ------------------------------------------------------------------------------
+# --- refused options ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("arguments", "found"),
+    ("arguments", "message"),
     [
-        (["--shape", "4096"], "found '4096', accepted are K and N as 4096x14336"),
-        (["--shape", "0x5"], "found '0x5'"),
-        (["--shape", "64x5x6"], "found '64x5x6'"),
-        (["--m", "1,0"], "found '0', accepted are whole numbers from 1"),
+        (["--shape", "4096"], "expected K and N, for example 4096x14336, got '4096'"),
+        (["--shape", "0x5"], "got '0x5'"),
+        (["--shape", "64x5x6"], "got '64x5x6'"),
+        (["--m", "1,0"], "argument --m: expected a whole number from 1, got '0'"),
         (["--format", "q9"], "unknown format 'Q9'"),
         (["--precision", "f64"], "'f64'"),
-        (["--winners"], "--winners does not apply without --export"),
-        (["--export", "no/a"], "--export no/a: accepted is a file in a folder"),
-        (["--merge", "a", "--winners"], "--winners does not apply without --export"),
-        (["--export", "a", "--m", "1"], "--m found with --export or --merge"),
-        (["--merge", "a", "--shape", "64x5", "--device", "hip"], "--device, --shape found with"),
+        (["--winners"], "--winners requires --export"),
+        (["--export", "no/a"], "--export: expected a file in a writable folder, got no/a"),
+        (["--merge", "a", "--winners"], "--winners requires --export"),
+        (["--export", "a", "--m", "1"], "--m cannot be combined with --export or --merge"),
+        (["--merge", "a", "--shape", "64x5", "--device", "hip"], "--device, --shape cannot be"),
     ],
 )
-def test_a_wrong_command_line(arguments: list[str], found: str, refused: Tune) -> None:
-    assert found in refused(*arguments)
+def test_an_invalid_command_line(arguments: list[str], message: str, refused: Tune) -> None:
+    assert message in refused(*arguments)
 
 
-def test_weights_that_cannot_be_are_refused_before_a_device_is_looked_for(refused: Tune) -> None:
+def test_invalid_weights_are_refused_before_a_device_is_opened(refused: Tune) -> None:
     assert "Q4_0" in refused("--shape", "65x5")
-    assert "found --gguf and --shape or --format" in refused("--gguf", "a", "--shape", "64x5")
+    assert "expected either --gguf, or --shape and --format, got options of both" in refused(
+        "--gguf", "a", "--shape", "64x5"
+    )
 
 
-def test_without_a_gpu_it_says_why(
+def test_without_a_gpu_the_reason_is_printed(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("q4jit.runtime.devices._NODES", {"amd": (), "nvidia": ()})

@@ -1,4 +1,4 @@
-"""Block formats against blocks worked out by hand and against the `gguf` package."""
+"""Block formats, compared with blocks decoded by hand and with the `gguf` package."""
 
 import gguf
 import numpy as np
@@ -28,53 +28,53 @@ F16_BITS = {
 
 
 def block(hexadecimal: str) -> NDArray[np.uint8]:
-    """One GGUF row of one block, uint8 [1, bytes]."""
+    """Return a column of one block, uint8 [1, bytes]."""
     return np.frombuffer(bytes.fromhex(hexadecimal), np.uint8).reshape(1, -1)
 
 
-def oracle_decode(name: str, rows: NDArray[np.uint8]) -> NDArray[np.float32]:
+def oracle_decode(name: str, columns: NDArray[np.uint8]) -> NDArray[np.float32]:
     with np.errstate(all="ignore"):
-        values = quants.dequantize(rows, gguf.GGMLQuantizationType[name])
+        values = quants.dequantize(columns, gguf.GGMLQuantizationType[name])
     return np.asarray(values, np.float32)
 
 
-def oracle_encode(name: str, rows: NDArray[np.floating]) -> NDArray[np.uint8]:
+def oracle_encode(name: str, columns: NDArray[np.floating]) -> NDArray[np.uint8]:
     with np.errstate(all="ignore"):
-        stored = quants.quantize(rows, gguf.GGMLQuantizationType[name])
+        stored = quants.quantize(columns, gguf.GGMLQuantizationType[name])
     return np.ascontiguousarray(stored).view(np.uint8)
 
 
-def assert_same_floats(found: NDArray[np.float32], wanted: NDArray[np.float32]) -> None:
-    """Equal values, zeros of equal sign, NaN for NaN."""
-    assert found.dtype == wanted.dtype == np.float32
-    np.testing.assert_array_equal(found, wanted)
+def assert_same_floats(values: NDArray[np.float32], wanted: NDArray[np.float32]) -> None:
+    """Check that values and the signs of zeros are equal, and NaN is where it should be."""
+    assert values.dtype == wanted.dtype == np.float32
+    np.testing.assert_array_equal(values, wanted)
     numbers = ~np.isnan(wanted)
-    np.testing.assert_array_equal(np.signbit(found)[numbers], np.signbit(wanted)[numbers])
+    np.testing.assert_array_equal(np.signbit(values)[numbers], np.signbit(wanted)[numbers])
 
 
-# Byte i holds i below and 15 - i above: elements 0..15 rise from q = 0, 16..31 fall from q = 15.
+# Byte i is i in its low and 15 - i in its high nibble: the codes are 0, 1, …, 15, 15, 14, …, 0.
 RISE_AND_FALL = "f0e1d2c3b4a5968778695a4b3c2d1e0f"
 
 BY_HAND = {
     "Q4_0": (
-        "0038" + RISE_AND_FALL,  # d = 0.5
+        "0038" + RISE_AND_FALL,  # scale 0.5
         [-4, -3.5, -3, -2.5, -2, -1.5, -1, -0.5, 0, 0.5, 1, 1.5, 2, 2.5, 3, 3.5,
          3.5, 3, 2.5, 2, 1.5, 1, 0.5, 0, -0.5, -1, -1.5, -2, -2.5, -3, -3.5, -4],
     ),
     "Q4_1": (
-        "003400bc" + RISE_AND_FALL,  # d = 0.25, m = -1
+        "003400bc" + RISE_AND_FALL,  # scale 0.25, minimum -1
         [-1, -0.75, -0.5, -0.25, 0, 0.25, 0.5, 0.75, 1, 1.25, 1.5, 1.75, 2, 2.25, 2.5, 2.75,
          2.75, 2.5, 2.25, 2, 1.75, 1.5, 1.25, 1, 0.75, 0.5, 0.25, 0, -0.25, -0.5, -0.75, -1],
     ),
     "Q8_0": (
-        "00c0" + "0001027f80ff4081" + "00" * 23 + "03",  # d = -2
+        "00c0" + "0001027f80ff4081" + "00" * 23 + "03",  # scale -2
         [0, -2, -4, -254, 256, 2, -128, 254, *[0] * 23, -6],
     ),
     "Q6_K": (
-        # First 128 elements: low bits 1 and 2, high bits 0, 1, 2, 3: q = 1, 17, 34, 50.
-        # Second 128: low bits 0 and 15, high bits 3, 2, 1, 0: q = 48, 32, 31, 15.
+        # First 128 elements: low bits 1 and 2, high bits 0, 1, 2, 3: codes 1, 17, 34, 50.
+        # Second 128: low bits 0 and 15, high bits 3, 2, 1, 0: codes 48, 32, 31, 15.
         "21" * 64 + "f0" * 64 + "e4" * 32 + "1b" * 32
-        # Scales 1, 2, …, 8, then -1, -2, 127, -128, 3, 0, 1, -1; d = 0.5.
+        # Sub-scales 1, 2, …, 8, then -1, -2, 127, -128, 3, 0, 1, -1; scale 0.5.
         + "0102030405060708" + "fffe7f80030001ff" + "0038",
         [-15.5] * 16 + [-31.0] * 16 + [-22.5] * 16 + [-30.0] * 16
         + [5.0] * 16 + [6.0] * 16 + [63.0] * 16 + [72.0] * 16
@@ -87,16 +87,16 @@ BY_HAND = {
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_a_block_worked_out_by_hand(name: str) -> None:
+def test_a_block_decoded_by_hand(name: str) -> None:
     stored, values = BY_HAND[name]
-    found = decode(FORMATS[name], block(stored))
-    np.testing.assert_array_equal(found, np.array([values], np.float32))
+    decoded = decode(FORMATS[name], block(stored))
+    np.testing.assert_array_equal(decoded, np.array([values], np.float32))
 
 
-def test_every_bit_of_a_q6_k_element_comes_from_its_own_place() -> None:
+def test_the_bits_of_a_q6_k_element() -> None:
     stored = np.zeros((1, 210), np.uint8)
     stored[0, 192:208] = 1
-    stored[0, 208:] = 0x00, 0x3C  # d = 1
+    stored[0, 208:] = 0x00, 0x3C  # scale 1
     stored[0, 5] = 0xA3  # low bits of elements 5 (3) and 69 (10)
     stored[0, 64 + 33] = 0x07  # low bits of element 128 + 33
     stored[0, 128 + 5] = 0b10_00_00_01  # high bits of elements 5 (1) and 101 (2)
@@ -105,8 +105,8 @@ def test_every_bit_of_a_q6_k_element_comes_from_its_own_place() -> None:
     assert changed == {5: 16 + 3 - 32, 69: 10 - 32, 101: 32 - 32, 161: 7 - 32}
 
 
-def scale_offsets(fmt: Format) -> list[int]:
-    return [at for at in (fmt.d_offset_bytes, fmt.m_offset_bytes) if at is not None]
+def scale_positions(fmt: Format) -> list[int]:
+    return [at for at in (fmt.scale_at, fmt.minimum_at) if at is not None]
 
 
 @pytest.mark.parametrize("name", QUANTISED)
@@ -114,64 +114,64 @@ def scale_offsets(fmt: Format) -> list[int]:
 def test_every_kind_of_scale(name: str, bits: int) -> None:
     fmt = FORMATS[name]
     rng = np.random.default_rng(bits)
-    for offset in scale_offsets(fmt):
-        rows = rng.integers(0, 256, (3, 2 * fmt.block_bytes), np.uint8)
-        for at in scale_offsets(fmt):
-            rows.reshape(-1, fmt.block_bytes)[:, at : at + 2] = 0x00, 0x40
-        rows.reshape(-1, fmt.block_bytes)[:, offset : offset + 2] = bits & 255, bits >> 8
-        assert_same_floats(decode(fmt, rows), oracle_decode(name, rows))
+    for changed_at in scale_positions(fmt):
+        columns = rng.integers(0, 256, (3, 2 * fmt.block_bytes), np.uint8)
+        for at in scale_positions(fmt):
+            columns.reshape(-1, fmt.block_bytes)[:, at : at + 2] = 0x00, 0x40
+        columns.reshape(-1, fmt.block_bytes)[:, changed_at : changed_at + 2] = bits & 255, bits >> 8
+        assert_same_floats(decode(fmt, columns), oracle_decode(name, columns))
 
 
-def test_scales_without_a_finite_value_by_hand() -> None:
-    q = "8f" + "88" * 15  # element 0 has q = 15, every other q = 8
+def test_extreme_scales_decoded_by_hand() -> None:
+    codes = "8f" + "88" * 15  # element 0 has the code 15, the others 8
     fmt = FORMATS["Q4_0"]
-    assert decode(fmt, block("007c" + q))[0, :2].tolist() == [
+    assert decode(fmt, block("007c" + codes))[0, :2].tolist() == [
         np.inf,
         pytest.approx(np.nan, nan_ok=True),
     ]
-    assert decode(fmt, block("00fc" + q))[0, 0] == -np.inf
-    assert np.isnan(decode(fmt, block("007e" + q))).all()
-    assert decode(fmt, block("ff7b" + q))[0, 0] == 7 * 65504
-    assert decode(fmt, block("0100" + q))[0, 0] == 7 * 2.0**-24
+    assert decode(fmt, block("00fc" + codes))[0, 0] == -np.inf
+    assert np.isnan(decode(fmt, block("007e" + codes))).all()
+    assert decode(fmt, block("ff7b" + codes))[0, 0] == 7 * 65504
+    assert decode(fmt, block("0100" + codes))[0, 0] == 7 * 2.0**-24
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_random_bytes_decode_as_gguf_decodes_them(name: str) -> None:
+def test_random_bytes_decode_like_gguf(name: str) -> None:
     fmt = FORMATS[name]
     rng = np.random.default_rng(1)
-    rows = rng.integers(0, 256, (23, 5 * fmt.block_bytes), np.uint8)
-    assert_same_floats(decode(fmt, rows), oracle_decode(name, rows))
+    columns = rng.integers(0, 256, (23, 5 * fmt.block_bytes), np.uint8)
+    assert_same_floats(decode(fmt, columns), oracle_decode(name, columns))
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_decoding_takes_any_rows_and_touches_none(name: str) -> None:
+def test_decoding_takes_any_strides_and_changes_nothing(name: str) -> None:
     fmt = FORMATS[name]
     rng = np.random.default_rng(2)
     stored = rng.integers(0, 256, 20 * 3 * fmt.block_bytes + 1, np.uint8)
-    rows = stored[1:].reshape(20, -1)  # unaligned
-    before = rows.copy()
+    columns = stored[1:].reshape(20, -1)  # unaligned
+    before = columns.copy()
     wanted = oracle_decode(name, before)
-    assert_same_floats(decode(fmt, rows[::-3]), wanted[::-3])
-    rows.flags.writeable = False
-    assert_same_floats(decode(fmt, rows), wanted)
-    assert (rows == before).all()
+    assert_same_floats(decode(fmt, columns[::-3]), wanted[::-3])
+    columns.flags.writeable = False
+    assert_same_floats(decode(fmt, columns), wanted)
+    assert (columns == before).all()
 
 
 @pytest.mark.parametrize("name", QUANTISED)
-def test_planes_say_where_each_element_lies(name: str) -> None:
+def test_planes_give_the_position_of_each_element(name: str) -> None:
     fmt = FORMATS[name]
     for element in range(fmt.block_elements):
         stored = np.zeros((1, fmt.block_bytes), np.uint8)
-        for at in scale_offsets(fmt):
+        for at in scale_positions(fmt):
             stored[0, at : at + 2] = 0x00, 0x3C
-        if fmt.scales_offset_bytes is not None:
-            stored[0, fmt.scales_offset_bytes :][: fmt.block_elements // fmt.scale_elements] = 1
+        if fmt.sub_scales_at is not None:
+            stored[0, fmt.sub_scales_at :][: fmt.block_elements // fmt.sub_block_elements] = 1
         zeros = decode(fmt, stored)[0]
         top = 0
         for plane in fmt.planes:
             byte, shift = plane.position(element)
             assert byte < plane.size_bytes(fmt.block_elements)
-            stored[0, plane.offset_bytes + byte] |= ((1 << plane.bits) - 1) << shift
+            stored[0, plane.at + byte] |= ((1 << plane.bits) - 1) << shift
             top |= ((1 << plane.bits) - 1) << plane.lshift
         change = decode(fmt, stored)[0] - zeros
         assert np.flatnonzero(change).tolist() == [element]
@@ -190,7 +190,7 @@ def distributions() -> dict[str, NDArray[np.float32]]:
             "lognormal": rng.lognormal(0, 3, shape) * rng.choice([-1, 1], shape),
             "outliers": outliers,
             "integers": rng.integers(-20, 20, shape),
-            # d = 1 exactly, so that every other value lies on a rounding boundary
+            # the scale is exactly 1, so the other values are on rounding boundaries
             "ties": np.where(np.arange(256) % 32 == 0, 127, rng.integers(-253, 253, shape) / 2),
             "just below ties": np.nextafter(rng.integers(-16, 16, shape) / 2, np.float32(0)),
             "all positive": np.abs(normal),
@@ -217,46 +217,48 @@ DISTRIBUTIONS = distributions()
 @pytest.mark.parametrize("name", ENCODABLE)
 @pytest.mark.parametrize("data", DISTRIBUTIONS)
 def test_quantising_gives_ggufs_bytes(name: str, data: str) -> None:
-    rows = DISTRIBUTIONS[data]
-    np.testing.assert_array_equal(encode(FORMATS[name], rows), oracle_encode(name, rows))
+    columns = DISTRIBUTIONS[data]
+    np.testing.assert_array_equal(encode(FORMATS[name], columns), oracle_encode(name, columns))
 
 
 @pytest.mark.parametrize("name", ENCODABLE)
 @pytest.mark.parametrize("dtype", [np.float16, np.float64])
 def test_other_float_dtypes_give_ggufs_bytes(name: str, dtype: type[np.floating]) -> None:
     rng = np.random.default_rng(4)
-    rows = rng.standard_normal((40, 512)).astype(dtype)
-    np.testing.assert_array_equal(encode(FORMATS[name], rows), oracle_encode(name, rows))
+    columns = rng.standard_normal((40, 512)).astype(dtype)
+    np.testing.assert_array_equal(encode(FORMATS[name], columns), oracle_encode(name, columns))
 
 
-def test_a_float64_is_rounded_to_f16_once() -> None:
-    # Just above the middle of two f16 numbers; by way of f32 it would be the middle and go down.
+def test_float64_is_rounded_to_f16_once() -> None:
+    # Just above the middle of two f16 numbers; rounding to f32 first would give the middle.
     value = 1 + 2.0**-11 + 2.0**-40
     assert encode(FORMATS["F16"], np.array([[value]])).tobytes() == bytes.fromhex("013c")
 
 
 def test_quantising_by_hand() -> None:
-    halves = np.tile(np.arange(-8, 8, dtype=np.float32) / 2, 2)[np.newaxis]
+    values = np.tile(np.arange(-8, 8, dtype=np.float32) / 2, 2)[np.newaxis]
     doubled = "00112233445566778899aabbccddeeff"
-    assert encode(FORMATS["Q4_0"], halves).tobytes().hex() == "0038" + doubled
-    # The largest magnitude is positive: d = 4 / -8, and it is stored negative.
-    assert encode(FORMATS["Q4_0"], -halves).tobytes().hex() == "00b8" + doubled
+    assert encode(FORMATS["Q4_0"], values).tobytes().hex() == "0038" + doubled
+    # The largest magnitude is positive, so the scale is negative: 4 / -8.
+    assert encode(FORMATS["Q4_0"], -values).tobytes().hex() == "00b8" + doubled
     assert encode(FORMATS["Q4_0"], np.zeros((1, 32))).tobytes().hex() == "0080" + "88" * 16
-    assert encode(FORMATS["Q4_1"], halves).tobytes().hex() == "003800c4" + doubled
+    assert encode(FORMATS["Q4_1"], values).tobytes().hex() == "003800c4" + doubled
     bytes_ = np.zeros((1, 32), np.float32)
     bytes_[0, :6] = 127, -127, 0.5, -0.5, 1.5, 0.49999997
     assert encode(FORMATS["Q8_0"], bytes_).tobytes().hex() == "003c" + "7f8101ff0200" + "00" * 26
 
 
-def test_no_floating_point_setting_of_the_caller_matters() -> None:
+def test_numpys_error_state_has_no_effect() -> None:
     with np.errstate(all="raise"):
         for name in ENCODABLE:
-            for rows in DISTRIBUTIONS.values():
-                decode(FORMATS[name], encode(FORMATS[name], rows))
+            for columns in DISTRIBUTIONS.values():
+                decode(FORMATS[name], encode(FORMATS[name], columns))
 
 
-def test_what_cannot_be_quantised_says_what_can() -> None:
-    with pytest.raises(FormatError, match=r"cannot quantise to Q6_K: .*Q4_0, Q4_1, Q8_0, F16, F32"):
+def test_quantising_to_q6_k_names_the_other_formats() -> None:
+    with pytest.raises(
+        FormatError, match=r"cannot quantise to Q6_K, only to Q4_0, Q4_1, Q8_0, F16, F32$"
+    ):
         encode(FORMATS["Q6_K"], np.zeros((1, 256), np.float32))
 
 
@@ -265,13 +267,13 @@ def test_what_cannot_be_quantised_says_what_can() -> None:
 def test_k_must_be_whole_blocks(name: str, k: int) -> None:
     fmt = FORMATS[name]
     with pytest.raises(
-        FormatError, match=rf"found K = {k}, .* positive multiple of {fmt.block_elements}$"
+        FormatError, match=rf"^K: expected a positive multiple of {fmt.block_elements} .*, got {k}$"
     ):
-        fmt.row_bytes(k)
+        fmt.column_bytes(k)
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_sizes_and_numbers_are_ggmls(name: str) -> None:
+def test_sizes_and_numbers_equal_ggmls(name: str) -> None:
     kind = gguf.GGMLQuantizationType[name]
     fmt = find_format(name)
     assert fmt.ggml_type == kind.value
@@ -279,6 +281,8 @@ def test_sizes_and_numbers_are_ggmls(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["Q4_K", "q4_0", "", None, 2, ["Q4_0"]])
-def test_an_unknown_format_names_the_known_ones(name: object) -> None:
-    with pytest.raises(FormatError, match=r"unknown format .*known are F32, F16, Q4_0, Q4_1, Q8_0"):
+def test_an_unknown_format_is_refused_with_the_known_ones(name: object) -> None:
+    with pytest.raises(
+        FormatError, match=r"unknown format .*; known formats: F32, F16, Q4_0, Q4_1, Q8_0"
+    ):
         find_format(name)  # type: ignore[arg-type]  # the wrong type is the test

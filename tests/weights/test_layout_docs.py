@@ -1,4 +1,4 @@
-"""docs/layouts.md: every number in its tables is what the code does."""
+"""docs/layouts.md: the code agrees with every number in its tables."""
 
 import re
 from typing import Any
@@ -26,32 +26,32 @@ BLOCK_FORMATS = [name for name, fmt in FORMATS.items() if fmt.float_dtype is Non
 
 
 def tables(heading: str) -> list[list[dict[str, str]]]:
-    """The tables below a heading, each a list of rows by the names of their columns."""
+    """Return the tables below a heading: lists of rows, each a dict by column name."""
     (section,) = re.findall(rf"^## {heading}\n(.*?)(?=^## |\Z)", DOCUMENT, re.DOTALL | re.MULTILINE)
-    found = []
+    listed = []
     for lines in re.findall(r"(?:^\|.*\n)+", section, re.MULTILINE):
         head, _, *rows = (
             [c.strip() for c in line.strip("|\n").split("|")] for line in lines.split("\n") if line
         )
-        found.append([dict(zip(head, row, strict=True)) for row in rows])
-    return found
+        listed.append([dict(zip(head, row, strict=True)) for row in rows])
+    return listed
 
 
 def numbered(fmt: Format, k: int, n: int) -> NDArray[np.uint8]:
-    """GGUF rows of random bytes without a zero: padding can be told from data."""
-    row_bytes = k // fmt.block_elements * fmt.block_bytes
-    return np.random.default_rng([k, n]).integers(1, 256, (n, row_bytes), np.uint8)
+    """Return columns of random bytes that are not zero, unlike padding."""
+    column_bytes = k // fmt.block_elements * fmt.block_bytes
+    return np.random.default_rng([k, n]).integers(1, 256, (n, column_bytes), np.uint8)
 
 
-def field_of(rows: NDArray[np.uint8], fmt: Format, column: int, block: int, name: str) -> bytes:
-    """The bytes of a field, cut from GGUF rows by the table of blocks of the document."""
+def field_of(columns: NDArray[np.uint8], fmt: Format, column: int, block: int, name: str) -> bytes:
+    """Return the bytes of a field of a block, at its position in the document's table."""
     (row,) = (r for r in tables("Blocks")[0] if (r["format"], r["field"]) == (fmt.name, name))
     at = block * int(row["block bytes"]) + int(row["offset"])
-    return rows[column, at : at + int(row["bytes"])].tobytes()
+    return columns[column, at : at + int(row["bytes"])].tobytes()
 
 
-def test_the_table_of_blocks_is_that_of_the_formats() -> None:
-    found = {
+def test_the_table_of_blocks_equals_the_formats() -> None:
+    documented = {
         (r["format"], r["field"]): [
             int(r[c]) for c in ("elements", "block bytes", "offset", "bytes")
         ]
@@ -61,49 +61,49 @@ def test_the_table_of_blocks_is_that_of_the_formats() -> None:
         (name, f.name): [
             FORMATS[name].block_elements,
             FORMATS[name].block_bytes,
-            f.source_bytes,
+            f.at,
             f.size_bytes,
         ]
         for name in BLOCK_FORMATS
         for f in fields(FORMATS[name])
     }
-    assert found == wanted
+    assert documented == wanted
 
 
 def value_of(fmt: Format, block: bytes, i: int) -> np.float32:
-    """Element i of a block, as the document words it."""
+    """Return element i of a block by the document's formulas."""
 
     def field(name: str) -> bytes:
         return field_of(np.frombuffer(block, np.uint8)[np.newaxis], fmt, 0, 0, name)
 
-    def half(name: str) -> np.float32:
+    def f16(name: str) -> np.float32:
         return np.float32(np.frombuffer(field(name), "<f2")[0])
 
     quants = field("quants0")
     match fmt.name:
         case "Q4_0" | "Q4_1":
             q = quants[i] & 15 if i < 16 else quants[i - 16] >> 4
-            d = half("d")
-            return d * np.float32(q - 8) if fmt.name == "Q4_0" else d * np.float32(q) + half("m")
+            d = f16("d")
+            return d * np.float32(q - 8) if fmt.name == "Q4_0" else d * np.float32(q) + f16("m")
         case "Q8_0":
-            return half("d") * np.float32(np.frombuffer(quants, np.int8)[i])
+            return f16("d") * np.float32(np.frombuffer(quants, np.int8)[i])
     h, r = divmod(i, 128)
     low = quants[64 * h + r % 64] >> 4 * (r // 64) & 15
     high = field("quants1")[32 * h + r % 32] >> 2 * (r // 32) & 3
     scale = np.frombuffer(field("scales"), np.int8)[i // 16]
-    return half("d") * np.float32(scale) * np.float32((low | high << 4) - 32)
+    return f16("d") * np.float32(scale) * np.float32((low | high << 4) - 32)
 
 
 @pytest.mark.parametrize("name", BLOCK_FORMATS)
-def test_values_are_decoded_as_the_document_says(name: str) -> None:
+def test_decoding_by_the_document(name: str) -> None:
     assert name in {row["format"] for row in tables("Blocks")[1]}
     fmt = FORMATS[name]
-    rows = numbered(fmt, fmt.block_elements, 1)
-    for at in (fmt.d_offset_bytes, fmt.m_offset_bytes):
+    columns = numbered(fmt, fmt.block_elements, 1)
+    for at in (fmt.scale_at, fmt.minimum_at):
         if at is not None:
-            rows[0, at : at + 2] = np.frombuffer(np.float16(0.37).tobytes(), np.uint8)
-    found = [value_of(fmt, rows.tobytes(), i) for i in range(fmt.block_elements)]
-    np.testing.assert_array_equal(np.array(found), decode(fmt, rows)[0])
+            columns[0, at : at + 2] = np.frombuffer(np.float16(0.37).tobytes(), np.uint8)
+    values = [value_of(fmt, columns.tobytes(), i) for i in range(fmt.block_elements)]
+    np.testing.assert_array_equal(np.array(values), decode(fmt, columns)[0])
 
 
 @pytest.mark.parametrize(
@@ -111,16 +111,16 @@ def test_values_are_decoded_as_the_document_says(name: str) -> None:
 )
 def test_the_worked_examples(layout: str, size: int) -> None:
     fmt = FORMATS["Q4_0"]
-    rows = numbered(fmt, 64, 3)
-    packed = (rows.reshape(-1) if layout == GGUF else pack(fmt, layout, rows)).tobytes()
+    columns = numbered(fmt, 64, 3)
+    packed = (columns.reshape(-1) if layout == GGUF else pack(fmt, layout, columns)).tobytes()
     assert len(packed) == size
     assert f"{size} bytes" in DOCUMENT
     example = tables(f"`{layout}`")[-1]
     assert len(example) >= 6
     for row in example:
-        at, size_bytes, unit = int(row["at"]), int(row["bytes"]), int(row.get("unit", 0))
-        field = field_of(rows, fmt, int(row["column"]), int(row["block"]), row["field"])
-        expected = field[unit * size_bytes :][:size_bytes] if "unit" in row else field
+        at, size_bytes, word = int(row["at"]), int(row["bytes"]), int(row.get("word", 0))
+        field = field_of(columns, fmt, int(row["column"]), int(row["block"]), row["field"])
+        expected = field[word * size_bytes :][:size_bytes] if "word" in row else field
         assert packed[at : at + size_bytes] == expected, row
     if layout == PLANAR:
         gaps = re.search(r"Bytes (\d+) … (\d+) and (\d+) … (\d+) are zeros", DOCUMENT)
@@ -136,83 +136,89 @@ def test_the_regions_of_planar() -> None:
     for name in FORMATS:
         mine = [row for row in rows if row["format"] == name]
         shape = Planar(FORMATS[name], int(mine[0]["K"]), int(mine[0]["N"]))
-        found = {row["field"]: (int(row["region"]), int(row["bytes"])) for row in mine}
-        assert list(found.items()) == list(shape.regions.items())
+        documented = {row["field"]: (int(row["region"]), int(row["bytes"])) for row in mine}
+        assert list(documented.items()) == list(shape.regions.items())
         assert {int(row["size"]) for row in mine} == {shape.size_bytes}
 
 
 @pytest.mark.parametrize(("k", "n"), [(32, 1), (160, 19), (256, 48)])
-def test_the_formula_of_tiles16_finds_every_word(k: int, n: int) -> None:
+def test_the_formula_of_tiles16_locates_every_word(k: int, n: int) -> None:
     fmt = FORMATS["Q4_0"]
-    rows = numbered(fmt, k, n)
-    packed = pack(fmt, TILES16, rows).tobytes()
+    stored = numbered(fmt, k, n)
+    packed = pack(fmt, TILES16, stored).tobytes()
     blocks, columns = -(-k // 32 // 4) * 4, -(-n // 16) * 16
     region, words = 0, 0
     for name, size, word_bytes in [("quants0", 16, 4), ("d", 2, 2)]:
         for column in range(n):
             for block in range(k // 32):
-                field = field_of(rows, fmt, column, block, name)
-                for unit in range(size // word_bytes):
+                field = field_of(stored, fmt, column, block, name)
+                for word in range(size // word_bytes):
                     at = (
                         region
                         + column // 16 * blocks * 16 * size
                         + (block // 4 * 16 + column % 16) * 4 * size
-                        + (unit * 4 + block % 4) * word_bytes
+                        + (word * 4 + block % 4) * word_bytes
                     )
-                    assert packed[at : at + word_bytes] == field[unit * word_bytes :][:word_bytes]
+                    assert packed[at : at + word_bytes] == field[word * word_bytes :][:word_bytes]
                     words += word_bytes
         region += -(-columns * blocks * size // 256) * 256
     assert len(packed) == region
-    assert sum(byte != 0 for byte in packed) == words, "what is not data is zeros"
+    assert sum(byte != 0 for byte in packed) == words, "padding must be zeros"
 
 
-def test_the_tiles_of_interleaved16() -> None:
+def test_the_slabs_of_interleaved16() -> None:
     rows = tables("`interleaved16`")[0]
     assert {row["format"] for row in rows} == set(FORMATS)
     for name in FORMATS:
         mine = [row for row in rows if row["format"] == name]
         shape = Interleaved(FORMATS[name], int(mine[0]["K"]), int(mine[0]["N"]))
-        units = {f.name: f.unit_bytes for f in fields(FORMATS[name])}
-        found = {r["field"]: [int(r[c]) for c in ("offset", "stride", "unit bytes")] for r in mine}
-        assert found == {f: [*shape.offset_bytes(f), unit] for f, unit in units.items()}
-        assert {int(row["tile bytes"]) for row in mine} == {shape.tile_bytes}
+        words = {f.name: f.word_bytes for f in fields(FORMATS[name])}
+        documented = {
+            r["field"]: [int(r[c]) for c in ("offset", "stride", "word bytes")] for r in mine
+        }
+        assert documented == {f: [*shape.field_at(f), word] for f, word in words.items()}
+        assert {int(row["slab bytes"]) for row in mine} == {shape.slab_bytes}
 
 
 @pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.parametrize("layout", [GGUF, PLANAR, INTERLEAVED16])
 @pytest.mark.parametrize("blocks", [2, 3])
-def test_the_formula_of_a_description_finds_every_byte(name: str, layout: str, blocks: int) -> None:
-    # the description in a manifest and the formulas of the document are the same ones
+def test_the_formula_of_a_description_locates_every_byte(
+    name: str, layout: str, blocks: int
+) -> None:
+    # `address` checks that a manifest has the document's formulas
     fmt, n = FORMATS[name], 19
     k = blocks * (32 if fmt.float_dtype else fmt.block_elements)
-    rows = numbered(fmt, k, n)
-    packed = rows.reshape(-1) if layout == GGUF else pack(fmt, layout, rows)
-    found = describe_layout(fmt, layout, (k, n))
-    assert found["size_bytes"] == packed.size
-    sources = {f.name: f.source_bytes for f in fields(fmt)}
-    count = found["blocks"]
-    for region in found["regions"]:
+    columns = numbered(fmt, k, n)
+    packed = columns.reshape(-1) if layout == GGUF else pack(fmt, layout, columns)
+    described = describe_layout(fmt, layout, (k, n))
+    assert described["size_bytes"] == packed.size
+    field_at = {f.name: f.at for f in fields(fmt)}
+    count = described["blocks"]
+    for region in described["regions"]:
         for column, block in [(0, 0), (17, count - 1), (n - 1, count // 2)]:
-            source = rows[column].reshape(count, -1)[block, sources[region["name"]] :]
+            source = columns[column].reshape(count, -1)[block, field_at[region["name"]] :]
             unit_bytes = region.get("unit_bytes", region["field_bytes"])
             for unit in range(region["field_bytes"] // unit_bytes):
-                at = address(found, region, column, block, unit)
+                at = address(described, region, column, block, unit)
                 expected = source[unit * unit_bytes :][:unit_bytes]
                 assert packed[at : at + unit_bytes].tolist() == expected.tolist()
 
 
-def address(found: dict[str, Any], region: dict[str, Any], column: int, block: int, u: int) -> int:
-    """Where a field is by the words of a description, which are the document's."""
-    if found["layout"] != INTERLEAVED16:
-        assert found["address"] == "offset_bytes + (column * blocks + block) * stride_bytes"
-        place = column * found["blocks"] + block
-        return int(region["offset_bytes"] + place * region["stride_bytes"])
-    assert found["address"] == (
+def address(
+    described: dict[str, Any], region: dict[str, Any], column: int, block: int, u: int
+) -> int:
+    """Return the position of a field by a description's formula, which is the document's."""
+    if described["layout"] != INTERLEAVED16:
+        assert described["address"] == "offset_bytes + (column * blocks + block) * stride_bytes"
+        index = column * described["blocks"] + block
+        return int(region["offset_bytes"] + index * region["stride_bytes"])
+    assert described["address"] == (
         "(column // 16 * tiles + block // blocks_per_tile) * tile_bytes"
         " + offset_bytes + block % blocks_per_tile * stride_bytes"
         " + (unit * 16 + column % 16) * unit_bytes"
     )
-    tile = column // 16 * found["tiles"] + block // found["blocks_per_tile"]
-    within = block % found["blocks_per_tile"] * region["stride_bytes"]
-    start = tile * found["tile_bytes"] + region["offset_bytes"] + within
+    slab = column // 16 * described["tiles"] + block // described["blocks_per_tile"]
+    within = block % described["blocks_per_tile"] * region["stride_bytes"]
+    start = slab * described["tile_bytes"] + region["offset_bytes"] + within
     return int(start + (u * 16 + column % 16) * region["unit_bytes"])

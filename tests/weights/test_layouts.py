@@ -1,4 +1,4 @@
-"""The interleaved layout: a byte permutation whose places are worked out by hand here."""
+"""The layout `interleaved16`, compared with positions computed by hand."""
 
 import numpy as np
 import pytest
@@ -6,31 +6,31 @@ from numpy.typing import NDArray
 
 from q4jit.errors import FormatError
 from q4jit.weights.formats import FORMATS, Format
-from q4jit.weights.layouts import INTERLEAVED16, LANES, Interleaved, fields, pack
+from q4jit.weights.layouts import INTERLEAVED16, PANEL_COLUMNS, Interleaved, fields, pack
 from tests.support.memory import MB, peak_bytes
 
 
 def numbered(fmt: Format, blocks: int, n: int) -> NDArray[np.uint8]:
-    """GGUF rows of random bytes, none of them zero: padding can be told from data."""
+    """Return columns of random bytes that are not zero, unlike padding."""
     rng = np.random.default_rng([blocks, n])
     return rng.integers(1, 256, (n, blocks * fmt.block_bytes), np.uint8)
 
 
-def shape_of(fmt: Format, rows: NDArray[np.uint8]) -> Interleaved:
-    return Interleaved(fmt, rows.shape[1] // fmt.block_bytes * fmt.block_elements, len(rows))
+def shape_of(fmt: Format, columns: NDArray[np.uint8]) -> Interleaved:
+    return Interleaved(fmt, columns.shape[1] // fmt.block_bytes * fmt.block_elements, len(columns))
 
 
-# --- places worked out by hand ------------------------------------------------------------------
+# --- positions computed by hand -------------------------------------------------------------------
 
 
-def test_the_tile_of_q4_0() -> None:
-    # a block is [d: 2][qs: 16]; a tile [16 d][16 d][4 words of block 0, 16 × 4 each][… block 1]
-    rows = numbered(FORMATS["Q4_0"], 4, 32)
-    packed = pack(FORMATS["Q4_0"], INTERLEAVED16, rows)
+def test_a_slab_of_q4_0() -> None:
+    # a block is [d: 2][qs: 16]; a slab [16 d][16 d][4 words of block 0, 16 × 4 each][… block 1]
+    columns = numbered(FORMATS["Q4_0"], 4, 32)
+    packed = pack(FORMATS["Q4_0"], INTERLEAVED16, columns)
     assert len(packed) == 2 * 2 * 576
-    for group, column, tile, block in [(0, 0, 0, 0), (0, 15, 1, 1), (1, 3, 0, 1), (1, 7, 1, 0)]:
-        source = rows[16 * group + column, 18 * (2 * tile + block) :]
-        start = (2 * group + tile) * 576
+    for panel, column, slab, block in [(0, 0, 0, 0), (0, 15, 1, 1), (1, 3, 0, 1), (1, 7, 1, 0)]:
+        source = columns[16 * panel + column, 18 * (2 * slab + block) :]
+        start = (2 * panel + slab) * 576
         d_at = start + 32 * block + 2 * column
         assert packed[d_at : d_at + 2].tolist() == source[:2].tolist()
         for word in range(4):
@@ -39,14 +39,14 @@ def test_the_tile_of_q4_0() -> None:
             assert packed[at : at + 4].tolist() == expected.tolist()
 
 
-def test_the_tile_of_q6_k() -> None:
-    # a block is [ql: 128][qh: 64][scales: 16][d: 2]; a tile of one block
+def test_a_slab_of_q6_k() -> None:
+    # a block is [ql: 128][qh: 64][scales: 16][d: 2]; a slab of one block
     # [16 d][16 scales, 16 × 1 each][32 words of ql, 16 × 4 each][16 words of qh, 16 × 4 each]
-    rows = numbered(FORMATS["Q6_K"], 3, 16)
-    packed = pack(FORMATS["Q6_K"], INTERLEAVED16, rows)
+    columns = numbered(FORMATS["Q6_K"], 3, 16)
+    packed = pack(FORMATS["Q6_K"], INTERLEAVED16, columns)
     assert len(packed) == 3 * 3360
     for column, block in [(0, 0), (15, 1), (6, 2)]:
-        source, start = rows[column, 210 * block :], 3360 * block
+        source, start = columns[column, 210 * block :], 3360 * block
         at = start + 2 * column
         assert packed[at : at + 2].tolist() == source[208:210].tolist()
         for i in range(16):
@@ -60,32 +60,32 @@ def test_the_tile_of_q6_k() -> None:
             assert packed[at : at + 4].tolist() == expected.tolist()
 
 
-def test_the_tile_of_q4_1_keeps_d_and_m_apart() -> None:
+def test_a_slab_of_q4_1() -> None:
     # [16 d][16 d][16 m][16 m][quants of block 0][quants of block 1]
-    rows = numbered(FORMATS["Q4_1"], 2, 16)
-    packed = pack(FORMATS["Q4_1"], INTERLEAVED16, rows)
+    columns = numbered(FORMATS["Q4_1"], 2, 16)
+    packed = pack(FORMATS["Q4_1"], INTERLEAVED16, columns)
     for column, block in [(0, 0), (9, 1), (15, 0)]:
-        source = rows[column, 20 * block :]
-        for offset, start in ((0, 0), (2, 64)):
+        source = columns[column, 20 * block :]
+        for field_at, start in ((0, 0), (2, 64)):
             at = start + 32 * block + 2 * column
-            assert packed[at : at + 2].tolist() == source[offset : offset + 2].tolist()
+            assert packed[at : at + 2].tolist() == source[field_at : field_at + 2].tolist()
         at = 128 + 256 * block + 64 * 3 + 4 * column
         assert packed[at : at + 4].tolist() == source[16:20].tolist()
 
 
 @pytest.mark.parametrize(("name", "itemsize"), [("F16", 2), ("F32", 4)])
-def test_floats_stand_element_by_element(name: str, itemsize: int) -> None:
-    rows = numbered(FORMATS[name], 37, 5)
-    packed = pack(FORMATS[name], INTERLEAVED16, rows)
-    assert len(packed) == 64 * LANES * itemsize  # K = 37 takes two blocks of 32
-    elements = packed.reshape(64, LANES, itemsize)
-    expected = rows.reshape(5, 37, itemsize).transpose(1, 0, 2)
+def test_floats_are_interleaved_by_element(name: str, itemsize: int) -> None:
+    columns = numbered(FORMATS[name], 37, 5)
+    packed = pack(FORMATS[name], INTERLEAVED16, columns)
+    assert len(packed) == 64 * PANEL_COLUMNS * itemsize  # K = 37 takes two blocks of 32
+    elements = packed.reshape(64, PANEL_COLUMNS, itemsize)
+    expected = columns.reshape(5, 37, itemsize).transpose(1, 0, 2)
     np.testing.assert_array_equal(elements[:37, :5], expected)
     assert not elements[37:].any()
     assert not elements[:, 5:].any()
 
 
-# --- what holds for every format ------------------------------------------------------------------
+# --- every format ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -93,36 +93,36 @@ def test_floats_stand_element_by_element(name: str, itemsize: int) -> None:
 @pytest.mark.parametrize("n", [1, 16, 37, 64])
 def test_a_permutation_and_zeros(name: str, blocks: int, n: int) -> None:
     fmt = FORMATS[name]
-    rows = numbered(fmt, blocks, n)
-    packed = pack(fmt, INTERLEAVED16, rows)
-    shape = shape_of(fmt, rows)
-    assert packed.size == shape.groups * shape.group_bytes
-    np.testing.assert_array_equal(np.sort(packed[packed != 0]), np.sort(rows, axis=None))
+    columns = numbered(fmt, blocks, n)
+    packed = pack(fmt, INTERLEAVED16, columns)
+    shape = shape_of(fmt, columns)
+    assert packed.size == shape.panels * shape.panel_bytes
+    np.testing.assert_array_equal(np.sort(packed[packed != 0]), np.sort(columns, axis=None))
     assert not packed.flags.writeable
     assert packed.ctypes.data % 64 == 0  # a vector load never crosses a cache line
 
 
 @pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.parametrize("blocks", [2, 3])
-def test_every_byte_has_a_place_of_its_own(name: str, blocks: int) -> None:
-    # 16-bit labels, packed as their low and their high bytes: which byte went where
+def test_every_byte_has_its_own_position(name: str, blocks: int) -> None:
+    # each byte has a 16-bit label; the low and the high bytes of the labels are packed separately
     fmt = FORMATS[name]
     blocks *= 32 if fmt.float_dtype else 1
-    size = LANES * blocks * fmt.block_bytes
-    labels = np.arange(size).reshape(LANES, -1)
+    size = PANEL_COLUMNS * blocks * fmt.block_bytes
+    labels = np.arange(size).reshape(PANEL_COLUMNS, -1)
     low, high = (
         pack(fmt, INTERLEAVED16, (labels >> shift & 0xFF).astype(np.uint8)) for shift in (0, 8)
     )
-    places = low.astype(np.int64) | high.astype(np.int64) << 8
-    np.testing.assert_array_equal(np.sort(places), np.arange(size))
+    packed = low.astype(np.int64) | high.astype(np.int64) << 8
+    np.testing.assert_array_equal(np.sort(packed), np.arange(size))
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_fields_tile_the_block(name: str) -> None:
+def test_fields_cover_the_block(name: str) -> None:
     fmt = FORMATS[name]
-    found = sorted(fields(fmt), key=lambda field: field.source_bytes)
-    ends = [field.source_bytes + field.size_bytes for field in found]
-    assert [field.source_bytes for field in found] == [0, *ends[:-1]]
+    in_order = sorted(fields(fmt), key=lambda field: field.at)
+    ends = [field.at + field.size_bytes for field in in_order]
+    assert [field.at for field in in_order] == [0, *ends[:-1]]
     assert ends[-1] == fmt.block_bytes * (32 if fmt.float_dtype else 1)
 
 
@@ -130,14 +130,14 @@ def test_fields_tile_the_block(name: str) -> None:
 def test_pairs_of_blocks_fill_whole_cache_lines(name: str) -> None:
     fmt = FORMATS[name]
     pair = Interleaved(fmt, 1024, 16)
-    assert pair.blocks_per_tile == 2
-    assert pair.tile_bytes % 64 == 0
+    assert pair.blocks_per_slab == 2
+    assert pair.slab_bytes % 64 == 0
     alone = Interleaved(fmt, 3 * pair.block_elements, 16)
-    assert alone.blocks_per_tile == 1
-    assert alone.tile_bytes % 32 == 0  # the alignment that loads of quants promise
+    assert alone.blocks_per_slab == 1
+    assert alone.slab_bytes % 32 == 0  # loads of quants are declared with this alignment
     for shape in (pair, alone):
         quants = [f.name for f in fields(fmt) if f.name.startswith("quants")]
-        for at, stride in map(shape.offset_bytes, quants):
+        for at, stride in map(shape.field_at, quants):
             assert at % 32 == 0
             assert stride % 32 == 0
 
@@ -145,36 +145,40 @@ def test_pairs_of_blocks_fill_whole_cache_lines(name: str) -> None:
 def test_unknown_names() -> None:
     with pytest.raises(
         FormatError,
-        match="unknown weight layout 'tiled': known are 'interleaved16', 'planar' and 'tiles16'",
+        match="unknown weight layout 'tiled'; known layouts: 'interleaved16', 'planar', 'tiles16'",
     ):
         pack(FORMATS["Q4_0"], "tiled", np.zeros((1, 18), np.uint8))
     with pytest.raises(KeyError, match="quants7"):
-        Interleaved(FORMATS["Q4_0"], 64, 16).offset_bytes("quants7")
+        Interleaved(FORMATS["Q4_0"], 64, 16).field_at("quants7")
 
 
 @pytest.mark.parametrize(("name", "n"), [("Q4_0", 4096), ("Q6_K", 4096), ("F16", 4091)])
-def test_packing_holds_its_result_and_a_few_megabytes(name: str, n: int) -> None:
+def test_packing_needs_its_result_and_a_few_megabytes(name: str, n: int) -> None:
     fmt = FORMATS[name]
-    rows = np.ones((n, fmt.row_bytes(8192 if name != "F16" else 4096)), np.uint8)
-    assert rows.nbytes >= 18 * MB
-    assert peak_bytes(lambda: pack(fmt, INTERLEAVED16, rows)) < rows.nbytes + 10 * MB
+    columns = np.ones((n, fmt.column_bytes(8192 if name != "F16" else 4096)), np.uint8)
+    assert columns.nbytes >= 18 * MB
+    assert peak_bytes(lambda: pack(fmt, INTERLEAVED16, columns)) < columns.nbytes + 10 * MB
 
 
-@pytest.mark.parametrize("groups", [1, 3])
-def test_packing_in_bands_is_packing_at_once(groups: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = numbered(FORMATS["Q8_0"], 4, 16 * 7 + 5)
-    whole = pack(FORMATS["Q8_0"], INTERLEAVED16, rows)
-    monkeypatch.setattr("q4jit.weights.layouts._BAND_BYTES", groups * LANES * rows.shape[1])
-    np.testing.assert_array_equal(pack(FORMATS["Q8_0"], INTERLEAVED16, rows), whole)
+@pytest.mark.parametrize("panels", [1, 3])
+def test_packing_in_bands_equals_packing_at_once(
+    panels: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    columns = numbered(FORMATS["Q8_0"], 4, 16 * 7 + 5)
+    whole = pack(FORMATS["Q8_0"], INTERLEAVED16, columns)
+    monkeypatch.setattr(
+        "q4jit.weights.layouts._BAND_BYTES", panels * PANEL_COLUMNS * columns.shape[1]
+    )
+    np.testing.assert_array_equal(pack(FORMATS["Q8_0"], INTERLEAVED16, columns), whole)
 
 
-def test_small_weights_share_memory_and_nothing_else() -> None:
-    rows = [numbered(FORMATS["Q4_0"], 5, n) for n in (16, 33, 48)]
-    packed = [pack(FORMATS["Q4_0"], INTERLEAVED16, each) for each in rows]
+def test_small_weights_share_memory_but_do_not_overlap() -> None:
+    columns = [numbered(FORMATS["Q4_0"], 5, n) for n in (16, 33, 48)]
+    packed = [pack(FORMATS["Q4_0"], INTERLEAVED16, each) for each in columns]
     before = [each.copy() for each in packed]
     assert all(each.ctypes.data % 64 == 0 for each in packed)
     assert packed[0].base is packed[1].base is not None
-    for each in rows:
+    for each in columns:
         pack(FORMATS["Q4_0"], INTERLEAVED16, each[::-1].copy())
     for each, first in zip(packed, before, strict=True):
         np.testing.assert_array_equal(each, first)

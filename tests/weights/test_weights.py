@@ -27,38 +27,38 @@ from q4jit.weights.tensor import QuantizedTensor
 from tests.support.memory import MB, peak_bytes
 
 ENCODABLE = ["Q4_0", "Q4_1", "Q8_0", "F16", "F32"]
-SMALL = 12 * MB  # what a call may hold for a moment, whatever the size of its tensor
+SMALL = 12 * MB  # temporary memory of a call, whatever the size of its tensor
 
 
 def oracle(name: str, raw: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """The matrix [K, N] of GGUF rows, decoded by gguf."""
+    """Decode a matrix [K, N] with gguf."""
     with np.errstate(all="ignore"):
         return np.asarray(quants.dequantize(raw, gguf.GGMLQuantizationType[name]), np.float32).T
 
 
 def random_tensor(name: str, k: int = 512, n: int = 37, seed: int = 0) -> QuantizedTensor:
-    """A tensor of random blocks with moderate scales, in any format."""
+    """Return a tensor of random blocks with moderate scales, in any format."""
     fmt = FORMATS[name]
     rng = np.random.default_rng(seed)
     if fmt.float_dtype is not None:
         return quantize(rng.standard_normal((k, n)), name)
     blocks = rng.integers(0, 256, (n, k // fmt.block_elements, fmt.block_bytes), np.uint8)
-    for at in (fmt.d_offset_bytes, fmt.m_offset_bytes):
+    for at in (fmt.scale_at, fmt.minimum_at):
         if at is not None:
             scales = rng.standard_normal(blocks.shape[:2]).astype("<f2")
             blocks[..., at : at + 2] = scales[..., np.newaxis].view(np.uint8)
     return QuantizedTensor.from_bytes(blocks, shape=(k, n), format=name)
 
 
-# Attributes and decoding
+# --- attributes and decoding ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_a_tensor_says_what_it_is(name: str) -> None:
+def test_the_attributes_of_a_tensor(name: str) -> None:
     w = random_tensor(name, 512, 37)
-    row_bytes = FORMATS[name].row_bytes(512)
-    assert (w.shape, w.format, w.nbytes) == ((512, 37), name, 37 * row_bytes)
-    assert w.raw.shape == (37, row_bytes)
+    column_bytes = FORMATS[name].column_bytes(512)
+    assert (w.shape, w.format, w.nbytes) == ((512, 37), name, 37 * column_bytes)
+    assert w.raw.shape == (37, column_bytes)
     assert w.raw.dtype == np.uint8
     assert repr(w) == f"<QuantizedTensor {name} (K, N) = (512, 37), {w.nbytes} bytes>"
 
@@ -81,7 +81,7 @@ def test_a_column_is_one_gguf_row() -> None:
     assert values[31].tolist() == [-4.0, -8.0, -2.0]
 
 
-# Rows
+# --- rows -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -90,60 +90,66 @@ def test_rows_are_columns_of_the_matrix(name: str) -> None:
     values = w.dequantize()
     ids = [5, 0, 36, 5]
     for given in (ids, tuple(ids), np.array(ids), np.array(ids, np.uint8), np.array(ids, ">i4")):
-        found = w.rows(given)
-        assert found.dtype == np.float32
-        np.testing.assert_array_equal(found, values[:, ids].T)
+        rows = w.rows(given)
+        assert rows.dtype == np.float32
+        np.testing.assert_array_equal(rows, values[:, ids].T)
 
 
 @pytest.mark.parametrize("shape", [(), (0,), (1,), (2, 3), (2, 0, 3)])
 def test_rows_keep_the_shape_of_their_ids(shape: tuple[int, ...]) -> None:
     w = random_tensor("Q4_0")
     ids = np.random.default_rng(0).integers(0, 37, shape)
-    found = w.rows(ids)
-    assert found.shape == (*shape, 512)
-    np.testing.assert_array_equal(found, w.dequantize().T[ids])
+    rows = w.rows(ids)
+    assert rows.shape == (*shape, 512)
+    np.testing.assert_array_equal(rows, w.dequantize().T[ids])
     assert w.rows([]).shape == (0, 512)
     assert w.rows(7).shape == (512,)
 
 
-def test_many_rows_of_few() -> None:
+def test_many_lookups_of_two_rows() -> None:
     w = random_tensor("Q8_0", 4096, 2)
     ids = np.random.default_rng(0).integers(0, 2, 300)
     np.testing.assert_array_equal(w.rows(ids), w.dequantize().T[ids])
 
 
 @pytest.mark.parametrize("bad", [-1, 37, 2**40, -(2**40)])
-def test_a_row_id_outside_is_refused(bad: int) -> None:
+def test_a_row_id_out_of_range_is_refused(bad: int) -> None:
     w = random_tensor("Q4_0")
-    with pytest.raises(ArgumentError, match=rf"found id {bad}, accepted are 0 to 36"):
+    with pytest.raises(
+        ArgumentError, match=rf"ids of w\.rows\(ids\): expected row ids from 0 to 36, got {bad}$"
+    ):
         w.rows([1, bad, 2])
-    with pytest.raises(ArgumentError, match="accepted are 0 to 36"):
+    with pytest.raises(
+        ArgumentError, match="expected row ids from 0 to 36, got 18446744073709551615"
+    ):
         w.rows(np.array([2**64 - 1], np.uint64))
 
 
 @pytest.mark.parametrize("bad", [[1.0], [True], ["1"], [None], np.array([], np.float32)])
 def test_row_ids_are_integers(bad: Any) -> None:
-    with pytest.raises(ArgumentError, match=r"integer ids: found \S+, .*ids\.astype\(np\.int64\)"):
+    with pytest.raises(
+        ArgumentError, match=r"expected integers, got \S+; use ids\.astype\(np\.int64\)"
+    ):
         random_tensor("Q4_0").rows(bad)
 
 
-def test_rows_read_only_their_blocks() -> None:
+def test_rows_decode_only_their_blocks() -> None:
     w = random_tensor("Q4_0", 4096, 4096)
     assert peak_bytes(lambda: w.rows([1, 4000])) < MB // 2
 
 
-# Products
+# --- products -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.parametrize("shape", [(512,), (0, 512), (1, 512), (3, 512), (2, 0, 512), (2, 3, 512)])
-def test_a_product_is_the_float64_one_rounded(name: str, shape: tuple[int, ...]) -> None:
+def test_a_product_is_computed_in_float64_and_rounded(name: str, shape: tuple[int, ...]) -> None:
     w = random_tensor(name)
     x = np.random.default_rng(5).standard_normal(shape)
     exact = x @ oracle(name, w.raw).astype(np.float64)
-    found = x @ w
-    assert found.dtype == np.float64
-    np.testing.assert_allclose(found, exact, rtol=1e-12, atol=1e-9)
+    y = x @ w
+    assert y.dtype == np.float64
+    np.testing.assert_allclose(y, exact, rtol=1e-12, atol=1e-9)
     x32 = x.astype(np.float32)
     exact = x32.astype(np.float64) @ oracle(name, w.raw).astype(np.float64)
     rounded = x32 @ w
@@ -164,7 +170,7 @@ def test_a_product_takes_any_strides() -> None:
     np.testing.assert_array_equal(x[::-2] @ w, wanted[::-2])
 
 
-def test_nan_and_inf_go_where_ieee_puts_them() -> None:
+def test_nan_and_inf_propagate() -> None:
     w = quantize(np.eye(32, 3), "F32")
     x = np.zeros((3, 32), np.float32)
     x[0, 0], x[1, 1], x[2] = np.nan, np.inf, 1e38
@@ -177,7 +183,7 @@ def test_nan_and_inf_go_where_ieee_puts_them() -> None:
 
 
 @pytest.mark.parametrize(
-    ("dtype", "found"),
+    ("dtype", "shown"),
     [
         ("f2", "float16"),
         ("i8", "int64"),
@@ -187,27 +193,30 @@ def test_nan_and_inf_go_where_ieee_puts_them() -> None:
         ("O", "object"),
     ],
 )
-def test_another_dtype_of_x_says_how_to_convert(dtype: str, found: str) -> None:
+def test_another_dtype_of_x_is_refused_with_the_conversion(dtype: str, shown: str) -> None:
     x = np.ones((2, 512), dtype)
     with pytest.raises(
-        ArgumentError, match=rf"found {found}, accepted is x\.astype\(np\.float32\)"
+        ArgumentError,
+        match=rf"x in x @ w: expected .*, got {shown} \[2, 512\]; use x\.astype\(np\.float32\)",
     ):
         x @ random_tensor("Q4_0")
 
 
 @pytest.mark.parametrize("shape", [(2, 37), (511,), (2, 1), (1, 512, 2), (0,)])
-def test_shapes_that_do_not_match_are_both_named(shape: tuple[int, ...]) -> None:
+def test_shapes_that_do_not_match_are_refused_with_both(shape: tuple[int, ...]) -> None:
     with pytest.raises(ArgumentError) as error:
         np.ones(shape, np.float32) @ random_tensor("Q4_0")
-    assert f"found x {shape} and w (K, N) = (512, 37)" in str(error.value)
-    assert "accepted is x [..., 512]" in str(error.value)
+    where = "x in x @ w with w (K, N) = (512, 37)"
+    assert str(error.value) == f"{where}: expected shape [..., 512], got {list(shape)}"
 
 
 def test_a_scalar_has_no_product() -> None:
     w = random_tensor("Q4_0")
-    with pytest.raises(ArgumentError, match="found float32, accepted is"):
+    with pytest.raises(
+        ArgumentError, match=r"expected a NumPy array, got float32; use np\.asarray"
+    ):
         np.matmul(np.float32(1), w)
-    with pytest.raises(ArgumentError, match=r"accepted is x \[\.\.\., 512\]"):
+    with pytest.raises(ArgumentError, match=r"expected shape \[\.\.\., 512\], got \[\]"):
         np.array(1, np.float32) @ w
 
 
@@ -220,8 +229,10 @@ def test_a_scalar_has_no_product() -> None:
         lambda x, w: w @ 2,
     ],
 )
-def test_a_weight_stands_on_the_right(call: Callable[[Any, Any], Any]) -> None:
-    with pytest.raises(ArgumentError, match=r"stands on the right of @.*accepted is x @ w"):
+def test_a_weight_on_the_left_is_refused(call: Callable[[Any, Any], Any]) -> None:
+    with pytest.raises(
+        ArgumentError, match=r"must be the right operand of @, as in x @ w.*\(512, 37\)$"
+    ):
         call(np.ones((37, 512), np.float32), random_tensor("Q4_0"))
 
 
@@ -235,22 +246,22 @@ def test_a_weight_stands_on_the_right(call: Callable[[Any, Any], Any]) -> None:
         (lambda x, w: np.sum(w), "np.add.reduce"),
         (lambda x, w: np.matmul(x, w, out=np.ones((1, 37), np.float32)), "np.matmul with out="),
         (lambda x, w: np.matmul(x, w, dtype=np.float64), "np.matmul with dtype="),
-        (lambda x, w: np.asarray(w), "is not decoded silently"),
-        (np.dot, "is not decoded silently"),
-        (lambda x, w: np.concatenate([x, w]), "is not decoded silently"),
-        (lambda x, w: quantize(w, "Q8_0"), "is not decoded silently"),
-        (lambda x, w: [[1.0] * 512] @ w, "found list, accepted is np.asarray"),
+        (lambda x, w: np.asarray(w), "does not become an array by itself; use "),
+        (np.dot, "does not become an array by itself; use "),
+        (lambda x, w: np.concatenate([x, w]), "does not become an array by itself; use "),
+        (lambda x, w: quantize(w, "Q8_0"), "does not become an array by itself; use "),
+        (lambda x, w: [[1.0] * 512] @ w, "expected a NumPy array, got list; use np.asarray"),
     ],
 )
-def test_what_a_weight_does_not_take_part_in(call: Callable[[Any, Any], Any], named: str) -> None:
+def test_other_uses_of_a_weight_are_refused(call: Callable[[Any, Any], Any], named: str) -> None:
     with pytest.raises(ArgumentError) as error:
         call(np.ones((1, 512), np.float32), random_tensor("Q4_0"))
     assert named in str(error.value)
-    assert "accepted" in str(error.value)
+    assert "; use " in str(error.value)
     assert isinstance(error.value, TypeError)
 
 
-def test_a_foreign_array_has_its_own_say() -> None:
+def test_a_traced_array_handles_products_itself() -> None:
     class Traced:
         def __array_ufunc__(self, *args: Any, **kwargs: Any) -> str:
             return "traced"
@@ -264,7 +275,7 @@ def test_a_foreign_array_has_its_own_say() -> None:
     assert np.matmul(w, traced) == "traced"
 
 
-# Where bytes come from
+# --- from_bytes -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -290,7 +301,7 @@ def test_from_bytes_takes_any_contiguous_buffer(name: str, tmp_path: Path) -> No
         np.testing.assert_array_equal(same.dequantize(), w.dequantize())
 
 
-def test_bytes_that_nobody_can_write_are_not_copied() -> None:
+def test_read_only_bytes_are_not_copied() -> None:
     stored = random_tensor("Q4_0").raw.tobytes()
     whole = np.frombuffer(stored, np.uint8)
     for frozen in (stored, memoryview(stored), whole, whole[:], whole.data):
@@ -298,7 +309,7 @@ def test_bytes_that_nobody_can_write_are_not_copied() -> None:
         assert np.shares_memory(w.raw, whole)
 
 
-def test_bytes_that_somebody_can_write_are_copied() -> None:
+def test_writable_bytes_are_copied() -> None:
     stored = random_tensor("Q4_0").raw.tobytes()
     owner = bytearray(stored)
     values = np.frombuffer(owner, np.uint8)
@@ -320,7 +331,7 @@ def test_bytes_that_somebody_can_write_are_copied() -> None:
 
 
 @pytest.mark.parametrize("wrap", [lambda a: a, lambda a: a[:], memoryview, lambda a: a[:].data])
-def test_an_array_that_is_read_only_for_now_is_copied(wrap: Callable[[Any], Any]) -> None:
+def test_an_array_that_may_become_writable_is_copied(wrap: Callable[[Any], Any]) -> None:
     stored = random_tensor("Q4_0").raw.tobytes()
     owner = np.frombuffer(stored, np.uint8).copy()
     older = owner[:]
@@ -352,23 +363,27 @@ def test_a_writable_map_is_copied() -> None:
 
 
 @pytest.mark.parametrize("size", [0, 1, 37 * 288 - 1, 37 * 288 + 1])
-def test_a_wrong_byte_count_says_the_right_one(size: int) -> None:
-    with pytest.raises(FormatError, match=rf"found {size} bytes, accepted are exactly {37 * 288}$"):
+def test_a_wrong_byte_count_is_refused_with_the_right_one(size: int) -> None:
+    with pytest.raises(FormatError, match=rf"expected {37 * 288} bytes .*, got {size} bytes$"):
         QuantizedTensor.from_bytes(bytes(size), shape=(512, 37), format="Q4_0")
 
 
 @pytest.mark.parametrize("shape", [(0, 4), (32, 0), (-32, 4), (32, -1)])
 def test_an_empty_weight_is_refused(shape: tuple[int, int]) -> None:
-    with pytest.raises(FormatError, match=rf"\(K, N\) = \({shape[0]}, {shape[1]}\), accepted"):
+    with pytest.raises(
+        FormatError, match=rf"expected positive sizes \(K, N\), got \({shape[0]}, {shape[1]}\)$"
+    ):
         QuantizedTensor.from_bytes(b"", shape=shape, format="Q4_0")
     if min(shape) == 0:
-        with pytest.raises(FormatError, match="cannot be empty"):
+        with pytest.raises(FormatError, match="expected positive sizes"):
             quantize(np.zeros(shape, np.float32), "Q4_0")
 
 
 @pytest.mark.parametrize("shape", [32, (32,), (32, 1, 1), (32.0, 1), None, "ab"])
 def test_a_shape_is_a_pair_of_ints(shape: Any) -> None:
-    with pytest.raises(FormatError, match=r"two dimensions \(K, N\): found shape"):
+    with pytest.raises(
+        FormatError, match=r"shape of a weight: expected a pair of ints \(K, N\), got "
+    ):
         QuantizedTensor.from_bytes(bytes(18), shape=shape, format="Q4_0")
 
 
@@ -379,9 +394,13 @@ def test_a_size_may_be_any_integer() -> None:
 
 
 def test_k_that_is_not_whole_blocks_is_refused() -> None:
-    with pytest.raises(FormatError, match="found K = 48, accepted is a positive multiple of 32"):
+    with pytest.raises(
+        FormatError, match=r"K: expected a positive multiple of 32 \(a block of Q4_0\), got 48$"
+    ):
         QuantizedTensor.from_bytes(bytes(27), shape=(48, 1), format="Q4_0")
-    with pytest.raises(FormatError, match="found K = 48, accepted is a positive multiple of 32"):
+    with pytest.raises(
+        FormatError, match=r"K: expected a positive multiple of 32 \(a block of Q4_0\), got 48$"
+    ):
         quantize(np.zeros((48, 1), np.float32), "Q4_0")
 
 
@@ -395,29 +414,32 @@ def test_k_that_is_not_whole_blocks_is_refused() -> None:
     ],
 )
 def test_a_buffer_that_is_not_contiguous_is_refused(buffer: Any) -> None:
-    with pytest.raises(FormatError, match=r"C-contiguous: np\.ascontiguousarray\(raw\)"):
+    with pytest.raises(
+        FormatError,
+        match=r"expected a C-contiguous buffer, got .*; use np\.ascontiguousarray\(raw\)",
+    ):
         QuantizedTensor.from_bytes(buffer, shape=(32, 1), format="Q4_0")
 
 
 @pytest.mark.parametrize("buffer", ["a" * 18, 18, None, [0] * 18])
-def test_what_is_no_buffer_is_refused(buffer: Any) -> None:
-    with pytest.raises(FormatError, match="accepted is a contiguous buffer such as bytes"):
+def test_other_objects_than_buffers_are_refused(buffer: Any) -> None:
+    with pytest.raises(FormatError, match=r"expected a contiguous buffer such as bytes.*, got "):
         QuantizedTensor.from_bytes(buffer, shape=(32, 1), format="Q4_0")
 
 
 def test_an_unknown_format_is_refused() -> None:
-    with pytest.raises(FormatError, match="unknown format 'Q9_9': known are"):
+    with pytest.raises(FormatError, match="unknown format 'Q9_9'; known formats:"):
         QuantizedTensor.from_bytes(bytes(18), shape=(32, 1), format="Q9_9")
-    with pytest.raises(FormatError, match="unknown format 'Q9_9': known are"):
+    with pytest.raises(FormatError, match="unknown format 'Q9_9'; known formats:"):
         quantize(np.zeros((32, 1), np.float32), "Q9_9")
 
 
-# quantize
+# --- quantize -------------------------------------------------------------------------------------
 
 
 def wanted_bytes(w: NDArray[Any], name: str) -> NDArray[np.uint8]:
-    rows = np.ascontiguousarray(w.T)
-    return quants.quantize(rows, gguf.GGMLQuantizationType[name]).view(np.uint8)
+    columns = np.ascontiguousarray(w.T)
+    return quants.quantize(columns, gguf.GGMLQuantizationType[name]).view(np.uint8)
 
 
 @pytest.mark.parametrize("name", ENCODABLE)
@@ -441,29 +463,31 @@ def test_quantize_takes_any_strides(name: str) -> None:
     np.testing.assert_array_equal(quantize(w.tolist(), name).raw, wanted)
 
 
-def test_quantize_cuts_a_large_matrix_into_bands_that_do_not_show() -> None:
+def test_quantizing_in_bands_equals_quantizing_at_once() -> None:
     w = np.random.default_rng(9).standard_normal((4096, 200)).astype(np.float32)
     np.testing.assert_array_equal(quantize(w, "Q4_0").raw, wanted_bytes(w, "Q4_0"))
 
 
 @pytest.mark.parametrize("dtype", ["i4", "u1", "?", "c8", "O", "g"])
 def test_quantize_refuses_other_dtypes_with_the_conversion(dtype: str) -> None:
-    with pytest.raises(FormatError, match=r"found \w+, accepted is w\.astype\(np\.float32\)"):
+    with pytest.raises(FormatError, match=r"got \w+ \[32, 2\]; use w\.astype\(np\.float32\)"):
         quantize(np.zeros((32, 2), dtype), "Q4_0")
 
 
 @pytest.mark.parametrize("shape", [(), (32,), (32, 2, 2)])
 def test_quantize_takes_matrices(shape: tuple[int, ...]) -> None:
-    with pytest.raises(FormatError, match=r"two dimensions \(K, N\): found shape"):
+    with pytest.raises(
+        FormatError, match=r"shape of a weight: expected a pair of ints \(K, N\), got "
+    ):
         quantize(np.zeros(shape, np.float32), "Q4_0")
 
 
-def test_q6_k_is_only_read() -> None:
+def test_quantizing_to_q6_k_is_refused() -> None:
     with pytest.raises(FormatError, match="cannot quantise to Q6_K"):
         quantize(np.zeros((256, 1), np.float32), "Q6_K")
 
 
-# A tensor is immutable and owns its forms
+# --- immutability and repacked copies -------------------------------------------------------------
 
 
 @pytest.mark.parametrize("make", [lambda w: w, lambda w: quantize(w.dequantize(), "Q4_0")])
@@ -494,25 +518,25 @@ def test_tensors_are_equal_by_identity() -> None:
 
 @pytest.mark.parametrize("call", [pickle.dumps, copy.copy, copy.deepcopy])
 def test_a_tensor_is_not_pickled(call: Callable[[object], object]) -> None:
-    with pytest.raises(TypeError, match=r"cannot be pickled or copied: keep w\.raw"):
+    with pytest.raises(TypeError, match=r"cannot be pickled or copied; keep w\.raw"):
         call(random_tensor("Q4_0"))
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_a_repacked_form_is_made_once_and_freed_with_its_tensor(name: str) -> None:
+def test_a_repacked_copy_is_made_once_and_freed_with_its_tensor(name: str) -> None:
     w = random_tensor(name)
     with ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(w._resident.blocks, [INTERLEAVED16] * 8))
-    assert len({id(packed) for packed in found}) == 1
-    np.testing.assert_array_equal(found[0], pack(FORMATS[name], INTERLEAVED16, w.raw))
-    packed, tensor = weakref.ref(found[0]), weakref.ref(w)
-    found.clear()
+        copies = list(pool.map(w._resident.blocks, [INTERLEAVED16] * 8))
+    assert len({id(packed) for packed in copies}) == 1
+    np.testing.assert_array_equal(copies[0], pack(FORMATS[name], INTERLEAVED16, w.raw))
+    packed, tensor = weakref.ref(copies[0]), weakref.ref(w)
+    copies.clear()
     del w, pool
     assert tensor() is None
     assert packed() is None
 
 
-def test_an_unknown_layout_is_refused_and_forgotten() -> None:
+def test_an_unknown_layout_is_refused() -> None:
     w = random_tensor("Q4_0")
     for _ in range(2):
         with pytest.raises(FormatError, match="unknown weight layout 'sideways'"):
@@ -520,16 +544,16 @@ def test_an_unknown_layout_is_refused_and_forgotten() -> None:
     assert w._resident.blocks(INTERLEAVED16) is w._resident.blocks(INTERLEAVED16)
 
 
-# Scales
+# --- scales ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.parametrize("bits", [0x7C00, 0xFC00, 0x7E00, 0xFFFF, 0x7C01])
-def test_one_scale_that_is_not_finite_is_found(name: str, bits: int) -> None:
+def test_one_scale_that_is_not_finite_is_detected(name: str, bits: int) -> None:
     fmt = FORMATS[name]
     good = random_tensor(name, 1024, 600)
     assert good.has_finite_scales
-    fields = [at for at in (fmt.d_offset_bytes, fmt.m_offset_bytes) if at is not None]
+    fields = [at for at in (fmt.scale_at, fmt.minimum_at) if at is not None]
     for field in fields or [0]:
         for n, block in [(0, 0), (599, 1024 // fmt.block_elements - 1), (300, 1)]:
             raw = good.raw.copy()
@@ -551,20 +575,20 @@ def test_extreme_finite_scales_are_finite(bits: int) -> None:
 
 
 def scaled(scales: NDArray[Any]) -> QuantizedTensor:
-    """Q4_0 [K, N] with a scale per block, [N, K / 32]."""
+    """Return a Q4_0 weight [K, N] with the scales [N, K / 32]."""
     raw = np.zeros((*scales.shape, 18), np.uint8)
     raw[..., :2] = scales.astype(np.float16)[..., None].view(np.uint8)
     shape = (32 * scales.shape[1], scales.shape[0])
     return QuantizedTensor.from_bytes(raw, shape=shape, format="Q4_0")
 
 
-def test_what_may_be_rounded_to_f16() -> None:
+def test_which_scales_may_be_rounded_to_f16() -> None:
     many = np.exp(np.random.default_rng(1).standard_normal((600, 32))) * 1e-2
     few = np.array([1.0, 1.25, 1.5]).repeat(200)[:, None] * np.ones(32)
     assert scaled(many).suits_f16
     assert scaled(-many).suits_f16
     assert scaled(0 * many).suits_f16
-    assert not scaled(few).suits_f16  # their errors point in one direction
+    assert not scaled(few).suits_f16  # their errors add up
     assert not scaled(many * 1e-4).suits_f16  # values are denormal
     for largest, suits in ((127.9375, True), (128.0, False), (-65504.0, False), (np.nan, False)):
         one = np.random.default_rng(2).uniform(10, 100, (600, 32))
@@ -578,7 +602,7 @@ def test_what_may_be_rounded_to_f16() -> None:
     assert other.suits_f16
 
 
-def test_the_errors_of_f16_are_those_of_numpy() -> None:
+def test_the_errors_of_f16_equal_numpys() -> None:
     squares, errors = _f16_squares()
     for bits in (0x2E66, 0x3C00, 0x3555):
         d = float(np.array(bits, np.uint16).view(np.float16))
@@ -588,12 +612,12 @@ def test_the_errors_of_f16_are_those_of_numpy() -> None:
         assert errors[bits] == worst**2
 
 
-# Memory
+# --- memory ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.process
 @pytest.mark.parametrize("name", FORMATS)
-def test_no_call_holds_more_than_its_result_and_a_few_megabytes(name: str) -> None:
+def test_a_call_needs_its_result_and_a_few_megabytes(name: str) -> None:
     k, n = 4096, 2048
     w = random_tensor(name, k, n)
     x = np.ones((4, k), np.float32)
@@ -608,21 +632,21 @@ def test_no_call_holds_more_than_its_result_and_a_few_megabytes(name: str) -> No
 @pytest.mark.process
 @pytest.mark.parametrize("name", ENCODABLE)
 @pytest.mark.parametrize("order", ["C", "F"])
-def test_quantize_holds_no_transposed_copy(name: str, order: Any) -> None:
+def test_quantize_makes_no_transposed_copy(name: str, order: Any) -> None:
     w = np.ones((4096, 2048), np.float32, order=order)
-    assert peak_bytes(lambda: quantize(w, name)) < FORMATS[name].row_bytes(4096) * 2048 + SMALL
+    assert peak_bytes(lambda: quantize(w, name)) < FORMATS[name].column_bytes(4096) * 2048 + SMALL
 
 
 @pytest.mark.process
 def test_dropping_a_tensor_frees_everything() -> None:
     def cycle() -> None:
-        # too large to lie beside others, which would have a part in its memory
+        # too large for the pool, whose memory small weights share
         w = quantize(np.ones((1024, 8192), np.float32), "Q4_0")
         w._resident.blocks(INTERLEAVED16)
         np.ones((1, 1024), np.float32) @ w
 
     cycle()
-    gc.disable()  # nothing may wait for the collector
+    gc.disable()  # memory must be freed without the collector
     try:
         tracemalloc.start()
         before = tracemalloc.get_traced_memory()[0]

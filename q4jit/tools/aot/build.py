@@ -1,4 +1,4 @@
-"""A build, from a request to the files in its folder."""
+"""Run a build, from the request to the files in its folder."""
 
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -19,11 +19,11 @@ Progress = Callable[[Sequence[Any]], Iterable[Any]]
 def build(
     request: BuildRequest, out: Path, *, force: bool = False, progress: Progress = iter
 ) -> Any:
-    """Compile what is asked for into the folder `out` and return the manifest.
+    """Compile the requested kernels into the folder `out`, and return the manifest.
 
-    progress: is given the list of compilations and passes them on, one after the other. Files that
-    an earlier build wrote are replaced, others only where `force` is set. Raises TargetError,
-    CompileError, FileExistsError (nothing was written then) and OSError.
+    progress: takes the list of launches to compile and yields them one after the other. Files of
+    an earlier build are replaced; other files only with `force`. Raises TargetError, CompileError,
+    FileExistsError (before anything is written) and OSError.
     """
     products = products_of(request)
     launches = [launch for product in products for launch in product.launches]
@@ -31,7 +31,7 @@ def build(
     names = [f"{stem}{suffix}" for stem in stems for suffix in (".hip", ".hsaco")]
     with OutputFolder(out, MANIFEST, out) as folder:
         folder.check([*names, HEADER], force=force)
-        unpacker()  # what is missing is told before the long work
+        unpacker()  # raises before the long work if msgpack is missing
         compilers = {target: find_compiler(target) for target in request.targets}
         objects = {}
         for launch in progress(launches):

@@ -1,4 +1,4 @@
-"""`q4jit_kernels.h`: what the manifest says, as a table for C and C++."""
+"""`q4jit_kernels.h`: the manifest as a table for C and C++."""
 
 import json
 import re
@@ -14,39 +14,45 @@ from q4jit.tools.provenance import version
 
 HEADER: Final = "q4jit_kernels.h"
 _HEADER_HEAD: Final = """\
-/* Kernels built by q4jit {version}. {manifest} says the same, and what each argument is.
-   For a product and M rows of x, run its launches in order on one stream, each with blocks of
-   block_size threads, no dynamic LDS, and the grid
-       x = grid_x (0: N), tiles = ceil(M / rows_per_block),
-       y = min(tiles, Q4JIT_MAX_GRID_Y), z = ceil(tiles / Q4JIT_MAX_GRID_Y).
-   x and y start at multiples of 4 bytes, weights at multiples of weight_alignment_bytes, scratch
-   buffers at multiples of 16 bytes, as all that hipMalloc gives does. */
+/* Kernels built by q4jit {version}. {manifest} contains the same facts and describes each
+   argument.
+
+   To compute a product for M rows of x, run its launches in order on one stream. Each launch uses
+   thread blocks of block_size threads, no dynamic LDS, and this grid:
+       tiles = ceil(M / rows_per_block)
+       x = grid_x, or N if grid_x is 0
+       y = min(tiles, Q4JIT_MAX_GRID_Y)
+       z = ceil(tiles / Q4JIT_MAX_GRID_Y)
+
+   Alignment of addresses in bytes: 4 for x and y, weight_alignment_bytes for weights, 16 for
+   scratch buffers. Memory from hipMalloc always fits. */
 #ifndef Q4JIT_KERNELS_H
 #define Q4JIT_KERNELS_H
 
 #define Q4JIT_MAX_GRID_Y {max_grid_y}
 
-/* What an argument is. Pointers to the device's memory, but for the counts: M is a long long for
-   specialised kernels; M, N and K are ints for generic ones. */
+/* The meaning of an argument. X, WEIGHTS, Y and SCRATCH are pointers to device memory. M is a
+   long long in specialised kernels; M, N and K are ints in generic kernels. */
 enum q4jit_role {{
-    Q4JIT_END, /* behind the last argument */
+    Q4JIT_END, /* follows the last argument */
     Q4JIT_X,
     Q4JIT_WEIGHTS,
     Q4JIT_Y,
     Q4JIT_M,
     Q4JIT_N,
     Q4JIT_K,
-    Q4JIT_SCRATCH /* scratch buffer 0; the next ones count on */
+    Q4JIT_SCRATCH /* scratch buffer 0; Q4JIT_SCRATCH + i is buffer i */
 }};
 
 struct q4jit_launch {{
-    const char *file; /* the code object */
+    const char *file; /* name of the code object */
     const char *symbol;
     unsigned block_size, grid_x, rows_per_block, static_lds_bytes;
-    int arguments[{arguments}]; /* q4jit_role, then Q4JIT_END */
+    int arguments[{arguments}]; /* enum q4jit_role, ended by Q4JIT_END */
 }};
 
-/* Field `name` of a block is at offset_bytes + (column * blocks + block) * stride_bytes. */
+/* Field `name` of a block is at offset_bytes + (column * blocks + block) * stride_bytes, where
+   blocks = ceil(K / block_elements). */
 struct q4jit_region {{
     const char *name;
     long long offset_bytes, stride_bytes;
@@ -58,8 +64,8 @@ struct q4jit_product {{
     long long m_min, m_max; /* m_max 0: no limit */
     long long weight_bytes; /* 0: any */
     int weight_alignment_bytes;
-    /* 1: a scale or minimum of the weight that is Inf or NaN makes results wrong; what `q4jit pack`
-       writes beside a weight says whether it has finite_scales. 0: every weight is right. */
+    /* 1: results are wrong if a scale or minimum of the weight is Inf or NaN; `finite_scales` in
+       the JSON file of `q4jit pack` says that none is. 0: results are right for every weight. */
     int requires_finite_scales;
     int block_elements, region_count;
     struct q4jit_region regions[{regions}];
@@ -81,7 +87,7 @@ _C_ROLES: Final = {
 
 
 def header_text(products: Sequence[BuiltProduct], infos: Mapping[str, KernelInfo]) -> str:
-    """The table of products for C and C++. Names are made of formats, archs and numbers alone."""
+    """Return the header. The names in it consist of formats, archs and numbers only."""
     weights = [describe_layout(p.fmt, p.layout, p.shape) for p in products]
     launches = [launch for product in products for launch in product.launches]
     head = _HEADER_HEAD.format(
@@ -94,16 +100,16 @@ def header_text(products: Sequence[BuiltProduct], infos: Mapping[str, KernelInfo
         launches=max(len(p.launches) for p in products),
     )
     names = [f"    Q4JIT_{_mangled(p.name)},\n" for p in products]
-    rows = [_c_product(p, w, infos) for p, w in zip(products, weights, strict=True)]
+    products_in_c = [_c_product(p, w, infos) for p, w in zip(products, weights, strict=True)]
     return "".join(
         [
             head,
-            "/* Places in q4jit_products. */\n",
+            "/* Indices of q4jit_products. */\n",
             "enum q4jit_index {\n",
             *names,
             "    Q4JIT_PRODUCT_COUNT\n};\n\n",
             "static const struct q4jit_product q4jit_products[Q4JIT_PRODUCT_COUNT] = {\n",
-            *rows,
+            *products_in_c,
             "};\n\n#endif\n",
         ]
     )
@@ -126,9 +132,9 @@ def _c_product(
     launches = [_c_launch(product, launch, infos[launch.stem]) for launch in product.launches]
     return (
         f"    {{{', '.join(map(_c_string, texts))},\n"
-        f"     {k}, {n}, {product.rows[0]}, {product.rows[1] or 0},"
+        f"     {k}, {n}, {product.m_range[0]}, {product.m_range[1] or 0},"
         f" {weight['size_bytes'] if product.shape else 0},"
-        f" {weight['alignment_bytes']}, {int(product.finite)},\n"
+        f" {weight['alignment_bytes']}, {int(product.requires_finite_scales)},\n"
         f"     {weight['block_elements']}, {len(regions)}, {{{', '.join(regions)}}},\n"
         f"     {len(product.scratch)}, {{{', '.join(scratch)}}},\n"
         f"     {len(launches)},\n     {{{f',{chr(10)}      '.join(launches)}}}}},\n"
@@ -136,8 +142,8 @@ def _c_product(
 
 
 def _c_launch(product: BuiltProduct, launch: BuiltLaunch, info: KernelInfo) -> str:
-    places = {name: f"Q4JIT_SCRATCH + {i}" for i, name in enumerate(product.scratch)}
-    roles = [(_C_ROLES | places)[argument.role] for argument in launch.arguments]
+    scratch = {name: f"Q4JIT_SCRATCH + {i}" for i, name in enumerate(product.scratch)}
+    roles = [(_C_ROLES | scratch)[argument.role] for argument in launch.arguments]
     numbers = (launch.block_size, launch.grid_x or 0, launch.rows_per_block, info.lds_bytes)
     return (
         f"{{{_c_string(f'{launch.stem}.hsaco')}, {_c_string(launch.source.symbol)},"
@@ -146,4 +152,4 @@ def _c_launch(product: BuiltProduct, launch: BuiltLaunch, info: KernelInfo) -> s
 
 
 def _c_string(text: str) -> str:
-    return json.dumps(text)  # ASCII; no text here needs an escape that C lacks
+    return json.dumps(text)  # ASCII names: JSON and C write them alike

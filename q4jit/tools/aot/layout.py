@@ -1,22 +1,30 @@
-"""Where the fields of a weight's blocks are, in each layout; see docs/layouts.md."""
+"""Describe where the fields of a weight's blocks are in each layout; see docs/layouts.md."""
 
 from typing import Any, Final
 
 from q4jit.weights.formats import Format
-from q4jit.weights.layouts import GGUF, INTERLEAVED16, LANES, PLANAR, Interleaved, Planar, fields
+from q4jit.weights.layouts import (
+    GGUF,
+    INTERLEAVED16,
+    PANEL_COLUMNS,
+    PLANAR,
+    Interleaved,
+    Planar,
+    fields,
+)
 
 LAYOUTS: Final = (PLANAR, GGUF, INTERLEAVED16)
 
 
 def describe_layout(fmt: Format, layout: str, shape: tuple[int, int] | None) -> dict[str, Any]:
-    """Where the fields of a weight's blocks are, see docs/layouts.md; all sizes in bytes.
+    """Return the offsets and strides of the fields of a weight's blocks, in bytes.
 
-    shape: (K, N); None, for `gguf`, where it is known at run time only.
+    shape: (K, N); None for a kernel that takes K and N at each launch (`gguf` only).
     """
     if layout == INTERLEAVED16:
         assert shape is not None
         return _describe_interleaved(Interleaved(fmt, *shape))
-    found: dict[str, Any] = {
+    description: dict[str, Any] = {
         "layout": layout,
         "address": "offset_bytes + (column * blocks + block) * stride_bytes",
     }
@@ -29,15 +37,15 @@ def describe_layout(fmt: Format, layout: str, shape: tuple[int, int] | None) -> 
         regions = [("values", 0, fmt.block_bytes, fmt.block_bytes)]
         elements, alignment, size_bytes = 1, fmt.block_bytes, None
     else:
-        regions = [(f.name, f.source_bytes, fmt.block_bytes, f.size_bytes) for f in fields(fmt)]
+        regions = [(f.name, f.at, fmt.block_bytes, f.size_bytes) for f in fields(fmt)]
         elements, alignment, size_bytes = fmt.block_elements, 2, None
     if shape is None:
         blocks: Any = f"K / {elements}"
         size: Any = f"N * K / {elements} * {fmt.block_bytes}"
     else:
         blocks = -(-shape[0] // elements)
-        size = size_bytes or shape[1] * fmt.row_bytes(shape[0])
-    return found | {
+        size = size_bytes or shape[1] * fmt.column_bytes(shape[0])
+    return description | {
         "size_bytes": size,
         "alignment_bytes": alignment,
         "block_elements": elements,
@@ -50,28 +58,28 @@ def describe_layout(fmt: Format, layout: str, shape: tuple[int, int] | None) -> 
 
 
 def _describe_interleaved(shape: Interleaved) -> dict[str, Any]:
-    units = {f.name: f for f in fields(shape.fmt)}
-    places = {name: shape.offset_bytes(name) for name in units}
+    by_name = {f.name: f for f in fields(shape.fmt)}
+    offsets = {name: shape.field_at(name) for name in by_name}
     return {
         "layout": INTERLEAVED16,
-        "address": f"(column // {LANES} * tiles + block // blocks_per_tile) * tile_bytes"
+        "address": f"(column // {PANEL_COLUMNS} * tiles + block // blocks_per_tile) * tile_bytes"
         " + offset_bytes + block % blocks_per_tile * stride_bytes"
-        f" + (unit * {LANES} + column % {LANES}) * unit_bytes",
-        "size_bytes": shape.groups * shape.group_bytes,
+        f" + (unit * {PANEL_COLUMNS} + column % {PANEL_COLUMNS}) * unit_bytes",
+        "size_bytes": shape.panels * shape.panel_bytes,
         "alignment_bytes": 64,
         "block_elements": shape.block_elements,
         "blocks": shape.blocks,
-        "blocks_per_tile": shape.blocks_per_tile,
-        "tiles": shape.tiles,
-        "tile_bytes": shape.tile_bytes,
+        "blocks_per_tile": shape.blocks_per_slab,
+        "tiles": shape.slabs,
+        "tile_bytes": shape.slab_bytes,
         "regions": [
             {
                 "name": name,
                 "offset_bytes": at,
                 "stride_bytes": stride,
-                "unit_bytes": units[name].unit_bytes,
-                "field_bytes": units[name].size_bytes,
+                "unit_bytes": by_name[name].word_bytes,
+                "field_bytes": by_name[name].size_bytes,
             }
-            for name, (at, stride) in sorted(places.items(), key=lambda item: item[1])
+            for name, (at, stride) in sorted(offsets.items(), key=lambda item: item[1])
         ],
     }

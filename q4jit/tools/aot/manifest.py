@@ -1,4 +1,4 @@
-"""`manifest.json`: everything that a launch needs to know."""
+"""`manifest.json`: everything that a program needs to launch the kernels."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
@@ -13,7 +13,7 @@ from q4jit.tools.aot.request import BuildRequest
 from q4jit.tools.provenance import version
 
 MANIFEST: Final = "manifest.json"
-_LOADED_BY_16_BYTES: Final = frozenset({"x_terms", "x_quants"})  # of scratch buffers
+_LOADED_BY_16_BYTES: Final = frozenset({"x_terms", "x_quants"})  # scratch buffers
 
 
 def manifest_of(
@@ -22,21 +22,21 @@ def manifest_of(
     infos: Mapping[str, KernelInfo],
     compilers: Mapping[Target, HipCompiler],
 ) -> dict[str, Any]:
-    """Return the manifest of a build, but for the names of its files."""
+    """Return the manifest of a build, without the names and checksums of its files."""
     return {
         "q4jit": version(),
         "manifest_version": 1,
         "entry": "generic" if request.generic else "specialised",
-        "computes": "y [M, N] = x [M, K] @ w [K, N]; x and y are f32, row by row",
+        "computes": "y [M, N] = x [M, K] @ w [K, N]; x and y are f32, row-major",
         "how_to_launch": [
-            "choose the product of the GPU's arch, the weight's format, K and N, and M",
-            "allocate its scratch buffers; their contents before the first launch do not matter",
-            "run its launches in order on one stream, each over its grid of blocks",
-            "arguments are passed in order; offset_bytes is their place in the kernarg segment",
-            "no launch asks for dynamic LDS; a block has exactly block_size threads (x axis)",
-            "alignment_bytes is what a kernel needs of an address, and no more",
-            "requires_finite_scales: whether a scale that is Inf or NaN makes results wrong",
-            "what `q4jit pack` writes beside a weight says whether it has finite_scales",
+            "choose the product for the GPU's arch, the weight's format, K and N, and M",
+            "allocate its scratch buffers; they need no initialisation",
+            "run its launches in order on one stream, each over its grid of thread blocks",
+            "pass the arguments in order; offset_bytes is the offset in the kernarg segment",
+            "launch thread blocks of exactly block_size threads (x axis), without dynamic LDS",
+            "align each buffer to alignment_bytes; kernels need no larger alignment",
+            "requires_finite_scales: if true, a scale that is Inf or NaN makes results wrong",
+            "finite_scales in the JSON file of `q4jit pack`: whether no scale is Inf or NaN",
         ],
         "compilers": {t.arch: compiler.fingerprint(t) for t, compiler in compilers.items()},
         "products": [_describe_product(product, infos) for product in products],
@@ -46,7 +46,7 @@ def manifest_of(
 
 def _describe_product(product: BuiltProduct, infos: Mapping[str, KernelInfo]) -> dict[str, Any]:
     k, n = product.shape or ("K", "N")
-    first, last = product.rows
+    first, last = product.m_range
     return {
         "name": product.name,
         "arch": product.target.arch,
@@ -56,7 +56,7 @@ def _describe_product(product: BuiltProduct, infos: Mapping[str, KernelInfo]) ->
         "N": n,
         "M": {"min": first, "max": last},
         "precision": product.precision,
-        "requires_finite_scales": product.finite,
+        "requires_finite_scales": product.requires_finite_scales,
         "tensors": list(product.tensors),
         "weight": describe_layout(product.fmt, product.layout, product.shape),
         "scratch": [
@@ -93,11 +93,11 @@ def _describe_launch(
                 "role": argument.role,
                 "type": argument.type,
                 "direction": argument.direction,
-                "offset_bytes": place.offset_bytes,
-                "size_bytes": place.size_bytes,
+                "offset_bytes": compiled.offset_bytes,
+                "size_bytes": compiled.size_bytes,
             }
             | _describe_buffer(product, argument.role)
-            for argument, place in zip(launch.arguments, visible, strict=True)
+            for argument, compiled in zip(launch.arguments, visible, strict=True)
         ],
     }
 
@@ -114,7 +114,7 @@ def _describe_grid(launch: BuiltLaunch) -> dict[str, Any]:
 
 
 def _describe_buffer(product: BuiltProduct, role: str) -> dict[str, Any]:
-    """What the memory behind an argument is; a number has none."""
+    """Return the size and alignment of an argument's buffer; nothing for a number."""
     k, n = product.shape or ("K", "N")
     if role == "weights":
         weight = describe_layout(product.fmt, product.layout, product.shape)

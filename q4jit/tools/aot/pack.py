@@ -1,9 +1,9 @@
-"""A tensor of a GGUF file, written in the byte order of a layout."""
+"""Write one tensor of a GGUF file in the layout that kernels read."""
 
 from pathlib import Path
 from typing import Any
 
-from q4jit.errors import ArgumentError
+from q4jit.errors import ArgumentError, expected
 from q4jit.tools.aot.folder import OutputFolder, checksums
 from q4jit.tools.aot.layout import describe_layout
 from q4jit.tools.provenance import version
@@ -13,19 +13,20 @@ from q4jit.weights.tensor import QuantizedTensor
 
 
 def pack_tensor(path: str, name: str, layout: str, out: Path, *, force: bool = False) -> Any:
-    """Write a tensor of a GGUF file to `out` in a layout, and what that is to `out`.json.
+    """Write a tensor of a GGUF file in a layout to `out`, and its description to `out`.json.
 
     Returns the description. Raises GGUFError, MissingNameError, ArgumentError for a vector and
-    for an `out` that is the file itself, FileExistsError (see `build`) and OSError.
+    for an `out` that is the GGUF file itself, FileExistsError (see `build`) and OSError.
     """
     description_name = f"{out.name}.json"
-    for place in (out, out.with_name(description_name)):
-        if place.exists() and place.samefile(path):
-            raise ArgumentError(f"{place} is the file that is read, {path}: accepted is another")
+    for written in (out, out.with_name(description_name)):
+        if written.exists() and written.samefile(path):
+            raise ArgumentError(f"{written} is the input file {path}; choose another output file")
     with load_gguf(path) as file:
         tensor = file[name]
     if not isinstance(tensor, QuantizedTensor):
-        raise ArgumentError(f"{name} in {path} is a vector of {tensor.size}; accepted are matrices")
+        elements = f"a vector of {tensor.size} elements"
+        raise ArgumentError(expected("a matrix", elements, where=f"tensor {name} of {path}"))
     fmt = tensor.block_format
     data = tensor.raw.reshape(-1) if layout == GGUF else pack(fmt, layout, tensor.raw)
     description = {

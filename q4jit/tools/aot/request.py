@@ -1,9 +1,9 @@
-"""What a build is asked for: weights, GPUs, numbers of rows."""
+"""The request of a build: weights, GPUs and numbers of rows."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from q4jit.errors import GGUFError
+from q4jit.errors import GGUFError, expected
 from q4jit.frontend.specs import WeightSpec
 from q4jit.plan.options import PlanOptions
 from q4jit.targets import Target
@@ -15,12 +15,16 @@ from q4jit.weights.tensor import QuantizedTensor
 
 @dataclass(frozen=True)
 class BuildRequest:
-    """What a build is to contain.
+    """The kernels that a build contains.
 
-    weights: what x is multiplied by, each with the tensors of a file that it stands for. targets:
-    GPUs of AMD. rows: numbers of rows M that must be served; none of them means every M. generic:
-    the plain interface, whose kernels take M, N and K at run time. left_out: tensors of a file that
-    get no kernel, and why.
+    Attributes:
+        weights: the weights to multiply by, each with the names of the tensors of a file that have
+            this shape and format.
+        targets: AMD GPUs.
+        rows: numbers of rows M to support; empty for every M.
+        plan_options: precision, block size and layout of the kernels.
+        generic: build the kernels that take M, N and K at each launch.
+        left_out: names of the tensors of a file that get no kernel, each with the reason.
     """
 
     weights: Mapping[WeightSpec, tuple[str, ...]]
@@ -32,31 +36,31 @@ class BuildRequest:
 
 
 def weights_in(path: str) -> tuple[dict[WeightSpec, tuple[str, ...]], dict[str, str]]:
-    """The weights of a GGUF file, by shape and format, and what else has two dimensions.
+    """Return the weights of a GGUF file by shape and format, and the matrices that are left out.
 
     Raises GGUFError for a damaged file and for one without a matrix in a block format, and OSError.
     """
-    found: dict[WeightSpec, tuple[str, ...]] = {}
+    weights: dict[WeightSpec, tuple[str, ...]] = {}
     left_out = {}
     with load_gguf(path) as file:
         for name in file:
             try:
                 tensor = file[name]
-            except GGUFError as error:  # of another format; the rest of the file is sound
+            except GGUFError as error:  # an unsupported format; the rest of the file is valid
                 left_out[name] = str(error)
                 continue
             if not isinstance(tensor, QuantizedTensor):
                 continue
             if tensor.block_format.float_dtype is not None:
-                left_out[name] = f"{tensor.format} is no block format"
+                left_out[name] = f"{tensor.format} is not a block format"
                 continue
-            # what is built rounds no weights
+            # built kernels round no weight to f16: weights that differ only in this share them
             spec = replace(WeightSpec(*tensor.signature), suits_f16=True)
-            found[spec] = (*found.get(spec, ()), name)
-    if not found:
+            weights[spec] = (*weights.get(spec, ()), name)
+    if not weights:
         formats = ", ".join(f.name for f in FORMATS.values() if f.float_dtype is None)
+        others = counted(len(left_out), "matrix", "matrices") + " in other formats"
         raise GGUFError(
-            f"{path}: found no weight among {counted(len(left_out), 'matrix', 'matrices')}; "
-            f"accepted are tensors of two dimensions in {formats}"
+            expected(f"a matrix in {formats}", others if left_out else "no matrix", where=path)
         )
-    return found, left_out
+    return weights, left_out

@@ -1,1 +1,1 @@
-"""The command `q4jit`: a module for each of its commands, with its arguments and what it does."""
+"""The command `q4jit`: one module per subcommand, with its options and what it runs."""

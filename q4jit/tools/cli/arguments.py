@@ -1,110 +1,118 @@
-"""What several commands take: types of arguments, and checks of what they name."""
+"""Argument types and checks that several commands share."""
 
 import argparse
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from q4jit import config
-from q4jit.errors import FormatError, TargetError
+from q4jit.errors import FormatError, TargetError, expected
 from q4jit.precision import PRECISIONS
 from q4jit.runtime.devices import find_device
 from q4jit.runtime.driver import Device
 from q4jit.targets import HIP_ARCHS
 from q4jit.weights.formats import Format, find_format
 
+_MAX_SIZE: Final = (1 << 31) - 1  # of K and N: kernels count them in i32
+
+
+# --- argument types ------------------------------------------------------------------------------
+
 
 def positive(text: str) -> int:
     """Return a whole number from 1."""
     if not text.isascii() or not text.isdigit() or not 0 < int(text[:20]) < 1 << 63:
-        raise argparse.ArgumentTypeError(f"found {text!r}, accepted are whole numbers from 1")
+        raise argparse.ArgumentTypeError(expected("a whole number from 1", repr(text)))
     return int(text)
 
 
 def positives(text: str) -> tuple[int, ...]:
-    """Return whole numbers from 1, which have commas between them."""
+    """Return whole numbers from 1, given with commas between them."""
     return tuple(dict.fromkeys(map(positive, text.split(","))))
 
 
 def thread_counts(text: str) -> tuple[int, ...]:
-    """Return numbers of threads, which have commas between them."""
+    """Return numbers of threads, given with commas between them."""
     numbers = positives(text)
     if max(numbers) > config.MOST_THREADS:
         raise argparse.ArgumentTypeError(
-            f"found {text!r}, accepted are 1 to {config.MOST_THREADS} threads"
+            expected(f"1 to {config.MOST_THREADS} threads", repr(text))
         )
     return numbers
 
 
 def precision_names(text: str) -> tuple[str, ...]:
-    """Return precisions, which have commas between them."""
-    given = tuple(dict.fromkeys(text.split(",")))
-    if not set(given) <= set(PRECISIONS):
-        raise argparse.ArgumentTypeError(
-            f"found {text!r}, accepted are {', '.join(PRECISIONS)}, with a comma between them"
-        )
-    return given
+    """Return names of precisions, given with commas between them."""
+    names = tuple(dict.fromkeys(text.split(",")))
+    if not set(names) <= set(PRECISIONS):
+        known = ", ".join(PRECISIONS)
+        raise argparse.ArgumentTypeError(expected(f"{known}, separated by commas", repr(text)))
+    return names
 
 
 def weight_shape(text: str) -> tuple[int, int]:
-    """Return K and N of a weight."""
+    """Return (K, N) of a weight, given as KxN."""
     k, _, n = text.lower().partition("x")
     try:
         return positive(k), positive(n)
     except argparse.ArgumentTypeError:
         raise argparse.ArgumentTypeError(
-            f"found {text!r}, accepted are K and N as 4096x14336"
+            expected("K and N, for example 4096x14336", repr(text))
         ) from None
 
 
 def shapes_in_words(shapes: Iterable[tuple[int, int]]) -> str:
-    """Return shapes as `weight_shape` reads them, for a help text."""
+    """Return shapes for a help text, each as `weight_shape` reads it."""
     return ", ".join(f"{k}x{n}" for k, n in shapes)
 
 
 def block_format(text: str) -> Format:
-    """Return the format of a name, in capitals or not."""
+    """Return the block format with a name in upper or lower case."""
     try:
         return find_format(text.upper())
     except FormatError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
-def add_out(command: argparse.ArgumentParser, what: str) -> None:
-    """Add --out, the place where files go, and --force."""
-    command.add_argument("--out", type=Path, metavar=what, required=True)
-    command.add_argument(
-        "--force", action="store_true", help="replace files that q4jit did not write"
+# --- options and checks --------------------------------------------------------------------------
+
+
+def add_output(command: argparse.ArgumentParser, metavar: str, what: str) -> None:
+    """Add the options --out, where `what` is written, and --force."""
+    output = command.add_argument_group("output")
+    output.add_argument("--out", type=Path, metavar=metavar, required=True, help=what)
+    output.add_argument(
+        "--force", action="store_true", help="overwrite files that q4jit did not write"
     )
 
 
 def checked(options: argparse.Namespace, check: Callable[..., object], *arguments: Any) -> None:
-    """End the command where a check refuses a number: that is a wrong command line."""
+    """Call `check`, and end the command with status 2 if it refuses the arguments."""
     try:
         check(*arguments)
     except (FormatError, TargetError) as error:
         options.parser.error(str(error))
 
 
-def check_folder(options: argparse.Namespace, name: str) -> None:
-    """End the command where a file cannot be written: before what goes there is measured."""
+def check_output_file(options: argparse.Namespace, name: str) -> None:
+    """End the command before its work if the file of option `name` cannot be written."""
     path: Path | None = getattr(options, name)
     if path is not None and (path.is_dir() or not os.access(path.parent, os.W_OK)):
-        options.parser.error(f"--{name} {path}: accepted is a file in a folder that can be written")
+        options.parser.error(expected("a file in a writable folder", str(path), where=f"--{name}"))
 
 
 def check_shape(options: argparse.Namespace, fmt: Format, k: int, n: int) -> None:
-    """End the command unless a weight [k, n] is whole blocks that a kernel can count."""
+    """End the command unless kernels can index a weight [k, n] and k fits the format's blocks."""
     checked(options, _check_shape, fmt, k, n)
 
 
 def _check_shape(fmt: Format, k: int, n: int) -> None:
-    fmt.row_bytes(k)
-    if not (0 < n < 1 << 31 and k < 1 << 31):
-        raise FormatError(f"found K = {k}, N = {n}: accepted are sizes from 1 to {(1 << 31) - 1}")
+    fmt.column_bytes(k)
+    if not (0 < n <= _MAX_SIZE and k <= _MAX_SIZE):
+        raise FormatError(expected(f"K and N from 1 to {_MAX_SIZE}", f"K = {k}, N = {n}"))
 
 
 def open_device(name: str) -> Device:
-    """Return a device by its name, as a target or an arch alone. Raises DeviceError."""
+    """Return a device by its name, or by its arch alone. Raises DeviceError."""
     return find_device(f"hip:{name}" if name in HIP_ARCHS else name)

@@ -1,4 +1,4 @@
-"""`q4jit bench`: q4jit's kernels and every peer that is here, timed in one run."""
+"""`q4jit bench`: time q4jit's kernels and other libraries' products in one run."""
 
 import argparse
 import contextlib
@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any, Final
 
 from q4jit import config
+from q4jit.errors import expected
 from q4jit.runtime.devices import find_devices
 from q4jit.targets import HIP_ARCHS
 from q4jit.tools.cli.arguments import (
     block_format,
-    check_folder,
+    check_output_file,
     check_shape,
     open_device,
     positives,
@@ -22,152 +23,178 @@ from q4jit.tools.cli.arguments import (
     thread_counts,
     weight_shape,
 )
-from q4jit.tools.cli.parser import EXAMPLES
+from q4jit.tools.cli.parser import epilog
 from q4jit.tools.compare import roofline
+from q4jit.tools.compare.child import ChildRequest, read_child_request, run_children
 from q4jit.tools.compare.cpu import CpuArena
 from q4jit.tools.compare.ggml import Ggml, GgmlError
 from q4jit.tools.compare.gpu import GpuArena
 from q4jit.tools.compare.markdown import markdown
-from q4jit.tools.compare.part import Part, read_part, run_parts
-from q4jit.tools.compare.report import Report, kept, new_report, on_cpu, read_report, run
+from q4jit.tools.compare.report import Report, cpu_runs, new_report, read_report, run, saved
 from q4jit.tools.compare.request import CPU, GPU, BenchRequest
+from q4jit.tools.compare.speed_targets import SpeedTarget, read_speed_targets
 from q4jit.tools.compare.tables import ratio_lines
-from q4jit.tools.compare.targets import SpeedTarget, read_targets
 from q4jit.weights.formats import FORMATS
 
 _PICTURES: Final = (".png", ".svg", ".pdf")
+_EXAMPLES: Final = """
+q4jit bench --quick
+q4jit bench --shape 4096x14336 --m 1,8 --json bench.json --plot roofline.png
+q4jit bench --target cpu --threads 1,2 --ggml venv/lib/libggml-cpu.so
+q4jit bench --from bench.json --markdown
+"""
 
 
 def add_command(commands: Any) -> argparse.ArgumentParser:
     """Add the command to the subparsers of the command line."""
     command: argparse.ArgumentParser = commands.add_parser(
         "bench",
-        help="time q4jit's kernels, every peer that is here, and a read of the same bytes",
-        description="Run q4jit and other libraries' products in turns on weights that no cache\n"
-        "keeps, each checked against float64: µs (medians), GB/s of the weights' bytes,\n"
-        "the fraction of a read of as many bytes, TFLOP/s, and how many times faster\n"
-        "q4jit is. The exit status is 1 where a result is wrong.",
-        epilog=EXAMPLES,
+        help="time q4jit's kernels, other libraries and a read of the same bytes",
+        description="Time q4jit's kernels, the products of installed libraries, and a read of the\n"
+        "weight's bytes, in turns. Weights come from memory, not from a cache, and every\n"
+        "result is checked against float64. For each: the median time in µs, GB/s of\n"
+        "weight bytes, the fraction of the read's speed, TFLOP/s, and how many times\n"
+        "faster q4jit is.",
+        epilog=epilog(
+            _EXAMPLES,
+            "all results are correct",
+            "an error occurred, a result is wrong, or q4jit could not be timed",
+        ),
     )
     _add_work(command)
     _add_conditions(command)
     _add_output(command)
-    # what `part.run_parts` starts: the request is a file
-    command.add_argument("--part", type=Path, help=argparse.SUPPRESS)
+    # `child.run_children` starts the command with this option only
+    command.add_argument("--child", type=Path, help=argparse.SUPPRESS)
     command.set_defaults(run=_bench)
     return command
 
 
 def _add_work(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
+    work = command.add_argument_group("products")
+    work.add_argument(
         "--target",
         action="append",
-        help="hip:0, cuda:0, an arch as gfx1100, or cpu; may be given again (default: the first "
-        "GPU, else the CPU)",
+        help="hip:0, cuda:0, an arch such as gfx1100, or cpu; repeatable (default: the first GPU, "
+        "or the CPU without one)",
     )
-    command.add_argument(
+    work.add_argument(
         "--shape",
         type=weight_shape,
         action="append",
         metavar="KxN",
-        help="of a weight; may be given again (default, on a GPU: "
+        help="shape of a weight; repeatable (default on a GPU: "
         f"{shapes_in_words(GPU.shapes)}; on the CPU: "
         f"{shapes_in_words(CPU.shapes)})",
     )
-    command.add_argument(
-        "--m", type=positives, help="rows of x (default: 1,8,64,512; on the CPU 1,4,8,512)"
+    work.add_argument(
+        "--m",
+        type=positives,
+        metavar="M[,M...]",
+        help="numbers of rows of x (default on a GPU: 1,8,64,512; on the CPU: 1,4,8,512)",
     )
-    command.add_argument(
+    work.add_argument(
         "--precision",
         type=precision_names,
-        help="bounds of q4jit's error (default: f32,f16,i8; on the CPU f32,i8)",
+        metavar="P[,P...]",
+        help="precisions of q4jit's kernels (default on a GPU: f32,f16,i8; on the CPU: f32,i8)",
     )
-    command.add_argument("--format", type=block_format, help="of the weights (default: Q4_0)")
+    work.add_argument(
+        "--format", type=block_format, help="block format of the weights (default: Q4_0)"
+    )
+    work.add_argument(
+        "--fused",
+        action="store_true",
+        help="also measure the cost of bias and SiLU gating over two bare products",
+    )
+    work.add_argument("--quick", action="store_true", help="one shape, M = 1 and 8, fewer rounds")
 
 
 def _add_conditions(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
+    conditions = command.add_argument_group("CPU only")
+    conditions.add_argument(
         "--threads",
         type=thread_counts,
-        help="of the CPU, for everyone: a number, or several with a comma between them, each in a "
-        "process of its own (default: as for a call)",
+        metavar="T[,T...]",
+        help="numbers of threads, for q4jit and all others; several numbers run in a process each "
+        "(default: as many as a call uses)",
     )
-    command.add_argument(
+    conditions.add_argument(
         "--ggml",
         type=Path,
         metavar="PATH",
-        help="the folder of libggml-cpu.so, as llama-cpp-python has one",
+        help="libggml-cpu.so or its folder, for example lib/ of llama-cpp-python",
     )
-    command.add_argument(
+    conditions.add_argument(
         "--cached",
         action="store_true",
-        help="on the CPU: one copy of the weight, which stays in the cache where it fits",
+        help="use one copy of the weight, which stays in the cache if it fits",
     )
-    command.add_argument(
-        "--fused",
-        action="store_true",
-        help="also what bias and SiLU gating cost over the bare products",
+    conditions.add_argument(
+        "--targets",
+        type=Path,
+        metavar="FILE",
+        help="report which speed targets in FILE, such as docs/targets.json, are met",
     )
-    command.add_argument("--quick", action="store_true", help="one weight, M = 1 and 8, few rounds")
 
 
 def _add_output(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--json", type=Path, metavar="FILE", help="write the report")
-    command.add_argument(
-        "--plot", type=Path, metavar="FILE", help="draw a roofline picture (needs matplotlib)"
+    output = command.add_argument_group("output")
+    output.add_argument("--json", type=Path, metavar="FILE", help="write a report")
+    output.add_argument(
+        "--plot", type=Path, metavar="FILE", help="draw a roofline plot (needs matplotlib)"
     )
-    command.add_argument(
-        "--markdown", action="store_true", help="print the tables as docs/performance.md has them"
+    output.add_argument(
+        "--markdown", action="store_true", help="print Markdown tables, as in docs/performance.md"
     )
-    command.add_argument(
+    output.add_argument(
         "--from",
         type=Path,
         action="append",
         metavar="FILE",
         dest="reports",
-        help="measure nothing: --markdown or --plot of a file of --json; may be given again",
-    )
-    command.add_argument(
-        "--targets",
-        type=Path,
-        metavar="FILE",
-        help="on the CPU: report which targets in FILE, such as docs/targets.json, are met",
+        help="measure nothing; apply --markdown or --plot to a report of --json; repeatable",
     )
 
 
 def _bench(options: argparse.Namespace) -> int:
-    if options.part is not None:
-        return _measure_part(options)
+    if options.child is not None:
+        return _run_child(options)
     _check_output(options)
-    targets = () if options.targets is None else read_targets(options.targets)
+    targets = () if options.targets is None else read_speed_targets(options.targets)
     if options.reports:
         _refuse_measuring(options)
         reports = [read_report(path) for path in options.reports]
-        _check_targets(options, any(map(on_cpu, reports)))
-        return _show(options, reports, targets)
+        _check_targets(options, any(map(cpu_runs, reports)))
+        _show(options, reports, targets)
+        return 0
     request = _request(options)
     names = _target_names(options)
     _check_targets(options, "cpu" in names)
     report = new_report(["q4jit", *options.arguments])
-    good = True
-    with kept(report, options.json):
+    succeeded = True
+    with saved(report, options.json):
         for name in names:
-            good = _measure(name, options, request, report) and good
-    if not options.markdown and (runs := on_cpu(report)):
+            succeeded = _measure(name, options, request, report) and succeeded
+    if not options.markdown and (runs := cpu_runs(report)):
         print("", *ratio_lines(runs, targets), sep="\n")
     _show(options, [report], targets)
-    return 0 if good else 1
+    return 0 if succeeded else 1
 
 
-# --- what is asked for ----------------------------------------------------------------------------
+# --- options --------------------------------------------------------------------------------------
 
 
 def _check_output(options: argparse.Namespace) -> None:
-    check_folder(options, "json")
-    check_folder(options, "plot")
+    check_output_file(options, "json")
+    check_output_file(options, "plot")
     if options.plot is not None:
         if options.plot.suffix not in _PICTURES:
-            options.parser.error(f"--plot {options.plot}: accepted are {', '.join(_PICTURES)}")
+            options.parser.error(
+                expected(
+                    f"a name that ends in {', '.join(_PICTURES)}", str(options.plot), where="--plot"
+                )
+            )
         roofline.check()
 
 
@@ -176,16 +203,18 @@ def _refuse_measuring(options: argparse.Namespace) -> None:
     given = [f"--{name}" for name in names if getattr(options, name) is not None]
     given += [f"--{name}" for name in ("cached", "fused", "quick") if getattr(options, name)]
     if given:
-        options.parser.error(f"{', '.join(given)} found with --from, which measures nothing")
+        options.parser.error(
+            f"{', '.join(given)} cannot be combined with --from, which measures nothing"
+        )
     if not options.markdown and options.plot is None:
-        options.parser.error("--from without --markdown or --plot: there is nothing to do")
+        options.parser.error("--from requires --markdown or --plot")
 
 
 def _check_targets(options: argparse.Namespace, has_cpu: bool) -> None:
-    """End the command where its targets would be read and not reported."""
+    """End the command if --targets is given and no table would show the speed targets."""
     if options.targets is not None and not (has_cpu and (options.markdown or not options.reports)):
         options.parser.error(
-            "--targets: expected runs on the CPU, and --markdown if --from is given, got none"
+            "--targets requires runs on the CPU and, together with --from, --markdown"
         )
 
 
@@ -209,10 +238,12 @@ def _target_names(options: argparse.Namespace) -> list[str]:
         _check_ggml(options)
     names: list[str] = options.target or [_first_target()]
     if options.cached and set(names) != {"cpu"}:
-        options.parser.error(f"--cached found with {', '.join(names)}, accepted with the CPU alone")
+        options.parser.error(
+            expected("only cpu together with --cached", ", ".join(names), where="--target")
+        )
     for name in set(names) - {"cpu"}:
         if name.startswith("cpu"):
-            options.parser.error(f"--target {name}: of CPUs accepted is cpu, this machine's")
+            options.parser.error(expected("cpu (this machine's) or a GPU", name, where="--target"))
         open_device(name)
     return names
 
@@ -229,11 +260,11 @@ def _first_target() -> str:
     return "hip" if any(device.arch in HIP_ARCHS for device in find_devices()) else "cpu"
 
 
-# --- what is measured -----------------------------------------------------------------------------
+# --- measuring ------------------------------------------------------------------------------------
 
 
 def _measure(name: str, options: argparse.Namespace, request: BenchRequest, report: Report) -> bool:
-    """Measure on a target; whether nothing failed."""
+    """Measure on a target, and return whether nothing failed."""
     if name != "cpu":
         with contextlib.closing(GpuArena(open_device(name))) as gpu:
             return run(report, gpu, request, GPU)
@@ -243,38 +274,39 @@ def _measure(name: str, options: argparse.Namespace, request: BenchRequest, repo
             next(iter(threads), None), options.ggml, options.cached, request, report
         )
     with tempfile.TemporaryDirectory() as folder:
-        parts = [
-            Part(number, request, options.ggml, options.cached, Path(folder) / f"{number}.json")
+        children = [
+            ChildRequest(
+                number, request, options.ggml, options.cached, Path(folder) / f"{number}.json"
+            )
             for number in threads
         ]
-        return run_parts(parts, report, debug=options.debug)
+        return run_children(children, report, debug=options.debug)
 
 
-def _measure_part(options: argparse.Namespace) -> int:
-    part = read_part(options.part)
+def _run_child(options: argparse.Namespace) -> int:
+    child = read_child_request(options.child)
     report = new_report(["q4jit", *options.arguments])
-    with kept(report, part.report):
-        good = _measure_cpu(part.threads, part.ggml, part.cached, part.request, report)
-    return 0 if good else 1
+    with saved(report, child.report):
+        succeeded = _measure_cpu(child.threads, child.ggml, child.cached, child.request, report)
+    return 0 if succeeded else 1
 
 
 def _measure_cpu(
     threads: int | None, ggml: Path | None, cached: bool, request: BenchRequest, report: Report
 ) -> bool:
     if threads is not None:
-        os.environ["Q4JIT_NUM_THREADS"] = str(threads)  # read at the first call
+        os.environ["Q4JIT_NUM_THREADS"] = str(threads)  # the first call reads it
     with contextlib.closing(CpuArena(config.num_threads(), ggml, cached)) as cpu:
         return run(report, cpu, request, CPU)
 
 
-# --- what is shown --------------------------------------------------------------------------------
+# --- output ---------------------------------------------------------------------------------------
 
 
 def _show(
     options: argparse.Namespace, reports: Sequence[Report], targets: Sequence[SpeedTarget]
-) -> int:
+) -> None:
     if options.markdown:
         print(markdown(reports, targets))
     if options.plot is not None:
         roofline.draw(reports, options.plot)
-    return 0

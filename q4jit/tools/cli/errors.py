@@ -1,13 +1,16 @@
-"""Errors as a command tells them."""
+"""How a command prints an error."""
 
 import shlex
 
 from q4jit.errors import CompileError, TargetError
 
 
-def lines_of(error: Exception) -> list[str]:
-    """Return what a command says of an error: one line, or a list of what was looked at."""
-    if isinstance(error, TargetError):  # a list of what was looked at, by q4jit alone
+def error_lines(error: Exception) -> list[str]:
+    """Return an error as a command prints it.
+
+    That is one line; a TargetError keeps its lines, because it lists the compilers that were tried.
+    """
+    if isinstance(error, TargetError):
         return str(error).splitlines()
     return [_one_line(error)]
 
@@ -17,9 +20,7 @@ def _one_line(error: Exception) -> str:
         return f"{error.filename}: {error.strerror}"
     if isinstance(error, CompileError):
         log = error.log.splitlines() or [""]
-        named = next((line for line in log if "error" in line.lower()), log[-1])
-        again = (
-            f"; to run it again: sh {shlex.quote(f'{error.repro}/repro.sh')}" if error.repro else ""
-        )
-        return f"{error.compiler} failed: {named.strip()} (--debug shows all{again})"
+        first_error = next((line for line in log if "error" in line.lower()), log[-1]).strip()
+        rerun = f"; to rerun: sh {shlex.quote(f'{error.repro}/repro.sh')}" if error.repro else ""
+        return f"{error.compiler} failed: {first_error} (--debug shows the whole log{rerun})"
     return " ".join(str(error).split())

@@ -1,8 +1,8 @@
-"""The command line `q4jit`: which commands there are, and how they end.
+"""The entry point of the command line: it runs one command and turns errors into exit statuses.
 
-A problem is one line on standard error (and a line for each compiler that was looked at, where none
-serves) and the exit status 1, or 2 where the command line itself is wrong; `--debug` and
-Q4JIT_DEBUG=1 show the traceback too.
+An error is one line on standard error and exit status 1, or 2 if the command line is invalid. If no
+compiler works, one more line per compiler says why. `--debug` and Q4JIT_DEBUG=1 add the
+traceback.
 """
 
 import argparse
@@ -14,16 +14,22 @@ from typing import Final
 from q4jit import config
 from q4jit.errors import Q4JitError
 from q4jit.tools.cli import bench, build, pack, selftest, tune
-from q4jit.tools.cli.errors import lines_of
-from q4jit.tools.cli.parser import EXAMPLES, Parser
+from q4jit.tools.cli.errors import error_lines
+from q4jit.tools.cli.parser import INTERRUPTED, Parser, epilog
 from q4jit.tools.provenance import version
 from q4jit.tools.text import visible
 
-_INTERRUPTED: Final = 130  # as a shell reports SIGINT
+_EXAMPLES: Final = """
+q4jit build --k 4096 --n 11008 --format q4_0 --arch gfx1100 --out kernels
+q4jit pack --gguf model.gguf --tensor blk.0.ffn_up.weight --out up.bin
+q4jit tune --shape 4096x14336 --m 1,512
+q4jit bench --quick
+q4jit selftest
+"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command line (None: the process's own) and return its exit status."""
+    """Run a command line (None: that of the process) and return its exit status."""
     arguments = sys.argv[1:] if arguments is None else arguments
     options = make_parser().parse_args(arguments)
     options.arguments = arguments
@@ -34,25 +40,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (Q4JitError, OSError) as error:
         if debug:
             traceback.print_exc()
-        told = "\n".join(map(visible, lines_of(error)))
-        print(f"q4jit {options.command}: {told}", file=sys.stderr)
+        message = "\n".join(map(visible, error_lines(error)))
+        print(f"q4jit {options.command}: {message}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"q4jit {options.command}: interrupted", file=sys.stderr)
-        return _INTERRUPTED
+        return INTERRUPTED
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """Return the parser of the command line, with a parser for each command."""
+    """Return the parser of the command line, with one subparser per command."""
     parser = Parser(
         prog="q4jit",
-        description="Kernels for products with GGUF weights: built ahead of time, or tested here.",
-        epilog=EXAMPLES,
+        description="Build, tune, time and test kernels for matrix products with GGUF weights.\n"
+        "Run `q4jit COMMAND --help` for the options of a command.",
+        epilog=epilog(_EXAMPLES, "the command succeeded", "the command failed"),
     )
     parser.add_argument("--version", action="version", version=f"q4jit {version()}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(
+        title="commands", dest="command", required=True, metavar="COMMAND"
+    )
     for module in (build, pack, tune, bench, selftest):
         command = module.add_command(commands)
-        command.add_argument("--debug", action="store_true", help="show tracebacks")
+        command.add_argument("--debug", action="store_true", help="print the traceback of an error")
         command.set_defaults(parser=command)
     return parser

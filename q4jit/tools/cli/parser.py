@@ -1,28 +1,34 @@
-"""The parser of a command line, and the examples that its help ends with."""
+"""The argument parser, and the end of each help text: examples and exit statuses."""
 
 import argparse
 from typing import Any, Final, NoReturn
 
-EXAMPLES: Final = """\
-examples:
-  q4jit build --k 4096 --n 11008 --format q4_0 --arch gfx1100 --out kernels
-  q4jit build --gguf model.gguf --arch gfx1100 --arch gfx942 --m 1 --m 512 --out kernels
-  q4jit build --entry generic --format q4_0 --arch gfx1100 --out kernels
-  q4jit pack --gguf model.gguf --tensor blk.0.ffn_up.weight --layout planar --out up.bin
-  q4jit tune --shape 4096x14336 --format q4_0 --m 1 --m 512
-  q4jit bench --shape 4096x14336 --m 1,8 --json bench.json --plot roofline.png
-  q4jit bench --target cpu --threads 1,2 --ggml venv/lib/libggml-cpu.so
-  q4jit selftest --device hip:0 --out report
-"""
+INTERRUPTED: Final = 130  # what a shell reports for SIGINT
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line."""
+    """An argument parser that reports an error in one line."""
 
     def __init__(self, **options: Any) -> None:
-        shape = argparse.RawDescriptionHelpFormatter
-        super().__init__(allow_abbrev=False, formatter_class=shape, **options)
+        formatter = argparse.RawDescriptionHelpFormatter
+        super().__init__(allow_abbrev=False, formatter_class=formatter, **options)
 
     def error(self, message: str) -> NoReturn:
-        """End the process with a line and the exit status 2."""
+        """Print one line to standard error and exit with status 2."""
         self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+def epilog(examples: str, success: str, failure: str) -> str:
+    """Return the end of a help text.
+
+    examples: command lines, one per line. success, failure: when the exit status is 0, and when 1.
+    """
+    lines = "".join(f"  {line}\n" for line in examples.strip().splitlines())
+    return (
+        f"examples:\n{lines}\n"
+        "exit status:\n"
+        f"  0    {success}\n"
+        f"  1    {failure}\n"
+        "  2    the command line is invalid\n"
+        f"  {INTERRUPTED}  interrupted by Ctrl-C\n"
+    )

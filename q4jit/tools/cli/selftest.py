@@ -1,33 +1,53 @@
-"""`q4jit selftest`: every kernel held to its bound on this machine's GPU, then timed."""
+"""`q4jit selftest`: check every kernel on this machine's GPU against its bound, then time it."""
 
 import argparse
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from q4jit.hip.harness import Bench
 from q4jit.tools.cli.arguments import open_device
-from q4jit.tools.selftest.findings import Findings, told
+from q4jit.tools.cli.parser import epilog
+from q4jit.tools.selftest.findings import Findings, error_text
 from q4jit.tools.selftest.report import report_of, report_text
 from q4jit.tools.selftest.run import run_all
+
+_EXAMPLES: Final = """
+q4jit selftest
+q4jit selftest --device hip:1 --out report
+q4jit selftest --device gfx1100 --quick
+"""
 
 
 def add_command(commands: Any) -> argparse.ArgumentParser:
     """Add the command to the subparsers of the command line."""
     command: argparse.ArgumentParser = commands.add_parser(
         "selftest",
-        help="test and time every kernel on this machine's GPU, with a report",
-        description="Hold every schedule, layout, format and precision to its bound on a GPU,\n"
-        "time them, and write report.txt and report.json, which can be attached to an issue.",
+        help="check and time every kernel on this machine's GPU",
+        description="Check every schedule, layout, format and precision on a GPU against its\n"
+        "error bound, then time products. The results are in report.txt and report.json;\n"
+        "attach report.json to an issue.",
+        epilog=epilog(
+            _EXAMPLES,
+            "all checks passed and all products were timed",
+            "a check or timing failed, or an error occurred",
+        ),
     )
     command.add_argument(
-        "--device", default="hip", help="hip:0, cuda:0 or an arch as gfx1100 (default: the first)"
+        "--device",
+        default="hip",
+        help="hip:0, cuda:0 or an arch such as gfx1100 (default: the first GPU)",
     )
     command.add_argument(
-        "--out", type=Path, metavar="DIR", help="for the reports (default: q4jit-selftest-ARCH)"
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="folder for the reports (default: q4jit-selftest-ARCH)",
     )
-    command.add_argument("--quick", action="store_true", help="Q4_0 alone, in one layout, one size")
+    command.add_argument(
+        "--quick", action="store_true", help="only Q4_0, one layout and one size to time"
+    )
     command.set_defaults(run=_selftest)
     return command
 
@@ -35,13 +55,13 @@ def add_command(commands: Any) -> argparse.ArgumentParser:
 def _selftest(options: argparse.Namespace) -> int:
     device = open_device(options.device)
     folder: Path = options.out or Path(f"q4jit-selftest-{device.arch}")
-    folder.mkdir(parents=True, exist_ok=True)  # what cannot be written is told before the work
+    folder.mkdir(parents=True, exist_ok=True)  # fails before the work, not after it
     findings = Findings()
     with Bench(device) as bench:
         try:
             run_all(bench, options.quick, findings)
-        except BaseException as error:  # Ctrl-C, above all
-            findings.ended_by = told(error)
+        except BaseException as error:  # above all KeyboardInterrupt
+            findings.ended_by = error_text(error)
             raise
         finally:
             report = report_of(bench, findings)
@@ -54,4 +74,4 @@ def _write(report: dict[str, Any], folder: Path) -> None:
     data = json.dumps(report, indent=1, allow_nan=False, ensure_ascii=False)
     (folder / "report.json").write_text(data + "\n", encoding="utf-8")
     sys.stdout.write(report_text(report, shortened=True))
-    sys.stdout.write(f"{folder / 'report.txt'} and report.json hold all of it\n")
+    sys.stdout.write(f"full report: {folder / 'report.txt'} and report.json\n")

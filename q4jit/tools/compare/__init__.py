@@ -1,11 +1,15 @@
-"""`q4jit bench`: the speed of q4jit's kernels and of every peer that is here, in one run.
+"""`q4jit bench`: compare q4jit's kernels with other libraries in one run.
 
-For each weight and M all entrants are made ready and held against float64, then they run in turns,
-several rounds, and medians count. What is wrong has no time.
+- An *entrant* computes a product, or is one of the limits: a read of the weight's bytes, or the
+  peak rate of multiply-adds.
+- A *peer* is an entrant of another library: ggml, NumPy or PyTorch.
+- An *arena* is where entrants run: this machine's CPU (`cpu`) or a GPU (`gpu`).
+- A *contest* prepares all entrants for one weight and M, checks their results against float64, and
+  times them in turns for several rounds. Medians count, and wrong results are not timed.
+- A *roofline* plot shows TFLOP/s over FLOP per byte, below the speed that memory allows.
 
-BenchRequest ──work──▶ TimedCall ──arena──▶ Entrant ──contest──▶ Outcome ──rows──▶ Row
-                                                                       ──report──▶ tables
+BenchRequest ──work──▶ TimedCall ──arena──▶ Entrants ──contest──▶ Outcomes ──measurements──▶
+Measurements ──report──▶ JSON, tables
 
-`gpu` and `cpu` are the two arenas, where entrants run; `ratios`, `targets` and `roofline` show what
-reports come to.
+`ratios`, `speed_targets` and `roofline` evaluate reports.
 """

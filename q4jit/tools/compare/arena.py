@@ -1,8 +1,8 @@
-"""Where entrants run, and what an entrant is.
+"""The interface of an arena, where entrants run, and of an entrant.
 
-An entrant opens for a piece of work: it brings the arguments where it reads them, in copies that no
-cache keeps, and runs when it is asked to, so that several can take turns. A library that is not
-here has a reason instead.
+An entrant opens for a call: it copies the arguments to where it reads them, as often as needed so
+that no cache holds all weights, and then runs on request, so that several entrants can take turns.
+A library that is not installed is recorded with the reason.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,20 +14,23 @@ from q4jit.tools.compare.work import TimedCall
 
 READ: Final = "read"
 PEAKS: Final = {"f32": "FMA peak", "i8": "dot peak"}
-"""By precision, what many rows are held against on a CPU."""
+"""The limit of many rows on a CPU, by precision."""
 LIMITS: Final = frozenset({READ, *PEAKS.values()})
 
 
 class AbsentError(Exception):
-    """Why a peer is not here, or cannot do a piece of work."""
+    """A peer is not installed, or does not support a call; the message says why."""
 
 
 @dataclass(frozen=True)
 class Running:
-    """An entrant that is ready.
+    """An entrant that is ready to run.
 
-    us: runs for some milliseconds, and gives the microseconds of a call. poison: makes the results
-    NaN. error: of the last results, None where they are no numbers. note: how it is computed.
+    Attributes:
+        us: runs calls for some milliseconds and returns the microseconds of one.
+        poison: sets the results to NaN.
+        error: returns the error of the last results; None if they contain NaN or Inf.
+        note: how the entrant computes, for the tables.
     """
 
     us: Callable[[], float]
@@ -38,7 +41,14 @@ class Running:
 
 @dataclass(frozen=True)
 class Entrant:
-    """Something that does a piece of work; precision: whose bound its error has; own: q4jit's."""
+    """Something that computes a call, or a limit.
+
+    Attributes:
+        name: its name in the tables.
+        precision: the precision whose bound its error must meet.
+        open: prepares a call. May raise AbsentError.
+        own: whether it is q4jit.
+    """
 
     name: str
     precision: str
@@ -47,40 +57,46 @@ class Entrant:
 
 
 class Arena(Protocol):
-    """Where entrants run."""
+    """Where entrants run.
+
+    Attributes:
+        target: the target in words.
+        about: facts about the device and the compiler, for reports.
+        absent: names of the peers that are not available, with the reasons.
+    """
 
     target: str
     about: dict[str, Any]
     absent: dict[str, str]
 
     def begin(self, work: TimedCall, precision: str) -> None:
-        """Begin to compile q4jit's kernels; what fails is told when they run."""
+        """Start to compile q4jit's kernels; errors are raised when they run."""
 
     def own(self, precision: str) -> Entrant:
-        """q4jit, as its calls run."""
+        """Return q4jit with a precision."""
 
     def read(self) -> Entrant:
-        """A read of as many bytes as the weights of a call have."""
+        """Return a read of as many bytes as the weights of a call have."""
 
     def peaks(self) -> list[Entrant]:
-        """How long as many multiply-adds take where nothing is read."""
+        """Return loops of as many multiply-adds as a call has, which read nothing."""
 
     def peers(self) -> list[Entrant]:
-        """What else computes a product here."""
+        """Return the peers that are available."""
 
     def rotated_bytes(self) -> int:
-        """Bytes of weights that no cache keeps; 0: one weight that stays in the cache."""
+        """Return how many bytes of weights exceed every cache; 0 to keep one in the cache."""
 
     def close(self) -> None:
-        """End what was begun."""
+        """Free what the arena holds."""
 
 
-def present(absent: dict[str, str], found: Mapping[str, Callable[[], Entrant]]) -> list[Entrant]:
-    """Those that are here; what is not gets its reason."""
-    here = []
-    for name, find in found.items():
+def available(absent: dict[str, str], makers: Mapping[str, Callable[[], Entrant]]) -> list[Entrant]:
+    """Return the entrants that can be made, and add the others to `absent` with the reason."""
+    entrants = []
+    for name, make in makers.items():
         try:
-            here.append(find())
+            entrants.append(make())
         except AbsentError as reason:
             absent[name] = str(reason)
-    return here
+    return entrants

@@ -1,4 +1,4 @@
-"""Entrants checked, then timed in turns."""
+"""Check entrants, then time them in turns."""
 
 import contextlib
 from collections.abc import Iterator, Sequence
@@ -11,7 +11,17 @@ from q4jit.tools.compare.work import TimedCall
 
 @dataclass
 class Outcome:
-    """What became of an entrant: its times (none where it is wrong or absent), and its error."""
+    """The outcome of an entrant.
+
+    Attributes:
+        entrant: the entrant.
+        bound: the largest accepted error.
+        note: how the entrant computes.
+        error: its error; None if it has none.
+        wrong: whether its results exceed the bound or contain NaN or Inf.
+        message: why there are no times.
+        us: microseconds of a call, one per round; empty if it is wrong, absent or failed.
+    """
 
     entrant: Entrant
     bound: float
@@ -22,11 +32,15 @@ class Outcome:
     us: list[float] = field(default_factory=list)
 
     def judge(self, error: float | None) -> None:
-        """Reject results that are wrong, with all their times."""
+        """Record an error, and reject the entrant if its results are wrong."""
         self.error = error
         if error is None or error > self.bound:
-            found = "results are NaN or Inf" if error is None else f"error {error:.1e}"
-            self.reject(f"wrong: {found}, allowed are {self.bound:.0e}")
+            problem = (
+                "results contain NaN or Inf"
+                if error is None
+                else f"error {error:.1e} exceeds the bound {self.bound:.0e}"
+            )
+            self.reject(f"wrong: {problem}")
             self.wrong = True
 
     def reject(self, message: str) -> None:
@@ -36,12 +50,12 @@ class Outcome:
 
 
 def contest(entrants: Sequence[tuple[Entrant, TimedCall, float]], rounds: int) -> list[Outcome]:
-    """Check and time entrants, each with its work and the bound of its error, in turns."""
+    """Check entrants, each given with its call and bound, and time them in turns."""
     outcomes = [Outcome(entrant, bound) for entrant, _, bound in entrants]
     with contextlib.ExitStack() as stack:
         ready: list[tuple[Outcome, Running]] = []
         for outcome, (entrant, work, _) in zip(outcomes, entrants, strict=True):
-            with _told(outcome):
+            with _failures_recorded(outcome):
                 running = stack.enter_context(entrant.open(work))
                 running.poison()
                 running.us()
@@ -51,21 +65,24 @@ def contest(entrants: Sequence[tuple[Entrant, TimedCall, float]], rounds: int) -
         for _ in range(rounds):
             for outcome, running in ready:
                 if not outcome.message:
-                    with _told(outcome):
+                    with _failures_recorded(outcome):
                         outcome.us.append(running.us())
         for outcome, running in ready:
             if not outcome.message:
-                with _told(outcome):
+                with _failures_recorded(outcome):
                     outcome.judge(running.error())
     return outcomes
 
 
 @contextlib.contextmanager
-def _told(outcome: Outcome) -> Iterator[None]:
-    """Let an outcome hold what goes wrong: RuntimeError is PyTorch's, out of memory among it."""
+def _failures_recorded(outcome: Outcome) -> Iterator[None]:
+    """Reject an outcome on errors that an entrant may raise.
+
+    PyTorch raises RuntimeError, also when it is out of memory.
+    """
     try:
         yield
     except AbsentError as reason:
-        outcome.reject(f"not present: {reason}")
+        outcome.reject(f"not available: {reason}")
     except (Q4JitError, RuntimeError, MemoryError) as error:
         outcome.reject(f"{type(error).__name__}: {' '.join(str(error).split())}")

@@ -1,4 +1,4 @@
-"""What other libraries compute on the CPU: NumPy's BLAS, PyTorch, ggml."""
+"""Products of other libraries on the CPU: NumPy's BLAS, PyTorch and ggml."""
 
 import contextlib
 import ctypes
@@ -22,23 +22,28 @@ from q4jit.weights.formats import decode
 from q4jit.weights.reference import rotated_copies
 from q4jit.weights.tensor import QuantizedTensor
 
-# products of a graph of ggml's, which starts its threads anew: so many, or so much work
+# products in one graph of ggml, which starts its threads anew for each graph: this many, or fewer
+# if they exceed this many operations
 _GRAPH_PRODUCTS: Final = 16
 _GRAPH_OPERATIONS: Final = 10_000_000_000
 
 
 class CpuPeers:
-    """Products of other libraries, each with as many threads; where one is absent, the reason."""
+    """The products of other libraries, all with the same number of threads."""
 
     def __init__(self, threads: int, target: Target, ggml: Path | None, rotated_bytes: int) -> None:
-        """ggml: the folder of its libraries. rotated_bytes: 0 for one weight in the cache."""
+        """Take the conditions of the run.
+
+        ggml: ggml's library or its folder; None if the user named no library.
+        rotated_bytes: how many bytes of weights exceed every cache; 0 for one weight in the cache.
+        """
         self._threads = threads
         self._target = target
         self._ggml_path = ggml
         self._rotated_bytes = rotated_bytes
 
-    def finders(self) -> dict[str, Callable[[], Entrant]]:
-        """Return what makes each peer, by name; it raises AbsentError where the peer is absent."""
+    def makers(self) -> dict[str, Callable[[], Entrant]]:
+        """Return one function per peer, which makes it or raises AbsentError."""
         return {
             "numpy f32": lambda: self._numpy("numpy f32", self._dense),
             "dequantise + matmul": lambda: self._numpy("dequantise + matmul", self._decoding),
@@ -55,13 +60,11 @@ class CpuPeers:
     @contextlib.contextmanager
     def _dense(self, work: TimedCall) -> Iterator[Running]:
         (w,) = work.weights
-        rows = decode(w.block_format, w.raw)
+        transposed = decode(w.block_format, w.raw)
         out = np.empty((len(work.x), w.shape[1]), np.float32)
-        copies = [
-            rows,
-            *(rows.copy() for _ in range(rotated_copies(self._rotated_bytes, rows.nbytes) - 1)),
-        ]
-        calls = [functools.partial(np.matmul, work.x, rows.T, out=out) for rows in copies]
+        count = rotated_copies(self._rotated_bytes, transposed.nbytes)
+        copies = [transposed, *(transposed.copy() for _ in range(count - 1))]
+        calls = [functools.partial(np.matmul, work.x, copy.T, out=out) for copy in copies]
         yield running_of(calls, (out,), work)
 
     @contextlib.contextmanager
@@ -86,13 +89,13 @@ class CpuPeers:
         convert = torch.ops.aten._convert_weight_to_int4pack_for_cpu
         packed = convert(torch.from_numpy(q.astype(np.int32)), 1)
         x = torch.from_numpy(work.x).bfloat16()
-        last: list[Any] = [torch.zeros(len(work.x), work.weights[0].shape[1])]
+        latest: list[Any] = [torch.zeros(len(work.x), work.weights[0].shape[1])]
 
         def call(packed: Any, scales: Any) -> None:
-            last[0] = torch.ops.aten._weight_int4pack_mm_for_cpu(x, packed, 32, scales)
+            latest[0] = torch.ops.aten._weight_int4pack_mm_for_cpu(x, packed, 32, scales)
 
         def poison() -> None:
-            last[0].fill_(math.nan)
+            latest[0].fill_(math.nan)
 
         calls = [
             functools.partial(call, packed.clone(), scales.clone()) for _ in range(len(work.copies))
@@ -101,12 +104,12 @@ class CpuPeers:
             yield Running(
                 functools.partial(timed_us, calls),
                 poison,
-                lambda: work.error([last[0].float().numpy()]),
+                lambda: work.error([latest[0].float().numpy()]),
             )
 
     def _ggml(self) -> Entrant:
         if self._ggml_path is None:
-            raise AbsentError("no library is given: --ggml PATH of a libggml-cpu.so")
+            raise AbsentError("no library was given; use --ggml PATH")
         try:
             library = Ggml(self._ggml_path)
         except GgmlError as error:
@@ -116,23 +119,24 @@ class CpuPeers:
     @contextlib.contextmanager
     def _on_ggml(self, library: Ggml, work: TimedCall) -> Iterator[Running]:
         weights = [w for (w,) in work.copies]
-        lacks = "".join(f", built without {name}" for name in library.lacks(self._target.features))
+        missing = library.missing(self._target.features)
+        without = "".join(f", built without {name}" for name in missing)
         try:
             number = min(_GRAPH_PRODUCTS, -(-_GRAPH_OPERATIONS // work.operations))
             opened = library.product(work.x, weights, max(len(weights), number), self._threads)
-            with opened as made:
+            with opened as product:
                 yield Running(
-                    lambda: timed_us([made.compute]) / made.number,
-                    made.poison,
-                    lambda: work.error([made.result()]),
-                    f"{made.layout}{lacks}",
+                    lambda: timed_us([product.compute]) / product.number,
+                    product.poison,
+                    lambda: work.error([product.result()]),
+                    f"{product.layout}{without}",
                 )
         except GgmlError as error:
             raise AbsentError(str(error)) from None
 
 
 def _limit_blas(threads: int) -> None:
-    """Let NumPy's OpenBLAS use so many threads. Raises AbsentError where it cannot be told to."""
+    """Set the number of threads of NumPy's OpenBLAS. Raises AbsentError for another BLAS."""
     module = importlib.import_module("numpy._core._multiarray_umath")
     library = ctypes.CDLL(module.__file__)
     for suffix in ("64_", ""):
@@ -140,4 +144,4 @@ def _limit_blas(threads: int) -> None:
             if hasattr(library, f"{prefix}_set_num_threads{suffix}"):
                 getattr(library, f"{prefix}_set_num_threads{suffix}")(threads)
                 return
-    raise AbsentError("the BLAS of this NumPy is no OpenBLAS: its threads cannot be set")
+    raise AbsentError("cannot set the number of BLAS threads: this NumPy does not use OpenBLAS")

@@ -1,4 +1,4 @@
-"""How long calls on the CPU take, made from Python one after the other."""
+"""Times of calls on the CPU, made from Python one after the other."""
 
 import functools
 import itertools
@@ -12,22 +12,22 @@ import numpy as np
 from q4jit.tools.compare.arena import Running
 from q4jit.tools.compare.work import Floats, TimedCall
 
-_CALLS_S: Final = 0.03
+_CALLS_S: Final = 0.03  # for which the calls of a turn are timed
 _WARM_CALLS: Final = 3
-# until threads of the library before have stopped spinning: OpenBLAS's took PyTorch's product from
-# 40 µs to 8 ms after 50 ms, and no longer after 100
+# until the threads of the previous library stop spinning: after a pause of 50 ms, OpenBLAS's still
+# slowed PyTorch's product from 40 µs to 8 ms; after 100 ms they did not
 _REST_S: Final = 0.15
 
 
 def rest() -> None:
-    """Wait until threads of the library that ran before no longer spin."""
+    """Wait until the threads of the previous library stop spinning."""
     time.sleep(_REST_S)
 
 
 def timed_us(calls: Sequence[Callable[[], object]]) -> float:
-    """The median of microseconds of calls, which take turns for some time."""
+    """Return the median microseconds of calls, which take turns for about 30 ms."""
     rest()
-    taken: list[float] = []
+    seconds: list[float] = []
     start = time.perf_counter()
     for call in calls[:_WARM_CALLS]:
         call()
@@ -38,12 +38,12 @@ def timed_us(calls: Sequence[Callable[[], object]]) -> float:
     for call in itertools.cycle(calls):
         call()
         now = time.perf_counter()
-        # one by one: a thread of another library that still spins stops a call for milliseconds
-        taken.append(now - start)
+        # each call on its own: a thread that still spins can delay one call by milliseconds
+        seconds.append(now - start)
         if now > end:
             break
         start = now
-    return statistics.median(taken) * 1e6
+    return statistics.median(seconds) * 1e6
 
 
 def running_of(
@@ -52,7 +52,7 @@ def running_of(
     work: TimedCall,
     note: str = "",
 ) -> Running:
-    """Return an entrant whose calls take turns, and all write to the same `outputs`."""
+    """Return an entrant whose calls take turns and all write to `outputs`."""
 
     def poison() -> None:
         for array in outputs:

@@ -1,8 +1,8 @@
 """ggml's product on the CPU, through the C interface of a library that the user names.
 
-Weights lie in ggml's repack buffer type where it takes them, which is its fastest form. The
-functions are those of `ggml.h`, `ggml-backend.h` and `ggml-cpu.h`, as `llama-cpp-python` installs
-them.
+Weights are stored in ggml's repack buffer type, its fastest form, if it supports them. The
+functions are declared in `ggml.h`, `ggml-backend.h` and `ggml-cpu.h`, which `llama-cpp-python`
+installs.
 """
 
 import contextlib
@@ -16,14 +16,15 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from q4jit.errors import expected
 from q4jit.weights.tensor import QuantizedTensor
 
 _LIBRARIES: Final = ("libggml-base.so", "libggml-cpu.so")
 _F32: Final = 0  # GGML_TYPE_F32
 _WEIGHTS: Final = 1  # GGML_BACKEND_BUFFER_USAGE_WEIGHTS
-_POISON: Final = 0xFF
+_NAN_BYTE: Final = 0xFF  # four of them are an f32 NaN
 
-# LLVM's name of a feature → who says whether the library was built for it
+# LLVM's name of a feature → the function that says whether the library was built for it
 _BUILT_WITH: Final = {
     "avx2": "ggml_cpu_has_avx2",
     "avx512f": "ggml_cpu_has_avx512",
@@ -33,7 +34,7 @@ _BUILT_WITH: Final = {
     "i8mm": "ggml_cpu_has_matmul_int8",
 }
 
-# name → type of the result, types of the arguments; P is a pointer that only ggml looks into
+# name → type of the result, types of the arguments; P is an opaque pointer
 _P, _Z, _I = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
 _FUNCTIONS: Final[dict[str, tuple[Any, tuple[Any, ...]]]] = {
     **dict.fromkeys(_BUILT_WITH.values(), (_I, ())),
@@ -69,7 +70,7 @@ _SILENT: Final = ctypes.CFUNCTYPE(None, _I, ctypes.c_char_p, _P)(lambda level, t
 
 
 class GgmlError(Exception):
-    """What a ggml library lacks or answered."""
+    """A ggml library cannot be used; the message says why."""
 
 
 class _InitParams(ctypes.Structure):
@@ -78,7 +79,7 @@ class _InitParams(ctypes.Structure):
 
 @dataclass(frozen=True, eq=False)
 class GgmlProduct:
-    """Products of one x with weights that take turns, in one graph of `number` products."""
+    """A graph of `number` products of one x with weights that take turns."""
 
     number: int
     layout: str
@@ -91,49 +92,49 @@ class GgmlProduct:
         """Run the graph. Raises GgmlError."""
         status = self._ggml.ggml_backend_graph_compute(self._backend, self._graph)
         if status != 0:
-            raise GgmlError(f"ggml_backend_graph_compute answered {status}")
+            raise GgmlError(f"ggml_backend_graph_compute returned status {status}")
 
     def poison(self) -> None:
         """Make the result NaN."""
-        self._output.view(np.uint8)[...] = _POISON
+        self._output.view(np.uint8)[...] = _NAN_BYTE
 
     def result(self) -> NDArray[np.float32]:
-        """[M, N], of the graph's last product."""
+        """Return the result [M, N] of the graph's last product."""
         return self._output
 
 
-def _found(path: Path) -> list[Path]:
-    """The libraries at a path. Raises GgmlError, which says what is there instead."""
+def _libraries_at(path: Path) -> list[Path]:
+    """Return the libraries at a path. Raises GgmlError, which says what is there instead."""
     folder = path if path.is_dir() else path.parent
     libraries = [folder / name for name in _LIBRARIES]
     missing = [library.name for library in libraries if not library.is_file()]
     if path.exists() and not missing:
         return libraries
     if not path.exists():
-        found = "nothing"
+        got = "a path that does not exist"
     elif path.is_dir():
-        found = f"a folder without {' and '.join(missing)}"
+        got = f"a folder without {' and '.join(missing)}"
     else:
-        found = f"a file without {' and '.join(missing)} beside it"
-    wanted = " and ".join(_LIBRARIES)
-    raise GgmlError(f"found {found}, accepted is a folder with {wanted}, or a file in it")
+        got = f"a file without {' and '.join(missing)} beside it"
+    raise GgmlError(expected(f"{' and '.join(_LIBRARIES)}, or their folder", got))
 
 
 class Ggml:
-    """ggml's libraries `base` and `cpu`, with their functions as attributes."""
+    """ggml's libraries `base` and `cpu`, whose functions are attributes."""
 
     def __init__(self, path: Path) -> None:
-        """path: one of both libraries, or their folder. Raises GgmlError where that fails."""
+        """Load the libraries. path: one of them, or their folder. Raises GgmlError."""
         try:
             self._libraries = [
-                ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL) for library in _found(path)
+                ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
+                for library in _libraries_at(path)
             ]
         except OSError as error:
-            raise GgmlError(f"found libraries that cannot be loaded: {error}") from None
+            raise GgmlError(f"cannot load the libraries: {error}") from None
         init = self._function("ggml_init")
         init.restype, init.argtypes = _P, (_InitParams,)
         self._init = init
-        self.ggml_log_set(ctypes.cast(_SILENT, _P), None)  # a line for every weight that it stores
+        self.ggml_log_set(ctypes.cast(_SILENT, _P), None)  # else one line per weight
 
     def __getattr__(self, name: str) -> Any:
         if name not in _FUNCTIONS:
@@ -147,10 +148,12 @@ class Ggml:
         for library in self._libraries:
             if hasattr(library, name):
                 return getattr(library, name)
-        raise GgmlError(f"{' and '.join(_LIBRARIES)} have no {name}: another version of ggml")
+        raise GgmlError(
+            f"{' and '.join(_LIBRARIES)} have no function {name}; use another version of ggml"
+        )
 
-    def lacks(self, features: Collection[str]) -> list[str]:
-        """Those of a CPU's features that the library was built without, of those that count."""
+    def missing(self, features: Collection[str]) -> list[str]:
+        """Return the features of a CPU that ggml could use but was built without."""
         return [
             feature
             for feature, name in _BUILT_WITH.items()
@@ -165,30 +168,31 @@ class Ggml:
         number: int,
         threads: int,
     ) -> Iterator[GgmlProduct]:
-        """`number` products of x [M, K] with `weights` [K, N] in turns. Raises GgmlError."""
+        """Make `number` products of x [M, K] with `weights` [K, N] in turns. Raises GgmlError."""
         (m, k), n = x.shape, weights[0].shape[1]
         with contextlib.ExitStack() as closing:
             backend = self._checked("ggml_backend_cpu_init")
             closing.callback(self.ggml_backend_free, backend)
             self.ggml_backend_cpu_set_n_threads(backend, threads)
-            size = number + len(weights) + 1  # every tensor that the graph meets
+            size = number + len(weights) + 1  # tensors of the graph
             overhead_bytes = self.ggml_graph_overhead_custom(size, False)
-            given = self._context(closing, size, overhead_bytes)
-            # the innermost dimension of ggml comes first: x is M rows of K
-            activations = self._checked("ggml_new_tensor_2d", given, _F32, k, m)
-            self._place(closing, [activations], 4 * m * k)
+            context = self._context(closing, size, overhead_bytes)
+            # ggml lists the innermost dimension first: x is M rows of K elements
+            activations = self._checked("ggml_new_tensor_2d", context, _F32, k, m)
+            self._allocate(closing, [activations], 4 * m * k)
             values = np.ascontiguousarray(x)
             self.ggml_backend_tensor_set(activations, values.ctypes.data, 0, values.nbytes)
             tensors, layout = self._store(closing, backend, weights, activations)
-            graph = self._checked("ggml_new_graph_custom", given, size, False)
+            graph = self._checked("ggml_new_graph_custom", context, size, False)
             outputs = []
             for i in range(number):
                 tensor = tensors[i % len(tensors)]
-                outputs.append(self._checked("ggml_mul_mat", given, tensor, activations))
+                outputs.append(self._checked("ggml_mul_mat", context, tensor, activations))
                 self.ggml_build_forward_expand(graph, outputs[-1])
-            where = self._place(closing, outputs, 4 * m * n)  # all there: one result, as of others
-            found = (ctypes.c_float * (m * n)).from_address(where)
-            output = np.frombuffer(found, np.float32).reshape(m, n)
+            # all results at one address: the other entrants overwrite one array too
+            address = self._allocate(closing, outputs, 4 * m * n)
+            memory = (ctypes.c_float * (m * n)).from_address(address)
+            output = np.frombuffer(memory, np.float32).reshape(m, n)
             yield GgmlProduct(number, layout, self, backend, graph, output)
 
     def _store(
@@ -198,7 +202,7 @@ class Ggml:
         weights: Sequence[QuantizedTensor],
         activations: int,
     ) -> tuple[list[int], str]:
-        """Tensors with the weights, in the fastest form that ggml multiplies, and its name."""
+        """Return the weights in the fastest buffer type that ggml supports, and the type's name."""
         (k, n), ggml_type = weights[0].shape, weights[0].block_format.ggml_type
         plain = self._checked("ggml_backend_cpu_buffer_type")
         for kind in (self._repacked() or plain, plain):
@@ -210,31 +214,33 @@ class Ggml:
             closing.callback(self.ggml_backend_buffer_free, memory)
             self.ggml_backend_buffer_set_usage(memory, _WEIGHTS)
             probe = self._checked("ggml_mul_mat", context, tensors[0], activations)
-            if self.ggml_backend_supports_op(backend, probe):  # storing would crash otherwise
+            if self.ggml_backend_supports_op(backend, probe):  # otherwise storing crashes
                 break
         else:
-            raise GgmlError(f"no product with {weights[0].format} [{k}, {n}]")
+            raise GgmlError(f"ggml has no product with {weights[0].format} [{k}, {n}]")
         for tensor, w in zip(tensors, weights, strict=True):
             raw = np.ascontiguousarray(w.raw)
             self.ggml_backend_tensor_set(tensor, raw.ctypes.data, 0, raw.nbytes)
         return tensors, self.ggml_backend_buft_name(kind).decode()
 
     def _checked(self, name: str, *arguments: Any) -> int:
-        found: int | None = getattr(self, name)(*arguments)
-        if not found:
-            raise GgmlError(f"{name} gave nothing")
-        return found
+        pointer: int | None = getattr(self, name)(*arguments)
+        if not pointer:
+            raise GgmlError(f"{name} returned a null pointer")
+        return pointer
 
     def _context(self, closing: contextlib.ExitStack, tensors: int, more_bytes: int = 0) -> int:
         size_bytes = self.ggml_tensor_overhead() * tensors + more_bytes
         context: int | None = self._init(_InitParams(size_bytes, None, True))
         if not context:
-            raise GgmlError("ggml_init gave nothing")
+            raise GgmlError("ggml_init returned a null pointer")
         closing.callback(self.ggml_free, context)
         return context
 
-    def _place(self, closing: contextlib.ExitStack, tensors: Sequence[int], size_bytes: int) -> int:
-        """Let tensors lie at the begin of new memory; its address."""
+    def _allocate(
+        self, closing: contextlib.ExitStack, tensors: Sequence[int], size_bytes: int
+    ) -> int:
+        """Allocate memory, let all tensors start at its first byte, and return the address."""
         kind = self.ggml_backend_cpu_buffer_type()
         memory = self._checked("ggml_backend_buft_alloc_buffer", kind, size_bytes)
         closing.callback(self.ggml_backend_buffer_free, memory)
@@ -242,21 +248,21 @@ class Ggml:
         for tensor in tensors:
             status = self.ggml_backend_tensor_alloc(memory, tensor, base)
             if status != 0:
-                raise GgmlError(f"ggml_backend_tensor_alloc answered {status}")
+                raise GgmlError(f"ggml_backend_tensor_alloc returned status {status}")
         return base
 
-    @functools.cache  # noqa: B019 - a library stays loaded as long as the process
+    @functools.cache  # noqa: B019 - the library stays loaded until the process ends
     def _repacked(self) -> int | None:
-        """The buffer type whose weights are repacked; None where this CPU has none."""
+        """Return the buffer type that repacks weights; None if this CPU has none."""
         registry = self._checked("ggml_backend_cpu_reg")
         device = self._checked("ggml_backend_reg_dev_get", registry, 0)
         name = b"ggml_backend_dev_get_extra_bufts"
         address: int | None = self.ggml_backend_reg_get_proc_address(registry, name)
         if not address:
             return None
-        listed = ctypes.CFUNCTYPE(ctypes.POINTER(_P), _P)(address)(device)
-        for kind in iter(listed or ()):
-            if not kind:  # the list ends with a null
+        kinds = ctypes.CFUNCTYPE(ctypes.POINTER(_P), _P)(address)(device)
+        for kind in iter(kinds or ()):
+            if not kind:  # a null pointer ends the list
                 return None
             if self.ggml_backend_buft_name(kind) == b"CPU_REPACK":
                 return int(kind)

@@ -1,4 +1,4 @@
-"""A GPU as an arena: q4jit's kernels and PyTorch's products in graphs that are replayed."""
+"""A GPU as an arena: q4jit's kernels and PyTorch's products, replayed from graphs."""
 
 import contextlib
 import functools
@@ -14,7 +14,7 @@ from q4jit.hip.kernel import ELEMENT
 from q4jit.plan.options import PlanOptions
 from q4jit.runtime.devices import target_of
 from q4jit.runtime.driver import Device
-from q4jit.tools.compare.arena import READ, AbsentError, Entrant, Running, present
+from q4jit.tools.compare.arena import READ, AbsentError, Entrant, Running, available
 from q4jit.tools.compare.gpu_read import GpuRead
 from q4jit.tools.compare.torch_products import (
     TorchProduct,
@@ -28,10 +28,10 @@ from q4jit.tools.provenance import driver_version
 
 
 class GpuArena:
-    """One GPU: times are those of graphs that are replayed."""
+    """One GPU. Times are those of replayed graphs."""
 
     def __init__(self, device: Device) -> None:
-        """Raises TargetError where the device's arch or a compiler for it is not known."""
+        """Open a device. Raises TargetError if its arch is unknown or has no compiler."""
         self.device = device
         self.bench = Bench(device)
         self.target = str(target_of(device))
@@ -47,26 +47,26 @@ class GpuArena:
         self._reads: dict[int, GpuRead] = {}
 
     def close(self) -> None:
-        """End what was begun."""
+        """Free the memory of the reads and close the device."""
         self._reads.clear()
         self.bench.close()
 
     def rotated_bytes(self) -> int:
-        """Bytes of weights that no cache keeps."""
+        """Return how many bytes of weights exceed every cache."""
         return rotated_bytes(self.device)
 
     def own(self, precision: str) -> Entrant:
-        """q4jit, as its calls run: with what was measured, if anything was."""
+        """Return q4jit, with the user's and the shipped tunings as in a call."""
         open_ = functools.partial(self._own, PlanOptions(precision))
         return Entrant(f"q4jit {precision}", precision, open_, own=True)
 
     def begin(self, work: TimedCall, precision: str) -> None:
-        """Begin to compile q4jit's kernels; what fails is told when they run."""
+        """Start to compile q4jit's kernels; errors are raised when they run."""
         with contextlib.suppress(Q4JitError):
             self._build(work, PlanOptions(precision))
 
     def _build(self, work: TimedCall, plan_options: PlanOptions) -> Built:
-        """The kernels of a piece of work, which are being compiled."""
+        """Return the kernels of a call, which may still be compiling."""
         return self.bench.build(work.function, work.args(work.weights), plan_options, self._tuned)
 
     @contextlib.contextmanager
@@ -85,7 +85,7 @@ class GpuArena:
             return [functools.partial(launch, args, out) for args in calls]
 
         products = (kernel for kernel in built.plan.kernels if kernel.work.sections)
-        how = dict.fromkeys(
+        schedules = dict.fromkeys(
             k.schedule
             if k.precision == plan_options.precision
             else f"{k.schedule} in {k.precision}"
@@ -96,77 +96,78 @@ class GpuArena:
                 us,
                 lambda: bench.poison(outputs),
                 lambda: work.error([array.to_numpy() for array in outputs]),
-                ", ".join(how),
+                ", ".join(schedules),
             )
 
     def read(self) -> Entrant:
-        """A kernel that loads the bytes and nothing else: the fastest of some ways to do so."""
+        """Return a kernel that only loads the bytes: the fastest of several variants."""
         return Entrant(READ, "f32", self._read)
 
     @contextlib.contextmanager
     def _read(self, work: TimedCall) -> Iterator[Running]:
         size = work.weight_bytes
         if size not in self._reads:
-            self._reads.clear()  # of another shape: its memory is free now
+            self._reads.clear()  # frees the memory of another shape
             self._reads[size] = GpuRead(self.bench, size, self.rotated_bytes())
         with self._reads[size].open() as running:
             yield running
 
     def peaks(self) -> list[Entrant]:
-        """None: a GPU's limits are looked up."""
+        """Return none: data sheets give a GPU's peak rates."""
         return []
 
     def peers(self) -> list[Entrant]:
-        """PyTorch's products, and the schedule that q4jit grew from."""
+        """Return PyTorch's products, and q4jit's simplest schedule as the baseline."""
         element = functools.partial(self._own, PlanOptions("f32", None, ELEMENT))
         products = (
             ("torch fp16", "i8", dense_fp16),
             ("torch int4", "i8", int4),
             ("dequantise + matmul", "f32", dequantise),
         )
-        found = {each[0]: functools.partial(self._torch, *each) for each in products}
-        return [*present(self.absent, found), Entrant("q4jit element", "f32", element)]
+        makers = {each[0]: functools.partial(self._torch, *each) for each in products}
+        return [*available(self.absent, makers), Entrant("q4jit element", "f32", element)]
 
     def _torch(self, name: str, precision: str, make: TorchProduct) -> Entrant:
         torch = load_torch()
         platform = "amd" if torch.version.hip else "nvidia"
         if not torch.cuda.is_available() or platform != self.device.platform:
-            raise AbsentError(f"this torch ({torch.__version__}) does not run on {self.device}")
+            raise AbsentError(f"torch {torch.__version__} does not run on {self.device}")
         return Entrant(name, precision, functools.partial(self._on_torch, torch, make))
 
     @contextlib.contextmanager
     def _on_torch(self, torch: Any, make: TorchProduct, work: TimedCall) -> Iterator[Running]:
-        place = f"cuda:{self.device.index}"  # PyTorch's name for AMD's too
-        last: list[Any] = [None]
+        device = f"cuda:{self.device.index}"  # PyTorch calls AMD's GPUs so too
+        latest: list[Any] = [None]
 
         def calls_on(stream: int) -> list[Callable[[], object]]:
-            side = torch.cuda.ExternalStream(stream, device=place)
+            side = torch.cuda.ExternalStream(stream, device=device)
 
-            def call(one: Callable[[], Any]) -> None:
+            def call(product: Callable[[], Any]) -> None:
                 with torch.cuda.stream(side):
-                    last[0] = one()
+                    latest[0] = product()
 
-            products = make(torch, place, work, self.rotated_bytes())
-            torch.cuda.synchronize(place)  # they were made on another stream
-            return [functools.partial(call, one) for one in products]
+            products = make(torch, device, work, self.rotated_bytes())
+            torch.cuda.synchronize(device)  # the copies were made on another stream
+            return [functools.partial(call, product) for product in products]
 
         @contextlib.contextmanager
         def graph(stream: int, enqueue: Callable[[], None]) -> Iterator[Callable[[], None]]:
-            # PyTorch gives a graph memory of its own, which it must know of
-            side, made = torch.cuda.ExternalStream(stream, device=place), torch.cuda.CUDAGraph()
-            with torch.cuda.device(place), torch.cuda.graph(made, stream=side):
+            # PyTorch must capture the graph itself, because it allocates the graph's memory
+            side = torch.cuda.ExternalStream(stream, device=device)
+            captured = torch.cuda.CUDAGraph()
+            with torch.cuda.device(device), torch.cuda.graph(captured, stream=side):
                 enqueue()
 
             def replay() -> None:
                 with torch.cuda.stream(side):
-                    made.replay()
+                    captured.replay()
 
             yield replay
-            torch.cuda.synchronize(place)
+            torch.cuda.synchronize(device)
 
         def poison() -> None:
-            last[0].fill_(math.nan)
-            torch.cuda.synchronize(place)
+            latest[0].fill_(math.nan)
+            torch.cuda.synchronize(device)
 
         with torch.no_grad(), self.bench.replays(calls_on, graph) as us:
-            yield Running(us, poison, lambda: work.error([last[0].float().cpu().numpy()]))
+            yield Running(us, poison, lambda: work.error([latest[0].float().cpu().numpy()]))

@@ -1,6 +1,6 @@
-"""What a CPU can do at most: generated code that reads, or multiplies and adds, and nothing else.
+"""The limits of a CPU: generated code that only reads, or only multiplies and adds.
 
-Every function runs on one thread; who wants a machine's limit runs it on all of them.
+Each function runs on one thread. For the limit of a machine, run it on all threads.
 """
 
 import ctypes
@@ -19,14 +19,14 @@ from q4jit.cpu.schedule import find_dot
 from q4jit.runtime.cpu import LoadedObject, function
 from q4jit.targets import Target
 
-# runs of bytes that a thread reads at a time, and how many bytes ahead of a load it is announced
-READ_WAYS: Final = ((1, 0), (1, 4096), (2, 1024), (8, 0))
-_VECTORS: Final = 8  # loads of a thread on their way at a time
+# (runs of bytes that a thread reads side by side, prefetch distance in bytes)
+READ_VARIANTS: Final = ((1, 0), (1, 4096), (2, 1024), (8, 0))
+_VECTORS: Final = 8  # loads in flight per thread
 _VECTOR_BYTES: Final = 64
-STEP_BYTES: Final = _VECTORS * _VECTOR_BYTES
-"""Bytes are read in whole steps."""
+CHUNK_BYTES: Final = _VECTORS * _VECTOR_BYTES
+"""A read is a multiple of this size."""
 
-_loaded: list[LoadedObject] = []  # code lives as long as the process
+_loaded: list[LoadedObject] = []  # keeps the code until the process ends
 
 
 def _load(target: Target, symbol: str, text: str, *argument_types: Any) -> Callable[..., None]:
@@ -34,22 +34,22 @@ def _load(target: Target, symbol: str, text: str, *argument_types: Any) -> Calla
     code = cache.fetch(target, compiler, symbol, text).object_bytes
     loaded = LoadedObject(code, (symbol,), target)
     _loaded.append(loaded)
-    found: Callable[..., None] = function(loaded.addresses[symbol], *argument_types)
-    return found
+    loaded_function: Callable[..., None] = function(loaded.addresses[symbol], *argument_types)
+    return loaded_function
 
 
-def _repeat(f: Function, counter: str, step: int, stop: str, body: str, behind: str) -> None:
-    """End the block `body`, which begins again while counter + step is below `stop`.
+def _repeat(f: Function, counter: str, step: int, stop: str, body: str, after: str) -> None:
+    """End the block `body` with a branch back to it while counter + step is below `stop`.
 
-    A `Function.loop` tests at its head, which would add a jump to every round that is measured.
+    `Function.loop` tests at the head of the loop, which would add a jump to every measured round.
     """
     following = f.let("next", f"add i64 {counter}, {step}")
     more = f.let("more", f"icmp ult i64 {following}, {stop}")
-    f.do(f"br i1 {more}, label %{body}, label %{behind}")
+    f.do(f"br i1 {more}, label %{body}, label %{after}")
 
 
 def _module(title: str, target: Target, f: Function, *lines: str) -> str:
-    """Return the text of a module of one function; `lines` declare what it uses."""
+    """Return the text of a module with one function; `lines` are its declarations."""
     declarations = "".join(f"{line}\n" for line in lines)
     return f'; {title}\ntarget triple = "{target.triple}"\n{f.text()}{declarations}'
 
@@ -59,20 +59,24 @@ def _module(title: str, target: Target, f: Function, *lines: str) -> str:
 
 @functools.cache
 def reader(target: Target, runs: int, ahead: int) -> Callable[[int, int, int, int], None]:
-    """Takes an address, bytes (whole steps), passes, and where the words' exclusive or goes."""
-    kinds = (ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p)
-    return _load(target, "q4jit_read", _reader_text(target, runs, ahead), *kinds)
+    """Return a function that reads memory and stores the exclusive or of its words.
+
+    It takes the address, the size in bytes (a multiple of CHUNK_BYTES), the number of passes, and
+    the address of the result.
+    """
+    types = (ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p)
+    return _load(target, "q4jit_read", _reader_text(target, runs, ahead), *types)
 
 
 def _reader_text(target: Target, runs: int, ahead: int) -> str:
-    """Write a loop of loads, each vector with a sum of its own so that no load waits for another.
+    """Return the text of a loop of loads; each vector has its own xor, so that no load waits.
 
-    runs: parts of the bytes that are read side by side. ahead: bytes between a load and the one
-    that is announced meanwhile, as a CPU's own announcements end with a page; 0 for none.
+    runs: ranges of the bytes that are read side by side. ahead: the prefetch distance in bytes; 0
+    for no prefetches. A CPU's own prefetcher stops at the end of a page.
     """
-    f = Function("void @q4jit_read(ptr %data, i64 %bytes, i64 %passes, ptr %found)")
+    f = Function("void @q4jit_read(ptr %data, i64 %bytes, i64 %passes, ptr %result)")
     per_run, numbers = _VECTORS // runs, range(_VECTORS)
-    part = f.let("part", f"udiv i64 %bytes, {runs}")
+    run_bytes = f.let("run.bytes", f"udiv i64 %bytes, {runs}")
     f.do("br label %pass")
     f.label("pass")
     done = f.let("done", "phi i64 [ 0, %entry ], [ %count, %passed ]")
@@ -83,8 +87,8 @@ def _reader_text(target: Target, runs: int, ahead: int) -> str:
     at = f.let("at", "phi i64 [ 0, %pass ], [ %next, %loop ]")
     for i in numbers:
         f.let(f"s{i}", f"phi {INTS} [ %o{i}, %pass ], [ %t{i}, %loop ]")
-    _read_vectors(f, part, at, per_run, ahead)
-    _repeat(f, at, _VECTOR_BYTES * per_run, part, "loop", "passed")
+    _read_vectors(f, run_bytes, at, per_run, ahead)
+    _repeat(f, at, _VECTOR_BYTES * per_run, run_bytes, "loop", "passed")
     f.label("passed")
     count = f.let("count", f"add i64 {done}, 1")
     again = f.let("again", f"icmp ult i64 {count}, %passes")
@@ -94,10 +98,10 @@ def _reader_text(target: Target, runs: int, ahead: int) -> str:
     for i in numbers[1:]:
         merged = f.let(f"m{i}", f"xor {INTS} {merged}, %t{i}")
     word = f.let("word", f"call i32 @llvm.vector.reduce.xor.v16i32({INTS} {merged})")
-    f.do(f"store i32 {word}, ptr %found, align 4")
+    f.do(f"store i32 {word}, ptr %result, align 4")
     f.do("ret void")
     return _module(
-        f"q4jit_read for {target}: reads whole steps of {STEP_BYTES} bytes",
+        f"q4jit_read for {target}: reads a multiple of {CHUNK_BYTES} bytes",
         target,
         f,
         f"declare i32 @llvm.vector.reduce.xor.v16i32({INTS})",
@@ -105,32 +109,37 @@ def _reader_text(target: Target, runs: int, ahead: int) -> str:
     )
 
 
-def _read_vectors(f: Function, part: str, at: str, per_run: int, ahead: int) -> None:
-    """Add the vectors at offset `at` of each run, a run being `part` bytes, to their sums."""
+def _read_vectors(f: Function, run_bytes: str, at: str, per_run: int, ahead: int) -> None:
+    """Combine the vectors at offset `at` of each run with their xors."""
     for i in range(_VECTORS):
-        run, place = divmod(i, per_run)
-        run_at = f.let(f"run{i}", f"mul i64 {part}, {run}")
+        run, vector_of_run = divmod(i, per_run)
+        run_at = f.let(f"run{i}", f"mul i64 {run_bytes}, {run}")
         start = f.let(f"at{i}", f"add i64 {run_at}, {at}")
-        start = f.let(f"from{i}", f"add i64 {start}, {_VECTOR_BYTES * place}")
+        start = f.let(f"from{i}", f"add i64 {start}, {_VECTOR_BYTES * vector_of_run}")
         address = f.at("%data", "i8", start, f"p{i}")
         vector = f.let(f"v{i}", f"load {INTS}, ptr {address}, align 4")
         f.let(f"t{i}", f"xor {INTS} %s{i}, {vector}")
         if ahead:
-            announced = f.at(address, "i8", ahead, f"a{i}")
-            f.do(f"call void @llvm.prefetch.p0(ptr {announced}, i32 0, i32 3, i32 1)")
+            prefetched = f.at(address, "i8", ahead, f"a{i}")
+            f.do(f"call void @llvm.prefetch.p0(ptr {prefetched}, i32 0, i32 3, i32 1)")
 
 
 # --- multiply-adds --------------------------------------------------------------------------------
 
-_STEPS: Final = 1 << 19  # as many are exact in f32, and take some milliseconds
+_REPEATS: Final = 1 << 19  # sums stay exact in f32, and a run takes some milliseconds
 
 
 @dataclass(frozen=True)
 class Instruction:
-    """Vectors of sums, to which LLVM's `intrinsic` adds products of factors.
+    """An instruction that adds products of two vectors of factors to a vector of sums.
 
-    products: pairs of factors that go into each of the sums. last: the sums are its last argument,
-    not the first.
+    Attributes:
+        intrinsic: LLVM's name for it.
+        sums: the LLVM type of the sums.
+        factors: the LLVM type of the factors.
+        lanes: the number of sums.
+        products: the products that are added to each sum.
+        last: whether the sums are the intrinsic's last argument, not its first.
     """
 
     intrinsic: str
@@ -143,43 +152,47 @@ class Instruction:
 
 @dataclass(frozen=True)
 class Peak:
-    """Multiply-adds of which none waits for another; operations: of a run, two per multiply-add."""
+    """A loop of independent multiply-adds.
+
+    Attributes:
+        operations: the operations of a run, two per multiply-add.
+    """
 
     operations: int
-    _made_of: Instruction
+    _instruction: Instruction
     _vectors: int
     _kernel: Callable[..., None]
 
     def run(self) -> tuple[float, bool]:
-        """The seconds of a run on this thread, and whether its sums are right."""
-        lanes, products = self._made_of.lanes, self._made_of.products
-        kinds = (np.float32, np.float32) if products == 1 else (np.int32, np.int8)
-        begin = np.arange(self._vectors * lanes, dtype=kinds[0])
-        factors = np.ones(lanes * products, kinds[1])
+        """Run on this thread; return the seconds, and whether the sums are right."""
+        lanes, products = self._instruction.lanes, self._instruction.products
+        dtypes = (np.float32, np.float32) if products == 1 else (np.int32, np.int8)
+        begin = np.arange(self._vectors * lanes, dtype=dtypes[0])
+        factors = np.ones(lanes * products, dtypes[1])
         sums = begin.copy()
         start = time.perf_counter()
-        self._kernel(sums.ctypes.data, factors.ctypes.data, _STEPS)
-        taken = time.perf_counter() - start
-        return taken, np.array_equal(sums, begin + _STEPS * products)
+        self._kernel(sums.ctypes.data, factors.ctypes.data, _REPEATS)
+        seconds = time.perf_counter() - start
+        return seconds, np.array_equal(sums, begin + _REPEATS * products)
 
 
 @functools.cache
 def peak(target: Target, precision: str) -> Peak | None:
-    """Multiply-adds of f32, or sums of four products of int8; None where nothing sums them."""
-    found = instruction(target, precision)
-    return None if found is None else _peak(target, found)
+    """Return the peak of f32, or of int8; None if no instruction sums products of int8."""
+    kind = instruction(target, precision)
+    return None if kind is None else _peak(target, kind)
 
 
 def instruction(target: Target, precision: str) -> Instruction | None:
-    """What multiplies and adds; None for int8 where nothing does."""
+    """Return the instruction to measure; None if no instruction sums products of int8."""
     return _f32(target) if precision == "f32" else _i8(target)
 
 
 def _f32(target: Target) -> Instruction:
     lanes = target.vector_bytes // 4
     floats = f"<{lanes} x float>"
-    # not fused, a product of the factors alone would be computed once, before the loop: there the
-    # sums are multiplied; fused, aarch64 would copy the factors first
+    # without FMA, LLVM would move a product of two factors out of the loop, so the sums are
+    # multiplied; with FMA the sums are added, because aarch64 would otherwise copy the factors
     fused = target.has("fma") or target.family == "aarch64"
     name = f"llvm.{'fma' if fused else 'fmuladd'}.v{lanes}f32"
     return Instruction(name, floats, floats, lanes, last=fused)
@@ -189,29 +202,29 @@ def _i8(target: Target) -> Instruction | None:
     dot = find_dot(target)
     if dot is None or dot.instruction.pairs:
         return None
-    found = dot.instruction
-    return Instruction(found.intrinsic, found.sums, found.factors, found.lanes, products=4)
+    summing = dot.instruction
+    return Instruction(summing.intrinsic, summing.sums, summing.factors, summing.lanes, products=4)
 
 
 def _peak(target: Target, kind: Instruction) -> Peak:
-    vectors = target.vector_registers * 3 // 4  # latency is hidden, and nothing spilled
+    vectors = target.vector_registers * 3 // 4  # enough to hide the latency, without spills
     text = peak_text(target, kind, vectors)
     kernel = _load(target, "q4jit_peak", text, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)
-    operations = 2 * kind.lanes * kind.products * vectors * _STEPS
+    operations = 2 * kind.lanes * kind.products * vectors * _REPEATS
     return Peak(operations, kind, vectors, kernel)
 
 
 def peak_text(target: Target, kind: Instruction, vectors: int) -> str:
-    """Write a loop of multiply-adds.
+    """Return the text of a loop of multiply-adds.
 
-    Every sum begins with another number, or LLVM would compute one for all.
+    Each sum starts with another number; otherwise LLVM would compute one sum for all.
     """
     f = Function("void @q4jit_peak(ptr %sums, ptr %factors, i64 %steps) #0")
     sums, numbers = kind.sums, range(vectors)
     factor = f.let("f", f"load {kind.factors}, ptr %factors, align 4")
     pair = f"{kind.factors} {factor}, {kind.factors} {factor}"
-    places = [f.let(f"p{i}", f"getelementptr {sums}, ptr %sums, i64 {i}") for i in numbers]
-    begin = [f.let(f"b{i}", f"load {sums}, ptr {at}, align 4") for i, at in enumerate(places)]
+    pointers = [f.let(f"p{i}", f"getelementptr {sums}, ptr %sums, i64 {i}") for i in numbers]
+    begin = [f.let(f"b{i}", f"load {sums}, ptr {at}, align 4") for i, at in enumerate(pointers)]
     f.do("br label %loop")
     f.label("loop")
     step = f.let("step", "phi i64 [ 0, %entry ], [ %next, %loop ]")
@@ -222,7 +235,7 @@ def peak_text(target: Target, kind: Instruction, vectors: int) -> str:
         f.let(f"t{i}", f"call {sums} @{kind.intrinsic}({operands})")
     _repeat(f, step, 1, "%steps", "loop", "end")
     f.label("end")
-    for i, at in enumerate(places):
+    for i, at in enumerate(pointers):
         f.do(f"store {sums} %t{i}, ptr {at}, align 4")
     f.do("ret void")
     width = 8 * target.vector_bytes

@@ -1,117 +1,118 @@
-"""Tables as docs/performance.md holds them."""
+"""Markdown tables, as in docs/performance.md."""
 
 import itertools
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 from q4jit.tools.compare import ratios
 from q4jit.tools.compare.arena import LIMITS, READ
-from q4jit.tools.compare.report import Report, on_cpu
+from q4jit.tools.compare.ratios import Run, Stored
+from q4jit.tools.compare.report import Report, cpu_runs
+from q4jit.tools.compare.speed_targets import SpeedTarget, verdicts
 from q4jit.tools.compare.tables import compiler_name
-from q4jit.tools.compare.targets import SpeedTarget, verdicts
 from q4jit.tools.text import counted
 
 
 def markdown(reports: Sequence[Report], targets: Sequence[SpeedTarget]) -> str:
-    """The tables of reports, as docs/performance.md holds them."""
+    """Return the tables of reports as Markdown."""
     lines: list[str] = []
     for report in reports:
-        for found in _on_gpus(report):
-            lines += [*_about(report, found), "", *_products(found["rows"])]
-            lines += [*_fused(found), ""]
-        if runs := on_cpu(report):
+        for gpu_run in _gpu_runs(report):
+            lines += [*_about(report, gpu_run), "", *_products(gpu_run["rows"])]
+            lines += [*_fused(gpu_run), ""]
+        if runs := cpu_runs(report):
             lines += [*_about(report, runs[0]), *_ratios(runs, targets)]
             lines += [*itertools.chain.from_iterable(map(_fused, runs)), ""]
     return "\n".join(lines)
 
 
-def _ratios(runs: Sequence[dict[str, Any]], targets: Sequence[SpeedTarget]) -> Iterator[str]:
+def _ratios(runs: Sequence[Run], targets: Sequence[SpeedTarget]) -> Iterator[str]:
     yield from (f"- {ratios.limits(run)}" for run in runs)
     yield ""
-    yield f"{ratios.explained(runs)}:"
+    yield f"{ratios.legend(runs)}:"
     for lines in (ratios.table(runs), verdicts(runs, targets)):
         if len(lines) > 1:
             yield ""
-            yield from map(_row, [lines[0], ["---"] * len(lines[0]), *lines[1:]])
+            yield from map(_line, [lines[0], ["---"] * len(lines[0]), *lines[1:]])
 
 
-def _on_gpus(report: Report) -> list[dict[str, Any]]:
+def _gpu_runs(report: Report) -> list[Run]:
     return [run for run in report["runs"] if "threads" not in run]
 
 
-def _about(report: Report, found: dict[str, Any]) -> Iterator[str]:
-    commit_ = (report["commit"] or "unknown")[:12]
-    cached = ", the weight in the cache" if found.get("cached") else ""
-    yield f"{found['device']} (`{found['target']}`), {found['format']}{cached}"
+def _about(report: Report, run: Run) -> Iterator[str]:
+    commit = (report["commit"] or "unknown")[:12]
+    cached = ", weight in the cache" if run.get("cached") else ""
+    yield f"{run['device']} (`{run['target']}`), {run['format']}{cached}"
     yield ""
-    yield f"- date {report['date']}, commit {commit_}, q4jit {report['q4jit']}"
-    yield f"- driver {found['driver']}; compiler {compiler_name(found['compiler'])}"
+    yield f"- date {report['date']}, commit {commit}, q4jit {report['q4jit']}"
+    yield f"- driver {run['driver']}; compiler {compiler_name(run['compiler'])}"
     yield f"- `{' '.join(report['command'])}`"
-    for name, reason in found["absent"].items():
-        yield f"- {name}: not present: {reason}"
+    for name, reason in run["absent"].items():
+        yield f"- {name}: not available: {reason}"
 
 
-def _products(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
-    products = [row for row in rows if row["kind"] == "product"]
-    own = list(dict.fromkeys(row["name"] for row in products if row["own"]))
-    names = dict.fromkeys(row["name"] for row in products if row["name"] not in LIMITS)
+def _products(measurements: Sequence[Stored]) -> Iterator[str]:
+    products = [stored for stored in measurements if stored["kind"] == "product"]
+    own = list(dict.fromkeys(stored["name"] for stored in products if stored["own"]))
+    names = dict.fromkeys(s["name"] for s in products if s["name"] not in LIMITS)
     peers = [name for name in names if name not in own]
-    heads = ["K, N", "M", "read", *(f"{name} (of read; error)" for name in own)]
-    heads += [f"{name} (× {', '.join(o.split()[-1] for o in own)})" for name in peers]
-    yield "µs; in brackets the fraction of the read's speed and the error, or how many times"
-    yield "faster q4jit is, by precision:"
+    headings = ["K, N", "M", "read", *(f"{name} (of read; error)" for name in own)]
+    headings += [f"{name} (× {', '.join(o.split()[-1] for o in own)})" for name in peers]
+    yield "Times in µs. In brackets: the fraction of the read's speed and the error, or how many"
+    yield "times faster q4jit is, by precision:"
     yield ""
-    yield from _head(heads)
-    for k, n, m in dict.fromkeys((row["k"], row["n"], row["m"]) for row in products):
-        here = {r["name"]: r for r in products if (r["k"], r["n"], r["m"]) == (k, n, m)}
-        cells = [f"{k}, {n}", str(m), _cell(here.get(READ))]
-        cells += [_own_cell(here.get(name)) for name in own]
-        cells += [_peer_cell(here.get(name), own) for name in peers]
-        yield _row(cells)
+    yield from _heading(headings)
+    for k, n, m in dict.fromkeys((s["k"], s["n"], s["m"]) for s in products):
+        by_name = {s["name"]: s for s in products if (s["k"], s["n"], s["m"]) == (k, n, m)}
+        cells = [f"{k}, {n}", str(m), _cell(by_name.get(READ))]
+        cells += [_own_cell(by_name.get(name)) for name in own]
+        cells += [_peer_cell(by_name.get(name), own) for name in peers]
+        yield _line(cells)
 
 
-def _fused(run: dict[str, Any]) -> Iterator[str]:
-    found = [row for row in run["rows"] if row["kind"] == "gated"]
-    if not found:
+def _fused(run: Run) -> Iterator[str]:
+    gated = [stored for stored in run["rows"] if stored["kind"] == "gated"]
+    if not gated:
         return
-    on = f" ({counted(run['threads'], 'thread')})" if "threads" in run else ""
+    threads = f" ({counted(run['threads'], 'thread')})" if "threads" in run else ""
     yield ""
-    yield f"Bias and SiLU gating, over the two bare products{on}:"
+    yield f"The cost of bias and SiLU gating over the two bare products{threads}:"
     yield ""
-    yield from _head(["K, N", "M", "kernels", "µs", "cost", "error"])
-    for row in found:
-        cost = "-" if row["cost"] is None else f"{row['cost']:+.1%}"
-        error = "-" if row["error"] is None else f"{row['error']:.1e}"
-        place = [f"{row['k']}, {row['n']}", str(row["m"]), row["name"]]
-        yield _row([*place, _cell(row), cost, error])
+    yield from _heading(["K, N", "M", "kernels", "µs", "cost", "error"])
+    for stored in gated:
+        cost = "-" if stored["cost"] is None else f"{stored['cost']:+.1%}"
+        error = "-" if stored["error"] is None else f"{stored['error']:.1e}"
+        product = [f"{stored['k']}, {stored['n']}", str(stored["m"]), stored["name"]]
+        yield _line([*product, _cell(stored), cost, error])
 
 
-def _head(heads: Sequence[str]) -> Iterator[str]:
-    yield _row(heads)
-    yield "|" + "---|" * len(heads)
+def _heading(headings: Sequence[str]) -> Iterator[str]:
+    yield _line(headings)
+    yield "|" + "---|" * len(headings)
 
 
-def _cell(row: dict[str, Any] | None) -> str:
-    if row is None:
+def _cell(stored: Stored | None) -> str:
+    if stored is None:
         return "-"
-    if row["us"] is None:
-        return "wrong" if row["wrong"] else "-"
-    return f"{row['us']:.3g}" if row["us"] < 100 else f"{row['us']:.0f}"
+    if stored["us"] is None:
+        return "wrong" if stored["wrong"] else "-"
+    return f"{stored['us']:.3g}" if stored["us"] < 100 else f"{stored['us']:.0f}"
 
 
-def _own_cell(row: dict[str, Any] | None) -> str:
-    if row is None or row["us"] is None:
-        return _cell(row)
-    of_read = "-" if row["of_read"] is None else f"{row['of_read']:.0%}"
-    return f"{_cell(row)} ({of_read}; {row['error']:.1e})"
+def _own_cell(stored: Stored | None) -> str:
+    if stored is None or stored["us"] is None:
+        return _cell(stored)
+    of_read = "-" if stored["of_read"] is None else f"{stored['of_read']:.0%}"
+    return f"{_cell(stored)} ({of_read}; {stored['error']:.1e})"
 
 
-def _peer_cell(row: dict[str, Any] | None, own: Sequence[str]) -> str:
-    if row is None or row["us"] is None:
-        return _cell(row)
-    shown = [f"{1 / row['ratios'][name]:.2f}" if name in row["ratios"] else "-" for name in own]
-    return f"{_cell(row)} ({', '.join(shown)})"
+def _peer_cell(stored: Stored | None, own: Sequence[str]) -> str:
+    if stored is None or stored["us"] is None:
+        return _cell(stored)
+    relative_us = stored["ratios"]  # q4jit's time over the peer's
+    shown = [f"{1 / relative_us[name]:.2f}" if name in relative_us else "-" for name in own]
+    return f"{_cell(stored)} ({', '.join(shown)})"
 
 
-def _row(cells: Sequence[str]) -> str:
+def _line(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"

@@ -1,7 +1,7 @@
-"""What a CPU's runs of `q4jit bench` come to: limits, and how many times faster q4jit is.
+"""Evaluate the CPU runs of `q4jit bench`: the limits, and how many times faster q4jit is.
 
-A run is that of a report: rows for one number of threads. Tables are lists of cells, the heads
-first.
+A run is the part of a report for one number of threads. A table is a list of lines of cells,
+beginning with the headings.
 """
 
 import itertools
@@ -12,82 +12,83 @@ from q4jit.tools.compare.arena import LIMITS, PEAKS, READ
 from q4jit.tools.text import counted
 
 Run = dict[str, Any]
-Row = dict[str, Any]
+Stored = dict[str, Any]
+"""A Measurement as a report stores it."""
 Table = list[list[str]]
 
 
 def limits(run: Run) -> str:
-    """The fastest that was seen of each limit."""
+    """Return the fastest measured speed of each limit, in words."""
     best: dict[str, float] = {}
-    for row in run["rows"]:
-        if row["name"] in LIMITS and row["us"] is not None:
-            speed = row["gb_per_s"] if row["name"] == READ else 1e3 * row["tflops"]
-            best[row["name"]] = max(speed, best.get(row["name"], 0.0))
+    for stored in run["rows"]:
+        if stored["name"] in LIMITS and stored["us"] is not None:
+            speed = stored["gb_per_s"] if stored["name"] == READ else 1e3 * stored["tflops"]
+            best[stored["name"]] = max(speed, best.get(stored["name"], 0.0))
     units = {READ: "GB/s", PEAKS["f32"]: "GFLOP/s", PEAKS["i8"]: "GOP/s"}
-    told = ", ".join(f"{name} {speed:.4g} {units[name]}" for name, speed in best.items())
-    return f"{counted(run['threads'], 'thread')}: {told}"
+    speeds = ", ".join(f"{name} {speed:.4g} {units[name]}" for name, speed in best.items())
+    return f"{counted(run['threads'], 'thread')}: {speeds}"
 
 
-def products(run: Run) -> list[Row]:
-    """Return the rows of a run that are of products alone."""
-    return [row for row in run["rows"] if row["kind"] == "product"]
+def products(run: Run) -> list[Stored]:
+    """Return the measurements of a run that are of single products."""
+    return [stored for stored in run["rows"] if stored["kind"] == "product"]
 
 
 def _names(runs: Sequence[Run], *, own: bool) -> list[str]:
-    rows = itertools.chain.from_iterable(map(products, runs))
-    found = dict.fromkeys(row["name"] for row in rows if row["own"] == own)
-    return [name for name in found if name not in LIMITS]
+    measured = itertools.chain.from_iterable(map(products, runs))
+    names = dict.fromkeys(stored["name"] for stored in measured if stored["own"] == own)
+    return [name for name in names if name not in LIMITS]
 
 
 def table(runs: Sequence[Run]) -> Table:
-    """A line per number of threads, weight and M."""
+    """Return a table with one line per number of threads, weight and M."""
     own, peers = _names(runs, own=True), _names(runs, own=False)
-    heads = ["threads", "K, N", "M"]
+    headings = ["threads", "K, N", "M"]
     for name in own:
-        heads += [f"{name.split()[-1]} µs", "read", "peak"]
-    lines = [heads + peers]
+        headings += [f"{name.split()[-1]} µs", "read", "peak"]
+    lines = [headings + peers]
     for run in runs:
-        for place, here in itertools.groupby(products(run), _place):
-            rows = {row["name"]: row for row in here}
-            k, n, m = place
+        for (k, n, m), group in itertools.groupby(products(run), _shape):
+            by_name = {stored["name"]: stored for stored in group}
             cells = [str(run["threads"]), f"{k}, {n}", str(m)]
             for name in own:
-                cells += _own_cells(rows.get(name))
+                cells += _own_cells(by_name.get(name))
             cells += [
-                " / ".join(_ratio(rows.get(name), peer, ".2f") for name in own) for peer in peers
+                " / ".join(_ratio(by_name.get(name), peer, ".2f") for name in own) for peer in peers
             ]
             lines.append(cells)
     return lines
 
 
-def _place(row: Row) -> tuple[int, int, int]:
-    return row["k"], row["n"], row["m"]
+def _shape(stored: Stored) -> tuple[int, int, int]:
+    return stored["k"], stored["n"], stored["m"]
 
 
-def _own_cells(row: Row | None) -> list[str]:
-    if row is None or row["us"] is None:
-        return ["wrong" if row and row["wrong"] else "-", "-", "-"]
-    us = f"{row['us']:.3g}" if row["us"] < 100 else f"{row['us']:.0f}"
-    return [us, _ratio(row, READ, ".0%"), _ratio(row, PEAKS.get(row["precision"], ""), ".0%")]
+def _own_cells(stored: Stored | None) -> list[str]:
+    if stored is None or stored["us"] is None:
+        return ["wrong" if stored and stored["wrong"] else "-", "-", "-"]
+    us = f"{stored['us']:.3g}" if stored["us"] < 100 else f"{stored['us']:.0f}"
+    peak = PEAKS.get(stored["precision"], "")
+    return [us, _ratio(stored, READ, ".0%"), _ratio(stored, peak, ".0%")]
 
 
-def times_as_fast(row: Row | None, other: str) -> float | None:
-    """Return how many times as fast as a peer or a limit a row is; None where it is not known."""
-    if row is None:
+def times_as_fast(stored: Stored | None, other: str) -> float | None:
+    """Return the speed of a measurement relative to a peer or limit; None if it is unknown."""
+    if stored is None:
         return None
     if other in LIMITS:
         # reports of earlier versions have no peak
-        return row["of_read"] if other == READ else row.get("of_peak")
-    return row["ratios"].get(other)  # type: ignore[no-any-return]
+        return stored["of_read"] if other == READ else stored.get("of_peak")
+    return stored["ratios"].get(other)  # type: ignore[no-any-return]
 
 
-def _ratio(row: Row | None, other: str, form: str) -> str:
-    ratio = times_as_fast(row, other)
+def _ratio(stored: Stored | None, other: str, form: str) -> str:
+    ratio = times_as_fast(stored, other)
     return "-" if ratio is None else format(ratio, form)
 
 
-def explained(runs: Sequence[Run]) -> str:
-    """Return what the columns of `table` hold."""
+def legend(runs: Sequence[Run]) -> str:
+    """Return what the columns of `table` mean."""
     order = " / ".join(name.split()[-1] for name in _names(runs, own=True))
     return (
         "read, peak: q4jit's fraction of their speed; other columns: how many times faster q4jit "

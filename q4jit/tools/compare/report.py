@@ -1,4 +1,4 @@
-"""Reports: made as rows come, written as JSON, read again."""
+"""Reports of `q4jit bench`: filled while measuring, written as JSON and read again."""
 
 import contextlib
 import dataclasses
@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from q4jit.compilers.cache import write_atomically
-from q4jit.errors import FormatError
+from q4jit.errors import FormatError, expected
 from q4jit.tools.compare.arena import Arena
+from q4jit.tools.compare.measurements import arena_name, measure
+from q4jit.tools.compare.ratios import Run, Stored
 from q4jit.tools.compare.request import BenchRequest, Defaults
-from q4jit.tools.compare.rows import measure, place_of
 from q4jit.tools.compare.tables import compiler_name, table_lines
 from q4jit.tools.provenance import about_code, about_system
 
@@ -21,7 +22,7 @@ _VERSION: Final = 1
 
 
 def new_report(command: Sequence[str]) -> Report:
-    """A report without runs. command: as it was given."""
+    """Return a report without runs. command: the words of the command line."""
     return {
         "bench_version": _VERSION,
         **about_code(),
@@ -33,41 +34,41 @@ def new_report(command: Sequence[str]) -> Report:
 
 
 def run(report: Report, arena: Arena, request: BenchRequest, default: Defaults) -> bool:
-    """Measure on an arena; rows go to the terminal and into the report as they come.
+    """Measure on an arena, and return whether nothing failed.
 
-    Returns whether nothing failed.
+    Each measurement is printed and added to the report at once.
     """
-    rows: list[dict[str, Any]] = []
+    measured: list[Stored] = []
     about = {"target": arena.target, **arena.about, "format": request.format}
-    report["runs"].append({**about, "absent": arena.absent, "rows": rows})
-    _say(f"{place_of(arena)}: {about['device']}, {compiler_name(about['compiler'])}")
-    good, is_first = True, True
-    for found in measure(arena, request, default):
+    report["runs"].append({**about, "absent": arena.absent, "rows": measured})
+    _print(f"{arena_name(arena)}: {about['device']}, {compiler_name(about['compiler'])}")
+    succeeded, is_first = True, True
+    for measurements in measure(arena, request, default):
         if is_first:
             for name, reason in arena.absent.items():
-                _say(f"{name}: not present: {reason}")
-        for line in table_lines(found, heading=is_first):
-            _say(line)
+                _print(f"{name}: not available: {reason}")
+        for line in table_lines(measurements, heading=is_first):
+            _print(line)
         is_first = False
-        rows.extend(dataclasses.asdict(row) for row in found)
-        good = good and not any(row.failed for row in found)
-    return good
+        measured.extend(map(dataclasses.asdict, measurements))
+        succeeded = succeeded and not any(each.failed for each in measurements)
+    return succeeded
 
 
-def _say(line: str) -> None:
+def _print(line: str) -> None:
     if sys.stderr.isatty():
-        sys.stderr.write("\r\x1b[K")  # a progress bar may stand in this line
+        sys.stderr.write("\r\x1b[K")  # erase the line, which may show a progress bar
         sys.stderr.flush()
     sys.stdout.write(line + "\n")
     sys.stdout.flush()
 
 
 @contextlib.contextmanager
-def kept(report: Report, path: Path | None) -> Iterator[None]:
-    """Write a report to `path`, even if the run is interrupted."""
+def saved(report: Report, path: Path | None) -> Iterator[None]:
+    """Write a report to `path` at the end, even if the run is interrupted."""
     try:
         yield
-    except BaseException as error:  # Ctrl-C, above all
+    except BaseException as error:  # above all KeyboardInterrupt
         report["ended_by"] = type(error).__name__
         raise
     finally:
@@ -76,25 +77,29 @@ def kept(report: Report, path: Path | None) -> Iterator[None]:
 
 
 def to_json(report: Report) -> str:
-    """A report as text."""
+    """Return a report as JSON."""
     return json.dumps(report, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
 
 
 def read_report(path: Path) -> Report:
-    """A report from a file. Raises FormatError for a file that is none, and OSError."""
+    """Return the report in a file. Raises FormatError for any other content, and OSError."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(path.read_text(encoding="utf-8"))
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise FormatError(f"{path} is no report of q4jit bench: {error}") from None
-    version = found.get("bench_version") if isinstance(found, dict) else None
+        raise FormatError(f"{path} is not a report of q4jit bench: {error}") from None
+    version = data.get("bench_version") if isinstance(data, dict) else None
     if version != _VERSION:
         raise FormatError(
-            f"{path}: found bench_version {version!r}, accepted is a file that q4jit bench --json "
-            f"of version {_VERSION} wrote"
+            expected(
+                f"bench_version {_VERSION}",
+                repr(version),
+                where=str(path),
+                cure="use a file that q4jit bench --json wrote",
+            )
         )
-    return dict(found)
+    return dict(data)
 
 
-def on_cpu(report: Report) -> list[dict[str, Any]]:
-    """The runs of a report on the CPU, one for each number of threads, that have rows."""
+def cpu_runs(report: Report) -> list[Run]:
+    """Return the runs of a report on the CPU that have measurements."""
     return [run for run in report["runs"] if "threads" in run and run["rows"]]

@@ -1,4 +1,4 @@
-"""What is measured, and what is measured where nothing else is asked for."""
+"""The products to measure, and those that are measured by default."""
 
 from dataclasses import dataclass
 from typing import Final
@@ -8,9 +8,15 @@ from q4jit.precision import BOUNDS
 
 @dataclass(frozen=True)
 class BenchRequest:
-    """What is measured; None: what suits the target.
+    """The products to measure; None selects the default of the target.
 
-    rows: numbers of rows M of x. fused: also what a bias and SiLU gating cost.
+    Attributes:
+        format: the block format of the weights.
+        shapes: (K, N) of each weight.
+        rows: numbers of rows M of x.
+        precisions: precisions of q4jit.
+        fused: whether to measure bias and SiLU gating too.
+        quick: whether to measure less: one shape, M = 1 and 8, few rounds.
     """
 
     format: str = "Q4_0"
@@ -23,7 +29,7 @@ class BenchRequest:
 
 @dataclass(frozen=True)
 class Defaults:
-    """What is measured on a kind of target where nothing else is asked for."""
+    """What is measured by default on a kind of target."""
 
     shapes: tuple[tuple[int, int], ...]
     rows: tuple[int, ...]

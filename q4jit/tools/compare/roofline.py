@@ -1,4 +1,4 @@
-"""The roofline picture of `q4jit bench`: what a run reached, under what the memory allows."""
+"""The roofline plot of `q4jit bench`: measured TFLOP/s below the speed that memory allows."""
 
 import itertools
 from collections.abc import Sequence
@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from q4jit.errors import TargetError
+from q4jit.tools.compare import ratios
 from q4jit.tools.compare.arena import READ
+from q4jit.tools.compare.ratios import Run, Stored
 from q4jit.tools.compare.report import Report
 
 _MARKERS: Final = "os^Dv<>PX*"
@@ -14,22 +16,24 @@ _FLOAT_BYTES: Final = 4
 _SIZE_INCHES: Final = (8.0, 5.5)
 
 
-def intensity(row: dict[str, Any]) -> float:
-    """FLOP per byte: of the weights as they are stored, and x and y in f32."""
-    moved = row["weight_bytes"] + _FLOAT_BYTES * row["m"] * (row["k"] + row["n"])
-    return float(2 * row["m"] * row["k"] * row["n"] / moved)
+def intensity(product: Stored) -> float:
+    """Return FLOP per byte of the stored weights and of x and y in f32."""
+    m, k, n = product["m"], product["k"], product["n"]
+    return float(2 * m * k * n / (product["weight_bytes"] + _FLOAT_BYTES * m * (k + n)))
 
 
-def roof(rows: Sequence[dict[str, Any]]) -> float | None:
-    """The fastest read that was measured, in bytes per second."""
-    rates = [row["gb_per_s"] for row in rows if row["name"] == READ and row["us"] is not None]
+def roof(measurements: Sequence[Stored]) -> float | None:
+    """Return the speed of the fastest measured read in bytes per second."""
+    reads = [each for each in measurements if each["name"] == READ and each["us"] is not None]
+    rates = [read["gb_per_s"] for read in reads]
     return max(rates) * 1e9 if rates else None
 
 
 def draw(reports: Sequence[Report], path: Path) -> None:
-    """Draw TFLOP/s over FLOP per byte, a marker per precision and M; the suffix names the format.
+    """Draw TFLOP/s over FLOP per byte, with one marker per precision and M.
 
-    Raises TargetError without matplotlib, and OSError.
+    The suffix of `path` selects the picture's format. Raises TargetError without matplotlib, and
+    OSError.
     """
     figure_kind = _figure_kind()
     figure = figure_kind(figsize=_SIZE_INCHES, layout="constrained")
@@ -38,42 +42,42 @@ def draw(reports: Sequence[Report], path: Path) -> None:
         for run in report["runs"]:
             _draw_run(axes, run)
     axes.set(xscale="log", yscale="log", xlabel="FLOP per byte", ylabel="TFLOP/s")
-    axes.minorticks_off()  # their labels lie over each other where there is less than a decade
+    axes.minorticks_off()  # their labels would overlap on an axis of less than a decade
     axes.grid(visible=True, which="both", alpha=0.2)
     figure.legend(fontsize="small", loc="outside right upper")
     figure.savefig(path)
 
 
 def check() -> None:
-    """Raise TargetError where `draw` would: before anything is measured."""
+    """Raise TargetError without matplotlib, before anything is measured."""
     _figure_kind()
 
 
 def _figure_kind() -> Any:
     try:
-        from matplotlib.figure import Figure  # late: an extra's package, and slow to import
+        from matplotlib.figure import Figure  # late: optional, and slow to import
     except ImportError as error:
         raise TargetError(f"--plot needs matplotlib: pip install 'q4jit[plot]' ({error})") from None
     return Figure
 
 
-def _draw_run(axes: Any, run: dict[str, Any]) -> None:
-    rows = [r for r in run["rows"] if r["kind"] == "product" and r["own"] and r["us"] is not None]
+def _draw_run(axes: Any, run: Run) -> None:
+    own = [s for s in ratios.products(run) if s["own"] and s["us"] is not None]
     rate = roof(run["rows"])
-    if not rows or rate is None:
+    if not own or rate is None:
         return
-    places = sorted(map(intensity, rows))
-    ends = [places[0] / 2, places[-1] * 2]
-    about = f"{run['device']}: read at {rate * 1e-9:.0f} GB/s"
-    (line,) = axes.plot(ends, [rate * x * 1e-12 for x in ends], label=about)
-    kinds = dict.fromkeys((row["precision"], row["m"]) for row in rows)
+    intensities = sorted(map(intensity, own))
+    ends = [intensities[0] / 2, intensities[-1] * 2]
+    label = f"{run['device']}: read at {rate * 1e-9:.0f} GB/s"
+    (line,) = axes.plot(ends, [rate * x * 1e-12 for x in ends], label=label)
+    kinds = dict.fromkeys((stored["precision"], stored["m"]) for stored in own)
     markers = dict(zip(dict.fromkeys(m for _, m in kinds), itertools.cycle(_MARKERS)))
     colours = dict(zip(dict.fromkeys(p for p, _ in kinds), itertools.cycle(["C1", "C2", "C3"])))
     for precision, m in kinds:
-        members = [row for row in rows if (row["precision"], row["m"]) == (precision, m)]
+        members = [s for s in own if (s["precision"], s["m"]) == (precision, m)]
         axes.plot(
             list(map(intensity, members)),
-            [row["tflops"] for row in members],
+            [stored["tflops"] for stored in members],
             linestyle="",
             marker=markers[m],
             color=colours[precision],

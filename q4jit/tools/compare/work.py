@@ -1,4 +1,4 @@
-"""What entrants do: a call with weights that no cache keeps, and how far its results are off."""
+"""The call that entrants time, with weights that no cache holds, and the error of its results."""
 
 import functools
 import math
@@ -19,55 +19,60 @@ Copies = tuple[tuple[QuantizedTensor, ...], ...]
 
 @dataclass(frozen=True, eq=False)
 class TimedCall:
-    """A call of `function` with x [M, K], one of the `copies` of weights [K, N], and `others`.
+    """A call with several copies of the weights, which repeated calls use in turns.
 
-    error: of the results, None where they are no numbers.
+    Attributes:
+        function: the function to call.
+        x: activations [M, K].
+        copies: equal sets of weights [K, N].
+        others: the other arguments.
+        error: returns the error of results; None if they contain NaN or Inf.
     """
 
     function: Callable[..., Any]
     x: Floats
-    copies: tuple[tuple[QuantizedTensor, ...], ...]
+    copies: Copies
     others: tuple[Floats, ...]
     error: Callable[[Sequence[Floats]], float | None]
 
     @property
     def operations(self) -> int:
-        """Of the products of a call, two per multiply-add."""
+        """The operations of a call's products, two per multiply-add."""
         return 2 * len(self.x) * sum(math.prod(w.shape) for w in self.weights)
 
     @property
     def weights(self) -> tuple[QuantizedTensor, ...]:
-        """The weights of a call."""
+        """The first copy of the weights."""
         return self.copies[0]
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes of the weights of a call."""
+        """The size of the weights of one call."""
         return sum(w.nbytes for w in self.weights)
 
     def args(self, weights: Sequence[QuantizedTensor]) -> tuple[Any, ...]:
-        """The arguments of a call with one of the copies."""
+        """Return the arguments of a call with one of the copies."""
         return (self.x, *weights, *self.others)
 
 
 def product(x: Any, w: Any) -> Any:
-    """A product alone."""
+    """Return a product."""
     return x @ w
 
 
 def bare(x: Any, gate: Any, up: Any) -> Any:
-    """Two products."""
+    """Return two products."""
     return x @ gate, x @ up
 
 
 def gated(x: Any, gate: Any, up: Any, gate_bias: Any, up_bias: Any) -> Any:
-    """Two products with bias and SiLU gating."""
+    """Return two products with bias and SiLU gating."""
     g = x @ gate + gate_bias
     return g / (1 + np.exp(-g)) * (x @ up + up_bias)
 
 
 class WeightShape:
-    """Weights [K, N] in copies that no cache keeps (or one, for 0 bytes), and work for each M."""
+    """Weights [K, N] in copies of `total_bytes` or more (one for 0 bytes), and calls for each M."""
 
     def __init__(self, fmt: str, k: int, n: int, rows: Sequence[int], total_bytes: int) -> None:
         self.k, self.n, self.format = k, n, fmt
@@ -96,38 +101,38 @@ class WeightShape:
         return (tuple(weights), *(tuple(map(_copy, weights)) for _ in range(count - 1)))
 
     def product(self, m: int) -> TimedCall:
-        """x @ w."""
+        """Return the call of one product."""
         error = functools.partial(_product_error, self._gate)
         return TimedCall(product, self._x[:m], self._singles, (), lambda ys: error(ys[0]))
 
     def bare(self, m: int) -> TimedCall:
-        """Two products."""
+        """Return the call of two products."""
         return TimedCall(bare, self._x[:m], self._pairs, (), self._bare_error)
 
     def gated(self, m: int) -> TimedCall:
-        """Two products with bias and SiLU gating."""
+        """Return the call of two products with bias and SiLU gating."""
         biases = tuple(random_x(2, self.n))
         error = functools.partial(self._gated_error, biases)
         return TimedCall(gated, self._x[:m], self._pairs, biases, lambda ys: error(ys[0]))
 
-    def _bare_error(self, found: Sequence[Floats]) -> float | None:
+    def _bare_error(self, results: Sequence[Floats]) -> float | None:
         exacts = (self._gate, self._up)
-        errors = [_product_error(exact, y) for exact, y in zip(exacts, found, strict=True)]
+        errors = [_product_error(exact, y) for exact, y in zip(exacts, results, strict=True)]
         known = [error for error in errors if error is not None]
         return max(known) if len(known) == len(errors) else None
 
-    def _gated_error(self, biases: Sequence[Floats], found: Floats) -> float | None:
-        m = len(found)
+    def _gated_error(self, biases: Sequence[Floats], result: Floats) -> float | None:
+        m = len(result)
         g, u = self._gate[0][:m] + biases[0], self._up[0][:m] + biases[1]
         exact = g / (1 + np.exp(-g)) * u
-        with np.errstate(all="ignore"):  # a wrong result may be anything
-            error = float(np.linalg.norm(found - exact) / np.linalg.norm(exact))
+        with np.errstate(all="ignore"):  # a wrong result may overflow or be NaN
+            error = float(np.linalg.norm(result - exact) / np.linalg.norm(exact))
         return error if np.isfinite(error) else None
 
 
-def _product_error(exact: tuple[Doubles, Doubles], found: Floats) -> float | None:
-    y, size = exact
-    return relative_error(found, y[: len(found)], size[: len(found)])
+def _product_error(exact: tuple[Doubles, Doubles], result: Floats) -> float | None:
+    y, scale = exact
+    return relative_error(result, y[: len(result)], scale[: len(result)])
 
 
 def _copy(w: QuantizedTensor) -> QuantizedTensor:

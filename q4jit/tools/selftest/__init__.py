@@ -1,10 +1,10 @@
-"""`q4jit selftest`: every schedule of a GPU held to the contract, then timed, with a report.
+"""`q4jit selftest`: check every schedule of a GPU against its error bound, then time it.
 
-The kernels are forced (`PlanOptions`), where a call would choose one. Each result is set to NaN
-before the kernels run, and compared with float64 products of weights that `formats.decode` decodes.
-A case that raises an error is a failed case, and the next one runs. The report is written however
-the run ends, with all that is known by then.
+Each case forces the kernels that run (`PlanOptions`), where a call would choose them. Results are
+set to NaN before the kernels run, and compared with float64 products of weights that NumPy decodes
+(`formats.decode`). A case that raises an error counts as failed, and the next one runs. The report
+is written even if the run is interrupted.
 
-    cases, checks ──run──▶ outcomes ─┐
-    timed products ──timing──────────┴──▶ Findings ──report──▶ report.txt, report.json
+    cases, checks ──run──▶ CaseOutcomes ─┐
+    products ──timing──▶ Timings ────────┴──▶ Findings ──report──▶ report.txt, report.json
 """

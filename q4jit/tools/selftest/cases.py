@@ -1,4 +1,4 @@
-"""The calls that a self-test makes: each with forced kernels, and what its error is held to."""
+"""The calls of a self-test: each with forced kernels and the bound of its error."""
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
@@ -7,13 +7,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from q4jit.hip.kernel import (
-    ELEMENT,
-    GEMV,
-    GEMV_DOT,
-    TILE_FMA,
-    TILE_MATRIX,
-)
+from q4jit.hip.kernel import ELEMENT, GEMV, GEMV_DOT, TILE_FMA, TILE_MATRIX
 from q4jit.plan.options import PlanOptions
 from q4jit.precision import BOUNDS, FUNCTION_BOUND
 from q4jit.targets import Target
@@ -34,38 +28,38 @@ SHAPES: Final = ((576, 37), (256, 37), (4096, 37), (256, 300), (576, 1), (4096, 
 _EVERY_M: Final = (1, 2, 3, 8, 16, 17, 64, 100)
 _ROWS: Final[dict[str, tuple[int, ...]]] = {
     ELEMENT: (1, 3, 17, 100),
-    GEMV: (1, 2, 3, 8, 16),  # a kernel each
+    GEMV: (1, 2, 3, 8, 16),  # one kernel each
     GEMV_DOT: (1, 2, 3, 8, 16),
     TILE_FMA: (17, 64, 100),
     TILE_MATRIX: (17, 64, 100),
 }
-# compared with what `dequantize` gives on the device
-_DECODED_TOO: Final = (ELEMENT, GEMV, TILE_FMA, TILE_MATRIX)
-_OFFSET_BYTES: Final = 7  # of a weight in a larger buffer: as odd as it gets
+# schedules whose results are compared with products of the values that the device decodes
+_DECODED_ON_DEVICE: Final = (ELEMENT, GEMV, TILE_FMA, TILE_MATRIX)
+_OFFSET_BYTES: Final = 7  # of a weight in its buffer: odd, so that no address is aligned
 
 
 def product(x: Any, w: Any) -> Any:
-    """A product alone."""
+    """Return a product."""
     return x @ w
 
 
 def product_and_values(x: Any, w: Any) -> Any:
-    """A product, and the weight's values by the kernel that only decodes."""
+    """Return a product and the decoded weight."""
     return x @ w, w.dequantize()
 
 
 def looked_up(ids: Any, w: Any) -> Any:
-    """Rows of a weight."""
+    """Return the columns `ids` of a weight."""
     return w.rows(ids)
 
 
 def affine(x: Any, w: Any, bias: Any, residual: Any, scale: Any) -> Any:
-    """Bias, a scale and a residual after a product."""
+    """Return a product with bias, scale and residual."""
     return residual + scale * (x @ w + bias)
 
 
 def mlp(x: Any, gain: Any, gate: Any, up: Any, down: Any) -> Any:
-    """RMSNorm, SwiGLU, a second product and the residual."""
+    """Return RMSNorm, SwiGLU, a second product and the residual."""
     h = x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + 1e-5) * gain
     g = h @ gate
     return x + (g / (1 + np.exp(-g)) * (h @ up)) @ down
@@ -73,10 +67,15 @@ def mlp(x: Any, gain: Any, gate: Any, up: Any, down: Any) -> Any:
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """A call of `function` with kernels by `plan_options`; `measure` gives its error.
+    """A call with forced kernels.
 
-    group: the line of the table that it counts in. args: NumPy arrays (f32, or ids in i64),
-    weights and floats.
+    Attributes:
+        group: the line of the report's table that counts the case.
+        function: the traced function.
+        args: NumPy arrays (f32, or ids in i64), weights and floats.
+        plan_options: schedule, layout and precision of the kernels.
+        bound: the largest accepted error.
+        measure: returns the error of the call's results.
     """
 
     group: str
@@ -88,7 +87,7 @@ class Case:
 
     @property
     def rows(self) -> int:
-        """M."""
+        """The number of rows M of the call."""
         return len(self.args[0])
 
     def __str__(self) -> str:
@@ -99,34 +98,34 @@ class Case:
 
 
 def cases(target: Target, quick: bool = False) -> list[Case]:
-    """What is run on an arch: some 120 kernels, each for several M where it serves them.
+    """Return the cases of an arch: about 120 kernels, each with several M if it supports them.
 
-    Not every combination: the shapes and, but for Q4_0, the classes of M take turns.
+    They are not all combinations: formats share out the shapes and, except for Q4_0, the M.
     """
     formats = ("Q4_0",) if quick else tuple(sorted(FORMATS, key=lambda name: name != "Q4_0"))
     layouts = (PLANAR,) if quick else (PLANAR, GGUF)
-    found: list[Case] = []
+    selected: list[Case] = []
     for schedule, precision in schedules(target):
         for layout in layouts:
             if precision == "f16" and layout == GGUF:
-                continue  # the text that decodes is that of f32
+                continue  # decodes with the same text as f32
             for turn, name in enumerate(formats):
                 if _suits(schedule, FORMATS[name]):
                     plan_options = PlanOptions(precision, None, schedule, layout)
-                    found += _product_cases(plan_options, name, turn)
-    found += _chosen_cases()
-    found += _lookup_cases(formats, layouts)
-    found += _function_cases()
-    found += _offset_cases(layouts)
-    return found
+                    selected += _product_cases(plan_options, name, turn)
+    selected += _default_cases()
+    selected += _lookup_cases(formats, layouts)
+    selected += _function_cases()
+    selected += _offset_cases(layouts)
+    return selected
 
 
 def schedules(target: Target) -> list[tuple[str, str]]:
-    """The schedules that an arch has, each with the precisions that change its text."""
-    found = [(ELEMENT, "f32"), (GEMV, "f32"), (GEMV_DOT, "i8"), (TILE_FMA, "f32")]
+    """Return the schedules of an arch, each with the precisions that change its text."""
+    pairs = [(ELEMENT, "f32"), (GEMV, "f32"), (GEMV_DOT, "i8"), (TILE_FMA, "f32")]
     if target.hip.matrix is not None:
-        found += [(TILE_MATRIX, "f32"), (TILE_MATRIX, "f16")]
-    return found
+        pairs += [(TILE_MATRIX, "f32"), (TILE_MATRIX, "f16")]
+    return pairs
 
 
 def _suits(schedule: str, fmt: Format) -> bool:
@@ -136,15 +135,15 @@ def _suits(schedule: str, fmt: Format) -> bool:
 def _product_cases(plan_options: PlanOptions, name: str, turn: int) -> Iterator[Case]:
     schedule, layout = str(plan_options.schedule), str(plan_options.layout)
     group = f"{schedule} {layout} {plan_options.precision}"
-    # the same for every schedule: what decodes alone is then compiled once
+    # the same shape for every schedule: the kernel that only decodes is then compiled once
     k, n = _shape(name, turn + (layout == GGUF))
     w = random_weight(name, k, n)
     bound = BOUNDS[plan_options.precision]
     for m in _rows(schedule, layout, name, turn):
         args = (random_x(m, k), w)
-        if schedule in _DECODED_TOO:
+        if schedule in _DECODED_ON_DEVICE:
             yield Case(group, product_and_values, args, plan_options, bound, against_values)
-            if schedule in {ELEMENT, GEMV}:  # the kernel that decodes is the others' too
+            if schedule in {ELEMENT, GEMV}:  # other schedules share the kernel that decodes
                 group_of_values = f"dequantize {layout}"
                 yield Case(
                     group_of_values, product_and_values, args, plan_options, 0.0, values_error
@@ -160,7 +159,12 @@ def _shape(name: str, turn: int) -> tuple[int, int]:
 
 
 def _rows(schedule: str, layout: str, name: str, turn: int) -> tuple[int, ...]:
-    """Which M: all for Q4_0 and where they share a kernel, which one row alone does not."""
+    """Return the M to run.
+
+    For Q4_0 in `planar` these are all M of the schedule. Otherwise they are one or two M for
+    `gemv` and `gemv_dot`, which have a kernel per M, and all M > 1 for the other schedules, which
+    have one kernel for them.
+    """
     every = _ROWS[schedule]
     if name == "Q4_0" and layout == PLANAR:
         return every
@@ -170,13 +174,13 @@ def _rows(schedule: str, layout: str, name: str, turn: int) -> tuple[int, ...]:
     return (every[0], turning) if layout == PLANAR else (turning,)
 
 
-def _chosen_cases() -> Iterator[Case]:
-    """Q4_0 with the schedule left to choose: every M in each precision, and every shape."""
+def _default_cases() -> Iterator[Case]:
+    """Yield cases of Q4_0 without a forced schedule: every M in each precision, every shape."""
     calls = [(precision, m, SHAPES[0]) for precision in BOUNDS for m in _EVERY_M]
     calls += [("f32", m, shape) for m in (1, 17) for shape in SHAPES[1:]]
     for precision, m, (k, n) in calls:
         args = (random_x(m, k), random_weight("Q4_0", k, n))
-        group = f"as chosen {precision}"
+        group = f"default schedule {precision}"
         yield Case(group, product, args, PlanOptions(precision), BOUNDS[precision], contract_error)
 
 
@@ -187,7 +191,7 @@ def _lookup_cases(formats: Sequence[str], layouts: Sequence[str]) -> Iterator[Ca
         ids[:2] = 0, w.shape[1] - 1
         layout = layouts[turn % len(layouts)]
         plan_options = PlanOptions("f32", None, None, layout)
-        yield Case(f"look-up {layout}", looked_up, (ids, w), plan_options, 0.0, lookup_error)
+        yield Case(f"lookup {layout}", looked_up, (ids, w), plan_options, 0.0, lookup_error)
 
 
 def _function_cases() -> Iterator[Case]:
@@ -217,5 +221,5 @@ def _offset_cases(layouts: Sequence[str]) -> Iterator[Case]:
         for m in (1, 17):
             plan_options = PlanOptions("f32", None, None, layout)
             args = (random_x(m, k), w)
-            group = "weights at an offset"
+            group = "unaligned weights"
             yield Case(group, product, args, plan_options, BOUNDS["f32"], contract_error)

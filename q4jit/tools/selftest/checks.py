@@ -1,4 +1,4 @@
-"""What one call does not show: streams, graphs, a result of more than 2³¹ elements."""
+"""Checks beyond single calls: streams, graphs, and a result of more than 2³¹ elements."""
 
 import functools
 from collections.abc import Callable
@@ -15,13 +15,21 @@ from q4jit.tools.selftest.measures import contract_error, difference, larger
 from q4jit.tools.selftest.streams import NotRunError, find_streams
 from q4jit.weights.reference import random_weight, random_x
 
-_LARGE: Final = (65600, 32, 32768)  # M, K, N: the result's elements need more than 31 bits
+_LARGE: Final = (65600, 32, 32768)  # M, K, N: indices of the result need more than 31 bits
 _STREAM_CALLS: Final = 20
 
 
 @dataclass(frozen=True)
 class Check:
-    """Something that one call does not show; `measure` gives its error, at most `bound`."""
+    """A check beyond a single call.
+
+    Attributes:
+        name: what is computed.
+        group: the line of the report's table that counts the check.
+        m: the number of rows M.
+        bound: the largest accepted error.
+        measure: runs the check and returns its error.
+    """
 
     name: str
     group: str
@@ -31,22 +39,22 @@ class Check:
 
 
 def checks(quick: bool = False) -> list[Check]:
-    """Graphs and streams without scratch memory and with, and a result above 2³¹ elements."""
-    found = []
+    """Return the checks: graphs and streams with and without scratch memory, and a large result."""
+    selected = []
     for m in (1, 64):
         replay, streams = functools.partial(replay_error, m=m), functools.partial(stream_error, m=m)
         about = f"product, M = {m}, Q4_0 {list(SHAPES[0])}"
-        found.append(Check(f"graph, {about}", "graph replay", m, BOUNDS["f32"], replay))
-        found.append(Check(f"two streams, {about}", "two streams", m, 0.0, streams))
+        selected.append(Check(f"graph, {about}", "graph replay", m, BOUNDS["f32"], replay))
+        selected.append(Check(f"two streams, {about}", "two streams", m, 0.0, streams))
     if not quick:
         m, k, n = _LARGE
         name = f"product, M = {m}, Q4_0 {[k, n]}"
-        found.append(Check(name, "M·N above 2³¹", m, BOUNDS["f32"], large_error))
-    return found
+        selected.append(Check(name, "M·N above 2³¹", m, BOUNDS["f32"], large_error))
+    return selected
 
 
 def replay_error(bench: Bench, m: int) -> float:
-    """The error of a graph's replays with activations that changed after its capture."""
+    """Return the error of a graph's replays with x changed after the capture."""
     streams = find_streams(bench.device)
     stream = streams.make()
     x, w = random_x(m, SHAPES[0][0]), random_weight("Q4_0", *SHAPES[0])
@@ -54,7 +62,7 @@ def replay_error(bench: Bench, m: int) -> float:
     args = bench.upload((x, w), streams.handle(stream))
     (out,) = bench.outputs(built, args)
     launch = bench.bind(built, args)
-    launch(args, out)  # uploads the weight, which cannot be part of a graph
+    launch(args, out)  # uploads the weight: a graph cannot capture that
     replay = streams.capture(stream, lambda: launch(args, out))
     worst = 0.0
     for scale in (-1, 3):
@@ -66,41 +74,41 @@ def replay_error(bench: Bench, m: int) -> float:
 
 
 def stream_error(bench: Bench, m: int) -> float:
-    """The largest difference of results of two streams at a time from what each gives alone."""
+    """Return the largest difference between results of two concurrent streams and of one."""
     streams = find_streams(bench.device)
-    made = [streams.make() for _ in range(2)]
+    two_streams = [streams.make() for _ in range(2)]
     x, w = random_x(m, SHAPES[0][0]), random_weight("Q4_0", *SHAPES[0])
     built = bench.build(product, (x, w), PlanOptions())
     calls = [
         bench.upload((x * sign, w), streams.handle(s))
-        for sign, s in zip((1, -1), made, strict=True)
+        for sign, s in zip((1, -1), two_streams, strict=True)
     ]
     launch = bench.bind(built, calls[0])
     outs = [[bench.outputs(built, args)[0] for args in calls] for _ in range(_STREAM_CALLS)]
-    alone = []
+    separate = []
     for args in calls:
         (out,) = bench.outputs(built, args)
         launch(args, out)
-        alone.append(out.to_numpy())
+        separate.append(out.to_numpy())
     for pair in outs:
         for args, out in zip(calls, pair, strict=True):
             launch(args, out)
     worst = 0.0
     for pair in outs:
-        for out, wanted in zip(pair, alone, strict=True):
+        for out, wanted in zip(pair, separate, strict=True):
             worst = larger(worst, difference(out.to_numpy(), wanted))
     return worst
 
 
 def large_error(bench: Bench) -> float:
-    """The error of some rows of a result of more than 2³¹ elements, the last among them."""
+    """Return the error of some rows, including the last, of a result above 2³¹ elements."""
     m, k, n = _LARGE
-    needed, free = 5 * m * n, bench.free_bytes()  # 4 bytes each, and some room
+    needed, free = 5 * m * n, bench.free_bytes()  # 4 bytes per element and a reserve
     if free < needed:
-        raise NotRunError(f"needs {needed:,} bytes of the device's memory, free are {free:,}")
+        raise NotRunError(f"needs {needed:,} bytes of device memory, {free:,} are free")
     x, w = random_x(m, k), random_weight("Q4_0", k, n)
     border = (1 << 31) // n
     bands = [slice(0, 3), slice(border - 2, border + 2), slice(m - 3, m)]
-    found = bench.run_rows(bench.build(product, (x, w), PlanOptions()), (x, w), bands)
-    pairs = zip(bands, found, strict=True)
+    results = bench.run_rows(bench.build(product, (x, w), PlanOptions()), (x, w), bands)
+    pairs = zip(bands, results, strict=True)
     return functools.reduce(larger, (contract_error((x[b], w), [y]) for b, y in pairs))

@@ -1,4 +1,4 @@
-"""What a self-test finds out: outcomes, times, and how the run ended."""
+"""The findings of a self-test: outcomes of cases, times of products, and how the run ended."""
 
 import time
 from collections.abc import Callable
@@ -10,9 +10,16 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class CaseOutcome:
-    """What became of a case; `error` is None where there is no number, and `message` says why.
+    """The outcome of a case or check.
 
-    passed: None where the case was not run.
+    Attributes:
+        case: the case in words.
+        group: the line of the report's table that counts it.
+        m: the number of rows M.
+        error: the measured error; None without one, for the reason in `message`.
+        bound: the largest accepted error.
+        passed: None if the case was not run.
+        message: why the case failed or was not run.
     """
 
     case: str
@@ -26,9 +33,13 @@ class CaseOutcome:
 
 @dataclass(frozen=True)
 class Timing:
-    """The time of one product with Q4_0, whose weights come from memory; None where it failed.
+    """The time of one product with a Q4_0 weight that no cache holds.
 
-    gb_per_s: of the weights; fraction: of what a copy within the device's memory reads and writes.
+    Attributes:
+        us: microseconds; this and the next two are None if the timing failed.
+        gb_per_s: bytes of the weight per time.
+        fraction: `gb_per_s` relative to what a copy within device memory reads and writes.
+        message: why the timing failed.
     """
 
     schedule: str
@@ -44,7 +55,15 @@ class Timing:
 
 @dataclass
 class Findings:
-    """What is known so far; ended_by: the exception that ended the run early, else empty."""
+    """All findings so far.
+
+    Attributes:
+        cases: outcomes of cases and checks.
+        copy: the speed of a copy within device memory.
+        timings: times of products.
+        ended_by: the exception that ended the run early, or "".
+        start: when the run began.
+    """
 
     cases: list[CaseOutcome] = field(default_factory=list)
     copy: dict[str, Any] = field(default_factory=lambda: {"gb_per_s": None, "message": "not run"})
@@ -54,13 +73,13 @@ class Findings:
 
 
 def attempt(action: Callable[[], T]) -> T | Exception:
-    """Return what an action gives, or the error that it raises, for the report."""
+    """Return the result of an action, or the error that it raises."""
     try:
         return action()
-    except Exception as error:  # noqa: BLE001 - a report of every error is what this is for
+    except Exception as error:  # noqa: BLE001 - the report lists every error
         return error
 
 
-def told(error: BaseException) -> str:
-    """Return an error in a line: its kind, and what it says."""
-    return f"{type(error).__name__}: {error}"
+def error_text(error: BaseException) -> str:
+    """Return the class of an error and its message, if it has one."""
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

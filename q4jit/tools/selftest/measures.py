@@ -1,4 +1,4 @@
-"""What results are held to: the error of a call's results, for its arguments."""
+"""Numerical errors of results, compared with float64 or with decoded values."""
 
 import functools
 import math
@@ -18,29 +18,29 @@ Measure = Callable[[Sequence[Any], Sequence[Any]], float]
 
 @functools.cache
 def _values(w: QuantizedTensor) -> Floats:
-    """The values of a weight [K, N], independently of every kernel."""
+    """Return the values of a weight [K, N], decoded by NumPy and not by a kernel."""
     return decode(w.block_format, w.raw).T
 
 
 def contract_error(args: Sequence[Any], results: Sequence[Any]) -> float:
-    """The largest rms error of a row of y = x @ w, relative to √(Σ(xw)² + K·2⁻¹⁴⁹)."""
+    """Return the largest rms error of a row of y = x @ w, relative to √(Σ(xw)² + K·2⁻¹⁴⁹)."""
     x, w = args
     return _contract(results[0], x, _values(w))
 
 
 def against_values(args: Sequence[Any], results: Sequence[Any]) -> float:
-    """The same, for the values of w that the device decoded: results are y and they."""
+    """Return the contract error of y, given results (y, values of w as the device decoded them)."""
     y, values = results
     return _contract(y, args[0], values)
 
 
 def values_error(args: Sequence[Any], results: Sequence[Any]) -> float:
-    """The largest difference between decoded values, which shall have none."""
+    """Return the largest error of decoded values; the bound is 0."""
     return difference(results[1], _values(args[1]))
 
 
 def lookup_error(args: Sequence[Any], results: Sequence[Any]) -> float:
-    """The largest difference between rows looked up, which shall have none."""
+    """Return the largest error of looked-up columns; the bound is 0."""
     ids, w = args
     return difference(results[0], _values(w).T[ids])
 
@@ -48,7 +48,7 @@ def lookup_error(args: Sequence[Any], results: Sequence[Any]) -> float:
 def function_error(
     function: Callable[..., Any], args: Sequence[Any], results: Sequence[Any]
 ) -> float:
-    """The relative rms of a function's result, compared with its run by NumPy in float64."""
+    """Return the relative rms error of a function's result, compared with NumPy in float64."""
     exact = function(*map(_in_float64, args))
     return float(np.linalg.norm(results[0] - exact) / np.linalg.norm(exact))
 
@@ -59,9 +59,9 @@ def _contract(y: Floats, x: Floats, values: Floats) -> float:
     return math.nan if error is None else error
 
 
-def difference(found: Floats, wanted: Floats) -> float:
-    """Return the largest difference between two arrays."""
-    return float(np.abs(found.astype(np.float64) - wanted).max())
+def difference(actual: Floats, wanted: Floats) -> float:
+    """Return the largest absolute difference between two arrays."""
+    return float(np.abs(actual.astype(np.float64) - wanted).max())
 
 
 def _in_float64(value: Any) -> Any:
@@ -71,5 +71,5 @@ def _in_float64(value: Any) -> Any:
 
 
 def larger(a: float, b: float) -> float:
-    """Return the larger one, or NaN where one is NaN: `max` would lose it."""
+    """Return the larger number, or NaN if one is NaN (`max` may drop a NaN)."""
     return float(np.maximum(a, b))

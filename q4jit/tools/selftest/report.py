@@ -8,12 +8,13 @@ from typing import Any, Final
 from q4jit.hip.harness import Bench
 from q4jit.tools.provenance import about_code, about_system, driver_version
 from q4jit.tools.selftest.findings import Findings, attempt
+from q4jit.tools.text import counted
 
-_SHOWN_LETTERS: Final = 100
+_SHOWN_LETTERS: Final = 100  # of a message in the shortened text
 
 
 def report_of(bench: Bench, findings: Findings) -> dict[str, Any]:
-    """Return the report of what is known so far."""
+    """Return the report of all findings so far."""
     failed = sum(o.passed is False for o in findings.cases)
     failed += sum(t.us is None for t in findings.timings)
     failed += findings.copy["gb_per_s"] is None
@@ -36,47 +37,48 @@ def report_of(bench: Bench, findings: Findings) -> dict[str, Any]:
 
 
 def _kernels(bench: Bench) -> Iterator[dict[str, Any]]:
-    """Each kernel that was compiled, and on AMD what its code object needs."""
+    """Yield each compiled kernel, on AMD with the resources that its code object declares."""
     for label, symbol, future in bench.compiled():
-        about: dict[str, Any] = {"kernel": label, "symbol": symbol}
-        if not future.done():  # after Ctrl-C nobody waits for it
-            yield about | {"message": "not compiled yet"}
+        description: dict[str, Any] = {"kernel": label, "symbol": symbol}
+        if not future.done():  # the run was interrupted
+            yield description | {"message": "not compiled yet"}
             continue
         entry = attempt(future.result)
         if isinstance(entry, Exception):
-            about["message"] = str(entry)
+            description["message"] = str(entry)
         else:
-            about |= {"key": entry.key, "code_bytes": len(entry.object_bytes)}
-            about |= {"origin": entry.origin, "seconds": round(entry.seconds, 3)}
+            description |= {"key": entry.key, "code_bytes": len(entry.object_bytes)}
+            description |= {"origin": entry.origin, "seconds": round(entry.seconds, 3)}
             if bench.device.platform == "amd":
-                about |= _needs(entry.object_bytes, symbol)
-        yield about
+                description |= _resources(entry.object_bytes, symbol)
+        yield description
 
 
-def _needs(code: bytes, symbol: str) -> dict[str, Any]:
-    from q4jit.compilers.codeobject import kernel_infos  # late, as every compiler's module
+def _resources(code: bytes, symbol: str) -> dict[str, Any]:
+    from q4jit.compilers.codeobject import kernel_infos  # late: needs optional packages
 
     infos = attempt(lambda: kernel_infos(code))
-    if isinstance(infos, Exception):  # without msgpack they stay unknown, and the report says so
+    if isinstance(infos, Exception):  # above all a missing msgpack
         return {"message": str(infos)}
     info = dataclasses.asdict(infos[symbol])
     return {name: value for name, value in info.items() if isinstance(value, int)}
 
 
 def report_text(report: dict[str, Any], *, shortened: bool = False) -> str:
-    """A report as text; where `shortened`, long messages end early and every kernel is left out."""
-    device, number = report["device"], len(report["cases"])
-    about = (
+    """Return a report as text; if `shortened`, with long messages cut and without the kernels."""
+    device = report["device"]
+    commit = report["commit"] or "unknown"
+    device_line = (
         f"{device['name']} ({device['arch']}, {device['platform']} device {device['index']}, "
         f"{device['memory_bytes'] / 2**30:.0f} GiB, {device['compute_units']} compute units)"
     )
-    sums = (
-        f"{number} cases, {len(report['timings'])} timings, {report['failed']} failed, "
-        f"{report['not_run']} not run, {report['seconds']} s"
+    summary = (
+        f"{counted(len(report['cases']), 'case')}, {counted(len(report['timings']), 'timing')}, "
+        f"{report['failed']} failed, {report['not_run']} not run, {report['seconds']} s"
     )
     lines = [
-        f"q4jit {report['q4jit']} selftest, {report['date']}, commit {report['commit'] or '-'}",
-        about,
+        f"q4jit {report['q4jit']} selftest, {report['date']}, commit {commit}",
+        device_line,
         f"driver: {report['driver']}",
         f"compiler: {report['compiler']}",
         f"Python {report['python']}, NumPy {report['numpy']}, {report['system']}",
@@ -86,34 +88,34 @@ def report_text(report: dict[str, Any], *, shortened: bool = False) -> str:
         *_failure_lines(report, shortened),
         *_timing_lines(report),
         *([] if shortened else _kernel_lines(report)),
-        *([f"INCOMPLETE: ended by {report['ended_by']}"] if report["ended_by"] else []),
-        sums,
+        *([f"INCOMPLETE: stopped by {report['ended_by']}"] if report["ended_by"] else []),
+        summary,
     ]
     return "\n".join(lines) + "\n"
 
 
-def _case_lines(found: Sequence[dict[str, Any]]) -> Iterator[str]:
-    yield f"{'cases':28}{'number':>8}{'failed':>8}{'not run':>9}{'worst':>10}{'allowed':>10}"
-    for group in dict.fromkeys(case["group"] for case in found):
-        members = [case for case in found if case["group"] == group]
+def _case_lines(cases: Sequence[dict[str, Any]]) -> Iterator[str]:
+    yield f"{'cases':28}{'total':>8}{'failed':>8}{'not run':>9}{'max error':>11}{'bound':>9}"
+    for group in dict.fromkeys(case["group"] for case in cases):
+        members = [case for case in cases if case["group"] == group]
         errors = [case["error"] for case in members if case["error"] is not None]
-        worst = f"{max(errors):.1e}" if errors else "-"
+        largest = f"{max(errors):.1e}" if errors else "-"
         failed = sum(case["passed"] is False for case in members)
-        idle = sum(case["passed"] is None for case in members)
-        bound = f"{members[0]['bound']:.0e}"
-        yield f"{group:28}{len(members):8}{failed:8}{idle:9}{worst:>10}{bound:>10}"
+        not_run = sum(case["passed"] is None for case in members)
+        bound = f"{members[0]['bound']:.0e}" if members[0]["bound"] else "0"
+        yield f"{group:28}{len(members):8}{failed:8}{not_run:9}{largest:>11}{bound:>9}"
 
 
 def _failure_lines(report: dict[str, Any], shortened: bool) -> Iterator[str]:
-    cases_of = report["cases"]
-    failures = [(c["case"], c["message"]) for c in cases_of if c["passed"] is False]
+    cases = report["cases"]
+    failures = [(c["case"], c["message"]) for c in cases if c["passed"] is False]
     failures += [(_title(t), t["message"]) for t in report["timings"] if t["us"] is None]
     for title, message in failures:
         yield f"FAILED {title}: {_short(message) if shortened else message}"
-    idle = [case for case in cases_of if case["passed"] is None]
-    for case in idle:
+    not_run = [case for case in cases if case["passed"] is None]
+    for case in not_run:
         yield f"{case['case']}: {case['message']}"
-    if failures or idle:
+    if failures or not_run:
         yield ""
 
 
@@ -130,9 +132,9 @@ def _title(timing: dict[str, Any]) -> str:
 def _timing_lines(report: dict[str, Any]) -> Iterator[str]:
     rate = report["copy"]["gb_per_s"]
     if rate is None:
-        yield f"no times: {_short(report['copy']['message'])}"
+        yield f"nothing was timed: {_short(report['copy']['message'])}"
         return
-    yield f"a copy within the device's memory reads and writes {rate:.0f} GB/s"
+    yield f"a copy within device memory reads and writes {rate:.0f} GB/s"
     yield f"{'Q4_0':44}{'µs':>10}{'GB/s':>8}{'of copy':>9}"
     for timing in report["timings"]:
         if timing["us"] is not None:

@@ -1,4 +1,4 @@
-"""Cases and checks, run one after the other: whatever fails, the next one runs."""
+"""Run cases and checks one after the other; a failure does not stop the next one."""
 
 import functools
 import math
@@ -10,14 +10,14 @@ from q4jit.hip.harness import Bench, Built
 from q4jit.progress import progress
 from q4jit.tools.selftest.cases import Case, cases
 from q4jit.tools.selftest.checks import Check, checks
-from q4jit.tools.selftest.findings import CaseOutcome, Findings, attempt, told
+from q4jit.tools.selftest.findings import CaseOutcome, Findings, attempt, error_text
 from q4jit.tools.selftest.measures import Floats
 from q4jit.tools.selftest.streams import NotRunError
 from q4jit.tools.selftest.timing import time_products
 
 
 def run_all(bench: Bench, quick: bool, findings: Findings) -> None:
-    """Run every case and check, then time products; all that is known goes into `findings`."""
+    """Run every case and check, then time products; add each result to `findings` at once."""
     for outcome in outcomes(bench, cases(bench.target, quick)):
         findings.cases.append(outcome)
     for check in progress(checks(quick), "checking"):
@@ -25,10 +25,10 @@ def run_all(bench: Bench, quick: bool, findings: Findings) -> None:
     time_products(bench, quick, findings)
 
 
-def outcomes(bench: Bench, found: Sequence[Case]) -> Iterator[CaseOutcome]:
-    """What became of each case, in order; all kernels are being compiled meanwhile."""
+def outcomes(bench: Bench, selected: Sequence[Case]) -> Iterator[CaseOutcome]:
+    """Yield the outcome of each case in order, while all kernels compile in the background."""
     pairs = []
-    for case in progress(found, "planning"):
+    for case in progress(selected, "planning"):
         build = functools.partial(bench.build, case.function, case.args, case.plan_options)
         pairs.append((case, attempt(build)))
     for case, built in progress(pairs, "running"):
@@ -43,33 +43,35 @@ def _run_case(bench: Bench, case: Case, built: Built | Exception) -> CaseOutcome
 
 
 def _failed(case: Case, error: Exception) -> CaseOutcome:
-    return CaseOutcome(str(case), case.group, case.rows, None, case.bound, False, told(error))
+    return CaseOutcome(str(case), case.group, case.rows, None, case.bound, False, error_text(error))
 
 
 def outcome_of(bench: Bench, check: Check) -> CaseOutcome:
-    """What became of a check."""
-    about = functools.partial(CaseOutcome, check.name, check.group, check.m, bound=check.bound)
+    """Run a check and return its outcome."""
+    outcome = functools.partial(CaseOutcome, check.name, check.group, check.m, bound=check.bound)
     error = attempt(lambda: check.measure(bench))
     if isinstance(error, NotRunError):
-        return about(error=None, passed=None, message=f"not run: {error}")
+        return outcome(error=None, passed=None, message=f"not run: {error}")
     if isinstance(error, Exception):
-        return about(error=None, passed=False, message=told(error))
+        return outcome(error=None, passed=False, message=error_text(error))
     if not math.isfinite(error):
-        return about(error=None, passed=False, message="results are NaN or Inf")
+        return outcome(error=None, passed=False, message="results contain NaN or Inf")
     passed = error <= check.bound
-    return about(error=error, passed=passed, message="" if passed else _excess(error, check.bound))
+    message = "" if passed else _excess(error, check.bound)
+    return outcome(error=error, passed=passed, message=message)
 
 
 def _excess(error: float, bound: float) -> str:
-    return f"error {error:.2e}, allowed are {bound:.0e}"
+    return f"error {error:.2e} exceeds the bound {bound:.0e}"
 
 
 def judge(case: Case, results: Sequence[Floats]) -> CaseOutcome:
-    """Whether results are complete, and within the bound."""
+    """Return the outcome of a case: its results must be finite and within the bound."""
     total = sum(result.size for result in results)
     missing = total - sum(int(np.isfinite(result).sum()) for result in results)
     if missing:
-        message = f"{missing:,} of {total:,} results are NaN or Inf: not written, or wrong"
+        verb = "is" if missing == 1 else "are"
+        message = f"{missing:,} of {total:,} results {verb} NaN or Inf (not written, or wrong)"
         return CaseOutcome(str(case), case.group, case.rows, None, case.bound, False, message)
     error = case.measure(case.args, results)
     passed = error <= case.bound

@@ -1,4 +1,4 @@
-"""Streams and graphs of a device, by a library that is installed: PyTorch, else CuPy."""
+"""Streams and graphs of a device, through PyTorch or CuPy."""
 
 import functools
 import importlib
@@ -11,34 +11,34 @@ from q4jit.runtime.driver import Device
 
 
 class NotRunError(Exception):
-    """Why a check cannot be made here."""
+    """A check cannot run on this machine; the message says why."""
 
 
 class Streams(Protocol):
-    """What a library knows of streams and graphs on one device."""
+    """The streams and graphs of a library on one device."""
 
     def make(self) -> Any:
-        """A new stream, independent of the default one."""
+        """Return a new stream that does not wait for the default stream."""
 
     def handle(self, stream: Any) -> int:
-        """The driver's address of a stream."""
+        """Return the driver's handle of a stream."""
 
     def capture(self, stream: Any, action: Callable[[], object]) -> Callable[[], object]:
-        """Record what `action` enqueues on a stream; the result enqueues it there again."""
+        """Capture what `action` enqueues on a stream, and return a function that replays it."""
 
 
 def find_streams(device: Device) -> Streams:
-    """Those of PyTorch, else of CuPy. Raises NotRunError where neither can use the device."""
+    """Return the streams of PyTorch, else of CuPy. Raises NotRunError without either."""
     if importlib.util.find_spec("torch"):
-        torch: Any = importlib.import_module("torch")  # late: not ours, as CuPy
+        torch: Any = importlib.import_module("torch")  # late: optional and slow, like CuPy
 
         platform_of_torch = "amd" if torch.version.hip else "nvidia"
         if torch.cuda.is_available() and platform_of_torch == device.platform:
             return _TorchStreams(torch, device)
     if importlib.util.find_spec("cupy") and device.platform == "nvidia":
-        # on AMD its streams are not captured
+        # on AMD, CuPy cannot capture its streams
         return _CupyStreams(importlib.import_module("cupy"), device)
-    raise NotRunError(f"needs torch or cupy for {device.platform}")
+    raise NotRunError(f"needs PyTorch or CuPy for {device.platform}")
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Times of products with weights that come from memory, beside that of a copy."""
+"""Times of products whose weights come from memory, and of a copy within device memory."""
 
 import functools
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from q4jit.plan.options import PlanOptions
 from q4jit.progress import progress
 from q4jit.runtime.driver import Device
 from q4jit.tools.selftest.cases import product, schedules
-from q4jit.tools.selftest.findings import Findings, Timing, attempt, told
+from q4jit.tools.selftest.findings import Findings, Timing, attempt, error_text
 from q4jit.weights.reference import random_weight, random_x, rotated_copies
 from q4jit.weights.tensor import QuantizedTensor
 
@@ -18,10 +18,10 @@ _TIMED_ROWS: Final = (1, 8, 64, 512)
 
 
 def time_products(bench: Bench, quick: bool, findings: Findings) -> None:
-    """Add the rate of a copy within the device's memory, and the times."""
+    """Add the speed of a copy within device memory and the times of products to `findings`."""
     copy_us = attempt(lambda: bench.copy_us)
-    if isinstance(copy_us, Exception):  # a device that was lost, and nothing else can be timed
-        findings.copy = {"gb_per_s": None, "message": told(copy_us)}
+    if isinstance(copy_us, Exception):  # the device was lost: timing products would fail too
+        findings.copy = {"gb_per_s": None, "message": error_text(copy_us)}
         return
     rate = 2e-3 * bench.copy_bytes() / copy_us
     findings.copy = {"gb_per_s": rate, "bytes": bench.copy_bytes()}
@@ -31,16 +31,16 @@ def time_products(bench: Bench, quick: bool, findings: Findings) -> None:
         for schedule, precision, m in progress(calls, f"timing [{k}, {n}]"):
             plan_options = PlanOptions(precision, None, schedule)
             us = attempt(functools.partial(_time_us, bench, plan_options, m, weights))
-            place = (schedule, precision, k, n, m)
+            product_key = (schedule, precision, k, n, m)
             if isinstance(us, Exception):
-                findings.timings.append(Timing(*place, None, None, None, told(us)))
+                findings.timings.append(Timing(*product_key, None, None, None, error_text(us)))
             else:
                 speed = weights[0].nbytes / us * 1e-3
-                findings.timings.append(Timing(*place, us, speed, speed / rate))
+                findings.timings.append(Timing(*product_key, us, speed, speed / rate))
 
 
 def _rotation(device: Device, k: int, n: int) -> list[QuantizedTensor]:
-    """Equal weights, more than the device's caches keep."""
+    """Return copies of a weight that together exceed the device's caches."""
     first = random_weight("Q4_0", k, n)
     return [
         QuantizedTensor.from_bytes(first.raw, shape=first.shape, format=first.format)

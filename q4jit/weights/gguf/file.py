@@ -1,4 +1,4 @@
-"""A GGUF file as users get it: a mapping of its tensors, and its metadata."""
+"""`load_gguf` and `GGUFFile`, a mapping of the tensors in a GGUF file."""
 
 import mmap
 import os
@@ -8,7 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-from q4jit.errors import GGUFError, MissingNameError
+from q4jit.errors import GGUFError, MissingNameError, expected
 from q4jit.weights.gguf.metadata import Metadata, alignment_of, read_keys
 from q4jit.weights.gguf.reader import Reader
 from q4jit.weights.gguf.tensors import Tensor, read_tensor, read_tensors
@@ -21,13 +21,13 @@ _MIN_TENSOR_BYTES: Final = 8 + 4 + 8 + 4 + 8
 
 
 class GGUFFile(Mapping[str, Tensor]):
-    """The tensors of a GGUF file by name, read where they lie in a read-only memory map.
+    """The tensors of a GGUF file by name, read in place from a read-only memory map.
 
-    A tensor of two dimensions is a `QuantizedTensor` (formats F16 and F32 included), one of one
-    dimension a read-only f32 array. The same name gives the same object every time. The map lives
-    as long as anything made from it, so the file may be closed or deleted (but not truncated or
-    overwritten) while its tensors are in use. An unknown name raises MissingNameError, a tensor
-    that q4jit cannot read GGUFError.
+    A tensor of two dimensions is a `QuantizedTensor` (also in the formats F16 and F32), a tensor of
+    one dimension is a read-only f32 array. The same name always gives the same object. Tensors keep
+    the map alive, so the file may be closed or deleted while they are in use, but not truncated or
+    overwritten. An unknown name raises MissingNameError; a tensor that q4jit cannot read raises
+    GGUFError.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -45,7 +45,7 @@ class GGUFFile(Mapping[str, Tensor]):
         return self._metadata
 
     def close(self) -> None:
-        """Let go of the map; tensors already taken from it stay valid."""
+        """Release the map. Tensors that were read before stay valid."""
         self._reader.close()
         self._tensors.clear()
 
@@ -65,8 +65,8 @@ class GGUFFile(Mapping[str, Tensor]):
             raise MissingNameError(self._reader.path, "tensor", name, self._infos.keys())
         tensor = self._tensors.get(name)
         if tensor is None:
-            made = read_tensor(self._reader, self._infos[name])
-            tensor = self._tensors.setdefault(name, made)  # two threads get one object
+            new = read_tensor(self._reader, self._infos[name])
+            tensor = self._tensors.setdefault(name, new)  # two threads get the same object
         return tensor
 
     def __contains__(self, name: object) -> bool:
@@ -85,36 +85,35 @@ class GGUFFile(Mapping[str, Tensor]):
 def load_gguf(path: str | os.PathLike[str]) -> GGUFFile:
     """Map a GGUF file (version 2 or 3, little-endian) read-only and check its whole header.
 
-    Raises GGUFError, naming the file, the key or tensor and the byte, and OSError where the file
-    cannot be opened.
+    Raises GGUFError, which names the file, the key or tensor, and the byte; raises OSError if the
+    file cannot be opened.
     """
     return GGUFFile(path)
 
 
 def _map_file(path: str) -> memoryview:
     status = Path(path).stat()
-    if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
-        raise GGUFError(f"{path}: found something else than a regular file, accepted is a file")
+    if not stat.S_ISREG(status.st_mode):  # opening a pipe would block
+        raise GGUFError(f"{path} is not a regular file")
     with Path(path).open("rb") as file:
         size = os.fstat(file.fileno()).st_size
         if size < _HEADER_BYTES:
-            raise GGUFError(
-                f"{path}: header at byte 0: found a file of {size} bytes, "
-                f"accepted is at least the {_HEADER_BYTES} of a GGUF header"
-            )
+            header = f"at least {_HEADER_BYTES} bytes"
+            where = f"{path}: header at byte 0"
+            raise GGUFError(expected(header, f"a file of {size} bytes", where=where))
         return memoryview(mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ))
 
 
 def _read_header(reader: Reader) -> tuple[int, int]:
-    """Check magic and version; returns the numbers of tensors and of keys."""
+    """Check magic and version, and return the numbers of tensors and of keys."""
     magic = bytes(reader.view[reader.skip(4, "magic") : reader.at])
     if magic != _MAGIC:
-        raise reader.error(0, "magic", repr(magic), repr(_MAGIC))
+        raise reader.error(0, "magic", repr(_MAGIC), repr(magic))
     version = reader.u32("version")
     if version not in _VERSIONS:
         swapped = int.from_bytes(version.to_bytes(4, "little"), "big")
-        found = f"{swapped} in a big-endian file" if 0 < swapped < 256 else str(version)
-        raise reader.error(4, "version", found, "2 or 3, little-endian")
+        got = f"{swapped} in a big-endian file" if 0 < swapped < 256 else str(version)
+        raise reader.error(4, "version", "2 or 3 in a little-endian file", got)
     tensors = reader.count(_MIN_TENSOR_BYTES, "tensor count")
     keys = reader.count(_MIN_KEY_BYTES, "key count")
     return tensors, keys

@@ -1,4 +1,4 @@
-"""The keys of a file: where each value lies, and its value when it is asked for."""
+"""The metadata keys of a file: the position of each value, decoded on first access."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any, Final, NamedTuple, TypeAlias
@@ -34,7 +34,7 @@ _NUMBERS: Final[dict[int, np.dtype[Any]]] = {
 
 
 class Value(NamedTuple):
-    """Where a metadata value lies: `length` items of `kind` from byte `at` on (None: a scalar)."""
+    """The position of a value: `length` items of type `kind` at byte `at` (None: a scalar)."""
 
     kind: int
     length: int | None
@@ -42,11 +42,11 @@ class Value(NamedTuple):
 
 
 class Metadata(Mapping[str, MetadataValue]):
-    """A GGUF file's keys; a value is decoded when it is first asked for.
+    """The metadata of a GGUF file by key, decoded on first access.
 
-    Scalars are Python bool, int, float and str; an array of numbers is a read-only ndarray, an
-    array of strings a tuple. Asking for damaged text or a bool that is neither 0 nor 1 raises
-    GGUFError, asking for an unknown key MissingNameError.
+    Scalars are Python bool, int, float and str. An array of numbers is a read-only ndarray, an
+    array of strings is a tuple. An unknown key raises MissingNameError; damaged text, and a bool
+    that is neither 0 nor 1, raise GGUFError on access.
     """
 
     def __init__(self, reader: Reader, values: dict[str, Value]) -> None:
@@ -73,70 +73,70 @@ class Metadata(Mapping[str, MetadataValue]):
     def __repr__(self) -> str:
         return f"<Metadata of {self._reader.path}: {len(self)} keys>"
 
-    def _decode(self, what: str, value: Value) -> MetadataValue:
+    def _decode(self, subject: str, value: Value) -> MetadataValue:
         if value.kind == _STRING:
-            return self._strings(what, value)
+            return self._strings(subject, value)
         dtype = _NUMBERS[value.kind]
         count = 1 if value.length is None else value.length
         stored = self._reader.view[value.at : value.at + count * dtype.itemsize]
         numbers: NDArray[Any] = np.frombuffer(bytes(stored), dtype)
         if value.kind == _BOOL:
-            self._check_bools(what, value.at, numbers)
+            self._check_bools(subject, value.at, numbers)
             numbers = numbers.view(np.bool_)
         if value.length is not None:
             return numbers
         scalar: bool | int | float = numbers[0].item()
         return scalar
 
-    def _strings(self, what: str, value: Value) -> str | tuple[str, ...]:
+    def _strings(self, subject: str, value: Value) -> str | tuple[str, ...]:
         cursor = Reader(self._reader.path, self._reader.view)
         cursor.at = value.at
         if value.length is None:
-            return cursor.string(what)
-        return tuple([cursor.string(what) for _ in range(value.length)])
+            return cursor.string(subject)
+        return tuple([cursor.string(subject) for _ in range(value.length)])
 
-    def _check_bools(self, what: str, at: int, stored: NDArray[np.uint8]) -> None:
+    def _check_bools(self, subject: str, at: int, stored: NDArray[np.uint8]) -> None:
         wrong = np.flatnonzero(stored > 1)
         if wrong.size:
             first = int(wrong[0])
-            raise self._reader.error(at + first, what, f"a bool of {stored[first]}", "0 or 1")
+            raise self._reader.error(at + first, subject, "0 or 1 as a bool", str(stored[first]))
 
 
 def read_keys(reader: Reader, count: int) -> dict[str, Value]:
-    """Read where the value of each key lies, without decoding any."""
+    """Read the position of each key's value without decoding it."""
     values: dict[str, Value] = {}
     for i in range(count):
         at = reader.at
         key = reader.name(f"name of key {i}")
         if key in values:
-            raise reader.error(at, key_name(key), "the key a second time", "every key once")
+            raise reader.error(at, key_name(key), "every key once", "a second key of this name")
         values[key] = _read_value(reader, key_name(key))
     return values
 
 
-def _read_value(reader: Reader, what: str) -> Value:
+def _read_value(reader: Reader, subject: str) -> Value:
     at = reader.at
-    kind = reader.u32(what)
+    kind = reader.u32(subject)
     if kind != _ARRAY:
-        return Value(kind, None, _skip_items(reader, at, kind, 1, what))
+        return Value(kind, None, _skip_items(reader, at, kind, 1, subject))
     at = reader.at
-    item_kind = reader.u32(what)
+    item_kind = reader.u32(subject)
     if item_kind == _ARRAY:
-        raise reader.error(at, what, "an array of arrays", "an array of numbers or strings")
+        raise reader.error(at, subject, "an array of numbers or strings", "an array of arrays")
     item = _NUMBERS.get(item_kind)
-    count = reader.count(item.itemsize if item else 8, what)
-    return Value(item_kind, count, _skip_items(reader, at, item_kind, count, what))
+    count = reader.count(item.itemsize if item else 8, subject)
+    return Value(item_kind, count, _skip_items(reader, at, item_kind, count, subject))
 
 
-def _skip_items(reader: Reader, at: int, kind: int, count: int, what: str) -> int:
-    """Pass over `count` items and return where they start; `at` is where their type stands."""
+def _skip_items(reader: Reader, at: int, kind: int, count: int, subject: str) -> int:
+    """Skip `count` items and return where they start. at: the position of their type."""
     start = reader.at
     if kind == _STRING:
-        reader.skip_strings(count, what)
+        reader.skip_strings(count, subject)
     elif kind in _NUMBERS:
-        reader.skip(count * _NUMBERS[kind].itemsize, what)
+        reader.skip(count * _NUMBERS[kind].itemsize, subject)
     else:
-        raise reader.error(at, what, f"a value of type {kind}", "a type from 0 to 12")
+        raise reader.error(at, subject, "a type from 0 to 12", str(kind))
     return start
 
 
@@ -145,11 +145,12 @@ def alignment_of(reader: Reader, metadata: Metadata) -> int:
     value = metadata._values.get(_ALIGNMENT_KEY)
     if value is None:
         return _DEFAULT_ALIGNMENT
-    what = key_name(_ALIGNMENT_KEY)
+    subject = key_name(_ALIGNMENT_KEY)
     if value.kind != _UINT32 or value.length is not None:
-        raise reader.error(value.at, what, f"a value of type {value.kind}", "one u32 (type 4)")
+        got = f"a value of type {value.kind}" if value.length is None else "an array"
+        raise reader.error(value.at, subject, "one u32 (type 4)", got)
     alignment = metadata[_ALIGNMENT_KEY]
     assert isinstance(alignment, int)
     if alignment.bit_count() != 1:
-        raise reader.error(value.at, what, str(alignment), "a power of two")
+        raise reader.error(value.at, subject, "a power of two", str(alignment))
     return alignment

@@ -1,9 +1,9 @@
-"""A cursor over the mapped file that checks every count before it is used."""
+"""A cursor over a mapped file that checks every count before using it."""
 
 import struct
 from typing import Final
 
-from q4jit.errors import GGUFError
+from q4jit.errors import GGUFError, expected
 
 _MAX_NAME_BYTES: Final = 65535
 
@@ -12,9 +12,10 @@ _U64: Final = struct.Struct("<Q")
 
 
 class Reader:
-    """A cursor over the mapped file that never reads past the end.
+    """A cursor over a mapped file that never reads past its end.
 
-    Every method that reads raises GGUFError, naming the file, `what` and the byte.
+    Every method that reads raises GGUFError, which names the file, the byte, and as `subject` what
+    was read.
     """
 
     def __init__(self, path: str, view: memoryview) -> None:
@@ -27,76 +28,69 @@ class Reader:
     def view(self) -> memoryview:
         """The file's bytes. Raises GGUFError once the file is closed."""
         if self._view is None:
-            raise GGUFError(f"{self.path}: found a closed file, accepted is one still open")
+            raise GGUFError(f"{self.path}: the file is closed")
         return self._view
 
     def close(self) -> None:
-        """Let go of the map."""
+        """Release the map."""
         self._view = None
 
-    def error(self, at: int, what: str, found: str, accepted: str) -> GGUFError:
-        """Make the error for `what` at byte `at`."""
-        return GGUFError(f"{self.path}: {what} at byte {at}: found {found}, accepted is {accepted}")
+    def error(self, at: int, subject: str, what: str, got: str) -> GGUFError:
+        """Return the error for `subject` at byte `at`: expected `what`, got `got`."""
+        return GGUFError(expected(what, got, where=f"{self.path}: {subject} at byte {at}"))
 
-    def skip(self, count: int, what: str) -> int:
-        """Pass over `count` bytes and return where they start."""
+    def skip(self, count: int, subject: str) -> int:
+        """Skip `count` bytes and return where they start."""
         start, left = self.at, self.size - self.at
         if count > left:
-            raise self.error(
-                start, what, f"{count} bytes to read", f"at most the {left} left in the file"
-            )
+            raise self.error(start, subject, f"at most the {left} bytes that are left", f"{count}")
         self.at = start + count
         return start
 
-    def u32(self, what: str) -> int:
+    def u32(self, subject: str) -> int:
         """Read an unsigned number of 4 bytes."""
-        start = self.skip(4, what)
+        start = self.skip(4, subject)
         return int(_U32.unpack_from(self.view, start)[0])
 
-    def u64(self, what: str) -> int:
+    def u64(self, subject: str) -> int:
         """Read an unsigned number of 8 bytes."""
-        start = self.skip(8, what)
+        start = self.skip(8, subject)
         return int(_U64.unpack_from(self.view, start)[0])
 
-    def count(self, item_bytes: int, what: str) -> int:
-        """A u64 count of items that take at least `item_bytes` each, and so must fit."""
-        count = self.u64(what)
-        most = (self.size - self.at) // item_bytes
-        if count > most:
-            raise self.error(
-                self.at - 8,
-                what,
-                f"a count of {count}",
-                f"at most {most}, for {self.size - self.at} bytes are left in the file",
-            )
+    def count(self, item_bytes: int, subject: str) -> int:
+        """Read the u64 count of items that follow, each at least `item_bytes` long."""
+        count = self.u64(subject)
+        left = self.size - self.at
+        if count > left // item_bytes:
+            most = f"at most {left // item_bytes} items in the {left} bytes that are left"
+            raise self.error(self.at - 8, subject, most, str(count))
         return count
 
-    def name(self, what: str) -> str:
-        """Read the name of a key or tensor, whose length is bounded."""
+    def name(self, subject: str) -> str:
+        """Read the name of a key or tensor, which has a bounded length."""
         at = self.at
-        size = self.u64(what)
+        size = self.u64(subject)
         if size > _MAX_NAME_BYTES:
-            raise self.error(at, what, f"{size} bytes", f"at most {_MAX_NAME_BYTES}")
-        start = self.skip(size, what)
-        return self.text(start, size, what)
+            raise self.error(at, subject, f"at most {_MAX_NAME_BYTES} bytes", f"{size} bytes")
+        start = self.skip(size, subject)
+        return self.text(start, size, subject)
 
-    def text(self, start: int, size: int, what: str) -> str:
-        """Decode `size` bytes of UTF-8 from byte `start` on."""
+    def text(self, start: int, size: int, subject: str) -> str:
+        """Decode `size` bytes of UTF-8 at byte `start`."""
         try:
             return str(self.view[start : start + size], "utf-8")
         except UnicodeDecodeError as error:
-            bad = start + error.start
-            raise self.error(bad, what, f"a string with {error.reason}", "UTF-8") from None
+            raise self.error(start + error.start, subject, "UTF-8", error.reason) from None
 
-    def string(self, what: str) -> str:
+    def string(self, subject: str) -> str:
         """Read a string: its length, then UTF-8 bytes."""
-        size = self.u64(what)
-        start = self.skip(size, what)
-        return self.text(start, size, what)
+        size = self.u64(subject)
+        start = self.skip(size, subject)
+        return self.text(start, size, subject)
 
-    def skip_strings(self, count: int, what: str) -> None:
-        """Pass over `count` strings."""
-        # The one loop whose length is the vocabulary's: no method call per string.
+    def skip_strings(self, count: int, subject: str) -> None:
+        """Skip `count` strings."""
+        # This loop runs once per word of a vocabulary, so it makes no method calls.
         view, at, last = self.view, self.at, self.size - 8
         unpack = _U64.unpack_from
         for _ in range(count):
@@ -107,20 +101,20 @@ class Reader:
             if at <= self.size:
                 self.at = at
                 return
-        for _ in range(count):  # once more, slowly, to say where
-            self.skip(self.u64(what), what)
+        for _ in range(count):  # slowly, to raise the error with its position
+            self.skip(self.u64(subject), subject)
 
 
 def key_name(name: str) -> str:
-    """Name a key in a message."""
+    """Return subject messages call a key."""
     return f"key {_short(name)}"
 
 
 def tensor_name(name: str) -> str:
-    """Name a tensor in a message."""
+    """Return subject messages call a tensor."""
     return f"tensor {_short(name)}"
 
 
 def _short(name: str) -> str:
-    """A name from the file for a message: quoted, escaped and at most about 80 characters."""
+    """Return a name from a file, quoted, escaped and at most about 80 characters long."""
     return repr(name if len(name) <= 80 else name[:77] + "...")

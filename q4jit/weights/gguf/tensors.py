@@ -1,4 +1,4 @@
-"""The table of tensors: each entry checked against the file, and read when it is asked for."""
+"""The table of tensors: its entries are checked first, and tensors are read on access."""
 
 from dataclasses import dataclass
 from math import prod
@@ -16,7 +16,7 @@ Tensor: TypeAlias = QuantizedTensor | NDArray[np.float32]
 _MAX_DIMENSIONS: Final = 4
 
 _FORMAT_OF_TYPE: Final = {fmt.ggml_type: fmt for fmt in FORMATS.values()}
-# Only names, for messages about what q4jit does not read.
+# Names of formats that q4jit does not read, for messages.
 _OTHER_TYPES: Final = {
     6: "Q5_0",
     7: "Q5_1",
@@ -50,7 +50,7 @@ _OTHER_TYPES: Final = {
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """One entry of the tensor table; `at` is where the entry lies, start and end where the data."""
+    """An entry of the tensor table: its position `at`, and its data from `start` to `end`."""
 
     name: str
     at: int
@@ -61,64 +61,57 @@ class TensorInfo:
 
 
 def read_tensors(reader: Reader, count: int, alignment: int) -> dict[str, TensorInfo]:
-    """Read the table of tensors, checking that each lies inside the file and apart from others."""
+    """Read the table of tensors, and check that their data is in the file and does not overlap."""
     infos: dict[str, TensorInfo] = {}
     for i in range(count):
         at = reader.at
         name = reader.name(f"name of tensor {i}")
         if name in infos:
-            raise reader.error(at, tensor_name(name), "the tensor a second time", "every name once")
+            got = "a second tensor of this name"
+            raise reader.error(at, tensor_name(name), "every name once", got)
         infos[name] = _read_info(reader, name, at, alignment)
     if not infos:
         return infos
-    data = -(-reader.at // alignment) * alignment
-    placed = {name: _place(reader, info, data) for name, info in infos.items()}
-    _check_overlap(reader, placed)
-    return placed
+    data_at = -(-reader.at // alignment) * alignment
+    absolute = {name: _absolute(reader, info, data_at) for name, info in infos.items()}
+    _check_overlap(reader, absolute)
+    return absolute
 
 
 def _read_info(reader: Reader, name: str, at: int, alignment: int) -> TensorInfo:
-    """One entry of the tensor table; start and end count from the data's start as yet."""
-    what = tensor_name(name)
-    rank = reader.u32(what)
+    """Read one entry, with start and end counted from the start of the data."""
+    subject = tensor_name(name)
+    rank = reader.u32(subject)
     if not 1 <= rank <= _MAX_DIMENSIONS:
-        raise reader.error(reader.at - 4, what, f"{rank} dimensions", f"1 to {_MAX_DIMENSIONS}")
-    dims = tuple(reader.u64(what) for _ in range(rank))
+        dimensions = f"1 to {_MAX_DIMENSIONS} dimensions"
+        raise reader.error(reader.at - 4, subject, dimensions, str(rank))
+    dims = tuple(reader.u64(subject) for _ in range(rank))
     if 0 in dims:
-        raise reader.error(at, what, f"dimensions {dims}", "none of size 0")
-    ggml_type = reader.u32(what)
-    offset = reader.u64(what)
+        raise reader.error(at, subject, "dimensions of at least 1", str(dims))
+    ggml_type = reader.u32(subject)
+    offset = reader.u64(subject)
     if offset % alignment:
-        raise reader.error(
-            reader.at - 8, what, f"offset {offset}", f"a multiple of the alignment, {alignment}"
-        )
+        multiple = f"an offset that is a multiple of the alignment, {alignment}"
+        raise reader.error(reader.at - 8, subject, multiple, str(offset))
     fmt = _FORMAT_OF_TYPE.get(ggml_type)
-    # Of a format without a known size at least one byte must lie inside the file.
-    size = _data_bytes(reader, what, at, fmt, dims) if fmt else 1
+    # if the size of the format is unknown, at least one byte must be in the file
+    size = _data_bytes(reader, subject, at, fmt, dims) if fmt else 1
     return TensorInfo(name, at, dims, ggml_type, offset, offset + size)
 
 
-def _data_bytes(reader: Reader, what: str, at: int, fmt: Format, dims: tuple[int, ...]) -> int:
+def _data_bytes(reader: Reader, subject: str, at: int, fmt: Format, dims: tuple[int, ...]) -> int:
     if dims[0] % fmt.block_elements:
-        raise reader.error(
-            at,
-            what,
-            f"dimensions {dims} in {fmt.name}",
-            f"a first dimension that is a multiple of {fmt.block_elements}",
-        )
-    return fmt.row_bytes(dims[0]) * prod(dims[1:])
+        multiple = f"a first dimension that is a multiple of {fmt.block_elements} for {fmt.name}"
+        raise reader.error(at, subject, multiple, f"dimensions {dims}")
+    return fmt.column_bytes(dims[0]) * prod(dims[1:])
 
 
-def _place(reader: Reader, info: TensorInfo, data: int) -> TensorInfo:
-    """Make an entry's start and end absolute, and check that they lie inside the file."""
-    start, end = data + info.start, data + info.end
+def _absolute(reader: Reader, info: TensorInfo, data_at: int) -> TensorInfo:
+    """Return an entry with start and end counted from byte 0; check that they are in the file."""
+    start, end = data_at + info.start, data_at + info.end
     if end > reader.size:
-        raise reader.error(
-            info.at,
-            tensor_name(info.name),
-            f"data from byte {start} to {end}",
-            f"data inside the file's {reader.size} bytes",
-        )
+        inside = f"data in the file's {reader.size} bytes"
+        raise reader.error(info.at, tensor_name(info.name), inside, f"bytes {start} to {end}")
     return TensorInfo(info.name, info.at, info.dims, info.ggml_type, start, end)
 
 
@@ -126,27 +119,22 @@ def _check_overlap(reader: Reader, infos: dict[str, TensorInfo]) -> None:
     previous: TensorInfo | None = None
     for info in sorted(infos.values(), key=lambda info: (info.start, info.end)):
         if previous is not None and info.start < previous.end:
-            raise reader.error(
-                info.at,
-                tensor_name(info.name),
-                f"data from byte {info.start} on, inside {tensor_name(previous.name)} "
-                f"({previous.start} to {previous.end})",
-                "tensors that do not overlap",
-            )
+            other = f"{tensor_name(previous.name)} from {previous.start} to {previous.end}"
+            got = f"data at byte {info.start}, inside {other}"
+            raise reader.error(info.at, tensor_name(info.name), "tensors that do not overlap", got)
         previous = info
 
 
 def read_tensor(reader: Reader, info: TensorInfo) -> Tensor:
-    """Read one tensor in place. Raises GGUFError for a format or rank that q4jit cannot read."""
-    what = tensor_name(info.name)
+    """Return a tensor in place. Raises GGUFError for a format or rank that q4jit cannot read."""
+    subject = tensor_name(info.name)
     fmt = _FORMAT_OF_TYPE.get(info.ggml_type)
     if fmt is None:
         name = _OTHER_TYPES.get(info.ggml_type, "unknown")
-        raise reader.error(
-            info.at, what, f"format {name} (ggml type {info.ggml_type})", ", ".join(FORMATS)
-        )
+        formats = f"one of the formats {', '.join(FORMATS)}"
+        raise reader.error(info.at, subject, formats, f"{name} (ggml type {info.ggml_type})")
     if prod(info.dims[2:]) != 1:
-        raise reader.error(info.at, what, f"dimensions {info.dims}", "one or two dimensions")
+        raise reader.error(info.at, subject, "one or two dimensions", str(info.dims))
     data = reader.view[info.start : info.end]
     if len(info.dims) == 1:
         return _read_vector(fmt, data)
@@ -155,11 +143,11 @@ def read_tensor(reader: Reader, info: TensorInfo) -> Tensor:
 
 
 def _read_vector(fmt: Format, data: memoryview) -> NDArray[np.float32]:
-    rows = np.frombuffer(data, np.uint8).reshape(1, -1)
+    columns = np.frombuffer(data, np.uint8).reshape(1, -1)
     if fmt.name == "F32":
-        in_place: NDArray[np.float32] = rows[0].view("<f4")
+        in_place: NDArray[np.float32] = columns[0].view("<f4")
         if in_place.flags.aligned:
             return in_place
-    vector: NDArray[np.float32] = decode(fmt, rows)[0]
+    vector: NDArray[np.float32] = decode(fmt, columns)[0]
     vector.flags.writeable = False
     return vector

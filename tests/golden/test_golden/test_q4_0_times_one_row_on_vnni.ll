@@ -4,294 +4,327 @@
 ; 64 columns:
 ;   v1 = v0 @ w    Q4_0 [4096, 64]
 ;   output0 = v1
-; args: 0 pool, 1 m, 2 x, 3 w, 4 output0, 5 prologue, 6 exponent, 7 digits
 
 target triple = "x86_64-unknown-linux-gnu"
 
-; Bring the exponent of x's largest element into -40 … 96, where
-; most lie already: sums of products with quants then neither overflow nor go denormal.
-define internal void @normalise(ptr %x, i64 %k, <16 x float> %largest, ptr %scale) #0 {
+; The kernel's arguments, 8 bytes each.
+%Slots = type {
+  ptr,  ; 0 pool
+  i64,  ; 1 m
+  ptr,  ; 2 x
+  ptr,  ; 3 w
+  ptr,  ; 4 output0
+  ptr,  ; 5 prologue
+  ptr,  ; 6 row_factors
+  ptr   ; 7 digits
+}
+
+; 32 elements of x that share a step: integers X = x / step, in digits.
+%Unit = type {
+  i32,             ; 0 lift, at the position of a float's exponent
+  float,           ; 1 sum of X · 2^lift
+  [2 x i32],       ; 2 −8 · sum of X, of each half of the unit
+  [2 x i32],       ; 3 the same for the highest digit
+  i32,             ; 4 −8 · sum of X
+  i32,             ; 5 the same for the highest digit
+  [3 x [32 x i8]]  ; 6 the digits, the highest first
+}
+
+; What follows the units of a row.
+%RowEnd = type {
+  i32,       ; 0 number of rough units, which digits cannot hold
+  float,     ; 1 step of lift 0
+  [0 x i32]  ; 2 numbers of the rough units
+}
+
+; Scale a row by a power of two that brings the exponent of its largest element into -40 … 96.
+; There, sums of products with quants neither overflow nor become denormal. Most rows are there already.
+; Sums of the row are later multiplied by the row factor, the inverse of that power.
+define internal void @normalise(ptr %x, i64 %k, <16 x float> %largest, ptr %row_factor_at) #0 {
 entry:
   %max = call float @llvm.vector.reduce.fmax.v16f32(<16 x float> %largest)
-  %tiny = fcmp olt float %max, 0x39B0000000000000
-  %lifted = fmul float %max, 18446744073709551616.0
-  %seen = select i1 %tiny, float %lifted, float %max
-  %lift = select i1 %tiny, i32 191, i32 127
-  %bits = bitcast float %seen to i32
-  %field = lshr i32 %bits, 23
-  %exponent = sub i32 %field, %lift
-  %low = call i32 @llvm.smax.i32(i32 %exponent, i32 -40)
-  %wanted = call i32 @llvm.smin.i32(i32 %low, i32 96)
+  ; a denormal is made normal first, so that its exponent can be read
+  %tiny = fcmp olt float %max, 0x39B0000000000000  ; 2^-100
+  %lifted = fmul float %max, 18446744073709551616.0  ; 2^64
+  %normal = select i1 %tiny, float %lifted, float %max
+  %bias = select i1 %tiny, i32 191, i32 127
+  %bits = bitcast float %normal to i32
+  %biased = lshr i32 %bits, 23  ; past the mantissa
+  %exponent = sub i32 %biased, %bias
+  %at_least = call i32 @llvm.smax.i32(i32 %exponent, i32 -40)
+  %wanted = call i32 @llvm.smin.i32(i32 %at_least, i32 96)
   %shift = sub i32 %wanted, %exponent
   %zero = fcmp oeq float %max, 0.0
   %inside = icmp eq i32 %shift, 0
   %nothing = or i1 %zero, %inside
   br i1 %nothing, label %keep, label %rescale
 keep:
-  store float 1.0, ptr %scale, align 4
+  store float 1.0, ptr %row_factor_at, align 4
   ret void
 rescale:
-  %up = add i32 %shift, 127
-  %bits.1 = shl i32 %up, 23
-  %power = bitcast i32 %bits.1 to float
-  %down = sub i32 127, %shift
-  %bits.2 = shl i32 %down, 23
-  %power.1 = bitcast i32 %bits.2 to float
-  store float %power.1, ptr %scale, align 4
-  %lane = insertelement <16 x float> poison, float %power, i64 0
-  %splat = shufflevector <16 x float> %lane, <16 x float> poison, <16 x i32> zeroinitializer
-  br label %c.head
-c.head:
-  %c = phi i64 [ 0, %rescale ], [ %c.next, %c.body ]
-  %c.more = icmp slt i64 %c, %k
-  br i1 %c.more, label %c.body, label %c.done
-c.body:
-  %at = getelementptr float, ptr %x, i64 %c
-  %v = load <16 x float>, ptr %at, align 4
-  %scaled = fmul <16 x float> %v, %splat
-  store <16 x float> %scaled, ptr %at, align 4
-  %c.next = add i64 %c, 16
-  br label %c.head
-c.done:
+  %up_biased = add i32 %shift, 127
+  %up_bits = shl i32 %up_biased, 23
+  %up = bitcast i32 %up_bits to float
+  %down_biased = sub i32 127, %shift
+  %down_bits = shl i32 %down_biased, 23
+  %down = bitcast i32 %down_bits to float
+  store float %down, ptr %row_factor_at, align 4
+  %up_lane = insertelement <16 x float> poison, float %up, i64 0
+  %up_lanes = shufflevector <16 x float> %up_lane, <16 x float> poison, <16 x i32> zeroinitializer
+  br label %column.head
+column.head:
+  %column = phi i64 [ 0, %rescale ], [ %column.next, %column.body ]
+  %column.more = icmp slt i64 %column, %k
+  br i1 %column.more, label %column.body, label %column.done
+column.body:
+  %x_at = getelementptr float, ptr %x, i64 %column
+  %x.1 = load <16 x float>, ptr %x_at, align 4
+  %scaled = fmul <16 x float> %x.1, %up_lanes
+  store <16 x float> %scaled, ptr %x_at, align 4
+  %column.next = add i64 %column, 16
+  br label %column.head
+column.done:
   ret void
 }
 
 ; x as integers of 24 bits in units of 32 that share a step.
-define internal void @digits(ptr noalias %x, ptr noalias %units, i64 %count) #0 {
+define internal void @write_digits(ptr noalias %x, ptr noalias %units, i64 %count) #0 {
 entry:
-  %end_off = mul i64 %count, 128
-  %end = getelementptr i8, ptr %units, i64 %end_off
-  %list = getelementptr i8, ptr %end, i64 8
-  ; the mean magnitude of what is not 0 or beyond f32
+  %end_at = getelementptr %Unit, ptr %units, i64 %count
+  %rough_units_at = getelementptr %RowEnd, ptr %end_at, i64 0, i32 2
+  ; the mean magnitude of the elements that are finite and not 0
   %elements = mul i64 %count, 32
-  br label %i.head
-i.head:
-  %i = phi i64 [ 0, %entry ], [ %i.next, %i.body ]
-  %number.i = phi <16 x float> [ zeroinitializer, %entry ], [ %total, %i.body ]
-  %sum.i = phi <16 x float> [ zeroinitializer, %entry ], [ %total.1, %i.body ]
-  %i.more = icmp slt i64 %i, %elements
-  br i1 %i.more, label %i.body, label %i.done
-i.body:
-  %at = getelementptr float, ptr %x, i64 %i
-  %x.1 = load <16 x float>, ptr %at, align 4
-  %size = call <16 x float> @llvm.fabs.v16f32(<16 x float> %x.1)
-  %some = fcmp ogt <16 x float> %size, zeroinitializer
-  %finite = fcmp olt <16 x float> %size, splat (float 0x7FF0000000000000)
-  %counted = and <16 x i1> %some, %finite
+  br label %element.head
+element.head:
+  %element = phi i64 [ 0, %entry ], [ %element.next, %element.body ]
+  %number.element = phi <16 x float> [ zeroinitializer, %entry ], [ %number, %element.body ]
+  %sum.element = phi <16 x float> [ zeroinitializer, %entry ], [ %sum, %element.body ]
+  %element.more = icmp slt i64 %element, %elements
+  br i1 %element.more, label %element.body, label %element.done
+element.body:
+  %x_at = getelementptr float, ptr %x, i64 %element
+  %x.1 = load <16 x float>, ptr %x_at, align 4
+  %magnitude = call <16 x float> @llvm.fabs.v16f32(<16 x float> %x.1)
+  %not_zero = fcmp ogt <16 x float> %magnitude, zeroinitializer
+  %finite = fcmp olt <16 x float> %magnitude, splat (float 0x7FF0000000000000)  ; Inf
+  %counted = and <16 x i1> %not_zero, %finite
   %kept = select <16 x i1> %counted, <16 x float> splat (float 1.0), <16 x float> zeroinitializer
-  %total = fadd <16 x float> %number.i, %kept
-  %kept.1 = select <16 x i1> %counted, <16 x float> %size, <16 x float> zeroinitializer
-  %total.1 = fadd <16 x float> %sum.i, %kept.1
-  %i.next = add i64 %i, 16
-  br label %i.head
-i.done:
-  %sum = call reassoc float @llvm.vector.reduce.fadd.v16f32(float -0.0, <16 x float> %sum.i)
-  %sum.1 = call reassoc float @llvm.vector.reduce.fadd.v16f32(float -0.0, <16 x float> %number.i)
-  %mean = fdiv float %sum, %sum.1
+  %number = fadd <16 x float> %number.element, %kept
+  %kept.1 = select <16 x i1> %counted, <16 x float> %magnitude, <16 x float> zeroinitializer
+  %sum = fadd <16 x float> %sum.element, %kept.1
+  %element.next = add i64 %element, 16
+  br label %element.head
+element.done:
+  %sum.1 = call reassoc float @llvm.vector.reduce.fadd.v16f32(float -0.0, <16 x float> %sum.element)
+  %number.1 = call reassoc float @llvm.vector.reduce.fadd.v16f32(float -0.0, <16 x float> %number.element)
+  %mean = fdiv float %sum.1, %number.1
   %usual = fmul float %mean, 2.0
-  ; the usual energy, and the largest magnitude of each unit
-  %lane = insertelement <16 x float> poison, float %usual, i64 0
-  %splat = shufflevector <16 x float> %lane, <16 x float> poison, <16 x i32> zeroinitializer
+  ; the usual energy, and each unit's largest magnitude, which waits in its header
+  %usual_lane = insertelement <16 x float> poison, float %usual, i64 0
+  %usual_lanes = shufflevector <16 x float> %usual_lane, <16 x float> poison, <16 x i32> zeroinitializer
   br label %unit.head
 unit.head:
-  %unit = phi i64 [ 0, %i.done ], [ %unit.next, %unit.body ]
-  %energy.unit = phi <16 x float> [ zeroinitializer, %i.done ], [ %total.3, %unit.body ]
-  %tops.unit = phi float [ 0.0, %i.done ], [ %tops, %unit.body ]
-  %largest.unit = phi i32 [ 0, %i.done ], [ %largest, %unit.body ]
+  %unit = phi i64 [ 0, %element.done ], [ %unit.next, %unit.body ]
+  %energy.unit = phi <16 x float> [ zeroinitializer, %element.done ], [ %energy.1, %unit.body ]
+  %squared_tops.unit = phi float [ 0.0, %element.done ], [ %squared_tops, %unit.body ]
+  %largest.unit = phi i32 [ 0, %element.done ], [ %largest, %unit.body ]
   %unit.more = icmp slt i64 %unit, %count
   br i1 %unit.more, label %unit.body, label %unit.done
 unit.body:
-  %x_off = mul i64 %unit, 32
-  %x_at = getelementptr float, ptr %x, i64 %x_off
-  %x.2 = load <16 x float>, ptr %x_at, align 4
-  %at.1 = getelementptr float, ptr %x_at, i64 16
-  %x.3 = load <16 x float>, ptr %at.1, align 4
+  %x_offset = mul i64 %unit, 32
+  %x_at.1 = getelementptr float, ptr %x, i64 %x_offset
+  %second_half_at = getelementptr float, ptr %x_at.1, i64 16
+  %x.2 = load <16 x float>, ptr %x_at.1, align 4
+  %x.3 = load <16 x float>, ptr %second_half_at, align 4
   %bits = bitcast <16 x float> %x.2 to <16 x i32>
-  %size.1 = and <16 x i32> %bits, splat (i32 2147483647)
-  %magnitude = bitcast <16 x i32> %size.1 to <16 x float>
-  %inside = fcmp ole <16 x float> %magnitude, %splat
+  %size = and <16 x i32> %bits, splat (i32 u0x7FFFFFFF)  ; all but the sign
+  %magnitude.1 = bitcast <16 x i32> %size to <16 x float>
+  %inside = fcmp ole <16 x float> %magnitude.1, %usual_lanes
   %square = fmul <16 x float> %x.2, %x.2
   %kept.2 = select <16 x i1> %inside, <16 x float> %square, <16 x float> zeroinitializer
-  %total.2 = fadd <16 x float> %energy.unit, %kept.2
+  %energy = fadd <16 x float> %energy.unit, %kept.2
   %bits.1 = bitcast <16 x float> %x.3 to <16 x i32>
-  %size.2 = and <16 x i32> %bits.1, splat (i32 2147483647)
-  %magnitude.1 = bitcast <16 x i32> %size.2 to <16 x float>
-  %inside.1 = fcmp ole <16 x float> %magnitude.1, %splat
+  %size.1 = and <16 x i32> %bits.1, splat (i32 u0x7FFFFFFF)  ; all but the sign
+  %magnitude.2 = bitcast <16 x i32> %size.1 to <16 x float>
+  %inside.1 = fcmp ole <16 x float> %magnitude.2, %usual_lanes
   %square.1 = fmul <16 x float> %x.3, %x.3
   %kept.3 = select <16 x i1> %inside.1, <16 x float> %square.1, <16 x float> zeroinitializer
-  %total.3 = fadd <16 x float> %total.2, %kept.3
-  ; magnitudes compare as integers do, and Inf and NaN are the largest
-  %larger = call <16 x i32> @llvm.smax.v16i32(<16 x i32> %size.1, <16 x i32> %size.2)
+  %energy.1 = fadd <16 x float> %energy, %kept.3
+  ; magnitudes compare like their bits as integers; Inf and NaN are the largest
+  %larger = call <16 x i32> @llvm.smax.v16i32(<16 x i32> %size, <16 x i32> %size.1)
   %top = call i32 @llvm.vector.reduce.smax.v16i32(<16 x i32> %larger)
-  %unit_off = mul i64 %unit, 128
-  %at.2 = getelementptr i8, ptr %units, i64 %unit_off
-  store i32 %top, ptr %at.2, align 4
-  %finite.1 = icmp slt i32 %top, 2139095040
+  %unit_at = getelementptr %Unit, ptr %units, i64 %unit
+  %lift_at = getelementptr %Unit, ptr %unit_at, i64 0, i32 0
+  store i32 %top, ptr %lift_at, align 4
+  %finite.1 = icmp slt i32 %top, u0x7F800000  ; Inf
   %counted.1 = select i1 %finite.1, i32 %top, i32 0
-  %value = bitcast i32 %counted.1 to float
-  %square.2 = fmul float %value, %value
-  %tops = fadd float %tops.unit, %square.2
+  %top_float = bitcast i32 %counted.1 to float
+  %square.2 = fmul float %top_float, %top_float
+  %squared_tops = fadd float %squared_tops.unit, %square.2
   %largest = call i32 @llvm.smax.i32(i32 %largest.unit, i32 %counted.1)
   %unit.next = add i64 %unit, 1
   br label %unit.head
 unit.done:
-  %sum.2 = call reassoc float @llvm.vector.reduce.fadd.v16f32(float -0.0, <16 x float> %energy.unit)
-  %number = sitofp i64 %count to float
-  %each = fdiv float %sum.2, %number
-  %share = fmul float %each, 0x40299999A0000000
+  %energy.2 = call reassoc float @llvm.vector.reduce.fadd.v16f32(float -0.0, <16 x float> %energy.unit)
+  %float_count = sitofp i64 %count to float
+  %mean_energy = fdiv float %energy.2, %float_count
+  %share = fmul float %mean_energy, 0x40299999A0000000  ; 12.8
   %root = call float @llvm.sqrt.f32(float %share)
   %limit = bitcast float %root to i32
-  %most = fmul float %sum.2, 0x40399999A0000000
-  %few = fcmp ole float %tops.unit, %most
-  %limit.1 = select i1 %few, i32 2139095039, i32 %limit
-  %limit.2 = call i32 @llvm.smin.i32(i32 %limit.1, i32 2139095039)
+  %most = fmul float %energy.2, 0x40399999A0000000  ; 25.6
+  %small = fcmp ole float %squared_tops.unit, %most
+  %limit.1 = select i1 %small, i32 u0x7F7FFFFF, i32 %limit  ; or none
+  %limit.2 = call i32 @llvm.smin.i32(i32 %limit.1, i32 u0x7F7FFFFF)
   %largest.1 = call i32 @llvm.smin.i32(i32 %largest.unit, i32 %limit.2)
-  %tiny = icmp slt i32 %largest.1, 662700032
+  %tiny = icmp slt i32 %largest.1, u0x27800000  ; below 2^-48 1/step overflows
   %limit.3 = select i1 %tiny, i32 0, i32 %limit.2
-  %largest.2 = call i32 @llvm.smax.i32(i32 %largest.1, i32 662700032)
-  %size.3 = bitcast i32 %largest.2 to float
-  %most.1 = fdiv float 8355700.0, %size.3
+  %largest.2 = call i32 @llvm.smax.i32(i32 %largest.1, i32 u0x27800000)
+  ; 1/step of the row's largest unit
+  %size.2 = bitcast i32 %largest.2 to float
+  %most.1 = fdiv float 8355700.0, %size.2
   %most_bits = bitcast float %most.1 to i32
-  %power = and i32 %most_bits, 2139095040
+  %inverse_step = and i32 %most_bits, u0x7F800000  ; the exponent: a power of two
   br label %unit.1.head
 unit.1.head:
   %unit.1 = phi i64 [ 0, %unit.done ], [ %unit.1.next, %unit.1.body ]
-  %rough.unit.1 = phi i64 [ 0, %unit.done ], [ %rough, %unit.1.body ]
+  %rough_count.unit.1 = phi i64 [ 0, %unit.done ], [ %rough_count, %unit.1.body ]
   %unit.1.more = icmp slt i64 %unit.1, %count
   br i1 %unit.1.more, label %unit.1.body, label %unit.1.done
 unit.1.body:
-  %unit_off.1 = mul i64 %unit.1, 128
-  %unit_at = getelementptr i8, ptr %units, i64 %unit_off.1
-  %top.1 = load i32, ptr %unit_at, align 4
+  %unit_at.1 = getelementptr %Unit, ptr %units, i64 %unit.1
+  %lift_at.1 = getelementptr %Unit, ptr %unit_at.1, i64 0, i32 0
+  %top.1 = load i32, ptr %lift_at.1, align 4
   %high = icmp sgt i32 %top.1, %limit.3
-  %least = sub i32 %largest.2, 419430400
-  %some.1 = icmp ne i32 %top.1, 0
-  %under = icmp slt i32 %top.1, %least
-  %low = and i1 %some.1, %under
-  %is_rough = or i1 %high, %low
+  %least = sub i32 %largest.2, u0x19000000  ; 2^-50 of it, by its exponent
+  %not_zero.1 = icmp ne i32 %top.1, 0
+  %below = icmp slt i32 %top.1, %least
+  %low = and i1 %not_zero.1, %below
+  %rough = or i1 %high, %low
   %held = call i32 @llvm.smax.i32(i32 %top.1, i32 %least)
   %held.1 = call i32 @llvm.smin.i32(i32 %held, i32 %largest.2)
-  %size.4 = bitcast i32 %held.1 to float
-  %most.2 = fdiv float 8355700.0, %size.4
+  %size.3 = bitcast i32 %held.1 to float
+  %most.2 = fdiv float 8355700.0, %size.3
   %most_bits.1 = bitcast float %most.2 to i32
-  %power.1 = and i32 %most_bits.1, 2139095040
-  %inverse = bitcast i32 %power.1 to float
-  %below = sub i32 %power.1, %power
-  %lift = sub i32 419430400, %below
-  %lift.1 = select i1 %is_rough, i32 0, i32 %lift
-  %x_off.1 = mul i64 %unit.1, 32
-  %x_at.1 = getelementptr float, ptr %x, i64 %x_off.1
-  %x.4 = load <16 x float>, ptr %x_at.1, align 4
-  %at.3 = getelementptr float, ptr %x_at.1, i64 16
-  %x.5 = load <16 x float>, ptr %at.3, align 4
-  %lane.1 = insertelement <16 x float> poison, float %inverse, i64 0
-  %splat.1 = shufflevector <16 x float> %lane.1, <16 x float> poison, <16 x i32> zeroinitializer
-  %scaled = fmul <16 x float> %x.4, %splat.1
+  %inverse_step.1 = and i32 %most_bits.1, u0x7F800000  ; the exponent: a power of two
+  %inverse = bitcast i32 %inverse_step.1 to float
+  %depth = sub i32 %inverse_step.1, %inverse_step
+  %lift = sub i32 u0x19000000, %depth
+  %lift.1 = select i1 %rough, i32 0, i32 %lift
+  %x_offset.1 = mul i64 %unit.1, 32
+  %x_at.2 = getelementptr float, ptr %x, i64 %x_offset.1
+  %second_half_at.1 = getelementptr float, ptr %x_at.2, i64 16
+  %x.4 = load <16 x float>, ptr %x_at.2, align 4
+  %x.5 = load <16 x float>, ptr %second_half_at.1, align 4
+  %inverse_lane = insertelement <16 x float> poison, float %inverse, i64 0
+  %inverse_lanes = shufflevector <16 x float> %inverse_lane, <16 x float> poison, <16 x i32> zeroinitializer
+  %scaled = fmul <16 x float> %x.4, %inverse_lanes
   %whole = call <16 x float> @llvm.rint.v16f32(<16 x float> %scaled)
   %X = fptosi <16 x float> %whole to <16 x i32>
-  %X.1 = select i1 %is_rough, <16 x i32> zeroinitializer, <16 x i32> %X
-  %lane.2 = insertelement <16 x float> poison, float %inverse, i64 0
-  %splat.2 = shufflevector <16 x float> %lane.2, <16 x float> poison, <16 x i32> zeroinitializer
-  %scaled.1 = fmul <16 x float> %x.5, %splat.2
+  %X.1 = select i1 %rough, <16 x i32> zeroinitializer, <16 x i32> %X
+  %inverse_lane.1 = insertelement <16 x float> poison, float %inverse, i64 0
+  %inverse_lanes.1 = shufflevector <16 x float> %inverse_lane.1, <16 x float> poison, <16 x i32> zeroinitializer
+  %scaled.1 = fmul <16 x float> %x.5, %inverse_lanes.1
   %whole.1 = call <16 x float> @llvm.rint.v16f32(<16 x float> %scaled.1)
   %X.2 = fptosi <16 x float> %whole.1 to <16 x i32>
-  %X.3 = select i1 %is_rough, <16 x i32> zeroinitializer, <16 x i32> %X.2
-  store i32 %lift.1, ptr %unit_at, align 4
-  %both = add <16 x i32> %X.1, %X.3
-  %sum.3 = call i32 @llvm.vector.reduce.add.v16i32(<16 x i32> %both)
-  %many = mul i32 %sum.3, -8
-  %at.4 = getelementptr i8, ptr %unit_at, i64 24
-  store i32 %many, ptr %at.4, align 4
-  %carried = add <16 x i32> %X.1, splat (i32 8421504)
-  %bits.2 = lshr <16 x i32> %carried, splat (i32 16)
-  %low.1 = trunc <16 x i32> %bits.2 to <16 x i8>
-  %digit = xor <16 x i8> %low.1, splat (i8 -128)
-  %at.5 = getelementptr i8, ptr %unit_at, i64 32
-  store <16 x i8> %digit, ptr %at.5, align 16
-  %carried.1 = add <16 x i32> %X.3, splat (i32 8421504)
-  %bits.3 = lshr <16 x i32> %carried.1, splat (i32 16)
-  %low.2 = trunc <16 x i32> %bits.3 to <16 x i8>
-  %digit.1 = xor <16 x i8> %low.2, splat (i8 -128)
-  %at.6 = getelementptr i8, ptr %unit_at, i64 48
-  store <16 x i8> %digit.1, ptr %at.6, align 16
-  %carried.2 = add <16 x i32> %X.1, splat (i32 8421504)
-  %bits.4 = lshr <16 x i32> %carried.2, splat (i32 8)
-  %low.3 = trunc <16 x i32> %bits.4 to <16 x i8>
-  %digit.2 = xor <16 x i8> %low.3, splat (i8 -128)
-  %at.7 = getelementptr i8, ptr %unit_at, i64 64
-  store <16 x i8> %digit.2, ptr %at.7, align 16
-  %carried.3 = add <16 x i32> %X.3, splat (i32 8421504)
-  %bits.5 = lshr <16 x i32> %carried.3, splat (i32 8)
-  %low.4 = trunc <16 x i32> %bits.5 to <16 x i8>
-  %digit.3 = xor <16 x i8> %low.4, splat (i8 -128)
-  %at.8 = getelementptr i8, ptr %unit_at, i64 80
-  store <16 x i8> %digit.3, ptr %at.8, align 16
-  %carried.4 = add <16 x i32> %X.1, splat (i32 8421504)
-  %low.5 = trunc <16 x i32> %carried.4 to <16 x i8>
-  %digit.4 = xor <16 x i8> %low.5, splat (i8 -128)
-  %at.9 = getelementptr i8, ptr %unit_at, i64 96
-  store <16 x i8> %digit.4, ptr %at.9, align 16
-  %carried.5 = add <16 x i32> %X.3, splat (i32 8421504)
-  %low.6 = trunc <16 x i32> %carried.5 to <16 x i8>
-  %digit.5 = xor <16 x i8> %low.6, splat (i8 -128)
-  %at.10 = getelementptr i8, ptr %unit_at, i64 112
-  store <16 x i8> %digit.5, ptr %at.10, align 16
-  ; the list has room: it is never longer than the units so far
-  %number.1 = trunc i64 %unit.1 to i32
-  %at.11 = getelementptr i32, ptr %list, i64 %rough.unit.1
-  store i32 %number.1, ptr %at.11, align 4
-  %more = zext i1 %is_rough to i64
-  %rough = add i64 %rough.unit.1, %more
+  %X.3 = select i1 %rough, <16 x i32> zeroinitializer, <16 x i32> %X.2
+  store i32 %lift.1, ptr %lift_at.1, align 4
+  %both_halves = add <16 x i32> %X.1, %X.3
+  %sum.2 = call i32 @llvm.vector.reduce.add.v16i32(<16 x i32> %both_halves)
+  %stored_sum = mul i32 %sum.2, -8
+  %whole_sum_at = getelementptr %Unit, ptr %unit_at.1, i64 0, i32 4
+  store i32 %stored_sum, ptr %whole_sum_at, align 4
+  ; 128 added to each digit carries what is above 127; flipping the sign takes 128 off
+  %carried = add <16 x i32> %X.1, splat (i32 u0x00808080)
+  %shifted = lshr <16 x i32> %carried, splat (i32 16)
+  %low_byte = trunc <16 x i32> %shifted to <16 x i8>
+  %digit = xor <16 x i8> %low_byte, splat (i8 -128)  ; less the 128
+  %digits_at = getelementptr %Unit, ptr %unit_at.1, i64 0, i32 6, i64 0, i64 0
+  store <16 x i8> %digit, ptr %digits_at, align 16
+  %carried.1 = add <16 x i32> %X.3, splat (i32 u0x00808080)
+  %shifted.1 = lshr <16 x i32> %carried.1, splat (i32 16)
+  %low_byte.1 = trunc <16 x i32> %shifted.1 to <16 x i8>
+  %digit.1 = xor <16 x i8> %low_byte.1, splat (i8 -128)  ; less the 128
+  %digits_at.1 = getelementptr %Unit, ptr %unit_at.1, i64 0, i32 6, i64 0, i64 16
+  store <16 x i8> %digit.1, ptr %digits_at.1, align 16
+  %carried.2 = add <16 x i32> %X.1, splat (i32 u0x00808080)
+  %shifted.2 = lshr <16 x i32> %carried.2, splat (i32 8)
+  %low_byte.2 = trunc <16 x i32> %shifted.2 to <16 x i8>
+  %digit.2 = xor <16 x i8> %low_byte.2, splat (i8 -128)  ; less the 128
+  %digits_at.2 = getelementptr %Unit, ptr %unit_at.1, i64 0, i32 6, i64 1, i64 0
+  store <16 x i8> %digit.2, ptr %digits_at.2, align 16
+  %carried.3 = add <16 x i32> %X.3, splat (i32 u0x00808080)
+  %shifted.3 = lshr <16 x i32> %carried.3, splat (i32 8)
+  %low_byte.3 = trunc <16 x i32> %shifted.3 to <16 x i8>
+  %digit.3 = xor <16 x i8> %low_byte.3, splat (i8 -128)  ; less the 128
+  %digits_at.3 = getelementptr %Unit, ptr %unit_at.1, i64 0, i32 6, i64 1, i64 16
+  store <16 x i8> %digit.3, ptr %digits_at.3, align 16
+  %carried.4 = add <16 x i32> %X.1, splat (i32 u0x00808080)
+  %low_byte.4 = trunc <16 x i32> %carried.4 to <16 x i8>
+  %digit.4 = xor <16 x i8> %low_byte.4, splat (i8 -128)  ; less the 128
+  %digits_at.4 = getelementptr %Unit, ptr %unit_at.1, i64 0, i32 6, i64 2, i64 0
+  store <16 x i8> %digit.4, ptr %digits_at.4, align 16
+  %carried.5 = add <16 x i32> %X.3, splat (i32 u0x00808080)
+  %low_byte.5 = trunc <16 x i32> %carried.5 to <16 x i8>
+  %digit.5 = xor <16 x i8> %low_byte.5, splat (i8 -128)  ; less the 128
+  %digits_at.5 = getelementptr %Unit, ptr %unit_at.1, i64 0, i32 6, i64 2, i64 16
+  store <16 x i8> %digit.5, ptr %digits_at.5, align 16
+  ; every unit is written to the list's end, and stays there if it is rough
+  %number.2 = trunc i64 %unit.1 to i32
+  %entry_at = getelementptr i32, ptr %rough_units_at, i64 %rough_count.unit.1
+  store i32 %number.2, ptr %entry_at, align 4
+  %more = zext i1 %rough to i64
+  %rough_count = add i64 %rough_count.unit.1, %more
   %unit.1.next = add i64 %unit.1, 1
   br label %unit.1.head
 unit.1.done:
-  %count.1 = trunc i64 %rough.unit.1 to i32
-  store i32 %count.1, ptr %end, align 4
-  ; the smallest step is the inverse of a power of two
-  %step = sub i32 1711276032, %power
-  %at.12 = getelementptr i8, ptr %end, i64 4
-  store i32 %step, ptr %at.12, align 4
+  %count.1 = trunc i64 %rough_count.unit.1 to i32
+  %rough_count_at = getelementptr %RowEnd, ptr %end_at, i64 0, i32 0
+  store i32 %count.1, ptr %rough_count_at, align 4
+  ; the smallest step: 2^-50 times the inverse of 1/step, by its exponent
+  %smallest_step = sub i32 u0x66000000, %inverse_step
+  %smallest_step_at = getelementptr %RowEnd, ptr %end_at, i64 0, i32 1
+  store i32 %smallest_step, ptr %smallest_step_at, align 4
   ret void
 }
 
-; One row before the products: x, and what the columns phase needs of it.
+; One row before the products: x, and the row's values that the columns phase needs.
 define internal void @q4jit_product.row(ptr %args, i64 %row) #0 {
 entry:
-  %prologue.at = getelementptr i64, ptr %args, i64 5
-  %prologue = load ptr, ptr %prologue.at, align 8
-  %x.at = getelementptr i64, ptr %args, i64 2
-  %x = load ptr, ptr %x.at, align 8
-  %exponent.at = getelementptr i64, ptr %args, i64 6
-  %exponent = load ptr, ptr %exponent.at, align 8
-  %digits.at = getelementptr i64, ptr %args, i64 7
-  %digits = load ptr, ptr %digits.at, align 8
-  %x_at = mul i64 %row, 4096
-  %x_row = getelementptr float, ptr %prologue, i64 %x_at
-  ; x, and its largest finite magnitude
-  br label %c.head
-c.head:
-  %c = phi i64 [ 0, %entry ], [ %c.next, %c.body ]
-  %largest.c = phi <16 x float> [ zeroinitializer, %entry ], [ %largest, %c.body ]
-  %c.more = icmp slt i64 %c, 4096
-  br i1 %c.more, label %c.body, label %c.done
-c.body:
-  %at = getelementptr float, ptr %x, i64 %c
-  %v = load <16 x float>, ptr %at, align 4
-  %at.1 = getelementptr float, ptr %x_row, i64 %c
-  store <16 x float> %v, ptr %at.1, align 4
-  %size = call <16 x float> @llvm.fabs.v16f32(<16 x float> %v)
-  %finite = fcmp olt <16 x float> %size, splat (float 0x7FF0000000000000)
-  %larger = fcmp ogt <16 x float> %size, %largest.c
+  %prologue_slot = getelementptr %Slots, ptr %args, i64 0, i32 5
+  %prologue = load ptr, ptr %prologue_slot, align 8
+  %x_slot = getelementptr %Slots, ptr %args, i64 0, i32 2
+  %x = load ptr, ptr %x_slot, align 8
+  %row_factors_slot = getelementptr %Slots, ptr %args, i64 0, i32 6
+  %row_factors = load ptr, ptr %row_factors_slot, align 8
+  %digits_slot = getelementptr %Slots, ptr %args, i64 0, i32 7
+  %digits = load ptr, ptr %digits_slot, align 8
+  %prologue_offset = mul i64 %row, 4096
+  %prologue_row_at = getelementptr float, ptr %prologue, i64 %prologue_offset
+  ; x of the products, and its largest finite magnitude
+  br label %column.head
+column.head:
+  %column = phi i64 [ 0, %entry ], [ %column.next, %column.body ]
+  %largest.column = phi <16 x float> [ zeroinitializer, %entry ], [ %largest, %column.body ]
+  %column.more = icmp slt i64 %column, 4096
+  br i1 %column.more, label %column.body, label %column.done
+column.body:
+  %x_at = getelementptr float, ptr %x, i64 %column
+  %x_columns = load <16 x float>, ptr %x_at, align 4
+  %prologue_at = getelementptr float, ptr %prologue_row_at, i64 %column
+  store <16 x float> %x_columns, ptr %prologue_at, align 4
+  %magnitude = call <16 x float> @llvm.fabs.v16f32(<16 x float> %x_columns)
+  %finite = fcmp olt <16 x float> %magnitude, splat (float 0x7FF0000000000000)  ; Inf
+  %larger = fcmp ogt <16 x float> %magnitude, %largest.column
   %both = and <16 x i1> %finite, %larger
-  %largest = select <16 x i1> %both, <16 x float> %size, <16 x float> %largest.c
-  %c.next = add i64 %c, 16
-  br label %c.head
-c.done:
-  %at.2 = getelementptr float, ptr %exponent, i64 %row
-  call void @normalise(ptr %x_row, i64 4096, <16 x float> %largest.c, ptr %at.2)
-  %digits_off = mul i64 %row, 16960
-  %digits_at = getelementptr i8, ptr %digits, i64 %digits_off
-  call void @digits(ptr %x_row, ptr %digits_at, i64 128)
+  %largest = select <16 x i1> %both, <16 x float> %magnitude, <16 x float> %largest.column
+  %column.next = add i64 %column, 16
+  br label %column.head
+column.done:
+  %row_factor_at = getelementptr float, ptr %row_factors, i64 %row
+  call void @normalise(ptr %prologue_row_at, i64 4096, <16 x float> %largest.column, ptr %row_factor_at)
+  %digits_offset = mul i64 %row, 16960
+  %digits_at = getelementptr i8, ptr %digits, i64 %digits_offset
+  call void @write_digits(ptr %prologue_row_at, ptr %digits_at, i64 128)
   ret void
 }
 
@@ -311,36 +344,38 @@ row.done:
 }
 
 ; f16 as f32, exactly.
-define internal <16 x float> @load_half_v16f32(ptr %p) #1 {
+define internal <16 x float> @load_f16_v16f32(ptr %at) #1 {
 entry:
-  %half = load <16 x half>, ptr %p, align 2
-  %v = fpext <16 x half> %half to <16 x float>
-  ret <16 x float> %v
+  %f16 = load <16 x half>, ptr %at, align 2
+  %value = fpext <16 x half> %f16 to <16 x float>
+  ret <16 x float> %value
 }
 
 ; vpdpbusd: four products of bytes in each of 16 lanes.
-define internal <16 x i32> @dot4(<16 x i32> %sum, <16 x i32> %quants, <16 x i32> %x) #1 {
+define internal <16 x i32> @dot4(<16 x i32> %sum, <16 x i32> %codes, <16 x i32> %x) #1 {
 entry:
-  %q8 = bitcast <16 x i32> %quants to <64 x i8>
-  %x8 = bitcast <16 x i32> %x to <64 x i8>
-  %s = call <16 x i32> @llvm.x86.avx512.vpdpbusd.512(<16 x i32> %sum, <64 x i8> %q8, <64 x i8> %x8)
-  ret <16 x i32> %s
+  %code_bytes = bitcast <16 x i32> %codes to <64 x i8>
+  %x_bytes = bitcast <16 x i32> %x to <64 x i8>
+  %total = call <16 x i32> @llvm.x86.avx512.vpdpbusd.512(<16 x i32> %sum, <64 x i8> %code_bytes, <64 x i8> %x_bytes)
+  ret <16 x i32> %total
 }
 
-; Q4_0: bits to q − zero.
+; Q4_0: the quant in the lowest bits of each lane, as a float.
 define internal <16 x float> @quant_q4_0(<16 x i32> %bits0) #1 {
 entry:
-  %q = call <16 x float> @llvm.x86.avx512.permvar.sf.512(<16 x float> <float -8.0, float -7.0, float -6.0, float -5.0, float -4.0, float -3.0, float -2.0, float -1.0, float 0.0, float 1.0, float 2.0, float 3.0, float 4.0, float 5.0, float 6.0, float 7.0>, <16 x i32> %bits0)
-  ret <16 x float> %q
+  ; vpermps reads only the low four bits of a lane: it masks, subtracts and converts
+  %quant = call <16 x float> @llvm.x86.avx512.permvar.sf.512(<16 x float> <float -8.0, float -7.0, float -6.0, float -5.0, float -4.0, float -3.0, float -2.0, float -1.0, float 0.0, float 1.0, float 2.0, float 3.0, float 4.0, float 5.0, float 6.0, float 7.0>, <16 x i32> %bits0)
+  ret <16 x float> %quant
 }
 
-; 16 columns times the rough units of a row of x, in floats, added to 16 sums.
+; 16 columns times the rough units of a row of x, as floats, added to 16 sums.
 define internal void @q4_0_k4096_rough(ptr noalias %x, ptr noalias %end, ptr noalias %w, ptr noalias %sums) #0 {
 entry:
   %total = load <16 x float>, ptr %sums, align 64
-  %count32 = load i32, ptr %end, align 4
-  %list = getelementptr i8, ptr %end, i64 8
-  %count = sext i32 %count32 to i64
+  %rough_count_at = getelementptr %RowEnd, ptr %end, i64 0, i32 0
+  %rough_count = load i32, ptr %rough_count_at, align 4
+  %rough_units_at = getelementptr %RowEnd, ptr %end, i64 0, i32 2
+  %count = sext i32 %rough_count to i64
   br label %i.head
 i.head:
   %i = phi i64 [ 0, %entry ], [ %i.next, %chunk.done ]
@@ -348,17 +383,17 @@ i.head:
   %i.more = icmp slt i64 %i, %count
   br i1 %i.more, label %i.body, label %i.done
 i.body:
-  %at = getelementptr i32, ptr %list, i64 %i
-  %unit32 = load i32, ptr %at, align 4
+  %entry_at = getelementptr i32, ptr %rough_units_at, i64 %i
+  %unit32 = load i32, ptr %entry_at, align 4
   %unit = sext i32 %unit32 to i64
-  %run = udiv i64 %unit, 2
-  %within = urem i64 %unit, 2
-  %w_off = mul i64 %run, 576
-  %tile_at = getelementptr i8, ptr %w, i64 %w_off
-  %k = mul i64 %unit, 32
-  %d_at = mul i64 %within, 32
-  %d = getelementptr i8, ptr %tile_at, i64 %d_at
-  %d16 = call <16 x float> @load_half_v16f32(ptr %d)
+  %slab = udiv i64 %unit, 2
+  %block_in_slab = urem i64 %unit, 2
+  %slab_offset = mul i64 %slab, 576
+  %slab_at = getelementptr i8, ptr %w, i64 %slab_offset
+  %first = mul i64 %unit, 32
+  %block_scale_offset = mul i64 %block_in_slab, 32
+  %block_scale_at = getelementptr i8, ptr %slab_at, i64 %block_scale_offset
+  %block_scale = call <16 x float> @load_f16_v16f32(ptr %block_scale_at)
   br label %chunk.head
 chunk.head:
   %chunk = phi i64 [ 0, %i.body ], [ %chunk.next, %word.done ]
@@ -366,11 +401,11 @@ chunk.head:
   %chunk.more = icmp slt i64 %chunk, 2
   br i1 %chunk.more, label %chunk.body, label %chunk.done
 chunk.body:
-  %pile32 = trunc i64 %chunk to i32
-  %shift = mul i32 %pile32, 4
-  %quants0_at = mul i64 %within, 256
-  %quants0_at.1 = add i64 %quants0_at, 64
-  %quants0 = getelementptr i8, ptr %tile_at, i64 %quants0_at.1
+  %layer32 = trunc i64 %chunk to i32
+  %shift = mul i32 %layer32, 4
+  %quants0_offset = mul i64 %block_in_slab, 256
+  %quants0_offset.1 = add i64 %quants0_offset, 64
+  %quants0_at = getelementptr i8, ptr %slab_at, i64 %quants0_offset.1
   br label %word.head
 word.head:
   %word = phi i64 [ 0, %chunk.body ], [ %word.next, %word.body ]
@@ -378,52 +413,52 @@ word.head:
   %word.more = icmp slt i64 %word, 4
   br i1 %word.more, label %word.body, label %word.done
 word.body:
-  %k.1 = mul i64 %chunk, 16
-  %k.2 = mul i64 %word, 4
-  %k.3 = add i64 %k, %k.1
-  %k.4 = add i64 %k.3, %k.2
-  %word_at = getelementptr <16 x i32>, ptr %quants0, i64 %word
-  %bits = load <16 x i32>, ptr %word_at, align 32
-  %lane = insertelement <16 x i32> poison, i32 %shift, i64 0
-  %splat = shufflevector <16 x i32> %lane, <16 x i32> poison, <16 x i32> zeroinitializer
-  %bits.1 = lshr <16 x i32> %bits, %splat
-  %q0 = call <16 x float> @quant_q4_0(<16 x i32> %bits.1)
-  %bits.2 = lshr <16 x i32> %bits.1, splat (i32 8)
-  %q1 = call <16 x float> @quant_q4_0(<16 x i32> %bits.2)
-  %bits.3 = lshr <16 x i32> %bits.1, splat (i32 16)
-  %q2 = call <16 x float> @quant_q4_0(<16 x i32> %bits.3)
-  %bits.4 = lshr <16 x i32> %bits.1, splat (i32 24)
-  %q3 = call <16 x float> @quant_q4_0(<16 x i32> %bits.4)
-  %xk = getelementptr float, ptr %x, i64 %k.4
-  %x0 = load float, ptr %xk, align 4
-  %lane.1 = insertelement <16 x float> poison, float %x0, i64 0
-  %splat.1 = shufflevector <16 x float> %lane.1, <16 x float> poison, <16 x i32> zeroinitializer
-  %part = call <16 x float> @llvm.fma.v16f32(<16 x float> %splat.1, <16 x float> %q0, <16 x float> %part.word)
-  %k.5 = add i64 %k.4, 1
-  %xk.1 = getelementptr float, ptr %x, i64 %k.5
-  %x0.1 = load float, ptr %xk.1, align 4
-  %lane.2 = insertelement <16 x float> poison, float %x0.1, i64 0
-  %splat.2 = shufflevector <16 x float> %lane.2, <16 x float> poison, <16 x i32> zeroinitializer
-  %part.1 = call <16 x float> @llvm.fma.v16f32(<16 x float> %splat.2, <16 x float> %q1, <16 x float> %part)
-  %k.6 = add i64 %k.4, 2
-  %xk.2 = getelementptr float, ptr %x, i64 %k.6
-  %x0.2 = load float, ptr %xk.2, align 4
-  %lane.3 = insertelement <16 x float> poison, float %x0.2, i64 0
-  %splat.3 = shufflevector <16 x float> %lane.3, <16 x float> poison, <16 x i32> zeroinitializer
-  %part.2 = call <16 x float> @llvm.fma.v16f32(<16 x float> %splat.3, <16 x float> %q2, <16 x float> %part.1)
-  %k.7 = add i64 %k.4, 3
-  %xk.3 = getelementptr float, ptr %x, i64 %k.7
-  %x0.3 = load float, ptr %xk.3, align 4
-  %lane.4 = insertelement <16 x float> poison, float %x0.3, i64 0
-  %splat.4 = shufflevector <16 x float> %lane.4, <16 x float> poison, <16 x i32> zeroinitializer
-  %part.3 = call <16 x float> @llvm.fma.v16f32(<16 x float> %splat.4, <16 x float> %q3, <16 x float> %part.2)
+  %k = mul i64 %chunk, 16
+  %k.1 = mul i64 %word, 4
+  %k.2 = add i64 %first, %k
+  %k.3 = add i64 %k.2, %k.1
+  %word_at = getelementptr <16 x i32>, ptr %quants0_at, i64 %word
+  %word_bits = load <16 x i32>, ptr %word_at, align 32
+  %shift_lane = insertelement <16 x i32> poison, i32 %shift, i64 0
+  %shift_lanes = shufflevector <16 x i32> %shift_lane, <16 x i32> poison, <16 x i32> zeroinitializer
+  %shifted = lshr <16 x i32> %word_bits, %shift_lanes
+  %quant0 = call <16 x float> @quant_q4_0(<16 x i32> %shifted)
+  %shifted.1 = lshr <16 x i32> %shifted, splat (i32 8)
+  %quant1 = call <16 x float> @quant_q4_0(<16 x i32> %shifted.1)
+  %shifted.2 = lshr <16 x i32> %shifted, splat (i32 16)
+  %quant2 = call <16 x float> @quant_q4_0(<16 x i32> %shifted.2)
+  %shifted.3 = lshr <16 x i32> %shifted, splat (i32 24)
+  %quant3 = call <16 x float> @quant_q4_0(<16 x i32> %shifted.3)
+  %x_at = getelementptr float, ptr %x, i64 %k.3
+  %x.1 = load float, ptr %x_at, align 4
+  %x_lane = insertelement <16 x float> poison, float %x.1, i64 0
+  %x_lanes = shufflevector <16 x float> %x_lane, <16 x float> poison, <16 x i32> zeroinitializer
+  %part = call <16 x float> @llvm.fma.v16f32(<16 x float> %x_lanes, <16 x float> %quant0, <16 x float> %part.word)
+  %k.4 = add i64 %k.3, 1
+  %x_at.1 = getelementptr float, ptr %x, i64 %k.4
+  %x.2 = load float, ptr %x_at.1, align 4
+  %x_lane.1 = insertelement <16 x float> poison, float %x.2, i64 0
+  %x_lanes.1 = shufflevector <16 x float> %x_lane.1, <16 x float> poison, <16 x i32> zeroinitializer
+  %part.1 = call <16 x float> @llvm.fma.v16f32(<16 x float> %x_lanes.1, <16 x float> %quant1, <16 x float> %part)
+  %k.5 = add i64 %k.3, 2
+  %x_at.2 = getelementptr float, ptr %x, i64 %k.5
+  %x.3 = load float, ptr %x_at.2, align 4
+  %x_lane.2 = insertelement <16 x float> poison, float %x.3, i64 0
+  %x_lanes.2 = shufflevector <16 x float> %x_lane.2, <16 x float> poison, <16 x i32> zeroinitializer
+  %part.2 = call <16 x float> @llvm.fma.v16f32(<16 x float> %x_lanes.2, <16 x float> %quant2, <16 x float> %part.1)
+  %k.6 = add i64 %k.3, 3
+  %x_at.3 = getelementptr float, ptr %x, i64 %k.6
+  %x.4 = load float, ptr %x_at.3, align 4
+  %x_lane.3 = insertelement <16 x float> poison, float %x.4, i64 0
+  %x_lanes.3 = shufflevector <16 x float> %x_lane.3, <16 x float> poison, <16 x i32> zeroinitializer
+  %part.3 = call <16 x float> @llvm.fma.v16f32(<16 x float> %x_lanes.3, <16 x float> %quant3, <16 x float> %part.2)
   %word.next = add i64 %word, 1
   br label %word.head, !llvm.loop !0
 word.done:
   %chunk.next = add i64 %chunk, 1
   br label %chunk.head, !llvm.loop !0
 chunk.done:
-  %total.1 = call <16 x float> @llvm.fma.v16f32(<16 x float> %d16, <16 x float> %part.chunk, <16 x float> %total.i)
+  %total.1 = call <16 x float> @llvm.fma.v16f32(<16 x float> %block_scale, <16 x float> %part.chunk, <16 x float> %total.i)
   %i.next = add i64 %i, 1
   br label %i.head
 i.done:
@@ -431,32 +466,32 @@ i.done:
   ret void
 }
 
-; 16 columns of Q4_0, one a lane, times 1 row of x in 3 digit(s) of int8; K = 4096.
-; vpdpbusd multiplies four quants with four digits in each lane.
+; 16 columns of Q4_0, one a lane, times 1 row of x in 3 digits of int8; K = 4096.
+; vpdpbusd multiplies four codes with four digits in each lane.
 define internal void @q4_0_k4096_rows1_digits3(ptr noalias %x, ptr noalias %units, ptr noalias %w0, ptr noalias %tile) #0 {
 entry:
-  br label %tile.1.head
-tile.1.head:
-  %tile.1 = phi i64 [ 0, %entry ], [ %tile.1.next, %block.done ]
-  %acc0.0.tile.1 = phi <16 x float> [ zeroinitializer, %entry ], [ %acc0.0.block, %block.done ]
-  %tile.1.more = icmp slt i64 %tile.1, 64
-  br i1 %tile.1.more, label %tile.1.body, label %tile.1.done
-tile.1.body:
-  %offset = mul i64 %tile.1, 576
-  %tile_at = getelementptr i8, ptr %w0, i64 %offset
+  br label %slab.head
+slab.head:
+  %slab = phi i64 [ 0, %entry ], [ %slab.next, %block.done ]
+  %total0.0.slab = phi <16 x float> [ zeroinitializer, %entry ], [ %total0.0.block, %block.done ]
+  %slab.more = icmp slt i64 %slab, 64
+  br i1 %slab.more, label %slab.body, label %slab.done
+slab.body:
+  %slab_offset = mul i64 %slab, 576
+  %slab_at = getelementptr i8, ptr %w0, i64 %slab_offset
   br label %block.head
 block.head:
-  %block = phi i64 [ 0, %tile.1.body ], [ %block.next, %word.4.done ]
-  %acc0.0.block = phi <16 x float> [ %acc0.0.tile.1, %tile.1.body ], [ %acc0.0, %word.4.done ]
+  %block = phi i64 [ 0, %slab.body ], [ %block.next, %word.1.done ]
+  %total0.0.block = phi <16 x float> [ %total0.0.slab, %slab.body ], [ %total0.0, %word.1.done ]
   %block.more = icmp slt i64 %block, 2
   br i1 %block.more, label %block.body, label %block.done
 block.body:
-  %unit = mul i64 %tile.1, 2
+  %unit = mul i64 %slab, 2
   %unit.1 = add i64 %unit, %block
-  %d_at = mul i64 %block, 32
-  %d = getelementptr i8, ptr %tile_at, i64 %d_at
-  %d16 = call <16 x float> @load_half_v16f32(ptr %d)
-  ; the same place 8192 bytes ahead
+  %block_scale_offset = mul i64 %block, 32
+  %block_scale_at = getelementptr i8, ptr %slab_at, i64 %block_scale_offset
+  %block_scale = call <16 x float> @load_f16_v16f32(ptr %block_scale_at)
+  ; prefetch 8192 bytes ahead
   br label %line.head
 line.head:
   %line = phi i64 [ 0, %block.body ], [ %line.next, %line.body ]
@@ -467,203 +502,204 @@ line.body:
   %ahead.1 = mul i64 %line, 64
   %ahead.2 = add i64 %ahead, %ahead.1
   %ahead.3 = add i64 %ahead.2, 8192
-  %ahead_at = getelementptr i8, ptr %tile_at, i64 %ahead.3
-  call void @llvm.prefetch.p0(ptr %ahead_at, i32 0, i32 2, i32 1) ; read, second level
+  %ahead_at = getelementptr i8, ptr %slab_at, i64 %ahead.3
+  call void @llvm.prefetch.p0(ptr %ahead_at, i32 0, i32 2, i32 1)  ; read, second level
   %line.next = add i64 %line, 1
   br label %line.head, !llvm.loop !0
 line.done:
-  %at = mul i64 %unit.1, 128
-  %unit_at = getelementptr i8, ptr %units, i64 %at
-  %quants0_at = mul i64 %block, 256
-  %quants0_at.1 = add i64 %quants0_at, 64
-  %quants0 = getelementptr i8, ptr %tile_at, i64 %quants0_at.1
+  %unit_at = getelementptr %Unit, ptr %units, i64 %unit.1
+  %quants0_offset = mul i64 %block, 256
+  %quants0_offset.1 = add i64 %quants0_offset, 64
+  %quants0_at = getelementptr i8, ptr %slab_at, i64 %quants0_offset.1
   br label %word.head
 word.head:
   %word = phi i64 [ 0, %line.done ], [ %word.next, %word.body ]
-  %s0.0.0.0.word = phi <16 x i32> [ zeroinitializer, %line.done ], [ %s, %word.body ]
-  %s0.0.1.0.word = phi <16 x i32> [ zeroinitializer, %line.done ], [ %s.1, %word.body ]
-  %s0.0.2.0.word = phi <16 x i32> [ zeroinitializer, %line.done ], [ %s.2, %word.body ]
+  %chain0.0.digit0.chunk0.word = phi <16 x i32> [ zeroinitializer, %line.done ], [ %chain, %word.body ]
+  %chain0.0.digit1.chunk0.word = phi <16 x i32> [ zeroinitializer, %line.done ], [ %chain.1, %word.body ]
+  %chain0.0.digit2.chunk0.word = phi <16 x i32> [ zeroinitializer, %line.done ], [ %chain.2, %word.body ]
   %word.more = icmp slt i64 %word, 4
   br i1 %word.more, label %word.body, label %word.done
 word.body:
-  %word_at = getelementptr <16 x i32>, ptr %quants0, i64 %word
-  %bits = load <16 x i32>, ptr %word_at, align 32
-  %field = and <16 x i32> %bits, splat (i32 252645135)
-  %x_at = mul i64 %word, 4
-  %x_at.1 = add i64 %x_at, 32
-  %at.1 = getelementptr i8, ptr %unit_at, i64 %x_at.1
-  %word.1 = load i32, ptr %at.1, align 4
-  %lane = insertelement <16 x i32> poison, i32 %word.1, i64 0
-  %splat = shufflevector <16 x i32> %lane, <16 x i32> poison, <16 x i32> zeroinitializer
-  %s = call <16 x i32> @dot4(<16 x i32> %s0.0.0.0.word, <16 x i32> %field, <16 x i32> %splat)
-  %x_at.2 = mul i64 %word, 4
-  %x_at.3 = add i64 %x_at.2, 64
-  %at.2 = getelementptr i8, ptr %unit_at, i64 %x_at.3
-  %word.2 = load i32, ptr %at.2, align 4
-  %lane.1 = insertelement <16 x i32> poison, i32 %word.2, i64 0
-  %splat.1 = shufflevector <16 x i32> %lane.1, <16 x i32> poison, <16 x i32> zeroinitializer
-  %s.1 = call <16 x i32> @dot4(<16 x i32> %s0.0.1.0.word, <16 x i32> %field, <16 x i32> %splat.1)
-  %x_at.4 = mul i64 %word, 4
-  %x_at.5 = add i64 %x_at.4, 96
-  %at.3 = getelementptr i8, ptr %unit_at, i64 %x_at.5
-  %word.3 = load i32, ptr %at.3, align 4
-  %lane.2 = insertelement <16 x i32> poison, i32 %word.3, i64 0
-  %splat.2 = shufflevector <16 x i32> %lane.2, <16 x i32> poison, <16 x i32> zeroinitializer
-  %s.2 = call <16 x i32> @dot4(<16 x i32> %s0.0.2.0.word, <16 x i32> %field, <16 x i32> %splat.2)
+  %word_at = getelementptr <16 x i32>, ptr %quants0_at, i64 %word
+  %word_bits = load <16 x i32>, ptr %word_at, align 32
+  %codes = and <16 x i32> %word_bits, splat (i32 u0x0F0F0F0F)  ; the lowest 4 bits of each byte
+  %digits_offset = mul i64 %word, 4
+  %digits_offset.1 = add i64 %digits_offset, 32
+  %digits_at = getelementptr i8, ptr %unit_at, i64 %digits_offset.1
+  %digits = load i32, ptr %digits_at, align 4  ; four elements of digit 0
+  %digits_lane = insertelement <16 x i32> poison, i32 %digits, i64 0
+  %digits_lanes = shufflevector <16 x i32> %digits_lane, <16 x i32> poison, <16 x i32> zeroinitializer
+  %chain = call <16 x i32> @dot4(<16 x i32> %chain0.0.digit0.chunk0.word, <16 x i32> %codes, <16 x i32> %digits_lanes)
+  %digits_offset.2 = mul i64 %word, 4
+  %digits_offset.3 = add i64 %digits_offset.2, 64
+  %digits_at.1 = getelementptr i8, ptr %unit_at, i64 %digits_offset.3
+  %digits.1 = load i32, ptr %digits_at.1, align 4  ; four elements of digit 1
+  %digits_lane.1 = insertelement <16 x i32> poison, i32 %digits.1, i64 0
+  %digits_lanes.1 = shufflevector <16 x i32> %digits_lane.1, <16 x i32> poison, <16 x i32> zeroinitializer
+  %chain.1 = call <16 x i32> @dot4(<16 x i32> %chain0.0.digit1.chunk0.word, <16 x i32> %codes, <16 x i32> %digits_lanes.1)
+  %digits_offset.4 = mul i64 %word, 4
+  %digits_offset.5 = add i64 %digits_offset.4, 96
+  %digits_at.2 = getelementptr i8, ptr %unit_at, i64 %digits_offset.5
+  %digits.2 = load i32, ptr %digits_at.2, align 4  ; four elements of digit 2
+  %digits_lane.2 = insertelement <16 x i32> poison, i32 %digits.2, i64 0
+  %digits_lanes.2 = shufflevector <16 x i32> %digits_lane.2, <16 x i32> poison, <16 x i32> zeroinitializer
+  %chain.2 = call <16 x i32> @dot4(<16 x i32> %chain0.0.digit2.chunk0.word, <16 x i32> %codes, <16 x i32> %digits_lanes.2)
   %word.next = add i64 %word, 1
   br label %word.head, !llvm.loop !0
 word.done:
-  %quants0_at.2 = mul i64 %block, 256
-  %quants0_at.3 = add i64 %quants0_at.2, 64
-  %quants0.1 = getelementptr i8, ptr %tile_at, i64 %quants0_at.3
-  br label %word.4.head
-word.4.head:
-  %word.4 = phi i64 [ 0, %word.done ], [ %word.4.next, %word.4.body ]
-  %s0.0.0.1.word.4 = phi <16 x i32> [ zeroinitializer, %word.done ], [ %s.3, %word.4.body ]
-  %s0.0.1.1.word.4 = phi <16 x i32> [ zeroinitializer, %word.done ], [ %s.4, %word.4.body ]
-  %s0.0.2.1.word.4 = phi <16 x i32> [ zeroinitializer, %word.done ], [ %s.5, %word.4.body ]
-  %word.4.more = icmp slt i64 %word.4, 4
-  br i1 %word.4.more, label %word.4.body, label %word.4.done
-word.4.body:
-  %word_at.1 = getelementptr <16 x i32>, ptr %quants0.1, i64 %word.4
-  %bits.1 = load <16 x i32>, ptr %word_at.1, align 32
-  %bits.2 = lshr <16 x i32> %bits.1, splat (i32 4)
-  %field.1 = and <16 x i32> %bits.2, splat (i32 252645135)
-  %x_at.6 = mul i64 %word.4, 4
-  %x_at.7 = add i64 %x_at.6, 48
-  %at.4 = getelementptr i8, ptr %unit_at, i64 %x_at.7
-  %word.5 = load i32, ptr %at.4, align 4
-  %lane.3 = insertelement <16 x i32> poison, i32 %word.5, i64 0
-  %splat.3 = shufflevector <16 x i32> %lane.3, <16 x i32> poison, <16 x i32> zeroinitializer
-  %s.3 = call <16 x i32> @dot4(<16 x i32> %s0.0.0.1.word.4, <16 x i32> %field.1, <16 x i32> %splat.3)
-  %x_at.8 = mul i64 %word.4, 4
-  %x_at.9 = add i64 %x_at.8, 80
-  %at.5 = getelementptr i8, ptr %unit_at, i64 %x_at.9
-  %word.6 = load i32, ptr %at.5, align 4
-  %lane.4 = insertelement <16 x i32> poison, i32 %word.6, i64 0
-  %splat.4 = shufflevector <16 x i32> %lane.4, <16 x i32> poison, <16 x i32> zeroinitializer
-  %s.4 = call <16 x i32> @dot4(<16 x i32> %s0.0.1.1.word.4, <16 x i32> %field.1, <16 x i32> %splat.4)
-  %x_at.10 = mul i64 %word.4, 4
-  %x_at.11 = add i64 %x_at.10, 112
-  %at.6 = getelementptr i8, ptr %unit_at, i64 %x_at.11
-  %word.7 = load i32, ptr %at.6, align 4
-  %lane.5 = insertelement <16 x i32> poison, i32 %word.7, i64 0
-  %splat.5 = shufflevector <16 x i32> %lane.5, <16 x i32> poison, <16 x i32> zeroinitializer
-  %s.5 = call <16 x i32> @dot4(<16 x i32> %s0.0.2.1.word.4, <16 x i32> %field.1, <16 x i32> %splat.5)
-  %word.4.next = add i64 %word.4, 1
-  br label %word.4.head, !llvm.loop !0
-word.4.done:
-  %total = add <16 x i32> %s0.0.0.0.word, %s0.0.0.1.word.4
-  %up = shl <16 x i32> %total, splat (i32 8)
-  %total.1 = add <16 x i32> %up, %s0.0.1.0.word
-  %total.2 = add <16 x i32> %total.1, %s0.0.1.1.word.4
-  %up.1 = shl <16 x i32> %total.2, splat (i32 8)
-  %total.3 = add <16 x i32> %up.1, %s0.0.2.0.word
-  %total.4 = add <16 x i32> %total.3, %s0.0.2.1.word.4
-  %at.7 = getelementptr i8, ptr %unit_at, i64 24
-  %word.8 = load i32, ptr %at.7, align 4
-  %lane.6 = insertelement <16 x i32> poison, i32 %word.8, i64 0
-  %splat.6 = shufflevector <16 x i32> %lane.6, <16 x i32> poison, <16 x i32> zeroinitializer
-  %total.5 = add <16 x i32> %total.4, %splat.6
+  %quants0_offset.2 = mul i64 %block, 256
+  %quants0_offset.3 = add i64 %quants0_offset.2, 64
+  %quants0_at.1 = getelementptr i8, ptr %slab_at, i64 %quants0_offset.3
+  br label %word.1.head
+word.1.head:
+  %word.1 = phi i64 [ 0, %word.done ], [ %word.1.next, %word.1.body ]
+  %chain0.0.digit0.chunk1.word.1 = phi <16 x i32> [ zeroinitializer, %word.done ], [ %chain.3, %word.1.body ]
+  %chain0.0.digit1.chunk1.word.1 = phi <16 x i32> [ zeroinitializer, %word.done ], [ %chain.4, %word.1.body ]
+  %chain0.0.digit2.chunk1.word.1 = phi <16 x i32> [ zeroinitializer, %word.done ], [ %chain.5, %word.1.body ]
+  %word.1.more = icmp slt i64 %word.1, 4
+  br i1 %word.1.more, label %word.1.body, label %word.1.done
+word.1.body:
+  %word_at.1 = getelementptr <16 x i32>, ptr %quants0_at.1, i64 %word.1
+  %word_bits.1 = load <16 x i32>, ptr %word_at.1, align 32
+  %shifted = lshr <16 x i32> %word_bits.1, splat (i32 4)
+  %codes.1 = and <16 x i32> %shifted, splat (i32 u0x0F0F0F0F)  ; the lowest 4 bits of each byte
+  %digits_offset.6 = mul i64 %word.1, 4
+  %digits_offset.7 = add i64 %digits_offset.6, 48
+  %digits_at.3 = getelementptr i8, ptr %unit_at, i64 %digits_offset.7
+  %digits.3 = load i32, ptr %digits_at.3, align 4  ; four elements of digit 0
+  %digits_lane.3 = insertelement <16 x i32> poison, i32 %digits.3, i64 0
+  %digits_lanes.3 = shufflevector <16 x i32> %digits_lane.3, <16 x i32> poison, <16 x i32> zeroinitializer
+  %chain.3 = call <16 x i32> @dot4(<16 x i32> %chain0.0.digit0.chunk1.word.1, <16 x i32> %codes.1, <16 x i32> %digits_lanes.3)
+  %digits_offset.8 = mul i64 %word.1, 4
+  %digits_offset.9 = add i64 %digits_offset.8, 80
+  %digits_at.4 = getelementptr i8, ptr %unit_at, i64 %digits_offset.9
+  %digits.4 = load i32, ptr %digits_at.4, align 4  ; four elements of digit 1
+  %digits_lane.4 = insertelement <16 x i32> poison, i32 %digits.4, i64 0
+  %digits_lanes.4 = shufflevector <16 x i32> %digits_lane.4, <16 x i32> poison, <16 x i32> zeroinitializer
+  %chain.4 = call <16 x i32> @dot4(<16 x i32> %chain0.0.digit1.chunk1.word.1, <16 x i32> %codes.1, <16 x i32> %digits_lanes.4)
+  %digits_offset.10 = mul i64 %word.1, 4
+  %digits_offset.11 = add i64 %digits_offset.10, 112
+  %digits_at.5 = getelementptr i8, ptr %unit_at, i64 %digits_offset.11
+  %digits.5 = load i32, ptr %digits_at.5, align 4  ; four elements of digit 2
+  %digits_lane.5 = insertelement <16 x i32> poison, i32 %digits.5, i64 0
+  %digits_lanes.5 = shufflevector <16 x i32> %digits_lane.5, <16 x i32> poison, <16 x i32> zeroinitializer
+  %chain.5 = call <16 x i32> @dot4(<16 x i32> %chain0.0.digit2.chunk1.word.1, <16 x i32> %codes.1, <16 x i32> %digits_lanes.5)
+  %word.1.next = add i64 %word.1, 1
+  br label %word.1.head, !llvm.loop !0
+word.1.done:
+  %total = add <16 x i32> %chain0.0.digit0.chunk0.word, %chain0.0.digit0.chunk1.word.1
+  %shifted.1 = shl <16 x i32> %total, splat (i32 8)
+  %total.1 = add <16 x i32> %shifted.1, %chain0.0.digit1.chunk0.word
+  %total.2 = add <16 x i32> %total.1, %chain0.0.digit1.chunk1.word.1
+  %shifted.2 = shl <16 x i32> %total.2, splat (i32 8)
+  %total.3 = add <16 x i32> %shifted.2, %chain0.0.digit2.chunk0.word
+  %total.4 = add <16 x i32> %total.3, %chain0.0.digit2.chunk1.word.1
+  %whole_sum_at = getelementptr %Unit, ptr %unit_at, i64 0, i32 4
+  %whole_sum = load i32, ptr %whole_sum_at, align 4
+  %whole_sum_lane = insertelement <16 x i32> poison, i32 %whole_sum, i64 0
+  %whole_sum_lanes = shufflevector <16 x i32> %whole_sum_lane, <16 x i32> poison, <16 x i32> zeroinitializer
+  %total.5 = add <16 x i32> %total.4, %whole_sum_lanes
   %sum = sitofp <16 x i32> %total.5 to <16 x float>
-  ; a step is a power of two: its exponent goes to the scale
-  %d_bits = bitcast <16 x float> %d16 to <16 x i32>
-  %word.9 = load i32, ptr %unit_at, align 4
-  %lane.7 = insertelement <16 x i32> poison, i32 %word.9, i64 0
-  %splat.7 = shufflevector <16 x i32> %lane.7, <16 x i32> poison, <16 x i32> zeroinitializer
-  %up.2 = add <16 x i32> %d_bits, %splat.7
-  %d_step = bitcast <16 x i32> %up.2 to <16 x float>
-  %acc0.0 = call <16 x float> @llvm.fma.v16f32(<16 x float> %d_step, <16 x float> %sum, <16 x float> %acc0.0.block)
+  ; times scale and step: a step is a power of two, its lift adds to exponents
+  %scale_bits = bitcast <16 x float> %block_scale to <16 x i32>
+  %lift_at = getelementptr %Unit, ptr %unit_at, i64 0, i32 0
+  %lift = load i32, ptr %lift_at, align 4
+  %lift_lane = insertelement <16 x i32> poison, i32 %lift, i64 0
+  %lift_lanes = shufflevector <16 x i32> %lift_lane, <16 x i32> poison, <16 x i32> zeroinitializer
+  %lifted = add <16 x i32> %scale_bits, %lift_lanes
+  %scale_step = bitcast <16 x i32> %lifted to <16 x float>
+  %total0.0 = call <16 x float> @llvm.fma.v16f32(<16 x float> %scale_step, <16 x float> %sum, <16 x float> %total0.0.block)
   %block.next = add i64 %block, 1
   br label %block.head, !llvm.loop !0
 block.done:
-  %tile.1.next = add i64 %tile.1, 1
-  br label %tile.1.head
-tile.1.done:
-  store <16 x float> %acc0.0.tile.1, ptr %tile, align 64
-  ; by the smallest step of the row; what only scales of 0 have left is 0
-  %end = getelementptr i8, ptr %units, i64 16384
-  %at.8 = getelementptr i8, ptr %end, i64 4
-  %step = load float, ptr %at.8, align 4
-  %lane.8 = insertelement <16 x float> poison, float %step, i64 0
-  %splat.8 = shufflevector <16 x float> %lane.8, <16 x float> poison, <16 x i32> zeroinitializer
-  %value = load <16 x float>, ptr %tile, align 64
-  %size = call <16 x float> @llvm.fabs.v16f32(<16 x float> %value)
-  %some = fcmp oge <16 x float> %size, splat (float 0x3E60000000000000)
-  %kept = select <16 x i1> %some, <16 x float> %value, <16 x float> zeroinitializer
-  %scaled = fmul <16 x float> %kept, %splat.8
+  %slab.next = add i64 %slab, 1
+  br label %slab.head
+slab.done:
+  store <16 x float> %total0.0.slab, ptr %tile, align 64
+  ; times the smallest step of each row; sums that only scales of 0 have left are 0
+  %end_at = getelementptr %Unit, ptr %units, i64 128
+  %smallest_step_at = getelementptr %RowEnd, ptr %end_at, i64 0, i32 1
+  %smallest_step = load float, ptr %smallest_step_at, align 4
+  %smallest_step_lane = insertelement <16 x float> poison, float %smallest_step, i64 0
+  %smallest_step_lanes = shufflevector <16 x float> %smallest_step_lane, <16 x float> poison, <16 x i32> zeroinitializer
+  %sums = load <16 x float>, ptr %tile, align 64
+  %magnitude = call <16 x float> @llvm.fabs.v16f32(<16 x float> %sums)
+  %some = fcmp oge <16 x float> %magnitude, splat (float 0x3E60000000000000)  ; 2^-25
+  %kept = select <16 x i1> %some, <16 x float> %sums, <16 x float> zeroinitializer
+  %scaled = fmul <16 x float> %kept, %smallest_step_lanes
   store <16 x float> %scaled, ptr %tile, align 64
-  %count = load i32, ptr %end, align 4
-  %none = icmp eq i32 %count, 0
-  br i1 %none, label %next, label %some.1
-some.1:
-  call void @q4_0_k4096_rough(ptr %x, ptr %end, ptr %w0, ptr %tile)
-  br label %next
-next:
+  %rough_count_at = getelementptr %RowEnd, ptr %end_at, i64 0, i32 0
+  %rough_count = load i32, ptr %rough_count_at, align 4
+  %none = icmp eq i32 %rough_count, 0
+  br i1 %none, label %done, label %add_rough
+add_rough:
+  call void @q4_0_k4096_rough(ptr %x, ptr %end_at, ptr %w0, ptr %tile)
+  br label %done
+done:
   ret void
 }
 
-; 16 of 64 columns for rows %first … %end: 1 product(s) and the epilogue.
+; 16 of 64 columns for rows %first … %end: 1 product and the epilogue.
 define internal void @q4jit_product.section0(ptr %args, i64 %task, i64 %first, i64 %end) #0 {
 entry:
-  %w.at = getelementptr i64, ptr %args, i64 3
-  %w = load ptr, ptr %w.at, align 8
-  %prologue.at = getelementptr i64, ptr %args, i64 5
-  %prologue = load ptr, ptr %prologue.at, align 8
-  %digits.at = getelementptr i64, ptr %args, i64 7
-  %digits = load ptr, ptr %digits.at, align 8
-  %exponent.at = getelementptr i64, ptr %args, i64 6
-  %exponent = load ptr, ptr %exponent.at, align 8
-  %output0.at = getelementptr i64, ptr %args, i64 4
-  %output0 = load ptr, ptr %output0.at, align 8
+  %w_slot = getelementptr %Slots, ptr %args, i64 0, i32 3
+  %w = load ptr, ptr %w_slot, align 8
+  %prologue_slot = getelementptr %Slots, ptr %args, i64 0, i32 5
+  %prologue = load ptr, ptr %prologue_slot, align 8
+  %digits_slot = getelementptr %Slots, ptr %args, i64 0, i32 7
+  %digits = load ptr, ptr %digits_slot, align 8
+  %row_factors_slot = getelementptr %Slots, ptr %args, i64 0, i32 6
+  %row_factors = load ptr, ptr %row_factors_slot, align 8
+  %output0_slot = getelementptr %Slots, ptr %args, i64 0, i32 4
+  %output0 = load ptr, ptr %output0_slot, align 8
   %tile = alloca [1 x <16 x float>], align 64
-  %w_off = mul i64 %task, 36864
-  %w_at = getelementptr i8, ptr %w, i64 %w_off
-  br label %m0.head
-m0.head:
-  %m0 = phi i64 [ %first, %entry ], [ %m0.next, %m0.body ]
-  %m0.more = icmp slt i64 %m0, %end
-  br i1 %m0.more, label %m0.body, label %m0.done
-m0.body:
-  %x_off = mul i64 %m0, 4096
-  %x_at = getelementptr float, ptr %prologue, i64 %x_off
-  %digits_off = mul i64 %m0, 16960
-  %digits_at = getelementptr i8, ptr %digits, i64 %digits_off
+  %w_offset = mul i64 %task, 36864
+  %w_at = getelementptr i8, ptr %w, i64 %w_offset
+  br label %tile_row.head
+tile_row.head:
+  %tile_row = phi i64 [ %first, %entry ], [ %tile_row.next, %tile_row.body ]
+  %tile_row.more = icmp slt i64 %tile_row, %end
+  br i1 %tile_row.more, label %tile_row.body, label %tile_row.done
+tile_row.body:
+  %x_offset = mul i64 %tile_row, 4096
+  %x_at = getelementptr float, ptr %prologue, i64 %x_offset
+  %digits_offset = mul i64 %tile_row, 16960
+  %digits_at = getelementptr i8, ptr %digits, i64 %digits_offset
   call void @q4_0_k4096_rows1_digits3(ptr %x_at, ptr %digits_at, ptr %w_at, ptr %tile)
-  %sum = load <16 x float>, ptr %tile, align 64
+  %sums = load <16 x float>, ptr %tile, align 64
   %column = mul i64 %task, 16
-  %at = getelementptr float, ptr %exponent, i64 %m0
-  %scale = load float, ptr %at, align 4
-  %lane = insertelement <16 x float> poison, float %scale, i64 0
-  %splat = shufflevector <16 x float> %lane, <16 x float> poison, <16 x i32> zeroinitializer
-  %product = fmul <16 x float> %sum, %splat
-  %row_at = mul i64 %m0, 64
-  %row_ptr = getelementptr float, ptr %output0, i64 %row_at
-  %out_at = getelementptr float, ptr %row_ptr, i64 %column
-  store <16 x float> %product, ptr %out_at, align 4
-  %m0.next = add i64 %m0, 1
-  br label %m0.head
-m0.done:
+  %row_factor_at = getelementptr float, ptr %row_factors, i64 %tile_row
+  %row_factor = load float, ptr %row_factor_at, align 4
+  %row_factor_lane = insertelement <16 x float> poison, float %row_factor, i64 0
+  %row_factor_lanes = shufflevector <16 x float> %row_factor_lane, <16 x float> poison, <16 x i32> zeroinitializer
+  %product = fmul <16 x float> %sums, %row_factor_lanes
+  %output0_offset = mul i64 %tile_row, 64
+  %output0_row_at = getelementptr float, ptr %output0, i64 %output0_offset
+  %output0_at = getelementptr float, ptr %output0_row_at, i64 %column
+  store <16 x float> %product, ptr %output0_at, align 4
+  %tile_row.next = add i64 %tile_row, 1
+  br label %tile_row.head
+tile_row.done:
   ret void
 }
 
-; Tasks are numbered through the sections.
+; Tasks are numbered through all sections.
 define internal void @q4jit_product.columns(ptr %args, i64 %from, i64 %to) #0 {
 entry:
-  %m.at = getelementptr i64, ptr %args, i64 1
-  %m = load i64, ptr %m.at, align 8
+  %m_slot = getelementptr %Slots, ptr %args, i64 0, i32 1
+  %m = load i64, ptr %m_slot, align 8
   br label %number.head
 number.head:
   %number = phi i64 [ %from, %entry ], [ %number.next, %next ]
   %number.more = icmp slt i64 %number, %to
   br i1 %number.more, label %number.body, label %number.done
 number.body:
-  %inside = icmp slt i64 %number, 4
-  br i1 %inside, label %here, label %other
-here:
+  %below = icmp slt i64 %number, 4
+  br i1 %below, label %section0, label %after0
+section0:
   call void @q4jit_product.section0(ptr %args, i64 %number, i64 0, i64 %m)
   br label %next
-other:
+after0:
   br label %next
 next:
   %number.next = add i64 %number, 1
@@ -672,14 +708,14 @@ number.done:
   ret void
 }
 
-; task(args, from, to) over 0 … n, by the pool's threads where there is more than a chunk.
-; A pool begins with the address of its own run(pool, task, args, n, chunk).
+; Run task(args, from, to) over 0 … n, on the pool's threads if n is above a chunk.
+; The pool's first field is the address of its function run(pool, task, args, n, chunk).
 define internal void @parallel_for(ptr %pool, ptr %task, ptr %args, i64 %n, i64 %chunk) #0 {
 entry:
   %alone = icmp eq ptr %pool, null
   %small = icmp sle i64 %n, %chunk
-  %here = or i1 %alone, %small
-  br i1 %here, label %serial, label %threads
+  %is_serial = or i1 %alone, %small
+  br i1 %is_serial, label %serial, label %threads
 serial:
   call void %task(ptr %args, i64 0, i64 %n)
   ret void
@@ -692,10 +728,10 @@ threads:
 ; The kernel.
 define void @q4jit_product(ptr %args) #0 {
 entry:
-  %pool.at = getelementptr i64, ptr %args, i64 0
-  %pool = load ptr, ptr %pool.at, align 8
-  %m.at = getelementptr i64, ptr %args, i64 1
-  %m = load i64, ptr %m.at, align 8
+  %pool_slot = getelementptr %Slots, ptr %args, i64 0, i32 0
+  %pool = load ptr, ptr %pool_slot, align 8
+  %m_slot = getelementptr %Slots, ptr %args, i64 0, i32 1
+  %m = load i64, ptr %m_slot, align 8
   call void @parallel_for(ptr %pool, ptr @q4jit_product.rows, ptr %args, i64 %m, i64 2)
   call void @parallel_for(ptr %pool, ptr @q4jit_product.columns, ptr %args, i64 4, i64 1)
   ret void

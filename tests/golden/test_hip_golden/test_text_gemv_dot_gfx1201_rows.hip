@@ -1,14 +1,13 @@
 // residual_rows for hip:gfx1201, rows, 1 row a tile, 256 threads, made by q4jit
 // rows:
-//   v0 = x
+//   x_value = x
 
 constexpr int BLOCK_SIZE = 256;
 static_assert(BLOCK_SIZE % WAVE == 0 && BLOCK_SIZE <= 1024, "a block is whole waves");
-constexpr int K = 512;
-constexpr int UNITS = K / 32;
-static_assert(K % 32 == 0, "x is rounded 32 elements at a time");
-constexpr int STAGED_BYTES = 0;
-constexpr int LDS_BYTES = STAGED_BYTES + BLOCK_SIZE / WAVE * 4;  // shared memory of a block
+constexpr int K = 512;  // elements of a row
+constexpr int UNIT = 32;  // elements that share a scale
+constexpr int UNITS = 16;  // K / UNIT
+constexpr int LDS_BYTES = 32;  // shared memory of a block
 static_assert(LDS_BYTES <= 65536, "gfx1201 has 65536 bytes of shared memory for a block");
 
 constexpr int MAX_GRID_Y = 65535;
@@ -48,58 +47,64 @@ DEVICE void compute(const Arguments& a) {
     const i64 row = block_of_rows();
     if (row >= m) return;
 
-    // x as int8, in each 32 elements relative to the largest of them. A row is rough, and the scales
-    // of it are NaN, where that may err by more than 2e-2: the squares of all errors are compared
-    // with those of the usual elements alone, because a column may have zeros where the few huge
-    // ones are. Too large, too small, Inf and NaN make the error NaN.
+    // --- x in int8: each unit relative to its largest element ---
+    // A row is rough, and its scales are NaN, if int8 may err by more than 2e-2. The squares of all errors
+    // are compared with those of the usual elements alone, because a column may have zeros where the few
+    // huge elements are. Too large, too small, Inf and NaN make the error NaN.
+    constexpr u32 NAN_BITS = 0x7FC00000u;
+    constexpr int LANE_ELEMENTS = 4;  // of a unit, which eight lanes share
+    constexpr int UNIT_LANES = UNIT / LANE_ELEMENTS;
+    constexpr int SUB_BLOCK = 16;  // elements of a sum in x_sums
+    constexpr int SUB_BLOCK_LANES = SUB_BLOCK / LANE_ELEMENTS;
+    constexpr i32 ONES = 0x01010101;
     float size = 0.0f;
     for (int column = thread_index(); column < K; column += BLOCK_SIZE) {
-        const float v0 = a.x[row * 512 + column];
-        size += abs_f32(v0);
+        const float x_element = a.x[row * 512 + column];
+        size += abs_f32(x_element);
     }
-    const float usual_size = block_sum(size) * (8.0f / K);
+    const float usual_size = block_sum(size) * (8.0f / K);  // eight times the mean
     float error = 0.0f, usual = 0.0f;
-    for (int first = 0; first < K; first += 4 * BLOCK_SIZE) {  // 8 lanes share 32 elements
-        const int k = first + 4 * thread_index();
-        float x[4];
+    for (int first = 0; first < K; first += LANE_ELEMENTS * BLOCK_SIZE) {
+        const int k = first + LANE_ELEMENTS * thread_index();
+        float x[LANE_ELEMENTS];
         float largest = 0.0f;
-        UNROLL for (int i = 0; i < 4; ++i) {
+        UNROLL for (int i = 0; i < LANE_ELEMENTS; ++i) {
             const int column = k < K ? k + i : i;
-            const float v0 = a.x[row * 512 + column];
-            x[i] = v0;
+            const float x_element = a.x[row * 512 + column];
+            x[i] = x_element;
             if (abs_f32(x[i]) > largest) largest = abs_f32(x[i]);
         }
-        UNROLL for (int mask = 1; mask < 8; mask *= 2) {
+        UNROLL for (int mask = 1; mask < UNIT_LANES; mask *= 2) {
             const float other = shuffle_xor(largest, mask);
             if (other > largest) largest = other;
         }
         const float scale = largest / 127.0f;
         const float inverse = largest > 0.0f ? 127.0f / largest : 0.0f;
-        constexpr float WHOLE = 0x1.8p+23f;  // a float of this size has its ones in the lowest bit
+        constexpr float WHOLE = 0x1.8p+23f;  // in a float of this size the lowest bit counts ones
         u32 quants = 0;
         float lost = 0.0f, kept = 0.0f;
-        UNROLL for (int i = 0; i < 4; ++i) {
+        UNROLL for (int i = 0; i < LANE_ELEMENTS; ++i) {
             const float rounded = fma_f32(x[i], inverse, WHOLE);
             quants |= (as_u32(rounded) & 0xFF) << 8 * i;
             const float rest = fma_f32(WHOLE - rounded, scale, x[i]);
             lost = fma_f32(rest, rest, lost);
             if (abs_f32(x[i]) <= usual_size) kept = fma_f32(x[i], x[i], kept);
         }
-        if (largest > 0x1p+50f || (largest > 0.0f && largest < 0x1p-50f)) lost = as_f32(0x7fc00000u);
-        float sum = (float)dot4((i32)quants, 0x01010101, 0);
-        UNROLL for (int mask = 1; mask < 4; mask *= 2) sum += shuffle_xor(sum, mask);
+        if (largest > 0x1p+50f || (largest > 0.0f && largest < 0x1p-50f)) lost = as_f32(NAN_BITS);
+        float sum = (float)dot4((i32)quants, ONES, 0);
+        UNROLL for (int mask = 1; mask < SUB_BLOCK_LANES; mask *= 2) sum += shuffle_xor(sum, mask);
         if (k >= K) continue;
         error += lost;
         usual += kept;
-        a.x_quants[(row * K + k) / 4] = quants;
-        if (k % 16 == 0) a.x_sums[(row * K + k) / 16] = (i16)sum;
-        if (k % 32 == 0) a.x_scales[(row * K + k) / 32] = scale;
+        a.x_quants[(row * K + k) / LANE_ELEMENTS] = quants;
+        if (k % SUB_BLOCK == 0) a.x_sums[(row * K + k) / SUB_BLOCK] = (i16)sum;
+        if (k % UNIT == 0) a.x_scales[(row * K + k) / UNIT] = scale;
     }
     error = block_sum(error);
     usual = block_sum(usual);
     if (!(error <= 2e-4f * usual)) {
         for (int unit = thread_index(); unit < UNITS; unit += BLOCK_SIZE)
-            a.x_scales[row * UNITS + unit] = as_f32(0x7fc00000u);
+            a.x_scales[row * UNITS + unit] = as_f32(NAN_BITS);
     }
 }
 

@@ -1,4 +1,4 @@
-"""`q4jit bench` on this machine's CPU, for real."""
+"""`q4jit bench` measures this machine's CPU."""
 
 import json
 import math
@@ -16,7 +16,7 @@ from tests.support import child
 
 @pytest.fixture
 def quick_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No time is meant to be true."""
+    """Shorten all measurements; their times mean nothing."""
     monkeypatch.setattr(cpu_times, "_CALLS_S", 1e-3)
     monkeypatch.setattr(cpu_times, "_REST_S", 0.0)
     monkeypatch.setattr(cpu, "cache_bytes", lambda: 4 << 10)
@@ -30,7 +30,7 @@ def test_the_cpu_is_measured(fmt: str, tmp_path: Path, capsys: pytest.CaptureFix
     options += ["--fused", "--quick", "--format", fmt, "--json", str(path)]
     assert main(["bench", *options]) == 0
     out = capsys.readouterr().out
-    assert "ggml: not present: no library is given" in out
+    assert "ggml: not available: no library was given" in out
     (run,) = json.loads(path.read_text("utf-8"))["runs"]
     timed = {(r["k"], r["m"], r["kind"], r["name"]) for r in run["rows"] if r["us"] is not None}
     wanted = {("product", name) for name in (READ, "q4jit f32", "dequantise + matmul")}
@@ -44,8 +44,8 @@ def test_the_cpu_is_measured(fmt: str, tmp_path: Path, capsys: pytest.CaptureFix
     assert "q4jit f32, bias and SiLU gating" in out
 
 
-def test_threads_are_those_that_are_asked_for(tmp_path: Path) -> None:
-    """In a process of its own: the pool of this one has begun."""
+def test_the_requested_number_of_threads_is_used(tmp_path: Path) -> None:
+    """Runs in a process of its own, because this one has started its thread pool."""
     path = tmp_path / "t.json"
     child.run(
         f"""
@@ -83,14 +83,14 @@ def test_a_weight_that_stays_in_the_cache(
     counts.clear()
     assert main(["bench", *options, "--cached", "--markdown"]) == 0
     assert set(counts) == {1}
-    assert "Q4_0, the weight in the cache\n" in capsys.readouterr().out
+    assert "Q4_0, weight in the cache\n" in capsys.readouterr().out
     (run,) = json.loads(path.read_text("utf-8"))["runs"]
     assert run["cached"]
     assert not any(row["wrong"] for row in run["rows"])
 
 
 @pytest.mark.usefixtures("quick_cpu")
-def test_a_more_exact_kernel_that_serves_is_told(tmp_path: Path) -> None:
+def test_a_note_names_a_more_exact_kernel(tmp_path: Path) -> None:
     path = tmp_path / "cpu.json"
     options = ["--target", "cpu", "--shape", "64x37", "--m", "1", "--quick", "--format", "F16"]
     assert main(["bench", *options, "--precision", "f32,i8", "--json", str(path)]) == 0

@@ -1,4 +1,4 @@
-"""A GPU as an arena, without one: texts that read, and a runtime that runs no kernel."""
+"""The GPU arena without a GPU: the kernel that reads, and a runtime that runs no kernel."""
 
 import contextlib
 import json
@@ -23,18 +23,18 @@ from tests.support.hip_host import compile_host
 
 
 @pytest.mark.parametrize("arch", ["sm_90", "gfx1100", "gfx942"])
-def test_a_read_reads_all(arch: str) -> None:
+def test_a_read_reads_every_word(arch: str) -> None:
     target = Target("hip", arch)
     source = render_read(target, 128, 2, "host")
     program = compile_host(source.text, source.symbol)
     for units, blocks in ((1, 1), (1000, 3), (257, 5)):
         data = np.random.default_rng(units).integers(0, 1 << 32, 4 * units, np.uint32)
-        found = np.zeros(blocks * 128 // target.hip.wave, np.uint32)
-        (words,) = program.run((blocks,), 128, [data, found, units, blocks])
+        sums = np.zeros(blocks * 128 // target.hip.wave, np.uint32)
+        (words,) = program.run((blocks,), 128, [data, sums, units, blocks])
         assert np.bitwise_xor.reduce(words) == np.bitwise_xor.reduce(data)
 
 
-def test_a_read_loads_16_bytes_at_a_time_and_all_before_it_waits() -> None:
+def test_a_read_issues_all_loads_of_16_bytes_before_it_waits() -> None:
     target = Target("hip", "sm_90")
     compiler = find_backend(target).compiler(target)
     text = compiler.compile_assembly(render_read(target, 256, 8).text, target)
@@ -45,14 +45,14 @@ def test_a_read_loads_16_bytes_at_a_time_and_all_before_it_waits() -> None:
 
 @pytest.mark.parametrize("platform", ["amd", "nvidia"])
 def test_kernels_that_write_nothing_are_wrong(platform: str, tmp_path: Path) -> None:
-    """The driver's calls are real, and so are kernels' texts; the runtime runs none of them."""
+    """The driver calls and kernel texts are real; the runtime does not run the kernels."""
     folder = str(fake_gpu.build(tmp_path, platform))
     path = tmp_path / "b.json"
     child.run(
         f"""
         import gc
         start()
-        os.environ.pop("ROCM_PATH", None)  # where the fake is, and no compiler
+        os.environ.pop("ROCM_PATH", None)  # the fake runtime is there, but no compiler
         from q4jit.tools.cli.main import main
         from q4jit.tools.compare.gpu import GpuArena
         GpuArena.rotated_bytes = lambda arena: 4000
@@ -78,8 +78,8 @@ def test_kernels_that_write_nothing_are_wrong(platform: str, tmp_path: Path) -> 
     }
 
 
-def test_weights_take_turns_and_the_graphs_own_result_counts() -> None:
-    """The first call, which is not part of a graph, writes results too: they are spoiled again."""
+def test_weights_take_turns_and_only_results_of_the_graph_count() -> None:
+    """The first call runs outside of the graph: its results must be poisoned."""
     poisoned: list[Any] = []
     launched: list[Any] = []
 
@@ -100,7 +100,7 @@ def test_weights_take_turns_and_the_graphs_own_result_counts() -> None:
     plan = types.SimpleNamespace(kernels=(), graph=graph)
     arena = GpuArena.__new__(GpuArena)
     arena._tuned = lambda key: None
-    arena.bench = types.SimpleNamespace(  # type: ignore[assignment]  # what is asked of it
+    arena.bench = types.SimpleNamespace(  # type: ignore[assignment]  # only what the arena uses
         build=lambda *args: types.SimpleNamespace(plan=plan),
         upload=lambda args, stream: args,
         outputs=lambda built, args: ["y"],

@@ -1,4 +1,4 @@
-"""`q4jit bench` on a real GPU: what is right has times, and times are those of memory."""
+"""`q4jit bench` on a real GPU: right results are timed, and times include reading memory."""
 
 import json
 from collections.abc import Iterator
@@ -23,12 +23,12 @@ K, N = 4096, 1024
 
 @pytest.fixture(scope="module")
 def arena() -> Iterator[GpuArena]:
-    found = devices.find_devices()
-    if not found:
+    gpus = devices.find_devices()
+    if not gpus:
         pytest.skip(devices.why_none())
-    made = GpuArena(found[0])
-    yield made
-    made.close()
+    opened = GpuArena(gpus[0])
+    yield opened
+    opened.close()
 
 
 def test_the_command_runs_and_nothing_is_wrong(arena: GpuArena, tmp_path: Path) -> None:
@@ -46,7 +46,7 @@ def test_the_command_runs_and_nothing_is_wrong(arena: GpuArena, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("name", ["torch fp16", "torch int4", "dequantise + matmul"])
-def test_a_product_of_pytorch_is_right_and_has_a_time(arena: GpuArena, name: str) -> None:
+def test_a_product_of_pytorch_is_right_and_timed(arena: GpuArena, name: str) -> None:
     entrants = {entrant.name: entrant for entrant in arena.peers()}
     if name not in entrants:
         pytest.skip(arena.absent[name])
@@ -60,7 +60,7 @@ def test_a_product_of_pytorch_is_right_and_has_a_time(arena: GpuArena, name: str
 
 
 def test_a_read_is_as_fast_as_a_copy(arena: GpuArena) -> None:
-    """Of many bytes: a copy reads and writes, and a read alone is at least as fast per byte."""
+    """A copy reads and writes; a read alone must be as fast per byte."""
     work = WeightShape("Q4_0", 8192, 16384, (1,), arena.rotated_bytes()).product(1)
     with arena.read().open(work) as running:
         running.poison()
@@ -72,13 +72,13 @@ def test_a_read_is_as_fast_as_a_copy(arena: GpuArena) -> None:
 
 def test_no_kernel_is_faster_than_the_read(arena: GpuArena) -> None:
     work = WeightShape("Q4_0", 8192, 16384, (1,), arena.rotated_bytes()).product(1)
-    entrants = [(each, work, BOUNDS["f32"]) for each in (arena.read(), arena.own("f32"))]
+    entrants = [(e, work, BOUNDS["f32"]) for e in (arena.read(), arena.own("f32"))]
     read, own = contest(entrants, 5)
     assert read.entrant.name == READ
     assert np.median(own.us) > 0.95 * np.median(read.us)
 
 
-def test_a_kernel_that_is_spoiled_has_no_time(
+def test_a_kernel_that_does_not_run_is_not_timed(
     arena: GpuArena, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     work = WeightShape("Q4_0", K, 64, (1,), 1 << 20).product(1)
@@ -87,13 +87,13 @@ def test_a_kernel_that_is_spoiled_has_no_time(
     def bind(built: Any, args: Any) -> Any:
         launch = real(built, args)
 
-        class Idle:
+        class IdleLaunch:
             prepare = staticmethod(launch.prepare)
 
             def __call__(self, *_: Any) -> None:
                 pass
 
-        return Idle()
+        return IdleLaunch()
 
     monkeypatch.setattr(arena.bench, "bind", bind)
     (outcome,) = contest([(arena.own("f32"), work, BOUNDS["f32"])], 1)

@@ -1,4 +1,4 @@
-"""What a CPU can do at most: reads, and multiply-adds."""
+"""The limits of a CPU: reads and multiply-adds."""
 
 import dataclasses
 import itertools
@@ -9,28 +9,26 @@ import pytest
 
 from q4jit.backends import find_backend
 from q4jit.targets import find_target
-from q4jit.tools.compare import (
-    limits,
-)
+from q4jit.tools.compare import limits
 from tests.support.tools import lack
 
 
-@pytest.mark.parametrize("way", limits.READ_WAYS)
-def test_the_cpus_read_reads_all(way: tuple[int, int]) -> None:
-    load = limits.reader(find_target("cpu"), *way)
-    data = np.random.default_rng(0).integers(0, 1 << 32, 3 * limits.STEP_BYTES // 4, np.uint32)
-    found = np.zeros(1, np.uint32)
+@pytest.mark.parametrize("variant", limits.READ_VARIANTS)
+def test_a_read_reads_every_word(variant: tuple[int, int]) -> None:
+    load = limits.reader(find_target("cpu"), *variant)
+    data = np.random.default_rng(0).integers(0, 1 << 32, 3 * limits.CHUNK_BYTES // 4, np.uint32)
+    xor = np.zeros(1, np.uint32)
     for passes, wanted in (
         (1, np.bitwise_xor.reduce(data)),
         (2, 0),
         (3, np.bitwise_xor.reduce(data)),
     ):
-        load(data.ctypes.data, data.nbytes, passes, found.ctypes.data)
-        assert found[0] == wanted
+        load(data.ctypes.data, data.nbytes, passes, xor.ctypes.data)
+        assert xor[0] == wanted
 
 
 @pytest.mark.parametrize("precision", ["f32", "i8"])
-def test_a_peak_computes_what_it_says(precision: str) -> None:
+def test_a_peak_checks_its_sums(precision: str) -> None:
     peak = limits.peak(find_target("cpu"), precision)
     if peak is None:
         lack("an instruction that sums products of int8")
@@ -51,15 +49,15 @@ def test_a_peak_computes_what_it_says(precision: str) -> None:
         ("cpu:aarch64", "dotprod", "i8", r"sdot", 24),
     ],
 )
-def test_a_peak_is_multiply_adds_alone(
+def test_the_loop_of_a_peak_only_multiplies_and_adds(
     name: str, more: str, precision: str, instruction: str, vectors: int
 ) -> None:
-    """Of its innermost loop: nothing is loaded, nothing copied, nothing left out."""
+    """The innermost loop loads nothing, copies nothing, and has every multiply-add."""
     target = find_target(name)
     target = dataclasses.replace(target, features=target.features | set(more.split()))
-    found = limits.instruction(target, precision)
-    assert found is not None
-    text = limits.peak_text(target, found, vectors)
+    kind = limits.instruction(target, precision)
+    assert kind is not None
+    text = limits.peak_text(target, kind, vectors)
     assembly = find_backend(target).compiler(target).compile_assembly(text, target)
     blocks = re.split(r"^\.LBB.*:.*$", assembly, flags=re.MULTILINE)
     loop = next(part for part in reversed(blocks) if len(re.findall(instruction, part)) >= vectors)
@@ -71,5 +69,5 @@ def test_a_peak_is_multiply_adds_alone(
     assert rest <= {*"addps incq decq cmpq addq subs add cmp".split()}
 
 
-def test_no_peak_where_nothing_sums_products_of_int8() -> None:
+def test_there_is_no_int8_peak_without_an_instruction() -> None:
     assert limits.peak(find_target("cpu:x86-64-v3"), "i8") is None

@@ -1,4 +1,4 @@
-"""Other libraries' products are right, where a library is here."""
+"""Products of other libraries are right; libraries that are not installed are skipped."""
 
 import importlib.util
 from collections.abc import Callable, Sequence
@@ -19,28 +19,28 @@ from tests.support.fake_arena import K, N
 
 
 @pytest.mark.parametrize("fmt", ["Q4_0", "Q8_0", "F16"])
-# 37: not of whole groups of columns; 90 MB: more weights than ggml's own graphs hold
+# 37: not a multiple of the columns that ggml packs; 90 MB: more weights than its default graph
 @pytest.mark.parametrize(("n", "total_bytes"), [(64, 200_000), (37, 200_000), (64, 90_000_000)])
 def test_ggmls_products_are_right(fmt: str, n: int, total_bytes: int) -> None:
     spec = importlib.util.find_spec("llama_cpp")
     if spec is None or spec.origin is None:
-        pytest.skip("llama_cpp is a peer, which no test installs")
+        pytest.skip("llama_cpp is not installed; no test installs a peer")
     library = Ggml(Path(spec.origin).parent / "lib")
     work = WeightShape(fmt, 512, n, (5,), total_bytes).product(5)
     weights = [w for (w,) in work.copies]
-    with library.product(work.x, weights, 2 * len(weights), 1) as made:
-        made.poison()
-        assert work.error([made.result()]) is None
-        made.compute()
-        error = work.error([made.result()])
+    with library.product(work.x, weights, 2 * len(weights), 1) as product:
+        product.poison()
+        assert work.error([product.result()]) is None
+        product.compute()
+        error = work.error([product.result()])
     assert error is not None
     assert error < BOUNDS["i8"]
 
 
 @pytest.mark.parametrize("make", [torch_products.dense_fp16, torch_products.dequantise])
 def test_products_of_pytorch_are_right(make: Any) -> None:
-    """On PyTorch's CPU: the same calls are made on a GPU."""
-    torch = pytest.importorskip("torch", reason="a peer, which no test installs")
+    """Runs on PyTorch's CPU; the same calls run on a GPU."""
+    torch = pytest.importorskip("torch", reason="no test installs a peer")
     work = WeightShape("Q4_0", 256, 64, (5,), 0).product(5)
     calls: Sequence[Callable[[], Any]] = make(torch, "cpu", work, 200_000)
     assert len(calls) > 2
@@ -50,16 +50,16 @@ def test_products_of_pytorch_are_right(make: Any) -> None:
         assert error < (5e-4 if make is torch_products.dense_fp16 else 2e-6)
 
 
-def test_quants_for_others_are_those_of_the_reference() -> None:
+def test_quants_agree_with_dequantize() -> None:
     w = random_weight("Q4_0", K, N)
     quants = Quants.of(w)
     values = (quants.q.astype(np.float32) - 8) * np.repeat(quants.d.astype(np.float32), 32, axis=1)
     assert np.array_equal(values, w.dequantize().T)
-    with pytest.raises(AbsentError, match="Q8_0"):
+    with pytest.raises(AbsentError, match="expected Q4_0, got Q8_0"):
         Quants.of(random_weight("Q8_0", K, N))
 
 
-def test_a_ggml_says_for_what_it_was_not_built() -> None:
+def test_ggml_lists_the_features_it_was_built_without() -> None:
     library = Ggml.__new__(Ggml)
     library.__dict__ |= {"ggml_cpu_has_avx2": lambda: 1, "ggml_cpu_has_avx512_vnni": lambda: 0}
-    assert library.lacks({"avx2", "avx512vnni", "sse2"}) == ["avx512vnni"]
+    assert library.missing({"avx2", "avx512vnni", "sse2"}) == ["avx512vnni"]

@@ -1,4 +1,4 @@
-"""How many times faster q4jit is, and which targets of a file it reaches."""
+"""Ratios of speeds, and which speed targets of a file q4jit meets."""
 
 import json
 from pathlib import Path
@@ -10,33 +10,33 @@ from q4jit.errors import FormatError
 from q4jit.tools.cli.main import main
 from q4jit.tools.compare import ratios
 from q4jit.tools.compare.arena import READ
+from q4jit.tools.compare.speed_targets import SpeedTarget, read_speed_targets, verdicts
 from q4jit.tools.compare.tables import ratio_lines
-from q4jit.tools.compare.targets import SpeedTarget, read_targets, verdicts
 from tests.support.paths import ROOT
 
 FILE = ROOT / "docs" / "targets.json"
-TARGETS = read_targets(FILE)
+TARGETS = read_speed_targets(FILE)
 
 
 def run_of(threads: int, cached: bool = False, **speeds: Any) -> ratios.Run:
-    """A run of q4jit i8 and f32 at M = 1 and two weights, the second of which is small."""
+    """Return a run of q4jit i8 and f32 at M = 1 with a large and a small weight."""
     base = {"kind": "product", "m": 1, "own": True, "us": 10.0, "wrong": False, "of_peak": None}
-    rows = [
+    measurements = [
         {**base, "name": f"q4jit {p}", "precision": p, "k": k, "n": k, **speeds}
         for k in (4096, 576)
         for p in ("f32", "i8")
     ]
-    return {"threads": threads, "cached": cached, "rows": rows}
+    return {"threads": threads, "cached": cached, "rows": measurements}
 
 
 def test_targets_are_met_by_all_weights_or_missed() -> None:
     runs = [run_of(t, ratios={"ggml": 1.3}, of_read=0.95) for t in (1, 2, 3)]
     _, *lines = verdicts(runs, TARGETS)
-    found = {(p, against, threads): line for p, _, against, threads, *line in lines}
-    assert found["f32", "ggml", "1"] == ["1.50", "1.30 1.30", "missed"]
-    assert found["f32", "ggml", "2"] == ["1.10", "1.30 1.30", "met"]
-    assert found["i8", "read", "1"] == ["0.92", "0.95", "met"]  # of the large one alone
-    assert {threads for _, _, threads in found} == {"1", "2"}
+    by_target = {(p, against, threads): line for p, _, against, threads, *line in lines}
+    assert by_target["f32", "ggml", "1"] == ["1.50", "1.30 1.30", "missed"]
+    assert by_target["f32", "ggml", "2"] == ["1.10", "1.30 1.30", "met"]
+    assert by_target["i8", "read", "1"] == ["0.92", "0.95", "met"]  # the large weight only
+    assert {threads for _, _, threads in by_target} == {"1", "2"}
     runs[1]["rows"][0]["ratios"] = {}
     _, *lines = verdicts(runs[1:2], TARGETS)
     assert ["f32", "1", "ggml", "2", "1.10", "- 1.30", "not measured"] in lines
@@ -51,16 +51,16 @@ def test_the_table_of_ratios() -> None:
     read = {**peer, "name": READ, "gb_per_s": 20.0}
     run["rows"][2:] = [peer, read, {**read, "gb_per_s": 30.0}]
     run["rows"].append({**peer, "name": "dot peak", "tflops": 0.5})
-    heads, line = ratios.table([run])
-    assert heads == "threads|K, N|M|f32 µs|read|peak|i8 µs|read|peak|ggml".split("|")
+    headings, line = ratios.table([run])
+    assert headings == "threads|K, N|M|f32 µs|read|peak|i8 µs|read|peak|ggml".split("|")
     assert line == "2|4096, 4096|1|10|95%|-|wrong|-|-|1.30 / -".split("|")
     assert ratios.limits(run) == "2 threads: read 30 GB/s, dot peak 500 GOP/s"
 
 
 def test_without_targets_there_are_no_verdicts() -> None:
     run = run_of(1, ratios={"ggml": 1.3}, of_read=0.95)
-    head = "precision M against threads target found verdict".split()
-    assert verdicts([run], ()) == [head]
+    headings = "precision M against threads target result verdict".split()
+    assert verdicts([run], ()) == [headings]
     lines = list(ratio_lines([run], ()))
     assert not any("verdict" in line for line in lines)
     assert lines == list(ratio_lines([run], TARGETS))[: len(lines)]
@@ -74,21 +74,21 @@ def test_targets_are_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
-        ({"targets_version": 2}, ".targets_version: found 2, accepted is 1"),
-        ({"targets": {}}, ".targets: found {}, accepted is a list"),
-        ({"more": 1}, "found ['machine', 'more', 'targets', 'targets_version'], accepted is ["),
-        ({"precision": "f64"}, ": targets[0].precision: found 'f64', accepted is one of f32, f16"),
-        ({"m": 0}, ": targets[0].m: found 0, accepted is a whole number from 1"),
-        ({"least": {"one": 1}}, ": targets[0].least: found {'one': 1}, accepted is ratios above 0"),
-        ({"least": {"1": 0}}, ": targets[0].least: found {'1': 0}"),
-        ({"cached": 1}, ": targets[0].cached: found 1, accepted is true or false"),
-        ({"at_least": 1}, ", and perhaps ['cached', 'min_size']"),
+        ({"targets_version": 2}, ".targets_version: expected 1, got 2"),
+        ({"targets": {}}, ".targets: expected a list, got {}"),
+        ({"more": 1}, ", got ['machine', 'more', 'targets', 'targets_version']"),
+        ({"precision": "f64"}, ": targets[0].precision: expected one of f32, f16, i8, got 'f64'"),
+        ({"m": 0}, ": targets[0].m: expected a whole number from 1, got 0"),
+        ({"least": {"one": 1}}, ": targets[0].least: expected ratios above 0"),
+        ({"least": {"1": 0}}, "got {'1': 0}"),
+        ({"cached": 1}, ": targets[0].cached: expected true or false, got 1"),
+        ({"at_least": 1}, " and perhaps ['cached', 'min_size'], got ["),
     ],
 )
-def test_a_wrong_file_of_targets_is_refused_before_anything_is_measured(
-    change: dict[str, Any], told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_an_invalid_targets_file_is_refused_before_measuring(
+    change: dict[str, Any], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = json.loads(FILE.read_text("utf-8"))
     data["targets"] = data["targets"][:1]
@@ -100,18 +100,18 @@ def test_a_wrong_file_of_targets_is_refused_before_anything_is_measured(
     out, err = capsys.readouterr()
     assert (out, len(err.splitlines())) == ("", 1)
     assert err.startswith(f"q4jit bench: {path}")
-    assert told in err
+    assert message in err
 
 
-def test_a_file_that_holds_no_targets(tmp_path: Path) -> None:
+def test_a_file_without_targets_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "t.json"
     path.write_text("{")
-    with pytest.raises(FormatError, match=r"accepted is a targets file such as docs/targets\.json"):
-        read_targets(path)
+    with pytest.raises(FormatError, match=r"expected a targets file such as docs/targets\.json"):
+        read_speed_targets(path)
 
 
 @pytest.mark.parametrize("others", [["--from", "cpu.json", "--plot", "p.png"], ["--target", "hip"]])
-def test_targets_that_nothing_would_report_are_refused(
+def test_targets_that_no_table_would_show_are_refused(
     others: list[str],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -124,4 +124,7 @@ def test_targets_that_nothing_would_report_are_refused(
     )
     with pytest.raises(SystemExit):
         main(["bench", "--targets", str(ROOT / "docs" / "targets.json"), *others])
-    assert "--targets: expected runs on the CPU, and --markdown" in capsys.readouterr().err
+    assert (
+        "--targets requires runs on the CPU and, together with --from, --markdown"
+        in capsys.readouterr().err
+    )

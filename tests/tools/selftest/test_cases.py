@@ -1,4 +1,4 @@
-"""The cases of a self-test: what they cover, and how they are judged."""
+"""The cases of a self-test: coverage and judgement."""
 
 import math
 
@@ -20,7 +20,7 @@ from q4jit.tools.selftest.run import judge
 from q4jit.weights.formats import FORMATS
 from q4jit.weights.reference import random_weight, random_x
 
-MOST_KERNELS = 160  # at a second each, on a few cores, they and the rest take two minutes
+MOST_KERNELS = 160  # at a second each, on a few cores, a self-test takes two minutes
 
 
 def plan_of(case: Case, target: Target) -> HipPlan:
@@ -29,7 +29,7 @@ def plan_of(case: Case, target: Target) -> HipPlan:
 
 
 @pytest.mark.parametrize("arch", ["gfx90a", "gfx1030", "gfx1100", "gfx1201", "sm_90"])
-def test_every_case_has_its_kernels_and_they_are_not_too_many(arch: str) -> None:
+def test_every_case_uses_its_schedule_and_kernels_are_not_too_many(arch: str) -> None:
     target = find_target(f"hip:{arch}")
     texts = set()
     for case in cases(target):
@@ -40,31 +40,31 @@ def test_every_case_has_its_kernels_and_they_are_not_too_many(arch: str) -> None
     assert 80 < len(texts) < MOST_KERNELS
 
 
-def test_the_matrix_is_covered() -> None:
-    found = cases(find_target("hip:gfx1100"))
-    groups = {case.group for case in found}
+def test_every_combination_of_interest_is_covered() -> None:
+    selected = cases(find_target("hip:gfx1100"))
+    groups = {case.group for case in selected}
     for schedule in ("element", "gemv", "tile_fma", "tile_matrix"):
         assert {f"{schedule} {layout} f32" for layout in ("planar", "gguf")} <= groups
     for group in ("tile_fma planar f32", "tile_matrix planar f32", "tile_matrix planar f16"):
-        found_measures = {case.measure for case in found if case.group == group}
-        assert found_measures == {measures.against_values}
+        used = {case.measure for case in selected if case.group == group}
+        assert used == {measures.against_values}
     assert {"gemv_dot planar i8", "gemv_dot gguf i8", "tile_matrix planar f16"} <= groups
     for group in groups:
         if group.startswith(("element", "gemv ", "tile_fma", "dequantize")):
-            formats = {case.args[1].format for case in found if case.group == group}
+            formats = {case.args[1].format for case in selected if case.group == group}
             assert formats == set(FORMATS), group
-    products = [case for case in found if case.function is product]
+    products = [case for case in selected if case.function is product]
     assert {case.rows for case in products} == {1, 2, 3, 8, 16, 17, 64, 100}
     assert {case.args[1].shape[0] for case in products} == {256, 576, 4096}
     assert {1, 37} < {case.args[1].shape[1] for case in products}
     assert {case.bound for case in products} == {2e-6, 5e-4, 2e-2}
 
 
-def test_an_arch_without_matrix_units_has_none_of_their_cases() -> None:
+def test_an_arch_without_matrix_units_has_no_cases_for_them() -> None:
     assert not any("matrix" in case.group for case in cases(find_target("hip:gfx1030")))
 
 
-def test_quick_is_a_part() -> None:
+def test_quick_runs_a_subset() -> None:
     target = find_target("hip:gfx1100")
     quick = {str(case) for case in cases(target, quick=True)}
     assert len(quick) < len(cases(target)) / 2
@@ -79,25 +79,25 @@ def product_case(precision: str = "f32") -> Case:
 
 
 @pytest.mark.parametrize(("factor", "passed"), [(1.0, True), (1 + 1e-5, False)])
-def test_the_bound_decides(factor: float, passed: bool) -> None:
+def test_a_case_passes_within_its_bound(factor: float, passed: bool) -> None:
     case = product_case()
     x, w = case.args
     outcome = judge(case, [(x @ w) * np.float32(factor)])
     assert outcome.passed is passed
-    assert ("allowed are 2e-06" in outcome.message) is not passed
+    assert ("exceeds the bound 2e-06" in outcome.message) is not passed
 
 
-def test_what_is_not_written_fails() -> None:
+def test_a_result_that_is_not_written_fails() -> None:
     case = product_case()
     x, w = case.args
     y = x @ w
     y[2, 36] = np.nan
     outcome = judge(case, [y])
     assert (outcome.passed, outcome.error) == (False, None)
-    assert "1 of 111 results are NaN or Inf" in outcome.message
+    assert "1 of 111 results is NaN or Inf" in outcome.message
 
 
-def test_one_bad_row_is_not_hidden_by_the_others() -> None:
+def test_one_wrong_row_fails_although_the_others_are_right() -> None:
     case = product_case("f16")
     x, w = case.args
     y = x @ w

@@ -10,7 +10,7 @@ from tests.support import child, fake_gpu
 
 @pytest.fixture(params=["amd", "nvidia"])
 def run_on_fake(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[str], str]:
-    """Runs a program with `bench`, a Bench whose compiler gives what the fake runtime loads."""
+    """Return a function that runs a program whose Bench compiles for the fake runtime."""
     folder = str(fake_gpu.build(tmp_path, request.param))
     prelude = (
         fake_gpu.PRELUDE
@@ -38,13 +38,13 @@ x, w = random_x(3, 256), random_weight("Q4_0", 256, 37)
     )
 
     def run(program: str) -> str:
-        places = {"FAKE_PLATFORM": request.param, "FAKE_FOLDER": folder, "ROCM_PATH": folder}
-        return child.run(program, prelude=prelude, **places)
+        environment = {"FAKE_PLATFORM": request.param, "FAKE_FOLDER": folder, "ROCM_PATH": folder}
+        return child.run(program, prelude=prelude, **environment)
 
     return run
 
 
-def test_results_that_no_kernel_writes_are_nan(run_on_fake: Callable[[str], str]) -> None:
+def test_results_that_kernels_do_not_write_are_nan(run_on_fake: Callable[[str], str]) -> None:
     run_on_fake("""
         with Bench(first) as bench:
             for function in (product, product_and_values):
@@ -86,36 +86,36 @@ def test_checks_of_kernels_that_do_nothing_fail(run_on_fake: Callable[[str], str
 
         checks.find_streams = lambda device: Streams()
         with Bench(first) as bench:
-            found = [outcome_of(bench, check) for check in checks.checks(True)]
+            results = [outcome_of(bench, check) for check in checks.checks(True)]
             built = bench.build(product, (x, w), PlanOptions())
             (y,) = bench.run_rows(built, (x, w), [slice(1, 3)])
         assert y.shape == (2, 37) and np.isnan(y).all()
-        assert [o.message for o in found] == ["results are NaN or Inf"] * 4, found
+        assert [o.message for o in results] == ["results contain NaN or Inf"] * 4, results
         assert Streams.replays == 4
     """)
 
 
-def test_rows_of_a_result_are_those_rows(run_on_fake: Callable[[str], str]) -> None:
+def test_selected_rows_of_a_result_are_copied(run_on_fake: Callable[[str], str]) -> None:
     run_on_fake("""
         with Bench(first) as bench:
-            there = bench.upload((x,), 4096)[0]
-            assert there.stream == 4096
-            bench.overwrite(there, 2 * x)
-            np.testing.assert_array_equal(there.owner.to_numpy(), 2 * x)
-            rows = bench._rows(there.owner, slice(1, 3))
+            uploaded = bench.upload((x,), 4096)[0]
+            assert uploaded.stream == 4096
+            bench.overwrite(uploaded, 2 * x)
+            np.testing.assert_array_equal(uploaded.owner.to_numpy(), 2 * x)
+            rows = bench._rows(uploaded.owner, slice(1, 3))
             np.testing.assert_array_equal(rows, 2 * x[1:3])
             assert bench.free_bytes() > 0
     """)
 
 
-def test_an_error_of_the_compiler_names_the_template(run_on_fake: Callable[[str], str]) -> None:
+def test_a_compiler_error_names_the_template(run_on_fake: Callable[[str], str]) -> None:
     run_on_fake("""
         def refuse(text, target):
             lines = text.splitlines()
             line = 1 + next(i for i, t in enumerate(lines) if "extern" in t)
             raise CompileError("fake", (), f"kernel.hip:{line}: error: no", text)
         Compiler.compile_object = staticmethod(refuse)
-        Compiler.fingerprint = staticmethod(lambda target: "nothing of it is in the cache")
+        Compiler.fingerprint = staticmethod(lambda target: "not in the cache")
         with Bench(first) as bench:
             case = Case(
                 "g", product, (x, w), PlanOptions(), 1.0, contract_error

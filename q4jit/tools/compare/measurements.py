@@ -1,4 +1,4 @@
-"""The rows of a comparison: what became of each entrant for each weight and M."""
+"""Measure entrants for each weight and M."""
 
 import dataclasses
 import statistics
@@ -17,19 +17,34 @@ from q4jit.tools.text import counted
 _QUICK_ROWS: Final = (1, 8)
 _ROUNDS: Final = 7
 _QUICK_ROUNDS: Final = 3
-# two products with errors of their own go into each result; in f32 it is the contract of functions
+# a gated result combines the errors of two products; in f32 the contract of functions applies
 _GATED_BOUNDS: Final = {"f32": FUNCTION_BOUND, "f16": 3 * BOUNDS["f16"], "i8": 3 * BOUNDS["i8"]}
 
 
 @dataclass(frozen=True)
-class Row:
-    """What became of an entrant for a weight [K, N] and M rows of x.
+class Measurement:
+    """What was measured for an entrant, a weight [K, N] and M rows of x.
 
-    kind: `product`, `bare` (two products), `gated` (the same with bias and SiLU gating). us: the
-    median, None where there is no time, and `message` says why. gb_per_s: of the weights' bytes in
-    their block format, whoever computes. of_read: of the speed of a read of as many bytes. of_peak:
-    of the speed of as many multiply-adds (q4jit on a CPU). ratios: each other entrant's time over
-    this one's. cost: of gating over the bare products.
+    Its fields are the keys of the "rows" of a report.
+
+    Attributes:
+        kind: `product`, `bare` (two products) or `gated` (two products, bias and SiLU gating).
+        name: the name of the entrant.
+        own: whether the entrant is q4jit.
+        note: how the entrant computes.
+        weight_bytes: the size of the call's weights in their block format.
+        us: the median time; None if there is no time, for the reason in `message`.
+        rounds_us: the time of each round.
+        gb_per_s: `weight_bytes` per time, whatever form of the weight the entrant reads.
+        of_read: the fraction of the speed of a read of as many bytes.
+        of_peak: the fraction of the speed of as many multiply-adds (q4jit on a CPU only).
+        tflops: the speed in TFLOP/s.
+        error: the error of the results; None if they contain NaN or Inf.
+        bound: the largest accepted error.
+        wrong: whether the results are wrong.
+        message: why there is no time.
+        ratios: the time of each other entrant divided by this one's.
+        cost: what gating adds to the time of the two products, as a fraction.
     """
 
     k: int
@@ -57,35 +72,35 @@ class Row:
 
     @property
     def failed(self) -> bool:
-        """Whether this is wrong, or q4jit's own and without a time."""
+        """Whether the results are wrong, or q4jit has no time."""
         return self.wrong or (self.own and self.us is None)
 
 
-def measure(arena: Arena, request: BenchRequest, default: Defaults) -> Iterator[list[Row]]:
-    """The rows of each weight and M as soon as they are known, that of the read first."""
+def measure(arena: Arena, request: BenchRequest, default: Defaults) -> Iterator[list[Measurement]]:
+    """Yield the measurements of each weight and M as soon as they are known, the read first."""
     shapes = request.shapes or (default.shapes[:1] if request.quick else default.shapes)
     rows = request.rows or (_QUICK_ROWS if request.quick else default.rows)
     rounds = _QUICK_ROUNDS if request.quick else _ROUNDS
     precisions = request.precisions or default.precisions
     peaks, peers = arena.peaks(), arena.peers()
     shape: WeightShape | None = None
-    places = [(k, n, m) for k, n in shapes for m in rows]
-    for k, n, m in progress(places, f"{place_of(arena)}, {request.format}"):
+    products = [(k, n, m) for k, n in shapes for m in rows]
+    for k, n, m in progress(products, f"{arena_name(arena)}, {request.format}"):
         if shape is None or (shape.k, shape.n) != (k, n):
-            shape = None  # its copies are free now
+            shape = None  # frees its copies before the next ones are made
             shape = WeightShape(request.format, k, n, rows, arena.rotated_bytes())
             _begin(arena, shape, rows, precisions, request.fused)
         work = shape.product(m)
         own = [arena.own(precision) for precision in precisions]
-        everyone = (arena.read(), *peaks, *own, *peers)
-        entrants = [(each, work, BOUNDS[each.precision]) for each in everyone]
-        yield _rows(shape, work, "product", contest(entrants, rounds))
+        entrants = (arena.read(), *peaks, *own, *peers)
+        bounded = [(entrant, work, BOUNDS[entrant.precision]) for entrant in entrants]
+        yield _measurements(shape, work, "product", contest(bounded, rounds))
         if request.fused:
-            yield _fused_rows(arena, shape, m, own, rounds)
+            yield _fused_measurements(arena, shape, m, own, rounds)
 
 
-def place_of(arena: Arena) -> str:
-    """Return where entrants run, in words: the target, on the CPU with its threads."""
+def arena_name(arena: Arena) -> str:
+    """Return an arena in words: its target, and on a CPU the number of threads."""
     threads = f", {counted(arena.about['threads'], 'thread')}" if "threads" in arena.about else ""
     return f"{arena.target}{threads}"
 
@@ -94,48 +109,50 @@ def _begin(
     arena: Arena, shape: WeightShape, rows: Sequence[int], precisions: Sequence[str], fused: bool
 ) -> None:
     for m in rows:
-        works = [shape.product(m), *((shape.bare(m), shape.gated(m)) if fused else ())]
+        calls = [shape.product(m), *((shape.bare(m), shape.gated(m)) if fused else ())]
         for precision in precisions:
-            for work in works:
+            for work in calls:
                 arena.begin(work, precision)
 
 
-def _fused_rows(
+def _fused_measurements(
     arena: Arena, shape: WeightShape, m: int, own: Sequence[Entrant], rounds: int
-) -> list[Row]:
-    plain, fused = shape.bare(m), shape.gated(m)
-    entrants: list[tuple[Entrant, TimedCall, float]] = [(arena.read(), plain, BOUNDS["f32"])]
-    entrants += [(each, plain, BOUNDS[each.precision]) for each in own]
-    entrants += [(each, fused, _GATED_BOUNDS[each.precision]) for each in own]
-    outcomes = contest(entrants, rounds)
-    split = 1 + len(own)
-    bare_rows = _rows(shape, plain, "bare", outcomes[:split])
-    gated_rows = _rows(shape, fused, "gated", [outcomes[0], *outcomes[split:]])[1:]
-    costs = [_cost(a, b) for a, b in zip(outcomes[1:split], outcomes[split:], strict=True)]
+) -> list[Measurement]:
+    bare, gated = shape.bare(m), shape.gated(m)
+    entrants: list[tuple[Entrant, TimedCall, float]] = [(arena.read(), bare, BOUNDS["f32"])]
+    entrants += [(entrant, bare, BOUNDS[entrant.precision]) for entrant in own]
+    entrants += [(entrant, gated, _GATED_BOUNDS[entrant.precision]) for entrant in own]
+    read, *outcomes = contest(entrants, rounds)
+    of_bare, of_gated = outcomes[: len(own)], outcomes[len(own) :]
+    _, *measured_bare = _measurements(shape, bare, "bare", [read, *of_bare])
+    _, *measured_gated = _measurements(shape, gated, "gated", [read, *of_gated])
+    costs = [_cost(b, g) for b, g in zip(of_bare, of_gated, strict=True)]
     return [
-        *bare_rows[1:],
-        *(dataclasses.replace(r, cost=c) for r, c in zip(gated_rows, costs, strict=True)),
+        *measured_bare,
+        *(dataclasses.replace(g, cost=c) for g, c in zip(measured_gated, costs, strict=True)),
     ]
 
 
-def _cost(plain: Outcome, fused: Outcome) -> float | None:
-    """The median over the rounds, in which both ran one after the other."""
-    ratios = [b / a - 1 for a, b in zip(plain.us, fused.us, strict=False)]
+def _cost(bare: Outcome, gated: Outcome) -> float | None:
+    """Return the median of the rounds' ratios: clocks drift less within a round than between."""
+    ratios = [g / b - 1 for b, g in zip(bare.us, gated.us, strict=False)]
     return statistics.median(ratios) if ratios else None
 
 
-def _rows(shape: WeightShape, work: TimedCall, kind: str, outcomes: Sequence[Outcome]) -> list[Row]:
+def _measurements(
+    shape: WeightShape, work: TimedCall, kind: str, outcomes: Sequence[Outcome]
+) -> list[Measurement]:
     medians = [statistics.median(o.us) if o.us else None for o in outcomes]
     times = dict(zip((o.entrant.name for o in outcomes), medians, strict=True))
     read_us = times[READ]
-    found = []
+    measurements = []
     for outcome, us in zip(outcomes, medians, strict=True):
         entrant = outcome.entrant
         is_limit, is_peak = entrant.name in LIMITS, entrant.name in PEAKS.values()
         peak_us = times.get(PEAKS.get(entrant.precision, "")) if entrant.own else None
         others = {name: t for name, t in times.items() if name not in {*LIMITS, entrant.name}}
-        found.append(
-            Row(
+        measurements.append(
+            Measurement(
                 k=shape.k,
                 n=shape.n,
                 format=shape.format,
@@ -161,4 +178,4 @@ def _rows(shape: WeightShape, work: TimedCall, kind: str, outcomes: Sequence[Out
                 else {name: t / us for name, t in others.items() if t is not None},
             )
         )
-    return found
+    return measurements

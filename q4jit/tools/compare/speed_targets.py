@@ -1,6 +1,6 @@
-"""Targets: how many times as fast as a peer or a limit q4jit should be, on one machine.
+"""Speed targets: how many times as fast as a peer or a limit q4jit should be on one machine.
 
-Targets come from a file such as docs/targets.json, because they hold for the machine that they were
+They come from a file such as docs/targets.json, because they apply to the machine that they were
 set on. `verdicts` compares them with runs on the CPU.
 """
 
@@ -19,10 +19,15 @@ _WHAT: Final = "a targets file such as docs/targets.json"
 
 @dataclass(frozen=True)
 class SpeedTarget:
-    """The least speed of products of M rows, as a multiple of that of `against`.
+    """The least speed of q4jit's products, relative to a peer or limit.
 
-    least: by the number of threads. cached: for runs whose weight stays in the cache. min_size:
-    smallest K and N to which the target applies.
+    Attributes:
+        precision: the precision of the products.
+        m: their number of rows M.
+        against: the name of the peer or limit.
+        least: the least ratio of speeds, by number of threads.
+        cached: whether the target is for runs with the weight in the cache.
+        min_size: the smallest K and N that the target applies to.
     """
 
     precision: str
@@ -33,11 +38,11 @@ class SpeedTarget:
     min_size: int = 1
 
 
-def read_targets(path: Path) -> tuple[SpeedTarget, ...]:
+def read_speed_targets(path: Path) -> tuple[SpeedTarget, ...]:
     """Return the targets of a file. Raises FormatError for any other content, and OSError."""
     data = read_json(path, _WHAT)
     check_fields(data, str(path), _FILE_RULES)
-    return tuple(_target(each, f"{path}: targets[{i}]") for i, each in enumerate(data["targets"]))
+    return tuple(_target(item, f"{path}: targets[{i}]") for i, item in enumerate(data["targets"]))
 
 
 def _target(data: Any, where: str) -> SpeedTarget:
@@ -73,28 +78,28 @@ _OPTIONAL_RULES: Final[Rules] = {
 
 
 def verdicts(runs: Sequence[Run], targets: Sequence[SpeedTarget]) -> Table:
-    """Return what is aimed at, what was found for each weight, and whether all reach it."""
-    lines = [["precision", "M", "against", "threads", "target", "found", "verdict"]]
+    """Return a table of the targets: the measured ratio for each weight, and the verdict."""
+    lines = [["precision", "M", "against", "threads", "target", "result", "verdict"]]
     for run in runs:
         threads = run["threads"]
         for target in targets:
             if target.cached != bool(run.get("cached")):
                 continue
-            found = [
-                times_as_fast(row, target.against)
-                for row in products(run)
-                if (row["name"], row["m"]) == (f"q4jit {target.precision}", target.m)
-                and min(row["k"], row["n"]) >= target.min_size
+            ratios = [
+                times_as_fast(stored, target.against)
+                for stored in products(run)
+                if (stored["name"], stored["m"]) == (f"q4jit {target.precision}", target.m)
+                and min(stored["k"], stored["n"]) >= target.min_size
             ]
-            if found and threads in target.least:
+            if ratios and threads in target.least:
                 least = target.least[threads]
-                shown = " ".join("-" if ratio is None else f"{ratio:.2f}" for ratio in found)
-                place = [target.precision, str(target.m), target.against, str(threads)]
-                lines.append([*place, f"{least:.2f}", shown, _verdict(found, least)])
+                shown = " ".join("-" if ratio is None else f"{ratio:.2f}" for ratio in ratios)
+                subject = [target.precision, str(target.m), target.against, str(threads)]
+                lines.append([*subject, f"{least:.2f}", shown, _verdict(ratios, least)])
     return lines
 
 
-def _verdict(found: Sequence[float | None], least: float) -> str:
-    if any(ratio is not None and ratio < least for ratio in found):
+def _verdict(ratios: Sequence[float | None], least: float) -> str:
+    if any(ratio is not None and ratio < least for ratio in ratios):
         return "missed"
-    return "not measured" if None in found else "met"
+    return "not measured" if None in ratios else "met"

@@ -1,4 +1,4 @@
-"""Several numbers of threads: a process for each, and one report."""
+"""Several numbers of threads: one child process each, and one report."""
 
 import dataclasses
 import json
@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from q4jit.tools.cli.main import main
-from q4jit.tools.compare import part
+from q4jit.tools.compare import child
 from q4jit.tools.compare.request import BenchRequest
 from tests.support.paths import ROOT
 
@@ -37,12 +37,12 @@ cpu.CpuArena.__init__ = killed
 
 
 def begin_with(program: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let Python run a program first in every child."""
+    """Make Python run a program first in every child process."""
     (folder / "sitecustomize.py").write_text(program)
     monkeypatch.setenv("PYTHONPATH", f"{folder}:{ROOT}")
 
 
-def test_several_numbers_of_threads_are_one_report(
+def test_several_numbers_of_threads_give_one_report(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begin_with(QUICK, tmp_path, monkeypatch)
@@ -65,8 +65,8 @@ def test_several_numbers_of_threads_are_one_report(
         (64, 37, 1),
         (64, 37, 5),
     }
-    heads = [line.split() for line in out.splitlines() if line.startswith("threads ")]
-    assert [head[:7] for head in heads] == [["threads", "K,", "N", "M", "f32", "µs", "read"]]
+    headings = [line.split() for line in out.splitlines() if line.startswith("threads ")]
+    assert [words[:7] for words in headings] == [["threads", "K,", "N", "M", "f32", "µs", "read"]]
     table = re.findall(r"^ +([12])  64, 37  ([15]) ", out, re.MULTILINE)
     assert table == [("1", "1"), ("1", "5"), ("2", "1"), ("2", "5")]
     assert main(["bench", "--from", str(path), "--markdown"]) == 0
@@ -76,44 +76,44 @@ def test_several_numbers_of_threads_are_one_report(
         assert re.search(rf"^- {threads}: read [\d.]+ GB/s, FMA peak \d", out, re.MULTILINE)
 
 
-def test_a_part_that_is_wrong_makes_the_whole_wrong(
+def test_a_wrong_child_makes_the_command_fail(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    spoilt = QUICK + "from q4jit.precision import BOUNDS\nBOUNDS['f32'] = 0.0\n"
-    begin_with(spoilt, tmp_path, monkeypatch)
+    wrong = QUICK + "from q4jit.precision import BOUNDS\nBOUNDS['f32'] = 0.0\n"
+    begin_with(wrong, tmp_path, monkeypatch)
     options = ["--target", "cpu", "--shape", "64x37", "--m", "1", "--threads", "1,2", "--quick"]
     assert main(["bench", *options, "--precision", "f32"]) == 1
     assert capfd.readouterr().out.count("wrong: error") >= 2
 
 
-def test_a_part_that_is_killed_is_an_error_and_what_was_found_is_kept(
+def test_a_killed_child_is_an_error_and_earlier_runs_are_saved(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begin_with(QUICK + KILLED, tmp_path, monkeypatch)
     path = tmp_path / "t.json"
     options = ["--target", "cpu", "--shape", "64x37", "--m", "1", "--threads", "1,2", "--quick"]
     assert main(["bench", *options, "--json", str(path)]) == 1
-    assert "the part with 2 threads: ended by signal 9" in capfd.readouterr().err
+    assert "the child process with 2 threads ended by signal 9" in capfd.readouterr().err
     report = json.loads(path.read_text("utf-8"))
     assert report["ended_by"] == "ChildProcessError"
     assert [run["threads"] for run in report["runs"]] == [1]
 
 
-def test_a_part_ends_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ctrl-C reaches both: the part may write what it knows, and one that hangs is killed."""
+def test_a_child_ends_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C reaches both processes: the child may write its report; one that hangs is killed."""
 
-    def interrupted(process: Any, timeout: float | None = None) -> int:
+    def interrupted_wait(process: Any, timeout: float | None = None) -> int:
         monkeypatch.setattr(subprocess.Popen, "wait", wait)
-        begun.append(process)
+        started.append(process)
         raise KeyboardInterrupt
 
-    begun: list[Any] = []
+    started: list[Any] = []
     wait = subprocess.Popen.wait
-    monkeypatch.setattr(part, "_END_S", 0.1)
-    monkeypatch.setattr(subprocess.Popen, "wait", interrupted)
+    monkeypatch.setattr(child, "_END_S", 0.1)
+    monkeypatch.setattr(subprocess.Popen, "wait", interrupted_wait)
     with pytest.raises(KeyboardInterrupt):
-        part._wait_for([sys.executable, "-c", "import time; time.sleep(60)"])
-    assert begun[0].returncode == -signal.SIGKILL
+        child._wait_for([sys.executable, "-c", "import time; time.sleep(60)"])
+    assert started[0].returncode == -signal.SIGKILL
 
 
 REQUEST = BenchRequest("Q8_0", ((64, 37), (128, 5)), (1, 8), ("f32", "i8"), fused=True)
@@ -123,38 +123,43 @@ REQUEST = BenchRequest("Q8_0", ((64, 37), (128, 5)), (1, 8), ("f32", "i8"), fuse
     "request_", [BenchRequest(), REQUEST, dataclasses.replace(REQUEST, quick=True)]
 )
 @pytest.mark.parametrize("ggml", [None, Path("a b/lib")])
-def test_a_part_reads_what_it_was_asked_for(
+def test_a_child_reads_its_request(
     request_: BenchRequest, ggml: Path | None, tmp_path: Path
 ) -> None:
     path = tmp_path / "a.request"
-    asked = part.Part(2, request_, ggml, cached=True, report=tmp_path / "a.json")
-    path.write_text(part.to_json(asked), "utf-8")
-    assert part.read_part(path) == asked
+    written = child.ChildRequest(2, request_, ggml, cached=True, report=tmp_path / "a.json")
+    path.write_text(child.to_json(written), "utf-8")
+    assert child.read_child_request(path) == written
 
 
 @pytest.mark.parametrize(
-    ("place", "value", "told"),
+    ("field", "value", "message"),
     [
-        (("threads",), 0, ".threads: found 0, accepted is a whole number from 1 to 1024"),
-        (("threads",), True, ".threads: found True"),
-        (("cached",), 1, ".cached: found 1, accepted is true or false"),
-        (("more",), 1, "accepted is ['cached', 'ggml', 'report', 'request', 'threads']"),
-        (("request", "format"), "Q9", ": request.format: found 'Q9', accepted is one of F32"),
-        (("request", "shapes"), [[64]], "accepted is a list, of which each is [K, N], or null"),
-        (("request", "rows"), [], ": request.rows: found []"),
-        (("request", "precisions"), ["f64"], "found ['f64']"),
+        (("threads",), 0, ".threads: expected a whole number from 1 to 1024, got 0"),
+        (("threads",), True, "from 1 to 1024, got True"),
+        (("cached",), 1, ".cached: expected true or false, got 1"),
+        (("more",), 1, "expected the fields ['cached', 'ggml', 'report', 'request', 'threads']"),
+        (("request", "format"), "Q9", ": request.format: expected one of F32, "),
+        (
+            ("request", "shapes"),
+            [[64]],
+            "a list that is not empty, each item [K, N], or null, got [[64]]",
+        ),
+        (("request", "rows"), [], "each item a whole number from 1, or null, got []"),
+        (("request", "precisions"), ["f64"], "got ['f64']"),
     ],
 )
-def test_another_request_is_refused(
-    place: tuple[str, ...], value: Any, told: str, tmp_path: Path, capsys: Any
+def test_an_invalid_request_is_refused(
+    field: tuple[str, ...], value: Any, message: str, tmp_path: Path, capsys: Any
 ) -> None:
     path = tmp_path / "a.request"
-    data = json.loads(part.to_json(part.Part(1, REQUEST, None, False, tmp_path / "a.json")))
-    inner = data["request"] if len(place) > 1 else data
-    inner[place[-1]] = value
+    valid = child.ChildRequest(1, REQUEST, None, False, tmp_path / "a.json")
+    data = json.loads(child.to_json(valid))
+    inner = data["request"] if len(field) > 1 else data
+    inner[field[-1]] = value
     path.write_text(json.dumps(data))
-    assert main(["bench", "--part", str(path)]) == 1
+    assert main(["bench", "--child", str(path)]) == 1
     out, err = capsys.readouterr()
     assert (out, len(err.splitlines())) == ("", 1)
     assert err.startswith(f"q4jit bench: {path}")
-    assert told in err
+    assert message in err

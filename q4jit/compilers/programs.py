@@ -1,7 +1,8 @@
-"""Compilers that run as programs: in a folder of their own, for a limited time, killed as a whole.
+"""Run compilers as programs, each in a temporary folder of its own and with a time limit.
 
-The file names are fixed and relative, so that neither a path nor a process number can reach what
-is made. A failure of any kind, a crash included, is a CompileError with a saved repro.
+At the limit a program is killed with every process that it started. File names are fixed and
+relative, so no path and no process number can get into the output. Every failure, a crash included,
+is a CompileError with a saved repro.
 """
 
 import contextlib
@@ -21,15 +22,21 @@ from q4jit import config
 from q4jit.errors import CompileError
 
 TIME_LIMIT_S: Final = 300.0
-_PINNED: Final = ("HIP_PLATFORM", "HIP_COMPILER", "HIP_RUNTIME")  # what a repro must set as well
+_PINNED: Final = ("HIP_PLATFORM", "HIP_COMPILER", "HIP_RUNTIME")  # a repro must set them too
 
 
 @dataclass(frozen=True)
 class Build:
-    """How one text becomes one file: `commands` in order, then `output` is there.
+    """The commands that turn one text into one file.
 
-    compiler: the name for messages. source: the file that `text` is written to. flags: the pinned
-    ones. variables: what the commands need in their environment.
+    Attributes:
+        compiler: the name in messages.
+        commands: the commands, in order.
+        flags: the flags that determine the code.
+        source: the name of the file that the text is written to.
+        output: the name of the file that the commands write.
+        time_limit_s: the seconds that each command may take.
+        variables: environment variables for the commands.
     """
 
     compiler: str
@@ -41,7 +48,7 @@ class Build:
     variables: Mapping[str, str] | None = None
 
     def run(self, text: str) -> bytes:
-        """The bytes of `output`. Raises CompileError."""
+        """Run the commands and return the bytes of `output`. Raises CompileError."""
         with tempfile.TemporaryDirectory(prefix="q4jit-") as name:
             folder = Path(name)
             (folder / self.source).write_text(text, encoding="utf-8", newline="\n")
@@ -51,7 +58,7 @@ class Build:
                     raise self._failure(log.text(), text, i)
             output = folder / self.output
             if not output.exists():
-                raise self._failure(f"it made no {self.output}", text, len(self.commands) - 1)
+                raise self._failure(f"wrote no {self.output}", text, len(self.commands) - 1)
             return output.read_bytes()
 
     def _failure(self, log: str, text: str, failed: int) -> CompileError:
@@ -62,14 +69,20 @@ class Build:
 
 @dataclass(frozen=True)
 class Log:
-    """What a finished program said; `problem` is empty where it succeeded."""
+    """The output of a finished program.
+
+    Attributes:
+        problem: why it failed; empty if it succeeded.
+        output: its standard output.
+        errors: its standard error.
+    """
 
     problem: str
     output: str
     errors: str
 
     def text(self) -> str:
-        """All of it, the problem last."""
+        """Return the whole log, the problem last."""
         return "\n".join(part.strip() for part in (self.output, self.errors, self.problem) if part)
 
 
@@ -79,7 +92,7 @@ def execute(
     time_limit_s: float = TIME_LIMIT_S,
     variables: Mapping[str, str] | None = None,
 ) -> Log:
-    """Run `command` in `folder`; past the limit it is killed with all that it started."""
+    """Run `command` in `folder`; at the limit, kill it and every process that it started."""
     environment = config.compiler_environment(folder) | dict(variables or {})
     try:
         process = subprocess.Popen(
@@ -91,17 +104,17 @@ def execute(
             stderr=subprocess.PIPE,
             encoding="utf-8",
             errors="replace",
-            start_new_session=True,  # hipcc is a script: what it starts must die with it
+            start_new_session=True,  # hipcc is a script; the programs that it runs must die with it
         )
     except OSError as error:
-        return Log(f"cannot be run: {error}", "", "")
+        return Log(f"cannot start: {error}", "", "")
     with process:
         try:
             output, errors = process.communicate(timeout=time_limit_s)
         except subprocess.TimeoutExpired:
             _kill(process)
             return Log(f"stopped after {time_limit_s:g} s", *process.communicate())
-        except BaseException:  # an interrupt does not reach another session
+        except BaseException:  # Ctrl-C does not reach the other session
             _kill(process)
             process.wait()
             raise
@@ -109,7 +122,7 @@ def execute(
 
 
 def _kill(process: subprocess.Popen[str]) -> None:
-    with contextlib.suppress(ProcessLookupError):  # it may end at this moment
+    with contextlib.suppress(ProcessLookupError):  # it may have just ended
         os.killpg(process.pid, signal.SIGKILL)
 
 
@@ -128,16 +141,16 @@ def failure(
     source: tuple[str, str],
     variables: Mapping[str, str] | None = None,
 ) -> CompileError:
-    """The error of the last of `commands` on `source` (file name and text), its repro saved."""
+    """Return the error of the last command on `source` (file name and text), with a saved repro."""
     name, text = source
     try:
         repro, reason = _save_repro(commands, name, text, dict(variables or {})), None
-    except OSError as error:  # a full or read-only disk must not hide the compiler's words
+    except OSError as error:  # a full or read-only disk must not hide the compiler's message
         repro, reason = None, error
-    found = CompileError(compiler, flags, log, text, command=tuple(commands[-1]), repro=repro)
+    failed = CompileError(compiler, flags, log, text, command=tuple(commands[-1]), repro=repro)
     if reason:
-        found.add_note(f"no repro could be saved: {reason}")
-    return found
+        failed.add_note(f"cannot save a repro: {reason}")
+    return failed
 
 
 @functools.cache
@@ -149,7 +162,7 @@ def _save_repro(
     commands: Sequence[tuple[str, ...]], name: str, text: str, variables: dict[str, str]
 ) -> Path:
     lines = [shlex.join(command) for command in commands]
-    digest = hashlib.sha256("\n".join([*lines, text]).encode())  # the same failure, one folder
+    digest = hashlib.sha256("\n".join([*lines, text]).encode())  # one folder for equal failures
     folder = _repros(tempfile.gettempdir(), os.getpid()) / digest.hexdigest()[:12]
     folder.mkdir(exist_ok=True)
     environment = config.compiler_environment(folder)

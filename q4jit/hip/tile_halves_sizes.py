@@ -1,0 +1,213 @@
+"""The sizes of a `tile_halves` kernel: the limits count with them, and its text prints them."""
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+from q4jit.hip.kernel import (
+    MATRIX_COLUMNS,
+    QUAD_ELEMENTS,
+    TILE_HALVES,
+    UNIT_ELEMENTS,
+    HipKernel,
+    HipPlan,
+)
+from q4jit.targets import HipArch
+
+ITEM_BYTES: Final = 16
+"""What a thread copies at a time: a quarter of a unit of x in one term."""
+
+_F32_BYTES: Final = 4
+_F16_BYTES: Final = 2
+_UNIT_QUARTERS: Final = UNIT_ELEMENTS * _F16_BYTES // ITEM_BYTES
+_QUAD_UNITS: Final = QUAD_ELEMENTS // UNIT_ELEMENTS
+_MOST_COPIERS: Final = 512
+_FLAG_BYTES: Final = 16  # the flag of rough rows, in the room that alignment gives it
+_BARRIER_BYTES: Final = 16  # the same of a cluster's barrier
+
+
+def matrix_rows(arch: HipArch) -> int:
+    """Return the rows of x that a matrix instruction on f16 takes."""
+    return 8 if arch.matrix == "mma_sync" else 16
+
+
+@dataclass(frozen=True)
+class TileHalvesSizes:
+    """What the constants of a `tile_halves` kernel imply, on an arch.
+
+    x is counted in items of 16 bytes, each a quarter of a unit in one term.
+
+    Attributes:
+        arch: the GPU.
+        kernel: the kernel with its constants.
+    """
+
+    arch: HipArch
+    kernel: HipKernel
+
+    # --- the tile and its waves ---
+
+    @property
+    def products(self) -> int:
+        """Products that are computed together."""
+        return len(self.kernel.section.products)
+
+    @property
+    def steps(self) -> int:
+        """Matrix instructions for all rows of the tile."""
+        return self.kernel.rows_per_tile // matrix_rows(self.arch)
+
+    @property
+    def waves_n(self) -> int:
+        """Waves that compute different columns."""
+        return self.kernel.columns // (MATRIX_COLUMNS * self.kernel.wave_panels)
+
+    @property
+    def waves_k(self) -> int:
+        """Waves that compute the same columns, each from other quads of K."""
+        return self.kernel.waves_k(self.arch.wave)
+
+    @property
+    def last_panel(self) -> int:
+        """The last panel of the result."""
+        return (self.kernel.section.width - 1) // MATRIX_COLUMNS
+
+    @property
+    def panels_are_whole(self) -> bool:
+        """Whether every panel of every tile is one of the result."""
+        return self.kernel.section.width % self.kernel.columns == 0
+
+    # --- K: quads, splits, stages, turns ---
+
+    @property
+    def quads(self) -> int:
+        """Quads of a column."""
+        return -(-self._k // QUAD_ELEMENTS)
+
+    @property
+    def split_quads(self) -> int:
+        """Quads of a split."""
+        return -(-self.quads // self.kernel.splits)
+
+    @property
+    def quad_stages(self) -> int:
+        """Stages that a quad takes, where a stage is only a part of one."""
+        return max(_QUAD_UNITS // self.kernel.stage_units, 1)
+
+    @property
+    def stage_quads(self) -> int:
+        """Quads that a stage has a part of, or has."""
+        return max(self.kernel.stage_units // _QUAD_UNITS, 1)
+
+    @property
+    def turn_units(self) -> int:
+        """Units of a quad that a wave multiplies in a stage."""
+        return min(self.kernel.stage_units, _QUAD_UNITS)
+
+    @property
+    def turns(self) -> int:
+        """Quads of a stage that a wave multiplies."""
+        return self.stage_quads // self.waves_k
+
+    # --- x in shared memory ---
+
+    @property
+    def term_items(self) -> int:
+        """Items of a unit in one term, for the rows of a matrix instruction."""
+        return matrix_rows(self.arch) * _UNIT_QUARTERS
+
+    @property
+    def unit_items(self) -> int:
+        """Items of a unit in all terms, for the rows of a matrix instruction."""
+        return self.kernel.f16_terms * self.term_items
+
+    @property
+    def run_items(self) -> int:
+        """Items of a stage for the rows of a matrix instruction, adjacent in memory."""
+        return self.kernel.stage_units * self.unit_items
+
+    @property
+    def row_items(self) -> int:
+        """Items of all of K for the rows of a matrix instruction."""
+        return self.quads * _QUAD_UNITS * self.unit_items
+
+    @property
+    def stage_items(self) -> int:
+        """Items of a stage."""
+        return self.steps * self.run_items
+
+    @property
+    def copiers(self) -> int:
+        """Threads that copy x: a power of two, so that they share runs evenly."""
+        return 1 << min(self.kernel.block_size, _MOST_COPIERS).bit_length() - 1
+
+    @property
+    def copies(self) -> int:
+        """Items of a stage that a thread copies."""
+        return -(-self.stage_items // self.copiers)
+
+    @property
+    def copies_are_whole(self) -> bool:
+        """Whether all copiers have the same number of items."""
+        return self.stage_items % self.copiers == 0
+
+    # --- partial sums, and the bytes of it all ---
+
+    @property
+    def partial_sums(self) -> int:
+        """Sums of different waves that add up to one result."""
+        return self.kernel.splits * self.waves_k
+
+    @property
+    def owned_rows(self) -> int:
+        """Rows whose results a thread block of a cluster stores."""
+        return self.kernel.rows_per_tile // self.kernel.splits
+
+    @property
+    def received_bytes(self) -> int:
+        """Partial sums that the other thread blocks of a cluster send."""
+        splits = self.kernel.splits
+        return self._owned_bytes * self.waves_k * (splits - 1)
+
+    @property
+    def stages_bytes(self) -> int:
+        """All stages of x."""
+        return self.kernel.stages * self.stage_items * ITEM_BYTES
+
+    @property
+    def sums_bytes(self) -> int:
+        """The partial sums that waves or thread blocks share; 0 if there are none."""
+        return self._owned_bytes * self.partial_sums if self.partial_sums > 1 else 0
+
+    @property
+    def room_bytes(self) -> int:
+        """Room for the stages of x, and after them for the partial sums."""
+        return max(self.stages_bytes, self.sums_bytes)
+
+    @property
+    def staged_bytes(self) -> int:
+        """All shared memory of a thread block."""
+        barrier_bytes = _BARRIER_BYTES if self.kernel.splits > 1 else 0
+        scales_bytes = self.kernel.rows_per_tile * _F32_BYTES
+        return self.room_bytes + scales_bytes + _FLAG_BYTES + barrier_bytes
+
+    @property
+    def _k(self) -> int:
+        return self.kernel.section.products[0].operands[0].width
+
+    @property
+    def _owned_bytes(self) -> int:
+        """One sum of each result that a thread block stores."""
+        return self.products * self.owned_rows * self.kernel.columns * _F32_BYTES
+
+
+def tile_halves_variables(plan: HipPlan, kernel: HipKernel) -> dict[str, Any]:
+    """Return the variables that only the templates of `tile_halves` have."""
+    if kernel.schedule != TILE_HALVES:
+        return {}
+    return {
+        "sizes": TileHalvesSizes(plan.target.hip, kernel),
+        "panel": MATRIX_COLUMNS,
+        "unit_elements": UNIT_ELEMENTS,
+        "unit_quarters": _UNIT_QUARTERS,
+        "quad_units": _QUAD_UNITS,
+    }

@@ -1,0 +1,390 @@
+// gated for hip:gfx1100, tile_halves, 32 rows a tile, 256 threads, made by q4jit
+// rows:
+//   x_value = x
+// 96 tile_halves:
+//   gate_product = x_value @ gate    Q4_0 [512, 96]
+//   up_product = x_value @ up    Q4_0 [512, 96]
+//   sum1 = gate_product + bias
+//   output0 = sum1 / (1 + exp(-sum1)) * up_product
+
+constexpr int BLOCK_SIZE = 256;
+static_assert(BLOCK_SIZE % WAVE == 0 && BLOCK_SIZE <= 1024, "a block is whole waves");
+constexpr int K = 512;  // elements of a column
+constexpr int WIDTH = 96;  // columns of the whole result
+constexpr int ROWS = 32;  // of x, in a tile
+constexpr int COLUMNS = 128;  // of the result, in a tile
+constexpr int PANEL = 16;  // columns of a matrix instruction
+constexpr int UNIT = 32;  // elements of a column that are decoded together
+constexpr int UNIT_QUARTERS = 4;
+constexpr int QUAD_UNITS = 4;  // units that are stored together
+constexpr int QUADS = 4;  // ⌈K / (QUAD_UNITS · UNIT)⌉, of a column
+constexpr int WAVE_PANELS = 1;  // panels that a wave computes
+constexpr int WAVES_N = 8;  // COLUMNS / (WAVE_PANELS · PANEL), waves with different columns
+static_assert(WAVES_N * WAVE == BLOCK_SIZE, "every wave has a part of the tile");
+constexpr int STEPS = 2;  // ROWS / TILE_ROWS, instructions for all rows
+static_assert(STEPS * TILE_ROWS == ROWS, "instructions are full");
+constexpr float QUANT_STEP = 0x1p-9f;  // the scales of x are for quants that come times this
+
+// x is copied in items of 16 bytes: a quarter of a unit, in one term.
+constexpr int UNIT_ITEMS = 64;  // TILE_ROWS · UNIT_QUARTERS, of an instruction's rows in a unit
+constexpr int STAGE_QUADS = 1;  // of x, in shared memory at a time
+constexpr int RUN_ITEMS = 256;  // STAGE_QUADS · QUAD_UNITS · UNIT_ITEMS, of an instruction's rows in a stage: adjacent
+constexpr int ROW_ITEMS = 1024;  // QUADS · QUAD_UNITS · UNIT_ITEMS, of an instruction's rows in all of K
+constexpr int STAGE_ITEMS = 512;  // STEPS · RUN_ITEMS
+constexpr int STAGES = 2;  // in shared memory: one is multiplied, the next one is on its way
+constexpr int COPIERS = 256;  // threads that copy x: the largest power of two that BLOCK_SIZE has room for
+constexpr int COPIES = 2;  // ⌈STAGE_ITEMS / COPIERS⌉, items of a stage that a thread copies
+constexpr int ROOM_BYTES = 16384;  // STAGES · STAGE_ITEMS · 16
+constexpr int STAGED_BYTES = 16528;  // ROOM_BYTES + ROWS · 4 for x_scales + 16 for any_rough
+constexpr int LDS_BYTES = 16528;  // shared memory of a block
+static_assert(STAGED_BYTES <= LDS_BYTES, "there is room for x and for the sums of the waves");
+static_assert(LDS_BYTES <= 65536, "gfx1100 has 65536 bytes of shared memory for a block");
+
+constexpr int MAX_GRID_Y = 65535;
+// Rows of blocks are counted on the y axis and, where its limit is reached, on the z axis.
+DEVICE i64 block_of_rows() { return (i64)block_z() * MAX_GRID_Y + block_y(); }
+
+// A loop of few rounds would be unrolled whole, at the price of registers.
+#define ROLLED _Pragma("unroll 1")
+
+// e to the x within 2 ulp, denormal results included.
+DEVICE float exp_f32(float x) {
+    const bool is0 = x < -104.0f;
+    const float t1 = is0 ? -104.0f : x;
+    const bool is2 = 89.0f < t1;
+    const float t3 = is2 ? 89.0f : t1;
+    const float t4 = fma_f32(t3, 1.442695f, 1.2582912e+07f);  // 1 / ln 2; 1.5 * 2^23, where floats are whole numbers
+    const i32 n5 = as_i32(t4);
+    const i32 n6 = (i32)((u32)n5 - (u32)(i32)0x4b400000u);  // the bits of 1.5 * 2^23
+    const float t7 = t4 - 1.2582912e+07f;  // 1.5 * 2^23, where floats are whole numbers
+    const float t8 = fma_f32(t7, -0.6933594f, t3);  // -ln 2, its first 10 bits
+    const float t9 = fma_f32(t7, 0.00021219444f, t8);  // -ln 2, the rest
+    const float t10 = t9 * t9;
+    const float t11 = fma_f32(0.0013814616f, t9, 0.008368716f);
+    const float t12 = fma_f32(t11, t9, 0.04166839f);
+    const float t13 = fma_f32(t12, t9, 0.16666521f);
+    const float t14 = fma_f32(t13, t9, 0.49999994f);
+    const float t15 = fma_f32(t10, t14, t9);
+    const float t16 = t15 + 1.0f;
+    const i32 n17 = n6 >> 1;
+    const i32 n18 = (i32)((u32)n17 + (u32)127);  // the bias of an exponent
+    const i32 n19 = (i32)((u32)n18 << 23);
+    const float t20 = as_f32(n19);
+    const float t21 = t16 * t20;
+    const i32 n22 = (i32)((u32)n6 - (u32)n17);
+    const i32 n23 = (i32)((u32)n22 + (u32)127);  // the bias of an exponent
+    const i32 n24 = (i32)((u32)n23 << 23);
+    const float t25 = as_f32(n24);
+    const float t26 = t21 * t25;
+    return t26;
+}
+
+// Q4_0 [512, 96] in the layout `tiles16`.
+struct Q4_0_512x96 {
+    static constexpr int QUADS = 4;  // ⌈512 / 128⌉, of a column
+    static constexpr int QUAD_BYTES = 64;  // QUAD_UNITS · UNIT / 2, of quants
+    static constexpr int QUAD_SCALES_BYTES = 8;  // QUAD_UNITS · 2
+    static constexpr i64 D_AT = 24576;  // where its region begins
+
+    // The number of a quad among all quads of the weight: those of a panel are stored together.
+    DEVICE u32 quad_index(u32 column, int quad) { return (column / PANEL * QUADS + quad) * PANEL + column % PANEL; }
+
+    // What a lane has of a quad: words[i][u] is a word of unit u. Word i of a unit, 0…3, has elements
+    // 4 i…4 i + 3 in its low nibbles and 16 + 4 i…16 + 4 i + 3 in its high ones.
+    struct Part {
+        u32x4 words[4 / PARTS];
+        u32 d[2];  // the scales of the four units, as f16
+    };
+
+    // quad: its number among all quads of the weight.
+    DEVICE Part load_part(const u8* w, u32 quad) {
+        Part part;
+        const u8* const words = w + quad * QUAD_BYTES + lane_part() * (4 / PARTS) * 16;
+        UNROLL for (int i = 0; i < 4 / PARTS; ++i) part.words[i] = stream_16(words + i * 16);
+        const u64 d = *(const u64*)(w + D_AT + quad * QUAD_SCALES_BYTES);
+        part.d[0] = (u32)d;
+        part.d[1] = (u32)(d >> 32);
+        return part;
+    }
+
+    // Pairs of f16. A nibble n in the lowest bits of an f16 is n * 2^-24, and in the next four bits n * 2^-20:
+    // denormal numbers, which a multiplication makes n * 2^-9.
+    static constexpr u32 LOW_NIBBLES = 0x000F000Fu;
+    static constexpr u32 HIGH_NIBBLES = 0x00F000F0u;
+    static constexpr u32 PAIR_OF_2P15 = 0x78007800u;  // 2^15: from 2^-24 to 2^-9
+    static constexpr u32 PAIR_OF_2P11 = 0x68006800u;  // 2^11: from 2^-20 to 2^-9
+    static constexpr u32 PAIR_OF_MINUS_ZERO = 0xA400A400u;  // -2^-6: the quant of 0 is 8, times 2^-9
+
+    // The quants of unit u minus 8, times 2^-9. A word's elements become the pairs 0, 2 · 1, 3 · 16, 18 · 17, 19.
+    DEVICE void halves(const Part& part, int u, u32x4 (&q)[4 / PARTS]) {
+        UNROLL for (int i = 0; i < 4 / PARTS; ++i)
+            UNROLL for (int odd = 0; odd < 2; ++odd) {
+                const u32 word = part.words[i][u] >> (8 * odd);
+                q[i][odd] = fma_halves(word & LOW_NIBBLES, PAIR_OF_2P15, PAIR_OF_MINUS_ZERO);
+                q[i][odd + 2] = fma_halves(word & HIGH_NIBBLES, PAIR_OF_2P11, PAIR_OF_MINUS_ZERO);
+            }
+    }
+
+    static constexpr u32 PAIR_OF_2P9 = 0x60006000u;  // undoes the 2^-9 of `halves`
+
+    // The values of unit u, rounded to f16: scales are below 2^7, so that 2^9 times one is an f16, too.
+    DEVICE void rounded(const Part& part, int u, u32x4 (&values)[4 / PARTS]) {
+        const u32 d = part.d[u / 2] >> (16 * (u % 2)) & 0xFFFFu;
+        const u32 d_pair = fma_halves(d * 0x10001u, PAIR_OF_2P9, 0);  // in both halves of the word
+        halves(part, u, values);
+        UNROLL for (int i = 0; i < 4 / PARTS; ++i)
+            UNROLL for (int j = 0; j < 4; ++j) values[i][j] = fma_halves(values[i][j], d_pair, 0);
+    }
+
+    // A single value.
+    DEVICE float value(const u8* w, i64 column, int k) {
+        const i64 quad = quad_index((u32)column, k / (QUAD_UNITS * UNIT));
+        const int unit = k / UNIT % QUAD_UNITS;
+        // A unit's word i, of 4 bytes, has elements 4 i…4 i + 3 and 16 more; words i of the four units are adjacent.
+        const u32 byte = w[quad * QUAD_BYTES + k % 16 / 4 * 16 + unit * 4 + k % 4];
+        const u32 quant = byte >> (k % UNIT / 16 * 4) & 15;  // low nibble or high nibble
+        return (float)((i32)quant - 8) * half_to_f32(((const u16*)(w + D_AT))[quad * QUAD_UNITS + unit]);
+    }
+};
+
+struct Arguments {
+    const float* x;
+    const u8* gate;
+    const u8* up;
+    const float* bias;
+    float* output0;
+    const u16* x_terms;
+    const float* x_scales;
+    i64 m;
+};
+
+// x, after the prologue.
+DEVICE float x_value(const Arguments& a, i64 row, int column) {
+    const float x_element = a.x[row * 512 + column];
+    return x_element;
+}
+
+// From the products at one row and column to the results.
+DEVICE void epilogue(const Arguments& a, i64 row, int column, float gate_product, float up_product) {
+    const float bias_element = a.bias[column];
+    const float sum1 = gate_product + bias_element;
+    const float negative1 = -(sum1);
+    const float exp1 = exp_f32(negative1);
+    const float sum2 = 1.0f + exp1;
+    const float quotient1 = sum1 / sum2;
+    const float product1 = quotient1 * up_product;
+    a.output0[row * 96 + column] = product1;
+}
+
+DEVICE bool is_rough(float x_scale) { return x_scale != x_scale; }  // NaN: terms do not represent the row
+
+// One result of a rough row by multiply-add, from decoded weights. Each unit has a sum of its own: one sum
+// of all of K would err by too much.
+DEVICE float exact_gate(const Arguments& a, i64 row, int column) {
+    float total = 0.0f, sum = 0.0f;
+    ROLLED for (int k = 0; k < K; ++k) {
+        sum = fma_f32(x_value(a, row, k), Q4_0_512x96::value(a.gate, column, k), sum);
+        if (k % UNIT < UNIT - 1) continue;
+        total += sum;
+        sum = 0.0f;
+    }
+    return total;
+}
+
+DEVICE float exact_up(const Arguments& a, i64 row, int column) {
+    float total = 0.0f, sum = 0.0f;
+    ROLLED for (int k = 0; k < K; ++k) {
+        sum = fma_f32(x_value(a, row, k), Q4_0_512x96::value(a.up, column, k), sum);
+        if (k % UNIT < UNIT - 1) continue;
+        total += sum;
+        sum = 0.0f;
+    }
+    return total;
+}
+
+// All results of the tile's rough rows.
+DEVICE void store_rough_rows(const Arguments& a, i64 row0, int column0, const float* x_scales) {
+    for (int i = thread_index(); i < ROWS * COLUMNS; i += BLOCK_SIZE) {
+        const i64 row = row0 + i / COLUMNS;
+        const int column = column0 + i % COLUMNS;
+        if (row < a.m && column < WIDTH && is_rough(x_scales[i / COLUMNS]))
+            epilogue(a, row, column, exact_gate(a, row, column), exact_up(a, row, column));
+    }
+}
+
+// sums += x w over a quad. Each wave multiplies alone.
+DEVICE void multiply_quad(
+    const Q4_0_512x96::Part (&gate_quad)[WAVE_PANELS][LANE_COLUMNS],
+    lane_sums (&gate_sums)[WAVE_PANELS][STEPS],
+    const Q4_0_512x96::Part (&up_quad)[WAVE_PANELS][LANE_COLUMNS],
+    lane_sums (&up_sums)[WAVE_PANELS][STEPS],
+    const u32x4* staged, int x_first) {
+    UNROLL for (int u = 0; u < QUAD_UNITS; ++u) {
+        u32x4 gate_values[WAVE_PANELS][LANE_COLUMNS][UNIT_QUARTERS / PARTS];
+        UNROLL for (int n = 0; n < WAVE_PANELS; ++n)
+            UNROLL for (int c = 0; c < LANE_COLUMNS; ++c)
+                Q4_0_512x96::rounded(gate_quad[n][c], u, gate_values[n][c]);
+        u32x4 up_values[WAVE_PANELS][LANE_COLUMNS][UNIT_QUARTERS / PARTS];
+        UNROLL for (int n = 0; n < WAVE_PANELS; ++n)
+            UNROLL for (int c = 0; c < LANE_COLUMNS; ++c)
+                Q4_0_512x96::rounded(up_quad[n][c], u, up_values[n][c]);
+        UNROLL for (int step = 0; step < STEPS; ++step) {
+            u32x4 x[UNIT_QUARTERS / PARTS];
+            UNROLL for (int q = 0; q < UNIT_QUARTERS / PARTS; ++q)
+                x[q] = staged[x_first + step * RUN_ITEMS + u * UNIT_ITEMS + q];
+            UNROLL for (int n = 0; n < WAVE_PANELS; ++n) {
+                multiply_unit(x, gate_values[n], gate_sums[n][step]);
+                float gate_settled = gate_sums[n][step][0];
+                settle(gate_settled);  // x of steps ahead would take more registers than there are
+                gate_sums[n][step][0] = gate_settled;
+                multiply_unit(x, up_values[n], up_sums[n][step]);
+                float up_settled = up_sums[n][step][0];
+                settle(up_settled);  // x of steps ahead would take more registers than there are
+                up_sums[n][step][0] = up_settled;
+            }
+        }
+    }
+}
+
+// A block computes ROWS × COLUMNS results on matrix units. The terms of a row of x share a scale.
+// Weights are rounded to f16, which errs as much as the one term of x does: sums need no scales.
+// Waves load the weights of their columns straight into registers. x goes through shared memory: a
+// stage is multiplied while the next one is copied.
+DEVICE void compute(const Arguments& a) {
+    const i64 m = a.m;
+    // --- the tile: its rows, its columns ---
+    SHARED u32x4 staged[ROOM_BYTES / 16];  // x: [STAGES][STEPS][RUN_ITEMS]
+    SHARED float x_scales[ROWS];  // NaN: the row is rough
+    SHARED int any_rough;
+    const int thread = thread_index();
+    const int wave_n = wave_index() % WAVES_N;
+    const i64 row0 = block_of_rows() * ROWS;
+    if (thread == 0) any_rough = 0;
+    const int column0 = block_x() * COLUMNS;
+    const int end_quad = at_run_time(QUADS);
+
+    // --- load ahead: the weights of the first stage ---
+    u32 gate_index[WAVE_PANELS][LANE_COLUMNS];  // of the first quad in each of the lane's columns
+    u32 up_index[WAVE_PANELS][LANE_COLUMNS];
+    UNROLL for (int n = 0; n < WAVE_PANELS; ++n) {
+        const int tile_panel = column0 / PANEL + wave_n * WAVE_PANELS + n;
+        const int panel = tile_panel <= 5 ? tile_panel : 5;  // beyond the last one nothing is stored
+        UNROLL for (int c = 0; c < LANE_COLUMNS; ++c) {
+            gate_index[n][c] = Q4_0_512x96::quad_index(panel * PANEL, 0) + lane_column(c);
+            up_index[n][c] = Q4_0_512x96::quad_index(panel * PANEL, 0) + lane_column(c);
+        }
+    }
+    const auto load_gate = [&](Q4_0_512x96::Part (&quad_parts)[WAVE_PANELS][LANE_COLUMNS], int quad) {
+        if (quad >= end_quad) return;
+        UNROLL for (int n = 0; n < WAVE_PANELS; ++n)
+            UNROLL for (int c = 0; c < LANE_COLUMNS; ++c)
+                quad_parts[n][c] = Q4_0_512x96::load_part(a.gate, gate_index[n][c] + quad * PANEL);
+    };
+    Q4_0_512x96::Part gate_quad[WAVE_PANELS][LANE_COLUMNS];
+    load_gate(gate_quad, 0);
+    const auto load_up = [&](Q4_0_512x96::Part (&quad_parts)[WAVE_PANELS][LANE_COLUMNS], int quad) {
+        if (quad >= end_quad) return;
+        UNROLL for (int n = 0; n < WAVE_PANELS; ++n)
+            UNROLL for (int c = 0; c < LANE_COLUMNS; ++c)
+                quad_parts[n][c] = Q4_0_512x96::load_part(a.up, up_index[n][c] + quad * PANEL);
+    };
+    Q4_0_512x96::Part up_quad[WAVE_PANELS][LANE_COLUMNS];
+    load_up(up_quad, 0);
+    lane_sums gate_sums[WAVE_PANELS][STEPS] = {};
+    lane_sums up_sums[WAVE_PANELS][STEPS] = {};
+
+    // --- stage x: copy the first stage into shared memory ---
+    for (int r = thread; r < ROWS; r += BLOCK_SIZE)
+        x_scales[r] = row0 + r < m ? a.x_scales[row0 + r] * QUANT_STEP : 0.0f;
+    // In memory a stage is one run for each instruction's rows. Rows beyond the last hold anything: their
+    // results are not stored. Beyond K x is 0, up to a whole quad.
+    const u32x4* x_from = (const u32x4*)a.x_terms + row0 / TILE_ROWS * ROW_ITEMS +
+                          thread / RUN_ITEMS * ROW_ITEMS + thread % RUN_ITEMS;
+    const auto item_of = [&](int stage, int i) { return staged + stage * STAGE_ITEMS + thread + i * COPIERS; };
+    Copy copies[COPIES];
+    const auto begin_stage = [&](int stage) {
+        UNROLL for (int i = 0; i < COPIES; ++i) {
+            const int item = i * COPIERS;
+            const u32x4* const from = x_from + item / RUN_ITEMS * ROW_ITEMS + item % RUN_ITEMS;
+            begin_copy(copies[i], item_of(stage, i), from);
+        }
+        x_from += RUN_ITEMS;
+    };
+    const auto end_stage = [&](int stage) {
+        UNROLL for (int i = 0; i < COPIES; ++i)
+            end_copy(copies[i], item_of(stage, i));
+    };
+    const int stages = end_quad;
+    begin_stage(0);
+    end_stage(0);
+    close_copies();
+    int now = 0, into = 1;  // the stage that is multiplied, and the one that is copied
+    int left = stages - 1;  // stages that no copy has begun for
+    // Wait for the stage `now`, and begin to copy the next one of x into the room of the one before.
+    // Return where this lane's x begins.
+    const auto enter_stage = [&](bool goes_on) {
+        await_copies<STAGES - 2>();
+        block_barrier();  // all threads have copied `now`, and none reads the stage before
+        into = 1 - now;
+        if (goes_on) begin_stage(into);
+        close_copies();
+        --left;
+        // Hidden from the compiler, which would compute each address of `multiply_quad` anew.
+        return at_run_time(now * STAGE_ITEMS +
+                           lane_x_row() * UNIT_QUARTERS + lane_part() * (UNIT_QUARTERS / PARTS));
+    };
+    const auto leave_stage = [&](bool goes_on) {
+        if (goes_on) end_stage(into);
+        now = into;
+    };
+
+    // --- multiply: stage by stage ---
+    ROLLED for (int quad0 = 0; quad0 < end_quad; quad0 += STAGE_QUADS) {
+        // The next quad is loaded while this one is multiplied.
+        Q4_0_512x96::Part gate_next[WAVE_PANELS][LANE_COLUMNS];
+        load_gate(gate_next, quad0 + STAGE_QUADS);
+        Q4_0_512x96::Part up_next[WAVE_PANELS][LANE_COLUMNS];
+        load_up(up_next, quad0 + STAGE_QUADS);
+        const bool goes_on = left > 0;
+        const auto x = enter_stage(goes_on);
+        multiply_quad(gate_quad, gate_sums, up_quad, up_sums, staged, x);
+        leave_stage(goes_on);
+        UNROLL for (int n = 0; n < WAVE_PANELS; ++n)
+            UNROLL for (int c = 0; c < LANE_COLUMNS; ++c) gate_quad[n][c] = gate_next[n][c];
+        UNROLL for (int n = 0; n < WAVE_PANELS; ++n)
+            UNROLL for (int c = 0; c < LANE_COLUMNS; ++c) up_quad[n][c] = up_next[n][c];
+    }
+
+    // --- epilogue: this lane has whole sums ---
+    UNROLL for (int step = 0; step < STEPS; ++step)
+        UNROLL for (int n = 0; n < WAVE_PANELS; ++n)
+            UNROLL for (int c = 0; c < LANE_COLUMNS; ++c)
+                UNROLL for (int v = 0; v < LANE_ROWS; ++v) {
+                    const int r = step * TILE_ROWS + lane_row(v);
+                    const int column = column0 + (wave_n * WAVE_PANELS + n) * PANEL + lane_column(c);
+                    const float scale = x_scales[r];
+                    if (row0 + r < m && column < WIDTH && !is_rough(scale))
+                        epilogue(a, row0 + r, column,
+                                 scale * gate_sums[n][step][c * LANE_ROWS + v],
+                                 scale * up_sums[n][step][c * LANE_ROWS + v]);
+                }
+
+    // --- rough rows ---
+    for (int r = thread; r < ROWS; r += BLOCK_SIZE)
+        if (is_rough(x_scales[r])) any_rough = 1;
+    block_barrier();
+    if (!any_rough) return;
+    store_rough_rows(a, row0, column0, x_scales);
+}
+
+KERNEL(BLOCK_SIZE) void q4jit_gated(
+    const float* __restrict__ x,
+    const u8* __restrict__ gate,
+    const u8* __restrict__ up,
+    const float* __restrict__ bias,
+    float* __restrict__ output0,
+    const u16* __restrict__ x_terms,
+    const float* __restrict__ x_scales,
+    i64 m) {
+    compute(Arguments{x, gate, up, bias, output0, x_terms, x_scales, m});
+}
