@@ -17,12 +17,11 @@ import numpy as np
 from q4jit import config
 from q4jit.arrays.dtypes import F32
 from q4jit.arrays.libraries import as_device_array
-from q4jit.arrays.outputs import check_out
 from q4jit.arrays.specs import shape_key, stand_in
 from q4jit.arrays.torch_tensors import tensor_facts
-from q4jit.arrays.views import DeviceView
 from q4jit.errors import ArgumentError, expected
 from q4jit.frontend.specs import Signature
+from q4jit.frontend.trace import refuse_symbols
 from q4jit.locks import BUILD
 from q4jit.options import Options
 from q4jit.pipeline import DeviceLaunch, Launch, Remark
@@ -36,7 +35,6 @@ _R = TypeVar("_R")
 _L = TypeVar("_L", bound=Launch)
 
 _MOST_LAUNCHES: Final = 4096  # sets of exact shapes that one function remembers
-_ON_HOST: Final = "an array in host memory, because Q4JIT_DISABLE_JIT is set"
 # types of arguments that are never on a device
 _PLAIN: Final = frozenset(
     {np.ndarray, QuantizedTensor, float, int, bool, str, type(None), np.float32, np.float64}
@@ -93,6 +91,9 @@ class Specialized(Generic[_P, _R]):
         self._launches: dict[tuple[object, ...], Launch] = {}
         self._on_tensors: dict[tuple[object, ...], DeviceLaunch] = {}  # by `tensor_facts`
         self._hits = self._misses = 0
+        self._unchanged: Callable[[], bool] | None = (
+            None  # whether globals are; None: it reads none
+        )
         self._specializer = Specializer(function, options, self._parameters, self._keywords)
 
     def __reduce__(self) -> str:
@@ -119,6 +120,8 @@ class Specialized(Generic[_P, _R]):
         """
         if kwargs or len(args) != len(self._parameters):
             args = self._positional(args, kwargs)
+        if self._unchanged is not None and not self._unchanged():
+            self._renew()
         key: list[object] = []
         for value in args:  # inlined: a function call per argument would double the time
             kind = type(value)
@@ -152,7 +155,8 @@ class Specialized(Generic[_P, _R]):
         launch = self._launches.get(key)
         if launch is None:
             if self._disabled:
-                return self._run_python(args, out)
+                return self._specializer.run_python(args, out)
+            refuse_symbols(self._name, args)
             launch = self._specialise(args, key)
         else:
             self._hits += 1
@@ -180,20 +184,6 @@ class Specialized(Generic[_P, _R]):
         views = (as_device_array(v, n) for v, n in zip(args, self._parameters, strict=True))
         return tuple(a if v is None else v for a, v in zip(args, views, strict=True))
 
-    def _run_python(self, args: tuple[Any, ...], out: Any) -> Any:
-        self._specializer.signature_of(args)  # raises the same errors as a compiled call
-        for name, value in zip(self._parameters, args, strict=True):
-            if isinstance(value, DeviceView):
-                raise ArgumentError(expected(_ON_HOST, str(value), where=f"argument {name!r}"))
-        # float64 scalars of NumPy make the result float64, Python's floats do not
-        args = tuple(float(v) if isinstance(v, np.floating) else v for v in args)
-        split = len(args) - len(self._keywords)
-        keywords = dict(zip(self._keywords, args[split:], strict=True))
-        result: Any = self.py_func(*args[:split], **keywords)
-        if out is not None:
-            _write_results(result, out, self._parameters, args)
-        return result if out is None else out
-
     # --- specialising -----------------------------------------------------------------------------
 
     def _specialise(self, args: Sequence[Any], key: tuple[object, ...]) -> Launch:
@@ -206,8 +196,17 @@ class Specialized(Generic[_P, _R]):
                 return launch
             self._misses += 1
             launch = self._specializer.launch(args)
+            self._unchanged = self._specializer.unchanged
             _remember(self._launches, key, launch)
             return launch
+
+    def _renew(self) -> None:
+        """Forget the launches if a global or a closure value has changed."""
+        with BUILD:
+            if self._specializer.renew():
+                self._launches.clear()
+                self._on_tensors.clear()
+            self._unchanged = self._specializer.unchanged
 
     # --- looking inside ---------------------------------------------------------------------------
 
@@ -241,23 +240,25 @@ class Specialized(Generic[_P, _R]):
         their memory and shape. Without `out=`, all calls may return the same array with new
         contents. On a GPU, every call checks its arguments like a direct call.
 
-        Example: `step = f.bind(x, w, out=y)`, then `x[...] = token; step()`. Raises the errors of
-        a call.
+        Example: `step = f.bind(x, w, out=y); x[...] = token; step()`. Raises the errors of a call.
         """
         given = self._positional(args, kwargs)
         args = self._with_views(given)
         launch = self._prepared(args)
         if launch is None:
-            return functools.partial(self._run_python, args, out)
+            return functools.partial(self._specializer.run_python, args, out)
         if isinstance(launch, DeviceLaunch):
             return functools.partial(self, *given, out=out)
-        return launch.bind(args, out)
+        call = launch.bind(args, out)
+        unchanged = self._unchanged
+        return call if unchanged is None else _BoundAgain(self, given, out, call, unchanged)
 
     def _prepared(self, args: tuple[Any, ...]) -> Launch | None:
         """Return the launch for arguments, its weights repacked; None if the JIT is disabled."""
         if self._disabled:
             self._specializer.signature_of(args)
             return None
+        self._renew()
         key = tuple(shape_key(value) for value in args)
         launch = self._launches.get(key) or self._specialise(args, key)
         launch.prepare(args)
@@ -316,6 +317,30 @@ class Specialized(Generic[_P, _R]):
         return self._specializer.remarks()
 
 
+class _BoundAgain:
+    """A bound call of a function that reads globals: it is bound again if one has changed."""
+
+    def __init__(
+        self,
+        function: Specialized[Any, Any],
+        args: tuple[Any, ...],
+        out: Any,
+        call: Callable[[], Any],
+        unchanged: Callable[[], bool],
+    ) -> None:
+        self._function, self._args, self._out = function, args, out
+        self._call, self._unchanged = call, unchanged
+
+    def __call__(self) -> Any:
+        """Run the kernels."""
+        if not self._unchanged():
+            again: Any = self._function.bind(*self._args, out=self._out)
+            if not isinstance(again, _BoundAgain):
+                return again()
+            self._call, self._unchanged = again._call, again._unchanged
+        return self._call()
+
+
 # --- arguments --------------------------------------------------------------------------------
 
 
@@ -335,15 +360,6 @@ def _parameters(signature: inspect.Signature, name: str) -> tuple[tuple[str, ...
             )
     keywords = [p.name for p in signature.parameters.values() if p.kind is p.KEYWORD_ONLY]
     return tuple(signature.parameters), tuple(keywords)
-
-
-def _write_results(result: Any, out: Any, names: Sequence[str], args: Sequence[Any]) -> None:
-    """Copy NumPy's results to `out`. Raises ArgumentError if it has the wrong kind or shape."""
-    results = result if isinstance(result, tuple) else (result,)
-    shapes = [np.shape(value) for value in results]
-    arrays = check_out(out, shapes, result is results, names, args)
-    for array, value in zip(arrays, results, strict=True):
-        array[...] = value
 
 
 def _remember(launches: dict[tuple[object, ...], _L], key: tuple[object, ...], launch: _L) -> None:
@@ -401,8 +417,9 @@ def specialize(function: Any = None, /, **options: Any) -> Any:
         y = swiglu(x, gate, up)  # x: float32 [M, 576]; gate, up: Q4_0 [576, 1536]
 
     The function may use @, arithmetic, comparisons, slices of the last axis, and NumPy's where,
-    exp, log, tanh, sqrt, abs, square, reciprocal, maximum, minimum, clip, sum and mean. Globals and
-    closures keep the values that they had when the function was traced.
+    exp, log, tanh, sqrt, abs, square, reciprocal, maximum, minimum, clip, sum, mean, max, min, var,
+    std and linalg.norm. Globals and closures are read when the function is traced; a call after one
+    has changed traces it again.
 
     Args:
         function: the function; None to give only options.

@@ -13,14 +13,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
+
 from q4jit import config
 from q4jit.arrays.call_shapes import CallShapes, lead_shape
+from q4jit.arrays.outputs import check_out
 from q4jit.arrays.specs import spec_of
+from q4jit.arrays.views import DeviceView
 from q4jit.backends import find_backend
 from q4jit.compilers.cache import Compiler, Entry
-from q4jit.errors import ArgumentError, ConfigError
+from q4jit.errors import ArgumentError, ConfigError, TraceError, expected
+from q4jit.frontend.frozen import Frozen, freeze
 from q4jit.frontend.graph import Graph
-from q4jit.frontend.specs import Signature
+from q4jit.frontend.refusals import show_value
+from q4jit.frontend.specs import ScalarSpec, Signature
 from q4jit.frontend.trace import trace
 from q4jit.locks import BUILD
 from q4jit.options import Options
@@ -30,6 +36,7 @@ from q4jit.policy import Place, check_system, choose_place, cost_of
 from q4jit.runtime.driver import Device
 from q4jit.targets import Target, find_target
 
+_ON_HOST: Final = "an array in host memory, because Q4JIT_DISABLE_JIT is set"
 _MOST_RULES: Final = 8  # `explain` lists the latest numbers of rows of a plan, at most this many
 
 _PlanKey = tuple[Signature, Target, int]  # and the class of M
@@ -69,6 +76,7 @@ class Specializer:
     """Traces, plans and compiles one function. Callers hold the lock BUILD, except for `search`.
 
     Attributes:
+        frozen: the values of globals and closures that the graphs contain.
         compiles: kernels that a compiler has made so far.
         seconds: time from planning to loading, over all plans.
     """
@@ -86,6 +94,7 @@ class Specializer:
         self._plans: dict[_PlanKey, tuple[Plan[Any], int]] = {}  # a plan and its first call's M
         self._compiled: dict[_Key, _Compiled] = {}
         self._rules: dict[_Key, dict[int, str]] = {}  # the policy's rules, by number of rows
+        self.frozen = Frozen()
         self.compiles = 0
         self.seconds = 0.0
 
@@ -97,6 +106,7 @@ class Specializer:
         Raises ArgumentError for unsuitable arguments, TraceError, TargetError and DeviceError.
         """
         signature, leading = self.signature_of(args)
+        signature = self._shared_signature(signature)
         rows = math.prod(leading)
         place = choose_place(
             self._options.target,
@@ -153,12 +163,79 @@ class Specializer:
             trace(self._function, sized, self._keywords)
             raise
 
+    def run_python(self, args: tuple[Any, ...], out: Any) -> Any:
+        """Run the function in NumPy, on the arguments that its kernels would take."""
+        self.signature_of(args)  # raises the same errors as a compiled call
+        for name, value in zip(self._parameters, args, strict=True):
+            if isinstance(value, DeviceView):
+                raise ArgumentError(expected(_ON_HOST, str(value), where=f"argument {name!r}"))
+        # float64 scalars of NumPy make the result float64, Python's floats do not
+        wide = (np.float16, np.float64, np.longdouble)
+        args = tuple(float(v) if isinstance(v, wide) else v for v in args)
+        split = len(args) - len(self._keywords)
+        keywords = dict(zip(self._keywords, args[split:], strict=True))
+        result: Any = self._function(*args[:split], **keywords)
+        if out is not None:
+            _write_results(result, out, self._parameters, args)
+        return result if out is None else out
+
     def _graph(self, signature: Signature) -> Graph:
         if signature not in self._graphs:
-            graph = trace(self._function, signature, self._keywords)
+            graph = self._trace(signature)
             self._options.check(graph)
             self._graphs[signature] = graph
         return self._graphs[signature]
+
+    def _shared_signature(self, signature: Signature) -> Signature:
+        """Return a known signature of the same graph if only the types of numbers differ."""
+        if signature in self._graphs:
+            return signature
+        alike = [known for known in self._graphs if _as_floats(known) == _as_floats(signature)]
+        if alike:  # the function may have asked for the types
+            graph = self._trace(signature)
+            same = (known for known in alike if self._graphs[known].statements == graph.statements)
+            return next(same, signature)
+        return signature
+
+    def _trace(self, signature: Signature) -> Graph:
+        """Trace the function and note what it reads of globals and closures.
+
+        Raises TraceError if it changes a number among them, which compiled calls would not do.
+        """
+        before = freeze(self._function)
+        graph = trace(self._function, signature, self._keywords)
+        self.frozen = freeze(self._function)
+        changed = before.numbers_changed(self.frozen)
+        if changed:
+            raise TraceError(
+                f"cannot change {', '.join(changed)}, because compiled calls only compute; pass it "
+                "as an argument, and return its new value"
+            )
+        return graph
+
+    @property
+    def unchanged(self) -> Callable[[], bool] | None:
+        """A function that returns whether globals and closures are as traced; None without any."""
+        return self.frozen.unchanged if self.frozen else None
+
+    def renew(self) -> bool:
+        """Look at globals and closures again; return whether launches have to be made again.
+
+        The kernels stay if every signature still gives the same graph.
+        """
+        frozen = freeze(self._function)
+        if frozen.same(self.frozen):
+            self.frozen = frozen
+            return False
+        known = dict(self._graphs)
+        try:
+            if all(self._trace(s).statements == graph.statements for s, graph in known.items()):
+                return False
+        except Exception:  # noqa: BLE001 - the call raises it again, when it traces
+            self.frozen = frozen
+        for made in (self._graphs, self._plans, self._compiled, self._rules):
+            made.clear()
+        return True
 
     def _compile(self, request: Request) -> _Compiled:
         """Run the stages from plan to load for a request, and keep the kernels."""
@@ -226,7 +303,8 @@ class Specializer:
 
     def explain(self) -> list[str]:
         """Return lines about each plan: its kernels, where its calls ran and why, its origin."""
-        lines = []
+        shown = [f"{name} = {show_value(v)}" for name, (_, v) in self.frozen.values.items()]
+        lines = [f"frozen when it was traced: {', '.join(shown)}"] if shown else []
         for key, compiled in list(self._compiled.items()):  # a copy, as in `remarks`
             lines.append(str(compiled.plan))
             lines += [
@@ -241,6 +319,19 @@ class Specializer:
         return compiled.backend.explain(
             compiled.plan, self._options.plan_options, self._options.tune
         )
+
+
+def _write_results(result: Any, out: Any, names: Sequence[str], args: Sequence[Any]) -> None:
+    """Copy NumPy's results to `out`. Raises ArgumentError if it has the wrong kind or shape."""
+    results = result if isinstance(result, tuple) else (result,)
+    shapes = [np.shape(value) for value in results]
+    arrays = check_out(out, shapes, result is results, names, args)
+    for array, value in zip(arrays, results, strict=True):
+        array[...] = value
+
+
+def _as_floats(signature: Signature) -> Signature:
+    return tuple(ScalarSpec() if isinstance(spec, ScalarSpec) else spec for spec in signature)
 
 
 def assembly(source: Source) -> str:

@@ -85,8 +85,11 @@ def test_a_thousand_scalars_compile_once(x: Array, w: QuantizedTensor) -> None:
     f = specialize(scaled)
     for scale in np.linspace(-3, 3, 1000):
         f(x, w, float(scale))
-    close(f(x, w, np.float32(0.25)), scaled(x, w, 0.25))
     assert (f.stats.misses, len(f.signatures)) == (1, 1)
+    compiles = f.stats.compiles
+    for _ in range(2):
+        close(f(x, w, np.float32(0.25)), scaled(x, w, 0.25))
+    assert (f.stats.misses, f.stats.compiles, len(f.signatures)) == (2, compiles, 1)
 
 
 def test_static_values_and_shapes_have_signatures_of_their_own(

@@ -29,7 +29,7 @@ def shape_key(value: object) -> object:
     if kind is QuantizedTensor:
         return value.signature  # type: ignore[attr-defined]  # just tested
     if kind is float or isinstance(value, np.floating):
-        return float
+        return kind
     if kind is DeviceView:
         view: Any = value
         return view.shape, view.dtype, view.platform, view.device
@@ -59,14 +59,14 @@ def spec_of(name: str, value: object, sized: bool = False) -> Spec:
         return array_spec(value.shape, sized)
     if isinstance(value, np.ndarray):
         if value.ndim == 0 and value.dtype.kind in "fiu" and type(value) is np.ndarray:
-            return ScalarSpec()
+            return ScalarSpec(np.ndarray)
         if holds_ids(value):
             check_ids(name, value)
             return ids_spec(value.shape, sized)
         check_array(name, value)
         return array_spec(value.shape, sized)
     if isinstance(value, float | np.floating):
-        return ScalarSpec()
+        return ScalarSpec(type(value) if isinstance(value, np.floating) else float)
     if isinstance(value, np.integer | np.bool_):
         value = value.item()
     if value is None or isinstance(value, bool | int | str):

@@ -139,7 +139,7 @@ def tensor_facts(args: Sequence[Any], out: Any) -> tuple[tuple[object, ...], lis
             elif kind is QuantizedTensor:
                 key.append(value.signature)
             elif kind in _NUMBERS:
-                key.append(float)
+                key.append(kind)
             elif kind in _STATIC:
                 key += (kind, value)
             else:

@@ -1,5 +1,6 @@
 """Write the rows phase of a CPU's kernels in LLVM IR: the x of the products, and row values."""
 
+import math
 from typing import Final
 
 from q4jit.cpu.digits import add_digits, form_for
@@ -13,9 +14,10 @@ from q4jit.cpu.llvm_text import (
     Module,
     float_text,
 )
+from q4jit.cpu.operations import apply
 from q4jit.cpu.schedule import UNIT, digits_bytes, is_integer, padded_k
 from q4jit.cpu.values import Context, CpuValues
-from q4jit.frontend.graph import Node, reachable
+from q4jit.frontend.graph import REDUCTIONS, Node, reachable
 from q4jit.plan.kernels import Slot, Store
 from q4jit.weights.layouts import LANES
 
@@ -60,7 +62,7 @@ class RowWriter:
     def _sums(self) -> list[Node]:
         roots = [s.node for s in self._work.rows]
         roots += [self._work.x] if self._work.x is not None else []
-        return [n for n in reachable(tuple(roots), self._values.buffers) if n.op == "sum"]
+        return [n for n in reachable(tuple(roots), self._values.buffers) if n.op in REDUCTIONS]
 
     def _sum(self, node: Node) -> None:
         (operand,) = node.operands
@@ -69,22 +71,27 @@ class RowWriter:
         f, values, module = self._f, self._values, self._lowering.module
         values.start(SIXTEEN, "0", None, {})
         values.prepare([operand])
-        f.comment(f"sum of {operand.width} columns")
-        zero = {"sum": (VECTOR, "zeroinitializer")}
-        with f.loop("column", 0, _whole(operand.width), step=LANES, carry=zero) as loop:
-            value = self._padded(operand, loop.index)
-            loop["sum"] = f.let("sum", f"fadd {VECTOR} {loop['sum']}, {value}")
-        values.scalars[node.id] = sum_lanes(module, f, loop["sum"])
+        f.comment(f"{node.op} of {operand.width} columns")
+        neutral = "zeroinitializer" if node.op == "sum" else SIXTEEN.constant(-math.inf)
+        start = {node.op: (VECTOR, neutral)}
+        with f.loop("column", 0, _whole(operand.width), step=LANES, carry=start) as loop:
+            value = self._padded(operand, loop.index, neutral)
+            if node.op == "sum":
+                loop["sum"] = f.let("sum", f"fadd {VECTOR} {loop['sum']}, {value}")
+            else:
+                loop["max"] = apply(module, f, SIXTEEN, "maximum", [value, loop["max"]])
+        lanes = sum_lanes if node.op == "sum" else _largest_lane
+        values.scalars[node.id] = lanes(module, f, loop[node.op])
 
-    def _padded(self, node: Node, column: str) -> str:
-        """Return 16 columns of a value, with zeros beyond its width."""
+    def _padded(self, node: Node, column: str, beyond: str = "zeroinitializer") -> str:
+        """Return 16 columns of a value, with the constant `beyond` beyond its width."""
         f = self._f
         mask = tail_mask(f, column, node.width)
         self._values.start(SIXTEEN, column, mask, {})
         value = self._values.at(node)
         if mask is None:
             return value
-        return f.let("padded", f"select {MASK} {mask}, {VECTOR} {value}, {VECTOR} zeroinitializer")
+        return f.let("padded", f"select {MASK} {mask}, {VECTOR} {value}, {VECTOR} {beyond}")
 
     def _copy(self, store: Store) -> None:
         f, values, width = self._f, self._values, store.node.width
@@ -145,6 +152,18 @@ class RowWriter:
         offset = f.index("digits_offset", ("%row", digits_bytes(padded, kernel.digits)))
         at = f.at(base, "i8", offset, "digits_at")
         f.do(f"call void {function}(ptr {x_row_at}, ptr {at}, i64 {padded // UNIT})")
+
+
+def _largest_lane(module: Module, f: Function, value: str) -> str:
+    """Return the largest of 16 lanes, or NaN if one is NaN."""
+    for step in (8, 4, 2, 1):
+        order = ", ".join(f"i32 {(lane + step) % LANES}" for lane in range(LANES))
+        rotated = f.let(
+            "rotated",
+            f"shufflevector {VECTOR} {value}, {VECTOR} poison, <16 x i32> <{order}>",
+        )
+        value = apply(module, f, SIXTEEN, "maximum", [rotated, value])
+    return f.let("max", f"extractelement {VECTOR} {value}, i64 0")
 
 
 def _whole(width: int) -> int:

@@ -8,7 +8,7 @@ from q4jit.cpu.lanes import ONE, SIXTEEN, Lanes, broadcast, load_vector, store_v
 from q4jit.cpu.llvm_text import Function, Module, Struct, StructField, float_text, splat
 from q4jit.cpu.operations import apply
 from q4jit.cpu.schedule import CpuKernel, CpuPlan
-from q4jit.frontend.graph import Node
+from q4jit.frontend.graph import REDUCTIONS, Node
 from q4jit.frontend.specs import ArraySpec
 from q4jit.plan.kernels import Buffer, Slot, Store
 
@@ -118,7 +118,7 @@ class CpuValues:
         if node.op == "load":
             return self._load_scalar(self._array_row(node), str(node.start), self._array_name(node))
         operands = [self.scalars[n.id] for n in node.operands]
-        if node.op in {"reshape", "sum"} and node.operands[0].width == 1:
+        if node.op in REDUCTIONS | {"reshape"} and node.operands[0].width == 1:
             return operands[0]
         return apply(self.lowering.module, self.f, ONE, node.op, operands)
 

@@ -1,18 +1,21 @@
 """The rules by which operations become nodes, with their shapes."""
 
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, NoReturn
 
 import numpy as np
 
 from q4jit.errors import TraceError, expected
 from q4jit.frontend.graph import DECODED, ELEMENTWISE, Node
 from q4jit.frontend.refusals import refuse
-from q4jit.frontend.shapes import Shape, broadcast, show_shape
+from q4jit.frontend.shapes import Shape, broadcast, has_columns, show_shape
 from q4jit.frontend.specs import IdsSpec, Signature, WeightSpec
 
 # NumPy's arithmetic on two truth values
 _ON_TRUTH: Final = {"add": "or", "maximum": "or", "mul": "and", "minimum": "and"}
+
+# and what NumPy refuses
+_NOT_ON_TRUTH: Final = {"sub": "subtract", "neg": "negate"}
 
 _SHOWN_LOGIC: Final = {
     "and": "& and np.logical_and",
@@ -77,6 +80,10 @@ class Builder:
         with np.errstate(over="ignore"):
             return self._node("const", (), (), value=float(np.float32(value)))
 
+    def truth(self, value: bool) -> Node:
+        """Return True or False as a truth value; `const` makes a number of it."""
+        return self.apply("ne", self.const(float(value)), self.const(0.0))
+
     def number(self, node: Node) -> Node:
         """Return a truth value as 1.0 or 0.0, and a number unchanged."""
         if not node.is_bool:
@@ -89,12 +96,19 @@ class Builder:
         Raises TraceError if the shapes do not match, or if `and`, `or` and `not` get numbers.
         """
         if all(n.is_bool for n in operands):
+            if op in _NOT_ON_TRUTH:
+                refuse_arithmetic(_NOT_ON_TRUTH[op])
+            if op == "abs":
+                return operands[0]
             op = _ON_TRUTH.get(op, op)
         values = operands if op in {"and", "or", "not"} else tuple(map(self.number, operands))
         if op == "where":
-            values = (operands[0], *map(self.number, operands[1:]))
-            if not values[0].is_bool:
-                values = (self.apply("ne", values[0], self.const(0.0)), *values[1:])
+            condition = operands[0]
+            if not condition.is_bool:
+                condition = self.apply("ne", condition, self.const(0.0))
+            if all(n.is_bool for n in operands[1:]):
+                return self._where_truth(condition, *operands[1:])
+            values = (condition, *map(self.number, operands[1:]))
         for node in values:
             if op in {"and", "or", "not"} and not node.is_bool:
                 raise TraceError(
@@ -109,6 +123,11 @@ class Builder:
             shape = broadcast(shape, node.shape)
         return self._node(op, tuple(values), shape)
 
+    def _where_truth(self, condition: Node, a: Node, b: Node) -> Node:
+        """Return np.where of truth values, which is a truth value too."""
+        otherwise = self.apply("and", self.apply("not", condition), b)
+        return self.apply("or", self.apply("and", condition, a), otherwise)
+
     def power(self, base: Node, exponent: int) -> Node:
         """Return `base` to a small whole exponent, by repeated squaring."""
         if exponent < 0:
@@ -121,12 +140,12 @@ class Builder:
         square = self.apply("mul", half, half)
         return self.apply("mul", square, base) if exponent % 2 else square
 
-    def sum(self, node: Node, keepdims: bool) -> Node:
-        """Return the sum over the last axis, whose length is known while tracing."""
+    def reduce(self, op: str, node: Node, keepdims: bool) -> Node:
+        """Return the reduction `op` over the last axis, whose length is known while tracing."""
         assert node.shape
         assert isinstance(node.shape[-1], int)
-        total = self._node("sum", (self.number(node),), (*node.shape[:-1], 1))
-        return total if keepdims else self.drop_last(total)
+        reduced = self._node(op, (self.number(node),), (*node.shape[:-1], 1))
+        return reduced if keepdims else self.drop_last(reduced)
 
     def drop_last(self, node: Node) -> Node:
         """Return the same value without its last axis, which is 1."""
@@ -137,7 +156,7 @@ class Builder:
 
         Raises TraceError for other values, because kernels run along their last axis.
         """
-        if node.shape and isinstance(node.shape[-1], int):
+        if has_columns(node.shape):
             refuse(
                 f"add an axis to {show_shape(node.shape)}",
                 "use v[..., None] only after a reduction that removed the last axis",
@@ -219,3 +238,8 @@ class Builder:
         if node.op in ELEMENTWISE:
             return self._node(node.op, tuple(done.get(n.id, n) for n in node.operands), shape)
         raise TraceError(f"cannot slice a {node.op} of {show_shape(node.shape)}")
+
+
+def refuse_arithmetic(action: str) -> NoReturn:
+    """Raise TraceError for arithmetic that NumPy does not have for truth values."""
+    refuse(f"{action} truth values (results of comparisons)", "use != or np.logical_not")

@@ -5,7 +5,9 @@ import itertools
 import linecache
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from types import CodeType, FrameType
 from typing import Final, ParamSpec, TypeVar
@@ -22,6 +24,23 @@ _PACKAGE: Final = f"{Path(__file__).parents[1]}{os.sep}"
 _NUMPY: Final = f"{Path(np.__file__).parent}{os.sep}"
 
 
+_refusals: ContextVar[list[TraceError] | None] = ContextVar("refusals", default=None)
+
+
+@contextmanager
+def collect_refusals() -> Iterator[list[TraceError]]:
+    """Return a list that receives each TraceError that `located` methods raise in this context.
+
+    The traced function may catch one, and would then take a branch that NumPy does not take.
+    """
+    refusals: list[TraceError] = []
+    token = _refusals.set(refusals)
+    try:
+        yield refusals
+    finally:
+        _refusals.reset(token)
+
+
 def located(method: Callable[_P, _R]) -> Callable[_P, _R]:
     """Return `method` with the user's line and a caret added to each TraceError that it raises."""
 
@@ -30,15 +49,18 @@ def located(method: Callable[_P, _R]) -> Callable[_P, _R]:
         try:
             return method(*args, **kwargs)
         except TraceError as error:
-            user_line = _user_line()
-            if "\n\n" in str(error) or not user_line:  # an inner method has added the line already
-                raise
-            raise TraceError(f"{error}\n\n{user_line}") from None
+            line = user_line()
+            if "\n\n" not in str(error) and line:  # else an inner method has added the line already
+                error = TraceError(f"{error}\n\n{line}")
+            refusals = _refusals.get()
+            if refusals is not None:
+                refusals.append(error)
+            raise error from None
 
     return wrapper
 
 
-def _user_line() -> str:
+def user_line() -> str:
     """Return the innermost line outside q4jit and NumPy, with a caret below, or ""."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None and frame.f_code.co_filename.startswith((_PACKAGE, _NUMPY)):

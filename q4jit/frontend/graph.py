@@ -16,6 +16,9 @@ ELEMENTWISE: Final = frozenset(
     "lt le gt ge eq ne and or not where".split()
 )
 BOOLEAN: Final = frozenset("lt le gt ge eq ne and or not".split())
+REDUCTIONS: Final = frozenset({"sum", "max"})
+"""Reductions of the last axis. A rows phase computes them."""
+
 DECODED: Final = frozenset({"dequantize", "rows"})
 """Values of a weight itself. A kernel of their own writes them, and no operation takes them."""
 
@@ -30,6 +33,7 @@ class Node:
         const: the number `value`.
         matmul: the operand @ weight argument `arg`, columns from `start`.
         sum: the sum of the operand over its last axis.
+        max: the largest element of the operand along its last axis; NaN if there is one.
         reshape: the operand with one axis of 1 more, or one fewer, at the end.
         dequantize: weight argument `arg` as floats [K, N].
         ids: the row numbers of argument `arg`.
@@ -102,9 +106,14 @@ class Graph:
     def __str__(self) -> str:
         pairs = zip(self.names, self.signature, strict=True)
         lines = [f"graph {self.name}({', '.join(f'{name}: {spec}' for name, spec in pairs)})"]
-        lines += [f"  {node}" for node in self.nodes()]
-        lines.append(f"  return {', '.join(f'v{n.id}' for n in self.outputs)}")
-        return "\n".join(lines)
+        return "\n".join([*lines, *self.statements])
+
+    @property
+    def statements(self) -> tuple[str, ...]:
+        """The nodes and results as text, which is the same for graphs that compute the same."""
+        results = ", ".join(f"v{n.id}" for n in self.outputs)
+        kind = "a tuple of " if self.returns_tuple and len(self.outputs) == 1 else ""
+        return *(f"  {node}" for node in self.nodes()), f"  return {kind}{results}"
 
 
 def reachable(roots: tuple[Node, ...], stop: Container[int] = ()) -> list[Node]:

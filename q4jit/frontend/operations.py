@@ -6,10 +6,10 @@ from typing import Any, Final
 import numpy as np
 
 from q4jit.errors import TraceError, expected
-from q4jit.frontend.builder import Builder
+from q4jit.frontend.builder import Builder, refuse_arithmetic
 from q4jit.frontend.graph import Node
 from q4jit.frontend.refusals import USE_SLICE, refuse, show_value, unsupported
-from q4jit.frontend.shapes import show_shape
+from q4jit.frontend.shapes import has_columns, show_shape
 
 _MAX_EXPONENT: Final = 16
 
@@ -41,6 +41,9 @@ _UFUNCS: Final = {
     "invert": "not",
 }
 
+_HALF_OF_TRUTH: Final = frozenset({"exp", "log", "tanh", "sqrt"})
+"""Functions that NumPy computes in float16 if they get truth values."""
+
 
 def constant(builder: Builder, value: Any, function: str) -> Node:  # Any: a type with __float__
     """Return a number, an operand of `function`, as a node.
@@ -63,15 +66,24 @@ def constant(builder: Builder, value: Any, function: str) -> Node:  # Any: a typ
 def elementwise(builder: Builder, ufunc: str, operands: Sequence[Node]) -> Node:
     """Return NumPy's `ufunc` of operands. Raises TraceError if it cannot be compiled."""
     match ufunc:
+        case "reciprocal" if operands[0].is_bool:
+            refuse_arithmetic("take np.reciprocal of")
         case "square":
             return builder.apply("mul", operands[0], operands[0])
         case "reciprocal":
             return builder.apply("div", builder.const(1.0), operands[0])
         case "positive":
+            if operands[0].is_bool:
+                refuse_arithmetic("unary + of")
             return operands[0]
         case "clip":
             value, low, high = operands
             return builder.apply("minimum", builder.apply("maximum", value, low), high)
+    if ufunc in _HALF_OF_TRUTH and operands[0].is_bool:
+        refuse(
+            f"compute np.{ufunc} of truth values, whose result has few digits in NumPy",
+            "use np.where(condition, a, b)",
+        )
     if ufunc not in _UFUNCS:
         unsupported(f"np.{ufunc}")
     return builder.apply(_UFUNCS[ufunc], *operands)
@@ -106,7 +118,7 @@ def power(builder: Builder, base: Node, exponent: object, function: str) -> Node
 def check_reduction(function: str, options: dict[str, object]) -> None:
     """Raise TraceError for an option of a reduction other than axis=, keepdims= and dtype=float32.
 
-    function: `np.sum` or `np.mean`. options: the others, by name.
+    function: what the user called, for example `np.sum`. options: the others, by name.
     """
     for name, given in options.items():
         if given is np._NoValue or given is None:
@@ -116,10 +128,12 @@ def check_reduction(function: str, options: dict[str, object]) -> None:
         unsupported(f"{function} with {name}=", "leave it out")
 
 
-def total(builder: Builder, node: Node, function: str, axis: object, keepdims: bool) -> Node:
-    """Return the sum over the last axis. Raises TraceError for another axis.
+def reduced(
+    builder: Builder, op: str, node: Node, function: str, axis: object, keepdims: bool
+) -> Node:
+    """Return the reduction `op` over the last axis. Raises TraceError for another axis.
 
-    function: what the user called: `np.sum` or `np.mean`.
+    function: what the user called, for example `np.mean`.
     """
     rank = len(node.shape)
     if isinstance(axis, tuple) and len(axis) == 1:
@@ -134,27 +148,55 @@ def total(builder: Builder, node: Node, function: str, axis: object, keepdims: b
                 where=function,
             )
         )
-    if not node.shape or not isinstance(node.shape[-1], int):
+    if not has_columns(node.shape):
         refuse(
             f"compute {function} of {show_shape(node.shape)}",
             "only the last axis of a value can be reduced, and only once",
         )
-    return builder.sum(node, keepdims)
+    return builder.reduce(op, node, keepdims)
 
 
-def mean(builder: Builder, node: Node, axis: object, keepdims: bool) -> Node:
+def mean(builder: Builder, node: Node, function: str, axis: object, keepdims: bool) -> Node:
     """Return the mean over the last axis. Raises TraceError for another axis."""
-    summed = total(builder, node, "np.mean", axis, keepdims)
+    summed = reduced(builder, "sum", node, function, axis, keepdims)
     return builder.apply("div", summed, builder.const(float(node.width)))
+
+
+def variance(
+    builder: Builder, node: Node, function: str, axis: object, keepdims: bool, ddof: float
+) -> Node:
+    """Return the variance over the last axis, as NumPy computes it: the mean is subtracted first.
+
+    ddof: the divisor is the number of elements − ddof.
+    """
+    centred = builder.apply("sub", builder.number(node), mean(builder, node, function, axis, True))
+    squares = builder.apply("mul", centred, centred)
+    summed = reduced(builder, "sum", squares, function, axis, keepdims)
+    return builder.apply("div", summed, builder.const(max(float(node.width) - ddof, 0.0)))
+
+
+def largest(builder: Builder, node: Node, function: str, axis: object, keepdims: bool) -> Node:
+    """Return the largest element along the last axis; of truth values, whether there is a True."""
+    most = reduced(builder, "max", node, function, axis, keepdims)
+    return builder.apply("ne", most, builder.const(0.0)) if node.is_bool else most
+
+
+def smallest(builder: Builder, node: Node, function: str, axis: object, keepdims: bool) -> Node:
+    """Return the smallest element along the last axis: −max(−x), which is exact."""
+    if node.is_bool:
+        negated = builder.apply("not", node)
+        return builder.apply("not", largest(builder, negated, function, axis, keepdims))
+    most = reduced(builder, "max", builder.apply("neg", node), function, axis, keepdims)
+    return builder.apply("neg", most)
 
 
 # --- indices --------------------------------------------------------------------------------
 
 
-def sliced(builder: Builder, node: Node, index: object) -> Node:
-    """Return `node[index]`: columns of the last axis, or the value with a new last axis.
+def sliced(builder: Builder, node: Node, index: object) -> tuple[Node, int]:
+    """Return `node[index]`, columns of the last axis or the value with a new last axis.
 
-    Raises TraceError for every other index.
+    The second value is the first column. Raises TraceError for every other index.
     """
     parts = _without_ellipsis(index, len(node.shape))
     axes = [p for p in parts if p is not None]
@@ -165,21 +207,22 @@ def sliced(builder: Builder, node: Node, index: object) -> Node:
                 "slices of the last axis, as in y[..., a:b]", _show_index(index), where="index"
             )
         )
-    has_columns = bool(node.shape) and isinstance(node.shape[-1], int)
-    leading = len(node.shape) - has_columns
+    sliceable = has_columns(node.shape)
+    leading = len(node.shape) - sliceable
     for dim, part in zip(node.shape[:leading], axes[:leading], strict=True):
         if part != slice(None):
             refuse(f"slice the leading axis {dim} with {_show_index(index)}", USE_SLICE)
     if None in parts:
         if parts[-1] is not None or parts.count(None) > 1:
             refuse(f"add axes with {_show_index(index)}", "use v[..., None], one axis at the end")
-        return builder.add_last(node)
-    if not has_columns:
-        return node
+        return builder.add_last(node), 0
+    if not sliceable:
+        return node, 0
     part, width = axes[-1], node.shape[-1]
     assert isinstance(part, slice)
     assert isinstance(width, int)
-    return builder.slice(node, *_columns(part, width))
+    start, stop = _columns(part, width)
+    return builder.slice(node, start, stop), start
 
 
 def _without_ellipsis(index: object, rank: int) -> list[object]:

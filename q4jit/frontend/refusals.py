@@ -10,7 +10,8 @@ from q4jit.frontend.carets import located
 
 USE_SUPPORTED: Final = (
     "use @, arithmetic, ** with a small whole exponent, comparisons, slices of the last axis, "
-    "np.where, exp, log, tanh, sqrt, abs, square, reciprocal, maximum, minimum, clip, sum and mean"
+    "np.where, exp, log, tanh, sqrt, abs, square, reciprocal, maximum, minimum, clip, sum, mean, "
+    "max, min, var, std and linalg.norm"
 )
 USE_PRODUCT: Final = "use x @ w"
 USE_SLICE: Final = "use slices of the last axis, as in y[..., a:b]"

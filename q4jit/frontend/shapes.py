@@ -1,11 +1,12 @@
 """Symbolic shapes, and how they broadcast.
 
-The last axis is a whole number that is known while tracing. Each leading axis is either 1 or a
-`LeadingAxis`, whose length differs from call to call.
+The last axis is a whole number that is known while tracing. Each leading axis is either `ONE` or a
+`LeadingAxis`, whose length differs from call to call. Axes that NumPy adds in front are plain 1.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Final
 
 from q4jit.errors import TraceError
 
@@ -28,8 +29,19 @@ class LeadingAxis:
         )
 
 
+class LeadingOne(int):
+    """The length 1 of a leading axis: it broadcasts like any 1, but is no axis of columns."""
+
+
+ONE: Final = LeadingOne(1)
+
 Dim = int | LeadingAxis
 Shape = tuple[Dim, ...]
+
+
+def has_columns(shape: Shape) -> bool:
+    """Return whether the last axis is one of columns; a reduction may have removed it."""
+    return bool(shape) and not isinstance(shape[-1], LeadingAxis | LeadingOne)
 
 
 def show_shape(shape: Shape) -> str:
@@ -56,7 +68,7 @@ def broadcast(a: Shape, b: Shape) -> Shape:
                 f"cannot broadcast {show_shape(a)} with {show_shape(b)}; use equal dimensions, or "
                 f"a dimension of 1{hint}"
             )
-        result.append(db if da == 1 else da)
+        result.append(db if da == 1 and (db != 1 or isinstance(db, LeadingOne)) else da)
     if _repeats(result):  # [M] + [M, 1] is an outer sum in NumPy
         raise TraceError(
             f"cannot broadcast {show_shape(a)} with {show_shape(b)} to "

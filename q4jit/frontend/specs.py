@@ -2,13 +2,15 @@
 
 from dataclasses import dataclass
 
-from q4jit.frontend.shapes import Dim, LeadingAxis, Shape, show_shape
+import numpy as np
+
+from q4jit.frontend.shapes import ONE, Dim, LeadingAxis, Shape, show_shape
 from q4jit.weights.formats import FORMATS, Format
 
 
 @dataclass(frozen=True)
 class ArraySpec:
-    """An f32 array argument. The last axis of `shape` is a number, the others are M or 1."""
+    """An f32 array argument. The last axis of `shape` is a number, the others are M or `ONE`."""
 
     shape: Shape
 
@@ -54,10 +56,16 @@ class IdsSpec:
 
 @dataclass(frozen=True)
 class ScalarSpec:
-    """A float argument, whose value is read at every call."""
+    """A number argument, whose value is read at every call.
+
+    Attributes:
+        kind: its type: float, a NumPy scalar, or np.ndarray for an array without axes.
+    """
+
+    kind: type = float
 
     def __str__(self) -> str:
-        return "float"
+        return "f32 []" if self.kind is np.ndarray else self.kind.__name__
 
 
 @dataclass(frozen=True)
@@ -91,6 +99,6 @@ def ids_spec(shape: tuple[int, ...], sized: bool = False) -> IdsSpec:
 def _leading(shape: tuple[int, ...], sized: bool) -> tuple[Dim, ...]:
     axes = range(len(shape), 0, -1)
     return tuple(
-        1 if length == 1 else LeadingAxis(axis, length if sized else None)
+        ONE if length == 1 else LeadingAxis(axis, length if sized else None)
         for axis, length in zip(axes, shape, strict=True)
     )

@@ -55,6 +55,13 @@ def statements(
     return lines + [f"{label} = {texts[node.id][0]}" for label, node in results]
 
 
+def product_text(
+    product: Node, names: Sequence[str], label: Callable[[Node], str] = numbered
+) -> str:
+    """Return a product of a value that has a name, on one line: `v3 @ w[:, 8:16]`."""
+    return _expression(product, [(label(product.operands[0]), _ATOM)], names)[0]
+
+
 def _expression(
     node: Node, operands: Sequence[tuple[str, int]], names: Sequence[str]
 ) -> tuple[str, int]:

@@ -4,66 +4,61 @@ Operations that would need a symbol's values (`bool`, `float`, `len`, `np.asarra
 TraceError.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from typing import Any, Final, NoReturn
 
 import numpy as np
 
 from q4jit.errors import TraceError, expected
 from q4jit.frontend.builder import Builder
-from q4jit.frontend.carets import located
-from q4jit.frontend.graph import Node
+from q4jit.frontend.carets import located, user_line
+from q4jit.frontend.functions import FUNCTIONS, keywords
+from q4jit.frontend.graph import BOOLEAN, Node
 from q4jit.frontend.ids import SymbolicIds, refuse_ids
-from q4jit.frontend.operations import (
-    check_reduction,
-    constant,
-    elementwise,
-    mean,
-    power,
-    sliced,
-    total,
+from q4jit.frontend.kinds import (
+    PYTHON,
+    Kind,
+    kind_of_constant,
+    kind_of_operator,
+    kind_of_ufunc,
 )
+from q4jit.frontend.memory import Memory, check_in_place
+from q4jit.frontend.operations import constant, elementwise, power, sliced
 from q4jit.frontend.refusals import (
     USE_PRODUCT,
     USE_SUPPORTED,
-    forbidden,
     refuse,
     refuse_other_trace,
     unsupported,
 )
+from q4jit.frontend.refused_operators import (
+    COMPUTED,
+    EXPONENT,
+    SIGNS,
+    WEIGHT_ALONE,
+    RefusedOperators,
+    RefusedWeightOperators,
+)
+from q4jit.frontend.row_counts import ROWS_AS_NUMBER, RowCount
 from q4jit.frontend.shapes import LeadingAxis, show_shape
 from q4jit.frontend.specs import WeightSpec
 from q4jit.weights.tensor import QuantizedTensor
 
-_COMPUTED: Final = "a value that the kernel computes"
-_WEIGHT_ALONE: Final = "compute element by element with a quantised weight"
 _OF_WEIGHT: Final = "use x @ w, w.rows(ids), w.dequantize(), w.shape, w.ndim or w.format"
-_EXPONENT: Final = (f"use {_COMPUTED} as an exponent", "use np.exp and np.log")
-_ROWS_AS_NUMBER: Final = (
-    "use the number of rows as a number",
-    "a kernel serves any number of them, so only the last dimension, x.shape[-1], is known",
-)
-_SIGNS: Final = {
-    "add": "+",
-    "sub": "-",
-    "mul": "*",
-    "div": "/",
-    "lt": "<",
-    "le": "<=",
-    "gt": ">",
-    "ge": ">=",
-    "eq": "==",
-    "ne": "!=",
-    "and": "&",
-    "or": "|",
-}
 
 
 def _binary(op: str, swap: bool = False) -> Callable[["SymbolicArray", object], "SymbolicArray"]:
     @located
     def method(self: "SymbolicArray", other: object) -> "SymbolicArray":
-        left, right = self._node, self._operand(other, _SIGNS[op])
-        return self._apply(op, *((right, left) if swap else (left, right)))
+        return self._operator(op, *((other, self) if swap else (self, other)))
+
+    return method
+
+
+def _in_place(op: str) -> Callable[["SymbolicArray", object], "SymbolicArray"]:
+    @located
+    def method(self: "SymbolicArray", other: object) -> "SymbolicArray":
+        return self._assign(self._operator(op, self, other), f"{SIGNS[op]}=")
 
     return method
 
@@ -71,19 +66,57 @@ def _binary(op: str, swap: bool = False) -> Callable[["SymbolicArray", object], 
 def _unary(op: str) -> Callable[["SymbolicArray"], "SymbolicArray"]:
     @located
     def method(self: "SymbolicArray") -> "SymbolicArray":
-        return self._apply(op, self._node)
+        return self._operator(op, self)
 
     return method
 
 
-class SymbolicArray:
-    """An array (or float) of the function being traced. It has a shape and no values."""
+def _reduction(function: Callable[..., object]) -> Callable[..., object]:
+    @located
+    def method(self: "SymbolicArray", axis: object = None, **rest: object) -> object:
+        return FUNCTIONS[function](self, self, axis, **rest)
 
-    __slots__ = ("_builder", "_node")
+    return method
 
-    def __init__(self, builder: Builder, node: Node) -> None:
+
+# attributes of a traced array that Python's numbers do not have
+_OF_ARRAYS: Final = frozenset("shape ndim dtype sum mean max min var std clip astype copy".split())
+
+
+class SymbolicArray(RefusedOperators):
+    """An array (or float) of the function being traced. It has a shape and no values.
+
+    It is an object of its own, as in NumPy: an operation in place gives it another node.
+    """
+
+    __slots__ = ("__weakref__", "_builder", "_kind", "_memory", "_node", "_place")
+
+    def __init__(
+        self,
+        builder: Builder,
+        node: Node,
+        kind: Kind = np.ndarray,
+        memory: Memory | None = None,
+        start: int = 0,
+    ) -> None:
+        """Make the symbol of a value.
+
+        kind: the type that a value without axes has in NumPy. memory: the memory that it shares
+        with another array, from column `start`; None: memory of its own.
+        """
         self._builder = builder
         self._node = node
+        self._kind = np.ndarray if node.shape else kind
+        self._memory = Memory() if memory is None else memory
+        self._memory.add(self, start, node.width)
+        self._place = user_line() if node.is_bool else ""
+
+    @property  # type: ignore[misc]  # read-only, because nobody changes it
+    def __class__(self) -> type:
+        """The type that isinstance() sees."""
+        if self._kind is None:
+            located(refuse)("ask for the type of a computed number", "test the arguments instead")
+        return self._kind
 
     def __repr__(self) -> str:
         return f"<traced f32 {show_shape(self._node.shape)}>"
@@ -91,7 +124,9 @@ class SymbolicArray:
     @property
     def shape(self) -> tuple[object, ...]:
         """The shape. Leading axes have no value, because one kernel serves every length."""
-        return tuple(d if isinstance(d, int) else _RowCount(d) for d in self._node.shape)
+        return tuple(
+            RowCount(d) if isinstance(d, LeadingAxis) else int(d) for d in self._node.shape
+        )
 
     @property
     def ndim(self) -> int:
@@ -103,44 +138,48 @@ class SymbolicArray:
         """f32, or bool for a comparison."""
         return np.dtype(np.bool_ if self._node.is_bool else np.float32)
 
-    def _of(self, node: Node) -> "SymbolicArray":
-        return SymbolicArray(self._builder, node)
+    def _of(self, node: Node, kind: Kind = np.ndarray) -> "SymbolicArray":
+        return SymbolicArray(self._builder, node, kind)
 
-    def _apply(self, op: str, *operands: Node) -> "SymbolicArray":
-        return self._of(self._builder.apply(op, *operands))
+    def _operator(self, op: str, *values: object) -> "SymbolicArray":
+        """Return the result of Python's operator `op`."""
+        nodes, kinds = self._nodes(values, SIGNS.get(op, op)), _kinds(values)
+        if op not in BOOLEAN and PYTHON.issuperset(kinds):  # True + True is 2, ~True is -2
+            nodes = [self._builder.number(node) for node in nodes]
+        elif op == "not" and PYTHON.issuperset(kinds):
+            refuse("compile ~ of Python's truth values", "use np.logical_not")
+        return self._of(self._builder.apply(op, *nodes), kind_of_operator(op, kinds))
+
+    def _ufunc(self, name: str, function: str, *values: object) -> "SymbolicArray":
+        """Return the result of NumPy's ufunc `name`; function: what the user called."""
+        node = elementwise(self._builder, name, self._nodes(values, function))
+        return self._of(node, kind_of_ufunc(node.op, _kinds(values)))
+
+    def _assign(self, result: "SymbolicArray", sign: str) -> "SymbolicArray":
+        """Give this array the value of an operation in place; sign: such as "+=".
+
+        Numbers cannot change: the name gets the result, as in Python.
+        """
+        if not self._node.shape and self._kind is not np.ndarray:
+            return result
+        self._memory.check_write(self, sign)
+        check_in_place(self._node, result._node, sign)
+        self._node, self._place = result._node, result._place
+        return self
+
+    def _nodes(self, values: Sequence[object], function: str) -> list[Node]:
+        """Return the operands of a function; True beside truth values is one, else a number."""
+        if not all(map(_is_truth, values)):
+            return [self._operand(value, function) for value in values]
+        return [
+            self._operand(value, function)
+            if isinstance(value, SymbolicArray)
+            else self._builder.truth(bool(value))
+            for value in values
+        ]
 
     def _operand(self, value: object, function: str) -> Node:
-        """Return an operand of `function`, such as "+" or "np.exp", as a node."""
-        if isinstance(value, SymbolicArray):
-            if value._builder is not self._builder:
-                refuse_other_trace()
-            return value._node
-        if isinstance(value, bool | int | float | np.number | np.bool_):
-            if isinstance(value, np.complexfloating):
-                raise TraceError(
-                    expected("a real number", repr(value), where=f"operand of {function}")
-                )
-            return constant(self._builder, value, function)
-        if isinstance(value, SymbolicWeight):
-            refuse(_WEIGHT_ALONE, USE_PRODUCT)
-        if isinstance(value, SymbolicIds):
-            refuse_ids(value, f"use {function} with {{}}")
-        if isinstance(value, _RowCount):
-            refuse(*_ROWS_AS_NUMBER)
-        if isinstance(value, np.ndarray):
-            if value.ndim == 0 and value.dtype.kind in "biuf":
-                return constant(self._builder, value, function)
-            refuse(
-                f"use a captured array ({value.dtype} {show_shape(value.shape)}) in {function}",
-                "pass it as an argument",
-            )
-        raise TraceError(
-            expected(
-                "an array that is an argument, or a real number",
-                type(value).__name__,
-                where=f"operand of {function}",
-            )
-        )
+        return _operand(self._builder, value, function)
 
     __add__, __radd__ = _binary("add"), _binary("add", swap=True)
     __sub__, __rsub__ = _binary("sub"), _binary("sub", swap=True)
@@ -157,42 +196,44 @@ class SymbolicArray:
     __ne__ = _binary("ne")  # type: ignore[assignment]
     __hash__ = object.__hash__
 
-    def __pos__(self) -> "SymbolicArray":
-        return self
+    __iadd__, __isub__, __imul__ = _in_place("add"), _in_place("sub"), _in_place("mul")
+    __itruediv__, __iand__, __ior__ = _in_place("div"), _in_place("and"), _in_place("or")
 
-    __bool__ = forbidden(f"branch on {_COMPUTED}", "use np.where")
-    __int__ = __index__ = forbidden(f"convert {_COMPUTED} to int", "keep it an array")
-    __float__ = forbidden(f"convert {_COMPUTED} to float", "keep it an array")
-    __complex__ = forbidden(f"convert {_COMPUTED} to complex", "keep it an array")
-    __len__ = forbidden(f"take len() of {_COMPUTED}", "use its last dimension, x.shape[-1]")
-    __iter__ = forbidden(f"iterate over {_COMPUTED}", "use slices of the last axis")
-    __contains__ = forbidden(f"search in {_COMPUTED}", "use comparisons and np.where")
-    __setitem__ = forbidden(
-        f"assign to elements of {_COMPUTED}", "use np.where to make a new value"
-    )
-    __array__ = forbidden(f"convert {_COMPUTED} to a NumPy array", USE_SUPPORTED)
-    __floordiv__ = __rfloordiv__ = forbidden("compile the // operator", USE_SUPPORTED)
-    __mod__ = __rmod__ = forbidden("compile the % operator", USE_SUPPORTED)
-    __divmod__ = __rdivmod__ = forbidden("compile divmod()", USE_SUPPORTED)
-    __round__ = forbidden("compile round()", USE_SUPPORTED)
-    __lshift__ = __rlshift__ = forbidden("compile the << operator", USE_SUPPORTED)
-    __rshift__ = __rrshift__ = forbidden("compile the >> operator", USE_SUPPORTED)
-    __xor__ = __rxor__ = forbidden("compile the ^ operator", USE_SUPPORTED)
-    __rpow__ = forbidden(*_EXPONENT)
+    @located
+    def __pos__(self) -> "SymbolicArray":
+        if self._kind in PYTHON:
+            return self._of(self._builder.number(self._node), kind_of_operator("pos", [self._kind]))
+        return self._ufunc("positive", "+", self)
+
+    def __getattribute__(self, name: str) -> Any:
+        if name in _OF_ARRAYS and object.__getattribute__(self, "_kind") in PYTHON:
+            raise AttributeError(name)  # Python goes on to __getattr__
+        return object.__getattribute__(self, name)
 
     def __getattr__(self, name: str) -> object:
         if name.startswith("__"):  # protocols that Python and NumPy probe for
             raise AttributeError(name)
+        if self._kind in PYTHON and not hasattr(self._kind, name):
+            assert self._kind is not None
+            raise AttributeError(f"{self._kind.__name__!r} object has no attribute {name!r}")
         return located(refuse)(f"use the attribute .{name} of an array", USE_SUPPORTED)
 
     @located
     def __pow__(self, exponent: object) -> "SymbolicArray":
         return self._power(exponent, "**")
 
+    @located
+    def __ipow__(self, exponent: object) -> "SymbolicArray":
+        return self._assign(self._power(exponent, "**"), "**=")
+
     def _power(self, exponent: object, function: str) -> "SymbolicArray":
         if isinstance(exponent, SymbolicArray):
-            refuse(*_EXPONENT)
-        return self._of(power(self._builder, self._node, exponent, function))
+            refuse(*EXPONENT)
+        kinds = _kinds((self, exponent))
+        kind = kind_of_operator("mul", kinds) if function == "**" else kind_of_ufunc("mul", kinds)
+        if function == "np.float_power":
+            kind = np.float64
+        return self._of(power(self._builder, self._node, exponent, function), kind)
 
     @located
     def __matmul__(self, other: object) -> "SymbolicArray":
@@ -204,25 +245,32 @@ class SymbolicArray:
 
     @located
     def __getitem__(self, index: object) -> "SymbolicArray":
-        parts = index if isinstance(index, tuple) else (index,)
+        parts = index if type(index) is tuple else (index,)
         if any(isinstance(part, SymbolicArray) for part in parts):
-            refuse(f"index with {_COMPUTED}", "use np.where")
-        return self._of(sliced(self._builder, self._node, index))
+            refuse(f"index with {COMPUTED}", "use np.where")
+        node, start = sliced(self._builder, self._node, index)
+        start += self._memory.columns(self).start
+        return SymbolicArray(self._builder, node, np.ndarray, self._memory, start)
 
     @located
-    def sum(self, axis: object = None, *, keepdims: bool = False, **rest: object) -> object:
-        """Return the sum over the last axis."""
-        return _sum(self, axis, keepdims=keepdims, **rest)
+    def copy(self, order: str = "C") -> "SymbolicArray":
+        """Return an array of its own with the same values."""
+        return self._of(self._node, self._kind)
+
+    __copy__ = copy
 
     @located
-    def mean(self, axis: object = None, *, keepdims: bool = False, **rest: object) -> object:
-        """Return the mean over the last axis."""
-        return _mean(self, axis, keepdims=keepdims, **rest)
+    def __deepcopy__(self, memo: object) -> "SymbolicArray":
+        return self.copy()
+
+    sum, mean = _reduction(np.sum), _reduction(np.mean)
+    max, min = _reduction(np.max), _reduction(np.min)
+    var, std = _reduction(np.var), _reduction(np.std)
 
     @located
     def clip(self, a_min: object = None, a_max: object = None, **rest: object) -> object:
         """Return the values limited to two bounds."""
-        return _clip(self, a_min, a_max, **rest)
+        return FUNCTIONS[np.clip](self, self, a_min, a_max, **rest)
 
     @located
     def astype(self, dtype: object, **rest: object) -> "SymbolicArray":
@@ -234,8 +282,8 @@ class SymbolicArray:
         if wanted != np.float32:
             raise TraceError(expected("np.float32", str(wanted), where="astype"))
         if rest:
-            unsupported(f"astype with {_keywords(rest)}", "leave it out")
-        return self._of(self._builder.number(self._node))
+            unsupported(f"astype with {keywords(rest)}", "leave it out")
+        return self._of(self._builder.number(self._node), np.float32)
 
     @located
     def __array_ufunc__(
@@ -251,16 +299,15 @@ class SymbolicArray:
             )
         if kwargs:
             cure = "use np.where" if "where" in kwargs else "leave it out"
-            unsupported(f"np.{name} with {_keywords(kwargs)}", cure)
+            unsupported(f"np.{name} with {keywords(kwargs)}", cure)
         if name == "matmul":
             return _matmul(*inputs)
         if name in {"power", "float_power"}:
             base, exponent = inputs
             if not isinstance(base, SymbolicArray):
-                refuse(*_EXPONENT)
+                refuse(*EXPONENT)
             return base._power(exponent, f"np.{name}")
-        operands = [self._operand(value, f"np.{name}") for value in inputs]
-        return self._of(elementwise(self._builder, name, operands))
+        return self._ufunc(name, f"np.{name}", *inputs)
 
     @located
     def __array_function__(
@@ -270,13 +317,13 @@ class SymbolicArray:
         args: tuple[object, ...],
         kwargs: dict[str, object],
     ) -> object:
-        handler = _FUNCTIONS.get(function)
+        handler = FUNCTIONS.get(function)
         if handler is None:
             unsupported(f"np.{function.__name__}")
-        return handler(*args, **kwargs)
+        return handler(self, *args, **kwargs)
 
 
-class SymbolicWeight:
+class SymbolicWeight(RefusedWeightOperators):
     """A quantised weight [K, N] of the function being traced."""
 
     __slots__ = ("_arg", "_builder")
@@ -284,6 +331,11 @@ class SymbolicWeight:
     def __init__(self, builder: Builder, arg: int) -> None:
         self._builder = builder
         self._arg = arg
+
+    @property  # type: ignore[misc]  # read-only, because nobody changes it
+    def __class__(self) -> type:
+        """The type that isinstance() sees."""
+        return QuantizedTensor
 
     @property
     def _spec(self) -> WeightSpec:
@@ -356,50 +408,62 @@ class SymbolicWeight:
     def __array_function__(self, function: Callable[..., object], *rest: object) -> NoReturn:
         refuse(f"compute np.{function.__name__} of a quantised weight", USE_PRODUCT)
 
-    @located
-    def _arithmetic(self, *others: object) -> NoReturn:
-        refuse(_WEIGHT_ALONE, USE_PRODUCT)
 
-    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = _arithmetic
-    __truediv__ = __rtruediv__ = __pow__ = __rpow__ = _arithmetic
-    __neg__ = __pos__ = __abs__ = __invert__ = _arithmetic
-    __lt__ = __le__ = __gt__ = __ge__ = _arithmetic
-    __eq__ = __ne__ = _arithmetic
-    __hash__ = object.__hash__
+def _operand(builder: Builder, value: object, function: str) -> Node:
+    """Return an operand of `function`, such as "+" or "np.exp", as a node."""
+    if isinstance(value, SymbolicArray):
+        if value._builder is not builder:
+            refuse_other_trace()
+        return value._node
+    if isinstance(value, RowCount):
+        refuse(*ROWS_AS_NUMBER)
+    if isinstance(value, bool | int | float | np.number | np.bool_):
+        if isinstance(value, np.complexfloating):
+            raise TraceError(expected("a real number", repr(value), where=f"operand of {function}"))
+        return constant(builder, value, function)
+    if isinstance(value, SymbolicWeight):
+        refuse(WEIGHT_ALONE, USE_PRODUCT)
+    if isinstance(value, SymbolicIds):
+        refuse_ids(value, f"use {function} with {{}}")
+    if isinstance(value, np.ndarray):
+        if value.ndim == 0 and value.dtype.kind in "biuf":
+            return constant(builder, value, function)
+        refuse(
+            f"use a captured array ({value.dtype} {show_shape(value.shape)}) in {function}",
+            "pass it as an argument",
+        )
+    raise TraceError(
+        expected(
+            "an array that is an argument, or a real number",
+            type(value).__name__,
+            where=f"operand of {function}",
+        )
+    )
 
-    __array__ = forbidden("convert a quantised weight to a NumPy array", USE_PRODUCT)
-    __bool__ = forbidden("branch on a quantised weight", USE_PRODUCT)
-    __float__ = __int__ = forbidden("convert a quantised weight to a number", USE_PRODUCT)
-    __len__ = forbidden("take len() of a quantised weight", "use w.shape")
-    __iter__ = forbidden("iterate over a quantised weight", USE_PRODUCT)
-    __getitem__ = forbidden("index a quantised weight", "slice the product, (x @ w)[..., a:b]")
+
+def _is_truth(value: object) -> bool:
+    """Return whether NumPy takes an operand for a truth value."""
+    if isinstance(value, SymbolicArray):
+        return value._node.is_bool
+    if type(value) is np.ndarray:
+        return value.ndim == 0 and value.dtype == np.bool_
+    return isinstance(value, bool | np.bool_)
 
 
-class _RowCount:
-    """The length of a leading axis. One kernel serves every length, so it has no value."""
-
-    __slots__ = ("_dim",)
-
-    def __init__(self, dim: LeadingAxis) -> None:
-        self._dim = dim
-
-    def __repr__(self) -> str:
-        return str(self._dim)
-
-    __index__ = __int__ = __float__ = __bool__ = forbidden(*_ROWS_AS_NUMBER)
-    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __index__
-    __truediv__ = __rtruediv__ = __floordiv__ = __rfloordiv__ = __mod__ = __index__
-    __lt__ = __le__ = __gt__ = __ge__ = __eq__ = __ne__ = __index__
-    __hash__ = object.__hash__
+def _kinds(values: Sequence[object]) -> list[Kind]:
+    return [
+        value._kind if isinstance(value, SymbolicArray) else kind_of_constant(value)
+        for value in values
+    ]
 
 
 def _matmul(x: object, w: object) -> SymbolicArray:
-    if isinstance(w, SymbolicWeight):
+    if type(w) is SymbolicWeight:
         if isinstance(x, SymbolicArray):
             if x._builder is not w._builder:
                 refuse_other_trace()
             return SymbolicArray(x._builder, x._builder.matmul(x._node, w._arg))
-        if isinstance(x, SymbolicWeight):
+        if type(x) is SymbolicWeight:
             refuse("multiply two weights", "use x @ w with a float32 array x")
         raise TraceError(
             expected(
@@ -409,9 +473,9 @@ def _matmul(x: object, w: object) -> SymbolicArray:
                 cure="pass it as an argument",
             )
         )
-    if isinstance(w, QuantizedTensor):
+    if type(w) is QuantizedTensor:
         refuse(f"use a captured weight ({w!r})", "pass it as an argument")
-    if isinstance(w, SymbolicIds):
+    if type(w) is SymbolicIds:
         refuse_ids(w, "use @ with {}")
     raise TraceError(
         expected(
@@ -423,59 +487,3 @@ def _matmul(x: object, w: object) -> SymbolicArray:
             cure='quantize(w, "F32") makes one without loss',
         )
     )
-
-
-def _sum(
-    a: SymbolicArray, axis: object = None, dtype: object = None, out: object = None, **rest: object
-) -> SymbolicArray:
-    keepdims = _take_keepdims(rest)
-    check_reduction("np.sum", {"dtype": dtype, "out": out, **rest})
-    return a._of(total(a._builder, a._node, "np.sum", axis, keepdims))
-
-
-def _mean(
-    a: SymbolicArray, axis: object = None, dtype: object = None, out: object = None, **rest: object
-) -> SymbolicArray:
-    keepdims = _take_keepdims(rest)
-    check_reduction("np.mean", {"dtype": dtype, "out": out, **rest})
-    return a._of(mean(a._builder, a._node, axis, keepdims))
-
-
-def _take_keepdims(rest: dict[str, object]) -> bool:
-    """Remove keepdims= from a reduction's arguments and return it."""
-    keepdims = rest.pop("keepdims", False)
-    return keepdims is not np._NoValue and bool(keepdims)
-
-
-def _keywords(names: Iterable[str]) -> str:
-    return ", ".join(f"{name}=" for name in sorted(names))
-
-
-def _clip(
-    a: object, a_min: object = None, a_max: object = None, out: object = None, **rest: object
-) -> SymbolicArray:
-    low, high = rest.pop("min", a_min), rest.pop("max", a_max)
-    symbol = next(v for v in (a, low, high) if isinstance(v, SymbolicArray))
-    if out is not None or any(v is not None for v in rest.values()):
-        unsupported("np.clip with out=, where= or dtype=", "leave them out")
-    node = symbol._operand(a, "np.clip")
-    for op, bound in (("maximum", low), ("minimum", high)):
-        if bound is not None and bound is not np._NoValue:
-            node = symbol._builder.apply(op, node, symbol._operand(bound, "np.clip"))
-    return SymbolicArray(symbol._builder, node)
-
-
-def _where(condition: object, *values: object) -> SymbolicArray:
-    if len(values) != 2:
-        unsupported("np.where without both values", "use np.where(condition, a, b)")
-    symbol = next(v for v in (condition, *values) if isinstance(v, SymbolicArray))
-    operands = (symbol._operand(v, "np.where") for v in (condition, *values))
-    return symbol._apply("where", *operands)
-
-
-_FUNCTIONS: Final[dict[Callable[..., object], Callable[..., object]]] = {
-    np.sum: _sum,
-    np.mean: _mean,
-    np.clip: _clip,
-    np.where: _where,
-}

@@ -6,16 +6,22 @@ shows the user's line with a caret.
 """
 
 import inspect
-from collections.abc import Callable
-from typing import NoReturn
+from collections.abc import Callable, Iterable
+from typing import Final, NoReturn
+
+import numpy as np
 
 from q4jit.errors import TraceError, expected
 from q4jit.frontend.builder import Builder
-from q4jit.frontend.graph import Graph
+from q4jit.frontend.carets import collect_refusals, located
+from q4jit.frontend.graph import Graph, Node
 from q4jit.frontend.ids import SymbolicIds
-from q4jit.frontend.refusals import show_value
+from q4jit.frontend.memory import Memory
+from q4jit.frontend.refusals import refuse, show_value
 from q4jit.frontend.specs import ArraySpec, IdsSpec, ScalarSpec, Signature, WeightSpec
 from q4jit.frontend.symbols import SymbolicArray, SymbolicWeight
+
+_LONGEST_NAME: Final = 40  # of a name in generated texts and the names of files
 
 
 def trace(
@@ -30,32 +36,62 @@ def trace(
     symbols = [_symbol(builder, i) for i in range(len(signature))]
     split = len(symbols) - len(keywords)
     try:
-        result = function(*symbols[:split], **dict(zip(keywords, symbols[split:], strict=True)))
+        with collect_refusals() as refusals:
+            result = function(*symbols[:split], **dict(zip(keywords, symbols[split:], strict=True)))
     except Exception as error:
         if isinstance(error.__cause__, TraceError):  # NumPy raises its own from ours
             raise error.__cause__ from None
         raise
+    if refusals:  # the function caught it and took a branch that NumPy does not take
+        raise refusals[0]
     name = getattr(function, "__name__", "function")
-    if isinstance(result, list):
-        _refuse_result(function, f"a list of {len(result)}")
-    returns_tuple = isinstance(result, tuple)
-    values = tuple(result) if isinstance(result, tuple) else (result,)
-    if not values:
-        _refuse_result(function, "an empty tuple")
-    outputs = []
-    for value in values:
-        if not isinstance(value, SymbolicArray):
-            _refuse_result(function, f"{type(value).__name__} {show_value(value)}")
-        if value._builder is not builder:
-            _refuse_result(function, "a value that was traced in another call")
-        outputs.append(builder.number(value._node))
+    outputs = tuple(_output(function, builder, value) for value in _results(function, result))
+    returns_tuple = type(result) is tuple
     return Graph(
         _clean_name(name),
         _argument_names(function, signature),
         signature,
-        tuple(outputs),
+        outputs,
         returns_tuple,
     )
+
+
+def refuse_symbols(name: str, values: Iterable[object]) -> None:
+    """Raise TraceError if an argument of the specialised function `name` is being traced."""
+    if not {SymbolicArray, SymbolicWeight, SymbolicIds}.isdisjoint(map(type, values)):
+        located(refuse)(
+            f"call {name}, which is specialised itself",
+            f"use {name}.py_func(...), which becomes part of this function's kernels",
+        )
+
+
+def _results(function: Callable[..., object], result: object) -> tuple[object, ...]:
+    """Return the results of a function one by one. Raises TraceError for other collections."""
+    if isinstance(result, SymbolicArray):  # before questions about the type that it shows
+        return (result,)
+    if type(result) is tuple:
+        if not result:
+            _refuse_result(function, "an empty tuple")
+        return result
+    if isinstance(result, tuple):  # a caller would get a plain tuple
+        _refuse_result(function, f"a {type(result).__name__}", "return a plain tuple")
+    if isinstance(result, list):
+        _refuse_result(function, f"a list of {len(result)}", "return a tuple")
+    return (result,)
+
+
+def _output(function: Callable[..., object], builder: Builder, value: object) -> Node:
+    """Return the node of one result. Raises TraceError if it is no array of numbers."""
+    if not isinstance(value, SymbolicArray):
+        _refuse_result(function, f"{type(value).__name__} {show_value(value)}")
+    if value._builder is not builder:
+        _refuse_result(function, "a value that was traced in another call")
+    if value._node.is_bool:
+        raise TraceError(
+            "cannot return truth values (results of comparisons), because results are float32; "
+            f"return np.where(…, 1.0, 0.0), and compare the result outside\n\n{value._place}"
+        )
+    return value._node
 
 
 def _argument_names(function: Callable[..., object], signature: Signature) -> tuple[str, ...]:
@@ -66,16 +102,18 @@ def _argument_names(function: Callable[..., object], signature: Signature) -> tu
 
 def _clean_name(name: str) -> str:
     clean = "".join(c if c.isascii() and c.isalnum() else "_" for c in name).strip("_")
+    clean = clean[:_LONGEST_NAME]
     return clean if clean and not clean[0].isdigit() else f"f_{clean}"
 
 
-def _refuse_result(function: Callable[..., object], result: str) -> NoReturn:
+def _refuse_result(function: Callable[..., object], result: str, cure: str = "") -> NoReturn:
     code = getattr(function, "__code__", None)
     user_line = f"\n\n  File {code.co_filename!r}, line {code.co_firstlineno}" if code else ""
     message = expected(
         "an array computed from the arguments, or a tuple of them",
         result,
         where=f"result of {getattr(function, '__name__', 'the function')}",
+        cure=cure,
     )
     raise TraceError(f"{message}{user_line}")
 
@@ -83,11 +121,12 @@ def _refuse_result(function: Callable[..., object], result: str) -> NoReturn:
 def _symbol(builder: Builder, arg: int) -> object:
     spec = builder.signature[arg]
     if isinstance(spec, ArraySpec):
-        return SymbolicArray(builder, builder.load(arg, spec.shape))
+        return SymbolicArray(builder, builder.load(arg, spec.shape), memory=Memory(True))
     if isinstance(spec, WeightSpec):
         return SymbolicWeight(builder, arg)
     if isinstance(spec, IdsSpec):
         return SymbolicIds(builder, builder.ids(arg))
     if isinstance(spec, ScalarSpec):
-        return SymbolicArray(builder, builder.scalar(arg))
+        memory = Memory(spec.kind is np.ndarray)
+        return SymbolicArray(builder, builder.scalar(arg), spec.kind, memory)
     return spec.value

@@ -34,7 +34,8 @@ _F16_BYTES: Final = 2
 
 def shared_bytes(plan: HipPlan, kernel: HipKernel) -> int:
     """Return the bytes of shared memory that a block of a kernel has."""
-    exchanges = adds_up_blocks(kernel) + finds_largest(kernel)  # a number per wave
+    # the waves exchange a number each
+    exchanges = adds_up_blocks(kernel) + finds_largest(kernel) + finds_maximum(kernel)
     waves = kernel.block_size // plan.target.hip.wave
     return _staged_bytes(plan, kernel) + exchanges * waves * _F32_BYTES
 
@@ -50,7 +51,12 @@ def adds_up_blocks(kernel: HipKernel) -> bool:
     splits_x = kernel.schedule == ROWS and bool(
         kernel.int8 or kernel.bf16_terms or kernel.f16_terms
     )
-    return kernel.schedule == ELEMENT or splits_x or _has_row_sums(kernel.work)
+    return kernel.schedule == ELEMENT or splits_x or _reduces_rows(kernel.work, "sum")
+
+
+def finds_maximum(kernel: HipKernel) -> bool:
+    """Whether the threads of a block find the maximum of a row of values, as NumPy means it."""
+    return _reduces_rows(kernel.work, "max")
 
 
 def finds_largest(kernel: HipKernel) -> bool:
@@ -58,8 +64,8 @@ def finds_largest(kernel: HipKernel) -> bool:
     return kernel.schedule == ROWS and bool(kernel.f16_terms)
 
 
-def _has_row_sums(work: Kernel) -> bool:
-    return any(node.op == "sum" and node.operands[0].width > 1 for node in work.leaves())
+def _reduces_rows(work: Kernel, op: str) -> bool:
+    return any(node.op == op and node.operands[0].width > 1 for node in work.leaves())
 
 
 def _staged_bytes(plan: HipPlan, kernel: HipKernel) -> int:

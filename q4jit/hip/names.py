@@ -56,6 +56,7 @@ _OPERATION_NAMES: Final = {
     "not": "opposite",
     "where": "choice",
     "sum": "row_sum",
+    "max": "row_maximum",
     "reshape": "reshaped",
 }
 _NOUNS: Final = "|".join(_OPERATION_NAMES.values())

@@ -59,6 +59,7 @@ def render_generic(
             "sum_of_lanes": True,
             "block_sum": True,
             "block_largest": False,
+            "block_maximum": False,
             "rolled": False,
             "fours": False,
             "unaligned": not weight.float_bytes,

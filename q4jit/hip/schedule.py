@@ -26,7 +26,7 @@ from dataclasses import replace
 from typing import Final
 
 from q4jit.errors import TargetError
-from q4jit.frontend.graph import Graph, reachable
+from q4jit.frontend.graph import REDUCTIONS, Graph, reachable
 from q4jit.hip.choices import choice_for, with_choice
 from q4jit.hip.classes import MOST_FEW_ROWS
 from q4jit.hip.kernel import (
@@ -158,7 +158,7 @@ def _rows_kernel(problem: Problem, work: Kernel, schedules: Sequence[str]) -> Hi
     bf16_terms = BF16_TERMS[plan_options.precision] if TILE_MATRIX in schedules else 0
     f16_terms = problem.f16_terms if TILE_HALVES in schedules else 0
     int8 = GEMV_DOT in schedules
-    keeps_x = x is not None and any(node.op == "sum" for node in reachable((x,)))
+    keeps_x = x is not None and any(node.op in REDUCTIONS for node in reachable((x,)))
     if not (rows or bf16_terms or f16_terms or int8 or (keeps_x and TILE_FMA in schedules)):
         return None
     if x is not None and keeps_x:

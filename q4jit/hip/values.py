@@ -10,7 +10,7 @@ from typing import ClassVar, Final
 
 import numpy as np
 
-from q4jit.frontend.graph import Graph, Node
+from q4jit.frontend.graph import REDUCTIONS, Graph, Node
 from q4jit.frontend.specs import ArraySpec
 from q4jit.hip.kernel import ROWS, HipKernel, HipPlan
 from q4jit.hip.names import ValueNames, buffer_name, c_names
@@ -52,11 +52,12 @@ class Statement:
 
 @dataclass(frozen=True)
 class Sum:
-    """A variable that becomes the sum of `value` over `width` columns.
+    """A variable that becomes the sum or the maximum of `value` over `width` columns.
 
     Attributes:
         id: the value in the graph.
         name: the variable.
+        op: `sum` or `max`.
         width: columns of the row.
         statements: what computes `value` at one column.
         value: a C++ expression.
@@ -64,6 +65,7 @@ class Sum:
 
     id: int
     name: str
+    op: str
     width: int
     statements: tuple[Statement, ...]
     value: str
@@ -159,10 +161,10 @@ class HipValues:
         return tuple(result)
 
     def _row_value(self, node: Node, expressions: dict[int, str]) -> list[RowStatement]:
-        if node.op == "sum" and node.id not in self._buffers and node.operands[0].width > 1:
+        if node.op in REDUCTIONS and node.id not in self._buffers and node.operands[0].width > 1:
             statements, (value,) = self.at([node.operands[0]], expressions)
             name = expressions[node.id] = self.names.of(node)
-            return [Sum(node.id, name, node.operands[0].width, statements, value)]
+            return [Sum(node.id, name, node.op, node.operands[0].width, statements, value)]
         return [*self._value(node, expressions, "0")]
 
     # --- values at a column ---------------------------------------------------------------------
@@ -204,7 +206,7 @@ class HipValues:
         elif node.op == "load":
             name, op = self.names.of(node), "load"
             operands = (self._in_array(node, column),)
-        elif node.op == "reshape" or (node.op == "sum" and node.operands[0].width == 1):
+        elif node.op == "reshape" or (node.op in REDUCTIONS and node.operands[0].width == 1):
             expressions[node.id] = expressions[node.operands[0].id]
             return []
         else:

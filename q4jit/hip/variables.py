@@ -21,7 +21,13 @@ from q4jit.hip.kernel import (
     HipKernel,
     HipPlan,
 )
-from q4jit.hip.memory import ELEMENT_STAGE_UNITS, adds_up_blocks, finds_largest, shared_bytes
+from q4jit.hip.memory import (
+    ELEMENT_STAGE_UNITS,
+    adds_up_blocks,
+    finds_largest,
+    finds_maximum,
+    shared_bytes,
+)
 from q4jit.hip.names import buffer_name, c_names
 from q4jit.hip.rows_sizes import rows_variables
 from q4jit.hip.tile_halves_sizes import tile_halves_variables
@@ -78,6 +84,7 @@ def _needs(kernel: HipKernel, weights: list[Weight]) -> dict[str, bool]:
         "sum_of_lanes": kernel.lanes > 1 or adds_up,
         "block_sum": adds_up,
         "block_largest": finds_largest(kernel),
+        "block_maximum": finds_maximum(kernel),
         "rolled": fours or kernel.schedule in {GEMV, GEMV_DOT, GEMV_MATRIX, TILE_HALVES},
         "unaligned": any(not w.is_planar and not w.float_bytes for w in weights),
         "minimum": any(w.has_m for w in weights),

@@ -17,7 +17,7 @@ from typing import Generic, Protocol, TypeVar
 
 from q4jit.frontend.graph import Graph, Node, reachable
 from q4jit.frontend.specs import WeightSpec
-from q4jit.frontend.statements import numbered, statements
+from q4jit.frontend.statements import numbered, product_text, statements
 from q4jit.targets import Target
 
 
@@ -225,8 +225,7 @@ class Plan(Generic[K]):
         for section in work.sections:
             lines.append(f"{section.width} {kernel.schedule_of(section)}:")
             for product in section.products:
-                x = product.operands[0]
-                (text,) = statements([(label(product), product)], names, {x.id: label(x)}, label)
+                text = f"{label(product)} = {product_text(product, names, label)}"
                 lines.append(f"  {text}    {self.weight(product.arg)}")
             inside = known | {p.id: label(p) for p in section.products}
             results = [(buffer(t.buffer), t.node) for t in section.stores]

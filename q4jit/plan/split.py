@@ -5,10 +5,12 @@ from dataclasses import dataclass, field, replace
 from math import floor
 from typing import Final
 
-from q4jit.frontend.graph import DECODED, Graph, Node, reachable
+from q4jit.frontend.graph import DECODED, REDUCTIONS, Graph, Node, reachable
 from q4jit.plan.kernels import Buffer, Kernel, Section, Store
 
 _READ_DIRECTLY: Final = frozenset({"load", "scalar", "const"})  # never through a buffer
+
+_COSTLY: Final = REDUCTIONS | {"matmul"}  # kept rather than computed again
 
 
 def split(graph: Graph) -> tuple[tuple[Kernel, ...], tuple[int, ...]]:
@@ -78,7 +80,7 @@ class _Splitter:
             return home
         # an operand of another width must be stored before its columns can be combined
         mixed = any(self._home[n.id] == home and n.width != node.width for n in node.operands)
-        return home + 0.5 if node.op in {"sum", "reshape"} or mixed else home
+        return home + 0.5 if node.op in REDUCTIONS | {"reshape"} or mixed else home
 
     def _phase(self, node: Node) -> int:
         """Return the number of the kernel whose rows phase computes a row value."""
@@ -137,13 +139,13 @@ class _Splitter:
     def _sums_of(self, node: Node) -> tuple[Node, ...]:
         if self._in_epilogue(node):
             return ()
-        return (node,) if node.op == "sum" else tuple(self._sums_behind(node.operands))
+        return (node,) if node.op in REDUCTIONS else tuple(self._sums_behind(node.operands))
 
     def _minimal(self, crossing: dict[int, Node]) -> list[Node]:
         """Return the values without those that follow from others without a product or a sum."""
         kept = dict(crossing)
         for node in sorted(crossing.values(), key=lambda n: -n.id):
-            if node.op in {"matmul", "sum"}:
+            if node.op in _COSTLY:
                 continue
             if self._recomputable(node, kept.keys() - {node.id}):
                 del kept[node.id]
@@ -151,15 +153,8 @@ class _Splitter:
 
     def _recomputable(self, node: Node, available: Set[int]) -> bool:
         """Whether a value follows from available ones, without a product or a sum."""
-        stack = list(node.operands)
-        while stack:
-            n = stack.pop()
-            if n.id in available:
-                continue
-            if n.op in {"matmul", "sum"}:
-                return False
-            stack.extend(n.operands)
-        return True
+        inside = reachable(node.operands, available)
+        return all(n.op not in _COSTLY for n in inside)
 
     def _rows(self, j: int, stores: dict[int, Store]) -> tuple[Store, ...]:
         """Return the values that the rows phase of kernel j writes."""
@@ -200,10 +195,12 @@ class _Splitter:
             yield Section(inside[0].width, inside, tuple(members))
 
     def _products_of(self, node: Node, products: dict[int, Node]) -> set[int]:
-        used: set[int] = set()
-        stack = [node]
+        used, seen, stack = set[int](), set[int](), [node]
         while stack:
             n = stack.pop()
+            if n.id in seen:
+                continue
+            seen.add(n.id)
             if n.id in products:
                 used.add(n.id)
             elif self._home[n.id] == self._home[node.id]:

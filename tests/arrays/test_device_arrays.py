@@ -620,6 +620,7 @@ def calls(run: Run) -> Run:
 def test_a_warm_call_takes_its_own_tensors_weight_number_and_stream(calls: Run) -> None:
     calls("""
         f = warm(scaled, 1.0)
+        f(Tensor((1, 64)), w, np.float32(1.0), out=Tensor((1, 32), 2 << 20))  # another type
         checked, check = [], dispatcher.as_device_array
         dispatcher.as_device_array = lambda *args: checked.append(args) or check(*args)
         torch.stream = 9

@@ -44,7 +44,7 @@ def test_the_error_measure_detects_a_wrong_function() -> None:
     assert_close(y, (y.astype(np.float64),))
     with pytest.raises(AssertionError, match="result 0 differs by a relative rms of 4"):
         assert_close(y, (y.astype(np.float64) * (1 + 4.01e-6),))
-    with pytest.raises(AssertionError, match="has the shape"):
+    with pytest.raises(AssertionError, match=r"expected \(3, 5\), got \(5,\)"):
         assert_close(y[0], (y,))
     with pytest.raises(AssertionError):
         assert_close((y, y), (y,))

@@ -82,7 +82,7 @@ REFUSALS: list[tuple[Callable[..., object], str, str, str]] = [
     # calls and operators
     (lambda x: np.sin(x), "np.sin(x)", r"cannot compile np\.sin", ONLY_AT),
     (lambda x: np.concatenate([x, x]), "np.concatenate([x, x])", r"np\.concatenate", ONLY_AT),
-    (lambda x: np.max(x, axis=-1), "np.max(x, axis=-1)", r"np\.max", ONLY_AT),
+    (lambda x: np.argmax(x, -1), "np.argmax(x, -1)", r"np\.argmax", ONLY_AT),
     (lambda x: np.add.reduce(x), "np.add.reduce(x)", r"np\.add\.reduce", ONLY_AT),
     (
         lambda x: np.where(x > 0),
@@ -360,3 +360,21 @@ def test_arguments_have_the_kinds_that_their_names_promise() -> None:
     assert isinstance(w, QuantizedTensor)
     floats: Floats = x
     assert (floats.shape, w.shape) == ((M, K), (K, N))
+
+
+@specialize
+def silu(h: Any) -> Any:
+    return h / (1 + np.exp(-h))
+
+
+@pytest.mark.parametrize("name", ["x", "w", "s"])
+def test_a_specialised_function_in_a_traced_one(name: str) -> None:
+    functions: dict[str, Callable[..., Any]] = {
+        "x": lambda x: silu(x) * 2,
+        "w": lambda w: silu(w) * 2,
+        "s": lambda s: silu(s) * 2,
+    }
+    shown = refusal(functions[name])
+    assert shown.marked == f"silu({name})"
+    assert re.search(r"use silu\.py_func\(\.\.\.\)", shown.reason)
+    check(lambda x, w: silu.py_func(x @ w), ARGUMENTS["x"], ARGUMENTS["w"])

@@ -39,12 +39,21 @@ OPERATIONS: list[Callable[..., object]] = [
     lambda x: np.where(np.maximum(x, 0), 2.0, 3.0),  # a number as a condition
     lambda x: (x > 0) * x + (x > 0),  # truth values as numbers
     lambda x: np.where((x > 0) + (x > 1), 1.0, 2.0) + (x > 0) * (x > 1),  # and as truth values
-    lambda x: 1 < x,  # noqa: SIM300 - the reflected operator
+    lambda x: np.where(1 < x, 1.0, 0.0),  # noqa: SIM300 - the reflected operator
     lambda x: x / np.sum(x * x, axis=-1, keepdims=True),
     lambda x: x - np.mean(x, axis=-1, keepdims=True) + x.mean(-1, keepdims=True),
     lambda x: (x * x).sum(axis=1),
     lambda x: (x * x).mean(axis=(-1,), keepdims=True) + np.sum(x * x, -1)[..., None],
     lambda x: np.where((x.sum(-1) > 0)[:, None], x, -x),
+    lambda x: (x.max(-1), np.max(x, axis=1, keepdims=True), np.amax(x, -1), x[:, :1].max(-1)),
+    lambda x: (x.min(-1), np.min(x, axis=1, keepdims=True), np.amin(x, -1), x[:, 4:9].min(-1)),
+    lambda x: (x.var(-1), np.var(x, axis=-1, keepdims=True, ddof=1), np.var(x, -1)[..., None]),
+    lambda x: (x.std(-1), np.std(x, axis=-1, ddof=1)),
+    lambda x: (np.linalg.norm(x, axis=-1), np.linalg.norm(x, 2, -1, keepdims=True)),
+    lambda gain: (np.linalg.norm(gain), gain.max(), np.min(gain), gain.var(), np.std(gain)),
+    lambda x: np.where((x > 2).max(-1, keepdims=True) | np.min(x > -2, -1, keepdims=True), x, 9),
+    lambda x, w: np.exp((x @ w) - (x @ w).max(-1, keepdims=True)),
+    lambda x, w: np.exp(x - x.max(-1, keepdims=True)) @ w,
     lambda x: x.astype(np.float32) * np.float64(0.1) + np.float32(2) + np.array(3.0) + True,
     lambda x, s: s * x + s * s,
     lambda x, w: (x @ w)[..., :16] * (x @ w)[:, 32:],
@@ -284,22 +293,6 @@ def test_one_and_true_and_one_point_zero_are_three_signatures() -> None:
     for value in (1, True, 1.0):
         check(compiled, random(2, 5), value)
     assert len(compiled.signatures) == 3
-
-
-FROZEN = 2.0
-
-
-def test_globals_and_closures_are_frozen(monkeypatch: pytest.MonkeyPatch) -> None:
-    factor = 3.0
-    compiled = specialize(lambda x: x * FROZEN * factor)
-    x = random(2, 5)
-    assert np.allclose(np.asarray(compiled(x)), 6 * x)
-    monkeypatch.setattr(sys.modules[__name__], "FROZEN", 5.0)
-    factor = 7.0
-    assert np.allclose(np.asarray(compiled(x)), 6 * x)
-
-
-# --- how functions are called --------------------------------------------------------------------
 
 
 def test_keywords_and_defaults() -> None:

@@ -106,6 +106,19 @@ def softmax_of_x(x: Any, w: Any) -> Any:
     return (e / np.sum(e, axis=-1, keepdims=True)) @ w
 
 
+def safe_softmax(x: Any, w: Any) -> Any:
+    e = np.exp(x - np.max(x, axis=-1, keepdims=True))
+    return (e / np.sum(e, axis=-1, keepdims=True)) @ w
+
+
+def reductions(x: Any, w: Any) -> Any:
+    """Every reduction, of x and of a product."""
+    y = x @ w
+    of_x = x.max(-1), np.min(x, -1), np.var(x, axis=-1), np.linalg.norm(x, axis=-1)
+    e = np.exp(y - y.max(axis=-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True), *of_x, y.min(-1), y.std(-1)
+
+
 def softmax_of_a_product(x: Any, w: Any) -> Any:
     e = np.exp(np.tanh(x @ w))
     return e / np.sum(e, axis=-1, keepdims=True), e
@@ -168,6 +181,12 @@ def slices(x: Any, z: Any, w: Any) -> Any:
     return y[..., 5:29] + z[..., 1:25]
 
 
+def a_product_of_one_row(gain: Any, w: Any, column: Any) -> Any:
+    """A product that is the same for every row, and its sum."""
+    y = np.tanh(gain @ w) * column
+    return y / (1 + np.max(abs(y), axis=-1, keepdims=True)), y
+
+
 def no_product(x: Any, z: Any) -> Any:
     return rms_norm(x) + np.exp(-z * z), np.sum(np.tanh(x), axis=-1, keepdims=True)
 
@@ -190,6 +209,8 @@ def cases(m: int) -> dict[str, tuple[Function, Arguments]]:
         (block, (x, gain, w, up, bias, residual, 0.5)),
         (layer_norm, (x, gain, random(K, seed=5), w)),
         (softmax_of_x, (x, w)),
+        (safe_softmax, (x, w)),
+        (reductions, (x, w)),
         (softmax_of_a_product, (x, w)),
         (bias_and_residual, (x, w, bias, row, residual)),
         (softcap, (x, w, 2.0)),
@@ -203,6 +224,7 @@ def cases(m: int) -> dict[str, tuple[Function, Arguments]]:
         (a_column, (x, w, random(m, 1))),
         (several_results, (x, w, bias)),
         (slices, (random(m, 80), z, w)),
+        (a_product_of_one_row, (gain, w, random(m, 1))),
         (no_product, (x, random(m, K, seed=6))),
         (products_of_products, (x, inner[0], down)),
     ]
@@ -210,7 +232,7 @@ def cases(m: int) -> dict[str, tuple[Function, Arguments]]:
 
 
 # Their text differs from schedule to schedule; that of an epilogue does not.
-ON_EVERY_WAY: Final = (block, layer_norm, softmax_of_x, chained_mlp, several_results, slices, two_x)
+ON_EVERY_WAY: Final = (block, layer_norm, safe_softmax, chained_mlp, several_results, slices, two_x)
 FUNCTIONS: Final = [
     pytest.param(way, name, id=f"{name}-{way}")
     for way in WAYS

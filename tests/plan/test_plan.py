@@ -7,9 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from q4jit.backends import find_backend
 from q4jit.cpu.schedule import CpuPlan, make_plan, tile_of
 from q4jit.frontend.specs import ArraySpec, Spec, WeightSpec, array_spec
 from q4jit.frontend.trace import trace
+from q4jit.options import Options
+from q4jit.plan.options import PlanOptions
+from q4jit.policy import cost_of
 from q4jit.targets import find_target
 
 V3 = find_target("cpu:x86-64-v3")
@@ -277,3 +281,96 @@ def test_a_chain_of_truth_values_longer_than_pythons_stack() -> None:
         return np.where(chosen, np.sum(y, axis=-1, keepdims=True), y)
 
     assert plan(function, X, w()).temps == (N,)
+
+
+def test_a_safe_softmax_is_one_rows_phase() -> None:
+    def softmax(x: Any) -> Any:
+        e = np.exp(x - np.max(x, axis=-1, keepdims=True))
+        return e / np.sum(e, axis=-1, keepdims=True)
+
+    made = plan(lambda x, w: (softmax(x) @ w, softmax(x)), X, w())
+    assert (len(made.kernels), made.temps) == (1, ())
+    after = plan(lambda x, w: softmax(x @ w), X, w())
+    assert (len(after.kernels), after.temps) == (2, (N,))
+
+
+# --- graphs with many paths ---------------------------------------------------------------------
+
+
+def gelu(y: Any) -> Any:
+    return 0.5 * y * (1 + np.tanh(0.79 * (y + 0.044 * y**3)))
+
+
+def gelus_behind_a_product(y: Any) -> Any:
+    for _ in range(60):
+        y = gelu(y)
+    return y
+
+
+def chosen_by_truth_values(y: Any) -> Any:
+    for _ in range(60):
+        y = np.where((y > 0) & (y < 9), y * 0.5, abs(y))
+    return y[..., :9]
+
+
+def across_phases(y: Any) -> Any:
+    total = np.sum(y, -1, keepdims=True)
+    for _ in range(60):
+        total = gelu(total)
+        y = gelu(y) + total
+    return y / np.sum(y, -1, keepdims=True), y, total
+
+
+def truth_values_across_phases(y: Any) -> Any:
+    chosen = y > 0
+    for i in range(60):
+        chosen = (chosen & (y > i)) | ~chosen
+    return np.where(chosen, np.sum(y, -1, keepdims=True), y)
+
+
+SHARED = [
+    gelus_behind_a_product,
+    chosen_by_truth_values,
+    across_phases,
+    truth_values_across_phases,
+]
+
+
+@pytest.mark.parametrize("function", SHARED)
+@pytest.mark.parametrize(
+    "around",
+    [
+        lambda f: lambda x, w: f(x @ w),
+        lambda f: lambda x, w: f(x)[0] @ w if isinstance(f(x), tuple) else f(x * 2 + x) * 2,
+        lambda f: lambda x, w, v: f((x @ w) + (x * 2) @ v),
+    ],
+    ids=["epilogue", "prologue", "two kernels"],
+)
+def test_a_graph_of_many_paths_is_planned_and_written(
+    function: Callable[..., Any], around: Callable[..., Any]
+) -> None:
+    """Each of the 60 levels uses a value several times: a walk along every path does not end."""
+    traced = around(function)
+    specs: list[Spec] = [X, w(), w()]
+    graph = trace(traced, tuple(specs[: traced.__code__.co_argcount]))
+    Options(K=K).check(graph)
+    cost_of(graph, M)
+    for name in ("cpu:x86-64-v3", "hip:gfx1100", "hip:sm_90"):
+        target = find_target(name)
+        backend = find_backend(target)
+        made = backend.plan(graph, target, M, PlanOptions(), None)
+        assert str(made)
+        for kernel in made.kernels:
+            assert backend.render(made, kernel).text
+
+
+def test_long_names_of_arguments() -> None:
+    """LLVM ends names of values at 1,024 letters, and a product is described on one line."""
+    for length in (39, 40, 41, 68, 300, 2000):
+        long = "v" * length
+        namespace: dict[str, Any] = {}
+        exec(f"def {long}(x, {long}, {long}2): return x @ {long}, x @ {long}2", namespace)
+        made = plan(namespace[long], X, w(), w(K, 32))
+        assert all(len(name) <= 42 for name in made.graph.names)
+        assert len(set(made.graph.names)) == 3
+        assert all(len(line) < 100 for line in str(made).splitlines())

@@ -76,7 +76,11 @@ def run_on_host(
         spread = _spread(shapes, args)
         arguments = [_argument(plan, kernel, slot, spread, rows, memory) for slot in slots]
         # x in f16 terms has room for whole instructions: rows beyond the last are never written
-        complete = {"complete": not (kernel.schedule == ROWS and kernel.f16_terms)}
+        # a value that is the same for every row is written to the first only
+        work = kernel.work
+        stores = [*work.rows, *(store for section in work.sections for store in section.stores)]
+        every_row = rows == 1 or all(store.node.varies for store in stores)
+        complete = {"complete": every_row and not (kernel.schedule == ROWS and kernel.f16_terms)}
         found = program.run(
             grid(plan, kernel).blocks(rows), kernel.block_size, arguments, **(complete | options)
         )

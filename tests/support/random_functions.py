@@ -104,6 +104,9 @@ BINARY: dict[str, Callable[[Any, Any], Any]] = {
 REDUCTIONS: dict[str, Callable[[Any], Any]] = {
     "mean({0} * {0})": lambda v: np.mean(v * v, axis=-1, keepdims=True),
     "mean(abs({}))": lambda v: abs(v).mean(-1, keepdims=True),
+    "max({})": lambda v: np.max(v, axis=-1, keepdims=True),
+    "min({})": lambda v: v.min(-1, keepdims=True),
+    "norm({})": lambda v: np.linalg.norm(v, axis=-1, keepdims=True),
     "(sum(abs({})) / 8)": lambda v: np.sum(np.abs(v), axis=-1, keepdims=True) / 8,
 }
 

@@ -1,0 +1,43 @@
+"""The types that NumPy and Python give to numbers: values without axes.
+
+`isinstance(s, float)` in a traced function must answer as it does in NumPy, and Python's truth
+values add up where NumPy's do not. A kind is a type, or None where it is not known.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+import numpy as np
+
+from q4jit.frontend.graph import BOOLEAN
+
+Kind = type | None
+
+PYTHON: Final = frozenset({bool, int, float})
+
+
+def kind_of_constant(value: object) -> Kind:
+    """Return the kind of a number that is known while tracing."""
+    if isinstance(value, np.generic | np.ndarray):
+        return type(value)
+    return next((kind for kind in (bool, int, float) if isinstance(value, kind)), None)
+
+
+def kind_of_operator(op: str, kinds: Sequence[Kind]) -> Kind:
+    """Return the kind of an operator's result, from its operands' kinds."""
+    if not PYTHON.issuperset(kinds):
+        return kind_of_ufunc(op, kinds)
+    if op in BOOLEAN:
+        return bool
+    return float if op == "div" or float in kinds else int
+
+
+def kind_of_ufunc(op: str, kinds: Sequence[Kind]) -> Kind:
+    """Return the kind of a ufunc's result, from its operands' kinds."""
+    if op in BOOLEAN:
+        return np.bool_
+    if None in kinds or np.ndarray in kinds:  # the dtype of an array without axes is not known
+        return None
+    weak: dict[Kind, Any] = {bool: False, int: 0, float: 0.0}  # numbers take NumPy's type
+    result = np.result_type(*(weak.get(kind, kind) for kind in kinds)).type
+    return result if issubclass(result, np.floating) else None

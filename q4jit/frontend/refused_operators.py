@@ -1,0 +1,70 @@
+"""The operators of arrays and weights that cannot be compiled."""
+
+from typing import Final
+
+from q4jit.frontend.refusals import USE_PRODUCT, USE_SUPPORTED, forbidden
+
+COMPUTED: Final = "a value that the kernel computes"
+EXPONENT: Final = (f"use {COMPUTED} as an exponent", "use np.exp and np.log")
+_PRODUCT: Final = ("compile the @= operator", "use y = x @ w")
+
+
+WEIGHT_ALONE: Final = "compute element by element with a quantised weight"
+SIGNS: Final = {
+    "add": "+",
+    "sub": "-",
+    "mul": "*",
+    "div": "/",
+    "lt": "<",
+    "le": "<=",
+    "gt": ">",
+    "ge": ">=",
+    "eq": "==",
+    "ne": "!=",
+    "and": "&",
+    "or": "|",
+}
+
+
+class RefusedOperators:
+    """Base of a traced array: the operators that raise TraceError."""
+
+    __slots__ = ()
+
+    __bool__ = forbidden(f"branch on {COMPUTED}", "use np.where")
+    __int__ = __index__ = forbidden(f"convert {COMPUTED} to int", "keep it an array")
+    __float__ = forbidden(f"convert {COMPUTED} to float", "keep it an array")
+    __complex__ = forbidden(f"convert {COMPUTED} to complex", "keep it an array")
+    __len__ = forbidden(f"take len() of {COMPUTED}", "use its last dimension, x.shape[-1]")
+    __iter__ = forbidden(f"iterate over {COMPUTED}", "use slices of the last axis")
+    __contains__ = forbidden(f"search in {COMPUTED}", "use comparisons and np.where")
+    __setitem__ = forbidden(f"assign to elements of {COMPUTED}", "use np.where to make a new value")
+    __array__ = forbidden(f"convert {COMPUTED} to a NumPy array", USE_SUPPORTED)
+    __floordiv__ = __rfloordiv__ = forbidden("compile the // operator", USE_SUPPORTED)
+    __mod__ = __rmod__ = forbidden("compile the % operator", USE_SUPPORTED)
+    __divmod__ = __rdivmod__ = forbidden("compile divmod()", USE_SUPPORTED)
+    __round__ = forbidden("compile round()", USE_SUPPORTED)
+    __lshift__ = __rlshift__ = forbidden("compile the << operator", USE_SUPPORTED)
+    __rshift__ = __rrshift__ = forbidden("compile the >> operator", USE_SUPPORTED)
+    __xor__ = __rxor__ = forbidden("compile the ^ operator", USE_SUPPORTED)
+    __rpow__ = forbidden(*EXPONENT)
+    __imatmul__ = forbidden(*_PRODUCT)
+
+
+class RefusedWeightOperators:
+    """Base of a traced weight: the operators that raise TraceError."""
+
+    __slots__ = ()
+
+    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = forbidden(WEIGHT_ALONE, USE_PRODUCT)
+    __rmul__ = __truediv__ = __rtruediv__ = __pow__ = __rpow__ = __add__
+    __neg__ = __pos__ = __abs__ = __invert__ = __add__
+    __lt__ = __le__ = __gt__ = __ge__ = __eq__ = __ne__ = __add__
+    __hash__ = object.__hash__
+
+    __array__ = forbidden("convert a quantised weight to a NumPy array", USE_PRODUCT)
+    __bool__ = forbidden("branch on a quantised weight", USE_PRODUCT)
+    __float__ = __int__ = forbidden("convert a quantised weight to a number", USE_PRODUCT)
+    __len__ = forbidden("take len() of a quantised weight", "use w.shape")
+    __iter__ = forbidden("iterate over a quantised weight", USE_PRODUCT)
+    __getitem__ = forbidden("index a quantised weight", "slice the product, (x @ w)[..., a:b]")
