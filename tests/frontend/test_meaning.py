@@ -415,7 +415,7 @@ def test_one_row_is_refused_like_many(m: int) -> None:
 
 @pytest.mark.parametrize("width", [1, 2, 15, 16, 17, 40])
 def test_the_largest_and_the_smallest_are_exact(width: int) -> None:
-    """NaN wins wherever it stands, and lanes beyond the width do not count."""
+    """NaN wins at any position, and lanes beyond the width do not count."""
 
     def function(x: Any) -> Any:
         return x.max(-1), np.min(x, -1), np.max(-abs(x) - 1, -1), np.min(abs(x) + 1, axis=-1)

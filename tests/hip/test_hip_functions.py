@@ -182,7 +182,7 @@ def slices(x: Any, z: Any, w: Any) -> Any:
 
 
 def a_product_of_one_row(gain: Any, w: Any, column: Any) -> Any:
-    """A product that is the same for every row, and its sum."""
+    """Return a product that is the same for every row, and its sum."""
     y = np.tanh(gain @ w) * column
     return y / (1 + np.max(abs(y), axis=-1, keepdims=True)), y
 
