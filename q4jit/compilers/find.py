@@ -12,6 +12,7 @@ from q4jit import config
 from q4jit.compilers.clang import Clang
 from q4jit.compilers.hiprtc import HipRtc
 from q4jit.compilers.nvrtc import NvRtc
+from q4jit.compilers.programs import is_frozen
 from q4jit.errors import CompileError, TargetError, expected
 from q4jit.targets import Target
 
@@ -120,6 +121,8 @@ def _ziglangs() -> Iterator[tuple[str, Clang]]:
 
 
 def _hiprtcs() -> Iterator[tuple[str, HipRtc]]:
+    if is_frozen():  # hiprtc runs in a Python process of its own
+        return
     if importlib.util.find_spec("rocm") and importlib.util.find_spec("rocm.bindings.hiprtc"):
         root = _rocm_path()
         library = root / "lib" / "libhiprtc.so" if root else None

@@ -3,6 +3,8 @@
 import functools
 import re
 from collections.abc import Callable
+from importlib import resources
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,17 +16,21 @@ FRAME: Final = "part/frame.hip.j2"
 _MARK: Final = re.compile("\x01(.*?)\x02")
 
 
-def template_directory() -> Path:
-    """Where the templates are: in the installed package, or beside it in a checkout."""
-    package = Path(__file__).parents[1]
-    installed = package / "templates"
-    return installed if installed.is_dir() else package.parent / "templates"
+def template_directory() -> Traversable:
+    """Return the folder of templates: in the package, or beside it in a checkout.
+
+    The package may be in a zip file.
+    """
+    package = resources.files("q4jit")
+    inside = package / "templates"
+    beside = package.parent / "templates" if isinstance(package, Path) else inside
+    return inside if inside.is_dir() else beside
 
 
 @functools.cache
 def environment(marked: bool = False) -> jinja2.Environment:
-    """Jinja with the templates; `marked` ones say at the end of each line where it stands."""
-    kind = _MarkedLoader if marked else jinja2.FileSystemLoader
+    """Return Jinja with the templates; `marked` ones name their place at the end of each line."""
+    kind = _MarkedLoader if marked else _Loader
     return jinja2.Environment(
         loader=kind(template_directory()),
         undefined=jinja2.StrictUndefined,
@@ -35,8 +41,24 @@ def environment(marked: bool = False) -> jinja2.Environment:
     )
 
 
-class _MarkedLoader(jinja2.FileSystemLoader):
-    """Loads templates with a mark at the end of every line that reaches the text."""
+class _Loader(jinja2.BaseLoader):
+    """Load templates from a folder, which may be in a zip file."""
+
+    def __init__(self, folder: Traversable) -> None:
+        self._folder = folder
+
+    def get_source(
+        self, environment: jinja2.Environment, template: str
+    ) -> tuple[str, str, Callable[[], bool]]:
+        file = self._folder.joinpath(*template.split("/"))
+        try:
+            return file.read_text(encoding="utf-8"), str(file), lambda: True
+        except OSError as error:
+            raise jinja2.TemplateNotFound(template, f"{file}: {error}") from error
+
+
+class _MarkedLoader(_Loader):
+    """Load templates with a mark at the end of every line that reaches the text."""
 
     def get_source(
         self, environment: jinja2.Environment, template: str
@@ -50,7 +72,7 @@ class _MarkedLoader(jinja2.FileSystemLoader):
 
 
 def origins(context: dict[str, Any]) -> dict[int, str]:
-    """For each line of a text the template and the line there that it was written by."""
+    """Return for each line of a text the template, and the line there, that it comes from."""
     marked = environment(marked=True).get_template(FRAME).render(context)
     places = {}
     for number, line in enumerate(marked.split("\n"), 1):

@@ -3,6 +3,7 @@
 import inspect
 import keyword
 import re
+from pathlib import Path
 from typing import Any
 
 import jinja2
@@ -71,7 +72,9 @@ def test_an_undefined_name_in_a_template_is_an_error() -> None:
 
 def identifiers_of_templates() -> list[str]:
     """Every word in the templates that Python takes as a name, and some that texts make."""
-    text = "\n".join(p.read_text("utf-8") for p in sorted(template_directory().glob("*.j2")))
+    text = "\n".join(
+        p.read_text("utf-8") for p in sorted(Path(str(template_directory())).glob("*.j2"))
+    )
     words = re.findall(r"\b[A-Za-z]\w*\b", text) + "v1 output0 temp0 int new template".split()
     return [w for w in dict.fromkeys(words) if not keyword.iskeyword(w) and w not in {"x", "w"}]
 
