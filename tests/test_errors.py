@@ -45,7 +45,7 @@ def exceptions() -> Iterator[type[Exception]]:
     modules = [
         importlib.import_module(found.name)
         for found in pkgutil.walk_packages(q4jit.__path__, "q4jit.")
-        if not found.name.endswith(("__main__", "_child"))  # programs
+        if not found.name.endswith(("__main__", "_child", "hook-q4jit"))  # programs
     ]
     for module in modules:
         for value in vars(module).values():

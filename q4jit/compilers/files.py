@@ -91,7 +91,9 @@ def _opened(name: str | Path, flags: int, folder: int | None) -> Iterator[int]:
         handle = os.open(name, flags, dir_fd=folder)
     except OSError as error:
         if error.errno in _NO_FILE:
-            raise UnsuitableError(expected(_REGULAR, error.strerror, where=str(name))) from error
+            raise UnsuitableError(
+                expected(_REGULAR, str(error.strerror), where=str(name))
+            ) from error
         raise
     try:
         yield handle

@@ -6,6 +6,7 @@ from typing import Any, Final
 import llvmlite
 import llvmlite.binding as llvm
 
+from q4jit.compilers.stack import on_large_stack
 from q4jit.locks import BUILD
 from q4jit.targets import Target
 
@@ -52,7 +53,7 @@ def _emit(text: str, target: Target, method: str) -> Any:  # bytes or str, depen
     # are, once the inner function has returned, or its exception (with its frames) is gone.
     with BUILD:
         try:
-            return _emit_locked(text, _machine(target), method)
+            return on_large_stack(lambda: _emit_locked(text, _machine(target), method))
         except RuntimeError as error:
             log = str(error)
         from q4jit.compilers.programs import failure  # late: only errors need it

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from q4jit.compilers.stack import on_large_stack
 from q4jit.errors import CompileError, TargetError
 from q4jit.locks import BUILD
 from q4jit.targets import Target, host_target, runs_here
@@ -100,22 +101,26 @@ class LoadedObject:
         if outside:
             missing = ", ".join(sorted(outside))
             raise CompileError("llvmlite", (), f"the object needs unknown symbols: {missing}", "")
-        import llvmlite.binding as llvm  # late: importing q4jit does not load LLVM
-
         with BUILD:
             _unowned.clear()
             _check_executable_memory()
-            library = llvm.JITLibraryBuilder().add_object_img(object_bytes)
-            library.add_current_process()
-            for symbol in symbols:
-                library.export_symbol(symbol)
             try:
-                linked = library.link(_jit(), f"q4jit{next(_numbers)}")
+                linked = on_large_stack(lambda: _link(object_bytes, symbols))
             except RuntimeError as error:
                 raise TargetError(_no_memory(error)) from error
             self.addresses = {symbol: int(linked[symbol]) for symbol in symbols}
             weakref.finalize(self, _release, [linked]).atexit = False
             del linked  # now only the finalizer's list refers to it
+
+
+def _link(object_bytes: bytes, symbols: tuple[str, ...]) -> Any:
+    import llvmlite.binding as llvm  # late: importing q4jit does not load LLVM
+
+    library = llvm.JITLibraryBuilder().add_object_img(object_bytes)
+    library.add_current_process()
+    for symbol in symbols:
+        library.export_symbol(symbol)
+    return library.link(_jit(), f"q4jit{next(_numbers)}")
 
 
 def _release(owned: list[Any]) -> None:  # the garbage collector calls it: it must not wait
