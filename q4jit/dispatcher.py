@@ -197,15 +197,16 @@ class Specialized(Generic[_P, _R]):
     # --- specialising -----------------------------------------------------------------------------
 
     def _specialise(self, args: Sequence[Any], key: tuple[object, ...]) -> Launch:
+        request = self._specializer.request(args)
         if self.options.tune:
-            self._specializer.search(args)
+            self._specializer.search(request)
         with BUILD:
             launch = self._launches.get(key)
             if launch is not None:  # made by another thread meanwhile
                 self._hits += 1
                 return launch
             self._misses += 1
-            launch = self._specializer.launch(args)
+            launch = self._specializer.launch(request)
             _remember(self._launches, key, launch)
             return launch
 

@@ -1,4 +1,4 @@
-"""The global lock: traces, compilations, loads and repacked weights are made while it is held.
+"""The global lock: compilations, loads and repacked weights are made while it is held.
 
 A fork waits for the lock, so a child never inherits a half-made object or a lock that nobody will
 release. A call takes the lock only if its shapes or one of its weights are new to the process.

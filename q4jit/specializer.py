@@ -22,7 +22,6 @@ from q4jit.errors import ArgumentError, ConfigError
 from q4jit.frontend.graph import Graph
 from q4jit.frontend.specs import Signature
 from q4jit.frontend.trace import trace
-from q4jit.locks import BUILD
 from q4jit.options import Options
 from q4jit.pipeline import Backend, Launch, ReadyKernel, Remark, fetch, ready_kernels
 from q4jit.plan.kernels import Plan, Source
@@ -66,7 +65,10 @@ class _Compiled:
 
 
 class Specializer:
-    """Traces, plans and compiles one function. Callers hold the lock BUILD, except for `search`.
+    """Traces, plans and compiles one function.
+
+    Callers of `launch` hold the lock BUILD. Callers of the other methods must not: the user's
+    function may take locks or fork while it is traced, and a search's threads take BUILD.
 
     Attributes:
         compiles: kernels that a compiler has made so far.
@@ -92,9 +94,10 @@ class Specializer:
     # --- from arguments to a launch ---------------------------------------------------------------
 
     def request(self, args: Sequence[Any]) -> Request:
-        """Return the request of a call.
+        """Trace the function unless it was, and return the request of a call.
 
-        Raises ArgumentError for unsuitable arguments, TraceError, TargetError and DeviceError.
+        Raises ArgumentError for unsuitable arguments, TraceError, TargetError and DeviceError, and
+        the user's function's own errors.
         """
         signature, leading = self.signature_of(args)
         rows = math.prod(leading)
@@ -104,33 +107,28 @@ class Specializer:
             self._parameters,
             lambda: cost_of(self._graph(signature), rows),
         )
+        self._graph(signature)  # traced now, because `launch` runs under the lock
         backend = find_backend(place.target)
         m_class = backend.m_class(place.target, rows, self._options.plan_options)
         key = (signature, place.target, m_class), place.device
         return Request(args, signature, leading, rows, place, backend, key)
 
-    def search(self, args: Sequence[Any]) -> None:
-        """Search for the fastest constants of new kernels for a GPU; do nothing on the CPU.
-
-        The caller must not hold BUILD, which the search's compiling threads take.
-        """
-        with BUILD:
-            request = self.request(args)
-            device = request.place.device
-            if device is None or request.key in self._compiled:
-                return
-            graph = self._graph(request.signature)
+    def search(self, request: Request) -> None:
+        """Search for the fastest constants of new kernels for a GPU; do nothing on the CPU."""
+        device = request.place.device
+        if device is None or request.key in self._compiled:
+            return
+        graph = self._graph(request.signature)
         request.backend.search(device, graph, request.rows, self._options.plan_options)
 
-    def launch(self, args: Sequence[Any]) -> Launch:
-        """Return kernels bound to the shapes of arguments; compile them if necessary."""
-        request = self.request(args)
+    def launch(self, request: Request) -> Launch:
+        """Return kernels bound to the shapes of a request; compile them if necessary."""
         compiled = self._compiled.get(request.key) or self._compile(request)
         launch = request.backend.launch(
             compiled.plan,
             [kernel.loaded for kernel in compiled.kernels],
-            CallShapes(compiled.plan.graph, args, request.leading),
-            args,
+            CallShapes(compiled.plan.graph, request.args, request.leading),
+            request.args,
             self._parameters,
             request.place.device,
         )
@@ -154,11 +152,12 @@ class Specializer:
             raise
 
     def _graph(self, signature: Signature) -> Graph:
-        if signature not in self._graphs:
+        graph = self._graphs.get(signature)
+        if graph is None:
             graph = trace(self._function, signature, self._keywords)
             self._options.check(graph)
-            self._graphs[signature] = graph
-        return self._graphs[signature]
+            graph = self._graphs.setdefault(signature, graph)  # another thread may have been faster
+        return graph
 
     def _compile(self, request: Request) -> _Compiled:
         """Run the stages from plan to load for a request, and keep the kernels."""

@@ -1,5 +1,6 @@
 """The dispatcher: counts, reports, options and errors, and one compilation for all threads."""
 
+import contextlib
 import dataclasses
 import gc
 import inspect
@@ -676,3 +677,76 @@ def test_the_number_of_remembered_shapes_is_bounded(
         close(f(big, w), scaled(big, w))
         assert len(f._launches) <= 10
     assert len(f._specializer._compiled) < 10  # classes of M, not values
+
+
+# --- locks of the user ----------------------------------------------------------------------------
+
+
+@pytest.mark.process
+def test_a_traced_function_may_take_a_lock_that_a_caller_holds() -> None:
+    child.run(
+        """
+        guard, tracing = threading.Lock(), threading.Event()
+        @specialize
+        def forward(x, w):
+            tracing.set()
+            with guard:
+                return x @ w * 2.0
+        def scale():
+            with guard:
+                assert tracing.wait(30)
+                check()  # compiles while `forward` is traced
+        threads = [threading.Thread(target=scale)]
+        threads[0].start()
+        time.sleep(0.1)
+        threads.append(threading.Thread(target=forward, args=(x_small, small)))
+        threads[1].start()
+        for thread in threads:
+            thread.join()
+        np.testing.assert_allclose(forward(x_small, small), 2 * expected_small, 1e-4, 1e-4)
+        """
+    )
+
+
+@pytest.mark.process
+def test_a_fork_while_a_traced_function_logs() -> None:
+    child.run(
+        """
+        import logging
+        tracing = threading.Event()
+        def slow(x, w):
+            tracing.set()
+            time.sleep(0.5)
+            logging.warning("tracing")
+            return x @ w
+        thread = threading.Thread(target=lambda: specialize(slow)(x_small, small))
+        thread.start()
+        tracing.wait()
+        for _ in range(3):
+            reap(in_child(check))
+        thread.join()
+        """
+    )
+
+
+def test_threads_that_trace_the_same_function_share_one_graph() -> None:
+    both = threading.Barrier(2)
+
+    @specialize
+    def product(x: Any, w: Any) -> Any:
+        if not isinstance(x, np.ndarray):
+            with contextlib.suppress(threading.BrokenBarrierError):
+                both.wait(10)
+        return x @ w
+
+    x, w = np.ones((2, 32), np.float32), quantize(np.ones((32, 16), np.float32), "Q4_0")
+    results: list[Any] = []
+    threads = [threading.Thread(target=lambda: results.append(product(x, w))) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not both.broken  # both threads traced at the same time
+    np.testing.assert_array_equal(results[0], results[1])
+    assert len(product.signatures) == 1
+    assert (product.stats.misses, product.stats.hits) == (1, 1)

@@ -50,7 +50,7 @@ def test_the_first_call_in_a_thread_with_a_small_stack(kib: int) -> None:
         thread.join()
         assert len(done) == 2
         np.testing.assert_allclose(
-            done[0], np.exp(-np.abs(expected_wide)) / (2 + np.tanh(expected_wide)), rtol=1e-3, atol=1e-4
+            done[0], np.exp(-np.abs(expected_wide)) / (2 + np.tanh(expected_wide)), 1e-3, 1e-4
         )
         """
     )
