@@ -5,10 +5,12 @@
 Each function has one `Specializer`. It keeps its graphs, plans and kernels, and reports on them.
 """
 
+import contextlib
+import errno
 import math
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -18,7 +20,7 @@ from q4jit.arrays.call_shapes import CallShapes, lead_shape
 from q4jit.arrays.specs import spec_of
 from q4jit.backends import find_backend
 from q4jit.compilers.cache import Compiler, Entry
-from q4jit.errors import ArgumentError, ConfigError
+from q4jit.errors import ArgumentError, ConfigError, TargetError
 from q4jit.frontend.graph import Graph
 from q4jit.frontend.specs import Signature
 from q4jit.frontend.trace import trace
@@ -101,12 +103,13 @@ class Specializer:
         """
         signature, leading = self.signature_of(args)
         rows = math.prod(leading)
-        place = choose_place(
-            self._options.target,
-            args,
-            self._parameters,
-            lambda: cost_of(self._graph(signature), rows),
-        )
+        with _explained():
+            place = choose_place(
+                self._options.target,
+                args,
+                self._parameters,
+                lambda: cost_of(self._graph(signature), rows),
+            )
         self._graph(signature)  # traced now, because `launch` runs under the lock
         backend = find_backend(place.target)
         m_class = backend.m_class(place.target, rows, self._options.plan_options)
@@ -123,15 +126,16 @@ class Specializer:
 
     def launch(self, request: Request) -> Launch:
         """Return kernels bound to the shapes of a request; compile them if necessary."""
-        compiled = self._compiled.get(request.key) or self._compile(request)
-        launch = request.backend.launch(
-            compiled.plan,
-            [kernel.loaded for kernel in compiled.kernels],
-            CallShapes(compiled.plan.graph, request.args, request.leading),
-            request.args,
-            self._parameters,
-            request.place.device,
-        )
+        with _explained():
+            compiled = self._compiled.get(request.key) or self._compile(request)
+            launch = request.backend.launch(
+                compiled.plan,
+                [kernel.loaded for kernel in compiled.kernels],
+                CallShapes(compiled.plan.graph, request.args, request.leading),
+                request.args,
+                self._parameters,
+                request.place.device,
+            )
         self._note_rule(request)
         return launch
 
@@ -244,8 +248,23 @@ class Specializer:
 
 def assembly(source: Source) -> str:
     """Return the assembly that the target's compiler writes for a text. Raises CompileError."""
-    compiler = find_backend(source.target).compiler(source.target)
-    return compiler.compile_assembly(source.text, source.target)
+    with _explained():
+        compiler = find_backend(source.target).compiler(source.target)
+        return compiler.compile_assembly(source.text, source.target)
+
+
+@contextlib.contextmanager
+def _explained() -> Iterator[None]:
+    """Raise TargetError instead of an OSError that says that no file can be opened."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in {errno.EMFILE, errno.ENFILE}:
+            raise
+        raise TargetError(
+            f"cannot open the files that a first call reads: {error}; close files, or raise the "
+            "limit RLIMIT_NOFILE (ulimit -n)"
+        ) from error
 
 
 def counted(number: int, noun: str, ending: str = "s") -> str:

@@ -750,3 +750,50 @@ def test_threads_that_trace_the_same_function_share_one_graph() -> None:
     np.testing.assert_array_equal(results[0], results[1])
     assert len(product.signatures) == 1
     assert (product.stats.misses, product.stats.hits) == (1, 1)
+
+
+# --- bad moments ----------------------------------------------------------------------------------
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("first", ["product(x_small, small)", "product.warmup(x_small, small)"])
+def test_a_first_call_without_free_file_descriptors(first: str) -> None:
+    """Every number of free descriptors gives an answer or our error, and the last call works."""
+    output = child.run(
+        f"""
+        import resource, warnings
+        from q4jit import CacheWarning, TargetError
+        warnings.simplefilter("ignore", CacheWarning)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+        held = []
+        while True:
+            try:
+                held.append(os.open("/dev/null", os.O_RDONLY))
+            except OSError:
+                break
+        for free in range(8):
+            try:
+                {first}
+            except TargetError as error:
+                print(free, error)
+            os.close(held.pop())
+        check()
+        """
+    )
+    assert output.startswith("0 cannot open the files that a first call reads")
+    assert "ulimit -n" in output
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("late", [False, True])
+def test_a_first_call_at_exit(late: bool) -> None:
+    """The call is the first, or q4jit is even imported by then; nothing is printed."""
+    program = f"""
+    import atexit
+    def last():
+        late = {child.PRELUDE!r} + "check()\\nproduct.inspect_asm()\\nprint('done')"
+        exec(late, {{"__name__": "late"}})
+    atexit.register(last)
+    """
+    prelude = "import threading\n" if late else "import q4jit\n"
+    assert child.run(program, prelude=prelude, Q4JIT_NUM_THREADS="3") == "done\n"

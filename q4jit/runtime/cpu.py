@@ -13,7 +13,7 @@ import numpy as np
 
 from q4jit.compilers.stack import on_large_stack
 from q4jit.errors import CompileError, TargetError
-from q4jit.locks import BUILD
+from q4jit.locks import BUILD, keep_at_exit
 from q4jit.targets import Target, host_target, runs_here
 
 # generated code may call these; any other symbol is a helper of the compiler that q4jit lacks
@@ -120,7 +120,7 @@ def _link(object_bytes: bytes, symbols: tuple[str, ...]) -> Any:
     library.add_current_process()
     for symbol in symbols:
         library.export_symbol(symbol)
-    return library.link(_jit(), f"q4jit{next(_numbers)}")
+    return keep_at_exit(library.link(_jit(), f"q4jit{next(_numbers)}"))
 
 
 def _release(owned: list[Any]) -> None:  # the garbage collector calls it: it must not wait

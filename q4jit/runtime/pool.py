@@ -20,7 +20,7 @@ from typing import Any, Final
 
 from q4jit import config
 from q4jit.compilers import cache
-from q4jit.locks import BUILD
+from q4jit.locks import BUILD, is_exiting
 from q4jit.runtime.cpu import LoadedObject, function
 from q4jit.targets import Target, host_target
 
@@ -118,6 +118,8 @@ def address() -> int:
 def _start() -> int:
     with BUILD:
         if _process.address is None:
+            if is_exiting():  # nobody would stop the workers before their code is unmapped
+                return 0
             threads = config.num_threads()
             if threads > 1 and sys.platform == "linux":
                 # stored before a thread runs: after an interrupt, workers still need the code
