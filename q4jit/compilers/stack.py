@@ -4,12 +4,13 @@ LLVM's passes use more than 64 KiB of stack, which programs with many threads gi
 (`threading.stack_size`), and musl's default is 128 KiB. An overflow is no exception, but SIGSEGV.
 """
 
+import contextlib
 import ctypes
 import functools
 import os
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Final, TypeVar
 
 from q4jit.errors import TargetError
@@ -39,7 +40,6 @@ def on_large_stack(work: Callable[[], _R]) -> _R:
         except BaseException as error:  # noqa: BLE001 - raised again by the caller
             errors.append(error)
 
-    # no exception can come between start and end: a blocked C function handles no signals
     problem = _run_thread(_START(run))
     if problem:
         raise TargetError(
@@ -52,23 +52,32 @@ def on_large_stack(work: Callable[[], _R]) -> _R:
 
 
 @functools.cache
-def _libc() -> Any:  # functions without annotations
+def threads_library() -> Any:  # functions without annotations
+    """Return the C library with the functions of POSIX threads."""
     return ctypes.CDLL(None)
+
+
+@contextlib.contextmanager
+def thread_attributes(stack_bytes: int) -> "Iterator[ctypes.Array[ctypes.c_char]]":
+    """Make attributes (`pthread_attr_t`) of a thread with a stack of this size."""
+    library = threads_library()
+    attributes = ctypes.create_string_buffer(_ATTRIBUTES_BYTES)
+    library.pthread_attr_init(attributes)
+    try:
+        library.pthread_attr_setstacksize(attributes, ctypes.c_size_t(stack_bytes))
+        yield attributes
+    finally:
+        library.pthread_attr_destroy(attributes)
 
 
 def _run_thread(start: Any) -> int:
     """Run a thread to its end; return the number of the error if there is no thread."""
-    libc, thread = _libc(), ctypes.c_ulong()
-    attributes = ctypes.create_string_buffer(_ATTRIBUTES_BYTES)
-    libc.pthread_attr_init(attributes)
-    libc.pthread_attr_setstacksize(attributes, ctypes.c_size_t(_STACK_BYTES))
-    try:
-        problem = int(libc.pthread_create(ctypes.byref(thread), attributes, start, None))
-        if not problem:
-            libc.pthread_join(thread, None)
-        return problem
-    finally:
-        libc.pthread_attr_destroy(attributes)
+    library, thread = threads_library(), ctypes.c_ulong()
+    with thread_attributes(_STACK_BYTES) as attributes:
+        problem = int(library.pthread_create(ctypes.byref(thread), attributes, start, None))
+    if not problem:
+        library.pthread_join(thread, None)
+    return problem
 
 
 def _stack_bytes() -> int:
@@ -79,11 +88,11 @@ def _stack_bytes() -> int:
         # glibc would read /proc/self/maps, which takes longer than a small kernel
         soft, _ = resource.getrlimit(resource.RLIMIT_STACK)
         return sys.maxsize if soft == resource.RLIM_INFINITY else soft
-    libc, start, size = _libc(), ctypes.c_void_p(), ctypes.c_size_t()
+    library, start, size = threads_library(), ctypes.c_void_p(), ctypes.c_size_t()
     attributes = ctypes.create_string_buffer(_ATTRIBUTES_BYTES)
-    libc.pthread_self.restype = ctypes.c_ulong
-    if libc.pthread_getattr_np(ctypes.c_ulong(libc.pthread_self()), attributes):
+    library.pthread_self.restype = ctypes.c_ulong
+    if library.pthread_getattr_np(ctypes.c_ulong(library.pthread_self()), attributes):
         return sys.maxsize
-    libc.pthread_attr_getstack(attributes, ctypes.byref(start), ctypes.byref(size))
-    libc.pthread_attr_destroy(attributes)
+    library.pthread_attr_getstack(attributes, ctypes.byref(start), ctypes.byref(size))
+    library.pthread_attr_destroy(attributes)
     return size.value

@@ -131,5 +131,5 @@ def test_the_attributes_have_room() -> None:
         _fields_ = (("attributes", ctypes.c_char * 128), ("guard", ctypes.c_char * 128))
 
     guarded = Guarded(guard=b"untouched")
-    stack._libc().pthread_attr_init(ctypes.byref(guarded))
+    stack.threads_library().pthread_attr_init(ctypes.byref(guarded))
     assert guarded.guard == b"untouched"
