@@ -57,9 +57,11 @@ def _problem(compiler: Clang | HipRtc, target: Target) -> str:
         known = compiler.archs()
     except CompileError as error:
         return f"does not run: {'; '.join(error.log.splitlines()[-2:])}"
-    if target.arch in known:
-        return ""
-    return f"does not know {target.arch}; it knows {', '.join(known) or 'no AMD GPU'}"
+    if target.arch not in known:
+        return f"does not know {target.arch}; it knows {', '.join(known) or 'no AMD GPU'}"
+    if isinstance(compiler, Clang) and (problem := compiler.problem(target)):
+        return f"does not compile an empty text for {target.arch}: {problem}"
+    return ""
 
 
 def _rocm_path() -> Path | None:
