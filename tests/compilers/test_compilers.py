@@ -595,7 +595,7 @@ def test_a_failure_inside_nvrtc_is_a_compile_error(monkeypatch: pytest.MonkeyPat
         NvRtc().fingerprint(target)
 
 
-@pytest.mark.parametrize("name", ["hiprtc_child.py", "nvrtc_child.py"])
+@pytest.mark.parametrize("name", ["hiprtc_child.py", "nvrtc_child.py", "llvm_child.py"])
 def test_the_child_programs_import_nothing_from_q4jit(name: str) -> None:
     text = Path(hiprtc.__file__).with_name(name).read_text("utf-8")
     assert not re.search(r"^\s*(from|import) q4jit", text, re.MULTILINE)
