@@ -1,8 +1,9 @@
-"""The templates: where they are, and Jinja with them."""
+"""The templates: where they are, how Jinja loads them, and the names that they use."""
 
 import functools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -14,6 +15,8 @@ FRAME: Final = "part/frame.hip.j2"
 """The template of every planned kernel."""
 
 _MARK: Final = re.compile("\x01(.*?)\x02")
+_NO_CODE: Final = re.compile(r"\{#.*?#\}|\{%.*?%\}|//[^\n]*", re.DOTALL)
+_EXPRESSION: Final = re.compile(r"\{\{.*?\}\}")
 
 
 def template_directory() -> Traversable:
@@ -66,17 +69,54 @@ class _MarkedLoader(_Loader):
         source, path, is_fresh = super().get_source(environment, template)
         lines = source.split("\n")
         for number, line in enumerate(lines, 1):
-            if line and not line.endswith(("%}", "#}")):  # trim_blocks wants a tag's own line end
+            # a tag that removes its line end must remain the last of its line
+            if line and not line.endswith(("%}", "#}", "-}}")):
                 lines[number - 1] = f"{line}\x01{template}:{number}\x02"
         return "\n".join(lines), path, is_fresh
 
 
 def origins(context: dict[str, Any]) -> dict[int, str]:
-    """Return for each line of a text the template, and the line there, that it comes from."""
+    """Return the template and the line in it that each line of a text comes from."""
     marked = environment(marked=True).get_template(FRAME).render(context)
-    places = {}
+    lines = {}
     for number, line in enumerate(marked.split("\n"), 1):
         mark = _MARK.search(line)
         if mark:
-            places[number] = mark[1]
-    return places
+            lines[number] = mark[1]
+    return lines
+
+
+@dataclass(frozen=True)
+class Words:
+    """The names in the templates' code.
+
+    Attributes:
+        names: whole names.
+        before_product: the beginnings of words that end with a product's name.
+        after_product: the ends of words that begin with a product's name.
+    """
+
+    names: frozenset[str]
+    before_product: frozenset[str]
+    after_product: frozenset[str]
+
+
+def _texts(folder: Traversable) -> Iterator[str]:
+    """Yield the texts of all templates in a folder and its folders."""
+    for child in sorted(folder.iterdir(), key=lambda child: child.name):
+        if child.is_dir():
+            yield from _texts(child)
+        elif child.name.endswith(".j2"):
+            yield child.read_text(encoding="utf-8")
+
+
+@functools.cache
+def words() -> Words:
+    """Return the names that templates use, so that no variable of a value hides one of them."""
+    code = _NO_CODE.sub(" ", "\n".join(_texts(template_directory())))
+    product = r"\{\{ p\.name \}\}"
+    return Words(
+        frozenset(re.findall(r"(?<![\w\0])[A-Za-z_]\w*", _EXPRESSION.sub("\0", code))),
+        frozenset(re.findall(rf"(\w+){product}", code)),
+        frozenset(re.findall(rf"{product}(\w+)", code)),
+    )

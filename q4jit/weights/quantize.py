@@ -5,7 +5,7 @@ from numpy.typing import ArrayLike
 
 from q4jit.errors import FormatError, expected
 from q4jit.weights.checks import describe, matrix_shape
-from q4jit.weights.formats import bands, encode, find_format
+from q4jit.weights.formats import batches, encode, find_format
 from q4jit.weights.tensor import QuantizedTensor
 
 
@@ -28,7 +28,7 @@ def quantize(
         raise FormatError(expected(dtypes, got, where="argument 'w' of quantize", cure=cure))
     k, n = matrix_shape(matrix.shape)
     columns = np.empty((n, fmt.column_bytes(k)), np.uint8)
-    for band in bands(n, k):
-        columns[band] = encode(fmt, matrix[:, band].T)
+    for batch in batches(n, k):
+        columns[batch] = encode(fmt, matrix[:, batch].T)
     columns.flags.writeable = False
     return QuantizedTensor(fmt, columns)
