@@ -66,8 +66,8 @@ class Q4JitError(Exception):
     def __reduce__(self) -> tuple[Any, ...]:
         """Copy and pickle the message and attributes, whatever arguments a subclass takes.
 
-        By default Python calls the class with `args`, which fails for `CompileError`. In a worker
-        of `multiprocessing.Pool` such an error would leave the parent waiting for ever.
+        By default Python calls the class with `args`, which fails for `CompileError`: raised in a
+        worker of `multiprocessing.Pool`, it would leave the parent waiting for ever.
         """
         return copyreg.__newobj__, (type(self), *self.args), self.__dict__  # type: ignore[attr-defined]
 

@@ -81,6 +81,6 @@ def _other_process() -> ModuleType | None:
     """Return `llvm_process` if the next compilation is its own, else None."""
     if next(_made) <= MOST_COMPILATIONS_HERE:
         return None
-    from q4jit.compilers import llvm_process  # late: few programs compile so much
+    from q4jit.compilers import llvm_process  # late: few programs compile as often
 
     return llvm_process
