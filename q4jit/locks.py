@@ -4,12 +4,15 @@ A fork waits for the lock, so a child never inherits a half-made object or a loc
 release. A call takes the lock only if its shapes or one of its weights are new to the process.
 """
 
+import logging  # noqa: F401 - see below
 import os
 import threading
 from typing import Any, Final
 
 BUILD: Final = threading.RLock()
 
+# A fork calls these in the reverse order of registration. `logging` is imported above, so BUILD is
+# acquired before logging's lock, which a warning under BUILD may take (`logging.captureWarnings`).
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(
         before=BUILD.acquire, after_in_parent=BUILD.release, after_in_child=BUILD.release

@@ -729,6 +729,31 @@ def test_a_fork_while_a_traced_function_logs() -> None:
     )
 
 
+@pytest.mark.process
+def test_a_fork_while_logging_captures_a_warning_of_the_cache() -> None:
+    child.run(
+        """
+        import logging  # after q4jit
+        from q4jit.compilers import cache
+        logging.captureWarnings(True)
+        logging.basicConfig(filename=os.devnull)
+        os.environ["Q4JIT_CACHE_DIR"] = os.devnull + "/cache"
+        compiling, warn = threading.Event(), cache.DiskCache._warn
+        def slow(disk, problem):
+            compiling.set()
+            time.sleep(0.5)
+            warn(disk, problem)
+        cache.DiskCache._warn = slow
+        thread = threading.Thread(target=check)
+        thread.start()
+        compiling.wait()
+        time.sleep(0.1)
+        reap(in_child(lambda: None))
+        thread.join()
+        """
+    )
+
+
 def test_threads_that_trace_the_same_function_share_one_graph() -> None:
     both = threading.Barrier(2)
 
