@@ -22,7 +22,7 @@ _SCALE_SHARE: Final = 1 / 16
 def scale_facts(fmt: Format, batches: Iterable[NDArray[np.uint8]]) -> tuple[bool, bool]:
     """Return whether all scales are finite, and whether values may be rounded to f16.
 
-    batches: the columns, uint8 [n, column_bytes], a part at a time. See `QuantizedTensor.suits_f16`.
+    batches: the columns, uint8 [n, column_bytes], in parts. See `QuantizedTensor.suits_f16`.
     """
     if not suits_tiles16(fmt):
         return all(_finite(fmt, columns) for columns in batches), True
