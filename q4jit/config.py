@@ -48,25 +48,40 @@ def _count(name: str) -> int | None:
     return int(value)
 
 
+def _folder(name: str) -> Path | None:
+    """Return the path in a variable, `~` expanded: no shell has done that in a service's file."""
+    value = os.environ.get(name, "")
+    if not value.strip():
+        return None
+    try:
+        return Path(value).expanduser()
+    except RuntimeError as error:
+        got = f"{value!r}: {str(error).rstrip('.')}"
+        raise ConfigError(
+            expected("a folder", got, where=name, cure="write the path without ~")
+        ) from None
+
+
 def cache_dir() -> Path | None:
     """Return Q4JIT_CACHE_DIR, the directory of compiled kernels; default: the user's cache.
 
-    Returns None if the variable is not set and the user has no home directory.
+    Returns None if the variable is not set and the user has no home directory. A relative
+    XDG_CACHE_HOME is ignored, as the XDG base directory specification asks.
     """
-    if path := os.environ.get("Q4JIT_CACHE_DIR"):
-        return Path(path)
-    if base := os.environ.get("XDG_CACHE_HOME"):
-        return Path(base) / "q4jit"
+    if path := _folder("Q4JIT_CACHE_DIR"):
+        return path
     try:
-        return Path.home() / ".cache" / "q4jit"
-    except RuntimeError:  # a user without an entry in the password database
-        return None
+        for base in (_folder("XDG_CACHE_HOME"), Path.home() / ".cache"):
+            if base is not None and base.is_absolute():  # else it depends on the working directory
+                return base / "q4jit"
+    except (RuntimeError, ConfigError):  # a user without an entry in the password database
+        pass
+    return None
 
 
 def dump_dir() -> Path | None:
     """Return Q4JIT_DUMP_DIR, the directory to which every stage of each kernel is written."""
-    path = os.environ.get("Q4JIT_DUMP_DIR")
-    return Path(path) if path else None
+    return _folder("Q4JIT_DUMP_DIR")
 
 
 def hip_compiler() -> str | None:
@@ -80,8 +95,7 @@ def hip_compiler() -> str | None:
 
 def rocm_path() -> Path | None:
     """Return ROCM_PATH or ROCM_HOME, where ROCm is installed; None if neither is set."""
-    path = os.environ.get("ROCM_PATH") or os.environ.get("ROCM_HOME")
-    return Path(path) if path else None
+    return _folder("ROCM_PATH") or _folder("ROCM_HOME")
 
 
 def compiler_environment(folder: Path) -> dict[str, str]:

@@ -187,23 +187,25 @@ class Specialized(Generic[_P, _R]):
     # --- specialising -----------------------------------------------------------------------------
 
     def _specialise(self, args: Sequence[Any], key: tuple[object, ...]) -> Launch:
+        request = self._specializer.request(args)
         if self.options.tune:
-            self._specializer.search(args)
+            self._specializer.search(request)
         with BUILD:
             launch = self._launches.get(key)
             if launch is not None:  # made by another thread meanwhile
                 self._hits += 1
                 return launch
             self._misses += 1
-            launch = self._specializer.launch(args)
+            launch = self._specializer.launch(request)
             self._unchanged = self._specializer.unchanged
             _remember(self._launches, key, launch)
             return launch
 
     def _renew(self) -> None:
         """Forget the launches if a global or a closure value has changed."""
+        renewed = self._specializer.renew()
         with BUILD:
-            if self._specializer.renew():
+            if renewed:
                 self._launches.clear()
                 self._on_tensors.clear()
             self._unchanged = self._specializer.unchanged

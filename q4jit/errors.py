@@ -14,12 +14,13 @@ Q4JitError
 CacheWarning            the disk cache cannot be used; results are not affected
 """
 
+import copyreg
 import difflib
 import re
 import shlex
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 __all__ = [
     "ArgumentError",
@@ -61,6 +62,14 @@ _SHOWN_NAMES: Final = 8
 
 class Q4JitError(Exception):
     """Base of every error that q4jit raises on purpose."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copy and pickle the message and attributes, whatever arguments a subclass takes.
+
+        By default Python calls the class with `args`, which fails for `CompileError`: raised in a
+        worker of `multiprocessing.Pool`, it would leave the parent waiting for ever.
+        """
+        return copyreg.__newobj__, (type(self), *self.args), self.__dict__  # type: ignore[attr-defined]
 
 
 class TraceError(Q4JitError, TypeError):

@@ -5,10 +5,12 @@
 Each function has one `Specializer`. It keeps its graphs, plans and kernels, and reports on them.
 """
 
+import contextlib
+import errno
 import math
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -22,7 +24,7 @@ from q4jit.arrays.specs import spec_of
 from q4jit.arrays.views import DeviceView
 from q4jit.backends import find_backend
 from q4jit.compilers.cache import Compiler, Entry
-from q4jit.errors import ArgumentError, ConfigError, TraceError, expected
+from q4jit.errors import ArgumentError, ConfigError, TargetError, TraceError, expected
 from q4jit.frontend.frozen import Frozen, freeze
 from q4jit.frontend.graph import Graph
 from q4jit.frontend.refusals import show_value
@@ -73,7 +75,10 @@ class _Compiled:
 
 
 class Specializer:
-    """Traces, plans and compiles one function. Callers hold the lock BUILD, except for `search`.
+    """Traces, plans and compiles one function.
+
+    Callers of `launch` hold the lock BUILD. Callers of the other methods must not: the user's
+    function may take locks or fork while it is traced, and a search's threads take BUILD.
 
     Attributes:
         frozen: the values of globals and closures that the graphs contain.
@@ -101,49 +106,47 @@ class Specializer:
     # --- from arguments to a launch ---------------------------------------------------------------
 
     def request(self, args: Sequence[Any]) -> Request:
-        """Return the request of a call.
+        """Trace the function unless it was, and return the request of a call.
 
-        Raises ArgumentError for unsuitable arguments, TraceError, TargetError and DeviceError.
+        Raises ArgumentError for unsuitable arguments, TraceError, TargetError and DeviceError, and
+        the user's function's own errors.
         """
         signature, leading = self.signature_of(args)
         signature = self._shared_signature(signature)
         rows = math.prod(leading)
-        place = choose_place(
-            self._options.target,
-            args,
-            self._parameters,
-            lambda: cost_of(self._graph(signature), rows),
-        )
+        with _explained():
+            place = choose_place(
+                self._options.target,
+                args,
+                self._parameters,
+                lambda: cost_of(self._graph(signature), rows),
+            )
+        self._graph(signature)  # traced now, because `launch` runs under the lock
         backend = find_backend(place.target)
         m_class = backend.m_class(place.target, rows, self._options.plan_options)
         key = (signature, place.target, m_class), place.device
         return Request(args, signature, leading, rows, place, backend, key)
 
-    def search(self, args: Sequence[Any]) -> None:
-        """Search for the fastest constants of new kernels for a GPU; do nothing on the CPU.
-
-        The caller must not hold BUILD, which the search's compiling threads take.
-        """
-        with BUILD:
-            request = self.request(args)
-            device = request.place.device
-            if device is None or request.key in self._compiled:
-                return
-            graph = self._graph(request.signature)
+    def search(self, request: Request) -> None:
+        """Search for the fastest constants of new kernels for a GPU; do nothing on the CPU."""
+        device = request.place.device
+        if device is None or request.key in self._compiled:
+            return
+        graph = self._graph(request.signature)
         request.backend.search(device, graph, request.rows, self._options.plan_options)
 
-    def launch(self, args: Sequence[Any]) -> Launch:
-        """Return kernels bound to the shapes of arguments; compile them if necessary."""
-        request = self.request(args)
-        compiled = self._compiled.get(request.key) or self._compile(request)
-        launch = request.backend.launch(
-            compiled.plan,
-            [kernel.loaded for kernel in compiled.kernels],
-            CallShapes(compiled.plan.graph, args, request.leading),
-            args,
-            self._parameters,
-            request.place.device,
-        )
+    def launch(self, request: Request) -> Launch:
+        """Return kernels bound to the shapes of a request; compile them if necessary."""
+        with _explained():
+            compiled = self._compiled.get(request.key) or self._compile(request)
+            launch = request.backend.launch(
+                compiled.plan,
+                [kernel.loaded for kernel in compiled.kernels],
+                CallShapes(compiled.plan.graph, request.args, request.leading),
+                request.args,
+                self._parameters,
+                request.place.device,
+            )
         self._note_rule(request)
         return launch
 
@@ -180,11 +183,12 @@ class Specializer:
         return result if out is None else out
 
     def _graph(self, signature: Signature) -> Graph:
-        if signature not in self._graphs:
+        graph = self._graphs.get(signature)
+        if graph is None:
             graph = self._trace(signature)
             self._options.check(graph)
-            self._graphs[signature] = graph
-        return self._graphs[signature]
+            graph = self._graphs.setdefault(signature, graph)  # another thread may have been faster
+        return graph
 
     def _shared_signature(self, signature: Signature) -> Signature:
         """Return a known signature of the same graph if only the types of numbers differ."""
@@ -233,8 +237,9 @@ class Specializer:
                 return False
         except Exception:  # noqa: BLE001 - the call raises it again, when it traces
             self.frozen = frozen
-        for made in (self._graphs, self._plans, self._compiled, self._rules):
-            made.clear()
+        with BUILD:
+            for made in (self._graphs, self._plans, self._compiled, self._rules):
+                made.clear()
         return True
 
     def _compile(self, request: Request) -> _Compiled:
@@ -336,8 +341,23 @@ def _as_floats(signature: Signature) -> Signature:
 
 def assembly(source: Source) -> str:
     """Return the assembly that the target's compiler writes for a text. Raises CompileError."""
-    compiler = find_backend(source.target).compiler(source.target)
-    return compiler.compile_assembly(source.text, source.target)
+    with _explained():
+        compiler = find_backend(source.target).compiler(source.target)
+        return compiler.compile_assembly(source.text, source.target)
+
+
+@contextlib.contextmanager
+def _explained() -> Iterator[None]:
+    """Raise TargetError instead of an OSError that says that no file can be opened."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in {errno.EMFILE, errno.ENFILE}:
+            raise
+        raise TargetError(
+            f"cannot open the files that a first call reads: {error}; close files, or raise the "
+            "limit RLIMIT_NOFILE (ulimit -n)"
+        ) from error
 
 
 def counted(number: int, noun: str, ending: str = "s") -> str:

@@ -14,7 +14,7 @@ def modules_of_the_tree() -> Iterator[str]:
     tree = TEXT[TEXT.index("q4jit/\n") :].partition("```")[0]
     folders: list[str] = []
     for line in tree.splitlines()[1:]:
-        entry = re.match(r"((?:│   |    )*)(?:├── |└── )(\w+)(/|\.py)", line)
+        entry = re.match(r"((?:│   |    )*)(?:├── |└── )([\w-]+)(/|\.py)", line)
         if entry is None:
             continue
         depth = len(entry[1]) // 4

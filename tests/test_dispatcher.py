@@ -1,5 +1,6 @@
 """The dispatcher: counts, reports, options and errors, and one compilation for all threads."""
 
+import contextlib
 import dataclasses
 import gc
 import inspect
@@ -679,3 +680,148 @@ def test_the_number_of_remembered_shapes_is_bounded(
         close(f(big, w), scaled(big, w))
         assert len(f._launches) <= 10
     assert len(f._specializer._compiled) < 10  # classes of M, not values
+
+
+# --- locks of the user ----------------------------------------------------------------------------
+
+
+@pytest.mark.process
+def test_a_traced_function_may_take_a_lock_that_a_caller_holds() -> None:
+    child.run(
+        """
+        guard, tracing = threading.Lock(), threading.Event()
+        @specialize
+        def forward(x, w):
+            tracing.set()
+            with guard:
+                return x @ w * 2.0
+        def scale():
+            with guard:
+                assert tracing.wait(30)
+                check()  # compiles while `forward` is traced
+        threads = [threading.Thread(target=scale)]
+        threads[0].start()
+        time.sleep(0.1)
+        threads.append(threading.Thread(target=forward, args=(x_small, small)))
+        threads[1].start()
+        for thread in threads:
+            thread.join()
+        np.testing.assert_allclose(forward(x_small, small), 2 * expected_small, 1e-4, 1e-4)
+        """
+    )
+
+
+@pytest.mark.process
+def test_a_fork_while_a_traced_function_logs() -> None:
+    child.run(
+        """
+        import logging
+        tracing = threading.Event()
+        def slow(x, w):
+            tracing.set()
+            time.sleep(0.5)
+            logging.warning("tracing")
+            return x @ w
+        thread = threading.Thread(target=lambda: specialize(slow)(x_small, small))
+        thread.start()
+        tracing.wait()
+        for _ in range(3):
+            reap(in_child(check))
+        thread.join()
+        """
+    )
+
+
+@pytest.mark.process
+def test_a_fork_while_logging_captures_a_warning_of_the_cache() -> None:
+    child.run(
+        """
+        import logging  # after q4jit
+        from q4jit.compilers import cache
+        logging.captureWarnings(True)
+        logging.basicConfig(filename=os.devnull)
+        os.environ["Q4JIT_CACHE_DIR"] = os.devnull + "/cache"
+        compiling, warn = threading.Event(), cache.DiskCache._warn
+        def slow(disk, problem):
+            compiling.set()
+            time.sleep(0.5)
+            warn(disk, problem)
+        cache.DiskCache._warn = slow
+        thread = threading.Thread(target=check)
+        thread.start()
+        compiling.wait()
+        time.sleep(0.1)
+        reap(in_child(lambda: None))
+        thread.join()
+        """
+    )
+
+
+def test_threads_that_trace_the_same_function_share_one_graph() -> None:
+    both = threading.Barrier(2)
+
+    @specialize
+    def product(x: Any, w: Any) -> Any:
+        if not isinstance(x, np.ndarray):
+            with contextlib.suppress(threading.BrokenBarrierError):
+                both.wait(10)
+        return x @ w
+
+    x, w = np.ones((2, 32), np.float32), quantize(np.ones((32, 16), np.float32), "Q4_0")
+    results: list[Any] = []
+    threads = [threading.Thread(target=lambda: results.append(product(x, w))) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not both.broken  # both threads traced at the same time
+    np.testing.assert_array_equal(results[0], results[1])
+    assert len(product.signatures) == 1
+    assert (product.stats.misses, product.stats.hits) == (1, 1)
+
+
+# --- bad moments ----------------------------------------------------------------------------------
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("first", ["product(x_small, small)", "product.warmup(x_small, small)"])
+def test_a_first_call_without_free_file_descriptors(first: str) -> None:
+    """Every number of free descriptors gives an answer or our error, and the last call works."""
+    output = child.run(
+        f"""
+        import resource, warnings
+        from q4jit import CacheWarning, TargetError
+        warnings.simplefilter("ignore", CacheWarning)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+        held = []
+        while True:
+            try:
+                held.append(os.open("/dev/null", os.O_RDONLY))
+            except OSError:
+                break
+        for free in range(8):
+            try:
+                {first}
+            except TargetError as error:
+                print(free, error)
+            os.close(held.pop())
+        check()
+        """
+    )
+    assert output.startswith("0 cannot open the files that a first call reads")
+    assert "ulimit -n" in output
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("late", [False, True])
+def test_a_first_call_at_exit(late: bool) -> None:
+    """The call is the first, or q4jit is even imported by then; nothing is printed."""
+    program = f"""
+    import atexit
+    def last():
+        late = {child.PRELUDE!r} + "check()\\nproduct.inspect_asm()\\nprint('done')"
+        exec(late, {{"__name__": "late"}})
+    atexit.register(last)
+    """
+    prelude = "import threading\n" if late else "import q4jit\n"
+    assert child.run(program, prelude=prelude, Q4JIT_NUM_THREADS="3") == "done\n"

@@ -6,31 +6,31 @@ prefixed with its length. An entry is three files: the source, the object, and a
 object, which is written before the object. An entry whose checksum differs is a miss.
 
 Entries are code that will run. The directory is therefore created with mode 0700, and a directory
-that another user owns or can write to is not used. If the cache cannot be used, q4jit warns once
-and keeps kernels in memory.
+or file that another user owns or can write to is not used. Both are checked at every use, by their
+descriptors (`files.py`). If the cache cannot be used, q4jit warns once and keeps kernels in memory.
 """
 
 import contextlib
 import functools
 import hashlib
 import os
-import stat
 import sys
-import tempfile
 import time
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
 
 from q4jit import config
+from q4jit.compilers import files
 from q4jit.errors import CacheWarning
 from q4jit.locks import BUILD
 from q4jit.targets import Target
 
 SCHEMA: Final = "1"
-_WRITABLE_BY_OTHERS: Final = stat.S_IWGRP | stat.S_IWOTH
-_TEMPORARY: Final = ".new-"  # prefix of files that are being written
+_MOST_BYTES: Final = 64 << 20  # of an object; larger files are not from q4jit
+_CHECKSUM_BYTES: Final = 64
 _LEFTOVER_AGE_S: Final = 24 * 3600
 
 
@@ -112,41 +112,44 @@ class DiskCache:
         self.directory = directory
         self._warned = False
         self._cleaned = False
-        self._usable = self._open()
+        with contextlib.suppress(OSError):  # no working directory; reported at the first use
+            self.directory = directory.absolute()  # the process may change its folder later
 
-    def _open(self) -> bool:
-        """Return whether the directory can be used; warn if not."""
-        try:
-            self.directory = self.directory.absolute()  # the process may change its folder later
-            self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            status = self.directory.stat()
-        except OSError as error:
-            return self._warn(f"cannot be created or read ({error})")
-        if not stat.S_ISDIR(status.st_mode):
-            return self._warn("is not a directory")
-        if _is_foreign(status):
-            return self._warn(
-                f"belongs to user {status.st_uid}, who could replace the code that runs from it"
-            )
-        if status.st_mode & _WRITABLE_BY_OTHERS:
-            return self._warn(
-                f"can be written by other users (mode {status.st_mode & 0o777:04o}, expected 0700)"
-            )
-        return True
+    @contextlib.contextmanager
+    def _opened(self) -> Iterator[int | None]:
+        """Open the directory and check it, as at every use; None and a warning if it is unusable.
+
+        Raises the errors of the body.
+        """
+        with contextlib.ExitStack() as stack:
+            try:
+                files.make_private(self.directory)
+                folder = stack.enter_context(files.opened_folder(self.directory))
+                problem = _directory_problem(os.fstat(folder))
+            except OSError as error:
+                problem = f"cannot be created or read ({error})"
+            if problem:
+                self._warn(problem)
+                yield None
+            else:
+                yield folder
 
     def read(self, key: str, suffix: str) -> bytes | None:
         """Return the object of an entry; None if it is missing or damaged."""
-        if not self._usable:
-            return None
-        path = self.directory / f"{key}{suffix}"
-        try:
-            checksum = path.with_suffix(".sha256").read_bytes()
-            object_bytes = _read_own(path)
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            self._warn(f"cannot be read ({error})")
-            return None
+        with self._opened() as folder:
+            if folder is None:
+                return None
+            try:
+                checksum = files.read_own(folder, f"{key}.sha256", _CHECKSUM_BYTES)
+                object_bytes = files.read_own(folder, f"{key}{suffix}", _MOST_BYTES)
+            except FileNotFoundError:
+                return None
+            except files.UnsuitableError as error:
+                _debug(f"{error}: compiling again")
+                return None
+            except OSError as error:
+                self._warn(f"cannot be read ({error})")
+                return None
         if checksum != _checksum(key, object_bytes).encode():
             _debug(f"entry {key[:12]} is damaged: compiling again")
             return None
@@ -157,35 +160,21 @@ class DiskCache:
 
         Each file is written completely or not at all, and the object comes last.
         """
-        if not self._usable:
-            return
-        try:
-            self._remove_leftovers()
-            for ending, data in (
-                source,
-                (".sha256", _checksum(key, object_[1]).encode()),
-                object_,
-            ):
-                write_atomically(self.directory / f"{key}{ending}", data)
-        except OSError as error:
-            self._warn(f"cannot be written ({error})")
+        checksum = ".sha256", _checksum(key, object_[1]).encode()
+        with self._opened() as folder:
+            if folder is None:
+                return
+            try:
+                if not self._cleaned:  # once per process; other processes may be writing now
+                    self._cleaned = True
+                    files.remove_leftovers(folder, time.time() - _LEFTOVER_AGE_S)
+                for ending, data in (source, checksum, object_):
+                    files.write_own(folder, f"{key}{ending}", data)
+            except OSError as error:
+                self._warn(f"cannot be written ({error})")
 
-    def _remove_leftovers(self) -> None:
-        """Remove the files of killed writers, once per process.
-
-        Only old files: other processes may be writing now.
-        """
-        if self._cleaned:
-            return
-        self._cleaned = True
-        old = time.time() - _LEFTOVER_AGE_S
-        for path in self.directory.glob(f"{_TEMPORARY}*"):
-            with contextlib.suppress(OSError):
-                if path.lstat().st_mtime < old:
-                    path.unlink()
-
-    def _warn(self, problem: str) -> bool:
-        """Warn about the directory, once; return False."""
+    def _warn(self, problem: str) -> None:
+        """Warn about the directory, once."""
         if not self._warned:
             self._warned = True
             warnings.warn(
@@ -194,40 +183,20 @@ class DiskCache:
                 CacheWarning,
                 stacklevel=2,
             )
-        return False
+
+
+def _directory_problem(status: os.stat_result) -> str:
+    """Return why a directory cannot be used; empty if it can."""
+    if files.is_foreign(status):
+        return f"belongs to user {status.st_uid}, who could replace the code that runs from it"
+    if files.is_writable_by_others(status):
+        mode = f"{status.st_mode & 0o777:04o}"
+        return f"can be written by other users (mode {mode}, expected 0700)"
+    return ""
 
 
 def _checksum(key: str, object_bytes: bytes) -> str:
     return hashlib.sha256(key.encode() + b"\n" + object_bytes).hexdigest()
-
-
-def _read_own(path: Path) -> bytes:
-    """Return the bytes of a file. Raises PermissionError if another user can have written it.
-
-    Other users may have been able to write to the directory before its mode was corrected.
-    """
-    with path.open("rb") as file:
-        status = os.fstat(file.fileno())
-        if _is_foreign(status) or status.st_mode & _WRITABLE_BY_OTHERS:
-            raise PermissionError(f"another user could have changed {path.name}")
-        return file.read()
-
-
-def _is_foreign(status: os.stat_result) -> bool:
-    return hasattr(os, "geteuid") and status.st_uid != os.geteuid()
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file completely or not at all. Raises OSError."""
-    handle, temporary = tempfile.mkstemp(prefix=_TEMPORARY, dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        Path(temporary).replace(path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            Path(temporary).unlink()
-        raise
 
 
 _caches: dict[Path, DiskCache] = {}

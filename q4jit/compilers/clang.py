@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from q4jit.compilers.programs import TIME_LIMIT_S, Build, execute, failure
-from q4jit.errors import TargetError
+from q4jit.errors import CompileError, TargetError
 from q4jit.targets import Target
 
 _SOURCE: Final = "kernel.hip"
@@ -88,6 +88,14 @@ class Clang:
         ]
         return self._build(commands, _OBJECT, text, target)
 
+    def problem(self, target: Target) -> str:
+        """Return why the program cannot make a code object for an arch that it knows, or "".
+
+        Debian's clang, for example, comes without lld. A compiler with a linker of its own needs no
+        other part.
+        """
+        return "" if self.linker else _problem(self, target)
+
     def compile_assembly(self, text: str, target: Target) -> str:
         """Return the assembly of the same compilation."""
         command = (*self.program, *self._flags(target), "-S", _SOURCE, "-o", _ASSEMBLY)
@@ -110,6 +118,15 @@ def refuse_unknown(name: str, target: Target, known: tuple[str, ...]) -> None:
     """Raise TargetError unless the compiler `name` knows the arch of `target`."""
     if target.arch not in known:
         raise TargetError(f"{name} cannot compile for {target.arch}; it knows {', '.join(known)}")
+
+
+@functools.cache
+def _problem(compiler: Clang, target: Target) -> str:
+    try:
+        compiler.compile_object("", target)
+    except CompileError as error:
+        return "; ".join(error.log.splitlines()[-2:])
+    return ""
 
 
 @functools.cache

@@ -12,6 +12,7 @@ from q4jit import config
 from q4jit.compilers.clang import Clang
 from q4jit.compilers.hiprtc import HipRtc
 from q4jit.compilers.nvrtc import NvRtc
+from q4jit.compilers.programs import is_frozen
 from q4jit.errors import CompileError, TargetError, expected
 from q4jit.targets import Target
 
@@ -56,9 +57,11 @@ def _problem(compiler: Clang | HipRtc, target: Target) -> str:
         known = compiler.archs()
     except CompileError as error:
         return f"does not run: {'; '.join(error.log.splitlines()[-2:])}"
-    if target.arch in known:
-        return ""
-    return f"does not know {target.arch}; it knows {', '.join(known) or 'no AMD GPU'}"
+    if target.arch not in known:
+        return f"does not know {target.arch}; it knows {', '.join(known) or 'no AMD GPU'}"
+    if isinstance(compiler, Clang) and (problem := compiler.problem(target)):
+        return f"does not compile an empty text for {target.arch}: {problem}"
+    return ""
 
 
 def _rocm_path() -> Path | None:
@@ -120,6 +123,8 @@ def _ziglangs() -> Iterator[tuple[str, Clang]]:
 
 
 def _hiprtcs() -> Iterator[tuple[str, HipRtc]]:
+    if is_frozen():  # hiprtc runs in a Python process of its own
+        return
     if importlib.util.find_spec("rocm") and importlib.util.find_spec("rocm.bindings.hiprtc"):
         root = _rocm_path()
         library = root / "lib" / "libhiprtc.so" if root else None

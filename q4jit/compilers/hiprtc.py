@@ -5,7 +5,6 @@ hiprtc 5.2 ends its process if it does not know the arch, so it never runs in th
 
 import functools
 import json
-import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,13 +12,13 @@ from typing import Any, Final
 
 from q4jit.compilers.clang import pinned_flags, refuse_unknown
 from q4jit.compilers.codeobject import disassemble
-from q4jit.compilers.programs import TIME_LIMIT_S, Build, execute, failure
+from q4jit.compilers.programs import TIME_LIMIT_S, Build, execute, failure, python_program
 from q4jit.targets import Target
 
 _NAME: Final = "hiprtc"
 _SOURCE: Final = "kernel.hip"
 _OBJECT: Final = "kernel.hsaco"
-_CHILD: Final = Path(__file__).with_name("hiprtc_child.py")
+_CHILD: Final = "hiprtc_child.py"
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ class HipRtc:
         """Compile a translation unit to a code object (ELF). Raises TargetError, CompileError."""
         refuse_unknown(_NAME, target, self.archs())
         flags = pinned_flags(target)
-        command = (*_child(), "compile", _SOURCE, _OBJECT, *flags)
+        command = (*python_program(_CHILD), "compile", _SOURCE, _OBJECT, *flags)
         variables = _variables(self.rocm_path)
         build = Build(_NAME, (command,), flags, _SOURCE, _OBJECT, self.time_limit_s, variables)
         return build.run(text)
@@ -54,18 +53,13 @@ class HipRtc:
         return disassemble(self.compile_object(text, target))
 
 
-def _child() -> tuple[str, ...]:
-    # -P keeps q4jit/compilers out of sys.path
-    return (sys.executable, "-P", str(_CHILD))
-
-
 def _variables(rocm_path: Path | None) -> dict[str, str]:
     return {"ROCM_PATH": str(rocm_path)} if rocm_path else {}
 
 
 @functools.cache
 def _describe(rocm_path: Path | None) -> Any:  # JSON
-    command, variables = (*_child(), "describe"), _variables(rocm_path)
+    command, variables = (*python_program(_CHILD), "describe"), _variables(rocm_path)
     with tempfile.TemporaryDirectory(prefix="q4jit-") as folder:
         log = execute(command, Path(folder), 60, variables)
     if log.problem:

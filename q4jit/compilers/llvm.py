@@ -1,18 +1,22 @@
 """Compile LLVM IR into an object (ELF), through llvmlite."""
 
-import functools
+import itertools
+from types import ModuleType
 from typing import Any, Final
 
 import llvmlite
 import llvmlite.binding as llvm
 
+from q4jit.compilers.llvm_child import OPTIMISATION, emit, make_machine
+from q4jit.compilers.stack import on_large_stack
 from q4jit.locks import BUILD
 from q4jit.targets import Target
 
 SOURCE_SUFFIX: Final = ".ll"
 SUFFIX: Final = ".o"
 _SOURCE: Final = "kernel.ll"
-_OPTIMISATION: Final = 3
+MOST_COMPILATIONS_HERE: Final = 500
+"""Compilations in this process; the rest are made by others (see `llvm_process`)."""
 
 
 def fingerprint(target: Target) -> str:
@@ -24,7 +28,7 @@ def fingerprint(target: Target) -> str:
 def _flags(target: Target) -> tuple[str, ...]:
     features = _feature_string(target)
     return (
-        f"-O{_OPTIMISATION}",
+        f"-O{OPTIMISATION}",
         "-relocation-model=pic",
         f"-mtriple={target.triple}",
         f"-mcpu={target.cpu_name}",
@@ -52,7 +56,11 @@ def _emit(text: str, target: Target, method: str) -> Any:  # bytes or str, depen
     # are, once the inner function has returned, or its exception (with its frames) is gone.
     with BUILD:
         try:
-            return _emit_locked(text, _machine(target), method)
+            if process := _other_process():
+                made = process.emit(_machine(target), text, method)
+                if made is not None:
+                    return made if method == "emit_object" else made.decode()
+            return on_large_stack(lambda: emit(text, make_machine(*_machine(target)), method))
         except RuntimeError as error:
             log = str(error)
         from q4jit.compilers.programs import failure  # late: only errors need it
@@ -62,23 +70,17 @@ def _emit(text: str, target: Target, method: str) -> Any:  # bytes or str, depen
         raise failure("llvmlite", [command], flags, log, (_SOURCE, text))
 
 
-def _emit_locked(text: str, machine: Any, method: str) -> Any:
-    module = llvm.parse_assembly(text, llvm.create_context())
-    module.verify()
-    options = llvm.create_pipeline_tuning_options(speed_level=_OPTIMISATION)
-    builder = llvm.create_pass_builder(machine, options)
-    builder.getModulePassManager().run(module, builder)
-    return getattr(machine, method)(module)
+def _machine(target: Target) -> tuple[str, str, str]:
+    return target.triple, target.cpu_name, _feature_string(target)
 
 
-@functools.cache
-def _machine(target: Target) -> Any:  # llvmlite has no annotations
-    llvm.initialize_all_targets()
-    llvm.initialize_all_asmprinters()
-    return llvm.Target.from_triple(target.triple).create_target_machine(
-        cpu=target.cpu_name,
-        features=_feature_string(target),
-        opt=_OPTIMISATION,
-        reloc="pic",
-        codemodel="small",
-    )
+_made: Final = itertools.count(1)
+
+
+def _other_process() -> ModuleType | None:
+    """Return `llvm_process` if the next compilation is its own, else None."""
+    if next(_made) <= MOST_COMPILATIONS_HERE:
+        return None
+    from q4jit.compilers import llvm_process  # late: few programs compile as often
+
+    return llvm_process

@@ -4,19 +4,17 @@ NVRTC compiles in a child process: a crash or a time limit does not affect the u
 """
 
 import functools
-import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
 from q4jit.compilers.clang import refuse_unknown
-from q4jit.compilers.programs import TIME_LIMIT_S, Build
+from q4jit.compilers.programs import TIME_LIMIT_S, Build, python_program
 from q4jit.errors import CompileError, TargetError
 from q4jit.targets import Target
 
 _NAME: Final = "nvrtc"
 _SOURCE: Final = "kernel.hip"
-_CHILD: Final = Path(__file__).with_name("nvrtc_child.py")
+_CHILD: Final = "nvrtc_child.py"
 _FLAGS: Final = (
     "--std=c++17",
     "--fmad=false",  # the text spells out every fma
@@ -56,8 +54,7 @@ class NvRtc:
     def _build(self, output: str, text: str, target: Target) -> bytes:
         refuse_unknown(_NAME, target, self.archs())
         flags = _flags(target)
-        # -P keeps q4jit/compilers out of sys.path
-        command = (sys.executable, "-P", str(_CHILD), _SOURCE, output, *flags)
+        command = (*python_program(_CHILD), _SOURCE, output, *flags)
         return Build(_NAME, (command,), flags, _SOURCE, output, self.time_limit_s).run(text)
 
 

@@ -5,6 +5,7 @@ relative, so no path and no process number can get into the output. Every failur
 is a CompileError with a saved repro.
 """
 
+import atexit
 import contextlib
 import functools
 import hashlib
@@ -12,17 +13,47 @@ import os
 import shlex
 import signal
 import subprocess
+import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 from typing import Final
 
 from q4jit import config
-from q4jit.errors import CompileError
+from q4jit.errors import CompileError, TargetError
 
 TIME_LIMIT_S: Final = 300.0
 _PINNED: Final = ("HIP_PLATFORM", "HIP_COMPILER", "HIP_RUNTIME")  # a repro must set them too
+
+
+_unpacked = contextlib.ExitStack()  # the files of a package in a zip, until the process ends
+atexit.register(_unpacked.close)
+
+
+def is_frozen() -> bool:
+    """Return whether `sys.executable` is a bundle (PyInstaller, …) that cannot run a program."""
+    return bool(getattr(sys, "frozen", False))
+
+
+def python_program(name: str) -> tuple[str, ...]:
+    """Return the command that runs a program of this package in another Python process.
+
+    Raises TargetError in a bundle, whose executable would start the whole application again.
+    """
+    if is_frozen():
+        raise TargetError(
+            f"cannot start Python for {name}: {sys.executable} is a bundle without an "
+            "interpreter; compile kernels before bundling, or install q4jit as a package"
+        )
+    # -P keeps q4jit/compilers out of sys.path
+    return (sys.executable, "-P", str(_program_file(name)))
+
+
+@functools.cache
+def _program_file(name: str) -> Path:
+    return _unpacked.enter_context(resources.as_file(resources.files("q4jit.compilers") / name))
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,11 @@
 """Keep the scratch memory of CPU calls: temporaries, and x as the prologue leaves it.
 
 Fresh pages from the operating system cost more time than a small kernel. Each call takes memory of
-its own, so there are as many pieces as calls ran at the same time. Large pieces are freed after the
-call.
+its own, so there are as many pieces as calls ran at the same time, up to a total size. Large pieces
+are freed after the call.
 """
 
+import contextlib
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -14,7 +15,8 @@ from q4jit.plan.kernels import Slot
 from q4jit.runtime.cpu import data_pointer
 from q4jit.weights.layouts import CACHE_LINE_BYTES
 
-_KEPT_BYTES: Final = 16 << 20
+_KEPT_BYTES: Final = 16 << 20  # of one piece
+_ALL_KEPT_BYTES: Final = 64 << 20  # of all pieces, however many threads call
 
 
 class Scratch(NamedTuple):
@@ -76,6 +78,15 @@ def new_scratch(size_bytes: int) -> Scratch:
 
 
 def keep_scratch(scratch: Scratch) -> None:
-    """Keep memory for a later call, unless it is large."""
+    """Keep memory for a later call, unless it is large or much is kept already."""
     if scratch.size_bytes <= _KEPT_BYTES:
         _kept.append(scratch)
+        if len(_kept) > 1:  # only after calls at the same time
+            _trim()
+
+
+def _trim() -> None:
+    # no lock: the last of several threads that keep memory at the same time sees all of it
+    while sum(piece.size_bytes for piece in _kept) > _ALL_KEPT_BYTES:
+        with contextlib.suppress(IndexError):
+            _kept.pop(0)

@@ -2,8 +2,10 @@
 
 import functools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib import resources
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,17 +19,21 @@ _NO_CODE: Final = re.compile(r"\{#.*?#\}|\{%.*?%\}|//[^\n]*", re.DOTALL)
 _EXPRESSION: Final = re.compile(r"\{\{.*?\}\}")
 
 
-def template_directory() -> Path:
-    """Return the folder of the templates: in the installed package, or beside it in a checkout."""
-    package = Path(__file__).parents[1]
-    installed = package / "templates"
-    return installed if installed.is_dir() else package.parent / "templates"
+def template_directory() -> Traversable:
+    """Return the folder of templates: in the package, or beside it in a checkout.
+
+    The package may be in a zip file.
+    """
+    package = resources.files("q4jit")
+    inside = package / "templates"
+    beside = package.parent / "templates" if isinstance(package, Path) else inside
+    return inside if inside.is_dir() else beside
 
 
 @functools.cache
 def environment(marked: bool = False) -> jinja2.Environment:
-    """Return a Jinja that loads the templates; `marked` lines end with their file and number."""
-    kind = _MarkedLoader if marked else jinja2.FileSystemLoader
+    """Return Jinja with the templates; `marked` ones name their place at the end of each line."""
+    kind = _MarkedLoader if marked else _Loader
     return jinja2.Environment(
         loader=kind(template_directory()),
         undefined=jinja2.StrictUndefined,
@@ -38,8 +44,24 @@ def environment(marked: bool = False) -> jinja2.Environment:
     )
 
 
-class _MarkedLoader(jinja2.FileSystemLoader):
-    """A loader that puts a mark at the end of every line that reaches the text."""
+class _Loader(jinja2.BaseLoader):
+    """Load templates from a folder, which may be in a zip file."""
+
+    def __init__(self, folder: Traversable) -> None:
+        self._folder = folder
+
+    def get_source(
+        self, environment: jinja2.Environment, template: str
+    ) -> tuple[str, str, Callable[[], bool]]:
+        file = self._folder.joinpath(*template.split("/"))
+        try:
+            return file.read_text(encoding="utf-8"), str(file), lambda: True
+        except OSError as error:
+            raise jinja2.TemplateNotFound(template, f"{file}: {error}") from error
+
+
+class _MarkedLoader(_Loader):
+    """Load templates with a mark at the end of every line that reaches the text."""
 
     def get_source(
         self, environment: jinja2.Environment, template: str
@@ -79,11 +101,19 @@ class Words:
     after_product: frozenset[str]
 
 
+def _texts(folder: Traversable) -> Iterator[str]:
+    """Yield the texts of all templates in a folder and its folders."""
+    for child in sorted(folder.iterdir(), key=lambda child: child.name):
+        if child.is_dir():
+            yield from _texts(child)
+        elif child.name.endswith(".j2"):
+            yield child.read_text(encoding="utf-8")
+
+
 @functools.cache
 def words() -> Words:
     """Return the names that templates use, so that no variable of a value hides one of them."""
-    files = sorted(template_directory().rglob("*.j2"))
-    code = _NO_CODE.sub(" ", "\n".join(path.read_text("utf-8") for path in files))
+    code = _NO_CODE.sub(" ", "\n".join(_texts(template_directory())))
     product = r"\{\{ p\.name \}\}"
     return Words(
         frozenset(re.findall(r"(?<![\w\0])[A-Za-z_]\w*", _EXPRESSION.sub("\0", code))),

@@ -10,6 +10,7 @@ import datetime
 import functools
 import importlib.resources
 import json
+import os
 import re
 import warnings
 from collections.abc import Callable, Iterator
@@ -19,7 +20,12 @@ from typing import Any, Final
 
 from q4jit import config
 from q4jit.checked_json import ANYTHING, Rules, check_fields, shown
-from q4jit.compilers.cache import write_atomically
+from q4jit.compilers.files import (
+    UnsuitableError,
+    make_private,
+    read_regular,
+    write_atomically,
+)
 from q4jit.errors import CacheWarning, TuningError, expected
 from q4jit.locks import BUILD
 from q4jit.precision import PRECISIONS
@@ -262,7 +268,7 @@ def _update(change: Callable[[Tunings], Tunings]) -> bool:
     if file is None:
         return False
     try:
-        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_private(file.parent)
         with _locked(file):
             write_atomically(file, to_text(change(_known(file))).encode())
     except OSError as error:
@@ -289,7 +295,9 @@ def _locked(file: Path) -> Iterator[None]:
     """Keep other processes from changing the file; the lock also ends with the process."""
     import fcntl  # only a search writes tunings, and other systems than Linux may lack it
 
-    with file.with_suffix(".lock").open("w") as lock:
+    # a FIFO in its place must not let this process wait for a reader
+    flags = os.O_RDWR | os.O_CREAT | os.O_NONBLOCK
+    with os.fdopen(os.open(file.with_suffix(".lock"), flags, 0o600), "rb") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
@@ -313,12 +321,10 @@ def to_text(tunings: Tunings) -> str:
 
 def load(file: Path) -> Tunings:
     """Return the tunings in a file. Raises TuningError for other contents, and OSError."""
-    size = file.stat().st_size
-    if size > _MOST_BYTES:
-        most = f"at most {_MOST_BYTES:,} bytes"
-        raise TuningError(expected(most, f"{size:,}", where=str(file)))
     try:
-        text = file.read_text(encoding="utf-8")
+        text = read_regular(file, _MOST_BYTES).decode()
+    except UnsuitableError as error:
+        raise TuningError(str(error)) from None
     except UnicodeDecodeError as error:
         got = f"bytes that are not UTF-8 ({error})"
         raise TuningError(expected(_EXPORTED, got, where=str(file))) from None

@@ -3,14 +3,17 @@
 import ctypes
 import functools
 import itertools
+import mmap
+import os
 import struct
 import weakref
 from typing import Any, Final
 
 import numpy as np
 
+from q4jit.compilers.stack import on_large_stack
 from q4jit.errors import CompileError, TargetError
-from q4jit.locks import BUILD
+from q4jit.locks import BUILD, keep_at_exit
 from q4jit.targets import Target, host_target, runs_here
 
 # generated code may call these; any other symbol is a helper of the compiler that q4jit lacks
@@ -22,6 +25,48 @@ _SHT_SYMTAB: Final = 2
 
 _numbers = itertools.count()
 _unowned: list[Any] = []  # libraries whose LoadedObject is gone
+
+
+_REFUSED: Final = (
+    "this process may not make memory executable, which kernels need. SELinux (deny_execmem), "
+    "systemd (MemoryDenyWriteExecute=), PR_SET_MDWE or a seccomp filter can forbid it; allow it "
+    "there, or set Q4JIT_DISABLE_JIT=1 to run functions as plain NumPy"
+)
+
+
+@functools.cache
+def _libc() -> Any:
+    return ctypes.CDLL(None, use_errno=True)
+
+
+def _check_executable_memory() -> None:
+    """Raise TargetError if this process cannot make memory executable.
+
+    LLVM would print its own line on standard error, and raise an error that does not name the
+    cause. The policy may change at any time, and a check takes some microseconds. It asks for
+    memory as LLVM does: write first, execute afterwards.
+    """
+    if os.name != "posix":
+        return
+    private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+    try:
+        with mmap.mmap(-1, mmap.PAGESIZE, flags=private) as page:
+            start = ctypes.addressof(ctypes.c_char.from_buffer(page))
+            read_execute = mmap.PROT_READ | mmap.PROT_EXEC
+            if _libc().mprotect(ctypes.c_void_p(start), ctypes.c_size_t(len(page)), read_execute):
+                problem = ctypes.get_errno()
+                raise OSError(problem, os.strerror(problem))
+    except PermissionError as error:
+        raise TargetError(f"{_REFUSED} ({error.strerror})") from None
+    except OSError as error:
+        raise TargetError(_no_memory(error.strerror)) from None
+
+
+def _no_memory(problem: object) -> str:
+    return (
+        f"cannot put a kernel into memory: {problem}; free memory, or raise the limits RLIMIT_AS "
+        "and vm.max_map_count"
+    )
 
 
 @functools.cache
@@ -44,8 +89,8 @@ class LoadedObject:
     def __init__(self, object_bytes: bytes, symbols: tuple[str, ...], target: Target) -> None:
         """Load `symbols` of an object for use in this process.
 
-        Raises TargetError if this machine cannot run code for `target`, and CompileError if the
-        object is damaged or needs other symbols.
+        Raises TargetError if this machine cannot run code for `target` or refuses executable
+        memory, and CompileError if the object is damaged or needs other symbols.
         """
         if not runs_here(target):
             raise TargetError(
@@ -56,18 +101,26 @@ class LoadedObject:
         if outside:
             missing = ", ".join(sorted(outside))
             raise CompileError("llvmlite", (), f"the object needs unknown symbols: {missing}", "")
-        import llvmlite.binding as llvm  # late: importing q4jit does not load LLVM
-
         with BUILD:
             _unowned.clear()
-            library = llvm.JITLibraryBuilder().add_object_img(object_bytes)
-            library.add_current_process()
-            for symbol in symbols:
-                library.export_symbol(symbol)
-            linked = library.link(_jit(), f"q4jit{next(_numbers)}")
+            _check_executable_memory()
+            try:
+                linked = on_large_stack(lambda: _link(object_bytes, symbols))
+            except RuntimeError as error:
+                raise TargetError(_no_memory(error)) from error
             self.addresses = {symbol: int(linked[symbol]) for symbol in symbols}
             weakref.finalize(self, _release, [linked]).atexit = False
             del linked  # now only the finalizer's list refers to it
+
+
+def _link(object_bytes: bytes, symbols: tuple[str, ...]) -> Any:
+    import llvmlite.binding as llvm  # late: importing q4jit does not load LLVM
+
+    library = llvm.JITLibraryBuilder().add_object_img(object_bytes)
+    library.add_current_process()
+    for symbol in symbols:
+        library.export_symbol(symbol)
+    return keep_at_exit(library.link(_jit(), f"q4jit{next(_numbers)}"))
 
 
 def _release(owned: list[Any]) -> None:  # the garbage collector calls it: it must not wait

@@ -1,26 +1,31 @@
 """The thread pool of CPU kernels. Its workers run generated code (`pool.ll`) without the GIL.
 
-A worker is a Python thread inside one call of `pool_worker`. After a job it spins for some
-microseconds, because the next kernel of a model usually follows at once; then it sleeps on a futex.
-A job is a range of tasks, which the caller and the workers take chunk by chunk. Only one job runs
-at a time: a second caller sees that the pool is locked and works alone. A forked child has no
-workers; it discards the pool and starts a new one when it needs it. Only Linux has futexes, so
-other systems have no pool.
+A worker is a thread of the operating system that runs `pool_worker`; Python does not know of it.
+Python's own would be greenlets where gevent or eventlet has patched `threading`. After a job it
+spins for some microseconds, because the next kernel of a model usually follows at once; then it
+sleeps on a futex. A job is a range of tasks, which the caller and the workers take chunk by chunk.
+Only one job runs at a time: a second caller sees that the pool is locked and works alone.
+
+The workers end before a fork, and the next call starts them again: from 3.12 on, Python warns of
+forks while threads run. A forked child discards the pool, which a job of another thread may have
+locked, and starts a new one when it needs it. Only Linux has futexes: other systems have no pool.
 """
 
 import atexit
+import contextlib
 import ctypes
 import os
 import sys
-import threading
 from dataclasses import dataclass, field
 from importlib import resources
+from pathlib import Path
 from string import Template
 from typing import Any, Final
 
 from q4jit import config
 from q4jit.compilers import cache
-from q4jit.locks import BUILD
+from q4jit.compilers.stack import thread_attributes, threads_library
+from q4jit.locks import BUILD, is_exiting
 from q4jit.runtime.cpu import LoadedObject, function
 from q4jit.targets import Target, host_target
 
@@ -33,7 +38,9 @@ _PAUSE: Final = {
     "x86-64": ("declare void @llvm.x86.sse2.pause()", "call void @llvm.x86.sse2.pause()"),
     "aarch64": ("declare void @llvm.aarch64.hint(i32)", "call void @llvm.aarch64.hint(i32 1)"),
 }
-_SHARES_AT: Final = 48  # byte offset in the pool's state
+_STOP_AT, _SHARES_AT = 12, 48  # byte offsets in the pool's state
+_STACK_BYTES: Final = 2 << 20  # of a worker; musl's default is 128 KiB
+_MOST_POLLS: Final = 200
 _SYMBOLS: Final = ("pool", "pool_worker", "pool_stop")
 
 
@@ -63,20 +70,25 @@ class Pool:
         object_bytes = cache.fetch(target, compiler, "q4jit_pool", text(target)).object_bytes
         self._code = LoadedObject(object_bytes, _SYMBOLS, target)
         self.address = self._code.addresses["pool"]
-        self._threads: list[threading.Thread] = []
+        # zero where there is no thread; pthread_create itself writes here, so that an interrupt
+        # after it does not lose the thread
+        self._threads = (ctypes.c_ulong * config.MOST_THREADS)()
+
+    @property
+    def workers(self) -> int:
+        """The number of threads."""
+        return sum(map(bool, self._threads))
 
     def start(self, workers: int) -> None:
         """Start threads until there are `workers`, or until the system refuses one."""
         ctypes.c_int64.from_address(self.address + _SHARES_AT).value = 2 * (workers + 1)
-        worker = self._entry("pool_worker")
-        while len(self._threads) < workers:
-            name = f"q4jit-{len(self._threads)}"
-            thread = threading.Thread(target=worker, args=(self.address,), name=name, daemon=True)
-            try:
-                thread.start()
-            except RuntimeError:  # a limit of the system; the threads so far share the work
-                return
-            self._threads.append(thread)
+        worker = self._code.addresses["pool_worker"]
+        for i in range(workers):
+            if self._threads[i]:
+                continue
+            ctypes.c_int32.from_address(self.address + _STOP_AT).value = 0
+            if not _create_thread(self._threads, i, worker, self.address):
+                return  # a limit of the system; the threads so far share the work
 
     def _entry(self, symbol: str) -> Any:  # a ctypes function
         return function(self._code.addresses[symbol], ctypes.c_void_p)
@@ -84,16 +96,33 @@ class Pool:
     def stop(self) -> None:
         """End the workers. A caller inside the pool, or a later one, works alone."""
         self._entry("pool_stop")(self.address)
-        for thread in self._threads:
-            thread.join()
+        for i, thread in enumerate(self._threads):
+            if thread:
+                threads_library().pthread_join(ctypes.c_ulong(thread), None)
+                self._threads[i] = 0
+
+
+def _create_thread(
+    threads: "ctypes.Array[ctypes.c_ulong]", i: int, start: int, argument: int
+) -> bool:
+    """Start thread `i`; return whether the system allowed it."""
+    library = threads_library()
+    handle = ctypes.byref(threads, i * ctypes.sizeof(ctypes.c_ulong))
+    with thread_attributes(_STACK_BYTES) as attributes:
+        pointers = ctypes.c_void_p(start), ctypes.c_void_p(argument)
+        if library.pthread_create(handle, attributes, *pointers):
+            threads[i] = 0
+            return False
+    library.pthread_setname_np(ctypes.c_ulong(threads[i]), f"q4jit-{i}".encode())
+    return True
 
 
 @dataclass
 class _Process:
     """This process's pool.
 
-    A pool's code is never freed: a daemon thread may be inside it when the interpreter ends. In a
-    forked child, freeing would wait for LLVM's lock, which a thread of the parent may have held.
+    A pool's code is never freed: a thread may be inside it when the interpreter ends. In a forked
+    child, freeing would wait for LLVM's lock, which a thread of the parent may have held.
 
     Attributes:
         pool: the pool, if there is one.
@@ -118,6 +147,8 @@ def address() -> int:
 def _start() -> int:
     with BUILD:
         if _process.address is None:
+            if is_exiting():  # nobody would stop the workers before their code is unmapped
+                return 0
             threads = config.num_threads()
             if threads > 1 and sys.platform == "linux":
                 # stored before a thread runs: after an interrupt, workers still need the code
@@ -129,11 +160,34 @@ def _start() -> int:
         return _process.address
 
 
-def _forget_in_child() -> None:
-    """Discard the pool: a forked child has none of its parent's threads."""
+def _end_before_fork() -> None:
+    """End the workers; the next call starts them again."""
+    BUILD.acquire()  # until the fork is over: no other thread may start them meanwhile
+    pool = _process.pool
+    if pool is not None and (workers := pool.workers):
+        # a thread that has been joined is counted for some microseconds more
+        others = _count_threads() - workers
+        _process.address = None
+        pool.stop()
+        for _ in range(_MOST_POLLS):
+            if _count_threads() <= others:
+                break
+            os.sched_yield()
+
+
+def _count_threads() -> int:
+    """Return the number of this process's threads, as Python counts them; 0 if not known."""
+    with contextlib.suppress(OSError):
+        return sum(1 for _ in Path("/proc/self/task").iterdir())
+    return 0
+
+
+def _continue_in_child() -> None:
+    """Discard the pool: a thread of the parent may have been inside it."""
     if _process.pool is not None:
         _process.inherited.append(_process.pool)
     _process.pool, _process.address = None, None
+    BUILD.release()
 
 
 def _stop_at_exit() -> None:
@@ -144,5 +198,7 @@ def _stop_at_exit() -> None:
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_in_child)
+    os.register_at_fork(
+        before=_end_before_fork, after_in_parent=BUILD.release, after_in_child=_continue_in_child
+    )
 atexit.register(_stop_at_exit)

@@ -18,11 +18,14 @@ _UNKNOWN_CACHE_BYTES: Final = 64 << 20
 
 @functools.cache
 def version() -> str:
-    """Return the version of q4jit, from the checkout if it runs from one, else as installed."""
+    """Return the version of q4jit: of its checkout, else as installed, else "unknown" (a zip)."""
     project = _CHECKOUT / "pyproject.toml"
     if project.is_file():
         return str(tomllib.loads(project.read_text(encoding="utf-8"))["project"]["version"])
-    return importlib.metadata.version("q4jit")
+    try:
+        return importlib.metadata.version("q4jit")
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"
 
 
 def commit(checkout: Path = _CHECKOUT) -> str | None:

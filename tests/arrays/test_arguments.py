@@ -4,6 +4,7 @@ import ctypes
 import re
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -340,6 +341,40 @@ def test_a_signal_handler_may_call_kernels_while_one_runs() -> None:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
     assert len(lengths) > 10
+
+
+def test_scratch_of_many_calls_at_the_same_time_is_bounded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(scratch, "_kept", [])
+    piece_bytes = 3 << 20
+    pieces = [scratch.take_scratch(piece_bytes) for _ in range(64)]
+    for piece in pieces:
+        scratch.keep_scratch(piece)
+    assert sum(piece.size_bytes for piece in scratch._kept) <= scratch._ALL_KEPT_BYTES
+    assert len(scratch._kept) == scratch._ALL_KEPT_BYTES // piece_bytes
+    scratch.keep_scratch(scratch.new_scratch(1 << 10))
+    assert scratch.take_scratch(1 << 10).size_bytes == 1 << 10  # the latest is kept
+
+
+def test_threads_that_keep_scratch_at_the_same_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scratch, "_kept", [])
+    monkeypatch.setattr(scratch, "_ALL_KEPT_BYTES", 64 << 10)
+    gate = threading.Barrier(16)
+
+    def call() -> None:
+        gate.wait()
+        for _ in range(200):
+            pieces = [scratch.take_scratch(4 << 10) for _ in range(3)]
+            for piece in pieces:
+                scratch.keep_scratch(piece)
+
+    threads = [threading.Thread(target=call) for _ in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sum(piece.size_bytes for piece in scratch._kept) <= 64 << 10
 
 
 def test_scratch_of_a_large_call_is_not_kept() -> None:

@@ -4,6 +4,7 @@ import errno
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import tempfile
 import time
@@ -18,7 +19,7 @@ import pytest
 from numpy.typing import NDArray
 
 from q4jit import CacheWarning, QuantizedTensor, config, quantize, specialize
-from q4jit.compilers import cache, llvm
+from q4jit.compilers import cache, files, llvm
 from q4jit.dispatcher import Specialized
 from q4jit.targets import Target, find_target
 from tests.support import child
@@ -261,10 +262,8 @@ def test_nothing_is_executed_that_another_user_planted(
     case.use()
     planted = case.entry(".o")
     case.entry(".sha256").chmod(0o600)
-    real = cache._is_foreign
-    monkeypatch.setattr(
-        cache, "_is_foreign", lambda s: s.st_ino == planted.stat().st_ino or real(s)
-    )
+    real = files.is_foreign
+    monkeypatch.setattr(files, "is_foreign", lambda s: s.st_ino == planted.stat().st_ino or real(s))
     with pytest.warns(CacheWarning, match="another user could have changed"):
         assert case.compiles() == 1
     monkeypatch.undo()
@@ -283,11 +282,137 @@ def test_an_object_that_others_can_write_is_replaced(case: Case) -> None:
 
 
 @pytest.mark.process
-def test_an_entry_that_cannot_be_read(case: Case) -> None:
+@pytest.mark.parametrize("suffix", [".sha256", ".ll"])
+def test_other_files_that_others_can_write_are_replaced(case: Case, suffix: str) -> None:
     case.use()
-    case.entry(".o").unlink()
-    case.directory.joinpath(f"{case.entry('.ll').stem}.o").mkdir()  # cannot be replaced either
-    one_warning(case, "cannot be read")
+    case.entry(suffix).chmod(0o666)
+    if suffix == ".sha256":  # the source is never read
+        with pytest.warns(CacheWarning, match=r"another user could have changed \w+\.sha256"):
+            assert case.compiles() == 1
+        assert case.entry(suffix).stat().st_mode & 0o777 == 0o600
+    assert case.compiles() == 0
+
+
+def a_folder(path: Path) -> None:
+    path.mkdir()
+
+
+def a_full_folder(path: Path) -> None:
+    path.mkdir()
+    path.joinpath("file").write_text("of a user")
+
+
+def a_link(path: Path) -> None:
+    path.symlink_to(path.rename(path.with_name("elsewhere")))
+
+
+def a_dangling_link(path: Path) -> None:
+    path.symlink_to("nowhere")
+
+
+def a_loop(path: Path) -> None:
+    path.symlink_to(path.name)
+
+
+def a_huge_file(path: Path) -> None:
+    with path.open("wb") as file:
+        file.truncate(1 << 40)
+
+
+def a_socket(path: Path) -> None:
+    home = Path.cwd()
+    os.chdir(path.parent)  # the path of a socket has at most 107 bytes
+    try:
+        with socket.socket(socket.AF_UNIX) as made:
+            made.bind(path.name)
+    finally:
+        os.chdir(home)
+
+
+def a_fifo(path: Path) -> None:
+    os.mkfifo(path)
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("suffix", [".o", ".sha256", ".ll"])
+@pytest.mark.parametrize(
+    "put", [a_folder, a_full_folder, a_link, a_dangling_link, a_loop, a_huge_file, a_socket, a_fifo]
+)
+def test_whatever_is_in_the_place_of_a_file_is_replaced(
+    case: Case, put: Callable[[Path], None], suffix: str
+) -> None:
+    case.use()
+    path = case.entry(suffix)
+    whole = path.read_bytes()
+    if put is not a_link:
+        path.unlink()
+    put(path)
+    if suffix == ".ll":  # written only with its object
+        case.entry(".o").unlink()
+    assert case.compiles() == 1
+    assert path.read_bytes() == whole
+    assert path.lstat().st_mode & 0o777 == 0o600
+    assert case.compiles() == 0
+    moved = [child for folder in case.directory.glob(".moved-*") for child in folder.iterdir()]
+    assert [path.name for path in moved] == ["file"] * (put is a_full_folder)
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("mask", [0o000, 0o077, 0o777])
+def test_new_directories_are_private_whatever_the_umask(case: Case, mask: int) -> None:
+    case.directory = case.directory.parent / "one" / "two"
+    before = os.umask(mask)
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("Q4JIT_CACHE_DIR", str(case.directory))
+            case.use()
+    finally:
+        os.umask(before)
+    for folder in (case.directory, case.directory.parent, case.directory.parent.parent):
+        assert folder.stat().st_mode & 0o777 == 0o700
+    assert all(path.stat().st_mode & 0o777 == 0o600 for path in case.directory.iterdir())
+
+
+@pytest.mark.process
+def test_the_directory_is_checked_at_every_use(case: Case) -> None:
+    assert case.compiles() == 1
+    assert case.compiles() == 0
+    case.directory.chmod(0o777)
+    one_warning(case, "can be written by other users (mode 0777, expected 0700)")
+
+
+@pytest.mark.process
+def test_a_directory_that_is_swapped_for_that_of_another_user_is_not_used(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case.use()
+    theirs = case.directory.with_name("theirs")
+    shutil.copytree(case.directory, theirs)
+    case.directory.rename(case.directory.with_name("ours"))
+    case.directory.symlink_to(theirs)
+    inode, real = theirs.stat().st_ino, files.is_foreign
+    monkeypatch.setattr(files, "is_foreign", lambda s: s.st_ino == inode or real(s))
+    one_warning(case, "belongs to user")
+
+
+@pytest.mark.process
+def test_a_check_and_its_use_see_the_same_directory(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After its check, swap the directory for one with planted objects: they are not read."""
+    case.use()
+    real = cache._directory_problem
+
+    def swap(status: os.stat_result) -> str:
+        problem = real(status)
+        case.directory.rename(case.directory.with_name("checked"))
+        case.directory.mkdir(0o777)
+        for path in case.directory.with_name("checked").iterdir():
+            case.directory.joinpath(path.name).mkdir()
+        return problem
+
+    monkeypatch.setattr(cache, "_directory_problem", swap)
+    assert case.compiles() == 0
 
 
 @pytest.mark.process
@@ -302,9 +427,15 @@ def test_a_disk_that_cannot_be_written(
         raise OSError(code, os.strerror(code))
 
     if at == "create":
-        monkeypatch.setattr(tempfile, "mkstemp", refuse)
+        real_open = os.open
+
+        def open_(name: Any, flags: int, *mode: int, dir_fd: int | None = None) -> int:
+            opened: Callable[..., int] = refuse if flags & os.O_CREAT else real_open
+            return opened(name, flags, *mode, dir_fd=dir_fd)
+
+        monkeypatch.setattr(os, "open", open_)
     elif at == "replace":
-        monkeypatch.setattr(Path, "replace", refuse)
+        monkeypatch.setattr(os, "replace", refuse)
     else:
         real = os.fdopen
 
@@ -373,10 +504,12 @@ def test_a_directory_without_permission(mode: int) -> None:
 
 
 @pytest.mark.process
-def test_a_directory_that_vanishes(case: Case) -> None:
+def test_a_directory_that_vanishes_is_made_again(case: Case) -> None:
     case.use()
     shutil.rmtree(case.directory)
-    one_warning(case, "cannot be written")
+    assert case.compiles() == 1
+    assert case.directory.stat().st_mode & 0o777 == 0o700
+    assert case.compiles() == 0
 
 
 def test_a_relative_directory_is_resolved_once(
@@ -537,10 +670,10 @@ def test_old_leftovers_of_killed_writers_are_removed(case: Case) -> None:
 def test_an_interrupt_while_writing_leaves_no_half_entry(
     case: Case, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupt(*_: object) -> Any:
+    def interrupt(*_: object, **__: object) -> Any:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Path, "replace", interrupt)
+    monkeypatch.setattr(os, "replace", interrupt)
     with pytest.raises(KeyboardInterrupt):
         case.use()
     monkeypatch.undo()

@@ -419,6 +419,9 @@ def test_an_interrupt_stops_the_compiler(fake: Callable[..., Clang], tmp_path: P
 
 # --- the choice of a compiler ---------------------------------------------------------------------
 
+WRITES = ": > kernel.hsaco"  # all that a suitable compiler does with an empty text
+NO_LLD = "echo 'clang: error: unable to execute command: lld: No such file' >&2; exit 1"
+
 
 @pytest.fixture
 def bare(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -445,7 +448,7 @@ def test_no_compiler_at_all() -> None:
 
 @pytest.mark.usefixtures("bare")
 def test_the_error_lists_unsuitable_compilers(fake: Callable[..., Clang]) -> None:
-    hipcc, clang = fake("", "hipcc"), fake("", "clang-19")
+    hipcc, clang = fake(WRITES, "hipcc"), fake(WRITES, "clang-19")
     Path(clang.program[0]).write_text("#!/bin/sh\necho no such target >&2; exit 1\n")
     with pytest.raises(TargetError) as caught:
         find_compiler(Target("hip", "gfx1201"))
@@ -460,14 +463,39 @@ def test_the_error_lists_unsuitable_compilers(fake: Callable[..., Clang]) -> Non
 def test_the_newest_clang_is_taken(fake: Callable[..., Clang]) -> None:
     fake("", "clang-9")
     fake("", "clang-format-19")
-    newest = fake("", "clang-19")
+    newest = fake(WRITES, "clang-19")
     assert find_compiler(GFX90A) == Clang("clang", newest.program)
+
+
+@pytest.mark.usefixtures("bare")
+@pytest.mark.parametrize("broken", ["hipcc", "clang-19"])
+def test_a_compiler_without_its_linker_is_passed_over(
+    fake: Callable[..., Clang], broken: str
+) -> None:
+    without_lld = fake(NO_LLD, broken)
+    with pytest.raises(TargetError) as caught:
+        find_compiler(GFX90A)
+    assert f"({without_lld.program[0]}): does not compile an empty text" in str(caught.value)
+    assert "lld: No such file; exit status 1" in str(caught.value)
+    whole = fake(WRITES, "clang-15")
+    assert find_compiler(GFX90A) == Clang("clang", whole.program)
+
+
+@pytest.mark.usefixtures("bare")
+def test_the_named_compiler_without_its_linker_is_an_error(
+    fake: Callable[..., Clang], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake(NO_LLD, "clang-19")
+    fake(WRITES, "hipcc")
+    monkeypatch.setenv("Q4JIT_HIP_COMPILER", "clang")
+    with pytest.raises(TargetError, match="lld: No such file"):
+        find_compiler(GFX90A)
 
 
 @pytest.fixture
 def rocm_hipcc(fake: Callable[..., Clang], tmp_path: Path) -> Path:
     """Put a hipcc in PATH and the same into a folder `rocm`; return the path of the second."""
-    fake("", "hipcc")
+    fake(WRITES, "hipcc")
     own = tmp_path / "rocm" / "bin" / "hipcc"
     own.parent.mkdir(parents=True)
     own.symlink_to(tmp_path / "bin" / "hipcc")
@@ -567,7 +595,7 @@ def test_a_failure_inside_nvrtc_is_a_compile_error(monkeypatch: pytest.MonkeyPat
         NvRtc().fingerprint(target)
 
 
-@pytest.mark.parametrize("name", ["hiprtc_child.py", "nvrtc_child.py"])
+@pytest.mark.parametrize("name", ["hiprtc_child.py", "nvrtc_child.py", "llvm_child.py"])
 def test_the_child_programs_import_nothing_from_q4jit(name: str) -> None:
     text = Path(hiprtc.__file__).with_name(name).read_text("utf-8")
     assert not re.search(r"^\s*(from|import) q4jit", text, re.MULTILINE)

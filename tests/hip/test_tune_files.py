@@ -298,3 +298,19 @@ def test_an_unreadable_file_gives_a_warning(directory: Path) -> None:
     (directory / "tunings.json").chmod(0)
     with pytest.warns(CacheWarning, match="is ignored"):
         tunings.stored()
+
+
+@pytest.mark.parametrize("name", ["tunings.json", "tunings.lock"])
+def test_nothing_waits_for_a_fifo(
+    name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("Q4JIT_CACHE_DIR", str(tmp_path))
+    os.mkfifo(tmp_path / name)
+    if name == "tunings.json":
+        with pytest.warns(CacheWarning, match="expected a regular file, got prw"):
+            assert tunings.stored() == tunings._kept
+        with pytest.warns(CacheWarning, match=r"was renamed to tunings\.damaged"):
+            assert tunings._update(dict)
+    else:
+        assert tunings._update(dict)
+    assert tunings.load(tmp_path / "tunings.json") == {}

@@ -1,6 +1,7 @@
 """The thread pool runs every task once, also with forks, exits and too few threads."""
 
 import ctypes
+import os
 import sys
 import textwrap
 import threading
@@ -18,6 +19,7 @@ from q4jit.runtime import pool
 from q4jit.runtime.cpu import LoadedObject
 from q4jit.targets import find_target, host_target
 from tests.support import child
+from tests.support.paths import ROOT
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="the pool needs Linux's futex"),
@@ -57,6 +59,19 @@ loop:
 done:
   ret void
 }
+"""
+
+
+def worker_ids() -> list[int]:
+    """Return the ids of the threads of all pools of this process."""
+    tasks = Path("/proc/self/task").iterdir()
+    return [int(t.name) for t in tasks if (t / "comm").read_text().startswith("q4jit-")]
+
+
+WORKERS = """
+def workers():
+    tasks = [open(f"/proc/self/task/{task}/comm") for task in os.listdir("/proc/self/task")]
+    return sum(task.read().startswith("q4jit-") for task in tasks)
 """
 
 
@@ -115,11 +130,11 @@ def test_jobs_after_pauses_are_complete(workers: pool.Pool, counter: Counter) ->
 def test_sleeping_workers_are_woken() -> None:
     """Run two tasks that wait for each other: they end only if two threads run them."""
     meeting = threading.Barrier(2)
-    names = []
+    threads = []
 
     def task(_args: int, _from: int, _to: int) -> None:
         meeting.wait(child.TIMEOUT_S)
-        names.append(threading.current_thread().name)
+        threads.append(threading.get_native_id())
 
     kind = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
     kept = kind(task)
@@ -130,8 +145,9 @@ def test_sleeping_workers_are_woken() -> None:
     for _ in range(3):
         time.sleep(0.05)
         run(made.address, ctypes.cast(kept, ctypes.c_void_p), None, 2, 1)
+    (worker,) = worker_ids()
     made.stop()
-    assert sorted(names) == sorted([threading.current_thread().name, "q4jit-0"] * 3)
+    assert sorted(threads) == sorted([threading.get_native_id(), worker] * 3)
 
 
 def test_concurrent_callers_each_get_all_their_tasks(workers: pool.Pool, counter: Counter) -> None:
@@ -157,45 +173,94 @@ def test_a_stopped_pool_still_serves_its_caller(counter: Counter) -> None:
     np.testing.assert_array_equal(counter.run(made.address, 100, 7, 9, 1), wanted(100, 7, 9))
 
 
+def test_a_stopped_pool_starts_again(counter: Counter) -> None:
+    made = pool.Pool()
+    for workers in (3, 1, 2):
+        made.start(workers)
+        assert made.workers == workers
+        np.testing.assert_array_equal(counter.run(made.address, 500, 7, 90, 1), wanted(500, 7, 90))
+        made.stop()
+        assert made.workers == 0
+
+
 def test_fewer_threads_than_asked_for(monkeypatch: pytest.MonkeyPatch, counter: Counter) -> None:
-    start = threading.Thread.start
-
-    def limited(thread: threading.Thread) -> None:
-        if thread.name == "q4jit-2":
-            raise RuntimeError("can't start new thread")
-        start(thread)
-
-    monkeypatch.setattr(threading.Thread, "start", limited)
+    create = pool._create_thread
+    monkeypatch.setattr(
+        pool, "_create_thread", lambda threads, i, *rest: i < 2 and create(threads, i, *rest)
+    )
     made = pool.Pool()
     made.start(5)
     try:
-        names = [thread.name for thread in threading.enumerate()]
-        assert "q4jit-1" in names
+        assert made.workers == 2
         np.testing.assert_array_equal(counter.run(made.address, 500, 7, 90, 1), wanted(500, 7, 90))
     finally:
         made.stop()
 
 
+@pytest.mark.process
+@pytest.mark.skipif(os.geteuid() == 0, reason="no limit of threads applies to root")
+def test_a_limit_of_threads() -> None:
+    child.run(
+        """
+        import resource
+        resource.setrlimit(resource.RLIMIT_NPROC, (1, 1))
+        check()
+        """,
+        Q4JIT_NUM_THREADS="4",
+    )
+
+
 def test_an_interrupt_while_workers_start_leaves_the_pool_usable() -> None:
     child.run(
         """
-        start = threading.Thread.start
-        def interrupted(thread):
-            start(thread)
-            if thread.name == "q4jit-1":
-                raise KeyboardInterrupt
-        threading.Thread.start = interrupted
+        from q4jit.runtime import pool
+        create = pool._create_thread
+        def interrupted(threads, i, *rest):
+            create(threads, i, *rest)
+            raise KeyboardInterrupt
+        pool._create_thread = interrupted
         try:
             product(x_wide, wide)
             raise AssertionError("not interrupted")
         except KeyboardInterrupt:
             pass
-        threading.Thread.start = start
+        pool._create_thread = create
         for _ in range(200):
             check()
         """,
         Q4JIT_NUM_THREADS="4",
     )
+
+
+PATCHES = {
+    "gevent": "from gevent import monkey\nmonkey.patch_all()\n",
+    "eventlet": "import eventlet\neventlet.monkey_patch()\n",
+}
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("early", [True, False])
+@pytest.mark.parametrize("library", PATCHES)
+def test_workers_are_threads_where_threading_is_patched(library: str, early: bool) -> None:
+    folder = Path(pytest.importorskip(library).__file__).parents[1]  # maybe not of this environment
+    patch = "import warnings\nwarnings.simplefilter('ignore')\n" + PATCHES[library]
+    program = """
+    check()
+    assert workers() == 2
+    threads = [threading.Thread(target=check) for _ in range(4)]  # greenlets
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    call = product.bind(x_wide, wide)
+    np.testing.assert_allclose(call(), expected_wide, rtol=1e-4, atol=1e-4)
+    reap(in_child(check))
+    check()
+    """
+    prelude = patch + child.PRELUDE if early else child.PRELUDE + patch
+    prelude += WORKERS
+    path = os.pathsep.join([str(ROOT), str(folder)])
+    child.run(program, prelude=prelude, Q4JIT_NUM_THREADS="3", PYTHONPATH=path)
 
 
 @pytest.mark.parametrize("family", ["x86-64", "aarch64"])
@@ -206,14 +271,13 @@ def test_the_pool_compiles_for_every_family(family: str) -> None:
 
 # --- the number of threads ------------------------------------------------------------------------
 
-DIGEST = """
+DIGEST = f"""{WORKERS}
 import hashlib
 digest = hashlib.sha256()
 for m in (1, 2, 5, 33):
     digest.update(product(np.resize(x_wide, (m, 256)), wide).tobytes())
 check()
-workers = sum(thread.name.startswith("q4jit-") for thread in threading.enumerate())
-print(digest.hexdigest(), workers)
+print(digest.hexdigest(), workers())
 """
 
 
@@ -278,13 +342,14 @@ def test_children_and_grandchildren_forked_after_calls() -> None:
         check()
         def generation():
             check()
-            assert [thread.name for thread in threading.enumerate()][1:] == ["q4jit-0", "q4jit-1"]
+            assert workers() == 2
             reap(in_child(check))
             check(specialize(lambda x, w: x @ w * 2 / 2))
         for _ in range(5):
             reap(in_child(generation))
             check()
         """,
+        prelude=child.PRELUDE + WORKERS,
         Q4JIT_NUM_THREADS="3",
     )
 
@@ -380,11 +445,39 @@ def test_a_bound_call_in_a_forked_child_has_its_threads() -> None:
         call = product.bind(x_wide, wide)
         def work():
             np.testing.assert_allclose(call(), expected_wide, rtol=1e-4, atol=1e-4)
-            assert threading.active_count() == 3
+            assert workers() == 2
         work()
         reap(in_child(work))
         """,
+        prelude=child.PRELUDE + WORKERS,
         Q4JIT_NUM_THREADS="3",
+    )
+
+
+@pytest.mark.process
+def test_no_thread_runs_at_a_fork_and_the_next_call_starts_them() -> None:
+    """Count as Python does from 3.12 on, after the fork and before `after_in_parent` ends."""
+    child.run(
+        """
+        import os
+        counts = []
+        os.register_at_fork(
+            after_in_parent=lambda: counts.append(len(os.listdir("/proc/self/task")))
+        )
+        """
+        + textwrap.indent(child.PRELUDE, " " * 8)
+        + """
+        call = product.bind(x_wide, wide)
+        for _ in range(30):
+            check()
+            call()
+            assert len(os.listdir("/proc/self/task")) == 4
+            reap(in_child(lambda: None))
+        assert counts == [1] * 30, counts
+        """,
+        prelude="",
+        Q4JIT_NUM_THREADS="4",
+        OPENBLAS_NUM_THREADS="1",
     )
 
 
@@ -485,7 +578,13 @@ def test_no_exit_crashes_or_hangs(exit_by: str) -> None:
 
 @pytest.mark.process
 def test_exit_handlers_registered_before_the_import_can_call() -> None:
-    early = "import atexit\natexit.register(lambda: (check(), print(threading.active_count())))\n"
+    tasks = "import os\ndef tasks(): return len(os.listdir('/proc/self/task'))\n"
+    early = tasks + "import atexit\natexit.register(lambda: (check(), print(tasks())))\n"
     for program in ("", "check()"):
-        output = child.run(program, prelude=early + child.PRELUDE, Q4JIT_NUM_THREADS="4")
+        output = child.run(
+            program,
+            prelude=early + child.PRELUDE,
+            Q4JIT_NUM_THREADS="4",
+            OPENBLAS_NUM_THREADS="1",
+        )
         assert output.split() == ["1"]  # the workers have ended, and no others are started

@@ -24,6 +24,7 @@ LAYERS: Final = (
     "options",
     "specializer",
     "dispatcher",
+    "bundling",
     "tools",
     "__init__",
     "__main__",

@@ -163,7 +163,7 @@ def test_the_same_request_gives_the_same_bytes(
 
 def on_host(text: str, arch: str) -> str:
     """Return a built text with the prelude of this machine instead of AMD's."""
-    loader = jinja2.FileSystemLoader(template_directory())
+    loader = jinja2.FileSystemLoader(str(template_directory()))
     options = {"trim_blocks": True, "lstrip_blocks": True, "keep_trailing_newline": True}
     environment = jinja2.Environment(loader=loader, autoescape=False, **options)  # type: ignore[arg-type]  # all are bools
     amd, host = (

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any, Final
 
-from q4jit.compilers.cache import write_atomically
+from q4jit.compilers.files import write_atomically
 from q4jit.errors import expected
 from q4jit.frontend.specs import WeightSpec
 from q4jit.hip import search, tunings

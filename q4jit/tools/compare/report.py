@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from q4jit.compilers.cache import write_atomically
+from q4jit.compilers.files import write_atomically
 from q4jit.errors import FormatError, expected
 from q4jit.tools.compare.arena import Arena
 from q4jit.tools.compare.measurements import arena_name, measure
