@@ -145,7 +145,7 @@ DEVICE void compute(Arguments a) {
         if (quarter >= QUARTERS) continue;
         u32x4 halves;
         UNROLL for (int i = 0; i < 4; ++i) {
-            float &first = x[2 * i], &second = x[2 * i + 1];
+            const float first = x[2 * i], second = x[2 * i + 1];
             halves[i] = to_halves(first, second);
         }
         // An instruction's rows are adjacent, so that their x is one run of memory.

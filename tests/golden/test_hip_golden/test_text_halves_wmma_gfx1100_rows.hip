@@ -124,7 +124,7 @@ DEVICE void compute(const Arguments& a) {
         u32x4 halves;
         UNROLL for (int i = 0; i < 4; ++i) {
             // The order of a weight's pairs.
-            float &first = x[i / 2 * 4 + i % 2], &second = x[i / 2 * 4 + i % 2 + 2];
+            const float first = x[i / 2 * 4 + i % 2], second = x[i / 2 * 4 + i % 2 + 2];
             halves[i] = to_halves(first, second);
         }
         // An instruction's rows are adjacent, so that their x is one run of memory.
