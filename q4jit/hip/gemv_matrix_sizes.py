@@ -118,7 +118,7 @@ class GemvMatrixSizes:
         return self.terms if self.is_beside else 1
 
     @property
-    def term_quarters(self) -> int:
+    def unit_items(self) -> int:
         """Return the quarters of a unit in terms, all rows of x."""
         return self.rows * self.terms * UNIT_QUARTERS
 
@@ -150,7 +150,7 @@ class GemvMatrixSizes:
     @property
     def unit_bytes(self) -> int:
         """Return the bytes of a unit of x: the terms, a scale and a mark of each row."""
-        terms_bytes = self.term_quarters * _ITEM_BYTES
+        terms_bytes = self.unit_items * _ITEM_BYTES
         return terms_bytes + self.rows * (_F32_BYTES + _MARK_BYTES)
 
     @property
@@ -229,7 +229,7 @@ class GemvMatrixSizes:
     @property
     def scales_at(self) -> int:
         """Return where the scales of x begin: after its terms."""
-        return self.stage_units * self.term_quarters * _ITEM_BYTES
+        return self.stage_units * self.unit_items * _ITEM_BYTES
 
     @property
     def rough_at(self) -> int:

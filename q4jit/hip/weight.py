@@ -17,7 +17,7 @@ VALUES: Final = frozenset({"load", "decode"})
 # What the kernels of other schedules call. The struct of a weight has these functions and those
 # that they call in turn; a format without minima has no functions for minima.
 _QUANTS: Final = frozenset({"load", "quants", "scale", "minimum"})
-_FROM_ZERO: Final = frozenset({"centred", "quant_of_zero"})
+_FROM_ZERO: Final = frozenset({"centred", "code_of_zero"})
 _QUADS: Final = frozenset({"quad_index", "load_part", "value"})
 _CALLED: Final = {
     kernels.GEMV_DOT: _QUANTS | VALUES,
@@ -28,7 +28,7 @@ _CALLED: Final = {
 _FOLDED: Final = _QUADS | {"rounded"}
 _LATE: Final = _QUANTS | _FROM_ZERO
 _OF_FLOATS: Final = VALUES
-_OF_MINIMA: Final = frozenset({"minimum", "quant_of_zero"})
+_OF_MINIMA: Final = frozenset({"minimum", "code_of_zero"})
 _CALLS: Final = {
     "decode": {"quants", "centred", "scale", "minimum"},
     "rounded": {"halves"},

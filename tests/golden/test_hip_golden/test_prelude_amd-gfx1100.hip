@@ -158,10 +158,10 @@ DEVICE float dot2_halves(u32 a, u32 b, float c) {
 }
 
 // WMMA of RDNA 3 on f16, by a wave of 32. Two instructions multiply a unit. A lane has whole units:
-// lanes 16…31 repeat what 0…15 have. Which lane has what:
+// lanes 16…31 repeat what 0…15 hold. Which lane holds what:
 //
-//    x, and w with its columns for rows               the result
-//    (w's keep their order)                           columns of the panel
+//    x, and w by columns (in their order)             the result
+//                                                     columns of the panel
 //      the instruction's row    x's row    lanes         0    1  …  15
 //               0                  0       0, 16
 //               1                  8       1, 17      rows of x
@@ -173,7 +173,7 @@ DEVICE float dot2_halves(u32 a, u32 b, float c) {
 constexpr int TILE_ROWS = 16;  // of x, in one instruction
 constexpr int LANE_COLUMNS = 1;  // of a panel
 constexpr int LANE_ROWS = 8;  // of the result, in each of these columns
-constexpr int PARTS = 1;  // lanes that share a unit
+constexpr int LANE_QUARTERS = 4;  // of a unit
 typedef f32x8 lane_sums;
 
 DEVICE int lane_part() { return 0; }

@@ -150,22 +150,22 @@ DEVICE f32x4 mfma_16x16x16_f16(u32x2 a, u32x2 b, f32x4 c) {
         __builtin_bit_cast(f16x4, a), __builtin_bit_cast(f16x4, b), c, 0, 0, 0);
 }
 
-// MFMA of 16x16x16 on f16, by a wave of 64. Two instructions multiply a unit. Which lane has what:
+// MFMA of 16x16x16 on f16, by a wave of 64. Two instructions multiply a unit. Which lane holds what:
 //
 //          x, and w with its columns             the result
 //          for rows: quarters of a unit          columns of the panel
-//             0    1    2    3                      0    1  …  15
-//    row  0   0   16   32   48          rows  0…3   0    1  …  15
-//    row  1   1   17   33   49                4…7  16   17  …  31
-//       …                                     8…11 32   33  …  47
-//    row 15  15   31   47   63               12…15 48   49  …  63
+//             0    1    2    3                       0    1  …  15
+//    row  0   0   16   32   48          rows  0…3    0    1  …  15
+//    row  1   1   17   33   49                4…7   16   17  …  31
+//       …                                     8…11  32   33  …  47
+//    row 15  15   31   47   63               12…15  48   49  …  63
 //
 // Quarter q of a unit is k = 4 q … 4 q + 3 and 16 + 4 q … 16 + 4 q + 3: the nibbles of one word of Q4_0.
 // The order of k does not matter, as x and w agree.
 constexpr int TILE_ROWS = 16;  // of x, in one instruction
 constexpr int LANE_COLUMNS = 1;  // of a panel
 constexpr int LANE_ROWS = 4;  // of the result, in each of these columns
-constexpr int PARTS = 4;  // lanes that share a unit
+constexpr int LANE_QUARTERS = 1;  // of a unit, which 4 lanes share
 typedef f32x4 lane_sums;
 
 DEVICE int lane_part() { return lane_index() / 16; }
@@ -179,5 +179,5 @@ DEVICE void multiply_unit(const u32x4 (&x)[1], const u32x4 (&w)[1][1], lane_sums
         sums = mfma_16x16x16_f16(u32x2{x[0][i], x[0][i + 1]}, u32x2{w[0][0][i], w[0][0][i + 1]}, sums);
 }
 
-// The second term of x is multiplied by 2^11, so that it is seldom a denormal f16, which are lost here.
+// The second term of x is divided by REST_STEP, so that it is seldom a denormal f16, which are lost here.
 constexpr float REST_STEP = 0x1p-11f;

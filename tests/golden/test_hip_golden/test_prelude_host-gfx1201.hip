@@ -122,13 +122,13 @@ DEVICE f32x8 wmma_16x16x16_f16(u32x4 a, u32x4 b, f32x8 c, int line = __builtin_L
     return c;
 }
 
-// WMMA of RDNA 4 on f16, by a wave of 32. Two instructions multiply a unit. Which lane has what:
+// WMMA of RDNA 4 on f16, by a wave of 32. Two instructions multiply a unit. Which lane holds what:
 //
 //          x, and w with its columns             the result
 //          for rows: quarters of a unit          columns of the panel
-//             0, 1    2, 3                          0    1  …  15
-//    row  0      0      16              rows  0…7   0    1  …  15
-//    row  1      1      17                    8…15 16   17  …  31
+//             0, 1    2, 3                           0    1  …  15
+//    row  0      0      16              rows  0…7    0    1  …  15
+//    row  1      1      17                    8…15  16   17  …  31
 //       …
 //    row 15     15      31
 //
@@ -137,7 +137,7 @@ DEVICE f32x8 wmma_16x16x16_f16(u32x4 a, u32x4 b, f32x8 c, int line = __builtin_L
 constexpr int TILE_ROWS = 16;  // of x, in one instruction
 constexpr int LANE_COLUMNS = 1;  // of a panel
 constexpr int LANE_ROWS = 8;  // of the result, in each of these columns
-constexpr int PARTS = 2;  // lanes that share a unit
+constexpr int LANE_QUARTERS = 2;  // of a unit, which 2 lanes share
 typedef f32x8 lane_sums;
 
 DEVICE int lane_part() { return lane_index() / 16; }

@@ -207,8 +207,8 @@ DEVICE f32x4 mma_16x8x16_f16(u32x4 a, u32 b0, u32 b1, f32x4 c) {
     return c;
 }
 
-// mma.sync of 16x8x16 on f16, by a warp of 32: w has the place of the larger matrix. Two instructions
-// multiply a unit. Which lane has what:
+// mma.sync of 16x8x16 on f16, by a warp of 32: w is the 16-row operand. Two instructions
+// multiply a unit. Which lane holds what:
 //
 //          x: quarters of a unit     w: quarters of a unit      the result: rows of x
 //             0    1    2    3          0    1    2    3          0, 1  2, 3  4, 5  6, 7
@@ -222,7 +222,7 @@ DEVICE f32x4 mma_16x8x16_f16(u32x4 a, u32 b0, u32 b1, f32x4 c) {
 constexpr int TILE_ROWS = 8;  // of x, in one instruction
 constexpr int LANE_COLUMNS = 2;  // of a panel
 constexpr int LANE_ROWS = 2;  // of the result, in each of these columns
-constexpr int PARTS = 4;  // lanes that share a unit
+constexpr int LANE_QUARTERS = 1;  // of a unit, which 4 lanes share
 typedef f32x4 lane_sums;
 
 DEVICE int lane_part() { return lane_index() % 4; }

@@ -25,7 +25,7 @@ DEVICE float sum_of_lanes(float value) {
 DEVICE float block_sum(float value) {
     SHARED float sums[BLOCK_SIZE / WAVE];
     value = sum_of_lanes<WAVE>(value);
-    block_barrier();  // the sums of a call before may still be read
+    block_barrier();  // the sums of an earlier call may still be read
     if (lane_index() == 0) sums[wave_index()] = value;
     block_barrier();
     float total = 0.0f;
@@ -41,7 +41,7 @@ struct Arguments {
     i64 m;
 };
 
-// One block per row: what is known before the products.
+// One block per row: what the products need of it.
 DEVICE void compute(const Arguments& a) {
     const i64 m = a.m;
     const i64 row = block_of_rows();
@@ -57,12 +57,12 @@ DEVICE void compute(const Arguments& a) {
     constexpr int SUB_BLOCK = 16;  // elements of a sum in x_sums
     constexpr int SUB_BLOCK_LANES = SUB_BLOCK / LANE_ELEMENTS;
     constexpr i32 ONES = 0x01010101;
-    float size = 0.0f;
+    float total = 0.0f;
     for (int column = thread_index(); column < K; column += BLOCK_SIZE) {
         const float x_element = a.x[row * 512 + column];
-        size += abs_f32(x_element);
+        total += abs_f32(x_element);
     }
-    const float usual_size = block_sum(size) * (8.0f / K);  // eight times the mean
+    const float usual_size = block_sum(total) * (8.0f / K);  // eight times the mean
     float error = 0.0f, usual = 0.0f;
     for (int first = 0; first < K; first += LANE_ELEMENTS * BLOCK_SIZE) {
         const int k = first + LANE_ELEMENTS * thread_index();

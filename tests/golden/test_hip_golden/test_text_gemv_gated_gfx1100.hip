@@ -36,7 +36,7 @@ DEVICE float sum_of_lanes(float value) {
     return value;
 }
 
-// A loop of few rounds would be unrolled whole, at the price of registers.
+// A loop with few turns would be unrolled whole, at the price of registers.
 #define ROLLED _Pragma("unroll 1")
 
 // e to the x within 2 ulp, denormal results included.

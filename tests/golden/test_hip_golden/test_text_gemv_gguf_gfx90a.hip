@@ -36,7 +36,7 @@ DEVICE float sum_of_lanes(float value) {
     return value;
 }
 
-// A loop of few rounds would be unrolled whole, at the price of registers.
+// A loop with few turns would be unrolled whole, at the price of registers.
 #define ROLLED _Pragma("unroll 1")
 
 // 16 bytes that are aligned to 2, as those of GGUF's blocks are.

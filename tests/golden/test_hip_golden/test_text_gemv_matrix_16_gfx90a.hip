@@ -7,7 +7,7 @@
 
 constexpr int BLOCK_SIZE = 256;
 static_assert(BLOCK_SIZE % WAVE == 0 && BLOCK_SIZE <= 1024, "a block is whole waves");
-constexpr int K = 512;
+constexpr int K = 512;  // elements of a column
 constexpr int WIDTH = 512;  // columns of the whole result
 constexpr int ROWS = 16;  // of x, which a block computes
 constexpr int COLUMNS = 16;  // of the result, which a block computes
@@ -22,16 +22,16 @@ constexpr int QUADS = 4;  // ⌈K / QUAD⌉, of a column
 static_assert(QUADS == (K + QUAD - 1) / QUAD, "the last quad of a column may be a part");
 
 constexpr int WAVES_K = 4;  // BLOCK_SIZE / WAVE, waves that share the panel
-static_assert(WAVES_K * WAVE == BLOCK_SIZE, "each wave has a part of K");
+static_assert(WAVES_K * WAVE == BLOCK_SIZE, "the waves are the whole block");
 
 constexpr int TERMS = 2;  // f16 numbers that make up one x
-constexpr int TERM_QUARTERS = 128;  // ROWS · TERMS · UNIT_QUARTERS, of a unit in terms: 16 bytes each
-constexpr int VALUES = 4;  // rows whose results a lane has from an instruction
+constexpr int UNIT_ITEMS = 128;  // ROWS · TERMS · UNIT_QUARTERS, of 16 bytes
+constexpr int VALUES = 4;  // rows of the results that a lane holds
 
 constexpr int STAGE_UNITS = 16;  // QUADS · QUAD_UNITS: shared memory holds all the x of a block
 constexpr int STAGE_QUARTERS = 1024;  // ROWS · STAGE_UNITS · UNIT_QUARTERS, which threads split into terms
 constexpr int QUARTERS_AHEAD = 2;  // that a thread loads before it splits the first
-constexpr int SCALES_AT = 32768;  // STAGE_UNITS · TERM_QUARTERS · 16 bytes
+constexpr int SCALES_AT = 32768;  // STAGE_UNITS · UNIT_ITEMS · 16 bytes
 constexpr int ROUGH_AT = 33792;  // SCALES_AT + STAGE_UNITS · ROWS · 4 bytes
 constexpr int ROOM_BYTES = 34048;  // ROUGH_AT + STAGE_UNITS · ROWS: x, and later the sums of the waves
 constexpr int STAGED_BYTES = 34064;  // ROOM_BYTES + 16 for any_rough
@@ -43,7 +43,7 @@ constexpr int MAX_GRID_Y = 65535;
 // Rows of blocks are counted on the y axis and, where its limit is reached, on the z axis.
 DEVICE i64 block_of_rows() { return (i64)block_z() * MAX_GRID_Y + block_y(); }
 
-// A loop of few rounds would be unrolled whole, at the price of registers.
+// A loop with few turns would be unrolled whole, at the price of registers.
 #define ROLLED _Pragma("unroll 1")
 
 // Four neighbouring floats at any float's address: one load where they are aligned.
@@ -62,18 +62,18 @@ struct Q4_0_512x512 {
     // The number of a quad among all quads of the weight: those of a panel are stored together.
     DEVICE u32 quad_index(u32 column, int quad) { return (column / PANEL * QUADS + quad) * PANEL + column % PANEL; }
 
-    // What a lane has of a quad: words[i][u] is a word of unit u. Word i of a unit, 0…3, has elements
-    // 4 i…4 i + 3 in its low nibbles and 16 + 4 i…16 + 4 i + 3 in its high ones.
+    // What a lane has of a quad: words[i][u] is word lane_part() * LANE_QUARTERS + i of unit u. Word j of a unit has
+    // elements 4 j…4 j + 3 in its low nibbles and 16 + 4 j…16 + 4 j + 3 in its high ones.
     struct Part {
-        u32x4 words[4 / PARTS];
+        u32x4 words[LANE_QUARTERS];
         u32 d[2];  // the scales of the four units, as f16
     };
 
     // quad: its number among all quads of the weight.
     DEVICE Part load_part(const u8* w, u32 quad) {
         Part part;
-        const u8* const words = w + quad * QUAD_BYTES + lane_part() * (4 / PARTS) * 16;
-        UNROLL for (int i = 0; i < 4 / PARTS; ++i) part.words[i] = stream_16(words + i * 16);
+        const u8* const words = w + quad * QUAD_BYTES + lane_part() * LANE_QUARTERS * 16;
+        UNROLL for (int i = 0; i < LANE_QUARTERS; ++i) part.words[i] = stream_16(words + i * 16);
         const u64 d = *(const u64*)(w + D_AT + quad * QUAD_SCALES_BYTES);
         part.d[0] = (u32)d;
         part.d[1] = (u32)(d >> 32);
@@ -86,29 +86,29 @@ struct Q4_0_512x512 {
     static constexpr u32 HIGH_NIBBLES = 0x00F000F0u;
     static constexpr u32 PAIR_OF_2P15 = 0x78007800u;  // 2^15: from 2^-24 to 2^-9
     static constexpr u32 PAIR_OF_2P11 = 0x68006800u;  // 2^11: from 2^-20 to 2^-9
-    static constexpr u32 PAIR_OF_MINUS_ZERO = 0xA400A400u;  // -2^-6: the quant of 0 is 8, times 2^-9
+    static constexpr u32 PAIR_OF_MINUS_8 = 0xA400A400u;  // -8 · 2^-9 = -2^-6: the code of 0 is 8
 
-    // The quants of unit u minus 8, times 2^-9. A word's elements become the pairs 0, 2 · 1, 3 · 16, 18 · 17, 19.
-    DEVICE void halves(const Part& part, int u, u32x4 (&q)[4 / PARTS]) {
-        UNROLL for (int i = 0; i < 4 / PARTS; ++i)
+    // The quants of unit u, times 2^-9. A word's elements become the pairs 0, 2 · 1, 3 · 16, 18 · 17, 19.
+    DEVICE void halves(const Part& part, int u, u32x4 (&q)[LANE_QUARTERS]) {
+        UNROLL for (int i = 0; i < LANE_QUARTERS; ++i)
             UNROLL for (int odd = 0; odd < 2; ++odd) {
                 const u32 word = part.words[i][u] >> (8 * odd);
-                q[i][odd] = fma_halves(word & LOW_NIBBLES, PAIR_OF_2P15, PAIR_OF_MINUS_ZERO);
-                q[i][odd + 2] = fma_halves(word & HIGH_NIBBLES, PAIR_OF_2P11, PAIR_OF_MINUS_ZERO);
+                q[i][odd] = fma_halves(word & LOW_NIBBLES, PAIR_OF_2P15, PAIR_OF_MINUS_8);
+                q[i][odd + 2] = fma_halves(word & HIGH_NIBBLES, PAIR_OF_2P11, PAIR_OF_MINUS_8);
             }
     }
 
-    // What the elements of unit u are multiplied by.
+    // The scale of unit u.
     DEVICE float scale(const Part& part, int u) { return half_to_f32((u16)(part.d[u / 2] >> (16 * (u % 2)))); }
 
     // A single value.
     DEVICE float value(const u8* w, i64 column, int k) {
         const i64 quad = quad_index((u32)column, k / (QUAD_UNITS * UNIT));
         const int unit = k / UNIT % QUAD_UNITS;
-        // A unit's word i, of 4 bytes, has elements 4 i…4 i + 3 and 16 more; words i of the four units are adjacent.
+        // Byte b of word j of a unit has elements 4 j + b and 16 + 4 j + b; words j of the four units are adjacent.
         const u32 byte = w[quad * QUAD_BYTES + k % 16 / 4 * 16 + unit * 4 + k % 4];
-        const u32 quant = byte >> (k % UNIT / 16 * 4) & 15;  // low nibble or high nibble
-        return (float)((i32)quant - 8) * half_to_f32(((const u16*)(w + D_AT))[quad * QUAD_UNITS + unit]);
+        const u32 code = byte >> (k % UNIT / 16 * 4) & 15;  // low nibble or high nibble
+        return (float)((i32)code - 8) * half_to_f32(((const u16*)(w + D_AT))[quad * QUAD_UNITS + unit]);
     }
 };
 
@@ -141,18 +141,18 @@ DEVICE void epilogue(const Arguments& a, i64 row, int column, float w_product) {
     a.output0[row * 512 + column] = sum1;
 }
 
-// The row of x that a lane's value v is of.
+// The row of x that a lane's value v belongs to.
 DEVICE int value_row(int v) { return lane_row(v); }
 
-constexpr float LEAST = 0x1p-20f;  // of a unit's largest x: a second term errs by 2^-40 of that
+constexpr float LEAST = 0x1p-20f;  // times a unit's largest x: a second term errs by 2^-40 of that
 
-// Splits a quarter of a unit of x into f16 terms of 11 bits, relative to a power of two that the unit's
+// Split a quarter of a unit of x into f16 terms of 11 bits, relative to a power of two that the unit's
 // four quarters share, and that neighbouring lanes find together: `scale`. The largest x becomes less
 // than 2^15; the least f16 is 2^-14, denormal ones are lost.
-// Returns whether the unit is rough; then its terms are 0. Rough are Inf, NaN, a largest x that has no
-// such scale, and an x less than LEAST of the largest: columns may have zeros for all the others.
+// Return whether the unit is rough; then its terms are 0. A unit is rough with Inf, NaN, a largest x that has
+// no such scale, or an x less than LEAST of the largest: columns may have zeros for all the others.
 DEVICE bool split_x(const float (&x)[QUARTER], u32x4 (&terms)[TERMS], float& scale) {
-    // Magnitudes are ordered as their bits are, NaN above all. 0 minus 1 is the largest number: it is never the least.
+    // Bits order magnitudes, NaN last. The bits of 0, minus 1, wrap to the largest u32: 0 is never the least.
     u32 largest_bits = 0, least_bits = 0xFFFFFFFFu;
     UNROLL for (int j = 0; j < QUARTER; ++j) {
         const u32 bits = as_u32(abs_f32(x[j]));
@@ -166,16 +166,17 @@ DEVICE bool split_x(const float (&x)[QUARTER], u32x4 (&terms)[TERMS], float& sca
         if (least < least_bits) least_bits = least;
     }
     const float largest = as_f32(largest_bits);
-    const bool usual = largest >= 0x1p-80f && largest < 0x1p+117f;  // false for NaN; scales of a weight reach 2^16
+    // false for NaN; times a weight's scale, below 2^16, scale is finite
+    const bool in_range = largest >= 0x1p-80f && largest < 0x1p+117f;
     const bool loses = largest_bits > 0 && as_f32(least_bits + 1) < largest * LEAST;
 
     // An f32's exponent e is stored as e + 127, above 23 bits of fraction. Of the largest x:
     const u32 exponent = largest_bits & 0x7F800000u;
     float inverse = as_f32(((2u * 127u + 14u) << 23) - exponent);  // 2^(14 - e)
-    scale = as_f32(exponent - ((14u - 9u) << 23));  // 2^(e - 14), and 2^9 more: quants come times 2^-9
-    if (!usual || loses) scale = inverse = 0.0f;
+    scale = as_f32(exponent - ((14u - 9u) << 23));  // 2^(e - 14) · 2^9: quants come times 2^-9
+    if (!in_range || loses) scale = inverse = 0.0f;
     UNROLL for (int i = 0; i < 4; ++i) {
-        const int j = i / 2 * 4 + i % 2;  // elements 0, 2 · 1, 3 · 4, 6 · 5, 7: in the order of a weight's
+        const int j = i / 2 * 4 + i % 2;  // elements 0, 2 · 1, 3 · 4, 6 · 5, 7: the order of a weight's pairs
         float even = x[j] * inverse, odd = x[j + 2] * inverse;
         if (inverse == 0.0f) even = odd = 0.0f;  // Inf and NaN
         terms[0][i] = to_halves(even, odd);
@@ -183,12 +184,12 @@ DEVICE bool split_x(const float (&x)[QUARTER], u32x4 (&terms)[TERMS], float& sca
         const float rest_odd = odd - half_to_f32((u16)(terms[0][i] >> 16));
         terms[1][i] = to_halves(rest_even / REST_STEP, rest_odd / REST_STEP);
     }
-    return loses || !(usual || largest == 0.0f);
+    return loses || !(in_range || largest == 0.0f);
 }
 
 // A block computes COLUMNS columns for ROWS rows on matrix units. x is split into f16 terms
-// that share a scale in each unit; quants are f16 numbers exactly. The sums of a unit are multiplied by
-// both scales and added up in f32. The waves take turns along K.
+// that share a scale in each unit; quants are exact in f16. The sums of a unit are multiplied by
+// both scales and added up in f32. The waves divide K.
 DEVICE void compute(const Arguments& a) {
     const i64 m = a.m;
     SHARED u32x4 staged[ROOM_BYTES / sizeof(u32x4)];  // x in terms: [STAGE_UNITS][ROWS · TERMS][UNIT_QUARTERS]
@@ -206,8 +207,8 @@ DEVICE void compute(const Arguments& a) {
     const int column = panel * PANEL + lane_column(0);
 
     // --- load ahead: x, each thread its first quarters of the stage ---
-    const auto row_of = [&](int r) { return row0 + r < m ? row0 + r : m - 1; };  // beyond the last row the last
-    // Loads a quarter of the stage: four x of either half of its unit, as the words of a weight.
+    const auto row_of = [&](int r) { return row0 + r < m ? row0 + r : m - 1; };  // rows beyond the last repeat it
+    // Load a quarter of the stage: four x of each half of its unit, like a weight's word.
     const auto load_quarter = [&](int index, float (&eight)[QUARTER]) {
         const int quarter = index % UNIT_QUARTERS, unit = index / UNIT_QUARTERS % STAGE_UNITS;
         const int r = index / UNIT_QUARTERS / STAGE_UNITS;
@@ -221,15 +222,15 @@ DEVICE void compute(const Arguments& a) {
         load_quarter(thread + i * BLOCK_SIZE, quarters[i]);
 
     // --- load ahead: the weights of the wave's first quad ---
-    const u32 w_at = Q4_0_512x512::quad_index(panel * PANEL, 0) + lane_column(0);  // quad 0 of the lane's column
+    const u32 w_index = Q4_0_512x512::quad_index(panel * PANEL, 0) + lane_column(0);  // of the column's quad 0
     Q4_0_512x512::Part w_ahead;
-    const auto w_load = [&](Q4_0_512x512::Part& part, int quad) {
+    const auto load_w = [&](Q4_0_512x512::Part& part, int quad) {
         if (quad >= end_quad) return;
-        part = Q4_0_512x512::load_part(a.w, w_at + quad * PANEL);
+        part = Q4_0_512x512::load_part(a.w, w_index + quad * PANEL);
     };
-    w_load(w_ahead, wave_k);
+    load_w(w_ahead, wave_k);
 
-    // Puts the terms of a quarter where all waves find them, and those of a unit its scale.
+    // Store a quarter's terms, and its unit's scale, for all waves.
     const auto stage_quarter = [&](int index, const float (&eight)[QUARTER]) {
         u32x4 terms[TERMS];
         float scale;
@@ -237,7 +238,7 @@ DEVICE void compute(const Arguments& a) {
         const int quarter = index % UNIT_QUARTERS, unit = index / UNIT_QUARTERS % STAGE_UNITS;
         const int r = index / UNIT_QUARTERS / STAGE_UNITS;
         UNROLL for (int t = 0; t < TERMS; ++t)
-            staged[unit * TERM_QUARTERS + (t * ROWS + r) * UNIT_QUARTERS + quarter] = terms[t];
+            staged[unit * UNIT_ITEMS + (t * ROWS + r) * UNIT_QUARTERS + quarter] = terms[t];
         if (quarter > 0) return;
         x_scales[unit * ROWS + r] = scale;
         x_rough[unit * ROWS + r] = rough;
@@ -264,7 +265,7 @@ DEVICE void compute(const Arguments& a) {
         u32x4 w_quants[LANE_COLUMNS][LANE_QUARTERS];
         Q4_0_512x512::halves(w_ahead, u, w_quants[0]);
         const float w_d = Q4_0_512x512::scale(w_ahead, u);
-        const int x_item = unit * TERM_QUARTERS + lane_part();
+        const int x_item = unit * UNIT_ITEMS + lane_part();
         u32x4 x[TERMS][LANE_QUARTERS];
         UNROLL for (int t = 0; t < TERMS; ++t)
             x[t][0] = staged[x_item + (t * ROWS + lane_x_row()) * UNIT_QUARTERS];

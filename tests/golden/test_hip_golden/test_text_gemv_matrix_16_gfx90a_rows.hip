@@ -24,7 +24,7 @@ DEVICE float sum_of_lanes(float value) {
 DEVICE float block_sum(float value) {
     SHARED float sums[BLOCK_SIZE / WAVE];
     value = sum_of_lanes<WAVE>(value);
-    block_barrier();  // the sums of a call before may still be read
+    block_barrier();  // the sums of an earlier call may still be read
     if (lane_index() == 0) sums[wave_index()] = value;
     block_barrier();
     float total = 0.0f;
@@ -40,7 +40,7 @@ struct Arguments {
     i64 m;
 };
 
-// One block per row: what is known before the products.
+// One block per row: what the products need of it.
 DEVICE void compute(const Arguments& a) {
     const i64 m = a.m;
     const i64 row = block_of_rows();

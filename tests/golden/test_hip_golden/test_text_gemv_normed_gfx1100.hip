@@ -34,7 +34,7 @@ DEVICE float sum_of_lanes(float value) {
     return value;
 }
 
-// A loop of few rounds would be unrolled whole, at the price of registers.
+// A loop with few turns would be unrolled whole, at the price of registers.
 #define ROLLED _Pragma("unroll 1")
 
 // Q4_0 [512, 512] in the layout `planar`.

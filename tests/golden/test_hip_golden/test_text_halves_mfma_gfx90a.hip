@@ -33,7 +33,7 @@ constexpr int RUN_ITEMS = 128;  // STAGE_UNITS · UNIT_ITEMS, of an instruction'
 constexpr int ROW_ITEMS = 2048;  // QUADS · QUAD_UNITS · UNIT_ITEMS, of an instruction's rows in all of K
 constexpr int STAGE_ITEMS = 512;  // STEPS · RUN_ITEMS
 constexpr int STAGES = 2;  // in shared memory: one is multiplied, the next one is on its way
-constexpr int COPIERS = 256;  // threads that copy x: the largest power of two that BLOCK_SIZE has room for
+constexpr int COPIERS = 256;  // threads that copy x: a power of two, so that they share runs evenly
 constexpr int COPIES = 2;  // ⌈STAGE_ITEMS / COPIERS⌉, items of a stage that a thread copies
 constexpr int ROOM_BYTES = 16384;  // STAGES · STAGE_ITEMS · 16
 constexpr int STAGED_BYTES = 16656;  // ROOM_BYTES + ROWS · 4 for x_scales + 16 for any_rough
@@ -45,7 +45,7 @@ constexpr int MAX_GRID_Y = 65535;
 // Rows of blocks are counted on the y axis and, where its limit is reached, on the z axis.
 DEVICE i64 block_of_rows() { return (i64)block_z() * MAX_GRID_Y + block_y(); }
 
-// A loop of few rounds would be unrolled whole, at the price of registers.
+// A loop with few turns would be unrolled whole, at the price of registers.
 #define ROLLED _Pragma("unroll 1")
 
 // Q4_0 [512, 96] in the layout `tiles16`.
@@ -58,18 +58,18 @@ struct Q4_0_512x96 {
     // The number of a quad among all quads of the weight: those of a panel are stored together.
     DEVICE u32 quad_index(u32 column, int quad) { return (column / PANEL * QUADS + quad) * PANEL + column % PANEL; }
 
-    // What a lane has of a quad: words[i][u] is a word of unit u. Word i of a unit, 0…3, has elements
-    // 4 i…4 i + 3 in its low nibbles and 16 + 4 i…16 + 4 i + 3 in its high ones.
+    // What a lane has of a quad: words[i][u] is word lane_part() * LANE_QUARTERS + i of unit u. Word j of a unit has
+    // elements 4 j…4 j + 3 in its low nibbles and 16 + 4 j…16 + 4 j + 3 in its high ones.
     struct Part {
-        u32x4 words[4 / PARTS];
+        u32x4 words[LANE_QUARTERS];
         u32 d[2];  // the scales of the four units, as f16
     };
 
     // quad: its number among all quads of the weight.
     DEVICE Part load_part(const u8* w, u32 quad) {
         Part part;
-        const u8* const words = w + quad * QUAD_BYTES + lane_part() * (4 / PARTS) * 16;
-        UNROLL for (int i = 0; i < 4 / PARTS; ++i) part.words[i] = stream_16(words + i * 16);
+        const u8* const words = w + quad * QUAD_BYTES + lane_part() * LANE_QUARTERS * 16;
+        UNROLL for (int i = 0; i < LANE_QUARTERS; ++i) part.words[i] = stream_16(words + i * 16);
         const u64 d = *(const u64*)(w + D_AT + quad * QUAD_SCALES_BYTES);
         part.d[0] = (u32)d;
         part.d[1] = (u32)(d >> 32);
@@ -82,29 +82,29 @@ struct Q4_0_512x96 {
     static constexpr u32 HIGH_NIBBLES = 0x00F000F0u;
     static constexpr u32 PAIR_OF_2P15 = 0x78007800u;  // 2^15: from 2^-24 to 2^-9
     static constexpr u32 PAIR_OF_2P11 = 0x68006800u;  // 2^11: from 2^-20 to 2^-9
-    static constexpr u32 PAIR_OF_MINUS_ZERO = 0xA400A400u;  // -2^-6: the quant of 0 is 8, times 2^-9
+    static constexpr u32 PAIR_OF_MINUS_8 = 0xA400A400u;  // -8 · 2^-9 = -2^-6: the code of 0 is 8
 
-    // The quants of unit u minus 8, times 2^-9. A word's elements become the pairs 0, 2 · 1, 3 · 16, 18 · 17, 19.
-    DEVICE void halves(const Part& part, int u, u32x4 (&q)[4 / PARTS]) {
-        UNROLL for (int i = 0; i < 4 / PARTS; ++i)
+    // The quants of unit u, times 2^-9. A word's elements become the pairs 0, 2 · 1, 3 · 16, 18 · 17, 19.
+    DEVICE void halves(const Part& part, int u, u32x4 (&q)[LANE_QUARTERS]) {
+        UNROLL for (int i = 0; i < LANE_QUARTERS; ++i)
             UNROLL for (int odd = 0; odd < 2; ++odd) {
                 const u32 word = part.words[i][u] >> (8 * odd);
-                q[i][odd] = fma_halves(word & LOW_NIBBLES, PAIR_OF_2P15, PAIR_OF_MINUS_ZERO);
-                q[i][odd + 2] = fma_halves(word & HIGH_NIBBLES, PAIR_OF_2P11, PAIR_OF_MINUS_ZERO);
+                q[i][odd] = fma_halves(word & LOW_NIBBLES, PAIR_OF_2P15, PAIR_OF_MINUS_8);
+                q[i][odd + 2] = fma_halves(word & HIGH_NIBBLES, PAIR_OF_2P11, PAIR_OF_MINUS_8);
             }
     }
 
-    // What the elements of unit u are multiplied by.
+    // The scale of unit u.
     DEVICE float scale(const Part& part, int u) { return half_to_f32((u16)(part.d[u / 2] >> (16 * (u % 2)))); }
 
     // A single value.
     DEVICE float value(const u8* w, i64 column, int k) {
         const i64 quad = quad_index((u32)column, k / (QUAD_UNITS * UNIT));
         const int unit = k / UNIT % QUAD_UNITS;
-        // A unit's word i, of 4 bytes, has elements 4 i…4 i + 3 and 16 more; words i of the four units are adjacent.
+        // Byte b of word j of a unit has elements 4 j + b and 16 + 4 j + b; words j of the four units are adjacent.
         const u32 byte = w[quad * QUAD_BYTES + k % 16 / 4 * 16 + unit * 4 + k % 4];
-        const u32 quant = byte >> (k % UNIT / 16 * 4) & 15;  // low nibble or high nibble
-        return (float)((i32)quant - 8) * half_to_f32(((const u16*)(w + D_AT))[quad * QUAD_UNITS + unit]);
+        const u32 code = byte >> (k % UNIT / 16 * 4) & 15;  // low nibble or high nibble
+        return (float)((i32)code - 8) * half_to_f32(((const u16*)(w + D_AT))[quad * QUAD_UNITS + unit]);
     }
 };
 
@@ -154,13 +154,13 @@ DEVICE void store_rough_rows(const Arguments& a, i64 row0, int column0, const fl
 }
 
 // sums += x w over the units of a quad that are in a stage, from `first_unit` on. Each wave multiplies alone.
-// Quants are f16 numbers exactly: the dot product of a unit is multiplied by the unit's scale.
+// Quants are exact in f16: the dot product of a unit is multiplied by the unit's scale.
 DEVICE void multiply_quad(
     const Q4_0_512x96::Part (&w_quad)[WAVE_PANELS][LANE_COLUMNS],
     lane_sums (&w_sums)[WAVE_PANELS][STEPS],
     const u32x4* staged, int x_first, int first_unit) {
     UNROLL for (int u = 0; u < STAGE_UNITS; ++u) {
-        u32x4 w_quants[WAVE_PANELS][LANE_COLUMNS][UNIT_QUARTERS / PARTS];
+        u32x4 w_quants[WAVE_PANELS][LANE_COLUMNS][LANE_QUARTERS];
         float w_scale[WAVE_PANELS][LANE_COLUMNS];
         UNROLL for (int n = 0; n < WAVE_PANELS; ++n)
             UNROLL for (int c = 0; c < LANE_COLUMNS; ++c) {
@@ -168,9 +168,9 @@ DEVICE void multiply_quad(
                 w_scale[n][c] = Q4_0_512x96::scale(w_quad[n][c], first_unit + u);
             }
         UNROLL for (int step = 0; step < STEPS; ++step) {
-            u32x4 x[TERMS][UNIT_QUARTERS / PARTS];
+            u32x4 x[TERMS][LANE_QUARTERS];
             UNROLL for (int t = 0; t < TERMS; ++t)
-                UNROLL for (int q = 0; q < UNIT_QUARTERS / PARTS; ++q)
+                UNROLL for (int q = 0; q < LANE_QUARTERS; ++q)
                     x[t][q] = staged[x_first + step * RUN_ITEMS + u * UNIT_ITEMS + t * TERM_ITEMS + q];
             UNROLL for (int n = 0; n < WAVE_PANELS; ++n) {
                 lane_sums w_dots = {};
@@ -189,7 +189,7 @@ DEVICE void multiply_quad(
 }
 
 // A block computes ROWS × COLUMNS results on matrix units. The terms of a row of x share a scale.
-// Quants are f16 numbers exactly; the sum of a unit is multiplied by the weights' scale and added up in f32.
+// Quants are exact in f16; the sum of a unit is multiplied by the weights' scale and added up in f32.
 // Waves load the weights of their columns straight into registers. x goes through shared memory: a
 // stage is multiplied while the next one is copied.
 DEVICE void compute(const Arguments& a) {
@@ -205,7 +205,7 @@ DEVICE void compute(const Arguments& a) {
     const int column0 = block_x() * COLUMNS;
     const int end_quad = at_run_time(QUADS);
 
-    // --- load ahead: the weights of the first stage ---
+    // --- load ahead: the weights of the first quad ---
     u32 w_index[WAVE_PANELS][LANE_COLUMNS];  // of the first quad in each of the lane's columns
     UNROLL for (int n = 0; n < WAVE_PANELS; ++n) {
         const int tile_panel = column0 / PANEL + wave_n * WAVE_PANELS + n;
@@ -228,22 +228,22 @@ DEVICE void compute(const Arguments& a) {
     for (int r = thread; r < ROWS; r += BLOCK_SIZE)
         x_scales[r] = row0 + r < m ? a.x_scales[row0 + r] : 0.0f;
     // In memory a stage is one run for each instruction's rows. Rows beyond the last hold anything: their
-    // results are not stored. Beyond K x is 0, up to a whole quad.
+    // results are not stored. Beyond K x is 0, up to a whole quad; x_terms has room for a whole stage.
     const u32x4* x_from = (const u32x4*)a.x_terms + row0 / TILE_ROWS * ROW_ITEMS +
                           thread / RUN_ITEMS * ROW_ITEMS + thread % RUN_ITEMS;
-    const auto item_of = [&](int stage, int i) { return staged + stage * STAGE_ITEMS + thread + i * COPIERS; };
+    const auto item_of = [&](int room, int i) { return staged + room * STAGE_ITEMS + thread + i * COPIERS; };
     Copy copies[COPIES];
-    const auto begin_stage = [&](int stage) {
+    const auto begin_stage = [&](int room) {
         UNROLL for (int i = 0; i < COPIES; ++i) {
             const int item = i * COPIERS;
             const u32x4* const from = x_from + item / RUN_ITEMS * ROW_ITEMS + item % RUN_ITEMS;
-            begin_copy(copies[i], item_of(stage, i), from);
+            begin_copy(copies[i], item_of(room, i), from);
         }
         x_from += RUN_ITEMS;
     };
-    const auto end_stage = [&](int stage) {
+    const auto end_stage = [&](int room) {
         UNROLL for (int i = 0; i < COPIES; ++i)
-            end_copy(copies[i], item_of(stage, i));
+            end_copy(copies[i], item_of(room, i));
     };
     const int stages = end_quad * QUAD_STAGES;
     begin_stage(0);
@@ -251,7 +251,7 @@ DEVICE void compute(const Arguments& a) {
     close_copies();
     int now = 0, into = 1;  // the stage that is multiplied, and the one that is copied
     int left = stages - 1;  // stages that no copy has begun for
-    // Wait for the stage `now`, and begin to copy the next one of x into the room of the one before.
+    // Wait for stage `now`, and begin to copy the next one over the one before it.
     // Return where this lane's x begins.
     const auto enter_stage = [&](bool goes_on) {
         await_copies<STAGES - 2>();
@@ -262,7 +262,7 @@ DEVICE void compute(const Arguments& a) {
         --left;
         // Hidden from the compiler, which would compute each address of `multiply_quad` anew.
         return at_run_time(now * STAGE_ITEMS +
-                           lane_x_row() * UNIT_QUARTERS + lane_part() * (UNIT_QUARTERS / PARTS));
+                           lane_x_row() * UNIT_QUARTERS + lane_part() * LANE_QUARTERS);
     };
     const auto leave_stage = [&](bool goes_on) {
         if (goes_on) end_stage(into);

@@ -5,7 +5,7 @@
 constexpr int BLOCK_SIZE = 512;
 static_assert(BLOCK_SIZE % WAVE == 0 && BLOCK_SIZE <= 1024, "a block is whole waves");
 constexpr int TERMS = 2;  // f16 numbers whose sum is x
-constexpr float LEAST = 0x1p-6f;  // of x beside a largest of 2^15: two terms err by 2^-25
+constexpr float LEAST = 0x1p-6f;  // scaled x below this is small: two terms err by 2^-25
 constexpr int K = 512;  // elements of a row
 constexpr int UNIT = 32;  // elements
 constexpr int UNIT_QUARTERS = 4;
@@ -28,14 +28,14 @@ DEVICE float sum_of_lanes(float value) {
     return value;
 }
 
-// A loop of few rounds would be unrolled whole, at the price of registers.
+// A loop with few turns would be unrolled whole, at the price of registers.
 #define ROLLED _Pragma("unroll 1")
 
 // The sum over all threads of the block, in each of them.
 DEVICE float block_sum(float value) {
     SHARED float sums[BLOCK_SIZE / WAVE];
     value = sum_of_lanes<WAVE>(value);
-    block_barrier();  // the sums of a call before may still be read
+    block_barrier();  // the sums of an earlier call may still be read
     if (lane_index() == 0) sums[wave_index()] = value;
     block_barrier();
     float total = 0.0f;
@@ -70,16 +70,15 @@ struct Arguments {
     i64 m;
 };
 
-// One block per row: what is known before the products.
+// One block per row: what the products need of it.
 DEVICE void compute(const Arguments& a) {
     const i64 m = a.m;
     const i64 row = block_of_rows();
     if (row >= m) return;
 
     // --- x in f16 terms of 11 bits, relative to a power of two: the largest becomes less than 2^15 ---
-    // An f16 is a multiple of 2^-24. A row is rough for Inf and NaN, and if more than a sixteenth of its
-    // elements that are not 0 are so small that this step loses more than the precision allows: columns may
-    // have zeros where the few huge elements are.
+    // A row is rough if it has Inf or NaN, or if more than a sixteenth of its nonzero elements are so small that
+    // f16, a multiple of 2^-24, loses more than allowed: columns may have zeros where the few huge ones are.
     constexpr u32 NAN_BITS = 0x7FC00000u;
     constexpr u32 FIRST_HALF = 0xFFFFu, SECOND_HALF = 0xFFFF0000u;
     constexpr float LEAST_NORMAL = 0x1p-14f;  // f16: what is less would be taken for 0
@@ -97,40 +96,41 @@ DEVICE void compute(const Arguments& a) {
         }
     };
     float quarters[THREAD_QUARTERS][QUARTER];
-    float size = 0.0f, largest = 0.0f;
+    float total = 0.0f, largest = 0.0f;
     UNROLL for (int i = 0; i < THREAD_QUARTERS; ++i) {
         load_quarter(thread_index() + i * BLOCK_SIZE, quarters[i]);
         UNROLL for (int j = 0; j < QUARTER; ++j) {
-            size += abs_f32(quarters[i][j]);
+            total += abs_f32(quarters[i][j]);
             if (abs_f32(quarters[i][j]) > largest) largest = abs_f32(quarters[i][j]);
         }
     }
-    size = block_sum(size);
+    total = block_sum(total);
     largest = block_largest(largest);
 
-    // --- the scale of the row: 2^9 more, because quants come times 2^-9 ---
-    const bool suits = size <= 0x1p+120f && largest >= 0x1p-80f;
+    // --- the scale of the row, times 2^9: quants come times 2^-9 ---
+    const bool in_range = total <= 0x1p+120f && largest >= 0x1p-80f;
     constexpr u32 EXPONENT_BITS = 0x7F800000u, EXPONENT_1 = 1u << 23;  // of a float, biased by 127
     const u32 exponent = as_u32(largest) & EXPONENT_BITS;
-    const float scale = suits ? as_f32(exponent - 5 * EXPONENT_1) : 0.0f;  // 2^9 · 2^-14 times the power of two
-    const float inverse = suits ? as_f32((2 * 127 + 14) * EXPONENT_1 - exponent) : 0.0f;
+    const float scale = in_range ? as_f32(exponent - 5 * EXPONENT_1) : 0.0f;  // 2^9 · 2^-14 times the power of two
+    const float inverse = in_range ? as_f32((2 * 127 + 14) * EXPONENT_1 - exponent) : 0.0f;
 
     // --- split into terms, and count the elements that lose too much ---
-    float some = 0.0f, small = 0.0f;  // elements that are not 0, and the small ones of them
+    float nonzero = 0.0f, small = 0.0f;  // elements that are not 0, and the small ones of them
     UNROLL for (int i = 0; i < THREAD_QUARTERS; ++i) {
         const int quarter = thread_index() + i * BLOCK_SIZE;
         float (&x)[QUARTER] = quarters[i];
         UNROLL for (int j = 0; j < QUARTER; ++j) {
-            const bool is_some = x[j] != 0.0f;
-            x[j] = suits ? x[j] * inverse : 0.0f;
-            if (is_some) some += 1.0f;
-            if (is_some && abs_f32(x[j]) < LEAST) small += 1.0f;
+            const bool is_nonzero = x[j] != 0.0f;
+            x[j] = in_range ? x[j] * inverse : 0.0f;
+            if (is_nonzero) nonzero += 1.0f;
+            if (is_nonzero && abs_f32(x[j]) < LEAST) small += 1.0f;
         }
         if (quarter >= QUARTERS) continue;
         UNROLL for (int term = 0; term < TERMS; ++term) {
             u32x4 halves;
             UNROLL for (int i = 0; i < 4; ++i) {
-                float &first = x[i / 2 * 4 + i % 2], &second = x[i / 2 * 4 + i % 2 + 2];  // in the order of a weight's
+                // The order of a weight's pairs.
+                float &first = x[i / 2 * 4 + i % 2], &second = x[i / 2 * 4 + i % 2 + 2];
                 halves[i] = to_halves(first, second);
                 if (abs_f32(first) < LEAST_NORMAL) halves[i] &= SECOND_HALF;
                 if (abs_f32(second) < LEAST_NORMAL) halves[i] &= FIRST_HALF;
@@ -143,9 +143,9 @@ DEVICE void compute(const Arguments& a) {
             ((u32x4*)a.x_terms)[(unit * TILE_ROWS + row % TILE_ROWS) * UNIT_QUARTERS + at] = halves;
         }
     }
-    some = block_sum(some);
+    nonzero = block_sum(nonzero);
     small = block_sum(small);
-    const bool rough = size != 0.0f && !(suits && 16.0f * small <= some);
+    const bool rough = total != 0.0f && !(in_range && 16.0f * small <= nonzero);
     if (thread_index() == 0) a.x_scales[row] = rough ? as_f32(NAN_BITS) : scale;
 }
 

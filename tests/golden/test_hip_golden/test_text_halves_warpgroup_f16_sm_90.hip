@@ -13,7 +13,6 @@ constexpr int ROWS = 64;  // of x, in a tile
 constexpr int COLUMNS = 64;  // of the result, in a tile
 constexpr int PANEL = 16;  // columns of a matrix instruction
 constexpr int UNIT = 32;  // elements of a column that are decoded together
-constexpr int UNIT_QUARTERS = 4;
 constexpr int QUAD_UNITS = 4;  // units that are stored together
 constexpr int QUADS = 4;  // ⌈K / (QUAD_UNITS · UNIT)⌉, of a column
 constexpr int WAVE_PANELS = 1;  // panels that a wave computes
@@ -23,19 +22,19 @@ constexpr int STEPS = 8;  // ROWS / TILE_ROWS, instructions for all rows
 static_assert(STEPS * TILE_ROWS == ROWS, "instructions are full");
 constexpr int SPLITS = 8;  // thread blocks of a cluster that divide K
 constexpr int SPLIT_QUADS = 1;  // ⌈QUADS / SPLITS⌉
-constexpr float QUANT_STEP = 0x1p-9f;  // the scales of x are for quants that come times this
+constexpr float QUANT_STEP = 0x1p-9f;  // x_scales are for quants times 2^-9; `rounded` has undone that
 
 // x is copied in items of 16 bytes: a quarter of a unit, in one term.
-constexpr int UNIT_ITEMS = 32;  // TILE_ROWS · UNIT_QUARTERS, of an instruction's rows in a unit
+constexpr int UNIT_ITEMS = 32;  // TILE_ROWS · 4 quarters, of an instruction's rows in a unit
 constexpr int STAGE_QUADS = 1;  // of x, in shared memory at a time
 constexpr int RUN_ITEMS = 128;  // STAGE_QUADS · QUAD_UNITS · UNIT_ITEMS, of an instruction's rows in a stage: adjacent
 constexpr int ROW_ITEMS = 512;  // QUADS · QUAD_UNITS · UNIT_ITEMS, of an instruction's rows in all of K
 constexpr int STAGE_ITEMS = 1024;  // STEPS · RUN_ITEMS
 constexpr int STAGES = 2;  // in shared memory: one is multiplied, the next one is on its way
-constexpr int COPIERS = 128;  // threads that copy x: the largest power of two that BLOCK_SIZE has room for
+constexpr int COPIERS = 128;  // threads that copy x: a power of two, so that they share runs evenly
 constexpr int COPIES = 8;  // ⌈STAGE_ITEMS / COPIERS⌉, items of a stage that a thread copies
 
-// Where stages of x were, the partial sums of all waves of a result meet.
+// Partial sums of a result meet where the stages of x were.
 constexpr int OWNED = 8;  // ROWS / SPLITS, rows whose results a thread block of the cluster stores
 constexpr int RECEIVED_BYTES = 14336;  // (SPLITS - 1) · OWNED · COLUMNS · 4, from the other blocks
 constexpr int PARTIAL_SUMS = 8;  // SPLITS, of a result
@@ -49,7 +48,7 @@ constexpr int MAX_GRID_Y = 65535;
 // Rows of blocks are counted on the y axis and, where its limit is reached, on the z axis.
 DEVICE i64 block_of_rows() { return (i64)block_z() * MAX_GRID_Y + block_y(); }
 
-// A loop of few rounds would be unrolled whole, at the price of registers.
+// A loop with few turns would be unrolled whole, at the price of registers.
 #define ROLLED _Pragma("unroll 1")
 
 // Q4_0 [512, 96] in the layout `tiles16`.
@@ -62,18 +61,18 @@ struct Q4_0_512x96 {
     // The number of a quad among all quads of the weight: those of a panel are stored together.
     DEVICE u32 quad_index(u32 column, int quad) { return (column / PANEL * QUADS + quad) * PANEL + column % PANEL; }
 
-    // What a lane has of a quad: words[i][u] is a word of unit u. Word i of a unit, 0…3, has elements
-    // 4 i…4 i + 3 in its low nibbles and 16 + 4 i…16 + 4 i + 3 in its high ones.
+    // What a lane has of a quad: words[i][u] is word lane_part() * LANE_QUARTERS + i of unit u. Word j of a unit has
+    // elements 4 j…4 j + 3 in its low nibbles and 16 + 4 j…16 + 4 j + 3 in its high ones.
     struct Part {
-        u32x4 words[4 / PARTS];
+        u32x4 words[LANE_QUARTERS];
         u32 d[2];  // the scales of the four units, as f16
     };
 
     // quad: its number among all quads of the weight.
     DEVICE Part load_part(const u8* w, u32 quad) {
         Part part;
-        const u8* const words = w + quad * QUAD_BYTES + lane_part() * (4 / PARTS) * 16;
-        UNROLL for (int i = 0; i < 4 / PARTS; ++i) part.words[i] = stream_16(words + i * 16);
+        const u8* const words = w + quad * QUAD_BYTES + lane_part() * LANE_QUARTERS * 16;
+        UNROLL for (int i = 0; i < LANE_QUARTERS; ++i) part.words[i] = stream_16(words + i * 16);
         const u64 d = *(const u64*)(w + D_AT + quad * QUAD_SCALES_BYTES);
         part.d[0] = (u32)d;
         part.d[1] = (u32)(d >> 32);
@@ -86,26 +85,26 @@ struct Q4_0_512x96 {
     static constexpr u32 HIGH_NIBBLES = 0x00F000F0u;
     static constexpr u32 PAIR_OF_2P15 = 0x78007800u;  // 2^15: from 2^-24 to 2^-9
     static constexpr u32 PAIR_OF_2P11 = 0x68006800u;  // 2^11: from 2^-20 to 2^-9
-    static constexpr u32 PAIR_OF_MINUS_ZERO = 0xA400A400u;  // -2^-6: the quant of 0 is 8, times 2^-9
+    static constexpr u32 PAIR_OF_MINUS_8 = 0xA400A400u;  // -8 · 2^-9 = -2^-6: the code of 0 is 8
 
-    // The quants of unit u minus 8, times 2^-9. A word's elements become the pairs 0, 2 · 1, 3 · 16, 18 · 17, 19.
-    DEVICE void halves(const Part& part, int u, u32x4 (&q)[4 / PARTS]) {
-        UNROLL for (int i = 0; i < 4 / PARTS; ++i)
+    // The quants of unit u, times 2^-9. A word's elements become the pairs 0, 2 · 1, 3 · 16, 18 · 17, 19.
+    DEVICE void halves(const Part& part, int u, u32x4 (&q)[LANE_QUARTERS]) {
+        UNROLL for (int i = 0; i < LANE_QUARTERS; ++i)
             UNROLL for (int odd = 0; odd < 2; ++odd) {
                 const u32 word = part.words[i][u] >> (8 * odd);
-                q[i][odd] = fma_halves(word & LOW_NIBBLES, PAIR_OF_2P15, PAIR_OF_MINUS_ZERO);
-                q[i][odd + 2] = fma_halves(word & HIGH_NIBBLES, PAIR_OF_2P11, PAIR_OF_MINUS_ZERO);
+                q[i][odd] = fma_halves(word & LOW_NIBBLES, PAIR_OF_2P15, PAIR_OF_MINUS_8);
+                q[i][odd + 2] = fma_halves(word & HIGH_NIBBLES, PAIR_OF_2P11, PAIR_OF_MINUS_8);
             }
     }
 
     static constexpr u32 PAIR_OF_2P9 = 0x60006000u;  // undoes the 2^-9 of `halves`
 
     // The values of unit u, rounded to f16: scales are below 2^7, so that 2^9 times one is an f16, too.
-    DEVICE void rounded(const Part& part, int u, u32x4 (&values)[4 / PARTS]) {
+    DEVICE void rounded(const Part& part, int u, u32x4 (&values)[LANE_QUARTERS]) {
         const u32 d = part.d[u / 2] >> (16 * (u % 2)) & 0xFFFFu;
         const u32 d_pair = fma_halves(d * 0x10001u, PAIR_OF_2P9, 0);  // in both halves of the word
         halves(part, u, values);
-        UNROLL for (int i = 0; i < 4 / PARTS; ++i)
+        UNROLL for (int i = 0; i < LANE_QUARTERS; ++i)
             UNROLL for (int j = 0; j < 4; ++j) values[i][j] = fma_halves(values[i][j], d_pair, 0);
     }
 
@@ -113,10 +112,10 @@ struct Q4_0_512x96 {
     DEVICE float value(const u8* w, i64 column, int k) {
         const i64 quad = quad_index((u32)column, k / (QUAD_UNITS * UNIT));
         const int unit = k / UNIT % QUAD_UNITS;
-        // A unit's word i, of 4 bytes, has elements 4 i…4 i + 3 and 16 more; words i of the four units are adjacent.
+        // Byte b of word j of a unit has elements 4 j + b and 16 + 4 j + b; words j of the four units are adjacent.
         const u32 byte = w[quad * QUAD_BYTES + k % 16 / 4 * 16 + unit * 4 + k % 4];
-        const u32 quant = byte >> (k % UNIT / 16 * 4) & 15;  // low nibble or high nibble
-        return (float)((i32)quant - 8) * half_to_f32(((const u16*)(w + D_AT))[quad * QUAD_UNITS + unit]);
+        const u32 code = byte >> (k % UNIT / 16 * 4) & 15;  // low nibble or high nibble
+        return (float)((i32)code - 8) * half_to_f32(((const u16*)(w + D_AT))[quad * QUAD_UNITS + unit]);
     }
 };
 
@@ -185,16 +184,19 @@ DEVICE void store_rough_rows(const Arguments& a, i64 row0, int column0, const fl
 //        k   0  1    2  3    4  5    6  7    8  9   10 11   12 13   14 15
 //  element   0  2    4  6    8 10   12 14    1  3    5  7    9 11   13 15
 //          ┌──────┬──────┬──────┬──────┬──────┬──────┬──────┬──────┐
-//   row 0  │  0 a │  1 a │  2 a │  3 a │  0 c │  1 c │  2 c │  3 c │    a, c: words 0, 1 of the lane's first
-//       1  │  4 a │  5 a │  6 a │  7 a │  4 c │  5 c │  6 c │  7 c │    column for elements 0…15 (W0), words
-//       …  │      │      │      │      │      │      │      │      │    2, 3 for elements 16…31 (W1)
-//       8  │  0 b │  1 b │  2 b │  3 b │  0 d │  1 d │  2 d │  3 d │    b, d: the same of its second column
+//   row 0  │  0 a │  1 a │  2 a │  3 a │  0 c │  1 c │  2 c │  3 c │
+//       1  │  4 a │  5 a │  6 a │  7 a │  4 c │  5 c │  6 c │  7 c │
+//       …  │      │      │      │      │      │      │      │      │
+//       8  │  0 b │  1 b │  2 b │  3 b │  0 d │  1 d │  2 d │  3 d │
 //       …  │      │      │      │      │      │      │      │      │
 //      15  │ 28 b │ 29 b │ 30 b │ 31 b │ 28 d │ 29 d │ 30 d │ 31 d │
 //          └──────┴──────┴──────┴──────┴──────┴──────┴──────┴──────┘
 //
-// D is in registers as A is: lane l has rows l / 4 (sums 0, 1) and l / 4 + 8 (sums 2, 3), in each eight
-// columns, which are a step, columns 2 (l % 4) + 0, 1.
+// a and c are two words of the lane's first column, b and d the same words of its second column: words 0 and 1
+// for elements 0…15 (W0), words 2 and 3 for elements 16…31 (W1).
+//
+// D is in registers, too: lane l has rows l / 4 (sums 0, 1) and l / 4 + 8 (sums 2, 3) of columns 2 (l % 4) + 0, 1
+// in each step of eight columns.
 //
 // B is in shared memory: rows of x, 64 bytes each: a unit in one term, quarters Q0…Q3 of 16 bytes. Q0 and Q1
 // are k 0…7 and 8…15 of the first half, Q2 and Q3 of the second. With the 64-byte swizzle quarter q of row r
@@ -222,11 +224,13 @@ DEVICE void store_rough_rows(const Arguments& a, i64 row0, int column0, const fl
 
 // Begin sums += x w over a unit, whose x begins at `unit`.
 DEVICE void begin_multiply_rows(const u32x4* unit, const u32x4 (&w)[LANE_COLUMNS][1], lane_sums (&sums)[STEPS]) {
-    // A descriptor of B counts 16 bytes. Its low word is where B begins, its high word how far the next eight
-    // rows are and how addresses are swizzled: bits 4 and 5 are combined with bits 7 and 8 by exclusive or.
+    // A descriptor of B counts in units of 16 bytes. Its low word is where B begins, its high word how far the
+    // next eight rows are and how addresses are swizzled: bits 4 and 5 are combined with bits 7 and 8 by
+    // exclusive or.
     constexpr u32 NEXT_HALF = 2;  // quarters, from the first half of a unit to the second
     constexpr u32 SWIZZLE_64_BYTES = 2u << 30;
-    const u32 x = (shared_address(unit) & 0x3FFFFu) >> 4;
+    const u32 x = (shared_address(unit) & 0x3FFFFu) >> 4;  // 18 bits of address
+    // After `more` (add to the sums): the signs of A and B, and B is not transposed.
     asm volatile(
         "{\n\t"
         ".reg .pred more;\n\t"
@@ -258,8 +262,7 @@ DEVICE void begin_multiply_rows(const u32x4* unit, const u32x4 (&w)[LANE_COLUMNS
 #undef W1
 #undef MULTIPLY
 
-// Products run beside the code that follows. They read their weights from registers until they have been
-// awaited, so these registers must not be reused before.
+// Products run while later code does, and read their weights' registers until they are awaited: keep those.
 DEVICE void keep(const u32x4 (&w)[LANE_COLUMNS][1]) {
     UNROLL for (int c = 0; c < LANE_COLUMNS; ++c)
         asm volatile("" : : "r"(w[c][0][0]), "r"(w[c][0][1]), "r"(w[c][0][2]), "r"(w[c][0][3]) : "memory");
@@ -285,10 +288,10 @@ DEVICE void settle_sums(lane_sums (&sums)[STEPS]) {
 DEVICE void multiply_quad(
     const Q4_0_512x96::Part (&w_quad)[WAVE_PANELS][LANE_COLUMNS],
     lane_sums (&w_sums)[WAVE_PANELS][STEPS],
-    const u32x4* x, u32x4 (&before)[LANE_COLUMNS][UNIT_QUARTERS / PARTS]) {
+    const u32x4* x, u32x4 (&before)[LANE_COLUMNS][LANE_QUARTERS]) {
     UNROLL for (int u = 0; u < QUAD_UNITS; ++u)
         UNROLL for (int n = 0; n < WAVE_PANELS; ++n) {
-            u32x4 w_values[LANE_COLUMNS][UNIT_QUARTERS / PARTS];
+            u32x4 w_values[LANE_COLUMNS][LANE_QUARTERS];
             UNROLL for (int c = 0; c < LANE_COLUMNS; ++c)
                 Q4_0_512x96::rounded(w_quad[n][c], u, w_values[c]);
             begin_multiply_rows(x + u * UNIT_ITEMS, w_values, w_sums[n]);
@@ -313,10 +316,11 @@ DEVICE void compute(Arguments a) {
     const i64 row0 = block_of_rows() * ROWS;
     if (thread == 0) any_rough = 0;
     const int column0 = block_x() / SPLITS * COLUMNS;
-    const int first_quad = block_x() % SPLITS * SPLIT_QUADS;
+    const int split = block_x() % SPLITS;
+    const int first_quad = split * SPLIT_QUADS;  // blocks beyond the last quad have none
     const int end_quad = at_run_time(first_quad + SPLIT_QUADS < QUADS ? first_quad + SPLIT_QUADS : QUADS);
 
-    // --- load ahead: the weights of the first stage ---
+    // --- load ahead: the weights of the first quad ---
     u32 w_index[WAVE_PANELS][LANE_COLUMNS];  // of the first quad in each of the lane's columns
     UNROLL for (int n = 0; n < WAVE_PANELS; ++n) {
         const int tile_panel = column0 / PANEL + wave_n * WAVE_PANELS + n;
@@ -340,24 +344,24 @@ DEVICE void compute(Arguments a) {
     for (int r = thread; r < ROWS; r += BLOCK_SIZE)
         x_scales[r] = row0 + r < m ? a.x_scales[row0 + r] * QUANT_STEP : 0.0f;
     // In memory a stage is one run for each instruction's rows. Rows beyond the last hold anything: their
-    // results are not stored. Beyond K x is 0, up to a whole quad.
+    // results are not stored. Beyond K x is 0, up to a whole quad; x_terms has room for a whole stage.
     const u32x4* x_from = (const u32x4*)a.x_terms + row0 / TILE_ROWS * ROW_ITEMS +
                           first_quad * QUAD_UNITS * UNIT_ITEMS +
                           thread / RUN_ITEMS * ROW_ITEMS + thread % RUN_ITEMS;
-    const auto item_of = [&](int stage, int i) { return staged + stage * STAGE_ITEMS + thread + i * COPIERS; };
+    const auto item_of = [&](int room, int i) { return staged + room * STAGE_ITEMS + thread + i * COPIERS; };
     Copy copies[COPIES];
-    // All threads are COPIERS. The compiler may not know it: it would keep every address in a register.
-    const auto begin_stage = [&](int stage) {
+    // All threads are COPIERS. The test hides this from the compiler, which would keep every address in a register.
+    const auto begin_stage = [&](int room) {
         UNROLL for (int i = 0; i < COPIES; ++i) {
             const int item = i * COPIERS;
             const u32x4* const from = x_from + item / RUN_ITEMS * ROW_ITEMS + item % RUN_ITEMS;
-            if (thread < COPIERS) begin_copy(copies[i], item_of(stage, i), from);
+            if (thread < COPIERS) begin_copy(copies[i], item_of(room, i), from);
         }
         x_from += RUN_ITEMS;
     };
-    const auto end_stage = [&](int stage) {
+    const auto end_stage = [&](int room) {
         UNROLL for (int i = 0; i < COPIES; ++i)
-            if (thread < COPIERS) end_copy(copies[i], item_of(stage, i));
+            if (thread < COPIERS) end_copy(copies[i], item_of(room, i));
     };
     const int stages = end_quad - first_quad;
     if (stages > 0) {
@@ -367,7 +371,7 @@ DEVICE void compute(Arguments a) {
     close_copies();
     int now = 0, into = 1;  // the stage that is multiplied, and the one that is copied
     int left = stages - 1;  // stages that no copy has begun for
-    // Wait for the stage `now`, and begin to copy the next one of x into the room of the one before.
+    // Wait for stage `now`, and begin to copy the next one over the one before it.
     // Return where this wave's x begins.
     const auto enter_stage = [&](bool goes_on) {
         await_copies<STAGES - 2>();
@@ -391,7 +395,7 @@ DEVICE void compute(Arguments a) {
         load_w(w_next, quad0 + STAGE_QUADS);
         const bool goes_on = left > 0;
         const auto x = enter_stage(goes_on);
-        u32x4 before[LANE_COLUMNS][UNIT_QUARTERS / PARTS] = {};
+        u32x4 before[LANE_COLUMNS][LANE_QUARTERS] = {};
         multiply_quad(w_quad, w_sums, x, before);
         await_multiplied(before);  // then x of this stage may be overwritten
         leave_stage(goes_on);
@@ -401,10 +405,9 @@ DEVICE void compute(Arguments a) {
     UNROLL for (int n = 0; n < WAVE_PANELS; ++n) settle_sums(w_sums[n]);
 
     // --- reduce: the sums of all waves of a result meet where x was, each row in the block that owns it ---
-    const int split = block_x() % SPLITS;
-    await_cluster();
+    await_cluster();  // all blocks have begun
     meet_cluster();  // no block reads x any more
-    float* const partial_sums = (float*)staged;  // [product][PARTIAL_SUMS][OWNED][COLUMNS]
+    float* const partial_sums = (float*)staged;  // [PARTIAL_SUMS][OWNED][COLUMNS]
     UNROLL for (int step = 0; step < STEPS; ++step)
         UNROLL for (int n = 0; n < WAVE_PANELS; ++n)
             UNROLL for (int c = 0; c < LANE_COLUMNS; ++c)
@@ -424,8 +427,8 @@ DEVICE void compute(Arguments a) {
         const int r = split * OWNED + i / COLUMNS, column = column0 + i % COLUMNS;
         const float scale = x_scales[r];
         float w_sum = 0.0f;
-        UNROLL for (int part = 0; part < PARTIAL_SUMS; ++part)
-            w_sum += partial_sums[part * OWNED * COLUMNS + i];
+        UNROLL for (int source = 0; source < PARTIAL_SUMS; ++source)
+            w_sum += partial_sums[source * OWNED * COLUMNS + i];
         if (row0 + r < m && column < WIDTH && !is_rough(scale))
             epilogue(a, row0 + r, column, scale * w_sum);
     }

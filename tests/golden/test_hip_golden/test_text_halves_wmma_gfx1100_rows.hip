@@ -4,7 +4,7 @@
 
 constexpr int BLOCK_SIZE = 512;
 static_assert(BLOCK_SIZE % WAVE == 0 && BLOCK_SIZE <= 1024, "a block is whole waves");
-constexpr float LEAST = 0x1p-14f;  // of x beside a largest of 2^14: a term errs by 2^-25
+constexpr float LEAST = 0x1p-14f;  // scaled x below this is small: f16 errs by 2^-25
 constexpr int K = 512;  // elements of a row
 constexpr int UNIT = 32;  // elements
 constexpr int UNIT_QUARTERS = 4;
@@ -27,14 +27,14 @@ DEVICE float sum_of_lanes(float value) {
     return value;
 }
 
-// A loop of few rounds would be unrolled whole, at the price of registers.
+// A loop with few turns would be unrolled whole, at the price of registers.
 #define ROLLED _Pragma("unroll 1")
 
 // The sum over all threads of the block, in each of them.
 DEVICE float block_sum(float value) {
     SHARED float sums[BLOCK_SIZE / WAVE];
     value = sum_of_lanes<WAVE>(value);
-    block_barrier();  // the sums of a call before may still be read
+    block_barrier();  // the sums of an earlier call may still be read
     if (lane_index() == 0) sums[wave_index()] = value;
     block_barrier();
     float total = 0.0f;
@@ -69,16 +69,15 @@ struct Arguments {
     i64 m;
 };
 
-// One block per row: what is known before the products.
+// One block per row: what the products need of it.
 DEVICE void compute(const Arguments& a) {
     const i64 m = a.m;
     const i64 row = block_of_rows();
     if (row >= m) return;
 
-    // --- x in f16, which has 11 bits, relative to the largest: that becomes 2^14 and errs by nothing ---
-    // An f16 is a multiple of 2^-24. A row is rough for Inf and NaN, and if more than a sixteenth of its
-    // elements that are not 0 are so small that this step loses more than the precision allows: columns may
-    // have zeros where the few huge elements are.
+    // --- x in f16 (11 bits), scaled so that the row's largest becomes 2^14, exactly ---
+    // A row is rough if it has Inf or NaN, or if more than a sixteenth of its nonzero elements are so small that
+    // f16, a multiple of 2^-24, loses more than allowed: columns may have zeros where the few huge ones are.
     constexpr u32 NAN_BITS = 0x7FC00000u;
     // Load eight elements that a lane of the matrix units multiplies; beyond K they are 0.
     const auto load_quarter = [&](int quarter, float (&x)[QUARTER]) {
@@ -94,37 +93,38 @@ DEVICE void compute(const Arguments& a) {
         }
     };
     float quarters[THREAD_QUARTERS][QUARTER];
-    float size = 0.0f, largest = 0.0f;
+    float total = 0.0f, largest = 0.0f;
     UNROLL for (int i = 0; i < THREAD_QUARTERS; ++i) {
         load_quarter(thread_index() + i * BLOCK_SIZE, quarters[i]);
         UNROLL for (int j = 0; j < QUARTER; ++j) {
-            size += abs_f32(quarters[i][j]);
+            total += abs_f32(quarters[i][j]);
             if (abs_f32(quarters[i][j]) > largest) largest = abs_f32(quarters[i][j]);
         }
     }
-    size = block_sum(size);
+    total = block_sum(total);
     largest = block_largest(largest);
 
-    // --- the scale of the row: 2^9 more, because quants come times 2^-9 ---
-    const bool suits = size <= 0x1p+120f && largest >= 0x1p-80f;
-    const float scale = suits ? largest * 0x1p-5f : 0.0f;
-    const float inverse = suits ? 0x1p+14f / largest : 0.0f;
+    // --- the scale of the row, times 2^9: quants come times 2^-9 ---
+    const bool in_range = total <= 0x1p+120f && largest >= 0x1p-80f;
+    const float scale = in_range ? largest * 0x1p-5f : 0.0f;
+    const float inverse = in_range ? 0x1p+14f / largest : 0.0f;
 
     // --- split into f16, and count the elements that lose too much ---
-    float some = 0.0f, small = 0.0f;  // elements that are not 0, and the small ones of them
+    float nonzero = 0.0f, small = 0.0f;  // elements that are not 0, and the small ones of them
     UNROLL for (int i = 0; i < THREAD_QUARTERS; ++i) {
         const int quarter = thread_index() + i * BLOCK_SIZE;
         float (&x)[QUARTER] = quarters[i];
         UNROLL for (int j = 0; j < QUARTER; ++j) {
-            const bool is_some = x[j] != 0.0f;
-            x[j] = suits ? x[j] * inverse : 0.0f;
-            if (is_some) some += 1.0f;
-            if (is_some && abs_f32(x[j]) < LEAST) small += 1.0f;
+            const bool is_nonzero = x[j] != 0.0f;
+            x[j] = in_range ? x[j] * inverse : 0.0f;
+            if (is_nonzero) nonzero += 1.0f;
+            if (is_nonzero && abs_f32(x[j]) < LEAST) small += 1.0f;
         }
         if (quarter >= QUARTERS) continue;
         u32x4 halves;
         UNROLL for (int i = 0; i < 4; ++i) {
-            float &first = x[i / 2 * 4 + i % 2], &second = x[i / 2 * 4 + i % 2 + 2];  // in the order of a weight's
+            // The order of a weight's pairs.
+            const float first = x[i / 2 * 4 + i % 2], second = x[i / 2 * 4 + i % 2 + 2];
             halves[i] = to_halves(first, second);
         }
         // An instruction's rows are adjacent, so that their x is one run of memory.
@@ -132,9 +132,9 @@ DEVICE void compute(const Arguments& a) {
         const int at = quarter % UNIT_QUARTERS;
         ((u32x4*)a.x_terms)[(unit * TILE_ROWS + row % TILE_ROWS) * UNIT_QUARTERS + at] = halves;
     }
-    some = block_sum(some);
+    nonzero = block_sum(nonzero);
     small = block_sum(small);
-    const bool rough = size != 0.0f && !(suits && 16.0f * small <= some);
+    const bool rough = total != 0.0f && !(in_range && 16.0f * small <= nonzero);
     if (thread_index() == 0) a.x_scales[row] = rough ? as_f32(NAN_BITS) : scale;
 }
 

@@ -24,7 +24,7 @@ DEVICE float sum_of_lanes(float value) {
 DEVICE float block_sum(float value) {
     SHARED float sums[BLOCK_SIZE / WAVE];
     value = sum_of_lanes<WAVE>(value);
-    block_barrier();  // the sums of a call before may still be read
+    block_barrier();  // the sums of an earlier call may still be read
     if (lane_index() == 0) sums[wave_index()] = value;
     block_barrier();
     float total = 0.0f;
@@ -50,7 +50,7 @@ DEVICE void await_kernels_before(Arguments& a) {
     start_next_grid();
 }
 
-// One block per row: what is known before the products.
+// One block per row: what the products need of it.
 DEVICE void compute(Arguments a) {
     await_kernels_before(a);
     const i64 m = a.m;

@@ -75,8 +75,8 @@ struct Q4_1_512x96 {
     // What is added to all 32 elements of a unit.
     DEVICE float minimum(const Stored& stored) { return half_to_f32(stored.m); }
 
-    // The quant whose value d q + least is next to 0.
-    DEVICE float quant_of_zero(float d, float least) {
+    // The code whose value d q + least is next to 0.
+    DEVICE float code_of_zero(float d, float least) {
         const float zero = -least / d;
         if (!(zero > 0.0f)) return 0.0f;  // NaN included: d is 0
         return zero < 15.0f ? (float)(int)(zero + 0.5f) : 15.0f;
@@ -162,11 +162,11 @@ DEVICE void compute(const Arguments& a) {
             u32 q[UNIT / 4];
             const W::Stored stored = W::load(a.w, column, unit);
             W::quants(stored, unit, q);
-            // Quants are counted from the one next to 0: otherwise d q and m, added up apart, would cancel
+            // Codes are counted from the one next to 0: otherwise d q and m, added up apart, would cancel
             // each other in some elements, and a large x there would leave its rounding error.
             const float d = W::scale(stored);
             const float least = W::minimum(stored);
-            const float zero = W::quant_of_zero(d, least);
+            const float zero = W::code_of_zero(d, least);
             UNROLL for (int i = 0; i < UNIT; i += 2) {  // bf16 is the upper half of an f32
                 const u32 low = as_u32(W::centred(q, i, zero)) >> 16;
                 const u32 high = as_u32(W::centred(q, i + 1, zero)) & 0xFFFF0000u;
