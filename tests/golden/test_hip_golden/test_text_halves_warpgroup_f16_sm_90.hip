@@ -316,7 +316,8 @@ DEVICE void compute(Arguments a) {
     const i64 row0 = block_of_rows() * ROWS;
     if (thread == 0) any_rough = 0;
     const int column0 = block_x() / SPLITS * COLUMNS;
-    const int first_quad = block_x() % SPLITS * SPLIT_QUADS;  // blocks beyond the last quad have none
+    const int split = block_x() % SPLITS;
+    const int first_quad = split * SPLIT_QUADS;  // blocks beyond the last quad have none
     const int end_quad = at_run_time(first_quad + SPLIT_QUADS < QUADS ? first_quad + SPLIT_QUADS : QUADS);
 
     // --- load ahead: the weights of the first quad ---
@@ -404,10 +405,9 @@ DEVICE void compute(Arguments a) {
     UNROLL for (int n = 0; n < WAVE_PANELS; ++n) settle_sums(w_sums[n]);
 
     // --- reduce: the sums of all waves of a result meet where x was, each row in the block that owns it ---
-    const int split = block_x() % SPLITS;
     await_cluster();  // all blocks have begun
     meet_cluster();  // no block reads x any more
-    float* const partial_sums = (float*)staged;  // [product][PARTIAL_SUMS][OWNED][COLUMNS]
+    float* const partial_sums = (float*)staged;  // [PARTIAL_SUMS][OWNED][COLUMNS]
     UNROLL for (int step = 0; step < STEPS; ++step)
         UNROLL for (int n = 0; n < WAVE_PANELS; ++n)
             UNROLL for (int c = 0; c < LANE_COLUMNS; ++c)
