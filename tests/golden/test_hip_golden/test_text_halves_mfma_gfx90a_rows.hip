@@ -84,14 +84,14 @@ DEVICE void compute(const Arguments& a) {
     constexpr float LEAST_NORMAL = 0x1p-14f;  // f16: what is less would be taken for 0
     // Load eight elements that a lane of the matrix units multiplies; beyond K they are 0.
     const auto load_quarter = [&](int quarter, float (&x)[QUARTER]) {
-        const bool is_inside = quarter < K / QUARTER;
+        const bool in_range = quarter < K / QUARTER;
         UNROLL for (int half = 0; half < 2; ++half) {
             const int k = quarter / UNIT_QUARTERS * UNIT + half * (UNIT / 2) + quarter % UNIT_QUARTERS * 4;
-            const int column = is_inside ? k : 0;
+            const int column = in_range ? k : 0;
             const f32x4 x_element_four = load_four(&a.x[row * 512 + column]);
             UNROLL for (int i = 0; i < 4; ++i) {
                 const float x_element = x_element_four[i];
-                x[half * 4 + i] = is_inside ? x_element : 0.0f;
+                x[half * 4 + i] = in_range ? x_element : 0.0f;
             }
         }
     };

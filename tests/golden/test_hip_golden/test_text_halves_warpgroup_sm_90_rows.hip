@@ -93,13 +93,13 @@ DEVICE void compute(Arguments a) {
     constexpr u32 NAN_BITS = 0x7FC00000u;
     // Load eight elements that a lane of the matrix units multiplies; beyond K they are 0.
     const auto load_quarter = [&](int quarter, float (&x)[QUARTER]) {
-        const bool is_inside = quarter < K / QUARTER;
+        const bool in_range = quarter < K / QUARTER;
         UNROLL for (int half = 0; half < 2; ++half) {
-            const int column = is_inside ? quarter * QUARTER + half * 4 : 0;
+            const int column = in_range ? quarter * QUARTER + half * 4 : 0;
             const f32x4 x_element_four = load_four(&a.x[row * 512 + column]);
             UNROLL for (int i = 0; i < 4; ++i) {
                 const float x_element = x_element_four[i];
-                x[half * 4 + i] = is_inside ? x_element : 0.0f;
+                x[half * 4 + i] = in_range ? x_element : 0.0f;
             }
         }
         // wgmma takes 16 bytes of a row as eight k of one instruction: elements 0, 2, … 14 or 1, 3, … 15 of
