@@ -205,9 +205,8 @@ class Specialized(Generic[_P, _R]):
         """Forget the launches if a global or a closure value has changed."""
         renewed = self._specializer.renew()
         with BUILD:
-            if renewed:
-                self._launches.clear()
-                self._on_tensors.clear()
+            for launches in (self._launches, self._on_tensors) if renewed else ():
+                launches.clear()
             self._unchanged = self._specializer.unchanged
 
     # --- looking inside ---------------------------------------------------------------------------
@@ -231,8 +230,7 @@ class Specialized(Generic[_P, _R]):
         errors of a call.
         """
         stand_ins = self._with_views(tuple(map(stand_in, self._positional(args, kwargs))))
-        prepare = self._prepared if runs_kernels() else self._specializer.plan
-        prepare(stand_ins)
+        (self._prepared if runs_kernels() else self._specializer.plan)(stand_ins)
 
     def bind(self, *args: Any, out: Any = None, **kwargs: Any) -> Callable[[], Any]:
         """Return a function without parameters that calls with these arguments.
