@@ -40,6 +40,8 @@ def choice_for(problem: Problem, section: Section, measured: Measured | None) ->
         return None
     key, target = key_of(problem, section), problem.target
     choice = measured(key)
+    if choice is None and key.precision == "i8" and problem.suits_panels(section):
+        choice = measured(replace(key, precision="f16"))  # the kernels of `f16` serve `i8` too
     if choice is None:
         return None
     schedule, known = choice.trial.schedule, schedules_for(target, key)

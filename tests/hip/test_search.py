@@ -307,6 +307,24 @@ def test_a_plan_takes_the_measured_schedule_and_drops_its_rows_kernel() -> None:
     assert [k.schedule for k in plan.kernels] == ["tile_fma"]
 
 
+@pytest.mark.parametrize(("shape", "m"), [((4096, 4096), 1), ((4096, 14336), 64)])
+def test_i8_takes_the_constants_of_f16_if_the_same_kernels_serve_both(
+    shape: tuple[int, int], m: int
+) -> None:
+    graph = trace(
+        lambda x, w: x @ w, (array_spec((m, shape[0])), WeightSpec("Q4_0", *shape, suits_f16=True))
+    )
+    target, shipped = find_target("hip:sm_90"), tunings.find("sm_90")
+    kernels = [
+        product_kernel(make_plan(graph, target, m, PlanOptions(precision), shipped))
+        for precision in ("f16", "i8")
+    ]
+    assert constants_of(kernels[0]) == constants_of(kernels[1])
+    assert kernels[0].origin == kernels[1].origin != ""
+    by_rule = product_kernel(make_plan(graph, target, m, PlanOptions("i8")))
+    assert constants_of(by_rule) != constants_of(kernels[1])
+
+
 @pytest.mark.parametrize("arch", ["gfx1100", "sm_90"])
 def test_a_choice_that_another_section_forbids_is_ignored(arch: str) -> None:
     """Check that x is split in one way: with Q8_0 beside it, Q4_0 takes `tile_matrix` by rule."""
