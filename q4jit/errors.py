@@ -16,7 +16,6 @@ CacheWarning            the disk cache cannot be used; results are not affected
 
 import difflib
 import heapq
-import os
 import re
 import shlex
 from collections.abc import Collection, Mapping, Sequence
@@ -62,7 +61,7 @@ _SHOWN_NAMES: Final = 8
 _SHOWN_LETTERS: Final = 80  # of a name
 # Names come from files that may be hostile. Comparing two names takes up to the product of their
 # lengths, so only the beginnings of the most promising names are compared.
-_SEARCHED_NAMES: Final = 20_000
+_SEARCHED_NAMES: Final = 10_000
 _COMPARED_NAMES: Final = 64
 _COMPARED_LETTERS: Final = 128
 
@@ -138,7 +137,12 @@ def _similar(name: str, names: Sequence[str]) -> list[str]:
 
 def _shared(a: str, b: str) -> int:
     """Return how many letters two names share at their beginnings and at their ends."""
-    return len(os.path.commonprefix((a, b))) + len(os.path.commonprefix((a[::-1], b[::-1])))
+    return _shared_beginning(a, b) + _shared_beginning(a[::-1], b[::-1])
+
+
+def _shared_beginning(a: str, b: str) -> int:
+    pairs = enumerate(zip(a, b, strict=False))
+    return next((i for i, (x, y) in pairs if x != y), min(len(a), len(b)))
 
 
 class TargetError(Q4JitError, ValueError):

@@ -317,6 +317,33 @@ def test_an_odd_tensor_is_listed_and_only_its_use_is_refused(
     assert message in str(caught.value)
 
 
+def split_keys(number: int, count: int) -> tuple[bytes, ...]:
+    """Return the keys of a part as `llama-gguf-split` writes them."""
+    no, parts = struct.pack("<H", number), struct.pack("<H", count)
+    return key("split.no", U16, no), key("split.count", U16, parts)
+
+
+def test_one_part_of_a_split_model_names_the_missing_parts(tmp_path: Path) -> None:
+    for number in (0, 2):
+        data = build(keys=split_keys(number, 4), tensors=(tensor("w", (4, 2)),), data=bytes(32))
+        (tmp_path / f"m-0000{number + 1}-of-00004.gguf").write_bytes(data)
+    with pytest.raises(GGUFError) as caught:
+        load_gguf(tmp_path / "m-00003-of-00004.gguf")
+    message = str(caught.value)
+    assert "expected a whole model, got part 3 of 4; missing beside it: " in message
+    assert "m-00002-of-00004.gguf, m-00004-of-00004.gguf; merge all parts" in message
+    assert "m-00001" not in message
+
+
+def test_a_renamed_part_is_refused(load: Callable[[bytes], GGUFFile]) -> None:
+    with pytest.raises(GGUFError, match=r": model-00002-of-65535\.gguf, ") as caught:
+        load(build(keys=split_keys(0, 65535)))
+    assert "got part 1 of 65535; missing" in str(caught.value)
+    assert len(str(caught.value)) < 500
+    for keys in ((key("split.count", STRING, text("3")),), split_keys(0, 1), split_keys(0, 0)):
+        assert len(load(build(keys=keys))) == 0
+
+
 def test_an_empty_tensor_overlaps_nothing(load: Callable[[bytes], GGUFFile]) -> None:
     entries = tensor("w", (16,)), tensor("none", (0,), 0, 32)  # inside w
     assert vector(load(build(tensors=entries, data=bytes(64))), "w").size == 16

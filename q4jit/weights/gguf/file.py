@@ -11,6 +11,7 @@ from typing import Final, Self
 from q4jit.errors import GGUFError, MissingNameError, expected
 from q4jit.weights.gguf.metadata import Metadata, alignment_of, read_keys
 from q4jit.weights.gguf.reader import Reader
+from q4jit.weights.gguf.split import refuse_part
 from q4jit.weights.gguf.tensors import Tensor, read_tensor, read_tensors
 
 _MAGIC: Final = b"GGUF"
@@ -35,6 +36,7 @@ class GGUFFile(Mapping[str, Tensor]):
         self._reader = reader = Reader(name, _map_file(name))
         tensor_count, key_count = _read_header(reader)
         self._metadata = Metadata(reader, read_keys(reader, key_count))
+        refuse_part(reader, self._metadata)
         alignment = alignment_of(reader, self._metadata)
         self._infos = read_tensors(reader, tensor_count, alignment)
         self._tensors: dict[str, Tensor] = {}
@@ -85,8 +87,8 @@ class GGUFFile(Mapping[str, Tensor]):
 def load_gguf(path: str | os.PathLike[str]) -> GGUFFile:
     """Map a GGUF file (version 2 or 3, little-endian) read-only and check its whole header.
 
-    Raises GGUFError, which names the file, the key or tensor, and the byte; raises OSError if the
-    file cannot be opened.
+    Raises GGUFError, which names the file, the key or tensor, and the byte, and for one part of a
+    model that is split into several files; raises OSError if the file cannot be opened.
     """
     return GGUFFile(path)
 
