@@ -222,19 +222,50 @@ def test_metadata_are_python_values(small: Path) -> None:
 def test_a_file_is_a_mapping(small: Path) -> None:
     model = load_gguf(str(small))
     assert list(model)[:2] == ["F32.weight", "F16.weight"]
-    assert len(model) == len(FORMATS) + 5
+    assert len(model) == len(FORMATS) + 3
     assert "norm" in model
-    assert "foreign" in model
     assert "nothing" not in model
+    assert dict(model) == dict(model.items())
+    assert list(model.values()) == [model[name] for name in model]
     assert model.get("nothing") is None
     assert model.metadata.get("nothing", 3) == 3
-    assert repr(model) == f"<GGUFFile {small}: 11 tensors, {len(model.metadata)} keys>"
+    assert repr(model).startswith(f"<GGUFFile {small}: 9 tensors (and 2 that cannot be read), ")
+    assert repr(model).endswith(f"{len(model.metadata)} keys>")
+
+
+def test_all_tensors_of_a_file_are_listed(small: Path) -> None:
+    model = load_gguf(small)
+    entries = model.tensors
+    assert list(entries)[-3:] == ["vector.q8", "experts", "foreign"]
+    assert [name for name, entry in entries.items() if entry.readable] == list(model)
+    assert (entries["Q4_0.weight"].shape, entries["Q4_0.weight"].format) == ((256, 5), "Q4_0")
+    experts = entries["experts"]
+    assert (experts.shape, experts.format, experts.readable) == ((4, 3, 2), "F32", False)
+    assert experts.problem == "expected one or two dimensions, got (4, 3, 2)"
+    assert entries["foreign"].format == "I32"
+    with pytest.raises(TypeError):
+        entries["new"] = experts  # type: ignore[index]  # read-only
+    lines = str(model).splitlines()
+    assert len(lines) == 1 + len(entries)
+    assert lines[0].startswith(f"GGUFFile {small}: 9 tensors (and 2 that")
+    assert lines[1].split() == ["F32.weight", "256", "×", "5", "F32"]
+    assert "experts" in lines[-2]
+    assert lines[-2].endswith("not readable: expected one or two dimensions, got (4, 3, 2)")
+
+
+def test_the_list_of_a_hostile_file_is_short(load: Callable[[bytes], GGUFFile]) -> None:
+    names = [f"\x1b{'n' * 2000}{i}" for i in range(1200)]
+    entries = tuple(tensor(name, (0,) * 60) for name in names)
+    text_ = str(load(build(tensors=entries)))
+    assert len(text_.splitlines()) == 1002
+    assert max(map(len, text_.splitlines())) < 350
+    assert "\x1b" not in text_
 
 
 def test_a_missing_name(small: Path) -> None:
     model = load_gguf(small)
     for ask, message in (
-        (lambda: model["norms"], f"{small}: no tensor named 'norms' (11 tensors). Did you mean"),
+        (lambda: model["norms"], f"{small}: no tensor named 'norms' (9 tensors). Did you mean"),
         (lambda: model["f16.weight"], ". Did you mean 'F16.weight'"),
         (lambda: model["~"], "; the first are 'F32.weight', 'F16.weight', "),
         (lambda: model.metadata["general.arch"], "keys). Did you mean 'general.architecture'"),

@@ -1,7 +1,7 @@
 """Refuse a part of a model that is split into several files: it would be taken for the model.
 
-llama.cpp's `llama-gguf-split` writes the keys split.no (from 0) and split.count, and names the parts
-`model-00001-of-00003.gguf`, ….
+llama.cpp's `llama-gguf-split` writes the keys split.no (from 0) and split.count, and names the
+parts `model-00001-of-00003.gguf`, ….
 """
 
 import re

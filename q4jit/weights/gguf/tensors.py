@@ -7,6 +7,7 @@ from typing import Final, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from q4jit.errors import expected
 from q4jit.weights.formats import FORMATS, Format, decode
 from q4jit.weights.gguf.reader import Reader, tensor_name
 from q4jit.weights.tensor import QuantizedTensor
@@ -58,6 +59,34 @@ class TensorInfo:
     ggml_type: int
     start: int
     end: int
+
+
+@dataclass(frozen=True)
+class TensorEntry:
+    """What a file says about one of its tensors.
+
+    Attributes:
+        shape: the dimensions, the contiguous one first: (K, N) for a matrix.
+        format: the name of the format, for example "Q4_0"; "unknown" for one without a name here.
+        problem: why q4jit cannot read the tensor; empty if it can.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    format: str
+    problem: str
+
+    @property
+    def readable(self) -> bool:
+        """Whether the file's mapping has this tensor."""
+        return not self.problem
+
+
+def entry_of(info: TensorInfo) -> TensorEntry:
+    """Return what users see of an entry of the table."""
+    problem = problem_of(info)
+    text = expected(*problem) if problem else ""
+    return TensorEntry(info.name, info.dims, format_name(info.ggml_type), text)
 
 
 def read_tensors(reader: Reader, count: int, alignment: int) -> dict[str, TensorInfo]:
