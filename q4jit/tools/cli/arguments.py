@@ -70,7 +70,7 @@ def shapes_in_words(shapes: Iterable[tuple[int, int]]) -> str:
 def block_format(text: str) -> Format:
     """Return the block format with a name in upper or lower case."""
     try:
-        return find_format(text.upper())
+        return find_format(text)
     except FormatError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
 
