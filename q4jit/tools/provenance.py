@@ -43,11 +43,13 @@ def commit(checkout: Path = _CHECKOUT) -> str | None:
 
 
 def driver_version(name: str) -> str:
-    """Return the version of the GPU driver of `amd` or `nvidia`.
+    """Return the version of the GPU driver of `amd` or `nvidia`; "none" for `cpu`.
 
     An amdgpu driver that is part of the Linux kernel has no version of its own; the kernel's
     release stands for it.
     """
+    if name == "cpu":
+        return "none"
     paths = {"amd": "/sys/module/amdgpu/version", "nvidia": "/proc/driver/nvidia/version"}
     path = Path(paths[name])
     if path.is_file():

@@ -36,7 +36,9 @@ def scale_facts(fmt: Format, bands: Iterable[NDArray[np.uint8]]) -> tuple[bool, 
 def finite_blocks(fmt: Format, columns: NDArray[np.uint8]) -> NDArray[np.bool_]:
     """Return for each block whether its scale and minimum (F16 and F32: its element) are finite."""
     if fmt.float_dtype is not None:
-        return np.isfinite(np.ascontiguousarray(columns).view(fmt.float_dtype)).reshape(-1)
+        values: NDArray[np.floating] = np.ascontiguousarray(columns).view(fmt.float_dtype)
+        flags: NDArray[np.bool_] = np.isfinite(values).reshape(-1)
+        return flags
     fields = [_field(fmt, columns, at) for at in (fmt.scale_at, fmt.minimum_at) if at is not None]
     finite = np.ones(columns.size // fmt.block_bytes, np.bool_)
     for bits in fields:

@@ -285,4 +285,4 @@ def test_an_unknown_format_is_refused_with_the_known_ones(name: object) -> None:
     with pytest.raises(
         FormatError, match=r"unknown format .*; known formats: F32, F16, Q4_0, Q4_1, Q8_0"
     ):
-        find_format(name)  # type: ignore[arg-type]  # the wrong type is the test
+        find_format(name)

@@ -2,18 +2,21 @@
 
 import argparse
 import os
-from collections.abc import Callable, Iterable
+import sys
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
 from q4jit import config
-from q4jit.errors import FormatError, TargetError, expected
+from q4jit.errors import FormatError, TargetError, expected, short_name
 from q4jit.precision import PRECISIONS
 from q4jit.runtime.devices import find_device
 from q4jit.runtime.driver import Device
 from q4jit.targets import HIP_ARCHS
+from q4jit.tools.text import counted, visible
 from q4jit.weights.formats import Format, find_format
 
+_SHOWN_NAMES: Final = 3
 _MAX_SIZE: Final = (1 << 31) - 1  # of K and N: kernels count them in i32
 
 
@@ -73,6 +76,20 @@ def block_format(text: str) -> Format:
         return find_format(text)
     except FormatError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+
+
+# --- reports ------------------------------------------------------------------------------------
+
+
+def report_left_out(command: str, left_out: Mapping[str, str]) -> None:
+    """Print one line to standard error about the matrices of a file that a command left out."""
+    if not left_out:
+        return
+    names = list(left_out.items())[:_SHOWN_NAMES]
+    shown = "; ".join(f"{short_name(name)[1:-1]}: {reason}" for name, reason in names)
+    more = f"; and {len(left_out) - len(names)} more" if len(left_out) > len(names) else ""
+    count = counted(len(left_out), "matrix", "matrices")
+    print(visible(f"q4jit {command}: left out {count}: {shown}{more}"), file=sys.stderr)
 
 
 # --- options and checks --------------------------------------------------------------------------
