@@ -8,6 +8,8 @@ from q4jit.errors import ConfigError, expected
 __all__ = [
     "MOST_THREADS",
     "cache_dir",
+    "choose_threads",
+    "chosen_threads",
     "compiler_environment",
     "debug",
     "dump_dir",
@@ -15,6 +17,7 @@ __all__ = [
     "jit_disabled",
     "num_threads",
     "rocm_path",
+    "thread_variables",
 ]
 
 MOST_THREADS = 1024  # per process; a larger number is probably a mistake
@@ -104,12 +107,33 @@ def jit_disabled() -> bool:
     return _flag("Q4JIT_DISABLE_JIT")
 
 
+_chosen_threads: int | None = None
+
+
+def choose_threads(number: int | None) -> None:
+    """Let `num_threads` return this number; None: the environment decides again."""
+    global _chosen_threads  # noqa: PLW0603 - the process has one number
+    _chosen_threads = number
+
+
+def chosen_threads() -> int | None:
+    """Return the number given to `choose_threads`."""
+    return _chosen_threads
+
+
+def thread_variables() -> dict[str, str | None]:
+    """Return the values of the environment variables that `num_threads` reads."""
+    return {name: os.environ.get(name) for name in ("Q4JIT_NUM_THREADS", "OMP_NUM_THREADS")}
+
+
 def num_threads() -> int:
     """Return the number of threads of a kernel.
 
-    It is Q4JIT_NUM_THREADS, else OMP_NUM_THREADS (at most the CPUs that the process may use), else
+    It is the chosen number, else Q4JIT_NUM_THREADS, else OMP_NUM_THREADS (at most the CPUs that the process may use), else
     the number of these CPUs.
     """
+    if _chosen_threads is not None:
+        return _chosen_threads
     own = _count("Q4JIT_NUM_THREADS")
     if own is not None:
         return own
