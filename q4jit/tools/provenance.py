@@ -1,31 +1,19 @@
-"""Where a report comes from: q4jit's version and commit, the driver, the CPU, the system."""
+"""Where a report comes from: q4jit's commit, the driver, the CPU, the system."""
 
 import datetime
-import functools
-import importlib.metadata
 import platform
-import tomllib
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
 from q4jit.targets import find_target
+from q4jit.version import CHECKOUT, version
 
-_CHECKOUT: Final = Path(__file__).parents[2]  # above the package; a git clone or site-packages
 _UNKNOWN_CACHE_BYTES: Final = 64 << 20
 
 
-@functools.cache
-def version() -> str:
-    """Return the version of q4jit, from the checkout if it runs from one, else as installed."""
-    project = _CHECKOUT / "pyproject.toml"
-    if project.is_file():
-        return str(tomllib.loads(project.read_text(encoding="utf-8"))["project"]["version"])
-    return importlib.metadata.version("q4jit")
-
-
-def commit(checkout: Path = _CHECKOUT) -> str | None:
+def commit(checkout: Path = CHECKOUT) -> str | None:
     """Return the commit of a git checkout, read from `.git`; None for any other folder."""
     git = checkout / ".git"
     head = git / "HEAD"

@@ -22,7 +22,7 @@ from q4jit.targets import Target
 from q4jit.tools.aot.layout import LAYOUTS, describe_layout
 from q4jit.tools.cli.build import _with_progress
 from q4jit.tools.cli.main import main, make_parser
-from q4jit.tools.provenance import version
+from q4jit.version import version
 from q4jit.weights.formats import FORMATS
 from q4jit.weights.layouts import GGUF, pack
 from tests.support.kernels import weight

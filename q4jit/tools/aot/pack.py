@@ -6,7 +6,7 @@ from typing import Any
 from q4jit.errors import ArgumentError, expected
 from q4jit.tools.aot.folder import OutputFolder, checksums
 from q4jit.tools.aot.layout import describe_layout
-from q4jit.tools.provenance import version
+from q4jit.version import version
 from q4jit.weights.gguf.file import load_gguf
 from q4jit.weights.layouts import GGUF, pack
 from q4jit.weights.tensor import QuantizedTensor

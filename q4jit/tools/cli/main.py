@@ -16,7 +16,7 @@ from q4jit.errors import Q4JitError
 from q4jit.tools.cli import bench, build, pack, selftest, tune
 from q4jit.tools.cli.errors import error_lines
 from q4jit.tools.cli.parser import INTERRUPTED, Parser, epilog
-from q4jit.tools.provenance import version
+from q4jit.version import version
 from q4jit.tools.text import visible
 
 _EXAMPLES: Final = """

@@ -29,8 +29,8 @@ def add_command(commands: Any) -> argparse.ArgumentParser:
         "selftest",
         help="check and time every kernel on this machine's GPU",
         description="Check every schedule, layout, format and precision on a GPU against its\n"
-        "error bound, then time products; or check the kernels of the CPU. The results are in report.txt and report.json;\n"
-        "attach report.json to an issue.",
+        "error bound, then time products; or check the kernels of the CPU. The results are\n"
+        "in report.txt and report.json; attach report.json to an issue.",
         epilog=epilog(
             _EXAMPLES,
             "all checks passed and all products were timed",
