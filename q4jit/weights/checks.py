@@ -73,7 +73,8 @@ def row_ids(ids: ArrayLike, n: int) -> NDArray[np.intp]:
     if index.size == 0 and not isinstance(ids, np.ndarray):
         index = index.astype(np.intp)  # np.asarray([]) is float64
     if index.dtype.kind not in "iu":
-        cure = "use ids.astype(np.int64)"
+        is_array = isinstance(ids, np.ndarray)
+        cure = f"use {'ids.astype(np.int64)' if is_array else 'np.asarray(ids, dtype=np.int64)'}"
         got = describe(index.dtype)
         raise ArgumentError(expected("integers", got, where="ids of w.rows(ids)", cure=cure))
     if index.size and (index.min() < 0 or index.max() >= n):

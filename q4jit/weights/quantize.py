@@ -38,7 +38,8 @@ def quantize(
     matrix = np.asarray(w)
     if matrix.dtype.kind != "f" or matrix.dtype.itemsize > 8:
         dtypes = "float16, float32 or float64"
-        cure = "use w.astype(np.float32)"
+        is_array = isinstance(w, np.ndarray)
+        cure = f"use {'w.astype(np.float32)' if is_array else 'np.asarray(w, dtype=np.float32)'}"
         got = f"{describe(matrix.dtype)} {list(matrix.shape)}"
         raise FormatError(expected(dtypes, got, where="argument 'w' of quantize", cure=cure))
     k, n = matrix_shape(matrix.shape)
