@@ -15,6 +15,7 @@ from typing import Any, Final, Generic, ParamSpec, TypeVar, overload
 import numpy as np
 
 from q4jit import config
+from q4jit.arrays.arguments import plain
 from q4jit.arrays.dtypes import F32
 from q4jit.arrays.libraries import as_device_array
 from q4jit.arrays.outputs import check_out
@@ -344,7 +345,7 @@ def _parameters(signature: inspect.Signature, name: str) -> tuple[tuple[str, ...
 def _with_views(args: tuple[Any, ...], names: Sequence[str]) -> tuple[Any, ...]:
     """Return the arguments, with a `DeviceView` in place of each array on a device."""
     views = (as_device_array(v, n) for v, n in zip(args, names, strict=True))
-    return tuple(a if v is None else v for a, v in zip(args, views, strict=True))
+    return tuple(plain(a) if v is None else v for a, v in zip(args, views, strict=True))
 
 
 def _write_results(result: Any, out: Any, names: Sequence[str], args: Sequence[Any]) -> None:

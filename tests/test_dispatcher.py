@@ -85,7 +85,8 @@ def test_a_thousand_scalars_compile_once(x: Array, w: QuantizedTensor) -> None:
     f = specialize(scaled)
     for scale in np.linspace(-3, 3, 1000):
         f(x, w, float(scale))
-    close(f(x, w, np.float32(0.25)), scaled(x, w, 0.25))
+    quarter: Any = np.float32(0.25)
+    close(f(x, w, quarter), scaled(x, w, 0.25))
     assert (f.stats.misses, len(f.signatures)) == (1, 1)
 
 
@@ -468,11 +469,13 @@ def test_a_bad_environment_is_named(name: str, value: str) -> None:
 
 def test_sizes_are_ints_of_any_library(x: Array, w: QuantizedTensor) -> None:
     k, n = map(np.int64, w.shape)
-    f = specialize(lambda x, w: x @ w, K=k, N=np.uint8(n) if n < 256 else n)
+    sizes: dict[str, Any] = {"K": k, "N": np.uint16(n)}
+    f: Any = specialize(lambda x, w: x @ w, **sizes)
     assert type(f.options.K) is int
     f.warmup((np.int32(1), k), w)
     close(f(x, w), x @ w)
-    for wrong in (np.True_, np.float32(64), np.int64(0), True, "64"):
+    others: list[Any] = [np.True_, np.float32(64), np.int64(0), True, "64"]
+    for wrong in others:
         with pytest.raises(ArgumentError, match="K: expected a positive int or None, got "):
             specialize(lambda x, w: x @ w, K=wrong)
 
