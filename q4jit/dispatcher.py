@@ -303,9 +303,9 @@ class Specialized(Generic[_P, _R]):
     def explain(self) -> str:
         """Return a report, as text to print, on what was compiled and why.
 
-        The first line has the counts of `stats`, the second the CPU's threads. Then, for each set of kernels: the plan, where
-        calls ran and why, options that the kernels do not follow, the origin of the kernels'
-        constants, and whether each kernel was compiled or read from disk.
+        The first line has the counts of `stats`, the second the CPU's threads. Then, for each set
+        of kernels: the plan, where calls ran and why, options that the kernels do not follow, the
+        origin of the kernels' constants, and whether each was compiled or read from disk.
         """
         lines = [f"{self._name}: {self.stats}"]
         threads = counted(threads_in_use(), "thread")

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from q4jit import config
-from q4jit.checked_json import ANYTHING, Rules, check_fields, shown
+from q4jit.checked_json import ANYTHING, Rules, check_fields, read_regular, shown
 from q4jit.compilers.cache import write_atomically
 from q4jit.errors import CacheWarning, TuningError, expected
 from q4jit.locks import BUILD
@@ -318,7 +318,7 @@ def load(file: Path) -> Tunings:
         most = f"at most {_MOST_BYTES:,} bytes"
         raise TuningError(expected(most, f"{size:,}", where=str(file)))
     try:
-        text = file.read_text(encoding="utf-8")
+        text = read_regular(file)
     except UnicodeDecodeError as error:
         got = f"bytes that are not UTF-8 ({error})"
         raise TuningError(expected(_EXPORTED, got, where=str(file))) from None

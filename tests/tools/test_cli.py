@@ -4,9 +4,12 @@ import argparse
 import hashlib
 import importlib.util
 import json
+import os
 import re
+import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -444,3 +447,103 @@ def test_progress(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
     assert list(_with_progress(list("abcdefgh"))) == list("abcdefgh")
     lines = [f"compiling {i} of 8" for i in (1, 3, 5, 7)]
     assert capsys.readouterr().err.splitlines() == lines
+
+
+# --- odd paths ------------------------------------------------------------------------------------
+
+
+def special_files(folder: Path) -> list[Path]:
+    """Return a pipe, a socket, a link to a device, and a link to the pipe."""
+    os.mkfifo(folder / "pipe")
+    with socket.socket(socket.AF_UNIX) as unix:
+        unix.bind(str(folder / "socket"))
+    (folder / "null").symlink_to("/dev/null")
+    (folder / "link").symlink_to(folder / "pipe")
+    return [folder / name for name in ("pipe", "socket", "null", "link")]
+
+
+def test_a_file_that_is_not_regular_is_never_replaced(
+    model: Path, fails: Fails, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with tempfile.TemporaryDirectory() as short:  # a socket's path has at most 107 bytes
+        monkeypatch.chdir(short)
+        for path in special_files(Path(short)):
+            before = path.lstat()
+            pack_it = ["pack", "--gguf", str(model), "--tensor", "b", "--force", "--out"]
+            wanted = "expected a path for a file, got a device, pipe or socket"
+            assert wanted in fails(1, *pack_it, path)
+            path.with_name("w.json").symlink_to(path)  # where the description would be
+            assert wanted in fails(1, *pack_it, path.with_name("w"))
+            path.with_name("w.json").unlink()
+            for command in (
+                ["tune", "--export", path],
+                ["bench", "--target", "cpu", "--json", path],
+                ["bench", "--target", "cpu", "--plot", path],
+            ):
+                assert "expected a file in a writable folder" in fails(2, *command)
+            after = path.lstat()
+            assert (before.st_ino, before.st_mode) == (after.st_ino, after.st_mode)
+
+
+def test_an_input_that_is_not_a_regular_file_is_refused_at_once(
+    tmp_path: Path, fails: Fails
+) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for path in (pipe, Path("/dev/zero")):
+        for command in (
+            ["bench", "--markdown", "--from", path],
+            ["bench", "--target", "cpu", "--targets", path],
+            ["bench", "--child", path],
+            ["tune", "--merge", path],
+            ["tune", "--gguf", path],
+            ["build", "--arch", "gfx1030", "--out", tmp_path / "o", "--gguf", path],
+            ["pack", "--tensor", "t", "--out", tmp_path / "o", "--gguf", path],
+        ):
+            assert "regular file" in fails(1, *command)
+
+
+@pytest.mark.parametrize("out", [".", "/", "..", "./", "a/.."])
+def test_pack_needs_the_name_of_a_file(out: str, model: Path, fails: Fails) -> None:
+    line = fails(1, "pack", "--gguf", model, "--tensor", "b", "--force", "--out", out)
+    assert "output: expected a path for a file, got '" in line
+
+
+def test_an_empty_path_is_refused(model: Path, fails: Fails) -> None:
+    for command in (
+        ["pack", "--gguf", model, "--tensor", "b", "--out", ""],
+        ["build", "--gguf", model, "--arch", "gfx1030", "--out", ""],
+        ["tune", "--export", ""],
+        ["bench", "--json", ""],
+        ["bench", "--plot", ""],
+        ["selftest", "--out", ""],
+    ):
+        assert "expected a path, got ''" in fails(2, *command)
+
+
+@pytest.mark.parametrize(
+    "manifest",
+    [
+        '{"q4jit": "1", "files": ' + "[" * 100_000 + "]" * 100_000 + "}",
+        '{"q4jit": "1", "files": {"w": 5}}',
+        '{"q4jit": "1", "files": {"a\\u0000": {"sha256": "x"}}}',
+        "[]",
+    ],
+    ids=["nested", "numbers", "null byte", "a list"],
+)
+def test_a_strange_manifest_is_another_programs_file(
+    manifest: str, model: Path, tmp_path: Path, fails: Fails
+) -> None:
+    (tmp_path / "w.json").write_text(manifest)
+    (tmp_path / "w").write_text("mine")
+    pack_it = ["pack", "--gguf", str(model), "--tensor", "b", "--out", str(tmp_path / "w")]
+    assert "contains files that q4jit did not write" in fails(1, *pack_it)
+    assert (tmp_path / "w").read_text() == "mine"
+    assert main([*pack_it, "--force"]) == 0
+
+
+def test_nested_json_is_refused(tmp_path: Path, fails: Fails) -> None:
+    path = tmp_path / "nested.json"
+    path.write_text("[" * 100_000 + "]" * 100_000)
+    for command in (["bench", "--markdown", "--from"], ["tune", "--merge"], ["bench", "--targets"]):
+        fails(1, *command, path)

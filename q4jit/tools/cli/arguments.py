@@ -23,6 +23,13 @@ _MAX_SIZE: Final = (1 << 31) - 1  # of K and N: kernels count them in i32
 # --- argument types ------------------------------------------------------------------------------
 
 
+def output_path(text: str) -> Path:
+    """Return the path of a file or folder to write."""
+    if not text or "\0" in text:
+        raise argparse.ArgumentTypeError(expected("a path", repr(text)))
+    return Path(text)
+
+
 def positive(text: str) -> int:
     """Return a whole number from 1."""
     if not text.isascii() or not text.isdigit() or not 0 < int(text[:20]) < 1 << 63:
@@ -98,7 +105,7 @@ def report_left_out(command: str, left_out: Mapping[str, str]) -> None:
 def add_output(command: argparse.ArgumentParser, metavar: str, what: str) -> None:
     """Add the options --out, where `what` is written, and --force."""
     output = command.add_argument_group("output")
-    output.add_argument("--out", type=Path, metavar=metavar, required=True, help=what)
+    output.add_argument("--out", type=output_path, metavar=metavar, required=True, help=what)
     output.add_argument(
         "--force", action="store_true", help="overwrite files that q4jit did not write"
     )
@@ -115,7 +122,10 @@ def checked(options: argparse.Namespace, check: Callable[..., object], *argument
 def check_output_file(options: argparse.Namespace, name: str) -> None:
     """End the command before its work if the file of option `name` cannot be written."""
     path: Path | None = getattr(options, name)
-    if path is not None and (path.is_dir() or not os.access(path.parent, os.W_OK)):
+    if path is None:
+        return
+    special = path.exists() and not path.is_file()  # a folder, or a device that would be replaced
+    if special or not path.name or not os.access(path.parent, os.W_OK):
         options.parser.error(expected("a file in a writable folder", str(path), where=f"--{name}"))
 
 

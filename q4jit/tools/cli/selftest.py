@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from q4jit.hip.harness import Bench
-from q4jit.tools.cli.arguments import open_device
+from q4jit.tools.cli.arguments import open_device, output_path
 from q4jit.tools.cli.parser import epilog
 from q4jit.tools.selftest.cpu import CpuBench, run_cpu
 from q4jit.tools.selftest.findings import Findings, error_text
@@ -44,7 +44,7 @@ def add_command(commands: Any) -> argparse.ArgumentParser:
     )
     command.add_argument(
         "--out",
-        type=Path,
+        type=output_path,
         metavar="DIR",
         help="folder for the reports (default: q4jit-selftest-ARCH)",
     )

@@ -16,6 +16,7 @@ from q4jit.tools.cli.arguments import (
     check_output_file,
     check_shape,
     open_device,
+    output_path,
     positives,
     report_left_out,
     shapes_in_words,
@@ -92,7 +93,7 @@ def _add_search(command: argparse.ArgumentParser) -> None:
 def _add_exchange(command: argparse.ArgumentParser) -> None:
     exchange = command.add_argument_group("exchange (no search)")
     exchange.add_argument(
-        "--export", type=Path, metavar="FILE", help="write all stored trials to a file"
+        "--export", type=output_path, metavar="FILE", help="write all stored trials to a file"
     )
     exchange.add_argument(
         "--winners", action="store_true", help="with --export: only the fastest trial per product"
