@@ -8,6 +8,7 @@ from q4jit.errors import ConfigError, expected
 __all__ = [
     "MOST_THREADS",
     "cache_dir",
+    "cache_limit",
     "choose_threads",
     "chosen_threads",
     "compiler_environment",
@@ -21,6 +22,7 @@ __all__ = [
 ]
 
 MOST_THREADS = 1024  # per process; a larger number is probably a mistake
+_MOST_CACHE_MIB = 1 << 24
 _FALSE = {"", "0", "false", "no", "off"}
 _TRUE = {"1", "true", "yes", "on"}
 _HIP_COMPILERS = ("hipcc", "clang", "ziglang", "hiprtc")
@@ -40,14 +42,12 @@ def _flag(name: str) -> bool:
     raise ConfigError(expected("1 (on) or 0 (off)", repr(value), where=name))
 
 
-def _count(name: str) -> int | None:
+def _count(name: str, most: int) -> int | None:
     value = os.environ.get(name, "").strip()
     if not value:
         return None
-    if not value.isascii() or not value.isdigit() or not 1 <= int(value) <= MOST_THREADS:
-        raise ConfigError(
-            expected(f"a whole number from 1 to {MOST_THREADS}", repr(value), where=name)
-        )
+    if not value.isascii() or not value.isdigit() or len(value) > 9 or not 1 <= int(value) <= most:
+        raise ConfigError(expected(f"a whole number from 1 to {most}", repr(value), where=name))
     return int(value)
 
 
@@ -64,6 +64,12 @@ def cache_dir() -> Path | None:
         return Path.home() / ".cache" / "q4jit"
     except RuntimeError:  # a user without an entry in the password database
         return None
+
+
+def cache_limit() -> int | None:
+    """Return Q4JIT_CACHE_MIB in bytes, the most that compiled kernels may take; None: no limit."""
+    mib = _count("Q4JIT_CACHE_MIB", _MOST_CACHE_MIB)
+    return None if mib is None else mib << 20
 
 
 def dump_dir() -> Path | None:
@@ -134,7 +140,7 @@ def num_threads() -> int:
     """
     if _chosen_threads is not None:
         return _chosen_threads
-    own = _count("Q4JIT_NUM_THREADS")
+    own = _count("Q4JIT_NUM_THREADS", MOST_THREADS)
     if own is not None:
         return own
     omp = (

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from q4jit import config
+from q4jit.compilers.entries import evict
 from q4jit.errors import CacheWarning
 from q4jit.locks import BUILD
 from q4jit.targets import Target
@@ -167,6 +168,9 @@ class DiskCache:
                 object_,
             ):
                 write_atomically(self.directory / f"{key}{ending}", data)
+            limit = config.cache_limit()
+            if limit is not None:
+                evict(self.directory, limit, keep=key)
         except OSError as error:
             self._warn(f"cannot be written ({error})")
 

@@ -95,7 +95,7 @@ def write_gguf(path: Path, tensors: dict[str, tuple[str, int, int]]) -> None:
 # --- success --------------------------------------------------------------------------------------
 
 
-COMMANDS = ("build", "pack", "tune", "bench", "selftest")
+COMMANDS = ("build", "pack", "tune", "bench", "selftest", "doctor", "cache")
 
 
 def subparsers() -> dict[str, argparse.ArgumentParser]:
