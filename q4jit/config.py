@@ -135,8 +135,8 @@ def thread_variables() -> dict[str, str | None]:
 def num_threads() -> int:
     """Return the number of threads of a kernel.
 
-    It is the chosen number, else Q4JIT_NUM_THREADS, else OMP_NUM_THREADS (at most the CPUs that the process may use), else
-    the number of these CPUs.
+    It is the chosen number, else Q4JIT_NUM_THREADS, else OMP_NUM_THREADS (at most the CPUs that the
+    process may use), else the number of these CPUs.
     """
     if _chosen_threads is not None:
         return _chosen_threads

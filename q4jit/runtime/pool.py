@@ -168,7 +168,7 @@ def warn_of_changed_variables() -> None:
             change = "unset" if value is None else f"set to {value!r}"
             warnings.warn(
                 f"{name} was {change} after the first call, which started "
-                f"{_process.threads} threads; use q4jit.set_num_threads(...) to change their number",
+                f"{_process.threads} threads; use q4jit.set_num_threads(...) to change that",
                 RuntimeWarning,
                 stacklevel=4,
             )

@@ -173,13 +173,10 @@ def report_lines(report: dict[str, Any]) -> Iterator[str]:
         yield f"  {compiler['description']}: {' '.join(known.split())}"
     yield f"GPUs: {', '.join(report['devices']) or report['why_no_device']}"
     cache = report["cache"]
-    limit = (
-        "no limit" if cache["limit_bytes"] is None else f"limit {in_bytes(cache['limit_bytes'])}"
-    )
-    kernels = counted(cache["entries"], "kernel")
-    yield f"cache: {cache['directory']} ({cache['state']}), {kernels}, " + (
-        f"{in_bytes(cache['size_bytes'])}, {limit}"
-    )
+    most = cache["limit_bytes"]
+    limit = "no limit" if most is None else f"limit {in_bytes(most)}"
+    size = f"{counted(cache['entries'], 'kernel')}, {in_bytes(cache['size_bytes'])}, {limit}"
+    yield f"cache: {cache['directory']} ({cache['state']}), {size}"
     for name, value in report["environment"].items():
         yield f"  {name}={value}"
     yield "missing:" if report["missing"] else "nothing is missing"

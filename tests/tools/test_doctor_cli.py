@@ -1,5 +1,6 @@
 """`q4jit doctor` and `q4jit cache`: reports on the machine, and the kernels on disk."""
 
+import ctypes.util
 import importlib.metadata
 import json
 import os
@@ -12,6 +13,7 @@ import pytest
 from q4jit import quantize, specialize
 from q4jit.compilers import find
 from q4jit.compilers.entries import entries, evict
+from q4jit.errors import ConfigError
 from q4jit.tools import doctor
 from q4jit.tools.cli.main import main
 
@@ -70,11 +72,11 @@ def test_each_missing_piece_has_a_command(
     def missing(name: str) -> str:
         raise importlib.metadata.PackageNotFoundError(name)
 
-    monkeypatch.setattr(doctor.importlib.metadata, "version", missing)
+    monkeypatch.setattr(importlib.metadata, "version", missing)
     monkeypatch.setattr(find, "_INSTALLED", dict.fromkeys(find._INSTALLED, lambda: iter(())))
     files = {"amd": (os.devnull,), "nvidia": (os.devnull,)}
     monkeypatch.setattr(doctor, "device_files", lambda: files)
-    monkeypatch.setattr(doctor.ctypes.util, "find_library", lambda _: None)
+    monkeypatch.setattr(ctypes.util, "find_library", lambda _: None)
     monkeypatch.setenv("ROCM_PATH", "/nowhere")
     monkeypatch.setattr(doctor, "get_num_threads", lambda: 3)
     report = doctor.examine()
@@ -95,7 +97,7 @@ def test_a_bad_variable_does_not_stop_the_report(
     monkeypatch: pytest.MonkeyPatch, cache: Path
 ) -> None:
     def refused() -> int:
-        raise doctor.ConfigError("Q4JIT_NUM_THREADS: expected a number")
+        raise ConfigError("Q4JIT_NUM_THREADS: expected a number")
 
     monkeypatch.setattr(doctor, "get_num_threads", refused)
     monkeypatch.setenv("Q4JIT_CACHE_MIB", "many")

@@ -6,9 +6,9 @@ import gc
 import mmap
 import pickle
 import tracemalloc
+import warnings
 import weakref
 from array import array
-import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path

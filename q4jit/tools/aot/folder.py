@@ -106,8 +106,10 @@ class OutputFolder:
     def _own_files(self) -> set[str]:
         """Return the files that an earlier manifest lists and that have not changed since."""
         path = self._path / self._manifest
+        if not path.is_file():  # a pipe would block
+            return set()
         try:
-            manifest = json.loads(path.read_bytes()) if path.is_file() else None
+            manifest = json.loads(path.read_bytes())
             sums = {name: str(entry["sha256"]) for name, entry in manifest["files"].items()}
             manifest["q4jit"]
         except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):

@@ -16,8 +16,8 @@ from q4jit.errors import Q4JitError
 from q4jit.tools.cli import bench, build, cache, doctor, pack, selftest, tune
 from q4jit.tools.cli.errors import error_lines
 from q4jit.tools.cli.parser import INTERRUPTED, Parser, epilog
-from q4jit.version import version
 from q4jit.tools.text import visible
+from q4jit.version import version
 
 _EXAMPLES: Final = """
 q4jit build --k 4096 --n 11008 --format q4_0 --arch gfx1100 --out kernels
