@@ -1,6 +1,6 @@
 """Graphs printed as the statements that a person would have written."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from q4jit.frontend.graph import Node, reachable
@@ -23,13 +23,22 @@ _ATOM: Final = 4  # binds tighter than every operator
 _LONGEST_EXPRESSION: Final = 72
 
 
+def numbered(node: Node) -> str:
+    """Return the name of a value that no argument and no buffer names."""
+    return f"v{node.id}"
+
+
 def statements(
-    results: Sequence[tuple[str, Node]], names: Sequence[str], known: Mapping[int, str]
+    results: Sequence[tuple[str, Node]],
+    names: Sequence[str],
+    known: Mapping[int, str],
+    label: Callable[[Node], str] = numbered,
 ) -> list[str]:
     """Return assignments that compute `results` (label, value), as a person would write them.
 
     A value that is used twice, and a long expression, get a line of their own.
-    names: the arguments' names. known: the names of values, by id, that exist already.
+    names: the arguments' names. known: the names of values, by id, that exist already. label: the
+    name of a value with a line of its own.
     """
     uses: dict[int, int] = {}
     nodes = reachable(tuple(node for _, node in results), known)
@@ -40,8 +49,8 @@ def statements(
     for node in nodes:
         text, binding = _expression(node, [texts[n.id] for n in node.operands], names)
         if binding < _ATOM and (uses[node.id] > 1 or len(text) > _LONGEST_EXPRESSION):
-            lines.append(f"v{node.id} = {text}")
-            text, binding = f"v{node.id}", _ATOM
+            lines.append(f"{label(node)} = {text}")
+            text, binding = label(node), _ATOM
         texts[node.id] = (text, binding)
     return lines + [f"{label} = {texts[node.id][0]}" for label, node in results]
 

@@ -22,11 +22,14 @@ class _CxxOps:
 
     def op(self, name: str, *v: str) -> str:
         kind, text = _CXX[name]
-        result = f"t{len(self.lines)}"
-        self.lines.append(f"    const {kind} {result} = {text.format(*v)};")
+        result = f"{_PREFIXES[kind]}{len(self.lines)}"
+        meanings = [_MEANINGS[operand] for operand in v if operand in _MEANINGS]
+        comment = f"  // {'; '.join(meanings)}" if meanings else ""
+        self.lines.append(f"    const {kind} {result} = {text.format(*v)};{comment}")
         return result
 
 
+_PREFIXES: Final = {"float": "t", "i32": "n", "bool": "is"}
 _CXX: Final = {
     "fadd": ("float", "{} + {}"),
     "fsub": ("float", "{} - {}"),
@@ -34,7 +37,7 @@ _CXX: Final = {
     "fdiv": ("float", "{} / {}"),
     "fma": ("float", "fma_f32({}, {}, {})"),
     "fabs": ("float", "abs_f32({})"),
-    # unsigned: what wraps around for NaN and numbers below 0 is not used, but must be defined
+    # unsigned: what wraps around, for NaN and numbers below 0, is not used but must be defined
     "iadd": ("i32", "(i32)((u32){} + (u32){})"),
     "isub": ("i32", "(i32)((u32){} - (u32){})"),
     "shl": ("i32", "(i32)((u32){} << {})"),
@@ -46,6 +49,24 @@ _CXX: Final = {
     "select": ("float", "{} ? {} : {}"),
     "as_int": ("i32", "as_i32({})"),
     "as_float": ("float", "as_f32({})"),
+}
+# What a constant of the algorithms is, by its text.
+_MEANINGS: Final = {
+    "1.442695f": "1 / ln 2",
+    "-0.6933594f": "-ln 2, its first 10 bits",
+    "0.6933594f": "ln 2, its first 10 bits",
+    "0.00021219444f": "-ln 2, the rest",
+    "-0.00021219444f": "ln 2, the rest",
+    "1.2582912e+07f": "1.5 * 2^23, where floats are whole numbers",
+    "(i32)0x4b400000u": "the bits of 1.5 * 2^23",
+    "(i32)0x3f3504f3u": "the bits of sqrt(1/2), the smallest mantissa",
+    "(i32)0x80000000u": "the sign",
+    "1.6777216e+07f": "2^24",
+    "1.1754944e-38f": "the smallest normal number",
+    "as_f32(0x7f800000u)": "Inf",
+    "as_f32(0xff800000u)": "-Inf",
+    "as_f32(0x7fc00000u)": "NaN",
+    "127": "the bias of an exponent",
 }
 # data, because Python may drop docstrings and the text is a cache key
 _ELEMENTARY: Final = {

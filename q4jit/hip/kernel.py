@@ -1,4 +1,4 @@
-"""What a plan for a GPU is made of: kernels, each a template with constants, and their grids."""
+"""The kernels of a plan for a GPU, each a template with constants, and their grids."""
 
 from dataclasses import dataclass, field
 from typing import Final
@@ -26,7 +26,7 @@ MATRIX_COLUMNS: Final = 16
 MAX_GRID_Y: Final = 65535
 """CUDA's and HIP's limit; further rows of blocks go to the z axis."""
 BLOCK_SIZE: Final = 256
-"""Threads of a block where nothing else says how many."""
+"""Threads of a block, unless a rule or a caller chooses another number."""
 
 # bf16 has 8 significant bits: three terms are an f32 exactly, two err by 2⁻¹⁷
 BF16_TERMS: Final = {"f32": 3, "f16": 2, "i8": 2}
@@ -34,7 +34,8 @@ BF16_TERMS: Final = {"f32": 3, "f16": 2, "i8": 2}
 F16_TERMS: Final = {"f32": 2, "f16": 1, "i8": 1}
 
 BOUNDED_THREADS: Final = 512
-# measured on an H100: with so many sums the compiler, left alone, takes more than 128 registers
+"""Threads of a compute unit that must find registers where `HipKernel.is_bounded`."""
+# measured on an H100: with these sums the compiler, left alone, uses more than 128 registers
 _BOUNDED_SUMS: Final = 64
 
 _ARGUMENTS: Final = {"load": "array", "ids": "ids", "scalar": "scalar"}  # a slot's kind, by op
@@ -44,18 +45,29 @@ _ARGUMENTS: Final = {"load": "array", "ids": "ids", "scalar": "scalar"}  # a slo
 class HipKernel:
     """A kernel for a GPU: its work, done by the template `schedule` with these constants.
 
-    layout: of every weight that it reads. rows_per_tile, columns: rows of x and columns of the
-    result that a block (`gemv`: a wave) computes. lanes: threads of a wave that share a column.
-    ahead: units that each of them loads before their turn. scales_late: a unit's quants are
-    multiplied as whole numbers and their sum by the scale (an Inf or NaN there would not meet the
-    quants of 0).
-    bf16_terms: bf16 numbers that each x is split into for matrix units. int8: x is rounded to int8
-    for dot products. f16_terms: f16 numbers that each x is split into, which share a scale (32
-    neighbours by `gemv_matrix`, else a whole row). splits: blocks that share columns, each with
-    its own part of K. wave_panels: panels of 16 columns that a wave computes. stage_units: units of
-    x in shared memory at a time, of which there are `stages`: one is used, the others are on their
-    way. warpgroups: four waves multiply together. pairs: f16 terms are multiplied by dot products
-    of two. folded: weights are rounded to f16, their scales included, so that sums need none.
+    Attributes:
+        work: what it computes.
+        schedule: the template.
+        block_size: threads of a block.
+        layout: the layout of every weight that it reads.
+        rows_per_tile: rows of x that a block computes.
+        columns: columns of the result that a block (`gemv`: a group of lanes) computes.
+        lanes: threads of a wave that share a column.
+        bf16_terms: bf16 numbers that each x is split into for matrix units.
+        int8: x is rounded to int8 for dot products.
+        ahead: units (`gemv_matrix`: quads) that a lane loads before their turn.
+        scales_late: the quants of a unit are multiplied as whole numbers, and their sum by the
+            scale (an Inf or NaN there would not meet the quants of 0).
+        f16_terms: f16 numbers that each x is split into. They share a scale: those of a unit in
+            `gemv_matrix`, elsewhere those of a row.
+        splits: blocks that share columns, each with its own part of K.
+        wave_panels: panels that a wave computes.
+        stage_units: units of x in a stage.
+        stages: stages in shared memory: one is multiplied, the others are on their way.
+        warpgroups: four waves multiply together.
+        pairs: f16 terms are multiplied by dot products of two.
+        folded: weights are rounded to f16 after their scales are multiplied, so sums need none.
+        origin: who chose the constants, if the schedule did not.
     """
 
     work: Kernel
@@ -77,8 +89,6 @@ class HipKernel:
     warpgroups: bool = False
     pairs: bool = False
     folded: bool = False
-
-    # who chose the constants, where it was not the schedule
     origin: str = field(default="", compare=False)
 
     @property
@@ -90,12 +100,12 @@ class HipKernel:
         return f"{self.schedule}, {rows} a tile, {self.block_size} threads"
 
     def waves_k(self, wave: int) -> int:
-        """Waves of a block on matrix units that share columns, each with its own part of K."""
+        """Return the waves of a block that share columns, each with its own part of K."""
         return self.block_size * MATRIX_COLUMNS * self.wave_panels // (wave * self.columns)
 
     @property
     def is_bounded(self) -> bool:
-        """Whether 512 threads shall share the registers, of which sums take half of their share."""
+        """Whether 512 threads must share the registers, and sums take half of their share."""
         if not self.work.sections or not self.warpgroups:
             return False
         sums = self.rows_per_tile // 2 * (1 if self.folded else 2)  # registers of a thread
@@ -120,12 +130,15 @@ class HipKernel:
         return "f16" if self.bf16_terms == BF16_TERMS["f16"] or self.f16_terms == 1 else "f32"
 
     def slots(self) -> tuple[Slot, ...]:
-        """The arguments in order: the function's own, buffers, `m` (rows) last.
+        """Return the arguments in order: the function's own, then buffers, then `m` (rows).
 
-        Beside the plan's own kinds: `x` (after the prologue), `x_terms` (x split into bf16 or f16)
-        and `x_rough` (which of its rows the split does not represent); `x_quants` (x in int8, four
-        to a word), `x_scales` (f32, one per 32 elements for int8, one per row for f16; NaN in rows
-        that these do not represent) and `x_sums` (of the quants, i16, one per 16 elements).
+        Their kinds are those of a plan and these:
+            x: x after the prologue.
+            x_terms: x split into bf16 or f16.
+            x_rough: the rows that bf16 terms cannot represent.
+            x_quants: x in int8, four to a word.
+            x_scales: f32, one per unit for int8 and one per row for f16; NaN in rough rows.
+            x_sums: sums of 16 quants of x, i16.
         """
         work = self.work
         arguments: dict[Slot, None] = {}
@@ -156,16 +169,18 @@ HipPlan = Plan[HipKernel]
 
 @dataclass(frozen=True)
 class Grid:
-    """How many blocks a launch has: x is fixed, y (and beyond its limit z) counts rows.
+    """The number of blocks of a launch: x is fixed; y, and beyond its limit z, counts rows.
 
-    rows_per_block: rows of x that a block serves; None where the grid does not depend on M.
+    Attributes:
+        x: blocks along the x axis.
+        rows_per_block: rows of x that a block computes; None if the grid does not depend on M.
     """
 
     x: int
     rows_per_block: int | None
 
     def blocks(self, m: int) -> tuple[int, int, int]:
-        """The grid for m rows."""
+        """Return the grid for m rows."""
         if self.rows_per_block is None:
             return self.x, 1, 1
         tiles = -(-m // self.rows_per_block)
@@ -173,7 +188,7 @@ class Grid:
 
 
 def grid(plan: HipPlan, kernel: HipKernel) -> Grid:
-    """The grid of a kernel."""
+    """Return the grid of a kernel."""
     if kernel.work.decoded is not None:
         spec = plan.weight(kernel.work.decoded.node.arg)
         units = -(-spec.k // UNIT_ELEMENTS)

@@ -3,8 +3,9 @@
 from typing import Final
 
 from q4jit.errors import TargetError, expected
-from q4jit.hip.kernel import MATRIX_COLUMNS, QUAD_ELEMENTS, UNIT_ELEMENTS, HipKernel
-from q4jit.hip.memory import GemvMatrixMemory, gemv_bytes, split_quads, tile_halves_has_room
+from q4jit.hip.gemv_matrix_sizes import sizes_of
+from q4jit.hip.kernel import MATRIX_COLUMNS, UNIT_ELEMENTS, HipKernel
+from q4jit.hip.memory import gemv_bytes, split_quads, tile_halves_has_room
 from q4jit.targets import HipArch, Target
 
 _WARPGROUP_WAVES: Final = 4
@@ -35,14 +36,13 @@ def can_run_gemv(arch: HipArch, kernel: HipKernel) -> bool:
 
 def can_run_gemv_matrix(arch: HipArch, kernel: HipKernel) -> bool:
     """Return whether a `gemv_matrix` has work for every wave, and room for x and its sums."""
-    waves_k = kernel.waves_k(arch.wave)
-    memory = GemvMatrixMemory.of(arch, kernel)
+    sizes = sizes_of(arch, kernel)
     return (
         kernel.splits <= arch.cluster_blocks
         and kernel.block_size <= arch.max_block_size
-        and waves_k * kernel.splits <= -(-_k(kernel) // QUAD_ELEMENTS)
-        and (kernel.ahead == 1 or memory.round_quads - waves_k < memory.split_quads)
-        and memory.suffices
+        and sizes.waves_k * sizes.splits <= sizes.quads
+        and (sizes.ahead == 1 or sizes.round_quads - sizes.waves_k < sizes.split_quads)
+        and sizes.suffices
     )
 
 

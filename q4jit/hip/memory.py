@@ -1,14 +1,14 @@
-"""The memory that kernels need: shared memory of a block, and scratch memory between launches.
+"""The memory of kernels: shared memory of a thread block, and scratch memory between launches.
 
-A block's shared memory is counted twice: here, where it decides which constants are possible, and
-in the templates as `LDS_BYTES`. `tests/hip/test_memory.py` holds the two together.
+The shared memory counted here decides which constants are possible, and texts print it as
+`LDS_BYTES`. `tests/hip/test_memory.py` compares it with the arrays that the texts declare.
 """
 
-from dataclasses import dataclass
 from typing import Final
 
 from q4jit.hip import kernel as kernels
 from q4jit.hip.classes import HALVES_TILE_ROWS, MOST_FEW_ROWS, TALL_TILE_ROWS
+from q4jit.hip.gemv_matrix_sizes import RESERVE_BYTES, sizes_of
 from q4jit.hip.kernel import (
     ELEMENT,
     QUAD_ELEMENTS,
@@ -21,22 +21,28 @@ from q4jit.hip.tile_halves_sizes import TileHalvesSizes
 from q4jit.plan.kernels import Kernel, Slot
 from q4jit.targets import HipArch
 
+ELEMENT_STAGE_UNITS: Final = 128
+"""Units of a column that an `element` decodes into shared memory at a time."""
 MOST_STAGES_BYTES: Final = 32 << 10
-"""The most that the stages of x take of shared memory, on any platform."""
+"""The most shared memory that the stages of x take, on any platform."""
 
 _F32_BYTES: Final = 4
 _F16_BYTES: Final = 2
-_QUAD_UNITS: Final = QUAD_ELEMENTS // UNIT_ELEMENTS
-_RESERVE_BYTES: Final = 1024  # of shared memory, which matrix units leave free
 
 # --- shared memory of a block ---------------------------------------------------------------------
 
 
 def shared_bytes(plan: HipPlan, kernel: HipKernel) -> int:
     """Return the bytes of shared memory that a block of a kernel has."""
-    exchanges = adds_up_blocks(kernel) + finds_largest(kernel)  # a number of each wave
+    exchanges = adds_up_blocks(kernel) + finds_largest(kernel)  # a number per wave
     waves = kernel.block_size // plan.target.hip.wave
     return _staged_bytes(plan, kernel) + exchanges * waves * _F32_BYTES
+
+
+def generic_bytes(arch: HipArch, block_size: int) -> int:
+    """Return the bytes of shared memory that a block of a plain product has."""
+    stage_elements = ELEMENT_STAGE_UNITS * UNIT_ELEMENTS
+    return (stage_elements + block_size // arch.wave) * _F32_BYTES
 
 
 def adds_up_blocks(kernel: HipKernel) -> bool:
@@ -57,15 +63,15 @@ def _has_row_sums(work: Kernel) -> bool:
 
 
 def _staged_bytes(plan: HipPlan, kernel: HipKernel) -> int:
-    """What the template of a schedule calls `STAGED_BYTES`."""
+    """Return the bytes of the arrays that the template of a schedule declares."""
     arch = plan.target.hip
     match kernel.schedule:
         case kernels.ELEMENT:
-            return 128 * UNIT_ELEMENTS * _F32_BYTES
+            return ELEMENT_STAGE_UNITS * UNIT_ELEMENTS * _F32_BYTES
         case kernels.GEMV:
             return gemv_bytes(kernel)
         case kernels.GEMV_MATRIX:
-            return GemvMatrixMemory.of(arch, kernel).used_bytes
+            return sizes_of(arch, kernel).used_bytes
         case kernels.TILE_FMA:
             return 2 * UNIT_ELEMENTS * (kernel.rows_per_tile + 1) * _F32_BYTES
         case kernels.TILE_MATRIX:
@@ -76,13 +82,13 @@ def _staged_bytes(plan: HipPlan, kernel: HipKernel) -> int:
 
 
 def gemv_bytes(kernel: HipKernel) -> int:
-    """Shared memory of a `gemv`: some units of each row of x, apart from each other."""
+    """Return the shared memory of a `gemv`: the stage of each row of x, padded per unit."""
     stride_bytes = (UNIT_ELEMENTS + 4) * _F32_BYTES
     return kernel.rows_per_tile * kernel.ahead * kernel.lanes * stride_bytes
 
 
 def _tile_matrix_bytes(plan: HipPlan, kernel: HipKernel) -> int:
-    """x in terms, a tile of the weight, its scales, and a flag; for minima the sums of x too."""
+    """Return the bytes of x in terms, of a tile of w with its scales, of sums of x, and a flag."""
     stride_bytes = (UNIT_ELEMENTS + 8) * _F16_BYTES
     columns = kernel.columns
     scales_bytes = 2 * columns * _F32_BYTES
@@ -92,59 +98,9 @@ def _tile_matrix_bytes(plan: HipPlan, kernel: HipKernel) -> int:
     return stride_bytes * (kernel.bf16_terms * kernel.rows_per_tile + columns) + scales_bytes + 4
 
 
-@dataclass(frozen=True)
-class GemvMatrixMemory:
-    """How a block of a `gemv_matrix` divides its shared memory.
-
-    room_bytes: for x, and after it for the sums that waves share. split_quads: what a block has of
-    K, in quads; round_quads: how many of them its waves take at a time. quad_bytes: of x in terms,
-    with its scales and marks, all rows. sums_bytes: of all waves. received_bytes: of results from
-    the other blocks of a cluster.
-    """
-
-    room_bytes: int
-    split_quads: int
-    round_quads: int
-    quad_bytes: int
-    sums_bytes: int
-    received_bytes: int
-
-    @classmethod
-    def of(cls, arch: HipArch, kernel: HipKernel) -> "GemvMatrixMemory":
-        """Divide the shared memory of an arch for a kernel."""
-        waves_k = kernel.waves_k(arch.wave)
-        results_bytes = _results_bytes(kernel)
-        received_bytes = results_bytes if kernel.splits > 1 else 0
-        unit_bytes = f16_unit_bytes(kernel, kernel.rows_per_tile) + 5 * kernel.rows_per_tile
-        return cls(
-            room_bytes=arch.lds_bytes - _RESERVE_BYTES - received_bytes,
-            split_quads=split_quads(kernel),
-            round_quads=waves_k * kernel.ahead,
-            quad_bytes=_QUAD_UNITS * unit_bytes,
-            sums_bytes=results_bytes * waves_k,
-            received_bytes=received_bytes,
-        )
-
-    @property
-    def suffices(self) -> bool:
-        """Whether there is room for what the waves load at a time, and for their sums."""
-        x_bytes = min(self.split_quads, self.round_quads) * self.quad_bytes
-        return max(x_bytes, self.sums_bytes) <= self.room_bytes
-
-    @property
-    def used_bytes(self) -> int:
-        """What a block uses: as many rounds of x as there is room for."""
-        quads = self.room_bytes // self.quad_bytes
-        if quads < self.split_quads:
-            quads = quads // self.round_quads * self.round_quads
-        quads = min(quads, self.split_quads)
-        shared = max(quads * self.quad_bytes, self.sums_bytes)
-        return -(-shared // 16) * 16 + self.received_bytes + 32
-
-
 def tile_halves_has_room(arch: HipArch, kernel: HipKernel) -> bool:
     """Return whether shared memory holds the partial sums of a `tile_halves`."""
-    return TileHalvesSizes(arch, kernel).sums_bytes <= arch.lds_bytes - _RESERVE_BYTES
+    return TileHalvesSizes(arch, kernel).sums_bytes <= arch.lds_bytes - RESERVE_BYTES
 
 
 def f16_unit_bytes(kernel: HipKernel, rows: int) -> int:
@@ -153,13 +109,13 @@ def f16_unit_bytes(kernel: HipKernel, rows: int) -> int:
 
 
 def split_quads(kernel: HipKernel) -> int:
-    """The quads of a column that one of the blocks that share K multiplies."""
+    """Return the quads of a column in one split of K."""
     k = kernel.section.products[0].operands[0].width
     return -(-k // (QUAD_ELEMENTS * kernel.splits))
 
 
 def _results_bytes(kernel: HipKernel) -> int:
-    """The results of a block for each product."""
+    """Return the bytes of a thread block's results, for all products."""
     return len(kernel.section.products) * kernel.rows_per_tile * kernel.columns * _F32_BYTES
 
 
@@ -167,9 +123,9 @@ def _results_bytes(kernel: HipKernel) -> int:
 
 
 def scratch(kernel: HipKernel, m: int) -> dict[Slot, int]:
-    """The slots of a kernel between its own launches, and the bytes of each for m rows.
+    """Return the scratch slots of a kernel and the bytes of each for m rows.
 
-    A `rows` kernel writes them, and the kernels of its products, which come next, read them.
+    A `rows` kernel writes them, and the kernels of the products after it read them.
     """
     rows = 1 if kernel.work.uniform else m
     k = kernel.work.x.width if kernel.work.x is not None else 0
@@ -188,7 +144,7 @@ def scratch(kernel: HipKernel, m: int) -> dict[Slot, int]:
 
 
 def _f16_terms_bytes(kernel: HipKernel, rows: int, k: int) -> int:
-    """x in f16 terms: whole quads for whole tiles; the last stage may be copied beyond them."""
+    """Return the bytes of x in f16 terms: whole quads and tiles, and room for the last copy."""
     row_bytes = kernel.f16_terms * -(-k // QUAD_ELEMENTS) * QUAD_ELEMENTS * _F16_BYTES
     tiles = (MOST_FEW_ROWS, *HALVES_TILE_ROWS)  # beyond them there are several
     tile_rows = next((tile for tile in tiles if rows <= tile), TALL_TILE_ROWS)

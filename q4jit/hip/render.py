@@ -1,13 +1,14 @@
-"""Rendering HIP: one planned kernel becomes the text of one translation unit. A pure function.
+"""Render HIP: a planned kernel becomes the text of one translation unit.
 
-Templates hold the C++; what they are given are constants, names and steps (`hip.variables`). The
-text begins with the prelude of its platform, and below it is the same for AMD, NVIDIA and the host.
+The templates hold the C++, and `hip.variables` holds what differs from kernel to kernel. A text
+begins with the prelude of its platform; below it AMD, NVIDIA and the host get the same text.
 """
 
 from typing import Final
 
 from q4jit.frontend.specs import WeightSpec
-from q4jit.hip.kernel import MAX_GRID_Y, HipKernel, HipPlan
+from q4jit.hip.kernel import MAX_GRID_Y, UNIT_ELEMENTS, HipKernel, HipPlan
+from q4jit.hip.memory import ELEMENT_STAGE_UNITS, generic_bytes
 from q4jit.hip.templates import FRAME, environment, origins
 from q4jit.hip.variables import variables
 from q4jit.hip.weight import Weight
@@ -20,9 +21,9 @@ SUFFIX: Final = ".hip"
 
 
 def render(plan: HipPlan, kernel: HipKernel, platform: str | None = None) -> Source:
-    """The text of a kernel: the same for the same plan, whenever and wherever.
+    """Return the text of a kernel; the same plan always gives the same text.
 
-    platform: whose prelude it gets, `amd`, `nvidia` or `host` (None: the target's own).
+    platform: the prelude, `amd`, `nvidia` or `host` (None: the target's own).
     """
     arch = plan.target.hip
     context = variables(plan, kernel)
@@ -34,7 +35,7 @@ def render(plan: HipPlan, kernel: HipKernel, platform: str | None = None) -> Sou
 def render_generic(
     fmt: Format, target: Target, block_size: int, platform: str | None = None
 ) -> Source:
-    """The text of `<format>_matmul_kernel`, a product on GGUF rows with M, N, K as arguments.
+    """Return the text of `<format>_matmul_kernel`, a product on GGUF rows of any M, N and K.
 
     platform: as for `render`.
     """
@@ -46,13 +47,19 @@ def render_generic(
         "symbol": f"{name}_matmul_kernel",
         "argument": f"weights_{name}",
         "weight": weight,
-        "block_bytes": fmt.block_bytes,
+        "unit_elements": UNIT_ELEMENTS,
+        "stage_elements": ELEMENT_STAGE_UNITS * UNIT_ELEMENTS,
         "block_size": block_size,
+        "lds_bytes": generic_bytes(target.hip, block_size),
         "max_grid_y": MAX_GRID_Y,
-        "kernel": {"lanes": 1, "schedule": "generic"},
+        "kernel": {"lanes": 1},
+        "schedule": "generic",
         "needs": {
+            "block_of_rows": True,
+            "sum_of_lanes": True,
             "block_sum": True,
             "block_largest": False,
+            "rolled": False,
             "fours": False,
             "unaligned": not weight.float_bytes,
         },
@@ -62,9 +69,9 @@ def render_generic(
 
 
 def render_read(target: Target, block_size: int, ahead: int, platform: str | None = None) -> Source:
-    """The text of `q4jit_read`, which reads units of 16 bytes and does nothing else.
+    """Return the text of `q4jit_read`, which only reads memory, 16 bytes at a time.
 
-    ahead: loads of a thread on their way at a time. platform: as for `render`.
+    ahead: loads of a thread that are on their way together. platform: as for `render`.
     """
     symbol = "q4jit_read"
     context = {

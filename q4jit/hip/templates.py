@@ -1,8 +1,9 @@
-"""The templates: where they are, and Jinja with them."""
+"""The templates: where they are, how Jinja loads them, and the names that they use."""
 
 import functools
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -12,10 +13,12 @@ FRAME: Final = "part/frame.hip.j2"
 """The template of every planned kernel."""
 
 _MARK: Final = re.compile("\x01(.*?)\x02")
+_NO_CODE: Final = re.compile(r"\{#.*?#\}|\{%.*?%\}|//[^\n]*", re.DOTALL)
+_EXPRESSION: Final = re.compile(r"\{\{.*?\}\}")
 
 
 def template_directory() -> Path:
-    """Where the templates are: in the installed package, or beside it in a checkout."""
+    """Return the folder of the templates: in the installed package, or beside it in a checkout."""
     package = Path(__file__).parents[1]
     installed = package / "templates"
     return installed if installed.is_dir() else package.parent / "templates"
@@ -23,7 +26,7 @@ def template_directory() -> Path:
 
 @functools.cache
 def environment(marked: bool = False) -> jinja2.Environment:
-    """Jinja with the templates; `marked` ones say at the end of each line where it stands."""
+    """Return a Jinja that loads the templates; `marked` lines end with their file and number."""
     kind = _MarkedLoader if marked else jinja2.FileSystemLoader
     return jinja2.Environment(
         loader=kind(template_directory()),
@@ -36,7 +39,7 @@ def environment(marked: bool = False) -> jinja2.Environment:
 
 
 class _MarkedLoader(jinja2.FileSystemLoader):
-    """Loads templates with a mark at the end of every line that reaches the text."""
+    """A loader that puts a mark at the end of every line that reaches the text."""
 
     def get_source(
         self, environment: jinja2.Environment, template: str
@@ -44,17 +47,46 @@ class _MarkedLoader(jinja2.FileSystemLoader):
         source, path, is_fresh = super().get_source(environment, template)
         lines = source.split("\n")
         for number, line in enumerate(lines, 1):
-            if line and not line.endswith(("%}", "#}")):  # trim_blocks wants a tag's own line end
+            # a tag that removes its line end must remain the last of its line
+            if line and not line.endswith(("%}", "#}", "-}}")):
                 lines[number - 1] = f"{line}\x01{template}:{number}\x02"
         return "\n".join(lines), path, is_fresh
 
 
 def origins(context: dict[str, Any]) -> dict[int, str]:
-    """For each line of a text the template and the line there that it was written by."""
+    """Return the template and the line in it that each line of a text comes from."""
     marked = environment(marked=True).get_template(FRAME).render(context)
-    places = {}
+    lines = {}
     for number, line in enumerate(marked.split("\n"), 1):
         mark = _MARK.search(line)
         if mark:
-            places[number] = mark[1]
-    return places
+            lines[number] = mark[1]
+    return lines
+
+
+@dataclass(frozen=True)
+class Words:
+    """The names in the templates' code.
+
+    Attributes:
+        names: whole names.
+        before_product: the beginnings of words that end with a product's name.
+        after_product: the ends of words that begin with a product's name.
+    """
+
+    names: frozenset[str]
+    before_product: frozenset[str]
+    after_product: frozenset[str]
+
+
+@functools.cache
+def words() -> Words:
+    """Return the names that templates use, so that no variable of a value hides one of them."""
+    files = sorted(template_directory().rglob("*.j2"))
+    code = _NO_CODE.sub(" ", "\n".join(path.read_text("utf-8") for path in files))
+    product = r"\{\{ p\.name \}\}"
+    return Words(
+        frozenset(re.findall(r"(?<![\w\0])[A-Za-z_]\w*", _EXPRESSION.sub("\0", code))),
+        frozenset(re.findall(rf"(\w+){product}", code)),
+        frozenset(re.findall(rf"{product}(\w+)", code)),
+    )

@@ -1,10 +1,9 @@
-"""The values of a graph as steps that the HIP templates write out, one C++ statement each.
+"""The values of a graph as C++ statements, which the HIP templates write out.
 
 Everything is computed for one row of x. A value of width 1 is the same for the whole row; the
-others are wanted at one `column`. A sum over a row is a loop, which a whole block shares.
+others are computed for one `column`. A sum over a row is a loop that the threads of a block share.
 """
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Final
@@ -14,29 +13,11 @@ import numpy as np
 from q4jit.frontend.graph import Graph, Node
 from q4jit.frontend.specs import ArraySpec
 from q4jit.hip.kernel import ROWS, HipKernel, HipPlan
+from q4jit.hip.names import ValueNames, buffer_name, c_names
 from q4jit.plan.kernels import Buffer, Slot
 
-# An argument is a parameter of the kernel and a member of `Arguments`, never in scope of a body: a
-# name gets a `_` behind it only where it is a word of C++, a type, or means one of our own buffers.
-RESERVED: Final = frozenset(
-    """
-    alignas alignof and and_eq asm auto bitand bitor bool break case catch char char8_t char16_t
-    char32_t class compl concept const consteval constexpr constinit const_cast continue co_await
-    co_return co_yield decltype default delete do double dynamic_cast else enum explicit export
-    extern false float for friend goto if inline int long mutable namespace new noexcept not not_eq
-    nullptr operator or or_eq private protected public register reinterpret_cast requires return
-    short signed sizeof static static_assert static_cast struct switch template this thread_local
-    throw true try typedef typeid typename union unsigned using virtual void volatile wchar_t while
-    xor xor_eq
-    u8 u16 u32 u64 i8 i16 i32 i64 u32x4 f32x4 f32x8 bf16x4 bf16x8 bf16x16 fragment accumulator
-    CLUSTER KERNEL DEVICE SHARED SHARED_AT_512 UNROLL ROLLED MEETING WAVE BLOCK_SIZE Arguments
-    RowValues compute
-    m x_values x_terms x_rough x_quants x_scales x_sums host_arguments linux unix
-    """.split()
-)
-
 # The operations whose macros have other names: Jinja keeps `and` for itself.
-_OPERATIONS: Final = {"and": "logical_and", "or": "logical_or", "not": "logical_not"}
+_MACROS: Final = {"and": "logical_and", "or": "logical_or", "not": "logical_not"}
 
 # What a `rows` kernel makes of x for the kernels of its products.
 _X_TYPES: Final = {
@@ -49,38 +30,47 @@ _X_TYPES: Final = {
 
 
 @dataclass(frozen=True)
-class Step:
-    """One statement: value `id` becomes `op` of `operands`, which are C++ expressions.
+class Statement:
+    """A variable that becomes `op` of `operands`.
 
-    at_column: it is loaded from where `column` says.
+    Attributes:
+        id: the value in the graph.
+        name: the variable.
+        is_bool: whether it is a truth value.
+        op: a macro of `operations.hip.j2`.
+        operands: C++ expressions.
+        at_column: whether it is loaded from an address that depends on `column`.
     """
 
     id: int
+    name: str
     is_bool: bool
     op: str
     operands: tuple[str, ...]
     at_column: bool = False
 
-    @property
-    def name(self) -> str:
-        """The variable that the statement sets."""
-        return variable(self.id)
-
 
 @dataclass(frozen=True)
 class Sum:
-    """Value `id` becomes the sum over `width` columns of `value`, which `steps` compute at one."""
+    """A variable that becomes the sum of `value` over `width` columns.
+
+    Attributes:
+        id: the value in the graph.
+        name: the variable.
+        width: columns of the row.
+        statements: what computes `value` at one column.
+        value: a C++ expression.
+    """
 
     id: int
+    name: str
     width: int
-    steps: tuple[Step, ...]
+    statements: tuple[Statement, ...]
     value: str
     is_bool: ClassVar = False
 
-    @property
-    def name(self) -> str:
-        """The variable that holds the sum."""
-        return variable(self.id)
+
+RowStatement = Statement | Sum
 
 
 @dataclass(frozen=True)
@@ -98,7 +88,7 @@ class Parameter:
 
     @property
     def may_change(self) -> bool:
-        """Whether a kernel before may write there: everywhere but in weights."""
+        """Whether an earlier kernel may write to this array: to every array but the weights."""
         return self.type.endswith("*") and self.slot.kind != "weight"
 
     @property
@@ -109,157 +99,138 @@ class Parameter:
         return self.declaration
 
 
-def c_names(names: Sequence[str]) -> tuple[str, ...]:
-    """The names of a function's arguments as C++ takes them; ASCII identifiers already."""
-    found: list[str] = []
-    for name in names:
-        # v3, output0, temp0, x_…: names that texts make themselves
-        taken = name in RESERVED or re.fullmatch(r"(v|output|temp)\d+", name)
-        candidate = f"{name}_" if taken or name.startswith("_") else name
-        while candidate in found:
-            candidate += "_"
-        found.append(candidate)
-    return tuple(found)
-
-
 def parameters(plan: HipPlan, kernel: HipKernel) -> tuple[Parameter, ...]:
-    """The parameters of a kernel, in the order of its slots."""
+    """Return the parameters of a kernel, in the order of its slots."""
     names = c_names(plan.graph.names)
     written = {
         s.buffer for s in (*kernel.work.rows, *(t for c in kernel.work.sections for t in c.stores))
     }
     if kernel.work.decoded is not None:
         written.add(kernel.work.decoded.buffer)
-    found = []
+    result = []
     for slot in kernel.slots():
         match slot.kind:
             case "array":
-                found.append(Parameter(slot, names[slot.index], "const float*"))
+                result.append(Parameter(slot, names[slot.index], "const float*"))
             case "ids":
-                found.append(Parameter(slot, names[slot.index], "const i64*"))
+                result.append(Parameter(slot, names[slot.index], "const i64*"))
             case "scalar":
-                found.append(Parameter(slot, names[slot.index], "float"))
+                result.append(Parameter(slot, names[slot.index], "float"))
             case "weight":
-                found.append(Parameter(slot, names[slot.index], "const u8*"))
+                result.append(Parameter(slot, names[slot.index], "const u8*"))
             case "m":
-                found.append(Parameter(slot, "m", "i64"))
+                result.append(Parameter(slot, "m", "i64"))
             case kind if kind in _X_TYPES:
                 constant = "" if kernel.schedule == ROWS else "const "
-                found.append(Parameter(slot, kind, f"{constant}{_X_TYPES[kind]}*"))
+                result.append(Parameter(slot, kind, f"{constant}{_X_TYPES[kind]}*"))
             case _:
-                name = buffer_name(slot.kind, slot.index)
-                mine = any(b.kind == slot.kind and b.index == slot.index for b in written)
-                found.append(Parameter(slot, name, f"{'' if mine else 'const '}float*"))
-    return tuple(found)
-
-
-def variable(value: int) -> str:
-    """The variable that holds a value of the graph, by its id."""
-    return f"v{value}"
-
-
-def buffer_name(kind: str, index: int) -> str:
-    """The parameter of a buffer: `output0`, `temp1`; `x_values` is the stored prologue."""
-    return "x_values" if kind == "x" else f"{kind}{index}"
+                name = buffer_name(Buffer(slot.kind, slot.index, 0))
+                is_ours = any(b.kind == slot.kind and b.index == slot.index for b in written)
+                result.append(Parameter(slot, name, f"{'' if is_ours else 'const '}float*"))
+    return tuple(result)
 
 
 class HipValues:
-    """Writes the steps of a kernel's values; `known` are expressions by the id of their value.
+    """Writes the statements of a kernel's values.
 
-    operations: those of all steps that were written.
+    In its methods `known` holds C++ expressions of values that exist already, by their ids.
+
+    Attributes:
+        names: the variables of the values.
+        operations: the operations of all statements written so far.
     """
 
     def __init__(self, graph: Graph, kernel: HipKernel) -> None:
+        self.names = ValueNames(graph.names)
         self.operations: set[str] = set()
         self._graph = graph
-        self._names = c_names(graph.names)
+        self._arguments = c_names(graph.names)
         self._buffers = {s.node.id: s.buffer for s in kernel.work.loads}
 
     # --- values of a row ------------------------------------------------------------------------
 
-    def row_steps(self, roots: Iterable[Node], known: Mapping[int, str]) -> tuple[Step | Sum, ...]:
-        """Everything of width 1 that the roots need, in order."""
-        steps: list[Step | Sum] = []
-        names = dict(known)
-        for node in self._needed(roots, names):
+    def of_row(self, roots: Iterable[Node], known: Mapping[int, str]) -> tuple[RowStatement, ...]:
+        """Return the statements of every value of width 1 that the roots need, in order."""
+        result: list[RowStatement] = []
+        expressions = dict(known)
+        for node in self._needed(roots, expressions):
             if node.width == 1:
-                steps += self._row_step(node, names)
-        return tuple(steps)
+                result += self._row_value(node, expressions)
+        return tuple(result)
 
-    def _row_step(self, node: Node, names: dict[int, str]) -> list[Step | Sum]:
+    def _row_value(self, node: Node, expressions: dict[int, str]) -> list[RowStatement]:
         if node.op == "sum" and node.id not in self._buffers and node.operands[0].width > 1:
-            inner = self.at([node.operands[0]], names)
-            names[node.id] = variable(node.id)
-            return [Sum(node.id, node.operands[0].width, *_one(inner))]
-        return [*self._step(node, names, "0")]
+            statements, (value,) = self.at([node.operands[0]], expressions)
+            name = expressions[node.id] = self.names.of(node)
+            return [Sum(node.id, name, node.operands[0].width, statements, value)]
+        return [*self._value(node, expressions, "0")]
 
     # --- values at a column ---------------------------------------------------------------------
 
     def at(
         self, roots: Sequence[Node], known: Mapping[int, str]
-    ) -> tuple[tuple[Step, ...], tuple[str, ...]]:
-        """The steps at a `column` and the expressions of the roots; row values are `known`."""
-        steps: list[Step] = []
-        names = dict(known)
-        for node in self._needed(roots, names):
-            steps += self._step(node, names, "column" if node.width > 1 else "0")
-        return tuple(steps), tuple(names[n.id] for n in roots)
+    ) -> tuple[tuple[Statement, ...], tuple[str, ...]]:
+        """Return the statements at a `column`, and an expression for each root."""
+        result: list[Statement] = []
+        expressions = dict(known)
+        for node in self._needed(roots, expressions):
+            result += self._value(node, expressions, "column" if node.width > 1 else "0")
+        return tuple(result), tuple(expressions[n.id] for n in roots)
 
     def _needed(self, roots: Iterable[Node], known: Mapping[int, str]) -> list[Node]:
-        """The roots and their operands in order, without what is known."""
-        found: dict[int, Node] = {}
+        """Return the roots and their operands in order, without the known ones."""
+        needed: dict[int, Node] = {}
         stack = list(roots)
         while stack:
             node = stack.pop()
-            if node.id in found or node.id in known:
+            if node.id in needed or node.id in known:
                 continue
-            found[node.id] = node
+            needed[node.id] = node
             if node.id not in self._buffers:
                 stack.extend(node.operands)
-        return [found[i] for i in sorted(found)]
+        return [needed[i] for i in sorted(needed)]
 
-    def _step(self, node: Node, names: dict[int, str], column: str) -> list[Step]:
+    def _value(self, node: Node, expressions: dict[int, str], column: str) -> list[Statement]:
         if node.op == "const":
-            names[node.id] = literal(node.value)
+            expressions[node.id] = literal(node.value)
+            return []
+        if node.op == "scalar":
+            expressions[node.id] = f"a.{self._arguments[node.arg]}"
             return []
         if node.id in self._buffers:
-            operands: tuple[str, ...] = (self._in_buffer(self._buffers[node.id], node, column),)
-            op = "load"
-        elif node.op == "scalar":
-            names[node.id] = f"a.{self._names[node.arg]}"
-            return []
+            buffer = self._buffers[node.id]
+            name, op = self.names.in_buffer(node, buffer), "load"
+            operands: tuple[str, ...] = (_in_buffer(buffer, node, column),)
         elif node.op == "load":
-            operands, op = (self._in_array(node, column),), "load"
+            name, op = self.names.of(node), "load"
+            operands = (self._in_array(node, column),)
         elif node.op == "reshape" or (node.op == "sum" and node.operands[0].width == 1):
-            names[node.id] = names[node.operands[0].id]
+            expressions[node.id] = expressions[node.operands[0].id]
             return []
         else:
-            operands = tuple(names[n.id] for n in node.operands)
-            op = _OPERATIONS.get(node.op, node.op)
-        names[node.id] = variable(node.id)
+            name, op = self.names.of(node), _MACROS.get(node.op, node.op)
+            operands = tuple(expressions[n.id] for n in node.operands)
+        expressions[node.id] = name
         self.operations.add(op)
-        return [Step(node.id, node.is_bool, op, operands, op == "load" and column != "0")]
+        at_column = op == "load" and column != "0"
+        return [Statement(node.id, name, node.is_bool, op, operands, at_column)]
 
     def _in_array(self, node: Node, column: str) -> str:
         spec = self._graph.signature[node.arg]
         assert isinstance(spec, ArraySpec)
         width = spec.shape[-1]
         assert isinstance(width, int)
-        at = _sum_of(column, node.start)
-        return f"a.{self._names[node.arg]}[{_place(node, width, at)}]"
-
-    def _in_buffer(self, buffer: Buffer, node: Node, column: str) -> str:
-        place = _place(node, buffer.width, column)
-        return f"a.{buffer_name(buffer.kind, buffer.index)}[{place}]"
+        index = _index(node, width, _sum_of(column, node.start))
+        return f"a.{self._arguments[node.arg]}[{index}]"
 
 
 def store_index(node: Node, width: int) -> str:
-    """Where a value of this row and column goes in its buffer."""
-    return _place(node, width, "column" if node.width > 1 else "0")
+    """Return the index of a value of this row and column in its buffer."""
+    return _index(node, width, "column" if node.width > 1 else "0")
 
 
 def literal(value: float) -> str:
-    """A float constant in C++, the very same number."""
+    """Return a float constant in C++: exactly the same number."""
     number = np.float32(value)
     if not np.isfinite(number):
         return f"as_f32({int(number.view(np.uint32)):#010x}u)"
@@ -267,13 +238,12 @@ def literal(value: float) -> str:
     return f"{text if set(text) & set('.e') else f'{text}.0'}f"
 
 
-def _one(inner: tuple[tuple[Step, ...], tuple[str, ...]]) -> tuple[tuple[Step, ...], str]:
-    steps, (value,) = inner
-    return steps, value
+def _in_buffer(buffer: Buffer, node: Node, column: str) -> str:
+    return f"a.{buffer_name(buffer)}[{_index(node, buffer.width, column)}]"
 
 
-def _place(node: Node, width: int, column: str) -> str:
-    """The index of a value in rows of `width` elements; there is one row of what does not vary."""
+def _index(node: Node, width: int, column: str) -> str:
+    """Return the index of a value in rows of `width` elements; what never varies has one row."""
     if not node.varies:
         return column
     row = f"row * {width}" if width > 1 else "row"

@@ -5,40 +5,51 @@ from typing import Any
 
 from q4jit.frontend.graph import Node
 from q4jit.hip.elementary import elementary_functions
-from q4jit.hip.kernel import BOUNDED_THREADS, MAX_GRID_Y, ROWS, TILE_HALVES, HipKernel, HipPlan
-from q4jit.hip.memory import adds_up_blocks, finds_largest
+from q4jit.hip.gemv_matrix_sizes import matrix_variables
+from q4jit.hip.kernel import (
+    BOUNDED_THREADS,
+    DEQUANTIZE,
+    GEMV,
+    GEMV_DOT,
+    GEMV_MATRIX,
+    MATRIX_COLUMNS,
+    MAX_GRID_Y,
+    QUAD_ELEMENTS,
+    ROWS,
+    TILE_HALVES,
+    UNIT_ELEMENTS,
+    HipKernel,
+    HipPlan,
+)
+from q4jit.hip.memory import ELEMENT_STAGE_UNITS, adds_up_blocks, finds_largest, shared_bytes
+from q4jit.hip.names import buffer_name, c_names
 from q4jit.hip.rows_sizes import rows_variables
 from q4jit.hip.tile_halves_sizes import tile_halves_variables
-from q4jit.hip.values import (
-    HipValues,
-    Step,
-    Sum,
-    buffer_name,
-    c_names,
-    parameters,
-    store_index,
-    variable,
-)
-from q4jit.hip.weight import Product, Weight
+from q4jit.hip.values import HipValues, Statement, Sum, parameters, store_index
+from q4jit.hip.weight import Product, Weight, called_functions
 from q4jit.plan.kernels import Store
 
 
 def variables(plan: HipPlan, kernel: HipKernel) -> dict[str, Any]:
-    """Return what the templates are given for a kernel, but for the platform."""
+    """Return the variables of the templates for a kernel, except the platform."""
     writer = _Writer(plan, kernel)
     work = kernel.work
-    products = [writer.product(p) for s in work.sections for p in s.products]
+    products = writer.products()
     decoded = writer.decoded()
     weights = [p.weight for p in products] + ([decoded["weight"]] if decoded else [])
-    found: dict[str, Any] = {
+    result: dict[str, Any] = {
         "kernel": kernel,
         "arch": plan.target.hip,
         "schedule": kernel.schedule,
         "max_grid_y": MAX_GRID_Y,
         "bounded_threads": BOUNDED_THREADS,
+        "unit_elements": UNIT_ELEMENTS,
+        "panel": MATRIX_COLUMNS,
+        "quad_units": QUAD_ELEMENTS // UNIT_ELEMENTS,
+        "element_stage_units": ELEMENT_STAGE_UNITS,
+        "lds_bytes": shared_bytes(plan, kernel),
         # dot products of f16 take denormals for 0, and so do the matrix units of some archs
         "flushes_halves": kernel.pairs or plan.target.hip.flushes_halves,
-        "comment": _comment(plan, kernel),
         "products": products,
         "weight_structs": list({weight.name: weight for weight in weights}.values()),
         "parameters": parameters(plan, kernel),
@@ -49,26 +60,28 @@ def variables(plan: HipPlan, kernel: HipKernel) -> dict[str, Any]:
         "needs": _needs(kernel, weights),
         **rows_variables(plan, kernel),
         **tile_halves_variables(plan, kernel),
+        **matrix_variables(plan, kernel),
         **decoded,
     }
     if kernel.schedule == ROWS:
-        found |= writer.rows()
-    return found | {"elementary": elementary_functions(writer.values.operations)}
-
-
-def _comment(plan: HipPlan, kernel: HipKernel) -> list[str]:
-    title = f"{kernel.work.name} for {plan.target}, {kernel.rows_class}, made by q4jit"
-    return [title, *plan.describe(kernel)]
+        result |= writer.rows()
+    result["comment"] = writer.comment()
+    return result | {"elementary": elementary_functions(writer.values.operations)}
 
 
 def _needs(kernel: HipKernel, weights: list[Weight]) -> dict[str, bool]:
-    """The common functions that a text calls."""
+    """Return which of the common functions a text calls."""
+    adds_up = adds_up_blocks(kernel)
+    fours = bool(kernel.f16_terms) and kernel.schedule != TILE_HALVES
     return {
-        "block_sum": adds_up_blocks(kernel),
+        "block_of_rows": kernel.schedule != DEQUANTIZE,
+        "sum_of_lanes": kernel.lanes > 1 or adds_up,
+        "block_sum": adds_up,
         "block_largest": finds_largest(kernel),
+        "rolled": fours or kernel.schedule in {GEMV, GEMV_DOT, GEMV_MATRIX, TILE_HALVES},
         "unaligned": any(not w.is_planar and not w.float_bytes for w in weights),
         "minimum": any(w.has_m for w in weights),
-        "fours": bool(kernel.f16_terms) and kernel.schedule != TILE_HALVES,
+        "fours": fours,
     }
 
 
@@ -84,8 +97,17 @@ class _Writer:
         self.values = HipValues(self.plan.graph, self.kernel)
         self._names = c_names(self.plan.graph.names)
 
+    def comment(self) -> list[str]:
+        """Return the head of a text: what it computes, in the names of the code."""
+        kernel = self.kernel
+        title = f"{kernel.work.name} for {self.plan.target}, {kernel.rows_class}, made by q4jit"
+        return [title, *self.plan.describe(kernel, self._label, buffer_name)]
+
+    def _label(self, node: Node) -> str:
+        return "x_value" if node is self.kernel.work.x else self.values.names.of(node)
+
     def decoded(self) -> dict[str, Any]:
-        """The weight that a kernel only decodes, and for which ids."""
+        """Return the weight that a kernel only decodes, and the ids of its rows."""
         store = self.kernel.work.decoded
         if store is None:
             return {}
@@ -93,71 +115,76 @@ class _Writer:
             "weight": self._weight(store.node),
             "argument": self._names[store.node.arg],
             "ids": [self._names[n.arg] for n in store.node.operands],
-            "buffer": buffer_name(store.buffer.kind, store.buffer.index),
+            "buffer": buffer_name(store.buffer),
         }
 
-    def product(self, node: Node) -> Product:
-        """A product, and the weight that it reads."""
-        return Product(node, variable(node.id), self._names[node.arg], self._weight(node))
+    def products(self) -> list[Product]:
+        """Return the products of a kernel with the weights that they read."""
+        nodes = [p for s in self.kernel.work.sections for p in s.products]
+        names = self.values.names.name_products(nodes)
+        return [
+            Product(n, names[n.id], self.values.names.of(n), self._names[n.arg], self._weight(n))
+            for n in nodes
+        ]
 
     def _weight(self, node: Node) -> Weight:
-        return Weight(self.plan.weight(node.arg), self.kernel.layout)
+        return Weight(self.plan.weight(node.arg), self.kernel.layout, called_functions(self.kernel))
 
     def x(self) -> dict[str, Any]:
-        """The prologue: steps for the row, where sums make them worth sharing, and at a column."""
+        """Return the prologue: statements of the row if it has sums to share, and at a column."""
         x = self.kernel.work.x
         assert x is not None
-        rows = self.values.row_steps([x], {})
-        if not any(isinstance(step, Sum) for step in rows):
-            rows = ()
-        known = {step.id: f"s.{step.name}" for step in rows if not step.is_bool}
-        steps, (expression,) = self.values.at([x], known)
-        used = {text for step in steps for text in step.operands} | {expression}
+        of_row = self.values.of_row([x], {})
+        if not any(isinstance(statement, Sum) for statement in of_row):
+            of_row = ()
+        known = {s.id: f"s.{s.name}" for s in of_row if not s.is_bool}
+        statements, (expression,) = self.values.at([x], known)
+        used = {text for s in statements for text in s.operands} | {expression}
         return {
-            "row_steps": rows,
-            "row_fields": [step.name for step in rows if f"s.{step.name}" in used],
-            "steps": steps,
+            "row_statements": of_row,
+            "row_fields": [s.name for s in of_row if f"s.{s.name}" in used],
+            "statements": statements,
             "expression": expression,
         }
 
     def epilogue(self, products: list[Product]) -> dict[str, Any]:
-        """From the products at a row and a column to the values that are stored."""
+        """Return what leads from the products at a row and a column to the stored values."""
         stores = self.kernel.section.stores
-        known = {p.node.id: p.name for p in products}
-        steps, expressions = self.values.at([s.node for s in stores], known)
+        known = {p.node.id: p.result for p in products}
+        statements, expressions = self.values.at([s.node for s in stores], known)
         stored = [_stored(s, e) for s, e in zip(stores, expressions, strict=True)]
-        return {"steps": steps, "stores": stored}
+        return {"statements": statements, "stores": stored}
 
     def rows(self) -> dict[str, Any]:
-        """The steps of a `rows` kernel: of the row, then of every value that is stored."""
+        """Return the statements of a `rows` kernel: of the row, then of every stored value."""
         kernel, x, stores = self.kernel, self.kernel.work.x, self.kernel.work.rows
         roots = [s.node for s in stores] + ([x] if x is not None else [])
-        row_steps = self.values.row_steps(roots, {})
-        known = {step.id: step.name for step in row_steps}
+        of_row = self.values.of_row(roots, {})
+        known = {statement.id: statement.name for statement in of_row}
         scalars, wide = [], []
         for store in stores:
-            steps, (expression,) = self.values.at([store.node], known)
+            statements, (expression,) = self.values.at([store.node], known)
             stored = _stored(store, expression)
             if store.node.width == 1:
                 scalars.append(stored)
             else:
-                wide.append(stored | {"steps": steps, "width": store.node.width})
-        x_steps: tuple[Step, ...] = ()
+                wide.append(stored | {"statements": statements, "width": store.node.width})
+        x_statements: tuple[Statement, ...] = ()
         x_expression = ""
         if (kernel.bf16_terms or kernel.int8 or kernel.f16_terms) and x is not None:
-            x_steps, (x_expression,) = self.values.at([x], known)
+            x_statements, (x_expression,) = self.values.at([x], known)
         return {
-            "row_steps": row_steps,
+            "row_statements": of_row,
             "row_stores": scalars,
             "wide_stores": wide,
-            "x_steps": x_steps,
+            "x_statements": x_statements,
             "x_expression": x_expression,
         }
 
 
 def _stored(store: Store, expression: str) -> dict[str, Any]:
     return {
-        "buffer": buffer_name(store.buffer.kind, store.buffer.index),
+        "buffer": buffer_name(store.buffer),
         "index": store_index(store.node, store.buffer.width),
         "expression": expression,
     }

@@ -1,24 +1,77 @@
-"""What the templates need to know of a weight and of a product with it."""
+"""What the templates need to know of a weight, and of a product with it."""
 
 from dataclasses import dataclass
+from typing import Final
 
 from q4jit.frontend.graph import Node
 from q4jit.frontend.specs import WeightSpec
+from q4jit.hip import kernel as kernels
+from q4jit.hip.kernel import HipKernel
 from q4jit.hip.values import literal
 from q4jit.weights.formats import Format
 from q4jit.weights.layouts import PANEL_COLUMNS, PLANAR, TILES16, Planar, fields
 
+VALUES: Final = frozenset({"load", "decode"})
+"""What a kernel calls that needs the values of whole units."""
+
+# What the kernels of other schedules call. The struct of a weight has these functions and those
+# that they call in turn; a format without minima has no functions for minima.
+_QUANTS: Final = frozenset({"load", "quants", "scale", "minimum"})
+_FROM_ZERO: Final = frozenset({"centred", "quant_of_zero"})
+_QUADS: Final = frozenset({"quad_index", "load_part", "value"})
+_CALLED: Final = {
+    kernels.GEMV_DOT: _QUANTS | VALUES,
+    kernels.TILE_MATRIX: _QUANTS | _FROM_ZERO | VALUES,
+    kernels.GEMV_MATRIX: _QUADS | {"halves", "part_scale"},
+    kernels.TILE_HALVES: _QUADS | {"halves", "part_scale"},
+}
+_FOLDED: Final = _QUADS | {"rounded"}
+_LATE: Final = _QUANTS | _FROM_ZERO
+_OF_FLOATS: Final = VALUES
+_OF_MINIMA: Final = frozenset({"minimum", "quant_of_zero"})
+_CALLS: Final = {
+    "decode": {"quants", "centred", "scale", "minimum"},
+    "rounded": {"halves"},
+    "value": {"quad_index"},
+}
+
+
+def called_functions(kernel: HipKernel) -> frozenset[str]:
+    """Return the functions of a weight's struct that the template of a kernel calls."""
+    if kernel.schedule == kernels.GEMV and kernel.scales_late:
+        return _LATE
+    if kernel.schedule == kernels.TILE_HALVES and kernel.folded:
+        return _FOLDED
+    return _CALLED.get(kernel.schedule, VALUES)
+
 
 @dataclass(frozen=True)
 class _Field:
+    """A field of a block.
+
+    Attributes:
+        name: its name as a constant.
+        start_bytes: where its region begins; without regions, where it begins in a block.
+        size_bytes: its bytes of a block; without regions, all bytes of a block.
+    """
+
     name: str
     start_bytes: int
-    stride_bytes: int
+    size_bytes: int
 
 
 @dataclass(frozen=True)
 class _Plane:
-    """first, words: where its 16-byte words of a unit stand among those of all planes."""
+    """A bit field of the quants, and its words of 16 bytes in a unit.
+
+    Attributes:
+        field: the field of the block that holds it.
+        bits: of a quant.
+        width_bytes: byte j of a run of this length holds elements j, j + width_bytes, …
+        run_elements: elements of a run.
+        lshift: where its bits are in the quant.
+        first: its first word among those of all planes.
+    """
 
     field: str
     bits: int
@@ -29,6 +82,7 @@ class _Plane:
 
     @property
     def words(self) -> int:
+        """Words of 16 bytes in a unit."""
         return 1 if self.width_bytes == 16 else 2
 
     @property
@@ -38,15 +92,23 @@ class _Plane:
 
     @property
     def mask(self) -> str:
+        """The plane's bits of a quant, in each byte of a word."""
         return f"{((1 << self.bits) - 1) * 0x01010101:#010x}u"
 
 
 @dataclass(frozen=True)
 class Weight:
-    """What `weight.hip.j2` needs to know of a weight."""
+    """What `weight.hip.j2` needs to know of a weight.
+
+    Attributes:
+        spec: its format and shape.
+        layout: the order of its bytes.
+        called: the functions of its struct that a kernel calls.
+    """
 
     spec: WeightSpec
     layout: str
+    called: frozenset[str] = VALUES
 
     @property
     def _fmt(self) -> Format:
@@ -56,6 +118,16 @@ class Weight:
     def name(self) -> str:
         """The struct that decodes it."""
         return f"{self.format}_{self.k}x{self.n}"
+
+    @property
+    def functions(self) -> frozenset[str]:
+        """The functions that its struct has: what a kernel calls, and what these call."""
+        if self.float_bytes:
+            return self.called & _OF_FLOATS
+        functions = self.called.union(*(_CALLS.get(name, ()) for name in self.called))
+        if self.is_quads and "load" in functions:
+            functions |= {"quad_index"}
+        return functions if self.has_m else functions - _OF_MINIMA
 
     @property
     def format(self) -> str:
@@ -79,12 +151,12 @@ class Weight:
 
     @property
     def is_quads(self) -> bool:
-        """Whether four blocks stand together, transposed for the lanes that share them."""
+        """Whether four blocks are stored together, transposed for the lanes that share them."""
         return self.layout == TILES16
 
     @property
     def offset_type(self) -> str:
-        """What counts a weight's bytes: with 32 bits a GPU needs half of the additions."""
+        """The type that counts a weight's bytes: 32 bits halve the additions of a GPU."""
         total = Planar(self._fmt, self.k, self.n, tiled=self.is_quads).size_bytes
         return "u32" if total < 1 << 32 else "u64"
 
@@ -111,10 +183,16 @@ class Weight:
         return self._fmt.block_elements
 
     @property
+    def block_bytes(self) -> int:
+        """Bytes of a block in a GGUF file."""
+        return self._fmt.block_bytes
+
+    @property
     def zero(self) -> str:
-        """What is subtracted from a quant as it is read."""
+        """The number that is subtracted from a quant as it is read; empty for 0."""
         # signed quants are read as bytes counted from −128
-        return literal(self._fmt.zero + (128 if self._fmt.signed else 0))
+        zero = self._fmt.zero + (128 if self._fmt.signed else 0)
+        return literal(zero) if zero else ""
 
     @property
     def byte_zero(self) -> int:
@@ -143,16 +221,21 @@ class Weight:
 
     @property
     def fields(self) -> list[_Field]:
-        """Where the fields of a block lie, and how far apart."""
+        """The fields of a block."""
         if self.is_planar:
             regions = Planar(self._fmt, self.k, self.n, tiled=self.is_quads).regions
-            return [_Field(name, start, size) for name, (start, size) in regions.items()]
+            return [_Field(name.upper(), start, size) for name, (start, size) in regions.items()]
         stride = self._fmt.block_bytes
-        return [_Field(f.name, f.at, stride) for f in fields(self._fmt)]
+        return [_Field(f.name.upper(), f.at, stride) for f in fields(self._fmt)]
+
+    @property
+    def field(self) -> dict[str, _Field]:
+        """The fields of a block by name."""
+        return {field.name: field for field in self.fields}
 
     @property
     def planes(self) -> list[_Plane]:
-        """The planes of bits that quants are put together from."""
+        """The planes of bits that quants consist of."""
         planes: list[_Plane] = []
         for i, p in enumerate(self._fmt.planes):
             shape = p.bits, p.width_bytes, p.run_elements, p.lshift
@@ -169,20 +252,26 @@ class Weight:
 class Product:
     """What the templates need to know of a product.
 
-    name: the variable of its result. argument: the parameter of its weight.
+    Attributes:
+        node: the product in the graph.
+        name: what variables of the product begin with: its weight's name (`gate_sums`).
+        result: the variable of its result (`gate_product`).
+        argument: the parameter of its weight.
+        weight: its weight.
     """
 
     node: Node
     name: str
+    result: str
     argument: str
     weight: Weight
 
     @property
     def from_start(self) -> str:
-        """What is added to a column, in a slice that starts later."""
+        """The text that is added to a column of a slice that does not start at column 0."""
         return f" + {self.node.start}" if self.node.start else ""
 
     @property
     def is_of_tiles(self) -> bool:
-        """Whether the 16 columns of a wave are stored beside each other."""
+        """Whether the 16 columns of a panel of results are one panel of the weight."""
         return self.node.start % PANEL_COLUMNS == 0

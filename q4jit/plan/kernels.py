@@ -17,7 +17,7 @@ from typing import Generic, Protocol, TypeVar
 
 from q4jit.frontend.graph import Graph, Node, reachable
 from q4jit.frontend.specs import WeightSpec
-from q4jit.frontend.statements import statements
+from q4jit.frontend.statements import numbered, statements
 from q4jit.targets import Target
 
 
@@ -202,28 +202,33 @@ class Plan(Generic[K]):
             lines += [f"    {line}" for line in self.describe(kernel)]
         return "\n".join(lines)
 
-    def describe(self, kernel: ScheduledKernel) -> list[str]:
-        """Return the statements that a kernel computes, by phase and section."""
+    def describe(
+        self,
+        kernel: ScheduledKernel,
+        label: Callable[[Node], str] = numbered,
+        buffer: Callable[[Buffer], str] = str,
+    ) -> list[str]:
+        """Return the statements that a kernel computes, by phase and section.
+
+        label, buffer: name values and buffers.
+        """
         names, work = self.graph.names, kernel.work
         if work.decoded is not None:
-            return statements([(str(work.decoded.buffer), work.decoded.node)], names, {})
-        known = {s.node.id: str(s.buffer) for s in work.loads}
-        rows = [(str(s.buffer), s.node) for s in work.rows]
+            return statements([(buffer(work.decoded.buffer), work.decoded.node)], names, {})
+        known = {s.node.id: buffer(s.buffer) for s in work.loads}
+        rows = [(buffer(s.buffer), s.node) for s in work.rows]
         if work.x is not None and all(s.node is not work.x for s in work.rows):
-            rows.append((f"v{work.x.id}", work.x))
+            rows.append((label(work.x), work.x))
         lines = ["rows:"]
-        lines += [f"  {line}" for line in statements(rows, names, known)]
-        known |= {s.node.id: str(s.buffer) for s in work.rows}
+        lines += [f"  {line}" for line in statements(rows, names, known, label)]
+        known |= {s.node.id: buffer(s.buffer) for s in work.rows}
         for section in work.sections:
             lines.append(f"{section.width} {kernel.schedule_of(section)}:")
             for product in section.products:
-                (text,) = statements(
-                    [(f"v{product.id}", product)],
-                    names,
-                    {product.operands[0].id: f"v{product.operands[0].id}"},
-                )
+                x = product.operands[0]
+                (text,) = statements([(label(product), product)], names, {x.id: label(x)}, label)
                 lines.append(f"  {text}    {self.weight(product.arg)}")
-            inside = known | {p.id: f"v{p.id}" for p in section.products}
-            results = [(str(t.buffer), t.node) for t in section.stores]
-            lines += [f"  {line}" for line in statements(results, names, inside)]
+            inside = known | {p.id: label(p) for p in section.products}
+            results = [(buffer(t.buffer), t.node) for t in section.stores]
+            lines += [f"  {line}" for line in statements(results, names, inside, label)]
         return lines

@@ -37,7 +37,7 @@ def why_none() -> str:
 
 
 def device_files() -> dict[str, tuple[str, ...]]:
-    """Return the device files of each platform, one of which exists if its driver is loaded."""
+    """Return the device files of each platform; its loaded driver makes at least one."""
     return dict(_NODES)
 
 

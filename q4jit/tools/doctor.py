@@ -98,11 +98,11 @@ def _library(name: str) -> dict[str, Any]:
     library, below = _LIBRARIES[name]
     roots = [config.rocm_path(), Path("/opt/rocm")] if below else []
     paths = [str(root / below) for root in roots if root is not None]
-    found = [path for path in paths if Path(path).exists()]
+    existing = [path for path in paths if Path(path).exists()]
     system = ctypes.util.find_library(library)
     files = device_files()[_PLATFORM[name]]
     return {
-        "library": found[0] if found else system,
+        "library": existing[0] if existing else system,
         "looked_in": [*paths, f"the system's libraries (lib{library}.so)"],
         "device_files": {path: Path(path).exists() for path in files},
     }

@@ -138,8 +138,8 @@ def find_format(name: object) -> Format:
     return fmt
 
 
-def bands(count: int, elements: int) -> Iterator[slice]:
-    """Divide `count` columns of `elements` elements into bands that are decoded at a time."""
+def batches(count: int, elements: int) -> Iterator[slice]:
+    """Divide `count` columns of `elements` elements into batches that are decoded at a time."""
     step = max(1, _BAND_ELEMENTS // elements)
     return (slice(first, min(first + step, count)) for first in range(0, count, step))
 

@@ -224,8 +224,8 @@ def pack(fmt: Format, layout: str, columns: NDArray[np.uint8]) -> NDArray[np.uin
     shape = Interleaved(fmt, column_bytes // fmt.block_bytes * fmt.block_elements, n)
     packed = _pooled_memory(shape.panels * shape.panel_bytes)
     panels = packed.reshape(shape.panels, shape.slabs, shape.slab_bytes)
-    for first, last, band in _bands(shape, columns):
-        _pack_band(shape, band, panels[first:last])
+    for first, last, batch in _batches(shape, columns):
+        _pack_batch(shape, batch, panels[first:last])
     packed.flags.writeable = False
     return packed
 
@@ -274,7 +274,7 @@ def _from_cache_line(buffer: NDArray[np.uint8], size_bytes: int) -> NDArray[np.u
     return buffer[at : at + size_bytes]
 
 
-def _bands(
+def _batches(
     shape: Interleaved, columns: NDArray[np.uint8]
 ) -> Iterator[tuple[int, int, NDArray[np.uint8]]]:
     """Yield (first panel, last panel, their columns), with zeros where K or N is padded."""
@@ -282,17 +282,17 @@ def _bands(
     step = max(1, _BAND_BYTES // (PANEL_COLUMNS * column_bytes))
     for first in range(0, shape.panels, step):
         last = min(first + step, shape.panels)
-        band = columns[first * PANEL_COLUMNS : last * PANEL_COLUMNS]
-        if band.shape != ((last - first) * PANEL_COLUMNS, column_bytes):
+        batch = columns[first * PANEL_COLUMNS : last * PANEL_COLUMNS]
+        if batch.shape != ((last - first) * PANEL_COLUMNS, column_bytes):
             padded = np.zeros(((last - first) * PANEL_COLUMNS, column_bytes), np.uint8)
-            padded[: band.shape[0], : band.shape[1]] = band
-            band = padded
-        yield first, last, band
+            padded[: batch.shape[0], : batch.shape[1]] = batch
+            batch = padded
+        yield first, last, batch
 
 
-def _pack_band(shape: Interleaved, band: NDArray[np.uint8], out: NDArray[np.uint8]) -> None:
+def _pack_batch(shape: Interleaved, batch: NDArray[np.uint8], out: NDArray[np.uint8]) -> None:
     panels, slab_blocks = len(out), shape.blocks_per_slab
-    blocks = band.reshape(panels, PANEL_COLUMNS, shape.slabs, slab_blocks, -1)
+    blocks = batch.reshape(panels, PANEL_COLUMNS, shape.slabs, slab_blocks, -1)
     for field in fields(shape.fmt):
         word = np.dtype(f"<u{field.word_bytes}")
         words = blocks[..., field.at : field.at + field.size_bytes].view(word)

@@ -8,7 +8,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from q4jit.errors import FormatError, expected
 from q4jit.weights.checks import describe, matrix_shape
-from q4jit.weights.formats import Format, bands, encode, find_format
+from q4jit.weights.formats import Format, batches, encode, find_format
 from q4jit.weights.scales import finite_blocks
 from q4jit.weights.tensor import QuantizedTensor
 
@@ -48,27 +48,27 @@ def quantize(
     address = np.frombuffer(memory, np.uint8).ctypes.data
     writable = memoryview((ctypes.c_uint8 * len(memory)).from_address(address)).cast("B")
     columns = np.frombuffer(writable, np.uint8).reshape(n, -1)
-    for band in bands(n, k):
-        columns[band] = encode(fmt, matrix[:, band].T)
-        _check_range(fmt, matrix, band, columns[band])
+    for batch in batches(n, k):
+        columns[batch] = encode(fmt, matrix[:, batch].T)
+        _check_range(fmt, matrix, batch, columns[batch])
     return QuantizedTensor.of_memory(fmt, memoryview(memory), n)
 
 
 def _check_range(
-    fmt: Format, matrix: NDArray[Any], band: slice, columns: NDArray[np.uint8]
+    fmt: Format, matrix: NDArray[Any], batch: slice, columns: NDArray[np.uint8]
 ) -> None:
     """Raise FormatError if a block of finite values has a scale or values that overflowed."""
     finite = finite_blocks(fmt, columns)
     if finite.all():
         return
-    values = matrix[:, band].T.reshape(-1, fmt.block_elements)
+    values = matrix[:, batch].T.reshape(-1, fmt.block_elements)
     overflowed = np.flatnonzero(~finite & np.isfinite(values).all(axis=1))
     if not overflowed.size:
         return
     first = int(overflowed[0])
     element = first * fmt.block_elements + int(np.abs(values[first]).argmax())
     column, row = divmod(element, len(matrix))
-    column += band.start
+    column += batch.start
     dtype = "float32" if fmt.float_dtype == "<f4" else "float16"
     part = "values" if fmt.float_dtype else "the scale and the minimum of a block"
     what = f"{part} within {dtype}'s range for {fmt.name}"

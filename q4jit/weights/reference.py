@@ -52,10 +52,10 @@ def exact_products(x: Floats, weights: Sequence[QuantizedTensor]) -> tuple[Doubl
     step = max(1, _DECODED_BYTES // (8 * k))
     for w in weights:
         for first in range(0, n, step):
-            band = slice(first, first + step)
-            values = decode(w.block_format, w.raw[band]).astype(np.float64).T
-            y[:, band] += wide @ values
-            squares[:, band] += wide**2 @ values**2
+            batch = slice(first, first + step)
+            values = decode(w.block_format, w.raw[batch]).astype(np.float64).T
+            y[:, batch] += wide @ values
+            squares[:, batch] += wide**2 @ values**2
     return y, error_scale(squares, len(weights) * k)
 
 

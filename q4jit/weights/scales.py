@@ -19,15 +19,16 @@ _ROUNDING_ERROR: Final = 3.5e-4
 _SCALE_SHARE: Final = 1 / 16
 
 
-def scale_facts(fmt: Format, bands: Iterable[NDArray[np.uint8]]) -> tuple[bool, bool]:
+def scale_facts(fmt: Format, batches: Iterable[NDArray[np.uint8]]) -> tuple[bool, bool]:
     """Return whether all scales are finite, and whether values may be rounded to f16.
 
-    bands: the columns, uint8 [n, column_bytes], a part at a time. See `QuantizedTensor.suits_f16`.
+    batches: the columns, uint8 [n, column_bytes], a part at a time. See
+    `QuantizedTensor.suits_f16`.
     """
     if not suits_tiles16(fmt):
-        return all(finite_blocks(fmt, columns).all() for columns in bands), True
+        return all(finite_blocks(fmt, columns).all() for columns in batches), True
     counts = np.zeros(_F16_MAGNITUDE + 1, np.int64)  # of each |d|, by its bits
-    for columns in bands:
+    for columns in batches:
         band_counts = np.bincount(_field(fmt, columns, 0) & _F16_MAGNITUDE)
         counts[: len(band_counts)] += band_counts
     return not counts[_F16_INFINITY:].any(), _rounds_well(counts)

@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 from q4jit.errors import ArgumentError, FormatError, expected
 from q4jit.locks import BUILD
 from q4jit.weights.checks import contiguous, describe, immutable_memory, matrix_shape, row_ids
-from q4jit.weights.formats import Format, bands, decode, find_format
+from q4jit.weights.formats import Format, batches, decode, find_format
 from q4jit.weights.resident import ResidentCopies
 from q4jit.weights.scales import scale_facts
 
@@ -124,8 +124,8 @@ class QuantizedTensor:
         """Decode every element: f32 [K, N] in Fortran order, because GGUF stores columns."""
         k, n = self._shape
         columns = np.empty((n, k), np.float32)
-        for band in self._bands():
-            columns[band] = decode(self._fmt, self._raw[band])
+        for batch in self._batches():
+            columns[batch] = decode(self._fmt, self._raw[batch])
         return columns.T
 
     def rows(self, ids: ArrayLike) -> NDArray[np.float32]:
@@ -138,8 +138,8 @@ class QuantizedTensor:
         index = row_ids(ids, n)
         flat = index.reshape(-1)
         out = np.empty((flat.size, k), np.float32)
-        for band in bands(flat.size, k):
-            out[band] = decode(self._fmt, self._raw[flat[band]])
+        for batch in batches(flat.size, k):
+            out[batch] = decode(self._fmt, self._raw[flat[batch]])
         return out.reshape(*index.shape, k)
 
     @property
@@ -174,7 +174,7 @@ class QuantizedTensor:
         """(has_finite_scales, suits_f16), computed from all scales once."""
         with BUILD:
             if self._scale_facts is None:
-                columns = (self._raw[band] for band in self._bands())
+                columns = (self._raw[batch] for batch in self._batches())
                 self._scale_facts = scale_facts(self._fmt, columns)
             return self._scale_facts
 
@@ -220,8 +220,8 @@ class QuantizedTensor:
         k, n = self._shape
         return f"<QuantizedTensor {self.format} (K, N) = ({k}, {n}), {self.nbytes} bytes>"
 
-    def _bands(self) -> Iterator[slice]:
-        return bands(self._shape[1], self._shape[0])
+    def _batches(self) -> Iterator[slice]:
+        return batches(self._shape[1], self._shape[0])
 
     def _product(self, x: NDArray[Any]) -> NDArray[Any]:
         """Return the product in float64, rounded to the dtype of x: the reference for kernels."""
@@ -237,8 +237,8 @@ class QuantizedTensor:
         x64 = np.asarray(x, np.float64).reshape(-1, k)
         y = np.empty((len(x64), n), x.dtype)
         with np.errstate(all="ignore"):  # NaN and Inf propagate
-            for band in self._bands():
-                y[:, band] = x64 @ decode(self._fmt, self._raw[band]).astype(np.float64).T
+            for batch in self._batches():
+                y[:, batch] = x64 @ decode(self._fmt, self._raw[batch]).astype(np.float64).T
         return y.reshape(*x.shape[:-1], n)
 
 

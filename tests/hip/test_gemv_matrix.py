@@ -1,4 +1,4 @@
-"""Few rows of x by Q4_0 on matrix units: every platform's lanes, executed without a GPU."""
+"""`gemv_matrix`: few rows of x by Q4_0 on each matrix unit, executed without a GPU."""
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
@@ -53,10 +53,10 @@ from tests.support.kernels import (
 )
 from tests.support.pairs import pairwise
 
-ARCHS: Final = ("gfx90a", "gfx942", "gfx1100", "gfx1201", "sm_90")  # one of each matrix unit, more
+ARCHS: Final = ("gfx90a", "gfx942", "gfx1100", "gfx1201", "sm_90")  # each kind of matrix unit
 BOUNDS: Final = {"f32": BOUND, "f16": 5e-4}  # the kernels of `f16` serve `i8` too
 PRECISIONS: Final = tuple(BOUNDS)
-K, N = 416, 37  # three quads and a quarter; two tiles of columns and a bit
+K, N = 416, 37  # three quads and a unit; two panels and five columns
 
 every_arch = pytest.mark.parametrize("arch", ARCHS)
 every_precision = pytest.mark.parametrize("precision", PRECISIONS)
@@ -70,7 +70,7 @@ def planned(
     waves: int = 2,
     **constants: Any,
 ) -> HipPlan:
-    """The plan, its products with these constants."""
+    """Return a plan whose products have these constants."""
     plan_options = PlanOptions(precision, waves * HIP_ARCHS[arch].wave, GEMV_MATRIX)
     plan = hip_plan(function, f"hip:{arch}", args, plan_options)
     assert {kernel.schedule for kernel in plan.kernels} == {GEMV_MATRIX}
@@ -102,7 +102,7 @@ def test_every_class_of_rows(m: int, precision: str, arch: str) -> None:
 @every_arch
 @pytest.mark.parametrize("m", [1, 2, 3, 4, 8, 16])
 def test_i8_is_served_by_the_kernels_of_f16(m: int, arch: str) -> None:
-    """Not only with its bound of 2e-2, but with the one of `f16`, which the other tests hold."""
+    """`i8` keeps the bound of `f16`, whose kernels it uses, and not only its own of 2e-2."""
     x, w = random_x(m, K), [weight("Q4_0", K, N, seed=seed).tensor for seed in (1, 2)]
     for function, args in ((one_product, [x, w[0]]), (joined_products(2), [x, *w])):
         texts = {
@@ -118,10 +118,10 @@ def test_i8_is_served_by_the_kernels_of_f16(m: int, arch: str) -> None:
     ("k", "n", "waves", "constants"),
     [
         (32, 5, 2, {}),  # less than a quad
-        (128, 16, 4, {}),  # waves without any
+        (128, 16, 4, {}),  # some waves have no quad
         (1280, 65, 2, {"ahead": 2}),
         (1056, 48, 4, {"ahead": 2, "columns": 32}),
-        (4256, 3, 2, {"ahead": 2}),  # x in chunks for 16 rows
+        (4256, 3, 2, {"ahead": 2}),  # several stages of x
     ],
 )
 def test_every_shape(k: int, n: int, waves: int, constants: dict[str, Any], arch: str) -> None:
@@ -133,7 +133,7 @@ def test_every_shape(k: int, n: int, waves: int, constants: dict[str, Any], arch
 
 @every_arch
 def test_more_rows_than_one_block_has(arch: str) -> None:
-    """The last block has fewer; rows beyond them are neither read nor stored."""
+    """The last block has fewer rows; it neither reads nor stores others."""
     w, args = weight("Q4_0", K, N), [random_x(3, K), weight("Q4_0", K, N).tensor]
     plan = planned(one_product, args, arch)
     x = random_x(6, K)
@@ -141,7 +141,7 @@ def test_more_rows_than_one_block_has(arch: str) -> None:
     assert_contract(y, x, w)
 
 
-# --- beside the products ----------------------------------------------------------------------
+# --- prologue and epilogue ----------------------------------------------------------------------
 
 
 @pairwise("m arch precision", [1, 4, 16], ARCHS, PRECISIONS)
@@ -188,7 +188,7 @@ def test_distributions_and_scales(scales: str, precision: str, arch: str) -> Non
 
 
 def with_outliers(k: int) -> Floats:
-    """Rows whose element `k` is larger than the others, row by row."""
+    """Return rows whose element `k` is larger than the others, by more in each row."""
     x = random_x(16, K)
     x[:, k] = 2.0 ** np.arange(2, 34, 2)
     return x
@@ -197,7 +197,7 @@ def with_outliers(k: int) -> Floats:
 @every_arch
 @every_precision
 def test_an_outlier_that_a_weight_of_0_hides(precision: str, arch: str) -> None:
-    """What stands beside it must be as exact as if it stood alone."""
+    """The other elements must be as exact as without the large one."""
     w, x = without_weight(K, N, 100), with_outliers(100)
     (y,) = run(one_product, [x, w.tensor], arch, precision=precision)
     assert_contract(y, x, w, BOUNDS[precision])
@@ -215,8 +215,8 @@ def test_outliers_that_hide_each_other(precision: str, arch: str) -> None:
 @every_arch
 @every_precision
 def test_how_far_terms_carry(precision: str, arch: str) -> None:
-    """Elements of one size beside a larger one of 2^8 to 2^39 times that, each row by itself."""
-    large = [*range(4, K, 32)]  # one of each unit
+    """Each row has elements of one size and a larger one, by 2^8 to 2^39 times."""
+    large = [*range(4, K, 32)]  # one in each unit
     w = without_weight(K, N, *large)
     for first in (8, 24):
         size = np.random.default_rng(first).uniform(1, 2, (16, K)).astype(F32)
@@ -244,7 +244,7 @@ def test_an_x_whose_scale_times_that_of_a_weight_is_beyond_f32(
 
 
 def rough_x() -> Floats:
-    """Every second row has a unit that f16 terms do not represent."""
+    """Every second row has a unit that f16 terms cannot hold."""
     x = random_x(16, K)
     x[1, 5], x[3, 100], x[5, 7], x[7] = 1e30, -3e38, 1e9, x[7] * F32(1e-37)
     x[9, 64:96], x[9, 70] = 1e-30, 1e30
@@ -268,7 +268,7 @@ def test_rough_units_are_what_saves_them(arch: str) -> None:
 
 
 def without_rough_units(text: str) -> str:
-    """The text of a kernel that adds nothing for units that terms do not represent."""
+    """Return the text of a kernel that leaves out the units that terms cannot hold."""
     assert "if (any_rough) {" in text
     return text.replace("if (any_rough) {", "if (any_rough && K < 0) {")
 
@@ -288,7 +288,7 @@ def test_not_finite_activations(precision: str, arch: str) -> None:
 @every_arch
 @pytest.mark.parametrize("special", [np.nan, np.inf])
 def test_not_finite_neighbours(special: float, arch: str) -> None:
-    """Four lanes share a unit: any two of its elements, and all that one lane has."""
+    """Four lanes share a unit: try any two of its elements, and all elements of a lane."""
     x, w = random_x(16, K), weight("Q4_0", K, N)
     pairs = [(3, 3), (20, 27), (23, 27), (3, 20), (0, 31), (4, 12), (7, 8), (16, 0)]
     for row, (first, second) in enumerate(pairs):
@@ -311,7 +311,7 @@ def test_denormal_activations(arch: str) -> None:
 
 
 def sources(arch: str) -> Iterator[Source]:
-    """The texts of a layer's products."""
+    """Return the texts of a layer's products."""
     w = tensor("Q4_0", 4096, 4096)
     for m, precision in itertools.product((1, 2, 4, 8, 16), ("f32", "f16")):
         bare = planned(product, [zeros(m, 4096), w], arch, precision)
@@ -323,7 +323,7 @@ def sources(arch: str) -> Iterator[Source]:
 @pytest.mark.ratchet
 @pytest.mark.parametrize("arch", [arch for arch in ARCHS if arch.startswith("gfx")])
 def test_amds_compiler_keeps_all_in_registers(arch: str) -> None:
-    compiler_for(arch)  # in this thread: a missing one is told here
+    compiler_for(arch)  # in this thread, so that a missing compiler fails or skips the test here
     found = list(sources(arch))
     assert not any(in_parallel(faults, found))
     matrix = "v_mfma_f32_16x16x16_?f16|v_wmma_f32_16x16x16_f16"

@@ -21,8 +21,8 @@ from q4jit.hip.kernel import (
     TILE_MATRIX,
     HipPlan,
 )
+from q4jit.hip.names import RESERVED, c_names
 from q4jit.hip.render import render
-from q4jit.hip.values import RESERVED, c_names
 from q4jit.plan.options import PlanOptions
 from tests.support.functions import (
     ELEMENTWISE,
@@ -314,7 +314,7 @@ def texts(way: Way, platform: str = "host") -> list[str]:
 def words(way: Way) -> list[str]:
     """Return every word of the generated texts that can name a parameter in Python."""
     found = {word for text in texts(way) for word in re.findall(r"[A-Za-z_]\w*", text)}
-    found |= {"v1", "v999", "output0", "output1", "temp0", "temp1"}
+    found |= {"sum1", "x_element", "output0", "output1", "temp0", "temp1"}
     return usable(found)
 
 

@@ -1,7 +1,7 @@
-"""Generated HIP texts to read: a change of what is generated shows as a change of these files.
+"""Generated HIP texts as files: a change of the generator shows as a change of these files.
 
-`pytest tests/hip/test_hip_golden.py --update-golden` writes them anew; look at the difference. Of
-each text the part below its prelude is kept; preludes and matrix units have files of their own.
+`pytest tests/hip/test_hip_golden.py --update-golden` writes them again; review the difference. The
+files hold the texts below their preludes; preludes and matrix units have files of their own.
 """
 
 import hashlib
@@ -10,7 +10,10 @@ import os
 import re
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Final
 
 import jinja2
 import pytest
@@ -44,7 +47,7 @@ EACH = [pytest.param(arch, kernel, id=f"{kernel.name}_{arch}") for arch, kernel 
 
 
 def parts(source: Source) -> tuple[str, str, str]:
-    """The comment that opens a text, its prelude with the matrix unit, and what is below."""
+    """Return the head comment of a text, its prelude with the matrix unit, and the rest."""
     comment, _, rest = source.text.partition("\n\n")
     head, _, body = rest.partition(BODY)
     return comment + "\n", head, BODY + body
@@ -59,7 +62,7 @@ def test_text(golden: Golden, arch: str, kernel: Case | Generic) -> None:
 
 @pytest.mark.ratchet
 @pytest.mark.parametrize(("arch", "kernel"), EACH)
-def test_texts_are_taken_by_their_compilers(arch: str, kernel: Case | Generic) -> None:
+def test_compilers_accept_the_texts(arch: str, kernel: Case | Generic) -> None:
     for source in kernel.sources(arch):
         assert compiler_for(arch).compile_object(source.text, source.target)
 
@@ -69,7 +72,7 @@ def test_texts_are_taken_by_their_compilers(arch: str, kernel: Case | Generic) -
     [("amd", "gfx90a"), ("amd", "gfx1100"), ("nvidia", "sm_90"), ("host", "gfx1201")],
 )
 def test_prelude(golden: Golden, platform: str, arch: str) -> None:
-    """All three preludes, AMD's for waves of 64 and of 32, and all four matrix units."""
+    """Check all three preludes, AMD's for waves of 64 and of 32, and all four matrix units."""
     tile = case("tile", product, zeros(64, 32), tensor("Q4_0", 32, 1))
     _, head, _ = parts(tile.sources(arch, platform)[-1])
     golden(head, ".hip")
@@ -90,8 +93,38 @@ def test_one_text_serves_all_archs_of_a_kind() -> None:
             assert one.text.replace("gfx1100", "gfx1101") == other.text
 
 
+_DECLARED: Final = re.compile(
+    r"^ *(?:static )?constexpr [\w ]+? (\w+) ="  # a constant
+    r"|^ *DEVICE [^(=]*?(\w+)\("  # a function
+    r"|^    (?:    )?u\d\w* (\w+)[;[]",  # a member
+    re.MULTILINE,
+)
+
+
+def unused(source: Source) -> set[str]:
+    """Return the constants, functions and members below the prelude that nothing uses."""
+    code = re.sub(r"//.*", "", parts(source)[2])
+    uses = Counter(re.findall(r"\w+", code))
+    declared = {name for names in _DECLARED.findall(code) for name in names if name}
+    return {name for name in declared if uses[name] == 1}
+
+
+@pytest.mark.parametrize("arch", ["gfx90a", "gfx1030", "gfx1100", "gfx1201", "sm_90"])
+def test_texts_declare_nothing_that_they_do_not_use(arch: str) -> None:
+    kernels = [*(k for a, k in GOLDEN if a == arch), *RECORDED]
+    sources = [source for kernel in kernels for source in kernel.sources(arch)]
+    assert not {source.symbol: unused(source) for source in sources if unused(source)}
+
+
+def test_an_unused_member_is_found() -> None:
+    (source,) = GOLDEN[0][1].sources(GOLDEN[0][0])
+    assert not unused(source)
+    added = source.text.replace("struct Stored {", "static constexpr int N = 1;\n struct Stored {")
+    assert unused(replace(source, text=added)) == {"N"}
+
+
 def digest() -> str:
-    """A hash over many texts."""
+    """Return a hash of many texts."""
     texts = [s.text for arch, kernel in GOLDEN for s in kernel.sources(arch)]
     return hashlib.sha256("\0".join(texts).encode()).hexdigest()
 
@@ -110,7 +143,7 @@ def test_texts_are_the_same_in_every_process() -> None:
 
 
 @pytest.mark.parametrize("missing", ["arch", "kernel", "needs", "parameters", "products", "x"])
-def test_a_name_that_no_one_defined_is_an_error(missing: str) -> None:
+def test_an_undefined_name_is_an_error(missing: str) -> None:
     args = (zeros(1, 64), tensor("Q4_0", 64, 8))
     plan = hip_plan(product, "hip:gfx1100", args, PlanOptions())
     context = variables(plan, plan.kernels[0]) | {"platform": "amd"}

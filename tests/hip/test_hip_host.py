@@ -1,4 +1,4 @@
-"""The host prelude and its harness: what they compute, and that every fault they look for shows."""
+"""The host prelude and its harness: what they compute, and that they find each kind of fault."""
 
 from typing import Any, Final
 
@@ -22,7 +22,7 @@ MATRIX_ARCHS: Final = ("gfx90a", "gfx1100", "gfx1201", "sm_90")  # one of each m
 
 
 def program(body: str, arch: str = "gfx1030") -> Program:
-    """The kernel `k` of `body` behind the host prelude, and the matrix file where it is used."""
+    """Return the kernel `k` of `body` after the host prelude, and the matrix file that it needs."""
     facts = HIP_ARCHS[arch]
     files = ["prelude/host"] + ([f"unit/bf16_{facts.matrix}"] if "fragment" in body else [])
     texts = [environment().get_template(f"{file}.hip.j2").render(arch=facts) for file in files]
@@ -115,7 +115,7 @@ KERNEL(WAVE) void k(const u32x4* x, const u32x4* w, float* y, int steps) {
 
 
 def bf16(x: NDArray[np.float32]) -> tuple[NDArray[np.uint16], NDArray[np.float64]]:
-    """The upper halves of f32 numbers, and the numbers that these are."""
+    """Return f32 numbers as bf16, their upper halves, and the values of these."""
     bits = (x.view(np.uint32) >> 16).astype(np.uint16)
     return bits, (bits.astype(np.uint32) << 16).view(F32).astype(np.float64)
 
@@ -169,7 +169,7 @@ def test_f32_is_rounded_to_half_as_ieee_says() -> None:
     x = np.concatenate([halves, values, *near, np.full(1024, np.nan, F32)])
     x = x[: len(x) // 256 * 256]
     arguments = [x, np.empty(len(x), np.uint16)]
-    (y,) = kernel.run((len(x) // 256,), 256, arguments, complete=False)  # any NaN may come out
+    (y,) = kernel.run((len(x) // 256,), 256, arguments, complete=False)  # the result may be any NaN
     with np.errstate(over="ignore"):
         wanted = x.astype(np.float16)
     is_nan = np.isnan(wanted)
@@ -223,7 +223,7 @@ KERNEL(64) void k(const float* x, float* y, int n) {
 
 
 def copy(n: int, size: int, **options: Any) -> NDArray[np.float32]:
-    """Copies x of `size` elements to y by a kernel that is told of `n`."""
+    """Copy x of `size` elements to y, by a kernel whose argument is `n`."""
     x = np.arange(size, dtype=F32)
     (y,) = program(COPY).run((2,), 64, [x, f32(size), n], **options)
     np.testing.assert_array_equal(y, x)
@@ -243,7 +243,7 @@ def test_a_read_beyond_the_end() -> None:
 
 @pytest.mark.parametrize("guard", [{}, {"alignments": {"x": 4}}])
 def test_a_read_between_the_end_and_the_alignment(guard: dict[str, Any]) -> None:
-    """99 floats end 4 bytes before the guard, unless they need not lie at a multiple of 16."""
+    """99 floats end 4 bytes before the guard, unless they may begin at any multiple of 4."""
     kernel = program(COPY.replace("y[i] = x[i]", "y[i] = x[i + 1]"))
     arguments: list[Any] = [np.zeros(99, F32), f32(99), 99]
     if guard:
@@ -257,7 +257,7 @@ def test_a_read_between_the_end_and_the_alignment(guard: dict[str, Any]) -> None
 def fails(
     message: str, body: str, arguments: list[Any], arch: str = "gfx1030", **options: Any
 ) -> None:
-    """One block of 64 threads of `body` is refused with `message`."""
+    """Check that one block of 64 threads of `body` ends with `message`."""
     with pytest.raises(KernelFaultError, match=message):
         program(body, arch).run((1,), 64, arguments, **options)
 
@@ -376,7 +376,7 @@ def test_faults_of_copies(old: str, new: str, message: str) -> None:
         kernel.run((1,), 32, [np.zeros((32, 4), F32), f32(32, 4)], seeds=range(9))
 
 
-# The sum of a number of each of four blocks, which every block stores for another thread.
+# The sum of one number from each of four blocks; every block stores it for another thread.
 CLUSTER = """
 extern "C" {
 extern const int host_cluster_blocks;
@@ -409,7 +409,7 @@ def test_blocks_of_a_cluster_send_each_other_numbers() -> None:
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("3 * 4)", "4 * 4)", "waits in await_sent at line .* for 16 bytes, of which 12 have come"),
+        ("3 * 4)", "4 * 4)", "waits in await_sent at line .* for 16 bytes; 12 have arrived"),
         ("3 * 4)", "2 * 4)", "send at line .* of more than the 8 bytes that block . expects"),
         ("    await_cluster();", "", "which expects nothing yet"),
         ("begin_cluster(&arrived", "if (block_x() > 0) begin_cluster(&arrived", "not all threads"),
@@ -445,7 +445,7 @@ def test_an_index_beyond_a_shared_array() -> None:
     ("pointer", "message"),
     [
         ("float* const", "an access beyond the array that a pointer came from"),
-        ("float* volatile", "reads beyond the end of shared memory"),  # nobody knows the array
+        ("float* volatile", "reads beyond the end of shared memory"),  # the array is not known
     ],
 )
 def test_a_pointer_beyond_shared_memory(pointer: str, message: str) -> None:
@@ -465,7 +465,7 @@ def test_a_divergent_shuffle() -> None:
 
 @pytest.mark.parametrize("arch", WAVES)
 def test_one_shuffle_on_two_ways(arch: str) -> None:
-    """Both ways call the same function, so that the line is the same."""
+    """Check that both branches call the same function, so that the line is the same."""
     body = """
     DEVICE float neighbour(float x) { return shuffle_xor(x, 1); }
     KERNEL(64) void k(const float* x, float* y) {

@@ -1,4 +1,4 @@
-"""Texts of HIP kernels: where their lines come from, and what a template may not do."""
+"""Texts of HIP kernels: where their lines come from, and the names in them."""
 
 import inspect
 import keyword
@@ -11,11 +11,12 @@ import pytest
 
 from q4jit import CompileError
 from q4jit.compilers.find import find_compiler
-from q4jit.hip.kernel import HipPlan
+from q4jit.hip.kernel import GEMV, GEMV_DOT, GEMV_MATRIX, TILE_FMA, TILE_MATRIX, HipPlan
+from q4jit.hip.names import RESERVED, VALUE
 from q4jit.hip.render import render
-from q4jit.hip.templates import environment, template_directory
-from q4jit.hip.values import RESERVED
+from q4jit.hip.templates import environment, words
 from q4jit.pipeline import fetch
+from q4jit.plan.options import PlanOptions
 from tests.support.hip import hip_plan, run_on_host
 from tests.support.hip_cases import RECORDED, Case, Generic
 from tests.support.kernels import random_x, weight
@@ -43,7 +44,7 @@ def test_every_line_says_which_template_it_comes_from(m: int) -> None:
             template, _, place = origins[number].partition(":")
             written = environment().loader.get_source(environment(), template)[0]  # type: ignore[union-attr]  # there is one
             literal = written.split("\n")[int(place) - 1]
-            # what stands before the first expression is in the text as it is
+            # the template's line up to its first expression is in the text unchanged
             assert line.lstrip().startswith(literal.split("{{")[0].strip()[:20]), (line, literal)
         code = [n for n, text in enumerate(source.text.splitlines(), 1) if text.endswith(";")]
         assert len([n for n in code if n in origins]) > 0.9 * len(code)
@@ -55,7 +56,7 @@ def test_a_compile_error_names_the_template() -> None:
     broken = source.text.replace("const int lane =", "const int lane = =", 1)
     assert broken != source.text
     source = type(source)(source.symbol, source.target, broken, source.suffix, source.origins)
-    with pytest.raises(CompileError, match=r"<- gemv\.hip\.j2:\d+") as found:
+    with pytest.raises(CompileError, match=r"<- kernel/gemv\.hip\.j2:\d+") as found:
         fetch(find_compiler(source.target), source)
     assert found.value.origins
 
@@ -70,15 +71,25 @@ def test_an_undefined_name_in_a_template_is_an_error() -> None:
 
 
 def identifiers_of_templates() -> list[str]:
-    """Every word in the templates that Python takes as a name, and some that texts make."""
-    text = "\n".join(p.read_text("utf-8") for p in sorted(template_directory().glob("*.j2")))
-    words = re.findall(r"\b[A-Za-z]\w*\b", text) + "v1 output0 temp0 int new template".split()
-    return [w for w in dict.fromkeys(words) if not keyword.iskeyword(w) and w not in {"x", "w"}]
+    """Return every name in the templates that Python accepts, and some that texts make."""
+    names = sorted(words().names) + "sum1 x_element output0 temp0 int new template".split()
+    return [n for n in dict.fromkeys(names) if not keyword.iskeyword(n) and n not in {"x", "w"}]
+
+
+def test_templates_use_no_name_of_a_value() -> None:
+    assert len(words().names) > 300
+    assert not [name for name in words().names if VALUE.fullmatch(name)]
+
+
+def test_a_weight_called_w_keeps_its_name() -> None:
+    assert {"_sums", "_ahead"} <= words().after_product
+    assert {"exact_", "load_"} <= words().before_product
+    assert not [name for name in words().names if name.startswith("w_") or name.endswith("_w")]
 
 
 @pytest.mark.parametrize("m", [1, 20])
 def test_no_argument_hides_a_name_of_the_text(m: int) -> None:
-    """Arguments named as constants, locals, types and macros of the text mean what they should."""
+    """Check arguments with the names of constants, locals, types and macros of the text."""
     words, per_function = identifiers_of_templates(), 100
     tensor = weight("Q4_0", 64, 37).tensor
     x = random_x(m, 64)
@@ -98,10 +109,67 @@ def test_no_argument_hides_a_name_of_the_text(m: int) -> None:
         assert np.abs(y - exact).max() < 1e-5 * np.abs(exact).max()
 
 
+def products_of(names: list[str], m: int = 1, **plan_options: Any) -> tuple[HipPlan, list[Any]]:
+    """Return the plan of the sum of x's products with weights of these names."""
+    args = [random_x(m, 64), *(weight("Q4_0", 64, 48).tensor for _ in names)]
+
+    def function(x: Any, *weights: Any) -> Any:
+        return sum(x @ w for w in weights)
+
+    function.__signature__ = inspect.Signature(  # type: ignore[attr-defined]  # inspect reads it
+        [inspect.Parameter(n, inspect.Parameter.POSITIONAL_ONLY) for n in ("x0", *names)]
+    )
+    return hip_plan(function, "hip:gfx1100", args, PlanOptions(**plan_options)), args
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["x", "sums", "row", "column", "lane", "part", "at", "exact_w"],
+        ["w", "w_sums", "w_ahead", "load_w", "x_scales", "c", "i", "a"],
+        ["new", "m", "_w", "int", "W", "staged", "w_product", "sum1"],
+    ],
+    ids=" ".join,
+)
+@pytest.mark.parametrize("schedule", [GEMV, GEMV_MATRIX, GEMV_DOT, TILE_FMA, TILE_MATRIX])
+def test_no_weight_hides_a_name_of_the_text(names: list[str], schedule: str) -> None:
+    precision = "i8" if schedule == GEMV_DOT else "f32"
+    plan, args = products_of(names, schedule=schedule, precision=precision)
+    (y,) = run_on_host(plan, args)
+    exact = sum(args[0].astype(np.float64) @ w.dequantize().astype(np.float64) for w in args[1:])
+    assert np.abs(y - exact).max() < 2e-2 * np.abs(exact).max()
+
+
+def test_values_are_named_after_arguments_and_operations() -> None:
+    def function(x: Any, gate: Any, up: Any, bias: Any) -> Any:
+        g = x @ gate + bias
+        return g / (1 + np.exp(-g)) * (x @ up)
+
+    tensor = weight("Q4_0", 64, 48).tensor
+    args = [random_x(1, 64), tensor, tensor, random_x(48)]
+    plan = hip_plan(function, "hip:gfx1100", args)
+    text = render(plan, plan.kernels[0]).text
+    assert "//   gate_product = x_value @ gate" in text
+    assert "float gate_product, float up_product" in text
+    assert "const float sum1 = gate_product + bias_element;" in text
+    assert "const float quotient1 = sum1 / sum2;" in text
+
+
+def test_slices_of_a_weight_are_named_after_their_first_columns() -> None:
+    def function(x: Any, qkv: Any) -> Any:
+        y = x @ qkv
+        return y[..., :16] * y[..., 16:32]
+
+    args = [random_x(1, 64), weight("Q4_0", 64, 48).tensor]
+    plan = hip_plan(function, "hip:gfx1100", args)
+    text = render(plan, plan.kernels[0]).text
+    assert "float qkv_0_product, float qkv_16_product" in text
+
+
 @pytest.mark.parametrize("arch", ["gfx90a", "gfx1100", "gfx1201", "sm_80", "sm_90"])
 @pytest.mark.parametrize("kernel", RECORDED, ids=lambda kernel: kernel.name)
 def test_no_argument_is_a_macro(kernel: Case | Generic, arch: str) -> None:
-    """A platform's own, which no run on the host sees, are reserved or end before arguments."""
+    """Check that a platform's macros, unseen on the host, are reserved or undefined in time."""
     for source in kernel.sources(arch):
         code, _, kernel_itself = source.text.partition("KERNEL(BLOCK_SIZE")
         assert kernel_itself
@@ -115,7 +183,7 @@ def test_no_argument_is_a_macro(kernel: Case | Generic, arch: str) -> None:
 @pytest.mark.parametrize("kernel", RECORDED, ids=lambda kernel: kernel.name)
 def test_kernels_that_overlap_touch_weights_alone_before_they_wait(kernel: Case | Generic) -> None:
     for source in kernel.sources("sm_90"):
-        if isinstance(kernel, Generic):  # for programs that launch it their own way
+        if isinstance(kernel, Generic):  # other programs launch it in their own way
             assert "await_kernels_before" not in source.text
             continue
         before, wait, after = source.text.partition("    await_kernels_before(a);\n")

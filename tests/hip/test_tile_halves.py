@@ -240,7 +240,7 @@ def test_scratch_has_room_for_whole_tiles(precision: str, arch: str) -> None:
 @pytest.mark.parametrize("splits", [2, 4, 8])
 @pytest.mark.parametrize("m", [3, 8, 16, 20, 64])
 def test_blocks_of_a_cluster_share_k(m: int, splits: int) -> None:
-    """Divide nine quads among blocks of which some have none."""
+    """Divide nine quads among blocks; some have none."""
     x, w = random_x(m, 1056), weight("Q4_0", 1056, 70)
     plan = hip_plan(one_product, "hip:sm_90", [x, w.tensor], PlanOptions())
     *before, last = plan.kernels

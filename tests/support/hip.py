@@ -1,4 +1,4 @@
-"""What tests of the HIP back end share: a function's plan for a GPU, run by the host's prelude."""
+"""Helpers of the HIP back end's tests: a function's plan for a GPU, run with the host prelude."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -43,7 +43,7 @@ def hip_plan(
     args: Sequence[Any],
     plan_options: PlanOptions | None = None,
 ) -> HipPlan:
-    """The plan of `function` for arguments, all of whose leading dimensions are M."""
+    """Return the plan of `function` for arguments whose leading dimensions are M."""
     return make_plan(
         trace(function, specs_of(args)),
         find_target(target),
@@ -53,14 +53,14 @@ def hip_plan(
 
 
 def rows_of(args: Sequence[Any]) -> int:
-    """M: the product of the leading dimensions that the arrays have together."""
+    """Return M: the product of the leading dimensions that the arrays share."""
     return math.prod(lead_shape(args))
 
 
 def run_on_host(
     plan: HipPlan, args: Sequence[Any], *, edit: Callable[[str], str] = str, **options: Any
 ) -> list[Floats]:
-    """The results of a plan, every kernel executed by the host's prelude (see `Program.run`).
+    """Return the results of a plan, whose kernels run with the host prelude (see `Program.run`).
 
     edit: changes the text of a kernel, for tests that break it on purpose.
     """
@@ -91,7 +91,7 @@ def run_on_host(
 
 
 def _spread(shapes: CallShapes, args: Sequence[Any]) -> list[Any]:
-    """The arguments, arrays that lack some of the call's rows repeated for them."""
+    """Return the arguments; arrays that lack some of the call's rows are repeated for them."""
     spread = list(args)
     for i, shape in [*shapes.arrays, *((i, shape) for i, shape, _ in shapes.ids)]:
         if shape is not None:
@@ -128,9 +128,24 @@ def _argument(
 
 def _buffer(plan: HipPlan, slot: Slot, rows: int) -> NDArray[Any]:
     if slot.kind == "temp":
-        return np.zeros((rows, plan.temps[slot.index]), np.float32)
+        stored_rows = rows if _varies(plan, slot) else 1
+        return np.zeros((stored_rows, plan.temps[slot.index]), np.float32)
     node = plan.graph.outputs[slot.index]
     if node.op == "dequantize":
         spec = plan.weight(node.arg)
         return np.zeros((spec.k, spec.n), np.float32)
     return np.zeros((rows, node.width), np.float32)
+
+
+def _varies(plan: HipPlan, slot: Slot) -> bool:
+    """Whether a temporary holds a value for each row."""
+    stores = [
+        store
+        for kernel in plan.kernels
+        for store in (*kernel.work.rows, *(t for s in kernel.work.sections for t in s.stores))
+    ]
+    return any(
+        store.node.varies
+        for store in stores
+        if (store.buffer.kind, store.buffer.index) == (slot.kind, slot.index)
+    )

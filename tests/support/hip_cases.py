@@ -1,4 +1,4 @@
-"""Kernels for GPUs by name, of which golden files and records of registers are kept."""
+"""Named kernels for GPUs, whose texts and register counts are kept in golden files."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -29,7 +29,7 @@ BLOCK_FORMATS: Final = tuple(name for name, fmt in FORMATS.items() if fmt.float_
 
 @dataclass(frozen=True)
 class Case:
-    """A function, the arguments that it is planned for, and how it is tuned."""
+    """A function, the arguments that it is planned for, and the options of the plan."""
 
     name: str
     function: Callable[..., Any]
@@ -37,20 +37,20 @@ class Case:
     plan_options: PlanOptions
 
     def sources(self, arch: str, platform: str | None = None) -> list[Source]:
-        """The text of every kernel, in the order of launches; platform: see `render`."""
+        """Return the text of every kernel, in the order of launches; platform: see `render`."""
         plan = hip_plan(self.function, f"hip:{arch}", self.args, self.plan_options)
         return [render(plan, kernel, platform) for kernel in plan.kernels]
 
 
 @dataclass(frozen=True)
 class Generic:
-    """The plain interface for a format, M, N and K of which come with the launch."""
+    """The plain product of a format, whose M, N and K are arguments of the launch."""
 
     name: str
     format: str
 
     def sources(self, arch: str, platform: str | None = None) -> list[Source]:
-        """The only text; platform: see `render`."""
+        """Return the only text; platform: see `render`."""
         fmt, target = FORMATS[self.format], find_target(f"hip:{arch}")
         return [render_generic(fmt, target, 256, platform)]
 
@@ -77,7 +77,7 @@ def softcap(x: Any, w: Any, cap: Any) -> Any:
 
 
 def normed(x: Any, gain: Any, w: Any) -> Any:
-    """RMSNorm, whose result is kept for a residual."""
+    """RMSNorm; its result is also the residual."""
     h = x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + 1e-5) * gain
     return h + h @ w
 
@@ -91,13 +91,13 @@ def lookup(ids: Any, table: Any) -> Any:
 
 
 def zeros(*shape: int) -> NDArray[np.float32]:
-    """Activations; only their shape matters here."""
+    """Return activations; only their shape matters."""
     return np.zeros(shape, np.float32)
 
 
 @functools.cache
 def tensor(name: str, k: int, n: int) -> QuantizedTensor:
-    """A weight; only its shape and format matter here."""
+    """Return a weight; only its shape and format matter."""
     rows = np.zeros((n, FORMATS[name].column_bytes(k)), np.uint8)
     return QuantizedTensor.from_bytes(rows, shape=(k, n), format=name)
 
@@ -106,11 +106,11 @@ def tensor(name: str, k: int, n: int) -> QuantizedTensor:
 
 
 def case(name: str, function: Callable[..., Any], *args: Any, **plan_options: Any) -> Case:
-    """A case, tuned as the fields of `PlanOptions` say."""
+    """Return a case; `plan_options` are fields of `PlanOptions`."""
     return Case(name, function, args, PlanOptions(**plan_options))
 
 
-K, N = 512, 96  # the texts are as short at any size
+K, N = 512, 96  # the size does not change the length of a text
 _W: Final = {name: tensor(name, K, N) for name in FORMATS}
 _SQUARE: Final = tensor("Q4_0", K, K)
 _GATE_UP: Final = [_W["Q4_0"]] * 2
@@ -122,6 +122,8 @@ GOLDEN: Final[tuple[tuple[str, Case | Generic], ...]] = (
     ("gfx1100", case("gemv_normed", normed, zeros(1, K), zeros(K), _SQUARE, schedule=GEMV)),
     ("gfx1100", case("gemv_pairs", product, zeros(1, K), _W["Q4_0"])),
     ("gfx1201", case("gemv_matrix", residual, zeros(3, K), _W["Q4_0"], zeros(3, N))),
+    ("gfx90a", case("gemv_matrix_16", normed, zeros(16, K), zeros(K), tensor("Q4_0", K, K))),
+    ("sm_90", case("gemv_matrix_gated", gated, zeros(4, K), _W["Q4_0"], _W["Q4_0"], zeros(N))),
     ("gfx1201", case("gemv_dot", residual, zeros(3, K), _W["Q6_K"], zeros(3, N), precision="i8")),
     ("gfx1030", case("tile_fma", softcap, zeros(70, K), _W["Q4_1"], 30.0)),
     ("gfx90a", case("tile_mfma", product, zeros(70, K), _W["Q4_1"])),

@@ -1,15 +1,15 @@
-// Executes a grid of one HIP kernel on this machine; linked with the kernel's text after its host
-// prelude, which says what is called here.
+// Executes a grid of one HIP kernel on this machine. It is linked with the kernel's text, whose host
+// prelude declares the functions below.
 //
 //     hip_host JOB RESULT NAME...
 //
 // JOB holds 8-byte numbers: grid x, y, z; block size; whether arrays touch their lower guard; the
 // number of seeds, the seeds; the number of arguments; then of each argument four: its kind (0 a
 // value, 1 an input array, 2 an output array), value or size in bytes, alignment, offset of its
-// bytes in JOB. NAME... are the arguments' names. RESULT gets the bytes of each output array.
+// bytes in JOB. NAME... are the arguments' names. The output arrays are written to RESULT.
 //
-// Every GPU thread is a coroutine on a stack of its own; one that waits gives way to another that
-// is picked at random, so an order that only a barrier would guarantee is not kept. Blocks of a
+// Every GPU thread is a coroutine on a stack of its own. When one waits, another one, picked at random,
+// goes on, so that threads run in no order that a barrier does not guarantee. Blocks of a
 // cluster take turns, each with its shared memory swapped in. The grid runs once per seed, and all
 // runs must agree to the bit. A fault of the kernel ends the program with
 // status 3 and a line on stderr that says what happened and where.
@@ -57,7 +57,7 @@ constexpr uint8_t SHARED_POISON = 0xFF;    // NaN as f32 and as half
 constexpr uint8_t MARGIN = 0xFF;           // around arrays, where a page is not filled
 constexpr uint16_t OUTPUT_POISON = 0x7FF7; // NaN as f32 and as half, and no NaN that others make
 
-// After the kernel's own shared arrays comes a page that nobody may touch.
+// A page that nobody may touch follows the kernel's own shared arrays.
 __attribute__((section("host_shared"), aligned(PAGE_BYTES))) char shared_guard[PAGE_BYTES];
 
 [[noreturn]] void usage_error(const char* what) {
@@ -125,7 +125,7 @@ void fill_array(Argument& array) {
     }
 }
 
-// A write that missed an array by less than a page's rest.
+// A write between the end of an array and the end of its page.
 void check_margins(const Argument& array) {
     for (const char* p = array.pages(); p < array.pages() + array.pages_bytes; ++p) {
         if (p == array.start) p += array.size();
@@ -141,7 +141,7 @@ char* stacks;  // of all threads, each behind its guard
 size_t stacks_bytes;
 
 void on_stray_access(int signal_number, siginfo_t* info, void* context) {
-    // clang's check of pointers ends in a trap that says no more.
+    // clang's check of pointers ends in a trap without a message.
     if (signal_number == SIGILL || signal_number == SIGTRAP)
         fault("an access beyond the array that a pointer came from");
     const char* const at = static_cast<const char*>(info->si_addr);
@@ -222,7 +222,7 @@ struct Wave {
     alignas(64) char values[2][MAX_WAVE * MAX_EXCHANGE_BYTES];
 };
 
-// A block's threads, and who waits.
+// A block's threads, and those that wait.
 struct Team {
     std::vector<Thread> threads;
     std::vector<Wave> waves;
@@ -230,16 +230,16 @@ struct Team {
     int at_barrier, first_at_barrier;
 };
 
-// What a block of a cluster has while another one runs: its threads, and its shared memory.
+// The state of a block of a cluster while another one runs: its threads, and its shared memory.
 struct Block {
     Team team;
     std::vector<char> shared;
-    // Numbers that other blocks send: how many bytes are expected, once they may be, and have come.
+    // Numbers from other blocks: the bytes expected, once that is known, and the bytes received.
     bool expects;
     uint32_t expected_bytes, sent_bytes;
 };
 
-// Of the block that runs; those of the others of its cluster are in `cluster`.
+// The state of the running block; the other blocks of its cluster are in `cluster`.
 Team team;
 auto& [threads, waves, runnable, at_barrier, first_at_barrier] = team;
 
@@ -258,7 +258,7 @@ size_t random_below(size_t bound) {
     return (random_state >> 32) * bound >> 32;
 }
 
-// Goes on with any thread that can, or with the scheduler if none can.
+// Continues any thread that can run, or the scheduler if none can.
 [[noreturn]] void go_on() {
     if (runnable.empty()) _longjmp(scheduler, 1);
     std::swap(runnable[random_below(runnable.size())], runnable.back());
@@ -282,7 +282,7 @@ void run_thread() {
     }
 }
 
-// A coroutine is made outside of any block, so at first it goes back to where it is made.
+// A coroutine is made outside of any block, so at first it returns to its maker.
 void begin_thread() {
     if (_setjmp(threads[static_cast<size_t>(host_thread)].context) == 0) _longjmp(scheduler, 1);
     run_thread();
@@ -290,7 +290,7 @@ void begin_thread() {
 
 size_t shared_bytes() { return static_cast<size_t>(shared_guard - __start_host_shared); }
 
-// Swaps a block of the cluster with what runs now: once it begins to run, and again when it rests.
+// Swaps the state of a block of the cluster with the running one: before it runs and after.
 void swap_block(int rank) {
     Block& block = cluster[static_cast<size_t>(rank)];
     std::swap(team, block.team);
@@ -308,7 +308,7 @@ void make_threads(int count, int stack_number) {
         ucontext_t context;
         getcontext(&context);
         context.uc_stack.ss_sp = stack;
-        // Tops at one place of their pages would fall into few sets, too.
+        // Tops at the same offset in their pages would share few sets, too.
         context.uc_stack.ss_size = STACK_BYTES - static_cast<size_t>(thread % 61) * 64;
         context.uc_link = nullptr;
         makecontext(&context, begin_thread, 0);
@@ -356,13 +356,13 @@ void wait_at(const Place& place) {
           here.line == other.place.line ? ", reached another way" : "");
 }
 
-// What meets must come from one place.
+// Lanes that meet must come from the same call.
 void compare_places(int first_to_come, const Place& here) {
     if (!(threads[static_cast<size_t>(first_to_come)].place == here))
         divergence(first_to_come, here);
 }
 
-// Nobody can go on: some thread waits for one that ended or waits elsewhere.
+// No thread can continue: one waits for another that has ended or waits elsewhere.
 [[noreturn]] void report_deadlock(const Block& here) {
     const int count = static_cast<int>(threads.size());
     for (int thread = 0; thread < count; ++thread) {
@@ -370,7 +370,7 @@ void compare_places(int first_to_come, const Place& here) {
         if (waiting.state != State::WAITING) continue;
         host_thread = thread;
         if (waiting.place.what == SENT)
-            fault("waits in %s at line %d for %u bytes, of which %u have come", SENT,
+            fault("waits in %s at line %d for %u bytes; %u have arrived", SENT,
                   waiting.place.line, here.expected_bytes, here.sent_bytes);
         if (waiting.place.what == CLUSTER)
             fault("waits in %s at line %d, where not all threads of all blocks come", CLUSTER,
@@ -396,7 +396,7 @@ void begin_block() {
         make_runnable(static_cast<int>(thread));
 }
 
-// A block of the cluster goes on until none of its threads can. `first`: of its blocks in the grid.
+// Runs a block of the cluster until none of its threads can continue. `first`: the cluster's first block.
 void run_block(int rank, const int (&first)[3]) {
     swap_block(rank);
     rank_in_cluster = rank;
@@ -407,7 +407,7 @@ void run_block(int rank, const int (&first)[3]) {
     swap_block(rank);
 }
 
-// Neighbours on the x axis; those that wait for each other take turns in a random order.
+// Runs the blocks of a cluster, neighbours on the x axis, in turns and in a random order.
 void run_cluster(const int (&first)[3]) {
     cluster_arrivals = 0;
     for (int rank = 0; rank < static_cast<int>(cluster.size()); ++rank) {
@@ -457,7 +457,7 @@ void run_grid(const int64_t* grid) {
 // A division would take longer, and a wave has 32 or 64 threads.
 int own_lane() { return host_thread & (host_wave - 1); }
 
-// Every lane shows `size_bytes` at `mine` and gets all lanes' values, one after the other.
+// Every lane gives `size_bytes` at `mine` and receives the values of all lanes, in order.
 const char* exchange(const void* mine, size_t size_bytes, const Place& place) {
     const int number = host_thread >> __builtin_ctz(static_cast<unsigned>(host_wave));
     const int first = number * host_wave;
@@ -508,7 +508,7 @@ float f16(uint16_t bits) {
 
 using Number = float (*)(uint16_t bits);
 
-// Which lane holds what, from the makers' documents.
+// Which lane holds what, from the vendors' documents.
 struct Spot {
     int lane, element;
 };
@@ -626,7 +626,7 @@ float host_shuffle_xor(float value, int mask, int line) {
 
 // ---- clusters
 
-// Threads of all blocks that wait there can go on.
+// Lets the threads of all blocks that wait there continue.
 void wake(const char* what, int only_rank) {
     for (int rank = 0; rank < static_cast<int>(cluster.size()); ++rank) {
         if (only_rank >= 0 && rank != only_rank) continue;
@@ -642,7 +642,7 @@ void wake(const char* what, int only_rank) {
     }
 }
 
-// The last thread of all blocks to come to a meeting lets all go on.
+// The last thread of all blocks that reaches a meeting lets all continue.
 void host_cluster_arrive(int) {
     const auto all = static_cast<int>(cluster.size() * threads.size());
     if (++cluster_arrivals % all == 0) wake(CLUSTER, -1);
@@ -661,7 +661,7 @@ void host_cluster_expect(unsigned bytes) {
     block.expected_bytes = bytes;
 }
 
-// A copy of 16 bytes is done at once or when it is awaited: a GPU does it at any time between.
+// A copy of 16 bytes is done at once or when it is awaited, at random: a GPU does it at any time between.
 void host_begin_copy(void* to, const void* from) {
     if (random_below(2) == 0)
         memcpy(to, from, COPY_BYTES);
@@ -739,7 +739,7 @@ void host_load_quarters(const uint16_t* row, void* quarters, int line) {
     }
 }
 
-// What clang's checks of undefined behaviour call; their data begins with the place in the text.
+// The functions that clang's checks of undefined behaviour call; their data begins with the position in the text.
 struct SourcePlace {
     const char* file;
     uint32_t line, column;

@@ -1,6 +1,6 @@
-"""Runs the text of a HIP kernel on this machine, in a child process that faults where a GPU hides.
+"""Run the text of a HIP kernel on this machine, in a child process that finds hidden faults.
 
-The text stands on the host prelude. `hip_host.cpp` executes its grid: see there and `Program.run`.
+The text uses the host prelude, and `hip_host.cpp` executes its grid: see there and `Program.run`.
 """
 
 import functools
@@ -39,21 +39,21 @@ _FLAGS: Final = (
 )
 _TEXT_FLAGS: Final = (
     *_FLAGS,
-    # The places where lanes meet are told apart by their addresses: see MEETING in the prelude.
+    # Calls where lanes meet differ by their addresses: see MEETING in the prelude.
     *("-mllvm", "-disable-tail-duplicate", "-mllvm", "-disable-early-taildup"),
-    # A local variable that is read before it is written is no lucky 0.
+    # A local variable that is read before it is written must not happen to be 0.
     "-ftrivial-auto-var-init=pattern",
     "-fsanitize=alignment,bounds,shift-exponent,integer-divide-by-zero,return,unreachable",
     "-fsanitize=signed-integer-overflow,float-cast-overflow",
     "-Wall",
     "-Wextra",
-    "-Wno-unused-parameter",  # helpers of one shape take what only some of them use
+    "-Wno-unused-parameter",  # functions with the same parameters, not all used
     "-Werror",
 )
 
 
 class KernelFaultError(Exception):
-    """The kernel did what a GPU need not show: the message says what, where and in which thread."""
+    """A fault that a GPU may hide; the message says what happened, where and in which thread."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Parameter:
 
     @property
     def is_output(self) -> bool:
-        """Whether the kernel may write what the pointer points to."""
+        """Whether the kernel may write to the array."""
         return self.is_array and "const" not in self.type.partition("*")[0]
 
 
@@ -92,13 +92,13 @@ class Program:
         complete: bool = True,
         timeout_s: float = 60.0,
     ) -> list[NDArray[Any]]:
-        """The output arrays, in their order, after the kernel ran over `grid` (up to 3 numbers).
+        """Run the kernel over `grid` (up to 3 numbers) and return the output arrays in order.
 
-        Arrays of parameters that point to const are inputs; the others are outputs, of which only
-        shape and dtype count: they start out poisoned. The grid runs once per seed in another
-        order of threads and blocks. Arrays end right before an unreadable page, but for their
-        alignment (16 bytes, or `alignments` by name); with `low_guard` they begin right behind
-        one. `complete`: every element of the outputs must be written.
+        Arrays of parameters that point to const are inputs. The others are outputs: their shape
+        and dtype count, and their contents are poisoned. The grid runs once per seed, each time in
+        another order of threads and blocks. Arrays end right before an unreadable page, as far as
+        their alignment allows (16 bytes, or `alignments` by name); with `low_guard` they begin
+        right after one. `complete`: every element of the outputs must be written.
 
         Raises KernelFaultError.
         """
@@ -125,7 +125,7 @@ class Program:
 
 
 def compile_host(text: str, symbol: str) -> Program:
-    """A program that runs kernel `symbol` of `text`, host prelude included.
+    """Compile a program that runs kernel `symbol` of `text`, which includes the host prelude.
 
     The trampoline `<symbol>_host(void **arguments)`, each pointing to an argument's value, is made
     from the kernel's declaration unless the text has it. The same text is compiled once.
@@ -146,7 +146,7 @@ def _compile_cached(text: str, symbol: str) -> Program:
         _build([*_TEXT_FLAGS, "-x", "c++", "-c", str(source), "-o", str(kernel)])
 
     def link(executable: Path) -> None:
-        # The kernel comes first: the guard of shared memory stands behind its arrays.
+        # The kernel comes first, so that the guard of shared memory follows its arrays.
         objects = [str(kernel), str(harness), f"-Wl,--defsym=host_entry={symbol}_host"]
         _build(["-no-pie", *objects, "-lm", "-o", str(executable)])
 
@@ -155,7 +155,7 @@ def _compile_cached(text: str, symbol: str) -> Program:
 
 
 def declared_parameters(text: str, symbol: str) -> tuple[Parameter, ...]:
-    """The parameters of kernel `symbol`, read from its definition in `text`."""
+    """Return the parameters of kernel `symbol`, read from its definition in `text`."""
     found = re.search(rf"\bvoid\s+{re.escape(symbol)}\s*\(([^)]*)\)\s*\{{", text)
     if found is None:
         raise ValueError(f"the text defines no kernel `void {symbol}(...)`")
@@ -183,7 +183,7 @@ def _encode(
     low_guard: bool,
     alignments: Mapping[str, int] | None,
 ) -> bytes:
-    """The file that `hip_host.cpp` describes."""
+    """Return the contents of the job file that `hip_host.cpp` describes."""
     head = [*grid, block_size, int(low_guard), len(seeds), *seeds, len(arguments)]
     offset = 8 * (len(head) + 4 * len(arguments))
     rows, arrays = [], []
@@ -203,7 +203,7 @@ def _encode(
 
 
 def _encode_value(parameter: Parameter, value: Argument) -> bytes:
-    """Eight bytes that begin with the value as the parameter's type has it."""
+    """Return eight bytes that begin with the value in the parameter's type."""
     if isinstance(value, np.ndarray):
         raise TypeError(f"{parameter.name} is a {parameter.type} of the kernel, not an array")
     if "float" in parameter.type:
@@ -261,7 +261,7 @@ def _harness() -> Path:
 
 @functools.cache
 def _compiler_key() -> str:
-    """The compiler's version, and the CPU that -march=native means."""
+    """Return the compiler's version and the CPU that -march=native means."""
     command = [require_tool(*_COMPILER), "--version"]
     version = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     return f"{version}{host_target().key()}"

@@ -1,4 +1,4 @@
-"""Read what compilers hand out for GPUs: instructions, registers, stacks, and their faults."""
+"""Read compiled kernels for GPUs: instructions, registers, stacks, and faults."""
 
 import functools
 import os
@@ -24,21 +24,21 @@ Result = TypeVar("Result")
 
 
 def pinned() -> str:
-    """The version of ziglang that pyproject.toml asks for."""
+    """Return the version of ziglang that pyproject.toml requires."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     (pin,) = (p for p in project["optional-dependencies"]["test"] if p.startswith("ziglang"))
     return str(pin.removeprefix("ziglang=="))
 
 
 def in_parallel(function: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
-    """The results in order; compilers are processes of their own."""
+    """Return the results in order; threads suffice, because compilers are processes."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         return list(pool.map(function, items))
 
 
 @functools.cache
 def assembly(source: Source) -> str:
-    """The assembly of a text; for NVIDIA's GPUs PTX."""
+    """Return the assembly of a text, PTX for NVIDIA's GPUs."""
     compiler = compiler_for(source.target.arch)
 
     def compile_(path: Path) -> None:
@@ -49,13 +49,13 @@ def assembly(source: Source) -> str:
 
 
 def stated(text: str, name: str) -> int:
-    """A number of the only kernel's metadata, which stand below its instructions."""
+    """Return a number from the metadata of the only kernel, which follow its instructions."""
     (number,) = re.findall(rf"^ +\.{name}: +(\d+)$", text, re.MULTILINE)
     return int(number)
 
 
 def faults(source: Source) -> list[str]:
-    """What a kernel should not have."""
+    """Return what a kernel should not have: scratch, spills, too much shared memory."""
     text = assembly(source)
     bad = ("private_segment_fixed_size", "vgpr_spill_count", "sgpr_spill_count")
     found = [f"{name} {stated(text, name)}" for name in bad if stated(text, name)]
@@ -66,17 +66,17 @@ def faults(source: Source) -> list[str]:
 
 
 def instructions(text: str) -> Counter[str]:
-    """How often each stands in an assembly: the encoding's name and lanes of PTX left out."""
+    """Count each instruction of an assembly, without encodings and the vector sizes of PTX."""
     return Counter(re.sub("_(e32|e64|sdwa|dpp)$", "", name) for name in _INSTRUCTION.findall(text))
 
 
 def matching(counts: Counter[str], pattern: str) -> int:
-    """How many instructions have a name of this form."""
+    """Return the number of instructions whose name matches."""
     return sum(count for name, count in counts.items() if re.fullmatch(pattern, name))
 
 
 def frame_bytes(cubin: bytes) -> int:
-    """The stack of a cubin's only kernel.
+    """Return the bytes of stack of a cubin's only kernel.
 
     Layout: ELF-64; `.nv.info` holds entries of a format, an attribute and a size, as `cuobjdump
     -elf` shows them. EIATTR_FRAME_SIZE is of a symbol and its bytes.

@@ -1,4 +1,4 @@
-"""Small HIP texts without headers, in which the compilers' tests look for what matters."""
+"""Small HIP texts without headers, for the tests of the compilers."""
 
 from q4jit.targets import Target
 
@@ -65,7 +65,7 @@ _SUDOT4 = "#define DOT(a, b, c) __builtin_amdgcn_sudot4(true, (int)(a), true, b,
 
 
 def hip_text(target: Target) -> str:
-    """A Q4_0 gemv with dot instructions, LDS and a barrier; on gfx90a also a matrix kernel."""
+    """Return a Q4_0 gemv with dot instructions, LDS and a barrier; for gfx90a a tile too."""
     if target.hip.is_nvidia:
         return _NVIDIA
     dot = _SDOT4 if target.hip.dot == "sdot4" else _SUDOT4

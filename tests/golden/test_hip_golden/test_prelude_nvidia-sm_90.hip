@@ -1,5 +1,5 @@
-// Prelude for HIP's NVIDIA platform: the names that every kernel stands on. NVRTC knows CUDA's
-// built-in functions, but has neither _Float16 nor vector types of the language.
+// Prelude for HIP's NVIDIA platform: the names that every kernel uses. NVRTC knows CUDA's built-in
+// functions, but has neither _Float16 nor clang's vector types.
 typedef unsigned char u8;
 typedef unsigned short u16;
 typedef unsigned int u32;
@@ -21,7 +21,7 @@ typedef long long i64;
 #define SHARED_AT_512 __shared__ __align__(512)
 #define UNROLL _Pragma("unroll")
 
-// Alignment makes the compiler load and store one in pieces of 16 bytes.
+// The alignment makes the compiler load and store 16 bytes at a time.
 template <typename element, int size>
 struct alignas(16) vector {
     element elements[size];
@@ -42,7 +42,7 @@ DEVICE int block_z() { return (int)blockIdx.z; }
 
 DEVICE void block_barrier() { __syncthreads(); }
 
-// Programmatic dependent launch: kernels of a stream that were launched to overlap.
+// Programmatic dependent launch: kernels of a stream that were launched so that they overlap.
 DEVICE void await_grids_before() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
 DEVICE void start_next_grid() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
 // The same address: the compiler loads nothing from it above this line.
@@ -52,8 +52,8 @@ DEVICE element* known_from_here(element* at) {
     return at;
 }
 
-// Copies into shared memory, which run beside what stands between their begin and their end; they are
-// there once they have been awaited.
+// Copies into shared memory, which run while the code between their begin and their end does. They are
+// complete once they have been awaited.
 struct Copy {};
 DEVICE void begin_copy(Copy&, u32x4* shared, const u32x4* from) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16;"
@@ -62,16 +62,17 @@ DEVICE void begin_copy(Copy&, u32x4* shared, const u32x4* from) {
                  : "memory");
 }
 DEVICE void end_copy(const Copy&, u32x4*) {}
-// What has been begun since the last one is a group, of which all but the LATER ones are awaited.
+// The copies begun since the last close are a group; all groups but the LATER last ones are awaited.
 DEVICE void close_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 template <int LATER>
 DEVICE void await_copies() { asm volatile("cp.async.wait_group %0;" : : "n"(LATER) : "memory"); }
-// What this thread has written into shared memory, before a barrier: matrix units read it by a way of their own.
+// Before a barrier: shows matrix units what this thread wrote into shared memory. They read by a path of
+// their own, which a barrier does not order.
 DEVICE void show_matrix_units() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
-// Neighbouring blocks of a cluster run at the same time and send numbers into each other's shared
-// memory; `arrived` counts their bytes. (A barrier of the cluster that orders memory took 1 us on an
-// H100: it waits for all of a thread's loads and stores.)
+// The blocks of a cluster run at the same time and send numbers into each other's shared memory;
+// `arrived` counts their bytes. (A barrier of the cluster that orders memory took 1 us on an H100: it
+// waits for all loads and stores of a thread.)
 #define CLUSTER(blocks) __cluster_dims__(blocks, 1, 1)
 DEVICE u32 shared_address(const void* at) { return (u32)__cvta_generic_to_shared(at); }
 DEVICE void begin_cluster(u64* arrived, u32 bytes) {
@@ -86,7 +87,7 @@ DEVICE void begin_cluster(u64* arrived, u32 bytes) {
     asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
 }
 DEVICE void await_cluster() { asm volatile("barrier.cluster.wait.aligned;" ::: "memory"); }
-// Another meeting of all their threads. It orders no memory: what was read before has been used.
+// Another meeting of all threads of the cluster. It does not order memory: values read before are used.
 DEVICE void meet_cluster() {
     block_barrier();
     asm volatile("barrier.cluster.arrive.relaxed.aligned;\n\tbarrier.cluster.wait.aligned;" ::: "memory");
@@ -117,7 +118,8 @@ DEVICE float as_f32(u32 x) { return __uint_as_float(x); }
 DEVICE float as_f32(i32 x) { return __int_as_float(x); }
 
 DEVICE float shuffle_xor(float value, int mask) {
-    return __shfl_xor_sync(0xFFFFFFFF, value, mask);
+    constexpr u32 ALL_LANES = 0xFFFFFFFFu;
+    return __shfl_xor_sync(ALL_LANES, value, mask);
 }
 
 DEVICE float fma_f32(float a, float b, float c) { return __fmaf_rn(a, b, c); }
@@ -134,13 +136,15 @@ DEVICE u16 f32_to_half(float x) {
     asm("cvt.rn.f16.f32 %0, %1;" : "=h"(narrow) : "f"(x));
     return narrow;
 }
-// Byte b of a word, 0 the lowest, minus a small whole number. Conversions run at a quarter of the
-// rate of other instructions: put the byte at the end of 2^23 as a float and subtract that too.
+// Byte b of a word, 0 the lowest, minus a whole number. Conversions run at a quarter of the rate of other
+// instructions. So the byte becomes the lowest one of 2^23 as a float, and 2^23 is subtracted, too.
 DEVICE float byte_minus(u32 word, int b, float zero) {
-    return as_f32(__byte_perm(word, 0x4B000000u, 0x7440u | (u32)b)) - (8388608.0f + zero);
+    constexpr u32 BITS_OF_2P23 = 0x4B000000u;
+    constexpr u32 TOP_THREE_AND_BYTE = 0x7440u;  // bytes 7, 4, 4 of {word, 2^23}, and byte b as the lowest
+    return as_f32(__byte_perm(word, BITS_OF_2P23, TOP_THREE_AND_BYTE | (u32)b)) - (0x1p+23f + zero);
 }
 
-// Two f16 numbers in a word, the first is the low half.
+// Two f16 numbers in a word: the first one is the low half.
 DEVICE u32 to_halves(float first, float second) {
     u32 halves;
     asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(halves) : "f"(second), "f"(first));
@@ -159,17 +163,17 @@ DEVICE i32 dot4(i32 a, i32 b, i32 c) {
     return sum;
 }
 
-// The same number, which the compiler does not know: it unrolled loops whose length it did know, whatever
-// their pragma said, to more than the instruction cache holds.
+// The same number, hidden from the compiler: it unrolled loops whose length it knew, whatever their
+// pragma said, to more than the instruction cache holds.
 DEVICE int at_run_time(int number) {
     asm volatile("" : "+r"(number));
     return number;
 }
 
-// Whatever is loaded below is loaded after `value` is known: what is loaded ahead costs registers.
+// The compiler loads what is used below after `value` is known: what it loads earlier takes registers.
 DEVICE void settle(float& value) { asm volatile("" : "+f"(value) : : "memory"); }
 
-// 16 bytes that are read once: they need not push others out of the L1 cache.
+// 16 bytes that are read once, so that the L1 cache need not keep them.
 DEVICE u32x4 stream_16(const void* p) {
     u32x4 x;
     asm("ld.global.nc.L1::no_allocate.v4.u32 { %0, %1, %2, %3}, [%4];"
@@ -179,7 +183,7 @@ DEVICE u32x4 stream_16(const void* p) {
 }
 
 typedef vector<float, 8> f32x8;
-// Four 8x8 matrices of 16-bit elements; lane l names row l % 8 of matrix l / 8.
+// Four 8×8 matrices of 16-bit elements; lane l gives the address of row l % 8 of matrix l / 8.
 DEVICE u32x4 load_quarters(const u16* row) {
     u32x4 x;
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 { %0, %1, %2, %3}, [%4];"
@@ -203,20 +207,28 @@ DEVICE f32x4 mma_16x8x16_f16(u32x4 a, u32 b0, u32 b1, f32x4 c) {
     return c;
 }
 
-// mma.sync of 16x8x16 on f16, a warp of 32. Of the result lane l holds columns l / 4 and l / 4 + 8
-// in rows 2 (l % 4) + 0, 1. Which k is which does not matter where x and w agree: lane l takes part
-// l % 4 of a unit, the k that one word of Q4_0 holds.
+// mma.sync of 16x8x16 on f16, by a warp of 32: w has the place of the larger matrix. Two instructions
+// multiply a unit. Which lane has what:
+//
+//          x: quarters of a unit     w: quarters of a unit      the result: rows of x
+//             0    1    2    3          0    1    2    3          0, 1  2, 3  4, 5  6, 7
+//    row  0   0    1    2    3          0    1    2    3          0     1     2     3    columns 0, 8
+//    row  1   4    5    6    7          4    5    6    7          4     5     6     7            1, 9
+//       …
+//    row  7  28   29   30   31         28   29   30   31         28    29    30    31            7, 15
+//
+// Quarter q of a unit is k = 4 q … 4 q + 3 and 16 + 4 q … 16 + 4 q + 3: the nibbles of one word of Q4_0.
+// The order of k does not matter, as x and w agree.
 constexpr int TILE_ROWS = 8;  // of x, in one instruction
-constexpr int LANE_COLUMNS = 2;  // of 16
-constexpr int LANE_ROWS = 2;  // of the result, in each of them
+constexpr int LANE_COLUMNS = 2;  // of a panel
+constexpr int LANE_ROWS = 2;  // of the result, in each of these columns
 constexpr int PARTS = 4;  // lanes that share a unit
 typedef f32x4 lane_sums;
 
 DEVICE int lane_part() { return lane_index() % 4; }
-DEVICE int lane_column(int i) { return lane_index() / 4 + 8 * i; }
+DEVICE int lane_column(int c) { return lane_index() / 4 + 8 * c; }
 DEVICE int lane_row(int v) { return lane_index() % 4 * 2 + v; }
 DEVICE int lane_x_row() { return lane_index() / 4; }
-DEVICE float lane_sum(const lane_sums& sums, int column, int v) { return sums[2 * column + v]; }
 
 // sums += x w over a unit
 DEVICE void multiply_unit(const u32x4 (&x)[1], const u32x4 (&w)[2][1], lane_sums& sums) {

@@ -1,21 +1,22 @@
 // residual for hip:gfx1201, gemv_dot, 4 rows a tile, 256 threads, made by q4jit
 // rows:
-//   v0 = x
+//   x_value = x
 // 96 gemv_dot:
-//   v2 = v0 @ w    Q6_K [512, 96]
-//   output0 = r + v2
+//   w_product = x_value @ w    Q6_K [512, 96]
+//   output0 = r + w_product
 
 constexpr int BLOCK_SIZE = 256;
 static_assert(BLOCK_SIZE % WAVE == 0 && BLOCK_SIZE <= 1024, "a block is whole waves");
+constexpr int UNIT = 32;  // elements of a column that are decoded together
+constexpr int UNITS = 16;  // ⌈512 / UNIT⌉, of a column
+constexpr int WIDTH = 96;  // columns of the result
 constexpr int ROWS = 4;  // of x, which share one decoding
 constexpr int COLUMNS = 1;  // of the result, which share one reading of x
-constexpr int LANES = 16;  // share the units of a column
-constexpr int GROUPS = BLOCK_SIZE / LANES;
-constexpr int WIDTH = 96;  // columns of the result
+constexpr int LANES = 16;  // that share the units of a column: a group
+constexpr int GROUPS = 16;  // BLOCK_SIZE / LANES, of a block
 static_assert(ROWS * COLUMNS <= LANES, "every result of a group has a lane for its epilogue");
 static_assert(WAVE % LANES == 0, "lanes of a group exchange sums inside their wave");
-constexpr int STAGED_BYTES = 0;
-constexpr int LDS_BYTES = STAGED_BYTES;  // shared memory of a block
+constexpr int LDS_BYTES = 0;  // shared memory of a block
 static_assert(LDS_BYTES <= 65536, "gfx1201 has 65536 bytes of shared memory for a block");
 
 constexpr int MAX_GRID_Y = 65535;
@@ -34,86 +35,66 @@ DEVICE float sum_of_lanes(float value) {
 
 // Q6_K [512, 96] in the layout `planar`.
 struct Q6_K_512x96 {
-    static constexpr int K = 512;
-    static constexpr int N = 96;
-    static constexpr int UNITS = (K + 31) / 32;  // of a column
-    static constexpr int BLOCK_ELEMENTS = 256;
-    static constexpr int BLOCKS = K / BLOCK_ELEMENTS;  // of a column
-    static constexpr int BLOCK_UNITS = BLOCK_ELEMENTS / 32;
-    static_assert(K % BLOCK_ELEMENTS == 0, "columns are whole blocks");
-    static constexpr float ZERO = 32.0f;  // the quant of the value 0
-    static constexpr i64 QUANTS0_AT = 0;
-    static constexpr int QUANTS0_STRIDE = 128;  // bytes from block to block
-    static constexpr i64 QUANTS1_AT = 24576;
-    static constexpr int QUANTS1_STRIDE = 64;  // bytes from block to block
-    static constexpr i64 SCALES_AT = 36864;
-    static constexpr int SCALES_STRIDE = 16;  // bytes from block to block
-    static constexpr i64 D_AT = 39936;
-    static constexpr int D_STRIDE = 2;  // bytes from block to block
+    static constexpr int BLOCKS = 2;  // 512 / 256, of a column
+    static constexpr int BLOCK_UNITS = 8;  // 256 / UNIT
+    static constexpr int QUANTS0_BYTES = 128;  // of a block
+    static constexpr i64 QUANTS1_AT = 24576;  // where its region begins
+    static constexpr int QUANTS1_BYTES = 64;  // of a block
+    static constexpr i64 SCALES_AT = 36864;  // where its region begins
+    static constexpr int SCALES_BYTES = 16;  // of a block
+    static constexpr i64 D_AT = 39936;  // where its region begins
+    static constexpr int D_BYTES = 2;  // of a block
 
     // A unit as it is stored: loaded early, unpacked when it is needed.
     struct Stored {
         u32x4 words[4];
         u16 d;
-        u16 scales;
+        u16 scales;  // of its two sub-blocks, a byte each
     };
 
     DEVICE Stored load(const u8* w, i64 column, int unit) {
         const i64 block = column * BLOCKS + unit / BLOCK_UNITS;
-        const int element = unit % BLOCK_UNITS * 32;
+        const int element = unit % BLOCK_UNITS * UNIT;  // the unit's first one, in the block
         Stored stored;
-        {
-            const u8* at = w + QUANTS0_AT + block * QUANTS0_STRIDE +
-                element / 128 * 64 + element % 64;
-            UNROLL for (int i = 0; i < 2; ++i)
-                stored.words[i] = stream_16(at + 16 * i);
-        }
-        {
-            const u8* at = w + QUANTS1_AT + block * QUANTS1_STRIDE +
-                element / 128 * 32 + element % 32;
-            UNROLL for (int i = 0; i < 2; ++i)
-                stored.words[2 + i] = stream_16(at + 16 * i);
-        }
-        stored.d = *(const u16*)(w + D_AT + block * D_STRIDE);
-        stored.scales = *(const u16*)(w + SCALES_AT + block * SCALES_STRIDE + unit % BLOCK_UNITS * 2);
+        // 128 elements share 64 bytes.
+        const u8* const quants0 = w + block * QUANTS0_BYTES + element / 128 * 64 + element % 64;
+        UNROLL for (int i = 0; i < 2; ++i) stored.words[i] = stream_16(quants0 + 16 * i);
+        // 128 elements share 32 bytes.
+        const u8* const quants1 = w + QUANTS1_AT + block * QUANTS1_BYTES + element / 128 * 32 + element % 32;
+        UNROLL for (int i = 0; i < 2; ++i) stored.words[2 + i] = stream_16(quants1 + 16 * i);
+        stored.d = *(const u16*)(w + D_AT + block * D_BYTES);
+        stored.scales = *(const u16*)(w + SCALES_AT + block * SCALES_BYTES + unit % BLOCK_UNITS * 2);
         return stored;
     }
 
-    // 32 quants, four to a word in the order of the elements.
-    DEVICE void quants(const Stored& stored, int unit, u32 (&q)[8]) {
-        const int element = unit % BLOCK_UNITS * 32;
-        {
-            // 2 elements a byte, which lie 64 apart
-            const int shift = 4 * (element % 128 / 64);
-            UNROLL for (int i = 0; i < 8; ++i)
-                q[i] = stored.words[0 + i / 4][i % 4] >> shift & 0x0f0f0f0fu;
-        }
-        {
-            // 4 elements a byte, which lie 32 apart
-            const int shift = 2 * (element % 128 / 32);
-            UNROLL for (int i = 0; i < 8; ++i)
-                q[i] |= (stored.words[2 + i / 4][i % 4] >> shift & 0x03030303u) << 4;
-        }
+    // The quants of a unit, four to a word in the order of the elements.
+    DEVICE void quants(const Stored& stored, int unit, u32 (&q)[UNIT / 4]) {
+        const int element = unit % BLOCK_UNITS * UNIT;  // the unit's first one, in the block
+        // The low 4 bits: a byte has those of 2 elements, which are 64 apart.
+        const int shift0 = 4 * (element % 128 / 64);
+        UNROLL for (int i = 0; i < 8; ++i)
+            q[i] = stored.words[i / 4][i % 4] >> shift0 & 0x0f0f0f0fu;
+        // The next 2 bits: a byte has those of 4 elements, which are 32 apart.
+        const int shift1 = 2 * (element % 128 / 32);
+        UNROLL for (int i = 0; i < 8; ++i)
+            q[i] |= (stored.words[2 + i / 4][i % 4] >> shift1 & 0x03030303u) << 4;
     }
 
-    // Quant i of a unit, 0 at the value 0 and counted from `zero`: a small whole number.
-    DEVICE float centred(const u32 (&q)[8], int i, float zero = 0.0f) {
-        return byte_minus(q[i / 4], i % 4, ZERO + zero);
-    }
+    // Quant i of a unit as a number, 0 for the value 0.
+    DEVICE float centred(const u32 (&q)[UNIT / 4], int i) { return byte_minus(q[i / 4], i % 4, 32.0f); }
 
-    // What the 16 elements of either half of a unit are multiplied by.
+    // What the 16 elements of sub-block `half` of a unit are multiplied by.
     DEVICE float scale(const Stored& stored, int half) {
         return half_to_f32(stored.d) * (float)(i8)(stored.scales >> (8 * half));
     }
 
-    // 32 values, rounded as the reference rounds.
-    DEVICE void decode(const Stored& stored, int unit, float (&values)[32]) {
-        u32 q[8];
+    // The values of a unit, rounded as the reference rounds.
+    DEVICE void decode(const Stored& stored, int unit, float (&values)[UNIT]) {
+        u32 q[UNIT / 4];
         quants(stored, unit, q);
         UNROLL for (int half = 0; half < 2; ++half) {
             const float factor = scale(stored, half);
-            UNROLL for (int i = 16 * half; i < 16 * half + 16; ++i)
-                values[i] = centred(q, i) * factor;
+            UNROLL for (int i = 16 * half; i < 16 * half + 16; ++i) values[i] = centred(q, i) * factor;
         }
     }
 };
@@ -131,25 +112,25 @@ struct Arguments {
 
 // x, after the prologue.
 DEVICE float x_value(const Arguments& a, i64 row, int column) {
-    const float v0 = a.x[row * 512 + column];
-    return v0;
+    const float x_element = a.x[row * 512 + column];
+    return x_element;
 }
 
 // From the products at one row and column to the results.
-DEVICE void epilogue(const Arguments& a, i64 row, int column, float v2) {
-    const float v1 = a.r[row * 96 + column];
-    const float v3 = v1 + v2;
-    a.output0[row * 96 + column] = v3;
+DEVICE void epilogue(const Arguments& a, i64 row, int column, float w_product) {
+    const float r_element = a.r[row * 96 + column];
+    const float sum1 = r_element + w_product;
+    a.output0[row * 96 + column] = sum1;
 }
 
 // The same product by multiply-add, for rows that int8 does not represent; LANES lanes share it.
-DEVICE float exact_v2(const Arguments& a, i64 row, int column, int lane) {
+DEVICE float exact_w(const Arguments& a, i64 row, int column, int lane) {
     using W = Q6_K_512x96;
     float sum = 0.0f;
-    ROLLED for (int unit = lane; unit < W::UNITS; unit += LANES) {
-        float w[32];
+    ROLLED for (int unit = lane; unit < UNITS; unit += LANES) {
+        float w[UNIT];
         W::decode(W::load(a.w, column, unit), unit, w);
-        UNROLL for (int i = 0; i < 32; ++i) sum = fma_f32(x_value(a, row, unit * 32 + i), w[i], sum);
+        UNROLL for (int i = 0; i < UNIT; ++i) sum = fma_f32(x_value(a, row, unit * UNIT + i), w[i], sum);
     }
     return sum_of_lanes<LANES>(sum);
 }
@@ -161,65 +142,70 @@ DEVICE void compute(const Arguments& a) {
     const int lane = thread_index() % LANES;
     const i64 row0 = block_of_rows() * ROWS;
     if (row0 >= m) return;
-    const int last = m - row0 < ROWS ? (int)(m - row0) - 1 : ROWS - 1;
+    const int last = m - row0 < ROWS ? (int)(m - row0) - 1 : ROWS - 1;  // row of the block
     const int column0 = (block_x() * GROUPS + thread_index() / LANES) * COLUMNS;
 
-    float v2 = 0.0f;  // the result that this lane finishes
+    float w_product = 0.0f;  // the result that this lane finishes
     {
         using W = Q6_K_512x96;
         // offsets from here fit 32 bits: half the scalar registers
-        const u32x4* x_quants = (const u32x4*)a.x_quants + 2 * row0 * W::UNITS;
-        const float* x_scales = a.x_scales + row0 * W::UNITS;
-        const i16* x_sums = a.x_sums + 2 * row0 * W::UNITS;
+        const u32x4* x_quants = (const u32x4*)a.x_quants + 2 * row0 * UNITS;
+        const float* x_scales = a.x_scales + row0 * UNITS;
+        const i16* x_sums = a.x_sums + 2 * row0 * UNITS;
+
+        // --- multiply: each lane its units of the columns ---
         float sums[ROWS][COLUMNS] = {};
-        ROLLED for (int unit = lane; unit < W::UNITS; unit += LANES) {
+        ROLLED for (int unit = lane; unit < UNITS; unit += LANES) {
             UNROLL for (int c = 0; c < COLUMNS; ++c) {
                 const int column = column0 + c < WIDTH ? column0 + c : WIDTH - 1;
-                u32 q[8];
+                u32 q[UNIT / 4];
                 const W::Stored stored = W::load(a.w, column, unit);
                 W::quants(stored, unit, q);
                 float scales[2];
-                UNROLL for (int half = 0; half < 2; ++half)
-                    scales[half] = W::scale(stored, half);
-                int at = unit;
+                UNROLL for (int half = 0; half < 2; ++half) scales[half] = W::scale(stored, half);
+                int at = unit;  // in the rows of x
                 UNROLL for (int r = 0; r < ROWS; ++r) {
                     const u32x4 x[2] = {x_quants[2 * at], x_quants[2 * at + 1]};
                     const float x_scale = x_scales[at];
-                    const i32 x_sum[2] = {x_sums[2 * at], x_sums[2 * at + 1]};
+                    const i32 x_sum[2] = {x_sums[2 * at], x_sums[2 * at + 1]};  // of each half
                     UNROLL for (int half = 0; half < 2; ++half) {
                         i32 dot = -32 * x_sum[half];
-                        UNROLL for (int i = 0; i < 4; ++i)
-                            dot = dot4((i32)q[4 * half + i], (i32)x[half][i], dot);
+                        UNROLL for (int i = 0; i < 4; ++i) dot = dot4((i32)q[4 * half + i], (i32)x[half][i], dot);
                         sums[r][c] = fma_f32(scales[half] * x_scale, (float)dot, sums[r][c]);
                     }
-                    if (ROWS > 2) settle(sums[r][c]);
-                    if (r < last) at += W::UNITS;
+                    settle(sums[r][c]);
+                    if (r < last) at += UNITS;
                 }
             }
         }
+
+        // --- add up: one lane finishes each result of the group ---
         // A number that no other product has: masks of 16 lanes, kept for all products, are too many
         // for the scalar registers of a wave.
-        float mine = (float)lane;
-        settle(mine);
+        float own_index = (float)lane;
+        settle(own_index);
         UNROLL for (int i = 0; i < ROWS * COLUMNS; ++i) {
             const float total = sum_of_lanes<LANES>(sums[i / COLUMNS][i % COLUMNS]);
-            if (mine == (float)i) v2 = total;
+            if (own_index == (float)i) w_product = total;
         }
+
+        // --- rough rows ---
         // Whether a row is rough is the same for the whole block: lanes below meet in shuffles.
         ROLLED for (int i = 0; i < ROWS * COLUMNS; ++i) {
             const int r = i / COLUMNS < last ? i / COLUMNS : last;
-            const float first = x_scales[r * W::UNITS];  // NaN, as all of a rough row
-            if (first == first) continue;
+            const float x_scale = x_scales[r * UNITS];  // NaN, as all of a rough row
+            if (x_scale == x_scale) continue;
             const int column = column0 + i % COLUMNS;
-            const float total = exact_v2(a, row0 + r, column < WIDTH ? column : WIDTH - 1, lane);
-            if (mine == (float)i) v2 = total;
+            const float total = exact_w(a, row0 + r, column < WIDTH ? column : WIDTH - 1, lane);
+            if (own_index == (float)i) w_product = total;
         }
     }
 
+    // --- epilogue ---
     const i64 row = row0 + lane / COLUMNS;
     const int column = column0 + lane % COLUMNS;
     if (lane < ROWS * COLUMNS && row < m && column < WIDTH)
-        epilogue(a, row, column, v2);
+        epilogue(a, row, column, w_product);
 }
 
 KERNEL(BLOCK_SIZE) void q4jit_residual(

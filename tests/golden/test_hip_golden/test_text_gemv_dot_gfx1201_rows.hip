@@ -1,14 +1,13 @@
 // residual_rows for hip:gfx1201, rows, 1 row a tile, 256 threads, made by q4jit
 // rows:
-//   v0 = x
+//   x_value = x
 
 constexpr int BLOCK_SIZE = 256;
 static_assert(BLOCK_SIZE % WAVE == 0 && BLOCK_SIZE <= 1024, "a block is whole waves");
 constexpr int K = 512;  // elements of a row
 constexpr int UNIT = 32;  // elements that share a scale
 constexpr int UNITS = 16;  // K / UNIT
-constexpr int STAGED_BYTES = 0;
-constexpr int LDS_BYTES = STAGED_BYTES + BLOCK_SIZE / WAVE * 4;  // shared memory of a block
+constexpr int LDS_BYTES = 32;  // shared memory of a block
 static_assert(LDS_BYTES <= 65536, "gfx1201 has 65536 bytes of shared memory for a block");
 
 constexpr int MAX_GRID_Y = 65535;
@@ -60,8 +59,8 @@ DEVICE void compute(const Arguments& a) {
     constexpr i32 ONES = 0x01010101;
     float size = 0.0f;
     for (int column = thread_index(); column < K; column += BLOCK_SIZE) {
-        const float v0 = a.x[row * 512 + column];
-        size += abs_f32(v0);
+        const float x_element = a.x[row * 512 + column];
+        size += abs_f32(x_element);
     }
     const float usual_size = block_sum(size) * (8.0f / K);  // eight times the mean
     float error = 0.0f, usual = 0.0f;
@@ -71,8 +70,8 @@ DEVICE void compute(const Arguments& a) {
         float largest = 0.0f;
         UNROLL for (int i = 0; i < LANE_ELEMENTS; ++i) {
             const int column = k < K ? k + i : i;
-            const float v0 = a.x[row * 512 + column];
-            x[i] = v0;
+            const float x_element = a.x[row * 512 + column];
+            x[i] = x_element;
             if (abs_f32(x[i]) > largest) largest = abs_f32(x[i]);
         }
         UNROLL for (int mask = 1; mask < UNIT_LANES; mask *= 2) {

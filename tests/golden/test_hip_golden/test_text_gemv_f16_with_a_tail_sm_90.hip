@@ -1,27 +1,26 @@
 // product for hip:sm_90, gemv, 2 rows a tile, 256 threads, made by q4jit
 // rows:
-//   v0 = x
+//   x_value = x
 // 37 gemv:
-//   v1 = v0 @ w    F16 [40, 37]
-//   output0 = v1
+//   w_product = x_value @ w    F16 [40, 37]
+//   output0 = w_product
 
 constexpr int BLOCK_SIZE = 256;
 static_assert(BLOCK_SIZE % WAVE == 0 && BLOCK_SIZE <= 1024, "a block is whole waves");
+constexpr int UNIT = 32;  // elements of a column that are decoded together
+constexpr int K = 40;  // elements of a column
+constexpr int UNITS = 2;  // ⌈K / UNIT⌉, of a column
+constexpr int WIDTH = 37;  // columns of the result
 constexpr int ROWS = 2;  // of x, which share one decoding
 constexpr int COLUMNS = 4;  // of the result, which share one reading of x
-constexpr int LANES = 16;  // share the units of a column
-constexpr int GROUPS = BLOCK_SIZE / LANES;
-constexpr int WIDTH = 37;  // columns of the result
+constexpr int LANES = 16;  // that share the units of a column: a group
+constexpr int GROUPS = 16;  // BLOCK_SIZE / LANES, of a block
 static_assert(ROWS * COLUMNS <= LANES, "every result of a group has a lane for its epilogue");
 static_assert(WAVE % LANES == 0, "lanes of a group exchange sums inside their wave");
-constexpr int K = 40;
-constexpr int UNITS = (K + 31) / 32;  // of a column
-constexpr int AHEAD = 1;  // units of a lane that are loaded before their turn
-constexpr int CHUNK_UNITS = AHEAD * LANES;  // of x, in shared memory at a time
-constexpr int UNIT_STRIDE = 36;  // in floats: 16-byte loads of neighbouring lanes meet all banks
-constexpr int ROW_STRIDE = CHUNK_UNITS * UNIT_STRIDE;
-constexpr int STAGED_BYTES = ROWS * ROW_STRIDE * 4;
-constexpr int LDS_BYTES = STAGED_BYTES;  // shared memory of a block
+constexpr int STAGE_UNITS = 16;  // LANES: of x, in shared memory at a time
+constexpr int UNIT_STRIDE = 36;  // UNIT + 4 floats: 16-byte loads of neighbouring lanes meet all banks
+constexpr int ROW_STRIDE = 576;  // STAGE_UNITS · UNIT_STRIDE, floats from row to row
+constexpr int LDS_BYTES = 4608;  // shared memory of a block
 static_assert(LDS_BYTES <= 49152, "sm_90 has 49152 bytes of shared memory for a block that does not ask for more");
 
 constexpr int MAX_GRID_Y = 65535;
@@ -40,9 +39,6 @@ DEVICE float sum_of_lanes(float value) {
 
 // F16 [40, 37] in the layout `planar`.
 struct F16_40x37 {
-    static constexpr int K = 40;
-    static constexpr int N = 37;
-    static constexpr int UNITS = (K + 31) / 32;  // of a column
     static constexpr i64 COLUMN_BYTES = 128;
 
     // A unit as it is stored: loaded early, decoded when it is needed.
@@ -50,14 +46,14 @@ struct F16_40x37 {
 
     DEVICE Stored load(const u8* w, i64 column, int unit) {
         Stored stored;
-        const u8* at = w + column * COLUMN_BYTES + unit * 64;
-        UNROLL for (int i = 0; i < 4; ++i) stored.words[i] = stream_16(at + 16 * i);
+        const u8* const values = w + column * COLUMN_BYTES + unit * (UNIT * 2);
+        UNROLL for (int i = 0; i < 4; ++i) stored.words[i] = stream_16(values + 16 * i);
         return stored;
     }
 
-    // 32 values; beyond K they are 0.
-    DEVICE void decode(const Stored& stored, int, float (&values)[32]) {
-        UNROLL for (int i = 0; i < 32; ++i)
+    // The values of a unit; beyond K they are 0.
+    DEVICE void decode(const Stored& stored, int, float (&values)[UNIT]) {
+        UNROLL for (int i = 0; i < UNIT; ++i)
             values[i] = half_to_f32((u16)(stored.words[i / 8][i / 2 % 4] >> (16 * (i % 2))));
     }
 };
@@ -69,9 +65,9 @@ struct Arguments {
     i64 m;
 };
 
-// Kernels overlap. This one waits until those before are done, whose results it may read and whose
-// arguments it may overwrite: weights alone, which no kernel writes, are loaded earlier. Then the next
-// one may start and load its own.
+// Kernels overlap. This one waits for the kernels before it: it may read their results and overwrite their
+// arguments. Only weights, which no kernel writes, are loaded earlier. Then the next kernel may start, and
+// load its weights.
 DEVICE void await_kernels_before(Arguments& a) {
     await_grids_before();
     a.x = known_from_here(a.x);
@@ -81,19 +77,19 @@ DEVICE void await_kernels_before(Arguments& a) {
 
 // x, after the prologue.
 DEVICE float x_value(const Arguments& a, i64 row, int column) {
-    const float v0 = a.x[row * 40 + column];
-    return v0;
+    const float x_element = a.x[row * 40 + column];
+    return x_element;
 }
 
 // From the products at one row and column to the results.
-DEVICE void epilogue(const Arguments& a, i64 row, int column, float v1) {
-    a.output0[row * 37 + column] = v1;
+DEVICE void epilogue(const Arguments& a, i64 row, int column, float w_product) {
+    a.output0[row * 37 + column] = w_product;
 }
 
 // A group of lanes computes COLUMNS columns for ROWS rows: each lane takes every LANES-th unit of a
-// column, decodes it once for all rows, and the lanes add up their sums. Units are loaded
-// AHEAD of their turn, the first while x is staged. x comes from shared memory: there lanes read
-// their units side by side, which lie 128 bytes apart in a row.
+// column and decodes it once for all rows, and the lanes add up their sums. Units are loaded ahead of
+// their turn, the first ones while x is staged. x comes from shared memory: lanes read their units at
+// the same time, and in a row of x these are 128 bytes apart.
 DEVICE void compute(Arguments a) {
     await_kernels_before(a);
     const i64 m = a.m;
@@ -102,57 +98,57 @@ DEVICE void compute(Arguments a) {
     const i64 row0 = block_of_rows() * ROWS;
     const int column0 = (block_x() * GROUPS + thread_index() / LANES) * COLUMNS;
 
+    // --- load ahead: the first unit of the lane ---
     int columns[COLUMNS];
     UNROLL for (int c = 0; c < COLUMNS; ++c) columns[c] = column0 + c < WIDTH ? column0 + c : WIDTH - 1;
-    float v1_sums[ROWS][COLUMNS] = {};
-    F16_40x37::Stored v1_ahead[AHEAD][COLUMNS];
-    UNROLL for (int i = 0; i < AHEAD; ++i) {
-        const int unit = i * LANES + lane < UNITS ? i * LANES + lane : UNITS - 1;
-        UNROLL for (int c = 0; c < COLUMNS; ++c)
-            v1_ahead[i][c] = F16_40x37::load(a.w, columns[c], unit);
-    }
-    ROLLED for (int first = 0; first < UNITS; first += CHUNK_UNITS) {
+    float w_sums[ROWS][COLUMNS] = {};
+    F16_40x37::Stored w_ahead[COLUMNS];
+    const int first_unit = lane < UNITS ? lane : UNITS - 1;
+    UNROLL for (int c = 0; c < COLUMNS; ++c)
+        w_ahead[c] = F16_40x37::load(a.w, columns[c], first_unit);
+    ROLLED for (int first = 0; first < UNITS; first += STAGE_UNITS) {
+        // --- stage x ---
         block_barrier();  // the x before may still be read
         UNROLL for (int r = 0; r < ROWS; ++r) {
             const i64 row = row0 + r < m ? row0 + r : m - 1;
-            for (int k = thread_index(); k < CHUNK_UNITS * 32; k += BLOCK_SIZE) {
-                const bool inside = first * 32 + k < K;
-                x_tile[r * ROW_STRIDE + k / 32 * UNIT_STRIDE + k % 32] =
-                    inside ? x_value(a, row, first * 32 + k) : 0.0f;
+            for (int k = thread_index(); k < STAGE_UNITS * UNIT; k += BLOCK_SIZE) {
+                const bool is_inside = first * UNIT + k < K;
+                x_tile[r * ROW_STRIDE + k / UNIT * UNIT_STRIDE + k % UNIT] =
+                    is_inside ? x_value(a, row, first * UNIT + k) : 0.0f;
             }
         }
         block_barrier();
-        UNROLL for (int i = 0; i < AHEAD; ++i) {
-            const int unit = first + i * LANES + lane;
-            if (unit >= UNITS) break;  // an Inf there times the 0 of x would be NaN
-            const float* x = x_tile + (i * LANES + lane) * UNIT_STRIDE;
-            const int next = unit + CHUNK_UNITS < UNITS ? unit + CHUNK_UNITS : unit;
-            UNROLL for (int c = 0; c < COLUMNS; ++c) {
-                {
-                    using W = F16_40x37;
-                    float w[32];
-                    W::decode(v1_ahead[i][c], unit, w);
-                    v1_ahead[i][c] = W::load(a.w, columns[c], next);
-                    UNROLL for (int r = 0; r < ROWS; ++r) {
-                        UNROLL for (int j = 0; j < 32; ++j)
-                            v1_sums[r][c] = fma_f32(x[r * ROW_STRIDE + j], w[j], v1_sums[r][c]);
-                        if (ROWS > 1) settle(v1_sums[r][c]);
-                    }
-                }
+
+        // --- multiply: each lane its unit of the stage ---
+        const int unit = first + lane;
+        if (unit >= UNITS) continue;  // an Inf there times the 0 of x would be NaN
+        const float* const x = x_tile + lane * UNIT_STRIDE;
+        const int next = unit + STAGE_UNITS < UNITS ? unit + STAGE_UNITS : unit;
+        UNROLL for (int c = 0; c < COLUMNS; ++c) {
+            using W = F16_40x37;
+            float w[UNIT];
+            W::decode(w_ahead[c], unit, w);
+            w_ahead[c] = W::load(a.w, columns[c], next);
+            UNROLL for (int r = 0; r < ROWS; ++r) {
+                float& sum = w_sums[r][c];
+                UNROLL for (int j = 0; j < UNIT; ++j) sum = fma_f32(x[r * ROW_STRIDE + j], w[j], sum);
+                settle(sum);
             }
         }
     }
 
-    float v1 = 0.0f;  // the result that this lane finishes
+    // --- add up: one lane finishes each result of the group ---
+    float w_product = 0.0f;
     UNROLL for (int i = 0; i < ROWS * COLUMNS; ++i) {
-        const float total = sum_of_lanes<LANES>(v1_sums[i / COLUMNS][i % COLUMNS]);
-        if (lane == i) v1 = total;
+        const float total = sum_of_lanes<LANES>(w_sums[i / COLUMNS][i % COLUMNS]);
+        if (lane == i) w_product = total;
     }
 
+    // --- epilogue ---
     const i64 row = row0 + lane / COLUMNS;
     const int column = column0 + lane % COLUMNS;
     if (lane < ROWS * COLUMNS && row < m && column < WIDTH)
-        epilogue(a, row, column, v1);
+        epilogue(a, row, column, w_product);
 }
 
 KERNEL(BLOCK_SIZE) void q4jit_product(

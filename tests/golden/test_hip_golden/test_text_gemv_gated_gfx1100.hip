@@ -1,31 +1,28 @@
 // gated for hip:gfx1100, gemv, M = 1, made by q4jit
 // rows:
-//   v0 = x
+//   x_value = x
 // 96 gemv:
-//   v2 = v0 @ gate    Q4_0 [512, 96]
-//   v9 = v0 @ up    Q8_0 [512, 96]
-//   v3 = v2 + bias
-//   output0 = v3 / (1 + exp(-v3)) * v9
+//   gate_product = x_value @ gate    Q4_0 [512, 96]
+//   up_product = x_value @ up    Q8_0 [512, 96]
+//   sum1 = gate_product + bias
+//   output0 = sum1 / (1 + exp(-sum1)) * up_product
 
 constexpr int BLOCK_SIZE = 256;
 static_assert(BLOCK_SIZE % WAVE == 0 && BLOCK_SIZE <= 1024, "a block is whole waves");
-constexpr int ROWS = 1;  // of x, which share one decoding
-constexpr int COLUMNS = 2;  // of the result, which share one reading of x
-constexpr int LANES = 16;  // share the units of a column
-constexpr int GROUPS = BLOCK_SIZE / LANES;
+constexpr int UNIT = 32;  // elements of a column that are decoded together
+constexpr int K = 512;  // elements of a column
+constexpr int UNITS = 16;  // ⌈K / UNIT⌉, of a column
 constexpr int WIDTH = 96;  // columns of the result
-static_assert(ROWS * COLUMNS <= LANES, "every result of a group has a lane for its epilogue");
+constexpr int COLUMNS = 2;  // of the result, which share one reading of x
+constexpr int LANES = 16;  // that share the units of a column: a group
+constexpr int GROUPS = 16;  // BLOCK_SIZE / LANES, of a block
+static_assert(COLUMNS <= LANES, "every result of a group has a lane for its epilogue");
 static_assert(WAVE % LANES == 0, "lanes of a group exchange sums inside their wave");
-constexpr int K = 512;
+constexpr int STAGE_UNITS = 16;  // LANES: of x, in shared memory at a time
+constexpr int UNIT_STRIDE = 36;  // UNIT + 4 floats: 16-byte loads of neighbouring lanes meet all banks
 // Of x in shared memory: 32 products with quants up to 255 cannot overflow before their scale.
 constexpr float X_SCALE = 0x1p-13f;
-constexpr int UNITS = (K + 31) / 32;  // of a column
-constexpr int AHEAD = 1;  // units of a lane that are loaded before their turn
-constexpr int CHUNK_UNITS = AHEAD * LANES;  // of x, in shared memory at a time
-constexpr int UNIT_STRIDE = 36;  // in floats: 16-byte loads of neighbouring lanes meet all banks
-constexpr int ROW_STRIDE = CHUNK_UNITS * UNIT_STRIDE;
-constexpr int STAGED_BYTES = ROWS * ROW_STRIDE * 4;
-constexpr int LDS_BYTES = STAGED_BYTES;  // shared memory of a block
+constexpr int LDS_BYTES = 2304;  // shared memory of a block
 static_assert(LDS_BYTES <= 65536, "gfx1100 has 65536 bytes of shared memory for a block");
 
 constexpr int MAX_GRID_Y = 65535;
@@ -44,16 +41,16 @@ DEVICE float sum_of_lanes(float value) {
 
 // e to the x within 2 ulp, denormal results included.
 DEVICE float exp_f32(float x) {
-    const bool t0 = x < -104.0f;
-    const float t1 = t0 ? -104.0f : x;
-    const bool t2 = 89.0f < t1;
-    const float t3 = t2 ? 89.0f : t1;
-    const float t4 = fma_f32(t3, 1.442695f, 1.2582912e+07f);
-    const i32 t5 = as_i32(t4);
-    const i32 t6 = (i32)((u32)t5 - (u32)(i32)0x4b400000u);
-    const float t7 = t4 - 1.2582912e+07f;
-    const float t8 = fma_f32(t7, -0.6933594f, t3);
-    const float t9 = fma_f32(t7, 0.00021219444f, t8);
+    const bool is0 = x < -104.0f;
+    const float t1 = is0 ? -104.0f : x;
+    const bool is2 = 89.0f < t1;
+    const float t3 = is2 ? 89.0f : t1;
+    const float t4 = fma_f32(t3, 1.442695f, 1.2582912e+07f);  // 1 / ln 2; 1.5 * 2^23, where floats are whole numbers
+    const i32 n5 = as_i32(t4);
+    const i32 n6 = (i32)((u32)n5 - (u32)(i32)0x4b400000u);  // the bits of 1.5 * 2^23
+    const float t7 = t4 - 1.2582912e+07f;  // 1.5 * 2^23, where floats are whole numbers
+    const float t8 = fma_f32(t7, -0.6933594f, t3);  // -ln 2, its first 10 bits
+    const float t9 = fma_f32(t7, 0.00021219444f, t8);  // -ln 2, the rest
     const float t10 = t9 * t9;
     const float t11 = fma_f32(0.0013814616f, t9, 0.008368716f);
     const float t12 = fma_f32(t11, t9, 0.04166839f);
@@ -61,33 +58,25 @@ DEVICE float exp_f32(float x) {
     const float t14 = fma_f32(t13, t9, 0.49999994f);
     const float t15 = fma_f32(t10, t14, t9);
     const float t16 = t15 + 1.0f;
-    const i32 t17 = t6 >> 1;
-    const i32 t18 = (i32)((u32)t17 + (u32)127);
-    const i32 t19 = (i32)((u32)t18 << 23);
-    const float t20 = as_f32(t19);
+    const i32 n17 = n6 >> 1;
+    const i32 n18 = (i32)((u32)n17 + (u32)127);  // the bias of an exponent
+    const i32 n19 = (i32)((u32)n18 << 23);
+    const float t20 = as_f32(n19);
     const float t21 = t16 * t20;
-    const i32 t22 = (i32)((u32)t6 - (u32)t17);
-    const i32 t23 = (i32)((u32)t22 + (u32)127);
-    const i32 t24 = (i32)((u32)t23 << 23);
-    const float t25 = as_f32(t24);
+    const i32 n22 = (i32)((u32)n6 - (u32)n17);
+    const i32 n23 = (i32)((u32)n22 + (u32)127);  // the bias of an exponent
+    const i32 n24 = (i32)((u32)n23 << 23);
+    const float t25 = as_f32(n24);
     const float t26 = t21 * t25;
     return t26;
 }
 
 // Q4_0 [512, 96] in the layout `planar`.
 struct Q4_0_512x96 {
-    static constexpr int K = 512;
-    static constexpr int N = 96;
-    static constexpr int UNITS = (K + 31) / 32;  // of a column
-    static constexpr int BLOCK_ELEMENTS = 32;
-    static constexpr int BLOCKS = K / BLOCK_ELEMENTS;  // of a column
-    static constexpr int BLOCK_UNITS = BLOCK_ELEMENTS / 32;
-    static_assert(K % BLOCK_ELEMENTS == 0, "columns are whole blocks");
-    static constexpr float ZERO = 8.0f;  // the quant of the value 0
-    static constexpr i64 QUANTS0_AT = 0;
-    static constexpr int QUANTS0_STRIDE = 16;  // bytes from block to block
-    static constexpr i64 D_AT = 24576;
-    static constexpr int D_STRIDE = 2;  // bytes from block to block
+    static constexpr int BLOCKS = 16;  // 512 / 32, of a column
+    static constexpr int QUANTS0_BYTES = 16;  // of a block
+    static constexpr i64 D_AT = 24576;  // where its region begins
+    static constexpr int D_BYTES = 2;  // of a block
 
     // A unit as it is stored: loaded early, unpacked when it is needed.
     struct Stored {
@@ -96,58 +85,36 @@ struct Q4_0_512x96 {
     };
 
     DEVICE Stored load(const u8* w, i64 column, int unit) {
-        const i64 block = column * BLOCKS + unit / BLOCK_UNITS;
+        const i64 block = column * BLOCKS + unit;
         Stored stored;
-        {
-            const u8* at = w + QUANTS0_AT + block * QUANTS0_STRIDE;
-            stored.words[0] = stream_16(at);
-        }
-        stored.d = *(const u16*)(w + D_AT + block * D_STRIDE);
+        const u8* const quants0 = w + block * QUANTS0_BYTES;
+        stored.words[0] = stream_16(quants0);
+        stored.d = *(const u16*)(w + D_AT + block * D_BYTES);
         return stored;
     }
 
-    // 32 quants, four to a word in the order of the elements.
-    DEVICE void quants(const Stored& stored, int unit, u32 (&q)[8]) {
+    // The quants of a unit, four to a word in the order of the elements.
+    DEVICE void quants(const Stored& stored, int, u32 (&q)[UNIT / 4]) {
         UNROLL for (int i = 0; i < 4; ++i) {
             const u32 word = stored.words[0][i];
-            q[i] = word & 0x0f0f0f0fu;
-            q[i + 4] = word >> 4 & 0x0f0f0f0fu;
+            q[i] = word & 0x0f0f0f0fu;  // low nibbles: elements 0…15
+            q[i + 4] = word >> 4 & 0x0f0f0f0fu;  // high nibbles: 16…31
         }
     }
 
-    // Quant i of a unit, 0 at the value 0 and counted from `zero`: a small whole number.
-    DEVICE float centred(const u32 (&q)[8], int i, float zero = 0.0f) {
-        return byte_minus(q[i / 4], i % 4, ZERO + zero);
-    }
+    // Quant i of a unit as a number, 0 for the value 0.
+    DEVICE float centred(const u32 (&q)[UNIT / 4], int i) { return byte_minus(q[i / 4], i % 4, 8.0f); }
 
-    // What the 32 elements of a unit are multiplied by.
-    DEVICE float scale(const Stored& stored, int) {
-        return half_to_f32(stored.d);
-    }
-
-    // 32 values, rounded as the reference rounds.
-    DEVICE void decode(const Stored& stored, int unit, float (&values)[32]) {
-        u32 q[8];
-        quants(stored, unit, q);
-        const float factor = scale(stored, 0);
-        UNROLL for (int i = 0; i < 32; ++i) values[i] = centred(q, i) * factor;
-    }
+    // What the elements of a unit are multiplied by.
+    DEVICE float scale(const Stored& stored) { return half_to_f32(stored.d); }
 };
 
 // Q8_0 [512, 96] in the layout `planar`.
 struct Q8_0_512x96 {
-    static constexpr int K = 512;
-    static constexpr int N = 96;
-    static constexpr int UNITS = (K + 31) / 32;  // of a column
-    static constexpr int BLOCK_ELEMENTS = 32;
-    static constexpr int BLOCKS = K / BLOCK_ELEMENTS;  // of a column
-    static constexpr int BLOCK_UNITS = BLOCK_ELEMENTS / 32;
-    static_assert(K % BLOCK_ELEMENTS == 0, "columns are whole blocks");
-    static constexpr float ZERO = 128.0f;  // the quant of the value 0
-    static constexpr i64 QUANTS0_AT = 0;
-    static constexpr int QUANTS0_STRIDE = 32;  // bytes from block to block
-    static constexpr i64 D_AT = 49152;
-    static constexpr int D_STRIDE = 2;  // bytes from block to block
+    static constexpr int BLOCKS = 16;  // 512 / 32, of a column
+    static constexpr int QUANTS0_BYTES = 32;  // of a block
+    static constexpr i64 D_AT = 49152;  // where its region begins
+    static constexpr int D_BYTES = 2;  // of a block
 
     // A unit as it is stored: loaded early, unpacked when it is needed.
     struct Stored {
@@ -156,40 +123,25 @@ struct Q8_0_512x96 {
     };
 
     DEVICE Stored load(const u8* w, i64 column, int unit) {
-        const i64 block = column * BLOCKS + unit / BLOCK_UNITS;
+        const i64 block = column * BLOCKS + unit;
         Stored stored;
-        {
-            const u8* at = w + QUANTS0_AT + block * QUANTS0_STRIDE;
-            UNROLL for (int i = 0; i < 2; ++i)
-                stored.words[i] = stream_16(at + 16 * i);
-        }
-        stored.d = *(const u16*)(w + D_AT + block * D_STRIDE);
+        const u8* const quants0 = w + block * QUANTS0_BYTES;
+        UNROLL for (int i = 0; i < 2; ++i) stored.words[i] = stream_16(quants0 + 16 * i);
+        stored.d = *(const u16*)(w + D_AT + block * D_BYTES);
         return stored;
     }
 
-    // 32 quants, four to a word in the order of the elements.
-    DEVICE void quants(const Stored& stored, int unit, u32 (&q)[8]) {
-        UNROLL for (int i = 0; i < 8; ++i) q[i] = stored.words[0 + i / 4][i % 4];
-        UNROLL for (int i = 0; i < 8; ++i) q[i] ^= 0x80808080u;  // signed bytes, counted from -128
+    // The quants of a unit, four to a word in the order of the elements.
+    DEVICE void quants(const Stored& stored, int, u32 (&q)[UNIT / 4]) {
+        UNROLL for (int i = 0; i < 8; ++i) q[i] = stored.words[i / 4][i % 4];
+        UNROLL for (int i = 0; i < 8; ++i) q[i] ^= 0x80808080u;  // flips sign bits: bytes count from -128 now
     }
 
-    // Quant i of a unit, 0 at the value 0 and counted from `zero`: a small whole number.
-    DEVICE float centred(const u32 (&q)[8], int i, float zero = 0.0f) {
-        return byte_minus(q[i / 4], i % 4, ZERO + zero);
-    }
+    // Quant i of a unit as a number, 0 for the value 0.
+    DEVICE float centred(const u32 (&q)[UNIT / 4], int i) { return byte_minus(q[i / 4], i % 4, 128.0f); }
 
-    // What the 32 elements of a unit are multiplied by.
-    DEVICE float scale(const Stored& stored, int) {
-        return half_to_f32(stored.d);
-    }
-
-    // 32 values, rounded as the reference rounds.
-    DEVICE void decode(const Stored& stored, int unit, float (&values)[32]) {
-        u32 q[8];
-        quants(stored, unit, q);
-        const float factor = scale(stored, 0);
-        UNROLL for (int i = 0; i < 32; ++i) values[i] = centred(q, i) * factor;
-    }
+    // What the elements of a unit are multiplied by.
+    DEVICE float scale(const Stored& stored) { return half_to_f32(stored.d); }
 };
 
 struct Arguments {
@@ -203,122 +155,103 @@ struct Arguments {
 
 // x, after the prologue.
 DEVICE float x_value(const Arguments& a, i64 row, int column) {
-    const float v0 = a.x[column];
-    return v0;
+    const float x_element = a.x[column];
+    return x_element;
 }
 
 // From the products at one row and column to the results.
-DEVICE void epilogue(const Arguments& a, i64 row, int column, float v2, float v9) {
-    const float v1 = a.bias[column];
-    const float v3 = v2 + v1;
-    const float v4 = -(v3);
-    const float v5 = exp_f32(v4);
-    const float v7 = 1.0f + v5;
-    const float v8 = v3 / v7;
-    const float v10 = v8 * v9;
-    a.output0[column] = v10;
+DEVICE void epilogue(const Arguments& a, i64 row, int column, float gate_product, float up_product) {
+    const float bias_element = a.bias[column];
+    const float sum1 = gate_product + bias_element;
+    const float negative1 = -(sum1);
+    const float exp1 = exp_f32(negative1);
+    const float sum2 = 1.0f + exp1;
+    const float quotient1 = sum1 / sum2;
+    const float product1 = quotient1 * up_product;
+    a.output0[column] = product1;
 }
 
-// A group of lanes computes COLUMNS columns for ROWS rows: each lane takes every LANES-th unit of a
-// column, decodes it once for all rows, and the lanes add up their sums. Units are loaded
-// AHEAD of their turn, the first while x is staged. x comes from shared memory: there lanes read
-// their units side by side, which lie 128 bytes apart in a row.
+// A group of lanes computes COLUMNS columns for one row: each lane takes every LANES-th unit of a
+// column, and the lanes add up their sums. Units are loaded ahead of their turn, the first ones while x
+// is staged. x comes from shared memory: lanes read their units at the same time, and in x these are
+// 128 bytes apart.
 DEVICE void compute(const Arguments& a) {
     const i64 m = a.m;
-    SHARED float x_tile[ROWS * ROW_STRIDE];
+    SHARED float x_tile[STAGE_UNITS * UNIT_STRIDE];
     const int lane = thread_index() % LANES;
-    const i64 row0 = block_of_rows() * ROWS;
+    const i64 row0 = block_of_rows();
     const int column0 = (block_x() * GROUPS + thread_index() / LANES) * COLUMNS;
 
+    // --- load ahead: the first unit of the lane ---
     int columns[COLUMNS];
     UNROLL for (int c = 0; c < COLUMNS; ++c) columns[c] = column0 + c < WIDTH ? column0 + c : WIDTH - 1;
-    float v2_sums[ROWS][COLUMNS] = {};
-    Q4_0_512x96::Stored v2_ahead[AHEAD][COLUMNS];
-    UNROLL for (int i = 0; i < AHEAD; ++i) {
-        const int unit = i * LANES + lane < UNITS ? i * LANES + lane : UNITS - 1;
-        UNROLL for (int c = 0; c < COLUMNS; ++c)
-            v2_ahead[i][c] = Q4_0_512x96::load(a.gate, columns[c], unit);
-    }
-    float v9_sums[ROWS][COLUMNS] = {};
-    Q8_0_512x96::Stored v9_ahead[AHEAD][COLUMNS];
-    UNROLL for (int i = 0; i < AHEAD; ++i) {
-        const int unit = i * LANES + lane < UNITS ? i * LANES + lane : UNITS - 1;
-        UNROLL for (int c = 0; c < COLUMNS; ++c)
-            v9_ahead[i][c] = Q8_0_512x96::load(a.up, columns[c], unit);
-    }
-    ROLLED for (int first = 0; first < UNITS; first += CHUNK_UNITS) {
+    float gate_sums[COLUMNS] = {};
+    Q4_0_512x96::Stored gate_ahead[COLUMNS];
+    float up_sums[COLUMNS] = {};
+    Q8_0_512x96::Stored up_ahead[COLUMNS];
+    const int first_unit = lane < UNITS ? lane : UNITS - 1;
+    UNROLL for (int c = 0; c < COLUMNS; ++c)
+        gate_ahead[c] = Q4_0_512x96::load(a.gate, columns[c], first_unit);
+    UNROLL for (int c = 0; c < COLUMNS; ++c)
+        up_ahead[c] = Q8_0_512x96::load(a.up, columns[c], first_unit);
+    ROLLED for (int first = 0; first < UNITS; first += STAGE_UNITS) {
+        // --- stage x ---
         block_barrier();  // the x before may still be read
-        UNROLL for (int r = 0; r < ROWS; ++r) {
-            const i64 row = row0 + r < m ? row0 + r : m - 1;
-            for (int k = thread_index(); k < CHUNK_UNITS * 32; k += BLOCK_SIZE) {
-                const bool inside = first * 32 + k < K;
-                x_tile[r * ROW_STRIDE + k / 32 * UNIT_STRIDE + k % 32] =
-                    inside ? x_value(a, row, first * 32 + k) * X_SCALE : 0.0f;
-            }
+        const i64 row = row0 < m ? row0 : m - 1;
+        for (int k = thread_index(); k < STAGE_UNITS * UNIT; k += BLOCK_SIZE) {
+            const bool is_inside = first * UNIT + k < K;
+            x_tile[k / UNIT * UNIT_STRIDE + k % UNIT] =
+                is_inside ? x_value(a, row, first * UNIT + k) * X_SCALE : 0.0f;
         }
         block_barrier();
-        UNROLL for (int i = 0; i < AHEAD; ++i) {
-            const int unit = first + i * LANES + lane;
-            if (unit >= UNITS) break;  // an Inf there times the 0 of x would be NaN
-            const float* x = x_tile + (i * LANES + lane) * UNIT_STRIDE;
-            const int next = unit + CHUNK_UNITS < UNITS ? unit + CHUNK_UNITS : unit;
-            UNROLL for (int c = 0; c < COLUMNS; ++c) {
-                {
-                    using W = Q4_0_512x96;
-                    u32 q[8];
-                    W::quants(v2_ahead[i][c], unit, q);
-                    float scales[1];
-                    UNROLL for (int h = 0; h < 1; ++h) scales[h] = W::scale(v2_ahead[i][c], h) / X_SCALE;
-                    v2_ahead[i][c] = W::load(a.gate, columns[c], next);
-                    UNROLL for (int r = 0; r < ROWS; ++r) {
-                        float& sum = v2_sums[r][c];
-                        UNROLL for (int h = 0; h < 1; ++h) {
-                            float dot = 0.0f;
-                            UNROLL for (int j = 32 * h; j < 32 * (h + 1); ++j)
-                                dot = fma_f32(x[r * ROW_STRIDE + j], W::centred(q, j), dot);
-                            sum = fma_f32(scales[h], dot, sum);
-                        }
-                        if (ROWS > 1) settle(sum);
-                    }
-                }
-                {
-                    using W = Q8_0_512x96;
-                    u32 q[8];
-                    W::quants(v9_ahead[i][c], unit, q);
-                    float scales[1];
-                    UNROLL for (int h = 0; h < 1; ++h) scales[h] = W::scale(v9_ahead[i][c], h) / X_SCALE;
-                    v9_ahead[i][c] = W::load(a.up, columns[c], next);
-                    UNROLL for (int r = 0; r < ROWS; ++r) {
-                        float& sum = v9_sums[r][c];
-                        UNROLL for (int h = 0; h < 1; ++h) {
-                            float dot = 0.0f;
-                            UNROLL for (int j = 32 * h; j < 32 * (h + 1); ++j)
-                                dot = fma_f32(x[r * ROW_STRIDE + j], W::centred(q, j), dot);
-                            sum = fma_f32(scales[h], dot, sum);
-                        }
-                        if (ROWS > 1) settle(sum);
-                    }
-                }
+
+        // --- multiply: each lane its unit of the stage ---
+        const int unit = first + lane;
+        if (unit >= UNITS) continue;  // an Inf there times the 0 of x would be NaN
+        const float* const x = x_tile + lane * UNIT_STRIDE;
+        const int next = unit + STAGE_UNITS < UNITS ? unit + STAGE_UNITS : unit;
+        UNROLL for (int c = 0; c < COLUMNS; ++c) {
+            {
+                using W = Q4_0_512x96;
+                u32 q[UNIT / 4];
+                W::quants(gate_ahead[c], unit, q);
+                const float scale = W::scale(gate_ahead[c]) / X_SCALE;
+                gate_ahead[c] = W::load(a.gate, columns[c], next);
+                float& sum = gate_sums[c];
+                float dot = 0.0f;
+                UNROLL for (int j = 0; j < UNIT; ++j) dot = fma_f32(x[j], W::centred(q, j), dot);
+                sum = fma_f32(scale, dot, sum);
+            }
+            {
+                using W = Q8_0_512x96;
+                u32 q[UNIT / 4];
+                W::quants(up_ahead[c], unit, q);
+                const float scale = W::scale(up_ahead[c]) / X_SCALE;
+                up_ahead[c] = W::load(a.up, columns[c], next);
+                float& sum = up_sums[c];
+                float dot = 0.0f;
+                UNROLL for (int j = 0; j < UNIT; ++j) dot = fma_f32(x[j], W::centred(q, j), dot);
+                sum = fma_f32(scale, dot, sum);
             }
         }
     }
 
-    float v2 = 0.0f;  // the result that this lane finishes
-    UNROLL for (int i = 0; i < ROWS * COLUMNS; ++i) {
-        const float total = sum_of_lanes<LANES>(v2_sums[i / COLUMNS][i % COLUMNS]);
-        if (lane == i) v2 = total;
+    // --- add up: one lane finishes each result of the group ---
+    float gate_product = 0.0f;
+    UNROLL for (int i = 0; i < COLUMNS; ++i) {
+        const float total = sum_of_lanes<LANES>(gate_sums[i]);
+        if (lane == i) gate_product = total;
+    }
+    float up_product = 0.0f;
+    UNROLL for (int i = 0; i < COLUMNS; ++i) {
+        const float total = sum_of_lanes<LANES>(up_sums[i]);
+        if (lane == i) up_product = total;
     }
 
-    float v9 = 0.0f;  // the result that this lane finishes
-    UNROLL for (int i = 0; i < ROWS * COLUMNS; ++i) {
-        const float total = sum_of_lanes<LANES>(v9_sums[i / COLUMNS][i % COLUMNS]);
-        if (lane == i) v9 = total;
-    }
-
-    const i64 row = row0 + lane / COLUMNS;
-    const int column = column0 + lane % COLUMNS;
-    if (lane < ROWS * COLUMNS && row < m && column < WIDTH)
-        epilogue(a, row, column, v2, v9);
+    // --- epilogue ---
+    const int column = column0 + lane % COLUMNS;  // not + lane: bits are combined, nothing is added
+    if (lane < COLUMNS && row0 < m && column < WIDTH)
+        epilogue(a, row0, column, gate_product, up_product);
 }
 
 KERNEL(BLOCK_SIZE) void q4jit_gated(

@@ -1,29 +1,26 @@
 // normed for hip:gfx1100, gemv, M = 1, made by q4jit
 // rows:
-//   v10 = x0
+//   x_value = x_values
 // 512 gemv:
-//   v11 = v10 @ w    Q4_0 [512, 512]
-//   output0 = x0 + v11
+//   w_product = x_value @ w    Q4_0 [512, 512]
+//   output0 = x_values + w_product
 
 constexpr int BLOCK_SIZE = 256;
 static_assert(BLOCK_SIZE % WAVE == 0 && BLOCK_SIZE <= 1024, "a block is whole waves");
-constexpr int ROWS = 1;  // of x, which share one decoding
-constexpr int COLUMNS = 2;  // of the result, which share one reading of x
-constexpr int LANES = 16;  // share the units of a column
-constexpr int GROUPS = BLOCK_SIZE / LANES;
+constexpr int UNIT = 32;  // elements of a column that are decoded together
+constexpr int K = 512;  // elements of a column
+constexpr int UNITS = 16;  // ⌈K / UNIT⌉, of a column
 constexpr int WIDTH = 512;  // columns of the result
-static_assert(ROWS * COLUMNS <= LANES, "every result of a group has a lane for its epilogue");
+constexpr int COLUMNS = 2;  // of the result, which share one reading of x
+constexpr int LANES = 16;  // that share the units of a column: a group
+constexpr int GROUPS = 16;  // BLOCK_SIZE / LANES, of a block
+static_assert(COLUMNS <= LANES, "every result of a group has a lane for its epilogue");
 static_assert(WAVE % LANES == 0, "lanes of a group exchange sums inside their wave");
-constexpr int K = 512;
+constexpr int STAGE_UNITS = 16;  // LANES: of x, in shared memory at a time
+constexpr int UNIT_STRIDE = 36;  // UNIT + 4 floats: 16-byte loads of neighbouring lanes meet all banks
 // Of x in shared memory: 32 products with quants up to 255 cannot overflow before their scale.
 constexpr float X_SCALE = 0x1p-13f;
-constexpr int UNITS = (K + 31) / 32;  // of a column
-constexpr int AHEAD = 1;  // units of a lane that are loaded before their turn
-constexpr int CHUNK_UNITS = AHEAD * LANES;  // of x, in shared memory at a time
-constexpr int UNIT_STRIDE = 36;  // in floats: 16-byte loads of neighbouring lanes meet all banks
-constexpr int ROW_STRIDE = CHUNK_UNITS * UNIT_STRIDE;
-constexpr int STAGED_BYTES = ROWS * ROW_STRIDE * 4;
-constexpr int LDS_BYTES = STAGED_BYTES;  // shared memory of a block
+constexpr int LDS_BYTES = 2304;  // shared memory of a block
 static_assert(LDS_BYTES <= 65536, "gfx1100 has 65536 bytes of shared memory for a block");
 
 constexpr int MAX_GRID_Y = 65535;
@@ -42,18 +39,10 @@ DEVICE float sum_of_lanes(float value) {
 
 // Q4_0 [512, 512] in the layout `planar`.
 struct Q4_0_512x512 {
-    static constexpr int K = 512;
-    static constexpr int N = 512;
-    static constexpr int UNITS = (K + 31) / 32;  // of a column
-    static constexpr int BLOCK_ELEMENTS = 32;
-    static constexpr int BLOCKS = K / BLOCK_ELEMENTS;  // of a column
-    static constexpr int BLOCK_UNITS = BLOCK_ELEMENTS / 32;
-    static_assert(K % BLOCK_ELEMENTS == 0, "columns are whole blocks");
-    static constexpr float ZERO = 8.0f;  // the quant of the value 0
-    static constexpr i64 QUANTS0_AT = 0;
-    static constexpr int QUANTS0_STRIDE = 16;  // bytes from block to block
-    static constexpr i64 D_AT = 131072;
-    static constexpr int D_STRIDE = 2;  // bytes from block to block
+    static constexpr int BLOCKS = 16;  // 512 / 32, of a column
+    static constexpr int QUANTS0_BYTES = 16;  // of a block
+    static constexpr i64 D_AT = 131072;  // where its region begins
+    static constexpr int D_BYTES = 2;  // of a block
 
     // A unit as it is stored: loaded early, unpacked when it is needed.
     struct Stored {
@@ -62,42 +51,28 @@ struct Q4_0_512x512 {
     };
 
     DEVICE Stored load(const u8* w, i64 column, int unit) {
-        const i64 block = column * BLOCKS + unit / BLOCK_UNITS;
+        const i64 block = column * BLOCKS + unit;
         Stored stored;
-        {
-            const u8* at = w + QUANTS0_AT + block * QUANTS0_STRIDE;
-            stored.words[0] = stream_16(at);
-        }
-        stored.d = *(const u16*)(w + D_AT + block * D_STRIDE);
+        const u8* const quants0 = w + block * QUANTS0_BYTES;
+        stored.words[0] = stream_16(quants0);
+        stored.d = *(const u16*)(w + D_AT + block * D_BYTES);
         return stored;
     }
 
-    // 32 quants, four to a word in the order of the elements.
-    DEVICE void quants(const Stored& stored, int unit, u32 (&q)[8]) {
+    // The quants of a unit, four to a word in the order of the elements.
+    DEVICE void quants(const Stored& stored, int, u32 (&q)[UNIT / 4]) {
         UNROLL for (int i = 0; i < 4; ++i) {
             const u32 word = stored.words[0][i];
-            q[i] = word & 0x0f0f0f0fu;
-            q[i + 4] = word >> 4 & 0x0f0f0f0fu;
+            q[i] = word & 0x0f0f0f0fu;  // low nibbles: elements 0…15
+            q[i + 4] = word >> 4 & 0x0f0f0f0fu;  // high nibbles: 16…31
         }
     }
 
-    // Quant i of a unit, 0 at the value 0 and counted from `zero`: a small whole number.
-    DEVICE float centred(const u32 (&q)[8], int i, float zero = 0.0f) {
-        return byte_minus(q[i / 4], i % 4, ZERO + zero);
-    }
+    // Quant i of a unit as a number, 0 for the value 0.
+    DEVICE float centred(const u32 (&q)[UNIT / 4], int i) { return byte_minus(q[i / 4], i % 4, 8.0f); }
 
-    // What the 32 elements of a unit are multiplied by.
-    DEVICE float scale(const Stored& stored, int) {
-        return half_to_f32(stored.d);
-    }
-
-    // 32 values, rounded as the reference rounds.
-    DEVICE void decode(const Stored& stored, int unit, float (&values)[32]) {
-        u32 q[8];
-        quants(stored, unit, q);
-        const float factor = scale(stored, 0);
-        UNROLL for (int i = 0; i < 32; ++i) values[i] = centred(q, i) * factor;
-    }
+    // What the elements of a unit are multiplied by.
+    DEVICE float scale(const Stored& stored) { return half_to_f32(stored.d); }
 };
 
 struct Arguments {
@@ -109,86 +84,76 @@ struct Arguments {
 
 // x, after the prologue.
 DEVICE float x_value(const Arguments& a, i64 row, int column) {
-    const float v10 = a.x_values[column];
-    return v10;
+    const float x_element = a.x_values[column];
+    return x_element;
 }
 
 // From the products at one row and column to the results.
-DEVICE void epilogue(const Arguments& a, i64 row, int column, float v11) {
-    const float v10 = a.x_values[column];
-    const float v12 = v10 + v11;
-    a.output0[column] = v12;
+DEVICE void epilogue(const Arguments& a, i64 row, int column, float w_product) {
+    const float x_element = a.x_values[column];
+    const float sum1 = x_element + w_product;
+    a.output0[column] = sum1;
 }
 
-// A group of lanes computes COLUMNS columns for ROWS rows: each lane takes every LANES-th unit of a
-// column, decodes it once for all rows, and the lanes add up their sums. Units are loaded
-// AHEAD of their turn, the first while x is staged. x comes from shared memory: there lanes read
-// their units side by side, which lie 128 bytes apart in a row.
+// A group of lanes computes COLUMNS columns for one row: each lane takes every LANES-th unit of a
+// column, and the lanes add up their sums. Units are loaded ahead of their turn, the first ones while x
+// is staged. x comes from shared memory: lanes read their units at the same time, and in x these are
+// 128 bytes apart.
 DEVICE void compute(const Arguments& a) {
     const i64 m = a.m;
-    SHARED float x_tile[ROWS * ROW_STRIDE];
+    SHARED float x_tile[STAGE_UNITS * UNIT_STRIDE];
     const int lane = thread_index() % LANES;
-    const i64 row0 = block_of_rows() * ROWS;
+    const i64 row0 = block_of_rows();
     const int column0 = (block_x() * GROUPS + thread_index() / LANES) * COLUMNS;
 
+    // --- load ahead: the first unit of the lane ---
     int columns[COLUMNS];
     UNROLL for (int c = 0; c < COLUMNS; ++c) columns[c] = column0 + c < WIDTH ? column0 + c : WIDTH - 1;
-    float v11_sums[ROWS][COLUMNS] = {};
-    Q4_0_512x512::Stored v11_ahead[AHEAD][COLUMNS];
-    UNROLL for (int i = 0; i < AHEAD; ++i) {
-        const int unit = i * LANES + lane < UNITS ? i * LANES + lane : UNITS - 1;
-        UNROLL for (int c = 0; c < COLUMNS; ++c)
-            v11_ahead[i][c] = Q4_0_512x512::load(a.w, columns[c], unit);
-    }
-    ROLLED for (int first = 0; first < UNITS; first += CHUNK_UNITS) {
+    float w_sums[COLUMNS] = {};
+    Q4_0_512x512::Stored w_ahead[COLUMNS];
+    const int first_unit = lane < UNITS ? lane : UNITS - 1;
+    UNROLL for (int c = 0; c < COLUMNS; ++c)
+        w_ahead[c] = Q4_0_512x512::load(a.w, columns[c], first_unit);
+    ROLLED for (int first = 0; first < UNITS; first += STAGE_UNITS) {
+        // --- stage x ---
         block_barrier();  // the x before may still be read
-        UNROLL for (int r = 0; r < ROWS; ++r) {
-            const i64 row = row0 + r < m ? row0 + r : m - 1;
-            for (int k = thread_index(); k < CHUNK_UNITS * 32; k += BLOCK_SIZE) {
-                const bool inside = first * 32 + k < K;
-                x_tile[r * ROW_STRIDE + k / 32 * UNIT_STRIDE + k % 32] =
-                    inside ? x_value(a, row, first * 32 + k) * X_SCALE : 0.0f;
-            }
+        const i64 row = row0 < m ? row0 : m - 1;
+        for (int k = thread_index(); k < STAGE_UNITS * UNIT; k += BLOCK_SIZE) {
+            const bool is_inside = first * UNIT + k < K;
+            x_tile[k / UNIT * UNIT_STRIDE + k % UNIT] =
+                is_inside ? x_value(a, row, first * UNIT + k) * X_SCALE : 0.0f;
         }
         block_barrier();
-        UNROLL for (int i = 0; i < AHEAD; ++i) {
-            const int unit = first + i * LANES + lane;
-            if (unit >= UNITS) break;  // an Inf there times the 0 of x would be NaN
-            const float* x = x_tile + (i * LANES + lane) * UNIT_STRIDE;
-            const int next = unit + CHUNK_UNITS < UNITS ? unit + CHUNK_UNITS : unit;
-            UNROLL for (int c = 0; c < COLUMNS; ++c) {
-                {
-                    using W = Q4_0_512x512;
-                    u32 q[8];
-                    W::quants(v11_ahead[i][c], unit, q);
-                    float scales[1];
-                    UNROLL for (int h = 0; h < 1; ++h) scales[h] = W::scale(v11_ahead[i][c], h) / X_SCALE;
-                    v11_ahead[i][c] = W::load(a.w, columns[c], next);
-                    UNROLL for (int r = 0; r < ROWS; ++r) {
-                        float& sum = v11_sums[r][c];
-                        UNROLL for (int h = 0; h < 1; ++h) {
-                            float dot = 0.0f;
-                            UNROLL for (int j = 32 * h; j < 32 * (h + 1); ++j)
-                                dot = fma_f32(x[r * ROW_STRIDE + j], W::centred(q, j), dot);
-                            sum = fma_f32(scales[h], dot, sum);
-                        }
-                        if (ROWS > 1) settle(sum);
-                    }
-                }
-            }
+
+        // --- multiply: each lane its unit of the stage ---
+        const int unit = first + lane;
+        if (unit >= UNITS) continue;  // an Inf there times the 0 of x would be NaN
+        const float* const x = x_tile + lane * UNIT_STRIDE;
+        const int next = unit + STAGE_UNITS < UNITS ? unit + STAGE_UNITS : unit;
+        UNROLL for (int c = 0; c < COLUMNS; ++c) {
+            using W = Q4_0_512x512;
+            u32 q[UNIT / 4];
+            W::quants(w_ahead[c], unit, q);
+            const float scale = W::scale(w_ahead[c]) / X_SCALE;
+            w_ahead[c] = W::load(a.w, columns[c], next);
+            float& sum = w_sums[c];
+            float dot = 0.0f;
+            UNROLL for (int j = 0; j < UNIT; ++j) dot = fma_f32(x[j], W::centred(q, j), dot);
+            sum = fma_f32(scale, dot, sum);
         }
     }
 
-    float v11 = 0.0f;  // the result that this lane finishes
-    UNROLL for (int i = 0; i < ROWS * COLUMNS; ++i) {
-        const float total = sum_of_lanes<LANES>(v11_sums[i / COLUMNS][i % COLUMNS]);
-        if (lane == i) v11 = total;
+    // --- add up: one lane finishes each result of the group ---
+    float w_product = 0.0f;
+    UNROLL for (int i = 0; i < COLUMNS; ++i) {
+        const float total = sum_of_lanes<LANES>(w_sums[i]);
+        if (lane == i) w_product = total;
     }
 
-    const i64 row = row0 + lane / COLUMNS;
-    const int column = column0 + lane % COLUMNS;
-    if (lane < ROWS * COLUMNS && row < m && column < WIDTH)
-        epilogue(a, row, column, v11);
+    // --- epilogue ---
+    const int column = column0 + lane % COLUMNS;  // not + lane: bits are combined, nothing is added
+    if (lane < COLUMNS && row0 < m && column < WIDTH)
+        epilogue(a, row0, column, w_product);
 }
 
 KERNEL(BLOCK_SIZE) void q4jit_normed(

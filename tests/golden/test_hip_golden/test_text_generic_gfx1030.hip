@@ -4,10 +4,9 @@
 
 constexpr int BLOCK_SIZE = 256;
 static_assert(BLOCK_SIZE % WAVE == 0 && BLOCK_SIZE <= 1024, "a block is whole waves");
-constexpr int CHUNK_UNITS = 128;  // of a column, in shared memory at a time
-constexpr int STAGED_BYTES = CHUNK_UNITS * 32 * 4;
-constexpr int CHUNK = CHUNK_UNITS * 32;  // elements
-constexpr int LDS_BYTES = STAGED_BYTES + BLOCK_SIZE / WAVE * 4;  // shared memory of a block
+constexpr int UNIT = 32;  // elements of a column that are decoded together
+constexpr int STAGE = 4096;  // elements of a column, in shared memory at a time
+constexpr int LDS_BYTES = 16416;  // shared memory of a block
 static_assert(LDS_BYTES <= 65536, "gfx1030 has 65536 bytes of shared memory for a block");
 
 constexpr int MAX_GRID_Y = 65535;
@@ -44,20 +43,10 @@ DEVICE u32x4 load_16_by_2(const u8* at) {
 // The description of one block: a column is a run of them, and units are counted from its start.
 // Q4_1 [32, 1] in the layout `gguf`: rows as in a GGUF file.
 struct Q4_1_32x1 {
-    static constexpr int K = 32;
-    static constexpr int N = 1;
-    static constexpr int UNITS = (K + 31) / 32;  // of a column
-    static constexpr int BLOCK_ELEMENTS = 32;
-    static constexpr int BLOCKS = K / BLOCK_ELEMENTS;  // of a column
-    static constexpr int BLOCK_UNITS = BLOCK_ELEMENTS / 32;
-    static_assert(K % BLOCK_ELEMENTS == 0, "columns are whole blocks");
-    static constexpr float ZERO = 0.0f;  // the quant of the value 0
-    static constexpr i64 D_AT = 0;
-    static constexpr int D_STRIDE = 20;  // bytes from block to block
-    static constexpr i64 M_AT = 2;
-    static constexpr int M_STRIDE = 20;  // bytes from block to block
-    static constexpr i64 QUANTS0_AT = 4;
-    static constexpr int QUANTS0_STRIDE = 20;  // bytes from block to block
+    static constexpr int BLOCKS = 1;  // 32 / 32, of a column
+    static constexpr int BLOCK_BYTES = 20;
+    static constexpr i64 M_AT = 2;  // where it begins in a block
+    static constexpr i64 QUANTS0_AT = 4;  // where it begins in a block
 
     // A unit as it is stored: loaded early, unpacked when it is needed.
     struct Stored {
@@ -67,58 +56,45 @@ struct Q4_1_32x1 {
     };
 
     DEVICE Stored load(const u8* w, i64 column, int unit) {
-        const i64 block = column * BLOCKS + unit / BLOCK_UNITS;
+        const i64 block = column * BLOCKS + unit;
         Stored stored;
-        {
-            const u8* at = w + QUANTS0_AT + block * QUANTS0_STRIDE;
-            stored.words[0] = load_16_by_2(at);
-        }
-        stored.d = *(const u16*)(w + D_AT + block * D_STRIDE);
-        stored.m = *(const u16*)(w + M_AT + block * M_STRIDE);
+        const u8* const quants0 = w + QUANTS0_AT + block * BLOCK_BYTES;
+        stored.words[0] = load_16_by_2(quants0);
+        stored.d = *(const u16*)(w + block * BLOCK_BYTES);
+        stored.m = *(const u16*)(w + M_AT + block * BLOCK_BYTES);
         return stored;
     }
 
-    // 32 quants, four to a word in the order of the elements.
-    DEVICE void quants(const Stored& stored, int unit, u32 (&q)[8]) {
+    // The quants of a unit, four to a word in the order of the elements.
+    DEVICE void quants(const Stored& stored, int, u32 (&q)[UNIT / 4]) {
         UNROLL for (int i = 0; i < 4; ++i) {
             const u32 word = stored.words[0][i];
-            q[i] = word & 0x0f0f0f0fu;
-            q[i + 4] = word >> 4 & 0x0f0f0f0fu;
+            q[i] = word & 0x0f0f0f0fu;  // low nibbles: elements 0…15
+            q[i + 4] = word >> 4 & 0x0f0f0f0fu;  // high nibbles: 16…31
         }
     }
 
-    // Quant i of a unit, 0 at the value 0 and counted from `zero`: a small whole number.
-    DEVICE float centred(const u32 (&q)[8], int i, float zero = 0.0f) {
-        return byte_minus(q[i / 4], i % 4, ZERO + zero);
-    }
+    // Quant i of a unit as a number, 0 for the value 0.
+    DEVICE float centred(const u32 (&q)[UNIT / 4], int i) { return byte_minus(q[i / 4], i % 4, 0.0f); }
 
-    // What the 32 elements of a unit are multiplied by.
-    DEVICE float scale(const Stored& stored, int) {
-        return half_to_f32(stored.d);
-    }
+    // What the elements of a unit are multiplied by.
+    DEVICE float scale(const Stored& stored) { return half_to_f32(stored.d); }
 
-    // What is added to all 32.
+    // What is added to all 32 elements of a unit.
     DEVICE float minimum(const Stored& stored) { return half_to_f32(stored.m); }
 
-    // The quant whose value d q + least is next to 0.
-    DEVICE float quant_of_zero(float d, float least) {
-        const float zero = -least / d;
-        if (!(zero > 0.0f)) return 0.0f;  // NaN included: d is 0
-        return zero < 15.0f ? (float)(int)(zero + 0.5f) : 15.0f;
-    }
-
-    // 32 values, rounded as the reference rounds.
-    DEVICE void decode(const Stored& stored, int unit, float (&values)[32]) {
-        u32 q[8];
+    // The values of a unit, rounded as the reference rounds.
+    DEVICE void decode(const Stored& stored, int unit, float (&values)[UNIT]) {
+        u32 q[UNIT / 4];
         quants(stored, unit, q);
-        const float factor = scale(stored, 0);
+        const float factor = scale(stored);
         const float least = minimum(stored);
-        UNROLL for (int i = 0; i < 32; ++i) values[i] = centred(q, i) * factor + least;
+        UNROLL for (int i = 0; i < UNIT; ++i) values[i] = centred(q, i) * factor + least;
     }
 };
 
 // One block per element of the result, grid (n, m, 1); rows beyond MAX_GRID_Y go to the z axis. The
-// column is decoded into shared memory, piece by piece, and multiplied by the row.
+// column is decoded into shared memory, stage by stage, and multiplied by the row.
 KERNEL(BLOCK_SIZE) void q4_1_matmul_kernel(
     const float* __restrict__ activations,
     const u8* __restrict__ weights_q4_1,
@@ -126,21 +102,22 @@ KERNEL(BLOCK_SIZE) void q4_1_matmul_kernel(
     int m,
     int n,
     int k) {
-    SHARED float staged[CHUNK];
+    SHARED float staged[STAGE];
     const int column = block_x();
     const i64 row = block_of_rows();
     if (row >= m || column >= n) return;
     const float* x = activations + row * k;
-    const u8* blocks = weights_q4_1 + (i64)column * (k / Q4_1_32x1::BLOCK_ELEMENTS) * 20;
+    using W = Q4_1_32x1;
+    const u8* blocks = weights_q4_1 + (i64)column * (k / 32) * W::BLOCK_BYTES;
     float sum = 0.0f;
-    for (i64 first = 0; first < k; first += CHUNK) {
-        const int elements = (int)(k - first < CHUNK ? k - first : CHUNK);
-        block_barrier();  // the piece before may still be read
-        for (int unit = thread_index(); unit < elements / 32; unit += BLOCK_SIZE) {
-            float w[32];
-            const int u = (int)(first / 32) + unit;
-            Q4_1_32x1::decode(Q4_1_32x1::load(blocks, 0, u), u, w);
-            UNROLL for (int i = 0; i < 32; ++i) staged[unit * 32 + i] = w[i];
+    for (i64 first = 0; first < k; first += STAGE) {
+        const int elements = (int)(k - first < STAGE ? k - first : STAGE);
+        block_barrier();  // the stage before may still be read
+        for (int unit = thread_index(); unit < elements / UNIT; unit += BLOCK_SIZE) {
+            float w[UNIT];
+            const int u = (int)(first / UNIT) + unit;
+            W::decode(W::load(blocks, 0, u), u, w);
+            UNROLL for (int i = 0; i < UNIT; ++i) staged[unit * UNIT + i] = w[i];
         }
         block_barrier();
         for (int i = thread_index(); i < elements; i += BLOCK_SIZE)

@@ -1,9 +1,9 @@
 // product for hip:sm_90, tile_halves, 8 rows a tile, 128 threads, made by q4jit
 // rows:
-//   v0 = x
+//   x_value = x
 // 96 tile_halves:
-//   v1 = v0 @ w    Q4_0 [2048, 96]
-//   output0 = v1
+//   w_product = x_value @ w    Q4_0 [2048, 96]
+//   output0 = w_product
 
 constexpr int BLOCK_SIZE = 128;
 static_assert(BLOCK_SIZE % WAVE == 0 && BLOCK_SIZE <= 1024, "a block is whole waves");
@@ -43,7 +43,8 @@ constexpr int RECEIVED_BYTES = 1536;  // (SPLITS - 1) · OWNED · COLUMNS · 4, 
 constexpr int PARTIAL_SUMS = 4;  // SPLITS, of a result
 constexpr int ROOM_BYTES = 32768;  // max(STAGES · STAGE_ITEMS · 16, PARTIAL_SUMS · OWNED · COLUMNS · 4)
 constexpr int STAGED_BYTES = 32832;  // ROOM_BYTES + ROWS · 4 for x_scales + 16 for any_rough + 16 for arrived
-constexpr int LDS_BYTES = STAGED_BYTES;  // shared memory of a block
+constexpr int LDS_BYTES = 32832;  // shared memory of a block
+static_assert(STAGED_BYTES <= LDS_BYTES, "there is room for x and for the sums of the waves");
 static_assert(LDS_BYTES <= 49152, "sm_90 has 49152 bytes of shared memory for a block that does not ask for more");
 
 constexpr int MAX_GRID_Y = 65535;
@@ -55,103 +56,61 @@ DEVICE i64 block_of_rows() { return (i64)block_z() * MAX_GRID_Y + block_y(); }
 
 // Q4_0 [2048, 96] in the layout `tiles16`.
 struct Q4_0_2048x96 {
-    static constexpr int K = 2048;
-    static constexpr int N = 96;
-    static constexpr int UNITS = (K + 31) / 32;  // of a column
-    static constexpr int BLOCK_ELEMENTS = 32;
-    static constexpr int BLOCKS = K / BLOCK_ELEMENTS;  // of a column
-    static constexpr int BLOCK_UNITS = BLOCK_ELEMENTS / 32;
-    static_assert(K % BLOCK_ELEMENTS == 0, "columns are whole blocks");
-    static constexpr float ZERO = 8.0f;  // the quant of the value 0
-    static constexpr int QUADS = (UNITS + 3) / 4;  // of a column
-    static constexpr i64 QUANTS0_AT = 0;
-    static constexpr int QUANTS0_STRIDE = 16;  // bytes of a block
-    static constexpr i64 D_AT = 98304;
-    static constexpr int D_STRIDE = 2;  // bytes of a block
+    static constexpr int QUADS = 16;  // ⌈2048 / 128⌉, of a column
+    static constexpr int QUAD_BYTES = 64;  // QUAD_UNITS · UNIT / 2, of quants
+    static constexpr int QUAD_SCALES_BYTES = 8;  // QUAD_UNITS · 2
+    static constexpr i64 D_AT = 98304;  // where its region begins
 
-    // A unit as it is stored: loaded early, unpacked when it is needed.
-    struct Stored {
-        u32x4 words[1];
-        u16 d;
-    };
+    // The number of a quad among all quads of the weight: those of a panel are stored together.
+    DEVICE u32 quad_index(u32 column, int quad) { return (column / PANEL * QUADS + quad) * PANEL + column % PANEL; }
 
-    static_assert((N + 15) / 16 * (i64)QUADS * 16 < 1ll << 32, "quads are counted in 32 bits");
-    // Which of the weight's quads one is: 16 columns stand beside each other.
-    DEVICE u32 quad_index(u32 column, int quad) { return (column / 16 * QUADS + quad) * 16 + column % 16; }
-
-    DEVICE Stored load(const u8* w, i64 column, int unit) {
-        const i64 quad = quad_index((u32)column, unit / 4);
-        Stored stored;
-        UNROLL for (int i = 0; i < 4; ++i)
-            stored.words[0][i] = ((const u32*)(w + QUANTS0_AT))[quad * 16 + i * 4 + unit % 4];
-        stored.d = ((const u16*)(w + D_AT))[quad * 4 + unit % 4];
-        return stored;
-    }
-
-    // What a lane has of a quad, the four units of a column that are stored together.
+    // What a lane has of a quad: words[i][u] is a word of unit u. Word i of a unit, 0…3, has elements
+    // 4 i…4 i + 3 in its low nibbles and 16 + 4 i…16 + 4 i + 3 in its high ones.
     struct Part {
         u32x4 words[4 / PARTS];
-        u32 d[2];
+        u32 d[2];  // the scales of the four units, as f16
     };
 
-    // at: the quad's place among all of them.
-    DEVICE Part load_part(const u8* w, u32 at) {
+    // quad: its number among all quads of the weight.
+    DEVICE Part load_part(const u8* w, u32 quad) {
         Part part;
-        const u8* const words = w + QUANTS0_AT + (u32)at * 64 + lane_part() * (4 / PARTS) * 16;
+        const u8* const words = w + quad * QUAD_BYTES + lane_part() * (4 / PARTS) * 16;
         UNROLL for (int i = 0; i < 4 / PARTS; ++i) part.words[i] = stream_16(words + i * 16);
-        const u64 d = *(const u64*)(w + D_AT + (u32)at * 8);
+        const u64 d = *(const u64*)(w + D_AT + quad * QUAD_SCALES_BYTES);
         part.d[0] = (u32)d;
         part.d[1] = (u32)(d >> 32);
         return part;
     }
 
-    // The quants of unit u minus 8, times 2^-9, of each word's elements 0, 2 · 1, 3 · 16, 18 · 17, 19.
-    // Four bits at the end of an f16 are so many times 2^-24, its next four so many times 2^-20.
+    // Pairs of f16. A nibble n in the lowest bits of an f16 is n * 2^-24, and in the next four bits n * 2^-20:
+    // denormal numbers, which a multiplication makes n * 2^-9.
+    static constexpr u32 LOW_NIBBLES = 0x000F000Fu;
+    static constexpr u32 HIGH_NIBBLES = 0x00F000F0u;
+    static constexpr u32 PAIR_OF_2P15 = 0x78007800u;  // 2^15: from 2^-24 to 2^-9
+    static constexpr u32 PAIR_OF_2P11 = 0x68006800u;  // 2^11: from 2^-20 to 2^-9
+    static constexpr u32 PAIR_OF_MINUS_ZERO = 0xA400A400u;  // -2^-6: the quant of 0 is 8, times 2^-9
+
+    // The quants of unit u minus 8, times 2^-9. A word's elements become the pairs 0, 2 · 1, 3 · 16, 18 · 17, 19.
     DEVICE void halves(const Part& part, int u, u32x4 (&q)[4 / PARTS]) {
         UNROLL for (int i = 0; i < 4 / PARTS; ++i)
             UNROLL for (int odd = 0; odd < 2; ++odd) {
                 const u32 word = part.words[i][u] >> (8 * odd);
-                q[i][odd] = fma_halves(word & 0x000F000Fu, 0x78007800u, 0xA400A400u);  // * 2^15 - 2^-6
-                q[i][odd + 2] = fma_halves(word & 0x00F000F0u, 0x68006800u, 0xA400A400u);  // * 2^11 - 2^-6
+                q[i][odd] = fma_halves(word & LOW_NIBBLES, PAIR_OF_2P15, PAIR_OF_MINUS_ZERO);
+                q[i][odd + 2] = fma_halves(word & HIGH_NIBBLES, PAIR_OF_2P11, PAIR_OF_MINUS_ZERO);
             }
     }
 
+    // What the elements of unit u are multiplied by.
     DEVICE float scale(const Part& part, int u) { return half_to_f32((u16)(part.d[u / 2] >> (16 * (u % 2)))); }
 
     // A single value.
     DEVICE float value(const u8* w, i64 column, int k) {
-        const i64 quad = quad_index((u32)column, k / 128);
-        const int unit = k / 32 % 4;
-        const u32 byte = w[QUANTS0_AT + quad * 64 + k % 16 / 4 * 16 + unit * 4 + k % 4];
-        return (float)((i32)(byte >> (k % 32 / 16 * 4) & 15) - 8) *
-               half_to_f32(((const u16*)(w + D_AT))[quad * 4 + unit]);
-    }
-
-    // 32 quants, four to a word in the order of the elements.
-    DEVICE void quants(const Stored& stored, int unit, u32 (&q)[8]) {
-        UNROLL for (int i = 0; i < 4; ++i) {
-            const u32 word = stored.words[0][i];
-            q[i] = word & 0x0f0f0f0fu;
-            q[i + 4] = word >> 4 & 0x0f0f0f0fu;
-        }
-    }
-
-    // Quant i of a unit, 0 at the value 0 and counted from `zero`: a small whole number.
-    DEVICE float centred(const u32 (&q)[8], int i, float zero = 0.0f) {
-        return byte_minus(q[i / 4], i % 4, ZERO + zero);
-    }
-
-    // What the 32 elements of a unit are multiplied by.
-    DEVICE float scale(const Stored& stored, int) {
-        return half_to_f32(stored.d);
-    }
-
-    // 32 values, rounded as the reference rounds.
-    DEVICE void decode(const Stored& stored, int unit, float (&values)[32]) {
-        u32 q[8];
-        quants(stored, unit, q);
-        const float factor = scale(stored, 0);
-        UNROLL for (int i = 0; i < 32; ++i) values[i] = centred(q, i) * factor;
+        const i64 quad = quad_index((u32)column, k / (QUAD_UNITS * UNIT));
+        const int unit = k / UNIT % QUAD_UNITS;
+        // A unit's word i, of 4 bytes, has elements 4 i…4 i + 3 and 16 more; words i of the four units are adjacent.
+        const u32 byte = w[quad * QUAD_BYTES + k % 16 / 4 * 16 + unit * 4 + k % 4];
+        const u32 quant = byte >> (k % UNIT / 16 * 4) & 15;  // low nibble or high nibble
+        return (float)((i32)quant - 8) * half_to_f32(((const u16*)(w + D_AT))[quad * QUAD_UNITS + unit]);
     }
 };
 
@@ -164,9 +123,9 @@ struct Arguments {
     i64 m;
 };
 
-// Kernels overlap. This one waits until those before are done, whose results it may read and whose
-// arguments it may overwrite: weights alone, which no kernel writes, are loaded earlier. Then the next
-// one may start and load its own.
+// Kernels overlap. This one waits for the kernels before it: it may read their results and overwrite their
+// arguments. Only weights, which no kernel writes, are loaded earlier. Then the next kernel may start, and
+// load its weights.
 DEVICE void await_kernels_before(Arguments& a) {
     await_grids_before();
     a.x = known_from_here(a.x);
@@ -178,20 +137,20 @@ DEVICE void await_kernels_before(Arguments& a) {
 
 // x, after the prologue.
 DEVICE float x_value(const Arguments& a, i64 row, int column) {
-    const float v0 = a.x[row * 2048 + column];
-    return v0;
+    const float x_element = a.x[row * 2048 + column];
+    return x_element;
 }
 
 // From the products at one row and column to the results.
-DEVICE void epilogue(const Arguments& a, i64 row, int column, float v1) {
-    a.output0[row * 96 + column] = v1;
+DEVICE void epilogue(const Arguments& a, i64 row, int column, float w_product) {
+    a.output0[row * 96 + column] = w_product;
 }
 
 DEVICE bool is_rough(float x_scale) { return x_scale != x_scale; }  // NaN: terms do not represent the row
 
 // One result of a rough row by multiply-add, from decoded weights. Each unit has a sum of its own: one sum
 // of all of K would err by too much.
-DEVICE float exact_v1(const Arguments& a, i64 row, int column) {
+DEVICE float exact_w(const Arguments& a, i64 row, int column) {
     float total = 0.0f, sum = 0.0f;
     ROLLED for (int k = 0; k < K; ++k) {
         sum = fma_f32(x_value(a, row, k), Q4_0_2048x96::value(a.w, column, k), sum);
@@ -208,23 +167,23 @@ DEVICE void store_rough_rows(const Arguments& a, i64 row0, int column0, const fl
         const i64 row = row0 + i / COLUMNS;
         const int column = column0 + i % COLUMNS;
         if (row < a.m && column < WIDTH && is_rough(x_scales[i / COLUMNS]))
-            epilogue(a, row, column, exact_v1(a, row, column));
+            epilogue(a, row, column, exact_w(a, row, column));
     }
 }
 
 // sums += x w over a quad. Each wave multiplies alone.
 // Quants are f16 numbers exactly: the dot product of a unit is multiplied by the unit's scale.
 DEVICE void multiply_quad(
-    const Q4_0_2048x96::Part (&v1_quad)[WAVE_PANELS][LANE_COLUMNS],
-    lane_sums (&v1_sums)[WAVE_PANELS][STEPS],
+    const Q4_0_2048x96::Part (&w_quad)[WAVE_PANELS][LANE_COLUMNS],
+    lane_sums (&w_sums)[WAVE_PANELS][STEPS],
     const u32x4* staged, int x_first) {
     UNROLL for (int u = 0; u < QUAD_UNITS; ++u) {
-        u32x4 v1_quants[WAVE_PANELS][LANE_COLUMNS][UNIT_QUARTERS / PARTS];
-        float v1_scale[WAVE_PANELS][LANE_COLUMNS];
+        u32x4 w_quants[WAVE_PANELS][LANE_COLUMNS][UNIT_QUARTERS / PARTS];
+        float w_scale[WAVE_PANELS][LANE_COLUMNS];
         UNROLL for (int n = 0; n < WAVE_PANELS; ++n)
             UNROLL for (int c = 0; c < LANE_COLUMNS; ++c) {
-                Q4_0_2048x96::halves(v1_quad[n][c], u, v1_quants[n][c]);
-                v1_scale[n][c] = Q4_0_2048x96::scale(v1_quad[n][c], u);
+                Q4_0_2048x96::halves(w_quad[n][c], u, w_quants[n][c]);
+                w_scale[n][c] = Q4_0_2048x96::scale(w_quad[n][c], u);
             }
         UNROLL for (int step = 0; step < STEPS; ++step) {
             u32x4 x[TERMS][UNIT_QUARTERS / PARTS];
@@ -232,13 +191,13 @@ DEVICE void multiply_quad(
                 UNROLL for (int q = 0; q < UNIT_QUARTERS / PARTS; ++q)
                     x[t][q] = staged[x_first + step * RUN_ITEMS + u * UNIT_ITEMS + t * TERM_ITEMS + q];
             UNROLL for (int n = 0; n < WAVE_PANELS; ++n) {
-                lane_sums v1_dots = {};
+                lane_sums w_dots = {};
                 UNROLL for (int t = TERMS - 1; t >= 0; --t)  // the smallest term first
-                    multiply_unit(x[t], v1_quants[n], v1_dots);
+                    multiply_unit(x[t], w_quants[n], w_dots);
                 UNROLL for (int c = 0; c < LANE_COLUMNS; ++c)
                     UNROLL for (int i = c * LANE_ROWS; i < (c + 1) * LANE_ROWS; ++i) {
-                        float sum = fma_f32(v1_scale[n][c], v1_dots[i], v1_sums[n][step][i]);
-                        v1_sums[n][step][i] = sum;
+                        float sum = fma_f32(w_scale[n][c], w_dots[i], w_sums[n][step][i]);
+                        w_sums[n][step][i] = sum;
                     }
             }
         }
@@ -266,24 +225,24 @@ DEVICE void compute(Arguments a) {
     const int end_quad = at_run_time(first_quad + SPLIT_QUADS < QUADS ? first_quad + SPLIT_QUADS : QUADS);
 
     // --- load ahead: the weights of the first stage ---
-    u32 v1_index[WAVE_PANELS][LANE_COLUMNS];  // of the first quad in each of the lane's columns
+    u32 w_index[WAVE_PANELS][LANE_COLUMNS];  // of the first quad in each of the lane's columns
     UNROLL for (int n = 0; n < WAVE_PANELS; ++n) {
         const int tile_panel = column0 / PANEL + wave_n * WAVE_PANELS + n;
         const int panel = tile_panel <= 5 ? tile_panel : 5;  // beyond the last one nothing is stored
         UNROLL for (int c = 0; c < LANE_COLUMNS; ++c) {
-            v1_index[n][c] = Q4_0_2048x96::quad_index(panel * PANEL, 0) + lane_column(c);
+            w_index[n][c] = Q4_0_2048x96::quad_index(panel * PANEL, 0) + lane_column(c);
         }
     }
-    const auto load_v1 = [&](Q4_0_2048x96::Part (&quad_parts)[WAVE_PANELS][LANE_COLUMNS], int quad) {
+    const auto load_w = [&](Q4_0_2048x96::Part (&quad_parts)[WAVE_PANELS][LANE_COLUMNS], int quad) {
         if (quad >= end_quad) return;
         UNROLL for (int n = 0; n < WAVE_PANELS; ++n)
             UNROLL for (int c = 0; c < LANE_COLUMNS; ++c)
-                quad_parts[n][c] = Q4_0_2048x96::load_part(a.w, v1_index[n][c] + quad * PANEL);
+                quad_parts[n][c] = Q4_0_2048x96::load_part(a.w, w_index[n][c] + quad * PANEL);
     };
-    Q4_0_2048x96::Part v1_quads[TURNS][WAVE_PANELS][LANE_COLUMNS];
+    Q4_0_2048x96::Part w_quads[TURNS][WAVE_PANELS][LANE_COLUMNS];
     UNROLL for (int turn = 0; turn < TURNS; ++turn)
-        load_v1(v1_quads[turn], first_quad + turn);
-    lane_sums v1_sums[WAVE_PANELS][STEPS] = {};
+        load_w(w_quads[turn], first_quad + turn);
+    lane_sums w_sums[WAVE_PANELS][STEPS] = {};
     await_kernels_before(a);
 
     // --- stage x: copy the first stage into shared memory ---
@@ -343,8 +302,8 @@ DEVICE void compute(Arguments a) {
             const int quad = quad0 + turn;
             if (quad >= end_quad) break;
             const auto quad_x = x + turn * QUAD_UNITS * UNIT_ITEMS;
-            multiply_quad(v1_quads[turn], v1_sums, staged, quad_x);
-            load_v1(v1_quads[turn], quad + STAGE_QUADS);
+            multiply_quad(w_quads[turn], w_sums, staged, quad_x);
+            load_w(w_quads[turn], quad + STAGE_QUADS);
         }
         leave_stage(goes_on);
     }
@@ -360,10 +319,10 @@ DEVICE void compute(Arguments a) {
                 UNROLL for (int v = 0; v < LANE_ROWS; ++v) {
                     const int r = step * TILE_ROWS + lane_row(v);
                     const int to = r % OWNED * COLUMNS + (wave_n * WAVE_PANELS + n) * PANEL + lane_column(c);
-                    float* const v1_to = partial_sums + to + split * OWNED * COLUMNS;
-                    const float v1_sum = v1_sums[n][step][c * LANE_ROWS + v];
-                    if (r / OWNED != split) send(v1_to, &arrived, r / OWNED, v1_sum);
-                    else *v1_to = v1_sum;
+                    float* const w_to = partial_sums + to + split * OWNED * COLUMNS;
+                    const float w_sum = w_sums[n][step][c * LANE_ROWS + v];
+                    if (r / OWNED != split) send(w_to, &arrived, r / OWNED, w_sum);
+                    else *w_to = w_sum;
                 }
     block_barrier();
     await_sent(&arrived);
@@ -372,11 +331,11 @@ DEVICE void compute(Arguments a) {
     for (int i = thread; i < OWNED * COLUMNS; i += BLOCK_SIZE) {
         const int r = split * OWNED + i / COLUMNS, column = column0 + i % COLUMNS;
         const float scale = x_scales[r];
-        float v1_sum = 0.0f;
+        float w_sum = 0.0f;
         UNROLL for (int part = 0; part < PARTIAL_SUMS; ++part)
-            v1_sum += partial_sums[part * OWNED * COLUMNS + i];
+            w_sum += partial_sums[part * OWNED * COLUMNS + i];
         if (row0 + r < m && column < WIDTH && !is_rough(scale))
-            epilogue(a, row0 + r, column, scale * v1_sum);
+            epilogue(a, row0 + r, column, scale * w_sum);
     }
     if (split > 0) return;  // the first block of the cluster computes all rough rows
 

@@ -1,11 +1,11 @@
 // gated for hip:gfx1100, tile_halves, 32 rows a tile, 256 threads, made by q4jit
 // rows:
-//   v0 = x
+//   x_value = x
 // 96 tile_halves:
-//   v2 = v0 @ gate    Q4_0 [512, 96]
-//   v9 = v0 @ up    Q4_0 [512, 96]
-//   v3 = v2 + bias
-//   output0 = v3 / (1 + exp(-v3)) * v9
+//   gate_product = x_value @ gate    Q4_0 [512, 96]
+//   up_product = x_value @ up    Q4_0 [512, 96]
+//   sum1 = gate_product + bias
+//   output0 = sum1 / (1 + exp(-sum1)) * up_product
 
 constexpr int BLOCK_SIZE = 256;
 static_assert(BLOCK_SIZE % WAVE == 0 && BLOCK_SIZE <= 1024, "a block is whole waves");
@@ -36,7 +36,8 @@ constexpr int COPIERS = 256;  // threads that copy x: the largest power of two t
 constexpr int COPIES = 2;  // ⌈STAGE_ITEMS / COPIERS⌉, items of a stage that a thread copies
 constexpr int ROOM_BYTES = 16384;  // STAGES · STAGE_ITEMS · 16
 constexpr int STAGED_BYTES = 16528;  // ROOM_BYTES + ROWS · 4 for x_scales + 16 for any_rough
-constexpr int LDS_BYTES = STAGED_BYTES;  // shared memory of a block
+constexpr int LDS_BYTES = 16528;  // shared memory of a block
+static_assert(STAGED_BYTES <= LDS_BYTES, "there is room for x and for the sums of the waves");
 static_assert(LDS_BYTES <= 65536, "gfx1100 has 65536 bytes of shared memory for a block");
 
 constexpr int MAX_GRID_Y = 65535;
@@ -48,16 +49,16 @@ DEVICE i64 block_of_rows() { return (i64)block_z() * MAX_GRID_Y + block_y(); }
 
 // e to the x within 2 ulp, denormal results included.
 DEVICE float exp_f32(float x) {
-    const bool t0 = x < -104.0f;
-    const float t1 = t0 ? -104.0f : x;
-    const bool t2 = 89.0f < t1;
-    const float t3 = t2 ? 89.0f : t1;
-    const float t4 = fma_f32(t3, 1.442695f, 1.2582912e+07f);
-    const i32 t5 = as_i32(t4);
-    const i32 t6 = (i32)((u32)t5 - (u32)(i32)0x4b400000u);
-    const float t7 = t4 - 1.2582912e+07f;
-    const float t8 = fma_f32(t7, -0.6933594f, t3);
-    const float t9 = fma_f32(t7, 0.00021219444f, t8);
+    const bool is0 = x < -104.0f;
+    const float t1 = is0 ? -104.0f : x;
+    const bool is2 = 89.0f < t1;
+    const float t3 = is2 ? 89.0f : t1;
+    const float t4 = fma_f32(t3, 1.442695f, 1.2582912e+07f);  // 1 / ln 2; 1.5 * 2^23, where floats are whole numbers
+    const i32 n5 = as_i32(t4);
+    const i32 n6 = (i32)((u32)n5 - (u32)(i32)0x4b400000u);  // the bits of 1.5 * 2^23
+    const float t7 = t4 - 1.2582912e+07f;  // 1.5 * 2^23, where floats are whole numbers
+    const float t8 = fma_f32(t7, -0.6933594f, t3);  // -ln 2, its first 10 bits
+    const float t9 = fma_f32(t7, 0.00021219444f, t8);  // -ln 2, the rest
     const float t10 = t9 * t9;
     const float t11 = fma_f32(0.0013814616f, t9, 0.008368716f);
     const float t12 = fma_f32(t11, t9, 0.04166839f);
@@ -65,127 +66,84 @@ DEVICE float exp_f32(float x) {
     const float t14 = fma_f32(t13, t9, 0.49999994f);
     const float t15 = fma_f32(t10, t14, t9);
     const float t16 = t15 + 1.0f;
-    const i32 t17 = t6 >> 1;
-    const i32 t18 = (i32)((u32)t17 + (u32)127);
-    const i32 t19 = (i32)((u32)t18 << 23);
-    const float t20 = as_f32(t19);
+    const i32 n17 = n6 >> 1;
+    const i32 n18 = (i32)((u32)n17 + (u32)127);  // the bias of an exponent
+    const i32 n19 = (i32)((u32)n18 << 23);
+    const float t20 = as_f32(n19);
     const float t21 = t16 * t20;
-    const i32 t22 = (i32)((u32)t6 - (u32)t17);
-    const i32 t23 = (i32)((u32)t22 + (u32)127);
-    const i32 t24 = (i32)((u32)t23 << 23);
-    const float t25 = as_f32(t24);
+    const i32 n22 = (i32)((u32)n6 - (u32)n17);
+    const i32 n23 = (i32)((u32)n22 + (u32)127);  // the bias of an exponent
+    const i32 n24 = (i32)((u32)n23 << 23);
+    const float t25 = as_f32(n24);
     const float t26 = t21 * t25;
     return t26;
 }
 
 // Q4_0 [512, 96] in the layout `tiles16`.
 struct Q4_0_512x96 {
-    static constexpr int K = 512;
-    static constexpr int N = 96;
-    static constexpr int UNITS = (K + 31) / 32;  // of a column
-    static constexpr int BLOCK_ELEMENTS = 32;
-    static constexpr int BLOCKS = K / BLOCK_ELEMENTS;  // of a column
-    static constexpr int BLOCK_UNITS = BLOCK_ELEMENTS / 32;
-    static_assert(K % BLOCK_ELEMENTS == 0, "columns are whole blocks");
-    static constexpr float ZERO = 8.0f;  // the quant of the value 0
-    static constexpr int QUADS = (UNITS + 3) / 4;  // of a column
-    static constexpr i64 QUANTS0_AT = 0;
-    static constexpr int QUANTS0_STRIDE = 16;  // bytes of a block
-    static constexpr i64 D_AT = 24576;
-    static constexpr int D_STRIDE = 2;  // bytes of a block
+    static constexpr int QUADS = 4;  // ⌈512 / 128⌉, of a column
+    static constexpr int QUAD_BYTES = 64;  // QUAD_UNITS · UNIT / 2, of quants
+    static constexpr int QUAD_SCALES_BYTES = 8;  // QUAD_UNITS · 2
+    static constexpr i64 D_AT = 24576;  // where its region begins
 
-    // A unit as it is stored: loaded early, unpacked when it is needed.
-    struct Stored {
-        u32x4 words[1];
-        u16 d;
-    };
+    // The number of a quad among all quads of the weight: those of a panel are stored together.
+    DEVICE u32 quad_index(u32 column, int quad) { return (column / PANEL * QUADS + quad) * PANEL + column % PANEL; }
 
-    static_assert((N + 15) / 16 * (i64)QUADS * 16 < 1ll << 32, "quads are counted in 32 bits");
-    // Which of the weight's quads one is: 16 columns stand beside each other.
-    DEVICE u32 quad_index(u32 column, int quad) { return (column / 16 * QUADS + quad) * 16 + column % 16; }
-
-    DEVICE Stored load(const u8* w, i64 column, int unit) {
-        const i64 quad = quad_index((u32)column, unit / 4);
-        Stored stored;
-        UNROLL for (int i = 0; i < 4; ++i)
-            stored.words[0][i] = ((const u32*)(w + QUANTS0_AT))[quad * 16 + i * 4 + unit % 4];
-        stored.d = ((const u16*)(w + D_AT))[quad * 4 + unit % 4];
-        return stored;
-    }
-
-    // What a lane has of a quad, the four units of a column that are stored together.
+    // What a lane has of a quad: words[i][u] is a word of unit u. Word i of a unit, 0…3, has elements
+    // 4 i…4 i + 3 in its low nibbles and 16 + 4 i…16 + 4 i + 3 in its high ones.
     struct Part {
         u32x4 words[4 / PARTS];
-        u32 d[2];
+        u32 d[2];  // the scales of the four units, as f16
     };
 
-    // at: the quad's place among all of them.
-    DEVICE Part load_part(const u8* w, u32 at) {
+    // quad: its number among all quads of the weight.
+    DEVICE Part load_part(const u8* w, u32 quad) {
         Part part;
-        const u8* const words = w + QUANTS0_AT + (u32)at * 64 + lane_part() * (4 / PARTS) * 16;
+        const u8* const words = w + quad * QUAD_BYTES + lane_part() * (4 / PARTS) * 16;
         UNROLL for (int i = 0; i < 4 / PARTS; ++i) part.words[i] = stream_16(words + i * 16);
-        const u64 d = *(const u64*)(w + D_AT + (u32)at * 8);
+        const u64 d = *(const u64*)(w + D_AT + quad * QUAD_SCALES_BYTES);
         part.d[0] = (u32)d;
         part.d[1] = (u32)(d >> 32);
         return part;
     }
 
-    // The quants of unit u minus 8, times 2^-9, of each word's elements 0, 2 · 1, 3 · 16, 18 · 17, 19.
-    // Four bits at the end of an f16 are so many times 2^-24, its next four so many times 2^-20.
+    // Pairs of f16. A nibble n in the lowest bits of an f16 is n * 2^-24, and in the next four bits n * 2^-20:
+    // denormal numbers, which a multiplication makes n * 2^-9.
+    static constexpr u32 LOW_NIBBLES = 0x000F000Fu;
+    static constexpr u32 HIGH_NIBBLES = 0x00F000F0u;
+    static constexpr u32 PAIR_OF_2P15 = 0x78007800u;  // 2^15: from 2^-24 to 2^-9
+    static constexpr u32 PAIR_OF_2P11 = 0x68006800u;  // 2^11: from 2^-20 to 2^-9
+    static constexpr u32 PAIR_OF_MINUS_ZERO = 0xA400A400u;  // -2^-6: the quant of 0 is 8, times 2^-9
+
+    // The quants of unit u minus 8, times 2^-9. A word's elements become the pairs 0, 2 · 1, 3 · 16, 18 · 17, 19.
     DEVICE void halves(const Part& part, int u, u32x4 (&q)[4 / PARTS]) {
         UNROLL for (int i = 0; i < 4 / PARTS; ++i)
             UNROLL for (int odd = 0; odd < 2; ++odd) {
                 const u32 word = part.words[i][u] >> (8 * odd);
-                q[i][odd] = fma_halves(word & 0x000F000Fu, 0x78007800u, 0xA400A400u);  // * 2^15 - 2^-6
-                q[i][odd + 2] = fma_halves(word & 0x00F000F0u, 0x68006800u, 0xA400A400u);  // * 2^11 - 2^-6
+                q[i][odd] = fma_halves(word & LOW_NIBBLES, PAIR_OF_2P15, PAIR_OF_MINUS_ZERO);
+                q[i][odd + 2] = fma_halves(word & HIGH_NIBBLES, PAIR_OF_2P11, PAIR_OF_MINUS_ZERO);
             }
     }
 
-    DEVICE float scale(const Part& part, int u) { return half_to_f32((u16)(part.d[u / 2] >> (16 * (u % 2)))); }
+    static constexpr u32 PAIR_OF_2P9 = 0x60006000u;  // undoes the 2^-9 of `halves`
 
     // The values of unit u, rounded to f16: scales are below 2^7, so that 2^9 times one is an f16, too.
     DEVICE void rounded(const Part& part, int u, u32x4 (&values)[4 / PARTS]) {
-        const u32 d = (part.d[u / 2] >> (16 * (u % 2)) & 0xFFFFu) * 0x10001u;
-        const u32 d_step = fma_halves(d, 0x60006000u, 0);
+        const u32 d = part.d[u / 2] >> (16 * (u % 2)) & 0xFFFFu;
+        const u32 d_pair = fma_halves(d * 0x10001u, PAIR_OF_2P9, 0);  // in both halves of the word
         halves(part, u, values);
         UNROLL for (int i = 0; i < 4 / PARTS; ++i)
-            UNROLL for (int j = 0; j < 4; ++j) values[i][j] = fma_halves(values[i][j], d_step, 0);
+            UNROLL for (int j = 0; j < 4; ++j) values[i][j] = fma_halves(values[i][j], d_pair, 0);
     }
 
     // A single value.
     DEVICE float value(const u8* w, i64 column, int k) {
-        const i64 quad = quad_index((u32)column, k / 128);
-        const int unit = k / 32 % 4;
-        const u32 byte = w[QUANTS0_AT + quad * 64 + k % 16 / 4 * 16 + unit * 4 + k % 4];
-        return (float)((i32)(byte >> (k % 32 / 16 * 4) & 15) - 8) *
-               half_to_f32(((const u16*)(w + D_AT))[quad * 4 + unit]);
-    }
-
-    // 32 quants, four to a word in the order of the elements.
-    DEVICE void quants(const Stored& stored, int unit, u32 (&q)[8]) {
-        UNROLL for (int i = 0; i < 4; ++i) {
-            const u32 word = stored.words[0][i];
-            q[i] = word & 0x0f0f0f0fu;
-            q[i + 4] = word >> 4 & 0x0f0f0f0fu;
-        }
-    }
-
-    // Quant i of a unit, 0 at the value 0 and counted from `zero`: a small whole number.
-    DEVICE float centred(const u32 (&q)[8], int i, float zero = 0.0f) {
-        return byte_minus(q[i / 4], i % 4, ZERO + zero);
-    }
-
-    // What the 32 elements of a unit are multiplied by.
-    DEVICE float scale(const Stored& stored, int) {
-        return half_to_f32(stored.d);
-    }
-
-    // 32 values, rounded as the reference rounds.
-    DEVICE void decode(const Stored& stored, int unit, float (&values)[32]) {
-        u32 q[8];
-        quants(stored, unit, q);
-        const float factor = scale(stored, 0);
-        UNROLL for (int i = 0; i < 32; ++i) values[i] = centred(q, i) * factor;
+        const i64 quad = quad_index((u32)column, k / (QUAD_UNITS * UNIT));
+        const int unit = k / UNIT % QUAD_UNITS;
+        // A unit's word i, of 4 bytes, has elements 4 i…4 i + 3 and 16 more; words i of the four units are adjacent.
+        const u32 byte = w[quad * QUAD_BYTES + k % 16 / 4 * 16 + unit * 4 + k % 4];
+        const u32 quant = byte >> (k % UNIT / 16 * 4) & 15;  // low nibble or high nibble
+        return (float)((i32)quant - 8) * half_to_f32(((const u16*)(w + D_AT))[quad * QUAD_UNITS + unit]);
     }
 };
 
@@ -202,27 +160,27 @@ struct Arguments {
 
 // x, after the prologue.
 DEVICE float x_value(const Arguments& a, i64 row, int column) {
-    const float v0 = a.x[row * 512 + column];
-    return v0;
+    const float x_element = a.x[row * 512 + column];
+    return x_element;
 }
 
 // From the products at one row and column to the results.
-DEVICE void epilogue(const Arguments& a, i64 row, int column, float v2, float v9) {
-    const float v1 = a.bias[column];
-    const float v3 = v2 + v1;
-    const float v4 = -(v3);
-    const float v5 = exp_f32(v4);
-    const float v7 = 1.0f + v5;
-    const float v8 = v3 / v7;
-    const float v10 = v8 * v9;
-    a.output0[row * 96 + column] = v10;
+DEVICE void epilogue(const Arguments& a, i64 row, int column, float gate_product, float up_product) {
+    const float bias_element = a.bias[column];
+    const float sum1 = gate_product + bias_element;
+    const float negative1 = -(sum1);
+    const float exp1 = exp_f32(negative1);
+    const float sum2 = 1.0f + exp1;
+    const float quotient1 = sum1 / sum2;
+    const float product1 = quotient1 * up_product;
+    a.output0[row * 96 + column] = product1;
 }
 
 DEVICE bool is_rough(float x_scale) { return x_scale != x_scale; }  // NaN: terms do not represent the row
 
 // One result of a rough row by multiply-add, from decoded weights. Each unit has a sum of its own: one sum
 // of all of K would err by too much.
-DEVICE float exact_v2(const Arguments& a, i64 row, int column) {
+DEVICE float exact_gate(const Arguments& a, i64 row, int column) {
     float total = 0.0f, sum = 0.0f;
     ROLLED for (int k = 0; k < K; ++k) {
         sum = fma_f32(x_value(a, row, k), Q4_0_512x96::value(a.gate, column, k), sum);
@@ -233,7 +191,7 @@ DEVICE float exact_v2(const Arguments& a, i64 row, int column) {
     return total;
 }
 
-DEVICE float exact_v9(const Arguments& a, i64 row, int column) {
+DEVICE float exact_up(const Arguments& a, i64 row, int column) {
     float total = 0.0f, sum = 0.0f;
     ROLLED for (int k = 0; k < K; ++k) {
         sum = fma_f32(x_value(a, row, k), Q4_0_512x96::value(a.up, column, k), sum);
@@ -250,39 +208,39 @@ DEVICE void store_rough_rows(const Arguments& a, i64 row0, int column0, const fl
         const i64 row = row0 + i / COLUMNS;
         const int column = column0 + i % COLUMNS;
         if (row < a.m && column < WIDTH && is_rough(x_scales[i / COLUMNS]))
-            epilogue(a, row, column, exact_v2(a, row, column), exact_v9(a, row, column));
+            epilogue(a, row, column, exact_gate(a, row, column), exact_up(a, row, column));
     }
 }
 
 // sums += x w over a quad. Each wave multiplies alone.
 DEVICE void multiply_quad(
-    const Q4_0_512x96::Part (&v2_quad)[WAVE_PANELS][LANE_COLUMNS],
-    lane_sums (&v2_sums)[WAVE_PANELS][STEPS],
-    const Q4_0_512x96::Part (&v9_quad)[WAVE_PANELS][LANE_COLUMNS],
-    lane_sums (&v9_sums)[WAVE_PANELS][STEPS],
+    const Q4_0_512x96::Part (&gate_quad)[WAVE_PANELS][LANE_COLUMNS],
+    lane_sums (&gate_sums)[WAVE_PANELS][STEPS],
+    const Q4_0_512x96::Part (&up_quad)[WAVE_PANELS][LANE_COLUMNS],
+    lane_sums (&up_sums)[WAVE_PANELS][STEPS],
     const u32x4* staged, int x_first) {
     UNROLL for (int u = 0; u < QUAD_UNITS; ++u) {
-        u32x4 v2_values[WAVE_PANELS][LANE_COLUMNS][UNIT_QUARTERS / PARTS];
+        u32x4 gate_values[WAVE_PANELS][LANE_COLUMNS][UNIT_QUARTERS / PARTS];
         UNROLL for (int n = 0; n < WAVE_PANELS; ++n)
             UNROLL for (int c = 0; c < LANE_COLUMNS; ++c)
-                Q4_0_512x96::rounded(v2_quad[n][c], u, v2_values[n][c]);
-        u32x4 v9_values[WAVE_PANELS][LANE_COLUMNS][UNIT_QUARTERS / PARTS];
+                Q4_0_512x96::rounded(gate_quad[n][c], u, gate_values[n][c]);
+        u32x4 up_values[WAVE_PANELS][LANE_COLUMNS][UNIT_QUARTERS / PARTS];
         UNROLL for (int n = 0; n < WAVE_PANELS; ++n)
             UNROLL for (int c = 0; c < LANE_COLUMNS; ++c)
-                Q4_0_512x96::rounded(v9_quad[n][c], u, v9_values[n][c]);
+                Q4_0_512x96::rounded(up_quad[n][c], u, up_values[n][c]);
         UNROLL for (int step = 0; step < STEPS; ++step) {
             u32x4 x[UNIT_QUARTERS / PARTS];
             UNROLL for (int q = 0; q < UNIT_QUARTERS / PARTS; ++q)
                 x[q] = staged[x_first + step * RUN_ITEMS + u * UNIT_ITEMS + q];
             UNROLL for (int n = 0; n < WAVE_PANELS; ++n) {
-                multiply_unit(x, v2_values[n], v2_sums[n][step]);
-                float v2_settled = v2_sums[n][step][0];
-                settle(v2_settled);  // x of steps ahead would take more registers than there are
-                v2_sums[n][step][0] = v2_settled;
-                multiply_unit(x, v9_values[n], v9_sums[n][step]);
-                float v9_settled = v9_sums[n][step][0];
-                settle(v9_settled);  // x of steps ahead would take more registers than there are
-                v9_sums[n][step][0] = v9_settled;
+                multiply_unit(x, gate_values[n], gate_sums[n][step]);
+                float gate_settled = gate_sums[n][step][0];
+                settle(gate_settled);  // x of steps ahead would take more registers than there are
+                gate_sums[n][step][0] = gate_settled;
+                multiply_unit(x, up_values[n], up_sums[n][step]);
+                float up_settled = up_sums[n][step][0];
+                settle(up_settled);  // x of steps ahead would take more registers than there are
+                up_sums[n][step][0] = up_settled;
             }
         }
     }
@@ -306,34 +264,34 @@ DEVICE void compute(const Arguments& a) {
     const int end_quad = at_run_time(QUADS);
 
     // --- load ahead: the weights of the first stage ---
-    u32 v2_index[WAVE_PANELS][LANE_COLUMNS];  // of the first quad in each of the lane's columns
-    u32 v9_index[WAVE_PANELS][LANE_COLUMNS];
+    u32 gate_index[WAVE_PANELS][LANE_COLUMNS];  // of the first quad in each of the lane's columns
+    u32 up_index[WAVE_PANELS][LANE_COLUMNS];
     UNROLL for (int n = 0; n < WAVE_PANELS; ++n) {
         const int tile_panel = column0 / PANEL + wave_n * WAVE_PANELS + n;
         const int panel = tile_panel <= 5 ? tile_panel : 5;  // beyond the last one nothing is stored
         UNROLL for (int c = 0; c < LANE_COLUMNS; ++c) {
-            v2_index[n][c] = Q4_0_512x96::quad_index(panel * PANEL, 0) + lane_column(c);
-            v9_index[n][c] = Q4_0_512x96::quad_index(panel * PANEL, 0) + lane_column(c);
+            gate_index[n][c] = Q4_0_512x96::quad_index(panel * PANEL, 0) + lane_column(c);
+            up_index[n][c] = Q4_0_512x96::quad_index(panel * PANEL, 0) + lane_column(c);
         }
     }
-    const auto load_v2 = [&](Q4_0_512x96::Part (&quad_parts)[WAVE_PANELS][LANE_COLUMNS], int quad) {
+    const auto load_gate = [&](Q4_0_512x96::Part (&quad_parts)[WAVE_PANELS][LANE_COLUMNS], int quad) {
         if (quad >= end_quad) return;
         UNROLL for (int n = 0; n < WAVE_PANELS; ++n)
             UNROLL for (int c = 0; c < LANE_COLUMNS; ++c)
-                quad_parts[n][c] = Q4_0_512x96::load_part(a.gate, v2_index[n][c] + quad * PANEL);
+                quad_parts[n][c] = Q4_0_512x96::load_part(a.gate, gate_index[n][c] + quad * PANEL);
     };
-    Q4_0_512x96::Part v2_quad[WAVE_PANELS][LANE_COLUMNS];
-    load_v2(v2_quad, 0);
-    const auto load_v9 = [&](Q4_0_512x96::Part (&quad_parts)[WAVE_PANELS][LANE_COLUMNS], int quad) {
+    Q4_0_512x96::Part gate_quad[WAVE_PANELS][LANE_COLUMNS];
+    load_gate(gate_quad, 0);
+    const auto load_up = [&](Q4_0_512x96::Part (&quad_parts)[WAVE_PANELS][LANE_COLUMNS], int quad) {
         if (quad >= end_quad) return;
         UNROLL for (int n = 0; n < WAVE_PANELS; ++n)
             UNROLL for (int c = 0; c < LANE_COLUMNS; ++c)
-                quad_parts[n][c] = Q4_0_512x96::load_part(a.up, v9_index[n][c] + quad * PANEL);
+                quad_parts[n][c] = Q4_0_512x96::load_part(a.up, up_index[n][c] + quad * PANEL);
     };
-    Q4_0_512x96::Part v9_quad[WAVE_PANELS][LANE_COLUMNS];
-    load_v9(v9_quad, 0);
-    lane_sums v2_sums[WAVE_PANELS][STEPS] = {};
-    lane_sums v9_sums[WAVE_PANELS][STEPS] = {};
+    Q4_0_512x96::Part up_quad[WAVE_PANELS][LANE_COLUMNS];
+    load_up(up_quad, 0);
+    lane_sums gate_sums[WAVE_PANELS][STEPS] = {};
+    lane_sums up_sums[WAVE_PANELS][STEPS] = {};
 
     // --- stage x: copy the first stage into shared memory ---
     for (int r = thread; r < ROWS; r += BLOCK_SIZE)
@@ -383,18 +341,18 @@ DEVICE void compute(const Arguments& a) {
     // --- multiply: stage by stage ---
     ROLLED for (int quad0 = 0; quad0 < end_quad; quad0 += STAGE_QUADS) {
         // The next quad is loaded while this one is multiplied.
-        Q4_0_512x96::Part v2_next[WAVE_PANELS][LANE_COLUMNS];
-        load_v2(v2_next, quad0 + STAGE_QUADS);
-        Q4_0_512x96::Part v9_next[WAVE_PANELS][LANE_COLUMNS];
-        load_v9(v9_next, quad0 + STAGE_QUADS);
+        Q4_0_512x96::Part gate_next[WAVE_PANELS][LANE_COLUMNS];
+        load_gate(gate_next, quad0 + STAGE_QUADS);
+        Q4_0_512x96::Part up_next[WAVE_PANELS][LANE_COLUMNS];
+        load_up(up_next, quad0 + STAGE_QUADS);
         const bool goes_on = left > 0;
         const auto x = enter_stage(goes_on);
-        multiply_quad(v2_quad, v2_sums, v9_quad, v9_sums, staged, x);
+        multiply_quad(gate_quad, gate_sums, up_quad, up_sums, staged, x);
         leave_stage(goes_on);
         UNROLL for (int n = 0; n < WAVE_PANELS; ++n)
-            UNROLL for (int c = 0; c < LANE_COLUMNS; ++c) v2_quad[n][c] = v2_next[n][c];
+            UNROLL for (int c = 0; c < LANE_COLUMNS; ++c) gate_quad[n][c] = gate_next[n][c];
         UNROLL for (int n = 0; n < WAVE_PANELS; ++n)
-            UNROLL for (int c = 0; c < LANE_COLUMNS; ++c) v9_quad[n][c] = v9_next[n][c];
+            UNROLL for (int c = 0; c < LANE_COLUMNS; ++c) up_quad[n][c] = up_next[n][c];
     }
 
     // --- epilogue: this lane has whole sums ---
@@ -407,8 +365,8 @@ DEVICE void compute(const Arguments& a) {
                     const float scale = x_scales[r];
                     if (row0 + r < m && column < WIDTH && !is_rough(scale))
                         epilogue(a, row0 + r, column,
-                                 scale * v2_sums[n][step][c * LANE_ROWS + v],
-                                 scale * v9_sums[n][step][c * LANE_ROWS + v]);
+                                 scale * gate_sums[n][step][c * LANE_ROWS + v],
+                                 scale * up_sums[n][step][c * LANE_ROWS + v]);
                 }
 
     // --- rough rows ---

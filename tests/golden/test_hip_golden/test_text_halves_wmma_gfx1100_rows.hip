@@ -1,6 +1,6 @@
 // gated_rows for hip:gfx1100, rows, 1 row a tile, 512 threads, made by q4jit
 // rows:
-//   v0 = x
+//   x_value = x
 
 constexpr int BLOCK_SIZE = 512;
 static_assert(BLOCK_SIZE % WAVE == 0 && BLOCK_SIZE <= 1024, "a block is whole waves");
@@ -13,8 +13,7 @@ constexpr int UNITS = 16;  // of a row, in whole quads: beyond K they are 0
 constexpr int QUARTERS = 64;  // UNITS · UNIT_QUARTERS
 constexpr int THREAD_QUARTERS = 1;  // ⌈QUARTERS / BLOCK_SIZE⌉, of a thread
 constexpr int TILE_ROWS = 16;  // of x, in one matrix instruction
-constexpr int STAGED_BYTES = 0;
-constexpr int LDS_BYTES = STAGED_BYTES + BLOCK_SIZE / WAVE * 4 + BLOCK_SIZE / WAVE * 4;  // shared memory of a block
+constexpr int LDS_BYTES = 128;  // shared memory of a block
 static_assert(LDS_BYTES <= 65536, "gfx1100 has 65536 bytes of shared memory for a block");
 
 constexpr int MAX_GRID_Y = 65535;
@@ -87,10 +86,10 @@ DEVICE void compute(const Arguments& a) {
         UNROLL for (int half = 0; half < 2; ++half) {
             const int k = quarter / UNIT_QUARTERS * UNIT + half * (UNIT / 2) + quarter % UNIT_QUARTERS * 4;
             const int column = is_inside ? k : 0;
-            const f32x4 v0_four = load_four(&a.x[row * 512 + column]);
+            const f32x4 x_element_four = load_four(&a.x[row * 512 + column]);
             UNROLL for (int i = 0; i < 4; ++i) {
-                const float v0 = v0_four[i];
-                x[half * 4 + i] = is_inside ? v0 : 0.0f;
+                const float x_element = x_element_four[i];
+                x[half * 4 + i] = is_inside ? x_element : 0.0f;
             }
         }
     };

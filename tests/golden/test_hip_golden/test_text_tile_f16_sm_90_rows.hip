@@ -1,13 +1,12 @@
 // residual_rows for hip:sm_90, rows, 1 row a tile, 256 threads, made by q4jit
 // rows:
-//   v0 = x
+//   x_value = x
 
 constexpr int BLOCK_SIZE = 256;
 static_assert(BLOCK_SIZE % WAVE == 0 && BLOCK_SIZE <= 1024, "a block is whole waves");
 constexpr int K = 512;  // elements of a row
 constexpr int TERMS = 2;  // bf16 numbers whose sum is x
-constexpr int STAGED_BYTES = 0;
-constexpr int LDS_BYTES = STAGED_BYTES + BLOCK_SIZE / WAVE * 4;  // shared memory of a block
+constexpr int LDS_BYTES = 32;  // shared memory of a block
 static_assert(LDS_BYTES <= 49152, "sm_90 has 49152 bytes of shared memory for a block that does not ask for more");
 
 constexpr int MAX_GRID_Y = 65535;
@@ -40,9 +39,9 @@ struct Arguments {
     i64 m;
 };
 
-// Kernels overlap. This one waits until those before are done, whose results it may read and whose
-// arguments it may overwrite: weights alone, which no kernel writes, are loaded earlier. Then the next
-// one may start and load its own.
+// Kernels overlap. This one waits for the kernels before it: it may read their results and overwrite their
+// arguments. Only weights, which no kernel writes, are loaded earlier. Then the next kernel may start, and
+// load its weights.
 DEVICE void await_kernels_before(Arguments& a) {
     await_grids_before();
     a.x = known_from_here(a.x);
@@ -64,8 +63,8 @@ DEVICE void compute(Arguments a) {
     constexpr u32 BF16_BITS = 0xFFFF0000u;  // a bf16 is the upper half of an f32
     float rough = 0.0f;
     for (int column = thread_index(); column < K; column += BLOCK_SIZE) {
-        const float v0 = a.x[row * 512 + column];
-        float rest = v0;
+        const float x_element = a.x[row * 512 + column];
+        float rest = x_element;
         const float size = abs_f32(rest);
         if (!(size <= 0x1p+96f) || (size > 0.0f && size < 0x1p-102f)) rough = 1.0f;
         UNROLL for (int term = 0; term < TERMS; ++term) {

@@ -1,25 +1,26 @@
 // softcap for hip:gfx1030, tile_fma, 64 rows a tile, 256 threads, made by q4jit
 // rows:
-//   v0 = x
+//   x_value = x
 // 96 tile_fma:
-//   v2 = v0 @ w    Q4_1 [512, 96]
-//   output0 = cap * tanh(v2 / cap)
+//   w_product = x_value @ w    Q4_1 [512, 96]
+//   output0 = cap * tanh(w_product / cap)
 
 constexpr int BLOCK_SIZE = 256;
 static_assert(BLOCK_SIZE % WAVE == 0 && BLOCK_SIZE <= 1024, "a block is whole waves");
+constexpr int UNIT = 32;  // elements of a column that are decoded together
+constexpr int K = 512;  // elements of a column
+constexpr int UNITS = 16;  // ⌈K / UNIT⌉, of a column
+constexpr int WIDTH = 96;  // columns of the result
 constexpr int TILE_ROWS = 64;
 constexpr int TILE_COLUMNS = 64;
-constexpr int TILE_K = 32;  // one unit
-constexpr int STRIDE = TILE_ROWS + 1;  // odd: a column of a tile meets all banks
-constexpr int THREADS_X = 16;
-constexpr int THREADS_Y = BLOCK_SIZE / THREADS_X;
-constexpr int THREAD_ROWS = TILE_ROWS / THREADS_Y;
-constexpr int THREAD_COLUMNS = TILE_COLUMNS / THREADS_X;
-constexpr int WIDTH = 96;  // columns of the result
+constexpr int STRIDE = 65;  // TILE_ROWS + 1 floats; odd: a column of a tile meets all banks
+constexpr int THREADS_X = 16;  // beside each other, along N
+constexpr int THREADS_Y = 16;  // BLOCK_SIZE / THREADS_X, along M
+constexpr int THREAD_ROWS = 4;  // TILE_ROWS / THREADS_Y
+constexpr int THREAD_COLUMNS = 4;  // TILE_COLUMNS / THREADS_X
 static_assert(TILE_ROWS == TILE_COLUMNS, "both tiles have the same stride");
 static_assert(TILE_COLUMNS <= BLOCK_SIZE, "a thread decodes a unit of one column");
-constexpr int STAGED_BYTES = 2 * TILE_K * STRIDE * 4;
-constexpr int LDS_BYTES = STAGED_BYTES;  // shared memory of a block
+constexpr int LDS_BYTES = 16640;  // shared memory of a block
 static_assert(LDS_BYTES <= 65536, "gfx1030 has 65536 bytes of shared memory for a block");
 
 constexpr int MAX_GRID_Y = 65535;
@@ -38,16 +39,16 @@ DEVICE float tanh_f32(float x) {
     const float t7 = fma_f32(t6, t1, -0.3333333f);
     const float t8 = fma_f32(t2, t7, x);
     const float t9 = t0 + t0;
-    const bool t10 = t9 < -104.0f;
-    const float t11 = t10 ? -104.0f : t9;
-    const bool t12 = 89.0f < t11;
-    const float t13 = t12 ? 89.0f : t11;
-    const float t14 = fma_f32(t13, 1.442695f, 1.2582912e+07f);
-    const i32 t15 = as_i32(t14);
-    const i32 t16 = (i32)((u32)t15 - (u32)(i32)0x4b400000u);
-    const float t17 = t14 - 1.2582912e+07f;
-    const float t18 = fma_f32(t17, -0.6933594f, t13);
-    const float t19 = fma_f32(t17, 0.00021219444f, t18);
+    const bool is10 = t9 < -104.0f;
+    const float t11 = is10 ? -104.0f : t9;
+    const bool is12 = 89.0f < t11;
+    const float t13 = is12 ? 89.0f : t11;
+    const float t14 = fma_f32(t13, 1.442695f, 1.2582912e+07f);  // 1 / ln 2; 1.5 * 2^23, where floats are whole numbers
+    const i32 n15 = as_i32(t14);
+    const i32 n16 = (i32)((u32)n15 - (u32)(i32)0x4b400000u);  // the bits of 1.5 * 2^23
+    const float t17 = t14 - 1.2582912e+07f;  // 1.5 * 2^23, where floats are whole numbers
+    const float t18 = fma_f32(t17, -0.6933594f, t13);  // -ln 2, its first 10 bits
+    const float t19 = fma_f32(t17, 0.00021219444f, t18);  // -ln 2, the rest
     const float t20 = t19 * t19;
     const float t21 = fma_f32(0.0013814616f, t19, 0.008368716f);
     const float t22 = fma_f32(t21, t19, 0.04166839f);
@@ -55,45 +56,37 @@ DEVICE float tanh_f32(float x) {
     const float t24 = fma_f32(t23, t19, 0.49999994f);
     const float t25 = fma_f32(t20, t24, t19);
     const float t26 = t25 + 1.0f;
-    const i32 t27 = t16 >> 1;
-    const i32 t28 = (i32)((u32)t27 + (u32)127);
-    const i32 t29 = (i32)((u32)t28 << 23);
-    const float t30 = as_f32(t29);
+    const i32 n27 = n16 >> 1;
+    const i32 n28 = (i32)((u32)n27 + (u32)127);  // the bias of an exponent
+    const i32 n29 = (i32)((u32)n28 << 23);
+    const float t30 = as_f32(n29);
     const float t31 = t26 * t30;
-    const i32 t32 = (i32)((u32)t16 - (u32)t27);
-    const i32 t33 = (i32)((u32)t32 + (u32)127);
-    const i32 t34 = (i32)((u32)t33 << 23);
-    const float t35 = as_f32(t34);
+    const i32 n32 = (i32)((u32)n16 - (u32)n27);
+    const i32 n33 = (i32)((u32)n32 + (u32)127);  // the bias of an exponent
+    const i32 n34 = (i32)((u32)n33 << 23);
+    const float t35 = as_f32(n34);
     const float t36 = t31 * t35;
     const float t37 = t36 + 1.0f;
     const float t38 = 2.0f / t37;
     const float t39 = 1.0f - t38;
-    const i32 t40 = as_i32(x);
-    const i32 t41 = t40 & (i32)0x80000000u;
-    const bool t42 = 0.625f < t0;
-    const float t43 = t42 ? t39 : t8;
-    const i32 t44 = as_i32(t43);
-    const i32 t45 = t44 | t41;
-    const float t46 = as_f32(t45);
+    const i32 n40 = as_i32(x);
+    const i32 n41 = n40 & (i32)0x80000000u;  // the sign
+    const bool is42 = 0.625f < t0;
+    const float t43 = is42 ? t39 : t8;
+    const i32 n44 = as_i32(t43);
+    const i32 n45 = n44 | n41;
+    const float t46 = as_f32(n45);
     return t46;
 }
 
 // Q4_1 [512, 96] in the layout `planar`.
 struct Q4_1_512x96 {
-    static constexpr int K = 512;
-    static constexpr int N = 96;
-    static constexpr int UNITS = (K + 31) / 32;  // of a column
-    static constexpr int BLOCK_ELEMENTS = 32;
-    static constexpr int BLOCKS = K / BLOCK_ELEMENTS;  // of a column
-    static constexpr int BLOCK_UNITS = BLOCK_ELEMENTS / 32;
-    static_assert(K % BLOCK_ELEMENTS == 0, "columns are whole blocks");
-    static constexpr float ZERO = 0.0f;  // the quant of the value 0
-    static constexpr i64 QUANTS0_AT = 0;
-    static constexpr int QUANTS0_STRIDE = 16;  // bytes from block to block
-    static constexpr i64 D_AT = 24576;
-    static constexpr int D_STRIDE = 2;  // bytes from block to block
-    static constexpr i64 M_AT = 27648;
-    static constexpr int M_STRIDE = 2;  // bytes from block to block
+    static constexpr int BLOCKS = 16;  // 512 / 32, of a column
+    static constexpr int QUANTS0_BYTES = 16;  // of a block
+    static constexpr i64 D_AT = 24576;  // where its region begins
+    static constexpr int D_BYTES = 2;  // of a block
+    static constexpr i64 M_AT = 27648;  // where its region begins
+    static constexpr int M_BYTES = 2;  // of a block
 
     // A unit as it is stored: loaded early, unpacked when it is needed.
     struct Stored {
@@ -103,53 +96,40 @@ struct Q4_1_512x96 {
     };
 
     DEVICE Stored load(const u8* w, i64 column, int unit) {
-        const i64 block = column * BLOCKS + unit / BLOCK_UNITS;
+        const i64 block = column * BLOCKS + unit;
         Stored stored;
-        {
-            const u8* at = w + QUANTS0_AT + block * QUANTS0_STRIDE;
-            stored.words[0] = stream_16(at);
-        }
-        stored.d = *(const u16*)(w + D_AT + block * D_STRIDE);
-        stored.m = *(const u16*)(w + M_AT + block * M_STRIDE);
+        const u8* const quants0 = w + block * QUANTS0_BYTES;
+        stored.words[0] = stream_16(quants0);
+        stored.d = *(const u16*)(w + D_AT + block * D_BYTES);
+        stored.m = *(const u16*)(w + M_AT + block * M_BYTES);
         return stored;
     }
 
-    // 32 quants, four to a word in the order of the elements.
-    DEVICE void quants(const Stored& stored, int unit, u32 (&q)[8]) {
+    // The quants of a unit, four to a word in the order of the elements.
+    DEVICE void quants(const Stored& stored, int, u32 (&q)[UNIT / 4]) {
         UNROLL for (int i = 0; i < 4; ++i) {
             const u32 word = stored.words[0][i];
-            q[i] = word & 0x0f0f0f0fu;
-            q[i + 4] = word >> 4 & 0x0f0f0f0fu;
+            q[i] = word & 0x0f0f0f0fu;  // low nibbles: elements 0…15
+            q[i + 4] = word >> 4 & 0x0f0f0f0fu;  // high nibbles: 16…31
         }
     }
 
-    // Quant i of a unit, 0 at the value 0 and counted from `zero`: a small whole number.
-    DEVICE float centred(const u32 (&q)[8], int i, float zero = 0.0f) {
-        return byte_minus(q[i / 4], i % 4, ZERO + zero);
-    }
+    // Quant i of a unit as a number, 0 for the value 0.
+    DEVICE float centred(const u32 (&q)[UNIT / 4], int i) { return byte_minus(q[i / 4], i % 4, 0.0f); }
 
-    // What the 32 elements of a unit are multiplied by.
-    DEVICE float scale(const Stored& stored, int) {
-        return half_to_f32(stored.d);
-    }
+    // What the elements of a unit are multiplied by.
+    DEVICE float scale(const Stored& stored) { return half_to_f32(stored.d); }
 
-    // What is added to all 32.
+    // What is added to all 32 elements of a unit.
     DEVICE float minimum(const Stored& stored) { return half_to_f32(stored.m); }
 
-    // The quant whose value d q + least is next to 0.
-    DEVICE float quant_of_zero(float d, float least) {
-        const float zero = -least / d;
-        if (!(zero > 0.0f)) return 0.0f;  // NaN included: d is 0
-        return zero < 15.0f ? (float)(int)(zero + 0.5f) : 15.0f;
-    }
-
-    // 32 values, rounded as the reference rounds.
-    DEVICE void decode(const Stored& stored, int unit, float (&values)[32]) {
-        u32 q[8];
+    // The values of a unit, rounded as the reference rounds.
+    DEVICE void decode(const Stored& stored, int unit, float (&values)[UNIT]) {
+        u32 q[UNIT / 4];
         quants(stored, unit, q);
-        const float factor = scale(stored, 0);
+        const float factor = scale(stored);
         const float least = minimum(stored);
-        UNROLL for (int i = 0; i < 32; ++i) values[i] = centred(q, i) * factor + least;
+        UNROLL for (int i = 0; i < UNIT; ++i) values[i] = centred(q, i) * factor + least;
     }
 };
 
@@ -163,66 +143,70 @@ struct Arguments {
 
 // x, after the prologue.
 DEVICE float x_value(const Arguments& a, i64 row, int column) {
-    const float v0 = a.x[row * 512 + column];
-    return v0;
+    const float x_element = a.x[row * 512 + column];
+    return x_element;
 }
 
 // From the products at one row and column to the results.
-DEVICE void epilogue(const Arguments& a, i64 row, int column, float v2) {
-    const float v3 = v2 / a.cap;
-    const float v4 = tanh_f32(v3);
-    const float v5 = a.cap * v4;
-    a.output0[row * 96 + column] = v5;
+DEVICE void epilogue(const Arguments& a, i64 row, int column, float w_product) {
+    const float quotient1 = w_product / a.cap;
+    const float tanh1 = tanh_f32(quotient1);
+    const float product1 = a.cap * tanh1;
+    a.output0[row * 96 + column] = product1;
 }
 
-// A block computes TILE_ROWS x TILE_COLUMNS results by multiply-add: x and decoded weights go
-// through shared memory, 32 elements of K at a time, and a thread sums up 4 x 4 results.
+// A block computes TILE_ROWS × TILE_COLUMNS results by multiply-add. x and decoded weights go through
+// shared memory, a unit of K at a time, and a thread adds up THREAD_ROWS × THREAD_COLUMNS results.
 DEVICE void compute(const Arguments& a) {
     const i64 m = a.m;
-    SHARED float x_tile[TILE_K * STRIDE];
-    SHARED float w_tile[TILE_K * STRIDE];
+    SHARED float x_tile[UNIT * STRIDE];
+    SHARED float weight_tile[UNIT * STRIDE];
     const int thread = thread_index();
     const int thread_x = thread % THREADS_X;
     const int thread_y = thread / THREADS_X;
     const i64 row0 = block_of_rows() * TILE_ROWS;
     const int column0 = block_x() * TILE_COLUMNS;
 
-    float v2[THREAD_ROWS][THREAD_COLUMNS] = {};
-    for (int unit = 0; unit < Q4_1_512x96::UNITS; ++unit) {
+    float w_sums[THREAD_ROWS][THREAD_COLUMNS] = {};
+    for (int unit = 0; unit < UNITS; ++unit) {
+        // --- stage x and decoded weights ---
         block_barrier();  // the tiles before may still be read
-        for (int i = thread; i < TILE_ROWS * TILE_K; i += BLOCK_SIZE) {
-            const int r = i / TILE_K;
-            const int k = i % TILE_K;
-            const bool inside = row0 + r < m && unit * TILE_K + k < Q4_1_512x96::K;
-            x_tile[k * STRIDE + r] = inside ? x_value(a, row0 + r, unit * TILE_K + k) : 0.0f;
+        for (int i = thread; i < TILE_ROWS * UNIT; i += BLOCK_SIZE) {
+            const int r = i / UNIT;
+            const int k = i % UNIT;
+            const bool is_inside = row0 + r < m && unit * UNIT + k < K;
+            x_tile[k * STRIDE + r] = is_inside ? x_value(a, row0 + r, unit * UNIT + k) : 0.0f;
         }
         if (thread < TILE_COLUMNS) {
-            float w[32];
-            const int column = column0 + thread < WIDTH ? column0 + thread : WIDTH - 1;
             using W = Q4_1_512x96;
+            float w[UNIT];
+            const int column = column0 + thread < WIDTH ? column0 + thread : WIDTH - 1;
             W::decode(W::load(a.w, column, unit), unit, w);
-            UNROLL for (int k = 0; k < TILE_K; ++k) w_tile[k * STRIDE + thread] = w[k];
+            UNROLL for (int k = 0; k < UNIT; ++k) weight_tile[k * STRIDE + thread] = w[k];
         }
         block_barrier();
-        // sums of a unit are added up apart: rounding errors grow with the number of additions
-        float sums[THREAD_ROWS][THREAD_COLUMNS] = {};
-        for (int k = 0; k < TILE_K; ++k) {
+
+        // --- multiply ---
+        // The sums of a unit are added up apart: rounding errors grow with the number of additions.
+        float unit_sums[THREAD_ROWS][THREAD_COLUMNS] = {};
+        for (int k = 0; k < UNIT; ++k) {
             UNROLL for (int r = 0; r < THREAD_ROWS; ++r) {
                 const float x = x_tile[k * STRIDE + thread_y + r * THREADS_Y];
                 UNROLL for (int c = 0; c < THREAD_COLUMNS; ++c)
-                    sums[r][c] = fma_f32(x, w_tile[k * STRIDE + thread_x + c * THREADS_X], sums[r][c]);
+                    unit_sums[r][c] = fma_f32(x, weight_tile[k * STRIDE + thread_x + c * THREADS_X], unit_sums[r][c]);
             }
         }
         UNROLL for (int r = 0; r < THREAD_ROWS; ++r)
-            UNROLL for (int c = 0; c < THREAD_COLUMNS; ++c) v2[r][c] += sums[r][c];
+            UNROLL for (int c = 0; c < THREAD_COLUMNS; ++c) w_sums[r][c] += unit_sums[r][c];
     }
 
+    // --- epilogue ---
     UNROLL for (int r = 0; r < THREAD_ROWS; ++r) {
         UNROLL for (int c = 0; c < THREAD_COLUMNS; ++c) {
             const i64 row = row0 + thread_y + r * THREADS_Y;
             const int column = column0 + thread_x + c * THREADS_X;
             if (row < m && column < WIDTH)
-                epilogue(a, row, column, v2[r][c]);
+                epilogue(a, row, column, w_sums[r][c]);
         }
     }
 }

@@ -1,29 +1,28 @@
 // normed for hip:gfx1100, tile_matrix, 64 rows a tile, 256 threads, made by q4jit
 // rows:
-//   v10 = x0
+//   x_value = x_values
 // 512 tile_matrix:
-//   v11 = v10 @ w    Q4_0 [512, 512]
-//   output0 = x0 + v11
+//   w_product = x_value @ w    Q4_0 [512, 512]
+//   output0 = x_values + w_product
 
 constexpr int BLOCK_SIZE = 256;
 static_assert(BLOCK_SIZE % WAVE == 0 && BLOCK_SIZE <= 1024, "a block is whole waves");
+constexpr int UNIT = 32;  // elements of a column that are decoded together
+constexpr int K = 512;  // elements of a column
+constexpr int UNITS = 16;  // ⌈K / UNIT⌉, of a column
+constexpr int WIDTH = 512;  // columns of the result
+constexpr int TERMS = 3;  // bf16 numbers that make up one x
 constexpr int TILE_ROWS = 64;
 constexpr int TILE_COLUMNS = 64;
-constexpr int TILE_K = 32;  // one unit
-constexpr int STRIDE = TILE_K + 8;  // rows start 16 bytes aligned, neighbours in other banks
-constexpr int TERMS = 3;  // bf16 numbers that make up one x
-constexpr int WIDTH = 512;  // columns of the result
-constexpr int K = 512;
-constexpr int WAVES = BLOCK_SIZE / WAVE;
-constexpr int WAVES_Y = 2;
-constexpr int WAVES_X = WAVES / WAVES_Y;
-constexpr int FRAGMENTS_Y = TILE_ROWS / 16 / WAVES_Y;  // of a wave
-constexpr int FRAGMENTS_X = TILE_COLUMNS / 16 / WAVES_X;
-static_assert(WAVES_X * FRAGMENTS_X * 16 == TILE_COLUMNS, "waves share the tile evenly");
+constexpr int STRIDE = 40;  // UNIT + 8: rows start 16 bytes aligned, neighbours in other banks
+constexpr int PANEL = 16;  // rows, columns and k of a product of matrix units
+constexpr int WAVES_X = 4;  // BLOCK_SIZE / WAVE / 2: waves beside each other, in 2 rows of waves
+constexpr int FRAGMENTS_X = 1;  // TILE_COLUMNS / PANEL / WAVES_X, of a wave
+constexpr int FRAGMENTS_Y = 2;  // TILE_ROWS / PANEL / 2
+static_assert(2 * WAVES_X * WAVE == BLOCK_SIZE, "every wave has a part of the tile");
+static_assert(WAVES_X * FRAGMENTS_X * PANEL == TILE_COLUMNS, "waves share the tile evenly");
 static_assert(TILE_COLUMNS <= BLOCK_SIZE, "a thread decodes a unit of one column");
-constexpr int SCALES_BYTES = 4 * 2 * TILE_COLUMNS;
-constexpr int STAGED_BYTES = 2 * STRIDE * (TERMS * TILE_ROWS + TILE_COLUMNS) + SCALES_BYTES + 4;
-constexpr int LDS_BYTES = STAGED_BYTES;  // shared memory of a block
+constexpr int LDS_BYTES = 20996;  // shared memory of a block
 static_assert(LDS_BYTES <= 65536, "gfx1100 has 65536 bytes of shared memory for a block");
 
 constexpr int MAX_GRID_Y = 65535;
@@ -32,18 +31,10 @@ DEVICE i64 block_of_rows() { return (i64)block_z() * MAX_GRID_Y + block_y(); }
 
 // Q4_0 [512, 512] in the layout `planar`.
 struct Q4_0_512x512 {
-    static constexpr int K = 512;
-    static constexpr int N = 512;
-    static constexpr int UNITS = (K + 31) / 32;  // of a column
-    static constexpr int BLOCK_ELEMENTS = 32;
-    static constexpr int BLOCKS = K / BLOCK_ELEMENTS;  // of a column
-    static constexpr int BLOCK_UNITS = BLOCK_ELEMENTS / 32;
-    static_assert(K % BLOCK_ELEMENTS == 0, "columns are whole blocks");
-    static constexpr float ZERO = 8.0f;  // the quant of the value 0
-    static constexpr i64 QUANTS0_AT = 0;
-    static constexpr int QUANTS0_STRIDE = 16;  // bytes from block to block
-    static constexpr i64 D_AT = 131072;
-    static constexpr int D_STRIDE = 2;  // bytes from block to block
+    static constexpr int BLOCKS = 16;  // 512 / 32, of a column
+    static constexpr int QUANTS0_BYTES = 16;  // of a block
+    static constexpr i64 D_AT = 131072;  // where its region begins
+    static constexpr int D_BYTES = 2;  // of a block
 
     // A unit as it is stored: loaded early, unpacked when it is needed.
     struct Stored {
@@ -52,41 +43,35 @@ struct Q4_0_512x512 {
     };
 
     DEVICE Stored load(const u8* w, i64 column, int unit) {
-        const i64 block = column * BLOCKS + unit / BLOCK_UNITS;
+        const i64 block = column * BLOCKS + unit;
         Stored stored;
-        {
-            const u8* at = w + QUANTS0_AT + block * QUANTS0_STRIDE;
-            stored.words[0] = stream_16(at);
-        }
-        stored.d = *(const u16*)(w + D_AT + block * D_STRIDE);
+        const u8* const quants0 = w + block * QUANTS0_BYTES;
+        stored.words[0] = stream_16(quants0);
+        stored.d = *(const u16*)(w + D_AT + block * D_BYTES);
         return stored;
     }
 
-    // 32 quants, four to a word in the order of the elements.
-    DEVICE void quants(const Stored& stored, int unit, u32 (&q)[8]) {
+    // The quants of a unit, four to a word in the order of the elements.
+    DEVICE void quants(const Stored& stored, int, u32 (&q)[UNIT / 4]) {
         UNROLL for (int i = 0; i < 4; ++i) {
             const u32 word = stored.words[0][i];
-            q[i] = word & 0x0f0f0f0fu;
-            q[i + 4] = word >> 4 & 0x0f0f0f0fu;
+            q[i] = word & 0x0f0f0f0fu;  // low nibbles: elements 0…15
+            q[i + 4] = word >> 4 & 0x0f0f0f0fu;  // high nibbles: 16…31
         }
     }
 
-    // Quant i of a unit, 0 at the value 0 and counted from `zero`: a small whole number.
-    DEVICE float centred(const u32 (&q)[8], int i, float zero = 0.0f) {
-        return byte_minus(q[i / 4], i % 4, ZERO + zero);
-    }
+    // Quant i of a unit as a number, 0 for the value 0.
+    DEVICE float centred(const u32 (&q)[UNIT / 4], int i) { return byte_minus(q[i / 4], i % 4, 8.0f); }
 
-    // What the 32 elements of a unit are multiplied by.
-    DEVICE float scale(const Stored& stored, int) {
-        return half_to_f32(stored.d);
-    }
+    // What the elements of a unit are multiplied by.
+    DEVICE float scale(const Stored& stored) { return half_to_f32(stored.d); }
 
-    // 32 values, rounded as the reference rounds.
-    DEVICE void decode(const Stored& stored, int unit, float (&values)[32]) {
-        u32 q[8];
+    // The values of a unit, rounded as the reference rounds.
+    DEVICE void decode(const Stored& stored, int unit, float (&values)[UNIT]) {
+        u32 q[UNIT / 4];
         quants(stored, unit, q);
-        const float factor = scale(stored, 0);
-        UNROLL for (int i = 0; i < 32; ++i) values[i] = centred(q, i) * factor;
+        const float factor = scale(stored);
+        UNROLL for (int i = 0; i < UNIT; ++i) values[i] = centred(q, i) * factor;
     }
 };
 
@@ -101,106 +86,111 @@ struct Arguments {
 
 // x, after the prologue.
 DEVICE float x_value(const Arguments& a, i64 row, int column) {
-    const float v10 = a.x_values[row * 512 + column];
-    return v10;
+    const float x_element = a.x_values[row * 512 + column];
+    return x_element;
 }
 
 // From the products at one row and column to the results.
-DEVICE void epilogue(const Arguments& a, i64 row, int column, float v11) {
-    const float v10 = a.x_values[row * 512 + column];
-    const float v12 = v10 + v11;
-    a.output0[row * 512 + column] = v12;
+DEVICE void epilogue(const Arguments& a, i64 row, int column, float w_product) {
+    const float x_element = a.x_values[row * 512 + column];
+    const float sum1 = x_element + w_product;
+    a.output0[row * 512 + column] = sum1;
 }
 
 // The same product by multiply-add, for rows that bf16 terms do not represent.
-DEVICE float exact_v11(const Arguments& a, i64 row, int column) {
+DEVICE float exact_w(const Arguments& a, i64 row, int column) {
     using W = Q4_0_512x512;
     float total = 0.0f;
-    for (int unit = 0; unit < Q4_0_512x512::UNITS; ++unit) {
-        float w[32];
+    for (int unit = 0; unit < UNITS; ++unit) {
+        float w[UNIT];
         W::decode(W::load(a.w, column, unit), unit, w);
         float sum = 0.0f;
-        UNROLL for (int i = 0; i < 32; ++i) sum = fma_f32(x_value(a, row, unit * 32 + i), w[i], sum);
+        UNROLL for (int i = 0; i < UNIT; ++i) sum = fma_f32(x_value(a, row, unit * UNIT + i), w[i], sum);
         total += sum;
     }
     return total;
 }
 
-// A block computes TILE_ROWS x TILE_COLUMNS results on matrix units. x comes split into bf16 terms;
+// A block computes TILE_ROWS × TILE_COLUMNS results on matrix units. x comes split into bf16 terms;
 // quants are whole numbers that bf16 holds exactly. The products of a unit are summed by the matrix
 // unit, then multiplied by the unit's scale and added up in f32.
 DEVICE void compute(const Arguments& a) {
     const i64 m = a.m;
     SHARED u16 x_tile[TERMS * TILE_ROWS * STRIDE];
-    SHARED u16 w_tile[TILE_COLUMNS * STRIDE];
-    SHARED float w_scale[2 * TILE_COLUMNS];
+    SHARED u16 weight_tile[TILE_COLUMNS * STRIDE];
+    SHARED float scale_tile[2 * TILE_COLUMNS];  // where a unit has two sub-blocks, those of all second ones last
     const int thread = thread_index();
     const i64 row0 = block_of_rows() * TILE_ROWS;
     const int column0 = block_x() * TILE_COLUMNS;
-    const int wave_row = wave_index() / WAVES_X * FRAGMENTS_Y * 16;
-    const int wave_column = wave_index() % WAVES_X * FRAGMENTS_X * 16;
+    const int wave_row = wave_index() / WAVES_X * FRAGMENTS_Y * PANEL;
+    const int wave_column = wave_index() % WAVES_X * FRAGMENTS_X * PANEL;
 
-    float v11[FRAGMENTS_Y][FRAGMENTS_X][ACCUMULATOR_ELEMENTS] = {};
-    for (int unit = 0; unit < Q4_0_512x512::UNITS; ++unit) {
+    float w_sums[FRAGMENTS_Y][FRAGMENTS_X][ACCUMULATOR_ELEMENTS] = {};
+    for (int unit = 0; unit < UNITS; ++unit) {
+        // --- stage x and quants ---
+        constexpr int ROW_ITEMS = UNIT / 8;  // of 16 bytes, eight x each
+        using W = Q4_0_512x512;
         block_barrier();  // the tiles before may still be read
-        for (int i = thread; i < TERMS * TILE_ROWS * (TILE_K / 8); i += BLOCK_SIZE) {
-            const int term = i / (TILE_ROWS * (TILE_K / 8));
-            const int r = i / (TILE_K / 8) % TILE_ROWS;
-            const int k = i % (TILE_K / 8) * 8;
+        for (int i = thread; i < TERMS * TILE_ROWS * ROW_ITEMS; i += BLOCK_SIZE) {
+            const int term = i / (TILE_ROWS * ROW_ITEMS);
+            const int r = i / ROW_ITEMS % TILE_ROWS;
+            const int k = i % ROW_ITEMS * 8;
             const i64 row = row0 + r < m ? row0 + r : m - 1;
             *(u32x4*)(x_tile + (term * TILE_ROWS + r) * STRIDE + k) =
-                *(const u32x4*)(a.x_terms + (term * m + row) * K + unit * TILE_K + k);
+                *(const u32x4*)(a.x_terms + (term * m + row) * K + unit * UNIT + k);
         }
         if (thread < TILE_COLUMNS) {
             const int column = column0 + thread < WIDTH ? column0 + thread : WIDTH - 1;
-            u32 q[8];
-            const Q4_0_512x512::Stored stored = Q4_0_512x512::load(a.w, column, unit);
-            Q4_0_512x512::quants(stored, unit, q);
-            UNROLL for (int i = 0; i < 32; i += 2) {
-                const u32 low = as_u32(Q4_0_512x512::centred(q, i)) >> 16;
-                const u32 high = as_u32(Q4_0_512x512::centred(q, i + 1)) & 0xFFFF0000u;
-                *(u32*)(w_tile + thread * STRIDE + i) = low | high;
+            u32 q[UNIT / 4];
+            const W::Stored stored = W::load(a.w, column, unit);
+            W::quants(stored, unit, q);
+            UNROLL for (int i = 0; i < UNIT; i += 2) {  // bf16 is the upper half of an f32
+                const u32 low = as_u32(W::centred(q, i)) >> 16;
+                const u32 high = as_u32(W::centred(q, i + 1)) & 0xFFFF0000u;
+                *(u32*)(weight_tile + thread * STRIDE + i) = low | high;
             }
-            UNROLL for (int half = 0; half < 1; ++half)
-                w_scale[half * TILE_COLUMNS + thread] = Q4_0_512x512::scale(stored, half);
+            scale_tile[thread] = W::scale(stored);
         }
         block_barrier();
-        UNROLL for (int half = 0; half < 1; ++half) {
-            UNROLL for (int y = 0; y < FRAGMENTS_Y; ++y) {
-                accumulator sums[FRAGMENTS_X];
-                UNROLL for (int x = 0; x < FRAGMENTS_X; ++x) sums[x] = zero_accumulator();
-                UNROLL for (int k = half * 16; k < TILE_K; k += 16) {
-                    UNROLL for (int term = 0; term < TERMS; ++term) {
-                        const u16* rows = x_tile + (term * TILE_ROWS + wave_row + y * 16) * STRIDE;
-                        const fragment x_part = load_fragment(rows + k, STRIDE);
-                        UNROLL for (int x = 0; x < FRAGMENTS_X; ++x) {
-                            const u16* columns = w_tile + (wave_column + x * 16) * STRIDE;
-                            sums[x] = multiply_add(x_part, load_fragment(columns + k, STRIDE), sums[x]);
-                        }
-                    }
-                }
+
+        // --- multiply ---
+        UNROLL for (int y = 0; y < FRAGMENTS_Y; ++y) {
+            accumulator dots[FRAGMENTS_X];
+            UNROLL for (int x = 0; x < FRAGMENTS_X; ++x) dots[x] = zero_accumulator();
+            UNROLL for (int k = 0; k < UNIT; k += PANEL)
+            UNROLL for (int term = 0; term < TERMS; ++term) {
+                const u16* rows = x_tile + (term * TILE_ROWS + wave_row + y * PANEL) * STRIDE;
+                const fragment x_part = load_fragment(rows + k, STRIDE);
                 UNROLL for (int x = 0; x < FRAGMENTS_X; ++x) {
-                    UNROLL for (int i = 0; i < ACCUMULATOR_ELEMENTS; ++i) {
-                        const int c = wave_column + x * 16 + accumulator_column(i);
-                        v11[y][x][i] = fma_f32(w_scale[half * TILE_COLUMNS + c], sums[x][i], v11[y][x][i]);
-                    }
+                    const u16* columns = weight_tile + (wave_column + x * PANEL) * STRIDE;
+                    dots[x] = multiply_add(x_part, load_fragment(columns + k, STRIDE), dots[x]);
+                }
+            }
+            UNROLL for (int x = 0; x < FRAGMENTS_X; ++x) {
+                UNROLL for (int i = 0; i < ACCUMULATOR_ELEMENTS; ++i) {
+                    const int c = wave_column + x * PANEL + accumulator_column(i);
+                    float& sum = w_sums[y][x][i];
+                    sum = fma_f32(scale_tile[c], dots[x][i], sum);
                 }
             }
         }
     }
 
+    // --- epilogue ---
     UNROLL for (int y = 0; y < FRAGMENTS_Y; ++y) {
         UNROLL for (int x = 0; x < FRAGMENTS_X; ++x) {
             UNROLL for (int i = 0; i < ACCUMULATOR_ELEMENTS; ++i) {
-                const i64 row = row0 + wave_row + y * 16 + accumulator_row(i);
-                const int column = column0 + wave_column + x * 16 + accumulator_column(i);
+                const i64 row = row0 + wave_row + y * PANEL + accumulator_row(i);
+                const int column = column0 + wave_column + x * PANEL + accumulator_column(i);
                 if (row < m && column < WIDTH && a.x_rough[row] == 0)
-                    epilogue(a, row, column, v11[y][x][i]);
+                    epilogue(a, row, column, w_sums[y][x][i]);
             }
         }
     }
-    // Rough rows have their own loop: unrolled with the other results it would be written 16 times.
-    // Flags are read once: a load per result took 20 us on an H100.
+
+    // --- rough rows ---
+    // They have their own loop: unrolled with the other results it would be written 16 times. Flags are
+    // read once: a load per result took 20 us on an H100.
     SHARED int any_rough;
     if (thread == 0) any_rough = 0;
     block_barrier();
@@ -212,7 +202,7 @@ DEVICE void compute(const Arguments& a) {
         const i64 row = row0 + i / TILE_COLUMNS;
         const int column = column0 + i % TILE_COLUMNS;
         if (row < m && column < WIDTH && a.x_rough[row] != 0)
-            epilogue(a, row, column, exact_v11(a, row, column));
+            epilogue(a, row, column, exact_w(a, row, column));
     }
 }
 

@@ -1,15 +1,14 @@
 // normed_rows for hip:gfx1100, rows, 1 row a tile, 256 threads, made by q4jit
 // rows:
-//   v3 = sum(x * x)
-//   temp0 = v3
-//   x0 = x / sqrt(v3 / 512 + 1e-05) * gain
+//   row_sum1 = sum(x * x)
+//   temp0 = row_sum1
+//   x_values = x / sqrt(row_sum1 / 512 + 1e-05) * gain
 
 constexpr int BLOCK_SIZE = 256;
 static_assert(BLOCK_SIZE % WAVE == 0 && BLOCK_SIZE <= 1024, "a block is whole waves");
 constexpr int K = 512;  // elements of a row
 constexpr int TERMS = 3;  // bf16 numbers whose sum is x
-constexpr int STAGED_BYTES = 0;
-constexpr int LDS_BYTES = STAGED_BYTES + BLOCK_SIZE / WAVE * 4;  // shared memory of a block
+constexpr int LDS_BYTES = 32;  // shared memory of a block
 static_assert(LDS_BYTES <= 65536, "gfx1100 has 65536 bytes of shared memory for a block");
 
 constexpr int MAX_GRID_Y = 65535;
@@ -50,25 +49,25 @@ DEVICE void compute(const Arguments& a) {
     const i64 m = a.m;
     const i64 row = block_of_rows();
     if (row >= m) return;
-    float v3 = 0.0f;
+    float row_sum1 = 0.0f;
     for (int column = thread_index(); column < 512; column += BLOCK_SIZE) {
-        const float v0 = a.x[row * 512 + column];
-        const float v2 = v0 * v0;
-        v3 += v2;
+        const float x_element = a.x[row * 512 + column];
+        const float product1 = x_element * x_element;
+        row_sum1 += product1;
     }
-    v3 = block_sum(v3);
-    const float v5 = v3 / 512.0f;
-    const float v7 = v5 + 1e-05f;
-    const float v8 = sqrt_f32(v7);
+    row_sum1 = block_sum(row_sum1);
+    const float quotient1 = row_sum1 / 512.0f;
+    const float sum1 = quotient1 + 1e-05f;
+    const float root1 = sqrt_f32(sum1);
     if (thread_index() == 0) {
-        a.temp0[row] = v3;
+        a.temp0[row] = row_sum1;
     }
     for (int column = thread_index(); column < 512; column += BLOCK_SIZE) {
-        const float v0 = a.x[row * 512 + column];
-        const float v1 = a.gain[column];
-        const float v9 = v0 / v8;
-        const float v10 = v9 * v1;
-        a.x_values[row * 512 + column] = v10;
+        const float x_element = a.x[row * 512 + column];
+        const float gain_element = a.gain[column];
+        const float quotient2 = x_element / root1;
+        const float product2 = quotient2 * gain_element;
+        a.x_values[row * 512 + column] = product2;
     }
 
     // --- x in bf16 terms: each has the next eight bits of it ---
@@ -77,11 +76,11 @@ DEVICE void compute(const Arguments& a) {
     constexpr u32 BF16_BITS = 0xFFFF0000u;  // a bf16 is the upper half of an f32
     float rough = 0.0f;
     for (int column = thread_index(); column < K; column += BLOCK_SIZE) {
-        const float v0 = a.x[row * 512 + column];
-        const float v1 = a.gain[column];
-        const float v9 = v0 / v8;
-        const float v10 = v9 * v1;
-        float rest = v10;
+        const float x_element = a.x[row * 512 + column];
+        const float gain_element = a.gain[column];
+        const float quotient2 = x_element / root1;
+        const float product2 = quotient2 * gain_element;
+        float rest = product2;
         const float size = abs_f32(rest);
         if (!(size <= 0x1p+96f) || (size > 0.0f && size < 0x1p-102f)) rough = 1.0f;
         UNROLL for (int term = 0; term < TERMS; ++term) {
