@@ -15,6 +15,7 @@ from q4jit.errors import (
     TraceError,
     TuningError,
 )
+from q4jit.threads import get_num_threads, set_num_threads
 from q4jit.weights.gguf.file import load_gguf
 from q4jit.weights.quantize import quantize
 from q4jit.weights.tensor import QuantizedTensor
@@ -33,7 +34,20 @@ __all__ = [
     "TargetError",
     "TraceError",
     "TuningError",
+    "get_num_threads",
     "load_gguf",
     "quantize",
+    "set_num_threads",
     "specialize",
 ]
+
+__version__: str
+
+
+def __getattr__(name: str) -> str:
+    if name != "__version__":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from q4jit.version import version  # late: reading package metadata takes milliseconds
+
+    globals()["__version__"] = version()
+    return version()

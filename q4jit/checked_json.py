@@ -1,5 +1,6 @@
 """Read JSON that q4jit did not write itself: check every field, and name the one that is wrong."""
 
+import errno
 import json
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -17,10 +18,17 @@ Rules = dict[str, Rule]
 def read_json(path: Path, what: str) -> Any:
     """Return the content of a JSON file; errors call it `what`. Raises FormatError and OSError."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(read_regular(path))
     except (ValueError, RecursionError) as error:
         got = f"text that is not JSON ({error})"
         raise FormatError(expected(what, got, where=str(path))) from None
+
+
+def read_regular(path: Path) -> str:
+    """Return the text of a regular file. Raises OSError, also for a pipe, which would block."""
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "expected a regular file", str(path))
+    return path.read_text(encoding="utf-8")
 
 
 def check_fields(

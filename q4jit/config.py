@@ -8,6 +8,9 @@ from q4jit.errors import ConfigError, expected
 __all__ = [
     "MOST_THREADS",
     "cache_dir",
+    "cache_limit",
+    "choose_threads",
+    "chosen_threads",
     "compiler_environment",
     "debug",
     "dump_dir",
@@ -15,9 +18,11 @@ __all__ = [
     "jit_disabled",
     "num_threads",
     "rocm_path",
+    "thread_variables",
 ]
 
 MOST_THREADS = 1024  # per process; a larger number is probably a mistake
+_MOST_CACHE_MIB = 1 << 24
 _FALSE = {"", "0", "false", "no", "off"}
 _TRUE = {"1", "true", "yes", "on"}
 _HIP_COMPILERS = ("hipcc", "clang", "ziglang", "hiprtc")
@@ -37,14 +42,12 @@ def _flag(name: str) -> bool:
     raise ConfigError(expected("1 (on) or 0 (off)", repr(value), where=name))
 
 
-def _count(name: str) -> int | None:
+def _count(name: str, most: int) -> int | None:
     value = os.environ.get(name, "").strip()
     if not value:
         return None
-    if not value.isascii() or not value.isdigit() or not 1 <= int(value) <= MOST_THREADS:
-        raise ConfigError(
-            expected(f"a whole number from 1 to {MOST_THREADS}", repr(value), where=name)
-        )
+    if not value.isascii() or not value.isdigit() or len(value) > 9 or not 1 <= int(value) <= most:
+        raise ConfigError(expected(f"a whole number from 1 to {most}", repr(value), where=name))
     return int(value)
 
 
@@ -77,6 +80,12 @@ def cache_dir() -> Path | None:
     except (RuntimeError, ConfigError):  # a user without an entry in the password database
         pass
     return None
+
+
+def cache_limit() -> int | None:
+    """Return Q4JIT_CACHE_MIB in bytes, the most that compiled kernels may take; None: no limit."""
+    mib = _count("Q4JIT_CACHE_MIB", _MOST_CACHE_MIB)
+    return None if mib is None else mib << 20
 
 
 def dump_dir() -> Path | None:
@@ -118,13 +127,34 @@ def jit_disabled() -> bool:
     return _flag("Q4JIT_DISABLE_JIT")
 
 
+_chosen_threads: int | None = None
+
+
+def choose_threads(number: int | None) -> None:
+    """Let `num_threads` return this number; None: the environment decides again."""
+    global _chosen_threads  # noqa: PLW0603 - the process has one number
+    _chosen_threads = number
+
+
+def chosen_threads() -> int | None:
+    """Return the number given to `choose_threads`."""
+    return _chosen_threads
+
+
+def thread_variables() -> dict[str, str | None]:
+    """Return the values of the environment variables that `num_threads` reads."""
+    return {name: os.environ.get(name) for name in ("Q4JIT_NUM_THREADS", "OMP_NUM_THREADS")}
+
+
 def num_threads() -> int:
     """Return the number of threads of a kernel.
 
-    It is Q4JIT_NUM_THREADS, else OMP_NUM_THREADS (at most the CPUs that the process may use), else
-    the number of these CPUs.
+    It is the chosen number, else Q4JIT_NUM_THREADS, else OMP_NUM_THREADS (at most the CPUs that the
+    process may use), else the number of these CPUs.
     """
-    own = _count("Q4JIT_NUM_THREADS")
+    if _chosen_threads is not None:
+        return _chosen_threads
+    own = _count("Q4JIT_NUM_THREADS", MOST_THREADS)
     if own is not None:
         return own
     omp = (

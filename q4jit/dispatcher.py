@@ -15,6 +15,7 @@ from typing import Any, Final, Generic, ParamSpec, TypeVar, overload
 import numpy as np
 
 from q4jit import config
+from q4jit.arrays.arguments import plain
 from q4jit.arrays.dtypes import F32
 from q4jit.arrays.libraries import as_device_array
 from q4jit.arrays.specs import shape_key, stand_in
@@ -27,6 +28,7 @@ from q4jit.options import Options
 from q4jit.pipeline import DeviceLaunch, Launch, Remark
 from q4jit.plan.kernels import Source
 from q4jit.policy import runs_kernels
+from q4jit.runtime.pool import threads_in_use, warn_of_changed_variables
 from q4jit.specializer import Specializer, assembly, counted
 from q4jit.weights.tensor import QuantizedTensor
 
@@ -104,6 +106,12 @@ class Specialized(Generic[_P, _R]):
 
     # --- calls ----------------------------------------------------------------------------------
 
+    @overload
+    def __call__(self, *args: _P.args, **kwargs: _P.kwargs) -> _R: ...
+
+    @overload
+    def __call__(self, *args: Any, out: Any, **kwargs: Any) -> _R: ...
+
     def __call__(self, *args: Any, out: Any = None, **kwargs: Any) -> Any:
         """Run the function's kernels and return its result, or a tuple of results.
 
@@ -119,7 +127,7 @@ class Specialized(Generic[_P, _R]):
             DeviceError: a GPU or its driver failed.
         """
         if kwargs or len(args) != len(self._parameters):
-            args = self._positional(args, kwargs)
+            args = _positional(self, args, kwargs)
         if self._unchanged is not None and not self._unchanged():
             self._renew()
         key: list[object] = []
@@ -150,7 +158,7 @@ class Specialized(Generic[_P, _R]):
                 if on_device is not None:
                     self._hits += 1
                     return on_device.on_tensors(args, out, pointers, stream)
-            args = self._with_views(args)
+            args = _with_views(args, self._parameters)
         key = tuple([shape_key(value) for value in args])
         launch = self._launches.get(key)
         if launch is None:
@@ -169,21 +177,6 @@ class Specialized(Generic[_P, _R]):
         """Bind like a function, so that `self` is an argument in a class."""
         return self if instance is None else types.MethodType(self, instance)
 
-    def _positional(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
-        try:
-            bound = self._python_signature.bind(*args, **kwargs)
-        except TypeError as error:
-            raise ArgumentError(
-                f"{self._name}(): {error}; its arguments are {self._python_signature}"
-            ) from None
-        bound.apply_defaults()
-        return tuple(bound.arguments[name] for name in self._parameters)
-
-    def _with_views(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        """Return the arguments, with a `DeviceView` in place of each array on a device."""
-        views = (as_device_array(v, n) for v, n in zip(args, self._parameters, strict=True))
-        return tuple(a if v is None else v for a, v in zip(args, views, strict=True))
-
     # --- specialising -----------------------------------------------------------------------------
 
     def _specialise(self, args: Sequence[Any], key: tuple[object, ...]) -> Launch:
@@ -196,6 +189,7 @@ class Specialized(Generic[_P, _R]):
                 self._hits += 1
                 return launch
             self._misses += 1
+            warn_of_changed_variables()
             launch = self._specializer.launch(request)
             self._unchanged = self._specializer.unchanged
             _remember(self._launches, key, launch)
@@ -229,10 +223,11 @@ class Specialized(Generic[_P, _R]):
         `f.warmup((1, 576), w)`. Elsewhere than on Linux, prepare only `inspect_source`. Raises the
         errors of a call.
         """
-        stand_ins = self._with_views(tuple(map(stand_in, self._positional(args, kwargs))))
-        (self._prepared if runs_kernels() else self._specializer.plan)(stand_ins)
+        given = tuple(map(stand_in, _positional(self, args, kwargs)))
+        prepare = self._prepared if runs_kernels() else self._specializer.plan
+        prepare(_with_views(given, self._parameters))
 
-    def bind(self, *args: Any, out: Any = None, **kwargs: Any) -> Callable[[], Any]:
+    def bind(self, *args: Any, out: Any = None, **kwargs: Any) -> Callable[[], _R]:
         """Return a function without parameters that calls with these arguments.
 
         On the CPU, `bind` checks the arguments once; each call then reruns the kernels on the
@@ -242,8 +237,8 @@ class Specialized(Generic[_P, _R]):
 
         Example: `step = f.bind(x, w, out=y); x[...] = token; step()`. Raises the errors of a call.
         """
-        given = self._positional(args, kwargs)
-        args = self._with_views(given)
+        given = _positional(self, args, kwargs)
+        args = _with_views(given, self._parameters)
         launch = self._prepared(args)
         if launch is None:
             return functools.partial(self._specializer.run_python, args, out)
@@ -300,16 +295,17 @@ class Specialized(Generic[_P, _R]):
     def explain(self) -> str:
         """Return a report, as text to print, on what was compiled and why.
 
-        The first line has the counts of `stats`. Then, for each set of kernels: the plan, where
-        calls ran and why, options that the kernels do not follow, the origin of the kernels'
-        constants, and whether each kernel was compiled or read from disk.
+        The first line has the counts of `stats`, the second the CPU's threads. Then, for each set
+        of kernels: the plan, where calls ran and why, options that the kernels do not follow, the
+        origin of the kernels' constants, and whether each was compiled or read from disk.
         """
         lines = [f"{self._name}: {self.stats}"]
+        threads = counted(threads_in_use(), "thread")
         if self._disabled:
             return "\n".join([*lines, "Q4JIT_DISABLE_JIT is set: calls run py_func in NumPy"])
         compiled = self._specializer.explain()
         nothing = ["nothing is compiled yet: the first call or warmup(...) does that"]
-        return "\n".join(lines + (compiled or nothing))
+        return "\n".join([*lines, f"kernels on the CPU use {threads}", *(compiled or nothing)])
 
     @property
     def remarks(self) -> list[Remark]:
@@ -362,6 +358,26 @@ def _parameters(signature: inspect.Signature, name: str) -> tuple[tuple[str, ...
     return tuple(signature.parameters), tuple(keywords)
 
 
+def _positional(
+    f: Specialized[_P, _R], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[Any, ...]:
+    """Return the arguments of a call in the order of f's parameters. Raises ArgumentError."""
+    try:
+        bound = f._python_signature.bind(*args, **kwargs)
+    except TypeError as error:
+        raise ArgumentError(
+            f"{f._name}(): {error}; its arguments are {f._python_signature}"
+        ) from None
+    bound.apply_defaults()
+    return tuple(bound.arguments[name] for name in f._parameters)
+
+
+def _with_views(args: tuple[Any, ...], names: Sequence[str]) -> tuple[Any, ...]:
+    """Return the arguments, with a `DeviceView` in place of each array on a device."""
+    views = (as_device_array(v, n) for v, n in zip(args, names, strict=True))
+    return tuple(plain(a) if v is None else v for a, v in zip(args, views, strict=True))
+
+
 def _remember(launches: dict[tuple[object, ...], _L], key: tuple[object, ...], launch: _L) -> None:
     if len(launches) >= _MOST_LAUNCHES:
         launches.clear()
@@ -403,7 +419,19 @@ def specialize(
 ) -> Callable[[Callable[_P, _R]], Specialized[_P, _R]]: ...
 
 
-def specialize(function: Any = None, /, **options: Any) -> Any:
+def specialize(
+    function: Any = None,
+    /,
+    *,
+    K: int | None = None,
+    N: int | None = None,
+    block_size: int | None = None,
+    target: str | None = None,
+    precision: str = "f32",
+    cache: bool = True,
+    tune: bool = False,
+    **unknown: object,
+) -> Any:
     """Compile a NumPy function around quantised matrix products into fused kernels.
 
     The first call with new shapes compiles; later ones only run the kernels. Use it as
@@ -423,20 +451,19 @@ def specialize(function: Any = None, /, **options: Any) -> Any:
 
     Args:
         function: the function; None to give only options.
-        **options:
-            K: the last dimension of x. A call with another one raises ArgumentError.
-            N: the last dimension of the results, checked in the same way.
-            block_size: threads per block on a GPU; overrides tuned values.
-            target: where calls run: "cpu", "cpu:x86-64-v3", "hip" (any GPU), "hip:1" (the second
-                GPU), "hip:gfx1100" (one of that architecture), "cuda:0". None: on the arrays'
-                device; NumPy arrays go to the GPU if there is one and the work outweighs the
-                transfer.
-            precision: the largest error, as rms relative to √Σ(xw)²: "f32" (2e-6), "f16" (5e-4) or
-                "i8" (2e-2). Kernels may be more exact.
-            cache: keep compiled kernels on disk.
-            tune: search for the fastest kernels at the first call of each class of M on a GPU. It
-                takes seconds to minutes, reports on standard error, and keeps its results on disk.
-                The CPU has nothing to search for.
+        K: the last dimension of x. A call with another one raises ArgumentError.
+        N: the last dimension of the results, checked in the same way.
+        block_size: threads per block on a GPU; overrides tuned values.
+        target: where calls run: "cpu", "cpu:x86-64-v3", "hip" (any GPU), "hip:1" (the second
+            GPU), "hip:gfx1100" (one of that architecture), "cuda:0". None: on the arrays'
+            device; NumPy arrays go to the GPU if there is one and the work outweighs the transfer.
+        precision: the largest error, as rms relative to √Σ(xw)²: "f32" (2e-6), "f16" (5e-4) or
+            "i8" (2e-2). Kernels may be more exact.
+        cache: keep compiled kernels on disk.
+        tune: search for the fastest kernels at the first call of each class of M on a GPU. It
+            takes seconds to minutes, reports on standard error, and keeps its results on disk.
+            The CPU has nothing to search for.
+        **unknown: refused with the names of the options.
 
     Returns:
         A `Specialized`, or a decorator that makes one if only options are given.
@@ -445,11 +472,10 @@ def specialize(function: Any = None, /, **options: Any) -> Any:
         ArgumentError: an option or the function is unsuitable.
         TargetError: the target is unknown, or cannot do what the options ask for.
     """
-    unknown = sorted(options.keys() - Options.__dataclass_fields__.keys())
     if unknown:
-        known = ", ".join(Options.__dataclass_fields__)
-        raise ArgumentError(expected(f"options {known}", ", ".join(unknown), where="specialize"))
-    chosen = Options(**options)
+        known, got = ", ".join(Options.__dataclass_fields__), ", ".join(sorted(unknown))
+        raise ArgumentError(expected(f"options {known}", got, where="specialize"))
+    chosen = Options(K, N, block_size, target, precision, cache, tune)
     if function is None:
         return functools.partial(_decorate, options=chosen)
     return _decorate(function, chosen)

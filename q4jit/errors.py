@@ -16,6 +16,7 @@ CacheWarning            the disk cache cannot be used; results are not affected
 
 import copyreg
 import difflib
+import heapq
 import re
 import shlex
 from collections.abc import Collection, Mapping, Sequence
@@ -58,6 +59,12 @@ _WHOLE_LINES: Final = 60  # longer sources are shown in part
 _CONTEXT_LINES: Final = 4  # before and after each line that the log names
 _SHOWN_ERRORS: Final = 5
 _SHOWN_NAMES: Final = 8
+_SHOWN_LETTERS: Final = 80  # of a name
+# Names come from files that may be hostile. Comparing two names takes up to the product of their
+# lengths, so only the beginnings of the most promising names are compared.
+_SEARCHED_NAMES: Final = 10_000
+_COMPARED_NAMES: Final = 64
+_COMPARED_LETTERS: Final = 128
 
 
 class Q4JitError(Exception):
@@ -107,13 +114,44 @@ class MissingNameError(Q4JitError, KeyError):
 
     def __str__(self) -> str:  # composed only when printed: `Mapping.get` drops these errors
         count = f"{len(self.names)} {self.what}{'' if len(self.names) == 1 else 's'}"
-        problem = f"{self.path}: no {self.what} named {self.name!r}"
-        if similar := difflib.get_close_matches(str(self.name), self.names):
-            return f"{problem} ({count}). Did you mean {' or '.join(map(repr, similar))}?"
-        listed = ", ".join(map(repr, self.names[:_SHOWN_NAMES]))
+        problem = f"{self.path}: no {self.what} named {short_name(self.name)}"
+        if similar := _similar(str(self.name), self.names):
+            return f"{problem} ({count}). Did you mean {' or '.join(map(short_name, similar))}?"
+        listed = ", ".join(map(short_name, self.names[:_SHOWN_NAMES]))
         if len(self.names) > _SHOWN_NAMES:
             return f"{problem} ({count}; the first are {listed})"
         return f"{problem} ({count}: {listed})" if listed else f"{problem} ({count})"
+
+
+def short_name(name: object) -> str:
+    """Return a name from outside, quoted, escaped and at most about 80 characters long."""
+    if isinstance(name, str):
+        name = name if len(name) <= _SHOWN_LETTERS else name[: _SHOWN_LETTERS - 3] + "..."
+        return repr(name)
+    text = repr(name)
+    return text if len(text) <= _SHOWN_LETTERS else text[: _SHOWN_LETTERS - 3] + "..."
+
+
+def _similar(name: str, names: Sequence[str]) -> list[str]:
+    """Return up to three names that resemble `name`, in a time that does not grow with `names`."""
+    wanted = name[:_COMPARED_LETTERS].casefold()
+    beginnings = {known: known[:_COMPARED_LETTERS] for known in names[:_SEARCHED_NAMES]}
+    promising = heapq.nlargest(
+        _COMPARED_NAMES, beginnings, key=lambda known: _shared(wanted, beginnings[known].casefold())
+    )
+    by_beginning = {beginnings[known]: known for known in promising}
+    close = difflib.get_close_matches(name[:_COMPARED_LETTERS], by_beginning)
+    return [by_beginning[beginning] for beginning in close]
+
+
+def _shared(a: str, b: str) -> int:
+    """Return how many letters two names share at their beginnings and at their ends."""
+    return _shared_beginning(a, b) + _shared_beginning(a[::-1], b[::-1])
+
+
+def _shared_beginning(a: str, b: str) -> int:
+    pairs = enumerate(zip(a, b, strict=False))
+    return next((i for i, (x, y) in pairs if x != y), min(len(a), len(b)))
 
 
 class TargetError(Q4JitError, ValueError):

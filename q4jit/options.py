@@ -1,5 +1,6 @@
 """The options of `specialize`."""
 
+import operator
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -27,8 +28,8 @@ class Options:
     def __post_init__(self) -> None:
         for name in ("K", "N", "block_size"):
             value = getattr(self, name)
-            if value is not None and (type(value) is not int or value <= 0):
-                raise ArgumentError(expected("a positive int or None", repr(value), where=name))
+            if value is not None:
+                object.__setattr__(self, name, _positive(name, value))
         for name in ("cache", "tune"):
             value = getattr(self, name)
             if type(value) is not bool:
@@ -52,7 +53,7 @@ class Options:
                 )
             )
         if self.target is not None and not names_device(self.target):
-            target = find_target(self.target)
+            target = find_target(self.target, calls=True)
             find_backend(target).check(target, self.plan_options)
 
     @property
@@ -78,6 +79,17 @@ class Options:
                         where=f"specialize(N={self.N})",
                     )
                 )
+
+
+def _positive(name: str, value: object) -> int:
+    """Return a positive whole number of Python, NumPy or another library as an int."""
+    try:
+        number = 0 if isinstance(value, bool) else operator.index(value)  # type: ignore[arg-type]  # raises TypeError
+    except TypeError:
+        number = 0
+    if number <= 0:
+        raise ArgumentError(expected("a positive int or None", repr(value), where=name))
+    return number
 
 
 def _ks(graph: Graph) -> Iterator[int]:

@@ -1,11 +1,12 @@
 """Targets: the back ends and architectures that kernels are compiled for, and facts about them."""
 
+import difflib
 import functools
 import platform
 from dataclasses import dataclass
 from typing import Any, Final
 
-from q4jit.errors import TargetError, expected
+from q4jit.errors import TargetError, expected, short_name
 from q4jit.locks import BUILD
 
 # complete, as in the psABI: given a level's name, LLVM may use every feature of the level
@@ -155,11 +156,12 @@ class Target:
         return 32 if self.has("avx2") else 16
 
 
-def find_target(name: str | Target | None = None) -> Target:
+def find_target(name: str | Target | None = None, *, calls: bool = False) -> Target:
     """Return the target called `name`: `cpu` (this machine), `cpu:x86-64-v3`, `hip:gfx1100`, ….
 
-    None means `cpu`. A CPU's dot products of bytes follow its arch: `cpu:aarch64+dotprod`. Raises
-    TargetError for an unknown name; the message lists the known ones.
+    None means `cpu`. A CPU's dot products of bytes follow its arch: `cpu:aarch64+dotprod`. calls:
+    whether the name is for calls, which also accept the names of devices (`hip`, `cuda:0`), so that
+    the error lists these. Raises TargetError for an unknown name.
     """
     if isinstance(name, Target):
         return name
@@ -171,14 +173,33 @@ def find_target(name: str | Target | None = None) -> Target:
     arch, *extras = arch.split("+")
     fits = all(CPU_EXTRAS.get(extra) == arch for extra in extras)
     if backend != "cpu" or arch not in CPU_ARCHS or not fits:
-        cpus = [*CPU_ARCHS, *(f"{a}+{extra}" for extra, a in CPU_EXTRAS.items())]
-        known = ", ".join(["cpu", *(f"cpu:{a}" for a in cpus), *(f"hip:{a}" for a in HIP_ARCHS)])
-        hint = f" (did you mean {f'hip:{name}'!r}?)" if name in HIP_ARCHS else ""
-        if backend == "hip" and not arch:
-            hint = " (only calls accept 'hip', for any GPU of this machine)"
-        raise TargetError(f"unknown target {name!r}{hint}; known targets: {known}")
+        raise _unknown_target(name, calls)
     features = CPU_ARCHS[arch] | frozenset(extras)
     return Target("cpu", arch, features, "generic" if arch == "aarch64" else arch)
+
+
+def _unknown_target(name: object, calls: bool) -> TargetError:
+    """Return the error for a name that is no target, with the names that are nearest to it."""
+    backend, _, arch = str(name).partition(":")
+    is_device = backend in {"hip", "cuda"} and (not arch or arch.isdigit())
+    if is_device and not calls:
+        return TargetError(
+            f"{name!r} names a device of this machine, which only calls accept; name an arch, "
+            "such as 'hip:gfx1100' or 'hip:sm_90'"
+        )
+    cpus = [f"cpu:{a}" for a in (*CPU_ARCHS, *(f"{a}+{e}" for e, a in CPU_EXTRAS.items()))]
+    gpus = [f"hip:{a}" for a in HIP_ARCHS]
+    devices = ["hip", "hip:NUMBER", "cuda", "cuda:NUMBER"] if calls else []
+    known = {
+        "cpu": ["cpu", *cpus],
+        "hip": [*devices[:2], *gpus],
+    }.get(backend, ["cpu", "cpu:ARCH", *devices, "hip:ARCH"])
+    near = difflib.get_close_matches(str(name)[:80], [*cpus, *gpus], 1)
+    near = [f"hip:{name}"] if name in HIP_ARCHS else near
+    hint = f" (did you mean {near[0]!r}?)" if near else ""
+    return TargetError(
+        f"unknown target {short_name(name)}{hint}; known targets: {', '.join(known)}"
+    )
 
 
 def host_family() -> str:

@@ -88,8 +88,9 @@ def test_a_thousand_scalars_compile_once(x: Array, w: QuantizedTensor) -> None:
         f(x, w, float(scale))
     assert (f.stats.misses, len(f.signatures)) == (1, 1)
     compiles = f.stats.compiles
+    quarter: Any = np.float32(0.25)  # not a float for mypy
     for _ in range(2):
-        close(f(x, w, np.float32(0.25)), scaled(x, w, 0.25))
+        close(f(x, w, quarter), scaled(x, w, 0.25))
     assert (f.stats.misses, f.stats.compiles, len(f.signatures)) == (2, compiles, 1)
 
 
@@ -301,7 +302,7 @@ BAD_OPTIONS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
         ArgumentError,
         "expected one of 'f32', 'f16', 'i8', got 'f64'",
     ),
-    "target": ({"target": "gpu"}, TargetError, "unknown target 'gpu'; known targets: cpu, "),
+    "target": ({"target": "gpu"}, TargetError, "unknown target 'gpu'.*; known targets: cpu, "),
     "cache": ({"cache": "no"}, ArgumentError, "cache: expected True or False, got 'no'"),
     "unknown": (
         {"blocksize": 1},
@@ -465,6 +466,57 @@ def test_a_bad_environment_is_named(name: str, value: str) -> None:
     prelude = child.PRELUDE.replace("@specialize", "")  # decorating raises the error too
     printed = child.run(program, prelude=prelude, **{name: value, "PYTHONIOENCODING": "utf-8"})
     assert printed.count(f"{name}: expected ") == printed.count(f", got '{value}'\n") == 2
+
+
+# --- arguments of other libraries and kinds -------------------------------------------------------
+
+
+def test_sizes_are_ints_of_any_library(x: Array, w: QuantizedTensor) -> None:
+    k, n = map(np.int64, w.shape)
+    sizes: dict[str, Any] = {"K": k, "N": np.uint16(n)}
+    f: Any = specialize(lambda x, w: x @ w, **sizes)
+    assert type(f.options.K) is int
+    f.warmup((np.int32(1), k), w)
+    close(f(x, w), x @ w)
+    others: list[Any] = [np.True_, np.float32(64), np.int64(0), True, "64"]
+    for wrong in others:
+        with pytest.raises(ArgumentError, match="K: expected a positive int or None, got "):
+            specialize(lambda x, w: x @ w, K=wrong)
+
+
+NO_ARGUMENTS: dict[str, tuple[Callable[[Any, Any], Any], str]] = {
+    "a writable memoryview": (lambda x, w: memoryview(x), "; use np.asarray(x, dtype=np.float32)"),
+    "a list of ids": (lambda x, w: [1, 2], "; use np.asarray(x, np.int64) for the ids of w.rows"),
+    "a list of numbers": (lambda x, w: [[1.5, 2.0]], "; use np.asarray(x, dtype=np.float32)"),
+    "a tuple of weights": (lambda x, w: (w, w), "; pass each weight as an argument of its own"),
+    "a list of weights": (lambda x, w: [x, w], "; pass each weight as an argument of its own"),
+    "a dict": (lambda x, w: {"x": x}, ", got dict"),
+    "a ragged list": (lambda x, w: [[1], [1, 2]], ", got list"),
+    "a set": (lambda x, w: {1.5}, ", got set"),
+    "bytes": (lambda x, w: b"abc", ", got bytes"),
+}
+
+
+@pytest.mark.parametrize("kind", NO_ARGUMENTS)
+def test_the_cure_for_an_argument_can_be_followed(kind: str, x: Array, w: QuantizedTensor) -> None:
+    make, ending = NO_ARGUMENTS[kind]
+    f = specialize(lambda x, w: x @ w)
+    for call in (f, f.warmup):
+        with pytest.raises(ArgumentError) as caught:
+            call(make(x, w), w)
+        message = str(caught.value)
+        assert "argument 'x': expected a float32 array" in message
+        assert ending in message
+        assert ("; " in message) == ending.startswith(";")
+
+
+def test_an_unhashable_argument_is_refused(w: QuantizedTensor) -> None:
+    class Odd:
+        def __hash__(self) -> int:
+            raise RuntimeError
+
+    with pytest.raises(ArgumentError, match="got Odd"):
+        specialize(lambda x, w: x @ w)(Odd(), w)
 
 
 # --- errors ---------------------------------------------------------------------------------------

@@ -285,8 +285,10 @@ def test_all_is_the_public_names_of_the_top_level() -> None:
     assert set(q4jit.__all__) == public
     assert public == {
         "QuantizedTensor",
+        "get_num_threads",
         "load_gguf",
         "quantize",
+        "set_num_threads",
         "specialize",
         *errors.__all__,
     }

@@ -47,7 +47,15 @@ def test_targets_and_extras_are_accepted() -> None:
 
 def test_every_command_parses() -> None:
     lines = re.findall(r"^\$ q4jit (.*?)(?: {2,}#.*)?$", README, re.MULTILINE)
-    assert {line.split()[0] for line in lines} == {"bench", "build", "pack", "selftest", "tune"}
+    assert {line.split()[0] for line in lines} == {
+        "bench",
+        "build",
+        "cache",
+        "doctor",
+        "pack",
+        "selftest",
+        "tune",
+    }
     parser = make_parser()
     for line in lines:
         assert parser.parse_args(shlex.split(line)).run

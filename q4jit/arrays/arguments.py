@@ -21,6 +21,19 @@ def f32(value: Any) -> float:
         return float(np.float32(number))
 
 
+def plain(value: Any) -> Any:
+    """Return an array of a subclass as NumPy's own, with the shape and memory that it really has.
+
+    A subclass may report other ones. Masked arrays and matrices are returned as they are, because
+    `check_array` refuses them; so is every other object.
+    """
+    if isinstance(value, np.ndarray) and type(value) is not np.ndarray:
+        if isinstance(value, np.ma.MaskedArray | np.matrix):
+            return value
+        return np.ndarray.view(value, np.ndarray)
+    return value
+
+
 def holds_ids(array: NDArray[Any] | DeviceView) -> bool:
     """Return whether an array argument has row ids, not activations."""
     return array.dtype.kind in "iu"

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from q4jit.arrays.arguments import holds_ids
+from q4jit.arrays.dtypes import MOST_LEADING
 from q4jit.arrays.views import DeviceView
 from q4jit.errors import ArgumentError, expected
 from q4jit.frontend.graph import Graph, Node
@@ -119,9 +120,14 @@ def lead_shape(args: Sequence[object]) -> tuple[int, ...]:
     Raises ArgumentError if they do not broadcast.
     """
     arrays: list[Any] = [a for a in args if isinstance(a, np.ndarray | DeviceView) and a.shape]
+    leads = [a.shape if holds_ids(a) else a.shape[:-1] for a in arrays]
+    most = max(map(len, leads), default=0)
+    if most > MOST_LEADING:
+        what = f"at most {MOST_LEADING} leading dimensions"
+        raise ArgumentError(expected(what, f"{most}", where="array arguments"))
     try:
-        return np.broadcast_shapes(*(a.shape if holds_ids(a) else a.shape[:-1] for a in arrays))
+        return np.broadcast_shapes(*leads)
     except ValueError:
         shapes = ", ".join(show_shape(a.shape) for a in arrays)
-        leads = "leading dimensions that are equal, or 1 to broadcast"
-        raise ArgumentError(expected(leads, shapes, where="array arguments")) from None
+        what = "leading dimensions that are equal, or 1 to broadcast"
+        raise ArgumentError(expected(what, shapes, where="array arguments")) from None

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
+from q4jit.arrays.dtypes import MOST_DIMENSIONS
 from q4jit.errors import ArgumentError, expected
 
 PLATFORMS: Final = {2: "nvidia", 13: "nvidia", 10: "amd"}  # kDLCUDA, kDLCUDAManaged, kDLROCM
@@ -123,6 +124,12 @@ def consume(array: Any) -> Tensor:
             raise ArgumentError(expected("version 0 or 1", version, where="DLPack"))
         readonly = bool(managed.flags & _READONLY)
     tensor = managed.tensor
+    if not 0 <= tensor.ndim <= MOST_DIMENSIONS or (tensor.ndim and not tensor.shape):
+        what = f"a shape of at most {MOST_DIMENSIONS} dimensions"
+        raise ArgumentError(expected(what, f"{tensor.ndim} dimensions", where="DLPack"))
+    if any(size < 0 for size in tensor.shape[: tensor.ndim]):
+        shape = str(tensor.shape[: tensor.ndim])
+        raise ArgumentError(expected("sizes from 0", shape, where="DLPack"))
     return Tensor(
         (tensor.data or 0) + tensor.byte_offset,
         tuple(tensor.shape[: tensor.ndim]),

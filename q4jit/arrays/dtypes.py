@@ -1,4 +1,4 @@
-"""The element types of array arguments."""
+"""The element types of array arguments, and how many dimensions they may have."""
 
 from typing import Final
 
@@ -6,3 +6,5 @@ import numpy as np
 
 F32: Final = np.dtype(np.float32)
 IDS: Final = (np.dtype(np.int32), np.dtype(np.int64))
+MOST_DIMENSIONS: Final = 64  # as in NumPy 2
+MOST_LEADING: Final = 32  # NumPy broadcasts at most this many

@@ -14,6 +14,7 @@ from q4jit.arrays.device_array import DeviceArray
 from q4jit.arrays.protocols import dlpack_view, interface_view
 from q4jit.arrays.torch_tensors import new_tensor, torch_stream, torch_view
 from q4jit.arrays.views import DeviceView, device_of
+from q4jit.errors import ArgumentError
 
 
 def as_device_array(array: object, name: str = "array") -> DeviceView | None:
@@ -32,7 +33,13 @@ def as_device_array(array: object, name: str = "array") -> DeviceView | None:
     cupy = sys.modules.get("cupy")
     if cupy is not None and isinstance(array, getattr(cupy, "ndarray", ())):
         return cupy_view(cupy, array)
-    interface = getattr(array, "__cuda_array_interface__", None)
+    try:
+        interface = getattr(array, "__cuda_array_interface__", None)
+    except Exception as error:  # other libraries raise anything
+        raise ArgumentError(
+            f"argument {name!r}: __cuda_array_interface__ of the {type(array).__name__} failed: "
+            f"{error!r}"
+        ) from error
     if interface is not None:
         return interface_view(interface, array)
     if hasattr(array, "__dlpack_device__"):

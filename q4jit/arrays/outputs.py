@@ -6,6 +6,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from q4jit.arrays.arguments import plain
 from q4jit.arrays.call_shapes import Result
 from q4jit.arrays.dtypes import F32
 from q4jit.errors import ArgumentError, expected
@@ -29,26 +30,38 @@ def check_out(
     if isinstance(out, tuple) != returns_tuple or len(given) != len(shapes):
         what = f"a tuple of {len(shapes)} arrays" if returns_tuple else "one array"
         raise ArgumentError(expected(what, type(out).__name__, where="out="))
+    given = tuple(plain(array) for array in given)
     for array, shape in zip(given, shapes, strict=True):
         if (
             not isinstance(array, np.ndarray)
             or array.dtype != F32
             or array.shape != shape
             or not array.flags.writeable
-            or (
-                array.size
-                and any(n > 1 and not s for n, s in zip(shape, array.strides, strict=True))
-            )
+            or _overlaps_itself(array)
         ):
             got = (
                 f"{'' if array.flags.writeable else 'read-only '}{array.dtype} {list(array.shape)}"
                 if isinstance(array, np.ndarray)
                 else type(array).__name__
             )
+            if isinstance(array, np.ndarray) and _overlaps_itself(array):
+                got += f" whose elements share memory (strides {list(array.strides)})"
             what = f"a writable float32 {list(shape)}"
             raise ArgumentError(expected(what, got, where="out="))
     _refuse_overlap(given, names, args)
     return given
+
+
+def _overlaps_itself(array: NDArray[Any]) -> bool:
+    """Return whether elements of an array share memory, or interleave in a way that may do so."""
+    if not array.size:
+        return False
+    end = array.itemsize  # of the elements along all axes with smaller strides
+    for stride, size in sorted(zip(map(abs, array.strides), array.shape, strict=True)):
+        if size > 1 and stride < end:
+            return True
+        end += (size - 1) * stride
+    return False
 
 
 def usable(array: NDArray[np.float32], result: Result) -> bool:

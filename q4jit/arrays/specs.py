@@ -39,7 +39,7 @@ def shape_key(value: object) -> object:
         value = value.item()
     try:
         hash(value)
-    except TypeError:
+    except Exception:  # noqa: BLE001 - memoryviews raise ValueError, other objects anything
         return kind  # `spec_of` refuses it
     return type(value), value
 
@@ -71,21 +71,38 @@ def spec_of(name: str, value: object, sized: bool = False) -> Spec:
         value = value.item()
     if value is None or isinstance(value, bool | int | str):
         return StaticSpec(type(value), value)
-    arrays = ("__len__", "__array__", "__dlpack__")
-    like_array = any(hasattr(value, attribute) for attribute in arrays)
-    cure = f"use np.asarray({name}, dtype=np.float32)" if like_array else ""
     kinds = "a float32 array, QuantizedTensor, number, bool, str or None"
     raise ArgumentError(
-        expected(kinds, type(value).__name__, where=f"argument {name!r}", cure=cure)
+        expected(kinds, type(value).__name__, where=f"argument {name!r}", cure=_cure(name, value))
     )
+
+
+def _cure(name: str, value: object) -> str:
+    """Return how to convert an argument; empty if NumPy makes no array of numbers of it."""
+    if isinstance(value, list | tuple) and any(isinstance(v, QuantizedTensor) for v in value):
+        return "pass each weight as an argument of its own"
+    try:
+        array = np.asarray(value)
+    except Exception:  # noqa: BLE001 - other libraries raise anything
+        return ""
+    if array.dtype.kind not in "fiub" or not array.ndim or not array.size:
+        return ""
+    if array.dtype.kind in "iu":
+        ids, numbers = f"np.asarray({name}, np.int64)", f"np.asarray({name}, np.float32)"
+        return f"use {ids} for the ids of w.rows(ids), or {numbers} for numbers"
+    return f"use np.asarray({name}, dtype=np.float32)"
 
 
 def stand_in(value: object) -> object:
     """Return an argument of `warmup`: an array for a tuple of ints (its shape), else the value."""
-    if isinstance(value, tuple) and value and all(type(v) is int for v in value):
+    if isinstance(value, tuple) and value and all(_is_size(v) for v in value):
         try:
-            return np.broadcast_to(np.float32(0), value).view()
+            return np.broadcast_to(np.float32(0), tuple(map(int, value))).view()
         except ValueError as error:
             got = f"{value} ({error})"
             raise ArgumentError(expected("the shape of an array", got, where="warmup")) from None
     return value
+
+
+def _is_size(value: object) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)

@@ -24,6 +24,7 @@ from typing import Final, Protocol
 
 from q4jit import config
 from q4jit.compilers import files
+from q4jit.compilers.entries import evict
 from q4jit.errors import CacheWarning
 from q4jit.locks import BUILD
 from q4jit.targets import Target
@@ -170,6 +171,9 @@ class DiskCache:
                     files.remove_leftovers(folder, time.time() - _LEFTOVER_AGE_S)
                 for ending, data in (source, checksum, object_):
                     files.write_own(folder, f"{key}{ending}", data)
+                limit = config.cache_limit()
+                if limit is not None:
+                    evict(self.directory, limit, keep=key)
             except OSError as error:
                 self._warn(f"cannot be written ({error})")
 

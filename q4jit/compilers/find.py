@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -49,6 +50,41 @@ def find_compiler(target: Target) -> HipCompiler:
     by = f" (Q4JIT_HIP_COMPILER={asked})" if asked else ""
     tried = "\n  ".join(refused)
     raise TargetError(f"no compiler for {target}{by}. Tried:\n  {tried}\nTo get one: {_CROSS}")
+
+
+@dataclass(frozen=True)
+class Surveyed:
+    """A compiler for GPUs: where it is and what it knows, or why it cannot be used.
+
+    Attributes:
+        description: its name and path.
+        archs: the archs that it knows.
+        problem: why it cannot be used; empty if it can.
+    """
+
+    description: str
+    archs: tuple[str, ...]
+    problem: str
+
+
+def survey() -> list[Surveyed]:
+    """Return every compiler for GPUs, also those that are missing."""
+    surveyed = []
+    for name, installed in _INSTALLED.items():
+        known = list(installed())
+        surveyed += [_survey(description, compiler) for description, compiler in known]
+        if not known:
+            surveyed.append(Surveyed(name, (), f"not found in {_LOOKED_IN[name]}"))
+    return [*surveyed, _survey("NVRTC", NvRtc())]
+
+
+def _survey(description: str, compiler: HipCompiler) -> Surveyed:
+    try:
+        return Surveyed(description, tuple(compiler.archs()), "")
+    except CompileError as error:
+        return Surveyed(description, (), f"does not run: {'; '.join(error.log.splitlines()[-2:])}")
+    except TargetError as error:
+        return Surveyed(description, (), str(error))
 
 
 def _problem(compiler: Clang | HipRtc, target: Target) -> str:

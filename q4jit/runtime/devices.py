@@ -36,6 +36,11 @@ def why_none() -> str:
     return "; ".join(reasons)
 
 
+def device_files() -> dict[str, tuple[str, ...]]:
+    """Return the device files of each platform; its loaded driver makes at least one."""
+    return dict(_NODES)
+
+
 def driver_of(device: Device) -> Driver:
     """Return the driver of a device from `find_devices`."""
     return drivers()[device.platform]

@@ -16,6 +16,7 @@ import contextlib
 import ctypes
 import os
 import sys
+import warnings
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -127,12 +128,16 @@ class _Process:
     Attributes:
         pool: the pool, if there is one.
         address: the pool's address; 0 if kernels run in their caller; None until the first call.
-        inherited: pools of the parent.
+        inherited: pools of the parent, and stopped pools.
+        threads: the number of threads that kernels use; None until the first call.
+        variables: the environment variables that were read for this number.
     """
 
     pool: Pool | None = None
     address: int | None = None
     inherited: list[Pool] = field(default_factory=list)
+    threads: int | None = None
+    variables: dict[str, str | None] = field(default_factory=dict)
 
 
 _process = _Process()
@@ -157,6 +162,7 @@ def _start() -> int:
                 _process.address = _process.pool.address
             else:
                 _process.address = 0
+            _process.threads, _process.variables = threads, config.thread_variables()
         return _process.address
 
 
@@ -186,8 +192,48 @@ def _continue_in_child() -> None:
     """Discard the pool: a thread of the parent may have been inside it."""
     if _process.pool is not None:
         _process.inherited.append(_process.pool)
-    _process.pool, _process.address = None, None
+    _process.pool = _process.address = _process.threads = None
     BUILD.release()
+
+
+def threads_in_use() -> int:
+    """Return the number of threads of kernels: that of the running pool, or of the next one.
+
+    Warns once if an environment variable was changed after the pool had started.
+    """
+    warn_of_changed_variables()
+    return config.num_threads() if _process.threads is None else _process.threads
+
+
+def resize() -> None:
+    """Let the next call start a pool with the number of threads that `config` has now.
+
+    Calls that are running finish alone.
+    """
+    with BUILD:
+        pool, _process.pool = _process.pool, None
+        _process.address = _process.threads = None
+        if pool is not None:
+            _process.inherited.append(pool)
+            pool.stop()
+
+
+def warn_of_changed_variables() -> None:
+    """Warn if a variable that the running pool was started with has another value now."""
+    if _process.threads is None or config.chosen_threads() is not None:
+        return
+    now = config.thread_variables()
+    for name, value in now.items():
+        if _process.variables[name] != value:
+            _process.variables = now  # warn once per change
+            change = "unset" if value is None else f"set to {value!r}"
+            warnings.warn(
+                f"{name} was {change} after the first call, which started "
+                f"{_process.threads} threads; use q4jit.set_num_threads(...) to change that",
+                RuntimeWarning,
+                stacklevel=4,
+            )
+            return
 
 
 def _stop_at_exit() -> None:

@@ -1,34 +1,19 @@
-"""Where a report comes from: q4jit's version and commit, the driver, the CPU, the system."""
+"""Where a report comes from: q4jit's commit, the driver, the CPU, the system."""
 
 import datetime
-import functools
-import importlib.metadata
 import platform
-import tomllib
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
 from q4jit.targets import find_target
+from q4jit.version import CHECKOUT, version
 
-_CHECKOUT: Final = Path(__file__).parents[2]  # above the package; a git clone or site-packages
 _UNKNOWN_CACHE_BYTES: Final = 64 << 20
 
 
-@functools.cache
-def version() -> str:
-    """Return the version of q4jit: of its checkout, else as installed, else "unknown" (a zip)."""
-    project = _CHECKOUT / "pyproject.toml"
-    if project.is_file():
-        return str(tomllib.loads(project.read_text(encoding="utf-8"))["project"]["version"])
-    try:
-        return importlib.metadata.version("q4jit")
-    except importlib.metadata.PackageNotFoundError:
-        return "unknown"
-
-
-def commit(checkout: Path = _CHECKOUT) -> str | None:
+def commit(checkout: Path = CHECKOUT) -> str | None:
     """Return the commit of a git checkout, read from `.git`; None for any other folder."""
     git = checkout / ".git"
     head = git / "HEAD"
@@ -46,11 +31,13 @@ def commit(checkout: Path = _CHECKOUT) -> str | None:
 
 
 def driver_version(name: str) -> str:
-    """Return the version of the GPU driver of `amd` or `nvidia`.
+    """Return the version of the GPU driver of `amd` or `nvidia`; "none" for `cpu`.
 
     An amdgpu driver that is part of the Linux kernel has no version of its own; the kernel's
     release stands for it.
     """
+    if name == "cpu":
+        return "none"
     paths = {"amd": "/sys/module/amdgpu/version", "nvidia": "/proc/driver/nvidia/version"}
     path = Path(paths[name])
     if path.is_file():

@@ -37,21 +37,34 @@ def contiguous(raw: Any) -> memoryview:
     return view
 
 
-def is_frozen(raw: object) -> bool:
-    """Return whether nobody can write to a buffer: it is part of bytes or of a read-only map.
+def immutable_memory(raw: object, view: memoryview) -> memoryview:
+    """Return the bytes of `view`, a buffer of `raw`, as memory that nobody can write to.
 
-    An array that owns its memory is never frozen, even if it is read-only now: an older view may
-    be writable, and the flag can be changed back.
+    It is part of the bytes object or of the read-only map that `raw` refers to, or else a copy. An
+    array that owns its memory is copied even if it is read-only now: an older view may be writable,
+    and the flag can be changed back. The arrays between `raw` and the bytes are not kept, because
+    they can be made to refer to other memory.
     """
-    while True:
-        if isinstance(raw, np.ndarray):
-            raw = raw.base
-        elif isinstance(raw, memoryview):
-            raw = raw.obj
-        elif isinstance(raw, mmap.mmap):
-            return memoryview(raw).readonly
-        else:
-            return isinstance(raw, bytes)
+    root = _root(raw)
+    if root is not None:
+        offset = _address(view) - _address(root)
+        if 0 <= offset <= root.nbytes - view.nbytes:
+            return root[offset : offset + view.nbytes]
+    return memoryview(view.tobytes())
+
+
+def _root(raw: object) -> memoryview | None:
+    """Return the whole memory of the bytes object or read-only map behind a buffer."""
+    while isinstance(raw, np.ndarray | memoryview):
+        raw = raw.base if isinstance(raw, np.ndarray) else raw.obj
+    if not isinstance(raw, bytes | mmap.mmap):
+        return None
+    whole = memoryview(raw).cast("B")
+    return whole if whole.readonly and whole.nbytes else None
+
+
+def _address(view: memoryview) -> int:
+    return int(np.frombuffer(view, np.uint8).ctypes.data) if view.nbytes else 0
 
 
 def row_ids(ids: ArrayLike, n: int) -> NDArray[np.intp]:
@@ -60,7 +73,8 @@ def row_ids(ids: ArrayLike, n: int) -> NDArray[np.intp]:
     if index.size == 0 and not isinstance(ids, np.ndarray):
         index = index.astype(np.intp)  # np.asarray([]) is float64
     if index.dtype.kind not in "iu":
-        cure = "use ids.astype(np.int64)"
+        is_array = isinstance(ids, np.ndarray)
+        cure = f"use {'ids.astype(np.int64)' if is_array else 'np.asarray(ids, dtype=np.int64)'}"
         got = describe(index.dtype)
         raise ArgumentError(expected("integers", got, where="ids of w.rows(ids)", cure=cure))
     if index.size and (index.min() < 0 or index.max() >= n):

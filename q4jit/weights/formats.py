@@ -14,7 +14,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from q4jit.errors import FormatError, expected
+from q4jit.errors import FormatError, expected, short_name
 
 QK4_0: Final = 32
 QK4_1: Final = 32
@@ -126,12 +126,16 @@ FORMATS: Final[dict[str, Format]] = {
 }
 
 
-def find_format(name: str) -> Format:
-    """Return the format called `name`. Raises FormatError, which lists the known formats."""
-    try:
-        return FORMATS[name]
-    except (KeyError, TypeError):
-        raise FormatError(f"unknown format {name!r}; known formats: {', '.join(FORMATS)}") from None
+def find_format(name: object) -> Format:
+    """Return the format called `name`, in upper or lower case.
+
+    Raises FormatError, which lists the known formats.
+    """
+    fmt = FORMATS.get(name.upper()) if isinstance(name, str) else None
+    if fmt is None:
+        known = ", ".join(FORMATS)
+        raise FormatError(f"unknown format {short_name(name)}; known formats: {known}")
+    return fmt
 
 
 def batches(count: int, elements: int) -> Iterator[slice]:

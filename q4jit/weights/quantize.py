@@ -1,12 +1,26 @@
 """`quantize`: make a weight from a float matrix."""
 
+import ctypes
+from typing import Any
+
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from q4jit.errors import FormatError, expected
 from q4jit.weights.checks import describe, matrix_shape
-from q4jit.weights.formats import batches, encode, find_format
+from q4jit.weights.formats import Format, batches, encode, find_format
+from q4jit.weights.scales import finite_blocks
 from q4jit.weights.tensor import QuantizedTensor
+
+_from_string = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_void_p, ctypes.c_ssize_t)(
+    ("PyBytes_FromStringAndSize", ctypes.pythonapi)
+)
+
+
+def _new_bytes(size: int) -> bytes:
+    """Return a new bytes object with arbitrary content; C code may fill one that it just made."""
+    memory: bytes = _from_string(None, size)
+    return memory
 
 
 def quantize(
@@ -16,19 +30,48 @@ def quantize(
     """Quantise a float matrix [K, N] to `format`, with the bytes of ggml's reference quantiser.
 
     w: float16, float32 or float64, with any strides and byte order. format: Q4_0, Q4_1, Q8_0, F16
-    or F32. Raises FormatError for another dtype, rank or format, for an empty matrix, and if K is
-    not a whole number of blocks.
+    or F32, in upper or lower case. Raises FormatError for another dtype, rank or format, for an
+    empty matrix, if K is not a whole number of blocks, and for finite values that are beyond the
+    range of the format's f16 (F32: f32) fields. NaN and Inf in w are kept as ggml keeps them.
     """
     fmt = find_format(format)
     matrix = np.asarray(w)
     if matrix.dtype.kind != "f" or matrix.dtype.itemsize > 8:
         dtypes = "float16, float32 or float64"
-        cure = "use w.astype(np.float32)"
+        is_array = isinstance(w, np.ndarray)
+        cure = f"use {'w.astype(np.float32)' if is_array else 'np.asarray(w, dtype=np.float32)'}"
         got = f"{describe(matrix.dtype)} {list(matrix.shape)}"
         raise FormatError(expected(dtypes, got, where="argument 'w' of quantize", cure=cure))
     k, n = matrix_shape(matrix.shape)
-    columns = np.empty((n, fmt.column_bytes(k)), np.uint8)
+    memory = _new_bytes(n * fmt.column_bytes(k))
+    # nobody else has the object yet, so its bytes may still be written
+    address = np.frombuffer(memory, np.uint8).ctypes.data
+    writable = memoryview((ctypes.c_uint8 * len(memory)).from_address(address)).cast("B")
+    columns = np.frombuffer(writable, np.uint8).reshape(n, -1)
     for batch in batches(n, k):
         columns[batch] = encode(fmt, matrix[:, batch].T)
-    columns.flags.writeable = False
-    return QuantizedTensor(fmt, columns)
+        _check_range(fmt, matrix, batch, columns[batch])
+    return QuantizedTensor.of_memory(fmt, memoryview(memory), n)
+
+
+def _check_range(
+    fmt: Format, matrix: NDArray[Any], batch: slice, columns: NDArray[np.uint8]
+) -> None:
+    """Raise FormatError if a block of finite values has a scale or values that overflowed."""
+    finite = finite_blocks(fmt, columns)
+    if finite.all():
+        return
+    values = matrix[:, batch].T.reshape(-1, fmt.block_elements)
+    overflowed = np.flatnonzero(~finite & np.isfinite(values).all(axis=1))
+    if not overflowed.size:
+        return
+    first = int(overflowed[0])
+    element = first * fmt.block_elements + int(np.abs(values[first]).argmax())
+    column, row = divmod(element, len(matrix))
+    column += batch.start
+    dtype = "float32" if fmt.float_dtype == "<f4" else "float16"
+    part = "values" if fmt.float_dtype else "the scale and the minimum of a block"
+    what = f"{part} within {dtype}'s range for {fmt.name}"
+    got = f"w[{row}, {column}] = {matrix[row, column]:g}"
+    cure = "scale the matrix down" + ("" if dtype == "float32" else ", or quantise to F32")
+    raise FormatError(expected(what, got, where="argument 'w' of quantize", cure=cure))

@@ -25,7 +25,7 @@ def scale_facts(fmt: Format, batches: Iterable[NDArray[np.uint8]]) -> tuple[bool
     batches: uint8 [n, column_bytes], some columns at a time. See `QuantizedTensor.suits_f16`.
     """
     if not suits_tiles16(fmt):
-        return all(_finite(fmt, columns) for columns in batches), True
+        return all(finite_blocks(fmt, columns).all() for columns in batches), True
     counts = np.zeros(_F16_MAGNITUDE + 1, np.int64)  # of each |d|, by its bits
     for columns in batches:
         band_counts = np.bincount(_field(fmt, columns, 0) & _F16_MAGNITUDE)
@@ -33,11 +33,17 @@ def scale_facts(fmt: Format, batches: Iterable[NDArray[np.uint8]]) -> tuple[bool
     return not counts[_F16_INFINITY:].any(), _rounds_well(counts)
 
 
-def _finite(fmt: Format, columns: NDArray[np.uint8]) -> bool:
+def finite_blocks(fmt: Format, columns: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Return for each block whether its scale and minimum (F16 and F32: its element) are finite."""
     if fmt.float_dtype is not None:
-        return bool(np.isfinite(columns.view(fmt.float_dtype)).all())
+        values: NDArray[np.floating] = np.ascontiguousarray(columns).view(fmt.float_dtype)
+        flags: NDArray[np.bool_] = np.isfinite(values).reshape(-1)
+        return flags
     fields = [_field(fmt, columns, at) for at in (fmt.scale_at, fmt.minimum_at) if at is not None]
-    return all((bits & _F16_MAGNITUDE < _F16_INFINITY).all() for bits in fields)
+    finite = np.ones(columns.size // fmt.block_bytes, np.bool_)
+    for bits in fields:
+        finite &= bits & _F16_MAGNITUDE < _F16_INFINITY
+    return finite
 
 
 def _rounds_well(counts: NDArray[np.int64]) -> bool:

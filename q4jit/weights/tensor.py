@@ -1,14 +1,14 @@
 """`QuantizedTensor`: an immutable matrix of GGUF blocks."""
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from q4jit.errors import ArgumentError, FormatError, expected
 from q4jit.locks import BUILD
-from q4jit.weights.checks import contiguous, describe, is_frozen, matrix_shape, row_ids
+from q4jit.weights.checks import contiguous, describe, immutable_memory, matrix_shape, row_ids
 from q4jit.weights.formats import Format, batches, decode, find_format
 from q4jit.weights.resident import ResidentCopies
 from q4jit.weights.scales import scale_facts
@@ -28,26 +28,44 @@ class QuantizedTensor:
     __slots__ = (
         "__weakref__",
         "_fmt",
+        "_memory",
         "_raw",
         "_resident",
         "_scale_facts",
         "_shape",
         "_signature",
     )
+    _fmt: Format
+    _memory: memoryview
+    _raw: NDArray[np.uint8]
+    _resident: ResidentCopies
+    _scale_facts: tuple[bool, bool] | None
+    _shape: tuple[int, int]
+    _signature: tuple[str, int, int, bool, bool] | None
 
-    def __init__(self, fmt: Format, columns: NDArray[np.uint8]) -> None:
-        """Wrap columns, uint8 [N, column_bytes] (read-only, C-contiguous), without copying them."""
-        assert columns.ndim == 2
-        assert columns.dtype == np.uint8
-        assert columns.flags.c_contiguous
-        assert not columns.flags.writeable
-        self._fmt = fmt
-        self._raw = columns.view()  # a view of a read-only array cannot be made writable again
-        self._shape = (columns.shape[1] // fmt.block_bytes * fmt.block_elements, columns.shape[0])
+    def __init__(self, *_: object, **__: object) -> None:
+        """Raise ArgumentError: tensors are made by functions that check their bytes."""
+        raise ArgumentError(
+            "a QuantizedTensor is not made by calling the class; use "
+            'q4jit.quantize(w, "Q4_0") for a float matrix [K, N], '
+            "QuantizedTensor.from_bytes(raw, shape=(K, N), format=...) for blocks, "
+            "or q4jit.load_gguf(path)[name]"
+        )
+
+    @classmethod
+    def of_memory(cls, fmt: Format, memory: memoryview, n: int) -> Self:
+        """Wrap memory that nobody can write to, with the columns of `n` GGUF rows."""
+        assert memory.readonly
+        w = cls.__new__(cls)
+        w._fmt = fmt
+        w._memory = memory
+        w._raw = np.frombuffer(memory, np.uint8).reshape(n, -1)
+        w._shape = (w._raw.shape[1] // fmt.block_bytes * fmt.block_elements, n)
         # an attribute, not a property: launches read it in every call
-        self._resident = ResidentCopies(fmt, self._raw)
-        self._scale_facts: tuple[bool, bool] | None = None  # finite, suits_f16
-        self._signature: tuple[str, int, int, bool, bool] | None = None
+        w._resident = ResidentCopies(fmt, w._raw)
+        w._scale_facts = None  # finite, suits_f16
+        w._signature = None
+        return w
 
     @classmethod
     def from_bytes(
@@ -71,8 +89,7 @@ class QuantizedTensor:
             size = f"{n * column_bytes} bytes ({n} columns of {column_bytes})"
             where = f"{fmt.name} of shape (K, N) = ({k}, {n})"
             raise FormatError(expected(size, f"{view.nbytes} bytes", where=where))
-        source = view if is_frozen(raw) else view.tobytes()
-        return cls(fmt, np.frombuffer(source, np.uint8).reshape(n, column_bytes))
+        return cls.of_memory(fmt, immutable_memory(raw, view), n)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -96,8 +113,12 @@ class QuantizedTensor:
 
     @property
     def raw(self) -> NDArray[np.uint8]:
-        """The blocks in GGUF's order: read-only uint8 [N, column_bytes]."""
-        return self._raw
+        """The blocks in GGUF's order: read-only uint8 [N, column_bytes].
+
+        Each access makes an array of its own, so that changing its shape, strides or dtype in place
+        does not change the tensor.
+        """
+        return np.frombuffer(self._memory, np.uint8).reshape(self._raw.shape)
 
     def dequantize(self) -> NDArray[np.float32]:
         """Decode every element: f32 [K, N] in Fortran order, because GGUF stores columns."""

@@ -421,7 +421,7 @@ def test_a_wrong_option(options: dict[str, Any], message: str) -> None:
 
 @pytest.mark.parametrize("target", ["cpu:z80", "gpu", "", "cpu:"])
 def test_an_unknown_target(target: str) -> None:
-    with pytest.raises(TargetError, match=r"unknown target .*known targets: cpu, cpu:x86-64"):
+    with pytest.raises(TargetError, match=r"unknown target .*known targets: cpu, "):
         specialize(target=target)
 
 

@@ -4,6 +4,7 @@ from typing import Final
 
 LAYERS: Final = (
     "errors",
+    "version",
     "checked_json",
     "config",
     "locks",
@@ -15,6 +16,7 @@ LAYERS: Final = (
     "plan",
     "compilers",
     "runtime",
+    "threads",
     "arrays",
     "pipeline",
     "cpu",

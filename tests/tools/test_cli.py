@@ -4,9 +4,12 @@ import argparse
 import hashlib
 import importlib.util
 import json
+import os
 import re
+import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,7 +25,7 @@ from q4jit.targets import Target
 from q4jit.tools.aot.layout import LAYOUTS, describe_layout
 from q4jit.tools.cli.build import _with_progress
 from q4jit.tools.cli.main import main, make_parser
-from q4jit.tools.provenance import version
+from q4jit.version import version
 from q4jit.weights.formats import FORMATS
 from q4jit.weights.layouts import GGUF, pack
 from tests.support.kernels import weight
@@ -92,7 +95,7 @@ def write_gguf(path: Path, tensors: dict[str, tuple[str, int, int]]) -> None:
 # --- success --------------------------------------------------------------------------------------
 
 
-COMMANDS = ("build", "pack", "tune", "bench", "selftest")
+COMMANDS = ("build", "pack", "tune", "bench", "selftest", "doctor", "cache")
 
 
 def subparsers() -> dict[str, argparse.ArgumentParser]:
@@ -147,11 +150,11 @@ def test_python_runs_the_package() -> None:
 @pytest.mark.usefixtures("ziglang")
 def test_a_build_of_a_file(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "a" / "b"
-    arguments = ["build", "--gguf", str(model), "--arch", "gfx1030", "--m", "1", "--m", "2"]
-    assert main([*arguments, "--out", str(out)]) == 0
+    arguments = ["build", "--gguf", str(model), "--arch", "gfx1030", "--m", "1,2", "--m", "2"]
+    assert main([*arguments, "--out", str(out)]) == 3
     shown = capsys.readouterr()
     assert shown.out == f"{out}: 4 kernels for gfx1030, manifest.json, q4jit_kernels.h\n"
-    assert shown.err == "q4jit build: left out f: F32 is not a block format\n"
+    assert shown.err == "q4jit build: left out 1 matrix: f: F32 is not a block format\n"
     manifest = json.loads((out / "manifest.json").read_bytes())
     assert [
         (p["format"], p["K"], p["N"], p["M"]["max"], p["tensors"]) for p in manifest["products"]
@@ -259,7 +262,7 @@ def test_names_of_a_file_cannot_steer_the_terminal(
     write_gguf(path, {steering: ("F32", 8, 4), "b": ("Q4_0", 32, 2)})
     build_it = ["build", "--gguf", str(path), "--arch", "gfx1100", "--out", str(tmp_path / "o")]
     main(build_it)  # with a compiler or not
-    assert r"left out a\x1b[2J\u202e: F32" in capsys.readouterr().err
+    assert r"left out 1 matrix: a\x1b[2J\u202e: F32" in capsys.readouterr().err
 
 
 def refuse(*_: Any) -> bytes:
@@ -276,7 +279,7 @@ def refuse(*_: Any) -> bytes:
         (["--arch", "sm_90"], "got NVIDIA's sm_90; call the function from Python"),
         (["--arch", "sm_91"], "got 'sm_91'"),
         (["--arch", "gfx1100; rm"], "got 'gfx1100; rm'"),
-        (["--format", "q5_0"], "unknown format 'Q5_0'; known formats: F32"),
+        (["--format", "q5_0"], "unknown format 'q5_0'; known formats: F32"),
         (["--k", "65"], "K: expected a positive multiple of 32 (a block of Q4_0), got 65"),
         (["--k", "0"], "argument --k: expected a whole number from 1, got '0'"),
         (["--n", "-3"], "argument --n: expected a whole number from 1, got '-3'"),
@@ -444,3 +447,103 @@ def test_progress(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
     assert list(_with_progress(list("abcdefgh"))) == list("abcdefgh")
     lines = [f"compiling {i} of 8" for i in (1, 3, 5, 7)]
     assert capsys.readouterr().err.splitlines() == lines
+
+
+# --- odd paths ------------------------------------------------------------------------------------
+
+
+def special_files(folder: Path) -> list[Path]:
+    """Return a pipe, a socket, a link to a device, and a link to the pipe."""
+    os.mkfifo(folder / "pipe")
+    with socket.socket(socket.AF_UNIX) as unix:
+        unix.bind(str(folder / "socket"))
+    (folder / "null").symlink_to("/dev/null")
+    (folder / "link").symlink_to(folder / "pipe")
+    return [folder / name for name in ("pipe", "socket", "null", "link")]
+
+
+def test_a_file_that_is_not_regular_is_never_replaced(
+    model: Path, fails: Fails, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with tempfile.TemporaryDirectory() as short:  # a socket's path has at most 107 bytes
+        monkeypatch.chdir(short)
+        for path in special_files(Path(short)):
+            before = path.lstat()
+            pack_it = ["pack", "--gguf", str(model), "--tensor", "b", "--force", "--out"]
+            wanted = "expected a path for a file, got a device, pipe or socket"
+            assert wanted in fails(1, *pack_it, path)
+            path.with_name("w.json").symlink_to(path)  # where the description would be
+            assert wanted in fails(1, *pack_it, path.with_name("w"))
+            path.with_name("w.json").unlink()
+            for command in (
+                ["tune", "--export", path],
+                ["bench", "--target", "cpu", "--json", path],
+                ["bench", "--target", "cpu", "--plot", path],
+            ):
+                assert "expected a file in a writable folder" in fails(2, *command)
+            after = path.lstat()
+            assert (before.st_ino, before.st_mode) == (after.st_ino, after.st_mode)
+
+
+def test_an_input_that_is_not_a_regular_file_is_refused_at_once(
+    tmp_path: Path, fails: Fails
+) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for path in (pipe, Path("/dev/zero")):
+        for command in (
+            ["bench", "--markdown", "--from", path],
+            ["bench", "--target", "cpu", "--targets", path],
+            ["bench", "--child", path],
+            ["tune", "--merge", path],
+            ["tune", "--gguf", path],
+            ["build", "--arch", "gfx1030", "--out", tmp_path / "o", "--gguf", path],
+            ["pack", "--tensor", "t", "--out", tmp_path / "o", "--gguf", path],
+        ):
+            assert "regular file" in fails(1, *command)
+
+
+@pytest.mark.parametrize("out", [".", "/", "..", "./", "a/.."])
+def test_pack_needs_the_name_of_a_file(out: str, model: Path, fails: Fails) -> None:
+    line = fails(1, "pack", "--gguf", model, "--tensor", "b", "--force", "--out", out)
+    assert "output: expected a path for a file, got '" in line
+
+
+def test_an_empty_path_is_refused(model: Path, fails: Fails) -> None:
+    for command in (
+        ["pack", "--gguf", model, "--tensor", "b", "--out", ""],
+        ["build", "--gguf", model, "--arch", "gfx1030", "--out", ""],
+        ["tune", "--export", ""],
+        ["bench", "--json", ""],
+        ["bench", "--plot", ""],
+        ["selftest", "--out", ""],
+    ):
+        assert "expected a path, got ''" in fails(2, *command)
+
+
+@pytest.mark.parametrize(
+    "manifest",
+    [
+        '{"q4jit": "1", "files": ' + "[" * 100_000 + "]" * 100_000 + "}",
+        '{"q4jit": "1", "files": {"w": 5}}',
+        '{"q4jit": "1", "files": {"a\\u0000": {"sha256": "x"}}}',
+        "[]",
+    ],
+    ids=["nested", "numbers", "null byte", "a list"],
+)
+def test_a_strange_manifest_is_another_programs_file(
+    manifest: str, model: Path, tmp_path: Path, fails: Fails
+) -> None:
+    (tmp_path / "w.json").write_text(manifest)
+    (tmp_path / "w").write_text("mine")
+    pack_it = ["pack", "--gguf", str(model), "--tensor", "b", "--out", str(tmp_path / "w")]
+    assert "contains files that q4jit did not write" in fails(1, *pack_it)
+    assert (tmp_path / "w").read_text() == "mine"
+    assert main([*pack_it, "--force"]) == 0
+
+
+def test_nested_json_is_refused(tmp_path: Path, fails: Fails) -> None:
+    path = tmp_path / "nested.json"
+    path.write_text("[" * 100_000 + "]" * 100_000)
+    for command in (["bench", "--markdown", "--from"], ["tune", "--merge"], ["bench", "--targets"]):
+        fails(1, *command, path)

@@ -17,7 +17,7 @@ from q4jit.plan.options import PlanOptions
 from q4jit.runtime.driver import Device
 from q4jit.targets import Target, find_target
 from q4jit.tools.cli.main import main
-from q4jit.tools.selftest import checks, timing
+from q4jit.tools.selftest import checks, cpu, timing
 from q4jit.tools.selftest.cases import cases
 from q4jit.tools.selftest.checks import Check
 from q4jit.tools.selftest.run import outcome_of
@@ -302,3 +302,35 @@ def test_an_arch_alone_selects_a_device(
     monkeypatch.setattr("q4jit.tools.cli.arguments.find_device", find)
     assert main(["selftest", "--device", "gfx1100"]) == 1
     assert "asked for hip:gfx1100" in capsys.readouterr().err
+
+
+# --- the CPU --------------------------------------------------------------------------------------
+
+
+def test_the_kernels_of_the_cpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["selftest", "--device", "cpu", "--quick", "--out", str(tmp_path)]) == 0
+    report = json.loads((tmp_path / "report.json").read_bytes())
+    assert report["failed"] == report["not_run"] == 0
+    assert report["device"]["platform"] == "cpu"
+    assert {case["group"] for case in report["cases"]} >= {"product f32", "product i8", "lookup"}
+    shown = capsys.readouterr().out
+    assert "nothing was timed: the CPU is timed by: q4jit bench --target cpu" in shown
+    assert "threads" in shown or "1 thread\n" in shown
+
+
+def test_a_wrong_kernel_of_the_cpu_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(_: object, case: Any) -> list[NDArray[Any]]:
+        if case.group == "lookup":
+            raise CompileError("llvm", (), "no such register", "")
+        x, w, *_ = case.args
+        return [np.zeros((len(x), w.shape[1]), np.float32)]
+
+    some = [case for case in cpu.cpu_cases(True) if case.group in {"lookup", "product f32"}]
+    monkeypatch.setattr(cpu, "cpu_cases", lambda _: some)
+    monkeypatch.setattr(cpu.CpuBench, "run", run)
+    assert main(["selftest", "--device", "cpu", "--out", str(tmp_path)]) == 1
+    report = json.loads((tmp_path / "report.json").read_bytes())
+    assert report["failed"] == len(some)
+    assert "FAILED" in capsys.readouterr().out

@@ -182,7 +182,7 @@ def test_a_merged_file_is_checked(
         (["--shape", "0x5"], "got '0x5'"),
         (["--shape", "64x5x6"], "got '64x5x6'"),
         (["--m", "1,0"], "argument --m: expected a whole number from 1, got '0'"),
-        (["--format", "q9"], "unknown format 'Q9'"),
+        (["--format", "q9"], "unknown format 'q9'"),
         (["--precision", "f64"], "'f64'"),
         (["--winners"], "--winners requires --export"),
         (["--export", "no/a"], "--export: expected a file in a writable folder, got no/a"),

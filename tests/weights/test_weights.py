@@ -1,10 +1,12 @@
 """`QuantizedTensor` and `quantize`: results, immutability, memory and messages."""
 
+import contextlib
 import copy
 import gc
 import mmap
 import pickle
 import tracemalloc
+import warnings
 import weakref
 from array import array
 from collections.abc import Callable
@@ -127,9 +129,8 @@ def test_a_row_id_out_of_range_is_refused(bad: int) -> None:
 
 @pytest.mark.parametrize("bad", [[1.0], [True], ["1"], [None], np.array([], np.float32)])
 def test_row_ids_are_integers(bad: Any) -> None:
-    with pytest.raises(
-        ArgumentError, match=r"expected integers, got \S+; use ids\.astype\(np\.int64\)"
-    ):
+    cure = r"ids\.astype\(np" if isinstance(bad, np.ndarray) else r"np\.asarray\(ids, dtype=np"
+    with pytest.raises(ArgumentError, match=rf"expected integers, got \S+; use {cure}\.int64\)$"):
         random_tensor("Q4_0").rows(bad)
 
 
@@ -482,6 +483,46 @@ def test_quantize_takes_matrices(shape: tuple[int, ...]) -> None:
         quantize(np.zeros(shape, np.float32), "Q4_0")
 
 
+@pytest.mark.parametrize("name", ["q4_0", "Q4_0", "q4_1", "f16", "F32"])
+def test_a_format_has_its_name_in_any_case(name: str) -> None:
+    assert quantize(np.ones((32, 1)), name).format == name.upper()
+    raw = bytes(FORMATS[name.upper()].column_bytes(32))
+    assert QuantizedTensor.from_bytes(raw, shape=(32, 1), format=name).format == name.upper()
+
+
+# the largest finite values, and values that overflow
+RANGES: dict[str, tuple[float, float]] = {
+    "Q4_0": (65504 * 8, 65536 * 8),
+    "Q4_1": (65504, 65536),
+    "Q8_0": (65504 * 127, 65536 * 127),
+    "F16": (65504, 65520),
+    "F32": (float(np.finfo(np.float32).max), 1e39),
+}
+
+
+@pytest.mark.parametrize("name", ENCODABLE)
+def test_values_beyond_the_range_of_a_format_are_refused(name: str) -> None:
+    largest, beyond = RANGES[name]
+    w = np.zeros((64, 70_000 // 64 * 10))  # of several bands
+    w[40, 9001] = largest
+    assert quantize(w, name).has_finite_scales
+    # a large value of Q4_1 is a minimum and 15 scales, so only its minimum overflows
+    for value in (-beyond,) if name == "Q4_1" else (beyond, -beyond):
+        w[40, 9001] = value
+        with pytest.raises(FormatError) as caught:
+            quantize(w, name)
+        assert f"got w[40, 9001] = {value:g}; scale the matrix down" in str(caught.value)
+        assert name in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ENCODABLE)
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_values_that_are_not_finite_are_kept(name: str, value: float) -> None:
+    w = np.zeros((64, 3))
+    w[40, 1] = value
+    assert not quantize(w, name).has_finite_scales
+
+
 def test_quantizing_to_q6_k_is_refused() -> None:
     with pytest.raises(FormatError, match="cannot quantise to Q6_K"):
         quantize(np.zeros((256, 1), np.float32), "Q6_K")
@@ -507,6 +548,66 @@ def test_a_tensor_cannot_be_changed(make: Callable[[QuantizedTensor], QuantizedT
     w.rows([0])[:] = 0
     assert w.dequantize().any()
     assert w.rows([0]).any()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda raw: setattr(raw, "shape", (raw.size // 18, 18)),
+        lambda raw: setattr(raw, "strides", (18, 1)),
+        lambda raw: setattr(raw, "strides", (0, 0)),
+        lambda raw: setattr(raw, "dtype", np.uint16),
+        lambda raw: raw.__setstate__((1, (2, 3), np.dtype(np.uint8), False, bytes(6))),
+        lambda raw: raw.resize((1, 1), refcheck=False),
+    ],
+    ids=["shape", "strides", "strides 0", "dtype", "state", "size"],
+)
+@pytest.mark.parametrize("made_by", ["quantize", "bytes", "array", "writable"])
+def test_changing_the_array_of_blocks_does_not_change_the_tensor(
+    change: Callable[[Any], None], made_by: str
+) -> None:
+    stored = random_tensor("Q4_0", 64, 3).raw.tobytes()
+    array = np.frombuffer(stored, np.uint8).reshape(3, 36)
+    source: Any = {"bytes": stored, "array": array, "writable": array.copy()}.get(made_by)
+    if source is None:
+        w = quantize(random_tensor("F32", 64, 3).dequantize(), "Q4_0")
+    else:
+        w = QuantizedTensor.from_bytes(source, shape=(64, 3), format="Q4_0")
+    before = w.dequantize()
+    reachable: list[Any] = [source, w.raw]
+    while isinstance(reachable[-1], np.ndarray):
+        reachable.append(reachable[-1].base)
+    del stored, array, source
+    for raw in reachable:
+        if isinstance(raw, np.ndarray):
+            with contextlib.suppress(ValueError, AttributeError), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # NumPy 2.4 deprecates some of these changes
+                change(raw)
+        else:
+            assert raw is None or memoryview(raw).readonly
+            with contextlib.suppress(BufferError, AttributeError):
+                raw.release()
+    del reachable, raw
+    gc.collect()
+    np.testing.assert_array_equal(w.dequantize(), before)
+    np.testing.assert_array_equal(np.ones((1, 64), np.float32) @ w, before.sum(0, np.float64)[None])
+    assert w.raw.shape == (3, 36)
+
+
+def test_the_memory_of_a_quantised_tensor_cannot_be_reached() -> None:
+    w = quantize(np.ones((64, 3), np.float32), "Q4_0")
+    base: Any = w.raw.base
+    while not isinstance(base, bytes):
+        with contextlib.suppress(AttributeError), pytest.raises(ValueError, match="WRITEABLE"):
+            base.flags.writeable = True
+        base = base.base if isinstance(base, np.ndarray) else base.obj
+    assert len(base) == w.nbytes
+
+
+def test_the_class_is_not_called() -> None:
+    for arguments in ((np.ones((32, 1)), "Q4_0"), (), (b"", (32, 1), "Q4_0")):
+        with pytest.raises(ArgumentError, match=r'use q4jit\.quantize\(w, "Q4_0"\) .*from_bytes'):
+            QuantizedTensor(*arguments)
 
 
 def test_tensors_are_equal_by_identity() -> None:

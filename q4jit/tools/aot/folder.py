@@ -61,6 +61,9 @@ class OutputFolder:
         for path in (self._path / name for name in (*names, self._manifest)):
             if path.is_dir():
                 raise FileExistsError(expected("a path for a file", "a folder", where=str(path)))
+            if path.exists() and not path.is_file():  # also behind a link: it may be /dev/null
+                got = "a device, pipe or socket"
+                raise FileExistsError(expected("a path for a file", got, where=str(path)))
         own = self._own_files()
         foreign = [
             name
@@ -103,17 +106,21 @@ class OutputFolder:
     def _own_files(self) -> set[str]:
         """Return the files that an earlier manifest lists and that have not changed since."""
         path = self._path / self._manifest
+        if not path.is_file():  # a pipe would block
+            return set()
         try:
             manifest = json.loads(path.read_bytes())
             sums = {name: str(entry["sha256"]) for name, entry in manifest["files"].items()}
             manifest["q4jit"]
-        except (FileNotFoundError, ValueError, LookupError, TypeError, AttributeError):
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
             return set()  # q4jit did not write it
         own = {name for name, digest in sums.items() if self._is_unchanged(name, digest)}
         return own | {self._manifest}
 
     def _is_unchanged(self, name: str, digest: str) -> bool:
         path = self._path / name
+        if "\0" in name:
+            return False
         if path.parent != self._path or path.is_symlink() or not path.is_file():
             return False
         return hashlib.sha256(path.read_bytes()).hexdigest() == digest

@@ -10,7 +10,7 @@ from q4jit.hip.kernel import MAX_GRID_Y
 from q4jit.tools.aot.layout import describe_layout
 from q4jit.tools.aot.manifest import MANIFEST
 from q4jit.tools.aot.products import BuiltLaunch, BuiltProduct
-from q4jit.tools.provenance import version
+from q4jit.version import version
 
 HEADER: Final = "q4jit_kernels.h"
 _HEADER_HEAD: Final = """\

@@ -10,7 +10,7 @@ from q4jit.targets import Target
 from q4jit.tools.aot.layout import describe_layout
 from q4jit.tools.aot.products import BuiltLaunch, BuiltProduct
 from q4jit.tools.aot.request import BuildRequest
-from q4jit.tools.provenance import version
+from q4jit.version import version
 
 MANIFEST: Final = "manifest.json"
 _LOADED_BY_16_BYTES: Final = frozenset({"x_terms", "x_quants"})  # scratch buffers

@@ -6,7 +6,7 @@ from typing import Any
 from q4jit.errors import ArgumentError, expected
 from q4jit.tools.aot.folder import OutputFolder, checksums
 from q4jit.tools.aot.layout import describe_layout
-from q4jit.tools.provenance import version
+from q4jit.version import version
 from q4jit.weights.gguf.file import load_gguf
 from q4jit.weights.layouts import GGUF, pack
 from q4jit.weights.tensor import QuantizedTensor
@@ -18,6 +18,8 @@ def pack_tensor(path: str, name: str, layout: str, out: Path, *, force: bool = F
     Returns the description. Raises GGUFError, MissingNameError, ArgumentError for a vector and
     for an `out` that is the GGUF file itself, FileExistsError (see `build`) and OSError.
     """
+    if not out.name or out.name == "..":
+        raise ArgumentError(expected("a path for a file", f"{str(out)!r}", where="output"))
     description_name = f"{out.name}.json"
     for written in (out, out.with_name(description_name)):
         if written.exists() and written.samefile(path):

@@ -43,12 +43,11 @@ def weights_in(path: str) -> tuple[dict[WeightSpec, tuple[str, ...]], dict[str, 
     weights: dict[WeightSpec, tuple[str, ...]] = {}
     left_out = {}
     with load_gguf(path) as file:
-        for name in file:
-            try:
-                tensor = file[name]
-            except GGUFError as error:  # an unsupported format; the rest of the file is valid
-                left_out[name] = str(error)
+        for name, entry in file.tensors.items():
+            if not entry.readable:  # an unsupported format, for example; the others are valid
+                left_out[name] = entry.problem
                 continue
+            tensor = file[name]
             if not isinstance(tensor, QuantizedTensor):
                 continue
             if tensor.block_format.float_dtype is not None:

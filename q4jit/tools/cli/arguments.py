@@ -2,22 +2,32 @@
 
 import argparse
 import os
-from collections.abc import Callable, Iterable
+import sys
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
 from q4jit import config
-from q4jit.errors import FormatError, TargetError, expected
+from q4jit.errors import FormatError, TargetError, expected, short_name
 from q4jit.precision import PRECISIONS
 from q4jit.runtime.devices import find_device
 from q4jit.runtime.driver import Device
 from q4jit.targets import HIP_ARCHS
+from q4jit.tools.text import counted, visible
 from q4jit.weights.formats import Format, find_format
 
+_SHOWN_NAMES: Final = 3
 _MAX_SIZE: Final = (1 << 31) - 1  # of K and N: kernels count them in i32
 
 
 # --- argument types ------------------------------------------------------------------------------
+
+
+def output_path(text: str) -> Path:
+    """Return the path of a file or folder to write."""
+    if not text or "\0" in text:
+        raise argparse.ArgumentTypeError(expected("a path", repr(text)))
+    return Path(text)
 
 
 def positive(text: str) -> int:
@@ -70,9 +80,23 @@ def shapes_in_words(shapes: Iterable[tuple[int, int]]) -> str:
 def block_format(text: str) -> Format:
     """Return the block format with a name in upper or lower case."""
     try:
-        return find_format(text.upper())
+        return find_format(text)
     except FormatError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+
+
+# --- reports ------------------------------------------------------------------------------------
+
+
+def report_left_out(command: str, left_out: Mapping[str, str]) -> None:
+    """Print one line to standard error about the matrices of a file that a command left out."""
+    if not left_out:
+        return
+    names = list(left_out.items())[:_SHOWN_NAMES]
+    shown = "; ".join(f"{short_name(name)[1:-1]}: {reason}" for name, reason in names)
+    more = f"; and {len(left_out) - len(names)} more" if len(left_out) > len(names) else ""
+    count = counted(len(left_out), "matrix", "matrices")
+    print(visible(f"q4jit {command}: left out {count}: {shown}{more}"), file=sys.stderr)
 
 
 # --- options and checks --------------------------------------------------------------------------
@@ -81,7 +105,7 @@ def block_format(text: str) -> Format:
 def add_output(command: argparse.ArgumentParser, metavar: str, what: str) -> None:
     """Add the options --out, where `what` is written, and --force."""
     output = command.add_argument_group("output")
-    output.add_argument("--out", type=Path, metavar=metavar, required=True, help=what)
+    output.add_argument("--out", type=output_path, metavar=metavar, required=True, help=what)
     output.add_argument(
         "--force", action="store_true", help="overwrite files that q4jit did not write"
     )
@@ -98,7 +122,10 @@ def checked(options: argparse.Namespace, check: Callable[..., object], *argument
 def check_output_file(options: argparse.Namespace, name: str) -> None:
     """End the command before its work if the file of option `name` cannot be written."""
     path: Path | None = getattr(options, name)
-    if path is not None and (path.is_dir() or not os.access(path.parent, os.W_OK)):
+    if path is None:
+        return
+    special = path.exists() and not path.is_file()  # a folder, or a device that would be replaced
+    if special or not path.name or not os.access(path.parent, os.W_OK):
         options.parser.error(expected("a file in a writable folder", str(path), where=f"--{name}"))
 
 

@@ -17,6 +17,7 @@ from q4jit.tools.cli.arguments import (
     check_output_file,
     check_shape,
     open_device,
+    output_path,
     positives,
     precision_names,
     shapes_in_words,
@@ -140,9 +141,9 @@ def _add_conditions(command: argparse.ArgumentParser) -> None:
 
 def _add_output(command: argparse.ArgumentParser) -> None:
     output = command.add_argument_group("output")
-    output.add_argument("--json", type=Path, metavar="FILE", help="write a report")
+    output.add_argument("--json", type=output_path, metavar="FILE", help="write a report")
     output.add_argument(
-        "--plot", type=Path, metavar="FILE", help="draw a roofline plot (needs matplotlib)"
+        "--plot", type=output_path, metavar="FILE", help="draw a roofline plot (needs matplotlib)"
     )
     output.add_argument(
         "--markdown", action="store_true", help="print Markdown tables, as in docs/performance.md"

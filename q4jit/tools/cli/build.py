@@ -16,15 +16,23 @@ from q4jit.tools.aot.build import build
 from q4jit.tools.aot.header import HEADER
 from q4jit.tools.aot.manifest import MANIFEST
 from q4jit.tools.aot.request import BuildRequest, weights_in
-from q4jit.tools.cli.arguments import add_output, block_format, check_shape, checked, positive
-from q4jit.tools.cli.parser import epilog
-from q4jit.tools.text import counted, visible
+from q4jit.tools.cli.arguments import (
+    add_output,
+    block_format,
+    check_shape,
+    checked,
+    positive,
+    positives,
+    report_left_out,
+)
+from q4jit.tools.cli.parser import LEFT_OUT, epilog
+from q4jit.tools.text import counted
 from q4jit.weights.formats import FORMATS, Format
 from q4jit.weights.layouts import GGUF, PLANAR
 
 _EXAMPLES: Final = """
 q4jit build --k 4096 --n 11008 --format q4_0 --arch gfx1100 --out kernels
-q4jit build --gguf model.gguf --arch gfx1100 --arch gfx942 --m 1 --m 512 --out kernels
+q4jit build --gguf model.gguf --arch gfx1100 --arch gfx942 --m 1,512 --out kernels
 q4jit build --entry generic --format q4_0 --arch gfx1100 --out kernels
 """
 
@@ -37,7 +45,12 @@ def add_command(commands: Any) -> argparse.ArgumentParser:
         description="Compile kernels of y = x @ w for AMD GPUs. The output folder contains each\n"
         "kernel as .hip and .hsaco, manifest.json and q4jit_kernels.h. Give the weights by\n"
         "--gguf, or one weight by --k, --n and --format.",
-        epilog=epilog(_EXAMPLES, "all files were written", "an error occurred"),
+        epilog=epilog(
+            _EXAMPLES,
+            "all files were written",
+            "an error occurred",
+            {LEFT_OUT: "all files were written, but some matrices of the file got no kernel"},
+        ),
     )
     _add_weights(command)
     _add_kernels(command)
@@ -69,9 +82,10 @@ def _add_kernels(command: argparse.ArgumentParser) -> None:
     )
     kernels.add_argument(
         "--m",
-        type=positive,
-        action="append",
-        help="number of rows of x to support; repeatable (default: every M)",
+        type=positives,
+        action="extend",
+        metavar="M[,M...]",
+        help="numbers of rows of x to support; repeatable (default: every M)",
     )
     kernels.add_argument(
         "--precision", choices=PRECISIONS, help="upper bound of the error (default: f32)"
@@ -119,12 +133,11 @@ def _build(options: argparse.Namespace) -> int:
     for target in options.arch:
         checked(options, check_block_size, target, options.block_size)
     weights, left_out = _weights(options, generic)
-    for name, reason in left_out.items():
-        print(visible(f"q4jit build: left out {name}: {reason}"), file=sys.stderr)
+    report_left_out("build", left_out)
     request = BuildRequest(
         weights,
         tuple(dict.fromkeys(options.arch)),
-        tuple(options.m or ()),
+        tuple(dict.fromkeys(options.m or ())),
         PlanOptions(options.precision or "f32", options.block_size, None, options.layout),
         generic,
         left_out,
@@ -133,7 +146,7 @@ def _build(options: argparse.Namespace) -> int:
     archs = ", ".join(manifest["compilers"])
     kernels = sum(len(product["launches"]) for product in manifest["products"])
     print(f"{options.out}: {counted(kernels, 'kernel')} for {archs}, {MANIFEST}, {HEADER}")
-    return 0
+    return LEFT_OUT if left_out else 0
 
 
 def _check_generic(options: argparse.Namespace) -> None:

@@ -1,8 +1,10 @@
 """The argument parser, and the end of each help text: examples and exit statuses."""
 
 import argparse
+from collections.abc import Mapping
 from typing import Any, Final, NoReturn
 
+LEFT_OUT: Final = 3  # `q4jit build` left out matrices of the file
 INTERRUPTED: Final = 130  # what a shell reports for SIGINT
 
 
@@ -18,17 +20,21 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
 
 
-def epilog(examples: str, success: str, failure: str) -> str:
+def epilog(
+    examples: str, success: str, failure: str, others: Mapping[int, str] | None = None
+) -> str:
     """Return the end of a help text.
 
     examples: command lines, one per line. success, failure: when the exit status is 0, and when 1.
+    others: when it is another number.
     """
     lines = "".join(f"  {line}\n" for line in examples.strip().splitlines())
-    return (
-        f"examples:\n{lines}\n"
-        "exit status:\n"
-        f"  0    {success}\n"
-        f"  1    {failure}\n"
-        "  2    the command line is invalid\n"
-        f"  {INTERRUPTED}  interrupted by Ctrl-C\n"
-    )
+    statuses = {
+        0: success,
+        1: failure,
+        2: "the command line is invalid",
+        **(others or {}),
+        INTERRUPTED: "interrupted by Ctrl-C",
+    }
+    table = "".join(f"  {status:<3}  {meaning}\n" for status, meaning in statuses.items())
+    return f"examples:\n{lines}\nexit status:\n{table}"

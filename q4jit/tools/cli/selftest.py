@@ -1,14 +1,16 @@
-"""`q4jit selftest`: check every kernel on this machine's GPU against its bound, then time it."""
+"""`q4jit selftest`: check every kernel on a GPU or the CPU against its bound."""
 
 import argparse
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
 from q4jit.hip.harness import Bench
-from q4jit.tools.cli.arguments import open_device
+from q4jit.tools.cli.arguments import open_device, output_path
 from q4jit.tools.cli.parser import epilog
+from q4jit.tools.selftest.cpu import CpuBench, run_cpu
 from q4jit.tools.selftest.findings import Findings, error_text
 from q4jit.tools.selftest.report import report_of, report_text
 from q4jit.tools.selftest.run import run_all
@@ -17,6 +19,7 @@ _EXAMPLES: Final = """
 q4jit selftest
 q4jit selftest --device hip:1 --out report
 q4jit selftest --device gfx1100 --quick
+q4jit selftest --device cpu
 """
 
 
@@ -26,8 +29,8 @@ def add_command(commands: Any) -> argparse.ArgumentParser:
         "selftest",
         help="check and time every kernel on this machine's GPU",
         description="Check every schedule, layout, format and precision on a GPU against its\n"
-        "error bound, then time products. The results are in report.txt and report.json;\n"
-        "attach report.json to an issue.",
+        "error bound, then time products; or check the kernels of the CPU. The results are\n"
+        "in report.txt and report.json; attach report.json to an issue.",
         epilog=epilog(
             _EXAMPLES,
             "all checks passed and all products were timed",
@@ -37,11 +40,11 @@ def add_command(commands: Any) -> argparse.ArgumentParser:
     command.add_argument(
         "--device",
         default="hip",
-        help="hip:0, cuda:0 or an arch such as gfx1100 (default: the first GPU)",
+        help="hip:0, cuda:0, an arch such as gfx1100, or cpu (default: the first GPU)",
     )
     command.add_argument(
         "--out",
-        type=Path,
+        type=output_path,
         metavar="DIR",
         help="folder for the reports (default: q4jit-selftest-ARCH)",
     )
@@ -53,13 +56,29 @@ def add_command(commands: Any) -> argparse.ArgumentParser:
 
 
 def _selftest(options: argparse.Namespace) -> int:
+    if options.device == "cpu":
+        return _run(CpuBench(), run_cpu, options)
     device = open_device(options.device)
-    folder: Path = options.out or Path(f"q4jit-selftest-{device.arch}")
-    folder.mkdir(parents=True, exist_ok=True)  # fails before the work, not after it
+    _folder(options, device.arch)  # fails before the work, not after it
+    return _run(Bench(device), run_all, options)
+
+
+def _folder(options: argparse.Namespace, arch: str) -> Path:
+    folder: Path = options.out or Path(f"q4jit-selftest-{arch}")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _run(
+    opened: Bench | CpuBench,
+    run: Callable[[Any, bool, Findings], None],
+    options: argparse.Namespace,
+) -> int:
+    folder = _folder(options, opened.device.arch)
     findings = Findings()
-    with Bench(device) as bench:
+    with opened as bench:
         try:
-            run_all(bench, options.quick, findings)
+            run(bench, options.quick, findings)
         except BaseException as error:  # above all KeyboardInterrupt
             findings.ended_by = error_text(error)
             raise

@@ -1,7 +1,6 @@
 """`q4jit tune`: find the fastest kernels by measurement, and exchange files of tunings."""
 
 import argparse
-import sys
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,12 +16,14 @@ from q4jit.tools.cli.arguments import (
     check_output_file,
     check_shape,
     open_device,
+    output_path,
     positives,
+    report_left_out,
     shapes_in_words,
     weight_shape,
 )
 from q4jit.tools.cli.parser import epilog
-from q4jit.tools.text import counted, visible
+from q4jit.tools.text import counted
 from q4jit.weights.formats import FORMATS, Format
 
 _DEFAULT_SHAPES: Final = ((4096, 4096), (4096, 14336), (14336, 4096), (8192, 28672))
@@ -92,7 +93,7 @@ def _add_search(command: argparse.ArgumentParser) -> None:
 def _add_exchange(command: argparse.ArgumentParser) -> None:
     exchange = command.add_argument_group("exchange (no search)")
     exchange.add_argument(
-        "--export", type=Path, metavar="FILE", help="write all stored trials to a file"
+        "--export", type=output_path, metavar="FILE", help="write all stored trials to a file"
     )
     exchange.add_argument(
         "--winners", action="store_true", help="with --export: only the fastest trial per product"
@@ -133,8 +134,7 @@ def _tuned_weights(options: argparse.Namespace) -> list[WeightSpec]:
                 expected("either --gguf, or --shape and --format", "options of both")
             )
         weights, left_out = weights_in(options.gguf)
-        for name, reason in left_out.items():
-            print(visible(f"q4jit tune: left out {name}: {reason}"), file=sys.stderr)
+        report_left_out("tune", left_out)
         return [WeightSpec(spec.format, spec.k, spec.n) for spec in weights]
     fmt: Format = options.format or FORMATS["Q4_0"]
     shapes = options.shape or _DEFAULT_SHAPES

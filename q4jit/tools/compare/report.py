@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from q4jit.checked_json import read_regular
 from q4jit.compilers.files import write_atomically
 from q4jit.errors import FormatError, expected
 from q4jit.tools.compare.arena import Arena
@@ -84,8 +85,8 @@ def to_json(report: Report) -> str:
 def read_report(path: Path) -> Report:
     """Return the report in a file. Raises FormatError for any other content, and OSError."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        data = json.loads(read_regular(path))
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise FormatError(f"{path} is not a report of q4jit bench: {error}") from None
     version = data.get("bench_version") if isinstance(data, dict) else None
     if version != _VERSION:

@@ -25,7 +25,7 @@ from q4jit.weights.reference import random_weight, random_x
 from q4jit.weights.tensor import QuantizedTensor
 
 SHAPES: Final = ((576, 37), (256, 37), (4096, 37), (256, 300), (576, 1), (4096, 300))
-_EVERY_M: Final = (1, 2, 3, 8, 16, 17, 64, 100)
+EVERY_M: Final = (1, 2, 3, 8, 16, 17, 64, 100)
 _ROWS: Final[dict[str, tuple[int, ...]]] = {
     ELEMENT: (1, 3, 17, 100),
     GEMV: (1, 2, 3, 8, 16),  # one kernel each
@@ -115,7 +115,7 @@ def cases(target: Target, quick: bool = False) -> list[Case]:
                     selected += _product_cases(plan_options, name, turn)
     selected += _default_cases()
     selected += _lookup_cases(formats, layouts)
-    selected += _function_cases()
+    selected += function_cases()
     selected += _offset_cases(layouts)
     return selected
 
@@ -136,7 +136,7 @@ def _product_cases(plan_options: PlanOptions, name: str, turn: int) -> Iterator[
     schedule, layout = str(plan_options.schedule), str(plan_options.layout)
     group = f"{schedule} {layout} {plan_options.precision}"
     # the same shape for every schedule: the kernel that only decodes is then compiled once
-    k, n = _shape(name, turn + (layout == GGUF))
+    k, n = shape_for(name, turn + (layout == GGUF))
     w = random_weight(name, k, n)
     bound = BOUNDS[plan_options.precision]
     for m in _rows(schedule, layout, name, turn):
@@ -152,7 +152,8 @@ def _product_cases(plan_options: PlanOptions, name: str, turn: int) -> Iterator[
             yield Case(group, product, args, plan_options, bound, contract_error)
 
 
-def _shape(name: str, turn: int) -> tuple[int, int]:
+def shape_for(name: str, turn: int) -> tuple[int, int]:
+    """Return one of the shapes that fit the blocks of a format; formats take turns."""
     block = FORMATS[name].block_elements
     fitting = [(k, n) for k, n in SHAPES if k % block == 0]
     return fitting[turn % len(fitting)]
@@ -176,7 +177,7 @@ def _rows(schedule: str, layout: str, name: str, turn: int) -> tuple[int, ...]:
 
 def _default_cases() -> Iterator[Case]:
     """Yield cases of Q4_0 without a forced schedule: every M in each precision, every shape."""
-    calls = [(precision, m, SHAPES[0]) for precision in BOUNDS for m in _EVERY_M]
+    calls = [(precision, m, SHAPES[0]) for precision in BOUNDS for m in EVERY_M]
     calls += [("f32", m, shape) for m in (1, 17) for shape in SHAPES[1:]]
     for precision, m, (k, n) in calls:
         args = (random_x(m, k), random_weight("Q4_0", k, n))
@@ -186,7 +187,7 @@ def _default_cases() -> Iterator[Case]:
 
 def _lookup_cases(formats: Sequence[str], layouts: Sequence[str]) -> Iterator[Case]:
     for turn, name in enumerate(formats):
-        w = random_weight(name, *_shape(name, 3))
+        w = random_weight(name, *shape_for(name, 3))
         ids = np.random.default_rng(1).integers(0, w.shape[1], 17)
         ids[:2] = 0, w.shape[1] - 1
         layout = layouts[turn % len(layouts)]
@@ -194,7 +195,8 @@ def _lookup_cases(formats: Sequence[str], layouts: Sequence[str]) -> Iterator[Ca
         yield Case(f"lookup {layout}", looked_up, (ids, w), plan_options, 0.0, lookup_error)
 
 
-def _function_cases() -> Iterator[Case]:
+def function_cases() -> Iterator[Case]:
+    """Yield functions with operations before, between and after their products."""
     k, hidden, n = 576, 256, 37
     gain, bias = random_x(1, k)[0], random_x(1, n)[0]
     w = random_weight("Q4_0", k, n)
@@ -211,15 +213,20 @@ def _function_cases() -> Iterator[Case]:
             yield Case("functions f32", function, args, PlanOptions(), FUNCTION_BOUND, measure)
 
 
-def _offset_cases(layouts: Sequence[str]) -> Iterator[Case]:
+def unaligned_weight() -> QuantizedTensor:
+    """Return a weight at an odd address."""
     k, n = SHAPES[0]
     inside = random_weight("Q4_0", k, n).raw.tobytes()
     buffer = memoryview(bytes(_OFFSET_BYTES) + inside + bytes(_OFFSET_BYTES))
     raw = buffer[_OFFSET_BYTES : _OFFSET_BYTES + len(inside)]
-    w = QuantizedTensor.from_bytes(raw, shape=(k, n), format="Q4_0")
+    return QuantizedTensor.from_bytes(raw, shape=(k, n), format="Q4_0")
+
+
+def _offset_cases(layouts: Sequence[str]) -> Iterator[Case]:
+    w = unaligned_weight()
     for layout in layouts:
         for m in (1, 17):
             plan_options = PlanOptions("f32", None, None, layout)
-            args = (random_x(m, k), w)
+            args = (random_x(m, w.shape[0]), w)
             group = "unaligned weights"
             yield Case(group, product, args, plan_options, BOUNDS["f32"], contract_error)

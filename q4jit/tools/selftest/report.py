@@ -7,17 +7,18 @@ from typing import Any, Final
 
 from q4jit.hip.harness import Bench
 from q4jit.tools.provenance import about_code, about_system, driver_version
+from q4jit.tools.selftest.cpu import CpuBench
 from q4jit.tools.selftest.findings import Findings, attempt
 from q4jit.tools.text import counted
 
 _SHOWN_LETTERS: Final = 100  # of a message in the shortened text
 
 
-def report_of(bench: Bench, findings: Findings) -> dict[str, Any]:
+def report_of(bench: Bench | CpuBench, findings: Findings) -> dict[str, Any]:
     """Return the report of all findings so far."""
     failed = sum(o.passed is False for o in findings.cases)
     failed += sum(t.us is None for t in findings.timings)
-    failed += findings.copy["gb_per_s"] is None
+    failed += findings.copy["gb_per_s"] is None and not isinstance(bench, CpuBench)
     return {
         "selftest_version": 1,
         **about_code(),
@@ -36,7 +37,7 @@ def report_of(bench: Bench, findings: Findings) -> dict[str, Any]:
     }
 
 
-def _kernels(bench: Bench) -> Iterator[dict[str, Any]]:
+def _kernels(bench: Bench | CpuBench) -> Iterator[dict[str, Any]]:
     """Yield each compiled kernel, on AMD with the resources that its code object declares."""
     for label, symbol, future in bench.compiled():
         description: dict[str, Any] = {"kernel": label, "symbol": symbol}
@@ -68,9 +69,12 @@ def report_text(report: dict[str, Any], *, shortened: bool = False) -> str:
     """Return a report as text; if `shortened`, with long messages cut and without the kernels."""
     device = report["device"]
     commit = report["commit"] or "unknown"
+    memory = f"{device['memory_bytes'] / 2**30:.0f} GiB"
     device_line = (
-        f"{device['name']} ({device['arch']}, {device['platform']} device {device['index']}, "
-        f"{device['memory_bytes'] / 2**30:.0f} GiB, {device['compute_units']} compute units)"
+        f"{device['name']}, {memory}, {counted(device['compute_units'], 'thread')}"
+        if device["platform"] == "cpu"
+        else f"{device['name']} ({device['arch']}, {device['platform']} device {device['index']}, "
+        f"{memory}, {device['compute_units']} compute units)"
     )
     summary = (
         f"{counted(len(report['cases']), 'case')}, {counted(len(report['timings']), 'timing')}, "

@@ -33,7 +33,7 @@ def outcomes(bench: Bench, selected: Sequence[Case]) -> Iterator[CaseOutcome]:
         pairs.append((case, attempt(build)))
     for case, built in progress(pairs, "running"):
         outcome = attempt(functools.partial(_run_case, bench, case, built))
-        yield _failed(case, outcome) if isinstance(outcome, Exception) else outcome
+        yield failed(case, outcome) if isinstance(outcome, Exception) else outcome
 
 
 def _run_case(bench: Bench, case: Case, built: Built | Exception) -> CaseOutcome:
@@ -42,7 +42,8 @@ def _run_case(bench: Bench, case: Case, built: Built | Exception) -> CaseOutcome
     return judge(case, bench.run(built, case.args))
 
 
-def _failed(case: Case, error: Exception) -> CaseOutcome:
+def failed(case: Case, error: Exception) -> CaseOutcome:
+    """Return the outcome of a case that raised an error."""
     return CaseOutcome(str(case), case.group, case.rows, None, case.bound, False, error_text(error))
 
 

@@ -5,13 +5,15 @@ import os
 import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Final, Self
 
 from q4jit.errors import GGUFError, MissingNameError, expected
 from q4jit.weights.gguf.metadata import Metadata, alignment_of, read_keys
 from q4jit.weights.gguf.reader import Reader
-from q4jit.weights.gguf.tensors import Tensor, read_tensor, read_tensors
+from q4jit.weights.gguf.split import refuse_part
+from q4jit.weights.gguf.table import table
+from q4jit.weights.gguf.tensors import Tensor, TensorEntry, entry_of, read_tensor, read_tensors
 
 _MAGIC: Final = b"GGUF"
 _VERSIONS: Final = (2, 3)
@@ -26,8 +28,11 @@ class GGUFFile(Mapping[str, Tensor]):
     A tensor of two dimensions is a `QuantizedTensor` (also in the formats F16 and F32), a tensor of
     one dimension is a read-only f32 array. The same name always gives the same object. Tensors keep
     the map alive, so the file may be closed or deleted while they are in use, but not truncated or
-    overwritten. An unknown name raises MissingNameError; a tensor that q4jit cannot read raises
-    GGUFError.
+    overwritten. An unknown name raises MissingNameError.
+
+    The mapping has every tensor that q4jit can read, so `dict(model)` and `model.items()` work for
+    any file. `model.tensors` and `print(model)` list the others as well; `model[name]` of one of
+    them raises GGUFError with the reason.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -35,14 +40,22 @@ class GGUFFile(Mapping[str, Tensor]):
         self._reader = reader = Reader(name, _map_file(name))
         tensor_count, key_count = _read_header(reader)
         self._metadata = Metadata(reader, read_keys(reader, key_count))
+        refuse_part(reader, self._metadata)
         alignment = alignment_of(reader, self._metadata)
         self._infos = read_tensors(reader, tensor_count, alignment)
+        self._entries = {name: entry_of(info) for name, info in self._infos.items()}
+        self._readable = {name: None for name, entry in self._entries.items() if entry.readable}
         self._tensors: dict[str, Tensor] = {}
 
     @property
     def metadata(self) -> Metadata:
         """The file's keys and values."""
         return self._metadata
+
+    @property
+    def tensors(self) -> Mapping[str, TensorEntry]:
+        """Name, shape and format of every tensor, also of those that q4jit cannot read."""
+        return MappingProxyType(self._entries)
 
     def close(self) -> None:
         """Release the map. Tensors that were read before stay valid."""
@@ -62,7 +75,7 @@ class GGUFFile(Mapping[str, Tensor]):
 
     def __getitem__(self, name: str) -> Tensor:
         if name not in self._infos:
-            raise MissingNameError(self._reader.path, "tensor", name, self._infos.keys())
+            raise MissingNameError(self._reader.path, "tensor", name, self._readable)
         tensor = self._tensors.get(name)
         if tensor is None:
             new = read_tensor(self._reader, self._infos[name])
@@ -70,23 +83,29 @@ class GGUFFile(Mapping[str, Tensor]):
         return tensor
 
     def __contains__(self, name: object) -> bool:
-        return name in self._infos
+        return name in self._readable
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._infos)
+        return iter(self._readable)
 
     def __len__(self) -> int:
-        return len(self._infos)
+        return len(self._readable)
 
     def __repr__(self) -> str:
-        return f"<GGUFFile {self._reader.path}: {len(self)} tensors, {len(self.metadata)} keys>"
+        others = len(self._entries) - len(self)
+        more = f" (and {others} that cannot be read)" if others else ""
+        keys = len(self.metadata)
+        return f"<GGUFFile {self._reader.path}: {len(self)} tensors{more}, {keys} keys>"
+
+    def __str__(self) -> str:
+        return "\n".join([repr(self)[1:-1], *table(tuple(self._entries.values()))])
 
 
 def load_gguf(path: str | os.PathLike[str]) -> GGUFFile:
     """Map a GGUF file (version 2 or 3, little-endian) read-only and check its whole header.
 
-    Raises GGUFError, which names the file, the key or tensor, and the byte; raises OSError if the
-    file cannot be opened.
+    Raises GGUFError, which names the file, the key or tensor, and the byte, and for one part of a
+    model that is split into several files; raises OSError if the file cannot be opened.
     """
     return GGUFFile(path)
 

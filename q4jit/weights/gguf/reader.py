@@ -3,7 +3,7 @@
 import struct
 from typing import Final
 
-from q4jit.errors import GGUFError, expected
+from q4jit.errors import GGUFError, expected, short_name
 
 _MAX_NAME_BYTES: Final = 65535
 
@@ -107,14 +107,9 @@ class Reader:
 
 def key_name(name: str) -> str:
     """Return subject messages call a key."""
-    return f"key {_short(name)}"
+    return f"key {short_name(name)}"
 
 
 def tensor_name(name: str) -> str:
     """Return subject messages call a tensor."""
-    return f"tensor {_short(name)}"
-
-
-def _short(name: str) -> str:
-    """Return a name from a file, quoted, escaped and at most about 80 characters long."""
-    return repr(name if len(name) <= 80 else name[:77] + "...")
+    return f"tensor {short_name(name)}"

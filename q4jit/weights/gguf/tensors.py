@@ -7,13 +7,14 @@ from typing import Final, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from q4jit.errors import expected
 from q4jit.weights.formats import FORMATS, Format, decode
 from q4jit.weights.gguf.reader import Reader, tensor_name
 from q4jit.weights.tensor import QuantizedTensor
 
 Tensor: TypeAlias = QuantizedTensor | NDArray[np.float32]
 
-_MAX_DIMENSIONS: Final = 4
+_MAX_DIMENSIONS: Final = 64  # ggml has at most 4; more than 2 are only listed
 
 _FORMAT_OF_TYPE: Final = {fmt.ggml_type: fmt for fmt in FORMATS.values()}
 # Names of formats that q4jit does not read, for messages.
@@ -60,6 +61,34 @@ class TensorInfo:
     end: int
 
 
+@dataclass(frozen=True)
+class TensorEntry:
+    """What a file says about one of its tensors.
+
+    Attributes:
+        shape: the dimensions, the contiguous one first: (K, N) for a matrix.
+        format: the name of the format, for example "Q4_0"; "unknown" for one without a name here.
+        problem: why q4jit cannot read the tensor; empty if it can.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    format: str
+    problem: str
+
+    @property
+    def readable(self) -> bool:
+        """Whether the file's mapping has this tensor."""
+        return not self.problem
+
+
+def entry_of(info: TensorInfo) -> TensorEntry:
+    """Return what users see of an entry of the table."""
+    problem = problem_of(info)
+    text = expected(*problem) if problem else ""
+    return TensorEntry(info.name, info.dims, format_name(info.ggml_type), text)
+
+
 def read_tensors(reader: Reader, count: int, alignment: int) -> dict[str, TensorInfo]:
     """Read the table of tensors, and check that their data is in the file and does not overlap."""
     infos: dict[str, TensorInfo] = {}
@@ -82,28 +111,30 @@ def _read_info(reader: Reader, name: str, at: int, alignment: int) -> TensorInfo
     """Read one entry, with start and end counted from the start of the data."""
     subject = tensor_name(name)
     rank = reader.u32(subject)
-    if not 1 <= rank <= _MAX_DIMENSIONS:
-        dimensions = f"1 to {_MAX_DIMENSIONS} dimensions"
+    if rank > _MAX_DIMENSIONS:
+        dimensions = f"at most {_MAX_DIMENSIONS} dimensions"
         raise reader.error(reader.at - 4, subject, dimensions, str(rank))
     dims = tuple(reader.u64(subject) for _ in range(rank))
-    if 0 in dims:
-        raise reader.error(at, subject, "dimensions of at least 1", str(dims))
     ggml_type = reader.u32(subject)
     offset = reader.u64(subject)
     if offset % alignment:
         multiple = f"an offset that is a multiple of the alignment, {alignment}"
         raise reader.error(reader.at - 8, subject, multiple, str(offset))
-    fmt = _FORMAT_OF_TYPE.get(ggml_type)
-    # if the size of the format is unknown, at least one byte must be in the file
-    size = _data_bytes(reader, subject, at, fmt, dims) if fmt else 1
+    size = _data_bytes(_FORMAT_OF_TYPE.get(ggml_type), dims)
     return TensorInfo(name, at, dims, ggml_type, offset, offset + size)
 
 
-def _data_bytes(reader: Reader, subject: str, at: int, fmt: Format, dims: tuple[int, ...]) -> int:
-    if dims[0] % fmt.block_elements:
-        multiple = f"a first dimension that is a multiple of {fmt.block_elements} for {fmt.name}"
-        raise reader.error(at, subject, multiple, f"dimensions {dims}")
-    return fmt.column_bytes(dims[0]) * prod(dims[1:])
+def _data_bytes(fmt: Format | None, dims: tuple[int, ...]) -> int:
+    """Return the bytes of a tensor, or 1 if they are unknown: at least one must be in the file."""
+    if 0 in dims:
+        return 0
+    if fmt is None or not _has_whole_blocks(fmt, dims):
+        return 1
+    return fmt.column_bytes(dims[0] if dims else 1) * prod(dims[1:])
+
+
+def _has_whole_blocks(fmt: Format, dims: tuple[int, ...]) -> bool:
+    return (dims[0] if dims else 1) % fmt.block_elements == 0
 
 
 def _absolute(reader: Reader, info: TensorInfo, data_at: int) -> TensorInfo:
@@ -117,7 +148,8 @@ def _absolute(reader: Reader, info: TensorInfo, data_at: int) -> TensorInfo:
 
 def _check_overlap(reader: Reader, infos: dict[str, TensorInfo]) -> None:
     previous: TensorInfo | None = None
-    for info in sorted(infos.values(), key=lambda info: (info.start, info.end)):
+    stored = (info for info in infos.values() if info.start < info.end)
+    for info in sorted(stored, key=lambda info: (info.start, info.end)):
         if previous is not None and info.start < previous.end:
             other = f"{tensor_name(previous.name)} from {previous.start} to {previous.end}"
             got = f"data at byte {info.start}, inside {other}"
@@ -127,19 +159,37 @@ def _check_overlap(reader: Reader, infos: dict[str, TensorInfo]) -> None:
 
 def read_tensor(reader: Reader, info: TensorInfo) -> Tensor:
     """Return a tensor in place. Raises GGUFError for a format or rank that q4jit cannot read."""
-    subject = tensor_name(info.name)
-    fmt = _FORMAT_OF_TYPE.get(info.ggml_type)
-    if fmt is None:
-        name = _OTHER_TYPES.get(info.ggml_type, "unknown")
-        formats = f"one of the formats {', '.join(FORMATS)}"
-        raise reader.error(info.at, subject, formats, f"{name} (ggml type {info.ggml_type})")
-    if prod(info.dims[2:]) != 1:
-        raise reader.error(info.at, subject, "one or two dimensions", str(info.dims))
+    problem = problem_of(info)
+    if problem is not None:
+        raise reader.error(info.at, tensor_name(info.name), *problem)
+    fmt = _FORMAT_OF_TYPE[info.ggml_type]
     data = reader.view[info.start : info.end]
     if len(info.dims) == 1:
         return _read_vector(fmt, data)
     k, n = info.dims[:2]
     return QuantizedTensor.from_bytes(data, shape=(k, n), format=fmt.name)
+
+
+def problem_of(info: TensorInfo) -> tuple[str, str] | None:
+    """Return why q4jit cannot read a tensor: what it expects, and what it got; None if it can."""
+    fmt, dims = _FORMAT_OF_TYPE.get(info.ggml_type), info.dims
+    if fmt is None:
+        formats = f"one of the formats {', '.join(FORMATS)}"
+        return formats, f"{format_name(info.ggml_type)} (ggml type {info.ggml_type})"
+    if 0 in dims:
+        return "dimensions of at least 1", str(dims)
+    if not dims or prod(dims[2:]) != 1:
+        return "one or two dimensions", str(dims) if dims else "none: a single number"
+    if not _has_whole_blocks(fmt, dims):
+        multiple = f"a first dimension that is a multiple of {fmt.block_elements} for {fmt.name}"
+        return multiple, f"dimensions {dims}"
+    return None
+
+
+def format_name(ggml_type: int) -> str:
+    """Return the name of a tensor's format, or "unknown"."""
+    fmt = _FORMAT_OF_TYPE.get(ggml_type)
+    return fmt.name if fmt else _OTHER_TYPES.get(ggml_type, "unknown")
 
 
 def _read_vector(fmt: Format, data: memoryview) -> NDArray[np.float32]:
