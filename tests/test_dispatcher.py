@@ -220,7 +220,7 @@ def test_explain_names_target_options_and_origin(x: Array, w: QuantizedTensor) -
     assert str(host_target()) in text
     assert "compiled in" in text
     assert "Q4_0" in text
-    assert "for w this CPU has no such kernels, and computes in the more exact 'f32'" in text
+    assert "this CPU has no kernels of that class for w, and uses the more exact 'f32'" in text
     assert "block_size=256 is ignored: it sets a GPU's threads per block" in text
     assert "no GPU" in text
     again = specialize(scaled)

@@ -63,8 +63,8 @@ def _explain(plan: CpuPlan, plan_options: PlanOptions, searched: bool) -> list[R
     more_exact = schedule.more_exact(plan, plan_options.precision)
     if more_exact:
         text = (
-            f"precision={plan_options.precision!r} is an upper bound: for {', '.join(more_exact)} "
-            "this CPU has no such kernels, and computes in the more exact 'f32'"
+            f"precision={plan_options.precision!r} is an upper bound: this CPU has no kernels "
+            f"of that class for {', '.join(more_exact)}, and uses the more exact 'f32'"
         )
         remarks.append(Remark("precision", text))
     if plan_options.block_size is not None:

@@ -71,6 +71,8 @@ _USUAL: Final = {1: 4.0, 3: 2.0}
 # unit that loses more than half of its share is multiplied as floats.
 _ALL_TOPS: Final = 25.6
 _ONE_TOP: Final = 12.8
+_ALL_TOPS_NOTE: Final = f"{_ALL_TOPS}: of a row that loses what it may"
+_ONE_TOP_NOTE: Final = f"{_ONE_TOP}: of a unit that loses half of its share"
 # `i8` has errors relative to each unit's energy, as llama.cpp has. A unit whose largest element is
 # above this many times the root of the usual energy is multiplied as floats: a column may have
 # zeros where a few huge elements of x are.
@@ -178,7 +180,7 @@ def add_digits(module: Module, form: DigitForm) -> str:
         loop["rough_count"] = f.let("rough_count", f"add i64 {loop['rough_count']}, {more}")
     count = f.let("count", f"trunc i64 {loop['rough_count']} to i32")
     f.do(f"store i32 {count}, ptr {f.field_at(end, ROW_END, 'rough_count')}, align 4")
-    f.comment(f"the smallest step: 2^-{_LIFTS} times the inverse of 1/step, by its exponent")
+    f.comment(f"the smallest step: the largest one times 2^-{_LIFTS}, by exponents")
     inverse_of_one = int_text(exponent_bits(2 * EXPONENT_BIAS - _LIFTS))
     step = f.let("smallest_step", f"sub i32 {inverse_of_one}, {coarsest}")
     f.do(f"store i32 {step}, ptr {f.field_at(end, ROW_END, 'smallest_step')}, align 4")
@@ -223,14 +225,14 @@ def _limits(module: Module, f: Function, form: DigitForm) -> tuple[str, str]:
         count = f.let("float_count", "sitofp i64 %count to float")
         mean_energy = f.let("mean_energy", f"fdiv float {energy}, {count}")
         factor = float_text(_ONE_TOP)
-        share = f.let("share", f"fmul float {mean_energy}, {factor}", f"{_ONE_TOP}")
+        share = f.let("share", f"fmul float {mean_energy}, {factor}", _ONE_TOP_NOTE)
     root = f.let("root", f"call float @llvm.sqrt.f32(float {share})")
     limit = f.let("limit", f"bitcast float {root} to i32")
     finite = int_text(_LARGEST_FINITE)
     if form.digits > 1:
-        most = f.let("most", f"fmul float {energy}, {float_text(_ALL_TOPS)}", f"{_ALL_TOPS}")
-        small = f.let("small", f"fcmp ole float {squared_tops}, {most}")
-        limit = f.let("limit", f"select i1 {small}, i32 {finite}, i32 {limit}", "or none")
+        most = f.let("most", f"fmul float {energy}, {float_text(_ALL_TOPS)}", _ALL_TOPS_NOTE)
+        little = f.let("loses_little", f"fcmp ole float {squared_tops}, {most}")
+        limit = f.let("limit", f"select i1 {little}, i32 {finite}, i32 {limit}", "finite: no limit")
     limit = f.let("limit", f"call i32 @llvm.smin.i32(i32 {limit}, i32 {finite})")
     largest = f.let("largest", f"call i32 @llvm.smin.i32(i32 {largest}, i32 {limit})")
     least = int_text(float_bits(_LEAST_ROW))
@@ -387,7 +389,7 @@ def _store_sums(
 def _store_digits(f: Function, form: DigitForm, unit_at: str, halves: list[str]) -> None:
     if form.digits > 1:
         f.comment(
-            "128 added to each digit carries what is above 127; flipping the sign takes 128 off"
+            "adding 128 to each digit carries above 127; flipping the sign bit takes 128 off"
         )
     for number in range(form.digits):
         for half, X in enumerate(halves):

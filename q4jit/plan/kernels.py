@@ -223,7 +223,10 @@ class Plan(Generic[K]):
         lines += [f"  {line}" for line in statements(rows, names, known, label)]
         known |= {s.node.id: buffer(s.buffer) for s in work.rows}
         for section in work.sections:
-            lines.append(f"{section.width} {kernel.schedule_of(section)}:")
+            schedule = kernel.schedule_of(section)
+            how = "" if schedule == "columns" else f", {schedule}"
+            noun = "column" if section.width == 1 else "columns"
+            lines.append(f"{section.width} {noun}{how}:")
             for product in section.products:
                 text = f"{label(product)} = {product_text(product, names, label)}"
                 lines.append(f"  {text}    {self.weight(product.arg)}")

@@ -75,7 +75,7 @@ class OutputFolder:
             shown = ", ".join(foreign[:_SHOWN_NAMES]) + (f" and {more} more" if more > 0 else "")
             raise FileExistsError(
                 f"{self._path} contains files that q4jit did not write, or that were changed: "
-                f"{shown}; choose another folder, or replace them with --force"
+                f"{shown}; choose another name, or replace them with --force"
             )
 
     def write(self, files: Mapping[str, bytes | memoryview], manifest: Mapping[str, Any]) -> None:

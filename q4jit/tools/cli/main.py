@@ -33,7 +33,9 @@ q4jit cache ls
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line (None: that of the process) and return its exit status."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    options = make_parser().parse_args(arguments)
+    options, unknown = make_parser().parse_known_args(arguments)
+    if unknown:  # reported by the command, whose --help lists its options
+        options.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     options.arguments = arguments
     debug = options.debug
     try:

@@ -1,7 +1,7 @@
 ; column for cpu:aarch64, 3 rows a tile, made by q4jit
 ; rows:
 ;   v0 = x
-; 1 dot:
+; 1 column, dot:
 ;   v1 = v0 @ w    Q8_0 [256, 1]
 ;   output0 = v1
 

@@ -168,12 +168,12 @@ unit.done:
   %energy.2 = call reassoc float @llvm.vector.reduce.fadd.v16f32(float -0.0, <16 x float> %energy.unit)
   %float_count = sitofp i64 %count to float
   %mean_energy = fdiv float %energy.2, %float_count
-  %share = fmul float %mean_energy, 0x40299999A0000000  ; 12.8
+  %share = fmul float %mean_energy, 0x40299999A0000000  ; 12.8: of a unit that loses half of its share
   %root = call float @llvm.sqrt.f32(float %share)
   %limit = bitcast float %root to i32
-  %most = fmul float %energy.2, 0x40399999A0000000  ; 25.6
-  %small = fcmp ole float %squared_tops.unit, %most
-  %limit.1 = select i1 %small, i32 u0x7F7FFFFF, i32 %limit  ; or none
+  %most = fmul float %energy.2, 0x40399999A0000000  ; 25.6: of a row that loses what it may
+  %loses_little = fcmp ole float %squared_tops.unit, %most
+  %limit.1 = select i1 %loses_little, i32 u0x7F7FFFFF, i32 %limit  ; finite: no limit
   %limit.2 = call i32 @llvm.smin.i32(i32 %limit.1, i32 u0x7F7FFFFF)
   %largest.1 = call i32 @llvm.smin.i32(i32 %largest.unit, i32 %limit.2)
   %tiny = icmp slt i32 %largest.1, u0x27800000  ; below 2^-48 1/step overflows
@@ -233,7 +233,7 @@ unit.1.body:
   %stored_sum = mul i32 %sum.2, -8
   %whole_sum_at = getelementptr %Unit, ptr %unit_at.1, i64 0, i32 4
   store i32 %stored_sum, ptr %whole_sum_at, align 4
-  ; 128 added to each digit carries what is above 127; flipping the sign takes 128 off
+  ; adding 128 to each digit carries above 127; flipping the sign bit takes 128 off
   %carried = add <16 x i32> %X.1, splat (i32 u0x00808080)
   %shifted = lshr <16 x i32> %carried, splat (i32 16)
   %low_byte = trunc <16 x i32> %shifted to <16 x i8>
@@ -280,7 +280,7 @@ unit.1.done:
   %count.1 = trunc i64 %rough_count.unit.1 to i32
   %rough_count_at = getelementptr %RowEnd, ptr %end_at, i64 0, i32 0
   store i32 %count.1, ptr %rough_count_at, align 4
-  ; the smallest step: 2^-50 times the inverse of 1/step, by its exponent
+  ; the smallest step: the largest one times 2^-50, by exponents
   %smallest_step = sub i32 u0x66000000, %inverse_step
   %smallest_step_at = getelementptr %RowEnd, ptr %end_at, i64 0, i32 1
   store i32 %smallest_step, ptr %smallest_step_at, align 4
@@ -616,7 +616,7 @@ block.done:
   br label %slab.head
 slab.done:
   store <16 x float> %total0.0.slab, ptr %tile, align 64
-  ; times the smallest step of each row; sums that only scales of 0 have left are 0
+  ; times the row's smallest step; a scale of 0 plus a lift is tiny, and becomes 0
   %end_at = getelementptr %Unit, ptr %units, i64 128
   %smallest_step_at = getelementptr %RowEnd, ptr %end_at, i64 0, i32 1
   %smallest_step = load float, ptr %smallest_step_at, align 4

@@ -1,7 +1,7 @@
 // product for hip:gfx1030, element, M = 1, made by q4jit
 // rows:
 //   x_value = x
-// 96 element:
+// 96 columns, element:
 //   w_product = x_value @ w    Q4_0 [512, 96]
 //   output0 = w_product
 

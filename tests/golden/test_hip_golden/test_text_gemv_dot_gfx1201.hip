@@ -1,7 +1,7 @@
 // residual for hip:gfx1201, gemv_dot, 4 rows a tile, 256 threads, made by q4jit
 // rows:
 //   x_value = x
-// 96 gemv_dot:
+// 96 columns, gemv_dot:
 //   w_product = x_value @ w    Q6_K [512, 96]
 //   output0 = r + w_product
 

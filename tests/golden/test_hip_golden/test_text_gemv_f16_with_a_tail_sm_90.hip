@@ -1,7 +1,7 @@
 // product for hip:sm_90, gemv, 2 rows a tile, 256 threads, made by q4jit
 // rows:
 //   x_value = x
-// 37 gemv:
+// 37 columns, gemv:
 //   w_product = x_value @ w    F16 [40, 37]
 //   output0 = w_product
 

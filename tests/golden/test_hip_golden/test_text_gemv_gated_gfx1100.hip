@@ -1,7 +1,7 @@
 // gated for hip:gfx1100, gemv, M = 1, made by q4jit
 // rows:
 //   x_value = x
-// 96 gemv:
+// 96 columns, gemv:
 //   gate_product = x_value @ gate    Q4_0 [512, 96]
 //   up_product = x_value @ up    Q8_0 [512, 96]
 //   sum1 = gate_product + bias

@@ -1,7 +1,7 @@
 // residual for hip:gfx90a, gemv, 4 rows a tile, 256 threads, made by q4jit
 // rows:
 //   x_value = x
-// 96 gemv:
+// 96 columns, gemv:
 //   w_product = x_value @ w    Q8_0 [512, 96]
 //   output0 = r + w_product
 

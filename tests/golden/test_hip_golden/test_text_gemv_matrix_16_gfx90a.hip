@@ -1,7 +1,7 @@
 // normed for hip:gfx90a, gemv_matrix, 16 rows a tile, 256 threads, made by q4jit
 // rows:
 //   x_value = x_values
-// 512 gemv_matrix:
+// 512 columns, gemv_matrix:
 //   w_product = x_value @ w    Q4_0 [512, 512]
 //   output0 = x_values + w_product
 

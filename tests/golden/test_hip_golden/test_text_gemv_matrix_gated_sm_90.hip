@@ -1,7 +1,7 @@
 // gated for hip:sm_90, gemv_matrix, 4 rows a tile, 64 threads, made by q4jit
 // rows:
 //   x_value = x
-// 96 gemv_matrix:
+// 96 columns, gemv_matrix:
 //   gate_product = x_value @ gate    Q4_0 [512, 96]
 //   up_product = x_value @ up    Q4_0 [512, 96]
 //   sum1 = gate_product + bias

@@ -1,7 +1,7 @@
 // residual for hip:gfx1201, gemv_matrix, 4 rows a tile, 128 threads, made by q4jit
 // rows:
 //   x_value = x
-// 96 gemv_matrix:
+// 96 columns, gemv_matrix:
 //   w_product = x_value @ w    Q4_0 [512, 96]
 //   output0 = r + w_product
 

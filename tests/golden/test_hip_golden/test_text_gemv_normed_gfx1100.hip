@@ -1,7 +1,7 @@
 // normed for hip:gfx1100, gemv, M = 1, made by q4jit
 // rows:
 //   x_value = x_values
-// 512 gemv:
+// 512 columns, gemv:
 //   w_product = x_value @ w    Q4_0 [512, 512]
 //   output0 = x_values + w_product
 

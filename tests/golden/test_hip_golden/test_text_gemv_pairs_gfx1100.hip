@@ -1,7 +1,7 @@
 // product for hip:gfx1100, gemv_matrix, M = 1, made by q4jit
 // rows:
 //   x_value = x
-// 96 gemv_matrix:
+// 96 columns, gemv_matrix:
 //   w_product = x_value @ w    Q4_0 [512, 96]
 //   output0 = w_product
 

@@ -1,7 +1,7 @@
 // product for hip:sm_90, tile_halves, 8 rows a tile, 128 threads, made by q4jit
 // rows:
 //   x_value = x
-// 96 tile_halves:
+// 96 columns, tile_halves:
 //   w_product = x_value @ w    Q4_0 [2048, 96]
 //   output0 = w_product
 

@@ -1,7 +1,7 @@
 // gated for hip:gfx1100, tile_halves, 32 rows a tile, 256 threads, made by q4jit
 // rows:
 //   x_value = x
-// 96 tile_halves:
+// 96 columns, tile_halves:
 //   gate_product = x_value @ gate    Q4_0 [512, 96]
 //   up_product = x_value @ up    Q4_0 [512, 96]
 //   sum1 = gate_product + bias

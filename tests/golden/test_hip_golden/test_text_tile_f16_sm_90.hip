@@ -1,7 +1,7 @@
 // residual for hip:sm_90, tile_matrix, 64 rows a tile, 256 threads, made by q4jit
 // rows:
 //   x_value = x
-// 96 tile_matrix:
+// 96 columns, tile_matrix:
 //   w_product = x_value @ w    Q6_K [512, 96]
 //   output0 = r + w_product
 

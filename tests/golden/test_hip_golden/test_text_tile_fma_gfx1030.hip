@@ -1,7 +1,7 @@
 // softcap for hip:gfx1030, tile_fma, 64 rows a tile, 256 threads, made by q4jit
 // rows:
 //   x_value = x
-// 96 tile_fma:
+// 96 columns, tile_fma:
 //   w_product = x_value @ w    Q4_1 [512, 96]
 //   output0 = cap * tanh(w_product / cap)
 

@@ -1,7 +1,7 @@
 // product for hip:gfx90a, tile_matrix, 64 rows a tile, 256 threads, made by q4jit
 // rows:
 //   x_value = x
-// 96 tile_matrix:
+// 96 columns, tile_matrix:
 //   w_product = x_value @ w    Q4_1 [512, 96]
 //   output0 = w_product
 
