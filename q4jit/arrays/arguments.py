@@ -27,7 +27,8 @@ def plain(value: Any) -> Any:
     A subclass may report other ones. Masked arrays and matrices are returned as they are, because
     `check_array` refuses them; so is every other object.
     """
-    if isinstance(value, np.ndarray) and type(value) is not np.ndarray:
+    kind = type(value)  # traced arrays report ndarray as their class, but have no memory
+    if kind is not np.ndarray and issubclass(kind, np.ndarray):
         if isinstance(value, np.ma.MaskedArray | np.matrix):
             return value
         return np.ndarray.view(value, np.ndarray)

@@ -388,9 +388,7 @@ def _store_sums(
 
 def _store_digits(f: Function, form: DigitForm, unit_at: str, halves: list[str]) -> None:
     if form.digits > 1:
-        f.comment(
-            "adding 128 to each digit carries above 127; flipping the sign bit takes 128 off"
-        )
+        f.comment("adding 128 to each digit carries above 127; flipping the sign bit takes 128 off")
     for number in range(form.digits):
         for half, X in enumerate(halves):
             digit = _digit(f, form, X, number)

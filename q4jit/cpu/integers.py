@@ -188,9 +188,7 @@ class _ProductWriter:
         rough = add_rough(self._module, self._weight)
         units = product.x_stride // UNIT
         assert self._weight.padded_k <= product.x_stride
-        f.comment(
-            "times the row's smallest step; a scale of 0 plus a lift is tiny, and becomes 0"
-        )
+        f.comment("times the row's smallest step; a scale of 0 plus a lift is tiny, and becomes 0")
         with f.loop("row", 0, self._tile.rows) as row:
             offset = f.index("row_offset", (row.index, product.row_bytes))
             row_at = f.at("%units", "i8", offset, "row_at")
