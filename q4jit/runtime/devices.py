@@ -73,7 +73,7 @@ def find_device(name: str) -> Device:
             return matches[0]
     known = ", ".join(f"hip:{index} = {device}" for index, device in enumerate(find_devices()))
     if not known and prefix in {"hip", "cuda"}:
-        raise DeviceError(f"no GPU for {name!r}: {why_none()}; use the target 'cpu'")
+        raise DeviceError(f"no device {name!r}: {why_none()}; use the target 'cpu'")
     raise DeviceError(
         f"no device {name!r}; expected hip, hip:NUMBER or hip:ARCH, or the same with cuda for "
         f"NVIDIA's GPUs. The GPUs of this machine: {known or 'none'}"

@@ -421,7 +421,7 @@ assert not any(name.split(".")[0] in ("rocm", "cuda") for name in sys.modules)
 try:
     devices.find_device("hip")
 except devices.DeviceError as error:
-    assert str(error) == f"no GPU for 'hip': {reason}; use the target 'cpu'"
+    assert str(error) == f"no device 'hip': {reason}; use the target 'cpu'"
 else:
     raise AssertionError("no error")
 """
