@@ -10,18 +10,17 @@ from q4jit.hip.kernel import (
     GEMV_MATRIX,
     MATRIX_COLUMNS,
     QUAD_ELEMENTS,
+    QUAD_UNITS,
     TILE_HALVES,
-    UNIT_ELEMENTS,
     HipKernel,
     HipPlan,
 )
-from q4jit.hip.matrix_units import QUARTER_ELEMENTS, UNIT_QUARTERS, MatrixUnit, f16_unit
+from q4jit.hip.matrix_units import UNIT_QUARTERS, MatrixUnit, f16_unit
 from q4jit.targets import HipArch
 
 RESERVE_BYTES: Final = 1024
 """Shared memory that matrix units leave free."""
 
-_QUAD_UNITS: Final = QUAD_ELEMENTS // UNIT_ELEMENTS
 _F32_BYTES: Final = 4
 _MARK_BYTES: Final = 1  # whether a unit is rough
 _ITEM_BYTES: Final = 16  # a quarter as one term, and what the compiler aligns shared memory to
@@ -157,13 +156,13 @@ class GemvMatrixSizes:
     def suffices(self) -> bool:
         """Whether shared memory holds what the waves load at a time, and their sums."""
         least_quads = min(self.split_quads, self.round_quads)
-        x_bytes = least_quads * _QUAD_UNITS * self.unit_bytes
+        x_bytes = least_quads * QUAD_UNITS * self.unit_bytes
         return max(x_bytes, self.sums_bytes) <= self._budget_bytes
 
     @property
     def stage_quads(self) -> int:
         """Return the quads of x in shared memory: all that are needed, or whole rounds."""
-        room_quads = self._budget_bytes // (_QUAD_UNITS * self.unit_bytes)
+        room_quads = self._budget_bytes // (QUAD_UNITS * self.unit_bytes)
         if room_quads >= self.split_quads:
             return self.split_quads
         return room_quads // self.round_quads * self.round_quads
@@ -181,7 +180,7 @@ class GemvMatrixSizes:
     @property
     def stage_units(self) -> int:
         """Return the units of x in shared memory."""
-        return _QUAD_UNITS * self.stage_quads
+        return QUAD_UNITS * self.stage_quads
 
     @property
     def rounds(self) -> int:
@@ -310,10 +309,5 @@ def matrix_variables(plan: HipPlan, kernel: HipKernel) -> dict[str, Any]:
         assert sizes.suffices, "limits.can_run_gemv_matrix refuses such constants"
         variables |= {
             "sizes": sizes,
-            "panel": MATRIX_COLUMNS,
-            "unit_elements": UNIT_ELEMENTS,
-            "quarter_elements": QUARTER_ELEMENTS,
-            "unit_quarters": UNIT_QUARTERS,
-            "quad_units": _QUAD_UNITS,
         }
     return variables

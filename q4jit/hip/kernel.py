@@ -21,6 +21,7 @@ UNIT_ELEMENTS: Final = FLOAT_BLOCK_ELEMENTS
 """Elements of a column that are decoded together, in every format."""
 QUAD_ELEMENTS: Final = 4 * UNIT_ELEMENTS
 """Elements of a column that are stored together in `TILES16`."""
+QUAD_UNITS: Final = QUAD_ELEMENTS // UNIT_ELEMENTS
 MATRIX_COLUMNS: Final = 16
 """Columns of a matrix instruction."""
 MAX_GRID_Y: Final = 65535

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from q4jit.hip.kernel import HipKernel
+from q4jit.hip.kernel import UNIT_ELEMENTS, HipKernel
 from q4jit.targets import HipArch
 
 
@@ -38,7 +38,7 @@ class MatrixUnit:
 
 QUARTER_ELEMENTS: Final = 8
 """Elements of x that a lane splits into terms: 16 bytes of f16."""
-UNIT_QUARTERS: Final = 4
+UNIT_QUARTERS: Final = UNIT_ELEMENTS // QUARTER_ELEMENTS
 
 _DOT2: Final = MatrixUnit("dot2", tile_rows=1, lane_columns=1, lane_rows=1, parts=2)
 _BY_MATRIX: Final[Mapping[str | None, MatrixUnit]] = {

@@ -3,13 +3,9 @@
 from dataclasses import dataclass
 from typing import Any, Final
 
-from q4jit.hip.kernel import QUAD_ELEMENTS, ROWS, UNIT_ELEMENTS, HipKernel, HipPlan
-from q4jit.hip.tile_halves_sizes import matrix_rows
+from q4jit.hip.kernel import QUAD_ELEMENTS, QUAD_UNITS, ROWS, HipKernel, HipPlan
+from q4jit.hip.matrix_units import QUARTER_ELEMENTS, UNIT_QUARTERS, f16_unit
 
-QUARTER_ELEMENTS: Final = 8
-"""Elements of x that a thread splits at a time."""
-
-_UNIT_QUARTERS: Final = UNIT_ELEMENTS // QUARTER_ELEMENTS
 _MOST_KEPT_QUARTERS: Final = 8  # in the registers of a thread
 
 
@@ -28,12 +24,12 @@ class RowsSizes:
     @property
     def units(self) -> int:
         """Units of a row in whole quads; those beyond K are 0."""
-        return -(-self.k // QUAD_ELEMENTS) * (QUAD_ELEMENTS // UNIT_ELEMENTS)
+        return -(-self.k // QUAD_ELEMENTS) * QUAD_UNITS
 
     @property
     def quarters(self) -> int:
         """Quarters of these units."""
-        return self.units * _UNIT_QUARTERS
+        return self.units * UNIT_QUARTERS
 
     @property
     def thread_quarters(self) -> int:
@@ -61,10 +57,7 @@ def rows_variables(plan: HipPlan, kernel: HipKernel) -> dict[str, Any]:
     x = kernel.work.x
     if kernel.schedule != ROWS or x is None:
         return {}
-    return {
-        "sizes": RowsSizes(x.width, kernel.block_size),
-        "tile_rows": matrix_rows(plan.target.hip),
-        "unit_elements": UNIT_ELEMENTS,
-        "unit_quarters": _UNIT_QUARTERS,
-        "quarter_elements": QUARTER_ELEMENTS,
-    }
+    variables: dict[str, Any] = {"sizes": RowsSizes(x.width, kernel.block_size)}
+    if kernel.f16_terms:
+        variables["tile_rows"] = f16_unit(plan.target.hip, kernel).tile_rows
+    return variables

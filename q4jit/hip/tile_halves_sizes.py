@@ -6,11 +6,12 @@ from typing import Any, Final
 from q4jit.hip.kernel import (
     MATRIX_COLUMNS,
     QUAD_ELEMENTS,
+    QUAD_UNITS,
     TILE_HALVES,
-    UNIT_ELEMENTS,
     HipKernel,
     HipPlan,
 )
+from q4jit.hip.matrix_units import UNIT_QUARTERS, f16_unit
 from q4jit.targets import HipArch
 
 ITEM_BYTES: Final = 16
@@ -18,16 +19,9 @@ ITEM_BYTES: Final = 16
 
 _F32_BYTES: Final = 4
 _F16_BYTES: Final = 2
-_UNIT_QUARTERS: Final = UNIT_ELEMENTS * _F16_BYTES // ITEM_BYTES
-_QUAD_UNITS: Final = QUAD_ELEMENTS // UNIT_ELEMENTS
 _MOST_COPIERS: Final = 512
 _FLAG_BYTES: Final = 16  # the flag of rough rows, in the room that alignment gives it
 _BARRIER_BYTES: Final = 16  # the same of a cluster's barrier
-
-
-def matrix_rows(arch: HipArch) -> int:
-    """Return the rows of x that a matrix instruction on f16 takes."""
-    return 8 if arch.matrix == "mma_sync" else 16
 
 
 @dataclass(frozen=True)
@@ -54,7 +48,7 @@ class TileHalvesSizes:
     @property
     def steps(self) -> int:
         """Matrix instructions for all rows of the tile."""
-        return self.kernel.rows_per_tile // matrix_rows(self.arch)
+        return self.kernel.rows_per_tile // f16_unit(self.arch, self.kernel).tile_rows
 
     @property
     def waves_n(self) -> int:
@@ -91,17 +85,17 @@ class TileHalvesSizes:
     @property
     def quad_stages(self) -> int:
         """Stages that a quad takes, where a stage is only a part of one."""
-        return max(_QUAD_UNITS // self.kernel.stage_units, 1)
+        return max(QUAD_UNITS // self.kernel.stage_units, 1)
 
     @property
     def stage_quads(self) -> int:
         """Quads that a stage has a part of, or has."""
-        return max(self.kernel.stage_units // _QUAD_UNITS, 1)
+        return max(self.kernel.stage_units // QUAD_UNITS, 1)
 
     @property
     def turn_units(self) -> int:
         """Units of a quad that a wave multiplies in a stage."""
-        return min(self.kernel.stage_units, _QUAD_UNITS)
+        return min(self.kernel.stage_units, QUAD_UNITS)
 
     @property
     def turns(self) -> int:
@@ -113,7 +107,7 @@ class TileHalvesSizes:
     @property
     def term_items(self) -> int:
         """Items of a unit in one term, for the rows of a matrix instruction."""
-        return matrix_rows(self.arch) * _UNIT_QUARTERS
+        return f16_unit(self.arch, self.kernel).tile_rows * UNIT_QUARTERS
 
     @property
     def unit_items(self) -> int:
@@ -128,7 +122,7 @@ class TileHalvesSizes:
     @property
     def row_items(self) -> int:
         """Items of all of K for the rows of a matrix instruction."""
-        return self.quads * _QUAD_UNITS * self.unit_items
+        return self.quads * QUAD_UNITS * self.unit_items
 
     @property
     def stage_items(self) -> int:
@@ -204,10 +198,4 @@ def tile_halves_variables(plan: HipPlan, kernel: HipKernel) -> dict[str, Any]:
     """Return the variables that only the templates of `tile_halves` have."""
     if kernel.schedule != TILE_HALVES:
         return {}
-    return {
-        "sizes": TileHalvesSizes(plan.target.hip, kernel),
-        "panel": MATRIX_COLUMNS,
-        "unit_elements": UNIT_ELEMENTS,
-        "unit_quarters": _UNIT_QUARTERS,
-        "quad_units": _QUAD_UNITS,
-    }
+    return {"sizes": TileHalvesSizes(plan.target.hip, kernel)}

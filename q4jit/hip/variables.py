@@ -14,13 +14,14 @@ from q4jit.hip.kernel import (
     GEMV_MATRIX,
     MATRIX_COLUMNS,
     MAX_GRID_Y,
-    QUAD_ELEMENTS,
+    QUAD_UNITS,
     ROWS,
     TILE_HALVES,
     UNIT_ELEMENTS,
     HipKernel,
     HipPlan,
 )
+from q4jit.hip.matrix_units import QUARTER_ELEMENTS, UNIT_QUARTERS
 from q4jit.hip.memory import (
     ELEMENT_STAGE_UNITS,
     adds_up_blocks,
@@ -51,7 +52,9 @@ def variables(plan: HipPlan, kernel: HipKernel) -> dict[str, Any]:
         "bounded_threads": BOUNDED_THREADS,
         "unit_elements": UNIT_ELEMENTS,
         "panel": MATRIX_COLUMNS,
-        "quad_units": QUAD_ELEMENTS // UNIT_ELEMENTS,
+        "quarter_elements": QUARTER_ELEMENTS,
+        "unit_quarters": UNIT_QUARTERS,
+        "quad_units": QUAD_UNITS,
         "element_stage_units": ELEMENT_STAGE_UNITS,
         "lds_bytes": shared_bytes(plan, kernel),
         # dot products of f16 take denormals for 0, and so do the matrix units of some archs

@@ -14,10 +14,11 @@ from q4jit.frontend.trace import trace
 from q4jit.hip import search
 from q4jit.hip.candidates import candidates
 from q4jit.hip.kernel import GEMV_MATRIX, ROWS, TILE_HALVES, HipKernel, HipPlan
+from q4jit.hip.matrix_units import f16_unit
 from q4jit.hip.memory import scratch
 from q4jit.hip.render import render
 from q4jit.hip.schedule import make_plan
-from q4jit.hip.tile_halves_sizes import TileHalvesSizes, matrix_rows
+from q4jit.hip.tile_halves_sizes import TileHalvesSizes
 from q4jit.plan.options import PlanOptions
 from q4jit.targets import find_target
 from q4jit.weights.layouts import TILES16
@@ -78,7 +79,7 @@ def test_sizes_divide_the_work_without_a_rest(arch: str) -> None:
         sizes = TileHalvesSizes(plan.target.hip, kernel)
         assert sizes.waves_n * sizes.waves_k * plan.target.hip.wave == kernel.block_size
         assert sizes.waves_n * kernel.wave_panels * 16 == kernel.columns
-        assert sizes.steps * matrix_rows(plan.target.hip) == kernel.rows_per_tile
+        assert sizes.steps * f16_unit(plan.target.hip, kernel).tile_rows == kernel.rows_per_tile
         assert sizes.stage_quads * 4 == sizes.quad_stages * kernel.stage_units
         assert sizes.turns * sizes.waves_k == sizes.stage_quads
         assert sizes.owned_rows * kernel.splits == kernel.rows_per_tile
