@@ -1,10 +1,7 @@
 """The pages in docs/: examples run, commands parse, links lead somewhere, tables are complete."""
 
-import os
 import re
 import shlex
-import subprocess
-import sys
 import tomllib
 from pathlib import Path
 
@@ -13,6 +10,7 @@ import pytest
 from q4jit import specialize
 from q4jit.targets import CPU_ARCHS, HIP_ARCHS
 from q4jit.tools.cli.main import make_parser
+from tests.support.examples import run_example
 from tests.support.paths import ROOT
 from tests.support.tools import model_file
 
@@ -29,21 +27,11 @@ def page(name: str) -> str:
 def test_the_example_of_functions_runs(tmp_path: Path) -> None:
     (example,) = re.findall(r"```python\n(.*?)```", page("functions.md"), re.DOTALL)
     (tmp_path / "model.gguf").symlink_to(model_file())
-    (tmp_path / "example.py").write_text(example, encoding="utf-8")
-    done = subprocess.run(
-        [sys.executable, "example.py"],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "define void @q4jit_swiglu(ptr %args)" in done.stdout
-    assert "// swiglu for hip:gfx1100, gemv" in done.stdout
-    assert "fmla" in done.stdout
-    assert "@ gate    Q4_1 [576, 1536]" in done.stdout
+    printed = run_example(example, tmp_path)
+    assert "define void @q4jit_swiglu(ptr %args)" in printed
+    assert "// swiglu for hip:gfx1100, gemv" in printed
+    assert "fmla" in printed
+    assert "@ gate    Q4_1 [576, 1536]" in printed
 
 
 def anchors(text: str) -> set[str]:

@@ -1,15 +1,13 @@
 """The README: its example prints what it shows, and its commands and names exist."""
 
-import os
 import re
 import shlex
-import subprocess
-import sys
 import tomllib
 from pathlib import Path
 
 from q4jit import specialize
 from q4jit.tools.cli.main import make_parser
+from tests.support.examples import run_example
 from tests.support.paths import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -23,17 +21,7 @@ def test_it_is_one_page() -> None:
 def test_the_quick_start_prints_what_it_shows(tmp_path: Path) -> None:
     (program,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     (shown,) = re.findall(r"```text\n(\(1, .*?)```", README, re.DOTALL)
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == shown
+    assert run_example(program, tmp_path) == shown
 
 
 def test_targets_and_extras_are_accepted() -> None:
