@@ -25,6 +25,7 @@ from q4jit.frontend.specs import Signature
 from q4jit.frontend.trace import refuse_symbols
 from q4jit.locks import BUILD
 from q4jit.options import Options
+from q4jit.pickling import PickledAsFunction
 from q4jit.pipeline import DeviceLaunch, Launch, Remark
 from q4jit.plan.kernels import Source
 from q4jit.policy import runs_kernels
@@ -67,7 +68,7 @@ class Stats:
         )
 
 
-class Specialized(Generic[_P, _R]):
+class Specialized(PickledAsFunction, Generic[_P, _R]):
     """A function that runs as compiled kernels. `specialize` makes it.
 
     Arguments of a call are those of the function:
@@ -97,9 +98,9 @@ class Specialized(Generic[_P, _R]):
             None  # whether globals are; None: it reads none
         )
         self._specializer = Specializer(function, options, self._parameters, self._keywords)
+        self._make_picklable()
 
-    def __reduce__(self) -> str:
-        return str(getattr(self, "__qualname__", self._name))  # by name, like a function
+    _start = __init__
 
     def __repr__(self) -> str:
         return f"<specialized {self._name}({', '.join(self._parameters)})>"

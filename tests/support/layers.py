@@ -25,6 +25,7 @@ LAYERS: Final = (
     "policy",
     "options",
     "specializer",
+    "pickling",
     "dispatcher",
     "bundling",
     "tools",
