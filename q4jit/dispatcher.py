@@ -366,11 +366,22 @@ def _positional(
     try:
         bound = f._python_signature.bind(*args, **kwargs)
     except TypeError as error:
+        problem = _unknown(kwargs.keys() - set(f._parameters)) or str(error)
         raise ArgumentError(
-            f"{f._name}(): {error}; its arguments are {f._python_signature}"
+            f"{f._name}(): {problem}; its arguments are {f._python_signature}"
         ) from None
     bound.apply_defaults()
     return tuple(bound.arguments[name] for name in f._parameters)
+
+
+def _unknown(names: set[str]) -> str:
+    """Return a remark about the names of arguments that a function does not have."""
+    if not names:
+        return ""
+    options = sorted(names & Options.__dataclass_fields__.keys())
+    advice = f" ({', '.join(options)}: an option of @specialize, not of a call)" if options else ""
+    listed = ", ".join(map(repr, sorted(names)))
+    return f"unknown argument{'' if len(names) == 1 else 's'} {listed}{advice}"
 
 
 def _with_views(args: tuple[Any, ...], names: Sequence[str]) -> tuple[Any, ...]:
