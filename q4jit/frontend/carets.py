@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
-from types import CodeType, FrameType
+from types import CodeType, FrameType, FunctionType
 from typing import Final, ParamSpec, TypeVar
 
 import numpy as np
@@ -20,9 +20,18 @@ from q4jit.errors import TraceError
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
-# with the separator at the end, because the folder q4jit_plots is not part of q4jit
-_PACKAGE: Final = f"{Path(__file__).parents[1]}{os.sep}"
-_NUMPY: Final = f"{Path(np.__file__).parent}{os.sep}"
+
+def _folder(function: FunctionType) -> str:
+    """Return the folder of a package, as the code of its modules names it.
+
+    function: one of a module in a folder of the package. In a bundle `__file__` names another
+    folder. The separator is at the end, because q4jit_plots is not part of q4jit.
+    """
+    return f"{Path(function.__code__.co_filename).parents[1]}{os.sep}"
+
+
+_PACKAGE: Final = _folder(_folder)  # type: ignore[arg-type]  # every def is a FunctionType
+_NUMPY: Final = _folder(np.iterable)  # type: ignore[arg-type]  # the same; in numpy/lib
 _RETURNS: Final = frozenset({"RETURN_VALUE", "RETURN_CONST"})
 
 _refusals: ContextVar[list[TraceError] | None] = ContextVar("refusals", default=None)
@@ -64,7 +73,26 @@ def located(method: Callable[_P, _R]) -> Callable[_P, _R]:
 def user_line() -> str:
     """Return the innermost line outside q4jit and NumPy, with a caret below, or ""."""
     frame = _user_frame()
-    return "" if frame is None else _shown(frame.f_code, frame.f_lineno, frame.f_lasti)
+    return "" if frame is None else marked_line(frame.f_code, frame.f_lineno, frame.f_lasti)
+
+
+def is_users(code: CodeType) -> bool:
+    """Return whether code belongs neither to q4jit nor to NumPy."""
+    return not code.co_filename.startswith((_PACKAGE, _NUMPY))
+
+
+def marked_line(code: CodeType, line: int, lasti: int | None) -> str:
+    """Return a line with a caret below the instruction `lasti` of `code`, unless that is None."""
+    text = f"  File {code.co_filename!r}, line {line}, in {code.co_name}"
+    source, span = _source(code, line, lasti)
+    if not source.strip():
+        return text
+    indent = len(source) - len(source.lstrip())
+    text += f"\n    {source.strip()}"
+    if span is not None:
+        first, last = span
+        text += f"\n    {' ' * (first - indent)}{'^' * max(1, last - first)}"
+    return text
 
 
 def result_line(code: CodeType) -> str:
@@ -76,9 +104,9 @@ def result_line(code: CodeType) -> str:
     lines = {step.positions.lineno for step in values if step.positions}
     line = lines.pop() if len(lines) == 1 else None
     if line is None:
-        return _shown(code, code.co_firstlineno, None)
+        return marked_line(code, code.co_firstlineno, None)
     is_one_value = len(returns) == 1 and not steps[returns[0]].is_jump_target
-    return _shown(code, line, values[0].offset if is_one_value else None)
+    return marked_line(code, line, values[0].offset if is_one_value else None)
 
 
 def marked_code() -> str:
@@ -92,23 +120,9 @@ def marked_code() -> str:
 
 def _user_frame() -> FrameType | None:
     frame: FrameType | None = sys._getframe(1)
-    while frame is not None and frame.f_code.co_filename.startswith((_PACKAGE, _NUMPY)):
+    while frame is not None and not is_users(frame.f_code):
         frame = frame.f_back
     return frame
-
-
-def _shown(code: CodeType, line: int, lasti: int | None) -> str:
-    """Return a place in the user's code as an error shows it; lasti: the marked instruction."""
-    text = f"  File {code.co_filename!r}, line {line}, in {code.co_name}"
-    source, span = _source(code, line, lasti)
-    if not source.strip():
-        return text
-    indent = len(source) - len(source.lstrip())
-    text += f"\n    {source.strip()}"
-    if span is not None:
-        first, last = span
-        text += f"\n    {' ' * (first - indent)}{'^' * max(1, last - first)}"
-    return text
 
 
 def _source(code: CodeType, line: int, lasti: int | None) -> tuple[str, tuple[int, int] | None]:
