@@ -24,7 +24,7 @@ from q4jit.errors import ArgumentError, expected
 from q4jit.frontend.specs import Signature
 from q4jit.frontend.trace import refuse_symbols
 from q4jit.locks import BUILD
-from q4jit.options import Options
+from q4jit.options import Options, unknown_arguments
 from q4jit.pickling import PickledAsFunction
 from q4jit.pipeline import DeviceLaunch, Launch, Remark
 from q4jit.plan.kernels import Source
@@ -366,22 +366,12 @@ def _positional(
     try:
         bound = f._python_signature.bind(*args, **kwargs)
     except TypeError as error:
-        problem = _unknown(kwargs.keys() - set(f._parameters)) or str(error)
+        problem = unknown_arguments(kwargs.keys() - set(f._parameters)) or str(error)
         raise ArgumentError(
             f"{f._name}(): {problem}; its arguments are {f._python_signature}"
         ) from None
     bound.apply_defaults()
     return tuple(bound.arguments[name] for name in f._parameters)
-
-
-def _unknown(names: set[str]) -> str:
-    """Return a remark about the names of arguments that a function does not have."""
-    if not names:
-        return ""
-    options = sorted(names & Options.__dataclass_fields__.keys())
-    advice = f" ({', '.join(options)}: an option of @specialize, not of a call)" if options else ""
-    listed = ", ".join(map(repr, sorted(names)))
-    return f"unknown argument{'' if len(names) == 1 else 's'} {listed}{advice}"
 
 
 def _with_views(args: tuple[Any, ...], names: Sequence[str]) -> tuple[Any, ...]:

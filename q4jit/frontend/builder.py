@@ -51,7 +51,8 @@ class Builder:
 
     def show_argument(self, arg: int) -> str:
         """Return argument number `arg` as errors show it."""
-        return repr(self.names[arg]) if arg < len(self.names) else f"number {arg + 1}"
+        named = len(self.names) == len(self.signature)
+        return repr(self.names[arg]) if named else f"number {arg + 1}"
 
     def _node(
         self,
