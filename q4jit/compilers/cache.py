@@ -22,8 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
 
-from q4jit import config
-from q4jit.compilers import files
+from q4jit import config, files
 from q4jit.compilers.entries import evict
 from q4jit.errors import CacheWarning
 from q4jit.locks import BUILD

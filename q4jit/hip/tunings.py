@@ -20,13 +20,13 @@ from typing import Any, Final
 
 from q4jit import config
 from q4jit.checked_json import ANYTHING, Rules, check_fields, shown
-from q4jit.compilers.files import (
+from q4jit.errors import CacheWarning, TuningError, expected
+from q4jit.files import (
     UnsuitableError,
     make_private,
     read_regular,
     write_atomically,
 )
-from q4jit.errors import CacheWarning, TuningError, expected
 from q4jit.locks import BUILD
 from q4jit.precision import PRECISIONS
 from q4jit.targets import HIP_ARCHS

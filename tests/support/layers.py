@@ -5,6 +5,7 @@ from typing import Final
 LAYERS: Final = (
     "errors",
     "version",
+    "files",
     "checked_json",
     "config",
     "locks",

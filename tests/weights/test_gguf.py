@@ -526,6 +526,14 @@ def test_a_folder_and_a_pipe_are_refused_at_once(tmp_path: Path) -> None:
             load_gguf(path)
 
 
+def test_what_was_opened_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A check of the path would not see a device that takes the file's place afterwards."""
+    regular = Path(__file__).stat()
+    monkeypatch.setattr(Path, "stat", lambda path, **_: regular)
+    with pytest.raises(GGUFError, match="not a regular file"):
+        load_gguf("/dev/null")
+
+
 W = tensor("w", (32, 2), 2)
 V = tensor("v", (4,))
 BAD: dict[str, tuple[bytes, str]] = {
