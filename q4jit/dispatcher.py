@@ -23,7 +23,7 @@ from q4jit.arrays.torch_tensors import tensor_facts
 from q4jit.errors import ArgumentError, expected
 from q4jit.frontend.specs import Signature
 from q4jit.frontend.trace import refuse_symbols
-from q4jit.locks import BUILD
+from q4jit.locks import BUILD, warnings_later
 from q4jit.options import Options, unknown_arguments
 from q4jit.pickling import PickledAsFunction
 from q4jit.pipeline import DeviceLaunch, Launch, Remark
@@ -184,13 +184,13 @@ class Specialized(PickledAsFunction, Generic[_P, _R]):
         request = self._specializer.request(args)
         if self.options.tune:
             self._specializer.search(request)
-        with BUILD:
+        warn_of_changed_variables()
+        with warnings_later(), BUILD:
             launch = self._launches.get(key)
             if launch is not None:  # made by another thread meanwhile
                 self._hits += 1
                 return launch
             self._misses += 1
-            warn_of_changed_variables()
             launch = self._specializer.launch(request)
             self._unchanged = self._specializer.unchanged
             _remember(self._launches, key, launch)
