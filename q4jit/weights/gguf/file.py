@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType, TracebackType
-from typing import Final, Self
+from typing import Any, Final, Self
 
 from q4jit.errors import GGUFError, MissingNameError, expected
 from q4jit.files import UnsuitableError, opened_regular
@@ -61,6 +61,10 @@ class GGUFFile(Mapping[str, Tensor]):
         """Release the map. Tensors that were read before stay valid."""
         self._reader.close()
         self._tensors.clear()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the file's path: a worker on this machine maps the same file."""
+        return load_gguf, (str(Path(self._reader.path).absolute()),)
 
     def __enter__(self) -> Self:
         return self
