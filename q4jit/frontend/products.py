@@ -38,7 +38,7 @@ def refuse_product(x: Any, w: Any) -> NoReturn:
         refuse("multiply with w.dequantize()", "use x @ w, which makes no float copy of w")
     if node.op == "load" and getattr(x, "_node", None) is not node:
         name = array._builder.show_argument(node.arg)
-        _refuse_right_operand(f"the float32 array {name}", np.ndarray)
+        _refuse_right_operand(f"the array {name}", np.ndarray)
     refuse("multiply two arrays that are no weights", USE_OTHER_PRODUCT)
 
 

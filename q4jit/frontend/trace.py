@@ -32,7 +32,7 @@ def trace(
     keywords: the names of the last arguments, which are passed by keyword. Raises TraceError, with
     the user's line, if the function cannot be compiled. Other errors of the function pass through.
     """
-    builder = Builder(signature, tuple(inspect.signature(function).parameters))
+    builder = Builder(signature, names=tuple(inspect.signature(function).parameters))
     symbols = [_symbol(builder, i) for i in range(len(signature))]
     split = len(symbols) - len(keywords)
     try:

@@ -205,7 +205,7 @@ REFUSALS: list[tuple[Callable[..., object], str, str, str]] = [
     (lambda x, residual: x @ residual, "x @ residual", "array 'residual'", 'quantize.*"F32"'),
     (lambda x, w: x @ w.dequantize(), "x @ w.dequantize()", r"with w\.deq", "use x @ w, which"),
     (lambda x: x @ TABLE, "x @ TABLE", "QuantizedTensor, got ndarray", r'quantize\(w, "F32"\)'),
-    (lambda x: TABLE @ x, "TABLE @ x", "QuantizedTensor, got the float32 array 'x'", "quantize"),
+    (lambda x: TABLE @ x, "TABLE @ x", "QuantizedTensor, got the array 'x'", "quantize"),
     (lambda x: x @ 2, "x @ 2", "QuantizedTensor, got int", r"use \* for a number"),
     (lambda x: x @ "w", 'x @ "w"', "right operand of @: .*, got str$", ""),
     (lambda x: x @ CAPTURED, "x @ CAPTURED", "captured weight .*F32", "pass it as an argument"),
