@@ -23,8 +23,9 @@ from q4jit.arrays.torch_tensors import tensor_facts
 from q4jit.errors import ArgumentError, expected
 from q4jit.frontend.specs import Signature
 from q4jit.frontend.trace import refuse_symbols
-from q4jit.locks import BUILD
-from q4jit.options import Options
+from q4jit.locks import BUILD, warnings_later
+from q4jit.options import Options, unknown_arguments
+from q4jit.pickling import PickledAsFunction
 from q4jit.pipeline import DeviceLaunch, Launch, Remark
 from q4jit.plan.kernels import Source
 from q4jit.policy import runs_kernels
@@ -67,7 +68,7 @@ class Stats:
         )
 
 
-class Specialized(Generic[_P, _R]):
+class Specialized(PickledAsFunction, Generic[_P, _R]):
     """A function that runs as compiled kernels. `specialize` makes it.
 
     Arguments of a call are those of the function:
@@ -97,9 +98,9 @@ class Specialized(Generic[_P, _R]):
             None  # whether globals are; None: it reads none
         )
         self._specializer = Specializer(function, options, self._parameters, self._keywords)
+        self._make_picklable()
 
-    def __reduce__(self) -> str:
-        return str(getattr(self, "__qualname__", self._name))  # by name, like a function
+    _start = __init__
 
     def __repr__(self) -> str:
         return f"<specialized {self._name}({', '.join(self._parameters)})>"
@@ -183,13 +184,13 @@ class Specialized(Generic[_P, _R]):
         request = self._specializer.request(args)
         if self.options.tune:
             self._specializer.search(request)
-        with BUILD:
+        warn_of_changed_variables()
+        with warnings_later(), BUILD:
             launch = self._launches.get(key)
             if launch is not None:  # made by another thread meanwhile
                 self._hits += 1
                 return launch
             self._misses += 1
-            warn_of_changed_variables()
             launch = self._specializer.launch(request)
             self._unchanged = self._specializer.unchanged
             _remember(self._launches, key, launch)
@@ -365,8 +366,9 @@ def _positional(
     try:
         bound = f._python_signature.bind(*args, **kwargs)
     except TypeError as error:
+        problem = unknown_arguments(kwargs.keys() - set(f._parameters)) or str(error)
         raise ArgumentError(
-            f"{f._name}(): {error}; its arguments are {f._python_signature}"
+            f"{f._name}(): {problem}; its arguments are {f._python_signature}"
         ) from None
     bound.apply_defaults()
     return tuple(bound.arguments[name] for name in f._parameters)

@@ -42,10 +42,17 @@ class Builder:
 
     Attributes:
         signature: the specs of the function's arguments.
+        names: their names, for errors.
     """
 
     signature: Signature
+    names: tuple[str, ...] = ()
     _known: dict[tuple[object, ...], Node] = field(default_factory=dict)
+
+    def show_argument(self, arg: int) -> str:
+        """Return argument number `arg` as errors show it."""
+        named = len(self.names) == len(self.signature)
+        return repr(self.names[arg]) if named else f"number {arg + 1}"
 
     def _node(
         self,

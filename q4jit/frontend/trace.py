@@ -13,7 +13,7 @@ import numpy as np
 
 from q4jit.errors import TraceError, expected
 from q4jit.frontend.builder import Builder
-from q4jit.frontend.carets import collect_refusals, located
+from q4jit.frontend.carets import collect_refusals, located, result_line
 from q4jit.frontend.graph import Graph, Node
 from q4jit.frontend.ids import SymbolicIds
 from q4jit.frontend.memory import Memory
@@ -32,7 +32,7 @@ def trace(
     keywords: the names of the last arguments, which are passed by keyword. Raises TraceError, with
     the user's line, if the function cannot be compiled. Other errors of the function pass through.
     """
-    builder = Builder(signature)
+    builder = Builder(signature, names=tuple(inspect.signature(function).parameters))
     symbols = [_symbol(builder, i) for i in range(len(signature))]
     split = len(symbols) - len(keywords)
     try:
@@ -83,7 +83,8 @@ def _results(function: Callable[..., object], result: object) -> tuple[object, .
 def _output(function: Callable[..., object], builder: Builder, value: object) -> Node:
     """Return the node of one result. Raises TraceError if it is no array of numbers."""
     if not isinstance(value, SymbolicArray):
-        _refuse_result(function, f"{type(value).__name__} {show_value(value)}")
+        cure = "end the function with a return statement" if value is None else ""
+        _refuse_result(function, f"{type(value).__name__} {show_value(value)}", cure)
     if value._builder is not builder:
         _refuse_result(function, "a value that was traced in another call")
     if value._node.is_bool:
@@ -108,7 +109,7 @@ def _clean_name(name: str) -> str:
 
 def _refuse_result(function: Callable[..., object], result: str, cure: str = "") -> NoReturn:
     code = getattr(function, "__code__", None)
-    user_line = f"\n\n  File {code.co_filename!r}, line {code.co_firstlineno}" if code else ""
+    user_line = f"\n\n{result_line(code)}" if code else ""
     message = expected(
         "an array computed from the arguments, or a tuple of them",
         result,

@@ -5,6 +5,7 @@ from typing import Final
 LAYERS: Final = (
     "errors",
     "version",
+    "files",
     "checked_json",
     "config",
     "locks",
@@ -25,6 +26,7 @@ LAYERS: Final = (
     "policy",
     "options",
     "specializer",
+    "pickling",
     "dispatcher",
     "bundling",
     "tools",
