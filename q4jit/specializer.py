@@ -29,6 +29,7 @@ from q4jit.frontend.refusals import show_value
 from q4jit.frontend.specs import Signature
 from q4jit.frontend.trace import trace
 from q4jit.kept import Compiled, Kept, Key, shapes_key
+from q4jit.locks import BUILD
 from q4jit.options import Options
 from q4jit.pipeline import Backend, Launch, ReadyKernel, Remark, fetch, ready_kernels
 from q4jit.plan.kernels import Plan, Source
@@ -146,7 +147,10 @@ class Specializer:
 
     def plan(self, args: Sequence[Any]) -> None:
         """Trace and plan a call, which is all that inspecting its source takes."""
-        self._plan(self.request(args))
+        request = self.request(args)
+        with BUILD:
+            self.kept.trim()
+            self._plan(request)
 
     def signature_of(self, args: Sequence[Any]) -> tuple[Signature, tuple[int, ...]]:
         """Return the signature of arguments and their leading dimensions. Raises ArgumentError."""
