@@ -70,6 +70,18 @@ def located(method: Callable[_P, _R]) -> Callable[_P, _R]:
     return wrapper
 
 
+def user_level() -> int:
+    """Return the `stacklevel` by which a caller of `warnings.warn` names the user's line."""
+    return 1 + len(list(_inner_frames(sys._getframe(1))))
+
+
+def _inner_frames(frame: FrameType | None) -> Iterator[FrameType]:
+    """Yield a frame and those around it as long as they are in q4jit or NumPy."""
+    while frame is not None and not is_users(frame.f_code):
+        yield frame
+        frame = frame.f_back
+
+
 def user_line() -> str:
     """Return the innermost line outside q4jit and NumPy, with a caret below, or ""."""
     frame = _user_frame()
@@ -119,10 +131,8 @@ def marked_code() -> str:
 
 
 def _user_frame() -> FrameType | None:
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None and not is_users(frame.f_code):
-        frame = frame.f_back
-    return frame
+    *_, outermost = _inner_frames(sys._getframe())
+    return outermost.f_back
 
 
 def _source(code: CodeType, line: int, lasti: int | None) -> tuple[str, tuple[int, int] | None]:
