@@ -68,7 +68,7 @@ def _read(kept: str, sources: Weights) -> dict[str, QuantizedTensor] | None:
     try:
         with _folder() as folder:
             data = files.read_own(folder, kept, sum(sizes) + CHECKSUM_BYTES)
-    except (OSError, files.UnsuitableError):  # writing it again mends it, or says what is wrong
+    except (OSError, files.UnsuitableError):  # `_write` mends it, or prints the reason
         return None
     checksum, blocks = data[:CHECKSUM_BYTES], memoryview(data)[CHECKSUM_BYTES:]
     if len(blocks) != sum(sizes) or hashlib.sha256(blocks).digest() != checksum:

@@ -1,7 +1,7 @@
 """Chat templates that ask for gigabytes or never end, and a program that renders them all.
 
 Each line is one of them, as an expression or as statements. They can use a huge number `n` (also as
-`messages[0].size`, which is no constant), a text `s` of 2 MiB, and a list `l` of 2 GiB in which it
+`messages[0].size`, which is no constant), a text `s` of 1 MiB, and a list `l` of 2 GiB in which it
 is repeated. `d` and `e` are lists of two lists, and so on 60 times: as texts they have 2⁶⁰ copies
 of `s`. `t` is a tuple of this kind.
 """
@@ -20,7 +20,7 @@ from tests.support.paths import ROOT
 MAX_BYTES = 96 << 20  # less than in the demo, so that it is reached sooner
 NO_TOKENS = SimpleNamespace(special_tokens={})
 BEFORE = (
-    "{% set n = 10**10 %}{% set s = 'ab' * 2**20 %}{% set l = [s] * 2**10 %}"
+    "{% set n = 10**10 %}{% set s = 'ab' * 2**19 %}{% set l = [s] * 2**11 %}"
     "{% set ns = namespace(d=[s], e=[s], t=(s,), y='ab') %}{% for i in range(60) %}"
     "{% set ns.d = [ns.d, ns.d] %}{% set ns.e = [ns.e, ns.e] %}{% set ns.t = (ns.t, ns.t) %}"
     "{% endfor %}{% set d = ns.d %}{% set e = ns.e %}{% set t = ns.t %}"
