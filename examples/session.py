@@ -103,7 +103,7 @@ def run(options: argparse.Namespace) -> int:
         raise RequestError(
             f"the prompt has {len(prompt)} tokens, but the model's context is {config.context}"
         )
-    tensors = file if options.keep_format else requantized(path, file, _bar("converting weights"))
+    tensors = requantized(path, file, _bar("converting weights")) if options.requantize else file
     model = Llama(file.metadata, tensors)
     for call in _bar("compiling kernels")(list(model.calls(len(prompt)))):
         call()

@@ -1,17 +1,15 @@
 """The tokeniser and the chat template in the metadata of a GGUF file."""
 
 import codecs
-import functools
-import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from types import BuiltinMethodType
-from typing import Any, NoReturn
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
-from jinja2.exceptions import SecurityError, TemplateError
-from jinja2.filters import FILTERS
-from jinja2.runtime import Context
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 
 from q4jit import GGUFError
@@ -20,12 +18,19 @@ from q4jit.errors import expected
 __all__ = ["GGUFTokenizer", "render_chat"]
 
 CONTROL, USER_DEFINED = 3, 4  # values of tokenizer.ggml.token_type
-MAX_CHAT_CHARACTERS = 1 << 24
-MAX_SIZE = 1 << 20  # of one value that a template makes: elements, columns, or bits of a number
-SIZED_FILTERS = ("batch", "center", "indent", "round", "slice", "tojson")
-# A width or precision of more than six digits, or one that comes from an argument.
-WIDE_PERCENT = re.compile(r"%(?:\([^)]*\))?[-+ #0]*(?:\*|\d{7}|\d*\.(?:\*|\d{7}))")
-WIDE_BRACES = re.compile(r"\{[^{}]*:[^{}]*(?:\{|\d{7})")
+CHAT_CHILD = Path(__file__).with_name("chat_child.py")
+# Templates of real models take a few milliseconds, and write no more than messages and tools.
+MAX_CHAT_SECONDS, MAX_CHAT_BYTES, MAX_CHAT_CHARACTERS = 2, 256 << 20, 1 << 24
+# GGUF's names of special tokens, and the template's.
+SPECIAL_TOKENS = {
+    "bos": "bos_token",
+    "eos": "eos_token",
+    "unknown": "unk_token",
+    "seperator": "sep_token",  # GGUF's spelling
+    "padding": "pad_token",
+    "cls": "cls_token",
+    "mask": "mask_token",
+}
 END_OF_TURN = ("<|im_end|>",)
 
 
@@ -51,6 +56,10 @@ class GGUFTokenizer:
         self._byte_of = _bytes_of_characters()
         self.bos = self._token_id(metadata, "bos")
         self.eos = self._token_id(metadata, "eos")
+        special = {text: self._token_id(metadata, name) for name, text in SPECIAL_TOKENS.items()}
+        self.special_tokens = {
+            text: self.tokens[token] for text, token in special.items() if token is not None
+        }
         self.add_bos = bool(metadata.get("tokenizer.ggml.add_bos_token", False))
         if self.add_bos and self.bos is None:
             raise GGUFError("tokenizer.ggml.add_bos_token needs a bos_token_id, which is missing")
@@ -76,10 +85,6 @@ class GGUFTokenizer:
     def stream(self) -> "TextStream":
         """Return a decoder that takes one token at a time."""
         return TextStream(self)
-
-    def token_text(self, token: int | None) -> str:
-        """Return the vocabulary's text of a token, and "" for None."""
-        return "" if token is None else self.tokens[token]
 
     def _build(self, merges: Sequence[tuple[str, ...]]) -> Tokenizer:
         vocabulary = {token: i for i, token in enumerate(self.tokens)}
@@ -138,121 +143,44 @@ class TextStream:
         return self._decoder.decode(b"", final=True)
 
 
-class Sandbox(ImmutableSandboxedEnvironment):
-    """Jinja's sandbox, made stricter.
-
-    Access to an unsafe attribute is an error, not an empty string. A huge value made in one step,
-    by an operator, a width or a count, is an error too.
-    """
-
-    intercepted_binops = frozenset({"*", "**", "%"})
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
-        self.filters |= {name: _bounded(self.filters[name]) for name in SIZED_FILTERS}
-        self.filters["format"] = _format
-        del self.globals["lipsum"]  # it makes any number of random paragraphs
-
-    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
-        """Compute `left operator right`. Raises SecurityError if the result would be huge."""
-        if operator == "%":
-            _check_percent(left)
-        elif _result_size(operator, left, right) > MAX_SIZE:
-            raise SecurityError(f"the result of {operator!r} is too large")
-        return super().call_binop(context, operator, left, right)
-
-    def call(self, context: Context, function: Any, /, *args: Any, **kwargs: Any) -> Any:
-        """Call a function. Raises SecurityError for a method of a text with a huge width."""
-        if isinstance(function, BuiltinMethodType) and isinstance(
-            function.__self__, str | bytes | int
-        ):
-            _check_sizes([*args, *kwargs.values()])
-        return super().call(context, function, *args, **kwargs)
-
-    def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
-        """Return Jinja's safe form of a text's `format` method; None for another value."""
-        wrapped = super().wrap_str_format(value)
-        if wrapped is not None and WIDE_BRACES.search(value.__self__):
-            raise SecurityError("a width in a format is too large")
-        return wrapped
-
-    def unsafe_undefined(self, obj: object, attribute: str) -> NoReturn:
-        """Raise SecurityError for an attribute that could lead out of the sandbox."""
-        raise SecurityError(f"{attribute!r} of a {type(obj).__name__} cannot be used")
-
-
-def _bounded(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a filter of Jinja's that raises SecurityError for huge numbers as arguments."""
-    # The value is the first argument, or the second if Jinja passes the filter its context.
-    first = 2 if hasattr(function, "jinja_pass_arg") else 1
-
-    @functools.wraps(function)
-    def checked(*args: Any, **kwargs: Any) -> Any:
-        _check_sizes([*args[first:], *kwargs.values()])
-        return function(*args, **kwargs)
-
-    return checked
-
-
-def _format(text: object, *args: Any, **kwargs: Any) -> Any:
-    _check_percent(text)
-    return FILTERS["format"](text, *args, **kwargs)
-
-
-def _check_percent(text: object) -> None:
-    if isinstance(text, str) and WIDE_PERCENT.search(text):
-        raise SecurityError("a width in a format is too large")
-
-
-def _check_sizes(values: Iterable[object]) -> None:
-    if any(isinstance(value, int) and abs(value) > MAX_SIZE for value in values):
-        raise SecurityError(f"a width or count is over {MAX_SIZE}")
-
-
-def _result_size(operator: str, left: object, right: object) -> int:
-    """Return the elements of a repeated sequence, or about the bits of a number."""
-    if isinstance(left, int) and isinstance(right, int):
-        bits = left.bit_length()
-        return bits * max(right, 0) if operator == "**" else bits + right.bit_length()
-    for sequence, count in ((left, right), (right, left)):
-        if isinstance(sequence, str | bytes | list | tuple) and isinstance(count, int):
-            return len(sequence) * count
-    return 0
-
-
 def render_chat(
-    template: str, messages: Sequence[Mapping[str, str]], tokenizer: GGUFTokenizer
+    template: str, messages: Sequence[Mapping[str, Any]], tokenizer: GGUFTokenizer
 ) -> str:
     """Return the prompt that a file's chat template writes for some messages.
 
-    A template is a program from a downloaded file, so it runs in Jinja's immutable sandbox. The
-    size of each step and of the whole answer is limited. Time and total memory are not: a template
-    that keeps joining texts still grows. Raises GGUFError if the template fails.
+    The template sees the variables that transformers gives it: `tools` and `documents` are None,
+    and a special token that the file lacks is undefined. It runs in a process of its own, which may
+    use little time and memory (`chat_child.py`). Raises GGUFError if the template fails.
     """
-    environment = Sandbox(trim_blocks=True, lstrip_blocks=True)
-    environment.globals["raise_exception"] = _raise_exception
-    parts: list[str] = []
-    length = 0
+    variables = {
+        "messages": messages,
+        "tools": None,
+        "documents": None,
+        "add_generation_prompt": True,
+        **tokenizer.special_tokens,
+    }
+    limits = map(str, (MAX_CHAT_SECONDS, MAX_CHAT_BYTES, MAX_CHAT_CHARACTERS))
     try:
-        for part in environment.from_string(template).generate(
-            messages=messages,
-            add_generation_prompt=True,
-            bos_token=tokenizer.token_text(tokenizer.bos),
-            eos_token=tokenizer.token_text(tokenizer.eos),
-        ):
-            parts.append(part)
-            length += len(part)
-            if length > MAX_CHAT_CHARACTERS:
-                raise GGUFError(f"the chat template wrote over {MAX_CHAT_CHARACTERS} characters")
-    except GGUFError:
-        raise
-    except Exception as error:  # all its errors, RecursionError and MemoryError too
-        raise GGUFError(f"the chat template failed: {type(error).__name__}: {error}") from error
-    return "".join(parts)
-
-
-def _raise_exception(message: str) -> NoReturn:
-    raise TemplateError(message)
+        done = subprocess.run(
+            [sys.executable, "-P", CHAT_CHILD, *limits],
+            input=json.dumps({"template": template, "variables": variables}).encode(),
+            capture_output=True,
+            timeout=20 * MAX_CHAT_SECONDS,  # the child's own limit counts its CPU time only
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        status, problem = -signal.SIGXCPU, ""
+    else:
+        if done.returncode == 0:
+            return done.stdout.decode()
+        # the child's message, or the last line of a traceback
+        lines = done.stderr.decode(errors="replace").rstrip()
+        status, problem = done.returncode, lines.rpartition("\n")[2]
+    if status == -signal.SIGXCPU:
+        problem = f"it ran for over {MAX_CHAT_SECONDS} s"
+    elif status < 0:
+        problem = f"its process was ended by {signal.Signals(-status).name}"
+    raise GGUFError(f"the chat template failed: {problem}")
 
 
 def _check_kind(metadata: Mapping[str, Any]) -> None:

@@ -4,10 +4,11 @@ import json
 import os
 import re
 import signal
+import stat
 import subprocess
 import sys
-import tracemalloc
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,14 @@ import pytest
 from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
 
-from q4jit import GGUFError, QuantizedTensor, load_gguf
+from q4jit import GGUFError, QuantizedTensor, load_gguf, quantize
 from tests.support.paths import ROOT, TESTS
 from tests.support.tools import model_file
 
 EXAMPLES = ROOT / "examples"
 sys.path.insert(0, str(EXAMPLES))
 
+from generate import main  # noqa: E402
 from llama import CHUNK, Config, Llama  # noqa: E402
 from requantize import requantized  # noqa: E402
 from session import Picker  # noqa: E402
@@ -203,6 +205,7 @@ def write_tiny(
     metadata: Mapping[str, Any],
     tensors: Mapping[str, tuple[int, ...]] | None = None,
     kind: GGMLQuantizationType = GGMLQuantizationType.Q4_1,
+    seed: int = 0,
 ) -> Path:
     writer = gguf.GGUFWriter(path, metadata["general.architecture"])
     for key, value in metadata.items():
@@ -214,7 +217,7 @@ def write_tiny(
             writer.add_float32(key, value)
         else:
             writer.add_uint32(key, value)
-    random = np.random.default_rng(0)
+    random = np.random.default_rng(seed)
     for name, shape in (tiny_tensors(tiny_metadata()) if tensors is None else tensors).items():
         data = random.standard_normal(shape[::-1]).astype(np.float32)
         if len(shape) == 1:
@@ -307,118 +310,6 @@ def test_an_unsuitable_file_is_refused(change: Metadata, message: str, tmp_path:
         prepare()
 
 
-@pytest.mark.parametrize(
-    "template",
-    [
-        "{{ ''.__class__ }}",
-        "{{ ''.__class__.__mro__[1].__subclasses__() }}",
-        "{{ messages.__class__.__base__.__subclasses__() }}",
-        "{{ raise_exception.__globals__ }}",
-        "{{ cycler.__init__.__globals__.os.popen('id').read() }}",
-        "{{ self._TemplateReference__context }}",
-        "{{ lipsum.__globals__['os'] }}",
-        "{{ messages.append(1) }}",
-        "{{ '{0.__class__}'.format(messages) }}",
-        "{% for i in range(10000000) %}x{% endfor %}",
-        "{{ 1 / 0 }}",
-        "{{ raise_exception('only tools') }}",
-        "{% if %}",
-        "{% include '/etc/passwd' %}",
-        "{{ messages[0].content.missing.attribute }}",
-    ],
-)
-def test_a_chat_template_cannot_leave_the_sandbox(template: str, tmp_path: Path) -> None:
-    file = load_gguf(write_tiny(tmp_path / "tiny.gguf", tiny_metadata()))
-    messages = [{"role": "user", "content": "hello"}]
-    with pytest.raises(GGUFError, match="the chat template failed"):
-        render_chat(template, messages, GGUFTokenizer(file.metadata))
-
-
-def test_a_chat_template_cannot_fill_the_memory(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("tokenizer.MAX_CHAT_CHARACTERS", 1000)
-    file = load_gguf(write_tiny(tmp_path / "tiny.gguf", tiny_metadata()))
-    template = "{% for i in range(9999) %}{% for j in range(9999) %}x{% endfor %}{% endfor %}"
-    with pytest.raises(GGUFError, match="over 1000 characters"):
-        render_chat(template, [], GGUFTokenizer(file.metadata))
-
-
-@pytest.mark.parametrize(
-    "expression",
-    [
-        "'a' * 10**10",
-        "10**10 * 'a'",
-        "[1] * 10**10",
-        "messages * 10**10",
-        "10 ** (10**10)",
-        "2 ** messages[0].size",
-        "(2**400000) * (2**400000) * (2**400000)",
-        "'%10000000000d' % 1",
-        "'%(a)-10000000000d' % {'a': 1}",
-        "'%.10000000000f' % 1.5",
-        "'%*d' % (10**10, 1)",
-        "'%10000000000d' | format(1)",
-        "'{:10000000000}'.format(1)",
-        "'{:{w}}'.format(1, w='10000000000')",
-        "'x' | center(10**10)",
-        "'x' | center(width=10**10)",
-        "'x' | indent(10**10, true)",
-        "['x'] | batch(10**10, 'x') | list",
-        "1 | round(10**10)",
-        "[1] | tojson(indent=10**10)",
-        "'x'.center(10**10)",
-        "'x'.ljust(messages[0].size)",
-        "(1).to_bytes(10**10, 'big')",
-        "lipsum(10**10)",
-    ],
-)
-def test_a_chat_template_cannot_ask_for_a_huge_value(expression: str, tmp_path: Path) -> None:
-    file = load_gguf(write_tiny(tmp_path / "tiny.gguf", tiny_metadata()))
-    messages: list[Any] = [{"size": 10**10}]
-    tracemalloc.start()
-    try:
-        with pytest.raises(GGUFError, match=r"template failed: (Security|Undefined)Error"):
-            render_chat(f"{{{{ {expression} }}}}", messages, GGUFTokenizer(file.metadata))
-        assert tracemalloc.get_traced_memory()[1] < 1 << 25
-    finally:
-        tracemalloc.stop()
-
-
-@pytest.mark.parametrize(
-    ("template", "message"),
-    [
-        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "RecursionError"),
-        ("{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}", "RecursionError"),
-        ("{{ 'long text' | truncate(1) }}", "AssertionError"),
-        ("{{ messages[0].exhaust() }}", "MemoryError"),
-    ],
-)
-def test_a_chat_template_that_exhausts_python_is_refused(
-    template: str, message: str, tmp_path: Path
-) -> None:
-    def exhaust() -> None:
-        raise MemoryError
-
-    file = load_gguf(write_tiny(tmp_path / "tiny.gguf", tiny_metadata()))
-    messages: list[Any] = [{"exhaust": exhaust}]
-    with pytest.raises(GGUFError, match=f"the chat template failed: {message}"):
-        render_chat(template, messages, GGUFTokenizer(file.metadata))
-
-
-def test_a_chat_template_may_make_small_values(tmp_path: Path) -> None:
-    template = (
-        "{{ '-' * 3 }} {{ 3 * 4 }} {{ 2 ** 10 }} {{ 1.5 * 2 }} {{ 2 ** 0.5 > 1 }} {{ 7 % 4 }} "
-        "{{ '%5.1f%%' % 1.25 }} {{ '{:>4}'.format(1) }} {{ 'x' | center(3) }} "
-        "{{ 1700000000 | tojson }} {{ 1.26 | round(1) }} {{ [1, 2] | batch(1) | list }} "
-        "{{ {'a': 10**9}.get('a') }} {{ 'a\nb' | indent(1) | length }}"
-    )
-    file = load_gguf(write_tiny(tmp_path / "tiny.gguf", tiny_metadata()))
-    assert render_chat(template, [], GGUFTokenizer(file.metadata)) == (
-        "--- 12 1024 3.0 True 3   1.2%    1  x  1700000000 1.3 [[1], [2]] 1000000000 4"
-    )
-
-
 class Conversion:
     """Converts a tiny model's weights as the demo does, and notes their names."""
 
@@ -464,25 +355,68 @@ def test_weights_are_converted_once_per_source(conversion: Conversion) -> None:
         first["blk.1.ffn_down.weight"].raw,
         gguf.quants.quantize(down.dequantize().T, GGMLQuantizationType.Q4_0),
     )
+    os.utime(conversion.path, (1, 1))
     second = conversion()
     assert conversion.names == []
     assert_same_blocks(second, first)
-    os.utime(conversion.path, (1, 1))
-    conversion()
+
+
+def test_kept_weights_are_not_those_of_another_file(conversion: Conversion) -> None:
+    first, facts = conversion(), conversion.path.stat()
+    write_tiny(conversion.path, tiny_metadata(), seed=1)
+    os.utime(conversion.path, ns=(facts.st_atime_ns, facts.st_mtime_ns))
+    assert conversion.path.stat().st_size == facts.st_size
+    second = conversion()
     assert len(conversion.names) == 15
+    name = "blk.1.ffn_down.weight"
+    assert (first[name].raw != second[name].raw).any()
+    source = load_gguf(conversion.path)[name]
+    assert isinstance(source, QuantizedTensor)
+    wanted = quantize(source.dequantize(), "Q4_0")
+    np.testing.assert_array_equal(second[name].raw, wanted.raw)
 
 
-@pytest.mark.parametrize("damage", [b"", b"GGUF", b"x" * 5000])
+@pytest.mark.parametrize(
+    "damage", [lambda whole: b"", lambda whole: b"x" * len(whole), lambda whole: whole[:-1] + b"?"]
+)
 def test_a_damaged_kept_file_is_written_again(
-    damage: bytes, conversion: Conversion, tmp_path: Path
+    damage: Callable[[bytes], bytes], conversion: Conversion, tmp_path: Path
 ) -> None:
     first = conversion()
     kept = kept_file(tmp_path)
     whole = kept.read_bytes()
-    kept.write_bytes(damage)
+    kept.write_bytes(damage(whole))
     assert_same_blocks(conversion(), first)
     assert len(conversion.names) == 15
     assert kept_file(tmp_path).read_bytes() == whole
+
+
+def test_what_is_no_kept_file_is_replaced(conversion: Conversion, tmp_path: Path) -> None:
+    first = conversion()
+    kept = kept_file(tmp_path)
+    whole, elsewhere = kept.read_bytes(), tmp_path / "elsewhere"
+    elsewhere.write_bytes(whole)
+    for put in (os.mkfifo, Path.mkdir, partial(Path.symlink_to, target=elsewhere)):
+        kept.unlink()
+        put(kept)
+        assert_same_blocks(conversion(), first)
+        assert len(conversion.names) == 15
+        assert kept_file(tmp_path).read_bytes() == whole
+        assert stat.S_IMODE(kept.lstat().st_mode) == 0o600
+    assert elsewhere.read_bytes() == whole
+
+
+def test_a_folder_that_others_can_write_to_is_not_used(
+    conversion: Conversion, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    models = tmp_path / "cache" / "models"
+    models.mkdir(parents=True)
+    models.chmod(0o770)
+    for _ in range(2):
+        assert len(conversion()) == 20
+        assert len(conversion.names) == 15
+        assert "another user could change the files" in capsys.readouterr().err
+    assert list(models.iterdir()) == []
 
 
 def test_weights_that_cannot_be_kept_are_used_anyway(
@@ -511,9 +445,34 @@ def test_likeliest_and_drawn_tokens() -> None:
 # The program itself.
 
 
+@pytest.mark.parametrize(
+    ("options", "formats"), [((), {"Q4_1"}), (("--requantize",), {"Q4_0"})], ids=str
+)
+def test_the_answer_is_computed_in_the_formats_of_the_file(
+    options: Sequence[str], formats: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("Q4JIT_CACHE_DIR", str(tmp_path / "cache"))
+    for name in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        monkeypatch.setenv(name, "1")  # `main` sets them for its process
+    used: dict[str, Any] = {}
+
+    class Recorder(Llama):
+        def __init__(self, metadata: Mapping[str, Any], tensors: Mapping[str, Any]) -> None:
+            used.update(tensors)
+            super().__init__(metadata, tensors)
+
+    monkeypatch.setattr("session.Llama", Recorder)
+    path = write_tiny(tmp_path / "tiny.gguf", tiny_metadata())
+    assert main(["--model", str(path), "--raw", "--max-tokens", "1", *options, "hello"]) == 0
+    weights = [tensor for tensor in used.values() if isinstance(tensor, QuantizedTensor)]
+    assert len(weights) == 15
+    assert {tensor.format for tensor in weights} == formats
+    assert (tmp_path / "cache" / "models").exists() == ("--requantize" in options)
+
+
 @pytest.mark.model
 def test_the_demo_answers(model_path: Path) -> None:
-    done = generate("--keep-format", "--threads", 2)
+    done = generate("--threads", 2)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "The capital of France is Paris.\n"
     assert re.search(
@@ -526,7 +485,7 @@ def test_the_demo_answers(model_path: Path) -> None:
 
 @pytest.mark.model
 def test_the_demo_stops_after_max_tokens(model_path: Path) -> None:
-    done = generate("--keep-format", "--max-tokens", 3)
+    done = generate("--max-tokens", 3)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "The capital of\n"
     assert "; answer 3 tokens, " in done.stderr
@@ -534,7 +493,7 @@ def test_the_demo_stops_after_max_tokens(model_path: Path) -> None:
 
 def test_the_demo_measures_itself(tmp_path: Path) -> None:
     path = write_tiny(tmp_path / "tiny.gguf", tiny_metadata())
-    done = generate("--model", path, "--raw", "--keep-format", "--benchmark")
+    done = generate("--model", path, "--raw", "--benchmark")
     assert done.returncode == 0, done.stderr
     assert re.fullmatch(
         r"prompt of 64 tokens: \d+ tokens/s\ndecoding after 16 tokens: [\d.]+ tokens/s\n",
@@ -544,7 +503,7 @@ def test_the_demo_measures_itself(tmp_path: Path) -> None:
 
 def test_the_demo_stops_where_the_context_ends(tmp_path: Path) -> None:
     path = write_tiny(tmp_path / "tiny.gguf", tiny_metadata())
-    arguments = ("--model", path, "--keep-format", "--raw", "--max-tokens", 100)
+    arguments = ("--model", path, "--raw", "--max-tokens", 100)
     done = generate(*arguments, "hello you", "--temperature", 2, "--seed", 3)
     assert done.returncode == 0, done.stderr
     answered = re.search(r"answer (\d+) tokens", done.stderr)
@@ -592,7 +551,6 @@ def test_an_interrupted_answer_ends_with_the_statistics(tmp_path: Path) -> None:
     with subprocess.Popen(
         [
             *command,
-            "--keep-format",
             "--raw",
             "--max-tokens",
             "99000",
