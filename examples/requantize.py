@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from q4jit import QuantizedTensor, quantize
-from q4jit.compilers import files
+from q4jit import files
 from q4jit.config import cache_dir
 from q4jit.weights.formats import FORMATS
 
