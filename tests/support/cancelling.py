@@ -5,7 +5,8 @@ from typing import Final
 
 import numpy as np
 
-from tests.support.kernels import F32, FORMATS, Floats, Weight, random_blocks, set_f16, wrap
+from q4jit.weights.formats import FORMATS
+from tests.support.kernels import F32, Floats, Weight, random_blocks, set_f16, wrap
 
 QUANTS_AT: Final = 4  # in a block, behind d and m
 ZEROS: Final = (0, 16)
@@ -36,6 +37,18 @@ def cancelling(k: int, n: int) -> Weight:
     assert not w.values[:, ::3].any()
     for first in ZEROS:
         assert not w.values[first::32, 1::3].any()
+    return w
+
+
+@functools.cache
+def nearly_cancelling(k: int, n: int) -> Weight:
+    """Return `cancelling` with the smallest scales in the first block: no column is 0."""
+    raw = cancelling(k, n).tensor.raw.reshape(n, -1, FORMATS["Q4_1"].block_bytes)
+    rng = np.random.default_rng(0)
+    tiny = random_blocks(FORMATS["Q4_1"], 32, n, "zero", rng)
+    set_f16(tiny, 0, (rng.choice([-1, 1], (n, 1)) / 2**24).astype(np.float16))
+    w = wrap("Q4_1", k, np.concatenate([tiny, raw[:, 1:]], axis=1))
+    assert w.values.any(0).all()
     return w
 
 
