@@ -10,12 +10,12 @@ from typing import Any, Final
 import numpy as np
 import pytest
 
-from q4jit.hip.kernel import GEMV, HipPlan
+from q4jit.hip.kernel import GEMV, ROWS, TILE_MATRIX, HipPlan
 from q4jit.hip.render import render
 from q4jit.plan.options import PlanOptions
 from q4jit.weights.formats import FORMATS
 from q4jit.weights.layouts import GGUF, PLANAR
-from tests.support.cancelling import cancelling, only_zeros
+from tests.support.cancelling import cancelling, nearly_cancelling, only_zeros
 from tests.support.hip import hip_plan, run_on_host
 from tests.support.kernels import (
     F32,
@@ -159,6 +159,26 @@ def test_scales_and_minimums_that_cancel(arch: str) -> None:
     np.testing.assert_array_equal(product(x, w, arch)[:, 1::3], 0)
     x[0, 16] = np.inf
     assert_ieee(product(x, w, arch), x, w)
+    w, x = nearly_cancelling(K, N), random_x(8, K)
+    assert_contract(product(x, w, arch, 8), x, w)
+
+
+@pytest.mark.parametrize("arch", ["gfx1100", "gfx90a", "sm_90"])
+def test_scales_and_minimums_that_cancel_in_tiles(arch: str) -> None:
+    for w in (cancelling(K, N), nearly_cancelling(K, N), weight("Q4_1", K, N)):
+        x = np.concatenate([random_x(20, K), only_zeros(K), (np.eye(K)[::7] * 1.7).astype(F32)])
+        args = [x, w.tensor]
+        plan = hip_plan(one_product, f"hip:{arch}", args)
+        assert [k.schedule for k in plan.kernels] == [ROWS, TILE_MATRIX]
+        (y,) = run_on_host(plan, args)
+        assert_contract(y, x, w)
+
+
+@pytest.mark.parametrize("arch", ["gfx1100", "sm_90"])
+def test_single_elements_of_x(arch: str) -> None:
+    """Check each element of a column by itself: some weights are much smaller than the minimum."""
+    x, w = (np.eye(K)[::5] * 1.7).astype(F32), weight("Q4_1", K, N)
+    assert_contract(product(x, w, arch), x, w)
 
 
 @every_format
