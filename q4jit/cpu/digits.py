@@ -82,9 +82,10 @@ _BEYOND: Final = 1.9
 def unit_struct(digits: int) -> Struct:
     """Return the type of a unit of x in that many digits."""
     comment = f"{UNIT} elements of x that share a step: integers X = x / step, in digits."
+    of_lower = StructField("low_sum", "float", "sum of X without the highest digit")
     fields = (
         StructField("lift", "i32", "lift, at the position of a float's exponent"),
-        StructField("sum", "float", "sum of X · 2^lift"),
+        StructField("sum", "float", "sum of X · 2^lift") if digits == 1 else of_lower,
         StructField("half_sums", f"[{HALVES} x i32]", "−8 · sum of X, of each half of the unit"),
         StructField("top_half_sums", f"[{HALVES} x i32]", "the same for the highest digit"),
         StructField("whole_sum", "i32", "−8 · sum of X"),
@@ -353,8 +354,14 @@ def _store_header(f: Function, form: DigitForm, unit_at: str, lift: str, halves:
     if form.top_sums:
         narrow = [_digit(f, form, X, 0) for X in halves]
         top = [f.let("top_digit", f"sext <16 x i8> {digit} to {INTS}") for digit in narrow]
-        _store_sums(f, form, unit_at, top, "top_sum", "top_half_sums")
-    if form.float_sums:
+        of_top = _store_sums(f, form, unit_at, top, "top_sum", "top_half_sums")
+        if form.float_sums and form.digits > 1:
+            high = f.let("high_sum", f"shl i32 {of_top}, {DIGIT_BITS * (form.digits - 1)}")
+            low = f.let("low_sum", f"sub i32 {total}, {high}")
+            value = f.let("float_sum", f"sitofp i32 {low} to float", "exact: 21 bits")
+            at = f.field_at(unit_at, form.unit, "low_sum")
+            f.do(f"store float {value}, ptr {at}, align 4")
+    if form.float_sums and form.digits == 1:
         number = f.let("float_sum", f"sitofp i32 {total} to float")
         one = int_text(exponent_bits(EXPONENT_BIAS))
         power = f.let("power_bits", f"add i32 {lift}, {one}", "2^lift: the bits of 1.0 and more")

@@ -62,8 +62,11 @@ class ExactSums:
         self._by_digit = digits > 1 and len(self._positions) < _CHAINS
         self._by_chunk = len(self._positions) * (digits if self._by_digit else 1) < _CHAINS
 
-    def write(self, at: SubBlock) -> dict[tuple[int, int], str]:
-        """Return the sums by panel and row as floats, before any scale."""
+    def write(self, at: SubBlock, apart: bool) -> dict[tuple[int, int], list[str]]:
+        """Return the sums by panel and row as floats, before any scale.
+
+        apart: return two sums if the highest digit has one of its own, which then comes first.
+        """
         parts: dict[tuple[int, int], list[str]] = {position: [] for position in self._positions}
         for digits in self._shared:
             chains = self._multiplied(at, digits)
@@ -73,7 +76,9 @@ class ExactSums:
                     zeros = self._zeros(at, at.units[row], digits)
                     total = self._f.let("total", f"add {INTS} {total}, {zeros}")
                 parts[panel, row].append(self._f.let("sum", f"sitofp {INTS} {total} to {VECTOR}"))
-        return {position: self._with_all_digits(sums) for position, sums in parts.items()}
+        if apart:
+            return parts
+        return {position: [self._with_all_digits(sums)] for position, sums in parts.items()}
 
     def _with_all_digits(self, sums: list[str]) -> str:
         """Return the sum with all digits; a highest digit of its own counts 2^16 times."""

@@ -8,12 +8,23 @@ step takes no multiplication.
 from dataclasses import dataclass
 from typing import Final
 
-from q4jit.cpu.digits import ROW_END, load_field, unit_struct
+from q4jit.cpu.digits import DIGIT_BITS, ROW_END, SUM_FACTOR_LOG2, load_field, unit_struct
 from q4jit.cpu.dots import DotInstruction
 from q4jit.cpu.exact_sums import ExactSums, SubBlock
 from q4jit.cpu.fields import Fields, add_scaled, prefetch
 from q4jit.cpu.lanes import SIXTEEN, broadcast, magnitude_of
-from q4jit.cpu.llvm_text import INTS, MASK, VECTOR, Function, Loop, Module
+from q4jit.cpu.llvm_text import (
+    INTS,
+    MASK,
+    VECTOR,
+    Function,
+    Loop,
+    Module,
+    float_bits,
+    float_text,
+    splat,
+    splat_int,
+)
 from q4jit.cpu.rough import add_rough
 from q4jit.cpu.schedule import UNIT, Tile, unit_bytes
 from q4jit.weights.layouts import Interleaved
@@ -82,6 +93,7 @@ class _ProductWriter:
         self._module, self._f, self._product = module, f, product
         self._weight, self._fmt, self._tile = product.weight, product.weight.fmt, product.tile
         self._unit = unit_struct(product.digits)
+        self._is_exact = self._fmt.minimum_at is not None and product.digits > 1
         self._sums = ExactSums(
             module, f, self._fmt, product.instruction, product.digits, product.tile
         )
@@ -129,7 +141,7 @@ class _ProductWriter:
                     position = (each.slab_at, block.index, sub_block.index)
                     prefetch(self._module, f, self._weight, *position, sparse)
             at = self._sub_block(fields, first, sub_block.index)
-            sums = self._sums.write(at)
+            sums = self._sums.write(at, apart=self._is_exact)
             scales = [
                 each.scale(scale, sub_block.index)
                 for each, scale in zip(fields, scales_of_block, strict=True)
@@ -164,21 +176,73 @@ class _ProductWriter:
         scale: str | None,
         minimum: str | None,
         units: list[str],
-        sums: dict[tuple[int, int], str],
+        sums: dict[tuple[int, int], list[str]],
     ) -> None:
         """Add the scaled sums of a panel, and the minimum times the sum of x."""
-        f = self._f
+        f, module = self._f, self._module
+        assert scale is not None
+        if minimum is not None and self._is_exact:
+            self._add_exactly(totals, panel, scale, minimum, units, sums)
+            return
         bits = f.let("scale_bits", f"bitcast {VECTOR} {scale} to {INTS}")
         for row, unit_at in enumerate(units):
-            lift = broadcast(f, "i32", load_field(f, unit_at, self._unit, "lift"))
-            lifted = f.let("lifted", f"add {INTS} {bits}, {lift}")
-            factor = f.let("scale_step", f"bitcast {INTS} {lifted} to {VECTOR}")
-            name = _total(panel, row)
-            totals[name] = add_scaled(self._module, f, name, totals[name], factor, sums[panel, row])
-            if minimum is not None:
-                x_sum = load_field(f, unit_at, self._unit, "sum", kind="float")
-                x_sums = broadcast(f, "float", x_sum)
-                totals[name] = add_scaled(self._module, f, name, totals[name], minimum, x_sums)
+            name, (dot,) = _total(panel, row), sums[panel, row]
+            factor = self._lifted(bits, unit_at, "scale_step")
+            if minimum is None:
+                totals[name] = add_scaled(module, f, name, totals[name], factor, dot)
+            else:
+                x_sums = self._sums_of_x(unit_at, "sum")
+                least = f.let("least", f"fmul {VECTOR} {minimum}, {x_sums}", "exact: 23 bits")
+                both = add_scaled(module, f, "both", least, factor, dot)
+                totals[name] = add_scaled(module, f, name, totals[name], None, both)
+
+    def _add_exactly(
+        self,
+        totals: Loop,
+        panel: int,
+        scale: str,
+        minimum: str,
+        units: list[str],
+        sums: dict[tuple[int, int], list[str]],
+    ) -> None:
+        """Add scale · sum and minimum · Σ X of a panel, rounded only after they are added.
+
+        They may cancel each other: the rounding error of either would be all that is left. The
+        highest digit's minimum · Σ X has 23 bits, and is exact. Of the others' product, `rest` is
+        what rounding took off.
+        """
+        f, module = self._f, self._module
+        high_factor = splat_int(float_bits(2.0 ** (DIGIT_BITS * (self._product.digits - 1))))
+        low_factor = splat_int(float_bits(1.0))
+        stored_factor = splat("float", float_text(-(2.0**-SUM_FACTOR_LOG2)))
+        stored = f.let("stored_minimum", f"fmul {VECTOR} {minimum}, {stored_factor}")
+        for row, unit_at in enumerate(units):
+            name, (high, low) = _total(panel, row), sums[panel, row]
+            top = broadcast(f, "i32", load_field(f, unit_at, self._unit, "top_sum"))
+            top = f.let("top_sums", f"sitofp {INTS} {top} to {VECTOR}")
+            x_low = self._sums_of_x(unit_at, "low_sum")
+            least = f.let("least", f"fmul {VECTOR} {stored}, {top}")
+            high = add_scaled(module, f, "high", least, scale, high)
+            least = f.let("least", f"fmul {VECTOR} {minimum}, {x_low}")
+            negative = f.let("negative", f"fneg {VECTOR} {least}")
+            rest = add_scaled(module, f, "rest", negative, minimum, x_low)
+            low = add_scaled(module, f, "low", least, scale, low)
+            low = add_scaled(module, f, "low", low, None, rest)
+            for factor, part in ((high_factor, high), (low_factor, low)):
+                step = self._lifted(factor, unit_at, "step")
+                totals[name] = add_scaled(module, f, name, totals[name], step, part)
+
+    def _lifted(self, bits: str, unit_at: str, hint: str) -> str:
+        """Multiply floats, given as bits, by the step of a unit: add its lift to the exponents."""
+        f = self._f
+        lift = broadcast(f, "i32", load_field(f, unit_at, self._unit, "lift"))
+        lifted = f.let("lifted", f"add {INTS} {bits}, {lift}")
+        return f.let(hint, f"bitcast {INTS} {lifted} to {VECTOR}")
+
+    def _sums_of_x(self, unit_at: str, field: str) -> str:
+        """Load a sum of X as a float into every lane."""
+        value = load_field(self._f, unit_at, self._unit, field, kind="float")
+        return broadcast(self._f, "float", value)
 
     # --- after the last block ---------------------------------------------------------------------
 

@@ -26,7 +26,7 @@ _CALLED: Final = {
     kernels.TILE_HALVES: _QUADS | {"halves", "part_scale"},
 }
 _FOLDED: Final = _QUADS | {"rounded"}
-_LATE: Final = _QUANTS | _FROM_ZERO
+_LATE: Final = _QUANTS | _FROM_ZERO | {"value"}
 _OF_FLOATS: Final = VALUES
 _OF_MINIMA: Final = frozenset({"minimum", "code_of_zero"})
 _CALLS: Final = {
@@ -125,7 +125,9 @@ class Weight:
         if self.float_bytes:
             return self.called & _OF_FLOATS
         functions = self.called.union(*(_CALLS.get(name, ()) for name in self.called))
-        if self.is_quads and "load" in functions:
+        if not self.is_quads:
+            functions -= {"quad_index"}
+        elif "load" in functions:
             functions |= {"quad_index"}
         return functions if self.has_m else functions - _OF_MINIMA
 

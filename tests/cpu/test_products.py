@@ -91,6 +91,22 @@ def test_many_columns(target: str) -> None:
     check_products(target, random_x(3, 256), weights(256, [4096], names=["Q4_0"]))
 
 
+@pytest.mark.parametrize("target", ["cpu:x86-64-v4+avx512vnni", *IN_PROCESS[2:]])
+@pytest.mark.parametrize("m", [1, 8, 40])
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_format_alone(name: str, m: int, target: str) -> None:
+    """Check what other formats in a kernel could hide: its tile, its sums of x, its path."""
+    x, w = not_finite_rows(K)[:m], weight(name, K, 37)
+    plan = lowered(one_product, find_target(target), [x, w.tensor])
+    (kernel,) = plan.kernels
+    by_digits = target.endswith("vnni") and name not in FLOAT_FORMATS
+    assert kernel.digits == (3 if by_digits else 0)
+    joined = lowered(products(2), plan.target, [x, w.tensor, weight("Q4_0", K, 37).tensor])
+    is_other = kernel.tile != joined.kernels[0].tile
+    assert is_other == (target.endswith("vnni") and not by_digits and m == 40)
+    assert_ieee(on(target, one_product)(x, w.tensor), x, w)
+
+
 GGML_SHAPES = [
     *((16, m, 256) for m in range(1, 10)),
     *((16, m, 1024) for m in (1, 8, 16)),

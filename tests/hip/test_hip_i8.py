@@ -19,6 +19,7 @@ from q4jit.hip.render import render
 from q4jit.plan.options import PlanOptions
 from q4jit.weights.formats import FORMATS
 from q4jit.weights.layouts import GGUF
+from tests.support.cancelling import cancelling, nearly_cancelling, only_zeros
 from tests.support.hip import Floats, hip_plan, rows_of, run_on_host
 from tests.support.hip_host import compile_host
 from tests.support.kernels import (
@@ -207,6 +208,19 @@ def test_nan_and_inf_follow_ieee_754(name: str, arch: str) -> None:
         np.where(np.isfinite(y), 0, y), np.where(np.isfinite(exact), 0, exact)
     )
     assert np.isfinite(y[::2]).all()
+
+
+@every_wave
+@pytest.mark.parametrize("m", [1, 3, 16])
+def test_scales_and_minimums_that_cancel(m: int, arch: str) -> None:
+    x, w = random_x(m, K), cancelling(K, N)
+    y = product(x, w, arch)
+    np.testing.assert_array_equal(y[:, ::3], 0)
+    assert np.max(row_errors(y, x, w)) < BOUND
+    near = nearly_cancelling(K, N)
+    assert np.max(row_errors(product(x, near, arch), x, near)) < BOUND
+    x = only_zeros(K)
+    np.testing.assert_array_equal(product(x, w, arch)[:, 1::3], 0)
 
 
 # --- functions ------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from q4jit.errors import TargetError
+from q4jit.frontend.specs import WeightSpec
 from q4jit.hip.kernel import (
     DEQUANTIZE,
     ELEMENT,
@@ -105,10 +106,30 @@ class Way:
         plan = hip_plan(function, f"hip:{self.arch}", args, self.plan_options)
         used = {kernel.schedule for kernel in plan.kernels} - {ROWS}
         assert used == {self.schedule}
+        for kernel in plan.kernels:
+            if kernel.schedule == GEMV:
+                specs = [plan.weight(product.arg) for product in kernel.section.products]
+                assert kernel.scales_late == all(map(_has_late_scales, specs))
         return run_on_host(plan, args, **options)
 
     def products(self, x: Floats, ws: Sequence[Weight], **options: Any) -> list[Floats]:
-        """Return the products of x with weights of one N, in one kernel for `rows` rows each."""
+        """Return the products of x with weights of one N, in one kernel for `rows` rows each.
+
+        In `gemv` a weight without late scales turns them off for the others of its kernel, so such
+        weights have a kernel of their own.
+        """
+        if self.schedule != GEMV:
+            return self.joined(x, ws, **options)
+        late = [_has_late_scales(WeightSpec(*w.tensor.signature)) for w in ws]
+        ys: dict[int, Floats] = {}
+        for kind in (True, False):
+            at = [i for i, each in enumerate(late) if each == kind]
+            if at:
+                ys |= zip(at, self.joined(x, [ws[i] for i in at], **options), strict=True)
+        return [ys[i] for i in range(len(ws))]
+
+    def joined(self, x: Floats, ws: Sequence[Weight], **options: Any) -> list[Floats]:
+        """Return the products of x with weights of one N, all in one kernel."""
         function, tensors = joined_products(len(ws)), [w.tensor for w in ws]
         step = self.rows if self.schedule == GEMV else len(x)
         parts = [
@@ -121,6 +142,11 @@ class Way:
         """Check that all products of x keep the contract."""
         for y, w in zip(self.products(x, ws, **options), ws, strict=True):
             assert_contract(y, x, w, BOUNDS[self.precision])
+
+
+def _has_late_scales(spec: WeightSpec) -> bool:
+    """Return whether `gemv` may multiply a weight's quants before their scale."""
+    return spec.block_format.float_dtype is None and spec.finite
 
 
 # Waves of 64 and of 32 lanes. The numbers of rows give full and partial tiles.
@@ -163,6 +189,26 @@ every_layout = pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("way", [*EVERY, *UNPACKED], ids=str)
 def test_every_format(way: Way) -> None:
     way.check(random_x(way.rows, K), weights(K, [N], names=way.formats))
+
+
+ALONE: Final = (*MATRIX[:2], Way(ELEMENT, 2, "gfx1030"), Way(TILE_FMA, 70, "gfx1030"))
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("way", [*ALONE, Way(GEMV, 1, "gfx90a"), Way(GEMV, 3, "gfx1030")], ids=str)
+def test_every_format_alone(way: Way, name: str) -> None:
+    """Check what other formats in a kernel could hide: its functions, its arrays, its path."""
+    if name in way.formats:
+        x, w = not_finite_rows(K)[:70], weight(name, K, N)
+        for y in way.joined(x, [w]):
+            assert_ieee(y, x, w)
+
+
+@pytest.mark.parametrize("way", [way for way in SOME if way.schedule == GEMV], ids=str)
+def test_formats_with_and_without_late_scales_in_one_kernel(way: Way) -> None:
+    x, ws = not_finite_rows(K), weights(K, [N])
+    for y, w in zip(way.joined(x, ws), ws, strict=True):
+        assert_ieee(y, x, w)
 
 
 SHAPES: Final = [

@@ -22,7 +22,7 @@ target triple = "x86_64-unknown-linux-gnu"
 ; 32 elements of x that share a step: integers X = x / step, in digits.
 %Unit = type {
   i32,             ; 0 lift, at the position of a float's exponent
-  float,           ; 1 sum of X · 2^lift
+  float,           ; 1 sum of X without the highest digit
   [2 x i32],       ; 2 −8 · sum of X, of each half of the unit
   [2 x i32],       ; 3 the same for the highest digit
   i32,             ; 4 −8 · sum of X

@@ -20,8 +20,8 @@ static_assert(WAVE % LANES == 0, "lanes of a group exchange sums inside their wa
 constexpr int STAGE_UNITS = 16;  // LANES: of x, in shared memory at a time
 constexpr int UNIT_STRIDE = 36;  // UNIT + 4 floats: 16-byte loads of neighbouring lanes meet all banks
 constexpr int ROW_STRIDE = 576;  // STAGE_UNITS · UNIT_STRIDE, floats from row to row
-// Of x in shared memory: 32 products with quants up to 255 cannot overflow before their scale.
-constexpr float X_SCALE = 0x1p-13f;
+// Of x in shared memory: a denormal x becomes a normal number. Huge x overflow, and are multiplied again.
+constexpr float X_SCALE = 0x1p+23f;
 constexpr int LDS_BYTES = 9216;  // shared memory of a block
 static_assert(LDS_BYTES <= 65536, "gfx90a has 65536 bytes of shared memory for a block");
 
@@ -79,6 +79,16 @@ struct Q8_0_512x96 {
 
     // What the elements of a unit are multiplied by.
     DEVICE float scale(const Stored& stored) { return half_to_f32(stored.d); }
+
+    // A single value, rounded as the reference rounds.
+    DEVICE float value(const u8* w, i64 column, int k) {
+        const i64 block = column * BLOCKS + k / UNIT;
+        const int element = k % UNIT;
+        const u8* const quants0 = w + QUANTS0_AT + block * BLOCK_BYTES;
+        const u32 code = quants0[element];
+        const float d = half_to_f32(*(const u16*)(w + block * BLOCK_BYTES));
+        return (float)(i8)code * d;
+    }
 };
 
 struct Arguments {
@@ -100,6 +110,24 @@ DEVICE void epilogue(const Arguments& a, i64 row, int column, float w_product) {
     const float r_element = a.r[row * 96 + column];
     const float sum1 = r_element + w_product;
     a.output0[row * 96 + column] = sum1;
+}
+
+// Whether a result is right though scales were applied late. With an Inf or NaN in x it is Inf or NaN, but perhaps
+// another one than decoded weights give; and huge x overflow before their scale.
+DEVICE bool is_final(float result) { return abs_f32(result) <= 0x1.fffffep+127f; }
+
+// One result by a single lane, from decoded weights. Each unit has a sum of its own: one sum of all of K would
+// err by too much.
+DEVICE float exact_w(const Arguments& a, i64 row, int column) {
+    float total = 0.0f;
+    ROLLED for (int unit = 0; unit < UNITS; ++unit) {
+        float sum = 0.0f;
+        ROLLED for (int k = unit * UNIT; k < (unit + 1) * UNIT; ++k)
+            sum = fma_f32(
+                x_value(a, row, k), Q8_0_512x96::value(a.w, column, k), sum);
+        total += sum;
+    }
+    return total;
 }
 
 // A group of lanes computes COLUMNS columns for ROWS rows: each lane takes every LANES-th unit of a
@@ -165,8 +193,10 @@ DEVICE void compute(const Arguments& a) {
     // --- epilogue ---
     const i64 row = row0 + lane / COLUMNS;
     const int column = column0 + lane % COLUMNS;
-    if (lane < ROWS * COLUMNS && row < m && column < WIDTH)
+    if (lane < ROWS * COLUMNS && row < m && column < WIDTH) {
+        if (!is_final(w_product)) w_product = exact_w(a, row, column);
         epilogue(a, row, column, w_product);
+    }
 }
 
 KERNEL(BLOCK_SIZE) void q4jit_residual(

@@ -18,8 +18,8 @@ static_assert(COLUMNS <= LANES, "every result of a group has a lane for its epil
 static_assert(WAVE % LANES == 0, "lanes of a group exchange sums inside their wave");
 constexpr int STAGE_UNITS = 16;  // LANES: of x, in shared memory at a time
 constexpr int UNIT_STRIDE = 36;  // UNIT + 4 floats: 16-byte loads of neighbouring lanes meet all banks
-// Of x in shared memory: 32 products with quants up to 255 cannot overflow before their scale.
-constexpr float X_SCALE = 0x1p-13f;
+// Of x in shared memory: a denormal x becomes a normal number. Huge x overflow, and are multiplied again.
+constexpr float X_SCALE = 0x1p+23f;
 constexpr int LDS_BYTES = 2304;  // shared memory of a block
 static_assert(LDS_BYTES <= 65536, "gfx1100 has 65536 bytes of shared memory for a block");
 
@@ -73,6 +73,17 @@ struct Q4_0_512x512 {
 
     // What the elements of a unit are multiplied by.
     DEVICE float scale(const Stored& stored) { return half_to_f32(stored.d); }
+
+    // A single value, rounded as the reference rounds.
+    DEVICE float value(const u8* w, i64 column, int k) {
+        const i64 block = column * BLOCKS + k / UNIT;
+        const int element = k % UNIT;
+        const u8* const quants0 = w + block * QUANTS0_BYTES;
+        // 32 elements share 16 bytes.
+        const u32 code = quants0[element % 16] >> element % 32 / 16 * 4 & 15;
+        const float d = half_to_f32(*(const u16*)(w + D_AT + block * D_BYTES));
+        return ((float)code - 8.0f) * d;
+    }
 };
 
 struct Arguments {
@@ -93,6 +104,24 @@ DEVICE void epilogue(const Arguments& a, i64 row, int column, float w_product) {
     const float x_element = a.x_values[column];
     const float sum1 = x_element + w_product;
     a.output0[column] = sum1;
+}
+
+// Whether a result is right though scales were applied late. With an Inf or NaN in x it is Inf or NaN, but perhaps
+// another one than decoded weights give; and huge x overflow before their scale.
+DEVICE bool is_final(float result) { return abs_f32(result) <= 0x1.fffffep+127f; }
+
+// One result by a single lane, from decoded weights. Each unit has a sum of its own: one sum of all of K would
+// err by too much.
+DEVICE float exact_w(const Arguments& a, i64 row, int column) {
+    float total = 0.0f;
+    ROLLED for (int unit = 0; unit < UNITS; ++unit) {
+        float sum = 0.0f;
+        ROLLED for (int k = unit * UNIT; k < (unit + 1) * UNIT; ++k)
+            sum = fma_f32(
+                x_value(a, row, k), Q4_0_512x512::value(a.w, column, k), sum);
+        total += sum;
+    }
+    return total;
 }
 
 // A group of lanes computes COLUMNS columns for one row: each lane takes every LANES-th unit of a
@@ -152,8 +181,10 @@ DEVICE void compute(const Arguments& a) {
 
     // --- epilogue ---
     const int column = column0 + lane % COLUMNS;  // not + lane: bits are combined, nothing is added
-    if (lane < COLUMNS && row0 < m && column < WIDTH)
+    if (lane < COLUMNS && row0 < m && column < WIDTH) {
+        if (!is_final(w_product)) w_product = exact_w(a, row0, column);
         epilogue(a, row0, column, w_product);
+    }
 }
 
 KERNEL(BLOCK_SIZE) void q4jit_normed(
