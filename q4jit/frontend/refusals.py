@@ -48,9 +48,10 @@ def refuse_other_trace() -> NoReturn:
     )
 
 
-def show_value(value: object) -> str:
+def show_value(value: Any) -> str:
     """Return a value of the user's on one line, shortened if it is long."""
-    if isinstance(value, int) and value.bit_length() > _SHOWN_BITS:
+    # not isinstance(), which a number of rows answers like an int
+    if issubclass(type(value), int) and value.bit_length() > _SHOWN_BITS:
         return f"a whole number of {value.bit_length()} bits"
     with contextlib.suppress(ValueError):  # of a list that holds one
         text = reprlib.repr(value)

@@ -41,6 +41,8 @@ def trace(
     except Exception as error:
         if isinstance(error.__cause__, TraceError):  # NumPy raises its own from ours
             raise error.__cause__ from None
+        if refusals and not isinstance(error, TraceError):  # NumPy or the function caught ours
+            raise refusals[0] from error
         raise
     if refusals:  # the function caught it and took a branch that NumPy does not take
         raise refusals[0]

@@ -289,9 +289,17 @@ def caught_in_a_helper(x: Any, w: Any) -> Any:
     return x * first(w)
 
 
+def caught_and_hidden(x: Any) -> Any:
+    try:
+        return np.sort(x, axis=-1)
+    except TypeError:
+        raise KeyError("hidden")  # noqa: B904 - an error of its own
+
+
 @pytest.mark.parametrize(
     ("function", "marked"),
     [
+        (caught_and_hidden, "np.sort(x, axis=-1)"),
         (caught_type_error, "np.sort(x, axis=-1)"),
         (caught_anything, "(x > 0).all"),
         (caught_in_a_helper, "weight[0]"),

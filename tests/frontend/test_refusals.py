@@ -323,6 +323,7 @@ def test_a_dimension_of_one_is_not_m() -> None:
         (lambda x: (x, 2), "got int 2"),
         (lambda x: [x, x], "got a list of 2"),
         (lambda x: [], "got a list of 0"),
+        (lambda x: x.shape[0], "got RowCount M"),
         (lambda x: (x, (x, x)), "got tuple"),
         (lambda x: {"y": x}, "got dict"),
         (lambda w: w, "got SymbolicWeight <traced weight"),
