@@ -15,30 +15,29 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
-
 from q4jit import config
 from q4jit.arrays.call_shapes import CallShapes, lead_shape
-from q4jit.arrays.outputs import check_out
 from q4jit.arrays.specs import spec_of
-from q4jit.arrays.views import DeviceView
 from q4jit.backends import find_backend
 from q4jit.compilers.cache import Compiler, Entry
-from q4jit.errors import ArgumentError, ConfigError, TargetError, TraceError, expected
+from q4jit.errors import ArgumentError, ConfigError, TargetError, TraceError
 from q4jit.frontend.frozen import Frozen, freeze
 from q4jit.frontend.graph import Graph
 from q4jit.frontend.refusals import show_value
-from q4jit.frontend.specs import ScalarSpec, Signature
+from q4jit.frontend.specs import ScalarSpec, Signature, as_written, classes_of
+from q4jit.frontend.structures import names_of
 from q4jit.frontend.trace import trace
+from q4jit.interpreted import run_in_numpy
 from q4jit.locks import BUILD
+from q4jit.nested import tracing
 from q4jit.options import Options
 from q4jit.pipeline import Backend, Launch, ReadyKernel, Remark, fetch, ready_kernels
 from q4jit.plan.kernels import Plan, Source
 from q4jit.policy import Place, check_system, choose_place, cost_of
+from q4jit.results import in_containers
 from q4jit.runtime.driver import Device
 from q4jit.targets import Target, find_target
 
-_ON_HOST: Final = "an array in host memory, because Q4JIT_DISABLE_JIT is set"
 _MOST_RULES: Final = 8  # `explain` lists the latest numbers of rows of a plan, at most this many
 
 _PlanKey = tuple[Signature, Target, int]  # and the class of M
@@ -118,7 +117,7 @@ class Specializer:
             place = choose_place(
                 self._options.target,
                 args,
-                self._parameters,
+                names_of(args, self._parameters),
                 lambda: cost_of(self._graph(signature), rows),
             )
         self._graph(signature)  # traced now, because `launch` runs under the lock
@@ -144,11 +143,11 @@ class Specializer:
                 [kernel.loaded for kernel in compiled.kernels],
                 CallShapes(compiled.plan.graph, request.args, request.leading),
                 request.args,
-                self._parameters,
+                names_of(request.args, self._parameters),
                 request.place.device,
             )
         self._note_rule(request)
-        return launch
+        return in_containers(launch, self._graph(request.signature).results)
 
     def plan(self, args: Sequence[Any]) -> None:
         """Trace and plan a call, which is all that inspecting its source takes."""
@@ -156,37 +155,27 @@ class Specializer:
 
     def signature_of(self, args: Sequence[Any]) -> tuple[Signature, tuple[int, ...]]:
         """Return the signature of arguments and their leading dimensions. Raises ArgumentError."""
-        pairs = list(zip(self._parameters, args, strict=True))
+        pairs = list(zip(names_of(args, self._parameters), args, strict=True))
         signature = tuple(spec_of(name, value) for name, value in pairs)
         try:
             return signature, lead_shape(args)
         except ArgumentError:
             # tracing with the lengths finds the user's line where the arrays meet
             sized = tuple(spec_of(name, value, sized=True) for name, value in pairs)
-            trace(self._function, sized, self._keywords)
+            self._traced(sized)
             raise
 
     def run_python(self, args: tuple[Any, ...], out: Any) -> Any:
         """Run the function in NumPy, on the arguments that its kernels would take."""
         self.signature_of(args)  # raises the same errors as a compiled call
-        for name, value in zip(self._parameters, args, strict=True):
-            if isinstance(value, DeviceView):
-                raise ArgumentError(expected(_ON_HOST, str(value), where=f"argument {name!r}"))
-        # float64 scalars of NumPy make the result float64, Python's floats do not
-        wide = (np.float16, np.float64, np.longdouble)
-        args = tuple(float(v) if isinstance(v, wide) else v for v in args)
-        split = len(args) - len(self._keywords)
-        keywords = dict(zip(self._keywords, args[split:], strict=True))
-        result: Any = self._function(*args[:split], **keywords)
-        if out is not None:
-            _write_results(result, out, self._parameters, args)
-        return result if out is None else out
+        names = names_of(args, self._parameters)
+        return run_in_numpy(self._function, names, self._keywords, args, out)
 
     def _graph(self, signature: Signature) -> Graph:
         graph = self._graphs.get(signature)
         if graph is None:
             graph = self._trace(signature)
-            self._options.check(graph)
+            self._options.check(graph.outputs, graph.nodes())
             graph = self._graphs.setdefault(signature, graph)  # another thread may have been faster
         return graph
 
@@ -201,14 +190,18 @@ class Specializer:
             return next(same, signature)
         return signature
 
+    def _traced(self, signature: Signature) -> Graph:
+        with tracing(self._options):
+            return trace(self._function, signature, self._keywords)
+
     def _trace(self, signature: Signature) -> Graph:
         """Trace the function and note what it reads of globals and closures.
 
         Raises TraceError if it changes a number among them, which compiled calls would not do.
         """
-        before = freeze(self._function)
-        graph = trace(self._function, signature, self._keywords)
-        self.frozen = freeze(self._function)
+        before = self._freeze(signature)
+        graph = self._traced(signature)
+        self.frozen = self._freeze(signature)
         changed = before.numbers_changed(self.frozen)
         if changed:
             raise TraceError(
@@ -216,6 +209,10 @@ class Specializer:
                 "as an argument, and return its new value"
             )
         return graph
+
+    def _freeze(self, *signatures: Signature) -> Frozen:
+        """Return what known signatures and these read now."""
+        return freeze(self._function, classes_of([*self._graphs, *signatures]))
 
     @property
     def unchanged(self) -> Callable[[], bool] | None:
@@ -227,7 +224,7 @@ class Specializer:
 
         The kernels stay if every signature still gives the same graph.
         """
-        frozen = freeze(self._function)
+        frozen = self._freeze()
         if frozen.same(self.frozen):
             self.frozen = frozen
             return False
@@ -285,7 +282,7 @@ class Specializer:
     @property
     def signatures(self) -> tuple[Signature, ...]:
         """The signatures that were traced, oldest first."""
-        return tuple(self._graphs)
+        return tuple(map(as_written, self._graphs))
 
     def sources(self, target: str | None) -> list[Source]:
         """Return the texts of every plan so far, for `target` (None: the plan's own target).
@@ -324,15 +321,6 @@ class Specializer:
         return compiled.backend.explain(
             compiled.plan, self._options.plan_options, self._options.tune
         )
-
-
-def _write_results(result: Any, out: Any, names: Sequence[str], args: Sequence[Any]) -> None:
-    """Copy NumPy's results to `out`. Raises ArgumentError if it has the wrong kind or shape."""
-    results = result if isinstance(result, tuple) else (result,)
-    shapes = [np.shape(value) for value in results]
-    arrays = check_out(out, shapes, result is results, names, args)
-    for array, value in zip(arrays, results, strict=True):
-        array[...] = value
 
 
 def _as_floats(signature: Signature) -> Signature:

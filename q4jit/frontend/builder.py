@@ -42,9 +42,11 @@ class Builder:
 
     Attributes:
         signature: the specs of the function's arguments.
+        products: the products that the function asked for so far, in order.
     """
 
     signature: Signature
+    products: list[Node] = field(default_factory=list)
     _known: dict[tuple[object, ...], Node] = field(default_factory=dict)
 
     def _node(
@@ -180,7 +182,9 @@ class Builder:
                     where="x @ w",
                 )
             )
-        return self._node("matmul", (self.number(x),), (*x.shape[:-1], spec.n), arg=arg)
+        product = self._node("matmul", (self.number(x),), (*x.shape[:-1], spec.n), arg=arg)
+        self.products.append(product)
+        return product
 
     def dequantize(self, arg: int) -> Node:
         """Return the whole of weight argument number `arg` as floats [K, N]."""

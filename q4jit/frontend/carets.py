@@ -63,18 +63,27 @@ def located(method: Callable[_P, _R]) -> Callable[_P, _R]:
 def user_line() -> str:
     """Return the innermost line outside q4jit and NumPy, with a caret below, or ""."""
     frame: FrameType | None = sys._getframe(1)
-    while frame is not None and frame.f_code.co_filename.startswith((_PACKAGE, _NUMPY)):
+    while frame is not None and not is_users(frame.f_code):
         frame = frame.f_back
     if frame is None:
         return ""
-    code, line = frame.f_code, frame.f_lineno
+    return marked_line(frame.f_code, frame.f_lineno, frame.f_lasti)
+
+
+def is_users(code: CodeType) -> bool:
+    """Return whether code belongs neither to q4jit nor to NumPy."""
+    return not code.co_filename.startswith((_PACKAGE, _NUMPY))
+
+
+def marked_line(code: CodeType, line: int, lasti: int) -> str:
+    """Return a line with a caret below the instruction `lasti` of `code`."""
     text = f"  File {code.co_filename!r}, line {line}, in {code.co_name}"
     source = linecache.getline(code.co_filename, line).rstrip("\n")
     if not source.strip():
         return text
     indent = len(source) - len(source.lstrip())
     text += f"\n    {source.strip()}"
-    span = _column_span(code, frame.f_lasti, line, len(source))
+    span = _column_span(code, lasti, line, len(source))
     if span is not None:
         # co_positions counts UTF-8 bytes, the terminal counts characters
         raw = source.encode()

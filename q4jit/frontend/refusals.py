@@ -40,6 +40,13 @@ def forbidden(action: str, cure: str) -> Callable[..., Any]:
     return method
 
 
+def cure_for(value: object, array: str) -> str:
+    """Return how to pass a value as an argument; array: NumPy's call for a list of numbers."""
+    if isinstance(value, list | tuple):
+        return f"call the function with an array of it, {array}"
+    return "pass it as an argument"
+
+
 def refuse_other_trace() -> NoReturn:
     """Raise TraceError for a symbol that an earlier trace left in a closure or a global."""
     refuse(

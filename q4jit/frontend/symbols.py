@@ -27,6 +27,7 @@ from q4jit.frontend.operations import constant, elementwise, power, sliced
 from q4jit.frontend.refusals import (
     USE_PRODUCT,
     USE_SUPPORTED,
+    cure_for,
     refuse,
     refuse_other_trace,
     unsupported,
@@ -376,7 +377,7 @@ class SymbolicWeight(RefusedWeightOperators):
                     "an int32 or int64 array [M]",
                     shown,
                     where="w.rows(ids)",
-                    cure="pass it as an argument",
+                    cure=cure_for(ids, "np.asarray(ids, np.int64)"),
                 )
             )
         if ids._builder is not self._builder:
@@ -437,6 +438,7 @@ def _operand(builder: Builder, value: object, function: str) -> Node:
             "an array that is an argument, or a real number",
             type(value).__name__,
             where=f"operand of {function}",
+            cure=cure_for(value, "np.asarray(x, np.float32)"),
         )
     )
 
@@ -470,7 +472,7 @@ def _matmul(x: object, w: object) -> SymbolicArray:
                 "a float32 array",
                 type(x).__name__,
                 where="left operand of @",
-                cure="pass it as an argument",
+                cure=cure_for(x, "np.asarray(x, np.float32)"),
             )
         )
     if type(w) is QuantizedTensor:

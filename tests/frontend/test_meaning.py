@@ -5,7 +5,7 @@
 import copy
 import re
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
@@ -374,16 +374,6 @@ def test_truth_values_are_refused(function: Callable[..., Any], marked: str, rea
     shown = refusal(function)
     assert shown.marked == marked
     assert re.search(reason, shown.reason)
-
-
-class Pair(NamedTuple):
-    first: Any
-    second: Any
-
-
-def test_a_named_tuple_is_refused() -> None:
-    shown = refusal(lambda x: Pair(x, x + 1))
-    assert "got a Pair; return a plain tuple" in shown.reason
 
 
 # --- axes put back after a reduction ------------------------------------------------------------
