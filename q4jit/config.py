@@ -1,6 +1,7 @@
 """Read environment variables: all of them are declared here, with their types and meanings."""
 
 import os
+import sys
 from pathlib import Path
 
 from q4jit.errors import ConfigError, expected
@@ -16,6 +17,7 @@ __all__ = [
     "dump_dir",
     "hip_compiler",
     "jit_disabled",
+    "log",
     "num_threads",
     "rocm_path",
     "thread_variables",
@@ -118,8 +120,14 @@ def compiler_environment(folder: Path) -> dict[str, str]:
 
 
 def debug() -> bool:
-    """Return whether Q4JIT_DEBUG=1 asks for plans, compilations and cache decisions on stderr."""
+    """Return whether Q4JIT_DEBUG=1 asks for traces, plans and compilations on standard error."""
     return _flag("Q4JIT_DEBUG")
+
+
+def log(message: str) -> None:
+    """Write a line to standard error if Q4JIT_DEBUG=1 asks for it."""
+    if debug():
+        sys.stderr.write(f"q4jit: {message}\n")
 
 
 def jit_disabled() -> bool:

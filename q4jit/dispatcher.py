@@ -34,9 +34,7 @@ from q4jit.weights.tensor import QuantizedTensor
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
-_L = TypeVar("_L", bound=Launch)
 
-_MOST_LAUNCHES: Final = 4096  # sets of exact shapes that one function remembers
 # types of arguments that are never on a device
 _PLAIN: Final = frozenset(
     {np.ndarray, QuantizedTensor, float, int, bool, str, type(None), np.float32, np.float64}
@@ -75,7 +73,7 @@ class Specialized(Generic[_P, _R]):
         - int32 or int64 arrays of row numbers, for `w.rows(ids)`.
         - weights: `QuantizedTensor` [K, N].
         - floats, whose value may change from call to call.
-        - int, bool, str and None. Each value has kernels of its own.
+        - int, bool, str and None. Each value is traced, and compiled if it changes the kernels.
         - lists, tuples, dicts, dataclasses and NamedTuples of these.
 
     Attributes:
@@ -91,13 +89,13 @@ class Specialized(Generic[_P, _R]):
         self._python_signature = inspect.signature(function)
         self._parameters, self._keywords = _parameters(self._python_signature, self._name)
         self._disabled = config.jit_disabled()
-        self._launches: dict[tuple[object, ...], Launch] = {}
-        self._on_tensors: dict[tuple[object, ...], DeviceLaunch] = {}  # by `tensor_facts`
         self._hits = self._misses = 0
         self._unchanged: Callable[[], bool] | None = (
             None  # whether globals are; None: it reads none
         )
         self._specializer = Specializer(function, options, self._parameters, self._keywords)
+        kept = self._specializer.kept
+        self._launches, self._on_tensors = kept.launches, kept.on_tensors
 
     def __reduce__(self) -> str:
         return str(getattr(self, "__qualname__", self._name))  # by name, like a function
@@ -175,7 +173,7 @@ class Specialized(Generic[_P, _R]):
             self._hits += 1
         result = launch(args, out)
         if facts is not None and isinstance(launch, DeviceLaunch):
-            _remember(self._on_tensors, facts[0], launch)
+            self._specializer.kept.add_on_tensors(facts[0], launch)
         return result
 
     def __get__(self, instance: object, owner: type | None = None) -> Any:
@@ -196,17 +194,15 @@ class Specialized(Generic[_P, _R]):
             self._misses += 1
             warn_of_changed_variables()
             launch = self._specializer.launch(request)
-            self._unchanged = self._specializer.unchanged
-            _remember(self._launches, key, launch)
+            self._unchanged = self._specializer.tracer.unchanged
+            if self._specializer.is_current(request):
+                self._launches[key] = launch
             return launch
 
     def _renew(self) -> None:
         """Forget the launches if a global or a closure value has changed."""
-        renewed = self._specializer.renew()
-        with BUILD:
-            for launches in (self._launches, self._on_tensors) if renewed else ():
-                launches.clear()
-            self._unchanged = self._specializer.unchanged
+        self._specializer.tracer.renew()
+        self._unchanged = self._specializer.tracer.unchanged
 
     # --- looking inside ---------------------------------------------------------------------------
 
@@ -375,12 +371,6 @@ def _positional(
         ) from None
     bound.apply_defaults()
     return tuple(bound.arguments[name] for name in f._parameters)
-
-
-def _remember(launches: dict[tuple[object, ...], _L], key: tuple[object, ...], launch: _L) -> None:
-    if len(launches) >= _MOST_LAUNCHES:
-        launches.clear()
-    launches[key] = launch
 
 
 # --- the decorator ------------------------------------------------------------------------------

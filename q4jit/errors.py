@@ -12,6 +12,7 @@ Q4JitError
 ├── ConfigError         an environment variable has a value that q4jit cannot use
 └── TuningError         a file of tunings is damaged, or has constants that no kernel takes
 CacheWarning            the disk cache cannot be used; results are not affected
+SpecializationWarning   one argument makes a function be traced, and perhaps compiled, too often
 """
 
 import copyreg
@@ -33,6 +34,7 @@ __all__ = [
     "GGUFError",
     "MissingNameError",
     "Q4JitError",
+    "SpecializationWarning",
     "TargetError",
     "TraceError",
     "TuningError",
@@ -260,3 +262,7 @@ class TuningError(Q4JitError, ValueError):
 
 class CacheWarning(UserWarning):
     """The disk cache cannot be read or written; kernels are kept in memory for this process."""
+
+
+class SpecializationWarning(UserWarning):
+    """One argument or global has made a function be traced, and perhaps compiled, many times."""

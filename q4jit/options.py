@@ -4,6 +4,8 @@ import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from q4jit.backends import find_backend
 from q4jit.errors import ArgumentError, expected
 from q4jit.frontend.graph import Node, reachable
@@ -87,7 +89,8 @@ class Options:
 def _positive(name: str, value: object) -> int:
     """Return a positive whole number of Python, NumPy or another library as an int."""
     try:
-        number = 0 if isinstance(value, bool) else operator.index(value)  # type: ignore[arg-type]  # raises TypeError
+        truth_value = isinstance(value, bool | np.bool_)  # old releases of NumPy count with it
+        number = 0 if truth_value else operator.index(value)  # type: ignore[arg-type]  # raises TypeError
     except TypeError:
         number = 0
     if number <= 0:

@@ -122,14 +122,15 @@ def ready_kernels(
     return tuple(ready)
 
 
-def fetch(compiler: Compiler, source: Source, *, use_disk: bool = True) -> Entry:
+def fetch(compiler: Compiler, source: Source, *, use_disk: bool = True, cause: str = "") -> Entry:
     """Return the compiled form of a text: read from disk, or compiled and saved there.
 
-    use_disk: whether kernels are read from and saved to disk. Raises CompileError, which names the
+    use_disk: whether kernels are read from and saved to disk. cause: why the kernel is needed, for
+    the line that Q4JIT_DEBUG=1 writes. Raises CompileError, which names the
     lines of the templates if the text has any.
     """
     try:
-        return cache.fetch(source.target, compiler, source.symbol, source.text, use_disk)
+        return cache.fetch(source.target, compiler, source.symbol, source.text, use_disk, cause)
     except CompileError as error:
         if source.origins is None:
             raise

@@ -7,27 +7,26 @@ Each function has one `Specializer`. It keeps its graphs, plans and kernels, and
 
 import contextlib
 import errno
+import functools
 import math
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from q4jit import config
 from q4jit.arrays.call_shapes import CallShapes, lead_shape
 from q4jit.arrays.specs import spec_of
 from q4jit.backends import find_backend
 from q4jit.compilers.cache import Compiler, Entry
-from q4jit.errors import ArgumentError, ConfigError, TargetError, TraceError
-from q4jit.frontend.frozen import Frozen, freeze
-from q4jit.frontend.graph import Graph
+from q4jit.errors import ArgumentError, ConfigError, TargetError
 from q4jit.frontend.refusals import show_value
-from q4jit.frontend.specs import ScalarSpec, Signature, as_written, classes_of
+from q4jit.frontend.specs import Signature, as_written
 from q4jit.frontend.structures import names_of
 from q4jit.frontend.trace import trace
 from q4jit.interpreted import run_in_numpy
+from q4jit.kept import Compiled, Kept, Key, shapes_key
 from q4jit.locks import BUILD
 from q4jit.nested import tracing
 from q4jit.options import Options
@@ -36,12 +35,8 @@ from q4jit.plan.kernels import Plan, Source
 from q4jit.policy import Place, check_system, choose_place, cost_of
 from q4jit.results import in_containers
 from q4jit.runtime.driver import Device
-from q4jit.targets import Target, find_target
-
-_MOST_RULES: Final = 8  # `explain` lists the latest numbers of rows of a plan, at most this many
-
-_PlanKey = tuple[Signature, Target, int]  # and the class of M
-_Key = tuple[_PlanKey, Device | None]
+from q4jit.targets import find_target
+from q4jit.tracer import Tracer
 
 
 @dataclass(frozen=True)
@@ -52,7 +47,8 @@ class Request:
         leading: the common dimensions of the arguments before the last.
         rows: their product, M.
         place: where the call runs.
-        key: of the kernels that serve it: signature, target, class of M and device.
+        key: of the kernels that serve it: graph, target, class of M and device.
+        cause: what is new in the signature; empty if it was traced before.
     """
 
     args: Sequence[Any]
@@ -61,16 +57,8 @@ class Request:
     rows: int
     place: Place
     backend: Backend
-    key: _Key
-
-
-@dataclass(frozen=True)
-class _Compiled:
-    """The kernels of one signature and class of M, loaded on one device or on the CPU."""
-
-    plan: Plan[Any]
-    backend: Backend
-    kernels: tuple[ReadyKernel, ...]
+    key: Key
+    cause: str
 
 
 class Specializer:
@@ -80,7 +68,8 @@ class Specializer:
     function may take locks or fork while it is traced, and a search's threads take BUILD.
 
     Attributes:
-        frozen: the values of globals and closures that the graphs contain.
+        kept: graphs, plans, kernels and launches.
+        tracer: traces the function, and knows the globals that it reads.
         compiles: kernels that a compiler has made so far.
         seconds: time from planning to loading, over all plans.
     """
@@ -94,11 +83,8 @@ class Specializer:
     ) -> None:
         self._function, self._options = function, options
         self._parameters, self._keywords = parameters, keywords
-        self._graphs: dict[Signature, Graph] = {}
-        self._plans: dict[_PlanKey, tuple[Plan[Any], int]] = {}  # a plan and its first call's M
-        self._compiled: dict[_Key, _Compiled] = {}
-        self._rules: dict[_Key, dict[int, str]] = {}  # the policy's rules, by number of rows
-        self.frozen = Frozen()
+        self.kept = Kept()
+        self.tracer = Tracer(function, options, parameters, keywords, self.kept)
         self.compiles = 0
         self.seconds = 0.0
 
@@ -111,47 +97,58 @@ class Specializer:
         the user's function's own errors.
         """
         signature, leading = self.signature_of(args)
-        signature = self._shared_signature(signature)
         rows = math.prod(leading)
+        traced = functools.cache(lambda: self.tracer.graph(signature))
         with _explained():
             place = choose_place(
                 self._options.target,
                 args,
                 names_of(args, self._parameters),
-                lambda: cost_of(self._graph(signature), rows),
+                lambda: cost_of(traced()[0], rows),
             )
-        self._graph(signature)  # traced now, because `launch` runs under the lock
+        graph, cause = traced()  # now, because `launch` runs under the lock
         backend = find_backend(place.target)
         m_class = backend.m_class(place.target, rows, self._options.plan_options)
-        key = (signature, place.target, m_class), place.device
-        return Request(args, signature, leading, rows, place, backend, key)
+        key = (graph, place.target, m_class), place.device
+        return Request(args, signature, leading, rows, place, backend, key, cause)
 
     def search(self, request: Request) -> None:
         """Search for the fastest constants of new kernels for a GPU; do nothing on the CPU."""
         device = request.place.device
-        if device is None or request.key in self._compiled:
+        if device is None or request.key in self.kept.compiled:
             return
-        graph = self._graph(request.signature)
+        (graph, _, _), _ = request.key
         request.backend.search(device, graph, request.rows, self._options.plan_options)
 
     def launch(self, request: Request) -> Launch:
         """Return kernels bound to the shapes of a request; compile them if necessary."""
+        self.kept.trim()
         with _explained():
-            compiled = self._compiled.get(request.key) or self._compile(request)
-            launch = request.backend.launch(
-                compiled.plan,
-                [kernel.loaded for kernel in compiled.kernels],
-                CallShapes(compiled.plan.graph, request.args, request.leading),
-                request.args,
-                names_of(request.args, self._parameters),
-                request.place.device,
-            )
-        self._note_rule(request)
-        return in_containers(launch, self._graph(request.signature).results)
+            compiled = self.kept.compiled.get(request.key) or self._compile(request)
+            shapes = shapes_key(request.signature, request.args)
+            launch = compiled.launches.get(shapes)
+            if launch is None:
+                launch = compiled.launches[shapes] = request.backend.launch(
+                    compiled.plan,
+                    [kernel.loaded for kernel in compiled.kernels],
+                    CallShapes(compiled.plan.graph, request.args, request.leading),
+                    request.args,
+                    names_of(request.args, self._parameters),
+                    request.place.device,
+                )
+        compiled.note_rule(request.rows, request.place.rule)
+        return in_containers(launch, compiled.plan.graph.results)
+
+    def is_current(self, request: Request) -> bool:
+        """Return whether the globals that a request was traced with are still the current ones."""
+        return self.kept.graphs.find(request.signature) is request.key[0][0]
 
     def plan(self, args: Sequence[Any]) -> None:
         """Trace and plan a call, which is all that inspecting its source takes."""
-        self._plan(self.request(args))
+        request = self.request(args)
+        with BUILD:
+            self.kept.trim()
+            self._plan(request)
 
     def signature_of(self, args: Sequence[Any]) -> tuple[Signature, tuple[int, ...]]:
         """Return the signature of arguments and their leading dimensions. Raises ArgumentError."""
@@ -162,7 +159,8 @@ class Specializer:
         except ArgumentError:
             # tracing with the lengths finds the user's line where the arrays meet
             sized = tuple(spec_of(name, value, sized=True) for name, value in pairs)
-            self._traced(sized)
+            with tracing(self._options):
+                trace(self._function, sized, self._keywords)
             raise
 
     def run_python(self, args: tuple[Any, ...], out: Any) -> Any:
@@ -171,125 +169,65 @@ class Specializer:
         names = names_of(args, self._parameters)
         return run_in_numpy(self._function, names, self._keywords, args, out)
 
-    def _graph(self, signature: Signature) -> Graph:
-        graph = self._graphs.get(signature)
-        if graph is None:
-            graph = self._trace(signature)
-            self._options.check(graph.outputs, graph.nodes())
-            graph = self._graphs.setdefault(signature, graph)  # another thread may have been faster
-        return graph
-
-    def _shared_signature(self, signature: Signature) -> Signature:
-        """Return a known signature of the same graph if only the types of numbers differ."""
-        if signature in self._graphs:
-            return signature
-        alike = [known for known in self._graphs if _as_floats(known) == _as_floats(signature)]
-        if alike:  # the function may have asked for the types
-            graph = self._trace(signature)
-            same = (known for known in alike if self._graphs[known].statements == graph.statements)
-            return next(same, signature)
-        return signature
-
-    def _traced(self, signature: Signature) -> Graph:
-        with tracing(self._options):
-            return trace(self._function, signature, self._keywords)
-
-    def _trace(self, signature: Signature) -> Graph:
-        """Trace the function and note what it reads of globals and closures.
-
-        Raises TraceError if it changes a number among them, which compiled calls would not do.
-        """
-        before = self._freeze(signature)
-        graph = self._traced(signature)
-        self.frozen = self._freeze(signature)
-        changed = before.numbers_changed(self.frozen)
-        if changed:
-            raise TraceError(
-                f"cannot change {', '.join(changed)}, because compiled calls only compute; pass it "
-                "as an argument, and return its new value"
-            )
-        return graph
-
-    def _freeze(self, *signatures: Signature) -> Frozen:
-        """Return what known signatures and these read now."""
-        return freeze(self._function, classes_of([*self._graphs, *signatures]))
-
-    @property
-    def unchanged(self) -> Callable[[], bool] | None:
-        """A function that returns whether globals and closures are as traced; None without any."""
-        return self.frozen.unchanged if self.frozen else None
-
-    def renew(self) -> bool:
-        """Look at globals and closures again; return whether launches have to be made again.
-
-        The kernels stay if every signature still gives the same graph.
-        """
-        frozen = self._freeze()
-        if frozen.same(self.frozen):
-            self.frozen = frozen
-            return False
-        known = dict(self._graphs)
-        try:
-            if all(self._trace(s).statements == graph.statements for s, graph in known.items()):
-                return False
-        except Exception:  # noqa: BLE001 - the call raises it again, when it traces
-            self.frozen = frozen
-        with BUILD:
-            for made in (self._graphs, self._plans, self._compiled, self._rules):
-                made.clear()
-        return True
-
-    def _compile(self, request: Request) -> _Compiled:
+    def _compile(self, request: Request) -> Compiled:
         """Run the stages from plan to load for a request, and keep the kernels."""
         start = time.perf_counter()
         backend, device = request.backend, request.place.device
         plan = self._plan(request)
         check_system()
-        sources = [backend.render(plan, kernel) for kernel in plan.kernels]
-        kernels = ready_kernels(sources, self._fetch, backend.load, device)
+        where = f"{counted(request.rows, 'row')} on {device or plan.target}"
+        cause = request.cause or f"it is the first call with {where} or a similar number"
+        kernels = tuple(
+            self._ready(backend.render(plan, kernel), backend, device, cause)
+            for kernel in plan.kernels
+        )
         self.seconds += time.perf_counter() - start
         _dump(plan, kernels, backend.compiler(plan.target))
-        compiled = self._compiled[request.key] = _Compiled(plan, backend, kernels)
+        compiled = self.kept.compiled[request.key] = Compiled(plan, backend, kernels)
         return compiled
 
     def _plan(self, request: Request) -> Plan[Any]:
         """Plan a request and keep the plan, so that kernels that do not load can be inspected."""
-        backend, place = request.backend, request.place
-        graph, plan_options = self._graph(request.signature), self._options.plan_options
-        plan = backend.plan(graph, place.target, request.rows, plan_options, place.device)
-        plan_key, _ = request.key
-        self._plans[plan_key] = plan, request.rows
-        if config.debug():
-            sys.stderr.write(f"q4jit: {plan}\n")
+        backend, place, (plan_key, _) = request.backend, request.place, request.key
+        plan_options = self._options.plan_options
+        plan = backend.plan(plan_key[0], place.target, request.rows, plan_options, place.device)
+        self.kept.add_plan(plan_key, plan, request.rows)
+        config.log(str(plan))
         return plan
 
-    def _fetch(self, source: Source) -> Entry:
-        compiler = find_backend(source.target).compiler(source.target)
-        entry = fetch(compiler, source, use_disk=self._options.cache)
-        self.compiles += entry.origin == "compiled"
-        return entry
+    def _ready(
+        self, source: Source, backend: Backend, device: Device | None, cause: str
+    ) -> ReadyKernel:
+        """Return a kernel that can run: the one in memory with the same text, or a new one."""
+        ready = self.kept.kernels.get((source.text, device))
+        if ready is not None:
+            known = f"in memory, cache key {ready.entry.key[:12]}"
+            config.log(f"{source.symbol} for {source.target}: {known}, because {cause}")
+            return ready
 
-    def _note_rule(self, request: Request) -> None:
-        """Remember the rule that chose the place of a call, for `explain`."""
-        rules = self._rules.setdefault(request.key, {})
-        rules.pop(request.rows, None)
-        rules[request.rows] = request.place.rule
-        if len(rules) > _MOST_RULES:
-            del rules[next(iter(rules))]
+        def fetch_now(source: Source) -> Entry:
+            compiler = backend.compiler(source.target)
+            entry = fetch(compiler, source, use_disk=self._options.cache, cause=cause)
+            self.compiles += entry.origin == "compiled"
+            return entry
+
+        (ready,) = ready_kernels((source,), fetch_now, backend.load, device)
+        self.kept.kernels[source.text, device] = ready
+        return ready
 
     # --- looking inside ---------------------------------------------------------------------------
 
     @property
     def signatures(self) -> tuple[Signature, ...]:
-        """The signatures that were traced, oldest first."""
-        return tuple(map(as_written, self._graphs))
+        """The signatures that were traced and are still in use, oldest first."""
+        return tuple(map(as_written, self.kept.signatures()))
 
     def sources(self, target: str | None) -> list[Source]:
         """Return the texts of every plan so far, for `target` (None: the plan's own target).
 
         Before the first plan the list is empty. Raises TargetError.
         """
-        known = list(self._plans.values())  # a copy, because other threads may add plans
+        known = self.kept.plans_in_use()
         plans = [plan for plan, _ in known]
         if known and target is not None:
             other = find_target(target)
@@ -300,31 +238,25 @@ class Specializer:
 
     def remarks(self) -> list[Remark]:
         """Return the options that the plans do not follow, and the origin of their constants."""
-        compiled_now = list(self._compiled.values())  # a copy, because other threads may add some
-        return [remark for compiled in compiled_now for remark in self._remarks(compiled)]
+        return [remark for made in self.kept.compiled_in_use() for remark in self._remarks(made)]
 
     def explain(self) -> list[str]:
         """Return lines about each plan: its kernels, where its calls ran and why, its origin."""
-        shown = [f"{name} = {show_value(v)}" for name, (_, v) in self.frozen.values.items()]
+        shown = [f"{name} = {show_value(v)}" for name, (_, v) in self.tracer.frozen.values.items()]
         lines = [f"frozen when it was traced: {', '.join(shown)}"] if shown else []
-        for key, compiled in list(self._compiled.items()):  # a copy, as in `remarks`
+        for compiled in self.kept.compiled_in_use():
             lines.append(str(compiled.plan))
             lines += [
-                f"  {counted(rows, 'row')} {rule}"
-                for rows, rule in list(self._rules.get(key, {}).items())
+                f"  {counted(rows, 'row')} {rule}" for rows, rule in list(compiled.rules.items())
             ]
             lines += [f"  {remark.text}" for remark in self._remarks(compiled)]
             lines += [f"  {_origin(kernel)}" for kernel in compiled.kernels]
         return lines
 
-    def _remarks(self, compiled: _Compiled) -> list[Remark]:
+    def _remarks(self, compiled: Compiled) -> list[Remark]:
         return compiled.backend.explain(
             compiled.plan, self._options.plan_options, self._options.tune
         )
-
-
-def _as_floats(signature: Signature) -> Signature:
-    return tuple(ScalarSpec() if isinstance(spec, ScalarSpec) else spec for spec in signature)
 
 
 def assembly(source: Source) -> str:

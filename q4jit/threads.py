@@ -2,6 +2,8 @@
 
 import operator
 
+import numpy as np
+
 from q4jit import config
 from q4jit.errors import ArgumentError, expected
 from q4jit.runtime import pool
@@ -16,7 +18,8 @@ def set_num_threads(number: int | None) -> None:
     chosen = None
     if number is not None:
         try:
-            chosen = None if isinstance(number, bool) else operator.index(number)
+            truth_value = isinstance(number, bool | np.bool_)
+            chosen = None if truth_value else operator.index(number)
         except TypeError:
             chosen = None
         if chosen is None or not 1 <= chosen <= config.MOST_THREADS:

@@ -25,6 +25,7 @@ from q4jit import (
     TargetError,
     TraceError,
     dispatcher,
+    kept,
     quantize,
     specialize,
     specializer,
@@ -694,7 +695,7 @@ def test_a_call_does_not_wait_for_another_function_s_compilation(
 def test_a_dropped_function_releases_its_code(x: Array, w: QuantizedTensor) -> None:
     f = specialize(lambda x, w: x @ w - 1)
     f(x, w)
-    (compiled,) = f._specializer._compiled.values()
+    (compiled,) = f._specializer.kept.compiled.values()
     loaded: Any = compiled.kernels[0].loaded
     code = weakref.ref(loaded[1])
     del loaded
@@ -727,13 +728,13 @@ def test_dropped_functions_free_their_memory(x: Array, w: QuantizedTensor) -> No
 def test_the_number_of_remembered_shapes_is_bounded(
     x: Array, w: QuantizedTensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dispatcher, "_MOST_LAUNCHES", 10)
+    monkeypatch.setattr(kept, "MOST_CALLS", 10)
     f = specialize(scaled)
     for m in range(1, 40):
         big = np.resize(x, (m, K))
         close(f(big, w), scaled(big, w))
         assert len(f._launches) <= 10
-    assert len(f._specializer._compiled) < 10  # classes of M, not values
+    assert len(f._specializer.kept.compiled) < 10  # classes of M, not values
 
 
 # --- locks of the user ----------------------------------------------------------------------------

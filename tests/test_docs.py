@@ -131,3 +131,15 @@ def test_classifiers_name_the_pythons_that_ci_runs() -> None:
     newer = re.search(r"for minor in ([\d ]+); do", run)
     assert newer is not None
     assert named == {"3.11"} | {f"3.{minor}" for minor in newer[1].split()}
+
+
+def test_ci_runs_the_oldest_packages_that_are_accepted() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    versions = re.search(r"^OLDEST_VERSIONS := (.*)$", makefile, re.MULTILINE)
+    assert versions is not None
+    pinned = dict(item.split("==") for item in versions[1].split())
+    bounds = dict(dependency.split(">=") for dependency in PROJECT["dependencies"])
+    whole = {name: f"{bound}{'.0' * (2 - bound.count('.'))}" for name, bound in bounds.items()}
+    assert pinned == whole
+    run = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    assert 'make oldest PYTHON="$main"' in run.splitlines()

@@ -202,7 +202,7 @@ def test_the_cost_counts_weights_once_and_arrays_per_row() -> None:
     two = specialize(lambda x, w, r: (x @ w + r) * 2)
     r = np.zeros((3, 32), np.float32)
     two(np.zeros((3, 64), np.float32), w, r)
-    (graph,) = two._specializer._graphs.values()
+    (graph,) = two._specializer.kept.graphs.young.values()
     assert policy.cost_of(graph, 3) == CallCost(w.nbytes, 4 * 3 * (64 + 32 + 32), 3 * 64 * 32)
 
 

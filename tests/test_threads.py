@@ -92,7 +92,7 @@ def test_a_changed_variable_warns_once() -> None:
     )
 
 
-@pytest.mark.parametrize("number", [0, -1, 1025, True, 2.0, "2", np.float32(2)])
+@pytest.mark.parametrize("number", [0, -1, 1025, True, np.True_, 2.0, "2", np.float32(2)])
 def test_other_numbers_are_refused(number: Any) -> None:
     before = get_num_threads()
     with pytest.raises(ArgumentError, match="set_num_threads: expected a whole number from 1 to"):

@@ -14,7 +14,6 @@ import contextlib
 import functools
 import hashlib
 import os
-import sys
 import time
 import warnings
 from collections.abc import Iterator
@@ -82,27 +81,39 @@ def cache_key(target: Target, fingerprint: str, text: str) -> str:
     return digest.hexdigest()
 
 
-def fetch(target: Target, compiler: Compiler, name: str, text: str, use_disk: bool = True) -> Entry:
-    """Return compiled `text`: from disk, or compiled now and saved. Raises CompileError."""
+def fetch(
+    target: Target,
+    compiler: Compiler,
+    name: str,
+    text: str,
+    use_disk: bool = True,
+    cause: str = "",
+) -> Entry:
+    """Return compiled `text`: from disk, or compiled now and saved. Raises CompileError.
+
+    cause: why it is needed, for the line that Q4JIT_DEBUG=1 writes.
+    """
+    start = time.perf_counter()
     key = cache_key(target, compiler.fingerprint(target), text)
     disk = _disk() if use_disk else None
     stored = disk.read(key, compiler.SUFFIX) if disk else None
     if stored is not None:
-        _debug(f"{name} for {target}: from disk, {key[:12]}")
+        _log(f"{name} for {target}: read from disk", start, key, cause)
         return Entry(key, stored, "disk", 0.0)
     start = time.perf_counter()
     object_bytes = compiler.compile_object(text, target)
     seconds = time.perf_counter() - start
-    _debug(f"{name} for {target}: compiled in {seconds:.3f} s, {key[:12]}")
+    _log(f"{name} for {target}: compiled", start, key, cause)
     if disk:
         source = (compiler.SOURCE_SUFFIX, text.encode())
         disk.write(key, source, (compiler.SUFFIX, object_bytes))
     return Entry(key, object_bytes, "compiled", seconds)
 
 
-def _debug(message: str) -> None:
-    if config.debug():
-        sys.stderr.write(f"q4jit: {message}\n")
+def _log(event: str, start: float, key: str, cause: str) -> None:
+    milliseconds = 1e3 * (time.perf_counter() - start)
+    because = f", because {cause}" if cause else ""
+    config.log(f"{event} in {milliseconds:.1f} ms, cache key {key[:12]}{because}")
 
 
 class DiskCache:
@@ -146,13 +157,13 @@ class DiskCache:
             except FileNotFoundError:
                 return None
             except files.UnsuitableError as error:
-                _debug(f"{error}: compiling again")
+                config.log(f"{error}: compiling again")
                 return None
             except OSError as error:
                 self._warn(f"cannot be read ({error})")
                 return None
         if checksum != _checksum(key, object_bytes).encode():
-            _debug(f"entry {key[:12]} is damaged: compiling again")
+            config.log(f"entry {key[:12]} is damaged: compiling again")
             return None
         return object_bytes
 

@@ -60,11 +60,22 @@ def located(method: Callable[_P, _R]) -> Callable[_P, _R]:
     return wrapper
 
 
+def user_level() -> int:
+    """Return the `stacklevel` by which a caller of `warnings.warn` names the user's line."""
+    return 1 + len(list(_inner_frames(sys._getframe(1))))
+
+
+def _inner_frames(frame: FrameType | None) -> Iterator[FrameType]:
+    """Yield a frame and those around it as long as they are in q4jit or NumPy."""
+    while frame is not None and frame.f_code.co_filename.startswith((_PACKAGE, _NUMPY)):
+        yield frame
+        frame = frame.f_back
+
+
 def user_line() -> str:
     """Return the innermost line outside q4jit and NumPy, with a caret below, or ""."""
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None and not is_users(frame.f_code):
-        frame = frame.f_back
+    *_, inner = _inner_frames(sys._getframe())
+    frame = inner.f_back
     if frame is None:
         return ""
     return marked_line(frame.f_code, frame.f_lineno, frame.f_lasti)

@@ -84,6 +84,15 @@ def unchanged():
         """Return whether the function reads the same values as at another time."""
         return self.values == other.values and self.others == other.others
 
+    def changed(self, later: "Frozen") -> list[str]:
+        """Return the expressions whose value is another one later, or is there only once."""
+        now, then = {**self.others, **self.values}, {**later.others, **later.values}
+        return sorted(
+            name
+            for name in now.keys() | then.keys()
+            if name not in now or name not in then or now[name] != then[name]
+        )
+
     def numbers_changed(self, later: "Frozen") -> list[str]:
         """Return the expressions whose number or string is another one later."""
         both = self.values.keys() & later.values.keys()

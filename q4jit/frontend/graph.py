@@ -83,7 +83,7 @@ class Node:
         return f"v{self.id}: {show_shape(self.shape)} = {self.op}{operands}{detail}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Graph:
     """A traced function: its name, its arguments' names and specs, and its results.
 

@@ -1,6 +1,6 @@
 """Specs: a function is traced for one spec per argument; together they are its signature."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -112,14 +112,26 @@ Spec = ArraySpec | WeightSpec | IdsSpec | ScalarSpec | StaticSpec | StructureSpe
 Signature = tuple[Spec, ...]
 
 
+def structure_in(signature: Signature) -> Structure | None:
+    """Return the containers of the arguments; None if there are none."""
+    last = signature[-1] if signature else None
+    return last.structure if isinstance(last, StructureSpec) else None
+
+
+def names_in(signature: Signature, parameters: Sequence[str]) -> Sequence[str]:
+    """Return the expressions of the arguments: those of leaves, or the names of parameters."""
+    structure = structure_in(signature)
+    return parameters if structure is None else structure.names
+
+
 def as_written(signature: Signature) -> Signature:
     """Return the specs of the arguments that a user wrote, from those of their leaves."""
-    structure = signature[-1] if signature else None
-    if not isinstance(structure, StructureSpec):
+    structure = structure_in(signature)
+    if structure is None:
         return signature
     rest = list(signature[:-1])
     specs: list[Spec] = []
-    for tree in structure.structure.trees:
+    for tree in structure.trees:
         count = sum(1 for _ in paths(tree, ""))
         leaves, rest = tuple(rest[:count]), rest[count:]
         specs.append(leaves[0] if tree is None else ContainerSpec(tree, leaves))
@@ -128,10 +140,8 @@ def as_written(signature: Signature) -> Signature:
 
 def classes_of(signatures: Iterable[Signature]) -> list[type]:
     """Return the classes of containers in signatures, without Python's own."""
-    last = [signature[-1] for signature in signatures if signature]
-    return classes_in(
-        [t for spec in last if isinstance(spec, StructureSpec) for t in spec.structure.trees]
-    )
+    structures = [structure_in(signature) for signature in signatures]
+    return classes_in([tree for s in structures if s is not None for tree in s.trees])
 
 
 def array_spec(shape: tuple[int, ...], sized: bool = False) -> ArraySpec:

@@ -10,7 +10,7 @@ from q4jit.hip import tunings
 from q4jit.hip.classes import m_class
 from q4jit.hip.explain import origins, remarks
 from q4jit.hip.kernel import HipKernel, HipPlan
-from q4jit.hip.launch import HipLaunch, load
+from q4jit.hip.launch import HipLaunch, load_once
 from q4jit.hip.limits import check_block_size
 from q4jit.hip.schedule import make_plan
 from q4jit.hip.tunings import Machine
@@ -75,7 +75,7 @@ BACKEND: Final = Backend(
     plan=_plan,
     render=_render,
     compiler=_compiler,
-    load=load,
+    load=load_once,
     launch=_launch,
     explain=_explain,
 )

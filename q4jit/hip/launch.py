@@ -53,6 +53,21 @@ def load(code: bytes, source: Source, device: Device | None) -> LoadedKernel:
     return driver_of(device).load(device.index, code, source.symbol)
 
 
+_loaded_once: dict[tuple[Device | None, str, bytes], LoadedKernel] = {}
+
+
+def load_once(code: bytes, source: Source, device: Device | None) -> LoadedKernel:
+    """Return a compiled kernel on a device; load it unless it is there. Raises as `load`.
+
+    A loaded kernel stays in the device's memory (see `LoadedKernel`). So one that a function has
+    forgotten is not loaded a second time. Callers hold the lock BUILD.
+    """
+    key = device, source.symbol, code
+    if key not in _loaded_once:
+        _loaded_once[key] = load(code, source, device)
+    return _loaded_once[key]
+
+
 class HipLaunch:
     """Kernels bound to exact shapes and a device; calling it with arguments runs them.
 

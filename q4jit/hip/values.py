@@ -19,6 +19,10 @@ from q4jit.plan.kernels import Buffer, Slot
 # The operations whose macros have other names: Jinja keeps `and` for itself.
 _MACROS: Final = {"and": "logical_and", "or": "logical_or", "not": "logical_not"}
 
+_MOST_DIGITS: Final = 9  # as many tell every f32 from all others
+_SMALLEST_PLAIN: Final = 1e-4  # of the numbers that are written without an exponent
+_LARGEST_PLAIN: Final = 1e6
+
 # What a `rows` kernel makes of x for the kernels of its products.
 _X_TYPES: Final = {
     "x_terms": "u16",
@@ -236,8 +240,16 @@ def literal(value: float) -> str:
     number = np.float32(value)
     if not np.isfinite(number):
         return f"as_f32({int(number.view(np.uint32)):#010x}u)"
-    text = str(number)
-    return f"{text if set(text) & set('.e') else f'{text}.0'}f"
+    exact = float(number)
+    # the fewest digits that give the number back, found here: NumPy's releases print it differently
+    texts = (f"{exact:.{digits}e}" for digits in range(_MOST_DIGITS))
+    with np.errstate(over="ignore"):
+        text = next(text for text in texts if np.float32(text) == number)
+    if exact and not _SMALLEST_PLAIN <= abs(exact) < _LARGEST_PLAIN:
+        return f"{text}f"
+    mantissa, _, exponent = text.partition("e")
+    decimals = len(mantissa.partition(".")[2]) - int(exponent)
+    return f"{exact:.{max(decimals, 1)}f}f"
 
 
 def _in_buffer(buffer: Buffer, node: Node, column: str) -> str:

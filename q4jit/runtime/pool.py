@@ -68,7 +68,9 @@ class Pool:
         from q4jit.compilers import llvm as compiler  # late: importing q4jit does not load LLVM
 
         target = host_target()
-        object_bytes = cache.fetch(target, compiler, "q4jit_pool", text(target)).object_bytes
+        object_bytes = cache.fetch(
+            target, compiler, "q4jit_pool", text(target), cause="kernels on the CPU need threads"
+        ).object_bytes
         self._code = LoadedObject(object_bytes, _SYMBOLS, target)
         self.address = self._code.addresses["pool"]
         # zero where there is no thread; pthread_create itself writes here, so that an interrupt

@@ -1,6 +1,7 @@
 """Array arguments and `out=` with any strides and alignment; refusals."""
 
 import ctypes
+import gc
 import re
 import signal
 import sys
@@ -395,11 +396,13 @@ def python_calls(action: Callable[[], object]) -> int:
         nonlocal count
         count += event == "call"
 
+    gc.disable()  # it would call the finalizers of other tests' functions
     sys.setprofile(note)
     try:
         action()
     finally:
         sys.setprofile(None)
+        gc.enable()
     return count - 1  # the action's own
 
 

@@ -569,7 +569,7 @@ def ready_kernels(sources, fetch, load, device):
         (parameters,) = re.findall(rf"void {source.symbol}\(([^)]*)\)", source.text)
         name = f"k_{parameters.count(',') + 1}"
         loaded = driver.load(device.index, fake.code(device.index), name)
-        entry = types.SimpleNamespace(origin="compiled", object_bytes=b"")
+        entry = types.SimpleNamespace(origin="compiled", object_bytes=b"", key="fake")
         ready.append(pipeline.ReadyKernel(source, entry, loaded))
     return ready
 
@@ -587,7 +587,7 @@ def scaled(x, w, factor):
 
 def slots(f):
     # the values of the last launch, by kind
-    (plan, _), *_ = reversed(f._specializer._plans.values())
+    (plan, _), *_ = reversed(f._specializer.kept.plans.values())
     kinds = [slot.kind for slot in plan.kernels[0].slots()]
     return dict(zip(kinds, struct.unpack_from(f"<{len(kinds)}Q", fake.values())))
 
@@ -755,6 +755,43 @@ def test_results_of_several_tensors_in_containers(calls: Run) -> None:
             assert f(Tensor((1, 64)), [w, v], out=out) is out
         with refused(ArgumentError, "expected containers like those of the result, [array, (arra"):
             f(Tensor((1, 64)), [w, v], out=(out[0], out[1][0]))
+    """)
+
+
+def test_a_kernel_is_loaded_once_per_device(calls: Run) -> None:
+    calls("""
+        from q4jit.hip.backend import BACKEND
+        source = types.SimpleNamespace(symbol="k_2", target="hip")
+        before, code = fake["modules"], fake.code()
+        kernel = BACKEND.load(code, source, first)
+        assert BACKEND.load(bytes(bytearray(code)), source, first) is kernel
+        assert fake["modules"] == before + 1
+        other = BACKEND.load(fake.code(1), source, second)
+        assert other is not kernel and other.device == second
+        assert fake["modules"] == before + 2
+    """)
+
+
+def test_many_ints_are_bounded_on_a_gpu_too(calls: Run) -> None:
+    calls("""
+        import warnings
+        from q4jit import kept
+        warnings.simplefilter("ignore")
+        kept.MOST_CALLS, kept.MOST_PLANS = 8, 3
+        def unused(x, w, n):
+            return x @ w
+        def used(x, w, n):
+            return x @ w * n
+        x, out = Tensor((1, 64)), Tensor((1, 32), 2 << 20)
+        for function in (unused, used):
+            f = specialize(function, target="hip")
+            for n in range(40):
+                for _ in range(2):
+                    f(x, w, n, out=out)
+                    f(x, w, 1000, out=out)
+                assert len(f._on_tensors) <= 8 and len(f._launches) <= 8
+                assert len(f._specializer.kept.compiled) <= 7
+            assert f.stats.hits >= 70
     """)
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import enum
 import gc
 import re
+import warnings
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable
 from types import MappingProxyType
@@ -12,8 +13,16 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import numpy as np
 import pytest
 
-from q4jit import ArgumentError, QuantizedTensor, TraceError, specialize
+from q4jit import (
+    ArgumentError,
+    QuantizedTensor,
+    SpecializationWarning,
+    TraceError,
+    specialize,
+)
 from q4jit.dispatcher import Specialized
+from q4jit.frontend.structures import flattened
+from q4jit.frontend.trace import trace
 from tests.support.functions import F32, random, relative_rms, weight
 from tests.support.tracing import TABLE, refusal
 
@@ -400,7 +409,8 @@ def test_names_in_kernels_are_distinct_and_bounded() -> None:
     compiled = check(function, X, d, deep)
     for target in ("cpu:x86-64-v3", "hip:gfx1100", "hip:sm_90"):
         assert compiled.inspect_source(target)
-    (graph,) = compiled._specializer._graphs.values()
+    leaves = flattened((X, d, deep), ("x", "d", "deep"))
+    graph = trace(function, compiled._specializer.signature_of(leaves)[0])
     assert len(set(graph.names)) == len(graph.names) == len(names) + 2
     assert all(re.fullmatch(r"[A-Za-z_]\w{0,42}", n, re.ASCII) for n in graph.names)
 
@@ -931,3 +941,27 @@ def test_a_class_of_results_that_is_made_again(monkeypatch: pytest.MonkeyPatch) 
         monkeypatch.setattr("tests.frontend.test_containers.Answer", made)
         for _ in range(2):
             assert type(compiled(X)) is made
+
+
+def test_a_leaf_with_many_values_is_named_in_the_warning() -> None:
+    compiled = specialize(lambda x, d: x[:, : d["n"]] * d["s"])
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for n in range(1, 15):
+            compiled(X, {"n": n, "s": 2.0})
+            compiled(X, {"s": 2.0, "n": n})  # another structure
+    texts = [str(w.message) for w in caught if w.category is SpecializationWarning]
+    assert len(texts) == 1
+    assert "argument \"d['n']\" has had more than 8 int values" in texts[0]
+
+
+def test_new_containers_are_a_cause(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("Q4JIT_DEBUG", "1")
+    compiled = specialize(lambda x, d: x * d["s"])
+    for d in ({"s": 2.0}, {"s": 2.0, "n": 1}, {"s": 2.0, "n": 2}):
+        compiled(X, d)
+    log = capsys.readouterr().err
+    assert "because the containers of its arguments are new" in log
+    assert "argument \"d['n']\" is 2, was 1" in log

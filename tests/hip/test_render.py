@@ -15,6 +15,7 @@ from q4jit.hip.kernel import GEMV, GEMV_DOT, GEMV_MATRIX, TILE_FMA, TILE_MATRIX,
 from q4jit.hip.names import RESERVED, VALUE
 from q4jit.hip.render import render
 from q4jit.hip.templates import environment, words
+from q4jit.hip.values import literal
 from q4jit.pipeline import fetch
 from q4jit.plan.options import PlanOptions
 from tests.support.hip import hip_plan, run_on_host
@@ -74,6 +75,30 @@ def identifiers_of_templates() -> list[str]:
     """Return every name in the templates that Python accepts, and some that texts make."""
     names = sorted(words().names) + "sum1 x_element output0 temp0 int new template".split()
     return [n for n in dict.fromkeys(names) if not keyword.iskeyword(n) and n not in {"x", "w"}]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.0, "0.0f"),
+        (-0.0, "-0.0f"),
+        (-1.0, "-1.0f"),
+        (0.1, "0.1f"),
+        (0.05, "0.05f"),
+        (0.00021219444, "0.00021219444f"),
+        (1e-4, "1e-04f"),
+        (1e-45, "1e-45f"),
+        (999999.9, "999999.9f"),
+        (1e6, "1e+06f"),
+        (12582912.0, "1.2582912e+07f"),
+        (3.4028235e38, "3.4028235e+38f"),
+        (float("-inf"), "as_f32(0xff800000u)"),
+    ],
+)
+def test_a_number_is_written_alike_by_every_numpy(value: float, text: str) -> None:
+    with np.printoptions(legacy="1.13", precision=2, sign="+"):  # as other releases print
+        assert literal(value) == text
+    assert text.startswith("as_f32") or np.float32(text[:-1]) == np.float32(value)
 
 
 def test_templates_use_no_name_of_a_value() -> None:

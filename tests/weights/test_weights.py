@@ -380,7 +380,9 @@ def test_an_empty_weight_is_refused(shape: tuple[int, int]) -> None:
             quantize(np.zeros(shape, np.float32), "Q4_0")
 
 
-@pytest.mark.parametrize("shape", [32, (32,), (32, 1, 1), (32.0, 1), None, "ab"])
+@pytest.mark.parametrize(
+    "shape", [32, (32,), (32, 1, 1), (32.0, 1), (32, True), (32, np.True_), None, "ab"]
+)
 def test_a_shape_is_a_pair_of_ints(shape: Any) -> None:
     with pytest.raises(
         FormatError, match=r"shape of a weight: expected a pair of ints \(K, N\), got "
