@@ -1,13 +1,14 @@
 """Read JSON that q4jit did not write itself: check every field, and name the one that is wrong."""
 
-import errno
 import json
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, Final
 
 from q4jit.errors import FormatError, Q4JitError, expected
+from q4jit.files import UnsuitableError, read_regular
 
+_MOST_BYTES: Final = 64 << 20  # of a file; reports of q4jit bench take less than a MiB
 _SHOWN_LETTERS: Final = 200
 
 Rule = tuple[Callable[[Any], bool], str]
@@ -18,17 +19,12 @@ Rules = dict[str, Rule]
 def read_json(path: Path, what: str) -> Any:
     """Return the content of a JSON file; errors call it `what`. Raises FormatError and OSError."""
     try:
-        return json.loads(read_regular(path))
+        return json.loads(read_regular(path, _MOST_BYTES).decode())
+    except UnsuitableError as error:
+        raise FormatError(str(error)) from None
     except (ValueError, RecursionError) as error:
         got = f"text that is not JSON ({error})"
         raise FormatError(expected(what, got, where=str(path))) from None
-
-
-def read_regular(path: Path) -> str:
-    """Return the text of a regular file. Raises OSError, also for a pipe, which would block."""
-    if path.exists() and not path.is_file():
-        raise OSError(errno.EINVAL, "expected a regular file", str(path))
-    return path.read_text(encoding="utf-8")
 
 
 def check_fields(

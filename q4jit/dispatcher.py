@@ -22,9 +22,10 @@ from q4jit.arrays.torch_tensors import tensor_facts
 from q4jit.errors import ArgumentError, expected
 from q4jit.frontend.specs import Signature
 from q4jit.frontend.structures import flattened, names_of
-from q4jit.locks import BUILD
+from q4jit.locks import BUILD, warnings_later
 from q4jit.nested import hold_symbols, leaves_to_prepare, trace_through
-from q4jit.options import Options
+from q4jit.options import Options, unknown_arguments
+from q4jit.pickling import PickledAsFunction
 from q4jit.pipeline import DeviceLaunch, Launch, Remark
 from q4jit.plan.kernels import Source
 from q4jit.policy import runs_kernels
@@ -65,7 +66,7 @@ class Stats:
         )
 
 
-class Specialized(Generic[_P, _R]):
+class Specialized(PickledAsFunction, Generic[_P, _R]):
     """A function that runs as compiled kernels. `specialize` makes it.
 
     Arguments of a call are those of the function:
@@ -96,9 +97,9 @@ class Specialized(Generic[_P, _R]):
         self._specializer = Specializer(function, options, self._parameters, self._keywords)
         kept = self._specializer.kept
         self._launches, self._on_tensors = kept.launches, kept.on_tensors
+        self._make_picklable()
 
-    def __reduce__(self) -> str:
-        return str(getattr(self, "__qualname__", self._name))  # by name, like a function
+    _start = __init__
 
     def __repr__(self) -> str:
         return f"<specialized {self._name}({', '.join(self._parameters)})>"
@@ -186,13 +187,13 @@ class Specialized(Generic[_P, _R]):
         request = self._specializer.request(args)
         if self.options.tune:
             self._specializer.search(request)
-        with BUILD:
+        warn_of_changed_variables()
+        with warnings_later(), BUILD:
             launch = self._launches.get(key)
             if launch is not None:  # made by another thread meanwhile
                 self._hits += 1
                 return launch
             self._misses += 1
-            warn_of_changed_variables()
             launch = self._specializer.launch(request)
             self._unchanged = self._specializer.tracer.unchanged
             if self._specializer.is_current(request):
@@ -366,8 +367,9 @@ def _positional(
     try:
         bound = f._python_signature.bind(*args, **kwargs)
     except TypeError as error:
+        problem = unknown_arguments(kwargs.keys() - set(f._parameters)) or str(error)
         raise ArgumentError(
-            f"{f._name}(): {error}; its arguments are {f._python_signature}"
+            f"{f._name}(): {problem}; its arguments are {f._python_signature}"
         ) from None
     bound.apply_defaults()
     return tuple(bound.arguments[name] for name in f._parameters)

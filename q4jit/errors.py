@@ -130,7 +130,7 @@ def short_name(name: object) -> str:
     if isinstance(name, str):
         name = name if len(name) <= _SHOWN_LETTERS else name[: _SHOWN_LETTERS - 3] + "..."
         return repr(name)
-    text = repr(name)
+    text = " ".join(repr(name).split())  # an array's has several lines
     return text if len(text) <= _SHOWN_LETTERS else text[: _SHOWN_LETTERS - 3] + "..."
 
 

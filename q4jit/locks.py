@@ -4,19 +4,62 @@ A fork waits for the lock, so a child never inherits a half-made object or a loc
 release. A call takes the lock only if its shapes or one of its weights are new to the process.
 """
 
+import contextlib
 import logging  # noqa: F401 - see below
 import os
 import threading
+import warnings
+from collections.abc import Iterator
 from typing import Any, Final
 
 BUILD: Final = threading.RLock()
 
 # A fork calls these in the reverse order of registration. `logging` is imported above, so BUILD is
-# acquired before logging's lock, which a warning under BUILD may take (`logging.captureWarnings`).
+# acquired before logging's lock, which a message under BUILD may take if sys.stderr is a log.
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(
         before=BUILD.acquire, after_in_parent=BUILD.release, after_in_child=BUILD.release
     )
+
+
+class _Waiting(threading.local):
+    """The warnings of a thread that wait until it has released BUILD."""
+
+    def __init__(self) -> None:
+        self.warnings: list[tuple[str, type[Warning]]] = []
+
+
+_waiting: Final = _Waiting()
+
+
+def warn(message: str, category: type[Warning]) -> None:
+    """Warn now, or after BUILD is released if this thread holds it.
+
+    A warning calls the user's code (`warnings.showwarning`, handlers of a log), which may wait for
+    a thread that needs BUILD. Code that warns under BUILD has
+    `with warnings_later(), BUILD:` around it.
+    """
+    if _holds_build():
+        _waiting.warnings.append((message, category))
+    else:
+        warnings.warn(message, category, stacklevel=3)
+
+
+@contextlib.contextmanager
+def warnings_later() -> Iterator[None]:
+    """Keep the warnings of the body until it has ended and BUILD is released."""
+    try:
+        yield
+    finally:
+        if not _holds_build():
+            waiting, _waiting.warnings = _waiting.warnings, []
+            for message, category in waiting:
+                warnings.warn(message, category, stacklevel=4)  # the caller of the function
+
+
+def _holds_build() -> bool:
+    lock: Any = BUILD
+    return bool(lock._is_owned())  # what threading.Condition asks; gevent's lock has it as well
 
 
 def is_exiting() -> bool:

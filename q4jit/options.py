@@ -1,7 +1,7 @@
 """The options of `specialize`."""
 
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 
 import numpy as np
@@ -84,6 +84,16 @@ class Options:
                         where=f"specialize(N={self.N})",
                     )
                 )
+
+
+def unknown_arguments(names: Set[str]) -> str:
+    """Return a remark about the names of arguments that a function does not have."""
+    if not names:
+        return ""
+    options = sorted(names & Options.__dataclass_fields__.keys())
+    advice = f" ({', '.join(options)}: an option of @specialize, not of a call)" if options else ""
+    listed = ", ".join(map(repr, sorted(names)))
+    return f"unknown argument{'' if len(names) == 1 else 's'} {listed}{advice}"
 
 
 def _positive(name: str, value: object) -> int:

@@ -91,6 +91,8 @@ HIP_ARCHS: Final[dict[str, HipArch]] = {
     **_archs("sm_100 sm_120", **_FROM_SM_90),
 }
 
+_OTHER_NAMES: Final = {"gpu": "hip", "rocm": "hip", "amd": "hip", "nvidia": "cuda"}
+
 
 @dataclass(frozen=True)
 class Target:
@@ -196,6 +198,8 @@ def _unknown_target(name: object, calls: bool) -> TargetError:
     }.get(backend, ["cpu", "cpu:ARCH", *devices, "hip:ARCH"])
     near = difflib.get_close_matches(str(name)[:80], [*cpus, *gpus], 1)
     near = [f"hip:{name}"] if name in HIP_ARCHS else near
+    if calls and str(name) in _OTHER_NAMES:
+        near = [_OTHER_NAMES[str(name)]]
     hint = f" (did you mean {near[0]!r}?)" if near else ""
     return TargetError(
         f"unknown target {short_name(name)}{hint}; known targets: {', '.join(known)}"

@@ -1,5 +1,6 @@
 """q4jit runs from a zip file, and in a bundle that has no Python interpreter."""
 
+import py_compile
 import subprocess
 import sys
 import zipfile
@@ -67,6 +68,31 @@ def test_an_error_in_a_zip_file_names_the_template(archive: Path) -> None:
     """
     done = run(program, archive)
     assert "app.zip/q4jit/templates/kernel/missing.hip.j2" in done.stdout, done.stderr
+
+
+def test_errors_show_the_users_line_where_modules_have_no_files(tmp_path: Path) -> None:
+    """As in a bundle: code names other paths than `__file__`, and has no source."""
+    for path in PACKAGE.rglob("*.py"):
+        inside = Path("q4jit", path.relative_to(PACKAGE))
+        compiled = str(tmp_path / inside.with_suffix(".pyc"))
+        py_compile.compile(str(path), compiled, str(inside), doraise=True)
+    program = """
+    import q4jit
+    assert q4jit.__file__.endswith("__init__.pyc")
+    def wrong(x):
+        return np.mean(x) if x > 0 else x
+    for function in (wrong, lambda x: np.clip(x, 0, "one")):
+        try:
+            specialize(function)(x_small)
+        except q4jit.TraceError as error:
+            print(str(error).partition("\\n\\n")[2])
+    """
+    done = run(program, tmp_path)
+    assert [line.rpartition(", in ")[2] for line in done.stdout.splitlines()] == [
+        "wrong",
+        "<lambda>",
+    ], done.stderr
+    assert done.stdout.count("File '<string>'") == 2
 
 
 def test_a_bundle_is_not_started_as_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:

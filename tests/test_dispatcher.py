@@ -400,6 +400,27 @@ def test_the_same_calls_are_refused_with_and_without_the_jit(
     assert messages[0] == messages[1]
 
 
+@pytest.mark.parametrize(
+    ("call", "problem"),
+    [
+        (lambda f, x, w: f(x, wieght=w), r"unknown argument 'wieght'; its arguments are"),
+        (lambda f, x, w: f(x, w, c=1, b=1), "unknown arguments 'b', 'c'; its arguments"),
+        (
+            lambda f, x, w: f(x, w, target="cpu"),
+            r"unknown argument 'target' \(target: an option of @specialize, not of a call\)",
+        ),
+        (lambda f, x, w: f(x), "missing a required argument: 'w'"),
+        (lambda f, x, w: f(x, w, x=x), "multiple values for argument 'x'"),
+        (lambda f, x, w: f.warmup(x, bias=w), "unknown argument 'bias'"),
+    ],
+)
+def test_the_error_names_unknown_arguments(
+    x: Array, w: QuantizedTensor, call: Callable[..., object], problem: str
+) -> None:
+    with pytest.raises(ArgumentError, match=problem):
+        call(specialize(scaled), x, w)
+
+
 def test_debug_prints_plans_and_decisions(
     x: Array,
     w: QuantizedTensor,

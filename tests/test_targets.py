@@ -54,6 +54,14 @@ def test_an_unknown_target_is_refused_with_a_short_list(name: str, part: str, ca
     assert ("cuda:NUMBER" in str(caught.value)) == (calls and not name.startswith("hip"))
 
 
+@pytest.mark.parametrize(
+    ("name", "device"), [("gpu", "hip"), ("rocm", "hip"), ("amd", "hip"), ("nvidia", "cuda")]
+)
+def test_other_names_of_a_gpu(name: str, device: str) -> None:
+    with pytest.raises(TargetError, match=rf"\(did you mean '{device}'\?\)"):
+        find_target(name, calls=True)
+
+
 @pytest.mark.parametrize("name", ["hip", "hip:1", "cuda", "cuda:0"])
 def test_the_name_of_a_device_is_no_target(name: str) -> None:
     with pytest.raises(TargetError, match=rf"^'{name}' names a device .*such as 'hip:gfx1100'"):

@@ -2,7 +2,7 @@
 
 import math
 import weakref
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -83,6 +83,10 @@ class DeviceArray:
 
     def __repr__(self) -> str:
         return f"DeviceArray({self.view()})"
+
+    def __reduce__(self) -> NoReturn:
+        """Raise TypeError: a copy would use the memory after this array has freed it."""
+        raise TypeError("a DeviceArray cannot be pickled or copied; use a.to_numpy()")
 
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:

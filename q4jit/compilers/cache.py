@@ -15,17 +15,15 @@ import functools
 import hashlib
 import os
 import time
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
 
-from q4jit import config
-from q4jit.compilers import files
+from q4jit import config, files
 from q4jit.compilers.entries import evict
 from q4jit.errors import CacheWarning
-from q4jit.locks import BUILD
+from q4jit.locks import BUILD, warn, warnings_later
 from q4jit.targets import Target
 
 SCHEMA: Final = "1"
@@ -192,11 +190,10 @@ class DiskCache:
         """Warn about the directory, once."""
         if not self._warned:
             self._warned = True
-            warnings.warn(
+            warn(
                 f"the kernel cache {self.directory} {problem}; kernels are kept in memory. "
                 "Set Q4JIT_CACHE_DIR to use another directory",
                 CacheWarning,
-                stacklevel=2,
             )
 
 
@@ -219,17 +216,16 @@ _caches: dict[Path, DiskCache] = {}
 
 @functools.cache
 def _warn_of_no_home() -> None:
-    warnings.warn(
+    warn(
         "there is no home directory for the kernel cache; kernels are kept in memory. "
         "Set Q4JIT_CACHE_DIR to use a directory",
         CacheWarning,
-        stacklevel=2,
     )
 
 
 def _disk() -> DiskCache | None:
     directory = config.cache_dir()
-    with BUILD:
+    with warnings_later(), BUILD:
         if directory is None:
             _warn_of_no_home()
             return None

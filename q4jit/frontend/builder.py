@@ -1,5 +1,6 @@
 """The rules by which operations become nodes, with their shapes."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final, NoReturn
 
@@ -42,12 +43,19 @@ class Builder:
 
     Attributes:
         signature: the specs of the function's arguments.
+        names: their names, for errors.
         products: the products that the function asked for so far, in order.
     """
 
     signature: Signature
+    names: Sequence[str] = ()
     products: list[Node] = field(default_factory=list)
     _known: dict[tuple[object, ...], Node] = field(default_factory=dict)
+
+    def show_argument(self, arg: int) -> str:
+        """Return argument number `arg` as errors show it."""
+        named = len(self.names) == len(self.signature)
+        return repr(self.names[arg]) if named else f"number {arg + 1}"
 
     def _node(
         self,

@@ -86,7 +86,9 @@ def _norm(
     keepdims: object = False,
 ) -> _Array:
     if ord is not None and not (type(ord) in {int, float} and ord == 2):
-        unsupported(f"np.linalg.norm with ord={ord!r}", "leave it out")
+        sizes = {"1": "use np.sum(np.abs(x), -1)", "inf": "use np.max(np.abs(x), -1)"}
+        cure = sizes.get(str(ord), "use the norm of order 2")
+        unsupported(f"np.linalg.norm with ord={ord!r}", cure)
     number = symbol._builder.number(x._node)
     squares = symbol._builder.apply("mul", number, number)
     summed = reduced(symbol._builder, "sum", squares, "np.linalg.norm", axis, bool(keepdims))

@@ -7,6 +7,7 @@ import numpy as np
 
 from q4jit.errors import TraceError, expected
 from q4jit.frontend.builder import Builder, refuse_arithmetic
+from q4jit.frontend.cures import cure_of
 from q4jit.frontend.graph import Node
 from q4jit.frontend.refusals import USE_SLICE, refuse, show_value, unsupported
 from q4jit.frontend.shapes import has_columns, show_shape
@@ -85,7 +86,7 @@ def elementwise(builder: Builder, ufunc: str, operands: Sequence[Node]) -> Node:
             "use np.where(condition, a, b)",
         )
     if ufunc not in _UFUNCS:
-        unsupported(f"np.{ufunc}")
+        unsupported(f"np.{ufunc}", cure_of(ufunc))
     return builder.apply(_UFUNCS[ufunc], *operands)
 
 

@@ -14,6 +14,11 @@ USE_SUPPORTED: Final = (
     "max, min, var, std and linalg.norm"
 )
 USE_PRODUCT: Final = "use x @ w"
+USE_OTHER_PRODUCT: Final = (
+    f"{USE_PRODUCT} for a QuantizedTensor w, np.sum(a * b, -1) for the dot products of rows, or "
+    "return both arrays and multiply them outside"
+)
+INDEX_PRODUCT: Final = "slice the product, (x @ w)[..., a:b]"
 USE_SLICE: Final = "use slices of the last axis, as in y[..., a:b]"
 
 _SHOWN_BITS: Final = 64  # Python refuses to print whole numbers of thousands of digits

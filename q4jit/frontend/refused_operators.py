@@ -1,7 +1,9 @@
 """The operators of arrays and weights that cannot be compiled."""
 
-from typing import Final
+from collections.abc import Callable
+from typing import Any, Final, NoReturn
 
+from q4jit.frontend.cures import not_converted, refuse_array, refuse_torch, shown_as
 from q4jit.frontend.refusals import USE_PRODUCT, USE_SUPPORTED, forbidden
 
 COMPUTED: Final = "a value that the kernel computes"
@@ -26,20 +28,30 @@ SIGNS: Final = {
 }
 
 
-class RefusedOperators:
+class _NoTensor:
+    """Base of traced values, whose type PyTorch's functions ask to compute."""
+
+    __slots__ = ()
+
+    @classmethod
+    def __torch_function__(cls, function: Callable[..., Any], *rest: Any, **_: Any) -> NoReturn:
+        refuse_torch(function)
+
+
+class RefusedOperators(_NoTensor):
     """Base of a traced array: the operators that raise TraceError."""
 
     __slots__ = ()
 
     __bool__ = forbidden(f"branch on {COMPUTED}", "use np.where")
-    __int__ = __index__ = forbidden(f"convert {COMPUTED} to int", "keep it an array")
-    __float__ = forbidden(f"convert {COMPUTED} to float", "keep it an array")
-    __complex__ = forbidden(f"convert {COMPUTED} to complex", "keep it an array")
+    __format__ = shown_as
+    __int__ = __index__ = __trunc__ = __floor__ = __ceil__ = not_converted("int")
+    __float__, __complex__ = not_converted("float"), not_converted("complex")
     __len__ = forbidden(f"take len() of {COMPUTED}", "use its last dimension, x.shape[-1]")
     __iter__ = forbidden(f"iterate over {COMPUTED}", "use slices of the last axis")
     __contains__ = forbidden(f"search in {COMPUTED}", "use comparisons and np.where")
     __setitem__ = forbidden(f"assign to elements of {COMPUTED}", "use np.where to make a new value")
-    __array__ = forbidden(f"convert {COMPUTED} to a NumPy array", USE_SUPPORTED)
+    __array__ = refuse_array
     __floordiv__ = __rfloordiv__ = forbidden("compile the // operator", USE_SUPPORTED)
     __mod__ = __rmod__ = forbidden("compile the % operator", USE_SUPPORTED)
     __divmod__ = __rdivmod__ = forbidden("compile divmod()", USE_SUPPORTED)
@@ -51,7 +63,7 @@ class RefusedOperators:
     __imatmul__ = forbidden(*_PRODUCT)
 
 
-class RefusedWeightOperators:
+class RefusedWeightOperators(_NoTensor):
     """Base of a traced weight: the operators that raise TraceError."""
 
     __slots__ = ()
@@ -68,4 +80,3 @@ class RefusedWeightOperators:
     __float__ = __int__ = forbidden("convert a quantised weight to a number", USE_PRODUCT)
     __len__ = forbidden("take len() of a quantised weight", "use w.shape")
     __iter__ = forbidden("iterate over a quantised weight", USE_PRODUCT)
-    __getitem__ = forbidden("index a quantised weight", "slice the product, (x @ w)[..., a:b]")

@@ -12,6 +12,7 @@ import numpy as np
 from q4jit.errors import TraceError, expected
 from q4jit.frontend.builder import Builder
 from q4jit.frontend.carets import located, user_line
+from q4jit.frontend.cures import cure_of, numpy_name
 from q4jit.frontend.functions import FUNCTIONS, keywords
 from q4jit.frontend.graph import BOOLEAN, Node
 from q4jit.frontend.ids import SymbolicIds, refuse_ids
@@ -24,9 +25,10 @@ from q4jit.frontend.kinds import (
 )
 from q4jit.frontend.memory import Memory, check_in_place
 from q4jit.frontend.operations import constant, elementwise, power, sliced
+from q4jit.frontend.products import refuse_product
 from q4jit.frontend.refusals import (
+    INDEX_PRODUCT,
     USE_PRODUCT,
-    USE_SUPPORTED,
     cure_for,
     refuse,
     refuse_other_trace,
@@ -46,6 +48,7 @@ from q4jit.frontend.specs import WeightSpec
 from q4jit.weights.tensor import QuantizedTensor
 
 _OF_WEIGHT: Final = "use x @ w, w.rows(ids), w.dequantize(), w.shape, w.ndim or w.format"
+_TRANSPOSED: Final = "make quantize(w.dequantize().T, w.format) outside, and pass that"
 
 
 def _binary(op: str, swap: bool = False) -> Callable[["SymbolicArray", object], "SymbolicArray"]:
@@ -217,7 +220,7 @@ class SymbolicArray(RefusedOperators):
         if self._kind in PYTHON and not hasattr(self._kind, name):
             assert self._kind is not None
             raise AttributeError(f"{self._kind.__name__!r} object has no attribute {name!r}")
-        return located(refuse)(f"use the attribute .{name} of an array", USE_SUPPORTED)
+        return located(refuse)(f"use the attribute .{name} of an array", cure_of(name))
 
     @located
     def __pow__(self, exponent: object) -> "SymbolicArray":
@@ -291,6 +294,8 @@ class SymbolicArray(RefusedOperators):
         self, ufunc: np.ufunc, method: str, *inputs: object, **kwargs: object
     ) -> "SymbolicArray":
         name = ufunc.__name__
+        if not hasattr(np, name):  # of another library
+            unsupported(f"{name} of another library than NumPy", cure_of(name))
         if method != "__call__":
             unsupported(f"np.{name}.{method}")
         if kwargs.pop("out", None) is not None:
@@ -320,7 +325,7 @@ class SymbolicArray(RefusedOperators):
     ) -> object:
         handler = FUNCTIONS.get(function)
         if handler is None:
-            unsupported(f"np.{function.__name__}")
+            unsupported(numpy_name(function), cure_of(function.__name__))
         return handler(self, *args, **kwargs)
 
 
@@ -377,7 +382,7 @@ class SymbolicWeight(RefusedWeightOperators):
                     "an int32 or int64 array [M]",
                     shown,
                     where="w.rows(ids)",
-                    cure=cure_for(ids, "np.asarray(ids, np.int64)"),
+                    cure="pass np.array(ids, np.int64) as an argument",
                 )
             )
         if ids._builder is not self._builder:
@@ -390,12 +395,18 @@ class SymbolicWeight(RefusedWeightOperators):
 
     @located
     def __matmul__(self, other: object) -> NoReturn:
-        refuse("multiply with a weight on the left of @", USE_PRODUCT)
+        refuse_product(self, other)
+
+    @located
+    def __getitem__(self, index: object) -> NoReturn:
+        cure = "use w.rows(ids)" if type(index) is SymbolicIds else INDEX_PRODUCT
+        refuse("index a quantised weight", cure)
 
     def __getattr__(self, name: str) -> object:
         if name.startswith("__"):  # protocols that Python and NumPy probe for
             raise AttributeError(name)
-        return located(refuse)(f"use the attribute .{name} of a quantised weight", _OF_WEIGHT)
+        cure = _TRANSPOSED if name in {"T", "mT", "transpose"} else _OF_WEIGHT
+        return located(refuse)(f"use the attribute .{name} of a quantised weight", cure)
 
     @located
     def __array_ufunc__(
@@ -407,7 +418,8 @@ class SymbolicWeight(RefusedWeightOperators):
 
     @located
     def __array_function__(self, function: Callable[..., object], *rest: object) -> NoReturn:
-        refuse(f"compute np.{function.__name__} of a quantised weight", USE_PRODUCT)
+        cure = "use w.rows(ids)" if function is np.take else USE_PRODUCT
+        refuse(f"compute {numpy_name(function)} of a quantised weight", cure)
 
 
 def _operand(builder: Builder, value: object, function: str) -> Node:
@@ -460,32 +472,8 @@ def _kinds(values: Sequence[object]) -> list[Kind]:
 
 
 def _matmul(x: object, w: object) -> SymbolicArray:
-    if type(w) is SymbolicWeight:
-        if isinstance(x, SymbolicArray):
-            if x._builder is not w._builder:
-                refuse_other_trace()
-            return SymbolicArray(x._builder, x._builder.matmul(x._node, w._arg))
-        if type(x) is SymbolicWeight:
-            refuse("multiply two weights", "use x @ w with a float32 array x")
-        raise TraceError(
-            expected(
-                "a float32 array",
-                type(x).__name__,
-                where="left operand of @",
-                cure=cure_for(x, "np.asarray(x, np.float32)"),
-            )
-        )
-    if type(w) is QuantizedTensor:
-        refuse(f"use a captured weight ({w!r})", "pass it as an argument")
-    if type(w) is SymbolicIds:
-        refuse_ids(w, "use @ with {}")
-    raise TraceError(
-        expected(
-            "a QuantizedTensor",
-            f"f32 {show_shape(w._node.shape)}"
-            if isinstance(w, SymbolicArray)
-            else type(w).__name__,
-            where="right operand of @",
-            cure='quantize(w, "F32") makes one without loss',
-        )
-    )
+    if type(w) is not SymbolicWeight or not isinstance(x, SymbolicArray):
+        refuse_product(x, w)
+    if x._builder is not w._builder:
+        refuse_other_trace()
+    return SymbolicArray(x._builder, x._builder.matmul(x._node, w._arg))

@@ -15,7 +15,7 @@ import numpy as np
 
 from q4jit.errors import TraceError, expected
 from q4jit.frontend.builder import Builder
-from q4jit.frontend.carets import collect_refusals
+from q4jit.frontend.carets import collect_refusals, result_line
 from q4jit.frontend.changes import changing_line
 from q4jit.frontend.containers import Apart, Misfit, short_path
 from q4jit.frontend.graph import Graph, Node
@@ -30,6 +30,7 @@ from q4jit.frontend.specs import (
     StaticSpec,
     StructureSpec,
     WeightSpec,
+    names_in,
 )
 from q4jit.frontend.structures import (
     COMPUTED,
@@ -61,7 +62,8 @@ def trace(
     keywords: the names of the last arguments, which are passed by keyword. Raises TraceError, with
     the user's line, if the function cannot be compiled. Other errors of the function pass through.
     """
-    builder = Builder(signature)
+    names = names_in(signature, tuple(inspect.signature(function).parameters))
+    builder = Builder(signature, names)
     symbols = tuple(_symbol(builder, i) for i in range(len(signature)))
     args = unflattened(symbols)
     try:
@@ -160,7 +162,8 @@ def _known_result(positions: Mapping[int, int], value: Any) -> object:
 def _output(function: Callable[..., object], builder: Builder, path: str, value: object) -> Node:
     """Return the node of one result. Raises TraceError if it is no array of numbers."""
     if not isinstance(value, SymbolicArray):
-        _refuse_result(function, path, f"{type(value).__name__} {show_value(value)}")
+        cure = "end the function with a return statement" if value is None else ""
+        _refuse_result(function, path, f"{type(value).__name__} {show_value(value)}", cure)
     if value._builder is not builder:
         _refuse_result(function, path, "a value that was traced in another call")
     if value._node.is_bool:
@@ -207,8 +210,10 @@ def _clean_name(name: str) -> str:
     return clean if clean and not clean[0].isdigit() else f"f_{clean}"
 
 
-def _refuse_result(function: Callable[..., object], path: str, got: str) -> NoReturn:
-    message = expected(_RESULTS, got, where=_where(function, path))
+def _refuse_result(
+    function: Callable[..., object], path: str, got: str, cure: str = ""
+) -> NoReturn:
+    message = expected(_RESULTS, got, where=_where(function, path), cure=cure)
     raise TraceError(f"{message}\n\n{_definition(function)}")
 
 
@@ -220,7 +225,7 @@ def _where(function: Callable[..., object], path: str) -> str:
 def _definition(function: Callable[..., object]) -> str:
     """Return where a function is defined, for an error that has no line."""
     code = getattr(function, "__code__", None)
-    return f"  File {code.co_filename!r}, line {code.co_firstlineno}" if code else ""
+    return result_line(code) if code else ""
 
 
 def _symbol(builder: Builder, arg: int) -> object:

@@ -12,7 +12,6 @@ import importlib.resources
 import json
 import os
 import re
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -20,14 +19,14 @@ from typing import Any, Final
 
 from q4jit import config
 from q4jit.checked_json import ANYTHING, Rules, check_fields, shown
-from q4jit.compilers.files import (
+from q4jit.errors import CacheWarning, TuningError, expected
+from q4jit.files import (
     UnsuitableError,
     make_private,
     read_regular,
     write_atomically,
 )
-from q4jit.errors import CacheWarning, TuningError, expected
-from q4jit.locks import BUILD
+from q4jit.locks import BUILD, warn, warnings_later
 from q4jit.precision import PRECISIONS
 from q4jit.targets import HIP_ARCHS
 from q4jit.weights.formats import FORMATS
@@ -209,7 +208,7 @@ def stored() -> Tunings:
     file = path()
     if file is None:
         return dict(_kept)
-    with BUILD:
+    with warnings_later(), BUILD:
         try:
             status = file.stat()
         except FileNotFoundError:
@@ -230,7 +229,7 @@ def stored() -> Tunings:
 
 def keep(machine: Machine, key: Key, trials: tuple[Trial, ...]) -> None:
     """Replace all trials of a product on a machine."""
-    with BUILD:
+    with warnings_later(), BUILD:
         if not _update(lambda known: known | {(machine, key): trials}):
             _kept[machine, key] = trials
 
@@ -241,7 +240,7 @@ def merge_file(source: Path) -> Tunings:
     Raises TuningError if the file contains no tunings, or if the user's file cannot be written.
     """
     more = load(source)
-    with BUILD:
+    with warnings_later(), BUILD:
         if not _update(lambda known: merged(known, more)):
             raise TuningError(
                 f"{source}: cannot be added to the user's tunings, because there is no cache "
@@ -303,7 +302,7 @@ def _locked(file: Path) -> Iterator[None]:
 
 
 def _warn(file: Path, problem: str) -> None:
-    warnings.warn(f"the file of tunings {file} {problem}", CacheWarning, stacklevel=3)
+    warn(f"the file of tunings {file} {problem}", CacheWarning)
 
 
 # --- files ----------------------------------------------------------------------------------------

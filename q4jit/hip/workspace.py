@@ -14,7 +14,7 @@ from q4jit.plan.kernels import Slot
 from q4jit.runtime.devices import driver_of, drivers
 from q4jit.runtime.driver import Device
 
-_PER_THREAD_STREAM: Final = 2  # the handle of each thread's own default stream
+_PER_THREAD_STREAM: Final = 2  # every thread has a default stream of its own with this handle
 _ALIGNMENT_BYTES: Final = 256  # of each slot: the start of a memory burst
 
 
@@ -35,9 +35,7 @@ class DeviceScratch:
         self, launches: Sequence[Callable[..., None]], stream: int, values: list[Any]
     ) -> None:
         """Launch kernels on a stream with `values` and, after them, the addresses of the slots."""
-        # every thread has its own stream with this handle
-        thread = threading.get_ident() if stream == _PER_THREAD_STREAM else 0
-        workspace = _workspace(self._device.platform, self._device.index, stream, thread)
+        workspace = _workspace(self._device, stream)
         with workspace.lock:  # the kernels of two calls must not alternate: each overwrites slots
             base = self._memory(workspace, stream)
             values += [base + offset for offset in self.offsets.values()]
@@ -102,6 +100,30 @@ def release_graph_memory(device: Device, stream: int) -> None:
     ]
 
 
+def _workspace(device: Device, stream: int) -> _Workspace:
+    """Return the workspace of a stream. A thread's own stream ends with the thread, and so does it.
+
+    Another thread may get the same number later, while kernels of the first still run.
+    """
+    if stream != _PER_THREAD_STREAM:
+        return _shared_workspace(device.platform, device.index, stream)
+    known = _of_thread.workspaces
+    place = device.platform, device.index
+    if place not in known:
+        known[place] = _Workspace(drivers()[device.platform].devices[device.index], stream)
+    return known[place]
+
+
 @functools.lru_cache(maxsize=64)  # a program may create many streams
-def _workspace(platform: str, device: int, stream: int, thread: int) -> _Workspace:
+def _shared_workspace(platform: str, device: int, stream: int) -> _Workspace:
     return _Workspace(drivers()[platform].devices[device], stream)
+
+
+class _OfThread(threading.local):
+    """The workspaces of a thread's own stream, by platform and device."""
+
+    def __init__(self) -> None:
+        self.workspaces: dict[tuple[str, int], _Workspace] = {}
+
+
+_of_thread: Final = _OfThread()

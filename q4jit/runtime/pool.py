@@ -26,7 +26,7 @@ from typing import Any, Final
 from q4jit import config
 from q4jit.compilers import cache
 from q4jit.compilers.stack import thread_attributes, threads_library
-from q4jit.locks import BUILD, is_exiting
+from q4jit.locks import BUILD, is_exiting, warnings_later
 from q4jit.runtime.cpu import LoadedObject, function
 from q4jit.targets import Target, host_target
 
@@ -152,7 +152,7 @@ def address() -> int:
 
 
 def _start() -> int:
-    with BUILD:
+    with warnings_later(), BUILD:
         if _process.address is None:
             if is_exiting():  # nobody would stop the workers before their code is unmapped
                 return 0

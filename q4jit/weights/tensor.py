@@ -210,11 +210,19 @@ class QuantizedTensor:
             "or w.dequantize() for a float32 array [K, N]"
         )
 
-    def __reduce__(self) -> NoReturn:
-        raise TypeError(
-            "a QuantizedTensor cannot be pickled or copied; keep w.raw, w.shape and w.format, "
-            "and pass them to QuantizedTensor.from_bytes"
-        )
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the blocks, without repacked copies; `from_bytes` checks them again.
+
+        The array is always the same one, because joblib writes each large array to a file that all
+        workers map.
+        """
+        return _from_pickle, (self._raw, self._shape, self.format)
+
+    def __copy__(self) -> Self:
+        return self  # immutable
+
+    def __deepcopy__(self, memo: object) -> Self:
+        return self
 
     def __repr__(self) -> str:
         k, n = self._shape
@@ -240,6 +248,10 @@ class QuantizedTensor:
             for batch in self._batches():
                 y[:, batch] = x64 @ decode(self._fmt, self._raw[batch]).astype(np.float64).T
         return y.reshape(*x.shape[:-1], n)
+
+
+def _from_pickle(raw: Any, shape: tuple[int, int], name: str) -> QuantizedTensor:
+    return QuantizedTensor.from_bytes(raw, shape=shape, format=name)
 
 
 _WEIGHT_FIRST: Final = (

@@ -65,6 +65,20 @@ def test_own_array_keeps_values_and_is_freed(run: Run) -> None:
     """)
 
 
+def test_own_array_is_not_copied_with_its_address(run: Run) -> None:
+    run("""
+        import copy, pickle
+        array = DeviceArray.from_numpy(np.ones(3, np.float32), start()[1])
+        for call in (pickle.dumps, copy.copy, copy.deepcopy):
+            try:
+                call(array)
+            except TypeError as error:
+                assert "cannot be pickled or copied; use a.to_numpy()" in str(error), error
+            else:
+                raise AssertionError(call)
+    """)
+
+
 def test_own_array_left_at_exit_is_silent(run: Run) -> None:
     program = """
         driver, first, _ = start()

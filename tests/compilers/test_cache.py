@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from q4jit import CacheWarning, QuantizedTensor, config, quantize, specialize
-from q4jit.compilers import cache, files, llvm
+from q4jit import CacheWarning, QuantizedTensor, config, files, quantize, specialize
+from q4jit.compilers import cache, llvm
 from q4jit.dispatcher import Specialized
 from q4jit.targets import Target, find_target
 from tests.support import child

@@ -625,7 +625,7 @@ def test_a_key_that_cannot_be_shown() -> None:
     ("function", "value", "cure"),
     [
         (lambda x, w: x @ w, [1.0] * K, "an array of it, np.asarray(x, np.float32)"),
-        (lambda x, w: w.rows(x), [1, 2], "an array of it, np.asarray(ids, np.int64)"),
+        (lambda x, w: w.rows(x), [1, 2], "pass np.array(ids, np.int64) as an argument"),
         (lambda x, w: np.exp(x), [1.0, 2.0], "cannot"),
     ],
 )

@@ -3,6 +3,8 @@
 # ruff: noqa: PLW0108 - each lambda is a user's function, whose line the message shows
 
 import inspect
+import math
+import operator
 import re
 from collections.abc import Callable
 from typing import Any
@@ -11,8 +13,21 @@ import numpy as np
 import pytest
 
 from q4jit import ArgumentError, QuantizedTensor, TraceError, specialize
+from q4jit.frontend.cures import cure_of
 from tests.support.functions import Floats, check, random, weight
 from tests.support.tracing import ARGUMENTS, CAPTURED, TABLE, K, M, N, refusal
+
+
+def erf(x: Any) -> Any:
+    return x
+
+
+ERF = np.frompyfunc(erf, 1, 1)  # a ufunc of another library, as scipy.special.erf
+
+
+# PyTorch asks the argument's type to compute
+relu = operator.methodcaller("__torch_function__", abs, (), ())
+
 
 EXPONENT = r"exponent of \S+: expected a whole number from -16 to 16"
 ONLY_AT = r"; use @, arithmetic"
@@ -46,9 +61,19 @@ REFUSALS: list[tuple[Callable[..., object], str, str, str]] = [
     (lambda x: sum(x), "sum(x)", "iterate over a value", "slices of the last axis"),
     (lambda x: 1.0 in x, "1.0 in x", "search in a value", "np.where"),
     (lambda x: round(x), "round(x)", r"compile round\(\)", ONLY_AT),
-    (lambda x: np.asarray(x), "np.asarray(x)", "convert a value .* to a NumPy array", ONLY_AT),
-    (lambda x: np.array([x, x]), "np.array([x, x])", "to a NumPy array", ONLY_AT),
-    (lambda x: np.float32(x), "np.float32(x)", "to a NumPy array", ONLY_AT),
+    (
+        lambda x: np.asarray(x),
+        "np.asarray(x)",
+        "convert a value .* to a NumPy array",
+        "leave it out",
+    ),
+    (
+        lambda x: np.array([x, x]),
+        "np.array([x, x])",
+        "to a NumPy array",
+        "return the arrays as a tuple",
+    ),
+    (lambda x: np.float32(x), "np.float32(x)", "to a NumPy array", "leave it out"),
     (
         lambda x: np.exp(x, out=TABLE),
         "np.exp(x, out=TABLE)",
@@ -80,9 +105,25 @@ REFUSALS: list[tuple[Callable[..., object], str, str, str]] = [
     (lambda x: x.shape[0] + 1, "x.shape[0] + 1", "the number of rows", r"x\.shape\[-1\]"),
     (lambda x: np.zeros(x.shape), "np.zeros(x.shape)", "the number of rows", r"x\.shape\[-1\]"),
     # calls and operators
-    (lambda x: np.sin(x), "np.sin(x)", r"cannot compile np\.sin", ONLY_AT),
-    (lambda x: np.concatenate([x, x]), "np.concatenate([x, x])", r"np\.concatenate", ONLY_AT),
-    (lambda x: np.argmax(x, -1), "np.argmax(x, -1)", r"np\.argmax", ONLY_AT),
+    (
+        lambda x: np.sin(x),
+        "np.sin(x)",
+        r"cannot compile np\.sin",
+        "compute it outside, .* an argument",
+    ),
+    (lambda x: np.concatenate([x, x]), "np.concatenate([x, x])", r"np\.concatenate", "as a tuple"),
+    (lambda x: np.argmax(x, -1), "np.argmax(x, -1)", r"np\.argmax", "return the value"),
+    (lambda x: np.sinh(x), "np.sinh(x)", r"np\.sinh", ONLY_AT),
+    (lambda x: np.linalg.inv(x), "np.linalg.inv(x)", r"compile np\.linalg\.inv", ONLY_AT),
+    (lambda x: ERF(x), "ERF(x)", r"compile erf \(vectorized\) of another library", ONLY_AT),
+    (lambda x: np.any(x > 0, -1), "np.any(x > 0, -1)", r"np\.any", r"np\.max\(condition, -1\)"),
+    (
+        lambda x: np.linalg.norm(x, 1, -1),
+        "np.linalg.norm(x, 1, -1)",
+        "with ord=1",
+        r"np\.sum\(np\.abs\(x\), -1\)",
+    ),
+    (lambda x: format(x, ".2f"), 'format(x, ".2f")', r"print a value .* as '\.2f'", "outside"),
     (lambda x: np.add.reduce(x), "np.add.reduce(x)", r"np\.add\.reduce", ONLY_AT),
     (
         lambda x: np.where(x > 0),
@@ -96,9 +137,20 @@ REFUSALS: list[tuple[Callable[..., object], str, str, str]] = [
         r"np\.exp with where=",
         r"use np\.where",
     ),
-    (lambda x: np.dot(x, x), "np.dot(x, x)", r"np\.dot", ONLY_AT),
-    (lambda x: x.T, "x.T", r"the attribute \.T", ONLY_AT),
-    (lambda x: x.reshape(2, -1), "x.reshape", r"the attribute \.reshape", ONLY_AT),
+    (lambda x: np.dot(x, x), "np.dot(x, x)", r"np\.dot", r"x @ w .* np\.sum\(a \* b, -1\)"),
+    (lambda x, w: np.einsum("mk,kn", x, w), 'np.einsum("mk,kn", x, w)', r"np\.einsum", "use x @ w"),
+    (lambda x: x.T, "x.T", r"the attribute \.T", "reshape the result outside"),
+    (lambda x: x.reshape(2, -1), "x.reshape", r"the attribute \.reshape", "the result outside"),
+    (lambda x: x.flat, "x.flat", r"the attribute \.flat", ONLY_AT),
+    # functions of math and PyTorch
+    (lambda x: math.erf(x), "math.erf(x)", r"compute math\.erf of a value", r"np\.tanh\(0\.797"),
+    (lambda s: math.sqrt(s), "math.sqrt(s)", r"compute math\.sqrt", r"use np\.sqrt$"),
+    (lambda x: math.fabs(x), "math.fabs(x)", r"compute math\.fabs", r"use np\.abs$"),
+    (lambda x: math.pow(x, 2), "math.pow(x, 2)", r"compute math\.pow", r"use \*\*$"),
+    (lambda x: math.floor(x), "math.floor(x)", r"compute math\.floor", "outside"),
+    (lambda x: math.gamma(x), "math.gamma(x)", r"compute math\.gamma", ONLY_AT),
+    (lambda x: relu(x), "relu(x)", "compile abs of PyTorch", r"use NumPy's functions: use @"),
+    (lambda w: relu(w), "relu(w)", "compile abs of PyTorch", "use NumPy's functions"),
     (lambda x: x // 2, "x // 2", "compile the // operator", ONLY_AT),
     (lambda x: x % 2, "x % 2", "compile the % operator", ONLY_AT),
     (lambda x: x << 1, "x << 1", "compile the << operator", ONLY_AT),
@@ -147,13 +199,24 @@ REFUSALS: list[tuple[Callable[..., object], str, str, str]] = [
     (lambda x: 2**x, "2**x", "as an exponent", r"np\.exp and np\.log"),
     (lambda x: np.power(2.0, x), "np.power(2.0, x)", "as an exponent", r"np\.exp and np\.log"),
     # products
-    (lambda x: x @ x, "x @ x", r"QuantizedTensor, got f32 \[M, 32\]", r'quantize\(w, "F32"\)'),
+    (lambda x: x @ x, "x @ x", "two arrays that are no weights", r"np\.sum\(a \* b, -1\)"),
+    (lambda x, w: (x @ w) @ (x @ w), "(x @ w) @ (x @ w)", "two arrays", "multiply them outside"),
+    (lambda x: np.matmul(x, x), "np.matmul(x, x)", "two arrays", "use x @ w"),
+    (lambda x, residual: x @ residual, "x @ residual", "array 'residual'", 'quantize.*"F32"'),
+    (lambda x, w: x @ w.dequantize(), "x @ w.dequantize()", r"with w\.deq", "use x @ w, which"),
     (lambda x: x @ TABLE, "x @ TABLE", "QuantizedTensor, got ndarray", r'quantize\(w, "F32"\)'),
-    (lambda x: TABLE @ x, "TABLE @ x", r"QuantizedTensor, got f32 \[M, 32\]", "QuantizedTensor"),
-    (lambda x: x @ 2, "x @ 2", "QuantizedTensor, got int", "right operand of @"),
+    (lambda x: TABLE @ x, "TABLE @ x", "QuantizedTensor, got the array 'x'", "quantize"),
+    (lambda x: x @ 2, "x @ 2", "QuantizedTensor, got int", r"use \* for a number"),
+    (lambda x: x @ "w", 'x @ "w"', "right operand of @: .*, got str$", ""),
     (lambda x: x @ CAPTURED, "x @ CAPTURED", "captured weight .*F32", "pass it as an argument"),
-    (lambda x, w: w @ x, "w @ x", "a weight on the left of @", "use x @ w"),
-    (lambda w, v: w @ v, "w @ v", "a weight on the left of @", "use x @ w"),
+    (
+        lambda x, w: w @ x,
+        "w @ x",
+        r"on the left of @, here argument 'w' \(F32 \[32, 48\]\)",
+        "swap",
+    ),
+    (lambda w: w @ 2, "w @ 2", "on the left of @, here argument 'w'", "use x @ w$"),
+    (lambda w, v: w @ v, "w @ v", "two weights", "use x @ w"),
     (
         lambda w: TABLE @ w,
         "TABLE @ w",
@@ -181,7 +244,20 @@ REFUSALS: list[tuple[Callable[..., object], str, str, str]] = [
     (lambda w: np.sum(w), "np.sum(w)", r"np\.sum of a quantised weight", "x @ w"),
     (lambda x, w: np.where(x > 0, w, x), "np.where(x > 0, w, x)", "a quantised weight", "x @ w"),
     (lambda w: w[0], "w[0]", "index a quantised weight", r"\(x @ w\)\[\.\.\., a:b\]"),
-    (lambda w: w.T, "w.T", r"the attribute \.T of a quantised weight", r"use x @ w, w\.rows"),
+    (
+        lambda w: w.T,
+        "w.T",
+        r"the attribute \.T of a quantised weight",
+        r"quantize\(w\.dequantize\(\)\.T",
+    ),
+    (lambda w: w.raw, "w.raw", r"the attribute \.raw of a quantised", r"use x @ w, w\.rows"),
+    (lambda w: np.take(w, 1, 0), "np.take(w, 1, 0)", "np.take of a quantised", r"w\.rows\(ids\)"),
+    (
+        lambda w: w.rows([1]),
+        "w.rows([1])",
+        "int64 array .*, got list",
+        r"np\.array\(ids, np\.int64",
+    ),
     (lambda w: np.asarray(w), "np.asarray(w)", "weight to a NumPy array", "x @ w"),
     (lambda w: list(w), "list(w)", "iterate over a quantised weight", "x @ w"),
     (lambda w: len(w), "len(w)", r"take len\(\) of a quantised weight", r"w\.shape"),
@@ -333,7 +409,33 @@ def test_a_result_must_be_an_array(function: Callable[..., object], result: str)
     shown = refusal(function)
     assert re.search(rf"{result}(?!\w)", shown.reason)
     assert "result of <lambda>: expected an array computed from the arguments" in shown.reason
-    assert shown.origin == f"  File {__file__!r}, line {function.__code__.co_firstlineno}"
+    line = function.__code__.co_firstlineno
+    assert shown.origin == f"  File {__file__!r}, line {line}, in <lambda>"
+    assert shown.marked in shown.line.partition(": ")[2]
+    assert shown.marked
+
+
+def test_the_error_of_a_result_shows_its_line() -> None:
+    def one(x: Any) -> Any:
+        y = x * 2
+        return (y, {1.5})
+
+    def several(x: Any, way: int) -> Any:
+        if way:
+            return 1
+        return 2
+
+    def forgotten(x: Any) -> Any:
+        y = x * 2  # noqa: F841 - as a user's
+
+    shown = refusal(one)
+    assert shown.marked == "(y, {1.5})"
+    assert shown.origin.endswith(f"line {one.__code__.co_firstlineno + 2}, in one")
+    assert refusal(lambda x, way: 1 if way else 2, random(2, K), 1).marked == ""
+    shown = refusal(several, random(2, K), 1)
+    assert shown.line.strip() == "def several(x: Any, way: int) -> Any:"
+    assert shown.marked == ""
+    assert "got NoneType None; end the function with a return" in refusal(forgotten).reason
 
 
 def test_a_symbol_that_outlived_its_trace() -> None:
@@ -359,3 +461,30 @@ def test_arguments_have_the_kinds_that_their_names_promise() -> None:
     assert isinstance(w, QuantizedTensor)
     floats: Floats = x
     assert (floats.shape, w.shape) == ((M, K), (K, N))
+
+
+def gelu(x: Any) -> Any:
+    return x * 0.5 * (1 + np.vectorize(math.erf)(x / math.sqrt(2)))
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "wanted"),
+    [
+        ("sign", "np.where(x > 0, 1.0, np.where(x < 0, -1.0, 0.0))", np.sign),
+        ("nan_to_num", "np.where(x == x, x, 0.0)", np.nan_to_num),
+        ("log2", "np.log(x) / np.log(2)", np.log2),
+        ("log10", "np.log(x) / np.log(10)", np.log10),
+        ("exp2", "np.exp(x * np.log(2))", np.exp2),
+        ("log1p", "np.log(1 + x)", np.log1p),
+        ("expm1", "np.exp(x) - 1", np.expm1),
+        ("ptp", "np.max(x, -1) - np.min(x, -1)", lambda x: np.ptp(x, -1)),
+        ("expit", "1 / (1 + np.exp(-x))", lambda x: 1 / (1 + np.exp(-x))),
+        ("erf", "0.5 * x * (1 + np.tanh(0.79788456 * (x + 0.044715 * x**3)))", gelu),
+    ],
+)
+def test_a_cure_computes_what_it_replaces(name: str, code: str, wanted: Any) -> None:
+    assert code in cure_of(name)
+    function = eval(f"lambda x: {code}", {"np": np})
+    x = np.abs(random(3, K)) + np.float32(0.01)
+    tolerance = 5e-4 if name == "erf" else 1e-5
+    np.testing.assert_allclose(specialize(function)(x), wanted(x), tolerance, tolerance)

@@ -5,6 +5,7 @@ from typing import Final
 LAYERS: Final = (
     "errors",
     "version",
+    "files",
     "checked_json",
     "config",
     "locks",
@@ -31,6 +32,7 @@ LAYERS: Final = (
     "kept",
     "tracer",
     "specializer",
+    "pickling",
     "dispatcher",
     "bundling",
     "tools",

@@ -2,6 +2,7 @@
 
 import gc
 import os
+import pickle
 import random
 import struct
 import time
@@ -524,6 +525,26 @@ def test_a_folder_and_a_pipe_are_refused_at_once(tmp_path: Path) -> None:
     for path in (tmp_path, pipe):
         with pytest.raises(GGUFError, match=f"{path} is not a regular file"):
             load_gguf(path)
+
+
+def test_a_pickled_file_is_its_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_small(tmp_path / "small.gguf")
+    monkeypatch.chdir(tmp_path)
+    model = load_gguf("small.gguf")
+    data = pickle.dumps(model)
+    monkeypatch.chdir("/")
+    again = pickle.loads(data)
+    assert len(data) < 300
+    assert list(again) == list(model)
+    assert list(again.metadata) == list(model.metadata)
+
+
+def test_what_was_opened_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A check of the path would not see a device that takes the file's place afterwards."""
+    regular = Path(__file__).stat()
+    monkeypatch.setattr(Path, "stat", lambda path, **_: regular)
+    with pytest.raises(GGUFError, match="not a regular file"):
+        load_gguf("/dev/null")
 
 
 W = tensor("w", (32, 2), 2)

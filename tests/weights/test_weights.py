@@ -619,10 +619,38 @@ def test_tensors_are_equal_by_identity() -> None:
     assert len({a, a, b}) == 2
 
 
-@pytest.mark.parametrize("call", [pickle.dumps, copy.copy, copy.deepcopy])
-def test_a_tensor_is_not_pickled(call: Callable[[object], object]) -> None:
-    with pytest.raises(TypeError, match=r"cannot be pickled or copied; keep w\.raw"):
-        call(random_tensor("Q4_0"))
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_pickled_tensor_has_the_same_blocks(name: str) -> None:
+    w = random_tensor(name)
+    w._resident.blocks(INTERLEAVED16)  # does not travel
+    data = pickle.dumps(w)
+    assert len(data) < w.nbytes + 300
+    again = pickle.loads(data)
+    assert again.signature == w.signature
+    np.testing.assert_array_equal(again.raw, w.raw)
+    with pytest.raises(ValueError, match="WRITEABLE"):
+        again.raw.flags.writeable = True
+
+
+def test_a_damaged_pickle_is_refused() -> None:
+    make, (raw, shape, name) = random_tensor("Q4_0").__reduce__()
+    with pytest.raises(FormatError, match=r"expected .* bytes"):
+        make(raw[:, 1:].copy(), shape, name)
+
+
+def test_a_pickle_refers_to_one_array() -> None:
+    """As joblib needs: it writes each large array to a file once, and workers map the file."""
+    w = random_tensor("Q4_0")
+    assert w.__reduce__()[1][0] is w.__reduce__()[1][0]
+    buffers: list[pickle.PickleBuffer] = []
+    data = pickle.dumps(w, 5, buffer_callback=buffers.append)
+    assert pickle.loads(data, buffers=buffers)._memory.obj is w._memory.obj
+
+
+@pytest.mark.parametrize("call", [copy.copy, copy.deepcopy])
+def test_a_copy_is_the_tensor_itself(call: Callable[[object], object]) -> None:
+    w = random_tensor("Q4_0")
+    assert call(w) is w
 
 
 @pytest.mark.parametrize("name", FORMATS)

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from q4jit.errors import expected
+from q4jit.files import read_regular
 
+_MOST_BYTES: Final = 64 << 20  # of a manifest
 _SHOWN_NAMES: Final = 3
 
 
@@ -106,10 +108,8 @@ class OutputFolder:
     def _own_files(self) -> set[str]:
         """Return the files that an earlier manifest lists and that have not changed since."""
         path = self._path / self._manifest
-        if not path.is_file():  # a pipe would block
-            return set()
         try:
-            manifest = json.loads(path.read_bytes())
+            manifest = json.loads(read_regular(path, _MOST_BYTES))
             sums = {name: str(entry["sha256"]) for name, entry in manifest["files"].items()}
             manifest["q4jit"]
         except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):

@@ -4,8 +4,8 @@ import argparse
 from pathlib import Path
 from typing import Any, Final
 
-from q4jit.compilers.files import write_atomically
 from q4jit.errors import expected
+from q4jit.files import write_atomically
 from q4jit.frontend.specs import WeightSpec
 from q4jit.hip import search, tunings
 from q4jit.hip.harness import Bench

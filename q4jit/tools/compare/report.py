@@ -8,9 +8,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from q4jit.checked_json import read_regular
-from q4jit.compilers.files import write_atomically
+from q4jit.checked_json import read_json
 from q4jit.errors import FormatError, expected
+from q4jit.files import write_atomically
 from q4jit.tools.compare.arena import Arena
 from q4jit.tools.compare.measurements import arena_name, measure
 from q4jit.tools.compare.ratios import Run, Stored
@@ -84,10 +84,7 @@ def to_json(report: Report) -> str:
 
 def read_report(path: Path) -> Report:
     """Return the report in a file. Raises FormatError for any other content, and OSError."""
-    try:
-        data = json.loads(read_regular(path))
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise FormatError(f"{path} is not a report of q4jit bench: {error}") from None
+    data = read_json(path, "a report of q4jit bench")
     version = data.get("bench_version") if isinstance(data, dict) else None
     if version != _VERSION:
         raise FormatError(

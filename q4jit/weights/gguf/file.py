@@ -2,13 +2,13 @@
 
 import mmap
 import os
-import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType, TracebackType
-from typing import Final, Self
+from typing import Any, Final, Self
 
 from q4jit.errors import GGUFError, MissingNameError, expected
+from q4jit.files import UnsuitableError, opened_regular
 from q4jit.weights.gguf.metadata import Metadata, alignment_of, read_keys
 from q4jit.weights.gguf.reader import Reader
 from q4jit.weights.gguf.split import refuse_part
@@ -62,6 +62,10 @@ class GGUFFile(Mapping[str, Tensor]):
         self._reader.close()
         self._tensors.clear()
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the file's path: a worker on this machine maps the same file."""
+        return load_gguf, (str(Path(self._reader.path).absolute()),)
+
     def __enter__(self) -> Self:
         return self
 
@@ -111,16 +115,15 @@ def load_gguf(path: str | os.PathLike[str]) -> GGUFFile:
 
 
 def _map_file(path: str) -> memoryview:
-    status = Path(path).stat()
-    if not stat.S_ISREG(status.st_mode):  # opening a pipe would block
-        raise GGUFError(f"{path} is not a regular file")
-    with Path(path).open("rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        if size < _HEADER_BYTES:
-            header = f"at least {_HEADER_BYTES} bytes"
-            where = f"{path}: header at byte 0"
-            raise GGUFError(expected(header, f"a file of {size} bytes", where=where))
-        return memoryview(mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ))
+    try:
+        with opened_regular(Path(path)) as (handle, size):
+            if size < _HEADER_BYTES:
+                header = f"at least {_HEADER_BYTES} bytes"
+                where = f"{path}: header at byte 0"
+                raise GGUFError(expected(header, f"a file of {size} bytes", where=where))
+            return memoryview(mmap.mmap(handle, size, access=mmap.ACCESS_READ))
+    except UnsuitableError:
+        raise GGUFError(f"{path} is not a regular file") from None
 
 
 def _read_header(reader: Reader) -> tuple[int, int]:

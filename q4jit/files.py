@@ -1,4 +1,4 @@
-"""Read and write the files of a private folder, checked by descriptor.
+"""Read and write files that are checked by descriptor, and the files of a private folder.
 
 Between a check of a path and its use, another process can put another file there. So each folder
 and file is opened first, and what was opened is checked. Links in place of a file are not followed,
@@ -86,6 +86,16 @@ def read_regular(path: Path, most_bytes: int) -> bytes:
 
 
 @contextlib.contextmanager
+def opened_regular(path: Path) -> Iterator[tuple[int, int]]:
+    """Open a file for reading, links followed, and return its descriptor and size in bytes.
+
+    Raises UnsuitableError and OSError.
+    """
+    with _opened(path, os.O_RDONLY | _NO_WAIT, None) as handle:
+        yield handle, _regular(handle, str(path)).st_size
+
+
+@contextlib.contextmanager
 def _opened(name: str | Path, flags: int, folder: int | None) -> Iterator[int]:
     try:
         handle = os.open(name, flags, dir_fd=folder)
@@ -101,11 +111,17 @@ def _opened(name: str | Path, flags: int, folder: int | None) -> Iterator[int]:
         os.close(handle)
 
 
-def _contents(handle: int, name: str, most_bytes: int) -> bytes:
+def _regular(handle: int, name: str) -> os.stat_result:
+    """Return the status of an opened file. Raises UnsuitableError unless it is a regular one."""
     status = os.fstat(handle)
     if not stat.S_ISREG(status.st_mode):
         got = stat.filemode(status.st_mode)
         raise UnsuitableError(expected(_REGULAR, got, where=name))
+    return status
+
+
+def _contents(handle: int, name: str, most_bytes: int) -> bytes:
+    status = _regular(handle, name)
     if status.st_size > most_bytes:
         most = f"at most {most_bytes:,} bytes"
         raise UnsuitableError(expected(most, f"{status.st_size:,}", where=name))
