@@ -11,7 +11,16 @@ from typing import Final
 from q4jit.errors import SpecializationWarning
 from q4jit.frontend.carets import user_level
 from q4jit.frontend.refusals import show_value
-from q4jit.frontend.specs import ArraySpec, Signature, Spec, StaticSpec, WeightSpec
+from q4jit.frontend.specs import (
+    ArraySpec,
+    Signature,
+    Spec,
+    StaticSpec,
+    WeightSpec,
+    names_in,
+    structure_in,
+)
+from q4jit.frontend.structures import Structure
 from q4jit.locks import BUILD
 
 MOST_VALUES: Final = 8  # specialisations that one argument may cause without a warning
@@ -25,30 +34,33 @@ class Causes:
 
     def __init__(self, name: str, parameters: Sequence[str]) -> None:
         self._name, self._parameters = name, parameters
-        # by the specs of the weights, because x changes with them
-        self._last: dict[tuple[Spec, ...], Signature] = {}
-        self._values: dict[int, set[object]] = {}  # new ones of each argument, up to the limit
+        # by containers and the specs of the weights, because x changes with them
+        self._last: dict[tuple[Structure | None, tuple[Spec, ...]], Signature] = {}
+        self._values: dict[str, set[object]] = {}  # new ones of each argument, up to the limit
         self._changes: dict[str, int] = {}  # of each global
         self._changed = ""
 
     def of(self, signature: Signature) -> str:
         """Return what is new in a signature, and warn of arguments that are new too often."""
+        names = names_in(signature, self._parameters)
         weights = tuple(spec for spec in signature if isinstance(spec, WeightSpec))
+        kind = (structure_in(signature), weights)
         with BUILD:
-            before = self._last.pop(weights, None)
+            before = self._last.pop(kind, None)
             known = before or next(reversed(self._last.values()), None)
             if len(self._last) >= _MOST_WEIGHTS:
                 del self._last[next(iter(self._last))]
-            self._last[weights] = signature
+            self._last[kind] = signature
             if known is None:
                 return self._changed or "it is the first call"
+            if structure_in(signature) != structure_in(known):
+                return "the containers of its arguments are new"
             new = [i for i, spec in enumerate(signature) if spec != known[i]]
-            often = [i for i in new if before and self._exceeds(i, signature[i], before[i])]
+            often = [i for i in new if before and self._exceeds(names[i], signature[i], before[i])]
         for i in often:
-            self._warn(_advice(self._parameters[i], signature[i]))
+            self._warn(_advice(names[i], signature[i]))
         changes = (
-            f"argument {self._parameters[i]!r} is {_shown(signature[i])}, was {_shown(known[i])}"
-            for i in new
+            f"argument {names[i]!r} is {_shown(signature[i])}, was {_shown(known[i])}" for i in new
         )
         return "; ".join(changes) or "it was forgotten"
 
@@ -68,9 +80,9 @@ class Causes:
                 "array when they run"
             )
 
-    def _exceeds(self, i: int, spec: Spec, before: Spec) -> bool:
+    def _exceeds(self, name: str, spec: Spec, before: Spec) -> bool:
         """Count a new spec of an argument; return whether this is the first beyond the limit."""
-        value, values = _variable_part(spec), self._values.setdefault(i, set())
+        value, values = _variable_part(spec), self._values.setdefault(name, set())
         if value in {None, _variable_part(before)} or len(values) > MOST_VALUES:
             return False
         values.add(value)

@@ -15,15 +15,15 @@ from typing import Any, Final, Generic, ParamSpec, TypeVar, overload
 import numpy as np
 
 from q4jit import config
-from q4jit.arrays.arguments import plain
 from q4jit.arrays.dtypes import F32
-from q4jit.arrays.libraries import as_device_array
+from q4jit.arrays.libraries import with_views
 from q4jit.arrays.specs import shape_key, stand_in
 from q4jit.arrays.torch_tensors import tensor_facts
 from q4jit.errors import ArgumentError, expected
 from q4jit.frontend.specs import Signature
-from q4jit.frontend.trace import refuse_symbols
+from q4jit.frontend.structures import flattened, names_of
 from q4jit.locks import BUILD, warnings_later
+from q4jit.nested import hold_symbols, leaves_to_prepare, trace_through
 from q4jit.options import Options, unknown_arguments
 from q4jit.pickling import PickledAsFunction
 from q4jit.pipeline import DeviceLaunch, Launch, Remark
@@ -75,6 +75,7 @@ class Specialized(PickledAsFunction, Generic[_P, _R]):
         - weights: `QuantizedTensor` [K, N].
         - floats, whose value may change from call to call.
         - int, bool, str and None. Each value is traced, and compiled if it changes the kernels.
+        - lists, tuples, dicts, dataclasses and NamedTuples of these.
 
     Attributes:
         py_func: the undecorated function, which computes the same in NumPy.
@@ -151,19 +152,23 @@ class Specialized(PickledAsFunction, Generic[_P, _R]):
         facts = None
         if not _PLAIN.issuperset(map(type, args)):
             facts = tensor_facts(args, out)
+            if facts is None:
+                given, args = args, flattened(args, self._parameters)
+                if hold_symbols(args):
+                    return trace_through(self, given, args, out)
+                facts = None if args is given else tensor_facts(args, out)
             if facts is not None:
                 known, pointers, stream = facts
                 on_device = self._on_tensors.get(known)
                 if on_device is not None:
                     self._hits += 1
                     return on_device.on_tensors(args, out, pointers, stream)
-            args = _with_views(args, self._parameters)
+            args = with_views(args, names_of(args, self._parameters))
         key = tuple([shape_key(value) for value in args])
         launch = self._launches.get(key)
         if launch is None:
             if self._disabled:
                 return self._specializer.run_python(args, out)
-            refuse_symbols(self._name, args)
             launch = self._specialise(args, key)
         else:
             self._hits += 1
@@ -220,9 +225,10 @@ class Specialized(PickledAsFunction, Generic[_P, _R]):
         `f.warmup((1, 576), w)`. Elsewhere than on Linux, prepare only `inspect_source`. Raises the
         errors of a call.
         """
-        given = tuple(map(stand_in, _positional(self, args, kwargs)))
+        shaped = {name: stand_in(value) for name, value in kwargs.items()}
+        given = _positional(self, tuple(map(stand_in, args)), shaped)
         prepare = self._prepared if runs_kernels() else self._specializer.plan
-        prepare(_with_views(given, self._parameters))
+        prepare(leaves_to_prepare(self, given)[0])
 
     def bind(self, *args: Any, out: Any = None, **kwargs: Any) -> Callable[[], _R]:
         """Return a function without parameters that calls with these arguments.
@@ -234,8 +240,7 @@ class Specialized(PickledAsFunction, Generic[_P, _R]):
 
         Example: `step = f.bind(x, w, out=y); x[...] = token; step()`. Raises the errors of a call.
         """
-        given = _positional(self, args, kwargs)
-        args = _with_views(given, self._parameters)
+        args, given = leaves_to_prepare(self, _positional(self, args, kwargs))
         launch = self._prepared(args)
         if launch is None:
             return functools.partial(self._specializer.run_python, args, out)
@@ -344,9 +349,9 @@ def _parameters(signature: inspect.Signature, name: str) -> tuple[tuple[str, ...
     """
     for parameter in signature.parameters.values():
         if parameter.kind in {parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD}:
-            raise ArgumentError(
-                expected("parameters that each have a name", str(parameter), where=f"{name}()")
-            )
+            kind = "list" if parameter.kind is parameter.VAR_POSITIONAL else "dict"
+            what, cure = "parameters that each have a name", f"use one parameter for a {kind}"
+            raise ArgumentError(expected(what, str(parameter), where=f"{name}()", cure=cure))
         if parameter.name == "out":
             raise ArgumentError(
                 f"{name}(): a parameter cannot be named 'out', because calls take out="
@@ -368,12 +373,6 @@ def _positional(
         ) from None
     bound.apply_defaults()
     return tuple(bound.arguments[name] for name in f._parameters)
-
-
-def _with_views(args: tuple[Any, ...], names: Sequence[str]) -> tuple[Any, ...]:
-    """Return the arguments, with a `DeviceView` in place of each array on a device."""
-    views = (as_device_array(v, n) for v, n in zip(args, names, strict=True))
-    return tuple(plain(a) if v is None else v for a, v in zip(args, views, strict=True))
 
 
 # --- the decorator ------------------------------------------------------------------------------

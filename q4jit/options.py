@@ -1,14 +1,14 @@
 """The options of `specialize`."""
 
 import operator
-from collections.abc import Iterator, Set
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 
 import numpy as np
 
 from q4jit.backends import find_backend
 from q4jit.errors import ArgumentError, expected
-from q4jit.frontend.graph import Graph, reachable
+from q4jit.frontend.graph import Node, reachable
 from q4jit.plan.options import PlanOptions
 from q4jit.policy import names_device
 from q4jit.precision import PRECISIONS
@@ -63,16 +63,19 @@ class Options:
         """The options that the schedules read."""
         return PlanOptions(self.precision, self.block_size)
 
-    def check(self, graph: Graph) -> None:
-        """Raise ArgumentError unless a graph has the K and N of these options."""
-        for k in _ks(graph):
+    def check(self, outputs: Sequence[Node], nodes: Sequence[Node]) -> None:
+        """Raise ArgumentError unless results and products have the N and K of these options.
+
+        nodes: those that the function computes, at least the products.
+        """
+        for k in _ks(nodes):
             if self.K not in {None, k}:
                 raise ArgumentError(
                     expected(
                         f"products with K = {self.K}", f"K = {k}", where=f"specialize(K={self.K})"
                     )
                 )
-        for node in graph.outputs:
+        for node in outputs:
             if self.N not in {None, node.width}:
                 raise ArgumentError(
                     expected(
@@ -105,8 +108,9 @@ def _positive(name: str, value: object) -> int:
     return number
 
 
-def _ks(graph: Graph) -> Iterator[int]:
-    """Yield the K of each product whose x does not depend on another product."""
-    for node in graph.nodes():
-        if node.op == "matmul" and all(n.op != "matmul" for n in reachable(node.operands)):
+def _ks(nodes: Sequence[Node]) -> Iterator[int]:
+    """Yield the K of each product whose x does not depend on another product of `nodes`."""
+    products = {node.id for node in nodes if node.op == "matmul"}
+    for node in nodes:
+        if node.id in products and products.isdisjoint(n.id for n in reachable(node.operands)):
             yield node.operands[0].width

@@ -13,32 +13,30 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
-
-import numpy as np
+from typing import Any
 
 from q4jit import config
 from q4jit.arrays.call_shapes import CallShapes, lead_shape
-from q4jit.arrays.outputs import check_out
 from q4jit.arrays.specs import spec_of
-from q4jit.arrays.views import DeviceView
 from q4jit.backends import find_backend
 from q4jit.compilers.cache import Compiler, Entry
-from q4jit.errors import ArgumentError, ConfigError, TargetError, expected
+from q4jit.errors import ArgumentError, ConfigError, TargetError
 from q4jit.frontend.refusals import show_value
-from q4jit.frontend.specs import Signature
+from q4jit.frontend.specs import Signature, as_written
+from q4jit.frontend.structures import names_of
 from q4jit.frontend.trace import trace
+from q4jit.interpreted import run_in_numpy
 from q4jit.kept import Compiled, Kept, Key, shapes_key
 from q4jit.locks import BUILD
+from q4jit.nested import tracing
 from q4jit.options import Options
 from q4jit.pipeline import Backend, Launch, ReadyKernel, Remark, fetch, ready_kernels
 from q4jit.plan.kernels import Plan, Source
 from q4jit.policy import Place, check_system, choose_place, cost_of
+from q4jit.results import in_containers
 from q4jit.runtime.driver import Device
 from q4jit.targets import find_target
 from q4jit.tracer import Tracer
-
-_ON_HOST: Final = "an array in host memory, because Q4JIT_DISABLE_JIT is set"
 
 
 @dataclass(frozen=True)
@@ -105,7 +103,7 @@ class Specializer:
             place = choose_place(
                 self._options.target,
                 args,
-                self._parameters,
+                names_of(args, self._parameters),
                 lambda: cost_of(traced()[0], rows),
             )
         graph, cause = traced()  # now, because `launch` runs under the lock
@@ -135,11 +133,11 @@ class Specializer:
                     [kernel.loaded for kernel in compiled.kernels],
                     CallShapes(compiled.plan.graph, request.args, request.leading),
                     request.args,
-                    self._parameters,
+                    names_of(request.args, self._parameters),
                     request.place.device,
                 )
         compiled.note_rule(request.rows, request.place.rule)
-        return launch
+        return in_containers(launch, compiled.plan.graph.results)
 
     def is_current(self, request: Request) -> bool:
         """Return whether the globals that a request was traced with are still the current ones."""
@@ -154,31 +152,22 @@ class Specializer:
 
     def signature_of(self, args: Sequence[Any]) -> tuple[Signature, tuple[int, ...]]:
         """Return the signature of arguments and their leading dimensions. Raises ArgumentError."""
-        pairs = list(zip(self._parameters, args, strict=True))
+        pairs = list(zip(names_of(args, self._parameters), args, strict=True))
         signature = tuple(spec_of(name, value) for name, value in pairs)
         try:
             return signature, lead_shape(args)
         except ArgumentError:
             # tracing with the lengths finds the user's line where the arrays meet
             sized = tuple(spec_of(name, value, sized=True) for name, value in pairs)
-            trace(self._function, sized, self._keywords)
+            with tracing(self._options):
+                trace(self._function, sized, self._keywords)
             raise
 
     def run_python(self, args: tuple[Any, ...], out: Any) -> Any:
         """Run the function in NumPy, on the arguments that its kernels would take."""
         self.signature_of(args)  # raises the same errors as a compiled call
-        for name, value in zip(self._parameters, args, strict=True):
-            if isinstance(value, DeviceView):
-                raise ArgumentError(expected(_ON_HOST, str(value), where=f"argument {name!r}"))
-        # float64 scalars of NumPy make the result float64, Python's floats do not
-        wide = (np.float16, np.float64, np.longdouble)
-        args = tuple(float(v) if isinstance(v, wide) else v for v in args)
-        split = len(args) - len(self._keywords)
-        keywords = dict(zip(self._keywords, args[split:], strict=True))
-        result: Any = self._function(*args[:split], **keywords)
-        if out is not None:
-            _write_results(result, out, self._parameters, args)
-        return result if out is None else out
+        names = names_of(args, self._parameters)
+        return run_in_numpy(self._function, names, self._keywords, args, out)
 
     def _compile(self, request: Request) -> Compiled:
         """Run the stages from plan to load for a request, and keep the kernels."""
@@ -231,7 +220,7 @@ class Specializer:
     @property
     def signatures(self) -> tuple[Signature, ...]:
         """The signatures that were traced and are still in use, oldest first."""
-        return self.kept.signatures()
+        return tuple(map(as_written, self.kept.signatures()))
 
     def sources(self, target: str | None) -> list[Source]:
         """Return the texts of every plan so far, for `target` (None: the plan's own target).
@@ -268,15 +257,6 @@ class Specializer:
         return compiled.backend.explain(
             compiled.plan, self._options.plan_options, self._options.tune
         )
-
-
-def _write_results(result: Any, out: Any, names: Sequence[str], args: Sequence[Any]) -> None:
-    """Copy NumPy's results to `out`. Raises ArgumentError if it has the wrong kind or shape."""
-    results = result if isinstance(result, tuple) else (result,)
-    shapes = [np.shape(value) for value in results]
-    arrays = check_out(out, shapes, result is results, names, args)
-    for array, value in zip(arrays, results, strict=True):
-        array[...] = value
 
 
 def assembly(source: Source) -> str:

@@ -9,10 +9,11 @@ from q4jit.causes import Causes
 from q4jit.errors import TraceError
 from q4jit.frontend.frozen import Frozen, freeze
 from q4jit.frontend.graph import Graph
-from q4jit.frontend.specs import Signature
+from q4jit.frontend.specs import Signature, classes_of
 from q4jit.frontend.trace import trace
 from q4jit.kept import Kept
 from q4jit.locks import BUILD
+from q4jit.nested import tracing
 from q4jit.options import Options
 
 _MOST_RETRACED: Final = 16  # signatures that are compared when a global has changed
@@ -51,7 +52,7 @@ class Tracer:
             return known, ""
         start = time.perf_counter()
         new = self._trace(signature)
-        self._options.check(new)
+        self._options.check(new.outputs, new.nodes())
         graph, cause = self._kept.share(signature, new), self._causes.of(signature)
         self._log("traced", start, cause, "" if graph is new else "; to the same graph as before")
         return graph, cause
@@ -65,9 +66,10 @@ class Tracer:
 
         Raises TraceError if it changes a number among them, which compiled calls would not do.
         """
-        before = freeze(self._function)
-        graph = trace(self._function, signature, self._keywords)
-        self.frozen = freeze(self._function)
+        before = self._freeze(signature)
+        with tracing(self._options):
+            graph = trace(self._function, signature, self._keywords)
+        self.frozen = self._freeze(signature)
         changed = before.numbers_changed(self.frozen)
         if changed:
             raise TraceError(
@@ -75,6 +77,10 @@ class Tracer:
                 "as an argument, and return its new value"
             )
         return graph
+
+    def _freeze(self, *signatures: Signature) -> Frozen:
+        """Return what known signatures and these read now."""
+        return freeze(self._function, classes_of([*self._kept.graphs.entries(), *signatures]))
 
     @property
     def unchanged(self) -> Callable[[], bool] | None:
@@ -86,7 +92,7 @@ class Tracer:
 
         They stay if every signature still gives the same graph.
         """
-        frozen, before = freeze(self._function), self.frozen
+        frozen, before = self._freeze(), self.frozen
         known = self._kept.graphs.entries()
         if frozen.same(before) or not known:
             self.frozen = frozen

@@ -8,6 +8,7 @@ import os
 import pickle
 import threading
 import weakref
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -369,7 +370,8 @@ def test_without_the_jit_the_function_runs_in_numpy(
 REFUSED: dict[str, Callable[[Any, Array, QuantizedTensor], object]] = {
     "float64": lambda f, x, w: f(x.astype(np.float64), w),
     "integers": lambda f, x, w: f(x.astype(np.int16), w),
-    "a list": lambda f, x, w: f(x.tolist(), w),
+    "a set": lambda f, x, w: f({1.0}, w),
+    "a set in a list": lambda f, x, w: f([{1.0}], w),
     "a missing argument": lambda f, x, w: f(x),
     "an unknown argument": lambda f, x, w: f(x, w, bias=1.0),
     "out of another shape": lambda f, x, w: f(x, w, out=np.empty((9, N), np.float32)),
@@ -508,13 +510,13 @@ def test_sizes_are_ints_of_any_library(x: Array, w: QuantizedTensor) -> None:
 
 NO_ARGUMENTS: dict[str, tuple[Callable[[Any, Any], Any], str]] = {
     "a writable memoryview": (lambda x, w: memoryview(x), "; use np.asarray(x, dtype=np.float32)"),
-    "a list of ids": (lambda x, w: [1, 2], "; use np.asarray(x, np.int64) for the ids of w.rows"),
-    "a list of numbers": (lambda x, w: [[1.5, 2.0]], "; use np.asarray(x, dtype=np.float32)"),
-    "a tuple of weights": (lambda x, w: (w, w), "; pass each weight as an argument of its own"),
-    "a list of weights": (lambda x, w: [x, w], "; pass each weight as an argument of its own"),
-    "a dict": (lambda x, w: {"x": x}, ", got dict"),
-    "a ragged list": (lambda x, w: [[1], [1, 2]], ", got list"),
-    "a set": (lambda x, w: {1.5}, ", got set"),
+    "a memoryview of ids": (
+        lambda x, w: memoryview(np.arange(2).tobytes()).cast("q"),
+        "; use np.asarray(x, np.int64) for the ids of w.rows",
+    ),
+    "a set": (lambda x, w: {1.5}, "; use list(x)"),
+    "a counter": (lambda x, w: Counter("ab"), "; use dict(x)"),
+    "an object": (lambda x, w: object(), ", got object"),
     "bytes": (lambda x, w: b"abc", ", got bytes"),
 }
 

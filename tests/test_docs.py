@@ -23,9 +23,27 @@ def page(name: str) -> str:
     return (DOCS / name).read_text(encoding="utf-8")
 
 
+def examples(name: str) -> list[str]:
+    """Return the Python programs of a page."""
+    return re.findall(r"```python\n(.*?)```", page(name), re.DOTALL)
+
+
+def test_the_example_of_containers_runs(tmp_path: Path) -> None:
+    prelude = """
+import numpy as np
+from q4jit import quantize, specialize
+
+x = np.ones((2, 64), np.float32)
+gate, up = (quantize(np.eye(64, dtype=np.float32) * n, "F32") for n in (2, 3))
+"""
+    _, example = examples("functions.md")
+    check = "print(type(results).__name__, *(v[0, 0] for v in results.values()))"
+    assert run_example(f"{prelude}{example}\n{check}", tmp_path) == "dict 2.0 3.0\n"
+
+
 @pytest.mark.model
 def test_the_example_of_functions_runs(tmp_path: Path) -> None:
-    (example,) = re.findall(r"```python\n(.*?)```", page("functions.md"), re.DOTALL)
+    example, _ = examples("functions.md")
     (tmp_path / "model.gguf").symlink_to(model_file())
     printed = run_example(example, tmp_path)
     assert "define void @q4jit_swiglu(ptr %args)" in printed

@@ -15,6 +15,7 @@ import q4jit
 from q4jit import errors
 from q4jit.compilers import llvm
 from q4jit.errors import CompileError, MissingNameError
+from q4jit.frontend.containers import Misfit
 from q4jit.targets import host_target
 from tests.support import child
 
@@ -29,6 +30,7 @@ UNUSUAL: dict[type[Exception], Callable[[], Exception]] = {
         origins={1: "kernel/gemv.hip.j2:12"},
     ),
     MissingNameError: lambda: MissingNameError("a.gguf", "tensor", "x", ["y"]),
+    Misfit: lambda: Misfit("keys that are str or int", "the float 1.5"),
 }
 """Errors whose constructors take more than a message."""
 

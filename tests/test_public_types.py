@@ -13,6 +13,7 @@ from q4jit.version import version
 from tests.support.paths import ROOT
 
 PROGRAM = """
+from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from q4jit import QuantizedTensor, specialize
@@ -34,15 +35,29 @@ def product(x: Array, w: QuantizedTensor) -> Array:
 def untyped(x, w):  # type: ignore[no-untyped-def]
     return x @ w
 
+class Layer(NamedTuple):
+    w: QuantizedTensor
+    bias: Array
+
+@specialize
+def layered(x: Array, layer: Layer, more: dict[str, QuantizedTensor]) -> dict[str, Array]:
+    return {"y": x @ layer.w + layer.bias, "z": x @ more["w"]}
+
+@specialize
+def nested(x: Array, layer: Layer) -> Array:
+    return layered(x, layer, {"w": layer.w})["y"]
+
 def use(x: Array, w: QuantizedTensor) -> None:
     reveal_type(swiglu(x, w, up=w))
     reveal_type(product(x, w, out=x))
     reveal_type(product.bind(x, w, out=x)())
     untyped(x, w)
-    swiglu(1, 2, 3, 4)  # line 27
-    product(x)  # line 28
-    product(x, "w")  # line 29
-    untyped(x)  # line 30
+    layered(x, Layer(w, x), {"w": w}, out={"y": x, "z": x})["y"] @ w
+    swiglu(1, 2, 3, 4)  # line 41
+    product(x)  # line 42
+    product(x, "w")  # line 43
+    untyped(x)  # line 44
+    layered(x, w, {"w": w})  # line 45
 """
 
 
@@ -57,7 +72,7 @@ def test_types_survive_the_decorator(tmp_path: Path) -> None:
     assert len(revealed) == 3, done.stdout
     assert all("ndarray" in line and "_32Bit" in line for line in revealed), done.stdout
     wrong = {int(line.split(":")[1]) for line in lines if ": error: " in line}
-    assert wrong == {27, 28, 29, 30}, done.stdout
+    assert wrong == {41, 42, 43, 44, 45}, done.stdout
 
 
 def test_help_shows_the_options_with_their_defaults() -> None:

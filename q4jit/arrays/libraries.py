@@ -5,16 +5,22 @@ array of a library, the library is imported already.
 """
 
 import sys
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Final
 
 import numpy as np
 
+from q4jit.arrays.arguments import plain
 from q4jit.arrays.cupy_arrays import cupy_stream, cupy_view, new_cupy_array
 from q4jit.arrays.device_array import DeviceArray
 from q4jit.arrays.protocols import dlpack_view, interface_view
 from q4jit.arrays.torch_tensors import new_tensor, torch_stream, torch_view
 from q4jit.arrays.views import DeviceView, device_of
 from q4jit.errors import ArgumentError
+from q4jit.frontend.containers import LEAVES
+from q4jit.frontend.structures import Structure
+
+_ON_HOST: Final = LEAVES | {Structure}  # types that need no further look
 
 
 def as_device_array(array: object, name: str = "array") -> DeviceView | None:
@@ -45,6 +51,18 @@ def as_device_array(array: object, name: str = "array") -> DeviceView | None:
     if hasattr(array, "__dlpack_device__"):
         return dlpack_view(array, name)
     return None
+
+
+def with_views(values: Sequence[Any], names: Sequence[str]) -> tuple[Any, ...]:
+    """Return the arguments, with a `DeviceView` in place of each array on a device.
+
+    Raises the errors of `as_device_array`.
+    """
+    leaves = []
+    for value, name in zip(values, names, strict=True):
+        view = None if type(value) in _ON_HOST else as_device_array(value, name)
+        leaves.append(plain(value) if view is None else view)
+    return tuple(leaves)
 
 
 def current_stream(view: DeviceView) -> int:

@@ -1,6 +1,8 @@
 """The spec of an argument, and the part of it that selects the compiled call."""
 
-from typing import Any
+from collections import deque
+from collections.abc import Mapping, Set
+from typing import Any, Final
 
 import numpy as np
 
@@ -8,15 +10,23 @@ from q4jit.arrays.arguments import check_array, check_ids, holds_ids
 from q4jit.arrays.dtypes import F32
 from q4jit.arrays.views import DeviceView, require_f32
 from q4jit.errors import ArgumentError, expected
+from q4jit.frontend.containers import Apart, Misfit, together
 from q4jit.frontend.specs import (
     ScalarSpec,
     Spec,
     StaticSpec,
+    StructureSpec,
     WeightSpec,
     array_spec,
     ids_spec,
 )
+from q4jit.frontend.structures import Structure
 from q4jit.weights.tensor import QuantizedTensor
+
+_KINDS: Final = (
+    "a float32 array, QuantizedTensor, number, bool, str or None, or a list, tuple, dict, "
+    "dataclass or NamedTuple of these"
+)
 
 
 def shape_key(value: object) -> object:
@@ -30,6 +40,8 @@ def shape_key(value: object) -> object:
         return value.signature  # type: ignore[attr-defined]  # just tested
     if kind is float or isinstance(value, np.floating):
         return kind
+    if kind is Structure:
+        return value
     if kind is DeviceView:
         view: Any = value
         return view.shape, view.dtype, view.platform, view.device
@@ -71,16 +83,19 @@ def spec_of(name: str, value: object, sized: bool = False) -> Spec:
         value = value.item()
     if value is None or isinstance(value, bool | int | str):
         return StaticSpec(type(value), value)
-    kinds = "a float32 array, QuantizedTensor, number, bool, str or None"
+    if isinstance(value, Structure):
+        return StructureSpec(value)
     raise ArgumentError(
-        expected(kinds, type(value).__name__, where=f"argument {name!r}", cure=_cure(name, value))
+        expected(_KINDS, type(value).__name__, where=f"argument {name!r}", cure=_cure(name, value))
     )
 
 
 def _cure(name: str, value: object) -> str:
     """Return how to convert an argument; empty if NumPy makes no array of numbers of it."""
-    if isinstance(value, list | tuple) and any(isinstance(v, QuantizedTensor) for v in value):
-        return "pass each weight as an argument of its own"
+    kinds = {Mapping: "dict", tuple: "tuple", list | deque | Set: "list"}
+    for kind, container in kinds.items():
+        if isinstance(value, kind):
+            return f"use {container}({name})"
     try:
         array = np.asarray(value)
     except Exception:  # noqa: BLE001 - other libraries raise anything
@@ -94,14 +109,30 @@ def _cure(name: str, value: object) -> str:
 
 
 def stand_in(value: object) -> object:
-    """Return an argument of `warmup`: an array for a tuple of ints (its shape), else the value."""
-    if isinstance(value, tuple) and value and all(_is_size(v) for v in value):
-        try:
-            return np.broadcast_to(np.float32(0), tuple(map(int, value))).view()
-        except ValueError as error:
-            got = f"{value} ({error})"
-            raise ArgumentError(expected("the shape of an array", got, where="warmup")) from None
-    return value
+    """Return an argument of `warmup`: an array for a tuple of ints (its shape), else the value.
+
+    So are the leaves of containers.
+    """
+    apart = Apart(whole=_is_shape)
+    try:
+        tree = apart.tree(value)
+    except Misfit:  # refused when the arguments are taken apart
+        return value
+    return together(tree, map(_stand_in, apart.leaves))
+
+
+def _stand_in(value: Any) -> Any:
+    if not _is_shape(value):
+        return value
+    try:
+        return np.broadcast_to(np.float32(0), tuple(map(int, value))).view()
+    except ValueError as error:
+        got = f"{value} ({error})"
+        raise ArgumentError(expected("the shape of an array", got, where="warmup")) from None
+
+
+def _is_shape(value: object) -> bool:
+    return type(value) is tuple and bool(value) and all(map(_is_size, value))
 
 
 def _is_size(value: object) -> bool:

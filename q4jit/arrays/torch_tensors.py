@@ -12,10 +12,11 @@ import numpy as np
 
 from q4jit.arrays.views import DeviceView, named_dtype
 from q4jit.errors import ArgumentError, expected
+from q4jit.frontend.structures import Structure
 from q4jit.weights.tensor import QuantizedTensor
 
 _NUMBERS: Final = frozenset({float, np.float32, np.float64})
-_STATIC: Final = frozenset({bool, int, str, type(None)})  # arguments that are compiled into kernels
+_STATIC: Final = frozenset({bool, int, str, type(None), Structure})  # compiled into kernels
 
 
 def torch_view(torch: Any, tensor: Any, name: str) -> DeviceView | None:

@@ -1,5 +1,6 @@
 """The rules by which operations become nodes, with their shapes."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final, NoReturn
 
@@ -43,10 +44,12 @@ class Builder:
     Attributes:
         signature: the specs of the function's arguments.
         names: their names, for errors.
+        products: the products that the function asked for so far, in order.
     """
 
     signature: Signature
-    names: tuple[str, ...] = ()
+    names: Sequence[str] = ()
+    products: list[Node] = field(default_factory=list)
     _known: dict[tuple[object, ...], Node] = field(default_factory=dict)
 
     def show_argument(self, arg: int) -> str:
@@ -187,7 +190,9 @@ class Builder:
                     where="x @ w",
                 )
             )
-        return self._node("matmul", (self.number(x),), (*x.shape[:-1], spec.n), arg=arg)
+        product = self._node("matmul", (self.number(x),), (*x.shape[:-1], spec.n), arg=arg)
+        self.products.append(product)
+        return product
 
     def dequantize(self, arg: int) -> Node:
         """Return the whole of weight argument number `arg` as floats [K, N]."""

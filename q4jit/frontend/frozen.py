@@ -6,12 +6,14 @@ Tracing freezes them. A call compares the very objects, so it sees an assignment
 import functools
 import inspect
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any, Final
 
 import numpy as np
+
+from q4jit.frontend.containers import fields_of
 
 _MOST_ENTRIES: Final = 64  # of a larger container, only the number of entries is compared
 _MOST_OBJECTS: Final = 2_000  # so that a walk through a large program ends soon
@@ -97,12 +99,17 @@ def unchanged():
         return sorted(name for name in both if self.values[name] != later.values[name])
 
 
-def freeze(function: Callable[..., object]) -> Frozen:
-    """Return the values of globals and closures that a function and its helpers read now."""
+def freeze(function: Callable[..., object], classes: Iterable[type] = ()) -> Frozen:
+    """Return the values of globals and closures that a function and its helpers read now.
+
+    classes: of arguments, whose methods and attributes it may read too.
+    """
     names: frozenset[str] = frozenset()
     while True:
         walk = _Walk(names, _package(getattr(function, "__module__", None)))
         walk.function_like(function, "")
+        for number, kind in enumerate(classes):
+            walk.class_of_argument(kind, f"{kind.__name__}{f' ({number})' if number else ''}")
         if walk.names <= names:
             return walk.frozen
         names = names | walk.names  # a helper was found that reads other attributes
@@ -124,9 +131,11 @@ class _Walk:
     frozen: Frozen = field(default_factory=Frozen)
     _seen: dict[int, object] = field(default_factory=dict)
 
-    def function_like(self, value: object, path: str) -> bool:
+    def function_like(self, value: Any, path: str) -> bool:
         """Walk through a function, a method or a partial; return False for other objects."""
         prefix = f"{path}." if path else ""
+        if _is_specialised(value):
+            value = value.py_func
         match value:
             case MethodType():
                 self.function_like(value.__func__, path)
@@ -140,6 +149,12 @@ class _Walk:
             case _:
                 return False
         return True
+
+    def class_of_argument(self, kind: type, path: str) -> None:
+        """Walk through the methods and attributes of a container's class, without its fields."""
+        if not self._is_library_class(kind):
+            self.frozen.others[path] = id(kind)
+            self._object(kind, path, self.attributes.difference(fields_of(kind) or ()))
 
     def _function(self, function: FunctionType, prefix: str) -> None:
         if prefix and self._is_library(function.__module__):
@@ -186,9 +201,9 @@ class _Walk:
         elif kind is np.ndarray:
             self._array(value, path)
         elif kind.__module__.partition(".")[0] == "q4jit":  # immutable, or a specialised helper
-            self.function_like(getattr(value, "__dict__", {}).get("py_func"), path)
+            self.function_like(value, path)
         elif not self.function_like(value, path) and not self._is_library_class(value):
-            self._object(value, path)
+            self._object(value, path, self.attributes)
 
     def _array(self, value: Any, path: str) -> None:
         if value.nbytes <= _MOST_BYTES and not value.dtype.hasobject:
@@ -212,14 +227,14 @@ class _Walk:
             else:
                 self._item(value, key, entry)
 
-    def _object(self, value: object, path: str) -> None:
-        for name in sorted(self.attributes):
+    def _object(self, value: object, path: str, attributes: Iterable[str]) -> None:
+        for name in sorted(attributes):
             static = inspect.getattr_static(value, name, _MISSING)
             if isinstance(static, property):
                 self._child(static.fget, f"{path}.{name}.fget")
             elif isinstance(static, staticmethod | classmethod):
                 self._child(static.__func__, f"{path}.{name}")
-            elif isinstance(static, FunctionType):
+            elif isinstance(static, FunctionType) or _is_specialised(static):
                 self._child(static, f"{path}.{name}")
             elif static is not _MISSING and (
                 inspect.ismemberdescriptor(static) or not hasattr(type(static), "__get__")
@@ -239,6 +254,12 @@ class _Walk:
             return True
         file = getattr(sys.modules.get(root), "__file__", None) or ""
         return root != self.package and ("site-packages" in file or "dist-packages" in file)
+
+
+def _is_specialised(value: object) -> bool:
+    """Return whether a value is a specialised function, whose class is above this layer."""
+    known = type(value).__module__.startswith("q4jit.")
+    return known and "py_func" in getattr(value, "__dict__", ())
 
 
 def _codes(code: CodeType) -> Iterator[CodeType]:

@@ -10,6 +10,7 @@ from typing import Final
 
 from q4jit.frontend.shapes import LeadingAxis, Shape, show_shape
 from q4jit.frontend.specs import Signature
+from q4jit.frontend.structures import Results
 
 ELEMENTWISE: Final = frozenset(
     "neg exp log tanh sqrt abs add sub mul div maximum minimum "
@@ -91,6 +92,8 @@ class Graph:
         signature: the arguments' specs.
         outputs: the nodes that the function returns.
         returns_tuple: whether it returns a tuple, also one of a single array.
+        results: the containers of its results; None if they are an array or a tuple of arrays. With
+            them, `returns_tuple` is true.
     """
 
     name: str
@@ -98,6 +101,7 @@ class Graph:
     signature: Signature
     outputs: tuple[Node, ...]
     returns_tuple: bool
+    results: Results | None = None
 
     def nodes(self) -> list[Node]:
         """Return every node that an output needs, operands first."""
@@ -111,8 +115,13 @@ class Graph:
     @property
     def statements(self) -> tuple[str, ...]:
         """The nodes and results as text, which is the same for graphs that compute the same."""
-        results = ", ".join(f"v{n.id}" for n in self.outputs)
-        kind = "a tuple of " if self.returns_tuple and len(self.outputs) == 1 else ""
+        names = [f"v{n.id}" for n in self.outputs]
+        results = ", ".join(names)
+        if self.results is not None:  # classes of one name may differ, as in a notebook
+            classes = [f" # {id(kind):#x}" for kind in self.results.classes]
+            results = "".join([self.results.show(names), *classes])
+        alone = self.returns_tuple and len(self.outputs) == 1 and self.results is None
+        kind = "a tuple of " if alone else ""
         return *(f"  {node}" for node in self.nodes()), f"  return {kind}{results}"
 
 

@@ -48,6 +48,12 @@ class SymbolicIds:
     def _show(self) -> str:
         return f"ids {show_shape(self._node.shape)}"
 
+    def __copy__(self) -> "SymbolicIds":
+        return self
+
+    def __deepcopy__(self, memo: object) -> "SymbolicIds":
+        return self
+
     def __getattr__(self, name: str) -> object:
         if name.startswith("__"):  # protocols that Python and NumPy probe for
             raise AttributeError(name)

@@ -6,7 +6,7 @@ import numpy as np
 
 from q4jit.errors import TraceError, expected
 from q4jit.frontend.ids import SymbolicIds, refuse_ids
-from q4jit.frontend.refusals import USE_OTHER_PRODUCT, USE_PRODUCT, refuse
+from q4jit.frontend.refusals import USE_OTHER_PRODUCT, USE_PRODUCT, cure_for, refuse
 from q4jit.frontend.refused_operators import RefusedOperators, RefusedWeightOperators
 from q4jit.weights.tensor import QuantizedTensor
 
@@ -23,7 +23,7 @@ def refuse_product(x: Any, w: Any) -> NoReturn:
                 "a float32 array",
                 type(x).__name__,
                 where="left operand of @",
-                cure="pass it as an argument",
+                cure=cure_for(x, "np.asarray(x, np.float32)"),
             )
         )
     if type(w) is QuantizedTensor:

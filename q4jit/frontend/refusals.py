@@ -45,6 +45,13 @@ def forbidden(action: str, cure: str) -> Callable[..., Any]:
     return method
 
 
+def cure_for(value: object, array: str) -> str:
+    """Return how to pass a value as an argument; array: NumPy's call for a list of numbers."""
+    if isinstance(value, list | tuple):
+        return f"call the function with an array of it, {array}"
+    return "pass it as an argument"
+
+
 def refuse_other_trace() -> NoReturn:
     """Raise TraceError for a symbol that an earlier trace left in a closure or a global."""
     refuse(
@@ -53,9 +60,10 @@ def refuse_other_trace() -> NoReturn:
     )
 
 
-def show_value(value: object) -> str:
+def show_value(value: Any) -> str:
     """Return a value of the user's on one line, shortened if it is long."""
-    if isinstance(value, int) and value.bit_length() > _SHOWN_BITS:
+    # not isinstance(), which a number of rows answers like an int
+    if issubclass(type(value), int) and value.bit_length() > _SHOWN_BITS:
         return f"a whole number of {value.bit_length()} bits"
     with contextlib.suppress(ValueError):  # of a list that holds one
         text = reprlib.repr(value)

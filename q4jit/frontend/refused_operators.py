@@ -74,6 +74,7 @@ class RefusedWeightOperators(_NoTensor):
     __lt__ = __le__ = __gt__ = __ge__ = __eq__ = __ne__ = __add__
     __hash__ = object.__hash__
 
+    __copy__ = __deepcopy__ = forbidden("copy a quantised weight", "use w itself: it never changes")
     __array__ = forbidden("convert a quantised weight to a NumPy array", USE_PRODUCT)
     __bool__ = forbidden("branch on a quantised weight", USE_PRODUCT)
     __float__ = __int__ = forbidden("convert a quantised weight to a number", USE_PRODUCT)

@@ -1,10 +1,13 @@
 """Specs: a function is traced for one spec per argument; together they are its signature."""
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from q4jit.frontend.containers import Tree
 from q4jit.frontend.shapes import ONE, Dim, LeadingAxis, Shape, show_shape
+from q4jit.frontend.structures import Structure, classes_in, paths, show_tree
 from q4jit.weights.formats import FORMATS, Format
 
 
@@ -79,8 +82,66 @@ class StaticSpec:
         return repr(self.value)
 
 
-Spec = ArraySpec | WeightSpec | IdsSpec | ScalarSpec | StaticSpec
+@dataclass(frozen=True)
+class StructureSpec:
+    """The containers of the arguments, the last of a signature whose other specs are leaves."""
+
+    structure: Structure
+
+    def __str__(self) -> str:
+        return "containers"
+
+
+@dataclass(frozen=True)
+class ContainerSpec:
+    """A container argument, as users see it in a signature.
+
+    Attributes:
+        tree: its containers.
+        leaves: the specs of its leaves, in order.
+    """
+
+    tree: Tree
+    leaves: tuple["Spec", ...]
+
+    def __str__(self) -> str:
+        return show_tree(self.tree, map(str, self.leaves))
+
+
+Spec = ArraySpec | WeightSpec | IdsSpec | ScalarSpec | StaticSpec | StructureSpec | ContainerSpec
 Signature = tuple[Spec, ...]
+
+
+def structure_in(signature: Signature) -> Structure | None:
+    """Return the containers of the arguments; None if there are none."""
+    last = signature[-1] if signature else None
+    return last.structure if isinstance(last, StructureSpec) else None
+
+
+def names_in(signature: Signature, parameters: Sequence[str]) -> Sequence[str]:
+    """Return the expressions of the arguments: those of leaves, or the names of parameters."""
+    structure = structure_in(signature)
+    return parameters if structure is None else structure.names
+
+
+def as_written(signature: Signature) -> Signature:
+    """Return the specs of the arguments that a user wrote, from those of their leaves."""
+    structure = structure_in(signature)
+    if structure is None:
+        return signature
+    rest = list(signature[:-1])
+    specs: list[Spec] = []
+    for tree in structure.trees:
+        count = sum(1 for _ in paths(tree, ""))
+        leaves, rest = tuple(rest[:count]), rest[count:]
+        specs.append(leaves[0] if tree is None else ContainerSpec(tree, leaves))
+    return tuple(specs)
+
+
+def classes_of(signatures: Iterable[Signature]) -> list[type]:
+    """Return the classes of containers in signatures, without Python's own."""
+    structures = [structure_in(signature) for signature in signatures]
+    return classes_in([tree for s in structures if s is not None for tree in s.trees])
 
 
 def array_spec(shape: tuple[int, ...], sized: bool = False) -> ArraySpec:

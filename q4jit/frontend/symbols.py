@@ -29,6 +29,7 @@ from q4jit.frontend.products import refuse_product
 from q4jit.frontend.refusals import (
     INDEX_PRODUCT,
     USE_PRODUCT,
+    cure_for,
     refuse,
     refuse_other_trace,
     unsupported,
@@ -449,6 +450,7 @@ def _operand(builder: Builder, value: object, function: str) -> Node:
             "an array that is an argument, or a real number",
             type(value).__name__,
             where=f"operand of {function}",
+            cure=cure_for(value, "np.asarray(x, np.float32)"),
         )
     )
 

@@ -6,22 +6,52 @@ shows the user's line with a caret.
 """
 
 import inspect
-from collections.abc import Callable, Iterable
-from typing import Final, NoReturn
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, NoReturn
 
 import numpy as np
 
 from q4jit.errors import TraceError, expected
 from q4jit.frontend.builder import Builder
-from q4jit.frontend.carets import collect_refusals, located, result_line
+from q4jit.frontend.carets import collect_refusals, result_line
+from q4jit.frontend.changes import changing_line
+from q4jit.frontend.containers import Apart, Misfit, short_path
 from q4jit.frontend.graph import Graph, Node
 from q4jit.frontend.ids import SymbolicIds
 from q4jit.frontend.memory import Memory
-from q4jit.frontend.refusals import refuse, show_value
-from q4jit.frontend.specs import ArraySpec, IdsSpec, ScalarSpec, Signature, WeightSpec
+from q4jit.frontend.refusals import show_value
+from q4jit.frontend.specs import (
+    ArraySpec,
+    IdsSpec,
+    ScalarSpec,
+    Signature,
+    StaticSpec,
+    StructureSpec,
+    WeightSpec,
+    names_in,
+)
+from q4jit.frontend.structures import (
+    COMPUTED,
+    FIXED,
+    PassedOn,
+    Results,
+    changed_entry,
+    is_plain,
+    names_of,
+    paths,
+    show_tree,
+    structure_of,
+    unflattened,
+)
 from q4jit.frontend.symbols import SymbolicArray, SymbolicWeight
+from q4jit.weights.tensor import QuantizedTensor
 
 _LONGEST_NAME: Final = 40  # of a name in generated texts and the names of files
+_RESULTS: Final = (
+    "an array computed from the arguments, or a tuple, list, dict, dataclass or NamedTuple of them"
+)
 
 
 def trace(
@@ -32,61 +62,110 @@ def trace(
     keywords: the names of the last arguments, which are passed by keyword. Raises TraceError, with
     the user's line, if the function cannot be compiled. Other errors of the function pass through.
     """
-    builder = Builder(signature, names=tuple(inspect.signature(function).parameters))
-    symbols = [_symbol(builder, i) for i in range(len(signature))]
-    split = len(symbols) - len(keywords)
+    names = names_in(signature, tuple(inspect.signature(function).parameters))
+    builder = Builder(signature, names)
+    symbols = tuple(_symbol(builder, i) for i in range(len(signature)))
+    args = unflattened(symbols)
     try:
         with collect_refusals() as refusals:
-            result = function(*symbols[:split], **dict(zip(keywords, symbols[split:], strict=True)))
+            result = call_with(function, args, keywords)
     except Exception as error:
         if isinstance(error.__cause__, TraceError):  # NumPy raises its own from ours
             raise error.__cause__ from None
+        if refusals and not isinstance(error, TraceError):  # NumPy or the function caught ours
+            raise refusals[0] from error
         raise
     if refusals:  # the function caught it and took a branch that NumPy does not take
         raise refusals[0]
-    name = getattr(function, "__name__", "function")
-    outputs = tuple(_output(function, builder, value) for value in _results(function, result))
-    returns_tuple = type(result) is tuple
+    refuse_change(function, symbols, args, keywords)
+    arrays, results = _results(function, symbols, result)
+    leaves = signature[:-1] if structure_of(symbols) else signature
     return Graph(
-        _clean_name(name),
-        _argument_names(function, signature),
-        signature,
-        outputs,
-        returns_tuple,
+        _clean_name(getattr(function, "__name__", "function")),
+        _argument_names(function, leaves, names_of(symbols, ())),
+        leaves,
+        tuple(_output(function, builder, path, value) for path, value in arrays),
+        type(result) is tuple or results is not None,
+        results,
     )
 
 
-def refuse_symbols(name: str, values: Iterable[object]) -> None:
-    """Raise TraceError if an argument of the specialised function `name` is being traced."""
-    if not {SymbolicArray, SymbolicWeight, SymbolicIds}.isdisjoint(map(type, values)):
-        located(refuse)(
-            f"call {name}, which is specialised itself",
-            f"use {name}.py_func(...), which becomes part of this function's kernels",
+def call_with(function: Callable[..., Any], args: Sequence[Any], keywords: tuple[str, ...]) -> Any:
+    """Call a function. keywords: the names of the last arguments, which are passed by keyword."""
+    split = len(args) - len(keywords)
+    return function(*args[:split], **dict(zip(keywords, args[split:], strict=True)))
+
+
+def refuse_change(
+    function: Callable[..., object],
+    values: Sequence[object],
+    args: tuple[object, ...],
+    keywords: tuple[str, ...],
+) -> None:
+    """Raise TraceError if a function has changed a container among `args`.
+
+    values: the flattened arguments; `args` was made from them.
+    """
+    entry = changed_entry(values, args)
+    if entry:
+        again = unflattened(values)
+        line = changing_line(
+            lambda: call_with(function, again, keywords), lambda: bool(changed_entry(values, again))
+        )
+        raise TraceError(
+            f"cannot change {entry}, which belongs to the caller, because compiled calls only "
+            "compute; change a copy of the container, and return the new value"
+            f"\n\n{line or _definition(function)}"
         )
 
 
-def _results(function: Callable[..., object], result: object) -> tuple[object, ...]:
-    """Return the results of a function one by one. Raises TraceError for other collections."""
-    if isinstance(result, SymbolicArray):  # before questions about the type that it shows
-        return (result,)
-    if type(result) is tuple:
-        if not result:
-            _refuse_result(function, "an empty tuple")
-        return result
-    if isinstance(result, tuple):  # a caller would get a plain tuple
-        _refuse_result(function, f"a {type(result).__name__}", "return a plain tuple")
-    if isinstance(result, list):
-        _refuse_result(function, f"a list of {len(result)}", "return a tuple")
-    return (result,)
+def _results(
+    function: Callable[..., object], symbols: Sequence[object], result: object
+) -> tuple[list[tuple[str, object]], Results | None]:
+    """Return the computed results, each with its path, and the containers of all.
+
+    The containers are None for an array and for a tuple of arrays. Raises TraceError for results
+    that cannot be taken apart, and if there is nothing to compute.
+    """
+    apart = Apart()
+    try:
+        tree = apart.tree(result)
+    except Misfit as misfit:
+        where = _where(function, misfit.path)
+        raise TraceError(f"{misfit.message(where)}\n\n{_definition(function)}") from None
+    leaves: list[object] = [COMPUTED] * len(apart.leaves)
+    only_arrays = all(type(leaf) is SymbolicArray for leaf in apart.leaves)
+    if tree is not None and not (only_arrays and is_plain(tree, leaves)):
+        positions = {id(symbol): i for i, symbol in enumerate(symbols)}
+        leaves = [_known_result(positions, leaf) for leaf in apart.leaves]
+    triples = zip(paths(tree, ""), apart.leaves, leaves, strict=True)
+    arrays = [(path, value) for path, value, leaf in triples if leaf is COMPUTED]
+    if not arrays:
+        shown = show_tree(tree, (show_value(leaf) for leaf in apart.leaves))
+        _refuse_result(function, "", f"{short_path(shown)}, without one")
+    return arrays, None if is_plain(tree, leaves) else Results(tree, tuple(leaves))
 
 
-def _output(function: Callable[..., object], builder: Builder, value: object) -> Node:
+def _known_result(positions: Mapping[int, int], value: Any) -> object:
+    """Return a leaf of `Results` for a value that the function returns in a container.
+
+    positions: of the symbols among the arguments, by id.
+    """
+    if type(value) in FIXED and type(value) is not QuantizedTensor:
+        return value
+    number = type(value) is SymbolicArray and value._node.op == "scalar"
+    if (number or type(value) is SymbolicWeight) and id(value) in positions:
+        return PassedOn(positions[id(value)])
+    return COMPUTED
+
+
+def _output(function: Callable[..., object], builder: Builder, path: str, value: object) -> Node:
     """Return the node of one result. Raises TraceError if it is no array of numbers."""
     if not isinstance(value, SymbolicArray):
         cure = "end the function with a return statement" if value is None else ""
-        _refuse_result(function, f"{type(value).__name__} {show_value(value)}", cure)
+        _refuse_result(function, path, f"{type(value).__name__} {show_value(value)}", cure)
     if value._builder is not builder:
-        _refuse_result(function, "a value that was traced in another call")
+        _refuse_result(function, path, "a value that was traced in another call")
     if value._node.is_bool:
         raise TraceError(
             "cannot return truth values (results of comparisons), because results are float32; "
@@ -95,10 +174,34 @@ def _output(function: Callable[..., object], builder: Builder, value: object) ->
     return value._node
 
 
-def _argument_names(function: Callable[..., object], signature: Signature) -> tuple[str, ...]:
+def _argument_names(
+    function: Callable[..., object], leaves: Signature, expressions: tuple[str, ...]
+) -> tuple[str, ...]:
+    """Return the names of a graph's arguments: those of parameters, or made of expressions."""
+    if expressions:
+        return _distinct([_clean_path(path) for path in expressions[: len(leaves)]])
     names = [_clean_name(name) for name in inspect.signature(function).parameters]
-    distinct = len(names) == len(signature) == len(set(names))
-    return tuple(names) if distinct else tuple(f"arg{i}" for i in range(len(signature)))
+    distinct = len(names) == len(leaves) == len(set(names))
+    return tuple(names) if distinct else tuple(f"arg{i}" for i in range(len(leaves)))
+
+
+def _clean_path(path: str) -> str:
+    """Return the name of a leaf: `layer_q` for `layer['q']`; of a long path it has the end."""
+    clean = re.sub(r"[^0-9A-Za-z_]+", "_", path).strip("_")
+    return _clean_name(clean[-_LONGEST_NAME:])
+
+
+def _distinct(names: list[str]) -> tuple[str, ...]:
+    """Return names with a number at the end of each that is repeated."""
+    taken: dict[str, None] = {}
+    counts = Counter[str]()
+    for name in names:
+        candidate = name
+        while candidate in taken:
+            counts[name] += 1
+            candidate = f"{name[: _LONGEST_NAME - 5]}_{counts[name] + 1}"
+        taken[candidate] = None
+    return tuple(taken)
 
 
 def _clean_name(name: str) -> str:
@@ -107,16 +210,22 @@ def _clean_name(name: str) -> str:
     return clean if clean and not clean[0].isdigit() else f"f_{clean}"
 
 
-def _refuse_result(function: Callable[..., object], result: str, cure: str = "") -> NoReturn:
+def _refuse_result(
+    function: Callable[..., object], path: str, got: str, cure: str = ""
+) -> NoReturn:
+    message = expected(_RESULTS, got, where=_where(function, path), cure=cure)
+    raise TraceError(f"{message}\n\n{_definition(function)}")
+
+
+def _where(function: Callable[..., object], path: str) -> str:
+    result = f"result of {getattr(function, '__name__', 'the function')}"
+    return f"{result}, at {path.removeprefix('.')}" if path else result
+
+
+def _definition(function: Callable[..., object]) -> str:
+    """Return where a function is defined, for an error that has no line."""
     code = getattr(function, "__code__", None)
-    user_line = f"\n\n{result_line(code)}" if code else ""
-    message = expected(
-        "an array computed from the arguments, or a tuple of them",
-        result,
-        where=f"result of {getattr(function, '__name__', 'the function')}",
-        cure=cure,
-    )
-    raise TraceError(f"{message}{user_line}")
+    return result_line(code) if code else ""
 
 
 def _symbol(builder: Builder, arg: int) -> object:
@@ -130,4 +239,7 @@ def _symbol(builder: Builder, arg: int) -> object:
     if isinstance(spec, ScalarSpec):
         memory = Memory(spec.kind is np.ndarray)
         return SymbolicArray(builder, builder.scalar(arg), spec.kind, memory)
+    if isinstance(spec, StructureSpec):
+        return spec.structure
+    assert isinstance(spec, StaticSpec)
     return spec.value

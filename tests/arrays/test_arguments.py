@@ -97,7 +97,10 @@ def test_leading_dimensions_of_any_strides() -> None:
 # --- refusals -------------------------------------------------------------------------------------
 
 IDS = "int32 or int64 for the ids of w.rows(ids), or float32 for numbers"
-KINDS = "a float32 array, QuantizedTensor, number, bool, str or None"
+KINDS = (
+    "a float32 array, QuantizedTensor, number, bool, str or None, or a list, tuple, dict, "
+    "dataclass or NamedTuple of these"
+)
 
 
 def float32_for(shown: str) -> str:
@@ -122,10 +125,10 @@ REFUSED: list[tuple[object, str]] = [
     (X.astype(">f8"), float32_for("float64 in foreign byte order [5, 32]")),
     (np.array(True), float32_for("bool []")),
     (np.array(1j), float32_for("complex128 []")),
-    (X.tolist(), f"argument 'x': expected {KINDS}, got list"),
-    (X.tolist(), ", got list; use np.asarray(x, dtype=np.float32)"),
-    ((1.0, 2.0), f"argument 'x': expected {KINDS}, got tuple"),
-    ({}, f"argument 'x': expected {KINDS}, got dict"),
+    ([1.0] * 5000, "argument 'x': expected at most 4096 values in containers, got more; use"),
+    ({1.0}, f"argument 'x': expected {KINDS}, got set; use list(x)"),
+    ([{1j: 0}], "argument 'x[0]': expected keys that are str or int, got the complex 1j"),
+    ([1j], f"argument 'x[0]': expected {KINDS}, got complex"),
     (object(), f"argument 'x': expected {KINDS}, got object"),
     (1j, f"argument 'x': expected {KINDS}, got complex"),
     (b"bytes", f"argument 'x': expected {KINDS}, got bytes"),
@@ -162,8 +165,8 @@ def test_a_matrix_is_refused() -> None:
 
 def test_an_error_of_arguments_is_a_type_error_and_a_value_error() -> None:
     for kind in (TypeError, ValueError):
-        with pytest.raises(kind, match=r"argument 'x': .*got list"):
-            layer([1.0], W, R, BIAS)
+        with pytest.raises(kind, match=r"argument 'x': .*got set"):
+            layer({1.0}, W, R, BIAS)
 
 
 def test_weights_instead_of_arrays_and_arrays_instead_of_weights() -> None:

@@ -525,6 +525,7 @@ def test_an_array_whose_driver_is_missing(monkeypatch: pytest.MonkeyPatch) -> No
 CALLS = r"""
 import re, types
 from q4jit import dispatcher, pipeline, quantize, specialize, specializer
+from q4jit.arrays import libraries
 from q4jit.compilers import find
 
 class Tensor:
@@ -635,8 +636,8 @@ def test_a_warm_call_takes_its_own_tensors_weight_number_and_stream(calls: Run) 
     calls("""
         f = warm(scaled, 1.0)
         f(Tensor((1, 64)), w, np.float32(1.0), out=Tensor((1, 32), 2 << 20))  # another type
-        checked, check = [], dispatcher.as_device_array
-        dispatcher.as_device_array = lambda *args: checked.append(args) or check(*args)
+        checked, check = [], libraries.as_device_array
+        libraries.as_device_array = lambda *args: checked.append(args) or check(*args)
         torch.stream = 9
         out = Tensor((1, 32), 4 << 20)
         for number in (0.5, np.float32(0.5)):
@@ -720,6 +721,54 @@ def test_static_values_of_warm_calls_are_distinguished(calls: Run) -> None:
             for _ in range(2):
                 f(x, w, flag, out=out)
         assert f.stats.misses == len(f._on_tensors) == len(f.signatures) == 7
+    """)
+
+
+def test_tensors_in_containers(calls: Run) -> None:
+    calls("""
+        from typing import NamedTuple
+        class Layer(NamedTuple):
+            w: object
+            factor: float
+        def block(d, layer):
+            return {"y": layer.factor * (d["x"] @ layer.w), "n": d["n"]}
+        f = specialize(block, target="hip")
+        checked, check = [], libraries.as_device_array
+        libraries.as_device_array = lambda *args: checked.append(args) or check(*args)
+        for turn in range(3):
+            x = Tensor((1, 64), (3 + turn) << 20)
+            result = f({"x": x, "n": 2}, Layer(w, 0.5))
+            assert type(result) is dict and type(result["y"]) is Tensor and result["n"] == 2
+            passed = slots(f)
+            assert (passed["array"], passed["output"]) == (x.pointer, 7 << 20)
+            assert struct.pack("<Q", passed["scalar"])[:4] == struct.pack("<f", 0.5)
+            names = [name for _, name in checked if name != "out"]
+            assert names == ["d['x']"] * (turn < 2), "PyTorch is known from the second call on"
+            out = {"y": Tensor((1, 32), 9 << 20), "n": 2}
+            assert f({"x": x, "n": 2}, Layer(v, 1.5), out=out) is out
+            assert slots(f)["output"] == 9 << 20
+            checked.clear()
+        assert (f.stats.misses, f.stats.hits, len(f._on_tensors)) == (1, 5, 1)
+        assert type(f.bind({"x": x, "n": 2}, Layer(w, 0.5))()["y"]) is Tensor
+        with refused(ArgumentError, "d['x']", "requires a gradient"):
+            f({"x": Tensor((1, 64), requires_grad=True), "n": 2}, Layer(w, 0.5))
+        with refused(ArgumentError, "layer.factor", "float32"):
+            f({"x": x, "n": 2}, Layer(w, Tensor((1, 32), dtype=torch.float16)))
+        with refused(ArgumentError, "out=: expected containers like those of the result"):
+            f({"x": x, "n": 2}, Layer(w, 0.5), out={"y": Tensor((1, 32), 9 << 20), "n": 3})
+        with refused(ArgumentError, "out= overlaps"):
+            f({"x": x, "n": 2}, Layer(w, 0.5), out={"y": Tensor((1, 32), x.pointer), "n": 2})
+    """)
+
+
+def test_results_of_several_tensors_in_containers(calls: Run) -> None:
+    calls("""
+        f = specialize(lambda x, ws: [x @ ws[0], (x @ ws[1],)], target="hip")
+        for turn in range(2):
+            out = [Tensor((1, 32), 2 << 20), (Tensor((1, 32), 3 << 20),)]
+            assert f(Tensor((1, 64)), [w, v], out=out) is out
+        with refused(ArgumentError, "expected containers like those of the result, [array, (arra"):
+            f(Tensor((1, 64)), [w, v], out=(out[0], out[1][0]))
     """)
 
 

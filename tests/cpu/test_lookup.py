@@ -310,7 +310,7 @@ ARGUMENTS: dict[str, object] = {
     "number": np.array(1),
 }
 ONLY_ROWS = r"use w\.rows\(ids\), or call the function with ids\.astype\(np\.float32\)"
-AS_ARGUMENT = "int64 array .* pass it as an argument"
+AS_ARGUMENT = r"int64 array .* pass np\.array\(ids, np\.int64\) as an argument"
 AS_RESULT = "return it as a result of the function"
 
 REFUSALS: list[tuple[Callable[..., object], str, str, str]] = [

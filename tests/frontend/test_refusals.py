@@ -395,12 +395,11 @@ def test_a_dimension_of_one_is_not_m() -> None:
     [
         (lambda x: None, "got NoneType None"),
         (lambda x: 1.5, r"got float 1\.5"),
-        (lambda x: (), "got an empty tuple"),
-        (lambda x: (x, 2), "got int 2"),
-        (lambda x: [x, x], "got a list of 2"),
-        (lambda x: [], "got a list of 0"),
-        (lambda x: (x, (x, x)), "got tuple"),
-        (lambda x: {"y": x}, "got dict"),
+        (lambda x: (), r"got \(\), without one"),
+        (lambda x: (2, None), r"got \(2, None\), without one"),
+        (lambda x: [], r"got \[\], without one"),
+        (lambda x: {"n": 2}, r"got \{'n': 2\}, without one"),
+        (lambda x: x.shape[0], "got RowCount M"),
         (lambda w: w, "got SymbolicWeight <traced weight"),
         (lambda x: TABLE, "got ndarray"),
         (lambda x: (i for i in (1, 2)), "got generator"),
@@ -408,7 +407,7 @@ def test_a_dimension_of_one_is_not_m() -> None:
 )
 def test_a_result_must_be_an_array(function: Callable[..., object], result: str) -> None:
     shown = refusal(function)
-    assert re.search(rf"{result}\b", shown.reason)
+    assert re.search(rf"{result}(?!\w)", shown.reason)
     assert "result of <lambda>: expected an array computed from the arguments" in shown.reason
     line = function.__code__.co_firstlineno
     assert shown.origin == f"  File {__file__!r}, line {line}, in <lambda>"
@@ -419,7 +418,7 @@ def test_a_result_must_be_an_array(function: Callable[..., object], result: str)
 def test_the_error_of_a_result_shows_its_line() -> None:
     def one(x: Any) -> Any:
         y = x * 2
-        return (y, 1.5)
+        return (y, {1.5})
 
     def several(x: Any, way: int) -> Any:
         if way:
@@ -430,7 +429,7 @@ def test_the_error_of_a_result_shows_its_line() -> None:
         y = x * 2  # noqa: F841 - as a user's
 
     shown = refusal(one)
-    assert shown.marked == "(y, 1.5)"
+    assert shown.marked == "(y, {1.5})"
     assert shown.origin.endswith(f"line {one.__code__.co_firstlineno + 2}, in one")
     assert refusal(lambda x, way: 1 if way else 2, random(2, K), 1).marked == ""
     shown = refusal(several, random(2, K), 1)
@@ -462,24 +461,6 @@ def test_arguments_have_the_kinds_that_their_names_promise() -> None:
     assert isinstance(w, QuantizedTensor)
     floats: Floats = x
     assert (floats.shape, w.shape) == ((M, K), (K, N))
-
-
-@specialize
-def silu(h: Any) -> Any:
-    return h / (1 + np.exp(-h))
-
-
-@pytest.mark.parametrize("name", ["x", "w", "s"])
-def test_a_specialised_function_in_a_traced_one(name: str) -> None:
-    functions: dict[str, Callable[..., Any]] = {
-        "x": lambda x: silu(x) * 2,
-        "w": lambda w: silu(w) * 2,
-        "s": lambda s: silu(s) * 2,
-    }
-    shown = refusal(functions[name])
-    assert shown.marked == f"silu({name})"
-    assert re.search(r"use silu\.py_func\(\.\.\.\)", shown.reason)
-    check(lambda x, w: silu.py_func(x @ w), ARGUMENTS["x"], ARGUMENTS["w"])
 
 
 def gelu(x: Any) -> Any:

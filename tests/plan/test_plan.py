@@ -353,7 +353,7 @@ def test_a_graph_of_many_paths_is_planned_and_written(
     traced = around(function)
     specs: list[Spec] = [X, w(), w()]
     graph = trace(traced, tuple(specs[: traced.__code__.co_argcount]))
-    Options(K=K).check(graph)
+    Options(K=K).check(graph.outputs, graph.nodes())
     cost_of(graph, M)
     for name in ("cpu:x86-64-v3", "hip:gfx1100", "hip:sm_90"):
         target = find_target(name)
