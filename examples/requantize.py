@@ -10,8 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from q4jit import QuantizedTensor, quantize
-from q4jit import files
+from q4jit import QuantizedTensor, files, quantize
 from q4jit.config import cache_dir
 from q4jit.weights.formats import FORMATS
 

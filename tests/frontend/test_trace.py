@@ -318,7 +318,7 @@ def test_keywords_and_defaults() -> None:
     [
         (lambda f: f(), "missing a required argument: 'x'"),
         (lambda f: f(1.0, 2.0, 3.0), "too many positional arguments"),
-        (lambda f: f(1.0, z=2.0), "unexpected keyword argument 'z'"),
+        (lambda f: f(1.0, z=2.0), "unknown argument 'z'"),
     ],
 )
 def test_wrong_arguments_of_a_call(call: Callable[..., object], message: str) -> None:
