@@ -8,18 +8,22 @@ import pytest
 from q4jit.weights.formats import FORMATS
 from tests.support.kernels import (
     F32,
+    Guarded,
     assert_ieee,
+    every_guarded_cpu,
     in_step,
     not_finite_rows,
     on,
     one_product,
     products,
+    run_guarded,
     spoiled_weights,
     weights,
 )
 from tests.support.long_sums import LONG_K, LONGEST_K, assert_long_product, long_product
 
 TARGETS = ("cpu", "cpu:x86-64")  # products of integers, products of floats
+ODD_K = 33 * 256  # the last stretch is shorter
 STRETCHES_K = 2560  # two and a half stretches
 
 
@@ -40,6 +44,16 @@ def test_products_of_one_sign(target: str, name: str, m: int) -> None:
 @pytest.mark.parametrize("one_sign", [False, True])
 def test_products_of_largest_k(target: str, name: str, n: int, one_sign: bool) -> None:
     check(target, name, 1, LONGEST_K if one_sign else 4 * LONGEST_K, n, one_sign=one_sign)
+
+
+@every_guarded_cpu
+def test_long_products_beside_guard_pages(cpu: Guarded) -> None:
+    shapes = ("Q4_0", 16), ("Q4_1", 1), ("Q6_K", 16), ("F16", 1)
+    pairs = [long_product(name, 2, ODD_K, n, one_sign=True) for name, n in shapes]
+    x, factors = pairs[0][0], [w for _, w in pairs]
+    results = run_guarded(products(len(factors)), cpu, [x, *factors])
+    for y, w in zip(results, factors, strict=True):
+        assert_long_product(y, x, w)
 
 
 @pytest.mark.parametrize("target", TARGETS)
