@@ -30,10 +30,10 @@ _STRETCH_UNITS: Final = {
     GEMV_MATRIX: (32,),
     TILE_HALVES: (32,),
 }
-# The most terms of a sum without stretches, if it is the whole result. If n threads share a result,
-# their sums err apart, and each may have n/2 times as many.
+# The most terms of a sum without stretches; a thread's sum may be the whole result. If n threads
+# share a result, their sums err apart, and each may have 16·n terms.
 _MOST_TERMS: Final = {
-    GEMV: 64,
+    GEMV: 1024,  # 16 or 32 lanes share a result
     TILE_FMA: 64,
     TILE_MATRIX: 32,  # two terms to a unit of Q6_K or Q4_1
     # up to K = 4096 the widest layers, with one wave to a panel, spend no registers
@@ -45,7 +45,7 @@ _MOST_TERMS: Final = {
 # could exceed the bound for products of mixed signs have totals: see docs/precision.md.
 _FREE_WAVES: Final = 4
 _MOST_FULL_TERMS: Final = 1024
-_MOST_TERMS_SHARED: Final = 32
+_MOST_TERMS_SHARED: Final = 16
 # The most stretches of a total that does not keep what it lost.
 _MOST_STRETCHES: Final = 32
 
