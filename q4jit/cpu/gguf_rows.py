@@ -4,9 +4,12 @@ They serve narrow results, slices that start inside a panel, and row lookups, fo
 `interleaved16` is not made.
 """
 
+import functools
+
 from q4jit.cpu.fields import CHUNK, RowFields, add_scaled, load_floats, value_of
 from q4jit.cpu.lanes import ONE, SIXTEEN, load_vector, store_vector, sum_lanes
 from q4jit.cpu.llvm_text import VECTOR, Function, Module
+from q4jit.cpu.long_sums import write_long_sums
 from q4jit.weights.formats import Format
 
 
@@ -32,8 +35,18 @@ def add_dot(module: Module, fmt: Format, k: int, early_scale: bool) -> str:
 
 
 def _block_dot(module: Module, f: Function, fmt: Format, k: int, early: bool) -> str:
+    blocks = functools.partial(_blocks_dot, module, f, fmt, early)
+    count, terms = k // fmt.block_elements, fmt.block_elements // fmt.sub_block_elements
+    sums = write_long_sums(module, f, count, terms, ["total"], blocks)
+    return sum_lanes(module, f, sums["total"])
+
+
+def _blocks_dot(
+    module: Module, f: Function, fmt: Format, early: bool, first: str | int, end: str | int
+) -> dict[str, str]:
+    """Write the dot product over blocks; return its 16 sums as `total`."""
     zero = (VECTOR, "zeroinitializer")
-    with f.loop("block", 0, k // fmt.block_elements, carry={"total": zero}) as block:
+    with f.loop("block", first, end, carry={"total": zero}) as block:
         at = f.at("%row", "i8", f.index("block_offset", (block.index, fmt.block_bytes)), "block_at")
         fields = RowFields(module, f, fmt, at)
         block_scale, minimum = fields.f16_field("d"), fields.f16_field("m")
@@ -53,7 +66,7 @@ def _block_dot(module: Module, f: Function, fmt: Format, k: int, early: bool) ->
             total = sub_block["total"]
             sub_block["total"] = add_scaled(module, f, "total", total, late_scale, chunk["part"])
         block["total"] = sub_block["total"]
-    return sum_lanes(module, f, block["total"])
+    return block.values
 
 
 def add_row(module: Module, fmt: Format, k: int) -> str:
@@ -105,18 +118,28 @@ def _float_row(module: Module, f: Function, fmt: Format, k: int) -> None:
 
 
 def _float_dot(module: Module, f: Function, fmt: Format, k: int) -> str:
-    whole = k // CHUNK * CHUNK
-    with f.loop("k", 0, whole, step=CHUNK, carry={"total": (VECTOR, "zeroinitializer")}) as loop:
-        offset = f.index("w_offset", (loop.index, fmt.block_bytes))
-        at = f.at("%row", "i8", offset, "w_at")
-        w = load_floats(module, f, fmt, SIXTEEN, at, align_bytes=1)
-        x = load_vector(module, f, f.at("%x", "float", loop.index, "x_at"), None, "x")
-        loop["total"] = add_scaled(module, f, "total", loop["total"], x, w)
-    total, fma = sum_lanes(module, f, loop["total"]), module.fma("float")
-    with f.loop("rest", whole, k, carry={"total": ("float", total)}) as rest:
+    whole = k // CHUNK
+    chunks = functools.partial(_chunks_dot, module, f, fmt)
+    sums = write_long_sums(module, f, whole, 1, ["total"], chunks)
+    total, fma = sum_lanes(module, f, sums["total"]), module.fma("float")
+    with f.loop("rest", whole * CHUNK, k, carry={"total": ("float", total)}) as rest:
         at = f.at("%row", "i8", f.index("w_offset", (rest.index, fmt.block_bytes)), "w_at")
         w = load_floats(module, f, fmt, ONE, at, align_bytes=1)
         x = f.let("x", f"load float, ptr {f.at('%x', 'float', rest.index, 'x_at')}, align 4")
         so_far = rest["total"]
         rest["total"] = f.let("total", f"call float {fma}(float {x}, float {w}, float {so_far})")
     return rest["total"]
+
+
+def _chunks_dot(
+    module: Module, f: Function, fmt: Format, first: str | int, end: str | int
+) -> dict[str, str]:
+    """Write the dot product over chunks of 16 elements; return its 16 sums as `total`."""
+    zero = (VECTOR, "zeroinitializer")
+    with f.loop("chunk", first, end, carry={"total": zero}) as loop:
+        k = f.index("k", (loop.index, CHUNK))
+        at = f.at("%row", "i8", f.index("w_offset", (k, fmt.block_bytes)), "w_at")
+        w = load_floats(module, f, fmt, SIXTEEN, at, align_bytes=1)
+        x = load_vector(module, f, f.at("%x", "float", k, "x_at"), None, "x")
+        loop["total"] = add_scaled(module, f, "total", loop["total"], x, w)
+    return loop.values

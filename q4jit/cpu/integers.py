@@ -25,6 +25,7 @@ from q4jit.cpu.llvm_text import (
     splat,
     splat_int,
 )
+from q4jit.cpu.long_sums import slab_terms, write_long_sums
 from q4jit.cpu.rough import add_rough
 from q4jit.cpu.schedule import UNIT, Tile, unit_bytes
 from q4jit.weights.layouts import Interleaved
@@ -101,9 +102,24 @@ class _ProductWriter:
     def write(self) -> None:
         f, weight = self._f, self._weight
         names = [_total(*position) for position in self._tile.positions]
+        if self._product.digits > 1:
+            terms = slab_terms(weight)
+            totals = write_long_sums(self._module, f, weight.slabs, terms, names, self._slabs)
+        else:  # one digit errs by more than a long sum does
+            totals = self._slabs(0, weight.slabs)
+        for i, name in enumerate(names):
+            at = f.at("%tile", VECTOR, i, "sums_at")
+            f.do(f"store {VECTOR} {totals[name]}, ptr {at}, align 64")
+        self._finish()
+        f.do("ret void")
+
+    def _slabs(self, first_slab: str | int, end_slab: str | int) -> dict[str, str]:
+        """Return the sums of the tile over slabs, by the names of the totals."""
+        f, weight = self._f, self._weight
+        names = [_total(*position) for position in self._tile.positions]
         zeros = dict.fromkeys(names, (VECTOR, "zeroinitializer"))
         block_units = weight.block_elements // UNIT
-        with f.loop("slab", 0, weight.slabs, carry=zeros) as slab:
+        with f.loop("slab", first_slab, end_slab, carry=zeros) as slab:
             offset = f.index("slab_offset", (slab.index, weight.slab_bytes))
             slabs_at = [f.at(f"%w{p}", "i8", offset, "slab_at") for p in range(self._tile.panels)]
             outer = {n: (VECTOR, slab[n]) for n in names}
@@ -118,11 +134,7 @@ class _ProductWriter:
                 )
                 self._block(fields, first, block)
             slab.values = dict(block.values)
-        for i, position in enumerate(self._tile.positions):
-            at = f.at("%tile", VECTOR, i, "sums_at")
-            f.do(f"store {VECTOR} {slab[_total(*position)]}, ptr {at}, align 64")
-        self._finish()
-        f.do("ret void")
+        return slab.values
 
     # --- a block ---------------------------------------------------------------------------------
 

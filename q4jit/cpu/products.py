@@ -4,6 +4,7 @@ No weight is ever stored as a float: blocks of the layout `interleaved16` are de
 one element of 16 columns at a time.
 """
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
@@ -11,6 +12,7 @@ from typing import Final
 from q4jit.cpu.fields import CHUNK, WORD, Fields, add_scaled, prefetch, value_of
 from q4jit.cpu.lanes import broadcast, store_vector, tail_mask
 from q4jit.cpu.llvm_text import MASK, VECTOR, Function, Loop, Module
+from q4jit.cpu.long_sums import slab_terms, write_long_sums
 from q4jit.weights.layouts import Interleaved
 
 # Sums that are computed side by side, so that few rows still fill the multiply-add units' pipeline.
@@ -93,16 +95,10 @@ def _write_product(module: Module, f: Function, product: FloatProduct) -> None:
             name, late_scale = f"total{row}", None if early else scale
             totals[name] = add_scaled(module, f, name, totals[name], late_scale, part)
 
-    totals = _walk_panel(
-        module,
-        f,
-        product.weight,
-        early=early,
-        totals=[f"total{row}" for row in rows],
-        parts=[f"part{row}.{chain}" for row in rows for chain in range(chains)],
-        element=element,
-        fold=fold,
-    )
+    weight, names = product.weight, [f"total{row}" for row in rows]
+    parts = [f"part{row}.{chain}" for row in rows for chain in range(chains)]
+    walk = functools.partial(_walk_panel, module, f, weight, early, names, parts, element, fold)
+    totals = write_long_sums(module, f, weight.slabs, slab_terms(weight), names, walk)
     for row in rows:
         at = f.at("%tile", VECTOR, row, "sums_at")
         f.do(f"store {VECTOR} {totals[f'total{row}']}, ptr {at}, align 64")
@@ -147,7 +143,10 @@ def add_dequantize(module: Module, weight: Interleaved) -> str:
                 inside = lanes if mask is None else f.let("both", f"and {MASK} {mask}, {lanes}")
             store_vector(module, f, value, at, inside)
 
-        _walk_panel(module, f, weight, True, [], [], element, lambda scale, parts, totals: None)
+        def fold(scale: str | None, parts: Loop, totals: Loop) -> None:
+            """Add up nothing."""
+
+        _walk_panel(module, f, weight, True, [], [], element, fold, 0, weight.slabs)
         f.do("ret void")
         module.add(name, f)
     return f"@{name}"
@@ -162,16 +161,18 @@ def _walk_panel(
     parts: list[str],
     element: Callable[[str, int, str, Loop], None],
     fold: Callable[[str | None, Loop, Loop], None],
-) -> Loop:
-    """Write the loops over a panel at %w: slab, block, sub-block, chunk, word.
+    first_slab: str | int,
+    end_slab: str | int,
+) -> dict[str, str]:
+    """Write the loops over slabs of a panel at %w: slab, block, sub-block, chunk, word.
 
     element(k, byte, value, parts) is called for each of the four elements of a word; the value is
     the decoded weight if `early`, else the quant. fold(scale, parts, totals) is called at the end
-    of a sub-block. totals and parts name vectors that start at zero.
+    of a sub-block. totals and parts name vectors that start at zero. Returns the totals.
     """
     fmt, block_elements = weight.fmt, weight.block_elements
     zeros = dict.fromkeys(totals, (VECTOR, "zeroinitializer"))
-    with f.loop("slab", 0, weight.slabs, carry=zeros) as slab:
+    with f.loop("slab", first_slab, end_slab, carry=zeros) as slab:
         offset = f.index("slab_offset", (slab.index, weight.slab_bytes))
         slab_at = f.at("%w", "i8", offset, "slab_at")
         outer = {name: (VECTOR, slab[name]) for name in totals}
@@ -195,7 +196,7 @@ def _walk_panel(
                 fold(scale, done, sub_block)
             block.values = dict(sub_block.values)
         slab.values = dict(block.values)
-    return slab
+    return slab.values
 
 
 def walk_sub_block(

@@ -1,5 +1,6 @@
 """Write the rows phase of a CPU's kernels in LLVM IR: the x of the products, and row values."""
 
+import functools
 import math
 from typing import Final
 
@@ -14,6 +15,7 @@ from q4jit.cpu.llvm_text import (
     Module,
     float_text,
 )
+from q4jit.cpu.long_sums import write_long_sums
 from q4jit.cpu.operations import apply
 from q4jit.cpu.schedule import UNIT, digits_bytes, is_integer, padded_k
 from q4jit.cpu.values import Context, CpuValues
@@ -72,16 +74,27 @@ class RowWriter:
         values.start(SIXTEEN, "0", None, {})
         values.prepare([operand])
         f.comment(f"{node.op} of {operand.width} columns")
-        neutral = "zeroinitializer" if node.op == "sum" else SIXTEEN.constant(-math.inf)
-        start = {node.op: (VECTOR, neutral)}
-        with f.loop("column", 0, _whole(operand.width), step=LANES, carry=start) as loop:
-            value = self._padded(operand, loop.index, neutral)
-            if node.op == "sum":
-                loop["sum"] = f.let("sum", f"fadd {VECTOR} {loop['sum']}, {value}")
-            else:
-                loop["max"] = apply(module, f, SIXTEEN, "maximum", [value, loop["max"]])
-        lanes = sum_lanes if node.op == "sum" else _largest_lane
-        values.scalars[node.id] = lanes(module, f, loop[node.op])
+        if node.op == "sum":
+            added = functools.partial(self._added, operand)
+            vectors = _whole(operand.width) // LANES
+            sums = write_long_sums(module, f, vectors, 1, ["sum"], added)
+            values.scalars[node.id] = sum_lanes(module, f, sums["sum"])
+            return
+        least = SIXTEEN.constant(-math.inf)
+        with f.loop(
+            "column", 0, _whole(operand.width), step=LANES, carry={"max": (VECTOR, least)}
+        ) as loop:
+            value = self._padded(operand, loop.index, least)
+            loop["max"] = apply(module, f, SIXTEEN, "maximum", [value, loop["max"]])
+        values.scalars[node.id] = _largest_lane(module, f, loop["max"])
+
+    def _added(self, node: Node, first: str | int, end: str | int) -> dict[str, str]:
+        """Write the sums of vectors first … end - 1 of a value; return them as `sum`."""
+        f = self._f
+        with f.loop("vector", first, end, carry={"sum": (VECTOR, "zeroinitializer")}) as loop:
+            value = self._padded(node, f.index("column", (loop.index, LANES)))
+            loop["sum"] = f.let("sum", f"fadd {VECTOR} {loop['sum']}, {value}")
+        return loop.values
 
     def _padded(self, node: Node, column: str, beyond: str = "zeroinitializer") -> str:
         """Return 16 columns of a value, with the constant `beyond` beyond its width."""

@@ -58,6 +58,7 @@ def render_generic(
             "block_of_rows": True,
             "sum_of_lanes": True,
             "block_sum": True,
+            "long_sums": False,
             "block_largest": False,
             "block_maximum": False,
             "rolled": False,

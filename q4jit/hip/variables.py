@@ -21,6 +21,7 @@ from q4jit.hip.kernel import (
     HipKernel,
     HipPlan,
 )
+from q4jit.hip.long_sums import long_sums
 from q4jit.hip.matrix_units import QUARTER_ELEMENTS, UNIT_QUARTERS
 from q4jit.hip.memory import (
     ELEMENT_STAGE_UNITS,
@@ -44,8 +45,10 @@ def variables(plan: HipPlan, kernel: HipKernel) -> dict[str, Any]:
     products = writer.products()
     decoded = writer.decoded()
     weights = [p.weight for p in products] + ([decoded["weight"]] if decoded else [])
+    sums = long_sums(plan, kernel)
     result: dict[str, Any] = {
         "kernel": kernel,
+        "stretch_units": sums.stretch_units,
         "arch": plan.target.hip,
         "schedule": kernel.schedule,
         "max_grid_y": MAX_GRID_Y,
@@ -66,7 +69,7 @@ def variables(plan: HipPlan, kernel: HipKernel) -> dict[str, Any]:
         "epilogue": writer.epilogue(products) if work.sections else None,
         "width": kernel.section.width if work.sections else 0,
         "k": work.x.width if work.x is not None else 0,
-        "needs": _needs(kernel, weights),
+        "needs": _needs(kernel, weights) | {"long_sums": sums.keeps_lost},
         **rows_variables(plan, kernel),
         **tile_halves_variables(plan, kernel),
         **matrix_variables(plan, kernel),

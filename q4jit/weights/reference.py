@@ -44,6 +44,31 @@ def random_weight(name: str, k: int, n: int, seed: int = 0) -> QuantizedTensor:
     return QuantizedTensor.from_bytes(blocks.tobytes(), shape=(k, n), format=name)
 
 
+def without_signs(w: QuantizedTensor) -> QuantizedTensor:
+    """Return a weight whose values are at least 0: no sign bits, and codes from the zero up."""
+    fmt, raw = w.block_format, w.raw.copy()
+    if fmt.float_dtype is not None:
+        raw = np.abs(raw.view(fmt.float_dtype)).view(np.uint8)
+        return QuantizedTensor.from_bytes(raw.tobytes(), shape=w.shape, format=w.format)
+    blocks = raw.reshape(len(raw), -1, fmt.block_bytes)
+    for plane in fmt.planes:
+        if plane.lshift + plane.bits < fmt.quant_bits:
+            continue
+        codes = blocks[..., plane.at : plane.at + plane.size_bytes(fmt.block_elements)]
+        highest = (0xFF // ((1 << plane.bits) - 1)) << (plane.bits - 1)  # bits of a byte's codes
+        if fmt.signed:
+            codes &= 0xFF ^ highest
+        elif fmt.zero:
+            codes |= highest
+    for at in (fmt.scale_at, fmt.minimum_at):
+        if at is not None:
+            blocks[..., at + 1] &= 0x7F
+    if fmt.sub_scales_at is not None:
+        count = fmt.block_elements // fmt.sub_block_elements
+        blocks[..., fmt.sub_scales_at : fmt.sub_scales_at + count] &= 0x7F
+    return QuantizedTensor.from_bytes(raw.tobytes(), shape=w.shape, format=w.format)
+
+
 def exact_products(x: Floats, weights: Sequence[QuantizedTensor]) -> tuple[Doubles, Doubles]:
     """Return Σ x @ w over `weights` [K, N] in float64, and its `precision.error_scale`."""
     wide = x.astype(np.float64)

@@ -1,7 +1,7 @@
 """The calls of a self-test: each with forced kernels and the bound of its error."""
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -9,7 +9,7 @@ import numpy as np
 
 from q4jit.hip.kernel import ELEMENT, GEMV, GEMV_DOT, TILE_FMA, TILE_MATRIX
 from q4jit.plan.options import PlanOptions
-from q4jit.precision import BOUNDS, FUNCTION_BOUND
+from q4jit.precision import BOUNDS, FUNCTION_BOUND, one_sign_bound
 from q4jit.targets import Target
 from q4jit.tools.selftest.measures import (
     Measure,
@@ -21,10 +21,12 @@ from q4jit.tools.selftest.measures import (
 )
 from q4jit.weights.formats import FORMATS, Format
 from q4jit.weights.layouts import GGUF, PLANAR
-from q4jit.weights.reference import random_weight, random_x
+from q4jit.weights.reference import random_weight, random_x, without_signs
 from q4jit.weights.tensor import QuantizedTensor
 
 SHAPES: Final = ((576, 37), (256, 37), (4096, 37), (256, 300), (576, 1), (4096, 300))
+LONG_SHAPE: Final = (14336, 37)
+"""K and N of products whose elements all have one sign: rounding errors add up."""
 EVERY_M: Final = (1, 2, 3, 8, 16, 17, 64, 100)
 _ROWS: Final[dict[str, tuple[int, ...]]] = {
     ELEMENT: (1, 3, 17, 100),
@@ -33,6 +35,8 @@ _ROWS: Final[dict[str, tuple[int, ...]]] = {
     TILE_FMA: (17, 64, 100),
     TILE_MATRIX: (17, 64, 100),
 }
+# formats and M whose schedule keeps the bound for products of one sign: not `tile_halves`
+_ONE_SIGN: Final = (("Q4_0", 1), ("Q6_K", 17), ("F16", 1), ("F16", 17))
 # schedules whose results are compared with products of the values that the device decodes
 _DECODED_ON_DEVICE: Final = (ELEMENT, GEMV, TILE_FMA, TILE_MATRIX)
 _OFFSET_BYTES: Final = 7  # of a weight in its buffer: odd, so that no address is aligned
@@ -114,6 +118,7 @@ def cases(target: Target, quick: bool = False) -> list[Case]:
                     plan_options = PlanOptions(precision, None, schedule, layout)
                     selected += _product_cases(plan_options, name, turn)
     selected += _default_cases()
+    selected += one_sign_cases((name, m) for name, m in _ONE_SIGN if name in formats)
     selected += _lookup_cases(formats, layouts)
     selected += function_cases()
     selected += _offset_cases(layouts)
@@ -183,6 +188,15 @@ def _default_cases() -> Iterator[Case]:
         args = (random_x(m, k), random_weight("Q4_0", k, n))
         group = f"default schedule {precision}"
         yield Case(group, product, args, PlanOptions(precision), BOUNDS[precision], contract_error)
+
+
+def one_sign_cases(calls: Iterable[tuple[str, int]]) -> Iterator[Case]:
+    """Yield a product without negative elements for each format and M."""
+    k, n = LONG_SHAPE
+    for name, m in calls:
+        args = (np.abs(random_x(m, k)), without_signs(random_weight(name, k, n)))
+        bound = one_sign_bound(k)
+        yield Case("products of one sign", product, args, PlanOptions(), bound, contract_error)
 
 
 def _lookup_cases(formats: Sequence[str], layouts: Sequence[str]) -> Iterator[Case]:

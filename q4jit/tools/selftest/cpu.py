@@ -22,6 +22,7 @@ from q4jit.tools.selftest.cases import (
     Case,
     function_cases,
     looked_up,
+    one_sign_cases,
     product,
     product_and_values,
     shape_for,
@@ -118,6 +119,7 @@ def cpu_cases(quick: bool = False) -> Iterator[Case]:
         yield Case("dequantize", both, args, plan_options, 0.0, values_error)
         ids = np.random.default_rng(1).integers(0, w.shape[1], 17)
         yield Case("lookup", looked_up, (ids, w), plan_options, 0.0, lookup_error)
+    yield from one_sign_cases((name, m) for name in formats for m in (1, 17))
     yield from function_cases()
     w = unaligned_weight()
     for m in (1, 17):

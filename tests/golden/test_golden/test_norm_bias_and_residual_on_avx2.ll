@@ -83,21 +83,22 @@ entry:
   %row_factors_slot = getelementptr %Slots, ptr %args, i64 0, i32 9
   %row_factors = load ptr, ptr %row_factors_slot, align 8
   ; sum of 64 columns
-  br label %column.head
-column.head:
-  %column = phi i64 [ 0, %entry ], [ %column.next, %column.body ]
-  %sum.column = phi <16 x float> [ zeroinitializer, %entry ], [ %sum, %column.body ]
-  %column.more = icmp slt i64 %column, 64
-  br i1 %column.more, label %column.body, label %column.done
-column.body:
+  br label %vector.head
+vector.head:
+  %vector = phi i64 [ 0, %entry ], [ %vector.next, %vector.body ]
+  %sum.vector = phi <16 x float> [ zeroinitializer, %entry ], [ %sum, %vector.body ]
+  %vector.more = icmp slt i64 %vector, 4
+  br i1 %vector.more, label %vector.body, label %vector.done
+vector.body:
+  %column = mul i64 %vector, 16
   %x_at = getelementptr float, ptr %x, i64 %column
   %x_columns = load <16 x float>, ptr %x_at, align 4
   %mul = fmul <16 x float> %x_columns, %x_columns
-  %sum = fadd <16 x float> %sum.column, %mul
-  %column.next = add i64 %column, 16
-  br label %column.head
-column.done:
-  %sum.1 = call reassoc float @llvm.vector.reduce.fadd.v16f32(float -0.0, <16 x float> %sum.column)
+  %sum = fadd <16 x float> %sum.vector, %mul
+  %vector.next = add i64 %vector, 1
+  br label %vector.head
+vector.done:
+  %sum.1 = call reassoc float @llvm.vector.reduce.fadd.v16f32(float -0.0, <16 x float> %sum.vector)
   %prologue_offset = mul i64 %row, 64
   %prologue_row_at = getelementptr float, ptr %prologue, i64 %prologue_offset
   %div = fdiv float %sum.1, 64.0
@@ -106,8 +107,8 @@ column.done:
   ; x of the products, and its largest finite magnitude
   br label %column.1.head
 column.1.head:
-  %column.1 = phi i64 [ 0, %column.done ], [ %column.1.next, %column.1.body ]
-  %largest.column.1 = phi <16 x float> [ zeroinitializer, %column.done ], [ %largest, %column.1.body ]
+  %column.1 = phi i64 [ 0, %vector.done ], [ %column.1.next, %column.1.body ]
+  %largest.column.1 = phi <16 x float> [ zeroinitializer, %vector.done ], [ %largest, %column.1.body ]
   %column.1.more = icmp slt i64 %column.1, 64
   br i1 %column.1.more, label %column.1.body, label %column.1.done
 column.1.body:

@@ -360,6 +360,24 @@ entry:
   ret <16 x i32> %total
 }
 
+; Add to a total, and what rounding takes from it to the total after it.
+define internal void @add_to_long(<16 x float> %part, ptr %sum) noinline #0 {
+entry:
+  %lost_at = getelementptr <16 x float>, ptr %sum, i64 1
+  %total = load <16 x float>, ptr %sum, align 64
+  %lost = load <16 x float>, ptr %lost_at, align 64
+  %new = fadd <16 x float> %total, %part
+  %added = fsub <16 x float> %new, %total
+  %before = fsub <16 x float> %new, %added
+  %lost_of_total = fsub <16 x float> %total, %before
+  %lost_of_part = fsub <16 x float> %part, %added
+  %lost_now = fadd <16 x float> %lost_of_total, %lost_of_part
+  %lost.1 = fadd <16 x float> %lost, %lost_now
+  store <16 x float> %new, ptr %sum, align 64
+  store <16 x float> %lost.1, ptr %lost_at, align 64
+  ret void
+}
+
 ; Q4_0: the quant in the lowest bits of each lane, as a float.
 define internal <16 x float> @quant_q4_0(<16 x i32> %bits0) #1 {
 entry:
@@ -470,11 +488,20 @@ i.done:
 ; vpdpbusd multiplies four codes with four digits in each lane.
 define internal void @q4_0_k4096_rows1_digits3(ptr noalias %x, ptr noalias %units, ptr noalias %w0, ptr noalias %tile) #0 {
 entry:
+  %long_sums = alloca [1 x [2 x <16 x float>]], align 64
+  store [2 x <16 x float>] zeroinitializer, ptr %long_sums, align 64
+  br label %stretch.head
+stretch.head:
+  %stretch = phi i64 [ 0, %entry ], [ %stretch.next, %slab.done ]
+  %stretch.more = icmp slt i64 %stretch, 64
+  br i1 %stretch.more, label %stretch.body, label %stretch.done
+stretch.body:
+  %stretch_end = add i64 %stretch, 32
   br label %slab.head
 slab.head:
-  %slab = phi i64 [ 0, %entry ], [ %slab.next, %block.done ]
-  %total0.0.slab = phi <16 x float> [ zeroinitializer, %entry ], [ %total0.0.block, %block.done ]
-  %slab.more = icmp slt i64 %slab, 64
+  %slab = phi i64 [ %stretch, %stretch.body ], [ %slab.next, %block.done ]
+  %total0.0.slab = phi <16 x float> [ zeroinitializer, %stretch.body ], [ %total0.0.block, %block.done ]
+  %slab.more = icmp slt i64 %slab, %stretch_end
   br i1 %slab.more, label %slab.body, label %slab.done
 slab.body:
   %slab_offset = mul i64 %slab, 576
@@ -615,7 +642,19 @@ block.done:
   %slab.next = add i64 %slab, 1
   br label %slab.head
 slab.done:
-  store <16 x float> %total0.0.slab, ptr %tile, align 64
+  ; the stretch's sums are added with what rounding takes from them
+  call void @add_to_long(<16 x float> %total0.0.slab, ptr %long_sums)
+  %stretch.next = add i64 %stretch, 32
+  br label %stretch.head
+stretch.done:
+  %total.6 = load <16 x float>, ptr %long_sums, align 64
+  %lost_at = getelementptr <16 x float>, ptr %long_sums, i64 1
+  %lost = load <16 x float>, ptr %lost_at, align 64
+  %magnitude = call <16 x float> @llvm.fabs.v16f32(<16 x float> %lost)
+  %finite = fcmp olt <16 x float> %magnitude, splat (float 0x7FF0000000000000)  ; not Inf − Inf
+  %kept = select <16 x i1> %finite, <16 x float> %lost, <16 x float> zeroinitializer
+  %total.7 = fadd <16 x float> %total.6, %kept
+  store <16 x float> %total.7, ptr %tile, align 64
   ; times the row's smallest step; a scale of 0 plus a lift is tiny, and becomes 0
   %end_at = getelementptr %Unit, ptr %units, i64 128
   %smallest_step_at = getelementptr %RowEnd, ptr %end_at, i64 0, i32 1
@@ -623,10 +662,10 @@ slab.done:
   %smallest_step_lane = insertelement <16 x float> poison, float %smallest_step, i64 0
   %smallest_step_lanes = shufflevector <16 x float> %smallest_step_lane, <16 x float> poison, <16 x i32> zeroinitializer
   %sums = load <16 x float>, ptr %tile, align 64
-  %magnitude = call <16 x float> @llvm.fabs.v16f32(<16 x float> %sums)
-  %some = fcmp oge <16 x float> %magnitude, splat (float 0x3E60000000000000)  ; 2^-25
-  %kept = select <16 x i1> %some, <16 x float> %sums, <16 x float> zeroinitializer
-  %scaled = fmul <16 x float> %kept, %smallest_step_lanes
+  %magnitude.1 = call <16 x float> @llvm.fabs.v16f32(<16 x float> %sums)
+  %some = fcmp oge <16 x float> %magnitude.1, splat (float 0x3E60000000000000)  ; 2^-25
+  %kept.1 = select <16 x i1> %some, <16 x float> %sums, <16 x float> zeroinitializer
+  %scaled = fmul <16 x float> %kept.1, %smallest_step_lanes
   store <16 x float> %scaled, ptr %tile, align 64
   %rough_count_at = getelementptr %RowEnd, ptr %end_at, i64 0, i32 0
   %rough_count = load i32, ptr %rough_count_at, align 4

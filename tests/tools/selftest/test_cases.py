@@ -12,10 +12,10 @@ from q4jit.hip.kernel import HipPlan
 from q4jit.hip.render import render
 from q4jit.hip.schedule import make_plan
 from q4jit.plan.options import PlanOptions
-from q4jit.precision import BOUNDS
+from q4jit.precision import BOUNDS, one_sign_bound
 from q4jit.targets import Target, find_target
 from q4jit.tools.selftest import measures
-from q4jit.tools.selftest.cases import Case, cases, product
+from q4jit.tools.selftest.cases import Case, cases, one_sign_cases, product
 from q4jit.tools.selftest.run import judge
 from q4jit.weights.formats import FORMATS
 from q4jit.weights.reference import random_weight, random_x
@@ -55,9 +55,22 @@ def test_every_combination_of_interest_is_covered() -> None:
             assert formats == set(FORMATS), group
     products = [case for case in selected if case.function is product]
     assert {case.rows for case in products} == {1, 2, 3, 8, 16, 17, 64, 100}
-    assert {case.args[1].shape[0] for case in products} == {256, 576, 4096}
+    assert {case.args[1].shape[0] for case in products} == {256, 576, 4096, 14336}
     assert {1, 37} < {case.args[1].shape[1] for case in products}
-    assert {case.bound for case in products} == {2e-6, 5e-4, 2e-2}
+    assert {case.bound for case in products} == {2e-6, 5e-4, 2e-2, one_sign_bound(14336)}
+
+
+def test_products_of_one_sign_have_no_negative_elements() -> None:
+    every = list(one_sign_cases((name, 2) for name in FORMATS))
+    assert len(every) == len(FORMATS)
+    for case in every:
+        x, w = case.args
+        assert x.min() >= 0
+        values = w.dequantize()
+        assert values.min() >= 0
+        assert (values > 0).mean() > 0.8
+        assert not judge(case, [(x @ values) * np.float32(1 + 5e-7)]).passed
+        assert judge(case, [(x.astype(np.float64) @ values).astype(np.float32)]).passed
 
 
 def test_an_arch_without_matrix_units_has_no_cases_for_them() -> None:
