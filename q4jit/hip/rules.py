@@ -35,6 +35,8 @@ class GpuRules(abc.ABC):
         tried: for each class of few rows, the schedules that a search compares.
         gemv_columns: columns of a wave of `gemv`, by rows of x.
         dot_columns: columns of a wave of `gemv_dot`, by rows of x.
+        ahead_registers: most registers for the units that a lane of `gemv` loads ahead, for one row
+            and for several rows; more of them halve the columns. None: no limit.
 
         splits: numbers of splits of K in `gemv_matrix`; the first that suits is taken.
         waves: waves of a `gemv_matrix` block, divided by the number of products.
@@ -59,6 +61,7 @@ class GpuRules(abc.ABC):
     # there are more waves, which hide latency
     gemv_columns: ClassVar[Mapping[int, int]] = {1: 2, 2: 4, 4: 2, 8: 2}
     dot_columns: ClassVar[Mapping[int, int]] = {1: 4, 2: 2, 4: 1, 8: 1, 16: 1}
+    ahead_registers: tuple[int, int] | None = None
 
     splits: tuple[int, ...]
     waves: int = 16
@@ -80,6 +83,15 @@ class GpuRules(abc.ABC):
         self, arch: HipArch, section: Section, rows: int, tile_rows: int, folded: bool
     ) -> TileShape:
         """Return the columns and waves of a `tile_halves`; rows: the class of M."""
+
+    def columns_of_gemv(self, rows: int, registers: int) -> int:
+        """Return the columns of a wave of `gemv`; registers: of a lane for a unit of a column."""
+        columns = self.gemv_columns[rows]
+        if self.ahead_registers is not None:
+            most = self.ahead_registers[rows > 1]
+            while columns > 1 and columns * registers > most:
+                columns //= 2
+        return columns
 
     def tile_rows(self, arch: HipArch, section: Section, rows: int, may_be_tall: bool) -> int:
         """Return the rows of a tile of `tile_halves`.
@@ -182,6 +194,8 @@ AMD: Final = AmdRules(
     splits=(1,),  # no clusters, in which blocks could add their sums
     most_waves=16,
     ahead=1,
+    # counted: of one row LLVM spills 256, but not 192; of two rows 128, but not 76
+    ahead_registers=(192, 96),
     least_tile_rows=16,  # of a matrix instruction
     stages_bytes=16 << 10,  # of 64 KiB; the next stage is in registers while it is loaded
     tile_columns=128,
