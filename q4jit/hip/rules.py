@@ -41,6 +41,7 @@ class GpuRules(abc.ABC):
         splits: numbers of splits of K in `gemv_matrix`; the first that suits is taken.
         waves: waves of a `gemv_matrix` block, divided by the number of products.
         most_waves: the same if a compute unit has more panels than `waves`.
+        even_waves: waves of a `gemv_matrix` block are a multiple of it, if they can be.
         light_rows: most rows of x that are cheap to split into f16 terms. For so few rows, K is
             split only from `long_k` on, and `many_panels` per compute unit get `most_waves`.
         long_k: see `light_rows`.
@@ -66,6 +67,7 @@ class GpuRules(abc.ABC):
     splits: tuple[int, ...]
     waves: int = 16
     most_waves: int
+    even_waves: int = 1
     light_rows: int = 2
     long_k: int = 8192
     many_panels: int = 4
@@ -152,7 +154,8 @@ class AmdRules(GpuRules):
 
     A thread block of `gemv_matrix` needs about 137 instructions to split eight elements of x, and
     each wave needs 90 to multiply 16 columns by 128 elements of K. One block per compute unit is
-    therefore best, as on NVIDIA. 16 waves are four per SIMD on CDNA and eight on RDNA.
+    therefore best, as on NVIDIA. 16 waves are four per SIMD on CDNA and eight on RDNA. docs/amd.md
+    counts whole blocks.
 
     Attributes:
         tile_columns: columns of a block of `tile_halves`. Few rows take half of them if there are
@@ -193,6 +196,9 @@ AMD: Final = AmdRules(
     tried=dict.fromkeys(FEW_ROWS, (GEMV_MATRIX,)),
     splits=(1,),  # no clusters, in which blocks could add their sums
     most_waves=16,
+    # SIMDs of a compute unit (RDNA: of a work-group processor). Counted: with 12 waves instead of
+    # 15 the busiest SIMD issues 10 to 30 % less for K = 4096
+    even_waves=4,
     ahead=1,
     # counted: of one row LLVM spills 256, but not 192; of two rows 128, but not 76
     ahead_registers=(192, 96),

@@ -175,8 +175,11 @@ def _divided(problem: Problem, waves_n: int, waves: int) -> list[tuple[int, int]
     Their product is at most `waves`, or the number of waves in the caller's block size.
     """
     if problem.plan_options.block_size is None:
-        waves_n = min(waves_n, waves)
-        return [(waves_n, waves_k) for waves_k in range(waves // waves_n, 0, -1)]
+        waves_n, even = min(waves_n, waves), problem.rules.even_waves
+        most = waves // waves_n
+        # fewer than half of the waves would hide too little latency
+        even_ones = [k for k in range(most, most // 2, -1) if waves_n * k % even == 0]
+        return [(waves_n, k) for k in dict.fromkeys([*even_ones, *range(most, 0, -1)])]
     waves = problem.plan_options.block_size // problem.arch.wave
     divisors = [n for n in range(1, waves + 1) if waves % n == 0]
     return [(n, waves // n) for n in sorted(divisors, key=lambda n: abs(n - waves_n))]
