@@ -50,8 +50,7 @@ class GemvMatrixSizes:
         lds_bytes: shared memory that a thread block may have.
         most_quarters_ahead: quarters of x that the registers of a thread may hold.
         keeps_stage_loop: whether a single stage is written as a loop, too.
-        row_values: values of each row of x that the prologue needs, in shared memory; 0 if they are
-            in registers.
+        row_values_bytes: shared memory for the values of each row of x that the prologue needs.
     """
 
     unit: MatrixUnit
@@ -68,7 +67,7 @@ class GemvMatrixSizes:
     lds_bytes: int
     most_quarters_ahead: int
     keeps_stage_loop: bool
-    row_values: int
+    row_values_bytes: int
 
     # --- the waves, along N and along K ---
 
@@ -275,12 +274,6 @@ class GemvMatrixSizes:
         return self.room_bytes + self.received_bytes + flags_bytes + self.row_values_bytes
 
     @property
-    def row_values_bytes(self) -> int:
-        """Return the bytes of the values of all rows."""
-        values_bytes = self.row_values * self.rows * _F32_BYTES
-        return -(-values_bytes // _ITEM_BYTES) * _ITEM_BYTES
-
-    @property
     def _results_bytes(self) -> int:
         return self.products * self.rows * self.columns * _F32_BYTES
 
@@ -310,22 +303,22 @@ def sizes_of(arch: HipArch, kernel: HipKernel) -> GemvMatrixSizes:
         # measured on an H200: without it fewer loads of x are in flight, and a row of K = 14336 in
         # f16 took 1.27 times as long
         keeps_stage_loop=arch.is_nvidia,
-        row_values=_shared_row_values(arch, kernel),
+        row_values_bytes=_row_values_bytes(arch, kernel),
     )
 
 
-def _shared_row_values(arch: HipArch, kernel: HipKernel) -> int:
-    """Return how many values of each row are in shared memory.
+def _row_values_bytes(arch: HipArch, kernel: HipKernel) -> int:
+    """Return the shared memory for the values of rows, 0 if registers hold them.
 
-    A thread finds the row of its x at run time, and registers have no such index. Of a single row
-    they are in registers.
+    A thread finds the row of its x at run time, and registers have no such index. They hold the
+    values of a single row.
     """
     values, rows = _row_values(kernel.work), kernel.rows_per_tile
     # counted for sm_90: with 72 registers a thread ptxas spills up to twice as much of a LayerNorm
     # (K = 4096, N = 14336, f16) if the values of two rows are shared
     if rows == 1 or (arch.is_nvidia and rows == 2 and values > 1):
         return 0
-    return values
+    return -(-values * rows * _F32_BYTES // _ITEM_BYTES) * _ITEM_BYTES
 
 
 def _row_values(work: Kernel) -> int:
