@@ -6,6 +6,7 @@
 from dataclasses import dataclass
 from typing import Any, Final
 
+from q4jit.frontend.graph import REDUCTIONS, Node, reachable
 from q4jit.hip.kernel import (
     GEMV_MATRIX,
     MATRIX_COLUMNS,
@@ -16,6 +17,7 @@ from q4jit.hip.kernel import (
     HipPlan,
 )
 from q4jit.hip.matrix_units import UNIT_QUARTERS, MatrixUnit, f16_unit
+from q4jit.plan.kernels import Kernel
 from q4jit.targets import HipArch
 
 RESERVE_BYTES: Final = 1024
@@ -24,6 +26,9 @@ RESERVE_BYTES: Final = 1024
 _F32_BYTES: Final = 4
 _MARK_BYTES: Final = 1  # whether a unit is rough
 _ITEM_BYTES: Final = 16  # a quarter as one term, and what the compiler aligns shared memory to
+# any_rough and arrived; a number of each of 32 waves, for a sum and for a maximum
+_EXCHANGES_BYTES: Final = 2 * _ITEM_BYTES + 2 * 32 * _F32_BYTES
+_WITHOUT_VARIABLE: Final = frozenset({"const", "scalar", "reshape"})
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,7 @@ class GemvMatrixSizes:
         lds_bytes: shared memory that a thread block may have.
         most_quarters_ahead: quarters of x that the registers of a thread may hold.
         keeps_stage_loop: whether a single stage is written as a loop, too.
+        row_values_bytes: shared memory for the values of each row of x that the prologue needs.
     """
 
     unit: MatrixUnit
@@ -61,6 +67,7 @@ class GemvMatrixSizes:
     lds_bytes: int
     most_quarters_ahead: int
     keeps_stage_loop: bool
+    row_values_bytes: int
 
     # --- the waves, along N and along K ---
 
@@ -264,7 +271,7 @@ class GemvMatrixSizes:
     def used_bytes(self) -> int:
         """Return the shared memory of a thread block."""
         flags_bytes = _ITEM_BYTES * (2 if self.splits > 1 else 1)  # any_rough, arrived
-        return self.room_bytes + self.received_bytes + flags_bytes
+        return self.room_bytes + self.received_bytes + flags_bytes + self.row_values_bytes
 
     @property
     def _results_bytes(self) -> int:
@@ -272,7 +279,8 @@ class GemvMatrixSizes:
 
     @property
     def _budget_bytes(self) -> int:
-        return self.lds_bytes - RESERVE_BYTES - self.received_bytes
+        reserve_bytes = max(RESERVE_BYTES, self.row_values_bytes + _EXCHANGES_BYTES)
+        return self.lds_bytes - reserve_bytes - self.received_bytes
 
 
 def sizes_of(arch: HipArch, kernel: HipKernel) -> GemvMatrixSizes:
@@ -295,7 +303,41 @@ def sizes_of(arch: HipArch, kernel: HipKernel) -> GemvMatrixSizes:
         # measured on an H200: without it fewer loads of x are in flight, and a row of K = 14336 in
         # f16 took 1.27 times as long
         keeps_stage_loop=arch.is_nvidia,
+        row_values_bytes=_row_values_bytes(arch, kernel),
     )
+
+
+def _row_values_bytes(arch: HipArch, kernel: HipKernel) -> int:
+    """Return the shared memory for the values of rows, 0 if registers hold them.
+
+    A thread finds the row of its x at run time, and registers have no such index. They hold the
+    values of a single row.
+    """
+    values, rows = _row_values(kernel.work), kernel.rows_per_tile
+    # counted for sm_90: with 72 registers a thread ptxas spills up to twice as much of a LayerNorm
+    # (K = 4096, N = 14336, f16) if the values of two rows are shared
+    if rows == 1 or (arch.is_nvidia and rows == 2 and values > 1):
+        return 0
+    return -(-values * rows * _F32_BYTES // _ITEM_BYTES) * _ITEM_BYTES
+
+
+def _row_values(work: Kernel) -> int:
+    """Return how many values of a row a text's `RowValues` holds: none without a reduction."""
+    x, stored = work.x, {s.node.id for s in work.loads}
+    if x is None or not any(map(_reduces, reachable((x,), stored))):
+        return 0
+    held = {node.id for node in reachable((x,)) if _is_held(node)}
+    at_column = reachable((x,), held | stored)
+    return len({operand.id for node in at_column for operand in node.operands} & held)
+
+
+def _reduces(node: Node) -> bool:
+    return node.op in REDUCTIONS and node.operands[0].width > 1
+
+
+def _is_held(node: Node) -> bool:
+    is_number = node.width == 1 and not node.is_bool and node.op not in _WITHOUT_VARIABLE
+    return is_number and (node.op not in REDUCTIONS or _reduces(node))
 
 
 def matrix_variables(plan: HipPlan, kernel: HipKernel) -> dict[str, Any]:

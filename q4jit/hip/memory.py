@@ -28,6 +28,7 @@ MOST_STAGES_BYTES: Final = 32 << 10
 
 _F32_BYTES: Final = 4
 _F16_BYTES: Final = 2
+_ALIGNED_BYTES: Final = 16  # the alignment of every array in shared memory
 
 # --- shared memory of a block ---------------------------------------------------------------------
 
@@ -36,8 +37,9 @@ def shared_bytes(plan: HipPlan, kernel: HipKernel) -> int:
     """Return the bytes of shared memory that a block of a kernel has."""
     # the waves exchange a number each
     exchanges = adds_up_blocks(kernel) + finds_largest(kernel) + finds_maximum(kernel)
-    waves = kernel.block_size // plan.target.hip.wave
-    return _staged_bytes(plan, kernel) + exchanges * waves * _F32_BYTES
+    waves_bytes = kernel.block_size // plan.target.hip.wave * _F32_BYTES
+    array_bytes = -(-waves_bytes // _ALIGNED_BYTES) * _ALIGNED_BYTES
+    return _staged_bytes(plan, kernel) + exchanges * array_bytes
 
 
 def generic_bytes(arch: HipArch, block_size: int) -> int:

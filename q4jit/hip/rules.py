@@ -35,10 +35,13 @@ class GpuRules(abc.ABC):
         tried: for each class of few rows, the schedules that a search compares.
         gemv_columns: columns of a wave of `gemv`, by rows of x.
         dot_columns: columns of a wave of `gemv_dot`, by rows of x.
+        ahead_registers: most registers for the units that a lane of `gemv` loads ahead, for one row
+            and for several rows; more of them halve the columns. None: no limit.
 
         splits: numbers of splits of K in `gemv_matrix`; the first that suits is taken.
         waves: waves of a `gemv_matrix` block, divided by the number of products.
         most_waves: the same if a compute unit has more panels than `waves`.
+        even_waves: waves of a `gemv_matrix` block are a multiple of it, if they can be.
         light_rows: most rows of x that are cheap to split into f16 terms. For so few rows, K is
             split only from `long_k` on, and `many_panels` per compute unit get `most_waves`.
         long_k: see `light_rows`.
@@ -59,10 +62,12 @@ class GpuRules(abc.ABC):
     # there are more waves, which hide latency
     gemv_columns: ClassVar[Mapping[int, int]] = {1: 2, 2: 4, 4: 2, 8: 2}
     dot_columns: ClassVar[Mapping[int, int]] = {1: 4, 2: 2, 4: 1, 8: 1, 16: 1}
+    ahead_registers: tuple[int, int] | None = None
 
     splits: tuple[int, ...]
     waves: int = 16
     most_waves: int
+    even_waves: int = 1
     light_rows: int = 2
     long_k: int = 8192
     many_panels: int = 4
@@ -80,6 +85,15 @@ class GpuRules(abc.ABC):
         self, arch: HipArch, section: Section, rows: int, tile_rows: int, folded: bool
     ) -> TileShape:
         """Return the columns and waves of a `tile_halves`; rows: the class of M."""
+
+    def columns_of_gemv(self, rows: int, registers: int) -> int:
+        """Return the columns of a wave of `gemv`; registers: of a lane for a unit of a column."""
+        columns = self.gemv_columns[rows]
+        if self.ahead_registers is not None:
+            most = self.ahead_registers[rows > 1]
+            while columns > 1 and columns * registers > most:
+                columns //= 2
+        return columns
 
     def tile_rows(self, arch: HipArch, section: Section, rows: int, may_be_tall: bool) -> int:
         """Return the rows of a tile of `tile_halves`.
@@ -140,7 +154,8 @@ class AmdRules(GpuRules):
 
     A thread block of `gemv_matrix` needs about 137 instructions to split eight elements of x, and
     each wave needs 90 to multiply 16 columns by 128 elements of K. One block per compute unit is
-    therefore best, as on NVIDIA. 16 waves are four per SIMD on CDNA and eight on RDNA.
+    therefore best, as on NVIDIA. 16 waves are four per SIMD on CDNA and eight on RDNA. docs/amd.md
+    counts whole blocks.
 
     Attributes:
         tile_columns: columns of a block of `tile_halves`. Few rows take half of them if there are
@@ -181,7 +196,12 @@ AMD: Final = AmdRules(
     tried=dict.fromkeys(FEW_ROWS, (GEMV_MATRIX,)),
     splits=(1,),  # no clusters, in which blocks could add their sums
     most_waves=16,
+    # SIMDs of a compute unit (RDNA: of a work-group processor). Counted: with 12 waves instead of
+    # 15 the busiest SIMD issues 10 to 30 % less for K = 4096
+    even_waves=4,
     ahead=1,
+    # counted: of one row LLVM spills 256, but not 192; of two rows 128, but not 76
+    ahead_registers=(192, 96),
     least_tile_rows=16,  # of a matrix instruction
     stages_bytes=16 << 10,  # of 64 KiB; the next stage is in registers while it is loaded
     tile_columns=128,

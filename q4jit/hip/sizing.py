@@ -24,6 +24,7 @@ from q4jit.hip.limits import can_run_gemv_matrix, can_run_tile_halves
 from q4jit.hip.memory import f16_unit_bytes
 from q4jit.hip.problem import Problem
 from q4jit.hip.rules import GEMV_LANES, GEMV_MOST_ROWS, rules_of
+from q4jit.hip.weight import Weight
 from q4jit.plan.kernels import Kernel, Section
 from q4jit.targets import HipArch
 from q4jit.weights.layouts import PLANAR, TILES16
@@ -72,18 +73,27 @@ def sized(problem: Problem, work: Kernel, schedule: str) -> HipKernel:
 def _gemv(problem: Problem, work: Kernel, schedule: str) -> HipKernel:
     rows = min(problem.m_class, GEMV_MOST_ROWS if schedule == GEMV else MOST_FEW_ROWS)
     lanes = _lanes(problem.arch, work)
-    rules = problem.rules
-    by_rows = rules.gemv_columns if schedule == GEMV else rules.dot_columns
+    columns = (
+        problem.rules.columns_of_gemv(rows, _unit_registers(problem, work))
+        if schedule == GEMV
+        else problem.rules.dot_columns[rows]
+    )
     return unsized(
         problem,
         work,
         schedule,
         rows_per_tile=rows,
-        columns=min(by_rows[rows], lanes),
+        columns=min(columns, lanes),
         lanes=lanes,
         int8=schedule == GEMV_DOT,
         scales_late=problem.has_finite_blocks(work.sections[0]),
     )
+
+
+def _unit_registers(problem: Problem, work: Kernel) -> int:
+    """Return the registers for a unit of a column of each product, as it is stored."""
+    weights = problem.weights(work.sections[0])
+    return sum(Weight(spec, PLANAR, frozenset()).stored_registers for spec in weights)
 
 
 def _lanes(arch: HipArch, work: Kernel) -> int:
@@ -165,8 +175,11 @@ def _divided(problem: Problem, waves_n: int, waves: int) -> list[tuple[int, int]
     Their product is at most `waves`, or the number of waves in the caller's block size.
     """
     if problem.plan_options.block_size is None:
-        waves_n = min(waves_n, waves)
-        return [(waves_n, waves_k) for waves_k in range(waves // waves_n, 0, -1)]
+        waves_n, even = min(waves_n, waves), problem.rules.even_waves
+        most = waves // waves_n
+        # fewer than half of the waves would hide too little latency
+        even_ones = [k for k in range(most, most // 2, -1) if waves_n * k % even == 0]
+        return [(waves_n, k) for k in dict.fromkeys([*even_ones, *range(most, 0, -1)])]
     waves = problem.plan_options.block_size // problem.arch.wave
     divisors = [n for n in range(1, waves + 1) if waves % n == 0]
     return [(n, waves // n) for n in sorted(divisors, key=lambda n: abs(n - waves_n))]

@@ -249,6 +249,12 @@ class Weight:
         """Loads of 16 bytes for the quants of a unit."""
         return sum(plane.words for plane in self.planes)
 
+    @property
+    def stored_registers(self) -> int:
+        """Registers of a lane for a unit as it is stored, scales included."""
+        loads = 2 * self.float_bytes or self.words
+        return 4 * loads + (self.float_bytes == 0) + self.has_m + self.has_scales
+
 
 @dataclass(frozen=True)
 class Product:

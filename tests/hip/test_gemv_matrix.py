@@ -18,6 +18,7 @@ from tests.support.compilers import compiler_for
 from tests.support.hip import hip_plan, run_on_host
 from tests.support.hip_cases import (
     gated,
+    layer_norm,
     product,
     tensor,
     zeros,
@@ -160,6 +161,22 @@ def test_a_fused_function(m: int, arch: str) -> None:
     gate, up = weight("Q4_0", K, N, seed=1), weight("Q4_0", K, N, seed=2)
     args, exact = around(random_x(m, K), gate, up)
     (y,) = run(block, args, arch)
+    assert relative_error(y, exact) < 3e-6
+
+
+@every_arch
+@pytest.mark.parametrize("m", [2, 3, 16])
+def test_each_row_has_its_own_row_values(m: int, arch: str) -> None:
+    w, gain, bias = weight("Q4_0", K, N), random_x(1, K)[0], random_x(2, K)[1]
+    x = random_x(m, K) * np.arange(1, m + 1, dtype=F32)[:, None] + F32(3)
+    x[m - 1, 7] = 1e6  # a rough row
+    args = [x, gain, bias, w.tensor]
+    plan = planned(layer_norm, args, arch)
+    in_registers = arch == "sm_90" and m == 2
+    assert ("SHARED RowValues" in render(plan, plan.kernels[-1]).text) != in_registers
+    (y,) = run_on_host(plan, args)
+    wide = (a.astype(np.float64) for a in (x, gain, bias, w.values))
+    exact = layer_norm(*wide)
     assert relative_error(y, exact) < 3e-6
 
 

@@ -6,6 +6,7 @@ version of ziglang. A kernel that needs more fails. A kernel that needs less fai
 """
 
 import importlib.metadata
+import itertools
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -48,6 +49,7 @@ from tests.support.hip_cases import (
     values,
     zeros,
 )
+from tests.support.hip_chosen import FAMILIES, choices
 from tests.support.hip_objects import (
     LOAD_16,
     assembly,
@@ -242,6 +244,29 @@ def test_no_kernel_has_scratch_or_spills(arch: str) -> None:
         for (name, source), problems in zip(named, listed, strict=True)
         if problems
     ]
+
+
+@pytest.mark.parametrize(
+    ("place", "arch"), [(place, arch) for family in FAMILIES for place, arch in enumerate(family)]
+)
+def test_no_chosen_kernel_has_scratch_or_spills(place: int, arch: str) -> None:
+    cases = [choice.case() for choice in choices() if choice.place == place]
+    named = list({s.text: (case.name, s) for case in cases for s in case.sources(arch)}.values())
+    assert len(named) > 90
+    compiler_for(arch)
+    listed = in_parallel(faults, [source for _, source in named])
+    assert not [
+        (name, source.symbol, *problems)
+        for (name, source), problems in zip(named, listed, strict=True)
+        if problems
+    ]
+
+
+def test_every_pair_of_values_is_chosen() -> None:
+    chosen = [(c.place, c.format, c.m, c.shape, c.function) for c in choices()]
+    for a, b in itertools.combinations(range(len(chosen[0])), 2):
+        values = {each[a] for each in chosen}, {each[b] for each in chosen}
+        assert {(each[a], each[b]) for each in chosen} == set(itertools.product(*values))
 
 
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90"])

@@ -22,6 +22,7 @@ from tests.support.tools import require_tool
 ARCHS: Final = ("gfx906", "gfx90a", "gfx1030", "gfx1100", "gfx1201", "sm_80", "sm_90")
 CONSTANT: Final = re.compile(r"^constexpr (?:int|bool|float) .*?;", re.MULTILINE | re.DOTALL)
 SHARED: Final = re.compile(r"^ +SHARED(?:_AT_512)? (\w+) \w+((?:\[[^]]*\])?);", re.MULTILINE)
+ROW_VALUES: Final = re.compile(r"^struct RowValues \{.*?^\};", re.MULTILINE | re.DOTALL)
 TYPES: Final = (
     "typedef unsigned char u8; typedef unsigned short u16; typedef unsigned long long u64;"
     "struct u32x4 { unsigned elements[4]; };"
@@ -59,7 +60,7 @@ def test_shared_memory_is_what_the_arrays_of_a_text_take(arch: str, tmp_path: Pa
             f'static_assert({at_least} <= LDS_BYTES, "{kernel.work.name}, {kernel.rows_class}");',
             f'static_assert(LDS_BYTES <= {at_most}, "{kernel.work.name}, {kernel.rows_class}");',
         ]
-        spaces["\n".join([*CONSTANT.findall(text), *checks])] = None
+        spaces["\n".join([*CONSTANT.findall(text), *ROW_VALUES.findall(text), *checks])] = None
     assert len(spaces) > 20
     texts = [f"namespace n{i} {{\n{space}\n}}" for i, space in enumerate(spaces)]
     source = tmp_path / "constants.cpp"

@@ -82,6 +82,27 @@ def normed(x: Any, gain: Any, w: Any) -> Any:
     return h + h @ w
 
 
+def rms_norm(x: Any, gain: Any, w: Any) -> Any:
+    return (x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + 1e-5) * gain) @ w
+
+
+def layer_norm(x: Any, gain: Any, bias: Any, w: Any) -> Any:
+    d = x - np.mean(x, axis=-1, keepdims=True)
+    return (d / np.sqrt(np.mean(d * d, axis=-1, keepdims=True) + 1e-5) * gain + bias) @ w
+
+
+def softmax(x: Any, w: Any) -> Any:
+    e = np.exp(x - np.max(x, axis=-1, keepdims=True))
+    return (e / np.sum(e, axis=-1, keepdims=True)) @ w
+
+
+def swiglu(x: Any, gain: Any, gate: Any, up: Any) -> Any:
+    """RMSNorm, then SiLU gating."""
+    h = x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + 1e-5) * gain
+    g = h @ gate
+    return g / (1 + np.exp(-g)) * (h @ up)
+
+
 def values(w: Any) -> Any:
     return w.dequantize()
 
@@ -123,6 +144,7 @@ GOLDEN: Final[tuple[tuple[str, Case | Generic], ...]] = (
     ("gfx1100", case("gemv_pairs", product, zeros(1, K), _W["Q4_0"])),
     ("gfx1201", case("gemv_matrix", residual, zeros(3, K), _W["Q4_0"], zeros(3, N))),
     ("gfx90a", case("gemv_matrix_16", normed, zeros(16, K), zeros(K), tensor("Q4_0", K, K))),
+    ("gfx1100", case("gemv_matrix_rms", rms_norm, zeros(4, K), zeros(K), _W["Q4_0"])),
     ("sm_90", case("gemv_matrix_gated", gated, zeros(4, K), _W["Q4_0"], _W["Q4_0"], zeros(N))),
     ("gfx1201", case("gemv_dot", residual, zeros(3, K), _W["Q6_K"], zeros(3, N), precision="i8")),
     ("gfx1030", case("tile_fma", softcap, zeros(70, K), _W["Q4_1"], 30.0)),
@@ -141,6 +163,7 @@ GOLDEN: Final[tuple[tuple[str, Case | Generic], ...]] = (
 
 _LAYER: Final = 4096, 4096  # K and N of a layer of a model
 _TWO: Final = [tensor("Q4_0", *_LAYER)] * 2
+_NORM: Final = [zeros(4096), zeros(4096)]
 
 
 def _large(name: str, fmt: str, m: int, **plan_options: Any) -> Case:
@@ -152,6 +175,7 @@ RECORDED: Final[tuple[Case | Generic, ...]] = (
     _large("chosen 1 Q4_0", "Q4_0", 1),
     _large("chosen 16 Q4_0", "Q4_0", 16),
     case("chosen 8 gated Q4_0", gated, zeros(8, 4096), *_TWO, zeros(4096)),
+    case("chosen 4 layer norm", layer_norm, zeros(4, 4096), *_NORM, tensor("Q4_0", *_LAYER)),
     _large("gemv 1 Q4_0", "Q4_0", 1, schedule=GEMV),
     _large("gemv 1 Q6_K", "Q6_K", 1),
     _large("gemv 4 Q4_0 gguf", "Q4_0", 4, layout="gguf"),

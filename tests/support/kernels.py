@@ -504,6 +504,8 @@ def specs_of(args: Sequence[Any]) -> Signature:
 
 
 def _spec(value: Any) -> Spec:
+    if isinstance(value, WeightSpec):
+        return value
     if isinstance(value, QuantizedTensor):
         return WeightSpec(*value.signature)
     if isinstance(value, np.ndarray):

@@ -125,6 +125,7 @@ DEVICE void compute(const Arguments& a) {
             if (is_nonzero) nonzero += 1.0f;
             if (is_nonzero && abs_f32(x[j]) < LEAST) small += 1.0f;
         }
+        settle(nonzero), settle(small);  // masks of all quarters are too many for the scalar registers of a wave
         if (quarter >= QUARTERS) continue;
         UNROLL for (int term = 0; term < TERMS; ++term) {
             u32x4 halves;

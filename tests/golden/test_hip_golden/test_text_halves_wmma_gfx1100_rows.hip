@@ -120,6 +120,7 @@ DEVICE void compute(const Arguments& a) {
             if (is_nonzero) nonzero += 1.0f;
             if (is_nonzero && abs_f32(x[j]) < LEAST) small += 1.0f;
         }
+        settle(nonzero), settle(small);  // masks of all quarters are too many for the scalar registers of a wave
         if (quarter >= QUARTERS) continue;
         u32x4 halves;
         UNROLL for (int i = 0; i < 4; ++i) {
