@@ -19,18 +19,18 @@ from q4jit.arrays.dtypes import F32
 from q4jit.arrays.libraries import with_views
 from q4jit.arrays.specs import shape_key, stand_in
 from q4jit.arrays.torch_tensors import tensor_facts
+from q4jit.dispatch.nested import hold_symbols, leaves_to_prepare, trace_through
+from q4jit.dispatch.options import Options, unknown_arguments
+from q4jit.dispatch.pickling import PickledAsFunction
+from q4jit.dispatch.policy import runs_kernels
+from q4jit.dispatch.specializer import Specializer, assembly, counted
 from q4jit.errors import ArgumentError, expected
 from q4jit.frontend.specs import Signature
 from q4jit.frontend.structures import flattened, names_of
 from q4jit.locks import BUILD, warnings_later
-from q4jit.nested import hold_symbols, leaves_to_prepare, trace_through
-from q4jit.options import Options, unknown_arguments
-from q4jit.pickling import PickledAsFunction
 from q4jit.pipeline import DeviceLaunch, Launch, Remark
 from q4jit.plan.kernels import Source
-from q4jit.policy import runs_kernels
 from q4jit.runtime.pool import threads_in_use, warn_of_changed_variables
-from q4jit.specializer import Specializer, assembly, counted
 from q4jit.weights.tensor import QuantizedTensor
 
 _P = ParamSpec("_P")

@@ -25,7 +25,6 @@ from q4jit import (
     TargetError,
     TraceError,
     dispatcher,
-    kept,
     quantize,
     specialize,
     specializer,
@@ -34,6 +33,7 @@ from q4jit.backends import find_backend
 from q4jit.compilers import llvm
 from q4jit.cpu import lower as lower_cpu
 from q4jit.cpu.schedule import CpuKernel, CpuPlan
+from q4jit.dispatch import kept
 from q4jit.dispatcher import Specialized
 from q4jit.plan.kernels import Source
 from q4jit.runtime.cpu import LoadedObject, undefined_symbols

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import q4jit
-from q4jit.options import Options
+from q4jit.dispatch.options import Options
 from q4jit.version import version
 from tests.support.paths import ROOT
 

@@ -789,7 +789,7 @@ def test_a_kernel_is_loaded_once_per_device(calls: Run) -> None:
 def test_many_ints_are_bounded_on_a_gpu_too(calls: Run) -> None:
     calls("""
         import warnings
-        from q4jit import kept
+        from q4jit.dispatch import kept
         warnings.simplefilter("ignore")
         kept.MOST_CALLS, kept.MOST_PLANS = 8, 3
         def unused(x, w, n):

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from q4jit import specialize, specializer
 from q4jit.backends import find_backend
 from q4jit.compilers import find as find_of_compilers
+from q4jit.dispatch.policy import Place
 from q4jit.errors import ArgumentError, CompileError, DeviceError, TuningError
 from q4jit.frontend.specs import WeightSpec, array_spec
 from q4jit.frontend.trace import trace
@@ -25,7 +26,6 @@ from q4jit.hip.kernel import HipKernel, HipPlan
 from q4jit.hip.schedule import make_plan
 from q4jit.hip.tunings import Choice, Key, Trial
 from q4jit.plan.options import PlanOptions
-from q4jit.policy import Place
 from q4jit.precision import BOUNDS
 from q4jit.runtime.driver import Device
 from q4jit.targets import Target, find_target

@@ -9,11 +9,11 @@ import pytest
 
 from q4jit.backends import find_backend
 from q4jit.cpu.schedule import CpuPlan, make_plan, tile_of
+from q4jit.dispatch.options import Options
+from q4jit.dispatch.policy import cost_of
 from q4jit.frontend.specs import ArraySpec, Spec, WeightSpec, array_spec
 from q4jit.frontend.trace import trace
-from q4jit.options import Options
 from q4jit.plan.options import PlanOptions
-from q4jit.policy import cost_of
 from q4jit.targets import find_target
 
 V3 = find_target("cpu:x86-64-v3")

@@ -9,8 +9,8 @@ import numpy as np
 
 from q4jit import config
 from q4jit.backends import find_backend
+from q4jit.dispatch.options import Options
 from q4jit.dispatcher import Specialized
-from q4jit.options import Options
 from q4jit.plan.options import PlanOptions
 from q4jit.precision import BOUNDS
 from q4jit.progress import progress

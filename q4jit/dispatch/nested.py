@@ -6,6 +6,7 @@ from contextvars import ContextVar
 from typing import Any, Final, Protocol
 
 from q4jit.arrays.libraries import with_views
+from q4jit.dispatch.options import Options
 from q4jit.errors import TraceError
 from q4jit.frontend.carets import located
 from q4jit.frontend.containers import Apart, Misfit
@@ -15,7 +16,6 @@ from q4jit.frontend.row_counts import RowCount
 from q4jit.frontend.structures import flattened, names_of, unflattened
 from q4jit.frontend.symbols import SymbolicArray, SymbolicWeight
 from q4jit.frontend.trace import call_with
-from q4jit.options import Options
 from q4jit.precision import BOUNDS
 
 _WITH_BUILDER: Final = frozenset({SymbolicArray, SymbolicWeight, SymbolicIds})

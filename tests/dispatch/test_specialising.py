@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from q4jit import QuantizedTensor, SpecializationWarning, kept, quantize, specialize
-from q4jit.causes import MOST_VALUES
+from q4jit import QuantizedTensor, SpecializationWarning, quantize, specialize
+from q4jit.dispatch import kept
+from q4jit.dispatch.causes import MOST_VALUES
 from tests.support import child
 from tests.support.functions import F32, random
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from q4jit.backends import find_backend
+from q4jit.dispatch.policy import names_device
 from q4jit.errors import ArgumentError, expected
 from q4jit.frontend.graph import Node, reachable
 from q4jit.plan.options import PlanOptions
-from q4jit.policy import names_device
 from q4jit.precision import PRECISIONS
 from q4jit.targets import find_target
 

@@ -244,7 +244,7 @@ def changed_later(
     function: Any, wanted: Callable[[], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for factor in (2.0, 3.0):
-        monkeypatch.setattr("tests.test_nested.FACTOR", factor)
+        monkeypatch.setattr("tests.dispatch.test_nested.FACTOR", factor)
         np.testing.assert_allclose(function(X), wanted(), rtol=1e-4, atol=1e-4)
 
 

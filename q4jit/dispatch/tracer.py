@@ -5,16 +5,16 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from q4jit import config
-from q4jit.causes import Causes
+from q4jit.dispatch.causes import Causes
+from q4jit.dispatch.kept import Kept
+from q4jit.dispatch.nested import tracing
+from q4jit.dispatch.options import Options
 from q4jit.errors import TraceError
 from q4jit.frontend.frozen import Frozen, freeze
 from q4jit.frontend.graph import Graph
 from q4jit.frontend.specs import Signature, classes_of
 from q4jit.frontend.trace import trace
-from q4jit.kept import Kept
 from q4jit.locks import BUILD
-from q4jit.nested import tracing
-from q4jit.options import Options
 
 _MOST_RETRACED: Final = 16  # signatures that are compared when a global has changed
 

@@ -6,9 +6,10 @@ from typing import Any, NoReturn
 import numpy as np
 import pytest
 
-from q4jit import ArgumentError, DeviceError, TargetError, policy, quantize, specialize
+from q4jit import ArgumentError, DeviceError, TargetError, quantize, specialize
 from q4jit.arrays.views import DeviceView
-from q4jit.policy import CallCost, Place, choose_place
+from q4jit.dispatch import policy
+from q4jit.dispatch.policy import CallCost, Place, choose_place
 from q4jit.runtime.driver import Device
 
 X = np.zeros((1, 64), np.float32)

@@ -20,23 +20,23 @@ from q4jit.arrays.call_shapes import CallShapes, lead_shape
 from q4jit.arrays.specs import spec_of
 from q4jit.backends import find_backend
 from q4jit.compilers.cache import Compiler, Entry
+from q4jit.dispatch.interpreted import run_in_numpy
+from q4jit.dispatch.kept import Compiled, Kept, Key, shapes_key
+from q4jit.dispatch.nested import tracing
+from q4jit.dispatch.options import Options
+from q4jit.dispatch.policy import Place, check_system, choose_place, cost_of
+from q4jit.dispatch.results import in_containers
+from q4jit.dispatch.tracer import Tracer
 from q4jit.errors import ArgumentError, ConfigError, TargetError
 from q4jit.frontend.refusals import show_value
 from q4jit.frontend.specs import Signature, as_written
 from q4jit.frontend.structures import names_of
 from q4jit.frontend.trace import trace
-from q4jit.interpreted import run_in_numpy
-from q4jit.kept import Compiled, Kept, Key, shapes_key
 from q4jit.locks import BUILD
-from q4jit.nested import tracing
-from q4jit.options import Options
 from q4jit.pipeline import Backend, Launch, ReadyKernel, Remark, fetch, ready_kernels
 from q4jit.plan.kernels import Plan, Source
-from q4jit.policy import Place, check_system, choose_place, cost_of
-from q4jit.results import in_containers
 from q4jit.runtime.driver import Device
 from q4jit.targets import find_target
-from q4jit.tracer import Tracer
 
 
 @dataclass(frozen=True)

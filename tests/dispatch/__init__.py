@@ -1,0 +1,1 @@
+"""Between a call and its kernels."""
