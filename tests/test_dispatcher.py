@@ -27,13 +27,12 @@ from q4jit import (
     dispatcher,
     quantize,
     specialize,
-    specializer,
 )
 from q4jit.backends import find_backend
 from q4jit.compilers import llvm
 from q4jit.cpu import lower as lower_cpu
 from q4jit.cpu.schedule import CpuKernel, CpuPlan
-from q4jit.dispatch import kept
+from q4jit.dispatch import kept, specializer
 from q4jit.dispatcher import Specialized
 from q4jit.plan.kernels import Source
 from q4jit.runtime.cpu import LoadedObject, undefined_symbols

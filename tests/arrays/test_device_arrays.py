@@ -524,7 +524,8 @@ def test_an_array_whose_driver_is_missing(monkeypatch: pytest.MonkeyPatch) -> No
 
 CALLS = r"""
 import re, types
-from q4jit import dispatcher, pipeline, quantize, specialize, specializer
+from q4jit import dispatcher, pipeline, quantize, specialize
+from q4jit.dispatch import specializer
 from q4jit.arrays import libraries
 from q4jit.compilers import find
 

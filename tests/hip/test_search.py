@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from q4jit import specialize, specializer
+from q4jit import specialize
 from q4jit.backends import find_backend
 from q4jit.compilers import find as find_of_compilers
+from q4jit.dispatch import specializer
 from q4jit.dispatch.policy import Place
 from q4jit.errors import ArgumentError, CompileError, DeviceError, TuningError
 from q4jit.frontend.specs import WeightSpec, array_spec
