@@ -27,8 +27,8 @@ K, N = 4096, 14336  # a feed-forward layer of a large model
 M_CLASSES: Final = (1, 2, 4, 8, 16, 32, 512)
 ENOUGH: Final = 1.5  # memory time / issue time at M = 1
 # What CDNA reaches with K = 16384, by arch and N: every thread block splits all of x, and for
-# N = 4096 it has only 16 or 48 columns to multiply it by. On gfx90a with N = 14336 a wave also keeps
-# a second set of sums (`hip/long_sums.py`), which the precision contract needs.
+# N = 4096 it has only 16 or 48 columns to multiply it by. On gfx90a with N = 14336 a wave also
+# keeps a second set of sums (`hip/long_sums.py`), which the precision contract needs.
 SHORT_OF_ENOUGH: Final = {
     ("gfx90a", 4096): 1.02,
     ("gfx90a", 14336): 1.07,
