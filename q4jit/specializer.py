@@ -25,6 +25,7 @@ from q4jit.arrays.views import DeviceView
 from q4jit.backends import find_backend
 from q4jit.compilers.cache import Compiler, Entry
 from q4jit.errors import ArgumentError, ConfigError, TargetError, TraceError, expected
+from q4jit.floats import float_type
 from q4jit.frontend.frozen import Frozen, freeze
 from q4jit.frontend.graph import Graph
 from q4jit.frontend.refusals import show_value
@@ -329,10 +330,16 @@ class Specializer:
 def _write_results(result: Any, out: Any, names: Sequence[str], args: Sequence[Any]) -> None:
     """Copy NumPy's results to `out`. Raises ArgumentError if it has the wrong kind or shape."""
     results = result if isinstance(result, tuple) else (result,)
-    shapes = [np.shape(value) for value in results]
-    arrays = check_out(out, shapes, result is results, names, args)
+    wanted = [(np.shape(value), _kernel_dtype(value)) for value in results]
+    arrays = check_out(out, wanted, result is results, names, args)
     for array, value in zip(arrays, results, strict=True):
         array[...] = value
+
+
+def _kernel_dtype(value: Any) -> np.dtype[Any]:
+    """Return the dtype that kernels give to a result of NumPy's, which may be in float64."""
+    dtype = np.asarray(value).dtype
+    return dtype if float_type(dtype) else np.dtype(np.float32)
 
 
 def _as_floats(signature: Signature) -> Signature:

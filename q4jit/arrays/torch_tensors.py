@@ -10,8 +10,9 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from q4jit.arrays.views import DeviceView, named_dtype
+from q4jit.arrays.views import DeviceView
 from q4jit.errors import ArgumentError, expected
+from q4jit.floats import FLOAT_NAMES, FloatType
 from q4jit.weights.tensor import QuantizedTensor
 
 _NUMBERS: Final = frozenset({float, np.float32, np.float64})
@@ -57,15 +58,15 @@ def torch_stream(device: int) -> int:
     return _stream_query(sys.modules["torch"])(device)
 
 
-def new_tensor(like: Any, shape: tuple[int, ...]) -> Any:
-    """Return a new f32 tensor of `shape` on the device of the tensor `like`."""
-    return like.new_empty(shape, dtype=sys.modules["torch"].float32)
+def new_tensor(like: Any, shape: tuple[int, ...], kind: FloatType) -> Any:
+    """Return a new tensor of `shape` and type on the device of the tensor `like`."""
+    return like.new_empty(shape, dtype=getattr(sys.modules["torch"], FLOAT_NAMES[kind]))
 
 
 @functools.cache
-def _torch_dtype(dtype: object) -> np.dtype[Any]:
-    """Return NumPy's dtype of the same name, float32 for `torch.float32`."""
-    return named_dtype(str(dtype).removeprefix("torch."), "a tensor")
+def _torch_dtype(dtype: object) -> str:
+    """Return the name of a dtype, float32 for `torch.float32`."""
+    return str(dtype).removeprefix("torch.")
 
 
 @functools.cache

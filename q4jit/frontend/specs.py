@@ -4,18 +4,25 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from q4jit.floats import FloatType
 from q4jit.frontend.shapes import ONE, Dim, LeadingAxis, Shape, show_shape
 from q4jit.weights.formats import FORMATS, Format
 
 
 @dataclass(frozen=True)
 class ArraySpec:
-    """An f32 array argument. The last axis of `shape` is a number, the others are M or `ONE`."""
+    """An array argument of floats.
+
+    Attributes:
+        shape: the last axis is a number, the others are M or `ONE`.
+        float_type: the type of its elements.
+    """
 
     shape: Shape
+    float_type: FloatType = "f32"
 
     def __str__(self) -> str:
-        return f"f32 {show_shape(self.shape)}"
+        return f"{self.float_type} {show_shape(self.shape)}"
 
 
 @dataclass(frozen=True)
@@ -60,12 +67,15 @@ class ScalarSpec:
 
     Attributes:
         kind: its type: float, a NumPy scalar, or np.ndarray for an array without axes.
+        float_type: the type that it gives to results; None if it adapts to arrays, as Python's
+            floats do. A number in float64 adapts too, because kernels compute in f32.
     """
 
     kind: type = float
+    float_type: FloatType | None = None
 
     def __str__(self) -> str:
-        return "f32 []" if self.kind is np.ndarray else self.kind.__name__
+        return f"{self.float_type or 'f32'} []" if self.kind is np.ndarray else self.kind.__name__
 
 
 @dataclass(frozen=True)
@@ -83,12 +93,14 @@ Spec = ArraySpec | WeightSpec | IdsSpec | ScalarSpec | StaticSpec
 Signature = tuple[Spec, ...]
 
 
-def array_spec(shape: tuple[int, ...], sized: bool = False) -> ArraySpec:
-    """Return the spec of an f32 array of `shape`.
+def array_spec(
+    shape: tuple[int, ...], sized: bool = False, float_type: FloatType = "f32"
+) -> ArraySpec:
+    """Return the spec of an array of floats of `shape`.
 
     sized: leading axes keep their length, so that an error can show it.
     """
-    return ArraySpec((*_leading(shape[:-1], sized), shape[-1]))
+    return ArraySpec((*_leading(shape[:-1], sized), shape[-1]), float_type)
 
 
 def ids_spec(shape: tuple[int, ...], sized: bool = False) -> IdsSpec:

@@ -14,7 +14,7 @@ import numpy as np
 from q4jit.errors import TraceError, expected
 from q4jit.frontend.builder import Builder
 from q4jit.frontend.carets import collect_refusals, located
-from q4jit.frontend.graph import Graph, Node
+from q4jit.frontend.graph import Graph
 from q4jit.frontend.ids import SymbolicIds
 from q4jit.frontend.memory import Memory
 from q4jit.frontend.refusals import refuse, show_value
@@ -45,14 +45,14 @@ def trace(
     if refusals:  # the function caught it and took a branch that NumPy does not take
         raise refusals[0]
     name = getattr(function, "__name__", "function")
-    outputs = tuple(_output(function, builder, value) for value in _results(function, result))
-    returns_tuple = type(result) is tuple
+    outputs = [_output(function, builder, value) for value in _results(function, result)]
     return Graph(
         _clean_name(name),
         _argument_names(function, signature),
         signature,
-        outputs,
-        returns_tuple,
+        tuple(output._node for output in outputs),
+        tuple(output._float_type or "f32" for output in outputs),
+        returns_tuple=type(result) is tuple,
     )
 
 
@@ -80,18 +80,18 @@ def _results(function: Callable[..., object], result: object) -> tuple[object, .
     return (result,)
 
 
-def _output(function: Callable[..., object], builder: Builder, value: object) -> Node:
-    """Return the node of one result. Raises TraceError if it is no array of numbers."""
+def _output(function: Callable[..., object], builder: Builder, value: object) -> SymbolicArray:
+    """Return one result. Raises TraceError if it is no array of numbers."""
     if not isinstance(value, SymbolicArray):
         _refuse_result(function, f"{type(value).__name__} {show_value(value)}")
     if value._builder is not builder:
         _refuse_result(function, "a value that was traced in another call")
     if value._node.is_bool:
         raise TraceError(
-            "cannot return truth values (results of comparisons), because results are float32; "
+            "cannot return truth values (results of comparisons), because results are floats; "
             f"return np.where(…, 1.0, 0.0), and compare the result outside\n\n{value._place}"
         )
-    return value._node
+    return value
 
 
 def _argument_names(function: Callable[..., object], signature: Signature) -> tuple[str, ...]:
@@ -121,12 +121,14 @@ def _refuse_result(function: Callable[..., object], result: str, cure: str = "")
 def _symbol(builder: Builder, arg: int) -> object:
     spec = builder.signature[arg]
     if isinstance(spec, ArraySpec):
-        return SymbolicArray(builder, builder.load(arg, spec.shape), memory=Memory(True))
+        load = builder.load(arg, spec.shape)
+        return SymbolicArray(builder, load, memory=Memory(True), float_type=spec.float_type)
     if isinstance(spec, WeightSpec):
         return SymbolicWeight(builder, arg)
     if isinstance(spec, IdsSpec):
         return SymbolicIds(builder, builder.ids(arg))
     if isinstance(spec, ScalarSpec):
         memory = Memory(spec.kind is np.ndarray)
-        return SymbolicArray(builder, builder.scalar(arg), spec.kind, memory)
+        number = builder.scalar(arg)
+        return SymbolicArray(builder, number, spec.kind, memory, float_type=spec.float_type)
     return spec.value

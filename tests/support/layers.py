@@ -11,6 +11,7 @@ LAYERS: Final = (
     "progress",
     "targets",
     "precision",
+    "floats",
     "weights",
     "frontend",
     "plan",
