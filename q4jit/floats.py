@@ -17,21 +17,22 @@ FLOAT_TYPES: Final[dict[str, FloatType]] = {"float32": "f32", "float16": "f16", 
 FLOAT_NAMES: Final[dict[FloatType, str]] = {short: name for name, short in FLOAT_TYPES.items()}
 
 
-def float_type(dtype: np.dtype[Any]) -> FloatType | None:
+def float_type_of(dtype: np.dtype[Any]) -> FloatType | None:
     """Return the float type of a dtype in native byte order; None if kernels do not take it."""
     return FLOAT_TYPES.get(dtype.name) if dtype.isnative else None
 
 
-def numpy_dtype(kind: FloatType) -> np.dtype[Any]:
+def numpy_dtype(float_type: FloatType) -> np.dtype[Any]:
     """Return NumPy's dtype of a float type.
 
     Raises ImportError for bfloat16 without the package ml_dtypes, which gives it to NumPy.
     """
-    if kind != "bf16":
-        return np.dtype(FLOAT_NAMES[kind])
+    if float_type != "bf16":
+        return np.dtype(FLOAT_NAMES[float_type])
     import ml_dtypes  # late: optional
 
-    return np.dtype(ml_dtypes.bfloat16)
+    dtype: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+    return dtype
 
 
 def promoted(*types: FloatType | None) -> FloatType | None:

@@ -25,7 +25,7 @@ from q4jit.arrays.views import DeviceView
 from q4jit.backends import find_backend
 from q4jit.compilers.cache import Compiler, Entry
 from q4jit.errors import ArgumentError, ConfigError, TargetError, TraceError, expected
-from q4jit.floats import float_type
+from q4jit.floats import float_type_of
 from q4jit.frontend.frozen import Frozen, freeze
 from q4jit.frontend.graph import Graph
 from q4jit.frontend.refusals import show_value
@@ -339,7 +339,7 @@ def _write_results(result: Any, out: Any, names: Sequence[str], args: Sequence[A
 def _kernel_dtype(value: Any) -> np.dtype[Any]:
     """Return the dtype that kernels give to a result of NumPy's, which may be in float64."""
     dtype = np.asarray(value).dtype
-    return dtype if float_type(dtype) else np.dtype(np.float32)
+    return dtype if float_type_of(dtype) else np.dtype(np.float32)
 
 
 def _as_floats(signature: Signature) -> Signature:

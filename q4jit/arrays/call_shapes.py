@@ -85,7 +85,7 @@ class CallShapes:
         self.ids = self._looked_up(graph, args)
         self.scalars = [i for i, s in enumerate(graph.signature) if isinstance(s, ScalarSpec)]
         pairs = zip(graph.outputs, graph.result_types, strict=True)
-        self.results = [self._result(node, kind) for node, kind in pairs]
+        self.results = [self._result(node, float_type) for node, float_type in pairs]
         self.returns_tuple = graph.returns_tuple
         self.picks = any(r.pick is not None for r in self.results)
 
@@ -114,10 +114,10 @@ class CallShapes:
             if i in counts and isinstance(spec, IdsSpec)
         ]
 
-    def _result(self, node: Node, kind: FloatType) -> Result:
+    def _result(self, node: Node, float_type: FloatType) -> Result:
         shape = tuple(self.lead[-d.axis] if isinstance(d, LeadingAxis) else d for d in node.shape)
         if not node.varies or math.prod(shape) == self.rows * node.width:
-            return Result(shape, shape, kind)
+            return Result(shape, shape, float_type)
         if self.rows == 0:
             what = f"at least one row, or results with all leading dimensions {list(self.lead)}"
             raise ArgumentError(expected(what, f"a result {list(shape)}"))
@@ -126,7 +126,7 @@ class CallShapes:
         pick = tuple(
             slice(None) if axis in axes else slice(0, 1) for axis in range(len(self.lead), 0, -1)
         )
-        return Result((*self.lead, node.width), shape, kind, pick)
+        return Result((*self.lead, node.width), shape, float_type, pick)
 
 
 def lead_shape(args: Sequence[object]) -> tuple[int, ...]:

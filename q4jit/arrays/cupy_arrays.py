@@ -33,8 +33,8 @@ def cupy_stream(device: int) -> int:
     return int(sys.modules["cupy"].cuda.get_current_stream(device).ptr)
 
 
-def new_cupy_array(device: int, shape: tuple[int, ...], kind: FloatType) -> Any:
+def new_cupy_array(device: int, shape: tuple[int, ...], float_type: FloatType) -> Any:
     """Return a new array of a float type on a device."""
     cupy = sys.modules["cupy"]
     with cupy.cuda.Device(device):
-        return cupy.empty(shape, dtype=FLOAT_NAMES[kind])
+        return cupy.empty(shape, dtype=FLOAT_NAMES[float_type])

@@ -57,10 +57,10 @@ def current_stream(view: DeviceView) -> int:
     return view.stream or 0
 
 
-def empty_like_kind(view: DeviceView, shape: tuple[int, ...], kind: FloatType) -> Any:
+def empty_like_kind(view: DeviceView, shape: tuple[int, ...], float_type: FloatType) -> Any:
     """Return a new array on the device of `view`, of its library or a DeviceArray."""
     if view.library == "torch":
-        return new_tensor(view.owner, shape, kind)
+        return new_tensor(view.owner, shape, float_type)
     if view.library == "cupy":
-        return new_cupy_array(view.device, shape, kind)
-    return DeviceArray(shape, device_of(view), numpy_dtype(kind), view.stream or 0)
+        return new_cupy_array(view.device, shape, float_type)
+    return DeviceArray(shape, device_of(view), numpy_dtype(float_type), view.stream or 0)

@@ -8,7 +8,7 @@ from q4jit.arrays.arguments import check_array, check_ids, holds_ids
 from q4jit.arrays.dtypes import F32
 from q4jit.arrays.views import DeviceView, require_float
 from q4jit.errors import ArgumentError, expected
-from q4jit.floats import float_type
+from q4jit.floats import float_type_of
 from q4jit.frontend.specs import (
     ScalarSpec,
     Spec,
@@ -59,14 +59,14 @@ def spec_of(name: str, value: object, sized: bool = False) -> Spec:
         return array_spec(value.shape, sized, require_float(value, name))
     if isinstance(value, np.ndarray):
         if value.ndim == 0 and value.dtype.kind in "fiu" and type(value) is np.ndarray:
-            return ScalarSpec(np.ndarray, float_type(value.dtype))
+            return ScalarSpec(np.ndarray, float_type_of(value.dtype))
         if holds_ids(value):
             check_ids(name, value)
             return ids_spec(value.shape, sized)
         check_array(name, value)
-        return array_spec(value.shape, sized, float_type(value.dtype) or "f32")
+        return array_spec(value.shape, sized, float_type_of(value.dtype) or "f32")
     if isinstance(value, np.floating):
-        return ScalarSpec(type(value), float_type(value.dtype))
+        return ScalarSpec(type(value), float_type_of(value.dtype))
     if isinstance(value, float):
         return ScalarSpec()
     if isinstance(value, np.integer | np.bool_):

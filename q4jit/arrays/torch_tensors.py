@@ -58,9 +58,9 @@ def torch_stream(device: int) -> int:
     return _stream_query(sys.modules["torch"])(device)
 
 
-def new_tensor(like: Any, shape: tuple[int, ...], kind: FloatType) -> Any:
+def new_tensor(like: Any, shape: tuple[int, ...], float_type: FloatType) -> Any:
     """Return a new tensor of `shape` and type on the device of the tensor `like`."""
-    return like.new_empty(shape, dtype=getattr(sys.modules["torch"], FLOAT_NAMES[kind]))
+    return like.new_empty(shape, dtype=getattr(sys.modules["torch"], FLOAT_NAMES[float_type]))
 
 
 @functools.cache

@@ -47,8 +47,8 @@ class DeviceView(NamedTuple):
     @property
     def nbytes(self) -> int:
         """Size of its elements in bytes."""
-        kind = FLOAT_TYPES.get(self.dtype)
-        size = FLOAT_BYTES[kind] if kind else np.dtype(self.dtype).itemsize
+        float_type = FLOAT_TYPES.get(self.dtype)
+        size = FLOAT_BYTES[float_type] if float_type else np.dtype(self.dtype).itemsize
         return math.prod(self.shape) * size
 
     def __str__(self) -> str:
@@ -66,13 +66,13 @@ def device_of(view: DeviceView) -> Device:
 
 def require_float(view: DeviceView, name: str) -> FloatType:
     """Return the float type of the elements. Raises ArgumentError if kernels do not take it."""
-    kind = FLOAT_TYPES.get(view.dtype)
-    if kind is None:
+    float_type = FLOAT_TYPES.get(view.dtype)
+    if float_type is None:
         convert = _CONVERSIONS[view.library][0].format(name)
         raise ArgumentError(
             expected(FLOATS, str(view), where=f"argument {name!r}", cure=f"use {convert}")
         )
-    return kind
+    return float_type
 
 
 def require_contiguous(view: DeviceView, name: str) -> None:

@@ -118,8 +118,8 @@ class CpuValues:
         if node.op == "scalar":
             return self.lowering.argument(self.f, Slot("scalar", node.arg))
         if node.op == "load":
-            name, kind = self._array_name(node), self._array_spec(node).float_type
-            return self._load_scalar(self._array_row(node), str(node.start), name, kind)
+            name, float_type = self._array_name(node), self._array_spec(node).float_type
+            return self._load_scalar(self._array_row(node), str(node.start), name, float_type)
         operands = [self.scalars[n.id] for n in node.operands]
         if node.op in REDUCTIONS | {"reshape"} and node.operands[0].width == 1:
             return operands[0]
@@ -152,8 +152,8 @@ class CpuValues:
             return self._load(self._buffer_row(buffer), self.column, str(buffer), "f32")
         if node.op == "load":
             column = self.f.index("column", (self.column, 1), (node.start, 1))
-            name, kind = self._array_name(node), self._array_spec(node).float_type
-            return self._load(self._array_row(node), column, name, kind)
+            name, float_type = self._array_name(node), self._array_spec(node).float_type
+            return self._load(self._array_row(node), column, name, float_type)
         operands = [self.wide[n.id] for n in node.operands]
         return apply(self.lowering.module, self.f, self.lanes, node.op, operands)
 
@@ -167,25 +167,25 @@ class CpuValues:
 
     def store(self, store: Store, buffer_row: str) -> None:
         """Write a value of the present columns to a row of its buffer."""
-        value, kind = self.at(store.node), store.buffer.float_type
-        at = self.f.at(buffer_row, STORED[kind], self.column, f"{store.buffer}_at")
-        store_floats(self.lowering.module, self.f, self.lanes, kind, value, at, self.mask)
+        value, float_type = self.at(store.node), store.buffer.float_type
+        at = self.f.at(buffer_row, STORED[float_type], self.column, f"{store.buffer}_at")
+        store_floats(self.lowering.module, self.f, self.lanes, float_type, value, at, self.mask)
 
     def store_scalar(self, store: Store) -> None:
         """Write a scalar to this row of its buffer."""
-        value, kind, at = self.scalar(store.node), store.buffer.float_type, self.buffer_row(store)
-        store_floats(self.lowering.module, self.f, ONE, kind, value, at, None)
+        value, at = self.scalar(store.node), self.buffer_row(store)
+        store_floats(self.lowering.module, self.f, ONE, store.buffer.float_type, value, at, None)
 
-    def _load(self, row_at: str, column: str, name: str, kind: FloatType) -> str:
+    def _load(self, row_at: str, column: str, name: str, float_type: FloatType) -> str:
         if self.lanes.count == 1:
-            return self._load_scalar(row_at, column, name, kind)
-        at = self.f.at(row_at, STORED[kind], column, f"{name}_at")
+            return self._load_scalar(row_at, column, name, float_type)
+        at = self.f.at(row_at, STORED[float_type], column, f"{name}_at")
         module = self.lowering.module
-        return load_floats(module, self.f, self.lanes, kind, at, self.mask, f"{name}_columns")
+        return load_floats(module, self.f, self.lanes, float_type, at, self.mask, f"{name}_columns")
 
-    def _load_scalar(self, row_at: str, column: str, name: str, kind: FloatType) -> str:
-        at = self.f.at(row_at, STORED[kind], column, f"{name}_at")
-        return load_floats(self.lowering.module, self.f, ONE, kind, at, None, f"{name}_value")
+    def _load_scalar(self, row_at: str, column: str, name: str, float_type: FloatType) -> str:
+        at = self.f.at(row_at, STORED[float_type], column, f"{name}_at")
+        return load_floats(self.lowering.module, self.f, ONE, float_type, at, None, f"{name}_value")
 
     def _array_name(self, node: Node) -> str:
         return self.lowering.label(Slot("array", node.arg))
@@ -208,9 +208,9 @@ class CpuValues:
         base = self.lowering.argument(self.f, Slot(buffer.kind, buffer.index))
         return self._row_of(base, buffer.width, str(buffer), buffer.float_type)
 
-    def _row_of(self, base: str, width: int, name: str, kind: FloatType) -> str:
+    def _row_of(self, base: str, width: int, name: str, float_type: FloatType) -> str:
         offset = self.f.index(f"{name}_offset", (self.row, width))
-        return self.f.at(base, STORED[kind], offset, f"{name}_row_at")
+        return self.f.at(base, STORED[float_type], offset, f"{name}_row_at")
 
     def buffer_row(self, store: Store) -> str:
         """Return the address of this row in a store's buffer."""

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from q4jit.floats import FloatType
 from q4jit.frontend.builder import Builder
 from q4jit.frontend.graph import Node
 from q4jit.frontend.kinds import NUMBER_KINDS
@@ -42,8 +43,8 @@ def _reduction(name: str, reduce: Callable[..., Node]) -> Callable[..., Any]:
 
 def _reduced(symbol: _Array, a: _Array, node: Node) -> _Array:
     """Return the reduction of `a` that a node computes; NumPy keeps its type."""
-    kind = a._float_type or "f32"
-    return symbol._of(node, NUMBER_KINDS[kind], kind)
+    float_type: FloatType = a._float_type or "f32"
+    return symbol._of(node, NUMBER_KINDS[float_type], float_type)
 
 
 def _extreme(name: str, reduce: Callable[..., Node]) -> Callable[..., Any]:

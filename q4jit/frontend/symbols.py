@@ -10,7 +10,7 @@ from typing import Any, Final, NoReturn
 import numpy as np
 
 from q4jit.errors import TraceError, expected
-from q4jit.floats import FLOAT_NAMES, FloatType, float_type, numpy_dtype, promoted
+from q4jit.floats import FLOAT_NAMES, FloatType, float_type_of, numpy_dtype, promoted
 from q4jit.frontend.builder import Builder
 from q4jit.frontend.carets import located, user_line
 from q4jit.frontend.functions import FUNCTIONS, keywords
@@ -298,13 +298,13 @@ class SymbolicArray(RefusedOperators):
         Raises TraceError for another dtype.
         """
         wanted = np.dtype(dtype)  # type: ignore[call-overload]  # any object
-        kind = float_type(wanted)
-        if kind is None:
+        float_type = float_type_of(wanted)
+        if float_type is None:
             types = "np.float32, np.float16 or ml_dtypes.bfloat16"
             raise TraceError(expected(types, str(wanted), where="astype"))
         if rest:
             unsupported(f"astype with {keywords(rest)}", "leave it out")
-        return self._of(self._builder.number(self._node), NUMBER_KINDS[kind], kind)
+        return self._of(self._builder.number(self._node), NUMBER_KINDS[float_type], float_type)
 
     @located
     def __array_ufunc__(
@@ -465,14 +465,14 @@ def _operand(builder: Builder, value: object, function: str) -> Node:
 def _float_type_of(value: object) -> FloatType | None:
     if isinstance(value, SymbolicArray):
         return value._float_type
-    return float_type(value.dtype) if isinstance(value, np.generic | np.ndarray) else None
+    return float_type_of(value.dtype) if isinstance(value, np.generic | np.ndarray) else None
 
 
-def _dtype_of(kind: FloatType) -> np.dtype[Any]:
+def _dtype_of(float_type: FloatType) -> np.dtype[Any]:
     try:
-        return numpy_dtype(kind)
+        return numpy_dtype(float_type)
     except ImportError:
-        refuse(f"name NumPy's dtype of {FLOAT_NAMES[kind]}", "install ml_dtypes")
+        refuse(f"name NumPy's dtype of {FLOAT_NAMES[float_type]}", "install ml_dtypes")
 
 
 def _is_truth(value: object) -> bool:

@@ -136,8 +136,8 @@ def parameters(plan: HipPlan, kernel: HipKernel) -> tuple[Parameter, ...]:
                 result.append(Parameter(slot, kind, f"{constant}{_X_TYPES[kind]}*"))
             case _:
                 name = buffer_name(Buffer(slot.kind, slot.index, 0))
-                kind = written.get((slot.kind, slot.index))
-                element = "const float" if kind is None else ELEMENT_TYPES[kind]
+                ours = written.get((slot.kind, slot.index))
+                element = "const float" if ours is None else ELEMENT_TYPES[ours]
                 result.append(Parameter(slot, name, f"{element}*"))
     return tuple(result)
 
@@ -211,14 +211,15 @@ class HipValues:
         if node.op == "scalar":
             expressions[node.id] = f"a.{self._arguments[node.arg]}"
             return []
-        kind: FloatType = "f32"
+        float_type: FloatType = "f32"
         if node.id in self._buffers:
             buffer = self._buffers[node.id]
             name, op = self.names.in_buffer(node, buffer), "load"
             operands: tuple[str, ...] = (_in_buffer(buffer, node, column),)
         elif node.op == "load":
             name, op = self.names.of(node), "load"
-            operands, kind = (self._in_array(node, column),), self._array_spec(node).float_type
+            operands = (self._in_array(node, column),)
+            float_type = self._array_spec(node).float_type
         elif node.op == "reshape" or (node.op in REDUCTIONS and node.operands[0].width == 1):
             expressions[node.id] = expressions[node.operands[0].id]
             return []
@@ -229,10 +230,10 @@ class HipValues:
         self.operations.add(op)
         is_load = op == "load"
         if is_load:
-            self.loaded.add(kind)
-            op = op if kind == "f32" else f"load_{kind}"
+            self.loaded.add(float_type)
+            op = op if float_type == "f32" else f"load_{float_type}"
         at_column = is_load and column != "0"
-        return [Statement(node.id, name, node.is_bool, op, operands, at_column, kind)]
+        return [Statement(node.id, name, node.is_bool, op, operands, at_column, float_type)]
 
     def _array_spec(self, node: Node) -> ArraySpec:
         spec = self._graph.signature[node.arg]

@@ -16,7 +16,7 @@ _COSTLY: Final = REDUCTIONS | {"matmul"}  # kept rather than computed again
 def split(graph: Graph) -> tuple[tuple[Kernel, ...], tuple[int, ...]]:
     """Return the kernels of a graph in the order in which they run, and its temporaries' widths."""
     results = enumerate(zip(graph.outputs, graph.result_types, strict=True))
-    outputs = [Store(n, Buffer("output", i, n.width, kind)) for i, (n, kind) in results]
+    outputs = [Store(n, Buffer("output", i, n.width, float_type)) for i, (n, float_type) in results]
     kernels: list[Kernel] = []
     temps: list[int] = []
     for varies in (False, True):

@@ -22,7 +22,7 @@ from q4jit.compilers import cache, llvm
 from q4jit.cpu.lower import lower
 from q4jit.cpu.schedule import CpuKernel, CpuPlan, digits_bytes, make_plan, padded_k
 from q4jit.dispatcher import Specialized
-from q4jit.floats import float_type, numpy_dtype
+from q4jit.floats import float_type_of, numpy_dtype
 from q4jit.frontend.specs import (
     ScalarSpec,
     Signature,
@@ -510,7 +510,7 @@ def _spec(value: Any) -> Spec:
     if isinstance(value, np.ndarray):
         if holds_ids(value):
             return ids_spec(value.shape)
-        return array_spec(value.shape, float_type=float_type(value.dtype) or "f32")
+        return array_spec(value.shape, float_type=float_type_of(value.dtype) or "f32")
     return ScalarSpec()
 
 
