@@ -100,7 +100,7 @@ KINDS = "a float32 array, QuantizedTensor, number, bool, str or None"
 
 
 def float32_for(shown: str) -> str:
-    return f"argument 'x': expected float32, got {shown}; use x.astype(np.float32)"
+    return f"argument 'x': expected float32, float16 or bfloat16, got {shown}; use x.astype(np.float32)"
 
 
 def ids_for(shown: str) -> str:
@@ -110,7 +110,6 @@ def ids_for(shown: str) -> str:
 
 REFUSED: list[tuple[object, str]] = [
     (X.astype(np.float64), float32_for("float64 [5, 32]")),
-    (X.astype(np.float16), float32_for("float16 [5, 32]")),
     (X.astype(np.int16), ids_for("int16 [5, 32]")),
     (X.astype(np.uint64), ids_for("uint64 [5, 32]")),
     (X.astype(">i8"), ids_for("int64 in foreign byte order [5, 32]")),
