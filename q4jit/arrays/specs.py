@@ -1,5 +1,6 @@
 """The spec of an argument, and the part of it that selects the compiled call."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,7 @@ def shape_key(value: object) -> object:
         return kind
     if kind is DeviceView:
         view: Any = value
-        return view.shape, view.dtype, view.platform, view.device
+        return view.shape, view.dtype, view.platform, view.device, view.is_aligned
     if isinstance(value, np.ndarray):  # `spec_of` checks a subclass when its launch is made
         return kind, value.shape, value.dtype
     if isinstance(value, np.integer | np.bool_):
@@ -56,7 +57,8 @@ def spec_of(name: str, value: object, sized: bool = False) -> Spec:
             raise ArgumentError(expected(what, str(value), where=f"argument {name!r}", cure=cure))
         if holds_ids(value):
             return ids_spec(value.shape, sized)
-        return array_spec(value.shape, sized, require_float(value, name))
+        spec = array_spec(value.shape, sized, require_float(value, name))
+        return replace(spec, is_aligned=value.is_aligned)
     if isinstance(value, np.ndarray):
         if value.ndim == 0 and value.dtype.kind in "fiu" and type(value) is np.ndarray:
             return ScalarSpec(np.ndarray, float_type_of(value.dtype))

@@ -16,6 +16,7 @@ from q4jit.floats import FLOAT_NAMES, FloatType
 from q4jit.weights.tensor import QuantizedTensor
 
 _NUMBERS: Final = frozenset({float, np.float32, np.float64})
+_ALIGNMENT_MASK: Final = 7  # of four f16 or bf16 numbers, which kernels load at once
 _STATIC: Final = frozenset({bool, int, str, type(None)})  # arguments that are compiled into kernels
 
 
@@ -135,8 +136,9 @@ def tensor_facts(args: Sequence[Any], out: Any) -> tuple[tuple[object, ...], lis
                     return None
                 device = value.get_device()
                 # is_conj() is not read: no call with a complex dtype ever gets a launch
-                key += (value.shape, value.dtype, device)
-                pointers.append(value.data_ptr())
+                pointer = value.data_ptr()
+                key += (value.shape, value.dtype, device, pointer & _ALIGNMENT_MASK)
+                pointers.append(pointer)
             elif kind is QuantizedTensor:
                 key.append(value.signature)
             elif kind in _NUMBERS:

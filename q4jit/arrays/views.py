@@ -20,6 +20,9 @@ _CONVERSIONS: Final = {
 }
 
 
+_FOUR_HALVES_BYTES: Final = 8
+
+
 class DeviceView(NamedTuple):
     """An array in a device's memory, whoever owns it.
 
@@ -43,6 +46,11 @@ class DeviceView(NamedTuple):
     library: str
     stream: int | None
     owner: object
+
+    @property
+    def is_aligned(self) -> bool:
+        """Whether kernels can load four elements at once, or test its address when they run."""
+        return self.dtype == "float32" or self.pointer % _FOUR_HALVES_BYTES == 0
 
     @property
     def nbytes(self) -> int:

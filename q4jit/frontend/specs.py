@@ -16,13 +16,17 @@ class ArraySpec:
     Attributes:
         shape: the last axis is a number, the others are M or `ONE`.
         float_type: the type of its elements.
+        is_aligned: four elements at a time can be loaded at once. Only set to False for arrays of
+            f16 and bf16 on a GPU: kernels test the addresses of f32 arrays when they run.
     """
 
     shape: Shape
     float_type: FloatType = "f32"
+    is_aligned: bool = True
 
     def __str__(self) -> str:
-        return f"{self.float_type} {show_shape(self.shape)}"
+        aligned = "" if self.is_aligned else " unaligned"
+        return f"{self.float_type} {show_shape(self.shape)}{aligned}"
 
 
 @dataclass(frozen=True)

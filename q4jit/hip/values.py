@@ -46,6 +46,7 @@ class Statement:
         operands: C++ expressions.
         at_column: whether it is loaded from an address that depends on `column`.
         float_type: of an element that is loaded.
+        is_aligned: four elements from a multiple of 4 on can be loaded at once.
     """
 
     id: int
@@ -55,6 +56,7 @@ class Statement:
     operands: tuple[str, ...]
     at_column: bool = False
     float_type: FloatType = "f32"
+    is_aligned: bool = True
 
 
 @dataclass(frozen=True)
@@ -212,6 +214,7 @@ class HipValues:
             expressions[node.id] = f"a.{self._arguments[node.arg]}"
             return []
         float_type: FloatType = "f32"
+        is_aligned = True
         if node.id in self._buffers:
             buffer = self._buffers[node.id]
             name, op = self.names.in_buffer(node, buffer), "load"
@@ -219,7 +222,7 @@ class HipValues:
         elif node.op == "load":
             name, op = self.names.of(node), "load"
             operands = (self._in_array(node, column),)
-            float_type = self._array_spec(node).float_type
+            float_type, is_aligned = self._array_spec(node).float_type, self._is_aligned(node)
         elif node.op == "reshape" or (node.op in REDUCTIONS and node.operands[0].width == 1):
             expressions[node.id] = expressions[node.operands[0].id]
             return []
@@ -233,12 +236,21 @@ class HipValues:
             self.loaded.add(float_type)
             op = op if float_type == "f32" else f"load_{float_type}"
         at_column = is_load and column != "0"
-        return [Statement(node.id, name, node.is_bool, op, operands, at_column, float_type)]
+        return [
+            Statement(node.id, name, node.is_bool, op, operands, at_column, float_type, is_aligned)
+        ]
 
     def _array_spec(self, node: Node) -> ArraySpec:
         spec = self._graph.signature[node.arg]
         assert isinstance(spec, ArraySpec)
         return spec
+
+    def _is_aligned(self, node: Node) -> bool:
+        spec = self._array_spec(node)
+        width = spec.shape[-1]
+        assert isinstance(width, int)
+        in_fours = width % 4 == 0 and node.start % 4 == 0
+        return spec.float_type == "f32" or (spec.is_aligned and in_fours)
 
     def _in_array(self, node: Node, column: str) -> str:
         width = self._array_spec(node).shape[-1]

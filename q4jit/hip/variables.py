@@ -91,7 +91,7 @@ def _needs(
     """Return which of the common functions a text calls; of_x: the statements of x at a column."""
     adds_up = adds_up_blocks(kernel)
     loads_fours = bool(kernel.f16_terms) and kernel.schedule != TILE_HALVES
-    fours = {s.float_type for s in of_x if s.at_column} if loads_fours else set()
+    fours = {(s.float_type, s.is_aligned) for s in of_x if s.at_column and loads_fours}
     work = kernel.work
     stores = (*work.rows, *(store for section in work.sections for store in section.stores))
     return {

@@ -100,7 +100,8 @@ KINDS = "a float32 array, QuantizedTensor, number, bool, str or None"
 
 
 def float32_for(shown: str) -> str:
-    return f"argument 'x': expected float32, float16 or bfloat16, got {shown}; use x.astype(np.float32)"
+    wanted = "expected float32, float16 or bfloat16"
+    return f"argument 'x': {wanted}, got {shown}; use x.astype(np.float32)"
 
 
 def ids_for(shown: str) -> str:

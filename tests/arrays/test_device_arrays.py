@@ -34,7 +34,8 @@ from q4jit.arrays import dlpack
 from q4jit.arrays.device_array import DeviceArray
 from q4jit.arrays.libraries import as_device_array, current_stream, empty_like_kind
 from q4jit.arrays.torch_tensors import tensor_facts
-from q4jit.arrays.views import DeviceView, common_device, device_of, require_contiguous, require_float
+from q4jit.arrays.views import DeviceView, common_device, device_of
+from q4jit.arrays.views import require_contiguous, require_float
 """
 
 

@@ -1,12 +1,13 @@
 """Half-precision arrays in the text of GPU kernels, executed without a GPU."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from q4jit.frontend.trace import trace
 from q4jit.hip.kernel import (
     ELEMENT,
     GEMV,
@@ -17,12 +18,14 @@ from q4jit.hip.kernel import (
     TILE_HALVES,
     TILE_MATRIX,
 )
+from q4jit.hip.schedule import make_plan
 from q4jit.plan.options import PlanOptions
 from q4jit.precision import BOUNDS
+from q4jit.targets import find_target
 from q4jit.weights.layouts import PLANAR, TILES16
 from tests.support.halves import DTYPES, assert_rounded_contract, half_ulps, special_values
 from tests.support.hip import hip_plan, run_on_host
-from tests.support.kernels import random_x, weight
+from tests.support.kernels import random_x, specs_of, weight
 
 K: Final = 256
 N: Final = 37
@@ -137,11 +140,27 @@ def test_every_number_is_loaded_exactly(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", HALVES)
-@pytest.mark.parametrize("way", [w for w in WAYS if w.schedule in {GEMV, GEMV_MATRIX}], ids=str)
+@pytest.mark.parametrize("way", [w for w in WAYS if w.layout == TILES16], ids=str)
 def test_unaligned_arrays(way: Way, kind: str) -> None:
     w = weight(way.formats[0], K, N)
     x = random_x(way.rows, K).astype(DTYPES[kind])
     options = PlanOptions(way.precision, None, way.schedule, way.layout)
-    plan = hip_plan(product, f"hip:{way.arch}", [x, w.tensor], options)
+    aligned, spec = specs_of([x, w.tensor])
+    graph = trace(product, (replace(aligned, is_aligned=False), spec))
+    plan = make_plan(graph, find_target(f"hip:{way.arch}"), way.rows, options)
     (y,) = run_on_host(plan, [x, w.tensor], alignments={"x": 2, "output0": 2})
     assert_rounded_contract(y, x, w, kind, BOUNDS[way.precision])
+
+
+@pytest.mark.parametrize("kind", HALVES)
+@pytest.mark.parametrize("first", [1, 4])
+def test_slices_of_x(kind: str, first: int) -> None:
+    w = weight("Q4_0", K, N)
+    x = random_x(1, K + first).astype(DTYPES[kind])
+
+    def sliced(x: Any, w: Any) -> Any:
+        return x[..., first:] @ w
+
+    plan = hip_plan(sliced, "hip:sm_90", [x, w.tensor])
+    (y,) = run_on_host(plan, [x, w.tensor])
+    assert_rounded_contract(y, x[:, first:], w, kind, BOUNDS["f32"])
