@@ -30,16 +30,7 @@ def torch_view(torch: Any, tensor: Any, name: str) -> DeviceView | None:
     device = tensor.device
     if device.type != "cuda":  # AMD's GPUs have this type as well
         return None
-    if tensor.requires_grad and torch.is_grad_enabled():
-        got = "one that requires a gradient"
-        cure = f"use {name}.detach(), or call under torch.no_grad()"
-        raise ArgumentError(
-            expected("a tensor without gradient", got, where=f"argument {name!r}", cure=cure)
-        )
-    if tensor.layout is not torch.strided or tensor.is_neg() or tensor.is_conj():
-        got = "one that is sparse, or negated or conjugated lazily"
-        cure = f"use {name}.to_dense(), .resolve_neg() or .resolve_conj()"
-        raise ArgumentError(expected("a dense tensor", got, where=f"argument {name!r}", cure=cure))
+    check_tensor(torch, tensor, name)
     return DeviceView(
         tensor.data_ptr(),
         tuple(tensor.shape),
@@ -52,6 +43,20 @@ def torch_view(torch: Any, tensor: Any, name: str) -> DeviceView | None:
         None,
         tensor,
     )
+
+
+def check_tensor(torch: Any, tensor: Any, name: str) -> None:
+    """Raise ArgumentError for a tensor that tracks gradients, or without values in its memory."""
+    if tensor.requires_grad and torch.is_grad_enabled():
+        got = "one that requires a gradient"
+        cure = f"use {name}.detach(), or call under torch.no_grad()"
+        raise ArgumentError(
+            expected("a tensor without gradient", got, where=f"argument {name!r}", cure=cure)
+        )
+    if tensor.layout is not torch.strided or tensor.is_neg() or tensor.is_conj():
+        got = "one that is sparse, or negated or conjugated lazily"
+        cure = f"use {name}.to_dense(), .resolve_neg() or .resolve_conj()"
+        raise ArgumentError(expected("a dense tensor", got, where=f"argument {name!r}", cure=cure))
 
 
 def torch_stream(device: int) -> int:
