@@ -5,9 +5,10 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from q4jit.arrays.dtypes import F32, IDS
+from q4jit.arrays.dtypes import F32, FLOATS, IDS
 from q4jit.arrays.views import DeviceView
 from q4jit.errors import ArgumentError, expected
+from q4jit.floats import float_type_of
 
 _F32_MAX: Final = float(np.finfo(np.float32).max)
 
@@ -37,6 +38,8 @@ def plain(value: Any) -> Any:
 
 def holds_ids(array: NDArray[Any] | DeviceView) -> bool:
     """Return whether an array argument has row ids, not activations."""
+    if isinstance(array, DeviceView):
+        return array.dtype.startswith(("int", "uint"))
     return array.dtype.kind in "iu"
 
 
@@ -67,12 +70,10 @@ def checked_ids(
 
 
 def check_array(name: str, array: NDArray[Any]) -> None:
-    """Raise ArgumentError unless an array argument is f32 in native byte order, and not empty."""
-    if array.dtype != F32:
+    """Raise ArgumentError unless an array argument has floats in native byte order, and columns."""
+    if array.dtype != F32 and float_type_of(array.dtype) is None:
         cure = f"use {name}.astype(np.float32)"
-        raise ArgumentError(
-            expected("float32", _show(array), where=f"argument {name!r}", cure=cure)
-        )
+        raise ArgumentError(expected(FLOATS, _show(array), where=f"argument {name!r}", cure=cure))
     _check_kind(name, array)
     if array.ndim and array.shape[-1] == 0:
         shape = f"shape {list(array.shape)}"

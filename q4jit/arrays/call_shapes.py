@@ -1,5 +1,6 @@
 """Everything that the exact shapes of a call determine, on every device."""
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from q4jit.arrays.arguments import holds_ids
 from q4jit.arrays.dtypes import MOST_LEADING
 from q4jit.arrays.views import DeviceView
 from q4jit.errors import ArgumentError, expected
+from q4jit.floats import FLOAT_BYTES, FloatType, numpy_dtype
 from q4jit.frontend.graph import Graph, Node
 from q4jit.frontend.shapes import LeadingAxis, Shape, show_shape
 from q4jit.frontend.specs import ArraySpec, IdsSpec, ScalarSpec, WeightSpec
@@ -25,14 +27,26 @@ class Result:
         buffer: the shape of the array that kernels write.
         shape: the shape of the result. It differs from `buffer` if the result has fewer rows than
             the call.
+        float_type: the type of its elements.
         pick: the part of the buffer that is the result then.
     """
 
     buffer: tuple[int, ...]
     shape: tuple[int, ...]
+    float_type: FloatType = "f32"
     pick: tuple[slice, ...] | None = None
 
-    def of(self, buffer: NDArray[np.float32]) -> NDArray[np.float32]:
+    @property
+    def buffer_bytes(self) -> int:
+        """Size of the buffer in bytes."""
+        return math.prod(self.buffer) * FLOAT_BYTES[self.float_type]
+
+    @functools.cached_property
+    def dtype(self) -> np.dtype[Any]:
+        """NumPy's dtype of the result. Raises ImportError for bfloat16 without ml_dtypes."""
+        return numpy_dtype(self.float_type)
+
+    def of(self, buffer: NDArray[Any]) -> NDArray[Any]:
         """Return the result from a buffer that kernels have written."""
         if self.pick is None:
             return buffer
@@ -70,7 +84,8 @@ class CallShapes:
         ]
         self.ids = self._looked_up(graph, args)
         self.scalars = [i for i, s in enumerate(graph.signature) if isinstance(s, ScalarSpec)]
-        self.results = [self._result(node) for node in graph.outputs]
+        pairs = zip(graph.outputs, graph.result_types, strict=True)
+        self.results = [self._result(node, float_type) for node, float_type in pairs]
         self.returns_tuple = graph.returns_tuple
         self.picks = any(r.pick is not None for r in self.results)
 
@@ -99,10 +114,10 @@ class CallShapes:
             if i in counts and isinstance(spec, IdsSpec)
         ]
 
-    def _result(self, node: Node) -> Result:
+    def _result(self, node: Node, float_type: FloatType) -> Result:
         shape = tuple(self.lead[-d.axis] if isinstance(d, LeadingAxis) else d for d in node.shape)
         if not node.varies or math.prod(shape) == self.rows * node.width:
-            return Result(shape, shape)
+            return Result(shape, shape, float_type)
         if self.rows == 0:
             what = f"at least one row, or results with all leading dimensions {list(self.lead)}"
             raise ArgumentError(expected(what, f"a result {list(shape)}"))
@@ -111,7 +126,7 @@ class CallShapes:
         pick = tuple(
             slice(None) if axis in axes else slice(0, 1) for axis in range(len(self.lead), 0, -1)
         )
-        return Result((*self.lead, node.width), shape, pick)
+        return Result((*self.lead, node.width), shape, float_type, pick)
 
 
 def lead_shape(args: Sequence[object]) -> tuple[int, ...]:

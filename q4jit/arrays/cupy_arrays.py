@@ -3,8 +3,8 @@
 import sys
 from typing import Any
 
-from q4jit.arrays.dtypes import F32
 from q4jit.arrays.views import DeviceView
+from q4jit.floats import FLOAT_NAMES, FloatType
 
 
 def cupy_view(cupy: Any, array: Any) -> DeviceView:
@@ -18,7 +18,7 @@ def cupy_view(cupy: Any, array: Any) -> DeviceView:
         memory.ptr,
         array.shape,
         strides,
-        dtype,
+        dtype.name,
         platform,
         memory.device_id,
         False,
@@ -33,8 +33,8 @@ def cupy_stream(device: int) -> int:
     return int(sys.modules["cupy"].cuda.get_current_stream(device).ptr)
 
 
-def new_cupy_array(device: int, shape: tuple[int, ...]) -> Any:
-    """Return a new f32 array on a device."""
+def new_cupy_array(device: int, shape: tuple[int, ...], float_type: FloatType) -> Any:
+    """Return a new array of a float type on a device."""
     cupy = sys.modules["cupy"]
     with cupy.cuda.Device(device):
-        return cupy.empty(shape, dtype=F32)
+        return cupy.empty(shape, dtype=FLOAT_NAMES[float_type])

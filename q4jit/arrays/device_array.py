@@ -72,7 +72,7 @@ class DeviceArray:
             self.pointer,
             self.shape,
             None,
-            self.dtype,
+            self.dtype.name,
             self.device.platform,
             self.device.index,
             False,

@@ -5,6 +5,8 @@ from typing import Final
 import numpy as np
 
 F32: Final = np.dtype(np.float32)
+FLOATS: Final = "float32, float16 or bfloat16"
+"""The dtypes of activations, as errors name them."""
 IDS: Final = (np.dtype(np.int32), np.dtype(np.int64))
 MOST_DIMENSIONS: Final = 64  # as in NumPy 2
 MOST_LEADING: Final = 32  # NumPy broadcasts at most this many

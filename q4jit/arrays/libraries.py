@@ -17,6 +17,7 @@ from q4jit.arrays.protocols import dlpack_view, interface_view
 from q4jit.arrays.torch_tensors import new_tensor, torch_stream, torch_view
 from q4jit.arrays.views import DeviceView, device_of
 from q4jit.errors import ArgumentError
+from q4jit.floats import FloatType, numpy_dtype
 from q4jit.frontend.containers import LEAVES
 from q4jit.frontend.structures import Structure
 
@@ -74,10 +75,10 @@ def current_stream(view: DeviceView) -> int:
     return view.stream or 0
 
 
-def empty_like_kind(view: DeviceView, shape: tuple[int, ...]) -> Any:
-    """Return a new f32 array on the device of `view`, of its library or a DeviceArray."""
+def empty_like_kind(view: DeviceView, shape: tuple[int, ...], float_type: FloatType) -> Any:
+    """Return a new array on the device of `view`, of its library or a DeviceArray."""
     if view.library == "torch":
-        return new_tensor(view.owner, shape)
+        return new_tensor(view.owner, shape, float_type)
     if view.library == "cupy":
-        return new_cupy_array(view.device, shape)
-    return DeviceArray(shape, device_of(view), stream=view.stream or 0)
+        return new_cupy_array(view.device, shape, float_type)
+    return DeviceArray(shape, device_of(view), numpy_dtype(float_type), view.stream or 0)

@@ -1,16 +1,13 @@
 """Check array arguments and `out=` on a device."""
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from q4jit.arrays.call_shapes import CallShapes, Result
-from q4jit.arrays.dtypes import F32
 from q4jit.arrays.libraries import as_device_array
-from q4jit.arrays.views import DeviceView, require_contiguous, require_f32
+from q4jit.arrays.views import DeviceView, require_contiguous, require_float
 from q4jit.errors import ArgumentError, expected
+from q4jit.floats import FLOAT_NAMES
 from q4jit.plan.kernels import Slot
 from q4jit.runtime.driver import Device
 
@@ -36,10 +33,10 @@ def refuse_broadcasting(shapes: CallShapes, names: Sequence[str]) -> None:
 def check_views(shapes: CallShapes, names: Sequence[str], args: Sequence[Any]) -> None:
     """Raise ArgumentError unless kernels can read the arrays and the ids in place."""
     for i, _ in shapes.arrays:
-        require_f32(args[i], names[i])
+        require_float(args[i], names[i])
         require_contiguous(args[i], names[i])
     for i, _, _ in shapes.ids:
-        if args[i].dtype != np.int64:
+        if args[i].dtype != "int64":
             where = f"argument {names[i]!r}"
             raise ArgumentError(expected("int64 for ids on a device", str(args[i]), where=where))
         require_contiguous(args[i], names[i])
@@ -60,17 +57,17 @@ def output_views(
 
 
 def _output_view(device: Device, owner: object, result: Result) -> DeviceView:
-    view = as_device_array(owner, "out")
+    view, dtype = as_device_array(owner, "out"), FLOAT_NAMES[result.float_type]
     if (
         view is None
         or (view.platform, view.device) != (device.platform, device.index)
-        or view.dtype != F32
+        or view.dtype != dtype
         or view.shape != result.shape
         or view.strides is not None
         or view.readonly
     ):
         got = type(owner).__name__ if view is None else _show(view)
-        what = f"a writable, contiguous float32 {list(result.shape)} on {device}"
+        what = f"a writable, contiguous {dtype} {list(result.shape)} on {device}"
         raise ArgumentError(expected(what, got, where="out="))
     return view
 
@@ -90,10 +87,10 @@ def pairs_apart(shapes: CallShapes, given: Sequence[Slot], args: Sequence[Any]) 
     """
     used = {i for i, _ in shapes.arrays} | {i for i, _, _ in shapes.ids}
     views = ((at, args[slot.index]) for at, slot in enumerate(given) if slot.index in used)
-    sizes = {at: _bytes(view) for at, view in views if isinstance(view, DeviceView)}
+    sizes = {at: view.nbytes for at, view in views if isinstance(view, DeviceView)}
     pairs = []
     for at, result in enumerate(shapes.results, len(given)):
-        size = math.prod(result.buffer) * F32.itemsize
+        size = result.buffer_bytes
         pairs += [(at, size, other, other_size) for other, other_size in sizes.items()]
         sizes[at] = size
     return pairs
@@ -105,7 +102,3 @@ def overlap_error() -> ArgumentError:
         "out= overlaps an argument, which is read while out is written, or another array of out=; "
         "use separate memory"
     )
-
-
-def _bytes(view: DeviceView) -> int:
-    return math.prod(view.shape) * view.dtype.itemsize

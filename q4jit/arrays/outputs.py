@@ -8,7 +8,6 @@ from numpy.typing import NDArray
 
 from q4jit.arrays.arguments import plain
 from q4jit.arrays.call_shapes import Result
-from q4jit.arrays.dtypes import F32
 from q4jit.errors import ArgumentError, expected
 from q4jit.weights.tensor import QuantizedTensor
 
@@ -17,24 +16,25 @@ _OVERLAP_WORK: Final = 10_000  # candidates to try before strided arrays count a
 
 def check_out(
     out: object,
-    shapes: Sequence[tuple[int, ...]],
+    results: Sequence[tuple[tuple[int, ...], np.dtype[Any]]],
     returns_tuple: bool,
     names: Sequence[str],
     args: Sequence[object],
-) -> tuple[NDArray[np.float32], ...]:
+) -> tuple[NDArray[Any], ...]:
     """Return the arrays of `out=` as a tuple. Raises ArgumentError unless they fit the results.
 
-    shapes: of the results. names, args: the call's arguments, which must not share memory with out.
+    results: the shape and the dtype of each. names, args: the call's arguments, which must not
+    share memory with out.
     """
     given = out if isinstance(out, tuple) else (out,)
-    if isinstance(out, tuple) != returns_tuple or len(given) != len(shapes):
-        what = f"a tuple of {len(shapes)} arrays" if returns_tuple else "one array"
+    if isinstance(out, tuple) != returns_tuple or len(given) != len(results):
+        what = f"a tuple of {len(results)} arrays" if returns_tuple else "one array"
         raise ArgumentError(expected(what, type(out).__name__, where="out="))
     given = tuple(plain(array) for array in given)
-    for array, shape in zip(given, shapes, strict=True):
+    for array, (shape, dtype) in zip(given, results, strict=True):
         if (
             not isinstance(array, np.ndarray)
-            or array.dtype != F32
+            or array.dtype != dtype
             or array.shape != shape
             or not array.flags.writeable
             or _overlaps_itself(array)
@@ -46,7 +46,7 @@ def check_out(
             )
             if isinstance(array, np.ndarray) and _overlaps_itself(array):
                 got += f" whose elements share memory (strides {list(array.strides)})"
-            what = f"a writable float32 {list(shape)}"
+            what = f"a writable {dtype} {list(shape)}"
             raise ArgumentError(expected(what, got, where="out="))
     _refuse_overlap(given, names, args)
     return given
@@ -64,14 +64,14 @@ def _overlaps_itself(array: NDArray[Any]) -> bool:
     return False
 
 
-def usable(array: NDArray[np.float32], result: Result) -> bool:
+def usable(array: NDArray[Any], result: Result) -> bool:
     """Return whether kernels can write the result to an array of out= directly."""
     flags = array.flags
     return bool(result.pick is None and flags.c_contiguous and flags.aligned)
 
 
 def _refuse_overlap(
-    given: Sequence[NDArray[np.float32]], names: Sequence[str], args: Sequence[object]
+    given: Sequence[NDArray[Any]], names: Sequence[str], args: Sequence[object]
 ) -> None:
     for i, array in enumerate(given):
         for name, value in zip(names, args, strict=True):

@@ -8,7 +8,7 @@ import numpy as np
 
 from q4jit.arrays import dlpack
 from q4jit.arrays.dtypes import MOST_DIMENSIONS
-from q4jit.arrays.views import DeviceView, named_dtype, significant_strides
+from q4jit.arrays.views import DeviceView, significant_strides
 from q4jit.errors import ArgumentError, DeviceError, expected, short_name
 from q4jit.runtime.devices import drivers, why_none
 
@@ -53,7 +53,7 @@ def interface_view(interface: object, owner: object) -> DeviceView:
         pointer,
         shape,
         significant_strides(shape, strides),
-        dtype,
+        dtype.name if dtype.isnative else dtype.str,
         platform,
         device,
         readonly,
@@ -132,12 +132,11 @@ def dlpack_view(array: Any, name: str) -> DeviceView | None:
     if kind not in dlpack.PLATFORMS:
         return None
     tensor = dlpack.consume(array)
-    dtype = named_dtype(tensor.dtype, f"argument {name!r}")
     return DeviceView(
         tensor.pointer,
         tensor.shape,
         significant_strides(tensor.shape, tensor.strides),
-        dtype,
+        tensor.dtype,
         dlpack.PLATFORMS[kind],
         tensor.device,
         tensor.readonly,

@@ -2,14 +2,16 @@
 
 from collections import deque
 from collections.abc import Mapping, Set
+from dataclasses import replace
 from typing import Any, Final
 
 import numpy as np
 
 from q4jit.arrays.arguments import check_array, check_ids, holds_ids
 from q4jit.arrays.dtypes import F32
-from q4jit.arrays.views import DeviceView, require_f32
+from q4jit.arrays.views import DeviceView, require_float
 from q4jit.errors import ArgumentError, expected
+from q4jit.floats import float_type_of
 from q4jit.frontend.containers import Apart, Misfit, together
 from q4jit.frontend.specs import (
     ScalarSpec,
@@ -44,7 +46,7 @@ def shape_key(value: object) -> object:
         return value
     if kind is DeviceView:
         view: Any = value
-        return view.shape, view.dtype, view.platform, view.device
+        return view.shape, view.dtype, view.platform, view.device, view.is_aligned
     if isinstance(value, np.ndarray):  # `spec_of` checks a subclass when its launch is made
         return kind, value.shape, value.dtype
     if isinstance(value, np.integer | np.bool_):
@@ -65,20 +67,22 @@ def spec_of(name: str, value: object, sized: bool = False) -> Spec:
             what = "at least one dimension, the last of at least 1"
             cure = f"use float({name}) for a number"
             raise ArgumentError(expected(what, str(value), where=f"argument {name!r}", cure=cure))
-        if value.dtype.kind == "i":
+        if holds_ids(value):
             return ids_spec(value.shape, sized)
-        require_f32(value, name)
-        return array_spec(value.shape, sized)
+        spec = array_spec(value.shape, sized, require_float(value, name))
+        return replace(spec, is_aligned=value.is_aligned)
     if isinstance(value, np.ndarray):
         if value.ndim == 0 and value.dtype.kind in "fiu" and type(value) is np.ndarray:
-            return ScalarSpec(np.ndarray)
+            return ScalarSpec(np.ndarray, float_type_of(value.dtype))
         if holds_ids(value):
             check_ids(name, value)
             return ids_spec(value.shape, sized)
         check_array(name, value)
-        return array_spec(value.shape, sized)
-    if isinstance(value, float | np.floating):
-        return ScalarSpec(type(value) if isinstance(value, np.floating) else float)
+        return array_spec(value.shape, sized, float_type_of(value.dtype) or "f32")
+    if isinstance(value, np.floating):
+        return ScalarSpec(type(value), float_type_of(value.dtype))
+    if isinstance(value, float):
+        return ScalarSpec()
     if isinstance(value, np.integer | np.bool_):
         value = value.item()
     if value is None or isinstance(value, bool | int | str):

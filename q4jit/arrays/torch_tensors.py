@@ -10,12 +10,14 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from q4jit.arrays.views import DeviceView, named_dtype
+from q4jit.arrays.views import DeviceView
 from q4jit.errors import ArgumentError, expected
+from q4jit.floats import FLOAT_NAMES, FloatType
 from q4jit.frontend.structures import Structure
 from q4jit.weights.tensor import QuantizedTensor
 
 _NUMBERS: Final = frozenset({float, np.float32, np.float64})
+_ALIGNMENT_MASK: Final = 7  # of four f16 or bf16 numbers, which kernels load at once
 _STATIC: Final = frozenset({bool, int, str, type(None), Structure})  # compiled into kernels
 
 
@@ -29,16 +31,7 @@ def torch_view(torch: Any, tensor: Any, name: str) -> DeviceView | None:
     device = tensor.device
     if device.type != "cuda":  # AMD's GPUs have this type as well
         return None
-    if tensor.requires_grad and torch.is_grad_enabled():
-        got = "one that requires a gradient"
-        cure = f"use {name}.detach(), or call under torch.no_grad()"
-        raise ArgumentError(
-            expected("a tensor without gradient", got, where=f"argument {name!r}", cure=cure)
-        )
-    if tensor.layout is not torch.strided or tensor.is_neg() or tensor.is_conj():
-        got = "one that is sparse, or negated or conjugated lazily"
-        cure = f"use {name}.to_dense(), .resolve_neg() or .resolve_conj()"
-        raise ArgumentError(expected("a dense tensor", got, where=f"argument {name!r}", cure=cure))
+    check_tensor(torch, tensor, name)
     return DeviceView(
         tensor.data_ptr(),
         tuple(tensor.shape),
@@ -53,20 +46,34 @@ def torch_view(torch: Any, tensor: Any, name: str) -> DeviceView | None:
     )
 
 
+def check_tensor(torch: Any, tensor: Any, name: str) -> None:
+    """Raise ArgumentError for a tensor that tracks gradients, or without values in its memory."""
+    if tensor.requires_grad and torch.is_grad_enabled():
+        got = "one that requires a gradient"
+        cure = f"use {name}.detach(), or call under torch.no_grad()"
+        raise ArgumentError(
+            expected("a tensor without gradient", got, where=f"argument {name!r}", cure=cure)
+        )
+    if tensor.layout is not torch.strided or tensor.is_neg() or tensor.is_conj():
+        got = "one that is sparse, or negated or conjugated lazily"
+        cure = f"use {name}.to_dense(), .resolve_neg() or .resolve_conj()"
+        raise ArgumentError(expected("a dense tensor", got, where=f"argument {name!r}", cure=cure))
+
+
 def torch_stream(device: int) -> int:
     """Return PyTorch's current stream on a device."""
     return _stream_query(sys.modules["torch"])(device)
 
 
-def new_tensor(like: Any, shape: tuple[int, ...]) -> Any:
-    """Return a new f32 tensor of `shape` on the device of the tensor `like`."""
-    return like.new_empty(shape, dtype=sys.modules["torch"].float32)
+def new_tensor(like: Any, shape: tuple[int, ...], float_type: FloatType) -> Any:
+    """Return a new tensor of `shape` and type on the device of the tensor `like`."""
+    return like.new_empty(shape, dtype=getattr(sys.modules["torch"], FLOAT_NAMES[float_type]))
 
 
 @functools.cache
-def _torch_dtype(dtype: object) -> np.dtype[Any]:
-    """Return NumPy's dtype of the same name, float32 for `torch.float32`."""
-    return named_dtype(str(dtype).removeprefix("torch."), "a tensor")
+def _torch_dtype(dtype: object) -> str:
+    """Return the name of a dtype, float32 for `torch.float32`."""
+    return str(dtype).removeprefix("torch.")
 
 
 @functools.cache
@@ -135,8 +142,9 @@ def tensor_facts(args: Sequence[Any], out: Any) -> tuple[tuple[object, ...], lis
                     return None
                 device = value.get_device()
                 # is_conj() is not read: no call with a complex dtype ever gets a launch
-                key += (value.shape, value.dtype, device)
-                pointers.append(value.data_ptr())
+                pointer = value.data_ptr()
+                key += (value.shape, value.dtype, device, pointer & _ALIGNMENT_MASK)
+                pointers.append(pointer)
             elif kind is QuantizedTensor:
                 key.append(value.signature)
             elif kind in _NUMBERS:

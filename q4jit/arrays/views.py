@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 
-from q4jit.arrays.dtypes import F32
+from q4jit.arrays.dtypes import FLOATS
 from q4jit.errors import ArgumentError, DeviceError, expected
+from q4jit.floats import FLOAT_BYTES, FLOAT_TYPES, FloatType
 from q4jit.runtime.devices import drivers, why_none
 from q4jit.runtime.driver import Device
 
@@ -19,11 +20,15 @@ _CONVERSIONS: Final = {
 }
 
 
+_FOUR_HALVES_BYTES: Final = 8
+
+
 class DeviceView(NamedTuple):
     """An array in a device's memory, whoever owns it.
 
     Attributes:
         strides: in elements; None: C-contiguous.
+        dtype: the name that NumPy, ml_dtypes and PyTorch give to the type of its elements.
         platform: `amd` or `nvidia`.
         device: the index that the platform's driver uses.
         library: `torch`, `cupy` or empty.
@@ -34,13 +39,25 @@ class DeviceView(NamedTuple):
     pointer: int
     shape: tuple[int, ...]
     strides: tuple[int, ...] | None
-    dtype: np.dtype[Any]
+    dtype: str
     platform: str
     device: int
     readonly: bool
     library: str
     stream: int | None
     owner: object
+
+    @property
+    def is_aligned(self) -> bool:
+        """Whether kernels can load four elements at once, or test its address when they run."""
+        return self.dtype == "float32" or self.pointer % _FOUR_HALVES_BYTES == 0
+
+    @property
+    def nbytes(self) -> int:
+        """Size of its elements in bytes."""
+        float_type = FLOAT_TYPES.get(self.dtype)
+        size = FLOAT_BYTES[float_type] if float_type else np.dtype(self.dtype).itemsize
+        return math.prod(self.shape) * size
 
     def __str__(self) -> str:
         return f"{self.dtype} {list(self.shape)} on {self.platform} device {self.device}"
@@ -55,13 +72,15 @@ def device_of(view: DeviceView) -> Device:
     return driver.devices[view.device]
 
 
-def require_f32(view: DeviceView, name: str) -> None:
-    """Raise ArgumentError unless the elements are f32."""
-    if view.dtype != F32:
+def require_float(view: DeviceView, name: str) -> FloatType:
+    """Return the float type of the elements. Raises ArgumentError if kernels do not take it."""
+    float_type = FLOAT_TYPES.get(view.dtype)
+    if float_type is None:
         convert = _CONVERSIONS[view.library][0].format(name)
         raise ArgumentError(
-            expected("float32", str(view), where=f"argument {name!r}", cure=f"use {convert}")
+            expected(FLOATS, str(view), where=f"argument {name!r}", cure=f"use {convert}")
         )
+    return float_type
 
 
 def require_contiguous(view: DeviceView, name: str) -> None:
@@ -108,12 +127,3 @@ def significant_strides(
     contiguous = contiguous_strides(shape)
     same = all(d == 1 or s == c for d, s, c in zip(shape, strides, contiguous, strict=True))
     return None if same else strides
-
-
-def named_dtype(dtype: str, where: str) -> np.dtype[Any]:
-    """Return NumPy's dtype of a name. Raises ArgumentError, which calls the array `where`."""
-    try:
-        return np.dtype(dtype)
-    except TypeError as error:
-        cure = "convert it first (in PyTorch with .float())"
-        raise ArgumentError(expected("float32", dtype, where=where, cure=cure)) from error

@@ -1,6 +1,7 @@
 """Write the columns phase of a CPU's kernels in LLVM IR: a section's products and epilogue."""
 
 from q4jit.cpu.gguf_rows import add_dot
+from q4jit.cpu.halves import STORED
 from q4jit.cpu.integers import IntegerProduct, add_integer_product
 from q4jit.cpu.lanes import ONE, SIXTEEN, Lanes, broadcast, tail_mask
 from q4jit.cpu.llvm_text import VECTOR, Function
@@ -86,7 +87,7 @@ class SectionWriter:
                 row_at = values.buffer_row(store)
                 for panel in range(tile.panels):
                     column = f.index("column", ("%task", tile.columns), (panel * LANES, 1))
-                    at = f.at(row_at, "float", column, "result_at")
+                    at = f.at(row_at, STORED[store.buffer.float_type], column, "result_at")
                     f.do(f"call void @llvm.prefetch.p0(ptr {at}, i32 1, i32 3, i32 1)  ; to write")
 
     def _panels(self) -> list[str]:

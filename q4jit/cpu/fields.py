@@ -7,7 +7,8 @@ elements of one column. Weights are decoded in registers: no weight is ever stor
 from dataclasses import dataclass
 from typing import Final
 
-from q4jit.cpu.lanes import ONE, SIXTEEN, Lanes, broadcast, f16_loader
+from q4jit.cpu.halves import f16_loader
+from q4jit.cpu.lanes import ONE, SIXTEEN, Lanes, broadcast
 from q4jit.cpu.llvm_text import (
     INTS,
     VECTOR,

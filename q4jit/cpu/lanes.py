@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from typing import Final
 
 from q4jit.cpu.llvm_text import (
-    EXPONENT_BITS,
     INTS,
     MASK,
     VECTOR,
@@ -17,13 +16,9 @@ from q4jit.cpu.llvm_text import (
 )
 from q4jit.weights.layouts import LANES
 
-# The bits of an f16, from the highest: the sign, 5 bits of exponent, 10 bits of mantissa.
-_F16_MAGNITUDE: Final = 0x7FFF
-_F16_SIGN: Final = 0x8000
-_F16_INFINITY: Final = 0x7C00
-_MANTISSA_SHIFT: Final = 23 - 10  # from f16's mantissa to f32's
-_SIGN_SHIFT: Final = 31 - 15
-_BIAS_FACTOR: Final = 2.0 ** (127 - 15)  # f32's bias of the exponent less f16's
+# elements of vectors in memory: their alignment in bytes, and the name of 16 in intrinsics
+_ALIGNMENTS: Final = {"float": 4, "i16": 2}
+_SUFFIXES: Final = {"float": "v16f32", "i16": "v16i16"}
 
 
 @dataclass(frozen=True)
@@ -67,28 +62,38 @@ SIXTEEN: Final = Lanes(LANES)
 INFINITY: Final = SIXTEEN.constant(float("inf"))
 
 
-def load_vector(module: Module, f: Function, pointer: str, mask: str | None, hint: str) -> str:
-    """Load 16 floats, and zeros instead of the lanes that `mask` leaves out."""
+def load_vector(
+    module: Module, f: Function, pointer: str, mask: str | None, hint: str, element: str = "float"
+) -> str:
+    """Load 16 elements, floats or `i16`, and zeros instead of the lanes that `mask` leaves out."""
+    kind, align = f"<{LANES} x {element}>", _ALIGNMENTS[element]
     if mask is None:
-        return f.let(hint, f"load {VECTOR}, ptr {pointer}, align 4")
-    module.declare(f"declare {VECTOR} @llvm.masked.load.v16f32.p0(ptr, i32, {MASK}, {VECTOR})")
+        return f.let(hint, f"load {kind}, ptr {pointer}, align {align}")
+    intrinsic = f"@llvm.masked.load.{_SUFFIXES[element]}.p0"
+    module.declare(f"declare {kind} {intrinsic}(ptr, i32, {MASK}, {kind})")
     return f.let(
         hint,
-        f"call {VECTOR} @llvm.masked.load.v16f32.p0(ptr {pointer}, i32 4, {MASK} {mask}, "
-        f"{VECTOR} zeroinitializer)",
+        f"call {kind} {intrinsic}(ptr {pointer}, i32 {align}, {MASK} {mask}, "
+        f"{kind} zeroinitializer)",
     )
 
 
-def store_vector(module: Module, f: Function, value: str, pointer: str, mask: str | None) -> None:
-    """Store 16 floats, or only the lanes of `mask`."""
+def store_vector(
+    module: Module,
+    f: Function,
+    value: str,
+    pointer: str,
+    mask: str | None,
+    element: str = "float",
+) -> None:
+    """Store 16 elements, floats or `i16`, or only the lanes of `mask`."""
+    kind, align = f"<{LANES} x {element}>", _ALIGNMENTS[element]
     if mask is None:
-        f.do(f"store {VECTOR} {value}, ptr {pointer}, align 4")
+        f.do(f"store {kind} {value}, ptr {pointer}, align {align}")
         return
-    module.declare(f"declare void @llvm.masked.store.v16f32.p0({VECTOR}, ptr, i32, {MASK})")
-    f.do(
-        f"call void @llvm.masked.store.v16f32.p0({VECTOR} {value}, ptr {pointer}, i32 4, "
-        f"{MASK} {mask})"
-    )
+    intrinsic = f"@llvm.masked.store.{_SUFFIXES[element]}.p0"
+    module.declare(f"declare void {intrinsic}({kind}, ptr, i32, {MASK})")
+    f.do(f"call void {intrinsic}({kind} {value}, ptr {pointer}, i32 {align}, {MASK} {mask})")
 
 
 def broadcast(f: Function, kind: str, value: str) -> str:
@@ -111,51 +116,6 @@ def tail_mask(f: Function, first: str, width: int) -> str | None:
     count = f.let("count", f"trunc i64 {few} to i32")
     numbers = f"<i32 {', i32 '.join(map(str, range(LANES)))}>"
     return f.let("mask", f"icmp slt {INTS} {numbers}, {broadcast(f, 'i32', count)}")
-
-
-def f16_loader(module: Module, lanes: Lanes, align_bytes: int = 2) -> str:
-    """Return the function that loads f16 values as f32 from an address of that alignment.
-
-    CPUs without F16C convert by integer arithmetic: LLVM would call a library function that nothing
-    resolves.
-    """
-    name = f"load_f16_{lanes.suffix}{'' if align_bytes == 2 else f'_align{align_bytes}'}"
-    if not module.knows(name):
-        f = Function(f"internal {lanes.f32} @{name}(ptr %at) #1", "f16 as f32, exactly.")
-        if module.target.has("f16c") or module.target.family == "aarch64":
-            kind = lanes.f32.replace("float", "half")
-            f16 = f.let("f16", f"load {kind}, ptr %at, align {align_bytes}")
-            f.do(f"ret {lanes.f32} {f.let('value', f'fpext {kind} {f16} to {lanes.f32}')}")
-        else:
-            _f16_by_integers(f, lanes, align_bytes)
-        module.add(name, f)
-    return f"@{name}"
-
-
-def _f16_by_integers(f: Function, lanes: Lanes, align_bytes: int) -> None:
-    ints, floats, number = lanes.i32, lanes.f32, lanes.integer
-    narrow = ints.replace("i32", "i16")
-    f16 = f.let("f16", f"load {narrow}, ptr %at, align {align_bytes}")
-    bits = f.let("bits", f"zext {narrow} {f16} to {ints}")
-    magnitude = f.let(
-        "magnitude", f"and {ints} {bits}, {number(_F16_MAGNITUDE)}", "all but the sign"
-    )
-    shifted = f.let("shifted", f"shl {ints} {magnitude}, {number(_MANTISSA_SHIFT)}")
-    f.comment("2^112 moves the exponent from f16's bias to f32's, and is exact for denormals too")
-    small = f.let("small", f"bitcast {ints} {shifted} to {floats}")
-    value = f.let("value", f"fmul {floats} {small}, {lanes.constant(_BIAS_FACTOR)}")
-    finite = f.let("finite", f"bitcast {floats} {value} to {ints}")
-    special = f.let(
-        "special", f"icmp uge {ints} {magnitude}, {number(_F16_INFINITY)}", "Inf or NaN"
-    )
-    infinite = f.let(
-        "infinite", f"or {ints} {shifted}, {number(EXPONENT_BITS)}", "f32's exponent of those"
-    )
-    right = f.let("right", f"select {lanes.i1} {special}, {ints} {infinite}, {ints} {finite}")
-    sign = f.let("sign", f"and {ints} {bits}, {number(_F16_SIGN)}")
-    high = f.let("high", f"shl {ints} {sign}, {number(_SIGN_SHIFT)}")
-    both = f.let("both", f"or {ints} {right}, {high}")
-    f.do(f"ret {floats} {f.let('result', f'bitcast {ints} {both} to {floats}')}")
 
 
 def sum_lanes(module: Module, f: Function, value: str, hint: str = "sum") -> str:

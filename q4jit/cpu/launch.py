@@ -5,7 +5,6 @@ packs one row of 8-byte slots per kernel and calls it.
 """
 
 import functools
-import math
 import struct
 import threading
 from collections.abc import Callable, Iterable, Sequence
@@ -17,7 +16,6 @@ from numpy.typing import NDArray
 
 from q4jit.arrays.arguments import check_array, checked_ids, f32
 from q4jit.arrays.call_shapes import CallShapes
-from q4jit.arrays.dtypes import F32
 from q4jit.arrays.outputs import check_out, usable
 from q4jit.cpu.schedule import CpuKernel, CpuPlan
 from q4jit.cpu.scratch import Scratch, keep_scratch, lay_out_scratch, new_scratch, take_scratch
@@ -57,7 +55,7 @@ class CpuLaunch:
         self._weights = plan.weight_layouts()
         self._blocks = [i for i, a in enumerate(args) if isinstance(a, QuantizedTensor)]
         read: list[Any] = [args[i] for i in [*(i for i, _ in self._arrays), *self._blocks]]
-        self._sizes = [a.nbytes for a in read] + [4 * math.prod(r.shape) for r in self._results]
+        self._sizes = [a.nbytes for a in read] + [r.buffer_bytes for r in self._results]
         numbers = any(isinstance(args[i], np.ndarray) for i in self._scalars)
         self._outs_may_be_quick = not (numbers or self._picks)
         offsets, self.scratch_bytes = lay_out_scratch(plan, self._rows)
@@ -135,7 +133,7 @@ class CpuLaunch:
         if out is None:
             buffers = []
             for result in self._results:
-                buffer = np.empty(result.buffer, F32)
+                buffer = np.empty(result.buffer, result.dtype)
                 buffers.append(buffer)
                 values.append(data_pointer(buffer))
         elif not copies and (starts := self._starts(out, args, values)):
@@ -149,7 +147,7 @@ class CpuLaunch:
     def bind(self, args: Sequence[Any], out: Any = None) -> Callable[[], Any]:
         """Check these arrays now and return a call on them; without `out` it owns its results."""
         if out is None:
-            made = tuple(np.empty(result.shape, F32) for result in self._results)
+            made = tuple(np.empty(result.shape, result.dtype) for result in self._results)
             out = made if self._returns_tuple else made[0]
         values, copies, buffers = self._values(args, out)
         if copies or buffers is not None:  # every call must make them anew
@@ -166,14 +164,12 @@ class CpuLaunch:
         for i, layout in self._weights:
             args[i]._resident.blocks(layout)
 
-    def _prepared(
-        self, i: int, array: NDArray[Any], shape: tuple[int, ...] | None
-    ) -> NDArray[np.float32]:
+    def _prepared(self, i: int, array: NDArray[Any], shape: tuple[int, ...] | None) -> NDArray[Any]:
         """Return an array as kernels read it: broadcast to `shape`, and contiguous."""
         check_array(self._names[i], array)
         if shape is not None:
             array = np.broadcast_to(array, shape)
-        return np.require(array, F32, ["C", "A"])
+        return np.require(array, None, ["C", "A"])
 
     def _starts(self, out: Any, args: Sequence[Any], values: list[int]) -> list[int] | None:
         """Return the addresses of `out` if a quick check shows that `check_out` would accept it.
@@ -196,7 +192,7 @@ class CpuLaunch:
             array = outs[i]
             if (
                 type(array) is not np.ndarray
-                or array.dtype is not F32
+                or array.dtype != result.dtype
                 or array.shape != result.shape
                 or not array.flags.carray
             ):
@@ -209,14 +205,14 @@ class CpuLaunch:
             starts.append(start)
         return starts[-len(outs) :]
 
-    def _out_buffers(self, out: object, args: Sequence[object]) -> list[NDArray[np.float32]]:
+    def _out_buffers(self, out: object, args: Sequence[object]) -> list[NDArray[Any]]:
         """Return the arrays that kernels fill: those of `out` if their memory is suitable."""
-        shapes = [result.shape for result in self._results]
-        given = check_out(out, shapes, self._returns_tuple, self._names, args)
+        wanted = [(result.shape, result.dtype) for result in self._results]
+        given = check_out(out, wanted, self._returns_tuple, self._names, args)
         pairs = zip(given, self._results, strict=True)
-        return [a if usable(a, r) else np.empty(r.buffer, F32) for a, r in pairs]
+        return [a if usable(a, r) else np.empty(r.buffer, r.dtype) for a, r in pairs]
 
-    def _deliver(self, buffers: Sequence[NDArray[np.float32]], out: Any) -> Any:
+    def _deliver(self, buffers: Sequence[NDArray[Any]], out: Any) -> Any:
         given = out if isinstance(out, tuple) else (out,)
         for target, buffer, result in zip(given, buffers, self._results, strict=True):
             if target is not buffer:

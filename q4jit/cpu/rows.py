@@ -52,8 +52,7 @@ class RowWriter:
             self._sum(node)
         for store in work.rows:
             if store.node.width == 1:
-                value = self._values.scalar(store.node)
-                f.do(f"store float {value}, ptr {self._values.buffer_row(store)}, align 4")
+                self._values.store_scalar(store)
             else:
                 self._copy(store)
         if work.x is not None:

@@ -4,10 +4,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
-from q4jit.cpu.lanes import ONE, SIXTEEN, Lanes, broadcast, load_vector, store_vector
+from q4jit.cpu.halves import STORED, load_floats, store_floats
+from q4jit.cpu.lanes import ONE, SIXTEEN, Lanes, broadcast
 from q4jit.cpu.llvm_text import Function, Module, Struct, StructField, float_text, splat
 from q4jit.cpu.operations import apply
 from q4jit.cpu.schedule import CpuKernel, CpuPlan
+from q4jit.floats import FloatType
 from q4jit.frontend.graph import REDUCTIONS, Node
 from q4jit.frontend.specs import ArraySpec
 from q4jit.plan.kernels import Buffer, Slot, Store
@@ -112,11 +114,12 @@ class CpuValues:
             return float_text(node.value)
         if node.id in self.buffers:
             buffer = self.buffers[node.id]
-            return self._load_scalar(self._buffer_row(buffer), "0", str(buffer))
+            return self._load_scalar(self._buffer_row(buffer), "0", str(buffer), "f32")
         if node.op == "scalar":
             return self.lowering.argument(self.f, Slot("scalar", node.arg))
         if node.op == "load":
-            return self._load_scalar(self._array_row(node), str(node.start), self._array_name(node))
+            name, float_type = self._array_name(node), self._array_spec(node).float_type
+            return self._load_scalar(self._array_row(node), str(node.start), name, float_type)
         operands = [self.scalars[n.id] for n in node.operands]
         if node.op in REDUCTIONS | {"reshape"} and node.operands[0].width == 1:
             return operands[0]
@@ -146,10 +149,11 @@ class CpuValues:
             return self._broadcast(node)
         if node.id in self.buffers:
             buffer = self.buffers[node.id]
-            return self._load(self._buffer_row(buffer), self.column, str(buffer))
+            return self._load(self._buffer_row(buffer), self.column, str(buffer), "f32")
         if node.op == "load":
             column = self.f.index("column", (self.column, 1), (node.start, 1))
-            return self._load(self._array_row(node), column, self._array_name(node))
+            name, float_type = self._array_name(node), self._array_spec(node).float_type
+            return self._load(self._array_row(node), column, name, float_type)
         operands = [self.wide[n.id] for n in node.operands]
         return apply(self.lowering.module, self.f, self.lanes, node.op, operands)
 
@@ -163,41 +167,50 @@ class CpuValues:
 
     def store(self, store: Store, buffer_row: str) -> None:
         """Write a value of the present columns to a row of its buffer."""
-        value = self.at(store.node)
-        at = self.f.at(buffer_row, "float", self.column, f"{store.buffer}_at")
-        if self.lanes.count > 1:
-            store_vector(self.lowering.module, self.f, value, at, self.mask)
-        else:
-            self.f.do(f"store float {value}, ptr {at}, align 4")
+        value, float_type = self.at(store.node), store.buffer.float_type
+        at = self.f.at(buffer_row, STORED[float_type], self.column, f"{store.buffer}_at")
+        store_floats(self.lowering.module, self.f, self.lanes, float_type, value, at, self.mask)
 
-    def _load(self, row_at: str, column: str, name: str) -> str:
-        at = self.f.at(row_at, "float", column, f"{name}_at")
-        if self.lanes.count > 1:
-            return load_vector(self.lowering.module, self.f, at, self.mask, f"{name}_columns")
-        return self.f.let(f"{name}_value", f"load float, ptr {at}, align 4")
+    def store_scalar(self, store: Store) -> None:
+        """Write a scalar to this row of its buffer."""
+        value, at = self.scalar(store.node), self.buffer_row(store)
+        store_floats(self.lowering.module, self.f, ONE, store.buffer.float_type, value, at, None)
 
-    def _load_scalar(self, row_at: str, column: str, name: str) -> str:
-        at = self.f.at(row_at, "float", column, f"{name}_at")
-        return self.f.let(f"{name}_value", f"load float, ptr {at}, align 4")
+    def _load(self, row_at: str, column: str, name: str, float_type: FloatType) -> str:
+        if self.lanes.count == 1:
+            return self._load_scalar(row_at, column, name, float_type)
+        at = self.f.at(row_at, STORED[float_type], column, f"{name}_at")
+        module = self.lowering.module
+        return load_floats(module, self.f, self.lanes, float_type, at, self.mask, f"{name}_columns")
+
+    def _load_scalar(self, row_at: str, column: str, name: str, float_type: FloatType) -> str:
+        at = self.f.at(row_at, STORED[float_type], column, f"{name}_at")
+        return load_floats(self.lowering.module, self.f, ONE, float_type, at, None, f"{name}_value")
 
     def _array_name(self, node: Node) -> str:
         return self.lowering.label(Slot("array", node.arg))
 
-    def _array_row(self, node: Node) -> str:
+    def _array_spec(self, node: Node) -> ArraySpec:
         spec = self.lowering.plan.graph.signature[node.arg]
         assert isinstance(spec, ArraySpec)
+        return spec
+
+    def _array_row(self, node: Node) -> str:
+        spec = self._array_spec(node)
         base = self.lowering.argument(self.f, Slot("array", node.arg))
         width = spec.shape[-1]
         assert isinstance(width, int)
-        return self._row_of(base, width, self._array_name(node)) if node.varies else base
+        if not node.varies:
+            return base
+        return self._row_of(base, width, self._array_name(node), spec.float_type)
 
     def _buffer_row(self, buffer: Buffer) -> str:
         base = self.lowering.argument(self.f, Slot(buffer.kind, buffer.index))
-        return self._row_of(base, buffer.width, str(buffer))
+        return self._row_of(base, buffer.width, str(buffer), buffer.float_type)
 
-    def _row_of(self, base: str, width: int, name: str) -> str:
+    def _row_of(self, base: str, width: int, name: str, float_type: FloatType) -> str:
         offset = self.f.index(f"{name}_offset", (self.row, width))
-        return self.f.at(base, "float", offset, f"{name}_row_at")
+        return self.f.at(base, STORED[float_type], offset, f"{name}_row_at")
 
     def buffer_row(self, store: Store) -> str:
         """Return the address of this row in a store's buffer."""

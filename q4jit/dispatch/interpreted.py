@@ -8,6 +8,7 @@ import numpy as np
 from q4jit.arrays.outputs import check_out
 from q4jit.arrays.views import DeviceView
 from q4jit.errors import ArgumentError, expected
+from q4jit.floats import float_type_of
 from q4jit.frontend.structures import results_for, unflattened
 from q4jit.frontend.trace import call_with, refuse_change
 
@@ -43,9 +44,15 @@ def run_in_numpy(
 def _write_results(result: Any, out: Any, names: Sequence[str], args: Sequence[Any]) -> None:
     """Copy NumPy's results to `out`. Raises ArgumentError if it has the wrong kind or shape."""
     values, results = results_for(result, out)
-    shapes = [np.shape(value) for value in values]
+    wanted = [(np.shape(value), _kernel_dtype(value)) for value in values]
     given = out if results is None else results.arrays(args, out)
     returns_tuple = isinstance(result, tuple) or results is not None
-    arrays = check_out(given, shapes, returns_tuple, names, args)
+    arrays = check_out(given, wanted, returns_tuple, names, args)
     for array, value in zip(arrays, values, strict=True):
         array[...] = value
+
+
+def _kernel_dtype(value: Any) -> np.dtype[Any]:
+    """Return the dtype that kernels give to a result of NumPy's, which may be in float64."""
+    dtype = np.asarray(value).dtype
+    return dtype if float_type_of(dtype) else np.dtype(np.float32)

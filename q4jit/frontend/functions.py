@@ -8,8 +8,10 @@ from typing import Any, Final
 
 import numpy as np
 
+from q4jit.floats import FloatType
 from q4jit.frontend.builder import Builder
 from q4jit.frontend.graph import Node
+from q4jit.frontend.kinds import NUMBER_KINDS
 from q4jit.frontend.operations import check_reduction, largest, mean, reduced, smallest, variance
 from q4jit.frontend.refusals import unsupported
 
@@ -34,9 +36,15 @@ def _reduction(name: str, reduce: Callable[..., Node]) -> Callable[..., Any]:
     ) -> _Array:
         keepdims = _take_keepdims(rest)
         check_reduction(name, {"dtype": dtype, "out": out, **rest})
-        return symbol._of(reduce(symbol._builder, a._node, name, axis, keepdims), np.float32)
+        return _reduced(symbol, a, reduce(symbol._builder, a._node, name, axis, keepdims))
 
     return function
+
+
+def _reduced(symbol: _Array, a: _Array, node: Node) -> _Array:
+    """Return the reduction of `a` that a node computes; NumPy keeps its type."""
+    float_type: FloatType = a._float_type or "f32"
+    return symbol._of(node, NUMBER_KINDS[float_type], float_type)
 
 
 def _extreme(name: str, reduce: Callable[..., Node]) -> Callable[..., Any]:
@@ -92,7 +100,7 @@ def _norm(
     number = symbol._builder.number(x._node)
     squares = symbol._builder.apply("mul", number, number)
     summed = reduced(symbol._builder, "sum", squares, "np.linalg.norm", axis, bool(keepdims))
-    return symbol._of(symbol._builder.apply("sqrt", summed), np.float32)
+    return _reduced(symbol, x, symbol._builder.apply("sqrt", summed))
 
 
 def _take_keepdims(rest: dict[str, object]) -> bool:
@@ -124,11 +132,11 @@ def _where(symbol: _Array, condition: object, *values: object) -> _Array:
         unsupported("np.where without both values", "use np.where(condition, a, b)")
     nodes = symbol._nodes(values, "np.where")
     node = symbol._builder.apply("where", symbol._operand(condition, "np.where"), *nodes)
-    return symbol._of(node, np.ndarray)
+    return symbol._of(node, np.ndarray, symbol._promoted(values))
 
 
 def _copy(symbol: _Array, a: _Array, order: object = "K", subok: bool = False) -> _Array:
-    return symbol._of(a._node, np.ndarray)
+    return symbol._of(a._node, np.ndarray, a._float_type)
 
 
 # Any: NumPy's functions have many signatures

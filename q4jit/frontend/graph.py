@@ -1,13 +1,14 @@
 """The graph of a traced function (the IR): nodes with symbolic shapes.
 
-Every value is f32; comparisons are bool. A graph has no slices: the builder pushes each down to
-loads and products, which have a first column and a width.
+Every value is f32 inside a kernel; comparisons are bool. A graph has no slices: the builder pushes
+each down to loads and products, which have a first column and a width.
 """
 
 from collections.abc import Container
 from dataclasses import dataclass
 from typing import Final
 
+from q4jit.floats import FloatType
 from q4jit.frontend.shapes import LeadingAxis, Shape, show_shape
 from q4jit.frontend.specs import Signature
 from q4jit.frontend.structures import Results
@@ -91,6 +92,7 @@ class Graph:
         names: the arguments' names.
         signature: the arguments' specs.
         outputs: the nodes that the function returns.
+        result_types: the float type of each, to which it is rounded when it is stored.
         returns_tuple: whether it returns a tuple, also one of a single array.
         results: the containers of its results; None if they are an array or a tuple of arrays. With
             them, `returns_tuple` is true.
@@ -100,6 +102,7 @@ class Graph:
     names: tuple[str, ...]
     signature: Signature
     outputs: tuple[Node, ...]
+    result_types: tuple[FloatType, ...]
     returns_tuple: bool
     results: Results | None = None
 
@@ -115,7 +118,8 @@ class Graph:
     @property
     def statements(self) -> tuple[str, ...]:
         """The nodes and results as text, which is the same for graphs that compute the same."""
-        names = [f"v{n.id}" for n in self.outputs]
+        pairs = zip(self.outputs, self.result_types, strict=True)
+        names = [f"v{n.id}" if kind == "f32" else f"{kind} v{n.id}" for n, kind in pairs]
         results = ", ".join(names)
         if self.results is not None:  # classes of one name may differ, as in a notebook
             classes = [f" # {id(kind):#x}" for kind in self.results.classes]

@@ -9,11 +9,15 @@ from typing import Any, Final
 
 import numpy as np
 
+from q4jit.floats import FloatType
 from q4jit.frontend.graph import BOOLEAN
 
 Kind = type | None
 
 PYTHON: Final = frozenset({bool, int, float})
+
+NUMBER_KINDS: Final[dict[FloatType, Kind]] = {"f32": np.float32, "f16": np.float16, "bf16": None}
+"""The kinds of a number in NumPy, by its float type."""
 
 
 def kind_of_constant(value: object) -> Kind:

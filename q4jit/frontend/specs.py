@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from q4jit.floats import FloatType
 from q4jit.frontend.containers import Tree
 from q4jit.frontend.shapes import ONE, Dim, LeadingAxis, Shape, show_shape
 from q4jit.frontend.structures import Structure, classes_in, paths, show_tree
@@ -13,12 +14,22 @@ from q4jit.weights.formats import FORMATS, Format
 
 @dataclass(frozen=True)
 class ArraySpec:
-    """An f32 array argument. The last axis of `shape` is a number, the others are M or `ONE`."""
+    """An array argument of floats.
+
+    Attributes:
+        shape: the last axis is a number, the others are M or `ONE`.
+        float_type: the type of its elements.
+        is_aligned: four elements at a time can be loaded at once. Only set to False for arrays of
+            f16 and bf16 on a GPU: kernels test the addresses of f32 arrays when they run.
+    """
 
     shape: Shape
+    float_type: FloatType = "f32"
+    is_aligned: bool = True
 
     def __str__(self) -> str:
-        return f"f32 {show_shape(self.shape)}"
+        aligned = "" if self.is_aligned else " unaligned"
+        return f"{self.float_type} {show_shape(self.shape)}{aligned}"
 
 
 @dataclass(frozen=True)
@@ -63,12 +74,15 @@ class ScalarSpec:
 
     Attributes:
         kind: its type: float, a NumPy scalar, or np.ndarray for an array without axes.
+        float_type: the type that it gives to results; None if it adapts to arrays, as Python's
+            floats do. A number in float64 adapts too, because kernels compute in f32.
     """
 
     kind: type = float
+    float_type: FloatType | None = None
 
     def __str__(self) -> str:
-        return "f32 []" if self.kind is np.ndarray else self.kind.__name__
+        return f"{self.float_type or 'f32'} []" if self.kind is np.ndarray else self.kind.__name__
 
 
 @dataclass(frozen=True)
@@ -144,12 +158,14 @@ def classes_of(signatures: Iterable[Signature]) -> list[type]:
     return classes_in([tree for s in structures if s is not None for tree in s.trees])
 
 
-def array_spec(shape: tuple[int, ...], sized: bool = False) -> ArraySpec:
-    """Return the spec of an f32 array of `shape`.
+def array_spec(
+    shape: tuple[int, ...], sized: bool = False, float_type: FloatType = "f32"
+) -> ArraySpec:
+    """Return the spec of an array of floats of `shape`.
 
     sized: leading axes keep their length, so that an error can show it.
     """
-    return ArraySpec((*_leading(shape[:-1], sized), shape[-1]))
+    return ArraySpec((*_leading(shape[:-1], sized), shape[-1]), float_type)
 
 
 def ids_spec(shape: tuple[int, ...], sized: bool = False) -> IdsSpec:

@@ -10,6 +10,7 @@ from typing import Any, Final, NoReturn
 import numpy as np
 
 from q4jit.errors import TraceError, expected
+from q4jit.floats import FLOAT_NAMES, FloatType, float_type_of, numpy_dtype, promoted
 from q4jit.frontend.builder import Builder
 from q4jit.frontend.carets import located, user_line
 from q4jit.frontend.cures import cure_of, numpy_name
@@ -17,6 +18,7 @@ from q4jit.frontend.functions import FUNCTIONS, keywords
 from q4jit.frontend.graph import BOOLEAN, Node
 from q4jit.frontend.ids import SymbolicIds, refuse_ids
 from q4jit.frontend.kinds import (
+    NUMBER_KINDS,
     PYTHON,
     Kind,
     kind_of_constant,
@@ -93,7 +95,7 @@ class SymbolicArray(RefusedOperators):
     It is an object of its own, as in NumPy: an operation in place gives it another node.
     """
 
-    __slots__ = ("__weakref__", "_builder", "_kind", "_memory", "_node", "_place")
+    __slots__ = ("__weakref__", "_builder", "_float_type", "_kind", "_memory", "_node", "_place")
 
     def __init__(
         self,
@@ -102,15 +104,19 @@ class SymbolicArray(RefusedOperators):
         kind: Kind = np.ndarray,
         memory: Memory | None = None,
         start: int = 0,
+        float_type: FloatType | None = "f32",
     ) -> None:
         """Make the symbol of a value.
 
         kind: the type that a value without axes has in NumPy. memory: the memory that it shares
-        with another array, from column `start`; None: memory of its own.
+        with another array, from column `start`; None: memory of its own. float_type: the type that
+        it gives to results; None if it adapts to other values.
         """
         self._builder = builder
         self._node = node
         self._kind = np.ndarray if node.shape else kind
+        # an array has a type, even if it was made of numbers that adapt
+        self._float_type = float_type or ("f32" if node.shape and not node.is_bool else None)
         self._memory = Memory() if memory is None else memory
         self._memory.add(self, start, node.width)
         self._place = user_line() if node.is_bool else ""
@@ -123,7 +129,7 @@ class SymbolicArray(RefusedOperators):
         return self._kind
 
     def __repr__(self) -> str:
-        return f"<traced f32 {show_shape(self._node.shape)}>"
+        return f"<traced {self._float_type or 'f32'} {show_shape(self._node.shape)}>"
 
     @property
     def shape(self) -> tuple[object, ...]:
@@ -139,11 +145,15 @@ class SymbolicArray(RefusedOperators):
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """f32, or bool for a comparison."""
-        return np.dtype(np.bool_ if self._node.is_bool else np.float32)
+        """The type that NumPy's rule gives; bool for a comparison."""
+        if self._node.is_bool:
+            return np.dtype(np.bool_)
+        return located(_dtype_of)(self._float_type or "f32")
 
-    def _of(self, node: Node, kind: Kind = np.ndarray) -> "SymbolicArray":
-        return SymbolicArray(self._builder, node, kind)
+    def _of(
+        self, node: Node, kind: Kind = np.ndarray, float_type: FloatType | None = None
+    ) -> "SymbolicArray":
+        return SymbolicArray(self._builder, node, kind, float_type=float_type)
 
     def _operator(self, op: str, *values: object) -> "SymbolicArray":
         """Return the result of Python's operator `op`."""
@@ -152,12 +162,13 @@ class SymbolicArray(RefusedOperators):
             nodes = [self._builder.number(node) for node in nodes]
         elif op == "not" and PYTHON.issuperset(kinds):
             refuse("compile ~ of Python's truth values", "use np.logical_not")
-        return self._of(self._builder.apply(op, *nodes), kind_of_operator(op, kinds))
+        node = self._builder.apply(op, *nodes)
+        return self._of(node, kind_of_operator(op, kinds), self._promoted(values))
 
     def _ufunc(self, name: str, function: str, *values: object) -> "SymbolicArray":
         """Return the result of NumPy's ufunc `name`; function: what the user called."""
         node = elementwise(self._builder, name, self._nodes(values, function))
-        return self._of(node, kind_of_ufunc(node.op, _kinds(values)))
+        return self._of(node, kind_of_ufunc(node.op, _kinds(values)), self._promoted(values))
 
     def _assign(self, result: "SymbolicArray", sign: str) -> "SymbolicArray":
         """Give this array the value of an operation in place; sign: such as "+=".
@@ -185,6 +196,11 @@ class SymbolicArray(RefusedOperators):
     def _operand(self, value: object, function: str) -> Node:
         return _operand(self._builder, value, function)
 
+    @staticmethod
+    def _promoted(values: Sequence[object]) -> FloatType | None:
+        """Return the float type of a result of `values`, as NumPy promotes arrays and scalars."""
+        return promoted(*map(_float_type_of, values))
+
     __add__, __radd__ = _binary("add"), _binary("add", swap=True)
     __sub__, __rsub__ = _binary("sub"), _binary("sub", swap=True)
     __mul__, __rmul__ = _binary("mul"), _binary("mul", swap=True)
@@ -206,7 +222,8 @@ class SymbolicArray(RefusedOperators):
     @located
     def __pos__(self) -> "SymbolicArray":
         if self._kind in PYTHON:
-            return self._of(self._builder.number(self._node), kind_of_operator("pos", [self._kind]))
+            kind = kind_of_operator("pos", [self._kind])
+            return self._of(self._builder.number(self._node), kind, self._float_type)
         return self._ufunc("positive", "+", self)
 
     def __getattribute__(self, name: str) -> Any:
@@ -237,7 +254,8 @@ class SymbolicArray(RefusedOperators):
         kind = kind_of_operator("mul", kinds) if function == "**" else kind_of_ufunc("mul", kinds)
         if function == "np.float_power":
             kind = np.float64
-        return self._of(power(self._builder, self._node, exponent, function), kind)
+        node = power(self._builder, self._node, exponent, function)
+        return self._of(node, kind, self._promoted((self, exponent)))
 
     @located
     def __matmul__(self, other: object) -> "SymbolicArray":
@@ -254,12 +272,13 @@ class SymbolicArray(RefusedOperators):
             refuse(f"index with {COMPUTED}", "use np.where")
         node, start = sliced(self._builder, self._node, index)
         start += self._memory.columns(self).start
-        return SymbolicArray(self._builder, node, np.ndarray, self._memory, start)
+        memory = self._memory
+        return SymbolicArray(self._builder, node, np.ndarray, memory, start, self._float_type)
 
     @located
     def copy(self, order: str = "C") -> "SymbolicArray":
         """Return an array of its own with the same values."""
-        return self._of(self._node, self._kind)
+        return self._of(self._node, self._kind, self._float_type)
 
     __copy__ = copy
 
@@ -278,16 +297,18 @@ class SymbolicArray(RefusedOperators):
 
     @located
     def astype(self, dtype: object, **rest: object) -> "SymbolicArray":
-        """Return the value unchanged, because kernels compute in f32.
+        """Return the value as another float type. Only results are rounded to it.
 
         Raises TraceError for another dtype.
         """
         wanted = np.dtype(dtype)  # type: ignore[call-overload]  # any object
-        if wanted != np.float32:
-            raise TraceError(expected("np.float32", str(wanted), where="astype"))
+        float_type = float_type_of(wanted)
+        if float_type is None:
+            types = "np.float32, np.float16 or ml_dtypes.bfloat16"
+            raise TraceError(expected(types, str(wanted), where="astype"))
         if rest:
             unsupported(f"astype with {keywords(rest)}", "leave it out")
-        return self._of(self._builder.number(self._node), np.float32)
+        return self._of(self._builder.number(self._node), NUMBER_KINDS[float_type], float_type)
 
     @located
     def __array_ufunc__(
@@ -455,6 +476,19 @@ def _operand(builder: Builder, value: object, function: str) -> Node:
     )
 
 
+def _float_type_of(value: object) -> FloatType | None:
+    if isinstance(value, SymbolicArray):
+        return value._float_type
+    return float_type_of(value.dtype) if isinstance(value, np.generic | np.ndarray) else None
+
+
+def _dtype_of(float_type: FloatType) -> np.dtype[Any]:
+    try:
+        return numpy_dtype(float_type)
+    except ImportError:
+        refuse(f"name NumPy's dtype of {FLOAT_NAMES[float_type]}", "install ml_dtypes")
+
+
 def _is_truth(value: object) -> bool:
     """Return whether NumPy takes an operand for a truth value."""
     if isinstance(value, SymbolicArray):
@@ -476,4 +510,4 @@ def _matmul(x: object, w: object) -> SymbolicArray:
         refuse_product(x, w)
     if x._builder is not w._builder:
         refuse_other_trace()
-    return SymbolicArray(x._builder, x._builder.matmul(x._node, w._arg))
+    return x._of(x._builder.matmul(x._node, w._arg), float_type=x._float_type)

@@ -18,7 +18,7 @@ from q4jit.frontend.builder import Builder
 from q4jit.frontend.carets import collect_refusals, result_line
 from q4jit.frontend.changes import changing_line
 from q4jit.frontend.containers import Apart, Misfit, short_path
-from q4jit.frontend.graph import Graph, Node
+from q4jit.frontend.graph import Graph
 from q4jit.frontend.ids import SymbolicIds
 from q4jit.frontend.memory import Memory
 from q4jit.frontend.refusals import show_value
@@ -80,11 +80,13 @@ def trace(
     refuse_change(function, symbols, args, keywords)
     arrays, results = _results(function, symbols, result)
     leaves = signature[:-1] if structure_of(symbols) else signature
+    outputs = [_output(function, builder, path, value) for path, value in arrays]
     return Graph(
         _clean_name(getattr(function, "__name__", "function")),
         _argument_names(function, leaves, names_of(symbols, ())),
         leaves,
-        tuple(_output(function, builder, path, value) for path, value in arrays),
+        tuple(output._node for output in outputs),
+        tuple(output._float_type or "f32" for output in outputs),
         type(result) is tuple or results is not None,
         results,
     )
@@ -159,8 +161,10 @@ def _known_result(positions: Mapping[int, int], value: Any) -> object:
     return COMPUTED
 
 
-def _output(function: Callable[..., object], builder: Builder, path: str, value: object) -> Node:
-    """Return the node of one result. Raises TraceError if it is no array of numbers."""
+def _output(
+    function: Callable[..., object], builder: Builder, path: str, value: object
+) -> SymbolicArray:
+    """Return one result. Raises TraceError if it is no array of numbers."""
     if not isinstance(value, SymbolicArray):
         cure = "end the function with a return statement" if value is None else ""
         _refuse_result(function, path, f"{type(value).__name__} {show_value(value)}", cure)
@@ -168,10 +172,10 @@ def _output(function: Callable[..., object], builder: Builder, path: str, value:
         _refuse_result(function, path, "a value that was traced in another call")
     if value._node.is_bool:
         raise TraceError(
-            "cannot return truth values (results of comparisons), because results are float32; "
+            "cannot return truth values (results of comparisons), because results are floats; "
             f"return np.where(…, 1.0, 0.0), and compare the result outside\n\n{value._place}"
         )
-    return value._node
+    return value
 
 
 def _argument_names(
@@ -231,14 +235,16 @@ def _definition(function: Callable[..., object]) -> str:
 def _symbol(builder: Builder, arg: int) -> object:
     spec = builder.signature[arg]
     if isinstance(spec, ArraySpec):
-        return SymbolicArray(builder, builder.load(arg, spec.shape), memory=Memory(True))
+        load = builder.load(arg, spec.shape)
+        return SymbolicArray(builder, load, memory=Memory(True), float_type=spec.float_type)
     if isinstance(spec, WeightSpec):
         return SymbolicWeight(builder, arg)
     if isinstance(spec, IdsSpec):
         return SymbolicIds(builder, builder.ids(arg))
     if isinstance(spec, ScalarSpec):
         memory = Memory(spec.kind is np.ndarray)
-        return SymbolicArray(builder, builder.scalar(arg), spec.kind, memory)
+        number = builder.scalar(arg)
+        return SymbolicArray(builder, number, spec.kind, memory, float_type=spec.float_type)
     if isinstance(spec, StructureSpec):
         return spec.structure
     assert isinstance(spec, StaticSpec)

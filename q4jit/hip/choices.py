@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from q4jit.errors import TuningError, expected
 from q4jit.hip.candidates import candidates, constants_of, schedules_for
-from q4jit.hip.kernel import TILE_HALVES, HipKernel, HipPlan
+from q4jit.hip.kernel import GEMV_MATRIX, TILE_HALVES, HipKernel, HipPlan
 from q4jit.hip.problem import Problem
 from q4jit.hip.tunings import Choice, Key, Measured
 from q4jit.plan.kernels import Section
@@ -39,6 +39,10 @@ def choice_for(problem: Problem, section: Section, measured: Measured | None) ->
     if measured is None or problem.has_nonfinite_scales(section):
         return None
     key, target = key_of(problem, section), problem.target
+    if problem.suits_panels(section) and problem.takes_one_term(section.products[0].operands[0]):
+        of_one_term = measured(replace(key, precision="f16"))
+        if of_one_term is not None and of_one_term.trial.schedule == GEMV_MATRIX:
+            return of_one_term
     choice = measured(key)
     if choice is None and key.precision == "i8" and problem.suits_panels(section):
         choice = measured(replace(key, precision="f16"))  # the kernels of `f16` serve `i8` too
@@ -65,6 +69,8 @@ def with_choice(problem: Problem, kernel: HipKernel, choice: Choice | None) -> H
     for candidate in possible:
         if asked.keys() <= known.keys() and constants_of(candidate) == wanted:
             return replace(candidate, origin=choice.origin)
+    if kernel.exact_x:  # measured for two terms, which leave other candidates
+        return kernel
     what = (
         f"one of the {len(possible)} candidates for {kernel.work.name} on {problem.target} "
         f"(with the constants {', '.join(known)})"

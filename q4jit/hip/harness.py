@@ -19,6 +19,7 @@ from q4jit.arrays.device_array import DeviceArray
 from q4jit.arrays.views import DeviceView
 from q4jit.compilers import cache
 from q4jit.compilers.find import find_compiler
+from q4jit.floats import float_type_of
 from q4jit.frontend.specs import ScalarSpec, Spec, WeightSpec, array_spec, ids_spec
 from q4jit.frontend.trace import trace
 from q4jit.hip.kernel import HipKernel, HipPlan
@@ -150,7 +151,8 @@ class Bench(Timer):
         stream = next(a.stream for a in args if isinstance(a, DeviceView)) or 0
         shapes = CallShapes(built.plan.graph, args)
         arrays = tuple(
-            DeviceArray(result.shape, self.device, stream=stream) for result in shapes.results
+            DeviceArray(result.shape, self.device, result.dtype, stream)
+            for result in shapes.results
         )
         self.poison(arrays)
         return arrays
@@ -214,7 +216,9 @@ def _spec(value: Any) -> Spec:
         return WeightSpec(*value.signature)
     if _is_ids(value):
         return ids_spec(value.shape)
-    return array_spec(value.shape) if isinstance(value, np.ndarray) else ScalarSpec()
+    if isinstance(value, np.ndarray):
+        return array_spec(value.shape, float_type=float_type_of(value.dtype) or "f32")
+    return ScalarSpec()
 
 
 def _is_ids(value: Any) -> bool:

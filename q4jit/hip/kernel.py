@@ -61,6 +61,7 @@ class HipKernel:
             scale (an Inf or NaN there would not meet the quants of 0).
         f16_terms: f16 numbers that each x is split into. They share a scale: those of a unit in
             `gemv_matrix`, elsewhere those of a row.
+        exact_x: x is an array of f16 or bf16, so that one f16 term in `gemv_matrix` is all of it.
         splits: blocks that share columns, each with its own part of K.
         wave_panels: panels that a wave computes.
         stage_units: units of x in a stage.
@@ -83,6 +84,7 @@ class HipKernel:
     ahead: int = 1
     scales_late: bool = False
     f16_terms: int = 0
+    exact_x: bool = False
     splits: int = 1
     wave_panels: int = 1
     stage_units: int = 0
@@ -128,7 +130,8 @@ class HipKernel:
         """The class of precision of the products."""
         if self.int8:
             return "i8"
-        return "f16" if self.bf16_terms == BF16_TERMS["f16"] or self.f16_terms == 1 else "f32"
+        rounds_x = self.f16_terms == 1 and not self.exact_x
+        return "f16" if self.bf16_terms == BF16_TERMS["f16"] or rounds_x else "f32"
 
     def slots(self) -> tuple[Slot, ...]:
         """Return the arguments in order: the function's own, then buffers, then `m` (rows).

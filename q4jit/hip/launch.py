@@ -166,7 +166,8 @@ class HipLaunch:
             self._enqueue(stream, args, pointers)
             return out
         like = args[self._like]
-        made = tuple([new_tensor(like, result.buffer) for result in self._shapes.results])
+        results = self._shapes.results
+        made = tuple([new_tensor(like, r.buffer, r.float_type) for r in results])
         self._enqueue(stream, args, pointers + [tensor.data_ptr() for tensor in made])
         return made if self._shapes.returns_tuple else made[0]
 
@@ -175,8 +176,8 @@ class HipLaunch:
         arrays = [args[slot.index] for slot in self._arrays]
         stream = current_stream(args[self._like])
         if out is None:
-            results = self._shapes.results
-            owners = tuple(empty_like_kind(args[self._like], result.buffer) for result in results)
+            like, results = args[self._like], self._shapes.results
+            owners = tuple(empty_like_kind(like, r.buffer, r.float_type) for r in results)
         else:
             owners = out if isinstance(out, tuple) else (out,)
         views = arrays + output_views(self._shapes, self._device, owners, out)
@@ -200,10 +201,10 @@ class HipLaunch:
         shapes = self._shapes
         arrays = [self._copied(self._host_array(i, args[i], s)) for i, s in shapes.arrays]
         ids = [self._copied(checked_ids(self._names[i], args[i], s, n)) for i, s, n in shapes.ids]
-        results = [DeviceArray(result.buffer, self._device) for result in shapes.results]
+        results = [DeviceArray(r.buffer, self._device, r.dtype) for r in shapes.results]
         targets = None
         if out is not None:
-            wanted = [result.shape for result in shapes.results]
+            wanted = [(result.shape, result.dtype) for result in shapes.results]
             targets = check_out(out, wanted, shapes.returns_tuple, self._names, args)
         pointers = [array.pointer for array in (*arrays, *ids, *results)]
         self._enqueue(0, args, pointers)

@@ -62,7 +62,9 @@ def render_generic(
             "block_largest": False,
             "block_maximum": False,
             "rolled": False,
-            "fours": False,
+            "fours": (),
+            "loaded": (),
+            "stored": (),
             "unaligned": not weight.float_bytes,
         },
     }

@@ -188,7 +188,7 @@ def _parts(work: Kernel, known: tuple[Store, ...]) -> Iterator[Kernel]:
 
 def _distinct(stores: tuple[Store, ...]) -> tuple[Store, ...]:
     """Return one store per value: a value that is returned twice is read from its first buffer."""
-    return tuple({s.node.id: s for s in reversed(stores)}.values())
+    return tuple({s.node.id: s for s in reversed(stores) if s.buffer.is_exact}.values())
 
 
 def _without_unused_loads(kernel: Kernel) -> Kernel:

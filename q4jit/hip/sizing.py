@@ -114,13 +114,15 @@ def _gemv_matrix(problem: Problem, work: Kernel) -> HipKernel:
     """Return a `gemv_matrix` with the first tiling that K and shared memory allow."""
     arch, rules, (section,) = problem.arch, problem.rules, work.sections
     rows = min(problem.m_class, MOST_FEW_ROWS)
+    exact_x = work.x is not None and problem.takes_one_term(work.x)
     base = unsized(
         problem,
         work,
         GEMV_MATRIX,
         layout=TILES16,
         rows_per_tile=rows,
-        f16_terms=problem.f16_terms,
+        f16_terms=1 if exact_x else problem.f16_terms,
+        exact_x=exact_x,
         pairs=rows <= rules.pair_rows,
     )
     for splits, waves_n, waves_k in _tilings(problem, section, rows):

@@ -10,6 +10,7 @@ from typing import ClassVar, Final
 
 import numpy as np
 
+from q4jit.floats import FloatType
 from q4jit.frontend.graph import REDUCTIONS, Graph, Node
 from q4jit.frontend.specs import ArraySpec
 from q4jit.hip.kernel import ROWS, HipKernel, HipPlan
@@ -33,6 +34,10 @@ _X_TYPES: Final = {
 }
 
 
+ELEMENT_TYPES: Final[dict[FloatType, str]] = {"f32": "float", "f16": "u16", "bf16": "u16"}
+"""The C++ types of arrays' elements, by their float types."""
+
+
 @dataclass(frozen=True)
 class Statement:
     """A variable that becomes `op` of `operands`.
@@ -44,6 +49,8 @@ class Statement:
         op: a macro of `operations.hip.j2`.
         operands: C++ expressions.
         at_column: whether it is loaded from an address that depends on `column`.
+        float_type: of an element that is loaded.
+        is_aligned: four elements from a multiple of 4 on can be loaded at once.
     """
 
     id: int
@@ -52,6 +59,8 @@ class Statement:
     op: str
     operands: tuple[str, ...]
     at_column: bool = False
+    float_type: FloatType = "f32"
+    is_aligned: bool = True
 
 
 @dataclass(frozen=True)
@@ -108,16 +117,18 @@ class Parameter:
 def parameters(plan: HipPlan, kernel: HipKernel) -> tuple[Parameter, ...]:
     """Return the parameters of a kernel, in the order of its slots."""
     names = c_names(plan.graph.names)
-    written = {
-        s.buffer for s in (*kernel.work.rows, *(t for c in kernel.work.sections for t in c.stores))
-    }
+    stores = [*kernel.work.rows, *(t for c in kernel.work.sections for t in c.stores)]
     if kernel.work.decoded is not None:
-        written.add(kernel.work.decoded.buffer)
+        stores.append(kernel.work.decoded)
+    written = {(s.buffer.kind, s.buffer.index): s.buffer.float_type for s in stores}
     result = []
     for slot in kernel.slots():
         match slot.kind:
             case "array":
-                result.append(Parameter(slot, names[slot.index], "const float*"))
+                spec = plan.graph.signature[slot.index]
+                assert isinstance(spec, ArraySpec)
+                element = ELEMENT_TYPES[spec.float_type]
+                result.append(Parameter(slot, names[slot.index], f"const {element}*"))
             case "ids":
                 result.append(Parameter(slot, names[slot.index], "const i64*"))
             case "scalar":
@@ -131,8 +142,9 @@ def parameters(plan: HipPlan, kernel: HipKernel) -> tuple[Parameter, ...]:
                 result.append(Parameter(slot, kind, f"{constant}{_X_TYPES[kind]}*"))
             case _:
                 name = buffer_name(Buffer(slot.kind, slot.index, 0))
-                is_ours = any(b.kind == slot.kind and b.index == slot.index for b in written)
-                result.append(Parameter(slot, name, f"{'' if is_ours else 'const '}float*"))
+                ours = written.get((slot.kind, slot.index))
+                element = "const float" if ours is None else ELEMENT_TYPES[ours]
+                result.append(Parameter(slot, name, f"{element}*"))
     return tuple(result)
 
 
@@ -144,11 +156,13 @@ class HipValues:
     Attributes:
         names: the variables of the values.
         operations: the operations of all statements written so far.
+        loaded: the float types of the elements that they load.
     """
 
     def __init__(self, graph: Graph, kernel: HipKernel) -> None:
         self.names = ValueNames(graph.names)
         self.operations: set[str] = set()
+        self.loaded: set[FloatType] = set()
         self._graph = graph
         self._arguments = c_names(graph.names)
         self._buffers = {s.node.id: s.buffer for s in kernel.work.loads}
@@ -203,6 +217,8 @@ class HipValues:
         if node.op == "scalar":
             expressions[node.id] = f"a.{self._arguments[node.arg]}"
             return []
+        float_type: FloatType = "f32"
+        is_aligned = True
         if node.id in self._buffers:
             buffer = self._buffers[node.id]
             name, op = self.names.in_buffer(node, buffer), "load"
@@ -210,6 +226,7 @@ class HipValues:
         elif node.op == "load":
             name, op = self.names.of(node), "load"
             operands = (self._in_array(node, column),)
+            float_type, is_aligned = self._array_spec(node).float_type, self._is_aligned(node)
         elif node.op == "reshape" or (node.op in REDUCTIONS and node.operands[0].width == 1):
             expressions[node.id] = expressions[node.operands[0].id]
             return []
@@ -218,13 +235,29 @@ class HipValues:
             operands = tuple(expressions[n.id] for n in node.operands)
         expressions[node.id] = name
         self.operations.add(op)
-        at_column = op == "load" and column != "0"
-        return [Statement(node.id, name, node.is_bool, op, operands, at_column)]
+        is_load = op == "load"
+        if is_load:
+            self.loaded.add(float_type)
+            op = op if float_type == "f32" else f"load_{float_type}"
+        at_column = is_load and column != "0"
+        return [
+            Statement(node.id, name, node.is_bool, op, operands, at_column, float_type, is_aligned)
+        ]
 
-    def _in_array(self, node: Node, column: str) -> str:
+    def _array_spec(self, node: Node) -> ArraySpec:
         spec = self._graph.signature[node.arg]
         assert isinstance(spec, ArraySpec)
+        return spec
+
+    def _is_aligned(self, node: Node) -> bool:
+        spec = self._array_spec(node)
         width = spec.shape[-1]
+        assert isinstance(width, int)
+        in_fours = width % 4 == 0 and node.start % 4 == 0
+        return spec.float_type == "f32" or (spec.is_aligned and in_fours)
+
+    def _in_array(self, node: Node, column: str) -> str:
+        width = self._array_spec(node).shape[-1]
         assert isinstance(width, int)
         index = _index(node, width, _sum_of(column, node.start))
         return f"a.{self._arguments[node.arg]}[{index}]"

@@ -69,7 +69,6 @@ def variables(plan: HipPlan, kernel: HipKernel) -> dict[str, Any]:
         "epilogue": writer.epilogue(products) if work.sections else None,
         "width": kernel.section.width if work.sections else 0,
         "k": work.x.width if work.x is not None else 0,
-        "needs": _needs(kernel, weights) | {"long_sums": sums.keeps_lost},
         **rows_variables(plan, kernel),
         **tile_halves_variables(plan, kernel),
         **matrix_variables(plan, kernel),
@@ -77,14 +76,28 @@ def variables(plan: HipPlan, kernel: HipKernel) -> dict[str, Any]:
     }
     if kernel.schedule == ROWS:
         result |= writer.rows()
+    result["needs"] = _needs(kernel, weights, writer, _x_statements(result))
+    result["needs"]["long_sums"] = sums.keeps_lost
     result["comment"] = writer.comment()
     return result | {"elementary": elementary_functions(writer.values.operations)}
 
 
-def _needs(kernel: HipKernel, weights: list[Weight]) -> dict[str, bool]:
-    """Return which of the common functions a text calls."""
+def _x_statements(result: dict[str, Any]) -> tuple[Statement, ...]:
+    """Return the statements of x at a column."""
+    x = result["x"]
+    statements: tuple[Statement, ...] = x["statements"] if x else result.get("x_statements", ())
+    return statements
+
+
+def _needs(
+    kernel: HipKernel, weights: list[Weight], writer: "_Writer", of_x: tuple[Statement, ...]
+) -> dict[str, Any]:
+    """Return which of the common functions a text calls; of_x: the statements of x at a column."""
     adds_up = adds_up_blocks(kernel)
-    fours = bool(kernel.f16_terms) and kernel.schedule != TILE_HALVES
+    loads_fours = bool(kernel.f16_terms) and kernel.schedule != TILE_HALVES
+    fours = {(s.float_type, s.is_aligned) for s in of_x if s.at_column and loads_fours}
+    work = kernel.work
+    stores = (*work.rows, *(store for section in work.sections for store in section.stores))
     return {
         "block_of_rows": kernel.schedule != DEQUANTIZE,
         "sum_of_lanes": kernel.lanes > 1 or adds_up,
@@ -94,7 +107,9 @@ def _needs(kernel: HipKernel, weights: list[Weight]) -> dict[str, bool]:
         "rolled": fours or kernel.schedule in {GEMV, GEMV_DOT, GEMV_MATRIX, TILE_HALVES},
         "unaligned": any(not w.is_planar and not w.float_bytes for w in weights),
         "minimum": any(w.has_m for w in weights),
-        "fours": fours,
+        "fours": sorted(fours),
+        "loaded": writer.values.loaded,
+        "stored": {store.buffer.float_type for store in stores},
     }
 
 
@@ -200,4 +215,5 @@ def _stored(store: Store, expression: str) -> dict[str, Any]:
         "buffer": buffer_name(store.buffer),
         "index": store_index(store.node, store.buffer.width),
         "expression": expression,
+        "float_type": store.buffer.float_type,
     }

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
+from q4jit.floats import FloatType
 from q4jit.frontend.graph import Graph, Node, reachable
 from q4jit.frontend.specs import WeightSpec
 from q4jit.frontend.statements import numbered, product_text, statements
@@ -23,20 +24,27 @@ from q4jit.targets import Target
 
 @dataclass(frozen=True)
 class Buffer:
-    """An array [M, width] of f32 that a kernel writes.
+    """An array [M, width] of floats that a kernel writes.
 
     Attributes:
         kind: `output`, a result, or `temp`, a value that a later kernel reads.
         index: its number among the buffers of that kind.
         width: elements of a row.
+        float_type: of its elements; only results can be narrower than f32.
     """
 
     kind: str
     index: int
     width: int
+    float_type: FloatType = "f32"
 
     def __str__(self) -> str:
         return f"{self.kind}{self.index}"
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether it holds values as they were computed, so that later phases may read them."""
+        return self.float_type == "f32"
 
 
 @dataclass(frozen=True)
@@ -117,7 +125,7 @@ class Kernel:
     @property
     def buffers(self) -> dict[int, Buffer]:
         """The buffers that it reads or that its rows phase writes, by the id of their value."""
-        return {s.node.id: s.buffer for s in (*self.loads, *self.rows)}
+        return {s.node.id: s.buffer for s in (*self.loads, *self.rows) if s.buffer.is_exact}
 
     def leaves(self) -> list[Node]:
         """Return the nodes of this kernel, without its products and the values that it loads."""
@@ -221,7 +229,7 @@ class Plan(Generic[K]):
             rows.append((label(work.x), work.x))
         lines = ["rows:"]
         lines += [f"  {line}" for line in statements(rows, names, known, label)]
-        known |= {s.node.id: buffer(s.buffer) for s in work.rows}
+        known |= {s.node.id: buffer(s.buffer) for s in work.rows if s.buffer.is_exact}
         for section in work.sections:
             schedule = kernel.schedule_of(section)
             how = "" if schedule == "columns" else f", {schedule}"

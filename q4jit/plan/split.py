@@ -15,7 +15,8 @@ _COSTLY: Final = REDUCTIONS | {"matmul"}  # kept rather than computed again
 
 def split(graph: Graph) -> tuple[tuple[Kernel, ...], tuple[int, ...]]:
     """Return the kernels of a graph in the order in which they run, and its temporaries' widths."""
-    outputs = [Store(node, Buffer("output", i, node.width)) for i, node in enumerate(graph.outputs)]
+    results = enumerate(zip(graph.outputs, graph.result_types, strict=True))
+    outputs = [Store(n, Buffer("output", i, n.width, float_type)) for i, (n, float_type) in results]
     kernels: list[Kernel] = []
     temps: list[int] = []
     for varies in (False, True):
@@ -97,7 +98,8 @@ class _Splitter:
             leaving = (n for n in node.operands if self._crosses(n, node))
             crossing |= {m.id: m for n in leaving for m in self._numbers_of(n)}
             crossing |= {n.id: n for n in self._sums_kept_for(node)}
-        stores = {s.node.id: s for s in self.outputs}
+        # a result that is rounded cannot serve a later kernel
+        stores = {s.node.id: s for s in self.outputs if s.buffer.is_exact}
         for node in self._minimal(crossing):
             if node.id not in stores:
                 stores[node.id] = Store(node, Buffer("temp", len(self.temps), node.width))

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from q4jit.errors import ArgumentError, FormatError, expected
+from q4jit.floats import float_type_of
 from q4jit.locks import BUILD
 from q4jit.weights.checks import contiguous, describe, immutable_memory, matrix_shape, row_ids
 from q4jit.weights.formats import Format, batches, decode, find_format
@@ -234,8 +235,8 @@ class QuantizedTensor:
     def _product(self, x: NDArray[Any]) -> NDArray[Any]:
         """Return the product in float64, rounded to the dtype of x: the reference for kernels."""
         k, n = self._shape
-        if x.dtype not in (np.float32, np.float64):
-            dtypes = "float32 or float64 in native byte order"
+        if x.dtype != np.float64 and float_type_of(x.dtype) is None:
+            dtypes = "float32, float16, bfloat16 or float64 in native byte order"
             cure = "use x.astype(np.float32)"
             got = f"{describe(x.dtype)} {list(x.shape)}"
             raise ArgumentError(expected(dtypes, got, where="x in x @ w", cure=cure))

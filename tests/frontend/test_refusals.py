@@ -170,7 +170,7 @@ REFUSALS: list[tuple[Callable[..., object], str, str, str]] = [
     (
         lambda x: x.astype(np.float64),
         "x.astype(np.float64)",
-        "expected np.float32, got float64",
+        "expected np.float32, np.float16 or ml_dtypes.bfloat16, got float64",
         "astype",
     ),
     # numbers

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from q4jit import QuantizedTensor
 from q4jit.arrays.call_shapes import CallShapes, lead_shape
+from q4jit.floats import numpy_dtype
 from q4jit.frontend.trace import trace
 from q4jit.hip.kernel import (
     ROWS,
@@ -115,7 +116,7 @@ def _argument(
         case "m":
             return rows
         case "array":
-            return np.ascontiguousarray(args[slot.index], np.float32)
+            return np.ascontiguousarray(args[slot.index])
         case "ids":
             return np.ascontiguousarray(args[slot.index], np.int64)
         case "scalar":
@@ -134,11 +135,11 @@ def _buffer(plan: HipPlan, slot: Slot, rows: int) -> NDArray[Any]:
     if slot.kind == "temp":
         stored_rows = rows if _varies(plan, slot) else 1
         return np.zeros((stored_rows, plan.temps[slot.index]), np.float32)
-    node = plan.graph.outputs[slot.index]
+    node, dtype = plan.graph.outputs[slot.index], numpy_dtype(plan.graph.result_types[slot.index])
     if node.op == "dequantize":
         spec = plan.weight(node.arg)
-        return np.zeros((spec.k, spec.n), np.float32)
-    return np.zeros((rows, node.width), np.float32)
+        return np.zeros((spec.k, spec.n), dtype)
+    return np.zeros((rows, node.width), dtype)
 
 
 def _varies(plan: HipPlan, slot: Slot) -> bool:

@@ -22,6 +22,7 @@ from q4jit.compilers import cache, llvm
 from q4jit.cpu.lower import lower
 from q4jit.cpu.schedule import CpuKernel, CpuPlan, digits_bytes, make_plan, padded_k
 from q4jit.dispatcher import Specialized
+from q4jit.floats import float_type_of, numpy_dtype
 from q4jit.frontend.specs import (
     ScalarSpec,
     Signature,
@@ -509,7 +510,9 @@ def _spec(value: Any) -> Spec:
     if isinstance(value, QuantizedTensor):
         return WeightSpec(*value.signature)
     if isinstance(value, np.ndarray):
-        return ids_spec(value.shape) if holds_ids(value) else array_spec(value.shape)
+        if holds_ids(value):
+            return ids_spec(value.shape)
+        return array_spec(value.shape, float_type=float_type_of(value.dtype) or "f32")
     return ScalarSpec()
 
 
@@ -570,7 +573,7 @@ def _argument(
         case "m":
             return rows
         case "array":
-            return np.asarray(args[slot.index], F32)
+            return np.asarray(args[slot.index])
         case "ids":
             return np.asarray(args[slot.index], np.int64)
         case "scalar":
@@ -587,7 +590,9 @@ def _argument(
             return np.full((rows, row_bytes), 0xFF, np.uint8)
     if slot in memory:
         return memory[slot]
-    return np.full(_result_shape(plan, kernel, slot, rows), np.nan, F32)
+    outputs = plan.graph.result_types
+    kind = outputs[slot.index] if slot.kind == "output" else "f32"
+    return np.full(_result_shape(plan, kernel, slot, rows), np.nan, numpy_dtype(kind))
 
 
 def _result_shape(plan: CpuPlan, kernel: CpuKernel, slot: Slot, rows: int) -> tuple[int, int]:

@@ -1,0 +1,83 @@
+"""PyTorch's tensors in host memory: NumPy arrays that share it, and results as tensors.
+
+PyTorch is never imported here: if there is a tensor, it is imported already.
+"""
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from q4jit.arrays.dtypes import FLOATS
+from q4jit.arrays.torch_tensors import check_tensor
+from q4jit.errors import ArgumentError, expected
+from q4jit.floats import FLOAT_TYPES, float_type_of, numpy_dtype
+
+_IDS = frozenset({"int32", "int64"})
+
+
+def is_host_tensor(value: object) -> bool:
+    """Return whether an object is a tensor that is not on a GPU."""
+    torch = sys.modules.get("torch")
+    kind = getattr(torch, "Tensor", None)
+    if kind is None or not isinstance(value, kind):
+        return False
+    tensor: Any = value
+    return bool(tensor.device.type != "cuda")  # AMD's GPUs have this type as well
+
+
+def host_array(tensor: Any, name: str) -> NDArray[Any]:
+    """Return the array that shares a tensor's memory. Errors call the tensor `name`.
+
+    Raises ArgumentError for a tensor that tracks gradients, whose memory does not hold its values,
+    that is on a device without kernels, or whose dtype no kernel reads.
+    """
+    torch = sys.modules["torch"]
+    if tensor.device.type != "cpu":
+        what = "a tensor on the CPU or on a GPU of CUDA or ROCm"
+        where, cure = f"argument {name!r}", f"use {name}.cpu()"
+        raise ArgumentError(expected(what, f"one on {tensor.device}", where=where, cure=cure))
+    check_tensor(torch, tensor, name)
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    if dtype not in FLOAT_TYPES and dtype not in _IDS:
+        got, cure = f"{dtype} {list(tensor.shape)}", f"use {name}.float()"
+        raise ArgumentError(expected(FLOATS, got, where=f"argument {name!r}", cure=cure))
+    shared = tensor.detach()
+    if dtype != "bfloat16":
+        array: NDArray[Any] = shared.numpy()
+        return array
+    try:
+        bf16 = numpy_dtype("bf16")
+    except ImportError as error:
+        raise ArgumentError(
+            f"argument {name!r}: NumPy has no bfloat16 without ml_dtypes; run "
+            f"pip install ml_dtypes, or use {name}.float()"
+        ) from error
+    bits: NDArray[Any] = shared.view(torch.int16).numpy()
+    return bits.view(bf16)
+
+
+def host_arrays(values: Sequence[Any], names: Sequence[str]) -> tuple[Any, ...]:
+    """Return the arguments of a call, with arrays in place of tensors in host memory.
+
+    Raises ArgumentError for a call with NumPy's arrays too, as nothing says which results to make,
+    and the errors of `host_array`.
+    """
+    pairs = list(zip(values, names, strict=True))
+    tensor = next(name for value, name in pairs if is_host_tensor(value))
+    for value, name in pairs:
+        if isinstance(value, np.ndarray) and value.ndim:
+            what, cure = f"a tensor, as {tensor!r} is one", f"use torch.from_numpy({name})"
+            got = f"a NumPy array {list(value.shape)}"
+            raise ArgumentError(expected(what, got, where=f"argument {name!r}", cure=cure))
+    return tuple([host_array(v, name) if is_host_tensor(v) else v for v, name in pairs])
+
+
+def host_tensor(array: NDArray[Any]) -> Any:
+    """Return the tensor that shares an array's memory."""
+    torch = sys.modules["torch"]
+    if float_type_of(array.dtype) == "bf16":
+        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(array)

@@ -1,0 +1,46 @@
+"""The types of floats in arrays, and NumPy's rule for a result of several types.
+
+Kernels compute in f32 whatever the types of their arrays are: elements are converted where they are
+loaded, and results are rounded once, where they are stored.
+"""
+
+from typing import Any, Final, Literal
+
+import numpy as np
+
+FloatType = Literal["f32", "f16", "bf16"]
+
+FLOAT_BYTES: Final[dict[FloatType, int]] = {"f32": 4, "f16": 2, "bf16": 2}
+
+FLOAT_TYPES: Final[dict[str, FloatType]] = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
+"""By the names of NumPy, ml_dtypes and PyTorch."""
+FLOAT_NAMES: Final[dict[FloatType, str]] = {short: name for name, short in FLOAT_TYPES.items()}
+
+
+def float_type_of(dtype: np.dtype[Any]) -> FloatType | None:
+    """Return the float type of a dtype in native byte order; None if kernels do not take it."""
+    return FLOAT_TYPES.get(dtype.name) if dtype.isnative else None
+
+
+def numpy_dtype(float_type: FloatType) -> np.dtype[Any]:
+    """Return NumPy's dtype of a float type.
+
+    Raises ImportError for bfloat16 without the package ml_dtypes, which gives it to NumPy.
+    """
+    if float_type != "bf16":
+        return np.dtype(FLOAT_NAMES[float_type])
+    import ml_dtypes  # late: optional
+
+    dtype: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+    return dtype
+
+
+def promoted(*types: FloatType | None) -> FloatType | None:
+    """Return the type of a result of several values, as NumPy promotes arrays.
+
+    None is a value that adapts to the others, such as a number of Python's.
+    """
+    named = {kind for kind in types if kind is not None}
+    if len(named) > 1:
+        return "f32"
+    return next(iter(named), None)

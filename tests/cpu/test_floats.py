@@ -1,0 +1,179 @@
+"""Half-precision arrays on every CPU target."""
+
+from typing import Any, Final
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from q4jit import specialize
+from q4jit.errors import ArgumentError
+from q4jit.precision import BOUNDS
+from q4jit.weights.formats import FORMATS
+from tests.support.halves import (
+    DTYPES,
+    assert_rounded_contract,
+    half_ulps,
+    special_values,
+)
+from tests.support.kernels import (
+    IN_PROCESS,
+    Guarded,
+    every_guarded_cpu,
+    on,
+    one_product,
+    random_x,
+    run_guarded,
+    weight,
+)
+from tests.support.pairs import pairwise
+
+K: Final = 256
+HALVES: Final = ("f16", "bf16")
+
+every_target = pytest.mark.parametrize("target", IN_PROCESS)
+both = pytest.mark.parametrize("kind", HALVES)
+
+
+@pairwise("name kind way", tuple(FORMATS), HALVES, ((1, "f32"), (17, "i8")))
+def test_products_keep_the_contract(name: str, kind: str, way: tuple[int, str]) -> None:
+    m, precision = way
+    w = weight(name, K, 37)
+    x = random_x(m, K).astype(DTYPES[kind])
+    y = specialize(one_product, target="cpu", precision=precision)(x, w.tensor)
+    assert_rounded_contract(y, x, w, kind, BOUNDS[precision])
+
+
+def around(x: Any, w: Any, gain: Any, residual: Any) -> Any:
+    scale = np.sqrt(np.mean(x * x, axis=-1, keepdims=True))
+    y = (x / scale) @ w
+    return y * gain + residual, x / scale, scale
+
+
+def around_args(m: int, kind: str) -> list[Any]:
+    other = HALVES[1 - HALVES.index(kind)]
+    x = random_x(m, K).astype(DTYPES[kind])
+    gain = random_x(37, seed=1).astype(DTYPES[kind])
+    residual = random_x(m, 37, seed=2).astype(DTYPES[other])
+    return [x, weight("Q4_0", K, 37), gain, residual]
+
+
+def check_around(args: list[Any], results: list[NDArray[Any]], kind: str) -> None:
+    x, w, gain, residual = args
+    y, normed, scale = results
+    assert [r.dtype for r in results] == [DTYPES[t] for t in ("f32", kind, kind)]
+    wide = x.astype(np.float64)
+    exact_scale = np.sqrt((wide**2).mean(-1, keepdims=True))
+    exact_normed = wide / exact_scale
+    exact = exact_normed @ w.values * gain.astype(np.float64) + residual.astype(np.float64)
+    for got, wanted in ((normed, exact_normed), (scale, exact_scale)):
+        slack = half_ulps(wanted, kind) * (1 + 2.0**-8) + 1e-6 * np.abs(wanted)
+        assert (np.abs(got.astype(np.float64) - wanted) <= slack).all()
+    # the product has seen x / scale in f32, not the rounded result
+    assert np.sqrt(np.mean((y - exact) ** 2) / np.mean(exact**2)) < 3e-6
+
+
+@both
+@pytest.mark.parametrize("m", [1, 5])
+@every_target
+def test_types_mix_in_prologue_and_epilogue(target: str, m: int, kind: str) -> None:
+    args = around_args(m, kind)
+    results = on(target, around)(args[0], args[1].tensor, *args[2:])
+    check_around(args, list(results), kind)
+
+
+@both
+@every_guarded_cpu
+def test_kernels_stay_inside_their_arrays(cpu: Guarded, kind: str) -> None:
+    args = around_args(2, kind)
+    results = run_guarded(around, cpu, [args[0], args[1].tensor, *args[2:]])
+    check_around(args, results, kind)
+
+
+@both
+@every_target
+def test_rounding_and_special_values(target: str, kind: str) -> None:
+    dtype = DTYPES[kind]
+    numbers = special_values(kind)[np.newaxis]
+    with np.errstate(all="ignore"):
+        wanted = numbers.astype(dtype)
+    y = on(target, lambda x: x.astype(dtype))(numbers)
+    np.testing.assert_array_equal(y.astype(np.float32), wanted.astype(np.float32))
+    assert (np.signbit(y) == np.signbit(wanted)).all()
+
+
+@both
+@every_target
+def test_every_number_is_loaded_and_stored_exactly(target: str, kind: str) -> None:
+    every = np.arange(1 << 16, dtype=np.uint16).view(DTYPES[kind])[np.newaxis]
+    np.testing.assert_array_equal(
+        on(target, lambda x: x.astype(np.float32))(every), every.astype(np.float32)
+    )
+    same = on(target, lambda x: x * 1)(every)
+    np.testing.assert_array_equal(same.astype(np.float32), every.astype(np.float32))
+
+
+@both
+def test_out_has_the_type_of_the_result(kind: str) -> None:
+    w = weight("Q8_0", K, 37)
+    f = specialize(one_product, target="cpu")
+    x = random_x(2, K).astype(DTYPES[kind])
+    out = np.empty((2, 37), DTYPES[kind])
+    assert f(x, w.tensor, out=out) is out
+    np.testing.assert_array_equal(out, f(x, w.tensor))
+    strided = np.zeros((2, 74), DTYPES[kind])[:, ::2]
+    f(x, w.tensor, out=strided)
+    np.testing.assert_array_equal(strided, out)
+    with pytest.raises(ArgumentError, match=f"expected a writable {DTYPES[kind]} .*got float32"):
+        f(x, w.tensor, out=np.empty((2, 37), np.float32))
+
+
+@both
+def test_arrays_that_kernels_cannot_read_as_they_are(kind: str) -> None:
+    w = weight("Q8_0", K, 37)
+    f = specialize(one_product, target="cpu")
+    x = random_x(4, 2 * K).astype(DTYPES[kind])
+    wanted = f(np.ascontiguousarray(x[:, ::2]), w.tensor)
+    np.testing.assert_array_equal(f(x[:, ::2], w.tensor), wanted)
+    shifted = np.empty(x[:, ::2].nbytes + 1, np.uint8)[1:].view(DTYPES[kind]).reshape(4, K)
+    shifted[...] = x[:, ::2]
+    np.testing.assert_array_equal(f(shifted, w.tensor), wanted)
+
+
+@both
+def test_bound_calls_read_current_contents(kind: str) -> None:
+    w = weight("Q8_0", K, 37)
+    x = random_x(1, K).astype(DTYPES[kind])
+    f = specialize(one_product, target="cpu")
+    step = f.bind(x, w.tensor)
+    x *= 2
+    np.testing.assert_array_equal(step(), f(x, w.tensor))
+
+
+@both
+def test_the_function_in_numpy_has_the_same_types(kind: str) -> None:
+    w = weight("Q8_0", K, 37)
+    x = random_x(2, K).astype(DTYPES[kind])
+
+    def function(x: Any, w: Any) -> Any:
+        return x @ w * 2
+
+    y, reference = specialize(function, target="cpu")(x, w.tensor), function(x, w.tensor)
+    assert y.dtype == reference.dtype == DTYPES[kind]
+    step = 2.0 ** -{"f16": 10, "bf16": 7}[kind]
+    np.testing.assert_allclose(y.astype(np.float64), reference.astype(np.float64), rtol=step)
+
+
+@pytest.mark.parametrize(
+    ("array", "shown"),
+    [
+        (np.ones((1, K), np.complex64), "complex64"),
+        (np.ones((1, K), np.int8), "int8"),
+        (np.ones((1, K), ">f2"), "float16 in foreign byte order"),
+        (np.ones((1, K), np.float64), "float64"),
+        (np.ones((1, K), np.bool_), "bool"),
+    ],
+)
+def test_other_types_are_refused(array: Any, shown: str) -> None:
+    with pytest.raises(ArgumentError, match=f"argument 'x': expected .*got {shown}"):
+        specialize(one_product, target="cpu")(array, weight("Q8_0", K, 37).tensor)

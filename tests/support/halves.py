@@ -1,0 +1,50 @@
+"""Half-precision arrays of tests, and the precision contract for results of every float type."""
+
+from typing import Any, Final
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+from tests.support.kernels import Doubles, Weight
+
+BF16: Final = np.dtype(ml_dtypes.bfloat16)
+F16: Final = np.dtype(np.float16)
+DTYPES: Final = {"f32": np.dtype(np.float32), "f16": F16, "bf16": BF16}
+MANTISSA_BITS: Final = {"f32": 23, "f16": 10, "bf16": 7}
+LEAST_EXPONENT: Final = {"f32": -126, "f16": -14, "bf16": -126}
+
+
+def half_ulps(values: Doubles, kind: str) -> Doubles:
+    """Return half the distance of neighbours in a float type, at each value."""
+    with np.errstate(divide="ignore"):
+        exponents = np.floor(np.log2(np.abs(values)))
+    exponents = np.maximum(exponents, LEAST_EXPONENT[kind])
+    halves: Doubles = 2.0 ** (exponents - MANTISSA_BITS[kind] - 1)
+    return halves
+
+
+def assert_rounded_contract(
+    y: NDArray[Any], x: NDArray[Any], w: Weight, kind: str, bound: float
+) -> None:
+    """Check the contract of y = x @ w in a float type: what correct rounding costs is no error."""
+    assert y.dtype == DTYPES[kind]
+    wide = x.astype(np.float64)
+    exact = wide @ w.values
+    scale = np.sqrt(wide**2 @ w.values**2) + x.shape[-1] * 2.0**-149
+    # without the half ulp at a value just below a power of two, where the distance doubles
+    excess = np.maximum(0, np.abs(y.astype(np.float64) - exact) - half_ulps(exact, kind))
+    rms = np.sqrt(np.mean((excess / scale) ** 2, axis=-1))
+    assert rms.max() < bound, f"{w}: {rms.max():.2e} in {kind}"
+
+
+def special_values(kind: str) -> NDArray[Any]:
+    """Return numbers in f32 whose rounding to a float type is special: ties, ranges, NaN, Inf."""
+    info = ml_dtypes.finfo(DTYPES[kind])
+    largest, least = float(info.max), float(info.smallest_subnormal)
+    step = 2.0 ** -MANTISSA_BITS[kind]
+    ties = [1 + step / 2, 1 + 3 * step / 2, 1 + step / 2 * (1 + 2.0**-8), 2 - step / 2]
+    small = [least, least / 2, least * 0.51, least * 1.5, least * 2.5, float(info.tiny)]
+    large = [largest, largest * (1 + step / 8), largest * (1 + step / 4 * 1.01), 3e38]
+    positive = np.array([0.0, *ties, *small, *large, np.inf, np.nan], np.float32)
+    return np.concatenate([positive, -positive])
