@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from q4jit.frontend.specs import ArraySpec
 from q4jit.frontend.trace import trace
 from q4jit.hip.kernel import (
     ELEMENT,
@@ -146,6 +147,7 @@ def test_unaligned_arrays(way: Way, kind: str) -> None:
     x = random_x(way.rows, K).astype(DTYPES[kind])
     options = PlanOptions(way.precision, None, way.schedule, way.layout)
     aligned, spec = specs_of([x, w.tensor])
+    assert isinstance(aligned, ArraySpec)
     graph = trace(product, (replace(aligned, is_aligned=False), spec))
     plan = make_plan(graph, find_target(f"hip:{way.arch}"), way.rows, options)
     (y,) = run_on_host(plan, [x, w.tensor], alignments={"x": 2, "output0": 2})
