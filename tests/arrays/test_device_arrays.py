@@ -20,6 +20,7 @@ from q4jit.arrays.views import (
     require_contiguous,
     require_f32,
 )
+from q4jit.dispatcher import specialize
 from q4jit.errors import ArgumentError, DeviceError, TraceError
 from q4jit.runtime import devices
 from q4jit.runtime.driver import Device
