@@ -113,11 +113,11 @@ class Specialized(PickledAsFunction, Generic[_P, _R]):
     def __call__(self, *args: Any, out: Any, **kwargs: Any) -> _R: ...
 
     def __call__(self, *args: Any, out: Any = None, **kwargs: Any) -> Any:
-        """Run the function's kernels and return its result, or a tuple of results.
+        """Run the function's kernels and return its results, in the containers that it returns.
 
         Results are float32 arrays of the same library as the arguments: NumPy, PyTorch, CuPy or
-        another with DLPack. out: an array for the result, or a tuple of arrays, in the result's
-        shape; it is returned.
+        another with DLPack. Numbers and weights that it passes on come back as they are. out: an
+        array, or arrays in the same containers, in the results' shapes; it is returned.
 
         Raises:
             ArgumentError: the kind, dtype, shape or device of an argument or of `out` is wrong.

@@ -155,4 +155,6 @@ def tensor_facts(args: Sequence[Any], out: Any) -> tuple[tuple[object, ...], lis
                 return None
     except RuntimeError:  # sparse tensors, and others without own memory
         return None
+    if not pointers:  # PyTorch may have no GPU whose stream it could tell
+        return None
     return tuple(key), pointers, current_stream(device)

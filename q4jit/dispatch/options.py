@@ -68,8 +68,8 @@ class Options:
 
         nodes: those that the function computes, at least the products.
         """
-        for k in _ks(nodes):
-            if self.K not in {None, k}:
+        for k in () if self.K is None else _ks(nodes):
+            if k != self.K:
                 raise ArgumentError(
                     expected(
                         f"products with K = {self.K}", f"K = {k}", where=f"specialize(K={self.K})"
@@ -110,7 +110,11 @@ def _positive(name: str, value: object) -> int:
 
 def _ks(nodes: Sequence[Node]) -> Iterator[int]:
     """Yield the K of each product whose x does not depend on another product of `nodes`."""
-    products = {node.id for node in nodes if node.op == "matmul"}
-    for node in nodes:
-        if node.id in products and products.isdisjoint(n.id for n in reachable(node.operands)):
+    products = {node.id: node for node in nodes if node.op == "matmul"}
+    after: set[int] = set()  # values that depend on a product
+    for node in reachable(tuple(products.values())):  # operands first
+        if any(n.id in products or n.id in after for n in node.operands):
+            after.add(node.id)
+    for node in products.values():
+        if node.id not in after:
             yield node.operands[0].width

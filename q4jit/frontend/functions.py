@@ -12,6 +12,7 @@ from q4jit.floats import FloatType
 from q4jit.frontend.builder import Builder
 from q4jit.frontend.graph import Node
 from q4jit.frontend.kinds import NUMBER_KINDS
+from q4jit.frontend.operands import promoted_type
 from q4jit.frontend.operations import check_reduction, largest, mean, reduced, smallest, variance
 from q4jit.frontend.refusals import unsupported
 
@@ -132,7 +133,7 @@ def _where(symbol: _Array, condition: object, *values: object) -> _Array:
         unsupported("np.where without both values", "use np.where(condition, a, b)")
     nodes = symbol._nodes(values, "np.where")
     node = symbol._builder.apply("where", symbol._operand(condition, "np.where"), *nodes)
-    return symbol._of(node, np.ndarray, symbol._promoted(values))
+    return symbol._of(node, np.ndarray, promoted_type(values))
 
 
 def _copy(symbol: _Array, a: _Array, order: object = "K", subok: bool = False) -> _Array:

@@ -9,8 +9,10 @@ from typing import Any, Final
 
 import numpy as np
 
-from q4jit.floats import FloatType
+from q4jit.errors import TraceError, expected
+from q4jit.floats import FLOAT_NAMES, FloatType, float_type_of, numpy_dtype
 from q4jit.frontend.graph import BOOLEAN
+from q4jit.frontend.refusals import refuse
 
 Kind = type | None
 
@@ -45,3 +47,21 @@ def kind_of_ufunc(op: str, kinds: Sequence[Kind]) -> Kind:
     weak: dict[Kind, Any] = {bool: False, int: 0, float: 0.0}  # numbers take NumPy's type
     result = np.result_type(*(weak.get(kind, kind) for kind in kinds)).type
     return result if issubclass(result, np.floating) else None
+
+
+def dtype_of(float_type: FloatType) -> np.dtype[Any]:
+    """Return NumPy's dtype of a float type. Raises TraceError if ml_dtypes is missing for it."""
+    try:
+        return numpy_dtype(float_type)
+    except ImportError:
+        refuse(f"name NumPy's dtype of {FLOAT_NAMES[float_type]}", "install ml_dtypes")
+
+
+def float_type_named(dtype: object, where: str) -> FloatType:
+    """Return the float type of an object that names a dtype. Raises TraceError for other dtypes."""
+    wanted = np.dtype(dtype)  # type: ignore[call-overload]  # any object
+    float_type = float_type_of(wanted)
+    if float_type is None:
+        types = "np.float32, np.float16 or ml_dtypes.bfloat16"
+        raise TraceError(expected(types, str(wanted), where=where))
+    return float_type

@@ -10,28 +10,29 @@ from typing import Any, Final, NoReturn
 import numpy as np
 
 from q4jit.errors import TraceError, expected
-from q4jit.floats import FLOAT_NAMES, FloatType, float_type_of, numpy_dtype, promoted
+from q4jit.floats import FloatType
 from q4jit.frontend.builder import Builder
 from q4jit.frontend.carets import located, user_line
 from q4jit.frontend.cures import cure_of, numpy_name
 from q4jit.frontend.functions import FUNCTIONS, keywords
 from q4jit.frontend.graph import BOOLEAN, Node
-from q4jit.frontend.ids import SymbolicIds, refuse_ids
+from q4jit.frontend.ids import SymbolicIds
 from q4jit.frontend.kinds import (
     NUMBER_KINDS,
     PYTHON,
     Kind,
-    kind_of_constant,
+    dtype_of,
+    float_type_named,
     kind_of_operator,
     kind_of_ufunc,
 )
 from q4jit.frontend.memory import Memory, check_in_place
-from q4jit.frontend.operations import constant, elementwise, power, sliced
+from q4jit.frontend.operands import is_truth, kinds_of, operand, promoted_type
+from q4jit.frontend.operations import elementwise, power, sliced
 from q4jit.frontend.products import refuse_product
 from q4jit.frontend.refusals import (
     INDEX_PRODUCT,
     USE_PRODUCT,
-    cure_for,
     refuse,
     refuse_other_trace,
     unsupported,
@@ -40,11 +41,10 @@ from q4jit.frontend.refused_operators import (
     COMPUTED,
     EXPONENT,
     SIGNS,
-    WEIGHT_ALONE,
     RefusedOperators,
     RefusedWeightOperators,
 )
-from q4jit.frontend.row_counts import ROWS_AS_NUMBER, RowCount
+from q4jit.frontend.row_counts import RowCount
 from q4jit.frontend.shapes import LeadingAxis, show_shape
 from q4jit.frontend.specs import WeightSpec
 from q4jit.weights.tensor import QuantizedTensor
@@ -148,7 +148,7 @@ class SymbolicArray(RefusedOperators):
         """The type that NumPy's rule gives; bool for a comparison."""
         if self._node.is_bool:
             return np.dtype(np.bool_)
-        return located(_dtype_of)(self._float_type or "f32")
+        return located(dtype_of)(self._float_type or "f32")
 
     def _of(
         self, node: Node, kind: Kind = np.ndarray, float_type: FloatType | None = None
@@ -157,18 +157,18 @@ class SymbolicArray(RefusedOperators):
 
     def _operator(self, op: str, *values: object) -> "SymbolicArray":
         """Return the result of Python's operator `op`."""
-        nodes, kinds = self._nodes(values, SIGNS.get(op, op)), _kinds(values)
+        nodes, kinds = self._nodes(values, SIGNS.get(op, op)), kinds_of(values)
         if op not in BOOLEAN and PYTHON.issuperset(kinds):  # True + True is 2, ~True is -2
             nodes = [self._builder.number(node) for node in nodes]
         elif op == "not" and PYTHON.issuperset(kinds):
             refuse("compile ~ of Python's truth values", "use np.logical_not")
         node = self._builder.apply(op, *nodes)
-        return self._of(node, kind_of_operator(op, kinds), self._promoted(values))
+        return self._of(node, kind_of_operator(op, kinds), promoted_type(values))
 
     def _ufunc(self, name: str, function: str, *values: object) -> "SymbolicArray":
         """Return the result of NumPy's ufunc `name`; function: what the user called."""
         node = elementwise(self._builder, name, self._nodes(values, function))
-        return self._of(node, kind_of_ufunc(node.op, _kinds(values)), self._promoted(values))
+        return self._of(node, kind_of_ufunc(node.op, kinds_of(values)), promoted_type(values))
 
     def _assign(self, result: "SymbolicArray", sign: str) -> "SymbolicArray":
         """Give this array the value of an operation in place; sign: such as "+=".
@@ -184,7 +184,7 @@ class SymbolicArray(RefusedOperators):
 
     def _nodes(self, values: Sequence[object], function: str) -> list[Node]:
         """Return the operands of a function; True beside truth values is one, else a number."""
-        if not all(map(_is_truth, values)):
+        if not all(map(is_truth, values)):
             return [self._operand(value, function) for value in values]
         return [
             self._operand(value, function)
@@ -194,12 +194,7 @@ class SymbolicArray(RefusedOperators):
         ]
 
     def _operand(self, value: object, function: str) -> Node:
-        return _operand(self._builder, value, function)
-
-    @staticmethod
-    def _promoted(values: Sequence[object]) -> FloatType | None:
-        """Return the float type of a result of `values`, as NumPy promotes arrays and scalars."""
-        return promoted(*map(_float_type_of, values))
+        return operand(self._builder, value, function)
 
     __add__, __radd__ = _binary("add"), _binary("add", swap=True)
     __sub__, __rsub__ = _binary("sub"), _binary("sub", swap=True)
@@ -250,12 +245,12 @@ class SymbolicArray(RefusedOperators):
     def _power(self, exponent: object, function: str) -> "SymbolicArray":
         if isinstance(exponent, SymbolicArray):
             refuse(*EXPONENT)
-        kinds = _kinds((self, exponent))
+        kinds = kinds_of((self, exponent))
         kind = kind_of_operator("mul", kinds) if function == "**" else kind_of_ufunc("mul", kinds)
         if function == "np.float_power":
             kind = np.float64
         node = power(self._builder, self._node, exponent, function)
-        return self._of(node, kind, self._promoted((self, exponent)))
+        return self._of(node, kind, promoted_type((self, exponent)))
 
     @located
     def __matmul__(self, other: object) -> "SymbolicArray":
@@ -301,11 +296,7 @@ class SymbolicArray(RefusedOperators):
 
         Raises TraceError for another dtype.
         """
-        wanted = np.dtype(dtype)  # type: ignore[call-overload]  # any object
-        float_type = float_type_of(wanted)
-        if float_type is None:
-            types = "np.float32, np.float16 or ml_dtypes.bfloat16"
-            raise TraceError(expected(types, str(wanted), where="astype"))
+        float_type = float_type_named(dtype, "astype")
         if rest:
             unsupported(f"astype with {keywords(rest)}", "leave it out")
         return self._of(self._builder.number(self._node), NUMBER_KINDS[float_type], float_type)
@@ -441,68 +432,6 @@ class SymbolicWeight(RefusedWeightOperators):
     def __array_function__(self, function: Callable[..., object], *rest: object) -> NoReturn:
         cure = "use w.rows(ids)" if function is np.take else USE_PRODUCT
         refuse(f"compute {numpy_name(function)} of a quantised weight", cure)
-
-
-def _operand(builder: Builder, value: object, function: str) -> Node:
-    """Return an operand of `function`, such as "+" or "np.exp", as a node."""
-    if isinstance(value, SymbolicArray):
-        if value._builder is not builder:
-            refuse_other_trace()
-        return value._node
-    if isinstance(value, RowCount):
-        refuse(*ROWS_AS_NUMBER)
-    if isinstance(value, bool | int | float | np.number | np.bool_):
-        if isinstance(value, np.complexfloating):
-            raise TraceError(expected("a real number", repr(value), where=f"operand of {function}"))
-        return constant(builder, value, function)
-    if isinstance(value, SymbolicWeight):
-        refuse(WEIGHT_ALONE, USE_PRODUCT)
-    if isinstance(value, SymbolicIds):
-        refuse_ids(value, f"use {function} with {{}}")
-    if isinstance(value, np.ndarray):
-        if value.ndim == 0 and value.dtype.kind in "biuf":
-            return constant(builder, value, function)
-        refuse(
-            f"use a captured array ({value.dtype} {show_shape(value.shape)}) in {function}",
-            "pass it as an argument",
-        )
-    raise TraceError(
-        expected(
-            "an array that is an argument, or a real number",
-            type(value).__name__,
-            where=f"operand of {function}",
-            cure=cure_for(value, "np.asarray(x, np.float32)"),
-        )
-    )
-
-
-def _float_type_of(value: object) -> FloatType | None:
-    if isinstance(value, SymbolicArray):
-        return value._float_type
-    return float_type_of(value.dtype) if isinstance(value, np.generic | np.ndarray) else None
-
-
-def _dtype_of(float_type: FloatType) -> np.dtype[Any]:
-    try:
-        return numpy_dtype(float_type)
-    except ImportError:
-        refuse(f"name NumPy's dtype of {FLOAT_NAMES[float_type]}", "install ml_dtypes")
-
-
-def _is_truth(value: object) -> bool:
-    """Return whether NumPy takes an operand for a truth value."""
-    if isinstance(value, SymbolicArray):
-        return value._node.is_bool
-    if type(value) is np.ndarray:
-        return value.ndim == 0 and value.dtype == np.bool_
-    return isinstance(value, bool | np.bool_)
-
-
-def _kinds(values: Sequence[object]) -> list[Kind]:
-    return [
-        value._kind if isinstance(value, SymbolicArray) else kind_of_constant(value)
-        for value in values
-    ]
 
 
 def _matmul(x: object, w: object) -> SymbolicArray:

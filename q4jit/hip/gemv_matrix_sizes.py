@@ -313,7 +313,7 @@ def _row_values_bytes(arch: HipArch, kernel: HipKernel) -> int:
     A thread finds the row of its x at run time, and registers have no such index. They hold the
     values of a single row.
     """
-    values, rows = _row_values(kernel.work), kernel.rows_per_tile
+    values, rows = row_values(kernel.work), kernel.rows_per_tile
     # counted for sm_90: with 72 registers a thread ptxas spills up to twice as much of a LayerNorm
     # (K = 4096, N = 14336, f16) if the values of two rows are shared
     if rows == 1 or (arch.is_nvidia and rows == 2 and values > 1):
@@ -321,7 +321,7 @@ def _row_values_bytes(arch: HipArch, kernel: HipKernel) -> int:
     return -(-values * rows * _F32_BYTES // _ITEM_BYTES) * _ITEM_BYTES
 
 
-def _row_values(work: Kernel) -> int:
+def row_values(work: Kernel) -> int:
     """Return how many values of a row a text's `RowValues` holds: none without a reduction."""
     x, stored = work.x, {s.node.id for s in work.loads}
     if x is None or not any(map(_reduces, reachable((x,), stored))):

@@ -8,7 +8,7 @@ are not checked again (`on_tensors`). NumPy arrays are copied to the device, and
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,7 +53,8 @@ def load(code: bytes, source: Source, device: Device | None) -> LoadedKernel:
     return driver_of(device).load(device.index, code, source.symbol)
 
 
-_loaded_once: dict[tuple[Device | None, str, bytes], LoadedKernel] = {}
+# never freed, as the kernels in it are not (see `LoadedKernel`)
+_loaded_once: Final[dict[tuple[Device | None, str, bytes], LoadedKernel]] = {}
 
 
 def load_once(code: bytes, source: Source, device: Device | None) -> LoadedKernel:

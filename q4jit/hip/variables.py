@@ -5,7 +5,7 @@ from typing import Any
 
 from q4jit.frontend.graph import Node
 from q4jit.hip.elementary import elementary_functions
-from q4jit.hip.gemv_matrix_sizes import matrix_variables
+from q4jit.hip.gemv_matrix_sizes import matrix_variables, row_values
 from q4jit.hip.kernel import (
     BOUNDED_THREADS,
     DEQUANTIZE,
@@ -76,6 +76,8 @@ def variables(plan: HipPlan, kernel: HipKernel) -> dict[str, Any]:
     }
     if kernel.schedule == ROWS:
         result |= writer.rows()
+    if kernel.schedule == GEMV_MATRIX:  # the sizes count the memory that the text declares
+        assert row_values(work) == len(result["x"]["row_fields"])
     result["needs"] = _needs(kernel, weights, writer, _x_statements(result))
     result["needs"]["long_sums"] = sums.keeps_lost
     result["comment"] = writer.comment()

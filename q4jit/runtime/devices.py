@@ -51,7 +51,7 @@ def drivers() -> dict[str, Driver]:
     return _search()[0]
 
 
-def find_device(name: str) -> Device:
+def find_device(name: str, without: str = "use the target 'cpu'") -> Device:
     """Return the device with a name.
 
     `hip` is the first device and `hip:1` the second, in the order of `find_devices`; `hip:gfx1100`
@@ -73,7 +73,7 @@ def find_device(name: str) -> Device:
             return matches[0]
     known = ", ".join(f"hip:{index} = {device}" for index, device in enumerate(find_devices()))
     if not known and prefix in {"hip", "cuda"}:
-        raise DeviceError(f"no device {name!r}: {why_none()}; use the target 'cpu'")
+        raise DeviceError(f"no device {name!r}: {why_none()}; {without}")
     raise DeviceError(
         f"no device {name!r}; expected hip, hip:NUMBER or hip:ARCH, or the same with cuda for "
         f"NVIDIA's GPUs. The GPUs of this machine: {known or 'none'}"

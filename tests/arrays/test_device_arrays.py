@@ -20,7 +20,8 @@ from q4jit.arrays.views import (
     require_contiguous,
     require_float,
 )
-from q4jit.errors import ArgumentError, DeviceError
+from q4jit.dispatcher import specialize
+from q4jit.errors import ArgumentError, DeviceError, TraceError
 from q4jit.runtime import devices
 from q4jit.runtime.driver import Device
 from tests.support import fake_gpu
@@ -410,6 +411,16 @@ def test_the_stream_by_pytorchs_private_function(torch: Any) -> None:
 
 def test_a_tensor_on_the_host_is_no_device_array(torch: Any) -> None:
     assert as_device_array(Tensor((1,), (1,), device=types.SimpleNamespace(type="cpu"))) is None
+
+
+def test_a_call_without_tensors_asks_for_no_stream(torch: Any) -> None:
+    view_of(Tensor((2, 3), (3, 1)))  # now q4jit knows that PyTorch is in use
+    double = specialize(lambda d, x: [d["scale"] * x], target="cpu")
+    x = np.ones((1, 32), np.float32)
+    (y,) = double({"scale": 2.0}, x)
+    np.testing.assert_array_equal(y, 2 * x)
+    with pytest.raises(TraceError, match="cannot"):  # a list has no tensors either
+        specialize(lambda x: np.exp(x) * 2, target="cpu")([1.0, 2.0])
 
 
 def test_unsupported_tensors_are_refused(torch: Any) -> None:

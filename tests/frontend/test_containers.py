@@ -424,8 +424,8 @@ def test_errors_name_the_leaf() -> None:
         (
             {"w": [X.astype(np.float64)]},
             (
-                "argument \"layer['w'][0]\": expected float32, got float64 [3, 32]; "
-                "use layer['w'][0].astype(np.float32)"
+                "argument \"layer['w'][0]\": expected float32, float16 or bfloat16, "
+                "got float64 [3, 32]; use layer['w'][0].astype(np.float32)"
             ),
         ),
         ({"w": [W], "f": len}, "argument \"layer['f']\": expected a float32 array"),

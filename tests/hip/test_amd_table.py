@@ -126,6 +126,11 @@ and that only CDNA runs matrix instructions beside vector instructions. It leave
 barriers, the launch, and bandwidth below the published figure. There was no AMD GPU to measure on:
 the count is the only evidence for the constants of AMD.
 
+On gfx942, M = 1, f32, a block had 15 waves before whole blocks were counted: 142 instructions per
+18 bytes and a ratio of 1.42. With 12 waves, three on each SIMD, these are 133 and 1.61. No other
+number of columns had a better ratio: fewer columns split x more often, more columns leave compute
+units idle.
+
 {header}
 |---|---|---|---|---|---|---|---|---|---|---|---|---|"""
 

@@ -547,3 +547,12 @@ def test_nested_json_is_refused(tmp_path: Path, fails: Fails) -> None:
     path.write_text("[" * 100_000 + "]" * 100_000)
     for command in (["bench", "--markdown", "--from"], ["tune", "--merge"], ["bench", "--targets"]):
         fails(1, *command, path)
+
+
+def test_a_reader_that_has_seen_enough_ends_a_command() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "q4jit", "doctor", "--json"]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, "")

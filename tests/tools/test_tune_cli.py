@@ -36,7 +36,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Return the names of the devices that the command opens; they run nothing."""
     names: list[str] = []
 
-    def find(name: str) -> Any:
+    def find(name: str, without: str) -> Any:
         names.append(name)
         return DEVICE
 

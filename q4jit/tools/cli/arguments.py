@@ -140,6 +140,9 @@ def _check_shape(fmt: Format, k: int, n: int) -> None:
         raise FormatError(expected(f"K and N from 1 to {_MAX_SIZE}", f"K = {k}, N = {n}"))
 
 
-def open_device(name: str) -> Device:
-    """Return a device by its name, or by its arch alone. Raises DeviceError."""
-    return find_device(f"hip:{name}" if name in HIP_ARCHS else name)
+def open_device(name: str, without: str) -> Device:
+    """Return a device by its name, or by its arch alone.
+
+    without: what a machine without a GPU can do; the end of the DeviceError then.
+    """
+    return find_device(f"hip:{name}" if name in HIP_ARCHS else name, without)

@@ -38,6 +38,7 @@ from q4jit.tools.compare.tables import ratio_lines
 from q4jit.weights.formats import FORMATS
 
 _PICTURES: Final = (".png", ".svg", ".pdf")
+_ON_CPU: Final = "use --target cpu"
 _EXAMPLES: Final = """
 q4jit bench --quick
 q4jit bench --shape 4096x14336 --m 1,8 --json bench.json --plot roofline.png
@@ -245,7 +246,7 @@ def _target_names(options: argparse.Namespace) -> list[str]:
     for name in set(names) - {"cpu"}:
         if name.startswith("cpu"):
             options.parser.error(expected("cpu (this machine's) or a GPU", name, where="--target"))
-        open_device(name)
+        open_device(name, _ON_CPU)
     return names
 
 
@@ -267,7 +268,7 @@ def _first_target() -> str:
 def _measure(name: str, options: argparse.Namespace, request: BenchRequest, report: Report) -> bool:
     """Measure on a target, and return whether nothing failed."""
     if name != "cpu":
-        with contextlib.closing(GpuArena(open_device(name))) as gpu:
+        with contextlib.closing(GpuArena(open_device(name, _ON_CPU))) as gpu:
             return run(report, gpu, request, GPU)
     threads: tuple[int, ...] = options.threads or ()
     if len(threads) < 2:

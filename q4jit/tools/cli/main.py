@@ -6,6 +6,7 @@ traceback.
 """
 
 import argparse
+import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -40,7 +41,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     debug = options.debug
     try:
         debug = debug or config.debug()
-        return int(options.run(options))
+        status = int(options.run(options))
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
+        return 0
     except (Q4JitError, OSError) as error:
         if debug:
             traceback.print_exc()

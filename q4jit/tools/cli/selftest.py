@@ -58,7 +58,7 @@ def add_command(commands: Any) -> argparse.ArgumentParser:
 def _selftest(options: argparse.Namespace) -> int:
     if options.device == "cpu":
         return _run(CpuBench(), run_cpu, options)
-    device = open_device(options.device)
+    device = open_device(options.device, "use --device cpu")
     _folder(options, device.arch)  # fails before the work, not after it
     return _run(Bench(device), run_all, options)
 

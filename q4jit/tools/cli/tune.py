@@ -111,7 +111,7 @@ def _tune(options: argparse.Namespace) -> int:
         _refuse_search(options)
         return _exchange(options)
     weights = _tuned_weights(options)
-    device = open_device(options.device or "hip")
+    device = open_device(options.device or "hip", "there is nothing to tune on a CPU")
     with Bench(device) as bench:
         keys = {
             search.key_for(bench.target, spec.k, spec.n, (spec.format,), m, precision)

@@ -37,6 +37,7 @@ class GGUFFile(Mapping[str, Tensor]):
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         name = os.fspath(path)
+        self._absolute = str(Path(name).absolute())  # now: the working directory may change
         self._reader = reader = Reader(name, _map_file(name))
         tensor_count, key_count = _read_header(reader)
         self._metadata = Metadata(reader, read_keys(reader, key_count))
@@ -64,7 +65,7 @@ class GGUFFile(Mapping[str, Tensor]):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the file's path: a worker on this machine maps the same file."""
-        return load_gguf, (str(Path(self._reader.path).absolute()),)
+        return load_gguf, (self._absolute,)
 
     def __enter__(self) -> Self:
         return self

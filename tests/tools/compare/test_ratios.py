@@ -118,7 +118,7 @@ def test_targets_that_no_table_would_show_are_refused(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("q4jit.tools.cli.bench.open_device", lambda name: None)
+    monkeypatch.setattr("q4jit.tools.cli.bench.open_device", lambda name, without: None)
     Path("cpu.json").write_text(
         json.dumps({"bench_version": 1, "runs": [{"threads": 1, "rows": [{}]}]})
     )
