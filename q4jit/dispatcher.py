@@ -16,6 +16,7 @@ import numpy as np
 
 from q4jit import config
 from q4jit.arrays.dtypes import F32
+from q4jit.arrays.host_tensors import arrays_of, is_host_tensor, tensors_of
 from q4jit.arrays.libraries import with_views
 from q4jit.arrays.specs import shape_key, stand_in
 from q4jit.arrays.torch_tensors import tensor_facts
@@ -26,7 +27,7 @@ from q4jit.dispatch.policy import runs_kernels
 from q4jit.dispatch.specializer import Specializer, assembly, counted
 from q4jit.errors import ArgumentError, expected
 from q4jit.frontend.specs import Signature
-from q4jit.frontend.structures import flattened, names_of
+from q4jit.frontend.structures import flattened, names_of, unflattened
 from q4jit.locks import BUILD, warnings_later
 from q4jit.pipeline import DeviceLaunch, Launch, Remark
 from q4jit.plan.kernels import Source
@@ -149,7 +150,7 @@ class Specialized(PickledAsFunction, Generic[_P, _R]):
 
     def _call(self, args: tuple[Any, ...], out: Any) -> Any:
         """Run a call whose shapes are new or whose arguments may be on a device."""
-        facts = None
+        facts, on_host = None, False
         if not _PLAIN.issuperset(map(type, args)):
             facts = tensor_facts(args, out)
             if facts is None:
@@ -163,7 +164,11 @@ class Specialized(PickledAsFunction, Generic[_P, _R]):
                 if on_device is not None:
                     self._hits += 1
                     return on_device.on_tensors(args, out, pointers, stream)
+            on_host = any(map(is_host_tensor, args))
             args = with_views(args, names_of(args, self._parameters))
+        if on_host:
+            result = self._call(unflattened(args), None if out is None else arrays_of(out))
+            return tensors_of(result) if out is None else out
         key = tuple([shape_key(value) for value in args])
         launch = self._launches.get(key)
         if launch is None:
@@ -236,7 +241,7 @@ class Specialized(PickledAsFunction, Generic[_P, _R]):
         On the CPU, `bind` checks the arguments once; each call then reruns the kernels on the
         arrays' current contents, at little more than the kernels' own time. The arrays must keep
         their memory and shape. Without `out=`, all calls may return the same array with new
-        contents. On a GPU, every call checks its arguments like a direct call.
+        contents. On a GPU, and with tensors, every call checks its arguments like a direct call.
 
         Example: `step = f.bind(x, w, out=y); x[...] = token; step()`. Raises the errors of a call.
         """
@@ -244,7 +249,8 @@ class Specialized(PickledAsFunction, Generic[_P, _R]):
         launch = self._prepared(args)
         if launch is None:
             return functools.partial(self._specializer.run_python, args, out)
-        if isinstance(launch, DeviceLaunch):
+        on_host = any(map(is_host_tensor, flattened(given, self._parameters)))
+        if isinstance(launch, DeviceLaunch) or on_host:
             return functools.partial(self, *given, out=out)
         call = launch.bind(args, out)
         unchanged = self._unchanged

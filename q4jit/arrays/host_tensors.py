@@ -5,7 +5,7 @@ PyTorch is never imported here: if there is a tensor, it is imported already.
 
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,8 +14,9 @@ from q4jit.arrays.dtypes import FLOATS
 from q4jit.arrays.torch_tensors import check_tensor
 from q4jit.errors import ArgumentError, expected
 from q4jit.floats import FLOAT_TYPES, float_type_of, numpy_dtype
+from q4jit.frontend.containers import Apart, together
 
-_IDS = frozenset({"int32", "int64"})
+_IDS: Final = frozenset({"int32", "int64"})
 
 
 def is_host_tensor(value: object) -> bool:
@@ -59,20 +60,34 @@ def host_array(tensor: Any, name: str) -> NDArray[Any]:
     return bits.view(bf16)
 
 
-def host_arrays(values: Sequence[Any], names: Sequence[str]) -> tuple[Any, ...]:
-    """Return the arguments of a call, with arrays in place of tensors in host memory.
+def refuse_mixing(values: Sequence[Any], names: Sequence[str]) -> None:
+    """Raise ArgumentError if NumPy's arrays are among arguments that are tensors in host memory.
 
-    Raises ArgumentError for a call with NumPy's arrays too, as nothing says which results to make,
-    and the errors of `host_array`.
+    Nothing would say which of the two the results are.
     """
     pairs = list(zip(values, names, strict=True))
-    tensor = next(name for value, name in pairs if is_host_tensor(value))
-    for value, name in pairs:
+    tensor = next((name for value, name in pairs if is_host_tensor(value)), "")
+    for value, name in pairs if tensor else ():
         if isinstance(value, np.ndarray) and value.ndim:
             what, cure = f"a tensor, as {tensor!r} is one", f"use torch.from_numpy({name})"
             got = f"a NumPy array {list(value.shape)}"
             raise ArgumentError(expected(what, got, where=f"argument {name!r}", cure=cure))
-    return tuple([host_array(v, name) if is_host_tensor(v) else v for v, name in pairs])
+
+
+def arrays_of(out: Any) -> Any:
+    """Return `out=` with arrays that share memory in place of tensors in host memory."""
+    apart = Apart()
+    tree = apart.tree(out)
+    leaves = (host_array(v, "out") if is_host_tensor(v) else v for v in apart.leaves)
+    return together(tree, leaves)
+
+
+def tensors_of(results: Any) -> Any:
+    """Return results with tensors that share memory in place of arrays."""
+    apart = Apart()
+    tree = apart.tree(results)
+    leaves = (host_tensor(v) if isinstance(v, np.ndarray) else v for v in apart.leaves)
+    return together(tree, leaves)
 
 
 def host_tensor(array: NDArray[Any]) -> Any:

@@ -13,6 +13,7 @@ import numpy as np
 from q4jit.arrays.arguments import plain
 from q4jit.arrays.cupy_arrays import cupy_stream, cupy_view, new_cupy_array
 from q4jit.arrays.device_array import DeviceArray
+from q4jit.arrays.host_tensors import host_array, is_host_tensor, refuse_mixing
 from q4jit.arrays.protocols import dlpack_view, interface_view
 from q4jit.arrays.torch_tensors import new_tensor, torch_stream, torch_view
 from q4jit.arrays.views import DeviceView, device_of
@@ -57,12 +58,17 @@ def as_device_array(array: object, name: str = "array") -> DeviceView | None:
 def with_views(values: Sequence[Any], names: Sequence[str]) -> tuple[Any, ...]:
     """Return the arguments, with a `DeviceView` in place of each array on a device.
 
-    Raises the errors of `as_device_array`.
+    Tensors in host memory become arrays that share it. Raises the errors of `as_device_array`,
+    `host_array` and `refuse_mixing`.
     """
+    refuse_mixing(values, names)
     leaves = []
     for value, name in zip(values, names, strict=True):
         view = None if type(value) in _ON_HOST else as_device_array(value, name)
-        leaves.append(plain(value) if view is None else view)
+        if view is not None:
+            leaves.append(view)
+        else:
+            leaves.append(host_array(value, name) if is_host_tensor(value) else plain(value))
     return tuple(leaves)
 
 
