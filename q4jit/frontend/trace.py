@@ -8,7 +8,7 @@ shows the user's line with a caret.
 import inspect
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any, Final, NoReturn
 
 import numpy as np
@@ -134,8 +134,7 @@ def _results(
         where = _where(function, misfit.path)
         raise TraceError(f"{misfit.message(where)}\n\n{_definition(function)}") from None
     leaves: list[object] = [COMPUTED] * len(apart.leaves)
-    only_arrays = all(type(leaf) is SymbolicArray for leaf in apart.leaves)
-    if tree is not None and not (only_arrays and is_plain(tree, leaves)):
+    if tree is not None:
         positions = {id(symbol): i for i, symbol in enumerate(symbols)}
         leaves = [_known_result(positions, leaf) for leaf in apart.leaves]
     triples = zip(paths(tree, ""), apart.leaves, leaves, strict=True)
@@ -153,10 +152,18 @@ def _known_result(positions: Mapping[int, int], value: Any) -> object:
     """
     if type(value) in FIXED and type(value) is not QuantizedTensor:
         return value
-    number = type(value) is SymbolicArray and value._node.op == "scalar"
-    if (number or type(value) is SymbolicWeight) and id(value) in positions:
-        return PassedOn(positions[id(value)])
-    return COMPUTED
+    return PassedOn(positions[id(value)]) if is_passed_on(positions, value) else COMPUTED
+
+
+def is_passed_on(given: Container[int], value: Any) -> bool:
+    """Return whether a value in a container of results is an argument that comes back as it is.
+
+    Numbers and weights do. Results are new arrays, also those without axes. given: the ids of the
+    flattened arguments.
+    """
+    number = type(value) is SymbolicArray and not value._node.shape
+    comes_back = (number and value._kind is not np.ndarray) or type(value) is SymbolicWeight
+    return comes_back and id(value) in given
 
 
 def _output(function: Callable[..., object], builder: Builder, path: str, value: object) -> Node:

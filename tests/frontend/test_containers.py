@@ -281,6 +281,34 @@ def test_out_has_the_containers_of_the_results(kind: str) -> None:
     assert_same(compiled.bind(X, HOLDER)(), wanted)
 
 
+@pytest.mark.parametrize("number", [1.5, np.float32(1.5), np.float64(1.5)])
+@pytest.mark.parametrize("kind", [tuple, list])
+def test_a_number_among_the_arguments_comes_back_as_it_is(kind: type, number: Any) -> None:
+    compiled = specialize(lambda x, s: kind((x * s, s)))
+    for args in ((X, number), (X, number * 2)):
+        out = compiled(*args)
+        assert_same(out, kind((args[0] * args[1], args[1])))
+        assert out[1] is args[1]
+        assert compiled(*args, out=out) is out
+        assert compiled.bind(*args)()[1] is args[1]
+        assert compiled.bind(*args, out=out)() is out
+    with pytest.raises(ArgumentError, match=r"result, [(\[]array, .*1\.5.*, got"):
+        compiled(X, number, out=out)
+
+
+@pytest.mark.parametrize("number", [np.array(1.5, F32), np.array(3)])
+@pytest.mark.parametrize("kind", [tuple, list])
+def test_an_array_without_axes_is_a_new_array_in_results(kind: type, number: Any) -> None:
+    compiled = specialize(lambda x, s: kind((x * 2, s)))
+    for _ in range(2):
+        result = compiled(X, number)
+        assert type(result[1]) is np.ndarray
+        assert result[1].dtype == F32
+        assert result[1] == number
+        assert not np.shares_memory(result[1], number)
+    assert compiled(X, np.asarray(number * 2), out=result)[1] == number * 2
+
+
 def bad_outs() -> dict[str, tuple[Any, str]]:
     y, z = np.empty((M, N), F32), np.empty((M, K), F32)
     like = re.escape("out=: expected containers like those of the result, {'y': array, 'n': [5, ")
