@@ -93,6 +93,71 @@ def test_a_nested_function_may_not_change_the_callers_container() -> None:
     specialize(lambda x: inner(x, {"s": 1.0}))(X)  # its own container
 
 
+# --- results are new arrays -----------------------------------------------------------------------
+
+
+@specialize
+def same(y: Any) -> Any:
+    return y
+
+
+@specialize
+def twice(y: Any) -> Any:
+    return y, [y]
+
+
+@specialize
+def with_number(y: Any, s: Any) -> Any:
+    return {"y": y * s, "s": s, "kept": [y]}
+
+
+def in_place(x: Any, w: Any) -> Any:
+    y = x @ w
+    z = same(y)
+    z += 1
+    return y
+
+
+def first_of_two(x: Any, w: Any) -> Any:
+    a, (b,) = twice(x @ w)
+    a += 1
+    return b
+
+
+def in_place_in_a_container(x: Any, w: Any) -> Any:
+    y = x @ w
+    layer = {"y": y}
+    result = same(layer)
+    result["y"] += 1
+    result["z"] = y
+    return y * len(layer)
+
+
+def in_place_on_an_argument(x: Any, w: Any) -> Any:
+    y = same(x)
+    y += 1
+    return y @ w
+
+
+@pytest.mark.parametrize(
+    "function", [in_place, first_of_two, in_place_in_a_container, in_place_on_an_argument]
+)
+def test_results_of_a_nested_function_are_new(function: Callable[..., Any]) -> None:
+    check(function, X, W)
+
+
+@pytest.mark.parametrize("number", [2.0, np.float32(2), np.float64(2), np.array(2, F32)])
+def test_numbers_of_a_nested_function_have_the_types_of_its_results(number: Any) -> None:
+    def outer(x: Any, s: Any) -> Any:
+        passed_on, computed, alone = with_number(x, s)["s"], same(s * 2), same(s)
+        assert isinstance(passed_on, type(number))
+        assert isinstance(computed, np.ndarray)
+        assert isinstance(alone, np.ndarray)
+        return x * passed_on * alone
+
+    check(outer, X, number)
+
+
 # --- options of the outer and the inner function --------------------------------------------------
 
 
