@@ -408,7 +408,7 @@ def test_a_call_without_tensors_asks_for_no_stream(torch: Any) -> None:
     (y,) = double({"scale": 2.0}, x)
     np.testing.assert_array_equal(y, 2 * x)
     with pytest.raises(TraceError, match="cannot"):  # a list has no tensors either
-        specialize(lambda x: np.exp(x), target="cpu")([1.0, 2.0])
+        specialize(lambda x: np.exp(x) * 2, target="cpu")([1.0, 2.0])
 
 
 def test_unsupported_tensors_are_refused(torch: Any) -> None:
@@ -781,6 +781,24 @@ def test_results_of_several_tensors_in_containers(calls: Run) -> None:
             assert f(Tensor((1, 64)), [w, v], out=out) is out
         with refused(ArgumentError, "expected containers like those of the result, [array, (arra"):
             f(Tensor((1, 64)), [w, v], out=(out[0], out[1][0]))
+    """)
+
+
+def test_known_results_in_out_are_checked_in_warm_calls(calls: Run) -> None:
+    calls("""
+        f = specialize(lambda x, w, s: (s * (x @ w), s, w), target="hip")
+        x, y = Tensor((1, 64)), Tensor((1, 32), 2 << 20)
+        for s in (0.5, 1.5, 2.5):
+            out = y, s, w
+            assert f(x, w, s, out=out) is out
+            assert f(x, w, s)[1:] == (s, w)
+        hits = f.stats.hits
+        assert len(f._on_tensors) == 2 and hits == 5
+        before = fake["launches"]
+        for out in ((y, 3.5, w), (y, s, v)):
+            with refused(ArgumentError, "out=: expected containers like those of the result, (arra"):
+                f(x, w, s, out=out)
+        assert f.stats.hits == hits + 2 and fake["launches"] == before
     """)
 
 
