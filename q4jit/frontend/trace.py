@@ -131,7 +131,7 @@ def _results(
     try:
         tree = apart.tree(result)
     except Misfit as misfit:
-        where = _where(function, misfit.path)
+        where = place_of_result(function, misfit.path)
         raise TraceError(f"{misfit.message(where)}\n\n{_definition(function)}") from None
     leaves: list[object] = [COMPUTED] * len(apart.leaves)
     if tree is not None:
@@ -220,11 +220,12 @@ def _clean_name(name: str) -> str:
 def _refuse_result(
     function: Callable[..., object], path: str, got: str, cure: str = ""
 ) -> NoReturn:
-    message = expected(_RESULTS, got, where=_where(function, path), cure=cure)
+    message = expected(_RESULTS, got, where=place_of_result(function, path), cure=cure)
     raise TraceError(f"{message}\n\n{_definition(function)}")
 
 
-def _where(function: Callable[..., object], path: str) -> str:
+def place_of_result(function: Callable[..., object], path: str) -> str:
+    """Return the words for a place in a function's results, for errors."""
     result = f"result of {getattr(function, '__name__', 'the function')}"
     return f"{result}, at {path.removeprefix('.')}" if path else result
 

@@ -296,6 +296,18 @@ def test_a_number_among_the_arguments_comes_back_as_it_is(kind: type, number: An
         compiled(X, number, out=out)
 
 
+@pytest.mark.parametrize("number", [1.5, np.float32(1.5), np.float64(1.5)])
+def test_a_number_comes_back_without_kernels_too(
+    monkeypatch: pytest.MonkeyPatch, number: Any
+) -> None:
+    monkeypatch.setenv("Q4JIT_DISABLE_JIT", "1")
+    compiled = specialize(lambda x, s: (x * s, s))
+    out = compiled(X, number)
+    assert compiled(X, number, out=out) is out
+    with pytest.raises(ArgumentError, match=r"result, \(array, .*2\.5.*, got"):
+        compiled(X, type(number)(2.5), out=out)
+
+
 @pytest.mark.parametrize("number", [np.array(1.5, F32), np.array(3)])
 @pytest.mark.parametrize("kind", [tuple, list])
 def test_an_array_without_axes_is_a_new_array_in_results(kind: type, number: Any) -> None:
@@ -340,6 +352,19 @@ def test_other_containers_for_out_are_refused(
     out, message = bad_outs()[kind]
     with pytest.raises(ArgumentError, match=message):
         compiled(X, HOLDER, out=out)
+
+
+@pytest.mark.parametrize(("jit", "error"), [(True, TraceError), (False, ArgumentError)])
+def test_results_without_a_place_for_out_are_refused(
+    monkeypatch: pytest.MonkeyPatch, jit: bool, error: type[Exception]
+) -> None:
+    if not jit:
+        monkeypatch.setenv("Q4JIT_DISABLE_JIT", "1")
+    compiled = specialize(lambda x: [x, {1.5: x * 2}])
+    with pytest.raises(
+        error, match=r"result of <lambda>, at \[1\]: expected keys that are str or "
+    ):
+        compiled(X, out=[X * 1, X * 1])
 
 
 def test_out_that_overlaps_a_leaf_is_refused_with_its_name() -> None:
@@ -733,6 +758,16 @@ def double(x: Any) -> Any:
     return y + 1
 
 
+def put_into_itself(x: Any, d: Any) -> Any:
+    d["l"].append(d["l"])
+    return x * 2
+
+
+def odd_key(x: Any, d: Any) -> Any:
+    d[1.5] = 2.0
+    return x * 2
+
+
 CHANGES = {
     set_key: ('d["y"] = x * 2', "d"),
     replace_key: ('d["s"] = y', "d['s']"),
@@ -745,6 +780,8 @@ CHANGES = {
     new_field: ('d["layer"].other = 5', "d"),
     around_frozen: ('object.__setattr__(d["frozen"], "scale", 2.0)', "d['frozen'].scale"),
     by_a_helper: ("entries += [x]", "d"),
+    put_into_itself: ('d["l"].append(d["l"])', "d"),
+    odd_key: ("d[1.5] = 2.0", "d"),
     with_a_call: ('d["l"][0] = double(x)', "d['l'][0]"),
 }
 
