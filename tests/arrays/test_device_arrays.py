@@ -796,7 +796,7 @@ def test_known_results_in_out_are_checked_in_warm_calls(calls: Run) -> None:
         assert len(f._on_tensors) == 2 and hits == 5
         before = fake["launches"]
         for out in ((y, 3.5, w), (y, s, v)):
-            with refused(ArgumentError, "out=: expected containers like those of the result, (arra"):
+            with refused(ArgumentError, "out=: expected containers like those of the result, (arr"):
                 f(x, w, s, out=out)
         assert f.stats.hits == hits + 2 and fake["launches"] == before
     """)
