@@ -7,9 +7,10 @@ from typing import Any, Final, Protocol
 
 from q4jit.arrays.libraries import with_views
 from q4jit.dispatch.options import Options
-from q4jit.errors import TraceError
-from q4jit.frontend.carets import located
+from q4jit.errors import ArgumentError, TraceError
+from q4jit.frontend.carets import located, user_line
 from q4jit.frontend.containers import Apart, Misfit, Tree, together
+from q4jit.frontend.graph import Node
 from q4jit.frontend.ids import SymbolicIds
 from q4jit.frontend.refusals import refuse, refuse_other_trace
 from q4jit.frontend.row_counts import RowCount
@@ -69,7 +70,7 @@ def trace_through(helper: Helper, args: tuple[Any, ...], leaves: Sequence[Any], 
     if products:
         _check_precision(name, options)
     tree, values = _taken_apart(name, result)
-    options.check([v._node for v in values if type(v) is SymbolicArray], products)
+    _check_sizes(name, options, values, products)
     given = frozenset(map(id, leaves)) if tree is not None else ()
     return together(tree, (_as_returned(given, value) for value in values))
 
@@ -120,6 +121,15 @@ def _check_call(name: str, options: Options, out: object) -> None:
             f"target={outer.target!r}",
             f"use {name}.py_func(...) to run it where the outer function runs",
         )
+
+
+def _check_sizes(
+    name: str, options: Options, values: Sequence[Any], products: Sequence[Node]
+) -> None:
+    try:
+        options.check([v._node for v in values if type(v) is SymbolicArray], products, name)
+    except ArgumentError as error:
+        raise ArgumentError(f"{error}\n\n{user_line()}".rstrip()) from None
 
 
 @located

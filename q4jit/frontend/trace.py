@@ -22,6 +22,7 @@ from q4jit.frontend.graph import Graph, Node
 from q4jit.frontend.ids import SymbolicIds
 from q4jit.frontend.memory import Memory
 from q4jit.frontend.refusals import show_value
+from q4jit.frontend.row_counts import RowCount
 from q4jit.frontend.specs import (
     ArraySpec,
     IdsSpec,
@@ -50,8 +51,10 @@ from q4jit.weights.tensor import QuantizedTensor
 
 _LONGEST_NAME: Final = 40  # of a name in generated texts and the names of files
 _RESULTS: Final = (
-    "an array computed from the arguments, or a tuple, list, dict, dataclass or NamedTuple of them"
+    "an array computed from the arguments, or a tuple, list, dict, dataclass or NamedTuple of such "
+    "arrays, ints, bools, floats, strs and None, and of weights and floats among the arguments"
 )
+_NUMPY_SCALARS: Final = {np.bool_: "bool", np.integer: "int", np.floating: "float"}
 
 
 def trace(
@@ -141,7 +144,7 @@ def _results(
     arrays = [(path, value) for path, value, leaf in triples if leaf is COMPUTED]
     if not arrays:
         shown = show_tree(tree, (show_value(leaf) for leaf in apart.leaves))
-        _refuse_result(function, "", f"{short_path(shown)}, without one")
+        _refuse_result(function, "", f"only values that are known already: {short_path(shown)}")
     return arrays, None if is_plain(tree, leaves) else Results(tree, tuple(leaves))
 
 
@@ -169,8 +172,8 @@ def is_passed_on(given: Container[int], value: Any) -> bool:
 def _output(function: Callable[..., object], builder: Builder, path: str, value: object) -> Node:
     """Return the node of one result. Raises TraceError if it is no array of numbers."""
     if not isinstance(value, SymbolicArray):
-        cure = "end the function with a return statement" if value is None else ""
-        _refuse_result(function, path, f"{type(value).__name__} {show_value(value)}", cure)
+        got = f"{type(value).__name__} {show_value(value)}"
+        _refuse_result(function, path, got, _cure_of_result(value))
     if value._builder is not builder:
         _refuse_result(function, path, "a value that was traced in another call")
     if value._node.is_bool:
@@ -179,6 +182,16 @@ def _output(function: Callable[..., object], builder: Builder, path: str, value:
             f"return np.where(…, 1.0, 0.0), and compare the result outside\n\n{value._place}"
         )
     return value._node
+
+
+def _cure_of_result(value: object) -> str:
+    """Return how to do without a value that cannot be a result, or ""."""
+    if value is None:
+        return "end the function with a return statement"
+    if type(value) is RowCount:
+        return "take the number of rows from the result's shape"
+    kinds = [name for kind, name in _NUMPY_SCALARS.items() if isinstance(value, kind)]
+    return f"use {kinds[0]}(…) in place of NumPy's number" if kinds else ""
 
 
 def _argument_names(

@@ -213,12 +213,14 @@ def test_k_and_n_of_the_inner_function_are_checked() -> None:
         return specialize(lambda x, w: product(x, w)[..., :8])
 
     wrong: list[tuple[dict[str, Any], str]] = [
-        ({"K": 64}, "specialize(K=64): expected products with K = 64, got K = 32"),
-        ({"N": 64}, "specialize(N=64): expected results with N = 64, got N = 48"),
+        ({"K": 64}, "<lambda>: specialize(K=64): expected products with K = 64, got K = 32"),
+        ({"N": 64}, "<lambda>: specialize(N=64): expected results with N = 64, got N = 48"),
     ]
     for options, message in wrong:
-        with pytest.raises(ArgumentError, match=re.escape(message)):
+        with pytest.raises(ArgumentError, match=f"^{re.escape(message)}") as caught:
             outer(specialize(lambda x, w: x @ w, **options))(X, W)
+        shown, carets = str(caught.value).split("\n")[-2:]
+        assert shown[carets.index("^") : len(carets)] == "product(x, w)"
     # only the inner function's products count, and those of its own x
     second = specialize(lambda x, w: x @ w, K=K, N=N)
     check(lambda x, v, w: second(x @ v, w), X, SQUARE, W)

@@ -390,12 +390,34 @@ def test_out_that_overlaps_a_leaf_is_refused_with_its_name() -> None:
     [
         (lambda x: {"y": [x, TABLE]}, r"result of <lambda>, at \['y'\]\[1\]: .*got ndarray"),
         (lambda x: Layer(x, {1.5}), r"at gain: expected an array .*got set"),
-        (lambda x: {"n": 1, "s": ["a"]}, r"got \{'n': 1, 's': \['a'\]\}, without one"),
+        (
+            lambda x: {"n": 1, "s": ["a"]},
+            r"got only values that are known already: \{'n': 1, 's': \['a'\]\}",
+        ),
         (lambda x: {(1, 2): x}, r"expected keys that are str or int, got the tuple \(1, 2\)"),
         (lambda x: {True: x}, r"str or int, got the bool True"),
         (lambda x: [x, cyclic_list()], r"at \[1\]\[0\].*: expected containers nested at most 64"),
         (lambda x: defaultdict(list, y=x), r"got defaultdict"),
-        (lambda x: [x.shape[0], x], r"at \[0\]: .* got RowCount M"),
+        (
+            lambda x: [x.shape[0], x],
+            r"at \[0\]: .* got RowCount M; take the number of rows from the ",
+        ),
+        (
+            lambda x: [x, np.int64(3)],
+            r"at \[1\]: .* got int64 .*3.*; use int\(…\) in place of NumPy",
+        ),
+        (
+            lambda x: [x, np.float64(3)],
+            r"at \[1\]: .* got float64 .*3.*; use float\(…\) in place of",
+        ),
+        (
+            lambda x: [x, np.bool_(True)],
+            r"at \[1\]: .* got bool.*True.*; use bool\(…\) in place of",
+        ),
+        (
+            lambda x: [x, 1j],
+            "bools, floats, strs and None, and of weights and floats among the arg",
+        ),
         (lambda x: [Deleted()], r"at \[0\]: .*got Deleted"),
         (lambda x: [x > 0], r"cannot return truth values"),
     ],
