@@ -68,25 +68,21 @@ def test_another_thread_may_assign_a_global_while_a_function_is_traced(early: bo
 
 
 def test_another_thread_may_assign_a_global_while_known_signatures_are_compared() -> None:
-    values: list[float] = []
-    pop = values.pop  # a list that changes would be noticed
+    after: dict[int, float] = {}
+    next_value = after.pop  # the dict itself would be compared
 
     def f_(x: Any, n: int) -> Any:
         y = x * (GAIN if n else 0.5)
-        if values_left():
-            assign(pop())
+        assign(next_value(n, GAIN))
         return y
 
-    values_left = values.__len__
     f = specialize(f_)
     times(f(X, 0), 0.5)
     times(f(X, 1), 1)
-    values.append(1.0)
-    assign(3.0)  # signature 0 is traced first, and sets it to 1.0 again
+    after.update({0: 1.0, 1: 3.0})  # so signature 1 is traced with the value that it knows
+    assign(2.0)
     times(f(X, 0), 0.5)
-    assign(3.0)
     times(f(X, 1), 3)
-    times(f(X, 0), 0.5)
 
 
 def test_a_function_may_log_its_traces() -> None:
