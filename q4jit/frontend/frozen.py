@@ -6,6 +6,7 @@ Tracing freezes them. A call compares the very objects, so it sees an assignment
 import functools
 import inspect
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from types import CodeType, FunctionType, MethodType, ModuleType
@@ -118,8 +119,11 @@ def freeze(
     while True:
         walk = _Walk(names, _package(getattr(function, "__module__", None)))
         walk.function_like(function, "")
-        for number, kind in enumerate(classes):
-            walk.class_of_argument(kind, f"{kind.__name__}{f' ({number})' if number else ''}")
+        numbers: Counter[str] = Counter()
+        for kind in classes:
+            name, number = kind.__name__, numbers[kind.__name__]
+            walk.class_of_argument(kind, f"{name} ({number})" if number else name)
+            numbers[name] += 1
         if walk.names <= names:
             walk.frozen.classes, walk.frozen.names = frozenset(classes), names
             return walk.frozen

@@ -1,5 +1,6 @@
 """Globals that change while a function is traced, and what tracing costs."""
 
+import dataclasses
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -114,6 +115,15 @@ def test_a_function_that_computes_with_its_own_log_is_refused() -> None:
 
     with pytest.raises(TraceError, match=r"cannot change len\(seen\), because compiled calls only"):
         specialize(f_)(X)
+
+
+def test_a_new_class_of_arguments_leaves_the_known_calls() -> None:
+    kinds = [dataclasses.make_dataclass(name, ["v"]) for name in ("A", "B", "A", "C")]
+    f: Any = specialize(lambda x, a: x * a.v * GAIN)
+    for _ in range(2):
+        for kind in kinds:
+            times(f(X, kind(2.0)), 2)
+    assert f.stats.misses == len(kinds)
 
 
 def test_a_new_value_compares_globals_in_one_walk(monkeypatch: pytest.MonkeyPatch) -> None:
