@@ -6,6 +6,7 @@ Tracing freezes them. A call compares the very objects, so it sees an assignment
 import functools
 import inspect
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from types import CodeType, FunctionType, MethodType, ModuleType
@@ -30,10 +31,14 @@ class Frozen:
     Attributes:
         values: numbers and strings by the expression that the function reads, with their types.
         others: the identities of all other objects, and the contents of arrays, in the same way.
+        classes: those of arguments that were looked at.
+        names: those of attributes that the code reads.
     """
 
     values: dict[str, tuple[type, Any]] = field(default_factory=dict)
     others: dict[str, object] = field(default_factory=dict)
+    classes: frozenset[type] = frozenset()
+    names: frozenset[str] = frozenset()
     _items: list[tuple[Any, Any, object]] = field(default_factory=list)
     _attributes: list[tuple[object, str, object]] = field(default_factory=list)
     _lengths: list[tuple[Any, int]] = field(default_factory=list)
@@ -84,14 +89,15 @@ def unchanged():
         """Return whether the function reads the same values as at another time."""
         return self.values == other.values and self.others == other.others
 
+    def lost(self, later: "Frozen") -> list[str]:
+        """Return the expressions whose value is another one later, or is gone."""
+        then = {**later.others, **later.values}
+        now = {**self.others, **self.values}
+        return sorted(name for name in now if name not in then or now[name] != then[name])
+
     def changed(self, later: "Frozen") -> list[str]:
         """Return the expressions whose value is another one later, or is there only once."""
-        now, then = {**self.others, **self.values}, {**later.others, **later.values}
-        return sorted(
-            name
-            for name in now.keys() | then.keys()
-            if name not in now or name not in then or now[name] != then[name]
-        )
+        return sorted({*self.lost(later), *later.lost(self)})
 
     def numbers_changed(self, later: "Frozen") -> list[str]:
         """Return the expressions whose number or string is another one later."""
@@ -99,18 +105,27 @@ def unchanged():
         return sorted(name for name in both if self.values[name] != later.values[name])
 
 
-def freeze(function: Callable[..., object], classes: Iterable[type] = ()) -> Frozen:
+def freeze(
+    function: Callable[..., object],
+    classes: Iterable[type] = (),
+    names: frozenset[str] = frozenset(),
+) -> Frozen:
     """Return the values of globals and closures that a function and its helpers read now.
 
-    classes: of arguments, whose methods and attributes it may read too.
+    classes: of arguments, whose methods and attributes it may read too. names: of attributes that
+    are known to be read, which saves walks.
     """
-    names: frozenset[str] = frozenset()
+    classes = tuple(classes)
     while True:
         walk = _Walk(names, _package(getattr(function, "__module__", None)))
         walk.function_like(function, "")
-        for number, kind in enumerate(classes):
-            walk.class_of_argument(kind, f"{kind.__name__}{f' ({number})' if number else ''}")
+        numbers: Counter[str] = Counter()
+        for kind in classes:
+            name, number = kind.__name__, numbers[kind.__name__]
+            walk.class_of_argument(kind, f"{name} ({number})" if number else name)
+            numbers[name] += 1
         if walk.names <= names:
+            walk.frozen.classes, walk.frozen.names = frozenset(classes), names
             return walk.frozen
         names = names | walk.names  # a helper was found that reads other attributes
 

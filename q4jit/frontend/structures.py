@@ -57,11 +57,10 @@ def show_tree(tree: Tree, leaves: Iterator[str]) -> str:
 
 
 def classes_in(trees: Sequence[Tree]) -> list[type]:
-    """Return the classes of containers that are not Python's own."""
+    """Return the classes of containers that are not Python's own, in the order of the trees."""
     pending = list(trees)
     kinds: dict[type, None] = {}
-    while pending:
-        tree = pending.pop()
+    for tree in pending:
         if tree is not None:
             kinds[tree[0]] = None
             pending += tree[2]

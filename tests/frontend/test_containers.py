@@ -452,7 +452,9 @@ def test_structure_and_static_leaves_are_part_of_the_signature() -> None:
         OrderedDict(a=0.5, b=1.5),
     ]
     for i, d in enumerate(others):
-        check(compiled, X, d)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", SpecializationWarning)
+            check(compiled, X, d)
         assert compiled.stats.misses == i + 2
     assert len(compiled.signatures) == 1 + len(others)
 
