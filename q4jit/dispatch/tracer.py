@@ -66,14 +66,17 @@ class Tracer:
 
         Return the new graph and the kept one. Another thread may change a global meanwhile. A
         function that logs its traces changes one each time; that is no fault if the graph stays.
-        Raises TraceError for a function that changes what it computes with.
+        Raises TraceError for a function that sets numbers, or changes what it computes with.
         """
         before = self._current(signature)
         last: tuple[object, list[str]] | None = None
         for _ in range(_MOST_TRACES):
             graph = self._trace(signature)
             after = self._freeze(signature)
-            lost = before.lost(after)
+            own = before.numbers_set(after)
+            lost = own or before.lost(after) or before.changed(after)
+            if own:
+                break
             logs = (graph.statements, lost) == last and not before.numbers_changed(after)
             if logs or before.same(after):
                 self._options.check(graph.outputs, graph.nodes())

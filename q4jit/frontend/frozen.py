@@ -3,6 +3,7 @@
 Tracing freezes them. A call compares the very objects, so it sees an assignment but costs little.
 """
 
+import dis
 import functools
 import inspect
 import sys
@@ -22,6 +23,7 @@ _MOST_BYTES: Final = 1 << 12  # contents of larger arrays are not compared
 
 _NUMBERS: Final = (bool, int, float, str, bytes, type(None), np.generic)
 _MISSING: Final = object()
+_STORES: Final = frozenset({"STORE_GLOBAL", "STORE_DEREF", "STORE_ATTR"})
 
 
 @dataclass
@@ -44,6 +46,7 @@ class Frozen:
     _lengths: list[tuple[Any, int]] = field(default_factory=list)
     _sets: list[tuple[Any, frozenset[Any]]] = field(default_factory=list)
     _arrays: list[tuple[Any, bytes]] = field(default_factory=list)
+    _codes: list[CodeType] = field(default_factory=list)
 
     def __bool__(self) -> bool:
         """Whether there is anything that could change."""
@@ -103,6 +106,19 @@ def unchanged():
         """Return the expressions whose number or string is another one later."""
         both = self.values.keys() & later.values.keys()
         return sorted(name for name in both if self.values[name] != later.values[name])
+
+    def numbers_set(self, later: "Frozen") -> list[str]:
+        """Return those of `numbers_changed` that the function's code may have set itself."""
+        changed = self.numbers_changed(later)
+        if not changed:
+            return []
+        stores = {
+            instruction.argval if instruction.opname in _STORES else "]"
+            for code in later._codes
+            for instruction in dis.get_instructions(code)
+            if instruction.opname in _STORES or instruction.opname == "STORE_SUBSCR"
+        }
+        return [path for path in changed if _target(path) in stores]
 
 
 def freeze(
@@ -176,6 +192,7 @@ class _Walk:
             return
         inside = f"{function.__name__}: " if prefix else ""
         for code in _codes(function.__code__):
+            self.frozen._codes.append(code)
             self.names.update(code.co_names)
             self.names.update(c for c in code.co_consts if isinstance(c, str) and c.isidentifier())
             for name in code.co_names:
@@ -283,6 +300,11 @@ def _codes(code: CodeType) -> Iterator[CodeType]:
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
             yield from _codes(constant)
+
+
+def _target(path: str) -> str:
+    """Return the last name of `STATE.scale` or `helper: count`, and "]" of `TABLE['n']`."""
+    return "]" if path.endswith("]") else path.rpartition(": ")[2].rpartition(".")[2]
 
 
 def _package(module: str | None) -> str:

@@ -106,6 +106,46 @@ def test_a_function_may_log_its_traces() -> None:
         times(f(X, n), 2 + n)
 
 
+class State:
+    gain = 1.0
+
+
+def set_global(n: int) -> None:
+    global GAIN  # noqa: PLW0603 - what is tested
+    GAIN = float(n)
+
+
+def set_attribute(n: int) -> None:
+    State.gain = float(n)
+
+
+def set_entry(n: int) -> None:
+    TABLE["gain"] = float(n)
+
+
+TABLE = {"gain": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [(set_global, "GAIN"), (set_attribute, "State.gain"), (set_entry, r"TABLE\['gain'\]")],
+    ids=["global", "attribute", "entry"],
+)
+def test_a_function_that_sets_a_number_is_refused(change: Any, name: str) -> None:
+    traces: list[int] = []
+    note = traces.append
+
+    def f_(x: Any, n: int) -> Any:
+        note(n)
+        change(n)
+        return x * (GAIN + State.gain + TABLE["gain"])
+
+    with pytest.raises(TraceError, match=f"cannot change {name}, because compiled calls only"):
+        specialize(f_)(X, 7)
+    assert traces == [7]
+    change(1)
+
+
 def test_a_function_that_computes_with_its_own_log_is_refused() -> None:
     seen: list[int] = []
 
