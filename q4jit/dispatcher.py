@@ -194,8 +194,7 @@ class Specialized(PickledAsFunction, Generic[_P, _R]):
             self._specializer.search(request)
         warn_of_changed_variables()
         with warnings_later(), BUILD:
-            launch = self._launches.get(key)
-            if launch is not None:  # made by another thread meanwhile
+            if (launch := self._launches.get(key)) is not None:  # made by another thread meanwhile
                 self._hits += 1
                 return launch
             self._misses += 1
@@ -208,7 +207,8 @@ class Specialized(PickledAsFunction, Generic[_P, _R]):
     def _renew(self) -> None:
         """Forget the launches if a global or a closure value has changed."""
         self._specializer.tracer.renew()
-        self._unchanged = self._specializer.tracer.unchanged
+        with BUILD:
+            self._unchanged = self._specializer.tracer.unchanged
 
     # --- looking inside ---------------------------------------------------------------------------
 

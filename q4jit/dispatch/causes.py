@@ -5,11 +5,12 @@ microseconds. So one argument that causes many of them is named.
 """
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
 from q4jit.errors import SpecializationWarning
 from q4jit.frontend.carets import user_level
+from q4jit.frontend.containers import MAPPINGS, Tree, short_path, step
 from q4jit.frontend.refusals import show_value
 from q4jit.frontend.specs import (
     ArraySpec,
@@ -36,7 +37,9 @@ class Causes:
         self._name, self._parameters = name, parameters
         # by containers and the specs of the weights, because x changes with them
         self._last: dict[tuple[Structure | None, tuple[Spec, ...]], Signature] = {}
-        self._values: dict[str, set[object]] = {}  # new ones of each argument, up to the limit
+        # new ones of each argument, up to the limit, and new containers of each
+        self._values: dict[str, set[object]] = {}
+        self._trees: dict[str, set[object]] = {}
         self._changes: dict[str, int] = {}  # of each global
         self._changed = ""
 
@@ -46,6 +49,7 @@ class Causes:
         weights = tuple(spec for spec in signature if isinstance(spec, WeightSpec))
         kind = (structure_in(signature), weights)
         with BUILD:
+            alike = [s for (_, same), s in self._last.items() if same == weights]
             before = self._last.pop(kind, None)
             known = before or next(reversed(self._last.values()), None)
             if len(self._last) >= _MOST_WEIGHTS:
@@ -53,16 +57,36 @@ class Causes:
             self._last[kind] = signature
             if known is None:
                 return self._changed or "it is the first call"
-            if structure_in(signature) != structure_in(known):
-                return "the containers of its arguments are new"
-            new = [i for i, spec in enumerate(signature) if spec != known[i]]
-            often = [i for i in new if before and self._exceeds(names[i], signature[i], before[i])]
-        for i in often:
-            self._warn(_advice(names[i], signature[i]))
-        changes = (
-            f"argument {names[i]!r} is {_shown(signature[i])}, was {_shown(known[i])}" for i in new
-        )
-        return "; ".join(changes) or "it was forgotten"
+            advice = list(self._of_containers(signature, alike[-1])) if alike else []
+            if structure_in(signature) == structure_in(known):
+                new = [i for i, spec in enumerate(signature) if spec != known[i]]
+                changes = "; ".join(
+                    f"argument {names[i]!r} is {_shown(signature[i])}, was {_shown(known[i])}"
+                    for i in new
+                )
+                advice += [
+                    _advice(names[i], signature[i])
+                    for i in new
+                    if before and self._exceeds(names[i], signature[i], before[i])
+                ]
+            else:
+                changes = "the containers of its arguments are new"
+        for text in advice:
+            self._warn(text)
+        return changes or "it was forgotten"
+
+    def _of_containers(self, signature: Signature, before: Signature) -> Iterator[str]:
+        """Count new containers of each argument; yield what to do about those beyond the limit."""
+        trees = zip(*map(self._trees_in, (signature, before)), strict=True)
+        for name, (tree, old) in zip(self._parameters, trees, strict=True):
+            known = self._trees.setdefault(name, set())
+            if tree not in {None, old} and _is_first_beyond(known, tree):
+                path, kind = _difference(name, tree, old)
+                yield _advice_of_containers(path, kind)
+
+    def _trees_in(self, signature: Signature) -> tuple[Tree, ...]:
+        structure = structure_in(signature)
+        return (None,) * len(self._parameters) if structure is None else structure.trees
 
     def globals_changed(self, names: Iterable[str]) -> None:
         """Note that globals or closure values have changed, and warn if one does so too often."""
@@ -83,15 +107,46 @@ class Causes:
     def _exceeds(self, name: str, spec: Spec, before: Spec) -> bool:
         """Count a new spec of an argument; return whether this is the first beyond the limit."""
         value, values = _variable_part(spec), self._values.setdefault(name, set())
-        if value in {None, _variable_part(before)} or len(values) > MOST_VALUES:
-            return False
-        values.add(value)
-        return len(values) > MOST_VALUES
+        return value not in {None, _variable_part(before)} and _is_first_beyond(values, value)
 
     def _warn(self, text: str) -> None:
         warnings.warn(
             f"{self._name}(): {text}. {_SEE_ALSO}", SpecializationWarning, stacklevel=user_level()
         )
+
+
+def _is_first_beyond(values: set[object], value: object) -> bool:
+    """Count a value, up to the limit; return whether it is the first beyond."""
+    if len(values) > MOST_VALUES:
+        return False
+    values.add(value)
+    return len(values) > MOST_VALUES
+
+
+def _difference(path: str, tree: Tree, old: Tree) -> tuple[str, type]:
+    """Return the first container that is not as before, as an expression, and its class.
+
+    Only its own keys or length differ, or something that has become a container.
+    """
+    while tree is not None and old is not None and tree[:2] == old[:2]:
+        kind, keys, entries = tree
+        if len(entries) != len(old[2]):
+            break
+        pairs = zip(keys or range(len(entries)), entries, old[2], strict=True)
+        key, tree, old = next(pair for pair in pairs if pair[1] != pair[2])
+        path += step(kind, key)
+    return short_path(path), type(None) if tree is None else tree[0]
+
+
+def _advice_of_containers(path: str, kind: type) -> str:
+    """Return what a container does too often, and the cure."""
+    if kind in MAPPINGS:
+        what, cure = "sets of keys", "use a fixed set of keys, in one order"
+    elif kind in {list, tuple}:
+        what, cure = "lengths", f"pad the {kind.__name__} to a few lengths"
+    else:
+        what, cure = "kinds of containers", "keep them few"
+    return _too_many(path, what, cure)
 
 
 def _variable_part(spec: Spec) -> object:
@@ -113,6 +168,10 @@ def _advice(name: str, spec: Spec) -> str:
         )
     else:
         what, cure = "values", "keep them few, or pass numbers as floats or arrays"
+    return _too_many(name, what, cure)
+
+
+def _too_many(name: str, what: str, cure: str) -> str:
     return (
         f"argument {name!r} has had more than {MOST_VALUES} {what}, and the function is traced for "
         f"each, and compiled if its kernels differ; {cure}"

@@ -9,8 +9,9 @@ from q4jit.arrays.outputs import check_out
 from q4jit.arrays.views import DeviceView
 from q4jit.errors import ArgumentError, expected
 from q4jit.floats import float_type_of
+from q4jit.frontend.containers import Misfit
 from q4jit.frontend.structures import results_for, unflattened
-from q4jit.frontend.trace import call_with, refuse_change
+from q4jit.frontend.trace import call_with, place_of_result, refuse_change
 
 _ON_HOST: Final = "an array in host memory, because Q4JIT_DISABLE_JIT is set"
 
@@ -36,13 +37,21 @@ def run_in_numpy(
     given = unflattened(args)
     result = call_with(function, given, keywords)
     refuse_change(function, args, given, keywords)
-    if out is not None:
+    if out is None:
+        return result
+    try:
         _write_results(result, out, names, args)
-    return result if out is None else out
+    except Misfit as misfit:
+        message = misfit.message(place_of_result(function, misfit.path))
+        raise ArgumentError(message) from None
+    return out
 
 
 def _write_results(result: Any, out: Any, names: Sequence[str], args: Sequence[Any]) -> None:
-    """Copy NumPy's results to `out`. Raises ArgumentError if it has the wrong kind or shape."""
+    """Copy NumPy's results to `out`. Raises ArgumentError if it has the wrong kind or shape.
+
+    Raises Misfit if the results cannot be taken apart.
+    """
     values, results = results_for(result, out)
     wanted = [(np.shape(value), _kernel_dtype(value)) for value in values]
     given = out if results is None else results.arrays(args, out)

@@ -1,21 +1,22 @@
 """Specialised functions that a traced function calls: they become part of its graph."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextvars import ContextVar
 from typing import Any, Final, Protocol
 
 from q4jit.arrays.libraries import with_views
 from q4jit.dispatch.options import Options
-from q4jit.errors import TraceError
-from q4jit.frontend.carets import located
-from q4jit.frontend.containers import Apart, Misfit
+from q4jit.errors import ArgumentError, TraceError
+from q4jit.frontend.carets import located, user_line
+from q4jit.frontend.containers import Apart, Misfit, Tree, together
+from q4jit.frontend.graph import Node
 from q4jit.frontend.ids import SymbolicIds
 from q4jit.frontend.refusals import refuse, refuse_other_trace
 from q4jit.frontend.row_counts import RowCount
 from q4jit.frontend.structures import flattened, names_of, unflattened
 from q4jit.frontend.symbols import SymbolicArray, SymbolicWeight
-from q4jit.frontend.trace import call_with
+from q4jit.frontend.trace import call_with, is_passed_on
 from q4jit.precision import BOUNDS
 
 _WITH_BUILDER: Final = frozenset({SymbolicArray, SymbolicWeight, SymbolicIds})
@@ -68,13 +69,26 @@ def trace_through(helper: Helper, args: tuple[Any, ...], leaves: Sequence[Any], 
     products = known[start:]
     if products:
         _check_precision(name, options)
+    tree, values = _taken_apart(name, result)
+    _check_sizes(name, options, values, products)
+    given = frozenset(map(id, leaves)) if tree is not None else ()
+    return together(tree, (_as_returned(given, value) for value in values))
+
+
+@located
+def _taken_apart(name: str, result: object) -> tuple[Tree, list[Any]]:
     apart = Apart()
     try:
-        apart.tree(result)
+        return apart.tree(result), apart.leaves
     except Misfit as misfit:
         raise TraceError(misfit.message(f"result of {name}")) from None
-    options.check([v._node for v in apart.leaves if type(v) is SymbolicArray], products)
-    return result
+
+
+def _as_returned(given: Container[int], value: Any) -> Any:
+    """Return a leaf of a traced result as a compiled call returns it: arrays are new ones."""
+    if type(value) is not SymbolicArray or is_passed_on(given, value):
+        return value
+    return SymbolicArray(value._builder, value._node)
 
 
 def leaves_to_prepare(
@@ -107,6 +121,15 @@ def _check_call(name: str, options: Options, out: object) -> None:
             f"target={outer.target!r}",
             f"use {name}.py_func(...) to run it where the outer function runs",
         )
+
+
+def _check_sizes(
+    name: str, options: Options, values: Sequence[Any], products: Sequence[Node]
+) -> None:
+    try:
+        options.check([v._node for v in values if type(v) is SymbolicArray], products, name)
+    except ArgumentError as error:
+        raise ArgumentError(f"{error}\n\n{user_line()}".rstrip()) from None
 
 
 @located

@@ -63,16 +63,20 @@ class Options:
         """The options that the schedules read."""
         return PlanOptions(self.precision, self.block_size)
 
-    def check(self, outputs: Sequence[Node], nodes: Sequence[Node]) -> None:
+    def check(self, outputs: Sequence[Node], nodes: Sequence[Node], function: str = "") -> None:
         """Raise ArgumentError unless results and products have the N and K of these options.
 
-        nodes: those that the function computes, at least the products.
+        nodes: those that the function computes, at least the products. function: its name, for a
+        function among several.
         """
+        owner = f"{function}: " if function else ""
         for k in () if self.K is None else _ks(nodes):
             if k != self.K:
                 raise ArgumentError(
                     expected(
-                        f"products with K = {self.K}", f"K = {k}", where=f"specialize(K={self.K})"
+                        f"products with K = {self.K}",
+                        f"K = {k}",
+                        where=f"{owner}specialize(K={self.K})",
                     )
                 )
         for node in outputs:
@@ -81,7 +85,7 @@ class Options:
                     expected(
                         f"results with N = {self.N}",
                         f"N = {node.width}",
-                        where=f"specialize(N={self.N})",
+                        where=f"{owner}specialize(N={self.N})",
                     )
                 )
 

@@ -48,5 +48,7 @@ class _DeviceContainerLaunch(_ContainerLaunch):
 
     def on_tensors(self, args: Sequence[Any], out: Any, pointers: list[int], stream: int) -> Any:
         """Run the kernels on PyTorch tensors that an earlier call checked."""
+        if out is not None:  # numbers and weights may be others than in the call that was checked
+            self._results.arrays(args, out)
         made = self._launch.on_tensors(args, out, pointers, stream)
         return self._results.build(args, made) if out is None else out

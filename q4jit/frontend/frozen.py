@@ -3,9 +3,11 @@
 Tracing freezes them. A call compares the very objects, so it sees an assignment but costs little.
 """
 
+import dis
 import functools
 import inspect
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from types import CodeType, FunctionType, MethodType, ModuleType
@@ -21,6 +23,7 @@ _MOST_BYTES: Final = 1 << 12  # contents of larger arrays are not compared
 
 _NUMBERS: Final = (bool, int, float, str, bytes, type(None), np.generic)
 _MISSING: Final = object()
+_STORES: Final = frozenset({"STORE_GLOBAL", "STORE_DEREF", "STORE_ATTR"})
 
 
 @dataclass
@@ -30,15 +33,20 @@ class Frozen:
     Attributes:
         values: numbers and strings by the expression that the function reads, with their types.
         others: the identities of all other objects, and the contents of arrays, in the same way.
+        classes: those of arguments that were looked at.
+        names: those of attributes that the code reads.
     """
 
     values: dict[str, tuple[type, Any]] = field(default_factory=dict)
     others: dict[str, object] = field(default_factory=dict)
+    classes: frozenset[type] = frozenset()
+    names: frozenset[str] = frozenset()
     _items: list[tuple[Any, Any, object]] = field(default_factory=list)
     _attributes: list[tuple[object, str, object]] = field(default_factory=list)
     _lengths: list[tuple[Any, int]] = field(default_factory=list)
     _sets: list[tuple[Any, frozenset[Any]]] = field(default_factory=list)
     _arrays: list[tuple[Any, bytes]] = field(default_factory=list)
+    _codes: list[CodeType] = field(default_factory=list)
 
     def __bool__(self) -> bool:
         """Whether there is anything that could change."""
@@ -84,33 +92,56 @@ def unchanged():
         """Return whether the function reads the same values as at another time."""
         return self.values == other.values and self.others == other.others
 
+    def lost(self, later: "Frozen") -> list[str]:
+        """Return the expressions whose value is another one later, or is gone."""
+        then = {**later.others, **later.values}
+        now = {**self.others, **self.values}
+        return sorted(name for name in now if name not in then or now[name] != then[name])
+
     def changed(self, later: "Frozen") -> list[str]:
         """Return the expressions whose value is another one later, or is there only once."""
-        now, then = {**self.others, **self.values}, {**later.others, **later.values}
-        return sorted(
-            name
-            for name in now.keys() | then.keys()
-            if name not in now or name not in then or now[name] != then[name]
-        )
+        return sorted({*self.lost(later), *later.lost(self)})
 
     def numbers_changed(self, later: "Frozen") -> list[str]:
         """Return the expressions whose number or string is another one later."""
         both = self.values.keys() & later.values.keys()
         return sorted(name for name in both if self.values[name] != later.values[name])
 
+    def numbers_set(self, later: "Frozen") -> list[str]:
+        """Return those of `numbers_changed` that the function's code may have set itself."""
+        changed = self.numbers_changed(later)
+        if not changed:
+            return []
+        stores = {
+            instruction.argval if instruction.opname in _STORES else "]"
+            for code in later._codes
+            for instruction in dis.get_instructions(code)
+            if instruction.opname in _STORES or instruction.opname == "STORE_SUBSCR"
+        }
+        return [path for path in changed if _target(path) in stores]
 
-def freeze(function: Callable[..., object], classes: Iterable[type] = ()) -> Frozen:
+
+def freeze(
+    function: Callable[..., object],
+    classes: Iterable[type] = (),
+    names: frozenset[str] = frozenset(),
+) -> Frozen:
     """Return the values of globals and closures that a function and its helpers read now.
 
-    classes: of arguments, whose methods and attributes it may read too.
+    classes: of arguments, whose methods and attributes it may read too. names: of attributes that
+    are known to be read, which saves walks.
     """
-    names: frozenset[str] = frozenset()
+    classes = tuple(classes)
     while True:
         walk = _Walk(names, _package(getattr(function, "__module__", None)))
         walk.function_like(function, "")
-        for number, kind in enumerate(classes):
-            walk.class_of_argument(kind, f"{kind.__name__}{f' ({number})' if number else ''}")
+        numbers: Counter[str] = Counter()
+        for kind in classes:
+            name, number = kind.__name__, numbers[kind.__name__]
+            walk.class_of_argument(kind, f"{name} ({number})" if number else name)
+            numbers[name] += 1
         if walk.names <= names:
+            walk.frozen.classes, walk.frozen.names = frozenset(classes), names
             return walk.frozen
         names = names | walk.names  # a helper was found that reads other attributes
 
@@ -161,6 +192,7 @@ class _Walk:
             return
         inside = f"{function.__name__}: " if prefix else ""
         for code in _codes(function.__code__):
+            self.frozen._codes.append(code)
             self.names.update(code.co_names)
             self.names.update(c for c in code.co_consts if isinstance(c, str) and c.isidentifier())
             for name in code.co_names:
@@ -268,6 +300,11 @@ def _codes(code: CodeType) -> Iterator[CodeType]:
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
             yield from _codes(constant)
+
+
+def _target(path: str) -> str:
+    """Return the last name of `STATE.scale` or `helper: count`, and "]" of `TABLE['n']`."""
+    return "]" if path.endswith("]") else path.rpartition(": ")[2].rpartition(".")[2]
 
 
 def _package(module: str | None) -> str:

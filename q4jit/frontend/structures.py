@@ -6,6 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+import numpy as np
+
 from q4jit.errors import ArgumentError, expected
 from q4jit.frontend.containers import (
     MAPPINGS,
@@ -55,11 +57,10 @@ def show_tree(tree: Tree, leaves: Iterator[str]) -> str:
 
 
 def classes_in(trees: Sequence[Tree]) -> list[type]:
-    """Return the classes of containers that are not Python's own."""
+    """Return the classes of containers that are not Python's own, in the order of the trees."""
     pending = list(trees)
     kinds: dict[type, None] = {}
-    while pending:
-        tree = pending.pop()
+    for tree in pending:
         if tree is not None:
             kinds[tree[0]] = None
             pending += tree[2]
@@ -144,11 +145,15 @@ def changed_entry(values: Sequence[Any], args: tuple[Any, ...]) -> str:
     structure = structure_of(values)
     if structure is None:
         return ""
-    now = flattened(args, structure.parameters)
-    for name, old, new in zip(structure.parameters, structure.trees, now[-1].trees, strict=True):
-        if old != new:
+    now = Apart()
+    for name, old, value in zip(structure.parameters, structure.trees, args, strict=True):
+        try:
+            same = now.tree(value) == old
+        except Misfit:  # it had none when it came
+            same = False
+        if not same:
             return name
-    pairs = zip(structure.names[:-1], values[:-1], now[:-1], strict=True)
+    pairs = zip(structure.names[:-1], values[:-1], now.leaves, strict=True)
     return next((name for name, old, new in pairs if old is not new), "")
 
 
@@ -223,7 +228,7 @@ def results_for(result: object, out: object) -> tuple[tuple[Any, ...], Results |
         given.tree(out)
     wanted = given.leaves if len(given.leaves) == len(apart.leaves) else apart.leaves
     leaves = tuple(
-        value if type(value) in FIXED and type(array) in FIXED else COMPUTED
+        value if _is_fixed(value) and _is_fixed(array) else COMPUTED
         for value, array in zip(apart.leaves, wanted, strict=True)
     )
     pairs = zip(apart.leaves, leaves, strict=True)
@@ -235,6 +240,10 @@ def is_plain(tree: Tree, leaves: Sequence[object]) -> bool:
     """Return whether results are an array or a tuple of arrays."""
     computed = all(leaf is COMPUTED for leaf in leaves)
     return tree is None or (computed and tree == (tuple, (), (None,) * len(leaves)))
+
+
+def _is_fixed(value: object) -> bool:
+    return type(value) in FIXED or isinstance(value, np.floating)
 
 
 def _known(leaf: object, args: Sequence[Any]) -> object:

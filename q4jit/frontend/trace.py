@@ -8,7 +8,7 @@ shows the user's line with a caret.
 import inspect
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any, Final, NoReturn
 
 import numpy as np
@@ -22,6 +22,7 @@ from q4jit.frontend.graph import Graph
 from q4jit.frontend.ids import SymbolicIds
 from q4jit.frontend.memory import Memory
 from q4jit.frontend.refusals import show_value
+from q4jit.frontend.row_counts import RowCount
 from q4jit.frontend.specs import (
     ArraySpec,
     IdsSpec,
@@ -50,8 +51,10 @@ from q4jit.weights.tensor import QuantizedTensor
 
 _LONGEST_NAME: Final = 40  # of a name in generated texts and the names of files
 _RESULTS: Final = (
-    "an array computed from the arguments, or a tuple, list, dict, dataclass or NamedTuple of them"
+    "an array computed from the arguments, or a tuple, list, dict, dataclass or NamedTuple of such "
+    "arrays, ints, bools, floats, strs and None, and of weights and floats among the arguments"
 )
+_NUMPY_SCALARS: Final = {np.bool_: "bool", np.integer: "int", np.floating: "float"}
 
 
 def trace(
@@ -133,18 +136,17 @@ def _results(
     try:
         tree = apart.tree(result)
     except Misfit as misfit:
-        where = _where(function, misfit.path)
+        where = place_of_result(function, misfit.path)
         raise TraceError(f"{misfit.message(where)}\n\n{_definition(function)}") from None
     leaves: list[object] = [COMPUTED] * len(apart.leaves)
-    only_arrays = all(type(leaf) is SymbolicArray for leaf in apart.leaves)
-    if tree is not None and not (only_arrays and is_plain(tree, leaves)):
+    if tree is not None:
         positions = {id(symbol): i for i, symbol in enumerate(symbols)}
         leaves = [_known_result(positions, leaf) for leaf in apart.leaves]
     triples = zip(paths(tree, ""), apart.leaves, leaves, strict=True)
     arrays = [(path, value) for path, value, leaf in triples if leaf is COMPUTED]
     if not arrays:
         shown = show_tree(tree, (show_value(leaf) for leaf in apart.leaves))
-        _refuse_result(function, "", f"{short_path(shown)}, without one")
+        _refuse_result(function, "", f"only values that are known already: {short_path(shown)}")
     return arrays, None if is_plain(tree, leaves) else Results(tree, tuple(leaves))
 
 
@@ -155,10 +157,18 @@ def _known_result(positions: Mapping[int, int], value: Any) -> object:
     """
     if type(value) in FIXED and type(value) is not QuantizedTensor:
         return value
-    number = type(value) is SymbolicArray and value._node.op == "scalar"
-    if (number or type(value) is SymbolicWeight) and id(value) in positions:
-        return PassedOn(positions[id(value)])
-    return COMPUTED
+    return PassedOn(positions[id(value)]) if is_passed_on(positions, value) else COMPUTED
+
+
+def is_passed_on(given: Container[int], value: Any) -> bool:
+    """Return whether a value in a container of results is an argument that comes back as it is.
+
+    Numbers and weights do. Results are new arrays, also those without axes. given: the ids of the
+    flattened arguments.
+    """
+    number = type(value) is SymbolicArray and not value._node.shape
+    comes_back = (number and value._kind is not np.ndarray) or type(value) is SymbolicWeight
+    return comes_back and id(value) in given
 
 
 def _output(
@@ -166,8 +176,8 @@ def _output(
 ) -> SymbolicArray:
     """Return one result. Raises TraceError if it is no array of numbers."""
     if not isinstance(value, SymbolicArray):
-        cure = "end the function with a return statement" if value is None else ""
-        _refuse_result(function, path, f"{type(value).__name__} {show_value(value)}", cure)
+        got = f"{type(value).__name__} {show_value(value)}"
+        _refuse_result(function, path, got, _cure_of_result(value))
     if value._builder is not builder:
         _refuse_result(function, path, "a value that was traced in another call")
     if value._node.is_bool:
@@ -176,6 +186,16 @@ def _output(
             f"return np.where(…, 1.0, 0.0), and compare the result outside\n\n{value._place}"
         )
     return value
+
+
+def _cure_of_result(value: object) -> str:
+    """Return how to do without a value that cannot be a result, or ""."""
+    if value is None:
+        return "end the function with a return statement"
+    if type(value) is RowCount:
+        return "take the number of rows from the result's shape"
+    kinds = [name for kind, name in _NUMPY_SCALARS.items() if isinstance(value, kind)]
+    return f"use {kinds[0]}(…) in place of NumPy's number" if kinds else ""
 
 
 def _argument_names(
@@ -217,11 +237,12 @@ def _clean_name(name: str) -> str:
 def _refuse_result(
     function: Callable[..., object], path: str, got: str, cure: str = ""
 ) -> NoReturn:
-    message = expected(_RESULTS, got, where=_where(function, path), cure=cure)
+    message = expected(_RESULTS, got, where=place_of_result(function, path), cure=cure)
     raise TraceError(f"{message}\n\n{_definition(function)}")
 
 
-def _where(function: Callable[..., object], path: str) -> str:
+def place_of_result(function: Callable[..., object], path: str) -> str:
+    """Return the words for a place in a function's results, for errors."""
     result = f"result of {getattr(function, '__name__', 'the function')}"
     return f"{result}, at {path.removeprefix('.')}" if path else result
 

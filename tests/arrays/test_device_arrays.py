@@ -795,6 +795,24 @@ def test_results_of_several_tensors_in_containers(calls: Run) -> None:
     """)
 
 
+def test_known_results_in_out_are_checked_in_warm_calls(calls: Run) -> None:
+    calls("""
+        f = specialize(lambda x, w, s: (s * (x @ w), s, w), target="hip")
+        x, y = Tensor((1, 64)), Tensor((1, 32), 2 << 20)
+        for s in (0.5, 1.5, 2.5):
+            out = y, s, w
+            assert f(x, w, s, out=out) is out
+            assert f(x, w, s)[1:] == (s, w)
+        hits = f.stats.hits
+        assert len(f._on_tensors) == 2 and hits == 5
+        before = fake["launches"]
+        for out in ((y, 3.5, w), (y, s, v)):
+            with refused(ArgumentError, "out=: expected containers like those of the result, (arr"):
+                f(x, w, s, out=out)
+        assert f.stats.hits == hits + 2 and fake["launches"] == before
+    """)
+
+
 def test_a_kernel_is_loaded_once_per_device(calls: Run) -> None:
     calls("""
         from q4jit.hip.backend import BACKEND

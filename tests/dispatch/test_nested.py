@@ -93,6 +93,71 @@ def test_a_nested_function_may_not_change_the_callers_container() -> None:
     specialize(lambda x: inner(x, {"s": 1.0}))(X)  # its own container
 
 
+# --- results are new arrays -----------------------------------------------------------------------
+
+
+@specialize
+def same(y: Any) -> Any:
+    return y
+
+
+@specialize
+def twice(y: Any) -> Any:
+    return y, [y]
+
+
+@specialize
+def with_number(y: Any, s: Any) -> Any:
+    return {"y": y * s, "s": s, "kept": [y]}
+
+
+def in_place(x: Any, w: Any) -> Any:
+    y = x @ w
+    z = same(y)
+    z += 1
+    return y
+
+
+def first_of_two(x: Any, w: Any) -> Any:
+    a, (b,) = twice(x @ w)
+    a += 1
+    return b
+
+
+def in_place_in_a_container(x: Any, w: Any) -> Any:
+    y = x @ w
+    layer = {"y": y}
+    result = same(layer)
+    result["y"] += 1
+    result["z"] = y
+    return y * len(layer)
+
+
+def in_place_on_an_argument(x: Any, w: Any) -> Any:
+    y = same(x)
+    y += 1
+    return y @ w
+
+
+@pytest.mark.parametrize(
+    "function", [in_place, first_of_two, in_place_in_a_container, in_place_on_an_argument]
+)
+def test_results_of_a_nested_function_are_new(function: Callable[..., Any]) -> None:
+    check(function, X, W)
+
+
+@pytest.mark.parametrize("number", [2.0, np.float32(2), np.float64(2), np.array(2, F32)])
+def test_numbers_of_a_nested_function_have_the_types_of_its_results(number: Any) -> None:
+    def outer(x: Any, s: Any) -> Any:
+        passed_on, computed, alone = with_number(x, s)["s"], same(s * 2), same(s)
+        assert isinstance(passed_on, type(number))
+        assert isinstance(computed, np.ndarray)
+        assert isinstance(alone, np.ndarray)
+        return x * passed_on * alone
+
+    check(outer, X, number)
+
+
 # --- options of the outer and the inner function --------------------------------------------------
 
 
@@ -148,12 +213,14 @@ def test_k_and_n_of_the_inner_function_are_checked() -> None:
         return specialize(lambda x, w: product(x, w)[..., :8])
 
     wrong: list[tuple[dict[str, Any], str]] = [
-        ({"K": 64}, "specialize(K=64): expected products with K = 64, got K = 32"),
-        ({"N": 64}, "specialize(N=64): expected results with N = 64, got N = 48"),
+        ({"K": 64}, "<lambda>: specialize(K=64): expected products with K = 64, got K = 32"),
+        ({"N": 64}, "<lambda>: specialize(N=64): expected results with N = 64, got N = 48"),
     ]
     for options, message in wrong:
-        with pytest.raises(ArgumentError, match=re.escape(message)):
+        with pytest.raises(ArgumentError, match=f"^{re.escape(message)}") as caught:
             outer(specialize(lambda x, w: x @ w, **options))(X, W)
+        shown, carets = str(caught.value).split("\n")[-2:]
+        assert shown[carets.index("^") : len(carets)] == "product(x, w)"
     # only the inner function's products count, and those of its own x
     second = specialize(lambda x, w: x @ w, K=K, N=N)
     check(lambda x, v, w: second(x @ v, w), X, SQUARE, W)

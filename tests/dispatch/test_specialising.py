@@ -221,10 +221,11 @@ def test_values_of_a_global_that_come_back_share_kernels(
 def test_many_signatures_are_not_traced_again_at_once(
     monkeypatch: pytest.MonkeyPatch, w: QuantizedTensor, quiet: None
 ) -> None:
-    traces = [0]
+    traces: list[int] = []
+    note = traces.append  # a list that the function reads would be compared
 
     def f_(x: Any, w: Any, step: int) -> Any:
-        traces.append(step)
+        note(step)
         return x @ w * FACTOR
 
     f = specialize(f_)
@@ -308,6 +309,47 @@ def test_what_has_few_values_or_no_cure_does_not_warn() -> None:
     ]
     assert warned(calls(f, *values)) == []
     assert len(f.signatures) > 50
+
+
+def total(x: Any, d: Any) -> Any:
+    while isinstance(d, dict | list | tuple):
+        for entry in d.values() if isinstance(d, dict) else d:
+            d = entry
+    return x + d
+
+
+@pytest.mark.parametrize(
+    ("make", "what"),
+    [
+        (lambda i, x: [x] * (i + 1), "'d' has had more than 8 lengths, |pad the list to a few"),
+        (lambda i, x: (x,) * (i + 1), "'d' has had more than 8 lengths, |pad the tuple to a few"),
+        (lambda i, x: {f"k{i}": x}, "'d' has had more than 8 sets of keys, |use a fixed set of"),
+        (
+            lambda i, x: {"a": x, "b": [(x,), (x,) * (i + 1)]},
+            "\"d['b'][1]\" has had more than 8 lengths, |pad the tuple to a few",
+        ),
+        (
+            lambda i, x: x if i % 2 else [x] * (i + 1),
+            "'d' has had more than 8 lengths, |pad the list",
+        ),
+    ],
+    ids=["list", "tuple", "dict", "nested", "list or array"],
+)
+def test_containers_that_are_ever_new_warn(make: Callable[[int, Any], Any], what: str) -> None:
+    x = random(2, 4)
+    f = specialize(total)
+    assert warned(calls(f, *[(x, make(i, x)) for i in range(9)])) == []
+    (text,) = warned(calls(f, *[(x, make(i, x)) for i in range(40)]))
+    assert all(part in text for part in what.split("|"))
+
+
+def test_few_containers_and_lists_of_weights_do_not_warn() -> None:
+    f: Any = specialize(lambda x, d: x @ d[0] if isinstance(d, list) else x)
+    w = quantize(random(K, K), "F32")
+    x = random(2, K)
+    few = [(x, d) for _ in range(10) for d in ({"a": x}, {"b": x}, (x,), x)]
+    assert warned(calls(f, *few)) == []
+    assert warned(calls(f, *[(x, [w] * n) for n in range(1, 20)])) == []
 
 
 def test_a_global_that_changes_in_every_call_warns(
