@@ -92,9 +92,7 @@ class Specialized(PickledAsFunction, Generic[_P, _R]):
         self._parameters, self._keywords = _parameters(self._python_signature, self._name)
         self._disabled = config.jit_disabled()
         self._hits = self._misses = 0
-        self._unchanged: Callable[[], bool] | None = (
-            None  # whether globals are; None: it reads none
-        )
+        self._unchanged: Callable[[], bool] | None = None  # whether globals are, if it reads any
         self._specializer = Specializer(function, options, self._parameters, self._keywords)
         kept = self._specializer.kept
         self._launches, self._on_tensors = kept.launches, kept.on_tensors
