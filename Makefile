@@ -15,6 +15,7 @@ OLDEST_VERSIONS := numpy==2.0.0 jinja2==3.1.0 llvmlite==0.50.0
 OLDEST_TESTS := tests/test_dispatcher.py tests/frontend tests/weights tests/arrays/test_arguments.py \
 	tests/cpu/test_golden.py tests/hip/test_hip_golden.py tests/hip/test_render.py
 BENCH := .venv-bench
+TORCH_VENV := .venv-torch
 BENCH_PIP := $(BENCH)/bin/python -m pip --disable-pip-version-check
 GGML := llama-cpp-python==0.3.36
 TORCH ?= torch
@@ -28,7 +29,7 @@ unexport PROMPT ARGS
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo quick test smoke oldest bench lint check format clean
+.PHONY: help demo quick test smoke oldest torch bench lint check format clean
 
 # Run the tests that may share the machine on all cores, then the serial ones. One of the two runs may
 # select no test (pytest's exit status 5), but not both. `$(1)`: options for both runs.
@@ -64,6 +65,9 @@ oldest: $(OLDEST)/.oldest ## run a few tests with the oldest accepted packages
 		-m 'not (serial or ratchet or process or model or emulated or gpu)' \
 		$(OLDEST_TESTS) $$RUN_ARGS
 
+torch: $(TORCH_VENV)/.torch ## test PyTorch's tensors in host memory (ARGS goes to pytest)
+	@set -f; exec $(TORCH_VENV)/bin/python -m pytest tests/arrays/test_host_tensors.py $$RUN_ARGS
+
 bench: $(BENCH)/.bench ## compare with ggml, OpenBLAS and PyTorch on the CPU (ARGS goes to q4jit bench)
 	@set -- $(BENCH)/lib/python3.*/site-packages/llama_cpp/lib; \
 		set -f; exec $(BENCH)/bin/python -m q4jit bench --target cpu --threads 1,2 \
@@ -81,11 +85,11 @@ format: $(VENV)/.test ## rewrite the sources in the project's format
 	@$(BIN)/python -m ruff format .
 
 clean: ## remove .venv, .venv-* and every cache in this folder
-	@rm -rf $(VENV) $(BENCH) $(SMOKE) $(OLDEST) .cache build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@rm -rf $(VENV) $(BENCH) $(SMOKE) $(OLDEST) $(TORCH_VENV) .cache build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	@find q4jit tests examples -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Debian packages venv apart from python3. Each of these ways makes a virtual environment with pip.
-$(VENV)/.venv $(BENCH)/.venv $(SMOKE)/.$(notdir $(PYTHON)) $(OLDEST)/.$(notdir $(PYTHON)):
+$(VENV)/.venv $(BENCH)/.venv $(TORCH_VENV)/.venv $(SMOKE)/.$(notdir $(PYTHON)) $(OLDEST)/.$(notdir $(PYTHON)):
 	@command -v $(PYTHON) >/dev/null || \
 		{ echo 'q4jit: cannot find $(PYTHON); name another with make PYTHON=...' >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -122,6 +126,12 @@ $(OLDEST)/.oldest: pyproject.toml Makefile $(OLDEST)/.$(notdir $(PYTHON))
 	@echo 'installing $(OLDEST_VERSIONS) (once)'
 	@$(OLDEST)/bin/python -m pip --disable-pip-version-check --quiet install --editable . \
 		$(OLDEST_VERSIONS) 'pytest>=8.4' 'pytest-xdist>=3.6' hypothesis gguf
+	@touch $@
+
+$(TORCH_VENV)/.torch: pyproject.toml $(TORCH_VENV)/.venv
+	@echo 'installing q4jit and PyTorch (once, about 5 GB)'
+	@$(TORCH_VENV)/bin/python -m pip --disable-pip-version-check --quiet install --editable '.[torch]' \
+		'pytest>=8.4' hypothesis gguf
 	@touch $@
 
 # ggml is fastest when it is built for the CPU that it runs on.

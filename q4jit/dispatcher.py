@@ -71,7 +71,7 @@ class Specialized(PickledAsFunction, Generic[_P, _R]):
     """A function that runs as compiled kernels. `specialize` makes it.
 
     Arguments of a call are those of the function:
-        - float32 arrays: x [..., K], biases [N], residuals [..., N]; leading dimensions broadcast.
+        - float arrays: x [..., K], biases [N], residuals [..., N]; leading dimensions broadcast.
         - int32 or int64 arrays of row numbers, for `w.rows(ids)`.
         - weights: `QuantizedTensor` [K, N].
         - floats, whose value may change from call to call.
@@ -114,8 +114,8 @@ class Specialized(PickledAsFunction, Generic[_P, _R]):
     def __call__(self, *args: Any, out: Any = None, **kwargs: Any) -> Any:
         """Run the function's kernels and return its results, in the containers that it returns.
 
-        Results are float32 arrays of the same library as the arguments: NumPy, PyTorch, CuPy or
-        another with DLPack. Numbers and weights that it passes on come back as they are. out: an
+        Results are arrays of the same library as the arguments: NumPy, PyTorch, CuPy or another
+        with DLPack. Numbers and weights that it passes on come back as they are. out: an
         array, or arrays in the same containers, in the results' shapes; it is returned.
 
         Raises:
