@@ -389,9 +389,9 @@ def test_ids_of_another_trace_are_refused() -> None:
         return w.rows(kept[0])
 
     compiled = specialize(function)
-    compiled(some_ids(3, n=N), TABLE)
     with pytest.raises(TraceError, match="traced in another call"):
-        compiled(some_ids(3, 1, n=N), TABLE)
+        for ids in (some_ids(3, n=N), some_ids(3, 1, n=N)):
+            compiled(ids, TABLE)
 
 
 # --- how it reads ---------------------------------------------------------------------------------
