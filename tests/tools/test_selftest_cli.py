@@ -94,7 +94,7 @@ class FakeBench:
 @pytest.fixture
 def selftest_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     """Return a function that runs the command; it returns status, report.json, report.txt."""
-    monkeypatch.setattr("q4jit.tools.cli.arguments.find_device", lambda name: DEVICE)
+    monkeypatch.setattr("q4jit.tools.cli.arguments.find_device", lambda name, without: DEVICE)
     monkeypatch.setattr("q4jit.tools.cli.selftest.Bench", FakeBench)
     monkeypatch.setattr(timing, "_TIMED_SHAPES", ((256, 37), (512, 37)))
     monkeypatch.setattr(checks, "find_streams", _no_streams)
@@ -296,7 +296,7 @@ def test_a_folder_that_cannot_be_written_fails_first(
 def test_an_arch_alone_selects_a_device(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def find(name: str) -> NoReturn:
+    def find(name: str, without: str) -> NoReturn:
         raise DeviceError(f"asked for {name}")
 
     monkeypatch.setattr("q4jit.tools.cli.arguments.find_device", find)
