@@ -589,7 +589,7 @@ class Subclass(Tensor):
 torch = types.ModuleType("torch")
 torch.Tensor, torch.nn = Tensor, types.SimpleNamespace(Parameter=Parameter)
 torch.strided, torch.sparse_coo = object(), object()
-for name in ("float32", "float16", "int64"):
+for name in ("float32", "float16", "float64", "int64"):
     setattr(torch, name, type("dtype", (), {"__str__": lambda self, name=name: "torch." + name})())
 torch.version = types.SimpleNamespace(hip=platform == "amd" or None)
 torch.grad, torch.stream = True, 5
@@ -776,7 +776,7 @@ def test_tensors_in_containers(calls: Run) -> None:
         with refused(ArgumentError, "d['x']", "requires a gradient"):
             f({"x": Tensor((1, 64), requires_grad=True), "n": 2}, Layer(w, 0.5))
         with refused(ArgumentError, "layer.factor", "float32"):
-            f({"x": x, "n": 2}, Layer(w, Tensor((1, 32), dtype=torch.float16)))
+            f({"x": x, "n": 2}, Layer(w, Tensor((1, 32), dtype=torch.float64)))
         with refused(ArgumentError, "out=: expected containers like those of the result"):
             f({"x": x, "n": 2}, Layer(w, 0.5), out={"y": Tensor((1, 32), 9 << 20), "n": 3})
         with refused(ArgumentError, "out= overlaps"):
