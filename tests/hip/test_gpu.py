@@ -246,7 +246,7 @@ def test_unsuitable_arrays_are_refused(torch: Any, w: QuantizedTensor) -> None:
     with pytest.raises(ArgumentError, match=r"strides of .*x\.contiguous\(\)"):
         f(x.T.contiguous().T, w)
     with pytest.raises(ArgumentError, match=r"got float64 .*; use x\.float\(\)"):
-        f(x.half(), w)
+        f(x.double(), w)
     with pytest.raises(ArgumentError, match="requires a gradient"):
         f(x.clone().requires_grad_(), w)
     with torch.no_grad():
