@@ -155,5 +155,7 @@ def _column_span(code: CodeType, lasti: int, line: int, length: int) -> tuple[in
     first_line, last_line, first, last = positions
     if first_line != line or first is None or last is None:
         return None
+    if (last_line, last) == (line, first):  # Python 3.12: the constant that a lambda returns
+        return None
     line_end = length * 4  # a character has at most 4 bytes in UTF-8
     return first, last if last_line == line else line_end

@@ -6,6 +6,7 @@ import inspect
 import math
 import operator
 import re
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -412,7 +413,8 @@ def test_a_result_must_be_an_array(function: Callable[..., object], result: str)
     line = function.__code__.co_firstlineno
     assert shown.origin == f"  File {__file__!r}, line {line}, in <lambda>"
     assert shown.marked in shown.line.partition(": ")[2]
-    assert shown.marked
+    # Python 3.12 does not know the column of a constant that a lambda returns
+    assert shown.marked or sys.version_info[:2] == (3, 12)
 
 
 def test_the_error_of_a_result_shows_its_line() -> None:
