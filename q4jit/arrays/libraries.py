@@ -62,7 +62,7 @@ def with_views(values: Sequence[Any], names: Sequence[str]) -> tuple[Any, ...]:
     `host_array` and `refuse_mixing`.
     """
     refuse_mixing(values, names)
-    leaves = []
+    leaves: list[Any] = []
     for value, name in zip(values, names, strict=True):
         view = None if type(value) in _ON_HOST else as_device_array(value, name)
         if view is not None:

@@ -21,15 +21,19 @@ from q4jit.frontend.refused_operators import (
 from q4jit.frontend.row_counts import ROWS_AS_NUMBER, RowCount
 from q4jit.frontend.shapes import show_shape
 
-# Any: a traced array is a RefusedOperators here, because the module of its class imports this one
+
+def _traced_array(value: object) -> Any:
+    """Return a traced array; None for other values. The module of its class imports this one."""
+    return value if isinstance(value, RefusedOperators) else None
 
 
-def operand(builder: Builder, value: Any, function: str) -> Node:
+def operand(builder: Builder, value: object, function: str) -> Node:
     """Return an operand of `function`, such as "+" or "np.exp", as a node."""
-    if isinstance(value, RefusedOperators):
-        if value._builder is not builder:
+    array = _traced_array(value)
+    if array is not None:
+        if array._builder is not builder:
             refuse_other_trace()
-        node: Node = value._node
+        node: Node = array._node
         return node
     if isinstance(value, RowCount):
         refuse(*ROWS_AS_NUMBER)
@@ -58,30 +62,30 @@ def operand(builder: Builder, value: Any, function: str) -> Node:
     )
 
 
-def promoted_type(values: Sequence[Any]) -> FloatType | None:
+def promoted_type(values: Sequence[object]) -> FloatType | None:
     """Return the float type of a result of `values`, as NumPy promotes arrays and scalars."""
     return promoted(*map(_float_type, values))
 
 
-def _float_type(value: Any) -> FloatType | None:
-    if isinstance(value, RefusedOperators):
-        of_array: FloatType | None = value._float_type
+def _float_type(value: object) -> FloatType | None:
+    array = _traced_array(value)
+    if array is not None:
+        of_array: FloatType | None = array._float_type
         return of_array
     return float_type_of(value.dtype) if isinstance(value, np.generic | np.ndarray) else None
 
 
-def is_truth(value: Any) -> bool:
+def is_truth(value: object) -> bool:
     """Return whether NumPy takes an operand for a truth value."""
-    if isinstance(value, RefusedOperators):
-        return bool(value._node.is_bool)
+    array = _traced_array(value)
+    if array is not None:
+        return bool(array._node.is_bool)
     if type(value) is np.ndarray:
         return value.ndim == 0 and value.dtype == np.bool_
     return isinstance(value, bool | np.bool_)
 
 
-def kinds_of(values: Sequence[Any]) -> list[Kind]:
+def kinds_of(values: Sequence[object]) -> list[Kind]:
     """Return the kinds of operands."""
-    return [
-        value._kind if isinstance(value, RefusedOperators) else kind_of_constant(value)
-        for value in values
-    ]
+    pairs = ((value, _traced_array(value)) for value in values)
+    return [kind_of_constant(value) if array is None else array._kind for value, array in pairs]
