@@ -186,7 +186,7 @@ def test_nan_and_inf_propagate() -> None:
 @pytest.mark.parametrize(
     ("dtype", "shown"),
     [
-        ("f2", "float16"),
+        (">f2", "float16 in foreign byte order"),
         ("i8", "int64"),
         ("?", "bool"),
         (">f4", "float32 in foreign byte order"),
