@@ -12,6 +12,7 @@ LAYERS: Final = (
     "progress",
     "targets",
     "precision",
+    "sizes",
     "weights",
     "frontend",
     "plan",
