@@ -26,6 +26,7 @@ from q4jit.dispatch.pickling import PickledAsFunction
 from q4jit.dispatch.policy import runs_kernels
 from q4jit.dispatch.specializer import Specializer, assembly, counted
 from q4jit.errors import ArgumentError, expected
+from q4jit.frontend.containers import LEAVES
 from q4jit.frontend.specs import Signature
 from q4jit.frontend.structures import flattened, names_of, unflattened
 from q4jit.locks import BUILD, warnings_later
@@ -38,9 +39,7 @@ _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
 # types of arguments that are never on a device
-_PLAIN: Final = frozenset(
-    {np.ndarray, QuantizedTensor, float, int, bool, str, type(None), np.float32, np.float64}
-)
+_PLAIN: Final = LEAVES | {np.float32, np.float64}
 
 
 @dataclass(frozen=True)

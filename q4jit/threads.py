@@ -1,12 +1,9 @@
 """The number of threads of CPU kernels, as users set and read it."""
 
-import operator
-
-import numpy as np
-
 from q4jit import config
 from q4jit.errors import ArgumentError, expected
 from q4jit.runtime import pool
+from q4jit.sizes import whole_number
 
 
 def set_num_threads(number: int | None) -> None:
@@ -18,8 +15,7 @@ def set_num_threads(number: int | None) -> None:
     chosen = None
     if number is not None:
         try:
-            truth_value = isinstance(number, bool | np.bool_)
-            chosen = None if truth_value else operator.index(number)
+            chosen = whole_number(number)
         except TypeError:
             chosen = None
         if chosen is None or not 1 <= chosen <= config.MOST_THREADS:

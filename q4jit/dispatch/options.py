@@ -1,10 +1,7 @@
 """The options of `specialize`."""
 
-import operator
 from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
-
-import numpy as np
 
 from q4jit.backends import find_backend
 from q4jit.dispatch.policy import names_device
@@ -12,6 +9,7 @@ from q4jit.errors import ArgumentError, expected
 from q4jit.frontend.graph import Node, reachable
 from q4jit.plan.options import PlanOptions
 from q4jit.precision import PRECISIONS
+from q4jit.sizes import whole_number
 from q4jit.targets import find_target
 
 
@@ -103,8 +101,7 @@ def unknown_arguments(names: Set[str]) -> str:
 def _positive(name: str, value: object) -> int:
     """Return a positive whole number of Python, NumPy or another library as an int."""
     try:
-        truth_value = isinstance(value, bool | np.bool_)  # old releases of NumPy count with it
-        number = 0 if truth_value else operator.index(value)  # type: ignore[arg-type]  # raises TypeError
+        number = whole_number(value)
     except TypeError:
         number = 0
     if number <= 0:

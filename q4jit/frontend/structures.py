@@ -10,6 +10,7 @@ import numpy as np
 
 from q4jit.errors import ArgumentError, expected
 from q4jit.frontend.containers import (
+    LEAVES,
     MAPPINGS,
     Apart,
     Misfit,
@@ -20,10 +21,9 @@ from q4jit.frontend.containers import (
     step,
     together,
 )
-from q4jit.weights.tensor import QuantizedTensor
 
 COMPUTED: Final = object()  # stands for a leaf of results that kernels compute
-FIXED: Final = frozenset({int, bool, float, str, type(None), QuantizedTensor})
+FIXED: Final = LEAVES - {np.ndarray}
 """The types of leaves of results that no kernel computes."""
 
 

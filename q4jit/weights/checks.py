@@ -1,19 +1,19 @@
 """Checks of the bytes and shapes that weights are made from, and of row ids."""
 
 import mmap
-import operator
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from q4jit.errors import ArgumentError, FormatError, expected
+from q4jit.sizes import whole_number
 
 
 def matrix_shape(shape: object) -> tuple[int, int]:
     """Return (K, N) as ints. Raises FormatError unless it is a pair of positive sizes."""
     try:
-        k, n = map(_size, shape)  # type: ignore[call-overload]  # raises TypeError
+        k, n = map(whole_number, shape)  # type: ignore[call-overload]  # raises TypeError
     except (TypeError, ValueError):
         pair = "a pair of ints (K, N)"
         raise FormatError(expected(pair, f"{shape!r}", where="shape of a weight")) from None
@@ -21,13 +21,6 @@ def matrix_shape(shape: object) -> tuple[int, int]:
         sizes = "positive sizes (K, N)"
         raise FormatError(expected(sizes, f"({k}, {n})", where="shape of a weight"))
     return k, n
-
-
-def _size(value: Any) -> int:
-    """Return a whole number of any library as an int. Raises TypeError for other values."""
-    if isinstance(value, bool | np.bool_):  # old releases of NumPy count with it
-        raise TypeError("a truth value")
-    return operator.index(value)
 
 
 def contiguous(raw: Any) -> memoryview:

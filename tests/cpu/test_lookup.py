@@ -290,7 +290,9 @@ def test_floats_where_ids_were() -> None:
         match=re.escape("w.rows(ids): expected an int32 or int64 array [M], got <traced f32 [3]>"),
     ):
         compiled(ids.astype(F32), TABLE)
-    with pytest.raises(ArgumentError, match="'ids': expected float32, float16 or bfloat16, got bool"):
+    with pytest.raises(
+        ArgumentError, match="'ids': expected float32, float16 or bfloat16, got bool"
+    ):
         compiled(ids > 0, TABLE)
     assert_rows(compiled(ids, TABLE), ids, W)
 
