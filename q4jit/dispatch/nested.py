@@ -15,11 +15,12 @@ from q4jit.frontend.ids import SymbolicIds
 from q4jit.frontend.refusals import refuse, refuse_other_trace
 from q4jit.frontend.row_counts import RowCount
 from q4jit.frontend.structures import flattened, names_of, unflattened
-from q4jit.frontend.symbols import SymbolicArray, SymbolicWeight
+from q4jit.frontend.symbols import SymbolicArray
 from q4jit.frontend.trace import call_with, is_passed_on
+from q4jit.frontend.weights import SymbolicTranspose, SymbolicWeight
 from q4jit.precision import BOUNDS
 
-_WITH_BUILDER: Final = frozenset({SymbolicArray, SymbolicWeight, SymbolicIds})
+_WITH_BUILDER: Final = frozenset({SymbolicArray, SymbolicWeight, SymbolicTranspose, SymbolicIds})
 _SYMBOLS: Final = _WITH_BUILDER | {RowCount}
 
 _outer: ContextVar[Options | None] = ContextVar("outer", default=None)

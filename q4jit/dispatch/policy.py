@@ -184,7 +184,7 @@ def cost_of(graph: Graph, rows: int) -> CallCost:
         spec = graph.signature[node.arg]
         assert isinstance(spec, WeightSpec)
         fmt = spec.block_format
-        elements = spec.k * node.width
+        elements = node.operands[0].width * node.width
         weight_bytes += elements * fmt.block_bytes // fmt.block_elements
         multiply_adds += rows * elements
     return CallCost(weight_bytes, 4 * rows * widths, multiply_adds)

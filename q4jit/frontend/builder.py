@@ -66,15 +66,18 @@ class Builder:
         arg: int = -1,
         start: int = 0,
         value: float = 0.0,
+        transposed: bool = False,
     ) -> Node:
         for n in operands:
             if n.op in DECODED:
                 what, cure = _DECODED_ALONE[n.op]
                 refuse(f"compute with {what}", cure)
         # the bits of `value`, so that 0.0 and −0.0 stay two constants and NaN is one
-        key = (op, tuple(n.id for n in operands), shape, arg, start, np.float32(value).tobytes())
+        bits = np.float32(value).tobytes()
+        key = (op, tuple(n.id for n in operands), shape, arg, start, bits, transposed)
         if key not in self._known:
-            self._known[key] = Node(len(self._known), op, operands, shape, arg, start, value)
+            number = len(self._known)
+            self._known[key] = Node(number, op, operands, shape, arg, start, value, transposed)
         return self._known[key]
 
     def load(self, arg: int, shape: Shape, start: int = 0) -> Node:
@@ -175,22 +178,25 @@ class Builder:
             return node.operands[0]
         return self._node("reshape", (self.number(node),), (*node.shape, 1))
 
-    def matmul(self, x: Node, arg: int) -> Node:
+    def matmul(self, x: Node, arg: int, transposed: bool = False) -> Node:
         """Return x [..., K] @ weight argument number `arg` [K, N].
 
-        Raises TraceError if the last dimension of x is not K.
+        transposed: multiply by its transpose [N, K] instead. Raises TraceError if the last
+        dimension of x is not the first of the weight.
         """
         spec = self.signature[arg]
         assert isinstance(spec, WeightSpec)
-        if not x.shape or x.shape[-1] != spec.k:
+        name, inner, width = ("w.T", spec.n, spec.k) if transposed else ("w", spec.k, spec.n)
+        if not x.shape or x.shape[-1] != inner:
             raise TraceError(
                 expected(
-                    f"x [..., {spec.k}] for w [{spec.k}, {spec.n}]",
+                    f"x [..., {inner}] for {name} [{inner}, {width}]",
                     f"x {show_shape(x.shape)}",
-                    where="x @ w",
+                    where=f"x @ {name}",
                 )
             )
-        product = self._node("matmul", (self.number(x),), (*x.shape[:-1], spec.n), arg=arg)
+        shape = (*x.shape[:-1], width)
+        product = self._node("matmul", (self.number(x),), shape, arg=arg, transposed=transposed)
         self.products.append(product)
         return product
 
@@ -242,7 +248,12 @@ class Builder:
             return self.load(node.arg, shape, node.start + start)
         if node.op == "matmul":
             return self._node(
-                "matmul", node.operands, shape, arg=node.arg, start=node.start + start
+                "matmul",
+                node.operands,
+                shape,
+                arg=node.arg,
+                start=node.start + start,
+                transposed=node.transposed,
             )
         if node.op in DECODED:
             what, cure = _DECODED_ALONE[node.op]

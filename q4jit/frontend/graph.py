@@ -33,7 +33,7 @@ class Node:
         load: array argument `arg`, from column `start`.
         scalar: float argument `arg`.
         const: the number `value`.
-        matmul: the operand @ weight argument `arg`, columns from `start`.
+        matmul: the operand @ weight argument `arg` or its transpose, columns from `start`.
         sum: the sum of the operand over its last axis.
         max: the largest element of the operand along its last axis; NaN if there is one.
         reshape: the operand with one axis of 1 more, or one fewer, at the end.
@@ -44,6 +44,7 @@ class Node:
     Attributes:
         id: its number. Operands have smaller ones.
         shape: its symbolic shape.
+        transposed: whether a product is one with `w.T`: a sum over w's columns.
     """
 
     id: int
@@ -53,6 +54,7 @@ class Node:
     arg: int = -1
     start: int = 0
     value: float = 0.0
+    transposed: bool = False
 
     @property
     def width(self) -> int:
@@ -75,7 +77,8 @@ class Node:
             "load": f" arg{self.arg}" + (f" from {self.start}" if self.start else ""),
             "scalar": f" arg{self.arg}",
             "const": f" {self.value!r}",
-            "matmul": f" @ arg{self.arg}" + (f" from {self.start}" if self.start else ""),
+            "matmul": f" @ arg{self.arg}{'.T' if self.transposed else ''}"
+            + (f" from {self.start}" if self.start else ""),
             "dequantize": f" arg{self.arg}",
             "ids": f" arg{self.arg}",
             "rows": f" of arg{self.arg}",

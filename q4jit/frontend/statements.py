@@ -90,7 +90,8 @@ def _expression(
         case "matmul":
             stop = node.start + node.width
             columns = f"[:, {node.start}:{stop}]" if node.start else ""
-            return f"{operands[0][0]} @ {names[node.arg]}{columns}", 2
+            weight = f"{names[node.arg]}{'.T' if node.transposed else ''}"
+            return f"{operands[0][0]} @ {weight}{columns}", 2
         case "dequantize":
             return f"{names[node.arg]}.dequantize()", 3
         case "rows":

@@ -5,18 +5,16 @@ TraceError.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, Final, NoReturn
+from typing import Any, Final
 
 import numpy as np
 
-from q4jit.errors import TraceError, expected
 from q4jit.floats import FloatType
 from q4jit.frontend.builder import Builder
 from q4jit.frontend.carets import located, user_line
 from q4jit.frontend.cures import cure_of, numpy_name
 from q4jit.frontend.functions import FUNCTIONS, keywords
 from q4jit.frontend.graph import BOOLEAN, Node
-from q4jit.frontend.ids import SymbolicIds
 from q4jit.frontend.kinds import (
     NUMBER_KINDS,
     PYTHON,
@@ -26,13 +24,12 @@ from q4jit.frontend.kinds import (
     kind_of_operator,
     kind_of_ufunc,
 )
+from q4jit.frontend.matrices import SymbolicMatrix
 from q4jit.frontend.memory import Memory, check_in_place
 from q4jit.frontend.operands import is_truth, kinds_of, operand, promoted_type
 from q4jit.frontend.operations import elementwise, power, sliced
 from q4jit.frontend.products import refuse_product
 from q4jit.frontend.refusals import (
-    INDEX_PRODUCT,
-    USE_PRODUCT,
     refuse,
     refuse_other_trace,
     unsupported,
@@ -42,15 +39,9 @@ from q4jit.frontend.refused_operators import (
     EXPONENT,
     SIGNS,
     RefusedOperators,
-    RefusedWeightOperators,
 )
 from q4jit.frontend.row_counts import RowCount
 from q4jit.frontend.shapes import LeadingAxis, show_shape
-from q4jit.frontend.specs import WeightSpec
-from q4jit.weights.tensor import QuantizedTensor
-
-_OF_WEIGHT: Final = "use x @ w, w.rows(ids), w.dequantize(), w.shape, w.ndim or w.format"
-_TRANSPOSED: Final = "make quantize(w.dequantize().T, w.format) outside, and pass that"
 
 
 def _binary(op: str, swap: bool = False) -> Callable[["SymbolicArray", object], "SymbolicArray"]:
@@ -341,102 +332,11 @@ class SymbolicArray(RefusedOperators):
         return handler(self, *args, **kwargs)
 
 
-class SymbolicWeight(RefusedWeightOperators):
-    """A quantised weight [K, N] of the function being traced."""
-
-    __slots__ = ("_arg", "_builder")
-
-    def __init__(self, builder: Builder, arg: int) -> None:
-        self._builder = builder
-        self._arg = arg
-
-    @property  # type: ignore[misc]  # read-only, because nobody changes it
-    def __class__(self) -> type:
-        """The type that isinstance() sees."""
-        return QuantizedTensor
-
-    @property
-    def _spec(self) -> WeightSpec:
-        spec = self._builder.signature[self._arg]
-        assert isinstance(spec, WeightSpec)
-        return spec
-
-    def __repr__(self) -> str:
-        return f"<traced weight {self._spec}>"
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(K, N)."""
-        return self._spec.k, self._spec.n
-
-    @property
-    def format(self) -> str:
-        """The block format's name."""
-        return self._spec.format
-
-    @property
-    def ndim(self) -> int:
-        """Always 2."""
-        return 2
-
-    @located
-    def dequantize(self) -> SymbolicArray:
-        """Return the weights as f32 [K, N], which can only be a result of the function."""
-        return SymbolicArray(self._builder, self._builder.dequantize(self._arg))
-
-    @located
-    def rows(self, ids: object) -> SymbolicArray:
-        """Return GGUF rows as f32 [*ids.shape, K], which can only be a result of the function."""
-        if not isinstance(ids, SymbolicIds):
-            shown = repr(ids) if isinstance(ids, SymbolicArray) else type(ids).__name__
-            raise TraceError(
-                expected(
-                    "an int32 or int64 array [M]",
-                    shown,
-                    where="w.rows(ids)",
-                    cure="pass np.array(ids, np.int64) as an argument",
-                )
-            )
-        if ids._builder is not self._builder:
-            refuse_other_trace()
-        return SymbolicArray(self._builder, self._builder.rows(self._arg, ids._node))
-
-    @located
-    def __rmatmul__(self, other: object) -> SymbolicArray:
-        return _matmul(other, self)
-
-    @located
-    def __matmul__(self, other: object) -> NoReturn:
-        refuse_product(self, other)
-
-    @located
-    def __getitem__(self, index: object) -> NoReturn:
-        cure = "use w.rows(ids)" if type(index) is SymbolicIds else INDEX_PRODUCT
-        refuse("index a quantised weight", cure)
-
-    def __getattr__(self, name: str) -> object:
-        if name.startswith("__"):  # protocols that Python and NumPy probe for
-            raise AttributeError(name)
-        cure = _TRANSPOSED if name in {"T", "mT", "transpose"} else _OF_WEIGHT
-        return located(refuse)(f"use the attribute .{name} of a quantised weight", cure)
-
-    @located
-    def __array_ufunc__(
-        self, ufunc: np.ufunc, method: str, *inputs: object, **kwargs: object
-    ) -> SymbolicArray:
-        if ufunc is not np.matmul or method != "__call__" or kwargs:
-            refuse(f"compute np.{ufunc.__name__} of a quantised weight", USE_PRODUCT)
-        return _matmul(*inputs)
-
-    @located
-    def __array_function__(self, function: Callable[..., object], *rest: object) -> NoReturn:
-        cure = "use w.rows(ids)" if function is np.take else USE_PRODUCT
-        refuse(f"compute {numpy_name(function)} of a quantised weight", cure)
-
-
 def _matmul(x: object, w: object) -> SymbolicArray:
-    if type(w) is not SymbolicWeight or not isinstance(x, SymbolicArray):
+    if not issubclass(type(w), SymbolicMatrix) or not isinstance(x, SymbolicArray):
         refuse_product(x, w)
+    assert isinstance(w, SymbolicMatrix)
     if x._builder is not w._builder:
         refuse_other_trace()
-    return x._of(x._builder.matmul(x._node, w._arg), float_type=x._float_type)
+    node = x._builder.matmul(x._node, w._arg, w._transposed)
+    return x._of(node, float_type=x._float_type)

@@ -46,7 +46,8 @@ from q4jit.frontend.structures import (
     structure_of,
     unflattened,
 )
-from q4jit.frontend.symbols import SymbolicArray, SymbolicWeight
+from q4jit.frontend.symbols import SymbolicArray
+from q4jit.frontend.weights import SymbolicWeight
 from q4jit.weights.tensor import QuantizedTensor
 
 _LONGEST_NAME: Final = 40  # of a name in generated texts and the names of files

@@ -123,6 +123,11 @@ class Kernel:
         return "the whole weight" if self.decoded.node.op == "dequantize" else "one row for each id"
 
     @property
+    def is_transposed(self) -> bool:
+        """Whether its products are products with `w.T`; either all of them are, or none."""
+        return any(p.transposed for s in self.sections for p in s.products)
+
+    @property
     def buffers(self) -> dict[int, Buffer]:
         """The buffers that it reads or that its rows phase writes, by the id of their value."""
         return {s.node.id: s.buffer for s in (*self.loads, *self.rows) if s.buffer.is_exact}

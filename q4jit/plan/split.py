@@ -52,20 +52,20 @@ class _Splitter:
     outputs: Sequence[Store]
     temps: list[int]
     _home: dict[int, float] = field(default_factory=dict)
-    _kernel_of_x: dict[int, int] = field(default_factory=dict)
+    _kernel_of: dict[tuple[int, bool], int] = field(default_factory=dict)
     _sums: dict[int, tuple[Node, ...]] = field(default_factory=dict)
 
     def kernels(self) -> list[Kernel]:
         """Return the kernels in the order in which they run."""
         nodes = reachable(tuple(s.node for s in self.outputs))
         # operands have smaller ids, so an x comes after every x that it depends on
-        xs = {n.operands[0].id: n.operands[0] for n in nodes if n.op == "matmul"}
-        self._kernel_of_x = {x: j for j, x in enumerate(sorted(xs), 1)}
+        xs = {_shared_by(n): n.operands[0] for n in nodes if n.op == "matmul"}
+        self._kernel_of = {key: j for j, key in enumerate(sorted(xs), 1)}
         for node in nodes:
             self._home[node.id] = self._home_of(node)
             self._sums[node.id] = self._sums_of(node)
         stores = self._stores(nodes)
-        kernels = [self._kernel(j, xs[x], nodes, stores) for x, j in self._kernel_of_x.items()]
+        kernels = [self._kernel(j, xs[key], nodes, stores) for key, j in self._kernel_of.items()]
         last = self._rows(len(xs) + 1, stores)
         if last:
             loads = self._needed(last, None, (), stores)
@@ -74,7 +74,7 @@ class _Splitter:
 
     def _home_of(self, node: Node) -> float:
         if node.op == "matmul":
-            return self._kernel_of_x[node.operands[0].id]
+            return self._kernel_of[_shared_by(node)]
         home = max((self._home[n.id] for n in node.operands), default=0.0)
         in_epilogue = home == floor(home) and home > 0
         if not in_epilogue:
@@ -131,7 +131,7 @@ class _Splitter:
         if self._in_epilogue(node) and node.op != "matmul":
             roots = [n for n in node.operands if not self._in_epilogue(n)]
             return self._sums_behind(roots)
-        phase = self._kernel_of_x[node.operands[0].id] if node.op == "matmul" else self._phase(node)
+        phase = self._kernel_of[_shared_by(node)] if node.op == "matmul" else self._phase(node)
         return (s for s in self._sums_behind(node.operands) if self._phase(s) < phase)
 
     def _sums_behind(self, roots: Iterable[Node]) -> list[Node]:
@@ -237,3 +237,8 @@ class _Splitter:
         products = {p.id for s in sections for p in s.products}
         walk([t.node for s in sections for t in s.stores], products | rows_ids)
         return tuple(loads[i] for i in sorted(loads))
+
+
+def _shared_by(product: Node) -> tuple[int, bool]:
+    """Return what the products of a kernel share: x, and whether w is transposed."""
+    return product.operands[0].id, product.transposed

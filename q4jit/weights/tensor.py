@@ -1,24 +1,24 @@
 """`QuantizedTensor`: an immutable matrix of GGUF blocks."""
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Final, NoReturn, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from q4jit.errors import ArgumentError, FormatError, expected
-from q4jit.floats import float_type_of
 from q4jit.locks import BUILD
-from q4jit.weights.checks import contiguous, describe, immutable_memory, matrix_shape, row_ids
+from q4jit.weights.checks import contiguous, immutable_memory, matrix_shape, row_ids
 from q4jit.weights.formats import Format, batches, decode, find_format
 from q4jit.weights.resident import ResidentCopies
+from q4jit.weights.right_operand import RightOperand
 from q4jit.weights.scales import scale_facts
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer  # collections.abc has it from Python 3.12 on
 
 
-class QuantizedTensor:
+class QuantizedTensor(RightOperand):
     """A weight matrix [K, N] in GGUF blocks: immutable, compared and hashed by identity.
 
     Make one with `from_bytes`, `quantize` or `load_gguf`. Column n of the matrix is row n of the
@@ -27,7 +27,6 @@ class QuantizedTensor:
     """
 
     __slots__ = (
-        "__weakref__",
         "_fmt",
         "_memory",
         "_raw",
@@ -36,6 +35,7 @@ class QuantizedTensor:
         "_shape",
         "_signature",
     )
+    _name: ClassVar[str] = "w"
     _fmt: Format
     _memory: memoryview
     _raw: NDArray[np.uint8]
@@ -179,37 +179,15 @@ class QuantizedTensor:
                 self._scale_facts = scale_facts(self._fmt, columns)
             return self._scale_facts
 
-    def __matmul__(self, other: object) -> Any:
-        if _knows_ufuncs(other):
-            return NotImplemented  # a traced array raises an error that says more
-        raise ArgumentError(_WEIGHT_FIRST.format(shape=self._shape))
+    @property
+    def T(self) -> "TransposedTensor":  # noqa: N802 - NumPy's name
+        """The transpose [N, K], without a copy: the right operand of y @ w.T."""
+        return TransposedTensor(self)
 
-    def __rmatmul__(self, x: object) -> NDArray[Any]:
-        if not isinstance(x, np.ndarray):
-            cure = "use np.asarray(x, dtype=np.float32)"
-            got = type(x).__name__
-            raise ArgumentError(expected("a NumPy array", got, where="x in x @ w", cure=cure))
-        return self._product(x)
-
-    def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **kwargs: Any) -> Any:
-        if any(_knows_ufuncs(value) for value in inputs):
-            return NotImplemented
-        if ufunc is not np.matmul or method != "__call__" or kwargs:
-            call = ufunc.__name__ if method == "__call__" else f"{ufunc.__name__}.{method}"
-            extra = f" with {', '.join(f'{name}=' for name in kwargs)}" if kwargs else ""
-            raise ArgumentError(
-                f"np.{call}{extra} cannot take a QuantizedTensor; use x @ w, "
-                "or w.dequantize() for a float32 array [K, N]"
-            )
-        if isinstance(inputs[0], QuantizedTensor):
-            raise ArgumentError(_WEIGHT_FIRST.format(shape=inputs[0].shape))
-        return self.__rmatmul__(inputs[0])
-
-    def __array__(self, *args: object, **kwargs: object) -> NoReturn:
-        raise ArgumentError(
-            f"{self!r} does not become an array by itself; use x @ w, w.rows(ids), "
-            "or w.dequantize() for a float32 array [K, N]"
-        )
+    @property
+    def mT(self) -> "TransposedTensor":  # noqa: N802 - NumPy's name
+        """The same as `T`."""
+        return self.T
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the blocks, without repacked copies; `from_bytes` checks them again.
@@ -232,37 +210,62 @@ class QuantizedTensor:
     def _batches(self) -> Iterator[slice]:
         return batches(self._shape[1], self._shape[0])
 
-    def _product(self, x: NDArray[Any]) -> NDArray[Any]:
-        """Return the product in float64, rounded to the dtype of x: the reference for kernels."""
-        k, n = self._shape
-        if x.dtype != np.float64 and float_type_of(x.dtype) is None:
-            dtypes = "float32, float16, bfloat16 or float64 in native byte order"
-            cure = "use x.astype(np.float32)"
-            got = f"{describe(x.dtype)} {list(x.shape)}"
-            raise ArgumentError(expected(dtypes, got, where="x in x @ w", cure=cure))
-        if x.ndim == 0 or x.shape[-1] != k:
-            where = f"x in x @ w with w (K, N) = ({k}, {n})"
-            raise ArgumentError(expected(f"shape [..., {k}]", str(list(x.shape)), where=where))
-        x64 = np.asarray(x, np.float64).reshape(-1, k)
-        y = np.empty((len(x64), n), x.dtype)
-        with np.errstate(all="ignore"):  # NaN and Inf propagate
-            for batch in self._batches():
-                y[:, batch] = x64 @ decode(self._fmt, self._raw[batch]).astype(np.float64).T
-        return y.reshape(*x.shape[:-1], n)
+    def _product(self, x: NDArray[np.float64]) -> Iterator[tuple[slice, NDArray[np.float64]]]:
+        """Yield columns of x [M, K] @ w [K, N]."""
+        for batch in self._batches():
+            yield batch, x @ decode(self._fmt, self._raw[batch]).astype(np.float64).T
+
+
+class TransposedTensor(RightOperand):
+    """The transpose [N, K] of a `QuantizedTensor`, which it shares the blocks of.
+
+    `y @ w.T` with a NumPy array y computes the reference in float64. Pass w itself to a decorated
+    function, which writes `w.T`.
+    """
+
+    __slots__ = ("_w",)
+    _name: ClassVar[str] = "w.T"
+
+    def __init__(self, w: QuantizedTensor) -> None:
+        """Wrap a tensor."""
+        self._w = w
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(N, K): y [M, N] @ w.T gives [M, K]."""
+        k, n = self._w.shape
+        return n, k
+
+    @property
+    def format(self) -> str:
+        """The name of the block format, for example "Q4_0"."""
+        return self._w.format
+
+    @property
+    def T(self) -> QuantizedTensor:  # noqa: N802 - NumPy's name
+        """The tensor itself."""
+        return self._w
+
+    @property
+    def mT(self) -> QuantizedTensor:  # noqa: N802 - NumPy's name
+        """The same as `T`."""
+        return self._w
+
+    def dequantize(self) -> NDArray[np.float32]:
+        """Decode every element: f32 [N, K] in C order, because GGUF stores columns."""
+        return self._w.dequantize().T
+
+    def __repr__(self) -> str:
+        return f"<transpose of {self._w!r}>"
+
+    def _product(self, x: NDArray[np.float64]) -> Iterator[tuple[slice, NDArray[np.float64]]]:
+        """Yield x [M, N] @ w.T [N, K], whole."""
+        w = self._w
+        total = np.zeros((len(x), w.shape[0]))
+        for batch in w._batches():
+            total += x[:, batch] @ decode(w._fmt, w._raw[batch]).astype(np.float64)
+        yield slice(None), total
 
 
 def _from_pickle(raw: Any, shape: tuple[int, int], name: str) -> QuantizedTensor:
     return QuantizedTensor.from_bytes(raw, shape=shape, format=name)
-
-
-_WEIGHT_FIRST: Final = (
-    "a QuantizedTensor must be the right operand of @, as in x @ w with x [..., K]; "
-    "here it is the left one, with (K, N) = {shape}"
-)
-
-
-def _knows_ufuncs(value: object) -> bool:
-    """Return whether another object, such as a traced array, handles NumPy's operations itself."""
-    if isinstance(value, (np.ndarray, np.generic, QuantizedTensor)):
-        return False
-    return getattr(type(value), "__array_ufunc__", None) is not None

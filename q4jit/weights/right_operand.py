@@ -1,0 +1,95 @@
+"""The right operand of a product of NumPy arrays, which computes the reference for kernels."""
+
+from collections.abc import Iterator
+from typing import Any, ClassVar, Final, NoReturn
+
+import numpy as np
+from numpy.typing import NDArray
+
+from q4jit.errors import ArgumentError, expected
+from q4jit.floats import float_type_of
+from q4jit.weights.checks import describe
+
+_FIRST: Final = (
+    "a {kind} must be the right operand of @, as in x @ {name} with x [..., {inner}]; "
+    "here it is the left one, with shape {shape}"
+)
+
+
+class RightOperand:
+    """A matrix w of blocks, or its transpose. `x @ w` with a NumPy array x is exact in float64.
+
+    It is no ABC, because calls check for QuantizedTensor, and isinstance would take longer.
+
+    Attributes:
+        _name: how errors call it.
+    """
+
+    __slots__ = ("__weakref__",)
+    _name: ClassVar[str]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """The dimension that products sum over, and the columns of their results."""
+        raise NotImplementedError
+
+    def _product(self, x: NDArray[np.float64]) -> Iterator[tuple[slice, NDArray[np.float64]]]:
+        """Yield columns of the product with x [M, K]: which ones, and their values."""
+        raise NotImplementedError
+
+    def __matmul__(self, other: object) -> Any:
+        if _knows_ufuncs(other):
+            return NotImplemented  # a traced array raises an error that says more
+        return self._refuse_left()
+
+    def __rmatmul__(self, x: object) -> NDArray[Any]:
+        where = f"x in x @ {self._name}"
+        if not isinstance(x, np.ndarray):
+            cure = "use np.asarray(x, dtype=np.float32)"
+            raise ArgumentError(expected("a NumPy array", type(x).__name__, where=where, cure=cure))
+        if x.dtype != np.float64 and float_type_of(x.dtype) is None:
+            dtypes = "float32, float16, bfloat16 or float64 in native byte order"
+            cure = "use x.astype(np.float32)"
+            got = f"{describe(x.dtype)} {list(x.shape)}"
+            raise ArgumentError(expected(dtypes, got, where=where, cure=cure))
+        inner, width = self.shape
+        if x.ndim == 0 or x.shape[-1] != inner:
+            where = f"{where} with {self._name} {[inner, width]}"
+            raise ArgumentError(expected(f"shape [..., {inner}]", str(list(x.shape)), where=where))
+        x64 = np.asarray(x, np.float64).reshape(-1, inner)
+        y = np.empty((len(x64), width), x.dtype)
+        with np.errstate(all="ignore"):  # NaN and Inf propagate
+            for columns, values in self._product(x64):
+                y[:, columns] = values
+        return y.reshape(*x.shape[:-1], width)
+
+    def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **kwargs: Any) -> Any:
+        if any(_knows_ufuncs(value) for value in inputs):
+            return NotImplemented
+        if ufunc is not np.matmul or method != "__call__" or kwargs:
+            call = ufunc.__name__ if method == "__call__" else f"{ufunc.__name__}.{method}"
+            extra = f" with {', '.join(f'{name}=' for name in kwargs)}" if kwargs else ""
+            raise ArgumentError(
+                f"np.{call}{extra} cannot take a {type(self).__name__}; use x @ {self._name}, "
+                f"or {self._name}.dequantize() for a float32 array"
+            )
+        if isinstance(inputs[0], RightOperand):
+            inputs[0]._refuse_left()
+        return self.__rmatmul__(inputs[0])
+
+    def __array__(self, *args: object, **kwargs: object) -> NoReturn:
+        raise ArgumentError(
+            f"{self!r} does not become an array by itself; use x @ {self._name}, "
+            f"or {self._name}.dequantize() for a float32 array"
+        )
+
+    def _refuse_left(self) -> NoReturn:
+        shown = {"kind": type(self).__name__, "name": self._name, "shape": self.shape}
+        raise ArgumentError(_FIRST.format(inner=self.shape[0], **shown))
+
+
+def _knows_ufuncs(value: object) -> bool:
+    """Return whether another object, such as a traced array, handles NumPy's operations itself."""
+    if isinstance(value, (np.ndarray, np.generic, RightOperand)):
+        return False
+    return getattr(type(value), "__array_ufunc__", None) is not None
