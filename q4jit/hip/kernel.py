@@ -7,6 +7,7 @@ from q4jit.plan.kernels import Kernel, Plan, Section, Slot
 from q4jit.weights.layouts import FLOAT_BLOCK_ELEMENTS, PLANAR
 
 ELEMENT: Final = "element"
+ELEMENT_TRANSPOSED: Final = "element_transposed"
 GEMV: Final = "gemv"
 GEMV_DOT: Final = "gemv_dot"
 GEMV_MATRIX: Final = "gemv_matrix"

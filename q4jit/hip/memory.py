@@ -11,6 +11,7 @@ from q4jit.hip.classes import HALVES_TILE_ROWS, MOST_FEW_ROWS, TALL_TILE_ROWS
 from q4jit.hip.gemv_matrix_sizes import RESERVE_BYTES, sizes_of
 from q4jit.hip.kernel import (
     ELEMENT,
+    ELEMENT_TRANSPOSED,
     QUAD_ELEMENTS,
     ROWS,
     UNIT_ELEMENTS,
@@ -53,7 +54,8 @@ def adds_up_blocks(kernel: HipKernel) -> bool:
     splits_x = kernel.schedule == ROWS and bool(
         kernel.int8 or kernel.bf16_terms or kernel.f16_terms
     )
-    return kernel.schedule == ELEMENT or splits_x or _reduces_rows(kernel.work, "sum")
+    adds_up = kernel.schedule in {ELEMENT, ELEMENT_TRANSPOSED}
+    return adds_up or splits_x or _reduces_rows(kernel.work, "sum")
 
 
 def finds_maximum(kernel: HipKernel) -> bool:

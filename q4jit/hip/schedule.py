@@ -32,6 +32,7 @@ from q4jit.hip.classes import MOST_FEW_ROWS
 from q4jit.hip.kernel import (
     BF16_TERMS,
     DEQUANTIZE,
+    ELEMENT_TRANSPOSED,
     GEMV,
     GEMV_DOT,
     GEMV_MATRIX,
@@ -93,6 +94,8 @@ def _launches(problem: Problem, work: Kernel, measured: Measured | None) -> list
     """Return the launches of one kernel of the graph, in their order."""
     if work.decoded is not None:
         return [unsized(problem, work, _DECODERS[work.decoded.node.op])]
+    if work.is_transposed:
+        measured = None  # what was measured are products with w
     choices = [choice_for(problem, section, measured) for section in work.sections]
     wanted = [
         _schedule(problem, work, section, choice)
@@ -108,6 +111,8 @@ def _launches(problem: Problem, work: Kernel, measured: Measured | None) -> list
 
 def _schedule(problem: Problem, work: Kernel, section: Section, choice: Choice | None) -> str:
     """Return the schedule of a section: measured, fixed by the caller, or by rule."""
+    if work.is_transposed:
+        return _transposed_schedule(problem, section)
     asked = problem.plan_options.schedule if choice is None else choice.trial.schedule
     if asked is not None:
         _check_schedule(problem, work, section, asked)
@@ -120,6 +125,11 @@ def _schedule(problem: Problem, work: Kernel, section: Section, choice: Choice |
     if suits_panels:
         return GEMV_MATRIX if problem.m <= problem.rules.gemv_matrix_rows else TILE_HALVES
     return GEMV_DOT if problem.suits_dot(section) else GEMV
+
+
+def _transposed_schedule(problem: Problem, section: Section) -> str:
+    """Return the schedule of products with `w.T`."""
+    return ELEMENT_TRANSPOSED
 
 
 def _check_schedule(problem: Problem, work: Kernel, section: Section, schedule: str) -> None:

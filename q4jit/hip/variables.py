@@ -158,7 +158,9 @@ class _Writer:
         ]
 
     def _weight(self, node: Node) -> Weight:
-        return Weight(self.plan.weight(node.arg), self.kernel.layout, called_functions(self.kernel))
+        spec, called = self.plan.weight(node.arg), called_functions(self.kernel)
+        k_name = str(spec.k) if node.transposed else "K"
+        return Weight(spec, self.kernel.layout, called, k_name)
 
     def x(self) -> dict[str, Any]:
         """Return the prologue: statements of the row if it has sums to share, and at a column."""

@@ -104,11 +104,13 @@ class Weight:
         spec: its format and shape.
         layout: the order of its bytes.
         called: the functions of its struct that a kernel calls.
+        k_name: the name of its K in the text. Products with `w.T` have none, as their x has N.
     """
 
     spec: WeightSpec
     layout: str
     called: frozenset[str] = VALUES
+    k_name: str = "K"
 
     @property
     def _fmt(self) -> Format:
