@@ -23,7 +23,7 @@ from q4jit.frontend.specs import (
     ids_spec,
 )
 from q4jit.frontend.structures import Structure
-from q4jit.weights.tensor import QuantizedTensor
+from q4jit.weights.tensor import QuantizedTensor, TransposedTensor
 
 _KINDS: Final = (
     "a float32 array, QuantizedTensor, number, bool, str or None, or a list, tuple, dict, "
@@ -96,6 +96,8 @@ def spec_of(name: str, value: object, sized: bool = False) -> Spec:
 
 def _cure(name: str, value: object) -> str:
     """Return how to convert an argument; empty if NumPy makes no array of numbers of it."""
+    if isinstance(value, TransposedTensor):
+        return "pass w, and write w.T in the function"
     kinds = {Mapping: "dict", tuple: "tuple", list | deque | Set: "list"}
     for kind, container in kinds.items():
         if isinstance(value, kind):

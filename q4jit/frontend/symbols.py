@@ -1,4 +1,4 @@
-"""Symbolic arrays and weights: they implement NumPy's protocols and record operations as nodes.
+"""Symbolic arrays: they implement NumPy's protocols and record operations as nodes.
 
 Operations that would need a symbol's values (`bool`, `float`, `len`, `np.asarray`, `out=`, …) raise
 TraceError.

@@ -12,7 +12,7 @@ from q4jit.weights.checks import describe
 
 _FIRST: Final = (
     "a {kind} must be the right operand of @, as in x @ {name} with x [..., {inner}]; "
-    "here it is the left one, with shape {shape}"
+    "here it is the left one, with {axes} = {shape}"
 )
 
 
@@ -23,10 +23,12 @@ class RightOperand:
 
     Attributes:
         _name: how errors call it.
+        _axes: how errors call its dimensions.
     """
 
     __slots__ = ("__weakref__",)
     _name: ClassVar[str]
+    _axes: ClassVar[str]
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -54,7 +56,7 @@ class RightOperand:
             raise ArgumentError(expected(dtypes, got, where=where, cure=cure))
         inner, width = self.shape
         if x.ndim == 0 or x.shape[-1] != inner:
-            where = f"{where} with {self._name} {[inner, width]}"
+            where = f"{where} with {self._name} {self._axes} = {self.shape}"
             raise ArgumentError(expected(f"shape [..., {inner}]", str(list(x.shape)), where=where))
         x64 = np.asarray(x, np.float64).reshape(-1, inner)
         y = np.empty((len(x64), width), x.dtype)
@@ -84,8 +86,15 @@ class RightOperand:
         )
 
     def _refuse_left(self) -> NoReturn:
-        shown = {"kind": type(self).__name__, "name": self._name, "shape": self.shape}
-        raise ArgumentError(_FIRST.format(inner=self.shape[0], **shown))
+        raise ArgumentError(
+            _FIRST.format(
+                kind=type(self).__name__,
+                name=self._name,
+                inner=self._axes[1],
+                axes=self._axes,
+                shape=self.shape,
+            )
+        )
 
 
 def _knows_ufuncs(value: object) -> bool:

@@ -36,6 +36,7 @@ class QuantizedTensor(RightOperand):
         "_signature",
     )
     _name: ClassVar[str] = "w"
+    _axes: ClassVar[str] = "(K, N)"
     _fmt: Format
     _memory: memoryview
     _raw: NDArray[np.uint8]
@@ -225,6 +226,7 @@ class TransposedTensor(RightOperand):
 
     __slots__ = ("_w",)
     _name: ClassVar[str] = "w.T"
+    _axes: ClassVar[str] = "(N, K)"
 
     def __init__(self, w: QuantizedTensor) -> None:
         """Wrap a tensor."""
