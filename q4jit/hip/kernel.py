@@ -232,7 +232,7 @@ def grid(plan: HipPlan, kernel: HipKernel) -> Grid:
     columns = kernel.columns
     if kernel.schedule in {GEMV, GEMV_DOT}:
         columns *= kernel.block_size // kernel.lanes
-    if kernel.schedule in {GEMV_TRANSPOSED, TILE_TRANSPOSED}:
+    if kernel.schedule == GEMV_TRANSPOSED:
         return Grid(kernel.transposed_tiles * kernel.splits, kernel.rows_per_tile)
     if kernel.schedule == ADD_SPLITS:
         return Grid(-(-kernel.section.width // columns), 1)
