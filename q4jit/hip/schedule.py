@@ -182,7 +182,9 @@ def _rows_kernel(problem: Problem, work: Kernel, schedules: Sequence[str]) -> Hi
     f16_terms = problem.f16_terms if TILE_HALVES in schedules else 0
     int8 = GEMV_DOT in schedules
     keeps_x = x is not None and any(node.op in REDUCTIONS for node in reachable((x,)))
-    if not (rows or bf16_terms or f16_terms or int8 or (keeps_x and not _KEEP_X.isdisjoint(schedules))):
+    if not (
+        rows or bf16_terms or f16_terms or int8 or (keeps_x and not _KEEP_X.isdisjoint(schedules))
+    ):
         return None
     if x is not None and keeps_x:
         rows = (*rows, Store(x, Buffer("x", 0, x.width)))

@@ -40,7 +40,6 @@ from q4jit.hip.values import HipValues, Statement, Sum, parameters, store_index
 from q4jit.hip.weight import Product, Weight, called_functions
 from q4jit.plan.kernels import Store
 
-
 _ROLLED: Final = frozenset({GEMV, GEMV_DOT, GEMV_MATRIX, GEMV_TRANSPOSED, TILE_HALVES})
 
 

@@ -127,7 +127,9 @@ def _argument(
             tensor: QuantizedTensor = args[slot.index]
             return tensor._resident.blocks(slot.layout)
     own = scratch(kernel, rows)
-    if slot in own and (kernel.schedule == ROWS or _writes(kernel, slot)):  # a buffer of an earlier kernel has another size
+    if slot in own and (
+        kernel.schedule == ROWS or _writes(kernel, slot)
+    ):  # a buffer of an earlier kernel has another size
         dtype = _SCRATCH[slot.kind]
         return np.zeros(own[slot] // dtype().itemsize, dtype)
     return memory[slot] if slot in memory else _buffer(plan, slot, rows)
