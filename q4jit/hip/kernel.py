@@ -3,15 +3,19 @@
 from dataclasses import dataclass, field
 from typing import Final
 
+from q4jit.frontend.graph import Node
 from q4jit.plan.kernels import Kernel, Plan, Section, Slot
-from q4jit.weights.layouts import FLOAT_BLOCK_ELEMENTS, PLANAR
+from q4jit.weights.layouts import FLOAT_BLOCK_ELEMENTS, PLANAR, TILES16
 
 ELEMENT: Final = "element"
 ELEMENT_TRANSPOSED: Final = "element_transposed"
 GEMV: Final = "gemv"
+GEMV_TRANSPOSED: Final = "gemv_transposed"
+ADD_SPLITS: Final = "add_splits"
 GEMV_DOT: Final = "gemv_dot"
 GEMV_MATRIX: Final = "gemv_matrix"
 TILE_FMA: Final = "tile_fma"
+TILE_TRANSPOSED: Final = "tile_transposed"
 TILE_MATRIX: Final = "tile_matrix"
 TILE_HALVES: Final = "tile_halves"
 ROWS: Final = "rows"
@@ -63,7 +67,7 @@ class HipKernel:
         f16_terms: f16 numbers that each x is split into. They share a scale: those of a unit in
             `gemv_matrix`, elsewhere those of a row.
         exact_x: x is an array of f16 or bf16, so that one f16 term in `gemv_matrix` is all of it.
-        splits: blocks that share columns, each with its own part of K.
+        splits: blocks that share columns, each with its own part of K (of N, for `w.T`).
         wave_panels: panels that a wave computes.
         stage_units: units of x in a stage.
         stages: stages in shared memory: one is multiplied, the others are on their way.
@@ -94,6 +98,26 @@ class HipKernel:
     pairs: bool = False
     folded: bool = False
     origin: str = field(default="", compare=False)
+
+    @property
+    def granule(self) -> int:
+        """The elements of a column at whose multiples the lanes of a wave begin, for `w.T`."""
+        return QUAD_ELEMENTS if self.layout == TILES16 else UNIT_ELEMENTS
+
+    def first_k(self, product: Node) -> int:
+        """Return the element of a column at which the first block begins, for `w.T`."""
+        return product.start // self.granule * self.granule
+
+    @property
+    def transposed_tiles(self) -> int:
+        """The blocks that divide the results of a product with `w.T`."""
+        widths = [p.start - self.first_k(p) + p.width for p in self.section.products]
+        return -(-max(widths) // self.columns)
+
+    @property
+    def cluster_blocks(self) -> int:
+        """The blocks of a cluster."""
+        return 1 if self.schedule in {GEMV_TRANSPOSED, ADD_SPLITS} else self.splits
 
     @property
     def rows_class(self) -> str:
@@ -144,13 +168,14 @@ class HipKernel:
             x_quants: x in int8, four to a word.
             x_scales: f32, one per unit for int8 and one per row for f16; NaN in rough rows.
             x_sums: sums of 16 quants of x, i16.
+            split_sums: f32, the sums of each product [splits, M, width].
         """
         work = self.work
         arguments: dict[Slot, None] = {}
         for node in work.leaves():
             if node.op in _ARGUMENTS:
                 arguments[Slot(_ARGUMENTS[node.op], node.arg)] = None
-        for section in work.sections:
+        for section in work.sections if self.schedule != ADD_SPLITS else ():
             for product in section.products:
                 arguments[Slot("weight", product.arg, self.layout)] = None
         stores = (*work.loads, *work.rows, *(t for s in work.sections for t in s.stores))
@@ -166,6 +191,8 @@ class HipKernel:
             slots |= {Slot("x_terms"): None, Slot("x_scales"): None}
         if self.int8:
             slots |= {Slot("x_quants"): None, Slot("x_scales"): None, Slot("x_sums"): None}
+        if self.schedule in {GEMV_TRANSPOSED, ADD_SPLITS}:
+            slots[Slot("split_sums")] = None
         return (*slots, Slot("m"))
 
 
@@ -205,4 +232,8 @@ def grid(plan: HipPlan, kernel: HipKernel) -> Grid:
     columns = kernel.columns
     if kernel.schedule in {GEMV, GEMV_DOT}:
         columns *= kernel.block_size // kernel.lanes
+    if kernel.schedule == GEMV_TRANSPOSED:
+        return Grid(kernel.transposed_tiles * kernel.splits, kernel.rows_per_tile)
+    if kernel.schedule == ADD_SPLITS:
+        return Grid(-(-kernel.section.width // columns), 1)
     return Grid(-(-kernel.section.width // columns) * kernel.splits, kernel.rows_per_tile)

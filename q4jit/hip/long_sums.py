@@ -15,6 +15,7 @@ from q4jit.hip.kernel import (
     TILE_FMA,
     TILE_HALVES,
     TILE_MATRIX,
+    TILE_TRANSPOSED,
     UNIT_ELEMENTS,
     HipKernel,
     HipPlan,
@@ -25,6 +26,7 @@ from q4jit.targets import HipArch
 # term for each element. For `gemv` it is enough to sum each unit apart.
 _STRETCH_UNITS: Final = {
     TILE_FMA: (8, 16),
+    TILE_TRANSPOSED: (8, 16),
     TILE_MATRIX: (32,),
     GEMV: (1,),
     GEMV_MATRIX: (32,),
@@ -35,6 +37,7 @@ _STRETCH_UNITS: Final = {
 _MOST_TERMS: Final = {
     GEMV: 1024,  # 16 or 32 lanes share a result
     TILE_FMA: 64,
+    TILE_TRANSPOSED: 64,
     TILE_MATRIX: 32,  # two terms to a unit of Q6_K or Q4_1
     # up to K = 4096 the widest layers, with one wave to a panel, spend no registers
     GEMV_MATRIX: 128,
@@ -86,7 +89,7 @@ def long_sums(plan: HipPlan, kernel: HipKernel) -> LongSums:
         return LongSums()
     choices = _STRETCH_UNITS[schedule]
     few = [n for n in choices if units <= n * _MOST_STRETCHES]
-    if schedule in {TILE_FMA, TILE_MATRIX, TILE_HALVES} and few:
+    if schedule in {TILE_FMA, TILE_TRANSPOSED, TILE_MATRIX, TILE_HALVES} and few:
         return LongSums(few[0])
     return LongSums(choices[-1], keeps_lost=schedule != GEMV)
 

@@ -27,6 +27,9 @@ ELEMENT_STAGE_UNITS: Final = 128
 MOST_STAGES_BYTES: Final = 32 << 10
 """The most shared memory that the stages of x take, on any platform."""
 
+SUMS_OF_ROUND: Final = 8
+"""Sums of each thread of a `gemv_transposed` that its waves add up at a time."""
+
 _F32_BYTES: Final = 4
 _F16_BYTES: Final = 2
 _ALIGNED_BYTES: Final = 16  # the alignment of every array in shared memory
@@ -82,7 +85,13 @@ def _staged_bytes(plan: HipPlan, kernel: HipKernel) -> int:
             return gemv_bytes(kernel)
         case kernels.GEMV_MATRIX:
             return sizes_of(arch, kernel).used_bytes
-        case kernels.TILE_FMA:
+        case kernels.GEMV_TRANSPOSED:
+            # y of a column for each thread and whether it is rough, then 8 sums of each thread
+            staged = (kernel.rows_per_tile + 1) * kernel.block_size
+            return (staged + SUMS_OF_ROUND * (kernel.block_size + 4)) * _F32_BYTES
+        case kernels.ADD_SPLITS:
+            return kernel.block_size * _F32_BYTES
+        case kernels.TILE_FMA | kernels.TILE_TRANSPOSED:
             return 2 * UNIT_ELEMENTS * (kernel.rows_per_tile + 1) * _F32_BYTES
         case kernels.TILE_MATRIX:
             return _tile_matrix_bytes(plan, kernel)
@@ -135,12 +144,15 @@ def _results_bytes(kernel: HipKernel) -> int:
 def scratch(kernel: HipKernel, m: int) -> dict[Slot, int]:
     """Return the scratch slots of a kernel and the bytes of each for m rows.
 
-    A `rows` kernel writes them, and the kernels of the products after it read them.
+    A `rows` kernel writes them, and the kernels of the products after it read them. A
+    `gemv_transposed` writes the sums of its splits, and an `add_splits` reads them.
     """
     rows = 1 if kernel.work.uniform else m
     k = kernel.work.x.width if kernel.work.x is not None else 0
     units = k // UNIT_ELEMENTS
+    results = sum(len(section.products) * section.width for section in kernel.work.sections)
     sizes = {
+        "split_sums": 4 * kernel.splits * rows * results,
         "x": 4 * rows * k,
         "x_terms": _f16_terms_bytes(kernel, rows, k)
         if kernel.f16_terms

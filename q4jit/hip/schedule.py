@@ -32,15 +32,16 @@ from q4jit.hip.classes import MOST_FEW_ROWS
 from q4jit.hip.kernel import (
     BF16_TERMS,
     DEQUANTIZE,
-    ELEMENT_TRANSPOSED,
     GEMV,
     GEMV_DOT,
     GEMV_MATRIX,
+    GEMV_TRANSPOSED,
     LOOKUP,
     ROWS,
     TILE_FMA,
     TILE_HALVES,
     TILE_MATRIX,
+    TILE_TRANSPOSED,
     HipKernel,
     HipPlan,
 )
@@ -48,6 +49,7 @@ from q4jit.hip.limits import check_block_size
 from q4jit.hip.problem import Problem
 from q4jit.hip.rules import F16_ROWS_THREADS
 from q4jit.hip.sizing import sized, unsized
+from q4jit.hip.transposed import counterpart, in_two_launches
 from q4jit.hip.tunings import Choice, Measured
 from q4jit.plan.kernels import Buffer, Kernel, Plan, Section, Store
 from q4jit.plan.options import PlanOptions
@@ -55,6 +57,8 @@ from q4jit.plan.split import split
 from q4jit.targets import Target
 from q4jit.weights.layouts import TILES16
 
+# their blocks would compute the sums of the same row again
+_KEEP_X: Final = frozenset({TILE_FMA, GEMV_TRANSPOSED, TILE_TRANSPOSED})
 _DECODERS: Final = {"dequantize": DEQUANTIZE, "rows": LOOKUP}
 
 
@@ -95,7 +99,7 @@ def _launches(problem: Problem, work: Kernel, measured: Measured | None) -> list
     if work.decoded is not None:
         return [unsized(problem, work, _DECODERS[work.decoded.node.op])]
     if work.is_transposed:
-        measured = None  # what was measured are products with w
+        measured = None  # products with w were measured
     choices = [choice_for(problem, section, measured) for section in work.sections]
     wanted = [
         _schedule(problem, work, section, choice)
@@ -106,17 +110,26 @@ def _launches(problem: Problem, work: Kernel, measured: Measured | None) -> list
     parts = _parts(work, () if rows is None else rows.work.rows)
     by_rule = [sized(problem, *each) for each in zip(parts, schedules, strict=True)]
     products = [with_choice(problem, *each) for each in zip(by_rule, choices, strict=True)]
-    return products if rows is None else [rows, *products]
+    launches = [launch for kernel in products for launch in _split(kernel)]
+    return launches if rows is None else [rows, *launches]
+
+
+def _split(kernel: HipKernel) -> list[HipKernel]:
+    """Return the launches of a kernel: two if others add up the sums of its blocks."""
+    return [
+        replace(launch, work=_without_unused_loads(launch.work))
+        for launch in in_two_launches(kernel)
+    ]
 
 
 def _schedule(problem: Problem, work: Kernel, section: Section, choice: Choice | None) -> str:
     """Return the schedule of a section: measured, fixed by the caller, or by rule."""
-    if work.is_transposed:
-        return _transposed_schedule(problem, section)
     asked = problem.plan_options.schedule if choice is None else choice.trial.schedule
     if asked is not None:
         _check_schedule(problem, work, section, asked)
-        return asked
+        return counterpart(asked) if work.is_transposed else asked
+    if work.is_transposed:
+        return _transposed_schedule(problem)
     suits_panels = problem.suits_panels(section)
     if problem.m > MOST_FEW_ROWS:
         if suits_panels:
@@ -127,9 +140,9 @@ def _schedule(problem: Problem, work: Kernel, section: Section, choice: Choice |
     return GEMV_DOT if problem.suits_dot(section) else GEMV
 
 
-def _transposed_schedule(problem: Problem, section: Section) -> str:
-    """Return the schedule of products with `w.T`."""
-    return ELEMENT_TRANSPOSED
+def _transposed_schedule(problem: Problem) -> str:
+    """Return the schedule of products with `w.T`, by rule."""
+    return GEMV_TRANSPOSED if problem.m <= MOST_FEW_ROWS else TILE_TRANSPOSED
 
 
 def _check_schedule(problem: Problem, work: Kernel, section: Section, schedule: str) -> None:
@@ -169,7 +182,9 @@ def _rows_kernel(problem: Problem, work: Kernel, schedules: Sequence[str]) -> Hi
     f16_terms = problem.f16_terms if TILE_HALVES in schedules else 0
     int8 = GEMV_DOT in schedules
     keeps_x = x is not None and any(node.op in REDUCTIONS for node in reachable((x,)))
-    if not (rows or bf16_terms or f16_terms or int8 or (keeps_x and TILE_FMA in schedules)):
+    if not (
+        rows or bf16_terms or f16_terms or int8 or (keeps_x and not _KEEP_X.isdisjoint(schedules))
+    ):
         return None
     if x is not None and keeps_x:
         rows = (*rows, Store(x, Buffer("x", 0, x.width)))

@@ -17,6 +17,7 @@ from q4jit.hip.kernel import (
     TILE_FMA,
     TILE_HALVES,
     TILE_MATRIX,
+    TILE_TRANSPOSED,
     UNIT_ELEMENTS,
     HipKernel,
 )
@@ -24,14 +25,15 @@ from q4jit.hip.limits import can_run_gemv_matrix, can_run_tile_halves
 from q4jit.hip.memory import f16_unit_bytes
 from q4jit.hip.problem import Problem
 from q4jit.hip.rules import GEMV_LANES, GEMV_MOST_ROWS, rules_of
+from q4jit.hip.transposed import TILE_COLUMNS, gemv_constants, tile_constants
 from q4jit.hip.weight import Weight
 from q4jit.plan.kernels import Kernel, Section
 from q4jit.targets import HipArch
 from q4jit.weights.layouts import PLANAR, TILES16
 
-TILE_COLUMNS: Final = 64
 _MOST_STAGE_UNITS: Final = 16
-_TILES: Final = frozenset({TILE_FMA, TILE_MATRIX, TILE_HALVES})  # they determine the block size
+# they determine the block size
+_TILES: Final = frozenset({TILE_FMA, TILE_MATRIX, TILE_HALVES, TILE_TRANSPOSED})
 
 
 def unsized(problem: Problem, work: Kernel, schedule: str, **constants: Any) -> HipKernel:
@@ -64,6 +66,10 @@ def sized(problem: Problem, work: Kernel, schedule: str) -> HipKernel:
             )
             tile = {"rows_per_tile": TILE_ROWS, "columns": TILE_COLUMNS}
             return unsized(problem, work, schedule, **tile, bf16_terms=bf16_terms)
+        case kernels.GEMV_TRANSPOSED:
+            return unsized(problem, work, schedule, **gemv_constants(problem, work))
+        case kernels.TILE_TRANSPOSED:
+            return unsized(problem, work, schedule, **tile_constants(problem, work))
     return unsized(problem, work, schedule)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from q4jit.floats import FloatType
 from q4jit.frontend.graph import REDUCTIONS, Graph, Node
 from q4jit.frontend.specs import ArraySpec
-from q4jit.hip.kernel import ROWS, HipKernel, HipPlan
+from q4jit.hip.kernel import GEMV_TRANSPOSED, ROWS, HipKernel, HipPlan
 from q4jit.hip.names import ValueNames, buffer_name, c_names
 from q4jit.plan.kernels import Buffer, Slot
 
@@ -31,6 +31,7 @@ _X_TYPES: Final = {
     "x_quants": "u32",
     "x_scales": "float",
     "x_sums": "i16",
+    "split_sums": "float",
 }
 
 
@@ -138,7 +139,7 @@ def parameters(plan: HipPlan, kernel: HipKernel) -> tuple[Parameter, ...]:
             case "m":
                 result.append(Parameter(slot, "m", "i64"))
             case kind if kind in _X_TYPES:
-                constant = "" if kernel.schedule == ROWS else "const "
+                constant = "" if kernel.schedule in {ROWS, GEMV_TRANSPOSED} else "const "
                 result.append(Parameter(slot, kind, f"{constant}{_X_TYPES[kind]}*"))
             case _:
                 name = buffer_name(Buffer(slot.kind, slot.index, 0))

@@ -1,17 +1,19 @@
 """The variables of the templates: everything that the text of a planned kernel is made of."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from q4jit.frontend.graph import Node
 from q4jit.hip.elementary import elementary_functions
 from q4jit.hip.gemv_matrix_sizes import matrix_variables, row_values
 from q4jit.hip.kernel import (
+    ADD_SPLITS,
     BOUNDED_THREADS,
     DEQUANTIZE,
     GEMV,
     GEMV_DOT,
     GEMV_MATRIX,
+    GEMV_TRANSPOSED,
     MATRIX_COLUMNS,
     MAX_GRID_Y,
     QUAD_UNITS,
@@ -33,9 +35,12 @@ from q4jit.hip.memory import (
 from q4jit.hip.names import buffer_name, c_names
 from q4jit.hip.rows_sizes import rows_variables
 from q4jit.hip.tile_halves_sizes import tile_halves_variables
+from q4jit.hip.transposed import transposed_variables
 from q4jit.hip.values import HipValues, Statement, Sum, parameters, store_index
 from q4jit.hip.weight import Product, Weight, called_functions
 from q4jit.plan.kernels import Store
+
+_ROLLED: Final = frozenset({GEMV, GEMV_DOT, GEMV_MATRIX, GEMV_TRANSPOSED, TILE_HALVES})
 
 
 def variables(plan: HipPlan, kernel: HipKernel) -> dict[str, Any]:
@@ -44,7 +49,8 @@ def variables(plan: HipPlan, kernel: HipKernel) -> dict[str, Any]:
     work = kernel.work
     products = writer.products()
     decoded = writer.decoded()
-    weights = [p.weight for p in products] + ([decoded["weight"]] if decoded else [])
+    read = products if kernel.schedule != ADD_SPLITS else []
+    weights = [p.weight for p in read] + ([decoded["weight"]] if decoded else [])
     sums = long_sums(plan, kernel)
     result: dict[str, Any] = {
         "kernel": kernel,
@@ -65,10 +71,11 @@ def variables(plan: HipPlan, kernel: HipKernel) -> dict[str, Any]:
         "products": products,
         "weight_structs": list({weight.name: weight for weight in weights}.values()),
         "parameters": parameters(plan, kernel),
-        "x": writer.x() if work.sections else None,
-        "epilogue": writer.epilogue(products) if work.sections else None,
+        "x": writer.x() if work.x is not None and work.sections else None,
+        "epilogue": writer.epilogue(products) if _has_epilogue(kernel) else None,
         "width": kernel.section.width if work.sections else 0,
         "k": work.x.width if work.x is not None else 0,
+        **transposed_variables(plan, kernel),
         **rows_variables(plan, kernel),
         **tile_halves_variables(plan, kernel),
         **matrix_variables(plan, kernel),
@@ -79,9 +86,13 @@ def variables(plan: HipPlan, kernel: HipKernel) -> dict[str, Any]:
     if kernel.schedule == GEMV_MATRIX:  # the sizes count the memory that the text declares
         assert row_values(work) == len(result["x"]["row_fields"])
     result["needs"] = _needs(kernel, weights, writer, _x_statements(result))
-    result["needs"]["long_sums"] = sums.keeps_lost
+    result["needs"]["long_sums"] = sums.keeps_lost or kernel.schedule == ADD_SPLITS
     result["comment"] = writer.comment()
     return result | {"elementary": elementary_functions(writer.values.operations)}
+
+
+def _has_epilogue(kernel: HipKernel) -> bool:
+    return any(section.stores for section in kernel.work.sections)
 
 
 def _x_statements(result: dict[str, Any]) -> tuple[Statement, ...]:
@@ -106,7 +117,7 @@ def _needs(
         "block_sum": adds_up,
         "block_largest": finds_largest(kernel),
         "block_maximum": finds_maximum(kernel),
-        "rolled": fours or kernel.schedule in {GEMV, GEMV_DOT, GEMV_MATRIX, TILE_HALVES},
+        "rolled": fours or kernel.schedule in _ROLLED,
         "unaligned": any(not w.is_planar and not w.float_bytes for w in weights),
         "minimum": any(w.has_m for w in weights),
         "fours": sorted(fours),
@@ -158,7 +169,9 @@ class _Writer:
         ]
 
     def _weight(self, node: Node) -> Weight:
-        spec, called = self.plan.weight(node.arg), called_functions(self.kernel)
+        spec = self.plan.weight(node.arg)
+        has_minima = spec.block_format.minimum_at is not None
+        called = called_functions(self.kernel, has_minima)
         k_name = str(spec.k) if node.transposed else "K"
         return Weight(spec, self.kernel.layout, called, k_name)
 

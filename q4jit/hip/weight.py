@@ -27,6 +27,9 @@ _CALLED: Final = {
 }
 _FOLDED: Final = _QUADS | {"rounded"}
 _LATE: Final = _QUANTS | _FROM_ZERO | {"value"}
+# for `w.T`: a quarter of a quad, or a unit whose y is multiplied by its scale
+_PARTS: Final = frozenset({"quad_index", "load_part", "part_scale", "part_quants", "centred"})
+_UNITS_LATE: Final = frozenset({"load", "quants", "scale", "centred"})
 _OF_FLOATS: Final = VALUES
 _OF_MINIMA: Final = frozenset({"minimum", "code_of_zero"})
 _CALLS: Final = {
@@ -36,8 +39,10 @@ _CALLS: Final = {
 }
 
 
-def called_functions(kernel: HipKernel) -> frozenset[str]:
+def called_functions(kernel: HipKernel, has_minima: bool = False) -> frozenset[str]:
     """Return the functions of a weight's struct that the template of a kernel calls."""
+    if kernel.schedule == kernels.GEMV_TRANSPOSED and kernel.scales_late and not has_minima:
+        return _PARTS if kernel.layout == TILES16 else _UNITS_LATE
     if kernel.schedule == kernels.GEMV and kernel.scales_late:
         return _LATE
     if kernel.schedule == kernels.TILE_HALVES and kernel.folded:

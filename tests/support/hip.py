@@ -12,6 +12,7 @@ from q4jit.arrays.call_shapes import CallShapes, lead_shape
 from q4jit.floats import numpy_dtype
 from q4jit.frontend.trace import trace
 from q4jit.hip.kernel import (
+    GEMV_TRANSPOSED,
     ROWS,
     HipKernel,
     HipPlan,
@@ -35,6 +36,7 @@ _SCRATCH: Final[dict[str, type[np.generic]]] = {
     "x_quants": np.uint32,
     "x_scales": np.float32,
     "x_sums": np.int16,
+    "split_sums": np.float32,
 }
 
 
@@ -125,10 +127,16 @@ def _argument(
             tensor: QuantizedTensor = args[slot.index]
             return tensor._resident.blocks(slot.layout)
     own = scratch(kernel, rows)
-    if slot in own and kernel.schedule == ROWS:  # a buffer of an earlier kernel has another size
+    if slot in own and (
+        kernel.schedule == ROWS or _writes(kernel, slot)
+    ):  # a buffer of an earlier kernel has another size
         dtype = _SCRATCH[slot.kind]
         return np.zeros(own[slot] // dtype().itemsize, dtype)
     return memory[slot] if slot in memory else _buffer(plan, slot, rows)
+
+
+def _writes(kernel: HipKernel, slot: Slot) -> bool:
+    return kernel.schedule == GEMV_TRANSPOSED and slot.kind == "split_sums"
 
 
 def _buffer(plan: HipPlan, slot: Slot, rows: int) -> NDArray[Any]:
