@@ -40,6 +40,7 @@ from q4jit.hip.kernel import (
     ROWS,
     TILE_FMA,
     TILE_HALVES,
+    TILE_HALVES_TRANSPOSED,
     TILE_MATRIX,
     HipKernel,
     HipPlan,
@@ -129,6 +130,10 @@ def _schedule(problem: Problem, work: Kernel, section: Section, choice: Choice |
 
 def _transposed_schedule(problem: Problem, section: Section) -> str:
     """Return the schedule of products with `w.T`."""
+    is_free = problem.plan_options.schedule in {None, TILE_HALVES_TRANSPOSED}
+    has_rows = problem.m > problem.rules.gemv_matrix_rows
+    if is_free and has_rows and problem.suits_transposed_panels(section):
+        return TILE_HALVES_TRANSPOSED
     return ELEMENT_TRANSPOSED
 
 
@@ -167,6 +172,8 @@ def _rows_kernel(problem: Problem, work: Kernel, schedules: Sequence[str]) -> Hi
     x, rows, plan_options = work.x, work.rows, problem.plan_options
     bf16_terms = BF16_TERMS[plan_options.precision] if TILE_MATRIX in schedules else 0
     f16_terms = problem.f16_terms if TILE_HALVES in schedules else 0
+    if TILE_HALVES_TRANSPOSED in schedules:
+        f16_terms = problem.transposed_f16_terms
     int8 = GEMV_DOT in schedules
     keeps_x = x is not None and any(node.op in REDUCTIONS for node in reachable((x,)))
     if not (rows or bf16_terms or f16_terms or int8 or (keeps_x and TILE_FMA in schedules)):

@@ -1,7 +1,7 @@
 """The variables of the templates: everything that the text of a planned kernel is made of."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from q4jit.frontend.graph import Node
 from q4jit.hip.elementary import elementary_functions
@@ -17,6 +17,7 @@ from q4jit.hip.kernel import (
     QUAD_UNITS,
     ROWS,
     TILE_HALVES,
+    TILE_HALVES_TRANSPOSED,
     UNIT_ELEMENTS,
     HipKernel,
     HipPlan,
@@ -37,6 +38,9 @@ from q4jit.hip.values import HipValues, Statement, Sum, parameters, store_index
 from q4jit.hip.weight import Product, Weight, called_functions
 from q4jit.plan.kernels import Store
 
+_STAGED_TERMS: Final = frozenset({TILE_HALVES, TILE_HALVES_TRANSPOSED})  # `rows` has split their x
+_ROLLED: Final = _STAGED_TERMS | {GEMV, GEMV_DOT, GEMV_MATRIX}
+
 
 def variables(plan: HipPlan, kernel: HipKernel) -> dict[str, Any]:
     """Return the variables of the templates for a kernel, except the platform."""
@@ -48,6 +52,7 @@ def variables(plan: HipPlan, kernel: HipKernel) -> dict[str, Any]:
     sums = long_sums(plan, kernel)
     result: dict[str, Any] = {
         "kernel": kernel,
+        "transposed": work.is_transposed,
         "stretch_units": sums.stretch_units,
         "arch": plan.target.hip,
         "schedule": kernel.schedule,
@@ -96,7 +101,7 @@ def _needs(
 ) -> dict[str, Any]:
     """Return which of the common functions a text calls; of_x: the statements of x at a column."""
     adds_up = adds_up_blocks(kernel)
-    loads_fours = bool(kernel.f16_terms) and kernel.schedule != TILE_HALVES
+    loads_fours = bool(kernel.f16_terms) and kernel.schedule not in _STAGED_TERMS
     fours = {(s.float_type, s.is_aligned) for s in of_x if s.at_column and loads_fours}
     work = kernel.work
     stores = (*work.rows, *(store for section in work.sections for store in section.stores))
@@ -106,7 +111,7 @@ def _needs(
         "block_sum": adds_up,
         "block_largest": finds_largest(kernel),
         "block_maximum": finds_maximum(kernel),
-        "rolled": fours or kernel.schedule in {GEMV, GEMV_DOT, GEMV_MATRIX, TILE_HALVES},
+        "rolled": fours or kernel.schedule in _ROLLED,
         "unaligned": any(not w.is_planar and not w.float_bytes for w in weights),
         "minimum": any(w.has_m for w in weights),
         "fours": sorted(fours),
