@@ -37,6 +37,7 @@ from q4jit.hip.kernel import (
     GEMV_DOT,
     GEMV_MATRIX,
     LOOKUP,
+    QUAD_ELEMENTS,
     ROWS,
     TILE_FMA,
     TILE_HALVES,
@@ -113,7 +114,7 @@ def _launches(problem: Problem, work: Kernel, measured: Measured | None) -> list
 def _schedule(problem: Problem, work: Kernel, section: Section, choice: Choice | None) -> str:
     """Return the schedule of a section: measured, fixed by the caller, or by rule."""
     if work.is_transposed:
-        return _transposed_schedule(problem, section)
+        return _transposed_schedule(problem, work, section)
     asked = problem.plan_options.schedule if choice is None else choice.trial.schedule
     if asked is not None:
         _check_schedule(problem, work, section, asked)
@@ -128,11 +129,14 @@ def _schedule(problem: Problem, work: Kernel, section: Section, choice: Choice |
     return GEMV_DOT if problem.suits_dot(section) else GEMV
 
 
-def _transposed_schedule(problem: Problem, section: Section) -> str:
+def _transposed_schedule(problem: Problem, work: Kernel, section: Section) -> str:
     """Return the schedule of products with `w.T`."""
-    is_free = problem.plan_options.schedule in {None, TILE_HALVES_TRANSPOSED}
+    asked = problem.plan_options.schedule
+    if asked == TILE_HALVES_TRANSPOSED:
+        _check_schedule(problem, work, section, asked)
+        return asked
     has_rows = problem.m > problem.rules.gemv_matrix_rows
-    if is_free and has_rows and problem.suits_transposed_panels(section):
+    if asked is None and has_rows and problem.suits_transposed_panels(section):
         return TILE_HALVES_TRANSPOSED
     return ELEMENT_TRANSPOSED
 
@@ -146,6 +150,11 @@ def _check_schedule(problem: Problem, work: Kernel, section: Section, schedule: 
         needs = (
             "an arch with matrix units, blocks of 18 bytes with finite scales, and the layout "
             f"{TILES16!r}"
+        )
+    elif schedule == TILE_HALVES_TRANSPOSED and not problem.suits_transposed_panels(section):
+        needs = (
+            "a GPU of NVIDIA, blocks of 18 bytes whose values suit f16, the layout "
+            f"{TILES16!r}, and slices that begin at a multiple of {QUAD_ELEMENTS}"
         )
     elif schedule == GEMV_DOT and not problem.suits_dot(section):
         needs = "precision 'i8' and block formats with finite scales"
