@@ -13,6 +13,7 @@ from q4jit.hip.kernel import (
     QUAD_ELEMENTS,
     QUAD_UNITS,
     TILE_HALVES,
+    TILE_HALVES_TRANSPOSED,
     HipKernel,
     HipPlan,
 )
@@ -343,7 +344,7 @@ def _is_held(node: Node) -> bool:
 def matrix_variables(plan: HipPlan, kernel: HipKernel) -> dict[str, Any]:
     """Return the variables of the templates that multiply f16 terms on matrix units."""
     arch = plan.target.hip
-    if kernel.schedule not in {GEMV_MATRIX, TILE_HALVES}:
+    if kernel.schedule not in {GEMV_MATRIX, TILE_HALVES, TILE_HALVES_TRANSPOSED}:
         return {}
     variables: dict[str, Any] = {"matrix_unit": f16_unit(arch, kernel)}
     if kernel.schedule == GEMV_MATRIX:

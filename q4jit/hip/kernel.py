@@ -18,6 +18,7 @@ TILE_FMA: Final = "tile_fma"
 TILE_TRANSPOSED: Final = "tile_transposed"
 TILE_MATRIX: Final = "tile_matrix"
 TILE_HALVES: Final = "tile_halves"
+TILE_HALVES_TRANSPOSED: Final = "tile_halves_transposed"
 ROWS: Final = "rows"
 DEQUANTIZE: Final = "dequantize"
 LOOKUP: Final = "lookup"
@@ -187,7 +188,7 @@ class HipKernel:
             slots[Slot(store.buffer.kind, store.buffer.index)] = None
         if self.bf16_terms:
             slots |= {Slot("x_terms"): None, Slot("x_rough"): None}
-        if self.f16_terms and self.schedule in {ROWS, TILE_HALVES}:
+        if self.f16_terms and self.schedule in {ROWS, TILE_HALVES, TILE_HALVES_TRANSPOSED}:
             slots |= {Slot("x_terms"): None, Slot("x_scales"): None}
         if self.int8:
             slots |= {Slot("x_quants"): None, Slot("x_scales"): None, Slot("x_sums"): None}

@@ -4,8 +4,8 @@ from typing import Final
 
 from q4jit.errors import TargetError, expected
 from q4jit.hip.gemv_matrix_sizes import sizes_of
-from q4jit.hip.kernel import MATRIX_COLUMNS, UNIT_ELEMENTS, HipKernel
-from q4jit.hip.memory import gemv_bytes, split_quads, tile_halves_has_room
+from q4jit.hip.kernel import MATRIX_COLUMNS, QUAD_ELEMENTS, UNIT_ELEMENTS, HipKernel
+from q4jit.hip.memory import gemv_bytes, split_quads, tile_halves_has_room, transposed_has_room
 from q4jit.targets import HipArch, Target
 
 _WARPGROUP_WAVES: Final = 4
@@ -59,6 +59,16 @@ def can_run_tile_halves(arch: HipArch, kernel: HipKernel) -> bool:
         and kernel.splits <= min(arch.cluster_blocks, kernel.rows_per_tile)
         and (kernel.splits == 1 or kernel.stage_units <= 4 * split_quads(kernel))
         and tile_halves_has_room(arch, kernel)
+    )
+
+
+def can_split_transposed(arch: HipArch, kernel: HipKernel) -> bool:
+    """Return whether blocks of a `tile_halves_transposed` can divide N, with room for sums."""
+    x = kernel.section.products[0].operands[0]
+    return (
+        kernel.splits <= min(arch.cluster_blocks, kernel.rows_per_tile)
+        and kernel.splits * QUAD_ELEMENTS <= x.width
+        and transposed_has_room(arch, kernel)
     )
 
 

@@ -18,7 +18,7 @@ from q4jit.hip.kernel import (
     HipKernel,
     HipPlan,
 )
-from q4jit.hip.tile_halves_sizes import TileHalvesSizes
+from q4jit.hip.tile_halves_sizes import TileHalvesSizes, TransposedSizes, tile_halves_sizes
 from q4jit.plan.kernels import Kernel, Slot
 from q4jit.targets import HipArch
 
@@ -95,8 +95,8 @@ def _staged_bytes(plan: HipPlan, kernel: HipKernel) -> int:
             return 2 * UNIT_ELEMENTS * (kernel.rows_per_tile + 1) * _F32_BYTES
         case kernels.TILE_MATRIX:
             return _tile_matrix_bytes(plan, kernel)
-        case kernels.TILE_HALVES:
-            return TileHalvesSizes(arch, kernel).staged_bytes
+        case kernels.TILE_HALVES | kernels.TILE_HALVES_TRANSPOSED:
+            return tile_halves_sizes(arch, kernel).staged_bytes
     return 0
 
 
@@ -120,6 +120,11 @@ def _tile_matrix_bytes(plan: HipPlan, kernel: HipKernel) -> int:
 def tile_halves_has_room(arch: HipArch, kernel: HipKernel) -> bool:
     """Return whether shared memory holds the partial sums of a `tile_halves`."""
     return TileHalvesSizes(arch, kernel).sums_bytes <= arch.lds_bytes - RESERVE_BYTES
+
+
+def transposed_has_room(arch: HipArch, kernel: HipKernel) -> bool:
+    """Return whether shared memory holds the stages and sums of a `tile_halves_transposed`."""
+    return TransposedSizes(arch, kernel).staged_bytes <= arch.lds_bytes - RESERVE_BYTES
 
 
 def f16_unit_bytes(kernel: HipKernel, rows: int) -> int:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from q4jit.frontend.graph import Graph, Node
 from q4jit.frontend.specs import ArraySpec, WeightSpec
 from q4jit.hip.classes import MOST_FEW_ROWS, m_class
-from q4jit.hip.kernel import F16_TERMS
+from q4jit.hip.kernel import F16_TERMS, QUAD_ELEMENTS
 from q4jit.hip.rules import GpuRules, rules_of
 from q4jit.plan.kernels import Section
 from q4jit.plan.options import PlanOptions
@@ -44,6 +44,11 @@ class Problem:
     def f16_terms(self) -> int:
         """Return the number of f16 terms that an element of x is split into."""
         return F16_TERMS[self.plan_options.precision]
+
+    @property
+    def transposed_f16_terms(self) -> int:
+        """Return the same for products with `w.T`, which `i8` computes as `f32` does."""
+        return 1 if self.plan_options.precision == "f16" else F16_TERMS["f32"]
 
     def takes_one_term(self, x: Node) -> bool:
         """Return whether one f16 term is all of x: an array of f16 or bf16, as it was passed.
@@ -91,6 +96,19 @@ class Problem:
         formats = (w.block_format for w in self.weights(section))
         in_layout = self.plan_options.layout in {None, TILES16}
         return in_layout and self.suits_matrix(section) and suit_panels(formats)
+
+    def suits_transposed_panels(self, section: Section) -> bool:
+        """Return whether matrix units can compute products with `w.T` from panels of w.
+
+        They multiply values, in one or two f16 terms, instead of quants. Results begin at a quad
+        of w's columns.
+        """
+        return (
+            self.arch.is_nvidia
+            and self.suits_panels(section)
+            and self.suits_f16(section)
+            and all(product.start % QUAD_ELEMENTS == 0 for product in section.products)
+        )
 
     def suits_dot(self, section: Section) -> bool:
         """Return whether int8 dot products can compute a section, and the precision allows it."""

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, Final
 
-from q4jit.hip.kernel import QUAD_ELEMENTS, QUAD_UNITS, ROWS, HipKernel, HipPlan
+from q4jit.hip.kernel import QUAD_ELEMENTS, QUAD_UNITS, ROWS, UNIT_ELEMENTS, HipKernel, HipPlan
 from q4jit.hip.matrix_units import QUARTER_ELEMENTS, UNIT_QUARTERS, f16_unit
 
 _MOST_KEPT_QUARTERS: Final = 8  # in the registers of a thread
@@ -45,6 +45,11 @@ class RowsSizes:
     def are_even(self) -> bool:
         """Whether all threads have the same number of quarters."""
         return self.thread_quarters * self.threads == self.quarters
+
+    @property
+    def are_ragged(self) -> bool:
+        """Whether the last unit has fewer elements than 32; the x of a product with `w.T` may."""
+        return self.k % UNIT_ELEMENTS != 0
 
     @property
     def are_inside(self) -> bool:

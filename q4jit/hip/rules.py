@@ -22,6 +22,14 @@ GEMV_LANES: Final = (16, 32)
 F16_ROWS_THREADS: Final = 512
 """Threads that split a row of x into f16 terms; `tile_halves` waits for them."""
 
+TRANSPOSED_WAVES: Final = 4
+"""Waves of a `tile_halves_transposed`, each with a word of every unit of a quad."""
+TRANSPOSED_STAGES: Final = ((4, 3), (2, 4), (2, 3), (2, 2), (1, 3), (1, 2))
+"""Units of a stage and stages of a `tile_halves_transposed`: the first that have room.
+
+Each stage ends with a barrier, so long stages are preferred to many.
+"""
+
 TileShape = tuple[int, int]
 """Columns and waves of a thread block of `tile_halves`."""
 
@@ -108,6 +116,21 @@ class GpuRules(abc.ABC):
             return TALL_TILE_ROWS
         most = TILE_ROWS if products == 1 else self.most_rows_of_several
         return min(max(rows, self.least_tile_rows), most)
+
+    def transposed_tile_rows(
+        self, arch: HipArch, section: Section, rows: int, f16_terms: int
+    ) -> int:
+        """Return the rows of a tile of `tile_halves_transposed`.
+
+        A lane has rows / 2 sums for each product, and with two terms as many totals. Two blocks
+        of four waves have 255 registers a thread.
+        """
+        products = len(section.products)
+        tiles = section.width * min(rows, MANY_ROWS) // TALL_TILE_ROWS**2
+        is_full = rows > MANY_ROWS or tiles >= self.blocks_per_unit * arch.compute_units
+        if products == f16_terms == 1 and rows > TILE_ROWS and is_full:
+            return TALL_TILE_ROWS
+        return min(max(rows, self.least_tile_rows), TILE_ROWS if products <= 2 else TILE_ROWS // 2)
 
     def most_tile_splits(self, arch: HipArch, rows: int, blocks: int) -> int:
         """Return how many thread blocks of a `tile_halves` may share columns.

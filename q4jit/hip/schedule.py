@@ -37,9 +37,11 @@ from q4jit.hip.kernel import (
     GEMV_MATRIX,
     GEMV_TRANSPOSED,
     LOOKUP,
+    QUAD_ELEMENTS,
     ROWS,
     TILE_FMA,
     TILE_HALVES,
+    TILE_HALVES_TRANSPOSED,
     TILE_MATRIX,
     TILE_TRANSPOSED,
     HipKernel,
@@ -129,7 +131,7 @@ def _schedule(problem: Problem, work: Kernel, section: Section, choice: Choice |
         _check_schedule(problem, work, section, asked)
         return counterpart(asked) if work.is_transposed else asked
     if work.is_transposed:
-        return _transposed_schedule(problem)
+        return _transposed_schedule(problem, section)
     suits_panels = problem.suits_panels(section)
     if problem.m > MOST_FEW_ROWS:
         if suits_panels:
@@ -140,8 +142,10 @@ def _schedule(problem: Problem, work: Kernel, section: Section, choice: Choice |
     return GEMV_DOT if problem.suits_dot(section) else GEMV
 
 
-def _transposed_schedule(problem: Problem) -> str:
+def _transposed_schedule(problem: Problem, section: Section) -> str:
     """Return the schedule of products with `w.T`, by rule."""
+    if problem.m > problem.rules.gemv_matrix_rows and problem.suits_transposed_panels(section):
+        return TILE_HALVES_TRANSPOSED
     return GEMV_TRANSPOSED if problem.m <= MOST_FEW_ROWS else TILE_TRANSPOSED
 
 
@@ -154,6 +158,11 @@ def _check_schedule(problem: Problem, work: Kernel, section: Section, schedule: 
         needs = (
             "an arch with matrix units, blocks of 18 bytes with finite scales, and the layout "
             f"{TILES16!r}"
+        )
+    elif schedule == TILE_HALVES_TRANSPOSED and not problem.suits_transposed_panels(section):
+        needs = (
+            "a GPU of NVIDIA, blocks of 18 bytes whose values suit f16, the layout "
+            f"{TILES16!r}, and slices that begin at a multiple of {QUAD_ELEMENTS}"
         )
     elif schedule == GEMV_DOT and not problem.suits_dot(section):
         needs = "precision 'i8' and block formats with finite scales"
@@ -180,6 +189,8 @@ def _rows_kernel(problem: Problem, work: Kernel, schedules: Sequence[str]) -> Hi
     x, rows, plan_options = work.x, work.rows, problem.plan_options
     bf16_terms = BF16_TERMS[plan_options.precision] if TILE_MATRIX in schedules else 0
     f16_terms = problem.f16_terms if TILE_HALVES in schedules else 0
+    if TILE_HALVES_TRANSPOSED in schedules:
+        f16_terms = problem.transposed_f16_terms
     int8 = GEMV_DOT in schedules
     keeps_x = x is not None and any(node.op in REDUCTIONS for node in reachable((x,)))
     if not (

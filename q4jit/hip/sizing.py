@@ -14,17 +14,29 @@ from q4jit.hip.kernel import (
     GEMV_DOT,
     GEMV_MATRIX,
     MATRIX_COLUMNS,
+    QUAD_ELEMENTS,
     TILE_FMA,
     TILE_HALVES,
+    TILE_HALVES_TRANSPOSED,
     TILE_MATRIX,
     TILE_TRANSPOSED,
     UNIT_ELEMENTS,
     HipKernel,
 )
-from q4jit.hip.limits import can_run_gemv_matrix, can_run_tile_halves
-from q4jit.hip.memory import f16_unit_bytes
+from q4jit.hip.limits import (
+    can_run_gemv_matrix,
+    can_run_tile_halves,
+    can_split_transposed,
+)
+from q4jit.hip.memory import f16_unit_bytes, transposed_has_room
 from q4jit.hip.problem import Problem
-from q4jit.hip.rules import GEMV_LANES, GEMV_MOST_ROWS, rules_of
+from q4jit.hip.rules import (
+    GEMV_LANES,
+    GEMV_MOST_ROWS,
+    TRANSPOSED_STAGES,
+    TRANSPOSED_WAVES,
+    rules_of,
+)
 from q4jit.hip.transposed import TILE_COLUMNS, gemv_constants, tile_constants
 from q4jit.hip.weight import Weight
 from q4jit.plan.kernels import Kernel, Section
@@ -33,7 +45,9 @@ from q4jit.weights.layouts import PLANAR, TILES16
 
 _MOST_STAGE_UNITS: Final = 16
 # they determine the block size
-_TILES: Final = frozenset({TILE_FMA, TILE_MATRIX, TILE_HALVES, TILE_TRANSPOSED})
+_TILES: Final = frozenset(
+    {TILE_FMA, TILE_MATRIX, TILE_HALVES, TILE_TRANSPOSED, TILE_HALVES_TRANSPOSED}
+)
 
 
 def unsized(problem: Problem, work: Kernel, schedule: str, **constants: Any) -> HipKernel:
@@ -60,6 +74,8 @@ def sized(problem: Problem, work: Kernel, schedule: str) -> HipKernel:
             return _gemv_matrix(problem, work)
         case kernels.TILE_HALVES:
             return _tile_halves(problem, work)
+        case kernels.TILE_HALVES_TRANSPOSED:
+            return _tile_halves_transposed(problem, work)
         case kernels.TILE_FMA | kernels.TILE_MATRIX:
             bf16_terms = (
                 BF16_TERMS[problem.plan_options.precision] if schedule == TILE_MATRIX else 0
@@ -224,3 +240,31 @@ def staged(arch: HipArch, kernel: HipKernel, rows: int, stages: int) -> HipKerne
     stage_bytes = rules_of(arch).stages_bytes // stages
     units = min(stage_bytes // f16_unit_bytes(kernel, rows), _MOST_STAGE_UNITS)
     return replace(kernel, rows_per_tile=rows, stage_units=units, stages=stages)
+
+
+def _tile_halves_transposed(problem: Problem, work: Kernel) -> HipKernel:
+    """Return a `tile_halves_transposed`: four waves to a quad of w's columns.
+
+    Results have only K columns, so few rows divide N among the blocks of a cluster.
+    """
+    arch, rules, rows, (section,) = problem.arch, problem.rules, problem.m_class, work.sections
+    f16_terms = problem.transposed_f16_terms
+    blocks = -(-section.width // QUAD_ELEMENTS)
+    base = unsized(
+        problem,
+        work,
+        TILE_HALVES_TRANSPOSED,
+        layout=TILES16,
+        block_size=TRANSPOSED_WAVES * arch.wave,
+        columns=QUAD_ELEMENTS,
+        wave_panels=QUAD_ELEMENTS // MATRIX_COLUMNS // TRANSPOSED_WAVES,
+        rows_per_tile=rules.transposed_tile_rows(arch, section, rows, f16_terms),
+        f16_terms=f16_terms,
+        warpgroups=problem.in_warpgroups,
+        folded=f16_terms == 1,
+    )
+    tries = (replace(base, stage_units=u, stages=s) for u, s in TRANSPOSED_STAGES)
+    kernel = next(each for each in tries if transposed_has_room(arch, each))
+    most = rules.most_tile_splits(arch, rows, blocks)
+    split = (replace(kernel, splits=n) for n in (8, 4, 2) if n <= most)
+    return next((each for each in split if can_split_transposed(arch, each)), kernel)

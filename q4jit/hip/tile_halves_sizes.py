@@ -8,6 +8,8 @@ from q4jit.hip.kernel import (
     QUAD_ELEMENTS,
     QUAD_UNITS,
     TILE_HALVES,
+    TILE_HALVES_TRANSPOSED,
+    UNIT_ELEMENTS,
     HipKernel,
     HipPlan,
 )
@@ -194,8 +196,78 @@ class TileHalvesSizes:
         return self.products * self.owned_rows * self.kernel.columns * _F32_BYTES
 
 
+@dataclass(frozen=True)
+class TransposedSizes(TileHalvesSizes):
+    """The same for a `tile_halves_transposed`, which stages weights beside x.
+
+    A unit of x is 32 columns of w. A tile has whole quads of each of them.
+    """
+
+    @property
+    def tile_quads(self) -> int:
+        """Quads of a column of w in a tile."""
+        return self.kernel.columns // QUAD_ELEMENTS
+
+    @property
+    def tiles_are_whole(self) -> bool:
+        """Whether every tile has only columns of the result's quads."""
+        return (self.last_quad + 1) % self.tile_quads == 0
+
+    @property
+    def last_quad(self) -> int:
+        """The last quad of the result."""
+        return (self.kernel.section.width - 1) // QUAD_ELEMENTS
+
+    @property
+    def quad_quants_items(self) -> int:
+        """Items with the quants of a quad of a panel: 4 bits each."""
+        return MATRIX_COLUMNS * QUAD_ELEMENTS // 2 // ITEM_BYTES
+
+    @property
+    def quad_scales_items(self) -> int:
+        """Items with the scales of a quad of a panel: f16, one for each unit."""
+        return MATRIX_COLUMNS * QUAD_UNITS * _F16_BYTES // ITEM_BYTES
+
+    @property
+    def quants_items(self) -> int:
+        """Items with the quants of a stage."""
+        return self._stage_quads * self.quad_quants_items
+
+    @property
+    def weight_items(self) -> int:
+        """Items of a stage: quants, then scales."""
+        return self._stage_quads * (self.quad_quants_items + self.quad_scales_items)
+
+    @property
+    def last_weight_panel(self) -> int:
+        """The last panel of w."""
+        return (self._k - 1) // MATRIX_COLUMNS
+
+    @property
+    def weight_panels_are_whole(self) -> bool:
+        """Whether w has all panels of the last quad of x."""
+        return self.last_weight_panel + 1 == self.quads * QUAD_ELEMENTS // MATRIX_COLUMNS
+
+    @property
+    def staged_bytes(self) -> int:
+        """All shared memory of a thread block."""
+        weights_bytes = self.products * self.kernel.stages * self.weight_items * ITEM_BYTES
+        return super().staged_bytes + weights_bytes
+
+    @property
+    def _stage_quads(self) -> int:
+        """Quads of panels of w in a stage."""
+        return self.kernel.stage_units * UNIT_ELEMENTS // MATRIX_COLUMNS * self.tile_quads
+
+
+def tile_halves_sizes(arch: HipArch, kernel: HipKernel) -> TileHalvesSizes:
+    """Return the sizes of a tile on matrix units."""
+    is_transposed = kernel.schedule == TILE_HALVES_TRANSPOSED
+    return (TransposedSizes if is_transposed else TileHalvesSizes)(arch, kernel)
+
+
 def tile_halves_variables(plan: HipPlan, kernel: HipKernel) -> dict[str, Any]:
-    """Return the variables that only the templates of `tile_halves` have."""
-    if kernel.schedule != TILE_HALVES:
+    """Return the variables that only the templates of such tiles have."""
+    if kernel.schedule not in {TILE_HALVES, TILE_HALVES_TRANSPOSED}:
         return {}
-    return {"sizes": TileHalvesSizes(plan.target.hip, kernel)}
+    return {"sizes": tile_halves_sizes(plan.target.hip, kernel)}

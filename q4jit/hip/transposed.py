@@ -49,7 +49,7 @@ _COUNTERPARTS: Final = {
 
 def counterpart(schedule: str) -> str:
     """Return the schedule for `w.T` that a caller means by the name of a schedule for w."""
-    return _COUNTERPARTS[schedule]
+    return _COUNTERPARTS.get(schedule, schedule)
 
 
 def layout_of(problem: Problem, section: Section) -> str:

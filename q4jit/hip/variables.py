@@ -19,6 +19,7 @@ from q4jit.hip.kernel import (
     QUAD_UNITS,
     ROWS,
     TILE_HALVES,
+    TILE_HALVES_TRANSPOSED,
     UNIT_ELEMENTS,
     HipKernel,
     HipPlan,
@@ -40,7 +41,8 @@ from q4jit.hip.values import HipValues, Statement, Sum, parameters, store_index
 from q4jit.hip.weight import Product, Weight, called_functions
 from q4jit.plan.kernels import Store
 
-_ROLLED: Final = frozenset({GEMV, GEMV_DOT, GEMV_MATRIX, GEMV_TRANSPOSED, TILE_HALVES})
+_STAGED_TERMS: Final = frozenset({TILE_HALVES, TILE_HALVES_TRANSPOSED})  # `rows` has split their x
+_ROLLED: Final = _STAGED_TERMS | {GEMV, GEMV_DOT, GEMV_MATRIX, GEMV_TRANSPOSED}
 
 
 def variables(plan: HipPlan, kernel: HipKernel) -> dict[str, Any]:
@@ -54,6 +56,7 @@ def variables(plan: HipPlan, kernel: HipKernel) -> dict[str, Any]:
     sums = long_sums(plan, kernel)
     result: dict[str, Any] = {
         "kernel": kernel,
+        "transposed": work.is_transposed,
         "stretch_units": sums.stretch_units,
         "arch": plan.target.hip,
         "schedule": kernel.schedule,
@@ -107,7 +110,7 @@ def _needs(
 ) -> dict[str, Any]:
     """Return which of the common functions a text calls; of_x: the statements of x at a column."""
     adds_up = adds_up_blocks(kernel)
-    loads_fours = bool(kernel.f16_terms) and kernel.schedule != TILE_HALVES
+    loads_fours = bool(kernel.f16_terms) and kernel.schedule not in _STAGED_TERMS
     fours = {(s.float_type, s.is_aligned) for s in of_x if s.at_column and loads_fours}
     work = kernel.work
     stores = (*work.rows, *(store for section in work.sections for store in section.stores))

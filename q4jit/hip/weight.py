@@ -24,6 +24,7 @@ _CALLED: Final = {
     kernels.TILE_MATRIX: _QUANTS | _FROM_ZERO | VALUES,
     kernels.GEMV_MATRIX: _QUADS | {"halves", "part_scale"},
     kernels.TILE_HALVES: _QUADS | {"halves", "part_scale"},
+    kernels.TILE_HALVES_TRANSPOSED: frozenset({"value", "column_pairs"}),
 }
 _FOLDED: Final = _QUADS | {"rounded"}
 _LATE: Final = _QUANTS | _FROM_ZERO | {"value"}

@@ -739,6 +739,18 @@ void host_load_quarters(const uint16_t* row, void* quarters, int line) {
     }
 }
 
+void host_load_transposed(const void* row, void* matrices, int line) {
+    if (reinterpret_cast<uintptr_t>(row) % 16 != 0)
+        fault("load_transposed at line %d of a row that is not at a multiple of 16 bytes", line);
+    const char* const values = exchange(&row, sizeof row, HERE("load_transposed"));
+    const int lane = own_lane();
+    for (int i = 0; i < 4; ++i)
+        for (int half = 0; half < 2; ++half) {
+            const auto* const theirs = value_of<const uint16_t*>(values, 8 * i + 2 * (lane % 4) + half);
+            memcpy(static_cast<char*>(matrices) + 4 * i + 2 * half, theirs + lane / 4, 2);
+        }
+}
+
 // The functions that clang's checks of undefined behaviour call; their data begins with the position in the text.
 struct SourcePlace {
     const char* file;

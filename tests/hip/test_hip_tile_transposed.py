@@ -1,0 +1,344 @@
+"""Execute `tile_halves_transposed` without a GPU: rows of x in f16 terms × w.T on matrix units."""
+
+import itertools
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any, Final
+
+import numpy as np
+import pytest
+
+from q4jit.errors import TargetError
+from q4jit.hip.kernel import (
+    ELEMENT_TRANSPOSED,
+    ROWS,
+    TILE_HALVES_TRANSPOSED,
+    HipKernel,
+    HipPlan,
+)
+from q4jit.hip.memory import scratch
+from q4jit.hip.render import render
+from q4jit.hip.tile_halves_sizes import TransposedSizes
+from q4jit.plan.options import PlanOptions
+from q4jit.weights.layouts import TILES16
+from tests.support.compilers import compiler_for
+from tests.support.halves import DTYPES, assert_rounded_contract
+from tests.support.hip import hip_plan, run_on_host
+from tests.support.hip_cases import tensor, zeros
+from tests.support.hip_host import KernelFaultError
+from tests.support.hip_objects import frame_bytes, in_parallel
+from tests.support.kernels import (
+    BOUND,
+    F32,
+    Floats,
+    Weight,
+    assert_contract,
+    assert_ieee,
+    distributions,
+    not_finite_rows,
+    random_x,
+    relative_error,
+    weight,
+    wrap,
+)
+from tests.support.pairs import pairwise
+
+ARCHS: Final = ("sm_80", "sm_90")
+BOUNDS: Final = {"f32": BOUND, "f16": 5e-4}
+PRECISIONS: Final = tuple(BOUNDS)
+HALVES: Final = tuple(DTYPES)
+K, N = 160, 200  # a quad and a unit; six units and a quarter of one: 12 panels and half of one
+
+every_arch = pytest.mark.parametrize("arch", ARCHS)
+every_precision = pytest.mark.parametrize("precision", PRECISIONS)
+
+
+def product(x: Any, w: Any) -> Any:
+    return x @ w.T
+
+
+def two_products(x: Any, a: Any, b: Any) -> Any:
+    y, z = x @ a.T, x @ b.T
+    return y, z, y + z
+
+
+def around(x: Any, gain: Any, gate: Any, up: Any, residual: Any) -> Any:
+    """Return RMSNorm, two products, SiLU and a residual, which make one kernel."""
+    h = x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + 1e-5) * gain
+    g = h @ gate.T
+    return residual + g / (1 + np.exp(-g)) * (h @ up.T)
+
+
+def transposed(w: Weight) -> Weight:
+    """Return a weight with the values of its transpose, for the checks of products."""
+    return Weight(w.tensor, w.values.T)
+
+
+def run(
+    function: Any,
+    args: list[Any],
+    arch: str,
+    precision: str = "f32",
+    edit: Callable[[str], str] = str,
+    **constants: Any,
+) -> list[Floats]:
+    """Return the results of a plan by rule, whose products have these constants instead."""
+    plan = hip_plan(function, f"hip:{arch}", args, PlanOptions(precision))
+    assert [kernel.schedule for kernel in plan.kernels] == [ROWS, TILE_HALVES_TRANSPOSED]
+    first, last = plan.kernels
+    assert last.layout == TILES16
+    plan = replace(plan, kernels=(first, replace(last, **constants)))
+    return run_on_host(plan, args, edit=edit)
+
+
+def kernels_of(arch: str) -> Iterator[tuple[HipPlan, HipKernel]]:
+    """Yield kernels by rule for all classes of M."""
+    w = tensor("Q4_0", 4096, 14336)
+    for m, precision in itertools.product((8, 16, 32, 64, 512, 1024), PRECISIONS):
+        for function, count in ((product, 1), (two_products, 2)):
+            args = [zeros(m, 14336), *[w] * count]
+            plan = hip_plan(function, f"hip:{arch}", args, PlanOptions(precision))
+            yield plan, plan.kernels[-1]
+
+
+@every_arch
+def test_sizes_divide_the_work_without_a_rest(arch: str) -> None:
+    for plan, kernel in kernels_of(arch):
+        sizes = TransposedSizes(plan.target.hip, kernel)
+        assert sizes.waves_n * plan.target.hip.wave == kernel.block_size
+        assert sizes.tile_quads * 4 == sizes.waves_n
+        assert sizes.owned_rows * kernel.splits == kernel.rows_per_tile
+        assert sizes.stage_quads == 1, "quads are whole stages"
+        assert sizes.staged_bytes <= plan.target.hip.lds_bytes
+        first = plan.kernels[0]
+        room = next(size for slot, size in scratch(first, 520).items() if slot.kind == "x_terms")
+        rows = -(-520 // kernel.rows_per_tile) * kernel.rows_per_tile
+        assert rows * 14336 * 2 * kernel.f16_terms <= room
+
+
+@every_arch
+def test_texts_have_no_constant_that_they_do_not_use(arch: str) -> None:
+    for plan, kernel in kernels_of(arch):
+        text = render(plan, kernel).text
+        own = text[text.index("BLOCK_SIZE =") : text.index("LDS_BYTES =")]
+        code = re.sub("//.*", "", text)
+        for name in re.findall(r"^constexpr \w+ (\w+) =", own, re.MULTILINE):
+            assert len(re.findall(rf"\b{name}\b", code)) > 1, (name, kernel.rows_class)
+
+
+@pairwise("m arch precision", [5, 8, 11, 17, 33, 70], ARCHS, PRECISIONS)
+def test_every_class_of_rows(m: int, precision: str, arch: str) -> None:
+    x, w = random_x(m, N), weight("Q4_0", K, N)
+    (y,) = run(product, [x, w.tensor], arch, precision)
+    assert_contract(y, x, transposed(w), BOUNDS[precision])
+
+
+@every_arch
+def test_i8_is_computed_as_f32_is(arch: str) -> None:
+    x, w = random_x(9, N), weight("Q4_0", K, N)
+    (y,) = run(product, [x, w.tensor], arch, "i8")
+    assert_contract(y, x, transposed(w))
+
+
+@pairwise(
+    "shape arch precision",
+    [(32, 1), (96, 15), (128, 32), (288, 130), (160, 256), (544, 127), (128, 1000)],
+    ARCHS,
+    PRECISIONS,
+)
+def test_every_shape(shape: tuple[int, int], precision: str, arch: str) -> None:
+    k, n = shape
+    x, w = random_x(20, n), weight("Q4_0", k, n)
+    (y,) = run(product, [x, w.tensor], arch, precision)
+    assert_contract(y, x, transposed(w), BOUNDS[precision])
+
+
+@pairwise(
+    "constants arch precision",
+    [
+        {"rows_per_tile": 32, "stage_units": 1, "stages": 4},
+        {"rows_per_tile": 32, "stage_units": 4, "stages": 2},
+        {"rows_per_tile": 64, "stage_units": 1, "stages": 2},
+        {"rows_per_tile": 32, "columns": 256, "block_size": 256, "stage_units": 1, "stages": 2},
+    ],
+    ARCHS,
+    PRECISIONS,
+)
+def test_stages_and_tiles(constants: dict[str, Any], precision: str, arch: str) -> None:
+    """Check tiles with rows and columns beyond the result, and more stages than N has."""
+    for n in (200, 40):
+        x, w = random_x(100, n), weight("Q4_0", 416, n)
+        (y,) = run(product, [x, w.tensor], arch, precision, **constants)
+        assert_contract(y, x, transposed(w), BOUNDS[precision])
+
+
+def test_tall_tiles() -> None:
+    x, w = random_x(130, 300), weight("Q4_0", K, 300)
+    args = [x, w.tensor]
+    (y,) = run(product, args, "sm_90", "f16", rows_per_tile=128, stage_units=2, stages=2)
+    assert_contract(y, x, transposed(w), BOUNDS["f16"])
+
+
+@every_precision
+@pytest.mark.parametrize("splits", [2, 4, 8])
+@pytest.mark.parametrize("m", [8, 20])
+def test_blocks_of_a_cluster_share_n(m: int, splits: int, precision: str) -> None:
+    """Divide nine quads among blocks; some have none."""
+    x, w = random_x(m, 1050), weight("Q4_0", K, 1050)
+    (y,) = run(product, [x, w.tensor], "sm_90", precision, splits=splits)
+    assert_contract(y, x, transposed(w), BOUNDS[precision])
+
+
+@every_arch
+def test_sums_of_one_sign_over_a_long_n(arch: str) -> None:
+    w = weight("Q4_0", 32, 20000)
+    x = np.abs(random_x(8, 20000)) * np.where(w.values[:8] > 0, F32(1), F32(-1))
+    x = x.astype(F32)
+    (y,) = run(product, [x, w.tensor], arch)
+    exact = x.astype(np.float64) @ w.values.T
+    assert (exact.diagonal() > 0.9 * np.abs(x[0].astype(np.float64) @ np.abs(w.values[0]))).any()
+    np.testing.assert_allclose(y.diagonal(), exact.diagonal(), rtol=2e-6)
+    assert_contract(y, x, transposed(w))
+
+
+@every_arch
+@every_precision
+def test_not_finite_activations(precision: str, arch: str) -> None:
+    rows = not_finite_rows(N)
+    x, w = np.concatenate([rows] * (1 + 20 // len(rows))), weight("Q4_0", K, N)
+    (y,) = run(product, [x, w.tensor], arch, precision)
+    assert_ieee(y, x, transposed(w), BOUNDS[precision])
+
+
+@every_arch
+@every_precision
+def test_distributions(precision: str, arch: str) -> None:
+    x, w = np.stack([*distributions(N).values()]), weight("Q4_0", K, N)
+    (y,) = run(product, [x, w.tensor], arch, precision)
+    sizes = np.abs(x).astype(np.float64) @ np.abs(w.values.T)
+    inside = sizes.max(1) <= np.finfo(F32).max
+    assert inside[:5].all()
+    assert_contract(y[inside], x[inside], transposed(w), BOUNDS[precision])
+
+
+@every_arch
+@every_precision
+def test_small_and_large_scales(precision: str, arch: str) -> None:
+    """Compute with terms what suits f16, and anything else by another schedule."""
+    w = weight("Q4_0", 32, N)
+    blocks = w.tensor.raw.reshape(N, -1, 18)
+    scales = blocks[..., :2].copy().view(np.float16)[..., 0].astype(np.float64)
+    largest = np.abs(scales).max()
+    for size, suits in ((127.0, True), (2.0**-9, True), (200.0, False), (60000.0, False)):
+        raw = blocks.copy()
+        changed = (scales * (size / largest)).astype(np.float16)
+        raw[..., :2] = changed[..., np.newaxis].view(np.uint8)
+        other = wrap("Q4_0", 32, raw)
+        x = random_x(5, N)
+        plan = hip_plan(product, f"hip:{arch}", [x, other.tensor], PlanOptions(precision))
+        wanted = TILE_HALVES_TRANSPOSED if suits else ELEMENT_TRANSPOSED
+        assert plan.kernels[-1].schedule == wanted
+        (y,) = run_on_host(plan, [x, other.tensor])
+        assert_contract(y, x, transposed(other), BOUNDS[precision])
+
+
+@every_arch
+def test_slices_of_a_product(arch: str) -> None:
+    """Compute slices from a quad on with matrix units, and others by another schedule."""
+
+    def slices(x: Any, w: Any) -> Any:
+        y = x @ w.T
+        return y[..., 128:160], y[..., 256:], y[..., :40]
+
+    x, w = random_x(9, N), weight("Q4_0", 416, N)
+    cuts = (slice(128, 160), slice(256, None), slice(40))
+    plan = hip_plan(slices, f"hip:{arch}", [x, w.tensor])
+    assert {k.schedule for k in plan.kernels} == {ROWS, TILE_HALVES_TRANSPOSED}
+    for y, cut in zip(run_on_host(plan, [x, w.tensor]), cuts, strict=True):
+        assert_contract(y, x, Weight(w.tensor, w.values[cut].T))
+
+    def beside_a_quad(x: Any, w: Any) -> Any:
+        return (x @ w.T)[..., 3:50]
+
+    plan = hip_plan(beside_a_quad, f"hip:{arch}", [x, w.tensor])
+    assert plan.kernels[-1].schedule == ELEMENT_TRANSPOSED
+    (y,) = run_on_host(plan, [x, w.tensor])
+    assert_contract(y, x, Weight(w.tensor, w.values[3:50].T))
+
+
+@pairwise("m arch precision", [8, 40], ARCHS, PRECISIONS)
+def test_two_products(m: int, precision: str, arch: str) -> None:
+    x, weights = random_x(m, N), [weight("Q4_0", K, N, seed=seed) for seed in (1, 2)]
+    args = [x, *(w.tensor for w in weights)]
+    first, second, both = run(two_products, args, arch, precision)
+    assert_contract(first, x, transposed(weights[0]), BOUNDS[precision])
+    assert_contract(second, x, transposed(weights[1]), BOUNDS[precision])
+    np.testing.assert_array_equal(both, first + second)
+
+
+@every_arch
+@pytest.mark.parametrize("m", [8, 40])
+def test_a_fused_function(m: int, arch: str) -> None:
+    gate, up = weight("Q4_0", K, N, seed=1), weight("Q4_0", K, N, seed=2)
+    x, gain, residual = random_x(m, N), random_x(N), random_x(m, K)
+    (y,) = run(around, [x, gain, gate.tensor, up.tensor, residual], arch)
+    wide = [a.astype(np.float64) for a in (x, gain, residual)]
+    in_rows = transposed(gate).values.T, transposed(up).values.T
+    assert relative_error(y, around(wide[0], wide[1], *in_rows, wide[2])) < 3e-6
+
+
+@pytest.mark.parametrize("kind", HALVES)
+@every_arch
+@every_precision
+def test_narrow_arrays(precision: str, arch: str, kind: str) -> None:
+    x, w = random_x(11, N).astype(DTYPES[kind]), weight("Q4_0", K, N)
+    (y,) = run(product, [x, w.tensor], arch, precision)
+    assert_rounded_contract(y, x, transposed(w), kind, BOUNDS[precision])
+
+
+@every_arch
+def test_results_of_rough_rows_are_stored(arch: str) -> None:
+    x, w = random_x(20, N), weight("Q4_0", K, N)
+    x[7] *= F32(1e-37)  # too small for f16
+
+    def without_rough_rows(text: str) -> str:
+        """Return the text without its last phase, which computes rough rows."""
+        return text.replace("if (!any_rough) return;", "if (!any_rough || N > 0) return;")
+
+    (right,) = run(product, [x, w.tensor], arch)
+    assert_contract(right, x, transposed(w))
+    with pytest.raises(KernelFaultError, match="160 of 3200 elements of output0 were never"):
+        run(product, [x, w.tensor], arch, edit=without_rough_rows)
+
+
+def test_x_is_not_overwritten_while_it_is_multiplied() -> None:
+    """Compute products when they are awaited, as late as a GPU may: the host does so."""
+    x, w = random_x(64, 1024), weight("Q4_0", K, 1024)
+
+    def without_wait(text: str) -> str:
+        wait = "await_multiplied(before);"
+        assert text.count(wait) == 1
+        return text.replace(wait, "")
+
+    (y,) = run(product, [x, w.tensor], "sm_90", "f16", splits=1)
+    assert_contract(y, x, transposed(w), BOUNDS["f16"])
+    with pytest.raises((AssertionError, KernelFaultError)):
+        (y,) = run(product, [x, w.tensor], "sm_90", "f16", without_wait, splits=1)
+        assert_contract(y, x, transposed(w), BOUNDS["f16"])
+
+
+def test_an_asked_schedule_that_does_not_suit_is_refused() -> None:
+    w = weight("Q8_0", K, N)
+    options = PlanOptions(schedule=TILE_HALVES_TRANSPOSED)
+    with pytest.raises(TargetError, match="tile_halves_transposed"):
+        hip_plan(product, "hip:sm_90", [random_x(9, N), w.tensor], options)
+
+
+@pytest.mark.ratchet
+@every_arch
+def test_nvidias_compiler_keeps_all_in_registers(arch: str) -> None:
+    compiler = compiler_for(arch)
+    sources = [render(plan, kernel) for plan, kernel in kernels_of(arch)]
+    cubins = in_parallel(lambda s: compiler.compile_object(s.text, s.target), sources)
+    assert not any(map(frame_bytes, cubins))
