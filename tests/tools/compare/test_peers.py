@@ -20,7 +20,6 @@ from q4jit.tools.compare.torch_products import Quants
 from q4jit.tools.compare.work import WeightShape
 from q4jit.weights.reference import random_weight
 from tests.support.fake_arena import K, N
-from tests.support.tools import require_torch
 
 
 @pytest.mark.parametrize("fmt", ["Q4_0", "Q8_0", "F16"])
@@ -45,9 +44,8 @@ def test_ggmls_products_are_right(fmt: str, n: int, total_bytes: int) -> None:
 @pytest.mark.torch
 @pytest.mark.parametrize("dtype", FLOAT_BYTES)
 @pytest.mark.parametrize("make", [torch_products.dense, torch_products.dequantise])
-def test_products_of_pytorch_are_right(make: Any, dtype: FloatType) -> None:
+def test_products_of_pytorch_are_right(torch: Any, make: Any, dtype: FloatType) -> None:
     """Runs on PyTorch's CPU; the same calls run on a GPU."""
-    torch = require_torch()
     work = WeightShape("Q4_0", 256, 64, (5,), 0, dtype).product(5)
     calls: Sequence[Callable[[], Any]] = make(torch, "cpu", work, 200_000)
     assert len(calls) > 2
@@ -61,9 +59,9 @@ def test_products_of_pytorch_are_right(make: Any, dtype: FloatType) -> None:
 
 
 @pytest.mark.torch
+@pytest.mark.usefixtures("torch")
 @pytest.mark.parametrize("dtype", FLOAT_BYTES)
 def test_pytorchs_product_with_4_bit_weights_is_right(dtype: FloatType) -> None:
-    require_torch()
     entrant = CpuPeers(1, find_target("cpu"), None, 0).makers()["torch int4"]()
     work = WeightShape("Q4_0", 256, 64, (5,), 0, dtype).product(5)
     (outcome,) = contest([(entrant, work, BOUNDS["i8"])], 1)
