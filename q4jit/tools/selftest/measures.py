@@ -16,6 +16,10 @@ Floats = NDArray[Any]
 Measure = Callable[[Sequence[Any], Sequence[Any]], float]
 
 
+class WrongResultsError(Exception):
+    """Results have another type, or are not the NaN, Inf or number that they must be."""
+
+
 @functools.cache
 def _values(w: QuantizedTensor) -> Floats:
     """Return the values of a weight [K, N], decoded by NumPy and not by a kernel."""
@@ -66,14 +70,13 @@ def _exact(x: Floats, values: Floats) -> tuple[NDArray[np.float64], NDArray[np.f
 
 
 def special_error(bound: float, args: Sequence[Any], results: Sequence[Any]) -> float:
-    """Return the contract error of finite results if NaN and Inf are where they must be.
+    """Return the contract error of the finite results.
 
-    Otherwise return how many results are wrong; at least 1. Where an error within the bound decides
-    whether a result is beyond the range of its type, both Inf and a finite result are right.
+    Raises WrongResultsError if NaN and Inf are not where they must be. Where an error within the
+    bound decides whether a result exceeds the range of its type, Inf and a finite one are right.
     """
     (y,), (x, w) = results, args
-    if y.dtype != x.dtype:
-        return float(y.size)
+    _require_dtype(y, x.dtype)
     with np.errstate(all="ignore"):
         exact, scale = _exact(x, _values(w))
         margin = np.where(np.isfinite(scale), bound * scale, 0)
@@ -82,8 +85,7 @@ def special_error(bound: float, args: Sequence[Any], results: Sequence[Any]) -> 
         wrong = np.isnan(wide) != np.isnan(exact)
         wrong |= ~np.isnan(wide) & np.isinf(wide) & (wide != least) & (wide != most)
         wrong |= np.isfinite(wide) & np.isinf(least) & np.isinf(most)
-        if wrong.any():
-            return float(wrong.sum())
+        _require_none(wrong)
         counted = known & np.isfinite(wide)
         errors = np.where(counted, beyond_rounding(y, exact) / scale, 0)
         rms = np.sqrt((errors**2).sum(-1) / np.maximum(counted.sum(-1), 1))
@@ -93,15 +95,29 @@ def special_error(bound: float, args: Sequence[Any], results: Sequence[Any]) -> 
 def rounding_error(
     function: Callable[..., Any], args: Sequence[Any], results: Sequence[Any]
 ) -> float:
-    """Return how many results differ from NumPy's, NaN apart; the bound is 0."""
+    """Return 0. Raises WrongResultsError if a result differs from NumPy's, NaN apart."""
     with np.errstate(all="ignore"):
         wanted = function(*args)
     (y,) = results
-    if y.dtype != wanted.dtype:
-        return float(y.size)
+    _require_dtype(y, wanted.dtype)
     a, b = _widened(y), _widened(wanted)
     same = (a == b) & (np.signbit(a) == np.signbit(b)) | np.isnan(a) & np.isnan(b)
-    return float((~same).sum())
+    _require_none(~same)
+    return 0.0
+
+
+def _require_dtype(y: NDArray[Any], dtype: np.dtype[Any]) -> None:
+    if y.dtype != dtype:
+        raise WrongResultsError(f"expected results in {dtype}, got {y.dtype}")
+
+
+def _require_none(wrong: NDArray[np.bool_]) -> None:
+    if wrong.any():
+        first = [int(i) for i in np.argwhere(wrong)[0]]
+        raise WrongResultsError(
+            f"{wrong.sum():,} of {wrong.size:,} results are not the NaN, Inf or number that they "
+            f"must be, first {first}"
+        )
 
 
 def _widened(array: NDArray[Any]) -> NDArray[np.float64]:

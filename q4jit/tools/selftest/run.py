@@ -12,7 +12,7 @@ from q4jit.tools.selftest.cases import Case, cases
 from q4jit.tools.selftest.checks import Check, checks
 from q4jit.tools.selftest.findings import CaseOutcome, Findings, attempt, error_text
 from q4jit.tools.selftest.halves import half_cases, missing_types
-from q4jit.tools.selftest.measures import Floats
+from q4jit.tools.selftest.measures import Floats, WrongResultsError
 from q4jit.tools.selftest.streams import NotRunError
 from q4jit.tools.selftest.timing import time_products
 
@@ -77,7 +77,10 @@ def judge(case: Case, results: Sequence[Floats]) -> CaseOutcome:
         verb = "is" if missing == 1 else "are"
         message = f"{missing:,} of {total:,} results {verb} NaN or Inf (not written, or wrong)"
         return CaseOutcome(str(case), case.group, case.rows, None, case.bound, False, message)
-    error = case.measure(case.args, results)
+    try:
+        error = case.measure(case.args, results)
+    except WrongResultsError as wrong:
+        return CaseOutcome(str(case), case.group, case.rows, None, case.bound, False, str(wrong))
     passed = error <= case.bound
     message = "" if passed else _excess(error, case.bound)
     return CaseOutcome(str(case), case.group, case.rows, error, case.bound, passed, message)
