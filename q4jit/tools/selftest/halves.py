@@ -165,7 +165,7 @@ def in_bf16(x: Any) -> Any:
 
 
 def conversion_cases(dtype: FloatType) -> Iterator[Case]:
-    """Yield a load of every number of a type, and a store of all, with what lies between them."""
+    """Yield a load of every number of a type, and a store of those and of the ties between them."""
     every = np.arange(1 << 16, dtype=np.uint16).view(numpy_dtype(dtype)).reshape(64, -1)
     narrowed = in_f16 if dtype == "f16" else in_bf16
     calls = (

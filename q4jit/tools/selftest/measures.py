@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from q4jit.errors import expected
 from q4jit.precision import beyond_rounding, error_scale, relative_error
 from q4jit.weights.formats import decode
 from q4jit.weights.tensor import QuantizedTensor
@@ -108,7 +109,7 @@ def rounding_error(
 
 def _require_dtype(y: NDArray[Any], dtype: np.dtype[Any]) -> None:
     if y.dtype != dtype:
-        raise WrongResultsError(f"expected results in {dtype}, got {y.dtype}")
+        raise WrongResultsError(expected(f"results in {dtype}", str(y.dtype)))
 
 
 def _require_none(wrong: NDArray[np.bool_]) -> None:
