@@ -14,7 +14,7 @@ from q4jit.hip.kernel import ELEMENT, GEMV, GEMV_DOT, TILE_FMA, TILE_MATRIX
 from q4jit.plan.options import PlanOptions
 from q4jit.precision import BOUNDS
 from q4jit.targets import Target
-from q4jit.tools.selftest.cases import Case, function_cases, mlp, product, schedules, suits
+from q4jit.tools.selftest.cases import Case, function_cases, product, schedules, suits
 from q4jit.tools.selftest.findings import CaseOutcome
 from q4jit.tools.selftest.measures import contract_error, rounding_error, special_error
 from q4jit.weights.formats import FORMATS
@@ -27,9 +27,9 @@ _ROWS: Final = {ELEMENT: 5, GEMV: 8, GEMV_DOT: 8, TILE_FMA: 17, TILE_MATRIX: 17}
 # precisions and M whose default schedules no other case forces
 _DEFAULT_WAYS: Final = (("f32", 1), ("f32", 4), ("f32", 64), ("f16", 8))
 _CPU_WAYS: Final = (("f32", 8), ("i8", 17), ("f16", 8), ("i8", 8))
-# rows whose results are partly denormal numbers of a type
+# the scale of rows whose results are partly denormal numbers of a type
 _SMALL: Final[dict[FloatType, float]] = {"f16": 2.0**-16, "bf16": 2.0**-124}
-# rows whose results are partly beyond the range of f16; in bf16 their sums would exceed that of f32
+# |x| of rows whose results are partly beyond the range of f16; in bf16 sums would leave that of f32
 _LARGE: Final = 65504.0
 
 
@@ -44,19 +44,17 @@ class _Way:
 
     def cases(self, dtype: FloatType) -> Iterator[Case]:
         """Yield a product of ordinary numbers and, if it has the rows, one of special numbers."""
-        k, n = SHAPE
-        w, options = (
-            random_weight(self.format, k, n),
-            PlanOptions(self.precision, None, self.schedule),
-        )
+        k, w = SHAPE[0], random_weight(self.format, *SHAPE)
+        options = PlanOptions(self.precision, None, self.schedule)
         bound = BOUNDS[self.precision]
-        x = random_x(self.rows, k, dtype)
+        args = (random_x(self.rows, k, dtype), w)
         group = f"products in {dtype}, {self.precision}"
-        yield Case(group, product, (x, w), options, bound, contract_error)
+        yield Case(group, product, args, options, bound, contract_error)
         if self.rows >= len(_SPECIAL_ROWS):
-            x, measure = special_x(self.rows, k, dtype), functools.partial(special_error, bound)
+            args = (special_x(self.rows, k, dtype), w)
             group = f"special {dtype}, {self.precision}"
-            yield Case(group, product, (x, w), options, bound, measure, must_be_finite=False)
+            measure = functools.partial(special_error, bound)
+            yield Case(group, product, args, options, bound, measure, must_be_finite=False)
 
 
 def half_cases(target: Target, quick: bool = False) -> Iterator[Case]:
@@ -67,7 +65,7 @@ def half_cases(target: Target, quick: bool = False) -> Iterator[Case]:
                 yield from way.cases(dtype)
         yield from conversion_cases(dtype)
         if not quick:
-            yield from (case for case in function_cases(dtype, (8,)) if case.function is mlp)
+            yield from function_cases(dtype, (8,))
 
 
 def cpu_half_cases(quick: bool = False) -> Iterator[Case]:
@@ -78,17 +76,15 @@ def cpu_half_cases(quick: bool = False) -> Iterator[Case]:
             yield from _Way(None, precision, rows, name).cases(dtype)
         yield from conversion_cases(dtype)
         if not quick:
-            yield from (case for case in function_cases(dtype, (8,)) if case.function is mlp)
+            yield from function_cases(dtype, (8,))
 
 
 def missing_types() -> Iterator[CaseOutcome]:
     """Yield an outcome for each float type that has no cases here, because NumPy lacks it."""
     for dtype in HALVES:
         if dtype not in _present():
-            message = "not run: needs ml_dtypes; run pip install ml_dtypes"
-            yield CaseOutcome(
-                f"arrays in {dtype}", f"arrays in {dtype}", 0, None, 0.0, None, message
-            )
+            what, reason = f"arrays in {dtype}", "needs ml_dtypes; run pip install ml_dtypes"
+            yield CaseOutcome(what, what, 0, None, 0.0, None, f"not run: {reason}")
 
 
 def _present() -> Sequence[FloatType]:
