@@ -16,6 +16,8 @@ OLDEST_TESTS := tests/test_dispatcher.py tests/frontend tests/weights tests/arra
 	tests/cpu/test_golden.py tests/hip/test_hip_golden.py tests/hip/test_render.py
 BENCH := .venv-bench
 TORCH_VENV := .venv-torch
+TESTED_TORCH := torch==2.14.1
+TORCH_TESTS := tests/arrays/test_host_tensors.py tests/tools/compare/test_peers.py
 BENCH_PIP := $(BENCH)/bin/python -m pip --disable-pip-version-check
 GGML := llama-cpp-python==0.3.36
 TORCH ?= torch
@@ -50,10 +52,10 @@ demo: $(VENV)/.demo ## let a language model answer PROMPT through compiled kerne
 		$${DEMO_PROMPT:+"--prompt=$$DEMO_PROMPT"}
 
 quick: $(VENV)/.test ## run the quick tests, reusing kernels of earlier runs (ARGS goes to pytest)
-	@$(call run_tests,--reuse -m 'not (ratchet or process or model or emulated or gpu)')
+	@$(call run_tests,--reuse -m 'not (ratchet or process or model or emulated or gpu or torch)')
 
 test: $(VENV)/.test ## run all tests, compiling everything anew (ARGS goes to pytest)
-	@$(call run_tests)
+	@$(call run_tests,-m 'not torch')
 
 # The tests that depend on the Python version, in a minute: make smoke PYTHON=python3.13
 smoke: $(SMOKE)/.smoke ## run a few tests on another PYTHON
@@ -65,8 +67,8 @@ oldest: $(OLDEST)/.oldest ## run a few tests with the oldest accepted packages
 		-m 'not (serial or ratchet or process or model or emulated or gpu)' \
 		$(OLDEST_TESTS) $$RUN_ARGS
 
-torch: $(TORCH_VENV)/.torch ## test PyTorch's tensors in host memory (ARGS goes to pytest)
-	@set -f; exec $(TORCH_VENV)/bin/python -m pytest tests/arrays/test_host_tensors.py $$RUN_ARGS
+torch: $(TORCH_VENV)/.torch ## run the tests that need PyTorch, on its CPU (ARGS goes to pytest)
+	@set -f; exec $(TORCH_VENV)/bin/python -m pytest -m torch $(TORCH_TESTS) $$RUN_ARGS
 
 bench: $(BENCH)/.bench ## compare with ggml, OpenBLAS and PyTorch on the CPU (ARGS goes to q4jit bench)
 	@set -- $(BENCH)/lib/python3.*/site-packages/llama_cpp/lib; \
@@ -78,7 +80,7 @@ lint: $(VENV)/.test ## check format, lint and types without running a test
 	@$(BIN)/python -m ruff check .
 	@$(BIN)/python -m mypy
 
-check: lint test ## lint, then test: everything a contribution must pass
+check: lint torch test ## lint, then test: everything a contribution must pass
 
 format: $(VENV)/.test ## rewrite the sources in the project's format
 	@$(BIN)/python -m ruff check --fix --exit-zero --silent .
@@ -128,10 +130,15 @@ $(OLDEST)/.oldest: pyproject.toml Makefile $(OLDEST)/.$(notdir $(PYTHON))
 		$(OLDEST_VERSIONS) 'pytest>=8.4' 'pytest-xdist>=3.6' hypothesis gguf
 	@touch $@
 
-$(TORCH_VENV)/.torch: pyproject.toml $(TORCH_VENV)/.venv
-	@echo 'installing q4jit and PyTorch (once, about 5 GB)'
-	@$(TORCH_VENV)/bin/python -m pip --disable-pip-version-check --quiet install --editable '.[torch]' \
-		'pytest>=8.4' hypothesis gguf
+# PyTorch with its dependencies in Python, without the 4 GB that only a GPU needs
+$(TORCH_VENV)/.torch: pyproject.toml Makefile tests/support/without_cuda.py $(TORCH_VENV)/.venv
+	@echo 'installing q4jit and $(TESTED_TORCH) (once, 1.6 GB)'
+	@$(TORCH_VENV)/bin/python -m pip --disable-pip-version-check --quiet install --editable . \
+		filelock fsspec jinja2 networkx sympy typing_extensions \
+		ml_dtypes 'pytest>=8.4' hypothesis gguf
+	@$(TORCH_VENV)/bin/python -m pip --disable-pip-version-check --quiet install --no-deps \
+		'$(TESTED_TORCH)'
+	@$(TORCH_VENV)/bin/python -m tests.support.without_cuda
 	@touch $@
 
 # ggml is fastest when it is built for the CPU that it runs on.

@@ -7,10 +7,13 @@ loaded, and results are rounded once, where they are stored.
 from typing import Any, Final, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 FloatType = Literal["f32", "f16", "bf16"]
 
 FLOAT_BYTES: Final[dict[FloatType, int]] = {"f32": 4, "f16": 2, "bf16": 2}
+_FRACTION_BITS: Final[dict[FloatType, int]] = {"f32": 23, "f16": 10, "bf16": 7}
+_LEAST_EXPONENT: Final[dict[FloatType, int]] = {"f32": -126, "f16": -14, "bf16": -126}
 
 FLOAT_TYPES: Final[dict[str, FloatType]] = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
 """By the names of NumPy, ml_dtypes and PyTorch."""
@@ -44,3 +47,15 @@ def promoted(*types: FloatType | None) -> FloatType | None:
     if len(named) > 1:
         return "f32"
     return next(iter(named), None)
+
+
+def half_ulp(values: NDArray[Any], float_type: FloatType) -> NDArray[np.float64]:
+    """Return half the distance of adjacent numbers of a type, at each value.
+
+    Correct rounding of a value in the type's range costs at most as much.
+    """
+    _, exponents = np.frexp(np.asarray(values, np.float64))  # fractions from 0.5: one too large
+    least = _LEAST_EXPONENT[float_type]
+    exponents = np.where(values == 0, least, np.maximum(exponents - 1, least))
+    halves: NDArray[np.float64] = np.ldexp(1.0, exponents - _FRACTION_BITS[float_type] - 1)
+    return halves

@@ -1,10 +1,12 @@
 """The precision contract: the precisions, their bounds, and the error measure."""
 
 import math
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
+
+from q4jit.floats import FloatType, float_type_of, half_ulp
 
 BOUNDS: Final = {"f32": 2e-6, "f16": 5e-4, "i8": 2e-2}
 """The bound of each precision: rms error of a row of y, relative to √Σ(xw)²."""
@@ -27,14 +29,29 @@ def error_scale(squares: NDArray[np.float64], terms: int) -> NDArray[np.float64]
 
 
 def relative_error(
-    result: NDArray[np.float32], exact: NDArray[np.float64], scale: NDArray[np.float64]
+    result: NDArray[Any],
+    exact: NDArray[np.float64],
+    scale: NDArray[np.float64],
+    float_type: FloatType | None = None,
 ) -> float | None:
     """Return the largest rms error of a row of [M, N], relative to `scale`; None if it is NaN.
 
-    Half a unit in the last place of f32 is no error: correct rounding takes up to that.
+    float_type: as for `beyond_rounding`.
     """
     with np.errstate(all="ignore"):  # wrong results may be NaN or Inf
-        half_ulp = np.spacing(np.abs(exact).astype(np.float32)).astype(np.float64) / 2
-        errors = np.maximum(np.abs(result - exact) - half_ulp, 0) / scale
+        errors = beyond_rounding(result, exact, float_type) / scale
         rms = np.sqrt(np.mean(errors**2, axis=-1))
     return float(rms.max()) if np.isfinite(rms).all() else None
+
+
+def beyond_rounding(
+    result: NDArray[Any], exact: NDArray[np.float64], float_type: FloatType | None = None
+) -> NDArray[np.float64]:
+    """Return the absolute error of each element beyond half a unit in the last place.
+
+    Correct rounding takes up to that, so it is no error. float_type: the type that a result was
+    rounded to, if it is not that of the array.
+    """
+    of = float_type or float_type_of(result.dtype) or "f32"
+    errors: NDArray[np.float64] = np.maximum(np.abs(result - exact) - half_ulp(exact, of), 0)
+    return errors

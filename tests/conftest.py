@@ -14,7 +14,7 @@ from hypothesis import settings
 from tests.support import builds
 from tests.support.golden import check_golden
 from tests.support.paths import GOLDEN
-from tests.support.tools import in_ci, require_tool
+from tests.support.tools import in_ci, require_tool, require_torch
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # One thread for NumPy's BLAS as well, which reads this when it is imported.
@@ -112,3 +112,9 @@ def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
 def _require_tool() -> Callable[[str, str], str]:
     """Return `require_tool(name, package)` of `tests.support.tools`."""
     return require_tool
+
+
+@pytest.fixture(name="torch", scope="session")
+def _torch() -> Any:
+    """Return the module torch."""
+    return require_torch()

@@ -11,7 +11,7 @@ from q4jit import config
 from tests.support import builds
 from tests.support.golden import check_golden
 from tests.support.paths import GOLDEN
-from tests.support.tools import require_tool
+from tests.support.tools import require_tool, require_torch
 
 
 def test_a_missing_golden_fails_and_is_written_on_demand(tmp_path: Path) -> None:
@@ -112,3 +112,13 @@ def test_a_missing_tool_skips_the_test_and_fails_in_ci(monkeypatch: pytest.Monke
     monkeypatch.setenv("CI", "true")
     with pytest.raises(pytest.fail.Exception, match="no-such-tool is missing"):
         require_tool("no-such-tool", "some-package")
+
+
+def test_a_missing_pytorch_skips_the_test_and_fails_in_ci(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.delenv("CI", raising=False)
+    with pytest.raises(pytest.skip.Exception, match="run make torch"):
+        require_torch()
+    monkeypatch.setenv("CI", "true")
+    with pytest.raises(pytest.fail.Exception, match="PyTorch is not installed"):
+        require_torch()

@@ -143,3 +143,17 @@ def test_ci_runs_the_oldest_packages_that_are_accepted() -> None:
     assert pinned == whole
     run = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
     assert 'make oldest PYTHON="$main"' in run.splitlines()
+
+
+def test_ci_runs_the_tests_that_need_pytorch() -> None:
+    """A marked test in a file that `make torch` leaves out would never run in CI."""
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    tests = re.search(r"^TORCH_TESTS := (.*)$", makefile, re.MULTILINE)
+    assert tests is not None
+    files = sorted((ROOT / "tests").rglob("test_*.py"))
+    marked = [path for path in files if re.search(r"mark\.torch\b", path.read_text("utf-8"))]
+    assert tests[1].split() == [str(path.relative_to(ROOT)) for path in marked]
+    check = re.search(r"^check: (.*?) ##", makefile, re.MULTILINE)
+    assert check is not None
+    assert "torch" in check[1].split()
+    assert 'exec make check PYTHON="$main"' in (ROOT / ".ci" / "run").read_text().splitlines()

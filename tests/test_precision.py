@@ -3,7 +3,32 @@
 import numpy as np
 import pytest
 
+from q4jit.floats import FLOAT_BYTES, FloatType, half_ulp
 from q4jit.precision import error_scale, one_sign_bound, relative_error
+from tests.support.halves import DTYPES, LEAST_EXPONENT, MANTISSA_BITS
+
+every_type = pytest.mark.parametrize("kind", FLOAT_BYTES)
+
+
+@every_type
+def test_half_an_ulp_is_half_the_distance_to_the_next_number(kind: FloatType) -> None:
+    tiny = 2.0 ** LEAST_EXPONENT[kind]
+    values = [0, 1, 1.5, 2, -1000, 1e-3, tiny, tiny / 2, tiny * 2.0 ** -MANTISSA_BITS[kind]]
+    numbers = np.array(values).astype(DTYPES[kind])
+    spacing = np.abs(np.spacing(numbers)).astype(np.float64)
+    np.testing.assert_array_equal(half_ulp(numbers.astype(np.float64), kind), spacing / 2)
+
+
+@every_type
+def test_rounding_to_a_type_is_no_error(kind: FloatType) -> None:
+    exact = np.random.default_rng(0).standard_normal((3, 64))
+    scale = np.ones_like(exact)
+    rounded = exact.astype(DTYPES[kind])
+    assert relative_error(rounded, exact, scale) == 0
+    assert relative_error(rounded.astype(np.float32), exact, scale, kind) == 0
+    others = [exact.astype(np.float32).astype(DTYPES[t]) for t in DTYPES if t != kind]
+    assert kind != "f32" or all(relative_error(y, exact, scale, "f32") for y in others)
+    assert relative_error(rounded * DTYPES[kind].type(1.5), exact, scale)
 
 
 def test_correct_rounding_is_no_error() -> None:

@@ -3,25 +3,26 @@
 import functools
 import math
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from q4jit.floats import FloatType, numpy_dtype
 from q4jit.precision import error_scale
 from q4jit.weights.formats import FORMATS, decode
 from q4jit.weights.tensor import QuantizedTensor
 
-Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
 
 _DECODED_BYTES: Final = 256 << 20  # of a weight's f64 values at a time
 
 
 @functools.cache
-def random_x(m: int, k: int) -> Floats:
-    """Return normally distributed activations [M, K]."""
-    return np.random.default_rng([m, k]).standard_normal((m, k)).astype(np.float32)
+def random_x(m: int, k: int, dtype: FloatType = "f32") -> NDArray[Any]:
+    """Return normally distributed activations [M, K]. Raises ImportError as `numpy_dtype` does."""
+    normal = np.random.default_rng([m, k]).standard_normal((m, k)).astype(np.float32)
+    return normal.astype(numpy_dtype(dtype))
 
 
 @functools.cache
@@ -69,7 +70,7 @@ def without_signs(w: QuantizedTensor) -> QuantizedTensor:
     return QuantizedTensor.from_bytes(raw.tobytes(), shape=w.shape, format=w.format)
 
 
-def exact_products(x: Floats, weights: Sequence[QuantizedTensor]) -> tuple[Doubles, Doubles]:
+def exact_products(x: NDArray[Any], weights: Sequence[QuantizedTensor]) -> tuple[Doubles, Doubles]:
     """Return Σ x @ w over `weights` [K, N] in float64, and its `precision.error_scale`."""
     wide = x.astype(np.float64)
     k, n = weights[0].shape

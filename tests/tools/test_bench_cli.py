@@ -22,6 +22,7 @@ from tests.support.tools import require_tool
     [
         (["--shape", "63x5"], "63"),
         (["--precision", "f64"], "expected f32, f16, i8, separated by commas, got 'f64'"),
+        (["--dtype", "f16,f64"], "--dtype: expected f32, f16, bf16, separated by commas, got"),
         (["--m", "1,,2"], "--m: expected a whole number from 1, got ''"),
         (["--threads", "1025"], "--threads: expected 1 to 1024 threads, got '1025'"),
         (["--threads", "1,0"], "expected a whole number from 1, got '0'"),
@@ -38,6 +39,7 @@ from tests.support.tools import require_tool
         (["--plot", "no/a.png"], "--plot: expected a file in a writable folder, got no/a.png"),
         (["--plot", "a.txt"], "--plot: expected a name that ends in .png, .svg, .pdf, got a.txt"),
         (["--from", "x", "--shape", "64x5", "--fused"], "--shape, --fused cannot be combined"),
+        (["--from", "x", "--dtype", "f16"], "--dtype cannot be combined with --from, which"),
         (["--from", "x", "--cached"], "--cached cannot be combined with --from, which"),
         (["--from", "x"], "--from requires --markdown or --plot"),
     ],
@@ -51,6 +53,17 @@ def test_an_invalid_command_line_is_one_line(
     out, err = capsys.readouterr()
     assert (end.value.code, out, len(err.splitlines())) == (2, "", 1)
     assert message in err
+
+
+def test_bf16_needs_ml_dtypes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(SystemExit):
+        main(["bench", "--dtype", "f16,bf16"])
+    out, err = capsys.readouterr()
+    assert (out, len(err.splitlines())) == ("", 1)
+    assert "--dtype: NumPy has no bfloat16 without ml_dtypes; run pip install ml_dtypes" in err
 
 
 def test_a_wrong_kernel_changes_the_exit_status_and_the_report(

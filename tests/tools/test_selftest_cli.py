@@ -20,6 +20,7 @@ from q4jit.tools.cli.main import main
 from q4jit.tools.selftest import checks, cpu, timing
 from q4jit.tools.selftest.cases import cases
 from q4jit.tools.selftest.checks import Check
+from q4jit.tools.selftest.halves import half_cases
 from q4jit.tools.selftest.run import outcome_of
 from q4jit.tools.selftest.streams import NotRunError
 from tests.support import child
@@ -52,9 +53,9 @@ class FakeBench:
     def run(self, built: Any, args: Sequence[Any]) -> list[NDArray[Any]]:
         function, plan_options = built
         with np.errstate(all="ignore"):
-            returned = function(*map(for_numpy, args))
-        values = returned if isinstance(returned, tuple) else (returned,)
-        results = [np.array(value, np.float32) for value in values]
+            returned = function(*map(for_numpy, map(_widened, args)))
+            values = returned if isinstance(returned, tuple) else (returned,)
+            results = [value.astype(_dtype_of(value, args)) for value in values]
         if self.fault is not None:
             self.fault(plan_options, results)
         return results
@@ -91,6 +92,20 @@ class FakeBench:
         return [("gemv", "q4jit_product", good), ("element", "q4jit_product", bad)]
 
 
+def _widened(value: Any) -> Any:
+    """Return an array of half-precision numbers in f64: kernels round no intermediate result."""
+    is_half = isinstance(value, np.ndarray) and value.dtype.itemsize == 2
+    return value.astype(np.float64) if is_half else value
+
+
+def _dtype_of(value: NDArray[Any], args: Sequence[Any]) -> np.dtype[Any]:
+    """Return the dtype of a result: that of x, unless the function names another."""
+    if value.dtype != np.float64:
+        return value.dtype
+    dtype: np.dtype[Any] = args[0].dtype
+    return np.dtype(np.float32) if dtype.kind == "i" else dtype
+
+
 @pytest.fixture
 def selftest_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     """Return a function that runs the command; it returns status, report.json, report.txt."""
@@ -122,7 +137,11 @@ def test_a_correct_device_passes(selftest_in: Any, capsys: pytest.CaptureFixture
     status, data, text = selftest_in()
     assert status == 0
     assert data["failed"] == 0
-    assert len(data["cases"]) == len(cases(find_target("hip:gfx1100"))) + len(checks.checks())
+    target = find_target("hip:gfx1100")
+    every = [*cases(target), *half_cases(target), *checks.checks()]
+    assert len(data["cases"]) == len(every)
+    groups = {case["group"] for case in data["cases"]}
+    assert {"products in bf16, f16", "special f16, i8", "loads of bf16"} <= groups
     run = [case for case in data["cases"] if case["passed"] is not None]
     assert all(case["passed"] and not case["message"] for case in run)
     assert data["ended_by"] == ""
@@ -156,7 +175,11 @@ def test_an_error_is_a_failed_case_and_the_next_one_runs(
     status, data, text = selftest_in("--quick", fault=fault)
     assert status == 1
     bad = [case for case in data["cases"] if case["passed"] is False]
-    assert {case["group"] for case in bad} == {"gemv_dot planar i8"}
+    assert {case["group"] for case in bad} == {
+        "gemv_dot planar i8",
+        "products in f16, i8",
+        "special f16, i8",
+    }
     assert len(bad) > 1
     assert data["failed"] == len(bad)
     assert bad[0]["error"] is None

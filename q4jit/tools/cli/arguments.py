@@ -1,6 +1,7 @@
 """Argument types and checks that several commands share."""
 
 import argparse
+import importlib.util
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
@@ -9,6 +10,7 @@ from typing import Any, Final
 
 from q4jit import config
 from q4jit.errors import FormatError, TargetError, expected, short_name
+from q4jit.floats import FLOAT_BYTES, FloatType
 from q4jit.precision import PRECISIONS
 from q4jit.runtime.devices import find_device
 from q4jit.runtime.driver import Device
@@ -59,6 +61,21 @@ def precision_names(text: str) -> tuple[str, ...]:
         known = ", ".join(PRECISIONS)
         raise argparse.ArgumentTypeError(expected(f"{known}, separated by commas", repr(text)))
     return names
+
+
+def dtype_names(text: str) -> tuple[FloatType, ...]:
+    """Return names of float types that NumPy has here, given with commas between them."""
+    names: list[FloatType] = []
+    for name in dict.fromkeys(text.split(",")):
+        if name not in FLOAT_BYTES:
+            known = ", ".join(FLOAT_BYTES)
+            raise argparse.ArgumentTypeError(expected(f"{known}, separated by commas", repr(text)))
+        names.append(name)
+    if "bf16" in names and importlib.util.find_spec("ml_dtypes") is None:
+        raise argparse.ArgumentTypeError(
+            "NumPy has no bfloat16 without ml_dtypes; run pip install ml_dtypes"
+        )
+    return tuple(names)
 
 
 def weight_shape(text: str) -> tuple[int, int]:

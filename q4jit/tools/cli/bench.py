@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import itertools
 import os
 import tempfile
 from collections.abc import Sequence
@@ -10,12 +11,14 @@ from typing import Any, Final
 
 from q4jit import config
 from q4jit.errors import expected
+from q4jit.floats import FloatType
 from q4jit.runtime.devices import find_devices
 from q4jit.targets import HIP_ARCHS
 from q4jit.tools.cli.arguments import (
     block_format,
     check_output_file,
     check_shape,
+    dtype_names,
     open_device,
     output_path,
     positives,
@@ -31,7 +34,15 @@ from q4jit.tools.compare.cpu import CpuArena
 from q4jit.tools.compare.ggml import Ggml, GgmlError
 from q4jit.tools.compare.gpu import GpuArena
 from q4jit.tools.compare.markdown import markdown
-from q4jit.tools.compare.report import Report, cpu_runs, new_report, read_report, run, saved
+from q4jit.tools.compare.report import (
+    Report,
+    cpu_runs,
+    cpu_runs_by_dtype,
+    new_report,
+    read_report,
+    run,
+    saved,
+)
 from q4jit.tools.compare.request import CPU, GPU, BenchRequest
 from q4jit.tools.compare.speed_targets import SpeedTarget, read_speed_targets
 from q4jit.tools.compare.tables import ratio_lines
@@ -42,6 +53,7 @@ _ON_CPU: Final = "use --target cpu"
 _EXAMPLES: Final = """
 q4jit bench --quick
 q4jit bench --shape 4096x14336 --m 1,8 --json bench.json --plot roofline.png
+q4jit bench --m 1,8 --dtype f32,bf16
 q4jit bench --target cpu --threads 1,2 --ggml venv/lib/libggml-cpu.so
 q4jit bench --from bench.json --markdown
 """
@@ -103,6 +115,13 @@ def _add_work(command: argparse.ArgumentParser) -> None:
     )
     work.add_argument(
         "--format", type=block_format, help="block format of the weights (default: Q4_0)"
+    )
+    work.add_argument(
+        "--dtype",
+        type=dtype_names,
+        metavar="D[,D...]",
+        help="float types of x and of the results: f32, f16, bf16; each is a run of its own "
+        "(default: f32)",
     )
     work.add_argument(
         "--fused",
@@ -170,15 +189,15 @@ def _bench(options: argparse.Namespace) -> int:
         _check_targets(options, any(map(cpu_runs, reports)))
         _show(options, reports, targets)
         return 0
-    request = _request(options)
+    requests = _requests(options)
     names = _target_names(options)
     _check_targets(options, "cpu" in names)
     report = new_report(["q4jit", *options.arguments])
     succeeded = True
     with saved(report, options.json):
-        for name in names:
+        for name, request in itertools.product(names, requests):
             succeeded = _measure(name, options, request, report) and succeeded
-    if not options.markdown and (runs := cpu_runs(report)):
+    for runs in () if options.markdown else cpu_runs_by_dtype(report):
         print("", *ratio_lines(runs, targets), sep="\n")
     _show(options, [report], targets)
     return 0 if succeeded else 1
@@ -201,7 +220,7 @@ def _check_output(options: argparse.Namespace) -> None:
 
 
 def _refuse_measuring(options: argparse.Namespace) -> None:
-    names = ("target", "shape", "m", "precision", "format", "threads", "ggml", "json")
+    names = ("target", "shape", "m", "precision", "format", "dtype", "threads", "ggml", "json")
     given = [f"--{name}" for name in names if getattr(options, name) is not None]
     given += [f"--{name}" for name in ("cached", "fused", "quick") if getattr(options, name)]
     if given:
@@ -220,18 +239,15 @@ def _check_targets(options: argparse.Namespace, has_cpu: bool) -> None:
         )
 
 
-def _request(options: argparse.Namespace) -> BenchRequest:
+def _requests(options: argparse.Namespace) -> list[BenchRequest]:
+    """Return what to measure, one request per dtype."""
     fmt = options.format or FORMATS["Q4_0"]
     for k, n in options.shape or ():
         check_shape(options, fmt, k, n)
-    return BenchRequest(
-        fmt.name,
-        tuple(options.shape) if options.shape else None,
-        options.m,
-        options.precision,
-        options.fused,
-        options.quick,
-    )
+    shapes = tuple(options.shape) if options.shape else None
+    work = fmt.name, shapes, options.m, options.precision, options.fused, options.quick
+    dtypes: tuple[FloatType, ...] = options.dtype or ("f32",)
+    return [BenchRequest(*work, dtype) for dtype in dtypes]
 
 
 def _target_names(options: argparse.Namespace) -> list[str]:

@@ -28,9 +28,9 @@ def add_command(commands: Any) -> argparse.ArgumentParser:
     command: argparse.ArgumentParser = commands.add_parser(
         "selftest",
         help="check and time every kernel on this machine's GPU",
-        description="Check every schedule, layout, format and precision on a GPU against its\n"
-        "error bound, then time products; or check the kernels of the CPU. The results are\n"
-        "in report.txt and report.json; attach report.json to an issue.",
+        description="Check every schedule, layout, format, precision and dtype on a GPU\n"
+        "against its error bound, then time products; or check the kernels of the CPU.\n"
+        "The results are in report.txt and report.json; attach report.json to an issue.",
         epilog=epilog(
             _EXAMPLES,
             "all checks passed and all products were timed",

@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
+from q4jit.floats import FloatType
 from q4jit.tools.compare.work import TimedCall
 
 READ: Final = "read"
@@ -81,8 +82,8 @@ class Arena(Protocol):
     def peaks(self) -> list[Entrant]:
         """Return loops of as many multiply-adds as a call has, which read nothing."""
 
-    def peers(self) -> list[Entrant]:
-        """Return the peers that are available."""
+    def peers(self, dtype: FloatType) -> list[Entrant]:
+        """Return the peers that are available, for calls whose arrays have a dtype."""
 
     def rotated_bytes(self) -> int:
         """Return how many bytes of weights exceed every cache; 0 to keep one in the cache."""

@@ -25,6 +25,7 @@ from q4jit.checked_json import (
     read_json,
 )
 from q4jit.config import MOST_THREADS
+from q4jit.floats import FLOAT_BYTES
 from q4jit.precision import PRECISIONS
 from q4jit.tools.compare.report import Report, read_report
 from q4jit.tools.compare.request import BenchRequest
@@ -97,6 +98,7 @@ _REQUEST_RULES: Final[Rules] = {
     "precisions": or_null(list_of(one_of(PRECISIONS))),
     "fused": FLAG,
     "quick": FLAG,
+    "dtype": one_of(FLOAT_BYTES),
 }
 
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from q4jit.backends import find_backend
 from q4jit.dispatcher import specialize
+from q4jit.floats import FloatType
 from q4jit.targets import find_target
 from q4jit.tools.compare import limits
 from q4jit.tools.compare.arena import PEAKS, READ, AbsentError, Entrant, Running, available
@@ -157,6 +158,6 @@ class CpuArena:
 
         yield Running(us, lambda: None, lambda: 0.0 if is_right else None)
 
-    def peers(self) -> list[Entrant]:
+    def peers(self, dtype: FloatType) -> list[Entrant]:
         """Return NumPy's BLAS, PyTorch's product with 4-bit weights and ggml, if available."""
         return available(self.absent, self._peers.makers())

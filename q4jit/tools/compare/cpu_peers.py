@@ -11,12 +11,15 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
+from q4jit.arrays.host_tensors import host_tensor
+from q4jit.floats import FloatType
 from q4jit.targets import Target
 from q4jit.tools.compare.arena import AbsentError, Entrant, Running
 from q4jit.tools.compare.cpu_times import running_of, timed_us
 from q4jit.tools.compare.ggml import Ggml, GgmlError
-from q4jit.tools.compare.torch_products import int4_weight, load_torch
+from q4jit.tools.compare.torch_products import int4_weight, load_torch, tensor_error
 from q4jit.tools.compare.work import TimedCall
 from q4jit.weights.formats import decode
 from q4jit.weights.reference import rotated_copies
@@ -60,21 +63,23 @@ class CpuPeers:
     @contextlib.contextmanager
     def _dense(self, work: TimedCall) -> Iterator[Running]:
         (w,) = work.weights
+        x, note = _in_f32(work)
         transposed = decode(w.block_format, w.raw)
         out = np.empty((len(work.x), w.shape[1]), np.float32)
         count = rotated_copies(self._rotated_bytes, transposed.nbytes)
         copies = [transposed, *(transposed.copy() for _ in range(count - 1))]
-        calls = [functools.partial(np.matmul, work.x, copy.T, out=out) for copy in copies]
-        yield running_of(calls, (out,), work)
+        calls = [functools.partial(np.matmul, x, copy.T, out=out) for copy in copies]
+        yield running_of(calls, (out,), work, note)
 
     @contextlib.contextmanager
     def _decoding(self, work: TimedCall) -> Iterator[Running]:
         out = np.empty((len(work.x), work.weights[0].shape[1]), np.float32)
+        x, note = _in_f32(work)
 
         def call(w: QuantizedTensor) -> None:
-            np.matmul(work.x, w.dequantize(), out=out)
+            np.matmul(x, w.dequantize(), out=out)
 
-        yield running_of([functools.partial(call, w) for (w,) in work.copies], (out,), work)
+        yield running_of([functools.partial(call, w) for (w,) in work.copies], (out,), work, note)
 
     def _torch(self) -> Entrant:
         torch = load_torch()
@@ -85,10 +90,11 @@ class CpuPeers:
 
     @contextlib.contextmanager
     def _int4(self, torch: Any, work: TimedCall) -> Iterator[Running]:
-        q, scales = int4_weight(torch, work.weights[0])
+        dtype = torch.float16 if work.dtype == "f16" else torch.bfloat16
+        q, scales = int4_weight(torch, work.weights[0], dtype)
         convert = torch.ops.aten._convert_weight_to_int4pack_for_cpu
         packed = convert(torch.from_numpy(q.astype(np.int32)), 1)
-        x = torch.from_numpy(work.x).bfloat16()
+        x = host_tensor(work.x).to(dtype)
         latest: list[Any] = [torch.zeros(len(work.x), work.weights[0].shape[1])]
 
         def call(packed: Any, scales: Any) -> None:
@@ -104,7 +110,8 @@ class CpuPeers:
             yield Running(
                 functools.partial(timed_us, calls),
                 poison,
-                lambda: work.error([latest[0].float().numpy()]),
+                lambda: tensor_error(work, latest[0]),
+                "" if work.dtype == "f16" else _noted(work, "bf16"),
             )
 
     def _ggml(self) -> Entrant:
@@ -123,16 +130,26 @@ class CpuPeers:
         without = "".join(f", built without {name}" for name in missing)
         try:
             number = min(_GRAPH_PRODUCTS, -(-_GRAPH_OPERATIONS // work.operations))
-            opened = library.product(work.x, weights, max(len(weights), number), self._threads)
+            x, note = _in_f32(work)
+            opened = library.product(x, weights, max(len(weights), number), self._threads)
             with opened as product:
                 yield Running(
                     lambda: timed_us([product.compute]) / product.number,
                     product.poison,
                     lambda: work.error([product.result()]),
-                    f"{product.layout}{without}",
+                    ", ".join(filter(None, [f"{product.layout}{without}", note])),
                 )
         except GgmlError as error:
             raise AbsentError(str(error)) from None
+
+
+def _in_f32(work: TimedCall) -> tuple[NDArray[np.float32], str]:
+    """Return x in f32, for a library that takes no other type, and the note that says so."""
+    return work.x.astype(np.float32), _noted(work, "f32")
+
+
+def _noted(work: TimedCall, dtype: FloatType) -> str:
+    return "" if work.dtype == dtype else f"x in {dtype}"
 
 
 def _limit_blas(threads: int) -> None:

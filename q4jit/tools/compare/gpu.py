@@ -8,6 +8,7 @@ from typing import Any
 
 from q4jit.arrays.device_array import DeviceArray
 from q4jit.errors import Q4JitError
+from q4jit.floats import FloatType
 from q4jit.hip import tunings
 from q4jit.hip.harness import Bench, Built, rotated_bytes
 from q4jit.hip.kernel import ELEMENT
@@ -18,10 +19,11 @@ from q4jit.tools.compare.arena import READ, AbsentError, Entrant, Running, avail
 from q4jit.tools.compare.gpu_read import GpuRead
 from q4jit.tools.compare.torch_products import (
     TorchProduct,
-    dense_fp16,
+    dense,
     dequantise,
     int4,
     load_torch,
+    tensor_error,
 )
 from q4jit.tools.compare.work import TimedCall
 from q4jit.tools.provenance import driver_version
@@ -116,13 +118,14 @@ class GpuArena:
         """Return none: data sheets give a GPU's peak rates."""
         return []
 
-    def peers(self) -> list[Entrant]:
+    def peers(self, dtype: FloatType) -> list[Entrant]:
         """Return PyTorch's products, and q4jit's simplest schedule as the baseline."""
         element = functools.partial(self._own, PlanOptions("f32", None, ELEMENT))
+        decoded_in = "f32" if dtype == "f32" else "i8"  # 8 or more bits: values are rounded too
         products = (
-            ("torch fp16", "i8", dense_fp16),
+            ("torch bf16" if dtype == "bf16" else "torch fp16", "i8", dense),
             ("torch int4", "i8", int4),
-            ("dequantise + matmul", "f32", dequantise),
+            ("dequantise + matmul", decoded_in, dequantise),
         )
         makers = {each[0]: functools.partial(self._torch, *each) for each in products}
         return [*available(self.absent, makers), Entrant("q4jit element", "f32", element)]
@@ -170,4 +173,4 @@ class GpuArena:
             torch.cuda.synchronize(device)
 
         with torch.no_grad(), self.bench.replays(calls_on, graph) as us:
-            yield Running(us, poison, lambda: work.error([latest[0].float().cpu().numpy()]))
+            yield Running(us, poison, lambda: tensor_error(work, latest[0]))

@@ -28,6 +28,7 @@ class Measurement:
     Its fields are the keys of the "rows" of a report.
 
     Attributes:
+        dtype: the float type of x, of the other arrays and of the results.
         kind: `product`, `bare` (two products) or `gated` (two products, bias and SiLU gating).
         name: the name of the entrant.
         own: whether the entrant is q4jit.
@@ -50,6 +51,7 @@ class Measurement:
     k: int
     n: int
     format: str
+    dtype: str
     m: int
     kind: str
     name: str
@@ -82,13 +84,13 @@ def measure(arena: Arena, request: BenchRequest, default: Defaults) -> Iterator[
     rows = request.rows or (_QUICK_ROWS if request.quick else default.rows)
     rounds = _QUICK_ROUNDS if request.quick else _ROUNDS
     precisions = request.precisions or default.precisions
-    peaks, peers = arena.peaks(), arena.peers()
+    peaks, peers = arena.peaks(), arena.peers(request.dtype)
     shape: WeightShape | None = None
     products = [(k, n, m) for k, n in shapes for m in rows]
     for k, n, m in progress(products, f"{arena_name(arena)}, {request.format}"):
         if shape is None or (shape.k, shape.n) != (k, n):
             shape = None  # frees its copies before the next ones are made
-            shape = WeightShape(request.format, k, n, rows, arena.rotated_bytes())
+            shape = WeightShape(request.format, k, n, rows, arena.rotated_bytes(), request.dtype)
             _begin(arena, shape, rows, precisions, request.fused)
         work = shape.product(m)
         own = [arena.own(precision) for precision in precisions]
@@ -156,6 +158,7 @@ def _measurements(
                 k=shape.k,
                 n=shape.n,
                 format=shape.format,
+                dtype=shape.dtype,
                 m=len(work.x),
                 kind=kind,
                 name=entrant.name,

@@ -8,6 +8,7 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
+from q4jit.floats import FloatType
 from q4jit.tools.compare.arena import LIMITS, PEAKS, READ
 from q4jit.tools.text import counted
 
@@ -15,6 +16,12 @@ Run = dict[str, Any]
 Stored = dict[str, Any]
 """A Measurement as a report stores it."""
 Table = list[list[str]]
+
+
+def dtype_of(run: Run | Stored) -> FloatType:
+    """Return the float type of the arrays of a run or measurement."""
+    dtype: FloatType = run.get("dtype", "f32")  # reports of earlier versions name none
+    return dtype
 
 
 def limits(run: Run) -> str:

@@ -11,6 +11,7 @@ from typing import Any, Final
 from q4jit.checked_json import read_json
 from q4jit.errors import FormatError, expected
 from q4jit.files import write_atomically
+from q4jit.tools.compare import ratios
 from q4jit.tools.compare.arena import Arena
 from q4jit.tools.compare.measurements import arena_name, measure
 from q4jit.tools.compare.ratios import Run, Stored
@@ -41,6 +42,7 @@ def run(report: Report, arena: Arena, request: BenchRequest, default: Defaults) 
     """
     measured: list[Stored] = []
     about = {"target": arena.target, **arena.about, "format": request.format}
+    about["dtype"] = request.dtype
     report["runs"].append({**about, "absent": arena.absent, "rows": measured})
     _print(f"{arena_name(arena)}: {about['device']}, {compiler_name(about['compiler'])}")
     succeeded, is_first = True, True
@@ -101,3 +103,10 @@ def read_report(path: Path) -> Report:
 def cpu_runs(report: Report) -> list[Run]:
     """Return the runs of a report on the CPU that have measurements."""
     return [run for run in report["runs"] if "threads" in run and run["rows"]]
+
+
+def cpu_runs_by_dtype(report: Report) -> list[list[Run]]:
+    """Return the runs of `cpu_runs`, those with the same dtype together."""
+    runs = cpu_runs(report)
+    dtypes = dict.fromkeys(map(ratios.dtype_of, runs))
+    return [[run for run in runs if ratios.dtype_of(run) == dtype] for dtype in dtypes]

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Final
 
+from q4jit.floats import FloatType
 from q4jit.precision import BOUNDS
 
 
@@ -17,6 +18,7 @@ class BenchRequest:
         precisions: precisions of q4jit.
         fused: whether to measure bias and SiLU gating too.
         quick: whether to measure less: one shape, M = 1 and 8, few rounds.
+        dtype: the float type of x, of the other arrays and of the results.
     """
 
     format: str = "Q4_0"
@@ -25,6 +27,7 @@ class BenchRequest:
     precisions: tuple[str, ...] | None = None
     fused: bool = False
     quick: bool = False
+    dtype: FloatType = "f32"
 
 
 @dataclass(frozen=True)

@@ -6,20 +6,21 @@ from pathlib import Path
 from typing import Any, Final
 
 from q4jit.errors import TargetError
+from q4jit.floats import FLOAT_BYTES
 from q4jit.tools.compare import ratios
 from q4jit.tools.compare.arena import READ
 from q4jit.tools.compare.ratios import Run, Stored
 from q4jit.tools.compare.report import Report
 
 _MARKERS: Final = "os^Dv<>PX*"
-_FLOAT_BYTES: Final = 4
 _SIZE_INCHES: Final = (8.0, 5.5)
 
 
 def intensity(product: Stored) -> float:
-    """Return FLOP per byte of the stored weights and of x and y in f32."""
+    """Return FLOP per byte of the stored weights and of x and y."""
     m, k, n = product["m"], product["k"], product["n"]
-    return float(2 * m * k * n / (product["weight_bytes"] + _FLOAT_BYTES * m * (k + n)))
+    array_bytes = FLOAT_BYTES[ratios.dtype_of(product)] * m * (k + n)
+    return float(2 * m * k * n / (product["weight_bytes"] + array_bytes))
 
 
 def roof(measurements: Sequence[Stored]) -> float | None:
@@ -68,7 +69,7 @@ def _draw_run(axes: Any, run: Run) -> None:
         return
     intensities = sorted(map(intensity, own))
     ends = [intensities[0] / 2, intensities[-1] * 2]
-    label = f"{run['device']}: read at {rate * 1e-9:.0f} GB/s"
+    label = f"{run['device']}, {ratios.dtype_of(run)} arrays: read at {rate * 1e-9:.0f} GB/s"
     (line,) = axes.plot(ends, [rate * x * 1e-12 for x in ends], label=label)
     kinds = dict.fromkeys((stored["precision"], stored["m"]) for stored in own)
     markers = dict(zip(dict.fromkeys(m for _, m in kinds), itertools.cycle(_MARKERS)))

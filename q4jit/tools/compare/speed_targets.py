@@ -1,7 +1,7 @@
 """Speed targets: how many times as fast as a peer or a limit q4jit should be on one machine.
 
 They come from a file such as docs/targets.json, because they apply to the machine that they were
-set on. `verdicts` compares them with runs on the CPU.
+set on. `verdicts` compares them with runs on the CPU whose arrays are in f32.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from q4jit.checked_json import COUNT, FLAG, TEXT, Rules, check_fields, one_of, read_json
 from q4jit.precision import PRECISIONS
-from q4jit.tools.compare.ratios import Run, Table, products, times_as_fast
+from q4jit.tools.compare.ratios import Run, Table, dtype_of, products, times_as_fast
 
 _VERSION: Final = 1
 _WHAT: Final = "a targets file such as docs/targets.json"
@@ -83,7 +83,7 @@ def verdicts(runs: Sequence[Run], targets: Sequence[SpeedTarget]) -> Table:
     for run in runs:
         threads = run["threads"]
         for target in targets:
-            if target.cached != bool(run.get("cached")):
+            if target.cached != bool(run.get("cached")) or dtype_of(run) != "f32":
                 continue
             ratios = [
                 times_as_fast(stored, target.against)

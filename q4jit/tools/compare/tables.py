@@ -20,7 +20,7 @@ def table_lines(measurements: Sequence[Measurement], *, heading: bool) -> Iterat
         columns = "".join(f"{'× ' + name.split()[-1]:>8}" for name in own)
         yield f"{'':{_TITLE}}{'µs':>10}{'GB/s':>8}{'of read':>9}{'TFLOP/s':>9}{'error':>9}{columns}"
     first = measurements[0]
-    yield f"{first.format} [{first.k}, {first.n}], M = {first.m}"
+    yield f"{first.format} [{first.k}, {first.n}], M = {first.m}, {first.dtype} arrays"
     for each in measurements:
         note = f" ({each.note})" if each.note and each.name not in LIMITS else ""
         title = f"  {each.name}{_KINDS[each.kind]}"
@@ -58,7 +58,8 @@ def compiler_name(compiler: str) -> str:
 
 
 def ratio_lines(runs: Sequence[Run], targets: Sequence[SpeedTarget]) -> Iterator[str]:
-    """Yield the lines of the CPU runs' limits, ratios and verdicts on speed targets."""
+    """Yield the lines of limits, ratios and verdicts of CPU runs with the same dtype."""
+    yield f"{ratios.dtype_of(runs[0])} arrays"
     yield from map(ratios.limits, runs)
     yield ""
     yield ratios.legend(runs)

@@ -4,17 +4,27 @@ import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from q4jit.precision import relative_error
+from q4jit.floats import FloatType
+from q4jit.precision import beyond_rounding, relative_error
 from q4jit.weights.reference import Doubles, exact_products, random_weight, random_x, rotated_copies
 from q4jit.weights.tensor import QuantizedTensor
 
-Floats = NDArray[np.float32]
+Floats = NDArray[Any]
 Copies = tuple[tuple[QuantizedTensor, ...], ...]
+
+
+class ErrorOf(Protocol):
+    """Returns the error of results; None if they contain NaN or Inf."""
+
+    def __call__(
+        self, results: Sequence[Floats], float_type: FloatType | None = None
+    ) -> float | None:
+        """float_type: the type that they were rounded to, if it is not that of the arrays."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,17 +33,19 @@ class TimedCall:
 
     Attributes:
         function: the function to call.
+        dtype: the float type of x, of the other arguments and of the results.
         x: activations [M, K].
         copies: equal sets of weights [K, N].
         others: the other arguments.
-        error: returns the error of results; None if they contain NaN or Inf.
+        error: returns the error of results.
     """
 
     function: Callable[..., Any]
+    dtype: FloatType
     x: Floats
     copies: Copies
     others: tuple[Floats, ...]
-    error: Callable[[Sequence[Floats]], float | None]
+    error: ErrorOf
 
     @property
     def operations(self) -> int:
@@ -72,11 +84,22 @@ def gated(x: Any, gate: Any, up: Any, gate_bias: Any, up_bias: Any) -> Any:
 
 
 class WeightShape:
-    """Weights [K, N] in copies of `total_bytes` or more (one for 0 bytes), and calls for each M."""
+    """Weights [K, N] in copies of `total_bytes` or more (one for 0 bytes), and calls for each M.
 
-    def __init__(self, fmt: str, k: int, n: int, rows: Sequence[int], total_bytes: int) -> None:
-        self.k, self.n, self.format = k, n, fmt
-        self._x = random_x(max(rows), k)
+    dtype: the float type of the calls' arrays. Raises ImportError for bf16 without ml_dtypes.
+    """
+
+    def __init__(
+        self,
+        fmt: str,
+        k: int,
+        n: int,
+        rows: Sequence[int],
+        total_bytes: int,
+        dtype: FloatType = "f32",
+    ) -> None:
+        self.k, self.n, self.format, self.dtype = k, n, fmt, dtype
+        self._x = random_x(max(rows), k, dtype)
         self._weights = [random_weight(fmt, k, n, seed=i) for i in range(2)]
         self._total_bytes = total_bytes
 
@@ -102,37 +125,47 @@ class WeightShape:
 
     def product(self, m: int) -> TimedCall:
         """Return the call of one product."""
-        error = functools.partial(_product_error, self._gate)
-        return TimedCall(product, self._x[:m], self._singles, (), lambda ys: error(ys[0]))
+        error = functools.partial(_largest_error, (self._gate,))
+        return TimedCall(product, self.dtype, self._x[:m], self._singles, (), error)
 
     def bare(self, m: int) -> TimedCall:
         """Return the call of two products."""
-        return TimedCall(bare, self._x[:m], self._pairs, (), self._bare_error)
+        error = functools.partial(_largest_error, (self._gate, self._up))
+        return TimedCall(bare, self.dtype, self._x[:m], self._pairs, (), error)
 
     def gated(self, m: int) -> TimedCall:
         """Return the call of two products with bias and SiLU gating."""
-        biases = tuple(random_x(2, self.n))
+        biases = tuple(random_x(2, self.n, self.dtype))
         error = functools.partial(self._gated_error, biases)
-        return TimedCall(gated, self._x[:m], self._pairs, biases, lambda ys: error(ys[0]))
+        return TimedCall(gated, self.dtype, self._x[:m], self._pairs, biases, error)
 
-    def _bare_error(self, results: Sequence[Floats]) -> float | None:
-        exacts = (self._gate, self._up)
-        errors = [_product_error(exact, y) for exact, y in zip(exacts, results, strict=True)]
-        known = [error for error in errors if error is not None]
-        return max(known) if len(known) == len(errors) else None
-
-    def _gated_error(self, biases: Sequence[Floats], result: Floats) -> float | None:
+    def _gated_error(
+        self,
+        biases: Sequence[Floats],
+        results: Sequence[Floats],
+        float_type: FloatType | None = None,
+    ) -> float | None:
+        (result,) = results
         m = len(result)
         g, u = self._gate[0][:m] + biases[0], self._up[0][:m] + biases[1]
         exact = g / (1 + np.exp(-g)) * u
         with np.errstate(all="ignore"):  # a wrong result may overflow or be NaN
-            error = float(np.linalg.norm(result - exact) / np.linalg.norm(exact))
+            errors = beyond_rounding(result, exact, float_type)
+            error = float(np.linalg.norm(errors) / np.linalg.norm(exact))
         return error if np.isfinite(error) else None
 
 
-def _product_error(exact: tuple[Doubles, Doubles], result: Floats) -> float | None:
-    y, scale = exact
-    return relative_error(result, y[: len(result)], scale[: len(result)])
+def _largest_error(
+    exacts: Sequence[tuple[Doubles, Doubles]],
+    results: Sequence[Floats],
+    float_type: FloatType | None = None,
+) -> float | None:
+    errors = [
+        relative_error(result, y[: len(result)], scale[: len(result)], float_type)
+        for (y, scale), result in zip(exacts, results, strict=True)
+    ]
+    known = [error for error in errors if error is not None]
+    return max(known) if len(known) == len(errors) else None
 
 
 def _copy(w: QuantizedTensor) -> QuantizedTensor:

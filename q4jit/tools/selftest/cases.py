@@ -7,6 +7,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from q4jit.floats import FloatType
 from q4jit.hip.kernel import ELEMENT, GEMV, GEMV_DOT, TILE_FMA, TILE_MATRIX
 from q4jit.plan.options import PlanOptions
 from q4jit.precision import BOUNDS, FUNCTION_BOUND, one_sign_bound
@@ -78,10 +79,11 @@ class Case:
     Attributes:
         group: the line of the report's table that counts the case.
         function: the traced function.
-        args: NumPy arrays (f32, or ids in i64), weights and floats.
+        args: NumPy arrays (floats, or ids in i64), weights and floats.
         plan_options: schedule, layout and precision of the kernels.
         bound: the largest accepted error.
         measure: returns the error of the call's results.
+        must_be_finite: whether NaN and Inf among the results are wrong, whatever `measure` says.
     """
 
     group: str
@@ -90,6 +92,7 @@ class Case:
     plan_options: PlanOptions
     bound: float
     measure: Measure
+    must_be_finite: bool = True
 
     @property
     def rows(self) -> int:
@@ -100,7 +103,11 @@ class Case:
         weights = ", ".join(
             f"{w.format} {list(w.shape)}" for w in self.args if isinstance(w, QuantizedTensor)
         )
-        return f"{self.function.__name__}, {self.group}, M = {self.rows}, {weights}"
+        words = [self.function.__name__, self.group, f"M = {self.rows}"]
+        schedule = self.plan_options.schedule
+        if schedule is not None and not self.group.startswith(schedule):
+            words.append(schedule)
+        return ", ".join([*words, weights] if weights else words)
 
 
 def cases(target: Target, quick: bool = False) -> list[Case]:
@@ -116,7 +123,7 @@ def cases(target: Target, quick: bool = False) -> list[Case]:
             if precision == "f16" and layout == GGUF:
                 continue  # decodes with the same text as f32
             for turn, name in enumerate(formats):
-                if _suits(schedule, FORMATS[name]):
+                if suits(schedule, FORMATS[name]):
                     plan_options = PlanOptions(precision, None, schedule, layout)
                     selected += _product_cases(plan_options, name, turn)
     selected += _default_cases()
@@ -136,7 +143,8 @@ def schedules(target: Target) -> list[tuple[str, str]]:
     return pairs
 
 
-def _suits(schedule: str, fmt: Format) -> bool:
+def suits(schedule: str, fmt: Format) -> bool:
+    """Return whether a schedule multiplies weights of a format."""
     return fmt.float_dtype is None or schedule not in {GEMV_DOT, TILE_MATRIX}
 
 
@@ -212,22 +220,23 @@ def _lookup_cases(formats: Sequence[str], layouts: Sequence[str]) -> Iterator[Ca
         yield Case(f"lookup {layout}", looked_up, (ids, w), plan_options, 0.0, lookup_error)
 
 
-def function_cases() -> Iterator[Case]:
+def function_cases(dtype: FloatType = "f32", every_m: Sequence[int] = (1, 8, 64)) -> Iterator[Case]:
     """Yield functions with operations before, between and after their products."""
     k, hidden, n = 576, 256, 37
-    gain, bias = random_x(1, k)[0], random_x(1, n)[0]
+    gain, bias = random_x(1, k, dtype)[0], random_x(1, n, dtype)[0]
+    group = "functions f32" if dtype == "f32" else f"functions in {dtype}"
     w = random_weight("Q4_0", k, n)
     gate, up = random_weight("Q4_0", k, hidden), random_weight("Q4_0", k, hidden, seed=1)
     down = random_weight("Q4_0", hidden, k)
-    for m in (1, 8, 64):
-        x = random_x(m, k)
+    for m in every_m:
+        x = random_x(m, k, dtype)
         calls: list[tuple[Callable[..., Any], tuple[Any, ...]]] = [
-            (affine, (x, w, bias, random_x(m, n), 0.75)),
+            (affine, (x, w, bias, random_x(m, n, dtype), 0.75)),
             (mlp, (x, gain, gate, up, down)),
         ]
         for function, args in calls:
             measure = functools.partial(function_error, function)
-            yield Case("functions f32", function, args, PlanOptions(), FUNCTION_BOUND, measure)
+            yield Case(group, function, args, PlanOptions(), FUNCTION_BOUND, measure)
 
 
 def unaligned_weight() -> QuantizedTensor:

@@ -29,6 +29,7 @@ from q4jit.tools.selftest.cases import (
     unaligned_weight,
 )
 from q4jit.tools.selftest.findings import CaseOutcome, Findings, attempt
+from q4jit.tools.selftest.halves import cpu_half_cases, missing_types
 from q4jit.tools.selftest.measures import (
     Floats,
     against_values,
@@ -94,6 +95,7 @@ def run_cpu(bench: CpuBench, quick: bool, findings: Findings) -> None:
     findings.copy = {"gb_per_s": None, "message": NOT_TIMED}
     for case in progress(list(cpu_cases(quick)), "running"):
         findings.cases.append(_outcome(bench, case))
+    findings.cases += missing_types()
 
 
 def _outcome(bench: CpuBench, case: Case) -> CaseOutcome:
@@ -121,6 +123,7 @@ def cpu_cases(quick: bool = False) -> Iterator[Case]:
         yield Case("lookup", looked_up, (ids, w), plan_options, 0.0, lookup_error)
     yield from one_sign_cases((name, m) for name in formats for m in (1, 17))
     yield from function_cases()
+    yield from cpu_half_cases(quick)
     w = unaligned_weight()
     for m in (1, 17):
         args = (random_x(m, w.shape[0]), w)

@@ -8,12 +8,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from q4jit.precision import error_scale, relative_error
+from q4jit.errors import expected
+from q4jit.precision import beyond_rounding, error_scale, relative_error
 from q4jit.weights.formats import decode
 from q4jit.weights.tensor import QuantizedTensor
 
-Floats = NDArray[np.float32]
+Floats = NDArray[Any]
 Measure = Callable[[Sequence[Any], Sequence[Any]], float]
+
+
+class WrongResultsError(Exception):
+    """Results have another type, or are not the NaN, Inf or number that they must be."""
 
 
 @functools.cache
@@ -50,13 +55,75 @@ def function_error(
 ) -> float:
     """Return the relative rms error of a function's result, compared with NumPy in float64."""
     exact = function(*map(_in_float64, args))
-    return float(np.linalg.norm(results[0] - exact) / np.linalg.norm(exact))
+    return float(np.linalg.norm(beyond_rounding(results[0], exact)) / np.linalg.norm(exact))
 
 
 def _contract(y: Floats, x: Floats, values: Floats) -> float:
-    wide, w = x.astype(np.float64), values.astype(np.float64)
-    error = relative_error(y, wide @ w, error_scale(wide**2 @ w**2, x.shape[-1]))
+    exact, scale = _exact(x, values)
+    error = relative_error(y, exact, scale)
     return math.nan if error is None else error
+
+
+def _exact(x: Floats, values: Floats) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return x @ w in float64 and the scale of its errors."""
+    wide, w = x.astype(np.float64), values.astype(np.float64)
+    return wide @ w, error_scale(wide**2 @ w**2, x.shape[-1])
+
+
+def special_error(bound: float, args: Sequence[Any], results: Sequence[Any]) -> float:
+    """Return the contract error of the finite results.
+
+    Raises WrongResultsError if NaN and Inf are not where they must be. Where an error within the
+    bound decides whether a result exceeds the range of its type, Inf and a finite one are right.
+    """
+    (y,), (x, w) = results, args
+    _require_dtype(y, x.dtype)
+    with np.errstate(all="ignore"):
+        exact, scale = _exact(x, _values(w))
+        margin = np.where(np.isfinite(scale), bound * scale, 0)
+        least, most = (_widened((exact + side).astype(y.dtype)) for side in (-margin, margin))
+        known, wide = np.isfinite(exact), _widened(y)
+        wrong = np.isnan(wide) != np.isnan(exact)
+        wrong |= ~np.isnan(wide) & np.isinf(wide) & (wide != least) & (wide != most)
+        wrong |= np.isfinite(wide) & np.isinf(least) & np.isinf(most)
+        _require_none(wrong)
+        counted = known & np.isfinite(wide)
+        errors = np.where(counted, beyond_rounding(y, exact) / scale, 0)
+        rms = np.sqrt((errors**2).sum(-1) / np.maximum(counted.sum(-1), 1))
+    return float(rms.max())
+
+
+def rounding_error(
+    function: Callable[..., Any], args: Sequence[Any], results: Sequence[Any]
+) -> float:
+    """Return 0. Raises WrongResultsError if a result differs from NumPy's, NaN apart."""
+    with np.errstate(all="ignore"):
+        wanted = function(*args)
+    (y,) = results
+    _require_dtype(y, wanted.dtype)
+    a, b = _widened(y), _widened(wanted)
+    same = (a == b) & (np.signbit(a) == np.signbit(b)) | np.isnan(a) & np.isnan(b)
+    _require_none(~same)
+    return 0.0
+
+
+def _require_dtype(y: NDArray[Any], dtype: np.dtype[Any]) -> None:
+    if y.dtype != dtype:
+        raise WrongResultsError(expected(f"results in {dtype}", str(y.dtype)))
+
+
+def _require_none(wrong: NDArray[np.bool_]) -> None:
+    if wrong.any():
+        first = [int(i) for i in np.argwhere(wrong)[0]]
+        raise WrongResultsError(
+            f"{wrong.sum():,} of {wrong.size:,} results are not the NaN, Inf or number that they "
+            f"must be, first {first}"
+        )
+
+
+def _widened(array: NDArray[Any]) -> NDArray[np.float64]:
+    with np.errstate(invalid="ignore"):  # for signalling NaN
+        return array.astype(np.float64)
 
 
 def difference(actual: Floats, wanted: Floats) -> float:

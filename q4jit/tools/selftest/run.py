@@ -11,15 +11,18 @@ from q4jit.progress import progress
 from q4jit.tools.selftest.cases import Case, cases
 from q4jit.tools.selftest.checks import Check, checks
 from q4jit.tools.selftest.findings import CaseOutcome, Findings, attempt, error_text
-from q4jit.tools.selftest.measures import Floats
+from q4jit.tools.selftest.halves import half_cases, missing_types
+from q4jit.tools.selftest.measures import Floats, WrongResultsError
 from q4jit.tools.selftest.streams import NotRunError
 from q4jit.tools.selftest.timing import time_products
 
 
 def run_all(bench: Bench, quick: bool, findings: Findings) -> None:
     """Run every case and check, then time products; add each result to `findings` at once."""
-    for outcome in outcomes(bench, cases(bench.target, quick)):
+    selected = [*cases(bench.target, quick), *half_cases(bench.target, quick)]
+    for outcome in outcomes(bench, selected):
         findings.cases.append(outcome)
+    findings.cases += missing_types()
     for check in progress(checks(quick), "checking"):
         findings.cases.append(outcome_of(bench, check))
     time_products(bench, quick, findings)
@@ -70,11 +73,14 @@ def judge(case: Case, results: Sequence[Floats]) -> CaseOutcome:
     """Return the outcome of a case: its results must be finite and within the bound."""
     total = sum(result.size for result in results)
     missing = total - sum(int(np.isfinite(result).sum()) for result in results)
-    if missing:
+    if missing and case.must_be_finite:
         verb = "is" if missing == 1 else "are"
         message = f"{missing:,} of {total:,} results {verb} NaN or Inf (not written, or wrong)"
         return CaseOutcome(str(case), case.group, case.rows, None, case.bound, False, message)
-    error = case.measure(case.args, results)
+    try:
+        error = case.measure(case.args, results)
+    except WrongResultsError as wrong:
+        return CaseOutcome(str(case), case.group, case.rows, None, case.bound, False, str(wrong))
     passed = error <= case.bound
     message = "" if passed else _excess(error, case.bound)
     return CaseOutcome(str(case), case.group, case.rows, error, case.bound, passed, message)

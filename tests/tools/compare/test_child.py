@@ -48,6 +48,7 @@ def test_several_numbers_of_threads_give_one_report(
     begin_with(QUICK, tmp_path, monkeypatch)
     path = tmp_path / "t.json"
     options = ["--target", "cpu", "--shape", "64x37", "--m", "1,5", "--threads", "1,2", "--quick"]
+    options += ["--dtype", "f32,bf16"]
     assert main(["bench", *options, "--precision", "f32", "--json", str(path)]) == 0
     out, _ = capfd.readouterr()
     report = json.loads(path.read_text("utf-8"))
@@ -60,18 +61,23 @@ def test_several_numbers_of_threads_give_one_report(
         "--json",
         str(path),
     ]
-    assert [run["threads"] for run in report["runs"]] == [1, 2]
+    runs = [(run["dtype"], run["threads"]) for run in report["runs"]]
+    assert runs == [("f32", 1), ("f32", 2), ("bf16", 1), ("bf16", 2)]
+    assert all(row["dtype"] == run["dtype"] for run in report["runs"] for row in run["rows"])
     assert {(r["k"], r["n"], r["m"]) for run in report["runs"] for r in run["rows"]} == {
         (64, 37, 1),
         (64, 37, 5),
     }
     headings = [line.split() for line in out.splitlines() if line.startswith("threads ")]
-    assert [words[:7] for words in headings] == [["threads", "K,", "N", "M", "f32", "µs", "read"]]
+    shown = [["threads", "K,", "N", "M", "f32", "µs", "read"]] * 2
+    assert [words[:7] for words in headings] == shown
+    assert re.findall(r"^(.*) arrays$", out, re.MULTILINE)[-2:] == ["f32", "bf16"]
     table = re.findall(r"^ +([12])  64, 37  ([15]) ", out, re.MULTILINE)
-    assert table == [("1", "1"), ("1", "5"), ("2", "1"), ("2", "5")]
+    assert table == [("1", "1"), ("1", "5"), ("2", "1"), ("2", "5")] * 2
     assert main(["bench", "--from", str(path), "--markdown"]) == 0
     out, _ = capfd.readouterr()
     assert re.findall(r"^\| ([12]) \| 64, 37 \| ([15]) \| ", out, re.MULTILINE) == table
+    assert re.findall(r", Q4_0, (.*) arrays$", out, re.MULTILINE) == ["f32", "bf16"]
     for threads in ("1 thread", "2 threads"):
         assert re.search(rf"^- {threads}: read [\d.]+ GB/s, FMA peak \d", out, re.MULTILINE)
 
@@ -116,7 +122,7 @@ def test_a_child_ends_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
     assert started[0].returncode == -signal.SIGKILL
 
 
-REQUEST = BenchRequest("Q8_0", ((64, 37), (128, 5)), (1, 8), ("f32", "i8"), fused=True)
+REQUEST = BenchRequest("Q8_0", ((64, 37), (128, 5)), (1, 8), ("f32", "i8"), True, False, "bf16")
 
 
 @pytest.mark.parametrize(
@@ -147,6 +153,7 @@ def test_a_child_reads_its_request(
         ),
         (("request", "rows"), [], "each item a whole number from 1, or null, got []"),
         (("request", "precisions"), ["f64"], "got ['f64']"),
+        (("request", "dtype"), "f64", ": request.dtype: expected one of f32, f16, bf16, got 'f64'"),
     ],
 )
 def test_an_invalid_request_is_refused(

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from q4jit.errors import DeviceError
+from q4jit.floats import FloatType
 from q4jit.precision import BOUNDS
 from q4jit.tools.compare.arena import LIMITS, READ, AbsentError, Entrant
 from q4jit.tools.compare.contest import contest
@@ -14,6 +15,7 @@ from q4jit.tools.compare.request import GPU, BenchRequest
 from q4jit.tools.compare.work import TimedCall, WeightShape
 from q4jit.weights.reference import random_weight
 from tests.support.fake_arena import FakeArena, K, N, fault_of, measured, one_missing, one_wrong
+from tests.support.halves import DTYPES
 
 
 def test_all_entrants_are_checked_before_they_run_in_turns() -> None:
@@ -132,6 +134,23 @@ def test_wrong_gating_has_an_error(function: str) -> None:
     assert error > 1e-3
     results[-1][0, 0] = np.inf
     assert work.error(results) is None
+
+
+@pytest.mark.parametrize("dtype", ["f16", "bf16"])
+@pytest.mark.parametrize("function", ["product", "bare", "gated"])
+def test_only_errors_beyond_rounding_count(function: str, dtype: FloatType) -> None:
+    shape = WeightShape("Q4_0", K, N, (3,), 0, dtype)
+    work = getattr(shape, function)(3)
+    values = [w.dequantize().astype(np.float64) for w in work.weights]
+    exact = work.function(*(a.astype(np.float64) for a in (work.x, *values, *work.others)))
+    exact = exact if isinstance(exact, tuple) else (exact,)
+    rounded = [np.array(y).astype(DTYPES[dtype]) for y in exact]
+    assert work.error(rounded) < 1e-12
+    widened = [y.astype(np.float32) for y in rounded]  # as of a tensor
+    assert work.error(widened, dtype) < 1e-12
+    assert work.error(widened) > BOUNDS["f32"]
+    rounded[-1] += rounded[-1] * DTYPES[dtype].type(2.0**-6)
+    assert work.error(rounded) > BOUNDS["f32"]
 
 
 def test_copies_do_not_share_memory() -> None:

@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from numpy.typing import NDArray
 
 from q4jit.tools.cli.main import main
 from q4jit.tools.compare import cpu, cpu_peers, cpu_times
 from q4jit.tools.compare.arena import READ, Running
+from q4jit.tools.compare.work import TimedCall
 from tests.support import child
+from tests.support.halves import DTYPES
 
 
 @pytest.fixture
@@ -84,10 +87,45 @@ def test_a_weight_that_stays_in_the_cache(
     counts.clear()
     assert main(["bench", *options, "--cached", "--markdown"]) == 0
     assert set(counts) == {1}
-    assert "Q4_0, weight in the cache\n" in capsys.readouterr().out
+    assert "Q4_0, f32 arrays, weight in the cache\n" in capsys.readouterr().out
     (run,) = json.loads(path.read_text("utf-8"))["runs"]
     assert run["cached"]
     assert not any(row["wrong"] for row in run["rows"])
+
+
+@pytest.mark.usefixtures("quick_cpu")
+@pytest.mark.parametrize("dtype", ["f16", "bf16"])
+def test_arrays_of_a_product_have_the_dtype(
+    dtype: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    outputs: list[NDArray[Any]] = []
+    running_of = cpu_times.running_of
+
+    def recorded(calls: Any, results: Any, work: TimedCall, note: str) -> Running:
+        arrays = (work.x, *work.others, *results)
+        assert {array.dtype for array in arrays} == {DTYPES[dtype]}
+        outputs.extend(results)
+        return running_of(calls, results, work, note)
+
+    monkeypatch.setattr(cpu, "running_of", recorded)
+    path = tmp_path / "cpu.json"
+    options = ["--target", "cpu", "--shape", "256x37", "--m", "1,5", "--fused", "--quick"]
+    assert main(["bench", *options, "--dtype", dtype, "--json", str(path)]) == 0
+    assert len(outputs) == 2 * 2 * (1 + 2 + 1)  # M, precisions, results of the three functions
+    (run,) = json.loads(path.read_text("utf-8"))["runs"]
+    assert run["dtype"] == dtype
+    own = [row for row in run["rows"] if row["own"]]
+    assert {row["precision"] for row in own} == {"f32", "i8"}
+    for row in own:
+        assert row["dtype"] == dtype
+        # the rounding of a result alone would exceed the bound
+        assert row["error"] <= row["bound"]
+    (peer,) = {row["note"] for row in run["rows"] if row["name"] == "numpy f32"}
+    assert peer == "x in f32"
+    assert f"Q4_0 [256, 37], M = 5, {dtype} arrays\n" in capsys.readouterr().out
 
 
 @pytest.mark.usefixtures("quick_cpu")

@@ -43,8 +43,8 @@ def test_a_read_issues_all_loads_of_16_bytes_before_it_waits() -> None:
     assert all("v4" in text.splitlines()[i] for i in loads)
 
 
-@pytest.mark.parametrize("platform", ["amd", "nvidia"])
-def test_kernels_that_write_nothing_are_wrong(platform: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("platform", "dtype"), [("amd", "f16"), ("nvidia", "bf16")])
+def test_kernels_that_write_nothing_are_wrong(platform: str, dtype: str, tmp_path: Path) -> None:
     """The driver calls and kernel texts are real; the runtime does not run the kernels."""
     folder = str(fake_gpu.build(tmp_path, platform))
     path = tmp_path / "b.json"
@@ -57,6 +57,7 @@ def test_kernels_that_write_nothing_are_wrong(platform: str, tmp_path: Path) -> 
         from q4jit.tools.compare.gpu import GpuArena
         GpuArena.rotated_bytes = lambda arena: 4000
         options = ["--shape", "64x37", "--m", "1,17", "--fused", "--quick"]
+        options += ["--dtype", "{dtype}"]
         assert main(["bench", *options, "--json", {str(path)!r}]) == 1
         assert fake["launches"] > 100 and fake["replays"] > 0
         gc.collect()
@@ -68,6 +69,7 @@ def test_kernels_that_write_nothing_are_wrong(platform: str, tmp_path: Path) -> 
         ROCM_PATH=folder,
     )
     (run,) = json.loads(path.read_text("utf-8"))["runs"]
+    assert run["dtype"] == dtype
     names = {row["name"] for row in run["rows"]}
     assert names == {READ, "q4jit f32", "q4jit f16", "q4jit i8", "q4jit element"}
     assert all(row["wrong"] and row["us"] is None for row in run["rows"])

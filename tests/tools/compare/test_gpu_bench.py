@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from q4jit.floats import FLOAT_BYTES, FloatType
 from q4jit.precision import BOUNDS
 from q4jit.runtime import devices
 from q4jit.tools.cli.main import main
@@ -34,24 +35,32 @@ def arena() -> Iterator[GpuArena]:
 def test_the_command_runs_and_nothing_is_wrong(arena: GpuArena, tmp_path: Path) -> None:
     path = tmp_path / "b.json"
     options = ["--shape", f"{K}x{N}", "--m", "1,8,64", "--fused", "--quick", "--json", str(path)]
+    options += ["--dtype", ",".join(FLOAT_BYTES)]
     assert main(["bench", "--target", "hip:0", *options]) == 0
-    (run,) = json.loads(path.read_text("utf-8"))["runs"]
-    own = [row for row in run["rows"] if row["own"]]
-    assert len(own) == 3 * 3 * len(BOUNDS)  # M, kinds, precisions
-    for row in own:
-        assert row["us"] > 0
-        assert row["error"] <= row["bound"]
-    for row in run["rows"]:
-        assert not row["wrong"], row
+    runs = json.loads(path.read_text("utf-8"))["runs"]
+    assert [run["dtype"] for run in runs] == list(FLOAT_BYTES)
+    for run in runs:
+        own = [row for row in run["rows"] if row["own"]]
+        assert len(own) == 3 * 3 * len(BOUNDS)  # M, kinds, precisions
+        for row in own:
+            assert row["us"] > 0
+            assert row["error"] <= row["bound"]
+        for row in run["rows"]:
+            assert not row["wrong"], row
 
 
+@pytest.mark.parametrize("dtype", FLOAT_BYTES)
 @pytest.mark.parametrize("name", ["torch fp16", "torch int4", "dequantise + matmul"])
-def test_a_product_of_pytorch_is_right_and_timed(arena: GpuArena, name: str) -> None:
-    entrants = {entrant.name: entrant for entrant in arena.peers()}
+def test_a_product_of_pytorch_is_right_and_timed(
+    arena: GpuArena, name: str, dtype: FloatType
+) -> None:
+    entrants = {entrant.name: entrant for entrant in arena.peers(dtype)}
+    if dtype == "bf16" and name == "torch fp16":
+        name = "torch bf16"
     if name not in entrants:
         pytest.skip(arena.absent[name])
     for m in (1, 8, 64):
-        work = WeightShape("Q4_0", K, N, (m,), 64 << 20).product(m)
+        work = WeightShape("Q4_0", K, N, (m,), 64 << 20, dtype).product(m)
         entrant = entrants[name]
         (outcome,) = contest([(entrant, work, BOUNDS[entrant.precision])], 3)
         assert outcome.message == ""

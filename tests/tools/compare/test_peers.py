@@ -8,9 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from q4jit.floats import FLOAT_BYTES, FLOAT_NAMES, FloatType
 from q4jit.precision import BOUNDS
+from q4jit.targets import find_target
 from q4jit.tools.compare import torch_products
 from q4jit.tools.compare.arena import AbsentError
+from q4jit.tools.compare.contest import contest
+from q4jit.tools.compare.cpu_peers import CpuPeers
 from q4jit.tools.compare.ggml import Ggml
 from q4jit.tools.compare.torch_products import Quants
 from q4jit.tools.compare.work import WeightShape
@@ -37,17 +41,34 @@ def test_ggmls_products_are_right(fmt: str, n: int, total_bytes: int) -> None:
     assert error < BOUNDS["i8"]
 
 
-@pytest.mark.parametrize("make", [torch_products.dense_fp16, torch_products.dequantise])
-def test_products_of_pytorch_are_right(make: Any) -> None:
+@pytest.mark.torch
+@pytest.mark.parametrize("dtype", FLOAT_BYTES)
+@pytest.mark.parametrize("make", [torch_products.dense, torch_products.dequantise])
+def test_products_of_pytorch_are_right(torch: Any, make: Any, dtype: FloatType) -> None:
     """Runs on PyTorch's CPU; the same calls run on a GPU."""
-    torch = pytest.importorskip("torch", reason="no test installs a peer")
-    work = WeightShape("Q4_0", 256, 64, (5,), 0).product(5)
+    work = WeightShape("Q4_0", 256, 64, (5,), 0, dtype).product(5)
     calls: Sequence[Callable[[], Any]] = make(torch, "cpu", work, 200_000)
     assert len(calls) > 2
+    computed_in = "f16" if make is torch_products.dense and dtype == "f32" else dtype
     for call in calls:
-        error = work.error([call().float().numpy()])
+        y = call()
+        assert str(y.dtype) == f"torch.{FLOAT_NAMES[computed_in]}"
+        error = torch_products.tensor_error(work, y)
         assert error is not None
-        assert error < (5e-4 if make is torch_products.dense_fp16 else 2e-6)
+        assert error < {"f32": 2e-6, "f16": 5e-4, "bf16": 4e-3}[computed_in]
+
+
+@pytest.mark.torch
+@pytest.mark.usefixtures("torch")
+@pytest.mark.parametrize("dtype", FLOAT_BYTES)
+def test_pytorchs_product_with_4_bit_weights_is_right(dtype: FloatType) -> None:
+    entrant = CpuPeers(1, find_target("cpu"), None, 0).makers()["torch int4"]()
+    work = WeightShape("Q4_0", 256, 64, (5,), 0, dtype).product(5)
+    (outcome,) = contest([(entrant, work, BOUNDS["i8"])], 1)
+    assert outcome.message == ""
+    assert outcome.note == ("x in bf16" if dtype == "f32" else "")
+    assert outcome.error is not None
+    assert outcome.error < (5e-4 if dtype == "f16" else 4e-3)
 
 
 def test_quants_agree_with_dequantize() -> None:

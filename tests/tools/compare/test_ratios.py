@@ -40,6 +40,7 @@ def test_targets_are_met_by_all_weights_or_missed() -> None:
     runs[1]["rows"][0]["ratios"] = {}
     _, *lines = verdicts(runs[1:2], TARGETS)
     assert ["f32", "1", "ggml", "2", "1.10", "- 1.30", "not measured"] in lines
+    assert len(verdicts([{**runs[0], "dtype": "bf16"}], TARGETS)) == 1  # targets are for f32
     _, *lines = verdicts([run_of(1, cached=True, ratios={"ggml": 3.1}, of_read=0.5)], TARGETS)
     assert lines == [["i8", "1", "ggml", "1", "3.00", "3.10 3.10", "met"]]
 
@@ -62,6 +63,7 @@ def test_without_targets_there_are_no_verdicts() -> None:
     headings = "precision M against threads target result verdict".split()
     assert verdicts([run], ()) == [headings]
     lines = list(ratio_lines([run], ()))
+    assert lines[0] == "f32 arrays"
     assert not any("verdict" in line for line in lines)
     assert lines == list(ratio_lines([run], TARGETS))[: len(lines)]
 

@@ -21,7 +21,7 @@ from tests.support.tools import lack
 def test_the_table_is_aligned_and_shows_how_many_times_faster_q4jit_is() -> None:
     arena = FakeArena(fault_of("q4jit f16", one_wrong))
     heading, title, read, f32, f16, peer = table_lines(measured(arena), heading=True)
-    assert title == f"Q4_0 [{K}, {N}], M = 3"
+    assert title == f"Q4_0 [{K}, {N}], M = 3, f32 arrays"
     assert heading.split() == "µs GB/s of read TFLOP/s error × f32 × f16".split()
     assert read.split() == ["read", "2.00", "1", "100%", "-", "-"]
     assert f32.split()[:4] == ["q4jit", "f32", "(how)", "4.00"]
@@ -47,7 +47,7 @@ def test_a_report_becomes_markdown(report: Path, capsys: pytest.CaptureFixture[s
     capsys.readouterr()
     assert main(["bench", "--from", str(report), "--markdown"]) == 0
     out = capsys.readouterr().out
-    assert "Fake (`hip:fake`), Q4_0\n" in out
+    assert "Fake (`hip:fake`), Q4_0, f32 arrays\n" in out
     assert "compiler fake 1.0\n" in out
     assert "- torch int4: not available: not today\n" in out
     lines = [line for line in out.splitlines() if line.startswith(f"| {K}, {N} | 8 ")]
@@ -92,13 +92,16 @@ def test_a_plot_is_drawn(report: Path, tmp_path: Path, suffix: str) -> None:
     data = path.read_bytes()
     assert len(data) > 5000
     if suffix == ".svg":
-        labels = {"f32, M = 1", "f32, M = 8", "f16, M = 1", "f16, M = 8", "Fake: read at 1 GB/s"}
+        labels = {"f32, M = 1", "f32, M = 8", "f16, M = 1", "f16, M = 8"}
+        labels.add("Fake, f32 arrays: read at 1 GB/s")
         assert labels <= set(re.findall(r"<!-- (.*?) -->", data.decode()))
 
 
 def test_the_roof_and_the_intensity_of_a_product() -> None:
     stored = {"weight_bytes": 1000, "m": 10, "k": 64, "n": 32, "us": 1.0, "name": READ}
     assert roofline.intensity(stored) == 2 * 10 * 64 * 32 / (1000 + 4 * 10 * 96)
+    bf16 = roofline.intensity({**stored, "dtype": "bf16"})
+    assert bf16 == 2 * 10 * 64 * 32 / (1000 + 2 * 10 * 96)
     reads = [{**stored, "gb_per_s": 2.0}, {**stored, "gb_per_s": 3.0}, {**stored, "us": None}]
     assert roofline.roof(reads) == 3e9
     assert roofline.roof(reads[2:]) is None

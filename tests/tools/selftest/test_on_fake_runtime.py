@@ -58,6 +58,24 @@ def test_results_that_kernels_do_not_write_are_nan(run_on_fake: Callable[[str], 
     """)
 
 
+def test_cases_of_half_precision_fail_where_kernels_write_nothing(
+    run_on_fake: Callable[[str], str],
+) -> None:
+    run_on_fake("""
+        from q4jit.tools.selftest.halves import half_cases
+        with Bench(first) as bench:
+            selected = [
+                case for case in half_cases(bench.target, quick=True)
+                if case.args[0].nbytes < 1 << 19  # half of the fake device's memory
+            ]
+            assert {str(case.args[0].dtype) for case in selected} == {"float16", "bfloat16"}
+            for case, outcome in zip(selected, outcomes(bench, selected), strict=True):
+                assert outcome.passed is False, outcome
+                wrong = "or number that they" if not case.must_be_finite else "NaN or Inf"
+                assert wrong in outcome.message, outcome
+    """)
+
+
 def test_calls_are_timed_while_copies_keep_the_device_busy(
     run_on_fake: Callable[[str], str],
 ) -> None:
