@@ -102,7 +102,12 @@ ASKED: Final = (
     Way(GEMV, 2, "gfx90a", block_size=64),
     Way(GEMV, 1, "gfx1030", block_size=512),
 )
-SOME: Final = (*(Way(None, m, arch) for arch in ARCHS for m in (1, 5)), Way(None, 33, "sm_90"))
+SOME: Final = (
+    Way(None, 1, "gfx1030"),
+    Way(None, 5, "gfx90a"),
+    Way(None, 1, "sm_90"),
+    Way(None, 33, "gfx1100"),
+)
 some_ways = pytest.mark.parametrize("way", SOME, ids=str)
 
 
@@ -119,7 +124,7 @@ def test_every_format(way: Way, name: str) -> None:
     assert_contract(z, y, turned(w))  # f32's kernels compute f16 and i8, too
 
 
-@pytest.mark.parametrize("way", RULE, ids=str)
+@some_ways
 def test_products_of_every_format_in_one_kernel(way: Way) -> None:
     ws = [weight(name, K, N) for name in FORMATS]
     y = random_x(way.rows, N)
@@ -159,8 +164,9 @@ def test_every_number_of_rows(m: int) -> None:
 @some_ways
 def test_nan_and_inf_in_y(way: Way, name: str) -> None:
     w, rows = weight(name, K, N), not_finite_rows(N)
-    for at in range(0, len(rows), 33):
-        y = rows[at : at + 33] if way.rows > 16 else rows[at : at + way.rows]
+    # few rows: NaN, Inf, both in a row, and an Inf among zeros
+    for at in (0,) if way.rows > 16 else (1, 11, 63, len(rows) - way.rows):
+        y = rows[at : at + way.rows]
         (z,) = way.run(transposed, [y, w.tensor])
         assert_ieee(z, y, turned(w))
 
