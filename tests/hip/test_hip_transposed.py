@@ -9,6 +9,8 @@ import pytest
 from numpy.typing import NDArray
 
 from q4jit.errors import TargetError
+from q4jit.hip.choices import keys_of
+from q4jit.hip.explain import remarks
 from q4jit.hip.kernel import (
     ADD_SPLITS,
     ELEMENT,
@@ -328,3 +330,18 @@ def test_splits_fill_the_gpu(k: int, n: int, m: int) -> None:
     assert 0.7 * 132 <= blocks <= 4 * 132
     waves = first.block_size // 32
     assert (first.splits - 1) * split_columns(n, first.splits, waves) < n, "no split is empty"
+
+
+def test_only_products_with_w_are_measured() -> None:
+    w, options = weight("Q4_0", K, N), PlanOptions()
+    plan = hip_plan(both, "hip:sm_90", [random_x(1, K), random_x(1, N), w.tensor], options)
+    assert [(key.k, key.n) for key in keys_of(plan, 1, options)] == [(K, N)]
+
+
+def test_explain_names_the_precision_once() -> None:
+    options = PlanOptions("f16")
+    args = [random_x(1, N), weight("Q4_0", K, N).tensor]
+    plan = hip_plan(transposed, "hip:sm_90", args, options)
+    (remark,) = remarks(plan, options)
+    assert "gemv_transposed computes" in remark.text
+    assert "more exact 'f32'" in remark.text
