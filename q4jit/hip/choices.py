@@ -21,10 +21,10 @@ def key_of(problem: Problem, section: Section) -> Key:
 
 
 def keys_of(plan: HipPlan, m: int, plan_options: PlanOptions) -> tuple[Key, ...]:
-    """Return the keys of all products of a plan, each once."""
+    """Return the keys of all products of a plan that can be measured, each once."""
     keys = [
         key_of(Problem(plan.graph, plan.target, 1 if work.uniform else m, plan_options), section)
-        for work in (kernel.work for kernel in plan.kernels)
+        for work in (kernel.work for kernel in plan.kernels if not kernel.work.is_transposed)
         for section in work.sections
     ]
     return tuple(dict.fromkeys(keys))

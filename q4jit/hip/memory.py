@@ -86,9 +86,7 @@ def _staged_bytes(plan: HipPlan, kernel: HipKernel) -> int:
         case kernels.GEMV_MATRIX:
             return sizes_of(arch, kernel).used_bytes
         case kernels.GEMV_TRANSPOSED:
-            # y of a column for each thread and whether it is rough, then 8 sums of each thread
-            staged = (kernel.rows_per_tile + 1) * kernel.block_size
-            return (staged + SUMS_OF_ROUND * (kernel.block_size + 4)) * _F32_BYTES
+            return gemv_transposed_bytes(plan, kernel)
         case kernels.ADD_SPLITS:
             return kernel.block_size * _F32_BYTES
         case kernels.TILE_FMA | kernels.TILE_TRANSPOSED:
@@ -104,6 +102,18 @@ def gemv_bytes(kernel: HipKernel) -> int:
     """Return the shared memory of a `gemv`: the stage of each row of x, padded per unit."""
     stride_bytes = (UNIT_ELEMENTS + 4) * _F32_BYTES
     return kernel.rows_per_tile * kernel.ahead * kernel.lanes * stride_bytes
+
+
+def gemv_transposed_bytes(plan: HipPlan, kernel: HipKernel) -> int:
+    """Return the bytes of x at a column for each thread, and of the sums that waves add up.
+
+    Where scales are applied late, rough elements of x are apart, and a number names their stage.
+    """
+    formats = [plan.weight(product.arg).block_format for product in kernel.section.products]
+    is_late = kernel.scales_late and any(fmt.minimum_at is None for fmt in formats)
+    staged = (2 if is_late else 1) * kernel.rows_per_tile * kernel.block_size
+    sums = SUMS_OF_ROUND * (kernel.block_size + 4)
+    return (staged + sums) * _F32_BYTES + (_F32_BYTES if is_late else 0)
 
 
 def _tile_matrix_bytes(plan: HipPlan, kernel: HipKernel) -> int:

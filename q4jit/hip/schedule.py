@@ -17,6 +17,12 @@ once per row of x, a launch of `rows` comes first. Each class of M has kernels o
 `gemv_matrix` and `tile_halves` read weights in the same layout, so a device keeps one
 copy for every M.
 
+Products with `w.T` sum over the columns of w, whose copies they share with products with w:
+
+    M up to 16        gemv_transposed   a lane has a sum for each element of its unit, over all columns
+                                        of a split; then `add_splits` adds up the splits
+    17 or more        tile_transposed   like tile_fma
+
 The schedule `element` computes one result per thread block. It serves every M, and the other
 schedules are checked and timed against it.
 """

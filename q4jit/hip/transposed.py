@@ -136,7 +136,6 @@ def transposed_variables(plan: HipPlan, kernel: HipKernel) -> dict[str, Any]:
     return {
         "n": n,
         "first_k": [kernel.first_k(product) for product in kernel.section.products],
-        "starts": [product.start for product in kernel.section.products],
         "split_columns": split_columns(n, kernel.splits, waves),
         "is_quads": kernel.layout == TILES16,
         "sums_of_round": SUMS_OF_ROUND,

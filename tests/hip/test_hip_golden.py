@@ -57,7 +57,8 @@ def parts(source: Source) -> tuple[str, str, str]:
 def test_text(golden: Golden, arch: str, kernel: Case | Generic) -> None:
     for source in kernel.sources(arch):
         comment, _, body = parts(source)
-        golden(comment + body, "_rows.hip" if source.symbol.endswith("_rows") else ".hip")
+        part = next((p for p in ("_rows", "_splits") if source.symbol.endswith(p)), "")
+        golden(comment + body, f"{part}.hip")
 
 
 @pytest.mark.ratchet

@@ -46,6 +46,8 @@ from tests.support.hip_cases import (
     product,
     softcap,
     tensor,
+    transposed,
+    transposed_norm,
     values,
     zeros,
 )
@@ -92,6 +94,12 @@ def recorded() -> Table:
     return {(name, arch): tuple(map(int, numbers)) for name, arch, *numbers in cells}
 
 
+def part_of(source: Source) -> str:
+    """Return what tells a kernel from the last one of its case."""
+    parts = (part for part in ("rows", "splits") if source.symbol.endswith(f"_{part}"))
+    return "".join(f" {part}" for part in parts)
+
+
 def needs(source: Source) -> Numbers:
     """Return the resources of a kernel, in the order of COLUMNS."""
     compiler = compiler_for(source.target.arch)
@@ -109,7 +117,7 @@ def test_no_kernel_needs_more_than_recorded(request: pytest.FixtureRequest) -> N
     if installed != pinned():
         lack(f"registers are recorded for ziglang {pinned()}, got {installed}: pip install it")
     named = {
-        (f"{kernel.name}{' rows' if source.symbol.endswith('_rows') else ''}", arch): source
+        (f"{kernel.name}{part_of(source)}", arch): source
         for kernel in RECORDED
         for arch in AMD_ARCHS
         for source in kernel.sources(arch)
@@ -184,12 +192,20 @@ def plain(fmt: str, m: int, k: int = K, **plan_options: Any) -> Case:
     return case(name, product, zeros(m, k), tensor(fmt, k, N), **plan_options)
 
 
+def turned(fmt: str, m: int, **plan_options: Any) -> Case:
+    """Return a case of one product with `w.T`."""
+    name = " ".join([f"{fmt}.T", f"M={m}", *(f"{key}={plan_options[key]}" for key in plan_options)])
+    return case(name, transposed, zeros(m, N), tensor(fmt, K, N), **plan_options)
+
+
 def everything(arch: str) -> Iterator[Case | Generic]:
     """Yield every schedule with every format, and functions with prologues and epilogues."""
     for fmt in FORMATS:
         yield from (plain(fmt, m) for m in (1, 4, 16, 70))
         yield from (plain(fmt, m, layout="gguf") for m in (1, 16))
         yield from (plain(fmt, 1, schedule=ELEMENT), plain(fmt, 70, schedule=TILE_FMA))
+        yield from (turned(fmt, m) for m in (1, 2, 4, 70))
+        yield from (turned(fmt, m, layout="gguf") for m in (1, 16))
         yield case(f"values of {fmt}", values, tensor(fmt, K, N))
         yield case(f"lookup in {fmt}", lookup, np.arange(2), tensor(fmt, K, N), layout="gguf")
         yield Generic(f"generic {fmt}", fmt)
@@ -199,11 +215,15 @@ def everything(arch: str) -> Iterator[Case | Generic]:
             yield plain(fmt, 70, precision="f16", schedule=TILE_MATRIX, layout="gguf")
     for fmt in ("F16", "F32"):
         yield from (plain(fmt, m, k=1000) for m in (1, 70))
+        yield case(f"{fmt}.T K=1000", transposed, zeros(1, N), tensor(fmt, 1000, N))
     two, square = (tensor("Q4_0", K, N), tensor("Q8_0", K, N)), tensor("Q6_K", K, K)
     for m in (1, 16, 70):
         for precision in ("f32", "i8"):
             yield case("gated", gated, zeros(m, K), *two, zeros(N), precision=precision)
             yield case("normed", normed, zeros(m, K), zeros(K), square, precision=precision)
+            if precision == "f32":
+                some = zeros(m, N), zeros(N), two[0], zeros(m, K)
+                yield case("transposed norm", transposed_norm, *some)
             yield case("softcap", softcap, zeros(m, K), square, 30.0, precision=precision)
 
 

@@ -62,6 +62,16 @@ def product(x: Any, w: Any) -> Any:
     return x @ w
 
 
+def transposed(y: Any, w: Any) -> Any:
+    return y @ w.T
+
+
+def transposed_norm(y: Any, gain: Any, w: Any, r: Any) -> Any:
+    """RMSNorm and a residual."""
+    h = y / np.sqrt(np.mean(y * y, axis=-1, keepdims=True) + 1e-5) * gain
+    return h @ w.T + r
+
+
 def gated(x: Any, gate: Any, up: Any, bias: Any) -> Any:
     """Bias and SiLU gating."""
     g = x @ gate + bias
@@ -156,6 +166,16 @@ GOLDEN: Final[tuple[tuple[str, Case | Generic], ...]] = (
     ("sm_90", case("halves_cluster", product, zeros(8, 2048), tensor("Q4_0", 2048, N))),
     ("sm_90", case("halves_warpgroup", product, zeros(64, K), _W["Q4_0"])),
     ("sm_90", case("halves_warpgroup_f16", product, zeros(64, K), _W["Q4_0"], precision="f16")),
+    ("sm_90", case("gemv_transposed", transposed, zeros(1, N), _W["Q4_0"])),
+    (
+        "gfx90a",
+        case(
+            "gemv_transposed_norm",
+            transposed_norm,
+            *(zeros(4, N), zeros(N), _W["Q4_1"], zeros(4, K)),
+        ),
+    ),
+    ("gfx1100", case("tile_transposed", transposed, zeros(40, N), _W["Q6_K"])),
     ("gfx90a", case("dequantize", values, _W["Q6_K"])),
     ("gfx1100", case("lookup", lookup, np.arange(3), _W["Q8_0"])),
     ("gfx1030", Generic("generic", "Q4_1")),
@@ -170,6 +190,11 @@ def _large(name: str, fmt: str, m: int, **plan_options: Any) -> Case:
     return case(name, product, zeros(m, _LAYER[0]), tensor(fmt, *_LAYER), **plan_options)
 
 
+def _transposed(name: str, fmt: str, m: int) -> Case:
+    return case(name, transposed, zeros(m, _LAYER[1]), tensor(fmt, *_LAYER))
+
+
+_TRANSPOSED: Final = ((1, "Q4_0"), (4, "Q4_0"), (2, "Q6_K"), (4, "Q4_1"), (70, "Q4_0"))
 RECORDED: Final[tuple[Case | Generic, ...]] = (
     _large("element Q4_0", "Q4_0", 1, schedule=ELEMENT),
     _large("chosen 1 Q4_0", "Q4_0", 1),
@@ -187,6 +212,7 @@ RECORDED: Final[tuple[Case | Generic, ...]] = (
     _large("tile Q4_0", "Q4_0", 512),
     _large("tile Q4_1 f16", "Q4_1", 512, precision="f16"),
     case("tile normed Q6_K", normed, zeros(512, 4096), zeros(4096), tensor("Q6_K", *_LAYER)),
+    *(_transposed(f"w.T {m} {fmt}", fmt, m) for m, fmt in _TRANSPOSED),
     case("dequantize Q6_K", values, tensor("Q6_K", *_LAYER)),
     case("lookup Q4_0", lookup, np.arange(512), tensor("Q4_0", *_LAYER)),
     Generic("generic Q4_0", "Q4_0"),
