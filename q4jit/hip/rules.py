@@ -122,15 +122,16 @@ class GpuRules(abc.ABC):
     ) -> int:
         """Return the rows of a tile of `tile_halves_transposed`.
 
-        A lane has rows / 2 sums for each product, and with two terms as many totals. Two blocks
-        of four waves have 255 registers a thread.
+        A lane has a sum per row for each product. Two blocks of four waves have 255 registers a
+        thread: more sums than these are spilled.
         """
         products = len(section.products)
         tiles = section.width * min(rows, MANY_ROWS) // TALL_TILE_ROWS**2
         is_full = rows > MANY_ROWS or tiles >= self.blocks_per_unit * arch.compute_units
         if products == f16_terms == 1 and rows > TILE_ROWS and is_full:
             return TALL_TILE_ROWS
-        return min(max(rows, self.least_tile_rows), TILE_ROWS if products <= 2 else TILE_ROWS // 2)
+        most = TILE_ROWS if products * f16_terms <= 2 else TILE_ROWS // 2
+        return min(max(rows, self.least_tile_rows), most)
 
     def most_tile_splits(self, arch: HipArch, rows: int, blocks: int) -> int:
         """Return how many thread blocks of a `tile_halves` may share columns.

@@ -153,7 +153,7 @@ def _check_schedule(problem: Problem, work: Kernel, section: Section, schedule: 
         )
     elif schedule == TILE_HALVES_TRANSPOSED and not problem.suits_transposed_panels(section):
         needs = (
-            "a GPU of NVIDIA, blocks of 18 bytes whose values suit f16, the layout "
+            "a GPU of NVIDIA, blocks of 18 bytes with finite scales, the layout "
             f"{TILES16!r}, and slices that begin at a multiple of {QUAD_ELEMENTS}"
         )
     elif schedule == GEMV_DOT and not problem.suits_dot(section):
