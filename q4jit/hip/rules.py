@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, Final
 
 from q4jit.hip.classes import FEW_ROWS, MANY_ROWS, TALL_TILE_ROWS, TILE_ROWS
-from q4jit.hip.kernel import GEMV_MATRIX, MATRIX_COLUMNS, TILE_HALVES
+from q4jit.hip.kernel import GEMV_MATRIX, MATRIX_COLUMNS, QUAD_ELEMENTS, TILE_HALVES
 from q4jit.hip.memory import MOST_STAGES_BYTES
 from q4jit.plan.kernels import Section
 from q4jit.targets import HipArch
@@ -127,11 +127,20 @@ class GpuRules(abc.ABC):
         """
         products = len(section.products)
         tiles = section.width * min(rows, MANY_ROWS) // TALL_TILE_ROWS**2
-        is_full = rows > MANY_ROWS or tiles >= self.blocks_per_unit * arch.compute_units
+        # two blocks of a cluster share each, so that there are two on almost every compute unit
+        is_full = rows > MANY_ROWS or 4 * tiles >= 3 * arch.compute_units
         if products == f16_terms == 1 and rows > TILE_ROWS and is_full:
             return TALL_TILE_ROWS
         most = TILE_ROWS if products * f16_terms <= 2 else TILE_ROWS // 2
         return min(max(rows, self.least_tile_rows), most)
+
+    def most_transposed_splits(self, arch: HipArch, section: Section, rows: int, tile: int) -> int:
+        """Return how many thread blocks of a `tile_halves_transposed` may divide N.
+
+        Results have only K columns, so blocks are few. tile: rows of a tile.
+        """
+        blocks = -(-section.width // QUAD_ELEMENTS) * -(-min(rows, MANY_ROWS) // tile)
+        return 1 if rows > MANY_ROWS else self.blocks_per_unit * arch.compute_units // blocks
 
     def most_tile_splits(self, arch: HipArch, rows: int, blocks: int) -> int:
         """Return how many thread blocks of a `tile_halves` may share columns.

@@ -235,13 +235,10 @@ def staged(arch: HipArch, kernel: HipKernel, rows: int, stages: int) -> HipKerne
 
 
 def _tile_halves_transposed(problem: Problem, work: Kernel) -> HipKernel:
-    """Return a `tile_halves_transposed`: four waves to a quad of w's columns.
-
-    Results have only K columns, so few rows divide N among the blocks of a cluster.
-    """
+    """Return a `tile_halves_transposed`: four waves to a quad of w's columns."""
     arch, rules, rows, (section,) = problem.arch, problem.rules, problem.m_class, work.sections
     f16_terms = problem.transposed_f16_terms
-    blocks = -(-section.width // QUAD_ELEMENTS)
+    tile_rows = rules.transposed_tile_rows(arch, section, rows, f16_terms)
     base = unsized(
         problem,
         work,
@@ -250,13 +247,13 @@ def _tile_halves_transposed(problem: Problem, work: Kernel) -> HipKernel:
         block_size=TRANSPOSED_WAVES * arch.wave,
         columns=QUAD_ELEMENTS,
         wave_panels=QUAD_ELEMENTS // MATRIX_COLUMNS // TRANSPOSED_WAVES,
-        rows_per_tile=rules.transposed_tile_rows(arch, section, rows, f16_terms),
+        rows_per_tile=tile_rows,
         f16_terms=f16_terms,
         warpgroups=problem.in_warpgroups,
         folded=f16_terms == 1,
     )
     tries = (replace(base, stage_units=u, stages=s) for u, s in TRANSPOSED_STAGES)
     kernel = next(each for each in tries if transposed_has_room(arch, each))
-    most = rules.most_tile_splits(arch, rows, blocks)
+    most = rules.most_transposed_splits(arch, section, rows, tile_rows)
     split = (replace(kernel, splits=n) for n in (8, 4, 2) if n <= most)
     return next((each for each in split if can_split_transposed(arch, each)), kernel)

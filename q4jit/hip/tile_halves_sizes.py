@@ -19,6 +19,7 @@ from q4jit.targets import HipArch
 ITEM_BYTES: Final = 16
 """What a thread copies at a time: a quarter of a unit of x in one term."""
 
+_PAIR: Final = 2  # blocks of a cluster
 _F32_BYTES: Final = 4
 _F16_BYTES: Final = 2
 _MOST_COPIERS: Final = 512
@@ -247,6 +248,20 @@ class TransposedSizes(TileHalvesSizes):
     def weight_panels_are_whole(self) -> bool:
         """Whether w has all panels of the last quad of x."""
         return self.last_weight_panel + 1 == self.quads * QUAD_ELEMENTS // MATRIX_COLUMNS
+
+    @property
+    def meet_in_lanes(self) -> bool:
+        """Whether the sums of two blocks meet in the lanes of one, not in shared memory.
+
+        Tall tiles have no room there for both. Terms need a check of each sum, and with it so much
+        code that the loop over a tile in shared memory is better.
+        """
+        return self.kernel.splits == _PAIR and self.kernel.folded
+
+    @property
+    def sums_bytes(self) -> int:
+        """The sums that thread blocks send each other."""
+        return self.received_bytes if self.meet_in_lanes else super().sums_bytes
 
     @property
     def staged_bytes(self) -> int:
