@@ -8,7 +8,7 @@ from q4jit.frontend.graph import Graph, Node
 from q4jit.frontend.specs import ArraySpec, WeightSpec
 from q4jit.hip.classes import MOST_FEW_ROWS, m_class
 from q4jit.hip.kernel import F16_TERMS, QUAD_ELEMENTS
-from q4jit.hip.rules import GpuRules, rules_of
+from q4jit.hip.rules import MOST_TRANSPOSED_PRODUCTS, GpuRules, rules_of
 from q4jit.plan.kernels import Section
 from q4jit.plan.options import PlanOptions
 from q4jit.targets import HipArch, Target
@@ -105,11 +105,12 @@ class Problem:
     def suits_transposed_panels(self, section: Section) -> bool:
         """Return whether matrix units can compute products with `w.T` from panels of w.
 
-        Results begin at a quad of w's columns.
+        Results begin at a quad of w's columns. Few enough products leave registers for their sums.
         """
         return (
             self.arch.is_nvidia
             and self.suits_panels(section)
+            and len(section.products) <= MOST_TRANSPOSED_PRODUCTS
             and all(product.start % QUAD_ELEMENTS == 0 for product in section.products)
         )
 

@@ -24,6 +24,8 @@ F16_ROWS_THREADS: Final = 512
 
 TRANSPOSED_WAVES: Final = 4
 """Waves of a `tile_halves_transposed`, each with a word of every unit of a quad."""
+MOST_TRANSPOSED_PRODUCTS: Final = 4
+"""Products of a `tile_halves_transposed` whose sums find registers."""
 TRANSPOSED_STAGES: Final = ((4, 3), (2, 4), (2, 3), (2, 2), (1, 3), (1, 2))
 """Units of a stage and stages of a `tile_halves_transposed`: the first that have room.
 
@@ -131,7 +133,8 @@ class GpuRules(abc.ABC):
         is_full = rows > MANY_ROWS or 4 * tiles >= 3 * arch.compute_units
         if products == f16_terms == 1 and rows > TILE_ROWS and is_full:
             return TALL_TILE_ROWS
-        most = TILE_ROWS if products * f16_terms <= 2 else TILE_ROWS // 2
+        load = products * f16_terms
+        most = TILE_ROWS if load <= 2 else TILE_ROWS // 2 if load <= 4 else TILE_ROWS // 4
         return min(max(rows, self.least_tile_rows), most)
 
     def most_transposed_splits(self, arch: HipArch, section: Section, rows: int, tile: int) -> int:

@@ -25,9 +25,9 @@ from q4jit.hip.kernel import (
 from q4jit.hip.limits import (
     can_run_gemv_matrix,
     can_run_tile_halves,
-    can_split_transposed,
+    can_run_tile_halves_transposed,
 )
-from q4jit.hip.memory import f16_unit_bytes, transposed_has_room
+from q4jit.hip.memory import f16_unit_bytes
 from q4jit.hip.problem import Problem
 from q4jit.hip.rules import (
     GEMV_LANES,
@@ -43,7 +43,8 @@ from q4jit.weights.layouts import PLANAR, TILES16
 
 TILE_COLUMNS: Final = 64
 _MOST_STAGE_UNITS: Final = 16
-_TILES: Final = frozenset({TILE_FMA, TILE_MATRIX, TILE_HALVES, TILE_HALVES_TRANSPOSED})  # they determine the block size
+# they determine the block size
+_TILES: Final = frozenset({TILE_FMA, TILE_MATRIX, TILE_HALVES, TILE_HALVES_TRANSPOSED})
 
 
 def unsized(problem: Problem, work: Kernel, schedule: str, **constants: Any) -> HipKernel:
@@ -252,8 +253,11 @@ def _tile_halves_transposed(problem: Problem, work: Kernel) -> HipKernel:
         warpgroups=problem.in_warpgroups,
         folded=f16_terms == 1,
     )
-    tries = (replace(base, stage_units=u, stages=s) for u, s in TRANSPOSED_STAGES)
-    kernel = next(each for each in tries if transposed_has_room(arch, each))
     most = rules.most_transposed_splits(arch, section, rows, tile_rows)
-    split = (replace(kernel, splits=n) for n in (8, 4, 2) if n <= most)
-    return next((each for each in split if can_split_transposed(arch, each)), kernel)
+    tries = (
+        replace(base, splits=splits, stage_units=units, stages=stages)
+        for splits in (8, 4, 2, 1)
+        for units, stages in TRANSPOSED_STAGES
+        if splits == 1 or splits <= most
+    )
+    return next(each for each in tries if can_run_tile_halves_transposed(arch, each))

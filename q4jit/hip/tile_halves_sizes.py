@@ -266,8 +266,12 @@ class TransposedSizes(TileHalvesSizes):
     @property
     def staged_bytes(self) -> int:
         """All shared memory of a thread block."""
-        weights_bytes = self.products * self.kernel.stages * self.weight_items * ITEM_BYTES
-        return super().staged_bytes + weights_bytes
+        return super().staged_bytes + self.weights_bytes
+
+    @property
+    def weights_bytes(self) -> int:
+        """All stages of w."""
+        return self.products * self.kernel.stages * self.weight_items * ITEM_BYTES
 
     @property
     def _stage_quads(self) -> int:

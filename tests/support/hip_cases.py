@@ -62,6 +62,10 @@ def product(x: Any, w: Any) -> Any:
     return x @ w
 
 
+def transposed(y: Any, w: Any) -> Any:
+    return y @ w.T
+
+
 def gated(x: Any, gate: Any, up: Any, bias: Any) -> Any:
     """Bias and SiLU gating."""
     g = x @ gate + bias
@@ -134,6 +138,7 @@ def case(name: str, function: Callable[..., Any], *args: Any, **plan_options: An
 K, N = 512, 96  # the size does not change the length of a text
 _W: Final = {name: tensor(name, K, N) for name in FORMATS}
 _SQUARE: Final = tensor("Q4_0", K, K)
+_TALL: Final = tensor("Q4_0", 4096, K)
 _GATE_UP: Final = [_W["Q4_0"]] * 2
 GOLDEN: Final[tuple[tuple[str, Case | Generic], ...]] = (
     ("gfx1030", case("element", product, zeros(1, K), _W["Q4_0"], schedule=ELEMENT)),
@@ -156,6 +161,9 @@ GOLDEN: Final[tuple[tuple[str, Case | Generic], ...]] = (
     ("sm_90", case("halves_cluster", product, zeros(8, 2048), tensor("Q4_0", 2048, N))),
     ("sm_90", case("halves_warpgroup", product, zeros(64, K), _W["Q4_0"])),
     ("sm_90", case("halves_warpgroup_f16", product, zeros(64, K), _W["Q4_0"], precision="f16")),
+    ("sm_80", case("transposed_wave", transposed, zeros(8, N), _W["Q4_0"])),
+    ("sm_90", case("transposed_warpgroup", transposed, zeros(64, 1000), tensor("Q4_0", K, 1000))),
+    ("sm_90", case("transposed_warpgroup_pair", transposed, zeros(512, K), _TALL, precision="f16")),
     ("gfx90a", case("dequantize", values, _W["Q6_K"])),
     ("gfx1100", case("lookup", lookup, np.arange(3), _W["Q8_0"])),
     ("gfx1030", Generic("generic", "Q4_1")),
