@@ -14,11 +14,14 @@ once per row of x, a launch of `rows` comes first. Each class of M has kernels o
     17…32, 33…64,     tile_halves   a tile of 32, 64 or 128 rows × 64 to 256 columns per thread
     65…512, ≥ 513                   block on matrix units, for blocks of 18 bytes
 
-`gemv_matrix` and `tile_halves` read weights in the same layout, so a device keeps one
+    products with     tile_halves_  like tile_halves on NVIDIA: a lane decodes pairs of columns, and
+    w.T, 5 or more    transposed    multiplies values, because scales differ along the sum
+
+`gemv_matrix` and both tiles read weights in the same layout, so a device keeps one
 copy for every M.
 
-The schedule `element` computes one result per thread block. It serves every M, and the other
-schedules are checked and timed against it.
+The schedule `element` computes one result per thread block (`element_transposed` with `w.T`). It
+serves every M, and the other schedules are checked and timed against it.
 """
 
 from collections.abc import Iterator, Sequence
