@@ -383,7 +383,6 @@ DEVICE void compute(Arguments a) {
     const int split = block_x() % SPLITS;
     const int first_quad = split * SPLIT_QUADS;  // blocks beyond the last quad have none
     const int end_quad = at_run_time(first_quad + SPLIT_QUADS < QUADS ? first_quad + SPLIT_QUADS : QUADS);
-    await_kernels_before(a);
 
     // --- stage w: its quads in the tile, for the panels of a stage ---
     SHARED u32x4 w_staged[STAGES * WEIGHT_ITEMS];  // [STAGES]: quants, then scales
@@ -413,6 +412,9 @@ DEVICE void compute(Arguments a) {
         }
         first_panel += STAGE_UNITS * UNIT_PANELS;
     };
+    // Copy the first stage; the group of x's first stage awaits them.
+    if (first_panel < end_quad * QUAD_UNITS * UNIT_PANELS) begin_weights(0);
+    await_kernels_before(a);
 
     // --- stage x: copy the first stage into shared memory ---
     for (int r = thread; r < ROWS; r += BLOCK_SIZE)
@@ -432,7 +434,6 @@ DEVICE void compute(Arguments a) {
             if (thread < COPIERS) begin_copy(copies[i], item_of(room, i), from);
         }
         x_from += RUN_ITEMS;
-        begin_weights(room);
     };
     const auto end_stage = [&](int room) {
         UNROLL for (int i = 0; i < COPIES; ++i)
@@ -454,6 +455,7 @@ DEVICE void compute(Arguments a) {
         block_barrier();  // all threads have copied `now`, and none reads the stage before
         into = 1 - now;
         if (goes_on) begin_stage(into);
+        if (goes_on) begin_weights(into);
         close_copies();
         --left;
         return staged + now * STAGE_ITEMS;

@@ -271,6 +271,9 @@ DEVICE void compute(const Arguments& a) {
         }
         first_panel += STAGE_UNITS * UNIT_PANELS;
     };
+    // Copy the first stages; the group of x's first stage awaits them.
+    UNROLL for (int stage = 0; stage < STAGES - 1; ++stage)
+        if (first_panel < end_quad * QUAD_UNITS * UNIT_PANELS) begin_weights(stage);
 
     // --- stage x: copy the first stages into shared memory ---
     for (int r = thread; r < ROWS; r += BLOCK_SIZE)
@@ -289,7 +292,6 @@ DEVICE void compute(const Arguments& a) {
             if (thread < COPIERS) begin_copy(copies[i], item_of(room, i), from);
         }
         x_from += RUN_ITEMS;
-        begin_weights(room);
     };
     const auto end_stage = [&](int room) {
         UNROLL for (int i = 0; i < COPIES; ++i)
@@ -312,6 +314,7 @@ DEVICE void compute(const Arguments& a) {
         block_barrier();  // all threads have copied `now`, and none reads the stage before
         into = now > 0 ? now - 1 : STAGES - 1;
         if (goes_on) begin_stage(into);
+        if (goes_on) begin_weights(into);
         close_copies();
         --left;
         // Hidden from the compiler, which would compute each address of `multiply_stage` anew.
