@@ -253,8 +253,8 @@ class TransposedSizes(TileHalvesSizes):
     def meet_in_lanes(self) -> bool:
         """Whether the sums of two blocks meet in the lanes of one, not in shared memory.
 
-        Tall tiles have no room there for both. Terms need a check of each sum, and with it so much
-        code that the loop over a tile in shared memory is better.
+        Tall tiles have no room there for both. With two terms each sum is checked, and a loop over
+        a tile in shared memory is less code.
         """
         return self.kernel.splits == _PAIR and self.kernel.folded
 

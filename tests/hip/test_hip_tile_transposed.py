@@ -141,6 +141,8 @@ def test_every_class_of_rows(m: int, precision: str, arch: str) -> None:
 @every_arch
 def test_i8_is_computed_as_f32_is(arch: str) -> None:
     x, w = random_x(9, N), weight("Q4_0", K, N)
+    plan = hip_plan(product, f"hip:{arch}", [x, w.tensor], PlanOptions("i8"))
+    assert [kernel.precision for kernel in plan.kernels] == ["f32", "f32"]  # explain() says so
     (y,) = run(product, [x, w.tensor], arch, "i8")
     assert_contract(y, x, transposed(w))
 
@@ -172,7 +174,7 @@ def test_every_shape(shape: tuple[int, int], precision: str, arch: str) -> None:
 def test_stages_and_tiles(constants: dict[str, Any], precision: str, arch: str) -> None:
     """Check tiles with rows and columns beyond the result, and more stages than N has."""
     for n in (200, 40):
-        x, w = random_x(100, n), weight("Q4_0", 416, n)
+        x, w = random_x(100, n), weight("Q4_0", 288, n)
         (y,) = run(product, [x, w.tensor], arch, precision, **constants)
         assert_contract(y, x, transposed(w), BOUNDS[precision])
 
@@ -182,8 +184,8 @@ def test_tall_tiles(splits: int) -> None:
     """Add up the sums of two blocks in lanes; rough rows are computed by the first block."""
     x, w = random_x(130, 300), weight("Q4_0", K, 300)
     x[3, 5], x[100, 7] = np.inf, np.nan
-    constants = {"rows_per_tile": 128, "stage_units": 2, "stages": 2, "splits": splits}
-    (y,) = run(product, [x, w.tensor], "sm_90", "f16", **constants)
+    constants = {"rows_per_tile": 128, "stage_units": 2, "stages": 2}
+    (y,) = run(product, [x, w.tensor], "sm_90", "f16", str, splits=splits, **constants)
     assert_ieee(y, x, transposed(w), BOUNDS["f16"])
 
 
