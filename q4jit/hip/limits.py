@@ -62,12 +62,11 @@ def can_run_tile_halves(arch: HipArch, kernel: HipKernel) -> bool:
     )
 
 
-def can_split_transposed(arch: HipArch, kernel: HipKernel) -> bool:
-    """Return whether blocks of a `tile_halves_transposed` can divide N, with room for sums."""
-    x = kernel.section.products[0].operands[0]
+def can_run_tile_halves_transposed(arch: HipArch, kernel: HipKernel) -> bool:
+    """Return whether blocks can divide N, and shared memory holds their stages and sums."""
     return (
         kernel.splits <= min(arch.cluster_blocks, kernel.rows_per_tile)
-        and kernel.splits * QUAD_ELEMENTS <= x.width
+        and (kernel.splits == 1 or kernel.splits * QUAD_ELEMENTS <= _k(kernel))
         and transposed_has_room(arch, kernel)
     )
 

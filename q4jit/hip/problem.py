@@ -8,7 +8,7 @@ from q4jit.frontend.graph import Graph, Node
 from q4jit.frontend.specs import ArraySpec, WeightSpec
 from q4jit.hip.classes import MOST_FEW_ROWS, m_class
 from q4jit.hip.kernel import F16_TERMS, QUAD_ELEMENTS
-from q4jit.hip.rules import GpuRules, rules_of
+from q4jit.hip.rules import MOST_TRANSPOSED_PRODUCTS, GpuRules, rules_of
 from q4jit.plan.kernels import Section
 from q4jit.plan.options import PlanOptions
 from q4jit.targets import HipArch, Target
@@ -47,8 +47,13 @@ class Problem:
 
     @property
     def transposed_f16_terms(self) -> int:
-        """Return the same for products with `w.T`, which `i8` computes as `f32` does."""
-        return 1 if self.plan_options.precision == "f16" else F16_TERMS["f32"]
+        """Return the f16 terms of x, and of w, for products with `w.T` on matrix units.
+
+        All products of the graph have the same, so that they can share x. `i8` is computed as
+        `f32` is, and so are weights that may not be rounded to f16.
+        """
+        suits = all(w.suits_f16 for w in self.graph.signature if isinstance(w, WeightSpec))
+        return 1 if self.plan_options.precision == "f16" and suits else F16_TERMS["f32"]
 
     def takes_one_term(self, x: Node) -> bool:
         """Return whether one f16 term is all of x: an array of f16 or bf16, as it was passed.
@@ -100,13 +105,12 @@ class Problem:
     def suits_transposed_panels(self, section: Section) -> bool:
         """Return whether matrix units can compute products with `w.T` from panels of w.
 
-        They multiply values, in one or two f16 terms, instead of quants. Results begin at a quad
-        of w's columns.
+        Results begin at a quad of w's columns. Few enough products leave registers for their sums.
         """
         return (
             self.arch.is_nvidia
             and self.suits_panels(section)
-            and self.suits_f16(section)
+            and len(section.products) <= MOST_TRANSPOSED_PRODUCTS
             and all(product.start % QUAD_ELEMENTS == 0 for product in section.products)
         )
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, Final
 
 from q4jit.hip.classes import FEW_ROWS, MANY_ROWS, TALL_TILE_ROWS, TILE_ROWS
-from q4jit.hip.kernel import GEMV_MATRIX, MATRIX_COLUMNS, TILE_HALVES
+from q4jit.hip.kernel import GEMV_MATRIX, MATRIX_COLUMNS, QUAD_ELEMENTS, TILE_HALVES
 from q4jit.hip.memory import MOST_STAGES_BYTES
 from q4jit.plan.kernels import Section
 from q4jit.targets import HipArch
@@ -24,6 +24,8 @@ F16_ROWS_THREADS: Final = 512
 
 TRANSPOSED_WAVES: Final = 4
 """Waves of a `tile_halves_transposed`, each with a word of every unit of a quad."""
+MOST_TRANSPOSED_PRODUCTS: Final = 4
+"""Products of a `tile_halves_transposed` whose sums find registers."""
 TRANSPOSED_STAGES: Final = ((4, 3), (2, 4), (2, 3), (2, 2), (1, 3), (1, 2))
 """Units of a stage and stages of a `tile_halves_transposed`: the first that have room.
 
@@ -122,15 +124,26 @@ class GpuRules(abc.ABC):
     ) -> int:
         """Return the rows of a tile of `tile_halves_transposed`.
 
-        A lane has rows / 2 sums for each product, and with two terms as many totals. Two blocks
-        of four waves have 255 registers a thread.
+        A lane has a sum per row for each product. Two blocks of four waves have 255 registers a
+        thread: more sums than these are spilled.
         """
         products = len(section.products)
         tiles = section.width * min(rows, MANY_ROWS) // TALL_TILE_ROWS**2
-        is_full = rows > MANY_ROWS or tiles >= self.blocks_per_unit * arch.compute_units
+        # two blocks of a cluster share each, so that there are two on almost every compute unit
+        is_full = rows > MANY_ROWS or 4 * tiles >= 3 * arch.compute_units
         if products == f16_terms == 1 and rows > TILE_ROWS and is_full:
             return TALL_TILE_ROWS
-        return min(max(rows, self.least_tile_rows), TILE_ROWS if products <= 2 else TILE_ROWS // 2)
+        load = products * f16_terms
+        most = TILE_ROWS if load <= 2 else TILE_ROWS // 2 if load <= 4 else TILE_ROWS // 4
+        return min(max(rows, self.least_tile_rows), most)
+
+    def most_transposed_splits(self, arch: HipArch, section: Section, rows: int, tile: int) -> int:
+        """Return how many thread blocks of a `tile_halves_transposed` may divide N.
+
+        Results have only K columns, so blocks are few. tile: rows of a tile.
+        """
+        blocks = -(-section.width // QUAD_ELEMENTS) * -(-min(rows, MANY_ROWS) // tile)
+        return 1 if rows > MANY_ROWS else self.blocks_per_unit * arch.compute_units // blocks
 
     def most_tile_splits(self, arch: HipArch, rows: int, blocks: int) -> int:
         """Return how many thread blocks of a `tile_halves` may share columns.

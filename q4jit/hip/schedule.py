@@ -21,10 +21,12 @@ Products with `w.T` sum over the columns of w, whose copies they share with prod
 
     M up to 16        gemv_transposed   a lane has a sum for each element of its unit, over all columns
                                         of a split; then `add_splits` adds up the splits
+    5 or more         tile_halves_      like tile_halves, on NVIDIA: a lane decodes pairs of columns, and
+                      transposed        multiplies values, because scales differ along the sum
     17 or more        tile_transposed   like tile_fma
 
-The schedule `element` computes one result per thread block. It serves every M, and the other
-schedules are checked and timed against it.
+The schedule `element` computes one result per thread block (`element_transposed` with `w.T`). It
+serves every M, and the other schedules are checked and timed against it.
 """
 
 from collections.abc import Iterator, Sequence
@@ -167,7 +169,7 @@ def _check_schedule(problem: Problem, work: Kernel, section: Section, schedule: 
         )
     elif schedule == TILE_HALVES_TRANSPOSED and not problem.suits_transposed_panels(section):
         needs = (
-            "a GPU of NVIDIA, blocks of 18 bytes whose values suit f16, the layout "
+            "a GPU of NVIDIA, blocks of 18 bytes with finite scales, the layout "
             f"{TILES16!r}, and slices that begin at a multiple of {QUAD_ELEMENTS}"
         )
     elif schedule == GEMV_DOT and not problem.suits_dot(section):

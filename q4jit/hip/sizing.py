@@ -26,9 +26,9 @@ from q4jit.hip.kernel import (
 from q4jit.hip.limits import (
     can_run_gemv_matrix,
     can_run_tile_halves,
-    can_split_transposed,
+    can_run_tile_halves_transposed,
 )
-from q4jit.hip.memory import f16_unit_bytes, transposed_has_room
+from q4jit.hip.memory import f16_unit_bytes
 from q4jit.hip.problem import Problem
 from q4jit.hip.rules import (
     GEMV_LANES,
@@ -243,13 +243,10 @@ def staged(arch: HipArch, kernel: HipKernel, rows: int, stages: int) -> HipKerne
 
 
 def _tile_halves_transposed(problem: Problem, work: Kernel) -> HipKernel:
-    """Return a `tile_halves_transposed`: four waves to a quad of w's columns.
-
-    Results have only K columns, so few rows divide N among the blocks of a cluster.
-    """
+    """Return a `tile_halves_transposed`: four waves to a quad of w's columns."""
     arch, rules, rows, (section,) = problem.arch, problem.rules, problem.m_class, work.sections
     f16_terms = problem.transposed_f16_terms
-    blocks = -(-section.width // QUAD_ELEMENTS)
+    tile_rows = rules.transposed_tile_rows(arch, section, rows, f16_terms)
     base = unsized(
         problem,
         work,
@@ -258,13 +255,16 @@ def _tile_halves_transposed(problem: Problem, work: Kernel) -> HipKernel:
         block_size=TRANSPOSED_WAVES * arch.wave,
         columns=QUAD_ELEMENTS,
         wave_panels=QUAD_ELEMENTS // MATRIX_COLUMNS // TRANSPOSED_WAVES,
-        rows_per_tile=rules.transposed_tile_rows(arch, section, rows, f16_terms),
+        rows_per_tile=tile_rows,
         f16_terms=f16_terms,
         warpgroups=problem.in_warpgroups,
         folded=f16_terms == 1,
     )
-    tries = (replace(base, stage_units=u, stages=s) for u, s in TRANSPOSED_STAGES)
-    kernel = next(each for each in tries if transposed_has_room(arch, each))
-    most = rules.most_tile_splits(arch, rows, blocks)
-    split = (replace(kernel, splits=n) for n in (8, 4, 2) if n <= most)
-    return next((each for each in split if can_split_transposed(arch, each)), kernel)
+    most = rules.most_transposed_splits(arch, section, rows, tile_rows)
+    tries = (
+        replace(base, splits=splits, stage_units=units, stages=stages)
+        for splits in (8, 4, 2, 1)
+        for units, stages in TRANSPOSED_STAGES
+        if splits == 1 or splits <= most
+    )
+    return next(each for each in tries if can_run_tile_halves_transposed(arch, each))

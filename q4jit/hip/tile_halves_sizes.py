@@ -19,6 +19,7 @@ from q4jit.targets import HipArch
 ITEM_BYTES: Final = 16
 """What a thread copies at a time: a quarter of a unit of x in one term."""
 
+_PAIR: Final = 2  # blocks of a cluster
 _F32_BYTES: Final = 4
 _F16_BYTES: Final = 2
 _MOST_COPIERS: Final = 512
@@ -249,10 +250,28 @@ class TransposedSizes(TileHalvesSizes):
         return self.last_weight_panel + 1 == self.quads * QUAD_ELEMENTS // MATRIX_COLUMNS
 
     @property
+    def meet_in_lanes(self) -> bool:
+        """Whether the sums of two blocks meet in the lanes of one, not in shared memory.
+
+        Tall tiles have no room there for both. With two terms each sum is checked, and a loop over
+        a tile in shared memory is less code.
+        """
+        return self.kernel.splits == _PAIR and self.kernel.folded
+
+    @property
+    def sums_bytes(self) -> int:
+        """The sums that thread blocks send each other."""
+        return self.received_bytes if self.meet_in_lanes else super().sums_bytes
+
+    @property
     def staged_bytes(self) -> int:
         """All shared memory of a thread block."""
-        weights_bytes = self.products * self.kernel.stages * self.weight_items * ITEM_BYTES
-        return super().staged_bytes + weights_bytes
+        return super().staged_bytes + self.weights_bytes
+
+    @property
+    def weights_bytes(self) -> int:
+        """All stages of w."""
+        return self.products * self.kernel.stages * self.weight_items * ITEM_BYTES
 
     @property
     def _stage_quads(self) -> int:

@@ -110,7 +110,10 @@ def _needs(
 ) -> dict[str, Any]:
     """Return which of the common functions a text calls; of_x: the statements of x at a column."""
     adds_up = adds_up_blocks(kernel)
-    loads_fours = bool(kernel.f16_terms) and kernel.schedule not in _STAGED_TERMS
+    splits_x = bool(kernel.f16_terms) and kernel.schedule not in _STAGED_TERMS
+    loads_fours = (
+        splits_x and kernel.work.x is not None and kernel.work.x.width % UNIT_ELEMENTS == 0
+    )
     fours = {(s.float_type, s.is_aligned) for s in of_x if s.at_column and loads_fours}
     work = kernel.work
     stores = (*work.rows, *(store for section in work.sections for store in section.stores))
@@ -120,7 +123,7 @@ def _needs(
         "block_sum": adds_up,
         "block_largest": finds_largest(kernel),
         "block_maximum": finds_maximum(kernel),
-        "rolled": fours or kernel.schedule in _ROLLED,
+        "rolled": splits_x or kernel.schedule in _ROLLED,
         "unaligned": any(not w.is_planar and not w.float_bytes for w in weights),
         "minimum": any(w.has_m for w in weights),
         "fours": sorted(fours),

@@ -58,6 +58,10 @@ def product(x: Any, w: Any) -> Any:
     return x @ w.T
 
 
+def four_products(x: Any, a: Any, b: Any, c: Any, d: Any) -> Any:
+    return x @ a.T + x @ b.T + x @ c.T + x @ d.T
+
+
 def two_products(x: Any, a: Any, b: Any) -> Any:
     y, z = x @ a.T, x @ b.T
     return y, z, y + z
@@ -96,7 +100,7 @@ def kernels_of(arch: str) -> Iterator[tuple[HipPlan, HipKernel]]:
     """Yield kernels by rule for all classes of M."""
     w = tensor("Q4_0", 4096, 14336)
     for m, precision in itertools.product((8, 16, 32, 64, 512, 1024), PRECISIONS):
-        for function, count in ((product, 1), (two_products, 2)):
+        for function, count in ((product, 1), (two_products, 2), (four_products, 4)):
             args = [zeros(m, 14336), *[w] * count]
             plan = hip_plan(function, f"hip:{arch}", args, PlanOptions(precision))
             yield plan, plan.kernels[-1]
@@ -137,6 +141,8 @@ def test_every_class_of_rows(m: int, precision: str, arch: str) -> None:
 @every_arch
 def test_i8_is_computed_as_f32_is(arch: str) -> None:
     x, w = random_x(9, N), weight("Q4_0", K, N)
+    plan = hip_plan(product, f"hip:{arch}", [x, w.tensor], PlanOptions("i8"))
+    assert [kernel.precision for kernel in plan.kernels] == ["f32", "f32"]  # explain() says so
     (y,) = run(product, [x, w.tensor], arch, "i8")
     assert_contract(y, x, transposed(w))
 
@@ -158,7 +164,7 @@ def test_every_shape(shape: tuple[int, int], precision: str, arch: str) -> None:
     "constants arch precision",
     [
         {"rows_per_tile": 32, "stage_units": 1, "stages": 4},
-        {"rows_per_tile": 32, "stage_units": 4, "stages": 2},
+        {"rows_per_tile": 16, "stage_units": 4, "stages": 2},
         {"rows_per_tile": 64, "stage_units": 1, "stages": 2},
         {"rows_per_tile": 32, "columns": 256, "block_size": 256, "stage_units": 1, "stages": 2},
     ],
@@ -168,16 +174,19 @@ def test_every_shape(shape: tuple[int, int], precision: str, arch: str) -> None:
 def test_stages_and_tiles(constants: dict[str, Any], precision: str, arch: str) -> None:
     """Check tiles with rows and columns beyond the result, and more stages than N has."""
     for n in (200, 40):
-        x, w = random_x(100, n), weight("Q4_0", 416, n)
+        x, w = random_x(100, n), weight("Q4_0", 288, n)
         (y,) = run(product, [x, w.tensor], arch, precision, **constants)
         assert_contract(y, x, transposed(w), BOUNDS[precision])
 
 
-def test_tall_tiles() -> None:
+@pytest.mark.parametrize("splits", [1, 2])
+def test_tall_tiles(splits: int) -> None:
+    """Add up the sums of two blocks in lanes; rough rows are computed by the first block."""
     x, w = random_x(130, 300), weight("Q4_0", K, 300)
-    args = [x, w.tensor]
-    (y,) = run(product, args, "sm_90", "f16", rows_per_tile=128, stage_units=2, stages=2)
-    assert_contract(y, x, transposed(w), BOUNDS["f16"])
+    x[3, 5], x[100, 7] = np.inf, np.nan
+    constants = {"rows_per_tile": 128, "stage_units": 2, "stages": 2}
+    (y,) = run(product, [x, w.tensor], "sm_90", "f16", str, splits=splits, **constants)
+    assert_ieee(y, x, transposed(w), BOUNDS["f16"])
 
 
 @every_precision
@@ -199,7 +208,6 @@ def test_sums_of_one_sign_over_a_long_n(arch: str) -> None:
     exact = x.astype(np.float64) @ w.values.T
     assert (exact.diagonal() > 0.9 * np.abs(x[0].astype(np.float64) @ np.abs(w.values[0]))).any()
     np.testing.assert_allclose(y.diagonal(), exact.diagonal(), rtol=2e-6)
-    assert_contract(y, x, transposed(w))
 
 
 @every_arch
@@ -225,22 +233,24 @@ def test_distributions(precision: str, arch: str) -> None:
 @every_arch
 @every_precision
 def test_small_and_large_scales(precision: str, arch: str) -> None:
-    """Compute with terms what suits f16, and anything else by another schedule."""
+    """Round what suits f16, split anything else into terms, and what terms cannot be into none."""
     w = weight("Q4_0", 32, N)
     blocks = w.tensor.raw.reshape(N, -1, 18)
     scales = blocks[..., :2].copy().view(np.float16)[..., 0].astype(np.float64)
     largest = np.abs(scales).max()
-    for size, suits in ((127.0, True), (2.0**-9, True), (200.0, False), (60000.0, False)):
+    for size in (127.9375, 128.0, 60000.0, 2.0**-9, 2.0**-20):
         raw = blocks.copy()
         changed = (scales * (size / largest)).astype(np.float16)
         raw[..., :2] = changed[..., np.newaxis].view(np.uint8)
         other = wrap("Q4_0", 32, raw)
         x = random_x(5, N)
         plan = hip_plan(product, f"hip:{arch}", [x, other.tensor], PlanOptions(precision))
-        wanted = TILE_HALVES_TRANSPOSED if suits else ELEMENT_TRANSPOSED
-        assert plan.kernels[-1].schedule == wanted
-        (y,) = run_on_host(plan, [x, other.tensor])
-        assert_contract(y, x, transposed(other), BOUNDS[precision])
+        assert plan.kernels[-1].folded == (precision == "f16" and other.tensor.suits_f16)
+        for splits in (1, 2) if arch == "sm_90" else (1,):
+            first, last = plan.kernels
+            split = replace(plan, kernels=(first, replace(last, splits=splits)))
+            (y,) = run_on_host(split, [x, other.tensor])
+            assert_contract(y, x, transposed(other), BOUNDS[precision])
 
 
 @every_arch
@@ -323,8 +333,8 @@ def test_x_is_not_overwritten_while_it_is_multiplied() -> None:
 
     (y,) = run(product, [x, w.tensor], "sm_90", "f16", splits=1)
     assert_contract(y, x, transposed(w), BOUNDS["f16"])
-    with pytest.raises((AssertionError, KernelFaultError)):
-        (y,) = run(product, [x, w.tensor], "sm_90", "f16", without_wait, splits=1)
+    (y,) = run(product, [x, w.tensor], "sm_90", "f16", without_wait, splits=1)
+    with pytest.raises(AssertionError):
         assert_contract(y, x, transposed(w), BOUNDS["f16"])
 
 

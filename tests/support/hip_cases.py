@@ -144,6 +144,7 @@ def case(name: str, function: Callable[..., Any], *args: Any, **plan_options: An
 K, N = 512, 96  # the size does not change the length of a text
 _W: Final = {name: tensor(name, K, N) for name in FORMATS}
 _SQUARE: Final = tensor("Q4_0", K, K)
+_TALL: Final = tensor("Q4_0", 4096, K)
 _GATE_UP: Final = [_W["Q4_0"]] * 2
 GOLDEN: Final[tuple[tuple[str, Case | Generic], ...]] = (
     ("gfx1030", case("element", product, zeros(1, K), _W["Q4_0"], schedule=ELEMENT)),
@@ -176,6 +177,9 @@ GOLDEN: Final[tuple[tuple[str, Case | Generic], ...]] = (
         ),
     ),
     ("gfx1100", case("tile_transposed", transposed, zeros(40, N), _W["Q6_K"])),
+    ("sm_80", case("transposed_wave", transposed, zeros(8, N), _W["Q4_0"])),
+    ("sm_90", case("transposed_warpgroup", transposed, zeros(64, 1000), tensor("Q4_0", K, 1000))),
+    ("sm_90", case("transposed_warpgroup_pair", transposed, zeros(512, K), _TALL, precision="f16")),
     ("gfx90a", case("dequantize", values, _W["Q6_K"])),
     ("gfx1100", case("lookup", lookup, np.arange(3), _W["Q8_0"])),
     ("gfx1030", Generic("generic", "Q4_1")),
