@@ -13,6 +13,7 @@ from q4jit.weights.formats import FORMATS
 from tests.support.halves import (
     DTYPES,
     assert_rounded_contract,
+    assert_same,
     half_ulps,
     special_values,
 )
@@ -24,6 +25,8 @@ from tests.support.kernels import (
     one_product,
     random_x,
     run_guarded,
+    some_ids,
+    tables,
     weight,
 )
 from tests.support.pairs import pairwise
@@ -111,6 +114,30 @@ def test_every_number_is_loaded_and_stored_exactly(target: str, kind: str) -> No
     )
     same = on(target, lambda x: x * 1)(every)
     np.testing.assert_array_equal(same.astype(np.float32), every.astype(np.float32))
+
+
+@both
+@every_target
+def test_decoded_weights_are_rounded(target: str, kind: str) -> None:
+    dtype, ids = DTYPES[kind], some_ids(5)
+    for w in tables():
+        dequantized = on(target, lambda w: w.dequantize().astype(dtype))(w.tensor)
+        assert_same(dequantized, w.values, kind)
+        rows = on(target, lambda ids, w: w.rows(ids).astype(dtype))(ids, w.tensor)
+        assert_same(rows, w.values.T[ids], kind)
+
+
+@both
+@every_guarded_cpu
+def test_decoded_weights_stay_inside_their_arrays(cpu: Guarded, kind: str) -> None:
+    w, ids, dtype = weight("Q4_1", 96, 37), some_ids(3), DTYPES[kind]
+
+    def function(ids: Any, w: Any) -> Any:
+        return w.dequantize().astype(dtype), w.rows(ids).astype(dtype)
+
+    values, rows = run_guarded(function, cpu, [ids, w.tensor])
+    assert_same(values, w.values, kind)
+    assert_same(rows, w.values.T[ids], kind)
 
 
 @both

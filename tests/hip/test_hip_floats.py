@@ -24,9 +24,15 @@ from q4jit.plan.options import PlanOptions
 from q4jit.precision import BOUNDS
 from q4jit.targets import find_target
 from q4jit.weights.layouts import PLANAR, TILES16
-from tests.support.halves import DTYPES, assert_rounded_contract, half_ulps, special_values
+from tests.support.halves import (
+    DTYPES,
+    assert_rounded_contract,
+    assert_same,
+    half_ulps,
+    special_values,
+)
 from tests.support.hip import hip_plan, run_on_host
-from tests.support.kernels import random_x, specs_of, weight
+from tests.support.kernels import random_x, some_ids, specs_of, weight
 
 K: Final = 256
 N: Final = 37
@@ -138,6 +144,20 @@ def test_every_number_is_loaded_exactly(kind: str) -> None:
 
     (y,) = run_on_host(hip_plan(widened, "hip:gfx1100", [every]), [every])
     np.testing.assert_array_equal(y, every.astype(np.float32))
+
+
+@pytest.mark.parametrize("arch", ["gfx1100", "sm_90"])
+@pytest.mark.parametrize("kind", HALVES)
+def test_decoded_weights_are_rounded(kind: str, arch: str) -> None:
+    w, ids, dtype = weight("Q4_1", 96, N, "bits"), some_ids(3), DTYPES[kind]
+
+    def function(ids: Any, w: Any) -> Any:
+        return w.dequantize().astype(dtype), w.rows(ids).astype(dtype)
+
+    args = [ids, w.tensor]
+    values, rows = run_on_host(hip_plan(function, f"hip:{arch}", args), args)
+    assert_same(values, w.values, kind)
+    assert_same(rows, w.values.T[ids], kind)
 
 
 @pytest.mark.parametrize("kind", HALVES)

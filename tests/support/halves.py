@@ -38,6 +38,16 @@ def assert_rounded_contract(
     assert rms.max() < bound, f"{w}: {rms.max():.2e} in {kind}"
 
 
+def assert_same(got: NDArray[Any], exact: Doubles, kind: str) -> None:
+    """Check that numbers, NaN and Inf included, are f32 values rounded to a float type."""
+    with np.errstate(all="ignore"):
+        wanted = exact.astype(np.float32).astype(DTYPES[kind])
+    assert got.dtype == wanted.dtype
+    np.testing.assert_array_equal(got.astype(np.float32), wanted.astype(np.float32))
+    numbers = ~np.isnan(exact)
+    np.testing.assert_array_equal(np.signbit(got)[numbers], np.signbit(wanted)[numbers])
+
+
 def special_values(kind: str) -> NDArray[Any]:
     """Return numbers in f32 whose rounding to a float type is special: ties, ranges, NaN, Inf."""
     finfo: Any = ml_dtypes.finfo  # its types differ from version to version
