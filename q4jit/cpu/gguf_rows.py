@@ -91,9 +91,7 @@ def add_row(module: Module, fmt: Format, k: int, float_type: FloatType = "f32") 
     return f"@{name}"
 
 
-def _block_row(
-    module: Module, f: Function, fmt: Format, k: int, float_type: FloatType
-) -> None:
+def _block_row(module: Module, f: Function, fmt: Format, k: int, float_type: FloatType) -> None:
     with f.loop("block", 0, k // fmt.block_elements) as block:
         at = f.at("%row", "i8", f.index("block_offset", (block.index, fmt.block_bytes)), "block_at")
         fields = RowFields(module, f, fmt, at)
@@ -110,9 +108,7 @@ def _block_row(
                 store_floats(module, f, SIXTEEN, float_type, value, at, None)
 
 
-def _float_row(
-    module: Module, f: Function, fmt: Format, k: int, float_type: FloatType
-) -> None:
+def _float_row(module: Module, f: Function, fmt: Format, k: int, float_type: FloatType) -> None:
     whole = k // CHUNK * CHUNK
     with f.loop("k", 0, whole, step=CHUNK) as loop:
         offset = f.index("w_offset", (loop.index, fmt.block_bytes))

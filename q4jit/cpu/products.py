@@ -11,7 +11,7 @@ from typing import Final
 
 from q4jit.cpu.fields import CHUNK, WORD, Fields, add_scaled, prefetch, value_of
 from q4jit.cpu.halves import STORED, named, store_floats, type_suffix
-from q4jit.cpu.lanes import SIXTEEN, broadcast, store_vector, tail_mask
+from q4jit.cpu.lanes import SIXTEEN, broadcast, tail_mask
 from q4jit.cpu.llvm_text import MASK, VECTOR, Function, Loop, Module
 from q4jit.cpu.long_sums import slab_terms, write_long_sums
 from q4jit.floats import FloatType

@@ -42,11 +42,19 @@ def kind_of_ufunc(op: str, kinds: Sequence[Kind]) -> Kind:
     """Return the kind of a ufunc's result, from its operands' kinds."""
     if op in BOOLEAN:
         return np.bool_
-    if None in kinds or np.ndarray in kinds:  # the dtype of an array without axes is not known
+    if any(kind not in PYTHON and not _is_numpys(kind) for kind in kinds):
         return None
     weak: dict[Kind, Any] = {bool: False, int: 0, float: 0.0}  # numbers take NumPy's type
     result = np.result_type(*(weak.get(kind, kind) for kind in kinds)).type
     return result if issubclass(result, np.floating) else None
+
+
+def _is_numpys(kind: Kind) -> bool:
+    """Return whether a kind is a scalar type of NumPy's; ml_dtypes' promote by rules of their own.
+
+    The dtype of an array without axes is not known.
+    """
+    return kind is not None and issubclass(kind, np.number | np.bool_)
 
 
 def dtype_of(float_type: FloatType) -> np.dtype[Any]:

@@ -115,8 +115,10 @@ class SymbolicArray(RefusedOperators):
         self._builder = builder
         self._node = node
         self._kind = np.ndarray if node.shape else kind
-        # an array has a type, even if it was made of numbers that adapt
-        self._float_type = float_type or ("f32" if node.shape and not node.is_bool else None)
+        if node.is_bool:
+            self._float_type: FloatType | None = None
+        else:  # an array has a type, even if it was made of numbers that adapt
+            self._float_type = float_type or ("f32" if node.shape else None)
         self._memory = Memory() if memory is None else memory
         self._memory.add(self, start, node.width)
         self._place = user_line() if node.is_bool else ""

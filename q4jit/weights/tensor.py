@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from q4jit.conversions import as_float32, as_numpy
 from q4jit.errors import ArgumentError, FormatError, expected
 from q4jit.floats import float_type_of
 from q4jit.locks import BUILD
@@ -186,7 +187,7 @@ class QuantizedTensor:
 
     def __rmatmul__(self, x: object) -> NDArray[Any]:
         if not isinstance(x, np.ndarray):
-            cure = "use np.asarray(x, dtype=np.float32)"
+            cure = f"use {as_numpy('x', x)}"
             got = type(x).__name__
             raise ArgumentError(expected("a NumPy array", got, where="x in x @ w", cure=cure))
         return self._product(x)
@@ -237,7 +238,7 @@ class QuantizedTensor:
         k, n = self._shape
         if x.dtype != np.float64 and float_type_of(x.dtype) is None:
             dtypes = "float32, float16, bfloat16 or float64 in native byte order"
-            cure = "use x.astype(np.float32)"
+            cure = f"use {as_float32('x', x.dtype)}"
             got = f"{describe(x.dtype)} {list(x.shape)}"
             raise ArgumentError(expected(dtypes, got, where="x in x @ w", cure=cure))
         if x.ndim == 0 or x.shape[-1] != k:

@@ -13,6 +13,7 @@ LAYERS: Final = (
     "targets",
     "precision",
     "floats",
+    "conversions",
     "sizes",
     "weights",
     "frontend",
