@@ -31,10 +31,10 @@ def quantize(
 ) -> QuantizedTensor:
     """Quantise a float matrix [K, N] to `format`, with the bytes of ggml's reference quantiser.
 
-    w: float16, bfloat16, float32 or float64, with any strides and byte order. format: Q4_0, Q4_1, Q8_0, F16
-    or F32, in upper or lower case. Raises FormatError for another dtype, rank or format, for an
-    empty matrix, if K is not a whole number of blocks, and for finite values that are beyond the
-    range of the format's f16 (F32: f32) fields. NaN and Inf in w are kept as ggml keeps them.
+    w: float16, bfloat16, float32 or float64, with any strides and byte order. format: Q4_0, Q4_1,
+    Q8_0, F16 or F32, in upper or lower case. Raises FormatError for another dtype, rank or format,
+    for an empty matrix, if K is not a whole number of blocks, and for finite values that are beyond
+    the range of the format's f16 (F32: f32) fields. NaN and Inf in w are kept as ggml keeps them.
     """
     fmt = find_format(format)
     matrix = _matrix(w)
