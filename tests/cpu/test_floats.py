@@ -1,5 +1,6 @@
 """Half-precision arrays on every CPU target."""
 
+from collections.abc import Callable
 from typing import Any, Final
 
 import numpy as np
@@ -11,7 +12,9 @@ from q4jit.errors import ArgumentError
 from q4jit.precision import BOUNDS
 from q4jit.weights.formats import FORMATS
 from tests.support.halves import (
+    BF16,
     DTYPES,
+    MANTISSA_BITS,
     assert_rounded_contract,
     assert_same,
     half_ulps,
@@ -189,6 +192,64 @@ def test_the_function_in_numpy_has_the_same_types(kind: str) -> None:
     assert y.dtype == reference.dtype == DTYPES[kind]
     step = 2.0 ** -{"f16": 10, "bf16": 7}[kind]
     np.testing.assert_allclose(y.astype(np.float64), reference.astype(np.float64), rtol=step)
+
+
+def in_place(x: Any, y: Any) -> Any:
+    z = x.copy()
+    z += y
+    z *= 0.5
+    return z
+
+
+IN_NUMPY: dict[str, Callable[[Any, Any, Any], Any]] = {
+    "a norm": lambda x, y, w: (x / np.sqrt(np.mean(x * x, -1, keepdims=True) + 1e-6)) @ w,
+    "GELU": lambda x, y, w: 0.5 * x * (1 + np.tanh(0.79788456 * (x + 0.044715 * x**3))),
+    "two arrays": lambda x, y, w: (x + y, np.maximum(x, y), np.where(x > y, x, y)),
+    "numbers in functions": lambda x, y, w: (np.maximum(x, 0.0), np.clip(x, -0.5, None), x / 3.0),
+    "where": lambda x, y, w: np.where(y > 0, x, 0.0),
+    "np.linalg.norm": lambda x, y, w: x / np.linalg.norm(x, axis=-1, keepdims=True),
+    "reductions": lambda x, y, w: (x.mean(-1), np.var(x, -1), x.std(-1), np.max(x, -1) * 1.5),
+    "in place": lambda x, y, w: in_place(x, y),
+    "a comparison": lambda x, y, w: (x > 0) * y,
+    "numbers of NumPy": lambda x, y, w: (x * np.float16(2), x * np.float32(2), x * BF16.type(2)),
+    "astype": lambda x, y, w: (x.astype(np.float32) + y, x.astype(BF16)),
+    "containers": lambda x, y, w: {"y": [y * 2.0], "x": x - 1.0},
+}
+
+
+def leaves(results: Any) -> list[NDArray[Any]]:
+    if isinstance(results, dict):
+        return [leaf for entry in results.values() for leaf in leaves(entry)]
+    return (
+        [r for entry in results for r in leaves(entry)]
+        if type(results) in {tuple, list}
+        else [results]
+    )
+
+
+@pytest.mark.parametrize("other", DTYPES)
+@pytest.mark.parametrize("kind", DTYPES)
+@pytest.mark.parametrize("what", IN_NUMPY)
+def test_without_the_jit_results_have_the_same_types(
+    what: str, kind: str, other: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    args = [random_x(2, K).astype(DTYPES[kind]), random_x(2, K, seed=1).astype(DTYPES[other])]
+    w = weight("Q8_0", K, 37).tensor
+    compiled = specialize(IN_NUMPY[what], target="cpu")(*args, w)
+    monkeypatch.setenv("Q4JIT_DISABLE_JIT", "1")
+    interpreted = specialize(IN_NUMPY[what], target="cpu")
+    results = interpreted(*args, w)
+    coarsest = 2.0 ** -min(MANTISSA_BITS[kind], MANTISSA_BITS[other], MANTISSA_BITS["bf16"] + 3)
+    for got, wanted in zip(leaves(results), leaves(compiled), strict=True):
+        assert type(got) is type(wanted)
+        assert got.dtype == wanted.dtype
+        exact = wanted.astype(np.float64)
+        slack = 4 * coarsest * np.abs(exact).max()
+        np.testing.assert_allclose(got.astype(np.float64), exact, atol=slack)
+    out = [np.empty_like(leaf) for leaf in leaves(compiled)]
+    if isinstance(compiled, np.ndarray):
+        interpreted(*args, w, out=out[0])
+        np.testing.assert_array_equal(out[0], results)
 
 
 @pytest.mark.parametrize(
