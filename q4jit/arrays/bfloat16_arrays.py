@@ -1,7 +1,7 @@
 """Arrays of bfloat16 for functions that NumPy runs: they promote each other as kernels do.
 
-In NumPy a float16 array times 0.5 is float16, but ml_dtypes gives float32 for a bfloat16 array times
-0.5, and other types for np.where and np.linalg.norm.
+In NumPy a float16 array times 0.5 is float16, but a bfloat16 array of ml_dtypes times 0.5 is
+float32, and np.where and np.linalg.norm give it yet other types.
 """
 
 from collections.abc import Callable, Sequence
