@@ -156,6 +156,7 @@ def _rows_kernel(problem: Problem, work: Kernel, schedules: Sequence[str]) -> Hi
     """Return the kernel that computes values per row before the products, if there are any."""
     x, rows, plan_options = work.x, work.rows, problem.plan_options
     bf16_terms = BF16_TERMS[plan_options.precision] if TILE_MATRIX in schedules else 0
+    exact_x = TILE_HALVES in schedules and x is not None and problem.takes_one_tile_term(x)
     f16_terms = problem.f16_terms if TILE_HALVES in schedules else 0
     int8 = GEMV_DOT in schedules
     keeps_x = x is not None and any(node.op in REDUCTIONS for node in reachable((x,)))
@@ -169,7 +170,8 @@ def _rows_kernel(problem: Problem, work: Kernel, schedules: Sequence[str]) -> Hi
         _without_unused_loads(work),
         ROWS,
         bf16_terms=bf16_terms,
-        f16_terms=f16_terms,
+        f16_terms=1 if exact_x else f16_terms,
+        exact_x=exact_x,
         int8=int8,
         warpgroups=f16_terms > 0 and problem.in_warpgroups,
     )
