@@ -1,7 +1,8 @@
 """Half-precision arrays on every CPU target."""
 
+import itertools
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import pytest
@@ -15,24 +16,28 @@ from tests.support.halves import (
     BF16,
     DTYPES,
     MANTISSA_BITS,
-    assert_rounded_contract,
+    assert_both,
     assert_same,
     half_ulps,
+    in_both,
+    rows_of_every_sort,
     special_values,
 )
 from tests.support.kernels import (
+    GUARDED,
     IN_PROCESS,
     Guarded,
     every_guarded_cpu,
     on,
     one_product,
     random_x,
+    require_target,
     run_guarded,
     some_ids,
     tables,
     weight,
 )
-from tests.support.pairs import pairwise
+from tests.support.pairs import covering, pairs_in
 
 K: Final = 256
 HALVES: Final = ("f16", "bf16")
@@ -41,13 +46,49 @@ every_target = pytest.mark.parametrize("target", IN_PROCESS)
 both = pytest.mark.parametrize("kind", HALVES)
 
 
-@pairwise("name kind way", tuple(FORMATS), HALVES, ((1, "f32"), (17, "i8")))
-def test_products_keep_the_contract(name: str, kind: str, way: tuple[int, str]) -> None:
-    m, precision = way
-    w = weight(name, K, 37)
-    x = random_x(m, K).astype(DTYPES[kind])
-    y = specialize(one_product, target="cpu", precision=precision)(x, w.tensor)
-    assert_rounded_contract(y, x, w, kind, BOUNDS[precision])
+class Case(NamedTuple):
+    """What a product of a half-precision array depends on."""
+
+    kind: str
+    format: str
+    rows: int
+    precision: str
+    cpu: Guarded | str
+
+
+EVERY: Final = [
+    Case(*each)
+    for each in itertools.product(HALVES, FORMATS, (1, 6), ("f32", "i8"), (*IN_PROCESS, *GUARDED))
+]
+CASES: Final = covering(EVERY)
+
+
+def test_every_pair_is_covered() -> None:
+    assert pairs_in(CASES) == pairs_in(EVERY)
+    assert {case.cpu for case in CASES} == {*IN_PROCESS, *GUARDED}
+    assert {case.format for case in CASES} == set(FORMATS)
+
+
+def param(case: Case) -> Any:
+    cpu, name = case.cpu, "-".join(map(str, case))
+    is_emulated = isinstance(cpu, Guarded) and not cpu.native
+    return pytest.param(case, id=name, marks=pytest.mark.emulated if is_emulated else ())
+
+
+@pytest.mark.parametrize("case", [*map(param, CASES)])
+def test_products_keep_the_contract(case: Case) -> None:
+    w = weight(case.format, K, 37)
+    rows = rows_of_every_sort(case.kind, K)
+    for first in range(0, len(rows), case.rows):
+        x = rows[first : first + case.rows]
+        if isinstance(case.cpu, Guarded):
+            args = [x, w.tensor]
+            rounded, y = run_guarded(in_both, case.cpu, args, precision=case.precision)
+        else:
+            target = require_target(case.cpu)
+            f = specialize(in_both, target=target, precision=case.precision)
+            rounded, y = f(x, w.tensor)
+        assert_both(rounded, y, x, w, case.kind, BOUNDS[case.precision])
 
 
 def around(x: Any, w: Any, gain: Any, residual: Any) -> Any:

@@ -76,7 +76,10 @@ def test_numpy_scalars_take_part() -> None:
 BF16 = ml_dtypes.bfloat16
 
 NUMBERS: list[tuple[Any, dict[str, str]]] = [
-    *((s, {"f16": "f16", "bf16": "f32", "f32": "f32"}) for s in (np.float16(2), np.array(2, ">f2"))),
+    *(
+        (s, {"f16": "f16", "bf16": "f32", "f32": "f32"})
+        for s in (np.float16(2), np.array(2, ">f2"))
+    ),
     *((s, {"f16": "f32", "bf16": "bf16", "f32": "f32"}) for s in (BF16(2), np.array(2, BF16))),
     *((s, {"f16": "f32", "bf16": "f32", "f32": "f32"}) for s in (np.float32(2), np.array(2, "f4"))),
     *((s, {"f16": "f16", "bf16": "bf16", "f32": "f32"}) for s in (2.0, np.float64(2), np.int8(2))),
@@ -97,7 +100,9 @@ def test_a_number_promotes_as_its_own_type_does(
 def test_the_type_of_a_number_in_bfloat16_is_not_known() -> None:
     """Its own types promote by rules of ml_dtypes, which differ from those of arrays."""
     with pytest.raises(TraceError, match="ask for the type of a computed number"):
-        result_types(lambda x, s: x * isinstance(s * 2.0, float), array("f16"), spec_of("s", BF16(2)))
+        result_types(
+            lambda x, s: x * isinstance(s * 2.0, float), array("f16"), spec_of("s", BF16(2))
+        )
 
 
 def test_comparisons_have_no_float_type() -> None:
