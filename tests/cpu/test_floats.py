@@ -56,16 +56,16 @@ class Case(NamedTuple):
     cpu: Guarded | str
 
 
+CPUS: Final[tuple[Guarded | str, ...]] = (*IN_PROCESS, *GUARDED)
 EVERY: Final = [
-    Case(*each)
-    for each in itertools.product(HALVES, FORMATS, (1, 6), ("f32", "i8"), (*IN_PROCESS, *GUARDED))
+    Case(*each) for each in itertools.product(HALVES, FORMATS, (1, 6), ("f32", "i8"), CPUS)
 ]
 CASES: Final = covering(EVERY)
 
 
 def test_every_pair_is_covered() -> None:
     assert pairs_in(CASES) == pairs_in(EVERY)
-    assert {case.cpu for case in CASES} == {*IN_PROCESS, *GUARDED}
+    assert {case.cpu for case in CASES} == set(CPUS)
     assert {case.format for case in CASES} == set(FORMATS)
 
 
@@ -274,12 +274,12 @@ def leaves(results: Any) -> list[NDArray[Any]]:
 def test_without_the_jit_results_have_the_same_types(
     what: str, kind: str, other: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    args = [random_x(2, K).astype(DTYPES[kind]), random_x(2, K, seed=1).astype(DTYPES[other])]
+    x, y = random_x(2, K).astype(DTYPES[kind]), random_x(2, K, seed=1).astype(DTYPES[other])
     w = weight("Q8_0", K, 37).tensor
-    compiled = specialize(IN_NUMPY[what], target="cpu")(*args, w)
+    compiled = specialize(IN_NUMPY[what], target="cpu")(x, y, w)
     monkeypatch.setenv("Q4JIT_DISABLE_JIT", "1")
     interpreted = specialize(IN_NUMPY[what], target="cpu")
-    results = interpreted(*args, w)
+    results = interpreted(x, y, w)
     coarsest = 2.0 ** -min(MANTISSA_BITS[kind], MANTISSA_BITS[other], MANTISSA_BITS["bf16"] + 3)
     for got, wanted in zip(leaves(results), leaves(compiled), strict=True):
         assert type(got) is type(wanted)
@@ -289,7 +289,7 @@ def test_without_the_jit_results_have_the_same_types(
         np.testing.assert_allclose(got.astype(np.float64), exact, atol=slack)
     out = [np.empty_like(leaf) for leaf in leaves(compiled)]
     if isinstance(compiled, np.ndarray):
-        interpreted(*args, w, out=out[0])
+        interpreted(x, y, w, out=out[0])
         np.testing.assert_array_equal(out[0], results)
 
 

@@ -154,7 +154,7 @@ def test_products_keep_the_contract(case: Case) -> None:
     graph = trace(in_both, (replace(spec, is_aligned=case.is_aligned), of_weight))
     plan = make_plan(graph, find_target(f"hip:{case.arch}"), m, options)
     assert {kernel.schedule for kernel in plan.kernels} - {ROWS} == {case.schedule}
-    odd = {} if case.is_aligned else {"alignments": {"x": 2, "output0": 2}}
+    odd: dict[str, Any] = {} if case.is_aligned else {"alignments": {"x": 2, "output0": 2}}
     for first in range(0, len(rows), m):
         x = np.resize(rows[first : first + m], (m, k))
         rounded, y = run_on_host(plan, [x, w.tensor], **odd)
