@@ -44,7 +44,7 @@ def as_argument(name: str, tensor: Any) -> str:
 
 
 def as_numpy(name: str, value: Any) -> str:
-    """Return the expression of a NumPy array with the numbers of an object that is none."""
+    """Return the expression of a NumPy array with the numbers of another object."""
     if not is_tensor(value):
         return f"np.asarray({name}, dtype=np.float32)"
     if not has_values(value):

@@ -116,7 +116,7 @@ ROWS_OF: Final = {
 
 
 def exists(case: Case) -> bool:
-    """Return whether there is such a kernel."""
+    """Return whether a kernel for it exists."""
     in_blocks = FORMATS[case.format].float_dtype is None
     if case.schedule in {GEMV_MATRIX, TILE_HALVES}:
         return find_target(f"hip:{case.arch}").hip.matrix is not None and case.format == "Q4_0"
