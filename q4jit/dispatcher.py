@@ -224,8 +224,8 @@ class Specialized(PickledAsFunction, Generic[_P, _R]):
         """Compile for arguments like these, and repack their weights, without running a kernel.
 
         Pass the arguments of a call, or a tuple of ints in place of a float32 array of that shape:
-        `f.warmup((1, 576), w)`. Elsewhere than on Linux, prepare only `inspect_source`. Raises the
-        errors of a call.
+        `f.warmup((1, 576), w)`. Only types and shapes of arrays matter. Elsewhere than on Linux,
+        prepare only `inspect_source`. Raises the errors of a call.
         """
         shaped = {name: stand_in(value) for name, value in kwargs.items()}
         given = _positional(self, tuple(map(stand_in, args)), shaped)

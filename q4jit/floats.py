@@ -25,6 +25,23 @@ def float_type_of(dtype: np.dtype[Any]) -> FloatType | None:
     return FLOAT_TYPES.get(dtype.name) if dtype.isnative else None
 
 
+def type_of_number(value: object) -> FloatType | None:
+    """Return the float type of a number of NumPy's or ml_dtypes', in any byte order.
+
+    None for other values, and for numbers that adapt to arrays: those in float64, and integers.
+    """
+    if not isinstance(value, np.generic | np.ndarray):
+        return None
+    return FLOAT_TYPES.get(value.dtype.name)  # a name has no byte order
+
+
+def is_float(value: object) -> bool:
+    """Return whether a value is a scalar in a float type of NumPy's, or in ml_dtypes' bfloat16."""
+    if isinstance(value, np.floating):
+        return True
+    return isinstance(value, np.generic) and value.dtype.name in FLOAT_TYPES
+
+
 def numpy_dtype(float_type: FloatType) -> np.dtype[Any]:
     """Return NumPy's dtype of a float type.
 

@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from q4jit.arrays.dtypes import F32, FLOATS, IDS
 from q4jit.arrays.views import DeviceView
+from q4jit.conversions import as_float32
 from q4jit.errors import ArgumentError, expected
 from q4jit.floats import float_type_of
 
@@ -72,7 +73,7 @@ def checked_ids(
 def check_array(name: str, array: NDArray[Any]) -> None:
     """Raise ArgumentError unless an array argument has floats in native byte order, and columns."""
     if array.dtype != F32 and float_type_of(array.dtype) is None:
-        cure = f"use {name}.astype(np.float32)"
+        cure = f"use {as_float32(name, array.dtype)}"
         raise ArgumentError(expected(FLOATS, _show(array), where=f"argument {name!r}", cure=cure))
     _check_kind(name, array)
     if array.ndim and array.shape[-1] == 0:

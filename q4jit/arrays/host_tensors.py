@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from q4jit.arrays.dtypes import FLOATS
 from q4jit.arrays.torch_tensors import check_tensor
+from q4jit.conversions import as_argument, as_tensor, has_values, is_tensor, tensor_dtype
 from q4jit.errors import ArgumentError, expected
 from q4jit.floats import FLOAT_TYPES, float_type_of, numpy_dtype
 from q4jit.frontend.containers import Apart, together
@@ -21,9 +22,7 @@ _IDS: Final = frozenset({"int32", "int64"})
 
 def is_host_tensor(value: object) -> bool:
     """Return whether an object is a tensor that is not on a GPU."""
-    torch = sys.modules.get("torch")
-    kind = getattr(torch, "Tensor", None)
-    if kind is None or not isinstance(value, kind):
+    if not is_tensor(value):
         return False
     tensor: Any = value
     return bool(tensor.device.type != "cuda")  # AMD's GPUs have this type as well
@@ -38,12 +37,14 @@ def host_array(tensor: Any, name: str) -> NDArray[Any]:
     torch = sys.modules["torch"]
     if tensor.device.type != "cpu":
         what = "a tensor on the CPU or on a GPU of CUDA or ROCm"
-        where, cure = f"argument {name!r}", f"use {name}.cpu()"
-        raise ArgumentError(expected(what, f"one on {tensor.device}", where=where, cure=cure))
+        got, cure = f"one on {tensor.device}", f"use {name}.cpu()"
+        if not has_values(tensor):
+            got, cure = f"{got}, without values", f"use torch.empty_like({name}, device='cpu')"
+        raise ArgumentError(expected(what, got, where=f"argument {name!r}", cure=cure))
     check_tensor(torch, tensor, name)
-    dtype = str(tensor.dtype).removeprefix("torch.")
+    dtype = tensor_dtype(tensor)
     if dtype not in FLOAT_TYPES and dtype not in _IDS:
-        got, cure = f"{dtype} {list(tensor.shape)}", f"use {name}.float()"
+        got, cure = f"{dtype} {list(tensor.shape)}", f"use {as_argument(name, tensor)}"
         raise ArgumentError(expected(FLOATS, got, where=f"argument {name!r}", cure=cure))
     shared = tensor.detach()
     if dtype != "bfloat16":
@@ -69,17 +70,24 @@ def refuse_mixing(values: Sequence[Any], names: Sequence[str]) -> None:
     tensor = next((name for value, name in pairs if is_host_tensor(value)), "")
     for value, name in pairs if tensor else ():
         if isinstance(value, np.ndarray) and value.ndim:
-            what, cure = f"a tensor, as {tensor!r} is one", f"use torch.from_numpy({name})"
+            what, cure = f"a tensor, as {tensor!r} is one", f"use {as_tensor(name, value)}"
             got = f"a NumPy array {list(value.shape)}"
             raise ArgumentError(expected(what, got, where=f"argument {name!r}", cure=cure))
 
 
 def arrays_of(out: Any) -> Any:
-    """Return `out=` with arrays that share memory in place of tensors in host memory."""
+    """Return `out=` with arrays that share memory in place of tensors in host memory.
+
+    Tensors of other dtypes than results have stay as they are, and are refused with the others.
+    """
     apart = Apart()
     tree = apart.tree(out)
-    leaves = (host_array(v, "out") if is_host_tensor(v) else v for v in apart.leaves)
+    leaves = (host_array(v, "out") if _may_be_result(v) else v for v in apart.leaves)
     return together(tree, leaves)
+
+
+def _may_be_result(value: Any) -> bool:
+    return is_host_tensor(value) and tensor_dtype(value) in FLOAT_TYPES
 
 
 def tensors_of(results: Any) -> Any:

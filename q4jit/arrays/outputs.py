@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from q4jit.arrays.arguments import plain
 from q4jit.arrays.call_shapes import Result
+from q4jit.conversions import is_tensor, tensor_dtype
 from q4jit.errors import ArgumentError, expected
 from q4jit.weights.tensor import QuantizedTensor
 
@@ -39,17 +40,22 @@ def check_out(
             or not array.flags.writeable
             or _overlaps_itself(array)
         ):
-            got = (
-                f"{'' if array.flags.writeable else 'read-only '}{array.dtype} {list(array.shape)}"
-                if isinstance(array, np.ndarray)
-                else type(array).__name__
-            )
-            if isinstance(array, np.ndarray) and _overlaps_itself(array):
-                got += f" whose elements share memory (strides {list(array.strides)})"
             what = f"a writable {dtype} {list(shape)}"
-            raise ArgumentError(expected(what, got, where="out="))
+            raise ArgumentError(expected(what, _show(array), where="out="))
     _refuse_overlap(given, names, args)
     return given
+
+
+def _show(array: Any) -> str:
+    """Return how an error shows an array of `out=`, or another object."""
+    if is_tensor(array):
+        return f"a tensor {tensor_dtype(array)} {list(array.shape)} on {array.device}"
+    if not isinstance(array, np.ndarray):
+        return type(array).__name__
+    shown = f"{'' if array.flags.writeable else 'read-only '}{array.dtype} {list(array.shape)}"
+    if _overlaps_itself(array):
+        shown += f" whose elements share memory (strides {list(array.strides)})"
+    return shown
 
 
 def _overlaps_itself(array: NDArray[Any]) -> bool:

@@ -11,7 +11,7 @@ from q4jit.arrays.arguments import check_array, check_ids, holds_ids
 from q4jit.arrays.dtypes import F32
 from q4jit.arrays.views import DeviceView, require_float
 from q4jit.errors import ArgumentError, expected
-from q4jit.floats import float_type_of
+from q4jit.floats import float_type_of, is_float, type_of_number
 from q4jit.frontend.containers import Apart, Misfit, together
 from q4jit.frontend.specs import (
     ScalarSpec,
@@ -26,7 +26,7 @@ from q4jit.frontend.structures import Structure
 from q4jit.weights.tensor import QuantizedTensor, TransposedTensor
 
 _KINDS: Final = (
-    "a float32 array, QuantizedTensor, number, bool, str or None, or a list, tuple, dict, "
+    "a float array, QuantizedTensor, number, bool, str or None, or a list, tuple, dict, "
     "dataclass or NamedTuple of these"
 )
 
@@ -40,7 +40,7 @@ def shape_key(value: object) -> object:
         return shape if dtype is F32 else (shape, dtype)
     if kind is QuantizedTensor:
         return value.signature  # type: ignore[attr-defined]  # just tested
-    if kind is float or isinstance(value, np.floating):
+    if kind is float or is_float(value):
         return kind
     if kind is Structure:
         return value
@@ -72,15 +72,16 @@ def spec_of(name: str, value: object, sized: bool = False) -> Spec:
         spec = array_spec(value.shape, sized, require_float(value, name))
         return replace(spec, is_aligned=value.is_aligned)
     if isinstance(value, np.ndarray):
-        if value.ndim == 0 and value.dtype.kind in "fiu" and type(value) is np.ndarray:
-            return ScalarSpec(np.ndarray, float_type_of(value.dtype))
+        float_type = type_of_number(value)
+        if value.ndim == 0 and (value.dtype.kind in "fiu" or float_type):
+            return ScalarSpec(np.ndarray, float_type)
         if holds_ids(value):
             check_ids(name, value)
             return ids_spec(value.shape, sized)
         check_array(name, value)
         return array_spec(value.shape, sized, float_type_of(value.dtype) or "f32")
-    if isinstance(value, np.floating):
-        return ScalarSpec(type(value), float_type_of(value.dtype))
+    if is_float(value):
+        return ScalarSpec(type(value), type_of_number(value))
     if isinstance(value, float):
         return ScalarSpec()
     if isinstance(value, np.integer | np.bool_):
@@ -98,6 +99,10 @@ def _cure(name: str, value: object) -> str:
     """Return how to convert an argument; empty if NumPy makes no array of numbers of it."""
     if isinstance(value, TransposedTensor):
         return "pass w, and write w.T in the function"
+    if isinstance(value, complex | np.complexfloating):
+        return f"use {name}.real"
+    if isinstance(value, np.generic) and _is_number(value):
+        return f"use float({name})"
     kinds = {Mapping: "dict", tuple: "tuple", list | deque | Set: "list"}
     for kind, container in kinds.items():
         if isinstance(value, kind):
@@ -106,12 +111,21 @@ def _cure(name: str, value: object) -> str:
         array = np.asarray(value)
     except Exception:  # noqa: BLE001 - other libraries raise anything
         return ""
-    if array.dtype.kind not in "fiub" or not array.ndim or not array.size:
+    is_bf16 = float_type_of(array.dtype) == "bf16"
+    if not (array.dtype.kind in "fiub" or is_bf16) or not array.ndim or not array.size:
         return ""
     if array.dtype.kind in "iu":
         ids, numbers = f"np.asarray({name}, np.int64)", f"np.asarray({name}, np.float32)"
         return f"use {ids} for the ids of w.rows(ids), or {numbers} for numbers"
     return f"use np.asarray({name}, dtype=np.float32)"
+
+
+def _is_number(value: Any) -> bool:
+    try:
+        float(value)
+    except (TypeError, ValueError):  # times and strings
+        return False
+    return True
 
 
 def stand_in(value: object) -> object:

@@ -11,6 +11,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 
 from q4jit.arrays.views import DeviceView
+from q4jit.conversions import as_argument
 from q4jit.errors import ArgumentError, expected
 from q4jit.floats import FLOAT_NAMES, FloatType
 from q4jit.frontend.structures import Structure
@@ -50,13 +51,13 @@ def check_tensor(torch: Any, tensor: Any, name: str) -> None:
     """Raise ArgumentError for a tensor that tracks gradients, or without values in its memory."""
     if tensor.requires_grad and torch.is_grad_enabled():
         got = "one that requires a gradient"
-        cure = f"use {name}.detach(), or call under torch.no_grad()"
+        cure = f"use {as_argument(name, tensor)}, or call under torch.no_grad()"
         raise ArgumentError(
             expected("a tensor without gradient", got, where=f"argument {name!r}", cure=cure)
         )
     if tensor.layout is not torch.strided or tensor.is_neg() or tensor.is_conj():
         got = "one that is sparse, or negated or conjugated lazily"
-        cure = f"use {name}.to_dense(), .resolve_neg() or .resolve_conj()"
+        cure = f"use {as_argument(name, tensor)}"
         raise ArgumentError(expected("a dense tensor", got, where=f"argument {name!r}", cure=cure))
 
 

@@ -12,11 +12,15 @@ from q4jit.floats import FLOAT_BYTES, FLOAT_TYPES, FloatType
 from q4jit.runtime.devices import drivers, why_none
 from q4jit.runtime.driver import Device
 
-# library → its expressions for a float32 and for a contiguous array
+# library → its expressions for a float32, a contiguous array, and one on the device of another
 _CONVERSIONS: Final = {
-    "torch": ("{}.float()", "{}.contiguous()"),
-    "cupy": ("{}.astype(cupy.float32)", "cupy.ascontiguousarray({})"),
-    "": ("a float32 array", "a C-contiguous copy"),
+    "torch": ("{}.float()", "{}.contiguous()", "torch.as_tensor({}, device={}.device)"),
+    "cupy": (
+        "{}.astype(cupy.float32)",
+        "cupy.ascontiguousarray({})",
+        "cupy.asarray({}) under `with {}.device:`",
+    ),
+    "": ("a float32 array", "a C-contiguous copy", "a copy of {} on the device of {}"),
 }
 
 
@@ -76,7 +80,8 @@ def require_float(view: DeviceView, name: str) -> FloatType:
     """Return the float type of the elements. Raises ArgumentError if kernels do not take it."""
     float_type = FLOAT_TYPES.get(view.dtype)
     if float_type is None:
-        convert = _CONVERSIONS[view.library][0].format(name)
+        is_complex = view.dtype.startswith("complex") and view.library
+        convert = _CONVERSIONS[view.library][0].format(f"{name}.real" if is_complex else name)
         raise ArgumentError(
             expected(FLOATS, str(view), where=f"argument {name!r}", cure=f"use {convert}")
         )
@@ -99,8 +104,12 @@ def common_device(views: Sequence[DeviceView | None], names: Sequence[str]) -> t
     Raises ArgumentError, which names an array of each device, if there are several.
     """
     named: dict[tuple[str, int] | None, str] = {}  # an array of each device
+    libraries: dict[str, str] = {}  # of these arrays
     for view, name in zip(views, names, strict=True):
-        named.setdefault(None if view is None else (view.platform, view.device), name)
+        device = None if view is None else (view.platform, view.device)
+        if device not in named:
+            named[device] = name
+            libraries[name] = "" if view is None else view.library
     if len(named) == 1:
         (device,) = named
         if device is not None:
@@ -110,7 +119,11 @@ def common_device(views: Sequence[DeviceView | None], names: Sequence[str]) -> t
         for device, name in named.items()
     )
     what = "arrays that are all on one device, or all NumPy's"
-    raise ArgumentError(expected(what, listed or "no array"))
+    kept = next((name for device, name in named.items() if device is not None), "")
+    moved = [name for name in named.values() if kept and name != kept]
+    copy = _CONVERSIONS[libraries.get(kept, "")][2]
+    cure = f"use {copy.format(moved[0], kept)}" if moved else ""
+    raise ArgumentError(expected(what, listed or "no array", cure=cure))
 
 
 def contiguous_strides(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -7,9 +7,11 @@ They serve narrow results, slices that start inside a panel, and row lookups, fo
 import functools
 
 from q4jit.cpu.fields import CHUNK, RowFields, add_scaled, load_floats, value_of
-from q4jit.cpu.lanes import ONE, SIXTEEN, load_vector, store_vector, sum_lanes
+from q4jit.cpu.halves import STORED, named, store_floats, type_suffix
+from q4jit.cpu.lanes import ONE, SIXTEEN, load_vector, sum_lanes
 from q4jit.cpu.llvm_text import VECTOR, Function, Module
 from q4jit.cpu.long_sums import write_long_sums
+from q4jit.floats import FloatType
 from q4jit.weights.formats import Format
 
 
@@ -69,27 +71,27 @@ def _blocks_dot(
     return block.values
 
 
-def add_row(module: Module, fmt: Format, k: int) -> str:
+def add_row(module: Module, fmt: Format, k: int, float_type: FloatType = "f32") -> str:
     """Add the function `void (ptr row, ptr out)` and return its name.
 
-    row: a GGUF row, at any alignment; out: f32 [K], overwritten with its values.
+    row: a GGUF row, at any alignment; out: [K] of `float_type`, overwritten with its values.
     """
-    name = f"{fmt.name.lower()}_k{k}_row"
+    name = f"{fmt.name.lower()}_k{k}_row{type_suffix(float_type)}"
     if not module.knows(name):
         f = Function(
             f"internal void @{name}(ptr noalias %row, ptr noalias %out) #0",
-            f"A row of {fmt.name} with K = {k} as floats, 16 elements at a time.",
+            f"A row of {fmt.name} with K = {k} as {named(float_type)}, 16 elements at a time.",
         )
         if fmt.float_dtype is not None:
-            _float_row(module, f, fmt, k)
+            _float_row(module, f, fmt, k, float_type)
         else:
-            _block_row(module, f, fmt, k)
+            _block_row(module, f, fmt, k, float_type)
         f.do("ret void")
         module.add(name, f)
     return f"@{name}"
 
 
-def _block_row(module: Module, f: Function, fmt: Format, k: int) -> None:
+def _block_row(module: Module, f: Function, fmt: Format, k: int, float_type: FloatType) -> None:
     with f.loop("block", 0, k // fmt.block_elements) as block:
         at = f.at("%row", "i8", f.index("block_offset", (block.index, fmt.block_bytes)), "block_at")
         fields = RowFields(module, f, fmt, at)
@@ -102,19 +104,22 @@ def _block_row(module: Module, f: Function, fmt: Format, k: int) -> None:
                 number = f.index("chunk_in_block", (sub_block.index, chunks), (chunk.index, 1))
                 value = value_of(module, f, fields.quants(number), scale, minimum)
                 element = f.index("k", (block.index, fmt.block_elements), (number, CHUNK))
-                store_vector(module, f, value, f.at("%out", "float", element, "out_at"), None)
+                at = f.at("%out", STORED[float_type], element, "out_at")
+                store_floats(module, f, SIXTEEN, float_type, value, at, None)
 
 
-def _float_row(module: Module, f: Function, fmt: Format, k: int) -> None:
+def _float_row(module: Module, f: Function, fmt: Format, k: int, float_type: FloatType) -> None:
     whole = k // CHUNK * CHUNK
     with f.loop("k", 0, whole, step=CHUNK) as loop:
         offset = f.index("w_offset", (loop.index, fmt.block_bytes))
         w = load_floats(module, f, fmt, SIXTEEN, f.at("%row", "i8", offset, "w_at"), align_bytes=1)
-        store_vector(module, f, w, f.at("%out", "float", loop.index, "out_at"), None)
+        at = f.at("%out", STORED[float_type], loop.index, "out_at")
+        store_floats(module, f, SIXTEEN, float_type, w, at, None)
     with f.loop("rest", whole, k) as rest:
         offset = f.index("w_offset", (rest.index, fmt.block_bytes))
         w = load_floats(module, f, fmt, ONE, f.at("%row", "i8", offset, "w_at"), align_bytes=1)
-        f.do(f"store float {w}, ptr {f.at('%out', 'float', rest.index, 'out_at')}, align 4")
+        at = f.at("%out", STORED[float_type], rest.index, "out_at")
+        store_floats(module, f, ONE, float_type, w, at, None)
 
 
 def _float_dot(module: Module, f: Function, fmt: Format, k: int) -> str:

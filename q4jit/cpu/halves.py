@@ -36,6 +36,16 @@ STORED: Final[dict[FloatType, str]] = {"f32": "float", "f16": "i16", "bf16": "i1
 """LLVM's type of an element in memory."""
 
 
+def type_suffix(float_type: FloatType) -> str:
+    """Return the end of a function's name: the type that it stores, unless that is f32."""
+    return "" if float_type == "f32" else f"_{float_type}"
+
+
+def named(float_type: FloatType) -> str:
+    """Return how comments name numbers of a type."""
+    return "floats" if float_type == "f32" else float_type
+
+
 def load_floats(
     module: Module,
     f: Function,

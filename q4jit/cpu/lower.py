@@ -12,6 +12,7 @@ from typing import Final
 
 from q4jit.cpu.columns import SectionWriter
 from q4jit.cpu.gguf_rows import add_row
+from q4jit.cpu.halves import STORED
 from q4jit.cpu.llvm_text import Function, Module
 from q4jit.cpu.products import add_dequantize
 from q4jit.cpu.rows import RowWriter
@@ -115,7 +116,7 @@ class _Lowering(Context):
 
     def _dequantize_phase(self, store: Store) -> _Phase:
         weight = interleaved(self.plan, store.node.arg)
-        dequantize = add_dequantize(self.module, weight)
+        dequantize = add_dequantize(self.module, weight, store.buffer.float_type)
         with self._tasks_of("columns") as f:
             out = self.argument(f, Slot(store.buffer.kind, store.buffer.index))
             w = self.argument(f, Slot("weight", store.node.arg, INTERLEAVED16))
@@ -129,7 +130,8 @@ class _Lowering(Context):
     def _lookup_phase(self, store: Store) -> _Phase:
         (ids_node,), arg = store.node.operands, store.node.arg
         k, fmt = self.plan.weight(arg).k, self.plan.weight(arg).block_format
-        decode = add_row(self.module, fmt, k)
+        float_type = store.buffer.float_type
+        decode = add_row(self.module, fmt, k, float_type)
         doc = "One GGUF row for each id. The caller has checked the ids."
         with self._tasks_of("rows", doc) as f:
             ids = self.argument(f, Slot("ids", ids_node.arg))
@@ -139,7 +141,8 @@ class _Lowering(Context):
                 id_at = f.at(ids, "i64", loop.index, "id_at")
                 number = f.let("id", f"load i64, ptr {id_at}, align 8")
                 w_at = f.at(w, "i8", f.index("w_offset", (number, fmt.column_bytes(k))), "w_at")
-                out_at = f.at(out, "float", f.index("out_offset", (loop.index, k)), "out_at")
+                offset = f.index("out_offset", (loop.index, k))
+                out_at = f.at(out, STORED[float_type], offset, "out_at")
                 f.do(f"call void {decode}(ptr {w_at}, ptr {out_at})")
         return _Phase("rows", 1, 1, max(1, _CHUNK_FLOATS // k))
 

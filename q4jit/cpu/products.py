@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from typing import Final
 
 from q4jit.cpu.fields import CHUNK, WORD, Fields, add_scaled, prefetch, value_of
-from q4jit.cpu.lanes import broadcast, store_vector, tail_mask
+from q4jit.cpu.halves import STORED, named, store_floats, type_suffix
+from q4jit.cpu.lanes import SIXTEEN, broadcast, tail_mask
 from q4jit.cpu.llvm_text import MASK, VECTOR, Function, Loop, Module
 from q4jit.cpu.long_sums import slab_terms, write_long_sums
+from q4jit.floats import FloatType
 from q4jit.weights.layouts import Interleaved
 
 # Sums that are computed side by side, so that few rows still fill the multiply-add units' pipeline.
@@ -119,29 +121,29 @@ def _multiply_add(module: Module) -> str:
     return f"@{name}"
 
 
-def add_dequantize(module: Module, weight: Interleaved) -> str:
+def add_dequantize(module: Module, weight: Interleaved, float_type: FloatType = "f32") -> str:
     """Add the function `void (ptr w, ptr out, i64 column)` and return its name.
 
-    w: a panel of 16 columns; out: f32 [K, N], whose columns `column`, … are written.
+    w: a panel of 16 columns; out: [K, N] of `float_type`, whose columns `column`, … are written.
     """
-    name = f"{weight.fmt.name.lower()}_dequantize"
+    name = f"{weight.fmt.name.lower()}_dequantize{type_suffix(float_type)}"
     if not module.knows(name):
         f = Function(
             f"internal void @{name}(ptr noalias %w, ptr noalias %out, i64 %column) #0",
-            f"16 columns of {weight.fmt.name} [{weight.k}, {weight.n}] as floats.",
+            f"16 columns of {weight.fmt.name} [{weight.k}, {weight.n}] as {named(float_type)}.",
         )
         mask = tail_mask(f, "%column", weight.n)
 
         def element(k: str, byte: int, value: str, parts: Loop) -> None:
             row = f.index("row", (k, 1), (byte, 1))
             offset = f.index("out_offset", (row, weight.n), ("%column", 1))
-            at = f.at("%out", "float", offset, "out_at")
+            at = f.at("%out", STORED[float_type], offset, "out_at")
             inside = mask
             if weight.padded_k != weight.k:
                 is_row = f.let("is_row", f"icmp slt i64 {row}, {weight.k}")
                 lanes = broadcast(f, "i1", is_row)
                 inside = lanes if mask is None else f.let("both", f"and {MASK} {mask}, {lanes}")
-            store_vector(module, f, value, at, inside)
+            store_floats(module, f, SIXTEEN, float_type, value, at, inside)
 
         def fold(scale: str | None, parts: Loop, totals: Loop) -> None:
             """Add up nothing."""

@@ -5,11 +5,12 @@ from typing import Any, Final
 
 import numpy as np
 
+from q4jit.arrays.bfloat16_arrays import Bfloat16Array, plain, promoting
 from q4jit.arrays.outputs import check_out
 from q4jit.arrays.views import DeviceView
 from q4jit.errors import ArgumentError, expected
 from q4jit.floats import float_type_of
-from q4jit.frontend.containers import Misfit
+from q4jit.frontend.containers import Apart, Misfit, together
 from q4jit.frontend.structures import results_for, unflattened
 from q4jit.frontend.trace import call_with, place_of_result, refuse_change
 
@@ -32,19 +33,31 @@ def run_in_numpy(
         if isinstance(value, DeviceView):
             raise ArgumentError(expected(_ON_HOST, str(value), where=f"argument {name!r}"))
     # float64 scalars of NumPy make the result float64, Python's floats do not
-    wide = (np.float16, np.float64, np.longdouble)
-    args = tuple(float(v) if isinstance(v, wide) else v for v in args)
-    given = unflattened(args)
+    args = tuple(float(v) if isinstance(v, np.float64 | np.longdouble) else v for v in args)
+    values = tuple(map(promoting, args))
+    given = unflattened(values)
     result = call_with(function, given, keywords)
-    refuse_change(function, args, given, keywords)
+    refuse_change(function, values, given, keywords)
     if out is None:
-        return result
+        return _plain_results(result)
     try:
         _write_results(result, out, names, args)
     except Misfit as misfit:
         message = misfit.message(place_of_result(function, misfit.path))
         raise ArgumentError(message) from None
     return out
+
+
+def _plain_results(result: Any) -> Any:
+    """Return results with NumPy's own arrays in place of `Bfloat16Array`s."""
+    apart = Apart()
+    try:
+        tree = apart.tree(result)
+    except Misfit:  # nothing but NumPy takes such results
+        return result
+    if not any(isinstance(leaf, Bfloat16Array) for leaf in apart.leaves):
+        return result
+    return together(tree, map(plain, apart.leaves))
 
 
 def _write_results(result: Any, out: Any, names: Sequence[str], args: Sequence[Any]) -> None:

@@ -1,7 +1,7 @@
 """Row numbers while a function is traced: only `w.rows(ids)` takes them."""
 
 from collections.abc import Callable
-from typing import Any, Final, NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -11,19 +11,25 @@ from q4jit.frontend.graph import Node
 from q4jit.frontend.refusals import refuse
 from q4jit.frontend.shapes import show_shape
 
-_CURE: Final = "use w.rows(ids), or call the function with ids.astype(np.float32) for numbers"
+
+def refuse_ids(ids: "SymbolicIds", action: str, more: str = "") -> NoReturn:
+    """Raise TraceError: row numbers cannot do an action, in which {} stands for them.
+
+    more: the end of the cure.
+    """
+    name = ids._name
+    numbers = f"pass {name}.astype(np.float32) for numbers (in PyTorch {name}.float())"
+    refuse(
+        action.format(f"row numbers ({name}: {ids._show()})"),
+        f"use w.rows({name}), or {numbers}{more}",
+    )
 
 
-def refuse_ids(ids: "SymbolicIds", action: str, cure: str = _CURE) -> NoReturn:
-    """Raise TraceError: row numbers cannot do an action, in which {} stands for them."""
-    refuse(action.format(f"row numbers ({ids._show()})"), cure)
-
-
-def _forbidden(action: str, cure: str = _CURE) -> Callable[..., Any]:
+def _forbidden(action: str, more: str = "") -> Callable[..., Any]:
     # Any: stands in for dunder methods of many signatures; none of them returns
     @located
     def method(self: "SymbolicIds", *args: object, **kwargs: object) -> NoReturn:
-        refuse_ids(self, action, cure)
+        refuse_ids(self, action, more)
 
     return method
 
@@ -44,6 +50,11 @@ class SymbolicIds:
 
     def __repr__(self) -> str:
         return f"<traced {self._show()}>"
+
+    @property
+    def _name(self) -> str:
+        """What the caller writes for these numbers: the parameter, or a leaf of a container."""
+        return self._builder.show_argument(self._node.arg).strip("'\"")
 
     def _show(self) -> str:
         return f"ids {show_shape(self._node.shape)}"
@@ -83,9 +94,7 @@ class SymbolicIds:
     __hash__ = object.__hash__
 
     # a captured weight's rows(ids) asks for the values too
-    __array__ = _forbidden(
-        "read the values of {}", f"{_CURE}; pass a captured weight as an argument"
-    )
+    __array__ = _forbidden("read the values of {}", "; pass a captured weight as an argument")
     __bool__ = _forbidden("branch on {}")
     __int__ = __index__ = __float__ = __complex__ = _forbidden("convert {} to a number")
     __len__ = _forbidden("take len() of {}")

@@ -11,7 +11,7 @@ import numpy as np
 
 from q4jit.errors import TraceError, expected
 from q4jit.floats import FLOAT_NAMES, FloatType, float_type_of, numpy_dtype
-from q4jit.frontend.graph import BOOLEAN
+from q4jit.frontend.graph import BOOLEAN, Node
 from q4jit.frontend.refusals import refuse
 
 Kind = type | None
@@ -20,6 +20,16 @@ PYTHON: Final = frozenset({bool, int, float})
 
 NUMBER_KINDS: Final[dict[FloatType, Kind]] = {"f32": np.float32, "f16": np.float16, "bf16": None}
 """The kinds of a number in NumPy, by its float type."""
+
+
+def type_of_value(node: Node, float_type: FloatType | None) -> FloatType | None:
+    """Return the float type that a value gives to results, from that of its operands.
+
+    Truth values have none. An array has one, even if it was made of numbers that adapt.
+    """
+    if node.is_bool:
+        return None
+    return float_type or ("f32" if node.shape else None)
 
 
 def kind_of_constant(value: object) -> Kind:
@@ -42,11 +52,19 @@ def kind_of_ufunc(op: str, kinds: Sequence[Kind]) -> Kind:
     """Return the kind of a ufunc's result, from its operands' kinds."""
     if op in BOOLEAN:
         return np.bool_
-    if None in kinds or np.ndarray in kinds:  # the dtype of an array without axes is not known
+    if any(kind not in PYTHON and not _is_numpys(kind) for kind in kinds):
         return None
     weak: dict[Kind, Any] = {bool: False, int: 0, float: 0.0}  # numbers take NumPy's type
     result = np.result_type(*(weak.get(kind, kind) for kind in kinds)).type
     return result if issubclass(result, np.floating) else None
+
+
+def _is_numpys(kind: Kind) -> bool:
+    """Return whether a kind is a scalar type of NumPy's; ml_dtypes' promote by rules of their own.
+
+    The dtype of an array without axes is not known.
+    """
+    return kind is not None and issubclass(kind, np.number | np.bool_)
 
 
 def dtype_of(float_type: FloatType) -> np.dtype[Any]:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from q4jit.errors import TraceError, expected
-from q4jit.floats import FloatType, float_type_of, promoted
+from q4jit.floats import FloatType, is_float, promoted, type_of_number
 from q4jit.frontend.builder import Builder
 from q4jit.frontend.graph import Node
 from q4jit.frontend.ids import SymbolicIds, refuse_ids
@@ -37,7 +37,7 @@ def operand(builder: Builder, value: object, function: str) -> Node:
         return node
     if isinstance(value, RowCount):
         refuse(*ROWS_AS_NUMBER)
-    if isinstance(value, bool | int | float | np.number | np.bool_):
+    if isinstance(value, bool | int | float | np.number | np.bool_) or is_float(value):
         if isinstance(value, np.complexfloating):
             raise TraceError(expected("a real number", repr(value), where=f"operand of {function}"))
         return constant(builder, value, function)
@@ -46,7 +46,7 @@ def operand(builder: Builder, value: object, function: str) -> Node:
     if isinstance(value, SymbolicIds):
         refuse_ids(value, f"use {function} with {{}}")
     if isinstance(value, np.ndarray):
-        if value.ndim == 0 and value.dtype.kind in "biuf":
+        if value.ndim == 0 and (value.dtype.kind in "biuf" or type_of_number(value)):
             return constant(builder, value, function)
         refuse(
             f"use a captured array ({value.dtype} {show_shape(value.shape)}) in {function}",
@@ -72,7 +72,7 @@ def _float_type(value: object) -> FloatType | None:
     if array is not None:
         of_array: FloatType | None = array._float_type
         return of_array
-    return float_type_of(value.dtype) if isinstance(value, np.generic | np.ndarray) else None
+    return type_of_number(value)
 
 
 def is_truth(value: object) -> bool:

@@ -9,6 +9,7 @@ from typing import Any, Final
 import numpy as np
 
 from q4jit.errors import ArgumentError, expected
+from q4jit.floats import is_float
 from q4jit.frontend.containers import (
     LEAVES,
     MAPPINGS,
@@ -243,7 +244,7 @@ def is_plain(tree: Tree, leaves: Sequence[object]) -> bool:
 
 
 def _is_fixed(value: object) -> bool:
-    return type(value) in FIXED or isinstance(value, np.floating)
+    return type(value) in FIXED or is_float(value)
 
 
 def _known(leaf: object, args: Sequence[Any]) -> object:

@@ -23,6 +23,7 @@ from q4jit.frontend.kinds import (
     float_type_named,
     kind_of_operator,
     kind_of_ufunc,
+    type_of_value,
 )
 from q4jit.frontend.matrices import SymbolicMatrix
 from q4jit.frontend.memory import Memory, check_in_place
@@ -106,8 +107,7 @@ class SymbolicArray(RefusedOperators):
         self._builder = builder
         self._node = node
         self._kind = np.ndarray if node.shape else kind
-        # an array has a type, even if it was made of numbers that adapt
-        self._float_type = float_type or ("f32" if node.shape and not node.is_bool else None)
+        self._float_type = type_of_value(node, float_type)
         self._memory = Memory() if memory is None else memory
         self._memory.add(self, start, node.width)
         self._place = user_line() if node.is_bool else ""

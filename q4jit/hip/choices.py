@@ -6,7 +6,7 @@ from q4jit.errors import TuningError, expected
 from q4jit.hip.candidates import candidates, constants_of, schedules_for
 from q4jit.hip.kernel import GEMV_MATRIX, TILE_HALVES, HipKernel, HipPlan
 from q4jit.hip.problem import Problem
-from q4jit.hip.tunings import Choice, Key, Measured
+from q4jit.hip.tunings import Choice, Constant, Key, Measured
 from q4jit.plan.kernels import Section
 from q4jit.plan.options import PlanOptions
 
@@ -63,11 +63,14 @@ def with_choice(problem: Problem, kernel: HipKernel, choice: Choice | None) -> H
         return kernel
     trial, known = choice.trial, constants_of(kernel)
     asked = dict(trial.constants)
+    # stages that were measured for two terms have room for more units of one
+    free = {"stage_units"} if kernel.exact_x and kernel.schedule == TILE_HALVES else set()
     # constants that q4jit did not have yet when the trial was measured keep their value by rule
-    wanted = known | asked
+    wanted = _without(known | asked, free)
     possible = candidates(problem.target, kernel, problem.m)
     for candidate in possible:
-        if asked.keys() <= known.keys() and constants_of(candidate) == wanted:
+        same = _without(constants_of(candidate), free) == wanted
+        if asked.keys() <= known.keys() and same:
             return replace(candidate, origin=choice.origin)
     if kernel.exact_x:  # measured for two terms, which leave other candidates
         return kernel
@@ -76,3 +79,7 @@ def with_choice(problem: Problem, kernel: HipKernel, choice: Choice | None) -> H
         f"(with the constants {', '.join(known)})"
     )
     raise TuningError(expected(what, trial.name, where=choice.origin, cure=_CURE))
+
+
+def _without(constants: dict[str, Constant], names: set[str]) -> dict[str, Constant]:
+    return {name: value for name, value in constants.items() if name not in names}

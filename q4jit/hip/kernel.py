@@ -67,7 +67,7 @@ class HipKernel:
             scale (an Inf or NaN there would not meet the quants of 0).
         f16_terms: f16 numbers that each x is split into. They share a scale: those of a unit in
             `gemv_matrix`, elsewhere those of a row.
-        exact_x: x is an array of f16 or bf16, so that one f16 term in `gemv_matrix` is all of it.
+        exact_x: x is an array of f16 or bf16, so that one f16 term is all of it.
         splits: blocks that share columns, each with its own part of K (of N, for `w.T`).
         wave_panels: panels that a wave computes.
         stage_units: units of x in a stage.

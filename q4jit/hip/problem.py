@@ -65,6 +65,15 @@ class Problem:
         is_half = isinstance(spec, ArraySpec) and spec.float_type != "f32"
         return is_half and self.m_class > 1
 
+    def takes_one_tile_term(self, x: Node) -> bool:
+        """Return whether one f16 term is all of x in the tiles of `tile_halves`.
+
+        The elements of a row share a scale, a power of two that makes the largest 2^14 to 2^15. One
+        term then keeps all bits of an element down to 2^-14, and errs by 2^-25 below, as two terms
+        do everywhere. Where denormal terms are lost, it would err by 2^-14.
+        """
+        return self.takes_one_term(x) and not self.arch.flushes_halves
+
     @property
     def may_fold(self) -> bool:
         """Return whether tiles may round weights to f16, if the weights suit it."""

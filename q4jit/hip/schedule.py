@@ -19,11 +19,11 @@ copy for every M.
 
 Products with `w.T` sum over the columns of w, whose copies they share with products with w:
 
-    M up to 16        gemv_transposed   a lane has a sum for each element of its unit, over all columns
-                                        of a split; then `add_splits` adds up the splits
-    5 or more         tile_halves_      like tile_halves, on NVIDIA: a lane decodes pairs of columns, and
-                      transposed        multiplies values, because scales differ along the sum
-    17 or more        tile_transposed   like tile_fma
+    M up to 16     gemv_transposed   a lane has a sum for each element of its unit, over all columns of
+                                     a split; then `add_splits` adds up the splits
+    5 or more      tile_halves_      like tile_halves, on NVIDIA: a lane decodes pairs of columns and
+                   transposed        multiplies values, because scales differ along the sum
+    17 or more     tile_transposed   like tile_fma
 
 The schedule `element` computes one result per thread block (`element_transposed` with `w.T`). It
 serves every M, and the other schedules are checked and timed against it.
@@ -196,6 +196,7 @@ def _rows_kernel(problem: Problem, work: Kernel, schedules: Sequence[str]) -> Hi
     """Return the kernel that computes values per row before the products, if there are any."""
     x, rows, plan_options = work.x, work.rows, problem.plan_options
     bf16_terms = BF16_TERMS[plan_options.precision] if TILE_MATRIX in schedules else 0
+    exact_x = TILE_HALVES in schedules and x is not None and problem.takes_one_tile_term(x)
     f16_terms = problem.f16_terms if TILE_HALVES in schedules else 0
     if TILE_HALVES_TRANSPOSED in schedules:
         f16_terms = problem.transposed_f16_terms
@@ -213,7 +214,8 @@ def _rows_kernel(problem: Problem, work: Kernel, schedules: Sequence[str]) -> Hi
         _without_unused_loads(work),
         ROWS,
         bf16_terms=bf16_terms,
-        f16_terms=f16_terms,
+        f16_terms=1 if exact_x else f16_terms,
+        exact_x=exact_x,
         int8=int8,
         warpgroups=f16_terms > 0 and problem.in_warpgroups,
     )

@@ -216,6 +216,7 @@ def _tile_halves(problem: Problem, work: Kernel) -> HipKernel:
     """Return a `tile_halves`: for one tile of rows small blocks that share K, else wide blocks."""
     arch, rules, rows, (section,) = problem.arch, problem.rules, problem.m_class, work.sections
     folded = problem.may_fold and problem.suits_f16(section)
+    exact_x = not folded and work.x is not None and problem.takes_one_tile_term(work.x)
     tile_rows = rules.tile_rows(arch, section, rows, folded and problem.in_warpgroups)
     columns, waves = rules.tile_shape(arch, section, rows, tile_rows, folded)
     base = unsized(
@@ -225,7 +226,8 @@ def _tile_halves(problem: Problem, work: Kernel) -> HipKernel:
         layout=TILES16,
         block_size=arch.wave * waves,
         columns=columns,
-        f16_terms=problem.f16_terms,
+        f16_terms=1 if exact_x else problem.f16_terms,
+        exact_x=exact_x,
         warpgroups=problem.in_warpgroups,
         folded=folded,
     )

@@ -116,7 +116,8 @@ def _needs(
     )
     fours = {(s.float_type, s.is_aligned) for s in of_x if s.at_column and loads_fours}
     work = kernel.work
-    stores = (*work.rows, *(store for section in work.sections for store in section.stores))
+    stores = [*work.rows, *(store for section in work.sections for store in section.stores)]
+    stores += [work.decoded] if work.decoded is not None else []
     return {
         "block_of_rows": kernel.schedule != DEQUANTIZE,
         "sum_of_lanes": kernel.lanes > 1 or adds_up,
@@ -163,6 +164,7 @@ class _Writer:
             "argument": self._names[store.node.arg],
             "ids": [self._names[n.arg] for n in store.node.operands],
             "buffer": buffer_name(store.buffer),
+            "float_type": store.buffer.float_type,
         }
 
     def products(self) -> list[Product]:

@@ -6,7 +6,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from q4jit.conversions import as_float32, as_numpy, is_tensor
 from q4jit.errors import FormatError, expected
+from q4jit.floats import float_type_of
 from q4jit.weights.checks import describe, matrix_shape
 from q4jit.weights.formats import Format, batches, encode, find_format
 from q4jit.weights.scales import finite_blocks
@@ -29,19 +31,13 @@ def quantize(
 ) -> QuantizedTensor:
     """Quantise a float matrix [K, N] to `format`, with the bytes of ggml's reference quantiser.
 
-    w: float16, float32 or float64, with any strides and byte order. format: Q4_0, Q4_1, Q8_0, F16
-    or F32, in upper or lower case. Raises FormatError for another dtype, rank or format, for an
-    empty matrix, if K is not a whole number of blocks, and for finite values that are beyond the
-    range of the format's f16 (F32: f32) fields. NaN and Inf in w are kept as ggml keeps them.
+    w: float16, bfloat16, float32 or float64, with any strides and byte order. format: Q4_0, Q4_1,
+    Q8_0, F16 or F32, in upper or lower case. Raises FormatError for another dtype, rank or format,
+    for an empty matrix, if K is not a whole number of blocks, and for finite values that are beyond
+    the range of the format's f16 (F32: f32) fields. NaN and Inf in w are kept as ggml keeps them.
     """
     fmt = find_format(format)
-    matrix = np.asarray(w)
-    if matrix.dtype.kind != "f" or matrix.dtype.itemsize > 8:
-        dtypes = "float16, float32 or float64"
-        is_array = isinstance(w, np.ndarray)
-        cure = f"use {'w.astype(np.float32)' if is_array else 'np.asarray(w, dtype=np.float32)'}"
-        got = f"{describe(matrix.dtype)} {list(matrix.shape)}"
-        raise FormatError(expected(dtypes, got, where="argument 'w' of quantize", cure=cure))
+    matrix = _matrix(w)
     k, n = matrix_shape(matrix.shape)
     memory = _new_bytes(n * fmt.column_bytes(k))
     # nobody else has the object yet, so its bytes may still be written
@@ -52,6 +48,28 @@ def quantize(
         columns[batch] = encode(fmt, matrix[:, batch].T)
         _check_range(fmt, matrix, batch, columns[batch])
     return QuantizedTensor.of_memory(fmt, memoryview(memory), n)
+
+
+def _matrix(w: ArrayLike) -> NDArray[Any]:
+    """Return floats that `encode` takes, from the argument of `quantize`."""
+    where = "argument 'w' of quantize"
+    try:
+        matrix = np.asarray(w)
+    except Exception as error:
+        if not is_tensor(w):
+            raise
+        cure = f"use {as_numpy('w', w)}"
+        got = f"a tensor that NumPy cannot read ({error})"
+        raise FormatError(expected("a float matrix", got, where=where, cure=cure)) from error
+    if float_type_of(matrix.dtype) == "bf16":
+        return matrix.astype(np.float32)
+    if matrix.dtype.kind != "f" or matrix.dtype.itemsize > 8:
+        dtypes = "float16, bfloat16, float32 or float64"
+        is_array = isinstance(w, np.ndarray)
+        cure = f"use {as_float32('w', matrix.dtype) if is_array else as_numpy('w', w)}"
+        got = f"{describe(matrix.dtype)} {list(matrix.shape)}"
+        raise FormatError(expected(dtypes, got, where=where, cure=cure))
+    return matrix
 
 
 def _check_range(

@@ -6,6 +6,7 @@ from typing import Any, ClassVar, Final, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
+from q4jit.conversions import as_float32, as_numpy
 from q4jit.errors import ArgumentError, expected
 from q4jit.floats import float_type_of
 from q4jit.weights.checks import describe
@@ -47,11 +48,11 @@ class RightOperand:
     def __rmatmul__(self, x: object) -> NDArray[Any]:
         where = f"x in x @ {self._name}"
         if not isinstance(x, np.ndarray):
-            cure = "use np.asarray(x, dtype=np.float32)"
+            cure = f"use {as_numpy('x', x)}"
             raise ArgumentError(expected("a NumPy array", type(x).__name__, where=where, cure=cure))
         if x.dtype != np.float64 and float_type_of(x.dtype) is None:
             dtypes = "float32, float16, bfloat16 or float64 in native byte order"
-            cure = "use x.astype(np.float32)"
+            cure = f"use {as_float32('x', x.dtype)}"
             got = f"{describe(x.dtype)} {list(x.shape)}"
             raise ArgumentError(expected(dtypes, got, where=where, cure=cure))
         inner, width = self.shape

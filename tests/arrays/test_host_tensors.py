@@ -1,67 +1,70 @@
 """PyTorch's tensors in host memory as arguments and results. Run with `make torch`."""
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 
 from q4jit import ArgumentError, quantize, specialize
+from tests.support.cures import check_cure
+from tests.support.halves import BF16
 
+torch: Any = pytest.importorskip("torch", reason="PyTorch is not installed: run make torch")
 pytestmark = pytest.mark.torch
 
 K, N = 64, 32
 W = quantize(np.random.default_rng(0).standard_normal((K, N)).astype(np.float32), "Q8_0")
-every_dtype = pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 
 
 def affine(x: Any, w: Any, b: Any) -> Any:
     return x @ w + b
 
 
-def tensors(torch: Any, dtype: str) -> tuple[Any, Any]:
+def tensors(dtype: Any) -> tuple[Any, Any]:
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(3, K, generator=generator).to(getattr(torch, dtype))
-    return x, torch.randn(N, generator=generator).to(x.dtype)
+    x = torch.randn(3, K, generator=generator).to(dtype)
+    return x, torch.randn(N, generator=generator).to(dtype)
 
 
 @every_dtype
-def test_results_are_tensors_of_the_same_type(torch: Any, dtype: str) -> None:
-    x, b = tensors(torch, dtype)
+def test_results_are_tensors_of_the_same_type(dtype: Any) -> None:
+    x, b = tensors(dtype)
     y = specialize(affine, target="cpu")(x, W, b)
     exact = x.double() @ torch.tensor(W.dequantize()).double() + b.double()
     assert type(y) is torch.Tensor
-    assert y.dtype == x.dtype
+    assert y.dtype == dtype
     torch.testing.assert_close(
-        y, exact.to(x.dtype), rtol=2e-2 if dtype != "float32" else 1e-4, atol=1e-4
+        y, exact.to(dtype), rtol=2e-2 if dtype != torch.float32 else 1e-4, atol=1e-4
     )
 
 
 @every_dtype
-def test_out_is_filled(torch: Any, dtype: str) -> None:
-    x, b = tensors(torch, dtype)
+def test_out_is_filled(dtype: Any) -> None:
+    x, b = tensors(dtype)
     f = specialize(affine, target="cpu")
-    out = torch.empty(3, N, dtype=x.dtype)
+    out = torch.empty(3, N, dtype=dtype)
     assert f(x, W, b, out=out) is out
     assert torch.equal(out, f(x, W, b))
 
 
 @every_dtype
-def test_strided_tensors(torch: Any, dtype: str) -> None:
-    x, b = tensors(torch, dtype)
+def test_strided_tensors(dtype: Any) -> None:
+    x, b = tensors(dtype)
     f = specialize(affine, target="cpu")
     assert torch.equal(f(x.T.contiguous().T, W, b), f(x, W, b))
 
 
-def test_bound_calls_read_current_contents(torch: Any) -> None:
-    x, b = tensors(torch, "float32")
+def test_bound_calls_read_current_contents() -> None:
+    x, b = tensors(torch.float32)
     f = specialize(affine, target="cpu")
     step = f.bind(x, W, b)
     x.mul_(2)
     assert torch.equal(step(), f(x, W, b))
 
 
-def test_containers_and_ids(torch: Any) -> None:
+def test_containers_and_ids() -> None:
     def function(layer: Any, w: Any) -> Any:
         return {"y": layer["x"] * 2, "w": w}
 
@@ -72,20 +75,119 @@ def test_containers_and_ids(torch: Any) -> None:
     np.testing.assert_array_equal(rows.numpy(), W.dequantize().T[[1, 2]])
 
 
+def converted(dtype: str) -> Any:
+    return torch.randn(3, K).to(getattr(torch, dtype))
+
+
+REFUSED = [
+    (torch.randn(3, K, requires_grad=True), "x.detach()"),
+    (torch.nn.Parameter(torch.randn(3, K).double()), "x.detach().float()"),
+    (torch.nn.Parameter(torch.randn(3, K).bfloat16()), "x.detach()"),
+    *((converted(dtype), "x.float()") for dtype in ("float64", "int8", "uint8", "bool")),
+    *((converted(dtype), "x.float()") for dtype in ("int32", "int64")),  # row numbers
+    *((converted(dtype), "x.float()") for dtype in ("float8_e4m3fn", "float8_e5m2")),
+    *((converted(dtype), "x.real.float()") for dtype in ("complex64", "complex128")),
+    (converted("complex64").conj(), "x.real.float()"),
+    (converted("complex64").conj().imag, "x.resolve_neg()"),
+    (torch.randn(3, K).to_sparse(), "x.to_dense()"),
+    (torch.randn(3, K, device="meta"), "torch.zeros_like(x, device='cpu')"),
+]
+
+
+@pytest.mark.parametrize(("x", "cure"), REFUSED, ids=lambda v: str(getattr(v, "dtype", "")))
+def test_cures_of_tensors(x: Any, cure: str) -> None:
+    f = specialize(lambda x, w: x @ w, target="cpu")
+    check_cure(lambda x: f(x, W), x, "x", cure, torch=torch)
+
+
 @pytest.mark.parametrize(
-    ("make", "message"),
+    ("x", "cure"),
     [
-        (lambda t: t.randn(3, K, requires_grad=True), r"'x'.*use x\.detach\(\)"),
-        (lambda t: t.randn(3, K).double(), r"got float64 \[3, 64\]; use x\.float\(\)"),
-        (lambda t: t.randn(3, K).to(t.complex64), r"got complex64 .*use x\.float\(\)"),
-        (lambda t: t.randn(3, K, device="meta"), r"got one on meta; use x\.cpu\(\)"),
-        (lambda t: t.eye(K).to_sparse(), r"'x'.*to_dense"),
-        (
-            lambda t: np.ones((3, K), np.float32),
-            r"'x': expected a tensor, as 'b' is one.*torch\.from_numpy\(x\)",
-        ),
+        (np.ones((3, K), np.float32), "torch.from_numpy(x)"),
+        (np.ones((3, K), np.float16), "torch.from_numpy(x)"),
+        (np.ones((3, K), BF16), "torch.from_numpy(x.view(np.int16)).view(torch.bfloat16)"),
+        (np.ones((3, K), ">f4"), "torch.from_numpy(x.astype(np.float32))"),
+        (np.ones((3, K), np.float64), "torch.from_numpy(x.astype(np.float32))"),
+        (np.ones((3, K), np.float32)[::-1], "torch.from_numpy(np.ascontiguousarray(x))"),
     ],
+    ids=lambda v: str(getattr(v, "dtype", "")),
 )
-def test_tensors_that_cannot_be_used(torch: Any, make: Callable[[Any], Any], message: str) -> None:
-    with pytest.raises(ArgumentError, match=message):
-        specialize(affine, target="cpu")(make(torch), W, torch.ones(N))
+def test_cures_of_mixed_containers(x: Any, cure: str) -> None:
+    f = specialize(affine, target="cpu")
+    check_cure(lambda x: f(x, W, torch.ones(N)), x, "x", cure, torch=torch)
+
+
+@pytest.mark.parametrize(
+    ("w", "cure"),
+    [
+        (torch.nn.Parameter(torch.randn(K, N)), "w.detach().numpy()"),
+        (torch.nn.Parameter(torch.randn(K, N).bfloat16()), "w.detach().float().numpy()"),
+        (torch.randn(K, N).bfloat16(), "w.float().numpy()"),
+        (torch.randn(K, N).to(torch.float8_e4m3fn), "w.float().numpy()"),
+        (torch.randn(K, N).to(torch.complex64), "w.real.float().numpy()"),
+        (torch.randn(K, N).to(torch.int8), "w.float().numpy()"),
+        (torch.randn(K, N).to_sparse(), "w.to_dense().numpy()"),
+        (torch.randn(K, N, device="meta"), "torch.zeros_like(w, device='cpu').numpy()"),
+    ],
+    ids=lambda v: str(getattr(v, "dtype", "")),
+)
+def test_cures_of_matrices(w: Any, cure: str) -> None:
+    check_cure(lambda w: quantize(w, "Q8_0"), w, "w", cure, torch=torch)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64"])
+def test_cures_of_the_reference(dtype: str) -> None:
+    cure = "x.float().numpy()" if dtype == "bfloat16" else "x.numpy()"
+    check_cure(lambda x: affine(x, W, 1.0), converted(dtype), "x", cure)
+
+
+@pytest.mark.parametrize(
+    ("out", "got"),
+    [
+        (torch.empty(3, N, dtype=torch.float16), r"float16 \[3, 32\]"),
+        (torch.empty(3, N, dtype=torch.float8_e4m3fn), r"a tensor float8_e4m3fn \[3, 32\] on cpu"),
+        (torch.empty(3, N, dtype=torch.int64), r"a tensor int64 \[3, 32\] on cpu"),
+        (torch.empty(1, N).expand(3, N), r"float32 \[3, 32\] whose elements share memory"),
+    ],
+    ids=lambda v: str(getattr(v, "dtype", "")),
+)
+def test_out_that_does_not_fit(out: Any, got: str) -> None:
+    x, b = tensors(torch.float32)
+    wanted = rf"out=: expected a writable float32 \[3, 32\], got {got}"
+    with pytest.raises(ArgumentError, match=wanted):
+        specialize(affine, target="cpu")(x, W, b, out=out)
+
+
+def test_out_of_another_library_than_the_arguments() -> None:
+    x, b = tensors(torch.float32)
+    with pytest.raises(ArgumentError, match=r"got a tensor float32 \[3, 32\] on cpu"):
+        specialize(affine, target="cpu")(x.numpy(), W, b.numpy(), out=torch.empty(3, N))
+
+
+@every_dtype
+def test_tensors_at_odd_addresses(dtype: Any) -> None:
+    x, b = tensors(dtype)
+    f = specialize(affine, target="cpu")
+    memory = torch.zeros(3 * K + 1, dtype=dtype)[1:].view(3, K)
+    memory.copy_(x)
+    assert torch.equal(f(memory, W, b), f(x, W, b))
+    out = torch.empty(3 * N + 1, dtype=dtype)[1:].view(3, N)
+    assert f(x, W, b, out=out) is out
+    assert torch.equal(out, f(x, W, b))
+
+
+def test_numbers_without_axes_promote_as_arrays() -> None:
+    f = specialize(lambda x, s: x * s, target="cpu")
+    for s, wanted in [
+        (torch.tensor(2.0), torch.float32),
+        (torch.tensor(2.0).half(), torch.float16),
+        (torch.tensor(2.0).bfloat16(), torch.float32),
+        (2.0, torch.float16),
+    ]:
+        assert f(torch.ones(2, K).half(), s).dtype == wanted
+
+
+def test_tensors_without_memory_are_refused() -> None:
+    f = specialize(lambda x: x * 2, target="cpu")
+    with pytest.raises(ArgumentError, match=r"argument 'x': .*tensor with values in memory"):
+        torch.func.vmap(f)(torch.ones(3, K))

@@ -1,4 +1,4 @@
-"""Four generated texts, kept as files: a change of the generators shows as a change of these.
+"""Generated texts, kept as files: a change of the generators shows as a change of these.
 
 `pytest tests/cpu/test_golden.py --update-golden` writes them again; review the difference.
 """
@@ -11,6 +11,7 @@ import numpy as np
 from q4jit import QuantizedTensor
 from q4jit.compilers import llvm
 from q4jit.cpu.lower import lower
+from q4jit.floats import numpy_dtype
 from q4jit.runtime.cpu import undefined_symbols
 from q4jit.targets import find_target
 from tests.support.kernels import lowered, random_x, weight
@@ -58,3 +59,12 @@ def test_one_column_of_q8_0_on_aarch64(golden: Golden) -> None:
         return x @ w
 
     check(golden, column, "cpu:aarch64", [random_x(3, 256), weight("Q8_0", 256, 1).tensor])
+
+
+def test_halves_without_f16c(golden: Golden) -> None:
+    def add(x: Any, w: QuantizedTensor, residual: Any) -> Any:
+        y = x @ w
+        return y, (y + residual).astype(np.float16)
+
+    w, residual = weight("F32", 64, 40).tensor, random_x(1, 40).astype(np.float16)
+    check(golden, add, "cpu:x86-64", [random_x(1, 64).astype(numpy_dtype("bf16")), w, residual])

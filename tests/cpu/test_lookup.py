@@ -311,12 +311,12 @@ ARGUMENTS: dict[str, object] = {
     "one": 1,
     "number": np.array(1),
 }
-ONLY_ROWS = r"use w\.rows\(ids\), or call the function with ids\.astype\(np\.float32\)"
+ONLY_ROWS = r"use w\.rows\(ids\), or pass ids\.astype\(np\.float32\) for numbers"
 AS_ARGUMENT = r"int64 array .* pass np\.array\(ids, np\.int64\) as an argument"
 AS_RESULT = "return it as a result of the function"
 
 REFUSALS: list[tuple[Callable[..., object], str, str, str]] = [
-    (lambda ids: ids * 2, "ids * 2", r"arithmetic with row numbers \(ids \[M\]\)", ONLY_ROWS),
+    (lambda ids: ids * 2, "ids * 2", r"arithmetic with row numbers \(ids: ids \[M\]\)", ONLY_ROWS),
     (lambda ids: 1 - ids, "1 - ids", "do arithmetic with", ONLY_ROWS),
     (lambda ids: ids // 2, "ids // 2", "do arithmetic with", ONLY_ROWS),
     (lambda ids: -ids, "-ids", "do arithmetic with", ONLY_ROWS),

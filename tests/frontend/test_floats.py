@@ -2,9 +2,11 @@
 
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 
+from q4jit.arrays.specs import spec_of
 from q4jit.errors import TraceError
 from q4jit.floats import FloatType
 from q4jit.frontend.specs import ScalarSpec, Spec, WeightSpec, array_spec
@@ -69,6 +71,44 @@ def test_numpy_scalars_take_part() -> None:
     scale = ScalarSpec(np.float32, "f32")
     assert result_types(lambda x, s: x * s, array("f16"), scale) == ("f32",)
     assert result_types(lambda x, s: x * s, array("f16"), ScalarSpec()) == ("f16",)
+
+
+BF16 = ml_dtypes.bfloat16
+
+NUMBERS: list[tuple[Any, dict[str, str]]] = [
+    *(
+        (s, {"f16": "f16", "bf16": "f32", "f32": "f32"})
+        for s in (np.float16(2), np.array(2, ">f2"))
+    ),
+    *((s, {"f16": "f32", "bf16": "bf16", "f32": "f32"}) for s in (BF16(2), np.array(2, BF16))),
+    *((s, {"f16": "f32", "bf16": "f32", "f32": "f32"}) for s in (np.float32(2), np.array(2, "f4"))),
+    *((s, {"f16": "f16", "bf16": "bf16", "f32": "f32"}) for s in (2.0, np.float64(2), np.int8(2))),
+]
+
+
+@pytest.mark.parametrize("kind", ["f16", "bf16", "f32"])
+@pytest.mark.parametrize(("number", "wanted"), NUMBERS, ids=lambda v: repr(v)[:30])
+def test_a_number_promotes_as_its_own_type_does(
+    number: Any, wanted: dict[str, str], kind: FloatType
+) -> None:
+    """The same holds for an argument and for a constant of the function."""
+    spec = spec_of("s", number)
+    assert result_types(lambda x, s: x * s, array(kind), spec) == (wanted[kind],)
+    assert result_types(lambda x: number * x, array(kind)) == (wanted[kind],)
+
+
+def test_the_type_of_a_number_in_bfloat16_is_not_known() -> None:
+    """Its own types promote by rules of ml_dtypes, which differ from those of arrays."""
+    with pytest.raises(TraceError, match="ask for the type of a computed number"):
+        result_types(
+            lambda x, s: x * isinstance(s * 2.0, float), array("f16"), spec_of("s", BF16(2))
+        )
+
+
+def test_comparisons_have_no_float_type() -> None:
+    assert result_types(lambda x, y: (x > 0) * y, array("f32"), array("f16")) == ("f16",)
+    counts = result_types(lambda x: np.sum(x > 0, -1) * np.max(x, -1), array("f16"))
+    assert counts == ("f32",)  # float64 in NumPy
 
 
 def test_comparisons_take_no_part() -> None:

@@ -364,7 +364,7 @@ def test_methods() -> None:
     check(Layer.alone, ARGUMENTS["x"], ARGUMENTS["w"])
     assert isinstance(Layer().alone, type(Layer.alone))
     with pytest.raises(
-        ArgumentError, match=r"argument 'self': expected a float32 array, .*, got Layer$"
+        ArgumentError, match=r"argument 'self': expected a float array, .*, got Layer$"
     ):
         Layer().decorated(ARGUMENTS["x"])
 

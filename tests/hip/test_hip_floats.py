@@ -1,7 +1,8 @@
 """Half-precision arrays in the text of GPU kernels, executed without a GPU."""
 
+import itertools
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import pytest
@@ -23,10 +24,21 @@ from q4jit.hip.schedule import make_plan
 from q4jit.plan.options import PlanOptions
 from q4jit.precision import BOUNDS
 from q4jit.targets import find_target
+from q4jit.weights.formats import FORMATS
 from q4jit.weights.layouts import PLANAR, TILES16
-from tests.support.halves import DTYPES, assert_rounded_contract, half_ulps, special_values
+from tests.support.halves import (
+    DTYPES,
+    assert_both,
+    assert_rounded_contract,
+    assert_same,
+    half_ulps,
+    in_both,
+    rows_of_every_sort,
+    special_values,
+)
 from tests.support.hip import hip_plan, run_on_host
-from tests.support.kernels import random_x, specs_of, weight
+from tests.support.kernels import random_x, some_ids, specs_of, weight
+from tests.support.pairs import covering, pairs_in
 
 K: Final = 256
 N: Final = 37
@@ -81,14 +93,72 @@ def around(x: Any, w: Any, gain: Any, residual: Any) -> Any:
     return y * gain + residual, x / scale, scale
 
 
-@pytest.mark.parametrize("kind", HALVES)
-@pytest.mark.parametrize("way", WAYS, ids=str)
-def test_products_keep_the_contract(way: Way, kind: str) -> None:
-    columns = 3 if way.schedule == ELEMENT else N
-    w = weight(way.formats[HALVES.index(kind)], K, columns)
-    x = random_x(way.rows, K).astype(DTYPES[kind])
-    (y,) = way.run(product, [x, w.tensor])
-    assert_rounded_contract(y, x, w, kind, BOUNDS[way.precision])
+class Case(NamedTuple):
+    """What a product of a half-precision array depends on."""
+
+    kind: str
+    schedule: str
+    arch: str
+    format: str
+    is_aligned: bool
+
+
+ARCHS: Final = ("gfx90a", "gfx942", "gfx1100", "gfx1201", "gfx1030", "sm_80", "sm_90")
+ROWS_OF: Final = {
+    ELEMENT: 2,
+    GEMV: 3,
+    GEMV_DOT: 2,
+    GEMV_MATRIX: 4,
+    TILE_FMA: 17,
+    TILE_MATRIX: 17,
+    TILE_HALVES: 33,
+}
+
+
+def exists(case: Case) -> bool:
+    """Return whether a kernel for it exists."""
+    in_blocks = FORMATS[case.format].float_dtype is None
+    if case.schedule in {GEMV_MATRIX, TILE_HALVES}:
+        return find_target(f"hip:{case.arch}").hip.matrix is not None and case.format == "Q4_0"
+    if case.schedule == TILE_MATRIX:
+        return find_target(f"hip:{case.arch}").hip.matrix is not None and in_blocks
+    return in_blocks or case.schedule != GEMV_DOT
+
+
+EVERY: Final = [
+    case
+    for each in itertools.product(HALVES, ROWS_OF, ARCHS, FORMATS, (True, False))
+    if exists(case := Case(*each))
+]
+CASES: Final = covering(EVERY)
+
+
+def test_every_pair_is_covered() -> None:
+    assert pairs_in(CASES) == pairs_in(EVERY)
+    assert len(CASES) < len(EVERY) / 5
+    for place, values in enumerate((HALVES, ROWS_OF, ARCHS, FORMATS, (True, False))):
+        assert {case[place] for case in CASES} == set(values)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, case)))
+def test_products_keep_the_contract(case: Case) -> None:
+    precision = "i8" if case.schedule == GEMV_DOT else "f32"
+    k = K if FORMATS[case.format].float_dtype is None else K - 15  # a tail
+    w = weight(case.format, k, 3 if case.schedule == ELEMENT else N)
+    m = ROWS_OF[case.schedule]
+    rows = rows_of_every_sort(case.kind, k)
+    layout = TILES16 if case.schedule in {GEMV_MATRIX, TILE_HALVES} else PLANAR
+    options = PlanOptions(precision, None, case.schedule, layout)
+    spec, of_weight = specs_of([np.resize(rows, (m, k)), w.tensor])
+    assert isinstance(spec, ArraySpec)
+    graph = trace(in_both, (replace(spec, is_aligned=case.is_aligned), of_weight))
+    plan = make_plan(graph, find_target(f"hip:{case.arch}"), m, options)
+    assert {kernel.schedule for kernel in plan.kernels} - {ROWS} == {case.schedule}
+    odd: dict[str, Any] = {} if case.is_aligned else {"alignments": {"x": 2, "output0": 2}}
+    for first in range(0, len(rows), m):
+        x = np.resize(rows[first : first + m], (m, k))
+        rounded, y = run_on_host(plan, [x, w.tensor], **odd)
+        assert_both(rounded, y, x, w, case.kind, BOUNDS[precision])
 
 
 @pytest.mark.parametrize("kind", HALVES)
@@ -138,6 +208,20 @@ def test_every_number_is_loaded_exactly(kind: str) -> None:
 
     (y,) = run_on_host(hip_plan(widened, "hip:gfx1100", [every]), [every])
     np.testing.assert_array_equal(y, every.astype(np.float32))
+
+
+@pytest.mark.parametrize("arch", ["gfx1100", "sm_90"])
+@pytest.mark.parametrize("kind", HALVES)
+def test_decoded_weights_are_rounded(kind: str, arch: str) -> None:
+    w, ids, dtype = weight("Q4_1", 96, N, "bits"), some_ids(3), DTYPES[kind]
+
+    def function(ids: Any, w: Any) -> Any:
+        return w.dequantize().astype(dtype), w.rows(ids).astype(dtype)
+
+    args = [ids, w.tensor]
+    values, rows = run_on_host(hip_plan(function, f"hip:{arch}", args), args)
+    assert_same(values, w.values, kind)
+    assert_same(rows, w.values.T[ids], kind)
 
 
 @pytest.mark.parametrize("kind", HALVES)

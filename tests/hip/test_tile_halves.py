@@ -9,20 +9,23 @@ from typing import Any, Final
 import numpy as np
 import pytest
 
+from q4jit.floats import FloatType
 from q4jit.frontend.specs import WeightSpec, array_spec
 from q4jit.frontend.trace import trace
 from q4jit.hip import search
-from q4jit.hip.candidates import candidates
+from q4jit.hip.candidates import candidates, constants_of
 from q4jit.hip.kernel import GEMV_MATRIX, ROWS, TILE_HALVES, HipKernel, HipPlan
 from q4jit.hip.matrix_units import f16_unit
 from q4jit.hip.memory import scratch
 from q4jit.hip.render import render
 from q4jit.hip.schedule import make_plan
 from q4jit.hip.tile_halves_sizes import TileHalvesSizes
+from q4jit.hip.tunings import Choice, Trial
 from q4jit.plan.options import PlanOptions
 from q4jit.targets import find_target
 from q4jit.weights.layouts import TILES16
 from tests.support.compilers import compiler_for
+from tests.support.halves import DTYPES
 from tests.support.hip import hip_plan, run_on_host
 from tests.support.hip_cases import gated, tensor, zeros
 from tests.support.hip_host import KernelFaultError
@@ -120,6 +123,76 @@ def test_every_class_of_rows(m: int, precision: str, arch: str) -> None:
     x, w = random_x(m, K), weight("Q4_0", K, N)
     (y,) = run(one_product, [x, w.tensor], arch, precision)
     assert_contract(y, x, w, BOUNDS[precision])
+
+
+@pytest.mark.parametrize("kind", ["f16", "bf16"])
+@pytest.mark.parametrize(
+    ("m", "arch"),
+    [
+        (33, "gfx90a"),
+        (20, "gfx942"),
+        (70, "gfx1100"),
+        (33, "gfx1201"),
+        (11, "sm_80"),
+        (70, "sm_90"),
+    ],
+)
+def test_one_term_of_a_half_precision_array(m: int, arch: str, kind: str) -> None:
+    """The results are f32, so that a rounding of x would show."""
+
+    def function(x: Any, w: Any) -> Any:
+        return (x @ w).astype(np.float32)
+
+    w = weight("Q4_0", K, N)
+    x = random_x(m, K)
+    exponents = np.random.default_rng(0).integers(-13, 1, (m, K))
+    x[1] = np.ldexp(x[1], exponents[1])  # one term keeps all bits of these
+    x[2] *= np.where(np.arange(K) % 37 == 5, 2.0**-20, 60.0)  # and of some of the others
+    tiny = 1.7 * (2.0**-14 if kind == "f16" else 2.0**-20)
+    x[3] = np.where(np.arange(K) % 2 == 0, 6e4, tiny)  # rough
+    x[4] *= np.float32(2.0**-24 if kind == "f16" else 1e-39)  # denormal
+    x[5:8, 3] = [np.nan, np.inf, -np.inf]
+    x[8] = 0
+    x[9] = 65504 if kind == "f16" else 1e36
+    x = x.astype(DTYPES[kind])
+    hidden = wrap("Q4_0", K, without(w, np.arange(0, K, 2)))
+    plan = hip_plan(function, f"hip:{arch}", [x, w.tensor])
+    assert [kernel.schedule for kernel in plan.kernels] == [ROWS, TILE_HALVES]
+    terms = 2 if arch == "gfx90a" else 1  # whose matrix units lose denormal terms
+    assert [kernel.f16_terms for kernel in plan.kernels] == [terms, terms]
+    for each in (w, hidden):
+        (y,) = run_on_host(plan, [x, each.tensor])
+        assert_ieee(y, x.astype(np.float32), each)
+
+
+@pytest.mark.parametrize("kind", ["f16", "bf16"])
+@pytest.mark.parametrize("arch", ["gfx1100", "sm_90"])
+def test_constants_that_were_measured_for_two_terms(arch: str, kind: FloatType) -> None:
+    """One term leaves room for more units of x in a stage; the other constants are the same."""
+    target, w, m = find_target(f"hip:{arch}"), WeightSpec("Q4_0", 4096, 4096), 64
+    of_two = trace(one_product, (array_spec((m, 4096)), w))
+    by_rule = make_plan(of_two, target, m, PlanOptions()).kernels[-1]
+    wanted = constants_of(candidates(target, by_rule, m)[-1])
+    assert wanted != constants_of(by_rule)
+    trial = Trial(TILE_HALVES, tuple(sorted(wanted.items())), "", 1.0, 0.0, "", "")
+    of_one = trace(one_product, (array_spec((m, 4096), float_type=kind), w))
+    plan = make_plan(of_one, target, m, PlanOptions(), lambda key: Choice(trial, "a file"))
+    kernel = plan.kernels[-1]
+    assert (kernel.f16_terms, by_rule.f16_terms, kernel.origin) == (1, 2, "a file")
+    assert constants_of(kernel) == wanted | {
+        "stage_units": 2 * int(dict(trial.constants)["stage_units"])
+    }
+
+
+def without(w: Weight, elements: Any) -> Any:
+    """Return the blocks of a Q4_0 weight with zeros as these elements of every column."""
+    blocks = w.tensor.raw.reshape(N, K // 32, 18).copy()
+    quants = blocks[:, :, 2:]
+    codes = np.concatenate([quants & 15, quants >> 4], axis=-1).reshape(N, K)
+    codes[:, elements] = 8
+    low, high = np.split(codes.reshape(N, K // 32, 32), 2, axis=-1)
+    blocks[:, :, 2:] = low | high << 4
+    return blocks
 
 
 @pairwise("m arch precision", [5, 8, 11, 16], ["sm_80", "sm_90"], PRECISIONS)

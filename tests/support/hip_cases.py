@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from q4jit import QuantizedTensor
+from q4jit.floats import FloatType, numpy_dtype
 from q4jit.hip.kernel import (
     ELEMENT,
     GEMV,
@@ -126,6 +127,11 @@ def zeros(*shape: int) -> NDArray[np.float32]:
     return np.zeros(shape, np.float32)
 
 
+def halves(float_type: FloatType, *shape: int) -> NDArray[Any]:
+    """Return half-precision activations; only their shape and type matter."""
+    return np.zeros(shape, numpy_dtype(float_type))
+
+
 @functools.cache
 def tensor(name: str, k: int, n: int) -> QuantizedTensor:
     """Return a weight; only its shape and format matter."""
@@ -180,6 +186,10 @@ GOLDEN: Final[tuple[tuple[str, Case | Generic], ...]] = (
     ("sm_80", case("transposed_wave", transposed, zeros(8, N), _W["Q4_0"])),
     ("sm_90", case("transposed_warpgroup", transposed, zeros(64, 1000), tensor("Q4_0", K, 1000))),
     ("sm_90", case("transposed_warpgroup_pair", transposed, zeros(512, K), _TALL, precision="f16")),
+    ("gfx1201", case("gemv_bf16", residual, halves("bf16", 1, K), _W["Q8_0"], halves("f16", 1, N))),
+    ("sm_90", case("gemv_matrix_bf16", product, halves("bf16", 4, K), _W["Q4_0"])),
+    ("gfx1100", case("halves_wmma_of_bf16", product, halves("bf16", 40, K), _W["Q4_0"])),
+    ("sm_90", case("halves_warpgroup_of_f16", product, halves("f16", 64, K), _W["Q4_0"])),
     ("gfx90a", case("dequantize", values, _W["Q6_K"])),
     ("gfx1100", case("lookup", lookup, np.arange(3), _W["Q8_0"])),
     ("gfx1030", Generic("generic", "Q4_1")),

@@ -13,6 +13,7 @@ LAYERS: Final = (
     "targets",
     "floats",
     "precision",
+    "conversions",
     "sizes",
     "weights",
     "frontend",

@@ -1,8 +1,12 @@
 """Choose cases that contain every pair of values instead of every combination."""
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import pytest
+
+_Case = TypeVar("_Case", bound=NamedTuple)
 
 
 def pairwise(
@@ -19,3 +23,23 @@ def pairwise(
         for j, b in enumerate(second)
     ]
     return pytest.mark.parametrize(names.split(), cases)
+
+
+def pairs_in(cases: Iterable[Any]) -> set[tuple[tuple[int, object], ...]]:
+    """Return every pair of values that occurs together in a case, with the places of the two."""
+    return {pair for case in cases for pair in itertools.combinations([*enumerate(case)], 2)}
+
+
+def covering(cases: Iterable[_Case]) -> list[_Case]:
+    """Return a few of the cases, in which every pair of values occurs that occurs in all."""
+    left = {case: pairs_in([case]) for case in cases}
+    chosen: list[_Case] = []
+    while left:
+        best = max(left, key=lambda case: len(left[case]))  # the first of equals
+        covered = left.pop(best)
+        if not covered:
+            break
+        chosen.append(best)
+        for pairs in left.values():
+            pairs.difference_update(covered)
+    return chosen

@@ -198,7 +198,7 @@ def test_another_dtype_of_x_is_refused_with_the_conversion(dtype: str, shown: st
     x = np.ones((2, 512), dtype)
     with pytest.raises(
         ArgumentError,
-        match=rf"x in x @ w: expected .*, got {shown} \[2, 512\]; use x\.astype\(np\.float32\)",
+        match=rf"x in x @ w: expected .*, got {shown} \[2, 512\]; use x(\.real)?\.astype",
     ):
         x @ random_tensor("Q4_0")
 
@@ -473,7 +473,7 @@ def test_quantizing_in_bands_equals_quantizing_at_once() -> None:
 
 @pytest.mark.parametrize("dtype", ["i4", "u1", "?", "c8", "O", "g"])
 def test_quantize_refuses_other_dtypes_with_the_conversion(dtype: str) -> None:
-    with pytest.raises(FormatError, match=r"got \w+ \[32, 2\]; use w\.astype\(np\.float32\)"):
+    with pytest.raises(FormatError, match=r"got \w+ \[32, 2\]; use w(\.real)?\.astype"):
         quantize(np.zeros((32, 2), dtype), "Q4_0")
 
 
