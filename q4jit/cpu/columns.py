@@ -1,5 +1,8 @@
 """Write the columns phase of a CPU's kernels in LLVM IR: a section's products and epilogue."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from q4jit.cpu.gguf_rows import add_dot
 from q4jit.cpu.halves import STORED
 from q4jit.cpu.integers import IntegerProduct, add_integer_product
@@ -8,6 +11,8 @@ from q4jit.cpu.llvm_text import VECTOR, Function
 from q4jit.cpu.products import FloatProduct, add_product
 from q4jit.cpu.schedule import (
     COLUMNS,
+    DOT,
+    TRANSPOSED,
     digits_bytes,
     interleaved,
     is_integer,
@@ -15,6 +20,7 @@ from q4jit.cpu.schedule import (
     panels,
     schedule_of,
 )
+from q4jit.cpu.transposed import TransposedProduct, add_transposed_product
 from q4jit.cpu.values import Context, CpuValues
 from q4jit.frontend.graph import Node
 from q4jit.plan.kernels import Section, Slot
@@ -39,10 +45,8 @@ class SectionWriter:
 
     def write(self) -> None:
         """Add the function to the module."""
-        if schedule_of(self._section) == COLUMNS:
-            self._columns()
-        else:
-            self._dots()
+        write = {COLUMNS: self._columns, DOT: self._dots, TRANSPOSED: self._transposed}
+        write[schedule_of(self._section)]()
         self._f.do("ret void")
         self._lowering.module.add(self._name, self._f)
 
@@ -55,13 +59,7 @@ class SectionWriter:
         ]
         weights = [[self._panel_at(p, number) for number in numbers] for p in self._products]
         count = self._panel_count(len(numbers))
-        with f.loop("tile_row", "%first", "%end", step=rows) as tile:
-            first = tile.index
-            if rows > 1:
-                f.comment("the last tile overlaps the one before it, so that it ends where x does")
-                last = f.let("last", f"sub i64 %end, {rows}")
-                over = f.let("over", f"icmp sgt i64 {first}, {last}")
-                first = f.let("first_row", f"select i1 {over}, i64 {last}, i64 {first}")
+        with self._row_tiles() as first:
             if self._kernel.tile.panels > 1:
                 self._prefetch_results(first)
             for product, panels_at, tile_at in zip(self._products, weights, tiles, strict=True):
@@ -75,6 +73,19 @@ class SectionWriter:
                     sums.append(f.let("sums", f"load {VECTOR}, ptr {at}, align 64"))
                 column = f.index("column", (numbers[0], LANES), (panel.index, LANES))
                 self._epilogue(SIXTEEN, row, column, sums)
+
+    @contextmanager
+    def _row_tiles(self) -> Iterator[str]:
+        """Write the loop over tiles of rows; yield the first row of a tile."""
+        f, rows = self._f, self._kernel.tile.rows
+        with f.loop("tile_row", "%first", "%end", step=rows) as tile:
+            first = tile.index
+            if rows > 1:
+                f.comment("the last tile overlaps the one before it, so that it ends where x does")
+                last = f.let("last", f"sub i64 %end, {rows}")
+                over = f.let("over", f"icmp sgt i64 {first}, {last}")
+                first = f.let("first_row", f"select i1 {over}, i64 {last}, i64 {first}")
+            yield first
 
     def _prefetch_results(self, first: str) -> None:
         """Prefetch the cache lines of a tile's results: stores would wait for them, in order."""
@@ -142,6 +153,58 @@ class SectionWriter:
         for panel, panel_at in enumerate(panels_at):
             at = f.at(tile_at, VECTOR, panel * rows, "sums_at")
             f.do(f"call void {function}(ptr {x_at}, ptr {panel_at}, ptr {at})")
+
+    def _transposed(self) -> None:
+        f, tile, lanes = self._f, self._kernel.tile, SIXTEEN if self._section.width > 1 else ONE
+        # a slice that starts inside a chunk of K needs one chunk more
+        chunks = tile.panels + any(p.start % LANES for p in self._products)
+        size = f"[{tile.rows * chunks} x {VECTOR}]"
+        tiles = [f.let("tile", f"alloca {size}, align 64") for _ in self._products]
+        first_panel = f.index("first_panel", ("%task", tile.panels))
+        count = self._panel_count(tile.panels)
+        with self._row_tiles() as first:
+            for product, tile_at in zip(self._products, tiles, strict=True):
+                self._transposed_product(product, first, first_panel, count, chunks, tile_at)
+            with f.loop("panel", 0, count) as panel, f.loop("r", 0, tile.rows) as loop:
+                row = f.index("row", (first, 1), (loop.index, 1))
+                column = f.index("column", (first_panel, LANES), (panel.index, LANES))
+                sums = []
+                for product, tile_at in zip(self._products, tiles, strict=True):
+                    within = (product.start % LANES, 1)
+                    position = f.index(
+                        "position", (loop.index, chunks * LANES), (panel.index, LANES), within
+                    )
+                    at = f.at(tile_at, "float", position, "sums_at")
+                    sums.append(f.let("sums", f"load {lanes.f32}, ptr {at}, align 4"))
+                self._epilogue(lanes, row, column, sums)
+
+    def _transposed_product(
+        self,
+        product: Node,
+        first: str,
+        first_panel: str,
+        count: int | str,
+        chunks: int,
+        tile_at: str,
+    ) -> None:
+        """Write one product of a tile whose first row is `first`, to [rows, chunks · 16]."""
+        f, module = self._f, self._lowering.module
+        weight = interleaved(self._lowering.plan, product.arg)
+        x = self._lowering.argument(f, Slot("x"))
+        x_at = f.at(x, "float", f.index("x_offset", (first, self._padded_k)), "x_at")
+        w = self._lowering.argument(f, Slot("weight", product.arg, INTERLEAVED16))
+        chunk = f.index("chunk", (first_panel, 1), (product.start // LANES, 1))
+        if product.start % LANES:
+            module.declare("declare i64 @llvm.smin.i64(i64, i64)")
+            left = f.let("left", f"sub i64 {weight.padded_k // LANES}, {chunk}")
+            more = f.index("more", (count, 1), (1, 1))
+            count = f.let("chunk_count", f"call i64 @llvm.smin.i64(i64 {more}, i64 {left})")
+        rows = self._kernel.tile.rows
+        function = add_transposed_product(
+            module, TransposedProduct(weight, rows, chunks, self._padded_k)
+        )
+        pointers = f"ptr {x_at}, ptr {w}, ptr {tile_at}"
+        f.do(f"call void {function}({pointers}, i64 {chunk}, i64 {count})")
 
     def _dots(self) -> None:
         f, width = self._f, self._section.width

@@ -14,7 +14,7 @@ from q4jit.cpu.llvm_text import MASK, VECTOR, Function, Module
 from q4jit.weights.layouts import Interleaved
 
 # A stretch's sum is added by some 10 instructions, a term of a product by 30 to 150.
-_STRETCH_TERMS: Final = 64
+STRETCH_TERMS: Final = 64
 
 
 def slab_terms(weight: Interleaved) -> int:
@@ -36,7 +36,7 @@ def write_long_sums(
 
     write(first, end) writes the sums over the steps first … end - 1 and returns them.
     """
-    stretch = max(1, _STRETCH_TERMS // terms)
+    stretch = max(1, STRETCH_TERMS // terms)
     if count <= stretch:
         return dict(write(0, count))
     memory = f.let_at_entry("long_sums", f"alloca [{len(names)} x [2 x {VECTOR}]], align 64")
@@ -51,11 +51,11 @@ def write_long_sums(
         sums = write(loop.index, end)
         f.comment("the stretch's sums are added with what rounding takes from them")
         for name, at in sums_at.items():
-            f.do(f"call void {_add_to_long(module)}({VECTOR} {sums[name]}, ptr {at})")
-    return {name: _read_long(module, f, at) for name, at in sums_at.items()}
+            f.do(f"call void {add_to_long(module)}({VECTOR} {sums[name]}, ptr {at})")
+    return {name: read_long(module, f, at) for name, at in sums_at.items()}
 
 
-def _add_to_long(module: Module) -> str:
+def add_to_long(module: Module) -> str:
     """Add the function `void (vector part, ptr sum)` and return its name.
 
     sum: a total and the total of its rounding errors, both updated.
@@ -86,7 +86,7 @@ def _add_to_long(module: Module) -> str:
     return f"@{name}"
 
 
-def _read_long(module: Module, f: Function, sum_at: str) -> str:
+def read_long(module: Module, f: Function, sum_at: str) -> str:
     """Return a total with its rounding errors."""
     total = f.let("total", f"load {VECTOR}, ptr {sum_at}, align 64")
     lost = f.let("lost", f"load {VECTOR}, ptr {f.at(sum_at, VECTOR, 1, 'lost_at')}, align 64")

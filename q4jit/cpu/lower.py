@@ -17,6 +17,7 @@ from q4jit.cpu.products import add_dequantize
 from q4jit.cpu.rows import RowWriter
 from q4jit.cpu.schedule import CpuKernel, CpuPlan, digits_bytes, interleaved, padded_k, panels
 from q4jit.cpu.values import Context
+from q4jit.frontend.graph import Node
 from q4jit.plan.kernels import Section, Slot, Source, Store
 from q4jit.weights.layouts import GGUF, INTERLEAVED16, LANES
 
@@ -171,10 +172,8 @@ class _Lowering(Context):
                     beyond = f.index("beyond", (first, 1), (rows, 1))
                     end = f.let("end", f"call i64 @llvm.smin.i64(i64 {m}, i64 {beyond})")
                 self._call_section(f, task, first, end)
-        panel_bytes = max(
-            sum(interleaved(self.plan, p.arg).panel_bytes for p in s.products) for s in sections
-        )
-        chunk = self._chunk(count, panel_bytes * self.kernel.tile.panels)
+        task_bytes = max(sum(map(self._panel_bytes, s.products)) for s in sections)
+        chunk = self._chunk(count, task_bytes * self.kernel.tile.panels)
         return _Phase("columns", count, rows, chunk)
 
     def _call_section(self, f: Function, task: str, first: str, end: str) -> None:
@@ -199,8 +198,17 @@ class _Lowering(Context):
         tile = self.kernel.tile
         if tile.panels == 1:
             return None
-        row_bytes = digits_bytes(padded_k(self.plan, self.kernel), self.kernel.digits)
+        floats = padded_k(self.plan, self.kernel)
+        digits = self.kernel.digits
+        row_bytes = digits_bytes(floats, digits) if digits else 4 * floats
         return max(_BAND_BYTES // row_bytes, _BAND_ROWS) // tile.rows * tile.rows
+
+    def _panel_bytes(self, product: Node) -> int:
+        """Return the bytes of the weights that a panel of the result reads."""
+        weight = interleaved(self.plan, product.arg)
+        if not product.transposed:
+            return weight.panel_bytes
+        return weight.panels * weight.panel_bytes * LANES // weight.padded_k
 
     def _tasks(self, section: Section) -> int:
         """Return the number of a section's tasks; each has the columns of a tile."""

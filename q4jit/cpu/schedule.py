@@ -27,6 +27,8 @@ COLUMNS: Final = "columns"
 """A panel of 16 columns at a time, from the interleaved layout."""
 DOT: Final = "dot"
 """One column at a time, from GGUF rows: narrow results, slices that start inside a panel."""
+TRANSPOSED: Final = "transposed"
+"""Products with `w.T`: 16 rows of w at a time, from the interleaved layout."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,13 @@ DOTS: Final = (
 )
 _FLOATS: Final = {32: Tile(8), 16: Tile(4)}  # by vector registers: sums of more rows would spill
 
+# Products with `w.T` have a vector of 16 lanes for each sum. By the vectors of 16 lanes that the
+# registers hold: how many are sums, and rows of a tile; the others hold y and weights.
+_TRANSPOSED: Final = {32: (24, 6), 8: (6, 3), 4: (4, 2)}
+# Panels of the result in a tile: the 64 rows of w in a slab of two blocks, so that each cache line
+# of the weights is read from memory once.
+_TRANSPOSED_PANELS: Final = 4
+
 DIGITS: Final = {"f32": 3, "f16": 3, "i8": 1}
 """Digits of x by precision; the more exact f32 serves f16."""
 
@@ -119,7 +128,7 @@ class CpuKernel:
         return f"{rows}, {digits} by {self.dot.instruction.name}"
 
     def schedule_of(self, section: Section) -> str:
-        """Return the schedule of a section: `COLUMNS` or `DOT`."""
+        """Return the schedule of a section: `COLUMNS`, `DOT` or `TRANSPOSED`."""
         return schedule_of(section)
 
     def slots(self) -> tuple[Slot, ...]:
@@ -157,7 +166,7 @@ CpuPlan = Plan[CpuKernel]
 
 def layout(section: Section) -> str:
     """Return the weight layout that the section's schedule reads."""
-    return INTERLEAVED16 if schedule_of(section) == COLUMNS else GGUF
+    return GGUF if schedule_of(section) == DOT else INTERLEAVED16
 
 
 def panels(section: Section) -> int:
@@ -172,9 +181,14 @@ def interleaved(plan: CpuPlan, arg: int) -> Interleaved:
 
 
 def padded_k(plan: CpuPlan, kernel: CpuKernel) -> int:
-    """Return the floats in a row of x: K, padded to whole blocks of each weight of the kernel."""
-    products = (p for s in kernel.work.sections for p in s.products)
-    return max((interleaved(plan, p.arg).padded_k for p in products), default=0)
+    """Return the floats in a row of x: K, padded to whole blocks of each weight of the kernel.
+
+    For products with `w.T` it is N, padded to whole panels.
+    """
+    weights = [interleaved(plan, p.arg) for s in kernel.work.sections for p in s.products]
+    if kernel.work.is_transposed:
+        return weights[0].panels * LANES
+    return max((weight.padded_k for weight in weights), default=0)
 
 
 def unit_bytes(digits: int) -> int:
@@ -252,6 +266,23 @@ def m_class(target: Target, m: int) -> int:
     return 2 * few + 1 if m > 2 * few else tile_of(target, m).rows
 
 
+def transposed_tile(target: Target, m: int) -> Tile:
+    """Return the tile of products with `w.T`; it is the same for all m of a class."""
+    rows, (_, most) = tile_of(target, m).rows, _TRANSPOSED[_vectors(target)]
+    return Tile(-(-rows // -(-rows // most)), _TRANSPOSED_PANELS)
+
+
+def sums_at_once(target: Target, rows: int) -> int:
+    """Return how many elements of a chunk a product with `w.T` sums in registers, a vector each."""
+    sums, _ = _TRANSPOSED[_vectors(target)]
+    return next(count for count in (16, 8, 4, 2) if rows * count <= sums)
+
+
+def _vectors(target: Target) -> int:
+    """Return how many vectors of 16 lanes a CPU's registers hold."""
+    return target.vector_registers * target.vector_bytes // (4 * LANES)
+
+
 def make_plan(graph: Graph, target: Target, m: int, precision: str = "f32") -> CpuPlan:
     """Plan a graph for a CPU and m rows of x; plans of one class of M are equal."""
     kernels, temps = split(graph)
@@ -262,6 +293,8 @@ def make_plan(graph: Graph, target: Target, m: int, precision: str = "f32") -> C
 def _scheduled(plan: CpuPlan, kernel: Kernel, m: int, precision: str) -> CpuKernel:
     m = 1 if kernel.uniform else m
     dot, digits = find_dot(plan.target), DIGITS[precision]
+    if kernel.is_transposed:
+        return CpuKernel(kernel, transposed_tile(plan.target, m_class(plan.target, m)))
     specs = [(s, plan.weight(p.arg)) for s in kernel.sections for p in s.products]
     if dot is None or not any(_suits(dot, digits, s, spec) for s, spec in specs):
         dot, digits = None, 0
@@ -272,6 +305,8 @@ def _scheduled(plan: CpuPlan, kernel: Kernel, m: int, precision: str) -> CpuKern
 
 
 def schedule_of(section: Section) -> str:
-    """Return the schedule of a section: `COLUMNS` or `DOT`."""
+    """Return the schedule of a section: `COLUMNS`, `DOT` or `TRANSPOSED`."""
+    if section.products[0].transposed:
+        return TRANSPOSED
     aligned = all(p.start % LANES == 0 for p in section.products)
     return COLUMNS if aligned and section.width >= _NARROW else DOT
