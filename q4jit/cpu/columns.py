@@ -13,6 +13,7 @@ from q4jit.cpu.schedule import (
     COLUMNS,
     DOT,
     TRANSPOSED,
+    band_rows,
     digits_bytes,
     interleaved,
     is_integer,
@@ -20,7 +21,14 @@ from q4jit.cpu.schedule import (
     panels,
     schedule_of,
 )
-from q4jit.cpu.transposed import TransposedProduct, add_transposed_product
+from q4jit.cpu.transposed import (
+    LONG_SUM,
+    StretchWriter,
+    TransposedProduct,
+    add_transposed_product,
+)
+from q4jit.cpu.transposed_few import FewRows
+from q4jit.cpu.transposed_many import ManyRows
 from q4jit.cpu.values import Context, CpuValues
 from q4jit.frontend.graph import Node
 from q4jit.plan.kernels import Section, Slot
@@ -155,56 +163,74 @@ class SectionWriter:
             f.do(f"call void {function}(ptr {x_at}, ptr {panel_at}, ptr {at})")
 
     def _transposed(self) -> None:
-        f, tile, lanes = self._f, self._kernel.tile, SIXTEEN if self._section.width > 1 else ONE
+        f, tile, products = self._f, self._kernel.tile, self._section.products
+        most = band_rows(self._lowering.plan, self._kernel)
+        writer = FewRows() if most is None else ManyRows(self._lowering.plan.target)
         # a slice that starts inside a chunk of K needs one chunk more
-        chunks = tile.panels + any(p.start % LANES for p in self._products)
-        size = f"[{tile.rows * chunks} x {VECTOR}]"
-        tiles = [f.let("tile", f"alloca {size}, align 64") for _ in self._products]
-        first_panel = f.index("first_panel", ("%task", tile.panels))
-        count = self._panel_count(tile.panels)
-        with self._row_tiles() as first:
-            for product, tile_at in zip(self._products, tiles, strict=True):
-                self._transposed_product(product, first, first_panel, count, chunks, tile_at)
-            with f.loop("panel", 0, count) as panel, f.loop("r", 0, tile.rows) as loop:
-                row = f.index("row", (first, 1), (loop.index, 1))
-                column = f.index("column", (first_panel, LANES), (panel.index, LANES))
-                sums = []
-                for product, tile_at in zip(self._products, tiles, strict=True):
-                    within = (product.start % LANES, 1)
-                    position = f.index(
-                        "position", (loop.index, chunks * LANES), (panel.index, LANES), within
-                    )
-                    at = f.at(tile_at, "float", position, "sums_at")
-                    sums.append(f.let("sums", f"load {lanes.f32}, ptr {at}, align 4"))
-                self._epilogue(lanes, row, column, sums)
+        chunks = tile.panels + any(p.start % LANES for p in products)
+        capacity = -(-chunks // writer.chunks) * writer.chunks
+        size = f"[{(most or tile.rows) * capacity} x {LONG_SUM}]"
+        tiles = [f.let("tile", f"alloca {size}, align 64") for _ in products]
+
+        def write(first: str, rows: int | str) -> None:
+            for product, tile_at in zip(products, tiles, strict=True):
+                weight = interleaved(self._lowering.plan, product.arg)
+                shape = TransposedProduct(weight, tile.rows, capacity, self._padded_k, most)
+                self._transposed_product(product, shape, writer, first, rows, tile_at)
+            self._transposed_epilogue(first, rows, capacity, tiles)
+
+        if most is None:
+            with self._row_tiles() as first:
+                write(first, tile.rows)
+            return
+        f.comment("fewer rows than a tile are multiplied again together with those before them")
+        last = f.let("last", f"sub i64 %end, {tile.rows}")
+        self._lowering.module.declare("declare i64 @llvm.smin.i64(i64, i64)")
+        first = f.let("first_row", f"call i64 @llvm.smin.i64(i64 %first, i64 {last})")
+        write(first, f.let("rows", f"sub i64 %end, {first}"))
 
     def _transposed_product(
         self,
         product: Node,
+        shape: TransposedProduct,
+        writer: StretchWriter,
         first: str,
-        first_panel: str,
-        count: int | str,
-        chunks: int,
+        rows: int | str,
         tile_at: str,
     ) -> None:
-        """Write one product of a tile whose first row is `first`, to [rows, chunks · 16]."""
-        f, module = self._f, self._lowering.module
-        weight = interleaved(self._lowering.plan, product.arg)
+        """Write one product of rows from `first` on, to [rows, capacity · 16]."""
+        f, module, weight = self._f, self._lowering.module, shape.weight
         x = self._lowering.argument(f, Slot("x"))
         x_at = f.at(x, "float", f.index("x_offset", (first, self._padded_k)), "x_at")
         w = self._lowering.argument(f, Slot("weight", product.arg, INTERLEAVED16))
-        chunk = f.index("chunk", (first_panel, 1), (product.start // LANES, 1))
+        panels, count = self._kernel.tile.panels, self._panel_count(self._kernel.tile.panels)
+        chunk = f.index("chunk", ("%task", panels), (product.start // LANES, 1))
         if product.start % LANES:
             module.declare("declare i64 @llvm.smin.i64(i64, i64)")
             left = f.let("left", f"sub i64 {weight.padded_k // LANES}, {chunk}")
             more = f.index("more", (count, 1), (1, 1))
             count = f.let("chunk_count", f"call i64 @llvm.smin.i64(i64 {more}, i64 {left})")
-        rows = self._kernel.tile.rows
-        function = add_transposed_product(
-            module, TransposedProduct(weight, rows, chunks, self._padded_k)
-        )
+        function = add_transposed_product(module, shape, writer)
         pointers = f"ptr {x_at}, ptr {w}, ptr {tile_at}"
-        f.do(f"call void {function}({pointers}, i64 {chunk}, i64 {count})")
+        f.do(f"call void {function}({pointers}, i64 {chunk}, i64 {count}, i64 {rows})")
+
+    def _transposed_epilogue(
+        self, first: str, rows: int | str, capacity: int, tiles: list[str]
+    ) -> None:
+        """Write the epilogue of products in [rows, capacity · 16]."""
+        f, panels = self._f, self._kernel.tile.panels
+        lanes = SIXTEEN if self._section.width > 1 else ONE
+        count = self._panel_count(panels)
+        with f.loop("panel", 0, count) as panel, f.loop("r", 0, rows) as loop:
+            row = f.index("row", (first, 1), (loop.index, 1))
+            column = f.index("column", ("%task", panels * LANES), (panel.index, LANES))
+            start = f.index("start", (loop.index, capacity * LANES), (panel.index, LANES))
+            sums = []
+            for product, tile_at in zip(self._section.products, tiles, strict=True):
+                position = f.index("position", (start, 1), (product.start % LANES, 1))
+                at = f.at(tile_at, "float", position, "sums_at")
+                sums.append(f.let("sums", f"load {lanes.f32}, ptr {at}, align 4"))
+            self._epilogue(lanes, row, column, sums)
 
     def _dots(self) -> None:
         f, width = self._f, self._section.width

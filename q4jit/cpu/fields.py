@@ -84,6 +84,17 @@ class Fields:
             planes.append(PlaneAt(self.f.at(base, "i8", offset, "chunk_at"), shift))
         return planes
 
+    def parts_of_chunk(self, planes: list[PlaneAt], chunk: str) -> list[tuple[str, int]]:
+        """Return the memory that a chunk is read from: addresses and sizes in bytes."""
+        fmt = self.weight.fmt
+        if fmt.float_dtype is not None:
+            size = CHUNK * LANES * fmt.block_bytes
+            offset = self.f.index("chunk_offset", (chunk, size))
+            return [(self.f.at(self._address("values"), "i8", offset, "chunk_at"), size)]
+        return [(self._address("d"), CACHE_LINE_BYTES)] + [
+            (plane.address, CHUNK * LANES) for plane in planes
+        ]
+
     def quants(self, planes: list[PlaneAt], chunk: str, word: str) -> list[str]:
         """Return the four elements of a word as floats, each in 16 columns."""
         f = self.f

@@ -51,11 +51,11 @@ def write_long_sums(
         sums = write(loop.index, end)
         f.comment("the stretch's sums are added with what rounding takes from them")
         for name, at in sums_at.items():
-            f.do(f"call void {add_to_long(module)}({VECTOR} {sums[name]}, ptr {at})")
+            f.do(f"call void {_add_to_long(module)}({VECTOR} {sums[name]}, ptr {at})")
     return {name: read_long(module, f, at) for name, at in sums_at.items()}
 
 
-def add_to_long(module: Module) -> str:
+def _add_to_long(module: Module) -> str:
     """Add the function `void (vector part, ptr sum)` and return its name.
 
     sum: a total and the total of its rounding errors, both updated.
@@ -69,21 +69,26 @@ def add_to_long(module: Module) -> str:
             f"internal void @{name}({VECTOR} %part, ptr %sum) noinline #0",
             "Add to a total, and what rounding takes from it to the total after it.",
         )
-        lost_at = f.at("%sum", VECTOR, 1, "lost_at")
-        total = f.let("total", f"load {VECTOR}, ptr %sum, align 64")
-        lost = f.let("lost", f"load {VECTOR}, ptr {lost_at}, align 64")
-        new = f.let("new", f"fadd {VECTOR} {total}, %part")
-        added = f.let("added", f"fsub {VECTOR} {new}, {total}")
-        before = f.let("before", f"fsub {VECTOR} {new}, {added}")
-        of_total = f.let("lost_of_total", f"fsub {VECTOR} {total}, {before}")
-        of_part = f.let("lost_of_part", f"fsub {VECTOR} %part, {added}")
-        both = f.let("lost_now", f"fadd {VECTOR} {of_total}, {of_part}")
-        lost = f.let("lost", f"fadd {VECTOR} {lost}, {both}")
-        f.do(f"store {VECTOR} {new}, ptr %sum, align 64")
-        f.do(f"store {VECTOR} {lost}, ptr {lost_at}, align 64")
+        write_add(f, "%part", "%sum")
         f.do("ret void")
         module.add(name, f)
     return f"@{name}"
+
+
+def write_add(f: Function, part: str, sum_at: str) -> None:
+    """Add a vector to a total, and what rounding takes from it to the total after it."""
+    lost_at = f.at(sum_at, VECTOR, 1, "lost_at")
+    total = f.let("total", f"load {VECTOR}, ptr {sum_at}, align 64")
+    lost = f.let("lost", f"load {VECTOR}, ptr {lost_at}, align 64")
+    new = f.let("new", f"fadd {VECTOR} {total}, {part}")
+    added = f.let("added", f"fsub {VECTOR} {new}, {total}")
+    before = f.let("before", f"fsub {VECTOR} {new}, {added}")
+    of_total = f.let("lost_of_total", f"fsub {VECTOR} {total}, {before}")
+    of_part = f.let("lost_of_part", f"fsub {VECTOR} {part}, {added}")
+    both = f.let("lost_now", f"fadd {VECTOR} {of_total}, {of_part}")
+    lost = f.let("lost", f"fadd {VECTOR} {lost}, {both}")
+    f.do(f"store {VECTOR} {new}, ptr {sum_at}, align 64")
+    f.do(f"store {VECTOR} {lost}, ptr {lost_at}, align 64")
 
 
 def read_long(module: Module, f: Function, sum_at: str) -> str:

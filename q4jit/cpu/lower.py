@@ -15,7 +15,7 @@ from q4jit.cpu.gguf_rows import add_row
 from q4jit.cpu.llvm_text import Function, Module
 from q4jit.cpu.products import add_dequantize
 from q4jit.cpu.rows import RowWriter
-from q4jit.cpu.schedule import CpuKernel, CpuPlan, digits_bytes, interleaved, padded_k, panels
+from q4jit.cpu.schedule import CpuKernel, CpuPlan, band_rows, interleaved, panels
 from q4jit.cpu.values import Context
 from q4jit.frontend.graph import Node
 from q4jit.plan.kernels import Section, Slot, Source, Store
@@ -28,11 +28,6 @@ _CHUNK_FLOATS: Final = 8 << 10
 # Few rows read weights in long runs, up to this many bytes, but in at least this many chunks.
 _STREAM_BYTES: Final = 256 << 10
 _FEW_CHUNKS: Final = 4
-
-# Many rows are multiplied in bands whose x stays in a second-level cache (`i8` took 8 % less time
-# than for all rows at once). They have this many rows at least: each band reads all weights again.
-_BAND_BYTES: Final = 1 << 20
-_BAND_ROWS: Final = 48
 
 
 def lower(plan: CpuPlan, kernel: CpuKernel) -> Source:
@@ -157,7 +152,7 @@ class _Lowering(Context):
         sections = self.kernel.work.sections
         for i, section in enumerate(sections):
             SectionWriter(self, i, section).write()
-        count, rows = sum(map(self._tasks, sections)), self._band_rows()
+        count, rows = sum(map(self._tasks, sections)), band_rows(self.plan, self.kernel)
         doc = "Tasks are numbered through all sections"
         doc += "." if rows is None else f", and again for each band of {rows} rows of x."
         with self._tasks_of("columns", doc) as f:
@@ -192,16 +187,6 @@ class _Lowering(Context):
             before += self._tasks(section)
         f.do(f"br label %{done}")
         f.label(done)
-
-    def _band_rows(self) -> int | None:
-        """Return the rows of x in a band; None if one band has all rows."""
-        tile = self.kernel.tile
-        if tile.panels == 1:
-            return None
-        floats = padded_k(self.plan, self.kernel)
-        digits = self.kernel.digits
-        row_bytes = digits_bytes(floats, digits) if digits else 4 * floats
-        return max(_BAND_BYTES // row_bytes, _BAND_ROWS) // tile.rows * tile.rows
 
     def _panel_bytes(self, product: Node) -> int:
         """Return the bytes of the weights that a panel of the result reads."""

@@ -80,12 +80,45 @@ DOTS: Final = (
 )
 _FLOATS: Final = {32: Tile(8), 16: Tile(4)}  # by vector registers: sums of more rows would spill
 
-# Products with `w.T` have a vector of 16 lanes for each sum. By the vectors of 16 lanes that the
-# registers hold: how many are sums, and rows of a tile; the others hold y and weights.
-_TRANSPOSED: Final = {32: (24, 6), 8: (6, 3), 4: (4, 2)}
-# Panels of the result in a tile: the 64 rows of w in a slab of two blocks, so that each cache line
+# Many rows are multiplied in bands whose x stays in a second-level cache (`i8` took 8 % less time
+# than for all rows at once). They have this many rows at least: each band reads all weights again.
+_BAND_BYTES: Final = 1 << 20
+_BAND_ROWS: Final = 48
+
+
+@dataclass(frozen=True)
+class TransposedTiles:
+    """The register tiles of products with `w.T`.
+
+    Attributes:
+        sums: vectors of sums for few rows; the other registers hold y and weights.
+        few: the most rows of a tile for few rows.
+        many: rows of a tile for many rows, more than `few`.
+        chunks: chunks of K in a tile for many rows.
+    """
+
+    sums: int
+    few: int
+    many: int
+    chunks: int
+
+    def sums_at_once(self, rows: int) -> int:
+        """Return how many elements of a chunk few rows are multiplied by together."""
+        return next(count for count in (16, 8, 4, 2) if rows * count <= self.sums)
+
+
+# by the vectors of 16 lanes that the registers hold
+_TRANSPOSED: Final = {
+    32: TransposedTiles(24, 6, 12, 2),
+    8: TransposedTiles(6, 3, 6, 1),
+    4: TransposedTiles(4, 2, 3, 1),
+}
+# Panels of the result in a task: the 64 rows of w in a slab of two blocks, so that each cache line
 # of the weights is read from memory once.
 _TRANSPOSED_PANELS: Final = 4
+# Rows in a band of many rows: few enough for their sums to be on the stack, which has 2 MB.
+_TRANSPOSED_ROWS: Final = 192
+_TRANSPOSED_SUM_BYTES: Final = 512 << 10
 
 DIGITS: Final = {"f32": 3, "f16": 3, "i8": 1}
 """Digits of x by precision; the more exact f32 serves f16."""
@@ -183,11 +216,12 @@ def interleaved(plan: CpuPlan, arg: int) -> Interleaved:
 def padded_k(plan: CpuPlan, kernel: CpuKernel) -> int:
     """Return the floats in a row of x: K, padded to whole blocks of each weight of the kernel.
 
-    For products with `w.T` it is N, padded to whole panels.
+    For products with `w.T` it is N, padded to an odd number of panels.
     """
     weights = [interleaved(plan, p.arg) for s in kernel.work.sections for p in s.products]
     if kernel.work.is_transposed:
-        return weights[0].panels * LANES
+        # an odd number of cache lines, so that rows do not share sets of a cache
+        return (weights[0].panels | 1) * LANES
     return max((weight.padded_k for weight in weights), default=0)
 
 
@@ -268,19 +302,32 @@ def m_class(target: Target, m: int) -> int:
 
 def transposed_tile(target: Target, m: int) -> Tile:
     """Return the tile of products with `w.T`; it is the same for all m of a class."""
-    rows, (_, most) = tile_of(target, m).rows, _TRANSPOSED[_vectors(target)]
-    return Tile(-(-rows // -(-rows // most)), _TRANSPOSED_PANELS)
+    tiles, rows = transposed_tiles(target), m_class(target, m)
+    if rows > 2 * _few_rows(target):
+        return Tile(tiles.many, _TRANSPOSED_PANELS)
+    return Tile(-(-rows // -(-rows // tiles.few)), _TRANSPOSED_PANELS)
 
 
-def sums_at_once(target: Target, rows: int) -> int:
-    """Return how many elements of a chunk a product with `w.T` sums in registers, a vector each."""
-    sums, _ = _TRANSPOSED[_vectors(target)]
-    return next(count for count in (16, 8, 4, 2) if rows * count <= sums)
+def transposed_tiles(target: Target) -> TransposedTiles:
+    """Return the tiles of products with `w.T`."""
+    return _TRANSPOSED[target.vector_registers * target.vector_bytes // (4 * LANES)]
 
 
-def _vectors(target: Target) -> int:
-    """Return how many vectors of 16 lanes a CPU's registers hold."""
-    return target.vector_registers * target.vector_bytes // (4 * LANES)
+def band_rows(plan: CpuPlan, kernel: CpuKernel) -> int | None:
+    """Return the rows of x in a band; None if one band has all rows."""
+    tile = kernel.tile
+    if kernel.work.is_transposed:
+        if tile.rows <= transposed_tiles(plan.target).few:
+            return None
+        products = max(len(s.products) for s in kernel.work.sections)
+        row_bytes = products * (tile.panels + 2) * 8 * LANES
+        rows = min(_TRANSPOSED_SUM_BYTES // row_bytes, _TRANSPOSED_ROWS)
+    elif tile.panels == 1:
+        return None
+    else:
+        row_bytes = digits_bytes(padded_k(plan, kernel), kernel.digits)
+        rows = max(_BAND_BYTES // row_bytes, _BAND_ROWS)
+    return max(rows // tile.rows, 1) * tile.rows
 
 
 def make_plan(graph: Graph, target: Target, m: int, precision: str = "f32") -> CpuPlan:
@@ -294,7 +341,7 @@ def _scheduled(plan: CpuPlan, kernel: Kernel, m: int, precision: str) -> CpuKern
     m = 1 if kernel.uniform else m
     dot, digits = find_dot(plan.target), DIGITS[precision]
     if kernel.is_transposed:
-        return CpuKernel(kernel, transposed_tile(plan.target, m_class(plan.target, m)))
+        return CpuKernel(kernel, transposed_tile(plan.target, m))
     specs = [(s, plan.weight(p.arg)) for s in kernel.sections for p in s.products]
     if dot is None or not any(_suits(dot, digits, s, spec) for s, spec in specs):
         dot, digits = None, 0
