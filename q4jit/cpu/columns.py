@@ -175,7 +175,9 @@ class SectionWriter:
         def write(first: str, rows: int | str) -> None:
             for product, tile_at in zip(products, tiles, strict=True):
                 weight = interleaved(self._lowering.plan, product.arg)
-                shape = TransposedProduct(weight, tile.rows, capacity, self._padded_k, most)
+                shape = TransposedProduct(
+                    weight, tile.rows, capacity, self._padded_k, tile.panels, most
+                )
                 self._transposed_product(product, shape, writer, first, rows, tile_at)
             self._transposed_epilogue(first, rows, capacity, tiles)
 

@@ -84,23 +84,34 @@ class Fields:
             planes.append(PlaneAt(self.f.at(base, "i8", offset, "chunk_at"), shift))
         return planes
 
-    def parts_of_chunk(self, planes: list[PlaneAt], chunk: str) -> list[tuple[str, int]]:
-        """Return the memory that a chunk is read from: addresses and sizes in bytes."""
-        fmt = self.weight.fmt
+    def parts_to_prefetch(self, planes: list[PlaneAt], chunk: str) -> list[tuple[str, int]]:
+        """Return the addresses and sizes in bytes of what to prefetch for a chunk.
+
+        Chunks that share the bytes of a plane prefetch a part of them each.
+        """
+        f, fmt = self.f, self.weight.fmt
         if fmt.float_dtype is not None:
-            size = CHUNK * LANES * fmt.block_bytes
-            offset = self.f.index("chunk_offset", (chunk, size))
-            return [(self.f.at(self._address("values"), "i8", offset, "chunk_at"), size)]
-        return [(self._address("d"), CACHE_LINE_BYTES)] + [
-            (plane.address, CHUNK * LANES) for plane in planes
-        ]
+            size_bytes = CHUNK * LANES * fmt.block_bytes
+            offset = f.index("chunk_offset", (chunk, size_bytes))
+            return [(f.at(self._address("values"), "i8", offset, "chunk_at"), size_bytes)]
+        names = {"d": fmt.scale_at, "m": fmt.minimum_at}
+        parts = [(self._address(name), 1) for name, at in names.items() if at is not None]
+        if fmt.sub_scales_at is not None:
+            offset = f.index("scale_offset", (chunk, LANES * CHUNK // fmt.sub_block_elements))
+            parts.append((f.at(self._address("scales"), "i8", offset, "scale_at"), 1))
+        for plane, at in zip(fmt.planes, planes, strict=True):
+            per_bit = CHUNK * LANES // 8
+            shift = at.shift if at.shift.isdigit() else f.let("bit", f"zext i32 {at.shift} to i64")
+            start = f.at(at.address, "i8", f.index("own_offset", (shift, per_bit)), "own_at")
+            parts.append((start, plane.bits * per_bit))
+        return parts
 
     def quants(self, planes: list[PlaneAt], chunk: str, word: str) -> list[str]:
         """Return the four elements of a word as floats, each in 16 columns."""
         f = self.f
         if self.weight.fmt.float_dtype is not None:
             return self._floats(chunk, word)
-        words = [shift_right(f, self._word(plane, word), plane.shift) for plane in planes]
+        words = [shift_right(f, self.word(plane, word), plane.shift) for plane in planes]
         convert = quant_converter(self.module, self.weight.fmt)
         quants = []
         for byte in range(WORD):
@@ -113,7 +124,7 @@ class Fields:
         """Return the codes of a word, a byte each, in 16 columns."""
         f, codes = self.f, ""
         for plane, at in zip(self.weight.fmt.planes, planes, strict=True):
-            bits = self._word(at, word)
+            bits = self.word(at, word)
             if plane.bits < 8:
                 bits = shift_right(f, bits, at.shift)
                 mask = splat_int(((1 << plane.bits) - 1) * _EVERY_BYTE)
@@ -124,7 +135,8 @@ class Fields:
             codes = f.let("codes", f"or {INTS} {codes}, {bits}") if codes else bits
         return codes
 
-    def _word(self, plane: PlaneAt, word: str) -> str:
+    def word(self, plane: PlaneAt, word: str) -> str:
+        """Load a word of a plane, in 16 columns."""
         at = self.f.at(plane.address, INTS, word, "word_at")
         return self.f.let("word_bits", f"load {INTS}, ptr {at}, align 32")
 
@@ -179,13 +191,18 @@ def quant_converter(module: Module, fmt: Format) -> str:
         operands = ", ".join(f"{INTS} %bits{i}" for i in range(len(fmt.planes)))
         doc = f"{fmt.name}: the quant in the lowest bits of each lane, as a float."
         f = Function(f"internal {VECTOR} @{name}({operands}) #1", doc)
-        one_nibble = len(fmt.planes) == 1 and fmt.planes[0].bits == 4
-        if one_nibble and module.target.has("avx512f"):
+        if converts_by_table(module, fmt):
             _convert_by_table(module, f, fmt)
         else:
             _convert_by_arithmetic(f, fmt)
         module.add(name, f)
     return f"@{name}"
+
+
+def converts_by_table(module: Module, fmt: Format) -> bool:
+    """Return whether one instruction converts the lowest four bits of each lane."""
+    one_nibble = len(fmt.planes) == 1 and fmt.planes[0].bits == 4
+    return one_nibble and module.target.has("avx512f")
 
 
 def _convert_by_table(module: Module, f: Function, fmt: Format) -> None:

@@ -8,7 +8,7 @@ panels. A writer computes the sums of one: `transposed_few` for few rows, `trans
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-from q4jit.cpu.fields import CHUNK, Fields, PlaneAt
+from q4jit.cpu.fields import CHUNK, Fields
 from q4jit.cpu.llvm_text import VECTOR, Function, Module
 from q4jit.cpu.long_sums import read_long, write_add
 from q4jit.weights.layouts import CACHE_LINE_BYTES, Interleaved
@@ -26,6 +26,7 @@ class TransposedProduct:
         rows: rows of y in a register tile.
         capacity: the most chunks of K, a multiple of the writer's.
         y_stride: floats between rows of y.
+        task_chunks: chunks of K from one task to the next.
         most_rows: the most rows of y; None if it is always `rows`.
     """
 
@@ -33,6 +34,7 @@ class TransposedProduct:
     rows: int
     capacity: int
     y_stride: int
+    task_chunks: int
     most_rows: int | None = None
 
     @property
@@ -165,14 +167,16 @@ class ChunkReader:
             sub_block = self.f.let("sub_block", f"udiv i64 {self.chunk}, {chunks}")
         return fields.scale(fields.f16_field("d"), sub_block)
 
-    def prefetch(self, fields: Fields, planes: list[PlaneAt], panels: int) -> None:
-        """Prefetch the same chunk of a later panel: panels are far apart in memory."""
-        f = self.f
+    def prefetch(self, panel: str) -> None:
+        """Prefetch the chunk of a later panel: panels are far apart in memory."""
+        f, fields = self.f, self.fields(panel)
         self.module.declare("declare void @llvm.prefetch.p0(ptr, i32, i32, i32)")
-        f.comment(f"prefetch {panels} panels ahead")
-        for start, size_bytes in fields.parts_of_chunk(planes, self.chunk):
-            for line in range(0, size_bytes, CACHE_LINE_BYTES):
-                ahead = panels * self.weight.panel_bytes + line
-                at = f.at(start, "i8", ahead, "ahead_at")
+        f.comment("prefetch a later panel")
+        for start, size_bytes in fields.parts_to_prefetch(fields.planes(self.chunk), self.chunk):
+            lines = list(range(0, size_bytes, CACHE_LINE_BYTES))
+            if self.weight.blocks_per_slab == 1 and size_bytes > 1:
+                lines.append(size_bytes - 1)  # such slabs are no whole cache lines
+            for line in lines:
+                at = f.at(start, "i8", line, "ahead_at")
                 hint = "i32 0, i32 2, i32 1)  ; read, second level"
                 f.do(f"call void @llvm.prefetch.p0(ptr {at}, {hint}")

@@ -5,18 +5,38 @@ each sum has a vector of its own, whose lanes are added up at the end of a stret
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Final
 
-from q4jit.cpu.fields import CHUNK, WORD, add_scaled, value_of
+from q4jit.cpu.fields import (
+    CHUNK,
+    WORD,
+    Fields,
+    PlaneAt,
+    add_scaled,
+    converts_by_table,
+    quant_converter,
+    shift_right,
+    value_of,
+)
 from q4jit.cpu.lanes import load_vector
-from q4jit.cpu.llvm_text import VECTOR, Function, Loop, Module
+from q4jit.cpu.llvm_text import (
+    INTS,
+    VECTOR,
+    Function,
+    Loop,
+    Module,
+    float_bits,
+    float_text,
+    splat,
+    splat_int,
+)
 from q4jit.cpu.long_sums import STRETCH_TERMS
 from q4jit.cpu.schedule import transposed_tiles
 from q4jit.cpu.transposed import ChunkReader, TransposedProduct
 from q4jit.weights.layouts import LANES
 
-# Enough to hide memory's latency; at 16, M = 1 took 1.2 times as long on a Zen 4.
-_PANELS_AHEAD: Final = 48
+_TOP: Final = 2.0**23  # its last bit is 1, so integers below 2^23 fit behind its exponent
 
 
 class FewRows:
@@ -35,11 +55,12 @@ class FewRows:
         )
         lanes = f.let("lanes", f"alloca [{product.rows * CHUNK} x {VECTOR}], align 64")
         reader = ChunkReader.of(module, f, product.weight, "%chunk")
+        ahead = _Ahead.of(reader, product)
         step = transposed_tiles(module.target).sums_at_once(product.rows)
         for first in range(0, CHUNK, step):
             elements = range(first, first + step)
             f.comment(f"elements {first} … {elements[-1]} of the chunk")
-            for position, total in _sums(reader, product, elements).items():
+            for position, total in _sums(reader, product, elements, ahead).items():
                 at = f.at(lanes, VECTOR, position, "lanes_at")
                 f.do(f"store {VECTOR} {total}, ptr {at}, align 64")
         with f.loop("row", 0, product.rows) as row:
@@ -53,13 +74,15 @@ class FewRows:
 
 
 def _sums(
-    reader: ChunkReader, product: TransposedProduct, elements: range
+    reader: ChunkReader, product: TransposedProduct, elements: range, ahead: "_Ahead"
 ) -> Mapping[int, str]:
     """Write the sums of some elements of a chunk for all rows; return them by row · 16 + element."""
     f = reader.f
     names = {row * CHUNK + k: f"sum{row}.{k}" for row in range(product.rows) for k in elements}
     zeros = {name: (VECTOR, "zeroinitializer") for name in names.values()}
     with f.loop("panel", "%first", "%end", carry=zeros) as panel:
+        if elements[0] == 0:
+            ahead.prefetch(panel.index)
         _add_panel(reader, product, elements, panel)
     return {position: panel[name] for position, name in names.items()}
 
@@ -71,25 +94,105 @@ def _add_panel(
     module, f, fmt = reader.module, reader.f, product.weight.fmt
     fields = reader.fields(panel.index)
     scale, minimum = reader.scale(fields), fields.f16_field("m")
-    # y · scale takes fewer instructions if there are fewer rows than elements
-    is_late = scale is not None and minimum is None and product.rows < len(elements)
+    is_few = product.rows < len(elements)
+    # y · scale then takes fewer instructions than value · scale
+    is_late = scale is not None and minimum is None and is_few
     ys = []
     for row in range(product.rows):
         offset = f.index("y_offset", (panel.index, LANES), (row * product.y_stride, 1))
         y = load_vector(module, f, f.at("%y", "float", offset, "y_at"), None, "y")
         ys.append(f.let("y_scaled", f"fmul {VECTOR} {y}, {scale}") if is_late else y)
+    scaled_ys, scales = _Scaled(f, ys), _Scaled(f, [scale] if scale else [])
     planes = fields.planes(reader.chunk)
-    if elements[0] == 0:
-        reader.prefetch(fields, planes, _PANELS_AHEAD)
     for word in sorted({k // WORD for k in elements}):
-        for byte, quant in enumerate(fields.quants(planes, reader.chunk, str(word))):
-            k = word * WORD + byte
+        quants = _quants(reader, fields, planes, word, is_few)
+        for k, (quant, shift) in enumerate(quants, word * WORD):
             if k not in elements:
                 continue
-            value = quant if is_late else value_of(module, f, quant, scale, minimum)
-            for row, y in enumerate(ys):
+            if is_late or scale is None:
+                value, factors = quant, scaled_ys.by(shift)
+            else:
+                (own_scale,) = scales.by(shift)
+                value, factors = value_of(module, f, quant, own_scale, minimum), ys
+            for row, y in enumerate(factors):
                 name = f"sum{row}.{k}"
                 panel[name] = add_scaled(module, f, name, panel[name], y, value)
+
+
+@dataclass(frozen=True)
+class _Ahead:
+    """Prefetches the next stretch, or the first of the next task: each line of it once.
+
+    Prefetches that follow each other faster than memory delivers would stall: half of the chunks of
+    Q4_0 need no new lines, but prefetch half of what two of them need.
+    """
+
+    reader: ChunkReader
+    distance: str
+
+    @classmethod
+    def of(cls, reader: ChunkReader, product: TransposedProduct) -> "_Ahead":
+        """Return what is ahead of panels %first … %end of chunk %chunk."""
+        f, weight = reader.f, product.weight
+        is_last = f.let("is_last", f"icmp eq i64 %end, {weight.panels}")
+        next_ = f.index("next", ("%chunk", 1), (product.task_chunks, 1))
+        chunk = f.let("chunk_ahead", f"select i1 {is_last}, i64 {next_}, i64 %chunk")
+        back = f.let("back", "sub i64 0, %first")
+        distance = f.let("distance", f"select i1 {is_last}, i64 {back}, i64 {STRETCH_TERMS}")
+        return cls(ChunkReader.of(reader.module, f, weight, chunk), distance)
+
+    def prefetch(self, panel: str) -> None:
+        """Prefetch the panel that follows `panel` at the distance."""
+        self.reader.prefetch(self.reader.f.index("panel_ahead", (panel, 1), (self.distance, 1)))
+
+
+@dataclass
+class _Scaled:
+    """Vectors, and what is left of them after a multiplication by 2^-shift, which is exact."""
+
+    f: Function
+    vectors: list[str]
+    _by_shift: dict[int, list[str]] = field(default_factory=dict)
+
+    def by(self, shift: int) -> list[str]:
+        """Return the vectors times 2^-shift."""
+        if shift and shift not in self._by_shift:
+            factor = splat("float", float_text(2.0**-shift))
+            self._by_shift[shift] = [
+                self.f.let("lowered", f"fmul {VECTOR} {vector}, {factor}", f"2^-{shift}")
+                for vector in self.vectors
+            ]
+        return self._by_shift[shift] if shift else self.vectors
+
+
+def _quants(
+    reader: ChunkReader, fields: Fields, planes: list[PlaneAt], word: int, is_few: bool
+) -> list[tuple[str, int]]:
+    """Return the four elements of a word: floats, and the shift that they are multiplied by.
+
+    Codes of the lowest bytes become floats where they are: behind the exponent of 2^23, which a
+    subtraction takes off together with the format's zero. On a Zen 4 the units that shift and permute
+    were the limit at M = 1, which took 1.2 times as long.
+    """
+    f, fmt, module = reader.f, reader.weight.fmt, reader.module
+    by_table = converts_by_table(module, fmt)
+    if fmt.float_dtype is not None or fmt.signed or by_table:
+        return [(quant, 0) for quant in fields.quants(planes, reader.chunk, str(word))]
+    codes = fields.quant_bytes(planes, str(word))
+    quants = []
+    for byte in range(WORD):
+        shift = 8 * byte if byte < WORD - 1 else 0
+        bits = codes if byte < WORD - 1 else shift_right(f, codes, str(8 * byte))
+        if by_table and shift in {0}:
+            convert = quant_converter(module, fmt)
+            quants.append((f.let("quant", f"call {VECTOR} {convert}({INTS} {bits})"), 0))
+            continue
+        bits = f.let("code", f"and {INTS} {bits}, {splat_int(((1 << fmt.quant_bits) - 1) << shift)}")
+        bits = f.let("bits", f"or {INTS} {bits}, {splat_int(float_bits(_TOP))}")
+        number = f.let("number", f"bitcast {INTS} {bits} to {VECTOR}")
+        zero = splat("float", float_text(_TOP + (fmt.zero << shift)))
+        quants.append((f.let("quant", f"fsub {VECTOR} {number}, {zero}"), shift))
+    return quants
 
 
 def _add_sum_of_lanes(module: Module) -> str:

@@ -70,7 +70,7 @@ class ManyRows:
             fields = reader.fields(panel.index)
             scale, minimum = reader.scale(fields), fields.f16_field("m")
             planes = fields.planes(reader.chunk)
-            reader.prefetch(fields, planes, _PANELS)
+            reader.prefetch(f.index("later", (panel.index, 1), (_PANELS, 1)))
             values = [
                 value_of(module, f, quant, scale, minimum)
                 for word in range(CHUNK // WORD)
