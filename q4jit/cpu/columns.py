@@ -174,9 +174,10 @@ class SectionWriter:
 
         def write(first: str, rows: int | str) -> None:
             for product, tile_at in zip(products, tiles, strict=True):
-                weight = interleaved(self._lowering.plan, product.arg)
+                plan, stride = self._lowering.plan, self._padded_k
+                weight, early = interleaved(plan, product.arg), not plan.weight(product.arg).finite
                 shape = TransposedProduct(
-                    weight, tile.rows, capacity, self._padded_k, tile.panels, most
+                    weight, tile.rows, capacity, stride, tile.panels, early, most
                 )
                 self._transposed_product(product, shape, writer, first, rows, tile_at)
             self._transposed_epilogue(first, rows, capacity, tiles)

@@ -111,7 +111,7 @@ class Fields:
         f = self.f
         if self.weight.fmt.float_dtype is not None:
             return self._floats(chunk, word)
-        words = [shift_right(f, self.word(plane, word), plane.shift) for plane in planes]
+        words = [shift_right(f, self._word(plane, word), plane.shift) for plane in planes]
         convert = quant_converter(self.module, self.weight.fmt)
         quants = []
         for byte in range(WORD):
@@ -124,7 +124,7 @@ class Fields:
         """Return the codes of a word, a byte each, in 16 columns."""
         f, codes = self.f, ""
         for plane, at in zip(self.weight.fmt.planes, planes, strict=True):
-            bits = self.word(at, word)
+            bits = self._word(at, word)
             if plane.bits < 8:
                 bits = shift_right(f, bits, at.shift)
                 mask = splat_int(((1 << plane.bits) - 1) * _EVERY_BYTE)
@@ -135,8 +135,7 @@ class Fields:
             codes = f.let("codes", f"or {INTS} {codes}, {bits}") if codes else bits
         return codes
 
-    def word(self, plane: PlaneAt, word: str) -> str:
-        """Load a word of a plane, in 16 columns."""
+    def _word(self, plane: PlaneAt, word: str) -> str:
         at = self.f.at(plane.address, INTS, word, "word_at")
         return self.f.let("word_bits", f"load {INTS}, ptr {at}, align 32")
 

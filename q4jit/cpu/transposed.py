@@ -27,6 +27,7 @@ class TransposedProduct:
         capacity: the most chunks of K, a multiple of the writer's.
         y_stride: floats between rows of y.
         task_chunks: chunks of K from one task to the next.
+        early_scale: whether each element is multiplied by its scale first (see `FloatProduct`).
         most_rows: the most rows of y; None if it is always `rows`.
     """
 
@@ -35,13 +36,15 @@ class TransposedProduct:
     capacity: int
     y_stride: int
     task_chunks: int
+    early_scale: bool
     most_rows: int | None = None
 
     @property
     def name(self) -> str:
         """The function's name."""
-        weight, rows = self.weight, f"rows{self.rows}"
-        return f"{weight.fmt.name.lower()}_k{weight.k}_n{weight.n}_t_{rows}_{self.capacity}"
+        weight, early = self.weight, "_early" if self.early_scale else ""
+        shape = f"k{weight.k}_n{weight.n}_rows{self.rows}_chunks{self.capacity}"
+        return f"{weight.fmt.name.lower()}_t_{shape}{early}"
 
 
 class StretchWriter(Protocol):

@@ -15,7 +15,6 @@ from q4jit.cpu.fields import (
     PlaneAt,
     add_scaled,
     converts_by_table,
-    quant_converter,
     shift_right,
     value_of,
 )
@@ -94,9 +93,9 @@ def _add_panel(
     module, f, fmt = reader.module, reader.f, product.weight.fmt
     fields = reader.fields(panel.index)
     scale, minimum = reader.scale(fields), fields.f16_field("m")
-    is_few = product.rows < len(elements)
-    # y · scale then takes fewer instructions than value · scale
-    is_late = scale is not None and minimum is None and is_few
+    # y · scale takes fewer instructions if there are fewer rows than elements
+    is_late = scale is not None and minimum is None and product.rows < len(elements)
+    is_late = is_late and not product.early_scale
     ys = []
     for row in range(product.rows):
         offset = f.index("y_offset", (panel.index, LANES), (row * product.y_stride, 1))
@@ -105,7 +104,7 @@ def _add_panel(
     scaled_ys, scales = _Scaled(f, ys), _Scaled(f, [scale] if scale else [])
     planes = fields.planes(reader.chunk)
     for word in sorted({k // WORD for k in elements}):
-        quants = _quants(reader, fields, planes, word, is_few)
+        quants = _quants(fields, planes, reader.chunk, word)
         for k, (quant, shift) in enumerate(quants, word * WORD):
             if k not in elements:
                 continue
@@ -165,29 +164,23 @@ class _Scaled:
         return self._by_shift[shift] if shift else self.vectors
 
 
-def _quants(
-    reader: ChunkReader, fields: Fields, planes: list[PlaneAt], word: int, is_few: bool
-) -> list[tuple[str, int]]:
-    """Return the four elements of a word: floats, and the shift that they are multiplied by.
+def _quants(fields: Fields, planes: list[PlaneAt], chunk: str, word: int) -> list[tuple[str, int]]:
+    """Return the four elements of a word: floats, and by which shift each is too large.
 
-    Codes of the lowest bytes become floats where they are: behind the exponent of 2^23, which a
-    subtraction takes off together with the format's zero. On a Zen 4 the units that shift and permute
-    were the limit at M = 1, which took 1.2 times as long.
+    If no instruction converts codes at once, those of the three lowest bytes become floats where
+    they are: behind the exponent of 2^23, which a subtraction takes off together with the format's
+    zero. That takes fewer instructions than to convert integers (Q6_K took 1.35 times as long on a
+    Zen 4).
     """
-    f, fmt, module = reader.f, reader.weight.fmt, reader.module
-    by_table = converts_by_table(module, fmt)
-    if fmt.float_dtype is not None or fmt.signed or by_table:
-        return [(quant, 0) for quant in fields.quants(planes, reader.chunk, str(word))]
-    codes = fields.quant_bytes(planes, str(word))
-    quants = []
-    for byte in range(WORD):
-        shift = 8 * byte if byte < WORD - 1 else 0
-        bits = codes if byte < WORD - 1 else shift_right(f, codes, str(8 * byte))
-        if by_table and shift in {0}:
-            convert = quant_converter(module, fmt)
-            quants.append((f.let("quant", f"call {VECTOR} {convert}({INTS} {bits})"), 0))
-            continue
-        bits = f.let("code", f"and {INTS} {bits}, {splat_int(((1 << fmt.quant_bits) - 1) << shift)}")
+    f, fmt = fields.f, fields.weight.fmt
+    if not 0 < fmt.quant_bits < 8 or converts_by_table(fields.module, fmt):
+        return [(quant, 0) for quant in fields.quants(planes, chunk, str(word))]
+    codes, quants = fields.quant_bytes(planes, str(word)), []
+    for byte, shift in enumerate((0, 8, 16, 0)):
+        bits = shift_right(f, codes, "0" if byte < WORD - 1 else str(8 * byte))
+        if byte < WORD - 1:
+            mask = splat_int(((1 << fmt.quant_bits) - 1) << shift)
+            bits = f.let("code", f"and {INTS} {bits}, {mask}")
         bits = f.let("bits", f"or {INTS} {bits}, {splat_int(float_bits(_TOP))}")
         number = f.let("number", f"bitcast {INTS} {bits} to {VECTOR}")
         zero = splat("float", float_text(_TOP + (fmt.zero << shift)))
