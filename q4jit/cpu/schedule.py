@@ -113,8 +113,8 @@ _TRANSPOSED: Final = {
     8: TransposedTiles(6, 3, 6, 1),
     4: TransposedTiles(4, 2, 3, 1),
 }
-# Rows of w in a task: those of a slab of two blocks. In super-blocks more of them share a cache line,
-# which is read from memory once (Q6_K took 1.2 times as long with 64).
+# Rows of w in a task: those of a slab of two blocks. More rows of a super-block share a cache line,
+# which should be read from memory once (with 64, Q6_K took 1.3 times as long at M = 1).
 _TRANSPOSED_WIDTH: Final = 64
 # Rows in a band of many rows: few enough for their sums to be on the stack, which has 2 MB.
 _TRANSPOSED_ROWS: Final = 192

@@ -1,8 +1,8 @@
 """Write products with `w.T` in LLVM IR: y [M, N] times the transpose of w [K, N], as floats.
 
-They read the layout `interleaved16` of `x @ w`, so a panel holds the same 16 elements of the sum over
-N for every row k of w. A panel of the result is a chunk of K. Sums are divided into stretches of
-panels. A writer computes the sums of one: `transposed_few` for few rows, `transposed_many` for many.
+They read the layout `interleaved16` of `x @ w`, so a panel of w holds 16 elements of each sum over
+N, and a panel of the result is a chunk of K. Sums are divided into stretches of panels, whose sums
+a writer computes: `transposed_few` for few rows, `transposed_many` for many.
 """
 
 from dataclasses import dataclass

@@ -75,10 +75,10 @@ class FewRows:
 def _sums(
     reader: ChunkReader, product: TransposedProduct, elements: range, ahead: "_Ahead"
 ) -> Mapping[int, str]:
-    """Write the sums of some elements of a chunk for all rows; return them by row · 16 + element."""
+    """Write the sums of some elements of a chunk; return them by row · 16 + element."""
     f = reader.f
     names = {row * CHUNK + k: f"sum{row}.{k}" for row in range(product.rows) for k in elements}
-    zeros = {name: (VECTOR, "zeroinitializer") for name in names.values()}
+    zeros = dict.fromkeys(names.values(), (VECTOR, "zeroinitializer"))
     with f.loop("panel", "%first", "%end", carry=zeros) as panel:
         if elements[0] == 0:
             ahead.prefetch(panel.index)
@@ -90,7 +90,7 @@ def _add_panel(
     reader: ChunkReader, product: TransposedProduct, elements: range, panel: Loop
 ) -> None:
     """Add the products of a panel with elements of a chunk to the sums of the loop."""
-    module, f, fmt = reader.module, reader.f, product.weight.fmt
+    module, f = reader.module, reader.f
     fields = reader.fields(panel.index)
     scale, minimum = reader.scale(fields), fields.f16_field("m")
     # y · scale takes fewer instructions if there are fewer rows than elements

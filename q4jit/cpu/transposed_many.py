@@ -94,7 +94,7 @@ class ManyRows:
     ) -> None:
         """Multiply a tile of rows by `width` columns of the decoded chunks."""
         names = [f"sum{row}.{i}" for row in range(product.rows) for i in range(self.chunks)]
-        zeros = {name: (VECTOR, "zeroinitializer") for name in names}
+        zeros = dict.fromkeys(names, (VECTOR, "zeroinitializer"))
         with f.loop("n", 0, width, carry=zeros) as n:
             weights = []
             for i in range(self.chunks):
