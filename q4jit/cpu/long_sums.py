@@ -75,11 +75,19 @@ def _add_to_long(module: Module) -> str:
     return f"@{name}"
 
 
-def write_add(f: Function, part: str, sum_at: str) -> None:
-    """Add a vector to a total, and what rounding takes from it to the total after it."""
+def write_add(f: Function, part: str, sum_at: str, is_first: str | None = None) -> None:
+    """Add a vector to a total, and what rounding takes from it to the total after it.
+
+    is_first: a truth value; if it is true, both are 0 whatever the memory holds. (LLVM would turn a
+    loop that stores zeros into a call of memset, which nothing resolves.)
+    """
     lost_at = f.at(sum_at, VECTOR, 1, "lost_at")
     total = f.let("total", f"load {VECTOR}, ptr {sum_at}, align 64")
     lost = f.let("lost", f"load {VECTOR}, ptr {lost_at}, align 64")
+    if is_first is not None:
+        zero = f"{VECTOR} zeroinitializer"
+        total = f.let("total", f"select i1 {is_first}, {zero}, {VECTOR} {total}")
+        lost = f.let("lost", f"select i1 {is_first}, {zero}, {VECTOR} {lost}")
     new = f.let("new", f"fadd {VECTOR} {total}, {part}")
     added = f.let("added", f"fsub {VECTOR} {new}, {total}")
     before = f.let("before", f"fsub {VECTOR} {new}, {added}")

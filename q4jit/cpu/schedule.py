@@ -93,7 +93,7 @@ class TransposedTiles:
     Attributes:
         sums: vectors of sums for few rows; the other registers hold y and weights.
         few: the most rows of a tile for few rows.
-        many: rows of a tile for many rows, more than `few`.
+        many: the most rows of a tile for many rows, which has more than `few`.
         chunks: chunks of K in a tile for many rows.
     """
 
@@ -305,8 +305,9 @@ def _transposed_tile(target: Target, m: int, formats: list[Format]) -> Tile:
     tiles, rows = transposed_tiles(target), m_class(target, m)
     runs = [plane.run_elements for fmt in formats for plane in fmt.planes]
     panels = max([*runs, _TRANSPOSED_WIDTH]) // LANES
-    is_many = rows > 2 * _few_rows(target)
-    return Tile(tiles.many if is_many else -(-rows // -(-rows // tiles.few)), panels)
+    if rows > 2 * _few_rows(target):
+        return Tile(min(tiles.many, rows), panels)
+    return Tile(-(-rows // -(-rows // tiles.few)), panels)
 
 
 def transposed_tiles(target: Target) -> TransposedTiles:

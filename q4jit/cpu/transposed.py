@@ -98,13 +98,10 @@ def _write_product(
     stretch_sums = writer.add(module, product)
     most = (product.most_rows or product.rows) * together
     parts = f.let("parts", f"alloca [{most} x {VECTOR}], align 64")
-    used = f.index("used", ("%rows", product.capacity))
-    with f.loop("i", 0, used) as loop:
-        at = f.at("%tile", LONG_SUM, loop.index, "sum_at")
-        f.do(f"store {LONG_SUM} zeroinitializer, ptr {at}, align 64")
     module.declare("declare i64 @llvm.smin.i64(i64, i64)")
     with f.loop("stretch", 0, panels, step=min(panels, writer.panels)) as stretch:
         beyond = f.index("beyond", (stretch.index, 1), (writer.panels, 1))
+        is_first = f.let("is_first", f"icmp eq i64 {stretch.index}, 0")
         end = f.let("stretch_end", f"call i64 @llvm.smin.i64(i64 {beyond}, i64 {panels})")
         with f.loop("c", 0, "%count", step=together) as c:
             number = f.index("number", ("%chunk", 1), (c.index, 1))
@@ -117,8 +114,9 @@ def _write_product(
                 position = f.index(
                     "position", (row.index, product.capacity), (c.index, 1), (own.index, 1)
                 )
-                write_add(f, part, f.at("%tile", LONG_SUM, position, "sum_at"))
+                write_add(f, part, f.at("%tile", LONG_SUM, position, "sum_at"), is_first)
     f.comment("each sum moves to the front, behind those that have moved")
+    used = f.index("used", ("%rows", product.capacity))
     with f.loop("i", 0, used) as loop:
         total = read_long(module, f, f.at("%tile", LONG_SUM, loop.index, "sum_at"))
         at = f.at("%tile", VECTOR, loop.index, "total_at")

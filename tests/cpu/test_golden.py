@@ -1,4 +1,4 @@
-"""Four generated texts, kept as files: a change of the generators shows as a change of these.
+"""Six generated texts, kept as files: a change of the generators shows as a change of these.
 
 `pytest tests/cpu/test_golden.py --update-golden` writes them again; review the difference.
 """
@@ -58,3 +58,19 @@ def test_one_column_of_q8_0_on_aarch64(golden: Golden) -> None:
         return x @ w
 
     check(golden, column, "cpu:aarch64", [random_x(3, 256), weight("Q8_0", 256, 1).tensor])
+
+
+def test_one_row_times_q4_0_transposed_on_avx512(golden: Golden) -> None:
+    def product(y: Any, w: QuantizedTensor) -> Any:
+        return y @ w.T
+
+    w = weight("Q4_0", 64, 2000).tensor
+    check(golden, product, "cpu:x86-64-v4", [random_x(1, 2000), w])
+
+
+def test_a_slice_of_many_rows_times_q6_k_transposed_on_avx2(golden: Golden) -> None:
+    def product(y: Any, w: QuantizedTensor) -> Any:
+        return (y @ w.T)[..., 5:200]
+
+    w = weight("Q6_K", 256, 2000).tensor
+    check(golden, product, "cpu:x86-64-v3", [random_x(33, 2000), w])

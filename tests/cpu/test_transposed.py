@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from q4jit import specialize
 from q4jit.cpu.schedule import m_class, make_plan
 from q4jit.frontend.trace import trace
+from q4jit.runtime.cpu import undefined_symbols
 from q4jit.targets import find_target
 from q4jit.weights.formats import FORMATS
 from q4jit.weights.layouts import INTERLEAVED16
@@ -29,6 +30,7 @@ from tests.support.kernels import (
     every_guarded_cpu,
     hard_x,
     not_finite_rows,
+    object_of,
     on,
     random_x,
     relative_error,
@@ -68,8 +70,7 @@ def test_every_format(name: str, m: int, target: str) -> None:
 
 @every_format
 @pytest.mark.parametrize("m", [1, 5, 33])
-@pytest.mark.parametrize("kind", ["f16", "bf16"])
-@pytest.mark.parametrize("precision", ["f32", "f16", "i8"])
+@pytest.mark.parametrize(("kind", "precision"), [("f16", "i8"), ("bf16", "f16")])
 def test_every_type_and_precision(name: str, m: int, kind: str, precision: str) -> None:
     y, w = random_x(m, N).astype(DTYPES[kind]), turned(weight(name, K, N))
     function = specialize(transposed, target="cpu", precision=precision)
@@ -85,7 +86,7 @@ def test_every_number_of_rows(m: int, target: str) -> None:
 
 @every_target
 @pytest.mark.parametrize("name", FLOAT_FORMATS)
-@pytest.mark.parametrize("k", [1, 5, 37, 100])
+@pytest.mark.parametrize("k", [1, 37])
 @pytest.mark.parametrize("m", [2, 33])
 def test_floats_take_any_k(name: str, k: int, m: int, target: str) -> None:
     y, w = random_x(m, 5), weight(name, k, 5)
@@ -115,9 +116,9 @@ def slices(y: Any, w: Any) -> tuple[Any, ...]:
     return wide, unaligned, wide + unaligned, z[..., 90:95], z[..., 95:], z[..., 7:8], z[..., 40:96]
 
 
-@every_target
-@pytest.mark.parametrize("m", [1, 5, 33])
-@pytest.mark.parametrize("name", ["Q4_0", "Q8_0", "F16"])
+@pytest.mark.parametrize("target", ["cpu", "cpu:x86-64-v3"])
+@pytest.mark.parametrize("m", [1, 33])
+@pytest.mark.parametrize("name", ["Q4_0", "F16"])
 def test_slices(name: str, m: int, target: str) -> None:
     y, w = random_x(m, N), weight(name, 96, N)
     exact = slices(y.astype(np.float64), Transposable(w.values))
@@ -142,7 +143,7 @@ def mlp(x: Any, gain: Any, up: Any, gate: Any, bias: Any) -> Any:
 
 
 @every_target
-@pytest.mark.parametrize("m", [1, 5, 33])
+@pytest.mark.parametrize("m", [1, 33])
 def test_a_prologue_an_epilogue_and_two_formats(m: int, target: str) -> None:
     up, gate = weight("Q4_0", K, N), weight("Q6_K", K, N)
     x, gain, bias = random_x(m, K), random_x(K), random_x(K)
@@ -181,11 +182,17 @@ def long_weight(name: str, n: int, m: int, *, one_sign: bool) -> tuple[Floats, Q
 
 @pytest.mark.parametrize("target", ["cpu", "cpu:x86-64"])
 @pytest.mark.parametrize("name", ["Q4_0", "Q4_1", "Q8_0", "F16", "F32"])
-@pytest.mark.parametrize("m", [1, 5, 33])
-@pytest.mark.parametrize("n", [256, 1024, LONG_K])
-def test_products_of_one_sign(target: str, name: str, m: int, n: int) -> None:
-    y, w = long_weight(name, n, m, one_sign=True)
+@pytest.mark.parametrize("m", [1, 33])
+def test_products_of_one_sign(target: str, name: str, m: int) -> None:
+    y, w = long_weight(name, LONG_K, m, one_sign=True)
     check_long(on(target, transposed)(y, w), y, w)
+
+
+@pytest.mark.parametrize("m", [1, 5, 33])
+@pytest.mark.parametrize("n", [128, 256, 1024, 4096])
+def test_fewer_products_of_one_sign(n: int, m: int) -> None:
+    y, w = long_weight("Q4_0", n, m, one_sign=True)
+    check_long(on("cpu", transposed)(y, w), y, w)
 
 
 @pytest.mark.parametrize("m", [1, 33])
@@ -204,8 +211,8 @@ def check_long(z: Floats, y: Floats, w: QuantizedTensor) -> None:
 @pytest.mark.parametrize("scales", ["normal", "zero", "denormal", "largest", "mixed"])
 @every_format
 def test_distributions_and_scales(name: str, target: str, scales: str) -> None:
-    w = turned(weight(name, 256, K, scales))
-    y = np.stack([*distributions(K).values()])
+    w = turned(weight(name, K, N, scales))
+    y = np.stack([*distributions(N).values()])
     for rows in (y[:1], y[:5], np.concatenate([y, y, y])):
         assert_contract(on(target, transposed)(rows, w.tensor), rows, w)
 
@@ -213,12 +220,12 @@ def test_distributions_and_scales(name: str, target: str, scales: str) -> None:
 @every_target
 @every_format
 def test_not_finite_rows(name: str, target: str) -> None:
-    y, w = not_finite_rows(N), turned(weight(name, 256, N))
+    y, w = not_finite_rows(N), turned(weight(name, K, N))
     for rows in (y[1:2], y[1:6], y):
         assert_ieee(on(target, transposed)(rows, w.tensor), rows, w)
 
 
-@every_target
+@pytest.mark.parametrize("target", ["cpu", "cpu:x86-64-v3"])
 @pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
 def test_scales_that_are_not_finite(target: str, value: float) -> None:
     for w in spoiled_weights(256, (N,), value):
@@ -229,10 +236,10 @@ def test_scales_that_are_not_finite(target: str, value: float) -> None:
 
 
 @every_guarded_cpu
-@pytest.mark.parametrize("m", [1, 3, 18])
+@pytest.mark.parametrize("m", [3, 18])
 def test_beside_guard_pages(cpu: Guarded, m: int) -> None:
     y = random_x(m, N)
-    for name, k in (("Q4_0", 64), ("Q4_1", 32), ("Q8_0", 96), ("Q6_K", 256), ("F16", 37)):
+    for name, k in (("Q4_0", 96), ("Q6_K", 256), ("F16", 37)):
         w = turned(weight(name, k, N))
         (z,) = run_guarded(transposed, cpu, [y, w.tensor])
         assert_contract(z, y, w)
@@ -252,6 +259,14 @@ def test_plans_of_a_class_are_equal_and_tiles_fit(target: str) -> None:
         assert str(plan) == str(first)
         assert plan.kernels == first.kernels
         assert plan.kernels[0].tile.rows <= m
+
+
+@pytest.mark.parametrize("target", [*IN_PROCESS, "cpu:aarch64+dotprod"])
+@pytest.mark.parametrize("m", [1, 33])
+def test_kernels_call_nothing(target: str, m: int) -> None:
+    cpu, w = find_target(target), weight("Q4_0", K, SEVERAL_STRETCHES).tensor
+    plan = make_plan(trace(transposed, specs_of([random_x(2, SEVERAL_STRETCHES), w])), cpu, m)
+    assert not undefined_symbols(object_of(plan, plan.kernels[0]))
 
 
 def test_explain_names_the_more_exact_class() -> None:
