@@ -7,7 +7,7 @@ from q4jit.cpu.gguf_rows import add_dot
 from q4jit.cpu.halves import STORED
 from q4jit.cpu.integers import IntegerProduct, add_integer_product
 from q4jit.cpu.lanes import ONE, SIXTEEN, Lanes, broadcast, tail_mask
-from q4jit.cpu.llvm_text import VECTOR, Function
+from q4jit.cpu.llvm_text import VECTOR, Function, Module
 from q4jit.cpu.products import FloatProduct, add_product
 from q4jit.cpu.schedule import (
     COLUMNS,
@@ -209,10 +209,7 @@ class SectionWriter:
         panels, count = self._kernel.tile.panels, self._panel_count(self._kernel.tile.panels)
         chunk = f.index("chunk", ("%task", panels), (product.start // LANES, 1))
         if product.start % LANES:
-            module.declare("declare i64 @llvm.smin.i64(i64, i64)")
-            left = f.let("left", f"sub i64 {weight.padded_k // LANES}, {chunk}")
-            more = f.index("more", (count, 1), (1, 1))
-            count = f.let("chunk_count", f"call i64 @llvm.smin.i64(i64 {more}, i64 {left})")
+            count = _with_one_more(module, f, count, chunk, weight.padded_k // LANES)
         function = add_transposed_product(module, shape, writer)
         pointers = f"ptr {x_at}, ptr {w}, ptr {tile_at}"
         f.do(f"call void {function}({pointers}, i64 {chunk}, i64 {count}, i64 {rows})")
@@ -288,3 +285,11 @@ class SectionWriter:
         first_bytes = product.start // LANES * panel_bytes
         offset = f.index("w_offset", (number, panel_bytes), (first_bytes, 1))
         return f.at(base, "i8", offset, "w_at")
+
+
+def _with_one_more(module: Module, f: Function, count: int | str, chunk: str, chunks: int) -> str:
+    """Return the chunks to multiply from `chunk` on: one more than `count`, if there is one."""
+    module.declare("declare i64 @llvm.smin.i64(i64, i64)")
+    left = f.let("left", f"sub i64 {chunks}, {chunk}")
+    more = f.index("more", (count, 1), (1, 1))
+    return f.let("chunk_count", f"call i64 @llvm.smin.i64(i64 {more}, i64 {left})")

@@ -176,7 +176,7 @@ class ChunkReader:
         for start, size_bytes in fields.parts_to_prefetch(fields.planes(self.chunk), self.chunk):
             lines = list(range(0, size_bytes, CACHE_LINE_BYTES))
             if self.weight.blocks_per_slab == 1 and size_bytes > 1:
-                lines.append(size_bytes - 1)  # such slabs are no whole cache lines
+                lines.append(size_bytes - 1)  # slabs of one block end inside a cache line
             for line in lines:
                 at = f.at(start, "i8", line, "ahead_at")
                 hint = "i32 0, i32 2, i32 1)  ; read, second level"

@@ -114,7 +114,7 @@ class ManyRows:
 
 
 def _transposed(f: Function, vectors: list[str]) -> list[str]:
-    """Return 16 vectors of which vector i holds lane i of each of the given 16."""
+    """Return 16 vectors; vector i holds lane i of each of the given 16."""
     for distance in (8, 4, 2, 1):
         low = [lane if not lane & distance else lane - distance + LANES for lane in range(LANES)]
         high = [lane + distance if not lane & distance else lane + LANES for lane in range(LANES)]
