@@ -1,13 +1,19 @@
 """Write the columns phase of a CPU's kernels in LLVM IR: a section's products and epilogue."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from q4jit.cpu.gguf_rows import add_dot
 from q4jit.cpu.halves import STORED
 from q4jit.cpu.integers import IntegerProduct, add_integer_product
 from q4jit.cpu.lanes import ONE, SIXTEEN, Lanes, broadcast, tail_mask
-from q4jit.cpu.llvm_text import VECTOR, Function
+from q4jit.cpu.llvm_text import VECTOR, Function, Module
 from q4jit.cpu.products import FloatProduct, add_product
 from q4jit.cpu.schedule import (
     COLUMNS,
+    DOT,
+    TRANSPOSED,
+    band_rows,
     digits_bytes,
     interleaved,
     is_integer,
@@ -15,6 +21,14 @@ from q4jit.cpu.schedule import (
     panels,
     schedule_of,
 )
+from q4jit.cpu.transposed import (
+    LONG_SUM,
+    StretchWriter,
+    TransposedProduct,
+    add_transposed_product,
+)
+from q4jit.cpu.transposed_few import FewRows
+from q4jit.cpu.transposed_many import ManyRows
 from q4jit.cpu.values import Context, CpuValues
 from q4jit.frontend.graph import Node
 from q4jit.plan.kernels import Section, Slot
@@ -39,10 +53,8 @@ class SectionWriter:
 
     def write(self) -> None:
         """Add the function to the module."""
-        if schedule_of(self._section) == COLUMNS:
-            self._columns()
-        else:
-            self._dots()
+        write = {COLUMNS: self._columns, DOT: self._dots, TRANSPOSED: self._transposed}
+        write[schedule_of(self._section)]()
         self._f.do("ret void")
         self._lowering.module.add(self._name, self._f)
 
@@ -55,13 +67,7 @@ class SectionWriter:
         ]
         weights = [[self._panel_at(p, number) for number in numbers] for p in self._products]
         count = self._panel_count(len(numbers))
-        with f.loop("tile_row", "%first", "%end", step=rows) as tile:
-            first = tile.index
-            if rows > 1:
-                f.comment("the last tile overlaps the one before it, so that it ends where x does")
-                last = f.let("last", f"sub i64 %end, {rows}")
-                over = f.let("over", f"icmp sgt i64 {first}, {last}")
-                first = f.let("first_row", f"select i1 {over}, i64 {last}, i64 {first}")
+        with self._row_tiles() as first:
             if self._kernel.tile.panels > 1:
                 self._prefetch_results(first)
             for product, panels_at, tile_at in zip(self._products, weights, tiles, strict=True):
@@ -75,6 +81,19 @@ class SectionWriter:
                     sums.append(f.let("sums", f"load {VECTOR}, ptr {at}, align 64"))
                 column = f.index("column", (numbers[0], LANES), (panel.index, LANES))
                 self._epilogue(SIXTEEN, row, column, sums)
+
+    @contextmanager
+    def _row_tiles(self) -> Iterator[str]:
+        """Write the loop over tiles of rows; yield the first row of a tile."""
+        f, rows = self._f, self._kernel.tile.rows
+        with f.loop("tile_row", "%first", "%end", step=rows) as tile:
+            first = tile.index
+            if rows > 1:
+                f.comment("the last tile overlaps the one before it, so that it ends where x does")
+                last = f.let("last", f"sub i64 %end, {rows}")
+                over = f.let("over", f"icmp sgt i64 {first}, {last}")
+                first = f.let("first_row", f"select i1 {over}, i64 {last}, i64 {first}")
+            yield first
 
     def _prefetch_results(self, first: str) -> None:
         """Prefetch the cache lines of a tile's results: stores would wait for them, in order."""
@@ -143,6 +162,76 @@ class SectionWriter:
             at = f.at(tile_at, VECTOR, panel * rows, "sums_at")
             f.do(f"call void {function}(ptr {x_at}, ptr {panel_at}, ptr {at})")
 
+    def _transposed(self) -> None:
+        f, tile, products = self._f, self._kernel.tile, self._section.products
+        most = band_rows(self._lowering.plan, self._kernel)
+        writer = FewRows() if most is None else ManyRows(self._lowering.plan.target)
+        # a slice that starts inside a chunk of K needs one chunk more
+        chunks = tile.panels + any(p.start % LANES for p in products)
+        capacity = -(-chunks // writer.chunks) * writer.chunks
+        size = f"[{(most or tile.rows) * capacity} x {LONG_SUM}]"
+        tiles = [f.let("tile", f"alloca {size}, align 64") for _ in products]
+
+        def write(first: str, rows: int | str) -> None:
+            for product, tile_at in zip(products, tiles, strict=True):
+                plan, stride = self._lowering.plan, self._padded_k
+                weight, early = interleaved(plan, product.arg), not plan.weight(product.arg).finite
+                shape = TransposedProduct(
+                    weight, tile.rows, capacity, stride, tile.panels, early, most
+                )
+                self._transposed_product(product, shape, writer, first, rows, tile_at)
+            self._transposed_epilogue(first, rows, capacity, tiles)
+
+        if most is None:
+            with self._row_tiles() as first:
+                write(first, tile.rows)
+            return
+        f.comment("fewer rows than a tile are multiplied again together with those before them")
+        last = f.let("last", f"sub i64 %end, {tile.rows}")
+        self._lowering.module.declare("declare i64 @llvm.smin.i64(i64, i64)")
+        first = f.let("first_row", f"call i64 @llvm.smin.i64(i64 %first, i64 {last})")
+        write(first, f.let("rows", f"sub i64 %end, {first}"))
+
+    def _transposed_product(
+        self,
+        product: Node,
+        shape: TransposedProduct,
+        writer: StretchWriter,
+        first: str,
+        rows: int | str,
+        tile_at: str,
+    ) -> None:
+        """Write one product of rows from `first` on, to [rows, capacity · 16]."""
+        f, module, weight = self._f, self._lowering.module, shape.weight
+        x = self._lowering.argument(f, Slot("x"))
+        x_at = f.at(x, "float", f.index("x_offset", (first, self._padded_k)), "x_at")
+        w = self._lowering.argument(f, Slot("weight", product.arg, INTERLEAVED16))
+        panels, count = self._kernel.tile.panels, self._panel_count(self._kernel.tile.panels)
+        chunk = f.index("chunk", ("%task", panels), (product.start // LANES, 1))
+        if product.start % LANES:
+            count = _with_one_more(module, f, count, chunk, weight.padded_k // LANES)
+        function = add_transposed_product(module, shape, writer)
+        pointers = f"ptr {x_at}, ptr {w}, ptr {tile_at}"
+        f.do(f"call void {function}({pointers}, i64 {chunk}, i64 {count}, i64 {rows})")
+
+    def _transposed_epilogue(
+        self, first: str, rows: int | str, capacity: int, tiles: list[str]
+    ) -> None:
+        """Write the epilogue of products in [rows, capacity · 16]."""
+        f, panels = self._f, self._kernel.tile.panels
+        lanes = SIXTEEN if self._section.width > 1 else ONE
+        count = self._panel_count(panels)
+        with f.loop("panel", 0, count) as panel, f.loop("r", 0, rows) as loop:
+            row = f.index("row", (first, 1), (loop.index, 1))
+            column = f.index("column", ("%task", panels * LANES), (panel.index, LANES))
+            start = f.index("start", (loop.index, capacity * LANES), (panel.index, LANES))
+            sums = []
+            for product, tile_at in zip(self._section.products, tiles, strict=True):
+                position = f.index("position", (start, 1), (product.start % LANES, 1))
+                at = f.at(tile_at, "float", position, "sums_at")
+                sums.append(f.let("sums", f"load {lanes.f32}, ptr {at}, align 4"))
+            self._epilogue(lanes, row, column, sums)
+
     def _dots(self) -> None:
         f, width = self._f, self._section.width
         columns = self._kernel.tile.columns
@@ -196,3 +285,11 @@ class SectionWriter:
         first_bytes = product.start // LANES * panel_bytes
         offset = f.index("w_offset", (number, panel_bytes), (first_bytes, 1))
         return f.at(base, "i8", offset, "w_at")
+
+
+def _with_one_more(module: Module, f: Function, count: int | str, chunk: str, chunks: int) -> str:
+    """Return the chunks to multiply from `chunk` on: one more than `count`, if there is one."""
+    module.declare("declare i64 @llvm.smin.i64(i64, i64)")
+    left = f.let("left", f"sub i64 {chunks}, {chunk}")
+    more = f.index("more", (count, 1), (1, 1))
+    return f.let("chunk_count", f"call i64 @llvm.smin.i64(i64 {more}, i64 {left})")

@@ -84,6 +84,28 @@ class Fields:
             planes.append(PlaneAt(self.f.at(base, "i8", offset, "chunk_at"), shift))
         return planes
 
+    def parts_to_prefetch(self, planes: list[PlaneAt], chunk: str) -> list[tuple[str, int]]:
+        """Return the addresses and sizes in bytes of what to prefetch for a chunk.
+
+        Chunks that share the bytes of a plane prefetch a part of them each.
+        """
+        f, fmt = self.f, self.weight.fmt
+        if fmt.float_dtype is not None:
+            size_bytes = CHUNK * LANES * fmt.block_bytes
+            offset = f.index("chunk_offset", (chunk, size_bytes))
+            return [(f.at(self._address("values"), "i8", offset, "chunk_at"), size_bytes)]
+        names = {"d": fmt.scale_at, "m": fmt.minimum_at}
+        parts = [(self._address(name), 1) for name, at in names.items() if at is not None]
+        if fmt.sub_scales_at is not None:
+            offset = f.index("scale_offset", (chunk, LANES * CHUNK // fmt.sub_block_elements))
+            parts.append((f.at(self._address("scales"), "i8", offset, "scale_at"), 1))
+        for plane, at in zip(fmt.planes, planes, strict=True):
+            per_bit = CHUNK * LANES // 8
+            shift = at.shift if at.shift.isdigit() else f.let("bit", f"zext i32 {at.shift} to i64")
+            start = f.at(at.address, "i8", f.index("own_offset", (shift, per_bit)), "own_at")
+            parts.append((start, plane.bits * per_bit))
+        return parts
+
     def quants(self, planes: list[PlaneAt], chunk: str, word: str) -> list[str]:
         """Return the four elements of a word as floats, each in 16 columns."""
         f = self.f
@@ -168,13 +190,18 @@ def quant_converter(module: Module, fmt: Format) -> str:
         operands = ", ".join(f"{INTS} %bits{i}" for i in range(len(fmt.planes)))
         doc = f"{fmt.name}: the quant in the lowest bits of each lane, as a float."
         f = Function(f"internal {VECTOR} @{name}({operands}) #1", doc)
-        one_nibble = len(fmt.planes) == 1 and fmt.planes[0].bits == 4
-        if one_nibble and module.target.has("avx512f"):
+        if converts_by_table(module, fmt):
             _convert_by_table(module, f, fmt)
         else:
             _convert_by_arithmetic(f, fmt)
         module.add(name, f)
     return f"@{name}"
+
+
+def converts_by_table(module: Module, fmt: Format) -> bool:
+    """Return whether one instruction converts the lowest four bits of each lane."""
+    one_nibble = len(fmt.planes) == 1 and fmt.planes[0].bits == 4
+    return one_nibble and module.target.has("avx512f")
 
 
 def _convert_by_table(module: Module, f: Function, fmt: Format) -> None:

@@ -14,7 +14,7 @@ from q4jit.cpu.llvm_text import MASK, VECTOR, Function, Module
 from q4jit.weights.layouts import Interleaved
 
 # A stretch's sum is added by some 10 instructions, a term of a product by 30 to 150.
-_STRETCH_TERMS: Final = 64
+STRETCH_TERMS: Final = 64
 
 
 def slab_terms(weight: Interleaved) -> int:
@@ -36,7 +36,7 @@ def write_long_sums(
 
     write(first, end) writes the sums over the steps first … end - 1 and returns them.
     """
-    stretch = max(1, _STRETCH_TERMS // terms)
+    stretch = max(1, STRETCH_TERMS // terms)
     if count <= stretch:
         return dict(write(0, count))
     memory = f.let_at_entry("long_sums", f"alloca [{len(names)} x [2 x {VECTOR}]], align 64")
@@ -52,7 +52,7 @@ def write_long_sums(
         f.comment("the stretch's sums are added with what rounding takes from them")
         for name, at in sums_at.items():
             f.do(f"call void {_add_to_long(module)}({VECTOR} {sums[name]}, ptr {at})")
-    return {name: _read_long(module, f, at) for name, at in sums_at.items()}
+    return {name: read_long(module, f, at) for name, at in sums_at.items()}
 
 
 def _add_to_long(module: Module) -> str:
@@ -69,24 +69,37 @@ def _add_to_long(module: Module) -> str:
             f"internal void @{name}({VECTOR} %part, ptr %sum) noinline #0",
             "Add to a total, and what rounding takes from it to the total after it.",
         )
-        lost_at = f.at("%sum", VECTOR, 1, "lost_at")
-        total = f.let("total", f"load {VECTOR}, ptr %sum, align 64")
-        lost = f.let("lost", f"load {VECTOR}, ptr {lost_at}, align 64")
-        new = f.let("new", f"fadd {VECTOR} {total}, %part")
-        added = f.let("added", f"fsub {VECTOR} {new}, {total}")
-        before = f.let("before", f"fsub {VECTOR} {new}, {added}")
-        of_total = f.let("lost_of_total", f"fsub {VECTOR} {total}, {before}")
-        of_part = f.let("lost_of_part", f"fsub {VECTOR} %part, {added}")
-        both = f.let("lost_now", f"fadd {VECTOR} {of_total}, {of_part}")
-        lost = f.let("lost", f"fadd {VECTOR} {lost}, {both}")
-        f.do(f"store {VECTOR} {new}, ptr %sum, align 64")
-        f.do(f"store {VECTOR} {lost}, ptr {lost_at}, align 64")
+        write_add(f, "%part", "%sum")
         f.do("ret void")
         module.add(name, f)
     return f"@{name}"
 
 
-def _read_long(module: Module, f: Function, sum_at: str) -> str:
+def write_add(f: Function, part: str, sum_at: str, is_first: str | None = None) -> None:
+    """Add a vector to a total, and what rounding takes from it to the total after it.
+
+    is_first: a truth value; if it is true, both are 0 whatever the memory holds. (LLVM would turn a
+    loop that stores zeros into a call of memset, which nothing resolves.)
+    """
+    lost_at = f.at(sum_at, VECTOR, 1, "lost_at")
+    total = f.let("total", f"load {VECTOR}, ptr {sum_at}, align 64")
+    lost = f.let("lost", f"load {VECTOR}, ptr {lost_at}, align 64")
+    if is_first is not None:
+        zero = f"{VECTOR} zeroinitializer"
+        total = f.let("total", f"select i1 {is_first}, {zero}, {VECTOR} {total}")
+        lost = f.let("lost", f"select i1 {is_first}, {zero}, {VECTOR} {lost}")
+    new = f.let("new", f"fadd {VECTOR} {total}, {part}")
+    added = f.let("added", f"fsub {VECTOR} {new}, {total}")
+    before = f.let("before", f"fsub {VECTOR} {new}, {added}")
+    of_total = f.let("lost_of_total", f"fsub {VECTOR} {total}, {before}")
+    of_part = f.let("lost_of_part", f"fsub {VECTOR} {part}, {added}")
+    both = f.let("lost_now", f"fadd {VECTOR} {of_total}, {of_part}")
+    lost = f.let("lost", f"fadd {VECTOR} {lost}, {both}")
+    f.do(f"store {VECTOR} {new}, ptr {sum_at}, align 64")
+    f.do(f"store {VECTOR} {lost}, ptr {lost_at}, align 64")
+
+
+def read_long(module: Module, f: Function, sum_at: str) -> str:
     """Return a total with its rounding errors."""
     total = f.let("total", f"load {VECTOR}, ptr {sum_at}, align 64")
     lost = f.let("lost", f"load {VECTOR}, ptr {f.at(sum_at, VECTOR, 1, 'lost_at')}, align 64")

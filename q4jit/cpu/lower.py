@@ -16,8 +16,9 @@ from q4jit.cpu.halves import STORED
 from q4jit.cpu.llvm_text import Function, Module
 from q4jit.cpu.products import add_dequantize
 from q4jit.cpu.rows import RowWriter
-from q4jit.cpu.schedule import CpuKernel, CpuPlan, digits_bytes, interleaved, padded_k, panels
+from q4jit.cpu.schedule import CpuKernel, CpuPlan, band_rows, interleaved, panels
 from q4jit.cpu.values import Context
+from q4jit.frontend.graph import Node
 from q4jit.plan.kernels import Section, Slot, Source, Store
 from q4jit.weights.layouts import GGUF, INTERLEAVED16, LANES
 
@@ -28,11 +29,6 @@ _CHUNK_FLOATS: Final = 8 << 10
 # Few rows read weights in long runs, up to this many bytes, but in at least this many chunks.
 _STREAM_BYTES: Final = 256 << 10
 _FEW_CHUNKS: Final = 4
-
-# Many rows are multiplied in bands whose x stays in a second-level cache (`i8` took 8 % less time
-# than for all rows at once). They have this many rows at least: each band reads all weights again.
-_BAND_BYTES: Final = 1 << 20
-_BAND_ROWS: Final = 48
 
 
 def lower(plan: CpuPlan, kernel: CpuKernel) -> Source:
@@ -159,7 +155,7 @@ class _Lowering(Context):
         sections = self.kernel.work.sections
         for i, section in enumerate(sections):
             SectionWriter(self, i, section).write()
-        count, rows = sum(map(self._tasks, sections)), self._band_rows()
+        count, rows = sum(map(self._tasks, sections)), band_rows(self.plan, self.kernel)
         doc = "Tasks are numbered through all sections"
         doc += "." if rows is None else f", and again for each band of {rows} rows of x."
         with self._tasks_of("columns", doc) as f:
@@ -174,10 +170,8 @@ class _Lowering(Context):
                     beyond = f.index("beyond", (first, 1), (rows, 1))
                     end = f.let("end", f"call i64 @llvm.smin.i64(i64 {m}, i64 {beyond})")
                 self._call_section(f, task, first, end)
-        panel_bytes = max(
-            sum(interleaved(self.plan, p.arg).panel_bytes for p in s.products) for s in sections
-        )
-        chunk = self._chunk(count, panel_bytes * self.kernel.tile.panels)
+        task_bytes = max(sum(map(self._panel_bytes, s.products)) for s in sections)
+        chunk = self._chunk(count, task_bytes * self.kernel.tile.panels)
         return _Phase("columns", count, rows, chunk)
 
     def _call_section(self, f: Function, task: str, first: str, end: str) -> None:
@@ -197,13 +191,12 @@ class _Lowering(Context):
         f.do(f"br label %{done}")
         f.label(done)
 
-    def _band_rows(self) -> int | None:
-        """Return the rows of x in a band; None if one band has all rows."""
-        tile = self.kernel.tile
-        if tile.panels == 1:
-            return None
-        row_bytes = digits_bytes(padded_k(self.plan, self.kernel), self.kernel.digits)
-        return max(_BAND_BYTES // row_bytes, _BAND_ROWS) // tile.rows * tile.rows
+    def _panel_bytes(self, product: Node) -> int:
+        """Return the bytes of the weights that a panel of the result reads."""
+        weight = interleaved(self.plan, product.arg)
+        if not product.transposed:
+            return weight.panel_bytes
+        return weight.panels * weight.panel_bytes * LANES // weight.padded_k
 
     def _tasks(self, section: Section) -> int:
         """Return the number of a section's tasks; each has the columns of a tile."""

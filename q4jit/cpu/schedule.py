@@ -27,6 +27,8 @@ COLUMNS: Final = "columns"
 """A panel of 16 columns at a time, from the interleaved layout."""
 DOT: Final = "dot"
 """One column at a time, from GGUF rows: narrow results, slices that start inside a panel."""
+TRANSPOSED: Final = "transposed"
+"""Products with `w.T`: 16 rows of w at a time, from the interleaved layout."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,46 @@ DOTS: Final = (
 )
 _FLOATS: Final = {32: Tile(8), 16: Tile(4)}  # by vector registers: sums of more rows would spill
 
+# Many rows are multiplied in bands whose x stays in a second-level cache (`i8` took 8 % less time
+# than for all rows at once). They have this many rows at least: each band reads all weights again.
+_BAND_BYTES: Final = 1 << 20
+_BAND_ROWS: Final = 48
+
+
+@dataclass(frozen=True)
+class TransposedTiles:
+    """The register tiles of products with `w.T`.
+
+    Attributes:
+        sums: vectors of sums for few rows; the other registers hold y and weights.
+        few: the most rows of a tile for few rows.
+        many: the most rows of a tile for many rows, which has more than `few`.
+        chunks: chunks of K in a tile for many rows.
+    """
+
+    sums: int
+    few: int
+    many: int
+    chunks: int
+
+    def sums_at_once(self, rows: int) -> int:
+        """Return how many elements of a chunk few rows are multiplied by together."""
+        return next(count for count in (16, 8, 4, 2) if rows * count <= self.sums)
+
+
+# by the vectors of 16 lanes that the registers hold
+_TRANSPOSED: Final = {
+    32: TransposedTiles(24, 6, 12, 2),
+    8: TransposedTiles(6, 3, 6, 1),
+    4: TransposedTiles(4, 2, 3, 1),
+}
+# Rows of w in a task: those of a slab of two blocks. More rows of a super-block share a cache line,
+# which should be read from memory once (with 64, Q6_K took 1.3 times as long at M = 1).
+_TRANSPOSED_WIDTH: Final = 64
+# Rows in a band of many rows: few enough for their sums to be on the stack, which has 2 MB.
+_TRANSPOSED_ROWS: Final = 192
+_TRANSPOSED_SUM_BYTES: Final = 512 << 10
+
 DIGITS: Final = {"f32": 3, "f16": 3, "i8": 1}
 """Digits of x by precision; the more exact f32 serves f16."""
 
@@ -119,7 +161,7 @@ class CpuKernel:
         return f"{rows}, {digits} by {self.dot.instruction.name}"
 
     def schedule_of(self, section: Section) -> str:
-        """Return the schedule of a section: `COLUMNS` or `DOT`."""
+        """Return the schedule of a section: `COLUMNS`, `DOT` or `TRANSPOSED`."""
         return schedule_of(section)
 
     def slots(self) -> tuple[Slot, ...]:
@@ -157,7 +199,7 @@ CpuPlan = Plan[CpuKernel]
 
 def layout(section: Section) -> str:
     """Return the weight layout that the section's schedule reads."""
-    return INTERLEAVED16 if schedule_of(section) == COLUMNS else GGUF
+    return GGUF if schedule_of(section) == DOT else INTERLEAVED16
 
 
 def panels(section: Section) -> int:
@@ -172,9 +214,15 @@ def interleaved(plan: CpuPlan, arg: int) -> Interleaved:
 
 
 def padded_k(plan: CpuPlan, kernel: CpuKernel) -> int:
-    """Return the floats in a row of x: K, padded to whole blocks of each weight of the kernel."""
-    products = (p for s in kernel.work.sections for p in s.products)
-    return max((interleaved(plan, p.arg).padded_k for p in products), default=0)
+    """Return the floats in a row of x: K, padded to whole blocks of each weight of the kernel.
+
+    For products with `w.T` it is N, padded to an odd number of panels.
+    """
+    weights = [interleaved(plan, p.arg) for s in kernel.work.sections for p in s.products]
+    if kernel.work.is_transposed:
+        # an odd number of cache lines, so that rows do not share sets of a cache
+        return (weights[0].panels | 1) * LANES
+    return max((weight.padded_k for weight in weights), default=0)
 
 
 def unit_bytes(digits: int) -> int:
@@ -252,6 +300,38 @@ def m_class(target: Target, m: int) -> int:
     return 2 * few + 1 if m > 2 * few else tile_of(target, m).rows
 
 
+def _transposed_tile(target: Target, m: int, formats: list[Format]) -> Tile:
+    """Return the tile of products with `w.T`; it is the same for all m of a class."""
+    tiles, rows = transposed_tiles(target), m_class(target, m)
+    runs = [plane.run_elements for fmt in formats for plane in fmt.planes]
+    panels = max([*runs, _TRANSPOSED_WIDTH]) // LANES
+    if rows > 2 * _few_rows(target):
+        return Tile(min(tiles.many, rows), panels)
+    return Tile(-(-rows // -(-rows // tiles.few)), panels)
+
+
+def transposed_tiles(target: Target) -> TransposedTiles:
+    """Return the tiles of products with `w.T`."""
+    return _TRANSPOSED[target.vector_registers * target.vector_bytes // (4 * LANES)]
+
+
+def band_rows(plan: CpuPlan, kernel: CpuKernel) -> int | None:
+    """Return the rows of x in a band; None if one band has all rows."""
+    tile = kernel.tile
+    if kernel.work.is_transposed:
+        if tile.rows <= transposed_tiles(plan.target).few:
+            return None
+        products = max(len(s.products) for s in kernel.work.sections)
+        row_bytes = products * (tile.panels + 2) * 8 * LANES
+        rows = min(_TRANSPOSED_SUM_BYTES // row_bytes, _TRANSPOSED_ROWS)
+    elif tile.panels == 1:
+        return None
+    else:
+        row_bytes = digits_bytes(padded_k(plan, kernel), kernel.digits)
+        rows = max(_BAND_BYTES // row_bytes, _BAND_ROWS)
+    return max(rows // tile.rows, 1) * tile.rows
+
+
 def make_plan(graph: Graph, target: Target, m: int, precision: str = "f32") -> CpuPlan:
     """Plan a graph for a CPU and m rows of x; plans of one class of M are equal."""
     kernels, temps = split(graph)
@@ -263,6 +343,9 @@ def _scheduled(plan: CpuPlan, kernel: Kernel, m: int, precision: str) -> CpuKern
     m = 1 if kernel.uniform else m
     dot, digits = find_dot(plan.target), DIGITS[precision]
     specs = [(s, plan.weight(p.arg)) for s in kernel.sections for p in s.products]
+    if kernel.is_transposed:
+        formats = [spec.block_format for _, spec in specs]
+        return CpuKernel(kernel, _transposed_tile(plan.target, m, formats))
     if dot is None or not any(_suits(dot, digits, s, spec) for s, spec in specs):
         dot, digits = None, 0
     tile = tile_of(plan.target, m, digits)
@@ -272,6 +355,8 @@ def _scheduled(plan: CpuPlan, kernel: Kernel, m: int, precision: str) -> CpuKern
 
 
 def schedule_of(section: Section) -> str:
-    """Return the schedule of a section: `COLUMNS` or `DOT`."""
+    """Return the schedule of a section: `COLUMNS`, `DOT` or `TRANSPOSED`."""
+    if section.products[0].transposed:
+        return TRANSPOSED
     aligned = all(p.start % LANES == 0 for p in section.products)
     return COLUMNS if aligned and section.width >= _NARROW else DOT

@@ -19,10 +19,10 @@ copy for every M.
 
 Products with `w.T` sum over the columns of w, whose copies they share with products with w:
 
-    M up to 16     gemv_transposed   a lane has a sum for each element of its unit, over all columns of
-                                     a split; then `add_splits` adds up the splits
-    5 or more      tile_halves_      like tile_halves, on NVIDIA: a lane decodes pairs of columns and
-                   transposed        multiplies values, because scales differ along the sum
+    M up to 16     gemv_transposed   a lane has a sum for each element of its unit, over the columns
+                                     of a split; then `add_splits` adds up the splits
+    5 or more      tile_halves_      like tile_halves, on NVIDIA: a lane decodes pairs of columns
+                   transposed        and multiplies values, because scales differ along the sum
     17 or more     tile_transposed   like tile_fma
 
 The schedule `element` computes one result per thread block (`element_transposed` with `w.T`). It

@@ -68,3 +68,19 @@ def test_halves_without_f16c(golden: Golden) -> None:
 
     w, residual = weight("F32", 64, 40).tensor, random_x(1, 40).astype(np.float16)
     check(golden, add, "cpu:x86-64", [random_x(1, 64).astype(numpy_dtype("bf16")), w, residual])
+
+
+def test_one_row_times_q4_0_transposed_on_avx512(golden: Golden) -> None:
+    def product(y: Any, w: QuantizedTensor) -> Any:
+        return y @ w.T
+
+    w = weight("Q4_0", 64, 2000).tensor
+    check(golden, product, "cpu:x86-64-v4", [random_x(1, 2000), w])
+
+
+def test_a_slice_of_many_rows_times_q6_k_transposed_on_avx2(golden: Golden) -> None:
+    def product(y: Any, w: QuantizedTensor) -> Any:
+        return (y @ w.T)[..., 5:200]
+
+    w = weight("Q6_K", 256, 2000).tensor
+    check(golden, product, "cpu:x86-64-v3", [random_x(33, 2000), w])
