@@ -149,8 +149,7 @@ def test_a_prologue_an_epilogue_and_two_formats(m: int, target: str) -> None:
     x, gain, bias = random_x(m, K), random_x(K), random_x(K)
     got = on(target, mlp)(x, gain, up.tensor, gate.tensor, bias)
     values = [a.astype(np.float64) for a in (x, gain, bias)]
-    sides = [Both(w.values) for w in (up, gate)]
-    exact = mlp(values[0], values[1], *sides, values[2])
+    exact = mlp(values[0], values[1], Both(up.values), Both(gate.values), values[2])
     assert relative_error(got, exact) < 1e-5
 
 
