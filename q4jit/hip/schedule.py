@@ -19,8 +19,8 @@ copy for every M.
 
 Products with `w.T` sum over the columns of w, whose copies they share with products with w:
 
-    M up to 16        gemv_transposed   a lane has a sum for each element of its unit, over all columns
-                                        of a split; then `add_splits` adds up the splits
+    M up to 16        gemv_transposed   a lane has a sum for each element of its unit, over the
+                                        columns of a split; `add_splits` adds up the splits
     17 or more        tile_transposed   like tile_fma
 
 The schedule `element` computes one result per thread block. It serves every M, and the other
