@@ -86,7 +86,9 @@ def _staged_bytes(plan: HipPlan, kernel: HipKernel) -> int:
         case kernels.GEMV_MATRIX:
             return sizes_of(arch, kernel).used_bytes
         case kernels.GEMV_TRANSPOSED:
-            return gemv_transposed_bytes(plan, kernel)
+            formats = [plan.weight(p.arg).block_format for p in kernel.section.products]
+            is_late = kernel.scales_late and any(fmt.minimum_at is None for fmt in formats)
+            return gemv_transposed_bytes(kernel.rows_per_tile, kernel.block_size, is_late)
         case kernels.ADD_SPLITS:
             return kernel.block_size * _F32_BYTES
         case kernels.TILE_FMA | kernels.TILE_TRANSPOSED:
@@ -104,16 +106,14 @@ def gemv_bytes(kernel: HipKernel) -> int:
     return kernel.rows_per_tile * kernel.ahead * kernel.lanes * stride_bytes
 
 
-def gemv_transposed_bytes(plan: HipPlan, kernel: HipKernel) -> int:
+def gemv_transposed_bytes(rows: int, block_size: int, is_late: bool) -> int:
     """Return the bytes of x at a column for each thread, and of the sums that waves add up.
 
     Where scales are applied late, rough elements of x are apart, and a number names their stage.
     """
-    formats = [plan.weight(product.arg).block_format for product in kernel.section.products]
-    is_late = kernel.scales_late and any(fmt.minimum_at is None for fmt in formats)
-    staged = (2 if is_late else 1) * kernel.rows_per_tile * kernel.block_size
-    sums = SUMS_OF_ROUND * (kernel.block_size + 4)
-    return (staged + sums) * _F32_BYTES + (_F32_BYTES if is_late else 0)
+    staged = (2 if is_late else 1) * rows * block_size
+    sums = SUMS_OF_ROUND * (block_size + 4)
+    return (staged + sums + is_late) * _F32_BYTES
 
 
 def _tile_matrix_bytes(plan: HipPlan, kernel: HipKernel) -> int:

@@ -15,7 +15,7 @@ from q4jit.hip.kernel import (
     HipKernel,
     HipPlan,
 )
-from q4jit.hip.memory import SUMS_OF_ROUND
+from q4jit.hip.memory import SUMS_OF_ROUND, gemv_transposed_bytes
 from q4jit.hip.problem import Problem
 from q4jit.hip.weight import Weight
 from q4jit.plan.kernels import Kernel, Section
@@ -24,9 +24,12 @@ from q4jit.weights.layouts import PLANAR, TILES16
 TILE_COLUMNS: Final = 64
 SPLIT_RESULTS: Final = 32
 """Results of a block that adds up splits: whole sectors of memory, and many blocks."""
-# By rows of x, the blocks of 256 threads that run at a time. Counted with NVRTC 13.0 for sm_90: a
-# lane needs 80, 128 and 212 registers of 65536 for Q4_0, 32 of them for the sums of each row.
+# By rows of x, the blocks of 256 threads that run at a time; a few more would wait for all others.
+# Counted with NVRTC 13.0 for sm_90: of 65536 registers a lane needs 64 to 68 for a row, 106 to 128
+# for two (F32: 148) and up to 202 for four. Q6_K and F32 need 105 and 113 for a row.
 _BLOCKS_PER_UNIT: Final = {1: 3, 2: 2, 4: 1}
+_MANY_REGISTERS: Final = 16
+"""Registers of a stored unit beyond which only two blocks run at a time."""
 _MOST_ROWS: Final = 4
 _FEW_REGISTERS: Final = 8
 """Registers of a stored unit beside which a lane has room for more rows and for units ahead."""
@@ -70,10 +73,13 @@ def gemv_constants(problem: Problem, work: Kernel) -> dict[str, Any]:
     stored = max(Weight(spec, PLANAR, frozenset()).stored_registers for spec in specs)
     is_light = stored <= _FEW_REGISTERS
     rows = min(problem.m_class, _MOST_ROWS if is_light else _MOST_ROWS // 2)
+    block_size = problem.plan_options.block_size or BLOCK_SIZE
+    while rows > 1 and gemv_transposed_bytes(rows, block_size, is_late=True) > arch.lds_bytes:
+        rows //= 2
     kernel = HipKernel(
         work,
         GEMV_TRANSPOSED,
-        block_size=problem.plan_options.block_size or BLOCK_SIZE,
+        block_size=block_size,
         layout=layout,
         rows_per_tile=rows,
         columns=arch.wave * UNIT_ELEMENTS,
@@ -84,17 +90,20 @@ def gemv_constants(problem: Problem, work: Kernel) -> dict[str, Any]:
         "columns": kernel.columns,
         "ahead": 2 if is_light else 1,
         "scales_late": problem.has_finite_blocks(section),
-        "splits": _splits(problem, kernel),
+        "splits": _splits(problem, kernel, 2 if stored > _MANY_REGISTERS else 3),
     }
 
 
-def _splits(problem: Problem, kernel: HipKernel) -> int:
-    """Return how many blocks share a result: enough to fill the GPU and to add up well."""
+def _splits(problem: Problem, kernel: HipKernel, most_per_unit: int) -> int:
+    """Return how many blocks share a result: enough to fill the GPU and to add up well.
+
+    most_per_unit: the most blocks of `BLOCK_SIZE` threads that run on a compute unit.
+    """
     waves = kernel.block_size // problem.arch.wave
     n = kernel.section.products[0].operands[0].width
     row_tiles = -(-problem.m_class // kernel.rows_per_tile)
-    per_unit = _BLOCKS_PER_UNIT[kernel.rows_per_tile] * BLOCK_SIZE / kernel.block_size
-    blocks = per_unit * problem.arch.compute_units
+    per_unit = min(_BLOCKS_PER_UNIT[kernel.rows_per_tile], most_per_unit)
+    blocks = per_unit * problem.arch.compute_units * BLOCK_SIZE / kernel.block_size
     full = math.floor(blocks / (kernel.transposed_tiles * row_tiles))
     exact = math.ceil(math.sqrt(n / _MOST_TERMS_SHARED) / waves)
     splits = max(min(full, n // (waves * _LEAST_COLUMNS)), exact, 1)

@@ -103,6 +103,8 @@ ASKED: Final = (
     Way(None, 1, "gfx1100", precision="f16"),
     Way(GEMV, 2, "gfx90a", block_size=64),
     Way(GEMV, 1, "gfx1030", block_size=512),
+    Way(None, 5, "sm_90", block_size=1024),
+    Way(None, 1, "gfx1100", block_size=32),
 )
 SOME: Final = (
     Way(None, 1, "gfx1030"),
