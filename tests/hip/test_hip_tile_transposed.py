@@ -173,7 +173,7 @@ def test_every_shape(shape: tuple[int, int], precision: str, arch: str) -> None:
 )
 def test_stages_and_tiles(constants: dict[str, Any], precision: str, arch: str) -> None:
     """Check tiles with rows and columns beyond the result, and more stages than N has."""
-    for n in (200, 40):
+    for n in (200, 24):  # 24: memory ends with the scales of the last quad
         x, w = random_x(100, n), weight("Q4_0", 288, n)
         (y,) = run(product, [x, w.tensor], arch, precision, **constants)
         assert_contract(y, x, transposed(w), BOUNDS[precision])
