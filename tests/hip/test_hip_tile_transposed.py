@@ -307,6 +307,24 @@ def test_narrow_arrays(precision: str, arch: str, kind: str) -> None:
     assert_rounded_contract(y, x, transposed(w), kind, BOUNDS[precision])
 
 
+@pairwise("m arch precision", [9, 20], ARCHS, PRECISIONS)
+@pytest.mark.parametrize("splits", [1, 2])
+def test_only_rough_rows_are_computed_from_decoded_weights(
+    precision: str, arch: str, m: int, splits: int
+) -> None:
+    """Also where a tile has rows beyond the last, whose sums may be NaN."""
+
+    def spoiled(text: str) -> str:
+        """Return the text with wrong results from decoded weights."""
+        assert text.count("total += sum;") in {0, 1}  # `rows` has no such results
+        return text.replace("total += sum;", "total = 1e9f;")
+
+    x, w = random_x(m, 300), weight("Q4_0", K, 300)
+    splits = splits if arch == "sm_90" else 1
+    (y,) = run(product, [x, w.tensor], arch, precision, spoiled, splits=splits)
+    assert_contract(y, x, transposed(w), BOUNDS[precision])
+
+
 @every_arch
 def test_results_of_rough_rows_are_stored(arch: str) -> None:
     x, w = random_x(20, N), weight("Q4_0", K, N)
