@@ -335,11 +335,12 @@ DEVICE void compute(const Arguments& a) {
     }
 
     // --- large scales: all rows of the tile become rough ---
-    bool has_large = false;
+    bool has_large = false;  // rows beyond the last hold anything
     UNROLL for (int n = 0; n < WAVE_PANELS; ++n)
         UNROLL for (int step = 0; step < STEPS; ++step)
             UNROLL for (int i = 0; i < LANE_COLUMNS * LANE_ROWS; ++i) {
-                has_large = has_large || is_large(w_sums[n][step][i]);
+                const bool is_inside = row0 + step * TILE_ROWS + lane_row(i % LANE_ROWS) < m;
+                has_large = has_large || (is_inside && is_large(w_sums[n][step][i]));
             }
     if (has_large) any_rough = 1;
     block_barrier();
