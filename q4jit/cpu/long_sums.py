@@ -78,8 +78,7 @@ def _add_to_long(module: Module) -> str:
 def write_add(f: Function, part: str, sum_at: str, is_first: str | None = None) -> None:
     """Add a vector to a total, and what rounding takes from it to the total after it.
 
-    is_first: a truth value; if it is true, both are 0 whatever the memory holds. (LLVM would turn a
-    loop that stores zeros into a call of memset, which nothing resolves.)
+    is_first: a truth value; if it is true, both count as 0, whatever the memory holds.
     """
     lost_at = f.at(sum_at, VECTOR, 1, "lost_at")
     total = f.let("total", f"load {VECTOR}, ptr {sum_at}, align 64")

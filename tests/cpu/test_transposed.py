@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 from q4jit import specialize
 from q4jit.cpu.schedule import m_class, make_plan
 from q4jit.frontend.trace import trace
-from q4jit.runtime.cpu import undefined_symbols
 from q4jit.targets import find_target
 from q4jit.weights.formats import FORMATS
 from q4jit.weights.layouts import INTERLEAVED16
@@ -30,7 +29,6 @@ from tests.support.kernels import (
     every_guarded_cpu,
     hard_x,
     not_finite_rows,
-    object_of,
     on,
     random_x,
     relative_error,
@@ -250,22 +248,13 @@ def test_beside_guard_pages(cpu: Guarded, m: int) -> None:
 @every_target
 def test_plans_of_a_class_are_equal_and_tiles_fit(target: str) -> None:
     cpu, w = find_target(target), weight("Q6_K", 256, N).tensor
+    graph = trace(transposed, specs_of([random_x(2, N), w]))
     plans: dict[int, Any] = {}
     for m in range(1, 40):
-        graph = trace(transposed, specs_of([random_x(2, N), w]))
         plan = make_plan(graph, cpu, m)
         first = plans.setdefault(m_class(cpu, m), plan)
-        assert str(plan) == str(first)
-        assert plan.kernels == first.kernels
+        assert plan == first
         assert plan.kernels[0].tile.rows <= m
-
-
-@pytest.mark.parametrize("target", [*IN_PROCESS, "cpu:aarch64+dotprod"])
-@pytest.mark.parametrize("m", [1, 33])
-def test_kernels_call_nothing(target: str, m: int) -> None:
-    cpu, w = find_target(target), weight("Q4_0", K, SEVERAL_STRETCHES).tensor
-    plan = make_plan(trace(transposed, specs_of([random_x(2, SEVERAL_STRETCHES), w])), cpu, m)
-    assert not undefined_symbols(object_of(plan, plan.kernels[0]))
 
 
 def test_explain_names_the_more_exact_class() -> None:
