@@ -39,7 +39,7 @@ def host_array(tensor: Any, name: str) -> NDArray[Any]:
         what = "a tensor on the CPU or on a GPU of CUDA or ROCm"
         got, cure = f"one on {tensor.device}", f"use {name}.cpu()"
         if not has_values(tensor):
-            got, cure = f"{got}, without values", f"use torch.empty_like({name}, device='cpu')"
+            got, cure = f"{got}, without values", f"use torch.zeros_like({name}, device='cpu')"
         raise ArgumentError(expected(what, got, where=f"argument {name!r}", cure=cure))
     check_tensor(torch, tensor, name)
     dtype = tensor_dtype(tensor)
@@ -48,8 +48,7 @@ def host_array(tensor: Any, name: str) -> NDArray[Any]:
         raise ArgumentError(expected(FLOATS, got, where=f"argument {name!r}", cure=cure))
     shared = tensor.detach()
     if dtype != "bfloat16":
-        array: NDArray[Any] = shared.numpy()
-        return array
+        return _memory_of(shared, name)
     try:
         bf16 = numpy_dtype("bf16")
     except ImportError as error:
@@ -57,8 +56,17 @@ def host_array(tensor: Any, name: str) -> NDArray[Any]:
             f"argument {name!r}: NumPy has no bfloat16 without ml_dtypes; run "
             f"pip install ml_dtypes, or use {name}.float()"
         ) from error
-    bits: NDArray[Any] = shared.view(torch.int16).numpy()
-    return bits.view(bf16)
+    return _memory_of(shared.view(torch.int16), name).view(bf16)
+
+
+def _memory_of(tensor: Any, name: str) -> NDArray[Any]:
+    try:
+        array: NDArray[Any] = tensor.numpy()
+    except RuntimeError as error:  # of torch.func and torch.compile
+        got = f"one that NumPy cannot read ({error})"
+        what = "a tensor with values in memory"
+        raise ArgumentError(expected(what, got, where=f"argument {name!r}")) from error
+    return array
 
 
 def refuse_mixing(values: Sequence[Any], names: Sequence[str]) -> None:

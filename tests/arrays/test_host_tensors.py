@@ -89,7 +89,7 @@ REFUSED = [
     (converted("complex64").conj(), "x.real.float()"),
     (converted("complex64").conj().imag, "x.resolve_neg()"),
     (torch.randn(3, K).to_sparse(), "x.to_dense()"),
-    (torch.randn(3, K, device="meta"), "torch.empty_like(x, device='cpu')"),
+    (torch.randn(3, K, device="meta"), "torch.zeros_like(x, device='cpu')"),
 ]
 
 
@@ -126,7 +126,7 @@ def test_cures_of_mixed_containers(x: Any, cure: str) -> None:
         (torch.randn(K, N).to(torch.complex64), "w.real.float().numpy()"),
         (torch.randn(K, N).to(torch.int8), "w.float().numpy()"),
         (torch.randn(K, N).to_sparse(), "w.to_dense().numpy()"),
-        (torch.randn(K, N, device="meta"), "torch.empty_like(w, device='cpu').numpy()"),
+        (torch.randn(K, N, device="meta"), "torch.zeros_like(w, device='cpu').numpy()"),
     ],
     ids=lambda v: str(getattr(v, "dtype", "")),
 )
@@ -184,3 +184,9 @@ def test_numbers_without_axes_promote_as_arrays() -> None:
         (2.0, torch.float16),
     ]:
         assert f(torch.ones(2, K).half(), s).dtype == wanted
+
+
+def test_tensors_without_memory_are_refused() -> None:
+    f = specialize(lambda x: x * 2, target="cpu")
+    with pytest.raises(ArgumentError, match=r"argument 'x': .*tensor with values in memory"):
+        torch.func.vmap(f)(torch.ones(3, K))
