@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from q4jit.arrays.dtypes import FLOATS
 from q4jit.arrays.torch_tensors import check_tensor
+from q4jit.arrays.views import DeviceView
 from q4jit.conversions import as_argument, as_tensor, has_values, is_tensor, tensor_dtype
 from q4jit.errors import ArgumentError, expected
 from q4jit.floats import FLOAT_TYPES, float_type_of, numpy_dtype
@@ -81,6 +82,15 @@ def refuse_mixing(values: Sequence[Any], names: Sequence[str]) -> None:
             what, cure = f"a tensor, as {tensor!r} is one", f"use {as_tensor(name, value)}"
             got = f"a NumPy array {list(value.shape)}"
             raise ArgumentError(expected(what, got, where=f"argument {name!r}", cure=cure))
+
+
+def are_on_host(values: Sequence[Any], leaves: Sequence[Any]) -> bool:
+    """Return whether the tensors of a call are in host memory, and its results so too.
+
+    leaves: the values as `with_views` returns them. A tensor without axes is a number, and may be
+    in host memory beside arrays on a GPU.
+    """
+    return DeviceView not in map(type, leaves) and any(map(is_host_tensor, values))
 
 
 def arrays_of(out: Any) -> Any:
