@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from q4jit import ArgumentError, DeviceError, dispatcher, quantize, specialize
-from q4jit.arrays import host_tensors, libraries
+from q4jit.arrays import host_tensors, libraries, torch_tensors
 from q4jit.arrays.views import DeviceView
 from tests.support.cures import check_cure
 from tests.support.halves import BF16
@@ -199,7 +199,7 @@ def on_gpu(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Return a tensor that q4jit takes for one on a GPU."""
     tensor = torch.ones(N)
     view = DeviceView(4096, (N,), None, "float32", "nvidia", 0, False, "torch", None, tensor)
-    torch_view, is_host_tensor = libraries.torch_view, host_tensors.is_host_tensor
+    torch_view, is_host_tensor = torch_tensors.torch_view, host_tensors.is_host_tensor
     monkeypatch.setattr(
         libraries, "torch_view", lambda t, v, n: view if v is tensor else torch_view(t, v, n)
     )
