@@ -48,7 +48,7 @@ def as_numpy(name: str, value: Any) -> str:
     if not is_tensor(value):
         return f"np.asarray({name}, dtype=np.float32)"
     if not has_values(value):
-        return f"torch.empty_like({name}, device='cpu').numpy()"
+        return f"torch.zeros_like({name}, device='cpu').numpy()"
     expression = _strided(name, value)
     if not _is_quantized(value) and tensor_dtype(value) not in _NUMPYS_FLOATS:
         expression += ".float()"

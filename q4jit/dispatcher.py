@@ -16,7 +16,7 @@ import numpy as np
 
 from q4jit import config
 from q4jit.arrays.dtypes import F32
-from q4jit.arrays.host_tensors import arrays_of, is_host_tensor, tensors_of
+from q4jit.arrays.host_tensors import are_on_host, arrays_of, is_host_tensor, tensors_of
 from q4jit.arrays.libraries import with_views
 from q4jit.arrays.specs import shape_key, stand_in
 from q4jit.arrays.torch_tensors import tensor_facts
@@ -161,8 +161,8 @@ class Specialized(PickledAsFunction, Generic[_P, _R]):
                 if on_device is not None:
                     self._hits += 1
                     return on_device.on_tensors(args, out, pointers, stream)
-            on_host = any(map(is_host_tensor, args))
-            args = with_views(args, names_of(args, self._parameters))
+            values, args = args, with_views(args, names_of(args, self._parameters))
+            on_host = are_on_host(values, args)
         if on_host:
             result = self._call(unflattened(args), None if out is None else arrays_of(out))
             return tensors_of(result) if out is None else out

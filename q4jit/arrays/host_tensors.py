@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from q4jit.arrays.dtypes import FLOATS
 from q4jit.arrays.torch_tensors import check_tensor
+from q4jit.arrays.views import DeviceView
 from q4jit.conversions import as_argument, as_tensor, has_values, is_tensor, tensor_dtype
 from q4jit.errors import ArgumentError, expected
 from q4jit.floats import FLOAT_TYPES, float_type_of, numpy_dtype
@@ -39,7 +40,7 @@ def host_array(tensor: Any, name: str) -> NDArray[Any]:
         what = "a tensor on the CPU or on a GPU of CUDA or ROCm"
         got, cure = f"one on {tensor.device}", f"use {name}.cpu()"
         if not has_values(tensor):
-            got, cure = f"{got}, without values", f"use torch.empty_like({name}, device='cpu')"
+            got, cure = f"{got}, without values", f"use torch.zeros_like({name}, device='cpu')"
         raise ArgumentError(expected(what, got, where=f"argument {name!r}", cure=cure))
     check_tensor(torch, tensor, name)
     dtype = tensor_dtype(tensor)
@@ -48,8 +49,7 @@ def host_array(tensor: Any, name: str) -> NDArray[Any]:
         raise ArgumentError(expected(FLOATS, got, where=f"argument {name!r}", cure=cure))
     shared = tensor.detach()
     if dtype != "bfloat16":
-        array: NDArray[Any] = shared.numpy()
-        return array
+        return _memory_of(shared, name)
     try:
         bf16 = numpy_dtype("bf16")
     except ImportError as error:
@@ -57,8 +57,17 @@ def host_array(tensor: Any, name: str) -> NDArray[Any]:
             f"argument {name!r}: NumPy has no bfloat16 without ml_dtypes; run "
             f"pip install ml_dtypes, or use {name}.float()"
         ) from error
-    bits: NDArray[Any] = shared.view(torch.int16).numpy()
-    return bits.view(bf16)
+    return _memory_of(shared.view(torch.int16), name).view(bf16)
+
+
+def _memory_of(tensor: Any, name: str) -> NDArray[Any]:
+    try:
+        array: NDArray[Any] = tensor.numpy()
+    except RuntimeError as error:  # of torch.func and torch.compile
+        got = f"one that NumPy cannot read ({error})"
+        what = "a tensor with values in memory"
+        raise ArgumentError(expected(what, got, where=f"argument {name!r}")) from error
+    return array
 
 
 def refuse_mixing(values: Sequence[Any], names: Sequence[str]) -> None:
@@ -73,6 +82,15 @@ def refuse_mixing(values: Sequence[Any], names: Sequence[str]) -> None:
             what, cure = f"a tensor, as {tensor!r} is one", f"use {as_tensor(name, value)}"
             got = f"a NumPy array {list(value.shape)}"
             raise ArgumentError(expected(what, got, where=f"argument {name!r}", cure=cure))
+
+
+def are_on_host(values: Sequence[Any], leaves: Sequence[Any]) -> bool:
+    """Return whether the tensors of a call are in host memory, and its results so too.
+
+    leaves: the values as `with_views` returns them. A tensor without axes is a number, and may be
+    in host memory beside arrays on a GPU.
+    """
+    return DeviceView not in map(type, leaves) and any(map(is_host_tensor, values))
 
 
 def arrays_of(out: Any) -> Any:

@@ -22,8 +22,9 @@ from q4jit import config
 from q4jit.arrays.device_array import DeviceArray
 from q4jit.arrays.views import DeviceView, common_device, device_of
 from q4jit.errors import ArgumentError, DeviceError, TargetError, expected
+from q4jit.floats import FLOAT_BYTES
 from q4jit.frontend.graph import Graph
-from q4jit.frontend.specs import WeightSpec
+from q4jit.frontend.specs import ArraySpec, WeightSpec
 from q4jit.runtime.devices import driver_of, find_device, find_devices, target_of, why_none
 from q4jit.runtime.driver import Device
 from q4jit.targets import HIP_ARCHS, Target, find_target
@@ -175,10 +176,13 @@ def _cheaper(cost_of_call: Callable[[], CallCost]) -> Place:
 def cost_of(graph: Graph, rows: int) -> CallCost:
     """Return the cost of a call of a graph for a number of rows."""
     weight_bytes = multiply_adds = 0
-    widths = sum(node.width for node in graph.outputs)
+    results = zip(graph.outputs, graph.result_types, strict=True)
+    row_bytes = sum(node.width * FLOAT_BYTES[float_type] for node, float_type in results)
     for node in graph.nodes():
         if node.op == "load":
-            widths += node.width
+            array = graph.signature[node.arg]
+            assert isinstance(array, ArraySpec)
+            row_bytes += node.width * FLOAT_BYTES[array.float_type]
         if node.op != "matmul":
             continue
         spec = graph.signature[node.arg]
@@ -187,7 +191,7 @@ def cost_of(graph: Graph, rows: int) -> CallCost:
         elements = node.operands[0].width * node.width
         weight_bytes += elements * fmt.block_bytes // fmt.block_elements
         multiply_adds += rows * elements
-    return CallCost(weight_bytes, 4 * rows * widths, multiply_adds)
+    return CallCost(weight_bytes, rows * row_bytes, multiply_adds)
 
 
 def gpu_us(device: Device, cost: CallCost) -> float:

@@ -528,6 +528,26 @@ def test_arrays_on_several_devices_are_refused(
         common_device(views, ["x", "bias"])
 
 
+@pytest.mark.parametrize(
+    ("library", "cure"),
+    [
+        ("torch", r"use torch\.as_tensor\(x, device=bias\.device\)$"),
+        ("cupy", r"use cupy\.asarray\(x\) under `with bias\.device:`$"),
+        ("", "use a copy of x on the device of bias$"),
+    ],
+)
+def test_the_cure_moves_an_array_to_the_device_of_another(library: str, cure: str) -> None:
+    moved = on("amd", 1)._replace(library=library)
+    with pytest.raises(ArgumentError, match=cure):
+        common_device([None, moved], ["x", "bias"])
+
+
+def test_complex_arrays_come_with_the_conversion() -> None:
+    view = on("amd", 0)._replace(dtype="complex64", library="torch")
+    with pytest.raises(ArgumentError, match=r"got complex64 .*use x\.real\.float\(\)"):
+        require_float(view, "x")
+
+
 def test_no_array_is_refused() -> None:
     with pytest.raises(ArgumentError, match="got no array"):
         common_device([], [])

@@ -5,7 +5,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from q4jit import ArgumentError, quantize, specialize
+from q4jit import ArgumentError, DeviceError, dispatcher, quantize, specialize
+from q4jit.arrays import host_tensors, libraries, torch_tensors
+from q4jit.arrays.views import DeviceView
 from tests.support.cures import check_cure
 from tests.support.halves import BF16
 
@@ -191,3 +193,35 @@ def test_tensors_without_memory_are_refused() -> None:
     f = specialize(lambda x: x * 2, target="cpu")
     with pytest.raises(ArgumentError, match=r"argument 'x': .*tensor with values in memory"):
         torch.func.vmap(f)(torch.ones(3, K))
+
+
+@pytest.fixture
+def on_gpu(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Return a tensor that q4jit takes for one on a GPU."""
+    tensor = torch.ones(N)
+    view = DeviceView(4096, (N,), None, "float32", "nvidia", 0, False, "torch", None, tensor)
+    torch_view, is_host_tensor = torch_tensors.torch_view, host_tensors.is_host_tensor
+    monkeypatch.setattr(
+        libraries, "torch_view", lambda t, v, n: view if v is tensor else torch_view(t, v, n)
+    )
+    for module in (libraries, host_tensors, dispatcher):
+        monkeypatch.setattr(
+            module, "is_host_tensor", lambda v: v is not tensor and is_host_tensor(v)
+        )
+    return tensor
+
+
+@pytest.mark.parametrize("target", [None, "cpu"])
+def test_tensors_on_two_devices(on_gpu: Any, target: str | None) -> None:
+    f = specialize(lambda d, w: d["x"] @ w + d["b"], target=target)
+    got = r"got d\['x'\] on the host and d\['b'\] on nvidia device 0"
+    cure = r"use torch\.as_tensor\(d\['x'\], device=d\['b'\]\.device\)"
+    with pytest.raises(ArgumentError, match=f"{got}; {cure}$"):
+        f({"x": torch.ones(3, K), "b": on_gpu}, W)
+    with pytest.raises(ArgumentError, match="got x on the host and b on nvidia device 0"):
+        specialize(affine, target=target)(torch.ones(3, K), W, on_gpu)
+
+
+def test_a_number_in_host_memory_beside_a_tensor_on_a_gpu(on_gpu: Any) -> None:
+    with pytest.raises(DeviceError, match="no driver for the array on nvidia device 0"):
+        specialize(lambda x, s: x * s)(on_gpu, torch.tensor(2.0))

@@ -200,11 +200,13 @@ def test_a_named_target_is_used_whatever_the_cost(devices: list[Device]) -> None
 
 def test_the_cost_counts_weights_once_and_arrays_per_row() -> None:
     w = quantize(np.ones((64, 32)), "Q4_0")
-    two = specialize(lambda x, w, r: (x @ w + r) * 2)
-    r = np.zeros((3, 32), np.float32)
-    two(np.zeros((3, 64), np.float32), w, r)
-    (graph,) = two._specializer.kept.graphs.young.values()
-    assert policy.cost_of(graph, 3) == CallCost(w.nbytes, 4 * 3 * (64 + 32 + 32), 3 * 64 * 32)
+    for x, r, result_bytes in (("f4", "f4", 4), ("f2", "f4", 4), ("f2", "f2", 2)):
+        two = specialize(lambda x, w, r: (x @ w + r) * 2)
+        args = np.zeros((3, 64), x), w, np.zeros((3, 32), r)
+        two(*args)
+        (graph,) = two._specializer.kept.graphs.young.values()
+        array_bytes = args[0].nbytes + args[2].nbytes + 3 * 32 * result_bytes
+        assert policy.cost_of(graph, 3) == CallCost(w.nbytes, array_bytes, 3 * 64 * 32)
 
 
 def test_the_cpus_rates_are_measured() -> None:
