@@ -21,7 +21,7 @@ Products with `w.T` sum over the columns of w, whose copies they share with prod
 
     M up to 16     gemv_transposed   a lane has a sum for each element of its unit, over the columns
                                      of a split; then `add_splits` adds up the splits
-    5 or more      tile_halves_      like tile_halves, on NVIDIA: a lane decodes pairs of columns
+    3 or more      tile_halves_      like tile_halves, on NVIDIA: a lane decodes pairs of columns
                    transposed        and multiplies values, because scales differ along the sum
     17 or more     tile_transposed   like tile_fma
 
@@ -59,7 +59,7 @@ from q4jit.hip.limits import check_block_size
 from q4jit.hip.problem import Problem
 from q4jit.hip.rules import F16_ROWS_THREADS
 from q4jit.hip.sizing import sized, unsized
-from q4jit.hip.transposed import counterpart, in_two_launches
+from q4jit.hip.transposed import MOST_TRANSPOSED_ROWS, counterpart, in_two_launches
 from q4jit.hip.tunings import Choice, Measured
 from q4jit.plan.kernels import Buffer, Kernel, Plan, Section, Store
 from q4jit.plan.options import PlanOptions
@@ -152,7 +152,8 @@ def _schedule(problem: Problem, work: Kernel, section: Section, choice: Choice |
 
 def _transposed_schedule(problem: Problem, section: Section) -> str:
     """Return the schedule of products with `w.T`, by rule."""
-    if problem.m > problem.rules.gemv_matrix_rows and problem.suits_transposed_panels(section):
+    most_rows = MOST_TRANSPOSED_ROWS[problem.transposed_f16_terms]
+    if problem.m > most_rows and problem.suits_transposed_panels(section):
         return TILE_HALVES_TRANSPOSED
     return GEMV_TRANSPOSED if problem.m <= MOST_FEW_ROWS else TILE_TRANSPOSED
 
