@@ -17,10 +17,9 @@ constexpr int WIDTH = 512;  // columns of the result
 constexpr int WAVES = 8;  // BLOCK_SIZE / WAVE
 constexpr int COLUMNS = 1024;  // WAVE · UNIT, of the result in a block
 constexpr int TILES = 1;  // blocks that divide the results
-constexpr int AHEAD = 2;  // columns whose units a lane loads before their turn
 constexpr int STAGE_COLUMNS = 256;  // BLOCK_SIZE: of x, in shared memory at a time
 constexpr int SPLIT_COLUMNS = 96;  // N / 1 splits, in whole turns of the waves
-static_assert(STAGE_COLUMNS % (WAVES * AHEAD) == 0, "a stage is whole turns of the waves");
+static_assert(STAGE_COLUMNS % (WAVES) == 0, "a stage is whole turns of the waves");
 constexpr int ROUND = 8;  // sums of each thread that the waves add up at a time
 constexpr int ROUND_STRIDE = 260;  // BLOCK_SIZE + 4: sums of a lane meet different banks
 constexpr int LDS_BYTES = 10372;  // shared memory of a block
@@ -126,13 +125,11 @@ DEVICE void compute(Arguments a) {
         const int own_quad = first_k / QUAD + lane_index() / 4;
         const int quad = own_quad < W::QUADS ? own_quad : W::QUADS - 1;
 
-        // --- load ahead: the first columns of the wave ---
-        W::Part w_ahead[AHEAD];
-        UNROLL for (int i = 0; i < AHEAD; ++i) {
-            const int column = begin + wave_index() + i * WAVES;
-            const int load_column = column < end ? column : end - 1;
-            w_ahead[i] = W::load_part(a.w, W::quad_index(load_column, quad));
-        }
+        // --- load ahead: the first column of the wave ---
+        W::Part w_ahead;
+        const int column = begin + wave_index();
+        const int load_column = column < end ? column : end - 1;
+        w_ahead = W::load_part(a.w, W::quad_index(load_column, quad));
         await_kernels_before(a);
         float sums[UNIT] = {};
         if (thread == 0) rough_stage = -1;
@@ -149,23 +146,21 @@ DEVICE void compute(Arguments a) {
 
             // --- multiply ---
             const int stage_end = first + STAGE_COLUMNS < end ? first + STAGE_COLUMNS : end;
-            ROLLED for (int turn = first + wave_index(); turn < stage_end; turn += WAVES * AHEAD) {
-                UNROLL for (int i = 0; i < AHEAD; ++i) {
-                    const int column = turn + i * WAVES;
-                    if (column >= stage_end) break;
-                    const int next = column + WAVES * AHEAD < end ? column + WAVES * AHEAD : column;
-                    u32 q[UNIT / 4];
-                    W::quants(w_ahead[i], q);
-                    float scales[4];  // of the units
-                    UNROLL for (int j = 0; j < 4; ++j) scales[j] = W::scale(w_ahead[i], j);
-                    w_ahead[i] = W::load_part(a.w, W::quad_index(next, quad));
-                    float scaled[4];
-                    const float x = x_tile[column - first];
-                    UNROLL for (int j = 0; j < 4; ++j) scaled[j] = x * scales[j];
-                    UNROLL for (int j = 0; j < UNIT; ++j) {
-                        const float quant = W::centred(q, j);
-                        sums[j] = fma_f32(scaled[j / 8], quant, sums[j]);
-                    }
+            ROLLED for (int turn = first + wave_index(); turn < stage_end; turn += WAVES) {
+                const int column = turn;
+                if (column >= stage_end) break;
+                const int next = column + WAVES < end ? column + WAVES : column;
+                u32 q[UNIT / 4];
+                W::quants(w_ahead, q);
+                float scales[4];  // of the units
+                UNROLL for (int j = 0; j < 4; ++j) scales[j] = W::scale(w_ahead, j);
+                w_ahead = W::load_part(a.w, W::quad_index(next, quad));
+                float scaled[4];
+                const float x = x_tile[column - first];
+                UNROLL for (int j = 0; j < 4; ++j) scaled[j] = x * scales[j];
+                UNROLL for (int j = 0; j < UNIT; ++j) {
+                    const float quant = W::centred(q, j);
+                    sums[j] = fma_f32(scaled[j / 8], quant, sums[j]);
                 }
             }
             if (rough_stage == first)
