@@ -38,6 +38,7 @@ from q4jit.tools.selftest.measures import (
     values_error,
 )
 from q4jit.tools.selftest.run import failed, judge
+from q4jit.tools.selftest.transposed import cpu_transposed_cases
 from q4jit.weights.formats import FORMATS
 from q4jit.weights.reference import random_weight, random_x
 
@@ -104,7 +105,7 @@ def _outcome(bench: CpuBench, case: Case) -> CaseOutcome:
 
 
 def cpu_cases(quick: bool = False) -> Iterator[Case]:
-    """Yield every format and precision with several M, look-ups, functions, unaligned weights."""
+    """Yield every format and precision with several M, and the other functions and arrays."""
     formats = ("Q4_0",) if quick else tuple(FORMATS)
     for turn, name in enumerate(formats):
         w = random_weight(name, *shape_for(name, turn))
@@ -124,6 +125,7 @@ def cpu_cases(quick: bool = False) -> Iterator[Case]:
     yield from one_sign_cases((name, m) for name in formats for m in (1, 17))
     yield from function_cases()
     yield from cpu_half_cases(quick)
+    yield from cpu_transposed_cases(quick)
     w = unaligned_weight()
     for m in (1, 17):
         args = (random_x(m, w.shape[0]), w)

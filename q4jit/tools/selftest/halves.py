@@ -59,7 +59,7 @@ class _Way:
 
 def half_cases(target: Target, quick: bool = False) -> Iterator[Case]:
     """Yield the cases of an arch of GPU."""
-    for dtype in _present():
+    for dtype in present_halves():
         for way in _gpu_ways(target, dtype):
             if way.format == "Q4_0" or not quick:
                 yield from way.cases(dtype)
@@ -70,7 +70,7 @@ def half_cases(target: Target, quick: bool = False) -> Iterator[Case]:
 
 def cpu_half_cases(quick: bool = False) -> Iterator[Case]:
     """Yield the cases of a CPU."""
-    for turn, dtype in enumerate(_present()):
+    for turn, dtype in enumerate(present_halves()):
         for i, name in enumerate(["Q4_0"] if quick else FORMATS):
             precision, rows = _CPU_WAYS[(i + turn) % len(_CPU_WAYS)]
             yield from _Way(None, precision, rows, name).cases(dtype)
@@ -82,12 +82,13 @@ def cpu_half_cases(quick: bool = False) -> Iterator[Case]:
 def missing_types() -> Iterator[CaseOutcome]:
     """Yield an outcome for each float type that has no cases here, because NumPy lacks it."""
     for dtype in HALVES:
-        if dtype not in _present():
+        if dtype not in present_halves():
             what, reason = f"arrays in {dtype}", "needs ml_dtypes; run pip install ml_dtypes"
             yield CaseOutcome(what, what, 0, None, 0.0, None, f"not run: {reason}")
 
 
-def _present() -> Sequence[FloatType]:
+def present_halves() -> Sequence[FloatType]:
+    """Return f16 and, if NumPy has it here, bf16."""
     return HALVES if importlib.util.find_spec("ml_dtypes") else HALVES[:1]
 
 

@@ -70,8 +70,10 @@ def _exact(x: Floats, values: Floats) -> tuple[NDArray[np.float64], NDArray[np.f
     return wide @ w, error_scale(wide**2 @ w**2, x.shape[-1])
 
 
-def special_error(bound: float, args: Sequence[Any], results: Sequence[Any]) -> float:
-    """Return the contract error of the finite results.
+def special_error(
+    bound: float, args: Sequence[Any], results: Sequence[Any], *, transposed: bool = False
+) -> float:
+    """Return the contract error of the finite results of x @ w, or x @ w.T.
 
     Raises WrongResultsError if NaN and Inf are not where they must be. Where an error within the
     bound decides whether a result exceeds the range of its type, Inf and a finite one are right.
@@ -79,7 +81,7 @@ def special_error(bound: float, args: Sequence[Any], results: Sequence[Any]) -> 
     (y,), (x, w) = results, args
     _require_dtype(y, x.dtype)
     with np.errstate(all="ignore"):
-        exact, scale = _exact(x, _values(w))
+        exact, scale = _exact(x, _values(w).T if transposed else _values(w))
         margin = np.where(np.isfinite(scale), bound * scale, 0)
         least, most = (_widened((exact + side).astype(y.dtype)) for side in (-margin, margin))
         known, wide = np.isfinite(exact), _widened(y)

@@ -15,11 +15,13 @@ from q4jit.tools.selftest.halves import half_cases, missing_types
 from q4jit.tools.selftest.measures import Floats, WrongResultsError
 from q4jit.tools.selftest.streams import NotRunError
 from q4jit.tools.selftest.timing import time_products
+from q4jit.tools.selftest.transposed import transposed_cases
 
 
 def run_all(bench: Bench, quick: bool, findings: Findings) -> None:
     """Run every case and check, then time products; add each result to `findings` at once."""
     selected = [*cases(bench.target, quick), *half_cases(bench.target, quick)]
+    selected += transposed_cases(quick)
     for outcome in outcomes(bench, selected):
         findings.cases.append(outcome)
     findings.cases += missing_types()
