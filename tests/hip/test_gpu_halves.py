@@ -20,6 +20,7 @@ pytestmark = pytest.mark.gpu
 
 BOUND: Final = 2e-6
 K, N = 576, 200
+ROUNDING: Final = {"f32": 2e-6, "f16": 2.0**-11, "bf16": 2.0**-8}
 EVERY_CLASS: Final = (1, 5, 64, 600)  # M: one row, a few, a tile, several tiles
 KINDS: Final = ("f32", *HALVES)
 
@@ -136,8 +137,12 @@ def test_graphs_of_both_products_follow_their_inputs(
             out.fill_(torch.nan)
         graph.replay()
         torch.cuda.synchronize()
-        y = values_of(outs[0], kind)
+        y, z = (values_of(out, kind) for out in outs)
         assert_product(changed, w, y)
+        values = w.dequantize().astype(np.float64)
+        exact = changed.astype(np.float64) @ values @ values.T
+        error = np.linalg.norm(z.astype(np.float64) - exact) / np.linalg.norm(exact)
+        assert error < ROUNDING[kind]
         replayed = [out.clone() for out in outs]
         f(x, w, out=outs)
         assert all(map(torch.equal, replayed, outs))

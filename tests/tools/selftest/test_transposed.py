@@ -1,6 +1,7 @@
 """The self-test's cases of products with `w.T`: coverage, judgement, kernels on the host."""
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,11 @@ from q4jit.hip.kernel import (
     UNIT_ELEMENTS,
 )
 from q4jit.hip.render import render
+from q4jit.targets import find_target
+from q4jit.tools.selftest import run
 from q4jit.tools.selftest.cases import Case
 from q4jit.tools.selftest.cpu import CpuBench, cpu_cases
+from q4jit.tools.selftest.findings import Findings
 from q4jit.tools.selftest.run import judge
 from q4jit.tools.selftest.transposed import cpu_transposed_cases, transposed_cases
 from q4jit.weights.formats import FORMATS
@@ -90,6 +94,21 @@ def test_cases_of_the_cpu() -> None:
         assert_special_rows(case)
     names = {str(case) for case in cpu_cases(quick=True)}
     assert names >= {str(case) for case in cpu_transposed_cases(quick=True)}
+
+
+def test_the_command_runs_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    planned: list[str] = []
+
+    def plan(bench: Any, selected: list[Case]) -> list[Any]:
+        planned.extend(map(str, selected))
+        return []
+
+    monkeypatch.setattr(run, "outcomes", plan)
+    monkeypatch.setattr(run, "checks", lambda quick: [])
+    monkeypatch.setattr(run, "time_products", lambda *args: None)
+    bench: Any = SimpleNamespace(target=find_target("hip:sm_90"))
+    run.run_all(bench, False, Findings())
+    assert set(planned) >= set(map(str, transposed_cases()))
 
 
 def test_quick_runs_a_subset() -> None:
