@@ -65,7 +65,8 @@ def tensor_of(torch: Any, array: NDArray[Any], kind: str) -> Any:
 
 
 def values_of(tensor: Any, kind: str) -> NDArray[Any]:
-    return tensor.float().cpu().numpy().astype(DTYPES[kind])  # NumPy has no bf16 of PyTorch
+    wide: NDArray[np.float32] = tensor.float().cpu().numpy()  # NumPy cannot view PyTorch's bf16
+    return wide.astype(DTYPES[kind])
 
 
 def assert_product(x: NDArray[Any], w: Any, y: NDArray[Any], *, transposed: bool = False) -> None:
