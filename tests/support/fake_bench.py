@@ -51,6 +51,10 @@ class _Decoded:
         product: NDArray[Any] = x.astype(np.float64) @ self.values
         return product
 
+    @property
+    def T(self) -> "_Decoded":  # noqa: N802 - NumPy's name
+        return _Decoded(self.values.T)
+
     def dequantize(self) -> NDArray[Any]:
         return self.values
 

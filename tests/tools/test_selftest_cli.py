@@ -23,6 +23,7 @@ from q4jit.tools.selftest.checks import Check
 from q4jit.tools.selftest.halves import half_cases
 from q4jit.tools.selftest.run import outcome_of
 from q4jit.tools.selftest.streams import NotRunError
+from q4jit.tools.selftest.transposed import transposed_cases
 from tests.support import child
 from tests.support.fake_bench import DEVICE, for_numpy
 
@@ -138,10 +139,11 @@ def test_a_correct_device_passes(selftest_in: Any, capsys: pytest.CaptureFixture
     assert status == 0
     assert data["failed"] == 0
     target = find_target("hip:gfx1100")
-    every = [*cases(target), *half_cases(target), *checks.checks()]
+    every = [*cases(target), *half_cases(target), *transposed_cases(), *checks.checks()]
     assert len(data["cases"]) == len(every)
     groups = {case["group"] for case in data["cases"]}
     assert {"products in bf16, f16", "special f16, i8", "loads of bf16"} <= groups
+    assert groups >= {case.group for case in transposed_cases()}
     run = [case for case in data["cases"] if case["passed"] is not None]
     assert all(case["passed"] and not case["message"] for case in run)
     assert data["ended_by"] == ""
