@@ -13,7 +13,7 @@ _SHAPE: Final = "give arguments the shape that they need, or reshape the result 
 _FILL: Final = "use a number, which broadcasts"
 _ARGUMENT: Final = "compute it outside, and pass the result as an argument"
 _OUTSIDE: Final = "return the value, and do this outside"
-_FLOATS: Final = "leave it out: every value is float32 already"
+_FLOATS: Final = "leave it out: every value is computed in float32"
 
 _CURES: Final = {
     name: cure
@@ -53,7 +53,11 @@ _CURES: Final = {
         "erf erfc": "use GELU's approximation 0.5 * x * (1 + np.tanh(0.79788456 * (x + 0.044715 * "
         "x**3)))",
         "sin cos tan": _ARGUMENT,
-        "asarray array asanyarray ascontiguousarray float32 float64 float16": _FLOATS,
+        "asarray array asanyarray ascontiguousarray float64 double": _FLOATS,
+        "float32 float": "use x.astype(np.float32)",
+        "float16 half": "use x.astype(np.float16)",
+        "bfloat16": "use x.astype(ml_dtypes.bfloat16)",
+        "to type": "use x.astype with np.float32, np.float16 or ml_dtypes.bfloat16",
         "take": "use slices of the last axis, and w.rows(ids) for rows of a weight",
     }.items()
     for name in names.split()

@@ -77,9 +77,14 @@ def dtype_of(float_type: FloatType) -> np.dtype[Any]:
 
 def float_type_named(dtype: object, where: str) -> FloatType:
     """Return the float type of an object that names a dtype. Raises TraceError for other dtypes."""
-    wanted = np.dtype(dtype)  # type: ignore[call-overload]  # any object
-    float_type = float_type_of(wanted)
+    try:
+        wanted = np.dtype(dtype)  # type: ignore[call-overload]  # any object
+    except TypeError:  # of another library, or "bfloat16" without ml_dtypes
+        shown, float_type = str(dtype), None
+    else:
+        shown, float_type = str(wanted), float_type_of(wanted)
     if float_type is None:
         types = "np.float32, np.float16 or ml_dtypes.bfloat16"
-        raise TraceError(expected(types, str(wanted), where=where))
+        cure = "convert the result outside" if shown == "float64" else ""
+        raise TraceError(expected(types, shown, where=where, cure=cure))
     return float_type

@@ -152,7 +152,9 @@ class _Writer:
         return [title, *self.plan.describe(kernel, self._label, buffer_name)]
 
     def _label(self, node: Node) -> str:
-        return "x_value" if node is self.kernel.work.x else self.values.names.of(node)
+        work = self.kernel.work  # `add_splits` names the x of its products without computing it
+        xs = [work.x, *(p.operands[0] for s in work.sections for p in s.products)]
+        return "x_value" if any(node is x for x in xs) else self.values.names.of(node)
 
     def decoded(self) -> dict[str, Any]:
         """Return the weight that a kernel only decodes, and the ids of its rows."""

@@ -17,7 +17,7 @@ from typing import Generic, Protocol, TypeVar
 
 from q4jit.floats import FloatType
 from q4jit.frontend.graph import Graph, Node, reachable
-from q4jit.frontend.specs import WeightSpec
+from q4jit.frontend.specs import ArraySpec, WeightSpec
 from q4jit.frontend.statements import numbered, product_text, statements
 from q4jit.targets import Target
 
@@ -209,11 +209,20 @@ class Plan(Generic[K]):
         return list(dict.fromkeys((s.index, s.layout) for s in slots if s.kind == "weight"))
 
     def __str__(self) -> str:
-        lines = [f"plan {self.graph.name} for {self.target}"]
+        lines = [f"plan {self.graph.name} for {self.target}{self._halves()}"]
         for kernel in self.kernels:
             lines.append(f"  kernel {kernel.work.name}: {kernel.rows_class}")
             lines += [f"    {line}" for line in self.describe(kernel)]
         return "\n".join(lines)
+
+    def _halves(self) -> str:
+        """Return the arrays and results that are not f32, in words."""
+        graph = self.graph
+        pairs = zip(graph.names, graph.signature, strict=True)
+        arrays = [(name, s.float_type) for name, s in pairs if isinstance(s, ArraySpec)]
+        results = [(f"output{i}", kind) for i, kind in enumerate(graph.result_types)]
+        named = [f"{name} in {kind}" for name, kind in (*arrays, *results) if kind != "f32"]
+        return f", {', '.join(named)}" if named else ""
 
     def describe(
         self,
