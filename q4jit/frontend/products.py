@@ -8,7 +8,7 @@ from q4jit.errors import TraceError, expected
 from q4jit.frontend.ids import SymbolicIds, refuse_ids
 from q4jit.frontend.refusals import USE_OTHER_PRODUCT, USE_PRODUCT, cure_for, refuse
 from q4jit.frontend.refused_operators import RefusedOperators, RefusedWeightOperators
-from q4jit.weights.tensor import QuantizedTensor
+from q4jit.weights.tensor import QuantizedTensor, TransposedTensor
 
 _SWAPPED = f"{USE_PRODUCT}; if that is what the line says, swap the arguments of the call"
 
@@ -28,6 +28,8 @@ def refuse_product(x: Any, w: Any) -> NoReturn:
         )
     if type(w) is QuantizedTensor:
         refuse(f"use a captured weight ({w!r})", "pass it as an argument")
+    if type(w) is TransposedTensor:
+        refuse(f"use a captured weight ({w!r})", "pass w as an argument, and write w.T")
     if type(w) is SymbolicIds:
         refuse_ids(w, "use @ with {}")
     if not isinstance(w, RefusedOperators):

@@ -67,6 +67,11 @@ def test_a_transpose_is_no_argument() -> None:
         f(Y, W.T)
 
 
+def test_a_captured_transpose_is_refused() -> None:
+    with pytest.raises(TraceError, match=r"captured weight .*; pass w as an argument, and write"):
+        traced(lambda y: y @ W.T, Y)
+
+
 def test_a_transpose_is_no_result() -> None:
     with pytest.raises(TraceError, match="got SymbolicTranspose"):
         specialize(lambda w: w.T, target="cpu")(W)
