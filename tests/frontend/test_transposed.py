@@ -94,6 +94,7 @@ def test_a_transpose_shares_the_tensor() -> None:
     assert W.mT.mT is W
     assert W.T.shape == (N, K)
     assert W.T.format == "Q8_0"
+    assert (W.ndim, W.T.ndim) == (2, 2)
     assert repr(W.T) == f"<transpose of {W!r}>"
     copy = pickle.loads(pickle.dumps(W.T))
     np.testing.assert_array_equal(copy.T.raw, W.raw)
