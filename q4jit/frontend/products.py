@@ -20,7 +20,7 @@ def refuse_product(x: Any, w: Any) -> NoReturn:
     if isinstance(w, RefusedWeightOperators):
         raise TraceError(
             expected(
-                "a float32 array",
+                "a float array",
                 type(x).__name__,
                 where="left operand of @",
                 cure=cure_for(x, "np.asarray(x, np.float32)"),
@@ -46,7 +46,7 @@ def refuse_product(x: Any, w: Any) -> NoReturn:
 
 def _refuse_weight_on_the_left(x: Any, w: object) -> NoReturn:
     if isinstance(w, RefusedWeightOperators):
-        refuse("multiply two weights", "use x @ w with a float32 array x")
+        refuse("multiply two weights", "use x @ w with a float array x")
     weight = f"{x._builder.show_argument(x._arg)} ({x._spec})"
     refuse(
         f"multiply with a weight on the left of @, here argument {weight}",
