@@ -89,7 +89,7 @@ def _as_returned(given: Container[int], value: Any) -> Any:
     """Return a leaf of a traced result as a compiled call returns it: arrays are new ones."""
     if type(value) is not SymbolicArray or is_passed_on(given, value):
         return value
-    return SymbolicArray(value._builder, value._node)
+    return SymbolicArray(value._builder, value._node, float_type=value._float_type or "f32")
 
 
 def leaves_to_prepare(

@@ -37,14 +37,16 @@ def _reduction(name: str, reduce: Callable[..., Node]) -> Callable[..., Any]:
     ) -> _Array:
         keepdims = _take_keepdims(rest)
         check_reduction(name, {"dtype": dtype, "out": out, **rest})
-        return _reduced(symbol, a, reduce(symbol._builder, a._node, name, axis, keepdims))
+        node = reduce(symbol._builder, a._node, name, axis, keepdims)
+        is_asked = dtype is not None and dtype is not np._NoValue
+        return _reduced(symbol, node, "f32" if is_asked else a._float_type)
 
     return function
 
 
-def _reduced(symbol: _Array, a: _Array, node: Node) -> _Array:
-    """Return the reduction of `a` that a node computes; NumPy keeps its type."""
-    float_type: FloatType = a._float_type or "f32"
+def _reduced(symbol: _Array, node: Node, float_type: FloatType | None) -> _Array:
+    """Return a reduction that a node computes; float_type: that of its operand, or as asked for."""
+    float_type = float_type or "f32"
     return symbol._of(node, NUMBER_KINDS[float_type], float_type)
 
 
@@ -101,7 +103,7 @@ def _norm(
     number = symbol._builder.number(x._node)
     squares = symbol._builder.apply("mul", number, number)
     summed = reduced(symbol._builder, "sum", squares, "np.linalg.norm", axis, bool(keepdims))
-    return _reduced(symbol, x, symbol._builder.apply("sqrt", summed))
+    return _reduced(symbol, symbol._builder.apply("sqrt", summed), x._float_type)
 
 
 def _take_keepdims(rest: dict[str, object]) -> bool:

@@ -8,7 +8,7 @@ from q4jit.errors import TraceError, expected
 from q4jit.frontend.ids import SymbolicIds, refuse_ids
 from q4jit.frontend.refusals import USE_OTHER_PRODUCT, USE_PRODUCT, cure_for, refuse
 from q4jit.frontend.refused_operators import RefusedOperators, RefusedWeightOperators
-from q4jit.weights.tensor import QuantizedTensor
+from q4jit.weights.tensor import QuantizedTensor, TransposedTensor
 
 _SWAPPED = f"{USE_PRODUCT}; if that is what the line says, swap the arguments of the call"
 
@@ -20,7 +20,7 @@ def refuse_product(x: Any, w: Any) -> NoReturn:
     if isinstance(w, RefusedWeightOperators):
         raise TraceError(
             expected(
-                "a float32 array",
+                "a float array",
                 type(x).__name__,
                 where="left operand of @",
                 cure=cure_for(x, "np.asarray(x, np.float32)"),
@@ -28,6 +28,8 @@ def refuse_product(x: Any, w: Any) -> NoReturn:
         )
     if type(w) is QuantizedTensor:
         refuse(f"use a captured weight ({w!r})", "pass it as an argument")
+    if type(w) is TransposedTensor:
+        refuse(f"use a captured weight ({w!r})", "pass w as an argument, and write w.T")
     if type(w) is SymbolicIds:
         refuse_ids(w, "use @ with {}")
     if not isinstance(w, RefusedOperators):
@@ -44,7 +46,7 @@ def refuse_product(x: Any, w: Any) -> NoReturn:
 
 def _refuse_weight_on_the_left(x: Any, w: object) -> NoReturn:
     if isinstance(w, RefusedWeightOperators):
-        refuse("multiply two weights", "use x @ w with a float32 array x")
+        refuse("multiply two weights", "use x @ w with a float array x")
     weight = f"{x._builder.show_argument(x._arg)} ({x._spec})"
     refuse(
         f"multiply with a weight on the left of @, here argument {weight}",

@@ -38,8 +38,8 @@ _LEAST_COLUMNS: Final = 8
 # As in `long_sums`: n lanes that share a result may have 16 n terms each.
 _MOST_TERMS_SHARED: Final = 16
 
-# measured on an H200, 4096 × 14336: two rows took 25.1 µs, in `tile_halves_transposed` 20.6 with one
-# term and 31.0 with two; four rows took 40.6, and 21.2 or 31.3
+# measured on an H200, 4096 × 14336: two rows took 25.1 µs, in `tile_halves_transposed` 20.6 with
+# one term and 31.0 with two; four rows took 40.6, and 21.2 or 31.3
 MOST_TRANSPOSED_ROWS: Final = {1: 1, 2: 2}
 """By f16 terms of x, most rows for `gemv_transposed` where `tile_halves_transposed` is possible."""
 

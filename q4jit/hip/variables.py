@@ -152,9 +152,10 @@ class _Writer:
         return [title, *self.plan.describe(kernel, self._label, buffer_name)]
 
     def _label(self, node: Node) -> str:
-        work = self.kernel.work  # `add_splits` names the x of its products without computing it
-        xs = [work.x, *(p.operands[0] for s in work.sections for p in s.products)]
-        return "x_value" if any(node is x for x in xs) else self.values.names.of(node)
+        x = self.kernel.work.x
+        if self.kernel.schedule == ADD_SPLITS:  # its products were computed by the kernel before it
+            x = self.kernel.section.products[0].operands[0]
+        return "x_value" if node is x else self.values.names.of(node)
 
     def decoded(self) -> dict[str, Any]:
         """Return the weight that a kernel only decodes, and the ids of its rows."""

@@ -36,6 +36,11 @@ class RightOperand:
         """The dimension that products sum over, and the columns of their results."""
         raise NotImplementedError
 
+    @property
+    def ndim(self) -> int:
+        """Always 2."""
+        return 2
+
     def _product(self, x: NDArray[np.float64]) -> Iterator[tuple[slice, NDArray[np.float64]]]:
         """Yield columns of the product with x [M, K]: which ones, and their values."""
         raise NotImplementedError

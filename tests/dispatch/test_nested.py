@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -67,6 +68,13 @@ def test_a_nested_function_becomes_part_of_the_graph(function: Callable[..., Any
     assert [helper.stats for helper in helpers] == before
     check(compiled, X, W)
     assert len(compiled.signatures) == 1
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, F32])
+def test_results_of_a_nested_function_keep_their_type(dtype: Any) -> None:
+    x = X.astype(dtype)
+    compiled = specialize(lambda x, w: (scaled(x, w), parts(x, {"w": w, "s": 2.0, "n": 3})["y"]))
+    assert {y.dtype for y in compiled(x, W)} == {np.dtype(dtype)}
 
 
 def test_one_kernel_for_a_nested_function() -> None:

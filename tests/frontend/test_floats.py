@@ -65,6 +65,16 @@ def test_weights_and_numbers_take_no_part(operation: str, kind: FloatType) -> No
     assert result_types(OPERATIONS[operation], array(kind, 64), W) == (kind,)
 
 
+@pytest.mark.parametrize("reduce", [np.sum, np.mean, np.var, np.std])
+def test_reductions_take_the_type_that_is_asked_for(reduce: Any) -> None:
+    def function(x: Any) -> Any:
+        return reduce(x, axis=-1), reduce(x, axis=-1, dtype=np.float32)
+
+    results = function(np.ones((2, 4), np.float16))
+    assert [y.dtype for y in results] == [np.float16, np.float32]
+    assert result_types(function, array("f16")) == ("f16", "f32")
+
+
 def test_numpy_scalars_take_part() -> None:
     assert result_types(lambda x: x * np.float32(2), array("f16")) == ("f32",)
     assert result_types(lambda x: x * np.float16(2), array("f16")) == ("f16",)

@@ -67,6 +67,11 @@ def test_a_transpose_is_no_argument() -> None:
         f(Y, W.T)
 
 
+def test_a_captured_transpose_is_refused() -> None:
+    with pytest.raises(TraceError, match=r"captured weight .*; pass w as an argument, and write"):
+        traced(lambda y: y @ W.T, Y)
+
+
 def test_a_transpose_is_no_result() -> None:
     with pytest.raises(TraceError, match="got SymbolicTranspose"):
         specialize(lambda w: w.T, target="cpu")(W)
@@ -89,6 +94,7 @@ def test_a_transpose_shares_the_tensor() -> None:
     assert W.mT.mT is W
     assert W.T.shape == (N, K)
     assert W.T.format == "Q8_0"
+    assert (W.ndim, W.T.ndim) == (2, 2)
     assert repr(W.T) == f"<transpose of {W!r}>"
     copy = pickle.loads(pickle.dumps(W.T))
     np.testing.assert_array_equal(copy.T.raw, W.raw)

@@ -228,6 +228,20 @@ def test_prologue_and_epilogue(way: Way, name: str) -> None:
     np.testing.assert_allclose(z, wide_z, rtol=1e-4, atol=2e-5)
 
 
+def there_and_back(y: Any, w: Any) -> Any:
+    x = y @ w.T
+    return x, (x @ w) @ w.T
+
+
+@some_ways
+def test_a_product_after_another(way: Way) -> None:
+    w, y = weight("Q4_0", K, N), random_x(way.rows, N)
+    options = PlanOptions(way.precision, way.block_size, way.asked, way.layout)
+    plan = hip_plan(there_and_back, f"hip:{way.arch}", [y, w.tensor], options)
+    for z, exact in zip(run_on_host(plan, [y, w.tensor]), there_and_back(y, w.values), strict=True):
+        np.testing.assert_allclose(z, exact, rtol=1e-4, atol=1e-5 * np.abs(exact).max())
+
+
 def sliced(y: Any, w: Any) -> Any:
     z = y @ w.T
     return z[..., 16:144], z[..., 5:133] * z[..., 128:256], z[..., 255:256], z[..., :8]

@@ -1,7 +1,7 @@
 // transposed_norm for hip:gfx90a, add_splits, 1 row a tile, 256 threads, made by q4jit
 // rows:
 // 512 columns, add_splits:
-//   w_product = product1 @ w.T    Q4_1 [512, 96]
+//   w_product = x_value @ w.T    Q4_1 [512, 96]
 //   output0 = w_product + r
 
 constexpr int BLOCK_SIZE = 256;

@@ -1,7 +1,7 @@
 // transposed for hip:sm_90, add_splits, M = 1, made by q4jit
 // rows:
 // 512 columns, add_splits:
-//   w_product = y_element @ w.T    Q4_0 [512, 96]
+//   w_product = x_value @ w.T    Q4_0 [512, 96]
 //   output0 = w_product
 
 constexpr int BLOCK_SIZE = 256;
