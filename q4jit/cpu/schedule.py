@@ -300,14 +300,29 @@ def m_class(target: Target, m: int) -> int:
     return 2 * few + 1 if m > 2 * few else tile_of(target, m).rows
 
 
-def _transposed_tile(target: Target, m: int, formats: list[Format]) -> Tile:
-    """Return the tile of products with `w.T`; it is the same for all m of a class."""
+def _transposed_tile(target: Target, m: int, formats: list[Format], products: int) -> Tile:
+    """Return the tile of products with `w.T`; it is the same for all m of a class.
+
+    products: the most in a section. Their sums share the stack, so many of them have smaller tiles.
+    """
     tiles, rows = transposed_tiles(target), m_class(target, m)
     runs = [plane.run_elements for fmt in formats for plane in fmt.planes]
     panels = max([*runs, _TRANSPOSED_WIDTH]) // LANES
     if rows > 2 * _few_rows(target):
-        return Tile(min(tiles.many, rows), panels)
-    return Tile(-(-rows // -(-rows // tiles.few)), panels)
+        rows = min(tiles.many, rows)
+    else:
+        rows = -(-rows // -(-rows // tiles.few))
+    most = _TRANSPOSED_SUM_BYTES // products
+    while panels > 1 and rows * _sums_bytes(panels) > most:
+        panels //= 2
+    while rows > 1 and rows * _sums_bytes(panels) > most:
+        rows //= 2
+    return Tile(rows, panels)
+
+
+def _sums_bytes(panels: int) -> int:
+    """Return the bytes of a row's sums with `w.T`: two floats each, and up to two chunks more."""
+    return (panels + 2) * 8 * LANES
 
 
 def transposed_tiles(target: Target) -> TransposedTiles:
@@ -322,7 +337,7 @@ def band_rows(plan: CpuPlan, kernel: CpuKernel) -> int | None:
         if tile.rows <= transposed_tiles(plan.target).few:
             return None
         products = max(len(s.products) for s in kernel.work.sections)
-        row_bytes = products * (tile.panels + 2) * 8 * LANES
+        row_bytes = products * _sums_bytes(tile.panels)
         rows = min(_TRANSPOSED_SUM_BYTES // row_bytes, _TRANSPOSED_ROWS)
     elif tile.panels == 1:
         return None
@@ -345,7 +360,8 @@ def _scheduled(plan: CpuPlan, kernel: Kernel, m: int, precision: str) -> CpuKern
     specs = [(s, plan.weight(p.arg)) for s in kernel.sections for p in s.products]
     if kernel.is_transposed:
         formats = [spec.block_format for _, spec in specs]
-        return CpuKernel(kernel, _transposed_tile(plan.target, m, formats))
+        products = max(len(section.products) for section in kernel.sections)
+        return CpuKernel(kernel, _transposed_tile(plan.target, m, formats, products))
     if dot is None or not any(_suits(dot, digits, s, spec) for s, spec in specs):
         dot, digits = None, 0
     tile = tile_of(plan.target, m, digits)

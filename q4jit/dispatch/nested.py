@@ -63,6 +63,7 @@ def trace_through(helper: Helper, args: tuple[Any, ...], leaves: Sequence[Any], 
     """
     name, options = helper._name, helper.options
     _check_call(name, options, out)
+    _check_leaves(name, leaves)
     builders = [leaf._builder for leaf in leaves if type(leaf) in _WITH_BUILDER]
     known = builders[0].products if builders else []
     start = len(known)
@@ -74,6 +75,13 @@ def trace_through(helper: Helper, args: tuple[Any, ...], leaves: Sequence[Any], 
     _check_sizes(name, options, values, products)
     given = frozenset(map(id, leaves)) if tree is not None else ()
     return together(tree, (_as_returned(given, value) for value in values))
+
+
+@located
+def _check_leaves(name: str, leaves: Sequence[Any]) -> None:
+    # outside of a trace, too, a transpose is no argument
+    if SymbolicTranspose in map(type, leaves):
+        refuse(f"pass a transpose to {name}", "pass w, and write w.T in that function")
 
 
 @located

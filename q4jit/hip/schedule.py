@@ -21,7 +21,7 @@ Products with `w.T` sum over the columns of w, whose copies they share with prod
 
     M up to 16     gemv_transposed   a lane has a sum for each element of its unit, over the columns
                                      of a split; then `add_splits` adds up the splits
-    3 or more      tile_halves_      like tile_halves, on NVIDIA: a lane decodes pairs of columns
+    3 (f16: 2) …   tile_halves_      like tile_halves, on NVIDIA: a lane decodes pairs of columns
                    transposed        and multiplies values, because scales differ along the sum
     17 or more     tile_transposed   like tile_fma
 

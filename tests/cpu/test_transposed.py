@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 
 from q4jit import specialize
-from q4jit.cpu.schedule import m_class, make_plan
+from q4jit.cpu.schedule import band_rows, m_class, make_plan
 from q4jit.frontend.trace import trace
 from q4jit.targets import find_target
 from q4jit.weights.formats import FORMATS
@@ -262,3 +262,17 @@ def test_explain_names_the_more_exact_class() -> None:
     w = weight("Q4_0", 64, N)
     function(random_x(2, N), w.tensor)
     assert "for w, and uses the more exact 'f32'" in str(function.explain())
+
+
+@every_target
+@pytest.mark.parametrize("m", [1, 8, 64])
+def test_sums_of_many_products_fit_on_the_stack(m: int, target: str) -> None:
+    def many(y: Any, *weights: Any) -> Any:
+        return sum((y @ w.T for w in weights[1:]), start=y @ weights[0].T)
+
+    weights = [weight("Q4_0", 64, N).tensor] * 900
+    cpu, graph = find_target(target), trace(many, specs_of([random_x(m, N), *weights]))
+    plan = make_plan(graph, cpu, m)
+    (kernel,) = plan.kernels
+    rows = band_rows(plan, kernel) or kernel.tile.rows
+    assert len(weights) * rows * (kernel.tile.panels + 2) * 128 <= 512 << 10

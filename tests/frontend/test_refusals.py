@@ -74,7 +74,7 @@ REFUSALS: list[tuple[Callable[..., object], str, str, str]] = [
         "to a NumPy array",
         "return the arrays as a tuple",
     ),
-    (lambda x: np.float32(x), "np.float32(x)", "to a NumPy array", "leave it out"),
+    (lambda x: np.float32(x), "np.float32(x)", "to a NumPy array", r"use x\.astype\(np\.float32\)"),
     (
         lambda x: np.exp(x, out=TABLE),
         "np.exp(x, out=TABLE)",
