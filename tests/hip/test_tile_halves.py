@@ -134,6 +134,7 @@ def test_every_class_of_rows(m: int, precision: str, arch: str) -> None:
         (70, "gfx1100"),
         (33, "gfx1201"),
         (11, "sm_80"),
+        (30, "sm_90"),
         (70, "sm_90"),
     ],
 )
@@ -158,7 +159,8 @@ def test_one_term_of_a_half_precision_array(m: int, arch: str, kind: str) -> Non
     hidden = wrap("Q4_0", K, without(w, np.arange(0, K, 2)))
     plan = hip_plan(function, f"hip:{arch}", [x, w.tensor])
     assert [kernel.schedule for kernel in plan.kernels] == [ROWS, TILE_HALVES]
-    terms = 2 if arch == "gfx90a" else 1  # whose matrix units lose denormal terms
+    # gfx90a's matrix units lose denormal terms, and on NVIDIA one term is slower from 33 rows on
+    terms = 2 if arch == "gfx90a" or (m, arch) == (70, "sm_90") else 1
     assert [kernel.f16_terms for kernel in plan.kernels] == [terms, terms]
     for each in (w, hidden):
         (y,) = run_on_host(plan, [x, each.tensor])
@@ -169,7 +171,7 @@ def test_one_term_of_a_half_precision_array(m: int, arch: str, kind: str) -> Non
 @pytest.mark.parametrize("arch", ["gfx1100", "sm_90"])
 def test_constants_that_were_measured_for_two_terms(arch: str, kind: FloatType) -> None:
     """One term leaves room for more units of x in a stage; the other constants are the same."""
-    target, w, m = find_target(f"hip:{arch}"), WeightSpec("Q4_0", 4096, 4096), 64
+    target, w, m = find_target(f"hip:{arch}"), WeightSpec("Q4_0", 4096, 4096), 32
     of_two = trace(one_product, (array_spec((m, 4096)), w))
     by_rule = make_plan(of_two, target, m, PlanOptions()).kernels[-1]
     wanted = constants_of(candidates(target, by_rule, m)[-1])

@@ -189,7 +189,7 @@ GOLDEN: Final[tuple[tuple[str, Case | Generic], ...]] = (
     ("gfx1201", case("gemv_bf16", residual, halves("bf16", 1, K), _W["Q8_0"], halves("f16", 1, N))),
     ("sm_90", case("gemv_matrix_bf16", product, halves("bf16", 4, K), _W["Q4_0"])),
     ("gfx1100", case("halves_wmma_of_bf16", product, halves("bf16", 40, K), _W["Q4_0"])),
-    ("sm_90", case("halves_warpgroup_of_f16", product, halves("f16", 64, K), _W["Q4_0"])),
+    ("sm_90", case("halves_warpgroup_of_f16", product, halves("f16", 32, K), _W["Q4_0"])),
     ("gfx90a", case("dequantize", values, _W["Q6_K"])),
     ("gfx1100", case("lookup", lookup, np.arange(3), _W["Q8_0"])),
     ("gfx1030", Generic("generic", "Q4_1")),

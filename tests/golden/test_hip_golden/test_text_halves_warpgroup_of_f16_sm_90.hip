@@ -1,4 +1,4 @@
-// product for hip:sm_90, tile_halves, 64 rows a tile, 128 threads, made by q4jit
+// product for hip:sm_90, tile_halves, 32 rows a tile, 128 threads, made by q4jit
 // rows:
 //   x_value = x
 // 96 columns, tile_halves:
@@ -9,7 +9,7 @@ constexpr int BLOCK_SIZE = 128;
 static_assert(BLOCK_SIZE % WAVE == 0 && BLOCK_SIZE <= 1024, "a block is whole waves");
 constexpr int K = 512;  // elements of a column
 constexpr int WIDTH = 96;  // columns of the whole result
-constexpr int ROWS = 64;  // of x, in a tile
+constexpr int ROWS = 32;  // of x, in a tile
 constexpr int COLUMNS = 64;  // of the result, in a tile
 constexpr int PANEL = 16;  // columns of a matrix instruction
 constexpr int UNIT = 32;  // elements of a column that are decoded together
@@ -18,31 +18,29 @@ constexpr int QUADS = 4;  // ⌈K / (QUAD_UNITS · UNIT)⌉, of a column
 constexpr int WAVE_PANELS = 1;  // panels that a wave computes
 constexpr int WAVES_N = 4;  // COLUMNS / (WAVE_PANELS · PANEL), waves with different columns
 static_assert(WAVES_N * WAVE == BLOCK_SIZE, "every wave has a part of the tile");
-constexpr int STEPS = 8;  // ROWS / TILE_ROWS, instructions for all rows
+constexpr int STEPS = 4;  // ROWS / TILE_ROWS, instructions for all rows
 static_assert(STEPS * TILE_ROWS == ROWS, "instructions are full");
-constexpr int SPLITS = 8;  // thread blocks of a cluster that divide K
-constexpr int SPLIT_QUADS = 1;  // ⌈QUADS / SPLITS⌉
+constexpr int SPLITS = 2;  // thread blocks of a cluster that divide K
+constexpr int SPLIT_QUADS = 2;  // ⌈QUADS / SPLITS⌉
 
 // x is copied in items of 16 bytes: a quarter of a unit, in one term.
 constexpr int UNIT_ITEMS = 32;  // TILE_ROWS · 4 quarters, of an instruction's rows in a unit
-constexpr int STAGE_QUADS = 1;  // of x, in shared memory at a time
-constexpr int RUN_ITEMS = 128;  // STAGE_QUADS · QUAD_UNITS · UNIT_ITEMS, of an instruction's rows in a stage: adjacent
+constexpr int STAGE_QUADS = 2;  // of x, in shared memory at a time
+constexpr int TURNS = 2;  // STAGE_QUADS, quads of a stage that a wave has
+constexpr int RUN_ITEMS = 256;  // STAGE_QUADS · QUAD_UNITS · UNIT_ITEMS, of an instruction's rows in a stage: adjacent
 constexpr int ROW_ITEMS = 512;  // QUADS · QUAD_UNITS · UNIT_ITEMS, of an instruction's rows in all of K
 constexpr int STAGE_ITEMS = 1024;  // STEPS · RUN_ITEMS
 constexpr int STAGES = 2;  // in shared memory: one is multiplied, the next one is on its way
 constexpr int COPIERS = 128;  // threads that copy x: a power of two, so that they share runs evenly
 constexpr int COPIES = 8;  // ⌈STAGE_ITEMS / COPIERS⌉, items of a stage that a thread copies
-// Blocks of a compute unit, so that a thread gets 128 registers: the compiler, left alone, took up to 137,
-// and the kernel 1.1 to 1.5 times as long on an H100.
-constexpr int RESIDENT = 4;  // 512 / BLOCK_SIZE
 
 // Partial sums of a result meet where the stages of x were.
-constexpr int OWNED = 8;  // ROWS / SPLITS, rows whose results a thread block of the cluster stores
-constexpr int RECEIVED_BYTES = 14336;  // (SPLITS - 1) · OWNED · COLUMNS · 4, from the other blocks
-constexpr int PARTIAL_SUMS = 8;  // SPLITS, of a result
+constexpr int OWNED = 16;  // ROWS / SPLITS, rows whose results a thread block of the cluster stores
+constexpr int RECEIVED_BYTES = 4096;  // (SPLITS - 1) · OWNED · COLUMNS · 4, from the other blocks
+constexpr int PARTIAL_SUMS = 2;  // SPLITS, of a result
 constexpr int ROOM_BYTES = 32768;  // max(STAGES · STAGE_ITEMS · 16, PARTIAL_SUMS · OWNED · COLUMNS · 4)
-constexpr int STAGED_BYTES = 33056;  // ROOM_BYTES + ROWS · 4 for x_scales + 16 for any_rough + 16 for arrived
-constexpr int LDS_BYTES = 33056;  // shared memory of a block
+constexpr int STAGED_BYTES = 32928;  // ROOM_BYTES + ROWS · 4 for x_scales + 16 for any_rough + 16 for arrived
+constexpr int LDS_BYTES = 32928;  // shared memory of a block
 static_assert(STAGED_BYTES <= LDS_BYTES, "there is room for x and for the sums of the waves");
 static_assert(LDS_BYTES <= 49152, "sm_90 has 49152 bytes of shared memory for a block that does not ask for more");
 
@@ -207,14 +205,10 @@ DEVICE void store_rough_rows(const Arguments& a, i64 row0, int column0, const fl
     "%0, %1, %2, %3, " \
     "%4, %5, %6, %7, " \
     "%8, %9, %10, %11, " \
-    "%12, %13, %14, %15, " \
-    "%16, %17, %18, %19, " \
-    "%20, %21, %22, %23, " \
-    "%24, %25, %26, %27, " \
-    "%28, %29, %30, %31 }, "
-#define W0 "{ %32, %33, %34, %35 }, "
-#define W1 "{ %36, %37, %38, %39 }, "
-#define MULTIPLY "wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16 "
+    "%12, %13, %14, %15 }, "
+#define W0 "{ %16, %17, %18, %19 }, "
+#define W1 "{ %20, %21, %22, %23 }, "
+#define MULTIPLY "wgmma.mma_async.sync.aligned.m64n32k16.f32.f16.f16 "
 
 // dots = x w over a unit, whose x begins at `unit`.
 DEVICE void multiply_rows(const u32x4* unit, const u32x4 (&w)[LANE_COLUMNS][1], lane_sums (&dots)[STEPS]) {
@@ -229,8 +223,8 @@ DEVICE void multiply_rows(const u32x4* unit, const u32x4 (&w)[LANE_COLUMNS][1], 
         "{\n\t"
         ".reg .pred more;\n\t"
         ".reg .b64 x<2>;\n\t"
-        "mov.b64 x0, { %40, %42};\n\t"
-        "mov.b64 x1, { %41, %42};\n\t"
+        "mov.b64 x0, { %24, %26};\n\t"
+        "mov.b64 x1, { %25, %26};\n\t"
         "setp.ne.u32 more, 0, 0;\n\t"  // the first one does not add
         "wgmma.fence.sync.aligned;\n\t"
         MULTIPLY SUMS W0 "x0, more, 1, 1, 0;\n\t"
@@ -242,11 +236,7 @@ DEVICE void multiply_rows(const u32x4* unit, const u32x4 (&w)[LANE_COLUMNS][1], 
         : "=&f"(dots[0][0]), "=&f"(dots[0][1]), "=&f"(dots[0][2]), "=&f"(dots[0][3]),
           "=&f"(dots[1][0]), "=&f"(dots[1][1]), "=&f"(dots[1][2]), "=&f"(dots[1][3]),
           "=&f"(dots[2][0]), "=&f"(dots[2][1]), "=&f"(dots[2][2]), "=&f"(dots[2][3]),
-          "=&f"(dots[3][0]), "=&f"(dots[3][1]), "=&f"(dots[3][2]), "=&f"(dots[3][3]),
-          "=&f"(dots[4][0]), "=&f"(dots[4][1]), "=&f"(dots[4][2]), "=&f"(dots[4][3]),
-          "=&f"(dots[5][0]), "=&f"(dots[5][1]), "=&f"(dots[5][2]), "=&f"(dots[5][3]),
-          "=&f"(dots[6][0]), "=&f"(dots[6][1]), "=&f"(dots[6][2]), "=&f"(dots[6][3]),
-          "=&f"(dots[7][0]), "=&f"(dots[7][1]), "=&f"(dots[7][2]), "=&f"(dots[7][3])
+          "=&f"(dots[3][0]), "=&f"(dots[3][1]), "=&f"(dots[3][2]), "=&f"(dots[3][3])
         : "r"(w[0][0][0]), "r"(w[1][0][0]), "r"(w[0][0][1]), "r"(w[1][0][1]),
           "r"(w[0][0][2]), "r"(w[1][0][2]), "r"(w[0][0][3]), "r"(w[1][0][3]),
           "r"(x), "r"(x + NEXT_HALF),
@@ -302,7 +292,7 @@ DEVICE void compute(Arguments a) {
     const int first_quad = split * SPLIT_QUADS;  // blocks beyond the last quad have none
     const int end_quad = at_run_time(first_quad + SPLIT_QUADS < QUADS ? first_quad + SPLIT_QUADS : QUADS);
 
-    // --- load ahead: the weights of the first quad ---
+    // --- load ahead: the weights of the first quads ---
     u32 w_index[WAVE_PANELS][LANE_COLUMNS];  // of the first quad in each of the lane's columns
     UNROLL for (int n = 0; n < WAVE_PANELS; ++n) {
         const int tile_panel = column0 / PANEL + wave_n * WAVE_PANELS + n;
@@ -317,8 +307,9 @@ DEVICE void compute(Arguments a) {
             UNROLL for (int c = 0; c < LANE_COLUMNS; ++c)
                 quad_parts[n][c] = Q4_0_512x96::load_part(a.w, w_index[n][c] + quad * PANEL);
     };
-    Q4_0_512x96::Part w_quad[WAVE_PANELS][LANE_COLUMNS];
-    load_w(w_quad, first_quad);
+    Q4_0_512x96::Part w_quads[TURNS][WAVE_PANELS][LANE_COLUMNS];
+    UNROLL for (int turn = 0; turn < TURNS; ++turn)
+        load_w(w_quads[turn], first_quad + turn);
     lane_sums w_sums[WAVE_PANELS][STEPS] = {};
     await_kernels_before(a);
 
@@ -345,7 +336,7 @@ DEVICE void compute(Arguments a) {
         UNROLL for (int i = 0; i < COPIES; ++i)
             if (thread < COPIERS) end_copy(copies[i], item_of(room, i));
     };
-    const int stages = end_quad - first_quad;
+    const int stages = (end_quad - first_quad + STAGE_QUADS - 1) / STAGE_QUADS;
     if (stages > 0) {
         begin_stage(0);
         end_stage(0);
@@ -372,15 +363,16 @@ DEVICE void compute(Arguments a) {
 
     // --- multiply: stage by stage ---
     ROLLED for (int quad0 = first_quad; quad0 < end_quad; quad0 += STAGE_QUADS) {
-        // The next quad is loaded while this one is multiplied.
-        Q4_0_512x96::Part w_next[WAVE_PANELS][LANE_COLUMNS];
-        load_w(w_next, quad0 + STAGE_QUADS);
         const bool goes_on = left > 0;
         const auto x = enter_stage(goes_on);
-        multiply_quad(w_quad, w_sums, x);
+        UNROLL for (int turn = 0; turn < TURNS; ++turn) {
+            const int quad = quad0 + turn;
+            if (quad >= end_quad) break;
+            const auto quad_x = x + turn * QUAD_UNITS * UNIT_ITEMS;
+            multiply_quad(w_quads[turn], w_sums, quad_x);
+            load_w(w_quads[turn], quad + STAGE_QUADS);
+        }
         leave_stage(goes_on);
-        UNROLL for (int n = 0; n < WAVE_PANELS; ++n)
-            UNROLL for (int c = 0; c < LANE_COLUMNS; ++c) w_quad[n][c] = w_next[n][c];
     }
 
     // --- reduce: the sums of all waves of a result meet where x was, each row in the block that owns it ---
@@ -421,7 +413,7 @@ DEVICE void compute(Arguments a) {
     store_rough_rows(a, row0, column0, x_scales);
 }
 
-KERNEL(BLOCK_SIZE, RESIDENT) CLUSTER(SPLITS) void q4jit_product(
+KERNEL(BLOCK_SIZE) CLUSTER(SPLITS) void q4jit_product(
     const u16* __restrict__ x,
     const u8* __restrict__ w,
     u16* __restrict__ output0,
