@@ -303,7 +303,7 @@ def m_class(target: Target, m: int) -> int:
 def _transposed_tile(target: Target, m: int, formats: list[Format], products: int) -> Tile:
     """Return the tile of products with `w.T`; it is the same for all m of a class.
 
-    products: the most in a section. Their sums share the stack, so many of them have smaller tiles.
+    products: the most in a section. Their sums share the stack: tiles shrink if there are many.
     """
     tiles, rows = transposed_tiles(target), m_class(target, m)
     runs = [plane.run_elements for fmt in formats for plane in fmt.planes]
