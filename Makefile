@@ -11,7 +11,7 @@ SMOKE := .venv-smoke
 SMOKE_TESTS := tests/test_dispatcher.py tests/frontend tests/cpu/test_golden.py \
 	tests/cpu/test_products.py tests/hip/test_hip_golden.py
 OLDEST := .venv-oldest
-OLDEST_VERSIONS := numpy==2.0.0 jinja2==3.1.0 llvmlite==0.50.0
+OLDEST_VERSIONS := numpy==2.0.0 jinja2==3.1.0 llvmlite==0.50.0 ml_dtypes==0.4.0
 OLDEST_TESTS := tests/test_dispatcher.py tests/frontend tests/weights tests/arrays/test_arguments.py \
 	tests/cpu/test_golden.py tests/hip/test_hip_golden.py tests/hip/test_render.py
 BENCH := .venv-bench
@@ -121,7 +121,7 @@ $(VENV)/.test: pyproject.toml $(VENV)/.demo
 $(SMOKE)/.smoke: pyproject.toml $(SMOKE)/.$(notdir $(PYTHON))
 	@echo 'installing the smoke tests on $(PYTHON) (once)'
 	@$(SMOKE)/bin/python -m pip --disable-pip-version-check --quiet install --editable . \
-		'pytest>=8.4' hypothesis gguf
+		'pytest>=8.4' hypothesis gguf ml_dtypes
 	@touch $@
 
 $(OLDEST)/.oldest: pyproject.toml Makefile $(OLDEST)/.$(notdir $(PYTHON))
