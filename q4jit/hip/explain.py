@@ -1,6 +1,6 @@
 """The remarks of `explain()` about a plan for a GPU."""
 
-from q4jit.hip.kernel import ADD_SPLITS, HipPlan
+from q4jit.hip.kernel import HipPlan
 from q4jit.pipeline import Remark
 from q4jit.plan.options import PlanOptions
 
@@ -10,7 +10,7 @@ def origins(plan: HipPlan) -> list[Remark]:
     return [
         Remark("constants", f"{kernel.work.name}: {_origin(kernel.origin)}")
         for kernel in plan.kernels
-        if kernel.work.sections and kernel.schedule != ADD_SPLITS
+        if kernel.multiplied
     ]
 
 
@@ -20,9 +20,7 @@ def _origin(measured: str) -> str:
 
 def remarks(plan: HipPlan, plan_options: PlanOptions) -> list[Remark]:
     """Return a remark for each plan option that does not apply to a kernel."""
-    products = [
-        kernel for kernel in plan.kernels if kernel.work.sections and kernel.schedule != ADD_SPLITS
-    ]
+    products = [kernel for kernel in plan.kernels if kernel.multiplied]
     precisions = [
         Remark(
             "precision",

@@ -142,6 +142,13 @@ class HipKernel:
         return is_alone and sums == _BOUNDED_SUMS and BOUNDED_THREADS % self.block_size == 0
 
     @property
+    def multiplied(self) -> tuple[Node, ...]:
+        """The products whose weights it reads: `add_splits` adds up those of the kernel before."""
+        if self.schedule == ADD_SPLITS:
+            return ()
+        return tuple(product for section in self.work.sections for product in section.products)
+
+    @property
     def section(self) -> Section:
         """The only section of a kernel that computes products."""
         (section,) = self.work.sections
@@ -176,9 +183,8 @@ class HipKernel:
         for node in work.leaves():
             if node.op in _ARGUMENTS:
                 arguments[Slot(_ARGUMENTS[node.op], node.arg)] = None
-        for section in work.sections if self.schedule != ADD_SPLITS else ():
-            for product in section.products:
-                arguments[Slot("weight", product.arg, self.layout)] = None
+        for product in self.multiplied:
+            arguments[Slot("weight", product.arg, self.layout)] = None
         stores = (*work.loads, *work.rows, *(t for s in work.sections for t in s.stores))
         if work.decoded is not None:
             arguments[Slot("weight", work.decoded.node.arg, self.layout)] = None

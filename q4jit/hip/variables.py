@@ -51,7 +51,7 @@ def variables(plan: HipPlan, kernel: HipKernel) -> dict[str, Any]:
     work = kernel.work
     products = writer.products()
     decoded = writer.decoded()
-    read = products if kernel.schedule != ADD_SPLITS else []
+    read = products if kernel.multiplied else []
     weights = [p.weight for p in read] + ([decoded["weight"]] if decoded else [])
     sums = long_sums(plan, kernel)
     result: dict[str, Any] = {
