@@ -19,11 +19,11 @@ copy for every M.
 
 Products with `w.T` sum over the columns of w, whose copies they share with products with w:
 
-    M up to 16     gemv_transposed   a lane has a sum for each element of its unit, over the columns
-                                     of a split; then `add_splits` adds up the splits
-    3 (f16: 2) …   tile_halves_      like tile_halves, on NVIDIA: a lane decodes pairs of columns
-                   transposed        and multiplies values, because scales differ along the sum
-    17 or more     tile_transposed   like tile_fma
+    M from 3       tile_halves_      like tile_halves, for Q4_0 on NVIDIA: a lane decodes pairs of
+    (f16: 2)       transposed        columns and multiplies values, as scales differ along the sum
+    up to 16       gemv_transposed   otherwise: a lane has a sum for each element of its unit, over
+                                     the columns of a split; then `add_splits` adds up the splits
+    17 or more     tile_transposed   otherwise: like tile_fma
 
 The schedule `element` computes one result per thread block (`element_transposed` with `w.T`). It
 serves every M, and the other schedules are checked and timed against it.

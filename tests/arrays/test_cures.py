@@ -1,4 +1,4 @@
-"""Errors of arguments name the argument, and end with a cure that works for that very kind."""
+"""Errors of arguments name the argument, and end with a cure that works for that kind of array."""
 
 from typing import Any
 
