@@ -22,7 +22,6 @@ from tests.support.kernels import (
     IN_PROCESS,
     Floats,
     Guarded,
-    Weight,
     assert_contract,
     assert_ieee,
     distributions,
@@ -35,6 +34,7 @@ from tests.support.kernels import (
     run_guarded,
     specs_of,
     spoiled_weights,
+    turned,
     weight,
 )
 from tests.support.long_sums import LONG_K, LONGEST_K, assert_long_product
@@ -48,11 +48,6 @@ every_format = pytest.mark.parametrize("name", FORMATS)
 
 def transposed(y: Any, w: Any) -> Any:
     return y @ w.T
-
-
-def turned(w: Weight) -> Weight:
-    """Return a weight with the values of its transpose."""
-    return Weight(w.tensor, w.values.T)
 
 
 # --- shapes, formats, types -----------------------------------------------------------------------

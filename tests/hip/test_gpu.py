@@ -1,7 +1,7 @@
 """Calls on a real GPU: the contract, other libraries' arrays, streams, graphs, and errors."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -34,28 +34,6 @@ EVERY_CLASS: Final = (1, 5, 64)  # M: one row, rows that share decoded weights, 
 SLEEP_CYCLES: Final = 400_000_000  # about 0.2 s
 
 Floats = NDArray[np.float32]
-
-
-@pytest.fixture(scope="module")
-def device() -> Device:
-    usable = devices.find_devices()
-    if not usable:
-        pytest.skip(devices.why_none())
-    return usable[0]
-
-
-@pytest.fixture(scope="module")
-def bench(device: Device) -> Iterator[Bench]:
-    with Bench(device) as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
-def torch(device: Device) -> Any:
-    module: Any = pytest.importorskip("torch", reason="torch is not installed")
-    if not module.cuda.is_available():
-        pytest.skip("this PyTorch sees no GPU")
-    return module
 
 
 @pytest.fixture(scope="module")

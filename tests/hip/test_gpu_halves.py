@@ -8,7 +8,6 @@ from numpy.typing import NDArray
 
 from q4jit import QuantizedTensor, specialize
 from q4jit.arrays.device_array import DeviceArray
-from q4jit.runtime import devices
 from q4jit.runtime.driver import Device
 from q4jit.tools.selftest.halves import HALVES
 from q4jit.tools.selftest.measures import special_error
@@ -26,22 +25,6 @@ KINDS: Final = ("f32", *HALVES)
 
 every_kind = pytest.mark.parametrize("kind", KINDS)
 every_class = pytest.mark.parametrize("m", EVERY_CLASS)
-
-
-@pytest.fixture(scope="module")
-def device() -> Device:
-    usable = devices.find_devices()
-    if not usable:
-        pytest.skip(devices.why_none())
-    return usable[0]
-
-
-@pytest.fixture(scope="module")
-def torch(device: Device) -> Any:
-    module: Any = pytest.importorskip("torch", reason="torch is not installed")
-    if not module.cuda.is_available():
-        pytest.skip("this PyTorch sees no GPU")
-    return module
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,6 @@
 """The search on a real GPU: it runs once, and wrong candidates cannot win."""
 
 import functools
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,6 @@ from q4jit.hip import search, tunings
 from q4jit.hip.harness import Bench
 from q4jit.plan.options import PlanOptions
 from q4jit.precision import BOUNDS
-from q4jit.runtime import devices
 from q4jit.runtime.driver import Device
 from q4jit.tools.cli.main import main
 from q4jit.tools.selftest.cases import product
@@ -22,20 +20,6 @@ from q4jit.weights.reference import random_weight, random_x
 pytestmark = pytest.mark.gpu
 
 K, N = 1024, 512
-
-
-@pytest.fixture(scope="module")
-def device() -> Device:
-    usable = devices.find_devices()
-    if not usable:
-        pytest.skip(devices.why_none())
-    return usable[0]
-
-
-@pytest.fixture(scope="module")
-def bench(device: Device) -> Iterator[Bench]:
-    with Bench(device) as made:
-        yield made
 
 
 @pytest.fixture(autouse=True)

@@ -1,8 +1,9 @@
 """Execute `tile_halves_transposed` without a GPU: rows of x in f16 terms × w.T on matrix units."""
 
+import functools
 import itertools
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, Final
 
@@ -22,17 +23,15 @@ from q4jit.hip.memory import scratch
 from q4jit.hip.render import render
 from q4jit.hip.tile_halves_sizes import TransposedSizes
 from q4jit.plan.options import PlanOptions
-from q4jit.weights.layouts import TILES16
 from tests.support.compilers import compiler_for
 from tests.support.halves import DTYPES, assert_rounded_contract
-from tests.support.hip import hip_plan, run_on_host
+from tests.support.hip import hip_plan, run_on_host, run_tiles
 from tests.support.hip_cases import tensor, zeros
 from tests.support.hip_host import KernelFaultError
 from tests.support.hip_objects import frame_bytes, in_parallel
 from tests.support.kernels import (
     BOUND,
     F32,
-    Floats,
     Weight,
     assert_contract,
     assert_ieee,
@@ -40,6 +39,7 @@ from tests.support.kernels import (
     not_finite_rows,
     random_x,
     relative_error,
+    turned,
     weight,
     wrap,
 )
@@ -75,26 +75,7 @@ def around(x: Any, gain: Any, gate: Any, up: Any, residual: Any) -> Any:
     return residual + g / (1 + np.exp(-g)) * (h @ up.T)
 
 
-def transposed(w: Weight) -> Weight:
-    """Return a weight with the values of its transpose, for the checks of products."""
-    return Weight(w.tensor, w.values.T)
-
-
-def run(
-    function: Any,
-    args: list[Any],
-    arch: str,
-    precision: str = "f32",
-    edit: Callable[[str], str] = str,
-    **constants: Any,
-) -> list[Floats]:
-    """Return the results of a plan by rule, whose products have these constants instead."""
-    plan = hip_plan(function, f"hip:{arch}", args, PlanOptions(precision))
-    assert [kernel.schedule for kernel in plan.kernels] == [ROWS, TILE_HALVES_TRANSPOSED]
-    first, last = plan.kernels
-    assert last.layout == TILES16
-    plan = replace(plan, kernels=(first, replace(last, **constants)))
-    return run_on_host(plan, args, edit=edit)
+run = functools.partial(run_tiles, TILE_HALVES_TRANSPOSED)
 
 
 def kernels_of(arch: str) -> Iterator[tuple[HipPlan, HipKernel]]:
@@ -136,7 +117,7 @@ def test_texts_have_no_constant_that_they_do_not_use(arch: str) -> None:
 def test_every_class_of_rows(m: int, precision: str, arch: str) -> None:
     x, w = random_x(m, N), weight("Q4_0", K, N)
     (y,) = run(product, [x, w.tensor], arch, precision)
-    assert_contract(y, x, transposed(w), BOUNDS[precision])
+    assert_contract(y, x, turned(w), BOUNDS[precision])
 
 
 @every_arch
@@ -145,7 +126,7 @@ def test_i8_is_computed_as_f32_is(arch: str) -> None:
     plan = hip_plan(product, f"hip:{arch}", [x, w.tensor], PlanOptions("i8"))
     assert [kernel.precision for kernel in plan.kernels] == ["f32", "f32"]  # explain() says so
     (y,) = run(product, [x, w.tensor], arch, "i8")
-    assert_contract(y, x, transposed(w))
+    assert_contract(y, x, turned(w))
 
 
 @pairwise(
@@ -158,7 +139,7 @@ def test_every_shape(shape: tuple[int, int], precision: str, arch: str) -> None:
     k, n = shape
     x, w = random_x(20, n), weight("Q4_0", k, n)
     (y,) = run(product, [x, w.tensor], arch, precision)
-    assert_contract(y, x, transposed(w), BOUNDS[precision])
+    assert_contract(y, x, turned(w), BOUNDS[precision])
 
 
 @pairwise(
@@ -177,7 +158,7 @@ def test_stages_and_tiles(constants: dict[str, Any], precision: str, arch: str) 
     for n in (200, 24):  # 24: memory ends with the scales of the last quad
         x, w = random_x(100, n), weight("Q4_0", 288, n)
         (y,) = run(product, [x, w.tensor], arch, precision, **constants)
-        assert_contract(y, x, transposed(w), BOUNDS[precision])
+        assert_contract(y, x, turned(w), BOUNDS[precision])
 
 
 @pytest.mark.parametrize("splits", [1, 2])
@@ -187,7 +168,7 @@ def test_tall_tiles(splits: int) -> None:
     x[3, 5], x[100, 7] = np.inf, np.nan
     constants = {"rows_per_tile": 128, "stage_units": 2, "stages": 2}
     (y,) = run(product, [x, w.tensor], "sm_90", "f16", str, splits=splits, **constants)
-    assert_ieee(y, x, transposed(w), BOUNDS["f16"])
+    assert_ieee(y, x, turned(w), BOUNDS["f16"])
 
 
 @every_precision
@@ -197,7 +178,7 @@ def test_blocks_of_a_cluster_share_n(m: int, splits: int, precision: str) -> Non
     """Divide nine quads among blocks; some have none."""
     x, w = random_x(m, 1050), weight("Q4_0", K, 1050)
     (y,) = run(product, [x, w.tensor], "sm_90", precision, splits=splits)
-    assert_contract(y, x, transposed(w), BOUNDS[precision])
+    assert_contract(y, x, turned(w), BOUNDS[precision])
 
 
 @every_arch
@@ -217,7 +198,7 @@ def test_not_finite_activations(precision: str, arch: str) -> None:
     rows = not_finite_rows(N)
     x, w = np.concatenate([rows] * (1 + 20 // len(rows))), weight("Q4_0", K, N)
     (y,) = run(product, [x, w.tensor], arch, precision)
-    assert_ieee(y, x, transposed(w), BOUNDS[precision])
+    assert_ieee(y, x, turned(w), BOUNDS[precision])
 
 
 @every_arch
@@ -228,7 +209,7 @@ def test_distributions(precision: str, arch: str) -> None:
     sizes = np.abs(x).astype(np.float64) @ np.abs(w.values.T)
     inside = sizes.max(1) <= np.finfo(F32).max
     assert inside[:5].all()
-    assert_contract(y[inside], x[inside], transposed(w), BOUNDS[precision])
+    assert_contract(y[inside], x[inside], turned(w), BOUNDS[precision])
 
 
 @every_arch
@@ -251,7 +232,7 @@ def test_small_and_large_scales(precision: str, arch: str) -> None:
             first, last = plan.kernels
             split = replace(plan, kernels=(first, replace(last, splits=splits)))
             (y,) = run_on_host(split, [x, other.tensor])
-            assert_contract(y, x, transposed(other), BOUNDS[precision])
+            assert_contract(y, x, turned(other), BOUNDS[precision])
 
 
 @every_arch
@@ -283,8 +264,8 @@ def test_two_products(m: int, precision: str, arch: str) -> None:
     x, weights = random_x(m, N), [weight("Q4_0", K, N, seed=seed) for seed in (1, 2)]
     args = [x, *(w.tensor for w in weights)]
     first, second, both = run(two_products, args, arch, precision)
-    assert_contract(first, x, transposed(weights[0]), BOUNDS[precision])
-    assert_contract(second, x, transposed(weights[1]), BOUNDS[precision])
+    assert_contract(first, x, turned(weights[0]), BOUNDS[precision])
+    assert_contract(second, x, turned(weights[1]), BOUNDS[precision])
     np.testing.assert_array_equal(both, first + second)
 
 
@@ -295,7 +276,7 @@ def test_a_fused_function(m: int, arch: str) -> None:
     x, gain, residual = random_x(m, N), random_x(N), random_x(m, K)
     (y,) = run(around, [x, gain, gate.tensor, up.tensor, residual], arch)
     wide = [a.astype(np.float64) for a in (x, gain, residual)]
-    in_rows = transposed(gate).values.T, transposed(up).values.T
+    in_rows = turned(gate).values.T, turned(up).values.T
     assert relative_error(y, around(wide[0], wide[1], *in_rows, wide[2])) < 3e-6
 
 
@@ -305,7 +286,7 @@ def test_a_fused_function(m: int, arch: str) -> None:
 def test_narrow_arrays(precision: str, arch: str, kind: str) -> None:
     x, w = random_x(11, N).astype(DTYPES[kind]), weight("Q4_0", K, N)
     (y,) = run(product, [x, w.tensor], arch, precision)
-    assert_rounded_contract(y, x, transposed(w), kind, BOUNDS[precision])
+    assert_rounded_contract(y, x, turned(w), kind, BOUNDS[precision])
 
 
 @pairwise("m arch precision", [9, 20], ARCHS, PRECISIONS)
@@ -323,7 +304,7 @@ def test_only_rough_rows_are_computed_from_decoded_weights(
     x, w = random_x(m, 300), weight("Q4_0", K, 300)
     splits = splits if arch == "sm_90" else 1
     (y,) = run(product, [x, w.tensor], arch, precision, spoiled, splits=splits)
-    assert_contract(y, x, transposed(w), BOUNDS[precision])
+    assert_contract(y, x, turned(w), BOUNDS[precision])
 
 
 @every_arch
@@ -336,7 +317,7 @@ def test_results_of_rough_rows_are_stored(arch: str) -> None:
         return text.replace("if (!any_rough) return;", "if (!any_rough || N > 0) return;")
 
     (right,) = run(product, [x, w.tensor], arch)
-    assert_contract(right, x, transposed(w))
+    assert_contract(right, x, turned(w))
     with pytest.raises(KernelFaultError, match="160 of 3200 elements of output0 were never"):
         run(product, [x, w.tensor], arch, edit=without_rough_rows)
 
@@ -354,7 +335,7 @@ def test_x_is_not_overwritten_while_it_is_multiplied() -> None:
         return text.replace(wait, "").replace(after_loop, late)
 
     (y,) = run(product, [x, w.tensor], "sm_90", "f16", splits=1)
-    assert_contract(y, x, transposed(w), BOUNDS["f16"])
+    assert_contract(y, x, turned(w), BOUNDS["f16"])
     with pytest.raises(KernelFaultError, match="depends on the order of threads"):
         run(product, [x, w.tensor], "sm_90", "f16", without_wait, splits=1)
 

@@ -34,11 +34,10 @@ from q4jit.weights.layouts import GGUF, PLANAR, TILES16
 from q4jit.weights.reference import random_weight, without_signs
 from tests.support.halves import DTYPES, assert_rounded_contract
 from tests.support.hip import hip_plan, run_on_host
-from tests.support.hip_cases import tensor, zeros
+from tests.support.hip_cases import tensor, transposed, zeros
 from tests.support.kernels import (
     F32,
     Floats,
-    Weight,
     assert_contract,
     assert_ieee,
     decoded,
@@ -47,6 +46,7 @@ from tests.support.kernels import (
     not_finite_rows,
     random_x,
     spoiled,
+    turned,
     weight,
 )
 
@@ -55,15 +55,6 @@ HALVES: Final = ("f16", "bf16")
 TRANSPOSED: Final = frozenset(
     {ELEMENT_TRANSPOSED, GEMV_TRANSPOSED, TILE_TRANSPOSED, TILE_HALVES_TRANSPOSED}
 )
-
-
-def turned(w: Weight) -> Weight:
-    """Return a weight with the values of w.T, for checks of products with it."""
-    return Weight(w.tensor, w.values.T)
-
-
-def transposed(y: Any, w: Any) -> Any:
-    return y @ w.T
 
 
 def six(y: Any, a: Any, b: Any, c: Any, d: Any, e: Any, f: Any) -> Any:

@@ -1,5 +1,6 @@
 """Execute `tile_halves` without a GPU: rows of x in f16 terms × Q4_0 on matrix units."""
 
+import functools
 import itertools
 import re
 from collections.abc import Callable, Iterator
@@ -23,17 +24,15 @@ from q4jit.hip.tile_halves_sizes import TileHalvesSizes
 from q4jit.hip.tunings import Choice, Trial
 from q4jit.plan.options import PlanOptions
 from q4jit.targets import find_target
-from q4jit.weights.layouts import TILES16
 from tests.support.compilers import compiler_for
 from tests.support.halves import DTYPES
-from tests.support.hip import hip_plan, run_on_host
+from tests.support.hip import hip_plan, run_on_host, run_tiles
 from tests.support.hip_cases import gated, tensor, zeros
 from tests.support.hip_host import KernelFaultError
 from tests.support.hip_objects import faults, frame_bytes, in_parallel
 from tests.support.kernels import (
     BOUND,
     F32,
-    Floats,
     Weight,
     around,
     assert_contract,
@@ -101,21 +100,7 @@ def test_texts_have_no_constant_that_they_do_not_use(arch: str) -> None:
             assert len(re.findall(rf"\b{name}\b", code)) > 1, (name, kernel.rows_class)
 
 
-def run(
-    function: Any,
-    args: list[Any],
-    arch: str,
-    precision: str = "f32",
-    edit: Callable[[str], str] = str,
-    **constants: Any,
-) -> list[Floats]:
-    """Return the results of a plan by rule, whose products have these constants instead."""
-    plan = hip_plan(function, f"hip:{arch}", args, PlanOptions(precision))
-    assert [kernel.schedule for kernel in plan.kernels] == [ROWS, TILE_HALVES]
-    first, last = plan.kernels
-    assert last.layout == TILES16
-    plan = replace(plan, kernels=(first, replace(last, **constants)))
-    return run_on_host(plan, args, edit=edit)
+run = functools.partial(run_tiles, TILE_HALVES)
 
 
 @pairwise("m arch precision", [17, 33, 70], ARCHS, PRECISIONS)

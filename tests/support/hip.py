@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 import numpy as np
@@ -24,6 +25,7 @@ from q4jit.hip.schedule import make_plan
 from q4jit.plan.kernels import Slot
 from q4jit.plan.options import PlanOptions
 from q4jit.targets import find_target
+from q4jit.weights.layouts import TILES16
 from tests.support.hip_host import compile_host
 from tests.support.kernels import specs_of
 
@@ -162,3 +164,24 @@ def _varies(plan: HipPlan, slot: Slot) -> bool:
         for store in stores
         if (store.buffer.kind, store.buffer.index) == (slot.kind, slot.index)
     )
+
+
+def run_tiles(
+    schedule: str,
+    function: Callable[..., Any],
+    args: Sequence[Any],
+    arch: str,
+    precision: str = "f32",
+    edit: Callable[[str], str] = str,
+    **constants: Any,
+) -> list[NDArray[Any]]:
+    """Return the results of a plan by rule, whose products have these constants instead.
+
+    schedule: what the rules must choose, a tile whose x a `rows` kernel splits.
+    """
+    plan = hip_plan(function, f"hip:{arch}", args, PlanOptions(precision))
+    assert [kernel.schedule for kernel in plan.kernels] == [ROWS, schedule]
+    first, last = plan.kernels
+    assert last.layout == TILES16
+    plan = replace(plan, kernels=(first, replace(last, **constants)))
+    return run_on_host(plan, args, edit=edit)

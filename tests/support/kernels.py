@@ -131,6 +131,11 @@ class Weight:
         return f"{self.tensor.format} {list(self.tensor.shape)}"
 
 
+def turned(w: Weight) -> Weight:
+    """Return a weight with the values of its transpose, for the checks of products with `w.T`."""
+    return Weight(w.tensor, w.values.T)
+
+
 def wrap(name: str, k: int, blocks: NDArray[Any]) -> Weight:
     """Return the weight of columns [N, …] of any dtype."""
     n = len(blocks)
