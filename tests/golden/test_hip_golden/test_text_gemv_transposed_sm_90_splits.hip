@@ -146,9 +146,7 @@ DEVICE void compute(Arguments a) {
 
             // --- multiply ---
             const int stage_end = first + STAGE_COLUMNS < end ? first + STAGE_COLUMNS : end;
-            ROLLED for (int turn = first + wave_index(); turn < stage_end; turn += WAVES) {
-                const int column = turn;
-                if (column >= stage_end) break;
+            ROLLED for (int column = first + wave_index(); column < stage_end; column += WAVES) {
                 const int next = column + WAVES < end ? column + WAVES : column;
                 u32 q[UNIT / 4];
                 W::quants(w_ahead, q);
