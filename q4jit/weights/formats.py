@@ -497,11 +497,10 @@ def factors(sub: SubFactors, count: int, blocks: NDArray[np.uint8]) -> NDArray[n
 
 def codes(fmt: Format, blocks: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Return the codes of blocks [..., block_bytes] in element order: [..., block_elements]."""
-    fields = [_plane_field(fmt, plane, blocks) for plane in fmt.planes]
-    found = fields[0]
-    for field in fields[1:]:
-        found |= field
-    return found
+    stored = _plane_field(fmt, fmt.planes[0], blocks)
+    for plane in fmt.planes[1:]:
+        stored |= _plane_field(fmt, plane, blocks)
+    return stored
 
 
 def _plane_field(fmt: Format, plane: Plane, blocks: NDArray[np.uint8]) -> NDArray[np.uint8]:

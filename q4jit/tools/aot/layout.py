@@ -38,7 +38,8 @@ def describe_layout(fmt: Format, layout: str, shape: tuple[int, int] | None) -> 
         elements, alignment, size_bytes = 1, fmt.block_bytes, None
     else:
         regions = [(f.name, f.at, fmt.block_bytes, f.size_bytes) for f in fields(fmt)]
-        elements, alignment, size_bytes = fmt.block_elements, 2, None
+        alignment = 2 if fmt.block_bytes % 2 == 0 else 1
+        elements, size_bytes = fmt.block_elements, None
     if shape is None:
         blocks: Any = f"K / {elements}"
         size: Any = f"N * K / {elements} * {fmt.block_bytes}"
