@@ -113,8 +113,8 @@ class Case:
 def cases(target: Target, quick: bool = False) -> list[Case]:
     """Return the cases of an arch, each kernel with several M if it supports them.
 
-    They are not all combinations. Every schedule multiplies every format once, and the formats share
-    out the layouts and the shapes, and, except for Q4_0, the M.
+    They are not all combinations. Every schedule multiplies every format once, and the formats
+    share out the layouts and the shapes, and, except for Q4_0, the M.
     """
     formats = ("Q4_0",) if quick else tuple(sorted(FORMATS, key=lambda name: name != "Q4_0"))
     layouts = (PLANAR,) if quick else (PLANAR, GGUF)

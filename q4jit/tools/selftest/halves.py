@@ -95,7 +95,7 @@ def present_halves() -> Sequence[FloatType]:
 def _gpu_ways(target: Target, dtype: FloatType) -> Iterator[_Way]:
     """Yield every schedule and every format of an arch once."""
     # floats first: they suit fewer schedules; for each dtype another format begins
-    turn = 1 if dtype == "bf16" else 0
+    turn = 2 if dtype == "bf16" else 0  # tiles take two formats, one after the other
     floats = [name for name, fmt in FORMATS.items() if fmt.float_type is not None]
     blocks = [name for name in FORMATS if name not in floats]
     waiting = [*floats[turn:], *floats[:turn], *blocks[turn:], *blocks[:turn]]

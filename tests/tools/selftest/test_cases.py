@@ -61,7 +61,7 @@ def test_every_combination_of_interest_is_covered() -> None:
         wanted = {
             n
             for n, f in FORMATS.items()
-            if "mat" not in start and "dot" not in start or not f.float_type
+            if ("mat" not in start and "dot" not in start) or not f.float_type
         }
         assert set(mine) == wanted, start
     for layout in ("planar", "gguf"):

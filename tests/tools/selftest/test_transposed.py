@@ -29,7 +29,7 @@ from q4jit.weights.layouts import GGUF, PLANAR, TILES16
 from tests.support.halves import DTYPES
 from tests.support.hip import hip_plan, run_on_host
 
-MOST_CASES, MOST_KERNELS = 70, 80  # besides those of the other cases
+MOST_CASES, MOST_KERNELS = 70, 90  # besides those of the other cases
 ARCHS = ("gfx90a", "gfx1030", "gfx1100", "gfx1201", "sm_80", "sm_90")
 
 
