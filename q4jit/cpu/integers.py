@@ -142,7 +142,7 @@ class _ProductWriter:
         """Add the sub-blocks of a block; `first` is the number of the first unit of x."""
         f = self._f
         scales_of_block, minimums = (
-            [each.f16_field(name) for each in fields] for name in ("d", "m")
+            [each.block_field(name) for each in fields] for name in ("d", "m")
         )
         sub_blocks = self._weight.block_elements // self._fmt.sub_block_elements
         inner = {n: (VECTOR, v) for n, v in block.values.items()}
