@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from q4jit.errors import ArgumentError, expected
 from q4jit.tools.aot.folder import OutputFolder, checksums
 from q4jit.tools.aot.layout import describe_layout
@@ -27,8 +29,9 @@ def pack_tensor(path: str, name: str, layout: str, out: Path, *, force: bool = F
     with load_gguf(path) as file:
         tensor = file[name]
     if not isinstance(tensor, QuantizedTensor):
-        elements = f"a vector of {tensor.size} elements"
-        raise ArgumentError(expected("a matrix", elements, where=f"tensor {name} of {path}"))
+        kind = "a vector" if isinstance(tensor, np.ndarray) else "experts"
+        got = f"{kind} of shape {tensor.shape}"
+        raise ArgumentError(expected("a matrix", got, where=f"tensor {name} of {path}"))
     fmt = tensor.block_format
     data = tensor.raw.reshape(-1) if layout == GGUF else pack(fmt, layout, tensor.raw)
     description = {

@@ -17,10 +17,11 @@ from q4jit.weights.gguf.tensors import Tensor, TensorEntry, TensorInfo, entry_of
 class GGUFFile(Mapping[str, Tensor]):
     """The tensors of a GGUF model by name, read in place from read-only memory maps.
 
-    A tensor of two dimensions is a `QuantizedTensor` (also in the formats F16 and F32), a tensor of
-    one dimension is a read-only f32 array. The same name always gives the same object. Tensors keep
-    the map alive, so the file may be closed or deleted while they are in use, but not truncated or
-    overwritten. The parts of a split model are one mapping. An unknown name raises MissingNameError.
+    A tensor of two dimensions is a `QuantizedTensor` (also in the formats F16 and F32), one of
+    three an `ExpertTensor`, and one of one dimension a read-only f32 array. The same name always
+    gives the same object. Tensors keep the map alive, so the file may be closed or deleted while
+    they are in use, but not truncated or overwritten. The parts of a split model are one mapping.
+    An unknown name raises MissingNameError.
 
     The mapping has every tensor that q4jit can read, so `dict(model)` and `model.items()` work for
     any file. `model.tensors` and `print(model)` list the others as well; `model[name]` of one of

@@ -12,7 +12,7 @@ _U64: Final = struct.Struct("<Q")
 
 
 class Name(NamedTuple):
-    """The name of a key or tensor; bytes that are not UTF-8 are escaped, as in "\\xff"."""
+    """The name of a key or tensor; bytes that are not UTF-8 are escaped as in Python."""
 
     text: str
     is_utf8: bool

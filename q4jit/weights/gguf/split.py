@@ -13,7 +13,7 @@ from q4jit.errors import GGUFError, expected
 from q4jit.weights.gguf.part import Part, read_part
 from q4jit.weights.gguf.reader import key_name, tensor_name
 
-_PART_NAME: Final = re.compile(r"(?P<stem>.+)-\d{5}-of-\d{5}\.gguf", re.DOTALL)
+_PART_STEM: Final = re.compile(r"(?P<model>.+)-\d{5}-of-\d{5}", re.DOTALL)
 _SHOWN_PARTS: Final = 4
 _MOST_PARTS: Final = 99_999  # of five digits
 
@@ -49,9 +49,9 @@ def _number(part: Part, key: str) -> int | None:
 def _paths(opened: Part, number: int, count: int) -> list[Path]:
     """Return the paths of all parts. Raises GGUFError if some are missing."""
     path = Path(opened.path)
-    match = _PART_NAME.fullmatch(path.name)
-    stem = match["stem"] if match else path.stem
-    paths = [path.with_name(f"{stem}-{i + 1:05}-of-{count:05}.gguf") for i in range(count)]
+    match = _PART_STEM.fullmatch(path.stem)
+    model = match["model"] if match else path.stem
+    paths = [path.with_name(f"{model}-{i + 1:05}-of-{count:05}.gguf") for i in range(count)]
     part = f"part {number + 1} of {count}"
     if path.name != paths[number].name:
         name = f"a file named {paths[number].name}, because it is {part}"

@@ -9,14 +9,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from q4jit.errors import expected
-from q4jit.weights.formats import FORMATS, Format, decode
+from q4jit.weights.experts import ExpertTensor
+from q4jit.weights.formats import Format, decode
 from q4jit.weights.gguf.reader import Reader, tensor_name
 from q4jit.weights.gguf.types import data_bytes, format_of, has_whole_blocks, type_name
 from q4jit.weights.tensor import QuantizedTensor
 
-Tensor: TypeAlias = QuantizedTensor | NDArray[np.float32]
+Tensor: TypeAlias = QuantizedTensor | ExpertTensor | NDArray[np.float32]
 
-_MAX_DIMENSIONS: Final = 64  # ggml has at most 4; more than 2 are only listed
+_MAX_DIMENSIONS: Final = 64  # ggml has at most 4; more than 3 are only listed
 
 
 @dataclass(frozen=True)
@@ -46,8 +47,9 @@ class TensorEntry:
     """What a file says about one of its tensors.
 
     Attributes:
-        name: its name; bytes that are not UTF-8 are escaped ("\\xff").
-        shape: the dimensions, the contiguous one first: (K, N) for a matrix.
+        name: its name; bytes that are not UTF-8 are escaped as in Python.
+        shape: the dimensions, the contiguous one first: (K, N) for a matrix, (K, N, E) for the
+            matrices of E experts.
         format: the name of the format, for example "Q4_0"; "unknown" for one without a name here.
         ggml_type: the number of the format.
         nbytes: bytes of the data. If the format is unknown, all bytes up to the next tensor.
@@ -170,6 +172,8 @@ def read_tensor(reader: Reader, info: TensorInfo) -> Tensor:
     if len(info.dims) == 1:
         return _read_vector(fmt, data)
     k, n = info.dims[:2]
+    if rank_of(info.dims) == 3:
+        return ExpertTensor.from_bytes(data, shape=(info.dims[2], k, n), format=fmt.name)
     return QuantizedTensor.from_bytes(data, shape=(k, n), format=fmt.name)
 
 
@@ -179,12 +183,12 @@ def problem_of(info: TensorInfo) -> tuple[str, str] | None:
     if not info.has_utf8_name:
         return "a name in UTF-8", f"the bytes {info.name}"
     if fmt is None:
-        formats = f"one of the formats {', '.join(FORMATS)}"
-        return formats, f"{type_name(info.ggml_type)} (ggml type {info.ggml_type})"
+        got = f"{type_name(info.ggml_type)} (ggml type {info.ggml_type})"
+        return "a format that q4jit reads", got
     if 0 in dims:
         return "dimensions of at least 1", str(dims)
-    if not 1 <= rank_of(dims) <= 2:
-        return "one or two dimensions", str(dims) if dims else "none: a single number"
+    if not 1 <= rank_of(dims) <= 3:
+        return "one to three dimensions", str(dims) if dims else "none: a single number"
     if not has_whole_blocks(fmt, dims):
         multiple = f"a first dimension that is a multiple of {fmt.block_elements} for {fmt.name}"
         return multiple, f"dimensions {dims}"
