@@ -64,7 +64,7 @@ class Fields:
 
     def scale(self, block_scale: str | None, sub_block: str) -> str | None:
         """Return the scale of a sub-block: the block's, times its own if the format has such."""
-        if self.weight.fmt.sub_scales_at is None:
+        if self.weight.fmt.sub_scales is None:
             return block_scale
         f = self.f
         offset = f.index("scale_offset", (sub_block, LANES))
@@ -90,13 +90,13 @@ class Fields:
         Chunks that share the bytes of a plane prefetch a part of them each.
         """
         f, fmt = self.f, self.weight.fmt
-        if fmt.float_dtype is not None:
+        if fmt.float_type is not None:
             size_bytes = CHUNK * LANES * fmt.block_bytes
             offset = f.index("chunk_offset", (chunk, size_bytes))
             return [(f.at(self._address("values"), "i8", offset, "chunk_at"), size_bytes)]
         names = {"d": fmt.scale_at, "m": fmt.minimum_at}
         parts = [(self._address(name), 1) for name, at in names.items() if at is not None]
-        if fmt.sub_scales_at is not None:
+        if fmt.sub_scales is not None:
             offset = f.index("scale_offset", (chunk, LANES * CHUNK // fmt.sub_block_elements))
             parts.append((f.at(self._address("scales"), "i8", offset, "scale_at"), 1))
         for plane, at in zip(fmt.planes, planes, strict=True):
@@ -109,7 +109,7 @@ class Fields:
     def quants(self, planes: list[PlaneAt], chunk: str, word: str) -> list[str]:
         """Return the four elements of a word as floats, each in 16 columns."""
         f = self.f
-        if self.weight.fmt.float_dtype is not None:
+        if self.weight.fmt.float_type is not None:
             return self._floats(chunk, word)
         words = [shift_right(f, self._word(plane, word), plane.shift) for plane in planes]
         convert = quant_converter(self.module, self.weight.fmt)
@@ -255,7 +255,7 @@ def load_floats(
     module: Module, f: Function, fmt: Format, lanes: Lanes, at: str, align_bytes: int
 ) -> str:
     """Load weights of a float format as f32."""
-    if fmt.float_dtype == "<f4":
+    if fmt.float_type == "f32":
         return f.let("weight", f"load {lanes.f32}, ptr {at}, align {align_bytes}")
     loader = f16_loader(module, lanes, align_bytes)
     return f.let("weight", f"call {lanes.f32} {loader}(ptr {at})")
@@ -285,10 +285,10 @@ class RowFields:
 
     def scale(self, block_scale: str | None, sub_block: str) -> str | None:
         """Return the scale of a sub-block: the block's, times its own if the format has such."""
-        if self.fmt.sub_scales_at is None:
+        if self.fmt.sub_scales is None:
             return block_scale
         f = self.f
-        offset = f.index("scale_offset", (sub_block, 1), (self.fmt.sub_scales_at, 1))
+        offset = f.index("scale_offset", (sub_block, 1), (self.fmt.sub_scales.parts[0].at, 1))
         at = f.at(self.block_at, "i8", offset, "sub_scale_at")
         byte = f.let("scale_byte", f"load i8, ptr {at}")
         own = f.let("sub_scale", f"sitofp i8 {byte} to float")

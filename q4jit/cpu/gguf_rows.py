@@ -27,7 +27,7 @@ def add_dot(module: Module, fmt: Format, k: int, early_scale: bool) -> str:
             f"internal float @{name}(ptr noalias %x, ptr noalias %row) #0",
             f"x times one column of {fmt.name} with K = {k}, 16 elements at a time.",
         )
-        if fmt.float_dtype is not None:
+        if fmt.float_type is not None:
             total = _float_dot(module, f, fmt, k)
         else:
             total = _block_dot(module, f, fmt, k, early)
@@ -82,7 +82,7 @@ def add_row(module: Module, fmt: Format, k: int, float_type: FloatType = "f32") 
             f"internal void @{name}(ptr noalias %row, ptr noalias %out) #0",
             f"A row of {fmt.name} with K = {k} as {named(float_type)}, 16 elements at a time.",
         )
-        if fmt.float_dtype is not None:
+        if fmt.float_type is not None:
             _float_row(module, f, fmt, k, float_type)
         else:
             _block_row(module, f, fmt, k, float_type)

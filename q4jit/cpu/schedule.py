@@ -210,7 +210,7 @@ def panels(section: Section) -> int:
 def interleaved(plan: CpuPlan, arg: int) -> Interleaved:
     """Return the interleaved layout of a weight argument."""
     spec = plan.weight(arg)
-    return Interleaved(spec.block_format, spec.k, spec.n)
+    return Interleaved(spec.block_format.repacked, spec.k, spec.n)
 
 
 def padded_k(plan: CpuPlan, kernel: CpuKernel) -> int:

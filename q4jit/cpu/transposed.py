@@ -163,7 +163,7 @@ class ChunkReader:
     def scale(self, fields: Fields) -> str | None:
         """Return the scale of the chunk in 16 columns; None if the format has none."""
         fmt, sub_block = self.weight.fmt, "0"
-        if fmt.sub_scales_at is not None:
+        if fmt.sub_scales is not None:
             chunks = fmt.sub_block_elements // CHUNK
             sub_block = self.f.let("sub_block", f"udiv i64 {self.chunk}, {chunks}")
         return fields.scale(fields.f16_field("d"), sub_block)

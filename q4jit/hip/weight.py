@@ -120,7 +120,9 @@ class Weight:
 
     @property
     def _fmt(self) -> Format:
-        return self.spec.block_format
+        """The format of the blocks as they are stored in the layout."""
+        fmt = self.spec.block_format
+        return fmt.repacked if self.is_planar else fmt
 
     @property
     def name(self) -> str:
@@ -178,7 +180,7 @@ class Weight:
     @property
     def float_bytes(self) -> int:
         """Bytes of an element that is a float; 0 in blocks."""
-        return self._fmt.block_bytes if self._fmt.float_dtype else 0
+        return self._fmt.block_bytes if self._fmt.float_type else 0
 
     @property
     def column_bytes(self) -> int:
@@ -227,7 +229,7 @@ class Weight:
     @property
     def has_scales(self) -> bool:
         """Whether blocks have scales of sub-blocks."""
-        return self._fmt.sub_scales_at is not None
+        return self._fmt.sub_scales is not None
 
     @property
     def fields(self) -> list[_Field]:

@@ -87,8 +87,8 @@ def _check_range(
     element = first * fmt.block_elements + int(np.abs(values[first]).argmax())
     column, row = divmod(element, len(matrix))
     column += batch.start
-    dtype = "float32" if fmt.float_dtype == "<f4" else "float16"
-    part = "values" if fmt.float_dtype else "the scale and the minimum of a block"
+    dtype = "float32" if fmt.float_type == "f32" else "float16"
+    part = "values" if fmt.float_type else "the scale and the minimum of a block"
     what = f"{part} within {dtype}'s range for {fmt.name}"
     got = f"w[{row}, {column}] = {matrix[row, column]:g}"
     cure = "scale the matrix down" + ("" if dtype == "float32" else ", or quantise to F32")

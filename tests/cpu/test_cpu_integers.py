@@ -50,7 +50,7 @@ K: Final = 512
 WIDTHS: Final = (37, 64)
 I8: Final = 2e-2
 NORMAL_I8: Final = 1.5e-2  # for normal x: a step is up to 2/127 of the largest element
-BLOCK_FORMATS: Final = tuple(f.name for f in FORMATS.values() if f.float_dtype is None)
+BLOCK_FORMATS: Final = tuple(f.name for f in FORMATS.values() if f.float_type is None)
 TARGETS: Final = ("cpu", "cpu:x86-64-v3", "cpu:x86-64-v4+avx512vnni")
 
 every_target = pytest.mark.parametrize("target", TARGETS)

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from q4jit.errors import FormatError
 from q4jit.weights.formats import FORMATS, Format, decode, encode, find_format
 
-QUANTISED = [name for name, fmt in FORMATS.items() if fmt.float_dtype is None]
+QUANTISED = [name for name, fmt in FORMATS.items() if fmt.float_type is None]
 ENCODABLE = ["Q4_0", "Q4_1", "Q8_0", "F16", "F32"]
 F16_BITS = {
     "zero": 0x0000,

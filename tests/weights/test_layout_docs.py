@@ -22,7 +22,7 @@ from q4jit.weights.layouts import (
 from tests.support.paths import ROOT
 
 DOCUMENT = (ROOT / "docs" / "layouts.md").read_text(encoding="utf-8")
-BLOCK_FORMATS = [name for name, fmt in FORMATS.items() if fmt.float_dtype is None]
+BLOCK_FORMATS = [name for name, fmt in FORMATS.items() if fmt.float_type is None]
 
 
 def tables(heading: str) -> list[list[dict[str, str]]]:
@@ -188,7 +188,7 @@ def test_the_formula_of_a_description_locates_every_byte(
 ) -> None:
     # `address` checks that a manifest has the document's formulas
     fmt, n = FORMATS[name], 19
-    k = blocks * (32 if fmt.float_dtype else fmt.block_elements)
+    k = blocks * (32 if fmt.float_type else fmt.block_elements)
     columns = numbered(fmt, k, n)
     packed = columns.reshape(-1) if layout == GGUF else pack(fmt, layout, columns)
     described = describe_layout(fmt, layout, (k, n))

@@ -107,7 +107,7 @@ def test_a_permutation_and_zeros(name: str, blocks: int, n: int) -> None:
 def test_every_byte_has_its_own_position(name: str, blocks: int) -> None:
     # each byte has a 16-bit label; the low and the high bytes of the labels are packed separately
     fmt = FORMATS[name]
-    blocks *= 32 if fmt.float_dtype else 1
+    blocks *= 32 if fmt.float_type else 1
     size = PANEL_COLUMNS * blocks * fmt.block_bytes
     labels = np.arange(size).reshape(PANEL_COLUMNS, -1)
     low, high = (
@@ -123,7 +123,7 @@ def test_fields_cover_the_block(name: str) -> None:
     in_order = sorted(fields(fmt), key=lambda field: field.at)
     ends = [field.at + field.size_bytes for field in in_order]
     assert [field.at for field in in_order] == [0, *ends[:-1]]
-    assert ends[-1] == fmt.block_bytes * (32 if fmt.float_dtype else 1)
+    assert ends[-1] == fmt.block_bytes * (32 if fmt.float_type else 1)
 
 
 @pytest.mark.parametrize("name", FORMATS)

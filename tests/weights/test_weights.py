@@ -42,7 +42,7 @@ def random_tensor(name: str, k: int = 512, n: int = 37, seed: int = 0) -> Quanti
     """Return a tensor of random blocks with moderate scales, in any format."""
     fmt = FORMATS[name]
     rng = np.random.default_rng(seed)
-    if fmt.float_dtype is not None:
+    if fmt.float_type is not None:
         return quantize(rng.standard_normal((k, n)), name)
     blocks = rng.integers(0, 256, (n, k // fmt.block_elements, fmt.block_bytes), np.uint8)
     for at in (fmt.scale_at, fmt.minimum_at):

@@ -50,14 +50,14 @@ def weights_in(path: str) -> tuple[dict[WeightSpec, tuple[str, ...]], dict[str, 
             tensor = file[name]
             if not isinstance(tensor, QuantizedTensor):
                 continue
-            if tensor.block_format.float_dtype is not None:
+            if tensor.block_format.float_type is not None:
                 left_out[name] = f"{tensor.format} is not a block format"
                 continue
             # built kernels round no weight to f16: weights that differ only in this share them
             spec = replace(WeightSpec(*tensor.signature), suits_f16=True)
             weights[spec] = (*weights.get(spec, ()), name)
     if not weights:
-        formats = ", ".join(f.name for f in FORMATS.values() if f.float_dtype is None)
+        formats = ", ".join(f.name for f in FORMATS.values() if f.float_type is None)
         others = counted(len(left_out), "matrix", "matrices") + " in other formats"
         raise GGUFError(
             expected(f"a matrix in {formats}", others if left_out else "no matrix", where=path)

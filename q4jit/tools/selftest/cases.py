@@ -145,7 +145,7 @@ def schedules(target: Target) -> list[tuple[str, str]]:
 
 def suits(schedule: str, fmt: Format) -> bool:
     """Return whether a schedule multiplies weights of a format."""
-    return fmt.float_dtype is None or schedule not in {GEMV_DOT, TILE_MATRIX}
+    return fmt.float_type is None or schedule not in {GEMV_DOT, TILE_MATRIX}
 
 
 def _product_cases(plan_options: PlanOptions, name: str, turn: int) -> Iterator[Case]:

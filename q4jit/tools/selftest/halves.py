@@ -96,8 +96,8 @@ def _gpu_ways(target: Target, dtype: FloatType) -> Iterator[_Way]:
     """Yield every schedule and every format of an arch once."""
     # F16 and F32 first: they suit fewer schedules; in another order for each dtype
     order = -1 if dtype == "bf16" else 1
-    names = sorted(FORMATS, key=lambda name: FORMATS[name].float_dtype is None)
-    floats = sum(FORMATS[name].float_dtype is not None for name in names)
+    names = sorted(FORMATS, key=lambda name: FORMATS[name].float_type is None)
+    floats = sum(FORMATS[name].float_type is not None for name in names)
     waiting = [*names[:floats][::order], *names[floats:][::order]]
     used = set()
     for schedule, precision in schedules(target):
