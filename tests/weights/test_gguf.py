@@ -23,6 +23,7 @@ from q4jit.weights.experts import ExpertTensor
 from q4jit.weights.formats import FORMATS
 from q4jit.weights.gguf.file import GGUFFile, load_gguf
 from q4jit.weights.layouts import INTERLEAVED16
+from q4jit.weights.reference import random_weight
 from q4jit.weights.tensor import QuantizedTensor
 from tests.support.gguf_files import (
     ARRAY,
@@ -64,15 +65,8 @@ def load(tmp_path: Path) -> Callable[[bytes], GGUFFile]:
 # --- a small file with everything, written by gguf ------------------------------------------------
 
 
-def stored_columns(name: str, n: int = 5, k: int = 256) -> NDArray[Any]:
-    rng = np.random.default_rng(len(name) + n)
-    if name == "Q6_K":
-        rows = rng.integers(0, 256, (n, k // 256, 210), np.uint8)
-        rows[..., 208:] = 0x00, 0x34
-        return rows.reshape(n, -1)
-    return quants.quantize(
-        rng.standard_normal((n, k)).astype(np.float32), gguf.GGMLQuantizationType[name]
-    )
+def stored_columns(name: str, n: int = 5, k: int = 256) -> NDArray[np.uint8]:
+    return random_weight(name, k, n).raw
 
 
 def write_small(path: Path) -> None:
@@ -102,6 +96,9 @@ def write_small(path: Path) -> None:
     writer.add_tensor(
         "vector.q8", stored_columns("Q8_0", 1)[0], raw_dtype=gguf.GGMLQuantizationType.Q8_0
     )
+    upper = np.arange(-3, 4, dtype=np.float32).view(np.uint8).reshape(-1, 4)[:, 2:]
+    bf16 = gguf.GGMLQuantizationType.BF16
+    writer.add_tensor("brain", np.ascontiguousarray(upper).reshape(-1), raw_dtype=bf16)
     writer.add_tensor("experts", np.zeros((2, 3, 4), np.float32))
     writer.add_tensor("foreign", np.zeros((2, 3), np.int32))
     writer.write_header_to_file()
@@ -134,8 +131,8 @@ def test_a_matrix_is_a_quantized_tensor(small: Path, name: str) -> None:
     model = load_gguf(small)
     w = matrix(model, f"{name}.weight")
     assert (w.shape, w.format) == ((256, 5), name)
-    stored = np.ascontiguousarray(stored_columns(name))
-    np.testing.assert_array_equal(w.raw, stored.view(np.uint8))
+    stored = stored_columns(name)
+    np.testing.assert_array_equal(w.raw, stored)
     np.testing.assert_array_equal(
         w.dequantize().T, quants.dequantize(stored, gguf.GGMLQuantizationType[name])
     )
@@ -145,10 +142,11 @@ def test_a_matrix_is_a_quantized_tensor(small: Path, name: str) -> None:
 def test_a_vector_is_a_read_only_f32_array(small: Path) -> None:
     model = load_gguf(small)
     assert vector(model, "norm").tolist() == [0, 1, 2, 3, 4, 5, 6]
-    assert vector(model, "half").tolist() == [-3, -2, -1, 0, 1, 2, 3]
+    for name in ("half", "brain"):
+        assert vector(model, name).tolist() == [-3, -2, -1, 0, 1, 2, 3]
     wanted = quants.dequantize(stored_columns("Q8_0", 1), gguf.GGMLQuantizationType.Q8_0)[0]
     np.testing.assert_array_equal(vector(model, "vector.q8"), wanted)
-    for name in ("norm", "half", "vector.q8"):
+    for name in ("norm", "half", "brain", "vector.q8"):
         assert vector(model, name).dtype == np.float32
         assert vector(model, name).flags.aligned
         with pytest.raises(ValueError, match="read-only"):
@@ -191,7 +189,7 @@ def test_metadata_are_python_values(small: Path) -> None:
 def test_a_file_is_a_mapping(small: Path) -> None:
     model = load_gguf(str(small))
     assert list(model)[:2] == ["F32.weight", "F16.weight"]
-    assert len(model) == len(FORMATS) + 4
+    assert len(model) == len(FORMATS) + 5
     assert "norm" in model
     assert "nothing" not in model
     assert dict(model) == dict(model.items())
@@ -207,7 +205,7 @@ def test_a_file_is_a_mapping(small: Path) -> None:
 def test_all_tensors_of_a_file_are_listed(small: Path) -> None:
     model = load_gguf(small)
     entries = model.tensors
-    assert list(entries)[-3:] == ["vector.q8", "experts", "foreign"]
+    assert list(entries)[-3:] == ["brain", "experts", "foreign"]
     assert [name for name, entry in entries.items() if entry.readable] == list(model)
     assert (entries["Q4_0.weight"].shape, entries["Q4_0.weight"].format) == ((256, 5), "Q4_0")
     experts, foreign = entries["experts"], entries["foreign"]
