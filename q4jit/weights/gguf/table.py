@@ -7,7 +7,7 @@ from q4jit.errors import short_name
 from q4jit.weights.gguf.tensors import TensorEntry
 
 _MOST_LINES: Final = 1000  # the table of tensors comes from a file that may be hostile
-_MOST_LETTERS: Final = 80
+_MOST_LETTERS: Final = 100
 
 
 def table(entries: Sequence[TensorEntry]) -> Iterator[str]:

@@ -181,7 +181,7 @@ def problem_of(info: TensorInfo) -> tuple[str, str] | None:
     """Return why q4jit cannot read a tensor: what it expects, and what it got; None if it can."""
     fmt, dims = format_of(info.ggml_type), info.dims
     if not info.has_utf8_name:
-        return "a name in UTF-8", f"the bytes {info.name}"
+        return "a name in UTF-8", "other bytes"
     if fmt is None:
         got = f"{type_name(info.ggml_type)} (ggml type {info.ggml_type})"
         return "a format that q4jit reads", got

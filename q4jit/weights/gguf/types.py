@@ -48,6 +48,12 @@ def type_name(ggml_type: int) -> str:
     return known.name if known else "unknown"
 
 
+def bits_per_element(ggml_type: int) -> float | None:
+    """Return the bits of an element, its share of the scales included; None if unknown."""
+    known = _known(ggml_type)
+    return 8 * known.block_bytes / known.block_elements if known else None
+
+
 def data_bytes(ggml_type: int, dims: tuple[int, ...]) -> int | None:
     """Return the bytes of a tensor; None if its type is unknown or its rows are no whole blocks."""
     if 0 in dims:
