@@ -19,7 +19,11 @@ from q4jit.weights.gguf.types import bits_per_element
 
 VECTOR, MATRIX, EXPERTS, UNUSED = "vector", "matrix", "experts", "unused"
 _USES: Final = {1: VECTOR, 2: MATRIX, 3: EXPERTS}
-_PLURALS: Final = {VECTOR: "vectors", MATRIX: "matrices", EXPERTS: "expert tensors"}
+_NOUNS: Final = {
+    VECTOR: ("vector", "vectors"),
+    MATRIX: ("matrix", "matrices"),
+    EXPERTS: ("expert tensor", "expert tensors"),
+}
 _MOST_LETTERS: Final = 120  # texts come from a file that may be hostile
 _SHOWN_SHAPES: Final = 3
 _SHOWN_NAMES: Final = 3
@@ -191,7 +195,7 @@ def _head(report: Mapping[str, Any]) -> Iterator[str]:
 def _format_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
     name = row["format"] if row["bits"] else f"type {row['ggml_type']}"
     bits = f"{row['bits']:.2f}" if row["bits"] else "?"
-    uses = [counted(row[use], use, many) for use, many in _PLURALS.items() if row[use]]
+    uses = [counted(row[use], *nouns) for use, nouns in _NOUNS.items() if row[use]]
     if row[UNUSED]:
         uses.append(f"{row[UNUSED]} not usable")
     return name, str(row["tensors"]), in_bytes(row["size_bytes"]), bits, ", ".join(uses)

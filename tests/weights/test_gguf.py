@@ -345,7 +345,7 @@ def test_names_in_another_encoding(load: Callable[[bytes], GGUFFile]) -> None:
     entry = model.tensors[r"w\xe4"]
     assert (entry.shape, entry.format, entry.nbytes) == ((2, 2), "F32", 16)
     assert entry.problem == "expected a name in UTF-8, got other bytes"
-    with pytest.raises(GGUFError, match="expected a name in UTF-8, got other bytes$"):
+    with pytest.raises(GGUFError, match=r"expected a name in UTF-8, got other bytes$"):
         model[r"w\xe4"]
 
 

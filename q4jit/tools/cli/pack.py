@@ -21,8 +21,8 @@ def add_command(commands: Any) -> argparse.ArgumentParser:
     command: argparse.ArgumentParser = commands.add_parser(
         "pack",
         help="write one tensor of a GGUF file in the layout that kernels read",
-        description="Write one weight matrix of a GGUF file in the layout that kernels read, or the\n"
-        "matrices of all experts of a tensor, one after the other.\n"
+        description="Write one weight matrix of a GGUF file in the layout that kernels read. Of a\n"
+        "tensor with experts, write all their matrices, one after the other.\n"
         "FILE.json, written beside FILE, describes the format, shape and layout.",
         epilog=epilog(_EXAMPLES, "the files were written", "an error occurred"),
     )
