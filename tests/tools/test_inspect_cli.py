@@ -169,8 +169,8 @@ def test_each_model_of_gpu_is_a_target_once(monkeypatch: pytest.MonkeyPatch) -> 
         return Device("amd", index, name, arch, str(index), *sizes, integrated=False)
 
     models = [("A", "gfx1100"), ("A", "gfx1100"), ("old", "gfx803"), ("B", "gfx942")]
-    found = tuple(device(i, *model) for i, model in enumerate(models))
-    monkeypatch.setattr(command, "find_devices", lambda: found)
+    devices = tuple(device(i, *model) for i, model in enumerate(models))
+    monkeypatch.setattr(command, "find_devices", lambda: devices)
     assert command._targets_here() == ["hip:0", "hip:3", "cpu"]
 
 

@@ -7,6 +7,7 @@ import random
 import struct
 import time
 import tracemalloc
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,7 @@ from tests.support.gguf_files import (
     u32,
     u64,
 )
-from tests.support.tools import model_file
+from tests.support.tools import gemma_file, model_file
 
 MB = 1 << 20
 HUGE = [2**62, 2**63 - 1, 2**63, 2**64 - 1, 2**32, 2**61 + 1]
@@ -903,3 +904,36 @@ def test_a_real_model_equals_what_gguf_reads(smollm2: Path) -> None:
     assert isinstance(tokens, tuple)
     assert len(tokens) == 49152
     assert tokens[:2] == ("<|endoftext|>", "<|im_start|>")
+
+
+@pytest.mark.model
+def test_every_tensor_of_a_model_in_q4_k_m_is_listed() -> None:
+    path = gemma_file()
+    model = load_gguf(path)
+    layer = (
+        "attn_k attn_k_norm attn_norm attn_output attn_q attn_q_norm attn_v ffn_down ffn_gate "
+        "ffn_norm ffn_up post_attention_norm post_ffw_norm"
+    ).split()
+    names = [f"blk.{i}.{name}.weight" for i in range(18) for name in layer]
+    assert set(model.tensors) == {"token_embd.weight", "output_norm.weight", *names}
+    assert list(model) == list(model.tensors)
+    counts = Counter((entry.format, entry.shape) for entry in model.tensors.values())
+    assert counts == {
+        ("F32", (640,)): 73,
+        ("F32", (256,)): 36,
+        ("Q8_0", (640, 262144)): 1,
+        ("Q8_0", (640, 256)): 9,
+        ("Q5_0", (640, 256)): 27,
+        ("Q5_0", (640, 1024)): 18,
+        ("Q5_0", (640, 2048)): 36,
+        ("Q4_K", (1024, 640)): 18,
+        ("Q4_K", (2048, 640)): 9,
+        ("Q6_K", (2048, 640)): 9,
+    }
+    # they fill the file from the first to its end, so all their sizes are right
+    stored = sum(-(-entry.nbytes // 32) * 32 for entry in model.tensors.values())
+    assert header_bytes(path) + stored == path.stat().st_size
+    assert model.metadata["general.architecture"] == "gemma3"
+    tokens = model.metadata["tokenizer.ggml.tokens"]
+    assert isinstance(tokens, tuple)
+    assert len(tokens) == 262144

@@ -46,7 +46,7 @@ def pack_tensor(path: str, name: str, layout: str, out: Path, *, force: bool = F
         "finite_scales": all(w.has_finite_scales for w in matrices),
         "weight": describe_layout(fmt, layout, shape),
     }
-    if isinstance(tensor, ExpertTensor):  # so many weights, one after the other
+    if isinstance(tensor, ExpertTensor):  # the file has a weight for each
         description["experts"] = len(matrices)
     files = {out.name: data.data}
     description["files"] = checksums(files)
