@@ -17,6 +17,7 @@ from q4jit.errors import (
     TuningError,
 )
 from q4jit.threads import get_num_threads, set_num_threads
+from q4jit.weights.experts import ExpertTensor
 from q4jit.weights.gguf.file import load_gguf
 from q4jit.weights.quantize import quantize
 from q4jit.weights.tensor import QuantizedTensor
@@ -27,6 +28,7 @@ __all__ = [
     "CompileError",
     "ConfigError",
     "DeviceError",
+    "ExpertTensor",
     "FormatError",
     "GGUFError",
     "MissingNameError",

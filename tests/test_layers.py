@@ -289,6 +289,7 @@ def test_all_is_the_public_names_of_the_top_level() -> None:
     }
     assert set(q4jit.__all__) == public
     assert public == {
+        "ExpertTensor",
         "QuantizedTensor",
         "get_num_threads",
         "load_gguf",

@@ -2,6 +2,7 @@
 
 `formats` describes each block format, with a reference decoder and encoder; `layouts` repacks
 blocks for kernels. Users hold a `QuantizedTensor` (`tensor`), made by `quantize` or read by the
-package `gguf`. Its repacked copies are in `resident`, facts about its scales in `scales`, and the
-checks of what users pass in `checks`. `reference` makes random weights and exact products.
+package `gguf`, or an `ExpertTensor` (`experts`), a sequence of them. Their repacked copies are in
+`resident`, facts about scales in `scales`, and the checks of what users pass in `checks`.
+`reference` makes random weights and exact products.
 """

@@ -7,24 +7,39 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from q4jit.errors import ArgumentError, FormatError, expected
+from q4jit.floats import float_type_of
 from q4jit.sizes import whole_number
 
 
 def matrix_shape(shape: object) -> tuple[int, int]:
     """Return (K, N) as ints. Raises FormatError unless it is a pair of positive sizes."""
-    try:
-        k, n = map(whole_number, shape)  # type: ignore[call-overload]  # raises TypeError
-    except (TypeError, ValueError):
-        pair = "a pair of ints (K, N)"
-        raise FormatError(expected(pair, f"{shape!r}", where="shape of a weight")) from None
-    if k <= 0 or n <= 0:
-        sizes = "positive sizes (K, N)"
-        raise FormatError(expected(sizes, f"({k}, {n})", where="shape of a weight"))
+    k, n = tensor_shape(shape, "(K, N)")
     return k, n
+
+
+def tensor_shape(shape: object, axes: str) -> tuple[int, ...]:
+    """Return a shape as ints. Raises FormatError unless it has a positive size for each of `axes`.
+
+    axes: for example "(K, N)".
+    """
+    count = axes.count(",") + 1
+    words = {2: "a pair", 3: "a triple"}[count]
+    where = "shape of a weight"
+    try:
+        sizes = tuple(map(whole_number, shape))  # type: ignore[call-overload]  # raises TypeError
+        if len(sizes) != count:
+            raise TypeError
+    except TypeError:
+        raise FormatError(expected(f"{words} of ints {axes}", f"{shape!r}", where=where)) from None
+    if min(sizes) <= 0:
+        raise FormatError(expected(f"positive sizes {axes}", str(sizes), where=where))
+    return sizes
 
 
 def contiguous(raw: Any) -> memoryview:
     """Return the bytes of a buffer. Raises FormatError unless it is C-contiguous."""
+    if isinstance(raw, np.ndarray) and float_type_of(raw.dtype) == "bf16":
+        raw = raw.view(np.uint16)  # NumPy makes no buffer of the dtype of ml_dtypes
     try:
         view = memoryview(raw)
     except (TypeError, ValueError, BufferError) as error:

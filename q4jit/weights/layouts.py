@@ -244,6 +244,22 @@ def pack(fmt: Format, layout: str, columns: NDArray[np.uint8]) -> NDArray[np.uin
     return packed
 
 
+def pack_experts(fmt: Format, layout: str, columns: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Repack the columns of experts, uint8 [E, N, column_bytes]: read-only uint8 [E · bytes].
+
+    Each expert is repacked by itself, so that all take the same bytes. Raises FormatError for an
+    unknown layout.
+    """
+    first = pack(fmt, layout, columns[0])
+    packed = _aligned_memory(len(columns) * first.nbytes)
+    rows = packed.reshape(len(columns), -1)
+    rows[0] = first
+    for row, own in zip(rows[1:], columns[1:], strict=True):
+        row[...] = pack(fmt, layout, own)
+    packed.flags.writeable = False
+    return packed
+
+
 @dataclass
 class _Pool:
     """Memory from which small weights are cut one after the other."""

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from q4jit.locks import BUILD
 from q4jit.weights.formats import Format
-from q4jit.weights.layouts import GGUF, pack
+from q4jit.weights.layouts import GGUF, pack, pack_experts
 
 
 class DeviceMemory(Protocol):
@@ -37,7 +37,11 @@ class ResidentCopies:
     __slots__ = ("_fmt", "_packed", "_raw", "addresses", "uploads")
 
     def __init__(self, fmt: Format, raw: NDArray[np.uint8]) -> None:
-        """Start without copies. raw: the weight's columns (not the weight: it owns this object)."""
+        """Start without copies.
+
+        raw: the weight's columns (not the weight: it owns this object), uint8 [N, column_bytes], or
+        [E, N, column_bytes] for experts. Each expert is repacked by itself.
+        """
         self._fmt, self._raw = fmt, raw
         self._packed: dict[str, NDArray[np.uint8]] = {}
         self.addresses: dict[str, int] = {}
@@ -55,7 +59,7 @@ class ResidentCopies:
             with BUILD:
                 packed = self._packed.get(layout)
                 if packed is None:
-                    packed = self._packed[layout] = pack(self._fmt, layout, self._raw)
+                    packed = self._packed[layout] = self._pack(layout)
         return packed
 
     def address(self, layout: str) -> int:
@@ -75,7 +79,12 @@ class ResidentCopies:
             with BUILD:
                 memory = self.uploads.get(key)
                 if memory is None:
-                    raw = self._raw
-                    packed = raw if layout == GGUF else pack(self._fmt, layout, raw)
+                    packed = self._raw if layout == GGUF else self._pack(layout)
                     memory = self.uploads[key] = copy(packed)
         return memory
+
+    def _pack(self, layout: str) -> NDArray[np.uint8]:
+        """Return a new copy in a layout, the experts one after the other."""
+        if self._raw.ndim == 2:
+            return pack(self._fmt, layout, self._raw)
+        return pack_experts(self._fmt, layout, self._raw)

@@ -24,8 +24,10 @@ from q4jit.errors import ArgumentError, FormatError
 from q4jit.weights.formats import FORMATS
 from q4jit.weights.layouts import INTERLEAVED16, pack
 from q4jit.weights.quantize import quantize
+from q4jit.weights.reference import random_weight
 from q4jit.weights.scales import _f16_squares
 from q4jit.weights.tensor import QuantizedTensor
+from tests.support.halves import BF16
 from tests.support.memory import MB, peak_bytes
 
 ENCODABLE = ["Q4_0", "Q4_1", "Q8_0", "F16", "F32"]
@@ -300,6 +302,20 @@ def test_from_bytes_takes_any_contiguous_buffer(name: str, tmp_path: Path) -> No
         same = QuantizedTensor.from_bytes(buffer, shape=(512, 37), format=name)
         np.testing.assert_array_equal(same.raw, w.raw)
         np.testing.assert_array_equal(same.dequantize(), w.dequantize())
+
+
+def test_from_bytes_takes_arrays_of_bfloat16() -> None:
+    stored = random_weight("BF16", 512, 37).raw.tobytes()
+    values = np.frombuffer(stored, BF16).reshape(37, 512)
+    w = QuantizedTensor.from_bytes(values, shape=(512, 37), format="BF16")
+    assert np.array_equal(w.dequantize().T, values.astype(np.float32))
+    assert np.shares_memory(w.raw, values)
+    writable = values.copy()
+    copied = QuantizedTensor.from_bytes(writable, shape=(512, 37), format="BF16")
+    writable[:] = 0
+    assert np.array_equal(copied.raw, w.raw)
+    with pytest.raises(FormatError, match=r"strided or transposed buffer; use np\.asc"):
+        QuantizedTensor.from_bytes(values.T, shape=(512, 37), format="BF16")
 
 
 def test_read_only_bytes_are_not_copied() -> None:

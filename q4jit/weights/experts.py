@@ -1,0 +1,188 @@
+"""`ExpertTensor`: the weights of a mixture's experts, an immutable tensor of GGUF blocks."""
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from q4jit.errors import ArgumentError, FormatError, expected
+from q4jit.sizes import whole_number
+from q4jit.weights.checks import contiguous, immutable_memory, tensor_shape
+from q4jit.weights.formats import Format, find_format
+from q4jit.weights.resident import ResidentCopies
+from q4jit.weights.tensor import QuantizedTensor
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer  # collections.abc has it from Python 3.12 on
+
+
+class ExpertTensor(Sequence[QuantizedTensor]):
+    """A weight [E, K, N] in GGUF blocks, a matrix per expert: immutable, compared by identity.
+
+    Make one with `from_bytes`, `stack` or `load_gguf`. It is a sequence of `QuantizedTensor`s
+    [K, N] that share its blocks. Column n of matrix e is row e·N + n of the GGUF tensor.
+    """
+
+    __slots__ = ("__weakref__", "_experts", "_memory", "_resident", "_shape", "_signature")
+    __hash__: ClassVar[Any] = object.__hash__
+    _experts: tuple[QuantizedTensor, ...]
+    _memory: memoryview
+    _resident: ResidentCopies
+    _shape: tuple[int, int, int]
+    _signature: tuple[str, int, int, int, bool, bool] | None
+
+    def __init__(self, *_: object, **__: object) -> None:
+        """Raise ArgumentError: tensors are made by functions that check their bytes."""
+        raise ArgumentError(
+            "an ExpertTensor is not made by calling the class; use "
+            "ExpertTensor.from_bytes(raw, shape=(E, K, N), format=...) for blocks, "
+            "ExpertTensor.stack(weights) for a list of matrices, or q4jit.load_gguf(path)[name]"
+        )
+
+    @classmethod
+    def of_memory(cls, fmt: Format, memory: memoryview, experts: int, n: int) -> Self:
+        """Wrap memory that nobody can write to, with `experts` times the columns of `n` rows."""
+        assert memory.readonly
+        w = cls.__new__(cls)
+        size = memory.nbytes // experts
+        w._memory = memory
+        w._experts = tuple(
+            QuantizedTensor.of_memory(fmt, memory[e * size : (e + 1) * size], n)
+            for e in range(experts)
+        )
+        w._shape = (experts, *w._experts[0].shape)
+        # an attribute, not a property: launches read it in every call
+        w._resident = ResidentCopies(fmt, w.raw)
+        w._signature = None
+        return w
+
+    @classmethod
+    def from_bytes(
+        cls,
+        raw: "Buffer | NDArray[Any]",
+        *,
+        shape: tuple[int, int, int],
+        format: str,  # noqa: A002 - the attribute's name
+    ) -> "ExpertTensor":
+        """Make a tensor of `shape` (E, K, N) from the bytes of E·N GGUF rows, matrix after matrix.
+
+        raw: a C-contiguous buffer of exactly the tensor's bytes. It is referenced if nobody can
+        write to it (bytes, a read-only map, or a view of one), and copied otherwise. Raises
+        FormatError if bytes, shape and format do not match.
+        """
+        fmt = find_format(format)
+        experts, k, n = tensor_shape(shape, "(E, K, N)")
+        column_bytes = fmt.column_bytes(k)
+        view = contiguous(raw)
+        if view.nbytes != experts * n * column_bytes:
+            columns = f"{experts} × {n} columns of {column_bytes}"
+            size = f"{experts * n * column_bytes} bytes ({columns})"
+            where = f"{fmt.name} of shape (E, K, N) = ({experts}, {k}, {n})"
+            raise FormatError(expected(size, f"{view.nbytes} bytes", where=where))
+        return cls.of_memory(fmt, immutable_memory(raw, view), experts, n)
+
+    @classmethod
+    def stack(cls, weights: Sequence[QuantizedTensor]) -> "ExpertTensor":
+        """Make a tensor of a copy of matrices [K, N], one per expert.
+
+        Raises ArgumentError unless there is at least one, and all have one K, N and format.
+        """
+        matrices: list[Any] = list(weights)
+        for e, w in enumerate(matrices):
+            if not isinstance(w, QuantizedTensor):
+                where = f"expert {e}"
+                raise ArgumentError(expected("a QuantizedTensor", type(w).__name__, where=where))
+            if (w.format, w.shape) != (matrices[0].format, matrices[0].shape):
+                raise ArgumentError(expected(repr(matrices[0]), repr(w), where=f"expert {e}"))
+        if not matrices:
+            raise ArgumentError(expected("at least one QuantizedTensor", "none", where="stack"))
+        raw = b"".join(w.raw.data for w in matrices)
+        k, n = matrices[0].shape
+        return cls.from_bytes(raw, shape=(len(matrices), k, n), format=matrices[0].format)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(E, K, N): E experts, each a matrix that x [M, K] is multiplied by to give [M, N]."""
+        return self._shape
+
+    @property
+    def ndim(self) -> int:
+        """Always 3."""
+        return 3
+
+    @property
+    def format(self) -> str:
+        """The name of the block format, for example "Q4_0"."""
+        return self._experts[0].format
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the blocks, without repacked copies."""
+        return self._memory.nbytes
+
+    @property
+    def raw(self) -> NDArray[np.uint8]:
+        """The blocks in GGUF's order: read-only uint8 [E, N, column_bytes]."""
+        experts, _, n = self._shape
+        return np.frombuffer(self._memory, np.uint8).reshape(experts, n, -1)
+
+    def dequantize(self) -> NDArray[np.float32]:
+        """Decode every element: f32 [E, K, N]."""
+        return np.stack([w.dequantize() for w in self._experts])
+
+    @property
+    def signature(self) -> tuple[str, int, int, int, bool, bool]:
+        """(format, E, K, N, has_finite_scales, suits_f16), which kernels are compiled for."""
+        if self._signature is None:
+            finite = all(w.has_finite_scales for w in self._experts)
+            suits_f16 = all(w.suits_f16 for w in self._experts)
+            self._signature = (self.format, *self._shape, finite, suits_f16)
+        return self._signature
+
+    def __len__(self) -> int:
+        return len(self._experts)
+
+    def __iter__(self) -> Iterator[QuantizedTensor]:
+        return iter(self._experts)
+
+    def __getitem__(self, index: Any) -> Any:
+        """Return the matrix [K, N] of an expert, which shares the blocks.
+
+        Raises IndexError for a number beyond the experts, ArgumentError for another index.
+        """
+        try:
+            e = whole_number(index)
+        except TypeError:
+            got = f"{type(index).__name__} {index!r}"
+            where = "index of an ExpertTensor"
+            raise ArgumentError(expected("the number of an expert", got, where=where)) from None
+        if not -len(self) <= e < len(self):
+            what = f"an expert from 0 to {len(self) - 1}"
+            raise IndexError(expected(what, str(e), where="index of an ExpertTensor"))
+        return self._experts[e]
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+    def __array__(self, *args: object, **kwargs: object) -> NoReturn:
+        raise ArgumentError(
+            f"{self!r} does not become an array by itself; use w.dequantize() for a float32 array"
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the blocks, without repacked copies; `from_bytes` checks them again."""
+        return _from_pickle, (self.raw, self._shape, self.format)
+
+    def __copy__(self) -> Self:
+        return self  # immutable
+
+    def __deepcopy__(self, memo: object) -> Self:
+        return self
+
+    def __repr__(self) -> str:
+        return f"<ExpertTensor {self.format} (E, K, N) = {self._shape}, {self.nbytes} bytes>"
+
+
+def _from_pickle(raw: Any, shape: tuple[int, int, int], name: str) -> ExpertTensor:
+    return ExpertTensor.from_bytes(raw, shape=shape, format=name)
