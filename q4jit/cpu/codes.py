@@ -48,7 +48,9 @@ class CodeReader:
         entries = tuple(number + zero for number in fmt.numbers)
         if not self._module.target.has(_VBMI):
             name = f"{fmt.name}_plus{zero}" if zero else fmt.name
-            return byte_numbers(self._module, self._f, replace(fmt, name=name, table=entries), codes)
+            return byte_numbers(
+                self._module, self._f, replace(fmt, name=name, table=entries), codes
+            )
         f, kind = self._f, f"<{_BYTES} x i8>"
         table = ", ".join(f"i8 {entry}" for entry in entries * (_BYTES // len(entries)))
         self._module.declare(f"declare {kind} @{_VPERMB}({kind}, {kind})")

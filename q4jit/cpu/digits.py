@@ -86,7 +86,9 @@ def unit_struct(digits: int) -> Struct:
     comment = f"{UNIT} elements of x that share a step: integers X = x / step, in digits."
     of_lower = StructField("low_sum", "float", "sum of X without the highest digit")
     if digits == 1:
-        of_halves = StructField("scaled_half_sums", f"[{HALVES} x float]", "half sums of X · 2^lift")
+        of_halves = StructField(
+            "scaled_half_sums", f"[{HALVES} x float]", "half sums of X · 2^lift"
+        )
     else:
         comment_of_top = "the same for the highest digit"
         of_halves = StructField("top_half_sums", f"[{HALVES} x i32]", comment_of_top)

@@ -143,13 +143,16 @@ class _ProductWriter:
     def _block(self, fields: list[Fields], first: str, block: Loop) -> None:
         """Add the sub-blocks of a block; `first` is the number of the first unit of x."""
         f = self._f
-        scales, minima = [self._block_scale(each) for each in fields], [
-            each.block_field("m") for each in fields
-        ]
+        scales, minima = (
+            [self._block_scale(each) for each in fields],
+            [each.block_field("m") for each in fields],
+        )
         units = self._weight.block_elements // UNIT
         per_unit = UNIT // self._fmt.sub_block_elements
         inner = {n: (VECTOR, v) for n, v in block.values.items()}
-        with f.loop("sub_block" if per_unit == 1 else "unit_in_block", 0, units, carry=inner) as unit:
+        with f.loop(
+            "sub_block" if per_unit == 1 else "unit_in_block", 0, units, carry=inner
+        ) as unit:
             if self._tile.panels == 1:  # several panels serve many rows: their weights are in cache
                 sparse = self._tile.rows * self._product.digits == 1
                 for each in fields:
@@ -157,7 +160,9 @@ class _ProductWriter:
                     prefetch(self._module, f, self._weight, *position, sparse)
             at = f.at("%units", "%Unit", f.index("unit", (first, 1), (unit.index, 1)), "unit_at")
             rows = range(self._tile.rows)
-            units_at = [f.at(at, "i8", row * self._product.row_bytes, f"unit_at.row{row}") for row in rows]
+            units_at = [
+                f.at(at, "i8", row * self._product.row_bytes, f"unit_at.row{row}") for row in rows
+            ]
             for half in range(per_unit):
                 number = f.index("sub_block", (unit.index, per_unit), (half, 1))
                 self._sub_block(unit, SubBlock(fields, number, units_at, half), scales, minima)
@@ -168,7 +173,9 @@ class _ProductWriter:
         f = self._f
         if self._fmt.scale_type == "e8m0":
             e = fields.exponents()
-            biased = f.let("biased", f"add {INTS} {e}, {splat_int(1)}", f"2^(e - 128) · {_E8M0_FACTOR:g}")
+            biased = f.let(
+                "biased", f"add {INTS} {e}, {splat_int(1)}", f"2^(e - 128) · {_E8M0_FACTOR:g}"
+            )
             bits = f.let("scale_bits", f"shl {INTS} {biased}, {splat_int(EXPONENT_SHIFT)}")
             return f.let("block_scale", f"bitcast {INTS} {bits} to {VECTOR}")
         scale = fields.block_field("d")
@@ -195,9 +202,7 @@ class _ProductWriter:
             else:
                 self._add_exactly(totals, panel, scale, minimum, at, sums)
 
-    def _add_scaled(
-        self, totals: Loop, panel: int, scale: str, at: SubBlock, sums: Sums
-    ) -> None:
+    def _add_scaled(self, totals: Loop, panel: int, scale: str, at: SubBlock, sums: Sums) -> None:
         """Add the scaled sums of a panel."""
         bits = self._f.let("scale_bits", f"bitcast {VECTOR} {scale} to {INTS}")
         for row, unit_at in enumerate(at.units):
@@ -325,7 +330,11 @@ class _ProductWriter:
         sums = f.let("sums", f"load {VECTOR}, ptr {at}, align 64")
         if self._fmt.scale_type == "e8m0":
             inverse = SIXTEEN.constant(1 / _E8M0_FACTOR)
-            kept = f.let("sums", f"fmul {VECTOR} {sums}, {inverse}", f"scales are {_E8M0_FACTOR:g} times too large")
+            kept = f.let(
+                "sums",
+                f"fmul {VECTOR} {sums}, {inverse}",
+                f"scales are {_E8M0_FACTOR:g} times too large",
+            )
         else:
             magnitude = magnitude_of(self._module, f, sums)
             least = SIXTEEN.constant(_LEAST)
