@@ -48,7 +48,7 @@ from q4jit.weights.layouts import LANES
 HALVES: Final = UNIT // LANES
 """A unit has two halves of 16 elements: its vectors, and the smaller sub-blocks of formats."""
 SUM_FACTOR_LOG2: Final = 3
-"""Sums of X are stored times −8: each format's zero is a multiple of 8."""
+"""Sums of X are stored times −8, for the most common zero of codes."""
 DIGIT_BITS: Final = 8
 
 # The largest X, by digits: one digit is at most 127, three are at most 127·256² + 127·256 + 127 =
@@ -56,6 +56,8 @@ DIGIT_BITS: Final = 8
 _LARGEST: Final = {1: 127.0, 3: 8355700.0}
 _DIGIT_SIGN: Final = -128  # the sign bit of an int8
 _CARRY: Final = 0x808080  # 128 in each digit
+
+_TIE: Final = 2.0**-20  # orders equal rounding errors
 
 _LIFTS: Final = 50  # steps differ by at most 2^50: sums of K products stay finite
 # A row whose largest unit is below this is multiplied as floats: 1/step would overflow.
@@ -83,11 +85,18 @@ def unit_struct(digits: int) -> Struct:
     """Return the type of a unit of x in that many digits."""
     comment = f"{UNIT} elements of x that share a step: integers X = x / step, in digits."
     of_lower = StructField("low_sum", "float", "sum of X without the highest digit")
+    if digits == 1:
+        of_halves = StructField(
+            "scaled_half_sums", f"[{HALVES} x float]", "half sums of X · 2^lift"
+        )
+    else:
+        comment_of_top = "the same for the highest digit"
+        of_halves = StructField("top_half_sums", f"[{HALVES} x i32]", comment_of_top)
     fields = (
         StructField("lift", "i32", "lift, at the position of a float's exponent"),
         StructField("sum", "float", "sum of X · 2^lift") if digits == 1 else of_lower,
         StructField("half_sums", f"[{HALVES} x i32]", "−8 · sum of X, of each half of the unit"),
-        StructField("top_half_sums", f"[{HALVES} x i32]", "the same for the highest digit"),
+        of_halves,
         StructField("whole_sum", "i32", "−8 · sum of X"),
         StructField("top_sum", "i32", "the same for the highest digit"),
         StructField("digits", f"[{digits} x [{UNIT} x i8]]", "the digits, the highest first"),
@@ -108,9 +117,16 @@ ROW_END: Final = Struct(
 
 def fits(fmt: Format, digits: int) -> bool:
     """Return whether int32 holds the exact sum of a sub-block with all digits of X."""
-    zero = 1 << fmt.quant_bits - 1 if fmt.signed else fmt.zero
-    largest_quant = max(zero, (1 << fmt.quant_bits) - 1 - zero)
-    return fmt.sub_block_elements * largest_quant * _LARGEST[digits] < 1 << 31
+    return fmt.sub_block_elements * fmt.largest_number * _LARGEST[digits] < 1 << 31
+
+
+def is_apart(fmt: Format, digits: int) -> bool:
+    """Return whether the highest digit has a sum of its own.
+
+    It has one if all digits would overflow, and beside a minimum: a sum of all digits would be
+    rounded before the minimum is added, which may cancel it.
+    """
+    return digits > 1 and (fmt.minimum_at is not None or not fits(fmt, digits))
 
 
 @dataclass(frozen=True)
@@ -122,12 +138,14 @@ class DigitForm:
         half_sums: whether products need the sums of half units.
         top_sums: whether products need the sums of the highest digit.
         float_sums: whether products need sums as floats.
+        balanced: whether the rounding errors of each half of a unit cancel out (`_add_balance`).
     """
 
     digits: int
     half_sums: bool
     top_sums: bool
     float_sums: bool
+    balanced: bool = False
 
     @property
     def unit(self) -> Struct:
@@ -140,8 +158,9 @@ def form_for(formats: Sequence[Format], digits: int) -> DigitForm:
     return DigitForm(
         digits,
         half_sums=any(fmt.sub_block_elements < UNIT for fmt in formats),
-        top_sums=any(not fits(fmt, digits) for fmt in formats),
+        top_sums=any(is_apart(fmt, digits) for fmt in formats),
         float_sums=any(fmt.minimum_at is not None for fmt in formats),
+        balanced=digits == 1 and any(fmt.sub_minima is not None for fmt in formats),
     )
 
 
@@ -169,7 +188,9 @@ def add_digits(module: Module, form: DigitForm) -> str:
         lift_at = f.field_at(unit_at, form.unit, "lift")
         top = f.let("top", f"load i32, ptr {lift_at}, align 4")
         rough, inverse, lift = _step(f, form, top, limit, largest, coarsest)
-        halves = [_integers(module, f, x, inverse, rough) for x in _halves_of_x(f, loop.index)]
+        halves = [
+            _integers(module, f, form, x, inverse, rough) for x in _halves_of_x(f, loop.index)
+        ]
         f.do(f"store i32 {lift}, ptr {lift_at}, align 4")
         _store_header(f, form, unit_at, lift, halves)
         _store_digits(f, form, unit_at, halves)
@@ -339,22 +360,74 @@ def _step(
     return rough, inverse, f.let("lift", f"select i1 {rough}, i32 0, i32 {lift}")
 
 
-def _integers(module: Module, f: Function, x: str, inverse: str, rough: str) -> str:
+def _integers(
+    module: Module, f: Function, form: DigitForm, x: str, inverse: str, rough: str
+) -> str:
     """Return 16 integers X = x / step; 0 in a rough unit."""
     module.declare(f"declare {VECTOR} @llvm.rint.v16f32({VECTOR})")
     scaled = f.let("scaled", f"fmul {VECTOR} {x}, {broadcast(f, 'float', inverse)}")
-    whole = f.let("whole", f"call {VECTOR} @llvm.rint.v16f32({VECTOR} {scaled})")
-    number = f.let("X", f"fptosi {VECTOR} {whole} to {INTS}")
+    if form.balanced:
+        number = f.let("X", f"call {INTS} {_add_balance(module)}({VECTOR} {scaled})")
+    else:
+        whole = f.let("whole", f"call {VECTOR} @llvm.rint.v16f32({VECTOR} {scaled})")
+        number = f.let("X", f"fptosi {VECTOR} {whole} to {INTS}")
     return f.let("X", f"select i1 {rough}, {INTS} zeroinitializer, {INTS} {number}")
+
+
+def _add_balance(module: Module) -> str:
+    """Add the function from 16 numbers to integers whose sum is nearest to theirs; return its name.
+
+    Where minima outweigh scales, the weights of a sub-block are all about as large, and so are the
+    weights of all columns: their errors would be one and the same sum of rounding errors, which is
+    sometimes far above its rms. So the sum of the errors is kept at 1/2 at most. The numbers nearest
+    to the next integer are rounded to it instead, as many as it takes.
+    """
+    name = "round_balanced"
+    if module.knows(name):
+        return f"@{name}"
+    f = Function(
+        f"internal {INTS} @{name}({VECTOR} %scaled) #0",
+        "Integers near 16 numbers: each is off by less than 1, and their sum by at most 1/2.",
+    )
+    module.declare("declare float @llvm.rint.f32(float)")
+    module.declare("declare float @llvm.copysign.f32(float, float)")
+    module.declare("declare float @llvm.fabs.f32(float)")
+    whole = f.let("whole", f"call {VECTOR} @llvm.rint.v16f32({VECTOR} %scaled)")
+    lost = f.let("lost", f"fsub {VECTOR} %scaled, {whole}")
+    total = sum_lanes(module, f, lost, "total_lost")
+    count = f.let("count", f"call float @llvm.rint.f32(float {total})")
+    sign = f.let("sign", f"call float @llvm.copysign.f32(float 1.0, float {total})")
+    signs = broadcast(f, "float", sign)
+    f.comment("rank the lanes by what rounding takes from them; equal ones by their numbers")
+    toward = f.let("toward", f"fmul {VECTOR} {lost}, {signs}")
+    ties = ", ".join(f"float {float_text(lane * _TIE)}" for lane in range(LANES))
+    key = f.let("key", f"fadd {VECTOR} {toward}, <{ties}>")
+    rank = "zeroinitializer"
+    for step in range(1, LANES):
+        order = ", ".join(f"i32 {(lane + step) % LANES}" for lane in range(LANES))
+        other = f.let(
+            "other", f"shufflevector {VECTOR} {key}, {VECTOR} poison, <{LANES} x i32> <{order}>"
+        )
+        before = f.let("before", f"fcmp ogt {VECTOR} {other}, {key}")
+        one = f.let("one", f"zext {MASK} {before} to {INTS}")
+        rank = f.let("rank", f"add {INTS} {rank}, {one}")
+    size = f.let("size", f"call float @llvm.fabs.f32(float {count})")
+    size = f.let("size", f"fptosi float {size} to i32")
+    chosen = f.let("chosen", f"icmp slt {INTS} {rank}, {broadcast(f, 'i32', size)}")
+    more = f.let("more", f"select {MASK} {chosen}, {VECTOR} {signs}, {VECTOR} zeroinitializer")
+    whole = f.let("whole", f"fadd {VECTOR} {whole}, {more}")
+    f.do(f"ret {INTS} {f.let('X', f'fptosi {VECTOR} {whole} to {INTS}')}")
+    module.add(name, f)
+    return f"@{name}"
 
 
 def _store_header(f: Function, form: DigitForm, unit_at: str, lift: str, halves: list[str]) -> None:
     """Store the sums of a unit."""
-    total = _store_sums(f, form, unit_at, halves, "whole_sum", "half_sums")
-    if form.top_sums:
+    total, of_halves = _store_sums(f, form, unit_at, halves, "whole_sum", "half_sums")
+    if form.top_sums and form.digits > 1:
         narrow = [_digit(f, form, X, 0) for X in halves]
         top = [f.let("top_digit", f"sext <16 x i8> {digit} to {INTS}") for digit in narrow]
-        of_top = _store_sums(f, form, unit_at, top, "top_sum", "top_half_sums")
+        of_top, _ = _store_sums(f, form, unit_at, top, "top_sum", "top_half_sums")
         if form.float_sums and form.digits > 1:
             high = f.let("high_sum", f"shl i32 {of_top}, {DIGIT_BITS * (form.digits - 1)}")
             low = f.let("low_sum", f"sub i32 {total}, {high}")
@@ -368,12 +441,17 @@ def _store_header(f: Function, form: DigitForm, unit_at: str, lift: str, halves:
         factor = f.let("power", f"bitcast i32 {power} to float")
         value = f.let("sum", f"fmul float {number}, {factor}")
         f.do(f"store float {value}, ptr {f.field_at(unit_at, form.unit, 'sum')}, align 4")
+        for half, of_half in enumerate(of_halves):
+            number = f.let("float_sum", f"sitofp i32 {of_half} to float")
+            value = f.let("sum", f"fmul float {number}, {factor}")
+            at = f.field_at(unit_at, form.unit, "scaled_half_sums", half)
+            f.do(f"store float {value}, ptr {at}, align 4")
 
 
 def _store_sums(
     f: Function, form: DigitForm, unit_at: str, halves: list[str], name: str, halves_name: str
-) -> str:
-    """Store −8 times the sum, and that of each half if the form asks for it; return the sum."""
+) -> tuple[str, list[str]]:
+    """Store −8 times the sum, and that of each half if the form asks for it; return these sums."""
 
     def reduce(value: str) -> str:
         return f.let("sum", f"call i32 @llvm.vector.reduce.add.v16i32({INTS} {value})")
@@ -382,6 +460,7 @@ def _store_sums(
         stored = f.let("stored_sum", f"mul i32 {total}, {-1 << SUM_FACTOR_LOG2}")
         f.do(f"store i32 {stored}, ptr {f.field_at(unit_at, form.unit, field, *index)}, align 4")
 
+    sums: list[str] = []
     if form.half_sums:
         sums = [reduce(value) for value in halves]
         for half, one in enumerate(sums):
@@ -390,7 +469,7 @@ def _store_sums(
     else:
         total = reduce(f.let("both_halves", f"add {INTS} {halves[0]}, {halves[1]}"))
     store(total, name)
-    return total
+    return total, sums
 
 
 def _store_digits(f: Function, form: DigitForm, unit_at: str, halves: list[str]) -> None:

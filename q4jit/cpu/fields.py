@@ -68,6 +68,12 @@ class Fields:
         loader = field_loader(self.module, SIXTEEN, fmt, name)
         return self.f.let(FIELD_NAMES[name], f"call {VECTOR} {loader}(ptr {self._address(name)})")
 
+    def exponents(self) -> str:
+        """Load field `d` in E8M0 of 16 columns, as integers."""
+        at = self._address("d")
+        stored = self.f.let("exponent_bytes", f"load <{LANES} x i8>, ptr {at}, align 1")
+        return self.f.let("exponents", f"zext <{LANES} x i8> {stored} to {INTS}")
+
     def scale(self, block_scale: str | None, sub_block: str) -> str | None:
         """Return the scale of a sub-block: the block's, times its own if the format has such."""
         return self._of_sub_block("scale", block_scale, self.weight.fmt.sub_scales, sub_block)
