@@ -311,7 +311,7 @@ def _transposed_tile(target: Target, m: int, formats: list[Format], products: in
     products: the most in a section. Their sums share the stack: tiles shrink if there are many.
     """
     tiles, rows = transposed_tiles(target), m_class(target, m)
-    runs = [plane.run_elements for fmt in formats for plane in fmt.planes]
+    runs = [plane.run_elements for fmt in formats for plane in fmt.repacked.planes]
     panels = max([*runs, _TRANSPOSED_WIDTH]) // LANES
     if rows > 2 * _few_rows(target):
         rows = min(tiles.many, rows)
