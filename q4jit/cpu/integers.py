@@ -161,7 +161,7 @@ class _ProductWriter:
             if self._tile.panels == 1:  # several panels serve many rows: their weights are in cache
                 sparse = self._tile.rows * self._product.digits == 1
                 for each in fields:
-                    position = (each.slab_at, block.index, unit.index)
+                    position = (each.slab_at, block.index, unit.index, UNIT)
                     prefetch(self._module, f, self._weight, *position, sparse)
             at = f.at("%units", "%Unit", f.index("unit", (first, 1), (unit.index, 1)), "unit_at")
             rows = range(self._tile.rows)
