@@ -68,6 +68,12 @@ class Fields:
         loader = field_loader(self.module, SIXTEEN, fmt, name)
         return self.f.let(FIELD_NAMES[name], f"call {VECTOR} {loader}(ptr {self._address(name)})")
 
+    def exponents(self) -> str:
+        """Load field `d` in E8M0 of 16 columns, as integers."""
+        at = self._address("d")
+        stored = self.f.let("exponent_bytes", f"load <{LANES} x i8>, ptr {at}, align 1")
+        return self.f.let("exponents", f"zext <{LANES} x i8> {stored} to {INTS}")
+
     def scale(self, block_scale: str | None, sub_block: str) -> str | None:
         """Return the scale of a sub-block: the block's, times its own if the format has such."""
         return self._of_sub_block("scale", block_scale, self.weight.fmt.sub_scales, sub_block)
@@ -157,12 +163,15 @@ class Fields:
             return byte_numbers(self.module, self.f, fmt, self.quant_bytes(planes, word))
         return self.quant_bytes(planes, word) if len(planes) > 1 else self._word(planes[0], word)
 
-    def quant_bytes(self, planes: list[PlaneAt], word: str) -> str:
-        """Return the codes of a word, a byte each, in 16 columns."""
+    def quant_bytes(self, planes: list[PlaneAt], word: str, masked: bool = True) -> str:
+        """Return the codes of a word, a byte each, in 16 columns.
+
+        masked: whether the bits above a code are 0; otherwise those of a single plane are any.
+        """
         f, codes = self.f, ""
         for at in planes:
             plane, bits = at.plane, self._word(at, word)
-            if plane.bits < 8:
+            if plane.bits < 8 and (masked or len(planes) > 1):
                 mask = splat_int(((1 << plane.bits) - 1) * _EVERY_BYTE)
                 note = f"the lowest {plane.bits} bits of each byte"
                 bits = f.let("codes", f"and {INTS} {bits}, {mask}", note)
@@ -297,21 +306,24 @@ def prefetch(
     weight: Interleaved,
     slab_at: str,
     block: str,
-    sub_block: str,
+    part: str,
+    part_elements: int,
     sparse: bool = False,
 ) -> None:
-    """Prefetch what the sub-block at the prefetch distance will read, into the second-level cache.
+    """Prefetch what a part of a block, ahead by a distance, will read, into the second-level cache.
+
+    A loop that takes `part_elements` elements at a time calls this for each part of a block.
 
     The first-level cache has some 20 lines on their way at a time, too few for memory's latency
     (M = 4 took 1.8 times as long on a Zen 4).
 
-    sparse: prefetch one line per sub-block. The CPU's own prefetching, which ends with each page,
+    sparse: prefetch one line per part. The CPU's own prefetching, which ends with each page,
     continues from there. This serves kernels that load faster than memory delivers: prefetching all
     their lines would only come late.
     """
     block_bytes = weight.slab_bytes // weight.blocks_per_slab
-    sub_blocks = weight.block_elements // weight.fmt.sub_block_elements
-    lines = -(-block_bytes // (sub_blocks * CACHE_LINE_BYTES))
+    parts = weight.block_elements // part_elements
+    lines = -(-block_bytes // (parts * CACHE_LINE_BYTES))
     distance_bytes = _SPARSE_BYTES_AHEAD if sparse else _BYTES_AHEAD
     module.declare("declare void @llvm.prefetch.p0(ptr, i32, i32, i32)")
     f.comment(f"prefetch {distance_bytes} bytes ahead")
@@ -319,7 +331,7 @@ def prefetch(
         ahead = f.index(
             "ahead",
             (block, block_bytes),
-            (sub_block, lines * CACHE_LINE_BYTES),
+            (part, lines * CACHE_LINE_BYTES),
             (line.index, CACHE_LINE_BYTES),
             (distance_bytes, 1),
         )

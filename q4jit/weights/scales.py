@@ -18,7 +18,7 @@ _FLOAT_BITS: Final[dict[FloatType, tuple[int, int]]] = {  # of a magnitude, and 
     "f16": (_F16_MAGNITUDE, _F16_INFINITY),
     "bf16": (0x7FFF, 0x7F80),
 }
-_E8M0_LATE: Final = 128 + 64  # 2^64: half of 2^(e - 127) at e
+_E8M0_LATE: Final = 128 + 28  # 2^28: half of 2^(e - 127) at e
 _F16_128: Final = 0x5800
 # For rounding to f16: the largest rms relative error, and the largest share of one scale in the
 # squares of all scales. The errors of one scale add up, while those of many cancel out.
@@ -44,7 +44,7 @@ def finite_blocks(fmt: Format, columns: NDArray[np.uint8]) -> NDArray[np.bool_]:
     """Return for each block whether its values are finite, by its scale and minimum.
 
     A plain float is a block of its own. A scale in E8M0 counts as finite while kernels can apply it
-    late, after they added up products of codes: up to 2^64, which no trained weight approaches.
+    late, after they added up products of codes: below 2^28, which no trained weight approaches.
     """
     if fmt.float_type is not None:
         bits = np.ascontiguousarray(columns).view(f"<u{fmt.block_bytes}").reshape(-1)
