@@ -187,7 +187,8 @@ class Fields:
             layer, word = f.divided(word, words, "layer", "word_in_width")
             shift = sum32(f, "word_shift", shift, times32(f, "word_shift", layer, at.plane.bits))
         word_at = f.at(at.address, INTS, word, "word_at")
-        bits = f.let("word_bits", f"load {INTS}, ptr {word_at}, align 32")
+        aligned = 32 if self.weight.slab_bytes % 32 == 0 else LANES
+        bits = f.let("word_bits", f"load {INTS}, ptr {word_at}, align {aligned}")
         return shift_right(f, bits, shift)
 
     def _floats(self, chunk: str, word: str) -> list[str]:
