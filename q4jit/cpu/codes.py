@@ -34,24 +34,28 @@ class CodeReader:
     def read(self, fields: Fields, planes: list[PlaneAt], word: str) -> str:
         """Return the codes of a word of a chunk, given the chunk's planes."""
         f, fmt = self._f, self._fmt
-        codes = fields.quant_bytes(planes, word)
         if fmt.table is not None:
-            return self._looked_up(codes)
+            has_vpermb = self._module.target.has(_VBMI)
+            codes = fields.quant_bytes(planes, word, masked=not has_vpermb)
+            return self._permuted(codes) if has_vpermb else self._looked_up(codes)
+        codes = fields.quant_bytes(planes, word)
         if fmt.signed and self._zero:
             signs = splat_int(self._zero * _EVERY_BYTE)
             codes = f.let("codes", f"xor {INTS} {codes}, {signs}", "int8 + 128, unsigned")
         return codes
 
-    def _looked_up(self, codes: str) -> str:
+    def _entries(self) -> tuple[int, ...]:
         """Return the entries of the table, plus the zero."""
+        return tuple(number + self._zero for number in self._fmt.numbers)
+
+    def _looked_up(self, codes: str) -> str:
         fmt, zero = self._fmt, self._zero
-        entries = tuple(number + zero for number in fmt.numbers)
-        if not self._module.target.has(_VBMI):
-            name = f"{fmt.name}_plus{zero}" if zero else fmt.name
-            return byte_numbers(
-                self._module, self._f, replace(fmt, name=name, table=entries), codes
-            )
-        f, kind = self._f, f"<{_BYTES} x i8>"
+        name = f"{fmt.name}_plus{zero}" if zero else fmt.name
+        shifted = replace(fmt, name=name, table=self._entries())
+        return byte_numbers(self._module, self._f, shifted, codes)
+
+    def _permuted(self, codes: str) -> str:
+        f, kind, entries = self._f, f"<{_BYTES} x i8>", self._entries()
         table = ", ".join(f"i8 {entry}" for entry in entries * (_BYTES // len(entries)))
         self._module.declare(f"declare {kind} @{_VPERMB}({kind}, {kind})")
         codes = f.let("code_bytes", f"bitcast {INTS} {codes} to {kind}")

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from q4jit.cpu.digit_form import form_of
 from q4jit.cpu.gguf_rows import add_dot
 from q4jit.cpu.halves import STORED
 from q4jit.cpu.integers import IntegerProduct, add_integer_product
@@ -146,7 +147,7 @@ class SectionWriter:
             integers = IntegerProduct(
                 weight,
                 kernel.dot.instruction,
-                kernel.digits,
+                form_of(plan, kernel),
                 kernel.tile,
                 self._padded_k,
                 row_bytes,

@@ -8,13 +8,12 @@ the unit's other elements would show. The digits of a rough unit are 0, and a li
 Steps are stored relative to the smallest one, which is 2^50 below that of the row's largest unit: a
 unit's *lift* is the exponent of its step less that of the smallest step.
 
-A row of x is an array of units (`unit_struct`) and then its end (`ROW_END`).
+A row of x is an array of units and then its end (`cpu.digit_form`).
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Final
 
+from q4jit.cpu.digit_form import DIGIT_BITS, HALVES, LARGEST, ROW_END, DigitForm
 from q4jit.cpu.fields import shift_right
 from q4jit.cpu.lanes import (
     INFINITY,
@@ -32,8 +31,6 @@ from q4jit.cpu.llvm_text import (
     VECTOR,
     Function,
     Module,
-    Struct,
-    StructField,
     exponent_bits,
     float_bits,
     float_text,
@@ -42,18 +39,8 @@ from q4jit.cpu.llvm_text import (
     splat_int,
 )
 from q4jit.cpu.schedule import UNIT
-from q4jit.weights.formats import Format
 from q4jit.weights.layouts import LANES
 
-HALVES: Final = UNIT // LANES
-"""A unit has two halves of 16 elements: its vectors, and the smaller sub-blocks of formats."""
-SUM_FACTOR_LOG2: Final = 3
-"""Sums of X are stored times −8, for the most common zero of codes."""
-DIGIT_BITS: Final = 8
-
-# The largest X, by digits: one digit is at most 127, three are at most 127·256² + 127·256 + 127 =
-# 8355711. The sum of products of 32 such X with quants of 4 bits fits int32.
-_LARGEST: Final = {1: 127.0, 3: 8355700.0}
 _DIGIT_SIGN: Final = -128  # the sign bit of an int8
 _CARRY: Final = 0x808080  # 128 in each digit
 
@@ -79,89 +66,6 @@ _ONE_TOP_NOTE: Final = f"{_ONE_TOP}: of a unit that loses half of its share"
 # above this many times the root of the usual energy is multiplied as floats: a column may have
 # zeros where a few huge elements of x are.
 _BEYOND: Final = 1.9
-
-
-def unit_struct(digits: int) -> Struct:
-    """Return the type of a unit of x in that many digits."""
-    comment = f"{UNIT} elements of x that share a step: integers X = x / step, in digits."
-    of_lower = StructField("low_sum", "float", "sum of X without the highest digit")
-    if digits == 1:
-        of_halves = StructField(
-            "scaled_half_sums", f"[{HALVES} x float]", "half sums of X · 2^lift"
-        )
-    else:
-        comment_of_top = "the same for the highest digit"
-        of_halves = StructField("top_half_sums", f"[{HALVES} x i32]", comment_of_top)
-    fields = (
-        StructField("lift", "i32", "lift, at the position of a float's exponent"),
-        StructField("sum", "float", "sum of X · 2^lift") if digits == 1 else of_lower,
-        StructField("half_sums", f"[{HALVES} x i32]", "−8 · sum of X, of each half of the unit"),
-        of_halves,
-        StructField("whole_sum", "i32", "−8 · sum of X"),
-        StructField("top_sum", "i32", "the same for the highest digit"),
-        StructField("digits", f"[{digits} x [{UNIT} x i8]]", "the digits, the highest first"),
-    )
-    return Struct("Unit", comment, fields)
-
-
-ROW_END: Final = Struct(
-    "RowEnd",
-    "What follows the units of a row.",
-    (
-        StructField("rough_count", "i32", "number of rough units, which digits cannot hold"),
-        StructField("smallest_step", "float", "step of lift 0"),
-        StructField("rough_units", "[0 x i32]", "numbers of the rough units"),
-    ),
-)
-
-
-def fits(fmt: Format, digits: int) -> bool:
-    """Return whether int32 holds the exact sum of a sub-block with all digits of X."""
-    return fmt.sub_block_elements * fmt.largest_number * _LARGEST[digits] < 1 << 31
-
-
-def is_apart(fmt: Format, digits: int) -> bool:
-    """Return whether the highest digit has a sum of its own.
-
-    It has one if all digits would overflow, and beside a minimum: a sum of all digits would be
-    rounded before the minimum is added, which may cancel it.
-    """
-    return digits > 1 and (fmt.minimum_at is not None or not fits(fmt, digits))
-
-
-@dataclass(frozen=True)
-class DigitForm:
-    """What products need of x in digits.
-
-    Attributes:
-        digits: the digits of each element.
-        half_sums: whether products need the sums of half units.
-        top_sums: whether products need the sums of the highest digit.
-        float_sums: whether products need sums as floats.
-        balanced: whether the rounding errors of each half of a unit cancel out (`_add_balance`).
-    """
-
-    digits: int
-    half_sums: bool
-    top_sums: bool
-    float_sums: bool
-    balanced: bool = False
-
-    @property
-    def unit(self) -> Struct:
-        """The type of a unit."""
-        return unit_struct(self.digits)
-
-
-def form_for(formats: Sequence[Format], digits: int) -> DigitForm:
-    """Return the form of x that serves products with weights of these formats."""
-    return DigitForm(
-        digits,
-        half_sums=any(fmt.sub_block_elements < UNIT for fmt in formats),
-        top_sums=any(is_apart(fmt, digits) for fmt in formats),
-        float_sums=any(fmt.minimum_at is not None for fmt in formats),
-        balanced=digits == 1 and any(fmt.sub_minima is not None for fmt in formats),
-    )
 
 
 def add_digits(module: Module, form: DigitForm) -> str:
@@ -209,14 +113,6 @@ def add_digits(module: Module, form: DigitForm) -> str:
     f.do("ret void")
     module.add("write_digits", f)
     return "@write_digits"
-
-
-def load_field(
-    f: Function, unit_at: str, struct: Struct, name: str, *indices: str | int, kind: str = "i32"
-) -> str:
-    """Load four bytes of a unit: a field, or what `indices` select in it."""
-    at = f.field_at(unit_at, struct, name, *indices)
-    return f.let(name, f"load {kind}, ptr {at}, align 4")
 
 
 def _halves_of_x(f: Function, unit: str) -> list[str]:
@@ -330,7 +226,7 @@ def _energy(module: Module, f: Function, form: DigitForm, usual: str) -> tuple[s
 def _inverse_step(f: Function, form: DigitForm, top: str) -> str:
     """Return the bits of 1/step, the largest power of two that brings `top` into the digits."""
     size = f.let("size", f"bitcast i32 {top} to float")
-    most = f.let("most", f"fdiv float {float_text(_LARGEST[form.digits])}, {size}")
+    most = f.let("most", f"fdiv float {float_text(LARGEST[form.digits])}, {size}")
     bits = f.let("most_bits", f"bitcast float {most} to i32")
     exponent = int_text(EXPONENT_BITS)
     return f.let("inverse_step", f"and i32 {bits}, {exponent}", "the exponent: a power of two")
@@ -377,10 +273,10 @@ def _integers(
 def _add_balance(module: Module) -> str:
     """Add the function from 16 numbers to integers whose sum is nearest to theirs; return its name.
 
-    Where minima outweigh scales, the weights of a sub-block are all about as large, and so are the
-    weights of all columns: their errors would be one and the same sum of rounding errors, which is
-    sometimes far above its rms. So the sum of the errors is kept at 1/2 at most. The numbers nearest
-    to the next integer are rounded to it instead, as many as it takes.
+    Where minima outweigh scales, all weights of a sub-block are about the same: a product errs by
+    that weight times the sum of the rounding errors, in every column, and a sum of errors may be
+    far above its rms. So it is kept at 1/2 at most: of the numbers that were rounded down (or up),
+    those nearest to the other integer are rounded to that one, as many as it takes.
     """
     name = "round_balanced"
     if module.knows(name):
@@ -451,13 +347,16 @@ def _store_header(f: Function, form: DigitForm, unit_at: str, lift: str, halves:
 def _store_sums(
     f: Function, form: DigitForm, unit_at: str, halves: list[str], name: str, halves_name: str
 ) -> tuple[str, list[str]]:
-    """Store −8 times the sum, and that of each half if the form asks for it; return these sums."""
+    """Store the sum times the form's factor, and those of halves if it asks for them.
+
+    Returns the sum and those of halves, without a factor.
+    """
 
     def reduce(value: str) -> str:
         return f.let("sum", f"call i32 @llvm.vector.reduce.add.v16i32({INTS} {value})")
 
     def store(total: str, field: str, *index: int) -> None:
-        stored = f.let("stored_sum", f"mul i32 {total}, {-1 << SUM_FACTOR_LOG2}")
+        stored = f.let("stored_sum", f"mul i32 {total}, {-1 << form.sums_log2}")
         f.do(f"store i32 {stored}, ptr {f.field_at(unit_at, form.unit, field, *index)}, align 4")
 
     sums: list[str] = []

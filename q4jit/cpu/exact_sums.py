@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from q4jit.cpu.codes import CodeReader
-from q4jit.cpu.digits import DIGIT_BITS, SUM_FACTOR_LOG2, is_apart, load_field, unit_struct
+from q4jit.cpu.digit_form import DIGIT_BITS, DigitForm, is_apart, load_field
 from q4jit.cpu.dot_writer import DotWriter
 from q4jit.cpu.dots import DotInstruction
 from q4jit.cpu.fields import CHUNK, WORD, Fields, add_scaled
@@ -50,13 +50,14 @@ class ExactSums:
         f: Function,
         fmt: Format,
         instruction: DotInstruction,
-        digits: int,
+        form: DigitForm,
         tile: Tile,
     ) -> None:
         self._module, self._f, self._fmt = module, f, fmt
         self._instruction, self._dot = instruction, DotWriter(module, instruction)
-        self._digits, self._positions = digits, tile.positions
-        self._unit = unit_struct(digits)
+        digits = self._digits = form.digits
+        self._form, self._positions = form, tile.positions
+        self._unit = form.unit
         self._codes = CodeReader(module, f, fmt, instruction)
         self._zero = zero_of(fmt, instruction)
         self._chunks = fmt.sub_block_elements // CHUNK
@@ -168,25 +169,20 @@ class ExactSums:
         stored = self.sum_of_x(unit_at, at.half, top=digits == [0] and self._digits > 1)
         if digits[0] > 0:  # all digits but the highest
             stored = self.low_sum_of_x(unit_at, at.half)
-        shift = self._zero.bit_length() - 1 - SUM_FACTOR_LOG2
-        lanes = broadcast(f, "i32", stored)
-        if self._zero != 1 << SUM_FACTOR_LOG2 + shift:
-            lanes = f.let("zeros", f"ashr {INTS} {lanes}, {splat_int(SUM_FACTOR_LOG2)}", "exact")
-            return f.let("zeros", f"mul {INTS} {lanes}, {splat_int(self._zero)}")
-        if shift:
-            operation = "shl" if shift > 0 else "ashr"
-            lanes = f.let("zeros", f"{operation} {INTS} {lanes}, {splat_int(abs(shift))}")
-        return lanes
+        factor = self._zero >> self._form.sums_log2
+        if factor > 1:
+            stored = f.let("zeros", f"mul i32 {stored}, {factor}")
+        return broadcast(f, "i32", stored)
 
     def low_sum_of_x(self, unit_at: str, half: int) -> str:
-        """Return −8 times the sum of X without its highest digit in a sub-block."""
+        """Return the stored sum of X without its highest digit in a sub-block."""
         f = self._f
         both, top = (self.sum_of_x(unit_at, half, top=top) for top in (False, True))
         high = f.let("high", f"shl i32 {top}, {DIGIT_BITS * (self._digits - 1)}")
         return f.let("low_sum", f"sub i32 {both}, {high}")
 
     def sum_of_x(self, unit_at: str, half: int, top: bool) -> str:
-        """Load −8 times the sum of X, or of its highest digit, in a sub-block."""
+        """Load the stored sum of X, or of its highest digit, in a sub-block."""
         f = self._f
         if self._fmt.sub_block_elements == UNIT:
             return load_field(f, unit_at, self._unit, "top_sum" if top else "whole_sum")

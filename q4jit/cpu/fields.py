@@ -163,12 +163,15 @@ class Fields:
             return byte_numbers(self.module, self.f, fmt, self.quant_bytes(planes, word))
         return self.quant_bytes(planes, word) if len(planes) > 1 else self._word(planes[0], word)
 
-    def quant_bytes(self, planes: list[PlaneAt], word: str) -> str:
-        """Return the codes of a word, a byte each, in 16 columns."""
+    def quant_bytes(self, planes: list[PlaneAt], word: str, masked: bool = True) -> str:
+        """Return the codes of a word, a byte each, in 16 columns.
+
+        masked: whether the bits above a code are 0; otherwise those of a single plane are any.
+        """
         f, codes = self.f, ""
         for at in planes:
             plane, bits = at.plane, self._word(at, word)
-            if plane.bits < 8:
+            if plane.bits < 8 and (masked or len(planes) > 1):
                 mask = splat_int(((1 << plane.bits) - 1) * _EVERY_BYTE)
                 note = f"the lowest {plane.bits} bits of each byte"
                 bits = f.let("codes", f"and {INTS} {bits}, {mask}", note)
@@ -184,7 +187,8 @@ class Fields:
             layer, word = f.divided(word, words, "layer", "word_in_width")
             shift = sum32(f, "word_shift", shift, times32(f, "word_shift", layer, at.plane.bits))
         word_at = f.at(at.address, INTS, word, "word_at")
-        bits = f.let("word_bits", f"load {INTS}, ptr {word_at}, align 32")
+        aligned = 32 if self.weight.slab_bytes % 32 == 0 else LANES
+        bits = f.let("word_bits", f"load {INTS}, ptr {word_at}, align {aligned}")
         return shift_right(f, bits, shift)
 
     def _floats(self, chunk: str, word: str) -> list[str]:
@@ -302,21 +306,24 @@ def prefetch(
     weight: Interleaved,
     slab_at: str,
     block: str,
-    sub_block: str,
+    part: str,
+    part_elements: int,
     sparse: bool = False,
 ) -> None:
-    """Prefetch what the sub-block at the prefetch distance will read, into the second-level cache.
+    """Prefetch what a part of a block, ahead by a distance, will read, into the second-level cache.
+
+    A loop that takes `part_elements` elements at a time calls this for each part of a block.
 
     The first-level cache has some 20 lines on their way at a time, too few for memory's latency
     (M = 4 took 1.8 times as long on a Zen 4).
 
-    sparse: prefetch one line per sub-block. The CPU's own prefetching, which ends with each page,
+    sparse: prefetch one line per part. The CPU's own prefetching, which ends with each page,
     continues from there. This serves kernels that load faster than memory delivers: prefetching all
     their lines would only come late.
     """
     block_bytes = weight.slab_bytes // weight.blocks_per_slab
-    sub_blocks = weight.block_elements // weight.fmt.sub_block_elements
-    lines = -(-block_bytes // (sub_blocks * CACHE_LINE_BYTES))
+    parts = weight.block_elements // part_elements
+    lines = -(-block_bytes // (parts * CACHE_LINE_BYTES))
     distance_bytes = _SPARSE_BYTES_AHEAD if sparse else _BYTES_AHEAD
     module.declare("declare void @llvm.prefetch.p0(ptr, i32, i32, i32)")
     f.comment(f"prefetch {distance_bytes} bytes ahead")
@@ -324,7 +331,7 @@ def prefetch(
         ahead = f.index(
             "ahead",
             (block, block_bytes),
-            (sub_block, lines * CACHE_LINE_BYTES),
+            (part, lines * CACHE_LINE_BYTES),
             (line.index, CACHE_LINE_BYTES),
             (distance_bytes, 1),
         )

@@ -8,7 +8,7 @@ step takes no multiplication.
 from dataclasses import dataclass
 from typing import Final
 
-from q4jit.cpu.digits import DIGIT_BITS, ROW_END, SUM_FACTOR_LOG2, load_field, unit_struct
+from q4jit.cpu.digit_form import DIGIT_BITS, ROW_END, DigitForm, load_field
 from q4jit.cpu.dots import DotInstruction
 from q4jit.cpu.exact_sums import ExactSums, SubBlock, Sums
 from q4jit.cpu.fields import Fields, add_scaled, prefetch
@@ -46,7 +46,7 @@ class IntegerProduct:
     Attributes:
         weight: the layout of the weight.
         instruction: what multiplies.
-        digits: the digits of each element of x.
+        form: the form of x in digits.
         tile: the register tile.
         x_stride: floats between rows of x.
         row_bytes: bytes between rows of x in digits.
@@ -54,10 +54,15 @@ class IntegerProduct:
 
     weight: Interleaved
     instruction: DotInstruction
-    digits: int
+    form: DigitForm
     tile: Tile
     x_stride: int
     row_bytes: int
+
+    @property
+    def digits(self) -> int:
+        """The digits of each element of x."""
+        return self.form.digits
 
     @property
     def name(self) -> str:
@@ -96,9 +101,9 @@ class _ProductWriter:
     def __init__(self, module: Module, f: Function, product: IntegerProduct) -> None:
         self._module, self._f, self._product = module, f, product
         self._weight, self._fmt, self._tile = product.weight, product.weight.fmt, product.tile
-        self._unit = unit_struct(product.digits)
+        self._unit = product.form.unit
         self._sums = ExactSums(
-            module, f, self._fmt, product.instruction, product.digits, product.tile
+            module, f, self._fmt, product.instruction, product.form, product.tile
         )
 
     def write(self) -> None:
@@ -156,7 +161,7 @@ class _ProductWriter:
             if self._tile.panels == 1:  # several panels serve many rows: their weights are in cache
                 sparse = self._tile.rows * self._product.digits == 1
                 for each in fields:
-                    position = (each.slab_at, block.index, unit.index)
+                    position = (each.slab_at, block.index, unit.index, UNIT)
                     prefetch(self._module, f, self._weight, *position, sparse)
             at = f.at("%units", "%Unit", f.index("unit", (first, 1), (unit.index, 1)), "unit_at")
             rows = range(self._tile.rows)
@@ -245,7 +250,7 @@ class _ProductWriter:
         f, module = self._f, self._module
         high_factor = splat_int(float_bits(2.0 ** (DIGIT_BITS * (self._product.digits - 1))))
         low_factor = splat_int(float_bits(1.0))
-        stored_factor = splat("float", float_text(-(2.0**-SUM_FACTOR_LOG2)))
+        stored_factor = splat("float", float_text(-(2.0**-self._product.form.sums_log2)))
         stored = f.let("stored_minimum", f"fmul {VECTOR} {minimum}, {stored_factor}")
         for row, unit_at in enumerate(at.units):
             name, (high, low) = _total(panel, row), sums[panel, row]

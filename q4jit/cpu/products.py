@@ -185,7 +185,8 @@ def _walk_panel(
             # not unrolled: Q6_K has 16 sub-blocks, and would compile for seconds
             sub_blocks = block_elements // fmt.sub_block_elements
             with f.loop("sub_block", 0, sub_blocks, carry=inner) as sub_block:
-                prefetch(module, f, weight, slab_at, block.index, sub_block.index)
+                elements = fmt.sub_block_elements
+                prefetch(module, f, weight, slab_at, block.index, sub_block.index, elements)
                 scale = fields.scale(block_scale, sub_block.index)
                 minimum = fields.minimum(block_minimum, sub_block.index)
                 first = f.index(

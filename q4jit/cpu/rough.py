@@ -1,6 +1,6 @@
 """Write the products of rough units in LLVM IR: units of x that digits cannot hold, as floats."""
 
-from q4jit.cpu.digits import ROW_END, load_field
+from q4jit.cpu.digit_form import ROW_END, load_field
 from q4jit.cpu.fields import Fields, add_scaled
 from q4jit.cpu.lanes import broadcast
 from q4jit.cpu.llvm_text import VECTOR, Function, Loop, Module

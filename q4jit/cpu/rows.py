@@ -4,7 +4,8 @@ import functools
 import math
 from typing import Final
 
-from q4jit.cpu.digits import add_digits, form_for
+from q4jit.cpu.digit_form import form_of
+from q4jit.cpu.digits import add_digits
 from q4jit.cpu.lanes import INFINITY, SIXTEEN, broadcast, magnitude_of, sum_lanes, tail_mask
 from q4jit.cpu.llvm_text import (
     EXPONENT_BIAS,
@@ -17,7 +18,7 @@ from q4jit.cpu.llvm_text import (
 )
 from q4jit.cpu.long_sums import write_long_sums
 from q4jit.cpu.operations import apply
-from q4jit.cpu.schedule import UNIT, digits_bytes, is_integer, padded_k
+from q4jit.cpu.schedule import UNIT, digits_bytes, padded_k
 from q4jit.cpu.values import Context, CpuValues
 from q4jit.frontend.graph import REDUCTIONS, Node, reachable
 from q4jit.plan.kernels import Slot, Store
@@ -166,13 +167,7 @@ class RowWriter:
         kernel, plan, f = self._kernel, self._lowering.plan, self._f
         if kernel.dot is None:
             return
-        formats = [
-            plan.weight(p.arg).block_format
-            for s in self._work.sections
-            for p in s.products
-            if is_integer(plan, kernel, s, p)
-        ]
-        form = form_for(formats, kernel.digits)
+        form = form_of(plan, kernel)
         function = add_digits(self._lowering.module, form)
         base = self._lowering.argument(f, Slot("digits"))
         offset = f.index("digits_offset", ("%row", digits_bytes(padded, kernel.digits)))

@@ -309,7 +309,7 @@ def _batches(
 ) -> Iterator[tuple[int, int, NDArray[np.uint8]]]:
     """Yield (first panel, last panel, their repacked columns): zeros where K or N is padded."""
     column_bytes = shape.padded_k // shape.fmt.block_elements * shape.fmt.block_bytes
-    step = max(1, _BAND_BYTES // (PANEL_COLUMNS * column_bytes))
+    step = max(1, _band_bytes(fmt) // (PANEL_COLUMNS * column_bytes))
     for first in range(0, shape.panels, step):
         last = min(first + step, shape.panels)
         batch = _repacked_columns(fmt, columns[first * PANEL_COLUMNS : last * PANEL_COLUMNS])
@@ -318,6 +318,11 @@ def _batches(
             padded[: batch.shape[0], : batch.shape[1]] = batch
             batch = padded
         yield first, last, batch
+
+
+def _band_bytes(fmt: Format) -> int:
+    """Return the bytes of columns to work on at a time: repacking unpacks every code to a byte."""
+    return _BAND_BYTES if fmt.repacked is fmt else _BAND_BYTES // 4
 
 
 def _repacked_columns(fmt: Format, columns: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -353,7 +358,7 @@ def _pack_planar(fmt: Format, columns: NDArray[np.uint8]) -> NDArray[np.uint8]:
         end = start + n * shape.blocks * size
         regions.append((name, packed[start:end].reshape(n, shape.blocks, size)))
     packed[end:] = 0
-    step = max(1, _BAND_BYTES // column_bytes)
+    step = max(1, _band_bytes(fmt) // column_bytes)
     field_at = {field.name: field.at for field in fields(shape.fmt)}
     for first in range(0, n, step):
         batch = _repacked_columns(fmt, columns[first : first + step])

@@ -207,9 +207,7 @@ def random_blocks(
     return blocks
 
 
-def set_e8m0(
-    fmt: Format, blocks: NDArray[np.uint8], scales: str, rng: np.random.Generator
-) -> None:
+def set_e8m0(fmt: Format, blocks: NDArray[np.uint8], scales: str, rng: np.random.Generator) -> None:
     """Write a kind of scales in E8M0, which has no signs; all its bytes are the kind `bits`."""
     assert fmt.scale_at is not None, "a block format without a scale"
     if scales == "bits":

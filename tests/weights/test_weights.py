@@ -24,7 +24,7 @@ from q4jit.errors import ArgumentError, FormatError
 from q4jit.weights.formats import FORMATS
 from q4jit.weights.layouts import INTERLEAVED16, pack
 from q4jit.weights.quantize import quantize
-from q4jit.weights.reference import random_weight
+from q4jit.weights.reference import float_bytes, random_weight, store_scales
 from q4jit.weights.scales import _f16_squares
 from q4jit.weights.tensor import QuantizedTensor
 from tests.support.halves import BF16
@@ -45,12 +45,13 @@ def random_tensor(name: str, k: int = 512, n: int = 37, seed: int = 0) -> Quanti
     fmt = FORMATS[name]
     rng = np.random.default_rng(seed)
     if fmt.float_type is not None:
-        return quantize(rng.standard_normal((k, n)), name)
+        raw = float_bytes(fmt.float_type, rng.standard_normal((n, k)))
+        return QuantizedTensor.from_bytes(raw, shape=(k, n), format=name)
     blocks = rng.integers(0, 256, (n, k // fmt.block_elements, fmt.block_bytes), np.uint8)
-    for at in (fmt.scale_at, fmt.minimum_at):
-        if at is not None:
-            scales = rng.standard_normal(blocks.shape[:2]).astype("<f2")
-            blocks[..., at : at + 2] = scales[..., np.newaxis].view(np.uint8)
+    store_scales(fmt, blocks, rng.uniform(0.5, 1.5, blocks.shape[:2]))
+    if fmt.minimum_at is not None:
+        minima = rng.standard_normal(blocks.shape[:2]).astype("<f2")
+        blocks[..., fmt.minimum_at :][..., :2] = minima[..., np.newaxis].view(np.uint8)
     return QuantizedTensor.from_bytes(blocks, shape=(k, n), format=name)
 
 
@@ -705,8 +706,11 @@ def test_one_scale_that_is_not_finite_is_detected(name: str, bits: int) -> None:
         for n, block in [(0, 0), (599, 1024 // fmt.block_elements - 1), (300, 1)]:
             raw = good.raw.copy()
             at = block * fmt.block_bytes + field
-            if name == "F32":
-                raw[n, at : at + 4] = np.frombuffer(np.float32(np.nan).tobytes(), np.uint8)
+            if fmt.float_type in {"f32", "bf16"}:
+                nan = float_bytes(fmt.float_type, np.array([np.nan]))
+                raw[n, at : at + len(nan)] = nan
+            elif fmt.scale_type == "e8m0":
+                raw[n, at] = 254  # 2^126, with which elements overflow
             else:
                 raw[n, at : at + 2] = bits & 255, bits >> 8
             bad = QuantizedTensor.from_bytes(raw, shape=(1024, 600), format=name)
