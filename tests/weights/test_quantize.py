@@ -148,6 +148,16 @@ def test_mxfp4_refuses_values_that_it_does_not_have(value: float) -> None:
     )
 
 
+def test_bfloat16_is_refused_with_its_place_too() -> None:
+    w = np.zeros((64, 3), ml_dtypes.bfloat16)
+    w[40, 1] = 2.0**100
+    with pytest.raises(FormatError, match=r"range for Q8_0, got w\[40, 1\] = 1\.26765e\+30; scale"):
+        quantize(w, "Q8_0")
+    w[50, 2] = np.nan
+    with pytest.raises(FormatError, match=r"nor Inf, got w\[50, 2\] = nan; quantise to another"):
+        quantize(w, "MXFP4")
+
+
 @pytest.mark.parametrize("largest", [1e38, float(np.finfo(np.float32).max), 1e-40])
 def test_mxfp4_takes_every_finite_float(largest: float) -> None:
     w = np.zeros((32, 3))
