@@ -1,4 +1,4 @@
-"""Block formats: a description of each, and the reference decoder and encoder in NumPy.
+"""Block formats: a description of each, and the reference decoder in NumPy.
 
 A `Format` gives the positions of the scales and of each element's bits in a block. Every target
 decodes by this description, so a new format is one more entry of `FORMATS` (and its tests).
@@ -7,10 +7,10 @@ Blocks are ggml's (`ggml-common.h`): little-endian, with scales in f16 or E8M0. 
 rows of K contiguous elements; q4jit calls these rows the *columns* of the matrix w [K, N].
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,7 +33,7 @@ UNIT_ELEMENTS: Final = 32
 ScaleType = Literal["f16", "e8m0"]
 SCALE_BYTES: Final[dict[ScaleType, int]] = {"f16": 2, "e8m0": 1}
 
-# Elements that are decoded or encoded at a time: a megabyte of f32. The temporary arrays stay in
+# Elements that are decoded at a time: a megabyte of f32. The temporary arrays stay in
 # cache, and a call needs only a few MB beyond its result.
 _BAND_ELEMENTS: Final = 1 << 18
 
@@ -556,79 +556,3 @@ def _unit_plane(plane: Plane, stored: NDArray[np.uint8]) -> NDArray[np.uint8]:
     for i in range(1, 8 // plane.bits):
         packed |= layers[..., i, :] << np.uint8(i * plane.bits)
     return packed.reshape(*stored.shape[:-1], -1)
-
-
-# --- encoding ------------------------------------------------------------------------------------
-
-
-def encode(fmt: Format, columns: NDArray[np.floating]) -> NDArray[np.uint8]:
-    """Quantise float columns [n, K] to uint8 [n, column_bytes] as ggml's reference does.
-
-    Raises FormatError for a format that q4jit only reads (Q6_K), and unless K is whole blocks.
-    """
-    encoder = _ENCODERS.get(fmt.name)
-    if encoder is None:
-        raise FormatError(f"q4jit cannot quantise to {fmt.name}, only to {', '.join(_ENCODERS)}")
-    n, k = columns.shape
-    column_bytes = fmt.column_bytes(k)
-    with np.errstate(all="ignore"):  # f16 overflows to Inf, as in ggml
-        # float64 goes to F16 in one step; through f32 it would be rounded twice
-        values = np.ascontiguousarray(columns, _FLOAT_DTYPES.get(fmt.name, np.float32))
-        blocks = values.reshape(n, -1, fmt.block_elements)
-        return np.ascontiguousarray(encoder(blocks)).reshape(n, column_bytes)
-
-
-def _reciprocal(scale: NDArray[np.float32]) -> NDArray[np.float32]:
-    with np.errstate(all="ignore"):
-        return np.where(scale == 0, np.float32(0), np.float32(1) / scale)
-
-
-def _truncated(scaled: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Round towards zero; NaN and Inf become 0, since C does not define their conversion to int.
-
-    They result from NaN, Inf or a scale below 2**-128 (its reciprocal overflows). Such a scale is
-    stored as NaN, Inf or 0, so these codes do not matter.
-    """
-    return np.trunc(np.where(np.isfinite(scaled), scaled, np.float32(0)))
-
-
-def _as_bytes(*fields: NDArray[np.generic]) -> NDArray[np.uint8]:
-    return np.concatenate([f.view(np.uint8) for f in fields], axis=-1)
-
-
-def _pack_nibbles(codes: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    return codes[..., :16] | codes[..., 16:] << np.uint8(4)
-
-
-def _encode_q4_0(values: NDArray[np.float32]) -> NDArray[np.uint8]:
-    largest = np.take_along_axis(values, np.abs(values).argmax(-1, keepdims=True), -1)
-    scale = largest / np.float32(-8)
-    codes = _truncated(values * _reciprocal(scale) + np.float32(8.5)).clip(0, 15).astype(np.uint8)
-    return _as_bytes(scale.astype("<f2"), _pack_nibbles(codes))
-
-
-def _encode_q4_1(values: NDArray[np.float32]) -> NDArray[np.uint8]:
-    minimum, maximum = values.min(-1, keepdims=True), values.max(-1, keepdims=True)
-    scale = (maximum - minimum) / np.float32(15)
-    steps = (values - minimum) * _reciprocal(scale)
-    codes = _truncated(steps + np.float32(0.5)).clip(0, 15).astype(np.uint8)
-    return _as_bytes(scale.astype("<f2"), minimum.astype("<f2"), _pack_nibbles(codes))
-
-
-def _encode_q8_0(values: NDArray[np.float32]) -> NDArray[np.uint8]:
-    scale = np.abs(values).max(-1, keepdims=True) / np.float32(127)
-    scaled = values * _reciprocal(scale)
-    whole = _truncated(scaled)
-    # rounds .5 away from zero like C's roundf; adding 0.5 first would round 0.49999997 up
-    codes = whole + _truncated((scaled - whole) * np.float32(2))
-    return _as_bytes(scale.astype("<f2"), codes.astype(np.int8))
-
-
-_FLOAT_DTYPES: Final = {"F16": "<f2", "F32": "<f4"}
-_ENCODERS: Final[dict[str, Callable[[NDArray[Any]], NDArray[np.uint8]]]] = {
-    "Q4_0": _encode_q4_0,
-    "Q4_1": _encode_q4_1,
-    "Q8_0": _encode_q8_0,
-    "F16": lambda values: values.view(np.uint8),
-    "F32": lambda values: values.view(np.uint8),
-}
