@@ -41,14 +41,17 @@ _CALLS: Final = {
 }
 
 
-def called_functions(kernel: HipKernel, has_minima: bool = False) -> frozenset[str]:
+def called_functions(kernel: HipKernel, fmt: Format) -> frozenset[str]:
     """Return the functions of a weight's struct that the template of a kernel calls."""
+    has_minima = fmt.minimum_at is not None
     if kernel.schedule == kernels.GEMV_TRANSPOSED and kernel.scales_late and not has_minima:
         return _PARTS if kernel.layout == TILES16 else _UNITS_LATE
     if kernel.schedule == kernels.GEMV and kernel.scales_late:
         return _LATE
     if kernel.schedule == kernels.TILE_HALVES and kernel.folded:
         return _FOLDED
+    if kernel.schedule == kernels.GEMV_DOT and fmt.sub_minima is not None:
+        return _CALLED[kernels.GEMV_DOT] | {"code_of_zero"}
     return _CALLED.get(kernel.schedule, VALUES)
 
 
