@@ -302,7 +302,11 @@ def test_frame_bytes_counts_the_stack(arch: str) -> None:
 
 
 # NVRTC 13.0 keeps an address in memory, outside the inner loop. Other variants were slower.
-NVRTC_FRAME_BYTES = {("sm_90", "gemv 16 Q8_0"): 8, ("sm_90", "gemv 16 Q4_K"): 8, ("sm_90", "tile Q4_0"): 32}
+NVRTC_FRAME_BYTES = {
+    ("sm_90", "gemv 16 Q8_0"): 8,
+    ("sm_90", "gemv 16 Q4_K"): 8,
+    ("sm_90", "tile Q4_0"): 32,
+}
 
 
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90"])

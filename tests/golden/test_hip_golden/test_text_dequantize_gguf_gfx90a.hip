@@ -53,7 +53,7 @@ struct Q5_K_512x96 {
         const u8* const quants0 = w + QUANTS0_AT + block * BLOCK_BYTES + element / 64 * 32 + element % 32;
         UNROLL for (int i = 0; i < 2; ++i) stored.words[i] = load_16_by_2(quants0 + 16 * i);
         // 256 elements share 32 bytes.
-        const u8* const quants1 = w + QUANTS1_AT + block * BLOCK_BYTES + element / 256 * 32 + element % 32;
+        const u8* const quants1 = w + QUANTS1_AT + block * BLOCK_BYTES + element % 32;
         UNROLL for (int i = 0; i < 2; ++i) stored.words[2 + i] = load_16_by_2(quants1 + 16 * i);
         stored.d = *(const u16*)(w + block * BLOCK_BYTES);
         stored.m = *(const u16*)(w + M_AT + block * BLOCK_BYTES);
@@ -70,7 +70,7 @@ struct Q5_K_512x96 {
         UNROLL for (int i = 0; i < 8; ++i)
             q[i] = stored.words[i / 4][i % 4] >> shift0 & 0x0f0f0f0fu;
         // The next 1 bit: a byte has those of 8 elements, which are 32 apart.
-        const int shift1 = 1 * (element % 256 / 32);
+        const int shift1 = (element % 256 / 32);
         UNROLL for (int i = 0; i < 8; ++i)
             q[i] |= (stored.words[2 + i / 4][i % 4] >> shift1 & 0x01010101u) << 4;
     }
