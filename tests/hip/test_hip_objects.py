@@ -304,7 +304,7 @@ def test_frame_bytes_counts_the_stack(arch: str) -> None:
 # NVRTC 13.0 keeps an address in memory, outside the inner loop. Other variants were slower.
 NVRTC_FRAME_BYTES = {
     ("sm_90", "gemv 16 Q8_0"): 8,
-    ("sm_90", "gemv 16 Q4_K"): 8,
+    ("sm_90", "gemv 16 Q4_K"): 16,
     ("sm_90", "tile Q4_0"): 32,
 }
 
@@ -339,10 +339,10 @@ def test_quants_are_loaded_16_bytes_at_a_time(arch: str, fmt: str) -> None:
 @in_turn("fmt arch", 2 * BLOCK_FORMATS, AMD_ARCHS)
 def test_one_instruction_converts_a_byte_to_a_float(arch: str, fmt: str) -> None:
     counts = of(plain(fmt, 1, schedule=GEMV), arch)
-    # of two columns; and a few of one value, where results are computed again, and of its factors
+    # of two columns; and a few of one value, where results are computed again, and of factors
     bytes_ = [matching(counts, f"v_cvt_f32_ubyte{i}") for i in range(4)]
     assert min(bytes_) == 16
-    assert max(bytes_) <= 16 + 4
+    assert max(bytes_) <= 16 + 12
     assert matching(counts, "v_(bfe|cvt_f32_[iu]32).*") < 32, "none for quants"
 
 
