@@ -440,7 +440,11 @@ def test_denormal_results_are_rounded_once(way: Way) -> None:
 
 @some_ways
 def test_results_beyond_f32_are_infinite(way: Way) -> None:
-    ws = weights(K, [N], "largest", way.formats)
+    # each format has rows of its own, and every weight is multiplied by all rows
+    names = [
+        name for name in ("F16", "Q4_0", "Q4_1", "Q6_K", "Q5_K", "MXFP4") if name in way.formats
+    ]
+    ws = weights(K, [N], "largest", names)
     rows = 8
     xs = [np.where(w.values[:, :rows] < 0, F32(-1e38), F32(1e38)).T for w in ws]
     for i, y in enumerate(way.products(np.concatenate(xs), ws)):
