@@ -343,7 +343,9 @@ def test_units_that_digits_cannot_hold(in_digits: Any, value: float) -> None:
     row = in_digits(x)
     assert row.rough == [0, 5]
     assert not row.x.reshape(-1, UNIT)[[0, 5]].any()
-    assert not row.units[[0, 5]].view(np.uint8).any()
+    unused = {"top_sum"} if in_digits.digits == 1 else set()
+    for name in {*unit_dtype(in_digits.digits).names} - unused:
+        assert not row.units[[0, 5]][name].any()
 
 
 def test_units_of_tiny_numbers_and_zeros(in_digits: Any) -> None:

@@ -421,10 +421,17 @@ def exact_products(x: Floats, w: Doubles) -> Doubles:
 
 
 def assert_ieee(y: Floats, x: Floats, w: Weight, bound: float = BOUND) -> None:
-    """Check that NaN and Inf are where float64 has them, and the contract elsewhere."""
+    """Check that NaN and Inf are where float64 has them, and the contract elsewhere.
+
+    Finite columns whose products or sums may be beyond f32's range are left out.
+    """
     exact = exact_products(x, w.values)
-    np.testing.assert_array_equal(kinds(y), kinds(exact), err_msg=str(w))
-    rows, columns = np.isfinite(x).all(1), np.isfinite(w.values).all(0)
+    with np.errstate(invalid="ignore"):
+        huge = exact_products(np.abs(x), np.abs(w.values)) > np.finfo(F32).max
+    inside = ~(np.isfinite(exact) & huge)
+    np.testing.assert_array_equal(kinds(y)[inside], kinds(exact)[inside], err_msg=str(w))
+    rows = np.isfinite(x).all(1)
+    columns = np.isfinite(w.values).all(0) & ~huge[rows].any(0)
     clean = Weight(w.tensor, w.values[:, columns])
     assert_contract(np.ascontiguousarray(y[rows][:, columns]), x[rows], clean, bound)
 
