@@ -11,14 +11,18 @@ from q4jit.cpu.gguf_rows import add_dot
 from q4jit.cpu.llvm_text import Module
 from q4jit.cpu.lower import lower
 from q4jit.cpu.schedule import layout
+from q4jit.precision import error_scale
+from q4jit.precision import relative_error as rms_error
 from q4jit.targets import find_target
 from q4jit.weights.formats import FORMATS
 from q4jit.weights.layouts import GGUF, INTERLEAVED16
 from tests.support.kernels import (
+    BOUND,
     F32,
     FLOAT_FORMATS,
     FORMATS_OF_32,
     IN_PROCESS,
+    Doubles,
     Floats,
     Guarded,
     Weight,
@@ -39,6 +43,7 @@ from tests.support.kernels import (
     on,
     one_product,
     products,
+    random_blocks,
     random_x,
     relative_error,
     run_guarded,
@@ -48,6 +53,7 @@ from tests.support.kernels import (
     weight,
     weights,
     weights_in_turn,
+    wrap,
 )
 from tests.support.pairs import pairwise
 
@@ -239,6 +245,36 @@ def test_results_beyond_f32_are_infinite(target: str) -> None:
     beyond = np.abs(exact) > np.finfo(F32).max
     assert beyond.any()
     np.testing.assert_array_equal(y[beyond], np.sign(exact[beyond]) * np.inf)
+
+
+def scales_of_8_bits(first: int, end: int) -> Weight:
+    """Return MXFP4 with scales from 2^(first - 128) on, below 2^(end - 128)."""
+    rng = np.random.default_rng(first)
+    blocks = random_blocks(FORMATS["MXFP4"], K, 37, "normal", rng)
+    blocks[..., 0] = rng.integers(first, end, blocks.shape[:2])
+    return wrap("MXFP4", K, blocks)
+
+
+@every_target
+@pytest.mark.parametrize("ends", [(0, 2), (0, 3), (100, 140), (0, 156), (150, 192)], ids=str)
+def test_scales_of_8_bits(target: str, ends: tuple[int, int]) -> None:
+    """Check products with scales from 2^-128 on, which are denormal, like some of the products."""
+    w = scales_of_8_bits(*ends)
+    transposed = on(target, lambda y, w: y @ w.T)
+    for size in (1, 2.0**-30, 2.0**-120, 2.0**30):
+        for m in (1, 40):
+            x, y = (F32(size) * random_x(m, k) for k in w.values.shape)
+            check_rounded(on(target, one_product)(x, w.tensor), x, w.values)
+            check_rounded(transposed(y, w.tensor), y, w.values.T)
+
+
+def check_rounded(y: Floats, x: Floats, w: Doubles) -> None:
+    """Check the contract, of which rounding the result is no error."""
+    wide = x.astype(np.float64)
+    scale = error_scale(wide**2 @ w**2, x.shape[1])
+    error = rms_error(y, wide @ w, scale)
+    assert error is not None
+    assert error < BOUND
 
 
 # --- NaN and Inf ----------------------------------------------------------------------------------
