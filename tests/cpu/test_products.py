@@ -269,7 +269,7 @@ def test_scales_of_8_bits(target: str, ends: tuple[int, int]) -> None:
 
 
 def check_rounded(y: Floats, x: Floats, w: Doubles) -> None:
-    """Check the contract, of which rounding the result is no error."""
+    """Check the contract; correct rounding of a result is no error."""
     wide = x.astype(np.float64)
     scale = error_scale(wide**2 @ w**2, x.shape[1])
     error = rms_error(y, wide @ w, scale)
