@@ -57,8 +57,13 @@ class Case(NamedTuple):
 
 
 CPUS: Final[tuple[Guarded | str, ...]] = (*IN_PROCESS, *GUARDED)
+ON_EVERY_CPU: Final = ("Q4_0", "Q4_1", "Q8_0", "Q6_K", "F16", "F32")
 EVERY: Final = [
-    Case(*each) for each in itertools.product(HALVES, FORMATS, (1, 6), ("f32", "i8"), CPUS)
+    case
+    for case in itertools.starmap(
+        Case, itertools.product(HALVES, FORMATS, (1, 6), ("f32", "i8"), CPUS)
+    )
+    if case.format in ON_EVERY_CPU or case.cpu in {"cpu", "cpu:x86-64"}
 ]
 CASES: Final = covering(EVERY)
 

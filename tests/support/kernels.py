@@ -50,7 +50,9 @@ FLOAT_FORMATS: Final = ("F16", "F32", "BF16")
 E8M0_LARGEST: Final = 254  # 2^126 times 12 is beyond f32's range
 # bits of ±0, the smallest and largest denormal, 2^-14, the largest number, ±Inf, NaN
 _EDGES: Final = (0, 0x8000, 1, 0x8001, 0x3FF, 0x400, 0x7BFF, 0xFBFF, 0x7C00, 0xFC00, 0x7C01, 0xFE00)
-FORMATS_OF_32: Final = ("Q4_0", "Q4_1", "Q8_0", *FLOAT_FORMATS)  # K may be any multiple of 32
+FORMATS_OF_32: Final = tuple(  # K may be any multiple of 32
+    name for name, fmt in FORMATS.items() if fmt.block_elements <= 32
+)
 
 IN_PROCESS: Final = ("cpu", "cpu:x86-64-v4", "cpu:x86-64-v3", "cpu:x86-64")
 
@@ -229,6 +231,11 @@ def weights(
     return [weight(name, k, n, scales) for name in names for n in widths]
 
 
+def weights_in_turn(k: int, widths: Sequence[int], scales: str = "normal") -> list[Weight]:
+    """Return a weight for each format, with each N in turn."""
+    return [weight(name, k, widths[i % len(widths)], scales) for i, name in enumerate(FORMATS)]
+
+
 def spoiled(name: str, k: int, n: int, value: float, field: str) -> Weight:
     """Return a weight with `value` in field d or m of some blocks (in elements of floats).
 
@@ -255,9 +262,10 @@ def spoiled(name: str, k: int, n: int, value: float, field: str) -> Weight:
 
 
 def spoiled_weights(k: int, widths: tuple[int, ...], value: float) -> list[Weight]:
-    """Return a spoiled weight of every format, and Q4_1 with a spoiled minimum as well."""
+    """Return a spoiled weight of every format, and with a spoiled minimum if it has one."""
     by_scale = [spoiled(name, k, n, value, "d") for name in FORMATS for n in widths]
-    return by_scale + [spoiled("Q4_1", k, n, value, "m") for n in widths]
+    with_minimum = [name for name, fmt in FORMATS.items() if fmt.minimum_at is not None]
+    return by_scale + [spoiled(name, k, n, value, "m") for name in with_minimum for n in widths]
 
 
 def without_weight(k: int, n: int, *elements: int) -> Weight:
