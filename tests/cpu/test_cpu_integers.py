@@ -1,6 +1,7 @@
 """Integer products on the CPU: x in digits, rough units, and the contract of `i8`."""
 
 import ctypes
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -254,13 +255,11 @@ class Row:
     top: NDArray[np.int64]
 
 
-@pytest.fixture(params=[1, 3])
-def in_digits(request: pytest.FixtureRequest) -> Any:
+def writer_of(form: DigitForm) -> Callable[[Floats], Row]:
     """Return a function that writes a row of x in digits by generated code and reads it back."""
-    digits, target = request.param, find_target(require_target("cpu"))
+    digits, target = form.digits, find_target(require_target("cpu"))
     module = Module(target)
     f = Function("void @row(ptr %x, ptr %units, i64 %count) #0")
-    form = DigitForm(digits, half_sums=True, top_sums=True, float_sums=True)
     f.do(f"call void {add_digits(module, form)}(ptr %x, ptr %units, i64 %count)")
     f.do("ret void")
     module.add("row", f)
@@ -281,7 +280,14 @@ def in_digits(request: pytest.FixtureRequest) -> Any:
         values = whole * (powers(units) * smallest_step)[:, np.newaxis]
         return Row(values.ravel(), rough.tolist(), units, np.asarray(whole), each[:, 0])
 
-    call.digits = digits  # type: ignore[attr-defined]  # for the tests' bounds
+    return call
+
+
+@pytest.fixture(params=[1, 3])
+def in_digits(request: pytest.FixtureRequest) -> Any:
+    """Return the function that writes a row of x in digits, with all sums."""
+    call: Any = writer_of(DigitForm(request.param, True, True, True))
+    call.digits = request.param  # for the tests' bounds
     return call
 
 
@@ -328,6 +334,18 @@ def test_the_header_has_the_sums(in_digits: Any) -> None:
         np.testing.assert_array_equal(row.units["top_half_sums"], -8 * top_halves)
         np.testing.assert_array_equal(row.units["top_sum"], -8 * row.top.sum(-1))
         np.testing.assert_array_equal(row.units["low_sum"], (row.whole - (row.top << 16)).sum(-1))
+
+
+def test_rounding_errors_of_half_a_unit_cancel_each_other() -> None:
+    x = np.array(random_x(8 * K))
+    x[:32], x[40:56] = 0.37, 0  # equal elements, and zeros
+    row = writer_of(DigitForm(1, True, False, True, balanced=True))(x)
+    assert row.rough == []
+    steps = np.abs(row.x).reshape(-1, UNIT).max(1) / np.abs(row.whole).max(1)
+    errors = (row.x - x).reshape(-1, UNIT) / steps[:, np.newaxis]
+    assert np.abs(errors).max() < 1
+    assert np.abs(errors.reshape(-1, 2, UNIT // 2).sum(-1)).max() < 0.5 + 1e-3
+    assert np.mean(errors**2) < 1.2 / 12  # 1/12 if each number becomes the nearest integer
 
 
 @pytest.mark.parametrize("size", [0.0, 1.0, 1 - 2.0**-24, 127.0, 8355700.0, 2.0**23 - 1, 1.999])
