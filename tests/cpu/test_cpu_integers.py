@@ -209,6 +209,17 @@ def test_tiles_by_cpu_and_rows() -> None:
     assert tiles("cpu:x86-64-v3") == tiles("cpu:aarch64+dotprod")
 
 
+@pytest.mark.parametrize(
+    ("name", "m", "precision", "tile"),
+    [("Q6_K", 17, "i8", (12, 1)), ("Q6_K", 17, "f32", (4, 2)), ("Q6_K", 16, "i8", (8, 1))]
+    + [("Q4_K", 17, "i8", (6, 2))],
+)
+def test_tiles_by_format(name: str, m: int, precision: str, tile: tuple[int, int]) -> None:
+    target = find_target("cpu:x86-64-v4+avx512vnni")
+    plan = lowered(one_product, target, [random_x(m, K), weight(name, K, 64).tensor], precision)
+    assert [(k.tile.rows, k.tile.panels) for k in plan.kernels] == [tile]
+
+
 def test_explain_names_the_weights_that_f32_serves() -> None:
     x, w = random_x(2, K), weight("F16", K, 37)
     f = specialize(lambda x, weights: x @ weights, target="cpu", precision="i8")
