@@ -211,8 +211,12 @@ def test_tiles_by_cpu_and_rows() -> None:
 
 @pytest.mark.parametrize(
     ("name", "m", "precision", "tile"),
-    [("Q6_K", 17, "i8", (12, 1)), ("Q6_K", 17, "f32", (4, 2)), ("Q6_K", 16, "i8", (8, 1))]
-    + [("Q4_K", 17, "i8", (6, 2))],
+    [
+        ("Q6_K", 17, "i8", (12, 1)),
+        ("Q6_K", 17, "f32", (4, 2)),
+        ("Q6_K", 16, "i8", (8, 1)),
+        ("Q4_K", 17, "i8", (6, 2)),
+    ],
 )
 def test_tiles_by_format(name: str, m: int, precision: str, tile: tuple[int, int]) -> None:
     target = find_target("cpu:x86-64-v4+avx512vnni")
