@@ -169,7 +169,7 @@ def test_every_number_is_loaded_and_stored_exactly(target: str, kind: str) -> No
 @every_target
 def test_decoded_weights_are_rounded(target: str, kind: str) -> None:
     dtype, ids = DTYPES[kind], some_ids(5)
-    for w in tables():
+    for w in (w for w in tables() if w.tensor.format in ON_EVERY_CPU):
         dequantized = on(target, lambda w: w.dequantize().astype(dtype))(w.tensor)
         assert_same(dequantized, w.values, kind)
         rows = on(target, lambda ids, w: w.rows(ids).astype(dtype))(ids, w.tensor)
