@@ -49,15 +49,17 @@ class CodeReader:
         return tuple(number + self._zero for number in self._fmt.numbers)
 
     def _looked_up(self, codes: str) -> str:
+        """Return the entries of codes."""
         fmt, zero = self._fmt, self._zero
         name = f"{fmt.name}_plus{zero}" if zero else fmt.name
         shifted = replace(fmt, name=name, table=self._entries())
         return byte_numbers(self._module, self._f, shifted, codes)
 
     def _permuted(self, codes: str) -> str:
+        """Return the entries of codes by `vpermb`, whatever the bits above the codes are."""
         f, kind, entries = self._f, f"<{_BYTES} x i8>", self._entries()
         table = ", ".join(f"i8 {entry}" for entry in entries * (_BYTES // len(entries)))
         self._module.declare(f"declare {kind} @{_VPERMB}({kind}, {kind})")
         codes = f.let("code_bytes", f"bitcast {INTS} {codes} to {kind}")
-        found = f.let("found", f"call {kind} @{_VPERMB}({kind} <{table}>, {kind} {codes})")
-        return f.let("codes", f"bitcast {kind} {found} to {INTS}")
+        entry = f.let("entries", f"call {kind} @{_VPERMB}({kind} <{table}>, {kind} {codes})")
+        return f.let("codes", f"bitcast {kind} {entry} to {INTS}")

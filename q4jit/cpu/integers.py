@@ -117,7 +117,7 @@ class _ProductWriter:
         for i, name in enumerate(names):
             at = f.at("%tile", VECTOR, i, "sums_at")
             f.do(f"store {VECTOR} {totals[name]}, ptr {at}, align 64")
-        self._finish()
+        _TileEnd(self._module, f, self._product).write()
         f.do("ret void")
 
     def _slabs(self, first_slab: str | int, end_slab: str | int) -> dict[str, str]:
@@ -300,9 +300,16 @@ class _ProductWriter:
         value = load_field(self._f, unit_at, self._unit, field, *indices, kind="float")
         return broadcast(self._f, "float", value)
 
-    # --- after the last block ---------------------------------------------------------------------
 
-    def _finish(self) -> None:
+class _TileEnd:
+    """Writes what follows the last block: the steps of rows, and their rough units."""
+
+    def __init__(self, module: Module, f: Function, product: IntegerProduct) -> None:
+        self._module, self._f, self._product = module, f, product
+        self._weight, self._fmt, self._tile = product.weight, product.weight.fmt, product.tile
+        self._unit = product.form.unit
+
+    def write(self) -> None:
         """Multiply the tile by the smallest steps, and add the rough units."""
         f, product = self._f, self._product
         rough = add_rough(self._module, self._weight)

@@ -99,10 +99,10 @@ def _looked_up(module: Module, f: Function, fmt: Format) -> str:
     codes = f.let("bytes", f"bitcast {INTS} %codes to {kind}")
     instruction = _byte_shuffle(module)
     if instruction is None:
-        found = _selected(f, fmt, codes)
+        numbers = _selected(f, fmt, codes)
     else:
-        found = _shuffled(module, f, fmt, codes, *instruction)
-    return f.let("numbers", f"bitcast {kind} {found} to {INTS}")
+        numbers = _shuffled(module, f, fmt, codes, *instruction)
+    return f.let("numbers", f"bitcast {kind} {numbers} to {INTS}")
 
 
 def _byte_shuffle(module: Module) -> tuple[str, int] | None:

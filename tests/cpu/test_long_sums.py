@@ -18,9 +18,10 @@ from tests.support.kernels import (
     products,
     run_guarded,
     spoiled_weights,
-    weights,
+    weights_in_turn,
 )
 from tests.support.long_sums import LONG_K, LONGEST_K, assert_long_product, long_product
+from tests.support.pairs import pairwise
 
 TARGETS = ("cpu", "cpu:x86-64")  # products of integers, products of floats
 ODD_K = 33 * 256  # the last stretch is shorter
@@ -32,10 +33,8 @@ def check(target: str, name: str, m: int, k: int, n: int, *, one_sign: bool) -> 
     assert_long_product(on(target, one_product)(x, w), x, w)
 
 
-@pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("name", FORMATS)
-@pytest.mark.parametrize("m", [1, 17])
-def test_products_of_one_sign(target: str, name: str, m: int) -> None:
+@pairwise("name target m", [*FORMATS], TARGETS, [1, 17])
+def test_products_of_one_sign(name: str, target: str, m: int) -> None:
     check(target, name, m, LONG_K, 16, one_sign=True)
 
 
@@ -58,7 +57,7 @@ def test_long_products_beside_guard_pages(cpu: Guarded) -> None:
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_not_finite_products_of_several_stretches(target: str) -> None:
-    x, factors = not_finite_rows(STRETCHES_K), weights(STRETCHES_K, (37, 1), "mixed")
+    x, factors = not_finite_rows(STRETCHES_K), weights_in_turn(STRETCHES_K, (37, 1), "mixed")
     results = on(target, products(len(factors)))(x, *(w.tensor for w in factors))
     for y, w in zip(results, factors, strict=True):
         assert_ieee(y, x, w)
@@ -67,7 +66,7 @@ def test_not_finite_products_of_several_stretches(target: str) -> None:
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("value", [np.inf, np.nan])
 def test_not_finite_scales_in_several_stretches(target: str, value: float) -> None:
-    factors = spoiled_weights(STRETCHES_K, (37, 1), value)
+    factors = spoiled_weights(STRETCHES_K, (37, 1), value)[::3]  # both widths in turn
     x = in_step(spoiled_weights(STRETCHES_K, (1, 37), 1.0)[0])
     results = on(target, products(len(factors)))(x, *(w.tensor for w in factors))
     for y, w in zip(results, factors, strict=True):

@@ -38,12 +38,20 @@ from tests.support.kernels import (
     weight,
 )
 from tests.support.long_sums import LONG_K, LONGEST_K, assert_long_product
+from tests.support.pairs import pairwise
 
 K, N = 512, 37  # N is no whole panel
+SCALES = ("normal", "zero", "denormal", "largest", "mixed")
 SEVERAL_STRETCHES = 2 * 1024 + 37  # of few rows; of many rows they are shorter
 
 every_target = pytest.mark.parametrize("target", IN_PROCESS)
-every_format = pytest.mark.parametrize("name", FORMATS)
+ROWS = (1, 5, 33)  # of few rows, of several tiles, of many
+every_pair = pairwise("name target m", [*FORMATS], IN_PROCESS, ROWS)
+
+
+def rows_of(name: str, target: str) -> int:
+    """Return the rows that `every_pair` has for a format and a target: one kernel serves both."""
+    return ROWS[([*FORMATS].index(name) + IN_PROCESS.index(target)) % len(ROWS)]
 
 
 def transposed(y: Any, w: Any) -> Any:
@@ -53,18 +61,15 @@ def transposed(y: Any, w: Any) -> Any:
 # --- shapes, formats, types -----------------------------------------------------------------------
 
 
-@every_target
-@every_format
-@pytest.mark.parametrize("m", [1, 5, 33])
-def test_every_format(name: str, m: int, target: str) -> None:
+@every_pair
+def test_every_format(name: str, target: str, m: int) -> None:
     y, w = random_x(m, N), weight(name, K, N)
     assert_contract(on(target, transposed)(y, w.tensor), y, turned(w))
 
 
-@every_format
-@pytest.mark.parametrize("m", [1, 5, 33])
-@pytest.mark.parametrize(("kind", "precision"), [("f16", "i8"), ("bf16", "f16")])
-def test_every_type_and_precision(name: str, m: int, kind: str, precision: str) -> None:
+@pairwise("name m types", [*FORMATS], ROWS, [("f16", "i8"), ("bf16", "f16")])
+def test_every_type_and_precision(name: str, m: int, types: tuple[str, str]) -> None:
+    kind, precision = types
     y, w = random_x(m, N).astype(DTYPES[kind]), turned(weight(name, K, N))
     function = specialize(transposed, target="cpu", precision=precision)
     assert_rounded_contract(function(y, w.tensor), y, w, kind, BOUND)
@@ -199,21 +204,19 @@ def check_long(z: Floats, y: Floats, w: QuantizedTensor) -> None:
     assert_long_product(z, y, quantize(np.ascontiguousarray(turned_values), "F32"))
 
 
-@every_target
-@pytest.mark.parametrize("scales", ["normal", "zero", "denormal", "largest", "mixed"])
-@every_format
-def test_distributions_and_scales(name: str, target: str, scales: str) -> None:
+@pairwise("name scales target", [*FORMATS], SCALES, IN_PROCESS)
+def test_distributions_and_scales(name: str, scales: str, target: str) -> None:
     w = turned(weight(name, K, N, scales))
     y = np.stack([*distributions(N).values()])
-    for rows in (y[:1], y[:5], np.concatenate([y, y, y])):
-        assert_contract(on(target, transposed)(rows, w.tensor), rows, w)
+    y = {1: y[:1], 5: y[:5], 33: np.concatenate([y, y, y])}[rows_of(name, target)]
+    assert_contract(on(target, transposed)(y, w.tensor), y, w)
 
 
-@every_target
-@every_format
-def test_not_finite_rows(name: str, target: str) -> None:
+@every_pair
+def test_not_finite_rows(name: str, target: str, m: int) -> None:
     y, w = not_finite_rows(N), turned(weight(name, K, N))
-    for rows in (y[1:2], y[1:6], y):
+    y[2, 5] = 1e35
+    for rows in {1: [y[i : i + 1] for i in (1, 2, 19)], 5: [y[1:6]], 33: [y]}[m]:
         assert_ieee(on(target, transposed)(rows, w.tensor), rows, w)
 
 
@@ -231,7 +234,7 @@ def test_scales_that_are_not_finite(target: str, value: float) -> None:
 @pytest.mark.parametrize("m", [3, 18])
 def test_beside_guard_pages(cpu: Guarded, m: int) -> None:
     y = random_x(m, N)
-    for name, k in (("Q4_0", 96), ("Q6_K", 256), ("F16", 37)):
+    for name, k in (("Q4_0", 96), ("Q6_K", 256), ("F16", 37), ("Q4_K", 256), ("MXFP4", 96)):
         w = turned(weight(name, k, N))
         (z,) = run_guarded(transposed, cpu, [y, w.tensor])
         assert_contract(z, y, w)

@@ -1,11 +1,12 @@
-"""Q4_1 weights in which scale · code and minimum cancel each other, exactly in many elements."""
+"""Weights in which scale · code and minimum cancel each other, exactly in many elements."""
 
 import functools
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
-from q4jit.weights.formats import FORMATS
+from q4jit.weights.formats import FORMATS, SubFactors
 from tests.support.kernels import F32, Floats, Weight, random_blocks, set_f16, wrap
 
 QUANTS_AT: Final = 4  # in a block, behind d and m
@@ -62,3 +63,57 @@ def only_zeros(k: int) -> Floats:
     x[1] *= F32(1e20)
     x[2] *= F32(1e-20)
     return x
+
+
+@functools.cache
+def cancelling_sub_blocks(name: str, k: int, n: int) -> Weight:
+    """Return a weight with sub-minima whose columns 0, 2, 4, … are exactly 0.
+
+    There, block scale and block minimum are the same, all codes of a sub-block too, and the
+    sub-minimum is that code times the sub-scale. The other columns are so but in the first block.
+    """
+    fmt = FORMATS[name]
+    assert fmt.sub_scales is not None
+    assert fmt.sub_minima is not None
+    assert fmt.scale_at is not None
+    assert fmt.minimum_at is not None
+    rng = np.random.default_rng([k, n])
+    blocks = random_blocks(fmt, k, n, "normal", rng)
+    shape = blocks.shape[:2]
+    kept = blocks[1::2, 0].copy()
+    scales = (rng.integers(1024, 2048, shape) / 2048 * rng.choice([-1, 1], shape)).astype("<f2")
+    set_f16(blocks, fmt.scale_at, scales)
+    set_f16(blocks, fmt.minimum_at, scales)
+    most = (1 << fmt.sub_minima.bits) - 1
+    codes = rng.integers(1, 1 << fmt.quant_bits, (*shape, fmt.sub_blocks))
+    factors = rng.integers(0, most // codes + 1)
+    _set_factors(blocks, fmt.sub_scales, factors)
+    _set_factors(blocks, fmt.sub_minima, factors * codes)
+    for i in range(fmt.block_elements):
+        for plane in fmt.planes:
+            byte, shift = plane.position(i)
+            code = codes[..., i // fmt.sub_block_elements] >> plane.lshift
+            _set_bits(blocks, plane.at + byte, shift, plane.bits, code)
+    blocks[1::2, 0] = kept
+    set_f16(blocks[1::2, 0], fmt.scale_at, (scales[1::2, 0] / 2048).astype(np.float16))
+    set_f16(blocks[1::2, 0], fmt.minimum_at, (scales[1::2, 0] / 4096).astype(np.float16))
+    w = wrap(name, k, blocks)
+    assert not w.values[:, ::2].any()
+    assert w.values[:, 1::2].any(0).all()
+    return w
+
+
+def _set_factors(blocks: NDArray[np.uint8], sub: SubFactors, values: NDArray[np.int64]) -> None:
+    """Write the integers [..., sub-blocks] of blocks [..., block_bytes]."""
+    for j in range(values.shape[-1]):
+        for part in sub.parts:
+            byte, shift = part.position(j)
+            _set_bits(blocks, byte, shift, part.bits, values[..., j] >> part.lshift)
+
+
+def _set_bits(
+    blocks: NDArray[np.uint8], byte: int, shift: int, bits: int, values: NDArray[np.int64]
+) -> None:
+    mask = (1 << bits) - 1
+    blocks[..., byte] &= np.uint8(0xFF ^ mask << shift)
+    blocks[..., byte] |= ((values & mask) << shift).astype(np.uint8)

@@ -234,8 +234,9 @@ def block_of_units(fmt: Format) -> NDArray[np.uint8]:
     store_scales(fmt, stored, np.ones(1))
     if fmt.scale_type == "e8m0":
         stored[0, fmt.scale_at] = 128
-    sub = fmt.sub_scales
-    for part in sub.parts if sub is not None else ():
+    if (sub := fmt.sub_scales) is None:
+        return stored
+    for part in sub.parts:
         for j in range(fmt.sub_blocks):
             byte, shift = part.position(j)
             field = (1 + sub.zero) >> part.lshift & ((1 << part.bits) - 1)

@@ -1,4 +1,4 @@
-; product for cpu:x86-64-v3, 6 rows a tile of 128 columns, made by q4jit
+; product for cpu:x86-64-v3, 6 rows a tile of 64 columns, made by q4jit
 ; rows:
 ;   v0 = y
 ; 195 columns, transposed:
@@ -130,19 +130,16 @@ entry:
 }
 
 ; Q6_K: the quant in the lowest bits of each lane, as a float.
-define internal <16 x float> @quant_q6_k(<16 x i32> %bits0, <16 x i32> %bits1) #1 {
+define internal <16 x float> @quant_q6_k(<16 x i32> %bits0) #1 {
 entry:
-  %code = and <16 x i32> %bits0, splat (i32 15)
-  %code.1 = and <16 x i32> %bits1, splat (i32 3)
-  %code.2 = shl <16 x i32> %code.1, splat (i32 4)
-  %code.3 = or <16 x i32> %code, %code.2
-  %int = sub <16 x i32> %code.3, splat (i32 32)
+  %code = and <16 x i32> %bits0, splat (i32 63)
+  %int = sub <16 x i32> %code, splat (i32 32)
   %quant = sitofp <16 x i32> %int to <16 x float>
   ret <16 x float> %quant
 }
 
 ; The sums over panels %first … %end of y times the rows of 1 chunks of K.
-define internal void @q6_k_t_k256_n2000_rows6_chunks9_stretch(ptr noalias %y, ptr noalias %w, ptr noalias %parts, i64 %first, i64 %end, i64 %chunk, i64 %rows) #0 {
+define internal void @q6_k_t_k256_n2000_rows6_chunks5_stretch(ptr noalias %y, ptr noalias %w, ptr noalias %parts, i64 %first, i64 %end, i64 %chunk, i64 %rows) #0 {
 entry:
   %decoded = alloca [128 x <16 x float>], align 64
   %block = udiv i64 %chunk, 16
@@ -157,66 +154,49 @@ panel.head:
 panel.body:
   %panel_offset = mul i64 %panel, 3360
   %slab_at = getelementptr i8, ptr %slabs_at, i64 %panel_offset
-  %sub_block = udiv i64 %chunk_in_block, 1
   %block_scale = call <16 x float> @load_f16_v16f32(ptr %slab_at)
-  %scale_offset = mul i64 %sub_block, 16
+  %scale_offset = mul i64 %chunk_in_block, 16
   %scales_at = getelementptr i8, ptr %slab_at, i64 32
   %sub_scale_at = getelementptr i8, ptr %scales_at, i64 %scale_offset
   %scale_bytes = load <16 x i8>, ptr %sub_scale_at, align 1
   %scale_ints = sext <16 x i8> %scale_bytes to <16 x i32>
   %sub_scale = sitofp <16 x i32> %scale_ints to <16 x float>
   %scale = fmul <16 x float> %block_scale, %sub_scale
-  %run = udiv i64 %chunk_in_block, 8
-  %in_run = urem i64 %chunk_in_block, 8
-  %in_width = urem i64 %in_run, 4
-  %plane_byte = mul i64 %run, 64
-  %plane_byte.1 = mul i64 %in_width, 16
-  %plane_byte.2 = add i64 %plane_byte, %plane_byte.1
-  %layer = udiv i64 %in_run, 4
-  %layer32 = trunc i64 %layer to i32
+  %run = udiv i64 %chunk_in_block, 2
+  %in_run = urem i64 %chunk_in_block, 2
+  %plane_byte = mul i64 %run, 16
+  %layer32 = trunc i64 %in_run to i32
   %shift = mul i32 %layer32, 4
   %quants0_at = getelementptr i8, ptr %slab_at, i64 288
-  %chunk_offset = mul i64 %plane_byte.2, 16
+  %chunk_offset = mul i64 %plane_byte, 16
   %chunk_at = getelementptr i8, ptr %quants0_at, i64 %chunk_offset
-  %run.1 = udiv i64 %chunk_in_block, 8
-  %in_run.1 = urem i64 %chunk_in_block, 8
-  %in_width.1 = urem i64 %in_run.1, 2
-  %plane_byte.3 = mul i64 %run.1, 32
-  %plane_byte.4 = mul i64 %in_width.1, 16
-  %plane_byte.5 = add i64 %plane_byte.3, %plane_byte.4
-  %layer.1 = udiv i64 %in_run.1, 2
-  %layer32.1 = trunc i64 %layer.1 to i32
-  %shift.1 = mul i32 %layer32.1, 2
+  %run.1 = udiv i64 %chunk_in_block, 2
+  %in_run.1 = urem i64 %chunk_in_block, 2
+  %plane_byte.1 = mul i64 %run.1, 8
+  %layer32.1 = trunc i64 %in_run.1 to i32
+  %shift.1 = mul i32 %layer32.1, 4
   %quants1_at = getelementptr i8, ptr %slab_at, i64 2336
-  %chunk_offset.1 = mul i64 %plane_byte.5, 16
+  %chunk_offset.1 = mul i64 %plane_byte.1, 16
   %chunk_at.1 = getelementptr i8, ptr %quants1_at, i64 %chunk_offset.1
   %later = add i64 %panel, 8
   %panel_offset.1 = mul i64 %later, 3360
   %slab_at.1 = getelementptr i8, ptr %slabs_at, i64 %panel_offset.1
   ; prefetch a later panel
-  %run.2 = udiv i64 %chunk_in_block, 8
-  %in_run.2 = urem i64 %chunk_in_block, 8
-  %in_width.2 = urem i64 %in_run.2, 4
-  %plane_byte.6 = mul i64 %run.2, 64
-  %plane_byte.7 = mul i64 %in_width.2, 16
-  %plane_byte.8 = add i64 %plane_byte.6, %plane_byte.7
-  %layer.2 = udiv i64 %in_run.2, 4
-  %layer32.2 = trunc i64 %layer.2 to i32
+  %run.2 = udiv i64 %chunk_in_block, 2
+  %in_run.2 = urem i64 %chunk_in_block, 2
+  %plane_byte.2 = mul i64 %run.2, 16
+  %layer32.2 = trunc i64 %in_run.2 to i32
   %shift.2 = mul i32 %layer32.2, 4
   %quants0_at.1 = getelementptr i8, ptr %slab_at.1, i64 288
-  %chunk_offset.2 = mul i64 %plane_byte.8, 16
+  %chunk_offset.2 = mul i64 %plane_byte.2, 16
   %chunk_at.2 = getelementptr i8, ptr %quants0_at.1, i64 %chunk_offset.2
-  %run.3 = udiv i64 %chunk_in_block, 8
-  %in_run.3 = urem i64 %chunk_in_block, 8
-  %in_width.3 = urem i64 %in_run.3, 2
-  %plane_byte.9 = mul i64 %run.3, 32
-  %plane_byte.10 = mul i64 %in_width.3, 16
-  %plane_byte.11 = add i64 %plane_byte.9, %plane_byte.10
-  %layer.3 = udiv i64 %in_run.3, 2
-  %layer32.3 = trunc i64 %layer.3 to i32
-  %shift.3 = mul i32 %layer32.3, 2
+  %run.3 = udiv i64 %chunk_in_block, 2
+  %in_run.3 = urem i64 %chunk_in_block, 2
+  %plane_byte.3 = mul i64 %run.3, 8
+  %layer32.3 = trunc i64 %in_run.3 to i32
+  %shift.3 = mul i32 %layer32.3, 4
   %quants1_at.1 = getelementptr i8, ptr %slab_at.1, i64 2336
-  %chunk_offset.3 = mul i64 %plane_byte.11, 16
+  %chunk_offset.3 = mul i64 %plane_byte.3, 16
   %chunk_at.3 = getelementptr i8, ptr %quants1_at.1, i64 %chunk_offset.3
   %scale_offset.1 = mul i64 %chunk_in_block, 16
   %scales_at.1 = getelementptr i8, ptr %slab_at.1, i64 32
@@ -225,7 +205,7 @@ panel.body:
   %own_offset = mul i64 %bit, 32
   %own_at = getelementptr i8, ptr %chunk_at.2, i64 %own_offset
   %bit.1 = zext i32 %shift.3 to i64
-  %own_offset.1 = mul i64 %bit.1, 32
+  %own_offset.1 = mul i64 %bit.1, 16
   %own_at.1 = getelementptr i8, ptr %chunk_at.3, i64 %own_offset.1
   call void @llvm.prefetch.p0(ptr %slab_at.1, i32 0, i32 2, i32 1)  ; read, second level
   call void @llvm.prefetch.p0(ptr %scale_at, i32 0, i32 2, i32 1)  ; read, second level
@@ -241,20 +221,21 @@ panel.body:
   %shift_lane = insertelement <16 x i32> poison, i32 %shift, i64 0
   %shift_lanes = shufflevector <16 x i32> %shift_lane, <16 x i32> poison, <16 x i32> zeroinitializer
   %shifted = lshr <16 x i32> %word_bits, %shift_lanes
+  %codes = and <16 x i32> %shifted, splat (i32 u0x0F0F0F0F)  ; the lowest 4 bits of each byte
   %word_bits.1 = load <16 x i32>, ptr %chunk_at.1, align 32
   %shift_lane.1 = insertelement <16 x i32> poison, i32 %shift.1, i64 0
   %shift_lanes.1 = shufflevector <16 x i32> %shift_lane.1, <16 x i32> poison, <16 x i32> zeroinitializer
   %shifted.1 = lshr <16 x i32> %word_bits.1, %shift_lanes.1
-  %quant0 = call <16 x float> @quant_q6_k(<16 x i32> %shifted, <16 x i32> %shifted.1)
-  %shifted.2 = lshr <16 x i32> %shifted, splat (i32 8)
-  %shifted.3 = lshr <16 x i32> %shifted.1, splat (i32 8)
-  %quant1 = call <16 x float> @quant_q6_k(<16 x i32> %shifted.2, <16 x i32> %shifted.3)
-  %shifted.4 = lshr <16 x i32> %shifted, splat (i32 16)
-  %shifted.5 = lshr <16 x i32> %shifted.1, splat (i32 16)
-  %quant2 = call <16 x float> @quant_q6_k(<16 x i32> %shifted.4, <16 x i32> %shifted.5)
-  %shifted.6 = lshr <16 x i32> %shifted, splat (i32 24)
-  %shifted.7 = lshr <16 x i32> %shifted.1, splat (i32 24)
-  %quant3 = call <16 x float> @quant_q6_k(<16 x i32> %shifted.6, <16 x i32> %shifted.7)
+  %codes.1 = and <16 x i32> %shifted.1, splat (i32 u0x03030303)  ; the lowest 2 bits of each byte
+  %codes.2 = shl <16 x i32> %codes.1, splat (i32 4)
+  %codes.3 = or <16 x i32> %codes, %codes.2
+  %quant0 = call <16 x float> @quant_q6_k(<16 x i32> %codes.3)
+  %shifted.2 = lshr <16 x i32> %codes.3, splat (i32 8)
+  %quant1 = call <16 x float> @quant_q6_k(<16 x i32> %shifted.2)
+  %shifted.3 = lshr <16 x i32> %codes.3, splat (i32 16)
+  %quant2 = call <16 x float> @quant_q6_k(<16 x i32> %shifted.3)
+  %shifted.4 = lshr <16 x i32> %codes.3, splat (i32 24)
+  %quant3 = call <16 x float> @quant_q6_k(<16 x i32> %shifted.4)
   %value = fmul <16 x float> %scale, %quant0
   %value.1 = fmul <16 x float> %scale, %quant1
   %value.2 = fmul <16 x float> %scale, %quant2
@@ -263,22 +244,23 @@ panel.body:
   %word_bits.2 = load <16 x i32>, ptr %word_at, align 32
   %shift_lane.2 = insertelement <16 x i32> poison, i32 %shift, i64 0
   %shift_lanes.2 = shufflevector <16 x i32> %shift_lane.2, <16 x i32> poison, <16 x i32> zeroinitializer
-  %shifted.8 = lshr <16 x i32> %word_bits.2, %shift_lanes.2
+  %shifted.5 = lshr <16 x i32> %word_bits.2, %shift_lanes.2
+  %codes.4 = and <16 x i32> %shifted.5, splat (i32 u0x0F0F0F0F)  ; the lowest 4 bits of each byte
   %word_at.1 = getelementptr <16 x i32>, ptr %chunk_at.1, i64 1
   %word_bits.3 = load <16 x i32>, ptr %word_at.1, align 32
   %shift_lane.3 = insertelement <16 x i32> poison, i32 %shift.1, i64 0
   %shift_lanes.3 = shufflevector <16 x i32> %shift_lane.3, <16 x i32> poison, <16 x i32> zeroinitializer
-  %shifted.9 = lshr <16 x i32> %word_bits.3, %shift_lanes.3
-  %quant0.1 = call <16 x float> @quant_q6_k(<16 x i32> %shifted.8, <16 x i32> %shifted.9)
-  %shifted.10 = lshr <16 x i32> %shifted.8, splat (i32 8)
-  %shifted.11 = lshr <16 x i32> %shifted.9, splat (i32 8)
-  %quant1.1 = call <16 x float> @quant_q6_k(<16 x i32> %shifted.10, <16 x i32> %shifted.11)
-  %shifted.12 = lshr <16 x i32> %shifted.8, splat (i32 16)
-  %shifted.13 = lshr <16 x i32> %shifted.9, splat (i32 16)
-  %quant2.1 = call <16 x float> @quant_q6_k(<16 x i32> %shifted.12, <16 x i32> %shifted.13)
-  %shifted.14 = lshr <16 x i32> %shifted.8, splat (i32 24)
-  %shifted.15 = lshr <16 x i32> %shifted.9, splat (i32 24)
-  %quant3.1 = call <16 x float> @quant_q6_k(<16 x i32> %shifted.14, <16 x i32> %shifted.15)
+  %shifted.6 = lshr <16 x i32> %word_bits.3, %shift_lanes.3
+  %codes.5 = and <16 x i32> %shifted.6, splat (i32 u0x03030303)  ; the lowest 2 bits of each byte
+  %codes.6 = shl <16 x i32> %codes.5, splat (i32 4)
+  %codes.7 = or <16 x i32> %codes.4, %codes.6
+  %quant0.1 = call <16 x float> @quant_q6_k(<16 x i32> %codes.7)
+  %shifted.7 = lshr <16 x i32> %codes.7, splat (i32 8)
+  %quant1.1 = call <16 x float> @quant_q6_k(<16 x i32> %shifted.7)
+  %shifted.8 = lshr <16 x i32> %codes.7, splat (i32 16)
+  %quant2.1 = call <16 x float> @quant_q6_k(<16 x i32> %shifted.8)
+  %shifted.9 = lshr <16 x i32> %codes.7, splat (i32 24)
+  %quant3.1 = call <16 x float> @quant_q6_k(<16 x i32> %shifted.9)
   %value.4 = fmul <16 x float> %scale, %quant0.1
   %value.5 = fmul <16 x float> %scale, %quant1.1
   %value.6 = fmul <16 x float> %scale, %quant2.1
@@ -287,46 +269,49 @@ panel.body:
   %word_bits.4 = load <16 x i32>, ptr %word_at.2, align 32
   %shift_lane.4 = insertelement <16 x i32> poison, i32 %shift, i64 0
   %shift_lanes.4 = shufflevector <16 x i32> %shift_lane.4, <16 x i32> poison, <16 x i32> zeroinitializer
-  %shifted.16 = lshr <16 x i32> %word_bits.4, %shift_lanes.4
-  %word_at.3 = getelementptr <16 x i32>, ptr %chunk_at.1, i64 2
-  %word_bits.5 = load <16 x i32>, ptr %word_at.3, align 32
-  %shift_lane.5 = insertelement <16 x i32> poison, i32 %shift.1, i64 0
-  %shift_lanes.5 = shufflevector <16 x i32> %shift_lane.5, <16 x i32> poison, <16 x i32> zeroinitializer
-  %shifted.17 = lshr <16 x i32> %word_bits.5, %shift_lanes.5
-  %quant0.2 = call <16 x float> @quant_q6_k(<16 x i32> %shifted.16, <16 x i32> %shifted.17)
-  %shifted.18 = lshr <16 x i32> %shifted.16, splat (i32 8)
-  %shifted.19 = lshr <16 x i32> %shifted.17, splat (i32 8)
-  %quant1.2 = call <16 x float> @quant_q6_k(<16 x i32> %shifted.18, <16 x i32> %shifted.19)
-  %shifted.20 = lshr <16 x i32> %shifted.16, splat (i32 16)
-  %shifted.21 = lshr <16 x i32> %shifted.17, splat (i32 16)
-  %quant2.2 = call <16 x float> @quant_q6_k(<16 x i32> %shifted.20, <16 x i32> %shifted.21)
-  %shifted.22 = lshr <16 x i32> %shifted.16, splat (i32 24)
-  %shifted.23 = lshr <16 x i32> %shifted.17, splat (i32 24)
-  %quant3.2 = call <16 x float> @quant_q6_k(<16 x i32> %shifted.22, <16 x i32> %shifted.23)
+  %shifted.10 = lshr <16 x i32> %word_bits.4, %shift_lanes.4
+  %codes.8 = and <16 x i32> %shifted.10, splat (i32 u0x0F0F0F0F)  ; the lowest 4 bits of each byte
+  %word_shift = add i32 %shift.1, 2
+  %word_bits.5 = load <16 x i32>, ptr %chunk_at.1, align 32
+  %word_shift_lane = insertelement <16 x i32> poison, i32 %word_shift, i64 0
+  %word_shift_lanes = shufflevector <16 x i32> %word_shift_lane, <16 x i32> poison, <16 x i32> zeroinitializer
+  %shifted.11 = lshr <16 x i32> %word_bits.5, %word_shift_lanes
+  %codes.9 = and <16 x i32> %shifted.11, splat (i32 u0x03030303)  ; the lowest 2 bits of each byte
+  %codes.10 = shl <16 x i32> %codes.9, splat (i32 4)
+  %codes.11 = or <16 x i32> %codes.8, %codes.10
+  %quant0.2 = call <16 x float> @quant_q6_k(<16 x i32> %codes.11)
+  %shifted.12 = lshr <16 x i32> %codes.11, splat (i32 8)
+  %quant1.2 = call <16 x float> @quant_q6_k(<16 x i32> %shifted.12)
+  %shifted.13 = lshr <16 x i32> %codes.11, splat (i32 16)
+  %quant2.2 = call <16 x float> @quant_q6_k(<16 x i32> %shifted.13)
+  %shifted.14 = lshr <16 x i32> %codes.11, splat (i32 24)
+  %quant3.2 = call <16 x float> @quant_q6_k(<16 x i32> %shifted.14)
   %value.8 = fmul <16 x float> %scale, %quant0.2
   %value.9 = fmul <16 x float> %scale, %quant1.2
   %value.10 = fmul <16 x float> %scale, %quant2.2
   %value.11 = fmul <16 x float> %scale, %quant3.2
-  %word_at.4 = getelementptr <16 x i32>, ptr %chunk_at, i64 3
-  %word_bits.6 = load <16 x i32>, ptr %word_at.4, align 32
-  %shift_lane.6 = insertelement <16 x i32> poison, i32 %shift, i64 0
-  %shift_lanes.6 = shufflevector <16 x i32> %shift_lane.6, <16 x i32> poison, <16 x i32> zeroinitializer
-  %shifted.24 = lshr <16 x i32> %word_bits.6, %shift_lanes.6
-  %word_at.5 = getelementptr <16 x i32>, ptr %chunk_at.1, i64 3
-  %word_bits.7 = load <16 x i32>, ptr %word_at.5, align 32
-  %shift_lane.7 = insertelement <16 x i32> poison, i32 %shift.1, i64 0
-  %shift_lanes.7 = shufflevector <16 x i32> %shift_lane.7, <16 x i32> poison, <16 x i32> zeroinitializer
-  %shifted.25 = lshr <16 x i32> %word_bits.7, %shift_lanes.7
-  %quant0.3 = call <16 x float> @quant_q6_k(<16 x i32> %shifted.24, <16 x i32> %shifted.25)
-  %shifted.26 = lshr <16 x i32> %shifted.24, splat (i32 8)
-  %shifted.27 = lshr <16 x i32> %shifted.25, splat (i32 8)
-  %quant1.3 = call <16 x float> @quant_q6_k(<16 x i32> %shifted.26, <16 x i32> %shifted.27)
-  %shifted.28 = lshr <16 x i32> %shifted.24, splat (i32 16)
-  %shifted.29 = lshr <16 x i32> %shifted.25, splat (i32 16)
-  %quant2.3 = call <16 x float> @quant_q6_k(<16 x i32> %shifted.28, <16 x i32> %shifted.29)
-  %shifted.30 = lshr <16 x i32> %shifted.24, splat (i32 24)
-  %shifted.31 = lshr <16 x i32> %shifted.25, splat (i32 24)
-  %quant3.3 = call <16 x float> @quant_q6_k(<16 x i32> %shifted.30, <16 x i32> %shifted.31)
+  %word_at.3 = getelementptr <16 x i32>, ptr %chunk_at, i64 3
+  %word_bits.6 = load <16 x i32>, ptr %word_at.3, align 32
+  %shift_lane.5 = insertelement <16 x i32> poison, i32 %shift, i64 0
+  %shift_lanes.5 = shufflevector <16 x i32> %shift_lane.5, <16 x i32> poison, <16 x i32> zeroinitializer
+  %shifted.15 = lshr <16 x i32> %word_bits.6, %shift_lanes.5
+  %codes.12 = and <16 x i32> %shifted.15, splat (i32 u0x0F0F0F0F)  ; the lowest 4 bits of each byte
+  %word_shift.1 = add i32 %shift.1, 2
+  %word_at.4 = getelementptr <16 x i32>, ptr %chunk_at.1, i64 1
+  %word_bits.7 = load <16 x i32>, ptr %word_at.4, align 32
+  %word_shift_lane.1 = insertelement <16 x i32> poison, i32 %word_shift.1, i64 0
+  %word_shift_lanes.1 = shufflevector <16 x i32> %word_shift_lane.1, <16 x i32> poison, <16 x i32> zeroinitializer
+  %shifted.16 = lshr <16 x i32> %word_bits.7, %word_shift_lanes.1
+  %codes.13 = and <16 x i32> %shifted.16, splat (i32 u0x03030303)  ; the lowest 2 bits of each byte
+  %codes.14 = shl <16 x i32> %codes.13, splat (i32 4)
+  %codes.15 = or <16 x i32> %codes.12, %codes.14
+  %quant0.3 = call <16 x float> @quant_q6_k(<16 x i32> %codes.15)
+  %shifted.17 = lshr <16 x i32> %codes.15, splat (i32 8)
+  %quant1.3 = call <16 x float> @quant_q6_k(<16 x i32> %shifted.17)
+  %shifted.18 = lshr <16 x i32> %codes.15, splat (i32 16)
+  %quant2.3 = call <16 x float> @quant_q6_k(<16 x i32> %shifted.18)
+  %shifted.19 = lshr <16 x i32> %codes.15, splat (i32 24)
+  %quant3.3 = call <16 x float> @quant_q6_k(<16 x i32> %shifted.19)
   %value.12 = fmul <16 x float> %scale, %quant0.3
   %value.13 = fmul <16 x float> %scale, %quant1.3
   %value.14 = fmul <16 x float> %scale, %quant2.3
@@ -519,7 +504,7 @@ tile_row.done:
 
 ; %rows of y times 16 · %count rows of Q6_K from 16 · %chunk on; N = 2000.
 ; 125 panels of 3360 bytes; rows of y are 2000 floats apart.
-define internal void @q6_k_t_k256_n2000_rows6_chunks9(ptr noalias %y, ptr noalias %w, ptr noalias %tile, i64 %chunk, i64 %count, i64 %rows) #0 {
+define internal void @q6_k_t_k256_n2000_rows6_chunks5(ptr noalias %y, ptr noalias %w, ptr noalias %tile, i64 %chunk, i64 %count, i64 %rows) #0 {
 entry:
   %parts = alloca [192 x <16 x float>], align 64
   br label %stretch.head
@@ -538,7 +523,7 @@ c.head:
   br i1 %c.more, label %c.body, label %c.done
 c.body:
   %number = add i64 %chunk, %c
-  call void @q6_k_t_k256_n2000_rows6_chunks9_stretch(ptr %y, ptr %w, ptr %parts, i64 %stretch, i64 %stretch_end, i64 %number, i64 %rows)
+  call void @q6_k_t_k256_n2000_rows6_chunks5_stretch(ptr %y, ptr %w, ptr %parts, i64 %stretch, i64 %stretch_end, i64 %number, i64 %rows)
   br label %row.head
 row.head:
   %row = phi i64 [ 0, %c.body ], [ %row.next, %row.body ]
@@ -547,7 +532,7 @@ row.head:
 row.body:
   %part_at = getelementptr <16 x float>, ptr %parts, i64 %row
   %part = load <16 x float>, ptr %part_at, align 64
-  %position = mul i64 %row, 9
+  %position = mul i64 %row, 5
   %position.1 = add i64 %position, %c
   %sum_at = getelementptr [2 x <16 x float>], ptr %tile, i64 %position.1
   %lost_at = getelementptr <16 x float>, ptr %sum_at, i64 1
@@ -574,7 +559,7 @@ c.done:
   br label %stretch.head
 stretch.done:
   ; each sum moves to the front, behind those that have moved
-  %used = mul i64 %rows, 9
+  %used = mul i64 %rows, 5
   br label %i.head
 i.head:
   %i = phi i64 [ 0, %stretch.done ], [ %i.next, %i.body ]
@@ -597,7 +582,7 @@ i.done:
   ret void
 }
 
-; 128 of 195 columns for rows %first … %end: 1 product and the epilogue.
+; 64 of 195 columns for rows %first … %end: 1 product and the epilogue.
 define internal void @q4jit_product.section0(ptr %args, i64 %task, i64 %first, i64 %end) #0 {
 entry:
   %prologue_slot = getelementptr %Slots, ptr %args, i64 0, i32 5
@@ -608,24 +593,24 @@ entry:
   %row_factors = load ptr, ptr %row_factors_slot, align 8
   %output0_slot = getelementptr %Slots, ptr %args, i64 0, i32 4
   %output0 = load ptr, ptr %output0_slot, align 8
-  %tile = alloca [1728 x [2 x <16 x float>]], align 64
+  %tile = alloca [960 x [2 x <16 x float>]], align 64
   ; fewer rows than a tile are multiplied again together with those before them
   %last = sub i64 %end, 6
   %first_row = call i64 @llvm.smin.i64(i64 %first, i64 %last)
   %rows = sub i64 %end, %first_row
   %x_offset = mul i64 %first_row, 2000
   %x_at = getelementptr float, ptr %prologue, i64 %x_offset
-  %first_panel = mul i64 %task, 8
+  %first_panel = mul i64 %task, 4
   %left = sub i64 13, %first_panel
-  %panel_count = call i64 @llvm.smin.i64(i64 %left, i64 8)
-  %chunk = mul i64 %task, 8
+  %panel_count = call i64 @llvm.smin.i64(i64 %left, i64 4)
+  %chunk = mul i64 %task, 4
   %left.1 = sub i64 16, %chunk
   %more = add i64 %panel_count, 1
   %chunk_count = call i64 @llvm.smin.i64(i64 %more, i64 %left.1)
-  call void @q6_k_t_k256_n2000_rows6_chunks9(ptr %x_at, ptr %w, ptr %tile, i64 %chunk, i64 %chunk_count, i64 %rows)
-  %first_panel.1 = mul i64 %task, 8
+  call void @q6_k_t_k256_n2000_rows6_chunks5(ptr %x_at, ptr %w, ptr %tile, i64 %chunk, i64 %chunk_count, i64 %rows)
+  %first_panel.1 = mul i64 %task, 4
   %left.2 = sub i64 13, %first_panel.1
-  %panel_count.1 = call i64 @llvm.smin.i64(i64 %left.2, i64 8)
+  %panel_count.1 = call i64 @llvm.smin.i64(i64 %left.2, i64 4)
   br label %panel.head
 panel.head:
   %panel = phi i64 [ 0, %entry ], [ %panel.next, %r.done ]
@@ -639,10 +624,10 @@ r.head:
   br i1 %r.more, label %r.body, label %r.done
 r.body:
   %row = add i64 %first_row, %r
-  %column = mul i64 %task, 128
+  %column = mul i64 %task, 64
   %column.1 = mul i64 %panel, 16
   %column.2 = add i64 %column, %column.1
-  %start = mul i64 %r, 144
+  %start = mul i64 %r, 80
   %start.1 = mul i64 %panel, 16
   %start.2 = add i64 %start, %start.1
   %position = add i64 %start.2, 5
@@ -684,12 +669,12 @@ number.head:
   %number.more = icmp slt i64 %number, %to
   br i1 %number.more, label %number.body, label %number.done
 number.body:
-  %band = udiv i64 %number, 2
-  %task = urem i64 %number, 2
+  %band = udiv i64 %number, 4
+  %task = urem i64 %number, 4
   %first = mul i64 %band, 192
   %beyond = add i64 %first, 192
   %end = call i64 @llvm.smin.i64(i64 %m, i64 %beyond)
-  %below = icmp slt i64 %task, 2
+  %below = icmp slt i64 %task, 4
   br i1 %below, label %section0, label %after0
 section0:
   call void @q4jit_product.section0(ptr %args, i64 %task, i64 %first, i64 %end)
@@ -730,7 +715,7 @@ entry:
   call void @parallel_for(ptr %pool, ptr @q4jit_product.rows, ptr %args, i64 %m, i64 4)
   %rounded_up = add i64 %m, 191
   %bands = udiv i64 %rounded_up, 192
-  %task_count = mul i64 %bands, 2
+  %task_count = mul i64 %bands, 4
   call void @parallel_for(ptr %pool, ptr @q4jit_product.columns, ptr %args, i64 %task_count, i64 1)
   ret void
 }
