@@ -22,6 +22,7 @@ from q4jit.hip.sizing import in_waves, staged
 from q4jit.hip.tunings import Constant, Key
 from q4jit.targets import HipArch, Target
 from q4jit.weights.formats import FORMATS
+from q4jit.weights.tiles import are_plain
 
 # schedule, M, precision and weights determine the other constants
 _SEARCHED: Final = (
@@ -46,10 +47,12 @@ def schedules_for(target: Target, key: Key) -> tuple[str, ...]:
     formats = [FORMATS[name] for name in key.format.split("+")]
     in_blocks = all(fmt.float_type is None for fmt in formats)
     has_matrix = target.hip.matrix is not None
-    if has_matrix and suit_panels(formats):
-        is_few = key.m <= MOST_FEW_ROWS
+    is_few = key.m <= MOST_FEW_ROWS
+    if has_matrix and suit_panels(formats) and (is_few or all(map(are_plain, formats))):
         if not is_few:
             return (TILE_HALVES,)
+        if not all(map(are_plain, formats)):
+            return (GEMV_MATRIX,)
         tried = rules_of(target.hip).tried
         return tried[min(rows for rows in tried if rows >= key.m)]
     if key.m > MOST_FEW_ROWS:

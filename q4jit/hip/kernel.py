@@ -74,6 +74,7 @@ class HipKernel:
         stages: stages in shared memory: one is multiplied, the others are on their way.
         warpgroups: four waves multiply together.
         pairs: f16 terms are multiplied by dot products of two.
+        x_sums: sums of x that minima are multiplied by: none, one of a unit, or two of its halves.
         folded: weights are rounded to f16 after their scales are multiplied, so sums need none.
         origin: who chose the constants, if the schedule did not.
     """
@@ -98,6 +99,7 @@ class HipKernel:
     warpgroups: bool = False
     pairs: bool = False
     folded: bool = False
+    x_sums: int = 0
     origin: str = field(default="", compare=False)
 
     @property

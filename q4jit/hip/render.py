@@ -59,6 +59,8 @@ def render_generic(
             "sum_of_lanes": True,
             "block_sum": True,
             "long_sums": False,
+            "look_up": False,
+            "centre": False,
             "block_largest": False,
             "block_maximum": False,
             "rolled": False,

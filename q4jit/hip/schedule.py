@@ -142,11 +142,12 @@ def _schedule(problem: Problem, work: Kernel, section: Section, choice: Choice |
         return _transposed_schedule(problem, section)
     suits_panels = problem.suits_panels(section)
     if problem.m > MOST_FEW_ROWS:
-        if suits_panels:
+        if problem.suits_tiles(section):
             return TILE_HALVES
         return TILE_MATRIX if problem.suits_matrix(section) else TILE_FMA
     if suits_panels:
-        return GEMV_MATRIX if problem.m <= problem.rules.gemv_matrix_rows else TILE_HALVES
+        is_few = problem.m <= problem.rules.gemv_matrix_rows
+        return GEMV_MATRIX if is_few or not problem.are_plain(section) else TILE_HALVES
     return GEMV_DOT if problem.suits_dot(section) else GEMV
 
 
@@ -163,7 +164,9 @@ def _check_schedule(problem: Problem, work: Kernel, section: Section, schedule: 
     needs = ""
     if schedule == TILE_MATRIX and not problem.suits_matrix(section):
         needs = "an arch with matrix units, and block formats with finite scales"
-    elif schedule in {GEMV_MATRIX, TILE_HALVES} and not problem.suits_panels(section):
+    elif schedule == GEMV_MATRIX and not problem.suits_panels(section):
+        needs = f"an arch with matrix units, blocks with finite scales, and the layout {TILES16!r}"
+    elif schedule == TILE_HALVES and not problem.suits_tiles(section):
         needs = (
             "an arch with matrix units, blocks of 18 bytes with finite scales, and the layout "
             f"{TILES16!r}"

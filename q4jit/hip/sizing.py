@@ -145,6 +145,7 @@ def _gemv_matrix(problem: Problem, work: Kernel) -> HipKernel:
         rows_per_tile=rows,
         f16_terms=1 if exact_x else problem.f16_terms,
         exact_x=exact_x,
+        x_sums=problem.x_sums(section),
         pairs=rows <= rules.pair_rows,
     )
     for splits, waves_n, waves_k in _tilings(problem, section, rows):

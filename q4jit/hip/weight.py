@@ -10,6 +10,7 @@ from q4jit.hip.kernel import HipKernel
 from q4jit.hip.values import literal
 from q4jit.weights.formats import Format
 from q4jit.weights.layouts import PANEL_COLUMNS, PLANAR, TILES16, Planar, fields
+from q4jit.hip.tile_weight import Field, TileFacts
 
 VALUES: Final = frozenset({"load", "decode"})
 """What a kernel calls that needs the values of whole units."""
@@ -52,21 +53,6 @@ def called_functions(kernel: HipKernel, has_minima: bool = False) -> frozenset[s
 
 
 @dataclass(frozen=True)
-class _Field:
-    """A field of a block.
-
-    Attributes:
-        name: its name as a constant.
-        start_bytes: where its region begins; without regions, where it begins in a block.
-        size_bytes: its bytes of a block; without regions, all bytes of a block.
-    """
-
-    name: str
-    start_bytes: int
-    size_bytes: int
-
-
-@dataclass(frozen=True)
 class _Plane:
     """A bit field of the quants, and its words of 16 bytes in a unit.
 
@@ -103,7 +89,7 @@ class _Plane:
 
 
 @dataclass(frozen=True)
-class Weight:
+class Weight(TileFacts):
     """What `weight.hip.j2` needs to know of a weight.
 
     Attributes:
@@ -113,8 +99,6 @@ class Weight:
         k_name: the name of its K in the text. Products with `w.T` have none, as their x has N.
     """
 
-    spec: WeightSpec
-    layout: str
     called: frozenset[str] = VALUES
     k_name: str = "K"
 
@@ -169,8 +153,8 @@ class Weight:
     @property
     def offset_type(self) -> str:
         """The type that counts a weight's bytes: 32 bits halve the additions of a GPU."""
-        total = Planar(self._fmt, self.k, self.n, tiled=self.is_quads).size_bytes
-        return "u32" if total < 1 << 32 else "u64"
+        shape = self.tiles if self.is_quads else Planar(self._fmt, self.k, self.n)
+        return "u32" if shape.size_bytes < 1 << 32 else "u64"
 
     @property
     def load(self) -> str:
@@ -232,16 +216,17 @@ class Weight:
         return self._fmt.sub_scales is not None
 
     @property
-    def fields(self) -> list[_Field]:
+    def fields(self) -> list[Field]:
         """The fields of a block."""
         if self.is_planar:
-            regions = Planar(self._fmt, self.k, self.n, tiled=self.is_quads).regions
-            return [_Field(name.upper(), start, size) for name, (start, size) in regions.items()]
+            shape = self.tiles if self.is_quads else Planar(self._fmt, self.k, self.n)
+            regions = shape.regions
+            return [Field(name.upper(), start, size) for name, (start, size) in regions.items()]
         stride = self._fmt.block_bytes
-        return [_Field(f.name.upper(), f.at, stride) for f in fields(self._fmt)]
+        return [Field(f.name.upper(), f.at, stride) for f in fields(self._fmt)]
 
     @property
-    def field(self) -> dict[str, _Field]:
+    def field(self) -> dict[str, Field]:
         """The fields of a block by name."""
         return {field.name: field for field in self.fields}
 
