@@ -59,7 +59,6 @@ def render_generic(
             "sum_of_lanes": True,
             "block_sum": True,
             "long_sums": False,
-            "look_up": False,
             "centre": False,
             "block_largest": False,
             "block_maximum": False,
@@ -67,7 +66,7 @@ def render_generic(
             "fours": (),
             "loaded": (),
             "stored": (),
-            "unaligned": not weight.float_bytes,
+            "unaligned": sorted(weight.unaligned, reverse=True),
         },
     }
     text = environment().get_template("kernel/generic.hip.j2").render(context)

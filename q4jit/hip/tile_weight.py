@@ -7,9 +7,9 @@ import numpy as np
 
 from q4jit.frontend.specs import WeightSpec
 from q4jit.hip.kernel import UNIT_ELEMENTS
+from q4jit.hip.values import literal
 from q4jit.weights.formats import SCALE_BYTES, Format
-from q4jit.weights.layouts import TILES16
-from q4jit.weights.tiles import FACTOR_BIAS, Tiles, are_plain, is_biased, shares_bytes
+from q4jit.weights.tiles import FACTOR_BIAS, Tiles, is_biased, shares_bytes
 
 _BYTE_ZERO = 128  # of signed codes, whose sign bit is flipped, and of the numbers of a table
 _QUANT_STEP = 2.0**-9  # of what `halves` returns
@@ -67,16 +67,14 @@ class _TilePlane:
 
 
 @dataclass(frozen=True)
-class TileFacts:
-    """The part of a weight that only the layout `tiles16` needs.
+class TileWeight:
+    """What the struct of a weight in `tiles16` is made of.
 
     Attributes:
         spec: its format and shape.
-        layout: the order of its bytes.
     """
 
     spec: WeightSpec
-    layout: str
 
     @property
     def _file(self) -> Format:
@@ -84,14 +82,29 @@ class TileFacts:
         return self.spec.block_format
 
     @property
-    def is_tiles(self) -> bool:
-        """Whether its struct is that of `part/tiles.hip.j2`: in `tiles16`, and not as Q4_0."""
-        return self.layout == TILES16 and not are_plain(self._file)
+    def k(self) -> int:
+        """Elements of a column."""
+        return self.spec.k
 
     @property
-    def is_plain(self) -> bool:
-        """Whether blocks are those of Q4_0, or floats."""
-        return self._file.float_type is not None or are_plain(self._file)
+    def block_elements(self) -> int:
+        """Elements of a block."""
+        return self._file.block_elements
+
+    @property
+    def has_m(self) -> bool:
+        """Whether blocks have a minimum."""
+        return self._file.minimum_at is not None
+
+    @property
+    def largest(self) -> str:
+        """The largest code."""
+        return literal((1 << self._file.quant_bits) - 1)
+
+    @property
+    def offset_type(self) -> str:
+        """The type that counts bytes: 32 bits halve the additions of a GPU."""
+        return "u32" if self.tiles.size_bytes < 1 << 32 else "u64"
 
     @cached_property
     def tiles(self) -> Tiles:
