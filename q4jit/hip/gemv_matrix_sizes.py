@@ -52,6 +52,7 @@ class GemvMatrixSizes:
         most_quarters_ahead: quarters of x that the registers of a thread may hold.
         keeps_stage_loop: whether a single stage is written as a loop, too.
         x_sums: sums of a unit of x, of each row.
+        units_beside: the units of a quad are multiplied side by side.
         row_values_bytes: shared memory for the values of each row of x that the prologue needs.
     """
 
@@ -70,6 +71,7 @@ class GemvMatrixSizes:
     most_quarters_ahead: int
     keeps_stage_loop: bool
     x_sums: int
+    units_beside: bool
     row_values_bytes: int
 
     # --- the waves, along N and along K ---
@@ -278,7 +280,8 @@ class GemvMatrixSizes:
     @property
     def used_bytes(self) -> int:
         """Return the shared memory of a thread block."""
-        flags_bytes = _ITEM_BYTES * (2 if self.splits > 1 else 1)  # any_rough, arrived
+        # any_rough, arrived, and zeros
+        flags_bytes = _ITEM_BYTES * (1 + (self.splits > 1) + self.units_beside)
         return self.room_bytes + self.received_bytes + flags_bytes + self.row_values_bytes
 
     @property
@@ -312,6 +315,7 @@ def sizes_of(arch: HipArch, kernel: HipKernel) -> GemvMatrixSizes:
         # f16 took 1.27 times as long
         keeps_stage_loop=arch.is_nvidia,
         x_sums=kernel.x_sums,
+        units_beside=kernel.units_beside,
         row_values_bytes=_row_values_bytes(arch, kernel),
     )
 

@@ -75,6 +75,7 @@ class HipKernel:
         warpgroups: four waves multiply together.
         pairs: f16 terms are multiplied by dot products of two.
         x_sums: sums of x that minima are multiplied by: none, one of a unit, or two of its halves.
+        units_beside: the units of a quad are multiplied side by side, each by rows of x of its own.
         folded: weights are rounded to f16 after their scales are multiplied, so sums need none.
         origin: who chose the constants, if the schedule did not.
     """
@@ -100,6 +101,7 @@ class HipKernel:
     pairs: bool = False
     folded: bool = False
     x_sums: int = 0
+    units_beside: bool = False
     origin: str = field(default="", compare=False)
 
     @property

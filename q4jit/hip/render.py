@@ -60,6 +60,7 @@ def render_generic(
             "block_sum": True,
             "long_sums": False,
             "centre": False,
+            "of_four": False,
             "block_largest": False,
             "block_maximum": False,
             "rolled": False,

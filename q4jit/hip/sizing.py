@@ -42,8 +42,10 @@ from q4jit.hip.weight import Weight
 from q4jit.plan.kernels import Kernel, Section
 from q4jit.targets import HipArch
 from q4jit.weights.layouts import PLANAR, TILES16
+from q4jit.weights.tiles import are_plain
 
 _MOST_STAGE_UNITS: Final = 16
+_BESIDE_ROWS: Final = 2  # of the eight of an instruction, for each of the four units of a quad
 # they determine the block size
 _TILES: Final = frozenset(
     {TILE_FMA, TILE_MATRIX, TILE_HALVES, TILE_TRANSPOSED, TILE_HALVES_TRANSPOSED}
@@ -148,6 +150,7 @@ def _gemv_matrix(problem: Problem, work: Kernel) -> HipKernel:
         x_sums=problem.x_sums(section),
         pairs=rows <= rules.pair_rows,
     )
+    base = replace(base, units_beside=_has_units_beside(problem, section, base))
     for splits, waves_n, waves_k in _tilings(problem, section, rows):
         kernel = in_waves(arch, replace(base, splits=splits), waves_n, waves_k)
         if can_run_gemv_matrix(arch, kernel):
@@ -161,6 +164,16 @@ def _gemv_matrix(problem: Problem, work: Kernel) -> HipKernel:
         f"block_size={base.block_size}; use a smaller block_size, fewer products in one function, "
         "or schedule='gemv'"
     )
+
+
+def _has_units_beside(problem: Problem, section: Section, kernel: HipKernel) -> bool:
+    """Return whether an instruction has rows for the x of all four units of a quad.
+
+    Then each of the four lanes that share a column applies the scales of one unit, not of all.
+    """
+    is_light = kernel.rows_per_tile * kernel.f16_terms <= _BESIDE_ROWS
+    formats = (w.block_format for w in problem.weights(section))
+    return problem.arch.is_nvidia and is_light and not any(map(are_plain, formats))
 
 
 def in_waves(arch: HipArch, kernel: HipKernel, waves_n: int, waves_k: int) -> HipKernel:

@@ -129,6 +129,7 @@ def _needs(
         "minimum": any(w.has_m for w in weights),
         "half_minimum": any(w.has_m and w.halves for w in weights),
         "e8m0": any(w.is_e8m0 for w in weights),
+        "of_four": kernel.units_beside and bool(kernel.x_sums),
         "centre": any(w.is_tiles and w.has_m for w in weights),
         "half_units": any(w.is_tiles and w.unit_sub_blocks > 1 for w in weights),
         "most_x": 100 if any(w.is_tiles for w in weights) else 117,
