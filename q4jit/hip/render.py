@@ -60,6 +60,8 @@ def render_generic(
             "block_sum": True,
             "long_sums": False,
             "centre": False,
+            "byte_pairs": False,
+            "table_pairs": False,
             "of_four": False,
             "block_largest": False,
             "block_maximum": False,

@@ -12,6 +12,7 @@ from q4jit.weights.formats import SCALE_BYTES, Format
 from q4jit.weights.tiles import FACTOR_BIAS, Tiles, is_biased, shares_bytes
 
 _BYTE_ZERO = 128  # of signed codes, whose sign bit is flipped, and of the numbers of a table
+_BYTE_PAIR = 1024  # of which a byte pair has f16 numbers, plus the byte
 _QUANT_STEP = 2.0**-9  # of what `halves` returns
 
 
@@ -148,8 +149,9 @@ class TileWeight:
 
     @property
     def half_zero(self) -> int:
-        """What is subtracted from a number of `halves` before it is that of the code."""
-        return self.code_zero if self._file.table is None else _BYTE_ZERO
+        """What `halves` subtracts from a pair of f16."""
+        zero = self.code_zero if self._file.table is None else _BYTE_ZERO
+        return zero if self.in_nibbles else zero + _BYTE_PAIR
 
     @property
     def pair_of_zero(self) -> str:
