@@ -118,7 +118,8 @@ class Problem:
 
     def suits_tiles(self, section: Section) -> bool:
         """Return whether `tile_halves` can compute a section from panels."""
-        return self.suits_panels(section) and self.are_plain(section)
+        formats = [w.block_format for w in self.weights(section)]
+        return self.suits_panels(section) and suit_tiles(formats)
 
     def are_plain(self, section: Section) -> bool:
         """Return whether all weights have blocks like those of Q4_0."""
@@ -139,7 +140,8 @@ class Problem:
         """
         return (
             self.arch.is_nvidia
-            and self.suits_tiles(section)
+            and self.suits_panels(section)
+            and self.are_plain(section)
             and len(section.products) <= MOST_TRANSPOSED_PRODUCTS
             and all(product.start % QUAD_ELEMENTS == 0 for product in section.products)
         )
@@ -156,6 +158,15 @@ class Problem:
 def suit_panels(formats: Iterable[Format]) -> bool:
     """Return whether weights of all these formats can be stored in panels of 16 columns."""
     return all(map(suits_tiles16, formats))
+
+
+def suit_tiles(formats: Iterable[Format]) -> bool:
+    """Return whether `tile_halves` can compute weights of all these formats."""
+    return all(suits_tiles16(f) and _has_whole_units(f) for f in formats)
+
+
+def _has_whole_units(fmt: Format) -> bool:
+    return fmt.sub_block_elements == UNIT_ELEMENTS and fmt.minimum_at is None
 
 
 def _is_in_blocks(weight: WeightSpec) -> bool:

@@ -229,7 +229,7 @@ def _divided(problem: Problem, waves_n: int, waves: int) -> list[tuple[int, int]
 def _tile_halves(problem: Problem, work: Kernel) -> HipKernel:
     """Return a `tile_halves`: for one tile of rows small blocks that share K, else wide blocks."""
     arch, rules, rows, (section,) = problem.arch, problem.rules, problem.m_class, work.sections
-    folded = problem.may_fold and problem.suits_f16(section)
+    folded = problem.may_fold and problem.suits_f16(section) and problem.are_plain(section)
     exact_x = not folded and work.x is not None and problem.takes_one_tile_term(work.x)
     tile_rows = rules.tile_rows(arch, section, rows, folded and problem.in_warpgroups)
     columns, waves = rules.tile_shape(arch, section, rows, tile_rows, folded)

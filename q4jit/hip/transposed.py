@@ -66,7 +66,7 @@ def layout_of(problem: Problem, section: Section) -> str:
         None,
         kernels.GEMV_MATRIX,
         kernels.TILE_HALVES,
-    } and problem.suits_tiles(section)
+    } and problem.suits_panels(section) and problem.are_plain(section)
     return TILES16 if in_panels else problem.plan_options.layout or PLANAR
 
 
