@@ -28,6 +28,8 @@ UNIT_ELEMENTS: Final = FLOAT_BLOCK_ELEMENTS
 QUAD_ELEMENTS: Final = 4 * UNIT_ELEMENTS
 """Elements of a column that are stored together in `TILES16`."""
 QUAD_UNITS: Final = QUAD_ELEMENTS // UNIT_ELEMENTS
+TILE_SUMS: Final = 2
+"""Sums of x that `tile_halves` has for a unit, if minima need any: of both halves."""
 MATRIX_COLUMNS: Final = 16
 """Columns of a matrix instruction."""
 MAX_GRID_Y: Final = 65535
@@ -179,7 +181,8 @@ class HipKernel:
             x_rough: the rows that bf16 terms cannot represent.
             x_quants: x in int8, four to a word.
             x_scales: f32, one per unit for int8 and one per row for f16; NaN in rough rows.
-            x_sums: sums of 16 quants of x, i16.
+            x_sums: sums of 16 quants of x, i16; of f16 terms, sums of 16 x, f32, times the quants'
+                step and over the row's scale.
             split_sums: f32, the sums of each product [splits, M, width].
         """
         work = self.work
@@ -200,6 +203,8 @@ class HipKernel:
             slots |= {Slot("x_terms"): None, Slot("x_rough"): None}
         if self.f16_terms and self.schedule in {ROWS, TILE_HALVES, TILE_HALVES_TRANSPOSED}:
             slots |= {Slot("x_terms"): None, Slot("x_scales"): None}
+            if self.x_sums:
+                slots[Slot("x_sums")] = None
         if self.int8:
             slots |= {Slot("x_quants"): None, Slot("x_scales"): None, Slot("x_sums"): None}
         if self.schedule in {GEMV_TRANSPOSED, ADD_SPLITS}:

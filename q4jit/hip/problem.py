@@ -162,11 +162,7 @@ def suit_panels(formats: Iterable[Format]) -> bool:
 
 def suit_tiles(formats: Iterable[Format]) -> bool:
     """Return whether `tile_halves` can compute weights of all these formats."""
-    return all(suits_tiles16(f) and _has_whole_units(f) for f in formats)
-
-
-def _has_whole_units(fmt: Format) -> bool:
-    return fmt.sub_block_elements == UNIT_ELEMENTS and fmt.minimum_at is None
+    return all(map(suits_tiles16, formats))
 
 
 def _is_in_blocks(weight: WeightSpec) -> bool:

@@ -38,6 +38,7 @@ from q4jit.frontend.graph import REDUCTIONS, Graph, reachable
 from q4jit.hip.choices import choice_for, with_choice
 from q4jit.hip.classes import MOST_FEW_ROWS
 from q4jit.hip.kernel import (
+    TILE_SUMS,
     BF16_TERMS,
     DEQUANTIZE,
     GEMV,
@@ -205,6 +206,11 @@ def _rows_kernel(problem: Problem, work: Kernel, schedules: Sequence[str]) -> Hi
     if TILE_HALVES_TRANSPOSED in schedules:
         f16_terms = problem.transposed_f16_terms
     int8 = GEMV_DOT in schedules
+    sums = [
+        problem.x_sums(section)
+        for section, schedule in zip(work.sections, schedules, strict=True)
+        if schedule == TILE_HALVES
+    ]
     keeps_x = x is not None and any(node.op in REDUCTIONS for node in reachable((x,)))
     if not (
         rows or bf16_terms or f16_terms or int8 or (keeps_x and not _KEEP_X.isdisjoint(schedules))
@@ -222,6 +228,7 @@ def _rows_kernel(problem: Problem, work: Kernel, schedules: Sequence[str]) -> Hi
         exact_x=exact_x,
         int8=int8,
         warpgroups=f16_terms > 0 and problem.in_warpgroups,
+        x_sums=TILE_SUMS if TILE_HALVES in schedules and any(sums) else 0,
     )
     is_free = f16_terms and plan_options.block_size is None
     return replace(kernel, block_size=F16_ROWS_THREADS) if is_free else kernel
