@@ -28,8 +28,6 @@ UNIT_ELEMENTS: Final = FLOAT_BLOCK_ELEMENTS
 QUAD_ELEMENTS: Final = 4 * UNIT_ELEMENTS
 """Elements of a column that are stored together in `TILES16`."""
 QUAD_UNITS: Final = QUAD_ELEMENTS // UNIT_ELEMENTS
-TILE_SUMS: Final = 2
-"""Sums of x that `tile_halves` has for a unit, if minima need any: of both halves."""
 MATRIX_COLUMNS: Final = 16
 """Columns of a matrix instruction."""
 MAX_GRID_Y: Final = 65535

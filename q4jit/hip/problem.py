@@ -126,12 +126,15 @@ class Problem:
         return all(are_plain(w.block_format) for w in self.weights(section))
 
     def x_sums(self, section: Section) -> int:
-        """Return the sums of a unit of x that the minima of its weights are multiplied by."""
-        formats = (w.block_format for w in self.weights(section))
-        return max(
-            (UNIT_ELEMENTS // fmt.sub_block_elements for fmt in formats if fmt.minimum_at is not None),
-            default=0,
-        )
+        """Return the sums of a unit of x that the minima of a section's weights are multiplied by.
+
+        All sections of the graph that need any have the same number, so that they can share x.
+        """
+        if all(w.block_format.minimum_at is None for w in self.weights(section)):
+            return 0
+        all_weights = (w for w in self.graph.signature if isinstance(w, WeightSpec))
+        formats = (w.block_format for w in all_weights if w.block_format.minimum_at is not None)
+        return max(UNIT_ELEMENTS // fmt.sub_block_elements for fmt in formats)
 
     def suits_transposed_panels(self, section: Section) -> bool:
         """Return whether matrix units can compute products with `w.T` from panels of w.

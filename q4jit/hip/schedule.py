@@ -38,7 +38,6 @@ from q4jit.frontend.graph import REDUCTIONS, Graph, reachable
 from q4jit.hip.choices import choice_for, with_choice
 from q4jit.hip.classes import MOST_FEW_ROWS
 from q4jit.hip.kernel import (
-    TILE_SUMS,
     BF16_TERMS,
     DEQUANTIZE,
     GEMV,
@@ -228,7 +227,7 @@ def _rows_kernel(problem: Problem, work: Kernel, schedules: Sequence[str]) -> Hi
         exact_x=exact_x,
         int8=int8,
         warpgroups=f16_terms > 0 and problem.in_warpgroups,
-        x_sums=TILE_SUMS if TILE_HALVES in schedules and any(sums) else 0,
+        x_sums=max(sums, default=0),
     )
     is_free = f16_terms and plan_options.block_size is None
     return replace(kernel, block_size=F16_ROWS_THREADS) if is_free else kernel

@@ -15,7 +15,6 @@ from q4jit.hip.kernel import (
     GEMV_MATRIX,
     MATRIX_COLUMNS,
     QUAD_ELEMENTS,
-    TILE_SUMS,
     TILE_FMA,
     TILE_HALVES,
     TILE_HALVES_TRANSPOSED,
@@ -245,7 +244,7 @@ def _tile_halves(problem: Problem, work: Kernel) -> HipKernel:
         exact_x=exact_x,
         warpgroups=problem.in_warpgroups,
         folded=folded,
-        x_sums=TILE_SUMS if problem.x_sums(section) else 0,
+        x_sums=problem.x_sums(section),
     )
     base = staged(arch, base, tile_rows, 2)
     most = rules.most_tile_splits(arch, rows, -(-section.width // columns))
