@@ -16,7 +16,7 @@ from q4jit.hip.kernel import (
     HipKernel,
 )
 from q4jit.hip.limits import can_run_gemv, can_run_gemv_matrix, can_run_tile_halves
-from q4jit.hip.problem import suit_panels, suit_tiles
+from q4jit.hip.problem import suit_panels
 from q4jit.hip.rules import rules_of
 from q4jit.hip.sizing import in_waves, staged
 from q4jit.hip.tunings import Constant, Key
@@ -46,12 +46,9 @@ def schedules_for(target: Target, key: Key) -> tuple[str, ...]:
     formats = [FORMATS[name] for name in key.format.split("+")]
     in_blocks = all(fmt.float_type is None for fmt in formats)
     has_matrix = target.hip.matrix is not None
-    is_few = key.m <= MOST_FEW_ROWS
-    if has_matrix and suit_panels(formats) and (is_few or suit_tiles(formats)):
-        if not is_few:
+    if has_matrix and suit_panels(formats):
+        if key.m > MOST_FEW_ROWS:
             return (TILE_HALVES,)
-        if not suit_tiles(formats):
-            return (GEMV_MATRIX,)
         tried = rules_of(target.hip).tried
         return tried[min(rows for rows in tried if rows >= key.m)]
     if key.m > MOST_FEW_ROWS:

@@ -33,8 +33,8 @@ _WITHOUT_VARIABLE: Final = frozenset({"const", "scalar", "reshape"})
 
 
 @dataclass(frozen=True)
-class GemvMatrixSizes:
-    """What a thread block of a `gemv_matrix` computes, and how it divides its shared memory.
+class GemvMatrixTile:
+    """What a thread block of a `gemv_matrix` computes.
 
     Attributes:
         unit: the matrix instruction.
@@ -155,6 +155,10 @@ class GemvMatrixSizes:
         Of few rows the first ones are all that any lane stores.
         """
         return min(self.unit.lane_rows, self.used_rows) // self.row_terms
+
+
+class GemvMatrixSizes(GemvMatrixTile):
+    """How such a block divides its shared memory."""
 
     # --- the stages of x ---
 

@@ -116,11 +116,6 @@ class Problem:
         in_layout = self.plan_options.layout in {None, TILES16}
         return in_layout and self.suits_matrix(section) and suit_panels(formats)
 
-    def suits_tiles(self, section: Section) -> bool:
-        """Return whether `tile_halves` can compute a section from panels."""
-        formats = [w.block_format for w in self.weights(section)]
-        return self.suits_panels(section) and suit_tiles(formats)
-
     def are_plain(self, section: Section) -> bool:
         """Return whether all weights have blocks like those of Q4_0."""
         return all(are_plain(w.block_format) for w in self.weights(section))
@@ -160,11 +155,6 @@ class Problem:
 
 def suit_panels(formats: Iterable[Format]) -> bool:
     """Return whether weights of all these formats can be stored in panels of 16 columns."""
-    return all(map(suits_tiles16, formats))
-
-
-def suit_tiles(formats: Iterable[Format]) -> bool:
-    """Return whether `tile_halves` can compute weights of all these formats."""
     return all(map(suits_tiles16, formats))
 
 

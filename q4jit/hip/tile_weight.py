@@ -12,19 +12,18 @@ from q4jit.weights.formats import SCALE_BYTES, Format
 from q4jit.weights.tiles import FACTOR_BIAS, Tiles, is_biased, shares_bytes
 
 _BYTE_ZERO = 128  # of signed codes, whose sign bit is flipped, and of the numbers of a table
-_BYTE_PAIR = 1024  # of which a byte pair has f16 numbers, plus the byte
+_BYTE_PAIR = 1024  # what `byte_pair` adds to a byte
 _QUANT_STEP = 2.0**-9  # of what `halves` returns
 
 
 @dataclass(frozen=True)
-class Field:
-    """A field of a block.
+class Region:
+    """A region of `tiles16`.
 
     Attributes:
         name: its name as a constant.
-        start_bytes: where its region begins; without regions, where it begins in a block.
-        size_bytes: its bytes of a block; without regions, all bytes of a block; in `tiles16`, of a
-            quad.
+        start_bytes: where it begins.
+        size_bytes: its bytes for a quad of a column; for a block, if that has several quads.
     """
 
     name: str
@@ -113,14 +112,14 @@ class TileWeight:
         return Tiles(self._file, self.spec.k, self.spec.n)
 
     @property
-    def tile_regions(self) -> list[Field]:
+    def tile_regions(self) -> list[Region]:
         """The regions of `tiles16`."""
-        return [Field(name.upper(), *each) for name, each in self.tiles.regions.items()]
+        return [Region(name.upper(), *each) for name, each in self.tiles.regions.items()]
 
     @property
-    def tile_region(self) -> dict[str, Field]:
+    def tile_region(self) -> dict[str, Region]:
         """The regions of `tiles16` by name."""
-        return {field.name: field for field in self.tile_regions}
+        return {region.name: region for region in self.tile_regions}
 
     @property
     def tile_planes(self) -> list[_TilePlane]:

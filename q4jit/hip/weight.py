@@ -11,8 +11,8 @@ from q4jit.hip.kernel import UNIT_ELEMENTS, HipKernel
 from q4jit.hip.tile_weight import TileWeight
 from q4jit.hip.values import literal
 from q4jit.weights.formats import Format, Plane, SubFactors
-from q4jit.weights.layouts import PANEL_COLUMNS, PLANAR, TILES16, Planar, fields
-from q4jit.weights.tiles import are_plain
+from q4jit.weights.layouts import PLANAR, TILES16, Planar, fields
+from q4jit.weights.tiles import PANEL_COLUMNS, are_plain
 
 VALUES: Final = frozenset({"load", "decode"})
 """What a kernel calls that needs the values of whole units."""

@@ -46,13 +46,15 @@ FACTOR_BIAS: Final = 128
 """What is added to sub-factors that may be negative, so that bytes are unsigned."""
 
 _SUB_BLOCKS: Final = frozenset({16, 32})
-_MOST_PAIR_BITS: Final = 6  # of a code in planes: f16 has ten bits below the exponent, four to shift
+_MOST_PAIR_BITS: Final = (
+    6  # of a code in planes: f16 has ten bits below the exponent, four to shift
+)
 _SIGN_BITS: Final = 0x80
 _BAND_ELEMENTS: Final = 1 << 21  # that are packed at a time, to bound temporary copies
 
 
 def suits_tiles16(fmt: Format) -> bool:
-    """Return whether `tiles16` can store a format: blocks with codes of up to six bits, or eight."""
+    """Return whether `tiles16` can store a format: codes of up to six bits, or of eight."""
     if fmt.float_type is not None or fmt.sub_block_elements not in _SUB_BLOCKS:
         return False
     bits = [plane.bits for plane in fmt.planes]
@@ -125,7 +127,7 @@ class Tiles:
 
     @cached_property
     def records(self) -> dict[str, int]:
-        """The bytes of each region for a quad of a column; of `d`, for a quad's or a whole block."""
+        """The bytes of each region for a quad of a column; of `d`, for a whole block at least."""
         records = {
             f"quants{i}": QUAD_ELEMENTS * plane.bits // 8 for i, plane in enumerate(self.fmt.planes)
         }
@@ -178,13 +180,15 @@ def pack_tiles16(
 
 
 def _store(region: NDArray[np.uint8], values: NDArray[np.uint8]) -> None:
-    """Store records [n, records, record_bytes] in whole panels, the last of which may be a part."""
+    """Store records [n, records, record_bytes] in panels; zeros fill the last one."""
     n, records, record_bytes = values.shape
     whole = n // PANEL_COLUMNS
     full = values[: whole * PANEL_COLUMNS].reshape(whole, PANEL_COLUMNS, records, record_bytes)
     region[:whole, :records] = full.transpose(0, 2, 1, 3)
     if n % PANEL_COLUMNS:
-        region[whole, :records, : n % PANEL_COLUMNS] = values[whole * PANEL_COLUMNS :].swapaxes(0, 1)
+        region[whole, :records, : n % PANEL_COLUMNS] = values[whole * PANEL_COLUMNS :].swapaxes(
+            0, 1
+        )
 
 
 def _of_blocks(
@@ -197,24 +201,24 @@ def _of_blocks(
     if fmt.signed:
         stored ^= np.uint8(_SIGN_BITS)
     stored = _padded(stored, quads * QUAD_ELEMENTS)
-    found = {}
+    records = {}
     for i, plane in enumerate(fmt.planes):
         fields = stored >> np.uint8(plane.lshift) & np.uint8((1 << plane.bits) - 1)
-        found[f"quants{i}"] = _parts(plane, fields.reshape(n, quads, QUAD_UNITS, 2, PARTS, 4))
+        records[f"quants{i}"] = _parts(plane, fields.reshape(n, quads, QUAD_UNITS, 2, PARTS, 4))
     subs = _sub_factors(fmt, blocks, n, quads)
     if subs is not None:
-        found["scales"] = subs
-    fields = [(fmt.scale_at, SCALE_BYTES[fmt.scale_type]), (fmt.minimum_at, 2)]
+        records["scales"] = subs
+    of_block = [(fmt.scale_at, SCALE_BYTES[fmt.scale_type]), (fmt.minimum_at, 2)]
     of_blocks = [
         _padded(blocks[..., at : at + size].reshape(n, -1), -(-count // q) * q * size).reshape(
             n, -1, q * size
         )
-        for at, size in fields
+        for at, size in of_block
         if at is not None
         for q in [shape.quad_blocks]
     ]
-    found["d"] = np.concatenate(of_blocks, axis=-1)
-    return found
+    records["d"] = np.concatenate(of_blocks, axis=-1)
+    return records
 
 
 def _padded(values: NDArray[np.uint8], width: int) -> NDArray[np.uint8]:
