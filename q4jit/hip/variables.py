@@ -189,8 +189,7 @@ class _Writer:
 
     def _weight(self, node: Node) -> Weight:
         spec = self.plan.weight(node.arg)
-        has_minima = spec.block_format.minimum_at is not None
-        called = called_functions(self.kernel, has_minima)
+        called = called_functions(self.kernel, spec.block_format)
         k_name = str(spec.k) if node.transposed else "K"
         return Weight(spec, self.kernel.layout, called, k_name)
 

@@ -6,11 +6,11 @@ from typing import Final
 from q4jit.frontend.graph import Node
 from q4jit.frontend.specs import WeightSpec
 from q4jit.hip import kernel as kernels
-from q4jit.hip.factors import factor_expression
+from q4jit.hip.factors import UnitFactors
 from q4jit.hip.kernel import UNIT_ELEMENTS, HipKernel
 from q4jit.hip.tile_weight import TileWeight
 from q4jit.hip.values import literal
-from q4jit.weights.formats import Format, Plane, SubFactors
+from q4jit.weights.formats import Format, Plane
 from q4jit.weights.layouts import PLANAR, TILES16, Planar, fields
 from q4jit.weights.tiles import PANEL_COLUMNS, are_plain
 
@@ -43,14 +43,17 @@ _CALLS: Final = {
 }
 
 
-def called_functions(kernel: HipKernel, has_minima: bool = False) -> frozenset[str]:
+def called_functions(kernel: HipKernel, fmt: Format) -> frozenset[str]:
     """Return the functions of a weight's struct that the template of a kernel calls."""
+    has_minima = fmt.minimum_at is not None
     if kernel.schedule == kernels.GEMV_TRANSPOSED and kernel.scales_late and not has_minima:
         return _PARTS if kernel.layout == TILES16 else _UNITS_LATE
     if kernel.schedule == kernels.GEMV and kernel.scales_late:
         return _LATE
     if kernel.schedule == kernels.TILE_HALVES and kernel.folded:
         return _FOLDED
+    if kernel.schedule == kernels.GEMV_DOT and fmt.sub_minima is not None:
+        return _CALLED[kernels.GEMV_DOT] | {"code_of_zero"}
     return _CALLED.get(kernel.schedule, VALUES)
 
 
@@ -97,7 +100,7 @@ class _Plane:
 
     @property
     def width_bytes(self) -> int:
-        """Byte j of a run of this length holds elements j, j + width_bytes, …"""
+        """Bytes of a run: byte j holds elements j, j + width_bytes and so on."""
         return self.shape.width_bytes
 
     @property
@@ -333,11 +336,6 @@ class Weight:
         return self._fmt.sub_minima is not None
 
     @property
-    def subtracts_minima(self) -> bool:
-        """Whether the minimum of a sub-block is subtracted."""
-        return self._fmt.sub_minima is not None and self._fmt.sub_minima.negative
-
-    @property
     def halves(self) -> bool:
         """Whether each half of a unit has a scale, and perhaps a minimum, of its own."""
         return self._fmt.sub_block_elements < UNIT_ELEMENTS
@@ -353,48 +351,9 @@ class Weight:
         return self._fmt.scale_type == "e8m0"
 
     @property
-    def has_stored_minima(self) -> bool:
-        """Whether a unit has minima in bytes of their own, not in those of its scales."""
-        return self.has_minima and (not self.is_planar or "MINIMA" in self.field)
-
-    def factor(self, name: str, half: str) -> str:
-        """Return the integer of a stored unit's sub-block, as a C++ expression.
-
-        name: `scales` or `minima`. half: which half of the unit, empty if it is one sub-block.
-        """
-        if not self.is_planar:
-            return f"stored.{name}[{half}]" if half else f"stored.{name}"
-        sub = self._fmt.sub_scales if name == "scales" else self._fmt.sub_minima
-        assert sub is not None, "a factor of a format without it"
-        stored = name if name == "scales" or self.has_stored_minima else "scales"
-        (part,) = sub.parts
-        shift = f"8 * {half}" if half else ""
-        if part.shift:
-            shift = f"{shift} + {part.shift}" if shift else str(part.shift)
-        bits = f"stored.{stored} >> ({shift})" if shift else f"stored.{stored}"
-        if part.bits == 8:
-            return f"(i8)({bits})" if shift else f"(i8){bits}"
-        return f"({bits} & {(1 << part.bits) - 1})"
-
-    @property
-    def sub_scale(self) -> str:
-        """The scale of sub-block `j` of a block, from its field `scales`."""
-        return self._sub_factor(self._fmt.sub_scales, "scales")
-
-    @property
-    def sub_minimum(self) -> str:
-        """The minimum of sub-block `j` of a block, from its field `minima` or `scales`."""
-        return self._sub_factor(self._fmt.sub_minima, self.minima_field)
-
-    @property
-    def minima_field(self) -> str:
-        """The name of the field that has the minima of sub-blocks."""
-        return "minima" if "MINIMA" in self.field else "scales"
-
-    def _sub_factor(self, sub: SubFactors | None, name: str) -> str:
-        assert sub is not None, "a factor of a format without it"
-        (origin,) = (f.at for f in fields(self._fmt) if f.name == name)
-        return factor_expression(sub, self._fmt.sub_blocks, name, origin)
+    def factors(self) -> UnitFactors:
+        """How the scales and minima of sub-blocks are stored."""
+        return UnitFactors(self._fmt, self.is_planar)
 
     @property
     def fields(self) -> list[_Field]:
@@ -437,7 +396,7 @@ class Weight:
         if self.float_bytes:
             return 8 * self.float_bytes
         words = sum(plane.small_words for plane in self.planes)
-        return words + 1 + self.has_m + self.has_scales + self.has_stored_minima
+        return words + 1 + self.has_m + self.has_scales + self.factors.has_own_minima
 
 
 def _alignment(block_bytes: int, at: int) -> int:

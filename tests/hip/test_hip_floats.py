@@ -115,6 +115,10 @@ ROWS_OF: Final = {
 }
 
 
+# the types of x and of results do not meet the format in a text, so a few formats suffice
+SOME_FORMATS: Final = ("F32", "F16", "Q4_0", "Q4_1", "Q8_0", "Q6_K")
+
+
 def exists(case: Case) -> bool:
     """Return whether a kernel for it exists."""
     in_blocks = FORMATS[case.format].float_type is None
@@ -127,7 +131,7 @@ def exists(case: Case) -> bool:
 
 EVERY: Final = [
     case
-    for each in itertools.product(HALVES, ROWS_OF, ARCHS, FORMATS, (True, False))
+    for each in itertools.product(HALVES, ROWS_OF, ARCHS, SOME_FORMATS, (True, False))
     if exists(case := Case(*each))
 ]
 CASES: Final = covering(EVERY)
@@ -136,7 +140,7 @@ CASES: Final = covering(EVERY)
 def test_every_pair_is_covered() -> None:
     assert pairs_in(CASES) == pairs_in(EVERY)
     assert len(CASES) < len(EVERY) / 5
-    for place, values in enumerate((HALVES, ROWS_OF, ARCHS, FORMATS, (True, False))):
+    for place, values in enumerate((HALVES, ROWS_OF, ARCHS, SOME_FORMATS, (True, False))):
         assert {case[place] for case in CASES} == set(values)
 
 

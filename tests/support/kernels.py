@@ -198,13 +198,23 @@ def random_blocks(
 ) -> NDArray[np.uint8]:
     """Return blocks uint8 [n, blocks, block_bytes] of random codes and a kind of scales."""
     blocks = rng.integers(0, 256, (n, k // fmt.block_elements, fmt.block_bytes), np.uint8)
-    if fmt.scale_type == "e8m0":  # has no signs
-        store_scales(fmt, blocks, np.abs(f16_scales(scales, blocks.shape[:2], rng)))
+    if fmt.scale_type == "e8m0":
+        set_e8m0(fmt, blocks, scales, rng)
     elif fmt.scale_at is not None:
         set_f16(blocks, fmt.scale_at, f16_scales(scales, blocks.shape[:2], rng))
     if fmt.minimum_at is not None:
         set_f16(blocks, fmt.minimum_at, f16_scales(scales, blocks.shape[:2], rng))
     return blocks
+
+
+def set_e8m0(fmt: Format, blocks: NDArray[np.uint8], scales: str, rng: np.random.Generator) -> None:
+    """Write a kind of scales in E8M0, which has no signs; all its bytes are the kind `bits`."""
+    assert fmt.scale_at is not None, "a block format without a scale"
+    if scales == "bits":
+        exponents = rng.permutation(np.resize(np.arange(256), blocks[..., 0].size))
+        blocks[..., fmt.scale_at] = exponents.reshape(blocks.shape[:2])
+    else:
+        store_scales(fmt, blocks, np.abs(f16_scales(scales, blocks.shape[:2], rng)))
 
 
 def set_f16(blocks: NDArray[np.uint8], at: int, values: NDArray[np.float16]) -> None:

@@ -25,6 +25,12 @@ def pairwise(
     return pytest.mark.parametrize(names.split(), cases)
 
 
+def in_turn(names: str, first: Sequence[object], *others: Sequence[object]) -> pytest.MarkDecorator:
+    """Run a test on every value of `first`, with the values of the other sequences in turn."""
+    cases = [(a, *(each[i % len(each)] for each in others)) for i, a in enumerate(first)]
+    return pytest.mark.parametrize(names.split(), cases)
+
+
 def pairs_in(cases: Iterable[Any]) -> set[tuple[tuple[int, object], ...]]:
     """Return every pair of values that occurs together in a case, with the places of the two."""
     return {pair for case in cases for pair in itertools.combinations([*enumerate(case)], 2)}

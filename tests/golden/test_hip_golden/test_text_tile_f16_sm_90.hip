@@ -33,47 +33,45 @@ DEVICE i64 block_of_rows() { return (i64)block_z() * MAX_GRID_Y + block_y(); }
 struct Q6_K_512x96 {
     static constexpr int BLOCKS = 2;  // 512 / 256, of a column
     static constexpr int BLOCK_UNITS = 8;  // 256 / UNIT
-    static constexpr int QUANTS0_BYTES = 128;  // of a block
+    static constexpr int QUANTS0_BYTES = 16;  // of a unit
     static constexpr i64 QUANTS1_AT = 24576;  // where its region begins
-    static constexpr int QUANTS1_BYTES = 64;  // of a block
+    static constexpr int QUANTS1_BYTES = 8;  // of a unit
     static constexpr i64 SCALES_AT = 36864;  // where its region begins
-    static constexpr int SCALES_BYTES = 16;  // of a block
+    static constexpr int SCALES_BYTES = 2;  // of a unit
     static constexpr i64 D_AT = 39936;  // where its region begins
     static constexpr int D_BYTES = 2;  // of a block
 
     // A unit as it is stored: loaded early, unpacked when it is needed.
     struct Stored {
-        u32x4 words[4];
+        u32x4 words[1];
+        u64 quants1;
         u16 d;
         u16 scales;  // of its two sub-blocks, a byte each
     };
 
     DEVICE Stored load(const u8* w, i64 column, int unit) {
         const i64 block = column * BLOCKS + unit / BLOCK_UNITS;
-        const int element = unit % BLOCK_UNITS * UNIT;  // the unit's first one, in the block
+        const i64 index = column * (BLOCKS * BLOCK_UNITS) + unit;
         Stored stored;
-        // 128 elements share 64 bytes.
-        const u8* const quants0 = w + block * QUANTS0_BYTES + element / 128 * 64 + element % 64;
-        UNROLL for (int i = 0; i < 2; ++i) stored.words[i] = stream_16(quants0 + 16 * i);
-        // 128 elements share 32 bytes.
-        const u8* const quants1 = w + QUANTS1_AT + block * QUANTS1_BYTES + element / 128 * 32 + element % 32;
-        UNROLL for (int i = 0; i < 2; ++i) stored.words[2 + i] = stream_16(quants1 + 16 * i);
+        const u8* const quants0 = w + index * QUANTS0_BYTES;
+        stored.words[0] = stream_16(quants0);
+        const u8* const quants1 = w + QUANTS1_AT + index * QUANTS1_BYTES;
+        stored.quants1 = *(const u64*)(quants1);
         stored.d = *(const u16*)(w + D_AT + block * D_BYTES);
-        stored.scales = *(const u16*)(w + SCALES_AT + block * SCALES_BYTES + unit % BLOCK_UNITS * 2);
+        stored.scales = *(const u16*)(w + SCALES_AT + index * SCALES_BYTES);
         return stored;
     }
 
     // The quants of a unit, four to a word in the order of the elements.
-    DEVICE void quants(const Stored& stored, int unit, u32 (&q)[UNIT / 4]) {
-        const int element = unit % BLOCK_UNITS * UNIT;  // the unit's first one, in the block
-        // The low 4 bits: a byte has those of 2 elements, which are 64 apart.
-        const int shift0 = 4 * (element % 128 / 64);
+    DEVICE void quants(const Stored& stored, int, u32 (&q)[UNIT / 4]) {
+        UNROLL for (int i = 0; i < 4; ++i) {
+            const u32 word = stored.words[0][i];
+            q[i] = word & 0x0f0f0f0fu;  // low nibbles: elements 0…15
+            q[i + 4] = word >> 4 & 0x0f0f0f0fu;  // high nibbles: 16…31
+        }
+        // The next 2 bits: a byte has those of 4 elements, which are 8 apart.
         UNROLL for (int i = 0; i < 8; ++i)
-            q[i] = stored.words[i / 4][i % 4] >> shift0 & 0x0f0f0f0fu;
-        // The next 2 bits: a byte has those of 4 elements, which are 32 apart.
-        const int shift1 = 2 * (element % 128 / 32);
-        UNROLL for (int i = 0; i < 8; ++i)
-            q[i] |= (stored.words[2 + i / 4][i % 4] >> shift1 & 0x03030303u) << 4;
+            q[i] |= ((u32)(stored.quants1 >> (i % 2 * 32)) >> (i / 2 * 2) & 0x03030303u) << 4;
     }
 
     // Quant i of a unit as a number, 0 for the value 0.
