@@ -9,7 +9,7 @@ from q4jit.frontend.specs import WeightSpec
 from q4jit.hip.kernel import UNIT_ELEMENTS
 from q4jit.hip.values import literal
 from q4jit.weights.formats import SCALE_BYTES, Format
-from q4jit.weights.tiles import FACTOR_BIAS, Tiles, is_biased, shares_bytes
+from q4jit.weights.tiles import FACTOR_BIAS, Tiles, is_biased, is_e2m1, shares_bytes
 
 _BYTE_ZERO = 128  # of signed codes, whose sign bit is flipped, and of the numbers of a table
 _BYTE_PAIR = 1024  # what `byte_pair` adds to a byte
@@ -127,9 +127,19 @@ class TileWeight:
         return [_TilePlane(i, p.bits, p.lshift) for i, p in enumerate(self._file.planes)]
 
     @property
+    def is_e2m1(self) -> bool:
+        """Whether codes are floats of four bits, which masks and shifts make pairs of f16."""
+        return is_e2m1(self._file)
+
+    @property
     def in_nibbles(self) -> bool:
         """Whether codes are pairs of f16 after shifts and masks."""
         return self._file.table is None and not self._in_bytes
+
+    @property
+    def has_byte_pairs(self) -> bool:
+        """Whether bytes, stored or found in a table, become pairs of f16."""
+        return not (self.in_nibbles or self.is_e2m1)
 
     @property
     def _in_bytes(self) -> bool:

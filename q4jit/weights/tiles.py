@@ -13,6 +13,11 @@ u · bits / 4, where j = 2 · (u mod 4 / bits) + b numbers the pairs of elements
 have the bits from j mod (4 / bits) · bits + 8 · (j div 4 / bits) upward, and the upper elements the
 bits four higher. With 4 bits, these are the nibbles of Q4_0 as they are stored in files.
 
+Codes of MXFP4 are floats of four bits (E2M1): a sign, and three bits of exponent and fraction. As
+the highest bits of an f16 without its three highest bits of exponent they are the number times
+2^-15. In a half of a word, the lower elements have their signs in the bits 15 and 12, the upper ones
+in 14 and 13, and the other bits from 9, 6, 3 and 0 upward, so that masks and left shifts give pairs.
+
 The region `scales` has the sub-scales of a quad, a byte each, and then its sub-minima; a byte holds
 both if they fit. The region `d` has the scales of a quad's blocks and then their minima. A block of
 several quads has them once.
@@ -45,6 +50,9 @@ PARTS: Final = 4
 FACTOR_BIAS: Final = 128
 """What is added to sub-factors that may be negative, so that bytes are unsigned."""
 
+_E2M1: Final = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)  # twice the floats
+_E2M1_SIGNS: Final = ((15, 12), (14, 13))  # bits of a half of a word, by upper and element
+_E2M1_LOW_BITS: Final = ((9, 6), (3, 0))
 _SUB_BLOCKS: Final = frozenset({16, 32})
 _MOST_PAIR_BITS: Final = (
     6  # of a code in planes: f16 has ten bits below the exponent, four to shift
@@ -68,6 +76,11 @@ def are_plain(fmt: Format) -> bool:
     is_scaled = fmt.scale_type == "f16" and fmt.minimum_at is None and fmt.sub_scales is None
     bits = [plane.bits for plane in fmt.planes]
     return is_scaled and bits == [4] and fmt.table is None and fmt.block_elements == UNIT_ELEMENTS
+
+
+def is_e2m1(fmt: Format) -> bool:
+    """Return whether codes are floats with a sign, two bits of exponent and one of fraction."""
+    return fmt.table == _E2M1 and [plane.bits for plane in fmt.planes] == [4]
 
 
 def shares_bytes(fmt: Format) -> bool:
@@ -204,7 +217,9 @@ def _of_blocks(
     records = {}
     for i, plane in enumerate(fmt.planes):
         fields = stored >> np.uint8(plane.lshift) & np.uint8((1 << plane.bits) - 1)
-        records[f"quants{i}"] = _parts(plane, fields.reshape(n, quads, QUAD_UNITS, 2, PARTS, 4))
+        in_order = fields.reshape(n, quads, QUAD_UNITS, 2, PARTS, 4)
+        is_float = is_e2m1(fmt)
+        records[f"quants{i}"] = _e2m1_parts(in_order) if is_float else _parts(plane, in_order)
     subs = _sub_factors(fmt, blocks, n, quads)
     if subs is not None:
         records["scales"] = subs
@@ -246,6 +261,20 @@ def _parts(plane: Plane, fields: NDArray[np.uint8]) -> NDArray[np.uint8]:
                 halves |= ordered[u, upper, b].astype(np.uint16) << shift
         parts[..., u // word_units, :] |= halves
     return parts.view(np.uint8).reshape(n, quads, -1)
+
+
+def _e2m1_parts(fields: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return the parts of quads [n, quads, bytes] from codes of MXFP4 [n, quads, 4, 2, PARTS, 4]."""
+    n, quads = fields.shape[:2]
+    # element of a half, upper, then column, quad, part, unit, half of a word
+    split = fields.reshape(n, quads, QUAD_UNITS, 2, PARTS, 2, 2).transpose(6, 3, 0, 1, 4, 2, 5)
+    halves = np.zeros(split.shape[2:], np.uint16)
+    for upper in range(2):
+        for b in range(2):
+            stored = split[b, upper].astype(np.uint16)
+            halves |= stored >> np.uint16(3) << np.uint16(_E2M1_SIGNS[upper][b])
+            halves |= (stored & np.uint16(7)) << np.uint16(_E2M1_LOW_BITS[upper][b])
+    return halves.view(np.uint8).reshape(n, quads, -1)
 
 
 def _sub_factors(
