@@ -133,6 +133,7 @@ def _needs(
         "table_pairs": any(w.is_tiles and w.table and w.tiled.has_byte_pairs for w in weights),
         "of_four": writer.plan.target.hip.is_nvidia and bool(kernel.x_sums),
         "centre": any(w.is_tiles and w.has_m for w in weights),
+        "whole_units": not all(w.is_tiles and w.unit_sub_blocks > 1 for w in weights),
         "half_units": any(w.is_tiles and w.unit_sub_blocks > 1 for w in weights),
         "most_x": 100 if any(w.is_tiles for w in weights) else 117,
         "fours": sorted(fours),
