@@ -393,7 +393,8 @@ def test_a_callers_options_override_measured_constants() -> None:
         PlanOptions(layout="gguf"),
     ):
         make_plan(graph, target, 1, plan_options, measured)
-    plan_of(1, measured, finite=False, fmt="Q4_1")  # no candidate was measured with NaN among the scales
+    # no candidate was measured with NaN among the scales
+    plan_of(1, measured, finite=False, fmt="Q4_1")
 
 
 @pytest.mark.parametrize("arch", ["gfx90a", "gfx1030", "gfx1100"])
