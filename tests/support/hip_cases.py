@@ -238,7 +238,7 @@ GOLDEN: Final[tuple[tuple[str, Case | Generic], ...]] = (
     ("sm_90", case("gemv_matrix_minima", product, zeros(1, K), _W["Q4_K"])),
     ("gfx90a", case("gemv_matrix_sub_blocks", product, zeros(4, K), _W["Q6_K"])),
     ("gfx1201", case("gemv_matrix_table", product, zeros(2, K), _W["IQ4_XS"])),
-    ("sm_90", case("halves_half_minima", product, zeros(70, K), _W["Q2_K"])),
+    ("sm_90", case("halves_warpgroup_half_minima", product, zeros(70, K), _W["Q2_K"])),
     ("gfx1100", case("halves_bytes", product, zeros(40, K), _W["Q8_0"])),
     ("gfx90a", case("dequantize", values, _W["Q6_K"])),
     ("gfx90a", case("dequantize_gguf", values, _W["Q5_K"], layout="gguf")),
