@@ -47,8 +47,7 @@ def schedules_for(target: Target, key: Key) -> tuple[str, ...]:
     in_blocks = all(fmt.float_type is None for fmt in formats)
     has_matrix = target.hip.matrix is not None
     if has_matrix and suit_panels(formats):
-        is_few = key.m <= MOST_FEW_ROWS
-        if not is_few:
+        if key.m > MOST_FEW_ROWS:
             return (TILE_HALVES,)
         tried = rules_of(target.hip).tried
         return tried[min(rows for rows in tried if rows >= key.m)]

@@ -33,8 +33,8 @@ _WITHOUT_VARIABLE: Final = frozenset({"const", "scalar", "reshape"})
 
 
 @dataclass(frozen=True)
-class GemvMatrixSizes:
-    """What a thread block of a `gemv_matrix` computes, and how it divides its shared memory.
+class GemvMatrixTile:
+    """What a thread block of a `gemv_matrix` computes.
 
     Attributes:
         unit: the matrix instruction.
@@ -51,6 +51,8 @@ class GemvMatrixSizes:
         lds_bytes: shared memory that a thread block may have.
         most_quarters_ahead: quarters of x that the registers of a thread may hold.
         keeps_stage_loop: whether a single stage is written as a loop, too.
+        x_sums: sums of a unit of x, of each row.
+        units_beside: the units of a quad are multiplied side by side.
         row_values_bytes: shared memory for the values of each row of x that the prologue needs.
     """
 
@@ -68,6 +70,8 @@ class GemvMatrixSizes:
     lds_bytes: int
     most_quarters_ahead: int
     keeps_stage_loop: bool
+    x_sums: int
+    units_beside: bool
     row_values_bytes: int
 
     # --- the waves, along N and along K ---
@@ -152,13 +156,17 @@ class GemvMatrixSizes:
         """
         return min(self.unit.lane_rows, self.used_rows) // self.row_terms
 
+
+class GemvMatrixSizes(GemvMatrixTile):
+    """How such a block divides its shared memory."""
+
     # --- the stages of x ---
 
     @property
     def unit_bytes(self) -> int:
-        """Return the bytes of a unit of x: the terms, a scale and a mark of each row."""
+        """Return the bytes of a unit of x: the terms, a scale, sums and a mark of each row."""
         terms_bytes = self.unit_items * _ITEM_BYTES
-        return terms_bytes + self.rows * (_F32_BYTES + _MARK_BYTES)
+        return terms_bytes + self.rows * ((1 + self.x_sums) * _F32_BYTES + _MARK_BYTES)
 
     @property
     def suffices(self) -> bool:
@@ -239,9 +247,14 @@ class GemvMatrixSizes:
         return self.stage_units * self.unit_items * _ITEM_BYTES
 
     @property
-    def rough_at(self) -> int:
-        """Return where the marks of rough units begin: after the scales."""
+    def x_sums_at(self) -> int:
+        """Return where the sums of x begin: after the scales."""
         return self.scales_at + self.stage_units * self.rows * _F32_BYTES
+
+    @property
+    def rough_at(self) -> int:
+        """Return where the marks of rough units begin: after the scales, and the sums of x."""
+        return self.x_sums_at + self.stage_units * self.rows * self.x_sums * _F32_BYTES
 
     @property
     def stage_bytes(self) -> int:
@@ -271,7 +284,8 @@ class GemvMatrixSizes:
     @property
     def used_bytes(self) -> int:
         """Return the shared memory of a thread block."""
-        flags_bytes = _ITEM_BYTES * (2 if self.splits > 1 else 1)  # any_rough, arrived
+        # any_rough, arrived, and zeros
+        flags_bytes = _ITEM_BYTES * (1 + (self.splits > 1) + self.units_beside)
         return self.room_bytes + self.received_bytes + flags_bytes + self.row_values_bytes
 
     @property
@@ -304,6 +318,8 @@ def sizes_of(arch: HipArch, kernel: HipKernel) -> GemvMatrixSizes:
         # measured on an H200: without it fewer loads of x are in flight, and a row of K = 14336 in
         # f16 took 1.27 times as long
         keeps_stage_loop=arch.is_nvidia,
+        x_sums=kernel.x_sums,
+        units_beside=kernel.units_beside,
         row_values_bytes=_row_values_bytes(arch, kernel),
     )
 

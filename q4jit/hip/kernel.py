@@ -74,6 +74,8 @@ class HipKernel:
         stages: stages in shared memory: one is multiplied, the others are on their way.
         warpgroups: four waves multiply together.
         pairs: f16 terms are multiplied by dot products of two.
+        x_sums: sums of x that minima are multiplied by: none, one of a unit, or two of its halves.
+        units_beside: the units of a quad are multiplied side by side, each by rows of x of its own.
         folded: weights are rounded to f16 after their scales are multiplied, so sums need none.
         origin: who chose the constants, if the schedule did not.
     """
@@ -98,6 +100,8 @@ class HipKernel:
     warpgroups: bool = False
     pairs: bool = False
     folded: bool = False
+    x_sums: int = 0
+    units_beside: bool = False
     origin: str = field(default="", compare=False)
 
     @property
@@ -175,7 +179,8 @@ class HipKernel:
             x_rough: the rows that bf16 terms cannot represent.
             x_quants: x in int8, four to a word.
             x_scales: f32, one per unit for int8 and one per row for f16; NaN in rough rows.
-            x_sums: sums of 16 quants of x, i16.
+            x_sums: sums of 16 quants of x, i16; of f16 terms, sums of 16 x, f32, times the quants'
+                step and over the row's scale.
             split_sums: f32, the sums of each product [splits, M, width].
         """
         work = self.work
@@ -196,6 +201,8 @@ class HipKernel:
             slots |= {Slot("x_terms"): None, Slot("x_rough"): None}
         if self.f16_terms and self.schedule in {ROWS, TILE_HALVES, TILE_HALVES_TRANSPOSED}:
             slots |= {Slot("x_terms"): None, Slot("x_scales"): None}
+            if self.x_sums:
+                slots[Slot("x_sums")] = None
         if self.int8:
             slots |= {Slot("x_quants"): None, Slot("x_scales"): None, Slot("x_sums"): None}
         if self.schedule in {GEMV_TRANSPOSED, ADD_SPLITS}:

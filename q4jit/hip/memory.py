@@ -176,9 +176,15 @@ def scratch(kernel: HipKernel, m: int) -> dict[Slot, int]:
         "x_rough": 4 * rows,
         "x_quants": rows * k,
         "x_scales": 4 * rows * (units if kernel.int8 else 1),
-        "x_sums": 4 * rows * units,
+        "x_sums": _f16_sums_bytes(kernel, rows, k) if kernel.f16_terms else 4 * rows * units,
     }
     return {slot: sizes[slot.kind] for slot in kernel.slots() if slot.kind in sizes}
+
+
+def _f16_sums_bytes(kernel: HipKernel, rows: int, k: int) -> int:
+    """Return the bytes of the sums of x beside its f16 terms: of whole quads and tiles."""
+    padded = -(-rows // TALL_TILE_ROWS) * TALL_TILE_ROWS
+    return 4 * kernel.x_sums * padded * (-(-k // QUAD_ELEMENTS) * QUAD_ELEMENTS // UNIT_ELEMENTS)
 
 
 def _f16_terms_bytes(kernel: HipKernel, rows: int, k: int) -> int:

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from q4jit.frontend.graph import Graph, Node
 from q4jit.frontend.specs import ArraySpec, WeightSpec
 from q4jit.hip.classes import HALVES_TILE_ROWS, MOST_FEW_ROWS, m_class
-from q4jit.hip.kernel import F16_TERMS, QUAD_ELEMENTS
+from q4jit.hip.kernel import F16_TERMS, QUAD_ELEMENTS, UNIT_ELEMENTS
 from q4jit.hip.rules import MOST_TRANSPOSED_PRODUCTS, GpuRules, rules_of
 from q4jit.plan.kernels import Section
 from q4jit.plan.options import PlanOptions
 from q4jit.targets import HipArch, Target
 from q4jit.weights.formats import Format
-from q4jit.weights.layouts import TILES16, suits_tiles16
+from q4jit.weights.layouts import TILES16
+from q4jit.weights.tiles import are_plain, suits_tiles16
 
 
 @dataclass(frozen=True)
@@ -115,6 +116,21 @@ class Problem:
         in_layout = self.plan_options.layout in {None, TILES16}
         return in_layout and self.suits_matrix(section) and suit_panels(formats)
 
+    def are_plain(self, section: Section) -> bool:
+        """Return whether all weights have blocks like those of Q4_0."""
+        return all(are_plain(w.block_format) for w in self.weights(section))
+
+    def x_sums(self, section: Section) -> int:
+        """Return the sums of a unit of x that the minima of a section's weights are multiplied by.
+
+        All sections of the graph that need any have the same number, so that they can share x.
+        """
+        if all(w.block_format.minimum_at is None for w in self.weights(section)):
+            return 0
+        all_weights = (w for w in self.graph.signature if isinstance(w, WeightSpec))
+        formats = (w.block_format for w in all_weights if w.block_format.minimum_at is not None)
+        return max(UNIT_ELEMENTS // fmt.sub_block_elements for fmt in formats)
+
     def suits_transposed_panels(self, section: Section) -> bool:
         """Return whether matrix units can compute products with `w.T` from panels of w.
 
@@ -123,6 +139,7 @@ class Problem:
         return (
             self.arch.is_nvidia
             and self.suits_panels(section)
+            and self.are_plain(section)
             and len(section.products) <= MOST_TRANSPOSED_PRODUCTS
             and all(product.start % QUAD_ELEMENTS == 0 for product in section.products)
         )

@@ -35,6 +35,7 @@ from typing import Final
 
 from q4jit.errors import TargetError
 from q4jit.frontend.graph import REDUCTIONS, Graph, reachable
+from q4jit.frontend.specs import WeightSpec
 from q4jit.hip.choices import choice_for, with_choice
 from q4jit.hip.classes import MOST_FEW_ROWS
 from q4jit.hip.kernel import (
@@ -66,9 +67,12 @@ from q4jit.plan.options import PlanOptions
 from q4jit.plan.split import split
 from q4jit.targets import Target
 from q4jit.weights.layouts import TILES16
+from q4jit.weights.tiles import are_plain
 
 # their blocks would compute the sums of the same row again
 _KEEP_X: Final = frozenset({TILE_FMA, GEMV_TRANSPOSED, TILE_TRANSPOSED})
+# `gemv_matrix` shares the work of finding codes of zero among lanes, which `tile_halves` does not
+_MOST_DECODED_ROWS: Final = 8
 _DECODERS: Final = {"dequantize": DEQUANTIZE, "rows": LOOKUP}
 
 
@@ -106,6 +110,7 @@ def make_plan(
 
 def _launches(problem: Problem, work: Kernel, measured: Measured | None) -> list[HipKernel]:
     """Return the launches of one kernel of the graph, in their order."""
+    _check_layout(problem, work)
     if work.decoded is not None:
         return [unsized(problem, work, _DECODERS[work.decoded.node.op])]
     if work.is_transposed:
@@ -146,7 +151,10 @@ def _schedule(problem: Problem, work: Kernel, section: Section, choice: Choice |
             return TILE_HALVES
         return TILE_MATRIX if problem.suits_matrix(section) else TILE_FMA
     if suits_panels:
-        return GEMV_MATRIX if problem.m <= problem.rules.gemv_matrix_rows else TILE_HALVES
+        most = problem.rules.gemv_matrix_rows
+        if not problem.are_plain(section):
+            most = max(most, _MOST_DECODED_ROWS)
+        return GEMV_MATRIX if problem.m <= most else TILE_HALVES
     return GEMV_DOT if problem.suits_dot(section) else GEMV
 
 
@@ -164,10 +172,7 @@ def _check_schedule(problem: Problem, work: Kernel, section: Section, schedule: 
     if schedule == TILE_MATRIX and not problem.suits_matrix(section):
         needs = "an arch with matrix units, and block formats with finite scales"
     elif schedule in {GEMV_MATRIX, TILE_HALVES} and not problem.suits_panels(section):
-        needs = (
-            "an arch with matrix units, blocks of 18 bytes with finite scales, and the layout "
-            f"{TILES16!r}"
-        )
+        needs = f"an arch with matrix units, blocks with finite scales, and the layout {TILES16!r}"
     elif schedule == TILE_HALVES_TRANSPOSED and not problem.suits_transposed_panels(section):
         needs = (
             "a GPU of NVIDIA, blocks of 18 bytes with finite scales, the layout "
@@ -180,6 +185,29 @@ def _check_schedule(problem: Problem, work: Kernel, section: Section, schedule: 
             f"schedule {schedule!r} cannot compute {work.name} on {problem.target} with precision "
             f"{problem.plan_options.precision!r}: it needs {needs}"
         )
+
+
+def _check_layout(problem: Problem, work: Kernel) -> None:
+    """Raise TargetError if only matrix units can read the weights in the layout that was asked for.
+
+    Vector units read blocks like those of Q4_0 in `tiles16`, too.
+    """
+    if problem.plan_options.layout != TILES16:
+        return
+    weights = [w for section in work.sections for w in problem.weights(section)]
+    if work.decoded is not None:
+        weights = [spec for spec in problem.graph.signature if isinstance(spec, WeightSpec)]
+    is_read = work.decoded is None and not work.is_transposed
+    if is_read and all(map(problem.suits_panels, work.sections)):
+        asked = problem.plan_options.schedule
+        if asked is None or asked in {GEMV_MATRIX, TILE_HALVES}:
+            return
+    for weight in weights:
+        if not are_plain(weight.block_format):
+            raise TargetError(
+                f"layout {TILES16!r} of {weight.format} suits products with w on matrix units, not "
+                f"{work.name} on {problem.target}; leave the layout to q4jit"
+            )
 
 
 def _agreed(schedules: Sequence[str]) -> list[str]:
@@ -202,6 +230,11 @@ def _rows_kernel(problem: Problem, work: Kernel, schedules: Sequence[str]) -> Hi
     if TILE_HALVES_TRANSPOSED in schedules:
         f16_terms = problem.transposed_f16_terms
     int8 = GEMV_DOT in schedules
+    sums = [
+        problem.x_sums(section)
+        for section, schedule in zip(work.sections, schedules, strict=True)
+        if schedule == TILE_HALVES
+    ]
     keeps_x = x is not None and any(node.op in REDUCTIONS for node in reachable((x,)))
     if not (
         rows or bf16_terms or f16_terms or int8 or (keeps_x and not _KEEP_X.isdisjoint(schedules))
@@ -219,6 +252,7 @@ def _rows_kernel(problem: Problem, work: Kernel, schedules: Sequence[str]) -> Hi
         exact_x=exact_x,
         int8=int8,
         warpgroups=f16_terms > 0 and problem.in_warpgroups,
+        x_sums=max(sums, default=0),
     )
     is_free = f16_terms and plan_options.block_size is None
     return replace(kernel, block_size=F16_ROWS_THREADS) if is_free else kernel

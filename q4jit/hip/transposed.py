@@ -62,11 +62,16 @@ def counterpart(schedule: str) -> str:
 
 def layout_of(problem: Problem, section: Section) -> str:
     """Return the layout in which products with w read the weights of a section."""
-    in_panels = problem.plan_options.schedule in {
-        None,
-        kernels.GEMV_MATRIX,
-        kernels.TILE_HALVES,
-    } and problem.suits_panels(section)
+    in_panels = (
+        problem.plan_options.schedule
+        in {
+            None,
+            kernels.GEMV_MATRIX,
+            kernels.TILE_HALVES,
+        }
+        and problem.suits_panels(section)
+        and problem.are_plain(section)
+    )
     return TILES16 if in_panels else problem.plan_options.layout or PLANAR
 
 

@@ -140,7 +140,8 @@ def parameters(plan: HipPlan, kernel: HipKernel) -> tuple[Parameter, ...]:
                 result.append(Parameter(slot, "m", "i64"))
             case kind if kind in _X_TYPES:
                 constant = "" if kernel.schedule in {ROWS, GEMV_TRANSPOSED} else "const "
-                result.append(Parameter(slot, kind, f"{constant}{_X_TYPES[kind]}*"))
+                element = "float" if kind == "x_sums" and kernel.f16_terms else _X_TYPES[kind]
+                result.append(Parameter(slot, kind, f"{constant}{element}*"))
             case _:
                 name = buffer_name(Buffer(slot.kind, slot.index, 0))
                 ours = written.get((slot.kind, slot.index))

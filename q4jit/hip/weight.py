@@ -8,9 +8,11 @@ from q4jit.frontend.specs import WeightSpec
 from q4jit.hip import kernel as kernels
 from q4jit.hip.factors import UnitFactors
 from q4jit.hip.kernel import UNIT_ELEMENTS, HipKernel
+from q4jit.hip.tile_weight import TileWeight
 from q4jit.hip.values import literal
 from q4jit.weights.formats import Format, Plane
-from q4jit.weights.layouts import PANEL_COLUMNS, PLANAR, TILES16, Planar, fields
+from q4jit.weights.layouts import PLANAR, TILES16, Planar, fields
+from q4jit.weights.tiles import PANEL_COLUMNS, are_plain
 
 VALUES: Final = frozenset({"load", "decode"})
 """What a kernel calls that needs the values of whole units."""
@@ -227,10 +229,20 @@ class Weight:
         return self.layout == TILES16
 
     @property
+    def tiled(self) -> TileWeight:
+        """What only `tiles16` needs to know of it."""
+        return TileWeight(self.spec)
+
+    @property
+    def is_tiles(self) -> bool:
+        """Whether its struct is that of `part/tiles.hip.j2`: in `tiles16`, and not as Q4_0."""
+        return self.is_quads and not are_plain(self.spec.block_format)
+
+    @property
     def offset_type(self) -> str:
         """The type that counts a weight's bytes: 32 bits halve the additions of a GPU."""
-        total = Planar(self._fmt, self.k, self.n, tiled=self.is_quads).size_bytes
-        return "u32" if total < 1 << 32 else "u64"
+        shape = self.tiled.tiles if self.is_quads else Planar(self._fmt, self.k, self.n)
+        return "u32" if shape.size_bytes < 1 << 32 else "u64"
 
     def load(self, size_bytes: int, at: int = 0) -> str:
         """Return the function that loads 4, 8 or 16 bytes of quants from byte `at` of a block."""
@@ -349,7 +361,10 @@ class Weight:
         if not self.is_planar:
             stride = self._fmt.block_bytes
             return [_Field(f.name.upper(), f.at, stride) for f in fields(self._fmt)]
-        regions = Planar(self._fmt, self.k, self.n, tiled=self.is_quads).regions
+        if self.is_quads:
+            regions = self.tiled.tiles.regions
+        else:
+            regions = Planar(self._fmt, self.k, self.n).regions
         units = 1 if self.is_quads or self.float_bytes else self.block_elements // UNIT_ELEMENTS
         listed = []
         for name, (start, size) in regions.items():

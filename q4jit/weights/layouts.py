@@ -21,13 +21,7 @@ quants come first:
 
     [quants of column 0: block 0, 1, …][quants of column 1] …  [scales …]  [d of column 0 …] … [m …]
 
-`tiles16` is for matrix instructions, where a wave has 16 columns and four lanes share a unit. It
-has regions like `planar`. A quad is four adjacent blocks of a column, transposed by words, so that
-a lane's part of the quad is contiguous (16 bytes). The quads of a panel are contiguous too, so that
-a wave's loads are. Zero blocks fill the last quad and the last panel:
-
-    [panel 0: quad 0 of column 0, of column 1, …][quad 1 …] … [panel 1 …] …
-    a quad: [word 0 of blocks 0, 1, 2, 3][word 1 of blocks 0, 1, 2, 3][word 2 …][word 3 …]
+`tiles16` is for GPUs with matrix units: see `tiles.py`.
 """
 
 import sys
@@ -42,19 +36,16 @@ from numpy.typing import NDArray
 from q4jit.errors import FormatError, expected
 from q4jit.locks import BUILD
 from q4jit.weights.formats import SCALE_BYTES, Format, repack
+from q4jit.weights.tiles import PANEL_COLUMNS, REGION_BYTES, Tiles, pack_tiles16, suits_tiles16
 
 GGUF: Final = "gguf"
 INTERLEAVED16: Final = "interleaved16"
 PLANAR: Final = "planar"
 TILES16: Final = "tiles16"
 
-PANEL_COLUMNS: Final = 16
 LANES: Final = PANEL_COLUMNS  # of a CPU's vector, one per column
-QUAD_BLOCKS: Final = 4
 FLOAT_BLOCK_ELEMENTS: Final = 32
 CACHE_LINE_BYTES: Final = 64
-REGION_BYTES: Final = 256  # a GPU's longest burst
-_Q4_0_BLOCK_BYTES: Final = 18
 _POOL_BYTES: Final = 32 << 20
 _BAND_BYTES: Final = 4 << 20  # of columns that are repacked at a time, to bound temporary copies
 
@@ -174,17 +165,15 @@ class Interleaved:
 
 @dataclass(frozen=True)
 class Planar:
-    """The sizes and positions of a weight [K, N] in `planar` or `tiles16`, in bytes.
+    """The sizes and positions of a weight [K, N] in `planar`, in bytes.
 
     Attributes:
         fmt: a repacked format.
-        tiled: whether the layout is `tiles16`.
     """
 
     fmt: Format
     k: int
     n: int
-    tiled: bool = False
 
     @cached_property
     def block_elements(self) -> int:
@@ -193,14 +182,8 @@ class Planar:
 
     @cached_property
     def blocks(self) -> int:
-        """Blocks along K; `tiles16` has whole quads."""
-        blocks = -(-self.k // self.block_elements)
-        return -(-blocks // QUAD_BLOCKS) * QUAD_BLOCKS if self.tiled else blocks
-
-    @cached_property
-    def columns(self) -> int:
-        """Columns; `tiles16` has whole panels."""
-        return -(-self.n // PANEL_COLUMNS) * PANEL_COLUMNS if self.tiled else self.n
+        """Blocks along K."""
+        return -(-self.k // self.block_elements)
 
     @cached_property
     def regions(self) -> dict[str, tuple[int, int]]:
@@ -210,7 +193,7 @@ class Planar:
         at = 0
         for field in order:
             regions[field.name] = at, field.size_bytes
-            size = self.columns * self.blocks * field.size_bytes
+            size = self.n * self.blocks * field.size_bytes
             at += -(-size // REGION_BYTES) * REGION_BYTES
         return regions
 
@@ -218,7 +201,7 @@ class Planar:
     def size_bytes(self) -> int:
         """Bytes of the whole weight."""
         start, size = list(self.regions.values())[-1]
-        return start + -(-self.columns * self.blocks * size // REGION_BYTES) * REGION_BYTES
+        return start + -(-self.n * self.blocks * size // REGION_BYTES) * REGION_BYTES
 
 
 def pack(fmt: Format, layout: str, columns: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -375,35 +358,14 @@ def _pack_planar(fmt: Format, columns: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return packed
 
 
-def suits_tiles16(fmt: Format) -> bool:
-    """Return whether `tiles16` can store a format: blocks of a scale and 32 codes of four bits."""
-    names = [f.name for f in fields(fmt)]
-    in_nibbles = names == ["d", "quants0"] and fmt.block_bytes == _Q4_0_BLOCK_BYTES
-    return in_nibbles and fmt.table is None
-
-
 def _pack_tiles16(fmt: Format, columns: NDArray[np.uint8]) -> NDArray[np.uint8]:
     if not suits_tiles16(fmt):
-        formats = f"a format with blocks of {_Q4_0_BLOCK_BYTES} bytes, such as Q4_0"
+        formats = "a format with blocks of codes"
         raise FormatError(expected(formats, fmt.name, where=f"layout {TILES16!r}"))
     n, column_bytes = columns.shape
-    column_blocks = column_bytes // fmt.block_bytes
-    shape = Planar(fmt, column_blocks * fmt.block_elements, n, tiled=True)
+    shape = Tiles(fmt, column_bytes // fmt.block_bytes * fmt.block_elements, n)
     packed = _aligned_memory(shape.size_bytes)
     packed[...] = 0
-    quads = shape.blocks // QUAD_BLOCKS
-    field_at = {field.name: field.at for field in fields(fmt)}
-    for first in range(0, n, PANEL_COLUMNS):
-        panel = np.zeros((PANEL_COLUMNS, shape.blocks, fmt.block_bytes), np.uint8)
-        stored = columns[first : first + PANEL_COLUMNS].reshape(-1, column_blocks, fmt.block_bytes)
-        panel[: stored.shape[0], : stored.shape[1]] = stored
-        for name, (start, size) in shape.regions.items():
-            words = panel[..., field_at[name] : field_at[name] + size].reshape(
-                PANEL_COLUMNS, quads, QUAD_BLOCKS, -1, min(size, 4)
-            )
-            size_bytes = PANEL_COLUMNS * shape.blocks * size
-            at = start + first // PANEL_COLUMNS * size_bytes
-            # column, quad, block, word -> quad, column, word, block
-            packed[at : at + size_bytes] = words.transpose(1, 0, 3, 2, 4).reshape(-1)
+    pack_tiles16(fmt, columns, packed, shape)
     packed.flags.writeable = False
     return packed

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from q4jit.floats import FloatType
 from q4jit.weights.formats import Format
-from q4jit.weights.layouts import suits_tiles16
+from q4jit.weights.tiles import are_plain
 
 _F16_MAGNITUDE: Final = 0x7FFF  # the bits of |d|, which are ordered like the values
 _F16_INFINITY: Final = 0x7C00
@@ -31,7 +31,7 @@ def scale_facts(fmt: Format, batches: Iterable[NDArray[np.uint8]]) -> tuple[bool
 
     batches: uint8 [n, column_bytes], some columns at a time. See `QuantizedTensor.suits_f16`.
     """
-    if not suits_tiles16(fmt):
+    if not are_plain(fmt):
         return all(finite_blocks(fmt, columns).all() for columns in batches), True
     counts = np.zeros(_F16_MAGNITUDE + 1, np.int64)  # of each |d|, by its bits
     for columns in batches:

@@ -6,12 +6,12 @@ from q4jit.weights.formats import Format
 from q4jit.weights.layouts import (
     GGUF,
     INTERLEAVED16,
-    PANEL_COLUMNS,
     PLANAR,
     Interleaved,
     Planar,
     fields,
 )
+from q4jit.weights.tiles import PANEL_COLUMNS
 
 LAYOUTS: Final = (PLANAR, GGUF, INTERLEAVED16)
 
