@@ -87,7 +87,7 @@ class Bench(Timer):
         measured: as for `make_plan`.
         """
         graph = trace(function, tuple(map(_spec, args)))
-        rows = math.prod(lead_shape(args))
+        rows = math.prod(lead_shape(args, graph.signature))
         return self.compile(make_plan(graph, self.target, rows, plan_options, measured))
 
     def compile(self, plan: HipPlan) -> Built:

@@ -59,7 +59,7 @@ def hip_plan(
 
 def rows_of(args: Sequence[Any]) -> int:
     """Return M: the product of the leading dimensions that the arrays share."""
-    return math.prod(lead_shape(args))
+    return math.prod(lead_shape(args, specs_of(args)))
 
 
 def run_on_host(

@@ -1,0 +1,70 @@
+"""Sort the vectors of a call by the experts that they are multiplied by.
+
+The vectors of one expert then follow each other, and a tile of them shares its decoded weights.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from q4jit.cpu.schedule import EXPERT_SLOTS, CpuKernel, CpuPlan
+from q4jit.frontend.graph import Node
+from q4jit.frontend.shapes import leading_axes
+from q4jit.plan.kernels import Slot
+from q4jit.runtime.cpu import data_pointer
+
+_Ids = NDArray[np.int64]
+
+
+class Experts:
+    """What kernels with chosen experts need to know of a call's ids.
+
+    Attributes:
+        slots: the slots of their values, in order.
+    """
+
+    def __init__(self, plan: CpuPlan, m: int) -> None:
+        """Prepare the calls of a plan with m rows."""
+        self._chosen: dict[tuple[int, str], tuple[Node, int, int]] = {}
+        for kernel in plan.kernels:
+            work = kernel.work
+            if work.chosen is not None:
+                rows = 1 if work.uniform else m
+                key = work.chosen.arg, _alone(kernel)
+                self._chosen[key] = work.chosen, rows, work.copies
+        self.slots = [Slot(kind, *key) for key in self._chosen for kind in EXPERT_SLOTS]
+
+    def values(self, ids: Mapping[int, _Ids]) -> tuple[list[int], list[Any]]:
+        """Return the values of `slots`, and the arrays that they point to.
+
+        ids: of each argument of ids, with their leading axes as kernels read them.
+        """
+        values: list[int] = []
+        arrays: list[Any] = []
+        for chosen, rows, copies in self._chosen.values():
+            inner = chosen.shape[-1] if leading_axes(chosen.shape) < len(chosen.shape) else 1
+            assert isinstance(inner, int)
+            own = np.broadcast_to(ids[chosen.arg].reshape(-1, inner), (rows, copies))
+            order, runs = grouped(own.reshape(-1))
+            values += [data_pointer(order), len(runs), data_pointer(runs)]
+            arrays += [order, runs]
+        return values, arrays
+
+
+def grouped(ids: _Ids) -> tuple[_Ids, _Ids]:
+    """Return the places of ids sorted by id, and the runs of equal ids.
+
+    The second array has a row for each run: its id, its first place and the place after its last.
+    """
+    order = np.argsort(ids, kind="stable")
+    by_id = ids[order]
+    firsts = np.flatnonzero(np.diff(by_id, prepend=-1))
+    ends = np.append(firsts, len(ids))[1:]
+    runs = np.stack([by_id[firsts], firsts, ends], axis=1)
+    return order.astype(np.int64, copy=False), np.ascontiguousarray(runs, np.int64)
+
+
+def _alone(kernel: CpuKernel) -> str:
+    return next(s.layout for s in kernel.slots() if s.kind == EXPERT_SLOTS[0])
