@@ -60,6 +60,7 @@ class CallShapes:
         arrays: of each array argument, its index and the shape that it is broadcast to (None: it
             is used as it is).
         ids: the same for each argument of ids, with the number of rows or experts to choose from.
+        narrow_ids: the indices of those whose kernels get 32 bits for each id.
         scalars: the indices of the float arguments.
         results: the results, in order.
         returns_tuple: whether the function returns a tuple.
@@ -81,6 +82,10 @@ class CallShapes:
             if isinstance(spec, ArraySpec)
         ]
         self.ids = self._looked_up(graph, args)
+        narrow = (
+            i for i, s in enumerate(graph.signature) if isinstance(s, IdsSpec) and s.is_narrow
+        )
+        self.narrow_ids = frozenset(narrow)
         self.scalars = [i for i, s in enumerate(graph.signature) if isinstance(s, ScalarSpec)]
         pairs = zip(graph.outputs, graph.result_types, strict=True)
         self.results = [self._result(node, float_type) for node, float_type in pairs]

@@ -76,7 +76,7 @@ def spec_of(name: str, value: object, sized: bool = False) -> Spec:
             cure = f"use float({name}) for a number"
             raise ArgumentError(expected(what, str(value), where=f"argument {name!r}", cure=cure))
         if holds_ids(value):
-            return ids_spec(value.shape, sized)
+            return replace(ids_spec(value.shape, sized), is_narrow=value.dtype == "int32")
         spec = array_spec(value.shape, sized, require_float(value, name))
         return replace(spec, is_aligned=value.is_aligned)
     if isinstance(value, np.ndarray):

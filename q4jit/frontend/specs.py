@@ -74,9 +74,11 @@ class IdsSpec:
 
     Attributes:
         shape: every axis is a leading axis, but for experts the last may be a number.
+        is_narrow: kernels get 32 bits for each id. Only for arrays on a GPU: others are converted.
     """
 
     shape: Shape
+    is_narrow: bool = False
 
     def __str__(self) -> str:
         return f"ids {show_shape(self.shape)}"

@@ -125,6 +125,8 @@ class HipKernel:
         """The class of M that the kernel serves, in words."""
         if self.work.uniform:
             return f"{self.schedule}, {self.work.rows_class}"
+        if self.work.chosen is not None:
+            return f"{self.schedule}, a row of x and its expert, {self.block_size} threads"
         rows = "1 row" if self.rows_per_tile == 1 else f"{self.rows_per_tile} rows"
         return f"{self.schedule}, {rows} a tile, {self.block_size} threads"
 
@@ -183,6 +185,8 @@ class HipKernel:
         for node in work.leaves():
             if node.op in _ARGUMENTS:
                 arguments[Slot(_ARGUMENTS[node.op], node.arg)] = None
+        if self.work.chosen is not None and self.multiplied:
+            arguments[Slot("ids", self.work.chosen.arg)] = None
         for product in self.multiplied:
             arguments[Slot("weight", product.arg, self.layout)] = None
         stores = (*work.loads, *work.rows, *(t for s in work.sections for t in s.stores))

@@ -162,7 +162,7 @@ def scratch(kernel: HipKernel, m: int) -> dict[Slot, int]:
     A `rows` kernel writes them, and the kernels of the products after it read them. A
     `gemv_transposed` writes the sums of its splits, and an `add_splits` reads them.
     """
-    rows = 1 if kernel.work.uniform else m
+    rows = kernel.work.rows_of(m)
     k = kernel.work.x.width if kernel.work.x is not None else 0
     units = k // UNIT_ELEMENTS
     results = sum(len(section.products) * section.width for section in kernel.work.sections)

@@ -36,10 +36,11 @@ from typing import Final
 from q4jit.errors import TargetError
 from q4jit.frontend.graph import REDUCTIONS, Graph, reachable
 from q4jit.hip.choices import choice_for, with_choice
-from q4jit.hip.classes import MOST_FEW_ROWS
+from q4jit.hip.classes import MANY_ROWS, MOST_FEW_ROWS
 from q4jit.hip.kernel import (
     BF16_TERMS,
     DEQUANTIZE,
+    ELEMENT,
     GEMV,
     GEMV_DOT,
     GEMV_MATRIX,
@@ -99,16 +100,27 @@ def make_plan(
     works, temps = split(graph)
     kernels: list[HipKernel] = []
     for work in works:
-        problem = Problem(graph, target, 1 if work.uniform else m, plan_options)
+        problem = Problem(graph, target, _planned_rows(work, m), plan_options)
         kernels += _launches(problem, work, measured)
     return Plan(graph, target, tuple(kernels), temps)
+
+
+def _planned_rows(work: Kernel, m: int) -> int:
+    """Return the number of rows that a kernel is planned for.
+
+    Where a row has several vectors, their number depends on M in another way than the class of M
+    does. Each vector of experts is computed by blocks of its own, and others are taken for many.
+    """
+    if work.copies > 1 and work.chosen is None:
+        return MANY_ROWS
+    return 1 if work.uniform or work.chosen is not None else m
 
 
 def _launches(problem: Problem, work: Kernel, measured: Measured | None) -> list[HipKernel]:
     """Return the launches of one kernel of the graph, in their order."""
     if work.decoded is not None:
         return [unsized(problem, work, _DECODERS[work.decoded.node.op])]
-    if work.is_transposed:
+    if work.is_transposed or work.chosen is not None:
         measured = None  # products with w were measured
     choices = [choice_for(problem, section, measured) for section in work.sections]
     wanted = [
@@ -138,6 +150,8 @@ def _schedule(problem: Problem, work: Kernel, section: Section, choice: Choice |
     if asked is not None:
         _check_schedule(problem, work, section, asked)
         return counterpart(asked) if work.is_transposed else asked
+    if work.chosen is not None:
+        return GEMV
     if work.is_transposed:
         return _transposed_schedule(problem, section)
     suits_panels = problem.suits_panels(section)
@@ -161,7 +175,9 @@ def _transposed_schedule(problem: Problem, section: Section) -> str:
 def _check_schedule(problem: Problem, work: Kernel, section: Section, schedule: str) -> None:
     """Raise TargetError if the arch or the weights of a section do not suit a schedule."""
     needs = ""
-    if schedule == TILE_MATRIX and not problem.suits_matrix(section):
+    if work.chosen is not None and schedule not in {GEMV, ELEMENT}:
+        needs = "products that have no ids of experts"
+    elif schedule == TILE_MATRIX and not problem.suits_matrix(section):
         needs = "an arch with matrix units, and block formats with finite scales"
     elif schedule in {GEMV_MATRIX, TILE_HALVES} and not problem.suits_panels(section):
         needs = (

@@ -37,9 +37,9 @@ from q4jit.hip.names import buffer_name, c_names
 from q4jit.hip.rows_sizes import rows_variables
 from q4jit.hip.tile_halves_sizes import tile_halves_variables
 from q4jit.hip.transposed import transposed_variables
-from q4jit.hip.values import HipValues, Statement, Sum, parameters, store_index
+from q4jit.hip.values import HipValues, Statement, Sum, expert_index, parameters, store_index
 from q4jit.hip.weight import Product, Weight, called_functions
-from q4jit.plan.kernels import Store
+from q4jit.plan.kernels import Kernel, Store
 
 _STAGED_TERMS: Final = frozenset({TILE_HALVES, TILE_HALVES_TRANSPOSED})  # `rows` has split their x
 _ROLLED: Final = _STAGED_TERMS | {GEMV, GEMV_DOT, GEMV_MATRIX, GEMV_TRANSPOSED}
@@ -78,6 +78,7 @@ def variables(plan: HipPlan, kernel: HipKernel) -> dict[str, Any]:
         "epilogue": writer.epilogue(products) if _has_epilogue(kernel) else None,
         "width": kernel.section.width if work.sections else 0,
         "k": work.x.width if work.x is not None else 0,
+        "experts": writer.experts(products) if work.chosen is not None and products else None,
         **transposed_variables(plan, kernel),
         **rows_variables(plan, kernel),
         **tile_halves_variables(plan, kernel),
@@ -179,6 +180,18 @@ class _Writer:
             for n in nodes
         ]
 
+    def experts(self, products: list[Product]) -> dict[str, Any]:
+        """Return the ids of experts, and the weights that have a matrix for each."""
+        ids = self.kernel.work.chosen
+        assert ids is not None
+        weights = {p.argument: p.weight for p in products}
+        return {
+            "ids": self._names[ids.arg],
+            "index": expert_index(self.kernel.work),
+            "count": min(weight.spec.experts for weight in weights.values()),
+            "weights": list(weights.items()),
+        }
+
     def _weight(self, node: Node) -> Weight:
         spec = self.plan.weight(node.arg)
         has_minima = spec.block_format.minimum_at is not None
@@ -208,7 +221,8 @@ class _Writer:
         stores = self.kernel.section.stores
         known = {p.node.id: p.result for p in products}
         statements, expressions = self.values.at([s.node for s in stores], known)
-        stored = [_stored(s, e) for s, e in zip(stores, expressions, strict=True)]
+        pairs = zip(stores, expressions, strict=True)
+        stored = [_stored(s, e, self.kernel.work) for s, e in pairs]
         return {"statements": statements, "stores": stored}
 
     def rows(self) -> dict[str, Any]:
@@ -220,7 +234,7 @@ class _Writer:
         scalars, wide = [], []
         for store in stores:
             statements, (expression,) = self.values.at([store.node], known)
-            stored = _stored(store, expression)
+            stored = _stored(store, expression, kernel.work)
             if store.node.width == 1:
                 scalars.append(stored)
             else:
@@ -238,10 +252,10 @@ class _Writer:
         }
 
 
-def _stored(store: Store, expression: str) -> dict[str, Any]:
+def _stored(store: Store, expression: str, work: Kernel) -> dict[str, Any]:
     return {
         "buffer": buffer_name(store.buffer),
-        "index": store_index(store.node, store.buffer.width),
+        "index": store_index(store.node, store.buffer.width, work),
         "expression": expression,
         "float_type": store.buffer.float_type,
     }

@@ -171,6 +171,13 @@ class Weight:
         return "u32" if total < 1 << 32 else "u64"
 
     @property
+    def matrix_bytes(self) -> int:
+        """Bytes of the matrix of an expert, and so from one expert to the next."""
+        if not self.is_planar:
+            return self.n * self._fmt.column_bytes(self.k)
+        return Planar(self._fmt, self.k, self.n, tiled=self.is_quads).size_bytes
+
+    @property
     def load(self) -> str:
         """The function that loads 16 bytes of quants."""
         return "stream_16" if self.is_planar else "load_16_by_2"

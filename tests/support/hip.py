@@ -8,7 +8,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from q4jit import QuantizedTensor
+from q4jit import ExpertTensor, QuantizedTensor
 from q4jit.arrays.call_shapes import CallShapes, lead_shape
 from q4jit.floats import numpy_dtype
 from q4jit.frontend.trace import trace
@@ -72,7 +72,7 @@ def run_on_host(
     shapes = CallShapes(plan.graph, args)
     memory: dict[Slot, NDArray[Any]] = {}
     for kernel in plan.kernels:
-        rows = 1 if kernel.work.uniform else shapes.rows
+        rows = kernel.work.rows_of(shapes.rows)
         if rows == 0:
             continue
         source = render(plan, kernel, "host")
@@ -126,15 +126,16 @@ def _argument(
         case "scalar":
             return float(args[slot.index])
         case "weight":
-            tensor: QuantizedTensor = args[slot.index]
+            tensor: QuantizedTensor | ExpertTensor = args[slot.index]
             return tensor._resident.blocks(slot.layout)
-    own = scratch(kernel, rows)
+    whole_rows = rows // kernel.work.copies
+    own = scratch(kernel, whole_rows)
     if slot in own and (
         kernel.schedule == ROWS or _writes(kernel, slot)
     ):  # a buffer of an earlier kernel has another size
         dtype = _SCRATCH[slot.kind]
         return np.zeros(own[slot] // dtype().itemsize, dtype)
-    return memory[slot] if slot in memory else _buffer(plan, slot, rows)
+    return memory[slot] if slot in memory else _buffer(plan, slot, whole_rows)
 
 
 def _writes(kernel: HipKernel, slot: Slot) -> bool:
@@ -149,7 +150,7 @@ def _buffer(plan: HipPlan, slot: Slot, rows: int) -> NDArray[Any]:
     if node.op == "dequantize":
         spec = plan.weight(node.arg)
         return np.zeros((spec.k, spec.n), dtype)
-    return np.zeros((rows, node.width), dtype)
+    return np.zeros((rows, node.copies * node.width), dtype)
 
 
 def _varies(plan: HipPlan, slot: Slot) -> bool:

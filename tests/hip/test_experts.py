@@ -1,0 +1,123 @@
+"""Products with chosen experts on the host prelude."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from q4jit import TargetError
+from q4jit.hip.render import render
+from q4jit.plan.options import PlanOptions
+from q4jit.precision import BOUNDS
+from q4jit.weights.formats import FORMATS
+from tests.support.experts import (
+    E,
+    assert_experts,
+    chosen,
+    experts,
+    moe,
+    moe_arguments,
+    numbers,
+    of_rows,
+    product,
+)
+from tests.support.hip import hip_plan, run_on_host
+from tests.support.kernels import kinds
+
+K, N = 256, 40
+
+
+def run(function: Any, args: Any, arch: str = "gfx1100", **options: Any) -> list[Any]:
+    return run_on_host(hip_plan(function, f"hip:{arch}", args, PlanOptions(**options)), args)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "arch"),
+    [
+        (name, kind, arch)
+        for name, kind, arch in zip(
+            FORMATS, ["f32", "f16", "bf16"] * 10, ["gfx90a", "gfx1100", "sm_90"] * 10, strict=False
+        )
+    ],
+)
+def test_every_format(name: str, kind: str, arch: str) -> None:
+    w, ids, x = experts(name, K, N), chosen(5, 2), numbers(5, K, kind=kind)
+    (y,) = run(of_rows, [x, w, ids], arch)
+    assert_experts(y, x[:, None], w, ids, BOUNDS["f32"], kind)
+
+
+@pytest.mark.parametrize(
+    ("x_lead", "ids_shape", "options"),
+    [
+        ((3,), (3,), {}),
+        ((1,), (3,), {"precision": "i8"}),
+        ((1, 1), (1, 8), {"precision": "f16"}),
+        ((4, 1), (4, 2), {"schedule": "element"}),
+        ((4, 2), (4, 1), {"layout": "gguf"}),
+        ((1, 1), (4, 2), {}),
+        ((4, 1), (1, 2), {}),
+        ((20,), (20,), {}),
+    ],
+    ids=str,
+)
+def test_leading_axes_broadcast(
+    x_lead: tuple[int, ...], ids_shape: tuple[int, ...], options: dict[str, Any]
+) -> None:
+    w, ids, x = experts("Q4_0", 64, 20), chosen(*ids_shape), numbers(*x_lead, 64)
+    (y,) = run(product, [x, w, ids], **options)
+    assert_experts(y, x, w, ids, BOUNDS["f32"])
+
+
+def test_unknown_experts_give_nan_and_read_nothing_outside() -> None:
+    w, ids, x = experts("Q4_0", 64, 20), chosen(6), numbers(6, 64)
+    ids[1:4] = -1, E, 1 << 40
+    for options in ({}, {"schedule": "element"}):
+        (y,) = run(product, [x, w, ids], **options)
+        assert np.isnan(y[1:4]).all()
+        assert_experts(y[[0, 4, 5]], x[[0, 4, 5]], w, ids[[0, 4, 5]], BOUNDS["f32"])
+
+
+def test_special_values() -> None:
+    w, ids, x = experts("Q4_0", 64, 20), chosen(4), numbers(4, 64).copy()
+    x[0, 3], x[1, 5], x[2, 7] = np.inf, np.nan, 1e38
+    (y,) = run(product, [x, w, ids])
+    np.testing.assert_array_equal(kinds(y), kinds(product(x, w, ids)))
+
+
+@pytest.mark.parametrize("arch", ["gfx90a", "gfx1100", "sm_90"])
+@pytest.mark.parametrize(("t", "a"), [(1, 4), (5, 3), (3, 1)])
+def test_a_feed_forward_is_one_function(t: int, a: int, arch: str) -> None:
+    args = moe_arguments(t, a)
+    (y,) = run(moe, args, arch)
+    wanted = moe(*args)
+    assert y.shape == wanted.shape
+    assert np.abs(y - wanted).max() < 1e-5 * np.abs(wanted).max()
+
+
+def test_a_feed_forward_inside_of_a_layer() -> None:
+    def layer(
+        x: Any, gain: Any, g: Any, u: Any, d: Any, ids: Any, s: Any, v: Any, head: Any, w: Any
+    ) -> Any:
+        normed = x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + 1e-5) * gain
+        y = x + moe(normed, g, u, d, ids, s)
+        hidden = np.vecmat(normed[:, None], g[ids])
+        return normed @ v, y @ head, hidden - hidden.max(-1, keepdims=True), hidden @ w
+
+    x, g, u, d, *rest = moe_arguments(6, 3)
+    square = experts("Q8_0", 64, 64)
+    args = x, np.abs(numbers(64)), g, u, d, *rest, square[0], square[1], d[0]
+
+    for got, wanted in zip(run(layer, args), layer(*args), strict=True):
+        assert got.shape == wanted.shape
+        assert np.allclose(got, wanted, atol=1e-5)
+
+
+def test_a_launch_covers_vectors_and_columns_and_no_schedule_for_tiles_serves() -> None:
+    args = [numbers(1, 2048), experts("Q4_0", 2048, 64, 3), chosen(1, 8, count=3)]
+    plan = hip_plan(of_rows, "hip:sm_90", args)
+    (kernel,) = plan.kernels
+    assert (kernel.schedule, kernel.work.rows_of(1)) == ("gemv", 8)
+    assert "vecmat(v0, w[ids])" in str(plan)
+    assert "a.w += (is_known ? (u64)expert : 0) * " in render(plan, kernel).text
+    with pytest.raises(TargetError, match="it needs products that have no ids of experts"):
+        hip_plan(of_rows, "hip:sm_90", args, PlanOptions(schedule="gemv_matrix"))
