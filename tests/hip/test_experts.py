@@ -10,6 +10,7 @@ from q4jit.hip.render import render
 from q4jit.plan.options import PlanOptions
 from q4jit.precision import BOUNDS
 from q4jit.weights.formats import FORMATS
+from tests.support import fake_gpu
 from tests.support.experts import (
     E,
     assert_experts,
@@ -21,6 +22,7 @@ from tests.support.experts import (
     of_rows,
     product,
 )
+from tests.support.fake_gpu import PRELUDE, Run
 from tests.support.hip import hip_plan, run_on_host
 from tests.support.kernels import kinds
 
@@ -121,3 +123,54 @@ def test_a_launch_covers_vectors_and_columns_and_no_schedule_for_tiles_serves() 
     assert "a.w += (is_known ? (u64)expert : 0) * " in render(plan, kernel).text
     with pytest.raises(TargetError, match="it needs products that have no ids of experts"):
         hip_plan(of_rows, "hip:sm_90", args, PlanOptions(schedule="gemv_matrix"))
+
+
+# --- launches on a fake device --------------------------------------------------------------------
+
+IMPORTS = """
+from q4jit.arrays.device_array import DeviceArray
+from q4jit.hip import harness
+from q4jit.hip.harness import Bench
+from q4jit.plan.options import PlanOptions
+from tests.support.experts import chosen, experts, moe, moe_arguments, numbers, of_rows
+
+class Compiler:
+    SOURCE_SUFFIX, SUFFIX = ".hip", ".code"
+    fingerprint = staticmethod(lambda target: "fake")
+    compile_object = staticmethod(lambda text, target: fake.code())
+
+harness.find_compiler = lambda target: Compiler
+_, first, _ = start()
+"""
+
+
+@pytest.fixture(params=["amd", "nvidia"], scope="module")
+def on_fake(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Return a function that runs a program on a fake platform, and checks that it succeeds."""
+    folder = tmp_path_factory.mktemp("fake")
+    return fake_gpu.runner(folder, request.param, prelude=PRELUDE + IMPORTS)
+
+
+def test_launches_depend_on_the_number_of_vectors_only(on_fake: Run) -> None:
+    on_fake("""
+        w, x = experts("Q4_0", 64, 20), numbers(3, 64)
+        with Bench(first) as bench:
+            for dtype in ("int32", "int64"):
+                args = x, w, chosen(3, 2).astype(dtype)
+                built = bench.build(of_rows, args, PlanOptions())
+                uploaded = bench.upload(args)
+                launch = bench.bind(built, uploaded)
+                (out,) = bench.outputs(built, uploaded)
+                assert out.shape == (3, 2, 20)
+                launch(uploaded, out)
+                assert fake.shape()[1:3] == [6, 1], fake.shape()
+                integer = {"int32": "i32", "int64": "i64"}[dtype]
+                assert f"const {integer}* ids;" in built.sources[0].text
+            args = moe_arguments(5, 3)
+            built = bench.build(moe, args, PlanOptions())
+            launched = fake["launches"]
+            (y,) = bench.run(built, args)
+            assert fake["launches"] == launched + 3
+            assert y.shape == (5, 64)
+            assert fake.shape()[1:3] == [5, 1]
+    """)
