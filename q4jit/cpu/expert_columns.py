@@ -11,7 +11,7 @@ from q4jit.weights.layouts import LANES
 
 
 class ExpertSectionWriter(SectionWriter):
-    """Writes the function of a task: columns of one expert's matrix, for the vectors of a run."""
+    """Writes the function of a task: columns of an expert's matrix, for the vectors of a bucket."""
 
     _NUMBERS: ClassVar[str] = "i64 %task, i64 %first, i64 %end, i64 %expert"
 

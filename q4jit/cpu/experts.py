@@ -47,23 +47,23 @@ class Experts:
             inner = chosen.shape[-1] if leading_axes(chosen.shape) < len(chosen.shape) else 1
             assert isinstance(inner, int)
             own = np.broadcast_to(ids[chosen.arg].reshape(-1, inner), (rows, copies))
-            order, runs = grouped(own.reshape(-1))
-            values += [data_pointer(order), len(runs), data_pointer(runs)]
-            arrays += [order, runs]
+            order, buckets = grouped(own.reshape(-1))
+            values += [data_pointer(order), len(buckets), data_pointer(buckets)]
+            arrays += [order, buckets]
         return values, arrays
 
 
 def grouped(ids: _Ids) -> tuple[_Ids, _Ids]:
-    """Return the places of ids sorted by id, and the runs of equal ids.
+    """Return the places of ids sorted by id, and the buckets of equal ids.
 
-    The second array has a row for each run: its id, its first place and the place after its last.
+    The second array has a row for each bucket: its id, its first place, and the next one's.
     """
     order = np.argsort(ids, kind="stable")
     by_id = ids[order]
     firsts = np.flatnonzero(np.diff(by_id, prepend=-1))
     ends = np.append(firsts, len(ids))[1:]
-    runs = np.stack([by_id[firsts], firsts, ends], axis=1)
-    return order.astype(np.int64, copy=False), np.ascontiguousarray(runs, np.int64)
+    buckets = np.stack([by_id[firsts], firsts, ends], axis=1)
+    return order.astype(np.int64, copy=False), np.ascontiguousarray(buckets, np.int64)
 
 
 def _alone(kernel: CpuKernel) -> str:

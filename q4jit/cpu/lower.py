@@ -18,7 +18,7 @@ from q4jit.cpu.llvm_text import Function, Module
 from q4jit.cpu.products import add_dequantize
 from q4jit.cpu.rows import RowWriter
 from q4jit.cpu.schedule import (
-    RUN_WORDS,
+    BUCKET_WORDS,
     CpuKernel,
     CpuPlan,
     band_rows,
@@ -95,7 +95,7 @@ class _Lowering(Context):
         rows = self.argument(f, Slot("m"))
         for phase in phases:
             if phase.name == "columns" and self.kernel.work.chosen is not None:
-                bands = self.expert_argument(f, "runs")
+                bands = self.expert_argument(f, "buckets")
             else:
                 bands = self._bands(f, rows, phase.rows)
             n = f.index("task_count", (bands, phase.count))
@@ -172,13 +172,13 @@ class _Lowering(Context):
         doc = "Tasks are numbered through all sections"
         doc += "." if rows is None else f", and again for each band of {rows} rows of x."
         if self.kernel.work.chosen is not None:
-            doc = doc.removesuffix(".") + ", and again for each run of rows of one expert."
+            doc = doc.removesuffix(".") + ", and again for each bucket of rows of one expert."
         with self._tasks_of("columns", doc) as f:
             m = self.argument(f, Slot("m"))
             with f.loop("number", "%from", "%to") as loop:
                 task, first, end, more = loop.index, "0", m, ""
                 if self.kernel.work.chosen is not None:
-                    task, first, end, more = self._run_of(f, loop.index, count)
+                    task, first, end, more = self._bucket_of(f, loop.index, count)
                 if rows is not None:
                     self.module.declare("declare i64 @llvm.smin.i64(i64, i64)")
                     band = f.let("band", f"udiv i64 {loop.index}, {count}")
@@ -191,13 +191,13 @@ class _Lowering(Context):
         chunk = self._chunk(count, task_bytes * self.kernel.tile.panels)
         return _Phase("columns", count, rows, chunk)
 
-    def _run_of(self, f: Function, number: str, count: int) -> tuple[str, str, str, str]:
-        """Return the task of a number, the first row of its run, its end, and its expert."""
-        run = f.let("run", f"udiv i64 {number}, {count}")
+    def _bucket_of(self, f: Function, number: str, count: int) -> tuple[str, str, str, str]:
+        """Return the task of a number, the first row of its bucket, its end, and its expert."""
+        bucket = f.let("bucket", f"udiv i64 {number}, {count}")
         task = f.let("task", f"urem i64 {number}, {count}")
-        runs, words = self.expert_argument(f, "run_list"), []
+        buckets, words = self.expert_argument(f, "bucket_list"), []
         for i, hint in enumerate(("expert", "first", "end")):
-            at = f.at(runs, "i64", f.index("word", (run, RUN_WORDS), (i, 1)), f"{hint}_at")
+            at = f.at(buckets, "i64", f.index("word", (bucket, BUCKET_WORDS), (i, 1)), f"{hint}_at")
             words.append(f.let(hint, f"load i64, ptr {at}, align 8"))
         expert, first, end = words
         return task, first, end, f", i64 {expert}"

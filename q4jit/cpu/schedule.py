@@ -125,11 +125,11 @@ DIGITS: Final = {"f32": 3, "f16": 3, "i8": 1}
 
 UNIT: Final = 32
 """Elements of x that share a step."""
-EXPERT_SLOTS: Final = ("order", "runs", "run_list")
-"""Slots of the vectors of experts: their numbers, sorted by expert; the number of runs of one
-expert; and of each run its expert, its first place in the order and the one after its last."""
-RUN_WORDS: Final = 3
-"""Words of 8 bytes of a run."""
+EXPERT_SLOTS: Final = ("order", "buckets", "bucket_list")
+"""Slots about the vectors of experts: their numbers, sorted by expert; how many buckets they are in;
+and of each bucket its expert, its first place in the order, and the place after its last."""
+BUCKET_WORDS: Final = 3
+"""Words of 8 bytes of a bucket."""
 
 HEADER_BYTES: Final = 32
 """Bytes of a unit of x before its digits."""

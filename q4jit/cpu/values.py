@@ -15,7 +15,7 @@ from q4jit.frontend.specs import ArraySpec
 from q4jit.plan.kernels import Buffer, Slot, Store
 
 _LABELS: Final = {"x": "prologue"}  # an argument is likely to be called x
-_KINDS: Final = {"m": "i64", "runs": "i64", "scalar": "{ float, [4 x i8] }"}
+_KINDS: Final = {"m": "i64", "buckets": "i64", "scalar": "{ float, [4 x i8] }"}
 """LLVM's types of slots, by their kind; the others hold addresses."""
 
 
@@ -59,7 +59,7 @@ class Context:
     def argument(self, f: Function, slot: Slot) -> str:
         """Load an argument at the top of the function, and return its value."""
         number = self.kernel.slots().index(slot)
-        kind = {"m": "i64", "runs": "i64", "scalar": "float"}.get(slot.kind, "ptr")
+        kind = {"m": "i64", "buckets": "i64", "scalar": "float"}.get(slot.kind, "ptr")
         label = self.label(slot)
         at = f.let_at_entry(
             f"{label}_slot", f"getelementptr %Slots, ptr %args, i64 0, i32 {number}"

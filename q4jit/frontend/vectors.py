@@ -22,6 +22,11 @@ def vecmat(builder: Builder, x: Node, arg: int, ids: Node) -> Node:
         what = f"x [..., {spec.k}] for w [{spec.experts}, {spec.k}, {spec.n}]"
         where = "np.vecmat(x, w[ids])"
         raise TraceError(expected(what, f"x {show_shape(x.shape)}", where=where))
+    if fixed_axes(ids.shape) and fixed_axes(x.shape) == 1 and leading_axes(x.shape):
+        what = f"x [..., 1, {spec.k}], because ids has several experts for each row"
+        cure = "use np.vecmat(x[..., None, :], w[ids])"
+        got = f"x {show_shape(x.shape)} with ids {show_shape(ids.shape)}"
+        raise TraceError(expected(what, got, where="np.vecmat(x, w[ids])", cure=cure))
     shape = (*broadcast(x.shape[:-1], ids.shape), spec.n)
     product = builder.node("matmul", (builder.number(x), ids), shape, arg=arg)
     builder.products.append(product)

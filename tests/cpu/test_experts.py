@@ -188,8 +188,8 @@ def test_explain_names_the_indexed_product() -> None:
 
 
 def test_vectors_are_sorted_by_expert() -> None:
-    order, runs = grouped(np.array([3, 1, 3, 0, 1, 3]))
+    order, buckets = grouped(np.array([3, 1, 3, 0, 1, 3]))
     assert order.tolist() == [3, 1, 4, 0, 2, 5]
-    assert runs.tolist() == [[0, 0, 1], [1, 1, 3], [3, 3, 6]]
-    order, runs = grouped(np.zeros(0, np.int64))
-    assert (order.shape, runs.shape) == ((0,), (0, 3))
+    assert buckets.tolist() == [[0, 0, 1], [1, 1, 3], [3, 3, 6]]
+    order, buckets = grouped(np.zeros(0, np.int64))
+    assert (order.shape, buckets.shape) == ((0,), (0, 3))

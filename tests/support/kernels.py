@@ -615,8 +615,8 @@ def _of_experts(plan: CpuPlan, slot: Slot, args: Sequence[Any], rows: int) -> Ar
     experts = Experts(plan, rows)
     ids = {slot.index: np.asarray(args[slot.index], np.int64)}
     values, arrays = experts.values(ids)
-    (order, runs), at = arrays, experts.slots.index(slot)  # of one argument of ids
-    return {"order": order, "runs": values[at], "run_list": runs}[slot.kind]
+    (order, buckets), at = arrays, experts.slots.index(slot)  # of one argument of ids
+    return {"order": order, "buckets": values[at], "bucket_list": buckets}[slot.kind]
 
 
 def _result_shape(plan: CpuPlan, kernel: CpuKernel, slot: Slot, rows: int) -> tuple[int, int]:
