@@ -126,7 +126,7 @@ DIGITS: Final = {"f32": 3, "f16": 3, "i8": 1}
 UNIT: Final = 32
 """Elements of x that share a step."""
 EXPERT_SLOTS: Final = ("order", "buckets", "bucket_list")
-"""Slots about the vectors of experts: their numbers, sorted by expert; how many buckets they are in;
+"""Slots about the vectors of experts: their numbers, sorted by expert; how many buckets there are;
 and of each bucket its expert, its first place in the order, and the place after its last."""
 BUCKET_WORDS: Final = 3
 """Words of 8 bytes of a bucket."""
