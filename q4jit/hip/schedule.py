@@ -37,6 +37,12 @@ from q4jit.errors import TargetError
 from q4jit.frontend.graph import REDUCTIONS, Graph, reachable
 from q4jit.hip.choices import choice_for, with_choice
 from q4jit.hip.classes import MANY_ROWS, MOST_FEW_ROWS
+from q4jit.hip.experts import (
+    are_sorted,
+    experts_of,
+    sort_kernel,
+    without_repeated_sorts,
+)
 from q4jit.hip.kernel import (
     BF16_TERMS,
     DEQUANTIZE,
@@ -100,18 +106,33 @@ def make_plan(
     works, temps = split(graph)
     kernels: list[HipKernel] = []
     for work in works:
-        problem = Problem(graph, target, _planned_rows(work, m), plan_options)
-        kernels += _launches(problem, work, measured)
-    return Plan(graph, target, tuple(kernels), temps)
+        by_expert = are_sorted(work, target, m, plan_options)
+        problem = Problem(graph, target, _planned_rows(work, m, by_expert), plan_options)
+        launches = _launches(problem, work, measured)
+        kernels += _sorted_first(problem, launches) if by_expert else launches
+    return Plan(graph, target, tuple(without_repeated_sorts(kernels)), temps)
 
 
-def _planned_rows(work: Kernel, m: int) -> int:
+def _sorted_first(problem: Problem, launches: list[HipKernel]) -> list[HipKernel]:
+    """Return the launches of products whose vectors are sorted by expert, after the sort."""
+    result: list[HipKernel] = []
+    for kernel in launches:
+        experts = experts_of(problem, kernel.work) if kernel.work.chosen is not None else 0
+        if experts:
+            grouped = replace(kernel, experts=experts)
+            result += [sort_kernel(grouped), grouped]
+        else:
+            result.append(kernel)
+    return result
+
+
+def _planned_rows(work: Kernel, m: int, by_expert: bool) -> int:
     """Return the number of rows that a kernel is planned for.
 
     Where a row has several vectors, their number depends on M in another way than the class of M
-    does. Each vector of experts is computed by blocks of its own, and others are taken for many.
+    does. Few vectors of experts are computed one by one, and others are taken for many.
     """
-    if work.copies > 1 and work.chosen is None:
+    if by_expert or (work.copies > 1 and work.chosen is None):
         return MANY_ROWS
     return 1 if work.uniform or work.chosen is not None else m
 

@@ -14,7 +14,7 @@ from q4jit.floats import FloatType
 from q4jit.frontend.graph import REDUCTIONS, Graph, Node
 from q4jit.frontend.shapes import leading_axes
 from q4jit.frontend.specs import ArraySpec, IdsSpec
-from q4jit.hip.kernel import GEMV_TRANSPOSED, ROWS, HipKernel, HipPlan
+from q4jit.hip.kernel import GEMV_TRANSPOSED, ROWS, SORT_EXPERTS, HipKernel, HipPlan
 from q4jit.hip.names import ValueNames, buffer_name, c_names
 from q4jit.plan.kernels import Buffer, Kernel, Slot
 
@@ -33,8 +33,12 @@ _X_TYPES: Final = {
     "x_scales": "float",
     "x_sums": "i16",
     "split_sums": "float",
+    "expert_order": "i32",
+    "expert_tiles": "i32",
 }
 
+
+_WRITE_SCRATCH: Final = frozenset({ROWS, GEMV_TRANSPOSED, SORT_EXPERTS})
 
 ELEMENT_TYPES: Final[dict[FloatType, str]] = {"f32": "float", "f16": "u16", "bf16": "u16"}
 """The C++ types of arrays' elements, by their float types."""
@@ -143,7 +147,7 @@ def parameters(plan: HipPlan, kernel: HipKernel) -> tuple[Parameter, ...]:
             case "m":
                 result.append(Parameter(slot, "m", "i64"))
             case kind if kind in _X_TYPES:
-                constant = "" if kernel.schedule in {ROWS, GEMV_TRANSPOSED} else "const "
+                constant = "" if kernel.schedule in _WRITE_SCRATCH else "const "
                 result.append(Parameter(slot, kind, f"{constant}{_X_TYPES[kind]}*"))
             case _:
                 name = buffer_name(Buffer(slot.kind, slot.index, 0))
@@ -304,7 +308,7 @@ def store_index(node: Node, width: int, work: Kernel) -> str:
 
 def expert_index(work: Kernel) -> str:
     """Return the index of the id of this row's expert."""
-    ids = work.chosen
+    ids = work.chosen or work.sorted_by
     assert ids is not None
     inner = ids.shape[-1] if leading_axes(ids.shape) < len(ids.shape) else 1
     assert isinstance(inner, int)

@@ -18,6 +18,7 @@ from q4jit.hip.kernel import (
     MAX_GRID_Y,
     QUAD_UNITS,
     ROWS,
+    SORT_EXPERTS,
     TILE_HALVES,
     TILE_HALVES_TRANSPOSED,
     UNIT_ELEMENTS,
@@ -78,7 +79,7 @@ def variables(plan: HipPlan, kernel: HipKernel) -> dict[str, Any]:
         "epilogue": writer.epilogue(products) if _has_epilogue(kernel) else None,
         "width": kernel.section.width if work.sections else 0,
         "k": work.x.width if work.x is not None else 0,
-        "experts": writer.experts(products) if work.chosen is not None and products else None,
+        "experts": writer.experts(products),
         **transposed_variables(plan, kernel),
         **rows_variables(plan, kernel),
         **tile_halves_variables(plan, kernel),
@@ -120,7 +121,7 @@ def _needs(
     stores = [*work.rows, *(store for section in work.sections for store in section.stores)]
     stores += [work.decoded] if work.decoded is not None else []
     return {
-        "block_of_rows": kernel.schedule != DEQUANTIZE,
+        "block_of_rows": kernel.schedule not in {DEQUANTIZE, SORT_EXPERTS},
         "sum_of_lanes": kernel.lanes > 1 or adds_up,
         "block_sum": adds_up,
         "block_largest": finds_largest(kernel),
@@ -180,15 +181,17 @@ class _Writer:
             for n in nodes
         ]
 
-    def experts(self, products: list[Product]) -> dict[str, Any]:
+    def experts(self, products: list[Product]) -> dict[str, Any] | None:
         """Return the ids of experts, and the weights that have a matrix for each."""
-        ids = self.kernel.work.chosen
-        assert ids is not None
+        ids = self.kernel.work.chosen or self.kernel.work.sorted_by
+        if ids is None:
+            return None
         weights = {p.argument: p.weight for p in products}
+        counts = [weight.spec.experts for weight in weights.values()]
         return {
             "ids": self._names[ids.arg],
             "index": expert_index(self.kernel.work),
-            "count": min(weight.spec.experts for weight in weights.values()),
+            "count": min(counts, default=self.kernel.experts),
             "weights": list(weights.items()),
         }
 

@@ -102,6 +102,7 @@ class Kernel:
         loads: values of earlier kernels that it reads.
         uniform: its values are the same for every row, and it runs with M = 1.
         copies: rows of the kernel for each row of the call: it computes vectors [M·copies, …].
+        sorted_by: if set, the kernel only sorts the vectors of a call by these ids of experts.
         decoded: if set, the kernel writes only this value of a weight itself (`graph.DECODED`).
     """
 
@@ -113,6 +114,7 @@ class Kernel:
     uniform: bool
     decoded: Store | None = None
     copies: int = 1
+    sorted_by: Node | None = None
 
     @property
     def chosen(self) -> Node | None:
@@ -250,6 +252,8 @@ class Plan(Generic[K]):
         names, work = self.graph.names, kernel.work
         if work.decoded is not None:
             return statements([(buffer(work.decoded.buffer), work.decoded.node)], names, {})
+        if work.sorted_by is not None:
+            return [f"sort vectors by {names[work.sorted_by.arg]}"]
         known = {s.node.id: buffer(s.buffer) for s in work.loads}
         rows = [(buffer(s.buffer), s.node) for s in work.rows]
         if work.x is not None and all(s.node is not work.x for s in work.rows):

@@ -61,7 +61,7 @@ REFUSED: list[tuple[Callable[..., Any], tuple[Any, ...], str]] = [
     (
         lambda x, w, i: np.vecmat(x, w[i]),
         (X, W, IDS),
-        "because ids has several experts for each row, got x [M, 64] with ids [M, 2]; use np.vecmat(",
+        "because ids has several experts for each row, got x [M, 64] with ids [M, 2]; use np.",
     ),
     (lambda x, w, i: np.vecmat(x[..., :32], w[i]), (X, W, ONE_EACH), "expected x [..., 64] for w"),
     (lambda x, w, i: x @ w, (X, W, ONE_EACH), "use @ with an expert tensor; use np.vecmat(x,"),

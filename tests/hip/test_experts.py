@@ -59,6 +59,11 @@ def test_every_format(name: str, kind: str, arch: str) -> None:
         ((1, 1), (4, 2), {}),
         ((4, 1), (1, 2), {}),
         ((20,), (20,), {}),
+        ((20,), (20,), {"precision": "i8", "layout": "gguf"}),
+        ((23, 1), (23, 2), {}),
+        ((1, 1), (1, 19), {}),
+        ((1, 1), (9, 3), {}),
+        ((70,), (1,), {}),
     ],
     ids=str,
 )
@@ -77,6 +82,11 @@ def test_unknown_experts_give_nan_and_read_nothing_outside() -> None:
         (y,) = run(product, [x, w, ids], **options)
         assert np.isnan(y[1:4]).all()
         assert_experts(y[[0, 4, 5]], x[[0, 4, 5]], w, ids[[0, 4, 5]], BOUNDS["f32"])
+    many, x = np.concatenate([ids] * 5), numbers(30, 64)
+    (y,) = run(product, [x, w, many])
+    known = (many >= 0) & (many < E)
+    assert np.isnan(y[~known]).all()
+    assert_experts(y[known], x[known], w, many[known], BOUNDS["f32"])
 
 
 def test_special_values() -> None:
@@ -87,7 +97,7 @@ def test_special_values() -> None:
 
 
 @pytest.mark.parametrize("arch", ["gfx90a", "gfx1100", "sm_90"])
-@pytest.mark.parametrize(("t", "a"), [(1, 4), (5, 3), (3, 1)])
+@pytest.mark.parametrize(("t", "a"), [(1, 4), (5, 3), (3, 1), (17, 2)])
 def test_a_feed_forward_is_one_function(t: int, a: int, arch: str) -> None:
     args = moe_arguments(t, a)
     (y,) = run(moe, args, arch)
@@ -123,6 +133,29 @@ def test_a_launch_covers_vectors_and_columns_and_no_schedule_for_tiles_serves() 
     assert "a.w += (is_known ? (u64)expert : 0) * " in render(plan, kernel).text
     with pytest.raises(TargetError, match="it needs products that have no ids of experts"):
         hip_plan(of_rows, "hip:sm_90", args, PlanOptions(schedule="gemv_matrix"))
+
+
+def test_many_vectors_are_sorted_on_the_device() -> None:
+    def schedules(t: int, a: int) -> list[str]:
+        plan = hip_plan(moe, "hip:gfx1100", moe_arguments(t, a))
+        return [kernel.schedule for kernel in plan.kernels]
+
+    single, by_expert = ["gemv", "gemv", "rows"], ["sort_experts", "gemv", "gemv", "rows"]
+    for t, a, wanted in [(1, 16, single), (2, 8, single), (1, 17, by_expert), (3, 6, by_expert)]:
+        assert schedules(t, a) == wanted
+    assert schedules(4, 5) == schedules(3, 5) == single  # one class of M
+    assert "sort vectors by ids" in str(hip_plan(moe, "hip:sm_90", moe_arguments(40, 2)))
+
+
+@pytest.mark.parametrize("arch", ["gfx90a", "gfx1100", "sm_90"])
+def test_all_vectors_of_one_expert_and_more_experts_than_threads_count(arch: str) -> None:
+    w, x = experts("Q4_0", 64, 20), numbers(37, 64)
+    ids = np.full(37, E - 1)
+    (y,) = run(product, [x, w, ids], arch)
+    assert_experts(y, x, w, ids, BOUNDS["f32"])
+    w, ids = experts("F16", 32, 3, 1100), chosen(37, count=1100)
+    (y,) = run(product, [x[:, :32], w, ids], arch)
+    assert_experts(y, x[:, :32], w, ids, BOUNDS["f32"])
 
 
 # --- launches on a fake device --------------------------------------------------------------------

@@ -15,6 +15,7 @@ from q4jit.frontend.trace import trace
 from q4jit.hip.kernel import (
     GEMV_TRANSPOSED,
     ROWS,
+    SORT_EXPERTS,
     HipKernel,
     HipPlan,
     grid,
@@ -39,6 +40,8 @@ _SCRATCH: Final[dict[str, type[np.generic]]] = {
     "x_scales": np.float32,
     "x_sums": np.int16,
     "split_sums": np.float32,
+    "expert_order": np.int32,
+    "expert_tiles": np.int32,
 }
 
 
@@ -139,7 +142,8 @@ def _argument(
 
 
 def _writes(kernel: HipKernel, slot: Slot) -> bool:
-    return kernel.schedule == GEMV_TRANSPOSED and slot.kind == "split_sums"
+    written = {GEMV_TRANSPOSED: {"split_sums"}, SORT_EXPERTS: {"expert_order", "expert_tiles"}}
+    return slot.kind in written.get(kernel.schedule, ())
 
 
 def _buffer(plan: HipPlan, slot: Slot, rows: int) -> NDArray[Any]:
