@@ -227,7 +227,7 @@ class Grid:
     Attributes:
         x: blocks along the x axis.
         rows_per_block: rows of x that a block computes; None if the grid does not depend on M.
-        experts: experts, each of which may have a tile that is not full.
+        experts: a tile of each of them may be less than full.
     """
 
     x: int

@@ -616,7 +616,8 @@ def _of_experts(plan: CpuPlan, slot: Slot, args: Sequence[Any], rows: int) -> Ar
     ids = {slot.index: np.asarray(args[slot.index], np.int64)}
     values, arrays = experts.values(ids)
     (order, buckets), at = arrays, experts.slots.index(slot)  # of one argument of ids
-    return {"order": order, "buckets": values[at], "bucket_list": buckets}[slot.kind]
+    named: dict[str, Argument] = {"order": order, "buckets": values[at], "bucket_list": buckets}
+    return named[slot.kind]
 
 
 def _result_shape(plan: CpuPlan, kernel: CpuKernel, slot: Slot, rows: int) -> tuple[int, int]:
