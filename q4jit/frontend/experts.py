@@ -25,6 +25,10 @@ class _SymbolicExpertWeight(RefusedWeightOperators):
         self._builder = builder
         self._arg = arg
 
+    @staticmethod
+    def _traced_vecmat(x: object, w: object) -> Any:
+        return product_of(x, w)
+
     @property
     def _spec(self) -> WeightSpec:
         spec = self._builder.signature[self._arg]
@@ -113,12 +117,8 @@ class SymbolicIndexed(_SymbolicExpertWeight):
     def __repr__(self) -> str:
         return f"<traced matrices {show_shape(self._ids._node.shape)} of {self._spec}>"
 
-    @located
-    def _vecmat(self, x: object) -> object:
-        """Return x [..., K] times the matrices, for `q4jit.vecmat`."""
-        return product_of(x, self)
 
-
+@located
 def product_of(x: object, w: object) -> Any:  # a SymbolicArray, whose module imports this one
     """Return the traced product np.vecmat(x, w). Raises TraceError for other operands."""
     if type(w) is not SymbolicIndexed:

@@ -273,6 +273,7 @@ class SymbolicArray(RefusedOperators):
     def __deepcopy__(self, memo: object) -> "SymbolicArray":
         return self.copy()
 
+    _traced_vecmat = staticmethod(product_of)
     sum, mean = _reduction(np.sum), _reduction(np.mean)
     max, min = _reduction(np.max), _reduction(np.min)
     var, std = _reduction(np.var), _reduction(np.std)

@@ -79,8 +79,11 @@ def vecmat(x: Any, w: Any) -> Any:
     `ExpertTensor`; leading axes of x and axes of ids broadcast. Computes in float64 for NumPy
     arrays; decorated functions compile it. Raises ArgumentError for other operands.
     """
-    product = getattr(type(w), "_vecmat", None)
-    if product is None:
+    for operand in (x, w):
+        traced = getattr(type(operand), "_traced_vecmat", None)
+        if traced is not None:
+            return traced(x, w)
+    if not isinstance(w, IndexedExperts):
         what, got = "w[ids] of an ExpertTensor w", type(w).__name__
         raise ArgumentError(expected(what, got, where="right operand of vecmat"))
-    return product(w, x)
+    return w._vecmat(x)

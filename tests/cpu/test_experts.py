@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from q4jit import ArgumentError, specialize
+from q4jit import ArgumentError, specialize, vecmat
 from q4jit.cpu.experts import grouped
 from q4jit.precision import BOUNDS
 from q4jit.weights.formats import FORMATS
@@ -82,16 +82,16 @@ def test_every_width(n: int) -> None:
 
 def test_slices_and_several_ids() -> None:
     def function(x: Any, w: Any, v: Any, a: Any, b: Any) -> Any:
-        y = np.vecmat(x, w[a])
-        return y[..., 16:32], y[..., 3:9], np.vecmat(x, v[b]) + np.vecmat(x, v[a])
+        y = vecmat(x, w[a])
+        return y[..., 16:32], y[..., 3:9], vecmat(x, v[b]) + vecmat(x, v[a])
 
     x, a, b = numbers(12, 64), chosen(12), chosen(12, seed=1)
     w, v = experts("Q4_0", 64, 40), experts("F16", 64, 24)
     first, second, total = specialize(function, target="cpu")(x, w, v, a, b)
-    y = np.vecmat(x, w[a])
+    y = vecmat(x, w[a])
     assert np.allclose(first, y[:, 16:32], atol=1e-6)
     assert np.allclose(second, y[:, 3:9], atol=1e-6)
-    assert np.allclose(total, np.vecmat(x, v[a]) + np.vecmat(x, v[b]), atol=1e-5)
+    assert np.allclose(total, vecmat(x, v[a]) + vecmat(x, v[b]), atol=1e-5)
 
 
 def test_one_expert_has_all_vectors() -> None:
@@ -153,7 +153,7 @@ def test_a_feed_forward_inside_of_a_layer() -> None:
     def layer(x: Any, dense: Any, gain: Any, g: Any, u: Any, d: Any, ids: Any, s: Any) -> Any:
         normed = x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + 1e-5) * gain
         y = moe(normed, g, u, d, ids, s)
-        return x + y + normed @ dense, np.vecmat(normed[:, None], g[ids])
+        return x + y + normed @ dense, vecmat(normed[:, None], g[ids])
 
     x, *rest = moe_arguments(6, 3)
     args = x, experts("Q8_0", 64, 64)[0], np.abs(numbers(64)), *rest
@@ -164,7 +164,7 @@ def test_a_feed_forward_inside_of_a_layer() -> None:
 
 def test_values_of_rows_with_several_vectors() -> None:
     def function(x: Any, w: Any, ids: Any, s: Any, bias: Any) -> Any:
-        y = np.vecmat(x[..., None, :], w[ids])
+        y = vecmat(x[..., None, :], w[ids])
         largest = y.max(axis=-1, keepdims=True)
         scaled = y * (1 / (1 + np.exp(-s)))[..., None] + x[..., None, :20] + bias
         kept = np.where(y > 0, y, 0.0)

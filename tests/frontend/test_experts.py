@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import q4jit
-from q4jit import ArgumentError, ExpertTensor, TraceError, specialize
+from q4jit import ArgumentError, ExpertTensor, TraceError, specialize, vecmat
 from q4jit.arrays.specs import signature_of
 from q4jit.frontend.trace import trace
 from tests.support.experts import chosen, experts, moe, moe_arguments, numbers, product
@@ -59,11 +59,11 @@ def test_statements_of_a_feed_forward() -> None:
 
 REFUSED: list[tuple[Callable[..., Any], tuple[Any, ...], str]] = [
     (
-        lambda x, w, i: np.vecmat(x, w[i]),
+        lambda x, w, i: vecmat(x, w[i]),
         (X, W, IDS),
         "because ids has several experts for each row, got x [M, 64] with ids [M, 2]; use np.",
     ),
-    (lambda x, w, i: np.vecmat(x[..., :32], w[i]), (X, W, ONE_EACH), "expected x [..., 64] for w"),
+    (lambda x, w, i: vecmat(x[..., :32], w[i]), (X, W, ONE_EACH), "expected x [..., 64] for w"),
     (lambda x, w, i: x @ w, (X, W, ONE_EACH), "use @ with an expert tensor; use np.vecmat(x,"),
     (lambda x, w, i: x @ w[i], (X, W, ONE_EACH), "use @ with an expert tensor; use np.vecmat(x,"),
     (
@@ -72,14 +72,14 @@ REFUSED: list[tuple[Callable[..., Any], tuple[Any, ...], str]] = [
         "ids of w[ids]: expected an int32 or int64 array, got",
     ),
     (lambda x, w, i: w[x], (X, W, ONE_EACH), "got <traced f32 [M, 64]>"),
-    (lambda x, w, i: np.vecmat(x, w), (X, W, ONE_EACH), "expected w[ids] of an ExpertTensor"),
-    (lambda x, w, i: np.vecmat(x, x), (X, W, ONE_EACH), "expected w[ids] of an ExpertTensor"),
-    (lambda x, w, i: np.vecmat(x, W[[0, 1, 2]]), (X, W, ONE_EACH), "that is an argument"),
+    (lambda x, w, i: vecmat(x, w), (X, W, ONE_EACH), "expected w[ids] of an ExpertTensor"),
+    (lambda x, w, i: vecmat(x, x), (X, W, ONE_EACH), "expected w[ids] of an ExpertTensor"),
+    (lambda x, w, i: vecmat(x, W[[0, 1, 2]]), (X, W, ONE_EACH), "that is an argument"),
     (lambda x, w, i: w.T, (X, W, ONE_EACH), "cannot use the attribute .T of an expert tensor"),
     (lambda x, w, i: w + x, (X, W, ONE_EACH), "cannot compute element by element"),
     (lambda x, w, i: np.exp(w[i]), (X, W, ONE_EACH), "cannot compute np.exp of an expert tensor"),
     (
-        lambda x, w, i: np.vecmat(x[:, None], w[i]).sum(-1),
+        lambda x, w, i: vecmat(x[:, None], w[i]).sum(-1),
         (X, W, IDS),
         "cannot remove the last axis of [M, 2, 20]; use keepdims=True",
     ),
@@ -89,7 +89,7 @@ REFUSED: list[tuple[Callable[..., Any], tuple[Any, ...], str]] = [
         "cannot add up the axis before the last of [M, 1, 64]",
     ),
     (lambda x, w, i: x[:, None, None], (X, W, IDS), "cannot add axes with [:, None, None"),
-    (lambda x, w, i: np.vecmat(x[:, None], w[i])[..., None], (X, W, IDS), "cannot add an axis to"),
+    (lambda x, w, i: vecmat(x[:, None], w[i])[..., None], (X, W, IDS), "cannot add an axis to"),
     (lambda x, w, i: x[:, None], (X, W, IDS), "cannot return an array with an added axis"),
 ]
 
@@ -103,7 +103,7 @@ def test_refusals(function: Callable[..., Any], args: tuple[Any, ...], message: 
 
 def test_sums_that_depend_on_a_reduction_are_refused() -> None:
     def function(x: Any, w: Any, i: Any) -> Any:
-        y = np.vecmat(x[:, None], w[i])
+        y = vecmat(x[:, None], w[i])
         return (y - y.max(-1, keepdims=True)).sum(-2)
 
     with pytest.raises(TraceError, match="add up vectors of experts that depend on a reduction"):
@@ -120,7 +120,7 @@ def test_types_and_shapes_are_those_of_numpy() -> None:
 
     y, w = specialize(function, target="cpu")(X, W, IDS)
     assert w is W
-    assert np.allclose(y, np.vecmat(X[:, None], W[IDS]), atol=1e-6)
+    assert np.allclose(y, vecmat(X[:, None], W[IDS]), atol=1e-6)
 
 
 def test_experts_in_containers_and_helpers() -> None:
@@ -134,7 +134,7 @@ def test_experts_in_containers_and_helpers() -> None:
     compiled = specialize(lambda x, layer: inner(x, layer.w, layer.ids), target="cpu")
     args = X, Layer(W, ONE_EACH)
     compiled.warmup(*args)
-    assert np.allclose(compiled(*args), np.vecmat(X, W[ONE_EACH]), atol=1e-6)
+    assert np.allclose(compiled(*args), vecmat(X, W[ONE_EACH]), atol=1e-6)
     out = np.empty((3, 20), np.float32)
     assert compiled(*args, out=out) is out
 
@@ -145,6 +145,20 @@ def test_without_the_jit(monkeypatch: pytest.MonkeyPatch) -> None:
     for kind in (np.float32, np.float16):
         x = args[0].astype(kind)
         assert np.allclose(specialize(moe)(x, *args[1:]), moe(*args), atol=1e-2)
+
+
+@pytest.mark.skipif(not hasattr(np, "vecmat"), reason="NumPy has vecmat from 2.2 on")
+def test_numpys_vecmat_is_the_same() -> None:
+    def function(x: Any, w: Any, i: Any) -> Any:
+        return np.vecmat(x, w[i]), vecmat(x, w[i])
+
+    assert traced(function, X, W, ONE_EACH).count("matmul") == 1
+    for first, second in (function(X, W, ONE_EACH), specialize(function)(X, W, ONE_EACH)):
+        assert np.array_equal(first, second)
+    with pytest.raises(TraceError, match="that is an argument"):
+        traced(lambda x, w, i: np.vecmat(x, W[[0, 1, 2]]), X, W, ONE_EACH)
+    with pytest.raises(TraceError, match="of an expert tensor and no traced array"):
+        traced(lambda x, w, i: np.vecmat(X, w[i]), X, W, ONE_EACH)
 
 
 def test_vecmat_of_other_operands() -> None:

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from q4jit import TargetError
+from q4jit import TargetError, vecmat
 from q4jit.hip.render import render
 from q4jit.plan.options import PlanOptions
 from q4jit.precision import BOUNDS
@@ -112,7 +112,7 @@ def test_a_feed_forward_inside_of_a_layer() -> None:
     ) -> Any:
         normed = x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + 1e-5) * gain
         y = x + moe(normed, g, u, d, ids, s)
-        hidden = np.vecmat(normed[:, None], g[ids])
+        hidden = vecmat(normed[:, None], g[ids])
         return normed @ v, y @ head, hidden - hidden.max(-1, keepdims=True), hidden @ w
 
     x, g, u, d, *rest = moe_arguments(6, 3)
