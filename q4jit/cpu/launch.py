@@ -136,7 +136,8 @@ class CpuLaunch:
             array = ids[i] = checked_ids(self._names[i], args[i], shape, count)
             copies.append(array)
             values.append(data_pointer(array))
-        values += self._vector_counts
+        if self._vector_counts:
+            values += self._vector_counts
         if self._experts.slots:
             of_experts, arrays = self._experts.values(ids)
             values += of_experts
