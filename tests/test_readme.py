@@ -40,6 +40,7 @@ def test_every_command_parses() -> None:
         "build",
         "cache",
         "doctor",
+        "inspect",
         "pack",
         "selftest",
         "tune",

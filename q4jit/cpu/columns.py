@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import ClassVar
 
+from q4jit.cpu.digit_form import form_of
 from q4jit.cpu.gguf_rows import add_dot
 from q4jit.cpu.halves import STORED
 from q4jit.cpu.integers import IntegerProduct, add_integer_product
@@ -138,7 +139,7 @@ class SectionWriter:
             integers = IntegerProduct(
                 weight,
                 kernel.dot.instruction,
-                kernel.digits,
+                form_of(plan, kernel),
                 tile,
                 self._padded_k,
                 row_bytes,

@@ -8,13 +8,12 @@ the unit's other elements would show. The digits of a rough unit are 0, and a li
 Steps are stored relative to the smallest one, which is 2^50 below that of the row's largest unit: a
 unit's *lift* is the exponent of its step less that of the smallest step.
 
-A row of x is an array of units (`unit_struct`) and then its end (`ROW_END`).
+A row of x is an array of units and then its end (`cpu.digit_form`).
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Final
 
+from q4jit.cpu.digit_form import DIGIT_BITS, HALVES, LARGEST, ROW_END, DigitForm
 from q4jit.cpu.fields import shift_right
 from q4jit.cpu.lanes import (
     INFINITY,
@@ -32,8 +31,6 @@ from q4jit.cpu.llvm_text import (
     VECTOR,
     Function,
     Module,
-    Struct,
-    StructField,
     exponent_bits,
     float_bits,
     float_text,
@@ -42,20 +39,12 @@ from q4jit.cpu.llvm_text import (
     splat_int,
 )
 from q4jit.cpu.schedule import UNIT
-from q4jit.weights.formats import Format
 from q4jit.weights.layouts import LANES
 
-HALVES: Final = UNIT // LANES
-"""A unit has two halves of 16 elements: its vectors, and the smaller sub-blocks of formats."""
-SUM_FACTOR_LOG2: Final = 3
-"""Sums of X are stored times −8: each format's zero is a multiple of 8."""
-DIGIT_BITS: Final = 8
-
-# The largest X, by digits: one digit is at most 127, three are at most 127·256² + 127·256 + 127 =
-# 8355711. The sum of products of 32 such X with quants of 4 bits fits int32.
-_LARGEST: Final = {1: 127.0, 3: 8355700.0}
 _DIGIT_SIGN: Final = -128  # the sign bit of an int8
 _CARRY: Final = 0x808080  # 128 in each digit
+
+_TIE: Final = 2.0**-20  # orders equal rounding errors
 
 _LIFTS: Final = 50  # steps differ by at most 2^50: sums of K products stay finite
 # A row whose largest unit is below this is multiplied as floats: 1/step would overflow.
@@ -77,72 +66,6 @@ _ONE_TOP_NOTE: Final = f"{_ONE_TOP}: of a unit that loses half of its share"
 # above this many times the root of the usual energy is multiplied as floats: a column may have
 # zeros where a few huge elements of x are.
 _BEYOND: Final = 1.9
-
-
-def unit_struct(digits: int) -> Struct:
-    """Return the type of a unit of x in that many digits."""
-    comment = f"{UNIT} elements of x that share a step: integers X = x / step, in digits."
-    of_lower = StructField("low_sum", "float", "sum of X without the highest digit")
-    fields = (
-        StructField("lift", "i32", "lift, at the position of a float's exponent"),
-        StructField("sum", "float", "sum of X · 2^lift") if digits == 1 else of_lower,
-        StructField("half_sums", f"[{HALVES} x i32]", "−8 · sum of X, of each half of the unit"),
-        StructField("top_half_sums", f"[{HALVES} x i32]", "the same for the highest digit"),
-        StructField("whole_sum", "i32", "−8 · sum of X"),
-        StructField("top_sum", "i32", "the same for the highest digit"),
-        StructField("digits", f"[{digits} x [{UNIT} x i8]]", "the digits, the highest first"),
-    )
-    return Struct("Unit", comment, fields)
-
-
-ROW_END: Final = Struct(
-    "RowEnd",
-    "What follows the units of a row.",
-    (
-        StructField("rough_count", "i32", "number of rough units, which digits cannot hold"),
-        StructField("smallest_step", "float", "step of lift 0"),
-        StructField("rough_units", "[0 x i32]", "numbers of the rough units"),
-    ),
-)
-
-
-def fits(fmt: Format, digits: int) -> bool:
-    """Return whether int32 holds the exact sum of a sub-block with all digits of X."""
-    zero = 1 << fmt.quant_bits - 1 if fmt.signed else fmt.zero
-    largest_quant = max(zero, (1 << fmt.quant_bits) - 1 - zero)
-    return fmt.sub_block_elements * largest_quant * _LARGEST[digits] < 1 << 31
-
-
-@dataclass(frozen=True)
-class DigitForm:
-    """What products need of x in digits.
-
-    Attributes:
-        digits: the digits of each element.
-        half_sums: whether products need the sums of half units.
-        top_sums: whether products need the sums of the highest digit.
-        float_sums: whether products need sums as floats.
-    """
-
-    digits: int
-    half_sums: bool
-    top_sums: bool
-    float_sums: bool
-
-    @property
-    def unit(self) -> Struct:
-        """The type of a unit."""
-        return unit_struct(self.digits)
-
-
-def form_for(formats: Sequence[Format], digits: int) -> DigitForm:
-    """Return the form of x that serves products with weights of these formats."""
-    return DigitForm(
-        digits,
-        half_sums=any(fmt.sub_block_elements < UNIT for fmt in formats),
-        top_sums=any(not fits(fmt, digits) for fmt in formats),
-        float_sums=any(fmt.minimum_at is not None for fmt in formats),
-    )
 
 
 def add_digits(module: Module, form: DigitForm) -> str:
@@ -169,7 +92,9 @@ def add_digits(module: Module, form: DigitForm) -> str:
         lift_at = f.field_at(unit_at, form.unit, "lift")
         top = f.let("top", f"load i32, ptr {lift_at}, align 4")
         rough, inverse, lift = _step(f, form, top, limit, largest, coarsest)
-        halves = [_integers(module, f, x, inverse, rough) for x in _halves_of_x(f, loop.index)]
+        halves = [
+            _integers(module, f, form, x, inverse, rough) for x in _halves_of_x(f, loop.index)
+        ]
         f.do(f"store i32 {lift}, ptr {lift_at}, align 4")
         _store_header(f, form, unit_at, lift, halves)
         _store_digits(f, form, unit_at, halves)
@@ -188,14 +113,6 @@ def add_digits(module: Module, form: DigitForm) -> str:
     f.do("ret void")
     module.add("write_digits", f)
     return "@write_digits"
-
-
-def load_field(
-    f: Function, unit_at: str, struct: Struct, name: str, *indices: str | int, kind: str = "i32"
-) -> str:
-    """Load four bytes of a unit: a field, or what `indices` select in it."""
-    at = f.field_at(unit_at, struct, name, *indices)
-    return f.let(name, f"load {kind}, ptr {at}, align 4")
 
 
 def _halves_of_x(f: Function, unit: str) -> list[str]:
@@ -309,7 +226,7 @@ def _energy(module: Module, f: Function, form: DigitForm, usual: str) -> tuple[s
 def _inverse_step(f: Function, form: DigitForm, top: str) -> str:
     """Return the bits of 1/step, the largest power of two that brings `top` into the digits."""
     size = f.let("size", f"bitcast i32 {top} to float")
-    most = f.let("most", f"fdiv float {float_text(_LARGEST[form.digits])}, {size}")
+    most = f.let("most", f"fdiv float {float_text(LARGEST[form.digits])}, {size}")
     bits = f.let("most_bits", f"bitcast float {most} to i32")
     exponent = int_text(EXPONENT_BITS)
     return f.let("inverse_step", f"and i32 {bits}, {exponent}", "the exponent: a power of two")
@@ -339,22 +256,74 @@ def _step(
     return rough, inverse, f.let("lift", f"select i1 {rough}, i32 0, i32 {lift}")
 
 
-def _integers(module: Module, f: Function, x: str, inverse: str, rough: str) -> str:
+def _integers(
+    module: Module, f: Function, form: DigitForm, x: str, inverse: str, rough: str
+) -> str:
     """Return 16 integers X = x / step; 0 in a rough unit."""
     module.declare(f"declare {VECTOR} @llvm.rint.v16f32({VECTOR})")
     scaled = f.let("scaled", f"fmul {VECTOR} {x}, {broadcast(f, 'float', inverse)}")
-    whole = f.let("whole", f"call {VECTOR} @llvm.rint.v16f32({VECTOR} {scaled})")
-    number = f.let("X", f"fptosi {VECTOR} {whole} to {INTS}")
+    if form.balanced:
+        number = f.let("X", f"call {INTS} {_add_balance(module)}({VECTOR} {scaled})")
+    else:
+        whole = f.let("whole", f"call {VECTOR} @llvm.rint.v16f32({VECTOR} {scaled})")
+        number = f.let("X", f"fptosi {VECTOR} {whole} to {INTS}")
     return f.let("X", f"select i1 {rough}, {INTS} zeroinitializer, {INTS} {number}")
+
+
+def _add_balance(module: Module) -> str:
+    """Add the function from 16 numbers to integers whose sum is nearest to theirs; return its name.
+
+    Where minima outweigh scales, all weights of a sub-block are about the same: a product errs by
+    that weight times the sum of the rounding errors, in every column, and a sum of errors may be
+    far above its rms. So it is kept at 1/2 at most: of the numbers that were rounded down (or up),
+    those nearest to the other integer are rounded to that one, as many as it takes.
+    """
+    name = "round_balanced"
+    if module.knows(name):
+        return f"@{name}"
+    f = Function(
+        f"internal {INTS} @{name}({VECTOR} %scaled) #0",
+        "Integers near 16 numbers: each is off by less than 1, and their sum by at most 1/2.",
+    )
+    module.declare("declare float @llvm.rint.f32(float)")
+    module.declare("declare float @llvm.copysign.f32(float, float)")
+    module.declare("declare float @llvm.fabs.f32(float)")
+    whole = f.let("whole", f"call {VECTOR} @llvm.rint.v16f32({VECTOR} %scaled)")
+    lost = f.let("lost", f"fsub {VECTOR} %scaled, {whole}")
+    total = sum_lanes(module, f, lost, "total_lost")
+    count = f.let("count", f"call float @llvm.rint.f32(float {total})")
+    sign = f.let("sign", f"call float @llvm.copysign.f32(float 1.0, float {total})")
+    signs = broadcast(f, "float", sign)
+    f.comment("rank the lanes by what rounding takes from them; equal ones by their numbers")
+    toward = f.let("toward", f"fmul {VECTOR} {lost}, {signs}")
+    ties = ", ".join(f"float {float_text(lane * _TIE)}" for lane in range(LANES))
+    key = f.let("key", f"fadd {VECTOR} {toward}, <{ties}>")
+    rank = "zeroinitializer"
+    for step in range(1, LANES):
+        order = ", ".join(f"i32 {(lane + step) % LANES}" for lane in range(LANES))
+        other = f.let(
+            "other", f"shufflevector {VECTOR} {key}, {VECTOR} poison, <{LANES} x i32> <{order}>"
+        )
+        before = f.let("before", f"fcmp ogt {VECTOR} {other}, {key}")
+        one = f.let("one", f"zext {MASK} {before} to {INTS}")
+        rank = f.let("rank", f"add {INTS} {rank}, {one}")
+    size = f.let("size", f"call float @llvm.fabs.f32(float {count})")
+    size = f.let("size", f"fptosi float {size} to i32")
+    chosen = f.let("chosen", f"icmp slt {INTS} {rank}, {broadcast(f, 'i32', size)}")
+    more = f.let("more", f"select {MASK} {chosen}, {VECTOR} {signs}, {VECTOR} zeroinitializer")
+    whole = f.let("whole", f"fadd {VECTOR} {whole}, {more}")
+    f.do(f"ret {INTS} {f.let('X', f'fptosi {VECTOR} {whole} to {INTS}')}")
+    module.add(name, f)
+    return f"@{name}"
 
 
 def _store_header(f: Function, form: DigitForm, unit_at: str, lift: str, halves: list[str]) -> None:
     """Store the sums of a unit."""
-    total = _store_sums(f, form, unit_at, halves, "whole_sum", "half_sums")
-    if form.top_sums:
+    total, of_halves = _store_sums(f, form, unit_at, halves, "whole_sum", "half_sums")
+    if form.top_sums and form.digits > 1:
         narrow = [_digit(f, form, X, 0) for X in halves]
         top = [f.let("top_digit", f"sext <16 x i8> {digit} to {INTS}") for digit in narrow]
-        of_top = _store_sums(f, form, unit_at, top, "top_sum", "top_half_sums")
+        of_top, _ = _store_sums(f, form, unit_at, top, "top_sum", "top_half_sums")
         if form.float_sums and form.digits > 1:
             high = f.let("high_sum", f"shl i32 {of_top}, {DIGIT_BITS * (form.digits - 1)}")
             low = f.let("low_sum", f"sub i32 {total}, {high}")
@@ -368,20 +337,29 @@ def _store_header(f: Function, form: DigitForm, unit_at: str, lift: str, halves:
         factor = f.let("power", f"bitcast i32 {power} to float")
         value = f.let("sum", f"fmul float {number}, {factor}")
         f.do(f"store float {value}, ptr {f.field_at(unit_at, form.unit, 'sum')}, align 4")
+        for half, of_half in enumerate(of_halves):
+            number = f.let("float_sum", f"sitofp i32 {of_half} to float")
+            value = f.let("sum", f"fmul float {number}, {factor}")
+            at = f.field_at(unit_at, form.unit, "scaled_half_sums", half)
+            f.do(f"store float {value}, ptr {at}, align 4")
 
 
 def _store_sums(
     f: Function, form: DigitForm, unit_at: str, halves: list[str], name: str, halves_name: str
-) -> str:
-    """Store −8 times the sum, and that of each half if the form asks for it; return the sum."""
+) -> tuple[str, list[str]]:
+    """Store the sum times the form's factor, and those of halves if it asks for them.
+
+    Returns the sum and those of halves, without a factor.
+    """
 
     def reduce(value: str) -> str:
         return f.let("sum", f"call i32 @llvm.vector.reduce.add.v16i32({INTS} {value})")
 
     def store(total: str, field: str, *index: int) -> None:
-        stored = f.let("stored_sum", f"mul i32 {total}, {-1 << SUM_FACTOR_LOG2}")
+        stored = f.let("stored_sum", f"mul i32 {total}, {-1 << form.sums_log2}")
         f.do(f"store i32 {stored}, ptr {f.field_at(unit_at, form.unit, field, *index)}, align 4")
 
+    sums: list[str] = []
     if form.half_sums:
         sums = [reduce(value) for value in halves]
         for half, one in enumerate(sums):
@@ -390,7 +368,7 @@ def _store_sums(
     else:
         total = reduce(f.let("both_halves", f"add {INTS} {halves[0]}, {halves[1]}"))
     store(total, name)
-    return total
+    return total, sums
 
 
 def _store_digits(f: Function, form: DigitForm, unit_at: str, halves: list[str]) -> None:

@@ -12,7 +12,8 @@ class DotInstruction:
         name: the instruction's name in assembly.
         intrinsic: LLVM's name for it.
         lanes: lanes of 32 bits in its vectors.
-        signed: whether it takes signed quants.
+        largest_code: the largest code that it multiplies, or whose sums over 16 elements it holds.
+        signed: whether it takes signed codes.
         pairs: whether it adds two products in 16 bits (too few for `f32`) instead of adding four
             products to a sum of 32 bits.
     """
@@ -20,6 +21,7 @@ class DotInstruction:
     name: str
     intrinsic: str
     lanes: int
+    largest_code: int
     signed: bool = False
     pairs: bool = False
 
@@ -43,7 +45,8 @@ class DotInstruction:
         return f"<{lanes * 32 // self.sum_bits} x i{self.sum_bits}>"
 
 
-VPDPBUSD_512: Final = DotInstruction("vpdpbusd", "llvm.x86.avx512.vpdpbusd.512", 16)
-VPDPBUSD_256: Final = DotInstruction("vpdpbusd", "llvm.x86.avx512.vpdpbusd.256", 8)
-VPMADDUBSW: Final = DotInstruction("vpmaddubsw", "llvm.x86.avx2.pmadd.ub.sw", 8, pairs=True)
-SDOT: Final = DotInstruction("sdot", "llvm.aarch64.neon.sdot.v4i32.v16i8", 4, signed=True)
+VPDPBUSD_512: Final = DotInstruction("vpdpbusd", "llvm.x86.avx512.vpdpbusd.512", 16, 255)
+VPDPBUSD_256: Final = DotInstruction("vpdpbusd", "llvm.x86.avx512.vpdpbusd.256", 8, 255)
+# eight products with digits up to 127 fit 16 bits
+VPMADDUBSW: Final = DotInstruction("vpmaddubsw", "llvm.x86.avx2.pmadd.ub.sw", 8, 32, pairs=True)
+SDOT: Final = DotInstruction("sdot", "llvm.aarch64.neon.sdot.v4i32.v16i8", 4, 127, signed=True)

@@ -3,10 +3,11 @@
 from dataclasses import dataclass
 from typing import Final
 
-from q4jit.cpu.digits import DIGIT_BITS, SUM_FACTOR_LOG2, fits, load_field, unit_struct
+from q4jit.cpu.codes import CodeReader
+from q4jit.cpu.digit_form import DIGIT_BITS, DigitForm, is_apart, load_field
 from q4jit.cpu.dot_writer import DotWriter
 from q4jit.cpu.dots import DotInstruction
-from q4jit.cpu.fields import CHUNK, WORD, Fields, PlaneAt, add_scaled
+from q4jit.cpu.fields import CHUNK, WORD, Fields, add_scaled
 from q4jit.cpu.lanes import broadcast
 from q4jit.cpu.llvm_text import INTS, VECTOR, Function, Module, float_text, splat, splat_int
 from q4jit.cpu.schedule import UNIT, Tile, zero_of
@@ -14,7 +15,9 @@ from q4jit.weights.formats import Format
 
 # Sums that keep the dot products busy: with fewer, each would wait for the one before it.
 _CHAINS: Final = 8
-_BYTE_SIGNS: Final = 0x80808080  # the sign bit of each byte
+
+Sums = dict[tuple[int, int], list[str]]
+"""Sums by panel and row: one, or that of the highest digit and that of the others."""
 
 
 @dataclass(frozen=True)
@@ -25,13 +28,13 @@ class SubBlock:
         fields: the fields of its block, for each panel.
         number: its number in the block.
         units: the address of its unit in each row of x.
-        half: the half of the unit, 0 or 1, if sub-blocks have 16 elements.
+        half: the half of the unit, 0 or 1, if sub-blocks have 16 elements, else 0.
     """
 
     fields: list[Fields]
     number: str
     units: list[str]
-    half: str
+    half: int
 
 
 class ExactSums:
@@ -47,27 +50,27 @@ class ExactSums:
         f: Function,
         fmt: Format,
         instruction: DotInstruction,
-        digits: int,
+        form: DigitForm,
         tile: Tile,
     ) -> None:
         self._module, self._f, self._fmt = module, f, fmt
         self._instruction, self._dot = instruction, DotWriter(module, instruction)
-        self._digits, self._positions = digits, tile.positions
-        self._unit = unit_struct(digits)
+        digits = self._digits = form.digits
+        self._form, self._positions = form, tile.positions
+        self._unit = form.unit
+        self._codes = CodeReader(module, f, fmt, instruction)
         self._zero = zero_of(fmt, instruction)
         self._chunks = fmt.sub_block_elements // CHUNK
         numbers = list(range(digits))
-        # digits that share an int32 sum; the highest has one of its own if all would overflow
-        self._shared = [numbers] if fits(fmt, digits) else [[0], numbers[1:]]
+        self._shared = [[0], numbers[1:]] if is_apart(fmt, digits) else [numbers]
         self._by_digit = digits > 1 and len(self._positions) < _CHAINS
-        self._by_chunk = len(self._positions) * (digits if self._by_digit else 1) < _CHAINS
+        few = len(self._positions) * (digits if self._by_digit else 1) < _CHAINS
+        # a chain of 16 bits has room for the products of a chunk
+        self._by_chunk = few or instruction.pairs
 
-    def write(self, at: SubBlock, apart: bool) -> dict[tuple[int, int], list[str]]:
-        """Return the sums by panel and row as floats, before any scale.
-
-        apart: return two sums if the highest digit has one of its own, which then comes first.
-        """
-        parts: dict[tuple[int, int], list[str]] = {position: [] for position in self._positions}
+    def write(self, at: SubBlock) -> Sums:
+        """Return the sums by panel and row as floats, before any scale."""
+        parts: Sums = {position: [] for position in self._positions}
         for digits in self._shared:
             chains = self._multiplied(at, digits)
             for panel, row in self._positions:
@@ -76,11 +79,9 @@ class ExactSums:
                     zeros = self._zeros(at, at.units[row], digits)
                     total = self._f.let("total", f"add {INTS} {total}, {zeros}")
                 parts[panel, row].append(self._f.let("sum", f"sitofp {INTS} {total} to {VECTOR}"))
-        if apart:
-            return parts
-        return {position: [self._with_all_digits(sums)] for position, sums in parts.items()}
+        return parts
 
-    def _with_all_digits(self, sums: list[str]) -> str:
+    def with_all_digits(self, sums: list[str]) -> str:
         """Return the sum with all digits; a highest digit of its own counts 2^16 times."""
         if len(sums) == 1:
             return sums[0]
@@ -118,31 +119,22 @@ class ExactSums:
         f = self._f
         number = f.index("chunk", (at.number, self._chunks), (chunk, 1))
         planes = [each.planes(number) for each in at.fields]
+        in_unit = at.half + chunk
         names = [self._chain(p, r, digit, chunk) for p, r in self._positions for digit in digits]
         carry = {n: (self._dot.chain, chains.get(n, "zeroinitializer")) for n in names}
         with f.loop("word", 0, CHUNK // WORD, carry=carry, unroll=True) as word:
             codes = [
-                self._codes(fields, in_chunk, word.index)
+                self._codes.read(fields, in_chunk, word.index)
                 for fields, in_chunk in zip(at.fields, planes, strict=True)
             ]
-            ahead = (at.half, CHUNK), (word.index, WORD)
             for digit in digits:
                 for row, unit_at in enumerate(at.units):
-                    note = f"four elements of digit {digit}"
-                    start = "digits", digit, chunk * CHUNK
-                    x = broadcast(f, "i32", self._load_ahead(unit_at, *start, by=ahead, note=note))
+                    start = digit, in_unit * CHUNK
+                    x = broadcast(f, "i32", self._load_digits(unit_at, *start, word.index))
                     for panel, w in enumerate(codes):
                         name = self._chain(panel, row, digit, chunk)
                         word[name] = self._dot.add(f, word[name], w, x)
         return word.values
-
-    def _codes(self, fields: Fields, planes: list[PlaneAt], word: str) -> str:
-        """Return four elements of 16 columns as the instruction takes them."""
-        codes = fields.quant_bytes(planes, word)
-        if self._fmt.signed and not self._instruction.signed:
-            signs = splat_int(_BYTE_SIGNS)
-            codes = self._f.let("codes", f"xor {INTS} {codes}, {signs}", "int8 + 128, unsigned")
-        return codes
 
     def _total(self, chains: dict[str, str], panel: int, row: int, digits: list[int]) -> str:
         """Return the sum of the chains of one position of the tile."""
@@ -174,38 +166,36 @@ class ExactSums:
     def _zeros(self, at: SubBlock, unit_at: str, digits: list[int]) -> str:
         """Return −zero · Σ X for `digits` of X, in every lane."""
         f = self._f
-        stored = self._sum_of_x(unit_at, at.half, top=digits == [0] and self._digits > 1)
+        stored = self.sum_of_x(unit_at, at.half, top=digits == [0] and self._digits > 1)
         if digits[0] > 0:  # all digits but the highest
-            top = self._sum_of_x(unit_at, at.half, top=True)
-            high = f.let("high", f"shl i32 {top}, {DIGIT_BITS * len(digits)}")
-            stored = f.let("low_sum", f"sub i32 {stored}, {high}")
-        if self._zero != 1 << SUM_FACTOR_LOG2:
-            stored = f.let("zeros", f"mul i32 {stored}, {self._zero >> SUM_FACTOR_LOG2}")
+            stored = self.low_sum_of_x(unit_at, at.half)
+        factor = self._zero >> self._form.sums_log2
+        if factor > 1:
+            stored = f.let("zeros", f"mul i32 {stored}, {factor}")
         return broadcast(f, "i32", stored)
 
-    def _sum_of_x(self, unit_at: str, half: str, top: bool) -> str:
-        """Load −8 times the sum of X, or of its highest digit, in a sub-block."""
+    def low_sum_of_x(self, unit_at: str, half: int) -> str:
+        """Return the stored sum of X without its highest digit in a sub-block."""
+        f = self._f
+        both, top = (self.sum_of_x(unit_at, half, top=top) for top in (False, True))
+        high = f.let("high", f"shl i32 {top}, {DIGIT_BITS * (self._digits - 1)}")
+        return f.let("low_sum", f"sub i32 {both}, {high}")
+
+    def sum_of_x(self, unit_at: str, half: int, top: bool) -> str:
+        """Load the stored sum of X, or of its highest digit, in a sub-block."""
+        f = self._f
         if self._fmt.sub_block_elements == UNIT:
-            return load_field(self._f, unit_at, self._unit, "top_sum" if top else "whole_sum")
-        name = "top_half_sums" if top else "half_sums"
-        return self._load_ahead(unit_at, name, by=((half, 4),), note="of this half")
+            return load_field(f, unit_at, self._unit, "top_sum" if top else "whole_sum")
+        return load_field(f, unit_at, self._unit, "top_half_sums" if top else "half_sums", half)
 
-    def _load_ahead(
-        self,
-        unit_at: str,
-        name: str,
-        *indices: int,
-        by: tuple[tuple[str, int], ...],
-        note: str,
-    ) -> str:
-        """Load four bytes from some bytes ahead of a unit's field, or of its element at `indices`.
-
-        by: (index, factor) products, whose sum is the number of bytes ahead.
+    def _load_digits(self, unit_at: str, digit: int, first: int, word: str) -> str:
+        """Load four elements of a digit: those of a word, counted from element `first`.
 
         A single offset in bytes, not an index of the struct: LLVM then shares its arithmetic among
         the rows of a tile. By the struct, Q6_K on `sdot` had 2 % more instructions.
         """
         f = self._f
-        offset = f.index(f"{name}_offset", *by, (self._unit.offset_bytes(name, *indices), 1))
-        at = f.at(unit_at, "i8", offset, f"{name}_at")
-        return f.let(name, f"load i32, ptr {at}, align 4", note)
+        start = self._unit.offset_bytes("digits", digit, first)
+        offset = f.index("digits_offset", (word, WORD), (start, 1))
+        at = f.at(unit_at, "i8", offset, "digits_at")
+        return f.let("digits", f"load i32, ptr {at}, align 4", f"four elements of digit {digit}")

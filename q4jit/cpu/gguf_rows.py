@@ -6,11 +6,12 @@ They serve narrow results, slices that start inside a panel, and row lookups, fo
 
 import functools
 
-from q4jit.cpu.fields import CHUNK, RowFields, add_scaled, load_floats, value_of
+from q4jit.cpu.fields import CHUNK, add_scaled, load_floats, value_of
 from q4jit.cpu.halves import STORED, named, store_floats, type_suffix
 from q4jit.cpu.lanes import ONE, SIXTEEN, load_vector, sum_lanes
 from q4jit.cpu.llvm_text import VECTOR, Function, Module
 from q4jit.cpu.long_sums import write_long_sums
+from q4jit.cpu.row_fields import RowFields
 from q4jit.floats import FloatType
 from q4jit.weights.formats import Format
 
@@ -27,7 +28,7 @@ def add_dot(module: Module, fmt: Format, k: int, early_scale: bool) -> str:
             f"internal float @{name}(ptr noalias %x, ptr noalias %row) #0",
             f"x times one column of {fmt.name} with K = {k}, 16 elements at a time.",
         )
-        if fmt.float_dtype is not None:
+        if fmt.float_type is not None:
             total = _float_dot(module, f, fmt, k)
         else:
             total = _block_dot(module, f, fmt, k, early)
@@ -51,12 +52,13 @@ def _blocks_dot(
     with f.loop("block", first, end, carry={"total": zero}) as block:
         at = f.at("%row", "i8", f.index("block_offset", (block.index, fmt.block_bytes)), "block_at")
         fields = RowFields(module, f, fmt, at)
-        block_scale, minimum = fields.f16_field("d"), fields.f16_field("m")
+        block_scale, block_minimum = fields.block_field("d"), fields.block_field("m")
         sub_blocks = fmt.block_elements // fmt.sub_block_elements
         chunks = fmt.sub_block_elements // CHUNK
         inner = {"total": (VECTOR, block["total"])}
         with f.loop("sub_block", 0, sub_blocks, carry=inner, unroll=True) as sub_block:
             scale = fields.scale(block_scale, sub_block.index)
+            minimum = fields.minimum(block_minimum, sub_block.index)
             with f.loop("chunk", 0, chunks, carry={"part": zero}, unroll=True) as chunk:
                 number = f.index("chunk_in_block", (sub_block.index, chunks), (chunk.index, 1))
                 quants = fields.quants(number)
@@ -82,7 +84,7 @@ def add_row(module: Module, fmt: Format, k: int, float_type: FloatType = "f32") 
             f"internal void @{name}(ptr noalias %row, ptr noalias %out) #0",
             f"A row of {fmt.name} with K = {k} as {named(float_type)}, 16 elements at a time.",
         )
-        if fmt.float_dtype is not None:
+        if fmt.float_type is not None:
             _float_row(module, f, fmt, k, float_type)
         else:
             _block_row(module, f, fmt, k, float_type)
@@ -95,11 +97,12 @@ def _block_row(module: Module, f: Function, fmt: Format, k: int, float_type: Flo
     with f.loop("block", 0, k // fmt.block_elements) as block:
         at = f.at("%row", "i8", f.index("block_offset", (block.index, fmt.block_bytes)), "block_at")
         fields = RowFields(module, f, fmt, at)
-        block_scale, minimum = fields.f16_field("d"), fields.f16_field("m")
+        block_scale, block_minimum = fields.block_field("d"), fields.block_field("m")
         sub_blocks = fmt.block_elements // fmt.sub_block_elements
         chunks = fmt.sub_block_elements // CHUNK
         with f.loop("sub_block", 0, sub_blocks) as sub_block:
             scale = fields.scale(block_scale, sub_block.index)
+            minimum = fields.minimum(block_minimum, sub_block.index)
             with f.loop("chunk", 0, chunks, unroll=True) as chunk:
                 number = f.index("chunk_in_block", (sub_block.index, chunks), (chunk.index, 1))
                 value = value_of(module, f, fields.quants(number), scale, minimum)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Final
 
 from q4jit.cpu.lanes import Lanes, load_vector, store_vector
-from q4jit.cpu.llvm_text import EXPONENT_BITS, MAGNITUDE_BITS, Function, Module
+from q4jit.cpu.llvm_text import EXPONENT_BITS, EXPONENT_SHIFT, MAGNITUDE_BITS, Function, Module
 from q4jit.floats import FLOAT_BYTES, FloatType
 
 _F16_MAGNITUDE: Final = 0x7FFF
@@ -31,6 +31,8 @@ _BELOW_TIE: Final = (1 << _MANTISSA_SHIFT - 1) - 1
 _BF16_SHIFT: Final = 16
 _BF16_BELOW_TIE: Final = (1 << _BF16_SHIFT - 1) - 1
 _BF16_QUIET: Final = 0x40  # the highest bit of a NaN's mantissa
+
+_E8M0_DENORMAL_SHIFT: Final = 21  # 2^-128 has only this bit
 
 STORED: Final[dict[FloatType, str]] = {"f32": "float", "f16": "i16", "bf16": "i16"}
 """LLVM's type of an element in memory."""
@@ -89,19 +91,48 @@ def store_floats(
         f.do(f"store {element} {value}, ptr {pointer}, align {FLOAT_BYTES[float_type]}")
 
 
-def f16_loader(module: Module, lanes: Lanes, align_bytes: int = 2) -> str:
-    """Return the function that loads f16 values as f32 from an address of that alignment."""
-    name = f"load_f16_{lanes.suffix}{'' if align_bytes == 2 else f'_align{align_bytes}'}"
+def half_loader(module: Module, lanes: Lanes, float_type: FloatType, align_bytes: int = 2) -> str:
+    """Return the function that loads f16 or bf16 as f32 from an address of that alignment."""
+    aligned = "" if align_bytes == 2 else f"_align{align_bytes}"
+    name = f"load_{float_type}_{lanes.suffix}{aligned}"
     if not module.knows(name):
-        f = Function(f"internal {lanes.f32} @{name}(ptr %at) #1", "f16 as f32, exactly.")
-        if _converts_f16(module):
+        doc = f"{float_type} as f32, exactly."
+        f = Function(f"internal {lanes.f32} @{name}(ptr %at) #1", doc)
+        if float_type == "f16" and _converts_f16(module):
             kind = lanes.f32.replace("float", "half")
             f16 = f.let("f16", f"load {kind}, ptr %at, align {align_bytes}")
             f.do(f"ret {lanes.f32} {f.let('value', f'fpext {kind} {f16} to {lanes.f32}')}")
         else:
-            narrow = _stored(lanes, "f16")
-            f16 = f.let("f16", f"load {narrow}, ptr %at, align {align_bytes}")
-            f.do(f"ret {lanes.f32} {_widen_f16_by_integers(f, lanes, f16)}")
+            stored = f"load {_stored(lanes, float_type)}, ptr %at, align {align_bytes}"
+            widen = _widen_bf16 if float_type == "bf16" else _widen_f16
+            wide = widen(module, f, lanes, f.let(float_type, stored))
+            f.do(f"ret {lanes.f32} {wide}")
+        module.add(name, f)
+    return f"@{name}"
+
+
+def e8m0_loader(module: Module, lanes: Lanes) -> str:
+    """Return the function that loads scales in E8M0 as f32: 2^(e − 128), and 2^126, 2^127 at most.
+
+    A byte has only an exponent. The scale is half of 2^(e − 127), because tables of numbers have
+    twice their values.
+    """
+    name = f"load_e8m0_{lanes.suffix}"
+    if not module.knows(name):
+        f = Function(f"internal {lanes.f32} @{name}(ptr %at) #1", "E8M0 as f32: 2^(e - 128).")
+        narrow = lanes.f32.replace("float", "i8")
+        ints, number = lanes.i32, lanes.integer
+        e8m0 = f.let("e8m0", f"load {narrow}, ptr %at, align 1")
+        e = f.let("e", f"zext {narrow} {e8m0} to {ints}")
+        biased = f.let("biased", f"sub {ints} {e}, {number(1)}")
+        normal = f.let("normal", f"shl {ints} {biased}, {number(EXPONENT_SHIFT)}")
+        f.comment("the first two are denormal: 2^-128 and 2^-127")
+        next_ = f.let("next", f"add {ints} {e}, {number(1)}")
+        denormal = f.let("denormal", f"shl {ints} {next_}, {number(_E8M0_DENORMAL_SHIFT)}")
+        is_small = f.let("is_small", f"icmp ult {ints} {e}, {number(2)}")
+        operands = f"{ints} {denormal}, {ints} {normal}"
+        bits = f.let("bits", f"select {lanes.i1} {is_small}, {operands}")
+        f.do(f"ret {lanes.f32} {f.let('value', f'bitcast {ints} {bits} to {lanes.f32}')}")
         module.add(name, f)
     return f"@{name}"
 

@@ -8,12 +8,13 @@ step takes no multiplication.
 from dataclasses import dataclass
 from typing import Final
 
-from q4jit.cpu.digits import DIGIT_BITS, ROW_END, SUM_FACTOR_LOG2, load_field, unit_struct
+from q4jit.cpu.digit_form import DIGIT_BITS, ROW_END, DigitForm, load_field
 from q4jit.cpu.dots import DotInstruction
-from q4jit.cpu.exact_sums import ExactSums, SubBlock
+from q4jit.cpu.exact_sums import ExactSums, SubBlock, Sums
 from q4jit.cpu.fields import Fields, add_scaled, prefetch
 from q4jit.cpu.lanes import SIXTEEN, broadcast, magnitude_of
 from q4jit.cpu.llvm_text import (
+    EXPONENT_SHIFT,
     INTS,
     MASK,
     VECTOR,
@@ -27,13 +28,15 @@ from q4jit.cpu.llvm_text import (
 )
 from q4jit.cpu.long_sums import slab_terms, write_long_sums
 from q4jit.cpu.rough import add_rough
-from q4jit.cpu.schedule import UNIT, Tile, unit_bytes
+from q4jit.cpu.schedule import UNIT, Tile
 from q4jit.weights.layouts import Interleaved
 
 # A scale of 0 has no exponent to add to: with a lift it becomes 2^(lift - 127), not 0. The sums of
 # such blocks stay below this bound (K up to 2^24). Other sums are 0 or not below it, because f16
 # scales are multiples of 2^-24.
 _LEAST: Final = 2.0**-25
+# A scale in E8M0 may be denormal, which has no exponent to add to either: all are multiplied by 4.
+_E8M0_FACTOR: Final = 4.0
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,7 @@ class IntegerProduct:
     Attributes:
         weight: the layout of the weight.
         instruction: what multiplies.
-        digits: the digits of each element of x.
+        form: the form of x in digits.
         tile: the register tile.
         x_stride: floats between rows of x.
         row_bytes: bytes between rows of x in digits.
@@ -51,10 +54,15 @@ class IntegerProduct:
 
     weight: Interleaved
     instruction: DotInstruction
-    digits: int
+    form: DigitForm
     tile: Tile
     x_stride: int
     row_bytes: int
+
+    @property
+    def digits(self) -> int:
+        """The digits of each element of x."""
+        return self.form.digits
 
     @property
     def name(self) -> str:
@@ -93,10 +101,9 @@ class _ProductWriter:
     def __init__(self, module: Module, f: Function, product: IntegerProduct) -> None:
         self._module, self._f, self._product = module, f, product
         self._weight, self._fmt, self._tile = product.weight, product.weight.fmt, product.tile
-        self._unit = unit_struct(product.digits)
-        self._is_exact = self._fmt.minimum_at is not None and product.digits > 1
+        self._unit = product.form.unit
         self._sums = ExactSums(
-            module, f, self._fmt, product.instruction, product.digits, product.tile
+            module, f, self._fmt, product.instruction, product.form, product.tile
         )
 
     def write(self) -> None:
@@ -141,108 +148,139 @@ class _ProductWriter:
     def _block(self, fields: list[Fields], first: str, block: Loop) -> None:
         """Add the sub-blocks of a block; `first` is the number of the first unit of x."""
         f = self._f
-        scales_of_block, minimums = (
-            [each.f16_field(name) for each in fields] for name in ("d", "m")
+        scales, minima = (
+            [self._block_scale(each) for each in fields],
+            [each.block_field("m") for each in fields],
         )
-        sub_blocks = self._weight.block_elements // self._fmt.sub_block_elements
+        units = self._weight.block_elements // UNIT
+        per_unit = UNIT // self._fmt.sub_block_elements
         inner = {n: (VECTOR, v) for n, v in block.values.items()}
-        with f.loop("sub_block", 0, sub_blocks, carry=inner) as sub_block:
+        with f.loop(
+            "sub_block" if per_unit == 1 else "unit_in_block", 0, units, carry=inner
+        ) as unit:
             if self._tile.panels == 1:  # several panels serve many rows: their weights are in cache
                 sparse = self._tile.rows * self._product.digits == 1
                 for each in fields:
-                    position = (each.slab_at, block.index, sub_block.index)
+                    position = (each.slab_at, block.index, unit.index, UNIT)
                     prefetch(self._module, f, self._weight, *position, sparse)
-            at = self._sub_block(fields, first, sub_block.index)
-            sums = self._sums.write(at, apart=self._is_exact)
-            scales = [
-                each.scale(scale, sub_block.index)
-                for each, scale in zip(fields, scales_of_block, strict=True)
+            at = f.at("%units", "%Unit", f.index("unit", (first, 1), (unit.index, 1)), "unit_at")
+            rows = range(self._tile.rows)
+            units_at = [
+                f.at(at, "i8", row * self._product.row_bytes, f"unit_at.row{row}") for row in rows
             ]
-            f.comment("times scale and step: a step is a power of two, its lift adds to exponents")
-            for panel, scale in enumerate(scales):
-                self._add(sub_block, panel, scale, minimums[panel], at.units, sums)
-        block.values = dict(sub_block.values)
+            for half in range(per_unit):
+                number = f.index("sub_block", (unit.index, per_unit), (half, 1))
+                self._sub_block(unit, SubBlock(fields, number, units_at, half), scales, minima)
+        block.values = dict(unit.values)
 
-    def _sub_block(self, fields: list[Fields], first: str, number: str) -> SubBlock:
-        """Return where a sub-block is read: its unit in each row of x."""
-        f, product = self._f, self._product
-        per_unit = UNIT // self._fmt.sub_block_elements
-        if per_unit == 1:
-            unit_at = f.at("%units", "%Unit", f.index("unit", (first, 1), (number, 1)), "unit_at")
-            half = "0"
-        else:
-            within = f.let("unit_in_block", f"udiv i64 {number}, {per_unit}")
-            unit = f.index("unit", (first, 1), (within, 1))
-            half = f.let("half", f"urem i64 {number}, {per_unit}")
-            # by bytes: LLVM would split an index of %Unit in two, and keep another loop variable
-            offset = f.index("unit_offset", (unit, unit_bytes(product.digits)))
-            unit_at = f.at("%units", "i8", offset, "unit_at")
-        rows = range(self._tile.rows)
-        units = [f.at(unit_at, "i8", row * product.row_bytes, f"unit_at.row{row}") for row in rows]
-        return SubBlock(fields, number, units, half)
+    def _block_scale(self, fields: Fields) -> str:
+        """Load the scale of a block; one in E8M0 is multiplied by `_E8M0_FACTOR`."""
+        f = self._f
+        if self._fmt.scale_type == "e8m0":
+            e = fields.exponents()
+            biased = f.let(
+                "biased", f"add {INTS} {e}, {splat_int(1)}", f"2^(e - 128) · {_E8M0_FACTOR:g}"
+            )
+            bits = f.let("scale_bits", f"shl {INTS} {biased}, {splat_int(EXPONENT_SHIFT)}")
+            return f.let("block_scale", f"bitcast {INTS} {bits} to {VECTOR}")
+        scale = fields.block_field("d")
+        assert scale is not None, "a block format without a scale"
+        return scale
 
-    def _add(
-        self,
-        totals: Loop,
-        panel: int,
-        scale: str | None,
-        minimum: str | None,
-        units: list[str],
-        sums: dict[tuple[int, int], list[str]],
+    def _sub_block(
+        self, totals: Loop, at: SubBlock, scales: list[str], minima: list[str | None]
     ) -> None:
-        """Add the scaled sums of a panel, and the minimum times the sum of x."""
+        """Add the scaled sums of a sub-block, and its minima times the sums of x."""
+        f = self._f
+        sums = self._sums.write(at)
+        factors = []
+        for fields, scale, minimum in zip(at.fields, scales, minima, strict=True):
+            scale_of_it = fields.scale(scale, at.number)
+            assert scale_of_it is not None
+            factors.append((scale_of_it, fields.minimum(minimum, at.number)))
+        f.comment("times scale and step: a step is a power of two, its lift adds to exponents")
+        for panel, (scale, minimum) in enumerate(factors):
+            if minimum is None:
+                self._add_scaled(totals, panel, scale, at, sums)
+            elif self._product.digits == 1:
+                self._add_with_minimum(totals, panel, scale, minimum, at, sums)
+            else:
+                self._add_exactly(totals, panel, scale, minimum, at, sums)
+
+    def _add_scaled(self, totals: Loop, panel: int, scale: str, at: SubBlock, sums: Sums) -> None:
+        """Add the scaled sums of a panel."""
+        bits = self._f.let("scale_bits", f"bitcast {VECTOR} {scale} to {INTS}")
+        for row, unit_at in enumerate(at.units):
+            name, dot = _total(panel, row), self._sums.with_all_digits(sums[panel, row])
+            factor = self._lifted(bits, unit_at, "scale_step")
+            totals[name] = add_scaled(self._module, self._f, name, totals[name], factor, dot)
+
+    def _add_with_minimum(
+        self, totals: Loop, panel: int, scale: str, minimum: str, at: SubBlock, sums: Sums
+    ) -> None:
+        """Add the scaled sums of one digit, and the minimum times the sum of X.
+
+        They may cancel each other. The product of an f16 and the sum of X has 23 bits: it is exact,
+        and rounding follows the addition. With a sub-minimum it has 29 bits; its rounding error is
+        far below that of one digit.
+        """
         f, module = self._f, self._module
-        assert scale is not None
-        if minimum is not None and self._is_exact:
-            self._add_exactly(totals, panel, scale, minimum, units, sums)
-            return
         bits = f.let("scale_bits", f"bitcast {VECTOR} {scale} to {INTS}")
-        for row, unit_at in enumerate(units):
+        for row, unit_at in enumerate(at.units):
             name, (dot,) = _total(panel, row), sums[panel, row]
             factor = self._lifted(bits, unit_at, "scale_step")
-            if minimum is None:
-                totals[name] = add_scaled(module, f, name, totals[name], factor, dot)
-            else:
-                x_sums = self._sums_of_x(unit_at, "sum")
-                least = f.let("least", f"fmul {VECTOR} {minimum}, {x_sums}", "exact: 23 bits")
-                both = add_scaled(module, f, "both", least, factor, dot)
-                totals[name] = add_scaled(module, f, name, totals[name], None, both)
+            x_sums = self._scaled_sums_of_x(unit_at, at.half)
+            if self._fmt.sub_minima is not None:
+                total = add_scaled(module, f, "with_minimum", totals[name], minimum, x_sums)
+                totals[name] = add_scaled(module, f, name, total, factor, dot)
+                continue
+            least = f.let("least", f"fmul {VECTOR} {minimum}, {x_sums}", "exact: 23 bits")
+            both = add_scaled(module, f, "both", least, factor, dot)
+            totals[name] = add_scaled(module, f, name, totals[name], None, both)
 
     def _add_exactly(
-        self,
-        totals: Loop,
-        panel: int,
-        scale: str,
-        minimum: str,
-        units: list[str],
-        sums: dict[tuple[int, int], list[str]],
+        self, totals: Loop, panel: int, scale: str, minimum: str, at: SubBlock, sums: Sums
     ) -> None:
         """Add scale · sum and minimum · Σ X of a panel, rounded only after they are added.
 
         They may cancel each other: the rounding error of either would be all that is left. The
-        highest digit's minimum · Σ X has 23 bits, and is exact. Of the others' product, `rest` is
-        what rounding took off.
+        highest digit's minimum · Σ X has 23 bits, and is exact if the block has one minimum. Of
+        other products, `rest` is what rounding took off.
         """
         f, module = self._f, self._module
         high_factor = splat_int(float_bits(2.0 ** (DIGIT_BITS * (self._product.digits - 1))))
         low_factor = splat_int(float_bits(1.0))
-        stored_factor = splat("float", float_text(-(2.0**-SUM_FACTOR_LOG2)))
+        stored_factor = splat("float", float_text(-(2.0**-self._product.form.sums_log2)))
         stored = f.let("stored_minimum", f"fmul {VECTOR} {minimum}, {stored_factor}")
-        for row, unit_at in enumerate(units):
+        for row, unit_at in enumerate(at.units):
             name, (high, low) = _total(panel, row), sums[panel, row]
-            top = broadcast(f, "i32", load_field(f, unit_at, self._unit, "top_sum"))
+            top = broadcast(f, "i32", self._sums.sum_of_x(unit_at, at.half, top=True))
             top = f.let("top_sums", f"sitofp {INTS} {top} to {VECTOR}")
-            x_low = self._sums_of_x(unit_at, "low_sum")
+            if self._fmt.sub_block_elements == UNIT:
+                of_low, x_low = minimum, self._sums_of_x(unit_at, "low_sum")
+            else:
+                of_low = stored
+                x_low = broadcast(f, "i32", self._sums.low_sum_of_x(unit_at, at.half))
+                x_low = f.let("low_sums", f"sitofp {INTS} {x_low} to {VECTOR}")
             least = f.let("least", f"fmul {VECTOR} {stored}, {top}")
-            high = add_scaled(module, f, "high", least, scale, high)
-            least = f.let("least", f"fmul {VECTOR} {minimum}, {x_low}")
-            negative = f.let("negative", f"fneg {VECTOR} {least}")
-            rest = add_scaled(module, f, "rest", negative, minimum, x_low)
+            with_least = add_scaled(module, f, "high", least, scale, high)
+            if self._fmt.sub_minima is not None:
+                rest = self._rest(least, stored, top)
+                with_least = add_scaled(module, f, "high", with_least, None, rest)
+            high = with_least
+            least = f.let("least", f"fmul {VECTOR} {of_low}, {x_low}")
+            rest = self._rest(least, of_low, x_low)
             low = add_scaled(module, f, "low", least, scale, low)
             low = add_scaled(module, f, "low", low, None, rest)
             for factor, part in ((high_factor, high), (low_factor, low)):
                 step = self._lifted(factor, unit_at, "step")
                 totals[name] = add_scaled(module, f, name, totals[name], step, part)
+
+    def _rest(self, product: str, a: str, b: str) -> str:
+        """Return what rounding took off the product of a and b."""
+        f = self._f
+        negative = f.let("negative", f"fneg {VECTOR} {product}")
+        return add_scaled(self._module, f, "rest", negative, a, b)
 
     def _lifted(self, bits: str, unit_at: str, hint: str) -> str:
         """Multiply floats, given as bits, by the step of a unit: add its lift to the exponents."""
@@ -251,9 +289,15 @@ class _ProductWriter:
         lifted = f.let("lifted", f"add {INTS} {bits}, {lift}")
         return f.let(hint, f"bitcast {INTS} {lifted} to {VECTOR}")
 
-    def _sums_of_x(self, unit_at: str, field: str) -> str:
+    def _scaled_sums_of_x(self, unit_at: str, half: int) -> str:
+        """Load the sum of X · 2^lift in a sub-block into every lane."""
+        if self._fmt.sub_block_elements == UNIT:
+            return self._sums_of_x(unit_at, "sum")
+        return self._sums_of_x(unit_at, "scaled_half_sums", half)
+
+    def _sums_of_x(self, unit_at: str, field: str, *indices: int) -> str:
         """Load a sum of X as a float into every lane."""
-        value = load_field(self._f, unit_at, self._unit, field, kind="float")
+        value = load_field(self._f, unit_at, self._unit, field, *indices, kind="float")
         return broadcast(self._f, "float", value)
 
     # --- after the last block ---------------------------------------------------------------------
@@ -264,7 +308,11 @@ class _ProductWriter:
         rough = add_rough(self._module, self._weight)
         units = product.x_stride // UNIT
         assert self._weight.padded_k <= product.x_stride
-        f.comment("times the row's smallest step; a scale of 0 plus a lift is tiny, and becomes 0")
+        if self._fmt.scale_type == "f16":
+            zero = "; a scale of 0 plus a lift is tiny, and becomes 0"
+        else:
+            zero = ""
+        f.comment(f"times the row's smallest step{zero}")
         with f.loop("row", 0, self._tile.rows) as row:
             offset = f.index("row_offset", (row.index, product.row_bytes))
             row_at = f.at("%units", "i8", offset, "row_at")
@@ -285,10 +333,18 @@ class _ProductWriter:
         """Multiply 16 sums by the smallest step."""
         f = self._f
         sums = f.let("sums", f"load {VECTOR}, ptr {at}, align 64")
-        magnitude = magnitude_of(self._module, f, sums)
-        least = SIXTEEN.constant(_LEAST)
-        some = f.let("some", f"fcmp oge {VECTOR} {magnitude}, {least}", "2^-25")
-        kept = f.let("kept", f"select {MASK} {some}, {VECTOR} {sums}, {VECTOR} zeroinitializer")
+        if self._fmt.scale_type == "e8m0":
+            inverse = SIXTEEN.constant(1 / _E8M0_FACTOR)
+            kept = f.let(
+                "sums",
+                f"fmul {VECTOR} {sums}, {inverse}",
+                f"scales are {_E8M0_FACTOR:g} times too large",
+            )
+        else:
+            magnitude = magnitude_of(self._module, f, sums)
+            least = SIXTEEN.constant(_LEAST)
+            some = f.let("some", f"fcmp oge {VECTOR} {magnitude}, {least}", "2^-25")
+            kept = f.let("kept", f"select {MASK} {some}, {VECTOR} {sums}, {VECTOR} zeroinitializer")
         scaled = f.let("scaled", f"fmul {VECTOR} {kept}, {steps}")
         f.do(f"store {VECTOR} {scaled}, ptr {at}, align 64")
 

@@ -215,6 +215,18 @@ class Function:
             total = self.let(hint, f"add i64 {total}, {part}")
         return total
 
+    def divided(self, index: str, count: int, whole: str, within: str) -> tuple[str, str]:
+        """Divide an index by `count`; return the quotient and the remainder, so named."""
+        if count == 1:
+            return index, "0"
+        if index.isdigit():
+            quotient, remainder = divmod(int(index), count)
+            return str(quotient), str(remainder)
+        return (
+            self.let(whole, f"udiv i64 {index}, {count}"),
+            self.let(within, f"urem i64 {index}, {count}"),
+        )
+
     @contextmanager
     def loop(
         self,

@@ -180,13 +180,15 @@ def _walk_panel(
         outer = {name: (VECTOR, slab[name]) for name in totals}
         with f.loop("block", 0, weight.blocks_per_slab, carry=outer, unroll=True) as block:
             fields = Fields(module, f, weight, slab_at, block.index)
-            block_scale, minimum = fields.f16_field("d"), fields.f16_field("m")
+            block_scale, block_minimum = fields.block_field("d"), fields.block_field("m")
             inner = {name: (VECTOR, block[name]) for name in totals}
             # not unrolled: Q6_K has 16 sub-blocks, and would compile for seconds
             sub_blocks = block_elements // fmt.sub_block_elements
             with f.loop("sub_block", 0, sub_blocks, carry=inner) as sub_block:
-                prefetch(module, f, weight, slab_at, block.index, sub_block.index)
+                elements = fmt.sub_block_elements
+                prefetch(module, f, weight, slab_at, block.index, sub_block.index, elements)
                 scale = fields.scale(block_scale, sub_block.index)
+                minimum = fields.minimum(block_minimum, sub_block.index)
                 first = f.index(
                     "k",
                     (slab.index, weight.blocks_per_slab * block_elements),

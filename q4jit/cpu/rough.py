@@ -1,6 +1,6 @@
 """Write the products of rough units in LLVM IR: units of x that digits cannot hold, as floats."""
 
-from q4jit.cpu.digits import ROW_END, load_field
+from q4jit.cpu.digit_form import ROW_END, load_field
 from q4jit.cpu.fields import Fields, add_scaled
 from q4jit.cpu.lanes import broadcast
 from q4jit.cpu.llvm_text import VECTOR, Function, Loop, Module
@@ -43,12 +43,12 @@ def _write(module: Module, f: Function, weight: Interleaved) -> None:
 
 def _add_unit(module: Module, f: Function, weight: Interleaved, unit: str, total: str) -> str:
     """Add 16 columns times a unit of x to a total."""
-    block, unit_in_block = _split(f, unit, weight.block_elements // UNIT, "block", "unit_in_block")
-    slab, block_in_slab = _split(f, block, weight.blocks_per_slab, "slab", "block_in_slab")
+    block, unit_in_block = f.divided(unit, weight.block_elements // UNIT, "block", "unit_in_block")
+    slab, block_in_slab = f.divided(block, weight.blocks_per_slab, "slab", "block_in_slab")
     slab_at = f.at("%w", "i8", f.index("slab_offset", (slab, weight.slab_bytes)), "slab_at")
     fields = Fields(module, f, weight, slab_at, block_in_slab)
     first = f.index("first", (block, weight.block_elements))
-    block_scale, minimum = fields.f16_field("d"), fields.f16_field("m")
+    block_scale, block_minimum = fields.block_field("d"), fields.block_field("m")
 
     def element(k: str, byte: int, value: str, parts: Loop) -> None:
         at = f.at("%x", "float", f.index("k", (k, 1), (byte, 1)), "x_at")
@@ -59,6 +59,7 @@ def _add_unit(module: Module, f: Function, weight: Interleaved, unit: str, total
     with f.loop("sub_block", 0, sub_blocks, carry={"total": (VECTOR, total)}) as sub_block:
         number = f.index("sub_block_in_block", (unit_in_block, sub_blocks), (sub_block.index, 1))
         scale = fields.scale(block_scale, number)
+        minimum = fields.minimum(block_minimum, number)
         decode = (scale, minimum) if minimum is not None else None
         zero = {"part": "zeroinitializer"}
         parts = walk_sub_block(f, fields, first, number, decode, zero, element)
@@ -67,10 +68,3 @@ def _add_unit(module: Module, f: Function, weight: Interleaved, unit: str, total
             module, f, "total", sub_block["total"], late_scale, parts["part"]
         )
     return sub_block["total"]
-
-
-def _split(f: Function, index: str, count: int, whole: str, within: str) -> tuple[str, str]:
-    """Divide an index by `count`; return the quotient and the remainder, so named."""
-    if count == 1:
-        return index, "0"
-    return f.let(whole, f"udiv i64 {index}, {count}"), f.let(within, f"urem i64 {index}, {count}")

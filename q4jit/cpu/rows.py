@@ -4,7 +4,8 @@ import functools
 import math
 from typing import Final
 
-from q4jit.cpu.digits import add_digits, form_for
+from q4jit.cpu.digit_form import form_of
+from q4jit.cpu.digits import add_digits
 from q4jit.cpu.lanes import INFINITY, SIXTEEN, broadcast, magnitude_of, sum_lanes, tail_mask
 from q4jit.cpu.llvm_text import (
     EXPONENT_BIAS,
@@ -17,7 +18,7 @@ from q4jit.cpu.llvm_text import (
 )
 from q4jit.cpu.long_sums import write_long_sums
 from q4jit.cpu.operations import apply
-from q4jit.cpu.schedule import UNIT, digits_bytes, is_integer, padded_k
+from q4jit.cpu.schedule import UNIT, digits_bytes, padded_k
 from q4jit.cpu.values import Context, CpuValues
 from q4jit.frontend.graph import REDUCTIONS, Node, reachable
 from q4jit.plan.kernels import Slot, Store
@@ -27,6 +28,11 @@ from q4jit.weights.layouts import LANES
 # Inside, sums of 32 products with quants can neither overflow nor be lost to denormals.
 _WINDOW_LOW: Final = -40
 _WINDOW_HIGH: Final = 96
+# The window's lower end for weights with scales in E8M0: products with a scale of 2^-128 should not
+# be denormal either.
+_WINDOW_LOW_E8M0: Final = 20
+_LARGEST_SHIFT: Final = 126  # its inverse is the smallest normal power of two
+_LEAST_EXPONENT: Final = -149  # of f32's denormals
 # Elements below this are multiplied by 2^64 before their exponent is read: it is 0 in a denormal.
 _TINY: Final = 2.0**-100
 _TINY_SHIFT: Final = 64
@@ -117,7 +123,7 @@ class RowWriter:
 
     def _write_x(self, x: Node) -> None:
         f, values = self._f, self._values
-        _add_normalise(self._lowering.module)
+        self._add_normalise()
         padded = padded_k(self._lowering.plan, self._kernel)
         base = self._lowering.argument(f, Slot("x"))
         offset = f.index("prologue_offset", ("%row", padded))
@@ -148,18 +154,21 @@ class RowWriter:
         )
         self._write_digits(x_row_at, padded)
 
+    def _add_normalise(self) -> None:
+        """Add the function that scales a row, with the window of the kernel's weights."""
+        products = [p for section in self._work.sections for p in section.products]
+        specs = [self._lowering.plan.weight(p.arg) for p in products]
+        exponents = [spec for spec in specs if spec.block_format.scale_type == "e8m0"]
+        # huge scales need an x that is not larger than it was
+        is_high = bool(exponents) and all(spec.finite for spec in exponents)
+        _add_normalise(self._lowering.module, _WINDOW_LOW_E8M0 if is_high else _WINDOW_LOW)
+
     def _write_digits(self, x_row_at: str, padded: int) -> None:
         """Write the digits of x, if the kernel has integer products."""
         kernel, plan, f = self._kernel, self._lowering.plan, self._f
         if kernel.dot is None:
             return
-        formats = [
-            plan.weight(p.arg).block_format
-            for s in self._work.sections
-            for p in s.products
-            if is_integer(plan, kernel, s, p)
-        ]
-        form = form_for(formats, kernel.digits)
+        form = form_of(plan, kernel)
         function = add_digits(self._lowering.module, form)
         base = self._lowering.argument(f, Slot("digits"))
         offset = f.index("digits_offset", ("%row", digits_bytes(padded, kernel.digits)))
@@ -184,12 +193,12 @@ def _whole(width: int) -> int:
     return -(-width // LANES) * LANES
 
 
-def _add_normalise(module: Module) -> None:
+def _add_normalise(module: Module, low: int) -> None:
     """Add a function that scales a row into the window by a power of two, which is exact."""
     f = Function(
         f"internal void @normalise(ptr %x, i64 %k, {VECTOR} %largest, ptr %row_factor_at) #0",
         f"Scale a row by a power of two that brings the exponent of its largest element into "
-        f"{_WINDOW_LOW} … {_WINDOW_HIGH}.\nThere, sums of products with quants neither overflow "
+        f"{low} … {_WINDOW_HIGH}.\nThere, sums of products with quants neither overflow "
         "nor become denormal. Most rows are there already.\n"
         "Sums of the row are later multiplied by the row factor, the inverse of that power.",
     )
@@ -206,9 +215,11 @@ def _add_normalise(module: Module) -> None:
     bits = f.let("bits", f"bitcast float {normal} to i32")
     biased = f.let("biased", f"lshr i32 {bits}, {EXPONENT_SHIFT}", "past the mantissa")
     exponent = f.let("exponent", f"sub i32 {biased}, {bias}")
-    at_least = f.let("at_least", f"call i32 @llvm.smax.i32(i32 {exponent}, i32 {_WINDOW_LOW})")
+    at_least = f.let("at_least", f"call i32 @llvm.smax.i32(i32 {exponent}, i32 {low})")
     wanted = f.let("wanted", f"call i32 @llvm.smin.i32(i32 {at_least}, i32 {_WINDOW_HIGH})")
     shift = f.let("shift", f"sub i32 {wanted}, {exponent}")
+    if low - _LEAST_EXPONENT > _LARGEST_SHIFT:
+        shift = f.let("shift", f"call i32 @llvm.smin.i32(i32 {shift}, i32 {_LARGEST_SHIFT})")
     zero = f.let("zero", f"fcmp oeq float {largest}, 0.0")
     inside = f.let("inside", f"icmp eq i32 {shift}, 0")
     nothing = f.let("nothing", f"or i1 {zero}, {inside}")

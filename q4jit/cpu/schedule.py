@@ -56,14 +56,12 @@ class Dot:
     Attributes:
         feature: the CPU's feature.
         instruction: what multiplies.
-        quant_bits: bits of the largest quants that it can multiply.
         few: the tile if M is at most twice its rows; it then has as few rows as M needs.
         many: the tiles of greater M, for three digits and for one.
     """
 
     feature: str
     instruction: DotInstruction
-    quant_bits: int
     few: Tile
     many: tuple[Tile, Tile]
 
@@ -72,11 +70,11 @@ class Dot:
 # are added in 32 bits; `i8` needs one, and sums of 16 bits are enough. Float formats, and whatever
 # no line serves, are multiplied as floats.
 DOTS: Final = (
-    #   feature       instruction  bits  few rows  many rows: three digits, one
-    Dot("avx512vnni", VPDPBUSD_512, 8, Tile(8), (Tile(4, 2), Tile(6, 2))),
-    Dot("avxvnni", VPDPBUSD_256, 8, Tile(4), (Tile(4), Tile(4))),
-    Dot("avx2", VPMADDUBSW, 4, Tile(4), (Tile(4), Tile(4))),
-    Dot("dotprod", SDOT, 8, Tile(4), (Tile(4), Tile(4))),
+    #   feature       instruction  few rows  many rows: three digits, one
+    Dot("avx512vnni", VPDPBUSD_512, Tile(8), (Tile(4, 2), Tile(6, 2))),
+    Dot("avxvnni", VPDPBUSD_256, Tile(4), (Tile(4), Tile(4))),
+    Dot("avx2", VPMADDUBSW, Tile(4), (Tile(4), Tile(4))),
+    Dot("dotprod", SDOT, Tile(4), (Tile(4), Tile(4))),
 )
 _FLOATS: Final = {32: Tile(8), 16: Tile(4)}  # by vector registers: sums of more rows would spill
 
@@ -229,7 +227,7 @@ def panels(section: Section) -> int:
 def interleaved(plan: CpuPlan, arg: int) -> Interleaved:
     """Return the interleaved layout of a weight argument."""
     spec = plan.weight(arg)
-    return Interleaved(spec.block_format, spec.k, spec.n)
+    return Interleaved(spec.block_format.repacked, spec.k, spec.n)
 
 
 def padded_k(plan: CpuPlan, kernel: CpuKernel) -> int:
@@ -261,10 +259,14 @@ def find_dot(target: Target) -> Dot | None:
 
 
 def zero_of(fmt: Format, instruction: DotInstruction) -> int:
-    """Return the code of the value 0, in the codes that the instruction takes."""
-    if fmt.signed:
-        return 0 if instruction.signed else 1 << fmt.quant_bits - 1
-    return fmt.zero
+    """Return the code of the value 0, in the codes that the instruction takes.
+
+    Signed numbers become codes of an unsigned instruction by adding a power of two.
+    """
+    if not (fmt.signed or fmt.table):
+        return fmt.zero
+    least = 0 if instruction.signed else -min(fmt.numbers)
+    return 1 << (least - 1).bit_length() if least > 0 else 0
 
 
 def is_integer(plan: CpuPlan, kernel: CpuKernel, section: Section, product: Node) -> bool:
@@ -275,9 +277,12 @@ def is_integer(plan: CpuPlan, kernel: CpuKernel, section: Section, product: Node
 
 def _suits(dot: Dot, digits: int, section: Section, spec: WeightSpec) -> bool:
     fmt = spec.block_format
-    served = 0 < fmt.quant_bits <= dot.quant_bits and (digits == 1 or not dot.instruction.pairs)
+    if fmt.float_type is not None or (digits > 1 and dot.instruction.pairs):
+        return False
+    largest_code = max(fmt.numbers) + zero_of(fmt, dot.instruction)
     # Inf and NaN among the scales give the right result only if each element is scaled by itself
-    return served and spec.finite and schedule_of(section) == COLUMNS
+    served = largest_code <= dot.instruction.largest_code and spec.finite
+    return served and schedule_of(section) == COLUMNS
 
 
 def more_exact(plan: CpuPlan, precision: str) -> list[str]:
@@ -325,7 +330,7 @@ def _transposed_tile(target: Target, m: int, formats: list[Format], products: in
     products: the most in a section. Their sums share the stack: tiles shrink if there are many.
     """
     tiles, rows = transposed_tiles(target), m_class(target, m)
-    runs = [plane.run_elements for fmt in formats for plane in fmt.planes]
+    runs = [plane.run_elements for fmt in formats for plane in fmt.repacked.planes]
     panels = max([*runs, _TRANSPOSED_WIDTH]) // LANES
     if rows > 2 * _few_rows(target):
         rows = min(tiles.many, rows)

@@ -160,13 +160,14 @@ class ChunkReader:
         at = self.f.at(self.slabs_at, "i8", offset, "slab_at")
         return Fields(self.module, self.f, self.weight, at, self.block)
 
-    def scale(self, fields: Fields) -> str | None:
-        """Return the scale of the chunk in 16 columns; None if the format has none."""
+    def factors(self, fields: Fields) -> tuple[str | None, str | None]:
+        """Return the scale and the minimum of the chunk in 16 columns; None without one."""
         fmt, sub_block = self.weight.fmt, "0"
-        if fmt.sub_scales_at is not None:
+        if fmt.sub_scales is not None or fmt.sub_minima is not None:
             chunks = fmt.sub_block_elements // CHUNK
-            sub_block = self.f.let("sub_block", f"udiv i64 {self.chunk}, {chunks}")
-        return fields.scale(fields.f16_field("d"), sub_block)
+            sub_block, _ = self.f.divided(self.chunk, chunks, "sub_block", "chunk_in_sub_block")
+        scale = fields.scale(fields.block_field("d"), sub_block)
+        return scale, fields.minimum(fields.block_field("m"), sub_block)
 
     def prefetch(self, panel: str) -> None:
         """Prefetch the chunk of a later panel: panels are far apart in memory."""

@@ -14,7 +14,6 @@ from q4jit.cpu.fields import (
     Fields,
     PlaneAt,
     add_scaled,
-    converts_by_table,
     shift_right,
     value_of,
 )
@@ -31,6 +30,7 @@ from q4jit.cpu.llvm_text import (
     splat_int,
 )
 from q4jit.cpu.long_sums import STRETCH_TERMS
+from q4jit.cpu.numbers import converts_by_table
 from q4jit.cpu.schedule import transposed_tiles
 from q4jit.cpu.transposed import ChunkReader, TransposedProduct
 from q4jit.weights.layouts import LANES
@@ -92,7 +92,7 @@ def _add_panel(
     """Add the products of a panel with elements of a chunk to the sums of the loop."""
     module, f = reader.module, reader.f
     fields = reader.fields(panel.index)
-    scale, minimum = reader.scale(fields), fields.f16_field("m")
+    scale, minimum = reader.factors(fields)
     # y · scale takes fewer instructions if there are fewer rows than elements
     is_late = scale is not None and minimum is None and product.rows < len(elements)
     is_late = is_late and not product.early_scale
@@ -173,7 +173,8 @@ def _quants(fields: Fields, planes: list[PlaneAt], chunk: str, word: int) -> lis
     Zen 4).
     """
     f, fmt = fields.f, fields.weight.fmt
-    if not 0 < fmt.quant_bits < 8 or converts_by_table(fields.module, fmt):
+    is_counted = 0 < fmt.quant_bits < 8 and fmt.table is None
+    if not is_counted or converts_by_table(fields.module, fmt):
         return [(quant, 0) for quant in fields.quants(planes, chunk, str(word))]
     codes, quants = fields.quant_bytes(planes, str(word)), []
     for byte, shift in enumerate((0, 8, 16, 0)):

@@ -68,7 +68,7 @@ class ManyRows:
         reader = ChunkReader.of(module, f, weight, chunk)
         with f.loop("panel", "%first", "%end") as panel:
             fields = reader.fields(panel.index)
-            scale, minimum = reader.scale(fields), fields.f16_field("m")
+            scale, minimum = reader.factors(fields)
             planes = fields.planes(reader.chunk)
             reader.prefetch(f.index("later", (panel.index, 1), (_PANELS, 1)))
             values = [

@@ -44,7 +44,7 @@ _MOST_RESIDENT: Final = 1024  # threads whose registers fit into a compute unit
 def schedules_for(target: Target, key: Key) -> tuple[str, ...]:
     """Return the schedules to try for weights with finite scales."""
     formats = [FORMATS[name] for name in key.format.split("+")]
-    in_blocks = all(fmt.float_dtype is None for fmt in formats)
+    in_blocks = all(fmt.float_type is None for fmt in formats)
     has_matrix = target.hip.matrix is not None
     if has_matrix and suit_panels(formats):
         is_few = key.m <= MOST_FEW_ROWS

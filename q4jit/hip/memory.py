@@ -131,7 +131,8 @@ def _tile_matrix_bytes(plan: HipPlan, kernel: HipKernel) -> int:
     scales_bytes = 2 * columns * _F32_BYTES
     formats = [plan.weight(product.arg).block_format for product in kernel.section.products]
     if any(fmt.minimum_at is not None for fmt in formats):
-        scales_bytes += columns * _F32_BYTES + 16 * stride_bytes
+        halves = any(fmt.minimum_at is not None and fmt.sub_block_elements < 32 for fmt in formats)
+        scales_bytes += (2 if halves else 1) * columns * _F32_BYTES + 16 * stride_bytes
     return stride_bytes * (kernel.bf16_terms * kernel.rows_per_tile + columns) + scales_bytes + 4
 
 

@@ -142,4 +142,4 @@ def suit_panels(formats: Iterable[Format]) -> bool:
 
 
 def _is_in_blocks(weight: WeightSpec) -> bool:
-    return weight.block_format.float_dtype is None
+    return weight.block_format.float_type is None

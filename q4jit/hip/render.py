@@ -65,7 +65,7 @@ def render_generic(
             "fours": (),
             "loaded": (),
             "stored": (),
-            "unaligned": not weight.float_bytes,
+            "unaligned": sorted(weight.unaligned, reverse=True),
         },
     }
     text = environment().get_template("kernel/generic.hip.j2").render(context)

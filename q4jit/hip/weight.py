@@ -6,9 +6,10 @@ from typing import Final
 from q4jit.frontend.graph import Node
 from q4jit.frontend.specs import WeightSpec
 from q4jit.hip import kernel as kernels
-from q4jit.hip.kernel import HipKernel
+from q4jit.hip.factors import factor_expression
+from q4jit.hip.kernel import UNIT_ELEMENTS, HipKernel
 from q4jit.hip.values import literal
-from q4jit.weights.formats import Format
+from q4jit.weights.formats import Format, Plane, SubFactors
 from q4jit.weights.layouts import PANEL_COLUMNS, PLANAR, TILES16, Planar, fields
 
 VALUES: Final = frozenset({"load", "decode"})
@@ -58,48 +59,93 @@ class _Field:
     Attributes:
         name: its name as a constant.
         start_bytes: where its region begins; without regions, where it begins in a block.
-        size_bytes: its bytes of a block; without regions, all bytes of a block.
+        size_bytes: its bytes of a block or of a unit; without regions, all bytes of a block.
+        of_unit: whether a region has a part of the field for each of several units of a block.
     """
 
     name: str
     start_bytes: int
     size_bytes: int
+    of_unit: bool = False
 
 
 @dataclass(frozen=True)
 class _Plane:
-    """A bit field of the quants, and its words of 16 bytes in a unit.
+    """A bit field of the quants, and what is loaded of it for a unit.
 
     Attributes:
-        field: the field of the block that holds it.
-        bits: of a quant.
-        width_bytes: byte j of a run of this length holds elements j, j + width_bytes, …
-        run_elements: elements of a run.
-        lshift: where its bits are in the quant.
-        first: its first word among those of all planes.
+        number: its place among the planes.
+        shape: how it is stored in the layout.
+        first: its first word of 16 bytes among those of all planes.
     """
 
-    field: str
-    bits: int
-    width_bytes: int
-    run_elements: int
-    lshift: int
+    number: int
+    shape: Plane
     first: int
 
     @property
-    def words(self) -> int:
-        """Words of 16 bytes in a unit."""
-        return 1 if self.width_bytes == 16 else 2
+    def field(self) -> str:
+        """The field of the block that holds it."""
+        return f"QUANTS{self.number}"
+
+    @property
+    def bits(self) -> int:
+        """Bits of a quant."""
+        return self.shape.bits
+
+    @property
+    def width_bytes(self) -> int:
+        """Byte j of a run of this length holds elements j, j + width_bytes, …"""
+        return self.shape.width_bytes
+
+    @property
+    def run_elements(self) -> int:
+        """Elements of a run."""
+        return self.shape.run_elements
+
+    @property
+    def lshift(self) -> int:
+        """Where its bits are in the quant."""
+        return self.shape.lshift
 
     @property
     def is_split(self) -> bool:
-        """Whether the units of a block share its bytes."""
-        return self.width_bytes != 16 and self.bits != 8
+        """Whether several units of a block share its bytes."""
+        return self.run_elements > UNIT_ELEMENTS and self.bits != 8
+
+    @property
+    def is_in_order(self) -> bool:
+        """Whether a unit is one run, or a part of one, so that words hold quants in their order."""
+        return self.run_elements >= UNIT_ELEMENTS or self.bits == 8
+
+    @property
+    def unit_bytes(self) -> int:
+        """The bytes that hold the quants of a unit."""
+        return min(self.width_bytes, 32) if self.is_split else UNIT_ELEMENTS * self.bits // 8
+
+    @property
+    def words(self) -> int:
+        """Words of 16 bytes in a unit; 0 if a unit has fewer bytes."""
+        return self.unit_bytes // 16
+
+    @property
+    def small_words(self) -> int:
+        """Words of 4 bytes in a unit."""
+        return self.unit_bytes // 4
 
     @property
     def mask(self) -> str:
         """The plane's bits of a quant, in each byte of a word."""
         return f"{((1 << self.bits) - 1) * 0x01010101:#010x}u"
+
+    @property
+    def bit(self) -> str:
+        """Where quant i of a unit has its lowest bit in the plane, for runs shorter than a unit."""
+        if self.width_bytes == 1:
+            return "i" if self.bits == 1 else f"i * {self.bits}"
+        run, width = self.run_elements, self.width_bytes
+        in_run = f"i % {width} * 8 + i % {run} / {width} * {self.bits}"
+        return f"(i / {run} * {8 * width} + {in_run})"
 
 
 @dataclass(frozen=True)
@@ -120,7 +166,9 @@ class Weight:
 
     @property
     def _fmt(self) -> Format:
-        return self.spec.block_format
+        """The format of the blocks as they are stored in the layout."""
+        fmt = self.spec.block_format
+        return fmt.repacked if self.is_planar else fmt
 
     @property
     def name(self) -> str:
@@ -137,7 +185,18 @@ class Weight:
             functions -= {"quad_index"}
         elif "load" in functions:
             functions |= {"quad_index"}
-        return functions if self.has_m else functions - _OF_MINIMA
+        return (functions if self.has_m else functions - _OF_MINIMA) | self._helpers(functions)
+
+    def _helpers(self, functions: frozenset[str]) -> set[str]:
+        """Return the functions that unpack numbers and factors, called by `functions`."""
+        unpacks = not self.is_quads and "value" in functions
+        reads_factors = unpacks or (not self.is_planar and "load" in functions)
+        helpers = {
+            "numbers": self.table and (unpacks or "quants" in functions),
+            "sub_scale": self.has_scales and reads_factors,
+            "sub_minimum": self.has_minima and reads_factors,
+        }
+        return {name for name, is_called in helpers.items() if is_called}
 
     @property
     def format(self) -> str:
@@ -170,6 +229,12 @@ class Weight:
         total = Planar(self._fmt, self.k, self.n, tiled=self.is_quads).size_bytes
         return "u32" if total < 1 << 32 else "u64"
 
+    def load(self, size_bytes: int, at: int = 0) -> str:
+        """Return the function that loads 4, 8 or 16 bytes of quants from byte `at` of a block."""
+        if self.is_planar:
+            return "stream_16" if size_bytes == 16 else f"*(const u{8 * size_bytes}*)"
+        return f"load_{size_bytes}_by_{_alignment(self._fmt.block_bytes, at)}"
+
     @property
     def matrix_bytes(self) -> int:
         """Bytes of the matrix of an expert, and so from one expert to the next."""
@@ -178,14 +243,22 @@ class Weight:
         return Planar(self._fmt, self.k, self.n, tiled=self.is_quads).size_bytes
 
     @property
-    def load(self) -> str:
-        """The function that loads 16 bytes of quants."""
-        return "stream_16" if self.is_planar else "load_16_by_2"
+    def unaligned(self) -> set[tuple[int, int]]:
+        """The bytes and the alignment of loads that one instruction cannot do."""
+        if self.is_planar or self.float_bytes:
+            return set()
+        loads = ((16 if p.words else p.unit_bytes, p.shape.at) for p in self.planes)
+        return {(size, _alignment(self._fmt.block_bytes, at)) for size, at in loads}
 
     @property
     def float_bytes(self) -> int:
         """Bytes of an element that is a float; 0 in blocks."""
-        return self._fmt.block_bytes if self._fmt.float_dtype else 0
+        return self._fmt.block_bytes if self._fmt.float_type else 0
+
+    @property
+    def is_bf16(self) -> bool:
+        """Whether elements are bf16, the upper half of an f32."""
+        return self._fmt.float_type == "bf16"
 
     @property
     def column_bytes(self) -> int:
@@ -207,8 +280,7 @@ class Weight:
     @property
     def zero(self) -> str:
         """The number that is subtracted from a quant as it is read; empty for 0."""
-        # signed quants are read as bytes counted from −128
-        zero = self._fmt.zero + (128 if self._fmt.signed else 0)
+        zero = self._fmt.zero + (128 if self.from_minus_128 else 0)
         return literal(zero) if zero else ""
 
     @property
@@ -227,23 +299,111 @@ class Weight:
         return self._fmt.signed
 
     @property
+    def table(self) -> list[str]:
+        """The numbers of a format with a table as bytes counted from −128, four to a word."""
+        if self._fmt.table is None:
+            return []
+        numbers = [number + 128 for number in self._fmt.table] + [0] * (16 - len(self._fmt.table))
+        words = (numbers[i : i + 4] for i in range(0, 16, 4))
+        return [f"{int.from_bytes(word, 'little'):#010x}u" for word in words]
+
+    @property
+    def from_minus_128(self) -> bool:
+        """Whether the bytes of unpacked quants are counted from −128."""
+        return self.signed or self._fmt.table is not None
+
+    @property
     def has_m(self) -> bool:
         """Whether blocks have a minimum."""
         return self._fmt.minimum_at is not None
 
     @property
     def has_scales(self) -> bool:
-        """Whether blocks have scales of sub-blocks."""
-        return self._fmt.sub_scales_at is not None
+        """Whether sub-blocks have scales."""
+        return self._fmt.sub_scales is not None
+
+    @property
+    def has_minima(self) -> bool:
+        """Whether sub-blocks have minima."""
+        return self._fmt.sub_minima is not None
+
+    @property
+    def subtracts_minima(self) -> bool:
+        """Whether the minimum of a sub-block is subtracted."""
+        return self._fmt.sub_minima is not None and self._fmt.sub_minima.negative
+
+    @property
+    def halves(self) -> bool:
+        """Whether each half of a unit has a scale, and perhaps a minimum, of its own."""
+        return self._fmt.sub_block_elements < UNIT_ELEMENTS
+
+    @property
+    def unit_sub_blocks(self) -> int:
+        """The sub-blocks of a unit."""
+        return UNIT_ELEMENTS // self._fmt.sub_block_elements
+
+    @property
+    def is_e8m0(self) -> bool:
+        """Whether the scale of a block is an exponent, E8M0."""
+        return self._fmt.scale_type == "e8m0"
+
+    @property
+    def has_stored_minima(self) -> bool:
+        """Whether a unit has minima in bytes of their own, not in those of its scales."""
+        return self.has_minima and (not self.is_planar or "MINIMA" in self.field)
+
+    def factor(self, name: str, half: str) -> str:
+        """Return the integer of a stored unit's sub-block, as a C++ expression.
+
+        name: `scales` or `minima`. half: which half of the unit, empty if it is one sub-block.
+        """
+        if not self.is_planar:
+            return f"stored.{name}[{half}]" if half else f"stored.{name}"
+        sub = self._fmt.sub_scales if name == "scales" else self._fmt.sub_minima
+        assert sub is not None, "a factor of a format without it"
+        stored = name if name == "scales" or self.has_stored_minima else "scales"
+        (part,) = sub.parts
+        shift = f"8 * {half}" if half else ""
+        if part.shift:
+            shift = f"{shift} + {part.shift}" if shift else str(part.shift)
+        bits = f"stored.{stored} >> ({shift})" if shift else f"stored.{stored}"
+        if part.bits == 8:
+            return f"(i8)({bits})" if shift else f"(i8){bits}"
+        return f"({bits} & {(1 << part.bits) - 1})"
+
+    @property
+    def sub_scale(self) -> str:
+        """The scale of sub-block `j` of a block, from its field `scales`."""
+        return self._sub_factor(self._fmt.sub_scales, "scales")
+
+    @property
+    def sub_minimum(self) -> str:
+        """The minimum of sub-block `j` of a block, from its field `minima` or `scales`."""
+        return self._sub_factor(self._fmt.sub_minima, self.minima_field)
+
+    @property
+    def minima_field(self) -> str:
+        """The name of the field that has the minima of sub-blocks."""
+        return "minima" if "MINIMA" in self.field else "scales"
+
+    def _sub_factor(self, sub: SubFactors | None, name: str) -> str:
+        assert sub is not None, "a factor of a format without it"
+        (origin,) = (f.at for f in fields(self._fmt) if f.name == name)
+        return factor_expression(sub, self._fmt.sub_blocks, name, origin)
 
     @property
     def fields(self) -> list[_Field]:
         """The fields of a block."""
-        if self.is_planar:
-            regions = Planar(self._fmt, self.k, self.n, tiled=self.is_quads).regions
-            return [_Field(name.upper(), start, size) for name, (start, size) in regions.items()]
-        stride = self._fmt.block_bytes
-        return [_Field(f.name.upper(), f.at, stride) for f in fields(self._fmt)]
+        if not self.is_planar:
+            stride = self._fmt.block_bytes
+            return [_Field(f.name.upper(), f.at, stride) for f in fields(self._fmt)]
+        regions = Planar(self._fmt, self.k, self.n, tiled=self.is_quads).regions
+        units = 1 if self.is_quads or self.float_bytes else self.block_elements // UNIT_ELEMENTS
+        listed = []
+        for name, (start, size) in regions.items():
+            of_unit = units > 1 and name not in {"d", "m"}
+            listed.append(_Field(name.upper(), start, size // units if of_unit else size, of_unit))
+        return listed
 
     @property
     def field(self) -> dict[str, _Field]:
@@ -254,9 +414,8 @@ class Weight:
     def planes(self) -> list[_Plane]:
         """The planes of bits that quants consist of."""
         planes: list[_Plane] = []
-        for i, p in enumerate(self._fmt.planes):
-            shape = p.bits, p.width_bytes, p.run_elements, p.lshift
-            planes.append(_Plane(f"QUANTS{i}", *shape, sum(q.words for q in planes)))
+        for i, plane in enumerate(self._fmt.planes):
+            planes.append(_Plane(i, plane, sum(q.words for q in planes)))
         return planes
 
     @property
@@ -267,8 +426,15 @@ class Weight:
     @property
     def stored_registers(self) -> int:
         """Registers of a lane for a unit as it is stored, scales included."""
-        loads = 2 * self.float_bytes or self.words
-        return 4 * loads + (self.float_bytes == 0) + self.has_m + self.has_scales
+        if self.float_bytes:
+            return 8 * self.float_bytes
+        words = sum(plane.small_words for plane in self.planes)
+        return words + 1 + self.has_m + self.has_scales + self.has_stored_minima
+
+
+def _alignment(block_bytes: int, at: int) -> int:
+    """Return the bytes to which a field of a file's blocks is aligned, 2 at most."""
+    return 1 if block_bytes % 2 or at % 2 else 2
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from q4jit.errors import ArgumentError, FormatError, expected
+from q4jit.floats import float_type_of
 from q4jit.sizes import whole_number
 
 
@@ -37,6 +38,8 @@ def tensor_shape(shape: object, axes: str) -> tuple[int, ...]:
 
 def contiguous(raw: Any) -> memoryview:
     """Return the bytes of a buffer. Raises FormatError unless it is C-contiguous."""
+    if isinstance(raw, np.ndarray) and float_type_of(raw.dtype) == "bf16":
+        raw = raw.view(np.uint16)  # NumPy makes no buffer of the dtype of ml_dtypes
     try:
         view = memoryview(raw)
     except (TypeError, ValueError, BufferError) as error:

@@ -1,6 +1,7 @@
 """Weight layouts: orders of a weight's bytes that suit the loads of kernels.
 
-`gguf` is the order of the file: one column of w after the other, each a sequence of blocks.
+`gguf` is the order of the file: one column of w after the other, each a sequence of blocks. The
+other layouts hold the fields of repacked blocks (`Format.repacked`).
 
 `interleaved16` is for CPUs, where each lane of a vector computes one column: a vector of scales is
 one load, activations are broadcast, and no sum crosses lanes. A panel is 16 adjacent columns; zero
@@ -40,7 +41,7 @@ from numpy.typing import NDArray
 
 from q4jit.errors import FormatError, expected
 from q4jit.locks import BUILD
-from q4jit.weights.formats import Format
+from q4jit.weights.formats import SCALE_BYTES, Format, repack
 
 GGUF: Final = "gguf"
 INTERLEAVED16: Final = "interleaved16"
@@ -75,25 +76,37 @@ class Field:
 
 def fields(fmt: Format) -> tuple[Field, ...]:
     """Return the fields of a block in the order of a slab."""
-    if fmt.float_dtype is not None:
+    if fmt.float_type is not None:
         return (Field("values", 0, FLOAT_BLOCK_ELEMENTS * fmt.block_bytes, fmt.block_bytes),)
     listed = []
     if fmt.scale_at is not None:
-        listed.append(Field("d", fmt.scale_at, 2, 2))
+        size_bytes = SCALE_BYTES[fmt.scale_type]
+        listed.append(Field("d", fmt.scale_at, size_bytes, size_bytes))
     if fmt.minimum_at is not None:
         listed.append(Field("m", fmt.minimum_at, 2, 2))
-    if fmt.sub_scales_at is not None:
-        listed.append(
-            Field("scales", fmt.sub_scales_at, fmt.block_elements // fmt.sub_block_elements, 1)
-        )
+    listed += _factor_fields(fmt)
     for i, plane in enumerate(fmt.planes):
         listed.append(Field(f"quants{i}", plane.at, plane.size_bytes(fmt.block_elements), 4))
     return tuple(listed)
 
 
+def _factor_fields(fmt: Format) -> list[Field]:
+    """Return the fields of sub-scales and sub-minima: one, `scales`, if they share bytes."""
+    scales = fmt.sub_scales.bytes_read(fmt.sub_blocks) if fmt.sub_scales else set()
+    minima = fmt.sub_minima.bytes_read(fmt.sub_blocks) if fmt.sub_minima else set()
+    if scales & minima:
+        scales, minima = scales | minima, set()
+    named = {"scales": scales, "minima": minima}
+    return [Field(name, min(at), max(at) + 1 - min(at), 1) for name, at in named.items() if at]
+
+
 @dataclass(frozen=True)
 class Interleaved:
-    """The sizes and positions of a weight [K, N] in the layout `interleaved16`, in bytes."""
+    """The sizes and positions of a weight [K, N] in the layout `interleaved16`, in bytes.
+
+    Attributes:
+        fmt: a repacked format.
+    """
 
     fmt: Format
     k: int
@@ -102,7 +115,7 @@ class Interleaved:
     @cached_property
     def block_elements(self) -> int:
         """Elements of a block (32 for the float formats)."""
-        return FLOAT_BLOCK_ELEMENTS if self.fmt.float_dtype else self.fmt.block_elements
+        return FLOAT_BLOCK_ELEMENTS if self.fmt.float_type else self.fmt.block_elements
 
     @cached_property
     def blocks(self) -> int:
@@ -164,6 +177,7 @@ class Planar:
     """The sizes and positions of a weight [K, N] in `planar` or `tiles16`, in bytes.
 
     Attributes:
+        fmt: a repacked format.
         tiled: whether the layout is `tiles16`.
     """
 
@@ -175,7 +189,7 @@ class Planar:
     @cached_property
     def block_elements(self) -> int:
         """Elements of a block (32 for the float formats)."""
-        return FLOAT_BLOCK_ELEMENTS if self.fmt.float_dtype else self.fmt.block_elements
+        return FLOAT_BLOCK_ELEMENTS if self.fmt.float_type else self.fmt.block_elements
 
     @cached_property
     def blocks(self) -> int:
@@ -221,10 +235,10 @@ def pack(fmt: Format, layout: str, columns: NDArray[np.uint8]) -> NDArray[np.uin
         known = f"{INTERLEAVED16!r}, {PLANAR!r}, {TILES16!r}"
         raise FormatError(f"unknown weight layout {layout!r}; known layouts: {known}")
     n, column_bytes = columns.shape
-    shape = Interleaved(fmt, column_bytes // fmt.block_bytes * fmt.block_elements, n)
+    shape = Interleaved(fmt.repacked, column_bytes // fmt.block_bytes * fmt.block_elements, n)
     packed = _pooled_memory(shape.panels * shape.panel_bytes)
     panels = packed.reshape(shape.panels, shape.slabs, shape.slab_bytes)
-    for first, last, batch in _batches(shape, columns):
+    for first, last, batch in _batches(fmt, shape, columns):
         _pack_batch(shape, batch, panels[first:last])
     packed.flags.writeable = False
     return packed
@@ -291,19 +305,31 @@ def _from_cache_line(buffer: NDArray[np.uint8], size_bytes: int) -> NDArray[np.u
 
 
 def _batches(
-    shape: Interleaved, columns: NDArray[np.uint8]
+    fmt: Format, shape: Interleaved, columns: NDArray[np.uint8]
 ) -> Iterator[tuple[int, int, NDArray[np.uint8]]]:
-    """Yield (first panel, last panel, their columns), with zeros where K or N is padded."""
+    """Yield (first panel, last panel, their repacked columns): zeros where K or N is padded."""
     column_bytes = shape.padded_k // shape.fmt.block_elements * shape.fmt.block_bytes
-    step = max(1, _BAND_BYTES // (PANEL_COLUMNS * column_bytes))
+    step = max(1, _band_bytes(fmt) // (PANEL_COLUMNS * column_bytes))
     for first in range(0, shape.panels, step):
         last = min(first + step, shape.panels)
-        batch = columns[first * PANEL_COLUMNS : last * PANEL_COLUMNS]
+        batch = _repacked_columns(fmt, columns[first * PANEL_COLUMNS : last * PANEL_COLUMNS])
         if batch.shape != ((last - first) * PANEL_COLUMNS, column_bytes):
             padded = np.zeros(((last - first) * PANEL_COLUMNS, column_bytes), np.uint8)
             padded[: batch.shape[0], : batch.shape[1]] = batch
             batch = padded
         yield first, last, batch
+
+
+def _band_bytes(fmt: Format) -> int:
+    """Return the bytes of columns to work on at a time: repacking unpacks every code to a byte."""
+    return _BAND_BYTES if fmt.repacked is fmt else _BAND_BYTES // 4
+
+
+def _repacked_columns(fmt: Format, columns: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return columns [n, column_bytes] with repacked blocks."""
+    n, column_bytes = columns.shape
+    blocks = columns.reshape(n, column_bytes // fmt.block_bytes, fmt.block_bytes)
+    return repack(fmt, blocks).reshape(n, -1)
 
 
 def _pack_batch(shape: Interleaved, batch: NDArray[np.uint8], out: NDArray[np.uint8]) -> None:
@@ -324,22 +350,27 @@ def _pack_batch(shape: Interleaved, batch: NDArray[np.uint8], out: NDArray[np.ui
 
 def _pack_planar(fmt: Format, columns: NDArray[np.uint8]) -> NDArray[np.uint8]:
     n, column_bytes = columns.shape
-    shape = Planar(fmt, column_bytes // fmt.block_bytes * fmt.block_elements, n)
+    shape = Planar(fmt.repacked, column_bytes // fmt.block_bytes * fmt.block_elements, n)
     packed = _aligned_memory(shape.size_bytes)
-    field_at = {field.name: field.at for field in fields(fmt)}
-    end = 0
+    regions, end = [], 0
     for name, (start, size) in shape.regions.items():
         packed[end:start] = 0
         end = start + n * shape.blocks * size
-        region = packed[start:end].reshape(n, shape.blocks * size)
-        if fmt.float_dtype is not None:
-            region[:, :column_bytes] = columns
-            region[:, column_bytes:] = 0
-        else:
-            at = field_at[name]
-            blocks = columns.reshape(n, shape.blocks, fmt.block_bytes)
-            region.reshape(n, shape.blocks, size)[...] = blocks[..., at : at + size]
+        regions.append((name, packed[start:end].reshape(n, shape.blocks, size)))
     packed[end:] = 0
+    step = max(1, _band_bytes(fmt) // column_bytes)
+    field_at = {field.name: field.at for field in fields(shape.fmt)}
+    for first in range(0, n, step):
+        batch = _repacked_columns(fmt, columns[first : first + step])
+        for name, region in regions:
+            if fmt.float_type is not None:
+                part = region[first : first + step].reshape(len(batch), -1)
+                part[:, :column_bytes] = batch
+                part[:, column_bytes:] = 0
+            else:
+                at, size = field_at[name], region.shape[-1]
+                blocks = batch.reshape(len(batch), shape.blocks, -1)
+                region[first : first + step] = blocks[..., at : at + size]
     packed.flags.writeable = False
     return packed
 
@@ -347,7 +378,8 @@ def _pack_planar(fmt: Format, columns: NDArray[np.uint8]) -> NDArray[np.uint8]:
 def suits_tiles16(fmt: Format) -> bool:
     """Return whether `tiles16` can store a format: blocks of a scale and 32 codes of four bits."""
     names = [f.name for f in fields(fmt)]
-    return names == ["d", "quants0"] and fmt.block_bytes == _Q4_0_BLOCK_BYTES
+    in_nibbles = names == ["d", "quants0"] and fmt.block_bytes == _Q4_0_BLOCK_BYTES
+    return in_nibbles and fmt.table is None
 
 
 def _pack_tiles16(fmt: Format, columns: NDArray[np.uint8]) -> NDArray[np.uint8]:

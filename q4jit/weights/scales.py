@@ -7,11 +7,18 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from q4jit.floats import FloatType
 from q4jit.weights.formats import Format
 from q4jit.weights.layouts import suits_tiles16
 
 _F16_MAGNITUDE: Final = 0x7FFF  # the bits of |d|, which are ordered like the values
 _F16_INFINITY: Final = 0x7C00
+_FLOAT_BITS: Final[dict[FloatType, tuple[int, int]]] = {  # of a magnitude, and of infinity
+    "f32": (0x7FFFFFFF, 0x7F800000),
+    "f16": (_F16_MAGNITUDE, _F16_INFINITY),
+    "bf16": (0x7FFF, 0x7F80),
+}
+_E8M0_LATE: Final = 128 + 28  # 2^28: half of 2^(e - 127) at e
 _F16_128: Final = 0x5800
 # For rounding to f16: the largest rms relative error, and the largest share of one scale in the
 # squares of all scales. The errors of one scale add up, while those of many cancel out.
@@ -34,15 +41,24 @@ def scale_facts(fmt: Format, batches: Iterable[NDArray[np.uint8]]) -> tuple[bool
 
 
 def finite_blocks(fmt: Format, columns: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    """Return for each block whether its scale and minimum (F16 and F32: its element) are finite."""
-    if fmt.float_dtype is not None:
-        values: NDArray[np.floating] = np.ascontiguousarray(columns).view(fmt.float_dtype)
-        flags: NDArray[np.bool_] = np.isfinite(values).reshape(-1)
+    """Return for each block whether its values are finite, by its scale and minimum.
+
+    A plain float is a block of its own. A scale in E8M0 counts as finite while kernels can apply it
+    late, after they added up products of codes: below 2^28, which no trained weight approaches.
+    """
+    if fmt.float_type is not None:
+        bits = np.ascontiguousarray(columns).view(f"<u{fmt.block_bytes}").reshape(-1)
+        magnitude, infinity = _FLOAT_BITS[fmt.float_type]
+        flags: NDArray[np.bool_] = bits & magnitude < infinity
         return flags
-    fields = [_field(fmt, columns, at) for at in (fmt.scale_at, fmt.minimum_at) if at is not None]
     finite = np.ones(columns.size // fmt.block_bytes, np.bool_)
-    for bits in fields:
-        finite &= bits & _F16_MAGNITUDE < _F16_INFINITY
+    if fmt.scale_type == "e8m0":
+        blocks = columns.reshape(-1, fmt.block_bytes)
+        finite &= blocks[:, fmt.scale_at] < _E8M0_LATE
+    elif fmt.scale_at is not None:
+        finite &= _field(fmt, columns, fmt.scale_at) & _F16_MAGNITUDE < _F16_INFINITY
+    if fmt.minimum_at is not None:
+        finite &= _field(fmt, columns, fmt.minimum_at) & _F16_MAGNITUDE < _F16_INFINITY
     return finite
 
 

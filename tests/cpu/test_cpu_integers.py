@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from q4jit import quantize, specialize
 from q4jit.compilers import cache, llvm
 from q4jit.cpu import schedule as schedule_cpu
-from q4jit.cpu.digits import DigitForm, add_digits, unit_struct
+from q4jit.cpu.digit_form import DigitForm
+from q4jit.cpu.digits import add_digits
 from q4jit.cpu.llvm_text import EXPONENT_SHIFT, Function, Module
 from q4jit.cpu.schedule import DOTS, HEADER_BYTES, UNIT, digits_bytes, find_dot, tile_of, unit_bytes
 from q4jit.dispatcher import Specialized
@@ -50,7 +51,7 @@ K: Final = 512
 WIDTHS: Final = (37, 64)
 I8: Final = 2e-2
 NORMAL_I8: Final = 1.5e-2  # for normal x: a step is up to 2/127 of the largest element
-BLOCK_FORMATS: Final = tuple(f.name for f in FORMATS.values() if f.float_dtype is None)
+BLOCK_FORMATS: Final = tuple(f.name for f in FORMATS.values() if f.float_type is None)
 TARGETS: Final = ("cpu", "cpu:x86-64-v3", "cpu:x86-64-v4+avx512vnni")
 
 every_target = pytest.mark.parametrize("target", TARGETS)
@@ -216,12 +217,12 @@ def test_explain_names_the_weights_that_f32_serves() -> None:
 
 
 def unit_dtype(digits: int) -> np.dtype[np.void]:
-    """Return the fields of a unit of x, as `digits.unit_struct` describes them."""
+    """Return the fields of a unit of x, as `DigitForm.unit` describes them."""
     fields = [
         ("lift", np.int32),
         ("sum" if digits == 1 else "low_sum", F32),
         ("half_sums", np.int32, 2),
-        ("top_half_sums", np.int32, 2),
+        ("scaled_half_sums", F32, 2) if digits == 1 else ("top_half_sums", np.int32, 2),
         ("whole_sum", np.int32),
         ("top_sum", np.int32),
         ("digits", np.int8, (digits, UNIT)),
@@ -286,7 +287,8 @@ def powers(units: NDArray[np.void]) -> NDArray[np.float64]:
 
 @pytest.mark.parametrize("digits", [1, 3])
 def test_a_unit_has_the_same_fields_in_text_and_test(digits: int) -> None:
-    struct, dtype = unit_struct(digits), unit_dtype(digits)
+    form = DigitForm(digits, half_sums=True, top_sums=True, float_sums=True)
+    struct, dtype = form.unit, unit_dtype(digits)
     assert dtype.names is not None
     assert dtype.fields is not None
     assert [field.name for field in struct.fields] == [*dtype.names]
@@ -311,13 +313,15 @@ def test_the_header_has_the_sums(in_digits: Any) -> None:
     halves = row.whole.reshape(-1, 2, UNIT // 2).sum(-1)
     np.testing.assert_array_equal(row.units["half_sums"], -8 * halves)
     np.testing.assert_array_equal(row.units["whole_sum"], -8 * row.whole.sum(-1))
-    top_halves = row.top.reshape(-1, 2, UNIT // 2).sum(-1)
-    np.testing.assert_array_equal(row.units["top_half_sums"], -8 * top_halves)
-    np.testing.assert_array_equal(row.units["top_sum"], -8 * row.top.sum(-1))
     if in_digits.digits == 1:
         sums = row.whole.sum(-1) * powers(row.units)
         np.testing.assert_array_equal(row.units["sum"], sums)
+        scaled = halves * powers(row.units)[:, np.newaxis]
+        np.testing.assert_array_equal(row.units["scaled_half_sums"], scaled)
     else:
+        top_halves = row.top.reshape(-1, 2, UNIT // 2).sum(-1)
+        np.testing.assert_array_equal(row.units["top_half_sums"], -8 * top_halves)
+        np.testing.assert_array_equal(row.units["top_sum"], -8 * row.top.sum(-1))
         np.testing.assert_array_equal(row.units["low_sum"], (row.whole - (row.top << 16)).sum(-1))
 
 
@@ -476,7 +480,8 @@ def test_the_table_in_the_docs() -> None:
             "2" if dot.instruction.pairs else "4",
             "floats" if dot.instruction.pairs else "3 digits",
         ]
-        assert row[4] == ("1 digit" if dot.quant_bits == 8 else "1 digit (4-bit quants)")
+        few_codes = f"1 digit (codes up to {dot.instruction.largest_code})"
+        assert row[4] == (few_codes if dot.instruction.pairs else "1 digit")
         assert row[5] == f"M ≤ {2 * few.rows}: up to {few.rows} × 16"
         tiles = ", ".join(f"{tile.rows} × {16 * tile.panels}" for tile in many)
         assert row[6].removesuffix(" |") == tiles

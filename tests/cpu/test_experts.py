@@ -1,5 +1,6 @@
 """Products with chosen experts on the CPU."""
 
+from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -25,8 +26,10 @@ from tests.support.kernels import Guarded, every_guarded_cpu, kinds, on, run_gua
 K, N = 256, 40
 
 
-@pytest.mark.parametrize("kind", ["f32", "f16", "bf16"])
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [(name, kind) for name, kind in zip(FORMATS, cycle(["f32", "f16", "bf16"]), strict=False)],
+)
 def test_every_format_and_dtype(name: str, kind: str) -> None:
     w, ids, x = experts(name, K, N), chosen(9, 2), numbers(9, 1, K, kind=kind)
     assert_experts(on("cpu", product)(x, w, ids), x, w, ids, BOUNDS["f32"], kind)

@@ -117,7 +117,7 @@ ROWS_OF: Final = {
 
 def exists(case: Case) -> bool:
     """Return whether a kernel for it exists."""
-    in_blocks = FORMATS[case.format].float_dtype is None
+    in_blocks = FORMATS[case.format].float_type is None
     if case.schedule in {GEMV_MATRIX, TILE_HALVES}:
         return find_target(f"hip:{case.arch}").hip.matrix is not None and case.format == "Q4_0"
     if case.schedule == TILE_MATRIX:
@@ -143,7 +143,7 @@ def test_every_pair_is_covered() -> None:
 @pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, case)))
 def test_products_keep_the_contract(case: Case) -> None:
     precision = "i8" if case.schedule == GEMV_DOT else "f32"
-    k = K if FORMATS[case.format].float_dtype is None else K - 15  # a tail
+    k = K if FORMATS[case.format].float_type is None else K - 15  # a tail
     w = weight(case.format, k, 3 if case.schedule == ELEMENT else N)
     m = ROWS_OF[case.schedule]
     rows = rows_of_every_sort(case.kind, k)

@@ -40,7 +40,7 @@ EXACT: Final = 2e-6  # of rough rows, which int8 cannot hold
 NORMAL: Final = 8e-3
 K: Final = 512
 N: Final = 37
-BLOCK_FORMATS: Final = tuple(f.name for f in FORMATS.values() if f.float_dtype is None)
+BLOCK_FORMATS: Final = tuple(f.name for f in FORMATS.values() if f.float_type is None)
 I8: Final = PlanOptions(precision="i8")
 I8_DOT: Final = PlanOptions(precision="i8", schedule=GEMV_DOT)
 

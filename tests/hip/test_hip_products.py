@@ -66,7 +66,7 @@ from tests.support.kernels import (
 K: Final = 256  # almost all tests have the same K and N, so that they share compiled texts
 N: Final = 37
 BOUNDS: Final = {"f32": BOUND, "f16": 5e-4}
-BLOCK_FORMATS: Final = tuple(f.name for f in FORMATS.values() if f.float_dtype is None)
+BLOCK_FORMATS: Final = tuple(f.name for f in FORMATS.values() if f.float_type is None)
 LAYOUTS: Final = (PLANAR, GGUF)
 
 
@@ -146,7 +146,7 @@ class Way:
 
 def _has_late_scales(spec: WeightSpec) -> bool:
     """Return whether `gemv` may multiply a weight's quants before their scale."""
-    return spec.block_format.float_dtype is None and spec.finite
+    return spec.block_format.float_type is None and spec.finite
 
 
 # Waves of 64 and of 32 lanes. The numbers of rows give full and partial tiles.

@@ -113,7 +113,7 @@ some_ways = pytest.mark.parametrize("way", SOME, ids=str)
 @pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.parametrize("way", [*RULE, *ASKED], ids=str)
 def test_every_format(way: Way, name: str) -> None:
-    if way.asked == GEMV_DOT and FORMATS[name].float_dtype is not None:
+    if way.asked == GEMV_DOT and FORMATS[name].float_type is not None:
         return
     w, y = (
         weight(name, 96 if way.asked == ELEMENT and name != "Q6_K" else K, N),

@@ -38,7 +38,7 @@ from tests.support.pairs import pairwise
 
 K: Final = 256
 N: Final = 37
-BLOCK_FORMATS: Final = tuple(f.name for f in FORMATS.values() if f.float_dtype is None)
+BLOCK_FORMATS: Final = tuple(f.name for f in FORMATS.values() if f.float_type is None)
 ARCHS: Final = ("gfx1100", "gfx942", "gfx90a", "gfx1030", "sm_90")
 M_CLASSES: Final = (1, 2, 4, 8, 16)
 

@@ -82,4 +82,5 @@ def _is_complete(path: Path, checksum: Path) -> bool:
 
 
 def _sum(path: Path) -> bytes:
-    return hashlib.sha256(path.read_bytes()).hexdigest().encode()
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest().encode()

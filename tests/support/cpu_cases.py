@@ -10,7 +10,9 @@ from q4jit.cpu.lower import lower
 from q4jit.cpu.schedule import CpuKernel, CpuPlan
 from q4jit.targets import find_target
 from q4jit.weights.formats import FORMATS
+from q4jit.weights.reference import float_bytes
 from tests.support.kernels import (
+    E8M0_LARGEST,
     FLOAT_FORMATS,
     block,
     dequantizer,
@@ -58,8 +60,12 @@ def infinite(name: str) -> Any:
     """Return a weight with an Inf, whose kernels must propagate Inf and NaN."""
     raw = weight(name, 256, 37).tensor.raw.copy()
     fmt = FORMATS[name]
-    at, dtype = fmt.scale_at or 0, fmt.float_dtype or "<f2"
-    raw[0, at : at + np.dtype(dtype).itemsize] = np.array([np.inf], dtype).view(np.uint8)
+    at = fmt.scale_at or 0
+    if fmt.scale_type == "e8m0":
+        raw[0, at] = E8M0_LARGEST
+    else:
+        bits = float_bytes(fmt.float_type or "f16", np.array([np.inf], np.float32))
+        raw[0, at : at + len(bits)] = bits
     return wrap(name, 256, raw).tensor
 
 

@@ -18,7 +18,7 @@
 #include <sys/resource.h>
 #include <unistd.h>
 
-#define MAX_SLOTS 64
+#define MAX_SLOTS 128
 #define FILL 0xff /* a NaN in f16 and f32: a read that leaves an array shows in the result */
 
 extern void KERNEL(void *args);

@@ -25,7 +25,7 @@ from q4jit.weights.formats import FORMATS
 from tests.support.hip import hip_plan
 
 AMD_ARCHS: Final = ("gfx90a", "gfx942", "gfx1030", "gfx1100", "gfx1201")
-BLOCK_FORMATS: Final = tuple(name for name, fmt in FORMATS.items() if fmt.float_dtype is None)
+BLOCK_FORMATS: Final = tuple(name for name, fmt in FORMATS.items() if fmt.float_type is None)
 
 
 @dataclass(frozen=True)

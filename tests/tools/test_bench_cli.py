@@ -22,6 +22,8 @@ from tests.support.tools import require_tool
     [
         (["--shape", "63x5"], "63"),
         (["--precision", "f64"], "expected f32, f16, i8, separated by commas, got 'f64'"),
+        (["--format", "q4_0,q9_9"], "--format: unknown format 'q9_9'; known formats: F32, F16,"),
+        (["--format", "q8_0,q4_k", "--shape", "288x5"], "expected a positive multiple of 256"),
         (["--dtype", "f16,f64"], "--dtype: expected f32, f16, bf16, separated by commas, got"),
         (["--m", "1,,2"], "--m: expected a whole number from 1, got ''"),
         (["--threads", "1025"], "--threads: expected 1 to 1024 threads, got '1025'"),

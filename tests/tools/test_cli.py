@@ -27,7 +27,8 @@ from q4jit.tools.cli.build import _with_progress
 from q4jit.tools.cli.main import main, make_parser
 from q4jit.version import version
 from q4jit.weights.formats import FORMATS
-from q4jit.weights.layouts import GGUF, pack
+from q4jit.weights.layouts import GGUF, PLANAR, pack
+from tests.support.gguf_files import build, tensor
 from tests.support.kernels import weight
 from tests.support.tools import lack
 
@@ -95,7 +96,7 @@ def write_gguf(path: Path, tensors: dict[str, tuple[str, int, int]]) -> None:
 # --- success --------------------------------------------------------------------------------------
 
 
-COMMANDS = ("build", "pack", "tune", "bench", "selftest", "doctor", "cache")
+COMMANDS = ("build", "pack", "inspect", "tune", "bench", "selftest", "doctor", "cache")
 
 
 def subparsers() -> dict[str, argparse.ArgumentParser]:
@@ -183,6 +184,53 @@ def test_pack_writes_the_packed_bytes_and_their_description(
     assert about["weight"] == describe_layout(FORMATS["Q4_0"], layout, (64, 5))
     assert about["files"]["b.bin"]["sha256"] == hashlib.sha256(wanted).hexdigest()
     assert main(arguments) == 0  # replaces its own files
+
+
+def write_odd_gguf(path: Path) -> None:
+    """Write a file with experts, a matrix and a vector that are not read, and an empty tensor."""
+    raw = weight("Q4_0", 64, 6).tensor.raw.tobytes() + bytes(8)
+    size = len(raw)
+    entries = (
+        tensor("experts", (64, 3, 2), 2),
+        tensor("old", (256, 2), 16, size),  # IQ2_XXS
+        tensor("numbers", (4,), 26, size + 160),  # I32
+        tensor("empty", (0, 7), 0, size + 160),
+    )
+    path.write_bytes(build(tensors=entries, data=raw + bytes(160 + 32)))
+
+
+@pytest.mark.usefixtures("ziglang")
+def test_a_build_says_which_matrices_it_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, out = tmp_path / "odd.gguf", tmp_path / "out"
+    write_odd_gguf(path)
+    arguments = ["build", "--gguf", str(path), "--arch", "gfx1030", "--m", "1"]
+    assert main([*arguments, "--out", str(out)]) == 3
+    assert capsys.readouterr().err == (
+        "q4jit build: left out 2 matrices: old: expected a format that q4jit reads, got IQ2_XXS "
+        "(ggml type 16); empty: expected dimensions of at least 1, got (0, 7)\n"
+    )
+    manifest = json.loads((out / "manifest.json").read_bytes())
+    assert set(manifest["left_out"]) == {"old", "empty"}
+    (product,) = manifest["products"]
+    assert (product["K"], product["N"], product["tensors"]) == (64, 3, ["experts"])
+
+
+def test_pack_writes_the_matrices_of_experts_one_after_the_other(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, out = tmp_path / "odd.gguf", tmp_path / "w"
+    write_odd_gguf(path)
+    assert main(["pack", "--gguf", str(path), "--tensor", "experts", "--out", str(out)]) == 0
+    matrices = weight("Q4_0", 64, 6).tensor.raw.reshape(2, 3, -1)
+    wanted = b"".join(pack(FORMATS["Q4_0"], PLANAR, w).tobytes() for w in matrices)
+    assert out.read_bytes() == wanted
+    about = json.loads((tmp_path / "w.json").read_bytes())
+    assert (about["K"], about["N"], about["experts"]) == (64, 3, 2)
+    assert 2 * about["weight"]["size_bytes"] == len(wanted)
+    line = f"w: experts, 2 × Q4_0 [64, 3], layout planar, {len(wanted)} bytes"
+    assert line in capsys.readouterr().out
 
 
 # --- existing files -------------------------------------------------------------------------------
@@ -279,7 +327,7 @@ def refuse(*_: Any) -> bytes:
         (["--arch", "sm_90"], "got NVIDIA's sm_90; call the function from Python"),
         (["--arch", "sm_91"], "got 'sm_91'"),
         (["--arch", "gfx1100; rm"], "got 'gfx1100; rm'"),
-        (["--format", "q5_0"], "unknown format 'q5_0'; known formats: F32"),
+        (["--format", "q9_0"], "unknown format 'q9_0'; known formats: F32"),
         (["--k", "65"], "K: expected a positive multiple of 32 (a block of Q4_0), got 65"),
         (["--k", "0"], "argument --k: expected a whole number from 1, got '0'"),
         (["--n", "-3"], "argument --n: expected a whole number from 1, got '-3'"),
@@ -340,10 +388,9 @@ def test_a_file_that_is_not_a_model(fails: Fails, model: Path, tmp_path: Path) -
     broken.write_bytes(model.read_bytes()[:200])
     assert "broken.gguf" in fails(1, "build", "--gguf", broken, *arch)
     write_gguf(broken, {"f": ("F32", 8, 4)})
-    assert (
-        "broken.gguf: expected a matrix in Q4_0, Q4_1, Q8_0, Q6_K, got 1 matrix in other"
-        in fails(1, "build", "--gguf", broken, *arch)
-    )
+    error = fails(1, "build", "--gguf", broken, *arch)
+    assert "broken.gguf: expected a matrix in Q4_0, Q4_1, " in error
+    assert "got 1 matrix in other formats" in error
     pack_it = ["pack", "--gguf", model, "--out", tmp_path / "w.bin", "--tensor"]
     error = fails(1, *pack_it, "z")
     assert "no tensor named 'z' (5 tensors: 'a', 'b', 'c', 'f', 'vector')" in error

@@ -5,7 +5,7 @@ import pytest
 from numpy.typing import NDArray
 
 from q4jit.errors import FormatError
-from q4jit.weights.formats import FORMATS, Format
+from q4jit.weights.formats import FORMATS, Format, repack
 from q4jit.weights.layouts import INTERLEAVED16, PANEL_COLUMNS, Interleaved, fields, pack
 from tests.support.memory import MB, peak_bytes
 
@@ -17,7 +17,8 @@ def numbered(fmt: Format, blocks: int, n: int) -> NDArray[np.uint8]:
 
 
 def shape_of(fmt: Format, columns: NDArray[np.uint8]) -> Interleaved:
-    return Interleaved(fmt, columns.shape[1] // fmt.block_bytes * fmt.block_elements, len(columns))
+    k = columns.shape[1] // fmt.block_bytes * fmt.block_elements
+    return Interleaved(fmt.repacked, k, len(columns))
 
 
 # --- positions computed by hand -------------------------------------------------------------------
@@ -41,7 +42,7 @@ def test_a_slab_of_q4_0() -> None:
 
 def test_a_slab_of_q6_k() -> None:
     # a block is [ql: 128][qh: 64][scales: 16][d: 2]; a slab of one block
-    # [16 d][16 scales, 16 × 1 each][32 words of ql, 16 × 4 each][16 words of qh, 16 × 4 each]
+    # [16 d][16 scales, 16 × 1 each][8 × 4 words of low bits, 16 × 4 each][8 × 2 words of high bits]
     columns = numbered(FORMATS["Q6_K"], 3, 16)
     packed = pack(FORMATS["Q6_K"], INTERLEAVED16, columns)
     assert len(packed) == 3 * 3360
@@ -51,13 +52,44 @@ def test_a_slab_of_q6_k() -> None:
         assert packed[at : at + 2].tolist() == source[208:210].tolist()
         for i in range(16):
             assert packed[start + 32 + 16 * i + column] == source[192 + i]
-        for word in range(32):
-            at = start + 288 + 64 * word + 4 * column
-            assert packed[at : at + 4].tolist() == source[4 * word : 4 * word + 4].tolist()
-        for word in range(16):
-            at = start + 2336 + 64 * word + 4 * column
-            expected = source[128 + 4 * word : 132 + 4 * word]
-            assert packed[at : at + 4].tolist() == expected.tolist()
+        for element in range(256):
+            # elements i and i + 16 of a unit of 32 share a byte of the low bits, i, i + 8, i + 16
+            # and i + 24 one of the high bits
+            unit, i = divmod(element, 32)
+            low_word, low_byte = divmod(i % 16, 4)
+            at = start + 288 + 64 * (4 * unit + low_word) + 4 * column + low_byte
+            low = packed[at] >> 4 * (i // 16) & 15
+            high_word, high_byte = divmod(i % 8, 4)
+            at = start + 2336 + 64 * (2 * unit + high_word) + 4 * column + high_byte
+            high = packed[at] >> 2 * (i // 8) & 3
+            half, j = divmod(element, 128)
+            assert low == source[64 * half + j % 64] >> 4 * (j // 64) & 15
+            assert high == source[128 + 32 * half + j % 32] >> 2 * (j // 32) & 3
+
+
+def test_a_slab_of_q5_1() -> None:
+    # [16 d × 2][16 m × 2][words of block 0: 4 of low bits, 1 of high bits][… of block 1]
+    columns = numbered(FORMATS["Q5_1"], 2, 16)
+    packed = pack(FORMATS["Q5_1"], INTERLEAVED16, columns)
+    assert len(packed) == 2 * 16 * 24
+    for column, block, i in [(0, 0, 0), (9, 1, 31), (15, 0, 18), (3, 1, 5)]:
+        source = columns[column, 24 * block :]
+        at = 128 + 320 * block + 64 * (i % 16 // 4) + 4 * column + i % 4
+        assert packed[at] == source[8 + i % 16]
+        at = 128 + 320 * block + 256 + 4 * column + i % 4
+        assert packed[at] >> i // 4 & 1 == source[4 + i // 8] >> i % 8 & 1
+
+
+def test_a_slab_of_mxfp4() -> None:
+    # [16 e of block 0][16 e of block 1][4 words of block 0][4 words of block 1]
+    columns = numbered(FORMATS["MXFP4"], 2, 16)
+    packed = pack(FORMATS["MXFP4"], INTERLEAVED16, columns)
+    assert len(packed) == 2 * 16 * 17
+    for column, block in [(0, 0), (9, 1), (15, 0)]:
+        source = columns[column, 17 * block :]
+        assert packed[16 * block + column] == source[0]
+        at = 32 + 256 * block + 64 * 3 + 4 * column
+        assert packed[at : at + 4].tolist() == source[13:17].tolist()
 
 
 def test_a_slab_of_q4_1() -> None:
@@ -97,7 +129,8 @@ def test_a_permutation_and_zeros(name: str, blocks: int, n: int) -> None:
     packed = pack(fmt, INTERLEAVED16, columns)
     shape = shape_of(fmt, columns)
     assert packed.size == shape.panels * shape.panel_bytes
-    np.testing.assert_array_equal(np.sort(packed[packed != 0]), np.sort(columns, axis=None))
+    repacked = repack(fmt, columns.reshape(n, blocks, -1))
+    np.testing.assert_array_equal(np.sort(packed[packed != 0]), np.sort(repacked[repacked != 0]))
     assert not packed.flags.writeable
     assert packed.ctypes.data % 64 == 0  # a vector load never crosses a cache line
 
@@ -106,8 +139,8 @@ def test_a_permutation_and_zeros(name: str, blocks: int, n: int) -> None:
 @pytest.mark.parametrize("blocks", [2, 3])
 def test_every_byte_has_its_own_position(name: str, blocks: int) -> None:
     # each byte has a 16-bit label; the low and the high bytes of the labels are packed separately
-    fmt = FORMATS[name]
-    blocks *= 32 if fmt.float_dtype else 1
+    fmt = FORMATS[name].repacked
+    blocks *= 32 if fmt.float_type else 1
     size = PANEL_COLUMNS * blocks * fmt.block_bytes
     labels = np.arange(size).reshape(PANEL_COLUMNS, -1)
     low, high = (
@@ -118,28 +151,37 @@ def test_every_byte_has_its_own_position(name: str, blocks: int) -> None:
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_fields_cover_the_block(name: str) -> None:
+def test_repacked_sizes_are_close_to_the_files(name: str) -> None:
     fmt = FORMATS[name]
+    stored = pack(fmt, INTERLEAVED16, numbered(fmt, 256 // fmt.block_elements, 16)).size
+    assert stored <= 1.05 * 16 * fmt.column_bytes(256)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_fields_cover_the_block(name: str) -> None:
+    fmt = FORMATS[name].repacked
     in_order = sorted(fields(fmt), key=lambda field: field.at)
     ends = [field.at + field.size_bytes for field in in_order]
     assert [field.at for field in in_order] == [0, *ends[:-1]]
-    assert ends[-1] == fmt.block_bytes * (32 if fmt.float_dtype else 1)
+    assert ends[-1] == fmt.block_bytes * (32 if fmt.float_type else 1)
 
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_pairs_of_blocks_fill_whole_cache_lines(name: str) -> None:
-    fmt = FORMATS[name]
+    fmt = FORMATS[name].repacked
     pair = Interleaved(fmt, 1024, 16)
     assert pair.blocks_per_slab == 2
-    assert pair.slab_bytes % 64 == 0
+    assert pair.slab_bytes % (64 if fmt.scale_type == "f16" else 32) == 0
     alone = Interleaved(fmt, 3 * pair.block_elements, 16)
     assert alone.blocks_per_slab == 1
-    assert alone.slab_bytes % 32 == 0  # loads of quants are declared with this alignment
     for shape in (pair, alone):
+        # loads of quants are declared with this alignment
+        aligned = 16 if shape is alone and fmt.scale_type == "e8m0" else 32
+        assert shape.slab_bytes % aligned == 0
         quants = [f.name for f in fields(fmt) if f.name.startswith("quants")]
         for at, stride in map(shape.field_at, quants):
-            assert at % 32 == 0
-            assert stride % 32 == 0
+            assert at % aligned == 0
+            assert stride % aligned == 0
 
 
 def test_unknown_names() -> None:

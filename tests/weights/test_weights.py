@@ -1,4 +1,4 @@
-"""`QuantizedTensor` and `quantize`: results, immutability, memory and messages."""
+"""`QuantizedTensor`: results, immutability, memory and messages."""
 
 import contextlib
 import copy
@@ -24,11 +24,12 @@ from q4jit.errors import ArgumentError, FormatError
 from q4jit.weights.formats import FORMATS
 from q4jit.weights.layouts import INTERLEAVED16, pack
 from q4jit.weights.quantize import quantize
+from q4jit.weights.reference import float_bytes, random_weight, store_scales
 from q4jit.weights.scales import _f16_squares
 from q4jit.weights.tensor import QuantizedTensor
+from tests.support.halves import BF16
 from tests.support.memory import MB, peak_bytes
 
-ENCODABLE = ["Q4_0", "Q4_1", "Q8_0", "F16", "F32"]
 SMALL = 12 * MB  # temporary memory of a call, whatever the size of its tensor
 
 
@@ -42,13 +43,14 @@ def random_tensor(name: str, k: int = 512, n: int = 37, seed: int = 0) -> Quanti
     """Return a tensor of random blocks with moderate scales, in any format."""
     fmt = FORMATS[name]
     rng = np.random.default_rng(seed)
-    if fmt.float_dtype is not None:
-        return quantize(rng.standard_normal((k, n)), name)
+    if fmt.float_type is not None:
+        raw = float_bytes(fmt.float_type, rng.standard_normal((n, k)))
+        return QuantizedTensor.from_bytes(raw, shape=(k, n), format=name)
     blocks = rng.integers(0, 256, (n, k // fmt.block_elements, fmt.block_bytes), np.uint8)
-    for at in (fmt.scale_at, fmt.minimum_at):
-        if at is not None:
-            scales = rng.standard_normal(blocks.shape[:2]).astype("<f2")
-            blocks[..., at : at + 2] = scales[..., np.newaxis].view(np.uint8)
+    store_scales(fmt, blocks, rng.uniform(0.5, 1.5, blocks.shape[:2]))
+    if fmt.minimum_at is not None:
+        minima = rng.standard_normal(blocks.shape[:2]).astype("<f2")
+        blocks[..., fmt.minimum_at :][..., :2] = minima[..., np.newaxis].view(np.uint8)
     return QuantizedTensor.from_bytes(blocks, shape=(k, n), format=name)
 
 
@@ -302,6 +304,20 @@ def test_from_bytes_takes_any_contiguous_buffer(name: str, tmp_path: Path) -> No
         np.testing.assert_array_equal(same.dequantize(), w.dequantize())
 
 
+def test_from_bytes_takes_arrays_of_bfloat16() -> None:
+    stored = random_weight("BF16", 512, 37).raw.tobytes()
+    values = np.frombuffer(stored, BF16).reshape(37, 512)
+    w = QuantizedTensor.from_bytes(values, shape=(512, 37), format="BF16")
+    assert np.array_equal(w.dequantize().T, values.astype(np.float32))
+    assert np.shares_memory(w.raw, values)
+    writable = values.copy()
+    copied = QuantizedTensor.from_bytes(writable, shape=(512, 37), format="BF16")
+    writable[:] = 0
+    assert np.array_equal(copied.raw, w.raw)
+    with pytest.raises(FormatError, match=r"strided or transposed buffer; use np\.asc"):
+        QuantizedTensor.from_bytes(values.T, shape=(512, 37), format="BF16")
+
+
 def test_read_only_bytes_are_not_copied() -> None:
     stored = random_tensor("Q4_0").raw.tobytes()
     whole = np.frombuffer(stored, np.uint8)
@@ -435,99 +451,6 @@ def test_an_unknown_format_is_refused() -> None:
         QuantizedTensor.from_bytes(bytes(18), shape=(32, 1), format="Q9_9")
     with pytest.raises(FormatError, match="unknown format 'Q9_9'; known formats:"):
         quantize(np.zeros((32, 1), np.float32), "Q9_9")
-
-
-# --- quantize -------------------------------------------------------------------------------------
-
-
-def wanted_bytes(w: NDArray[Any], name: str) -> NDArray[np.uint8]:
-    columns = np.ascontiguousarray(w.T)
-    return quants.quantize(columns, gguf.GGMLQuantizationType[name]).view(np.uint8)
-
-
-@pytest.mark.parametrize("name", ENCODABLE)
-@pytest.mark.parametrize("dtype", ["f2", "f4", "f8", ">f2", ">f4", ">f8"])
-def test_quantize_gives_ggufs_bytes(name: str, dtype: str) -> None:
-    w = np.random.default_rng(7).standard_normal((256, 37)).astype(dtype)
-    wanted = wanted_bytes(w.astype(w.dtype.newbyteorder("=")), name)
-    np.testing.assert_array_equal(quantize(w, name).raw, wanted)
-
-
-@pytest.mark.parametrize("name", ENCODABLE)
-def test_quantize_takes_any_strides(name: str) -> None:
-    w = np.random.default_rng(8).standard_normal((64, 1000)).astype(np.float32)
-    wanted = wanted_bytes(w, name)
-    wide = np.zeros((128, 3000), np.float32)
-    wide[::2, ::3] = w
-    unaligned = np.frombuffer(b"\0" + w.tobytes(), np.uint8)[1:].view(np.float32).reshape(w.shape)
-    for same in (np.asfortranarray(w), w[::-1, ::-1][::-1, ::-1], wide[::2, ::3], unaligned):
-        np.testing.assert_array_equal(quantize(same, name).raw, wanted)
-    np.testing.assert_array_equal(quantize(w[:, ::-1], name).raw, wanted[::-1])
-    np.testing.assert_array_equal(quantize(w.tolist(), name).raw, wanted)
-
-
-def test_quantizing_in_bands_equals_quantizing_at_once() -> None:
-    w = np.random.default_rng(9).standard_normal((4096, 200)).astype(np.float32)
-    np.testing.assert_array_equal(quantize(w, "Q4_0").raw, wanted_bytes(w, "Q4_0"))
-
-
-@pytest.mark.parametrize("dtype", ["i4", "u1", "?", "c8", "O", "g"])
-def test_quantize_refuses_other_dtypes_with_the_conversion(dtype: str) -> None:
-    with pytest.raises(FormatError, match=r"got \w+ \[32, 2\]; use w(\.real)?\.astype"):
-        quantize(np.zeros((32, 2), dtype), "Q4_0")
-
-
-@pytest.mark.parametrize("shape", [(), (32,), (32, 2, 2)])
-def test_quantize_takes_matrices(shape: tuple[int, ...]) -> None:
-    with pytest.raises(
-        FormatError, match=r"shape of a weight: expected a pair of ints \(K, N\), got "
-    ):
-        quantize(np.zeros(shape, np.float32), "Q4_0")
-
-
-@pytest.mark.parametrize("name", ["q4_0", "Q4_0", "q4_1", "f16", "F32"])
-def test_a_format_has_its_name_in_any_case(name: str) -> None:
-    assert quantize(np.ones((32, 1)), name).format == name.upper()
-    raw = bytes(FORMATS[name.upper()].column_bytes(32))
-    assert QuantizedTensor.from_bytes(raw, shape=(32, 1), format=name).format == name.upper()
-
-
-# the largest finite values, and values that overflow
-RANGES: dict[str, tuple[float, float]] = {
-    "Q4_0": (65504 * 8, 65536 * 8),
-    "Q4_1": (65504, 65536),
-    "Q8_0": (65504 * 127, 65536 * 127),
-    "F16": (65504, 65520),
-    "F32": (float(np.finfo(np.float32).max), 1e39),
-}
-
-
-@pytest.mark.parametrize("name", ENCODABLE)
-def test_values_beyond_the_range_of_a_format_are_refused(name: str) -> None:
-    largest, beyond = RANGES[name]
-    w = np.zeros((64, 70_000 // 64 * 10))  # of several bands
-    w[40, 9001] = largest
-    assert quantize(w, name).has_finite_scales
-    # a large value of Q4_1 is a minimum and 15 scales, so only its minimum overflows
-    for value in (-beyond,) if name == "Q4_1" else (beyond, -beyond):
-        w[40, 9001] = value
-        with pytest.raises(FormatError) as caught:
-            quantize(w, name)
-        assert f"got w[40, 9001] = {value:g}; scale the matrix down" in str(caught.value)
-        assert name in str(caught.value)
-
-
-@pytest.mark.parametrize("name", ENCODABLE)
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_values_that_are_not_finite_are_kept(name: str, value: float) -> None:
-    w = np.zeros((64, 3))
-    w[40, 1] = value
-    assert not quantize(w, name).has_finite_scales
-
-
-def test_quantizing_to_q6_k_is_refused() -> None:
-    with pytest.raises(FormatError, match="cannot quantise to Q6_K"):
-        quantize(np.zeros((256, 1), np.float32), "Q6_K")
 
 
 # --- immutability and repacked copies -------------------------------------------------------------
@@ -689,8 +612,11 @@ def test_one_scale_that_is_not_finite_is_detected(name: str, bits: int) -> None:
         for n, block in [(0, 0), (599, 1024 // fmt.block_elements - 1), (300, 1)]:
             raw = good.raw.copy()
             at = block * fmt.block_bytes + field
-            if name == "F32":
-                raw[n, at : at + 4] = np.frombuffer(np.float32(np.nan).tobytes(), np.uint8)
+            if fmt.float_type in {"f32", "bf16"}:
+                nan = float_bytes(fmt.float_type, np.array([np.nan]))
+                raw[n, at : at + len(nan)] = nan
+            elif fmt.scale_type == "e8m0":
+                raw[n, at] = 254  # 2^126, with which elements overflow
             else:
                 raw[n, at : at + 2] = bits & 255, bits >> 8
             bad = QuantizedTensor.from_bytes(raw, shape=(1024, 600), format=name)
@@ -758,14 +684,6 @@ def test_a_call_needs_its_result_and_a_few_megabytes(name: str) -> None:
     assert peak_bytes(lambda: w.rows(np.arange(n))) < 4 * k * n + SMALL
     stored = w.raw.tobytes()
     assert peak_bytes(lambda: QuantizedTensor.from_bytes(stored, shape=(k, n), format=name)) < MB
-
-
-@pytest.mark.process
-@pytest.mark.parametrize("name", ENCODABLE)
-@pytest.mark.parametrize("order", ["C", "F"])
-def test_quantize_makes_no_transposed_copy(name: str, order: Any) -> None:
-    w = np.ones((4096, 2048), np.float32, order=order)
-    assert peak_bytes(lambda: quantize(w, name)) < FORMATS[name].column_bytes(4096) * 2048 + SMALL
 
 
 @pytest.mark.process

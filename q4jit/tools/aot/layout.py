@@ -23,22 +23,23 @@ def describe_layout(fmt: Format, layout: str, shape: tuple[int, int] | None) -> 
     """
     if layout == INTERLEAVED16:
         assert shape is not None
-        return _describe_interleaved(Interleaved(fmt, *shape))
+        return _describe_interleaved(Interleaved(fmt.repacked, *shape))
     description: dict[str, Any] = {
         "layout": layout,
         "address": "offset_bytes + (column * blocks + block) * stride_bytes",
     }
     if layout == PLANAR:
         assert shape is not None
-        planar = Planar(fmt, *shape)
+        planar = Planar(fmt.repacked, *shape)
         regions = [(name, at, size, size) for name, (at, size) in planar.regions.items()]
         elements, alignment, size_bytes = planar.block_elements, 16, planar.size_bytes
-    elif fmt.float_dtype is not None:
+    elif fmt.float_type is not None:
         regions = [("values", 0, fmt.block_bytes, fmt.block_bytes)]
         elements, alignment, size_bytes = 1, fmt.block_bytes, None
     else:
         regions = [(f.name, f.at, fmt.block_bytes, f.size_bytes) for f in fields(fmt)]
-        elements, alignment, size_bytes = fmt.block_elements, 2, None
+        alignment = 2 if fmt.block_bytes % 2 == 0 else 1
+        elements, size_bytes = fmt.block_elements, None
     if shape is None:
         blocks: Any = f"K / {elements}"
         size: Any = f"N * K / {elements} * {fmt.block_bytes}"

@@ -102,6 +102,11 @@ def block_format(text: str) -> Format:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
+def block_formats(text: str) -> tuple[Format, ...]:
+    """Return block formats, given by their names with commas between them."""
+    return tuple({fmt.name: fmt for fmt in map(block_format, text.split(","))}.values())
+
+
 # --- reports ------------------------------------------------------------------------------------
 
 

@@ -15,7 +15,7 @@ from q4jit.floats import FloatType
 from q4jit.runtime.devices import find_devices
 from q4jit.targets import HIP_ARCHS
 from q4jit.tools.cli.arguments import (
-    block_format,
+    block_formats,
     check_output_file,
     check_shape,
     dtype_names,
@@ -46,7 +46,7 @@ from q4jit.tools.compare.report import (
 from q4jit.tools.compare.request import CPU, GPU, BenchRequest
 from q4jit.tools.compare.speed_targets import SpeedTarget, read_speed_targets
 from q4jit.tools.compare.tables import ratio_lines
-from q4jit.weights.formats import FORMATS
+from q4jit.weights.formats import FORMATS, Format
 
 _PICTURES: Final = (".png", ".svg", ".pdf")
 _ON_CPU: Final = "use --target cpu"
@@ -114,7 +114,10 @@ def _add_work(command: argparse.ArgumentParser) -> None:
         help="precisions of q4jit's kernels (default on a GPU: f32,f16,i8; on the CPU: f32,i8)",
     )
     work.add_argument(
-        "--format", type=block_format, help="block format of the weights (default: Q4_0)"
+        "--format",
+        type=block_formats,
+        metavar="F[,F...]",
+        help="block formats of the weights (default: Q4_0)",
     )
     work.add_argument(
         "--dtype",
@@ -240,14 +243,15 @@ def _check_targets(options: argparse.Namespace, has_cpu: bool) -> None:
 
 
 def _requests(options: argparse.Namespace) -> list[BenchRequest]:
-    """Return what to measure, one request per dtype."""
-    fmt = options.format or FORMATS["Q4_0"]
-    for k, n in options.shape or ():
+    """Return what to measure, one request per format and dtype."""
+    formats: tuple[Format, ...] = options.format or (FORMATS["Q4_0"],)
+    for fmt, (k, n) in itertools.product(formats, options.shape or ()):
         check_shape(options, fmt, k, n)
     shapes = tuple(options.shape) if options.shape else None
-    work = fmt.name, shapes, options.m, options.precision, options.fused, options.quick
+    work = shapes, options.m, options.precision, options.fused, options.quick
     dtypes: tuple[FloatType, ...] = options.dtype or ("f32",)
-    return [BenchRequest(*work, dtype) for dtype in dtypes]
+    pairs = itertools.product(formats, dtypes)
+    return [BenchRequest(fmt.name, *work, dtype) for fmt, dtype in pairs]
 
 
 def _target_names(options: argparse.Namespace) -> list[str]:

@@ -14,7 +14,7 @@ from typing import Final
 
 from q4jit import config
 from q4jit.errors import Q4JitError
-from q4jit.tools.cli import bench, build, cache, doctor, pack, selftest, tune
+from q4jit.tools.cli import bench, build, cache, doctor, inspect, pack, selftest, tune
 from q4jit.tools.cli.errors import error_lines
 from q4jit.tools.cli.parser import INTERRUPTED, Parser, epilog
 from q4jit.tools.text import visible
@@ -23,6 +23,7 @@ from q4jit.version import version
 _EXAMPLES: Final = """
 q4jit build --k 4096 --n 11008 --format q4_0 --arch gfx1100 --out kernels
 q4jit pack --gguf model.gguf --tensor blk.0.ffn_up.weight --out up.bin
+q4jit inspect model.gguf
 q4jit tune --shape 4096x14336 --m 1,512
 q4jit bench --quick
 q4jit selftest
@@ -70,7 +71,7 @@ def make_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(
         title="commands", dest="command", required=True, metavar="COMMAND"
     )
-    for module in (build, pack, tune, bench, selftest, doctor, cache):
+    for module in (build, pack, inspect, tune, bench, selftest, doctor, cache):
         command = module.add_command(commands)
         command.add_argument("--debug", action="store_true", help="print the traceback of an error")
         command.set_defaults(parser=command)

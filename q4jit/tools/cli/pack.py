@@ -21,13 +21,14 @@ def add_command(commands: Any) -> argparse.ArgumentParser:
     command: argparse.ArgumentParser = commands.add_parser(
         "pack",
         help="write one tensor of a GGUF file in the layout that kernels read",
-        description="Write one weight matrix of a GGUF file in the layout that kernels read.\n"
+        description="Write one weight matrix of a GGUF file in the layout that kernels read. Of a\n"
+        "tensor with experts, write all their matrices, one after the other.\n"
         "FILE.json, written beside FILE, describes the format, shape and layout.",
         epilog=epilog(_EXAMPLES, "the files were written", "an error occurred"),
     )
     command.add_argument("--gguf", metavar="FILE", required=True, help="the GGUF file to read")
     command.add_argument(
-        "--tensor", metavar="NAME", required=True, help="name of the tensor, which must be a matrix"
+        "--tensor", metavar="NAME", required=True, help="name of the tensor: a matrix, or experts"
     )
     command.add_argument(
         "--layout",
@@ -45,8 +46,10 @@ def _pack(options: argparse.Namespace) -> int:
         options.gguf, options.tensor, options.layout, options.out, force=options.force
     )
     shape, weight = [description["K"], description["N"]], description["weight"]
+    experts = description.get("experts")
+    times, size = f"{experts} × " if experts else "", weight["size_bytes"] * (experts or 1)
     print(
-        f"{options.out}: {visible(options.tensor)}, {description['format']} {shape}, "
-        f"layout {weight['layout']}, {counted(weight['size_bytes'], 'byte')}"
+        f"{options.out}: {visible(options.tensor)}, {times}{description['format']} {shape}, "
+        f"layout {weight['layout']}, {counted(size, 'byte')}"
     )
     return 0

@@ -1,6 +1,7 @@
 """`q4jit tune`: find the fastest kernels by measurement, and exchange files of tunings."""
 
 import argparse
+import itertools
 from pathlib import Path
 from typing import Any, Final
 
@@ -12,7 +13,7 @@ from q4jit.hip.harness import Bench
 from q4jit.precision import PRECISIONS
 from q4jit.tools.aot.request import weights_in
 from q4jit.tools.cli.arguments import (
-    block_format,
+    block_formats,
     check_output_file,
     check_shape,
     open_device,
@@ -69,7 +70,10 @@ def _add_search(command: argparse.ArgumentParser) -> None:
         help=f"shape of a weight; repeatable (default: {shapes_in_words(_DEFAULT_SHAPES)})",
     )
     work.add_argument(
-        "--format", type=block_format, help="block format of the weights (default: Q4_0)"
+        "--format",
+        type=block_formats,
+        metavar="F[,F...]",
+        help="block formats of the weights (default: Q4_0)",
     )
     work.add_argument(
         "--gguf", metavar="FILE", help="all weights of this file, instead of --shape and --format"
@@ -136,11 +140,11 @@ def _tuned_weights(options: argparse.Namespace) -> list[WeightSpec]:
         weights, left_out = weights_in(options.gguf)
         report_left_out("tune", left_out)
         return [WeightSpec(spec.format, spec.k, spec.n) for spec in weights]
-    fmt: Format = options.format or FORMATS["Q4_0"]
-    shapes = options.shape or _DEFAULT_SHAPES
-    for k, n in shapes:
+    formats: tuple[Format, ...] = options.format or (FORMATS["Q4_0"],)
+    pairs = list(itertools.product(formats, options.shape or _DEFAULT_SHAPES))
+    for fmt, (k, n) in pairs:
         check_shape(options, fmt, k, n)
-    return [WeightSpec(fmt.name, k, n) for k, n in shapes]
+    return [WeightSpec(fmt.name, k, n) for fmt, (k, n) in pairs]
 
 
 def _refuse_search(options: argparse.Namespace) -> None:

@@ -13,6 +13,7 @@ from q4jit.tools.compare.contest import Outcome, contest
 from q4jit.tools.compare.request import BenchRequest, Defaults
 from q4jit.tools.compare.work import TimedCall, WeightShape
 from q4jit.tools.text import counted
+from q4jit.weights.formats import FORMATS
 
 _QUICK_ROWS: Final = (1, 8)
 _ROUNDS: Final = 7
@@ -80,7 +81,9 @@ class Measurement:
 
 def measure(arena: Arena, request: BenchRequest, default: Defaults) -> Iterator[list[Measurement]]:
     """Yield the measurements of each weight and M as soon as they are known, the read first."""
-    shapes = request.shapes or (default.shapes[:1] if request.quick else default.shapes)
+    whole = FORMATS[request.format].block_elements
+    fitting = [(k, n) for k, n in default.shapes if k % whole == 0]
+    shapes = request.shapes or (fitting[:1] if request.quick else fitting)
     rows = request.rows or (_QUICK_ROWS if request.quick else default.rows)
     rounds = _QUICK_ROUNDS if request.quick else _ROUNDS
     precisions = request.precisions or default.precisions

@@ -111,22 +111,25 @@ class Case:
 
 
 def cases(target: Target, quick: bool = False) -> list[Case]:
-    """Return the cases of an arch: about 120 kernels, each with several M if it supports them.
+    """Return the cases of an arch, each kernel with several M if it supports them.
 
-    They are not all combinations: formats share out the shapes and, except for Q4_0, the M.
+    They are not all combinations. Every schedule multiplies every format once, and the formats
+    share out the layouts and the shapes, and, except for Q4_0, the M.
     """
     formats = ("Q4_0",) if quick else tuple(sorted(FORMATS, key=lambda name: name != "Q4_0"))
     layouts = (PLANAR,) if quick else (PLANAR, GGUF)
     selected: list[Case] = []
-    for schedule, precision in schedules(target):
-        for layout in layouts:
-            if precision == "f16" and layout == GGUF:
-                continue  # decodes with the same text as f32
-            for turn, name in enumerate(formats):
+    for number, (schedule, precision) in enumerate(schedules(target)):
+        for turn, name in enumerate(formats):
+            in_turn = layouts[(number + turn) % len(layouts)]
+            for layout in layouts if name == "Q4_0" else (in_turn,):
+                if precision == "f16" and layout == GGUF:
+                    continue  # decodes with the same text as f32
                 if suits(schedule, FORMATS[name]):
                     plan_options = PlanOptions(precision, None, schedule, layout)
                     selected += _product_cases(plan_options, name, turn)
     selected += _default_cases()
+    selected += _format_cases(formats)
     one_sign = _ONE_SIGN if target.hip.is_nvidia else _ONE_SIGN_ON_AMD
     selected += one_sign_cases((name, m) for name, m in one_sign if name in formats)
     selected += _lookup_cases(formats, layouts)
@@ -145,7 +148,7 @@ def schedules(target: Target) -> list[tuple[str, str]]:
 
 def suits(schedule: str, fmt: Format) -> bool:
     """Return whether a schedule multiplies weights of a format."""
-    return fmt.float_dtype is None or schedule not in {GEMV_DOT, TILE_MATRIX}
+    return fmt.float_type is None or schedule not in {GEMV_DOT, TILE_MATRIX}
 
 
 def _product_cases(plan_options: PlanOptions, name: str, turn: int) -> Iterator[Case]:
@@ -178,17 +181,16 @@ def shape_for(name: str, turn: int) -> tuple[int, int]:
 def _rows(schedule: str, layout: str, name: str, turn: int) -> tuple[int, ...]:
     """Return the M to run.
 
-    For Q4_0 in `planar` these are all M of the schedule. Otherwise they are one or two M for
-    `gemv` and `gemv_dot`, which have a kernel per M, and all M > 1 for the other schedules, which
-    have one kernel for them.
+    For Q4_0 in `planar` these are all M of the schedule. Otherwise they are one M for `gemv` and
+    `gemv_dot`, which have a kernel per M, and all M > 1 for the other schedules, which have one
+    kernel for them.
     """
     every = _ROWS[schedule]
     if name == "Q4_0" and layout == PLANAR:
         return every
     if schedule not in {GEMV, GEMV_DOT}:
         return tuple(m for m in every if m > 1)
-    turning = every[1 + turn % (len(every) - 1)]
-    return (every[0], turning) if layout == PLANAR else (turning,)
+    return (every[turn % len(every)],)
 
 
 def _default_cases() -> Iterator[Case]:
@@ -199,6 +201,17 @@ def _default_cases() -> Iterator[Case]:
         args = (random_x(m, k), random_weight("Q4_0", k, n))
         group = f"default schedule {precision}"
         yield Case(group, product, args, PlanOptions(precision), BOUNDS[precision], contract_error)
+
+
+def _format_cases(formats: Sequence[str]) -> Iterator[Case]:
+    """Yield cases of the other formats without a forced schedule, few rows and many."""
+    for turn, name in enumerate(formats[1:]):
+        w = random_weight(name, *shape_for(name, turn))
+        few, more = EVERY_M[turn % 5], EVERY_M[5 + turn % 3]
+        for precision, m in (("f32", 1), ("f32", few), ("f32", more), ("f16", more)):
+            group, args = f"default schedule {precision}", (random_x(m, w.shape[0]), w)
+            plan_options, bound = PlanOptions(precision), BOUNDS[precision]
+            yield Case(group, product, args, plan_options, bound, contract_error)
 
 
 def one_sign_cases(calls: Iterable[tuple[str, int]]) -> Iterator[Case]:

@@ -94,11 +94,11 @@ def present_halves() -> Sequence[FloatType]:
 
 def _gpu_ways(target: Target, dtype: FloatType) -> Iterator[_Way]:
     """Yield every schedule and every format of an arch once."""
-    # F16 and F32 first: they suit fewer schedules; in another order for each dtype
-    order = -1 if dtype == "bf16" else 1
-    names = sorted(FORMATS, key=lambda name: FORMATS[name].float_dtype is None)
-    floats = sum(FORMATS[name].float_dtype is not None for name in names)
-    waiting = [*names[:floats][::order], *names[floats:][::order]]
+    # floats first: they suit fewer schedules; for each dtype another format begins
+    turn = 2 if dtype == "bf16" else 0  # tiles take two formats, one after the other
+    floats = [name for name, fmt in FORMATS.items() if fmt.float_type is not None]
+    blocks = [name for name in FORMATS if name not in floats]
+    waiting = [*floats[turn:], *floats[:turn], *blocks[turn:], *blocks[:turn]]
     used = set()
     for schedule, precision in schedules(target):
         name = next(name for name in waiting if suits(schedule, FORMATS[name]))

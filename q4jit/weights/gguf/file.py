@@ -1,34 +1,27 @@
 """`load_gguf` and `GGUFFile`, a mapping of the tensors in a GGUF file."""
 
-import mmap
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType, TracebackType
-from typing import Any, Final, Self
+from typing import Any, Self
 
-from q4jit.errors import GGUFError, MissingNameError, expected
-from q4jit.files import UnsuitableError, opened_regular
-from q4jit.weights.gguf.metadata import Metadata, alignment_of, read_keys
-from q4jit.weights.gguf.reader import Reader
-from q4jit.weights.gguf.split import refuse_part
+from q4jit.errors import MissingNameError
+from q4jit.weights.gguf.metadata import Metadata
+from q4jit.weights.gguf.part import read_part
+from q4jit.weights.gguf.split import joined
 from q4jit.weights.gguf.table import table
-from q4jit.weights.gguf.tensors import Tensor, TensorEntry, entry_of, read_tensor, read_tensors
-
-_MAGIC: Final = b"GGUF"
-_VERSIONS: Final = (2, 3)
-_HEADER_BYTES: Final = 24
-_MIN_KEY_BYTES: Final = 8 + 4 + 1
-_MIN_TENSOR_BYTES: Final = 8 + 4 + 8 + 4 + 8
+from q4jit.weights.gguf.tensors import Tensor, TensorEntry, TensorInfo, entry_of, read_tensor
 
 
 class GGUFFile(Mapping[str, Tensor]):
-    """The tensors of a GGUF file by name, read in place from a read-only memory map.
+    """The tensors of a GGUF model by name, read in place from read-only memory maps.
 
-    A tensor of two dimensions is a `QuantizedTensor` (also in the formats F16 and F32), a tensor of
-    one dimension is a read-only f32 array. The same name always gives the same object. Tensors keep
-    the map alive, so the file may be closed or deleted while they are in use, but not truncated or
-    overwritten. An unknown name raises MissingNameError.
+    A tensor of two dimensions is a `QuantizedTensor` (also in the formats F16 and F32), one of
+    three an `ExpertTensor`, and one of one dimension a read-only f32 array. The same name always
+    gives the same object. Tensors keep the map alive, so the file may be closed or deleted while
+    they are in use, but not truncated or overwritten. The parts of a split model are one mapping.
+    An unknown name raises MissingNameError.
 
     The mapping has every tensor that q4jit can read, so `dict(model)` and `model.items()` work for
     any file. `model.tensors` and `print(model)` list the others as well; `model[name]` of one of
@@ -38,15 +31,18 @@ class GGUFFile(Mapping[str, Tensor]):
     def __init__(self, path: str | os.PathLike[str]) -> None:
         name = os.fspath(path)
         self._absolute = str(Path(name).absolute())  # now: the working directory may change
-        self._reader = reader = Reader(name, _map_file(name))
-        tensor_count, key_count = _read_header(reader)
-        self._metadata = Metadata(reader, read_keys(reader, key_count))
-        refuse_part(reader, self._metadata)
-        alignment = alignment_of(reader, self._metadata)
-        self._infos = read_tensors(reader, tensor_count, alignment)
-        self._entries = {name: entry_of(info) for name, info in self._infos.items()}
+        self._path = name
+        self._parts = joined(read_part(name))
+        self._metadata = self._parts[0].metadata  # the first part has the model's keys
+        self._part_of = {name: part for part in self._parts for name in part.infos}
+        self._entries = {name: entry_of(self._info(name)) for name in self._part_of}
         self._readable = {name: None for name, entry in self._entries.items() if entry.readable}
         self._tensors: dict[str, Tensor] = {}
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """The path of each file in order: several if the model is split."""
+        return tuple(part.path for part in self._parts)
 
     @property
     def metadata(self) -> Metadata:
@@ -59,8 +55,9 @@ class GGUFFile(Mapping[str, Tensor]):
         return MappingProxyType(self._entries)
 
     def close(self) -> None:
-        """Release the map. Tensors that were read before stay valid."""
-        self._reader.close()
+        """Release the maps. Tensors that were read before stay valid."""
+        for part in self._parts:
+            part.reader.close()
         self._tensors.clear()
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -79,11 +76,11 @@ class GGUFFile(Mapping[str, Tensor]):
         self.close()
 
     def __getitem__(self, name: str) -> Tensor:
-        if name not in self._infos:
-            raise MissingNameError(self._reader.path, "tensor", name, self._readable)
+        if name not in self._part_of:
+            raise MissingNameError(self._path, "tensor", name, self._readable)
         tensor = self._tensors.get(name)
         if tensor is None:
-            new = read_tensor(self._reader, self._infos[name])
+            new = read_tensor(self._part_of[name].reader, self._info(name))
             tensor = self._tensors.setdefault(name, new)  # two threads get the same object
         return tensor
 
@@ -100,43 +97,21 @@ class GGUFFile(Mapping[str, Tensor]):
         others = len(self._entries) - len(self)
         more = f" (and {others} that cannot be read)" if others else ""
         keys = len(self.metadata)
-        return f"<GGUFFile {self._reader.path}: {len(self)} tensors{more}, {keys} keys>"
+        files = f" in {len(self._parts)} files" if len(self._parts) > 1 else ""
+        return f"<GGUFFile {self._path}: {len(self)} tensors{more}{files}, {keys} keys>"
 
     def __str__(self) -> str:
         return "\n".join([repr(self)[1:-1], *table(tuple(self._entries.values()))])
+
+    def _info(self, name: str) -> TensorInfo:
+        return self._part_of[name].infos[name]
 
 
 def load_gguf(path: str | os.PathLike[str]) -> GGUFFile:
     """Map a GGUF file (version 2 or 3, little-endian) read-only and check its whole header.
 
-    Raises GGUFError, which names the file, the key or tensor, and the byte, and for one part of a
-    model that is split into several files; raises OSError if the file cannot be opened.
+    If the file is one part of a split model (`model-00001-of-00003.gguf`), all parts in its folder
+    are joined. Raises GGUFError, which names the file, the key or tensor, and the byte, and for
+    missing parts and parts of different models; raises OSError if a file cannot be opened.
     """
     return GGUFFile(path)
-
-
-def _map_file(path: str) -> memoryview:
-    try:
-        with opened_regular(Path(path)) as (handle, size):
-            if size < _HEADER_BYTES:
-                header = f"at least {_HEADER_BYTES} bytes"
-                where = f"{path}: header at byte 0"
-                raise GGUFError(expected(header, f"a file of {size} bytes", where=where))
-            return memoryview(mmap.mmap(handle, size, access=mmap.ACCESS_READ))
-    except UnsuitableError:
-        raise GGUFError(f"{path} is not a regular file") from None
-
-
-def _read_header(reader: Reader) -> tuple[int, int]:
-    """Check magic and version, and return the numbers of tensors and of keys."""
-    magic = bytes(reader.view[reader.skip(4, "magic") : reader.at])
-    if magic != _MAGIC:
-        raise reader.error(0, "magic", repr(_MAGIC), repr(magic))
-    version = reader.u32("version")
-    if version not in _VERSIONS:
-        swapped = int.from_bytes(version.to_bytes(4, "little"), "big")
-        got = f"{swapped} in a big-endian file" if 0 < swapped < 256 else str(version)
-        raise reader.error(4, "version", "2 or 3 in a little-endian file", got)
-    tensors = reader.count(_MIN_TENSOR_BYTES, "tensor count")
-    keys = reader.count(_MIN_KEY_BYTES, "key count")
-    return tensors, keys

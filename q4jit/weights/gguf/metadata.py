@@ -107,7 +107,7 @@ def read_keys(reader: Reader, count: int) -> dict[str, Value]:
     values: dict[str, Value] = {}
     for i in range(count):
         at = reader.at
-        key = reader.name(f"name of key {i}")
+        key = reader.name(f"name of key {i}").text
         if key in values:
             raise reader.error(at, key_name(key), "every key once", "a second key of this name")
         values[key] = _read_value(reader, key_name(key))

@@ -1,7 +1,7 @@
 """A cursor over a mapped file that checks every count before using it."""
 
 import struct
-from typing import Final
+from typing import Final, NamedTuple
 
 from q4jit.errors import GGUFError, expected, short_name
 
@@ -9,6 +9,13 @@ _MAX_NAME_BYTES: Final = 65535
 
 _U32: Final = struct.Struct("<I")
 _U64: Final = struct.Struct("<Q")
+
+
+class Name(NamedTuple):
+    """The name of a key or tensor; bytes that are not UTF-8 are escaped as in Python."""
+
+    text: str
+    is_utf8: bool
 
 
 class Reader:
@@ -66,14 +73,18 @@ class Reader:
             raise self.error(self.at - 8, subject, most, str(count))
         return count
 
-    def name(self, subject: str) -> str:
+    def name(self, subject: str) -> Name:
         """Read the name of a key or tensor, which has a bounded length."""
         at = self.at
         size = self.u64(subject)
         if size > _MAX_NAME_BYTES:
             raise self.error(at, subject, f"at most {_MAX_NAME_BYTES} bytes", f"{size} bytes")
         start = self.skip(size, subject)
-        return self.text(start, size, subject)
+        stored = self.view[start : start + size]
+        try:
+            return Name(str(stored, "utf-8"), True)
+        except UnicodeDecodeError:  # one bad name must not make the file unusable
+            return Name(str(stored, "utf-8", "backslashreplace"), False)
 
     def text(self, start: int, size: int, subject: str) -> str:
         """Decode `size` bytes of UTF-8 at byte `start`."""
@@ -106,10 +117,10 @@ class Reader:
 
 
 def key_name(name: str) -> str:
-    """Return subject messages call a key."""
+    """Return what messages call a key."""
     return f"key {short_name(name)}"
 
 
 def tensor_name(name: str) -> str:
-    """Return subject messages call a tensor."""
+    """Return what messages call a tensor."""
     return f"tensor {short_name(name)}"

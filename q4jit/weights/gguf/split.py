@@ -1,7 +1,8 @@
-"""Refuse a part of a model that is split into several files: it would be taken for the model.
+"""Join the parts of a model that is split into several files.
 
-llama.cpp's `llama-gguf-split` writes the keys split.no (from 0) and split.count, and names the
-parts `model-00001-of-00003.gguf`, ….
+llama.cpp's `llama-gguf-split` names the parts `model-00001-of-00003.gguf`, … and writes the keys
+split.no (from 0), split.count and split.tensors.count (of the whole model) to each. The first part
+has the other keys as well. Only files that are named after the opened one, in its folder, are read.
 """
 
 import re
@@ -9,44 +10,81 @@ from pathlib import Path
 from typing import Final
 
 from q4jit.errors import GGUFError, expected
-from q4jit.weights.gguf.metadata import Metadata
-from q4jit.weights.gguf.reader import Reader
+from q4jit.weights.gguf.part import Part, read_part
+from q4jit.weights.gguf.reader import key_name, tensor_name
 
-_PART_NAME: Final = re.compile(r"(?P<stem>.+)-\d{5}-of-\d{5}\.gguf", re.DOTALL)
+_PART_STEM: Final = re.compile(r"(?P<model>.+)-\d{5}-of-\d{5}", re.DOTALL)
 _SHOWN_PARTS: Final = 4
 _MOST_PARTS: Final = 99_999  # of five digits
 
 
-def refuse_part(reader: Reader, metadata: Metadata) -> None:
-    """Raise GGUFError if a file is one part of several; the error names the missing parts."""
-    count = _number(metadata, "split.count")
-    if count is None or count <= 1:
-        return
-    number = _number(metadata, "split.no")
-    part = f"part {'?' if number is None else number + 1} of {count}"
-    missing = _missing_parts(Path(reader.path), number, count)
+def joined(opened: Part) -> tuple[Part, ...]:
+    """Return all parts of a model in order; `opened` is one of them, or the whole model.
+
+    Raises GGUFError for missing parts, for a name that does not belong to the keys, and for parts
+    that do not belong together; raises OSError if a part cannot be opened.
+    """
+    count = _number(opened, "split.count") or 1
+    if count <= 1:
+        return (opened,)
+    number = _number(opened, "split.no")
+    if number is None or not number < count <= _MOST_PARTS:
+        limits = f"split.no below split.count, and split.count up to {_MOST_PARTS}"
+        got = f"{'no number' if number is None else number} and {count}"
+        raise GGUFError(expected(limits, got, where=opened.path))
+    paths = _paths(opened, number, count)
+    parts = tuple(opened if i == number else read_part(str(path)) for i, path in enumerate(paths))
+    for i, part in enumerate(parts):
+        _check_key(part, "split.no", i)
+        _check_key(part, "split.count", count)
+    _check_tensors(parts)
+    return parts
+
+
+def _number(part: Part, key: str) -> int | None:
+    value = part.metadata.get(key)
+    return value if isinstance(value, int) and value >= 0 else None
+
+
+def _paths(opened: Part, number: int, count: int) -> list[Path]:
+    """Return the paths of all parts. Raises GGUFError if some are missing."""
+    path = Path(opened.path)
+    match = _PART_STEM.fullmatch(path.stem)
+    model = match["model"] if match else path.stem
+    paths = [path.with_name(f"{model}-{i + 1:05}-of-{count:05}.gguf") for i in range(count)]
+    part = f"part {number + 1} of {count}"
+    if path.name != paths[number].name:
+        name = f"a file named {paths[number].name}, because it is {part}"
+        cure = "give all parts their names"
+        raise GGUFError(expected(name, path.name, where=opened.path, cure=cure))
+    missing = [other.name for other in paths if not other.exists()]
     if missing:
         more = f" and {len(missing) - _SHOWN_PARTS} more" if len(missing) > _SHOWN_PARTS else ""
-        part += f"; missing beside it: {', '.join(missing[:_SHOWN_PARTS])}{more}"
-    cure = "merge all parts: llama-gguf-split --merge FIRST_PART MODEL.gguf"
-    raise GGUFError(expected("a whole model", part, where=reader.path, cure=cure))
+        got = f"{part}; missing beside it: {', '.join(missing[:_SHOWN_PARTS])}{more}"
+        cure = "put all parts into one folder"
+        raise GGUFError(expected("a whole model", got, where=opened.path, cure=cure))
+    return paths
 
 
-def _number(metadata: Metadata, key: str) -> int | None:
-    value = metadata.get(key)
-    return value if isinstance(value, int) else None
+def _check_key(part: Part, key: str, wanted: int) -> None:
+    """Raise GGUFError unless a key has the value that its part's name and the others ask for."""
+    value = _number(part, key)
+    if value != wanted:
+        got = "another value" if key in part.metadata else "no such key"
+        got = got if value is None else str(value)
+        raise GGUFError(expected(str(wanted), got, where=f"{part.path}: {key_name(key)}"))
 
 
-def _missing_parts(path: Path, number: int | None, count: int) -> list[str]:
-    """Return the names of the parts that are not beside `path`, which is part `number` from 0."""
-    match = _PART_NAME.fullmatch(path.name)
-    stem = match["stem"] if match else path.stem
-    numbers = (
-        i for i in range(1, min(count, _MOST_PARTS) + 1) if number is None or i != number + 1
-    )
-    try:
-        beside = {entry.name for entry in path.parent.iterdir()}
-    except OSError:  # a folder that can be entered but not listed
-        beside = set()
-    names = (f"{stem}-{i:05}-of-{count:05}.gguf" for i in numbers)
-    return [name for name in names if name not in beside]
+def _check_tensors(parts: tuple[Part, ...]) -> None:
+    """Raise GGUFError unless every tensor is in one part, and all that were counted are there."""
+    part_of: dict[str, Part] = {}
+    for part in parts:
+        for name in part.infos:
+            if name in part_of:
+                got = f"the same name in {part_of[name].path}"
+                where = f"{part.path}: {tensor_name(name)}"
+                raise GGUFError(expected("a tensor in one part only", got, where=where))
+            part_of[name] = part
+    for part in parts:
+        if "split.tensors.count" in part.metadata:
+            _check_key(part, "split.tensors.count", len(part_of))

@@ -1,4 +1,4 @@
-"""Print the tensors of a file as a table: name, shape, format, and why one cannot be read."""
+"""Print the tensors of a file as a table, and why some cannot be read."""
 
 from collections.abc import Iterator, Sequence
 from typing import Final
@@ -7,7 +7,7 @@ from q4jit.errors import short_name
 from q4jit.weights.gguf.tensors import TensorEntry
 
 _MOST_LINES: Final = 1000  # the table of tensors comes from a file that may be hostile
-_MOST_LETTERS: Final = 80
+_MOST_LETTERS: Final = 100
 
 
 def table(entries: Sequence[TensorEntry]) -> Iterator[str]:
@@ -15,12 +15,18 @@ def table(entries: Sequence[TensorEntry]) -> Iterator[str]:
     shown = entries[:_MOST_LINES]
     names = [short_name(entry.name)[1:-1] for entry in shown]
     shapes = [_short(" × ".join(map(str, entry.shape)) or "a number") for entry in shown]
-    name_letters, shape_letters = (max(map(len, texts), default=0) for texts in (names, shapes))
-    for entry, name, shape in zip(shown, names, shapes, strict=True):
+    sizes = [f"{entry.nbytes:,} bytes" for entry in shown]
+    columns = (_padded(names, "<"), _padded(shapes, ">"), _padded(sizes, ">"))
+    for entry, name, shape, size in zip(shown, *columns, strict=True):
         state = f"  not readable: {_short(entry.problem)}" if entry.problem else ""
-        yield f"  {name:{name_letters}}  {shape:>{shape_letters}}  {entry.format:8}{state}".rstrip()
+        yield f"  {name}  {shape}  {entry.format:7}  {size}{state}"
     if len(entries) > len(shown):
         yield f"  … and {len(entries) - len(shown)} more"
+
+
+def _padded(texts: Sequence[str], align: str) -> list[str]:
+    letters = max(map(len, texts), default=0)
+    return [f"{text:{align}{letters}}" for text in texts]
 
 
 def _short(text: str) -> str:

@@ -11,7 +11,7 @@ from q4jit.precision import BOUNDS
 from q4jit.tools.compare.arena import LIMITS, READ, AbsentError, Entrant
 from q4jit.tools.compare.contest import contest
 from q4jit.tools.compare.measurements import measure
-from q4jit.tools.compare.request import GPU, BenchRequest
+from q4jit.tools.compare.request import GPU, BenchRequest, Defaults
 from q4jit.tools.compare.work import TimedCall, WeightShape
 from q4jit.weights.reference import random_weight
 from tests.support.fake_arena import FakeArena, K, N, fault_of, measured, one_missing, one_wrong
@@ -176,3 +176,10 @@ def test_products_are_compared_with_their_peak() -> None:
     assert (peak.gb_per_s, peak.of_read, peak.ratios) == (None, None, {})
     assert peak.tflops == pytest.approx(2 * 3 * K * N / 3e-6 * 1e-12)
     assert not any(set(each.ratios) & LIMITS for each in measurements)
+
+
+def test_default_shapes_are_whole_blocks() -> None:
+    default = Defaults(((288, 5), (512, 5), (64, 5)), (1,), ("f32",))
+    for name, wanted in (("Q4_0", [288, 512, 64]), ("Q4_K", [512])):
+        results = measure(FakeArena(), BenchRequest(name), default)
+        assert [measurements[0].k for measurements in results] == wanted

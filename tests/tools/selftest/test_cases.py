@@ -20,7 +20,7 @@ from q4jit.tools.selftest.run import judge
 from q4jit.weights.formats import FORMATS
 from q4jit.weights.reference import random_weight, random_x
 
-MOST_KERNELS = 160  # at a second each, on a few cores, a self-test takes two minutes
+MOST_KERNELS = 270  # at a second each, on a few cores, a self-test takes four minutes
 
 
 def plan_of(case: Case, target: Target) -> HipPlan:
@@ -51,10 +51,24 @@ def test_every_combination_of_interest_is_covered() -> None:
         used = {case.measure for case in selected if case.group == group}
         assert used == {measures.against_values}
     assert {"gemv_dot planar i8", "gemv_dot gguf i8", "tile_matrix planar f16"} <= groups
-    for group in groups:
-        if group.startswith(("element", "gemv ", "tile_fma", "dequantize")):
-            formats = {case.args[1].format for case in selected if case.group == group}
-            assert formats == set(FORMATS), group
+    for start in (
+        "element ",
+        "gemv ",
+        "tile_fma ",
+        "tile_matrix ",
+        "gemv_dot ",
+        "default schedule f32",
+    ):
+        mine = [case.args[1].format for case in selected if case.group.startswith(start)]
+        wanted = {
+            n
+            for n, f in FORMATS.items()
+            if ("mat" not in start and "dot" not in start) or not f.float_type
+        }
+        assert set(mine) == wanted, start
+    for layout in ("planar", "gguf"):
+        mine = [case.args[1].format for case in selected if f" {layout} " in case.group]
+        assert set(mine) == set(FORMATS), layout
     products = [case for case in selected if case.function is product]
     assert {case.rows for case in products} == {1, 2, 3, 8, 16, 17, 64, 100}
     assert {case.args[1].shape[0] for case in products} == {256, 576, 4096, 14336}
@@ -70,7 +84,7 @@ def test_products_of_one_sign_have_no_negative_elements() -> None:
         assert x.min() >= 0
         values = w.dequantize()
         assert values.min() >= 0
-        assert (values > 0).mean() > 0.8
+        assert (values > 0).mean() > 0.7  # a quarter of Q2_K's codes are 0
         assert not judge(case, [(x @ values) * np.float32(1 + 5e-7)]).passed
         assert judge(case, [(x.astype(np.float64) @ values).astype(np.float32)]).passed
 
