@@ -7,12 +7,14 @@ its decoded weights in tiles of a few: a launch of `sort_experts` finds the tile
 from dataclasses import replace
 from typing import Final
 
+from q4jit.frontend.specs import WeightSpec
 from q4jit.hip.classes import FEW_ROWS, m_class
 from q4jit.hip.kernel import GEMV, SORT_EXPERTS, HipKernel
 from q4jit.hip.problem import Problem
 from q4jit.plan.kernels import Kernel
 from q4jit.plan.options import PlanOptions
 from q4jit.targets import Target
+from q4jit.weights.layouts import GGUF, TILES16, Planar
 
 _MOST_SINGLE_VECTORS: Final = 16
 _MOST_EXPERTS: Final = 2048  # their counts fit in shared memory
@@ -40,6 +42,13 @@ def experts_of(problem: Problem, work: Kernel) -> int:
     weights = [weight for section in work.sections for weight in problem.weights(section)]
     experts = min(weight.experts for weight in weights)
     return experts if experts <= _MOST_EXPERTS else 0
+
+
+def matrix_bytes(spec: WeightSpec, layout: str) -> int:
+    """Return the bytes of an expert's matrix in a layout, and so from one expert to the next."""
+    if layout == GGUF:
+        return spec.n * spec.block_format.column_bytes(spec.k)
+    return Planar(spec.block_format, spec.k, spec.n, tiled=layout == TILES16).size_bytes
 
 
 def sort_kernel(kernel: HipKernel) -> HipKernel:

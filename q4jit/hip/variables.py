@@ -5,6 +5,7 @@ from typing import Any, Final
 
 from q4jit.frontend.graph import Node
 from q4jit.hip.elementary import elementary_functions
+from q4jit.hip.experts import matrix_bytes
 from q4jit.hip.gemv_matrix_sizes import matrix_variables, row_values
 from q4jit.hip.kernel import (
     ADD_SPLITS,
@@ -188,13 +189,13 @@ class _Writer:
         ids = self.kernel.work.chosen or self.kernel.work.sorted_by
         if ids is None:
             return None
-        weights = {p.argument: p.weight for p in products}
-        counts = [weight.spec.experts for weight in weights.values()]
+        specs = {p.argument: p.weight.spec for p in products}
+        counts = [spec.experts for spec in specs.values()]
         return {
             "ids": self._names[ids.arg],
             "index": expert_index(self.kernel.work),
             "count": min(counts, default=self.kernel.experts),
-            "weights": list(weights.items()),
+            "weights": [(a, matrix_bytes(spec, self.kernel.layout)) for a, spec in specs.items()],
         }
 
     def _weight(self, node: Node) -> Weight:

@@ -236,13 +236,6 @@ class Weight:
         return f"load_{size_bytes}_by_{_alignment(self._fmt.block_bytes, at)}"
 
     @property
-    def matrix_bytes(self) -> int:
-        """Bytes of the matrix of an expert, and so from one expert to the next."""
-        if not self.is_planar:
-            return self.n * self._fmt.column_bytes(self.k)
-        return Planar(self._fmt, self.k, self.n, tiled=self.is_quads).size_bytes
-
-    @property
     def unaligned(self) -> set[tuple[int, int]]:
         """The bytes and the alignment of loads that one instruction cannot do."""
         if self.is_planar or self.float_bytes:
