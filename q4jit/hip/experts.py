@@ -48,7 +48,8 @@ def matrix_bytes(spec: WeightSpec, layout: str) -> int:
     """Return the bytes of an expert's matrix in a layout, and so from one expert to the next."""
     if layout == GGUF:
         return spec.n * spec.block_format.column_bytes(spec.k)
-    return Planar(spec.block_format, spec.k, spec.n, tiled=layout == TILES16).size_bytes
+    repacked = spec.block_format.repacked
+    return Planar(repacked, spec.k, spec.n, tiled=layout == TILES16).size_bytes
 
 
 def sort_kernel(kernel: HipKernel) -> HipKernel:
