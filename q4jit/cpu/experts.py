@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from q4jit.cpu.schedule import EXPERT_SLOTS, CpuKernel, CpuPlan
+from q4jit.cpu.schedule import BUCKET_WORDS, EXPERT_SLOTS, CpuKernel, CpuPlan
 from q4jit.frontend.graph import Node
 from q4jit.frontend.shapes import leading_axes
 from q4jit.plan.kernels import Slot
@@ -58,12 +58,15 @@ def grouped(ids: _Ids) -> tuple[_Ids, _Ids]:
 
     The second array has a row for each bucket: its id, its first place, and the next one's.
     """
-    order = np.argsort(ids, kind="stable")
+    order = ids.argsort(kind="stable")
     by_id = ids[order]
-    firsts = np.flatnonzero(np.diff(by_id, prepend=-1))
-    ends = np.append(firsts, len(ids))[1:]
-    buckets = np.stack([by_id[firsts], firsts, ends], axis=1)
-    return order.astype(np.int64, copy=False), np.ascontiguousarray(buckets, np.int64)
+    is_first = np.ones(len(ids), np.bool_)
+    np.not_equal(by_id[1:], by_id[:-1], out=is_first[1:])
+    (firsts,) = is_first.nonzero()
+    buckets = np.empty((len(firsts), BUCKET_WORDS), np.int64)
+    buckets[:, 0], buckets[:, 1] = by_id[firsts], firsts
+    buckets[:-1, 2], buckets[-1:, 2] = firsts[1:], len(ids)
+    return order, buckets
 
 
 def _alone(kernel: CpuKernel) -> str:
