@@ -153,9 +153,8 @@ class ExpertTensor(Sequence[QuantizedTensor]):
         index: a number, or an integer array of numbers from 0 to E - 1, for `np.vecmat(x, w[ids])`.
         Raises IndexError for a number beyond the experts, ArgumentError for another index.
         """
-        if isinstance(index, np.ndarray | list) and not (
-            isinstance(index, np.ndarray) and not index.ndim
-        ):
+        is_array = isinstance(index, np.ndarray | list)
+        if is_array and (type(index) is not np.ndarray or index.ndim):
             where = "ids of w[ids]"
             return IndexedExperts(self, index_array(index, len(self), "experts", where))
         try:

@@ -75,6 +75,7 @@ REFUSED: list[tuple[Callable[..., Any], tuple[Any, ...], str]] = [
     (lambda x, w, i: vecmat(x, w), (X, W, ONE_EACH), "expected w[ids] of an ExpertTensor"),
     (lambda x, w, i: vecmat(x, x), (X, W, ONE_EACH), "expected w[ids] of an ExpertTensor"),
     (lambda x, w, i: vecmat(x, W[[0, 1, 2]]), (X, W, ONE_EACH), "that is an argument"),
+    (lambda x, w, i: vecmat(x, W[i]), (X, W, ONE_EACH), "pass a captured weight as an argument"),
     (lambda x, w, i: w.T, (X, W, ONE_EACH), "cannot use the attribute .T of an expert tensor"),
     (lambda x, w, i: w + x, (X, W, ONE_EACH), "cannot compute element by element"),
     (lambda x, w, i: np.exp(w[i]), (X, W, ONE_EACH), "cannot compute np.exp of an expert tensor"),
