@@ -7,11 +7,11 @@ its decoded weights in tiles of a few: a launch of `sort_experts` finds the tile
 from dataclasses import replace
 from typing import Final
 
+from q4jit.frontend.graph import Graph
 from q4jit.frontend.specs import WeightSpec
 from q4jit.hip.classes import FEW_ROWS, m_class
 from q4jit.hip.kernel import GEMV, SORT_EXPERTS, HipKernel
-from q4jit.hip.problem import Problem
-from q4jit.plan.kernels import Kernel
+from q4jit.plan.kernels import Kernel, Section
 from q4jit.plan.options import PlanOptions
 from q4jit.targets import Target
 from q4jit.weights.layouts import GGUF, TILES16, Planar
@@ -21,7 +21,9 @@ _MOST_EXPERTS: Final = 2048  # their counts fit in shared memory
 _SORT_THREADS: Final = 1024
 
 
-def are_sorted(work: Kernel, target: Target, m: int, plan_options: PlanOptions) -> bool:
+def are_sorted(
+    graph: Graph, work: Kernel, target: Target, m: int, plan_options: PlanOptions
+) -> bool:
     """Return whether the vectors of a kernel's experts are sorted; it is the same for a class of M.
 
     m: the rows of the call.
@@ -29,7 +31,8 @@ def are_sorted(work: Kernel, target: Target, m: int, plan_options: PlanOptions) 
     if work.chosen is None or plan_options.schedule not in {None, GEMV}:
         return False
     rows = 1 if work.uniform else _least_rows(m_class(target, m, plan_options))
-    return rows * work.copies > _MOST_SINGLE_VECTORS
+    are_many = rows * work.copies > _MOST_SINGLE_VECTORS
+    return are_many and all(experts_of(graph, s) <= _MOST_EXPERTS for s in work.sections)
 
 
 def _least_rows(rows_class: int) -> int:
@@ -37,11 +40,10 @@ def _least_rows(rows_class: int) -> int:
     return next((few for few in reversed(FEW_ROWS) if few < rows_class), 0) + 1
 
 
-def experts_of(problem: Problem, work: Kernel) -> int:
-    """Return the experts of a kernel's products; 0 if they are too many to be sorted by."""
-    weights = [weight for section in work.sections for weight in problem.weights(section)]
-    experts = min(weight.experts for weight in weights)
-    return experts if experts <= _MOST_EXPERTS else 0
+def experts_of(graph: Graph, section: Section) -> int:
+    """Return the experts that ids may choose for the products of a section."""
+    specs = [graph.signature[product.arg] for product in section.products]
+    return min(spec.experts for spec in specs if isinstance(spec, WeightSpec))
 
 
 def matrix_bytes(spec: WeightSpec, layout: str) -> int:

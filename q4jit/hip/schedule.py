@@ -106,23 +106,22 @@ def make_plan(
     works, temps = split(graph)
     kernels: list[HipKernel] = []
     for work in works:
-        by_expert = are_sorted(work, target, m, plan_options)
+        by_expert = are_sorted(graph, work, target, m, plan_options)
         problem = Problem(graph, target, _planned_rows(work, m, by_expert), plan_options)
         launches = _launches(problem, work, measured)
-        kernels += _sorted_first(problem, launches) if by_expert else launches
+        kernels += _sorted_first(graph, launches) if by_expert else launches
     return Plan(graph, target, tuple(without_repeated_sorts(kernels)), temps)
 
 
-def _sorted_first(problem: Problem, launches: list[HipKernel]) -> list[HipKernel]:
+def _sorted_first(graph: Graph, launches: list[HipKernel]) -> list[HipKernel]:
     """Return the launches of products whose vectors are sorted by expert, after the sort."""
     result: list[HipKernel] = []
     for kernel in launches:
-        experts = experts_of(problem, kernel.work) if kernel.work.chosen is not None else 0
-        if experts:
-            grouped = replace(kernel, experts=experts)
-            result += [sort_kernel(grouped), grouped]
-        else:
+        if kernel.work.chosen is None:  # values of rows before the products
             result.append(kernel)
+            continue
+        by_expert = replace(kernel, experts=experts_of(graph, kernel.section))
+        result += [sort_kernel(by_expert), by_expert]
     return result
 
 
