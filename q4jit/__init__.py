@@ -19,6 +19,7 @@ from q4jit.errors import (
 from q4jit.threads import get_num_threads, set_num_threads
 from q4jit.weights.experts import ExpertTensor
 from q4jit.weights.gguf.file import load_gguf
+from q4jit.weights.indexed import vecmat
 from q4jit.weights.quantize import quantize
 from q4jit.weights.tensor import QuantizedTensor
 
@@ -43,6 +44,7 @@ __all__ = [
     "quantize",
     "set_num_threads",
     "specialize",
+    "vecmat",
 ]
 
 __version__: str

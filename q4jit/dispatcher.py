@@ -71,8 +71,8 @@ class Specialized(PickledAsFunction, Generic[_P, _R]):
 
     Arguments of a call are those of the function:
         - float arrays: x [..., K], biases [N], residuals [..., N]; leading dimensions broadcast.
-        - int32 or int64 arrays of row numbers, for `w.rows(ids)`.
-        - weights: `QuantizedTensor` [K, N].
+        - int32 or int64 arrays of ids, for `w.rows(ids)` and `np.vecmat(x, w[ids])`.
+        - weights: `QuantizedTensor` [K, N], or `ExpertTensor` [E, K, N].
         - floats, whose value may change from call to call.
         - int, bool, str and None. Each value is traced, and compiled if it changes the kernels.
         - lists, tuples, dicts, dataclasses and NamedTuples of these.

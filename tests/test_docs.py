@@ -36,14 +36,35 @@ from q4jit import quantize, specialize
 x = np.ones((2, 64), np.float32)
 gate, up = (quantize(np.eye(64, dtype=np.float32) * n, "F32") for n in (2, 3))
 """
-    _, example = examples("functions.md")
+    _, example, _ = examples("functions.md")
     check = "print(type(results).__name__, *(v[0, 0] for v in results.values()))"
     assert run_example(f"{prelude}{example}\n{check}", tmp_path) == "dict 2.0 3.0\n"
 
 
+def test_the_example_of_experts_runs(tmp_path: Path) -> None:
+    prelude = """
+import numpy as np
+from q4jit import ExpertTensor, quantize, specialize
+
+x, ids = np.ones((2, 64), np.float32), np.array([[0, 1, 3], [2, 2, 0]])
+weights = np.full((2, 3), 1 / 3, np.float32)
+gate = up = down = ExpertTensor.stack(
+    [quantize(np.eye(64, dtype=np.float32) * n, "F16") for n in range(4)]
+)
+"""
+    *_, example = examples("functions.md")
+    check = """
+print(y.shape, np.abs(y - feed_forward.py_func(x, gate, up, down, ids, weights)).max() < 1e-5)
+print(feed_forward.explain())
+"""
+    printed = run_example(f"{prelude}{example}\n{check}", tmp_path)
+    assert printed.startswith("(2, 64) True\n")
+    assert "vecmat(v0, gate[ids])" in printed
+
+
 @pytest.mark.model
 def test_the_example_of_functions_runs(tmp_path: Path) -> None:
-    example, _ = examples("functions.md")
+    example, *_ = examples("functions.md")
     (tmp_path / "model.gguf").symlink_to(model_file())
     printed = run_example(example, tmp_path)
     assert "define void @q4jit_swiglu(ptr %args)" in printed

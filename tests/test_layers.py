@@ -296,6 +296,7 @@ def test_all_is_the_public_names_of_the_top_level() -> None:
         "quantize",
         "set_num_threads",
         "specialize",
+        "vecmat",
         *errors.__all__,
     }
 

@@ -54,9 +54,12 @@ def check_ids(name: str, array: NDArray[Any]) -> None:
 
 
 def checked_ids(
-    name: str, array: NDArray[Any], shape: tuple[int, ...] | None, count: int
+    name: str,
+    array: NDArray[Any],
+    shape: tuple[int, ...] | None,
+    count: int,
 ) -> NDArray[np.int64]:
-    """Return a copy of row ids, broadcast to `shape`.
+    """Return a copy of ids, broadcast to `shape`.
 
     Raises ArgumentError unless all ids are from 0 to `count` - 1.
     """
@@ -64,9 +67,10 @@ def checked_ids(
     ids = np.array(array, np.int64, order="C")
     # as uint64, negative ids exceed every count
     if ids.size and ids.view(np.uint64).max() >= count:
-        wrong = ids.min() if ids.min() < 0 else ids.max()
-        what = f"row ids from 0 to {count - 1}"
-        raise ArgumentError(expected(what, str(wrong), where=f"argument {name!r}"))
+        at = np.unravel_index(ids.argmin() if ids.min() < 0 else ids.argmax(), ids.shape)
+        what, place = f"ids from 0 to {count - 1}", f"argument {name!r}"
+        place += f" at {list(map(int, at))}" if ids.ndim else ""
+        raise ArgumentError(expected(what, str(ids[at]), where=place))
     return ids if shape is None else np.ascontiguousarray(np.broadcast_to(ids, shape))
 
 

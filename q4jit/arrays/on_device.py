@@ -36,9 +36,10 @@ def check_views(shapes: CallShapes, names: Sequence[str], args: Sequence[Any]) -
         require_float(args[i], names[i])
         require_contiguous(args[i], names[i])
     for i, _, _ in shapes.ids:
-        if args[i].dtype != "int64":
-            where = f"argument {names[i]!r}"
-            raise ArgumentError(expected("int64 for ids on a device", str(args[i]), where=where))
+        wanted = "int32" if i in shapes.narrow_ids else "int64"
+        if args[i].dtype != wanted:
+            where, what = f"argument {names[i]!r}", "int32 or int64 for ids on a device"
+            raise ArgumentError(expected(what, str(args[i]), where=where))
         require_contiguous(args[i], names[i])
 
 

@@ -10,6 +10,7 @@ from q4jit.arrays.arguments import plain
 from q4jit.arrays.call_shapes import Result
 from q4jit.conversions import is_tensor, tensor_dtype
 from q4jit.errors import ArgumentError, expected
+from q4jit.weights.experts import ExpertTensor
 from q4jit.weights.tensor import QuantizedTensor
 
 _OVERLAP_WORK: Final = 10_000  # candidates to try before strided arrays count as overlapping
@@ -81,7 +82,7 @@ def _refuse_overlap(
 ) -> None:
     for i, array in enumerate(given):
         for name, value in zip(names, args, strict=True):
-            memory = value.raw if isinstance(value, QuantizedTensor) else value
+            memory = value.raw if isinstance(value, QuantizedTensor | ExpertTensor) else value
             if isinstance(memory, np.ndarray) and _overlap(array, memory):
                 raise ArgumentError(
                     f"out= overlaps the argument {name!r}, which is read while out is written; "

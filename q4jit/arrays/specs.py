@@ -1,7 +1,7 @@
 """The spec of an argument, and the part of it that selects the compiled call."""
 
 from collections import deque
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import replace
 from typing import Any, Final
 
@@ -15,19 +15,22 @@ from q4jit.floats import float_type_of, is_float, type_of_number
 from q4jit.frontend.containers import Apart, Misfit, together
 from q4jit.frontend.specs import (
     ScalarSpec,
+    Signature,
     Spec,
     StaticSpec,
     StructureSpec,
     WeightSpec,
     array_spec,
     ids_spec,
+    with_inner_axes,
 )
 from q4jit.frontend.structures import Structure
+from q4jit.weights.experts import ExpertTensor
 from q4jit.weights.tensor import QuantizedTensor, TransposedTensor
 
 _KINDS: Final = (
-    "a float array, QuantizedTensor, number, bool, str or None, or a list, tuple, dict, "
-    "dataclass or NamedTuple of these"
+    "a float array, QuantizedTensor, ExpertTensor, number, bool, str or None, or a list, tuple, "
+    "dict, dataclass or NamedTuple of these"
 )
 
 
@@ -39,6 +42,8 @@ def shape_key(value: object) -> object:
         # other dtypes are those of ids or numbers (rank 0), or `spec_of` refuses them
         return shape if dtype is F32 else (shape, dtype)
     if kind is QuantizedTensor:
+        return value.signature  # type: ignore[attr-defined]  # just tested
+    if kind is ExpertTensor:
         return value.signature  # type: ignore[attr-defined]  # just tested
     if kind is float or is_float(value):
         return kind
@@ -62,13 +67,16 @@ def spec_of(name: str, value: object, sized: bool = False) -> Spec:
     """Return the spec of an argument. Raises ArgumentError if a function cannot take it."""
     if isinstance(value, QuantizedTensor):
         return WeightSpec(*value.signature)
+    if isinstance(value, ExpertTensor):
+        fmt, experts, k, n, finite, suits_f16 = value.signature
+        return WeightSpec(fmt, k, n, finite, suits_f16, experts)
     if isinstance(value, DeviceView):
         if not value.shape or not value.shape[-1]:
             what = "at least one dimension, the last of at least 1"
             cure = f"use float({name}) for a number"
             raise ArgumentError(expected(what, str(value), where=f"argument {name!r}", cure=cure))
         if holds_ids(value):
-            return ids_spec(value.shape, sized)
+            return replace(ids_spec(value.shape, sized), is_narrow=value.dtype == "int32")
         spec = array_spec(value.shape, sized, require_float(value, name))
         return replace(spec, is_aligned=value.is_aligned)
     if isinstance(value, np.ndarray):
@@ -93,6 +101,12 @@ def spec_of(name: str, value: object, sized: bool = False) -> Spec:
     raise ArgumentError(
         expected(_KINDS, type(value).__name__, where=f"argument {name!r}", cure=_cure(name, value))
     )
+
+
+def signature_of(names: Sequence[str], args: Sequence[object], sized: bool = False) -> Signature:
+    """Return the specs of arguments. Raises ArgumentError for one that a function cannot take."""
+    signature = tuple(spec_of(name, v, sized) for name, v in zip(names, args, strict=True))
+    return with_inner_axes(signature, [getattr(value, "shape", ()) for value in args])
 
 
 def _cure(name: str, value: object) -> str:

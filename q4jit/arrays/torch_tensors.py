@@ -15,6 +15,7 @@ from q4jit.conversions import as_argument
 from q4jit.errors import ArgumentError, expected
 from q4jit.floats import FLOAT_NAMES, FloatType
 from q4jit.frontend.structures import Structure
+from q4jit.weights.experts import ExpertTensor
 from q4jit.weights.tensor import QuantizedTensor
 
 _NUMBERS: Final = frozenset({float, np.float32, np.float64})
@@ -146,7 +147,7 @@ def tensor_facts(args: Sequence[Any], out: Any) -> tuple[tuple[object, ...], lis
                 pointer = value.data_ptr()
                 key += (value.shape, value.dtype, device, pointer & _ALIGNMENT_MASK)
                 pointers.append(pointer)
-            elif kind is QuantizedTensor:
+            elif kind is QuantizedTensor or kind is ExpertTensor:
                 key.append(value.signature)
             elif kind in _NUMBERS:
                 key.append(kind)

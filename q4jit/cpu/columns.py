@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import ClassVar
 
 from q4jit.cpu.digit_form import form_of
 from q4jit.cpu.gguf_rows import add_dot
@@ -14,6 +15,7 @@ from q4jit.cpu.schedule import (
     COLUMNS,
     DOT,
     TRANSPOSED,
+    Tile,
     band_rows,
     digits_bytes,
     interleaved,
@@ -39,6 +41,8 @@ from q4jit.weights.layouts import GGUF, INTERLEAVED16, LANES
 class SectionWriter:
     """Writes the function of a task: for a tile's columns the products, then the epilogue."""
 
+    _NUMBERS: ClassVar[str] = "i64 %task, i64 %first, i64 %end"  # parameters of the function
+
     def __init__(self, lowering: Context, number: int, section: Section) -> None:
         self._lowering = lowering
         self._kernel, self._section = lowering.kernel, section
@@ -46,7 +50,7 @@ class SectionWriter:
         self._padded_k = padded_k(lowering.plan, self._kernel)
         products = len(section.products)
         self._f = Function(
-            f"internal void @{self._name}(ptr %args, i64 %task, i64 %first, i64 %end) #0",
+            f"internal void @{self._name}(ptr %args, {self._NUMBERS}) #0",
             f"{min(self._kernel.tile.columns, section.width)} of {section.width} "
             f"column{'s' * (section.width > 1)} for rows %first … %end: "
             f"{products} product{'s' * (products > 1)} and the epilogue.",
@@ -70,9 +74,9 @@ class SectionWriter:
         count = self._panel_count(len(numbers))
         with self._row_tiles() as first:
             if self._kernel.tile.panels > 1:
-                self._prefetch_results(first)
+                _prefetch_results(self._lowering, f, self._section, first)
             for product, panels_at, tile_at in zip(self._products, weights, tiles, strict=True):
-                self._product(product, first, panels_at, tile_at)
+                self._product(product, first, panels_at, tile_at, self._kernel.tile)
             with f.loop("panel", 0, count) as panel, f.loop("r", 0, rows) as loop:
                 row = f.index("row", (first, 1), (loop.index, 1))
                 position = f.index("position", (panel.index, rows), (loop.index, 1))
@@ -95,20 +99,6 @@ class SectionWriter:
                 over = f.let("over", f"icmp sgt i64 {first}, {last}")
                 first = f.let("first_row", f"select i1 {over}, i64 {last}, i64 {first}")
             yield first
-
-    def _prefetch_results(self, first: str) -> None:
-        """Prefetch the cache lines of a tile's results: stores would wait for them, in order."""
-        f, tile = self._f, self._kernel.tile
-        self._lowering.module.declare("declare void @llvm.prefetch.p0(ptr, i32, i32, i32)")
-        with f.loop("r", 0, tile.rows) as loop:
-            row = f.index("row", (first, 1), (loop.index, 1))
-            values = CpuValues(self._lowering, f, row, self._kernel.work.buffers)
-            for store in self._section.stores:
-                row_at = values.buffer_row(store)
-                for panel in range(tile.panels):
-                    column = f.index("column", ("%task", tile.columns), (panel * LANES, 1))
-                    at = f.at(row_at, STORED[store.buffer.float_type], column, "result_at")
-                    f.do(f"call void @llvm.prefetch.p0(ptr {at}, i32 1, i32 3, i32 1)  ; to write")
 
     def _panels(self) -> list[str]:
         """Return the numbers of the tile's panels; each beyond the last is the last."""
@@ -135,10 +125,12 @@ class SectionWriter:
         left = f.let("left", f"sub i64 {total}, {first}")
         return f.let("panel_count", f"call i64 @llvm.smin.i64(i64 {left}, i64 {count})")
 
-    def _product(self, product: Node, first: str, panels_at: list[str], tile_at: str) -> None:
+    def _product(
+        self, product: Node, first: str, panels_at: list[str], tile_at: str, tile: Tile
+    ) -> None:
         """Write one product of a tile whose first row is `first`, to [panels, rows, 16]."""
         f, module, kernel = self._f, self._lowering.module, self._kernel
-        plan, rows = self._lowering.plan, kernel.tile.rows
+        plan, rows = self._lowering.plan, tile.rows
         weight = interleaved(plan, product.arg)
         x = self._lowering.argument(f, Slot("x"))
         x_at = f.at(x, "float", f.index("x_offset", (first, self._padded_k)), "x_at")
@@ -148,7 +140,7 @@ class SectionWriter:
                 weight,
                 kernel.dot.instruction,
                 form_of(plan, kernel),
-                kernel.tile,
+                tile,
                 self._padded_k,
                 row_bytes,
             )
@@ -250,17 +242,18 @@ class SectionWriter:
                 function = add_dot(self._lowering.module, fmt, spec.k, not spec.finite)
                 base = self._lowering.argument(f, Slot("weight", product.arg, GGUF))
                 number = f.index("w_column", (column.index, 1), (product.start, 1))
-                offset = f.index("w_offset", (number, fmt.column_bytes(spec.k)))
+                of_expert = self._expert_offset(product, GGUF)
+                offset = f.index("w_offset", (number, fmt.column_bytes(spec.k)), *of_expert)
                 w_at = f.at(base, "i8", offset, "w_at")
                 sums.append(f.let("dot", f"call float {function}(ptr {x_at}, ptr {w_at})"))
             self._epilogue(ONE, row.index, column.index, sums)
 
-    def _epilogue(self, lanes: Lanes, row: str, column: str, sums: list[str]) -> None:
+    def _epilogue(self, lanes: Lanes, place: str, column: str, sums: list[str]) -> None:
         f, section = self._f, self._section
-        values = CpuValues(self._lowering, f, row, self._kernel.work.buffers)
+        values = CpuValues(self._lowering, f, self._row_at(place), self._kernel.work.buffers)
         mask = tail_mask(f, column, section.width) if lanes.count > 1 else None
         factors = self._lowering.argument(f, Slot("row_factors"))
-        factor_at = f.at(factors, "float", row, "row_factor_at")
+        factor_at = f.at(factors, "float", place, "row_factor_at")
         factor = f.let("row_factor", f"load float, ptr {factor_at}, align 4")
         if lanes.count > 1:
             factor = broadcast(f, "float", factor)
@@ -284,8 +277,32 @@ class SectionWriter:
         base = self._lowering.argument(f, Slot("weight", product.arg, INTERLEAVED16))
         panel_bytes = interleaved(self._lowering.plan, product.arg).panel_bytes
         first_bytes = product.start // LANES * panel_bytes
-        offset = f.index("w_offset", (number, panel_bytes), (first_bytes, 1))
+        of_expert = self._expert_offset(product, INTERLEAVED16)
+        offset = f.index("w_offset", (number, panel_bytes), (first_bytes, 1), *of_expert)
         return f.at(base, "i8", offset, "w_at")
+
+    def _row_at(self, place: str) -> str:
+        """Return the row of results whose x has a place among the rows of x: the same number."""
+        return place
+
+    def _expert_offset(self, product: Node, layout: str) -> list[tuple[str | int, int]]:
+        """Return the terms of a weight's offset that its expert adds."""
+        return []
+
+
+def _prefetch_results(lowering: Context, f: Function, section: Section, first: str) -> None:
+    """Prefetch the cache lines of a tile's results: stores would wait for them, in order."""
+    work, tile = lowering.kernel.work, lowering.kernel.tile
+    lowering.module.declare("declare void @llvm.prefetch.p0(ptr, i32, i32, i32)")
+    with f.loop("r", 0, tile.rows) as loop:
+        row = f.index("row", (first, 1), (loop.index, 1))
+        values = CpuValues(lowering, f, row, work.buffers)
+        for store in section.stores:
+            row_at = values.buffer_row(store)
+            for panel in range(tile.panels):
+                column = f.index("column", ("%task", tile.columns), (panel * LANES, 1))
+                at = f.at(row_at, STORED[store.buffer.float_type], column, "result_at")
+                f.do(f"call void @llvm.prefetch.p0(ptr {at}, i32 1, i32 3, i32 1)  ; to write")
 
 
 def _with_one_more(module: Module, f: Function, count: int | str, chunk: str, chunks: int) -> str:

@@ -17,11 +17,13 @@ from numpy.typing import NDArray
 from q4jit.arrays.arguments import check_array, checked_ids, f32
 from q4jit.arrays.call_shapes import CallShapes
 from q4jit.arrays.outputs import check_out, usable
+from q4jit.cpu.experts import Experts
 from q4jit.cpu.schedule import CpuKernel, CpuPlan
 from q4jit.cpu.scratch import Scratch, keep_scratch, lay_out_scratch, new_scratch, take_scratch
 from q4jit.plan.kernels import Slot
 from q4jit.runtime import pool
 from q4jit.runtime.cpu import data_pointer
+from q4jit.weights.experts import ExpertTensor
 from q4jit.weights.layouts import GGUF
 from q4jit.weights.tensor import QuantizedTensor
 
@@ -53,13 +55,19 @@ class CpuLaunch:
         self._results, self._picks = shapes.results, shapes.picks
         self._returns_tuple = shapes.returns_tuple
         self._weights = plan.weight_layouts()
-        self._blocks = [i for i, a in enumerate(args) if isinstance(a, QuantizedTensor)]
+        self._blocks = [
+            i for i, a in enumerate(args) if isinstance(a, QuantizedTensor | ExpertTensor)
+        ]
         read: list[Any] = [args[i] for i in [*(i for i, _ in self._arrays), *self._blocks]]
         self._sizes = [a.nbytes for a in read] + [r.buffer_bytes for r in self._results]
         numbers = any(isinstance(args[i], np.ndarray) for i in self._scalars)
         self._outs_may_be_quick = not (numbers or self._picks)
         offsets, self.scratch_bytes = lay_out_scratch(plan, self._rows)
         self._offsets = [*offsets.values()]
+        # the rows of kernels that compute several vectors for each row of the call
+        counts = [k.work.rows_of(self._rows) for k in plan.kernels if k.work.copies > 1]
+        self._vector_counts = list(dict.fromkeys(counts))
+        self._experts = Experts(plan, self._rows)
         self._steps = self._steps_of(plan, functions, offsets)
 
     # --- what depends only on shapes ------------------------------------------------------------
@@ -74,6 +82,8 @@ class CpuLaunch:
         order = [Slot("pool"), Slot("m"), Slot("one")]
         order += [Slot("array", i) for i, _ in self._arrays]
         order += [Slot("ids", i) for i, _, _ in self._ids]
+        order += [Slot("rows", rows) for rows in self._vector_counts]
+        order += self._experts.slots
         order += [Slot("scalar", i) for i in self._scalars]
         order += [Slot("weight", i, layout) for i, layout in self._weights]
         order += [Slot("output", i) for i in range(len(self._results))]
@@ -83,7 +93,7 @@ class CpuLaunch:
         for kernel, function in zip(plan.kernels, functions, strict=True):
             if not kernel.work.uniform and self._rows == 0:
                 continue
-            slots = [_one_row(slot, kernel) for slot in kernel.slots()]
+            slots = [_own_rows(slot, kernel, self._rows) for slot in kernel.slots()]
             slot_formats = "".join("f4x" if slot.kind == "scalar" else "Q" for slot in slots)
             pack = struct.Struct(f"<{slot_formats}").pack
             steps.append((function, pack, itemgetter(*(position[slot] for slot in slots))))
@@ -121,10 +131,17 @@ class CpuLaunch:
                 array = self._prepared(i, array, shape)
                 copies.append(array)
             values.append(data_pointer(array))
+        ids = {}
         for i, shape, count in self._ids:
-            array = checked_ids(self._names[i], args[i], shape, count)
+            array = ids[i] = checked_ids(self._names[i], args[i], shape, count)
             copies.append(array)
             values.append(data_pointer(array))
+        if self._vector_counts:
+            values += self._vector_counts
+        if self._experts.slots:
+            of_experts, arrays = self._experts.values(ids)
+            values += of_experts
+            copies += arrays
         if self._scalars:
             values += [f32(args[i]) for i in self._scalars]
         for i, layout in self._weights:
@@ -242,5 +259,8 @@ class _Bound:
         return self._out
 
 
-def _one_row(slot: Slot, kernel: CpuKernel) -> Slot:
-    return Slot("one") if slot.kind == "m" and kernel.work.uniform else slot
+def _own_rows(slot: Slot, kernel: CpuKernel, m: int) -> Slot:
+    """Return the slot of the rows that a kernel computes in place of M, other slots unchanged."""
+    if slot.kind != "m" or (kernel.work.copies == 1 and not kernel.work.uniform):
+        return slot
+    return Slot("rows", kernel.work.rows_of(m)) if kernel.work.copies > 1 else Slot("one")

@@ -11,12 +11,20 @@ from dataclasses import dataclass
 from typing import Final
 
 from q4jit.cpu.columns import SectionWriter
+from q4jit.cpu.expert_columns import ExpertSectionWriter
 from q4jit.cpu.gguf_rows import add_row
 from q4jit.cpu.halves import STORED
 from q4jit.cpu.llvm_text import Function, Module
 from q4jit.cpu.products import add_dequantize
 from q4jit.cpu.rows import RowWriter
-from q4jit.cpu.schedule import CpuKernel, CpuPlan, band_rows, interleaved, panels
+from q4jit.cpu.schedule import (
+    BUCKET_WORDS,
+    CpuKernel,
+    CpuPlan,
+    band_rows,
+    interleaved,
+    panels,
+)
 from q4jit.cpu.values import Context
 from q4jit.frontend.graph import Node
 from q4jit.plan.kernels import Section, Slot, Source, Store
@@ -86,7 +94,11 @@ class _Lowering(Context):
         pool = self.argument(f, Slot("pool"))
         rows = self.argument(f, Slot("m"))
         for phase in phases:
-            n = f.index("task_count", (self._bands(f, rows, phase.rows), phase.count))
+            if phase.name == "columns" and self.kernel.work.chosen is not None:
+                bands = self.expert_argument(f, "buckets")
+            else:
+                bands = self._bands(f, rows, phase.rows)
+            n = f.index("task_count", (bands, phase.count))
             f.do(
                 f"call void @parallel_for(ptr {pool}, ptr @{symbol}.{phase.name}, ptr %args, "
                 f"i64 {n}, i64 {phase.chunk})"
@@ -154,14 +166,19 @@ class _Lowering(Context):
     def _columns_phase(self) -> _Phase:
         sections = self.kernel.work.sections
         for i, section in enumerate(sections):
-            SectionWriter(self, i, section).write()
+            writer = SectionWriter if self.kernel.work.chosen is None else ExpertSectionWriter
+            writer(self, i, section).write()
         count, rows = sum(map(self._tasks, sections)), band_rows(self.plan, self.kernel)
         doc = "Tasks are numbered through all sections"
         doc += "." if rows is None else f", and again for each band of {rows} rows of x."
+        if self.kernel.work.chosen is not None:
+            doc = doc.removesuffix(".") + ", and again for each bucket of rows of one expert."
         with self._tasks_of("columns", doc) as f:
             m = self.argument(f, Slot("m"))
             with f.loop("number", "%from", "%to") as loop:
-                task, first, end = loop.index, "0", m
+                task, first, end, more = loop.index, "0", m, ""
+                if self.kernel.work.chosen is not None:
+                    task, first, end, more = self._bucket_of(f, loop.index, count)
                 if rows is not None:
                     self.module.declare("declare i64 @llvm.smin.i64(i64, i64)")
                     band = f.let("band", f"udiv i64 {loop.index}, {count}")
@@ -169,13 +186,24 @@ class _Lowering(Context):
                     first = f.index("first", (band, rows))
                     beyond = f.index("beyond", (first, 1), (rows, 1))
                     end = f.let("end", f"call i64 @llvm.smin.i64(i64 {m}, i64 {beyond})")
-                self._call_section(f, task, first, end)
+                self._call_section(f, task, f"i64 {first}, i64 {end}{more}")
         task_bytes = max(sum(map(self._panel_bytes, s.products)) for s in sections)
         chunk = self._chunk(count, task_bytes * self.kernel.tile.panels)
         return _Phase("columns", count, rows, chunk)
 
-    def _call_section(self, f: Function, task: str, first: str, end: str) -> None:
-        """Call the function of the section that a task belongs to, for rows first … end."""
+    def _bucket_of(self, f: Function, number: str, count: int) -> tuple[str, str, str, str]:
+        """Return the task of a number, the first row of its bucket, its end, and its expert."""
+        bucket = f.let("bucket", f"udiv i64 {number}, {count}")
+        task = f.let("task", f"urem i64 {number}, {count}")
+        buckets, words = self.expert_argument(f, "bucket_list"), []
+        for i, hint in enumerate(("expert", "first", "end")):
+            at = f.at(buckets, "i64", f.index("word", (bucket, BUCKET_WORDS), (i, 1)), f"{hint}_at")
+            words.append(f.let(hint, f"load i64, ptr {at}, align 8"))
+        expert, first, end = words
+        return task, first, end, f", i64 {expert}"
+
+    def _call_section(self, f: Function, task: str, rows: str) -> None:
+        """Call the function of the section that a task belongs to. rows: its other arguments."""
         work, done, before = self.kernel.work, f.fresh("next"), 0
         for i, section in enumerate(work.sections):
             own = f.let("own_task", f"sub i64 {task}, {before}") if before else task
@@ -183,7 +211,7 @@ class _Lowering(Context):
             below = f.let("below", f"icmp slt i64 {own}, {self._tasks(section)}")
             f.do(f"br i1 {below}, label %{inside}, label %{after}")
             f.label(inside)
-            arguments = f"ptr %args, i64 {own}, i64 {first}, i64 {end}"
+            arguments = f"ptr %args, i64 {own}, {rows}"
             f.do(f"call void @{work.symbol}.section{i}({arguments})")
             f.do(f"br label %{done}")
             f.label(after)

@@ -49,7 +49,8 @@ class RowWriter:
             "One row before the products: x, and the row's values that the columns phase needs.",
         )
         loads = {s.node.id: s.buffer for s in self._work.loads}
-        self._values = CpuValues(lowering, self._f, "%row", loads)
+        row = lowering.vector_at(self._f, "%row")
+        self._values = CpuValues(lowering, self._f, row, loads)
 
     def write(self) -> None:
         """Add the function to the module."""

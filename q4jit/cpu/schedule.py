@@ -125,6 +125,12 @@ DIGITS: Final = {"f32": 3, "f16": 3, "i8": 1}
 
 UNIT: Final = 32
 """Elements of x that share a step."""
+EXPERT_SLOTS: Final = ("order", "buckets", "bucket_list")
+"""Slots about the vectors of experts: their numbers, sorted by expert; how many buckets there are;
+and of each bucket its expert, its first place in the order, and the place after its last."""
+BUCKET_WORDS: Final = 3
+"""Words of 8 bytes of a bucket."""
+
 HEADER_BYTES: Final = 32
 """Bytes of a unit of x before its digits."""
 
@@ -153,6 +159,8 @@ class CpuKernel:
         rows = "1 row a tile" if self.tile.rows == 1 else f"{self.tile.rows} rows a tile"
         if self.work.uniform:
             rows = self.work.rows_class
+        if self.work.chosen is not None:
+            rows += ", grouped by expert"
         if self.tile.panels > 1:
             rows += f" of {self.tile.columns} columns"
         if self.dot is None:
@@ -176,6 +184,9 @@ class CpuKernel:
         for node in work.leaves():
             if node.op in _ARGUMENTS:
                 slots[Slot(_ARGUMENTS[node.op], node.arg)] = None
+        if work.chosen is not None:
+            alone = "one" if work.uniform else ""
+            slots |= {Slot(kind, work.chosen.arg, alone): None for kind in EXPERT_SLOTS}
         for section in work.sections:
             for product in section.products:
                 slots[Slot("weight", product.arg, layout(section))] = None
@@ -200,6 +211,14 @@ CpuPlan = Plan[CpuKernel]
 def layout(section: Section) -> str:
     """Return the weight layout that the section's schedule reads."""
     return GGUF if schedule_of(section) == DOT else INTERLEAVED16
+
+
+def expert_bytes(plan: CpuPlan, product: Node, layout_name: str) -> int:
+    """Return the bytes of an expert's matrix, and so from one expert to the next."""
+    spec, weight = plan.weight(product.arg), interleaved(plan, product.arg)
+    if layout_name == GGUF:
+        return spec.n * spec.block_format.column_bytes(spec.k)
+    return weight.panels * weight.panel_bytes
 
 
 def panels(section: Section) -> int:
@@ -371,6 +390,9 @@ def _scheduled(plan: CpuPlan, kernel: Kernel, m: int, precision: str) -> CpuKern
         return CpuKernel(kernel, _transposed_tile(plan.target, m, formats, products))
     if dot is None or not any(_suits(dot, digits, s, spec) for s, spec in specs):
         dot, digits = None, 0
+    if kernel.chosen is not None:
+        # rows of one expert are as many as the ids say, so tiles are not fitted to M
+        return CpuKernel(kernel, Tile(1 if m == 1 else _few_rows(plan.target)), dot, digits)
     tile = tile_of(plan.target, m, digits)
     if dot is None and tile.panels > 1:
         tile = _FLOATS[plan.target.vector_registers]

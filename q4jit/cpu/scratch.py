@@ -42,7 +42,7 @@ def lay_out_scratch(plan: CpuPlan, rows: int) -> tuple[dict[Slot, int], int]:
     Each slot begins on a cache line. Kernels run one after the other, so they share the slots of
     the prologue's results.
     """
-    sizes = {Slot("temp", i): 4 * width * max(1, rows) for i, width in enumerate(plan.temps)}
+    sizes = {Slot("temp", i): 4 * floats * max(1, rows) for i, floats in enumerate(plan.temps)}
     for kernel in plan.kernels:
         k = padded_k(plan, kernel)
         row_bytes = {
@@ -51,7 +51,7 @@ def lay_out_scratch(plan: CpuPlan, rows: int) -> tuple[dict[Slot, int], int]:
             Slot("digits"): digits_bytes(k, kernel.digits) if kernel.digits else 0,
         }
         for slot, size in row_bytes.items():
-            sizes[slot] = max(sizes.get(slot, 0), size * (1 if kernel.work.uniform else rows))
+            sizes[slot] = max(sizes.get(slot, 0), size * kernel.work.rows_of(rows))
     offsets, total = {}, 0
     for slot, size in sizes.items():
         offsets[slot] = total

@@ -10,6 +10,7 @@ from q4jit.dispatch.options import Options
 from q4jit.errors import ArgumentError, TraceError
 from q4jit.frontend.carets import located, user_line
 from q4jit.frontend.containers import Apart, Misfit, Tree, together
+from q4jit.frontend.experts import SymbolicExperts, SymbolicIndexed
 from q4jit.frontend.graph import Node
 from q4jit.frontend.ids import SymbolicIds
 from q4jit.frontend.refusals import refuse, refuse_other_trace
@@ -20,7 +21,16 @@ from q4jit.frontend.trace import call_with, is_passed_on
 from q4jit.frontend.weights import SymbolicTranspose, SymbolicWeight
 from q4jit.precision import BOUNDS
 
-_WITH_BUILDER: Final = frozenset({SymbolicArray, SymbolicWeight, SymbolicTranspose, SymbolicIds})
+_WITH_BUILDER: Final = frozenset(
+    {
+        SymbolicArray,
+        SymbolicWeight,
+        SymbolicTranspose,
+        SymbolicExperts,
+        SymbolicIndexed,
+        SymbolicIds,
+    }
+)
 _SYMBOLS: Final = _WITH_BUILDER | {RowCount}
 
 _outer: ContextVar[Options | None] = ContextVar("outer", default=None)

@@ -177,20 +177,22 @@ def cost_of(graph: Graph, rows: int) -> CallCost:
     """Return the cost of a call of a graph for a number of rows."""
     weight_bytes = multiply_adds = 0
     results = zip(graph.outputs, graph.result_types, strict=True)
-    row_bytes = sum(node.width * FLOAT_BYTES[float_type] for node, float_type in results)
+    row_bytes = sum(n.copies * n.width * FLOAT_BYTES[float_type] for n, float_type in results)
     for node in graph.nodes():
         if node.op == "load":
             array = graph.signature[node.arg]
             assert isinstance(array, ArraySpec)
-            row_bytes += node.width * FLOAT_BYTES[array.float_type]
+            row_bytes += node.copies * node.width * FLOAT_BYTES[array.float_type]
         if node.op != "matmul":
             continue
         spec = graph.signature[node.arg]
         assert isinstance(spec, WeightSpec)
         fmt = spec.block_format
         elements = node.operands[0].width * node.width
-        weight_bytes += elements * fmt.block_bytes // fmt.block_elements
-        multiply_adds += rows * elements
+        vectors = rows * node.copies
+        matrices = 1 if node.chosen is None else min(spec.experts, vectors)
+        weight_bytes += matrices * elements * fmt.block_bytes // fmt.block_elements
+        multiply_adds += vectors * elements
     return CallCost(weight_bytes, rows * row_bytes, multiply_adds)
 
 

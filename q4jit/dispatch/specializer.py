@@ -17,7 +17,7 @@ from typing import Any
 
 from q4jit import config
 from q4jit.arrays.call_shapes import CallShapes, lead_shape
-from q4jit.arrays.specs import spec_of
+from q4jit.arrays.specs import signature_of
 from q4jit.backends import find_backend
 from q4jit.compilers.cache import Compiler, Entry
 from q4jit.dispatch.interpreted import run_in_numpy
@@ -152,13 +152,13 @@ class Specializer:
 
     def signature_of(self, args: Sequence[Any]) -> tuple[Signature, tuple[int, ...]]:
         """Return the signature of arguments and their leading dimensions. Raises ArgumentError."""
-        pairs = list(zip(names_of(args, self._parameters), args, strict=True))
-        signature = tuple(spec_of(name, value) for name, value in pairs)
+        names = names_of(args, self._parameters)
+        signature = signature_of(names, args)
         try:
-            return signature, lead_shape(args)
+            return signature, lead_shape(args, signature)
         except ArgumentError:
             # tracing with the lengths finds the user's line where the arrays meet
-            sized = tuple(spec_of(name, value, sized=True) for name, value in pairs)
+            sized = signature_of(names, args, sized=True)
             with tracing(self._options):
                 trace(self._function, sized, self._keywords)
             raise

@@ -57,7 +57,7 @@ class Builder:
         named = len(self.names) == len(self.signature)
         return repr(self.names[arg]) if named else f"number {arg + 1}"
 
-    def _node(
+    def node(
         self,
         op: str,
         operands: tuple[Node, ...],
@@ -68,11 +68,13 @@ class Builder:
         value: float = 0.0,
         transposed: bool = False,
     ) -> Node:
+        """Return the node of an operation; see `Node`. Raises TraceError for decoded operands."""
         for n in operands:
             if n.op in DECODED:
                 what, cure = _DECODED_ALONE[n.op]
                 refuse(f"compute with {what}", cure)
         # the bits of `value`, so that 0.0 and −0.0 stay two constants and NaN is one
+        operands = tuple(n.operands[0] if n.op == "expand" else n for n in operands)
         bits = np.float32(value).tobytes()
         key = (op, tuple(n.id for n in operands), shape, arg, start, bits, transposed)
         if key not in self._known:
@@ -82,16 +84,16 @@ class Builder:
 
     def load(self, arg: int, shape: Shape, start: int = 0) -> Node:
         """Return array argument number `arg`, `shape[-1]` columns from column `start`."""
-        return self._node("load", (), shape, arg=arg, start=start)
+        return self.node("load", (), shape, arg=arg, start=start)
 
     def scalar(self, arg: int) -> Node:
         """Return float argument number `arg`."""
-        return self._node("scalar", (), (), arg=arg)
+        return self.node("scalar", (), (), arg=arg)
 
     def const(self, value: float) -> Node:
         """Return a number, rounded to f32."""
         with np.errstate(over="ignore"):
-            return self._node("const", (), (), value=float(np.float32(value)))
+            return self.node("const", (), (), value=float(np.float32(value)))
 
     def truth(self, value: bool) -> Node:
         """Return True or False as a truth value; `const` makes a number of it."""
@@ -101,7 +103,7 @@ class Builder:
         """Return a truth value as 1.0 or 0.0, and a number unchanged."""
         if not node.is_bool:
             return node
-        return self._node("where", (node, self.const(1.0), self.const(0.0)), node.shape)
+        return self.node("where", (node, self.const(1.0), self.const(0.0)), node.shape)
 
     def apply(self, op: str, *operands: Node) -> Node:
         """Return an element-wise operation on operands, which broadcast.
@@ -134,7 +136,7 @@ class Builder:
         shape: Shape = ()
         for node in values:
             shape = broadcast(shape, node.shape)
-        return self._node(op, tuple(values), shape)
+        return self.node(op, tuple(values), shape)
 
     def _where_truth(self, condition: Node, a: Node, b: Node) -> Node:
         """Return np.where of truth values, which is a truth value too."""
@@ -157,12 +159,12 @@ class Builder:
         """Return the reduction `op` over the last axis, whose length is known while tracing."""
         assert node.shape
         assert isinstance(node.shape[-1], int)
-        reduced = self._node(op, (self.number(node),), (*node.shape[:-1], 1))
+        reduced = self.node(op, (self.number(node),), (*node.shape[:-1], 1))
         return reduced if keepdims else self.drop_last(reduced)
 
     def drop_last(self, node: Node) -> Node:
         """Return the same value without its last axis, which is 1."""
-        return self._node("reshape", (node,), node.shape[:-1])
+        return self.node("reshape", (node,), node.shape[:-1])
 
     def add_last(self, node: Node) -> Node:
         """Return a float or a reduction with an axis of 1 after the others.
@@ -176,7 +178,12 @@ class Builder:
             )
         if node.op == "reshape" and len(node.operands[0].shape) == len(node.shape) + 1:
             return node.operands[0]
-        return self._node("reshape", (self.number(node),), (*node.shape, 1))
+        return self.node("reshape", (self.number(node),), (*node.shape, 1))
+
+    @property
+    def has_experts(self) -> bool:
+        """Whether an argument is an `ExpertTensor`."""
+        return any(isinstance(spec, WeightSpec) and spec.experts for spec in self.signature)
 
     def matmul(self, x: Node, arg: int, transposed: bool = False) -> Node:
         """Return x [..., K] @ weight argument number `arg` [K, N].
@@ -196,7 +203,7 @@ class Builder:
                 )
             )
         shape = (*x.shape[:-1], width)
-        product = self._node("matmul", (self.number(x),), shape, arg=arg, transposed=transposed)
+        product = self.node("matmul", (self.number(x),), shape, arg=arg, transposed=transposed)
         self.products.append(product)
         return product
 
@@ -204,19 +211,19 @@ class Builder:
         """Return the whole of weight argument number `arg` as floats [K, N]."""
         spec = self.signature[arg]
         assert isinstance(spec, WeightSpec)
-        return self._node("dequantize", (), (spec.k, spec.n), arg=arg)
+        return self.node("dequantize", (), (spec.k, spec.n), arg=arg)
 
     def ids(self, arg: int) -> Node:
-        """Return argument number `arg`, which holds row numbers."""
+        """Return argument number `arg`, which holds the numbers of rows or experts."""
         spec = self.signature[arg]
         assert isinstance(spec, IdsSpec)
-        return self._node("ids", (), spec.shape, arg=arg)
+        return self.node("ids", (), spec.shape, arg=arg)
 
     def rows(self, arg: int, ids: Node) -> Node:
         """Return the GGUF rows of weight argument `arg` that ids [...] name: floats [..., K]."""
         spec = self.signature[arg]
         assert isinstance(spec, WeightSpec)
-        return self._node("rows", (ids,), (*ids.shape, spec.k), arg=arg)
+        return self.node("rows", (ids,), (*ids.shape, spec.k), arg=arg)
 
     def slice(self, node: Node, start: int, stop: int) -> Node:
         """Return columns start..stop of the last axis, pushed down to loads and products.
@@ -247,7 +254,7 @@ class Builder:
         if node.op == "load":
             return self.load(node.arg, shape, node.start + start)
         if node.op == "matmul":
-            return self._node(
+            return self.node(
                 "matmul",
                 node.operands,
                 shape,
@@ -259,7 +266,7 @@ class Builder:
             what, cure = _DECODED_ALONE[node.op]
             refuse(f"slice {what}", cure)
         if node.op in ELEMENTWISE:
-            return self._node(node.op, tuple(done.get(n.id, n) for n in node.operands), shape)
+            return self.node(node.op, tuple(done.get(n.id, n) for n in node.operands), shape)
         raise TraceError(f"cannot slice a {node.op} of {show_shape(node.shape)}")
 
 

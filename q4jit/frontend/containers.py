@@ -16,9 +16,12 @@ import numpy as np
 
 from q4jit.errors import expected
 from q4jit.frontend.refusals import show_value
+from q4jit.weights.experts import ExpertTensor
 from q4jit.weights.tensor import QuantizedTensor
 
-LEAVES: Final = frozenset({np.ndarray, QuantizedTensor, float, int, bool, str, type(None)})
+LEAVES: Final = frozenset(
+    {np.ndarray, QuantizedTensor, ExpertTensor, float, int, bool, str, type(None)}
+)
 """The usual types of leaves. None of them is a container or on a device."""
 _INDEXED: Final[frozenset[type]] = frozenset({list, tuple})
 MAPPINGS: Final[frozenset[type]] = frozenset({dict, OrderedDict})

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from q4jit.floats import FloatType
-from q4jit.frontend.shapes import LeadingAxis, Shape, show_shape
+from q4jit.frontend.shapes import LeadingAxis, Shape, inner_length, show_shape
 from q4jit.frontend.specs import Signature
 from q4jit.frontend.structures import Results
 
@@ -33,12 +33,15 @@ class Node:
         load: array argument `arg`, from column `start`.
         scalar: float argument `arg`.
         const: the number `value`.
-        matmul: the operand @ weight argument `arg` or its transpose, columns from `start`.
+        matmul: the operand @ weight argument `arg` or its transpose, columns from `start`. With ids
+            as a second operand, each vector is multiplied by the matrix of its expert.
         sum: the sum of the operand over its last axis.
         max: the largest element of the operand along its last axis; NaN if there is one.
+        inner_sum: the sum of the operand over its inner axis.
+        expand: the operand with an inner axis of 1; never an operand, as `Builder` leaves it out.
         reshape: the operand with one axis of 1 more, or one fewer, at the end.
         dequantize: weight argument `arg` as floats [K, N].
-        ids: the row numbers of argument `arg`.
+        ids: the numbers of rows or experts of argument `arg`.
         rows: GGUF rows of weight argument `arg`, one for each of the operand's ids.
 
     Attributes:
@@ -61,6 +64,16 @@ class Node:
         """Elements of a row: the last axis, or 1 for scalars and reduced values."""
         last = self.shape[-1] if self.shape else 1
         return last if isinstance(last, int) else 1
+
+    @property
+    def copies(self) -> int:
+        """Vectors of a row: the length of the inner axis, 1 without one."""
+        return inner_length(self.shape)
+
+    @property
+    def chosen(self) -> "Node | None":
+        """The ids that choose the experts of a product; None for other values."""
+        return self.operands[1] if self.op == "matmul" and len(self.operands) > 1 else None
 
     @property
     def varies(self) -> bool:

@@ -11,6 +11,7 @@ from q4jit.frontend.cures import cure_of
 from q4jit.frontend.graph import Node
 from q4jit.frontend.refusals import USE_SLICE, refuse, show_value, unsupported
 from q4jit.frontend.shapes import has_columns, show_shape
+from q4jit.frontend.vectors import expand, fixed_axes, inner_sum, with_axis
 
 _MAX_EXPONENT: Final = 16
 
@@ -139,6 +140,14 @@ def reduced(
     rank = len(node.shape)
     if isinstance(axis, tuple) and len(axis) == 1:
         axis = axis[0]
+    if (
+        builder.has_experts
+        and op == "sum"
+        and rank > 1
+        and isinstance(axis, int)
+        and axis in {-2, rank - 2}
+    ):
+        return inner_sum(builder, node, keepdims)
     last = axis is None and rank == 1
     last = last or (isinstance(axis, int | np.integer) and int(axis) in {-1, rank - 1})
     if not last:
@@ -154,13 +163,20 @@ def reduced(
             f"compute {function} of {show_shape(node.shape)}",
             "only the last axis of a value can be reduced, and only once",
         )
+    if builder.has_experts and fixed_axes(node.shape) > 1 and not keepdims:
+        refuse(
+            f"remove the last axis of {show_shape(node.shape)}",
+            "use keepdims=True where a row has several vectors",
+        )
     return builder.reduce(op, node, keepdims)
 
 
 def mean(builder: Builder, node: Node, function: str, axis: object, keepdims: bool) -> Node:
     """Return the mean over the last axis. Raises TraceError for another axis."""
     summed = reduced(builder, "sum", node, function, axis, keepdims)
-    return builder.apply("div", summed, builder.const(float(node.width)))
+    is_inner = (summed.operands[0] if summed.op == "expand" else summed).op == "inner_sum"
+    count = node.copies if is_inner else node.width
+    return builder.apply("div", summed, builder.const(float(count)))
 
 
 def variance(
@@ -199,9 +215,10 @@ def sliced(builder: Builder, node: Node, index: object) -> tuple[Node, int]:
 
     The second value is the first column. Raises TraceError for every other index.
     """
-    parts = _without_ellipsis(index, len(node.shape))
+    rank = len(node.shape)
+    parts = _without_ellipsis(index, rank)
+    parts += [slice(None)] * (rank - sum(p is not None for p in parts))
     axes = [p for p in parts if p is not None]
-    axes += [slice(None)] * (len(node.shape) - len(axes))
     if len(axes) > len(node.shape) or not all(isinstance(p, slice) for p in axes):
         raise TraceError(
             expected(
@@ -214,9 +231,12 @@ def sliced(builder: Builder, node: Node, index: object) -> tuple[Node, int]:
         if part != slice(None):
             refuse(f"slice the leading axis {dim} with {_show_index(index)}", USE_SLICE)
     if None in parts:
+        if builder.has_experts and parts[-1] is not None and parts.index(None) == rank - 1:
+            columns, start = sliced(builder, node, (..., parts[-1]))
+            return expand(builder, columns), start
         if parts[-1] is not None or parts.count(None) > 1:
             refuse(f"add axes with {_show_index(index)}", "use v[..., None], one axis at the end")
-        return builder.add_last(node), 0
+        return (with_axis if builder.has_experts else Builder.add_last)(builder, node), 0
     if not sliceable:
         return node, 0
     part, width = axes[-1], node.shape[-1]

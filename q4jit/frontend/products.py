@@ -1,20 +1,28 @@
 """Errors of products that cannot be compiled."""
 
-from typing import Any, NoReturn
+from typing import Any, Final, NoReturn
 
 import numpy as np
 
 from q4jit.errors import TraceError, expected
+from q4jit.frontend.experts import USE_VECMAT, SymbolicExperts, SymbolicIndexed
 from q4jit.frontend.ids import SymbolicIds, refuse_ids
 from q4jit.frontend.refusals import USE_OTHER_PRODUCT, USE_PRODUCT, cure_for, refuse
 from q4jit.frontend.refused_operators import RefusedOperators, RefusedWeightOperators
+from q4jit.weights.experts import ExpertTensor
+from q4jit.weights.indexed import IndexedExperts
 from q4jit.weights.tensor import QuantizedTensor, TransposedTensor
 
 _SWAPPED = f"{USE_PRODUCT}; if that is what the line says, swap the arguments of the call"
 
 
+_OF_EXPERTS: Final = frozenset({SymbolicExperts, SymbolicIndexed, ExpertTensor, IndexedExperts})
+
+
 def refuse_product(x: Any, w: Any) -> NoReturn:
     """Raise TraceError for `x @ w` if x is no traced array or w no traced weight."""
+    if type(w) in _OF_EXPERTS:
+        refuse("use @ with an expert tensor", USE_VECMAT)
     if isinstance(x, RefusedWeightOperators):
         _refuse_weight_on_the_left(x, w)
     if isinstance(w, RefusedWeightOperators):

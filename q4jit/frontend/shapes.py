@@ -1,7 +1,8 @@
 """Symbolic shapes, and how they broadcast.
 
-The last axis is a whole number that is known while tracing. Each leading axis is either `ONE` or a
-`LeadingAxis`, whose length differs from call to call. Axes that NumPy adds in front are plain 1.
+The last axis is a whole number that is known while tracing, and so is the inner axis before it,
+which products with chosen experts have. Each leading axis is either `ONE` or a `LeadingAxis`, whose
+length differs from call to call. Axes that NumPy adds in front are plain 1.
 """
 
 from collections.abc import Iterator
@@ -42,6 +43,20 @@ Shape = tuple[Dim, ...]
 def has_columns(shape: Shape) -> bool:
     """Return whether the last axis is one of columns; a reduction may have removed it."""
     return bool(shape) and not isinstance(shape[-1], LeadingAxis | LeadingOne)
+
+
+def leading_axes(shape: Shape) -> int:
+    """Return how many axes come before those of fixed length."""
+    return sum(isinstance(dim, LeadingAxis | LeadingOne) for dim in shape)
+
+
+def inner_length(shape: Shape) -> int:
+    """Return the length of the axis between the leading ones and the columns; 1 without one.
+
+    It is that of the experts that are chosen for a row: the number of vectors that a row has.
+    """
+    fixed = [dim for dim in shape[-2:] if not isinstance(dim, LeadingAxis | LeadingOne)]
+    return fixed[0] if len(fixed) == 2 else 1
 
 
 def show_shape(shape: Shape) -> str:

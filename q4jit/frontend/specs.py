@@ -1,13 +1,13 @@
 """Specs: a function is traced for one spec per argument; together they are its signature."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from q4jit.floats import FloatType
 from q4jit.frontend.containers import Tree
-from q4jit.frontend.shapes import ONE, Dim, LeadingAxis, Shape, show_shape
+from q4jit.frontend.shapes import ONE, Dim, LeadingAxis, Shape, inner_length, show_shape
 from q4jit.frontend.structures import Structure, classes_in, paths, show_tree
 from q4jit.weights.formats import FORMATS, Format
 
@@ -17,7 +17,8 @@ class ArraySpec:
     """An array argument of floats.
 
     Attributes:
-        shape: the last axis is a number, the others are M or `ONE`.
+        shape: the last axis is a number, the others are M or `ONE`. With chosen experts the one
+            before the last may be a number too.
         float_type: the type of its elements.
         is_aligned: four elements at a time can be loaded at once. Only set to False for arrays of
             f16 and bf16 on a GPU: kernels test the addresses of f32 arrays when they run.
@@ -27,6 +28,11 @@ class ArraySpec:
     float_type: FloatType = "f32"
     is_aligned: bool = True
 
+    @property
+    def copies(self) -> int:
+        """Vectors of a row: the length of the inner axis."""
+        return inner_length(self.shape)
+
     def __str__(self) -> str:
         aligned = "" if self.is_aligned else " unaligned"
         return f"{self.float_type} {show_shape(self.shape)}{aligned}"
@@ -34,13 +40,14 @@ class ArraySpec:
 
 @dataclass(frozen=True)
 class WeightSpec:
-    """A quantised weight argument [k, n].
+    """A quantised weight argument [k, n], or one for each expert [experts, k, n].
 
     Attributes:
         format: the name of its block format, for example "Q4_0".
         finite: no scale is Inf or NaN.
         suits_f16: values of Q4_0 may be rounded to f16, where two roundings are allowed
             (`QuantizedTensor.suits_f16`).
+        experts: the matrices of an `ExpertTensor`; 0 for a `QuantizedTensor`.
     """
 
     format: str
@@ -48,6 +55,7 @@ class WeightSpec:
     n: int
     finite: bool = True
     suits_f16: bool = True
+    experts: int = 0
 
     @property
     def block_format(self) -> Format:
@@ -55,14 +63,22 @@ class WeightSpec:
         return FORMATS[self.format]
 
     def __str__(self) -> str:
-        return f"{self.format} [{self.k}, {self.n}]{'' if self.finite else ' with Inf or NaN'}"
+        experts = f"{self.experts}, " if self.experts else ""
+        finite = "" if self.finite else " with Inf or NaN"
+        return f"{self.format} [{experts}{self.k}, {self.n}]{finite}"
 
 
 @dataclass(frozen=True)
 class IdsSpec:
-    """An int32 or int64 array argument of row numbers. Every axis is a leading axis."""
+    """An int32 or int64 array argument of the numbers of rows or experts.
+
+    Attributes:
+        shape: every axis is a leading axis, but for experts the last may be a number.
+        is_narrow: kernels get 32 bits for each id. Only for arrays on a GPU: others are converted.
+    """
 
     shape: Shape
+    is_narrow: bool = False
 
     def __str__(self) -> str:
         return f"ids {show_shape(self.shape)}"
@@ -171,6 +187,54 @@ def array_spec(
 def ids_spec(shape: tuple[int, ...], sized: bool = False) -> IdsSpec:
     """Return the spec of an integer array of `shape`; sized: as in `array_spec`."""
     return IdsSpec(_leading(shape, sized))
+
+
+def with_inner_axes(signature: Signature, shapes: Sequence[tuple[int, ...]]) -> Signature:
+    """Return a signature with fixed inner axes if the rows of arrays have several experts each.
+
+    Ids [..., A] choose A experts for each row if an array has as many axes, such as x [..., K] for
+    ids with at least two, or if one has a 1 before its columns, x [..., 1, K]. Then A is a fixed
+    length, and arrays [..., 1, n] and [..., A, n] have an inner axis. Otherwise there is an id for
+    each row of x, and every axis of ids is a leading axis.
+
+    shapes: of the arguments; those of other arguments than arrays are not used.
+    """
+    if not any(isinstance(spec, WeightSpec) and spec.experts for spec in signature):
+        return signature
+    ids = [shapes[i] for i, spec in enumerate(signature) if isinstance(spec, IdsSpec)]
+    rank = max(map(len, ids), default=0)
+    if not rank:
+        return signature
+    chosen = next(shape[-1] for shape in ids if len(shape) == rank)
+    arrays = [shapes[i] for i, spec in enumerate(signature) if isinstance(spec, ArraySpec)]
+    inner = [shape for shape in arrays if len(shape) == rank + 1 and shape[-2] in (1, chosen)]
+    if not any(rank > 1 and len(shape) == rank for shape in arrays) and (
+        chosen == 1 or all(shape[-2] == chosen for shape in inner)
+    ):
+        return signature
+    pairs = zip(signature, shapes, strict=True)
+    return tuple(_with_inner_axis(spec, shape, rank, chosen) for spec, shape in pairs)
+
+
+def _with_inner_axis(spec: Spec, shape: tuple[int, ...], rank: int, chosen: int) -> Spec:
+    """Return the spec of an argument with an inner axis of 1 or `chosen`, if it has one.
+
+    rank: the axes of ids.
+    """
+    is_array = isinstance(spec, ArraySpec)
+    if not isinstance(spec, ArraySpec | IdsSpec) or len(shape) != rank + is_array:
+        return spec
+    if shape[rank - 1] not in (1, chosen):
+        return spec
+    leading = _renumbered(spec.shape[: rank - 1])
+    return replace(spec, shape=(*leading, shape[rank - 1], *spec.shape[rank:]))
+
+
+def _renumbered(axes: Shape) -> Shape:
+    """Return leading axes after the one behind them has become an inner axis."""
+    return tuple(
+        replace(dim, axis=dim.axis - 1) if isinstance(dim, LeadingAxis) else dim for dim in axes
+    )
 
 
 def _leading(shape: tuple[int, ...], sized: bool) -> tuple[Dim, ...]:

@@ -59,7 +59,10 @@ def product_text(
     product: Node, names: Sequence[str], label: Callable[[Node], str] = numbered
 ) -> str:
     """Return a product of a value that has a name, on one line: `v3 @ w[:, 8:16]`."""
-    return _expression(product, [(label(product.operands[0]), _ATOM)], names)[0]
+    operands = [(label(product.operands[0]), _ATOM)]
+    if product.chosen is not None:
+        operands.append((names[product.chosen.arg], _ATOM))
+    return _expression(product, operands, names)[0]
 
 
 def _expression(
@@ -81,15 +84,23 @@ def _expression(
         case "load":
             stop = node.start + node.width
             columns = f"[..., {node.start}:{stop}]" if node.start else ""
+            if node.width == 1 and node.copies > 1:
+                stop = node.start + node.copies
+                columns = f"[..., {node.start}:{stop}, None]" if node.start else "[..., None]"
             return f"{names[node.arg]}{columns}", _ATOM
-        case "reshape":
+        case "reshape" | "expand":
             return operands[0]
+        case "inner_sum":
+            return f"sum({operands[0][0]}, axis=-2)", 3
         case "neg":
             text, inner = operands[0]
             return f"-{text}" if inner == _ATOM else f"-({text})", 3
         case "matmul":
             stop = node.start + node.width
             columns = f"[:, {node.start}:{stop}]" if node.start else ""
+            if node.chosen is not None:
+                chosen = f"{names[node.arg]}[{operands[1][0]}]{columns.replace(':,', '..., :,')}"
+                return f"vecmat({operands[0][0]}, {chosen})", _ATOM
             weight = f"{names[node.arg]}{'.T' if node.transposed else ''}"
             return f"{operands[0][0]} @ {weight}{columns}", 2
         case "dequantize":

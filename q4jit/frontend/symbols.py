@@ -13,6 +13,7 @@ from q4jit.floats import FloatType
 from q4jit.frontend.builder import Builder
 from q4jit.frontend.carets import located, user_line
 from q4jit.frontend.cures import cure_of, numpy_name
+from q4jit.frontend.experts import product_of
 from q4jit.frontend.functions import FUNCTIONS, keywords
 from q4jit.frontend.graph import BOOLEAN, Node
 from q4jit.frontend.kinds import (
@@ -272,6 +273,7 @@ class SymbolicArray(RefusedOperators):
     def __deepcopy__(self, memo: object) -> "SymbolicArray":
         return self.copy()
 
+    _traced_vecmat = staticmethod(product_of)
     sum, mean = _reduction(np.sum), _reduction(np.mean)
     max, min = _reduction(np.max), _reduction(np.min)
     var, std = _reduction(np.var), _reduction(np.std)
@@ -309,8 +311,8 @@ class SymbolicArray(RefusedOperators):
         if kwargs:
             cure = "use np.where" if "where" in kwargs else "leave it out"
             unsupported(f"np.{name} with {keywords(kwargs)}", cure)
-        if name == "matmul":
-            return _matmul(*inputs)
+        if name in _PRODUCTS:
+            return _PRODUCTS[name](*inputs)
         if name in {"power", "float_power"}:
             base, exponent = inputs
             if not isinstance(base, SymbolicArray):
@@ -340,3 +342,9 @@ def _matmul(x: object, w: object) -> SymbolicArray:
         refuse_other_trace()
     node = x._builder.matmul(x._node, w._arg, w._transposed)
     return x._of(node, float_type=x._float_type)
+
+
+_PRODUCTS: Final[dict[str, Callable[..., SymbolicArray]]] = {
+    "matmul": _matmul,
+    "vecmat": product_of,
+}

@@ -18,6 +18,7 @@ from q4jit.frontend.builder import Builder
 from q4jit.frontend.carets import collect_refusals, result_line
 from q4jit.frontend.changes import changing_line
 from q4jit.frontend.containers import Apart, Misfit, short_path
+from q4jit.frontend.experts import SymbolicExperts
 from q4jit.frontend.graph import Graph
 from q4jit.frontend.ids import SymbolicIds
 from q4jit.frontend.memory import Memory
@@ -48,6 +49,7 @@ from q4jit.frontend.structures import (
 )
 from q4jit.frontend.symbols import SymbolicArray
 from q4jit.frontend.weights import SymbolicWeight
+from q4jit.weights.experts import ExpertTensor
 from q4jit.weights.tensor import QuantizedTensor
 
 _LONGEST_NAME: Final = 40  # of a name in generated texts and the names of files
@@ -156,7 +158,7 @@ def _known_result(positions: Mapping[int, int], value: Any) -> object:
 
     positions: of the symbols among the arguments, by id.
     """
-    if type(value) in FIXED and type(value) is not QuantizedTensor:
+    if type(value) in FIXED - {QuantizedTensor, ExpertTensor}:
         return value
     return PassedOn(positions[id(value)]) if is_passed_on(positions, value) else COMPUTED
 
@@ -168,7 +170,10 @@ def is_passed_on(given: Container[int], value: Any) -> bool:
     flattened arguments.
     """
     number = type(value) is SymbolicArray and not value._node.shape
-    comes_back = (number and value._kind is not np.ndarray) or type(value) is SymbolicWeight
+    comes_back = (number and value._kind is not np.ndarray) or type(value) in {
+        SymbolicWeight,
+        SymbolicExperts,
+    }
     return comes_back and id(value) in given
 
 
@@ -181,6 +186,10 @@ def _output(
         _refuse_result(function, path, got, _cure_of_result(value))
     if value._builder is not builder:
         _refuse_result(function, path, "a value that was traced in another call")
+    if value._node.op == "expand":
+        raise TraceError(
+            f"cannot return an array with an added axis; add it outside\n\n{_definition(function)}"
+        )
     if value._node.is_bool:
         raise TraceError(
             "cannot return truth values (results of comparisons), because results are floats; "
@@ -259,6 +268,8 @@ def _symbol(builder: Builder, arg: int) -> object:
     if isinstance(spec, ArraySpec):
         load = builder.load(arg, spec.shape)
         return SymbolicArray(builder, load, memory=Memory(True), float_type=spec.float_type)
+    if isinstance(spec, WeightSpec) and spec.experts:
+        return SymbolicExperts(builder, arg)
     if isinstance(spec, WeightSpec):
         return SymbolicWeight(builder, arg)
     if isinstance(spec, IdsSpec):

@@ -24,7 +24,8 @@ def keys_of(plan: HipPlan, m: int, plan_options: PlanOptions) -> tuple[Key, ...]
     """Return the keys of all products of a plan that can be measured, each once."""
     keys = [
         key_of(Problem(plan.graph, plan.target, 1 if work.uniform else m, plan_options), section)
-        for work in (kernel.work for kernel in plan.kernels if not kernel.work.is_transposed)
+        for work in (kernel.work for kernel in plan.kernels)
+        if not work.is_transposed and work.chosen is None and work.copies == 1
         for section in work.sections
     ]
     return tuple(dict.fromkeys(keys))

@@ -7,7 +7,7 @@ weights, and results are filled with NaN before the kernels run.
 import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, Self
 
 import numpy as np
@@ -16,11 +16,19 @@ from numpy.typing import NDArray
 from q4jit import config
 from q4jit.arrays.call_shapes import CallShapes, lead_shape
 from q4jit.arrays.device_array import DeviceArray
+from q4jit.arrays.specs import spec_of
 from q4jit.arrays.views import DeviceView
 from q4jit.compilers import cache
 from q4jit.compilers.find import find_compiler
 from q4jit.floats import float_type_of
-from q4jit.frontend.specs import ScalarSpec, Spec, WeightSpec, array_spec, ids_spec
+from q4jit.frontend.specs import (
+    ScalarSpec,
+    Signature,
+    Spec,
+    array_spec,
+    ids_spec,
+    with_inner_axes,
+)
 from q4jit.frontend.trace import trace
 from q4jit.hip.kernel import HipKernel, HipPlan
 from q4jit.hip.launch import HipLaunch, load
@@ -33,6 +41,7 @@ from q4jit.plan.kernels import Source
 from q4jit.plan.options import PlanOptions
 from q4jit.runtime.devices import target_of
 from q4jit.runtime.driver import Device, LoadedKernel
+from q4jit.weights.experts import ExpertTensor
 from q4jit.weights.tensor import QuantizedTensor
 
 Floats = NDArray[np.float32]
@@ -86,8 +95,8 @@ class Bench(Timer):
 
         measured: as for `make_plan`.
         """
-        graph = trace(function, tuple(map(_spec, args)))
-        rows = math.prod(lead_shape(args))
+        graph = trace(function, signature_of(args))
+        rows = math.prod(lead_shape(args, graph.signature))
         return self.compile(make_plan(graph, self.target, rows, plan_options, measured))
 
     def compile(self, plan: HipPlan) -> Built:
@@ -211,11 +220,17 @@ def _label(plan: HipPlan, kernel: HipKernel) -> str:
     return ", ".join([kernel.schedule, kernel.rows_class, *weights])
 
 
+def signature_of(args: Sequence[Any]) -> Signature:
+    """Return the specs of NumPy arguments as kernels for a GPU read them once they are uploaded."""
+    shapes = [getattr(value, "shape", ()) for value in args]
+    return with_inner_axes(tuple(map(_spec, args)), shapes)
+
+
 def _spec(value: Any) -> Spec:
-    if isinstance(value, QuantizedTensor):
-        return WeightSpec(*value.signature)
+    if isinstance(value, QuantizedTensor | ExpertTensor):
+        return spec_of("w", value)
     if _is_ids(value):
-        return ids_spec(value.shape)
+        return replace(ids_spec(value.shape), is_narrow=value.dtype == np.int32)
     if isinstance(value, np.ndarray):
         return array_spec(value.shape, float_type=float_type_of(value.dtype) or "f32")
     return ScalarSpec()

@@ -22,6 +22,7 @@ TILE_HALVES_TRANSPOSED: Final = "tile_halves_transposed"
 ROWS: Final = "rows"
 DEQUANTIZE: Final = "dequantize"
 LOOKUP: Final = "lookup"
+SORT_EXPERTS: Final = "sort_experts"
 
 UNIT_ELEMENTS: Final = FLOAT_BLOCK_ELEMENTS
 """Elements of a column that are decoded together, in every format."""
@@ -77,6 +78,7 @@ class HipKernel:
         x_sums: sums of x that minima are multiplied by: none, one of a unit, or two of its halves.
         units_beside: the units of a quad are multiplied side by side, each by rows of x of its own.
         folded: weights are rounded to f16 after their scales are multiplied, so sums need none.
+        experts: the matrices of a weight, if the vectors of a call are sorted by expert; else 0.
         origin: who chose the constants, if the schedule did not.
     """
 
@@ -102,6 +104,7 @@ class HipKernel:
     folded: bool = False
     x_sums: int = 0
     units_beside: bool = False
+    experts: int = 0
     origin: str = field(default="", compare=False)
 
     @property
@@ -129,6 +132,10 @@ class HipKernel:
         """The class of M that the kernel serves, in words."""
         if self.work.uniform:
             return f"{self.schedule}, {self.work.rows_class}"
+        if self.work.chosen is not None:
+            vectors = f"{self.rows_per_tile} vectors of an expert"
+            vectors = vectors if self.experts else "a vector and its expert"
+            return f"{self.schedule}, {vectors} a tile, {self.block_size} threads"
         rows = "1 row" if self.rows_per_tile == 1 else f"{self.rows_per_tile} rows"
         return f"{self.schedule}, {rows} a tile, {self.block_size} threads"
 
@@ -181,20 +188,27 @@ class HipKernel:
             x_scales: f32, one per unit for int8 and one per row for f16; NaN in rough rows.
             x_sums: sums of 16 quants of x, i16; of f16 terms, sums of 16 x, f32, times the quants'
                 step and over the row's scale.
+            expert_order: i32, the numbers of the call's vectors, sorted by expert.
+            expert_tiles: i32, of each tile its expert, its first place in the order, its vectors.
             split_sums: f32, the sums of each product [splits, M, width].
         """
         work = self.work
+        by_expert = (Slot("expert_order"), Slot("expert_tiles")) if self.experts else ()
+        if work.sorted_by is not None:
+            return Slot("ids", work.sorted_by.arg), *by_expert, Slot("m")
         arguments: dict[Slot, None] = {}
         for node in work.leaves():
             if node.op in _ARGUMENTS:
                 arguments[Slot(_ARGUMENTS[node.op], node.arg)] = None
+        if self.work.chosen is not None and self.multiplied:
+            arguments[Slot("ids", self.work.chosen.arg)] = None
         for product in self.multiplied:
             arguments[Slot("weight", product.arg, self.layout)] = None
         stores = (*work.loads, *work.rows, *(t for s in work.sections for t in s.stores))
         if work.decoded is not None:
             arguments[Slot("weight", work.decoded.node.arg, self.layout)] = None
             stores = (work.decoded,)
-        slots = dict.fromkeys(sorted(arguments, key=lambda slot: slot.index))
+        slots = dict.fromkeys((*sorted(arguments, key=lambda slot: slot.index), *by_expert))
         for store in stores:
             slots[Slot(store.buffer.kind, store.buffer.index)] = None
         if self.bf16_terms:
@@ -220,16 +234,18 @@ class Grid:
     Attributes:
         x: blocks along the x axis.
         rows_per_block: rows of x that a block computes; None if the grid does not depend on M.
+        experts: a tile of each of them may be less than full.
     """
 
     x: int
     rows_per_block: int | None
+    experts: int = 0
 
     def blocks(self, m: int) -> tuple[int, int, int]:
         """Return the grid for m rows."""
         if self.rows_per_block is None:
             return self.x, 1, 1
-        tiles = -(-m // self.rows_per_block)
+        tiles = -(-m // self.rows_per_block) + min(self.experts, m)
         return self.x, min(tiles, MAX_GRID_Y), -(-tiles // MAX_GRID_Y)
 
 
@@ -241,6 +257,8 @@ def grid(plan: HipPlan, kernel: HipKernel) -> Grid:
         if kernel.schedule == LOOKUP:
             return Grid(-(-units // kernel.block_size), 1)
         return Grid(-(-spec.n * units // kernel.block_size), None)
+    if kernel.schedule == SORT_EXPERTS:
+        return Grid(1, None)
     if kernel.schedule == ROWS:
         return Grid(1, 1)
     columns = kernel.columns
@@ -250,4 +268,5 @@ def grid(plan: HipPlan, kernel: HipKernel) -> Grid:
         return Grid(kernel.transposed_tiles * kernel.splits, kernel.rows_per_tile)
     if kernel.schedule == ADD_SPLITS:
         return Grid(-(-kernel.section.width // columns), 1)
-    return Grid(-(-kernel.section.width // columns) * kernel.splits, kernel.rows_per_tile)
+    blocks = -(-kernel.section.width // columns) * kernel.splits
+    return Grid(blocks, kernel.rows_per_tile, kernel.experts)

@@ -33,11 +33,12 @@ from q4jit.arrays.outputs import check_out
 from q4jit.arrays.torch_tensors import new_tensor
 from q4jit.arrays.views import DeviceView
 from q4jit.errors import DeviceError
-from q4jit.hip.kernel import HipKernel, HipPlan, grid
+from q4jit.hip.kernel import HipPlan, grid
 from q4jit.hip.workspace import DeviceScratch
 from q4jit.plan.kernels import Slot, Source
 from q4jit.runtime.devices import driver_of, why_none
 from q4jit.runtime.driver import Device, LoadedKernel
+from q4jit.weights.experts import ExpertTensor
 from q4jit.weights.resident import DeviceMemory, device_key
 from q4jit.weights.tensor import QuantizedTensor
 
@@ -122,10 +123,12 @@ class HipLaunch:
         values += [Slot("weight", i, layout) for i, layout, _ in self._weights]
         values += self._scratch.offsets
         letters = "".join("f" if slot.kind == "scalar" else "P" for slot in values)
-        positions = {slot: i for i, slot in enumerate([*values, Slot("m"), Slot("one")])}
+        counts = list(dict.fromkeys(k.work.rows_of(shapes.rows) for k in plan.kernels))
+        rows_slots = [Slot("m", count) for count in counts]
+        positions = {slot: i for i, slot in enumerate([*values, *rows_slots])}
         launches = []
         for kernel, loaded in zip(plan.kernels, kernels, strict=True):
-            rows = 1 if kernel.work.uniform else shapes.rows
+            rows = kernel.work.rows_of(shapes.rows)
             if rows == 0:
                 continue
             launch = self._driver.prepare(
@@ -134,8 +137,8 @@ class HipLaunch:
                 (kernel.block_size, 1, 1),
                 0,
                 letters,
-                (shapes.rows, 1),
-                [positions[_one_row(slot, kernel)] for slot in kernel.slots()],
+                tuple(counts),
+                [positions[Slot("m", rows) if s.kind == "m" else s] for s in kernel.slots()],
                 plan.target.hip.overlaps,
             )
             launches.append(launch)
@@ -247,13 +250,11 @@ class HipLaunch:
     def _copied(self, array: NDArray[Any]) -> DeviceArray:
         return DeviceArray.from_numpy(array, self._device)
 
-    def _uploaded(self, weight: QuantizedTensor, layout: str, key: str) -> DeviceMemory:
+    def _uploaded(
+        self, weight: QuantizedTensor | ExpertTensor, layout: str, key: str
+    ) -> DeviceMemory:
         """Return a weight's copy on the device in a layout; upload it if it is missing.
 
         The tensor owns the copy.
         """
         return weight._resident.upload(key, layout, self._copied)
-
-
-def _one_row(slot: Slot, kernel: HipKernel) -> Slot:
-    return Slot("one") if slot.kind == "m" and kernel.work.uniform else slot

@@ -89,6 +89,9 @@ def _staged_bytes(plan: HipPlan, kernel: HipKernel) -> int:
             formats = [plan.weight(p.arg).block_format for p in kernel.section.products]
             is_late = kernel.scales_late and any(fmt.minimum_at is None for fmt in formats)
             return gemv_transposed_bytes(kernel.rows_per_tile, kernel.block_size, is_late)
+        case kernels.SORT_EXPERTS:
+            # the first places, the sums of earlier threads, and the number of tiles
+            return (sort_slots(kernel) + kernel.block_size + 1) * _F32_BYTES
         case kernels.ADD_SPLITS:
             return kernel.block_size * _F32_BYTES
         case kernels.TILE_FMA | kernels.TILE_TRANSPOSED:
@@ -98,6 +101,11 @@ def _staged_bytes(plan: HipPlan, kernel: HipKernel) -> int:
         case kernels.TILE_HALVES | kernels.TILE_HALVES_TRANSPOSED:
             return tile_halves_sizes(arch, kernel).staged_bytes
     return 0
+
+
+def sort_slots(kernel: HipKernel) -> int:
+    """Return how many parts of a call's ids a `sort_experts` counts: chunks times experts."""
+    return kernel.experts * max(1, kernel.block_size // kernel.experts)
 
 
 def gemv_bytes(kernel: HipKernel) -> int:
@@ -163,7 +171,7 @@ def scratch(kernel: HipKernel, m: int) -> dict[Slot, int]:
     A `rows` kernel writes them, and the kernels of the products after it read them. A
     `gemv_transposed` writes the sums of its splits, and an `add_splits` reads them.
     """
-    rows = 1 if kernel.work.uniform else m
+    rows = kernel.work.rows_of(m)
     k = kernel.work.x.width if kernel.work.x is not None else 0
     units = k // UNIT_ELEMENTS
     results = sum(len(section.products) * section.width for section in kernel.work.sections)
@@ -177,6 +185,8 @@ def scratch(kernel: HipKernel, m: int) -> dict[Slot, int]:
         "x_quants": rows * k,
         "x_scales": 4 * rows * (units if kernel.int8 else 1),
         "x_sums": _f16_sums_bytes(kernel, rows, k) if kernel.f16_terms else 4 * rows * units,
+        "expert_order": 4 * rows,
+        "expert_tiles": 4 * 3 * most_tiles(kernel, rows),
     }
     return {slot: sizes[slot.kind] for slot in kernel.slots() if slot.kind in sizes}
 
@@ -185,6 +195,11 @@ def _f16_sums_bytes(kernel: HipKernel, rows: int, k: int) -> int:
     """Return the bytes of the sums of x beside its f16 terms: of whole quads and tiles."""
     padded = -(-rows // TALL_TILE_ROWS) * TALL_TILE_ROWS
     return 4 * kernel.x_sums * padded * (-(-k // QUAD_ELEMENTS) * QUAD_ELEMENTS // UNIT_ELEMENTS)
+
+
+def most_tiles(kernel: HipKernel, vectors: int) -> int:
+    """Return the most tiles that the vectors of a call sorted by expert are in."""
+    return -(-vectors // kernel.rows_per_tile) + min(vectors, kernel.experts)
 
 
 def _f16_terms_bytes(kernel: HipKernel, rows: int, k: int) -> int:

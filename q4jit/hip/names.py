@@ -58,6 +58,7 @@ _OPERATION_NAMES: Final = {
     "sum": "row_sum",
     "max": "row_maximum",
     "reshape": "reshaped",
+    "inner_sum": "vector_sum",
 }
 _NOUNS: Final = "|".join(_OPERATION_NAMES.values())
 VALUE: Final = re.compile(rf"({_NOUNS})\d+|\w+_(element|product)(_\d+)?")
@@ -87,6 +88,7 @@ class ValueNames:
     def __init__(self, arguments: Sequence[str]) -> None:
         self._arguments = c_names(arguments)
         self._names: dict[int, str] = {}
+        self._vectors: dict[tuple[int, int], str] = {}
         self._counts = Counter[str]()
 
     def of(self, node: Node) -> str:
@@ -101,6 +103,13 @@ class ValueNames:
             kind = "x" if buffer.kind == "x" else buffer_name(buffer)
             self._names[node.id] = self._unique(f"{kind}_element")
         return self._names[node.id]
+
+    def of_vector(self, node: Node, buffer: Buffer, vector: int) -> str:
+        """Return the variable that holds an element of one of the vectors that a node adds up."""
+        key = node.id, vector
+        if key not in self._vectors:
+            self._vectors[key] = self._unique(f"{buffer_name(buffer)}_element_{vector}")
+        return self._vectors[key]
 
     def name_products(self, products: Sequence[Node]) -> dict[int, str]:
         """Return the names of products, by id: those of their weights.
@@ -132,7 +141,7 @@ class ValueNames:
         return f"{noun}{self._counts[noun]}"
 
     def _unique(self, name: str) -> str:
-        while name in self._names.values():
+        while name in self._names.values() or name in self._vectors.values():
             name += "_"
         return name
 

@@ -37,10 +37,17 @@ from q4jit.errors import TargetError
 from q4jit.frontend.graph import REDUCTIONS, Graph, reachable
 from q4jit.frontend.specs import WeightSpec
 from q4jit.hip.choices import choice_for, with_choice
-from q4jit.hip.classes import MOST_FEW_ROWS
+from q4jit.hip.classes import MANY_ROWS, MOST_FEW_ROWS
+from q4jit.hip.experts import (
+    are_sorted,
+    experts_of,
+    sort_kernel,
+    without_repeated_sorts,
+)
 from q4jit.hip.kernel import (
     BF16_TERMS,
     DEQUANTIZE,
+    ELEMENT,
     GEMV,
     GEMV_DOT,
     GEMV_MATRIX,
@@ -103,9 +110,34 @@ def make_plan(
     works, temps = split(graph)
     kernels: list[HipKernel] = []
     for work in works:
-        problem = Problem(graph, target, 1 if work.uniform else m, plan_options)
-        kernels += _launches(problem, work, measured)
-    return Plan(graph, target, tuple(kernels), temps)
+        by_expert = are_sorted(graph, work, target, m, plan_options)
+        problem = Problem(graph, target, _planned_rows(work, m, by_expert), plan_options)
+        launches = _launches(problem, work, measured)
+        kernels += _sorted_first(graph, launches) if by_expert else launches
+    return Plan(graph, target, tuple(without_repeated_sorts(kernels)), temps)
+
+
+def _sorted_first(graph: Graph, launches: list[HipKernel]) -> list[HipKernel]:
+    """Return the launches of products whose vectors are sorted by expert, after the sort."""
+    result: list[HipKernel] = []
+    for kernel in launches:
+        if kernel.work.chosen is None:  # values of rows before the products
+            result.append(kernel)
+            continue
+        by_expert = replace(kernel, experts=experts_of(graph, kernel.section))
+        result += [sort_kernel(by_expert), by_expert]
+    return result
+
+
+def _planned_rows(work: Kernel, m: int, by_expert: bool) -> int:
+    """Return the number of rows that a kernel is planned for.
+
+    Where a row has several vectors, their number depends on M in another way than the class of M
+    does. Few vectors of experts are computed one by one, and others are taken for many.
+    """
+    if by_expert or (work.copies > 1 and work.chosen is None):
+        return MANY_ROWS
+    return 1 if work.uniform or work.chosen is not None else m
 
 
 def _launches(problem: Problem, work: Kernel, measured: Measured | None) -> list[HipKernel]:
@@ -113,7 +145,7 @@ def _launches(problem: Problem, work: Kernel, measured: Measured | None) -> list
     _check_layout(problem, work)
     if work.decoded is not None:
         return [unsized(problem, work, _DECODERS[work.decoded.node.op])]
-    if work.is_transposed:
+    if work.is_transposed or work.chosen is not None:
         measured = None  # products with w were measured
     choices = [choice_for(problem, section, measured) for section in work.sections]
     wanted = [
@@ -143,6 +175,8 @@ def _schedule(problem: Problem, work: Kernel, section: Section, choice: Choice |
     if asked is not None:
         _check_schedule(problem, work, section, asked)
         return counterpart(asked) if work.is_transposed else asked
+    if work.chosen is not None:
+        return GEMV
     if work.is_transposed:
         return _transposed_schedule(problem, section)
     suits_panels = problem.suits_panels(section)
@@ -169,7 +203,9 @@ def _transposed_schedule(problem: Problem, section: Section) -> str:
 def _check_schedule(problem: Problem, work: Kernel, section: Section, schedule: str) -> None:
     """Raise TargetError if the arch or the weights of a section do not suit a schedule."""
     needs = ""
-    if schedule == TILE_MATRIX and not problem.suits_matrix(section):
+    if work.chosen is not None and schedule not in {GEMV, ELEMENT}:
+        needs = "products that have no ids of experts"
+    elif schedule == TILE_MATRIX and not problem.suits_matrix(section):
         needs = "an arch with matrix units, and block formats with finite scales"
     elif schedule in {GEMV_MATRIX, TILE_HALVES} and not problem.suits_panels(section):
         needs = f"an arch with matrix units, blocks with finite scales, and the layout {TILES16!r}"

@@ -12,10 +12,11 @@ import numpy as np
 
 from q4jit.floats import FloatType
 from q4jit.frontend.graph import REDUCTIONS, Graph, Node
-from q4jit.frontend.specs import ArraySpec
-from q4jit.hip.kernel import GEMV_TRANSPOSED, ROWS, HipKernel, HipPlan
+from q4jit.frontend.shapes import leading_axes
+from q4jit.frontend.specs import ArraySpec, IdsSpec
+from q4jit.hip.kernel import GEMV_TRANSPOSED, ROWS, SORT_EXPERTS, HipKernel, HipPlan
 from q4jit.hip.names import ValueNames, buffer_name, c_names
-from q4jit.plan.kernels import Buffer, Slot
+from q4jit.plan.kernels import Buffer, Kernel, Slot
 
 # The operations whose macros have other names: Jinja keeps `and` for itself.
 _MACROS: Final = {"and": "logical_and", "or": "logical_or", "not": "logical_not"}
@@ -32,8 +33,12 @@ _X_TYPES: Final = {
     "x_scales": "float",
     "x_sums": "i16",
     "split_sums": "float",
+    "expert_order": "i32",
+    "expert_tiles": "i32",
 }
 
+
+_WRITE_SCRATCH: Final = frozenset({ROWS, GEMV_TRANSPOSED, SORT_EXPERTS})
 
 ELEMENT_TYPES: Final[dict[FloatType, str]] = {"f32": "float", "f16": "u16", "bf16": "u16"}
 """The C++ types of arrays' elements, by their float types."""
@@ -131,7 +136,10 @@ def parameters(plan: HipPlan, kernel: HipKernel) -> tuple[Parameter, ...]:
                 element = ELEMENT_TYPES[spec.float_type]
                 result.append(Parameter(slot, names[slot.index], f"const {element}*"))
             case "ids":
-                result.append(Parameter(slot, names[slot.index], "const i64*"))
+                ids = plan.graph.signature[slot.index]
+                assert isinstance(ids, IdsSpec)
+                integer = "i32" if ids.is_narrow else "i64"
+                result.append(Parameter(slot, names[slot.index], f"const {integer}*"))
             case "scalar":
                 result.append(Parameter(slot, names[slot.index], "float"))
             case "weight":
@@ -139,7 +147,7 @@ def parameters(plan: HipPlan, kernel: HipKernel) -> tuple[Parameter, ...]:
             case "m":
                 result.append(Parameter(slot, "m", "i64"))
             case kind if kind in _X_TYPES:
-                constant = "" if kernel.schedule in {ROWS, GEMV_TRANSPOSED} else "const "
+                constant = "" if kernel.schedule in _WRITE_SCRATCH else "const "
                 element = "float" if kind == "x_sums" and kernel.f16_terms else _X_TYPES[kind]
                 result.append(Parameter(slot, kind, f"{constant}{element}*"))
             case _:
@@ -167,6 +175,7 @@ class HipValues:
         self.loaded: set[FloatType] = set()
         self._graph = graph
         self._arguments = c_names(graph.names)
+        self._work = kernel.work
         self._buffers = {s.node.id: s.buffer for s in kernel.work.loads}
 
     # --- values of a row ------------------------------------------------------------------------
@@ -208,7 +217,7 @@ class HipValues:
             if node.id in needed or node.id in known:
                 continue
             needed[node.id] = node
-            if node.id not in self._buffers:
+            if node.id not in self._buffers and node.op != "inner_sum":
                 stack.extend(node.operands)
         return [needed[i] for i in sorted(needed)]
 
@@ -219,12 +228,14 @@ class HipValues:
         if node.op == "scalar":
             expressions[node.id] = f"a.{self._arguments[node.arg]}"
             return []
+        if node.op == "inner_sum" and node.id not in self._buffers:
+            return self._inner_sum(node, expressions, column)
         float_type: FloatType = "f32"
         is_aligned = True
         if node.id in self._buffers:
             buffer = self._buffers[node.id]
             name, op = self.names.in_buffer(node, buffer), "load"
-            operands: tuple[str, ...] = (_in_buffer(buffer, node, column),)
+            operands: tuple[str, ...] = (_in_buffer(buffer, node, column, self._work),)
         elif node.op == "load":
             name, op = self.names.of(node), "load"
             operands = (self._in_array(node, column),)
@@ -246,6 +257,24 @@ class HipValues:
             Statement(node.id, name, node.is_bool, op, operands, at_column, float_type, is_aligned)
         ]
 
+    def _inner_sum(self, node: Node, expressions: dict[int, str], column: str) -> list[Statement]:
+        """Return the sum of the vectors of this row, which an earlier kernel has stored."""
+        (operand,) = node.operands
+        buffer = self._buffers[operand.id]
+        row, parts = _row(operand.varies, 1, self._work), []
+        for vector in range(buffer.copies):
+            first = f"({row} * {buffer.copies} + {vector})" if row else str(vector)
+            index = f"{first} * {buffer.width}" if buffer.width > 1 else first
+            index = index if column == "0" else f"{index} + {column}"
+            name = self.names.of_vector(node, buffer, vector)
+            load = (f"a.{buffer_name(buffer)}[{index}]",)
+            parts.append(Statement(-1, name, False, "load", load, at_column=column != "0"))
+        expressions[node.id] = self.names.of(node)
+        self.operations |= {"load", "inner_sum"}
+        self.loaded.add("f32")
+        names = tuple(part.name for part in parts)
+        return [*parts, Statement(node.id, expressions[node.id], False, "inner_sum", names)]
+
     def _array_spec(self, node: Node) -> ArraySpec:
         spec = self._graph.signature[node.arg]
         assert isinstance(spec, ArraySpec)
@@ -261,13 +290,30 @@ class HipValues:
     def _in_array(self, node: Node, column: str) -> str:
         width = self._array_spec(node).shape[-1]
         assert isinstance(width, int)
-        index = _index(node, width, _sum_of(column, node.start))
+        spread = node.copies > self._array_spec(node).copies
+        if spread and node.copies == width:  # the columns of a row, one for each of its vectors
+            index = _row(node.varies, node.copies, self._work) or "0"
+        elif spread:
+            vector = f"row % {node.copies}" if self._work.copies > 1 else "row"
+            column = f"{node.start} + {vector}" if node.start else vector
+            index = _index_of(_row(node.varies, 1, self._work), width, column)
+        else:
+            index = _index(node, width, _sum_of(column, node.start), self._work)
         return f"a.{self._arguments[node.arg]}[{index}]"
 
 
-def store_index(node: Node, width: int) -> str:
+def store_index(node: Node, width: int, work: Kernel) -> str:
     """Return the index of a value of this row and column in its buffer."""
-    return _index(node, width, "column" if node.width > 1 else "0")
+    return _index(node, width, "column" if node.width > 1 else "0", work)
+
+
+def expert_index(work: Kernel) -> str:
+    """Return the index of the id of this row's expert."""
+    ids = work.chosen or work.sorted_by
+    assert ids is not None
+    inner = ids.shape[-1] if leading_axes(ids.shape) < len(ids.shape) else 1
+    assert isinstance(inner, int)
+    return _row(ids.varies, inner, work) or "0"
 
 
 def literal(value: float) -> str:
@@ -287,16 +333,32 @@ def literal(value: float) -> str:
     return f"{exact:.{max(decimals, 1)}f}f"
 
 
-def _in_buffer(buffer: Buffer, node: Node, column: str) -> str:
-    return f"a.{buffer_name(buffer)}[{_index(node, buffer.width, column)}]"
+def _in_buffer(buffer: Buffer, node: Node, column: str, work: Kernel) -> str:
+    return f"a.{buffer_name(buffer)}[{_index(node, buffer.width, column, work)}]"
 
 
-def _index(node: Node, width: int, column: str) -> str:
+def _index(node: Node, width: int, column: str, work: Kernel) -> str:
     """Return the index of a value in rows of `width` elements; what never varies has one row."""
-    if not node.varies:
+    return _index_of(_row(node.varies, node.copies, work), width, column)
+
+
+def _index_of(row: str, width: int, column: str) -> str:
+    if not row:
         return column
-    row = f"row * {width}" if width > 1 else "row"
-    return row if column == "0" else f"{row} + {column}"
+    start = f"{row} * {width}" if width > 1 else row
+    return start if column == "0" else f"{start} + {column}"
+
+
+def _row(varies: bool, copies: int, work: Kernel) -> str:
+    """Return the row that an array has for this `row` of the kernel; "" if it has only one.
+
+    varies: whether it has a row for each row of the call. copies: vectors of each.
+    """
+    if copies < work.copies:
+        return f"row / {work.copies}" if varies else ""
+    if varies or (work.uniform and copies > 1):
+        return "row"
+    return f"row % {copies}" if copies > 1 else ""
 
 
 def _sum_of(column: str, start: int) -> str:

@@ -5,6 +5,7 @@ from typing import Any, Final
 
 from q4jit.frontend.graph import Node
 from q4jit.hip.elementary import elementary_functions
+from q4jit.hip.experts import matrix_bytes
 from q4jit.hip.gemv_matrix_sizes import matrix_variables, row_values
 from q4jit.hip.kernel import (
     ADD_SPLITS,
@@ -18,6 +19,7 @@ from q4jit.hip.kernel import (
     MAX_GRID_Y,
     QUAD_UNITS,
     ROWS,
+    SORT_EXPERTS,
     TILE_HALVES,
     TILE_HALVES_TRANSPOSED,
     UNIT_ELEMENTS,
@@ -37,9 +39,9 @@ from q4jit.hip.names import buffer_name, c_names
 from q4jit.hip.rows_sizes import rows_variables
 from q4jit.hip.tile_halves_sizes import tile_halves_variables
 from q4jit.hip.transposed import transposed_variables
-from q4jit.hip.values import HipValues, Statement, Sum, parameters, store_index
+from q4jit.hip.values import HipValues, Statement, Sum, expert_index, parameters, store_index
 from q4jit.hip.weight import Product, Weight, called_functions
-from q4jit.plan.kernels import Store
+from q4jit.plan.kernels import Kernel, Store
 
 _STAGED_TERMS: Final = frozenset({TILE_HALVES, TILE_HALVES_TRANSPOSED})  # `rows` has split their x
 _ROLLED: Final = _STAGED_TERMS | {GEMV, GEMV_DOT, GEMV_MATRIX, GEMV_TRANSPOSED}
@@ -78,6 +80,7 @@ def variables(plan: HipPlan, kernel: HipKernel) -> dict[str, Any]:
         "epilogue": writer.epilogue(products) if _has_epilogue(kernel) else None,
         "width": kernel.section.width if work.sections else 0,
         "k": work.x.width if work.x is not None else 0,
+        "experts": writer.experts(products),
         **transposed_variables(plan, kernel),
         **rows_variables(plan, kernel),
         **tile_halves_variables(plan, kernel),
@@ -119,7 +122,7 @@ def _needs(
     stores = [*work.rows, *(store for section in work.sections for store in section.stores)]
     stores += [work.decoded] if work.decoded is not None else []
     return {
-        "block_of_rows": kernel.schedule != DEQUANTIZE,
+        "block_of_rows": kernel.schedule not in {DEQUANTIZE, SORT_EXPERTS},
         "sum_of_lanes": kernel.lanes > 1 or adds_up,
         "block_sum": adds_up,
         "block_largest": finds_largest(kernel),
@@ -188,6 +191,20 @@ class _Writer:
             for n in nodes
         ]
 
+    def experts(self, products: list[Product]) -> dict[str, Any] | None:
+        """Return the ids of experts, and the weights that have a matrix for each."""
+        ids = self.kernel.work.chosen or self.kernel.work.sorted_by
+        if ids is None:
+            return None
+        specs = {p.argument: p.weight.spec for p in products}
+        counts = [spec.experts for spec in specs.values()]
+        return {
+            "ids": self._names[ids.arg],
+            "index": expert_index(self.kernel.work),
+            "count": min(counts, default=self.kernel.experts),
+            "weights": [(a, matrix_bytes(spec, self.kernel.layout)) for a, spec in specs.items()],
+        }
+
     def _weight(self, node: Node) -> Weight:
         spec = self.plan.weight(node.arg)
         called = called_functions(self.kernel, spec.block_format)
@@ -216,7 +233,8 @@ class _Writer:
         stores = self.kernel.section.stores
         known = {p.node.id: p.result for p in products}
         statements, expressions = self.values.at([s.node for s in stores], known)
-        stored = [_stored(s, e) for s, e in zip(stores, expressions, strict=True)]
+        pairs = zip(stores, expressions, strict=True)
+        stored = [_stored(s, e, self.kernel.work) for s, e in pairs]
         return {"statements": statements, "stores": stored}
 
     def rows(self) -> dict[str, Any]:
@@ -228,7 +246,7 @@ class _Writer:
         scalars, wide = [], []
         for store in stores:
             statements, (expression,) = self.values.at([store.node], known)
-            stored = _stored(store, expression)
+            stored = _stored(store, expression, kernel.work)
             if store.node.width == 1:
                 scalars.append(stored)
             else:
@@ -246,10 +264,10 @@ class _Writer:
         }
 
 
-def _stored(store: Store, expression: str) -> dict[str, Any]:
+def _stored(store: Store, expression: str, work: Kernel) -> dict[str, Any]:
     return {
         "buffer": buffer_name(store.buffer),
-        "index": store_index(store.node, store.buffer.width),
+        "index": store_index(store.node, store.buffer.width, work),
         "expression": expression,
         "float_type": store.buffer.float_type,
     }

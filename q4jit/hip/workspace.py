@@ -56,7 +56,7 @@ class DeviceScratch:
 
 def _divided(plan: HipPlan, rows: int) -> tuple[dict[Slot, int], int]:
     """Return the offset of each slot in scratch memory, and the size of all slots."""
-    sizes = {Slot("temp", i): 4 * width * max(1, rows) for i, width in enumerate(plan.temps)}
+    sizes = {Slot("temp", i): 4 * floats * max(1, rows) for i, floats in enumerate(plan.temps)}
     for kernel in plan.kernels:
         for slot, size in scratch(kernel, rows).items():
             sizes[slot] = max(sizes.get(slot, 0), size)

@@ -31,12 +31,14 @@ class Buffer:
         index: its number among the buffers of that kind.
         width: elements of a row.
         float_type: of its elements; only results can be narrower than f32.
+        copies: vectors of each row; the buffer is [M·copies, width].
     """
 
     kind: str
     index: int
     width: int
     float_type: FloatType = "f32"
+    copies: int = 1
 
     def __str__(self) -> str:
         return f"{self.kind}{self.index}"
@@ -75,8 +77,8 @@ class Slot:
     """One argument of a compiled kernel: 8 bytes, in the order of the kernel's `slots`.
 
     Attributes:
-        kind: `m` (the number of rows), `array`, `ids` (i64), `scalar`, `weight`, `output`, `temp`,
-            or a kind that a schedule adds.
+        kind: `m` (the number of the kernel's rows), `array`, `ids` (i64), `scalar`, `weight`,
+            `output`, `temp`, or a kind that a schedule adds.
         index: the number of the argument or of the buffer.
         layout: the layout of a weight.
     """
@@ -99,6 +101,8 @@ class Kernel:
         sections: the products with their epilogues.
         loads: values of earlier kernels that it reads.
         uniform: its values are the same for every row, and it runs with M = 1.
+        copies: rows of the kernel for each row of the call: it computes vectors [M·copies, …].
+        sorted_by: if set, the kernel only sorts the vectors of a call by these ids of experts.
         decoded: if set, the kernel writes only this value of a weight itself (`graph.DECODED`).
     """
 
@@ -109,6 +113,17 @@ class Kernel:
     loads: tuple[Store, ...]
     uniform: bool
     decoded: Store | None = None
+    copies: int = 1
+    sorted_by: Node | None = None
+
+    @property
+    def chosen(self) -> Node | None:
+        """The ids of the experts that its products multiply by; all have the same ones, or none."""
+        return next((p.chosen for s in self.sections for p in s.products), None)
+
+    def rows_of(self, m: int) -> int:
+        """Return the rows that the kernel computes in a call with m rows."""
+        return (1 if self.uniform else m) * self.copies
 
     @property
     def symbol(self) -> str:
@@ -189,7 +204,7 @@ class Plan(Generic[K]):
     """The kernels of a graph in the order in which they run, for one target and class of M.
 
     Attributes:
-        temps: the widths of the temporary buffers.
+        temps: the floats for each row of the temporary buffers.
     """
 
     graph: Graph
@@ -237,6 +252,8 @@ class Plan(Generic[K]):
         names, work = self.graph.names, kernel.work
         if work.decoded is not None:
             return statements([(buffer(work.decoded.buffer), work.decoded.node)], names, {})
+        if work.sorted_by is not None:
+            return [f"sort vectors by {names[work.sorted_by.arg]}"]
         known = {s.node.id: buffer(s.buffer) for s in work.loads}
         rows = [(buffer(s.buffer), s.node) for s in work.rows]
         if work.x is not None and all(s.node is not work.x for s in work.rows):

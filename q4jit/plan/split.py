@@ -6,9 +6,12 @@ from math import floor
 from typing import Final
 
 from q4jit.frontend.graph import DECODED, REDUCTIONS, Graph, Node, reachable
+from q4jit.frontend.refusals import refuse
 from q4jit.plan.kernels import Buffer, Kernel, Section, Store
 
 _READ_DIRECTLY: Final = frozenset({"load", "scalar", "const"})  # never through a buffer
+
+_STORED: Final = REDUCTIONS | {"reshape", "inner_sum"}  # they need their operand in memory
 
 _COSTLY: Final = REDUCTIONS | {"matmul"}  # kept rather than computed again
 
@@ -16,7 +19,10 @@ _COSTLY: Final = REDUCTIONS | {"matmul"}  # kept rather than computed again
 def split(graph: Graph) -> tuple[tuple[Kernel, ...], tuple[int, ...]]:
     """Return the kernels of a graph in the order in which they run, and its temporaries' widths."""
     results = enumerate(zip(graph.outputs, graph.result_types, strict=True))
-    outputs = [Store(n, Buffer("output", i, n.width, float_type)) for i, (n, float_type) in results]
+    outputs = [
+        Store(n, Buffer("output", i, n.width, float_type, n.copies))
+        for i, (n, float_type) in results
+    ]
     kernels: list[Kernel] = []
     temps: list[int] = []
     for varies in (False, True):
@@ -25,7 +31,16 @@ def split(graph: Graph) -> tuple[tuple[Kernel, ...], tuple[int, ...]]:
             splitter = _Splitter(stores, temps)
             kernels += [replace(k, uniform=not varies) for k in splitter.kernels()]
     kernels += [
-        Kernel("", (), None, (), (), uniform=not s.node.varies, decoded=s)
+        Kernel(
+            "",
+            (),
+            None,
+            (),
+            (),
+            uniform=not s.node.varies,
+            decoded=s,
+            copies=s.node.copies if s.node.op == "rows" else 1,
+        )
         for s in outputs
         if s.node.op in DECODED
     ]
@@ -52,7 +67,8 @@ class _Splitter:
     outputs: Sequence[Store]
     temps: list[int]
     _home: dict[int, float] = field(default_factory=dict)
-    _kernel_of: dict[tuple[int, bool], int] = field(default_factory=dict)
+    _kernel_of: dict["_Shared", int] = field(default_factory=dict)
+    _copies_of: dict[int, int] = field(default_factory=dict)
     _sums: dict[int, tuple[Node, ...]] = field(default_factory=dict)
 
     def kernels(self) -> list[Kernel]:
@@ -61,27 +77,35 @@ class _Splitter:
         # operands have smaller ids, so an x comes after every x that it depends on
         xs = {_shared_by(n): n.operands[0] for n in nodes if n.op == "matmul"}
         self._kernel_of = {key: j for j, key in enumerate(sorted(xs), 1)}
+        self._copies_of = {
+            self._kernel_of[_shared_by(n)]: n.copies for n in nodes if n.op == "matmul"
+        }
         for node in nodes:
             self._home[node.id] = self._home_of(node)
             self._sums[node.id] = self._sums_of(node)
         stores = self._stores(nodes)
-        kernels = [self._kernel(j, xs[key], nodes, stores) for key, j in self._kernel_of.items()]
-        last = self._rows(len(xs) + 1, stores)
-        if last:
-            loads = self._needed(last, None, (), stores)
-            kernels.append(Kernel("", last, None, (), loads, uniform=False))
-        return kernels
+        kernels: list[Kernel] = []
+        for key, j in self._kernel_of.items():
+            kernels += self._kernels_of(j, xs[key], nodes, stores)
+        return kernels + list(self._of_rows(self._rows(len(xs) + 1, stores), stores))
 
     def _home_of(self, node: Node) -> float:
         if node.op == "matmul":
             return self._kernel_of[_shared_by(node)]
         home = max((self._home[n.id] for n in node.operands), default=0.0)
         in_epilogue = home == floor(home) and home > 0
+        if node.op == "inner_sum" and not in_epilogue:
+            refuse(
+                "add up vectors of experts that depend on a reduction, or on another product",
+                "return them, and add them up in another function",
+            )
         if not in_epilogue:
             return home
         # an operand of another width must be stored before its columns can be combined
         mixed = any(self._home[n.id] == home and n.width != node.width for n in node.operands)
-        return home + 0.5 if node.op in REDUCTIONS | {"reshape"} or mixed else home
+        # other rows than the kernel's: the sum of an inner axis, or vectors beside a row's products
+        other_rows = node.copies != self._copies_of[floor(home)]
+        return home + 0.5 if node.op in _STORED or mixed or other_rows else home
 
     def _phase(self, node: Node) -> int:
         """Return the number of the kernel whose rows phase computes a row value."""
@@ -100,10 +124,11 @@ class _Splitter:
             crossing |= {n.id: n for n in self._sums_kept_for(node)}
         # a result that is rounded cannot serve a later kernel
         stores = {s.node.id: s for s in self.outputs if s.buffer.is_exact}
-        for node in self._minimal(crossing):
+        for node in self._minimal(crossing, nodes):
             if node.id not in stores:
-                stores[node.id] = Store(node, Buffer("temp", len(self.temps), node.width))
-                self.temps.append(node.width)
+                buffer = Buffer("temp", len(self.temps), node.width, copies=node.copies)
+                stores[node.id] = Store(node, buffer)
+                self.temps.append(node.width * node.copies)
         return stores
 
     def _crosses(self, operand: Node, user: Node) -> bool:
@@ -143,11 +168,12 @@ class _Splitter:
             return ()
         return (node,) if node.op in REDUCTIONS else tuple(self._sums_behind(node.operands))
 
-    def _minimal(self, crossing: dict[int, Node]) -> list[Node]:
+    def _minimal(self, crossing: dict[int, Node], nodes: list[Node]) -> list[Node]:
         """Return the values without those that follow from others without a product or a sum."""
         kept = dict(crossing)
+        summed = {n.operands[0].id for n in nodes if n.op == "inner_sum"}
         for node in sorted(crossing.values(), key=lambda n: -n.id):
-            if node.op in _COSTLY:
+            if node.op in _COSTLY or node.id in summed:
                 continue
             if self._recomputable(node, kept.keys() - {node.id}):
                 del kept[node.id]
@@ -171,13 +197,26 @@ class _Splitter:
         distinct = dict.fromkeys([*stores.values(), *self.outputs])
         return sorted(distinct, key=lambda s: s.node.id)
 
-    def _kernel(self, j: int, x: Node, nodes: list[Node], stores: dict[int, Store]) -> Kernel:
+    def _of_rows(self, rows: tuple[Store, ...], stores: dict[int, Store]) -> Iterable[Kernel]:
+        """Yield the kernels of values without a product, one per number of vectors in a row."""
+        for copies in sorted({s.node.copies for s in rows}, reverse=True):
+            own = tuple(s for s in rows if s.node.copies == copies)
+            loads = self._needed(own, None, (), stores)
+            yield Kernel("", own, None, (), loads, uniform=False, copies=copies)
+
+    def _kernels_of(
+        self, j: int, x: Node, nodes: list[Node], stores: dict[int, Store]
+    ) -> Iterable[Kernel]:
+        """Yield kernel j, after one for values of its rows phase that are vectors of its rows."""
+        copies = self._copies_of[j]
         rows = self._rows(j, stores)
+        yield from self._of_rows(tuple(s for s in rows if s.node.copies > copies), stores)
+        rows = tuple(s for s in rows if s.node.copies <= copies)
         epilogue = [s for s in self._written(stores) if self._home[s.node.id] == j]
         products = [n for n in nodes if n.op == "matmul" and self._home[n.id] == j]
         sections = tuple(self._sections(epilogue, {p.id: p for p in products}, stores))
         loads = self._needed(rows, x, sections, stores)
-        return Kernel("", rows, x, sections, loads, uniform=False)
+        yield Kernel("", rows, x, sections, loads, uniform=False, copies=copies)
 
     def _sections(
         self, epilogue: list[Store], products: dict[int, Node], stores: dict[int, Store]
@@ -239,6 +278,10 @@ class _Splitter:
         return tuple(loads[i] for i in sorted(loads))
 
 
-def _shared_by(product: Node) -> tuple[int, bool]:
-    """Return what the products of a kernel share: x, and whether w is transposed."""
-    return product.operands[0].id, product.transposed
+_Shared = tuple[int, bool, int]
+
+
+def _shared_by(product: Node) -> _Shared:
+    """Return what the products of a kernel share: x, whether w is transposed, and the ids."""
+    chosen = -1 if product.chosen is None else product.chosen.id
+    return product.operands[0].id, product.transposed, chosen

@@ -84,6 +84,11 @@ def _address(view: memoryview) -> int:
 
 def row_ids(ids: ArrayLike, n: int) -> NDArray[np.intp]:
     """Return row ids as an index array. Raises ArgumentError unless all are integers in 0..n-1."""
+    return index_array(ids, n, "row ids", "ids of w.rows(ids)")
+
+
+def index_array(ids: ArrayLike, n: int, noun: str, where: str) -> NDArray[np.intp]:
+    """Return ids, which errors call `noun`, as an index array. Raises as `row_ids` does."""
     index = np.asarray(ids)
     if index.size == 0 and not isinstance(ids, np.ndarray):
         index = index.astype(np.intp)  # np.asarray([]) is float64
@@ -91,11 +96,11 @@ def row_ids(ids: ArrayLike, n: int) -> NDArray[np.intp]:
         is_array = isinstance(ids, np.ndarray)
         cure = f"use {'ids.astype(np.int64)' if is_array else 'np.asarray(ids, dtype=np.int64)'}"
         got = describe(index.dtype)
-        raise ArgumentError(expected("integers", got, where="ids of w.rows(ids)", cure=cure))
+        raise ArgumentError(expected("integers", got, where=where, cure=cure))
     if index.size and (index.min() < 0 or index.max() >= n):
         wrong = index.min() if index.min() < 0 else index.max()
-        what = f"row ids from 0 to {n - 1}"
-        raise ArgumentError(expected(what, str(wrong), where="ids of w.rows(ids)"))
+        what = f"{noun} from 0 to {n - 1}"
+        raise ArgumentError(expected(what, str(wrong), where=where))
     return index.astype(np.intp)
 
 

@@ -8,8 +8,9 @@ from numpy.typing import NDArray
 
 from q4jit.errors import ArgumentError, FormatError, expected
 from q4jit.sizes import whole_number
-from q4jit.weights.checks import contiguous, immutable_memory, tensor_shape
+from q4jit.weights.checks import contiguous, immutable_memory, index_array, tensor_shape
 from q4jit.weights.formats import Format, find_format
+from q4jit.weights.indexed import USE_VECMAT, IndexedExperts
 from q4jit.weights.resident import ResidentCopies
 from q4jit.weights.tensor import QuantizedTensor
 
@@ -147,16 +148,23 @@ class ExpertTensor(Sequence[QuantizedTensor]):
         return iter(self._experts)
 
     def __getitem__(self, index: Any) -> Any:
-        """Return the matrix [K, N] of an expert, which shares the blocks.
+        """Return the matrix [K, N] of an expert, which shares the blocks, or those of many.
 
+        index: a number, or an integer array of numbers from 0 to E - 1, for `np.vecmat(x, w[ids])`.
         Raises IndexError for a number beyond the experts, ArgumentError for another index.
         """
+        is_array = isinstance(index, np.ndarray | list)
+        if is_array and (type(index) is not np.ndarray or index.ndim):
+            where = "ids of w[ids]"
+            return IndexedExperts(self, index_array(index, len(self), "experts", where))
         try:
             e = whole_number(index)
         except TypeError:
             got = f"{type(index).__name__} {index!r}"
             where = "index of an ExpertTensor"
-            raise ArgumentError(expected("the number of an expert", got, where=where)) from None
+            raise ArgumentError(
+                expected("the number of an expert, or an array of ids", got, where=where)
+            ) from None
         if not -len(self) <= e < len(self):
             what = f"an expert from 0 to {len(self) - 1}"
             raise IndexError(expected(what, str(e), where="index of an ExpertTensor"))
@@ -167,7 +175,8 @@ class ExpertTensor(Sequence[QuantizedTensor]):
 
     def __array__(self, *args: object, **kwargs: object) -> NoReturn:
         raise ArgumentError(
-            f"{self!r} does not become an array by itself; use w.dequantize() for a float32 array"
+            f"{self!r} does not become an array by itself; {USE_VECMAT}, "
+            "or w.dequantize() for a float32 array"
         )
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -46,24 +46,14 @@ class RightOperand:
         raise NotImplementedError
 
     def __matmul__(self, other: object) -> Any:
-        if _knows_ufuncs(other):
+        if knows_ufuncs(other):
             return NotImplemented  # a traced array raises an error that says more
         return self._refuse_left()
 
     def __rmatmul__(self, x: object) -> NDArray[Any]:
-        where = f"x in x @ {self._name}"
-        if not isinstance(x, np.ndarray):
-            cure = f"use {as_numpy('x', x)}"
-            raise ArgumentError(expected("a NumPy array", type(x).__name__, where=where, cure=cure))
-        if x.dtype != np.float64 and float_type_of(x.dtype) is None:
-            dtypes = "float32, float16, bfloat16 or float64 in native byte order"
-            cure = f"use {as_float32('x', x.dtype)}"
-            got = f"{describe(x.dtype)} {list(x.shape)}"
-            raise ArgumentError(expected(dtypes, got, where=where, cure=cure))
         inner, width = self.shape
-        if x.ndim == 0 or x.shape[-1] != inner:
-            where = f"{where} with {self._name} {self._axes} = {self.shape}"
-            raise ArgumentError(expected(f"shape [..., {inner}]", str(list(x.shape)), where=where))
+        axes = f"{self._name} {self._axes} = {self.shape}"
+        x = checked_left(x, f"x in x @ {self._name}", inner, axes)
         x64 = np.asarray(x, np.float64).reshape(-1, inner)
         y = np.empty((len(x64), width), x.dtype)
         with np.errstate(all="ignore"):  # NaN and Inf propagate
@@ -72,7 +62,7 @@ class RightOperand:
         return y.reshape(*x.shape[:-1], width)
 
     def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **kwargs: Any) -> Any:
-        if any(_knows_ufuncs(value) for value in inputs):
+        if any(knows_ufuncs(value) for value in inputs):
             return NotImplemented
         if ufunc is not np.matmul or method != "__call__" or kwargs:
             call = ufunc.__name__ if method == "__call__" else f"{ufunc.__name__}.{method}"
@@ -103,7 +93,26 @@ class RightOperand:
         )
 
 
-def _knows_ufuncs(value: object) -> bool:
+def checked_left(x: object, where: str, inner: int, axes: str) -> NDArray[Any]:
+    """Return the left operand of a product. Raises ArgumentError unless it has floats [..., inner].
+
+    where: how errors call it. axes: the right operand and its shape.
+    """
+    if not isinstance(x, np.ndarray):
+        cure = f"use {as_numpy('x', x)}"
+        raise ArgumentError(expected("a NumPy array", type(x).__name__, where=where, cure=cure))
+    if x.dtype != np.float64 and float_type_of(x.dtype) is None:
+        dtypes = "float32, float16, bfloat16 or float64 in native byte order"
+        cure = f"use {as_float32('x', x.dtype)}"
+        got = f"{describe(x.dtype)} {list(x.shape)}"
+        raise ArgumentError(expected(dtypes, got, where=where, cure=cure))
+    if x.ndim == 0 or x.shape[-1] != inner:
+        where = f"{where} with {axes}"
+        raise ArgumentError(expected(f"shape [..., {inner}]", str(list(x.shape)), where=where))
+    return x
+
+
+def knows_ufuncs(value: object) -> bool:
     """Return whether another object, such as a traced array, handles NumPy's operations itself."""
     if isinstance(value, (np.ndarray, np.generic, RightOperand)):
         return False

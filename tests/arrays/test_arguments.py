@@ -98,8 +98,8 @@ def test_leading_dimensions_of_any_strides() -> None:
 
 IDS = "int32 or int64 for the ids of w.rows(ids), or float32 for numbers"
 KINDS = (
-    "a float array, QuantizedTensor, number, bool, str or None, or a list, tuple, dict, "
-    "dataclass or NamedTuple of these"
+    "a float array, QuantizedTensor, ExpertTensor, number, bool, str or None, or a list, tuple, "
+    "dict, dataclass or NamedTuple of these"
 )
 
 

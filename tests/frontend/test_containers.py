@@ -534,7 +534,9 @@ def test_errors_name_the_leaf() -> None:
 def test_an_id_out_of_range_is_named_by_its_path() -> None:
     compiled = specialize(lambda d: d["w"].rows(d["ids"]))
     check(compiled, {"w": W, "ids": np.array([1, 2])})
-    with pytest.raises(ArgumentError, match=re.escape("argument \"d['ids']\": expected row ids")):
+    with pytest.raises(
+        ArgumentError, match=re.escape("argument \"d['ids']\" at [1]: expected ids")
+    ):
         compiled({"w": W, "ids": np.array([1, 99])})
 
 

@@ -57,7 +57,7 @@ def parts(source: Source) -> tuple[str, str, str]:
 def test_text(golden: Golden, arch: str, kernel: Case | Generic) -> None:
     for source in kernel.sources(arch):
         comment, _, body = parts(source)
-        part = next((p for p in ("_rows", "_splits") if source.symbol.endswith(p)), "")
+        part = next((p for p in ("_rows", "_splits", "_sort") if source.symbol.endswith(p)), "")
         golden(comment + body, f"{part}.hip")
 
 

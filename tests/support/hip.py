@@ -8,13 +8,14 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from q4jit import QuantizedTensor
+from q4jit import ExpertTensor, QuantizedTensor
 from q4jit.arrays.call_shapes import CallShapes, lead_shape
 from q4jit.floats import numpy_dtype
 from q4jit.frontend.trace import trace
 from q4jit.hip.kernel import (
     GEMV_TRANSPOSED,
     ROWS,
+    SORT_EXPERTS,
     HipKernel,
     HipPlan,
     grid,
@@ -39,6 +40,8 @@ _SCRATCH: Final[dict[str, type[np.generic]]] = {
     "x_scales": np.float32,
     "x_sums": np.int16,
     "split_sums": np.float32,
+    "expert_order": np.int32,
+    "expert_tiles": np.int32,
 }
 
 
@@ -59,7 +62,7 @@ def hip_plan(
 
 def rows_of(args: Sequence[Any]) -> int:
     """Return M: the product of the leading dimensions that the arrays share."""
-    return math.prod(lead_shape(args))
+    return math.prod(lead_shape(args, specs_of(args)))
 
 
 def run_on_host(
@@ -72,7 +75,7 @@ def run_on_host(
     shapes = CallShapes(plan.graph, args)
     memory: dict[Slot, NDArray[Any]] = {}
     for kernel in plan.kernels:
-        rows = 1 if kernel.work.uniform else shapes.rows
+        rows = kernel.work.rows_of(shapes.rows)
         if rows == 0:
             continue
         source = render(plan, kernel, "host")
@@ -126,19 +129,21 @@ def _argument(
         case "scalar":
             return float(args[slot.index])
         case "weight":
-            tensor: QuantizedTensor = args[slot.index]
+            tensor: QuantizedTensor | ExpertTensor = args[slot.index]
             return tensor._resident.blocks(slot.layout)
-    own = scratch(kernel, rows)
+    whole_rows = rows // kernel.work.copies
+    own = scratch(kernel, whole_rows)
     if slot in own and (
         kernel.schedule == ROWS or _writes(kernel, slot)
     ):  # a buffer of an earlier kernel has another size
         dtype = _SCRATCH[slot.kind]
         return np.zeros(own[slot] // dtype().itemsize, dtype)
-    return memory[slot] if slot in memory else _buffer(plan, slot, rows)
+    return memory[slot] if slot in memory else _buffer(plan, slot, whole_rows)
 
 
 def _writes(kernel: HipKernel, slot: Slot) -> bool:
-    return kernel.schedule == GEMV_TRANSPOSED and slot.kind == "split_sums"
+    written = {GEMV_TRANSPOSED: {"split_sums"}, SORT_EXPERTS: {"expert_order", "expert_tiles"}}
+    return slot.kind in written.get(kernel.schedule, ())
 
 
 def _buffer(plan: HipPlan, slot: Slot, rows: int) -> NDArray[Any]:
@@ -149,7 +154,7 @@ def _buffer(plan: HipPlan, slot: Slot, rows: int) -> NDArray[Any]:
     if node.op == "dequantize":
         spec = plan.weight(node.arg)
         return np.zeros((spec.k, spec.n), dtype)
-    return np.zeros((rows, node.width), dtype)
+    return np.zeros((rows, node.copies * node.width), dtype)
 
 
 def _varies(plan: HipPlan, slot: Slot) -> bool:

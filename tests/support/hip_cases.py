@@ -8,7 +8,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from q4jit import QuantizedTensor
+from q4jit import ExpertTensor, QuantizedTensor, vecmat
 from q4jit.floats import FloatType, numpy_dtype
 from q4jit.hip.kernel import (
     ELEMENT,
@@ -139,6 +139,10 @@ def tensor(name: str, k: int, n: int) -> QuantizedTensor:
     return QuantizedTensor.from_bytes(rows, shape=(k, n), format=name)
 
 
+def of_experts(x: Any, w: Any, ids: Any) -> Any:
+    return vecmat(x[..., None, :], w[ids])
+
+
 # --- the cases ------------------------------------------------------------------------------------
 
 
@@ -149,6 +153,7 @@ def case(name: str, function: Callable[..., Any], *args: Any, **plan_options: An
 
 K, N = 512, 96  # the size does not change the length of a text
 _W: Final = {name: tensor(name, K, N) for name in FORMATS}
+_EXPERTS: Final = ExpertTensor.stack([tensor("Q4_0", K, N)] * 128)
 _SQUARE: Final = tensor("Q4_0", K, K)
 _TALL: Final = tensor("Q4_0", 4096, K)
 _GATE_UP: Final = [_W["Q4_0"]] * 2
@@ -240,6 +245,11 @@ GOLDEN: Final[tuple[tuple[str, Case | Generic], ...]] = (
     ("gfx1201", case("gemv_matrix_table", product, zeros(2, K), _W["IQ4_XS"])),
     ("sm_90", case("halves_warpgroup_half_minima", product, zeros(70, K), _W["Q2_K"])),
     ("gfx1100", case("halves_bytes", product, zeros(40, K), _W["Q8_0"])),
+    ("gfx1100", case("experts", of_experts, zeros(1, K), _EXPERTS, np.zeros((1, 8), np.int64))),
+    (
+        "sm_90",
+        case("experts_sorted", of_experts, zeros(9, K), _EXPERTS, np.zeros((9, 8), np.int64)),
+    ),
     ("gfx90a", case("dequantize", values, _W["Q6_K"])),
     ("gfx90a", case("dequantize_gguf", values, _W["Q5_K"], layout="gguf")),
     ("gfx1100", case("lookup", lookup, np.arange(3), _W["Q8_0"])),

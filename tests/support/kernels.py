@@ -15,12 +15,14 @@ import pytest
 from gguf import quants
 from numpy.typing import NDArray
 
-from q4jit import QuantizedTensor, specialize
+from q4jit import ExpertTensor, QuantizedTensor, specialize
 from q4jit.arrays.arguments import holds_ids
 from q4jit.arrays.call_shapes import lead_shape
+from q4jit.arrays.specs import spec_of
 from q4jit.compilers import cache, llvm
+from q4jit.cpu.experts import Experts
 from q4jit.cpu.lower import lower
-from q4jit.cpu.schedule import CpuKernel, CpuPlan, digits_bytes, make_plan, padded_k
+from q4jit.cpu.schedule import EXPERT_SLOTS, CpuKernel, CpuPlan, digits_bytes, make_plan, padded_k
 from q4jit.dispatcher import Specialized
 from q4jit.floats import float_type_of, numpy_dtype
 from q4jit.frontend.specs import (
@@ -30,6 +32,7 @@ from q4jit.frontend.specs import (
     WeightSpec,
     array_spec,
     ids_spec,
+    with_inner_axes,
 )
 from q4jit.frontend.trace import trace
 from q4jit.plan.kernels import Slot
@@ -537,12 +540,13 @@ def lowered(
 ) -> CpuPlan:
     """Return the plan of `function` for arguments."""
     graph = trace(function, specs_of(args))
-    return make_plan(graph, target, math.prod(lead_shape(args)), precision)
+    return make_plan(graph, target, math.prod(lead_shape(args, graph.signature)), precision)
 
 
 def specs_of(args: Sequence[Any]) -> Signature:
     """Return the signature of arguments."""
-    return tuple(map(_spec, args))
+    shapes = [getattr(value, "shape", ()) for value in args]
+    return with_inner_axes(tuple(map(_spec, args)), shapes)
 
 
 def _spec(value: Any) -> Spec:
@@ -550,6 +554,8 @@ def _spec(value: Any) -> Spec:
         return value
     if isinstance(value, QuantizedTensor):
         return WeightSpec(*value.signature)
+    if isinstance(value, ExpertTensor):
+        return spec_of("w", value)
     if isinstance(value, np.ndarray):
         if holds_ids(value):
             return ids_spec(value.shape)
@@ -574,7 +580,7 @@ def run_guarded(
     """Return the results of `function`; every array of every kernel ends at a guard page."""
     target = find_target(require_target(cpu.target) if cpu.native else cpu.target)
     plan = lowered(function, target, args, precision)
-    rows = math.prod(lead_shape(args))
+    rows = math.prod(lead_shape(args, plan.graph.signature))
     memory: dict[Slot, NDArray[Any]] = {}
     for kernel in plan.kernels:
         slots = kernel.slots()
@@ -607,7 +613,10 @@ def _argument(
     rows: int,
     memory: dict[Slot, NDArray[Any]],
 ) -> Argument:
-    rows = 1 if kernel.work.uniform else rows
+    if slot.kind in EXPERT_SLOTS:
+        return _of_experts(plan, slot, args, rows)
+    whole_rows = 1 if kernel.work.uniform else rows
+    rows = kernel.work.rows_of(rows)
     match slot.kind:
         case "pool":
             return 0
@@ -620,7 +629,7 @@ def _argument(
         case "scalar":
             return float(args[slot.index])
         case "weight":
-            tensor: QuantizedTensor = args[slot.index]
+            tensor: QuantizedTensor | ExpertTensor = args[slot.index]
             return tensor._resident.blocks(slot.layout)
         case "x":
             return np.full((rows, padded_k(plan, kernel)), np.nan, F32)
@@ -633,12 +642,25 @@ def _argument(
         return memory[slot]
     outputs = plan.graph.result_types
     kind = outputs[slot.index] if slot.kind == "output" else "f32"
-    return np.full(_result_shape(plan, kernel, slot, rows), np.nan, numpy_dtype(kind))
+    result = _result_shape(plan, kernel, slot, whole_rows)
+    return np.full(result, np.nan, numpy_dtype(kind))
+
+
+def _of_experts(plan: CpuPlan, slot: Slot, args: Sequence[Any], rows: int) -> Argument:
+    """Return what a kernel gets about the experts of the vectors of a call."""
+    experts = Experts(plan, rows)
+    ids = {slot.index: np.asarray(args[slot.index], np.int64)}
+    values, arrays = experts.values(ids)
+    (order, buckets), at = arrays, experts.slots.index(slot)  # of one argument of ids
+    named: dict[str, Argument] = {"order": order, "buckets": values[at], "bucket_list": buckets}
+    return named[slot.kind]
 
 
 def _result_shape(plan: CpuPlan, kernel: CpuKernel, slot: Slot, rows: int) -> tuple[int, int]:
     if kernel.work.decoded is not None and kernel.work.decoded.node.op == "dequantize":
         spec = plan.weight(kernel.work.decoded.node.arg)
         return spec.k, spec.n
-    widths = plan.temps if slot.kind == "temp" else [n.width for n in plan.graph.outputs]
+    widths = plan.temps
+    if slot.kind == "output":
+        widths = tuple(n.width * n.copies for n in plan.graph.outputs)
     return rows, widths[slot.index]

@@ -25,7 +25,9 @@ MOST_KERNELS = 270  # at a second each, on a few cores, a self-test takes four m
 
 def plan_of(case: Case, target: Target) -> HipPlan:
     graph = trace(case.function, tuple(map(harness._spec, case.args)))
-    return make_plan(graph, target, math.prod(lead_shape(case.args)), case.plan_options)
+    return make_plan(
+        graph, target, math.prod(lead_shape(case.args, graph.signature)), case.plan_options
+    )
 
 
 @pytest.mark.parametrize("arch", ["gfx90a", "gfx1030", "gfx1100", "gfx1201", "sm_90"])
