@@ -35,7 +35,8 @@ from numpy.typing import NDArray
 
 from q4jit.errors import FormatError, expected
 from q4jit.locks import BUILD
-from q4jit.weights.formats import SCALE_BYTES, Format, repack
+from q4jit.weights.formats import SCALE_BYTES, Format
+from q4jit.weights.repack import repack
 from q4jit.weights.tiles import PANEL_COLUMNS, REGION_BYTES, Tiles, pack_tiles16, suits_tiles16
 
 GGUF: Final = "gguf"

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from q4jit.floats import FloatType, numpy_dtype
 from q4jit.precision import error_scale
-from q4jit.weights.formats import FORMATS, Format, SubFactors, decode
+from q4jit.weights.decode import decode
+from q4jit.weights.formats import FORMATS, Format, SubFactors
 from q4jit.weights.tensor import QuantizedTensor
 
 Doubles = NDArray[np.float64]

@@ -9,7 +9,8 @@ from numpy.typing import ArrayLike, NDArray
 from q4jit.errors import ArgumentError, FormatError, expected
 from q4jit.locks import BUILD
 from q4jit.weights.checks import contiguous, immutable_memory, matrix_shape, row_ids
-from q4jit.weights.formats import Format, batches, decode, find_format
+from q4jit.weights.decode import batches, decode
+from q4jit.weights.formats import Format, find_format
 from q4jit.weights.resident import ResidentCopies
 from q4jit.weights.right_operand import RightOperand
 from q4jit.weights.scales import scale_facts

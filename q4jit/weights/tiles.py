@@ -13,10 +13,10 @@ u · bits / 4, where j = 2 · (u mod 4 / bits) + b numbers the pairs of elements
 have the bits from j mod (4 / bits) · bits + 8 · (j div 4 / bits) upward, and the upper elements the
 bits four higher. With 4 bits, these are the nibbles of Q4_0 as they are stored in files.
 
-Codes of MXFP4 are floats of four bits (E2M1): a sign, and three bits of exponent and fraction. As
-the highest bits of an f16 without its three highest bits of exponent they are the number times
-2^-15. In a half of a word, the lower elements have their signs in the bits 15 and 12, the upper ones
-in 14 and 13, and the other bits from 9, 6, 3 and 0 upward, so that masks and left shifts give pairs.
+Codes of MXFP4 are floats of four bits (E2M1): a sign, and three bits of exponent and fraction. With
+the sign in bit 15 of an f16 and the others in bits 9 to 11 they are the number times 2^-15. In a half
+of a word, the lower elements have their signs in the bits 15 and 12, the upper ones in 14 and 13, and
+the other bits from 9, 6, 3 and 0 upward, so that masks and left shifts give pairs.
 
 The region `scales` has the sub-scales of a quad, a byte each, and then its sub-minima; a byte holds
 both if they fit. The region `d` has the scales of a quad's blocks and then their minima. A block of
@@ -30,15 +30,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from q4jit.weights.formats import (
-    SCALE_BYTES,
-    UNIT_ELEMENTS,
-    Format,
-    Plane,
-    SubFactors,
-    codes,
-    factors,
-)
+from q4jit.weights.decode import codes, factors
+from q4jit.weights.formats import SCALE_BYTES, UNIT_ELEMENTS, Format, Plane, SubFactors
 
 PANEL_COLUMNS: Final = 16
 QUAD_UNITS: Final = 4
@@ -264,7 +257,7 @@ def _parts(plane: Plane, fields: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def _e2m1_parts(fields: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Return the parts of quads [n, quads, bytes] from codes of MXFP4 [n, quads, 4, 2, PARTS, 4]."""
+    """Return the parts of quads [n, quads, bytes] from codes in E2M1 [n, quads, 4, 2, PARTS, 4]."""
     n, quads = fields.shape[:2]
     # element of a half, upper, then column, quad, part, unit, half of a word
     split = fields.reshape(n, quads, QUAD_UNITS, 2, PARTS, 2, 2).transpose(6, 3, 0, 1, 4, 2, 5)

@@ -7,7 +7,8 @@ import pytest
 
 from q4jit import QuantizedTensor, specialize
 from q4jit.precision import BOUNDS, error_scale
-from q4jit.weights.formats import FORMATS, decode
+from q4jit.weights.decode import decode
+from q4jit.weights.formats import FORMATS
 from tests.support.ggml_blocks import COLUMNS, K, load_blocks
 
 

@@ -8,8 +8,9 @@ from gguf import quants
 from numpy.typing import NDArray
 
 from q4jit.errors import FormatError
+from q4jit.weights.decode import decode
 from q4jit.weights.encode import ENCODERS, bands, encode
-from q4jit.weights.formats import FORMATS, decode
+from q4jit.weights.formats import FORMATS
 from tests.support.ggml_errors import DEVIATIONS, GGML_ERRORS, normal_columns, relative_error
 
 SEARCHED = ["IQ4_NL", "Q4_K", "Q5_K", "Q6_K"]

@@ -7,8 +7,10 @@ from gguf import quants
 from numpy.typing import NDArray
 
 from q4jit.errors import FormatError
-from q4jit.weights.formats import FORMATS, Format, decode, find_format, repack
+from q4jit.weights.decode import decode
+from q4jit.weights.formats import FORMATS, Format, find_format
 from q4jit.weights.reference import store_scales
+from q4jit.weights.repack import repack
 
 QUANTISED = [name for name, fmt in FORMATS.items() if fmt.float_type is None]
 F16_BITS = {

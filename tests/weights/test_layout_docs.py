@@ -9,7 +9,8 @@ import pytest
 from numpy.typing import NDArray
 
 from q4jit.tools.aot.layout import describe_layout
-from q4jit.weights.formats import FORMATS, Format, decode, repack
+from q4jit.weights.decode import decode
+from q4jit.weights.formats import FORMATS, Format
 from q4jit.weights.layouts import (
     GGUF,
     INTERLEAVED16,
@@ -20,6 +21,7 @@ from q4jit.weights.layouts import (
     fields,
     pack,
 )
+from q4jit.weights.repack import repack
 from tests.support.paths import ROOT
 
 DOCUMENT = (ROOT / "docs" / "layouts.md").read_text(encoding="utf-8")

@@ -5,8 +5,9 @@ import pytest
 from numpy.typing import NDArray
 
 from q4jit.errors import FormatError
-from q4jit.weights.formats import FORMATS, Format, repack
+from q4jit.weights.formats import FORMATS, Format
 from q4jit.weights.layouts import INTERLEAVED16, Interleaved, fields, pack
+from q4jit.weights.repack import repack
 from q4jit.weights.tiles import PANEL_COLUMNS
 from tests.support.memory import MB, peak_bytes
 

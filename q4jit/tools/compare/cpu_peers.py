@@ -21,7 +21,7 @@ from q4jit.tools.compare.cpu_times import running_of, timed_us
 from q4jit.tools.compare.ggml import Ggml, GgmlError
 from q4jit.tools.compare.torch_products import int4_weight, load_torch, tensor_error
 from q4jit.tools.compare.work import TimedCall
-from q4jit.weights.formats import decode
+from q4jit.weights.decode import decode
 from q4jit.weights.reference import rotated_copies
 from q4jit.weights.tensor import QuantizedTensor
 

@@ -15,7 +15,7 @@ from q4jit.errors import expected
 from q4jit.floats import FLOAT_TYPES
 from q4jit.tools.compare.arena import AbsentError
 from q4jit.tools.compare.work import TimedCall
-from q4jit.weights.formats import decode
+from q4jit.weights.decode import decode
 from q4jit.weights.reference import rotated_copies
 from q4jit.weights.tensor import QuantizedTensor
 

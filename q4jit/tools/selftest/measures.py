@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from q4jit.errors import expected
 from q4jit.precision import beyond_rounding, error_scale, relative_error
-from q4jit.weights.formats import decode
+from q4jit.weights.decode import decode
 from q4jit.weights.tensor import QuantizedTensor
 
 Floats = NDArray[Any]

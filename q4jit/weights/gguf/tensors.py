@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from q4jit.errors import expected
+from q4jit.weights.decode import decode
 from q4jit.weights.experts import ExpertTensor
-from q4jit.weights.formats import Format, decode
+from q4jit.weights.formats import Format
 from q4jit.weights.gguf.reader import Reader, tensor_name
 from q4jit.weights.gguf.types import data_bytes, format_of, has_whole_blocks, type_name
 from q4jit.weights.tensor import QuantizedTensor
