@@ -15,6 +15,7 @@ from q4jit.plan.kernels import Kernel, Section
 from q4jit.plan.options import PlanOptions
 from q4jit.targets import Target
 from q4jit.weights.layouts import GGUF, TILES16, Planar
+from q4jit.weights.tiles import Tiles
 
 _MOST_SINGLE_VECTORS: Final = 16
 _MOST_EXPERTS: Final = 2048  # their counts fit in shared memory
@@ -50,8 +51,9 @@ def matrix_bytes(spec: WeightSpec, layout: str) -> int:
     """Return the bytes of an expert's matrix in a layout, and so from one expert to the next."""
     if layout == GGUF:
         return spec.n * spec.block_format.column_bytes(spec.k)
-    repacked = spec.block_format.repacked
-    return Planar(repacked, spec.k, spec.n, tiled=layout == TILES16).size_bytes
+    if layout == TILES16:
+        return Tiles(spec.block_format, spec.k, spec.n).size_bytes
+    return Planar(spec.block_format.repacked, spec.k, spec.n).size_bytes
 
 
 def sort_kernel(kernel: HipKernel) -> HipKernel:

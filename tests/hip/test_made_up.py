@@ -113,7 +113,7 @@ def test_values_and_rows(layout: str) -> None:
 def test_the_generic_kernel() -> None:
     x, w = random_x(2, K), made_up_weight(K, 5)
     source = render_generic(MADE_UP, find_target("hip:gfx1100"), 64, "host")
-    arguments = [x, w.tensor.raw, np.zeros((2, 5), F32), 2, 5, K]
+    arguments: list[Any] = [x, w.tensor.raw, np.zeros((2, 5), F32), 2, 5, K]
     (y,) = compile_host(source.text, source.symbol).run((5, 2), 64, arguments)
     assert_contract(y, x, w)
 
