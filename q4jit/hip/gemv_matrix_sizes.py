@@ -158,7 +158,7 @@ class GemvMatrixTile:
 
 
 class GemvMatrixSizes(GemvMatrixTile):
-    """How such a block divides its shared memory."""
+    """How a thread block of a `gemv_matrix` divides its shared memory."""
 
     # --- the stages of x ---
 

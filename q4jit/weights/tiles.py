@@ -14,9 +14,9 @@ have the bits from j mod (4 / bits) · bits + 8 · (j div 4 / bits) upward, and 
 bits four higher. With 4 bits, these are the nibbles of Q4_0 as they are stored in files.
 
 Codes of MXFP4 are floats of four bits (E2M1): a sign, and three bits of exponent and fraction. With
-the sign in bit 15 of an f16 and the others in bits 9 to 11 they are the number times 2^-15. In a half
-of a word, the lower elements have their signs in the bits 15 and 12, the upper ones in 14 and 13, and
-the other bits from 9, 6, 3 and 0 upward, so that masks and left shifts give pairs.
+the sign in bit 15 of an f16 and the others in bits 9 to 11 they are the number times 2^-15. In a
+half of a word, the lower elements have their signs in the bits 15 and 12, the upper ones in 14 and
+13, and the other bits from 9, 6, 3 and 0 upward, so that masks and left shifts give pairs.
 
 The region `scales` has the sub-scales of a quad, a byte each, and then its sub-minima; a byte holds
 both if they fit. The region `d` has the scales of a quad's blocks and then their minima. A block of

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from q4jit.weights.formats import FORMATS, Format, codes, factors
+from q4jit.weights.decode import codes, factors
+from q4jit.weights.formats import FORMATS, Format
 from q4jit.weights.layouts import TILES16, pack
 from q4jit.weights.tiles import Tiles, is_biased, shares_bytes, suits_tiles16
 
