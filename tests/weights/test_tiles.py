@@ -6,7 +6,7 @@ import pytest
 from q4jit.weights.decode import codes, factors
 from q4jit.weights.formats import FORMATS, Format
 from q4jit.weights.layouts import TILES16, pack
-from q4jit.weights.tiles import Tiles, is_biased, shares_bytes, suits_tiles16
+from q4jit.weights.tiles import Tiles, is_biased, is_e2m1, shares_bytes, suits_tiles16
 
 BLOCK_FORMATS = tuple(f.name for f in FORMATS.values() if f.float_type is None)
 N = 19  # a panel and a part of one
@@ -22,6 +22,11 @@ def code_in_tiles(fmt: Format, shape: Tiles, packed: bytes, column: int, k: int)
         at = start + quad * record_bytes + part * record_bytes // 4
         if plane.bits == 8:
             return packed[at + unit * 8 + upper * 4 + b] ^ (0x80 if fmt.signed else 0)
+        if is_e2m1(fmt):
+            at += unit * 4 + b // 2 * 2
+            half = int.from_bytes(packed[at : at + 2], "little")
+            sign, low = {0: (15, 9), 1: (12, 6), 2: (14, 3), 3: (13, 0)}[2 * upper + b % 2]
+            return (half >> sign & 1) << 3 | (half >> low & 7)
         word_units = 4 // plane.bits
         pair = 2 * (unit % word_units) + b % 2
         shift = pair % word_units * plane.bits + pair // word_units * 8 + 4 * upper
