@@ -158,7 +158,7 @@ class GemvMatrixTile:
 
 
 class GemvMatrixSizes(GemvMatrixTile):
-    """How such a block divides its shared memory."""
+    """How the thread block divides its shared memory."""
 
     # --- the stages of x ---
 
