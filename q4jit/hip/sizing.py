@@ -154,10 +154,7 @@ def _gemv_matrix(problem: Problem, work: Kernel) -> HipKernel:
     for splits, waves_n, waves_k in _tilings(problem, section, rows):
         kernel = in_waves(arch, replace(base, splits=splits), waves_n, waves_k)
         if can_run_gemv_matrix(arch, kernel):
-            # More registers than for Q4_0: 28 waves would spill. Measured on an H200, 4096 × 14336,
-            # M = 1 and 2: 10 and 20 % less time.
-            is_short = rows <= rules.light_rows and not problem.are_plain(section)
-            ahead = replace(kernel, ahead=1 if is_short else rules.ahead)
+            ahead = replace(kernel, ahead=_quads_ahead(problem, section, rows))
             return ahead if can_run_gemv_matrix(arch, ahead) else kernel
     if problem.plan_options.block_size is None and problem.plan_options.schedule is None:
         return _gemv(problem, work, GEMV)
@@ -167,6 +164,18 @@ def _gemv_matrix(problem: Problem, work: Kernel) -> HipKernel:
         f"block_size={base.block_size}; use a smaller block_size, fewer products in one function, "
         "or schedule='gemv'"
     )
+
+
+def _quads_ahead(problem: Problem, section: Section, rows: int) -> int:
+    """Return how many quads a wave loads before their turn.
+
+    Other formats than Q4_0 take more registers. NVIDIA: 28 waves would spill; measured on an H200,
+    4096 × 14336, M = 1 and 2: one quad takes 10 and 20 % less time. CDNA: 16 waves spill 4 to 7
+    registers of Q2_K if they multiply 16 rows.
+    """
+    is_light = rows <= problem.rules.light_rows and not problem.are_plain(section)
+    has_many_factors = not problem.arch.is_nvidia and problem.x_sums(section) > 1
+    return 1 if is_light or has_many_factors else problem.rules.ahead
 
 
 def _has_units_beside(problem: Problem, section: Section, kernel: HipKernel) -> bool:
