@@ -46,7 +46,7 @@ def test_every_line_says_which_template_it_comes_from(m: int) -> None:
             literal = written.split("\n")[int(place) - 1]
             # the template's line up to its first expression is in the text unchanged
             code = re.sub(r"^\s*(\{%.*?%\})*", "", literal)
-            assert line.lstrip().startswith(re.split(r"\{[{%]", code)[0].strip()[:20]), line
+            assert re.split(r"\{[{%]", code)[0].strip()[:20] in line, (line, literal)
         ends = [n for n, text in enumerate(source.text.splitlines(), 1) if text.endswith(";")]
         assert len([n for n in ends if n in origins]) > 0.9 * len(ends)
 
