@@ -351,7 +351,10 @@ NVRTC_FRAME_BYTES = {
 
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
 def test_nvrtc_keeps_every_schedule_in_registers(arch: str) -> None:
-    named = [*sources_of(RECORDED, arch).values()]
+    kernels: Iterable[Case | Generic] = RECORDED
+    if arch == "sm_80":  # whose other texts are those of sm_90
+        kernels = [each for each in kernels if re.match(r"chosen|tile|w\.T", each.name)]
+    named = [*sources_of(kernels, arch).values()]
     compiler = compiler_for(arch)
     cubins = in_parallel(lambda s: compiler.compile_object(s.text, s.target), [s for _, s in named])
     frames = {
