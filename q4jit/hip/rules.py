@@ -180,7 +180,8 @@ class NvidiaRules(GpuRules):
             columns together. The blocks are small, so that there are many.
         wide: shapes of the blocks for many rows. Each block reads all of x, so the widest shape
             that fills the GPU is taken.
-        wide_folded: the same for weights that are rounded to f16.
+        wide_folded: the same for weights that are rounded to f16; and for other formats without
+            warpgroups, where 16 waves spill 16 registers.
         fullness: the part of the compute units that `wide` shapes must fill.
     """
 
@@ -196,7 +197,8 @@ class NvidiaRules(GpuRules):
         if rows <= TILE_ROWS or len(section.products) > 1:
             return self.narrow
         wanted = self.fullness * arch.compute_units * tile_rows / min(rows, MANY_ROWS)
-        for columns, waves in self.wide_folded if kind == "folded" else self.wide:
+        is_folded = kind == "folded" or (kind == "other" and not arch.warpgroups)
+        for columns, waves in self.wide_folded if is_folded else self.wide:
             if -(-section.width // columns) >= wanted:
                 return columns, waves
         return self.narrow
@@ -214,21 +216,25 @@ class AmdRules(GpuRules):
     Attributes:
         tile_columns: columns of a block of `tile_halves`. Few rows take half of them if there are
             fewer blocks than compute units.
-        most_columns_of_several: most of them for several products of other formats than Q4_0.
+        columns_of_several: the same for several products of other formats than Q4_0, for any rows.
     """
 
     tile_columns: int
-    most_columns_of_several: int
+    columns_of_several: int
 
     def tile_shape(
         self, arch: HipArch, section: Section, rows: int, tile_rows: int, kind: Kind
     ) -> TileShape:
-        """Return `tile_columns` or half of them, with a wave for each panel."""
+        """Return `tile_columns` or half of them, with a wave for each panel.
+
+        Half as many threads load twice as much of x ahead, for which several products leave no
+        registers.
+        """
         columns = self.tile_columns
-        if rows <= TILE_ROWS and section.width < arch.compute_units * columns:
-            columns //= 2
         if kind == "other" and len(section.products) > 1:
-            columns = min(columns, self.most_columns_of_several)
+            columns = self.columns_of_several
+        elif rows <= TILE_ROWS and section.width < arch.compute_units * columns:
+            columns //= 2
         return columns, columns // MATRIX_COLUMNS
 
 
@@ -265,12 +271,12 @@ AMD: Final = AmdRules(
     least_tile_rows=16,  # of a matrix instruction
     stages_bytes=16 << 10,  # of 64 KiB; the next stage is in registers while it is loaded
     tile_columns=128,
-    most_columns_of_several=128,
+    columns_of_several=128,
 )
 # HBM has a long latency, and four waves per SIMD hide little of it. Counted: 16 waves have 128
 # registers a lane, which spill up to 130 of Q2_K and 33 of Q4_K; 8 waves spill none. Tiles of two
 # products and 128 columns have 8 waves, which spill up to 121 of Q6_K and 50 of Q4_K.
-CDNA: Final = replace(AMD, ahead=2, most_waves_of_others=8, most_columns_of_several=64)
+CDNA: Final = replace(AMD, ahead=2, most_waves_of_others=8, columns_of_several=64)
 # WMMA of RDNA 3 takes its 32 cycles also for a single row, and lanes 0 to 15 and 16 to 31 of a wave
 # decode the same weights for it. With dot products, one row needs a third of that vector time. A
 # lane has whole units of a column, so several products fill the registers; counted: 32 rows spill

@@ -50,7 +50,7 @@ def assembly(source: Source) -> str:
 
 def stated(text: str, name: str) -> int:
     """Return a number from the metadata of the only kernel, which follow its instructions."""
-    (number,) = re.findall(rf"^ +\.{name}: +(\d+)$", text, re.MULTILINE)
+    (number,) = re.findall(rf"^[ -]+\.{name}: +(\d+)$", text, re.MULTILINE)
     return int(number)
 
 
