@@ -35,9 +35,7 @@ N: Final = 37  # two panels and five columns
 
 CLASSES: Final = ((1, "f32"), (2, "f16"), (4, "f32"), (16, "f32"), (8, "f32"))
 # Each format twice: on NVIDIA, and on one arch of AMD. Tests that share them share their texts.
-some_cases = in_turn(
-    "name arch way", 2 * BLOCK_FORMATS, 13 * ("sm_90",) + 4 * ARCHS[:-1], CLASSES
-)
+some_cases = in_turn("name arch way", 2 * BLOCK_FORMATS, 13 * ("sm_90",) + 4 * ARCHS[:-1], CLASSES)
 
 
 def k_of(name: str) -> int:
@@ -98,9 +96,7 @@ def test_rough_units(name: str, arch: str, way: tuple[int, str]) -> None:
     assert_ieee(y, x, w, BOUNDS[precision])
 
 
-@pytest.mark.parametrize(
-    ("m", "arch"), [(1, "sm_90"), (4, "sm_90"), (1, "gfx90a"), (4, "gfx1201")]
-)
+@pytest.mark.parametrize(("m", "arch"), [(1, "sm_90"), (4, "sm_90"), (1, "gfx90a"), (4, "gfx1201")])
 def test_scale_times_code_and_minimum_that_cancel(m: int, arch: str) -> None:
     x, w = only_zeros(256), cancelling(256, N)
     for first in range(0, 4, m):
