@@ -273,7 +273,7 @@ def test_half_precision(way: Way, kind: str) -> None:
 @pytest.mark.parametrize(
     ("way", "name", "n"),
     [
-        (Way(None, 1, "sm_90"), "Q4_0", 1 << 20),
+        (Way(None, 1, "sm_90"), "Q4_0", 1 << 18),
         (Way(None, 1, "gfx90a"), "F16", 1 << 18),
         (Way(None, 2, "gfx1030"), "Q4_1", 14336),
         (Way(None, 17, "gfx1030"), "Q4_0", 14336),
