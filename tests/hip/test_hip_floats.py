@@ -122,9 +122,7 @@ SOME_FORMATS: Final = ("F32", "F16", "Q4_0", "Q4_1", "Q8_0", "Q6_K")
 def exists(case: Case) -> bool:
     """Return whether a kernel for it exists."""
     in_blocks = FORMATS[case.format].float_type is None
-    if case.schedule in {GEMV_MATRIX, TILE_HALVES}:
-        return find_target(f"hip:{case.arch}").hip.matrix is not None and case.format == "Q4_0"
-    if case.schedule == TILE_MATRIX:
+    if case.schedule in {GEMV_MATRIX, TILE_HALVES, TILE_MATRIX}:
         return find_target(f"hip:{case.arch}").hip.matrix is not None and in_blocks
     return in_blocks or case.schedule != GEMV_DOT
 
