@@ -14,7 +14,7 @@ GEMMA_VERSION := 1.0.0
 TESTED_MODEL := $(foreach part,$(GEMMA) $(foreach i,1 2 3 4,$(GEMMA)-part$(i)),$(part)==$(GEMMA_VERSION))
 SMOKE := .venv-smoke
 SMOKE_TESTS := tests/test_dispatcher.py tests/frontend tests/cpu/test_golden.py \
-	tests/cpu/test_products.py tests/hip/test_hip_golden.py
+	tests/cpu/test_ggml_blocks.py tests/hip/test_hip_golden.py
 OLDEST := .venv-oldest
 OLDEST_VERSIONS := numpy==2.0.0 jinja2==3.1.0 llvmlite==0.50.0 ml_dtypes==0.4.0
 OLDEST_TESTS := tests/test_dispatcher.py tests/frontend tests/weights tests/arrays/test_arguments.py \
