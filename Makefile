@@ -64,7 +64,8 @@ test: $(VENV)/.test ## run all tests, compiling everything anew (ARGS goes to py
 
 # The tests that depend on the Python version, in a minute: make smoke PYTHON=python3.13
 smoke: $(SMOKE)/.smoke ## run a few tests on another PYTHON
-	@set -f; exec $(SMOKE)/bin/python -m pytest -m 'not (ratchet or emulated or gpu)' $(SMOKE_TESTS) $$RUN_ARGS
+	@set -f; exec $(SMOKE)/bin/python -m pytest -n auto --maxprocesses 8 --dist worksteal \
+		-m 'not (serial or ratchet or emulated or gpu)' $(SMOKE_TESTS) $$RUN_ARGS
 
 # The tests of code that depends on these packages' versions, in a minute
 oldest: $(OLDEST)/.oldest ## run a few tests with the oldest accepted packages
@@ -124,10 +125,10 @@ $(VENV)/.test: pyproject.toml Makefile $(VENV)/.demo
 	@touch $@
 
 # The stamp names the Python, so another Python gets another environment.
-$(SMOKE)/.smoke: pyproject.toml $(SMOKE)/.$(notdir $(PYTHON))
+$(SMOKE)/.smoke: pyproject.toml Makefile $(SMOKE)/.$(notdir $(PYTHON))
 	@echo 'installing the smoke tests on $(PYTHON) (once)'
 	@$(SMOKE)/bin/python -m pip --disable-pip-version-check --quiet install --editable . \
-		'pytest>=8.4' hypothesis gguf ml_dtypes
+		'pytest>=8.4' 'pytest-xdist>=3.6' hypothesis gguf ml_dtypes
 	@touch $@
 
 $(OLDEST)/.oldest: pyproject.toml Makefile $(OLDEST)/.$(notdir $(PYTHON))

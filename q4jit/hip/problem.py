@@ -3,6 +3,7 @@
 import functools
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Final
 
 from q4jit.frontend.graph import Graph, Node
 from q4jit.frontend.specs import ArraySpec, WeightSpec
@@ -15,6 +16,8 @@ from q4jit.targets import HipArch, Target
 from q4jit.weights.formats import Format
 from q4jit.weights.layouts import TILES16
 from q4jit.weights.tiles import are_plain, suits_tiles16
+
+_NIBBLE_BITS: Final = 4
 
 
 @dataclass(frozen=True)
@@ -119,6 +122,11 @@ class Problem:
     def are_plain(self, section: Section) -> bool:
         """Return whether all weights have blocks like those of Q4_0."""
         return all(are_plain(w.block_format) for w in self.weights(section))
+
+    def has_wide_codes(self, section: Section) -> bool:
+        """Return whether a weight has codes of more than four bits."""
+        formats = (w.block_format for w in self.weights(section))
+        return any(sum(plane.bits for plane in fmt.planes) > _NIBBLE_BITS for fmt in formats)
 
     def x_sums(self, section: Section) -> int:
         """Return the sums of a unit of x that the minima of a section's weights are multiplied by.

@@ -7,7 +7,7 @@ a thread block, and *compute units* are NVIDIA's SMs.
 import abc
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar, Final
+from typing import ClassVar, Final, Literal
 
 from q4jit.hip.classes import FEW_ROWS, MANY_ROWS, TALL_TILE_ROWS, TILE_ROWS
 from q4jit.hip.kernel import GEMV_MATRIX, MATRIX_COLUMNS, QUAD_ELEMENTS, TILE_HALVES
@@ -34,6 +34,8 @@ Each stage ends with a barrier, so long stages are preferred to many.
 
 TileShape = tuple[int, int]
 """Columns and waves of a thread block of `tile_halves`."""
+Kind = Literal["folded", "plain", "other"]
+"""Weights of a `tile_halves`: of Q4_0, rounded to f16 or not, or of other formats."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +53,7 @@ class GpuRules(abc.ABC):
         splits: numbers of splits of K in `gemv_matrix`; the first that suits is taken.
         waves: waves of a `gemv_matrix` block, divided by the number of products.
         most_waves: the same if a compute unit has more panels than `waves`.
+        most_waves_of_others: most of either for other formats than Q4_0 and more than `light_rows`.
         even_waves: waves of a `gemv_matrix` block are a multiple of it, if they can be.
         light_rows: most rows of x that are cheap to split into f16 terms. For so few rows, K is
             split only from `long_k` on, and `many_panels` per compute unit get `most_waves`.
@@ -61,6 +64,7 @@ class GpuRules(abc.ABC):
 
         least_tile_rows: fewest rows of a tile of `tile_halves`.
         most_rows_of_several: most rows of a tile with several products.
+        most_rows_of_wide: the same if they have codes of more than four bits.
         tall_products: most products of a tile of 128 rows.
         blocks_per_unit: thread blocks of `tile_halves` that fill a compute unit.
         stages_bytes: shared memory for x in `tile_halves`.
@@ -77,6 +81,7 @@ class GpuRules(abc.ABC):
     splits: tuple[int, ...]
     waves: int = 16
     most_waves: int
+    most_waves_of_others: int
     even_waves: int = 1
     light_rows: int = 2
     long_k: int = 8192
@@ -86,15 +91,24 @@ class GpuRules(abc.ABC):
 
     least_tile_rows: int
     most_rows_of_several: int = TILE_ROWS
+    most_rows_of_wide: int = TILE_ROWS
     tall_products: int = 2
     blocks_per_unit: int = 2
     stages_bytes: int
 
     @abc.abstractmethod
     def tile_shape(
-        self, arch: HipArch, section: Section, rows: int, tile_rows: int, folded: bool
+        self, arch: HipArch, section: Section, rows: int, tile_rows: int, kind: Kind
     ) -> TileShape:
         """Return the columns and waves of a `tile_halves`; rows: the class of M."""
+
+    def waves_of(self, products: int, is_light: bool) -> tuple[int, int]:
+        """Return `waves` and `most_waves` of a block; is_light: few rows, or blocks of Q4_0."""
+        limit = self.most_waves if is_light else self.most_waves_of_others
+        return (
+            max(min(self.waves, limit) // products, 1),
+            max(min(self.most_waves, limit) // products, 1),
+        )
 
     def columns_of_gemv(self, rows: int, registers: int) -> int:
         """Return the columns of a wave of `gemv`; registers: of a lane for a unit of a column."""
@@ -105,10 +119,13 @@ class GpuRules(abc.ABC):
                 columns //= 2
         return columns
 
-    def tile_rows(self, arch: HipArch, section: Section, rows: int, may_be_tall: bool) -> int:
+    def tile_rows(
+        self, arch: HipArch, section: Section, rows: int, may_be_tall: bool, has_wide: bool
+    ) -> int:
         """Return the rows of a tile of `tile_halves`.
 
-        Few rows are one tile. Many rows have tiles of 128 rows, if those fill the GPU.
+        Few rows are one tile. Many rows have tiles of 128 rows, if those fill the GPU. has_wide:
+        whether codes have more than four bits.
         """
         products = len(section.products)
         tiles = products * section.width * min(rows, MANY_ROWS) // TALL_TILE_ROWS**2
@@ -116,7 +133,8 @@ class GpuRules(abc.ABC):
         suits = may_be_tall and rows > TILE_ROWS and products <= self.tall_products
         if suits and is_full:
             return TALL_TILE_ROWS
-        most = TILE_ROWS if products == 1 else self.most_rows_of_several
+        several = self.most_rows_of_wide if has_wide else self.most_rows_of_several
+        most = TILE_ROWS if products == 1 else several
         return min(max(rows, self.least_tile_rows), most)
 
     def transposed_tile_rows(
@@ -172,13 +190,13 @@ class NvidiaRules(GpuRules):
     fullness: float
 
     def tile_shape(
-        self, arch: HipArch, section: Section, rows: int, tile_rows: int, folded: bool
+        self, arch: HipArch, section: Section, rows: int, tile_rows: int, kind: Kind
     ) -> TileShape:
         """Return `narrow`, or the first of `wide` that fills the GPU."""
         if rows <= TILE_ROWS or len(section.products) > 1:
             return self.narrow
         wanted = self.fullness * arch.compute_units * tile_rows / min(rows, MANY_ROWS)
-        for columns, waves in self.wide_folded if folded else self.wide:
+        for columns, waves in self.wide_folded if kind == "folded" else self.wide:
             if -(-section.width // columns) >= wanted:
                 return columns, waves
         return self.narrow
@@ -196,17 +214,21 @@ class AmdRules(GpuRules):
     Attributes:
         tile_columns: columns of a block of `tile_halves`. Few rows take half of them if there are
             fewer blocks than compute units.
+        most_columns_of_several: most of them for several products of other formats than Q4_0.
     """
 
     tile_columns: int
+    most_columns_of_several: int
 
     def tile_shape(
-        self, arch: HipArch, section: Section, rows: int, tile_rows: int, folded: bool
+        self, arch: HipArch, section: Section, rows: int, tile_rows: int, kind: Kind
     ) -> TileShape:
         """Return `tile_columns` or half of them, with a wave for each panel."""
         columns = self.tile_columns
         if rows <= TILE_ROWS and section.width < arch.compute_units * columns:
             columns //= 2
+        if kind == "other" and len(section.products) > 1:
+            columns = min(columns, self.most_columns_of_several)
         return columns, columns // MATRIX_COLUMNS
 
 
@@ -219,6 +241,7 @@ NVIDIA: Final = NvidiaRules(
     },
     splits=(2, 1),  # each block splits its own x into f16: more rows gain more from a split of K
     most_waves=28,  # one block per compute unit: 28 waves of 72 registers a thread fill it
+    most_waves_of_others=28,
     ahead=2,  # further ahead takes registers and gains nothing
     least_tile_rows=8,  # of a matrix instruction
     stages_bytes=MOST_STAGES_BYTES,  # leaves room for several blocks per compute unit
@@ -232,6 +255,7 @@ AMD: Final = AmdRules(
     tried=dict.fromkeys(FEW_ROWS, (GEMV_MATRIX,)),
     splits=(1,),  # no clusters, in which blocks could add their sums
     most_waves=16,
+    most_waves_of_others=16,
     # SIMDs of a compute unit (RDNA: of a work-group processor). Counted: with 12 waves instead of
     # 15 the busiest SIMD issues 10 to 30 % less for K = 4096
     even_waves=4,
@@ -241,13 +265,22 @@ AMD: Final = AmdRules(
     least_tile_rows=16,  # of a matrix instruction
     stages_bytes=16 << 10,  # of 64 KiB; the next stage is in registers while it is loaded
     tile_columns=128,
+    most_columns_of_several=128,
 )
-# HBM has a long latency, and four waves per SIMD hide little of it
-CDNA: Final = replace(AMD, ahead=2)
+# HBM has a long latency, and four waves per SIMD hide little of it. Counted: 16 waves have 128
+# registers a lane, which spill up to 130 of Q2_K and 33 of Q4_K; 8 waves spill none. Tiles of two
+# products and 128 columns have 8 waves, which spill up to 121 of Q6_K and 50 of Q4_K.
+CDNA: Final = replace(AMD, ahead=2, most_waves_of_others=8, most_columns_of_several=64)
 # WMMA of RDNA 3 takes its 32 cycles also for a single row, and lanes 0 to 15 and 16 to 31 of a wave
 # decode the same weights for it. With dot products, one row needs a third of that vector time. A
-# lane has whole units of a column, so several products fill the registers.
-RDNA3: Final = replace(AMD, pair_rows=1, most_rows_of_several=TILE_ROWS // 2)
+# lane has whole units of a column, so several products fill the registers; counted: 32 rows spill
+# up to 32 of Q8_0.
+RDNA3: Final = replace(
+    AMD,
+    pair_rows=1,
+    most_rows_of_several=TILE_ROWS // 2,
+    most_rows_of_wide=TILE_ROWS // 4,
+)
 
 _BY_MATRIX: Final = {"mma_sync": NVIDIA, "mfma": CDNA, "wmma": RDNA3, "wmma_gfx12": AMD, None: AMD}
 

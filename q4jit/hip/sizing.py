@@ -35,6 +35,7 @@ from q4jit.hip.rules import (
     GEMV_MOST_ROWS,
     TRANSPOSED_STAGES,
     TRANSPOSED_WAVES,
+    Kind,
     rules_of,
 )
 from q4jit.hip.transposed import TILE_COLUMNS, gemv_constants, tile_constants
@@ -154,10 +155,7 @@ def _gemv_matrix(problem: Problem, work: Kernel) -> HipKernel:
     for splits, waves_n, waves_k in _tilings(problem, section, rows):
         kernel = in_waves(arch, replace(base, splits=splits), waves_n, waves_k)
         if can_run_gemv_matrix(arch, kernel):
-            # More registers than for Q4_0: 28 waves would spill. Measured on an H200, 4096 × 14336,
-            # M = 1 and 2: 10 and 20 % less time.
-            is_short = rows <= rules.light_rows and not problem.are_plain(section)
-            ahead = replace(kernel, ahead=1 if is_short else rules.ahead)
+            ahead = replace(kernel, ahead=_quads_ahead(problem, section, rows))
             return ahead if can_run_gemv_matrix(arch, ahead) else kernel
     if problem.plan_options.block_size is None and problem.plan_options.schedule is None:
         return _gemv(problem, work, GEMV)
@@ -167,6 +165,16 @@ def _gemv_matrix(problem: Problem, work: Kernel) -> HipKernel:
         f"block_size={base.block_size}; use a smaller block_size, fewer products in one function, "
         "or schedule='gemv'"
     )
+
+
+def _quads_ahead(problem: Problem, section: Section, rows: int) -> int:
+    """Return how many quads a wave loads before their turn.
+
+    Other formats than Q4_0 take more registers, so that 28 waves would spill. Measured on an H200,
+    4096 × 14336, M = 1 and 2: one quad takes 10 and 20 % less time than two.
+    """
+    is_short = rows <= problem.rules.light_rows and not problem.are_plain(section)
+    return 1 if is_short else problem.rules.ahead
 
 
 def _has_units_beside(problem: Problem, section: Section, kernel: HipKernel) -> bool:
@@ -198,9 +206,8 @@ def _tilings(problem: Problem, section: Section, rows: int) -> Iterator[tuple[in
     """
     rules, is_light = problem.rules, rows <= problem.rules.light_rows
     k, panels = section.products[0].operands[0].width, -(-section.width // MATRIX_COLUMNS)
-    waves, most_waves = (
-        max(waves // len(section.products), 1) for waves in (rules.waves, rules.most_waves)
-    )
+    takes_few_registers = is_light or problem.are_plain(section)
+    waves, most_waves = rules.waves_of(len(section.products), takes_few_registers)
     for splits in (1,) if is_light and k < rules.long_k else rules.splits:
         unit_panels = -(-panels * splits // problem.arch.compute_units)
         if splits > 1 and unit_panels > most_waves:
@@ -234,8 +241,10 @@ def _tile_halves(problem: Problem, work: Kernel) -> HipKernel:
     arch, rules, rows, (section,) = problem.arch, problem.rules, problem.m_class, work.sections
     folded = problem.may_fold and problem.suits_f16(section) and problem.are_plain(section)
     exact_x = not folded and work.x is not None and problem.takes_one_tile_term(work.x)
-    tile_rows = rules.tile_rows(arch, section, rows, folded and problem.in_warpgroups)
-    columns, waves = rules.tile_shape(arch, section, rows, tile_rows, folded)
+    may_be_tall, has_wide = folded and problem.in_warpgroups, problem.has_wide_codes(section)
+    tile_rows = rules.tile_rows(arch, section, rows, may_be_tall, has_wide)
+    kind: Kind = "folded" if folded else "plain" if problem.are_plain(section) else "other"
+    columns, waves = rules.tile_shape(arch, section, rows, tile_rows, kind)
     base = unsized(
         problem,
         work,

@@ -98,8 +98,9 @@ class TileWeight:
 
     @property
     def largest(self) -> str:
-        """The largest code."""
-        return literal((1 << self._file.quant_bits) - 1)
+        """The largest code, or number of a table."""
+        bits = self._file.quant_bits if self._file.table is None else 8
+        return literal((1 << bits) - 1)
 
     @property
     def offset_type(self) -> str:
@@ -157,10 +158,14 @@ class TileWeight:
         return self._file.zero + (_BYTE_ZERO if self._file.signed else 0)
 
     @property
+    def unsigned_zero(self) -> int:
+        """What is subtracted from a code, or from the number that a table has for it."""
+        return self.code_zero if self._file.table is None else _BYTE_ZERO
+
+    @property
     def half_zero(self) -> int:
         """What `halves` subtracts from a pair of f16."""
-        zero = self.code_zero if self._file.table is None else _BYTE_ZERO
-        return zero if self.in_nibbles else zero + _BYTE_PAIR
+        return self.unsigned_zero if self.in_nibbles else self.unsigned_zero + _BYTE_PAIR
 
     @property
     def pair_of_zero(self) -> str:

@@ -7,7 +7,7 @@ from typing import Any, Final
 from q4jit.backends import find_backend
 from q4jit.dispatch.policy import Place
 from q4jit.errors import GGUFError, Q4JitError
-from q4jit.frontend.specs import WeightSpec, array_spec
+from q4jit.frontend.specs import WeightSpec, array_spec, ids_spec
 from q4jit.frontend.trace import trace
 from q4jit.plan.kernels import ScheduledKernel
 from q4jit.plan.options import PlanOptions
@@ -16,6 +16,7 @@ from q4jit.version import version
 from q4jit.weights.gguf.file import GGUFFile, load_gguf
 from q4jit.weights.gguf.tensors import TensorEntry
 from q4jit.weights.gguf.types import bits_per_element
+from q4jit.weights.indexed import vecmat
 
 VECTOR, MATRIX, EXPERTS, UNUSED = "vector", "matrix", "experts", "unused"
 _USES: Final = {1: VECTOR, 2: MATRIX, 3: EXPERTS}
@@ -118,7 +119,7 @@ def _weights(tensors: Iterable[dict[str, Any]]) -> dict[_Weight, list[str]]:
 def _served(
     place: Place, precision: str, m: int, weight: _Weight, names: list[str]
 ) -> dict[str, Any]:
-    """Return the kernels of x @ w for m rows of x, by one matrix of a weight."""
+    """Return the kernels of x @ w for m rows of x; with experts, each row by the one it chose."""
     fmt, shape = weight
     row: dict[str, Any] = {
         "target": str(place.target),
@@ -132,9 +133,10 @@ def _served(
         "remarks": {},
         "problem": "",
     }
-    k, n = shape[:2]
+    k, n, experts = (*shape, 0)[:3]
+    spec = WeightSpec(fmt, k, n, experts=experts)
     try:
-        row |= _planned(place, PlanOptions(precision), m, WeightSpec(fmt, k, n))
+        row |= _planned(place, PlanOptions(precision), m, spec)
     except Q4JitError as error:  # no compiler for the device, for example
         row["problem"] = " ".join(str(error).split())
     return row
@@ -144,7 +146,14 @@ def _planned(place: Place, plan_options: PlanOptions, m: int, spec: WeightSpec) 
     def product(x: Any, w: Any) -> Any:
         return x @ w
 
-    graph = trace(product, (array_spec((m, spec.k)), spec))
+    def chosen_product(x: Any, w: Any, ids: Any) -> Any:
+        return vecmat(x, w[ids])
+
+    x = array_spec((m, spec.k))
+    if spec.experts:
+        graph = trace(chosen_product, (x, spec, ids_spec((m,))))
+    else:
+        graph = trace(product, (x, spec))
     backend = find_backend(place.target)
     plan = backend.plan(graph, place.target, m, plan_options, place.device)
     remarks: dict[str, list[str]] = {}
@@ -175,8 +184,10 @@ def report_lines(report: Mapping[str, Any]) -> Iterator[str]:
     for row in report["kernels"]:
         where = row["device"] or row["target"]
         places.setdefault((where, row["precision"]), []).append(row)
+    has_experts = any(row["use"] == EXPERTS for row in report["tensors"])
+    products = "x @ w, and of np.vecmat(x, w[ids]) with experts," if has_experts else "x @ w"
     for (where, precision), rows in places.items():
-        yield from ("", f"kernels of x @ w on {where}, precision {precision}")
+        yield from ("", f"kernels of {products} on {where}, precision {precision}")
         yield from _table((">M", "format", "kernels", ">tensors", "K × N"), _kernel_cells(rows))
     yield ""
     yield from _unused(report["tensors"])

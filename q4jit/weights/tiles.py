@@ -73,7 +73,8 @@ def are_plain(fmt: Format) -> bool:
 
 def is_e2m1(fmt: Format) -> bool:
     """Return whether codes are floats with a sign, two bits of exponent and one of fraction."""
-    return fmt.table == _E2M1 and [plane.bits for plane in fmt.planes] == [4]
+    is_bare = fmt.minimum_at is None and [plane.bits for plane in fmt.planes] == [4]
+    return fmt.table == _E2M1 and is_bare
 
 
 def shares_bytes(fmt: Format) -> bool:

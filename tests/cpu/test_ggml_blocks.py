@@ -10,6 +10,7 @@ from q4jit.precision import BOUNDS, error_scale
 from q4jit.weights.decode import decode
 from q4jit.weights.formats import FORMATS
 from tests.support.ggml_blocks import COLUMNS, K, load_blocks
+from tests.support.pairs import pairwise
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -18,9 +19,8 @@ def test_values_are_ggmls(name: str) -> None:
     np.testing.assert_array_equal(decode(FORMATS[name], blocks), values)
 
 
-@pytest.mark.parametrize("precision", BOUNDS)
-@pytest.mark.parametrize("name", FORMATS)
-def test_products_with_ggmls_blocks(name: str, precision: str) -> None:
+@pairwise("name precision m", [*FORMATS], [*BOUNDS], [1, 5])
+def test_products_with_ggmls_blocks(name: str, precision: str, m: int) -> None:
     blocks, values = load_blocks(name)
     # 16 times the columns: fewer than eight results are multiplied as floats
     w = QuantizedTensor.from_bytes(np.tile(blocks, (16, 1)), shape=(K, 16 * COLUMNS), format=name)
@@ -30,8 +30,7 @@ def test_products_with_ggmls_blocks(name: str, precision: str) -> None:
     def product(x: Any, w: Any) -> Any:
         return x @ w
 
-    for m in (1, 5):
-        x = np.random.default_rng(m).standard_normal((m, K)).astype(np.float32)
-        wide = x.astype(np.float64)
-        errors = (product(x, w) - wide @ exact) / error_scale(wide**2 @ exact**2, K)
-        assert np.sqrt(np.mean(errors**2)) <= BOUNDS[precision]
+    x = np.random.default_rng(m).standard_normal((m, K)).astype(np.float32)
+    wide = x.astype(np.float64)
+    errors = (product(x, w) - wide @ exact) / error_scale(wide**2 @ exact**2, K)
+    assert np.sqrt(np.mean(errors**2)) <= BOUNDS[precision]

@@ -66,7 +66,7 @@ def test_not_finite_products_of_several_stretches(target: str) -> None:
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("value", [np.inf, np.nan])
 def test_not_finite_scales_in_several_stretches(target: str, value: float) -> None:
-    factors = spoiled_weights(STRETCHES_K, (37, 1), value)[::3]  # both widths in turn
+    factors = spoiled_weights(STRETCHES_K, (37, 1), value)[::3]  # of both widths
     x = in_step(spoiled_weights(STRETCHES_K, (1, 37), 1.0)[0])
     results = on(target, products(len(factors)))(x, *(w.tensor for w in factors))
     for y, w in zip(results, factors, strict=True):

@@ -26,8 +26,10 @@ from tests.support.kernels import (
     turned,
 )
 from tests.support.made_up import made_up_weight, registered
+from tests.support.pairs import pairwise
 
 K: Final = 192  # three blocks
+ROWS: Final = (1, 6, 33)
 
 every_target = pytest.mark.parametrize("target", IN_PROCESS)
 
@@ -42,10 +44,8 @@ def transposed(y: Any, w: Any) -> Any:
     return y @ w.T
 
 
-@every_target
-@pytest.mark.parametrize("precision", BOUNDS)
+@pairwise("target m precision", IN_PROCESS, ROWS, [*BOUNDS])
 @pytest.mark.parametrize(("n", "schedule"), [(37, COLUMNS), (5, DOT)])
-@pytest.mark.parametrize("m", [1, 6, 33])
 def test_products(m: int, n: int, schedule: str, precision: str, target: str) -> None:
     x, w = random_x(m, K), made_up_weight(K, n)
     plan = lowered(one_product, find_target(target), [x, w.tensor], precision)
@@ -56,7 +56,7 @@ def test_products(m: int, n: int, schedule: str, precision: str, target: str) ->
 
 
 @every_target
-@pytest.mark.parametrize("m", [1, 6, 33])
+@pytest.mark.parametrize("m", ROWS)
 def test_transposed_products(m: int, target: str) -> None:
     y, w = random_x(m, 37), made_up_weight(K, 37)
     plan = lowered(transposed, find_target(target), [y, w.tensor])

@@ -19,6 +19,7 @@ from tests.support.kernels import (
     BOUND,
     F32,
     FLOAT_FORMATS,
+    GUARDED,
     IN_PROCESS,
     Floats,
     Guarded,
@@ -33,7 +34,7 @@ from tests.support.kernels import (
     relative_error,
     run_guarded,
     specs_of,
-    spoiled_weights,
+    spoiled,
     turned,
     weight,
 )
@@ -82,11 +83,9 @@ def test_every_number_of_rows(m: int, target: str) -> None:
     assert_contract(on(target, transposed)(y, w.tensor), y, turned(w))
 
 
-@every_target
-@pytest.mark.parametrize("name", FLOAT_FORMATS)
-@pytest.mark.parametrize("k", [1, 37])
-@pytest.mark.parametrize("m", [2, 33])
-def test_floats_take_any_k(name: str, k: int, m: int, target: str) -> None:
+@pairwise("target shape name", IN_PROCESS, [(2, 1), (33, 1), (2, 37), (33, 37)], FLOAT_FORMATS)
+def test_floats_take_any_k(target: str, shape: tuple[int, int], name: str) -> None:
+    m, k = shape
     y, w = random_x(m, 5), weight(name, k, 5)
     assert_contract(on(target, transposed)(y, w.tensor), y, turned(w))
 
@@ -220,21 +219,22 @@ def test_not_finite_rows(name: str, target: str, m: int) -> None:
         assert_ieee(on(target, transposed)(rows, w.tensor), rows, w)
 
 
-@pytest.mark.parametrize("target", ["cpu", "cpu:x86-64-v3"])
-@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
-def test_scales_that_are_not_finite(target: str, value: float) -> None:
-    for w in spoiled_weights(256, (N,), value):
-        for y in (x[i : i + 1] for x in hard_x(N) for i in range(3)):
-            assert_ieee(on(target, transposed)(y, w.tensor), y, turned(w))
-        y = np.concatenate([*hard_x(N)] * 6)
-        assert_ieee(on(target, transposed)(y, w.tensor), y, turned(w))
+@pairwise("name target value", [*FORMATS], IN_PROCESS, [np.inf, -np.inf, np.nan])
+def test_scales_that_are_not_finite(name: str, target: str, value: float) -> None:
+    hard, m = np.concatenate(hard_x(N)), rows_of(name, target)
+    rows = {1: np.split(hard, 6), 5: [hard[:5], hard[1:]], 33: [np.tile(hard, (6, 1))]}[m]
+    for field in ("d", "m") if FORMATS[name].minimum_at is not None else ("d",):
+        w = turned(spoiled(name, K, N, value, field))
+        for y in rows:
+            assert_ieee(on(target, transposed)(y, w.tensor), y, w)
 
 
 @every_guarded_cpu
 @pytest.mark.parametrize("m", [3, 18])
 def test_beside_guard_pages(cpu: Guarded, m: int) -> None:
     y = random_x(m, N)
-    for name, k in (("Q4_0", 96), ("Q6_K", 256), ("F16", 37), ("Q4_K", 256), ("MXFP4", 96)):
+    shapes = ("Q4_0", 96), ("Q6_K", 256), ("F16", 37), ("Q4_K", 256), ("MXFP4", 96)
+    for name, k in shapes[(m + GUARDED.index(cpu)) % 2 :: 2]:
         w = turned(weight(name, k, N))
         (z,) = run_guarded(transposed, cpu, [y, w.tensor])
         assert_contract(z, y, w)

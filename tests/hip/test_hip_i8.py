@@ -10,8 +10,9 @@ from q4jit.errors import TargetError
 from q4jit.hip.kernel import (
     GEMV,
     GEMV_DOT,
+    GEMV_MATRIX,
     ROWS,
-    TILE_MATRIX,
+    TILE_HALVES,
     HipPlan,
 )
 from q4jit.hip.memory import scratch
@@ -232,7 +233,7 @@ def test_a_fused_function(m: int, arch: str) -> None:
     x = random_x(m, K)
     x[m - 1, 7] = 1e4  # a rough row in a kernel with prologue and epilogue
     args, exact = around(x, gate, up)
-    plan = hip_plan(block, f"hip:{arch}", args, I8)
+    plan = hip_plan(block, f"hip:{arch}", args, I8_DOT)
     assert [k.schedule for k in plan.kernels] == [ROWS, GEMV_DOT]
     (y,) = run_on_host(plan, args)
     assert relative_error(y, exact) < BOUND
@@ -257,7 +258,7 @@ def test_products_with_different_schedules() -> None:
 def test_a_slice_of_a_product() -> None:
     x, w = random_x(2, K), weight("Q6_K", K, N)
     x[1, 0] = np.inf
-    plan = hip_plan(lambda x, w: (x @ w)[..., 5:], "hip:gfx90a", [x, w.tensor], I8)
+    plan = hip_plan(lambda x, w: (x @ w)[..., 5:], "hip:gfx90a", [x, w.tensor], I8_DOT)
     assert plan.kernels[-1].schedule == GEMV_DOT
     (y,) = run_on_host(plan, [x, w.tensor])
     np.testing.assert_array_equal(y, product(x, w, "gfx90a")[:, 5:])
@@ -269,12 +270,19 @@ def test_a_slice_of_a_product() -> None:
 @pytest.mark.parametrize("precision", ["f32", "f16"])
 def test_other_precisions_do_not_round_to_int8(precision: str) -> None:
     args = [random_x(1, K), weight("Q8_0", K, N).tensor]
-    plan = hip_plan(one_product, "hip:gfx1100", args, PlanOptions(precision=precision))
+    plan = hip_plan(one_product, "hip:gfx1030", args, PlanOptions(precision=precision))
     assert [k.schedule for k in plan.kernels] == [GEMV]
     with pytest.raises(TargetError, match=r"'gemv_dot' cannot compute .* needs precision 'i8' and"):
         hip_plan(
-            one_product, "hip:gfx1100", args, PlanOptions(precision=precision, schedule=GEMV_DOT)
+            one_product, "hip:gfx1030", args, PlanOptions(precision=precision, schedule=GEMV_DOT)
         )
+
+
+def test_int8_is_for_gpus_without_matrix_units_by_rule() -> None:
+    args = [random_x(1, K), weight("Q8_0", K, N).tensor]
+    for arch, schedules in (("gfx1030", [ROWS, GEMV_DOT]), ("gfx1100", [GEMV_MATRIX])):
+        plan = hip_plan(one_product, f"hip:{arch}", args, I8)
+        assert [k.schedule for k in plan.kernels] == schedules
 
 
 def test_products_that_int8_does_not_suit_take_other_schedules() -> None:
@@ -284,7 +292,7 @@ def test_products_that_int8_does_not_suit_take_other_schedules() -> None:
         plan = hip_plan(one_product, "hip:gfx1100", [x, tensor], I8)
         assert plan.kernels[-1].schedule == GEMV
     many = hip_plan(one_product, "hip:gfx1100", [random_x(17, K), weight("Q8_0", K, N).tensor], I8)
-    assert many.kernels[-1].schedule == TILE_MATRIX
+    assert many.kernels[-1].schedule == TILE_HALVES
 
 
 def test_the_scratch_memory_of_int8_activations() -> None:

@@ -11,8 +11,10 @@ from q4jit.hip.kernel import (
     ELEMENT,
     GEMV,
     GEMV_DOT,
+    GEMV_MATRIX,
     LOOKUP,
     TILE_FMA,
+    TILE_HALVES,
     TILE_MATRIX,
 )
 from q4jit.hip.render import render_generic
@@ -20,7 +22,7 @@ from q4jit.plan.options import PlanOptions
 from q4jit.precision import BOUNDS
 from q4jit.targets import find_target
 from q4jit.weights.formats import FORMATS
-from q4jit.weights.layouts import GGUF, PLANAR
+from q4jit.weights.layouts import GGUF, PLANAR, TILES16
 from tests.support.hip import hip_plan, run_on_host
 from tests.support.hip_cases import transposed
 from tests.support.hip_host import compile_host
@@ -40,7 +42,7 @@ from tests.support.kernels import (
 )
 from tests.support.made_up import MADE_UP, made_up_weight, registered
 
-K: Final = 192  # three blocks
+K: Final = 192  # three blocks; in `tiles16`, a quad and a half
 N: Final = 37
 BY_SCHEDULE: Final = (  # rows and an arch
     (ELEMENT, 2, "gfx1030"),
@@ -50,8 +52,16 @@ BY_SCHEDULE: Final = (  # rows and an arch
     (TILE_FMA, 17, "gfx1030"),
     (TILE_MATRIX, 17, "gfx942"),
 )
+IN_TILES: Final = (
+    (GEMV_MATRIX, 1, "sm_90", TILES16),
+    (GEMV_MATRIX, 4, "gfx1201", TILES16),
+    (TILE_HALVES, 17, "gfx942", TILES16),
+    (TILE_HALVES, 17, "sm_90", TILES16),
+)
 TRANSPOSED: Final = ((None, 1, "gfx1100"), (None, 2, "sm_90"), (None, 33, "gfx90a"))
-IN_LAYOUTS: Final = [(*way, layout) for way in BY_SCHEDULE for layout in (PLANAR, GGUF)]
+PACKED: Final = [*((*way, PLANAR) for way in BY_SCHEDULE), *IN_TILES]
+EVERY_WAY: Final = [*PACKED, *((*way, GGUF) for way in BY_SCHEDULE)]
+WAY: Final = ("schedule", "m", "arch", "layout")
 
 
 def precision_of(schedule: str) -> str:
@@ -77,7 +87,7 @@ def _made_up_format() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("_made_up_format")
-@pytest.mark.parametrize(("schedule", "m", "arch", "layout"), IN_LAYOUTS)
+@pytest.mark.parametrize(WAY, EVERY_WAY)
 def test_products(schedule: str, m: int, arch: str, layout: str) -> None:
     x, w = random_x(m, K), made_up_weight(K, 3 if schedule == ELEMENT else N)
     y = product(x, w, schedule, arch, layout)
@@ -121,17 +131,17 @@ def test_the_generic_kernel() -> None:
 # --- scales in E8M0 -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("schedule", "m", "arch"), BY_SCHEDULE)
-def test_extreme_scales_in_e8m0(schedule: str, m: int, arch: str) -> None:
+@pytest.mark.parametrize(WAY, PACKED)
+def test_extreme_scales_in_e8m0(schedule: str, m: int, arch: str, layout: str) -> None:
     """Check the least scales, which are denormal, and the largest that kernels apply late."""
     k, n = 64, 3 if schedule == ELEMENT else N
-    for exponents, size in (((0, 1, 2), 1e30), ((0, 1, 4), 1.0), ((189, 190, 191), 1.0)):
+    for exponents, size in (((0, 1, 2), 1e30), ((0, 1, 4), 1.0), ((153, 154, 155), 1.0)):
         blocks = random_blocks(FORMATS["MXFP4"], k, n, "normal", np.random.default_rng(0))
         blocks[..., 0] = np.resize(exponents, blocks.shape[:2])
         w = wrap("MXFP4", k, blocks)
         assert w.tensor.has_finite_scales
         x = (random_x(m, k) * size).astype(F32)
-        y = product(x, w, schedule, arch)
+        y = product(x, w, schedule, arch, layout)
         assert_contract(y, x, w, BOUNDS[precision_of(schedule)])
 
 
@@ -173,9 +183,11 @@ def cancelling(name: str, n: int) -> Weight:
 
 
 @pytest.mark.parametrize("name", ["Q2_K", "Q4_K"])
-@pytest.mark.parametrize(("schedule", "m", "arch"), BY_SCHEDULE[1:])
-def test_scales_and_minima_that_cancel(schedule: str, m: int, arch: str, name: str) -> None:
+@pytest.mark.parametrize(WAY, PACKED[1:])
+def test_scales_and_minima_that_cancel(
+    schedule: str, m: int, arch: str, layout: str, name: str
+) -> None:
     x, w = random_x(m, 256), cancelling(name, N)
-    y = product(x, w, schedule, arch)
+    y = product(x, w, schedule, arch, layout)
     np.testing.assert_array_equal(y[:, ::3], 0)
     assert_contract(y, x, w, BOUNDS[precision_of(schedule)])

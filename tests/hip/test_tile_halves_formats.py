@@ -2,16 +2,19 @@
 
 from typing import Any, Final
 
+import numpy as np
 import pytest
 
 from q4jit.errors import TargetError
 from q4jit.hip.kernel import GEMV, ROWS, TILE_HALVES
 from q4jit.plan.options import PlanOptions
 from q4jit.weights.layouts import TILES16
+from tests.support.cancelling import cancelling, nearly_cancelling, only_zeros
 from tests.support.hip import hip_plan, run_on_host
 from tests.support.hip_cases import BLOCK_FORMATS
 from tests.support.kernels import (
     BOUND,
+    F32,
     Floats,
     Weight,
     assert_contract,
@@ -61,6 +64,19 @@ def test_formats_that_share_sums_of_x(arch: str) -> None:
     x = random_x(20, K)
     for y, w in zip(product(x, *ws, arch=arch), ws, strict=False):
         assert_contract(y, x, w)
+
+
+@pytest.mark.parametrize("arch", ["gfx1100", "sm_90"])
+def test_scale_times_code_and_minimum_that_cancel(arch: str) -> None:
+    single = (np.eye(K)[::29] * 1.7).astype(F32)
+    x, w = np.concatenate([only_zeros(K), random_x(4, K), single]), cancelling(K, N)
+    (y,) = product(x, w, arch=arch)
+    assert not y[:, 0::3].any()
+    assert not y[:4, 1::3].any()
+    assert_contract(y, x, w)
+    w = nearly_cancelling(K, N)
+    (y,) = product(x, w, arch=arch)
+    assert_contract(y, x, w)
 
 
 @pytest.mark.parametrize(("arch", "schedule"), [("gfx1030", None), ("sm_90", GEMV)])

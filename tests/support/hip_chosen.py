@@ -1,5 +1,6 @@
 """Cases by what the schedules choose: functions, shapes, formats and rows that models have."""
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
@@ -16,6 +17,7 @@ from tests.support.hip_cases import (
     swiglu,
     zeros,
 )
+from tests.support.pairs import covering
 
 FAMILIES: Final = (("gfx90a", "gfx942"), ("gfx1100", "gfx1201"), ("gfx1030", "gfx906"))
 """Archs with the same matrix units, or none: they share the cases."""
@@ -34,6 +36,8 @@ FORMATS_AND_PRECISIONS: Final = {
     "Q4_1": ("f32", "i8"),
     "Q8_0": ("f32", "i8"),
     "Q6_K": ("f32", "i8"),
+    "Q4_K": ("f32", "f16"),
+    "Q2_K": ("f32", "f16"),
 }
 
 # each with its arguments for M and a weight
@@ -66,11 +70,17 @@ class Choice(NamedTuple):
         return case(name, function, *arguments(self.m, weight), precision=self.precision)
 
 
-def choices() -> Iterator[Choice]:
-    """Yield every format with every M and three shapes; the other values take turns.
+@functools.cache
+def choices() -> Sequence[Choice]:
+    """Return choices in which every pair of values of two kinds occurs.
 
-    Of any two kinds of values every pair occurs (`test_every_pair_of_values_is_chosen`).
+    `test_every_pair_of_values_is_chosen` checks it.
     """
+    return covering(_choices())
+
+
+def _choices() -> Iterator[Choice]:
+    """Yield every format with every M and four shapes; the other values take turns."""
     for i, (name, precisions) in enumerate(FORMATS_AND_PRECISIONS.items()):
         for j, m in enumerate(M):
             for line, shapes in enumerate(SHAPES):

@@ -234,9 +234,13 @@ def weights(
     return [weight(name, k, n, scales) for name in names for n in widths]
 
 
-def weights_in_turn(k: int, widths: Sequence[int], scales: str = "normal") -> list[Weight]:
+def weights_in_turn(
+    k: int, widths: Sequence[int], scales: str = "normal", names: Sequence[str] = tuple(FORMATS)
+) -> list[Weight]:
     """Return a weight for each format, with each N in turn."""
-    return [weight(name, k, widths[i % len(widths)], scales) for i, name in enumerate(FORMATS)]
+    return [
+        weight(name, k, n, scales) for name, n in zip(names, itertools.cycle(widths), strict=False)
+    ]
 
 
 def spoiled(name: str, k: int, n: int, value: float, field: str) -> Weight:
@@ -265,10 +269,14 @@ def spoiled(name: str, k: int, n: int, value: float, field: str) -> Weight:
 
 
 def spoiled_weights(k: int, widths: tuple[int, ...], value: float) -> list[Weight]:
-    """Return a spoiled weight of every format, and with a spoiled minimum if it has one."""
-    by_scale = [spoiled(name, k, n, value, "d") for name in FORMATS for n in widths]
-    with_minimum = [name for name, fmt in FORMATS.items() if fmt.minimum_at is not None]
-    return by_scale + [spoiled(name, k, n, value, "m") for name in with_minimum for n in widths]
+    """Return a spoiled weight of every format, and with a spoiled minimum if it has one.
+
+    They have each N in turn.
+    """
+    fields = [(name, "d") for name in FORMATS]
+    fields += [(name, "m") for name, fmt in FORMATS.items() if fmt.minimum_at is not None]
+    turns = zip(fields, itertools.cycle(widths), strict=False)
+    return [spoiled(name, k, n, value, field) for (name, field), n in turns]
 
 
 def without_weight(k: int, n: int, *elements: int) -> Weight:

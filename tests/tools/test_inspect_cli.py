@@ -16,7 +16,8 @@ from q4jit.weights.formats import FORMATS
 from tests.support.gguf_files import STRING, U16, U64, build, key, tensor, text, u64
 
 ON_CPU = ["--target", "cpu:x86-64"]  # it has no kernels of integers
-REPORT = """\
+PRODUCTS = "x @ w, and of np.vecmat(x, w[ids]) with experts,"
+REPORT = f"""\
   9 tensors, 2 keys, 43.8 KiB in 1 file
 
   format   tensors      bytes   bits  use
@@ -26,19 +27,15 @@ REPORT = """\
   IQ2_XXS        2  198 bytes   2.06  2 not usable
   type 99        1   32 bytes      ?  1 not usable
 
-kernels of x @ w on cpu:x86-64, precision f32
-   M  format  kernels                 tensors  K × N
-   1  Q4_0    columns, M = 1                3  256 × 32, 256 × 48
-   1  Q6_K    columns, M = 1                1  256 × 32 × 4
-  40  Q4_0    columns, 4 rows a tile        3  256 × 32, 256 × 48
-  40  Q6_K    columns, 4 rows a tile        1  256 × 32 × 4
+kernels of {PRODUCTS} on cpu:x86-64, precision f32
+  M  format  kernels                            tensors  K × N
+  1  Q4_0    columns, M = 1                           3  256 × 32, 256 × 48
+  1  Q6_K    columns, M = 1, grouped by expert        1  256 × 32 × 4
 
-kernels of x @ w on cpu:x86-64, precision i8
-   M  format  kernels                                        tensors  K × N
-   1  Q4_0    columns, M = 1; more exact than asked                3  256 × 32, 256 × 48
-   1  Q6_K    columns, M = 1; more exact than asked                1  256 × 32 × 4
-  40  Q4_0    columns, 4 rows a tile; more exact than asked        3  256 × 32, 256 × 48
-  40  Q6_K    columns, 4 rows a tile; more exact than asked        1  256 × 32 × 4
+kernels of {PRODUCTS} on cpu:x86-64, precision i8
+  M  format  kernels                                                   tensors  K × N
+  1  Q4_0    columns, M = 1; more exact than asked                           3  256 × 32, 256 × 48
+  1  Q6_K    columns, M = 1, grouped by expert; more exact than asked        1  256 × 32 × 4
 
 not usable: 4 tensors
   old, older: expected a format that q4jit reads, got IQ2_XXS (ggml type 16)
@@ -96,7 +93,7 @@ def shown(capsys: pytest.CaptureFixture[str]) -> Callable[..., list[str]]:
 
 
 def test_the_report_as_text(path: Path, shown: Callable[..., list[str]]) -> None:
-    lines = shown(path, *ON_CPU, "--m", "1,40", "--precision", "f32,i8")
+    lines = shown(path, *ON_CPU, "--m", "1", "--precision", "f32,i8")
     assert lines[0] == f"{path}: llama (a tiny one)"
     assert "\n".join(lines[1:]) + "\n" == REPORT
 
@@ -155,10 +152,19 @@ def test_a_gpu_kernel_that_is_more_exact_says_so(
     assert "  gemv_matrix, M = 1; more exact than asked  " in line
 
 
+def test_experts_are_served_as_their_ids_choose(
+    path: Path, shown: Callable[..., list[str]]
+) -> None:
+    lines = shown(path, "--target", "gfx1100", "--m", "1,40")
+    one, many = (line for line in lines if "256 × 32 × 4" in line)
+    assert " gemv, M = 1 " in one
+    assert " gemv, 8 vectors of an expert a tile, " in many
+
+
 def test_this_machine_is_the_default(path: Path, shown: Callable[..., list[str]]) -> None:
     lines = shown(path)
     headings = [line for line in lines if line.startswith("kernels of")]
-    assert headings[-1].startswith("kernels of x @ w on cpu:")
+    assert " with experts, on cpu:" in headings[-1]
     rows = [line.split()[0] for line in lines if " Q6_K " in line and " × " in line]
     assert rows == ["1", "8", "512"] * len(headings)
 
