@@ -511,7 +511,7 @@ NO_ARGUMENTS: dict[str, tuple[Callable[[Any, Any], Any], str]] = {
     "a writable memoryview": (lambda x, w: memoryview(x), "; use np.asarray(x, dtype=np.float32)"),
     "a memoryview of ids": (
         lambda x, w: memoryview(np.arange(2).tobytes()).cast("q"),
-        "; use np.asarray(x, np.int64) for the ids of w.rows",
+        "; use np.asarray(x, np.int64) for ids",
     ),
     "a set": (lambda x, w: {1.5}, "; use list(x)"),
     "a counter": (lambda x, w: Counter("ab"), "; use dict(x)"),

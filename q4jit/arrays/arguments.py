@@ -47,7 +47,7 @@ def holds_ids(array: NDArray[Any] | DeviceView) -> bool:
 def check_ids(name: str, array: NDArray[Any]) -> None:
     """Raise ArgumentError unless an array argument is int32 or int64 in native byte order."""
     if array.dtype not in IDS:
-        dtypes = "int32 or int64 for the ids of w.rows(ids), or float32 for numbers"
+        dtypes = "int32 or int64 for ids, or float32 for numbers"
         cure = f"use {name}.astype(np.int64) or {name}.astype(np.float32)"
         raise ArgumentError(expected(dtypes, _show(array), where=f"argument {name!r}", cure=cure))
     _check_kind(name, array)

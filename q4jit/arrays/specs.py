@@ -130,7 +130,7 @@ def _cure(name: str, value: object) -> str:
         return ""
     if array.dtype.kind in "iu":
         ids, numbers = f"np.asarray({name}, np.int64)", f"np.asarray({name}, np.float32)"
-        return f"use {ids} for the ids of w.rows(ids), or {numbers} for numbers"
+        return f"use {ids} for ids, or {numbers} for numbers"
     return f"use np.asarray({name}, dtype=np.float32)"
 
 

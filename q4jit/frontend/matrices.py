@@ -10,7 +10,7 @@ from q4jit.frontend.carets import located
 from q4jit.frontend.cures import numpy_name
 from q4jit.frontend.ids import SymbolicIds
 from q4jit.frontend.products import refuse_product
-from q4jit.frontend.refusals import INDEX_PRODUCT, USE_PRODUCT, refuse
+from q4jit.frontend.refusals import INDEX_PRODUCT, ROWS_OR_EXPERTS, USE_PRODUCT, refuse
 from q4jit.frontend.refused_operators import RefusedWeightOperators
 from q4jit.frontend.specs import WeightSpec
 
@@ -65,7 +65,7 @@ class SymbolicMatrix(RefusedWeightOperators):
 
     @located
     def __getitem__(self, index: object) -> NoReturn:
-        cure = "use w.rows(ids)" if type(index) is SymbolicIds else INDEX_PRODUCT
+        cure = ROWS_OR_EXPERTS if type(index) is SymbolicIds else INDEX_PRODUCT
         refuse("index a quantised weight", cure)
 
     def __getattr__(self, name: str) -> object:

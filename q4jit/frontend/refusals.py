@@ -18,6 +18,7 @@ USE_OTHER_PRODUCT: Final = (
     f"{USE_PRODUCT} for a QuantizedTensor w, np.sum(a * b, -1) for the dot products of rows, or "
     "return both arrays and multiply them outside"
 )
+ROWS_OR_EXPERTS: Final = "use w.rows(ids), or an ExpertTensor for np.vecmat(x, w[ids])"
 INDEX_PRODUCT: Final = "slice the product, (x @ w)[..., a:b]"
 USE_SLICE: Final = "use slices of the last axis, as in y[..., a:b]"
 

@@ -100,7 +100,8 @@ def _check_range(
     first = int(overflowed[0])
     flat = first * fmt.block_elements + int(np.abs(values[first]).argmax())
     dtype = FLOAT_NAMES[fmt.float_type or "f16"]
-    part = "values" if fmt.float_type else "the scale and the minimum of a block"
+    fields = "scale" if fmt.minimum_at is None else "scale and the minimum"
+    part = "values" if fmt.float_type else f"the {fields} of a block"
     what = f"{part} within {dtype}'s range for {fmt.name}"
     cure = "scale the matrix down" + ("" if dtype == "float32" else ", or quantise to F32")
     raise refuse_element(columns, band, flat, what, cure)

@@ -96,7 +96,7 @@ def test_leading_dimensions_of_any_strides() -> None:
 
 # --- refusals -------------------------------------------------------------------------------------
 
-IDS = "int32 or int64 for the ids of w.rows(ids), or float32 for numbers"
+IDS = "int32 or int64 for ids, or float32 for numbers"
 KINDS = (
     "a float array, QuantizedTensor, ExpertTensor, number, bool, str or None, or a list, tuple, "
     "dict, dataclass or NamedTuple of these"

@@ -37,7 +37,7 @@ from q4jit.tools.compare.markdown import markdown
 from q4jit.tools.compare.report import (
     Report,
     cpu_runs,
-    cpu_runs_by_dtype,
+    grouped_cpu_runs,
     new_report,
     read_report,
     run,
@@ -200,7 +200,7 @@ def _bench(options: argparse.Namespace) -> int:
     with saved(report, options.json):
         for name, request in itertools.product(names, requests):
             succeeded = _measure(name, options, request, report) and succeeded
-    for runs in () if options.markdown else cpu_runs_by_dtype(report):
+    for runs in () if options.markdown else grouped_cpu_runs(report):
         print("", *ratio_lines(runs, targets), sep="\n")
     _show(options, [report], targets)
     return 0 if succeeded else 1

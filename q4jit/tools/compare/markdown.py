@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from q4jit.tools.compare import ratios
 from q4jit.tools.compare.arena import LIMITS, READ
 from q4jit.tools.compare.ratios import Run, Stored
-from q4jit.tools.compare.report import Report, cpu_runs_by_dtype
+from q4jit.tools.compare.report import Report, grouped_cpu_runs
 from q4jit.tools.compare.speed_targets import SpeedTarget, verdicts
 from q4jit.tools.compare.tables import compiler_name
 from q4jit.tools.text import counted
@@ -19,7 +19,7 @@ def markdown(reports: Sequence[Report], targets: Sequence[SpeedTarget]) -> str:
         for gpu_run in _gpu_runs(report):
             lines += [*_about(report, gpu_run), "", *_products(gpu_run["rows"])]
             lines += [*_fused(gpu_run), ""]
-        for runs in cpu_runs_by_dtype(report):
+        for runs in grouped_cpu_runs(report):
             lines += [*_about(report, runs[0]), *_ratios(runs, targets)]
             lines += [*itertools.chain.from_iterable(map(_fused, runs)), ""]
     return "\n".join(lines)
@@ -42,8 +42,7 @@ def _gpu_runs(report: Report) -> list[Run]:
 def _about(report: Report, run: Run) -> Iterator[str]:
     commit = (report["commit"] or "unknown")[:12]
     cached = ", weight in the cache" if run.get("cached") else ""
-    arrays = f"{ratios.dtype_of(run)} arrays"
-    yield f"{run['device']} (`{run['target']}`), {run['format']}, {arrays}{cached}"
+    yield f"{run['device']} (`{run['target']}`), {ratios.weights_and_arrays(run)}{cached}"
     yield ""
     yield f"- date {report['date']}, commit {commit}, q4jit {report['q4jit']}"
     yield f"- driver {run['driver']}; compiler {compiler_name(run['compiler'])}"

@@ -24,6 +24,11 @@ def dtype_of(run: Run | Stored) -> FloatType:
     return dtype
 
 
+def weights_and_arrays(run: Run) -> str:
+    """Return the weights' block format and the arrays' float type of a run, in words."""
+    return f"{run['format']}, {dtype_of(run)} arrays"
+
+
 def limits(run: Run) -> str:
     """Return the fastest measured speed of each limit, in words."""
     best: dict[str, float] = {}

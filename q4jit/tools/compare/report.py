@@ -105,8 +105,9 @@ def cpu_runs(report: Report) -> list[Run]:
     return [run for run in report["runs"] if "threads" in run and run["rows"]]
 
 
-def cpu_runs_by_dtype(report: Report) -> list[list[Run]]:
-    """Return the runs of `cpu_runs`, those with the same dtype together."""
-    runs = cpu_runs(report)
-    dtypes = dict.fromkeys(map(ratios.dtype_of, runs))
-    return [[run for run in runs if ratios.dtype_of(run) == dtype] for dtype in dtypes]
+def grouped_cpu_runs(report: Report) -> list[list[Run]]:
+    """Return the runs of `cpu_runs`, those with the same block format and dtype together."""
+    groups: dict[str, list[Run]] = {}
+    for run in cpu_runs(report):
+        groups.setdefault(ratios.weights_and_arrays(run), []).append(run)
+    return list(groups.values())

@@ -58,8 +58,8 @@ def compiler_name(compiler: str) -> str:
 
 
 def ratio_lines(runs: Sequence[Run], targets: Sequence[SpeedTarget]) -> Iterator[str]:
-    """Yield the lines of limits, ratios and verdicts of CPU runs with the same dtype."""
-    yield f"{ratios.dtype_of(runs[0])} arrays"
+    """Yield the lines of limits, ratios and verdicts of grouped CPU runs."""
+    yield ratios.weights_and_arrays(runs[0])
     yield from map(ratios.limits, runs)
     yield ""
     yield ratios.legend(runs)

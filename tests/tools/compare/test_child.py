@@ -71,7 +71,7 @@ def test_several_numbers_of_threads_give_one_report(
     headings = [line.split() for line in out.splitlines() if line.startswith("threads ")]
     shown = [["threads", "K,", "N", "M", "f32", "µs", "read"]] * 2
     assert [words[:7] for words in headings] == shown
-    assert re.findall(r"^(.*) arrays$", out, re.MULTILINE)[-2:] == ["f32", "bf16"]
+    assert re.findall(r"^(.*) arrays$", out, re.MULTILINE)[-2:] == ["Q4_0, f32", "Q4_0, bf16"]
     table = re.findall(r"^ +([12])  64, 37  ([15]) ", out, re.MULTILINE)
     assert table == [("1", "1"), ("1", "5"), ("2", "1"), ("2", "5")] * 2
     assert main(["bench", "--from", str(path), "--markdown"]) == 0

@@ -10,6 +10,7 @@ from q4jit.errors import FormatError
 from q4jit.tools.cli.main import main
 from q4jit.tools.compare import ratios
 from q4jit.tools.compare.arena import READ
+from q4jit.tools.compare.report import grouped_cpu_runs
 from q4jit.tools.compare.speed_targets import SpeedTarget, read_speed_targets, verdicts
 from q4jit.tools.compare.tables import ratio_lines
 from tests.support.paths import ROOT
@@ -26,7 +27,7 @@ def run_of(threads: int, cached: bool = False, **speeds: Any) -> ratios.Run:
         for k in (4096, 576)
         for p in ("f32", "i8")
     ]
-    return {"threads": threads, "cached": cached, "rows": measurements}
+    return {"threads": threads, "format": "Q4_0", "cached": cached, "rows": measurements}
 
 
 def test_targets_are_met_by_all_weights_or_missed() -> None:
@@ -58,12 +59,21 @@ def test_the_table_of_ratios() -> None:
     assert ratios.limits(run) == "2 threads: read 30 GB/s, dot peak 500 GOP/s"
 
 
+def test_runs_of_one_format_and_dtype_share_a_table() -> None:
+    runs = [run_of(t) | {"format": f} for f in ("Q4_K", "Q6_K") for t in (1, 2)]
+    runs.append(run_of(1) | {"format": "Q6_K", "dtype": "bf16"})
+    groups = grouped_cpu_runs({"runs": runs})
+    assert [[run["threads"] for run in group] for group in groups] == [[1, 2], [1, 2], [1]]
+    shown = [ratios.weights_and_arrays(group[0]) for group in groups]
+    assert shown == ["Q4_K, f32 arrays", "Q6_K, f32 arrays", "Q6_K, bf16 arrays"]
+
+
 def test_without_targets_there_are_no_verdicts() -> None:
     run = run_of(1, ratios={"ggml": 1.3}, of_read=0.95)
     headings = "precision M against threads target result verdict".split()
     assert verdicts([run], ()) == [headings]
     lines = list(ratio_lines([run], ()))
-    assert lines[0] == "f32 arrays"
+    assert lines[0] == "Q4_0, f32 arrays"
     assert not any("verdict" in line for line in lines)
     assert lines == list(ratio_lines([run], TARGETS))[: len(lines)]
 
