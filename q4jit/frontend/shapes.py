@@ -79,6 +79,8 @@ def broadcast(a: Shape, b: Shape) -> Shape:
                     " (M, the number of rows, never matches a fixed length;"
                     " use keepdims=True in a reduction)"
                 )
+            elif str(da) == str(db):
+                hint = f" (one {da} is a number of rows, the other a fixed length)"
             raise TraceError(
                 f"cannot broadcast {show_shape(a)} with {show_shape(b)}; use equal dimensions, or "
                 f"a dimension of 1{hint}"

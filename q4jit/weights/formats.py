@@ -265,7 +265,7 @@ _K_MINIMA: Final = SubFactors(
     negative=True,
 )
 _IQ4_NUMBERS: Final = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
-_E2M1_NUMBERS: Final = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)  # twice the values
+E2M1_NUMBERS: Final = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)  # twice the values
 
 FORMATS: Final[dict[str, Format]] = {
     f.name: f
@@ -375,7 +375,7 @@ FORMATS: Final[dict[str, Format]] = {
             (Plane(1, 4, 16),),
             scale_at=0,
             scale_type="e8m0",
-            table=_E2M1_NUMBERS,
+            table=E2M1_NUMBERS,
         ),
     )
 }

@@ -31,7 +31,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from q4jit.weights.decode import codes, factors
-from q4jit.weights.formats import SCALE_BYTES, UNIT_ELEMENTS, Format, Plane, SubFactors
+from q4jit.weights.formats import (
+    E2M1_NUMBERS,
+    SCALE_BYTES,
+    UNIT_ELEMENTS,
+    Format,
+    Plane,
+    SubFactors,
+)
 
 PANEL_COLUMNS: Final = 16
 QUAD_UNITS: Final = 4
@@ -43,13 +50,11 @@ PARTS: Final = 4
 FACTOR_BIAS: Final = 128
 """What is added to sub-factors that may be negative, so that bytes are unsigned."""
 
-_E2M1: Final = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)  # twice the floats
 _E2M1_SIGNS: Final = ((15, 12), (14, 13))  # bits of a half of a word, by upper and element
 _E2M1_LOW_BITS: Final = ((9, 6), (3, 0))
 _SUB_BLOCKS: Final = frozenset({16, 32})
-_MOST_PAIR_BITS: Final = (
-    6  # of a code in planes: f16 has ten bits below the exponent, four to shift
-)
+# of a code in planes: f16 has ten bits below the exponent, four of them to shift
+_MOST_PAIR_BITS: Final = 6
 _SIGN_BITS: Final = 0x80
 _BAND_ELEMENTS: Final = 1 << 21  # that are packed at a time, to bound temporary copies
 
@@ -74,7 +79,7 @@ def are_plain(fmt: Format) -> bool:
 def is_e2m1(fmt: Format) -> bool:
     """Return whether codes are floats with a sign, two bits of exponent and one of fraction."""
     is_bare = fmt.minimum_at is None and [plane.bits for plane in fmt.planes] == [4]
-    return fmt.table == _E2M1 and is_bare
+    return fmt.table == E2M1_NUMBERS and is_bare
 
 
 def shares_bytes(fmt: Format) -> bool:
@@ -212,22 +217,25 @@ def _of_blocks(
     for i, plane in enumerate(fmt.planes):
         fields = stored >> np.uint8(plane.lshift) & np.uint8((1 << plane.bits) - 1)
         in_order = fields.reshape(n, quads, QUAD_UNITS, 2, PARTS, 4)
-        is_float = is_e2m1(fmt)
-        records[f"quants{i}"] = _e2m1_parts(in_order) if is_float else _parts(plane, in_order)
+        records[f"quants{i}"] = _e2m1_parts(in_order) if is_e2m1(fmt) else _parts(plane, in_order)
     subs = _sub_factors(fmt, blocks, n, quads)
     if subs is not None:
         records["scales"] = subs
-    of_block = [(fmt.scale_at, SCALE_BYTES[fmt.scale_type]), (fmt.minimum_at, 2)]
+    stored_at = ((fmt.scale_at, SCALE_BYTES[fmt.scale_type]), (fmt.minimum_at, 2))
     of_blocks = [
-        _padded(blocks[..., at : at + size].reshape(n, -1), -(-count // q) * q * size).reshape(
-            n, -1, q * size
-        )
-        for at, size in of_block
+        _of_quads(blocks[..., at : at + size], shape.quad_blocks)
+        for at, size in stored_at
         if at is not None
-        for q in [shape.quad_blocks]
     ]
     records["d"] = np.concatenate(of_blocks, axis=-1)
     return records
+
+
+def _of_quads(field: NDArray[np.uint8], quad_blocks: int) -> NDArray[np.uint8]:
+    """Return a field of blocks [n, blocks, bytes] by quads: [n, quads, quad_blocks · bytes]."""
+    n, count, size_bytes = field.shape
+    width = -(-count // quad_blocks) * quad_blocks * size_bytes
+    return _padded(field.reshape(n, -1), width).reshape(n, -1, quad_blocks * size_bytes)
 
 
 def _padded(values: NDArray[np.uint8], width: int) -> NDArray[np.uint8]:

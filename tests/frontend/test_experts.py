@@ -111,6 +111,13 @@ def test_sums_that_depend_on_a_reduction_are_refused() -> None:
         specialize(function, target="cpu")(X, W, IDS)
 
 
+def test_a_number_of_rows_and_a_fixed_length_that_are_equal() -> None:
+    """The scales have as many axes as ids, so the last axis of ids counts the experts of a row."""
+    x, ids, scales = numbers(2, 3, 64), chosen(2, 3), numbers(3, 20)
+    with pytest.raises(TraceError, match=re.escape("(one 3 is a number of rows, the other")):
+        specialize(lambda x, w, i, s: vecmat(x, w[i]) * s, target="cpu")(x, W, ids, scales)
+
+
 def test_types_and_shapes_are_those_of_numpy() -> None:
     def function(x: Any, w: Any, i: Any) -> Any:
         assert isinstance(w, ExpertTensor)
