@@ -131,8 +131,8 @@ def test_the_command_fails_if_every_kernel_is_wrong(
 
 
 def test_export_and_merge(opened: list[str], tune: Tune, file: Path, tmp_path: Path) -> None:
-    tune("--shape", "64x5", "--m", "1", "--format", "q8_0")
-    trials = tunings.load(file)[MACHINE, Key(64, 5, "Q8_0", 1, "f32")]
+    tune("--shape", "64x5", "--m", "1", "--format", "f16")
+    trials = tunings.load(file)[MACHINE, Key(64, 5, "F16", 1, "f32")]
     everything, winners = tmp_path / "all.json", tmp_path / "winners.json"
     out = tune("--export", everything)
     assert out == f"{everything}: 1 product, {len(trials)} trials\n"
