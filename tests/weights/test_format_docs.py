@@ -37,6 +37,13 @@ def test_every_format_is_listed() -> None:
     assert set(listed) == wanted
 
 
+def test_the_readme_lists_every_format() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    (table,) = re.findall(r"multiply \| `quantize` \|\n\|---.*\n((?:\|.*\n)+)", readme)
+    names = [name for row in table.splitlines() for name in row.split("|")[1].split(", ")]
+    assert sorted(name.strip() for name in names) == sorted(FORMATS)
+
+
 def test_the_example_is_the_description() -> None:
     (example,) = re.findall(r"```python\n(.*?)```", ADDING, re.DOTALL)
     assert eval(example, vars(formats).copy()) == FORMATS["Q5_1"]
