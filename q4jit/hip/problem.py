@@ -128,6 +128,17 @@ class Problem:
         formats = (w.block_format for w in self.weights(section))
         return any(sum(plane.bits for plane in fmt.planes) > _NIBBLE_BITS for fmt in formats)
 
+    def has_transposed(self, section: Section) -> bool:
+        """Return whether the graph has products with `w.T` that need another copy than panels.
+
+        That is, of a weight of this section whose blocks are not like those of Q4_0.
+        """
+        args = {product.arg for product in section.products}
+        return not self.are_plain(section) and any(
+            node.op == "matmul" and node.transposed and node.arg in args
+            for node in self.graph.nodes()
+        )
+
     def x_sums(self, section: Section) -> int:
         """Return the sums of a unit of x that the minima of a section's weights are multiplied by.
 

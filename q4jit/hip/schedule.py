@@ -179,7 +179,8 @@ def _schedule(problem: Problem, work: Kernel, section: Section, choice: Choice |
         return GEMV
     if work.is_transposed:
         return _transposed_schedule(problem, section)
-    suits_panels = problem.suits_panels(section)
+    # one copy of a weight serves all products of a function
+    suits_panels = problem.suits_panels(section) and not problem.has_transposed(section)
     if problem.m > MOST_FEW_ROWS:
         if suits_panels:
             return TILE_HALVES

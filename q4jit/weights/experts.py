@@ -25,9 +25,18 @@ class ExpertTensor(Sequence[QuantizedTensor]):
     [K, N] that share its blocks. Column n of matrix e is row e·N + n of the GGUF tensor.
     """
 
-    __slots__ = ("__weakref__", "_experts", "_memory", "_resident", "_shape", "_signature")
+    __slots__ = (
+        "__weakref__",
+        "_experts",
+        "_format",
+        "_memory",
+        "_resident",
+        "_shape",
+        "_signature",
+    )
     __hash__: ClassVar[Any] = object.__hash__
-    _experts: tuple[QuantizedTensor, ...]
+    _experts: dict[int, QuantizedTensor]  # those that were asked for: a file may have millions
+    _format: Format
     _memory: memoryview
     _resident: ResidentCopies
     _shape: tuple[int, int, int]
@@ -46,13 +55,9 @@ class ExpertTensor(Sequence[QuantizedTensor]):
         """Wrap memory that nobody can write to, with `experts` times the columns of `n` rows."""
         assert memory.readonly
         w = cls.__new__(cls)
-        size = memory.nbytes // experts
-        w._memory = memory
-        w._experts = tuple(
-            QuantizedTensor.of_memory(fmt, memory[e * size : (e + 1) * size], n)
-            for e in range(experts)
-        )
-        w._shape = (experts, *w._experts[0].shape)
+        w._memory, w._format, w._experts = memory, fmt, {}
+        k = memory.nbytes // (experts * n * fmt.block_bytes) * fmt.block_elements
+        w._shape = (experts, k, n)
         # an attribute, not a property: launches read it in every call
         w._resident = ResidentCopies(fmt, w.raw)
         w._signature = None
@@ -115,7 +120,7 @@ class ExpertTensor(Sequence[QuantizedTensor]):
     @property
     def format(self) -> str:
         """The name of the block format, for example "Q4_0"."""
-        return self._experts[0].format
+        return self._format.name
 
     @property
     def nbytes(self) -> int:
@@ -130,22 +135,22 @@ class ExpertTensor(Sequence[QuantizedTensor]):
 
     def dequantize(self) -> NDArray[np.float32]:
         """Decode every element: f32 [E, K, N]."""
-        return np.stack([w.dequantize() for w in self._experts])
+        return np.stack([w.dequantize() for w in self])
 
     @property
     def signature(self) -> tuple[str, int, int, int, bool, bool]:
         """(format, E, K, N, has_finite_scales, suits_f16), which kernels are compiled for."""
         if self._signature is None:
-            finite = all(w.has_finite_scales for w in self._experts)
-            suits_f16 = all(w.suits_f16 for w in self._experts)
+            finite = all(w.has_finite_scales for w in self)
+            suits_f16 = all(w.suits_f16 for w in self)
             self._signature = (self.format, *self._shape, finite, suits_f16)
         return self._signature
 
     def __len__(self) -> int:
-        return len(self._experts)
+        return self._shape[0]
 
     def __iter__(self) -> Iterator[QuantizedTensor]:
-        return iter(self._experts)
+        return map(self._expert, range(len(self)))
 
     def __getitem__(self, index: Any) -> Any:
         """Return the matrix [K, N] of an expert, which shares the blocks, or those of many.
@@ -168,7 +173,17 @@ class ExpertTensor(Sequence[QuantizedTensor]):
         if not -len(self) <= e < len(self):
             what = f"an expert from 0 to {len(self) - 1}"
             raise IndexError(expected(what, str(e), where="index of an ExpertTensor"))
-        return self._experts[e]
+        return self._expert(e % len(self))
+
+    def _expert(self, e: int) -> QuantizedTensor:
+        """Return the matrix of an expert: always the same object."""
+        w = self._experts.get(e)
+        if w is None:
+            size = self.nbytes // len(self)
+            memory = self._memory[e * size : (e + 1) * size]
+            new = QuantizedTensor.of_memory(self._format, memory, self._shape[2])
+            w = self._experts.setdefault(e, new)  # two threads get the same object
+        return w
 
     def __eq__(self, other: object) -> bool:
         return self is other

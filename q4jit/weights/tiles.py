@@ -60,8 +60,14 @@ _BAND_ELEMENTS: Final = 1 << 21  # that are packed at a time, to bound temporary
 
 
 def suits_tiles16(fmt: Format) -> bool:
-    """Return whether `tiles16` can store a format: codes of up to six bits, or of eight."""
+    """Return whether `tiles16` can store a format: codes of up to six bits, or of eight.
+
+    In E8M0 each unit must have a scale, and no minimum.
+    """
     if fmt.float_type is not None or fmt.sub_block_elements not in _SUB_BLOCKS:
+        return False
+    is_of_units = fmt.block_elements == UNIT_ELEMENTS and fmt.minimum_at is None
+    if fmt.scale_type == "e8m0" and not is_of_units:
         return False
     bits = [plane.bits for plane in fmt.planes]
     in_planes = sum(bits) <= _MOST_PAIR_BITS and set(bits) <= {1, 2, 4}

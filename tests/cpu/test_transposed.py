@@ -39,7 +39,7 @@ from tests.support.kernels import (
     weight,
 )
 from tests.support.long_sums import LONG_K, LONGEST_K, assert_long_product
-from tests.support.pairs import pairwise
+from tests.support.pairs import in_turn, pairwise
 
 K, N = 512, 37  # N is no whole panel
 SCALES = ("normal", "zero", "denormal", "largest", "mixed")
@@ -68,7 +68,7 @@ def test_every_format(name: str, target: str, m: int) -> None:
     assert_contract(on(target, transposed)(y, w.tensor), y, turned(w))
 
 
-@pairwise("name m types", [*FORMATS], ROWS, [("f16", "i8"), ("bf16", "f16")])
+@in_turn("name m types", [*FORMATS], ROWS, [("f16", "i8"), ("bf16", "f16")])
 def test_every_type_and_precision(name: str, m: int, types: tuple[str, str]) -> None:
     kind, precision = types
     y, w = random_x(m, N).astype(DTYPES[kind]), turned(weight(name, K, N))

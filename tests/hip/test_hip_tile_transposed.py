@@ -43,11 +43,12 @@ from tests.support.kernels import (
     weight,
     wrap,
 )
-from tests.support.pairs import pairwise
+from tests.support.pairs import in_turn, pairwise
 
 ARCHS: Final = ("sm_80", "sm_90")
 BOUNDS: Final = {"f32": BOUND, "f16": 5e-4}
 PRECISIONS: Final = tuple(BOUNDS)
+_IN_PAIRS: Final = [p for p in PRECISIONS for _ in range(2)]  # beside archs in turn
 HALVES: Final = tuple(DTYPES)
 K, N = 160, 200  # a quad and a unit; six units and a quarter of one: 12 panels and half of one
 
@@ -113,7 +114,7 @@ def test_texts_have_no_constant_that_they_do_not_use(arch: str) -> None:
             assert len(re.findall(rf"\b{name}\b", code)) > 1, (name, kernel.rows_class)
 
 
-@pairwise("m arch precision", [5, 8, 11, 17, 33, 70], ARCHS, PRECISIONS)
+@in_turn("m arch precision", [5, 8, 11, 17, 33, 70], ARCHS, _IN_PAIRS)
 def test_every_class_of_rows(m: int, precision: str, arch: str) -> None:
     x, w = random_x(m, N), weight("Q4_0", K, N)
     (y,) = run(product, [x, w.tensor], arch, precision)
@@ -129,11 +130,11 @@ def test_i8_is_computed_as_f32_is(arch: str) -> None:
     assert_contract(y, x, turned(w))
 
 
-@pairwise(
+@in_turn(
     "shape arch precision",
     [(32, 1), (96, 15), (128, 32), (288, 130), (160, 256), (544, 127), (128, 1000)],
     ARCHS,
-    PRECISIONS,
+    _IN_PAIRS,
 )
 def test_every_shape(shape: tuple[int, int], precision: str, arch: str) -> None:
     k, n = shape
@@ -142,7 +143,7 @@ def test_every_shape(shape: tuple[int, int], precision: str, arch: str) -> None:
     assert_contract(y, x, turned(w), BOUNDS[precision])
 
 
-@pairwise(
+@in_turn(
     "constants arch precision",
     [
         {"rows_per_tile": 32, "stage_units": 1, "stages": 4},
@@ -151,7 +152,7 @@ def test_every_shape(shape: tuple[int, int], precision: str, arch: str) -> None:
         {"rows_per_tile": 32, "columns": 256, "block_size": 256, "stage_units": 1, "stages": 2},
     ],
     ARCHS,
-    PRECISIONS,
+    _IN_PAIRS,
 )
 def test_stages_and_tiles(constants: dict[str, Any], precision: str, arch: str) -> None:
     """Check tiles with rows and columns beyond the result, and more stages than N has."""
@@ -171,9 +172,7 @@ def test_tall_tiles(splits: int) -> None:
     assert_ieee(y, x, turned(w), BOUNDS["f16"])
 
 
-@every_precision
-@pytest.mark.parametrize("splits", [2, 4, 8])
-@pytest.mark.parametrize("m", [8, 20])
+@in_turn("m splits precision", [8, 20, 8, 20, 8, 20], [2, 4, 8], _IN_PAIRS)
 def test_blocks_of_a_cluster_share_n(m: int, splits: int, precision: str) -> None:
     """Divide nine quads among blocks; some have none."""
     x, w = random_x(m, 1050), weight("Q4_0", K, 1050)

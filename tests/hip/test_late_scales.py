@@ -70,6 +70,13 @@ def without_exact_results(text: str) -> str:
     return text.replace("if (!is_final(", "if (false && !is_final(")
 
 
+def some_rows() -> Floats:
+    """Return a fifth of `not_finite_rows`: every value, at different positions, and finite rows."""
+    rows = not_finite_rows(K)
+    some: Floats = rows[np.arange(len(rows)) // 2 % 5 == 3]
+    return some
+
+
 @some_pairs
 def test_every_format_alone(name: str, arch: str, m: int) -> None:
     x, w = random_x(m, K), weight(name, K, N)
@@ -78,13 +85,13 @@ def test_every_format_alone(name: str, arch: str, m: int) -> None:
 
 @every_format
 def test_blocks_in_the_layout_of_gguf(name: str) -> None:
-    x, w = not_finite_rows(K), weight(name, K, N)
+    x, w = some_rows(), weight(name, K, N)
     assert_ieee(product(x, w, "gfx1030", layout=GGUF), x, w)
 
 
 @some_pairs
 def test_not_finite_activations(name: str, arch: str, m: int) -> None:
-    x, w = not_finite_rows(K), weight(name, K, N, "mixed")
+    x, w = some_rows(), weight(name, K, N, "mixed")
     y = product(x, w, arch, m)
     assert_ieee(y, x, w)
     finite = np.isfinite(x).all(1)

@@ -10,6 +10,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -63,11 +64,13 @@ def remove_unused() -> None:
     """Remove the files that no run has used for two weeks."""
     old = time.time() - _UNUSED_S
     for path in programs().iterdir():
-        if path.stat().st_mtime < old:
+        with suppress(FileNotFoundError):  # of another run, which renamed it
+            if path.stat().st_mtime >= old:
+                continue
             if path.is_dir():  # left by a run that was killed
                 shutil.rmtree(path, ignore_errors=True)
             else:
-                path.unlink(missing_ok=True)
+                path.unlink()
 
 
 def _is_complete(path: Path, checksum: Path) -> bool:

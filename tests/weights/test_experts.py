@@ -92,3 +92,10 @@ def test_each_expert_is_repacked_by_itself() -> None:
     packed = w._resident.blocks(INTERLEAVED16).reshape(E, -1)
     for own, matrix in zip(packed, w, strict=True):
         assert np.array_equal(own, pack(FORMATS["Q4_0"], INTERLEAVED16, matrix.raw))
+
+
+def test_matrices_are_made_when_they_are_asked_for() -> None:
+    """A small file may claim a million experts."""
+    w = ExpertTensor.from_bytes(bytes(4 << 20), shape=(1 << 20, 1, 1), format="F32")
+    assert w[-1] is w[(1 << 20) - 1]
+    assert len(w._experts) == 1

@@ -1,5 +1,8 @@
 """The layout `tiles16` of every block format, decoded by its description in plain Python."""
 
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -70,3 +73,17 @@ def test_the_size_is_at_most_a_twentieth_more(name: str) -> None:
 
 def test_floats_have_no_tiles() -> None:
     assert not any(suits_tiles16(f) for f in FORMATS.values() if f.float_type is not None)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("MXFP4", {"block_elements": 64}),
+        ("MXFP4", {"block_elements": 64, "sub_block_elements": 16}),
+        ("Q4_1", {"scale_type": "e8m0"}),
+    ],
+)
+def test_formats_that_kernels_would_misread_have_no_tiles(
+    name: str, changes: dict[str, Any]
+) -> None:
+    assert not suits_tiles16(replace(FORMATS[name], **changes))
