@@ -10,7 +10,7 @@ from typing import Any, Final
 import numpy as np
 import pytest
 
-from q4jit.hip.kernel import GEMV, ROWS, TILE_MATRIX, HipPlan
+from q4jit.hip.kernel import GEMV, ROWS, TILE_HALVES, TILE_MATRIX, HipPlan
 from q4jit.hip.render import render
 from q4jit.plan.options import PlanOptions
 from q4jit.weights.formats import FORMATS
@@ -171,13 +171,14 @@ def test_scales_and_minimums_that_cancel(arch: str) -> None:
     assert_contract(product(x, w, arch, 8), x, w)
 
 
+@pytest.mark.parametrize("schedule", [TILE_MATRIX, TILE_HALVES])
 @pytest.mark.parametrize("arch", ["gfx1100", "gfx90a", "sm_90"])
-def test_scales_and_minimums_that_cancel_in_tiles(arch: str) -> None:
+def test_scales_and_minimums_that_cancel_in_tiles(arch: str, schedule: str) -> None:
     for w in (cancelling(K, N), nearly_cancelling(K, N), weight("Q4_1", K, N)):
         x = np.concatenate([random_x(20, K), only_zeros(K), (np.eye(K)[::7] * 1.7).astype(F32)])
         args = [x, w.tensor]
-        plan = hip_plan(one_product, f"hip:{arch}", args)
-        assert [k.schedule for k in plan.kernels] == [ROWS, TILE_MATRIX]
+        plan = hip_plan(one_product, f"hip:{arch}", args, PlanOptions(schedule=schedule))
+        assert [k.schedule for k in plan.kernels] == [ROWS, schedule]
         (y,) = run_on_host(plan, args)
         assert_contract(y, x, w)
 
