@@ -36,7 +36,9 @@ def random_weight(name: str, k: int, n: int, seed: int = 0) -> QuantizedTensor:
         raw = float_bytes(fmt.float_type, rng.standard_normal((n, k)) * size)
         return QuantizedTensor.from_bytes(raw.tobytes(), shape=(k, n), format=name)
     blocks = rng.integers(0, 256, (n, k // fmt.block_elements, fmt.block_bytes), np.uint8)
-    spread = fmt.largest_number * (1 << fmt.sub_scales.bits - 1 if fmt.sub_scales else 1)
+    spread = fmt.largest_number if fmt.table else 1 << fmt.quant_bits - 1
+    if fmt.sub_scales is not None:
+        spread *= 1 << fmt.sub_scales.bits - 1
     depth = 1 << fmt.sub_minima.bits - 1 if fmt.sub_minima else 1
     store_scales(fmt, blocks, size / spread * rng.uniform(0.5, 1.5, blocks.shape[:2]))
     if fmt.minimum_at is not None:
