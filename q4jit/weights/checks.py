@@ -52,6 +52,18 @@ def contiguous(raw: Any) -> memoryview:
     return view
 
 
+def block_memory(raw: Any, size: int, columns: str, where: str) -> memoryview:
+    """Return a buffer of exactly `size` bytes as memory that nobody can write to.
+
+    columns: what the bytes are, for the FormatError that other buffers raise.
+    """
+    view = contiguous(raw)
+    if view.nbytes != size:
+        what = f"{size} bytes ({columns})"
+        raise FormatError(expected(what, f"{view.nbytes} bytes", where=where))
+    return immutable_memory(raw, view)
+
+
 def immutable_memory(raw: object, view: memoryview) -> memoryview:
     """Return the bytes of `view`, a buffer of `raw`, as memory that nobody can write to.
 

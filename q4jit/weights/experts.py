@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from q4jit.errors import ArgumentError, FormatError, expected
+from q4jit.errors import ArgumentError, expected
 from q4jit.sizes import whole_number
-from q4jit.weights.checks import contiguous, immutable_memory, index_array, tensor_shape
+from q4jit.weights.checks import block_memory, index_array, tensor_shape
 from q4jit.weights.formats import Format, find_format
 from q4jit.weights.indexed import USE_VECMAT, IndexedExperts
 from q4jit.weights.resident import ResidentCopies
@@ -80,13 +80,10 @@ class ExpertTensor(Sequence[QuantizedTensor]):
         fmt = find_format(format)
         experts, k, n = tensor_shape(shape, "(E, K, N)")
         column_bytes = fmt.column_bytes(k)
-        view = contiguous(raw)
-        if view.nbytes != experts * n * column_bytes:
-            columns = f"{experts} × {n} columns of {column_bytes}"
-            size = f"{experts * n * column_bytes} bytes ({columns})"
-            where = f"{fmt.name} of shape (E, K, N) = ({experts}, {k}, {n})"
-            raise FormatError(expected(size, f"{view.nbytes} bytes", where=where))
-        return cls.of_memory(fmt, immutable_memory(raw, view), experts, n)
+        columns = f"{experts} × {n} columns of {column_bytes}"
+        where = f"{fmt.name} of shape (E, K, N) = ({experts}, {k}, {n})"
+        memory = block_memory(raw, experts * n * column_bytes, columns, where)
+        return cls.of_memory(fmt, memory, experts, n)
 
     @classmethod
     def stack(cls, weights: Sequence[QuantizedTensor]) -> "ExpertTensor":

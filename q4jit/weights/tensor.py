@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from q4jit.errors import ArgumentError, FormatError, expected
+from q4jit.errors import ArgumentError
 from q4jit.locks import BUILD
-from q4jit.weights.checks import contiguous, immutable_memory, matrix_shape, row_ids
+from q4jit.weights.checks import block_memory, matrix_shape, row_ids
 from q4jit.weights.decode import batches, decode
 from q4jit.weights.formats import Format, find_format
 from q4jit.weights.resident import ResidentCopies
@@ -87,12 +87,9 @@ class QuantizedTensor(RightOperand):
         fmt = find_format(format)
         k, n = matrix_shape(shape)
         column_bytes = fmt.column_bytes(k)
-        view = contiguous(raw)
-        if view.nbytes != n * column_bytes:
-            size = f"{n * column_bytes} bytes ({n} columns of {column_bytes})"
-            where = f"{fmt.name} of shape (K, N) = ({k}, {n})"
-            raise FormatError(expected(size, f"{view.nbytes} bytes", where=where))
-        return cls.of_memory(fmt, immutable_memory(raw, view), n)
+        columns = f"{n} columns of {column_bytes}"
+        where = f"{fmt.name} of shape (K, N) = ({k}, {n})"
+        return cls.of_memory(fmt, block_memory(raw, n * column_bytes, columns, where), n)
 
     @property
     def shape(self) -> tuple[int, int]:
