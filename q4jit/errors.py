@@ -125,6 +125,11 @@ class MissingNameError(Q4JitError, KeyError):
         return f"{problem} ({count}: {listed})" if listed else f"{problem} ({count})"
 
 
+def shortened(text: str, most: int) -> str:
+    """Return a text from outside, or its beginning and an ellipsis: `most` letters in all."""
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
 def short_name(name: object) -> str:
     """Return a name from outside, quoted, escaped and at most about 80 characters long."""
     if isinstance(name, str):

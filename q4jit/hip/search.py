@@ -19,7 +19,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from q4jit.errors import CompileError, DeviceError, TuningError
+from q4jit.errors import CompileError, DeviceError, TuningError, shortened
 from q4jit.frontend.graph import Graph
 from q4jit.frontend.specs import WeightSpec, array_spec
 from q4jit.frontend.trace import trace
@@ -296,11 +296,7 @@ def table(results: Results) -> str:
             error = "-" if trial.error is None else f"{trial.error:.1e}"
             lines.append(f"{mark} {us:>9}{error:>10}  {trial.name}")
             if trial.rejected:
-                lines.append(f"{'':23}rejected: {_short(trial.rejected)}")
+                lines.append(f"{'':23}rejected: {shortened(trial.rejected, _SHOWN_LETTERS)}")
         if chosen is None:
             lines.append(f"  all {len(trials)} candidates were rejected")
     return "\n".join(lines)
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= _SHOWN_LETTERS else text[: _SHOWN_LETTERS - 1] + "…"

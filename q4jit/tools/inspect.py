@@ -1,12 +1,13 @@
 """What a GGUF file holds, which kernels would serve its weights, and what cannot be used."""
 
+import functools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from q4jit.backends import find_backend
 from q4jit.dispatch.policy import Place
-from q4jit.errors import GGUFError, Q4JitError
+from q4jit.errors import GGUFError, Q4JitError, shortened
 from q4jit.frontend.specs import WeightSpec, array_spec, ids_spec
 from q4jit.frontend.trace import trace
 from q4jit.plan.kernels import ScheduledKernel
@@ -25,7 +26,8 @@ _NOUNS: Final = {
     MATRIX: ("matrix", "matrices"),
     EXPERTS: ("expert tensor", "expert tensors"),
 }
-_MOST_LETTERS: Final = 120  # texts come from a file that may be hostile
+# texts come from a file that may be hostile
+_short: Final = functools.partial(shortened, most=120)
 _SHOWN_SHAPES: Final = 3
 _SHOWN_NAMES: Final = 3
 _SHOWN_REASONS: Final = 20
@@ -250,10 +252,6 @@ def _unused(tensors: Iterable[Mapping[str, Any]]) -> Iterator[str]:
         yield f"  {shown}{more}: {_short(problem)}"
     if len(names) > _SHOWN_REASONS:
         yield f"  … and {len(names) - _SHOWN_REASONS} more reasons"
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= _MOST_LETTERS else f"{text[: _MOST_LETTERS - 1]}…"
 
 
 def _table(titles: Sequence[str], rows: Iterable[tuple[str, ...]]) -> Iterator[str]:
