@@ -5,13 +5,11 @@ from functools import cached_property
 
 import numpy as np
 
-from q4jit.frontend.specs import WeightSpec
-from q4jit.hip.kernel import UNIT_ELEMENTS
 from q4jit.hip.values import literal
-from q4jit.weights.formats import SCALE_BYTES, Format
+from q4jit.hip.weight_facts import BYTE_ZERO, WeightFacts
+from q4jit.weights.formats import SCALE_BYTES
 from q4jit.weights.tiles import FACTOR_BIAS, Tiles, is_biased, is_e2m1, shares_bytes
 
-_BYTE_ZERO = 128  # of signed codes, whose sign bit is flipped, and of the numbers of a table
 _BYTE_PAIR = 1024  # what `byte_pair` adds to a byte
 _QUANT_STEP = 2.0**-9  # of what `halves` returns
 
@@ -66,35 +64,8 @@ class _TilePlane:
         return f"{((1 << self.bits) - 1 << self.lshift + 4) * 0x00010001:#010x}u"
 
 
-@dataclass(frozen=True)
-class TileWeight:
-    """What the struct of a weight in `tiles16` is made of.
-
-    Attributes:
-        spec: its format and shape.
-    """
-
-    spec: WeightSpec
-
-    @property
-    def _file(self) -> Format:
-        """The format of the blocks as a file has them."""
-        return self.spec.block_format
-
-    @property
-    def k(self) -> int:
-        """Elements of a column."""
-        return self.spec.k
-
-    @property
-    def block_elements(self) -> int:
-        """Elements of a block."""
-        return self._file.block_elements
-
-    @property
-    def has_m(self) -> bool:
-        """Whether blocks have a minimum."""
-        return self._file.minimum_at is not None
+class TileWeight(WeightFacts):
+    """What the struct of a weight in `tiles16` is made of."""
 
     @property
     def largest(self) -> str:
@@ -147,20 +118,14 @@ class TileWeight:
         return self._file.planes[0].bits == 8
 
     @property
-    def table(self) -> list[str]:
-        """The numbers of the codes plus 128, four to a word; empty without a table."""
-        numbers = np.array(self._file.table or (), np.int64) + _BYTE_ZERO
-        return [f"{word:#010x}u" for word in numbers.astype(np.uint8).view("<u4")]
-
-    @property
     def code_zero(self) -> int:
         """What is subtracted from a code as it is stored."""
-        return self._file.zero + (_BYTE_ZERO if self._file.signed else 0)
+        return self._file.zero + (BYTE_ZERO if self._file.signed else 0)
 
     @property
     def unsigned_zero(self) -> int:
         """What is subtracted from a code, or from the number that a table has for it."""
-        return self.code_zero if self._file.table is None else _BYTE_ZERO
+        return self.code_zero if self._file.table is None else BYTE_ZERO
 
     @property
     def half_zero(self) -> int:
@@ -172,11 +137,6 @@ class TileWeight:
         """Minus this, times the step of quants, as a pair of f16."""
         bits = int(np.float16(-self.half_zero * _QUANT_STEP).view(np.uint16))
         return f"{bits * 0x00010001:#010x}u"
-
-    @property
-    def unit_sub_blocks(self) -> int:
-        """The sub-blocks of a unit."""
-        return UNIT_ELEMENTS // self._file.sub_block_elements
 
     @property
     def scale_words(self) -> int:
@@ -195,21 +155,6 @@ class TileWeight:
         return 8 in (records.get("scales"), records["d"]) or any(
             plane.words == 2 for plane in self.tile_planes
         )
-
-    @property
-    def is_e8m0(self) -> bool:
-        """Whether scales are powers of two, E8M0."""
-        return self._file.scale_type == "e8m0"
-
-    @property
-    def has_sub_scales(self) -> bool:
-        """Whether sub-blocks have scales of their own."""
-        return self._file.sub_scales is not None
-
-    @property
-    def has_sub_minima(self) -> bool:
-        """Whether sub-blocks have minima of their own."""
-        return self._file.sub_minima is not None
 
     @property
     def shares_bytes(self) -> bool:

@@ -4,12 +4,12 @@ from dataclasses import dataclass
 from typing import Final
 
 from q4jit.frontend.graph import Node
-from q4jit.frontend.specs import WeightSpec
 from q4jit.hip import kernel as kernels
 from q4jit.hip.factors import UnitFactors
 from q4jit.hip.kernel import UNIT_ELEMENTS, HipKernel
 from q4jit.hip.tile_weight import TileWeight
 from q4jit.hip.values import literal
+from q4jit.hip.weight_facts import BYTE_ZERO, WeightFacts
 from q4jit.weights.formats import Format, Plane
 from q4jit.weights.layouts import PLANAR, TILES16, Planar, fields
 from q4jit.weights.tiles import PANEL_COLUMNS, are_plain
@@ -154,17 +154,15 @@ class _Plane:
 
 
 @dataclass(frozen=True)
-class Weight:
+class Weight(WeightFacts):
     """What `weight.hip.j2` needs to know of a weight.
 
     Attributes:
-        spec: its format and shape.
         layout: the order of its bytes.
         called: the functions of its struct that a kernel calls.
         k_name: the name of its K in the text. Products with `w.T` have none, as their x has N.
     """
 
-    spec: WeightSpec
     layout: str
     called: frozenset[str] = VALUES
     k_name: str = "K"
@@ -207,16 +205,6 @@ class Weight:
     def format(self) -> str:
         """The name of its format."""
         return self.spec.format
-
-    @property
-    def k(self) -> int:
-        """Elements of a column."""
-        return self.spec.k
-
-    @property
-    def n(self) -> int:
-        """Columns."""
-        return self.spec.n
 
     @property
     def is_planar(self) -> bool:
@@ -276,11 +264,6 @@ class Weight:
         return elements * self.float_bytes
 
     @property
-    def block_elements(self) -> int:
-        """Elements of a block."""
-        return self._fmt.block_elements
-
-    @property
     def block_bytes(self) -> int:
         """Bytes of a block in a GGUF file."""
         return self._fmt.block_bytes
@@ -288,7 +271,7 @@ class Weight:
     @property
     def zero(self) -> str:
         """The number that is subtracted from a quant as it is read; empty for 0."""
-        zero = self._fmt.zero + (128 if self.from_minus_128 else 0)
+        zero = self._fmt.zero + (BYTE_ZERO if self.from_minus_128 else 0)
         return literal(zero) if zero else ""
 
     @property
@@ -307,48 +290,14 @@ class Weight:
         return self._fmt.signed
 
     @property
-    def table(self) -> list[str]:
-        """The numbers of a format with a table as bytes counted from −128, four to a word."""
-        if self._fmt.table is None:
-            return []
-        numbers = [number + 128 for number in self._fmt.table] + [0] * (16 - len(self._fmt.table))
-        words = (numbers[i : i + 4] for i in range(0, 16, 4))
-        return [f"{int.from_bytes(word, 'little'):#010x}u" for word in words]
-
-    @property
     def from_minus_128(self) -> bool:
         """Whether the bytes of unpacked quants are counted from −128."""
         return self.signed or self._fmt.table is not None
 
     @property
-    def has_m(self) -> bool:
-        """Whether blocks have a minimum."""
-        return self._fmt.minimum_at is not None
-
-    @property
-    def has_scales(self) -> bool:
-        """Whether sub-blocks have scales."""
-        return self._fmt.sub_scales is not None
-
-    @property
-    def has_minima(self) -> bool:
-        """Whether sub-blocks have minima."""
-        return self._fmt.sub_minima is not None
-
-    @property
     def halves(self) -> bool:
         """Whether each half of a unit has a scale, and perhaps a minimum, of its own."""
         return self._fmt.sub_block_elements < UNIT_ELEMENTS
-
-    @property
-    def unit_sub_blocks(self) -> int:
-        """The sub-blocks of a unit."""
-        return UNIT_ELEMENTS // self._fmt.sub_block_elements
-
-    @property
-    def is_e8m0(self) -> bool:
-        """Whether the scale of a block is an exponent, E8M0."""
-        return self._fmt.scale_type == "e8m0"
 
     @property
     def factors(self) -> UnitFactors:
