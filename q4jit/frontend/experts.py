@@ -5,40 +5,25 @@ from typing import Any, Final, NoReturn
 from q4jit.errors import TraceError, expected
 from q4jit.frontend.builder import Builder
 from q4jit.frontend.carets import located
-from q4jit.frontend.ids import SymbolicIds
+from q4jit.frontend.graph import Node
 from q4jit.frontend.refusals import cure_for, refuse, refuse_other_trace
 from q4jit.frontend.refused_operators import RefusedOperators, RefusedWeightOperators
 from q4jit.frontend.shapes import show_shape
-from q4jit.frontend.specs import WeightSpec
+from q4jit.frontend.traced_weight import TracedWeight
 from q4jit.frontend.vectors import vecmat
 from q4jit.weights.experts import ExpertTensor
 
 USE_VECMAT: Final = "use np.vecmat(x, w[ids])"
 
 
-class _SymbolicExpertWeight(RefusedWeightOperators):
+class _SymbolicExpertWeight(TracedWeight):
     """The base of both: they can only be the right operand of np.vecmat."""
 
-    __slots__ = ("_arg", "_builder")
-
-    def __init__(self, builder: Builder, arg: int) -> None:
-        self._builder = builder
-        self._arg = arg
+    __slots__ = ()
 
     @staticmethod
     def _traced_vecmat(x: object, w: object) -> Any:
         return product_of(x, w)
-
-    @property
-    def _spec(self) -> WeightSpec:
-        spec = self._builder.signature[self._arg]
-        assert isinstance(spec, WeightSpec)
-        return spec
-
-    @property
-    def format(self) -> str:
-        """The block format's name."""
-        return self._spec.format
 
     def __getattr__(self, name: str) -> object:
         if name.startswith("__"):  # protocols that Python and NumPy probe for
@@ -90,19 +75,9 @@ class SymbolicExperts(_SymbolicExpertWeight):
 
     @located
     def __getitem__(self, index: object) -> "SymbolicIndexed":
-        if not isinstance(index, SymbolicIds):
-            shown = repr(index) if isinstance(index, RefusedOperators) else type(index).__name__
-            raise TraceError(
-                expected(
-                    "an int32 or int64 array",
-                    shown,
-                    where="ids of w[ids]",
-                    cure="pass the ids, or a matrix w[e] of one expert, as an argument",
-                )
-            )
-        if index._builder is not self._builder:
-            refuse_other_trace()
-        return SymbolicIndexed(self._builder, self._arg, index)
+        cure = "pass the ids, or a matrix w[e] of one expert, as an argument"
+        ids = self._ids_node(index, "an int32 or int64 array", "ids of w[ids]", cure)
+        return SymbolicIndexed(self._builder, self._arg, ids)
 
 
 class SymbolicIndexed(_SymbolicExpertWeight):
@@ -110,12 +85,12 @@ class SymbolicIndexed(_SymbolicExpertWeight):
 
     __slots__ = ("_ids",)
 
-    def __init__(self, builder: Builder, arg: int, ids: SymbolicIds) -> None:
+    def __init__(self, builder: Builder, arg: int, ids: Node) -> None:
         super().__init__(builder, arg)
         self._ids = ids
 
     def __repr__(self) -> str:
-        return f"<traced matrices {show_shape(self._ids._node.shape)} of {self._spec}>"
+        return f"<traced matrices {show_shape(self._ids.shape)} of {self._spec}>"
 
 
 @located
@@ -137,5 +112,5 @@ def product_of(x: object, w: object) -> Any:  # a SymbolicArray, whose module im
     builder = w._builder
     if array._builder is not builder:
         refuse_other_trace()
-    node = vecmat(builder, array._node, w._arg, w._ids._node)
+    node = vecmat(builder, array._node, w._arg, w._ids)
     return array._of(node, float_type=array._float_type)

@@ -1,4 +1,4 @@
-"""Row numbers while a function is traced: only `w.rows(ids)` takes them."""
+"""Ids while a function is traced: row numbers for `w.rows(ids)`, experts for `w[ids]`."""
 
 from collections.abc import Callable
 from typing import Any, NoReturn
@@ -35,7 +35,7 @@ def _forbidden(action: str, more: str = "") -> Callable[..., Any]:
 
 
 class SymbolicIds:
-    """Row numbers of the function being traced. Only `w.rows(ids)` takes them."""
+    """Ids of the function being traced. Only `w.rows(ids)` and `w[ids]` take them."""
 
     __slots__ = ("_builder", "_node")
 

@@ -5,14 +5,12 @@ from typing import ClassVar, Final, NoReturn
 
 import numpy as np
 
-from q4jit.frontend.builder import Builder
 from q4jit.frontend.carets import located
 from q4jit.frontend.cures import numpy_name
 from q4jit.frontend.ids import SymbolicIds
 from q4jit.frontend.products import refuse_product
 from q4jit.frontend.refusals import INDEX_PRODUCT, ROWS_OR_EXPERTS, USE_PRODUCT, refuse
-from q4jit.frontend.refused_operators import RefusedWeightOperators
-from q4jit.frontend.specs import WeightSpec
+from q4jit.frontend.traced_weight import TracedWeight
 
 _INSTEAD: Final[dict[Callable[..., object], str]] = {
     np.take: "use w.rows(ids)",
@@ -20,7 +18,7 @@ _INSTEAD: Final[dict[Callable[..., object], str]] = {
 }
 
 
-class SymbolicMatrix(RefusedWeightOperators):
+class SymbolicMatrix(TracedWeight):
     """A quantised weight of the function being traced, or its transpose.
 
     `SymbolicArray` computes products, because it is always their left operand.
@@ -30,25 +28,10 @@ class SymbolicMatrix(RefusedWeightOperators):
         _attributes: what to use instead of an unknown attribute.
     """
 
-    __slots__ = ("_arg", "_builder")
+    __slots__ = ()
 
     _transposed: ClassVar[bool]
     _attributes: ClassVar[str]
-
-    def __init__(self, builder: Builder, arg: int) -> None:
-        self._builder = builder
-        self._arg = arg
-
-    @property
-    def _spec(self) -> WeightSpec:
-        spec = self._builder.signature[self._arg]
-        assert isinstance(spec, WeightSpec)
-        return spec
-
-    @property
-    def format(self) -> str:
-        """The block format's name."""
-        return self._spec.format
 
     @property
     def ndim(self) -> int:

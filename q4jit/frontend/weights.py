@@ -2,11 +2,8 @@
 
 from typing import ClassVar
 
-from q4jit.errors import TraceError, expected
 from q4jit.frontend.carets import located
-from q4jit.frontend.ids import SymbolicIds
 from q4jit.frontend.matrices import SymbolicMatrix
-from q4jit.frontend.refusals import refuse_other_trace
 from q4jit.frontend.symbols import SymbolicArray
 from q4jit.weights.tensor import QuantizedTensor, TransposedTensor
 
@@ -49,19 +46,9 @@ class SymbolicWeight(SymbolicMatrix):
     @located
     def rows(self, ids: object) -> SymbolicArray:
         """Return GGUF rows as f32 [*ids.shape, K], which can only be a result of the function."""
-        if not isinstance(ids, SymbolicIds):
-            shown = repr(ids) if isinstance(ids, SymbolicArray) else type(ids).__name__
-            raise TraceError(
-                expected(
-                    "an int32 or int64 array [M]",
-                    shown,
-                    where="w.rows(ids)",
-                    cure="pass np.array(ids, np.int64) as an argument",
-                )
-            )
-        if ids._builder is not self._builder:
-            refuse_other_trace()
-        return SymbolicArray(self._builder, self._builder.rows(self._arg, ids._node))
+        cure = "pass np.array(ids, np.int64) as an argument"
+        node = self._ids_node(ids, "an int32 or int64 array [M]", "w.rows(ids)", cure)
+        return SymbolicArray(self._builder, self._builder.rows(self._arg, node))
 
 
 class SymbolicTranspose(SymbolicMatrix):
