@@ -51,11 +51,6 @@ class Plane:
         """Elements of a run."""
         return self.width_bytes * 8 // self.bits
 
-    @property
-    def is_unit(self) -> bool:
-        """Whether a run is a unit, as in repacked formats."""
-        return self.run_elements == UNIT_ELEMENTS
-
     def position(self, element: int) -> tuple[int, int]:
         """Return the byte, counted from the plane's start, and the lowest bit of an element."""
         run, in_run = divmod(element, self.run_elements)

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from q4jit.errors import FormatError
 from q4jit.weights.decode import decode
-from q4jit.weights.formats import FORMATS, Format, find_format
+from q4jit.weights.formats import FORMATS, UNIT_ELEMENTS, Format, find_format
 from q4jit.weights.reference import store_scales
 from q4jit.weights.repack import repack
 
@@ -269,7 +269,7 @@ def test_repacked_blocks_have_the_same_values(name: str) -> None:
     packed = repack(fmt, columns.reshape(7, 3, -1))
     assert packed.shape == (7, 3, fmt.repacked.block_bytes)
     assert_same_floats(decode(fmt.repacked, packed.reshape(7, -1)), decode(fmt, columns))
-    assert all(plane.is_unit for plane in fmt.repacked.planes)
+    assert all(plane.run_elements == UNIT_ELEMENTS for plane in fmt.repacked.planes)
     assert fmt.repacked.repacked == fmt.repacked
 
 
