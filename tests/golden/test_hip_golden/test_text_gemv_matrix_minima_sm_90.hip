@@ -335,21 +335,19 @@ DEVICE void compute(Arguments a) {
             x[0] = *(lane_x_row() / 2 == u ? own_x : zeros);
             u32x4 w_quants[LANE_COLUMNS][LANE_QUARTERS];
             UNROLL for (int c = 0; c < LANE_COLUMNS; ++c) {
-                u32 unit_zeros[1];
-                UNROLL for (int i = 0; i < 1; ++i) unit_zeros[i] = of_four(w_zeros[c][i], u);
+                const u32 unit_zeros[1] = {of_four(w_zeros[c][0], u)};
                 Q4_K_512x96::halves(w_ahead[c], u, unit_zeros, w_quants[c]);
             }
             multiply_unit(x, w_quants, w_dots[0]);
         }
         const float x_scale = x_scales[own_unit];
-        UNROLL for (int c = 0; c < LANE_COLUMNS; ++c)
-            UNROLL for (int half = 0; half < 1; ++half) {
-                const lane_sums& dots = w_dots[half];
-                const float dot = fma_f32(REST_STEP, dots[c * LANE_ROWS + 1], dots[c * LANE_ROWS]);
-                float& sum = w_sums[c];
-                sum = fma_f32(w_d[c][half] * x_scale, dot, sum);
-                sum = fma_f32(w_rests[c][half], (x_sums + (own_unit) * X_SUMS)[half], sum);
-            }
+        UNROLL for (int c = 0; c < LANE_COLUMNS; ++c) {
+            const lane_sums& dots = w_dots[0];
+            const float dot = fma_f32(REST_STEP, dots[c * LANE_ROWS + 1], dots[c * LANE_ROWS]);
+            float& sum = w_sums[c];
+            sum = fma_f32(w_d[c][0] * x_scale, dot, sum);
+            sum = fma_f32(w_rests[c][0], x_sums[own_unit], sum);
+        }
         load_w(w_ahead, quad + WAVES_K);
 
         // --- rough units: their terms are 0, so what they stand for is added here ---
