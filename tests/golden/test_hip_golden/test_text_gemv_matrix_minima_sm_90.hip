@@ -120,14 +120,12 @@ struct Q4_K_512x96 {
     // counted from it. Without this, sums of scale · code and minimum would cancel each other where elements are 0,
     // and a large x there would leave its rounding error.
     DEVICE void centre(const Part& part, int u, float (&scales)[1], float (&rests)[1], u32 (&zeros)[1]) {
-        UNROLL for (int half = 0; half < 1; ++half) {
-            constexpr float WHOLE = 0x1.8p+23f;  // plus and minus it rounds to a whole number
-            const float d = scale(part, u), least = minimum(part, u);
-            const float zero = clamp(-least * near_reciprocal(d), 0.0f, 15.0f) + WHOLE - WHOLE;
-            scales[half] = d;
-            rests[half] = fma_f32(zero, d, least);
-            zeros[half] = to_halves(zero * -0x1p-9f, zero * -0x1p-9f);
-        }
+        constexpr float WHOLE = 0x1.8p+23f;  // plus and minus it rounds to a whole number
+        const float d = scale(part, u), least = minimum(part, u);
+        const float zero = clamp(-least * near_reciprocal(d), 0.0f, 15.0f) + WHOLE - WHOLE;
+        scales[0] = d;
+        rests[0] = fma_f32(zero, d, least);
+        zeros[0] = to_halves(zero * -0x1p-9f, zero * -0x1p-9f);
     }
 
     // A single value, rounded as the reference rounds.

@@ -126,8 +126,8 @@ struct Q2_K_512x96 {
     // counted from it. Without this, sums of scale · code and minimum would cancel each other where elements are 0,
     // and a large x there would leave its rounding error.
     DEVICE void centre(const Part& part, int u, float (&scales)[2], float (&rests)[2], u32 (&zeros)[2]) {
+        constexpr float WHOLE = 0x1.8p+23f;  // plus and minus it rounds to a whole number
         UNROLL for (int half = 0; half < 2; ++half) {
-            constexpr float WHOLE = 0x1.8p+23f;  // plus and minus it rounds to a whole number
             const float d = scale(part, u, half), least = minimum(part, u, half);
             const float zero = clamp(-least * near_reciprocal(d), 0.0f, 3.0f) + WHOLE - WHOLE;
             scales[half] = d;
