@@ -1,7 +1,7 @@
 """The reference decoder of all block formats, in NumPy."""
 
 from collections.abc import Iterator
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -115,8 +115,24 @@ def codes(fmt: Format, blocks: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 def _plane_field(fmt: Format, plane: Plane, blocks: NDArray[np.uint8]) -> NDArray[np.uint8]:
     size = plane.size_bytes(fmt.block_elements)
-    stored = blocks[..., plane.at : plane.at + size]
-    runs = stored.reshape(*blocks.shape[:-1], -1, 1, plane.width_bytes)
-    shifts = np.arange(0, 8, plane.bits, dtype=np.uint8)[:, np.newaxis]
-    field = (runs >> shifts & np.uint8((1 << plane.bits) - 1)) << np.uint8(plane.lshift)
-    return field.reshape(*blocks.shape[:-1], fmt.block_elements)
+    word = plane_word(plane)
+    stored = blocks[..., plane.at : plane.at + size].view(word)
+    runs = stored.reshape(*blocks.shape[:-1], -1, 1, plane.width_bytes // word.itemsize)
+    shifts = np.arange(0, 8, plane.bits).astype(word)[:, np.newaxis]
+    field = (runs >> shifts & plane_mask(plane)) << word.type(plane.lshift)
+    of_elements: NDArray[np.uint8] = field.view(np.uint8)
+    return of_elements.reshape(*blocks.shape[:-1], fmt.block_elements)
+
+
+def plane_word(plane: Plane) -> np.dtype[Any]:
+    """Return the widest unsigned type whose words divide a run of a plane.
+
+    NumPy's inner loops go along a run, so words of 8 bytes save seven eighths of the steps.
+    """
+    return np.dtype(next(f"<u{size}" for size in (8, 4, 1) if plane.width_bytes % size == 0))
+
+
+def plane_mask(plane: Plane) -> Any:
+    """Return the word that selects the lowest field of each byte in a plane."""
+    word = plane_word(plane)
+    return word.type(((1 << plane.bits) - 1) * int.from_bytes(b"\x01" * word.itemsize, "little"))
