@@ -205,6 +205,37 @@ class Planar:
         return start + -(-self.n * self.blocks * size // REGION_BYTES) * REGION_BYTES
 
 
+def packed_bytes(fmt: Format, layout: str, k: int, n: int) -> int:
+    """Return the bytes of a weight [K, N] in a layout, `gguf` or one that `pack` makes.
+
+    Raises FormatError for an unknown layout, for one that the format does not have, and unless K is
+    whole blocks.
+    """
+    column_bytes = fmt.column_bytes(k)
+    if layout == GGUF:
+        return n * column_bytes
+    if layout == PLANAR:
+        return Planar(fmt.repacked, k, n).size_bytes
+    if layout == TILES16:
+        _check_tiles16(fmt)
+        return Tiles(fmt, k, n).size_bytes
+    if layout != INTERLEAVED16:
+        raise _unknown_layout(layout, GGUF, INTERLEAVED16, PLANAR, TILES16)
+    shape = Interleaved(fmt.repacked, k, n)
+    return shape.panels * shape.panel_bytes
+
+
+def _unknown_layout(layout: str, *known: str) -> FormatError:
+    listed = ", ".join(map(repr, known))
+    return FormatError(f"unknown weight layout {layout!r}; known layouts: {listed}")
+
+
+def _check_tiles16(fmt: Format) -> None:
+    if not suits_tiles16(fmt):
+        formats = "a format with blocks of codes"
+        raise FormatError(expected(formats, fmt.name, where=f"layout {TILES16!r}"))
+
+
 def pack(fmt: Format, layout: str, columns: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Repack columns, uint8 [N, column_bytes] as in GGUF, into a layout: read-only uint8 [bytes].
 
@@ -216,8 +247,7 @@ def pack(fmt: Format, layout: str, columns: NDArray[np.uint8]) -> NDArray[np.uin
     if layout == TILES16:
         return _pack_tiles16(fmt, columns)
     if layout != INTERLEAVED16:
-        known = f"{INTERLEAVED16!r}, {PLANAR!r}, {TILES16!r}"
-        raise FormatError(f"unknown weight layout {layout!r}; known layouts: {known}")
+        raise _unknown_layout(layout, INTERLEAVED16, PLANAR, TILES16)
     n, column_bytes = columns.shape
     shape = Interleaved(fmt.repacked, column_bytes // fmt.block_bytes * fmt.block_elements, n)
     packed = _pooled_memory(shape.panels * shape.panel_bytes)
@@ -293,7 +323,7 @@ def _batches(
 ) -> Iterator[tuple[int, int, NDArray[np.uint8]]]:
     """Yield (first panel, last panel, their repacked columns): zeros where K or N is padded."""
     column_bytes = shape.padded_k // shape.fmt.block_elements * shape.fmt.block_bytes
-    step = max(1, _band_bytes(fmt) // (PANEL_COLUMNS * column_bytes))
+    step = max(1, band_bytes(fmt) // (PANEL_COLUMNS * column_bytes))
     for first in range(0, shape.panels, step):
         last = min(first + step, shape.panels)
         batch = _repacked_columns(fmt, columns[first * PANEL_COLUMNS : last * PANEL_COLUMNS])
@@ -304,7 +334,7 @@ def _batches(
         yield first, last, batch
 
 
-def _band_bytes(fmt: Format) -> int:
+def band_bytes(fmt: Format) -> int:
     """Return the bytes of columns to work on at a time: repacking unpacks every code to a byte."""
     return _BAND_BYTES if fmt.repacked is fmt else _BAND_BYTES // 4
 
@@ -342,7 +372,7 @@ def _pack_planar(fmt: Format, columns: NDArray[np.uint8]) -> NDArray[np.uint8]:
         end = start + n * shape.blocks * size
         regions.append((name, packed[start:end].reshape(n, shape.blocks, size)))
     packed[end:] = 0
-    step = max(1, _band_bytes(fmt) // column_bytes)
+    step = max(1, band_bytes(fmt) // column_bytes)
     field_at = {field.name: field.at for field in fields(shape.fmt)}
     for first in range(0, n, step):
         batch = _repacked_columns(fmt, columns[first : first + step])
@@ -360,9 +390,7 @@ def _pack_planar(fmt: Format, columns: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def _pack_tiles16(fmt: Format, columns: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    if not suits_tiles16(fmt):
-        formats = "a format with blocks of codes"
-        raise FormatError(expected(formats, fmt.name, where=f"layout {TILES16!r}"))
+    _check_tiles16(fmt)
     n, column_bytes = columns.shape
     shape = Tiles(fmt, column_bytes // fmt.block_bytes * fmt.block_elements, n)
     packed = _aligned_memory(shape.size_bytes)

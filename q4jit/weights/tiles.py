@@ -50,12 +50,12 @@ PARTS: Final = 4
 FACTOR_BIAS: Final = 128
 """What is added to sub-factors that may be negative, so that bytes are unsigned."""
 
-_E2M1_SIGNS: Final = ((15, 12), (14, 13))  # bits of a half of a word, by upper and element
-_E2M1_LOW_BITS: Final = ((9, 6), (3, 0))
+E2M1_SIGNS: Final = ((15, 12), (14, 13))  # bits of a half of a word, by upper and element
+E2M1_LOW_BITS: Final = ((9, 6), (3, 0))
 _SUB_BLOCKS: Final = frozenset({16, 32})
 # of a code in planes: f16 has ten bits below the exponent, four of them to shift
 _MOST_PAIR_BITS: Final = 6
-_SIGN_BITS: Final = 0x80
+SIGN_BITS: Final = 0x80
 _BAND_ELEMENTS: Final = 1 << 21  # that are packed at a time, to bound temporary copies
 
 
@@ -217,7 +217,7 @@ def _of_blocks(
     quads = -(-count * fmt.block_elements // QUAD_ELEMENTS)
     stored = codes(fmt, blocks).reshape(n, -1)
     if fmt.signed:
-        stored ^= np.uint8(_SIGN_BITS)
+        stored ^= np.uint8(SIGN_BITS)
     stored = _padded(stored, quads * QUAD_ELEMENTS)
     records = {}
     for i, plane in enumerate(fmt.planes):
@@ -280,8 +280,8 @@ def _e2m1_parts(fields: NDArray[np.uint8]) -> NDArray[np.uint8]:
     for upper in range(2):
         for b in range(2):
             stored = split[b, upper].astype(np.uint16)
-            halves |= stored >> np.uint16(3) << np.uint16(_E2M1_SIGNS[upper][b])
-            halves |= (stored & np.uint16(7)) << np.uint16(_E2M1_LOW_BITS[upper][b])
+            halves |= stored >> np.uint16(3) << np.uint16(E2M1_SIGNS[upper][b])
+            halves |= (stored & np.uint16(7)) << np.uint16(E2M1_LOW_BITS[upper][b])
     return halves.view(np.uint8).reshape(n, quads, -1)
 
 
