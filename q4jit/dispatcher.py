@@ -20,6 +20,7 @@ from q4jit.arrays.host_tensors import are_on_host, arrays_of, is_host_tensor, te
 from q4jit.arrays.libraries import with_views
 from q4jit.arrays.specs import shape_key, stand_in
 from q4jit.arrays.torch_tensors import tensor_facts
+from q4jit.dispatch import pytorch
 from q4jit.dispatch.nested import hold_symbols, leaves_to_prepare, trace_through
 from q4jit.dispatch.options import Options, unknown_arguments
 from q4jit.dispatch.pickling import PickledAsFunction
@@ -124,8 +125,11 @@ class Specialized(PickledAsFunction, Generic[_P, _R]):
             TargetError: the target cannot run on this machine.
             DeviceError: a GPU or its driver failed.
         """
+        bridge = pytorch.bridge
+        if bridge is not None and bridge.is_traced():
+            return bridge.call(self, args, kwargs, out)
         if kwargs or len(args) != len(self._parameters):
-            args = _positional(self, args, kwargs)
+            args = positional(self, args, kwargs)
         if self._unchanged is not None and not self._unchanged():
             self._renew()
         key: list[object] = []
@@ -147,6 +151,16 @@ class Specialized(PickledAsFunction, Generic[_P, _R]):
 
     def _call(self, args: tuple[Any, ...], out: Any) -> Any:
         """Run a call whose shapes are new or whose arguments may be on a device."""
+        if not _PLAIN.issuperset(map(type, args)):
+            bridge = pytorch.bridge
+            if bridge is not None:
+                if bridge.needs_operator(args):
+                    return bridge.call(self, args, {}, out)
+                args = bridge.with_weights(args)
+        return self._run(args, out)
+
+    def _run(self, args: tuple[Any, ...], out: Any) -> Any:
+        """Run a call on the memory of its arguments."""
         facts, on_host = None, False
         if not _PLAIN.issuperset(map(type, args)):
             facts = tensor_facts(args, out)
@@ -164,7 +178,7 @@ class Specialized(PickledAsFunction, Generic[_P, _R]):
             values, args = args, with_views(args, names_of(args, self._parameters))
             on_host = are_on_host(values, args)
         if on_host:
-            result = self._call(unflattened(args), None if out is None else arrays_of(out))
+            result = self._run(unflattened(args), None if out is None else arrays_of(out))
             return tensors_of(result) if out is None else out
         key = tuple([shape_key(value) for value in args])
         launch = self._launches.get(key)
@@ -228,7 +242,7 @@ class Specialized(PickledAsFunction, Generic[_P, _R]):
         prepare only `inspect_source`. Raises the errors of a call.
         """
         shaped = {name: stand_in(value) for name, value in kwargs.items()}
-        given = _positional(self, tuple(map(stand_in, args)), shaped)
+        given = positional(self, tuple(map(stand_in, args)), shaped)
         prepare = self._prepared if runs_kernels() else self._specializer.plan
         prepare(leaves_to_prepare(self, given)[0])
 
@@ -242,7 +256,7 @@ class Specialized(PickledAsFunction, Generic[_P, _R]):
 
         Example: `step = f.bind(x, w, out=y); x[...] = token; step()`. Raises the errors of a call.
         """
-        args, given = leaves_to_prepare(self, _positional(self, args, kwargs))
+        args, given = leaves_to_prepare(self, positional(self, args, kwargs))
         launch = self._prepared(args)
         if launch is None:
             return functools.partial(self._specializer.run_python, args, out)
@@ -363,7 +377,7 @@ def _parameters(signature: inspect.Signature, name: str) -> tuple[tuple[str, ...
     return tuple(signature.parameters), tuple(keywords)
 
 
-def _positional(
+def positional(
     f: Specialized[_P, _R], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[Any, ...]:
     """Return the arguments of a call in the order of f's parameters. Raises ArgumentError."""

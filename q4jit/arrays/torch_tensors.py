@@ -39,7 +39,7 @@ def torch_view(torch: Any, tensor: Any, name: str) -> DeviceView | None:
         tuple(tensor.shape),
         None if tensor.is_contiguous() else tensor.stride(),
         _torch_dtype(tensor.dtype),
-        _torch_platform(torch),
+        torch_platform(torch),
         device.index,
         False,
         "torch",
@@ -79,7 +79,7 @@ def _torch_dtype(dtype: object) -> str:
 
 
 @functools.cache
-def _torch_platform(torch: Any) -> str:
+def torch_platform(torch: Any) -> str:
     return "amd" if torch.version.hip else "nvidia"
 
 

@@ -43,6 +43,7 @@ GGUF: Final = "gguf"
 INTERLEAVED16: Final = "interleaved16"
 PLANAR: Final = "planar"
 TILES16: Final = "tiles16"
+LAYOUTS: Final = frozenset({GGUF, INTERLEAVED16, PLANAR, TILES16})
 
 LANES: Final = PANEL_COLUMNS  # of a CPU's vector, one per column
 FLOAT_BLOCK_ELEMENTS: Final = 32

@@ -1,0 +1,13 @@
+"""Decorated functions in programs of PyTorch: compiled, exported, differentiated, sharded.
+
+Importing this package lets PyTorch's compiler trace calls of decorated functions, and lets tensors
+that track gradients be arguments. It needs the extra `torch`.
+"""
+
+from q4jit.dispatch import pytorch
+from q4jit.torch.bridge import TorchBridge
+from q4jit.torch.weight import Weight
+
+__all__ = ["Weight"]
+
+pytorch.bridge = TorchBridge()

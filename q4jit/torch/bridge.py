@@ -1,0 +1,146 @@
+"""Which calls of decorated functions run as the operator, and how.
+
+PyTorch's compiler traces `TorchBridge.call`. So that function contains nothing that the compiler
+cannot trace; what needs q4jit's tracer is in functions whose results are constants to the compiler.
+"""
+
+from typing import Any, Final
+
+import torch
+
+from q4jit.dispatcher import Specialized, positional
+from q4jit.errors import ArgumentError
+from q4jit.frontend.containers import MAPPINGS, Apart, fields_of, together
+from q4jit.frontend.structures import Results
+from q4jit.torch.calls import call_of
+from q4jit.torch.leaves import Key, Leaves
+from q4jit.torch.operator import call
+from q4jit.torch.weight import Weight
+
+_DIRECT: Final = frozenset({torch.Tensor, torch.nn.Parameter})
+"""Tensors whose memory holds their values. Subclasses may be fakes, or distributed."""
+
+
+class TorchBridge:
+    """Implements `dispatch.pytorch.Bridge`."""
+
+    def is_traced(self) -> bool:
+        """Return whether PyTorch's compiler traces the caller."""
+        return torch.compiler.is_dynamo_compiling()
+
+    def with_weights(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Return the arguments of a call with a tensor of q4jit in place of each `Weight`."""
+        for value in args:
+            if type(value) is Weight or _is_container(value):
+                return tuple(map(_with_weights, args))
+        return args
+
+    def needs_operator(self, args: tuple[Any, ...]) -> bool:
+        """Return whether gradients, autocasting or a mode of PyTorch concern a call."""
+        if torch._C._is_any_autocast_enabled():
+            return any(map(_has_tensor, args))
+        tracks = torch.is_grad_enabled()
+        return any(_needs_operator(value, tracks) for value in args)
+
+    def call(
+        self,
+        function: Specialized[Any, Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        out: Any,
+    ) -> Any:
+        """Return the results of a call that runs as the operator. Raises the errors of a call."""
+        if out is not None:
+            raise ArgumentError(
+                f"{function._name}: out= cannot be combined with gradients, autocasting or "
+                "torch.compile; use the result that the call returns"
+            )
+        leaves = Leaves()
+        keys = tuple([leaves.key(value) for value in _positional(function, args, kwargs)])
+        inner = leaves.inner_axis()
+        text = _text_of(function, id(function), keys, inner)
+        made = call(leaves.arrays, leaves.weights, leaves.numbers, text)
+        results = _results_of(function, id(function), keys, inner)
+        if isinstance(results, bool):
+            return tuple(made) if results else made[0]
+        return results.build(leaves.all, made)
+
+
+def _positional(
+    function: Specialized[Any, Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> list[Any]:
+    """Return the arguments of a call in the order of the parameters."""
+    values = list(args)
+    if kwargs or len(args) != len(function._parameters):
+        defaults = _defaults_of(function, id(function), len(args), tuple(kwargs))
+        for name, default in defaults:
+            values.append(kwargs[name] if name in kwargs else default)
+    return values
+
+
+@torch.compiler.assume_constant_result
+def _defaults_of(
+    function: Specialized[Any, Any], identity: int, given: int, named: tuple[str, ...]
+) -> tuple[tuple[str, Any], ...]:
+    """Return the names and defaults of the parameters after the first `given`.
+
+    identity: the function's id, which PyTorch's compiler guards. Raises ArgumentError unless these
+    arguments fit the parameters.
+    """
+    values = positional(function, (None,) * given, dict.fromkeys(named))
+    return tuple(zip(function._parameters[given:], values[given:], strict=True))
+
+
+@torch.compiler.assume_constant_result
+def _text_of(
+    function: Specialized[Any, Any], identity: int, keys: tuple[Key, ...], inner: Any
+) -> str:
+    return call_of(function, keys, inner).text
+
+
+@torch.compiler.assume_constant_result
+def _results_of(
+    function: Specialized[Any, Any], identity: int, keys: tuple[Key, ...], inner: Any
+) -> Results | bool:
+    return call_of(function, keys, inner).results
+
+
+# --- arguments ------------------------------------------------------------------------------------
+
+
+def _is_container(value: Any) -> bool:
+    kind = type(value)
+    return kind is list or kind is tuple or kind in MAPPINGS or fields_of(kind) is not None
+
+
+def _leaves(value: Any) -> list[Any]:
+    if not _is_container(value):
+        return [value]
+    apart = Apart()
+    apart.tree(value)
+    return apart.leaves
+
+
+def _with_weights(value: Any) -> Any:
+    if not _is_container(value):
+        return value.tensor() if type(value) is Weight else value
+    apart = Apart()
+    tree = apart.tree(value)
+    if Weight not in map(type, apart.leaves):
+        return value
+    return together(tree, map(_with_weights, apart.leaves))
+
+
+def _has_tensor(value: Any) -> bool:
+    return any(isinstance(leaf, torch.Tensor) for leaf in _leaves(value))
+
+
+def _needs_operator(value: Any, tracks_gradients: bool) -> bool:
+    """Return whether a tensor tracks gradients, or is of a subclass."""
+    if type(value) in _DIRECT:
+        return tracks_gradients and bool(value.requires_grad)
+    if isinstance(value, torch.Tensor):
+        return True
+    if not _is_container(value):
+        return False
+    return any(_needs_operator(leaf, tracks_gradients) for leaf in _leaves(value))

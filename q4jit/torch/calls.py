@@ -1,0 +1,245 @@
+"""What the operator `q4jit::call` gets of a decorated function: lists of tensors, and a text.
+
+    f(x, gate, up, 0.5)  ──▶  call([x], [blocks of gate, of up], [0.5], text)  ──▶  [y]
+
+The text has a line with the function's options and what the blocks are, and the `Program` of its
+graph. It depends on dtypes, on lengths of last axes, and on the values of ints, bools and strings,
+but on no number of rows. A program of PyTorch's that was saved may hold it, so it is checked.
+"""
+
+import json
+import weakref
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+
+from q4jit.arrays.dtypes import FLOATS
+from q4jit.arrays.specs import spec_of
+from q4jit.checked_json import ANYTHING, Rules, check_fields, shown
+from q4jit.dispatch.options import Options
+from q4jit.dispatcher import Specialized
+from q4jit.errors import ArgumentError, expected
+from q4jit.floats import FLOAT_TYPES
+from q4jit.frontend.containers import together
+from q4jit.frontend.graph import Graph
+from q4jit.frontend.programs.arguments import Argument, NumberArgument, WeightArgument
+from q4jit.frontend.programs.program import Program
+from q4jit.frontend.specs import (
+    ScalarSpec,
+    Signature,
+    Spec,
+    StructureSpec,
+    WeightSpec,
+    array_spec,
+    ids_spec,
+    with_inner_axes,
+)
+from q4jit.frontend.structures import Results, Structure, flattened, names_of
+from q4jit.torch.leaves import ARRAY, CONTAINER, NUMBER, STATIC, WEIGHT, Key
+from q4jit.torch.memory import Stored
+from q4jit.weights.formats import FORMATS
+from q4jit.weights.layouts import LAYOUTS
+
+_IDS: Final = frozenset({"int32", "int64"})
+_LENGTH: Final = 2  # stands for every leading axis: any length but 1, which broadcasts
+_MOST_CALLS: Final = 1 << 10  # of one function, whose texts are kept
+
+
+class Call(NamedTuple):
+    """A decorated function, traced for arguments with these keys.
+
+    Attributes:
+        text: the text for the operator.
+        results: the containers of its results, or whether they are a tuple of arrays.
+    """
+
+    signature: Signature
+    graph: Graph
+    text: str
+    results: Results | bool
+
+
+@dataclass(frozen=True)
+class _Leaf:
+    """Stands for an array, a weight or a number of a call."""
+
+    key: Key
+
+
+_calls: weakref.WeakKeyDictionary[Specialized[Any, Any], dict[Any, Call]] = (
+    weakref.WeakKeyDictionary()
+)
+
+
+def call_of(function: Specialized[Any, Any], keys: tuple[Key, ...], inner: Any) -> Call:
+    """Return the call of a decorated function with arguments of these keys.
+
+    keys: of the arguments, from `Leaves.key`. inner: from `Leaves.inner_axis`. Raises the errors of
+    a call that concern arguments and the function.
+    """
+    if function._unchanged is not None and not function._unchanged():
+        function._renew()
+    known = _calls.setdefault(function, {})
+    found = known.get((keys, inner))
+    graphs = function._specializer.kept.graphs
+    if found is not None and graphs.find(found.signature) is found.graph:
+        return found
+    if len(known) >= _MOST_CALLS:
+        known.clear()
+    call = known[keys, inner] = _new_call(function, keys, inner)
+    return call
+
+
+def _new_call(function: Specialized[Any, Any], keys: tuple[Key, ...], inner: Any) -> Call:
+    leaves = flattened(tuple(map(_stand_in, keys)), function._parameters)
+    names = names_of(leaves, function._parameters)
+    signature = tuple(_spec(leaf, name) for leaf, name in zip(leaves, names, strict=True))
+    if inner is not None:
+        signature = with_inner_axes(signature, _shapes(leaves, *inner))
+    graph, _ = function._specializer.tracer.graph(signature)
+    weights = [v.key[1:] for v in leaves if isinstance(v, _Leaf) and v.key[0] == WEIGHT]
+    inputs = "".join(_input(v) for v in leaves)
+    text = CallText(function.options, inputs, tuple(Stored(*w) for w in weights), Program.of(graph))
+    results = graph.returns_tuple if graph.results is None else graph.results
+    return Call(signature, graph, str(text), results)
+
+
+def _stand_in(key: Key) -> Any:
+    """Return an argument with this key: its containers, with a `_Leaf` for each array and weight."""
+    if key[0] == STATIC:
+        return key[1]
+    if key[0] != CONTAINER:
+        return _Leaf(key)
+    _, kind, names, entries = key
+    return together((kind, names, (None,) * len(entries)), map(_stand_in, entries))
+
+
+def _spec(leaf: Any, name: str) -> Spec:
+    """Return the spec of an argument. Raises ArgumentError for one that no kernel takes."""
+    if isinstance(leaf, Structure):
+        return StructureSpec(leaf)
+    if not isinstance(leaf, _Leaf):
+        return spec_of(name, leaf)
+    kind, *facts = leaf.key
+    if kind == NUMBER:
+        return ScalarSpec()
+    if kind == WEIGHT:
+        fmt, k, n, experts, _ = facts
+        return WeightSpec(fmt, k, n, experts=experts)
+    rank, dtype, width = facts
+    name_of_dtype = str(dtype).removeprefix("torch.")
+    if name_of_dtype in _IDS and rank:
+        return ids_spec((_LENGTH,) * rank)
+    float_type = FLOAT_TYPES.get(name_of_dtype)
+    if float_type is None:
+        got, cure = f"{name_of_dtype} of {rank} axes", f"use {name}.float()"
+        raise ArgumentError(expected(FLOATS, got, where=f"argument {name!r}", cure=cure))
+    if not rank:
+        return ScalarSpec(np.ndarray, float_type)
+    return array_spec((*(_LENGTH,) * (rank - 1), width), float_type=float_type)
+
+
+def _shapes(leaves: Sequence[Any], chosen: int, ones: Sequence[bool]) -> list[tuple[int, ...]]:
+    """Return shapes that stand for those of arguments, in which rows have several experts.
+
+    chosen: how many. ones: of each array, whether it has an inner axis of 1.
+    """
+    keys = [v.key if isinstance(v, _Leaf) and v.key[0] == ARRAY else None for v in leaves]
+    ids_rank = max(key[1] for key in keys if key and not key[2].is_floating_point)
+    is_one = iter(ones)
+    shapes: list[tuple[int, ...]] = []
+    for key in keys:
+        if key is None:
+            shapes.append(())
+            continue
+        _, rank, dtype, width = key
+        columns = (width,) if dtype.is_floating_point else ()
+        lengths = [_LENGTH] * (rank - len(columns))
+        inner = 1 if next(is_one) else chosen
+        if lengths and rank == ids_rank + len(columns):
+            lengths[-1] = inner
+        shapes.append((*lengths, *columns))
+    return shapes
+
+
+def _input(leaf: Any) -> str:
+    """Return the letter of a leaf in `CallText.inputs`; none for one that is part of the program."""
+    return {ARRAY: "a", WEIGHT: "w", NUMBER: "n"}[leaf.key[0]] if isinstance(leaf, _Leaf) else ""
+
+
+# --- the text -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class CallText:
+    """What the operator's text says.
+
+    Attributes:
+        options: of the decorated function.
+        inputs: of each argument of the program, a letter: `a` for the next of the arrays, `w` for
+            the next of the weights, `n` for the next of the numbers.
+        weights: what the blocks of weights are.
+        program: what is computed.
+    """
+
+    options: Options
+    inputs: str
+    weights: tuple[Stored, ...]
+    program: Program
+
+    def __str__(self) -> str:
+        head = {**asdict(self.options), "inputs": self.inputs, "weights": self.weights}
+        return f"{json.dumps(head)}\n{self.program.text}"
+
+    @classmethod
+    def parse(cls, text: str) -> "CallText":
+        """Return the content of a text. Raises ArgumentError for one that is damaged."""
+        first, _, rest = text.partition("\n")
+        try:
+            head = json.loads(first)
+        except (ValueError, RecursionError) as error:
+            raise ArgumentError(expected("JSON", str(error), where=_WHERE)) from None
+        check_fields(head, _WHERE, _RULES, error=ArgumentError)
+        inputs, stored = head.pop("inputs"), tuple(Stored(*w) for w in head.pop("weights"))
+        program = Program.parse(rest)
+        own = [a.facts for a in program.arguments if isinstance(a, WeightArgument)]
+        if [w[:-1] for w in stored] != own:
+            got = shown([str(w) for w in stored])
+            raise ArgumentError(expected(f"the weights of {program.name}", got, where=_WHERE))
+        kinds = "".join(_letters(argument) for argument in program.arguments)
+        if len(inputs) != len(program.arguments) or any(
+            letter not in _letters(argument)
+            for letter, argument in zip(inputs, program.arguments, strict=True)
+        ):
+            raise ArgumentError(expected(kinds, shown(inputs), where=f"{_WHERE}.inputs"))
+        return cls(Options(**head), inputs, stored, program)
+
+
+def _letters(argument: Argument) -> str:
+    """Return the letters that an argument of a program may have in `CallText.inputs`."""
+    if isinstance(argument, WeightArgument):
+        return "w"
+    return "na" if isinstance(argument, NumberArgument) else "a"
+
+
+def _is_stored(value: Any) -> bool:
+    kinds = [str, int, int, int, str]
+    return (
+        isinstance(value, list)
+        and list(map(type, value)) == kinds
+        and value[0] in FORMATS
+        and value[-1] in LAYOUTS
+    )
+
+
+_WHERE: Final = "the text of q4jit::call"
+_RULES: Final[Rules] = {
+    **dict.fromkeys(Options.__dataclass_fields__, ANYTHING),  # Options checks them
+    "inputs": (lambda v: isinstance(v, str), "a text"),
+    "weights": (
+        lambda v: isinstance(v, list) and all(map(_is_stored, v)),
+        "a list of [format, K, N, experts, layout]",
+    ),
+}

@@ -1,0 +1,97 @@
+"""Take the arguments of a call apart, in code that PyTorch's compiler can trace.
+
+A *key* says what a leaf is; it consists of Python's own constants. Lengths of leading axes are not
+in it, so that one compiled graph serves any number of rows.
+"""
+
+import dataclasses
+from typing import Any, Final
+
+import torch
+
+from q4jit.torch.memory import blocks_of, stored_of
+from q4jit.torch.weight import Weight
+from q4jit.weights.experts import ExpertTensor
+from q4jit.weights.tensor import QuantizedTensor
+
+ARRAY: Final = "array"
+WEIGHT: Final = "weight"
+NUMBER: Final = "number"
+STATIC: Final = "static"
+CONTAINER: Final = "container"
+
+Key = tuple[Any, ...]
+
+
+class Leaves:
+    """The leaves of a call, in their order.
+
+    Attributes:
+        all: all leaves.
+        arrays: tensors of floats and of ids.
+        weights: the blocks of weights.
+        numbers: floats.
+    """
+
+    def __init__(self) -> None:
+        self.all: list[Any] = []
+        self.arrays: list[Any] = []
+        self.weights: list[Any] = []
+        self.numbers: list[float] = []
+        self._has_experts = False
+
+    def key(self, value: Any) -> Key:
+        """Return the key of an argument, and keep its leaves."""
+        if isinstance(value, dict | list | tuple) or dataclasses.is_dataclass(value):
+            return self._container(value)
+        self.all.append(value)
+        if isinstance(value, torch.Tensor):
+            self.arrays.append(value)
+            # the last axis of ids is one of rows
+            width = value.shape[-1] if value.dim() and value.is_floating_point() else 0
+            return ARRAY, value.dim(), value.dtype, width
+        if isinstance(value, Weight):
+            self.weights.append(value.blocks)
+            self._has_experts |= value.experts > 0
+            return WEIGHT, value.format, value.K, value.N, value.experts, value.layout
+        if isinstance(value, QuantizedTensor | ExpertTensor):
+            # the compiler guards the identity, so that no other weight gets this one's blocks
+            self.weights.append(blocks_of(value, id(value)))
+            stored = stored_of(value, id(value))
+            self._has_experts |= stored[3] > 0
+            return WEIGHT, *stored
+        if isinstance(value, float):
+            self.numbers.append(value)
+            return (NUMBER,)
+        return STATIC, value
+
+    def _container(self, value: Any) -> Key:
+        kind = type(value)
+        if isinstance(value, dict):
+            names, entries = tuple(value.keys()), list(value.values())
+        elif isinstance(value, list | tuple):
+            names, entries = (), list(value)
+        else:
+            names = tuple([field.name for field in dataclasses.fields(value)])
+            entries = [getattr(value, name) for name in names]
+        return CONTAINER, kind, names, tuple([self.key(entry) for entry in entries])
+
+    def inner_axis(self) -> tuple[int, tuple[bool, ...]] | None:
+        """Return the number of experts that are chosen per row, if it has to be known.
+
+        Then it is the length of an inner axis (`frontend.specs.with_inner_axes`): the second value
+        says which arrays have an inner axis of 1 instead.
+        """
+        if not self._has_experts:
+            return None
+        ids = [a for a in self.arrays if not a.is_floating_point()]
+        rank = max([a.dim() for a in ids], default=0)
+        if not rank:
+            return None
+        chosen = [a for a in ids if a.dim() == rank][0].shape[-1]
+        floats = [a for a in self.arrays if a.is_floating_point()]
+        ones = tuple([a.dim() == rank + 1 and bool(a.shape[-2] == 1) for a in self.arrays])
+        several = rank > 1 and any(a.dim() == rank for a in floats)
+        if several or (bool(chosen != 1) and any(ones)):
+            return int(chosen), ones
+        return None

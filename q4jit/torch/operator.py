@@ -1,0 +1,139 @@
+"""The operator `q4jit::call`, which runs every decorated function in programs of PyTorch.
+
+    call(Tensor[] arrays, Tensor[] weights, float[] numbers, str text) -> Tensor[]
+
+`calls.py` says what the text holds. A text is read once; from then on the operator finds the
+function that it describes, and runs its kernels on the tensors' own memory.
+"""
+
+import functools
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from q4jit.arrays.dtypes import FLOATS
+from q4jit.arrays.host_tensors import host_tensor
+from q4jit.dispatcher import Specialized
+from q4jit.errors import ArgumentError, expected
+from q4jit.floats import FLOAT_NAMES, FLOAT_TYPES
+from q4jit.frontend.programs.arguments import Argument, ArrayArgument, IdsArgument
+from q4jit.frontend.shapes import ONE, LeadingAxis
+from q4jit.frontend.specs import ArraySpec, IdsSpec, ScalarSpec, Spec
+from q4jit.torch.calls import CallText
+from q4jit.torch.memory import weight_in
+
+_MOST_TEXTS: Final = 1 << 12
+_library: Final = torch.library.Library("q4jit", "DEF")
+_library.define("call(Tensor[] arrays, Tensor[] weights, float[] numbers, str text) -> Tensor[]")
+
+
+class Operation:
+    """The function of a text, ready to be called.
+
+    Attributes:
+        text: the text.
+        function: the function, specialised.
+    """
+
+    def __init__(self, text: str) -> None:
+        """Read a text. Raises ArgumentError for one that is damaged."""
+        self.text = CallText.parse(text)
+        self.function: Specialized[Any, Any] = Specialized(self.text.program, self.text.options)
+
+    def run(
+        self, arrays: Sequence[Tensor], weights: Sequence[Tensor], numbers: Sequence[float]
+    ) -> list[Tensor]:
+        """Run the kernels on tensors, and return the results."""
+        stored = iter(self.text.weights)
+        values = {"a": iter(arrays), "n": iter(numbers), "w": iter(weights)}
+        args: list[Any] = []
+        for letter in self.text.inputs:
+            value: Any = next(values[letter])
+            args.append(weight_in(value, next(stored)) if letter == "w" else value)
+        results = self.function._run(tuple(args), None)
+        return [host_tensor(r) if isinstance(r, np.ndarray) else r for r in results]
+
+    def like_results(self, arrays: Sequence[Tensor], weights: Sequence[Tensor]) -> list[Tensor]:
+        """Return tensors of the results' shapes and dtypes, whose lengths may be symbols."""
+        values = iter(arrays)
+        signature, leads = [], []
+        for letter, argument in zip(self.text.inputs, self.text.program.arguments, strict=True):
+            array = next(values) if letter == "a" else None
+            lead = _lead(argument, array)
+            leads.append(lead)
+            signature.append(_spec(argument, array, lead))
+        graph, _ = self.function._specializer.tracer.graph(tuple(signature))
+        lead = _broadcast(leads)
+        like = arrays[0] if arrays else weights[0]
+        made = []
+        for node, float_type in zip(graph.outputs, graph.result_types, strict=True):
+            shape = [lead[-d.axis] if isinstance(d, LeadingAxis) else int(d) for d in node.shape]
+            made.append(like.new_empty(shape, dtype=getattr(torch, FLOAT_NAMES[float_type])))
+        return made
+
+
+def _lead(argument: Argument, array: Tensor | None) -> tuple[Any, ...]:
+    """Return the leading dimensions of an array, which may be symbols of PyTorch's."""
+    if array is None or not isinstance(argument, ArrayArgument | IdsArgument):
+        return ()
+    shape = tuple(array.shape)
+    lead = shape[: len(shape) - len(argument.fixed)]
+    if len(lead) != argument.leading or not argument.accepts(shape):
+        got = f"shape {list(shape)}"
+        raise ArgumentError(expected(str(argument), got, where=f"argument {argument.name!r}"))
+    return lead
+
+
+def _spec(argument: Argument, array: Tensor | None, lead: tuple[Any, ...]) -> Spec:
+    axes = range(len(lead), 0, -1)
+    # a symbol is not compared with 1, because that would fix it
+    shape = tuple(
+        ONE if isinstance(length, int) and length == 1 else LeadingAxis(axis)
+        for axis, length in zip(axes, lead, strict=True)
+    )
+    spec = argument.spec(shape)
+    if array is None or isinstance(spec, IdsSpec):
+        return spec
+    float_type = FLOAT_TYPES.get(str(array.dtype).removeprefix("torch."))
+    if float_type is None:
+        where = f"argument {argument.name!r}"
+        raise ArgumentError(expected(FLOATS, str(array.dtype), where=where))
+    if isinstance(spec, ArraySpec):
+        return replace(spec, float_type=float_type)
+    return ScalarSpec(np.ndarray, float_type)
+
+
+def _broadcast(leads: Sequence[tuple[Any, ...]]) -> tuple[Any, ...]:
+    """Return the common leading dimensions; the launch checks that they broadcast."""
+    common = []
+    for axis in range(max(map(len, leads), default=0), 0, -1):
+        lengths = [lead[-axis] for lead in leads if len(lead) >= axis]
+        open_ = (length for length in lengths if not (isinstance(length, int) and length == 1))
+        common.append(next(open_, 1))
+    return tuple(common)
+
+
+operation_of: Final = functools.lru_cache(maxsize=_MOST_TEXTS)(Operation)
+"""Return the operation of a text: the same one for the same text."""
+
+
+def _run(
+    arrays: list[Tensor], weights: list[Tensor], numbers: list[float], text: str
+) -> list[Tensor]:
+    return operation_of(text).run(arrays, weights, numbers)
+
+
+def _fake(
+    arrays: list[Tensor], weights: list[Tensor], numbers: list[float], text: str
+) -> list[Tensor]:
+    return operation_of(text).like_results(arrays, weights)
+
+
+for _key in ("CPU", "CUDA"):
+    _library.impl("call", _run, _key)
+torch.library.register_fake("q4jit::call", _fake, lib=_library)
+call: Final = torch.ops.q4jit.call.default
