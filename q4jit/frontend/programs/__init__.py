@@ -1,0 +1,1 @@
+"""Traced functions as text, which programs without the function's source read, and gradients."""
