@@ -13,7 +13,7 @@ from q4jit.errors import ArgumentError
 from q4jit.frontend.containers import MAPPINGS, Apart, fields_of, together
 from q4jit.frontend.structures import Results
 from q4jit.torch.calls import call_of
-from q4jit.torch.leaves import Key, Leaves
+from q4jit.torch.leaves import Key, Leaves, holds_weight
 from q4jit.torch.operator import call
 from q4jit.torch.weight import Weight
 
@@ -55,8 +55,9 @@ class TorchBridge:
                 f"{function._name}: out= cannot be combined with gradients, autocasting or "
                 "torch.compile; use the result that the call returns"
             )
-        leaves = Leaves()
-        keys = tuple([leaves.key(value) for value in _positional(function, args, kwargs)])
+        values = _positional(function, args, kwargs)
+        leaves = Leaves(autocast=any([holds_weight(value) for value in values]))
+        keys = tuple([leaves.key(value) for value in values])
         inner = leaves.inner_axis()
         text = _text_of(function, id(function), keys, inner)
         made = call(leaves.arrays, leaves.weights, leaves.numbers, text)

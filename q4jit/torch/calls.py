@@ -61,11 +61,11 @@ class Call(NamedTuple):
     results: Results | bool
 
 
-@dataclass(frozen=True)
 class _Leaf:
-    """Stands for an array, a weight or a number of a call."""
+    """Stands for an array, a weight or a number of a call. It is no dataclass: not a container."""
 
-    key: Key
+    def __init__(self, key: Key) -> None:
+        self.key = key
 
 
 _calls: weakref.WeakKeyDictionary[Specialized[Any, Any], dict[Any, Call]] = (

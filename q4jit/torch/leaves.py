@@ -20,6 +20,12 @@ NUMBER: Final = "number"
 STATIC: Final = "static"
 CONTAINER: Final = "container"
 
+# tuples, because PyTorch's compiler cannot trace `list | tuple`
+_SEQUENCES: Final = (list, tuple)
+_CONTAINERS: Final = (dict, *_SEQUENCES)
+_TENSORS: Final = (QuantizedTensor, ExpertTensor)
+_WEIGHTS: Final = (Weight, *_TENSORS)
+
 Key = tuple[Any, ...]
 
 
@@ -33,7 +39,9 @@ class Leaves:
         numbers: floats.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, autocast: bool) -> None:
+        """Start without leaves. autocast: cast arrays as PyTorch's autocasting does."""
+        self._autocast = autocast
         self.all: list[Any] = []
         self.arrays: list[Any] = []
         self.weights: list[Any] = []
@@ -42,10 +50,12 @@ class Leaves:
 
     def key(self, value: Any) -> Key:
         """Return the key of an argument, and keep its leaves."""
-        if isinstance(value, dict | list | tuple) or dataclasses.is_dataclass(value):
+        if isinstance(value, _CONTAINERS) or dataclasses.is_dataclass(value):
             return self._container(value)
         self.all.append(value)
         if isinstance(value, torch.Tensor):
+            if self._autocast:
+                value = _autocast(value)
             self.arrays.append(value)
             # the last axis of ids is one of rows
             width = value.shape[-1] if value.dim() and value.is_floating_point() else 0
@@ -54,9 +64,9 @@ class Leaves:
             self.weights.append(value.blocks)
             self._has_experts |= value.experts > 0
             return WEIGHT, value.format, value.K, value.N, value.experts, value.layout
-        if isinstance(value, QuantizedTensor | ExpertTensor):
+        if isinstance(value, _TENSORS):
             # the compiler guards the identity, so that no other weight gets this one's blocks
-            self.weights.append(blocks_of(value, id(value)))
+            self.weights.append(blocks_of(value))
             stored = stored_of(value, id(value))
             self._has_experts |= stored[3] > 0
             return WEIGHT, *stored
@@ -69,7 +79,7 @@ class Leaves:
         kind = type(value)
         if isinstance(value, dict):
             names, entries = tuple(value.keys()), list(value.values())
-        elif isinstance(value, list | tuple):
+        elif isinstance(value, _SEQUENCES):
             names, entries = (), list(value)
         else:
             names = tuple([field.name for field in dataclasses.fields(value)])
@@ -95,3 +105,23 @@ class Leaves:
         if several or (bool(chosen != 1) and any(ones)):
             return int(chosen), ones
         return None
+
+
+def holds_weight(value: Any) -> bool:
+    """Return whether a value is a weight or a container with one."""
+    if isinstance(value, dict):
+        return any([holds_weight(entry) for entry in value.values()])
+    if isinstance(value, _SEQUENCES):
+        return any([holds_weight(entry) for entry in value])
+    if dataclasses.is_dataclass(value):
+        names = [field.name for field in dataclasses.fields(value)]
+        return any([holds_weight(getattr(value, name)) for name in names])
+    return isinstance(value, _WEIGHTS)
+
+
+def _autocast(array: torch.Tensor) -> torch.Tensor:
+    """Return a tensor in the dtype that autocasting prescribes for products on its device."""
+    kind = array.device.type
+    if array.dim() and array.is_floating_point() and torch.is_autocast_enabled(kind):
+        return array.to(torch.get_autocast_dtype(kind))
+    return array

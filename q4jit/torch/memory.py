@@ -174,28 +174,31 @@ def _reader(blocks: torch.Tensor) -> Callable[[], NDArray[np.uint8]]:
 # --- tensors of weights that are not PyTorch's ----------------------------------------------------
 
 
-@torch.compiler.assume_constant_result
-def blocks_of(weight: AnyWeight, identity: int) -> torch.Tensor:
+def blocks_of(weight: AnyWeight) -> torch.Tensor:
     """Return a tensor that shares the memory of a weight in GGUF's order: always the same one.
 
-    identity: its id, which PyTorch's compiler guards.
+    PyTorch's compiler reads the attribute, so it guards that it is that of the same weight.
     """
-    blocks = _tensors.get(weight)
-    if blocks is None:
-        with BUILD, warnings.catch_warnings():
-            # nothing writes to it: it is passed to operators that only read
-            warnings.filterwarnings("ignore", "The given NumPy array is not writable")
-            blocks = _tensors[weight] = torch.from_numpy(weight.raw.reshape(-1))
-            stored = Stored(*stored_of(weight, identity))
-            _remember(blocks, stored, weakref.ref(weight))
+    _prepare(weight, id(weight))
+    blocks: torch.Tensor = weight._tensor
     return blocks
 
 
 @torch.compiler.assume_constant_result
+def _prepare(weight: AnyWeight, identity: int) -> None:
+    """Give a weight its tensor, if it has none yet. identity: its id, for the compiler's guard."""
+    if weight._tensor is not None:
+        return
+    with BUILD, warnings.catch_warnings():
+        # nothing writes to it: it is passed to operators that only read
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+        blocks = torch.from_numpy(weight.raw.reshape(-1))
+        _remember(blocks, Stored(*stored_of(weight, identity)), weakref.ref(weight))
+        weight._tensor = blocks
+
+
+@torch.compiler.assume_constant_result
 def stored_of(weight: AnyWeight, identity: int) -> tuple[str, int, int, int, str]:
-    """Return what `blocks_of` holds: format, K, N, experts and layout."""
+    """Return what `blocks_of` holds: format, K, N, experts and layout; identity: as above."""
     experts, k, n = (0, *weight.shape)[-3:]
     return weight.format, k, n, experts, GGUF
-
-
-_tensors: weakref.WeakKeyDictionary[AnyWeight, torch.Tensor] = weakref.WeakKeyDictionary()

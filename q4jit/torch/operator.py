@@ -8,21 +8,19 @@ function that it describes, and runs its kernels on the tensors' own memory.
 
 import functools
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any, Final
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from q4jit.arrays.dtypes import FLOATS
 from q4jit.arrays.host_tensors import host_tensor
+from q4jit.conversions import tensor_dtype
 from q4jit.dispatcher import Specialized
 from q4jit.errors import ArgumentError, expected
-from q4jit.floats import FLOAT_NAMES, FLOAT_TYPES
-from q4jit.frontend.programs.arguments import Argument, ArrayArgument, IdsArgument
-from q4jit.frontend.shapes import ONE, LeadingAxis
-from q4jit.frontend.specs import ArraySpec, IdsSpec, ScalarSpec, Spec
+from q4jit.floats import FLOAT_NAMES
+from q4jit.frontend.programs.arguments import Argument, ArrayArgument
+from q4jit.frontend.shapes import ONE, LeadingAxis, Shape
 from q4jit.torch.calls import CallText
 from q4jit.torch.memory import weight_in
 
@@ -60,13 +58,11 @@ class Operation:
     def like_results(self, arrays: Sequence[Tensor], weights: Sequence[Tensor]) -> list[Tensor]:
         """Return tensors of the results' shapes and dtypes, whose lengths may be symbols."""
         values = iter(arrays)
-        signature, leads = [], []
-        for letter, argument in zip(self.text.inputs, self.text.program.arguments, strict=True):
-            array = next(values) if letter == "a" else None
-            lead = _lead(argument, array)
-            leads.append(lead)
-            signature.append(_spec(argument, array, lead))
-        graph, _ = self.function._specializer.tracer.graph(tuple(signature))
+        pairs = zip(self.text.inputs, self.text.program.arguments, strict=True)
+        leads = [_lead(a, next(values)) if letter == "a" else () for letter, a in pairs]
+        specs = zip(self.text.program.arguments, leads, strict=True)
+        signature = tuple(argument.spec(_axes(lead)) for argument, lead in specs)
+        graph, _ = self.function._specializer.tracer.graph(signature)
         lead = _broadcast(leads)
         like = arrays[0] if arrays else weights[0]
         made = []
@@ -76,35 +72,29 @@ class Operation:
         return made
 
 
-def _lead(argument: Argument, array: Tensor | None) -> tuple[Any, ...]:
-    """Return the leading dimensions of an array, which may be symbols of PyTorch's."""
-    if array is None or not isinstance(argument, ArrayArgument | IdsArgument):
-        return ()
-    shape = tuple(array.shape)
-    lead = shape[: len(shape) - len(argument.fixed)]
-    if len(lead) != argument.leading or not argument.accepts(shape):
-        got = f"shape {list(shape)}"
-        raise ArgumentError(expected(str(argument), got, where=f"argument {argument.name!r}"))
+def _lead(argument: Argument, array: Tensor) -> tuple[Any, ...]:
+    """Return the leading dimensions of an array, which may be symbols of PyTorch's.
+
+    Raises ArgumentError for an array that does not fit.
+    """
+    shape, dtype = tuple(array.shape), tensor_dtype(array)
+    fixed = getattr(argument, "fixed", ())
+    lead = shape[: len(shape) - len(fixed)]
+    fits = len(lead) == getattr(argument, "leading", 0) and shape[len(lead) :] == fixed
+    if isinstance(argument, ArrayArgument):
+        fits &= dtype == FLOAT_NAMES[argument.float_type]
+    if not fits:
+        got, where = f"{dtype} {list(shape)}", f"argument {argument.name!r}"
+        raise ArgumentError(expected(str(argument), got, where=where))
     return lead
 
 
-def _spec(argument: Argument, array: Tensor | None, lead: tuple[Any, ...]) -> Spec:
-    axes = range(len(lead), 0, -1)
-    # a symbol is not compared with 1, because that would fix it
-    shape = tuple(
+def _axes(lead: tuple[Any, ...]) -> Shape:
+    # a symbol is not compared with 1, because that would fix its value
+    return tuple(
         ONE if isinstance(length, int) and length == 1 else LeadingAxis(axis)
-        for axis, length in zip(axes, lead, strict=True)
+        for axis, length in zip(range(len(lead), 0, -1), lead, strict=True)
     )
-    spec = argument.spec(shape)
-    if array is None or isinstance(spec, IdsSpec):
-        return spec
-    float_type = FLOAT_TYPES.get(str(array.dtype).removeprefix("torch."))
-    if float_type is None:
-        where = f"argument {argument.name!r}"
-        raise ArgumentError(expected(FLOATS, str(array.dtype), where=where))
-    if isinstance(spec, ArraySpec):
-        return replace(spec, float_type=float_type)
-    return ScalarSpec(np.ndarray, float_type)
 
 
 def _broadcast(leads: Sequence[tuple[Any, ...]]) -> tuple[Any, ...]:

@@ -105,18 +105,20 @@ class Weight(nn.Module):
         old = self.blocks.device
         new = fn(torch.empty(0, dtype=torch.uint8, device=old)).device
         layout = layout_on(new, self.format, self.K, self.N, self.experts, self.lookup)
-        if layout == self.layout or "meta" in (old.type, new.type):
-            super()._apply(fn, recurse)
-            self.layout = layout if old.type == "meta" else self.layout
+        if old.type == "meta" and new.type != "meta":  # nothing to keep: `to_empty`
+            self.layout = layout
+            self.blocks = torch.empty(self.stored.nbytes, dtype=torch.uint8, device=new)
             return self
+        if layout == self.layout or new.type == "meta":
+            return super()._apply(fn, recurse)
         self._hold(self.tensor(), new)
         return self
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Weight":
         """Return a copy with memory of its own."""
-        new = copy.copy(self)
-        new._buffers = {"blocks": self.blocks.clone()}
-        memo[id(self)] = new
+        new = memo[id(self)] = type(self).__new__(type(self))
+        state = {name: v for name, v in self.__dict__.items() if name != "_buffers"}
+        new.__dict__.update(copy.deepcopy(state, memo), _buffers={"blocks": self.blocks.clone()})
         return new
 
     def __getstate__(self) -> dict[str, Any]:

@@ -35,6 +35,7 @@ class QuantizedTensor(RightOperand):
         "_scale_facts",
         "_shape",
         "_signature",
+        "_tensor",
     )
     _name: ClassVar[str] = "w"
     _axes: ClassVar[str] = "(K, N)"
@@ -45,6 +46,7 @@ class QuantizedTensor(RightOperand):
     _scale_facts: tuple[bool, bool] | None
     _shape: tuple[int, int]
     _signature: tuple[str, int, int, bool, bool] | None
+    _tensor: Any  # q4jit.torch keeps PyTorch's view of the blocks here
 
     def __init__(self, *_: object, **__: object) -> None:
         """Raise ArgumentError: tensors are made by functions that check their bytes."""
@@ -68,6 +70,7 @@ class QuantizedTensor(RightOperand):
         w._resident = ResidentCopies(fmt, w._raw)
         w._scale_facts = None  # finite, suits_f16
         w._signature = None
+        w._tensor = None
         return w
 
     @classmethod
