@@ -203,6 +203,8 @@ def read(text: object) -> Content:
     arguments = tuple(_argument(a, i) for i, a in enumerate(data["arguments"]))
     _check_names(arguments)
     operations = tuple(_operation(n, i, arguments) for i, n in enumerate(data["operations"]))
+    if not any(isinstance(a, WeightArgument) and a.experts for a in arguments):
+        _check_axes(arguments, operations)
     rules: Rules = {"of": _whole(0, len(operations)), "type": one_of(FLOAT_BYTES)}
     for i, output in enumerate(data["outputs"]):
         check_fields(output, f"{_WHERE}.outputs[{i}]", rules, error=ArgumentError)
@@ -246,6 +248,21 @@ def _check_names(arguments: Sequence[AnyArgument]) -> None:
             where = f"{_WHERE}.arguments[{i}].name"
             raise ArgumentError(expected("a name of its own", repr(argument.name), where=where))
         names[argument.name] = None
+
+
+def _check_axes(arguments: Sequence[AnyArgument], operations: Sequence[Operation]) -> None:
+    """Raise ArgumentError for the inner axes that values of experts have."""
+    reason = "as no argument is an expert tensor"
+    for i, argument in enumerate(arguments):
+        most = {ArrayArgument: 1, IdsArgument: 0}.get(type(argument), 0)
+        fixed = getattr(argument, "fixed", ())
+        if len(fixed) > most:
+            what, where = "one length" if most else "no length", f"{_WHERE}.arguments[{i}].fixed"
+            raise ArgumentError(expected(f"{what}, {reason}", shown(list(fixed)), where=where))
+    for i, operation in enumerate(operations):
+        if operation.op == "load" and operation.adds_axis:
+            where = f"{place_of_operation(i)}.adds_axis"
+            raise ArgumentError(expected(f"False, {reason}", "True", where=where))
 
 
 def _operation(data: Any, number: int, arguments: Sequence[AnyArgument]) -> Operation:
