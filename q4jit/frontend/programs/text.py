@@ -24,6 +24,9 @@ from q4jit.frontend.programs.operations import (
 )
 from q4jit.weights.formats import FORMATS
 
+LONGEST_NAME: Final = 41
+"""The letters of a name: one more than those of a graph have."""
+
 _WHERE: Final = "program"  # how errors call the text
 _VERSION: Final = 1
 _MOST_LETTERS: Final = 1 << 24
@@ -31,8 +34,6 @@ _MOST_ARGUMENTS: Final = 1 << 12
 _MOST_OPERATIONS: Final = 1 << 16
 _MOST_LEADING: Final = 32  # NumPy broadcasts at most this many
 _MOST_ELEMENTS: Final = 1 << 31  # of an axis
-_LONGEST_NAME: Final = 41  # a letter more than names of graphs have
-
 _SPECIAL: Final[dict[str, float]] = {
     "inf": float("inf"),
     "-inf": -float("inf"),
@@ -79,7 +80,7 @@ def _list(most: int, least: int = 0, rule: Rule | None = None) -> Rule:
 def _is_name(value: object) -> bool:
     return (
         isinstance(value, str)
-        and len(value) <= _LONGEST_NAME
+        and len(value) <= LONGEST_NAME
         and value.isascii()
         and value.isidentifier()
         and not keyword.iskeyword(value)
@@ -87,7 +88,7 @@ def _is_name(value: object) -> bool:
     )
 
 
-_NAME: Final[Rule] = (_is_name, f"a name of at most {_LONGEST_NAME} ASCII letters, not 'out'")
+_NAME: Final[Rule] = (_is_name, f"a name of at most {LONGEST_NAME} ASCII letters, not 'out'")
 _SIZE: Final = _whole(1, _MOST_ELEMENTS)
 _LEADING: Final = _whole(0, _MOST_LEADING + 1)
 _VALUE: Final[Rule] = (
