@@ -203,7 +203,10 @@ class _Division:
         whole: Any = self._whole(y)
         whole = whole.redistribute(placements=style.output_layouts)
         if not module._adds_bias and module.bias is not None:
-            whole = whole + DTensor.from_local(module.bias, self.mesh, _ALL, run_check=False)
+            bias: Tensor = module.bias
+            if torch.is_autocast_enabled(y.device.type):
+                bias = bias.to(y.dtype)  # as the kernels do
+            whole = whole + DTensor.from_local(bias, self.mesh, _ALL, run_check=False)
         return whole.to_local() if style.use_local_output else whole
 
     def _whole(self, y: Tensor) -> DTensor:
