@@ -51,7 +51,11 @@ class Operation:
         args: list[Any] = []
         for letter in self.text.inputs:
             value: Any = next(values[letter])
-            args.append(weight_in(value, next(stored)) if letter == "w" else value)
+            if letter == "w":
+                value = weight_in(value, next(stored))
+            elif letter == "a" and value.dtype is torch.float64 and not value.dim():
+                value = value.item()  # a float that changes from call to call
+            args.append(value)
         results = self.function._run(tuple(args), None)
         return [host_tensor(r) if isinstance(r, np.ndarray) else r for r in results]
 
