@@ -19,7 +19,7 @@ from q4jit.arrays.dtypes import F32
 from q4jit.arrays.host_tensors import are_on_host, arrays_of, is_host_tensor, tensors_of
 from q4jit.arrays.libraries import with_views
 from q4jit.arrays.specs import shape_key, stand_in
-from q4jit.arrays.torch_tensors import tensor_facts
+from q4jit.arrays.torch_tensors import arrays_sharing, tensor_facts
 from q4jit.dispatch import pytorch
 from q4jit.dispatch.nested import hold_symbols, leaves_to_prepare, trace_through
 from q4jit.dispatch.options import Options, unknown_arguments
@@ -161,6 +161,11 @@ class Specialized(PickledAsFunction, Generic[_P, _R]):
 
     def _run(self, args: tuple[Any, ...], out: Any) -> Any:
         """Run a call on the memory of its arguments."""
+        if out is None and (arrays := arrays_sharing(args)) is not None:
+            launch = self._launches.get(tuple([shape_key(value) for value in arrays]))
+            if launch is not None:
+                self._hits += 1
+                return tensors_of(launch(arrays))
         facts, on_host = None, False
         if not _PLAIN.issuperset(map(type, args)):
             facts = tensor_facts(args, out)

@@ -10,7 +10,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from q4jit.arrays.dtypes import FLOATS
+from q4jit.arrays.dtypes import F32, FLOATS
 from q4jit.arrays.torch_tensors import check_tensor
 from q4jit.arrays.views import DeviceView
 from q4jit.conversions import as_argument, as_tensor, has_values, is_tensor, tensor_dtype
@@ -110,6 +110,8 @@ def _may_be_result(value: Any) -> bool:
 
 def tensors_of(results: Any) -> Any:
     """Return results with tensors that share memory in place of arrays."""
+    if type(results) is np.ndarray:
+        return host_tensor(results)
     apart = Apart()
     tree = apart.tree(results)
     leaves = (host_tensor(v) if isinstance(v, np.ndarray) else v for v in apart.leaves)
@@ -119,6 +121,6 @@ def tensors_of(results: Any) -> Any:
 def host_tensor(array: NDArray[Any]) -> Any:
     """Return the tensor that shares an array's memory."""
     torch = sys.modules["torch"]
-    if float_type_of(array.dtype) == "bf16":
+    if array.dtype is not F32 and float_type_of(array.dtype) == "bf16":
         return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
     return torch.from_numpy(array)

@@ -21,6 +21,8 @@ from q4jit.weights.tensor import QuantizedTensor
 _NUMBERS: Final = frozenset({float, np.float32, np.float64})
 _ALIGNMENT_MASK: Final = 7  # of four f16 or bf16 numbers, which kernels load at once
 _STATIC: Final = frozenset({bool, int, str, type(None), Structure})  # compiled into kernels
+_WEIGHTS: Final = frozenset({QuantizedTensor, ExpertTensor})
+_NO_ARRAYS: Final = _NUMBERS | _STATIC | _WEIGHTS
 
 
 def torch_view(torch: Any, tensor: Any, name: str) -> DeviceView | None:
@@ -80,6 +82,7 @@ def _torch_dtype(dtype: object) -> str:
 
 @functools.cache
 def torch_platform(torch: Any) -> str:
+    """Return the platform of the GPUs that this PyTorch was built for."""
     return "amd" if torch.version.hip else "nvidia"
 
 
@@ -114,6 +117,38 @@ def _note_pytorch(torch: Any) -> None:
     if _pytorch is None or _pytorch.module is not torch:
         kinds = torch.Tensor, torch.nn.Parameter
         _pytorch = _PyTorch(torch, *kinds, torch.is_grad_enabled, _stream_query(torch))
+
+
+def arrays_sharing(args: Sequence[Any]) -> list[Any] | None:
+    """Return the arguments of a call with arrays in place of PyTorch's tensors in host memory.
+
+    The arrays share the tensors' memory. None: an argument needs the full check, or there is no
+    such tensor.
+    """
+    if _pytorch is None:
+        return None
+    _, tensor, parameter, tracks_gradients, _ = _pytorch
+    values: list[Any] = []
+    found = False
+    try:
+        for value in args:
+            kind = type(value)
+            if kind is tensor or kind is parameter:
+                if not value.is_cpu or not value.ndim:
+                    return None
+                if value.requires_grad:
+                    if tracks_gradients():
+                        return None
+                    value = value.detach()  # noqa: PLW2901 - the same memory
+                values.append(value.numpy())
+                found = True
+            elif kind in _NO_ARRAYS:
+                values.append(value)
+            else:
+                return None
+    except (RuntimeError, TypeError):  # sparse or negated tensors; dtypes that NumPy does not have
+        return None
+    return values if found else None
 
 
 def tensor_facts(args: Sequence[Any], out: Any) -> tuple[tuple[object, ...], list[int], int] | None:
