@@ -8,7 +8,7 @@ import dataclasses
 from typing import Any, Final
 
 import torch
-from torch.fx.experimental.symbolic_shapes import has_static_value
+from torch.fx.experimental.symbolic_shapes import guard_scalar, has_static_value
 
 from q4jit.torch.memory import blocks_of, stored_of
 from q4jit.torch.weight import Weight
@@ -61,7 +61,8 @@ class Leaves:
                 value = _autocast(value)
             self.arrays.append(value)
             # the last axis of ids is one of rows
-            width = value.shape[-1] if value.dim() and value.is_floating_point() else 0
+            has_columns = value.dim() > 0 and value.is_floating_point()
+            width = guard_scalar(value.shape[-1]) if has_columns else 0
             return ARRAY, value.dim(), value.dtype, width
         if isinstance(value, Weight):
             self.weights.append(value.blocks)
@@ -73,7 +74,7 @@ class Leaves:
             stored = stored_of(id(value))
             self._has_experts |= stored[3] > 0
             return WEIGHT, *stored
-        if isinstance(value, float):
+        if isinstance(value, (float, torch.SymFloat)):
             if has_static_value(value):
                 self.numbers.append(value)
                 return (NUMBER,)
@@ -81,6 +82,8 @@ class Leaves:
             # compile again for every value; it only keeps those open that are multiplied or added.
             self.arrays.append(torch.ones((), dtype=torch.float64, device="cpu") * value)
             return (CHANGING_NUMBER,)
+        if isinstance(value, (int, torch.SymInt, torch.SymBool)):
+            value = guard_scalar(value)
         return STATIC, value
 
     def _container(self, value: Any) -> Key:
@@ -111,7 +114,7 @@ class Leaves:
         ones = tuple([a.dim() == rank + 1 and bool(a.shape[-2] == 1) for a in self.arrays])
         several = rank > 1 and any(a.dim() == rank for a in floats)
         if several or (bool(chosen != 1) and any(ones)):
-            return int(chosen), ones
+            return guard_scalar(chosen), ones
         return None
 
 
