@@ -92,7 +92,7 @@ class Weight(nn.Module):
         raw = weight.raw
         if self.layout != GGUF:
             packing = pack_experts if self.experts else pack
-            raw = packing(weight.block_format, self.layout, raw)
+            raw = packing(self.stored.block_format, self.layout, raw)
         blocks = torch.empty(self.stored.nbytes, dtype=torch.uint8)
         blocks.numpy()[...] = raw.reshape(-1)
         self.blocks = blocks.to(device)
