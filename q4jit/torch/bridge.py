@@ -13,6 +13,7 @@ from q4jit.errors import ArgumentError
 from q4jit.frontend.containers import MAPPINGS, Apart, fields_of, together
 from q4jit.frontend.structures import Results
 from q4jit.torch.calls import call_of
+from q4jit.torch.constants import object_of
 from q4jit.torch.leaves import Key, Leaves, holds_weight
 from q4jit.torch.operator import call
 from q4jit.torch.weight import Weight
@@ -59,9 +60,9 @@ class TorchBridge:
         leaves = Leaves(autocast=any([holds_weight(value) for value in values]))
         keys = tuple([leaves.key(value) for value in values])
         inner = leaves.inner_axis()
-        text = _text_of(function, id(function), keys, inner)
+        text = _text_of(id(function), keys, inner)
         made = call(leaves.arrays, leaves.weights, leaves.numbers, text)
-        results = _results_of(function, id(function), keys, inner)
+        results = _results_of(id(function), keys, inner)
         if isinstance(results, bool):
             return tuple(made) if results else made[0]
         return results.build(leaves.all, made)
@@ -73,37 +74,32 @@ def _positional(
     """Return the arguments of a call in the order of the parameters."""
     values = list(args)
     if kwargs or len(args) != len(function._parameters):
-        defaults = _defaults_of(function, id(function), len(args), tuple(kwargs))
+        defaults = _defaults_of(id(function), len(args), tuple(kwargs))
         for name, default in defaults:
             values.append(kwargs[name] if name in kwargs else default)
     return values
 
 
 @torch.compiler.assume_constant_result
-def _defaults_of(
-    function: Specialized[Any, Any], identity: int, given: int, named: tuple[str, ...]
-) -> tuple[tuple[str, Any], ...]:
+def _defaults_of(identity: int, given: int, named: tuple[str, ...]) -> tuple[tuple[str, Any], ...]:
     """Return the names and defaults of the parameters after the first `given`.
 
-    identity: the function's id, which PyTorch's compiler guards. Raises ArgumentError unless these
+    identity: the function's id. Raises ArgumentError unless these
     arguments fit the parameters.
     """
+    function = object_of(identity)
     values = positional(function, (None,) * given, dict.fromkeys(named))
     return tuple(zip(function._parameters[given:], values[given:], strict=True))
 
 
 @torch.compiler.assume_constant_result
-def _text_of(
-    function: Specialized[Any, Any], identity: int, keys: tuple[Key, ...], inner: Any
-) -> str:
-    return call_of(function, keys, inner).text
+def _text_of(identity: int, keys: tuple[Key, ...], inner: Any) -> str:
+    return call_of(object_of(identity), keys, inner).text
 
 
 @torch.compiler.assume_constant_result
-def _results_of(
-    function: Specialized[Any, Any], identity: int, keys: tuple[Key, ...], inner: Any
-) -> Results | bool:
-    return call_of(function, keys, inner).results
+def _results_of(identity: int, keys: tuple[Key, ...], inner: Any) -> Results | bool:
+    return call_of(object_of(identity), keys, inner).results
 
 
 # --- arguments ------------------------------------------------------------------------------------

@@ -67,7 +67,7 @@ class Leaves:
         if isinstance(value, _TENSORS):
             # the compiler guards the identity, so that no other weight gets this one's blocks
             self.weights.append(blocks_of(value))
-            stored = stored_of(value, id(value))
+            stored = stored_of(id(value))
             self._has_experts |= stored[3] > 0
             return WEIGHT, *stored
         if isinstance(value, float):
