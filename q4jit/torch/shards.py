@@ -30,7 +30,7 @@ def part(length: int, processes: int, rank: int) -> range:
 def check_divides(weight: Weight, axis: Axis, processes: int, where: str, instead: str) -> None:
     """Raise ArgumentError unless each process gets whole blocks, or at least one column.
 
-    where: the module. instead: another cure than fewer processes.
+    where: the module. instead: a cure beside another number of processes.
     """
     each = f"on each of {processes} processes"
     if axis == "N":
@@ -71,14 +71,6 @@ def take(whole: Tensor, dim: int | None, mesh: DeviceMesh) -> Tensor:
     return whole.narrow(dim, own.start, len(own)).contiguous()
 
 
-def take_blocks(whole: Tensor, weight: Weight, axis: Axis, mesh: DeviceMesh) -> Tensor:
-    """Return this process's part of an entry of a state: uint8 [columns, bytes of a column].
-
-    whole: of the whole weight, in the same form. weight: has its format.
-    """
-    return take(_blocks(whole, weight), _dim(axis), mesh).flatten(1)
-
-
 def own_part(whole: Tensor, dim: int | None, mesh: DeviceMesh, source: int | None) -> Tensor:
     """Return this process's part of a tensor along an axis, on the mesh's device.
 
@@ -98,18 +90,26 @@ def own_weight(weight: Weight, axis: Axis, mesh: DeviceMesh, source: int | None)
     source: as in `own_part`.
     """
     ((key, whole),) = weight.state_dict().items()
-    own = own_part(_blocks(whole, weight), _dim(axis), mesh, source)
-    n, blocks, _ = own.shape
-    k = blocks * weight.stored.block_format.block_elements
-    new = Weight.empty(weight.format, (k, n), device="meta", lookup=weight.lookup)
+    blocks, dim = _blocks(whole, weight, axis)
+    own = own_part(blocks, dim, mesh, source)
+    *experts, n, count, _ = own.shape
+    shape = (*experts, count * weight.stored.block_format.block_elements, n)
+    new = Weight.empty(weight.format, shape, device="meta", lookup=weight.lookup)
     if not own.is_meta:
-        new.load_state_dict({key: own.flatten(1)}, assign=True)
+        new.load_state_dict({key: own.flatten(-2)}, assign=True)
     return new
 
 
-def _blocks(whole: Tensor, weight: Weight) -> Tensor:
-    return whole.reshape(len(whole), -1, weight.stored.block_format.block_bytes)
+def own_entry(whole: Tensor, weight: Weight, axis: Axis, mesh: DeviceMesh) -> Tensor:
+    """Return this process's part of the entry that a weight has in a state.
+
+    whole: uint8 [N, column_bytes], or [E, N, column_bytes]. weight: has its format.
+    """
+    blocks, dim = _blocks(whole, weight, axis)
+    return take(blocks, dim, mesh).flatten(-2)
 
 
-def _dim(axis: Axis) -> int:
-    return 0 if axis == "N" else 1
+def _blocks(whole: Tensor, weight: Weight, axis: Axis) -> tuple[Tensor, int]:
+    """Return the blocks of an entry, uint8 [..., N, blocks, bytes], and the axis to divide."""
+    blocks = whole.reshape(*whole.shape[:-1], -1, weight.stored.block_format.block_bytes)
+    return blocks, blocks.dim() - (3 if axis == "N" else 2)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, distributed, nn
@@ -18,10 +19,10 @@ from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 from torch.distributed.tensor.debug import CommDebugMode
 from torch.distributed.tensor.parallel import parallelize_module
 
-from q4jit import ArgumentError
+from q4jit import ArgumentError, ExpertTensor, specialize
 from q4jit.precision import BOUNDS, relative_error
-from q4jit.torch import Linear
-from q4jit.torch.parallel import ColwiseLinear, RowwiseLinear
+from q4jit.torch import Embedding, Experts, Linear, Weight
+from q4jit.torch.parallel import ColwiseEmbedding, ColwiseLinear, FusedParallel, RowwiseLinear
 from q4jit.weights.reference import exact_products, random_weight
 from tests.support.torch.gloo import run_processes
 
@@ -219,6 +220,74 @@ def bfloat16_and_autocast(mesh: DeviceMesh) -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert own(rows(3)).dtype is whole(rows(3)).dtype
         close(own(rows(3)).float(), whole(rows(3)).float(), 2e-2)
+
+
+@check
+def embeddings_divide_their_vectors(mesh: DeviceMesh) -> None:
+    whole = Embedding(Weight(random_weight("Q8_0", 256, 50), lookup=True))
+    ids = torch.tensor([[3, 49], [0, 3]])
+    whole, own = both(whole, mesh, ColwiseEmbedding())
+    assert own.embedding_dim == 256 // mesh.size()
+    assert torch.equal(own(ids), part(whole(ids), mesh))
+    whole, own = both(whole, mesh, ColwiseEmbedding(output_layouts=Replicate()))
+    assert torch.equal(own(ids), whole(ids))
+
+
+@specialize
+def feed_forward(x: Any, gate: Any, up: Any, down: Any) -> Any:
+    g = x @ gate
+    return (g / (1 + np.exp(-g)) * (x @ up)) @ down
+
+
+class Fused(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = Weight(random_weight("Q4_0", WIDTH, HIDDEN))
+        self.up = Weight(random_weight("Q4_0", WIDTH, HIDDEN, 1))
+        self.down = Weight(random_weight("Q4_0", HIDDEN, WIDTH, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = feed_forward(x, self.gate, self.up, self.down)
+        return y
+
+
+@check
+def fused_functions_are_divided(mesh: DeviceMesh) -> None:
+    whole, own = both(Fused(), mesh, FusedParallel(["gate", "up"], ["down"]))
+    x, x_own = (rows(17).requires_grad_() for _ in range(2))
+    y = whole(x)
+    with CommDebugMode() as counted:
+        y_own = own(x_own)
+    assert counted.get_total_counts() == 1
+    close(y_own, y)
+    y.square().sum().backward()
+    with CommDebugMode() as counted:
+        y_own.square().sum().backward()
+    assert counted.get_total_counts() == 1
+    assert x.grad is not None
+    assert x_own.grad is not None
+    close(x_own.grad, x.grad)
+    expected = whole.state_dict()
+    own.load_state_dict(expected)
+    close(own(x), y)
+
+
+@check
+def experts_are_divided(mesh: DeviceMesh) -> None:
+    def of(k: int, n: int) -> ExpertTensor:
+        return ExpertTensor.stack([random_weight("Q4_0", k, n, seed) for seed in range(4)])
+
+    experts = Experts(of(64, 256), of(64, 256), of(256, 64))
+    whole, own = both(experts, mesh, FusedParallel(["gate", "up"], ["down"]))
+    ids = torch.tensor([[0, 3], [2, 1], [3, 2]])
+    generator = torch.Generator().manual_seed(0)
+    weights = torch.rand(3, 2, generator=generator)
+    x = rows(3, 64)
+    close(own(x, ids, weights=weights), whole(x, ids, weights))
+    state = own.state_dict()
+    assert state["down.Q4_0"].shape == (4, 64, 256 // mesh.size() // 32 * 18)
+    own.load_state_dict(whole.state_dict())
+    assert all(torch.equal(value, state[key]) for key, value in own.state_dict().items())
 
 
 # --- states ---------------------------------------------------------------------------------------
