@@ -87,9 +87,10 @@ def gradient(
     those of the other results are 0. An argument without contributions has the derivative 0.
 
     A result has the float type of its argument; contributions to products are f32. At equal
-    operands, `maximum`, `minimum` and `max` share the cotangent evenly. The derivative of `sqrt` at
-    0 and of `abs` at 0 is taken as 0. Numbers are not differentiated. Raises TraceError if an
-    operation without a formula is between a wanted argument and a given result.
+    operands, `maximum`, `minimum` and `max` share the cotangent evenly. The derivative of `abs` at
+    0 is 0, and so are those of `sqrt`, `log` and divisions where they are infinite. Numbers have no
+    derivatives. Raises TraceError if an operation without a formula, such as a product with chosen
+    experts, is between a wanted argument and a given result.
     """
     return _Backward(program, frozenset(wanted)).steps(frozenset(given))
 
