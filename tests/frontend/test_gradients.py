@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from q4jit import TraceError
 from q4jit.arrays.specs import signature_of
 from q4jit.frontend.graph import reachable
+from q4jit.frontend.programs.arguments import ArrayArgument
 from q4jit.frontend.programs.gradients import BackwardInput, Contribution, gradient
 from q4jit.frontend.programs.program import Program
 from q4jit.frontend.trace import trace
@@ -120,6 +121,21 @@ CASES: Final[dict[str, Case]] = {
         w=W,
     ),
     "numbers": _case(lambda x, s, w: (x * s + s) @ w / (s * s), x=X, s=1.75, w=W),
+    "results with other rows": _case(
+        lambda x, gain, row: (x * gain + row, gain * 2 + row, np.tanh(gain)),
+        x=X,
+        gain=GAIN,
+        row=random(1, K, seed=8),
+    ),
+    "parts with other rows": _case(
+        lambda x, gain, w: (np.tanh(gain @ w)[:8] * 2, x[..., :24] + (gain @ w)[8:]),
+        x=X,
+        gain=GAIN,
+        w=W,
+    ),
+    "results with other axes": _case(
+        lambda x, y, w: (x + y, np.tanh(y) @ w, x @ w), x=random(2, M, K), y=Y, w=W
+    ),
     "LayerNorm and softmax": _case(
         lambda x, gain, y, w: softmax(layer_norm(x, gain, y) @ w), x=X, gain=GAIN, y=Y, w=W
     ),
@@ -165,6 +181,14 @@ def in_kernels(program: Program, leaves: Sequence[Any]) -> Sequence[Any]:
     return results
 
 
+def of_the_same_rank(program: Program, leaves: Sequence[Any]) -> Sequence[Any]:
+    """Run kernels on arrays with as many axes as the program says."""
+    for argument, leaf in zip(program.arguments, leaves, strict=True):
+        if isinstance(argument, ArrayArgument):
+            assert leaf.ndim == argument.leading + 1, argument.name
+    return in_kernels(program, leaves)
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_kernels_compute_derivatives(name: str) -> None:
     case = CASES[name]
@@ -172,7 +196,7 @@ def test_kernels_compute_derivatives(name: str) -> None:
     results = program(*case.leaves)
     cotangents = {j: exact[j].astype(y.dtype) for j, y in enumerate(results)}
     wide_cotangents = {j: g.astype(np.float64) for j, g in cotangents.items()}
-    computed = derivatives(program, case.leaves, cotangents, wanted, in_kernels)
+    computed = derivatives(program, case.leaves, cotangents, wanted, of_the_same_rank)
     for i, reference in derivatives(program, wide, wide_cotangents, wanted).items():
         half = np.float16 in (computed[i].dtype, *(g.dtype for g in cotangents.values()))
         assert_near(computed[i].astype(np.float64), reference, 2e-3 if half else 1e-5)
@@ -282,6 +306,18 @@ def test_only_what_is_asked_for_is_computed() -> None:
     assert gradient(program, [0], []) == ()
     (step,) = gradient(program, [0, 1], [2])
     assert [a.name for a in step.program.arguments] == ["x", "y", "cotangent_2"]
+
+
+def test_results_with_the_same_rows_share_cotangents() -> None:
+    def function(x: Any, y: Any, gain: Any, bias: Any, w: Any) -> Any:
+        h = rms_norm(x, gain)
+        return h @ w, h @ w + bias, h + y
+
+    program = _case(function, x=X, y=Y, gain=GAIN, bias=BIAS, w=W).program
+    (step,) = gradient(program, [0], [0, 1])  # a bias has no rows of its own
+    assert step.contributions == (Contribution("argument", 0, 0, K, K),)
+    (step,) = gradient(program, [0], [0, 2])
+    assert step.contributions == (Contribution("argument", 0, 0, K, K),) * 2
 
 
 def test_results_have_the_types_of_arguments() -> None:

@@ -40,17 +40,15 @@ def derivatives(
             else:
                 g = cotangents[what.number]
                 inputs.append(g[..., None] if what.adds_axis else g)
-        for part, value in zip(step.contributions, run(step.program, inputs), strict=True):
+        for part, result in zip(step.contributions, run(step.program, inputs), strict=True):
+            own = part.kind == "argument"
+            rows = leaves[part.number].shape[:-1] if own else result.shape[:-1]
+            value = summed_to(result, (*rows, part.width))
             behind = part.whole - part.start - part.width
             padded = np.pad(value, [(0, 0)] * (value.ndim - 1) + [(part.start, behind)])
             key = part.kind, part.number
             wholes[key] = wholes[key] + padded if key in wholes else padded
-    zeros = {i: np.zeros_like(leaves[i]) for i in wanted}
-    return zeros | {
-        number: summed_to(value, leaves[number].shape)
-        for (kind, number), value in wholes.items()
-        if kind == "argument"
-    }
+    return {i: wholes.get(("argument", i), np.zeros_like(leaves[i])) for i in wanted}
 
 
 def summed_to(value: Array, shape: tuple[int, ...]) -> Array:
