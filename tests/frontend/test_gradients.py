@@ -172,7 +172,10 @@ def test_derivatives_are_slopes(name: str) -> None:
 def in_kernels(program: Program, leaves: Sequence[Any]) -> Sequence[Any]:
     """Run a program's kernels on the CPU; check them against NumPy."""
     assert Program.parse(program.text) == program
-    results: Sequence[Any] = compiled(program)(*leaves)
+    function = compiled(program)
+    results: Sequence[Any] = function(*leaves)
+    for target in ("hip:gfx1100", "hip:sm_90"):
+        assert program.name in function.inspect_source(target)
     wide = in_float64(leaves)
     for y, r, reference in zip(results, program(*leaves), program(*wide), strict=True):
         assert y.dtype == r.dtype
