@@ -87,9 +87,7 @@ def _positional(
 
 
 @torch.compiler.assume_constant_result
-def _defaults_of(
-    identity: int, given: int, named: tuple[str, ...]
-) -> tuple[tuple[str, Any], ...]:
+def _defaults_of(identity: int, given: int, named: tuple[str, ...]) -> tuple[tuple[str, Any], ...]:
     """Return the names and defaults of the parameters after the first `given`.
 
     identity: the function's. Raises ArgumentError unless these arguments fit the parameters.

@@ -92,7 +92,9 @@ def call_of(function: Specialized[Any, Any], keys: tuple[Key, ...], inner: Any) 
     return call
 
 
-def is_text_of(function: Specialized[Any, Any], keys: tuple[Key, ...], inner: Any, text: str) -> bool:
+def is_text_of(
+    function: Specialized[Any, Any], keys: tuple[Key, ...], inner: Any, text: str
+) -> bool:
     """Return whether a call, with globals and closures as they are now, has this text."""
     try:
         return call_of(function, keys, inner).text == text
