@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from q4jit.arrays.torch_tensors import torch_platform
 from q4jit.errors import ArgumentError, expected
 from q4jit.locks import BUILD
-from q4jit.torch.guards import object_at
+from q4jit.torch.constants import object_of
 from q4jit.weights.experts import ExpertTensor
 from q4jit.weights.formats import FORMATS, Format
 from q4jit.weights.layouts import CACHE_LINE_BYTES, GGUF, INTERLEAVED16, packed_bytes
@@ -126,6 +126,9 @@ def _forget(owner: int) -> None:
 
 def check_blocks(blocks: torch.Tensor, stored: Stored, name: str = "blocks") -> None:
     """Raise ArgumentError unless a tensor may hold the bytes of a weight."""
+    if blocks.device.type not in {"cpu", "cuda"}:  # AMD's GPUs are "cuda" as well
+        what, cure = "a tensor on a CPU or GPU", "load its state, or call to_empty(device='cpu')"
+        raise ArgumentError(expected(what, f"one on {blocks.device}", where=name, cure=cure))
     what = f"uint8, contiguous, {stored.nbytes} bytes for {stored}"
     if (
         blocks.dtype is not torch.uint8
@@ -189,7 +192,7 @@ def blocks_of(weight: AnyWeight) -> torch.Tensor:
 @torch.compiler.assume_constant_result
 def _prepare(identity: int) -> None:
     """Give a weight its tensor, if it has none yet. identity: the weight's."""
-    weight: AnyWeight = object_at(identity)
+    weight: AnyWeight = object_of(identity)
     if weight._tensor is not None:
         return
     with BUILD, warnings.catch_warnings():
@@ -206,6 +209,6 @@ def stored_of(identity: int) -> tuple[str, int, int, int, str]:
 
     identity: the weight's.
     """
-    weight: AnyWeight = object_at(identity)
+    weight: AnyWeight = object_of(identity)
     experts, k, n = (0, *weight.shape)[-3:]
     return weight.format, k, n, experts, GGUF
