@@ -14,8 +14,7 @@ from q4jit.errors import ArgumentError
 from q4jit.frontend.containers import MAPPINGS, Apart, fields_of, together
 from q4jit.frontend.structures import flattened, names_of
 from q4jit.torch.calls import call_of, is_text_of, refuse_devices
-from q4jit.torch.constants import object_of
-from q4jit.torch.guards import guard
+from q4jit.torch.guards import guard, object_at
 from q4jit.torch.leaves import TENSORS, Key, Leaves, holds_weight
 from q4jit.torch.operator import call
 from q4jit.torch.results import name_of_builder
@@ -138,14 +137,14 @@ def _defaults_of(
 
     identity: the function's. Raises ArgumentError unless these arguments fit the parameters.
     """
-    function: Specialized[Any, Any] = object_of(identity)
+    function: Specialized[Any, Any] = object_at(identity)
     values = positional(function, (None,) * given, dict.fromkeys(named))
     return tuple(zip(function._parameters[given:], values[given:], strict=True))
 
 
 @torch.compiler.assume_constant_result
 def _text_of(identity: int, keys: tuple[Key, ...], inner: Any) -> str:
-    function: Specialized[Any, Any] = object_of(identity)
+    function: Specialized[Any, Any] = object_at(identity)
     text = call_of(function, keys, inner).text
     unchanged = function._unchanged
     if unchanged is not None:
@@ -160,7 +159,7 @@ def _text_of(identity: int, keys: tuple[Key, ...], inner: Any) -> str:
 @torch.compiler.assume_constant_result
 def _results_of(identity: int, keys: tuple[Key, ...], inner: Any) -> str:
     """Return the name of the function's attribute that builds its results, or one of the usual."""
-    function: Specialized[Any, Any] = object_of(identity)
+    function: Specialized[Any, Any] = object_at(identity)
     results = call_of(function, keys, inner).results
     if isinstance(results, bool):
         return _TUPLE if results else _ARRAY

@@ -1,15 +1,25 @@
-"""Compile again when a global or a closure value that a decorated function reads has changed.
+"""What PyTorch's compiler must guard, so that no compiled graph has stale values.
 
-A compiled graph holds the text of a call, and the text holds the values that tracing has read.
+Objects: results of functions that the compiler does not trace are constants to it, and before
+PyTorch 2.14 it passes them no objects but Python's own. So they get the identity `id(value)`, which
+the compiler guards, and look the object up.
+
+Globals and closures: a compiled graph holds the text of a call, and the text holds the values that tracing has read.
 PyTorch's compiler guards what its own trace reads, and it never sees the function's code. So each
 compiled graph gets a guard that asks the function whether its text is still the same.
 """
 
+import ctypes
 import warnings
 from collections.abc import Callable
 from typing import Any
 
 import torch
+
+
+def object_at(identity: int) -> Any:
+    """Return the object with an `id`. It is alive, because the frame that was traced holds it."""
+    return ctypes.cast(identity, ctypes.py_object).value
 
 
 def guard(holds: Callable[[], bool], what: str) -> None:

@@ -8,7 +8,7 @@ import warnings
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from q4jit.arrays.torch_tensors import torch_platform
 from q4jit.errors import ArgumentError, expected
 from q4jit.locks import BUILD
-from q4jit.torch.constants import object_of
+from q4jit.torch.guards import object_at
 from q4jit.weights.experts import ExpertTensor
 from q4jit.weights.formats import FORMATS, Format
 from q4jit.weights.layouts import CACHE_LINE_BYTES, GGUF, INTERLEAVED16, packed_bytes
@@ -118,6 +118,14 @@ def _version(blocks: torch.Tensor) -> int:
     return -1 if blocks.is_inference() else blocks._version
 
 
+def forget(blocks: torch.Tensor) -> None:
+    """Forget the weights in a tensor's memory, which has been written to.
+
+    Tensors of `torch.inference_mode` have no version that would say so.
+    """
+    _forget(blocks.untyped_storage()._cdata)
+
+
 def _forget(owner: int) -> None:
     _storages.pop(owner, None)
     for key in [key for key in list(_known) if key[0] == owner]:
@@ -126,9 +134,9 @@ def _forget(owner: int) -> None:
 
 def check_blocks(blocks: torch.Tensor, stored: Stored, name: str = "blocks") -> None:
     """Raise ArgumentError unless a tensor may hold the bytes of a weight."""
-    if blocks.device.type not in {"cpu", "cuda"}:  # AMD's GPUs are "cuda" as well
-        what, cure = "a tensor on a CPU or GPU", "load its state, or call to_empty(device='cpu')"
-        raise ArgumentError(expected(what, f"one on {blocks.device}", where=name, cure=cure))
+    if blocks.device.type == "meta":
+        cure = 'use load_state_dict(..., assign=True), or to_empty(device="cpu") first'
+        raise ArgumentError(expected("a weight with values", f"{stored} on meta", cure=cure))
     what = f"uint8, contiguous, {stored.nbytes} bytes for {stored}"
     if (
         blocks.dtype is not torch.uint8
@@ -170,7 +178,7 @@ def _reader(blocks: torch.Tensor) -> Callable[[], NDArray[np.uint8]]:
         assert owner is not None, "a weight is used only while its tensor exists"
         with torch.no_grad():
             whole = torch.empty(0, dtype=torch.uint8, device=device)
-            array: NDArray[np.uint8] = whole.set_(owner, start, (size,)).cpu().numpy()
+            array: NDArray[np.uint8] = whole.set_(owner, start, (size,), (1,)).cpu().numpy()
         return array
 
     return read
@@ -192,7 +200,7 @@ def blocks_of(weight: AnyWeight) -> torch.Tensor:
 @torch.compiler.assume_constant_result
 def _prepare(identity: int) -> None:
     """Give a weight its tensor, if it has none yet. identity: the weight's."""
-    weight: AnyWeight = object_of(identity)
+    weight: AnyWeight = object_at(identity)
     if weight._tensor is not None:
         return
     with BUILD, warnings.catch_warnings():
@@ -209,6 +217,6 @@ def stored_of(identity: int) -> tuple[str, int, int, int, str]:
 
     identity: the weight's.
     """
-    weight: AnyWeight = object_of(identity)
+    weight: AnyWeight = object_at(identity)
     experts, k, n = (0, *weight.shape)[-3:]
     return weight.format, k, n, experts, GGUF
