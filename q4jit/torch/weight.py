@@ -305,8 +305,8 @@ _Found = tuple[torch.Tensor, int, int, AnyWeight]
 def indexed(device: Device) -> torch.device:
     """Return a device as tensors name it, a GPU with its number; None is PyTorch's default."""
     given = torch.get_default_device() if device is None else torch.device(device)
-    if given.type == "cuda" and given.index is None:
-        return torch.device("cuda", torch.cuda.current_device())
+    if given.type == "cuda":
+        return torch.empty(0, device=given).device
     return torch.device(given.type) if given.type == "cpu" else given
 
 
