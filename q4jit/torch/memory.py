@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from q4jit.arrays.torch_tensors import torch_platform
 from q4jit.errors import ArgumentError, expected
 from q4jit.locks import BUILD
-from q4jit.torch.constants import object_of
+from q4jit.torch.guards import object_at
 from q4jit.weights.experts import ExpertTensor
 from q4jit.weights.formats import FORMATS, Format
 from q4jit.weights.layouts import CACHE_LINE_BYTES, GGUF, INTERLEAVED16, packed_bytes
@@ -199,8 +199,8 @@ def blocks_of(weight: AnyWeight) -> torch.Tensor:
 
 @torch.compiler.assume_constant_result
 def _prepare(identity: int) -> None:
-    """Give the weight with this id its tensor, if it has none yet."""
-    weight: AnyWeight = object_of(identity)
+    """Give a weight its tensor, if it has none yet. identity: the weight's."""
+    weight: AnyWeight = object_at(identity)
     if weight._tensor is not None:
         return
     with BUILD, warnings.catch_warnings():
@@ -213,7 +213,10 @@ def _prepare(identity: int) -> None:
 
 @torch.compiler.assume_constant_result
 def stored_of(identity: int) -> tuple[str, int, int, int, str]:
-    """Return what `blocks_of` holds for the weight with this id: format, K, N, experts, layout."""
-    weight: AnyWeight = object_of(identity)
+    """Return what `blocks_of` a weight are: format, K, N, experts and layout.
+
+    identity: the weight's.
+    """
+    weight: AnyWeight = object_at(identity)
     experts, k, n = (0, *weight.shape)[-3:]
     return weight.format, k, n, experts, GGUF
