@@ -190,6 +190,7 @@ def test_opcheck_passes(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     case = CASES[name]
     arrays = case.arrays()
     gradients(case.run(arrays), arrays)
+    monkeypatch.undo()
     assert len(calls) >= 2
     for given, *rest in calls:
         own = [array.detach().contiguous().requires_grad_() for array in given]
