@@ -255,7 +255,7 @@ class Embedding(_OneWeight):
         """Change the dtype of results as `to`, `half` and the like ask for."""
         dtype = fn(torch.zeros(1, dtype=self.dtype, device=self.weight.blocks.device)).dtype
         self.dtype = _checked_dtype(dtype)
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # PyTorch's
         return self
 
     def extra_repr(self) -> str:
