@@ -22,10 +22,16 @@ OLDEST_TESTS := tests/test_dispatcher.py tests/frontend tests/weights tests/arra
 BENCH := .venv-bench
 TORCH_VENV := .venv-torch
 TESTED_TORCH := torch==2.14.1
-TORCH_TESTS := tests/arrays/test_host_tensors.py tests/tools/compare/test_peers.py
+TORCH_TESTS := tests/arrays/test_host_tensors.py tests/tools/compare/test_peers.py tests/torch
+OLDEST_TORCH_VENV := .venv-oldest-torch
+OLDEST_TORCH := torch==2.11.0
+OLDEST_TORCH_TESTS := tests/arrays/test_host_tensors.py tests/torch/test_environment.py
+# Sources that import PyTorch: `lint` leaves them to `lint-torch`, as pyproject.toml says
+TORCH_SOURCES := $(wildcard examples/finetune_lora.py q4jit/torch tests/support/torch tests/torch)
 BENCH_PIP := $(BENCH)/bin/python -m pip --disable-pip-version-check
 GGML := llama-cpp-python==0.3.36
 TORCH ?= torch
+TEST_PACKAGES := 'pytest>=8.4' 'pytest-xdist>=3.6' hypothesis gguf
 
 # The prompt reaches the program through the environment, so neither a shell nor a second pass of
 # make interprets its quotes and dollars. ARGS is split at blanks only, for the same reason.
@@ -36,20 +42,20 @@ unexport PROMPT ARGS
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo quick test smoke oldest torch bench lint check format clean
+.PHONY: help demo quick test smoke oldest test-torch oldest-torch bench lint lint-torch check format clean
 
 # Run the tests that may share the machine on all cores, then the serial ones. One of the two runs may
-# select no test (pytest's exit status 5), but not both. `$(1)`: options for both runs.
+# select no test (pytest's exit status 5), but not both. `$(1)`: the Python, `$(2)`: options for both runs.
 define run_tests
-set -f; $(BIN)/python -m pytest --part parallel -n auto --maxprocesses 8 --dist worksteal \
-	$(1) $$RUN_ARGS; parallel=$$?; \
+set -f; $(1) -m pytest --part parallel -n auto --maxprocesses 8 --dist worksteal \
+	$(2) $$RUN_ARGS; parallel=$$?; \
 case $$parallel in [015]) ;; *) exit $$parallel;; esac; \
-$(BIN)/python -m pytest --part serial $(1) $$RUN_ARGS; serial=$$?; \
+$(1) -m pytest --part serial $(2) $$RUN_ARGS; serial=$$?; \
 if [ $$parallel = 1 ] || [ $$serial = 5 ]; then exit $$parallel; else exit $$serial; fi
 endef
 
 help: ## list the targets
-	@sed -n 's/^\([a-z]*\):[^#]*## /\1\t/p' Makefile | expand -t 10
+	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' Makefile | expand -t 14
 	@echo 'variables: PYTHON=python3.12, PROMPT="...", ARGS="--threads 1", TORCH=torch'
 
 demo: $(VENV)/.demo ## let a language model answer PROMPT through compiled kernels
@@ -57,10 +63,10 @@ demo: $(VENV)/.demo ## let a language model answer PROMPT through compiled kerne
 		$${DEMO_PROMPT:+"--prompt=$$DEMO_PROMPT"}
 
 quick: $(VENV)/.test ## run the quick tests, reusing kernels of earlier runs (ARGS goes to pytest)
-	@$(call run_tests,--reuse -m 'not (ratchet or process or model or emulated or gpu or torch)')
+	@$(call run_tests,$(BIN)/python,--reuse -m 'not (ratchet or process or model or emulated or gpu or torch)')
 
 test: $(VENV)/.test ## run all tests, compiling everything anew (ARGS goes to pytest)
-	@$(call run_tests,-m 'not torch')
+	@$(call run_tests,$(BIN)/python,-m 'not torch')
 
 # The tests that depend on the Python version, in a minute: make smoke PYTHON=python3.13
 smoke: $(SMOKE)/.smoke ## run a few tests on another PYTHON
@@ -73,8 +79,11 @@ oldest: $(OLDEST)/.oldest ## run a few tests with the oldest accepted packages
 		-m 'not (serial or ratchet or process or model or emulated or gpu)' \
 		$(OLDEST_TESTS) $$RUN_ARGS
 
-torch: $(TORCH_VENV)/.torch ## run the tests that need PyTorch, on its CPU (ARGS goes to pytest)
-	@set -f; exec $(TORCH_VENV)/bin/python -m pytest -m torch $(TORCH_TESTS) $$RUN_ARGS
+test-torch: $(TORCH_VENV)/.torch ## run the tests that need PyTorch, on its CPU (ARGS goes to pytest)
+	@$(call run_tests,$(TORCH_VENV)/bin/python,-m torch $(TORCH_TESTS))
+
+oldest-torch: $(OLDEST_TORCH_VENV)/.torch ## run a few of them with the oldest accepted PyTorch
+	@$(call run_tests,$(OLDEST_TORCH_VENV)/bin/python,-m torch $(OLDEST_TORCH_TESTS))
 
 bench: $(BENCH)/.bench ## compare with ggml, OpenBLAS and PyTorch on the CPU (ARGS goes to q4jit bench)
 	@set -- $(BENCH)/lib/python3.*/site-packages/llama_cpp/lib; \
@@ -86,18 +95,25 @@ lint: $(VENV)/.test ## check format, lint and types without running a test
 	@$(BIN)/python -m ruff check .
 	@$(BIN)/python -m mypy
 
-check: lint torch test ## lint, then test: everything a contribution must pass
+# mypy from .venv reads the types of the packages in .venv-torch. It checks files that are named one by
+# one although pyproject.toml excludes them.
+lint-torch: $(VENV)/.test $(TORCH_VENV)/.torch ## check the types of the sources that import PyTorch
+	@$(BIN)/python -m mypy --python-executable $(TORCH_VENV)/bin/python \
+		$$(find $(TORCH_SOURCES) -name '*.py')
+
+check: lint lint-torch test-torch test ## lint, then test: everything a contribution must pass
 
 format: $(VENV)/.test ## rewrite the sources in the project's format
 	@$(BIN)/python -m ruff check --fix --exit-zero --silent .
 	@$(BIN)/python -m ruff format .
 
 clean: ## remove .venv, .venv-* and every cache in this folder
-	@rm -rf $(VENV) $(BENCH) $(SMOKE) $(OLDEST) $(TORCH_VENV) .cache build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@rm -rf $(VENV) $(BENCH) $(SMOKE) $(OLDEST) $(TORCH_VENV) $(OLDEST_TORCH_VENV)
+	@rm -rf .cache build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	@find q4jit tests examples -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Debian packages venv apart from python3. Each of these ways makes a virtual environment with pip.
-$(VENV)/.venv $(BENCH)/.venv $(TORCH_VENV)/.venv $(SMOKE)/.$(notdir $(PYTHON)) $(OLDEST)/.$(notdir $(PYTHON)):
+$(VENV)/.venv $(BENCH)/.venv $(TORCH_VENV)/.venv $(OLDEST_TORCH_VENV)/.venv $(SMOKE)/.$(notdir $(PYTHON)) $(OLDEST)/.$(notdir $(PYTHON)):
 	@command -v $(PYTHON) >/dev/null || \
 		{ echo 'q4jit: cannot find $(PYTHON); name another with make PYTHON=...' >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -128,24 +144,27 @@ $(VENV)/.test: pyproject.toml Makefile $(VENV)/.demo
 $(SMOKE)/.smoke: pyproject.toml Makefile $(SMOKE)/.$(notdir $(PYTHON))
 	@echo 'installing the smoke tests on $(PYTHON) (once)'
 	@$(SMOKE)/bin/python -m pip --disable-pip-version-check --quiet install --editable . \
-		'pytest>=8.4' 'pytest-xdist>=3.6' hypothesis gguf ml_dtypes
+		$(TEST_PACKAGES) ml_dtypes
 	@touch $@
 
 $(OLDEST)/.oldest: pyproject.toml Makefile $(OLDEST)/.$(notdir $(PYTHON))
 	@echo 'installing $(OLDEST_VERSIONS) (once)'
 	@$(OLDEST)/bin/python -m pip --disable-pip-version-check --quiet install --editable . \
-		$(OLDEST_VERSIONS) 'pytest>=8.4' 'pytest-xdist>=3.6' hypothesis gguf
+		$(OLDEST_VERSIONS) $(TEST_PACKAGES)
 	@touch $@
 
-# PyTorch with its dependencies in Python, without the 4 GB that only a GPU needs
-$(TORCH_VENV)/.torch: pyproject.toml Makefile tests/support/without_cuda.py $(TORCH_VENV)/.venv
-	@echo 'installing q4jit and $(TESTED_TORCH) (once, 1.6 GB)'
-	@$(TORCH_VENV)/bin/python -m pip --disable-pip-version-check --quiet install --editable . \
-		filelock fsspec jinja2 networkx sympy typing_extensions \
-		ml_dtypes 'pytest>=8.4' hypothesis gguf
-	@$(TORCH_VENV)/bin/python -m pip --disable-pip-version-check --quiet install --no-deps \
-		'$(TESTED_TORCH)'
-	@$(TORCH_VENV)/bin/python -m tests.support.without_cuda
+# PyTorch with its dependencies in Python, without the 4 GB that only a GPU needs. `lint-torch` reads
+# the types of tqdm.
+$(TORCH_VENV)/.torch: VERSION := $(TESTED_TORCH)
+$(OLDEST_TORCH_VENV)/.torch: VERSION := $(OLDEST_TORCH)
+$(TORCH_VENV)/.torch $(OLDEST_TORCH_VENV)/.torch: %/.torch: pyproject.toml Makefile \
+		tests/support/without_cuda.py %/.venv
+	@echo 'installing q4jit and $(VERSION) (once, 1.6 GB)'
+	@$(@D)/bin/python -m pip --disable-pip-version-check --quiet install --no-warn-conflicts \
+		--editable . $(TEST_PACKAGES) ml_dtypes types-tqdm \
+		filelock fsspec jinja2 networkx 'setuptools>=77,<82' sympy typing_extensions
+	@$(@D)/bin/python -m pip --disable-pip-version-check --quiet install --no-deps '$(VERSION)'
+	@$(@D)/bin/python -m tests.support.without_cuda
 	@touch $@
 
 # ggml is fastest when it is built for the CPU that it runs on.

@@ -117,7 +117,7 @@ def test_a_missing_tool_skips_the_test_and_fails_in_ci(monkeypatch: pytest.Monke
 def test_a_missing_pytorch_skips_the_test_and_fails_in_ci(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     monkeypatch.delenv("CI", raising=False)
-    with pytest.raises(pytest.skip.Exception, match="run make torch"):
+    with pytest.raises(pytest.skip.Exception, match="run make test-torch"):
         require_torch()
     monkeypatch.setenv("CI", "true")
     with pytest.raises(pytest.fail.Exception, match="PyTorch is not installed"):

@@ -156,27 +156,48 @@ def test_classifiers_name_the_pythons_that_ci_runs() -> None:
 
 def test_ci_runs_the_oldest_packages_that_are_accepted() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    versions = re.search(r"^OLDEST_VERSIONS := (.*)$", makefile, re.MULTILINE)
-    assert versions is not None
-    pinned = dict(item.split("==") for item in versions[1].split())
+    versions = re.findall(r"^OLDEST_(?:VERSIONS|TORCH) := (.*)$", makefile, re.MULTILINE)
+    pinned = dict(item.split("==") for line in versions for item in line.split())
     # float16 needs nothing, bfloat16 an optional package
-    optional = [d for d in PROJECT["optional-dependencies"]["torch"] if d.startswith("ml_dtypes")]
+    optional = PROJECT["optional-dependencies"]["torch"]
     bounds = dict(d.split(">=") for d in (*PROJECT["dependencies"], *optional))
     whole = {name: f"{bound}{'.0' * (2 - bound.count('.'))}" for name, bound in bounds.items()}
     assert pinned == whole
     run = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
-    assert 'make oldest PYTHON="$main"' in run.splitlines()
+    for target in ("oldest", "oldest-torch"):
+        assert f'make {target} PYTHON="$main"' in run.splitlines()
 
 
 def test_ci_runs_the_tests_that_need_pytorch() -> None:
-    """A marked test in a file that `make torch` leaves out would never run in CI."""
+    """A marked test that `make test-torch` leaves out would never run in CI."""
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     tests = re.search(r"^TORCH_TESTS := (.*)$", makefile, re.MULTILINE)
     assert tests is not None
-    files = sorted((ROOT / "tests").rglob("test_*.py"))
-    marked = [path for path in files if re.search(r"mark\.torch\b", path.read_text("utf-8"))]
-    assert tests[1].split() == [str(path.relative_to(ROOT)) for path in marked]
+    folder = ROOT / "tests" / "torch"  # its conftest marks every test
+    marked = [
+        str(path.relative_to(ROOT))
+        for path in sorted((ROOT / "tests").rglob("test_*.py"))
+        if folder not in path.parents and re.search(r"mark\.torch\b", path.read_text("utf-8"))
+    ]
+    assert tests[1].split() == [*marked, "tests/torch"]
     check = re.search(r"^check: (.*?) ##", makefile, re.MULTILINE)
     assert check is not None
-    assert "torch" in check[1].split()
+    assert {"test-torch", "lint-torch"} <= set(check[1].split())
     assert 'exec make check PYTHON="$main"' in (ROOT / ".ci" / "run").read_text().splitlines()
+
+
+def test_every_source_that_imports_pytorch_has_its_types_checked() -> None:
+    """`make lint`, which has no PyTorch, leaves out exactly what `make lint-torch` checks."""
+    config = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["mypy"]
+    left_out = re.compile("|".join(config["exclude"]))
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    sources = re.search(r"^TORCH_SOURCES := \$\(wildcard (.*)\)$", makefile, re.MULTILINE)
+    assert sources is not None
+    checked = [ROOT / name for name in sources[1].split()]
+    imports = re.compile(r"^(?:import|from) (?:(?:q4jit|tests\.support)\.)?torch\b", re.MULTILINE)
+    for path in (p for root in config["files"] for p in (ROOT / root).rglob("*.py")):
+        parents = {path, *path.parents}
+        if imports.search(path.read_text(encoding="utf-8")):
+            assert parents & set(checked), f"make lint-torch does not check {path}"
+        names = [f"{p.relative_to(ROOT)}{'/' * p.is_dir()}" for p in parents if ROOT in p.parents]
+        assert any(map(left_out.search, names)) == bool(parents & set(checked)), path

@@ -1,4 +1,4 @@
-"""PyTorch's tensors in host memory as arguments and results. Run with `make torch`."""
+"""PyTorch's tensors in host memory as arguments and results. Run with `make test-torch`."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from q4jit.arrays.views import DeviceView
 from tests.support.cures import check_cure
 from tests.support.halves import BF16
 
-torch: Any = pytest.importorskip("torch", reason="PyTorch is not installed: run make torch")
+torch: Any = pytest.importorskip("torch", reason="PyTorch is not installed: run make test-torch")
 pytestmark = pytest.mark.torch
 
 K, N = 64, 32

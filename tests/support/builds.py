@@ -24,7 +24,7 @@ _folders: Final[dict[str, Path]] = {}
 
 def use(folder: Path) -> None:
     """Keep everything in `folder` from now on."""
-    for name in ("kernels", "programs"):
+    for name in ("kernels", "programs", "inductor"):
         _folders[name] = folder / name
         _folders[name].mkdir(mode=0o700, parents=True, exist_ok=True)
 
@@ -37,6 +37,11 @@ def kernels() -> Path:
 def programs() -> Path:
     """Return the folder of the files that `built` keeps."""
     return _folders["programs"]
+
+
+def inductor() -> Path:
+    """Return the folder of what PyTorch's compiler writes."""
+    return _folders["inductor"]
 
 
 def built(name: str, *key: str | bytes, build: Callable[[Path], None]) -> Path:

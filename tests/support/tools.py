@@ -47,7 +47,7 @@ def gemma_file() -> Path:
 def require_torch() -> Any:
     """Return the module torch. Without it the test is skipped, or fails in CI."""
     if importlib.util.find_spec("torch") is None:
-        lack("PyTorch is not installed: run make torch")
+        lack("PyTorch is not installed: run make test-torch")
     return importlib.import_module("torch")
 
 

@@ -1,4 +1,4 @@
-"""Make PyTorch usable without the CUDA libraries that it links; `make torch` runs this program.
+"""Make PyTorch usable without the CUDA libraries that it links; the Makefile runs this program.
 
 PyTorch from PyPI links 3 GB of CUDA libraries, but calls none of their functions on a CPU. Others
 with the same names and functions, which do nothing, take their place in PyTorch's own folder.

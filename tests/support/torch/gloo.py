@@ -1,0 +1,72 @@
+"""Run a function in several processes of this machine that gloo connects."""
+
+import os
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import distributed
+from torch.multiprocessing.spawn import ProcessException, spawn
+
+TIMEOUT_S: Final = 120  # only a hang takes longer
+
+
+def run_processes(size: int, function: Callable[..., None], *arguments: Any) -> None:
+    """Call `function(*arguments)` in `size` new processes, the members of a process group.
+
+    The function and its arguments are pickled, so it is one of a module; it learns its rank from
+    `torch.distributed.get_rank()`. Raises AssertionError with the traceback of the first process
+    that fails, and TimeoutError after two minutes. No process outlives the call.
+    """
+    with tempfile.TemporaryDirectory(prefix="q4jit-gloo-") as name:
+        folder = Path(name)
+        context: Any = spawn(  # type: ignore[no-untyped-call]  # without types
+            _member, (size, folder, function, arguments), nprocs=size, join=False
+        )
+        deadline = time.monotonic() + TIMEOUT_S
+        try:
+            while not context.join(max(0, deadline - time.monotonic()), grace_period=1):
+                if time.monotonic() > deadline:
+                    raise TimeoutError(f"{size} processes did not end in {TIMEOUT_S} s")
+        except ProcessException as error:
+            # PyTorch reports the process that ended first, which may be one that lost its peer.
+            with suppress(FileNotFoundError):  # of a process that was killed
+                raise AssertionError((folder / "failure").read_text("utf-8")) from error
+            raise
+        finally:
+            for process in context.processes:
+                if process.is_alive():
+                    process.kill()
+                process.join()
+
+
+def _member(
+    rank: int,
+    size: int,
+    folder: Path,
+    function: Callable[..., None],
+    arguments: tuple[Any, ...],
+) -> None:
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"  # else gloo looks up the machine's name
+    torch.set_num_threads(1)
+    distributed.init_process_group(
+        "gloo",
+        init_method=f"file://{folder / 'store'}",
+        rank=rank,
+        world_size=size,
+        timeout=timedelta(seconds=TIMEOUT_S / 2),  # before the caller gives up: it has a traceback
+    )
+    try:
+        function(*arguments)
+    except BaseException:
+        with suppress(FileExistsError), (folder / "failure").open("x", encoding="utf-8") as file:
+            file.write(f"rank {rank} of {size} failed\n{traceback.format_exc()}")
+        raise
+    finally:
+        distributed.destroy_process_group()
