@@ -82,7 +82,9 @@ def _refuse_overlap(
 ) -> None:
     for i, array in enumerate(given):
         for name, value in zip(names, args, strict=True):
-            memory = value.raw if isinstance(value, QuantizedTensor | ExpertTensor) else value
+            memory: object = value
+            if isinstance(value, QuantizedTensor | ExpertTensor):
+                memory = value._resident.stored_here()
             if isinstance(memory, np.ndarray) and _overlap(array, memory):
                 raise ArgumentError(
                     f"out= overlaps the argument {name!r}, which is read while out is written; "

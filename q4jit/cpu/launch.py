@@ -24,7 +24,6 @@ from q4jit.plan.kernels import Slot
 from q4jit.runtime import pool
 from q4jit.runtime.cpu import data_pointer
 from q4jit.weights.experts import ExpertTensor
-from q4jit.weights.layouts import GGUF
 from q4jit.weights.tensor import QuantizedTensor
 
 _FIRST_ARRAY: Final = 3  # index of the first array among the values of a call
@@ -58,8 +57,8 @@ class CpuLaunch:
         self._blocks = [
             i for i, a in enumerate(args) if isinstance(a, QuantizedTensor | ExpertTensor)
         ]
-        read: list[Any] = [args[i] for i in [*(i for i, _ in self._arrays), *self._blocks]]
-        self._sizes = [a.nbytes for a in read] + [r.buffer_bytes for r in self._results]
+        read: list[Any] = [args[i] for i, _ in self._arrays]
+        self._sizes = [array.nbytes for array in read] + [r.buffer_bytes for r in self._results]
         numbers = any(isinstance(args[i], np.ndarray) for i in self._scalars)
         self._outs_may_be_quick = not (numbers or self._picks)
         offsets, self.scratch_bytes = lay_out_scratch(plan, self._rows)
@@ -202,9 +201,6 @@ class CpuLaunch:
             return None
         sizes = self._sizes
         starts = values[_FIRST_ARRAY : _FIRST_ARRAY + len(self._arrays)]
-        for i in self._blocks:
-            resident = args[i]._resident
-            starts.append(resident.addresses.get(GGUF) or resident.address(GGUF))
         for i, result in enumerate(self._results):
             array = outs[i]
             if (
@@ -216,6 +212,10 @@ class CpuLaunch:
                 return None
             start = data_pointer(array)
             end = start + array.nbytes
+            for weight in self._blocks:
+                first, last = args[weight]._resident.span
+                if start < last and first < end:
+                    return None
             for j, other in enumerate(starts):
                 if start < other + sizes[j] and other < end:
                     return None

@@ -24,7 +24,7 @@ from q4jit.errors import ArgumentError, expected
 from q4jit.floats import FLOAT_TYPES
 from q4jit.frontend.containers import together
 from q4jit.frontend.graph import Graph
-from q4jit.frontend.programs.arguments import Argument, NumberArgument, WeightArgument
+from q4jit.frontend.programs.arguments import AnyArgument, NumberArgument, WeightArgument
 from q4jit.frontend.programs.program import Program
 from q4jit.frontend.specs import (
     ScalarSpec,
@@ -217,7 +217,7 @@ class CallText:
         return cls(Options(**head), inputs, stored, program)
 
 
-def _letters(argument: Argument) -> str:
+def _letters(argument: AnyArgument) -> str:
     """Return the letters that an argument of a program may have in `CallText.inputs`."""
     if isinstance(argument, WeightArgument):
         return "w"

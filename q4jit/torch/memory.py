@@ -149,6 +149,7 @@ def _weight(blocks: torch.Tensor, stored: Stored, facts: Facts | None) -> AnyWei
     if blocks.device.type == "cpu":
         if pointer % (CACHE_LINE_BYTES if stored.layout == INTERLEAVED16 else 1) == 0:
             weight._resident.addresses[stored.layout] = pointer
+            weight._resident.span = pointer, pointer + blocks.numel()
     else:
         key = device_key(torch_platform(torch), blocks.get_device(), stored.layout)
         weight._resident.uploads[key] = _Pointer(pointer)

@@ -19,14 +19,14 @@ from q4jit.conversions import tensor_dtype
 from q4jit.dispatcher import Specialized
 from q4jit.errors import ArgumentError, expected
 from q4jit.floats import FLOAT_NAMES
-from q4jit.frontend.programs.arguments import Argument, ArrayArgument
+from q4jit.frontend.programs.arguments import AnyArgument, ArrayArgument
 from q4jit.frontend.shapes import ONE, LeadingAxis, Shape
 from q4jit.torch.calls import CallText
 from q4jit.torch.memory import weight_in
 
 _MOST_TEXTS: Final = 1 << 12
-_library: Final = torch.library.Library("q4jit", "DEF")
-_library.define("call(Tensor[] arrays, Tensor[] weights, float[] numbers, str text) -> Tensor[]")
+library: Final = torch.library.Library("q4jit", "DEF")
+library.define("call(Tensor[] arrays, Tensor[] weights, float[] numbers, str text) -> Tensor[]")
 
 
 class Operation:
@@ -51,7 +51,13 @@ class Operation:
         args: list[Any] = []
         for letter in self.text.inputs:
             value: Any = next(values[letter])
-            args.append(weight_in(value, next(stored)) if letter == "w" else value)
+            args.append(
+                weight_in(value, next(stored))
+                if letter == "w"
+                else value.contiguous()
+                if letter == "a"
+                else value
+            )
         results = self.function._run(tuple(args), None)
         return [host_tensor(r) if isinstance(r, np.ndarray) else r for r in results]
 
@@ -72,7 +78,7 @@ class Operation:
         return made
 
 
-def _lead(argument: Argument, array: Tensor) -> tuple[Any, ...]:
+def _lead(argument: AnyArgument, array: Tensor) -> tuple[Any, ...]:
     """Return the leading dimensions of an array, which may be symbols of PyTorch's.
 
     Raises ArgumentError for an array that does not fit.
@@ -124,6 +130,6 @@ def _fake(
 
 
 for _key in ("CPU", "CUDA"):
-    _library.impl("call", _run, _key)
-torch.library.register_fake("q4jit::call", _fake, lib=_library)
+    library.impl("call", _run, _key)
+torch.library.register_fake("q4jit::call", _fake, lib=library)
 call: Final = torch.ops.q4jit.call.default

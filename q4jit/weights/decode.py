@@ -20,6 +20,16 @@ def batches(count: int, elements: int) -> Iterator[slice]:
     return (slice(first, min(first + step, count)) for first in range(0, count, step))
 
 
+def decode_matrix(fmt: Format, columns: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Decode columns, uint8 [N, column_bytes]: f32 [K, N] in Fortran order."""
+    n, column_bytes = columns.shape
+    k = column_bytes // fmt.block_bytes * fmt.block_elements
+    values = np.empty((n, k), np.float32)
+    for batch in batches(n, k):
+        values[batch] = decode(fmt, columns[batch])
+    return values.T
+
+
 def decode(fmt: Format, columns: NDArray[np.uint8]) -> NDArray[np.float32]:
     """Decode columns to floats, as the reference for every kernel.
 

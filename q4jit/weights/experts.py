@@ -1,17 +1,22 @@
 """`ExpertTensor`: the weights of a mixture's experts, an immutable tensor of GGUF blocks."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from q4jit.errors import ArgumentError, expected
+from q4jit.locks import BUILD
 from q4jit.sizes import whole_number
 from q4jit.weights.checks import block_memory, index_array, tensor_shape
+from q4jit.weights.decode import decode_matrix
 from q4jit.weights.formats import Format, find_format
 from q4jit.weights.indexed import USE_VECMAT, IndexedExperts
+from q4jit.weights.layouts import GGUF
 from q4jit.weights.resident import ResidentCopies
+from q4jit.weights.scales import scale_facts
+from q4jit.weights.stored import GgufBlocks, PackedBlocks, StoredBlocks
 from q4jit.weights.tensor import QuantizedTensor
 
 if TYPE_CHECKING:
@@ -29,18 +34,20 @@ class ExpertTensor(Sequence[QuantizedTensor]):
         "__weakref__",
         "_experts",
         "_format",
-        "_memory",
         "_resident",
+        "_scale_facts",
         "_shape",
         "_signature",
+        "_tensor",
     )
     __hash__: ClassVar[Any] = object.__hash__
     _experts: dict[int, QuantizedTensor]  # those that were asked for: a file may have millions
     _format: Format
-    _memory: memoryview
     _resident: ResidentCopies
+    _scale_facts: tuple[bool, bool] | None
     _shape: tuple[int, int, int]
     _signature: tuple[str, int, int, int, bool, bool] | None
+    _tensor: Any  # q4jit.torch keeps PyTorch's view of the blocks here
 
     def __init__(self, *_: object, **__: object) -> None:
         """Raise ArgumentError: tensors are made by functions that check their bytes."""
@@ -53,14 +60,45 @@ class ExpertTensor(Sequence[QuantizedTensor]):
     @classmethod
     def of_memory(cls, fmt: Format, memory: memoryview, experts: int, n: int) -> Self:
         """Wrap memory that nobody can write to, with `experts` times the columns of `n` rows."""
-        assert memory.readonly
+        column_bytes = memory.nbytes // (experts * n)
+        k = column_bytes // fmt.block_bytes * fmt.block_elements
+        stored = GgufBlocks(memory, (experts, n, column_bytes))
+        return cls._of_stored(fmt, (experts, k, n), stored)
+
+    @classmethod
+    def of_packed(
+        cls,
+        fmt: Format,
+        experts: int,
+        k: int,
+        n: int,
+        layout: str,
+        read: Callable[[], NDArray[np.uint8]],
+        facts: tuple[bool, bool] | None = None,
+    ) -> Self:
+        """Make a tensor [E, K, N] that only has the bytes of a layout, expert after expert.
+
+        facts: whether all matrices have finite scales, and whether all suit f16, if known. The rest
+        is as in `QuantizedTensor.of_packed`.
+        """
+        shape = (experts, k, n)
+        return cls._of_stored(fmt, shape, PackedBlocks(fmt, layout, shape, read), facts)
+
+    @classmethod
+    def _of_stored(
+        cls,
+        fmt: Format,
+        shape: tuple[int, int, int],
+        stored: StoredBlocks,
+        facts: tuple[bool, bool] | None = None,
+    ) -> Self:
         w = cls.__new__(cls)
-        w._memory, w._format, w._experts = memory, fmt, {}
-        k = memory.nbytes // (experts * n * fmt.block_bytes) * fmt.block_elements
-        w._shape = (experts, k, n)
+        w._format, w._shape, w._experts = fmt, shape, {}
         # an attribute, not a property: launches read it in every call
-        w._resident = ResidentCopies(fmt, w.raw)
+        w._resident = ResidentCopies(fmt, stored)
+        w._scale_facts = facts
         w._signature = None
+        w._tensor = None
         return w
 
     @classmethod
@@ -122,26 +160,34 @@ class ExpertTensor(Sequence[QuantizedTensor]):
     @property
     def nbytes(self) -> int:
         """Bytes of the blocks, without repacked copies."""
-        return self._memory.nbytes
+        experts, k, n = self._shape
+        return experts * n * self._format.column_bytes(k)
 
     @property
     def raw(self) -> NDArray[np.uint8]:
         """The blocks in GGUF's order: read-only uint8 [E, N, column_bytes]."""
-        experts, _, n = self._shape
-        return np.frombuffer(self._memory, np.uint8).reshape(experts, n, -1)
+        return self._resident.stored.columns()
 
     def dequantize(self) -> NDArray[np.float32]:
         """Decode every element: f32 [E, K, N]."""
-        return np.stack([w.dequantize() for w in self])
+        return np.stack([decode_matrix(self._format, columns) for columns in self.raw])
 
     @property
     def signature(self) -> tuple[str, int, int, int, bool, bool]:
         """(format, E, K, N, has_finite_scales, suits_f16), which kernels are compiled for."""
         if self._signature is None:
-            finite = all(w.has_finite_scales for w in self)
-            suits_f16 = all(w.suits_f16 for w in self)
-            self._signature = (self.format, *self._shape, finite, suits_f16)
+            self._signature = (self.format, *self._shape, *self._scales)
         return self._signature
+
+    @property
+    def _scales(self) -> tuple[bool, bool]:
+        """Whether all matrices have finite scales, and whether all suit f16; computed once."""
+        with BUILD:
+            if self._scale_facts is None:
+                facts = [scale_facts(self._format, columns) for columns in self.raw]
+                finite, suits_f16 = map(all, zip(*facts, strict=True))
+                self._scale_facts = finite, suits_f16
+            return self._scale_facts
 
     def __len__(self) -> int:
         return self._shape[0]
@@ -176,9 +222,9 @@ class ExpertTensor(Sequence[QuantizedTensor]):
         """Return the matrix of an expert: always the same object."""
         w = self._experts.get(e)
         if w is None:
-            size = self.nbytes // len(self)
-            memory = self._memory[e * size : (e + 1) * size]
-            new = QuantizedTensor.of_memory(self._format, memory, self._shape[2])
+            facts = self._scale_facts if self._scale_facts == (True, True) else None
+            stored = self._resident.stored.expert(e)
+            new = QuantizedTensor.of_stored(self._format, self._shape[1:], stored, facts)
             w = self._experts.setdefault(e, new)  # two threads get the same object
         return w
 
@@ -193,7 +239,7 @@ class ExpertTensor(Sequence[QuantizedTensor]):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the blocks, without repacked copies; `from_bytes` checks them again."""
-        return _from_pickle, (self.raw, self._shape, self.format)
+        return _from_pickle, (self._resident.made(GGUF), self._shape, self.format)
 
     def __copy__(self) -> Self:
         return self  # immutable

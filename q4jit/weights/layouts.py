@@ -310,6 +310,16 @@ def _pooled_memory(size_bytes: int) -> NDArray[np.uint8]:
     return memory
 
 
+def aligned(packed: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return packed bytes as kernels read them: these, or a copy that starts at a cache line."""
+    if packed.ctypes.data % CACHE_LINE_BYTES == 0:
+        return packed
+    copy = _aligned_memory(packed.nbytes)
+    copy[...] = packed
+    copy.flags.writeable = False
+    return copy
+
+
 def _aligned_memory(size_bytes: int) -> NDArray[np.uint8]:
     return _from_cache_line(np.empty(size_bytes + CACHE_LINE_BYTES, np.uint8), size_bytes)
 

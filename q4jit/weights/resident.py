@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 
 from q4jit.locks import BUILD
 from q4jit.weights.formats import Format
-from q4jit.weights.layouts import GGUF, pack, pack_experts
+from q4jit.weights.layouts import GGUF, aligned, pack, pack_experts
+from q4jit.weights.stored import GgufBlocks, StoredBlocks
 
 
 class DeviceMemory(Protocol):
@@ -30,37 +31,46 @@ class ResidentCopies:
     a forked child inherits the host's copies.
 
     Attributes:
+        stored: the blocks that copies are made from.
         addresses: of the host's copies, by layout.
         uploads: the copies on devices, by `device_key`.
+        span: the first address of the stored blocks on the host and the one after the last, which
+            no result may overlap; zeros until `blocks` returned them.
     """
 
-    __slots__ = ("_fmt", "_packed", "_raw", "addresses", "uploads")
+    __slots__ = ("_copies", "_fmt", "addresses", "span", "stored", "uploads")
 
-    def __init__(self, fmt: Format, raw: NDArray[np.uint8]) -> None:
+    def __init__(self, fmt: Format, stored: StoredBlocks) -> None:
         """Start without copies.
 
-        raw: the weight's columns (not the weight: it owns this object), uint8 [N, column_bytes], or
-        [E, N, column_bytes] for experts. Each expert is repacked by itself.
+        stored: the weight's blocks (not the weight: it owns this object). Each expert is repacked
+        by itself.
         """
-        self._fmt, self._raw = fmt, raw
-        self._packed: dict[str, NDArray[np.uint8]] = {}
+        self._fmt, self.stored = fmt, stored
+        self._copies: dict[str, NDArray[np.uint8]] = {}
         self.addresses: dict[str, int] = {}
         self.uploads: dict[str, DeviceMemory] = {}
+        self.span = (0, 0)
+        if isinstance(stored, GgufBlocks):
+            self._keep(GGUF)
 
     def blocks(self, layout: str) -> NDArray[np.uint8]:
-        """Return the read-only copy in a layout, made by the first call.
+        """Return the read-only bytes in a layout, which the first call makes and keeps.
 
+        Those in the layout of `stored` are not copied, unless kernels need another alignment.
         Raises FormatError for an unknown layout.
         """
-        if layout == GGUF:
-            return self._raw
-        packed = self._packed.get(layout)
+        packed = self._copies.get(layout)
         if packed is None:
             with BUILD:
-                packed = self._packed.get(layout)
+                packed = self._copies.get(layout)
                 if packed is None:
-                    packed = self._packed[layout] = self._pack(layout)
+                    packed = self._keep(layout)
         return packed
+
+    def stored_here(self) -> NDArray[np.uint8] | None:
+        """Return the stored blocks, if they are on the host and kernels read them there."""
+        return self._copies.get(self.stored.layout)
 
     def address(self, layout: str) -> int:
         """Return the address of the host's copy in a layout, and keep it in `addresses`."""
@@ -72,19 +82,35 @@ class ResidentCopies:
     ) -> DeviceMemory:
         """Return the copy on a device, and keep it in `uploads` under `key`, its `device_key`.
 
-        copy: uploads the repacked blocks; the host does not keep them.
+        copy: uploads the blocks in that layout; the host does not keep them.
         """
         memory = self.uploads.get(key)
         if memory is None:
             with BUILD:
                 memory = self.uploads.get(key)
                 if memory is None:
-                    packed = self._raw if layout == GGUF else self._pack(layout)
-                    memory = self.uploads[key] = copy(packed)
+                    memory = self.uploads[key] = copy(self.made(layout))
         return memory
 
-    def _pack(self, layout: str) -> NDArray[np.uint8]:
-        """Return a new copy in a layout, the experts one after the other."""
-        if self._raw.ndim == 2:
-            return pack(self._fmt, layout, self._raw)
-        return pack_experts(self._fmt, layout, self._raw)
+    def made(self, layout: str) -> NDArray[np.uint8]:
+        """Return the bytes in a layout, which are not kept; the experts one after the other.
+
+        Raises FormatError for an unknown layout.
+        """
+        if layout == self.stored.layout:
+            return self.stored.packed()
+        columns = self.stored.columns()
+        if layout == GGUF:
+            return columns
+        return (pack if columns.ndim == 2 else pack_experts)(self._fmt, layout, columns)
+
+    def _keep(self, layout: str) -> NDArray[np.uint8]:
+        """Make the copy in a layout, keep it, and return it."""
+        packed = self.made(layout)
+        if layout != GGUF:
+            packed = aligned(packed)
+        if layout == self.stored.layout:
+            start = int(packed.ctypes.data)
+            self.span = start, start + packed.nbytes
+        self._copies[layout] = packed
+        return packed

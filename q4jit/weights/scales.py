@@ -1,13 +1,13 @@
 """Facts about a weight's scales: whether all are finite, and whether f16 is exact enough."""
 
 import functools
-from collections.abc import Iterable
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from q4jit.floats import FloatType
+from q4jit.weights.decode import batches
 from q4jit.weights.formats import Format
 from q4jit.weights.tiles import are_plain
 
@@ -26,16 +26,18 @@ _ROUNDING_ERROR: Final = 3.5e-4
 _SCALE_SHARE: Final = 1 / 16
 
 
-def scale_facts(fmt: Format, batches: Iterable[NDArray[np.uint8]]) -> tuple[bool, bool]:
+def scale_facts(fmt: Format, columns: NDArray[np.uint8]) -> tuple[bool, bool]:
     """Return whether all scales are finite, and whether values may be rounded to f16.
 
-    batches: uint8 [n, column_bytes], some columns at a time. See `QuantizedTensor.suits_f16`.
+    columns: uint8 [N, column_bytes] of a matrix. See `QuantizedTensor.suits_f16`.
     """
+    k = columns.shape[1] // fmt.block_bytes * fmt.block_elements
+    bands = (columns[batch] for batch in batches(len(columns), k))
     if not are_plain(fmt):
-        return all(finite_blocks(fmt, columns).all() for columns in batches), True
+        return all(finite_blocks(fmt, band).all() for band in bands), True
     counts = np.zeros(_F16_MAGNITUDE + 1, np.int64)  # of each |d|, by its bits
-    for columns in batches:
-        band_counts = np.bincount(_field(fmt, columns, 0) & _F16_MAGNITUDE)
+    for band in bands:
+        band_counts = np.bincount(_field(fmt, band, 0) & _F16_MAGNITUDE)
         counts[: len(band_counts)] += band_counts
     return not counts[_F16_INFINITY:].any(), _rounds_well(counts)
 

@@ -1,6 +1,6 @@
 """`QuantizedTensor`: an immutable matrix of GGUF blocks."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
@@ -9,11 +9,13 @@ from numpy.typing import ArrayLike, NDArray
 from q4jit.errors import ArgumentError
 from q4jit.locks import BUILD
 from q4jit.weights.checks import block_memory, matrix_shape, row_ids
-from q4jit.weights.decode import batches, decode
+from q4jit.weights.decode import batches, decode, decode_matrix
 from q4jit.weights.formats import Format, find_format
+from q4jit.weights.layouts import GGUF
 from q4jit.weights.resident import ResidentCopies
 from q4jit.weights.right_operand import RightOperand
 from q4jit.weights.scales import scale_facts
+from q4jit.weights.stored import GgufBlocks, PackedBlocks, StoredBlocks
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer  # collections.abc has it from Python 3.12 on
@@ -27,21 +29,10 @@ class QuantizedTensor(RightOperand):
     reference in float64.
     """
 
-    __slots__ = (
-        "_fmt",
-        "_memory",
-        "_raw",
-        "_resident",
-        "_scale_facts",
-        "_shape",
-        "_signature",
-        "_tensor",
-    )
+    __slots__ = ("_fmt", "_resident", "_scale_facts", "_shape", "_signature", "_tensor")
     _name: ClassVar[str] = "w"
     _axes: ClassVar[str] = "(K, N)"
     _fmt: Format
-    _memory: memoryview
-    _raw: NDArray[np.uint8]
     _resident: ResidentCopies
     _scale_facts: tuple[bool, bool] | None
     _shape: tuple[int, int]
@@ -60,15 +51,46 @@ class QuantizedTensor(RightOperand):
     @classmethod
     def of_memory(cls, fmt: Format, memory: memoryview, n: int) -> Self:
         """Wrap memory that nobody can write to, with the columns of `n` GGUF rows."""
-        assert memory.readonly
+        column_bytes = memory.nbytes // n
+        k = column_bytes // fmt.block_bytes * fmt.block_elements
+        return cls.of_stored(fmt, (k, n), GgufBlocks(memory, (n, column_bytes)))
+
+    @classmethod
+    def of_packed(
+        cls,
+        fmt: Format,
+        k: int,
+        n: int,
+        layout: str,
+        read: Callable[[], NDArray[np.uint8]],
+        facts: tuple[bool, bool] | None = None,
+    ) -> Self:
+        """Make a tensor [K, N] that only has the bytes of a layout, not its GGUF blocks.
+
+        Kernels on the CPU that take the layout read these bytes in place; whatever else needs the
+        blocks, `raw` for example, unpacks them each time.
+
+        read: returns the bytes on the host, contiguous uint8 of any shape, which never change.
+        facts: has_finite_scales and suits_f16, if known; else they are computed when needed. Raises
+        FormatError for an unknown layout, for one that the format does not have, and unless K is
+        whole blocks; and later, unless `read` returns the bytes of the layout.
+        """
+        return cls.of_stored(fmt, (k, n), PackedBlocks(fmt, layout, (k, n), read), facts)
+
+    @classmethod
+    def of_stored(
+        cls,
+        fmt: Format,
+        shape: tuple[int, int],
+        stored: StoredBlocks,
+        facts: tuple[bool, bool] | None = None,
+    ) -> Self:
+        """Wrap the blocks of a matrix of `shape` (K, N). facts: as in `of_packed`."""
         w = cls.__new__(cls)
-        w._fmt = fmt
-        w._memory = memory
-        w._raw = np.frombuffer(memory, np.uint8).reshape(n, -1)
-        w._shape = (w._raw.shape[1] // fmt.block_bytes * fmt.block_elements, n)
+        w._fmt, w._shape = fmt, shape
         # an attribute, not a property: launches read it in every call
-        w._resident = ResidentCopies(fmt, w._raw)
-        w._scale_facts = None  # finite, suits_f16
+        w._resident = ResidentCopies(fmt, stored)
+        w._scale_facts = facts
         w._signature = None
         w._tensor = None
         return w
@@ -112,7 +134,8 @@ class QuantizedTensor(RightOperand):
     @property
     def nbytes(self) -> int:
         """Bytes of the blocks, without repacked copies."""
-        return self._raw.nbytes
+        k, n = self._shape
+        return n * self._fmt.column_bytes(k)
 
     @property
     def raw(self) -> NDArray[np.uint8]:
@@ -121,15 +144,11 @@ class QuantizedTensor(RightOperand):
         Each access makes an array of its own, so that changing its shape, strides or dtype in place
         does not change the tensor.
         """
-        return np.frombuffer(self._memory, np.uint8).reshape(self._raw.shape)
+        return self._resident.stored.columns()
 
     def dequantize(self) -> NDArray[np.float32]:
         """Decode every element: f32 [K, N] in Fortran order, because GGUF stores columns."""
-        k, n = self._shape
-        columns = np.empty((n, k), np.float32)
-        for batch in self._batches():
-            columns[batch] = decode(self._fmt, self._raw[batch])
-        return columns.T
+        return decode_matrix(self._fmt, self.raw)
 
     def rows(self, ids: ArrayLike) -> NDArray[np.float32]:
         """Look up GGUF rows (columns of the matrix, for example embeddings) and decode only these.
@@ -139,10 +158,10 @@ class QuantizedTensor(RightOperand):
         """
         k, n = self._shape
         index = row_ids(ids, n)
-        flat = index.reshape(-1)
+        flat, columns = index.reshape(-1), self.raw
         out = np.empty((flat.size, k), np.float32)
         for batch in batches(flat.size, k):
-            out[batch] = decode(self._fmt, self._raw[flat[batch]])
+            out[batch] = decode(self._fmt, columns[flat[batch]])
         return out.reshape(*index.shape, k)
 
     @property
@@ -177,8 +196,7 @@ class QuantizedTensor(RightOperand):
         """(has_finite_scales, suits_f16), computed from all scales once."""
         with BUILD:
             if self._scale_facts is None:
-                columns = (self._raw[batch] for batch in self._batches())
-                self._scale_facts = scale_facts(self._fmt, columns)
+                self._scale_facts = scale_facts(self._fmt, self.raw)
             return self._scale_facts
 
     @property
@@ -195,9 +213,9 @@ class QuantizedTensor(RightOperand):
         """Pickle the blocks, without repacked copies; `from_bytes` checks them again.
 
         The array is always the same one, because joblib writes each large array to a file that all
-        workers map.
+        workers map. Packed blocks are unpacked for each pickle.
         """
-        return _from_pickle, (self._raw, self._shape, self.format)
+        return _from_pickle, (self._resident.made(GGUF), self._shape, self.format)
 
     def __copy__(self) -> Self:
         return self  # immutable
@@ -209,13 +227,16 @@ class QuantizedTensor(RightOperand):
         k, n = self._shape
         return f"<QuantizedTensor {self.format} (K, N) = ({k}, {n}), {self.nbytes} bytes>"
 
-    def _batches(self) -> Iterator[slice]:
-        return batches(self._shape[1], self._shape[0])
-
     def _product(self, x: NDArray[np.float64]) -> Iterator[tuple[slice, NDArray[np.float64]]]:
         """Yield columns of x [M, K] @ w [K, N]."""
-        for batch in self._batches():
-            yield batch, x @ decode(self._fmt, self._raw[batch]).astype(np.float64).T
+        for batch, values in self._decoded():
+            yield batch, x @ values.T
+
+    def _decoded(self) -> Iterator[tuple[slice, NDArray[np.float64]]]:
+        """Yield columns, some at a time, and their elements: f64 [columns, K]."""
+        (k, n), columns = self._shape, self.raw
+        for batch in batches(n, k):
+            yield batch, decode(self._fmt, columns[batch]).astype(np.float64)
 
 
 class TransposedTensor(RightOperand):
@@ -263,10 +284,9 @@ class TransposedTensor(RightOperand):
 
     def _product(self, x: NDArray[np.float64]) -> Iterator[tuple[slice, NDArray[np.float64]]]:
         """Yield x [M, N] @ w.T [N, K], whole."""
-        w = self._w
-        total = np.zeros((len(x), w.shape[0]))
-        for batch in w._batches():
-            total += x[:, batch] @ decode(w._fmt, w._raw[batch]).astype(np.float64)
+        total = np.zeros((len(x), self._w.shape[0]))
+        for batch, values in self._w._decoded():
+            total += x[:, batch] @ values
         yield slice(None), total
 
 

@@ -567,7 +567,8 @@ def test_a_pickle_refers_to_one_array() -> None:
     assert w.__reduce__()[1][0] is w.__reduce__()[1][0]
     buffers: list[pickle.PickleBuffer] = []
     data = pickle.dumps(w, 5, buffer_callback=buffers.append)
-    assert pickle.loads(data, buffers=buffers)._memory.obj is w._memory.obj
+    again = pickle.loads(data, buffers=buffers)
+    assert again._resident.stored.memory.obj is w._resident.stored.memory.obj  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("call", [copy.copy, copy.deepcopy])

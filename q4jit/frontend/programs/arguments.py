@@ -104,10 +104,10 @@ class NumberArgument:
         return ScalarSpec()
 
 
-Argument = ArrayArgument | WeightArgument | IdsArgument | NumberArgument
+AnyArgument = ArrayArgument | WeightArgument | IdsArgument | NumberArgument
 
 
-def argument_of(name: str, spec: Spec) -> Argument | None:
+def argument_of(name: str, spec: Spec) -> AnyArgument | None:
     """Return the argument of a spec; None for a static value, which is part of the graph."""
     if isinstance(spec, ArraySpec | IdsSpec):
         leading = leading_axes(spec.shape)
@@ -120,7 +120,7 @@ def argument_of(name: str, spec: Spec) -> Argument | None:
     return NumberArgument(name) if isinstance(spec, ScalarSpec) else None
 
 
-def open_signature(arguments: Sequence[Argument]) -> Signature:
+def open_signature(arguments: Sequence[AnyArgument]) -> Signature:
     """Return the signature in which every leading axis has any length."""
     return tuple(
         a.spec(tuple(LeadingAxis(axis) for axis in range(getattr(a, "leading", 0), 0, -1)))
@@ -128,6 +128,6 @@ def open_signature(arguments: Sequence[Argument]) -> Signature:
     )
 
 
-def smallest_signature(arguments: Sequence[Argument]) -> Signature:
+def smallest_signature(arguments: Sequence[AnyArgument]) -> Signature:
     """Return the signature in which every leading axis is 1: it takes all that any other takes."""
     return tuple(a.spec((ONE,) * getattr(a, "leading", 0)) for a in arguments)

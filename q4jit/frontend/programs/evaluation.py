@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from q4jit.floats import FloatType, numpy_dtype
 from q4jit.frontend.graph import Node, reachable
-from q4jit.frontend.programs.instructions import needs_axis
+from q4jit.frontend.programs.operations import needs_axis
 from q4jit.frontend.shapes import Shape
 from q4jit.frontend.specs import Signature
 from q4jit.frontend.vectors import fixed_axes

@@ -13,7 +13,7 @@ from q4jit.frontend.graph import Graph, Node
 from q4jit.frontend.ids import SymbolicIds
 from q4jit.frontend.operands import operand
 from q4jit.frontend.programs.arguments import (
-    Argument,
+    AnyArgument,
     ArrayArgument,
     IdsArgument,
     NumberArgument,
@@ -23,7 +23,7 @@ from q4jit.frontend.programs.arguments import (
     smallest_signature,
 )
 from q4jit.frontend.programs.evaluation import evaluated
-from q4jit.frontend.programs.instructions import Leaf, instructions_of, rebuilt
+from q4jit.frontend.programs.operations import Leaf, operations_of, rebuilt
 from q4jit.frontend.programs.text import Content, read, written
 from q4jit.frontend.refusals import refuse_other_trace
 from q4jit.frontend.refused_operators import RefusedOperators, RefusedWeightOperators
@@ -72,14 +72,14 @@ class Program:
         signature = smallest_signature(content.arguments)
         builder = Builder(signature, [a.name for a in content.arguments])
         leaves = [first_leaf(builder, i, a) for i, a in enumerate(content.arguments)]
-        nodes = rebuilt(content.instructions, builder, leaves)
+        nodes = rebuilt(content.operations, builder, leaves)
         outputs = tuple(nodes[i] for i in content.outputs)
         for i, node in enumerate(outputs):
             if node.is_bool or node.op in _NO_RESULTS:
                 where = f"program.outputs[{i}]"
                 raise TraceError(expected("an array of floats", node.op, where=where))
         numbers = {i: i for i in range(len(content.arguments))}
-        kept, positions = instructions_of(outputs, signature, numbers)
+        kept, positions = operations_of(outputs, signature, numbers)
         self._content = Content(
             content.name, content.arguments, tuple(kept), tuple(positions), content.result_types
         )
@@ -99,10 +99,10 @@ class Program:
         made = [argument_of(_parameter(name), spec) for name, spec in pairs]
         kept = [i for i, argument in enumerate(made) if argument is not None]
         numbers = {old: new for new, old in enumerate(kept)}
-        instructions, outputs = instructions_of(graph.outputs, graph.signature, numbers)
+        operations, outputs = operations_of(graph.outputs, graph.signature, numbers)
         arguments = tuple(a for a in made if a is not None)
         name = _parameter(graph.name)
-        content = (name, arguments, tuple(instructions), tuple(outputs), graph.result_types)
+        content = (name, arguments, tuple(operations), tuple(outputs), graph.result_types)
         return cls(Content(*content))
 
     @classmethod
@@ -146,7 +146,7 @@ class Program:
 
     def rebuilt(self, builder: Builder, leaves: Sequence[Leaf]) -> list[Node]:
         """Return the results as nodes of another graph. Raises TraceError if leaves do not fit."""
-        nodes = rebuilt(self._content.instructions, builder, leaves)
+        nodes = rebuilt(self._content.operations, builder, leaves)
         return [nodes[i] for i in self._content.outputs]
 
     def __repr__(self) -> str:
@@ -162,8 +162,8 @@ class Program:
         return Program.parse, (self.text,)
 
 
-def first_leaf(builder: Builder, number: int, argument: Argument) -> Leaf:
-    """Return an argument of a graph as its instructions use it."""
+def first_leaf(builder: Builder, number: int, argument: AnyArgument) -> Leaf:
+    """Return an argument of a graph as its operations use it."""
     if isinstance(argument, ArrayArgument):
         return builder.load(number, builder.signature[number].shape)  # type: ignore[union-attr]
     if isinstance(argument, IdsArgument):
@@ -185,12 +185,12 @@ def _is_symbol(value: object) -> bool:
     )
 
 
-def _misfit(argument: Argument, got: str, function: str) -> ArgumentError:
+def _misfit(argument: AnyArgument, got: str, function: str) -> ArgumentError:
     where = f"argument {argument.name!r} of {function}"
     return ArgumentError(expected(str(argument), got, where=where))
 
 
-def _traced_leaf(builder: Builder, argument: Argument, leaf: Any, function: str) -> Leaf:
+def _traced_leaf(builder: Builder, argument: AnyArgument, leaf: Any, function: str) -> Leaf:
     """Return a leaf of a traced call. Raises ArgumentError unless it fits its argument."""
     if isinstance(argument, NumberArgument):
         node = operand(builder, leaf, function)
@@ -212,7 +212,7 @@ def _traced_leaf(builder: Builder, argument: Argument, leaf: Any, function: str)
     return known
 
 
-def _checked(argument: Argument, leaf: Any, function: str) -> Any:
+def _checked(argument: AnyArgument, leaf: Any, function: str) -> Any:
     """Return a leaf of a call in NumPy. Raises ArgumentError unless it fits its argument."""
     got = type(leaf).__name__
     fits = False

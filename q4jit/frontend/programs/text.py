@@ -11,28 +11,29 @@ from q4jit.errors import ArgumentError, expected
 from q4jit.floats import FLOAT_BYTES, FloatType
 from q4jit.frontend.graph import ELEMENTWISE
 from q4jit.frontend.programs.arguments import (
-    Argument,
+    AnyArgument,
     ArrayArgument,
     IdsArgument,
     NumberArgument,
     WeightArgument,
 )
-from q4jit.frontend.programs.instructions import (
-    Instruction,
+from q4jit.frontend.programs.operations import (
+    Operation,
     operand_counts,
-    place_of_instruction,
+    place_of_operation,
 )
 from q4jit.weights.formats import FORMATS
+
+LONGEST_NAME: Final = 41
+"""The letters of a name: one more than those of a graph have."""
 
 _WHERE: Final = "program"  # how errors call the text
 _VERSION: Final = 1
 _MOST_LETTERS: Final = 1 << 24
 _MOST_ARGUMENTS: Final = 1 << 12
-_MOST_INSTRUCTIONS: Final = 1 << 16
+_MOST_OPERATIONS: Final = 1 << 16
 _MOST_LEADING: Final = 32  # NumPy broadcasts at most this many
 _MOST_ELEMENTS: Final = 1 << 31  # of an axis
-_LONGEST_NAME: Final = 41  # a letter more than names of graphs have
-
 _SPECIAL: Final[dict[str, float]] = {
     "inf": float("inf"),
     "-inf": -float("inf"),
@@ -46,13 +47,13 @@ class Content:
     """What the text of a program says.
 
     Attributes:
-        outputs: the numbers of the instructions that compute results.
+        outputs: the numbers of the operations that compute results.
         result_types: the float type of each, to which it is rounded.
     """
 
     name: str
-    arguments: tuple[Argument, ...]
-    instructions: tuple[Instruction, ...]
+    arguments: tuple[AnyArgument, ...]
+    operations: tuple[Operation, ...]
     outputs: tuple[int, ...]
     result_types: tuple[FloatType, ...]
 
@@ -79,7 +80,7 @@ def _list(most: int, least: int = 0, rule: Rule | None = None) -> Rule:
 def _is_name(value: object) -> bool:
     return (
         isinstance(value, str)
-        and len(value) <= _LONGEST_NAME
+        and len(value) <= LONGEST_NAME
         and value.isascii()
         and value.isidentifier()
         and not keyword.iskeyword(value)
@@ -87,7 +88,7 @@ def _is_name(value: object) -> bool:
     )
 
 
-_NAME: Final[Rule] = (_is_name, f"a name of at most {_LONGEST_NAME} ASCII letters, not 'out'")
+_NAME: Final[Rule] = (_is_name, f"a name of at most {LONGEST_NAME} ASCII letters, not 'out'")
 _SIZE: Final = _whole(1, _MOST_ELEMENTS)
 _LEADING: Final = _whole(0, _MOST_LEADING + 1)
 _VALUE: Final[Rule] = (
@@ -99,7 +100,7 @@ _PROGRAM: Final[Rules] = {
     "q4jit": (lambda v: type(v) is int and v == _VERSION, f"version {_VERSION}"),
     "name": _NAME,
     "arguments": _list(_MOST_ARGUMENTS),
-    "instructions": _list(_MOST_INSTRUCTIONS, 1),
+    "operations": _list(_MOST_OPERATIONS, 1),
     "outputs": _list(_MOST_ARGUMENTS, 1),
 }
 
@@ -114,7 +115,7 @@ _ARGUMENTS: Final[dict[str, tuple[Rules, Rules]]] = {
 }
 """The fields of each kind of argument, and those that may be left out."""
 
-_OPERATIONS: Final = frozenset(
+_KNOWN: Final = frozenset(
     {
         *ELEMENTWISE,
         *("load", "scalar", "const", "matmul", "sum", "max", "inner_sum", "reshape"),
@@ -143,13 +144,13 @@ def written(content: Content) -> str:
         "q4jit": _VERSION,
         "name": content.name,
         "arguments": [_argument_data(a) for a in content.arguments],
-        "instructions": [_instruction_data(i) for i in content.instructions],
+        "operations": [_operation_data(i) for i in content.operations],
         "outputs": [{"of": number, "type": kind} for number, kind in outputs],
     }
     return json.dumps(data, separators=(",", ":"), allow_nan=False)
 
 
-def _argument_data(argument: Argument) -> dict[str, Any]:
+def _argument_data(argument: AnyArgument) -> dict[str, Any]:
     match argument:
         case ArrayArgument(name, leading, fixed, float_type):
             fields = {"leading": leading, "fixed": list(fixed), "type": float_type}
@@ -162,19 +163,19 @@ def _argument_data(argument: Argument) -> dict[str, Any]:
     return {"kind": "number", "name": argument.name}
 
 
-def _instruction_data(instruction: Instruction) -> dict[str, Any]:
-    data: dict[str, Any] = {"op": instruction.op}
-    if instruction.of:
-        data["of"] = list(instruction.of)
-    if instruction.arg >= 0:
-        data["arg"] = instruction.arg
-    if instruction.op == "const":
-        data["value"] = _number_data(instruction.value)
+def _operation_data(operation: Operation) -> dict[str, Any]:
+    data: dict[str, Any] = {"op": operation.op}
+    if operation.of:
+        data["of"] = list(operation.of)
+    if operation.arg >= 0:
+        data["arg"] = operation.arg
+    if operation.op == "const":
+        data["value"] = _number_data(operation.value)
     optional = {
-        "start": instruction.start,
-        "width": instruction.width,
-        "transposed": instruction.transposed,
-        "adds_axis": instruction.adds_axis,
+        "start": operation.start,
+        "width": operation.width,
+        "transposed": operation.transposed,
+        "adds_axis": operation.adds_axis,
     }
     return data | {name: value for name, value in optional.items() if value}
 
@@ -202,13 +203,15 @@ def read(text: object) -> Content:
     check_fields(data, _WHERE, _PROGRAM, error=ArgumentError)
     arguments = tuple(_argument(a, i) for i, a in enumerate(data["arguments"]))
     _check_names(arguments)
-    instructions = tuple(_instruction(n, i, arguments) for i, n in enumerate(data["instructions"]))
-    rules: Rules = {"of": _whole(0, len(instructions)), "type": one_of(FLOAT_BYTES)}
+    operations = tuple(_operation(n, i, arguments) for i, n in enumerate(data["operations"]))
+    if not any(isinstance(a, WeightArgument) and a.experts for a in arguments):
+        _check_axes(arguments, operations)
+    rules: Rules = {"of": _whole(0, len(operations)), "type": one_of(FLOAT_BYTES)}
     for i, output in enumerate(data["outputs"]):
         check_fields(output, f"{_WHERE}.outputs[{i}]", rules, error=ArgumentError)
     outputs = tuple(output["of"] for output in data["outputs"])
     types = tuple(output["type"] for output in data["outputs"])
-    return Content(data["name"], arguments, instructions, outputs, types)
+    return Content(data["name"], arguments, operations, outputs, types)
 
 
 def _selected(data: Any, where: str, field: str, names: Any) -> str:
@@ -221,7 +224,7 @@ def _selected(data: Any, where: str, field: str, names: Any) -> str:
     return str(value)
 
 
-def _argument(data: Any, number: int) -> Argument:
+def _argument(data: Any, number: int) -> AnyArgument:
     where = f"{_WHERE}.arguments[{number}]"
     kind = _selected(data, where, "kind", _ARGUMENTS)
     rules, optional = _ARGUMENTS[kind]
@@ -239,7 +242,7 @@ def _argument(data: Any, number: int) -> Argument:
     return NumberArgument(name)
 
 
-def _check_names(arguments: Sequence[Argument]) -> None:
+def _check_names(arguments: Sequence[AnyArgument]) -> None:
     names: dict[str, None] = {}
     for i, argument in enumerate(arguments):
         if argument.name in names:
@@ -248,9 +251,24 @@ def _check_names(arguments: Sequence[Argument]) -> None:
         names[argument.name] = None
 
 
-def _instruction(data: Any, number: int, arguments: Sequence[Argument]) -> Instruction:
-    where = place_of_instruction(number)
-    op = _selected(data, where, "op", _OPERATIONS)
+def _check_axes(arguments: Sequence[AnyArgument], operations: Sequence[Operation]) -> None:
+    """Raise ArgumentError for the inner axes that values of experts have."""
+    reason = "as no argument is an expert tensor"
+    for i, argument in enumerate(arguments):
+        most = {ArrayArgument: 1, IdsArgument: 0}.get(type(argument), 0)
+        fixed = getattr(argument, "fixed", ())
+        if len(fixed) > most:
+            what, where = "one length" if most else "no length", f"{_WHERE}.arguments[{i}].fixed"
+            raise ArgumentError(expected(f"{what}, {reason}", shown(list(fixed)), where=where))
+    for i, operation in enumerate(operations):
+        if operation.op == "load" and operation.adds_axis:
+            where = f"{place_of_operation(i)}.adds_axis"
+            raise ArgumentError(expected(f"False, {reason}", "True", where=where))
+
+
+def _operation(data: Any, number: int, arguments: Sequence[AnyArgument]) -> Operation:
+    where = place_of_operation(number)
+    op = _selected(data, where, "op", _KNOWN)
     rules, optional = _fields(op, number, arguments)
     check_fields(data, where, {"op": ANYTHING, **rules}, optional, ArgumentError)
     of, arg = tuple(data.get("of", ())), data.get("arg", -1)
@@ -258,7 +276,7 @@ def _instruction(data: Any, number: int, arguments: Sequence[Argument]) -> Instr
     if arg >= 0:
         _check_argument(op, where, arguments[arg], len(of), transposed)
     value = data.get("value", 0.0)
-    return Instruction(
+    return Operation(
         op,
         of,
         arg,
@@ -270,7 +288,7 @@ def _instruction(data: Any, number: int, arguments: Sequence[Argument]) -> Instr
     )
 
 
-def _fields(op: str, number: int, arguments: Sequence[Argument]) -> tuple[Rules, Rules]:
+def _fields(op: str, number: int, arguments: Sequence[AnyArgument]) -> tuple[Rules, Rules]:
     """Return the fields of an operation, and those that may be left out."""
     rules: Rules = {}
     counts = operand_counts(op)
@@ -291,7 +309,7 @@ def _fields(op: str, number: int, arguments: Sequence[Argument]) -> tuple[Rules,
 
 
 def _check_argument(
-    op: str, where: str, argument: Argument, operands: int, transposed: bool
+    op: str, where: str, argument: AnyArgument, operands: int, transposed: bool
 ) -> None:
     """Raise ArgumentError if an operation cannot take an argument."""
     if not isinstance(argument, _TAKES[op]):

@@ -1,6 +1,6 @@
-"""The instructions of a program: the nodes of a graph without their shapes.
+"""The operations of a program: the nodes of a graph without their shapes.
 
-Shapes follow from those of a call's arguments, so an instruction has only what they do not tell.
+Shapes follow from those of a call's arguments, so an operation has only what they do not tell.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,11 +21,11 @@ _ONE_OPERAND: Final = _UNARY | {"sum", "max", "inner_sum", "reshape", "rows"}
 
 
 @dataclass(frozen=True)
-class Instruction:
+class Operation:
     """One operation of a program, as `Node` describes it.
 
     Attributes:
-        of: the numbers of the instructions whose values are its operands; all are smaller.
+        of: the numbers of the operations whose values are its operands; all are smaller.
         width: the columns of a load or a product.
         adds_axis: whether a load or a reshape has an axis of 1 more at its end.
     """
@@ -53,24 +53,24 @@ def operand_counts(op: str) -> tuple[int, ...]:
     return (0,) if op in _NO_OPERAND else (1,) if op in _ONE_OPERAND else (2,)
 
 
-def instructions_of(
+def operations_of(
     outputs: tuple[Node, ...], signature: Signature, numbers: Mapping[int, int]
-) -> tuple[list[Instruction], list[int]]:
-    """Return the instructions that compute `outputs`, and the numbers of those that do.
+) -> tuple[list[Operation], list[int]]:
+    """Return the operations that compute `outputs`, and the numbers of those that do.
 
     signature: of the graph's arguments. numbers: the new numbers of those that are kept.
     """
     known: dict[int, int] = {}
-    made: list[Instruction] = []
+    made: list[Operation] = []
     for node in reachable(outputs):
         known[node.id] = len(made)
-        made.append(_instruction(node, known, signature, numbers))
+        made.append(_operation(node, known, signature, numbers))
     return made, [known[node.id] for node in outputs]
 
 
-def _instruction(
+def _operation(
     node: Node, known: Mapping[int, int], signature: Signature, numbers: Mapping[int, int]
-) -> Instruction:
+) -> Operation:
     before = node.shape
     if node.op == "load":
         before = signature[node.arg].shape  # type: ignore[union-attr]  # of an array
@@ -82,7 +82,7 @@ def _instruction(
         last = node.shape[-2] if adds_axis else node.shape[-1]
         assert isinstance(last, int)
         width = int(last)
-    return Instruction(
+    return Operation(
         node.op,
         tuple(known[n.id] for n in node.operands),
         numbers[node.arg] if node.arg >= 0 else -1,
@@ -94,50 +94,50 @@ def _instruction(
     )
 
 
-def place_of_instruction(number: int) -> str:
-    """Return how errors call an instruction."""
-    return f"program.instructions[{number}]"
+def place_of_operation(number: int) -> str:
+    """Return how errors call an operation."""
+    return f"program.operations[{number}]"
 
 
-# --- instructions become nodes again --------------------------------------------------------------
+# --- operations become nodes again --------------------------------------------------------------
 
 
 def rebuilt(
-    instructions: Sequence[Instruction], builder: Builder, leaves: Sequence[Leaf]
+    operations: Sequence[Operation], builder: Builder, leaves: Sequence[Leaf]
 ) -> list[Node]:
-    """Return the node of each instruction, in a graph whose arguments may have other axes.
+    """Return the node of each operation, in a graph whose arguments may have other axes.
 
     leaves: the values of the program's arguments in that graph. Raises TraceError for an operation
     whose operands do not fit it, with its number.
     """
     nodes: list[Node] = []
-    for number, instruction in enumerate(instructions):
+    for number, operation in enumerate(operations):
         try:
-            nodes.append(_node(instruction, builder, leaves, [nodes[i] for i in instruction.of]))
+            nodes.append(_node(operation, builder, leaves, [nodes[i] for i in operation.of]))
         except TraceError as error:
-            raise TraceError(f"{place_of_instruction(number)}: {error}") from None
+            raise TraceError(f"{place_of_operation(number)}: {error}") from None
     return nodes
 
 
 def _node(
-    instruction: Instruction, builder: Builder, leaves: Sequence[Leaf], operands: list[Node]
+    operation: Operation, builder: Builder, leaves: Sequence[Leaf], operands: list[Node]
 ) -> Node:
-    op, leaf = instruction.op, leaves[instruction.arg] if instruction.arg >= 0 else None
+    op, leaf = operation.op, leaves[operation.arg] if operation.arg >= 0 else None
     _check_operands(op, operands)
     match op:
         case "load":
             assert isinstance(leaf, Node)
-            columns = _columns(builder, builder.number(leaf), instruction)
-            return with_axis(builder, columns) if instruction.adds_axis else columns
+            columns = _columns(builder, builder.number(leaf), operation)
+            return with_axis(builder, columns) if operation.adds_axis else columns
         case "scalar" | "ids":
             assert isinstance(leaf, Node)
             return leaf
         case "const":
-            return builder.const(instruction.value)
+            return builder.const(operation.value)
         case "matmul":
             assert isinstance(leaf, int)
-            product = _product(instruction, builder, leaf, operands)
-            return _columns(builder, product, instruction)
+            product = _product(operation, builder, leaf, operands)
+            return _columns(builder, product, operation)
         case "dequantize":
             assert isinstance(leaf, int)
             return builder.dequantize(leaf)
@@ -149,15 +149,15 @@ def _node(
         case "inner_sum":
             return inner_sum(builder, operands[0], False)
         case "reshape":
-            change = builder.add_last if instruction.adds_axis else partial(_without_axis, builder)
+            change = builder.add_last if operation.adds_axis else partial(_without_axis, builder)
             return change(operands[0])
     return builder.apply(op, *beside_vectors(builder, operands))
 
 
-def _product(instruction: Instruction, builder: Builder, weight: int, operands: list[Node]) -> Node:
+def _product(operation: Operation, builder: Builder, weight: int, operands: list[Node]) -> Node:
     x = builder.number(operands[0])
     if len(operands) == 1:
-        return builder.matmul(x, weight, instruction.transposed)
+        return builder.matmul(x, weight, operation.transposed)
     ids = operands[1]
     if needs_axis(x, fixed_axes(ids.shape) + 1):
         x = expand(builder, x)
@@ -171,7 +171,7 @@ def beside_vectors(builder: Builder, operands: list[Node]) -> list[Node]:
 
 
 def needs_axis(node: Node, axes: int) -> bool:
-    """Return whether a value has to get an inner axis beside one with so many fixed axes.
+    """Return whether a value has to get an inner axis beside one with `axes` fixed axes.
 
     Graphs leave out the node that adds it.
     """
@@ -192,12 +192,12 @@ def _check_operands(op: str, operands: list[Node]) -> None:
         raise TraceError(expected("columns", show_shape(shapes[0]), where=f"operand of {op}"))
 
 
-def _columns(builder: Builder, node: Node, instruction: Instruction) -> Node:
-    start, stop = instruction.start, instruction.start + instruction.width
+def _columns(builder: Builder, node: Node, operation: Operation) -> Node:
+    start, stop = operation.start, operation.start + operation.width
     width = node.shape[-1]
     if not isinstance(width, int) or not start < stop <= width:
         what = f"columns among {width}"
-        raise TraceError(expected(what, f"{start} to {stop}", where=instruction.op))
+        raise TraceError(expected(what, f"{start} to {stop}", where=operation.op))
     return builder.slice(node, start, stop)
 
 
