@@ -8,7 +8,7 @@ import torch
 
 from q4jit.backends import find_backend
 from q4jit.errors import ArgumentError, expected
-from q4jit.frontend.specs import IdsSpec, Signature, WeightSpec, array_spec, ids_spec
+from q4jit.frontend.specs import Signature, WeightSpec, array_spec, ids_spec
 from q4jit.frontend.trace import trace
 from q4jit.plan.options import PlanOptions
 from q4jit.runtime.devices import find_device, target_of

@@ -8,7 +8,7 @@ import warnings
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -117,6 +117,14 @@ def _version(blocks: torch.Tensor) -> int:
     return -1 if blocks.is_inference() else blocks._version
 
 
+def forget(blocks: torch.Tensor) -> None:
+    """Forget the weights in a tensor's memory, which has been written to.
+
+    Tensors of `torch.inference_mode` have no version that would say so.
+    """
+    _forget(blocks.untyped_storage()._cdata)
+
+
 def _forget(owner: int) -> None:
     _storages.pop(owner, None)
     for key in [key for key in list(_known) if key[0] == owner]:
@@ -125,6 +133,9 @@ def _forget(owner: int) -> None:
 
 def check_blocks(blocks: torch.Tensor, stored: Stored, name: str = "blocks") -> None:
     """Raise ArgumentError unless a tensor may hold the bytes of a weight."""
+    if blocks.device.type == "meta":
+        cure = 'use load_state_dict(..., assign=True), or to_empty(device="cpu") first'
+        raise ArgumentError(expected("a weight with values", f"{stored} on meta", cure=cure))
     what = f"uint8, contiguous, {stored.nbytes} bytes for {stored}"
     if (
         blocks.dtype is not torch.uint8
@@ -166,7 +177,7 @@ def _reader(blocks: torch.Tensor) -> Callable[[], NDArray[np.uint8]]:
         assert owner is not None, "a weight is used only while its tensor exists"
         with torch.no_grad():
             whole = torch.empty(0, dtype=torch.uint8, device=device)
-            array: NDArray[np.uint8] = whole.set_(owner, start, (size,)).cpu().numpy()
+            array: NDArray[np.uint8] = whole.set_(owner, start, (size,), (1,)).cpu().numpy()
         return array
 
     return read

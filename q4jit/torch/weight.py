@@ -2,27 +2,33 @@
 
 import copy
 from collections.abc import Callable
-from typing import Any, Self
+from typing import Any, Final, Self
 
-import numpy as np
 import torch
 from torch import nn
 
+from q4jit.conversions import tensor_dtype
 from q4jit.errors import ArgumentError, expected
+from q4jit.sizes import whole_number
 from q4jit.torch.layouts import layout_on
-from q4jit.torch.memory import AnyWeight, Facts, Stored, weight_in
+from q4jit.torch.memory import AnyWeight, Facts, Stored, forget, weight_in
+from q4jit.weights.checks import tensor_shape
 from q4jit.weights.experts import ExpertTensor
+from q4jit.weights.formats import FORMATS, find_format
 from q4jit.weights.layouts import GGUF, pack, pack_experts
 from q4jit.weights.tensor import QuantizedTensor
+
+Device = torch.device | str | None
+_VALUES: Final = 'load_state_dict(..., assign=True), or to_empty(device="cpu") first'
 
 
 class Weight(nn.Module):
     """A weight [K, N], or [E, K, N] for experts, whose blocks are a buffer of a module.
 
-    Decorated functions take it like a `QuantizedTensor` or `ExpertTensor`. It holds the blocks once,
-    in the layout that kernels read on its device, and repacks them when it moves to a device of
-    another kind. `state_dict` and pickles have them in GGUF's order, in an entry that is named after
-    the format. It is frozen: gradients flow through products, not to the weight.
+    Decorated functions take it like a `QuantizedTensor` or `ExpertTensor`. It holds the blocks
+    once, in the layout that kernels read on its device, and repacks them when it moves to a device
+    of another kind. `state_dict` and pickles have them in GGUF's order, in an entry that is named
+    after the format. It is frozen: gradients flow through products, not to the weight.
 
     Attributes:
         format: the name of the block format.
@@ -35,13 +41,7 @@ class Weight(nn.Module):
 
     blocks: torch.Tensor
 
-    def __init__(
-        self,
-        weight: QuantizedTensor | ExpertTensor,
-        *,
-        device: torch.device | str | None = None,
-        lookup: bool = False,
-    ) -> None:
+    def __init__(self, weight: AnyWeight, *, device: Device = None, lookup: bool = False) -> None:
         """Hold a copy of a weight on a device.
 
         device: None is PyTorch's default device. "meta" keeps no blocks. lookup: the weight is a
@@ -49,18 +49,44 @@ class Weight(nn.Module):
         without kernels.
         """
         super().__init__()
-        if not isinstance(weight, QuantizedTensor | ExpertTensor):
+        given: object = weight
+        if not isinstance(given, QuantizedTensor | ExpertTensor):
             cure = 'use q4jit.quantize(w, "Q4_0") for a float matrix [K, N]'
             what = "a QuantizedTensor or ExpertTensor"
-            raise ArgumentError(expected(what, type(weight).__name__, where="weight", cure=cure))
-        self.format = weight.format
-        self.experts, self.K, self.N = (0, *weight.shape)[-3:]
-        self.lookup = lookup
-        self._facts: Facts = weight.signature[-2:]
-        where = torch.device(device) if device is not None else torch.get_default_device()
+            raise ArgumentError(expected(what, type(given).__name__, where="weight", cure=cure))
+        self._describe(weight.format, weight.shape, lookup)
+        self._hold(weight, indexed(device))
+
+    @classmethod
+    def empty(
+        cls,
+        format: str,  # noqa: A002 - the attribute's name
+        shape: tuple[int, ...],
+        *,
+        device: Device = None,
+        lookup: bool = False,
+    ) -> Self:
+        """Make a weight without values, for `load_state_dict`.
+
+        shape: (K, N), or (E, K, N) for experts. device, lookup: as in `Weight`. Raises FormatError
+        for another format or shape, and unless K is whole blocks.
+        """
+        fmt = find_format(format)
+        sizes = tensor_shape(shape, "(E, K, N)" if len(shape) == 3 else "(K, N)")
+        fmt.column_bytes(sizes[-2])  # checks K
+        new = cls.__new__(cls)
+        nn.Module.__init__(new)
+        new._describe(fmt.name, sizes, lookup)
+        new._allocate(indexed(device))
+        return new
+
+    def _describe(self, name: str, shape: tuple[int, ...], lookup: bool) -> None:
+        self.format, self.lookup = name, lookup
+        self.experts, self.K, self.N = map(whole_number, (0, *shape)[-3:])
         self.layout = GGUF
+        self._facts: Facts | None = None  # not known without values
+        self._found: _Found | None = None
         self.register_buffer("blocks", None, persistent=False)
-        self._hold(weight, where)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -72,84 +98,141 @@ class Weight(nn.Module):
         """What `blocks` holds."""
         return Stored(self.format, self.K, self.N, self.experts, self.layout)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of `blocks`."""
+        return self.stored.nbytes
+
     def tensor(self) -> AnyWeight:
-        """Return the weight that kernels read. It is valid for as long as `blocks` is."""
-        return weight_in(self.blocks, self.stored, self._facts)
+        """Return the weight that kernels read. It is valid for as long as `blocks` is.
+
+        Raises ArgumentError for a weight on "meta".
+        """
+        blocks: torch.Tensor = self._buffers["blocks"]  # type: ignore[assignment]  # never None
+        found = self._found
+        # a fraction of the time that `weight_in` takes, because this is in every call
+        if (
+            found is not None
+            and found[0] is blocks
+            and found[1] == blocks.data_ptr()
+            and found[2] == (0 if blocks.is_inference() else blocks._version)
+        ):
+            return found[3]
+        weight = weight_in(blocks, self.stored, self._facts)
+        version = 0 if blocks.is_inference() else blocks._version
+        self._found = blocks, blocks.data_ptr(), version, weight
+        return weight
 
     def numpy(self) -> AnyWeight:
         """Return a copy of the weight, in host memory and without PyTorch."""
-        raw = self.tensor().raw
-        kind = ExpertTensor if self.experts else QuantizedTensor
-        made: AnyWeight = kind.from_bytes(raw.copy(), shape=self.shape, format=self.format)
-        return made
+        return _of_bytes(self.tensor().raw, self.shape, self.format)
 
-    def _hold(self, weight: AnyWeight, device: torch.device) -> None:
-        """Keep the blocks of a weight on a device, in the layout that its kernels read."""
+    def extra_repr(self) -> str:
+        """Return format and size, for `print(model)`."""
+        return f"{self.format} {list(self.shape)}"
+
+    # --- moving, copying --------------------------------------------------------------------------
+
+    def _allocate(self, device: torch.device) -> None:
+        """Make blocks without values on a device."""
+        self._found = None
         self.layout = layout_on(device, self.format, self.K, self.N, self.experts, self.lookup)
-        if device.type == "meta":
-            self.blocks = torch.empty(self.stored.nbytes, dtype=torch.uint8, device=device)
-            return
-        raw = weight.raw
-        if self.layout != GGUF:
-            packing = pack_experts if self.experts else pack
-            raw = packing(weight.block_format, self.layout, raw)
-        blocks = torch.empty(self.stored.nbytes, dtype=torch.uint8)
-        blocks.numpy()[...] = raw.reshape(-1)
-        self.blocks = blocks.to(device)
-        self.tensor()  # so that kernels find the facts
+        self.blocks = torch.empty(self.nbytes, dtype=torch.uint8, device=device)
 
-    # --- moving, copying, saving ------------------------------------------------------------------
+    def _hold(self, weight: AnyWeight, device: torch.device, *, in_place: bool = False) -> None:
+        """Keep the blocks of a weight on a device, in the layout that its kernels read.
+
+        in_place: write them to the memory of `blocks`, which is on that device.
+        """
+        self._facts = weight.signature[-2:]
+        if device.type == "meta":
+            return self._allocate(device)
+        layout = layout_on(device, self.format, self.K, self.N, self.experts, self.lookup)
+        raw = weight.raw
+        if layout != GGUF:
+            raw = (pack_experts if self.experts else pack)(FORMATS[self.format], layout, raw)
+        self._found, self.layout = None, layout
+        blocks = torch.empty(self.nbytes, dtype=torch.uint8, device="cpu")
+        blocks.numpy()[...] = raw.reshape(-1)
+        if in_place:
+            self.blocks.copy_(blocks)
+            forget(self.blocks)
+        else:
+            self.blocks = blocks.to(device)
+        self.tensor()  # so that operators, which get only the blocks, know the facts
+        return None
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Self:
-        """Move the blocks as `to`, `cuda` and the like ask for, and repack them if necessary."""
+        """Move the blocks as `to`, `cuda` and the like ask for, and repack them if necessary.
+
+        Raises ArgumentError for `type`, which casts integers as well.
+        """
         old = self.blocks.device
-        new = fn(torch.empty(0, dtype=torch.uint8, device=old)).device
-        layout = layout_on(new, self.format, self.K, self.N, self.experts, self.lookup)
-        if old.type == "meta" and new.type != "meta":  # nothing to keep: `to_empty`
-            self.layout = layout
-            self.blocks = torch.empty(self.stored.nbytes, dtype=torch.uint8, device=new)
+        probe = fn(torch.zeros(1, dtype=torch.uint8, device=old))
+        if probe.dtype is not torch.uint8:
+            cure = "use float(), half(), bfloat16() or to(dtype), which leave blocks as they are"
+            got = f"a cast to {tensor_dtype(probe)}"
+            raise ArgumentError(expected("uint8 blocks", got, where=str(self), cure=cure))
+        new = probe.device
+        if new.type == "meta" or old.type == "meta":
+            if new != old:
+                self._allocate(new)
             return self
-        if layout == self.layout or new.type == "meta":
-            return super()._apply(fn, recurse)
-        self._hold(self.tensor(), new)
+        layout = layout_on(new, self.format, self.K, self.N, self.experts, self.lookup)
+        if layout == self.layout:
+            self._found = None  # it holds the old blocks
+            super()._apply(fn, recurse)
+        else:
+            self._hold(self.tensor(), new)
         return self
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Weight":
         """Return a copy with memory of its own."""
         new = memo[id(self)] = type(self).__new__(type(self))
-        state = {name: v for name, v in self.__dict__.items() if name != "_buffers"}
-        new.__dict__.update(copy.deepcopy(state, memo), _buffers={"blocks": self.blocks.clone()})
+        state = {name: v for name, v in self.__dict__.items() if name not in {"_buffers", "_found"}}
+        new.__dict__.update(copy.deepcopy(state, memo), _found=None)
+        new.__dict__["_buffers"] = {"blocks": self.blocks.clone()}
         return new
 
+    # --- saving, loading --------------------------------------------------------------------------
+
     def __getstate__(self) -> dict[str, Any]:
-        """Return the state with blocks in GGUF's order, on their device."""
-        state = dict(self.__dict__)
-        raw = self.blocks if self.layout == GGUF else self._raw_blocks()
-        return {**state, "layout": GGUF, "_buffers": {"blocks": raw}}
+        """Return the state with blocks in GGUF's order, on their device.
+
+        Blocks in shared memory stay in their layout, so that processes share them.
+        """
+        state = {**self.__dict__, "_found": None}
+        if self.layout == GGUF or (self.blocks.device.type == "cpu" and self.blocks.is_shared()):
+            return state
+        return {**state, "layout": GGUF, "_buffers": {"blocks": self._raw_blocks().reshape(-1)}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore a state, and repack the blocks for the device that they are on now."""
         super().__setstate__(state)
-        layout = layout_on(
-            self.blocks.device, self.format, self.K, self.N, self.experts, self.lookup
-        )
-        if layout != GGUF and self.blocks.device.type != "meta":
-            self._hold(self.tensor(), self.blocks.device)
+        device = self.blocks.device
+        layout = layout_on(device, self.format, self.K, self.N, self.experts, self.lookup)
+        if device.type == "meta":
+            self._allocate(device)
+        elif layout != self.layout:
+            self._hold(self.tensor(), device)
 
     def _raw_blocks(self) -> torch.Tensor:
-        """Return the blocks in GGUF's order: a new tensor, uint8 [bytes], on the same device."""
-        return torch.from_numpy(np.array(self.tensor().raw).reshape(-1)).to(self.blocks.device)
+        """Return the blocks in GGUF's order and on their device: uint8 [N or E, N, column_bytes].
+
+        They share memory with `blocks` if that is its layout.
+        """
+        shape = (*self.shape[:-2], self.N, -1)
+        if self.layout == GGUF:
+            return self.blocks.detach().reshape(shape)
+        raw = self.tensor().raw
+        blocks = torch.empty(raw.shape, dtype=torch.uint8, device="cpu")
+        blocks.numpy()[...] = raw
+        return blocks.to(self.blocks.device)
 
     def _save_to_state_dict(
         self, destination: dict[str, Any], prefix: str, keep_vars: bool
     ) -> None:
-        rows = max(1, self.experts) * self.N
-        raw = self.blocks if self.blocks.device.type == "meta" else self._raw_blocks()
-        if raw.device.type == "meta":
-            raw = torch.empty(
-                Stored(*self.stored[:4], GGUF).nbytes, dtype=torch.uint8, device="meta"
-            )
-        destination[prefix + self.format] = raw.reshape(rows, -1)
+        destination[prefix + self.format] = self._raw_blocks()
 
     def _load_from_state_dict(
         self,
@@ -161,41 +244,63 @@ class Weight(nn.Module):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        key = prefix + self.format
-        blocks = state_dict.get(key)
+        names = [name.removeprefix(prefix) for name in state_dict if name.startswith(prefix)]
+        others = [name for name in names if name != self.format]
+        if self.format not in names:
+            wrong = [name for name in others if name in FORMATS]
+            if wrong:
+                cure = "make the module with the format of the state"
+                what = f"{self.format} {list(self.shape)}"
+                where = prefix.removesuffix(".")
+                error_msgs.append(expected(what, wrong[0], where=where, cure=cure))
+                return
+            if strict:
+                missing_keys.append(prefix + self.format)
         if strict:
-            mine = [name for name in state_dict if name.startswith(prefix)]
-            unexpected_keys += [name for name in mine if name != key]
-        if blocks is None:
-            missing_keys.append(key)
-            return
-        try:
-            held = self._from_state(blocks, key)
-        except ArgumentError as error:
-            error_msgs.append(str(error))
-            return
-        device = blocks.device if local_metadata.get("assign_to_params_buffers") else None
-        old = self.blocks.device
-        if device is None:
-            device = old
-        self._facts = held.signature[-2:]
-        self._hold(held, device)
+            unexpected_keys += [prefix + name for name in others]
+        if self.format in names:
+            assign = bool(local_metadata.get("assign_to_params_buffers"))
+            try:
+                self._load(state_dict[prefix + self.format], prefix + self.format, assign)
+            except ArgumentError as error:
+                error_msgs.append(str(error))
 
-    def _from_state(self, blocks: Any, key: str) -> AnyWeight:
-        """Return the weight of an entry of a state. Raises ArgumentError for a wrong one."""
-        what = f"uint8 {[max(1, self.experts) * self.N, '…']} of {self.format} {list(self.shape)}"
-        stored = Stored(*self.stored[:4], GGUF)
-        if (
-            not isinstance(blocks, torch.Tensor)
-            or blocks.dtype is not torch.uint8
-            or blocks.numel() != stored.nbytes
-        ):
-            raise ArgumentError(expected(what, str(getattr(blocks, "shape", blocks)), where=key))
-        kind = ExpertTensor if self.experts else QuantizedTensor
-        raw = blocks.detach().cpu().contiguous().reshape(-1).numpy()
-        made: AnyWeight = kind.from_bytes(raw, shape=self.shape, format=self.format)
-        return made
+    def _load(self, blocks: Any, name: str, assign: bool) -> None:
+        """Take the blocks of an entry of a state, called `name`. Raises ArgumentError."""
+        shape = (*self.shape[:-2], self.N, FORMATS[self.format].column_bytes(self.K))
+        what = f"uint8 {list(shape)} for {self.format} {list(self.shape)}"
+        if not isinstance(blocks, torch.Tensor):
+            raise ArgumentError(expected(what, type(blocks).__name__, where=name))
+        if blocks.dtype is not torch.uint8 or blocks.shape != shape:
+            got = f"{tensor_dtype(blocks)} {list(blocks.shape)}"
+            raise ArgumentError(expected(what, got, where=name))
+        old, new = self.blocks, blocks.device
+        if assign and new.type == "meta":
+            return self._allocate(new)
+        if new.type == "meta":
+            raise ArgumentError(expected("a tensor with values", "one on meta", where=name))
+        if old.device.type == "meta" and not assign:
+            what, got = "a weight that can be written to", "one on meta"
+            raise ArgumentError(expected(what, got, where=name, cure=f"use {_VALUES}"))
+        raw = blocks.detach().cpu().contiguous().numpy()
+        weight = _of_bytes(raw, self.shape, self.format)
+        in_place = not assign and (torch.is_inference_mode_enabled() or not old.is_inference())
+        self._hold(weight, new if assign else old.device, in_place=in_place)
+        return None
 
-    def extra_repr(self) -> str:
-        """Return format and size, for `print(model)`."""
-        return f"{self.format} {list(self.shape)}"
+
+_Found = tuple[torch.Tensor, int, int, AnyWeight]
+"""Blocks, their address and version, and the weight in them."""
+
+
+def indexed(device: Device) -> torch.device:
+    """Return a device with its number; None is PyTorch's default device."""
+    return torch.empty(0, dtype=torch.uint8, device=device).device
+
+
+def _of_bytes(raw: Any, shape: tuple[int, ...], name: str) -> AnyWeight:
+    """Return the weight of GGUF blocks, which are copied unless nobody can write to them."""
+    if len(shape) == 3:
+        return ExpertTensor.from_bytes(raw, shape=shape, format=name)
+    k, n = shape
+    return QuantizedTensor.from_bytes(raw, shape=(k, n), format=name)
