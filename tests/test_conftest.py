@@ -98,10 +98,17 @@ def test_old_programs_are_removed(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     monkeypatch.setattr(builds, "_folders", {})
     builds.use(tmp_path)
     old, new = (builds.built(name, build=Path.touch) for name in ("old", "new"))
-    os.utime(old, (0, 0))
+    old_kernel, new_kernel = (builds.inductor() / "aa" / name for name in ("old.so", "new.so"))
+    for path in (old_kernel, new_kernel):
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    for path in (old, old_kernel):
+        os.utime(path, (0, 0))
     builds.remove_unused()
     assert not old.exists()
+    assert not old_kernel.exists()
     assert new.exists()
+    assert new_kernel.exists()
 
 
 def test_a_missing_tool_skips_the_test_and_fails_in_ci(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,9 +7,10 @@ that track gradients be arguments. It needs the extra `torch`.
 from q4jit.dispatch import pytorch
 from q4jit.torch import gradients  # noqa: F401 - registers the operator's gradient
 from q4jit.torch.bridge import TorchBridge
-from q4jit.torch.modules import Linear
+from q4jit.torch.modules import Embedding, Experts, Linear
+from q4jit.torch.replace import replace_linears
 from q4jit.torch.weight import Weight
 
-__all__ = ["Linear", "Weight"]
+__all__ = ["Embedding", "Experts", "Linear", "Weight", "replace_linears"]
 
 pytorch.bridge = TorchBridge()

@@ -11,14 +11,18 @@ import torch
 from q4jit.dispatcher import Specialized, positional
 from q4jit.errors import ArgumentError
 from q4jit.frontend.containers import MAPPINGS, Apart, fields_of, together
-from q4jit.frontend.structures import Results
-from q4jit.torch.calls import call_of
+from q4jit.torch.calls import call_of, is_text_of
+from q4jit.torch.guards import guard, object_at
 from q4jit.torch.leaves import Key, Leaves, holds_weight
 from q4jit.torch.operator import call
+from q4jit.torch.results import name_of_builder
 from q4jit.torch.weight import Weight
 
 _DIRECT: Final = frozenset({torch.Tensor, torch.nn.Parameter})
 """Tensors whose memory holds their values. Subclasses may be fakes, or distributed."""
+
+_ARRAY: Final = "an array"
+_TUPLE: Final = "a tuple of arrays"
 
 
 class TorchBridge:
@@ -40,7 +44,10 @@ class TorchBridge:
         if torch._C._is_any_autocast_enabled():
             return any(map(_has_tensor, args))
         tracks = torch.is_grad_enabled()
-        return any(_needs_operator(value, tracks) for value in args)
+        if any(_needs_operator(value, tracks) for value in args):
+            return True
+        # without a tensor, results would be arrays of NumPy
+        return Weight in map(type, args) and not any(map(_has_tensor, args))
 
     def call(
         self,
@@ -59,12 +66,12 @@ class TorchBridge:
         leaves = Leaves(autocast=any([holds_weight(value) for value in values]))
         keys = tuple([leaves.key(value) for value in values])
         inner = leaves.inner_axis()
-        text = _text_of(function, id(function), keys, inner)
+        text = _text_of(id(function), keys, inner)
         made = call(leaves.arrays, leaves.weights, leaves.numbers, text)
-        results = _results_of(function, id(function), keys, inner)
-        if isinstance(results, bool):
-            return tuple(made) if results else made[0]
-        return results.build(leaves.all, made)
+        results = _results_of(id(function), keys, inner)
+        if results == _ARRAY:
+            return made[0]
+        return tuple(made) if results == _TUPLE else getattr(function, results)(leaves.all, made)
 
 
 def _positional(
@@ -73,7 +80,7 @@ def _positional(
     """Return the arguments of a call in the order of the parameters."""
     values = list(args)
     if kwargs or len(args) != len(function._parameters):
-        defaults = _defaults_of(function, id(function), len(args), tuple(kwargs))
+        defaults = _defaults_of(id(function), len(args), tuple(kwargs))
         for name, default in defaults:
             values.append(kwargs[name] if name in kwargs else default)
     return values
@@ -81,29 +88,39 @@ def _positional(
 
 @torch.compiler.assume_constant_result
 def _defaults_of(
-    function: Specialized[Any, Any], identity: int, given: int, named: tuple[str, ...]
+    identity: int, given: int, named: tuple[str, ...]
 ) -> tuple[tuple[str, Any], ...]:
     """Return the names and defaults of the parameters after the first `given`.
 
-    identity: the function's id, which PyTorch's compiler guards. Raises ArgumentError unless these
-    arguments fit the parameters.
+    identity: the function's. Raises ArgumentError unless these arguments fit the parameters.
     """
+    function: Specialized[Any, Any] = object_at(identity)
     values = positional(function, (None,) * given, dict.fromkeys(named))
     return tuple(zip(function._parameters[given:], values[given:], strict=True))
 
 
 @torch.compiler.assume_constant_result
-def _text_of(
-    function: Specialized[Any, Any], identity: int, keys: tuple[Key, ...], inner: Any
-) -> str:
-    return call_of(function, keys, inner).text
+def _text_of(identity: int, keys: tuple[Key, ...], inner: Any) -> str:
+    function: Specialized[Any, Any] = object_at(identity)
+    text = call_of(function, keys, inner).text
+    unchanged = function._unchanged
+    if unchanged is not None:
+
+        def holds() -> bool:
+            return unchanged() or is_text_of(function, keys, inner, text)
+
+        guard(holds, f"{function._name} reads the same globals and closures")
+    return text
 
 
 @torch.compiler.assume_constant_result
-def _results_of(
-    function: Specialized[Any, Any], identity: int, keys: tuple[Key, ...], inner: Any
-) -> Results | bool:
-    return call_of(function, keys, inner).results
+def _results_of(identity: int, keys: tuple[Key, ...], inner: Any) -> str:
+    """Return the name of the function's attribute that builds its results, or one of the usual."""
+    function: Specialized[Any, Any] = object_at(identity)
+    results = call_of(function, keys, inner).results
+    if isinstance(results, bool):
+        return _TUPLE if results else _ARRAY
+    return name_of_builder(function, results)
 
 
 # --- arguments ------------------------------------------------------------------------------------

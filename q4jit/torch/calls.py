@@ -37,7 +37,7 @@ from q4jit.frontend.specs import (
     with_inner_axes,
 )
 from q4jit.frontend.structures import Results, Structure, flattened, names_of
-from q4jit.torch.leaves import ARRAY, CONTAINER, NUMBER, STATIC, WEIGHT, Key
+from q4jit.torch.leaves import ARRAY, CHANGING_NUMBER, CONTAINER, NUMBER, STATIC, WEIGHT, Key
 from q4jit.torch.memory import Stored
 from q4jit.weights.formats import FORMATS
 from q4jit.weights.layouts import LAYOUTS
@@ -92,13 +92,23 @@ def call_of(function: Specialized[Any, Any], keys: tuple[Key, ...], inner: Any) 
     return call
 
 
+def is_text_of(function: Specialized[Any, Any], keys: tuple[Key, ...], inner: Any, text: str) -> bool:
+    """Return whether a call, with globals and closures as they are now, has this text."""
+    try:
+        return call_of(function, keys, inner).text == text
+    except Exception:  # noqa: BLE001 - the next trace raises it again
+        return False
+
+
 def _new_call(function: Specialized[Any, Any], keys: tuple[Key, ...], inner: Any) -> Call:
     leaves = flattened(tuple(map(_stand_in, keys)), function._parameters)
     names = names_of(leaves, function._parameters)
     signature = tuple(_spec(leaf, name) for leaf, name in zip(leaves, names, strict=True))
     if inner is not None:
         signature = with_inner_axes(signature, _shapes(leaves, *inner))
-    graph, _ = function._specializer.tracer.graph(signature)
+    tracer = function._specializer.tracer
+    graph, _ = tracer.graph(signature)
+    function._unchanged = tracer.unchanged
     weights = [v.key[1:] for v in leaves if isinstance(v, _Leaf) and v.key[0] == WEIGHT]
     inputs = "".join(_input(v) for v in leaves)
     text = CallText(function.options, inputs, tuple(Stored(*w) for w in weights), Program.of(graph))
@@ -123,7 +133,7 @@ def _spec(leaf: Any, name: str) -> Spec:
     if not isinstance(leaf, _Leaf):
         return spec_of(name, leaf)
     kind, *facts = leaf.key
-    if kind == NUMBER:
+    if kind in {NUMBER, CHANGING_NUMBER}:
         return ScalarSpec()
     if kind == WEIGHT:
         fmt, k, n, experts, _ = facts
@@ -146,15 +156,17 @@ def _shapes(leaves: Sequence[Any], chosen: int, ones: Sequence[bool]) -> list[tu
 
     chosen: how many. ones: of each array, whether it has an inner axis of 1.
     """
-    keys = [v.key if isinstance(v, _Leaf) and v.key[0] == ARRAY else None for v in leaves]
-    ids_rank = max(key[1] for key in keys if key and not key[2].is_floating_point)
+    keys = [v.key if _input(v) == "a" else None for v in leaves]
+    ids_rank = max(k[1] for k in keys if k and k[0] == ARRAY and not k[2].is_floating_point)
     is_one = iter(ones)
     shapes: list[tuple[int, ...]] = []
     for key in keys:
-        if key is None:
+        _, rank, dtype, width = key if key and key[0] == ARRAY else (ARRAY, 0, None, 0)
+        if not rank:
             shapes.append(())
+            if key:
+                next(is_one)
             continue
-        _, rank, dtype, width = key
         columns = (width,) if dtype.is_floating_point else ()
         lengths = [_LENGTH] * (rank - len(columns))
         inner = 1 if next(is_one) else chosen
@@ -166,7 +178,8 @@ def _shapes(leaves: Sequence[Any], chosen: int, ones: Sequence[bool]) -> list[tu
 
 def _input(leaf: Any) -> str:
     """Return the letter of a leaf in `CallText.inputs`; none for one that is part of the program."""
-    return {ARRAY: "a", WEIGHT: "w", NUMBER: "n"}[leaf.key[0]] if isinstance(leaf, _Leaf) else ""
+    letters = {ARRAY: "a", WEIGHT: "w", NUMBER: "n", CHANGING_NUMBER: "a"}
+    return letters[leaf.key[0]] if isinstance(leaf, _Leaf) else ""
 
 
 # --- the text -------------------------------------------------------------------------------------

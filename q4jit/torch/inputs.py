@@ -39,6 +39,13 @@ def check_ids(value: Any, name: str, module: Any, device: torch.device) -> None:
     _check_device(value, name, where, device)
 
 
+def check_one_of(value: object, names: tuple[str, ...], where: str) -> None:
+    """Raise ArgumentError unless a value is one of the names."""
+    if value not in names:
+        what = " or ".join(map(repr, names))
+        raise ArgumentError(expected(what, repr(value), where=where))
+
+
 def _check_tensor(value: Any, what: str, where: str) -> None:
     if not isinstance(value, torch.Tensor):
         cure = "use torch.as_tensor(...)"

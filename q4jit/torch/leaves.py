@@ -8,6 +8,7 @@ import dataclasses
 from typing import Any, Final
 
 import torch
+from torch.fx.experimental.symbolic_shapes import guard_scalar, has_static_value
 
 from q4jit.torch.memory import blocks_of, stored_of
 from q4jit.torch.weight import Weight
@@ -17,6 +18,7 @@ from q4jit.weights.tensor import QuantizedTensor
 ARRAY: Final = "array"
 WEIGHT: Final = "weight"
 NUMBER: Final = "number"
+CHANGING_NUMBER: Final = "changing number"
 STATIC: Final = "static"
 CONTAINER: Final = "container"
 
@@ -25,6 +27,7 @@ _SEQUENCES: Final = (list, tuple)
 _CONTAINERS: Final = (dict, *_SEQUENCES)
 _TENSORS: Final = (QuantizedTensor, ExpertTensor)
 _WEIGHTS: Final = (Weight, *_TENSORS)
+_PLAIN: Final = (torch.Tensor, *_WEIGHTS, bool, int, float, str, type(None))
 
 Key = tuple[Any, ...]
 
@@ -50,7 +53,7 @@ class Leaves:
 
     def key(self, value: Any) -> Key:
         """Return the key of an argument, and keep its leaves."""
-        if isinstance(value, _CONTAINERS) or dataclasses.is_dataclass(value):
+        if _is_container(value):
             return self._container(value)
         self.all.append(value)
         if isinstance(value, torch.Tensor):
@@ -58,7 +61,8 @@ class Leaves:
                 value = _autocast(value)
             self.arrays.append(value)
             # the last axis of ids is one of rows
-            width = value.shape[-1] if value.dim() and value.is_floating_point() else 0
+            has_columns = value.dim() > 0 and value.is_floating_point()
+            width = guard_scalar(value.shape[-1]) if has_columns else 0
             return ARRAY, value.dim(), value.dtype, width
         if isinstance(value, Weight):
             self.weights.append(value.blocks)
@@ -67,12 +71,19 @@ class Leaves:
         if isinstance(value, _TENSORS):
             # the compiler guards the identity, so that no other weight gets this one's blocks
             self.weights.append(blocks_of(value))
-            stored = stored_of(value, id(value))
+            stored = stored_of(id(value))
             self._has_experts |= stored[3] > 0
             return WEIGHT, *stored
-        if isinstance(value, float):
-            self.numbers.append(value)
-            return (NUMBER,)
+        if isinstance(value, (float, torch.SymFloat)):
+            if has_static_value(value):
+                self.numbers.append(value)
+                return (NUMBER,)
+            # A float that changes from call to call. As an operator's number, the compiler would
+            # compile again for every value; it only keeps those open that are multiplied or added.
+            self.arrays.append(torch.ones((), dtype=torch.float64, device="cpu") * value)
+            return (CHANGING_NUMBER,)
+        if isinstance(value, (int, torch.SymInt, torch.SymBool)):
+            value = guard_scalar(value)
         return STATIC, value
 
     def _container(self, value: Any) -> Key:
@@ -103,7 +114,7 @@ class Leaves:
         ones = tuple([a.dim() == rank + 1 and bool(a.shape[-2] == 1) for a in self.arrays])
         several = rank > 1 and any(a.dim() == rank for a in floats)
         if several or (bool(chosen != 1) and any(ones)):
-            return int(chosen), ones
+            return guard_scalar(chosen), ones
         return None
 
 
@@ -113,10 +124,17 @@ def holds_weight(value: Any) -> bool:
         return any([holds_weight(entry) for entry in value.values()])
     if isinstance(value, _SEQUENCES):
         return any([holds_weight(entry) for entry in value])
-    if dataclasses.is_dataclass(value):
+    if _is_container(value):
         names = [field.name for field in dataclasses.fields(value)]
         return any([holds_weight(getattr(value, name)) for name in names])
     return isinstance(value, _WEIGHTS)
+
+
+def _is_container(value: Any) -> bool:
+    if isinstance(value, _CONTAINERS):
+        return True
+    # the compiler cannot trace `dataclasses.is_dataclass` of a constant
+    return not isinstance(value, _PLAIN) and dataclasses.is_dataclass(value)
 
 
 def _autocast(array: torch.Tensor) -> torch.Tensor:

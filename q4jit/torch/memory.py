@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from q4jit.arrays.torch_tensors import torch_platform
 from q4jit.errors import ArgumentError, expected
 from q4jit.locks import BUILD
+from q4jit.torch.guards import object_at
 from q4jit.weights.experts import ExpertTensor
 from q4jit.weights.formats import FORMATS, Format
 from q4jit.weights.layouts import CACHE_LINE_BYTES, GGUF, INTERLEAVED16, packed_bytes
@@ -191,26 +192,31 @@ def blocks_of(weight: AnyWeight) -> torch.Tensor:
 
     PyTorch's compiler reads the attribute, so it guards that it is that of the same weight.
     """
-    _prepare(weight, id(weight))
+    _prepare(id(weight))
     blocks: torch.Tensor = weight._tensor
     return blocks
 
 
 @torch.compiler.assume_constant_result
-def _prepare(weight: AnyWeight, identity: int) -> None:
-    """Give a weight its tensor, if it has none yet. identity: its id, for the compiler's guard."""
+def _prepare(identity: int) -> None:
+    """Give a weight its tensor, if it has none yet. identity: the weight's."""
+    weight: AnyWeight = object_at(identity)
     if weight._tensor is not None:
         return
     with BUILD, warnings.catch_warnings():
         # nothing writes to it: it is passed to operators that only read
         warnings.filterwarnings("ignore", "The given NumPy array is not writable")
         blocks = torch.from_numpy(weight.raw.reshape(-1))
-        _remember(blocks, Stored(*stored_of(weight, identity)), weakref.ref(weight))
+        _remember(blocks, Stored(*stored_of(identity)), weakref.ref(weight))
         weight._tensor = blocks
 
 
 @torch.compiler.assume_constant_result
-def stored_of(weight: AnyWeight, identity: int) -> tuple[str, int, int, int, str]:
-    """Return what `blocks_of` holds: format, K, N, experts and layout; identity: as above."""
+def stored_of(identity: int) -> tuple[str, int, int, int, str]:
+    """Return what `blocks_of` a weight are: format, K, N, experts and layout.
+
+    identity: the weight's.
+    """
+    weight: AnyWeight = object_at(identity)
     experts, k, n = (0, *weight.shape)[-3:]
     return weight.format, k, n, experts, GGUF

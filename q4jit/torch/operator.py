@@ -51,13 +51,12 @@ class Operation:
         args: list[Any] = []
         for letter in self.text.inputs:
             value: Any = next(values[letter])
-            args.append(
-                weight_in(value, next(stored))
-                if letter == "w"
-                else value.contiguous()
-                if letter == "a"
-                else value
-            )
+            if letter == "w":
+                value = weight_in(value, next(stored))
+            elif letter == "a":
+                is_number = value.dtype is torch.float64 and not value.dim()
+                value = value.item() if is_number else value.contiguous()
+            args.append(value)
         results = self.function._run(tuple(args), None)
         return [host_tensor(r) if isinstance(r, np.ndarray) else r for r in results]
 

@@ -11,7 +11,7 @@ from q4jit.weights.quantize import quantize
 
 
 def quantized_weight(
-    rows: torch.Tensor, name: str, *, to: str, device: Device, lookup: bool = False
+    rows: torch.Tensor, name: str, *, to: str, device: Device = None, lookup: bool = False
 ) -> Weight:
     """Return a weight [K, N] of the float weight [N, K] of an `nn.Linear` or `nn.Embedding`.
 

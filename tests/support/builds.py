@@ -66,9 +66,10 @@ def built(name: str, *key: str | bytes, build: Callable[[Path], None]) -> Path:
 
 
 def remove_unused() -> None:
-    """Remove the files that no run has used for two weeks."""
+    """Remove the files that no run has used for two weeks, and Inductor's of that age."""
     old = time.time() - _UNUSED_S
-    for path in programs().iterdir():
+    of_inductor = [path for path in inductor().rglob("*") if path.is_file()]
+    for path in (*programs().iterdir(), *of_inductor):
         with suppress(FileNotFoundError):  # of another run, which renamed it
             if path.stat().st_mtime >= old:
                 continue
