@@ -294,8 +294,11 @@ _Found = tuple[torch.Tensor, int, int, AnyWeight]
 
 
 def indexed(device: Device) -> torch.device:
-    """Return a device with its number; None is PyTorch's default device."""
-    return torch.empty(0, dtype=torch.uint8, device=device).device
+    """Return a device as tensors name it, a GPU with its number; None is PyTorch's default."""
+    given = torch.get_default_device() if device is None else torch.device(device)
+    if given.type == "cuda" and given.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device(given.type) if given.type == "cpu" else given
 
 
 def _of_bytes(raw: Any, shape: tuple[int, ...], name: str) -> AnyWeight:
