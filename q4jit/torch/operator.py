@@ -128,7 +128,36 @@ def _fake(
     return operation_of(text).like_results(arrays, weights)
 
 
+def _vmap(
+    info: Any,
+    in_dims: tuple[Any, ...],
+    arrays: list[Tensor],
+    weights: list[Tensor],
+    numbers: list[float],
+    text: str,
+) -> tuple[list[Tensor], list[int]]:
+    """Run one call after the other: leading axes serve a batch better than `torch.vmap`."""
+    if any(dim is not None for dim in in_dims[1]):
+        raise ArgumentError("torch.vmap cannot map over weights; use an ExpertTensor and ids")
+
+    def one(i: int) -> list[Tensor]:
+        pairs = zip(arrays, in_dims[0], strict=True)
+        given = [a if dim is None else a.select(dim, i) for a, dim in pairs]
+        results: list[Tensor] = call(given, weights, numbers, text)
+        return results
+
+    if info.batch_size:
+        results = zip(*map(one, range(info.batch_size)), strict=True)
+        stacked = [torch.stack(parts) for parts in results]
+    else:
+        pairs = zip(arrays, in_dims[0], strict=True)
+        like = [a if dim is None else a.sum(dim, dtype=a.dtype) for a, dim in pairs]
+        stacked = [r.new_empty((0, *r.shape)) for r in call(like, weights, numbers, text)]
+    return stacked, [0] * len(stacked)
+
+
 for _key in ("CPU", "CUDA"):
     library.impl("call", _run, _key)
 torch.library.register_fake("q4jit::call", _fake, lib=library)
+torch.library.register_vmap("q4jit::call", _vmap, lib=library)
 call: Final = torch.ops.q4jit.call.default
