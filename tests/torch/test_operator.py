@@ -291,7 +291,10 @@ REFUSED: list[tuple[Callable[[], Any], str]] = [
     (lambda: cases.gated(floats(3, K), GATE, UP, x=1), r"multiple values for argument 'x'"),
     (lambda: cases.gated(floats(3, K), GATE, nn.Linear(K, N)), r"'up'.*, got Linear"),
     (lambda: cases._scaled(floats(3, K), GATE, 1j), r"'scale'.*, got complex"),
-    (lambda: cases.gated(floats(3, K), Weight(matrix(0), device="meta"), UP), r"one on meta|got cpu"),
+    (
+        lambda: cases.gated(floats(3, K), Weight(matrix(0), device="meta"), UP),
+        r"one on meta|got cpu",
+    ),
     (lambda: cases._affine(floats(3, K), GATE, floats(N + 1), 0.0), r"x\[|N|96"),
 ]
 
