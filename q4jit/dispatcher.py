@@ -156,7 +156,9 @@ class Specialized(PickledAsFunction, Generic[_P, _R]):
             if bridge is not None:
                 if bridge.needs_operator(args):
                     return bridge.call(self, args, {}, out)
-                args = bridge.with_weights(args)
+                given, args = args, bridge.with_weights(args, self._parameters)
+                if args is not given:
+                    return bridge.with_modules(self._run(args, out), given, args)
         return self._run(args, out)
 
     def _run(self, args: tuple[Any, ...], out: Any) -> Any:

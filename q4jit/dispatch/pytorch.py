@@ -14,8 +14,19 @@ class Bridge(Protocol):
         """Return whether PyTorch's compiler traces the caller."""
         ...
 
-    def with_weights(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        """Return the arguments of a call with a tensor of q4jit in place of each `Weight`."""
+    def with_weights(self, args: tuple[Any, ...], names: tuple[str, ...]) -> tuple[Any, ...]:
+        """Return the arguments of a call with a tensor of q4jit in place of each `Weight`.
+
+        names: of the parameters. Without a `Weight`, the same tuple is returned. Raises
+        ArgumentError for weights and tensors on several devices.
+        """
+        ...
+
+    def with_modules(self, result: Any, given: tuple[Any, ...], args: tuple[Any, ...]) -> Any:
+        """Return the result of a call with the `Weight` in place of each tensor that stands for it.
+
+        args: what `with_weights` made of the arguments `given`.
+        """
         ...
 
     def needs_operator(self, args: tuple[Any, ...]) -> bool:

@@ -4,6 +4,7 @@ PyTorch's compiler traces `TorchBridge.call`. So that function contains nothing 
 cannot trace; what needs q4jit's tracer is in functions whose results are constants to the compiler.
 """
 
+import operator
 from typing import Any, Final
 
 import torch
@@ -11,15 +12,21 @@ import torch
 from q4jit.dispatcher import Specialized, positional
 from q4jit.errors import ArgumentError
 from q4jit.frontend.containers import MAPPINGS, Apart, fields_of, together
-from q4jit.torch.calls import call_of, is_text_of
+from q4jit.frontend.structures import flattened, names_of
+from q4jit.torch.calls import call_of, is_text_of, refuse_devices
 from q4jit.torch.guards import guard, object_at
-from q4jit.torch.leaves import Key, Leaves, holds_weight
+from q4jit.torch.leaves import TENSORS, Key, Leaves, holds_weight
 from q4jit.torch.operator import call
 from q4jit.torch.results import name_of_builder
 from q4jit.torch.weight import Weight
 
 _DIRECT: Final = frozenset({torch.Tensor, torch.nn.Parameter})
 """Tensors whose memory holds their values. Subclasses may be fakes, or distributed."""
+# functions of PyTorch's, looked up once
+_is_any_autocast_enabled: Final = torch._C._is_any_autocast_enabled
+_dispatch_modes: Final = torch._C._len_torch_dispatch_stack
+_transforms: Final = torch._C._functorch.peek_interpreter_stack
+_is_tracing: Final = torch._C._is_tracing
 
 _ARRAY: Final = "an array"
 _TUPLE: Final = "a tuple of arrays"
@@ -32,22 +39,52 @@ class TorchBridge:
         """Return whether PyTorch's compiler traces the caller."""
         return torch.compiler.is_dynamo_compiling()
 
-    def with_weights(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    def with_weights(self, args: tuple[Any, ...], names: tuple[str, ...]) -> tuple[Any, ...]:
         """Return the arguments of a call with a tensor of q4jit in place of each `Weight`."""
         for value in args:
             if type(value) is Weight or _is_container(value):
-                return tuple(map(_with_weights, args))
-        return args
+                break
+        else:
+            return args
+        made = tuple(map(_with_weights, args))
+        if all(map(operator.is_, args, made)):
+            return args
+        if len(_devices(args)) > 1:
+            refuse_devices(flattened(args, names), names_of(flattened(args, names), names))
+        return made
+
+    def with_modules(self, result: Any, given: tuple[Any, ...], args: tuple[Any, ...]) -> Any:
+        """Return the result of a call with the `Weight` in place of each tensor of q4jit."""
+        if type(result) is torch.Tensor or not _is_container(result):
+            return result
+        apart = Apart()
+        tree = apart.tree(result)
+        if set(map(type, apart.leaves)).isdisjoint(TENSORS):
+            return result
+        pairs = zip(map(_leaves, args), map(_leaves, given), strict=True)
+        modules = {id(w): m for made, old in pairs for w, m in zip(made, old, strict=True)}
+        return together(tree, (modules.get(id(leaf), leaf) for leaf in apart.leaves))
 
     def needs_operator(self, args: tuple[Any, ...]) -> bool:
         """Return whether gradients, autocasting or a mode of PyTorch concern a call."""
-        if torch._C._is_any_autocast_enabled():
-            return any(map(_has_tensor, args))
+        if _is_any_autocast_enabled() or _dispatch_modes() or _transforms() or _is_tracing():
+            return any(map(_has_tensor, args)) or Weight in map(type, args)
         tracks = torch.is_grad_enabled()
-        if any(_needs_operator(value, tracks) for value in args):
-            return True
+        has_tensor = has_weight = False
+        for value in args:
+            kind = type(value)
+            if kind in _DIRECT:
+                if value.is_meta or (tracks and value.requires_grad):
+                    return True
+                has_tensor = True
+            elif kind is Weight:
+                has_weight = True
+            elif isinstance(value, torch.Tensor):
+                return True
+            elif _is_container(value) and self.needs_operator(tuple(_leaves(value))):
+                return True
         # without a tensor, results would be arrays of NumPy
-        return Weight in map(type, args) and not any(map(_has_tensor, args))
+        return has_weight and not has_tensor and not any(map(_has_tensor, args))
 
     def call(
         self,
@@ -58,13 +95,10 @@ class TorchBridge:
     ) -> Any:
         """Return the results of a call that runs as the operator. Raises the errors of a call."""
         if out is not None:
-            raise ArgumentError(
-                f"{function._name}: out= cannot be combined with gradients, autocasting or "
-                "torch.compile; use the result that the call returns"
-            )
+            _refuse_out(function._name)
         values = _positional(function, args, kwargs)
         leaves = Leaves(autocast=any([holds_weight(value) for value in values]))
-        keys = tuple([leaves.key(value) for value in values])
+        keys = tuple([leaves.key(*pair) for pair in zip(function._parameters, values)])
         inner = leaves.inner_axis()
         text = _text_of(id(function), keys, inner)
         made = call(leaves.arrays, leaves.weights, leaves.numbers, text)
@@ -72,6 +106,15 @@ class TorchBridge:
         if results == _ARRAY:
             return made[0]
         return tuple(made) if results == _TUPLE else getattr(function, results)(leaves.all, made)
+
+
+@torch.compiler.assume_constant_result
+def _refuse_out(name: str) -> None:
+    """Raise ArgumentError; PyTorch's compiler shows the message."""
+    raise ArgumentError(
+        f"{name}: out= cannot be combined with gradients, autocasting or torch.compile; use the "
+        "result that the call returns"
+    )
 
 
 def _positional(
@@ -87,9 +130,7 @@ def _positional(
 
 
 @torch.compiler.assume_constant_result
-def _defaults_of(
-    identity: int, given: int, named: tuple[str, ...]
-) -> tuple[tuple[str, Any], ...]:
+def _defaults_of(identity: int, given: int, named: tuple[str, ...]) -> tuple[tuple[str, Any], ...]:
     """Return the names and defaults of the parameters after the first `given`.
 
     identity: the function's. Raises ArgumentError unless these arguments fit the parameters.
@@ -153,12 +194,16 @@ def _has_tensor(value: Any) -> bool:
     return any(isinstance(leaf, torch.Tensor) for leaf in _leaves(value))
 
 
-def _needs_operator(value: Any, tracks_gradients: bool) -> bool:
-    """Return whether a tensor tracks gradients, or is of a subclass."""
-    if type(value) in _DIRECT:
-        return tracks_gradients and bool(value.requires_grad)
-    if isinstance(value, torch.Tensor):
-        return True
-    if not _is_container(value):
-        return False
-    return any(_needs_operator(leaf, tracks_gradients) for leaf in _leaves(value))
+def _devices(args: tuple[Any, ...]) -> set[torch.device]:
+    """Return the devices of the tensors with axes, and of the weights, that are PyTorch's."""
+    devices = set()
+    for value in args:
+        kind = type(value)
+        if kind in _DIRECT:
+            if value.ndim:
+                devices.add(value.device)
+        elif kind is Weight:
+            devices.add(value.blocks.device)
+        elif _is_container(value):
+            devices |= _devices(tuple(_leaves(value)))
+    return devices

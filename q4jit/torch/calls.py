@@ -43,6 +43,7 @@ from q4jit.weights.formats import FORMATS
 from q4jit.weights.layouts import LAYOUTS
 
 _IDS: Final = frozenset({"int32", "int64"})
+_NUMBERS: Final = _IDS | FLOAT_TYPES.keys()
 _LENGTH: Final = 2  # stands for every leading axis: any length but 1, which broadcasts
 _MOST_CALLS: Final = 1 << 10  # of one function, whose texts are kept
 
@@ -92,7 +93,9 @@ def call_of(function: Specialized[Any, Any], keys: tuple[Key, ...], inner: Any) 
     return call
 
 
-def is_text_of(function: Specialized[Any, Any], keys: tuple[Key, ...], inner: Any, text: str) -> bool:
+def is_text_of(
+    function: Specialized[Any, Any], keys: tuple[Key, ...], inner: Any, text: str
+) -> bool:
     """Return whether a call, with globals and closures as they are now, has this text."""
     try:
         return call_of(function, keys, inner).text == text
@@ -103,17 +106,46 @@ def is_text_of(function: Specialized[Any, Any], keys: tuple[Key, ...], inner: An
 def _new_call(function: Specialized[Any, Any], keys: tuple[Key, ...], inner: Any) -> Call:
     leaves = flattened(tuple(map(_stand_in, keys)), function._parameters)
     names = names_of(leaves, function._parameters)
+    refuse_devices(leaves, names)
     signature = tuple(_spec(leaf, name) for leaf, name in zip(leaves, names, strict=True))
     if inner is not None:
         signature = with_inner_axes(signature, _shapes(leaves, *inner))
     tracer = function._specializer.tracer
     graph, _ = tracer.graph(signature)
     function._unchanged = tracer.unchanged
-    weights = [v.key[1:] for v in leaves if isinstance(v, _Leaf) and v.key[0] == WEIGHT]
+    weights = [v.key[1:-1] for v in leaves if isinstance(v, _Leaf) and v.key[0] == WEIGHT]
     inputs = "".join(_input(v) for v in leaves)
     text = CallText(function.options, inputs, tuple(Stored(*w) for w in weights), Program.of(graph))
     results = graph.returns_tuple if graph.results is None else graph.results
     return Call(signature, graph, str(text), results)
+
+
+def refuse_devices(leaves: Sequence[Any], names: Sequence[str]) -> None:
+    """Raise ArgumentError for tensors and weights of PyTorch's that are on several devices.
+
+    Tensors without axes are numbers, and may be anywhere.
+    """
+    first: Any = None
+    for leaf, name in zip(leaves, names, strict=False):
+        device, axes = _device(leaf)
+        if device is None or not axes:
+            continue
+        if first is None:
+            first = device, name
+        elif device != first[0]:
+            what, cure = f"{first[0]}, as {first[1]!r} is", f"use {name}.to({str(first[0])!r})"
+            raise ArgumentError(expected(what, str(device), where=f"argument {name!r}", cure=cure))
+
+
+def _device(leaf: Any) -> tuple[Any, int]:
+    """Return the device of a tensor or weight, and its axes."""
+    if isinstance(leaf, _Leaf):
+        key = leaf.key
+        return (key[-1], key[1]) if key[0] == ARRAY else (key[-1] if key[0] == WEIGHT else None, 2)
+    blocks = getattr(leaf, "blocks", None)
+    if blocks is None:
+        return getattr(leaf, "device", None), getattr(leaf, "ndim", 0)
+    return blocks.device, 2
 
 
 def _stand_in(key: Key) -> Any:
@@ -134,20 +166,21 @@ def _spec(leaf: Any, name: str) -> Spec:
         return spec_of(name, leaf)
     kind, *facts = leaf.key
     if kind in {NUMBER, CHANGING_NUMBER}:
-        return ScalarSpec()
+        return spec_of(name, facts[0](0))
     if kind == WEIGHT:
-        fmt, k, n, experts, _ = facts
+        fmt, k, n, experts, *_ = facts
         return WeightSpec(fmt, k, n, experts=experts)
-    rank, dtype, width = facts
+    rank, dtype, width, _ = facts
     name_of_dtype = str(dtype).removeprefix("torch.")
     if name_of_dtype in _IDS and rank:
         return ids_spec((_LENGTH,) * rank)
     float_type = FLOAT_TYPES.get(name_of_dtype)
-    if float_type is None:
-        got, cure = f"{name_of_dtype} of {rank} axes", f"use {name}.float()"
-        raise ArgumentError(expected(FLOATS, got, where=f"argument {name!r}", cure=cure))
-    if not rank:
+    if not rank and name_of_dtype in _NUMBERS:
         return ScalarSpec(np.ndarray, float_type)
+    if float_type is None:
+        got = f"{name_of_dtype} of {rank} axes"
+        cure = f"use {name}{'.real' if dtype.is_complex else ''}.float()"
+        raise ArgumentError(expected(FLOATS, got, where=f"argument {name!r}", cure=cure))
     return array_spec((*(_LENGTH,) * (rank - 1), width), float_type=float_type)
 
 
@@ -161,7 +194,7 @@ def _shapes(leaves: Sequence[Any], chosen: int, ones: Sequence[bool]) -> list[tu
     is_one = iter(ones)
     shapes: list[tuple[int, ...]] = []
     for key in keys:
-        _, rank, dtype, width = key if key and key[0] == ARRAY else (ARRAY, 0, None, 0)
+        rank, dtype, width = key[1:4] if key and key[0] == ARRAY else (0, None, 0)
         if not rank:
             shapes.append(())
             if key:

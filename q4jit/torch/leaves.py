@@ -7,9 +7,11 @@ in it, so that one compiled graph serves any number of rows.
 import dataclasses
 from typing import Any, Final
 
+import numpy as np
 import torch
 from torch.fx.experimental.symbolic_shapes import guard_scalar, has_static_value
 
+from q4jit.errors import ArgumentError, expected
 from q4jit.torch.memory import blocks_of, stored_of
 from q4jit.torch.weight import Weight
 from q4jit.weights.experts import ExpertTensor
@@ -25,9 +27,9 @@ CONTAINER: Final = "container"
 # tuples, because PyTorch's compiler cannot trace `list | tuple`
 _SEQUENCES: Final = (list, tuple)
 _CONTAINERS: Final = (dict, *_SEQUENCES)
-_TENSORS: Final = (QuantizedTensor, ExpertTensor)
-_WEIGHTS: Final = (Weight, *_TENSORS)
-_PLAIN: Final = (torch.Tensor, *_WEIGHTS, bool, int, float, str, type(None))
+TENSORS: Final = (QuantizedTensor, ExpertTensor)
+_WEIGHTS: Final = (Weight, *TENSORS)
+_PLAIN: Final = (torch.Tensor, np.ndarray, *_WEIGHTS, bool, int, float, str, type(None))
 
 Key = tuple[Any, ...]
 
@@ -51,10 +53,10 @@ class Leaves:
         self.numbers: list[float] = []
         self._has_experts = False
 
-    def key(self, value: Any) -> Key:
-        """Return the key of an argument, and keep its leaves."""
+    def key(self, name: str, value: Any) -> Key:
+        """Return the key of an argument, and keep its leaves. Raises ArgumentError."""
         if _is_container(value):
-            return self._container(value)
+            return self._container(name, value)
         self.all.append(value)
         if isinstance(value, torch.Tensor):
             if self._autocast:
@@ -62,31 +64,37 @@ class Leaves:
             self.arrays.append(value)
             # the last axis of ids is one of rows
             has_columns = value.dim() > 0 and value.is_floating_point()
-            width = guard_scalar(value.shape[-1]) if has_columns else 0
-            return ARRAY, value.dim(), value.dtype, width
+            width = guard_scalar(int(value.shape[-1])) if has_columns else 0
+            return ARRAY, value.dim(), value.dtype, width, value.device
         if isinstance(value, Weight):
             self.weights.append(value.blocks)
             self._has_experts |= value.experts > 0
-            return WEIGHT, value.format, value.K, value.N, value.experts, value.layout
-        if isinstance(value, _TENSORS):
+            facts = value.format, value.K, value.N, value.experts, value.layout
+            return WEIGHT, *facts, value.blocks.device
+        if isinstance(value, TENSORS):
             # the compiler guards the identity, so that no other weight gets this one's blocks
             self.weights.append(blocks_of(value))
             stored = stored_of(id(value))
             self._has_experts |= stored[3] > 0
-            return WEIGHT, *stored
+            return WEIGHT, *stored, None  # it is uploaded
+        if isinstance(value, np.generic) and not isinstance(value, (np.integer, np.bool_)):
+            self.numbers.append(float(value.real))
+            return NUMBER, type(value)
         if isinstance(value, (float, torch.SymFloat)):
             if has_static_value(value):
                 self.numbers.append(value)
-                return (NUMBER,)
+                return NUMBER, float
             # A float that changes from call to call. As an operator's number, the compiler would
             # compile again for every value; it only keeps those open that are multiplied or added.
             self.arrays.append(torch.ones((), dtype=torch.float64, device="cpu") * value)
-            return (CHANGING_NUMBER,)
+            return CHANGING_NUMBER, float
         if isinstance(value, (int, torch.SymInt, torch.SymBool)):
-            value = guard_scalar(value)
+            return STATIC, guard_scalar(value)
+        if value is not None and not isinstance(value, (str, np.generic)):
+            _refuse(name, type(value).__name__)
         return STATIC, value
 
-    def _container(self, value: Any) -> Key:
+    def _container(self, name: str, value: Any) -> Key:
         kind = type(value)
         if isinstance(value, dict):
             names, entries = tuple(value.keys()), list(value.values())
@@ -95,7 +103,7 @@ class Leaves:
         else:
             names = tuple([field.name for field in dataclasses.fields(value)])
             entries = [getattr(value, name) for name in names]
-        return CONTAINER, kind, names, tuple([self.key(entry) for entry in entries])
+        return CONTAINER, kind, names, tuple([self.key(name, entry) for entry in entries])
 
     def inner_axis(self) -> tuple[int, tuple[bool, ...]] | None:
         """Return the number of experts that are chosen per row, if it has to be known.
@@ -116,6 +124,19 @@ class Leaves:
         if several or (bool(chosen != 1) and any(ones)):
             return guard_scalar(chosen), ones
         return None
+
+
+@torch.compiler.assume_constant_result
+def _refuse(name: str, kind: str) -> None:
+    """Raise ArgumentError for an argument of a class; PyTorch's compiler shows the message."""
+    what = (
+        "a tensor, Weight, QuantizedTensor, ExpertTensor, number, bool, str or None, or a list, "
+        "tuple, dict, dataclass or NamedTuple of these"
+    )
+    cure = "pass tensors and weights one by one, in place of the object that holds them"
+    if kind == "ndarray":
+        cure = f"use torch.as_tensor({name}).float()"
+    raise ArgumentError(expected(what, kind, where=f"argument {name!r}", cure=cure))
 
 
 def holds_weight(value: Any) -> bool:
@@ -140,6 +161,7 @@ def _is_container(value: Any) -> bool:
 def _autocast(array: torch.Tensor) -> torch.Tensor:
     """Return a tensor in the dtype that autocasting prescribes for products on its device."""
     kind = array.device.type
-    if array.dim() and array.is_floating_point() and torch.is_autocast_enabled(kind):
+    is_cast = kind != "meta" and torch.is_autocast_enabled(kind)
+    if is_cast and array.dim() and array.is_floating_point():
         return array.to(torch.get_autocast_dtype(kind))
     return array

@@ -41,11 +41,19 @@ class Operation:
         """Read a text. Raises ArgumentError for one that is damaged."""
         self.text = CallText.parse(text)
         self.function: Specialized[Any, Any] = Specialized(self.text.program, self.text.options)
+        self._counts = tuple(map(self.text.inputs.count, "awn"))
+
+    def check(self, *lists: Sequence[Any]) -> None:
+        """Raise ArgumentError unless there are as many arrays, weights and numbers as expected."""
+        if tuple(map(len, lists)) != self._counts:
+            what, got = _counted(self._counts), _counted(tuple(map(len, lists)))
+            raise ArgumentError(expected(what, got, where="q4jit::call"))
 
     def run(
         self, arrays: Sequence[Tensor], weights: Sequence[Tensor], numbers: Sequence[float]
     ) -> list[Tensor]:
         """Run the kernels on tensors, and return the results."""
+        self.check(arrays, weights, numbers)
         stored = iter(self.text.weights)
         values = {"a": iter(arrays), "n": iter(numbers), "w": iter(weights)}
         args: list[Any] = []
@@ -75,6 +83,11 @@ class Operation:
             shape = [lead[-d.axis] if isinstance(d, LeadingAxis) else int(d) for d in node.shape]
             made.append(like.new_empty(shape, dtype=getattr(torch, FLOAT_NAMES[float_type])))
         return made
+
+
+def _counted(counts: tuple[int, ...]) -> str:
+    names = zip(("arrays", "weights", "numbers"), counts, strict=True)
+    return ", ".join(f"{count} {name}" for name, count in names)
 
 
 def _lead(argument: AnyArgument, array: Tensor) -> tuple[Any, ...]:
@@ -125,10 +138,41 @@ def _run(
 def _fake(
     arrays: list[Tensor], weights: list[Tensor], numbers: list[float], text: str
 ) -> list[Tensor]:
-    return operation_of(text).like_results(arrays, weights)
+    operation = operation_of(text)
+    operation.check(arrays, weights, numbers)
+    return operation.like_results(arrays, weights)
+
+
+def _vmap(
+    info: Any,
+    in_dims: tuple[Any, ...],
+    arrays: list[Tensor],
+    weights: list[Tensor],
+    numbers: list[float],
+    text: str,
+) -> tuple[list[Tensor], list[int]]:
+    """Run one call after the other: leading axes serve a batch better than `torch.vmap`."""
+    if any(dim is not None for dim in in_dims[1]):
+        raise ArgumentError("torch.vmap cannot map over weights; use an ExpertTensor and ids")
+
+    def one(i: int) -> list[Tensor]:
+        pairs = zip(arrays, in_dims[0], strict=True)
+        given = [a if dim is None else a.select(dim, i) for a, dim in pairs]
+        results: list[Tensor] = call(given, weights, numbers, text)
+        return results
+
+    if info.batch_size:
+        results = zip(*map(one, range(info.batch_size)), strict=True)
+        stacked = [torch.stack(parts) for parts in results]
+    else:
+        pairs = zip(arrays, in_dims[0], strict=True)
+        like = [a if dim is None else a.sum(dim, dtype=a.dtype) for a, dim in pairs]
+        stacked = [r.new_empty((0, *r.shape)) for r in call(like, weights, numbers, text)]
+    return stacked, [0] * len(stacked)
 
 
 for _key in ("CPU", "CUDA"):
     library.impl("call", _run, _key)
 torch.library.register_fake("q4jit::call", _fake, lib=library)
+torch.library.register_vmap("q4jit::call", _vmap, lib=library)
 call: Final = torch.ops.q4jit.call.default

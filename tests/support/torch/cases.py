@@ -393,6 +393,7 @@ def _plain(x: Any, w: Any) -> Any:
     return x @ w
 
 
+_plain_product = specialize(_plain)
 _rough = specialize(_plain, precision="i8", target="cpu")
 _medium = specialize(_plain, precision="f16", K=K, N=N, block_size=128, cache=False)
 
