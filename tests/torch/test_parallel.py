@@ -79,7 +79,7 @@ def part(whole: Tensor, mesh: DeviceMesh, dim: int = -1) -> Tensor:
 
 
 def counted_collectives() -> Any:
-    return CommDebugMode()  # type: ignore[no-untyped-call]
+    return CommDebugMode()
 
 
 def close(y: Tensor, expected: Tensor, factor: float = 1e-5) -> None:
@@ -357,7 +357,8 @@ def copies_work_and_pickles_are_refused(mesh: DeviceMesh) -> None:
 @check
 def compiled_modules_are_two_graphs(mesh: DeviceMesh) -> None:
     _, pair = both(FeedForward(), mesh, styles())
-    _, fused = both(Fused(), mesh, FusedParallel(["gate", "up"], ["down"]))
+    # PyTorch compiles the hooks of the outermost module apart, so that is another one
+    _, fused = both(nn.Sequential(Fused()), mesh, {"0": FusedParallel(["gate", "up"], ["down"])})
     counters = torch._dynamo.utils.counters
     for own in (pair, fused):
         compiled: Any = torch.compile(own, fullgraph=True, dynamic=True, backend="aot_eager")
@@ -377,7 +378,7 @@ def compiled_modules_are_two_graphs(mesh: DeviceMesh) -> None:
 @check
 def compiled_parts_of_different_widths(mesh: DeviceMesh) -> None:
     whole, own = both(linear(256, 83), mesh, ColwiseLinear(output_layouts=Replicate()))
-    compiled = torch.compile(own, fullgraph=True, dynamic=True, backend="aot_eager")
+    compiled: Any = torch.compile(own, fullgraph=True, dynamic=True, backend="aot_eager")
     with torch.no_grad():
         for m in (3, 17):
             assert torch.equal(compiled(rows(m)), whole(rows(m)))
