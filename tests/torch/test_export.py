@@ -8,11 +8,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from q4jit import specialize
 from tests.support.torch import cases
-from tests.support.torch.cases import CASES, GATE, PLAIN, UP, Case, K, N, floats
+from tests.support.torch.cases import CASES, GATE, UP, Case, K, floats
 from tests.support.torch.equal import assert_same
 
 ROWS = (1, 2, 17, 200)
@@ -36,10 +35,7 @@ class Calls(nn.Module):
 def exported(calls: Calls, strict: bool) -> torch.export.ExportedProgram:
     given = tuple(case.tensors(3) for case in calls.cases)
     dynamic = tuple(
-        tuple(
-            {} if i in case.fixed else {0: torch.export.Dim.DYNAMIC}
-            for i in range(len(tensors))
-        )
+        tuple({} if i in case.fixed else {0: torch.export.Dim.DYNAMIC} for i in range(len(tensors)))
         for case, tensors in zip(calls.cases, given, strict=True)
     )
     return torch.export.export(calls, given, dynamic_shapes={"given": dynamic}, strict=strict)
