@@ -4,6 +4,11 @@ Importing this package lets PyTorch's compiler trace calls of decorated function
 that track gradients be arguments. It needs the extra `torch`.
 """
 
+# ruff: noqa: E402 - PyTorch is checked before a module uses what older versions lack
+from q4jit.torch.installed import check_installed
+
+check_installed()
+
 from q4jit.dispatch import pytorch
 from q4jit.torch import gradients  # noqa: F401 - registers the operator's gradient
 from q4jit.torch.bridge import TorchBridge

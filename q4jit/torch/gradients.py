@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from q4jit.errors import TraceError
-from q4jit.frontend.programs.gradients import BackwardStep, gradient
+from q4jit.frontend.programs.gradients import BackwardStep, Contribution, gradient
 from q4jit.torch.calls import CallText
 from q4jit.torch.operator import call, library, operation_of
 
@@ -74,8 +74,8 @@ def _backward(ctx: Any, cotangents: Sequence[Tensor | None]) -> tuple[Any, ...]:
     lists = {"a": iter(arrays), "w": iter(weights), "n": iter(ctx.numbers)}
     values = [next(lists[letter]) for letter in operation_of(ctx.text).text.inputs]
     totals = _totals(_steps(ctx.text, wanted, given), values, cotangents)
-    made = [_gradient(totals.get(("argument", i)), values[i], i in wanted) for i in positions]
-    return made, [None] * len(weights), [None] * len(ctx.numbers), None
+    made = [_gradient(totals, i, values[i]) if i in wanted else None for i in positions]
+    return made, [None] * len(weights), None, None
 
 
 def _totals(
@@ -99,18 +99,25 @@ def _totals(
             inputs[letter].append(value)
         results = call(inputs["a"], inputs["w"], inputs["n"], written)
         for part, result in zip(step.contributions, results, strict=True):
-            after = part.whole - part.start - part.width
-            padded = torch.nn.functional.pad(result, (part.start, after))
+            own = _own_columns(part, result, values)
             key = part.kind, part.number
-            totals[key] = totals[key] + padded if key in totals else padded
+            totals[key] = totals[key] + own if key in totals else own
     return totals
 
 
-def _gradient(total: Tensor | None, array: Tensor, is_wanted: bool) -> Tensor | None:
-    """Return the gradient by an array: the sum over the rows that share it."""
-    if not is_wanted:
-        return None
-    return torch.zeros_like(array) if total is None else total.sum_to_size(array.shape)
+def _own_columns(part: Contribution, result: Tensor, values: Sequence[Any]) -> Tensor:
+    """Return a contribution as wide as what it belongs to, with zeros in the other columns."""
+    if part.kind == "argument":  # the rows of a result may share rows of the argument
+        result = result.sum_to_size((*values[part.number].shape[:-1], part.width))
+    if part.width == part.whole:
+        return result
+    after = part.whole - part.start - part.width
+    return torch.nn.functional.pad(result, (part.start, after))
+
+
+def _gradient(totals: dict[tuple[str, int], Tensor], number: int, array: Tensor) -> Tensor:
+    total = totals.get(("argument", number))
+    return torch.zeros_like(array) if total is None else total
 
 
 torch.library.register_autograd("q4jit::call", _backward, setup_context=_setup_context, lib=library)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from q4jit.conversions import tensor_dtype
 from q4jit.dispatcher import Specialized, specialize
 from q4jit.errors import ArgumentError, Q4JitError, expected
 from q4jit.floats import FLOAT_TYPES, FloatType, numpy_dtype
@@ -64,7 +65,25 @@ _LOOKED_UP: Final = specialize(_looked_up)
 _FEED_FORWARD: Final = _of_each_precision(_feed_forward)
 
 
-class Linear(nn.Module):
+class _OneWeight(nn.Module):
+    """A module with a parameter's name for its `Weight`."""
+
+    weight: Weight
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        floats = state_dict.get(f"{prefix}weight")
+        if floats is not None:
+            got = f"{tensor_dtype(floats)} {list(floats.shape)}"
+            what = f"{self.weight.format} {list(self.weight.shape)}"
+            cure = "load the state into the float model, then call replace_linears"
+            rest[-1].append(expected(what, got, where=f"{prefix}weight", cure=cure))
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
+    def __repr__(self) -> str:  # in one line, as those of nn.Linear and nn.Embedding
+        return f"{type(self).__name__}({self.extra_repr()})"
+
+
+class Linear(_OneWeight):
     """y = x @ w + bias with a quantised weight, in place of `nn.Linear`.
 
     The result has x's dtype if the bias has it too, and else their promotion. `.bfloat16()` casts
@@ -79,7 +98,7 @@ class Linear(nn.Module):
     """
 
     bias: nn.Parameter | None
-    weight: Weight
+    _adds_bias: bool = True  # False if parts of y are added up before the bias
 
     def __init__(
         self,
@@ -150,7 +169,8 @@ class Linear(nn.Module):
         Raises ArgumentError for another dtype, width or device of x.
         """
         try:
-            y: Tensor = _AFFINE[self.precision](x, self.weight, self.bias)
+            bias = self.bias if self._adds_bias else None
+            y: Tensor = _AFFINE[self.precision](x, self.weight, bias)
         except Q4JitError:
             check_floats(x, "x", self, self.in_features, self.weight.blocks.device)
             raise
@@ -162,11 +182,8 @@ class Linear(nn.Module):
         precision = "" if self.precision == "f32" else f", precision={self.precision}"
         return f"{sizes}, bias={self.bias is not None}, format={self.weight.format}{precision}"
 
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.extra_repr()})"  # in one line, as nn.Linear's
 
-
-class Embedding(nn.Module):
+class Embedding(_OneWeight):
     """A table of vectors in a quantised weight, in place of `nn.Embedding`.
 
     The vectors are the columns of the weight [K, N], the rows of a GGUF tensor. Only those that are
@@ -177,8 +194,6 @@ class Embedding(nn.Module):
         weight: a `Weight` [K, N], for look-ups.
         dtype: of the results. `.to(dtype)`, `.half()` and the like change it.
     """
-
-    weight: Weight
 
     def __init__(
         self,
@@ -242,16 +257,13 @@ class Embedding(nn.Module):
         """Change the dtype of results as `to`, `half` and the like ask for."""
         dtype = fn(torch.zeros(1, dtype=self.dtype, device=self.weight.blocks.device)).dtype
         self.dtype = _checked_dtype(dtype)
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # PyTorch's
         return self
 
     def extra_repr(self) -> str:
         """Return sizes and format, for `print(model)`."""
         sizes = f"{self.num_embeddings}, {self.embedding_dim}"
         return f"{sizes}, format={self.weight.format}, dtype={self.dtype}"
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.extra_repr()})"
 
 
 class Experts(nn.Module):
@@ -380,8 +392,7 @@ def _bias(bias: Any, n: int, device: torch.device) -> nn.Parameter | None:
     # a copy of an array, because arrays from files cannot be written to
     tensor = bias if isinstance(bias, Tensor) else torch.as_tensor(np.array(bias))
     if tensor.shape != (n,) or not tensor.is_floating_point():
-        dtype = str(tensor.dtype).removeprefix("torch.")
-        what, got = f"floats [{n}]", f"{dtype} {list(tensor.shape)}"
+        what, got = f"floats [{n}]", f"{tensor_dtype(tensor)} {list(tensor.shape)}"
         raise ArgumentError(expected(what, got, where="bias of Linear"))
     if isinstance(bias, nn.Parameter) and bias.device == device:
         return bias

@@ -11,7 +11,9 @@ from torch import nn
 
 from q4jit.conversions import tensor_dtype
 from q4jit.errors import ArgumentError, FormatError, expected, short_name
+from q4jit.precision import BOUNDS
 from q4jit.progress import progress
+from q4jit.torch.inputs import check_one_of
 from q4jit.torch.modules import Embedding, Linear
 from q4jit.torch.quantizing import check_frozen, is_float, quantized_weight
 from q4jit.torch.report import Replaced, Report, Skipped
@@ -72,7 +74,8 @@ def replace_linears(
         cure = "use Linear.from_linear or Embedding.from_embedding for a layer"
         what, got = "a module that contains layers", type(given).__name__
         raise ArgumentError(expected(what, got, where="replace_linears", cure=cure))
-    formats = {nn.Linear: find_format(format)}
+    check_one_of(precision, tuple(BOUNDS), "precision")
+    formats: dict[type[nn.Module], Format] = {nn.Linear: find_format(format)}
     if embeddings is not None:
         formats[nn.Embedding] = find_format(embeddings)
     other = None if fallback is None else find_format(fallback)
@@ -161,19 +164,18 @@ def _skip_unsuitable(model: nn.Module, layers: Sequence[_Layer]) -> None:
             users |= {id(p): f"{name}.{key}" for key, p in module._parameters.items()}
     for layer in layers:
         if layer.weight in users and not layer.reason:
-            layer.reason = f"{users[layer.weight]} is the same weight"
-            if isinstance(
-                model.get_submodule(users[layer.weight].rpartition(".")[0]), nn.Embedding
-            ):
+            user = users[layer.weight]
+            layer.reason = f"{user} is the same weight"
+            if isinstance(model.get_submodule(user.rpartition(".")[0]), nn.Embedding):
                 layer.reason += '; give embeddings="Q8_0", for example'
 
 
 def _unsuitable(model: nn.Module, name: str, kind: type[nn.Module]) -> str:
     """Return why a layer cannot be replaced; empty if it can."""
     layer: Any = model.get_submodule(name)
-    parent = model.get_submodule(name.rpartition(".")[0])
-    if type(layer) is not kind:
-        return f"it is a {type(layer).__name__}, a subclass of nn.{kind.__name__}"
+    parent, own = model.get_submodule(name.rpartition(".")[0]), type(layer)
+    if own is not kind:
+        return f"it is a {own.__name__}, a subclass of nn.{kind.__name__}"
     if isinstance(parent, _READERS):
         return f"nn.{type(parent).__name__} reads its weight without calling it"
     if "weight" not in layer._parameters:

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from multiprocessing.reduction import ForkingPickler
 from typing import Any, Final, Self
 
 import torch
@@ -181,7 +182,7 @@ class Weight(nn.Module):
         layout = layout_on(new, self.format, self.K, self.N, self.experts, self.lookup)
         if layout == self.layout:
             self._found = None  # it holds the old blocks
-            super()._apply(fn, recurse)
+            super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # PyTorch's
         else:
             self._hold(self.tensor(), new)
         return self
@@ -197,18 +198,13 @@ class Weight(nn.Module):
     # --- saving, loading --------------------------------------------------------------------------
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return the state with blocks in GGUF's order, on their device.
-
-        Blocks in shared memory stay in their layout, so that processes share them.
-        """
-        state = {**self.__dict__, "_found": None}
-        if self.layout == GGUF or (self.blocks.device.type == "cpu" and self.blocks.is_shared()):
-            return state
-        return {**state, "layout": GGUF, "_buffers": {"blocks": self._raw_blocks().reshape(-1)}}
+        """Return the state with blocks in GGUF's order, on their device."""
+        blocks = self._raw_blocks().reshape(-1)
+        return {**self.__dict__, "_found": None, "layout": GGUF, "_buffers": {"blocks": blocks}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore a state, and repack the blocks for the device that they are on now."""
-        super().__setstate__(state)
+        super().__setstate__(state)  # type: ignore[no-untyped-call]  # PyTorch's
         device = self.blocks.device
         layout = layout_on(device, self.format, self.K, self.N, self.experts, self.lookup)
         if device.type == "meta":
@@ -289,13 +285,29 @@ class Weight(nn.Module):
         return None
 
 
+def _reduced(weight: Weight) -> tuple[Any, ...]:
+    """Pickle a weight for another process of this program, which shares the blocks as they are."""
+    return _restored, (type(weight), {**weight.__dict__, "_found": None})
+
+
+def _restored(kind: type[Weight], state: dict[str, Any]) -> Weight:
+    new = kind.__new__(kind)
+    new.__setstate__(state)
+    return new
+
+
+ForkingPickler.register(Weight, _reduced)
+
 _Found = tuple[torch.Tensor, int, int, AnyWeight]
 """Blocks, their address and version, and the weight in them."""
 
 
 def indexed(device: Device) -> torch.device:
-    """Return a device with its number; None is PyTorch's default device."""
-    return torch.empty(0, dtype=torch.uint8, device=device).device
+    """Return a device as tensors name it, a GPU with its number; None is PyTorch's default."""
+    given = torch.get_default_device() if device is None else torch.device(device)
+    if given.type == "cuda":
+        return torch.empty(0, device=given).device
+    return torch.device(given.type) if given.type == "cpu" else given
 
 
 def _of_bytes(raw: Any, shape: tuple[int, ...], name: str) -> AnyWeight:

@@ -14,6 +14,7 @@ Array = NDArray[Any]
 Run = Callable[[Program, Sequence[Any]], Sequence[Any]]
 
 _STEP: Final = 1e-5
+_SMALL_STEP: Final = 1e-7  # seldom crosses a kink
 
 
 def in_numpy(program: Program, leaves: Sequence[Any]) -> Sequence[Any]:
@@ -39,24 +40,23 @@ def derivatives(
             else:
                 g = cotangents[what.number]
                 inputs.append(g[..., None] if what.adds_axis else g)
-        for part, value in zip(step.contributions, run(step.program, inputs), strict=True):
+        for part, result in zip(step.contributions, run(step.program, inputs), strict=True):
+            own = part.kind == "argument"
+            rows = leaves[part.number].shape[:-1] if own else result.shape[:-1]
+            value = summed_to(result, (*rows, part.width))
             behind = part.whole - part.start - part.width
             padded = np.pad(value, [(0, 0)] * (value.ndim - 1) + [(part.start, behind)])
             key = part.kind, part.number
             wholes[key] = wholes[key] + padded if key in wholes else padded
-    zeros = {i: np.zeros_like(leaves[i]) for i in wanted}
-    return zeros | {
-        number: summed_to(value, leaves[number].shape)
-        for (kind, number), value in wholes.items()
-        if kind == "argument"
-    }
+    return {i: wholes.get(("argument", i), np.zeros_like(leaves[i])) for i in wanted}
 
 
 def summed_to(value: Array, shape: tuple[int, ...]) -> Array:
     """Return the sum over the axes along which an array of `shape` was broadcast."""
     value = value.sum(tuple(range(value.ndim - len(shape))))
     axes = tuple(i for i, n in enumerate(shape) if n == 1 and value.shape[i] != 1)
-    return value.sum(axes, keepdims=True)
+    summed: Array = value.sum(axes, keepdims=True)
+    return summed
 
 
 def cotangents_of(results: Sequence[Array]) -> dict[int, Array]:
@@ -98,3 +98,20 @@ def arrays_in(leaves: Sequence[Any]) -> list[int]:
         for i, v in enumerate(leaves)
         if isinstance(v, np.ndarray) and v.ndim and v.dtype.kind == "f"
     ]
+
+
+def slope_along(
+    program: Program,
+    leaves: Sequence[Any],
+    cotangents: Mapping[int, Array],
+    directions: Mapping[int, Array],
+) -> tuple[float, float]:
+    """Return the slope of the loss in a direction, and the size of what it was computed from."""
+    losses = []
+    size = 0.0
+    for step in (_SMALL_STEP, -_SMALL_STEP):
+        moved = [v + step * directions[i] if i in directions else v for i, v in enumerate(leaves)]
+        terms = [g * y for g, y in zip(cotangents.values(), program(*moved), strict=True)]
+        losses.append(sum(float(np.sum(t)) for t in terms))
+        size = sum(float(np.sum(np.abs(t))) for t in terms)
+    return (losses[0] - losses[1]) / (2 * _SMALL_STEP), size

@@ -1,8 +1,12 @@
 """The chain rule: the cotangent of an operand from that of the result, for each operation.
 
 A cotangent is the derivative of a scalar by a value. It has the value's columns, or only one if the
-derivatives by all columns of a row are equal. Formulas choose by `where` instead of multiplying by
-zero, so that an infinite value in the branch that was not taken gives no NaN.
+derivatives by all columns of a row are equal.
+
+A guarded value, as in `np.where(x > 0, np.log(x), 0.0)`, must not turn the cotangent 0 of a branch
+that was not taken into NaN. So formulas choose by `where` instead of multiplying by zero, and the
+slopes of log, sqrt and a division are taken as 0 where they are infinite. No formula tests whether
+a cotangent is 0, because second derivatives depend on it.
 """
 
 from typing import Final
@@ -72,12 +76,12 @@ class Formulas:
             case "exp":  # where it is infinite, as in 1 / (1 + exp(-x)), g is often 0
                 return self._apply("mul", g, self._apply("minimum", y, _LARGEST))
             case "log":
-                return self._apply("div", g, x)
+                return self._divided(g, x)
             case "tanh":
                 return self._apply("mul", g, self._apply("sub", 1.0, self._apply("mul", y, y)))
-            case "sqrt":  # 0 at 0, as in the gradients of norms
+            case "sqrt":  # of less than 0, too, the slope is 0
                 slope = self._apply("div", g, self._apply("add", y, y))
-                return self._apply("where", self._apply("eq", y, 0.0), 0.0, slope)
+                return self._apply("where", self._apply("gt", y, 0.0), slope, 0.0)
             case "abs":
                 rising = self._apply("where", self._apply("eq", x, 0.0), 0.0, g)
                 falls = self._apply("lt", x, 0.0)
@@ -95,15 +99,25 @@ class Formulas:
             case "mul":
                 return self._apply("mul", g, other)
             case "div" if i == 0:
-                return self._apply("div", g, other)
+                return self._divided(g, other)
             case "div":
-                return self._apply("neg", self._apply("mul", self._apply("div", g, own), y))
+                slope = self._apply("mul", self._apply("div", g, own), y)
+                return self._apply("neg", self._unless_zero(own, slope))
             case "maximum" | "minimum":  # equal operands share it
                 loses = self._apply("lt" if y.op == "maximum" else "gt", own, other)
                 half = self._apply("mul", g, 0.5)
                 wins = self._apply("where", self._apply("eq", own, other), half, g)
                 return self._apply("where", loses, 0.0, wins)
         return None
+
+    def _divided(self, g: Node, divisor: Node) -> Node:
+        return self._unless_zero(divisor, self._apply("div", g, divisor))
+
+    def _unless_zero(self, divisor: Node, slope: Node) -> Node:
+        """Return a slope, but 0 where the divisor is 0."""
+        if divisor.op == "const" and divisor.value != 0:
+            return slope
+        return self._apply("where", self._apply("eq", divisor, 0.0), 0.0, slope)
 
     def _narrowed(self, g: Node, operand: Node, node: Node) -> Node:
         """Return the cotangent of an operand that may be broadcast along the columns of `node`."""

@@ -52,8 +52,10 @@ class BackwardInput:
 class Contribution:
     """A result of a backward step: columns of the derivative by an argument or by a product.
 
-    The derivative is the sum of all contributions to it, each with zeros in the other columns. By
-    an argument it is for each row of the results: the caller adds rows that share the argument.
+    The derivative is the sum of all contributions to it, each with zeros in the other columns. A
+    contribution to an argument has the leading axes of the results that it comes from. The caller
+    first adds up the rows that share a row of the argument, as `Tensor.sum_to_size` does, because
+    contributions may come from results with different leading axes.
 
     Attributes:
         kind: whether it belongs to argument or product `number`.
@@ -87,9 +89,10 @@ def gradient(
     those of the other results are 0. An argument without contributions has the derivative 0.
 
     A result has the float type of its argument; contributions to products are f32. At equal
-    operands, `maximum`, `minimum` and `max` share the cotangent evenly. The derivative of `sqrt` at
-    0 and of `abs` at 0 is taken as 0. Numbers are not differentiated. Raises TraceError if an
-    operation without a formula is between a wanted argument and a given result.
+    operands, `maximum`, `minimum` and `max` share the cotangent evenly. The derivative of `abs` at
+    0 is 0, and so are those of `sqrt`, `log` and divisions where they are infinite. Numbers have no
+    derivatives. Raises TraceError if an operation without a formula, such as a product with chosen
+    experts, is between a wanted argument and a given result.
     """
     return _Backward(program, frozenset(wanted)).steps(frozenset(given))
 
@@ -117,15 +120,11 @@ class _Backward:
         """Return the steps."""
         leaves = [first_leaf(self._builder, i, a) for i, a in enumerate(self.arguments)]
         outputs = self._program.rebuilt(self._builder, leaves)
-        nodes = reachable(tuple(outputs[j] for j in given))
-        moving = self._moving(nodes)
+        by_rows: dict[frozenset[int], dict[int, Node]] = {}
         for j in sorted(given):
-            if outputs[j].id in moving:
-                self._add(outputs[j], self._cotangent_of_result(j, outputs[j]))
-        for node in reversed(nodes):  # users come before their operands
-            self._add_products(node)
-            if node.id in self._cotangents:
-                self._pass_on(node, self._cotangents[node.id], moving)
+            by_rows.setdefault(self._rows_of(outputs[j]), {})[j] = outputs[j]
+        for results in by_rows.values():
+            self._differentiate(results)
         levels = self._levels()
         pairs = list(zip(levels, self._contributions, strict=True))
         count = max(levels, default=-1) + 1
@@ -133,6 +132,28 @@ class _Backward:
             self._step([c for own, c in pairs if own == level], f"_{level + 1}" * (count > 1))
             for level in range(count)
         )
+
+    def _rows_of(self, result: Node) -> frozenset[int]:
+        """Return the arguments with leading axes that a result depends on.
+
+        They determine its own leading axes. Results with others must not share cotangents: the sum
+        of one for each row and of one for all rows, which broadcasts, counts the latter repeatedly.
+        """
+        named = {n.arg for n in reachable((result,)) if n.op in {"load", "ids"}}
+        return frozenset(i for i in named if getattr(self.arguments[i], "leading", 0))
+
+    def _differentiate(self, results: dict[int, Node]) -> None:
+        """Add the contributions of the cotangents of results with the same leading axes."""
+        self._cotangents, self._parts = {}, {}
+        nodes = reachable(tuple(results.values()))
+        moving = self._moving(nodes)
+        for j, result in results.items():
+            if result.id in moving:
+                self._add(result, self._cotangent_of_result(j, result))
+        for node in reversed(nodes):  # users come before their operands
+            self._add_products(node)
+            if node.id in self._cotangents:
+                self._pass_on(node, self._cotangents[node.id], moving)
 
     def _moving(self, nodes: list[Node]) -> set[int]:
         """Return the ids of the values that have a derivative by a wanted argument."""
@@ -211,7 +232,7 @@ class _Backward:
         for part, g in parts:
             own = Contribution("product", number, part.start, part.width, columns)
             self._contributions.append((own, g))
-        shape = (*parts[0][0].shape[:-1], columns)
+        shape = (*parts[0][1].shape[:-1], columns)
         what = BackwardInput("product", number)
         return self._argument(f"product_{number}", shape, "f32", what)
 
