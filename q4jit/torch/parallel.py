@@ -95,7 +95,7 @@ class _Style(ParallelStyle):
             setattr(module, name, own_weight(whole, axis, division.mesh, self.src_data_rank))
         module.register_forward_pre_hook(division.before, with_kwargs=True)
         module.register_forward_hook(division.after)
-        module.register_load_state_dict_pre_hook(division.before_load)  # type: ignore[no-untyped-call]
+        module.register_load_state_dict_pre_hook(division.before_load)
         setattr(module, _DIVISION, division)
 
     def __repr__(self) -> str:
