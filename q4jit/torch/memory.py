@@ -66,13 +66,14 @@ class _Pointer:
 
 
 class _Known(NamedTuple):
-    pointer: int
+    size: int
     version: int
     weight: Callable[[], AnyWeight | None]
 
 
-# by the address of a storage's own object, and what its bytes are; removed with the storage
-_known: dict[tuple[int, Stored], _Known] = {}
+# by the address of a storage's own object, that of the bytes, and what they are; removed with the
+# storage
+_known: dict[tuple[int, int, Stored], _Known] = {}
 _storages: dict[int, weakref.ref[torch.UntypedStorage]] = {}
 
 
@@ -83,15 +84,10 @@ def weight_in(blocks: torch.Tensor, stored: Stored, facts: Facts | None = None) 
     they are computed when a kernel depends on them. Raises ArgumentError for another dtype or
     another number of bytes.
     """
-    key = blocks.untyped_storage()._cdata, stored
-    known = _known.get(key)
-    if known is not None:
+    known = _known.get((blocks.untyped_storage()._cdata, blocks.data_ptr(), stored))
+    if known is not None and known.size == blocks.numel() and known.version == _version(blocks):
         weight = known.weight()
-        if (
-            weight is not None
-            and known.pointer == blocks.data_ptr()
-            and known.version == _version(blocks)
-        ):
+        if weight is not None:
             return weight
     with BUILD:
         return _add(blocks, stored, facts)
@@ -110,7 +106,8 @@ def _remember(blocks: torch.Tensor, stored: Stored, weight: Callable[[], AnyWeig
     owner = storage._cdata
     if owner not in _storages:
         _storages[owner] = weakref.ref(storage, lambda _: _forget(owner))
-    _known[owner, stored] = _Known(blocks.data_ptr(), _version(blocks), weight)
+    known = _Known(blocks.numel(), _version(blocks), weight)
+    _known[owner, blocks.data_ptr(), stored] = known
 
 
 def _version(blocks: torch.Tensor) -> int:

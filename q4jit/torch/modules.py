@@ -98,6 +98,7 @@ class Linear(_OneWeight):
     """
 
     bias: nn.Parameter | None
+    _adds_bias: bool = True  # False if parts of y are added up before the bias
 
     def __init__(
         self,
@@ -168,7 +169,8 @@ class Linear(_OneWeight):
         Raises ArgumentError for another dtype, width or device of x.
         """
         try:
-            y: Tensor = _AFFINE[self.precision](x, self.weight, self.bias)
+            bias = self.bias if self._adds_bias else None
+            y: Tensor = _AFFINE[self.precision](x, self.weight, bias)
         except Q4JitError:
             check_floats(x, "x", self, self.in_features, self.weight.blocks.device)
             raise
@@ -255,7 +257,7 @@ class Embedding(_OneWeight):
         """Change the dtype of results as `to`, `half` and the like ask for."""
         dtype = fn(torch.zeros(1, dtype=self.dtype, device=self.weight.blocks.device)).dtype
         self.dtype = _checked_dtype(dtype)
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # PyTorch's
         return self
 
     def extra_repr(self) -> str:

@@ -41,11 +41,19 @@ class Operation:
         """Read a text. Raises ArgumentError for one that is damaged."""
         self.text = CallText.parse(text)
         self.function: Specialized[Any, Any] = Specialized(self.text.program, self.text.options)
+        self._counts = tuple(map(self.text.inputs.count, "awn"))
+
+    def check(self, *lists: Sequence[Any]) -> None:
+        """Raise ArgumentError unless there are as many arrays, weights and numbers as expected."""
+        if tuple(map(len, lists)) != self._counts:
+            what, got = _counted(self._counts), _counted(tuple(map(len, lists)))
+            raise ArgumentError(expected(what, got, where="q4jit::call"))
 
     def run(
         self, arrays: Sequence[Tensor], weights: Sequence[Tensor], numbers: Sequence[float]
     ) -> list[Tensor]:
         """Run the kernels on tensors, and return the results."""
+        self.check(arrays, weights, numbers)
         stored = iter(self.text.weights)
         values = {"a": iter(arrays), "n": iter(numbers), "w": iter(weights)}
         args: list[Any] = []
@@ -75,6 +83,11 @@ class Operation:
             shape = [lead[-d.axis] if isinstance(d, LeadingAxis) else int(d) for d in node.shape]
             made.append(like.new_empty(shape, dtype=getattr(torch, FLOAT_NAMES[float_type])))
         return made
+
+
+def _counted(counts: tuple[int, ...]) -> str:
+    names = zip(("arrays", "weights", "numbers"), counts, strict=True)
+    return ", ".join(f"{count} {name}" for name, count in names)
 
 
 def _lead(argument: AnyArgument, array: Tensor) -> tuple[Any, ...]:
@@ -125,7 +138,9 @@ def _run(
 def _fake(
     arrays: list[Tensor], weights: list[Tensor], numbers: list[float], text: str
 ) -> list[Tensor]:
-    return operation_of(text).like_results(arrays, weights)
+    operation = operation_of(text)
+    operation.check(arrays, weights, numbers)
+    return operation.like_results(arrays, weights)
 
 
 def _vmap(

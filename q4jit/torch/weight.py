@@ -182,7 +182,7 @@ class Weight(nn.Module):
         layout = layout_on(new, self.format, self.K, self.N, self.experts, self.lookup)
         if layout == self.layout:
             self._found = None  # it holds the old blocks
-            super()._apply(fn, recurse)
+            super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # PyTorch's
         else:
             self._hold(self.tensor(), new)
         return self
@@ -204,7 +204,7 @@ class Weight(nn.Module):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore a state, and repack the blocks for the device that they are on now."""
-        super().__setstate__(state)
+        super().__setstate__(state)  # type: ignore[no-untyped-call]  # PyTorch's
         device = self.blocks.device
         layout = layout_on(device, self.format, self.K, self.N, self.experts, self.lookup)
         if device.type == "meta":

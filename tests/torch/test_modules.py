@@ -45,6 +45,10 @@ def normal(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype)
 
 
+def wrong(value: object) -> Any:
+    return value
+
+
 def frozen(module: nn.Module) -> nn.Module:
     return module.requires_grad_(False)
 
@@ -191,11 +195,12 @@ def test_embedding_of_a_float_table(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @every_dtype
 def test_experts(activation: str, dtype: torch.dtype) -> None:
-    function = {
+    functions: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
         "silu": silu,
         "gelu_tanh": lambda g: gelu(g, approximate="tanh"),
         "relu": relu,
-    }[activation]
+    }
+    function = functions[activation]
     gate, up, down = (torch.from_numpy(w.dequantize()).double() for w in (GATE, UP, DOWN))
     layer = Experts(GATE, UP, DOWN, activation=activation)
     for tokens, chosen in ((1, 1), (3, 2), (40, 2)):
@@ -419,10 +424,13 @@ class Scaled(nn.Embedding):
     ("make", "message"),
     [
         (
-            lambda: Linear(VALUES),
+            lambda: Linear(wrong(VALUES)),
             r"weight of Linear: expected a QuantizedTensor or .*, got Tensor; ",
         ),
-        (lambda: Linear(GATE), r"weight of Linear: .*got one of shape \[4, 64, 32\]; use Experts"),
+        (
+            lambda: Linear(wrong(GATE)),
+            r"weight of Linear: .*got one of shape \[4, 64, 32\]; use Experts",
+        ),
         (
             lambda: Linear(W, BIAS[1:]),
             r"bias of Linear: expected floats \[48\], got float32 \[47\]",
@@ -433,9 +441,12 @@ class Scaled(nn.Embedding):
         ),
         (lambda: Linear(W, precision="f8"), r"precision of Linear: expected 'f32' or .*, got 'f8'"),
         (lambda: Linear(W, device="xpu"), r"device: expected a CPU, or a GPU of CUDA or ROCm"),
-        (lambda: Embedding(GATE), r"weight of Embedding: .*got one of shape \[4, 64, 32\]"),
+        (lambda: Embedding(wrong(GATE)), r"weight of Embedding: .*got one of shape \[4, 64, 32\]"),
         (lambda: Embedding(W, dtype=torch.int8), r"dtype of Embedding: .*got torch.int8"),
-        (lambda: Experts(W, UP, DOWN), r"gate of Experts: .*got one of shape \[64, 48\]; use Expe"),
+        (
+            lambda: Experts(wrong(W), UP, DOWN),
+            r"gate of Experts: .*got one of shape \[64, 48\]; use Expe",
+        ),
         (lambda: Experts(GATE, DOWN, DOWN), r"up of Experts: expected \[4, 64, 32\], the shape of"),
         (lambda: Experts(GATE, UP, UP), r"down of Experts: expected \[4, 32, N\], got \[4, 64, 32"),
         (

@@ -29,7 +29,8 @@ class Block(nn.Module):
         self.down = nn.Linear(N, K, bias=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x + self.down(torch.relu(self.up(x)))
+        y: torch.Tensor = x + self.down(torch.relu(self.up(x)))
+        return y
 
 
 class Model(nn.Module):
@@ -240,8 +241,8 @@ def hooked() -> nn.Module:
 
 
 def patched() -> nn.Module:
-    layer: Any = nn.Linear(K, N)
-    layer.forward = layer.forward
+    layer = nn.Linear(K, N)
+    vars(layer)["forward"] = layer.forward
     return layer
 
 

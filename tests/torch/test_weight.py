@@ -38,7 +38,11 @@ def state_of(weight: nn.Module) -> dict[str, torch.Tensor]:
     return dict(weight.state_dict())
 
 
-def is_same(weight: Weight, tensor: QuantizedTensor | ExpertTensor) -> bool:
+def wrong(value: object) -> Any:
+    return value
+
+
+def is_same(weight: Any, tensor: QuantizedTensor | ExpertTensor) -> bool:
     return bool((weight.numpy().raw == tensor.raw).all())
 
 
@@ -166,7 +170,7 @@ def test_the_default_device_is_that_of_pytorch() -> None:
     ("make", "message"),
     [
         (
-            lambda: Weight(np.ones((K, N))),
+            lambda: Weight(wrong(np.ones((K, N)))),
             r"weight: expected a QuantizedTensor .*, got ndarray; us",
         ),
         (lambda: Weight(Q, device="xpu"), r"device: expected a CPU, or a GPU .*, got xpu"),

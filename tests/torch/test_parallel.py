@@ -1,0 +1,481 @@
+"""Styles for `parallelize_module`: modules that are divided among processes equal whole ones.
+
+Processes take seconds to import PyTorch. So for each number of them, they are started once and run
+every function that is marked with `check`; the tests say which of these passed.
+"""
+
+import copy
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, distributed, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
+from torch.distributed.tensor.debug import CommDebugMode
+from torch.distributed.tensor.parallel import parallelize_module
+
+from q4jit import ArgumentError, ExpertTensor, specialize
+from q4jit.precision import BOUNDS, relative_error
+from q4jit.torch import Embedding, Experts, Linear, Weight
+from q4jit.torch.parallel import ColwiseEmbedding, ColwiseLinear, FusedParallel, RowwiseLinear
+from q4jit.weights.reference import exact_products, random_weight
+from tests.support.torch.gloo import run_processes
+
+pytestmark = pytest.mark.serial  # several processes
+
+WIDTH, HIDDEN = 256, 1024
+ROWS: Final = (1, 3, 17, 200)
+
+Check = Callable[[DeviceMesh], None]
+CHECKS: Final[dict[str, Check]] = {}
+
+
+def check(function: Check) -> Check:
+    """Run a function in several processes; it gets their mesh."""
+    CHECKS[function.__name__] = function
+    return function
+
+
+def linear(k: int, n: int, name: str = "Q4_0", seed: int = 0, *, bias: bool = True) -> Linear:
+    torch.manual_seed(seed)
+    values = nn.Parameter(torch.randn(n)) if bias else None
+    return Linear(random_weight(name, k, n, seed), values)
+
+
+class FeedForward(nn.Module):
+    def __init__(self, name: str = "Q4_0") -> None:
+        super().__init__()
+        self.gate = linear(WIDTH, HIDDEN, name)
+        self.up = linear(WIDTH, HIDDEN, name, 1)
+        self.down = linear(HIDDEN, WIDTH, name, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.down(nn.functional.silu(self.gate(x)) * self.up(x))
+        return y
+
+
+def styles() -> dict[str, Any]:
+    return {"gate": ColwiseLinear(), "up": ColwiseLinear(), "down": RowwiseLinear()}
+
+
+def both(module: Any, mesh: DeviceMesh, plan: Any, **options: Any) -> tuple[Any, Any]:
+    """Return a module, and a copy that is divided."""
+    return module, parallelize_module(copy.deepcopy(module), mesh, plan, **options)
+
+
+def rows(m: int, k: int = WIDTH) -> Tensor:
+    return torch.randn(m, k, generator=torch.Generator().manual_seed(m))
+
+
+def part(whole: Tensor, mesh: DeviceMesh, dim: int = -1) -> Tensor:
+    """Return what `DTensor` gives this process of a tensor."""
+    parts = torch.chunk(whole, mesh.size(), dim)
+    return parts[mesh.get_local_rank()].contiguous()
+
+
+def close(y: Tensor, expected: Tensor, factor: float = 1e-5) -> None:
+    assert y.shape == expected.shape
+    error = (y - expected).norm() / expected.norm()
+    assert error <= factor, f"relative error {error:.1e}"
+
+
+# --- results --------------------------------------------------------------------------------------
+
+
+@check
+def columns_are_bit_equal(mesh: DeviceMesh) -> None:
+    for name in ("Q4_0", "Q4_K", "F16"):
+        whole, own = both(linear(256, 192, name), mesh, ColwiseLinear())
+        for m in ROWS:
+            assert torch.equal(own(rows(m)), part(whole(rows(m)), mesh))
+
+
+@check
+def sums_over_k_keep_the_promise(mesh: DeviceMesh) -> None:
+    for name in ("Q4_0", "Q4_K", "F16"):
+        weight = random_weight(name, 2048, 96)
+        _, own = both(Linear(weight), mesh, RowwiseLinear(input_layouts=Replicate()))
+        for m in ROWS:
+            x = rows(m, 2048)
+            y = own(x)
+            assert torch.equal(y, own(x))
+            exact, scale = exact_products(x.numpy(), [weight])
+            error = relative_error(y.detach().numpy(), exact, scale)
+            assert error is not None
+            assert error <= BOUNDS["f32"]
+
+
+@check
+def a_feed_forward_is_summed_once(mesh: DeviceMesh) -> None:
+    whole, own = both(FeedForward(), mesh, styles())
+    with torch.no_grad():
+        for m in ROWS:
+            y = own(rows(m))
+            assert type(y) is Tensor
+            close(y, whole(rows(m)))
+        with CommDebugMode() as counted:
+            own(rows(3))
+    assert {str(name): n for name, n in counted.get_comm_counts().items()} == {
+        "c10d_functional.all_reduce": 1
+    }
+
+
+@check
+def gradients_are_those_of_the_whole(mesh: DeviceMesh) -> None:
+    whole, own = both(FeedForward(), mesh, styles())
+    x, x_own = (rows(17).requires_grad_() for _ in range(2))
+    whole(x).square().sum().backward()
+    own(x_own).square().sum().backward()
+    assert x.grad is not None
+    assert x_own.grad is not None
+    close(x_own.grad, x.grad)
+    close(own.up.bias.grad, part(whole.up.bias.grad, mesh))
+    close(own.down.bias.grad, whole.down.bias.grad)
+
+
+@check
+def frozen_biases_stay_frozen(mesh: DeviceMesh) -> None:
+    for style in (ColwiseLinear(), RowwiseLinear()):
+        _, own = both(linear(256, 128).requires_grad_(False), mesh, style)
+        assert not own.bias.requires_grad
+
+
+@check
+def rows_of_x_may_be_divided(mesh: DeviceMesh) -> None:
+    """As between layers whose norms divide the sequence: gather before, scatter after."""
+    columns = ColwiseLinear(input_layouts=Shard(0))
+    sums = RowwiseLinear(output_layouts=Shard(0))
+    whole, own = both(FeedForward(), mesh, {"gate": columns, "up": columns, "down": sums})
+    x = rows(8).requires_grad_()
+    x_own = part(rows(8), mesh, 0).requires_grad_()
+    y, y_own = whole(x), own(x_own)
+    close(y_own, part(y, mesh, 0))
+    y.square().sum().backward()
+    y_own.square().sum().backward()
+    assert x.grad is not None
+    assert x_own.grad is not None
+    close(x_own.grad, part(x.grad, mesh, 0))
+    close(own.down.bias.grad, whole.down.bias.grad)
+    assert torch.equal(own.down.bias.grad, _of_first(own.down.bias.grad))
+
+
+def _of_first(values: Tensor) -> Tensor:
+    values = values.clone()
+    distributed.broadcast(values, 0)
+    return values
+
+
+@check
+def outputs_have_the_layout_that_is_asked_for(mesh: DeviceMesh) -> None:
+    x = rows(3)
+    whole, own = both(linear(256, 96), mesh, ColwiseLinear(output_layouts=Replicate()))
+    assert torch.equal(own(x), whole(x))
+    whole, own = both(linear(256, 96), mesh, ColwiseLinear(use_local_output=False))
+    y = own(x)
+    assert isinstance(y, DTensor)
+    assert y.placements == (Shard(1),)
+    assert torch.equal(y.full_tensor(), whole(x))
+    assert isinstance(own(DTensor.from_local(x, mesh, [Replicate()])), DTensor)
+    whole, own = both(linear(256, 96), mesh, RowwiseLinear(use_local_output=False))
+    y = own(DTensor.from_local(x, mesh, [Replicate()]))
+    assert y.placements == (Replicate(),)
+    close(y.to_local(), whole(x))
+    plain = RowwiseLinear(output_layouts=Partial())
+    whole, own = both(linear(256, 96, bias=False), mesh, plain)
+    y = own(part(x, mesh))
+    distributed.all_reduce(y)
+    close(y, whole(x))
+
+
+@check
+def columns_need_not_divide_evenly(mesh: DeviceMesh) -> None:
+    x = rows(17)
+    whole, own = both(linear(256, 83), mesh, ColwiseLinear())
+    assert torch.equal(own(x), part(whole(x), mesh))
+    assert own.out_features == len(own.bias) == own(x).shape[-1]
+    whole, own = both(linear(256, 83), mesh, ColwiseLinear(output_layouts=Replicate()))
+    for shape in ((17, 256), (2, 3, 256)):
+        x = rows(shape[0]).expand(shape) if len(shape) == 2 else rows(6).reshape(shape)
+        assert torch.equal(own(x), whole(x))
+    x, x_own = (rows(17).requires_grad_() for _ in range(2))
+    whole(x).square().sum().backward()
+    own(x_own).square().sum().backward()
+    assert x.grad is not None
+    assert x_own.grad is not None
+    close(x_own.grad, x.grad)
+
+
+@check
+def bfloat16_and_autocast(mesh: DeviceMesh) -> None:
+    whole, own = both(FeedForward().bfloat16(), mesh, styles())
+    x = rows(3).bfloat16()
+    assert own(x).dtype is torch.bfloat16
+    close(own(x).float(), whole(x).float(), 2e-2)
+    whole, own = both(FeedForward(), mesh, styles())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert own(rows(3)).dtype is whole(rows(3)).dtype
+        close(own(rows(3)).float(), whole(rows(3)).float(), 2e-2)
+
+
+@check
+def embeddings_divide_their_vectors(mesh: DeviceMesh) -> None:
+    whole = Embedding(Weight(random_weight("Q8_0", 256, 50), lookup=True))
+    ids = torch.tensor([[3, 49], [0, 3]])
+    whole, own = both(whole, mesh, ColwiseEmbedding())
+    assert own.embedding_dim == 256 // mesh.size()
+    assert torch.equal(own(ids), part(whole(ids), mesh))
+    whole, own = both(whole, mesh, ColwiseEmbedding(output_layouts=Replicate()))
+    assert torch.equal(own(ids), whole(ids))
+
+
+@specialize
+def feed_forward(x: Any, gate: Any, up: Any, down: Any) -> Any:
+    g = x @ gate
+    return (g / (1 + np.exp(-g)) * (x @ up)) @ down
+
+
+class Fused(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = Weight(random_weight("Q4_0", WIDTH, HIDDEN))
+        self.up = Weight(random_weight("Q4_0", WIDTH, HIDDEN, 1))
+        self.down = Weight(random_weight("Q4_0", HIDDEN, WIDTH, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = feed_forward(x, self.gate, self.up, self.down)
+        return y
+
+
+@check
+def fused_functions_are_divided(mesh: DeviceMesh) -> None:
+    whole, own = both(Fused(), mesh, FusedParallel(["gate", "up"], ["down"]))
+    x, x_own = (rows(17).requires_grad_() for _ in range(2))
+    y = whole(x)
+    with CommDebugMode() as counted:
+        y_own = own(x_own)
+    assert counted.get_total_counts() == 1
+    close(y_own, y)
+    y.square().sum().backward()
+    with CommDebugMode() as counted:
+        y_own.square().sum().backward()
+    assert counted.get_total_counts() == 1
+    assert x.grad is not None
+    assert x_own.grad is not None
+    close(x_own.grad, x.grad)
+    expected = whole.state_dict()
+    own.load_state_dict(expected)
+    close(own(x), y)
+
+
+@check
+def experts_are_divided(mesh: DeviceMesh) -> None:
+    def of(k: int, n: int) -> ExpertTensor:
+        return ExpertTensor.stack([random_weight("Q4_0", k, n, seed) for seed in range(4)])
+
+    experts = Experts(of(64, 256), of(64, 256), of(256, 64))
+    whole, own = both(experts, mesh, FusedParallel(["gate", "up"], ["down"]))
+    ids = torch.tensor([[0, 3], [2, 1], [3, 2]])
+    generator = torch.Generator().manual_seed(0)
+    weights = torch.rand(3, 2, generator=generator)
+    x = rows(3, 64)
+    close(own(x, ids, weights=weights), whole(x, ids, weights))
+    state = own.state_dict()
+    assert state["down.Q4_0"].shape == (4, 64, 256 // mesh.size() // 32 * 18)
+    own.load_state_dict(whole.state_dict())
+    assert all(torch.equal(value, state[key]) for key, value in own.state_dict().items())
+
+
+# --- states ---------------------------------------------------------------------------------------
+
+
+@check
+def states_hold_the_own_part(mesh: DeviceMesh) -> None:
+    for name in ("Q4_0", "Q4_K"):
+        whole, own = both(FeedForward(name), mesh, styles())
+        state, own_state = whole.state_dict(), own.state_dict()
+        assert list(state) == list(own_state)
+        for key, dim in (("up.weight", 0), ("up.bias", 0), ("down.weight", 1), ("down.bias", None)):
+            entry = f"{key}.{name}" if "weight" in key else key
+            expected = state[entry] if dim is None else part(state[entry], mesh, dim)
+            assert torch.equal(own_state[entry], expected)
+        y = own(rows(3))
+        fresh = parallelize_module(FeedForward(name), mesh, styles())
+        for parameter in fresh.parameters():
+            nn.init.zeros_(parameter)
+        fresh.load_state_dict(own_state)
+        assert torch.equal(fresh(rows(3)), y)
+
+
+@check
+def states_of_whole_modules_are_divided(mesh: DeviceMesh) -> None:
+    whole = FeedForward()
+    with torch.device("meta"):
+        own = nn.Sequential(copy.deepcopy(whole).to("meta"))
+    parallelize_module(own, mesh, {f"0.{name}": style for name, style in styles().items()})
+    assert own[0].up.weight.blocks.is_meta
+    state = {f"0.{key}": value for key, value in whole.state_dict().items()}
+    keys = dict(state)
+    own.load_state_dict(state, assign=True)
+    assert all(state[key] is keys[key] for key in state)  # not changed
+    expected = parallelize_module(whole, mesh, styles())
+    assert torch.equal(own(rows(3)), expected(rows(3)))
+
+
+@check
+def the_first_process_gives_the_weight(mesh: DeviceMesh) -> None:
+    rank = distributed.get_rank()
+    for style in (ColwiseLinear(), RowwiseLinear()):
+        first, own = (linear(256, 128, seed=seed) for seed in (0, rank))
+        expected = parallelize_module(first, mesh, style).state_dict()
+        got = parallelize_module(own, mesh, style).state_dict()
+        assert all(torch.equal(got[key], expected[key]) for key in expected)
+        own, local = both(linear(256, 128, seed=rank), mesh, style, src_data_rank=None)
+        dim = 0 if isinstance(style, ColwiseLinear) else 1
+        blocks = part(own.state_dict()["weight.Q4_0"], mesh, dim)
+        assert torch.equal(local.state_dict()["weight.Q4_0"], blocks)
+
+
+@check
+def copies_work_and_pickles_are_refused(mesh: DeviceMesh) -> None:
+    _, own = both(FeedForward(), mesh, styles())
+    assert torch.equal(copy.deepcopy(own)(rows(3)), own(rows(3)))
+    with pytest.raises(ArgumentError, match=r"save module\.state_dict\(\)"):
+        pickle.dumps(own)
+
+
+# --- compiled -------------------------------------------------------------------------------------
+
+
+@check
+def compiled_modules_are_two_graphs(mesh: DeviceMesh) -> None:
+    _, own = both(FeedForward(), mesh, styles())
+    counters = torch._dynamo.utils.counters
+    compiled = torch.compile(own, fullgraph=True, dynamic=True, backend="aot_eager")
+    with torch.no_grad():
+        counters.clear()
+        for m in (3, 1, 17, 200):
+            close(compiled(rows(m)), own(rows(m)))
+        assert counters["stats"]["unique_graphs"] <= 2
+    x, x_own = (rows(17).requires_grad_() for _ in range(2))
+    own(x).square().sum().backward()
+    compiled(x_own).square().sum().backward()
+    assert x.grad is not None
+    assert x_own.grad is not None
+    close(x_own.grad, x.grad)
+
+
+# --- bad input ------------------------------------------------------------------------------------
+
+
+@check
+def errors_name_the_module_and_the_cure(mesh: DeviceMesh) -> None:
+    size = mesh.size()
+    model = nn.Module()
+    model.layers = nn.ModuleList(nn.ModuleDict({"down": linear(768, 64, "Q4_K")}) for _ in range(2))
+    model.float = nn.Linear(8, 8)
+    model.narrow = linear(256, 1)
+    with pytest.raises(
+        ArgumentError,
+        match=rf"^RowwiseLinear of 'layers\.0\.down': expected whole blocks of K on each of {size} "
+        r"processes, got K = 768, which is 3 blocks of 256 elements in Q4_K; use 1 or 3 processes, "
+        r"ColwiseLinear\(\), or a format with blocks of 32 elements$",
+    ):
+        parallelize_module(model, mesh, {"layers.*.down": RowwiseLinear()})
+    for name, style, message in (
+        ("narrow", ColwiseLinear(), "'narrow': expected a column .* N = 1; use fewer processes"),
+        (
+            "float",
+            RowwiseLinear(),
+            r"'float': expected a q4jit\.torch\.Linear, got nn\.Linear; use .*RowwiseParallel, or ",
+        ),
+        (
+            "layers.1",
+            ColwiseLinear(),
+            r"'layers\.1': .* got nn\.ModuleDict; name the modules in it",
+        ),
+        ("layers.1.down", RowwiseLinear(output_layouts=Partial()), "add the bias outside"),
+    ):
+        with pytest.raises(ArgumentError, match=message):
+            parallelize_module(model, mesh, {name: style})
+    before = model.layers[0]["down"].state_dict()["weight.Q4_K"]
+    assert before.shape == (64, 3 * 144)  # not changed
+    parallelize_module(model, mesh, {"layers.1.down": ColwiseLinear()})
+    with pytest.raises(ArgumentError, match=r"'layers\.1\.down': expected a whole module, got a "):
+        parallelize_module(model, mesh, {"layers.1.down": ColwiseLinear()})
+
+
+@check
+def meshes_of_two_axes_are_refused(mesh: DeviceMesh) -> None:
+    model = FeedForward()
+    square = init_device_mesh("cpu", (1, mesh.size()), mesh_dim_names=("dp", "tp"))
+    with pytest.raises(ArgumentError, match=r"'up': expected a mesh of one axis, .*mesh\['tp'\]$"):
+        parallelize_module(model, square, {"up": ColwiseLinear()})
+    whole, own = both(model, square["tp"], styles())
+    close(own(rows(3)), whole(rows(3)))
+
+
+@check
+def an_input_that_is_not_divided_is_refused(mesh: DeviceMesh) -> None:
+    model = nn.ModuleDict({"down": linear(256, 64)})
+    parallelize_module(model, mesh, {"down": RowwiseLinear()})
+    with pytest.raises(ArgumentError, match=r"'down': .* use input_layouts=Replicate\(\)"):
+        model["down"](rows(3))
+
+
+# --- the tests ------------------------------------------------------------------------------------
+
+
+def run_checks(finished: Path) -> None:
+    mesh = init_device_mesh("cpu", (distributed.get_world_size(),))
+    for name, function in CHECKS.items():
+        function(mesh)
+        distributed.barrier()
+        if distributed.get_rank() == 0:
+            with finished.open("a", encoding="utf-8") as file:
+                file.write(f"{name}\n")
+
+
+Outcome = Callable[[str], None]
+
+
+@pytest.fixture(scope="module", params=[2, 4], ids="{} processes".format)
+def outcome(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+    """Run all checks; return a function that fails if one of them did."""
+    finished = tmp_path_factory.mktemp("checks") / "finished"
+    finished.touch()
+    failure: BaseException | None = None
+    try:
+        run_processes(request.param, run_checks, finished)
+    except Exception as error:  # noqa: BLE001 - raised by the test of the check that failed
+        failure = error
+    passed = finished.read_text("utf-8").split()
+    failed = next((name for name in CHECKS if name not in passed), "")
+
+    def check_passed(name: str) -> None:
+        if name == failed:
+            assert failure is not None
+            raise failure
+        if name not in passed:
+            pytest.fail(f"it did not run, because {failed} failed")
+
+    return check_passed
+
+
+@pytest.mark.parametrize("name", CHECKS)
+def test_divided_modules(outcome: Outcome, name: str) -> None:
+    outcome(name)
+
+
+def test_a_missing_process_group_is_named() -> None:
+    mesh = DeviceMesh("cpu", [0], _init_backend=False, _rank=0)
+    model = nn.ModuleDict({"up": linear(256, 64)})
+    with pytest.raises(
+        ArgumentError,
+        match=r"'up': expected a process group, got none; start the program with torchrun .*init",
+    ):
+        parallelize_module(model, mesh, {"up": ColwiseLinear()})
