@@ -2,6 +2,7 @@
 
 import copy
 import importlib
+import importlib.util
 import multiprocessing
 import pickle
 import pkgutil
@@ -48,6 +49,7 @@ def exceptions() -> Iterator[type[Exception]]:
         importlib.import_module(found.name)
         for found in pkgutil.walk_packages(q4jit.__path__, "q4jit.")
         if not found.name.endswith(("__main__", "_child", "hook-q4jit"))  # programs
+        and (found.name != "q4jit.torch" or importlib.util.find_spec("torch"))
     ]
     for module in modules:
         for value in vars(module).values():

@@ -18,7 +18,7 @@ from q4jit.runtime.cpu import data_pointer
 _Ids = NDArray[np.int64]
 
 
-class Experts:
+class ChosenExperts:
     """What kernels with chosen experts need to know of a call's ids.
 
     Attributes:

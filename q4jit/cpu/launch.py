@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from q4jit.arrays.arguments import check_array, checked_ids, f32
 from q4jit.arrays.call_shapes import CallShapes
 from q4jit.arrays.outputs import check_out, usable
-from q4jit.cpu.experts import Experts
+from q4jit.cpu.experts import ChosenExperts
 from q4jit.cpu.schedule import CpuKernel, CpuPlan
 from q4jit.cpu.scratch import Scratch, keep_scratch, lay_out_scratch, new_scratch, take_scratch
 from q4jit.plan.kernels import Slot
@@ -66,7 +66,7 @@ class CpuLaunch:
         # the rows of kernels that compute several vectors for each row of the call
         counts = [k.work.rows_of(self._rows) for k in plan.kernels if k.work.copies > 1]
         self._vector_counts = list(dict.fromkeys(counts))
-        self._experts = Experts(plan, self._rows)
+        self._experts = ChosenExperts(plan, self._rows)
         self._steps = self._steps_of(plan, functions, offsets)
 
     # --- what depends only on shapes ------------------------------------------------------------

@@ -11,7 +11,7 @@ from q4jit.hip.kernel import MAX_GRID_Y, UNIT_ELEMENTS, HipKernel, HipPlan
 from q4jit.hip.memory import ELEMENT_STAGE_UNITS, generic_bytes
 from q4jit.hip.templates import FRAME, environment, origins
 from q4jit.hip.variables import variables
-from q4jit.hip.weight import Weight
+from q4jit.hip.weight import KernelWeight
 from q4jit.plan.kernels import Source
 from q4jit.targets import Target
 from q4jit.weights.formats import Format
@@ -40,7 +40,7 @@ def render_generic(
     platform: as for `render`.
     """
     name = fmt.name.lower()
-    weight = Weight(WeightSpec(fmt.name, fmt.block_elements, 1), GGUF)  # one block
+    weight = KernelWeight(WeightSpec(fmt.name, fmt.block_elements, 1), GGUF)  # one block
     context = {
         "platform": platform or ("nvidia" if target.hip.is_nvidia else "amd"),
         "arch": target.hip,

@@ -39,7 +39,7 @@ from q4jit.hip.rules import (
     rules_of,
 )
 from q4jit.hip.transposed import TILE_COLUMNS, gemv_constants, tile_constants
-from q4jit.hip.weight import Weight
+from q4jit.hip.weight import KernelWeight
 from q4jit.plan.kernels import Kernel, Section
 from q4jit.targets import HipArch
 from q4jit.weights.layouts import PLANAR, TILES16
@@ -118,7 +118,7 @@ def _gemv(problem: Problem, work: Kernel, schedule: str) -> HipKernel:
 def _unit_registers(problem: Problem, work: Kernel) -> int:
     """Return the registers for a unit of a column of each product, as it is stored."""
     weights = problem.weights(work.sections[0])
-    return sum(Weight(spec, PLANAR, frozenset()).stored_registers for spec in weights)
+    return sum(KernelWeight(spec, PLANAR, frozenset()).stored_registers for spec in weights)
 
 
 def _lanes(arch: HipArch, work: Kernel) -> int:

@@ -17,7 +17,7 @@ from q4jit.hip.kernel import (
 )
 from q4jit.hip.memory import SUMS_OF_ROUND, gemv_transposed_bytes
 from q4jit.hip.problem import Problem
-from q4jit.hip.weight import Weight
+from q4jit.hip.weight import KernelWeight
 from q4jit.plan.kernels import Kernel, Section
 from q4jit.weights.layouts import PLANAR, TILES16
 
@@ -80,7 +80,7 @@ def gemv_constants(problem: Problem, work: Kernel) -> dict[str, Any]:
     (section,) = work.sections
     arch, layout = problem.arch, layout_of(problem, section)
     specs = problem.weights(section)
-    stored = max(Weight(spec, PLANAR, frozenset()).stored_registers for spec in specs)
+    stored = max(KernelWeight(spec, PLANAR, frozenset()).stored_registers for spec in specs)
     is_light = stored <= _FEW_REGISTERS
     rows = min(problem.m_class, _MOST_ROWS if is_light else _MOST_ROWS // 2)
     block_size = problem.plan_options.block_size or BLOCK_SIZE

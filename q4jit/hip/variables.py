@@ -40,7 +40,7 @@ from q4jit.hip.rows_sizes import rows_variables
 from q4jit.hip.tile_halves_sizes import tile_halves_variables
 from q4jit.hip.transposed import transposed_variables
 from q4jit.hip.values import HipValues, Statement, Sum, expert_index, parameters, store_index
-from q4jit.hip.weight import Product, Weight, called_functions
+from q4jit.hip.weight import KernelWeight, Product, called_functions
 from q4jit.plan.kernels import Kernel, Store
 
 _STAGED_TERMS: Final = frozenset({TILE_HALVES, TILE_HALVES_TRANSPOSED})  # `rows` has split their x
@@ -109,7 +109,7 @@ def _x_statements(result: dict[str, Any]) -> tuple[Statement, ...]:
 
 
 def _needs(
-    kernel: HipKernel, weights: list[Weight], writer: "_Writer", of_x: tuple[Statement, ...]
+    kernel: HipKernel, weights: list[KernelWeight], writer: "_Writer", of_x: tuple[Statement, ...]
 ) -> dict[str, Any]:
     """Return which of the common functions a text calls; of_x: the statements of x at a column."""
     adds_up = adds_up_blocks(kernel)
@@ -205,11 +205,11 @@ class _Writer:
             "weights": [(a, matrix_bytes(spec, self.kernel.layout)) for a, spec in specs.items()],
         }
 
-    def _weight(self, node: Node) -> Weight:
+    def _weight(self, node: Node) -> KernelWeight:
         spec = self.plan.weight(node.arg)
         called = called_functions(self.kernel, spec.block_format)
         k_name = str(spec.k) if node.transposed else "K"
-        return Weight(spec, self.kernel.layout, called, k_name)
+        return KernelWeight(spec, self.kernel.layout, called, k_name)
 
     def x(self) -> dict[str, Any]:
         """Return the prologue: statements of the row if it has sums to share, and at a column."""

@@ -154,7 +154,7 @@ class _Plane:
 
 
 @dataclass(frozen=True)
-class Weight(WeightFacts):
+class KernelWeight(WeightFacts):
     """What `weight.hip.j2` needs to know of a weight.
 
     Attributes:
@@ -369,7 +369,7 @@ class Product:
     name: str
     result: str
     argument: str
-    weight: Weight
+    weight: KernelWeight
 
     @property
     def from_start(self) -> str:

@@ -75,7 +75,8 @@ def _backward(ctx: Any, cotangents: Sequence[Tensor | None]) -> tuple[Any, ...]:
     values = [next(lists[letter]) for letter in operation_of(ctx.text).text.inputs]
     totals = _totals(_steps(ctx.text, wanted, given), values, cotangents)
     made = [_gradient(totals, i, values[i]) if i in wanted else None for i in positions]
-    return made, [None] * len(weights), None, None
+    # PyTorch takes an empty list for one of tensors, and every other list of floats for one value
+    return made, [None] * len(weights), None if ctx.numbers else [], None
 
 
 def _totals(

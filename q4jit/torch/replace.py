@@ -85,11 +85,8 @@ def replace_linears(
     _skip_chosen(layers, skip)
     _skip_unsuitable(model, layers)
     groups = _groups(model, layers, formats, other)
-    made = [
-        entry
-        for group in progress(groups, "replacing layers")
-        for entry in group.replace(model, precision)
-    ]
+    shown = progress(groups, "replacing layers")
+    made = [entry for group in shown for entry in group.replace(model, precision)]
     order = {layer.name: i for i, layer in enumerate(layers)}
     skipped = (Skipped(layer.name, layer.reason) for layer in layers if layer.reason)
     return Report(tuple(sorted(made, key=lambda entry: order[entry.name])), tuple(skipped))
@@ -117,13 +114,13 @@ class _Layer:
 
 def _layers(model: nn.Module, kinds: tuple[type[nn.Module], ...]) -> list[_Layer]:
     """Return the layers of these kinds, and of their subclasses."""
-    found: dict[int, _Layer] = {}
+    layers: dict[int, _Layer] = {}
     for name, module in model.named_modules(remove_duplicate=False):
         kind = next((kind for kind in kinds if isinstance(module, kind)), None)
         if kind is not None:
-            layer = found.setdefault(id(module), _Layer([], kind, id(module.weight)))
+            layer = layers.setdefault(id(module), _Layer([], kind, id(module.weight)))
             layer.names.append(name)
-    return list(found.values())
+    return list(layers.values())
 
 
 def _skip_chosen(layers: Sequence[_Layer], skip: object) -> None:

@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Callable
 from multiprocessing.reduction import ForkingPickler
-from typing import Any, Final, Self
+from typing import Any, Self
 
 import torch
 from torch import nn
@@ -13,6 +13,7 @@ from q4jit.errors import ArgumentError, expected
 from q4jit.sizes import whole_number
 from q4jit.torch.layouts import layout_on
 from q4jit.torch.memory import AnyWeight, Facts, Stored, forget, weight_in
+from q4jit.torch.states import check_keys, checked_entry, weight_of_bytes
 from q4jit.weights.checks import tensor_shape
 from q4jit.weights.experts import ExpertTensor
 from q4jit.weights.formats import FORMATS, find_format
@@ -20,7 +21,6 @@ from q4jit.weights.layouts import GGUF, pack, pack_experts
 from q4jit.weights.tensor import QuantizedTensor
 
 Device = torch.device | str | None
-_VALUES: Final = 'load_state_dict(..., assign=True), or to_empty(device="cpu") first'
 
 
 class Weight(nn.Module):
@@ -86,7 +86,7 @@ class Weight(nn.Module):
         self.experts, self.K, self.N = map(whole_number, (0, *shape)[-3:])
         self.layout = GGUF
         self._facts: Facts | None = None  # not known without values
-        self._found: _Found | None = None
+        self._last: _Last | None = None
         self.register_buffer("blocks", None, persistent=False)
 
     @property
@@ -110,23 +110,23 @@ class Weight(nn.Module):
         Raises ArgumentError for a weight on "meta".
         """
         blocks: torch.Tensor = self._buffers["blocks"]  # type: ignore[assignment]  # never None
-        found = self._found
+        last = self._last
         # a fraction of the time that `weight_in` takes, because this is in every call
         if (
-            found is not None
-            and found[0] is blocks
-            and found[1] == blocks.data_ptr()
-            and found[2] == (0 if blocks.is_inference() else blocks._version)
+            last is not None
+            and last[0] is blocks
+            and last[1] == blocks.data_ptr()
+            and last[2] == (0 if blocks.is_inference() else blocks._version)
         ):
-            return found[3]
+            return last[3]
         weight = weight_in(blocks, self.stored, self._facts)
         version = 0 if blocks.is_inference() else blocks._version
-        self._found = blocks, blocks.data_ptr(), version, weight
+        self._last = blocks, blocks.data_ptr(), version, weight
         return weight
 
     def numpy(self) -> AnyWeight:
         """Return a copy of the weight, in host memory and without PyTorch."""
-        return _of_bytes(self.tensor().raw, self.shape, self.format)
+        return weight_of_bytes(self.tensor().raw, self.shape, self.format)
 
     def extra_repr(self) -> str:
         """Return format and size, for `print(model)`."""
@@ -136,23 +136,24 @@ class Weight(nn.Module):
 
     def _allocate(self, device: torch.device) -> None:
         """Make blocks without values on a device."""
-        self._found = None
+        self._last = None
         self.layout = layout_on(device, self.format, self.K, self.N, self.experts, self.lookup)
         self.blocks = torch.empty(self.nbytes, dtype=torch.uint8, device=device)
 
     def _hold(self, weight: AnyWeight, device: torch.device, *, in_place: bool = False) -> None:
         """Keep the blocks of a weight on a device, in the layout that its kernels read.
 
-        in_place: write them to the memory of `blocks`, which is on that device.
+        in_place: write them to the memory of `blocks`, which is on that device. Under
+        `FakeTensorMode`, as on "meta", there are no values to keep.
         """
         self._facts = weight.signature[-2:]
-        if device.type == "meta":
-            return self._allocate(device)
         layout = layout_on(device, self.format, self.K, self.N, self.experts, self.lookup)
+        if not has_values(torch.empty(0, dtype=torch.uint8, device=device)):
+            return self._allocate(device)
         raw = weight.raw
         if layout != GGUF:
             raw = (pack_experts if self.experts else pack)(FORMATS[self.format], layout, raw)
-        self._found, self.layout = None, layout
+        self._last, self.layout = None, layout
         blocks = torch.empty(self.nbytes, dtype=torch.uint8, device="cpu")
         blocks.numpy()[...] = raw.reshape(-1)
         if in_place:
@@ -181,7 +182,7 @@ class Weight(nn.Module):
             return self
         layout = layout_on(new, self.format, self.K, self.N, self.experts, self.lookup)
         if layout == self.layout:
-            self._found = None  # it holds the old blocks
+            self._last = None  # it holds the old blocks
             super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # PyTorch's
         else:
             self._hold(self.tensor(), new)
@@ -190,8 +191,8 @@ class Weight(nn.Module):
     def __deepcopy__(self, memo: dict[int, Any]) -> "Weight":
         """Return a copy with memory of its own."""
         new = memo[id(self)] = type(self).__new__(type(self))
-        state = {name: v for name, v in self.__dict__.items() if name not in {"_buffers", "_found"}}
-        new.__dict__.update(copy.deepcopy(state, memo), _found=None)
+        state = {name: v for name, v in self.__dict__.items() if name not in {"_buffers", "_last"}}
+        new.__dict__.update(copy.deepcopy(state, memo), _last=None)
         new.__dict__["_buffers"] = {"blocks": self.blocks.clone()}
         return new
 
@@ -200,14 +201,14 @@ class Weight(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         """Return the state with blocks in GGUF's order, on their device."""
         blocks = self._raw_blocks().reshape(-1)
-        return {**self.__dict__, "_found": None, "layout": GGUF, "_buffers": {"blocks": blocks}}
+        return {**self.__dict__, "_last": None, "layout": GGUF, "_buffers": {"blocks": blocks}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore a state, and repack the blocks for the device that they are on now."""
         super().__setstate__(state)  # type: ignore[no-untyped-call]  # PyTorch's
         device = self.blocks.device
         layout = layout_on(device, self.format, self.K, self.N, self.experts, self.lookup)
-        if device.type == "meta":
+        if not has_values(self.blocks):
             self._allocate(device)
         elif layout != self.layout:
             self._hold(self.tensor(), device)
@@ -220,6 +221,9 @@ class Weight(nn.Module):
         shape = (*self.shape[:-2], self.N, -1)
         if self.layout == GGUF:
             return self.blocks.detach().reshape(shape)
+        if not has_values(self.blocks):
+            size = Stored(*self.stored[:-1], GGUF).nbytes
+            return self.blocks.new_empty(size).reshape(shape)
         raw = self.tensor().raw
         blocks = torch.empty(raw.shape, dtype=torch.uint8, device="cpu")
         blocks.numpy()[...] = raw
@@ -240,54 +244,31 @@ class Weight(nn.Module):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        names = [name.removeprefix(prefix) for name in state_dict if name.startswith(prefix)]
-        others = [name for name in names if name != self.format]
-        if self.format not in names:
-            wrong = [name for name in others if name in FORMATS]
-            if wrong:
-                cure = "make the module with the format of the state"
-                what = f"{self.format} {list(self.shape)}"
-                where = prefix.removesuffix(".")
-                error_msgs.append(expected(what, wrong[0], where=where, cure=cure))
-                return
-            if strict:
-                missing_keys.append(prefix + self.format)
-        if strict:
-            unexpected_keys += [prefix + name for name in others]
-        if self.format in names:
-            assign = bool(local_metadata.get("assign_to_params_buffers"))
-            try:
-                self._load(state_dict[prefix + self.format], prefix + self.format, assign)
-            except ArgumentError as error:
-                error_msgs.append(str(error))
+        key = prefix + self.format
+        check_keys(self, state_dict, prefix, strict, missing_keys, unexpected_keys, error_msgs)
+        if key not in state_dict:
+            return
+        assign = bool(local_metadata.get("assign_to_params_buffers"))
+        try:
+            self._load(checked_entry(self, state_dict[key], key, assign), assign)
+        except ArgumentError as error:
+            error_msgs.append(str(error))
 
-    def _load(self, blocks: Any, name: str, assign: bool) -> None:
-        """Take the blocks of an entry of a state, called `name`. Raises ArgumentError."""
-        shape = (*self.shape[:-2], self.N, FORMATS[self.format].column_bytes(self.K))
-        what = f"uint8 {list(shape)} for {self.format} {list(self.shape)}"
-        if not isinstance(blocks, torch.Tensor):
-            raise ArgumentError(expected(what, type(blocks).__name__, where=name))
-        if blocks.dtype is not torch.uint8 or blocks.shape != shape:
-            got = f"{tensor_dtype(blocks)} {list(blocks.shape)}"
-            raise ArgumentError(expected(what, got, where=name))
-        old, new = self.blocks, blocks.device
-        if assign and new.type == "meta":
-            return self._allocate(new)
-        if new.type == "meta":
-            raise ArgumentError(expected("a tensor with values", "one on meta", where=name))
-        if old.device.type == "meta" and not assign:
-            what, got = "a weight that can be written to", "one on meta"
-            raise ArgumentError(expected(what, got, where=name, cure=f"use {_VALUES}"))
-        raw = blocks.detach().cpu().contiguous().numpy()
-        weight = _of_bytes(raw, self.shape, self.format)
+    def _load(self, entry: torch.Tensor, assign: bool) -> None:
+        """Take the blocks of a state. assign: stay on their device, in new memory."""
+        old = self.blocks
+        device = entry.device if assign else old.device
+        if device.type == "meta":
+            return self._allocate(device)
+        weight = weight_of_bytes(entry.detach().cpu().contiguous().numpy(), self.shape, self.format)
         in_place = not assign and (torch.is_inference_mode_enabled() or not old.is_inference())
-        self._hold(weight, new if assign else old.device, in_place=in_place)
+        self._hold(weight, device, in_place=in_place)
         return None
 
 
 def _reduced(weight: Weight) -> tuple[Any, ...]:
     """Pickle a weight for another process of this program, which shares the blocks as they are."""
-    return _restored, (type(weight), {**weight.__dict__, "_found": None})
+    return _restored, (type(weight), {**weight.__dict__, "_last": None})
 
 
 def _restored(kind: type[Weight], state: dict[str, Any]) -> Weight:
@@ -298,7 +279,13 @@ def _restored(kind: type[Weight], state: dict[str, Any]) -> Weight:
 
 ForkingPickler.register(Weight, _reduced)
 
-_Found = tuple[torch.Tensor, int, int, AnyWeight]
+
+def has_values(blocks: torch.Tensor) -> bool:
+    """Return whether a tensor has values: it is neither on "meta" nor one of `FakeTensorMode`."""
+    return blocks.device.type != "meta" and type(blocks) in {torch.Tensor, nn.Parameter}
+
+
+_Last = tuple[torch.Tensor, int, int, AnyWeight]
 """Blocks, their address and version, and the weight in them."""
 
 
@@ -308,11 +295,3 @@ def indexed(device: Device) -> torch.device:
     if given.type == "cuda":
         return torch.empty(0, device=given).device
     return torch.device(given.type) if given.type == "cpu" else given
-
-
-def _of_bytes(raw: Any, shape: tuple[int, ...], name: str) -> AnyWeight:
-    """Return the weight of GGUF blocks, which are copied unless nobody can write to them."""
-    if len(shape) == 3:
-        return ExpertTensor.from_bytes(raw, shape=shape, format=name)
-    k, n = shape
-    return QuantizedTensor.from_bytes(raw, shape=(k, n), format=name)

@@ -20,7 +20,7 @@ from q4jit.arrays.arguments import holds_ids
 from q4jit.arrays.call_shapes import lead_shape
 from q4jit.arrays.specs import spec_of
 from q4jit.compilers import cache, llvm
-from q4jit.cpu.experts import Experts
+from q4jit.cpu.experts import ChosenExperts
 from q4jit.cpu.lower import lower
 from q4jit.cpu.schedule import EXPERT_SLOTS, CpuKernel, CpuPlan, digits_bytes, make_plan, padded_k
 from q4jit.dispatcher import Specialized
@@ -656,7 +656,7 @@ def _argument(
 
 def _of_experts(plan: CpuPlan, slot: Slot, args: Sequence[Any], rows: int) -> Argument:
     """Return what a kernel gets about the experts of the vectors of a call."""
-    experts = Experts(plan, rows)
+    experts = ChosenExperts(plan, rows)
     ids = {slot.index: np.asarray(args[slot.index], np.int64)}
     values, arrays = experts.values(ids)
     (order, buckets), at = arrays, experts.slots.index(slot)  # of one argument of ids

@@ -28,6 +28,7 @@ LAYERS: Final = (
     "backends",
     "dispatch",
     "dispatcher",
+    "torch",
     "bundling",
     "tools",
     "__init__",

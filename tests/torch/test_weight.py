@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from q4jit import ArgumentError, ExpertTensor, FormatError, QuantizedTensor, quantize, specialize
 from q4jit.torch import Weight, memory
@@ -321,6 +322,22 @@ def test_saved_weights_on_meta() -> None:
     torch.save(Weight(Q, device="meta"), file)
     file.seek(0)
     assert torch.load(file, weights_only=False).blocks.device.type == "meta"
+
+
+def test_fake_tensors_have_no_values() -> None:
+    file = io.BytesIO()
+    torch.save(Weight(Q), file)
+    file.seek(0)
+    with FakeTensorMode():
+        loaded = torch.load(file, weights_only=False)
+        for weight in (Weight(Q), loaded, Weight.empty("Q4_K", (K, N))):
+            assert isinstance(weight.blocks, FakeTensor)
+            assert (weight.layout, weight.blocks.numel()) == (INTERLEAVED16, weight.nbytes)
+            assert state_of(weight)["Q4_K"].shape == Q.raw.shape
+            assert isinstance(copy.deepcopy(weight).blocks, FakeTensor)
+            y = product(torch.empty(5, K), weight)
+            assert isinstance(y, FakeTensor)
+            assert y.shape == (5, N)
 
 
 def test_shared_memory() -> None:
