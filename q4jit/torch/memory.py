@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.utils._python_dispatch import _disable_current_modes
 
 from q4jit.arrays.torch_tensors import torch_platform
 from q4jit.errors import ArgumentError, expected
@@ -200,7 +201,9 @@ def _prepare(identity: int) -> None:
     weight: AnyWeight = object_at(identity)
     if weight._tensor is not None:
         return
-    with BUILD, warnings.catch_warnings():
+    # It outlives the modes that are active now, in which it would be without values or gradients.
+    modes = _disable_current_modes(), torch._C.DisableTorchFunction(), torch.inference_mode(False)
+    with BUILD, warnings.catch_warnings(), modes[0], modes[1], modes[2]:
         # nothing writes to it: it is passed to operators that only read
         warnings.filterwarnings("ignore", "The given NumPy array is not writable")
         blocks = torch.from_numpy(weight.raw.reshape(-1))

@@ -201,6 +201,18 @@ def test_numbers_of_every_kind(number: Any, monkeypatch: pytest.MonkeyPatch) -> 
             assert_same(cases._scaled(x, GATE, number), wanted)
 
 
+@pytest.mark.parametrize("mode", [torch.inference_mode, FakeTensorMode])
+def test_a_weight_that_is_first_used_in_a_mode(mode: Any) -> None:
+    weight, x = matrix(9), floats(3, K)
+    with mode():
+        memory.blocks_of(weight)
+    assert type(weight._tensor) is Tensor
+    y = x.clone().requires_grad_()
+    cases._plain_product(y, weight).sum().backward()
+    assert y.grad is not None
+    assert_same(cases._plain_product(x, weight), cases._plain_product(x, Weight(matrix(9))))
+
+
 # --- processes and threads ------------------------------------------------------------------------
 
 
