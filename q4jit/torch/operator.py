@@ -29,7 +29,7 @@ library: Final = torch.library.Library("q4jit", "DEF")
 library.define("call(Tensor[] arrays, Tensor[] weights, float[] numbers, str text) -> Tensor[]")
 
 
-class Operation:
+class PreparedCall:
     """The function of a text, ready to be called.
 
     Attributes:
@@ -125,7 +125,7 @@ def _broadcast(leads: Sequence[tuple[Any, ...]]) -> tuple[Any, ...]:
     return tuple(common)
 
 
-operation_of: Final = functools.lru_cache(maxsize=_MOST_TEXTS)(Operation)
+operation_of: Final = functools.lru_cache(maxsize=_MOST_TEXTS)(PreparedCall)
 """Return the operation of a text: the same one for the same text."""
 
 
