@@ -4,7 +4,6 @@ PyTorch's compiler traces `TorchBridge.call`. So that function contains nothing 
 cannot trace; what needs q4jit's tracer is in functions whose results are constants to the compiler.
 """
 
-import operator
 from typing import Any, Final
 
 import torch
@@ -41,17 +40,26 @@ class TorchBridge:
 
     def with_weights(self, args: tuple[Any, ...], names: tuple[str, ...]) -> tuple[Any, ...]:
         """Return the arguments of a call with a tensor of q4jit in place of each `Weight`."""
-        for value in args:
-            if type(value) is Weight or _is_container(value):
-                break
-        else:
+        made = list(args)
+        is_same = True
+        devices = set()
+        for i, value in enumerate(args):  # written out, because this is in every call
+            kind = type(value)
+            if kind is Weight:
+                made[i], is_same = value.tensor(), False
+                devices.add(value.blocks.device)
+            elif kind in _DIRECT:
+                if value.ndim:
+                    devices.add(value.device)
+            elif _is_container(value):
+                made[i] = _with_weights(value)
+                is_same &= made[i] is value
+                devices |= _devices(tuple(_leaves(value)))
+        if is_same:
             return args
-        made = tuple(map(_with_weights, args))
-        if all(map(operator.is_, args, made)):
-            return args
-        if len(_devices(args)) > 1:
+        if len(devices) > 1:
             refuse_devices(flattened(args, names), names_of(flattened(args, names), names))
-        return made
+        return tuple(made)
 
     def with_modules(self, result: Any, given: tuple[Any, ...], args: tuple[Any, ...]) -> Any:
         """Return the result of a call with the `Weight` in place of each tensor of q4jit."""
