@@ -85,10 +85,10 @@ def call_of(function: Specialized[Any, Any], keys: tuple[Key, ...], inner: Any) 
     if function._unchanged is not None and not function._unchanged():
         function._renew()
     known = _calls.setdefault(function, {})
-    found = known.get((keys, inner))
+    kept = known.get((keys, inner))
     graphs = function._specializer.kept.graphs
-    if found is not None and graphs.find(found.signature) is found.graph:
-        return found
+    if kept is not None and graphs.find(kept.signature) is kept.graph:
+        return kept
     if len(known) >= _MOST_CALLS:
         known.clear()
     call = known[keys, inner] = _new_call(function, keys, inner)

@@ -30,7 +30,7 @@ _SCHEMA: Final = "call(Tensor[] arrays, Tensor[] weights, float[] numbers, str t
 library.define(_SCHEMA)  # type: ignore[no-untyped-call]
 
 
-class Operation:
+class PreparedCall:
     """The function of a text, ready to be called.
 
     Attributes:
@@ -141,7 +141,7 @@ def _broadcast(leads: Sequence[tuple[Any, ...]]) -> tuple[Any, ...]:
     return tuple(common)
 
 
-operation_of: Final = functools.lru_cache(maxsize=_MOST_TEXTS)(Operation)
+operation_of: Final = functools.lru_cache(maxsize=_MOST_TEXTS)(PreparedCall)
 """Return the operation of a text: the same one for the same text."""
 
 

@@ -1,7 +1,7 @@
 """The containers of results as functions that PyTorch's compiler can trace.
 
 It traces no constant object, only functions that it finds as attributes of the decorated function.
-So the containers become such a function, which consists of displays and calls of classes.
+So the containers become a function of that kind: it has displays and calls of classes only.
 """
 
 import math
