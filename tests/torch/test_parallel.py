@@ -27,6 +27,7 @@ from q4jit.precision import BOUNDS, relative_error
 from q4jit.torch import Embedding, Experts, Linear, Weight
 from q4jit.torch.parallel import ColwiseEmbedding, ColwiseLinear, FusedParallel, RowwiseLinear
 from q4jit.weights.reference import exact_products, random_weight
+from tests.support.paths import ROOT
 from tests.support.torch.gloo import run_processes
 
 pytestmark = pytest.mark.serial  # several processes
@@ -472,7 +473,7 @@ def outcome(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         run_processes(request.param, run_checks, finished)
     except Exception as error:  # noqa: BLE001 - raised by the test of the check that failed
         failure = error
-    # Gloo's threads may abort a process that ends (pytorch/pytorch#179291), after all checks passed.
+    # Gloo's threads may abort a process that ends (pytorch/pytorch#179291), after all checks.
     passed = finished.read_text("utf-8").split()
     failed = next((name for name in CHECKS if name not in passed), "")
 
@@ -495,7 +496,7 @@ def test_the_example_runs_with_torchrun() -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     sizes = ["--width", "64", "--hidden", "128", "--tokens", "1", "3", "--steps", "2"]
     done = subprocess.run(
-        [*command, EXAMPLES / "tensor_parallel.py", *sizes],
+        [*command, ROOT / "examples" / "tensor_parallel.py", *sizes],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
