@@ -112,6 +112,8 @@ def tensors_of(results: Any) -> Any:
     """Return results with tensors that share memory in place of arrays."""
     if type(results) is np.ndarray:
         return host_tensor(results)
+    if type(results) is tuple and all(type(r) is np.ndarray for r in results):
+        return tuple([host_tensor(r) for r in results])
     apart = Apart()
     tree = apart.tree(results)
     leaves = (host_tensor(v) if isinstance(v, np.ndarray) else v for v in apart.leaves)

@@ -129,7 +129,7 @@ def arrays_sharing(args: Sequence[Any]) -> list[Any] | None:
         return None
     _, tensor, parameter, tracks_gradients, _ = _pytorch
     values: list[Any] = []
-    found = False
+    has_tensor = False
     try:
         for value in args:
             kind = type(value)
@@ -141,14 +141,14 @@ def arrays_sharing(args: Sequence[Any]) -> list[Any] | None:
                         return None
                     value = value.detach()  # noqa: PLW2901 - the same memory
                 values.append(value.numpy())
-                found = True
+                has_tensor = True
             elif kind in _NO_ARRAYS:
                 values.append(value)
             else:
                 return None
     except (RuntimeError, TypeError):  # sparse or negated tensors; dtypes that NumPy does not have
         return None
-    return values if found else None
+    return values if has_tensor else None
 
 
 def tensor_facts(args: Sequence[Any], out: Any) -> tuple[tuple[object, ...], list[int], int] | None:

@@ -4,16 +4,17 @@ PyTorch's compiler traces `TorchBridge.call`. So that function contains nothing 
 cannot trace; what needs q4jit's tracer is in functions whose results are constants to the compiler.
 """
 
+import operator
 from typing import Any, Final
 
 import torch
 
 from q4jit.dispatcher import Specialized, positional
 from q4jit.errors import ArgumentError
-from q4jit.frontend.containers import MAPPINGS, Apart, fields_of, together
+from q4jit.frontend.containers import LEAVES, MAPPINGS, Apart, fields_of, together
 from q4jit.frontend.structures import flattened, names_of
 from q4jit.torch.calls import call_of, is_text_of, refuse_devices
-from q4jit.torch.guards import guard, object_at
+from q4jit.torch.guards import constant, guard, object_at
 from q4jit.torch.leaves import TENSORS, Key, Leaves, holds_weight
 from q4jit.torch.operator import call
 from q4jit.torch.results import name_of_builder
@@ -40,26 +41,25 @@ class TorchBridge:
 
     def with_weights(self, args: tuple[Any, ...], names: tuple[str, ...]) -> tuple[Any, ...]:
         """Return the arguments of a call with a tensor of q4jit in place of each `Weight`."""
-        made = list(args)
-        is_same = True
+        made: list[Any] = []
         devices = set()
-        for i, value in enumerate(args):  # written out, because this is in every call
+        for value in args:
             kind = type(value)
             if kind is Weight:
-                made[i], is_same = value.tensor(), False
-                devices.add(value.blocks.device)
+                made.append(value.tensor())
+                devices.add(value._buffers["blocks"].get_device())
             elif kind in _DIRECT:
-                if value.ndim:
-                    devices.add(value.device)
-            elif _is_container(value):
-                made[i] = _with_weights(value)
-                is_same &= made[i] is value
-                devices |= _devices(tuple(_leaves(value)))
-        if is_same:
-            return args
+                made.append(value)
+                devices.add(value.get_device())
+            elif kind not in LEAVES and _is_container(value):
+                made.append(_with_weights(value))
+                devices.add(None)
+            else:
+                made.append(value)
         if len(devices) > 1:
-            refuse_devices(flattened(args, names), names_of(flattened(args, names), names))
-        return tuple(made)
+            leaves = flattened(args, names)
+            refuse_devices(leaves, names_of(leaves, names))
+        return args if all(map(operator.is_, args, made)) else tuple(made)
 
     def with_modules(self, result: Any, given: tuple[Any, ...], args: tuple[Any, ...]) -> Any:
         """Return the result of a call with the `Weight` in place of each tensor of q4jit."""
@@ -75,7 +75,8 @@ class TorchBridge:
 
     def needs_operator(self, args: tuple[Any, ...]) -> bool:
         """Return whether gradients, autocasting or a mode of PyTorch concern a call."""
-        if _is_any_autocast_enabled() or _dispatch_modes() or _transforms() or _is_tracing():
+        transforms = _transforms() is not None
+        if _is_any_autocast_enabled() or _dispatch_modes() or transforms or _is_tracing():
             return any(map(_has_tensor, args)) or Weight in map(type, args)
         tracks = torch.is_grad_enabled()
         has_tensor = has_weight = False
@@ -87,9 +88,11 @@ class TorchBridge:
                 has_tensor = True
             elif kind is Weight:
                 has_weight = True
-            elif isinstance(value, torch.Tensor):
-                return True
-            elif _is_container(value) and self.needs_operator(tuple(_leaves(value))):
+            elif kind in LEAVES:
+                continue
+            elif isinstance(value, torch.Tensor) or (
+                _is_container(value) and self.needs_operator(tuple(_leaves(value)))
+            ):
                 return True
         # without a tensor, results would be arrays of NumPy
         return has_weight and not has_tensor and not any(map(_has_tensor, args))
@@ -105,8 +108,9 @@ class TorchBridge:
         if out is not None:
             _refuse_out(function._name)
         values = _positional(function, args, kwargs)
-        leaves = Leaves(autocast=any([holds_weight(value) for value in values]))
-        keys = tuple([leaves.key(*pair) for pair in zip(function._parameters, values)])
+        leaves = Leaves(autocast=any(holds_weight(value) for value in values))
+        pairs = zip(function._parameters, values, strict=False)  # the compiler has no strict=True
+        keys = tuple([leaves.key(*pair) for pair in pairs])
         inner = leaves.inner_axis()
         text = _text_of(id(function), keys, inner)
         made = call(leaves.arrays, leaves.weights, leaves.numbers, text)
@@ -116,7 +120,7 @@ class TorchBridge:
         return tuple(made) if results == _TUPLE else getattr(function, results)(leaves.all, made)
 
 
-@torch.compiler.assume_constant_result
+@constant
 def _refuse_out(name: str) -> None:
     """Raise ArgumentError; PyTorch's compiler shows the message."""
     raise ArgumentError(
@@ -133,11 +137,11 @@ def _positional(
     if kwargs or len(args) != len(function._parameters):
         defaults = _defaults_of(id(function), len(args), tuple(kwargs))
         for name, default in defaults:
-            values.append(kwargs[name] if name in kwargs else default)
+            values.append(kwargs.get(name, default))
     return values
 
 
-@torch.compiler.assume_constant_result
+@constant
 def _defaults_of(identity: int, given: int, named: tuple[str, ...]) -> tuple[tuple[str, Any], ...]:
     """Return the names and defaults of the parameters after the first `given`.
 
@@ -148,7 +152,7 @@ def _defaults_of(identity: int, given: int, named: tuple[str, ...]) -> tuple[tup
     return tuple(zip(function._parameters[given:], values[given:], strict=True))
 
 
-@torch.compiler.assume_constant_result
+@constant
 def _text_of(identity: int, keys: tuple[Key, ...], inner: Any) -> str:
     function: Specialized[Any, Any] = object_at(identity)
     text = call_of(function, keys, inner).text
@@ -162,7 +166,7 @@ def _text_of(identity: int, keys: tuple[Key, ...], inner: Any) -> str:
     return text
 
 
-@torch.compiler.assume_constant_result
+@constant
 def _results_of(identity: int, keys: tuple[Key, ...], inner: Any) -> str:
     """Return the name of the function's attribute that builds its results, or one of the usual."""
     function: Specialized[Any, Any] = object_at(identity)
@@ -200,18 +204,3 @@ def _with_weights(value: Any) -> Any:
 
 def _has_tensor(value: Any) -> bool:
     return any(isinstance(leaf, torch.Tensor) for leaf in _leaves(value))
-
-
-def _devices(args: tuple[Any, ...]) -> set[torch.device]:
-    """Return the devices of the tensors with axes, and of the weights, that are PyTorch's."""
-    devices = set()
-    for value in args:
-        kind = type(value)
-        if kind in _DIRECT:
-            if value.ndim:
-                devices.add(value.device)
-        elif kind is Weight:
-            devices.add(value.blocks.device)
-        elif _is_container(value):
-            devices |= _devices(tuple(_leaves(value)))
-    return devices

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final, NamedTuple
 
 import numpy as np
+import torch
 
 from q4jit.arrays.dtypes import FLOATS
 from q4jit.arrays.specs import spec_of
@@ -39,6 +40,7 @@ from q4jit.frontend.specs import (
 from q4jit.frontend.structures import Results, Structure, flattened, names_of
 from q4jit.torch.leaves import ARRAY, CHANGING_NUMBER, CONTAINER, NUMBER, STATIC, WEIGHT, Key
 from q4jit.torch.memory import Stored
+from q4jit.torch.weight import Weight
 from q4jit.weights.formats import FORMATS
 from q4jit.weights.layouts import LAYOUTS
 
@@ -83,10 +85,10 @@ def call_of(function: Specialized[Any, Any], keys: tuple[Key, ...], inner: Any) 
     if function._unchanged is not None and not function._unchanged():
         function._renew()
     known = _calls.setdefault(function, {})
-    found = known.get((keys, inner))
+    kept = known.get((keys, inner))
     graphs = function._specializer.kept.graphs
-    if found is not None and graphs.find(found.signature) is found.graph:
-        return found
+    if kept is not None and graphs.find(kept.signature) is kept.graph:
+        return kept
     if len(known) >= _MOST_CALLS:
         known.clear()
     call = known[keys, inner] = _new_call(function, keys, inner)
@@ -142,14 +144,13 @@ def _device(leaf: Any) -> tuple[Any, int]:
     if isinstance(leaf, _Leaf):
         key = leaf.key
         return (key[-1], key[1]) if key[0] == ARRAY else (key[-1] if key[0] == WEIGHT else None, 2)
-    blocks = getattr(leaf, "blocks", None)
-    if blocks is None:
-        return getattr(leaf, "device", None), getattr(leaf, "ndim", 0)
-    return blocks.device, 2
+    if isinstance(leaf, torch.Tensor):
+        return leaf.device, leaf.ndim
+    return (leaf.blocks.device, 2) if isinstance(leaf, Weight) else (None, 0)
 
 
 def _stand_in(key: Key) -> Any:
-    """Return an argument with this key: its containers, with a `_Leaf` for each array and weight."""
+    """Return an argument with this key: its containers, with a `_Leaf` in each place."""
     if key[0] == STATIC:
         return key[1]
     if key[0] != CONTAINER:
@@ -194,12 +195,13 @@ def _shapes(leaves: Sequence[Any], chosen: int, ones: Sequence[bool]) -> list[tu
     is_one = iter(ones)
     shapes: list[tuple[int, ...]] = []
     for key in keys:
-        rank, dtype, width = key[1:4] if key and key[0] == ARRAY else (0, None, 0)
-        if not rank:
+        is_number = key is None or key[0] != ARRAY or not key[1]
+        if key is None or is_number:
             shapes.append(())
             if key:
                 next(is_one)
             continue
+        rank, dtype, width = key[1:4]
         columns = (width,) if dtype.is_floating_point else ()
         lengths = [_LENGTH] * (rank - len(columns))
         inner = 1 if next(is_one) else chosen
@@ -210,7 +212,7 @@ def _shapes(leaves: Sequence[Any], chosen: int, ones: Sequence[bool]) -> list[tu
 
 
 def _input(leaf: Any) -> str:
-    """Return the letter of a leaf in `CallText.inputs`; none for one that is part of the program."""
+    """Return the letter of a leaf in `CallText.inputs`; none for a part of the program."""
     letters = {ARRAY: "a", WEIGHT: "w", NUMBER: "n", CHANGING_NUMBER: "a"}
     return letters[leaf.key[0]] if isinstance(leaf, _Leaf) else ""
 

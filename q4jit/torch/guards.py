@@ -4,17 +4,26 @@ Objects: results of functions that the compiler does not trace are constants to 
 PyTorch 2.14 it passes them no objects but Python's own. So they get the identity `id(value)`, which
 the compiler guards, and look the object up.
 
-Globals and closures: a compiled graph holds the text of a call, and the text holds the values that tracing has read.
-PyTorch's compiler guards what its own trace reads, and it never sees the function's code. So each
-compiled graph gets a guard that asks the function whether its text is still the same.
+Globals and closures: a compiled graph holds the text of a call, and the text holds the values that
+tracing has read. PyTorch's compiler guards what its own trace reads, and it never sees the
+function's code. So each compiled graph gets a guard that asks the function whether its text is
+still the same.
 """
 
 import ctypes
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+def constant(function: _F) -> _F:
+    """Let PyTorch's compiler call a function while it traces, and keep the result as a constant."""
+    marked: _F = torch.compiler.assume_constant_result(function)  # type: ignore[no-untyped-call]
+    return marked
 
 
 def object_at(identity: int) -> Any:
@@ -34,7 +43,7 @@ def guard(holds: Callable[[], bool], what: str) -> None:
             return
         add = context.guards_context.dynamo_guards.add
         source = torch._dynamo.source.GlobalStateSource()
-        add(torch._guards.Guard(source, _Condition(holds, what)))  # type: ignore[arg-type]
+        add(torch._guards.Guard(source, _Condition(holds, what)))
     except (AttributeError, TypeError) as error:  # these functions are private to PyTorch
         warnings.warn(
             f"PyTorch {torch.__version__} cannot guard that {what} ({error}); call "

@@ -12,6 +12,7 @@ import torch
 from torch.fx.experimental.symbolic_shapes import guard_scalar, has_static_value
 
 from q4jit.errors import ArgumentError, expected
+from q4jit.torch.guards import constant
 from q4jit.torch.memory import blocks_of, stored_of
 from q4jit.torch.weight import Weight
 from q4jit.weights.experts import ExpertTensor
@@ -82,7 +83,7 @@ class Leaves:
             return NUMBER, type(value)
         if isinstance(value, (float, torch.SymFloat)):
             if has_static_value(value):
-                self.numbers.append(value)
+                self.numbers.append(value)  # type: ignore[arg-type]  # it has a value
                 return NUMBER, float
             # A float that changes from call to call. As an operator's number, the compiler would
             # compile again for every value; it only keeps those open that are multiplied or added.
@@ -117,16 +118,16 @@ class Leaves:
         rank = max([a.dim() for a in ids], default=0)
         if not rank:
             return None
-        chosen = [a for a in ids if a.dim() == rank][0].shape[-1]
+        chosen = next(a for a in ids if a.dim() == rank).shape[-1]
         floats = [a for a in self.arrays if a.is_floating_point()]
         ones = tuple([a.dim() == rank + 1 and bool(a.shape[-2] == 1) for a in self.arrays])
         several = rank > 1 and any(a.dim() == rank for a in floats)
         if several or (bool(chosen != 1) and any(ones)):
-            return guard_scalar(chosen), ones
+            return int(guard_scalar(chosen)), ones
         return None
 
 
-@torch.compiler.assume_constant_result
+@constant
 def _refuse(name: str, kind: str) -> None:
     """Raise ArgumentError for an argument of a class; PyTorch's compiler shows the message."""
     what = (
@@ -142,12 +143,12 @@ def _refuse(name: str, kind: str) -> None:
 def holds_weight(value: Any) -> bool:
     """Return whether a value is a weight or a container with one."""
     if isinstance(value, dict):
-        return any([holds_weight(entry) for entry in value.values()])
+        return any(holds_weight(entry) for entry in value.values())
     if isinstance(value, _SEQUENCES):
-        return any([holds_weight(entry) for entry in value])
+        return any(holds_weight(entry) for entry in value)
     if _is_container(value):
         names = [field.name for field in dataclasses.fields(value)]
-        return any([holds_weight(getattr(value, name)) for name in names])
+        return any(holds_weight(getattr(value, name)) for name in names)
     return isinstance(value, _WEIGHTS)
 
 

@@ -13,11 +13,12 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.utils._python_dispatch import _disable_current_modes
 
 from q4jit.arrays.torch_tensors import torch_platform
 from q4jit.errors import ArgumentError, expected
 from q4jit.locks import BUILD
-from q4jit.torch.guards import object_at
+from q4jit.torch.guards import constant, object_at
 from q4jit.weights.experts import ExpertTensor
 from q4jit.weights.formats import FORMATS, Format
 from q4jit.weights.layouts import CACHE_LINE_BYTES, GGUF, INTERLEAVED16, packed_bytes
@@ -194,13 +195,15 @@ def blocks_of(weight: AnyWeight) -> torch.Tensor:
     return blocks
 
 
-@torch.compiler.assume_constant_result
+@constant
 def _prepare(identity: int) -> None:
     """Give a weight its tensor, if it has none yet. identity: the weight's."""
     weight: AnyWeight = object_at(identity)
     if weight._tensor is not None:
         return
-    with BUILD, warnings.catch_warnings():
+    # It outlives the modes that are active now, in which it would be without values or gradients.
+    modes = _disable_current_modes(), torch._C.DisableTorchFunction(), torch.inference_mode(False)
+    with BUILD, warnings.catch_warnings(), modes[0], modes[1], modes[2]:
         # nothing writes to it: it is passed to operators that only read
         warnings.filterwarnings("ignore", "The given NumPy array is not writable")
         blocks = torch.from_numpy(weight.raw.reshape(-1))
@@ -208,7 +211,7 @@ def _prepare(identity: int) -> None:
         weight._tensor = blocks
 
 
-@torch.compiler.assume_constant_result
+@constant
 def stored_of(identity: int) -> tuple[str, int, int, int, str]:
     """Return what `blocks_of` a weight are: format, K, N, experts and layout.
 

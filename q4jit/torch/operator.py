@@ -19,17 +19,18 @@ from q4jit.conversions import tensor_dtype
 from q4jit.dispatcher import Specialized
 from q4jit.errors import ArgumentError, expected
 from q4jit.floats import FLOAT_NAMES
-from q4jit.frontend.programs.arguments import AnyArgument, ArrayArgument
+from q4jit.frontend.programs.arguments import AnyArgument, ArrayArgument, NumberArgument
 from q4jit.frontend.shapes import ONE, LeadingAxis, Shape
 from q4jit.torch.calls import CallText
 from q4jit.torch.memory import weight_in
 
 _MOST_TEXTS: Final = 1 << 12
-library: Final = torch.library.Library("q4jit", "DEF")
-library.define("call(Tensor[] arrays, Tensor[] weights, float[] numbers, str text) -> Tensor[]")
+library: Final = torch.library.Library("q4jit", "DEF")  # type: ignore[no-untyped-call]
+_SCHEMA: Final = "call(Tensor[] arrays, Tensor[] weights, float[] numbers, str text) -> Tensor[]"
+library.define(_SCHEMA)  # type: ignore[no-untyped-call]
 
 
-class Operation:
+class PreparedCall:
     """The function of a text, ready to be called.
 
     Attributes:
@@ -41,12 +42,28 @@ class Operation:
         """Read a text. Raises ArgumentError for one that is damaged."""
         self.text = CallText.parse(text)
         self.function: Specialized[Any, Any] = Specialized(self.text.program, self.text.options)
-        self._counts = tuple(map(self.text.inputs.count, "awn"))
+        inputs = self.text.inputs
+        self._counts = tuple(map(inputs.count, "awn"))
+        stored = iter(self.text.weights)
+        # of each argument: its letter, its number in the list of that letter, and what it is
+        self._arguments: list[tuple[str, int, Any]] = [
+            (
+                letter,
+                inputs[:i].count(letter),
+                next(stored) if letter == "w" else isinstance(argument, NumberArgument),
+            )
+            for i, (letter, argument) in enumerate(
+                zip(inputs, self.text.program.arguments, strict=True)
+            )
+        ]
 
-    def check(self, *lists: Sequence[Any]) -> None:
-        """Raise ArgumentError unless there are as many arrays, weights and numbers as expected."""
-        if tuple(map(len, lists)) != self._counts:
-            what, got = _counted(self._counts), _counted(tuple(map(len, lists)))
+    def check(
+        self, arrays: Sequence[Tensor], weights: Sequence[Tensor], numbers: Sequence[float]
+    ) -> None:
+        """Raise ArgumentError unless there are as many inputs as the text says."""
+        counts = len(arrays), len(weights), len(numbers)
+        if counts != self._counts:
+            what, got = _counted(self._counts), _counted(counts)
             raise ArgumentError(expected(what, got, where="q4jit::call"))
 
     def run(
@@ -54,19 +71,18 @@ class Operation:
     ) -> list[Tensor]:
         """Run the kernels on tensors, and return the results."""
         self.check(arrays, weights, numbers)
-        stored = iter(self.text.weights)
-        values = {"a": iter(arrays), "n": iter(numbers), "w": iter(weights)}
         args: list[Any] = []
-        for letter in self.text.inputs:
-            value: Any = next(values[letter])
+        for letter, i, more in self._arguments:
             if letter == "w":
-                value = weight_in(value, next(stored))
-            elif letter == "a":
-                is_number = value.dtype is torch.float64 and not value.dim()
-                value = value.item() if is_number else value.contiguous()
-            args.append(value)
+                args.append(weight_in(weights[i], more))
+            elif letter == "n":
+                args.append(numbers[i])
+            elif more and arrays[i].dtype is torch.float64:
+                args.append(arrays[i].item())  # a float that changes from call to call
+            else:
+                args.append(arrays[i].contiguous())
         results = self.function._run(tuple(args), None)
-        return [host_tensor(r) if isinstance(r, np.ndarray) else r for r in results]
+        return [host_tensor(r) if type(r) is np.ndarray else r for r in results]
 
     def like_results(self, arrays: Sequence[Tensor], weights: Sequence[Tensor]) -> list[Tensor]:
         """Return tensors of the results' shapes and dtypes, whose lengths may be symbols."""
@@ -125,7 +141,7 @@ def _broadcast(leads: Sequence[tuple[Any, ...]]) -> tuple[Any, ...]:
     return tuple(common)
 
 
-operation_of: Final = functools.lru_cache(maxsize=_MOST_TEXTS)(Operation)
+operation_of: Final = functools.lru_cache(maxsize=_MOST_TEXTS)(PreparedCall)
 """Return the operation of a text: the same one for the same text."""
 
 
@@ -172,7 +188,7 @@ def _vmap(
 
 
 for _key in ("CPU", "CUDA"):
-    library.impl("call", _run, _key)
+    library.impl("call", _run, _key)  # type: ignore[no-untyped-call]
 torch.library.register_fake("q4jit::call", _fake, lib=library)
 torch.library.register_vmap("q4jit::call", _vmap, lib=library)
 call: Final = torch.ops.q4jit.call.default

@@ -95,7 +95,7 @@ class _Style(ParallelStyle):
             setattr(module, name, own_weight(whole, axis, division.mesh, self.src_data_rank))
         module.register_forward_pre_hook(division.before, with_kwargs=True)
         module.register_forward_hook(division.after)
-        module.register_load_state_dict_pre_hook(division.before_load)  # type: ignore[no-untyped-call]
+        module.register_load_state_dict_pre_hook(division.before_load)
         setattr(module, _DIVISION, division)
 
     def __repr__(self) -> str:
@@ -188,7 +188,7 @@ class FusedParallel(_Style):
         parallelize_module(model, mesh, {"mlp": FusedParallel(["gate", "up"], ["down"])})
 
     Each process has a part of the columns of the first weights, and of the blocks of the others
-    that multiply the results; `Experts` are such a module. Inputs are whole on every process.
+    that multiply the results. `Experts` is one of these modules. Inputs are whole on every process.
     Outputs are added up over the processes if blocks are divided, otherwise they are divided along
     the last axis, unless output_layouts says otherwise. Whatever the function does after products
     with divided blocks is done before the sum, so it must be linear, and add nothing. Raises

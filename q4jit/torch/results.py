@@ -1,15 +1,17 @@
 """The containers of results as functions that PyTorch's compiler can trace.
 
 It traces no constant object, only functions that it finds as attributes of the decorated function.
-So the containers become such a function, which consists of displays and calls of classes.
+So the containers become a function of that kind: it has displays and calls of classes only.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
-from q4jit.frontend.containers import MAPPINGS, Tree
+from q4jit.frontend.containers import MAPPINGS, Tree, exact_text
 from q4jit.frontend.structures import COMPUTED, PassedOn, Results
 
+_LITERALS: Final = frozenset({bool, int, str, type(None)})
 _PREFIX: Final = "_q4jit_results_"
 
 
@@ -32,6 +34,8 @@ def builder(results: Results) -> Callable[[Any, Any], Any]:
     constants: list[Any] = []
 
     def constant(value: object) -> str:
+        if type(value) in _LITERALS or (type(value) is float and math.isfinite(value)):
+            return exact_text(value)
         constants.append(value)
         return f"c{len(constants) - 1}"
 
@@ -46,7 +50,7 @@ def builder(results: Results) -> Callable[[Any, Any], Any]:
     )
     expression = _expression(results.tree, leaves, constant)
     names = ", ".join(f"c{i}" for i in range(len(constants)))
-    # the text has no part of the user's but fields of dataclasses, which are quoted
+    # the text has no part of the user's but literals, keys and names of fields, which are quoted
     text = f"""
 def closure({names}):
     def build(given, made):
@@ -82,7 +86,7 @@ def _expression(tree: Tree, leaves: Iterator[str], constant: Callable[[object], 
 
 def _new_object(kind: type, names: tuple[str, ...], values: tuple[Any, ...]) -> Any:
     """Return an object of a dataclass, without its `__init__`."""
-    made = object.__new__(kind)
+    made: Any = object.__new__(kind)
     for name, value in zip(names, values):  # noqa: B905 - PyTorch's compiler has no strict=
         object.__setattr__(made, name, value)  # also if the dataclass is frozen
     return made

@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from q4jit import ArgumentError, Q4JitError, QuantizedTensor, specialize
+from q4jit import ArgumentError, Q4JitError, specialize
 from q4jit.torch import Weight, bridge, memory, operator
 from q4jit.torch.calls import CallText
 from tests.support.torch import cases
-from tests.support.torch.cases import CASES, DOWN, GATE, PLAIN, UP, Case, K, N, floats, matrix
+from tests.support.torch.cases import CASES, GATE, PLAIN, UP, Case, K, N, floats, matrix
 from tests.support.torch.equal import assert_same
 
 every_case = pytest.mark.parametrize("case", CASES, ids=str)
@@ -72,6 +72,9 @@ def one_call(monkeypatch: pytest.MonkeyPatch) -> tuple[list[Tensor], list[Tensor
         gated(floats(3, K))
     ((arrays, weights, _, text),) = calls
     return arrays, weights, text
+
+
+untyped: Any = cases.gated
 
 
 def gated(x: Any) -> Any:
@@ -138,7 +141,7 @@ def test_meta_tensors_have_the_shapes_of_results() -> None:
 
 
 @pytest.mark.parametrize("mode", ["real", "fake", "symbolic"])
-def test_make_fx_records_the_operator(mode: str) -> None:
+def test_make_fx_records_the_operator(mode: Any) -> None:
     trace = make_fx(gated, tracing_mode=mode, _allow_non_fake_inputs=True)
     graph = trace(floats(3, K))
     assert operator.call in [node.target for node in graph.graph.nodes]
@@ -201,12 +204,24 @@ def test_numbers_of_every_kind(number: Any, monkeypatch: pytest.MonkeyPatch) -> 
             assert_same(cases._scaled(x, GATE, number), wanted)
 
 
+@pytest.mark.parametrize("mode", [torch.inference_mode, FakeTensorMode])
+def test_a_weight_that_is_first_used_in_a_mode(mode: Any) -> None:
+    weight, x = matrix(9), floats(3, K)
+    with mode():
+        memory.blocks_of(weight)
+    assert type(weight._tensor) is Tensor
+    y = x.clone().requires_grad_()
+    cases._plain_product(y, weight).sum().backward()
+    assert y.grad is not None
+    assert_same(cases._plain_product(x, weight), cases._plain_product(x, Weight(matrix(9))))
+
+
 # --- processes and threads ------------------------------------------------------------------------
 
 
 def test_threads_share_the_operator(monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = {m: gated(floats(m, K)) for m in range(1, 9)}
-    arrays, weights, text = one_call(monkeypatch)
+    _arrays, weights, text = one_call(monkeypatch)
     operator.operation_of.cache_clear()
     start = threading.Barrier(4)
 
@@ -261,7 +276,7 @@ def test_a_weight_and_its_memory_are_freed() -> None:
     cases.gated(floats(3, K), weight, raw)
     x = floats(3, K).requires_grad_()
     cases.gated(x, weight, raw).sum().backward()
-    refs = [weakref.ref(weight), weakref.ref(raw), weakref.ref(weight.tensor())]
+    refs: list[Any] = [weakref.ref(weight), weakref.ref(raw), weakref.ref(weight.tensor())]
     storages = [weakref.ref(b.untyped_storage()) for b in (weight.blocks, raw._tensor)]
     assert tables() > before
     del weight, raw
@@ -286,10 +301,10 @@ REFUSED: list[tuple[Callable[[], Any], str]] = [
     (lambda: gated(floats(3, K).to(torch.complex64)), r"'x'.*; use x\.real\.float\(\)"),
     (lambda: gated(floats(3, K + 32)), r"expected x \[\.\.\., 64\] for w \[64, 96\]"),
     (lambda: gated(floats(3, K, 1).expand(3, K, K)[:, 0].int()), r"use w\.rows\(x\)"),
-    (lambda: cases.gated(floats(3, K), GATE), r"missing a required argument: 'up'"),
-    (lambda: cases.gated(floats(3, K), GATE, UP, 1), r"too many positional arguments"),
-    (lambda: cases.gated(floats(3, K), GATE, up=UP, K=K), r"unknown argument 'K' \(K: an option"),
-    (lambda: cases.gated(floats(3, K), GATE, UP, x=1), r"multiple values for argument 'x'"),
+    (lambda: untyped(floats(3, K), GATE), r"missing a required argument: 'up'"),
+    (lambda: untyped(floats(3, K), GATE, UP, 1), r"too many positional arguments"),
+    (lambda: untyped(floats(3, K), GATE, up=UP, K=K), r"unknown argument 'K' \(K: an option"),
+    (lambda: untyped(floats(3, K), GATE, UP, x=1), r"multiple values for argument 'x'"),
     (lambda: cases.gated(floats(3, K), GATE, nn.Linear(K, N)), r"'up'.*, got Linear"),
     (lambda: cases._scaled(floats(3, K), GATE, 1j), r"'scale'.*, got complex"),
     (lambda: cases.gated(floats(3, K), Weight(matrix(0), device="meta"), UP), r"on meta|got meta"),
@@ -311,11 +326,12 @@ def test_bad_arguments(
 def test_tensors_on_several_devices() -> None:
     x, meta = floats(3, K), floats(3, K).to("meta")
     away = Weight(matrix(0), device="meta")
-    for call, message in (
+    calls: list[tuple[Callable[[], Any], str]] = [
         (lambda: gated(meta), r"'gate': expected meta, as 'x' is, got cpu; use gate\.to\('meta'\)"),
         (lambda: cases._layered(x, cases.Layer(GATE, away)), r"'layer\.up': .* 'x' is, got meta"),
         (lambda: cases._elementwise(x, meta), r"'y': expected cpu, as 'x' is, got meta"),
-    ):
+    ]
+    for call, message in calls:
         with pytest.raises(ArgumentError, match=message):
             call()
 
@@ -339,7 +355,7 @@ def test_wrong_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_wrong_numbers_of_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
     arrays, weights, text = one_call(monkeypatch)
-    for given in (
+    for inputs in (
         ([], weights, []),
         (arrays * 2, weights, []),
         (arrays, weights[:1], []),
@@ -347,9 +363,9 @@ def test_wrong_numbers_of_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
         (arrays, weights, [1.0]),
     ):
         with pytest.raises(
-            ArgumentError, match="q4jit::call: expected 1 arrays, 2 weights, 0 numbers, got"
+            ArgumentError, match=r"q4jit::call: expected 1 arrays, 2 weights, 0 numbers, got"
         ):
-            operator.call(*given, text)
+            operator.call(*inputs, text)
 
 
 # --- damaged texts --------------------------------------------------------------------------------
