@@ -161,6 +161,21 @@ def test_facts_of_blocks_that_are_written_to(way: str) -> None:
     assert weight.tensor().signature == other.tensor().signature != Q.signature
 
 
+@pytest.mark.parametrize(
+    "copied",
+    [
+        Weight,
+        lambda q: Weight(q).share_memory(),
+        lambda q: copy.deepcopy(Weight(q)),
+        lambda q: pickle.loads(pickle.dumps(Weight(q))),
+        lambda q: pickle.loads(pickle.dumps(Weight(q, lookup=True))),
+    ],
+    ids=["made", "moved", "copied", "pickled", "pickled table"],
+)
+def test_facts_are_computed_once(copied: Any) -> None:
+    assert copied(Q).tensor()._scale_facts == Q.signature[-2:]
+
+
 # --- dtypes and devices ---------------------------------------------------------------------------
 
 
