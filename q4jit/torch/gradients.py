@@ -96,6 +96,7 @@ def _totals(
                 value = totals["product", what.number]
             else:
                 value = cotangents[what.number]
+                assert value is not None, "it is one of those that the steps were made for"
                 value = value.unsqueeze(-1) if what.adds_axis else value
             inputs[letter].append(value)
         results = call(inputs["a"], inputs["w"], inputs["n"], written)

@@ -150,6 +150,17 @@ def gradients(y: Tensor, arrays: list[Tensor]) -> list[Tensor]:
     return list(torch.autograd.grad(y, arrays, factors))
 
 
+def recorded(calls: list[tuple[Any, ...]]) -> Callable[..., list[Tensor]]:
+    """Return the operator, which keeps the arguments of each call."""
+
+    def record(*args: Any) -> list[Tensor]:
+        calls.append(args)
+        results: list[Tensor] = call(*args)
+        return results
+
+    return record
+
+
 def assert_close(got: list[Tensor], arrays: list[Tensor], case: Case) -> None:
     wide = [array.detach().double().requires_grad_() for array in arrays]
     for mine, theirs in zip(got, gradients(case.exact(wide), wide), strict=True):
@@ -194,7 +205,7 @@ def test_two_training_graphs_serve_every_number_of_rows() -> None:
 def test_opcheck_passes(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[tuple[Any, ...]] = []
     for module in bridge, gradients_of_calls:  # the forward call, and those of its gradient
-        monkeypatch.setattr(module, "call", lambda *args: (calls.append(args), call(*args))[1])
+        monkeypatch.setattr(module, "call", recorded(calls))
     case = CASES[name]
     arrays = case.arrays()
     gradients(case.run(arrays), arrays)
@@ -233,12 +244,10 @@ def test_results_without_cotangents_take_no_part(monkeypatch: pytest.MonkeyPatch
 
     x = torch.randn(3, K, requires_grad=True)
     y, _ = pair(x, HELD["gate"])
-    texts: list[str] = []
-    monkeypatch.setattr(
-        gradients_of_calls, "call", lambda *args: (texts.append(args[3]), call(*args))[1]
-    )
+    calls: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(gradients_of_calls, "call", recorded(calls))
     (got,) = torch.autograd.grad(y.sum(), x)
-    assert ["cotangent_1" in text for text in texts] == [False]
+    assert ["cotangent_1" in text for *_, text in calls] == [False]
     exact = DENSE["gate"].sum(dim=1).expand(3, K)
     assert float((got - exact).norm() / exact.norm()) < BOUND
 
