@@ -39,6 +39,12 @@ def state_of(weight: nn.Module) -> dict[str, torch.Tensor]:
     return dict(weight.state_dict())
 
 
+def has_one_copy(weight: Weight) -> bool:
+    """Return whether kernels read only the blocks of the module."""
+    resident = weight.tensor()._resident
+    return resident.addresses == {weight.layout: weight.blocks.data_ptr()}
+
+
 def wrong(value: object) -> Any:
     return value
 
@@ -86,8 +92,26 @@ def test_calls_make_no_second_copy() -> None:
         tracemalloc.stop()
     assert y.shape == (1, 1024)
     assert grown < size / 4
-    resident = weight.tensor()._resident
-    assert resident.addresses == {weight.layout: weight.blocks.data_ptr()}
+    assert has_one_copy(weight)
+
+
+@pytest.mark.parametrize("n", [5, 8, 17])
+@pytest.mark.parametrize("name", ["Q4_0", "F16"])
+def test_no_call_of_any_size_makes_a_second_copy(name: str, n: int) -> None:
+    tensor = random_weight(name, K, n)
+    weight = Weight(tensor)
+    for m in (1, 40):
+        product(torch.randn(m, K), weight)
+        assert has_one_copy(weight)
+        x = torch.randn(m, K, requires_grad=True)
+        y = product(x, weight)
+        y.sum().backward()
+        expected = np.ones((m, n)) @ tensor.dequantize().T.astype(np.float64)
+        assert x.grad is not None
+        np.testing.assert_allclose(x.grad.numpy(), expected, rtol=1e-4, atol=1e-4)
+        if n < 8:  # kernels of x @ w read GGUF's order then, and those of y @ w.T the other
+            return
+        assert has_one_copy(weight)
 
 
 def test_memory_is_freed_with_the_weight() -> None:
@@ -210,13 +234,15 @@ def test_loading_writes_to_the_same_memory() -> None:
     np.testing.assert_array_equal(product(x(), weight), product(x().numpy(), OTHER))
 
 
-def test_loading_finds_out_whether_scales_are_finite() -> None:
+@pytest.mark.parametrize("inference", [False, True])
+def test_loading_finds_out_whether_scales_are_finite(inference: bool) -> None:
     raw = Q.raw.copy()
     raw[0, :2] = np.frombuffer(np.float16(np.inf).tobytes(), np.uint8)
     infinite = QuantizedTensor.from_bytes(raw, shape=(K, N), format="Q4_K")
-    weight = Weight(Q)
-    assert weight.tensor().signature[-2]
-    weight.load_state_dict({"Q4_K": torch.from_numpy(raw)})
+    with torch.inference_mode(inference):
+        weight = Weight(Q)
+        assert weight.tensor().signature[-2]
+        weight.load_state_dict({"Q4_K": torch.from_numpy(raw)})
     assert weight.tensor().signature == infinite.signature
 
 
