@@ -160,7 +160,13 @@ def _text_of(identity: int, keys: tuple[Key, ...], inner: Any) -> str:
     if unchanged is not None:
 
         def holds() -> bool:
-            return unchanged() or is_text_of(function, keys, inner, text)
+            nonlocal unchanged
+            if unchanged is None or unchanged():
+                return True
+            if not is_text_of(function, keys, inner, text):
+                return False
+            unchanged = function._unchanged  # other objects with the same values
+            return True
 
         guard(holds, f"{function._name} reads the same globals and closures")
     return text
