@@ -331,6 +331,9 @@ def test_workers_of_a_data_loader() -> None:
     )
     with torch.no_grad():
         assert torch.equal(torch.cat(list(loader)), block(torch.arange(4)))
+    weight = block.linear.weight  # PyTorch has moved its blocks to shared memory
+    assert weight.blocks.is_shared()
+    assert weight.tensor()._resident.addresses == {weight.layout: weight.blocks.data_ptr()}
 
 
 def test_processes_share_blocks() -> None:

@@ -18,7 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from q4jit import ArgumentError, ExpertTensor, FormatError, QuantizedTensor, quantize, specialize
 from q4jit.torch import Weight, memory
 from q4jit.weights.formats import FORMATS
-from q4jit.weights.layouts import GGUF, INTERLEAVED16
+from q4jit.weights.layouts import GGUF, INTERLEAVED16, PLANAR, TILES16
 from q4jit.weights.reference import random_weight
 
 pytestmark = pytest.mark.torch
@@ -37,6 +37,12 @@ def x(dtype: torch.dtype = torch.float32) -> torch.Tensor:
 
 def state_of(weight: nn.Module) -> dict[str, torch.Tensor]:
     return dict(weight.state_dict())
+
+
+def with_infinite_scale() -> QuantizedTensor:
+    raw = Q.raw.copy()
+    raw[0, :2] = np.frombuffer(np.float16(np.inf).tobytes(), np.uint8)
+    return QuantizedTensor.from_bytes(raw, shape=(K, N), format="Q4_K")
 
 
 def has_one_copy(weight: Weight) -> bool:
@@ -144,6 +150,17 @@ def test_blocks_that_are_written_to_are_read_again() -> None:
     assert torch.equal(product(x(), weight), product(x(), other))
 
 
+@pytest.mark.parametrize("way", ["as made", "moved", "copied"])
+def test_facts_of_blocks_that_are_written_to(way: str) -> None:
+    weight, other = Weight(Q), Weight(with_infinite_scale())
+    if way == "moved":
+        weight.share_memory()
+    if way == "copied":
+        weight = copy.deepcopy(weight)
+    weight.blocks.copy_(other.blocks)
+    assert weight.tensor().signature == other.tensor().signature != Q.signature
+
+
 # --- dtypes and devices ---------------------------------------------------------------------------
 
 
@@ -225,6 +242,32 @@ def test_states_hold_the_blocks_of_gguf(tensor: Any) -> None:
         assert is_same(new, tensor)
 
 
+@pytest.mark.parametrize("layout", [GGUF, PLANAR, TILES16])
+@pytest.mark.parametrize("tensor", [Q, EXPERTS, quantize(np.eye(96, 5), "Q8_0")], ids=str)
+def test_weights_change_their_layout(
+    tensor: Any, layout: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Moving to a GPU and back: blocks are repacked, and outside of the module in GGUF's order."""
+    weight = Weight(tensor)
+    original = weight.layout
+    with monkeypatch.context() as patch:
+        patch.setattr("q4jit.torch.weight.layout_on", lambda *_: layout)
+        assert weight.cpu().layout == layout
+        assert weight.blocks.numel() == weight.nbytes
+        assert is_same(weight, tensor)
+        # as with PyTorch's modules, a state may share the memory of the blocks
+        state = copy.deepcopy(state_of(weight))
+        data, copied = pickle.dumps(weight), copy.deepcopy(weight)
+        weight.load_state_dict({tensor.format: torch.zeros(tensor.raw.shape, dtype=torch.uint8)})
+        assert not weight.numpy().raw.any()
+        weight.load_state_dict(state)
+    np.testing.assert_array_equal(state[tensor.format].numpy(), tensor.raw)
+    assert copied.layout == layout
+    for moved in (weight.cpu(), pickle.loads(data), copied.cpu()):
+        assert moved.layout == original
+        assert is_same(moved, tensor)
+
+
 def test_loading_writes_to_the_same_memory() -> None:
     weight = Weight(Q)
     product(x(), weight)
@@ -236,13 +279,11 @@ def test_loading_writes_to_the_same_memory() -> None:
 
 @pytest.mark.parametrize("inference", [False, True])
 def test_loading_finds_out_whether_scales_are_finite(inference: bool) -> None:
-    raw = Q.raw.copy()
-    raw[0, :2] = np.frombuffer(np.float16(np.inf).tobytes(), np.uint8)
-    infinite = QuantizedTensor.from_bytes(raw, shape=(K, N), format="Q4_K")
+    infinite = with_infinite_scale()
     with torch.inference_mode(inference):
         weight = Weight(Q)
         assert weight.tensor().signature[-2]
-        weight.load_state_dict({"Q4_K": torch.from_numpy(raw)})
+        weight.load_state_dict(state_of(Weight(infinite)))
     assert weight.tensor().signature == infinite.signature
 
 
