@@ -212,7 +212,7 @@ class Specialized(PickledAsFunction, Inspected, Generic[_P, _R]):
         prepare only `inspect_source`. Raises the errors of a call.
         """
         shaped = {name: stand_in(value) for name, value in kwargs.items()}
-        given = positional(self, tuple(map(stand_in, args)), shaped)
+        given = self._with_weights(positional(self, tuple(map(stand_in, args)), shaped))
         prepare = self._prepared if runs_kernels() else self._specializer.plan
         prepare(leaves_to_prepare(self, given)[0])
 
@@ -226,16 +226,25 @@ class Specialized(PickledAsFunction, Inspected, Generic[_P, _R]):
 
         Example: `step = f.bind(x, w, out=y); x[...] = token; step()`. Raises the errors of a call.
         """
-        args, given = leaves_to_prepare(self, positional(self, args, kwargs))
+        values = positional(self, args, kwargs)
+        held = self._with_weights(values)
+        args, given = leaves_to_prepare(self, held)
         launch = self._prepared(args)
         if launch is None:
             return functools.partial(self._specializer.run_python, args, out)
+        if held is not values:  # a module may move its weight
+            return functools.partial(self, *values, out=out)
         on_host = any(map(is_host_tensor, flattened(given, self._parameters)))
         if isinstance(launch, DeviceLaunch) or on_host:
             return functools.partial(self, *given, out=out)
         call = launch.bind(args, out)
         unchanged = self._unchanged
         return call if unchanged is None else _BoundAgain(self, given, out, call, unchanged)
+
+    def _with_weights(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Return arguments with a tensor of q4jit in place of each module that holds one."""
+        bridge = pytorch.bridge
+        return args if bridge is None else bridge.with_weights(args, self._parameters)
 
     def _prepared(self, args: tuple[Any, ...]) -> Launch | None:
         """Return the launch for arguments, its weights repacked; None if the JIT is disabled."""
