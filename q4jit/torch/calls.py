@@ -2,9 +2,9 @@
 
     f(x, gate, up, 0.5)  ──▶  call([x], [blocks of gate, of up], [0.5], text)  ──▶  [y]
 
-The text has a line with the function's options and what the blocks are, and the `Program` of its
-graph. It depends on dtypes, on lengths of last axes, and on the values of ints, bools and strings,
-but on no number of rows. A program of PyTorch's that was saved may hold it, so it is checked.
+The text is two JSON objects: the function's options and what the blocks are, then the `Program` of
+its graph. It depends on dtypes, on lengths of last axes, and on the values of ints, bools and
+strings, but on no number of rows. A saved program of PyTorch may hold it, so it is checked.
 """
 
 import json
@@ -239,19 +239,19 @@ class CallText:
 
     def __str__(self) -> str:
         head = {**asdict(self.options), "inputs": self.inputs, "weights": self.weights}
-        return f"{json.dumps(head)}\n{self.program.text}"
+        # one line, because PyTorch's compiler writes it into comments
+        return f"{json.dumps(head)} {self.program.text}"
 
     @classmethod
     def parse(cls, text: str) -> "CallText":
         """Return the content of a text. Raises ArgumentError for one that is damaged."""
-        first, _, rest = text.partition("\n")
         try:
-            head = json.loads(first)
+            head, end = json.JSONDecoder().raw_decode(text)
         except (ValueError, RecursionError) as error:
             raise ArgumentError(expected("JSON", str(error), where=_WHERE)) from None
         check_fields(head, _WHERE, _RULES, error=ArgumentError)
         inputs, stored = head.pop("inputs"), tuple(Stored(*w) for w in head.pop("weights"))
-        program = Program.parse(rest)
+        program = Program.parse(text[end:])
         own = [a.facts for a in program.arguments if isinstance(a, WeightArgument)]
         if [w[:-1] for w in stored] != own:
             got = shown([str(w) for w in stored])

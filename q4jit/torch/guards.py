@@ -22,7 +22,7 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 
 def constant(function: _F) -> _F:
     """Let PyTorch's compiler call a function while it traces, and keep the result as a constant."""
-    marked: _F = torch.compiler.assume_constant_result(function)  # type: ignore[no-untyped-call]
+    marked: _F = torch.compiler.assume_constant_result(function)
     return marked
 
 

@@ -25,9 +25,9 @@ from q4jit.torch.calls import CallText
 from q4jit.torch.memory import weight_in
 
 _MOST_TEXTS: Final = 1 << 12
-library: Final = torch.library.Library("q4jit", "DEF")  # type: ignore[no-untyped-call]
+library: Final = torch.library.Library("q4jit", "DEF")
 _SCHEMA: Final = "call(Tensor[] arrays, Tensor[] weights, float[] numbers, str text) -> Tensor[]"
-library.define(_SCHEMA)  # type: ignore[no-untyped-call]
+library.define(_SCHEMA)
 
 
 class PreparedCall:
@@ -188,7 +188,7 @@ def _vmap(
 
 
 for _key in ("CPU", "CUDA"):
-    library.impl("call", _run, _key)  # type: ignore[no-untyped-call]
+    library.impl("call", _run, _key)
 torch.library.register_fake("q4jit::call", _fake, lib=library)
 torch.library.register_vmap("q4jit::call", _vmap, lib=library)
 call: Final = torch.ops.q4jit.call.default

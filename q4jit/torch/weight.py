@@ -85,7 +85,6 @@ class Weight(nn.Module):
         self.format, self.lookup = name, lookup
         self.experts, self.K, self.N = map(whole_number, (0, *shape)[-3:])
         self.layout = GGUF
-        self._facts: Facts | None = None  # not known without values
         self._last: _Last | None = None
         self.register_buffer("blocks", None, persistent=False)
 
@@ -110,19 +109,31 @@ class Weight(nn.Module):
         Raises ArgumentError for a weight on "meta".
         """
         blocks: torch.Tensor = self._buffers["blocks"]  # type: ignore[assignment]  # never None
+        version = 0 if blocks.is_inference() else blocks._version
         last = self._last
         # a fraction of the time that `weight_in` takes, because this is in every call
         if (
             last is not None
             and last[0] is blocks
             and last[1] == blocks.data_ptr()
-            and last[2] == (0 if blocks.is_inference() else blocks._version)
+            and last[2] == version
         ):
             return last[3]
-        weight = weight_in(blocks, self.stored, self._facts)
+        # the same blocks may have moved to shared memory
+        is_same = last is not None and last[0] is blocks and last[2] == version
+        return self._read(last[3]._scale_facts if last is not None and is_same else None)
+
+    def _read(self, facts: Facts | None) -> AnyWeight:
+        """Return the weight in the blocks, and keep it for `tensor`. facts: if they are known."""
+        blocks = self.blocks
+        weight = weight_in(blocks, self.stored, facts)
         version = 0 if blocks.is_inference() else blocks._version
         self._last = blocks, blocks.data_ptr(), version, weight
         return weight
+
+    def _facts(self) -> Facts | None:
+        """Return the facts of the blocks, if they are known."""
+        return self.tensor()._scale_facts if has_values(self.blocks) else None
 
     def numpy(self) -> AnyWeight:
         """Return a copy of the weight, in host memory and without PyTorch."""
@@ -133,6 +144,11 @@ class Weight(nn.Module):
         return f"{self.format} {list(self.shape)}"
 
     # --- moving, copying --------------------------------------------------------------------------
+
+    def _adopt(self, facts: Facts | None) -> None:
+        """Read the blocks, whose facts may be known, unless they have no values."""
+        if has_values(self.blocks):
+            self._read(facts)
 
     def _allocate(self, device: torch.device) -> None:
         """Make blocks without values on a device."""
@@ -146,7 +162,6 @@ class Weight(nn.Module):
         in_place: write them to the memory of `blocks`, which is on that device. Under
         `FakeTensorMode`, as on "meta", there are no values to keep.
         """
-        self._facts = weight.signature[-2:]
         layout = layout_on(device, self.format, self.K, self.N, self.experts, self.lookup)
         if not has_values(torch.empty(0, dtype=torch.uint8, device=device)):
             return self._allocate(device)
@@ -161,7 +176,8 @@ class Weight(nn.Module):
             forget(self.blocks)
         else:
             self.blocks = blocks.to(device)
-        self.tensor()  # so that operators, which get only the blocks, know the facts
+        # now, so that operators, which get only the blocks, know the facts
+        self._read(weight.signature[-2:])
         return None
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Self:
@@ -182,8 +198,10 @@ class Weight(nn.Module):
             return self
         layout = layout_on(new, self.format, self.K, self.N, self.experts, self.lookup)
         if layout == self.layout:
+            facts = self._facts()
             self._last = None  # it holds the old blocks
             super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # PyTorch's
+            self._adopt(facts)
         else:
             self._hold(self.tensor(), new)
         return self
@@ -194,18 +212,23 @@ class Weight(nn.Module):
         state = {name: v for name, v in self.__dict__.items() if name not in {"_buffers", "_last"}}
         new.__dict__.update(copy.deepcopy(state, memo), _last=None)
         new.__dict__["_buffers"] = {"blocks": self.blocks.clone()}
+        new._adopt(self._facts())
         return new
 
     # --- saving, loading --------------------------------------------------------------------------
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state with blocks in GGUF's order, on their device."""
-        blocks = self._raw_blocks().reshape(-1)
-        return {**self.__dict__, "_last": None, "layout": GGUF, "_buffers": {"blocks": blocks}}
+        blocks = _raw_blocks(self).reshape(-1)
+        changed = {"facts": self._facts(), "layout": GGUF, "_buffers": {"blocks": blocks}}
+        return {**self.__dict__, "_last": None, **changed}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore a state, and repack the blocks for the device that they are on now."""
-        super().__setstate__(state)  # type: ignore[no-untyped-call]  # PyTorch's
+        facts = state["facts"]
+        own = {name: value for name, value in state.items() if name != "facts"}
+        super().__setstate__(own)  # type: ignore[no-untyped-call]  # PyTorch's
+        self._adopt(facts)
         device = self.blocks.device
         layout = layout_on(device, self.format, self.K, self.N, self.experts, self.lookup)
         if not has_values(self.blocks):
@@ -213,26 +236,10 @@ class Weight(nn.Module):
         elif layout != self.layout:
             self._hold(self.tensor(), device)
 
-    def _raw_blocks(self) -> torch.Tensor:
-        """Return the blocks in GGUF's order and on their device: uint8 [N or E, N, column_bytes].
-
-        They share memory with `blocks` if that is its layout.
-        """
-        shape = (*self.shape[:-2], self.N, -1)
-        if self.layout == GGUF:
-            return self.blocks.detach().reshape(shape)
-        if not has_values(self.blocks):
-            size = Stored(*self.stored[:-1], GGUF).nbytes
-            return self.blocks.new_empty(size).reshape(shape)
-        raw = self.tensor().raw
-        blocks = torch.empty(raw.shape, dtype=torch.uint8, device="cpu")
-        blocks.numpy()[...] = raw
-        return blocks.to(self.blocks.device)
-
     def _save_to_state_dict(
         self, destination: dict[str, Any], prefix: str, keep_vars: bool
     ) -> None:
-        destination[prefix + self.format] = self._raw_blocks()
+        destination[prefix + self.format] = _raw_blocks(self)
 
     def _load_from_state_dict(
         self,
@@ -266,9 +273,27 @@ class Weight(nn.Module):
         return None
 
 
+def _raw_blocks(weight: Weight) -> torch.Tensor:
+    """Return the blocks in GGUF's order and on their device: uint8 [N, column_bytes], or [E, N, …].
+
+    They share memory with `blocks` if that is its layout.
+    """
+    shape = (*weight.shape[:-2], weight.N, -1)
+    if weight.layout == GGUF:
+        return weight.blocks.detach().reshape(shape)
+    if not has_values(weight.blocks):
+        size = Stored(*weight.stored[:-1], GGUF).nbytes
+        return weight.blocks.new_empty(size).reshape(shape)
+    raw = weight.tensor().raw
+    blocks = torch.empty(raw.shape, dtype=torch.uint8, device="cpu")
+    blocks.numpy()[...] = raw
+    return blocks.to(weight.blocks.device)
+
+
 def _reduced(weight: Weight) -> tuple[Any, ...]:
     """Pickle a weight for another process of this program, which shares the blocks as they are."""
-    return _restored, (type(weight), {**weight.__dict__, "_last": None})
+    state = {**weight.__dict__, "_last": None, "facts": weight._facts()}
+    return _restored, (type(weight), state)
 
 
 def _restored(kind: type[Weight], state: dict[str, Any]) -> Weight:

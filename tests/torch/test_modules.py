@@ -213,6 +213,9 @@ def test_experts(activation: str, dtype: torch.dtype) -> None:
         assert y.dtype == dtype
         tolerance = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 4e-2}[dtype]
         torch.testing.assert_close(y.double(), exact, rtol=tolerance, atol=tolerance)
+    for weight in (layer.gate, layer.up, layer.down):
+        addresses = weight.tensor()._resident.addresses
+        assert addresses == {weight.layout: weight.blocks.data_ptr()}
 
 
 # --- compiled, exported ---------------------------------------------------------------------------
@@ -328,6 +331,9 @@ def test_workers_of_a_data_loader() -> None:
     )
     with torch.no_grad():
         assert torch.equal(torch.cat(list(loader)), block(torch.arange(4)))
+    weight = block.linear.weight  # PyTorch has moved its blocks to shared memory
+    assert weight.blocks.is_shared()
+    assert weight.tensor()._resident.addresses == {weight.layout: weight.blocks.data_ptr()}
 
 
 def test_processes_share_blocks() -> None:
@@ -420,6 +426,11 @@ class Scaled(nn.Embedding):
         return 2 * super().forward(input)
 
 
+class Doubled(nn.Linear):
+    def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002 - the name in nn.Linear
+        return 2 * super().forward(input)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -461,6 +472,7 @@ class Scaled(nn.Embedding):
             lambda: Linear.from_linear(nn.Conv1d(1, 1, 1), "Q8_0"),
             r"expected an nn.Linear.*got Conv1d",
         ),
+        (lambda: Linear.from_linear(frozen(Doubled(K, N)), "Q8_0"), r"own forward, got Doubled"),
         (
             lambda: Embedding.from_embedding(nn.Embedding(N, K), "Q8_0"),
             r"embedding.weight: expected a weight without gradient, .*or call under torch.no_grad",

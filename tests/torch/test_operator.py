@@ -62,6 +62,7 @@ def test_opcheck(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = _record(monkeypatch)
     case.call(*case.tensors(3))
     for args in calls:
+        assert "\n" not in args[3], "PyTorch's compiler writes the text into comments"
         torch.library.opcheck(operator.call, args)
 
 
@@ -334,6 +335,20 @@ def test_tensors_on_several_devices() -> None:
     for call, message in calls:
         with pytest.raises(ArgumentError, match=message):
             call()
+
+
+def test_methods_of_modules_are_refused() -> None:
+    class Layer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w = GATE
+
+        @specialize
+        def forward(self, x: Any) -> Any:
+            return x @ self.w
+
+    with pytest.raises(ArgumentError, match=r"'self': .* got Layer; pass tensors and weights one"):
+        Layer()(floats(3, K))
 
 
 def test_out_is_refused_beside_gradients() -> None:

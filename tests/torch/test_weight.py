@@ -18,7 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from q4jit import ArgumentError, ExpertTensor, FormatError, QuantizedTensor, quantize, specialize
 from q4jit.torch import Weight, memory
 from q4jit.weights.formats import FORMATS
-from q4jit.weights.layouts import GGUF, INTERLEAVED16
+from q4jit.weights.layouts import GGUF, INTERLEAVED16, PLANAR, TILES16
 from q4jit.weights.reference import random_weight
 
 pytestmark = pytest.mark.torch
@@ -37,6 +37,18 @@ def x(dtype: torch.dtype = torch.float32) -> torch.Tensor:
 
 def state_of(weight: nn.Module) -> dict[str, torch.Tensor]:
     return dict(weight.state_dict())
+
+
+def with_infinite_scale() -> QuantizedTensor:
+    raw = Q.raw.copy()
+    raw[0, :2] = np.frombuffer(np.float16(np.inf).tobytes(), np.uint8)
+    return QuantizedTensor.from_bytes(raw, shape=(K, N), format="Q4_K")
+
+
+def has_one_copy(weight: Weight) -> bool:
+    """Return whether kernels read only the blocks of the module."""
+    resident = weight.tensor()._resident
+    return resident.addresses == {weight.layout: weight.blocks.data_ptr()}
 
 
 def wrong(value: object) -> Any:
@@ -86,8 +98,26 @@ def test_calls_make_no_second_copy() -> None:
         tracemalloc.stop()
     assert y.shape == (1, 1024)
     assert grown < size / 4
-    resident = weight.tensor()._resident
-    assert resident.addresses == {weight.layout: weight.blocks.data_ptr()}
+    assert has_one_copy(weight)
+
+
+@pytest.mark.parametrize("n", [5, 8, 17])
+@pytest.mark.parametrize("name", ["Q4_0", "F16"])
+def test_no_call_of_any_size_makes_a_second_copy(name: str, n: int) -> None:
+    tensor = random_weight(name, K, n)
+    weight = Weight(tensor)
+    for m in (1, 40):
+        product(torch.randn(m, K), weight)
+        assert has_one_copy(weight)
+        x = torch.randn(m, K, requires_grad=True)
+        y = product(x, weight)
+        y.sum().backward()
+        expected = np.ones((m, n)) @ tensor.dequantize().T.astype(np.float64)
+        assert x.grad is not None
+        np.testing.assert_allclose(x.grad.numpy(), expected, rtol=1e-4, atol=1e-4)
+        if n < 8:  # kernels of x @ w read GGUF's order then, and those of y @ w.T the other
+            return
+        assert has_one_copy(weight)
 
 
 def test_memory_is_freed_with_the_weight() -> None:
@@ -118,6 +148,32 @@ def test_blocks_that_are_written_to_are_read_again() -> None:
     product(x(), weight)
     weight.blocks.copy_(other.blocks)
     assert torch.equal(product(x(), weight), product(x(), other))
+
+
+@pytest.mark.parametrize("way", ["as made", "moved", "copied"])
+def test_facts_of_blocks_that_are_written_to(way: str) -> None:
+    weight, other = Weight(Q), Weight(with_infinite_scale())
+    if way == "moved":
+        weight.share_memory()
+    if way == "copied":
+        weight = copy.deepcopy(weight)
+    weight.blocks.copy_(other.blocks)
+    assert weight.tensor().signature == other.tensor().signature != Q.signature
+
+
+@pytest.mark.parametrize(
+    "copied",
+    [
+        Weight,
+        lambda q: Weight(q).share_memory(),
+        lambda q: copy.deepcopy(Weight(q)),
+        lambda q: pickle.loads(pickle.dumps(Weight(q))),
+        lambda q: pickle.loads(pickle.dumps(Weight(q, lookup=True))),
+    ],
+    ids=["made", "moved", "copied", "pickled", "pickled table"],
+)
+def test_facts_are_computed_once(copied: Any) -> None:
+    assert copied(Q).tensor()._scale_facts == Q.signature[-2:]
 
 
 # --- dtypes and devices ---------------------------------------------------------------------------
@@ -201,6 +257,32 @@ def test_states_hold_the_blocks_of_gguf(tensor: Any) -> None:
         assert is_same(new, tensor)
 
 
+@pytest.mark.parametrize("layout", [GGUF, PLANAR, TILES16])
+@pytest.mark.parametrize("tensor", [Q, EXPERTS, quantize(np.eye(96, 5), "Q8_0")], ids=str)
+def test_weights_change_their_layout(
+    tensor: Any, layout: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Moving to a GPU and back: blocks are repacked, and outside of the module in GGUF's order."""
+    weight = Weight(tensor)
+    original = weight.layout
+    with monkeypatch.context() as patch:
+        patch.setattr("q4jit.torch.weight.layout_on", lambda *_: layout)
+        assert weight.cpu().layout == layout
+        assert weight.blocks.numel() == weight.nbytes
+        assert is_same(weight, tensor)
+        # as with PyTorch's modules, a state may share the memory of the blocks
+        state = copy.deepcopy(state_of(weight))
+        data, copied = pickle.dumps(weight), copy.deepcopy(weight)
+        weight.load_state_dict({tensor.format: torch.zeros(tensor.raw.shape, dtype=torch.uint8)})
+        assert not weight.numpy().raw.any()
+        weight.load_state_dict(state)
+    np.testing.assert_array_equal(state[tensor.format].numpy(), tensor.raw)
+    assert copied.layout == layout
+    for moved in (weight.cpu(), pickle.loads(data), copied.cpu()):
+        assert moved.layout == original
+        assert is_same(moved, tensor)
+
+
 def test_loading_writes_to_the_same_memory() -> None:
     weight = Weight(Q)
     product(x(), weight)
@@ -210,13 +292,13 @@ def test_loading_writes_to_the_same_memory() -> None:
     np.testing.assert_array_equal(product(x(), weight), product(x().numpy(), OTHER))
 
 
-def test_loading_finds_out_whether_scales_are_finite() -> None:
-    raw = Q.raw.copy()
-    raw[0, :2] = np.frombuffer(np.float16(np.inf).tobytes(), np.uint8)
-    infinite = QuantizedTensor.from_bytes(raw, shape=(K, N), format="Q4_K")
-    weight = Weight(Q)
-    assert weight.tensor().signature[-2]
-    weight.load_state_dict({"Q4_K": torch.from_numpy(raw)})
+@pytest.mark.parametrize("inference", [False, True])
+def test_loading_finds_out_whether_scales_are_finite(inference: bool) -> None:
+    infinite = with_infinite_scale()
+    with torch.inference_mode(inference):
+        weight = Weight(Q)
+        assert weight.tensor().signature[-2]
+        weight.load_state_dict(state_of(Weight(infinite)))
     assert weight.tensor().signature == infinite.signature
 
 
