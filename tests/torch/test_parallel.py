@@ -405,7 +405,7 @@ def compiled_parts_of_different_widths(mesh: DeviceMesh) -> None:
 @check
 def errors_name_the_module_and_the_cure(mesh: DeviceMesh) -> None:
     size = mesh.size()
-    model: Any = nn.Module()
+    model: Any = type("Model", (nn.Module,), {})()
     model.layers = nn.ModuleList(nn.ModuleDict({"down": linear(768, 64, "Q4_K")}) for _ in range(2))
     model.plain = nn.Linear(8, 8)
     model.narrow = linear(256, 1)
@@ -429,6 +429,11 @@ def errors_name_the_module_and_the_cure(mesh: DeviceMesh) -> None:
             r"'layers\.1': .* got nn\.ModuleDict; name the modules in it",
         ),
         ("layers.1.down", RowwiseLinear(output_layouts=Partial()), "add the bias outside"),
+        (
+            "",
+            FusedParallel(["down"]),
+            r"of the Model: expected a Weight as attribute 'down', got No",
+        ),
     ):
         with pytest.raises(ArgumentError, match=message):
             parallelize_module(model, mesh, {name: style})
@@ -512,7 +517,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Outcomes:
     ("size", "name"), [(size, name) for size in (2, 4) for name in names(size, "cpu")]
 )
 def test_divided_modules(outcomes: Outcomes, size: int, name: str) -> None:
-    # A failure after the last check is none of theirs: Gloo's threads may abort a process that ends
+    # A failure after the last check has another cause: Gloo's threads may abort a process that ends
     # (pytorch/pytorch#179291).
     passed, failure = outcomes(size)
     if name in passed:
@@ -549,6 +554,11 @@ def test_the_example_runs_with_torchrun() -> None:
     errors = [float(line.partition("error ")[2].partition(",")[0]) for line in lines]
     assert len(errors) == 2
     assert max(errors) < 1e-5
+
+
+def test_a_fused_module_needs_weights() -> None:
+    with pytest.raises(ArgumentError, match=r"columns of FusedParallel: expected the name of a "):
+        FusedParallel([])
 
 
 def test_a_missing_process_group_is_named() -> None:
