@@ -472,6 +472,10 @@ class Doubled(nn.Linear):
             r"linear.weight: .*requires_grad_\(F",
         ),
         (
+            lambda: Linear.from_linear(frozen(nn.Linear(K, N).to(torch.complex64)), "Q8_0"),
+            r"linear.weight: expected floats \[N, K\], got complex64 \[48, 64\]",
+        ),
+        (
             lambda: Linear.from_linear(nn.Conv1d(1, 1, 1), "Q8_0"),
             r"expected an nn.Linear.*got Conv1d",
         ),
