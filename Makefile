@@ -27,7 +27,7 @@ OLDEST_TORCH_VENV := .venv-oldest-torch
 OLDEST_TORCH := torch==2.11.0
 OLDEST_TORCH_TESTS := tests/arrays/test_host_tensors.py tests/torch/test_environment.py
 # Sources that import PyTorch: `lint` leaves them to `lint-torch`, as pyproject.toml says
-TORCH_SOURCES := $(wildcard examples/finetune_lora.py q4jit/torch tests/support/torch tests/torch)
+TORCH_SOURCES := $(wildcard examples/finetune_lora.py examples/tensor_parallel.py q4jit/torch tests/support/torch tests/torch)
 BENCH_PIP := $(BENCH)/bin/python -m pip --disable-pip-version-check
 GGML := llama-cpp-python==0.3.36
 TORCH ?= torch

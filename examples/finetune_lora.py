@@ -136,7 +136,7 @@ def train(
     for _ in range(steps):
         loss = loss_of(model, windows[torch.randint(len(windows), (BATCH,))])
         optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]  # without types
+        loss.backward()
         optimiser.step()
 
 

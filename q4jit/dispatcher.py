@@ -9,7 +9,6 @@ import functools
 import inspect
 import types
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, Final, Generic, ParamSpec, TypeVar, overload
 
 import numpy as np
@@ -21,19 +20,18 @@ from q4jit.arrays.libraries import with_views
 from q4jit.arrays.specs import shape_key, stand_in
 from q4jit.arrays.torch_tensors import arrays_sharing, tensor_facts
 from q4jit.dispatch import pytorch
+from q4jit.dispatch.inspected import Inspected
 from q4jit.dispatch.nested import hold_symbols, leaves_to_prepare, trace_through
 from q4jit.dispatch.options import Options, unknown_arguments
 from q4jit.dispatch.pickling import PickledAsFunction
 from q4jit.dispatch.policy import runs_kernels
-from q4jit.dispatch.specializer import Specializer, assembly, counted
+from q4jit.dispatch.specializer import Specializer
 from q4jit.errors import ArgumentError, expected
 from q4jit.frontend.containers import LEAVES
-from q4jit.frontend.specs import Signature
 from q4jit.frontend.structures import flattened, names_of, unflattened
 from q4jit.locks import BUILD, warnings_later
-from q4jit.pipeline import DeviceLaunch, Launch, Remark
-from q4jit.plan.kernels import Source
-from q4jit.runtime.pool import threads_in_use, warn_of_changed_variables
+from q4jit.pipeline import DeviceLaunch, Launch
+from q4jit.runtime.pool import warn_of_changed_variables
 from q4jit.weights.tensor import QuantizedTensor
 
 _P = ParamSpec("_P")
@@ -43,31 +41,7 @@ _R = TypeVar("_R")
 _PLAIN: Final = LEAVES | {np.float32, np.float64}
 
 
-@dataclass(frozen=True)
-class Stats:
-    """Counts of calls and compilations since the function was decorated.
-
-    Attributes:
-        hits: calls with shapes that were known.
-        misses: calls with new shapes. Each binds kernels to the shapes, and compiles them if there
-            are none yet.
-        compiles: kernels that a compiler made. The other kernels came from the disk cache.
-        seconds: time spent on specialising, in seconds: planning, compiling, loading.
-    """
-
-    hits: int = 0
-    misses: int = 0
-    compiles: int = 0
-    seconds: float = 0.0
-
-    def __str__(self) -> str:
-        return (
-            f"{counted(self.hits, 'hit')}, {counted(self.misses, 'miss', 'es')}, "
-            f"{counted(self.compiles, 'kernel')} compiled, {self.seconds:.2f} s"
-        )
-
-
-class Specialized(PickledAsFunction, Generic[_P, _R]):
+class Specialized(PickledAsFunction, Inspected, Generic[_P, _R]):
     """A function that runs as compiled kernels. `specialize` makes it.
 
     Arguments of a call are those of the function:
@@ -228,18 +202,7 @@ class Specialized(PickledAsFunction, Generic[_P, _R]):
         with BUILD:
             self._unchanged = self._specializer.tracer.unchanged
 
-    # --- looking inside ---------------------------------------------------------------------------
-
-    @property
-    def stats(self) -> Stats:
-        """Hits, misses, compilations, and the seconds spent on them."""
-        made = self._specializer
-        return Stats(self._hits, self._misses, made.compiles, made.seconds)
-
-    @property
-    def signatures(self) -> tuple[Signature, ...]:
-        """The signatures that were traced so far, oldest first."""
-        return self._specializer.signatures
+    # --- preparing calls --------------------------------------------------------------------------
 
     def warmup(self, *args: Any, **kwargs: Any) -> None:
         """Compile for arguments like these, and repack their weights, without running a kernel.
@@ -249,7 +212,7 @@ class Specialized(PickledAsFunction, Generic[_P, _R]):
         prepare only `inspect_source`. Raises the errors of a call.
         """
         shaped = {name: stand_in(value) for name, value in kwargs.items()}
-        given = positional(self, tuple(map(stand_in, args)), shaped)
+        given = self._with_weights(positional(self, tuple(map(stand_in, args)), shaped))
         prepare = self._prepared if runs_kernels() else self._specializer.plan
         prepare(leaves_to_prepare(self, given)[0])
 
@@ -263,16 +226,25 @@ class Specialized(PickledAsFunction, Generic[_P, _R]):
 
         Example: `step = f.bind(x, w, out=y); x[...] = token; step()`. Raises the errors of a call.
         """
-        args, given = leaves_to_prepare(self, positional(self, args, kwargs))
+        values = positional(self, args, kwargs)
+        held = self._with_weights(values)
+        args, given = leaves_to_prepare(self, held)
         launch = self._prepared(args)
         if launch is None:
             return functools.partial(self._specializer.run_python, args, out)
+        if held is not values:  # a module may move its weight
+            return functools.partial(self, *values, out=out)
         on_host = any(map(is_host_tensor, flattened(given, self._parameters)))
         if isinstance(launch, DeviceLaunch) or on_host:
             return functools.partial(self, *given, out=out)
         call = launch.bind(args, out)
         unchanged = self._unchanged
         return call if unchanged is None else _BoundAgain(self, given, out, call, unchanged)
+
+    def _with_weights(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Return arguments with a tensor of q4jit in place of each module that holds one."""
+        bridge = pytorch.bridge
+        return args if bridge is None else bridge.with_weights(args, self._parameters)
 
     def _prepared(self, args: tuple[Any, ...]) -> Launch | None:
         """Return the launch for arguments, its weights repacked; None if the JIT is disabled."""
@@ -284,59 +256,6 @@ class Specialized(PickledAsFunction, Generic[_P, _R]):
         launch = self._launches.get(key) or self._specialise(args, key)
         launch.prepare(args)
         return launch
-
-    def inspect_source(self, target: str | None = None) -> str:
-        """Return the generated source of all kernels so far: LLVM IR, or HIP.
-
-        Each kernel's text starts with a comment that describes it. Oldest signatures come first.
-        target: write the same kernels for this target, such as "hip:gfx1100" or "cpu:aarch64"; this
-        machine need not have it. None: the target that the calls used.
-
-        Raises ArgumentError before the first call or `warmup`, and TargetError for an unknown
-        target.
-        """
-        return "\n".join(source.text for source in self._sources(target))
-
-    def inspect_asm(self, target: str | None = None) -> str:
-        """Return the assembly of all kernels so far; target: as in `inspect_source`.
-
-        Raises CompileError, and the errors of `inspect_source`.
-        """
-        return "\n".join(assembly(source) for source in self._sources(target))
-
-    def _sources(self, target: str | None) -> list[Source]:
-        if self._disabled:
-            raise ArgumentError(
-                f"{self._name} has no kernels: Q4JIT_DISABLE_JIT was set when it was decorated; "
-                "unset it and start again"
-            )
-        sources = self._specializer.sources(target)
-        if not sources:
-            raise ArgumentError(
-                f"{self._name} has no signature yet; call it once, or call warmup(...) with "
-                "arguments like those of a call"
-            )
-        return sources
-
-    def explain(self) -> str:
-        """Return a report, as text to print, on what was compiled and why.
-
-        The first line has the counts of `stats`, the second the CPU's threads. Then, for each set
-        of kernels: the plan, where calls ran and why, options that the kernels do not follow, the
-        origin of the kernels' constants, and whether each was compiled or read from disk.
-        """
-        lines = [f"{self._name}: {self.stats}"]
-        threads = counted(threads_in_use(), "thread")
-        if self._disabled:
-            return "\n".join([*lines, "Q4JIT_DISABLE_JIT is set: calls run py_func in NumPy"])
-        compiled = self._specializer.explain()
-        nothing = ["nothing is compiled yet: the first call or warmup(...) does that"]
-        return "\n".join([*lines, f"kernels on the CPU use {threads}", *(compiled or nothing)])
-
-    @property
-    def remarks(self) -> list[Remark]:
-        """The lines of `explain` about precision, block size and constants, as values."""
-        return self._specializer.remarks()
 
 
 class _BoundAgain:

@@ -24,7 +24,6 @@ from q4jit import (
     QuantizedTensor,
     TargetError,
     TraceError,
-    dispatcher,
     quantize,
     specialize,
 )
@@ -32,7 +31,7 @@ from q4jit.backends import find_backend
 from q4jit.compilers import llvm
 from q4jit.cpu import lower as lower_cpu
 from q4jit.cpu.schedule import CpuKernel, CpuPlan
-from q4jit.dispatch import kept, specializer
+from q4jit.dispatch import inspected, kept, specializer
 from q4jit.dispatcher import Specialized
 from q4jit.plan.kernels import Source
 from q4jit.runtime.cpu import LoadedObject, undefined_symbols
@@ -68,19 +67,19 @@ def close(result: Array, wanted: Array) -> None:
 
 def test_hits_misses_and_compiles(x: Array, w: QuantizedTensor) -> None:
     f = specialize(scaled, cache=False)
-    assert f.stats == dispatcher.Stats(0, 0, 0, 0.0)
+    assert f.stats == inspected.Stats(0, 0, 0, 0.0)
     f(x, w)
     first = f.stats
     assert (first.hits, first.misses, first.compiles) == (0, 1, 1)
     assert 0 < first.seconds < 60
     for _ in range(5):
         f(x, w)
-    assert f.stats == dispatcher.Stats(5, 1, 1, first.seconds)
+    assert f.stats == inspected.Stats(5, 1, 1, first.seconds)
 
 
 def test_stats_read_as_singular_and_plural() -> None:
-    assert str(dispatcher.Stats(1, 1, 1, 0.5)) == "1 hit, 1 miss, 1 kernel compiled, 0.50 s"
-    assert str(dispatcher.Stats(0, 2, 2)) == "0 hits, 2 misses, 2 kernels compiled, 0.00 s"
+    assert str(inspected.Stats(1, 1, 1, 0.5)) == "1 hit, 1 miss, 1 kernel compiled, 0.50 s"
+    assert str(inspected.Stats(0, 2, 2)) == "0 hits, 2 misses, 2 kernels compiled, 0.00 s"
 
 
 def test_a_thousand_scalars_compile_once(x: Array, w: QuantizedTensor) -> None:
@@ -358,7 +357,7 @@ def test_without_the_jit_the_function_runs_in_numpy(
     np.testing.assert_array_equal(out, scaled(x, w))
     interpreted.warmup((3, K), w)
     np.testing.assert_array_equal(interpreted.bind(x, w)(), scaled(x, w))
-    assert interpreted.stats == dispatcher.Stats()
+    assert interpreted.stats == inspected.Stats()
     assert interpreted.explain().endswith("Q4JIT_DISABLE_JIT is set: calls run py_func in NumPy")
     with pytest.raises(
         ArgumentError, match="Q4JIT_DISABLE_JIT was set when it was decorated; unset it"

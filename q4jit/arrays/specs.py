@@ -113,6 +113,8 @@ def _cure(name: str, value: object) -> str:
     """Return how to convert an argument; empty if NumPy makes no array of numbers of it."""
     if isinstance(value, TransposedTensor):
         return "pass w, and write w.T in the function"
+    if hasattr(type(value), "register_buffer"):  # a module of PyTorch, the self of a method
+        return "pass tensors and weights one by one, in place of the object that holds them"
     if isinstance(value, complex | np.complexfloating):
         return f"use {name}.real"
     if isinstance(value, np.generic) and _is_number(value):

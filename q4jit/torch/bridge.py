@@ -8,9 +8,10 @@ import operator
 from typing import Any, Final
 
 import torch
+from torch.autograd import forward_ad
 
 from q4jit.dispatcher import Specialized, positional
-from q4jit.errors import ArgumentError
+from q4jit.errors import ArgumentError, expected
 from q4jit.frontend.containers import LEAVES, MAPPINGS, Apart, fields_of, together
 from q4jit.frontend.structures import flattened, names_of
 from q4jit.torch.calls import call_of, is_text_of, refuse_devices
@@ -49,7 +50,9 @@ class TorchBridge:
                 made.append(value.tensor())
                 devices.add(value._buffers["blocks"].get_device())
             elif kind in _DIRECT:
-                made.append(value)
+                # kernels of GPUs take no strides
+                is_strided = value.is_cuda and not value.is_contiguous()
+                made.append(value.contiguous() if is_strided else value)
                 devices.add(value.get_device())
             elif kind not in LEAVES and _is_container(value):
                 made.append(_with_weights(value))
@@ -74,8 +77,14 @@ class TorchBridge:
         return together(tree, (modules.get(id(leaf), leaf) for leaf in apart.leaves))
 
     def needs_operator(self, args: tuple[Any, ...]) -> bool:
-        """Return whether gradients, autocasting or a mode of PyTorch concern a call."""
+        """Return whether gradients, autocasting or a mode of PyTorch concern a call.
+
+        Raises ArgumentError for tensors that PyTorch differentiates in forward mode or by
+        torch.func, for which it takes no formula of a list of tensors.
+        """
         transforms = _transforms() is not None
+        if transforms or forward_ad._current_level >= 0:
+            _refuse_transforms(args)
         if _is_any_autocast_enabled() or _dispatch_modes() or transforms or _is_tracing():
             return any(map(_has_tensor, args)) or Weight in map(type, args)
         tracks = torch.is_grad_enabled()
@@ -120,6 +129,20 @@ class TorchBridge:
         return tuple(made) if results == _TUPLE else getattr(function, results)(leaves.all, made)
 
 
+def _refuse_transforms(args: tuple[Any, ...]) -> None:
+    """Raise ArgumentError if derivatives other than by backward calls are asked for."""
+    for value in args:
+        for leaf in _leaves(value):
+            if not isinstance(leaf, torch.Tensor):
+                continue
+            tracked = torch._C._functorch.is_gradtrackingtensor(leaf)
+            dual = forward_ad._current_level >= 0 and forward_ad.unpack_dual(leaf).tangent
+            if tracked or isinstance(dual, torch.Tensor):
+                what = "a tensor without derivatives of torch.func or of forward mode"
+                got, cure = "one that has them", "use torch.autograd.grad, or y.backward()"
+                raise ArgumentError(expected(what, got, cure=cure))
+
+
 @constant
 def _refuse_out(name: str) -> None:
     """Raise ArgumentError; PyTorch's compiler shows the message."""
@@ -160,7 +183,13 @@ def _text_of(identity: int, keys: tuple[Key, ...], inner: Any) -> str:
     if unchanged is not None:
 
         def holds() -> bool:
-            return unchanged() or is_text_of(function, keys, inner, text)
+            nonlocal unchanged
+            if unchanged is None or unchanged():
+                return True
+            if not is_text_of(function, keys, inner, text):
+                return False
+            unchanged = function._unchanged  # other objects with the same values
+            return True
 
         guard(holds, f"{function._name} reads the same globals and closures")
     return text

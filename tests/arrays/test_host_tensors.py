@@ -8,11 +8,19 @@ import pytest
 from q4jit import ArgumentError, DeviceError, dispatcher, quantize, specialize
 from q4jit.arrays import host_tensors, libraries, torch_tensors
 from q4jit.arrays.views import DeviceView
+from q4jit.dispatch import pytorch
 from tests.support.cures import check_cure
 from tests.support.halves import BF16
 
 torch: Any = pytest.importorskip("torch", reason="PyTorch is not installed: run make test-torch")
 pytestmark = pytest.mark.torch
+
+
+@pytest.fixture(autouse=True)
+def _without_the_operator(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Call like a program that does not import q4jit.torch, which takes more tensors."""
+    monkeypatch.setattr(pytorch, "bridge", None)
+
 
 K, N = 64, 32
 W = quantize(np.random.default_rng(0).standard_normal((K, N)).astype(np.float32), "Q8_0")

@@ -6,6 +6,7 @@ import sys
 from typing import Final
 
 import pytest
+import torch
 
 from tests.support import child
 from tests.support.paths import ROOT
@@ -15,12 +16,19 @@ ROW: Final = re.compile(
 )
 
 
+ON_GPU: Final = (
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch has no GPU"),
+)
+
+
 @pytest.mark.serial
 @pytest.mark.process
-def test_the_loss_falls_and_the_base_stays() -> None:
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=ON_GPU)])
+def test_the_loss_falls_and_the_base_stays(device: str) -> None:
     """Both models learn the same; the packed one needs less memory."""
     done = subprocess.run(
-        [sys.executable, ROOT / "examples" / "finetune_lora.py", "--device=cpu", "--steps=4"],
+        [sys.executable, ROOT / "examples" / "finetune_lora.py", f"--device={device}", "--steps=4"],
         env=child.environment(),
         capture_output=True,
         text=True,

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.nn import functional
 
-from q4jit import ExpertTensor, TraceError, quantize, specialize
+from q4jit import ArgumentError, ExpertTensor, TraceError, quantize, specialize
 from q4jit.torch import Weight, bridge
 from q4jit.torch import gradients as gradients_of_calls
 from q4jit.torch.operator import call
@@ -320,3 +321,38 @@ def test_numbers_are_not_differentiated() -> None:
     y = scaled(x, HELD["gate"], scale)
     with pytest.raises(TraceError, match="number 'scale'"):
         y.sum().backward()
+
+
+def run_dual(run: Callable[[Tensor], Tensor], x: Tensor) -> None:
+    with forward_ad.dual_level():
+        run(forward_ad.make_dual(x, x))
+
+
+OTHER_WAYS: Final[dict[str, Callable[..., Any]]] = {
+    "jvp": lambda run, x: torch.func.jvp(run, (x,), (x,)),
+    "vjp": torch.func.vjp,
+    "grad": lambda run, x: torch.func.grad(run)(x),
+    "dual": run_dual,
+}
+
+
+# PyTorch compiles decompositions for forward mode with torch.jit
+@pytest.mark.filterwarnings("ignore:`torch.jit.script:FutureWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")
+@pytest.mark.parametrize("way", OTHER_WAYS)
+def test_other_ways_to_differentiate_are_refused(way: str) -> None:
+    case = CASES["silu_gate"]
+    with pytest.raises(ArgumentError, match=r"torch\.func.*use torch\.autograd\.grad"):
+        OTHER_WAYS[way](lambda x: case.run([x]).sum(), torch.randn(3, K))
+
+
+def test_calls_with_weights_are_prepared() -> None:
+    case = CASES["silu_gate"]
+    function: Any = case.function
+    weights = [HELD[name] for name in case.weights]
+    function.warmup((3, K), *weights)
+    x = torch.randn(3, K)
+    bound = function.bind(x, *weights)
+    assert torch.equal(bound(), case.run([x]))
+    x.copy_(torch.randn(3, K))
+    assert torch.equal(bound(), case.run([x]))

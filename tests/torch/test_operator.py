@@ -337,6 +337,20 @@ def test_tensors_on_several_devices() -> None:
             call()
 
 
+def test_methods_of_modules_are_refused() -> None:
+    class Layer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w = GATE
+
+        @specialize
+        def forward(self, x: Any) -> Any:
+            return x @ self.w
+
+    with pytest.raises(ArgumentError, match=r"'self': .* got Layer; pass tensors and weights one"):
+        Layer()(floats(3, K))
+
+
 def test_out_is_refused_beside_gradients() -> None:
     x = floats(3, K).requires_grad_()
     with pytest.raises(ArgumentError, match=r"^gated: out= cannot be combined with gradients"):

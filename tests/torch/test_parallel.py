@@ -5,7 +5,10 @@ every function that is marked with `check`; the tests say which of these passed.
 """
 
 import copy
+import os
 import pickle
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
@@ -24,6 +27,7 @@ from q4jit.precision import BOUNDS, relative_error
 from q4jit.torch import Embedding, Experts, Linear, Weight
 from q4jit.torch.parallel import ColwiseEmbedding, ColwiseLinear, FusedParallel, RowwiseLinear
 from q4jit.weights.reference import exact_products, random_weight
+from tests.support.paths import ROOT
 from tests.support.torch.gloo import run_processes
 
 pytestmark = pytest.mark.serial  # several processes
@@ -69,7 +73,9 @@ def both(module: Any, mesh: DeviceMesh, plan: Any, **options: Any) -> tuple[Any,
 
 
 def rows(m: int, k: int = WIDTH) -> Tensor:
-    return torch.randn(m, k, generator=torch.Generator().manual_seed(m))
+    """Return the same x [m, k] in every process, on its device."""
+    generator = torch.Generator("cpu").manual_seed(m)
+    return torch.randn(m, k, generator=generator, device="cpu").to(torch.get_default_device())
 
 
 def part(whole: Tensor, mesh: DeviceMesh, dim: int = -1) -> Tensor:
@@ -88,6 +94,14 @@ def close(y: Tensor, expected: Tensor, factor: float = 1e-5) -> None:
     assert error <= factor, f"relative error {error:.1e}"
 
 
+def same(y: Tensor, expected: Tensor) -> None:
+    """Compare parts of N: by bits on a CPU. On a GPU the order of sums may depend on N."""
+    if y.is_cuda:
+        close(y, expected)
+    else:
+        assert torch.equal(y, expected)
+
+
 # --- results --------------------------------------------------------------------------------------
 
 
@@ -96,7 +110,7 @@ def columns_are_bit_equal(mesh: DeviceMesh) -> None:
     for name, counts in (("Q4_0", ROWS), ("Q4_K", (3,)), ("F16", (3,))):
         whole, own = both(linear(256, 192, name), mesh, ColwiseLinear())
         for m in counts:
-            assert torch.equal(own(rows(m)), part(whole(rows(m)), mesh))
+            same(own(rows(m)), part(whole(rows(m)), mesh))
 
 
 @check
@@ -108,8 +122,8 @@ def sums_over_k_keep_the_promise(mesh: DeviceMesh) -> None:
             x = rows(m, 2048)
             y = own(x)
             assert torch.equal(y, own(x))
-            exact, scale = exact_products(x.numpy(), [weight])
-            error = relative_error(y.detach().numpy(), exact, scale)
+            exact, scale = exact_products(x.cpu().numpy(), [weight])
+            error = relative_error(y.detach().cpu().numpy(), exact, scale)
             assert error is not None
             assert error <= BOUNDS["f32"]
 
@@ -124,9 +138,10 @@ def a_feed_forward_is_summed_once(mesh: DeviceMesh) -> None:
             close(y, whole(rows(m)))
         with counted_collectives() as counted:
             own(rows(3))
-    assert {str(name): n for name, n in counted.get_comm_counts().items()} == {
-        "c10d_functional.all_reduce": 1
-    }
+    if mesh.size() > 1:
+        assert {str(name): n for name, n in counted.get_comm_counts().items()} == {
+            "c10d_functional.all_reduce": 1
+        }
 
 
 @check
@@ -178,12 +193,12 @@ def _of_first(values: Tensor) -> Tensor:
 def outputs_have_the_layout_that_is_asked_for(mesh: DeviceMesh) -> None:
     x = rows(3)
     whole, own = both(linear(256, 192), mesh, ColwiseLinear(output_layouts=Replicate()))
-    assert torch.equal(own(x), whole(x))
+    same(own(x), whole(x))
     whole, own = both(linear(256, 192), mesh, ColwiseLinear(use_local_output=False))
     y = own(x)
     assert isinstance(y, DTensor)
     assert y.placements == (Shard(1),)
-    assert torch.equal(y.full_tensor(), whole(x))
+    same(y.full_tensor(), whole(x))
     assert isinstance(own(DTensor.from_local(x, mesh, [Replicate()])), DTensor)
     whole, own = both(linear(256, 192), mesh, RowwiseLinear(use_local_output=False))
     y = own(DTensor.from_local(x, mesh, [Replicate()]))
@@ -200,11 +215,11 @@ def outputs_have_the_layout_that_is_asked_for(mesh: DeviceMesh) -> None:
 def columns_need_not_divide_evenly(mesh: DeviceMesh) -> None:
     x = rows(3)
     whole, own = both(linear(256, 83), mesh, ColwiseLinear())
-    assert torch.equal(own(x), part(whole(x), mesh))
+    same(own(x), part(whole(x), mesh))
     assert own.out_features == len(own.bias) == own(x).shape[-1]
     whole, own = both(linear(256, 83), mesh, ColwiseLinear(output_layouts=Replicate()))
     for x in (rows(3), rows(6).reshape(2, 3, WIDTH)):
-        assert torch.equal(own(x), whole(x))
+        same(own(x), whole(x))
     x, x_own = (rows(3).requires_grad_() for _ in range(2))
     whole(x).square().sum().backward()
     own(x_own).square().sum().backward()
@@ -220,7 +235,7 @@ def bfloat16_and_autocast(mesh: DeviceMesh) -> None:
     assert own(x).dtype is torch.bfloat16
     close(own(x).float(), whole(x).float(), 2e-2)
     whole, own = both(FeedForward(), mesh, styles())
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast(mesh.device_type, dtype=torch.bfloat16):
         assert own(rows(3)).dtype is whole(rows(3)).dtype
         close(own(rows(3)).float(), whole(rows(3)).float(), 2e-2)
 
@@ -231,9 +246,9 @@ def embeddings_divide_their_vectors(mesh: DeviceMesh) -> None:
     ids = torch.tensor([[3, 49], [0, 3]])
     whole, own = both(whole, mesh, ColwiseEmbedding())
     assert own.embedding_dim == 256 // mesh.size()
-    assert torch.equal(own(ids), part(whole(ids), mesh))
+    same(own(ids), part(whole(ids), mesh))
     whole, own = both(whole, mesh, ColwiseEmbedding(output_layouts=Replicate()))
-    assert torch.equal(own(ids), whole(ids))
+    same(own(ids), whole(ids))
 
 
 @specialize
@@ -261,12 +276,12 @@ def fused_functions_are_divided(mesh: DeviceMesh) -> None:
     y = whole(x)
     with counted_collectives() as counted:
         y_own = own(x_own)
-    assert counted.get_total_counts() == 1
+    assert counted.get_total_counts() == (mesh.size() > 1)
     close(y_own, y)
     y.square().sum().backward()
     with counted_collectives() as counted:
         y_own.square().sum().backward()
-    assert counted.get_total_counts() == 1
+    assert counted.get_total_counts() == (mesh.size() > 1)
     assert x.grad is not None
     assert x_own.grad is not None
     close(x_own.grad, x.grad)
@@ -283,8 +298,7 @@ def experts_are_divided(mesh: DeviceMesh) -> None:
     experts = Experts(of(64, 256), of(64, 256), of(256, 64))
     whole, own = both(experts, mesh, FusedParallel(["gate", "up"], ["down"]))
     ids = torch.tensor([[0, 3], [2, 1], [3, 2]])
-    generator = torch.Generator().manual_seed(0)
-    weights = torch.rand(3, 2, generator=generator)
+    weights = rows(3, 2).abs()
     x = rows(3, 64)
     close(own(x, ids, weights=weights), whole(x, ids, weights))
     state = own.state_dict()
@@ -381,7 +395,7 @@ def compiled_parts_of_different_widths(mesh: DeviceMesh) -> None:
     compiled: Any = torch.compile(own, fullgraph=True, dynamic=True, backend="aot_eager")
     with torch.no_grad():
         for m in (3, 17):
-            assert torch.equal(compiled(rows(m)), whole(rows(m)))
+            same(compiled(rows(m)), whole(rows(m)))
 
 
 # --- bad input ------------------------------------------------------------------------------------
@@ -427,7 +441,7 @@ def errors_name_the_module_and_the_cure(mesh: DeviceMesh) -> None:
 @check
 def meshes_of_two_axes_are_refused(mesh: DeviceMesh) -> None:
     model = FeedForward()
-    square = init_device_mesh("cpu", (1, mesh.size()), mesh_dim_names=("dp", "tp"))
+    square = init_device_mesh(mesh.device_type, (1, mesh.size()), mesh_dim_names=("dp", "tp"))
     with pytest.raises(ArgumentError, match=r"'up': expected a mesh of one axis, .*mesh\['tp'\]$"):
         parallelize_module(model, square, {"up": ColwiseLinear()})
     whole, own = both(model, square["tp"], styles())
@@ -445,11 +459,20 @@ def an_input_that_is_not_divided_is_refused(mesh: DeviceMesh) -> None:
 # --- the tests ------------------------------------------------------------------------------------
 
 
-def run_checks(finished: Path) -> None:
+ERRORS: Final = (
+    errors_name_the_module_and_the_cure,
+    meshes_of_two_axes_are_refused,
+    an_input_that_is_not_divided_is_refused,
+)
+
+
+def run_checks(finished: Path, device: str = "cpu") -> None:
     set_num_threads(1)  # there are more processes than cores
-    mesh = init_device_mesh("cpu", (distributed.get_world_size(),))
+    torch.set_default_device(device)
+    mesh = init_device_mesh(device, (distributed.get_world_size(),))
     for name, function in CHECKS.items():
-        function(mesh)
+        if device == "cpu" or function not in ERRORS:
+            function(mesh)
         distributed.barrier()
         if distributed.get_rank() == 0:
             with finished.open("a", encoding="utf-8") as file:
@@ -469,6 +492,7 @@ def outcome(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         run_processes(request.param, run_checks, finished)
     except Exception as error:  # noqa: BLE001 - raised by the test of the check that failed
         failure = error
+    # Gloo's threads may abort a process that ends (pytorch/pytorch#179291), after all checks.
     passed = finished.read_text("utf-8").split()
     failed = next((name for name in CHECKS if name not in passed), "")
 
@@ -485,6 +509,33 @@ def outcome(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 @pytest.mark.parametrize("name", CHECKS)
 def test_divided_modules(outcome: Outcome, name: str) -> None:
     outcome(name)
+
+
+@pytest.mark.gpu
+def test_divided_modules_on_gpus(tmp_path: Path) -> None:
+    """With one GPU there is one process, which communicates with itself."""
+    if not torch.cuda.is_available():
+        pytest.skip("PyTorch finds no GPU")
+    size = min(2, torch.cuda.device_count())
+    run_processes(size, run_checks, tmp_path / "finished", "cuda", backend="nccl")
+
+
+def test_the_example_runs_with_torchrun() -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    sizes = ["--width", "64", "--hidden", "128", "--tokens", "1", "3", "--steps", "2"]
+    done = subprocess.run(
+        [*command, ROOT / "examples" / "tensor_parallel.py", *sizes],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    first, *lines = done.stdout.splitlines()
+    assert first.startswith("64 x 128 in Q4_0, 2 processes, ")
+    errors = [float(line.partition("error ")[2].partition(",")[0]) for line in lines]
+    assert len(errors) == 2
+    assert max(errors) < 1e-5
 
 
 def test_a_missing_process_group_is_named() -> None:

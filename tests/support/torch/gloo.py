@@ -1,4 +1,4 @@
-"""Run a function in several processes of this machine that gloo connects."""
+"""Run a function in several processes of this machine that gloo or NCCL connects."""
 
 import os
 import tempfile
@@ -17,17 +17,20 @@ from torch.multiprocessing.spawn import ProcessException, spawn
 TIMEOUT_S: Final = 120  # only a hang takes longer
 
 
-def run_processes(size: int, function: Callable[..., None], *arguments: Any) -> None:
+def run_processes(
+    size: int, function: Callable[..., None], *arguments: Any, backend: str = "gloo"
+) -> None:
     """Call `function(*arguments)` in `size` new processes, the members of a process group.
 
-    The function and its arguments are pickled, so it is one of a module; it learns its rank from
-    `torch.distributed.get_rank()`. Raises AssertionError with the traceback of the first process
-    that fails, and TimeoutError after two minutes. No process outlives the call.
+    backend: "nccl" gives each process a GPU. The function and its arguments are pickled, so it is
+    one of a module; it learns its rank from `torch.distributed.get_rank()`. Raises AssertionError
+    with the traceback of the first process that fails, and TimeoutError after two minutes. No
+    process outlives the call.
     """
     with tempfile.TemporaryDirectory(prefix="q4jit-gloo-") as name:
         folder = Path(name)
-        context: Any = spawn(  # type: ignore[no-untyped-call]  # without types
-            _member, (size, folder, function, arguments), nprocs=size, join=False
+        context: Any = spawn(
+            _member, (size, folder, function, arguments, backend), nprocs=size, join=False
         )
         deadline = time.monotonic() + TIMEOUT_S
         try:
@@ -52,11 +55,14 @@ def _member(
     folder: Path,
     function: Callable[..., None],
     arguments: tuple[Any, ...],
+    backend: str,
 ) -> None:
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"  # else gloo looks up the machine's name
     torch.set_num_threads(1)
+    if backend == "nccl":
+        torch.cuda.set_device(rank)
     distributed.init_process_group(
-        "gloo",
+        backend,
         init_method=f"file://{folder / 'store'}",
         rank=rank,
         world_size=size,
