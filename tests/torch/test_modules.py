@@ -472,7 +472,7 @@ class Doubled(nn.Linear):
             r"linear.weight: .*requires_grad_\(F",
         ),
         (
-            lambda: Linear.from_linear(frozen(nn.Linear(K, N).to(torch.complex64)), "Q8_0"),
+            lambda: Linear.from_linear(frozen(nn.Linear(K, N, dtype=torch.complex64)), "Q8_0"),
             r"linear.weight: expected floats \[N, K\], got complex64 \[48, 64\]",
         ),
         (
