@@ -25,9 +25,11 @@ TESTED_TORCH := torch==2.14.1
 TORCH_TESTS := tests/arrays/test_host_tensors.py tests/tools/compare/test_peers.py tests/torch
 OLDEST_TORCH_VENV := .venv-oldest-torch
 OLDEST_TORCH := torch==2.11.0
-OLDEST_TORCH_TESTS := tests/arrays/test_host_tensors.py tests/torch/test_environment.py
+OLDEST_TORCH_TESTS := tests/arrays/test_host_tensors.py tests/torch/test_environment.py \
+	tests/torch/test_operator.py tests/torch/test_gradients.py tests/torch/test_modules.py
 # Sources that import PyTorch: `lint` leaves them to `lint-torch`, as pyproject.toml says
-TORCH_SOURCES := $(wildcard examples/finetune_lora.py examples/tensor_parallel.py q4jit/torch tests/support/torch tests/torch)
+TORCH_SOURCES := $(wildcard examples/finetune_lora.py examples/tensor_parallel.py q4jit/torch \
+	tests/support/torch tests/torch)
 BENCH_PIP := $(BENCH)/bin/python -m pip --disable-pip-version-check
 GGML := llama-cpp-python==0.3.36
 TORCH ?= torch
@@ -161,7 +163,7 @@ $(TORCH_VENV)/.torch $(OLDEST_TORCH_VENV)/.torch: %/.torch: pyproject.toml Makef
 		tests/support/without_cuda.py %/.venv
 	@echo 'installing q4jit and $(VERSION) (once, 1.6 GB)'
 	@$(@D)/bin/python -m pip --disable-pip-version-check --quiet install --no-warn-conflicts \
-		--editable . $(TEST_PACKAGES) ml_dtypes types-tqdm \
+		--editable . $(TEST_PACKAGES) ml_dtypes types-tqdm nbclient nbformat ipykernel \
 		filelock fsspec jinja2 networkx 'setuptools>=77,<82' sympy typing_extensions
 	@$(@D)/bin/python -m pip --disable-pip-version-check --quiet install --no-deps '$(VERSION)'
 	@$(@D)/bin/python -m tests.support.without_cuda

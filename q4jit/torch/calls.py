@@ -3,8 +3,8 @@
     f(x, gate, up, 0.5)  ──▶  call([x], [blocks of gate, of up], [0.5], text)  ──▶  [y]
 
 The text is two JSON objects: the function's options and what the blocks are, then the `Program` of
-its graph. It depends on dtypes, on lengths of last axes, and on the values of ints, bools and strings,
-but on no number of rows. A program of PyTorch's that was saved may hold it, so it is checked.
+its graph. It depends on dtypes, on lengths of last axes, and on the values of ints, bools and
+strings, but on no number of rows. A saved program of PyTorch may hold it, so it is checked.
 """
 
 import json
