@@ -64,6 +64,8 @@ class Specialized(PickledAsFunction, Inspected, Generic[_P, _R]):
         self._name = getattr(function, "__name__", type(function).__name__)
         self._python_signature = inspect.signature(function)
         self._parameters, self._keywords = _parameters(self._python_signature, self._name)
+        given = self._python_signature.parameters.items()
+        self._defaults = {name: p.default for name, p in given if p.default is not p.empty}
         self._disabled = config.jit_disabled()
         self._hits = self._misses = 0
         self._unchanged: Callable[[], bool] | None = None  # whether globals are, if it reads any

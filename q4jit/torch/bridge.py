@@ -158,21 +158,21 @@ def _positional(
     """Return the arguments of a call in the order of the parameters."""
     values = list(args)
     if kwargs or len(args) != len(function._parameters):
-        defaults = _defaults_of(id(function), len(args), tuple(kwargs))
-        for name, default in defaults:
-            values.append(kwargs.get(name, default))
+        names = _names_after(id(function), len(args), tuple(kwargs))
+        defaults = function._defaults
+        values += [kwargs[name] if name in kwargs else defaults[name] for name in names]
     return values
 
 
 @constant
-def _defaults_of(identity: int, given: int, named: tuple[str, ...]) -> tuple[tuple[str, Any], ...]:
-    """Return the names and defaults of the parameters after the first `given`.
+def _names_after(identity: int, given: int, named: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the names of the parameters of the function with this id, after the first `given`.
 
-    identity: the function's. Raises ArgumentError unless these arguments fit the parameters.
+    Raises ArgumentError unless these arguments fit the parameters.
     """
     function: Specialized[Any, Any] = object_at(identity)
-    values = positional(function, (None,) * given, dict.fromkeys(named))
-    return tuple(zip(function._parameters[given:], values[given:], strict=True))
+    positional(function, (None,) * given, dict.fromkeys(named))
+    return function._parameters[given:]
 
 
 @constant

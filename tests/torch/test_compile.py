@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -135,6 +136,26 @@ def test_each_static_value_has_its_graph() -> None:
         assert graphs.count == 4
 
 
+def test_defaults_of_every_kind() -> None:
+    @specialize
+    def function(
+        x: Any,
+        w: Any = PLAIN,
+        numbers: Any = (1.5, 2, None, "text", float("inf")),
+        *,
+        layer: Any = Layer(GATE, 0.5),  # noqa: B008 - nobody changes it
+        table: Any = {"k": 3.0},  # noqa: B006 - nobody changes it
+    ) -> Any:
+        y = x @ w * numbers[0] + x @ layer.gate * layer.up
+        return np.minimum(y, numbers[-1]) if numbers[3] == "text" else y + table["k"]
+
+    graphs, x = Graphs(), floats(3, K)
+    call = compiled(lambda x: (function(x), function(x, layer=Layer(UP, 2.0))), graphs)
+    assert_same(call(x), (function(x), function(x, layer=Layer(UP, 2.0))))
+    assert_same(compiled(function)(x), function(x))
+    assert graphs.count == 1
+
+
 @dataclass(frozen=True, slots=True)
 class Small:
     y: Any
@@ -214,6 +235,20 @@ def test_vmap() -> None:
     assert_same(compiled(torch.vmap(gated))(x), gated(x))
 
 
+@torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True)
+def test_rows_that_a_mask_chooses() -> None:
+    function, x = compiled(lambda x, mask: gated(x[mask])), floats(5, K)
+    for mask in (x[:, 0] > 0, x[:, 1] > 0, x[:, 0] > -9):
+        assert_same(function(x, mask), gated(x[mask]))
+
+
+def test_rows_that_broadcast() -> None:
+    function = compiled(lambda x, y: (cases._elementwise(x, y), gated(x), gated(y)), dynamic=True)
+    for m, n in ((3, 3), (5, 5), (1, 7), (7, 1)):
+        x, y = floats(m, K), floats(n, K, seed=1)
+        assert_same(function(x, y), (cases._elementwise(x, y), gated(x), gated(y)))
+
+
 # --- nothing is stale -----------------------------------------------------------------------------
 
 WEIGHT: Any = PLAIN
@@ -247,15 +282,12 @@ def test_another_weight_of_the_same_format(monkeypatch: pytest.MonkeyPatch) -> N
 def test_weights_that_take_the_place_of_freed_ones() -> None:
     holder: list[Any] = [None]
     function = compiled(lambda x: reads_globals(x, holder[0]), Graphs())
-    torch._dynamo.config.recompile_limit, limit = 64, torch._dynamo.config.recompile_limit
-    try:
+    with torch._dynamo.config.patch(recompile_limit=64):
         for seed in range(12):  # their ids may be the same
             holder[0] = matrix(seed, "Q8_0")
             made = function(floats(3, K))
             wanted = reads_globals(floats(3, K), matrix(seed, "Q8_0"))
             assert_same(made, wanted)
-    finally:
-        torch._dynamo.config.recompile_limit = limit
 
 
 def test_a_module_that_loads_another_state() -> None:

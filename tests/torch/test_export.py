@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from q4jit import specialize
 from tests.support.torch import cases
-from tests.support.torch.cases import CASES, GATE, UP, Case, K, floats
+from tests.support.torch.cases import CASES, GATE, PLAIN, UP, Case, K, floats
 from tests.support.torch.equal import assert_same
 
 ROWS = (1, 2, 17, 200)
@@ -74,6 +74,25 @@ def test_a_saved_program_runs_in_another_process(strict: bool, tmp_path: Path) -
     subprocess.run(command, check=True, cwd=tmp_path, timeout=120)
     for made, tensors_of in zip(torch.load(results), given, strict=True):
         assert_same(made, calls(*tensors_of))
+
+
+@pytest.mark.usefixtures("inductor")
+def test_a_program_is_compiled_ahead_of_time(tmp_path: Path) -> None:
+    class Gated(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gate = GATE
+
+        def forward(self, x: Tensor) -> Any:
+            return cases.gated(torch.relu(x), self.gate, PLAIN) * 2
+
+    shapes = ({0: torch.export.Dim.DYNAMIC},)
+    program = torch.export.export(Gated(), (floats(3, K),), dynamic_shapes=shapes)
+    package = str(tmp_path / "gated.pt2")
+    torch._inductor.aoti_compile_and_package(program, package_path=package)
+    loaded = torch._inductor.aoti_load_package(package)
+    for m in ROWS:
+        assert_same(loaded(floats(m, K)), Gated()(floats(m, K)))
 
 
 def test_a_program_keeps_the_globals_that_it_was_exported_with() -> None:

@@ -285,12 +285,32 @@ def test_a_weight_and_its_memory_are_freed() -> None:
     assert [ref() for ref in (*refs, *storages)] == [None] * 5
 
 
-def test_changed_bytes_are_noticed() -> None:
-    weight, other = Weight(matrix(0)), Weight(matrix(20))
-    x = floats(3, K)
-    cases._plain_product(x, weight)
-    weight.blocks.copy_(other.blocks)
-    assert_same(cases._plain_product(x, weight), cases._plain_product(x, other))
+def test_changed_bytes_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks in GGUF's order, of which kernels read a repacked copy."""
+    calls, x = _record(monkeypatch), floats(3, K)
+    first, other = matrix(0), matrix(20)
+    wanted = [cases._plain_product(x, w) for w in (first, other)]
+    text = calls[0][-1]
+    blocks = torch.from_numpy(first.raw.reshape(-1).copy())
+    for weight, want in zip((first, other), wanted, strict=True):
+        blocks.copy_(torch.from_numpy(weight.raw.reshape(-1).copy()))
+        for _ in range(2):
+            assert_same(operator.call([x], [blocks], [], text)[0], want)
+    stored = memory.Stored(*memory.stored_of(id(first)))
+    assert memory.weight_in(blocks, stored) is memory.weight_in(blocks, stored)
+
+
+def test_weights_in_one_storage_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls, x = _record(monkeypatch), floats(3, K)
+    weights = [matrix(0), matrix(20)]
+    wanted = [cases._plain_product(x, w) for w in weights]
+    text, raw = calls[0][-1], [torch.from_numpy(w.raw.reshape(-1).copy()) for w in weights]
+    parts = torch.cat(raw).chunk(2)
+    stored = memory.Stored(*memory.stored_of(id(weights[0])))
+    known = [memory.weight_in(part, stored) for part in parts]
+    for part, want, weight in zip(parts, wanted, known, strict=True):
+        assert_same(operator.call([x], [part], [], text)[0], want)
+        assert memory.weight_in(part, stored) is weight
 
 
 # --- bad input ------------------------------------------------------------------------------------
