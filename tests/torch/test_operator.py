@@ -463,7 +463,8 @@ def test_damaged_texts_are_refused(data: st.DataObject) -> None:
         ('"cache": true', '"cache": 1', r"cache: expected True or False"),
         ('"tune": false', '"tune": false, "more": 1', r"expected"),
         ('"q4jit":1', '"q4jit":2', r"expected version 1"),
-        ("{", "", r"expected JSON"),
+        ('"K": null', '"K": nul', r"expected JSON"),
+        ("{", "", r"expected the fields \['K'"),
     ],
 )
 def test_errors_name_the_damage(
