@@ -20,6 +20,10 @@ def check_floats(value: Any, name: str, module: Any, width: int, device: torch.d
     where = f"argument {name!r} of {module}"
     _check_tensor(value, f"a tensor [..., {width}] of floats", where)
     dtype, shape = tensor_dtype(value), list(value.shape)
+    if value.layout is not torch.strided:
+        got = str(value.layout).removeprefix("torch.")
+        cure = f"use {name}.to_dense()"
+        raise ArgumentError(expected("a dense tensor", f"a {got} one", where=where, cure=cure))
     if dtype not in FLOAT_TYPES:
         cure = f"use {name}.real.float()" if value.is_complex() else f"use {name}.float()"
         raise ArgumentError(expected(FLOATS, f"{dtype} {shape}", where=where, cure=cure))

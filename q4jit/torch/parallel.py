@@ -9,6 +9,9 @@
 They work like `ColwiseParallel` and `RowwiseParallel` of PyTorch. A process keeps its part of each
 weight, in the layout of its device, and kernels run on tensors of the process. `DTensor`s exist
 only where the layouts of inputs, outputs or gradients ask for communication.
+
+The state of a divided module has this process's blocks and bias under the keys of the whole module,
+as plain tensors: save one file per process. `load_state_dict` takes it, or the state of the whole.
 """
 
 import sys

@@ -1,6 +1,6 @@
 """Quantise the parameters of float modules."""
 
-from typing import Any
+from typing import Any, Final
 
 import torch
 
@@ -8,6 +8,9 @@ from q4jit.conversions import tensor_dtype
 from q4jit.errors import ArgumentError, expected
 from q4jit.torch.weight import Device, Weight
 from q4jit.weights.quantize import quantize
+
+_FLOATS: Final = frozenset({torch.float32, torch.bfloat16, torch.float16, torch.float64})
+_TENSORS: Final = frozenset({torch.Tensor, torch.nn.Parameter})  # others may be distributed
 
 
 def quantized_weight(
@@ -35,14 +38,14 @@ def check_frozen(rows: torch.Tensor, name: str) -> None:
         cure = "use model.requires_grad_(False), or call under torch.no_grad()"
         raise ArgumentError(expected(what, got, where=name, cure=cure))
     if rows.dim() != 2 or not is_float(rows):
-        what, got = "floats [N, K]", f"{tensor_dtype(rows)} {list(rows.shape)}"
+        kind = "" if type(rows) in _TENSORS else f"{type(rows).__name__} in "
+        what, got = "floats [N, K]", f"{kind}{tensor_dtype(rows)} {list(rows.shape)}"
         raise ArgumentError(expected(what, got, where=name))
 
 
 def is_float(rows: torch.Tensor) -> bool:
-    """Return whether a tensor holds floats of 16 bits or more, with strides."""
-    floats = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-    return rows.dtype in floats and rows.layout is torch.strided
+    """Return whether a tensor holds floats of 16 bits or more in memory of its own."""
+    return type(rows) in _TENSORS and rows.dtype in _FLOATS and rows.layout is torch.strided
 
 
 def _array(rows: torch.Tensor) -> Any:

@@ -180,7 +180,7 @@ def _unsuitable(model: nn.Module, name: str, kind: type[nn.Module]) -> str:
     if any(getattr(layer, hooks) for hooks in _HOOKS) or "forward" in vars(layer):
         return "it has hooks, which its replacement would not have"
     if not is_float(layer.weight):
-        return f"its weight is {tensor_dtype(layer.weight)}"
+        return f"its weight is a {type(layer.weight).__name__} in {tensor_dtype(layer.weight)}"
     if not layer.weight.numel():
         return "its weight is empty"
     if kind is nn.Embedding and layer.max_norm is not None:

@@ -369,6 +369,9 @@ LINEAR: Final = (
         (normal(3, K + 1), r"expected \[\.\.\., 64\], got float32 \[3, 65\]"),
         (normal(1)[0], r"expected \[\.\.\., 64\], got float32 \[\]"),
         (normal(3, K).to("meta"), r"expected a tensor on cpu, as the weight is, got one on meta; "),
+        (np.ones((3, K), np.float32), r"expected a tensor .* of floats, got ndarray; use torch.as"),
+        (W, r"expected a tensor .* of floats, got QuantizedTensor"),
+        (normal(3, K).to_sparse(), r"expected a dense tensor, got a sparse.*x.to_dense\(\)"),
         ("x", r"expected a tensor \[\.\.\., 64\] of floats, got str"),
     ],
     ids=lambda v: str(getattr(v, "dtype", "")),
@@ -467,6 +470,10 @@ class Doubled(nn.Linear):
         (
             lambda: Linear.from_linear(nn.Linear(K, N), "Q8_0"),
             r"linear.weight: .*requires_grad_\(F",
+        ),
+        (
+            lambda: Linear.from_linear(frozen(nn.Linear(K, N, dtype=torch.complex64)), "Q8_0"),
+            r"linear.weight: expected floats \[N, K\], got complex64 \[48, 64\]",
         ),
         (
             lambda: Linear.from_linear(nn.Conv1d(1, 1, 1), "Q8_0"),

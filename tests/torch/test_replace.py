@@ -246,6 +246,16 @@ def patched() -> nn.Module:
     return layer
 
 
+class Distributed(torch.Tensor):
+    """A tensor whose memory does not hold all of its values."""
+
+
+def distributed() -> nn.Module:
+    layer = nn.Linear(K, N)
+    layer.weight = nn.Parameter(layer.weight.detach().as_subclass(Distributed))
+    return layer
+
+
 def tied_to_a_parameter() -> nn.Module:
     layer = nn.Linear(K, N)
     owner: Any = nn.Module()
@@ -258,7 +268,8 @@ SKIPPED = [
     (patched, "it has hooks, which its replacement would not have"),
     (lambda: weight_norm(nn.Linear(K, N)), "it is a ParametrizedLinear, a subclass of nn.Linear"),
     (lambda: nn.LazyLinear(N), "it is a LazyLinear, a subclass of nn.Linear"),
-    (lambda: nn.Linear(K, N, dtype=torch.complex64), "its weight is complex64"),
+    (lambda: nn.Linear(K, N, dtype=torch.complex64), "its weight is a Parameter in complex64"),
+    (distributed, "its weight is a Distributed in float32"),
     (lambda: nn.Embedding(N, K, max_norm=1.0), "it has max_norm, which changes its weight"),
     (tied_to_a_parameter, "x.owner.table is the same weight"),
     (
