@@ -286,7 +286,7 @@ def test_a_weight_and_its_memory_are_freed() -> None:
 
 
 def test_changed_bytes_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Blocks in GGUF's order, of which kernels read a repacked copy."""
+    """Kernels read a repacked copy of blocks in the order of GGUF."""
     calls, x = _record(monkeypatch), floats(3, K)
     first, other = matrix(0), matrix(20)
     wanted = [cases._plain_product(x, w) for w in (first, other)]
