@@ -194,8 +194,9 @@ class FusedParallel(_Style):
     that multiply the results. `Experts` is one of these modules. Inputs are whole on every process.
     Outputs are added up over the processes if blocks are divided, otherwise they are divided along
     the last axis, unless output_layouts says otherwise. Whatever the function does after products
-    with divided blocks is done before the sum, so it must be linear, and add nothing. Raises
-    ArgumentError as `RowwiseLinear` does, and for a name that is no `Weight` of the module.
+    with divided blocks is done before the sum, so it must be linear, and add nothing. Inputs may be
+    in lists, tuples and dicts. Raises ArgumentError as `RowwiseLinear` does, for a name that is no
+    `Weight` of the module, and for a module with parameters that require gradients.
     """
 
     def __init__(
@@ -224,6 +225,12 @@ class FusedParallel(_Style):
             if not isinstance(weight, Weight):
                 what, got = f"a Weight as attribute {name!r}", type(weight).__name__
                 raise ArgumentError(expected(what, got, where=where))
+        for name, parameter in module.named_parameters():
+            if parameter.requires_grad:
+                # each process would have the gradient of its part of the work
+                cure = "give it to forward as an argument, or use requires_grad_(False)"
+                what, got = "frozen parameters", f"{name!r}, which requires a gradient"
+                raise ArgumentError(expected(what, got, where=where, cure=cure))
 
 
 # --- divided modules ------------------------------------------------------------------------------
@@ -253,13 +260,14 @@ class _Division:
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Return the arguments of a call, with tensors of this process."""
-        return (
-            tuple([self._local(value) for value in args]),
-            {name: self._local(value) for name, value in kwargs.items()},
-        )
+        return self._local(args), self._local(kwargs)
 
     def _local(self, x: Any) -> Any:
         style = self.style
+        if type(x) is list or type(x) is tuple:
+            return type(x)([self._local(value) for value in x])
+        if type(x) is dict:
+            return {key: self._local(value) for key, value in x.items()}
         if not isinstance(x, DTensor):
             if not isinstance(x, Tensor) or self._fits(x):
                 return x

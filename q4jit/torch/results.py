@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from q4jit.frontend.containers import MAPPINGS, Tree, exact_text
 from q4jit.frontend.structures import COMPUTED, PassedOn, Results
+from q4jit.locks import BUILD
 
 _LITERALS: Final = frozenset({bool, int, str, type(None)})
 _PREFIX: Final = "_q4jit_results_"
@@ -20,13 +21,15 @@ def name_of_builder(function: Any, results: Results) -> str:
 
     Its value is a function `build(given, made)` like `Results.build`.
     """
-    known: dict[Results, str] = function.__dict__.setdefault(f"{_PREFIX}names", {})
-    name = known.get(results)
-    if name is None:
-        name = f"{_PREFIX}{len(known)}"
-        setattr(function, name, builder(results))
-        known[results] = name
-    return name
+    # types and texts, because 1 equals True, and 0.0 equals -0.0
+    key = results.tree, tuple([(type(leaf), exact_text(leaf)) for leaf in results.leaves])
+    known: dict[Any, str] = function.__dict__.setdefault(f"{_PREFIX}names", {})
+    with BUILD:  # no other thread takes the same name
+        if key not in known:
+            name = f"{_PREFIX}{len(known)}"
+            setattr(function, name, builder(results))
+            known[key] = name
+        return known[key]
 
 
 def builder(results: Results) -> Callable[[Any, Any], Any]:

@@ -7,6 +7,7 @@ import warnings
 import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -19,8 +20,10 @@ from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from q4jit import ArgumentError, Q4JitError, specialize
-from q4jit.torch import Weight, bridge, memory, operator
+from q4jit.frontend.structures import Results
+from q4jit.torch import Weight, bridge, memory, operator, results
 from q4jit.torch.calls import CallText
+from q4jit.torch.results import name_of_builder
 from tests.support.torch import cases
 from tests.support.torch.cases import CASES, GATE, PLAIN, UP, Case, K, N, floats, matrix
 from tests.support.torch.equal import assert_same
@@ -184,6 +187,32 @@ def test_weights_are_passed_on_as_they_came() -> None:
     pair = specialize(lambda x, w, u: [x @ w, w, (u,)])(floats(3, K), GATE, PLAIN)
     assert pair[1] is GATE
     assert pair[2][0] is PLAIN
+
+
+def test_known_results_keep_their_types_and_signs() -> None:
+    function = specialize(lambda x: x)
+    for leaf in (1, True, 1.0, 0.0, -0.0, None, "1"):
+        name = name_of_builder(function, Results((list, (), (None,)), (leaf,)))
+        (made,) = getattr(function, name)([], [])
+        assert repr(made) == repr(leaf)
+        assert name_of_builder(function, Results((list, (), (None,)), (leaf,))) == name
+
+
+def test_threads_get_the_containers_of_their_own_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    both = threading.Barrier(2)
+
+    def waits(given: Any) -> Any:
+        with suppress(threading.BrokenBarrierError):  # the other thread waits for this one
+            both.wait(0.5)
+        return builder(given)
+
+    builder = results.builder
+    monkeypatch.setattr(results, "builder", waits)
+    function = specialize(lambda x: x)
+    made = [Results((list, (), (None,)), (number,)) for number in (1, 2)]
+    with ThreadPoolExecutor(2) as pool:
+        names = list(pool.map(lambda own: name_of_builder(function, own), made))
+    assert [getattr(function, name)([], []) for name in names] == [[1], [2]]
 
 
 def test_results_of_weights_alone_are_tensors() -> None:

@@ -291,6 +291,29 @@ def fused_functions_are_divided(mesh: DeviceMesh) -> None:
     close(own(x), y)
 
 
+@specialize
+def feed_forward_of_two(inputs: Any, gate: Any, down: Any) -> Any:
+    return np.tanh(inputs["a"] @ gate) * (inputs["b"] @ gate) @ down
+
+
+class FusedOfTwo(Fused):
+    def forward(self, x: Any) -> Tensor:
+        y: Tensor = feed_forward_of_two(*x, self.gate, self.down)
+        return y
+
+
+@check
+def inputs_in_containers_have_gradients(mesh: DeviceMesh) -> None:
+    whole, own = both(FusedOfTwo(), mesh, FusedParallel(["gate"], ["down"]))
+    grads = []
+    for module in (whole, own):
+        inputs = {name: rows(m).requires_grad_() for name, m in (("a", 3), ("b", 1))}
+        module([inputs]).square().sum().backward()
+        grads.append([x.grad for x in inputs.values()])
+    for got, expected in zip(grads[1], grads[0], strict=True):
+        close(got, expected)
+
+
 @check
 def experts_are_divided(mesh: DeviceMesh) -> None:
     def of(k: int, n: int) -> ExpertTensor:
@@ -409,6 +432,8 @@ def errors_name_the_module_and_the_cure(mesh: DeviceMesh) -> None:
     model.layers = nn.ModuleList(nn.ModuleDict({"down": linear(768, 64, "Q4_K")}) for _ in range(2))
     model.plain = nn.Linear(8, 8)
     model.narrow = linear(256, 1)
+    model.trained = Fused()
+    model.trained.gain = nn.Parameter(torch.ones(WIDTH))
     with pytest.raises(
         ArgumentError,
         match=rf"^RowwiseLinear of 'layers\.0\.down': expected whole blocks of K on each of {size} "
@@ -433,6 +458,11 @@ def errors_name_the_module_and_the_cure(mesh: DeviceMesh) -> None:
             "",
             FusedParallel(["down"]),
             r"of the Model: expected a Weight as attribute 'down', got No",
+        ),
+        (
+            "trained",
+            FusedParallel(["gate", "up"], ["down"]),
+            "'trained': expected frozen parameters, got 'gain', .*; give it to forward as an",
         ),
     ):
         with pytest.raises(ArgumentError, match=message):
