@@ -121,9 +121,8 @@ class TorchBridge:
         pairs = zip(function._parameters, values, strict=False)  # the compiler has no strict=True
         keys = tuple([leaves.key(*pair) for pair in pairs])
         inner = leaves.inner_axis()
-        text = _text_of(id(function), keys, inner)
+        text, results = _text_and_results(id(function), keys, inner)
         made = call(leaves.arrays, leaves.weights, leaves.numbers, text)
-        results = _results_of(id(function), keys, inner)
         if results == _ARRAY:
             return made[0]
         return tuple(made) if results == _TUPLE else getattr(function, results)(leaves.all, made)
@@ -176,33 +175,34 @@ def _names_after(identity: int, given: int, named: tuple[str, ...]) -> tuple[str
 
 
 @constant
-def _text_of(identity: int, keys: tuple[Key, ...], inner: Any) -> str:
+def _text_and_results(identity: int, keys: tuple[Key, ...], inner: Any) -> tuple[str, str]:
+    """Return the text of a call of the function with this id, and what builds its results.
+
+    That is the name of an attribute of the function, or one of the usual results.
+    """
     function: Specialized[Any, Any] = object_at(identity)
-    text = call_of(function, keys, inner).text
+    traced = call_of(function, keys, inner)
+    if function._unchanged is not None:
+        _guard(function, keys, inner, traced.text)
+    if isinstance(traced.results, bool):
+        return traced.text, _TUPLE if traced.results else _ARRAY
+    return traced.text, name_of_builder(function, traced.results)
+
+
+def _guard(function: Specialized[Any, Any], keys: tuple[Key, ...], inner: Any, text: str) -> None:
+    """Let the graph that is being traced hold only as long as the call has this text."""
     unchanged = function._unchanged
-    if unchanged is not None:
 
-        def holds() -> bool:
-            nonlocal unchanged
-            if unchanged is None or unchanged():
-                return True
-            if not is_text_of(function, keys, inner, text):
-                return False
-            unchanged = function._unchanged  # other objects with the same values
+    def holds() -> bool:
+        nonlocal unchanged
+        if unchanged is None or unchanged():
             return True
+        if not is_text_of(function, keys, inner, text):
+            return False
+        unchanged = function._unchanged  # other objects with the same values
+        return True
 
-        guard(holds, f"{function._name} reads the same globals and closures")
-    return text
-
-
-@constant
-def _results_of(identity: int, keys: tuple[Key, ...], inner: Any) -> str:
-    """Return the name of the function's attribute that builds its results, or one of the usual."""
-    function: Specialized[Any, Any] = object_at(identity)
-    results = call_of(function, keys, inner).results
-    if isinstance(results, bool):
-        return _TUPLE if results else _ARRAY
-    return name_of_builder(function, results)
+    guard(holds, f"{function._name} reads the same globals and closures")
 
 
 # --- arguments ------------------------------------------------------------------------------------

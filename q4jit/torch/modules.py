@@ -66,7 +66,7 @@ _FEED_FORWARD: Final = _of_each_precision(_feed_forward)
 
 
 class _OneWeight(nn.Module):
-    """A module with a parameter's name for its `Weight`."""
+    """Base of modules that have a `Weight` where PyTorch's have a parameter."""
 
     weight: Weight
 

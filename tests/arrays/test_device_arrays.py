@@ -577,7 +577,7 @@ class Tensor:
         self.shape, self.answers = shape, {"pointer": pointer, **answers}
     def __getattr__(self, name):
         plain = {"dtype": torch.float32, "layout": torch.strided, "is_cuda": True, "index": 0,
-                 "requires_grad": False, "contiguous": True, "neg": False}
+                 "requires_grad": False, "contiguous": True, "neg": False, "is_cpu": False}
         values = {**plain, **self.answers}
         if name == "device":
             kind = "cuda" if values["is_cuda"] else "cpu"

@@ -77,6 +77,7 @@ def test_a_saved_program_runs_in_another_process(strict: bool, tmp_path: Path) -
 
 
 @pytest.mark.usefixtures("inductor")
+@pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")  # of PyTorch 2.11
 def test_a_program_is_compiled_ahead_of_time(tmp_path: Path) -> None:
     class Gated(nn.Module):
         def __init__(self) -> None:

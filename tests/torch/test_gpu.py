@@ -106,7 +106,7 @@ def test_the_state_is_the_same_from_every_device(block: Any) -> None:
 @pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
 def test_two_graphs_serve_every_number_of_rows(block: Any, mode: str) -> None:
     torch._dynamo.utils.counters.clear()
-    compiled = torch.compile(block, fullgraph=True, mode=mode)
+    compiled: Any = torch.compile(block, fullgraph=True, mode=mode)
     with torch.no_grad():
         for m in (*ROWS, *ROWS):
             x = inputs(m)

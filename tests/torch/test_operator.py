@@ -315,7 +315,7 @@ def test_a_weight_and_its_memory_are_freed() -> None:
 
 
 def test_changed_bytes_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Blocks in GGUF's order, of which kernels read a repacked copy."""
+    """Kernels read a repacked copy of blocks in the order of GGUF."""
     calls, x = _record(monkeypatch), floats(3, K)
     first, other = matrix(0), matrix(20)
     wanted = [cases._plain_product(x, w) for w in (first, other)]
@@ -492,7 +492,8 @@ def test_damaged_texts_are_refused(data: st.DataObject) -> None:
         ('"cache": true', '"cache": 1', r"cache: expected True or False"),
         ('"tune": false', '"tune": false, "more": 1', r"expected"),
         ('"q4jit":1', '"q4jit":2', r"expected version 1"),
-        ("{", "", r"expected JSON"),
+        ('"K": null', '"K": nul', r"expected JSON"),
+        ("{", "", r"expected the fields \['K'"),
     ],
 )
 def test_errors_name_the_damage(
