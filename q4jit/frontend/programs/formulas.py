@@ -14,7 +14,7 @@ from typing import Final
 import numpy as np
 
 from q4jit.frontend.builder import Builder
-from q4jit.frontend.graph import ELEMENTWISE, Node
+from q4jit.frontend.graph import Node
 from q4jit.frontend.shapes import has_columns
 
 _LARGEST: Final = float(np.finfo(np.float32).max)
@@ -44,10 +44,7 @@ class Formulas:
         """Return a cotangent with all columns of its value `node`."""
         if g.width == node.width:
             return g
-        wide = node
-        while wide.op in ELEMENTWISE:  # an operand as wide takes less to compute
-            wide = next(n for n in wide.operands if n.width == node.width)
-        return self._apply("where", self._apply("eq", wide, wide), g, g)
+        return self._apply("where", self._apply("eq", node, node), g, g)
 
     def _of_structure(self, node: Node, g: Node) -> Node | None:
         """Return the cotangent of the operand of a reduction or of a change of axes."""
@@ -60,8 +57,7 @@ class Formulas:
                 count = self._builder.reduce(
                     "sum", self._apply("where", is_largest, 1.0, 0.0), True
                 )
-                share = self._apply("div", g, self._apply("maximum", count, 1.0))
-                return self._apply("where", is_largest, share, 0.0)
+                return self._apply("where", is_largest, self._apply("div", g, count), 0.0)
             case "reshape":
                 is_longer = len(node.shape) > len(node.operands[0].shape)
                 return (self._builder.drop_last if is_longer else self._builder.add_last)(g)
