@@ -221,6 +221,14 @@ def test_a_leaf_that_does_not_fit_is_refused(name: str) -> None:
             compiled(MIXED)(*leaves)
 
 
+def test_rows_that_do_not_match_are_refused_by_name() -> None:
+    program = Case(lambda x, y: x + y, {"x": X, "y": X}).program
+    with pytest.raises(
+        TraceError, match=r"^lambda_: cannot broadcast \[3, 64\] with \[2, 64\]; use"
+    ):
+        compiled(program)(X, X[:2])
+
+
 def test_another_number_of_chosen_experts_is_refused() -> None:
     """The function may have divided by it."""
     case = FORWARD["vectors of experts"]

@@ -3,7 +3,7 @@
 Shapes follow from those of a call's arguments, so an operation has only what they do not tell.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
@@ -103,19 +103,22 @@ def place_of_operation(number: int) -> str:
 
 
 def rebuilt(
-    operations: Sequence[Operation], builder: Builder, leaves: Sequence[Leaf]
+    operations: Sequence[Operation],
+    builder: Builder,
+    leaves: Sequence[Leaf],
+    place: Callable[[int], str] = place_of_operation,
 ) -> list[Node]:
     """Return the node of each operation, in a graph whose arguments may have other axes.
 
-    leaves: the values of the program's arguments in that graph. Raises TraceError for an operation
-    whose operands do not fit it, with its number.
+    leaves: the values of the program's arguments in that graph. place: how errors call an
+    operation. Raises TraceError for an operation whose operands do not fit it.
     """
     nodes: list[Node] = []
     for number, operation in enumerate(operations):
         try:
             nodes.append(_node(operation, builder, leaves, [nodes[i] for i in operation.of]))
         except TraceError as error:
-            raise TraceError(f"{place_of_operation(number)}: {error}") from None
+            raise TraceError(f"{place(number)}: {error}") from None
     return nodes
 
 

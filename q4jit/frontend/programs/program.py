@@ -146,7 +146,8 @@ class Program:
 
     def rebuilt(self, builder: Builder, leaves: Sequence[Leaf]) -> list[Node]:
         """Return the results as nodes of another graph. Raises TraceError if leaves do not fit."""
-        nodes = rebuilt(self._content.operations, builder, leaves)
+        # whoever calls a function knows its name, but not the numbers of its operations
+        nodes = rebuilt(self._content.operations, builder, leaves, lambda _: self.name)
         return [nodes[i] for i in self._content.outputs]
 
     def __repr__(self) -> str:
