@@ -178,7 +178,9 @@ class CpuLaunch:
     def prepare(self, args: Sequence[Any]) -> None:
         """Repack the weights, so that the first call finds them ready."""
         for i, layout in self._weights:
-            args[i]._resident.blocks(layout)
+            resident = args[i]._resident
+            if layout not in resident.addresses:  # kernels read the others where they are
+                resident.address(layout)
 
     def _prepared(self, i: int, array: NDArray[Any], shape: tuple[int, ...] | None) -> NDArray[Any]:
         """Return an array as kernels read it: broadcast to `shape`, and contiguous."""

@@ -6,6 +6,7 @@ import io
 import pickle
 import tracemalloc
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -120,11 +121,17 @@ def test_no_call_of_any_size_makes_a_second_copy(name: str, n: int) -> None:
         assert has_one_copy(weight)
 
 
-def test_memory_is_freed_with_the_weight() -> None:
+@pytest.mark.parametrize(
+    "use",
+    [product, product.warmup, lambda x, weight: product.bind(x, weight)()],
+    ids=["call", "warmup", "bind"],
+)
+@pytest.mark.parametrize("lookup", [False, True], ids=["packed", "lookup"])
+def test_memory_is_freed_with_the_weight(use: Callable[..., Any], lookup: bool) -> None:
     gc.collect()
     known, storages = len(memory._known), len(memory._storages)
-    weight = Weight(Q)
-    product(x(), weight)
+    weight = Weight(Q, lookup=lookup)
+    use(x(), weight)
     tensor = weakref.ref(weight.blocks)
     assert (len(memory._known), len(memory._storages)) == (known + 1, storages + 1)
     del weight
