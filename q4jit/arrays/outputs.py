@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 import numpy as np
+from numpy.lib.array_utils import byte_bounds
 from numpy.typing import NDArray
 
 from q4jit.arrays.arguments import plain
@@ -82,16 +83,22 @@ def _refuse_overlap(
 ) -> None:
     for i, array in enumerate(given):
         for name, value in zip(names, args, strict=True):
-            memory: object = value
-            if isinstance(value, QuantizedTensor | ExpertTensor):
-                memory = value._resident.stored_here()
-            if isinstance(memory, np.ndarray) and _overlap(array, memory):
+            if _overlaps_argument(array, value):
                 raise ArgumentError(
                     f"out= overlaps the argument {name!r}, which is read while out is written; "
                     "use separate memory"
                 )
         if any(_overlap(array, other) for other in given[:i]):
             raise ArgumentError("two arrays of out= overlap; use separate memory")
+
+
+def _overlaps_argument(array: NDArray[Any], value: object) -> bool:
+    """Return whether an array of out= overlaps an argument, or the blocks of a weight."""
+    if isinstance(value, QuantizedTensor | ExpertTensor):
+        first, last = value._resident.span
+        start, end = byte_bounds(array)
+        return bool(array.size) and start < last and first < end
+    return isinstance(value, np.ndarray) and _overlap(array, value)
 
 
 def _overlap(a: NDArray[Any], b: NDArray[Any]) -> bool:

@@ -68,10 +68,6 @@ class ResidentCopies:
                     packed = self._keep(layout)
         return packed
 
-    def stored_here(self) -> NDArray[np.uint8] | None:
-        """Return the stored blocks, if they are on the host and kernels read them there."""
-        return self._copies.get(self.stored.layout)
-
     def address(self, layout: str) -> int:
         """Return the address of the host's copy in a layout, and keep it in `addresses`."""
         address = self.addresses[layout] = int(self.blocks(layout).ctypes.data)

@@ -140,6 +140,15 @@ def test_memory_is_freed_with_the_weight(use: Callable[..., Any], lookup: bool) 
     assert (len(memory._known), len(memory._storages)) == (known, storages)
 
 
+@pytest.mark.parametrize("lookup", [False, True], ids=["packed", "lookup"])
+def test_results_do_not_overwrite_blocks(lookup: bool) -> None:
+    weight = Weight(Q, lookup=lookup)
+    product(x(), weight)
+    out = weight.blocks[: 3 * 4 * N].view(torch.float32).reshape(3, N)
+    with pytest.raises(ArgumentError, match="out= overlaps the argument 'w'"):
+        product(x(), weight, out=out)
+
+
 @pytest.mark.parametrize("device", ["meta", "cpu"])
 def test_moving_frees_the_old_blocks(device: str) -> None:
     weight = Weight(Q)
