@@ -210,7 +210,7 @@ class FusedParallel(_Style):
         """Keep names and layouts.
 
         columns: the weights whose N is divided. blocks: those whose K is divided. output_layouts,
-        use_local_output: as in `ColwiseLinear`.
+        use_local_output: as in `ColwiseLinear`. Raises ArgumentError unless columns has a name.
         """
         if not columns:
             where = "columns of FusedParallel"
@@ -277,7 +277,10 @@ class _Division:
         return x.to_local(grad_placements=_SUMMANDS if style.takes == _ALL else None)
 
     def _fits(self, x: Tensor) -> bool:
-        """Return whether neither an input nor its gradient has to be communicated."""
+        """Return whether neither an input nor its gradient has to be communicated.
+
+        Raises ArgumentError for a whole input where each process should give its part.
+        """
         if self.style.input_layouts != self.style.takes:
             return False
         if self.style.takes == _ALL:
@@ -289,7 +292,10 @@ class _Division:
         return True
 
     def after(self, module: nn.Module, args: tuple[Any, ...], y: Any) -> Any:
-        """Return the output of a call in the layout that the user wants."""
+        """Return the output of a call in the layout that the user wants.
+
+        Raises ArgumentError for an output that is no tensor.
+        """
         style = self.style
         if not isinstance(y, Tensor):
             got = type(y).__name__

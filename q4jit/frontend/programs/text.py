@@ -215,7 +215,7 @@ def read(text: object) -> Content:
 
 
 def _selected(data: Any, where: str, field: str, names: Any) -> str:
-    """Return the field that says which other fields there are."""
+    """Return the field that says which other fields there are. Raises ArgumentError."""
     value = data.get(field) if isinstance(data, dict) else None
     passes, values = one_of(names)
     if not passes(value):
