@@ -26,7 +26,8 @@ TORCH_TESTS := tests/arrays/test_host_tensors.py tests/tools/compare/test_peers.
 OLDEST_TORCH_VENV := .venv-oldest-torch
 OLDEST_TORCH := torch==2.11.0
 OLDEST_TORCH_TESTS := tests/arrays/test_host_tensors.py tests/torch/test_environment.py \
-	tests/torch/test_operator.py tests/torch/test_gradients.py tests/torch/test_modules.py
+	tests/torch/test_operator.py tests/torch/test_gradients.py tests/torch/test_modules.py \
+	tests/torch/test_compile.py tests/torch/test_weight.py tests/torch/test_parallel.py
 # Sources that import PyTorch: `lint` leaves them to `lint-torch`, as pyproject.toml says
 TORCH_SOURCES := $(wildcard examples/finetune_lora.py examples/tensor_parallel.py q4jit/torch \
 	tests/support/torch tests/torch)
