@@ -45,11 +45,13 @@ class Builder:
         signature: the specs of the function's arguments.
         names: their names, for errors.
         products: the products that the function asked for so far, in order.
+        of_experts: by number of a value, whether it comes from a product with chosen experts.
     """
 
     signature: Signature
     names: Sequence[str] = ()
     products: list[Node] = field(default_factory=list)
+    of_experts: dict[int, bool] = field(default_factory=dict)
     _known: dict[tuple[object, ...], Node] = field(default_factory=dict)
 
     def show_argument(self, arg: int) -> str:

@@ -93,7 +93,7 @@ def inner_sum(builder: Builder, node: Node, keepdims: bool) -> Node:
 
     Raises TraceError for other values: kernels add up what an earlier kernel has stored.
     """
-    if fixed_axes(node.shape) != 2 or not _is_of_experts(node):
+    if fixed_axes(node.shape) != 2 or not _is_of_experts(node, builder.of_experts):
         refuse(
             f"add up the axis before the last of {show_shape(node.shape)}",
             "use it for products np.vecmat(x, w[ids]), and for what is computed element by element "
@@ -104,16 +104,22 @@ def inner_sum(builder: Builder, node: Node, keepdims: bool) -> Node:
     return expand(builder, summed) if keepdims else summed
 
 
-def _is_of_experts(node: Node) -> bool:
-    """Return whether a value is a product with chosen experts, or element by element one of it."""
+def _is_of_experts(node: Node, known: dict[int, bool]) -> bool:
+    """Return whether a value is a product with chosen experts, or element by element one of it.
+
+    known: answers by number of the value, so that long functions do not search again and again.
+    """
     pending, seen = [node], {node.id}
     while pending:
         n = pending.pop()
-        if n.chosen is not None:
+        if n.chosen is not None or known.get(n.id, False):
+            known[node.id] = True
             return True
-        fresh = [o for o in n.operands if o.id not in seen] if n.op in ELEMENTWISE else []
+        operands = n.operands if n.op in ELEMENTWISE else ()
+        fresh = [o for o in operands if o.id not in seen and known.get(o.id, True)]
         seen.update(o.id for o in fresh)
         pending += fresh
+    known.update(dict.fromkeys(seen, False))
     return False
 
 
