@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Callable
 from multiprocessing.reduction import ForkingPickler
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 import torch
 from torch import nn
@@ -99,9 +99,32 @@ class Weight(nn.Module):
         return Stored(self.format, self.K, self.N, self.experts, self.layout)
 
     @property
+    def device(self) -> torch.device:
+        """The device of `blocks`."""
+        return self.blocks.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """float32, the type of the numbers that blocks stand for."""
+        return torch.float32
+
+    @property
     def nbytes(self) -> int:
         """Bytes of `blocks`."""
         return self.stored.nbytes
+
+    def requires_grad_(self, requires_grad: bool = True) -> Self:
+        """Return the weight. Raises ArgumentError if it is to require a gradient."""
+        if requires_grad:
+            cure = "train adapters beside the layer, as examples/finetune_lora.py does"
+            what, got = "a frozen weight", "requires_grad_(True)"
+            raise ArgumentError(expected(what, got, where=str(self), cure=cure))
+        return self
+
+    def forward(self, *_: Any, **__: Any) -> NoReturn:
+        """Raise ArgumentError: functions and layers use a weight, nobody calls it."""
+        cure = "call the layer that holds it, or pass it to a decorated function"
+        raise ArgumentError(f"{self} is not a function; {cure}")
 
     def tensor(self) -> AnyWeight:
         """Return the weight that kernels read. It is valid for as long as `blocks` is.
