@@ -54,7 +54,7 @@ class TorchBridge:
                 devices.add(value.get_device())
             elif isinstance(value, Weight):
                 made.append(value.tensor())
-                devices.add(value._buffers["blocks"].get_device())
+                devices.add(value.blocks.get_device())
             elif kind not in LEAVES and _is_container(value):
                 made.append(_with_weights(value))
                 devices.add(None)

@@ -139,9 +139,10 @@ class Linear(_OneWeight):
         is that of `nn.Linear.weight` in reverse. Raises FormatError if bytes, shape and format do
         not match, and the errors of `Linear`.
         """
-        if getattr(raw, "ndim", 1) == 2 and len(raw) != shape[1]:  # one row per output
-            what, got = f"{shape[1]} rows of bytes, N of (K, N) = {shape}", f"{len(raw)}"
-            cure = f"use shape={shape[::-1]}" if len(raw) == shape[0] else ""
+        rows = raw.shape[0] if getattr(raw, "ndim", 1) == 2 else shape[1]
+        if rows != shape[1]:  # a column has as many bytes as rows of another length
+            what, got = f"{shape[1]} rows of bytes, N of (K, N) = {shape}", f"{rows}"
+            cure = f"use shape={shape[::-1]}" if rows == shape[0] else ""
             raise FormatError(expected(what, got, where="Linear.from_bytes", cure=cure))
         weight = QuantizedTensor.from_bytes(raw, shape=shape, format=format)
         return cls(weight, bias, device=device, precision=precision)
@@ -251,8 +252,9 @@ class Embedding(_OneWeight):
 
         Raises ArgumentError for ids of another dtype or device, and on the CPU for ids beyond N.
         """
-        if isinstance(ids, Tensor) and not ids.dim():  # decorated functions take it as a number
-            return self.forward(ids.reshape(1))[0]
+        given: object = ids
+        if isinstance(given, Tensor) and not given.dim():  # a number to decorated functions
+            return self.forward(given.reshape(1))[0]
         try:
             vectors: Tensor = _LOOKED_UP(ids, self.weight, _FLOAT_TYPES[self.dtype])
         except Q4JitError:

@@ -532,11 +532,16 @@ def test_a_single_id_gives_a_single_vector() -> None:
     assert torch.equal(table(torch.tensor(3)), table(torch.tensor([3]))[0])
 
 
+def object_of(value: Any) -> Any:
+    """Return the value, of a type that the caller may mistake."""
+    return value
+
+
 @pytest.mark.parametrize(
     ("mistake", "message"),
     [
-        (lambda: Linear(nn.Linear(64, 96)), r"Linear\.from_linear\(module"),
-        (lambda: Linear(nn.Embedding(96, 64)), r"Embedding\.from_embedding\(module"),
+        (lambda: Linear(object_of(nn.Linear(64, 96))), r"Linear\.from_linear\(module"),
+        (lambda: Linear(object_of(nn.Embedding(96, 64))), r"Embedding\.from_embedding\(module"),
         (
             lambda: Linear.from_bytes(random_weight("Q4_0", 64, 96).raw, (96, 64), "Q4_0"),
             r"use shape=\(64, 96\)",

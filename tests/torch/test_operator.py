@@ -511,7 +511,7 @@ def test_static_values_of_other_types_are_other_calls() -> None:
         return x * 2.0 if n is True else x * 3.0
 
     x = torch.ones(2, K, requires_grad=True)
-    compiled = torch.compile(lambda n: chosen(x, n), fullgraph=True, backend="eager")
+    compiled: Any = torch.compile(lambda n: chosen(x, n), fullgraph=True, backend="eager")
     for call in (lambda n: chosen(x, n)), compiled:
         assert [call(n).detach()[0, 0] for n in (1, True, 1)] == [3, 2, 3]
 
