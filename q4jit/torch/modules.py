@@ -139,7 +139,8 @@ class Linear(_OneWeight):
         is that of `nn.Linear.weight` in reverse. Raises FormatError if bytes, shape and format do
         not match, and the errors of `Linear`.
         """
-        rows = raw.shape[0] if getattr(raw, "ndim", 1) == 2 else shape[1]
+        given: Any = raw
+        rows = given.shape[0] if getattr(given, "ndim", 1) == 2 else shape[1]
         if rows != shape[1]:  # a column has as many bytes as rows of another length
             what, got = f"{shape[1]} rows of bytes, N of (K, N) = {shape}", f"{rows}"
             cure = f"use shape={shape[::-1]}" if rows == shape[0] else ""

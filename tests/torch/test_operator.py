@@ -511,9 +511,13 @@ def test_static_values_of_other_types_are_other_calls() -> None:
         return x * 2.0 if n is True else x * 3.0
 
     x = torch.ones(2, K, requires_grad=True)
-    compiled: Any = torch.compile(lambda n: chosen(x, n), fullgraph=True, backend="eager")
-    for call in (lambda n: chosen(x, n)), compiled:
-        assert [call(n).detach()[0, 0] for n in (1, True, 1)] == [3, 2, 3]
+
+    def of(n: Any) -> Any:
+        return chosen(x, n).detach()[0, 0]
+
+    compiled: Any = torch.compile(of, fullgraph=True, backend="eager")
+    for run in of, compiled:
+        assert [run(n) for n in (1, True, 1)] == [3, 2, 3]
 
 
 @pytest.mark.parametrize("tracks", [False, True])
