@@ -54,7 +54,10 @@ def check_tensor(torch: Any, tensor: Any, name: str) -> None:
     """Raise ArgumentError for a tensor that tracks gradients, or without values in its memory."""
     if tensor.requires_grad and torch.is_grad_enabled():
         got = "one that requires a gradient"
-        cure = f"use {as_argument(name, tensor)}, or call under torch.no_grad()"
+        cure = (
+            f"use {as_argument(name, tensor)}, or call under torch.no_grad(); "
+            "import q4jit.torch to differentiate calls"
+        )
         raise ArgumentError(
             expected("a tensor without gradient", got, where=f"argument {name!r}", cure=cure)
         )

@@ -4,6 +4,7 @@ PyTorch's compiler traces `TorchBridge.call`. So that function contains nothing 
 cannot trace; what needs q4jit's tracer is in functions whose results are constants to the compiler.
 """
 
+import contextlib
 import operator
 from typing import Any, Final
 
@@ -12,7 +13,7 @@ from torch.autograd import forward_ad
 
 from q4jit.dispatcher import Specialized, positional
 from q4jit.errors import ArgumentError, expected
-from q4jit.frontend.containers import LEAVES, MAPPINGS, Apart, fields_of, together
+from q4jit.frontend.containers import LEAVES, MAPPINGS, Apart, Misfit, fields_of, together
 from q4jit.frontend.structures import flattened, names_of
 from q4jit.torch.calls import call_of, is_text_of, refuse_devices
 from q4jit.torch.guards import constant, guard, object_at
@@ -46,14 +47,14 @@ class TorchBridge:
         devices = set()
         for value in args:
             kind = type(value)
-            if kind is Weight:
-                made.append(value.tensor())
-                devices.add(value._buffers["blocks"].get_device())
-            elif kind in _DIRECT:
+            if kind in _DIRECT:
                 # kernels of GPUs take no strides
                 is_strided = value.is_cuda and not value.is_contiguous()
                 made.append(value.contiguous() if is_strided else value)
                 devices.add(value.get_device())
+            elif isinstance(value, Weight):
+                made.append(value.tensor())
+                devices.add(value.blocks.get_device())
             elif kind not in LEAVES and _is_container(value):
                 made.append(_with_weights(value))
                 devices.add(None)
@@ -86,7 +87,7 @@ class TorchBridge:
         if transforms or forward_ad._current_level >= 0:
             _refuse_transforms(args)
         if _is_any_autocast_enabled() or _dispatch_modes() or transforms or _is_tracing():
-            return any(map(_has_tensor, args)) or Weight in map(type, args)
+            return any(_has_tensor(v) or isinstance(v, Weight) for v in args)
         tracks = torch.is_grad_enabled()
         has_tensor = has_weight = False
         for value in args:
@@ -95,7 +96,7 @@ class TorchBridge:
                 if value.is_meta or (tracks and value.requires_grad):
                     return True
                 has_tensor = True
-            elif kind is Weight:
+            elif isinstance(value, Weight):
                 has_weight = True
             elif kind in LEAVES:
                 continue
@@ -217,16 +218,20 @@ def _leaves(value: Any) -> list[Any]:
     if not _is_container(value):
         return [value]
     apart = Apart()
-    apart.tree(value)
+    with contextlib.suppress(Misfit):  # the call refuses it, and names it
+        apart.tree(value)
     return apart.leaves
 
 
 def _with_weights(value: Any) -> Any:
     if not _is_container(value):
-        return value.tensor() if type(value) is Weight else value
+        return value.tensor() if isinstance(value, Weight) else value
     apart = Apart()
-    tree = apart.tree(value)
-    if Weight not in map(type, apart.leaves):
+    try:
+        tree = apart.tree(value)
+    except Misfit:  # as in `_leaves`
+        return value
+    if not any(isinstance(leaf, Weight) for leaf in apart.leaves):
         return value
     return together(tree, map(_with_weights, apart.leaves))
 

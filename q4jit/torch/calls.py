@@ -152,7 +152,7 @@ def _device(leaf: Any) -> tuple[Any, int]:
 def _stand_in(key: Key) -> Any:
     """Return an argument with this key: its containers, with a `_Leaf` in each place."""
     if key[0] == STATIC:
-        return key[1]
+        return key[2]
     if key[0] != CONTAINER:
         return _Leaf(key)
     _, kind, names, entries = key

@@ -90,10 +90,11 @@ class Leaves:
             self.arrays.append(torch.ones((), dtype=torch.float64, device="cpu") * value)
             return CHANGING_NUMBER, float
         if isinstance(value, (int, torch.SymInt, torch.SymBool)):
-            return STATIC, guard_scalar(value)
+            number = guard_scalar(value)
+            return STATIC, type(number), number  # 1 and True are equal
         if value is not None and not isinstance(value, (str, np.generic)):
             _refuse(name, type(value).__name__)
-        return STATIC, value
+        return STATIC, type(value), value
 
     def _container(self, name: str, value: Any) -> Key:
         kind = type(value)

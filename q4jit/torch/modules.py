@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from q4jit.conversions import tensor_dtype
 from q4jit.dispatcher import Specialized, specialize
-from q4jit.errors import ArgumentError, Q4JitError, expected
+from q4jit.errors import ArgumentError, FormatError, Q4JitError, expected
 from q4jit.floats import FLOAT_TYPES, FloatType, numpy_dtype
 from q4jit.precision import BOUNDS
 from q4jit.torch.inputs import check_floats, check_ids, check_one_of
@@ -135,9 +135,16 @@ class Linear(_OneWeight):
     ) -> Self:
         """Make a layer of the bytes of a GGUF tensor of shape (K, N).
 
-        raw, shape, format: as in `QuantizedTensor.from_bytes`; the rest as in `Linear`. Raises
-        FormatError if bytes, shape and format do not match, and the errors of `Linear`.
+        raw, shape, format: as in `QuantizedTensor.from_bytes`; the rest as in `Linear`. The shape
+        is that of `nn.Linear.weight` in reverse. Raises FormatError if bytes, shape and format do
+        not match, and the errors of `Linear`.
         """
+        given: Any = raw
+        rows = given.shape[0] if getattr(given, "ndim", 1) == 2 else shape[1]
+        if rows != shape[1]:  # a column has as many bytes as rows of another length
+            what, got = f"{shape[1]} rows of bytes, N of (K, N) = {shape}", f"{rows}"
+            cure = f"use shape={shape[::-1]}" if rows == shape[0] else ""
+            raise FormatError(expected(what, got, where="Linear.from_bytes", cure=cure))
         weight = QuantizedTensor.from_bytes(raw, shape=shape, format=format)
         return cls(weight, bias, device=device, precision=precision)
 
@@ -242,10 +249,13 @@ class Embedding(_OneWeight):
         return cls(weight, dtype=given.dtype if dtype is None else dtype)
 
     def forward(self, ids: Tensor) -> Tensor:
-        """Return the vectors of ids: [..., K] for ids [...], int32 or int64.
+        """Return the vectors of ids: [..., K] for ids [...], int32 or int64; [K] for a single id.
 
         Raises ArgumentError for ids of another dtype or device, and on the CPU for ids beyond N.
         """
+        given: object = ids
+        if isinstance(given, Tensor) and not given.dim():  # a number to decorated functions
+            return self.forward(given.reshape(1))[0]
         try:
             vectors: Tensor = _LOOKED_UP(ids, self.weight, _FLOAT_TYPES[self.dtype])
         except Q4JitError:
@@ -346,8 +356,9 @@ class Experts(nn.Module):
 
 def _checked_dtype(dtype: torch.dtype) -> torch.dtype:
     if dtype not in _FLOAT_TYPES:
-        what, where = " or ".join(map(str, _FLOAT_TYPES)), "dtype of Embedding"
-        raise ArgumentError(expected(what, str(dtype), where=where))
+        what, where = " or ".join(map(str, _FLOAT_TYPES)), "dtype of q4jit.torch.Embedding"
+        cure = "use float(), half() or bfloat16()"
+        raise ArgumentError(expected(what, str(dtype), where=where, cure=cure))
     return dtype
 
 
@@ -356,6 +367,9 @@ def _matrix(weight: object, device: Device, where: str, *, lookup: bool = False)
     held = _held(weight, device, lookup) if isinstance(weight, QuantizedTensor | Weight) else None
     if held is None or held.experts:
         cure = 'use q4jit.quantize(w, "Q4_0") for a float matrix [K, N]'
+        if isinstance(weight, nn.Linear | nn.Embedding):
+            kind = type(weight).__name__
+            cure = f'use {kind}.from_{kind.lower()}(module, "Q4_0"), from q4jit.torch'
         got = type(weight).__name__
         if isinstance(weight, ExpertTensor | Weight):
             got, cure = f"one of shape {list(weight.shape)}", "use Experts for those of a mixture"

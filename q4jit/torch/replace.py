@@ -19,7 +19,7 @@ from q4jit.torch.quantizing import check_frozen, is_float, quantized_weight
 from q4jit.torch.report import Replaced, Report, Skipped
 from q4jit.torch.weight import Weight
 from q4jit.weights.encode import find_encoder
-from q4jit.weights.formats import Format, find_format
+from q4jit.weights.formats import FORMATS, Format, find_format
 
 _HOOKS: Final = (
     "_forward_hooks",
@@ -272,7 +272,8 @@ def _groups(
         k, fmt = weight.shape[1], formats[kind]
         fits = [f for f in (fmt, fallback) if f is not None and k % f.block_elements == 0]
         if not fits:
-            cure = "" if fallback else '; give fallback="Q8_0", for example'
+            other = "Q8_0" if k % FORMATS["Q8_0"].block_elements == 0 else "F16"
+            cure = f'; give fallback="{other}", for example'
             blocks = f"blocks of {(fallback or fmt).name}, {(fallback or fmt).block_elements}"
             _skip(same, f"K = {k} is not a whole number of {blocks} each{cure}")
             continue

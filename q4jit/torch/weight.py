@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Callable
 from multiprocessing.reduction import ForkingPickler
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 import torch
 from torch import nn
@@ -23,7 +23,36 @@ from q4jit.weights.tensor import QuantizedTensor
 Device = torch.device | str | None
 
 
-class Weight(nn.Module):
+class _Frozen(nn.Module):
+    """A module of data that is neither called nor trained."""
+
+    blocks: torch.Tensor
+
+    @property
+    def device(self) -> torch.device:
+        """The device of `blocks`."""
+        return self.blocks.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """float32, the type of the numbers that blocks stand for."""
+        return torch.float32
+
+    def requires_grad_(self, requires_grad: bool = True) -> Self:
+        """Return the weight. Raises ArgumentError if it is to require a gradient."""
+        if requires_grad:
+            cure = "train adapters beside the layer, as examples/finetune_lora.py does"
+            what, got = "a frozen weight", "requires_grad_(True)"
+            raise ArgumentError(expected(what, got, where=str(self), cure=cure))
+        return self
+
+    def forward(self, *_: Any, **__: Any) -> NoReturn:
+        """Raise ArgumentError: functions and layers use a weight, nobody calls it."""
+        cure = "call the layer that holds it, or pass it to a decorated function"
+        raise ArgumentError(f"{self} is not a function; {cure}")
+
+
+class Weight(_Frozen):
     """A weight [K, N], or [E, K, N] for experts, whose blocks are a buffer of a module.
 
     Decorated functions take it like a `QuantizedTensor` or `ExpertTensor`. It holds the blocks
@@ -39,8 +68,6 @@ class Weight(nn.Module):
         layout: the order of the bytes of `blocks`.
         blocks: uint8 [bytes], not persistent.
     """
-
-    blocks: torch.Tensor
 
     def __init__(self, weight: AnyWeight, *, device: Device = None, lookup: bool = False) -> None:
         """Hold a copy of a weight on a device.

@@ -383,6 +383,9 @@ def find_format(name: object) -> Format:
     """
     fmt = FORMATS.get(name.upper()) if isinstance(name, str) else None
     if fmt is None:
-        known = ", ".join(FORMATS)
-        raise FormatError(f"unknown format {short_name(name)}; known formats: {known}")
+        known = f"known formats: {', '.join(FORMATS)}"
+        base = name.upper().rpartition("_")[0] if isinstance(name, str) else ""
+        if base in FORMATS:  # Q4_K_M and the like
+            known = f"use {base!r}: {name} names the mixture of formats in a file"
+        raise FormatError(f"unknown format {short_name(name)}; {known}")
     return fmt

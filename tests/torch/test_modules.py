@@ -14,7 +14,14 @@ from torch import nn
 from torch.nn.functional import gelu, relu, silu
 from torch.utils.data import DataLoader, Dataset
 
-from q4jit import ArgumentError, ExpertTensor, FormatError, quantize
+from q4jit import (
+    ArgumentError,
+    ExpertTensor,
+    FormatError,
+    Q4JitError,
+    quantize,
+    specialize,
+)
 from q4jit.torch import Embedding, Experts, Linear, Weight
 from q4jit.torch.modules import ACTIVATIONS
 from q4jit.weights.layouts import GGUF, INTERLEAVED16
@@ -174,7 +181,7 @@ def test_the_dtype_of_an_embedding_is_cast() -> None:
     assert table.bfloat16()(ids).dtype == torch.bfloat16
     assert table.to(torch.float16)(ids).dtype == torch.float16
     assert copy.deepcopy(table)(ids).dtype == torch.float16
-    with pytest.raises(ArgumentError, match=r"dtype of Embedding: expected torch.float32 or .*64"):
+    with pytest.raises(ArgumentError, match=r"dtype of q4jit.torch.Embedding: .*64"):
         table.double()
 
 
@@ -456,7 +463,10 @@ class Doubled(nn.Linear):
         (lambda: Linear(W, precision="f8"), r"precision of Linear: expected 'f32' or .*, got 'f8'"),
         (lambda: Linear(W, device="xpu"), r"device: expected a CPU, or a GPU of CUDA or ROCm"),
         (lambda: Embedding(wrong(GATE)), r"weight of Embedding: .*got one of shape \[4, 64, 32\]"),
-        (lambda: Embedding(W, dtype=torch.int8), r"dtype of Embedding: .*got torch.int8"),
+        (
+            lambda: Embedding(W, dtype=torch.int8),
+            r"dtype of q4jit.torch.Embedding: .*got torch.int8",
+        ),
         (
             lambda: Experts(wrong(W), UP, DOWN),
             r"gate of Experts: .*got one of shape \[64, 48\]; use Expe",
@@ -515,3 +525,62 @@ def test_modules_print_in_a_line() -> None:
     assert linear.endswith("Linear(in_features=64, out_features=48, bias=True, format=Q8_0)")
     assert experts.endswith("hidden=32, out_features=64, activation=silu, format=Q4_1)")
     assert str(Weight(W)) == "Weight(Q8_0 [64, 48])"
+
+
+def test_a_single_id_gives_a_single_vector() -> None:
+    table = Embedding(random_weight("Q4_0", 64, 96))
+    assert torch.equal(table(torch.tensor(3)), table(torch.tensor([3]))[0])
+
+
+def object_of(value: Any) -> Any:
+    """Return the value, of a type that the caller may mistake."""
+    return value
+
+
+@pytest.mark.parametrize(
+    ("mistake", "message"),
+    [
+        (lambda: Linear(object_of(nn.Linear(64, 96))), r"Linear\.from_linear\(module"),
+        (lambda: Linear(object_of(nn.Embedding(96, 64))), r"Embedding\.from_embedding\(module"),
+        (
+            lambda: Linear.from_bytes(random_weight("Q4_0", 64, 96).raw, (96, 64), "Q4_0"),
+            r"use shape=\(64, 96\)",
+        ),
+        (lambda: Linear.from_bytes(b"", (64, 96), "Q4_K_M"), r"use 'Q4_K'"),
+        (
+            lambda: Linear(random_weight("Q4_0", 64, 96)).weight.requires_grad_(True),
+            r"train adapters",
+        ),
+        (
+            lambda: Linear(random_weight("Q4_0", 64, 96)).weight(torch.zeros(1, 64)),
+            r"call the layer",
+        ),
+        (
+            lambda: Embedding(random_weight("Q4_0", 64, 96)).double(),
+            r"use float\(\), half\(\) or bfloat16\(\)",
+        ),
+    ],
+)
+def test_mistakes_get_a_cure(mistake: Callable[[], Any], message: str) -> None:
+    with pytest.raises(Q4JitError, match=message):
+        mistake()
+
+
+def test_model_code_may_ask_a_weight_for_its_device_and_dtype() -> None:
+    weight = Linear(random_weight("Q4_0", 64, 96)).weight
+    assert weight.device == torch.device("cpu")
+    assert weight.dtype is torch.float32
+
+
+def test_subclasses_of_weight_are_weights() -> None:
+    class Own(Weight):
+        pass
+
+    w = random_weight("Q4_0", 64, 96)
+    own, x = Own(w), torch.randn(3, 64)
+    product = specialize(lambda x, w: x @ w[0] if isinstance(w, list) else x @ w)
+    expected = product(x, w)
+    tracked = x.clone().requires_grad_()
+    for argument in (own, [own]):
+        assert torch.equal(product(x, argument), expected)
+        assert torch.equal(product(tracked, argument), expected)

@@ -503,3 +503,29 @@ def test_errors_name_the_damage(
     assert old in text
     with pytest.raises(Q4JitError, match=message):
         operator.call(arrays, weights, [], text.replace(old, new, 1))
+
+
+def test_static_values_of_other_types_are_other_calls() -> None:
+    @specialize
+    def chosen(x: Any, n: Any) -> Any:
+        return x * 2.0 if n is True else x * 3.0
+
+    x = torch.ones(2, K, requires_grad=True)
+
+    def of(n: Any) -> Any:
+        return chosen(x, n).detach()[0, 0]
+
+    compiled: Any = torch.compile(of, fullgraph=True, backend="eager")
+    for run in of, compiled:
+        assert [run(n) for n in (1, True, 1)] == [3, 2, 3]
+
+
+@pytest.mark.parametrize("tracks", [False, True])
+def test_containers_that_cannot_be_taken_apart_are_refused(tracks: bool) -> None:
+    @specialize
+    def first(x: Any, more: Any) -> Any:
+        return x * 2.0
+
+    x = torch.ones(2, K, requires_grad=tracks)
+    with pytest.raises(ArgumentError, match="keys that are str or int"):
+        first(x, {True: x})

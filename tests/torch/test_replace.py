@@ -123,7 +123,8 @@ def test_a_fallback_for_other_widths() -> None:
     m = model()
     m.blocks[0].down = nn.Linear(30, K).requires_grad_(False)
     reason = reasons(replace_linears(m, "Q4_K", fallback="Q5_0"))["blocks.0.down"]
-    assert reason == "K = 30 is not a whole number of blocks of Q5_0, 32 each"
+    blocks = "K = 30 is not a whole number of blocks of Q5_0, 32 each"
+    assert reason == f'{blocks}; give fallback="F16", for example'
 
 
 def test_the_mode_is_kept() -> None:
