@@ -24,7 +24,8 @@ from q4jit.torch.weight import Weight
 
 _DIRECT: Final = frozenset({torch.Tensor, torch.nn.Parameter})
 """Tensors whose memory holds their values. Subclasses may be fakes, or distributed."""
-# functions of PyTorch's, looked up once
+# Functions of PyTorch's, looked up once. They are private, because only they ask for every device
+# and every kind of mode at once, in a tenth of a microsecond.
 _is_any_autocast_enabled: Final = torch._C._is_any_autocast_enabled
 _dispatch_modes: Final = torch._C._len_torch_dispatch_stack
 _transforms: Final = torch._C._functorch.peek_interpreter_stack
@@ -100,10 +101,11 @@ class TorchBridge:
                 has_weight = True
             elif kind in LEAVES:
                 continue
-            elif isinstance(value, torch.Tensor) or (
-                _is_container(value) and self.needs_operator(tuple(_leaves(value)))
-            ):
-                return True
+            else:
+                leaves = _leaves(value)
+                if any(_is_special(leaf, tracks) for leaf in leaves):
+                    return True
+                has_weight = has_weight or any(isinstance(leaf, Weight) for leaf in leaves)
         # without a tensor, results would be arrays of NumPy
         return has_weight and not has_tensor and not any(map(_has_tensor, args))
 
@@ -127,6 +129,13 @@ class TorchBridge:
         if results == _ARRAY:
             return made[0]
         return tuple(made) if results == _TUPLE else getattr(function, results)(leaves.all, made)
+
+
+def _is_special(value: Any, tracks: bool) -> bool:
+    """Return whether a value is a tensor that needs the operator. tracks: gradients are tracked."""
+    if type(value) not in _DIRECT:
+        return isinstance(value, torch.Tensor)
+    return bool(value.is_meta or (tracks and value.requires_grad))
 
 
 def _refuse_transforms(args: tuple[Any, ...]) -> None:

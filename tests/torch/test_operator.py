@@ -529,3 +529,10 @@ def test_containers_that_cannot_be_taken_apart_are_refused(tracks: bool) -> None
     x = torch.ones(2, K, requires_grad=tracks)
     with pytest.raises(ArgumentError, match="keys that are str or int"):
         first(x, {True: x})
+
+
+def test_weights_in_containers_need_no_operator() -> None:
+    x, weights = torch.ones(2, K), [Weight(matrix(0))]
+    assert not bridge.TorchBridge().needs_operator((x, weights))
+    assert bridge.TorchBridge().needs_operator((x.requires_grad_(), weights))
+    assert bridge.TorchBridge().needs_operator((weights,))
