@@ -358,11 +358,19 @@ def at(function: Any, *arrays: Any) -> list[list[float]]:
     return [both[1][i][0].tolist() for i in wanted]
 
 
+# ufuncs have no signature before NumPy 2.3
+def larger(a: Array, b: Array) -> Any:
+    return np.maximum(a, b)
+
+
+def smaller(a: Array, b: Array) -> Any:
+    return np.minimum(a, b)
+
+
 def test_equal_values_share() -> None:
     a, b = [1.0, 2.0, 3.0], [1.0, 3.0, 2.0]
-    # functions, because ufuncs have no signature before NumPy 2.3
-    assert at(lambda a, b: np.maximum(a, b), a, b) == [[0.5, 0, 1], [0.5, 1, 0]]
-    assert at(lambda a, b: np.minimum(a, b), a, b) == [[0.5, 1, 0], [0.5, 0, 1]]
+    assert at(larger, a, b) == [[0.5, 0, 1], [0.5, 1, 0]]
+    assert at(smaller, a, b) == [[0.5, 1, 0], [0.5, 0, 1]]
     assert at(lambda a: np.max(a, -1, keepdims=True), [4.0, 1, 4, 4, 2]) == [
         [pytest.approx(1 / 3), 0, pytest.approx(1 / 3), pytest.approx(1 / 3), 0]
     ]
