@@ -11,7 +11,7 @@ from torch import Tensor
 from q4jit.errors import TraceError
 from q4jit.frontend.programs.gradients import BackwardStep, Contribution, gradient
 from q4jit.torch.calls import CallText
-from q4jit.torch.operator import call, library, operation_of
+from q4jit.torch.operator import call, library, prepared_call
 
 _MOST_GRADIENTS: Final = 1 << 10
 
@@ -30,7 +30,7 @@ def _steps(text: str, wanted: tuple[int, ...], given: tuple[int, ...]) -> list[_
 
     wanted, given: as in `gradient`. Raises TraceError if an operation has no formula.
     """
-    forward = operation_of(text).text
+    forward = prepared_call(text).text
     numbers = [i for i in wanted if forward.inputs[i] == "a" and not _is_array(forward, i)]
     if numbers:
         name = forward.program.arguments[numbers[0]].name
@@ -66,13 +66,13 @@ def _backward(ctx: Any, cotangents: Sequence[Tensor | None]) -> tuple[Any, ...]:
     """Return the gradients by the operator's inputs: those by weights and numbers are None."""
     saved = ctx.saved_tensors
     arrays, weights = saved[: ctx.count], saved[ctx.count :]
-    positions = [i for i, letter in enumerate(operation_of(ctx.text).text.inputs) if letter == "a"]
+    positions = [i for i, letter in enumerate(prepared_call(ctx.text).text.inputs) if letter == "a"]
     wanted = tuple(
         i for i, needed in zip(positions, ctx.needs_input_grad[0], strict=True) if needed
     )
     given = tuple(j for j, cotangent in enumerate(cotangents) if cotangent is not None)
     lists = {"a": iter(arrays), "w": iter(weights), "n": iter(ctx.numbers)}
-    values = [next(lists[letter]) for letter in operation_of(ctx.text).text.inputs]
+    values = [next(lists[letter]) for letter in prepared_call(ctx.text).text.inputs]
     totals = _totals(_steps(ctx.text, wanted, given), values, cotangents)
     made = [_gradient(totals, i, values[i]) if i in wanted else None for i in positions]
     # PyTorch takes an empty list for one of tensors, and every other list of floats for one value

@@ -141,22 +141,22 @@ def _broadcast(leads: Sequence[tuple[Any, ...]]) -> tuple[Any, ...]:
     return tuple(common)
 
 
-operation_of: Final = functools.lru_cache(maxsize=_MOST_TEXTS)(PreparedCall)
-"""Return the operation of a text: the same one for the same text."""
+prepared_call: Final = functools.lru_cache(maxsize=_MOST_TEXTS)(PreparedCall)
+"""Return the prepared call of a text: the same one for the same text."""
 
 
 def _run(
     arrays: list[Tensor], weights: list[Tensor], numbers: list[float], text: str
 ) -> list[Tensor]:
-    return operation_of(text).run(arrays, weights, numbers)
+    return prepared_call(text).run(arrays, weights, numbers)
 
 
 def _fake(
     arrays: list[Tensor], weights: list[Tensor], numbers: list[float], text: str
 ) -> list[Tensor]:
-    operation = operation_of(text)
-    operation.check(arrays, weights, numbers)
-    return operation.like_results(arrays, weights)
+    prepared = prepared_call(text)
+    prepared.check(arrays, weights, numbers)
+    return prepared.like_results(arrays, weights)
 
 
 def _vmap(

@@ -252,7 +252,7 @@ def test_a_weight_that_is_first_used_in_a_mode(mode: Any) -> None:
 def test_threads_share_the_operator(monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = {m: gated(floats(m, K)) for m in range(1, 9)}
     _arrays, weights, text = one_call(monkeypatch)
-    operator.operation_of.cache_clear()
+    operator.prepared_call.cache_clear()
     start = threading.Barrier(4)
 
     def run(number: int) -> None:
@@ -414,7 +414,7 @@ def test_wrong_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
         (torch.stack([gate, gate], 1)[:, 0], r"uint8 \[3456\], strided"),
     ):
         with pytest.raises(ArgumentError, match=rf"^blocks: expected .*got {got}"):
-            operator.operation_of(text).run(arrays, [wrong, up], [])
+            operator.prepared_call(text).run(arrays, [wrong, up], [])
 
 
 def test_wrong_numbers_of_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
