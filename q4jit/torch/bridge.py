@@ -132,7 +132,9 @@ class TorchBridge:
 
 
 def _is_special(value: Any, tracks: bool) -> bool:
-    """Return whether a value is a tensor that needs the operator. tracks: gradients are tracked."""
+    """Return whether a leaf needs the operator. tracks: whether gradients are tracked."""
+    if isinstance(value, Weight):
+        return value.blocks.is_meta  # the operator's shapes need no values
     if type(value) not in _DIRECT:
         return isinstance(value, torch.Tensor)
     return bool(value.is_meta or (tracks and value.requires_grad))
