@@ -17,6 +17,9 @@ _NUMPYS_FLOATS: Final = frozenset({"float16", "float32", "float64"})
 """The dtypes of tensors that NumPy has too."""
 
 
+AS_LEAVES: Final = "pass tensors and weights one by one, in place of the object that holds them"
+
+
 def is_tensor(value: object) -> bool:
     """Return whether an object is a tensor of PyTorch's."""
     kind = getattr(sys.modules.get("torch"), "Tensor", None)

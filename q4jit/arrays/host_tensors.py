@@ -5,20 +5,18 @@ PyTorch is never imported here: if there is a tensor, it is imported already.
 
 import sys
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from q4jit.arrays.dtypes import F32, FLOATS
+from q4jit.arrays.dtypes import F32, FLOATS, ID_NAMES
 from q4jit.arrays.torch_tensors import check_tensor
 from q4jit.arrays.views import DeviceView
 from q4jit.conversions import as_argument, as_tensor, has_values, is_tensor, tensor_dtype
 from q4jit.errors import ArgumentError, expected
 from q4jit.floats import FLOAT_TYPES, float_type_of, numpy_dtype
 from q4jit.frontend.containers import Apart, together
-
-_IDS: Final = frozenset({"int32", "int64"})
 
 
 def is_host_tensor(value: object) -> bool:
@@ -44,7 +42,7 @@ def host_array(tensor: Any, name: str) -> NDArray[Any]:
         raise ArgumentError(expected(what, got, where=f"argument {name!r}", cure=cure))
     check_tensor(torch, tensor, name)
     dtype = tensor_dtype(tensor)
-    if dtype not in FLOAT_TYPES and dtype not in _IDS:
+    if dtype not in FLOAT_TYPES and dtype not in ID_NAMES:
         got, cure = f"{dtype} {list(tensor.shape)}", f"use {as_argument(name, tensor)}"
         raise ArgumentError(expected(FLOATS, got, where=f"argument {name!r}", cure=cure))
     shared = tensor.detach()

@@ -10,6 +10,7 @@ import numpy as np
 from q4jit.arrays.arguments import check_array, check_ids, holds_ids
 from q4jit.arrays.dtypes import F32
 from q4jit.arrays.views import DeviceView, require_float
+from q4jit.conversions import AS_LEAVES
 from q4jit.errors import ArgumentError, expected
 from q4jit.floats import float_type_of, is_float, type_of_number
 from q4jit.frontend.containers import Apart, Misfit, together
@@ -114,7 +115,7 @@ def _cure(name: str, value: object) -> str:
     if isinstance(value, TransposedTensor):
         return "pass w, and write w.T in the function"
     if hasattr(type(value), "register_buffer"):  # a module of PyTorch, the self of a method
-        return "pass tensors and weights one by one, in place of the object that holds them"
+        return AS_LEAVES
     if isinstance(value, complex | np.complexfloating):
         return f"use {name}.real"
     if isinstance(value, np.generic) and _is_number(value):

@@ -16,7 +16,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import torch
 
-from q4jit.arrays.dtypes import FLOATS
+from q4jit.arrays.dtypes import FLOATS, ID_NAMES
 from q4jit.arrays.specs import spec_of
 from q4jit.checked_json import ANYTHING, Rules, check_fields, shown
 from q4jit.dispatch.options import Options
@@ -44,8 +44,7 @@ from q4jit.torch.weight import Weight
 from q4jit.weights.formats import FORMATS
 from q4jit.weights.layouts import LAYOUTS
 
-_IDS: Final = frozenset({"int32", "int64"})
-_NUMBERS: Final = _IDS | FLOAT_TYPES.keys()
+_NUMBERS: Final = ID_NAMES | FLOAT_TYPES.keys()
 _LENGTH: Final = 2  # stands for every leading axis: any length but 1, which broadcasts
 _MOST_CALLS: Final = 1 << 10  # of one function, whose texts are kept
 
@@ -173,7 +172,7 @@ def _spec(leaf: Any, name: str) -> Spec:
         return WeightSpec(fmt, k, n, experts=experts)
     rank, dtype, width, _ = facts
     name_of_dtype = str(dtype).removeprefix("torch.")
-    if name_of_dtype in _IDS and rank:
+    if name_of_dtype in ID_NAMES and rank:
         return ids_spec((_LENGTH,) * rank)
     float_type = FLOAT_TYPES.get(name_of_dtype)
     if not rank and name_of_dtype in _NUMBERS:
@@ -195,16 +194,13 @@ def _shapes(leaves: Sequence[Any], chosen: int, ones: Sequence[bool]) -> list[tu
     is_one = iter(ones)
     shapes: list[tuple[int, ...]] = []
     for key in keys:
-        is_number = key is None or key[0] != ARRAY or not key[1]
-        if key is None or is_number:
+        inner = 1 if key is not None and next(is_one) else chosen
+        if key is None or key[0] != ARRAY or not key[1]:  # no array, or a number
             shapes.append(())
-            if key:
-                next(is_one)
             continue
         rank, dtype, width = key[1:4]
         columns = (width,) if dtype.is_floating_point else ()
         lengths = [_LENGTH] * (rank - len(columns))
-        inner = 1 if next(is_one) else chosen
         if lengths and rank == ids_rank + len(columns):
             lengths[-1] = inner
         shapes.append((*lengths, *columns))

@@ -4,12 +4,10 @@ from typing import Any
 
 import torch
 
-from q4jit.arrays.dtypes import FLOATS
+from q4jit.arrays.dtypes import FLOATS, ID_NAMES
 from q4jit.conversions import tensor_dtype
 from q4jit.errors import ArgumentError, expected
 from q4jit.floats import FLOAT_TYPES
-
-IDS = ("int32", "int64")
 
 
 def check_floats(value: Any, name: str, module: Any, width: int, device: torch.device) -> None:
@@ -37,7 +35,7 @@ def check_ids(value: Any, name: str, module: Any, device: torch.device) -> None:
     where = f"argument {name!r} of {module}"
     _check_tensor(value, "a tensor of ids", where)
     dtype = tensor_dtype(value)
-    if dtype not in IDS:
+    if dtype not in ID_NAMES:
         got, cure = f"{dtype} {list(value.shape)}", f"use {name}.long()"
         raise ArgumentError(expected("int32 or int64", got, where=where, cure=cure))
     _check_device(value, name, where, device)

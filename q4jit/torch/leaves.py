@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch.fx.experimental.symbolic_shapes import guard_scalar, has_static_value
 
+from q4jit.conversions import AS_LEAVES
 from q4jit.errors import ArgumentError, expected
 from q4jit.torch.guards import constant
 from q4jit.torch.memory import blocks_of, stored_of
@@ -135,9 +136,7 @@ def _refuse(name: str, kind: str) -> None:
         "a tensor, Weight, QuantizedTensor, ExpertTensor, number, bool, str or None, or a list, "
         "tuple, dict, dataclass or NamedTuple of these"
     )
-    cure = "pass tensors and weights one by one, in place of the object that holds them"
-    if kind == "ndarray":
-        cure = f"use torch.as_tensor({name}).float()"
+    cure = f"use torch.as_tensor({name}).float()" if kind == "ndarray" else AS_LEAVES
     raise ArgumentError(expected(what, kind, where=f"argument {name!r}", cure=cure))
 
 

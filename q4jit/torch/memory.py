@@ -8,7 +8,7 @@ import warnings
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 import torch
@@ -26,6 +26,8 @@ from q4jit.weights.resident import device_key
 from q4jit.weights.tensor import QuantizedTensor
 
 AnyWeight = QuantizedTensor | ExpertTensor
+TO_GET_VALUES: Final = 'use load_state_dict(..., assign=True), or to_empty(device="cpu") first'
+
 Facts = tuple[bool, bool]
 """(has_finite_scales, suits_f16) of a weight."""
 
@@ -86,7 +88,7 @@ def weight_in(blocks: torch.Tensor, stored: Stored, facts: Facts | None = None) 
     another number of bytes.
     """
     known = _known.get((blocks.untyped_storage()._cdata, blocks.data_ptr(), stored))
-    if known is not None and known.size == blocks.numel() and known.version == _version(blocks):
+    if known is not None and known.size == blocks.numel() and known.version == version_of(blocks):
         weight = known.weight()
         if weight is not None:
             return weight
@@ -107,11 +109,11 @@ def _remember(blocks: torch.Tensor, stored: Stored, weight: Callable[[], AnyWeig
     owner = storage._cdata
     if owner not in _storages:
         _storages[owner] = weakref.ref(storage, lambda _: _forget(owner))
-    known = _Known(blocks.numel(), _version(blocks), weight)
+    known = _Known(blocks.numel(), version_of(blocks), weight)
     _known[owner, blocks.data_ptr(), stored] = known
 
 
-def _version(blocks: torch.Tensor) -> int:
+def version_of(blocks: torch.Tensor) -> int:
     """Return a number that changes when a tensor is written to; -1 for inference tensors."""
     return -1 if blocks.is_inference() else blocks._version
 
@@ -133,8 +135,8 @@ def _forget(owner: int) -> None:
 def check_blocks(blocks: torch.Tensor, stored: Stored, name: str = "blocks") -> None:
     """Raise ArgumentError unless a tensor may hold the bytes of a weight."""
     if blocks.device.type == "meta":
-        cure = 'use load_state_dict(..., assign=True), or to_empty(device="cpu") first'
-        raise ArgumentError(expected("a weight with values", f"{stored} on meta", cure=cure))
+        got = f"{stored} on meta"
+        raise ArgumentError(expected("a weight with values", got, cure=TO_GET_VALUES))
     what = f"uint8, contiguous, {stored.nbytes} bytes for {stored}"
     if (
         blocks.dtype is not torch.uint8

@@ -1,18 +1,16 @@
 """The entry of a weight in the state of a module: its blocks in GGUF's order."""
 
 from collections.abc import Mapping
-from typing import Any, Final, Protocol
+from typing import Any, Protocol
 
 import torch
 
 from q4jit.conversions import tensor_dtype
 from q4jit.errors import ArgumentError, expected
-from q4jit.torch.memory import AnyWeight
+from q4jit.torch.memory import TO_GET_VALUES, AnyWeight
 from q4jit.weights.experts import ExpertTensor
 from q4jit.weights.formats import FORMATS
 from q4jit.weights.tensor import QuantizedTensor
-
-TO_GET_VALUES: Final = 'use load_state_dict(..., assign=True), or to_empty(device="cpu") first'
 
 
 class Described(Protocol):

@@ -8,11 +8,11 @@ from typing import Any, NoReturn, Self
 import torch
 from torch import nn
 
-from q4jit.conversions import tensor_dtype
+from q4jit.conversions import has_values, tensor_dtype
 from q4jit.errors import ArgumentError, expected
 from q4jit.sizes import whole_number
 from q4jit.torch.layouts import layout_on
-from q4jit.torch.memory import AnyWeight, Facts, Stored, forget, weight_in
+from q4jit.torch.memory import AnyWeight, Facts, Stored, forget, version_of, weight_in
 from q4jit.torch.states import check_keys, checked_entry, weight_of_bytes
 from q4jit.weights.checks import tensor_shape
 from q4jit.weights.experts import ExpertTensor
@@ -136,7 +136,7 @@ class Weight(_Frozen):
         Raises ArgumentError for a weight on "meta".
         """
         blocks: torch.Tensor = self._buffers["blocks"]  # type: ignore[assignment]  # never None
-        version = 0 if blocks.is_inference() else blocks._version
+        version = version_of(blocks)
         last = self._last
         # a fraction of the time that `weight_in` takes, because this is in every call
         if (
@@ -154,13 +154,12 @@ class Weight(_Frozen):
         """Return the weight in the blocks, and keep it for `tensor`. facts: if they are known."""
         blocks = self.blocks
         weight = weight_in(blocks, self.stored, facts)
-        version = 0 if blocks.is_inference() else blocks._version
-        self._last = blocks, blocks.data_ptr(), version, weight
+        self._last = blocks, blocks.data_ptr(), version_of(blocks), weight
         return weight
 
     def _facts(self) -> Facts | None:
         """Return the facts of the blocks, if they are known."""
-        return self.tensor()._scale_facts if has_values(self.blocks) else None
+        return self.tensor()._scale_facts if is_real(self.blocks) else None
 
     def numpy(self) -> AnyWeight:
         """Return a copy of the weight, in host memory and without PyTorch."""
@@ -172,15 +171,19 @@ class Weight(_Frozen):
 
     # --- moving, copying --------------------------------------------------------------------------
 
+    def _layout_on(self, device: torch.device) -> str:
+        """Return the layout that kernels of a device read."""
+        return layout_on(device, self.format, self.K, self.N, self.experts, self.lookup)
+
     def _adopt(self, facts: Facts | None) -> None:
         """Read the blocks, whose facts may be known, unless they have no values."""
-        if has_values(self.blocks):
+        if is_real(self.blocks):
             self._read(facts)
 
     def _allocate(self, device: torch.device) -> None:
         """Make blocks without values on a device."""
         self._last = None
-        self.layout = layout_on(device, self.format, self.K, self.N, self.experts, self.lookup)
+        self.layout = self._layout_on(device)
         self.blocks = torch.empty(self.nbytes, dtype=torch.uint8, device=device)
 
     def _hold(self, weight: AnyWeight, device: torch.device, *, in_place: bool = False) -> None:
@@ -189,8 +192,8 @@ class Weight(_Frozen):
         in_place: write them to the memory of `blocks`, which is on that device. Under
         `FakeTensorMode`, as on "meta", there are no values to keep.
         """
-        layout = layout_on(device, self.format, self.K, self.N, self.experts, self.lookup)
-        if not has_values(torch.empty(0, dtype=torch.uint8, device=device)):
+        layout = self._layout_on(device)
+        if not is_real(torch.empty(0, dtype=torch.uint8, device=device)):
             return self._allocate(device)
         raw = weight.raw
         if layout != GGUF:
@@ -223,7 +226,7 @@ class Weight(_Frozen):
             if new != old:
                 self._allocate(new)
             return self
-        layout = layout_on(new, self.format, self.K, self.N, self.experts, self.lookup)
+        layout = self._layout_on(new)
         if layout == self.layout:
             facts = self._facts()
             self._last = None  # it holds the old blocks
@@ -257,8 +260,8 @@ class Weight(_Frozen):
         super().__setstate__(own)  # type: ignore[no-untyped-call]  # PyTorch's
         self._adopt(facts)
         device = self.blocks.device
-        layout = layout_on(device, self.format, self.K, self.N, self.experts, self.lookup)
-        if not has_values(self.blocks):
+        layout = self._layout_on(device)
+        if not is_real(self.blocks):
             self._allocate(device)
         elif layout != self.layout:
             self._hold(self.tensor(), device)
@@ -308,7 +311,7 @@ def _raw_blocks(weight: Weight) -> torch.Tensor:
     shape = (*weight.shape[:-2], weight.N, -1)
     if weight.layout == GGUF:
         return weight.blocks.detach().reshape(shape)
-    if not has_values(weight.blocks):
+    if not is_real(weight.blocks):
         size = Stored(*weight.stored[:-1], GGUF).nbytes
         return weight.blocks.new_empty(size).reshape(shape)
     raw = weight.tensor().raw
@@ -332,9 +335,9 @@ def _restored(kind: type[Weight], state: dict[str, Any]) -> Weight:
 ForkingPickler.register(Weight, _reduced)
 
 
-def has_values(blocks: torch.Tensor) -> bool:
+def is_real(blocks: torch.Tensor) -> bool:
     """Return whether a tensor has values: it is neither on "meta" nor one of `FakeTensorMode`."""
-    return blocks.device.type != "meta" and type(blocks) in {torch.Tensor, nn.Parameter}
+    return has_values(blocks) and type(blocks) in {torch.Tensor, nn.Parameter}
 
 
 _Last = tuple[torch.Tensor, int, int, AnyWeight]
