@@ -13,7 +13,7 @@ from tests.support.notebooks import (
     Cell,
     check_outputs,
     check_stored,
-    code_cells,
+    check_unchanged,
     execute,
     read,
     shown,
@@ -90,8 +90,7 @@ def test_outputs_are_stored_short_and_without_paths(stored: Any) -> None:
 def test_outputs_that_no_machine_changes_are_stored(
     executed: dict[str, Cell], stored: Any, name: str
 ) -> None:
-    message = "the stored output is outdated; run pytest --update-golden to change it"
-    assert shown(code_cells(stored)[name]) == shown(executed[name]), message
+    check_unchanged(stored, executed, name)
 
 
 @pytest.mark.parametrize(

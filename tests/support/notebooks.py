@@ -80,6 +80,12 @@ def check_outputs(cells: dict[str, Cell]) -> None:
             assert output.get("name", "stdout") == "stdout", f"{name}: {output.text}"
 
 
+def check_unchanged(stored: Any, executed: dict[str, Cell], name: str) -> None:
+    """Fail unless a cell printed what is stored in the notebook."""
+    message = "the stored output is outdated; run pytest --update-golden to change it"
+    assert shown(code_cells(stored)[name]) == shown(executed[name]), message
+
+
 def check_stored(notebook: Any, *, silent: set[str]) -> None:
     """Fail unless a notebook stores short outputs of every code cell, in order, and no path.
 

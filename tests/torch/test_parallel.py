@@ -95,6 +95,16 @@ def close(y: Tensor, expected: Tensor, factor: float = 1e-5) -> None:
     assert error <= factor, f"relative error {error:.1e}"
 
 
+def close_gradients(got: Any, expected: Any) -> None:
+    """Check the gradients that two modules give to an input; their parameters get some too."""
+    x_got, x = (rows(3).requires_grad_() for _ in range(2))
+    expected(x).square().sum().backward()
+    got(x_got).square().sum().backward()
+    assert x_got.grad is not None
+    assert x.grad is not None
+    close(x_got.grad, x.grad)
+
+
 def same(y: Tensor, expected: Tensor) -> None:
     """Compare parts of N: by bits on a CPU. On a GPU the order of sums may depend on N."""
     if y.is_cuda:
@@ -148,12 +158,7 @@ def a_feed_forward_is_summed_once(mesh: DeviceMesh) -> None:
 @check
 def gradients_are_those_of_the_whole(mesh: DeviceMesh) -> None:
     whole, own = both(FeedForward(), mesh, styles())
-    x, x_own = (rows(3).requires_grad_() for _ in range(2))
-    whole(x).square().sum().backward()
-    own(x_own).square().sum().backward()
-    assert x.grad is not None
-    assert x_own.grad is not None
-    close(x_own.grad, x.grad)
+    close_gradients(own, whole)
     close(own.up.bias.grad, part(whole.up.bias.grad, mesh))
     close(own.down.bias.grad, whole.down.bias.grad)
 
@@ -221,12 +226,7 @@ def columns_need_not_divide_evenly(mesh: DeviceMesh) -> None:
     whole, own = both(linear(256, 83), mesh, ColwiseLinear(output_layouts=Replicate()))
     for x in (rows(3), rows(6).reshape(2, 3, WIDTH)):
         same(own(x), whole(x))
-    x, x_own = (rows(3).requires_grad_() for _ in range(2))
-    whole(x).square().sum().backward()
-    own(x_own).square().sum().backward()
-    assert x.grad is not None
-    assert x_own.grad is not None
-    close(x_own.grad, x.grad)
+    close_gradients(own, whole)
 
 
 @check
@@ -405,12 +405,7 @@ def compiled_modules_are_two_graphs(mesh: DeviceMesh) -> None:
             for m in (3, 1, 17, 200):
                 close(compiled(rows(m)), own(rows(m)))
             assert counters["stats"]["unique_graphs"] <= 2
-        x, x_own = (rows(3).requires_grad_() for _ in range(2))
-        own(x).square().sum().backward()
-        compiled(x_own).square().sum().backward()
-        assert x.grad is not None
-        assert x_own.grad is not None
-        close(x_own.grad, x.grad)
+        close_gradients(compiled, own)
 
 
 @check

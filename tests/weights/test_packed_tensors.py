@@ -16,17 +16,12 @@ from q4jit.weights.formats import FORMATS
 from q4jit.weights.layouts import GGUF, INTERLEAVED16, PLANAR, TILES16, pack, pack_experts
 from q4jit.weights.reference import random_weight, random_x
 from q4jit.weights.resident import device_key
-from q4jit.weights.tiles import suits_tiles16
+from tests.support.layouts import formats_and_layouts
 from tests.support.memory import MB
 
 K, N, E = 512, 37, 3
 LAYOUTS = (GGUF, INTERLEAVED16, PLANAR, TILES16)
-CASES = [
-    (name, layout)
-    for name, fmt in FORMATS.items()
-    for layout in LAYOUTS
-    if layout != TILES16 or suits_tiles16(fmt)
-]
+CASES = formats_and_layouts(LAYOUTS)
 of_every_format_and_layout = pytest.mark.parametrize(("name", "layout"), CASES)
 of_some_formats_and_layouts = pytest.mark.parametrize(
     ("name", "layout"),

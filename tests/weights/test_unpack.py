@@ -20,17 +20,12 @@ from q4jit.weights.layouts import (
     packed_bytes,
 )
 from q4jit.weights.repack import repack, unrepack
-from q4jit.weights.tiles import suits_tiles16
 from q4jit.weights.unpack import unpack, unpack_experts
+from tests.support.layouts import formats_and_layouts
 from tests.support.memory import MB, peak_bytes
 
 LAYOUTS = (INTERLEAVED16, PLANAR, TILES16)
-CASES = [
-    (name, layout)
-    for name, fmt in FORMATS.items()
-    for layout in LAYOUTS
-    if layout != TILES16 or suits_tiles16(fmt)
-]
+CASES = formats_and_layouts(LAYOUTS)
 of_every_format_and_layout = pytest.mark.parametrize(("name", "layout"), CASES)
 
 
