@@ -1,0 +1,1 @@
+"""Run GGUF files packed through transformers: `from_gguf` and `install`."""
