@@ -22,9 +22,11 @@ class Architecture:
         norm_offset: what the file's norm weights are larger by.
         has_paired_rows: whether rows of q and k are in the order in which RoPE rotates pairs
             (2i, 2i + 1); the model rotates (i, i + D/2).
+        rotates_part: whether RoPE may rotate only the start of a head.
         counts: more attributes, from keys that hold positive whole numbers.
         numbers: more attributes, from keys that hold positive numbers. They are optional.
-        biases: attributes that are True if the file has the bias of layer 0 so named.
+        biases: attributes that are True if the file has this bias in layer 0. Single biases that
+            they stand for may be missing in the file.
     """
 
     name: str
@@ -33,6 +35,7 @@ class Architecture:
     has_rms_norms: bool = True
     norm_offset: float = 0.0
     has_paired_rows: bool = False
+    rotates_part: bool = False
     counts: Mapping[str, str] = field(default_factory=dict)
     numbers: Mapping[str, str] = field(default_factory=dict)
     biases: Mapping[str, str] = field(default_factory=dict)
@@ -82,7 +85,7 @@ _LISTED: Final = (
         counts={"sliding_window": "attention.sliding_window"},
         numbers=_SOFTCAPPING,
     ),
-    Architecture("phi3", "phi3"),
+    Architecture("phi3", "phi3", rotates_part=True),
     Architecture(
         "starcoder2",
         "starcoder2",
@@ -93,6 +96,7 @@ _LISTED: Final = (
     Architecture(
         "stablelm",
         "stablelm",
+        rotates_part=True,
         norm_epsilon="layer_norm_eps",
         has_rms_norms=False,
         biases={"use_qkv_bias": "attn_q"},
@@ -100,6 +104,7 @@ _LISTED: Final = (
     Architecture(
         "nemotron",
         "nemotron",
+        rotates_part=True,
         norm_epsilon="norm_eps",
         has_rms_norms=False,
         norm_offset=1.0,

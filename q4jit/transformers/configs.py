@@ -4,6 +4,7 @@ transformers reads them too, but not everything that llama.cpp's converter write
 width of heads, RoPE's scaling, the width of experts, Gemma's scale of queries, and biases.
 """
 
+from math import log
 from typing import Any, Final
 
 import transformers
@@ -28,13 +29,15 @@ _SCALED_BY_WIDTH: Final = {("gemma2", 46), ("gemma3", 62)}
 def config_of(file: GGUFFile, architecture: Architecture) -> PretrainedConfig:
     """Return the configuration of the model in a file. Raises GGUFError for missing keys."""
     keys = Keys(file, architecture.name)
+    _check_supported(keys, architecture)
     values = {**_sizes(file, keys, architecture), **_special(file)}
     values |= {name: keys.count(key) for name, key in architecture.counts.items()}
     values |= {name: keys.number(key) for name, key in architecture.numbers.items() if key in keys}
     for name, tensor in architecture.biases.items():
         values[name] = f"blk.0.{tensor}.bias" in file.tensors
-    values |= _OWN.get(architecture.name, _nothing)(file, keys, values)
-    values.setdefault("rope_parameters", _rope(keys, values["head_dim"]))
+    values |= _OWN.get(architecture.name, _nothing)(file, architecture, values)
+    if "rope_parameters" not in values:
+        values["rope_parameters"] = _rope(keys, architecture, values["head_dim"])
     config: PretrainedConfig = transformers.AutoConfig.for_model(architecture.model_type, **values)
     return config
 
@@ -82,13 +85,23 @@ def _special(file: GGUFFile) -> dict[str, int | None]:
     return values
 
 
-def _rope(keys: Keys, rotated: int) -> dict[str, Any]:
-    """Return RoPE's parameters. rotated: the width of a head, whose start may be rotated only."""
+def _check_supported(keys: Keys, architecture: Architecture) -> None:
+    """Raise GGUFError for a mixture of experts whose architecture has none, such as Mixtral's."""
+    experts = keys.value("expert_count", 0)
+    if experts and "num_experts" not in architecture.counts:
+        raise keys.error("expert_count", f"no experts in a {architecture.name} model", experts)
+
+
+def _rope(keys: Keys, architecture: Architecture, head_width: int) -> dict[str, Any]:
+    """Return RoPE's parameters."""
     parameters: dict[str, Any] = {"rope_type": "default"}
     parameters["rope_theta"] = keys.number("rope.freq_base", _DEFAULT_ROPE_BASE)
-    dimensions = keys.count("rope.dimension_count", rotated)
-    if dimensions != rotated:
-        parameters["partial_rotary_factor"] = dimensions / rotated
+    rotated = keys.count("rope.dimension_count", head_width)
+    if architecture.rotates_part:
+        parameters["partial_rotary_factor"] = rotated / head_width
+    elif rotated != head_width:
+        what = f"{head_width}, the width of a head"
+        raise keys.error("rope.dimension_count", what, rotated)
     return parameters | _scaling(keys)
 
 
@@ -101,6 +114,9 @@ def _scaling(keys: Keys) -> dict[str, Any]:
     if kind == "yarn":
         original = "rope.scaling.original_context_length"
         scaling["original_max_position_embeddings"] = keys.count(original)
+        # llama.cpp multiplies YaRN's own factor by that of the file
+        own = keys.number("rope.scaling.attn_factor", 1.0)
+        scaling["attention_factor"] = own * (1 + 0.1 * log(scaling["factor"]))
     elif kind != "linear":
         raise keys.error("rope.scaling.type", "'none', 'linear' or 'yarn'", kind)
     return scaling
@@ -109,30 +125,34 @@ def _scaling(keys: Keys) -> dict[str, Any]:
 # --- what single architectures have besides ---------------------------------------------------
 
 
-def _nothing(file: GGUFFile, keys: Keys, values: dict[str, Any]) -> dict[str, Any]:
+def _nothing(file: GGUFFile, architecture: Architecture, values: dict[str, Any]) -> dict[str, Any]:
     return {}
 
 
-def _qwen3moe(file: GGUFFile, keys: Keys, values: dict[str, Any]) -> dict[str, Any]:
+def _qwen3moe(file: GGUFFile, architecture: Architecture, values: dict[str, Any]) -> dict[str, Any]:
     return {"norm_topk_prob": True}  # llama.cpp's models do so; files do not say it
 
 
-def _gemma(file: GGUFFile, keys: Keys, values: dict[str, Any]) -> dict[str, Any]:
-    by_width = (keys.prefix, values["num_hidden_layers"]) in _SCALED_BY_WIDTH
+def _gemma(file: GGUFFile, architecture: Architecture, values: dict[str, Any]) -> dict[str, Any]:
+    by_width = (architecture.name, values["num_hidden_layers"]) in _SCALED_BY_WIDTH
     head = values["hidden_size"] // values["num_attention_heads"]
     return {"query_pre_attn_scalar": head if by_width else values["head_dim"]}
 
 
-def _gemma3(file: GGUFFile, keys: Keys, values: dict[str, Any]) -> dict[str, Any]:
+def _gemma3(file: GGUFFile, architecture: Architecture, values: dict[str, Any]) -> dict[str, Any]:
+    keys = Keys(file, architecture.name)
     local = keys.number("rope.freq_base_swa", _DEFAULT_ROPE_BASE)
     sliding = {"rope_type": "default", "rope_theta": local}
-    rope = {"full_attention": _rope(keys, values["head_dim"]), "sliding_attention": sliding}
-    return {**_gemma(file, keys, values), "rope_parameters": rope}
+    rope = {
+        "full_attention": _rope(keys, architecture, values["head_dim"]),
+        "sliding_attention": sliding,
+    }
+    return {**_gemma(file, architecture, values), "rope_parameters": rope}
 
 
-def _phi3(file: GGUFFile, keys: Keys, values: dict[str, Any]) -> dict[str, Any]:
-    own: dict[str, Any] = {}
-    if "attention.sliding_window" in keys:
+def _phi3(file: GGUFFile, architecture: Architecture, values: dict[str, Any]) -> dict[str, Any]:
+    keys, own = Keys(file, architecture.name), dict[str, Any]()
+    if keys.value("attention.sliding_window", 0) != 0:  # converters write 0 for none
         own["sliding_window"] = keys.count("attention.sliding_window")
     original = "rope.scaling.original_context_length"
     if original in keys:
@@ -140,7 +160,7 @@ def _phi3(file: GGUFFile, keys: Keys, values: dict[str, Any]) -> dict[str, Any]:
     factors = [f"rope_factors_{length}.weight" for length in ("short", "long")]
     if all(name in file for name in factors):
         short, long = ([float(v) for v in _vector(file, name)] for name in factors)
-        rope = _rope(keys, values["head_dim"])
+        rope = _rope(keys, architecture, values["head_dim"])
         rope |= {"rope_type": "longrope", "short_factor": short, "long_factor": long}
         rope["original_max_position_embeddings"] = keys.count(original)
         if "rope.scaling.attn_factor" in keys:
@@ -156,7 +176,7 @@ def _vector(file: GGUFFile, name: str) -> Any:
     return file[name]
 
 
-def _stablelm(file: GGUFFile, keys: Keys, values: dict[str, Any]) -> dict[str, Any]:
+def _stablelm(file: GGUFFile, architecture: Architecture, values: dict[str, Any]) -> dict[str, Any]:
     if "blk.0.attn_q_norm.weight" in file.tensors:
         what, where = (
             "no norms of single heads",

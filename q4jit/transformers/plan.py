@@ -63,6 +63,7 @@ class _Planner:
         numbers = {name: number for number, name in gguf.MODEL_ARCH_NAMES.items()}
         self._names = gguf.get_tensor_name_map(numbers[architecture.name], config.num_hidden_layers)
         self._has_own_head = not config.tie_word_embeddings
+        self._may_lack_biases = bool(architecture.biases)
 
     def parts(self) -> Iterator[ModulePart]:
         """Yield the parts in the order of the modules."""
@@ -81,6 +82,9 @@ class _Planner:
         tensors = {}
         for parameter, value in own.items():
             tensor = self._tensor(f"{name}.{parameter}")
+            is_linear_bias = parameter == "bias" and isinstance(module, nn.Linear)
+            if is_linear_bias and self._may_lack_biases and tensor not in self._file.tensors:
+                continue
             self._check(tensor, tuple(reversed(value.shape)), f"{name}.{parameter}")
             tensors[parameter] = tensor
         kind = FLOATS
