@@ -27,7 +27,7 @@ def put(changes: ExitStack) -> None:
     for fmt in FORMATS.values():
         if fmt.ggml_type not in dequant.GGML_BLOCK and not fmt.float_type:
             _add_format(changes, fmt)
-    _set(changes, kernels, "_gguf_kernel", kernels.GgufKernel(kernel))
+    _set(changes, kernels, "_gguf_kernel", kernels.GgufKernel(kernel))  # type: ignore[no-untyped-call]  # transformers'
     original = kernels.kernelize_ggml_layers
     _set(changes, kernels, "kernelize_ggml_layers", functools.partial(_kernelize, original))
     for name, wrapper in ((_BEFORE, _checked), (_AFTER, _replaced)):
@@ -41,14 +41,12 @@ def _set(changes: ExitStack, owner: Any, name: str, value: Any) -> None:
 
 def _add_format(changes: ExitStack, fmt: Format) -> None:
     """Let transformers read and unpack a format that it lacks."""
-    unpack = functools.partial(_unpacked, fmt.ggml_type)
-    for table, value in (
-        (dequant.GGML_BLOCK, (fmt.block_elements, fmt.block_bytes)),
-        (dequant.GGML_NAME, fmt.name),
-        (dequant._DEQUANT, unpack),
-    ):
-        table[fmt.ggml_type] = value
-        changes.callback(table.pop, fmt.ggml_type, None)
+    kind = fmt.ggml_type
+    dequant.GGML_BLOCK[kind] = fmt.block_elements, fmt.block_bytes
+    dequant.GGML_NAME[kind] = fmt.name
+    dequant._DEQUANT[kind] = functools.partial(_unpacked, kind)
+    for table in (dequant.GGML_BLOCK, dequant.GGML_NAME, dequant._DEQUANT):
+        changes.callback(table.pop, kind, None)
 
 
 def _unpacked(ggml_type: int, blocks: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

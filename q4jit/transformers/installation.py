@@ -6,8 +6,7 @@ from typing import Final
 from q4jit.locks import BUILD
 from q4jit.transformers.interface import check_interface
 
-_changes: Final = ExitStack()  # what undoes them
-_installed = False
+_installed: Final[list[ExitStack]] = []  # closing it undoes the changes
 
 
 def install() -> None:
@@ -21,22 +20,19 @@ def install() -> None:
     Raises ImportError without transformers or accelerate, and for a version of transformers whose
     private interface is not known to work.
     """
-    global _installed
     with BUILD:
         if _installed:
             return
         check_interface()
         from q4jit.transformers import hooks  # late: it imports what was just checked
 
-        with ExitStack() as made:
-            hooks.put(made)
-            _changes.push(made.pop_all())
-        _installed = True
+        with ExitStack() as changes:
+            hooks.put(changes)
+            _installed.append(changes.pop_all())
 
 
 def uninstall() -> None:
     """Undo `install`. Models that were loaded before keep their modules."""
-    global _installed
     with BUILD:
-        _changes.close()
-        _installed = False
+        while _installed:
+            _installed.pop().close()

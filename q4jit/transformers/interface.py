@@ -11,7 +11,9 @@ from q4jit.errors import expected
 
 WORKING: Final = ("5.24",)  # versions that the tests run with
 _WHERE: Final = "q4jit.transformers.install"
-_FUNCTIONS: Final = {  # parameters, by the name of a function, method or class
+_FUNCTIONS: Final[
+    dict[str, dict[str, tuple[str, ...]]]
+] = {  # parameters, by the name of a function, method or class
     "integrations.gguf.kernels": {
         "GgufKernel": ("module",),
         "get_gguf_kernel": (),

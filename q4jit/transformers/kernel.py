@@ -54,9 +54,7 @@ def mul_mat_vec(weight: Tensor, x: Tensor, ggml_type: int, out_features: int) ->
 
 
 @torch.compiler.disable
-def mul_mat_id(
-    blocks: Tensor, x: Tensor, ids: Tensor, ggml_type: int, out_features: int
-) -> Tensor:
+def mul_mat_id(blocks: Tensor, x: Tensor, ids: Tensor, ggml_type: int, out_features: int) -> Tensor:
     """Return the products of each row of x with the experts that its ids choose: [M, A, N].
 
     blocks: uint8 [E, N, bytes of a row]. x: floats [M, K]. ids: int32 or int64 [M, A].
@@ -81,7 +79,9 @@ def get_rows(
     or bfloat16. Raises as `mul_mat_vec` does.
     """
     if dtype not in _FLOAT_TYPES:
-        raise ArgumentError(expected(" or ".join(map(str, _FLOAT_TYPES)), str(dtype), where="dtype"))
+        raise ArgumentError(
+            expected(" or ".join(map(str, _FLOAT_TYPES)), str(dtype), where="dtype")
+        )
     table = _weight(weight, ggml_type, cols, len(weight))
     rows: Tensor = _looked_up(indices, table, _FLOAT_TYPES[dtype])
     return rows
@@ -98,7 +98,8 @@ def dequantize(weight: Tensor, ggml_type: int, rows: int, cols: int, dtype: torc
 
         return unpacked(weight, ggml_type, dtype).reshape(rows, cols)
     ids = torch.arange(rows, device=weight.device)
-    return get_rows(weight.reshape(rows, -1), ids, ggml_type, cols, dtype)
+    made: Tensor = get_rows(weight.reshape(rows, -1), ids, ggml_type, cols, dtype)
+    return made
 
 
 def dequantized_blocks(blocks: Tensor, ggml_type: int, dtype: torch.dtype) -> Tensor:

@@ -68,7 +68,9 @@ def replace_packed(model: nn.Module) -> list[str]:
     for name in names:
         check_packed(name, modules[name])
         _check_memory(name, modules[name])
-    places = [(name, id(modules[name]), id(getattr(modules[name], "weight", None))) for name in names]
+    places = [
+        (name, id(modules[name]), id(getattr(modules[name], "weight", None))) for name in names
+    ]
     del modules
     _release(model)
     made: dict[int, nn.Module] = {}
@@ -101,7 +103,7 @@ def check_packed(name: str, module: nn.Module) -> None:
 
 
 def _check_memory(name: str, module: nn.Module) -> None:
-    """Raise ArgumentError for a module without values, or whose replacement would lack something."""
+    """Raise ArgumentError for a module without values, and for one with hooks."""
     where = f"{name} ({type(module).__name__})"
     if not name:
         raise ArgumentError(expected("a model that contains packed modules", where))

@@ -66,9 +66,7 @@ def _add(writer: Any, entry: Entry) -> None:
         ]
     )
     kind = gguf.GGMLQuantizationType(FORMATS[entry.format].ggml_type)
-    writer.add_tensor(
-        entry.name, blocks.reshape(*entry.values.shape[:-1], -1), raw_dtype=kind
-    )
+    writer.add_tensor(entry.name, blocks.reshape(*entry.values.shape[:-1], -1), raw_dtype=kind)
 
 
 def _add_keys(writer: Any, architecture: str) -> None:
@@ -156,24 +154,24 @@ def _convolution(rng: np.random.Generator, block: str) -> Iterator[Entry]:
 
 def _mixture(rng: np.random.Generator, block: str) -> Iterator[Entry]:
     yield _matrix(rng, f"{block}.ffn_gate_inp", EXPERTS, WIDTH, "F32")
-    yield Entry(f"{block}.ffn_gate_inp_shexp.weight", _values(rng, WIDTH) / 16)
+    yield Entry(f"{block}.ffn_gate_inp_shexp.weight", _values(rng, WIDTH, scale=1 / 16))
     for name, n, k, format_ in (
         ("gate", EXPERT_HIDDEN, WIDTH, "Q4_K"),
         ("up", EXPERT_HIDDEN, WIDTH, "Q4_K"),
         ("down", WIDTH, EXPERT_HIDDEN, "Q6_K"),
     ):
-        values = _values(rng, EXPERTS, n, k) / np.float32(k**0.5)
+        values = _values(rng, EXPERTS, n, k, scale=k**-0.5)
         yield Entry(f"{block}.ffn_{name}_exps.weight", values, format_)
         yield _matrix(rng, f"{block}.ffn_{name}_shexp", n, k, "Q8_0")
 
 
 def _matrix(rng: np.random.Generator, name: str, n: int, k: int, format_: str) -> Entry:
-    return Entry(f"{name}.weight", _values(rng, n, k) / np.float32(k**0.5), format_)
+    return Entry(f"{name}.weight", _values(rng, n, k, scale=k**-0.5), format_)
 
 
 def _norm(rng: np.random.Generator, name: str, width: int) -> Entry:
-    return Entry(f"{name}.weight", 1 + _values(rng, width) / 8)
+    return Entry(f"{name}.weight", 1 + _values(rng, width, scale=1 / 8))
 
 
-def _values(rng: np.random.Generator, *shape: int) -> Array:
-    return rng.standard_normal(shape, dtype=np.float32)
+def _values(rng: np.random.Generator, *shape: int, scale: float = 1) -> Array:
+    return (rng.standard_normal(shape) * scale).astype(np.float32)
