@@ -89,14 +89,12 @@ def test_a_model_gives_the_results_of_the_dequantised_one(
     assert generated(model) == generated(floats)
 
 
-@pytest.mark.parametrize("name", ["qwen35", "lfm2-tied"])
-def test_a_model_in_bfloat16(name: str, folder: Path, installed: None) -> None:
-    exact = load_floats(folder, name)
-    model, floats = (read(folder, name, dtype=BF16) for read in (load, load_floats))
+def test_a_model_in_bfloat16(folder: Path, installed: None) -> None:
+    exact = load_floats(folder, "qwen35-tied")
+    model, floats = (read(folder, "qwen35-tied", dtype=BF16) for read in (load, load_floats))
     made, wanted = logits(model, 33), logits(exact, 33)
     assert made.dtype is BF16
     assert error(made, wanted) < 1.2 * error(logits(floats, 33), wanted) < 0.05
-    assert len(generated(model)) == 13
 
 
 @files("", "-tied")
@@ -219,7 +217,7 @@ def test_packed_modules_of_transformers_run_with_the_kernel(
     monkeypatch.setattr("q4jit.transformers.hooks.replace_packed", lambda _: [])
     model, floats = load(folder, "qwen35moe"), load_floats(folder, "qwen35moe")
     assert {type(module) for module in model.modules()} >= set(PACKED)
-    for length in PROMPTS:
+    for length in (5, 33):  # products, and weights unpacked by transformers
         assert error(logits(model, length), logits(floats, length)) < 1e-5
 
 

@@ -15,7 +15,7 @@ WIDTH: Final = 256
 HIDDEN: Final = 512
 VOCABULARY: Final = 320
 HEADS, KV_HEADS, HEAD_WIDTH = 4, 2, 64
-KEY_HEADS, VALUE_HEADS, KEY_WIDTH, VALUE_WIDTH = 2, 4, 32, 64
+KEY_HEADS, VALUE_HEADS, KEY_WIDTH, VALUE_WIDTH = 2, 4, 64, 64
 VALUES: Final = VALUE_HEADS * VALUE_WIDTH
 QKV: Final = 2 * KEY_HEADS * KEY_WIDTH + VALUES
 EXPERTS, CHOSEN, EXPERT_HIDDEN = 4, 2, 256
@@ -127,7 +127,7 @@ def _entries(rng: np.random.Generator, architecture: str, tied: bool) -> Iterato
 def _attention(rng: np.random.Generator, block: str, *, gated: bool) -> Iterator[Entry]:
     queries = HEADS * HEAD_WIDTH
     yield _matrix(rng, f"{block}.attn_q", queries * (2 if gated else 1), WIDTH, "Q4_K")
-    yield _matrix(rng, f"{block}.attn_k", KV_HEADS * HEAD_WIDTH, WIDTH, "Q5_K")
+    yield _matrix(rng, f"{block}.attn_k", KV_HEADS * HEAD_WIDTH, WIDTH, "Q8_0")
     yield _matrix(rng, f"{block}.attn_v", KV_HEADS * HEAD_WIDTH, WIDTH, "Q8_0")
     yield _matrix(rng, f"{block}.attn_output", WIDTH, queries, "Q4_1")
     yield _norm(rng, f"{block}.attn_q_norm", HEAD_WIDTH)
@@ -135,7 +135,7 @@ def _attention(rng: np.random.Generator, block: str, *, gated: bool) -> Iterator
 
 
 def _linear_attention(rng: np.random.Generator, block: str) -> Iterator[Entry]:
-    yield _matrix(rng, f"{block}.attn_qkv", QKV, WIDTH, "Q5_K")
+    yield _matrix(rng, f"{block}.attn_qkv", QKV, WIDTH, "Q4_K")
     yield _matrix(rng, f"{block}.attn_gate", VALUES, WIDTH, "Q4_K")
     yield _matrix(rng, f"{block}.ssm_alpha", VALUE_HEADS, WIDTH, "Q8_0")
     yield _matrix(rng, f"{block}.ssm_beta", VALUE_HEADS, WIDTH, "F32")
