@@ -207,7 +207,7 @@ class Weight(_Frozen):
         else:
             self.blocks = blocks.to(device)
         # now, so that operators, which get only the blocks, know the facts
-        self._read(weight.signature[-2:])
+        self._read(weight._scales)
         return None
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Self:
