@@ -1,6 +1,7 @@
 """`install`: lets `from_pretrained(..., gguf_file=...)` of transformers run weights packed."""
 
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Final
 
 from q4jit.locks import BUILD
@@ -36,3 +37,15 @@ def uninstall() -> None:
     with BUILD:
         while _installed:
             _installed.pop().close()
+
+
+@contextmanager
+def installed() -> Iterator[None]:
+    """Install for the duration of a block. Raises the errors of `install`."""
+    was_installed = bool(_installed)
+    install()
+    try:
+        yield
+    finally:
+        if not was_installed:
+            uninstall()
