@@ -258,6 +258,8 @@ def test_another_activation_of_experts_is_refused(
         original(self, *args[:-1], nn.GELU())
 
     monkeypatch.setattr(GgufExperts, "__init__", with_gelu)
-    message = r"model.layers.0.mlp.experts\S* \(GgufExperts\): expected the activation SiLU, got GELU"
+    message = (
+        r"model.layers.0.mlp.experts\S* \(GgufExperts\): expected the activation SiLU, got GELU"
+    )
     with pytest.raises(ArgumentError, match=message):
         load(folder, "qwen35moe")
