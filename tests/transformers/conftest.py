@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -32,6 +32,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     mark_torch(items, Path(__file__).parent)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _quiet() -> Iterator[None]:
+    """Keep transformers' warnings about tiny configurations out of the tests' output."""
+    import transformers  # late: the folder is also collected without it
+
+    level = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()
+    yield
+    transformers.logging.set_verbosity(level)
+
+
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], "TinyModel"]:
     """Return `tiny(name)`, which writes the file of a recipe once."""
@@ -42,17 +53,14 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], "TinyModel
 
     @cache
     def written(name: str) -> "TinyModel":
-        return write(RECIPES[name](), folder / f"{len(list(folder.iterdir()))}.gguf")
+        return write(RECIPES[name](), folder / f"{name}.gguf")
 
     return written
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _quiet() -> Iterator[None]:
-    """Keep transformers' warnings about tiny configurations out of the tests' output."""
-    import transformers
+@pytest.fixture(scope="session")
+def packed(tiny: Callable[[str], "TinyModel"]) -> Callable[[str], tuple[Any, Any]]:
+    """Return `packed(name)`: the model and the tokenizer of `from_gguf`, in float32."""
+    from q4jit.transformers import from_gguf
 
-    level = transformers.logging.get_verbosity()
-    transformers.logging.set_verbosity_error()
-    yield
-    transformers.logging.set_verbosity(level)
+    return cache(lambda name: from_gguf(tiny(name).path))

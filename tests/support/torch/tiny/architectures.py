@@ -318,8 +318,9 @@ _WIDTH: Final = "expert_feed_forward_length"
 _SCALE: Final = "the scale of queries"
 _ROTARY: Final = "rope.dimension_count"
 RECIPES: Final[dict[str, Callable[[], Recipe]]] = {
-    "llama": lambda: replace(llama(), formats=MIXED),
-    "llama, tied": lambda: replace(llama(tie_word_embeddings=True), formats=MIXED[::-1]),
+    "llama": llama,
+    "llama, ten formats": lambda: replace(llama(), formats=MIXED),
+    "llama, tied": lambda: llama(tie_word_embeddings=True),
     "llama, as many heads for keys": lambda: llama(heads=HEADS),
     "llama, one head for keys": lambda: llama(heads=1),
     "llama, wide heads": lambda: llama(head_dim=128),

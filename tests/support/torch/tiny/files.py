@@ -43,7 +43,11 @@ class TinyModel:
     @cached_property
     def reference(self) -> Any:
         """The Hugging Face model, with the values that the blocks of the file have."""
-        model = AutoModelForCausalLM.from_config(self.recipe.config)
+        return self.reference_in(torch.float32)
+
+    def reference_in(self, dtype: torch.dtype) -> Any:
+        """Return it in another type."""
+        model = AutoModelForCausalLM.from_config(self.recipe.config, dtype=dtype)
         values = {name: torch.from_numpy(each.values()) for name, each in self.tensors.items()}
         missing, unexpected = model.load_state_dict(values, strict=False)
         assert not unexpected
