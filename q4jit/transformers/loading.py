@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from q4jit.torch.weight import indexed
 from q4jit.transformers.architectures import ARCHITECTURES, PACKED_BY_TRANSFORMERS, Architecture
 from q4jit.transformers.configs import config_of
 from q4jit.transformers.embedding import ScaledEmbedding
+from q4jit.transformers.installation import installed
 from q4jit.transformers.plan import (
     EMBEDDING,
     EXPERTS,
@@ -75,15 +76,12 @@ def from_gguf(
     check_one_of(precision, tuple(BOUNDS), "precision")
     place, floats = indexed(_checked_device(device)), _checked_dtype(dtype)
     with load_gguf(path) as file:
-        architecture = _architecture(file)
+        name = _architecture(file)
         tokenizer = _tokenizer(file)
-        model = _empty(file, architecture, floats)
-        parts = plan_parts(model, file, architecture)
-        check_room(needed_bytes(file, parts, floats), place, f"the weights of {file.paths[0]}")
-        loader = _ModelLoader(model, file, architecture, place, floats, precision)
-        for part in progress(parts, "loading"):
-            loader.load(part)
-        loader.finish()
+        if name in ARCHITECTURES:
+            model = _loaded(file, ARCHITECTURES[name], place, floats, precision)
+        else:
+            model = _loaded_by_transformers(file, place, floats, precision)
     _set_ends(model, tokenizer)
     return model, tokenizer
 
@@ -109,14 +107,14 @@ def _checked_device(device: Any) -> torch.device | None:
     return given
 
 
-def _architecture(file: GGUFFile) -> Architecture:
+def _architecture(file: GGUFFile) -> str:
     name = file.metadata.get("general.architecture")
-    if isinstance(name, str) and name in ARCHITECTURES:
-        return ARCHITECTURES[name]
-    known = ", ".join((*ARCHITECTURES, *PACKED_BY_TRANSFORMERS))
+    known = (*ARCHITECTURES, *PACKED_BY_TRANSFORMERS)
+    if isinstance(name, str) and name in known:
+        return name
     got = short_name(name) if isinstance(name, str) else "none"
     where = f"{file.paths[0]}: general.architecture"
-    raise GGUFError(expected(f"one of {known}", got, where=where))
+    raise GGUFError(expected(f"one of {', '.join(known)}", got, where=where))
 
 
 def _tokenizer(file: GGUFFile) -> PreTrainedTokenizerFast:
@@ -135,10 +133,52 @@ def _tokenizer(file: GGUFFile) -> PreTrainedTokenizerFast:
     return loaded
 
 
+def _loaded(
+    file: GGUFFile,
+    architecture: Architecture,
+    device: torch.device,
+    dtype: torch.dtype,
+    precision: str,
+) -> PreTrainedModel:
+    """Return the model in a file. Everything that can be refused is checked before it is read."""
+    model = _empty(file, architecture, dtype)
+    parts = plan_parts(model, file, architecture)
+    check_room(needed_bytes(file, parts, dtype), device, f"the weights of {file.paths[0]}")
+    loader = _ModelLoader(model, file, architecture, device, dtype, precision)
+    for part in progress(parts, "loading"):
+        loader.load(part)
+    loader.finish()
+    return model
+
+
+def _loaded_by_transformers(
+    file: GGUFFile, device: torch.device, dtype: torch.dtype, precision: str
+) -> PreTrainedModel:
+    """Return the model in a file that transformers' own loader keeps packed."""
+    path, classes = Path(file.paths[0]), cast("Any", transformers.AutoModelForCausalLM)
+    if len(file.paths) > 1:
+        got = f"one of {len(file.paths)} parts"
+        raise GGUFError(expected("a whole file for this architecture", got, where=str(path)))
+    check_room(sum(entry.nbytes for entry in file.tensors.values()), device, str(path))
+    with installed():
+        model: PreTrainedModel = classes.from_pretrained(
+            str(path.parent),
+            gguf_file=path.name,
+            dtype=dtype,
+            device_map={"": device},
+            local_files_only=True,
+        )
+    for module in model.modules():
+        if isinstance(module, Linear | Experts):
+            module.precision = precision
+    model.requires_grad_(False)
+    return model
+
+
 def _empty(file: GGUFFile, architecture: Architecture, dtype: torch.dtype) -> PreTrainedModel:
     """Return the model of a file without values, on "meta"."""
     config = config_of(file, architecture)
-    classes: Any = transformers.AutoModelForCausalLM  # without types
+    classes = cast("Any", transformers.AutoModelForCausalLM)  # without types
     with torch.device("meta"):
         model: PreTrainedModel = classes.from_config(config, dtype=dtype)
     model.requires_grad_(False)
