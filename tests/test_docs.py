@@ -177,7 +177,8 @@ def test_ci_runs_the_tests_that_need_pytorch() -> None:
     marked = [
         str(path.relative_to(ROOT))
         for path in sorted((ROOT / "tests").rglob("test_*.py"))
-        if not set(folders) & set(path.parents) and re.search(r"mark\.torch\b", path.read_text("utf-8"))
+        if not set(folders) & set(path.parents)
+        and re.search(r"mark\.torch\b", path.read_text("utf-8"))
     ]
     assert tests[1].split() == [*marked, "tests/torch", "tests/transformers"]
     check = re.search(r"^check: (.*?) ##", makefile, re.MULTILINE)

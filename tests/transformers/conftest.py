@@ -1,65 +1,66 @@
-"""Every test in this folder is marked `torch`. Without PyTorch the folder is skipped."""
+"""Every test in this folder is marked `torch`. Without transformers the folder is skipped."""
 
-import importlib.util
-import logging
 import os
-import sys
-import sysconfig
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.support import builds
-from tests.support.tools import lack, require_tool
+from tests.support.torch.fixtures import (
+    forget_compiled_functions,
+    inductor,
+    mark_torch,
+    pytorch_of_the_run,
+    skip_without,
+)
 
-FOLDER = Path(__file__).parent
+if TYPE_CHECKING:
+    from tests.support.torch.tiny.files import TinyModel
 
-# Inductor reads these when it is imported. A pool of processes would be started by every worker;
-# precompiled headers (160 MB) would stay in the folder of temporary files.
-os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
-os.environ["TORCHINDUCTOR_CPP_CACHE_PRECOMPILE_HEADERS"] = "0"
+__all__ = ["forget_compiled_functions", "inductor", "pytorch_of_the_run"]
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # read when transformers is imported
 
 
 def pytest_pycollect_makemodule() -> None:
-    """Skip the folder instead of importing modules that import PyTorch."""
-    if importlib.util.find_spec("torch") is None:
-        pytest.skip("PyTorch is not installed: run make test-torch")
+    skip_without("torch", "transformers", "gguf")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        if item.path.is_relative_to(FOLDER):
-            item.add_marker("torch")
+    mark_torch(items, Path(__file__).parent)
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _pytorch_of_the_run() -> Iterator[None]:
-    """Keep what Inductor compiles where this run keeps its kernels; give a worker one thread."""
-    import torch  # late: the folder is also collected without PyTorch
+def _quiet() -> Iterator[None]:
+    """Keep transformers' warnings about tiny configurations out of the tests' output."""
+    import transformers  # late: the folder is also collected without it
 
-    # pytest would print hundreds of its records below each failure.
-    logging.getLogger("torch.__trace").disabled = True
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TORCHINDUCTOR_CACHE_DIR", str(builds.inductor()))
-        yield
-
-
-@pytest.fixture(autouse=True)
-def _forget_compiled_functions() -> Iterator[None]:
-    """Let no test count graphs, or reach limits of recompiling, because of an earlier one."""
+    level = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()
     yield
-    if "torch._dynamo" in sys.modules:
-        import torch
-
-        torch.compiler.reset()
+    transformers.logging.set_verbosity(level)
 
 
 @pytest.fixture(scope="session")
-def inductor() -> None:
-    """Skip the test, or fail it in CI, where Inductor cannot compile for the CPU."""
-    require_tool("g++", "g++")
-    if not Path(sysconfig.get_path("include"), "Python.h").exists():
-        lack("Python.h is missing: apt-get install python3-dev")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], "TinyModel"]:
+    """Return `tiny(name)`, which writes the file of a recipe once."""
+    from tests.support.torch.tiny.architectures import RECIPES
+    from tests.support.torch.tiny.files import write
+
+    folder = tmp_path_factory.mktemp("tiny")
+
+    @cache
+    def written(name: str) -> "TinyModel":
+        return write(RECIPES[name](), folder / f"{name}.gguf")
+
+    return written
+
+
+@pytest.fixture(scope="session")
+def packed(tiny: Callable[[str], "TinyModel"]) -> Callable[[str], tuple[Any, Any]]:
+    """Return `packed(name)`: the model and the tokenizer of `from_gguf`, in float32."""
+    from q4jit.transformers import from_gguf
+
+    return cache(lambda name: from_gguf(tiny(name).path))
