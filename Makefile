@@ -31,8 +31,8 @@ OLDEST_TORCH_TESTS := tests/arrays/test_host_tensors.py tests/torch/test_environ
 	tests/torch/test_operator.py tests/torch/test_gradients.py tests/torch/test_modules.py \
 	tests/torch/test_compile.py tests/torch/test_weight.py tests/torch/test_parallel.py
 # Sources that import PyTorch: `lint` leaves them to `lint-torch`, as pyproject.toml says
-TORCH_SOURCES := $(wildcard examples/finetune_lora.py examples/tensor_parallel.py q4jit/torch \
-	q4jit/transformers tests/support/torch tests/torch tests/transformers)
+TORCH_SOURCES := $(wildcard examples/finetune_lora.py examples/model_speed.py \
+	examples/tensor_parallel.py q4jit/torch q4jit/transformers tests/support/torch tests/torch tests/transformers)
 BENCH_PIP := $(BENCH)/bin/python -m pip --disable-pip-version-check
 GGML := llama-cpp-python==0.3.36
 TORCH ?= torch

@@ -1,7 +1,7 @@
-"""Measure a model of transformers with packed weights: tokens/s of decoding and of prompts, memory.
+r"""Measure a model of transformers with packed weights: tokens/s and peak memory.
 
     python examples/model_speed.py --model model.gguf --device cpu --mode eager --unfused --fused
-    python examples/model_speed.py --random llama-8b --device cuda --dtype bfloat16 \\
+    python examples/model_speed.py --random llama-8b --device cuda --dtype bfloat16 \
         --mode eager compile graph --account
 
 Each case is a row of the table: `eager` runs the model as it is; `compile` is torch.compile with
@@ -21,15 +21,22 @@ from typing import Any, Final
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.autograd.profiler_util import DeviceType
 from torch.profiler import ProfilerActivity, profile
-from transformers import AutoModelForCausalLM, DynamicCache, LlamaConfig, StaticCache
+from transformers import (
+    AutoModelForCausalLM,
+    DynamicCache,
+    LlamaConfig,
+    LlamaForCausalLM,
+    StaticCache,
+)
 
 from q4jit import QuantizedTensor
 from q4jit.torch import Embedding, Linear, Weight, fuse, replace_linears
 
 __all__ = ["main", "random_llama"]
 
-RANDOM: Final = {
+RANDOM: Final[dict[str, dict[str, Any]]] = {
     "tiny": {
         "vocab_size": 256,
         "hidden_size": 64,
@@ -70,7 +77,7 @@ def random_llama(name: str, device: torch.device, dtype: torch.dtype, precision:
     """
     config = LlamaConfig(**RANDOM[name], tie_word_embeddings=False, bos_token_id=0, eos_token_id=1)
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype).requires_grad_(False).eval()
+        model = LlamaForCausalLM(config).to(dtype).requires_grad_(False).eval()
     replace_linears(model, "Q4_0", embeddings="Q4_0", precision=precision)
     drawn: dict[Any, Weight] = {}
     for module in list(model.modules()):
@@ -103,8 +110,10 @@ def _model(options: argparse.Namespace) -> Any:
         return random_llama(options.random, device, dtype, options.precision)
     if options.dequantised:
         folder, _, file = options.model.rpartition("/")
-        model = AutoModelForCausalLM.from_pretrained(folder or ".", gguf_file=file, dtype=dtype)
-        return model.to(device).eval()
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            folder or ".", gguf_file=file, dtype=dtype
+        )
+        return model.eval().to(options.device)
     from q4jit.transformers import from_gguf  # late: random models need no tokenizer
 
     return from_gguf(options.model, device=device, dtype=dtype, precision=options.precision)[0]
@@ -218,7 +227,7 @@ def account(decoder: Decoder) -> str:
         for _ in range(2):  # the first starts the profiler's buffers
             decoder.step()
             wait(decoder.device)
-    kernels = [e for e in profiler.events() if e.device_type == torch.autograd.DeviceType.CUDA]
+    kernels = [e for e in profiler.events() if e.device_type == DeviceType.CUDA]
     kernels.sort(key=lambda event: event.time_range.start)
     kernels = kernels[len(kernels) // 2 :]
     times: dict[str, list[float]] = {}

@@ -46,7 +46,7 @@ def fuse(model: nn.Module, *, decoding: str = MATMUL) -> FusionReport:
             continue
         fused.append(FusedHalves(name, facts.attention, facts.feed_forward))
         if facts.attention:
-            become(layer.self_attn, FusedAttention, facts)  # type: ignore[arg-type]  # a module
+            become(layer.get_submodule("self_attn"), FusedAttention, facts)
         become(layer, FusedDecoderLayer, facts)
     return FusionReport(tuple(fused), tuple(skipped))
 
@@ -143,7 +143,9 @@ def _linears_reason(parent: Any, names: tuple[str, ...], same: int | None = None
     linears = {name: getattr(parent, name) for name in names}
     for name, linear in linears.items():
         if type(linear) is not Linear:
-            return f"{name} is a {type(linear).__name__}, no Linear of q4jit"
+            kind = type(linear)
+            own = f"{kind.__name__} of {kind.__module__.partition('.modules')[0]}"
+            return f"{name} is a {own}, no Linear of q4jit"
     if reason := _hooked(linears):
         return reason
     precisions = dict.fromkeys(linears[name].precision for name in names[:same])

@@ -257,14 +257,16 @@ _PREFIX: Final = "Fused"
 
 def become(module: nn.Module, mixin: type, facts: Facts) -> None:
     """Give a module the class that combines a mixin with its own."""
-    module.__class__ = _combined(mixin, type(module))
+    own: Any = type(module)
+    module.__class__ = _combined(mixin, own)
     module._fused = facts  # type: ignore[assignment]  # neither a tensor nor a module
 
 
 def become_own(module: nn.Module) -> None:
     """Give a fused module its own class again."""
-    module.__class__ = type(module)._own  # type: ignore[assignment]  # of the combined class
-    del module._fused
+    fused: Any = module
+    fused.__class__ = fused._own
+    del fused._fused
 
 
 def is_fused(module: nn.Module) -> bool:
@@ -286,7 +288,7 @@ def _combined(mixin: type, own: type) -> Any:
     return type(_PREFIX + own.__name__, (mixin, own), names)
 
 
-def _reduced(self: Any, protocol: int) -> tuple[Any, ...]:  # noqa: ARG001
+def _reduced(self: Any, protocol: int) -> tuple[Any, ...]:
     """Pickle or copy an object by the two classes, because no module has the combined one."""
     kind = type(self)
     return _blank, (kind._mixin, kind._own), self.__dict__
@@ -295,4 +297,3 @@ def _reduced(self: Any, protocol: int) -> tuple[Any, ...]:  # noqa: ARG001
 def _blank(mixin: type, own: type) -> Any:
     kind = _combined(mixin, own)
     return kind.__new__(kind)
-

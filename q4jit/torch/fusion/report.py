@@ -27,7 +27,7 @@ class FusionReport:
     skipped: tuple[Skipped, ...]
 
     def __str__(self) -> str:
-        rows = [("layers", "attention", "feed-forward")]
+        rows: list[tuple[str, ...]] = [("layers", "attention", "feed-forward")]
         runs: list[list[FusedHalves]] = []
         for entry in self.fused:
             same = runs and _halves(runs[-1][0]) == _halves(entry)
