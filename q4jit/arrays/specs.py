@@ -70,7 +70,7 @@ def spec_of(name: str, value: object, sized: bool = False) -> Spec:
         return WeightSpec(*value.signature)
     if isinstance(value, ExpertTensor):
         fmt, experts, k, n, finite, suits_f16 = value.signature
-        return WeightSpec(fmt, k, n, finite, suits_f16, experts)
+        return WeightSpec(fmt, k, n, finite, suits_f16, experts=experts)
     if isinstance(value, DeviceView):
         if not value.shape or not value.shape[-1]:
             what = "at least one dimension, the last of at least 1"

@@ -20,7 +20,7 @@ from q4jit.cpu.llvm_text import (
 )
 from q4jit.cpu.numbers import byte_numbers, converts_bytes, quant_converter
 from q4jit.weights.formats import FactorBits, Format, Plane, SubFactors
-from q4jit.weights.layouts import CACHE_LINE_BYTES, LANES, Interleaved, fields
+from q4jit.weights.layouts import CACHE_LINE_BYTES, LANES, Field, Interleaved, fields
 
 CHUNK: Final = 16  # elements along K that share one scale
 WORD: Final = 4  # elements whose quants are loaded together, as the bytes of an i32
@@ -53,7 +53,8 @@ class Fields:
     slab_at: str
     block: str
 
-    def _address(self, name: str) -> str:
+    def address(self, name: str) -> str:
+        """Return where a field of the 16 columns begins."""
         start, stride = self.weight.field_at(name)
         offset = self.f.index(
             f"{FIELD_NAMES.get(name, name)}_offset", (self.block, stride), (start, 1)
@@ -66,11 +67,11 @@ class Fields:
         if (fmt.scale_at if name == "d" else fmt.minimum_at) is None:
             return None
         loader = field_loader(self.module, SIXTEEN, fmt, name)
-        return self.f.let(FIELD_NAMES[name], f"call {VECTOR} {loader}(ptr {self._address(name)})")
+        return self.f.let(FIELD_NAMES[name], f"call {VECTOR} {loader}(ptr {self.address(name)})")
 
     def exponents(self) -> str:
         """Load field `d` in E8M0 of 16 columns, as integers."""
-        at = self._address("d")
+        at = self.address("d")
         stored = self.f.let("exponent_bytes", f"load <{LANES} x i8>, ptr {at}, align 1")
         return self.f.let("exponents", f"zext <{LANES} x i8> {stored} to {INTS}")
 
@@ -90,8 +91,7 @@ class Fields:
             return of_block
         f, (part,) = self.f, sub.parts
         offset = f.index(f"{hint}_offset", (sub_block, LANES))
-        name = self._field_of(part)
-        at = f.at(self._address(name), "i8", offset, f"sub_{hint}_at")
+        at = f.at(self.address(self.field_of(part).name), "i8", offset, f"sub_{hint}_at")
         narrow = f.let(f"{hint}_bytes", f"load <{LANES} x i8>, ptr {at}, align 1")
         extend = "sext" if sub.signed else "zext"
         stored = f.let(f"{hint}_ints", f"{extend} <{LANES} x i8> {narrow} to {INTS}")
@@ -101,10 +101,10 @@ class Fields:
             stored = f.let(f"{hint}_ints", f"and {INTS} {stored}, {mask}")
         return times_factor(f, hint, of_block, sub, stored)
 
-    def _field_of(self, part: FactorBits) -> str:
-        """Return the name of the field that has the sub-blocks' factors."""
+    def field_of(self, part: FactorBits) -> Field:
+        """Return the field that has the sub-blocks' factors."""
         return next(
-            each.name
+            each
             for each in fields(self.weight.fmt)
             if each.at <= part.at < each.at + each.size_bytes
         )
@@ -114,7 +114,7 @@ class Fields:
         planes = []
         for i, plane in enumerate(self.weight.fmt.planes):
             byte, shift = plane_position(self.f, plane, self.weight.block_elements, chunk)
-            base = self._address(f"quants{i}")
+            base = self.address(f"quants{i}")
             offset = self.f.index("chunk_offset", (byte, LANES))
             planes.append(PlaneAt(plane, self.f.at(base, "i8", offset, "chunk_at"), shift))
         return planes
@@ -128,13 +128,13 @@ class Fields:
         if fmt.float_type is not None:
             size_bytes = CHUNK * LANES * fmt.block_bytes
             offset = f.index("chunk_offset", (chunk, size_bytes))
-            return [(f.at(self._address("values"), "i8", offset, "chunk_at"), size_bytes)]
+            return [(f.at(self.address("values"), "i8", offset, "chunk_at"), size_bytes)]
         names = {"d": fmt.scale_at, "m": fmt.minimum_at}
-        parts = [(self._address(name), 1) for name, at in names.items() if at is not None]
+        parts = [(self.address(name), 1) for name, at in names.items() if at is not None]
         factors = [each.parts[0] for each in (fmt.sub_scales, fmt.sub_minima) if each is not None]
-        for name in dict.fromkeys(map(self._field_of, factors)):
+        for name in dict.fromkeys(self.field_of(part).name for part in factors):
             offset = f.index("scale_offset", (chunk, LANES * CHUNK // fmt.sub_block_elements))
-            parts.append((f.at(self._address(name), "i8", offset, "scale_at"), 1))
+            parts.append((f.at(self.address(name), "i8", offset, "scale_at"), 1))
         for at in planes:
             plane = at.plane
             per_bit = min(plane.width_bytes, CHUNK) * LANES // 8
@@ -193,7 +193,7 @@ class Fields:
 
     def _floats(self, chunk: str, word: str) -> list[str]:
         f, fmt, floats = self.f, self.weight.fmt, []
-        values_at = self._address("values")
+        values_at = self.address("values")
         first = f.index("element", (chunk, CHUNK), (word, WORD))
         for i in range(WORD):
             element = f.index("element", (first, 1), (i, 1))

@@ -1,19 +1,21 @@
-"""Write functions that read GGUF rows, in LLVM IR: dot products with x, and rows as floats.
+"""Write functions that read single columns, in LLVM IR: dot products with x, and columns as floats.
 
-They serve narrow results, slices that start inside a panel, and row lookups, for which the layout
-`interleaved16` is not made.
+A column is a GGUF row, for narrow results, slices that start inside a panel, and look-ups, for
+which the layout `interleaved16` is not made. Look-ups also read a weight that has only this layout.
 """
 
 import functools
+from collections.abc import Callable
 
-from q4jit.cpu.fields import CHUNK, add_scaled, load_floats, value_of
+from q4jit.cpu.fields import CHUNK, Fields, add_scaled, load_floats, value_of
 from q4jit.cpu.halves import STORED, named, store_floats, type_suffix
-from q4jit.cpu.lanes import ONE, SIXTEEN, load_vector, sum_lanes
+from q4jit.cpu.lanes import ONE, SIXTEEN, Lanes, load_vector, sum_lanes
 from q4jit.cpu.llvm_text import VECTOR, Function, Module
 from q4jit.cpu.long_sums import write_long_sums
-from q4jit.cpu.row_fields import RowFields
+from q4jit.cpu.row_fields import BlockBytes, ColumnBlock, GgufBlock, RowFields
 from q4jit.floats import FloatType
 from q4jit.weights.formats import Format
+from q4jit.weights.layouts import LANES, Interleaved
 
 
 def add_dot(module: Module, fmt: Format, k: int, early_scale: bool) -> str:
@@ -50,8 +52,7 @@ def _blocks_dot(
     """Write the dot product over blocks; return its 16 sums as `total`."""
     zero = (VECTOR, "zeroinitializer")
     with f.loop("block", first, end, carry={"total": zero}) as block:
-        at = f.at("%row", "i8", f.index("block_offset", (block.index, fmt.block_bytes)), "block_at")
-        fields = RowFields(module, f, fmt, at)
+        fields = RowFields(module, f, _gguf_block(f, fmt, block.index))
         block_scale, block_minimum = fields.block_field("d"), fields.block_field("m")
         sub_blocks = fmt.block_elements // fmt.sub_block_elements
         chunks = fmt.sub_block_elements // CHUNK
@@ -85,18 +86,66 @@ def add_row(module: Module, fmt: Format, k: int, float_type: FloatType = "f32") 
             f"A row of {fmt.name} with K = {k} as {named(float_type)}, 16 elements at a time.",
         )
         if fmt.float_type is not None:
-            _float_row(module, f, fmt, k, float_type)
+            whole = k // CHUNK * CHUNK
+            _store_row(module, f, fmt, SIXTEEN, (0, whole), float_type)
+            _store_row(module, f, fmt, ONE, (whole, k), float_type)
         else:
-            _block_row(module, f, fmt, k, float_type)
+            block = functools.partial(_gguf_block, f, fmt)
+            _store_blocks(module, f, fmt, k, block, float_type)
         f.do("ret void")
         module.add(name, f)
     return f"@{name}"
 
 
-def _block_row(module: Module, f: Function, fmt: Format, k: int, float_type: FloatType) -> None:
+def add_column(module: Module, weight: Interleaved, float_type: FloatType = "f32") -> str:
+    """Add the function `void (ptr row, i64 column, ptr out)` and return its name.
+
+    row: a panel in the layout `interleaved16`; column: one of its 16; out: as in `add_row`.
+    """
+    fmt, k = weight.fmt, weight.k
+    name = f"{fmt.name.lower()}_k{k}_column{type_suffix(float_type)}"
+    if not module.knows(name):
+        f = Function(
+            f"internal void @{name}(ptr noalias %row, i64 %column, ptr noalias %out) #0",
+            f"A column of a panel of {fmt.name} with K = {k} as {named(float_type)}.",
+        )
+        if fmt.float_type is not None:
+            # slabs of floats have no other field, so the elements of a column are evenly spaced
+            first = f.index("first_offset", ("%column", fmt.block_bytes))
+            _store_row(module, f, fmt, ONE, (0, k), float_type, LANES, first)
+        else:
+            block = functools.partial(_column_block, module, f, weight)
+            _store_blocks(module, f, fmt, k, block, float_type)
+        f.do("ret void")
+        module.add(name, f)
+    return f"@{name}"
+
+
+def _gguf_block(f: Function, fmt: Format, number: str) -> GgufBlock:
+    """Return a block of the GGUF row at %row."""
+    offset = f.index("block_offset", (number, fmt.block_bytes))
+    return GgufBlock(f, fmt, f.at("%row", "i8", offset, "block_at"))
+
+
+def _column_block(module: Module, f: Function, weight: Interleaved, number: str) -> ColumnBlock:
+    """Return a block of column %column of the panel at %row."""
+    slab, block = f.divided(number, weight.blocks_per_slab, "slab", "block_in_slab")
+    offset = f.index("slab_offset", (slab, weight.slab_bytes))
+    at = f.at("%row", "i8", offset, "slab_at")
+    return ColumnBlock(Fields(module, f, weight, at, block), "%column")
+
+
+def _store_blocks(
+    module: Module,
+    f: Function,
+    fmt: Format,
+    k: int,
+    block_of: Callable[[str], BlockBytes],
+    float_type: FloatType,
+) -> None:
+    """Write the loop that decodes blocks to %out. block_of: returns the block of a number."""
     with f.loop("block", 0, k // fmt.block_elements) as block:
-        at = f.at("%row", "i8", f.index("block_offset", (block.index, fmt.block_bytes)), "block_at")
-        fields = RowFields(module, f, fmt, at)
+        fields = RowFields(module, f, block_of(block.index))
         block_scale, block_minimum = fields.block_field("d"), fields.block_field("m")
         sub_blocks = fmt.block_elements // fmt.sub_block_elements
         chunks = fmt.sub_block_elements // CHUNK
@@ -111,18 +160,26 @@ def _block_row(module: Module, f: Function, fmt: Format, k: int, float_type: Flo
                 store_floats(module, f, SIXTEEN, float_type, value, at, None)
 
 
-def _float_row(module: Module, f: Function, fmt: Format, k: int, float_type: FloatType) -> None:
-    whole = k // CHUNK * CHUNK
-    with f.loop("k", 0, whole, step=CHUNK) as loop:
-        offset = f.index("w_offset", (loop.index, fmt.block_bytes))
-        w = load_floats(module, f, fmt, SIXTEEN, f.at("%row", "i8", offset, "w_at"), align_bytes=1)
+def _store_row(
+    module: Module,
+    f: Function,
+    fmt: Format,
+    lanes: Lanes,
+    span: tuple[int, int],
+    float_type: FloatType,
+    step: int = 1,
+    first: str = "0",
+) -> None:
+    """Write the loop that converts the elements of a span, `step` apart in %row, to %out.
+
+    first: where element 0 is, in bytes.
+    """
+    hint = "k" if lanes.count > 1 else "rest"
+    with f.loop(hint, *span, step=lanes.count) as loop:
+        offset = f.index("w_offset", (loop.index, step * fmt.block_bytes), (first, 1))
+        w = load_floats(module, f, fmt, lanes, f.at("%row", "i8", offset, "w_at"), align_bytes=1)
         at = f.at("%out", STORED[float_type], loop.index, "out_at")
-        store_floats(module, f, SIXTEEN, float_type, w, at, None)
-    with f.loop("rest", whole, k) as rest:
-        offset = f.index("w_offset", (rest.index, fmt.block_bytes))
-        w = load_floats(module, f, fmt, ONE, f.at("%row", "i8", offset, "w_at"), align_bytes=1)
-        at = f.at("%out", STORED[float_type], rest.index, "out_at")
-        store_floats(module, f, ONE, float_type, w, at, None)
+        store_floats(module, f, lanes, float_type, w, at, None)
 
 
 def _float_dot(module: Module, f: Function, fmt: Format, k: int) -> str:

@@ -12,7 +12,7 @@ from typing import Final
 
 from q4jit.cpu.columns import SectionWriter
 from q4jit.cpu.expert_columns import ExpertSectionWriter
-from q4jit.cpu.gguf_rows import add_row
+from q4jit.cpu.gguf_rows import add_column, add_row
 from q4jit.cpu.halves import STORED
 from q4jit.cpu.llvm_text import Function, Module
 from q4jit.cpu.products import add_dequantize
@@ -26,6 +26,7 @@ from q4jit.cpu.schedule import (
     panels,
 )
 from q4jit.cpu.values import Context
+from q4jit.floats import FloatType
 from q4jit.frontend.graph import Node
 from q4jit.plan.kernels import Section, Slot, Source, Store
 from q4jit.weights.layouts import GGUF, INTERLEAVED16, LANES
@@ -137,22 +138,37 @@ class _Lowering(Context):
 
     def _lookup_phase(self, store: Store) -> _Phase:
         (ids_node,), arg = store.node.operands, store.node.arg
-        k, fmt = self.plan.weight(arg).k, self.plan.weight(arg).block_format
-        float_type = store.buffer.float_type
-        decode = add_row(self.module, fmt, k, float_type)
-        doc = "One GGUF row for each id. The caller has checked the ids."
+        k, float_type = self.plan.weight(arg).k, store.buffer.float_type
+        what = "GGUF row" if self.kernel.decoded_layout == GGUF else "column of a panel"
+        doc = f"One {what} for each id. The caller has checked the ids."
         with self._tasks_of("rows", doc) as f:
             ids = self.argument(f, Slot("ids", ids_node.arg))
-            w = self.argument(f, Slot("weight", arg, GGUF))
+            w = self.argument(f, Slot("weight", arg, self.kernel.decoded_layout))
             out = self.argument(f, Slot(store.buffer.kind, store.buffer.index))
             with f.loop("row", "%from", "%to") as loop:
                 id_at = f.at(ids, "i64", loop.index, "id_at")
                 number = f.let("id", f"load i64, ptr {id_at}, align 8")
-                w_at = f.at(w, "i8", f.index("w_offset", (number, fmt.column_bytes(k))), "w_at")
+                decode, arguments = self._row_decoder(f, arg, w, number, float_type)
                 offset = f.index("out_offset", (loop.index, k))
                 out_at = f.at(out, STORED[float_type], offset, "out_at")
-                f.do(f"call void {decode}(ptr {w_at}, ptr {out_at})")
+                f.do(f"call void {decode}({arguments}, ptr {out_at})")
         return _Phase("rows", 1, 1, max(1, _CHUNK_FLOATS // k))
+
+    def _row_decoder(
+        self, f: Function, arg: int, w: str, number: str, float_type: FloatType
+    ) -> tuple[str, str]:
+        """Return the function that decodes a row of the weight at w, and its first arguments."""
+        spec = self.plan.weight(arg)
+        if self.kernel.decoded_layout == GGUF:
+            fmt = spec.block_format
+            decode = add_row(self.module, fmt, spec.k, float_type)
+            offset = f.index("w_offset", (number, fmt.column_bytes(spec.k)))
+            return decode, f"ptr {f.at(w, 'i8', offset, 'w_at')}"
+        weight = interleaved(self.plan, arg)
+        decode = add_column(self.module, weight, float_type)
+        panel, column = f.divided(number, LANES, "panel", "column")
+        w_at = f.at(w, "i8", f.index("w_offset", (panel, weight.panel_bytes)), "w_at")
+        return decode, f"ptr {w_at}, i64 {column}"
 
     def _rows_phase(self) -> _Phase:
         work = self.kernel.work

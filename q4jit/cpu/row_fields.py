@@ -1,10 +1,17 @@
-"""Read the blocks of GGUF rows in LLVM IR, 16 elements of one column at a time."""
+"""Read the blocks of one column in LLVM IR, 16 elements at a time.
+
+The column is a GGUF row, whose blocks are contiguous, or one of the 16 of a panel, which has the
+same fields in words of four bytes. `BlockBytes` finds the bytes; `RowFields` decodes them.
+"""
 
 from dataclasses import dataclass
+from typing import Protocol
 
 from q4jit.cpu.fields import (
     CHUNK,
     FIELD_NAMES,
+    WORD,
+    Fields,
     field_loader,
     plane_position,
     shift_right,
@@ -15,17 +22,116 @@ from q4jit.cpu.fields import (
 from q4jit.cpu.lanes import ONE, broadcast
 from q4jit.cpu.llvm_text import INTS, VECTOR, Function, Module, splat_int
 from q4jit.cpu.numbers import byte_numbers, converts_bytes, quant_converter
-from q4jit.weights.formats import FactorBits, Format, Plane, SubFactors
+from q4jit.weights.formats import SCALE_BYTES, FactorBits, Format, Plane, SubFactors
+from q4jit.weights.layouts import LANES
+
+
+class BlockBytes(Protocol):
+    """Where the bytes of a block of one column are.
+
+    Attributes:
+        fmt: the format of the block as it is stored.
+    """
+
+    @property
+    def fmt(self) -> Format:
+        """The format of the block as it is stored."""
+        ...
+
+    def field_at(self, name: str, offset: int) -> str:
+        """Return the address of field `d` or `m`, which a block has at `offset`."""
+        ...
+
+    def factor_at(self, hint: str, part: FactorBits, *terms: tuple[str, int]) -> str:
+        """Return the address of the byte of a sub-factor that is at the sum of terms in a part."""
+        ...
+
+    def plane_bytes(self, plane: Plane, first: str, count: int) -> str:
+        """Load bytes of a plane from `first` on, which is a multiple of 4 in a panel."""
+        ...
+
+
+@dataclass(frozen=True)
+class GgufBlock:
+    """A block of a GGUF row, at any alignment."""
+
+    f: Function
+    fmt: Format
+    at: str
+
+    def field_at(self, name: str, offset: int) -> str:
+        """Return the address of a field."""
+        return self.f.at(self.at, "i8", offset, f"{FIELD_NAMES[name]}_at")
+
+    def factor_at(self, hint: str, part: FactorBits, *terms: tuple[str, int]) -> str:
+        """Return the address of the byte of a sub-factor."""
+        offset = self.f.index(f"{hint}_offset", *terms, (part.at, 1))
+        return self.f.at(self.at, "i8", offset, f"sub_{hint}_at")
+
+    def plane_bytes(self, plane: Plane, first: str, count: int) -> str:
+        """Load bytes of a plane."""
+        offset = self.f.index("chunk_offset", (first, 1), (plane.at, 1))
+        at = self.f.at(self.at, "i8", offset, "chunk_at")
+        return self.f.let("bytes", f"load <{count} x i8>, ptr {at}, align 1")
+
+
+@dataclass(frozen=True)
+class ColumnBlock:
+    """A block of one column of a panel: words of a field are those of 16 columns apart.
+
+    Attributes:
+        fields: the block of all columns.
+        column: the number of the column in the panel.
+    """
+
+    fields: Fields
+    column: str
+
+    @property
+    def fmt(self) -> Format:
+        """The repacked format."""
+        return self.fields.weight.fmt
+
+    def field_at(self, name: str, offset: int) -> str:
+        """Return the address of a field."""
+        kind = "i8" if name == "d" and SCALE_BYTES[self.fmt.scale_type] == 1 else "i16"
+        hint = f"{FIELD_NAMES[name]}_at"
+        return self.fields.f.at(self.fields.address(name), kind, self.column, hint)
+
+    def factor_at(self, hint: str, part: FactorBits, *terms: tuple[str, int]) -> str:
+        """Return the address of the byte of a sub-factor."""
+        f, field = self.fields.f, self.fields.field_of(part)
+        across = [(term, factor * LANES) for term, factor in terms]
+        start = (part.at - field.at) * LANES
+        offset = f.index(f"{hint}_offset", *across, (self.column, 1), (start, 1))
+        return f.at(self.fields.address(field.name), "i8", offset, f"sub_{hint}_at")
+
+    def plane_bytes(self, plane: Plane, first: str, count: int) -> str:
+        """Load bytes of a plane, word by word."""
+        f, words = self.fields.f, count // WORD
+        base = self.fields.address(f"quants{self.fmt.planes.index(plane)}")
+        offset = f.index("chunk_offset", (first, LANES), (self.column, WORD))
+        at, vector = f.at(base, "i8", offset, "chunk_at"), "poison"
+        for i in range(words):
+            word_at = f.at(at, "i32", i * LANES, "word_at")
+            word = f.let("word", f"load i32, ptr {word_at}, align {WORD}")
+            operands = f"<{words} x i32> {vector}, i32 {word}, i32 {i}"
+            vector = f.let("words", f"insertelement {operands}")
+        return f.let("bytes", f"bitcast <{words} x i32> {vector} to <{count} x i8>")
 
 
 @dataclass(frozen=True)
 class RowFields:
-    """Reads the fields of one block of a GGUF row, 16 elements at a time."""
+    """Decodes one block of a column, 16 elements at a time."""
 
     module: Module
     f: Function
-    fmt: Format
-    block_at: str
+    block: BlockBytes
+
+    @property
+    def fmt(self) -> Format:
+        """The format of the block as it is stored."""
+        return self.block.fmt
 
     def block_field(self, name: str) -> str | None:
         """Load the block's `d` or `m` into every lane; None if the format has no such field."""
@@ -34,7 +140,7 @@ class RowFields:
             return None
         f, hint = self.f, FIELD_NAMES[name]
         loader = field_loader(self.module, ONE, self.fmt, name, align_bytes=1)
-        at = f.at(self.block_at, "i8", offset, f"{hint}_at")
+        at = self.block.field_at(name, offset)
         return broadcast(f, "float", f.let(hint, f"call float {loader}(ptr {at})"))
 
     def scale(self, block_scale: str | None, sub_block: str) -> str | None:
@@ -66,8 +172,7 @@ class RowFields:
         if part.columns < self.fmt.sub_blocks:
             row, column = f.divided(sub_block, part.columns, "factor_row", "factor_column")
         column_step, row_step = part.byte_steps
-        offset = f.index(f"{hint}_offset", (column, column_step), (row, row_step), (part.at, 1))
-        at = f.at(self.block_at, "i8", offset, f"sub_{hint}_at")
+        at = self.block.factor_at(hint, part, (column, column_step), (row, row_step))
         byte = f.let(f"{hint}_byte", f"load i8, ptr {at}")
         bits = f.let(f"{hint}_bits", f"zext i8 {byte} to i32")
         shift = sum32(f, "shift", times32(f, "shift", column, part.shift_steps[0]), str(part.shift))
@@ -122,9 +227,7 @@ class RowFields:
     def _loaded(self, plane: Plane, first: str, order: range | list[int]) -> str:
         """Load bytes of a plane from `first` on; lane i has the one at `order[i]`."""
         f, count = self.f, max(order) + 1
-        offset = f.index("chunk_offset", (first, 1), (plane.at, 1))
-        at = f.at(self.block_at, "i8", offset, "chunk_at")
-        narrow = f.let("bytes", f"load <{count} x i8>, ptr {at}, align 1")
+        narrow = self.block.plane_bytes(plane, first, count)
         if list(order) != list(range(CHUNK)):
             lanes = ", ".join(f"i32 {i}" for i in order)
             operands = f"<{count} x i8> {narrow}, <{count} x i8> poison"

@@ -120,6 +120,9 @@ _TRANSPOSED_WIDTH: Final = 64
 _TRANSPOSED_ROWS: Final = 192
 _TRANSPOSED_SUM_BYTES: Final = 512 << 10
 
+# the layouts that look-ups read; the first is made for weights in GGUF blocks
+_READ_BY_ROWS: Final = (GGUF, INTERLEAVED16)
+
 DIGITS: Final = {"f32": 3, "f16": 3, "i8": 1}
 """Digits of x by precision; the more exact f32 serves f16."""
 
@@ -144,18 +147,21 @@ class CpuKernel:
         tile: the register tile.
         dot: how integers are multiplied; None if all products are products of floats.
         digits: the digits of each element of x in integer products.
+        decoded_layout: of the weight whose rows or values the kernel returns.
     """
 
     work: Kernel
     tile: Tile = Tile(1)
     dot: Dot | None = None
     digits: int = 0
+    decoded_layout: str = INTERLEAVED16
 
     @property
     def rows_class(self) -> str:
         """The class of M that the kernel serves, in words."""
         if self.work.decoded is not None:
-            return self.work.rows_class
+            in_panels = self.work.decoded.node.op == "rows" and self.decoded_layout != GGUF
+            return self.work.rows_class + (f", in {self.decoded_layout}" if in_panels else "")
         rows = "1 row a tile" if self.tile.rows == 1 else f"{self.tile.rows} rows a tile"
         if self.work.uniform:
             rows = self.work.rows_class
@@ -192,9 +198,7 @@ class CpuKernel:
                 slots[Slot("weight", product.arg, layout(section))] = None
         stores = [*work.loads, *work.rows, *(t for s in work.sections for t in s.stores)]
         if work.decoded is not None:
-            node = work.decoded.node
-            whole = node.op == "dequantize"
-            slots[Slot("weight", node.arg, INTERLEAVED16 if whole else GGUF)] = None
+            slots[Slot("weight", work.decoded.node.arg, self.decoded_layout)] = None
             stores.append(work.decoded)
         for store in stores:
             slots[Slot(store.buffer.kind, store.buffer.index)] = None
@@ -381,6 +385,11 @@ def make_plan(graph: Graph, target: Target, m: int, precision: str = "f32") -> C
 
 
 def _scheduled(plan: CpuPlan, kernel: Kernel, m: int, precision: str) -> CpuKernel:
+    if kernel.decoded is not None:
+        node = kernel.decoded.node
+        in_panels = node.op == "dequantize"
+        layout = INTERLEAVED16 if in_panels else plan.weight(node.arg).rows_layout(_READ_BY_ROWS)
+        return CpuKernel(kernel, decoded_layout=layout)
     m = 1 if kernel.uniform else m
     dot, digits = find_dot(plan.target), DIGITS[precision]
     specs = [(s, plan.weight(p.arg)) for s in kernel.sections for p in s.products]

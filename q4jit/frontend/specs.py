@@ -47,6 +47,8 @@ class WeightSpec:
         finite: no scale is Inf or NaN.
         suits_f16: values of Q4_0 may be rounded to f16, where two roundings are allowed
             (`QuantizedTensor.suits_f16`).
+        held: the only layout that its bytes are in; empty if it has its GGUF blocks, of which
+            kernels get a copy in any layout.
         experts: the matrices of an `ExpertTensor`; 0 for a `QuantizedTensor`.
     """
 
@@ -55,12 +57,20 @@ class WeightSpec:
     n: int
     finite: bool = True
     suits_f16: bool = True
+    held: str = ""
     experts: int = 0
 
     @property
     def block_format(self) -> Format:
         """The description of the block format, which says how blocks are decoded."""
         return FORMATS[self.format]
+
+    def rows_layout(self, readable: Sequence[str]) -> str:
+        """Return the layout in which look-ups read the weight, of those that they can read.
+
+        It is the one that the weight is held in, so that it needs no copy; else the first.
+        """
+        return self.held if self.held in readable else readable[0]
 
     def __str__(self) -> str:
         experts = f"{self.experts}, " if self.experts else ""

@@ -136,6 +136,8 @@ class HipKernel:
             vectors = f"{self.rows_per_tile} vectors of an expert"
             vectors = vectors if self.experts else "a vector and its expert"
             return f"{self.schedule}, {vectors} a tile, {self.block_size} threads"
+        if self.schedule == LOOKUP and self.layout != PLANAR:
+            return f"{self.schedule} in {self.layout}, {self.block_size} threads"
         rows = "1 row" if self.rows_per_tile == 1 else f"{self.rows_per_tile} rows"
         return f"{self.schedule}, {rows} a tile, {self.block_size} threads"
 

@@ -34,7 +34,7 @@ from dataclasses import replace
 from typing import Final
 
 from q4jit.errors import TargetError
-from q4jit.frontend.graph import REDUCTIONS, Graph, reachable
+from q4jit.frontend.graph import REDUCTIONS, Graph, Node, reachable
 from q4jit.frontend.specs import WeightSpec
 from q4jit.hip.choices import choice_for, with_choice
 from q4jit.hip.classes import MANY_ROWS, MOST_FEW_ROWS
@@ -73,13 +73,15 @@ from q4jit.plan.kernels import Buffer, Kernel, Plan, Section, Store
 from q4jit.plan.options import PlanOptions
 from q4jit.plan.split import split
 from q4jit.targets import Target
-from q4jit.weights.layouts import TILES16
-from q4jit.weights.tiles import are_plain
+from q4jit.weights.layouts import GGUF, PLANAR, TILES16
+from q4jit.weights.tiles import are_plain, suits_tiles16
 
 # their blocks would compute the sums of the same row again
 _KEEP_X: Final = frozenset({TILE_FMA, GEMV_TRANSPOSED, TILE_TRANSPOSED})
 # `gemv_matrix` shares the work of finding codes of zero among lanes, which `tile_halves` does not
 _MOST_DECODED_ROWS: Final = 8
+# the layouts that look-ups read; the first is made for weights in GGUF blocks
+_READ_BY_ROWS: Final = (PLANAR, GGUF, TILES16)
 _DECODERS: Final = {"dequantize": DEQUANTIZE, "rows": LOOKUP}
 
 
@@ -144,7 +146,7 @@ def _launches(problem: Problem, work: Kernel, measured: Measured | None) -> list
     """Return the launches of one kernel of the graph, in their order."""
     _check_layout(problem, work)
     if work.decoded is not None:
-        return [unsized(problem, work, _DECODERS[work.decoded.node.op])]
+        return [_decoder(problem, work, work.decoded.node)]
     if work.is_transposed or work.chosen is not None:
         measured = None  # products with w were measured
     choices = [choice_for(problem, section, measured) for section in work.sections]
@@ -159,6 +161,16 @@ def _launches(problem: Problem, work: Kernel, measured: Measured | None) -> list
     products = [with_choice(problem, *each) for each in zip(by_rule, choices, strict=True)]
     launches = [launch for kernel in products for launch in _split(kernel)]
     return launches if rows is None else [rows, *launches]
+
+
+def _decoder(problem: Problem, work: Kernel, node: Node) -> HipKernel:
+    """Return the kernel that decodes a whole weight, or rows of it."""
+    kernel = unsized(problem, work, _DECODERS[node.op])
+    spec = problem.graph.signature[node.arg]
+    assert isinstance(spec, WeightSpec)
+    if node.op != "rows" or problem.plan_options.layout is not None:
+        return kernel
+    return replace(kernel, layout=spec.rows_layout(_READ_BY_ROWS))
 
 
 def _split(kernel: HipKernel) -> list[HipKernel]:
@@ -227,20 +239,22 @@ def _check_schedule(problem: Problem, work: Kernel, section: Section, schedule: 
 def _check_layout(problem: Problem, work: Kernel) -> None:
     """Raise TargetError if only matrix units can read the weights in the layout that was asked for.
 
-    Vector units read blocks like those of Q4_0 in `tiles16`, too.
+    Vector units read blocks like those of Q4_0 in `tiles16`, too, and look-ups read all.
     """
     if problem.plan_options.layout != TILES16:
         return
     weights = [w for section in work.sections for w in problem.weights(section)]
+    is_read_by = are_plain
     if work.decoded is not None:
         weights = [spec for spec in problem.graph.signature if isinstance(spec, WeightSpec)]
+        is_read_by = suits_tiles16 if work.decoded.node.op == "rows" else are_plain
     is_read = work.decoded is None and not work.is_transposed
     if is_read and all(map(problem.suits_panels, work.sections)):
         asked = problem.plan_options.schedule
         if asked is None or asked in {GEMV_MATRIX, TILE_HALVES}:
             return
     for weight in weights:
-        if not are_plain(weight.block_format):
+        if not is_read_by(weight.block_format):
             raise TargetError(
                 f"layout {TILES16!r} of {weight.format} suits products with w on matrix units, not "
                 f"{work.name} on {problem.target}; leave the layout to q4jit"

@@ -151,10 +151,13 @@ class TileWeight(WeightFacts):
     @property
     def loads_8(self) -> bool:
         """Whether a lane loads eight bytes at a time."""
+        return self.loads_8_of_scales or any(plane.words == 2 for plane in self.tile_planes)
+
+    @property
+    def loads_8_of_scales(self) -> bool:
+        """Whether a quad has eight bytes of scales."""
         records = self.tiles.records
-        return 8 in (records.get("scales"), records["d"]) or any(
-            plane.words == 2 for plane in self.tile_planes
-        )
+        return 8 in (records.get("scales"), records["d"])
 
     @property
     def shares_bytes(self) -> bool:

@@ -121,6 +121,7 @@ def _needs(
     work = kernel.work
     stores = [*work.rows, *(store for section in work.sections for store in section.stores)]
     stores += [work.decoded] if work.decoded is not None else []
+    tiles = [w for w in weights if w.is_tiles and "halves" in w.functions]
     return {
         "block_of_rows": kernel.schedule not in {DEQUANTIZE, SORT_EXPERTS},
         "sum_of_lanes": kernel.lanes > 1 or adds_up,
@@ -132,10 +133,10 @@ def _needs(
         "minimum": any(w.has_m for w in weights),
         "half_minimum": any(w.has_m and w.halves for w in weights),
         "e8m0": any(w.is_e8m0 for w in weights),
-        "byte_pairs": any(w.is_tiles and w.tiled.has_byte_pairs for w in weights),
-        "table_pairs": any(w.is_tiles and w.table and w.tiled.has_byte_pairs for w in weights),
+        "byte_pairs": any(w.tiled.has_byte_pairs for w in tiles),
+        "table_pairs": any(w.table and w.tiled.has_byte_pairs for w in tiles),
         "of_four": writer.plan.target.hip.is_nvidia and bool(kernel.x_sums),
-        "centre": any(w.is_tiles and w.has_m for w in weights),
+        "centre": any(w.has_m for w in tiles),
         "whole_units": not all(w.is_tiles and w.unit_sub_blocks > 1 for w in weights),
         "half_units": any(w.is_tiles and w.unit_sub_blocks > 1 for w in weights),
         "most_x": 100 if any(w.is_tiles for w in weights) else 117,

@@ -29,6 +29,7 @@ _CALLED: Final = {
     kernels.TILE_HALVES: _QUADS | {"halves", "part_scale"},
     kernels.TILE_HALVES_TRANSPOSED: frozenset({"value", "column_pairs"}),
 }
+_ROWS_OF_TILES: Final = frozenset({"value"})
 _FOLDED: Final = _QUADS | {"rounded"}
 _LATE: Final = _QUANTS | _FROM_ZERO | {"value"}
 # for `w.T`: a quarter of a quad, or a unit whose y is multiplied by its scale
@@ -46,6 +47,8 @@ _CALLS: Final = {
 def called_functions(kernel: HipKernel, fmt: Format) -> frozenset[str]:
     """Return the functions of a weight's struct that the template of a kernel calls."""
     has_minima = fmt.minimum_at is not None
+    if kernel.schedule == kernels.LOOKUP and kernel.layout == TILES16 and not are_plain(fmt):
+        return _ROWS_OF_TILES
     if kernel.schedule == kernels.GEMV_TRANSPOSED and kernel.scales_late and not has_minima:
         return _PARTS if kernel.layout == TILES16 else _UNITS_LATE
     if kernel.schedule == kernels.GEMV and kernel.scales_late:

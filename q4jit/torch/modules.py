@@ -211,8 +211,8 @@ class Embedding(_OneWeight):
     ) -> None:
         """Make a table of a weight [K, N].
 
-        weight: a `Weight` is shared, not copied; make it with lookup=True, so that kernels need no
-        copy in another layout. dtype: float32, float16 or bfloat16. device: as in `Linear`. Raises
+        weight: a `Weight` is shared, not copied, and read where it is: one without lookup=True may
+        serve a `Linear` too. A `QuantizedTensor` is copied in GGUF's order. dtype: float32, float16 or bfloat16. device: as in `Linear`. Raises
         ArgumentError for another weight or dtype, and for a device without kernels.
         """
         super().__init__()

@@ -57,7 +57,7 @@ def replace_linears(
         fallback: the format of weights whose K is not a whole number of blocks of their format,
             for example "Q8_0". None: they are skipped.
         embeddings: replace each `nn.Embedding`, too, by an `Embedding` of this format. A layer with
-            the same weight gets this format. Each of the two holds its own copy, in its own layout.
+            the same weight gets this format, and the two share one `Weight`.
         precision: of the layers, as in `specialize`.
 
     Returns:
@@ -201,28 +201,21 @@ class _Group:
 
     def replace(self, model: nn.Module, precision: str) -> Iterator[Replaced]:
         """Replace the layers, and yield what was done."""
-        weights: dict[bool, Weight] = {}  # by whether they are for look-ups
-        names: dict[bool, str] = {}
+        first, weight = self.layers[0].name, None
         for layer in self.layers:
             old: Any = model.get_submodule(layer.name)
-            lookup = layer.kind is nn.Embedding
-            if lookup not in weights:
-                made = next(iter(weights.values()), None)
-                where = f"{layer.name}.weight"
-                weights[lookup] = _copied(made, lookup) or self._quantized(old, where, lookup)
-            weight, size = weights[lookup], old.weight.nbytes
+            if weight is None:
+                weight = self._quantized(old, f"{layer.name}.weight")
             new: Embedding | Linear
-            if lookup:
+            if layer.kind is nn.Embedding:
                 new = Embedding(weight, dtype=_result_dtype(old.weight))
             else:
                 new = Linear(weight, old.bias, precision=precision)
             new.train(old.training)
+            size = old.weight.nbytes
             for name in layer.names:
                 parent, _, attribute = name.rpartition(".")
                 setattr(model.get_submodule(parent), attribute, new)
-            shares = names.setdefault(lookup, layer.name)
-            if weight is not next(iter(weights.values())):
-                size = 0  # the float weight was counted already
             yield Replaced(
                 layer.name,
                 weight.format,
@@ -230,24 +223,16 @@ class _Group:
                 weight.N,
                 size,
                 weight.nbytes,
-                "" if shares == layer.name else shares,
+                "" if layer.name == first else first,
             )
 
-    def _quantized(self, layer: Any, where: str, lookup: bool) -> Weight:
+    def _quantized(self, layer: Any, where: str) -> Weight:
+        """Return the weight of the layers, in the layout of products unless there are none."""
+        lookup = all(each.kind is nn.Embedding for each in self.layers)
         try:
             return quantized_weight(layer.weight, where, to=self.fmt.name, lookup=lookup)
         except FormatError as error:
             raise FormatError(f"{where}: {error}") from error
-
-
-def _copied(weight: Weight | None, lookup: bool) -> Weight | None:
-    """Return a weight in the layout for look-ups, or for products; None for None."""
-    if weight is None:
-        return None
-    device = weight.blocks.device
-    if device.type == "meta":
-        return Weight.empty(weight.format, weight.shape, device=device, lookup=lookup)
-    return Weight(weight.numpy(), device=device, lookup=lookup)
 
 
 def _groups(

@@ -64,7 +64,7 @@ class Weight(_Frozen):
         format: the name of the block format.
         K, N: its size.
         experts: E, or 0 for one matrix.
-        lookup: whether it is a table for `w.rows(ids)`, which kernels read in GGUF's order.
+        lookup: whether it is only a table for `w.rows(ids)`, and so in GGUF's order.
         layout: the order of the bytes of `blocks`.
         blocks: uint8 [bytes], not persistent.
     """
@@ -72,9 +72,9 @@ class Weight(_Frozen):
     def __init__(self, weight: AnyWeight, *, device: Device = None, lookup: bool = False) -> None:
         """Hold a copy of a weight on a device.
 
-        device: None is PyTorch's default device. "meta" keeps no blocks. lookup: the weight is a
-        table for `w.rows(ids)`. Raises ArgumentError for anything but a weight, and for a device
-        without kernels.
+        device: None is PyTorch's default device. "meta" keeps no blocks. lookup: the weight is only
+        a table for `w.rows(ids)`, and keeps GGUF's order; look-ups read others in the layout of
+        products. Raises ArgumentError for anything but a weight, and for a device without kernels.
         """
         super().__init__()
         given: object = weight
@@ -207,7 +207,7 @@ class Weight(_Frozen):
         else:
             self.blocks = blocks.to(device)
         # now, so that operators, which get only the blocks, know the facts
-        self._read(weight.signature[-2:])
+        self._read(weight._scales)
         return None
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Self:

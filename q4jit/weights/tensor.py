@@ -36,7 +36,7 @@ class QuantizedTensor(RightOperand):
     _resident: ResidentCopies
     _scale_facts: tuple[bool, bool] | None
     _shape: tuple[int, int]
-    _signature: tuple[str, int, int, bool, bool] | None
+    _signature: tuple[str, int, int, bool, bool, str] | None
     _tensor: Any  # q4jit.torch keeps PyTorch's view of the blocks here
 
     def __init__(self, *_: object, **__: object) -> None:
@@ -185,10 +185,15 @@ class QuantizedTensor(RightOperand):
         return self._scales[1]
 
     @property
-    def signature(self) -> tuple[str, int, int, bool, bool]:
-        """(format, K, N, has_finite_scales, suits_f16), which kernels are compiled for."""
+    def signature(self) -> tuple[str, int, int, bool, bool, str]:
+        """(format, K, N, has_finite_scales, suits_f16, held), which kernels are compiled for.
+
+        held: the only layout that the tensor has; empty if it has its GGUF blocks.
+        """
         if self._signature is None:
-            self._signature = (self.format, *self._shape, *self._scales)
+            stored = self._resident.stored
+            held = "" if isinstance(stored, GgufBlocks) else stored.layout
+            self._signature = (self.format, *self._shape, *self._scales, held)
         return self._signature
 
     @property

@@ -14,7 +14,9 @@ from q4jit.cpu.lower import lower
 from q4jit.floats import numpy_dtype
 from q4jit.runtime.cpu import undefined_symbols
 from q4jit.targets import find_target
+from q4jit.weights.layouts import INTERLEAVED16
 from tests.support.kernels import lowered, random_x, weight
+from tests.support.layouts import held_in
 
 Golden = Callable[[str, str], None]
 
@@ -52,6 +54,14 @@ def test_norm_bias_and_residual_on_avx2(golden: Golden) -> None:
     w = weight("F32", 64, 40).tensor
     args = [random_x(1, 64), random_x(64), w, random_x(40), random_x(1, 40)]
     check(golden, layer, "cpu:x86-64-v3", args)
+
+
+def test_rows_of_panels_of_q5_k_on_avx512(golden: Golden) -> None:
+    def rows(ids: Any, w: QuantizedTensor) -> Any:
+        return w.rows(ids)
+
+    table = held_in(INTERLEAVED16, weight("Q5_K", 768, 40).tensor)
+    check(golden, rows, "cpu:x86-64-v4", [np.arange(3), table])
 
 
 def test_one_column_of_q8_0_on_aarch64(golden: Golden) -> None:

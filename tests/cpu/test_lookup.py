@@ -17,6 +17,7 @@ from q4jit.cpu.schedule import make_plan
 from q4jit.frontend.specs import WeightSpec, array_spec, ids_spec
 from q4jit.frontend.trace import trace
 from q4jit.targets import find_target
+from q4jit.weights.layouts import GGUF, INTERLEAVED16, PLANAR
 from tests.support.functions import assert_close
 from tests.support.kernels import (
     F32,
@@ -33,6 +34,7 @@ from tests.support.kernels import (
     tables,
     weight,
 )
+from tests.support.layouts import held_in
 
 K, N = 64, 40
 W = weight("Q4_0", K, N)
@@ -67,6 +69,41 @@ def test_rows_beside_guard_pages(cpu: Guarded, gap_bytes: int) -> None:
     results = run_guarded(lookups(len(found)), cpu, args, gap_bytes=gap_bytes)
     for got, w in zip(results, found, strict=True):
         assert_rows(got, ids, w)
+
+
+@every_target
+def test_rows_of_weights_that_have_only_panels(target: str) -> None:
+    found = [*tables(), weight("Q8_0", 96, 37, "bits"), weight("F32", 37, 16, "bits")]
+    ids = some_ids(9, n=16)
+    held = [held_in(INTERLEAVED16, w.tensor) for w in found]
+    results = on(target, lookups(len(found)))(ids, *held)
+    for got, w, tensor in zip(results, found, held, strict=True):
+        assert_rows(got, ids, w)
+        assert list(tensor._resident.addresses) == [INTERLEAVED16]  # there is no second copy
+
+
+@every_guarded_cpu
+def test_rows_of_panels_beside_guard_pages(cpu: Guarded) -> None:
+    found, ids = tables(), some_ids(4)
+    args = [ids, *(held_in(INTERLEAVED16, w.tensor) for w in found)]
+    for got, w in zip(run_guarded(lookups(len(found)), cpu, args), found, strict=True):
+        assert_rows(got, ids, w)
+
+
+@pytest.mark.parametrize(
+    ("held", "read"), [("", GGUF), (GGUF, GGUF), (INTERLEAVED16, INTERLEAVED16), (PLANAR, GGUF)]
+)
+def test_which_layout_is_read(held: str, read: str) -> None:
+    graph = trace(look_up, (ids_spec((3,)), WeightSpec("Q4_0", K, N, held=held)))
+    plan = make_plan(graph, find_target("cpu"), 3)
+    assert plan.weight_layouts() == [(1, read)]
+
+
+def test_rows_of_panels_in_another_type() -> None:
+    ids = some_ids(9, n=N)
+    compiled = specialize(lambda ids, w: w.rows(ids).astype(np.float16))
+    got = compiled(ids, held_in(INTERLEAVED16, TABLE))
+    np.testing.assert_array_equal(got, compiled(ids, TABLE), strict=True)
 
 
 @pytest.mark.parametrize("dtype", [np.int32, np.int64])

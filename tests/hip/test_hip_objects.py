@@ -29,6 +29,7 @@ from q4jit.plan.kernels import Source
 from q4jit.plan.options import PlanOptions
 from q4jit.targets import HIP_ARCHS, find_target
 from q4jit.weights.formats import FORMATS
+from q4jit.weights.tiles import suits_tiles16
 from tests.support.compilers import compiler_for
 from tests.support.golden import check_golden
 from tests.support.hip import hip_plan
@@ -261,6 +262,9 @@ def rare(fmt: str) -> Iterator[Case | Generic]:
     yield from (turned(fmt, m, layout="gguf") for m in (1, 16))
     yield case(f"values of {fmt}", values, tensor(fmt, K, N))
     yield case(f"lookup in {fmt}", lookup, np.arange(2), tensor(fmt, K, N), layout="gguf")
+    if suits_tiles16(FORMATS[fmt]):
+        table = tensor(fmt, K, N)
+        yield case(f"lookup in tiles of {fmt}", lookup, np.arange(2), table, layout="tiles16")
     yield Generic(f"generic {fmt}", fmt)
 
 

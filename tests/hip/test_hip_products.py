@@ -12,7 +12,8 @@ import pytest
 from numpy.typing import NDArray
 
 from q4jit.errors import TargetError
-from q4jit.frontend.specs import WeightSpec
+from q4jit.frontend.specs import WeightSpec, ids_spec
+from q4jit.frontend.trace import trace
 from q4jit.hip.kernel import (
     DEQUANTIZE,
     ELEMENT,
@@ -25,9 +26,12 @@ from q4jit.hip.kernel import (
     TILE_HALVES,
     TILE_MATRIX,
 )
+from q4jit.hip.schedule import make_plan
 from q4jit.plan.options import PlanOptions
+from q4jit.targets import find_target
 from q4jit.weights.formats import FORMATS
-from q4jit.weights.layouts import GGUF, PLANAR, TILES16
+from q4jit.weights.layouts import GGUF, INTERLEAVED16, PLANAR, TILES16
+from q4jit.weights.tiles import suits_tiles16
 from tests.support.hip import hip_plan, run_on_host
 from tests.support.kernels import (
     BOUND,
@@ -62,6 +66,7 @@ from tests.support.kernels import (
     weights,
     wrap,
 )
+from tests.support.layouts import held_in
 from tests.support.pairs import in_turn
 
 K: Final = 256  # almost all tests have the same K and N, so that they share compiled texts
@@ -542,6 +547,30 @@ def test_rows_equal_those_of_the_gguf_package(layout: str, block_size: int | Non
     assert {kernel.schedule for kernel in plan.kernels} == {LOOKUP}
     for got, w in zip(run_on_host(plan, args), ws, strict=True):
         assert_rows(got, ids, w)
+
+
+@pytest.mark.parametrize("name", [name for name, fmt in FORMATS.items() if suits_tiles16(fmt)])
+def test_rows_of_tiles(name: str) -> None:
+    elements = FORMATS[name].block_elements
+    for k, arch in ((elements, "gfx1030"), (3 * elements, "gfx90a"), (2 * elements, "sm_90")):
+        w, ids = weight(name, k, N, "bits"), some_ids(9)
+        table = held_in(TILES16, w.tensor)
+        plan = hip_plan(lookups(1), f"hip:{arch}", [ids, table])
+        assert plan.weight_layouts() == [(1, TILES16)]
+        (got,) = run_on_host(plan, [ids, table])
+        assert_rows(got, ids, w)
+        assert set(table._resident._copies) == {TILES16}  # there is no second copy
+
+
+@pytest.mark.parametrize(
+    ("held", "read"),
+    [("", PLANAR), (GGUF, GGUF), (PLANAR, PLANAR), (TILES16, TILES16), (INTERLEAVED16, PLANAR)],
+)
+def test_which_layout_look_ups_read(held: str, read: str) -> None:
+    graph = trace(lookups(1), (ids_spec((3,)), WeightSpec("Q4_K", K, N, held=held)))
+    for arch in ("gfx1030", "sm_90"):
+        plan = make_plan(graph, find_target(f"hip:{arch}"), 3, PlanOptions())
+        assert plan.weight_layouts() == [(1, read)]
 
 
 @in_turn("name layout", [*FORMATS], LAYOUTS)

@@ -10,6 +10,7 @@ from q4jit.cpu.lower import lower
 from q4jit.cpu.schedule import CpuKernel, CpuPlan
 from q4jit.targets import find_target
 from q4jit.weights.formats import FORMATS
+from q4jit.weights.layouts import INTERLEAVED16
 from q4jit.weights.reference import float_bytes
 from tests.support.kernels import (
     E8M0_LARGEST,
@@ -24,6 +25,7 @@ from tests.support.kernels import (
     weights,
     wrap,
 )
+from tests.support.layouts import held_in
 
 TARGETS: Final = ("cpu:x86-64", "cpu:x86-64-v3", "cpu:x86-64-v4", "cpu:aarch64")
 
@@ -39,6 +41,7 @@ def cases() -> dict[str, tuple[Callable[..., Any], list[Any]]]:
     """Return functions and arguments that together use every generator with every format."""
     every_format = weights(256, (37, 16, 1))
     broken = [infinite(name) for name in FORMATS]
+    in_panels = [held_in(INTERLEAVED16, w.tensor) for w in weights(512, [37])]
     padded = weights(37, (37, 1), names=FLOAT_FORMATS)
     gate, up = weight("Q4_0", 256, 37, seed=1), weight("Q6_K", 256, 37, seed=2)
     fused = [random_x(3, 256), random_x(256), gate.tensor, up.tensor, random_x(37)]
@@ -51,6 +54,7 @@ def cases() -> dict[str, tuple[Callable[..., Any], list[Any]]]:
         "padded": (products(len(padded)), [random_x(3, 37), *(w.tensor for w in padded)]),
         "values": (dequantizer(len(FORMATS)), [w.tensor for w in weights(512, [37])]),
         "rows": (lookups(len(FORMATS)), [np.arange(3), *(w.tensor for w in weights(512, [37]))]),
+        "columns": (lookups(len(FORMATS)), [np.arange(3), *in_panels]),
         "block": (block, [*fused, random_x(3, 37), 0.5]),
         "elementary": (elementary, [random_x(3, 256), gate.tensor, 0.5]),
     }

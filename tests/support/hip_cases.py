@@ -253,6 +253,7 @@ GOLDEN: Final[tuple[tuple[str, Case | Generic], ...]] = (
     ("gfx90a", case("dequantize", values, _W["Q6_K"])),
     ("gfx90a", case("dequantize_gguf", values, _W["Q5_K"], layout="gguf")),
     ("gfx1100", case("lookup", lookup, np.arange(3), _W["Q8_0"])),
+    ("gfx90a", case("lookup_tiles", lookup, np.arange(3), _W["Q5_K"], layout="tiles16")),
     ("gfx1030", Generic("generic", "Q4_1")),
     ("sm_90", Generic("generic_mxfp4", "MXFP4")),
 )

@@ -29,6 +29,7 @@ LAYERS: Final = (
     "dispatch",
     "dispatcher",
     "torch",
+    "transformers",
     "bundling",
     "tools",
     "__init__",

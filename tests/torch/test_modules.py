@@ -19,10 +19,12 @@ from q4jit import (
     ExpertTensor,
     FormatError,
     Q4JitError,
+    QuantizedTensor,
     quantize,
     specialize,
 )
 from q4jit.torch import Embedding, Experts, Linear, Weight
+from q4jit.torch.memory import weight_in
 from q4jit.torch.modules import ACTIVATIONS
 from q4jit.weights.layouts import GGUF, INTERLEAVED16
 from q4jit.weights.reference import random_weight
@@ -223,6 +225,42 @@ def test_experts(activation: str, dtype: torch.dtype) -> None:
     for weight in (layer.gate, layer.up, layer.down):
         addresses = weight.tensor()._resident.addresses
         assert addresses == {weight.layout: weight.blocks.data_ptr()}
+
+
+# --- one weight for an embedding and a head -------------------------------------------------------
+
+
+class Tied(nn.Module):
+    def __init__(self, weight: QuantizedTensor) -> None:
+        super().__init__()
+        self.embed = Embedding(Weight(weight))
+        self.head = Linear(self.embed.weight)
+
+    def forward(self, ids: torch.Tensor) -> Any:
+        x = self.embed(ids)
+        return x, self.head(x)
+
+
+@pytest.mark.parametrize("name", ["Q4_0", "Q6_K", "F16"])
+@pytest.mark.parametrize("way", ["called", "compiled", "exported"])
+def test_an_embedding_and_a_head_of_one_weight_have_one_copy(name: str, way: str) -> None:
+    w, ids = random_weight(name, 256, 40), torch.tensor([3, 39, 0])
+    module = Tied(w)
+    run: Any = module
+    if way == "compiled":
+        run = torch.compile(module, fullgraph=True, backend="aot_eager")
+    if way == "exported":
+        run = torch.export.export(module, (ids,)).module()
+    with torch.no_grad():
+        vectors, y = run(ids)
+    np.testing.assert_array_equal(vectors.numpy(), w.rows(ids.numpy()))
+    np.testing.assert_array_equal(y.numpy(), Linear(w)(vectors).detach().numpy())
+    blocks = module.embed.weight.blocks
+    addresses = {b.data_ptr() for b in run.buffers() if b.dtype is torch.uint8}
+    assert addresses == {blocks.data_ptr()}
+    resident = weight_in(blocks, module.embed.weight.stored)._resident
+    assert resident.addresses == {INTERLEAVED16: blocks.data_ptr()}
+    assert not resident._copies
 
 
 # --- compiled, exported ---------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
 from q4jit import ArgumentError, FormatError
-from q4jit.torch import Embedding, Linear, replace_linears
+from q4jit.torch import Embedding, Linear, Weight, replace_linears
 from q4jit.torch.report import Report
 
 pytestmark = pytest.mark.torch
@@ -49,6 +49,13 @@ class Model(nn.Module):
             x = block(x)
         y: torch.Tensor = self.head(x)
         return y
+
+
+def resident_layouts(weight: Weight) -> set[str]:
+    """Return the layouts of the copies that kernels read, the weight's own blocks among them."""
+    resident = weight.tensor()._resident
+    assert resident.addresses[weight.layout] == weight.blocks.data_ptr()
+    return {*resident.addresses, *resident._copies}
 
 
 def model() -> Any:
@@ -203,6 +210,18 @@ def test_a_tied_embedding() -> None:
     vectors = m.embed(torch.arange(WORDS))
     torch.testing.assert_close(m.head(torch.eye(K)), vectors.T, rtol=0, atol=1e-5)
     torch.testing.assert_close(m(ids), before(ids), rtol=0, atol=4)
+
+
+def test_a_tied_head_and_its_embedding_have_one_copy() -> None:
+    m = model()
+    report = replace_linears(m, "Q4_K", fallback="Q8_0", embeddings="Q6_K")
+    weight = m.embed.weight
+    assert weight is m.head.weight
+    assert [(e.name, e.shares) for e in report.replaced if e.shares] == [("head", "embed")]
+    ups = [linear.weight for block in m.blocks for linear in (block.up, block.down)]
+    assert report.bytes_after == weight.nbytes + sum(up.nbytes for up in ups)
+    m(torch.arange(7))
+    assert resident_layouts(weight) == {weight.layout}
 
 
 # --- other devices and dtypes ---------------------------------------------------------------------

@@ -653,7 +653,7 @@ def test_which_scales_may_be_rounded_to_f16() -> None:
         one[599, 31] = largest
         w = scaled(one)
         assert w.suits_f16 == suits
-        assert w.signature == ("Q4_0", 1024, 600, not np.isnan(largest), suits)
+        assert w.signature == ("Q4_0", 1024, 600, not np.isnan(largest), suits, "")
     other = QuantizedTensor.from_bytes(
         np.full((2, 34), 255, np.uint8), shape=(32, 2), format="Q8_0"
     )

@@ -21,9 +21,10 @@ from q4jit.tools.selftest.measures import (
     values_error,
 )
 from q4jit.weights.formats import FORMATS, Format
-from q4jit.weights.layouts import GGUF, PLANAR
+from q4jit.weights.layouts import GGUF, PLANAR, TILES16
 from q4jit.weights.reference import random_weight, random_x, without_signs
 from q4jit.weights.tensor import QuantizedTensor
+from q4jit.weights.tiles import suits_tiles16
 
 SHAPES: Final = ((576, 37), (256, 37), (4096, 37), (256, 300), (576, 1), (4096, 300))
 LONG_SHAPE: Final = (14336, 37)
@@ -228,9 +229,10 @@ def _lookup_cases(formats: Sequence[str], layouts: Sequence[str]) -> Iterator[Ca
         w = random_weight(name, *shape_for(name, 3))
         ids = np.random.default_rng(1).integers(0, w.shape[1], 17)
         ids[:2] = 0, w.shape[1] - 1
-        layout = layouts[turn % len(layouts)]
-        plan_options = PlanOptions("f32", None, None, layout)
-        yield Case(f"lookup {layout}", looked_up, (ids, w), plan_options, 0.0, lookup_error)
+        own = [layouts[turn % len(layouts)], *([TILES16] if suits_tiles16(FORMATS[name]) else [])]
+        for layout in own:
+            plan_options = PlanOptions("f32", None, None, layout)
+            yield Case(f"lookup {layout}", looked_up, (ids, w), plan_options, 0.0, lookup_error)
 
 
 def function_cases(dtype: FloatType = "f32", every_m: Sequence[int] = (1, 8, 64)) -> Iterator[Case]:

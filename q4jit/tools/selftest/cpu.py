@@ -40,7 +40,9 @@ from q4jit.tools.selftest.measures import (
 from q4jit.tools.selftest.run import failed, judge
 from q4jit.tools.selftest.transposed import cpu_transposed_cases
 from q4jit.weights.formats import FORMATS
+from q4jit.weights.layouts import INTERLEAVED16, pack
 from q4jit.weights.reference import random_weight, random_x
+from q4jit.weights.tensor import QuantizedTensor
 
 NOT_TIMED = "the CPU is timed by: q4jit bench --target cpu"
 
@@ -104,6 +106,12 @@ def _outcome(bench: CpuBench, case: Case) -> CaseOutcome:
     return failed(case, results) if isinstance(results, Exception) else judge(case, results)
 
 
+def _in_panels(w: QuantizedTensor) -> QuantizedTensor:
+    """Return the weight with only the bytes that products read."""
+    packed = pack(w.block_format, INTERLEAVED16, w.raw)
+    return QuantizedTensor.of_packed(w.block_format, *w.shape, INTERLEAVED16, lambda: packed)
+
+
 def cpu_cases(quick: bool = False) -> Iterator[Case]:
     """Yield every format and precision with several M, and the other functions and arrays."""
     formats = ("Q4_0",) if quick else tuple(FORMATS)
@@ -122,6 +130,8 @@ def cpu_cases(quick: bool = False) -> Iterator[Case]:
         yield Case("dequantize", both, args, plan_options, 0.0, values_error)
         ids = np.random.default_rng(1).integers(0, w.shape[1], 17)
         yield Case("lookup", looked_up, (ids, w), plan_options, 0.0, lookup_error)
+        args = (ids, _in_panels(w))
+        yield Case("lookup in panels", looked_up, args, plan_options, 0.0, lookup_error)
     yield from one_sign_cases((name, m) for name in formats for m in (1, 17))
     yield from function_cases()
     yield from cpu_half_cases(quick)

@@ -63,6 +63,7 @@ DOWN = Weight(matrix(3, "Q4_1", N, K))
 SQUARE = Weight(matrix(4, "Q4_0", K, K))
 EXPERTS = ExpertTensor.stack([matrix(10 + e, "Q4_0") for e in range(E)])
 EXPERTS_MODULE = Weight(EXPERTS)
+TIED = Weight(matrix(6, "Q4_K", 256, 40))
 TABLE = Weight(matrix(5, "Q6_K", 256, 40), lookup=True)
 CASES: list[Case] = []
 
@@ -285,6 +286,17 @@ def rows(ids: Tensor) -> Any:
 @case(lambda m: (ids(m, 3, most=40, dtype=torch.int32),))
 def rows_of_int32(ids: Tensor) -> Any:
     return _lookup(ids, TABLE)
+
+
+@specialize
+def _product(x: Any, w: Any) -> Any:
+    return x @ w
+
+
+@case(lambda m: (ids(m, most=40),))
+def tied(ids: Tensor) -> Any:
+    vectors = _lookup(ids, TIED)
+    return vectors, _product(vectors, TIED)
 
 
 @specialize

@@ -1,0 +1,127 @@
+"""What `install` changes in transformers. Import it only after `check_interface`."""
+
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from copy import deepcopy
+from typing import Any, Final
+
+import torch
+from torch import nn
+from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+from transformers.integrations.gguf import dequant, kernels
+from transformers.quantizers.quantizer_gguf import GgufHfQuantizer
+
+from q4jit.errors import ArgumentError, GGUFError, expected
+from q4jit.transformers import kernel
+from q4jit.transformers.packed import check_packed, replace_packed
+from q4jit.weights.formats import FORMATS, Format
+
+_AFTER: Final = "_process_model_after_weight_loading"
+_BEFORE: Final = "_process_model_before_weight_loading"
+_DTYPES: Final = (torch.float32, torch.float16, torch.bfloat16)
+
+
+def put(changes: ExitStack) -> None:
+    """Extend transformers, until the changes are undone."""
+    for fmt in FORMATS.values():
+        if fmt.ggml_type not in dequant.GGML_BLOCK and not fmt.float_type:
+            _add_format(changes, fmt)
+    _set(changes, kernels, "_gguf_kernel", kernels.GgufKernel(kernel))  # type: ignore[no-untyped-call]  # transformers'
+    original = kernels.kernelize_ggml_layers
+    _set(changes, kernels, "kernelize_ggml_layers", functools.partial(_kernelize, original))
+    for name, wrapper in ((_BEFORE, _checked), (_AFTER, _replaced)):
+        _set(changes, GgufHfQuantizer, name, wrapper(getattr(GgufHfQuantizer, name)))
+
+
+def _set(changes: ExitStack, owner: Any, name: str, value: Any) -> None:
+    changes.callback(setattr, owner, name, getattr(owner, name))
+    setattr(owner, name, value)
+
+
+def _add_format(changes: ExitStack, fmt: Format) -> None:
+    """Let transformers read and unpack a format that it lacks."""
+    kind = fmt.ggml_type
+    dequant.GGML_BLOCK[kind] = fmt.block_elements, fmt.block_bytes
+    dequant.GGML_NAME[kind] = fmt.name
+    dequant._DEQUANT[kind] = functools.partial(_unpacked, kind)
+    for table in (dequant.GGML_BLOCK, dequant.GGML_NAME, dequant._DEQUANT):
+        changes.callback(table.pop, kind, None)
+
+
+def _unpacked(ggml_type: int, blocks: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    return kernel.dequantized_blocks(blocks, ggml_type, dtype)
+
+
+def _kernelize(original: Callable[[Any], None], model: Any) -> None:
+    """Ask the hub for kernels of layers only on Metal: it has none for other devices."""
+    if model.device.type == "mps":
+        original(model)
+
+
+def _checked(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the hook before weights are read, with checks of what would fail after that."""
+
+    @functools.wraps(original)
+    def before(self: Any, model: Any, **kwargs: Any) -> Any:
+        result = original(self, model, **kwargs)
+        if self.packed_modules:
+            _check_devices(kwargs.get("device_map"))
+            _check_dtype(self.dtype)
+            for name, module in self.packed_modules.items():
+                check_packed(name.removesuffix(".weight"), module)
+            _check_tensors(self, model)
+        return result
+
+    return before
+
+
+def _replaced(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the hook after weights are read, which replaces the packed modules."""
+
+    @functools.wraps(original)
+    def after(self: Any, model: Any, **kwargs: Any) -> Any:
+        if not self.packed_modules:
+            return original(self, model, **kwargs)
+        self.attn_requested = True  # otherwise it asks the hub for Metal's attention
+        result = original(self, model, **kwargs)
+        replace_packed(model)
+        return result
+
+    return after
+
+
+def _check_devices(device_map: object) -> None:
+    places = device_map.values() if isinstance(device_map, Mapping) else [device_map]
+    for place in places:
+        kind = "cuda" if isinstance(place, int) else str(place).partition(":")[0]
+        if kind in {"mps", "xpu", "npu", "hpu", "mlu", "musa"}:
+            what, cure = "a CPU, or a GPU of CUDA or ROCm", 'give device_map="cpu"'
+            raise ArgumentError(expected(what, str(place), where="device_map", cure=cure))
+
+
+def _check_dtype(dtype: object) -> None:
+    if dtype not in _DTYPES:
+        what = " or ".join(map(str, _DTYPES))
+        raise ArgumentError(expected(what, str(dtype), where="dtype of from_pretrained"))
+
+
+def _check_tensors(quantizer: Any, model: nn.Module) -> None:
+    """Raise GGUFError if the file lacks a weight, which transformers would fill with noise."""
+    tied = getattr(model, "all_tied_weights_keys", {})
+    given = set(_model_names(quantizer))
+    missing = [name for name, _ in model.named_parameters() if name not in given | tied.keys()]
+    if missing:
+        more = f", and {len(missing) - 1} others" if len(missing) > 1 else ""
+        what = f"a tensor for each weight of {type(model).__name__}"
+        got = f"none for {missing[0]}{more}"
+        raise GGUFError(expected(what, got, where=quantizer.header.path))
+
+
+def _model_names(quantizer: Any) -> Iterator[str]:
+    """Yield the model's names for the tensors of the file."""
+    mapping = deepcopy(quantizer.mapping)  # renaming marks entries as used
+    renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
+    converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
+    for name in quantizer.header.ggml_types:
+        yield rename_source_key(name, renamings, converters)[0]

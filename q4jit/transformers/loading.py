@@ -1,0 +1,308 @@
+"""`from_gguf`: load a GGUF file as a model of transformers, with packed weights."""
+
+import os
+from pathlib import Path
+from typing import Any, Final, cast
+
+import numpy as np
+import torch
+import transformers
+from numpy.typing import NDArray
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from q4jit.errors import ArgumentError, GGUFError, expected, short_name
+from q4jit.precision import BOUNDS
+from q4jit.progress import progress
+from q4jit.torch import Experts, Linear, Weight
+from q4jit.torch.inputs import check_one_of
+from q4jit.torch.modules import Embedding
+from q4jit.torch.weight import indexed
+from q4jit.transformers.architectures import ARCHITECTURES, PACKED_BY_TRANSFORMERS, Architecture
+from q4jit.transformers.configs import config_of
+from q4jit.transformers.embedding import ScaledEmbedding
+from q4jit.transformers.installation import installed
+from q4jit.transformers.plan import (
+    EMBEDDING,
+    EXPERTS,
+    LINEAR,
+    ROPE_FACTORS,
+    ModulePart,
+    needed_bytes,
+    plan_parts,
+)
+from q4jit.transformers.room import check_room
+from q4jit.weights.gguf.file import GGUFFile, load_gguf
+from q4jit.weights.tensor import QuantizedTensor
+
+DTYPES: Final = ("float32", "float16", "bfloat16")
+# Tokens that end an answer, by which llama.cpp knows them in files that name only one
+_ENDS: Final = (
+    "<|eot_id|>",
+    "<|im_end|>",
+    "<end_of_turn>",
+    "<|end|>",
+    "<|endoftext|>",
+    "<|eom_id|>",
+)
+
+
+def from_gguf(
+    path: str | os.PathLike[str],
+    *,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | str | None = None,
+    precision: str = "f32",
+) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+    """Load a GGUF file as a model of transformers with packed weights, and its tokenizer.
+
+    The model is frozen, and in evaluation mode. Its linear layers, experts and embedding are those
+    of `q4jit.torch`; each weight is held once, in the layout that kernels of the device read.
+    Progress is shown on standard error.
+
+    Args:
+        path: the file, or one part of a split model. Nothing is downloaded.
+        device: a CPU or GPU of PyTorch. None: PyTorch's default device.
+        dtype: of activations, norms and results: float32, float16 or bfloat16. None: float32.
+        precision: of the products, as in `specialize`.
+
+    Raises:
+        GGUFError: the file is damaged, has another architecture, has no tokenizer, lacks tensors,
+            or has tensors that q4jit does not multiply.
+        ArgumentError: another device, dtype or precision.
+        DeviceError: the device has too little memory.
+        OSError: the file cannot be opened.
+    """
+    check_one_of(precision, tuple(BOUNDS), "precision")
+    place, floats = indexed(_checked_device(device)), _checked_dtype(dtype)
+    with load_gguf(path) as file:
+        name = _architecture(file)
+        tokenizer = _tokenizer(file)
+        if name in ARCHITECTURES:
+            model = _loaded(file, ARCHITECTURES[name], place, floats, precision)
+        else:
+            model = _loaded_by_transformers(file, place, floats, precision)
+    _set_ends(model, tokenizer)
+    return model, tokenizer
+
+
+def _checked_dtype(dtype: object) -> torch.dtype:
+    name = "float32" if dtype is None else str(dtype).removeprefix("torch.")
+    check_one_of(name, DTYPES, "dtype")
+    known: torch.dtype = getattr(torch, name)
+    return known
+
+
+def _checked_device(device: Any) -> torch.device | None:
+    if device is None:
+        return None
+    try:
+        given = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        what = 'a device of PyTorch, such as "cpu" or "cuda"'
+        raise ArgumentError(expected(what, short_name(str(device)), where="device")) from error
+    if given.type == "cuda" and not torch.cuda.is_available():
+        what, got = "a GPU that PyTorch can use", f"none, for device={str(device)!r}"
+        raise ArgumentError(expected(what, got, where="device"))
+    return given
+
+
+def _architecture(file: GGUFFile) -> str:
+    name = file.metadata.get("general.architecture")
+    known = (*ARCHITECTURES, *PACKED_BY_TRANSFORMERS)
+    if isinstance(name, str) and name in known:
+        return name
+    got = short_name(name) if isinstance(name, str) else "none"
+    where = f"{file.paths[0]}: general.architecture"
+    raise GGUFError(expected(f"one of {', '.join(known)}", got, where=where))
+
+
+def _tokenizer(file: GGUFFile) -> PreTrainedTokenizerFast:
+    """Return the tokenizer in a file. Raises GGUFError for a file without one."""
+    path = Path(file.paths[0])
+    for key in ("tokenizer.ggml.model", "tokenizer.ggml.tokens"):
+        if key not in file.metadata:
+            what = "a file with a tokenizer"
+            raise GGUFError(expected(what, f"one without the key {key}", where=str(path)))
+    try:
+        loaded: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(
+            str(path.parent), gguf_file=path.name, local_files_only=True
+        )
+    except Exception as error:  # whatever a damaged vocabulary leads to
+        raise GGUFError(f"{path}: transformers cannot read the tokenizer: {error}") from error
+    return loaded
+
+
+def _loaded(
+    file: GGUFFile,
+    architecture: Architecture,
+    device: torch.device,
+    dtype: torch.dtype,
+    precision: str,
+) -> PreTrainedModel:
+    """Return the model in a file. Everything that can be refused is checked before it is read."""
+    model = _empty(file, architecture, dtype)
+    parts = plan_parts(model, file, architecture)
+    check_room(needed_bytes(file, parts, dtype), device, f"the weights of {file.paths[0]}")
+    loader = _ModelLoader(model, file, architecture, device, dtype, precision)
+    for part in progress(parts, "loading"):
+        loader.load(part)
+    loader.finish()
+    return model
+
+
+def _loaded_by_transformers(
+    file: GGUFFile, device: torch.device, dtype: torch.dtype, precision: str
+) -> PreTrainedModel:
+    """Return the model in a file that transformers' own loader keeps packed."""
+    path, classes = Path(file.paths[0]), cast("Any", transformers.AutoModelForCausalLM)
+    if len(file.paths) > 1:
+        got = f"one of {len(file.paths)} parts"
+        raise GGUFError(expected("a whole file for this architecture", got, where=str(path)))
+    check_room(sum(entry.nbytes for entry in file.tensors.values()), device, str(path))
+    with installed():
+        model: PreTrainedModel = classes.from_pretrained(
+            str(path.parent),
+            gguf_file=path.name,
+            dtype=dtype,
+            device_map={"": device},
+            local_files_only=True,
+        )
+    for module in model.modules():
+        if isinstance(module, Linear | Experts):
+            module.precision = precision
+    model.requires_grad_(False)
+    return model
+
+
+def _empty(file: GGUFFile, architecture: Architecture, dtype: torch.dtype) -> PreTrainedModel:
+    """Return the model of a file without values, on "meta"."""
+    config = config_of(file, architecture)
+    classes = cast("Any", transformers.AutoModelForCausalLM)  # without types
+    with torch.device("meta"):
+        model: PreTrainedModel = classes.from_config(config, dtype=dtype)
+    model.requires_grad_(False)
+    model.train(False)
+    return model
+
+
+class _ModelLoader:
+    """Replaces the modules of a model on "meta" by those with the weights of a file."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        file: GGUFFile,
+        architecture: Architecture,
+        device: torch.device,
+        dtype: torch.dtype,
+        precision: str,
+    ) -> None:
+        self._model, self._file, self._architecture = model, file, architecture
+        self._device, self._dtype, self._precision = device, dtype, precision
+
+    def load(self, part: ModulePart) -> None:
+        """Replace the module of a part, or fill its parameters."""
+        old: Any = self._model.get_submodule(part.module)
+        if part.kind == LINEAR:
+            self._model.set_submodule(part.module, self._linear(part))
+        elif part.kind == EMBEDDING:
+            self._model.set_submodule(part.module, self._embedding(part, old))
+        elif part.kind == EXPERTS:
+            self._model.set_submodule(part.module, self._experts(part))
+        else:
+            for name, tensor in part.tensors.items():
+                old._parameters[name] = self._floats(tensor, old._parameters[name].shape)
+
+    def finish(self) -> None:
+        """Tie the head to the embedding, and compute what files do not hold."""
+        model: Any = self._model
+        if model.config.tie_word_embeddings:
+            head = Linear(model.get_input_embeddings().weight, precision=self._precision)
+            model.set_output_embeddings(head)
+        for name, module in list(model.named_modules()):
+            if any(buffer.is_meta for buffer in module.buffers(recurse=False)):
+                model.set_submodule(name, self._rotary(module))
+        left = [name for name, value in _values(model) if value.is_meta]
+        assert not left, f"{left[0]} has no values"
+
+    def _linear(self, part: ModulePart) -> Linear:
+        weight = Weight(self._matrix(part), device=self._device)
+        tensor = part.tensors.get("bias")
+        bias = None if tensor is None else self._floats(tensor, (weight.N,))
+        if bias is not None and (order := self._row_order(part)) is not None:
+            bias = nn.Parameter(bias[torch.from_numpy(order).to(bias.device)], requires_grad=False)
+        return Linear(weight, bias, precision=self._precision)
+
+    def _embedding(self, part: ModulePart, old: Any) -> Embedding:
+        tied = self._model.config.tie_word_embeddings  # then the head reads the weight as well
+        weight = Weight(self._matrix(part), device=self._device, lookup=not tied)
+        if hasattr(old, "scalar_embed_scale"):
+            return ScaledEmbedding(weight, old.scalar_embed_scale, dtype=self._dtype)
+        return Embedding(weight, dtype=self._dtype)
+
+    def _experts(self, part: ModulePart) -> Experts:
+        gate, up, down = (
+            Weight(self._file[part.tensors[which]], device=self._device)  # type: ignore[arg-type]  # the plan checked the rank
+            for which in ("gate", "up", "down")
+        )
+        activation = self._model.config.hidden_act
+        return Experts(gate, up, down, activation=activation, precision=self._precision)
+
+    def _matrix(self, part: ModulePart) -> QuantizedTensor:
+        """Return a weight with its columns in the model's order."""
+        weight = self._file[part.tensors["weight"]]
+        assert isinstance(weight, QuantizedTensor)  # the plan checked the rank
+        order = self._row_order(part)
+        if order is None:
+            return weight
+        return QuantizedTensor.from_bytes(
+            weight.raw[order], shape=weight.shape, format=weight.format
+        )
+
+    def _row_order(self, part: ModulePart) -> NDArray[np.int64] | None:
+        """Return which rows of GGUF's tensor the rows of the model's weight are; None: the same."""
+        config = self._model.config
+        heads = {
+            "q_proj": config.num_attention_heads,
+            "k_proj": config.num_key_value_heads,
+        }.get(part.module.rpartition(".")[2])
+        if heads is None or not self._architecture.has_paired_rows:
+            return None
+        rows = np.arange(self._file.tensors[part.tensors["weight"]].shape[1])
+        return rows.reshape(heads, -1, 2).swapaxes(1, 2).reshape(-1)
+
+    def _floats(self, tensor: str, shape: tuple[int, ...]) -> nn.Parameter:
+        """Return the values of a small tensor as a parameter in the model's type."""
+        stored = self._file[tensor]
+        values = stored if isinstance(stored, np.ndarray) else stored.dequantize().T
+        floats = torch.from_numpy(np.array(values, np.float32)).reshape(shape)
+        if tensor.endswith("norm.weight"):
+            floats -= self._architecture.norm_offset
+        return nn.Parameter(floats.to(self._device, self._dtype), requires_grad=False)
+
+    def _rotary(self, module: Any) -> nn.Module:
+        """Return a module that computes its buffers from the configuration."""
+        with torch.device("cpu"):
+            new: nn.Module = type(module)(config=self._model.config)
+        if ROPE_FACTORS in self._file:
+            factors = torch.from_numpy(np.array(self._file[ROPE_FACTORS]))
+            for buffer in new.buffers():
+                buffer.div_(factors)
+        return new.to(self._device)
+
+
+def _values(model: nn.Module) -> list[tuple[str, torch.Tensor]]:
+    return [*model.named_parameters(), *model.named_buffers()]
+
+
+def _set_ends(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Let every token that ends an answer end generation, also those the file does not name."""
+    config: Any = model.generation_config
+    named = config.eos_token_id
+    ids = list(named) if isinstance(named, list) else [] if named is None else [named]
+    vocabulary = tokenizer.get_added_vocab()
+    ids += [vocabulary[token] for token in _ENDS if token in vocabulary]
+    config.eos_token_id = list(dict.fromkeys(ids)) or None
+    if config.pad_token_id is None and config.eos_token_id:
+        config.pad_token_id = config.eos_token_id[0]
