@@ -21,7 +21,6 @@ from typing import Any, Final
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.autograd.profiler_util import DeviceType
 from torch.profiler import ProfilerActivity, profile
 from transformers import (
     AutoModelForCausalLM,
@@ -63,7 +62,7 @@ WARM_UP: Final = 3  # steps before a capture; the first compiles
 GROUPS: Final = (
     ("linear layers", ("q4jit",)),
     ("attention", ("softmax", "attention", "fmha", "flash", "gemm", "gemv", "bmm", "cutlass")),
-    ("RoPE and cache", ("index", "roll", "cat", "addcmul", "neg", "triton")),
+    ("RoPE and cache", ("index", "scatter", "roll", "cat", "addcmul", "neg")),
 )
 
 # --- models ---------------------------------------------------------------------------------------
@@ -77,7 +76,8 @@ def random_llama(name: str, device: torch.device, dtype: torch.dtype, precision:
     """
     config = LlamaConfig(**RANDOM[name], tie_word_embeddings=False, bos_token_id=0, eos_token_id=1)
     with torch.device("meta"):
-        model = LlamaForCausalLM(config).to(dtype).requires_grad_(False).eval()
+        model: Any = LlamaForCausalLM(config)
+        model = model.to(dtype).requires_grad_(False).eval()
     replace_linears(model, "Q4_0", embeddings="Q4_0", precision=precision)
     drawn: dict[Any, Weight] = {}
     for module in list(model.modules()):
@@ -227,7 +227,8 @@ def account(decoder: Decoder) -> str:
         for _ in range(2):  # the first starts the profiler's buffers
             decoder.step()
             wait(decoder.device)
-    kernels = [e for e in profiler.events() if e.device_type == DeviceType.CUDA]
+    events: Any = profiler.events()
+    kernels = [e for e in events if e.device_type.name == "CUDA"]
     kernels.sort(key=lambda event: event.time_range.start)
     kernels = kernels[len(kernels) // 2 :]
     times: dict[str, list[float]] = {}
@@ -249,7 +250,7 @@ def checked(model: Any, before: Tensor | None, device: torch.device) -> Tensor:
     if before is not None:
         error = float((logits - before).norm() / before.norm())
         print(f"logits of {CHECKED} tokens: relative error {error:.1e} to the unfused eager model")
-        if error > (2e-5 if next(model.parameters()).dtype is torch.float32 else 5e-2):
+        if error > (2e-5 if next(model.parameters()).dtype is torch.float32 else 0.1):
             raise SystemExit("the error is too large")
     return logits
 
@@ -275,8 +276,8 @@ def main() -> None:
     parser.add_argument("--account", action="store_true", help="GPU time of one step")
     options = parser.parse_args()
     device = torch.device(options.device)
-    if options.prompt + max(options.tokens, WARM_UP + 3) > options.context:
-        parser.error("--context must be at least --prompt and --tokens")
+    if options.prompt + options.tokens + 2 * WARM_UP > options.context:
+        parser.error(f"--context must be at least --prompt + --tokens + {2 * WARM_UP}")
     if device.type != "cuda" and (options.account or {"graph", "eager-graph"} & {*options.mode}):
         parser.error("--account and graphs need --device cuda")
     start = time.perf_counter()

@@ -186,7 +186,7 @@ def test_gradient_checkpointing() -> None:
 def test_a_compiled_step_is_one_graph_for_all_steps(kind: str) -> None:
     model, fused = pair(kind)
     fuse(fused)
-    step = torch.compile(fused, fullgraph=True, mode="reduce-overhead")
+    step: Any = torch.compile(fused, fullgraph=True, mode="reduce-overhead")
     caches = [StaticCache(config=m.config, max_cache_len=CONTEXT) for m in (fused, model)]
     for m, cache in zip((fused, model), caches, strict=True):
         m(tokens(1, 6), cache=cache)

@@ -52,9 +52,7 @@ def decoder(kind: str, *, dtype: torch.dtype = torch.float32, **changes: Any) ->
     settings = {**_SIZES, **DECODERS[kind], **changes}
     implementation = settings.pop("attn_implementation", None)
     make: Any = AutoModelForCausalLM.from_config
-    model = make(
-        CONFIG_MAPPING[kind](**settings), attn_implementation=implementation
-    )
+    model = make(CONFIG_MAPPING[kind](**settings), attn_implementation=implementation)
     for name, parameter in model.named_parameters():
         if name.endswith(("norm.weight", "bias")):
             torch.nn.init.normal_(parameter, mean=0.5, std=0.3)
