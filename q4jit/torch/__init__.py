@@ -12,10 +12,11 @@ check_installed()
 from q4jit.dispatch import pytorch
 from q4jit.torch import gradients  # noqa: F401 - registers the operator's gradient
 from q4jit.torch.bridge import TorchBridge
+from q4jit.torch.fusion import fuse, unfuse
 from q4jit.torch.modules import Embedding, Experts, Linear
 from q4jit.torch.replace import replace_linears
 from q4jit.torch.weight import Weight
 
-__all__ = ["Embedding", "Experts", "Linear", "Weight", "replace_linears"]
+__all__ = ["Embedding", "Experts", "Linear", "Weight", "fuse", "replace_linears", "unfuse"]
 
 pytorch.bridge = TorchBridge()
