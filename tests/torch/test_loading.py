@@ -31,7 +31,7 @@ Weight(load_gguf(PATH)["small"])  # what is imported and kept by the first one
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a file of 200 MB, half of which is one tensor, the last."""
+    """Return a file of 200 MB, half of it one tensor, the last."""
     path, rng = tmp_path_factory.mktemp("model") / "model.gguf", np.random.default_rng(0)
     shapes = {"small": ("Q4_0", 256, 64)}
     shapes |= {f"q4_k.{i}": ("Q4_K", 2048, 8192) for i in range(5)}
