@@ -4,6 +4,7 @@ import importlib
 import inspect
 import re
 from collections.abc import Iterator
+from importlib.metadata import version
 from importlib.util import find_spec
 from typing import Any, Final
 
@@ -69,11 +70,9 @@ def check_interface() -> None:
         if find_spec(package) is None:
             cure = "run pip install 'q4jit[transformers]'"
             raise ImportError(expected(package, "none", where=_WHERE, cure=cure))
-    import transformers
-
-    found = str(transformers.__version__)
+    found = version("transformers")
     numbers = re.match(r"\d+\.\d+", found)
-    what = f"transformers {' or '.join(f'{version}.x' for version in WORKING)}"
+    what = f"transformers {' or '.join(f'{working}.x' for working in WORKING)}"
     cure = f"run pip install 'transformers=={WORKING[-1]}.*'"
     if numbers is None or numbers[0] not in WORKING:
         raise ImportError(expected(what, found, where=_WHERE, cure=cure))
