@@ -37,8 +37,8 @@ def fuse(model: nn.Module, *, decoding: str = AUTO) -> FusionReport:
     those of the model but for rounding: kernels compute in float32, and round results once.
 
     Known are the decoder layers of Llama, Mistral, Qwen2, Qwen3, Qwen3-MoE (its attention), Gemma 2
-    and 3, and Phi-3 in transformers, whose linear layers are `Linear`s of one precision. What is not
-    known, or has hooks, stays as it was, and the report says why. Each half of a layer counts.
+    and 3, and Phi-3 in transformers, whose linear layers are `Linear`s of one precision. What is
+    not known, or has hooks, stays as it was, and the report says why. Each half of a layer counts.
 
     The modules stay, under their names: only the classes of layers and of their attention become
     subclasses of their own. So `state_dict`, `to`, `deepcopy` and pickles are those of the model,
