@@ -74,7 +74,7 @@ def from_gguf(
         OSError: the file cannot be opened.
     """
     check_one_of(precision, tuple(BOUNDS), "precision")
-    place, floats = indexed(_checked_device(device)), _checked_dtype(dtype)
+    place, floats = _checked_device(device), _checked_dtype(dtype)
     with load_gguf(path) as file:
         name = _architecture(file)
         tokenizer = _tokenizer(file)
@@ -93,18 +93,19 @@ def _checked_dtype(dtype: object) -> torch.dtype:
     return known
 
 
-def _checked_device(device: Any) -> torch.device | None:
-    if device is None:
-        return None
+def _checked_device(device: Any) -> torch.device:
     try:
-        given = torch.device(device)
+        given = torch.get_default_device() if device is None else torch.device(device)
     except (RuntimeError, TypeError) as error:
         what = 'a device of PyTorch, such as "cpu" or "cuda"'
         raise ArgumentError(expected(what, short_name(str(device)), where="device")) from error
+    if given.type not in {"cpu", "cuda"}:  # AMD's GPUs are "cuda" as well
+        what = "a CPU, or a GPU of CUDA or ROCm"
+        raise ArgumentError(expected(what, str(given), where="device"))
     if given.type == "cuda" and not torch.cuda.is_available():
         what, got = "a GPU that PyTorch can use", f"none, for device={str(device)!r}"
         raise ArgumentError(expected(what, got, where="device"))
-    return given
+    return indexed(given)
 
 
 def _architecture(file: GGUFFile) -> str:
@@ -303,6 +304,7 @@ def _set_ends(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> Non
     ids = list(named) if isinstance(named, list) else [] if named is None else [named]
     vocabulary = tokenizer.get_added_vocab()
     ids += [vocabulary[token] for token in _ENDS if token in vocabulary]
-    config.eos_token_id = list(dict.fromkeys(ids)) or None
+    known = range(model.config.get_text_config().vocab_size)  # tokenizers add some of their own
+    config.eos_token_id = [number for number in dict.fromkeys(ids) if number in known] or None
     if config.pad_token_id is None and config.eos_token_id:
         config.pad_token_id = config.eos_token_id[0]
