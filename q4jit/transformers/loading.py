@@ -302,9 +302,9 @@ def _set_ends(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> Non
     config: Any = model.generation_config
     named = config.eos_token_id
     ids = list(named) if isinstance(named, list) else [] if named is None else [named]
-    vocabulary = tokenizer.get_added_vocab()
-    ids += [vocabulary[token] for token in _ENDS if token in vocabulary]
-    known = range(model.config.get_text_config().vocab_size)  # tokenizers add some of their own
-    config.eos_token_id = [number for number in dict.fromkeys(ids) if number in known] or None
+    vocabulary, size = tokenizer.get_added_vocab(), model.config.get_text_config().vocab_size
+    # tokenizers of transformers may add tokens of their own after those of the file
+    ids += [vocabulary[token] for token in _ENDS if vocabulary.get(token, size) < size]
+    config.eos_token_id = list(dict.fromkeys(ids)) or None
     if config.pad_token_id is None and config.eos_token_id:
         config.pad_token_id = config.eos_token_id[0]
