@@ -267,7 +267,7 @@ def main() -> None:
     parser.add_argument("--unfused", action="store_true")
     parser.add_argument("--fused", action="store_true", help="the default")
     parser.add_argument("--dequantised", action="store_true", help="transformers' own loader")
-    parser.add_argument("--decoding", default="matmul", help="as in q4jit.torch.fuse")
+    parser.add_argument("--decoding", default="auto", help="as in q4jit.torch.fuse")
     parser.add_argument("--mode", nargs="+", choices=MODES, default=["eager"])
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--prompt", type=int, default=512)

@@ -212,8 +212,9 @@ class Embedding(_OneWeight):
         """Make a table of a weight [K, N].
 
         weight: a `Weight` is shared, not copied, and read where it is: one without lookup=True may
-        serve a `Linear` too. A `QuantizedTensor` is copied in GGUF's order. dtype: float32, float16 or bfloat16. device: as in `Linear`. Raises
-        ArgumentError for another weight or dtype, and for a device without kernels.
+        serve a `Linear` too. A `QuantizedTensor` is copied in GGUF's order. dtype: float32, float16
+        or bfloat16. device: as in `Linear`. Raises ArgumentError for another weight or dtype, and
+        for a device without kernels.
         """
         super().__init__()
         self.weight = _matrix(weight, device, "weight of Embedding", lookup=True)

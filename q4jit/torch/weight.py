@@ -16,8 +16,8 @@ from q4jit.torch.memory import AnyWeight, Facts, Stored, forget, version_of, wei
 from q4jit.torch.states import check_keys, checked_entry, weight_of_bytes
 from q4jit.weights.checks import tensor_shape
 from q4jit.weights.experts import ExpertTensor
-from q4jit.weights.formats import FORMATS, find_format
-from q4jit.weights.layouts import GGUF, pack, pack_experts
+from q4jit.weights.formats import find_format
+from q4jit.weights.layouts import GGUF
 from q4jit.weights.tensor import QuantizedTensor
 
 Device = torch.device | str | None
@@ -195,12 +195,9 @@ class Weight(_Frozen):
         layout = self._layout_on(device)
         if not is_real(torch.empty(0, dtype=torch.uint8, device=device)):
             return self._allocate(device)
-        raw = weight.raw
-        if layout != GGUF:
-            raw = (pack_experts if self.experts else pack)(FORMATS[self.format], layout, raw)
         self._last, self.layout = None, layout
         blocks = torch.empty(self.nbytes, dtype=torch.uint8, device="cpu")
-        blocks.numpy()[...] = raw.reshape(-1)
+        weight._resident.made(layout, blocks.numpy())
         if in_place:
             self.blocks.copy_(blocks)
             forget(self.blocks)

@@ -15,6 +15,7 @@ from transformers.quantizers.quantizer_gguf import GgufHfQuantizer
 from q4jit.errors import ArgumentError, GGUFError, expected
 from q4jit.transformers import kernel
 from q4jit.transformers.packed import check_packed, replace_packed
+from q4jit.transformers.room import check_room
 from q4jit.weights.formats import FORMATS, Format
 
 _AFTER: Final = "_process_model_after_weight_loading"
@@ -66,7 +67,8 @@ def _checked(original: Callable[..., Any]) -> Callable[..., Any]:
     def before(self: Any, model: Any, **kwargs: Any) -> Any:
         result = original(self, model, **kwargs)
         if self.packed_modules:
-            _check_devices(kwargs.get("device_map"))
+            needed = sum(info.nbytes for info in self.header.tensors)
+            _check_devices(kwargs.get("device_map"), needed)
             _check_dtype(self.dtype)
             for name, module in self.packed_modules.items():
                 check_packed(name.removesuffix(".weight"), module)
@@ -91,13 +93,20 @@ def _replaced(original: Callable[..., Any]) -> Callable[..., Any]:
     return after
 
 
-def _check_devices(device_map: object) -> None:
-    places = device_map.values() if isinstance(device_map, Mapping) else [device_map]
-    for place in places:
-        kind = "cuda" if isinstance(place, int) else str(place).partition(":")[0]
-        if kind in {"mps", "xpu", "npu", "hpu", "mlu", "musa"}:
+def _check_devices(device_map: object, needed_bytes: int) -> None:
+    """Raise ArgumentError for a device without kernels, and DeviceError without memory enough."""
+    if isinstance(device_map, str):
+        return  # "auto" and the like: accelerate knows the memory
+    places: list[Any] = (
+        list(device_map.values()) if isinstance(device_map, Mapping) else [device_map]
+    )
+    devices = [torch.device("cpu" if place is None else place) for place in places]
+    for device in devices:
+        if device.type not in {"cpu", "cuda"}:  # AMD's GPUs are "cuda" as well
             what, cure = "a CPU, or a GPU of CUDA or ROCm", 'give device_map="cpu"'
-            raise ArgumentError(expected(what, str(place), where="device_map", cure=cure))
+            raise ArgumentError(expected(what, str(device), where="device_map", cure=cure))
+    if len(devices) == 1:
+        check_room(needed_bytes, devices[0], "the weights")
 
 
 def _check_dtype(dtype: object) -> None:

@@ -1,9 +1,9 @@
 """Checks that transformers has the private interface that `install` extends."""
 
-import importlib
 import inspect
 import re
 from collections.abc import Iterator
+from importlib.metadata import version
 from importlib.util import find_spec
 from typing import Any, Final
 
@@ -13,13 +13,13 @@ WORKING: Final = ("5.24",)  # versions that the tests run with
 _WHERE: Final = "q4jit.transformers.install"
 _FUNCTIONS: Final[
     dict[str, dict[str, tuple[str, ...]]]
-] = {  # parameters, by the name of a function, method or class
-    "integrations.gguf.kernels": {
+] = {  # modules, and the parameters of their functions, methods, classes
+    "kernels": {
         "GgufKernel": ("module",),
         "get_gguf_kernel": (),
         "kernelize_ggml_layers": ("model",),
     },
-    "integrations.gguf.utils": {
+    "utils": {
         "GgufLinear": ("in_features", "out_features", "ggml_type", "bias"),
         "GgufEmbedding": ("num_embeddings", "embedding_dim", "ggml_type", "dtype"),
         "GgufExperts": (
@@ -31,7 +31,7 @@ _FUNCTIONS: Final[
             "act_fn",
         ),
     },
-    "integrations.gguf.dequant": {"dequantize": ("data", "ggml_type", "dtype")},
+    "dequant": {"dequantize": ("data", "ggml_type", "dtype")},
     "core_model_loading": {
         "rename_source_key": (
             "source_key",
@@ -42,7 +42,7 @@ _FUNCTIONS: Final[
             "reverse",
         )
     },
-    "quantizers.quantizer_gguf": {
+    "quantizer_gguf": {
         "GgufHfQuantizer._process_model_before_weight_loading": ("self", "model", "kwargs"),
         "GgufHfQuantizer._process_model_after_weight_loading": ("self", "model", "kwargs"),
     },
@@ -69,60 +69,66 @@ def check_interface() -> None:
         if find_spec(package) is None:
             cure = "run pip install 'q4jit[transformers]'"
             raise ImportError(expected(package, "none", where=_WHERE, cure=cure))
-    import transformers
-
-    found = str(transformers.__version__)
-    numbers = re.match(r"\d+\.\d+", found)
-    what = f"transformers {' or '.join(f'{version}.x' for version in WORKING)}"
+    installed = version("transformers")
+    numbers = re.match(r"\d+\.\d+", installed)
+    what = f"transformers {' or '.join(f'{working}.x' for working in WORKING)}"
     cure = f"run pip install 'transformers=={WORKING[-1]}.*'"
     if numbers is None or numbers[0] not in WORKING:
-        raise ImportError(expected(what, found, where=_WHERE, cure=cure))
+        raise ImportError(expected(what, installed, where=_WHERE, cure=cure))
     missing = next(_missing(), None)
     if missing is not None:
-        got = f"{found}, where {missing}"
+        got = f"{installed}, where {missing}"
         raise ImportError(expected(f"{what} as published", got, where=_WHERE, cure=cure))
 
 
 def _missing() -> Iterator[str]:
     """Yield what this transformers lacks of the interface."""
-    for module_name, functions in _FUNCTIONS.items():
+    try:
+        modules = _modules()
+    except ImportError as error:
+        yield f"an import fails: {error}"
+        return
+    for module, functions in _FUNCTIONS.items():
         for name, parameters in functions.items():
-            found = _found(module_name, name)
-            if found is None:
-                yield f"{module_name} has no {name}"
-            elif tuple(inspect.signature(found).parameters) != parameters:
-                yield f"{name} has the parameters {inspect.signature(found)}"
-    if not hasattr(_module("integrations.gguf.kernels"), "_gguf_kernel"):
-        yield "integrations.gguf.kernels has no _gguf_kernel"
+            value = _named(modules[module], name)
+            if value is None:
+                yield f"{module} has no {name}"
+            elif tuple(inspect.signature(value).parameters) != parameters:
+                yield f"{name} has the parameters {inspect.signature(value)}"
+    if not hasattr(modules["kernels"], "_gguf_kernel"):
+        yield "kernels has no _gguf_kernel"
     for name in _TABLES:
-        if not isinstance(_found("integrations.gguf.dequant", name), dict):
-            yield f"integrations.gguf.dequant has no {name}"
-    for made in _samples():
+        if not isinstance(_named(modules["dequant"], name), dict):
+            yield f"dequant has no {name}"
+    for made in _samples(modules):
         for attribute in _ATTRIBUTES[type(made).__name__]:
             if not hasattr(made, attribute):
                 yield f"{type(made).__name__} has no {attribute}"
 
 
-def _samples() -> Iterator[Any]:
+def _modules() -> dict[str, Any]:
+    from transformers import core_model_loading
+    from transformers.integrations.gguf import dequant, kernels, utils
+    from transformers.quantizers import quantizer_gguf
+
+    modules = core_model_loading, dequant, kernels, utils, quantizer_gguf
+    return {module.__name__.rpartition(".")[2]: module for module in modules}
+
+
+def _samples(modules: dict[str, Any]) -> Iterator[Any]:
     """Yield an object of each class whose attributes are used."""
-    utils, q4_0 = _module("integrations.gguf.utils"), 2
+    from transformers import GgufConfig
+
+    utils, q4_0 = modules["utils"], 2
     yield utils.GgufLinear(32, 1, q4_0)
     yield utils.GgufEmbedding(1, 32, q4_0)
     yield utils.GgufExperts(1, 32, 32, q4_0, q4_0, None)
-    config = _module("utils.quantization_config").GgufConfig()
-    yield _module("quantizers.quantizer_gguf").GgufHfQuantizer(config)
+    yield modules["quantizer_gguf"].GgufHfQuantizer(GgufConfig())
 
 
-def _module(name: str) -> Any:
-    try:
-        return importlib.import_module(f"transformers.{name}")
-    except ImportError:
-        return None
-
-
-def _found(module: str, name: str) -> Any:
-    """Return what a dotted name stands for in a module of transformers, or None."""
-    found = _module(module)
+def _named(module: Any, name: str) -> Any:
+    """Return what a dotted name stands for in a module, or None."""
+    value = module
     for part in name.split("."):
-        found = getattr(found, part, None)
-    return found
+        value = getattr(value, part, None)
+    return value

@@ -68,21 +68,23 @@ def replace_packed(model: nn.Module) -> list[str]:
     for name in names:
         check_packed(name, modules[name])
         _check_memory(name, modules[name])
-    places = [
-        (name, id(modules[name]), id(getattr(modules[name], "weight", None))) for name in names
-    ]
+    # ids stay unique until the first module is freed
+    places = [(name, id(modules[name])) for name in names]
+    parameters = {id(modules[name]): id(getattr(modules[name], "weight", None)) for name in names}
     del modules
     _release(model)
     made: dict[int, nn.Module] = {}
     weights: dict[int, Weight] = {}  # by the id of the parameter, which may be in two modules
-    for name, module, parameter in progress(places, "repacking weights"):
-        new = made.get(module)
-        if new is None:
-            old = model.get_submodule(name)
-            new = made[module] = _replacement(old, weights, parameter).train(old.training)
-            _keep_device_hook(old, new)
+    for name, identity in progress(places, "repacking weights"):
+        if identity not in made:
+            old, parameter = model.get_submodule(name), parameters[identity]
+            if parameter not in weights and not isinstance(old, GgufExperts):
+                is_shared = list(parameters.values()).count(parameter) > 1
+                weights[parameter] = _weight_of(old, is_shared)
+            new = made[identity] = _replacement(old, weights.get(parameter))
+            _keep_device_hook(old, new.train(old.training))
             del old
-        model.set_submodule(name, new)
+        model.set_submodule(name, made[identity])
     return names
 
 
@@ -136,27 +138,23 @@ def _release(model: nn.Module) -> None:
         quantizer.packed_modules = {}
 
 
-def _replacement(old: Any, weights: dict[int, Weight], parameter: int) -> nn.Module:
-    """Return q4jit's module in place of a packed one.
-
-    weights: those made so far, by the id of their parameter; the new one is added. parameter: the
-    id of that of `old`.
-    """
-    if isinstance(old, GgufExperts):
+def _replacement(old: Any, weight: Weight | None) -> nn.Module:
+    """Return q4jit's module in place of a packed one. weight: its weight; None for experts."""
+    if weight is None:
         return _experts(old)
-    if parameter not in weights:
-        size = (
-            (old.embedding_dim, old.num_embeddings)
-            if isinstance(old, GgufEmbedding)
-            else (old.in_features, old.out_features)
-        )
-        weights[parameter] = _weight(old.weight, old.ggml_type, size)
-    weight = weights[parameter]
     if isinstance(old, GgufEmbedding):
         return Embedding(weight, dtype=old.compute_dtype)
     linear = Linear(weight, old.bias)
     order = old.input_permutation
     return linear if order is None else ReorderedLinear(linear, order)
+
+
+def _weight_of(old: Any, is_shared: bool) -> Weight:
+    """Return the `Weight` of a packed layer or table. is_shared: with another module."""
+    if isinstance(old, GgufEmbedding):
+        size = old.embedding_dim, old.num_embeddings
+        return _weight(old.weight, old.ggml_type, size, lookup=not is_shared)
+    return _weight(old.weight, old.ggml_type, (old.in_features, old.out_features))
 
 
 def _keep_device_hook(old: Any, new: nn.Module) -> None:
@@ -179,10 +177,13 @@ def _experts(old: Any) -> Experts:
     return Experts(gate, up, down, activation="silu")
 
 
-def _weight(blocks: Tensor, ggml_type: int, shape: tuple[int, ...]) -> Weight:
+def _weight(
+    blocks: Tensor, ggml_type: int, shape: tuple[int, ...], *, lookup: bool = False
+) -> Weight:
     """Return a `Weight` of raw blocks, in memory of its own. shape: (K, N) or (E, K, N)."""
     fmt = format_of(ggml_type)
     assert fmt is not None, "checked by check_packed"
     experts, k, n = (0, *shape)[-3:]
     raw = blocks.detach()
-    return Weight(weight_in(raw, Stored(fmt.name, k, n, experts, GGUF)), device=raw.device)
+    weight = weight_in(raw, Stored(fmt.name, k, n, experts, GGUF))
+    return Weight(weight, device=raw.device, lookup=lookup)

@@ -9,6 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 from q4jit.errors import ArgumentError, FormatError, expected
 from q4jit.floats import float_type_of
 from q4jit.sizes import whole_number
+from q4jit.weights.mapped import address_of
 
 
 def matrix_shape(shape: object) -> tuple[int, int]:
@@ -74,7 +75,7 @@ def immutable_memory(raw: object, view: memoryview) -> memoryview:
     """
     root = _root(raw)
     if root is not None:
-        offset = _address(view) - _address(root)
+        offset = address_of(view) - address_of(root)
         if 0 <= offset <= root.nbytes - view.nbytes:
             return root[offset : offset + view.nbytes]
     return memoryview(view.tobytes())
@@ -88,10 +89,6 @@ def _root(raw: object) -> memoryview | None:
         return None
     whole = memoryview(raw).cast("B")
     return whole if whole.readonly and whole.nbytes else None
-
-
-def _address(view: memoryview) -> int:
-    return int(np.frombuffer(view, np.uint8).ctypes.data) if view.nbytes else 0
 
 
 def row_ids(ids: ArrayLike, n: int) -> NDArray[np.intp]:

@@ -184,7 +184,8 @@ class ExpertTensor(Sequence[QuantizedTensor]):
         """Whether all matrices have finite scales, and whether all suit f16; computed once."""
         with BUILD:
             if self._scale_facts is None:
-                facts = [scale_facts(self._format, columns) for columns in self.raw]
+                with self._resident.stored.drained() as columns:
+                    facts = [scale_facts(self._format, columns[e]) for e in range(len(self))]
                 finite, suits_f16 = map(all, zip(*facts, strict=True))
                 self._scale_facts = finite, suits_f16
             return self._scale_facts

@@ -36,6 +36,7 @@ from numpy.typing import NDArray
 from q4jit.errors import FormatError, expected
 from q4jit.locks import BUILD
 from q4jit.weights.formats import SCALE_BYTES, Format
+from q4jit.weights.mapped import DrainedColumns
 from q4jit.weights.repack import repack
 from q4jit.weights.tiles import PANEL_COLUMNS, REGION_BYTES, Tiles, pack_tiles16, suits_tiles16
 
@@ -44,6 +45,9 @@ INTERLEAVED16: Final = "interleaved16"
 PLANAR: Final = "planar"
 TILES16: Final = "tiles16"
 LAYOUTS: Final = frozenset({GGUF, INTERLEAVED16, PLANAR, TILES16})
+
+Columns = NDArray[np.uint8] | DrainedColumns
+"""Columns of a weight in GGUF's order, which are read in bands."""
 
 LANES: Final = PANEL_COLUMNS  # of a CPU's vector, one per column
 FLOAT_BLOCK_ELEMENTS: Final = 32
@@ -207,7 +211,7 @@ class Planar:
 
 
 def packed_bytes(fmt: Format, layout: str, k: int, n: int) -> int:
-    """Return the bytes of a weight [K, N] in a layout, `gguf` or one that `pack` makes.
+    """Return the bytes of a weight [K, N] in a layout.
 
     Raises FormatError for an unknown layout, for one that the format does not have, and unless K is
     whole blocks.
@@ -221,14 +225,10 @@ def packed_bytes(fmt: Format, layout: str, k: int, n: int) -> int:
         _check_tiles16(fmt)
         return Tiles(fmt, k, n).size_bytes
     if layout != INTERLEAVED16:
-        raise _unknown_layout(layout, GGUF, INTERLEAVED16, PLANAR, TILES16)
+        known = ", ".join(map(repr, (GGUF, INTERLEAVED16, PLANAR, TILES16)))
+        raise FormatError(f"unknown weight layout {layout!r}; known layouts: {known}")
     shape = Interleaved(fmt.repacked, k, n)
     return shape.panels * shape.panel_bytes
-
-
-def _unknown_layout(layout: str, *known: str) -> FormatError:
-    listed = ", ".join(map(repr, known))
-    return FormatError(f"unknown weight layout {layout!r}; known layouts: {listed}")
 
 
 def _check_tiles16(fmt: Format) -> None:
@@ -237,42 +237,55 @@ def _check_tiles16(fmt: Format) -> None:
         raise FormatError(expected(formats, fmt.name, where=f"layout {TILES16!r}"))
 
 
-def pack(fmt: Format, layout: str, columns: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def pack(
+    fmt: Format, layout: str, columns: Columns, out: NDArray[np.uint8] | None = None
+) -> NDArray[np.uint8]:
     """Repack columns, uint8 [N, column_bytes] as in GGUF, into a layout: read-only uint8 [bytes].
 
-    Works on a few megabytes at a time, so the peak memory is the input and the result. Raises
-    FormatError for an unknown layout.
+    Works on a few megabytes at a time, so the peak memory is the input and the result.
+
+    out: contiguous uint8 [bytes], which is overwritten, padding included, and returned as it is.
+    Without it, the result is in memory of its own, which begins at a cache line. Raises FormatError
+    for an unknown layout, for one that the format does not have, and for another `out`.
     """
-    if layout == PLANAR:
-        return _pack_planar(fmt, columns)
-    if layout == TILES16:
-        return _pack_tiles16(fmt, columns)
-    if layout != INTERLEAVED16:
-        raise _unknown_layout(layout, INTERLEAVED16, PLANAR, TILES16)
     n, column_bytes = columns.shape
-    shape = Interleaved(fmt.repacked, column_bytes // fmt.block_bytes * fmt.block_elements, n)
-    packed = _pooled_memory(shape.panels * shape.panel_bytes)
-    panels = packed.reshape(shape.panels, shape.slabs, shape.slab_bytes)
-    for first, last, batch in _batches(fmt, shape, columns):
-        _pack_batch(shape, batch, panels[first:last])
-    packed.flags.writeable = False
+    k = column_bytes // fmt.block_bytes * fmt.block_elements
+    size_bytes = packed_bytes(fmt, layout, k, n)
+    if out is not None:
+        _check_out(out, size_bytes)
+    make = _pooled_memory if layout == INTERLEAVED16 else _aligned_memory
+    packed = make(size_bytes) if out is None else out
+    _PACKERS[layout](fmt, k, columns, packed)
+    if out is None:
+        packed.flags.writeable = False
     return packed
 
 
-def pack_experts(fmt: Format, layout: str, columns: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def pack_experts(
+    fmt: Format, layout: str, columns: Columns, out: NDArray[np.uint8] | None = None
+) -> NDArray[np.uint8]:
     """Repack the columns of experts, uint8 [E, N, column_bytes]: read-only uint8 [E · bytes].
 
-    Each expert is repacked by itself, so that all take the same bytes. Raises FormatError for an
-    unknown layout.
+    Each expert is repacked by itself, so that all take the same bytes. out: as in `pack`. Raises
+    FormatError as `pack` does.
     """
-    first = pack(fmt, layout, columns[0])
-    packed = _aligned_memory(len(columns) * first.nbytes)
-    rows = packed.reshape(len(columns), -1)
-    rows[0] = first
-    for row, own in zip(rows[1:], columns[1:], strict=True):
-        row[...] = pack(fmt, layout, own)
-    packed.flags.writeable = False
+    experts, n, column_bytes = columns.shape
+    k = column_bytes // fmt.block_bytes * fmt.block_elements
+    size_bytes = experts * packed_bytes(fmt, layout, k, n)
+    if out is not None:
+        _check_out(out, size_bytes)
+    packed = _aligned_memory(size_bytes) if out is None else out
+    for e, row in enumerate(packed.reshape(experts, -1)):
+        pack(fmt, layout, columns[e], row)
+    if out is None:
+        packed.flags.writeable = False
     return packed
+
+
+def _check_out(out: NDArray[np.uint8], size_bytes: int) -> None:
+    if out.dtype != np.uint8 or out.shape != (size_bytes,) or not out.flags.c_contiguous:
+        what, got = f"contiguous uint8 [{size_bytes}]", f"{out.dtype} {list(out.shape)}"
+        raise FormatError(expected(what, got, where="out"))
 
 
 @dataclass
@@ -330,7 +343,7 @@ def _from_cache_line(buffer: NDArray[np.uint8], size_bytes: int) -> NDArray[np.u
 
 
 def _batches(
-    fmt: Format, shape: Interleaved, columns: NDArray[np.uint8]
+    fmt: Format, shape: Interleaved, columns: Columns
 ) -> Iterator[tuple[int, int, NDArray[np.uint8]]]:
     """Yield (first panel, last panel, their repacked columns): zeros where K or N is padded."""
     column_bytes = shape.padded_k // shape.fmt.block_elements * shape.fmt.block_bytes
@@ -357,6 +370,20 @@ def _repacked_columns(fmt: Format, columns: NDArray[np.uint8]) -> NDArray[np.uin
     return repack(fmt, blocks).reshape(n, -1)
 
 
+def _pack_gguf(fmt: Format, k: int, columns: Columns, packed: NDArray[np.uint8]) -> None:
+    rows = packed.reshape(columns.shape)
+    step = max(1, _BAND_BYTES // columns.shape[1])
+    for first in range(0, len(rows), step):
+        rows[first : first + step] = columns[first : first + step]
+
+
+def _pack_interleaved16(fmt: Format, k: int, columns: Columns, packed: NDArray[np.uint8]) -> None:
+    shape = Interleaved(fmt.repacked, k, columns.shape[0])
+    panels = packed.reshape(shape.panels, shape.slabs, shape.slab_bytes)
+    for first, last, batch in _batches(fmt, shape, columns):
+        _pack_batch(shape, batch, panels[first:last])
+
+
 def _pack_batch(shape: Interleaved, batch: NDArray[np.uint8], out: NDArray[np.uint8]) -> None:
     panels, slab_blocks = len(out), shape.blocks_per_slab
     blocks = batch.reshape(panels, PANEL_COLUMNS, shape.slabs, slab_blocks, -1)
@@ -373,10 +400,9 @@ def _pack_batch(shape: Interleaved, batch: NDArray[np.uint8], out: NDArray[np.ui
             ].transpose(0, 2, 3, 1)
 
 
-def _pack_planar(fmt: Format, columns: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def _pack_planar(fmt: Format, k: int, columns: Columns, packed: NDArray[np.uint8]) -> None:
     n, column_bytes = columns.shape
-    shape = Planar(fmt.repacked, column_bytes // fmt.block_bytes * fmt.block_elements, n)
-    packed = _aligned_memory(shape.size_bytes)
+    shape = Planar(fmt.repacked, k, n)
     regions, end = [], 0
     for name, (start, size) in shape.regions.items():
         packed[end:start] = 0
@@ -396,16 +422,16 @@ def _pack_planar(fmt: Format, columns: NDArray[np.uint8]) -> NDArray[np.uint8]:
                 at, size = field_at[name], region.shape[-1]
                 blocks = batch.reshape(len(batch), shape.blocks, -1)
                 region[first : first + step] = blocks[..., at : at + size]
-    packed.flags.writeable = False
-    return packed
 
 
-def _pack_tiles16(fmt: Format, columns: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    _check_tiles16(fmt)
-    n, column_bytes = columns.shape
-    shape = Tiles(fmt, column_bytes // fmt.block_bytes * fmt.block_elements, n)
-    packed = _aligned_memory(shape.size_bytes)
+def _pack_tiles16(fmt: Format, k: int, columns: Columns, packed: NDArray[np.uint8]) -> None:
     packed[...] = 0
-    pack_tiles16(fmt, columns, packed, shape)
-    packed.flags.writeable = False
-    return packed
+    pack_tiles16(fmt, columns, packed, Tiles(fmt, k, columns.shape[0]))
+
+
+_PACKERS: Final = {
+    GGUF: _pack_gguf,
+    INTERLEAVED16: _pack_interleaved16,
+    PLANAR: _pack_planar,
+    TILES16: _pack_tiles16,
+}

@@ -88,17 +88,23 @@ class ResidentCopies:
                     memory = self.uploads[key] = copy(self.made(layout))
         return memory
 
-    def made(self, layout: str) -> NDArray[np.uint8]:
+    def made(self, layout: str, out: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
         """Return the bytes in a layout, which are not kept; the experts one after the other.
 
-        Raises FormatError for an unknown layout.
+        Repacking gives the pages of a mapped file back. out: contiguous uint8 [bytes], to which the
+        bytes are written and which is returned. Raises FormatError for an unknown layout.
         """
-        if layout == self.stored.layout:
+        is_own = layout == self.stored.layout
+        if out is None and is_own:
             return self.stored.packed()
-        columns = self.stored.columns()
-        if layout == GGUF:
-            return columns
-        return (pack if columns.ndim == 2 else pack_experts)(self._fmt, layout, columns)
+        if out is None and layout == GGUF:
+            return self.stored.columns()
+        if out is not None and is_own and layout != GGUF:
+            out[...] = self.stored.packed()
+            return out
+        with self.stored.drained() as columns:
+            make = pack if len(columns.shape) == 2 else pack_experts
+            return make(self._fmt, layout, columns, out)
 
     def _keep(self, layout: str) -> NDArray[np.uint8]:
         """Make the copy in a layout, keep it, and return it."""

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from q4jit.floats import FloatType
 from q4jit.weights.decode import batches
 from q4jit.weights.formats import Format
+from q4jit.weights.mapped import DrainedColumns
 from q4jit.weights.tiles import are_plain
 
 _F16_MAGNITUDE: Final = 0x7FFF  # the bits of |d|, which are ordered like the values
@@ -26,7 +27,7 @@ _ROUNDING_ERROR: Final = 3.5e-4
 _SCALE_SHARE: Final = 1 / 16
 
 
-def scale_facts(fmt: Format, columns: NDArray[np.uint8]) -> tuple[bool, bool]:
+def scale_facts(fmt: Format, columns: NDArray[np.uint8] | DrainedColumns) -> tuple[bool, bool]:
     """Return whether all scales are finite, and whether values may be rounded to f16.
 
     columns: uint8 [N, column_bytes] of a matrix. See `QuantizedTensor.suits_f16`.

@@ -1,6 +1,7 @@
 """The one copy of a weight's blocks that its tensor keeps: as in a GGUF file, or in a layout."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Final
 
 import numpy as np
@@ -8,6 +9,7 @@ from numpy.typing import NDArray
 
 from q4jit.weights.formats import Format
 from q4jit.weights.layouts import GGUF, packed_bytes
+from q4jit.weights.mapped import DrainedColumns
 from q4jit.weights.unpack import check_bytes, unpack, unpack_experts
 
 
@@ -30,6 +32,10 @@ class GgufBlocks:
     def columns(self) -> NDArray[np.uint8]:
         """Return the blocks as a new read-only array, uint8 [N, column_bytes] or [E, N, …]."""
         return np.frombuffer(self.memory, np.uint8).reshape(self._shape)
+
+    def drained(self) -> AbstractContextManager[DrainedColumns]:
+        """Return the blocks for one reading, which gives the pages of a mapped file back."""
+        return DrainedColumns(self.memory, self._shape)
 
     def packed(self) -> NDArray[np.uint8]:
         """Return the bytes in the own layout, read-only: always the same array."""
@@ -73,6 +79,10 @@ class PackedBlocks:
         """
         make = unpack if len(self._shape) == 2 else unpack_experts
         return make(self._fmt, self.layout, self.packed(), *self._shape)
+
+    def drained(self) -> AbstractContextManager[NDArray[np.uint8]]:
+        """Return what `columns` does, for one reading."""
+        return nullcontext(self.columns())
 
     def packed(self) -> NDArray[np.uint8]:
         """Return the bytes in the own layout, read-only and where `read` has them.

@@ -201,7 +201,8 @@ class QuantizedTensor(RightOperand):
         """(has_finite_scales, suits_f16), computed from all scales once."""
         with BUILD:
             if self._scale_facts is None:
-                self._scale_facts = scale_facts(self._fmt, self.raw)
+                with self._resident.stored.drained() as columns:
+                    self._scale_facts = scale_facts(self._fmt, columns)
             return self._scale_facts
 
     @property

@@ -39,6 +39,7 @@ from q4jit.weights.formats import (
     Plane,
     SubFactors,
 )
+from q4jit.weights.mapped import DrainedColumns
 
 PANEL_COLUMNS: Final = 16
 QUAD_UNITS: Final = 4
@@ -184,7 +185,10 @@ class Tiles:
 
 
 def pack_tiles16(
-    fmt: Format, columns: NDArray[np.uint8], packed: NDArray[np.uint8], shape: Tiles
+    fmt: Format,
+    columns: NDArray[np.uint8] | DrainedColumns,
+    packed: NDArray[np.uint8],
+    shape: Tiles,
 ) -> None:
     """Store columns, uint8 [N, column_bytes] as in GGUF, in `packed`, which is zeros."""
     regions = {name: shape.in_region(packed, name) for name in shape.records}

@@ -91,7 +91,7 @@ def test_halves_are_as_exact_as_those_of_the_model(kind: str, dtype: torch.dtype
     assert error(logits, exact) < 1.1 * error(model(ids).logits, exact)
 
 
-@pytest.mark.parametrize("decoding", ["matmul", "sum", "model"])
+@pytest.mark.parametrize("decoding", ["auto", "matmul", "sum", "model"])
 def test_ways_of_decoding_agree(decoding: str) -> None:
     model, fused = pair("llama")
     fuse(fused, decoding=decoding)

@@ -15,7 +15,7 @@ from transformers.integrations.gguf.utils import GgufEmbedding, GgufExperts, Ggu
 from transformers.modeling_utils import PreTrainedModel
 from transformers.quantizers.quantizer_gguf import GgufHfQuantizer
 
-from q4jit.errors import ArgumentError, GGUFError
+from q4jit.errors import ArgumentError, DeviceError, GGUFError
 from q4jit.torch import Embedding, Experts, Linear, Weight
 from q4jit.transformers import install, uninstall
 from q4jit.transformers.packed import ReorderedLinear, replace_packed
@@ -37,7 +37,7 @@ def installed() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The files: `lfm2.gguf`, `lfm2-tied.gguf`, and so on."""
+    """Return a folder with `lfm2.gguf`, `lfm2-tied.gguf`, and so on."""
     folder = tmp_path_factory.mktemp("models")
     for architecture in ARCHITECTURES:
         write(folder / f"{architecture}.gguf", architecture)
@@ -74,12 +74,12 @@ def error(made: Tensor, wanted: Tensor) -> float:
     return float((made.double() - wanted.double()).norm() / wanted.double().norm())
 
 
-def files(*suffixes: str) -> Any:
-    names = [f"{name}{suffix}" for name in ARCHITECTURES for suffix in suffixes]
-    return pytest.mark.parametrize("name", names)
+of_each_file = pytest.mark.parametrize(
+    "name", [f"{name}{suffix}" for name in ARCHITECTURES for suffix in ("", "-tied")]
+)
 
 
-@files("", "-tied")
+@of_each_file
 def test_a_model_gives_the_results_of_the_dequantised_one(
     name: str, folder: Path, installed: None
 ) -> None:
@@ -97,7 +97,7 @@ def test_a_model_in_bfloat16(folder: Path, installed: None) -> None:
     assert error(made, wanted) < 1.2 * error(logits(floats, 33), wanted) < 0.05
 
 
-@files("", "-tied")
+@of_each_file
 def test_modules_are_replaced(name: str, folder: Path, installed: None) -> None:
     model = load(folder, name)
     kinds = [type(module) for module in model.modules()]
@@ -112,10 +112,11 @@ def test_modules_are_replaced(name: str, folder: Path, installed: None) -> None:
     )
     assert [key.rpartition(".")[2] for key in floats] == wanted
     assert isinstance(model.lm_head, Linear)
+    assert model.get_input_embeddings().weight.lookup != name.endswith("-tied")
     assert (model.lm_head.weight is model.get_input_embeddings().weight) == name.endswith("-tied")
 
 
-@files("", "-tied")
+@of_each_file
 def test_each_weight_is_held_once(name: str, folder: Path, installed: None) -> None:
     model = load(folder, name)
     gc.collect()
@@ -249,10 +250,18 @@ def test_unsuitable_options_are_refused(
         load(folder, "lfm2", **options)
 
 
+def test_too_little_memory_is_refused(
+    folder: Path, installed: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("q4jit.transformers.room.available_bytes", lambda _: 100_000)
+    with pytest.raises(DeviceError, match=r"memory for the weights on cpu: expected 0.00 GB"):
+        load(folder, "lfm2")
+
+
 def test_another_activation_of_experts_is_refused(
     folder: Path, installed: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = GgufExperts.__init__
+    original: Any = GgufExperts.__init__
 
     def with_gelu(self: Any, *args: Any) -> None:
         original(self, *args[:-1], nn.GELU())

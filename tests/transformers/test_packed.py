@@ -24,7 +24,7 @@ def floats(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def fill(parameter: Tensor, ggml_type: int, seed: int) -> Tensor:
+def fill(parameter: Any, ggml_type: int, seed: int) -> Tensor:
     """Write random blocks to a parameter, and return their values."""
     (name,) = [name for name, fmt in FORMATS.items() if fmt.ggml_type == ggml_type]
     rows = parameter.shape[:-1].numel()
@@ -34,7 +34,7 @@ def fill(parameter: Tensor, ggml_type: int, seed: int) -> Tensor:
 
 
 def linear(bias: bool = False, seed: int = 0) -> tuple[Any, Tensor]:
-    module = GgufLinear(K, N, Q4_K, bias)
+    module: Any = GgufLinear(K, N, Q4_K, bias)
     values = fill(module.weight, Q4_K, seed)
     if bias:
         module.bias.data.copy_(floats(N, seed=seed + 1))
@@ -51,7 +51,8 @@ def holder(**modules: nn.Module) -> Any:
 @pytest.mark.parametrize("dtype", [torch.float32, BF16])
 def test_a_layer_keeps_its_bias_and_the_type_of_its_input(dtype: torch.dtype) -> None:
     layer, values = linear(bias=True)
-    model, bias = holder(layer=layer.to(dtype) if dtype is BF16 else layer), layer.bias
+    model = holder(layer=layer.to(dtype))
+    bias: Any = layer.bias
     assert replace_packed(model) == ["layer"]
     x = floats(2, 5, K).to(dtype)
     assert isinstance(model.layer, Linear)
@@ -59,7 +60,7 @@ def test_a_layer_keeps_its_bias_and_the_type_of_its_input(dtype: torch.dtype) ->
     assert not model.layer.training
     y = model.layer(x)
     assert y.dtype is dtype
-    wanted = x.float() @ values.T + bias.float()
+    wanted = x.float() @ values.T + layer.bias.float()
     assert float((y.float() - wanted).norm() / wanted.norm()) < (4e-3 if dtype is BF16 else 1e-6)
 
 
@@ -95,7 +96,7 @@ def test_tied_layers_share_a_weight() -> None:
 
 
 def test_experts() -> None:
-    experts = GgufExperts(E, K, K, Q4_K, Q8_0, nn.SiLU())
+    experts = GgufExperts(E, K, K, Q4_K, Q8_0, nn.SiLU())  # type: ignore[no-untyped-call]  # transformers'
     gate, up = fill(experts.gate_up_proj, Q4_K, 1).chunk(2, dim=1)
     down = fill(experts.down_proj, Q8_0, 2)
     model = holder(experts=experts)

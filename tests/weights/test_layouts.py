@@ -189,7 +189,7 @@ def test_pairs_of_blocks_fill_whole_cache_lines(name: str) -> None:
 def test_unknown_names() -> None:
     with pytest.raises(
         FormatError,
-        match="unknown weight layout 'tiled'; known layouts: 'interleaved16', 'planar', 'tiles16'",
+        match="unknown weight layout 'tiled'; known layouts: 'gguf', 'interleaved16', 'planar', 't",
     ):
         pack(FORMATS["Q4_0"], "tiled", np.zeros((1, 18), np.uint8))
     with pytest.raises(KeyError, match="quants7"):

@@ -3,16 +3,23 @@
 These have no packed weights, so they stay operations of PyTorch, which its compiler fuses.
 """
 
+import operator
 from typing import Any, Final
 
 import torch
 from torch import Tensor
 
+from q4jit.torch.memory import version_of
+
+AUTO: Final = "auto"
 MATMUL: Final = "matmul"
 SUM: Final = "sum"
 MODEL: Final = "model"
-DECODING: Final = (MATMUL, SUM, MODEL)
+DECODING: Final = (AUTO, MATMUL, SUM, MODEL)
 """How attention of one query is computed; MODEL: as the model's configuration says."""
+
+_KEPT_TURNS: Final = 2  # Gemma 3 alternates between two kinds of layers
+_Turns = tuple[Tensor, Tensor]
 
 
 def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -26,10 +33,32 @@ def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat([rotated(x[..., :width], cos, sin), x[..., width:]], -1)
 
 
-def signed(sin: Tensor) -> Tensor:
-    """Return sin with its first half negated: [..., R]."""
+def turns_of(embeddings: _Turns) -> _Turns:
+    """Return cos and sin for `rotated`.
+
+    embeddings: cos and sin [B, T, R] of transformers. All layers of a forward get the same ones, so
+    an eager call keeps the last results. PyTorch's compiler finds equal expressions by itself.
+    """
+    if torch.compiler.is_compiling() or embeddings[1].is_inference():
+        return _turns(*embeddings)  # a tensor of inference mode does not say that it was written to
+    global _last_turns  # noqa: PLW0603 - a cache, replaced as a whole
+    key = *embeddings, *map(version_of, embeddings)
+    for kept, turns in _last_turns:
+        if all(map(operator.is_, kept[:2], key[:2])) and kept[2:] == key[2:]:
+            return turns
+    turns = _turns(*embeddings)
+    if not turns[1].is_inference():  # gradients could not use it later
+        _last_turns = ((key, turns), *_last_turns)[:_KEPT_TURNS]
+    return turns
+
+
+_last_turns: tuple[tuple[Any, _Turns], ...] = ()
+
+
+def _turns(cos: Tensor, sin: Tensor) -> _Turns:
     half = sin.shape[-1] // 2
-    return torch.cat([-sin[..., :half], sin[..., half:]], -1)
+    signed = torch.cat([-sin[..., :half], sin[..., half:]], -1)
+    return cos.unsqueeze(1), signed.unsqueeze(1)
 
 
 def one_query(
@@ -61,10 +90,17 @@ def one_query(
     return mixed.view(batch, 1, heads, -1)
 
 
-def is_one_query(query: Tensor, mask: Tensor | None, options: dict[str, Any]) -> bool:
-    """Return whether `one_query` computes what "sdpa" of transformers does with these arguments."""
+def is_one_query(
+    query: Tensor, mask: Tensor | None, options: dict[str, Any], decoding: str
+) -> bool:
+    """Return whether `one_query` takes the place of "sdpa" of transformers with these arguments."""
+    if decoding == AUTO:  # an eager CPU has one fast operation for it
+        chosen = query.is_cuda or torch.compiler.is_compiling()
+    else:
+        chosen = decoding != MODEL
     return (
-        query.shape[2] == 1
+        chosen
+        and query.shape[2] == 1
         and (mask is None or mask.shape[1] == 1)
         and options.get("position_bias") is None
     )

@@ -5,7 +5,7 @@ from typing import Any, Final
 from torch import nn
 
 from q4jit.errors import ArgumentError, expected
-from q4jit.torch.fusion.attention import DECODING, MATMUL
+from q4jit.torch.fusion.attention import AUTO, DECODING
 from q4jit.torch.fusion.layers import (
     Facts,
     FusedAttention,
@@ -29,8 +29,36 @@ _HOOKS: Final = (
 _CAPTURE: Final = "install_output_capuring_hook"  # of transformers, which spells it like this
 
 
-def fuse(model: nn.Module, *, decoding: str = MATMUL) -> FusionReport:
-    """Replace the arithmetic of a model's decoder layers by decorated functions, in place."""
+def fuse(model: nn.Module, *, decoding: str = AUTO) -> FusionReport:
+    """Replace the arithmetic of a model's decoder layers by decorated functions, in place.
+
+    A layer becomes two calls, norm → q, k, v before attention, and o, residual, norm, gate, up,
+    activation, down, residual after it. RoPE, cache and attention stay PyTorch's. The numbers are
+    those of the model but for rounding: kernels compute in float32, and round results once.
+
+    Known are the decoder layers of Llama, Mistral, Qwen2, Qwen3, Qwen3-MoE (its attention), Gemma 2
+    and 3, and Phi-3 in transformers, whose linear layers are `Linear`s of one precision. What is
+    not known, or has hooks, stays as it was, and the report says why. Each half of a layer counts.
+
+    The modules stay, under their names: only the classes of layers and of their attention become
+    subclasses of their own. So `state_dict`, `to`, `deepcopy` and pickles are those of the model,
+    and a saved state does not depend on `fuse`. The linear layers, norms and feed-forwards inside
+    are read, not called: replacing one, or adding a hook, raises ArgumentError in the next call.
+    Call `unfuse` first. A layer's attention module takes q, k and v now; call the layer instead.
+
+    Args:
+        model: a model of transformers. Layers that are fused already are left out.
+        decoding: attention of one query for each row, if the model's is "sdpa". "matmul": two
+            matrix products in which heads that share keys are rows. "sum": products and sums in
+            float32, for PyTorch's compiler to fuse; eager calls use "matmul". "model": the model's.
+            "auto": "matmul" on a GPU and under the compiler, and "model" otherwise.
+
+    Returns:
+        A `FusionReport`. `print(report)` shows a table.
+
+    Raises:
+        ArgumentError: the model is no module, or `decoding` is unknown.
+    """
     given: object = model
     if not isinstance(given, nn.Module):
         what, got = "a model of transformers", type(given).__name__

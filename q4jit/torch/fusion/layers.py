@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from q4jit.errors import ArgumentError, expected
 from q4jit.torch.fusion import functions
-from q4jit.torch.fusion.attention import MATMUL, MODEL, is_one_query, one_query, rotated, signed
+from q4jit.torch.fusion.attention import AUTO, is_one_query, one_query, rotated, turns_of
 from q4jit.torch.fusion.styles import Style
 from q4jit.torch.guards import constant
 from q4jit.torch.modules import Linear
@@ -42,7 +42,7 @@ class Facts:
     feed_forward: bool
     eps: float
     activation: str
-    decoding: str = MATMUL
+    decoding: str = AUTO
     options: dict[str, Any] = field(default_factory=dict)
 
 
@@ -125,8 +125,7 @@ class FusedAttention:
         query, key = query.view(shape), key.view(shape)
         if "q_norm" in self._modules:
             query, key = self._modules["q_norm"](query), self._modules["k_norm"](key)
-        cos, sin = position_embeddings
-        cos, sin = cos.unsqueeze(1), signed(sin).unsqueeze(1)
+        cos, sin = turns_of(position_embeddings)
         query = rotated(query.transpose(1, 2), cos, sin)
         key, value = rotated(key.transpose(1, 2), cos, sin), value.view(shape).transpose(1, 2)
         if cache is not None:
@@ -134,8 +133,7 @@ class FusedAttention:
         facts, implementation = self._fused, self.config._attn_implementation
         if (
             implementation == "sdpa"
-            and facts.decoding != MODEL
-            and is_one_query(query, attention_mask, kwargs)
+            and is_one_query(query, attention_mask, kwargs, facts.decoding)
             and not (self.training and self.attention_dropout)
         ):
             mixed = one_query(query, key, value, attention_mask, self.scaling, facts.decoding)

@@ -12,6 +12,7 @@ from q4jit.weights.gguf.part import read_part
 from q4jit.weights.gguf.split import joined
 from q4jit.weights.gguf.table import table
 from q4jit.weights.gguf.tensors import Tensor, TensorEntry, TensorInfo, entry_of, read_tensor
+from q4jit.weights.mapped import give_back
 
 
 class GGUFFile(Mapping[str, Tensor]):
@@ -53,6 +54,18 @@ class GGUFFile(Mapping[str, Tensor]):
     def tensors(self) -> Mapping[str, TensorEntry]:
         """Name, shape and format of every tensor, also of those that q4jit cannot read."""
         return MappingProxyType(self._entries)
+
+    def give_back(self, name: str) -> None:
+        """Give the pages of a tensor's data back to the system, once it has been copied.
+
+        Pages that were read count as memory of the process until then. The tensor stays valid:
+        later reads get the bytes from the file again. A `Weight` and kernels that repack a tensor
+        give them back by themselves. Raises MissingNameError, and GGUFError if the file is closed.
+        """
+        if name not in self._part_of:
+            raise MissingNameError(self._path, "tensor", name, self._entries)
+        info = self._info(name)
+        give_back(self._part_of[name].reader.view[info.start : info.end])
 
     def close(self) -> None:
         """Release the maps. Tensors that were read before stay valid."""
