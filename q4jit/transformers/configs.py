@@ -13,6 +13,7 @@ from transformers import PretrainedConfig
 from q4jit.errors import GGUFError, expected
 from q4jit.transformers.architectures import Architecture
 from q4jit.transformers.keys import Keys
+from q4jit.transformers.plan import ROPE_FACTORS
 from q4jit.weights.gguf.file import GGUFFile
 
 _DEFAULT_ROPE_BASE: Final = 10000.0  # llama.cpp's, for files without the key
@@ -52,6 +53,10 @@ def _sizes(file: GGUFFile, keys: Keys, architecture: Architecture) -> dict[str, 
         what, where = "a tensor token_embd.weight of two dimensions", file.paths[0]
         got = "none" if table is None else f"one of shape {list(table.shape)}"
         raise GGUFError(expected(what, got, where=where))
+    _check_tokens(file, table.shape[1])
+    key_heads = keys.count("attention.head_count_kv", heads)
+    if heads % key_heads:
+        raise keys.error("attention.head_count_kv", f"a divisor of {heads} heads", key_heads)
     epsilon = "attention.layer_norm_rms_epsilon"
     if not architecture.has_rms_norms:
         epsilon = "attention.layer_norm_epsilon"
@@ -59,7 +64,7 @@ def _sizes(file: GGUFFile, keys: Keys, architecture: Architecture) -> dict[str, 
         "num_hidden_layers": layers,
         "hidden_size": width,
         "num_attention_heads": heads,
-        "num_key_value_heads": keys.count("attention.head_count_kv", heads),
+        "num_key_value_heads": key_heads,
         "head_dim": keys.count("attention.key_length", max(1, width // heads)),
         "max_position_embeddings": keys.count("context_length"),
         architecture.norm_epsilon: keys.number(epsilon),
@@ -71,6 +76,15 @@ def _sizes(file: GGUFFile, keys: Keys, architecture: Architecture) -> dict[str, 
 
 
 _WIDTH: Final = "feed_forward_length"
+
+
+def _check_tokens(file: GGUFFile, rows: int) -> None:
+    """Raise GGUFError if the tokenizer has tokens without a row in the embedding."""
+    tokens = file.metadata.get("tokenizer.ggml.tokens")
+    if isinstance(tokens, tuple) and len(tokens) > rows:
+        what = f"at most {rows} tokens, the rows of token_embd.weight"
+        where = f"{file.paths[0]}: tokenizer.ggml.tokens"
+        raise GGUFError(expected(what, str(len(tokens)), where=where))
 
 
 def _special(file: GGUFFile) -> dict[str, int | None]:
@@ -102,7 +116,16 @@ def _rope(keys: Keys, architecture: Architecture, head_width: int) -> dict[str, 
     elif rotated != head_width:
         what = f"{head_width}, the width of a head"
         raise keys.error("rope.dimension_count", what, rotated)
+    _check_factors(keys.file, rotated // 2)
     return parameters | _scaling(keys)
+
+
+def _check_factors(file: GGUFFile, count: int) -> None:
+    """Raise GGUFError if the file has factors of RoPE, but not one for each frequency."""
+    entry = file.tensors.get(ROPE_FACTORS)
+    if entry is not None and entry.shape != (count,):
+        where = f"{file.paths[0]}: tensor {ROPE_FACTORS}"
+        raise GGUFError(expected(f"shape [{count}]", str(list(entry.shape)), where=where))
 
 
 def _scaling(keys: Keys) -> dict[str, Any]:

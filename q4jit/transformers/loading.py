@@ -74,7 +74,7 @@ def from_gguf(
         OSError: the file cannot be opened.
     """
     check_one_of(precision, tuple(BOUNDS), "precision")
-    place, floats = indexed(_checked_device(device)), _checked_dtype(dtype)
+    place, floats = _checked_device(device), _checked_dtype(dtype)
     with load_gguf(path) as file:
         name = _architecture(file)
         tokenizer = _tokenizer(file)
@@ -93,18 +93,19 @@ def _checked_dtype(dtype: object) -> torch.dtype:
     return known
 
 
-def _checked_device(device: Any) -> torch.device | None:
-    if device is None:
-        return None
+def _checked_device(device: Any) -> torch.device:
     try:
-        given = torch.device(device)
+        given = torch.get_default_device() if device is None else torch.device(device)
     except (RuntimeError, TypeError) as error:
         what = 'a device of PyTorch, such as "cpu" or "cuda"'
         raise ArgumentError(expected(what, short_name(str(device)), where="device")) from error
+    if given.type not in {"cpu", "cuda"}:  # AMD's GPUs are "cuda" as well
+        what = "a CPU, or a GPU of CUDA or ROCm"
+        raise ArgumentError(expected(what, str(given), where="device"))
     if given.type == "cuda" and not torch.cuda.is_available():
         what, got = "a GPU that PyTorch can use", f"none, for device={str(device)!r}"
         raise ArgumentError(expected(what, got, where="device"))
-    return given
+    return indexed(given)
 
 
 def _architecture(file: GGUFFile) -> str:

@@ -171,7 +171,7 @@ def test_chat_templates(packed: Packed, name: str) -> None:
     assert [ids[0], ids[-1]] == ends
 
 
-@each_recipe
+@each_architecture
 def test_generation_ends_at_the_end_of_the_text(packed: Packed, name: str) -> None:
     model, tokenizer = packed(name)
     ends = model.generation_config.eos_token_id

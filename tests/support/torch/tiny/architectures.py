@@ -325,6 +325,9 @@ RECIPES: Final[dict[str, Callable[[], Recipe]]] = {
     "llama, one head for keys": lambda: llama(heads=1),
     "llama, wide heads": lambda: llama(head_dim=128),
     "llama, biases of attention": lambda: llama_with_biases("attention_bias"),
+    "llama, biases of q, k and v": lambda: replace(
+        llama_with_biases("attention_bias"), lacks="o_proj.bias"
+    ),
     "llama, biases of the MLP": lambda: llama_with_biases("mlp_bias"),
     "llama, linear scaling": llama_with_linear_scaling,
     "llama, factors of RoPE": llama_with_factors,

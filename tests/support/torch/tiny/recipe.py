@@ -66,6 +66,7 @@ class Recipe:
         tokenizer: "gpt2" or "llama"; empty for none.
         formats: of the matrices, one after the other; none for those of Q4_K_M.
         extra: more tensors of the file, in float32.
+        lacks: the end of names of biases that the file does not have.
         name: `general.name`.
         ignored: what transformers' own loader ignores of the file: its model is another one.
     """
@@ -78,6 +79,7 @@ class Recipe:
     tokenizer: str = "gpt2"
     formats: tuple[str, ...] = ()
     extra: dict[str, NDArray[np.float32]] = field(default_factory=dict)
+    lacks: str = "no name"
     name: str = "Tiny"
     ignored: str = ""
 
