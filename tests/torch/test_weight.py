@@ -21,6 +21,7 @@ from q4jit.torch import Weight, memory
 from q4jit.weights.formats import FORMATS
 from q4jit.weights.layouts import GGUF, INTERLEAVED16, PLANAR, TILES16
 from q4jit.weights.reference import random_weight
+from tests.support.memory import peak_bytes
 
 pytestmark = pytest.mark.torch
 
@@ -307,6 +308,18 @@ def test_loading_writes_to_the_same_memory() -> None:
     weight.load_state_dict(state_of(Weight(OTHER)))
     assert weight.blocks.data_ptr() == address
     np.testing.assert_array_equal(product(x(), weight), product(x().numpy(), OTHER))
+
+
+@pytest.mark.parametrize("lookup", [False, True], ids=["packed", "lookup"])
+def test_making_and_loading_copy_blocks_once(lookup: bool) -> None:
+    """The one copy is memory of PyTorch's, which `peak_bytes` does not see."""
+    tensor = random_weight("Q8_0", 4096, 4096)
+    state = {"Q8_0": torch.from_numpy(tensor.raw.copy())}
+    weight = Weight.empty("Q8_0", (4096, 4096), lookup=lookup)
+    assert peak_bytes(lambda: weight.load_state_dict(state)) < weight.nbytes / 2
+    assert peak_bytes(lambda: weight.load_state_dict(state, assign=True)) < weight.nbytes / 2
+    assert is_same(weight, tensor)
+    assert peak_bytes(lambda: Weight(tensor, lookup=lookup)) < weight.nbytes / 2
 
 
 @pytest.mark.parametrize("inference", [False, True])
