@@ -176,7 +176,7 @@ def test_facts_of_blocks_that_are_written_to(way: str) -> None:
         weight = copy.deepcopy(weight)
     weight.blocks.copy_(other.blocks)
     assert weight.tensor().signature == other.tensor().signature
-    assert not weight.tensor().has_finite_scales
+    assert not weight.tensor()._scales[0]
 
 
 @pytest.mark.parametrize(
@@ -327,9 +327,9 @@ def test_loading_finds_out_whether_scales_are_finite(inference: bool) -> None:
     infinite = with_infinite_scale()
     with torch.inference_mode(inference):
         weight = Weight(Q)
-        assert weight.tensor().has_finite_scales
+        assert weight.tensor()._scales[0]
         weight.load_state_dict(state_of(Weight(infinite)))
-    assert not weight.tensor().has_finite_scales
+    assert not weight.tensor()._scales[0]
 
 
 @pytest.mark.parametrize("inside", [False, True])
