@@ -10,6 +10,7 @@ is written without transformers.
 """
 
 import argparse
+import os
 import resource
 import sys
 import time
@@ -23,6 +24,8 @@ __all__ = ["main"]
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse the command line, load the model and answer. Return the exit status."""
     options = _parse(arguments)
+    # PyTorch's threads must not keep the kernels' from working. It reads this when it is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         # late, so that --help needs neither PyTorch nor seconds
         from q4jit import Q4JitError
@@ -44,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # the reader of the answer has closed it
-        sys.stderr.close()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (Q4JitError, OSError, NoTemplateError) as error:
         print(f"transformers_generate.py: {error}", file=sys.stderr)
