@@ -21,6 +21,8 @@ from q4jit.transformers import install, uninstall
 from q4jit.transformers.packed import ReorderedLinear, replace_packed
 from tests.support.torch.equal import Graphs
 from tests.support.torch.hybrid_models import ARCHITECTURES, VOCABULARY, write
+from tests.support.torch.tiny import files as tiny
+from tests.support.torch.tiny.architectures import RECIPES
 
 Model = Any
 PROMPTS = (1, 5, 33)
@@ -155,6 +157,13 @@ def test_nothing_is_asked_of_the_hub(
         monkeypatch.setattr(owner, name, lambda *_, name=name, **__: asked.append(name))
     load(folder, "lfm2")
     assert asked == []
+
+
+def test_other_architectures_load_as_before(installed: None, tmp_path: Path) -> None:
+    made = tiny.write(RECIPES["llama"](), tmp_path / "llama.gguf")
+    model = load(tmp_path, "llama")
+    assert not any(isinstance(module, Weight) for module in model.modules())
+    assert torch.equal(logits(model, 5), logits(made.reference, 5))
 
 
 def test_tied_weights_stay_tied(folder: Path, installed: None) -> None:
