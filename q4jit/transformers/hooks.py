@@ -67,13 +67,14 @@ def _checked(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def before(self: Any, model: Any, **kwargs: Any) -> Any:
         result = original(self, model, **kwargs)
-        if self.packed_modules:
-            needed = sum(info.nbytes for info in self.header.tensors)
-            _check_devices(kwargs.get("device_map"), needed)
-            _check_dtype(self.dtype)
-            for name, module in self.packed_modules.items():
-                check_packed(name.rpartition(".")[0], module)
-            _check_tensors(self, model)
+        if not self.supported or self.quantization_config.dequantize:
+            return result
+        _check_tensors(self, model)
+        _check_dtype(self.dtype)
+        for name, module in self.packed_modules.items():
+            check_packed(name.rpartition(".")[0], module)
+        needed_bytes = sum(info.nbytes for info in self.header.tensors)
+        _check_devices(kwargs.get("device_map"), needed_bytes)
         return result
 
     return before
@@ -133,7 +134,10 @@ def _check_tensors(quantizer: Any, model: nn.Module) -> None:
         more = f", and {len(missing) - 1} others" if len(missing) > 1 else ""
         what = f"a tensor for each weight of {type(model).__name__}"
         got = f"none for {missing[0]}{more}"
-        raise GGUFError(expected(what, got, where=quantizer.header.path))
+        # the names are those of models with a head: others lack the first part
+        has_head = not any(name.endswith(f".{missing[0]}") for name in given)
+        cure = "" if has_head else "load it with AutoModelForCausalLM"
+        raise GGUFError(expected(what, got, where=quantizer.header.path, cure=cure))
 
 
 def _renamed(quantizer: Any) -> Iterator[tuple[str, int]]:

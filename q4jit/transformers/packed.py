@@ -73,6 +73,7 @@ def replace_packed(model: nn.Module) -> list[str]:
     parameters = {id(modules[name]): id(getattr(modules[name], "weight", None)) for name in names}
     del modules
     _release(model)
+    _forget_ties(model, names)
     made: dict[int, nn.Module] = {}
     weights: dict[int, Weight] = {}  # by the id of the parameter, which may be in two modules
     for name, identity in progress(places, "repacking weights"):
@@ -147,6 +148,16 @@ def _replacement(old: Any, weight: Weight | None) -> nn.Module:
     linear = Linear(weight, old.bias)
     order = old.input_permutation
     return linear if order is None else ReorderedLinear(linear, order)
+
+
+def _forget_ties(model: nn.Module, names: list[str]) -> None:
+    """Let `tie_weights` pass over the modules: it looks for parameters, not for `Weight`s."""
+    replaced = {f"{name}.weight" for name in names}
+    for attribute in ("_tied_weights_keys", "all_tied_weights_keys"):
+        ties = getattr(model, attribute, None)
+        if ties:
+            kept = {target: source for target, source in ties.items() if target not in replaced}
+            setattr(model, attribute, kept)
 
 
 def _weight_of(old: Any, is_shared: bool) -> Weight:

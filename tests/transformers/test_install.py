@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, GgufConfig
+from transformers import AutoModel, AutoModelForCausalLM, GgufConfig
 from transformers.integrations import hub_kernels
 from transformers.integrations.gguf import dequant, kernels
 from transformers.integrations.gguf.utils import GgufEmbedding, GgufExperts, GgufLinear
@@ -21,6 +21,8 @@ from q4jit.transformers import install, uninstall
 from q4jit.transformers.packed import ReorderedLinear, replace_packed
 from tests.support.torch.equal import Graphs
 from tests.support.torch.hybrid_models import ARCHITECTURES, VOCABULARY, write
+from tests.support.torch.tiny import files as tiny
+from tests.support.torch.tiny.architectures import RECIPES
 
 Model = Any
 PROMPTS = (1, 5, 33)
@@ -157,6 +159,21 @@ def test_nothing_is_asked_of_the_hub(
     assert asked == []
 
 
+def test_other_architectures_load_as_before(installed: None, tmp_path: Path) -> None:
+    made = tiny.write(RECIPES["llama"](), tmp_path / "llama.gguf")
+    model = load(tmp_path, "llama")
+    assert not any(isinstance(module, Weight) for module in model.modules())
+    assert torch.equal(logits(model, 5), logits(made.reference, 5))
+
+
+def test_tied_weights_stay_tied(folder: Path, installed: None) -> None:
+    model = load(folder, "lfm2-tied")
+    wanted = logits(model, 5)
+    model.tie_weights()  # what libraries for adapters call
+    assert torch.equal(logits(model, 5), wanted)
+    assert model.lm_head.weight is model.get_input_embeddings().weight
+
+
 def test_a_model_can_be_moved_and_saved(folder: Path, installed: None, tmp_path: Path) -> None:
     model = load(folder, "qwen35")
     torch.save(model.state_dict(), tmp_path / "state.pt")
@@ -252,6 +269,12 @@ def test_a_missing_tensor_is_named(folder: Path, unread: None) -> None:
         f"{path}: expected a tensor for each weight of Lfm2ForCausalLM, "
         "got none for model.layers.1.self_attn.k_proj.weight"
     )
+
+
+def test_a_model_without_head_is_refused(folder: Path, unread: None) -> None:
+    message = r"of Lfm2Model, got none for embed_tokens.weight, and \d+ others; load it with Auto"
+    with pytest.raises(GGUFError, match=message):
+        AutoModel.from_pretrained(folder, gguf_file="lfm2.gguf")
 
 
 @pytest.mark.parametrize(
