@@ -47,8 +47,8 @@ class WeightSpec:
         finite: no scale is Inf or NaN.
         suits_f16: values of Q4_0 may be rounded to f16, where two roundings are allowed
             (`QuantizedTensor.suits_f16`).
-        held: the only layout that its bytes are in; empty if it has its GGUF blocks, so that kernels
-            get copies in any layout.
+        held: the only layout that its bytes are in; empty if it has its GGUF blocks, so that
+            kernels get copies in any layout.
         experts: the matrices of an `ExpertTensor`; 0 for a `QuantizedTensor`.
     """
 

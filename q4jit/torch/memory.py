@@ -99,7 +99,7 @@ def weight_in(blocks: torch.Tensor, stored: Stored, facts: Facts | None = None) 
 def _add(blocks: torch.Tensor, stored: Stored, facts: Facts | None) -> AnyWeight:
     """Make the weight of a tensor, and remember it for as long as the tensor's memory lives."""
     check_blocks(blocks, stored)
-    weight = _weight(blocks, stored, facts)
+    weight = weight_on(blocks, stored, facts)
     _remember(blocks, stored, lambda: weight)
     return weight
 
@@ -148,8 +148,11 @@ def check_blocks(blocks: torch.Tensor, stored: Stored, name: str = "blocks") -> 
         raise ArgumentError(expected(what, got, where=name))
 
 
-def _weight(blocks: torch.Tensor, stored: Stored, facts: Facts | None) -> AnyWeight:
-    """Return a weight on a tensor's memory, which it does not keep alive."""
+def weight_on(blocks: torch.Tensor, stored: Stored, facts: Facts | None = None) -> AnyWeight:
+    """Return a new weight on a tensor's memory, which it does not keep alive.
+
+    blocks, facts: as in `weight_in`, checked.
+    """
     fmt, read = stored.block_format, _reader(blocks)
     if stored.experts:
         weight: AnyWeight = ExpertTensor.of_packed(

@@ -12,7 +12,15 @@ from q4jit.conversions import has_values, tensor_dtype
 from q4jit.errors import ArgumentError, expected
 from q4jit.sizes import whole_number
 from q4jit.torch.layouts import layout_on
-from q4jit.torch.memory import AnyWeight, Facts, Stored, forget, version_of, weight_in
+from q4jit.torch.memory import (
+    AnyWeight,
+    Facts,
+    Stored,
+    forget,
+    version_of,
+    weight_in,
+    weight_on,
+)
 from q4jit.torch.states import check_keys, checked_entry, weight_of_bytes
 from q4jit.weights.checks import tensor_shape
 from q4jit.weights.experts import ExpertTensor
@@ -294,7 +302,8 @@ class Weight(_Frozen):
         device = entry.device if assign else old.device
         if device.type == "meta":
             return self._allocate(device)
-        weight = weight_of_bytes(entry.detach().cpu().contiguous().numpy(), self.shape, self.format)
+        host = entry.detach().cpu().contiguous().reshape(-1)
+        weight = weight_on(host, Stored(*self.stored[:-1], GGUF))
         in_place = not assign and (torch.is_inference_mode_enabled() or not old.is_inference())
         self._hold(weight, device, in_place=in_place)
         return None

@@ -17,6 +17,7 @@ from q4jit.transformers import kernel
 from q4jit.transformers.packed import check_packed, replace_packed
 from q4jit.transformers.room import check_room
 from q4jit.weights.formats import FORMATS, Format
+from q4jit.weights.gguf.types import type_name
 
 _AFTER: Final = "_process_model_after_weight_loading"
 _BEFORE: Final = "_process_model_before_weight_loading"
@@ -71,7 +72,7 @@ def _checked(original: Callable[..., Any]) -> Callable[..., Any]:
             _check_devices(kwargs.get("device_map"), needed)
             _check_dtype(self.dtype)
             for name, module in self.packed_modules.items():
-                check_packed(name.removesuffix(".weight"), module)
+                check_packed(name.rpartition(".")[0], module)
             _check_tensors(self, model)
         return result
 
@@ -116,10 +117,18 @@ def _check_dtype(dtype: object) -> None:
 
 
 def _check_tensors(quantizer: Any, model: nn.Module) -> None:
-    """Raise GGUFError if the file lacks a weight, which transformers would fill with noise."""
-    tied = getattr(model, "all_tied_weights_keys", {})
-    given = set(_model_names(quantizer))
-    missing = [name for name, _ in model.named_parameters() if name not in given | tied.keys()]
+    """Raise GGUFError if the file lacks a weight, or stores the parts of one in two formats.
+
+    transformers would fill the first with noise, and read the second in one of the formats.
+    """
+    types: dict[str, int] = {}  # by the model's names
+    for name, ggml_type in _renamed(quantizer):
+        other = types.setdefault(name, ggml_type)
+        if other != ggml_type and name in quantizer.packed_modules:
+            what, got = f"one format for {name}", f"{type_name(other)} and {type_name(ggml_type)}"
+            raise GGUFError(expected(what, got, where=quantizer.header.path))
+    given = types.keys() | getattr(model, "all_tied_weights_keys", {}).keys()
+    missing = [name for name, _ in model.named_parameters() if name not in given]
     if missing:
         more = f", and {len(missing) - 1} others" if len(missing) > 1 else ""
         what = f"a tensor for each weight of {type(model).__name__}"
@@ -127,10 +136,10 @@ def _check_tensors(quantizer: Any, model: nn.Module) -> None:
         raise GGUFError(expected(what, got, where=quantizer.header.path))
 
 
-def _model_names(quantizer: Any) -> Iterator[str]:
-    """Yield the model's names for the tensors of the file."""
+def _renamed(quantizer: Any) -> Iterator[tuple[str, int]]:
+    """Yield the model's names for the tensors of the file, and their types."""
     mapping = deepcopy(quantizer.mapping)  # renaming marks entries as used
     renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
     converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
-    for name in quantizer.header.ggml_types:
-        yield rename_source_key(name, renamings, converters)[0]
+    for name, ggml_type in quantizer.header.ggml_types.items():
+        yield rename_source_key(name, renamings, converters)[0], ggml_type

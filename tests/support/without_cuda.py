@@ -15,7 +15,8 @@ from typing import Final
 _NAMES: Final = r"lib(?:cu|nccl|nv)[\w-]*\.so[.\d]*"
 _FUNCTIONS: Final = r"(?:cu|nccl|nvshmem)\w+"
 _ALWAYS_LOADED: Final = "libcudart.so"
-_NO_DEVICE: Final = 100  # cudaErrorNoDevice, which every function returns
+_NO_DEVICE: Final = 100  # cudaErrorNoDevice, which every other function returns
+_TEXTS: Final = r"(?!cuGet)\w+Get(?:ErrorString|ErrorName|StatusString)"  # these return a text
 
 
 def main() -> None:
@@ -71,7 +72,7 @@ def _functions(linking: Iterable[Path]) -> tuple[dict[str, set[str]], set[str]]:
 def _write(path: Path, versions: dict[str, set[str]], others: set[str]) -> None:
     """Write a library with functions by symbol version, and with others that have none."""
     every = others.union(*versions.values())
-    source = "".join(f"int {name}(void) {{ return {_NO_DEVICE}; }}\n" for name in sorted(every))
+    source = "".join(map(_definition, sorted(every)))
     script = "".join(
         f"{version} {{ global: {' '.join(f'{name};' for name in sorted(names))} }};\n"
         for version, names in versions.items()
@@ -83,6 +84,12 @@ def _write(path: Path, versions: dict[str, set[str]], others: set[str]) -> None:
         options = [f"-Wl,--version-script={symbols}"] if versions else []
         # -fno-builtin: no function is one of C's, whatever its name
         _run("gcc", "-fno-builtin", "-shared", *options, f"-Wl,-soname,{path.name}", "-o", path, c)
+
+
+def _definition(name: str) -> str:
+    if re.fullmatch(_TEXTS, name):
+        return f'const char *{name}(void) {{ return "no CUDA device"; }}\n'
+    return f"int {name}(void) {{ return {_NO_DEVICE}; }}\n"
 
 
 if __name__ == "__main__":

@@ -32,6 +32,8 @@ def test_cuda_fails_with_an_error() -> None:
     """Libraries that do nothing take the place of CUDA's."""
     with pytest.raises(RuntimeError, match=r"NVIDIA driver|CUDA"):
         torch.ones(1, device="cuda")
+    with pytest.raises(RuntimeError, match="CUDA"):  # transformers asks on a CPU as well
+        torch.cuda.is_current_stream_capturing()
 
 
 @pytest.mark.usefixtures("inductor")

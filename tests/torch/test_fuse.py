@@ -91,6 +91,21 @@ def test_halves_are_as_exact_as_those_of_the_model(kind: str, dtype: torch.dtype
     assert error(logits, exact) < 1.1 * error(model(ids).logits, exact)
 
 
+@pytest.mark.parametrize("kind", ["llama", "gemma3_text"])
+def test_norms_of_another_type_promote_as_those_of_the_model(kind: str) -> None:
+    model, fused = (m.to(torch.bfloat16) for m in pair(kind))
+    for m in (model, fused):
+        for layer in m.model.layers:
+            layer.input_layernorm.float()
+            layer.post_attention_layernorm.float()
+    fuse(fused)
+    x = model.model.embed_tokens(tokens(2, 3))
+    turns = model.model.rotary_emb(x, torch.arange(3)[None], *["full_attention"][: kind != "llama"])
+    made, whole = (m.model.layers[0](x, position_embeddings=turns) for m in (fused, model))
+    assert made.dtype is whole.dtype
+    assert error(made, whole) < 2e-2
+
+
 @pytest.mark.parametrize("decoding", ["auto", "matmul", "sum", "model"])
 def test_ways_of_decoding_agree(decoding: str) -> None:
     model, fused = pair("llama")

@@ -94,6 +94,22 @@ def test_a_weight_is_on_the_gpu_once_and_nowhere_else() -> None:
     assert not resident.addresses
 
 
+@pytest.mark.parametrize("lookup", [False, True], ids=["with a head", "alone"])
+@pytest.mark.parametrize("fmt", [*FORMATS, "F16"])
+def test_a_table_is_on_the_gpu_once(fmt: str, lookup: bool) -> None:
+    w = random_weight(fmt, K, N)
+    table = qt.Embedding(qt.Weight(w, lookup=lookup)).cuda()
+    ids = torch.tensor([3, N - 1, 0], device="cuda")
+    vectors = table(ids)
+    np.testing.assert_array_equal(vectors.cpu().numpy(), w.rows(ids.cpu().numpy()))
+    if not lookup:
+        head = qt.Linear(table.weight)
+        torch.testing.assert_close(head(vectors), qt.Linear(w).cuda()(vectors), rtol=0, atol=0)
+    resident = table.weight.tensor()._resident
+    assert len(resident.uploads) == 1
+    assert not resident.addresses
+
+
 def test_the_state_is_the_same_from_every_device(block: Any) -> None:
     on_gpu = block.state_dict()
     on_cpu = FeedForward(block.gate.format).state_dict()

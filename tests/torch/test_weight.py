@@ -21,6 +21,7 @@ from q4jit.torch import Weight, memory
 from q4jit.weights.formats import FORMATS
 from q4jit.weights.layouts import GGUF, INTERLEAVED16, PLANAR, TILES16
 from q4jit.weights.reference import random_weight
+from tests.support.memory import peak_bytes
 
 pytestmark = pytest.mark.torch
 
@@ -175,7 +176,7 @@ def test_facts_of_blocks_that_are_written_to(way: str) -> None:
         weight = copy.deepcopy(weight)
     weight.blocks.copy_(other.blocks)
     assert weight.tensor().signature == other.tensor().signature
-    assert not weight.tensor().has_finite_scales
+    assert not weight.tensor()._scales[0]
 
 
 @pytest.mark.parametrize(
@@ -309,14 +310,26 @@ def test_loading_writes_to_the_same_memory() -> None:
     np.testing.assert_array_equal(product(x(), weight), product(x().numpy(), OTHER))
 
 
+@pytest.mark.parametrize("lookup", [False, True], ids=["packed", "lookup"])
+def test_making_and_loading_copy_blocks_once(lookup: bool) -> None:
+    """The one copy is memory of PyTorch's, which `peak_bytes` does not see."""
+    tensor = random_weight("Q8_0", 4096, 4096)
+    state = {"Q8_0": torch.from_numpy(tensor.raw.copy())}
+    weight = Weight.empty("Q8_0", (4096, 4096), lookup=lookup)
+    assert peak_bytes(lambda: weight.load_state_dict(state)) < weight.nbytes / 2
+    assert peak_bytes(lambda: weight.load_state_dict(state, assign=True)) < weight.nbytes / 2
+    assert is_same(weight, tensor)
+    assert peak_bytes(lambda: Weight(tensor, lookup=lookup)) < weight.nbytes / 2
+
+
 @pytest.mark.parametrize("inference", [False, True])
 def test_loading_finds_out_whether_scales_are_finite(inference: bool) -> None:
     infinite = with_infinite_scale()
     with torch.inference_mode(inference):
         weight = Weight(Q)
-        assert weight.tensor().has_finite_scales
+        assert weight.tensor()._scales[0]
         weight.load_state_dict(state_of(Weight(infinite)))
-    assert not weight.tensor().has_finite_scales
+    assert not weight.tensor()._scales[0]
 
 
 @pytest.mark.parametrize("inside", [False, True])

@@ -87,7 +87,7 @@ def unfuse(model: nn.Module) -> None:
 
 
 def _facts(name: str, layer: Any, decoding: str) -> tuple[Facts | None, list[Skipped]]:
-    """Return the facts of a decoder layer, None if it stays, and what of it stays and why."""
+    """Return the facts of a decoder layer, or None, and why it or a half of it stays."""
     style = style_of(layer)
     if style is None:
         return None, [Skipped(name, f"{type(layer).__name__} is no decoder layer that is known")]

@@ -69,7 +69,7 @@ _ACTIVATIONS: Final = {
 
 
 def style_of(layer: nn.Module) -> Style | None:
-    """Return the style of a decoder layer. None: it is none of a class that is known."""
+    """Return the style of a decoder layer, None for an unknown class."""
     return next((s for name, s in STYLES.items() if is_own(layer, name, "DecoderLayer")), None)
 
 

@@ -7,7 +7,6 @@ constexpr int UNIT = 32;  // elements of a column that are decoded together
 constexpr int PANEL = 16;  // columns whose quads are stored together
 constexpr int QUAD_UNITS = 4;  // units that are stored together
 constexpr int K = 512;  // elements of a column
-constexpr int UNITS = 16;  // ⌈K / UNIT⌉, of a column
 constexpr int N = 96;  // columns
 constexpr int LDS_BYTES = 0;  // shared memory of a block
 static_assert(LDS_BYTES <= 65536, "gfx90a has 65536 bytes of shared memory for a block");
@@ -82,22 +81,21 @@ struct Arguments {
     i64 m;
 };
 
-// Rows of a GGUF tensor, which are columns of the weight, by number: a thread decodes one unit. A
-// number that no row has gives NaN, and nothing outside of the weight is read.
+// Rows of a GGUF tensor, which are columns of the weight, by number: neighbouring threads take
+// neighbouring elements. A number that no row has gives NaN, and nothing outside of the weight is read.
 DEVICE void compute(const Arguments& a) {
     const i64 m = a.m;
     using W = Q5_K_512x96;
     const i64 row = block_of_rows();
-    const int unit = block_x() * BLOCK_SIZE + thread_index();
-    if (row >= m || unit >= UNITS) return;
+    if (row >= m) return;
     const i64 id = a.ids[row];
     const bool is_known = id >= 0 && id < N;
-    float values[UNIT];
-    UNROLL for (int i = 0; i < UNIT; ++i) values[i] = W::value(a.table, is_known ? id : 0, unit * UNIT + i);
     constexpr u32 NAN_BITS = 0x7fc00000u;
-    UNROLL for (int i = 0; i < UNIT; ++i) {
-        if (unit * UNIT + i >= K) continue;
-        a.output0[row * K + unit * UNIT + i] = is_known ? values[i] : as_f32(NAN_BITS);
+    for (int i = 0; i < UNIT; ++i) {
+        const int k = (block_x() * UNIT + i) * BLOCK_SIZE + thread_index();
+        if (k >= K) return;
+        const float value = W::value(a.table, is_known ? id : 0, k);
+        a.output0[row * K + k] = is_known ? value : as_f32(NAN_BITS);
     }
 }
 

@@ -37,7 +37,12 @@ DECODERS: Final[dict[str, dict[str, Any]]] = {
         "num_experts_per_tok": 2,
         "mlp_only_layers": [1],
     },
-    "gemma2": {"query_pre_attn_scalar": 32, "attn_implementation": "eager", **_WINDOW},
+    "gemma2": {
+        "query_pre_attn_scalar": 32,
+        "attn_logit_softcapping": 0.02,  # so small that it matters
+        "attn_implementation": "eager",
+        **_WINDOW,
+    },
     "gemma3_text": {"query_pre_attn_scalar": 32, **_WINDOW},
     "phi3": {
         "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}

@@ -1,6 +1,6 @@
 """Random GGUF files of the architectures that transformers keeps packed, in their tensor names."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -20,6 +20,7 @@ VALUES: Final = VALUE_HEADS * VALUE_WIDTH
 QKV: Final = 2 * KEY_HEADS * KEY_WIDTH + VALUES
 EXPERTS, CHOSEN, EXPERT_HIDDEN = 4, 2, 256
 ARCHITECTURES: Final = ("qwen35", "qwen35moe", "lfm2")
+NOTHING: Final[Mapping[str, str]] = {}
 
 Array = NDArray[np.float32]
 
@@ -37,17 +38,25 @@ class Entry(NamedTuple):
     format: str = "F32"
 
 
-def write(path: Path, architecture: str, *, tied: bool = False, without: str = "") -> Path:
+def write(
+    path: Path,
+    architecture: str,
+    *,
+    tied: bool = False,
+    without: str = "",
+    formats: Mapping[str, str] = NOTHING,
+) -> Path:
     """Write a model of two layers: one of linear attention or convolution, one of full attention.
 
-    tied: the head is the embedding. without: the name of a tensor to leave out.
+    tied: the head is the embedding. without: the name of a tensor to leave out. formats: other ones
+    than usual, by the names of tensors.
     """
     rng = np.random.default_rng(ARCHITECTURES.index(architecture))
     writer = gguf.GGUFWriter(path, architecture)
     _add_keys(writer, architecture)
     for entry in _entries(rng, architecture, tied):
         if entry.name != without:
-            _add(writer, entry)
+            _add(writer, entry._replace(format=formats.get(entry.name, entry.format)))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
