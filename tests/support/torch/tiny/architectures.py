@@ -59,7 +59,10 @@ def llama(*, heads: int = KV_HEADS, **more: Any) -> Recipe:
     """Return Llama. heads: of keys and values. more: of the configuration."""
     config = LlamaConfig(**{**sizes(kv_heads=heads), **_rope(), **_DENSE, **more})
     keys = file_keys(
-        config, vocab_size=VOCABULARY, rope__dimension_count=config.head_dim, rope__freq_base=_THETA
+        config,
+        vocab_size=config.vocab_size,
+        rope__dimension_count=config.head_dim,
+        rope__freq_base=_THETA,
     )
     if "head_dim" in more:
         keys |= _heads(config)
