@@ -2,6 +2,9 @@
 
 python examples/generate.py "What is the capital of France?"
 python examples/generate.py --benchmark --threads 2
+
+It takes GGUF files of the architecture llama without RoPE scaling and experts (Llama 1 to 3,
+Mistral, SmolLM2), and needs no PyTorch. examples/transformers_generate.py takes many more.
 """
 
 import argparse
@@ -51,7 +54,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="generate.py", description="Write text with a GGUF model, using q4jit's kernels."
+        prog="generate.py",
+        description="Write text with a GGUF model of the architecture llama. "
+        "examples/transformers_generate.py takes other architectures.",
     )
     add = parser.add_argument
     add("text", nargs="?", metavar="PROMPT", help=f"default: {DEFAULT_PROMPT!r}")

@@ -104,7 +104,9 @@ class Config:
         """Read the shape. Raises GGUFError for another architecture or an unsuitable value."""
         architecture = metadata.get("general.architecture")
         if architecture != "llama":
-            raise GGUFError(expected("'llama'", repr(architecture), where="general.architecture"))
+            cure = "run examples/transformers_generate.py, which takes other architectures"
+            where = "general.architecture"
+            raise GGUFError(expected("'llama'", repr(architecture), where=where, cure=cure))
         heads = _count(metadata, "llama.attention.head_count")
         tokens = metadata.get("tokenizer.ggml.tokens")
         if not isinstance(tokens, tuple):

@@ -29,7 +29,7 @@ def test_targets_and_extras_are_accepted() -> None:
         specialize(lambda x: x, target=name)
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     extras = set(re.findall(r"'\.\[(\w+)\]'", README))
-    assert {"rocm", "cross", "nvidia", "torch"} == extras
+    assert {"rocm", "cross", "nvidia", "torch", "transformers"} == extras
     assert extras <= project["optional-dependencies"].keys()
 
 

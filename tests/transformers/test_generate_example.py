@@ -1,4 +1,4 @@
-"""examples/transformers_generate.py: chats, streams, and explains what is wrong."""
+"""examples/transformers_generate.py: chats, streams, and explains errors."""
 
 import io
 import re

@@ -60,7 +60,7 @@ class Recipe:
     Attributes:
         architecture: `general.architecture` of the file.
         config: of the Hugging Face model, as its authors would publish it.
-        keys: the file's metadata; `{arch}.` stands before each.
+        keys: the file's metadata; without the `{arch}.` in front.
         convert: what llama.cpp's converter does to the tensors, under the model's names.
         gain: what the weights of norms are near to.
         tokenizer: "gpt2" or "llama"; empty for none.
