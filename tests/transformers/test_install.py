@@ -134,8 +134,9 @@ def test_each_weight_is_held_once(name: str, folder: Path, installed: None) -> N
     assert model.get_memory_footprint() < 1.1 * file
 
 
-def test_a_model_compiles_without_breaks(folder: Path, installed: None) -> None:
-    model, graphs = load(folder, "lfm2-tied"), Graphs()
+@pytest.mark.parametrize("name", ["lfm2-tied", "qwen35moe"])
+def test_a_model_compiles_without_breaks(name: str, folder: Path, installed: None) -> None:
+    model, graphs = load(folder, name), Graphs()
     compiled = torch.compile(model, backend=graphs, fullgraph=True)
     wanted = logits(model, 5)
     with torch.no_grad():
