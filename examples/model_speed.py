@@ -35,25 +35,10 @@ from q4jit.torch import Embedding, Linear, Weight, fuse, replace_linears
 
 __all__ = ["main", "random_llama"]
 
-RANDOM: Final[dict[str, dict[str, Any]]] = {
-    "tiny": {
-        "vocab_size": 256,
-        "hidden_size": 64,
-        "intermediate_size": 96,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-    },
-    "llama-8b": {
-        "vocab_size": 128256,
-        "hidden_size": 4096,
-        "intermediate_size": 14336,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 500000.0},
-        "max_position_embeddings": 8192,
-    },
+# vocabulary, width, feed-forward, layers, heads, heads of keys
+RANDOM: Final = {
+    "tiny": (256, 64, 96, 2, 4, 2),
+    "llama-8b": (128256, 4096, 14336, 32, 32, 8),
 }
 MODES: Final = ("eager", "compile", "graph", "eager-graph")
 CHECKED: Final = 12  # tokens whose logits are compared
@@ -65,8 +50,6 @@ GROUPS: Final = (
     ("RoPE and cache", ("index", "scatter", "roll", "cat", "addcmul", "neg")),
 )
 
-# --- models ---------------------------------------------------------------------------------------
-
 
 def random_llama(name: str, device: torch.device, dtype: torch.dtype, precision: str) -> Any:
     """Return a Llama with random weights in Q4_0, of a size in `RANDOM`.
@@ -74,7 +57,18 @@ def random_llama(name: str, device: torch.device, dtype: torch.dtype, precision:
     One weight is drawn for each shape, and copied on the device for each layer. No weight exists
     in floats.
     """
-    config = LlamaConfig(**RANDOM[name], tie_word_embeddings=False, bos_token_id=0, eos_token_id=1)
+    vocabulary, width, feed_forward, layers, heads, kv_heads = RANDOM[name]
+    config = LlamaConfig(
+        vocab_size=vocabulary,
+        hidden_size=width,
+        intermediate_size=feed_forward,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        max_position_embeddings=8192,
+        rope_parameters={"rope_type": "default", "rope_theta": 500000.0},
+        tie_word_embeddings=False,
+    )
     with torch.device("meta"):
         model: Any = LlamaForCausalLM(config)
         model = model.to(dtype).requires_grad_(False).eval()
@@ -119,22 +113,19 @@ def _model(options: argparse.Namespace) -> Any:
     return from_gguf(options.model, device=device, dtype=dtype, precision=options.precision)[0]
 
 
-# --- steps ----------------------------------------------------------------------------------------
-
-
 class Decoder:
     """Runs prompts, and decodes greedily, in one of `MODES`."""
 
-    def __init__(self, model: Any, mode: str, context: int, device: torch.device) -> None:
-        self.model, self.mode, self.context, self.device = model, mode, context, device
+    def __init__(self, model: Any, mode: str, options: argparse.Namespace) -> None:
+        self.model, self.mode, self.context = model, mode, options.context
+        self.device = device = torch.device(options.device)
         self.token = torch.zeros((1, 1), dtype=torch.long, device=device)
         self.cache: Any = None
         self.graph: torch.cuda.CUDAGraph | None = None
         self.run = model
-        if mode == "compile":
-            self.run = torch.compile(model, mode="reduce-overhead", fullgraph=True)
-        elif mode == "graph":
-            self.run = torch.compile(model, fullgraph=True)
+        if mode in {"compile", "graph"}:  # with cudagraphs, the same as mode="reduce-overhead"
+            choices = {"triton.cudagraphs": mode == "compile", "combo_kernels": options.combine}
+            self.run = torch.compile(model, fullgraph=True, options=choices)
 
     def prompt(self, ids: Tensor) -> None:
         """Start anew with a prompt [1, T]."""
@@ -187,9 +178,6 @@ def seconds(work: Callable[[], object], device: torch.device) -> float:
     work()
     wait(device)
     return time.perf_counter() - start
-
-
-# --- measuring ------------------------------------------------------------------------------------
 
 
 def row(decoder: Decoder, name: str, options: argparse.Namespace) -> str:
@@ -268,6 +256,7 @@ def main() -> None:
     parser.add_argument("--fused", action="store_true", help="the default")
     parser.add_argument("--dequantised", action="store_true", help="transformers' own loader")
     parser.add_argument("--decoding", default="auto", help="as in q4jit.torch.fuse")
+    parser.add_argument("--combine", action="store_true", help="let Inductor join small kernels")
     parser.add_argument("--mode", nargs="+", choices=MODES, default=["eager"])
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--prompt", type=int, default=512)
@@ -296,7 +285,7 @@ def main() -> None:
                 checked(model, logits, device)
             print(header)
             for mode in options.mode:
-                decoder = Decoder(model, mode, options.context, device)
+                decoder = Decoder(model, mode, options)
                 print(row(decoder, name, options))
                 if options.account:
                     print(account(decoder))
