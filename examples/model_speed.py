@@ -57,20 +57,8 @@ def random_llama(name: str, device: torch.device, dtype: torch.dtype, precision:
     One weight is drawn for each shape, and copied on the device for each layer. No weight exists
     in floats.
     """
-    vocabulary, width, feed_forward, layers, heads, kv_heads = RANDOM[name]
-    config = LlamaConfig(
-        vocab_size=vocabulary,
-        hidden_size=width,
-        intermediate_size=feed_forward,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=kv_heads,
-        max_position_embeddings=8192,
-        rope_parameters={"rope_type": "default", "rope_theta": 500000.0},
-        tie_word_embeddings=False,
-    )
     with torch.device("meta"):
-        model: Any = LlamaForCausalLM(config)
+        model: Any = LlamaForCausalLM(_config(name))
         model = model.to(dtype).requires_grad_(False).eval()
     replace_linears(model, "Q4_0", embeddings="Q4_0", precision=precision)
     drawn: dict[Any, Weight] = {}
@@ -85,21 +73,50 @@ def random_llama(name: str, device: torch.device, dtype: torch.dtype, precision:
             if parameter is not None:  # gains of norms
                 ones = torch.ones_like(parameter, device=device)
                 setattr(module, key, nn.Parameter(ones, requires_grad=False))
-    rotary = type(model.model.rotary_emb)(config=config)  # its frequencies were on "meta"
+    rotary = type(model.model.rotary_emb)(config=model.config)  # its frequencies were on "meta"
     model.model.rotary_emb = rotary.to(device)
     return model
 
 
+def random_dense_llama(name: str, device: torch.device, dtype: torch.dtype) -> Any:
+    """Return the same Llama with random weights in floats."""
+    with device:
+        classes: Any = LlamaForCausalLM  # without types
+        model: Any = classes._from_config(_config(name), dtype=dtype).requires_grad_(False).eval()
+    for parameter in model.parameters():
+        if parameter.dim() == 2:
+            parameter.normal_(0, parameter.shape[1] ** -0.5)
+    return model
+
+
+def _config(name: str) -> LlamaConfig:
+    vocabulary, width, feed_forward, layers, heads, kv_heads = RANDOM[name]
+    return LlamaConfig(
+        vocab_size=vocabulary,
+        hidden_size=width,
+        intermediate_size=feed_forward,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        max_position_embeddings=8192,
+        rope_parameters={"rope_type": "default", "rope_theta": 500000.0},
+        tie_word_embeddings=False,
+    )
+
+
 def _random_weight(k: int, n: int) -> QuantizedTensor:
     """Return random blocks whose weights have the rms 1 / √K, so that activations stay finite."""
-    blocks = np.random.default_rng(k + n).integers(0, 256, (n, k // 32, 18), np.uint8)
-    scale = np.float16(k**-0.5 / 4.6)  # 4.6 is the rms of -8, -7, …, 7
-    blocks[..., :2] = np.frombuffer(scale.tobytes(), np.uint8)
+    rng = np.random.default_rng(k + n)
+    blocks = rng.integers(0, 256, (n, k // 32, 18), np.uint8)
+    scales = rng.uniform(0.5, 1.5, (n, k // 32, 1)) * k**-0.5 / 4.8  # of codes -8, -7, …, 7
+    blocks[..., :2] = scales.astype(np.float16).view(np.uint8)
     return QuantizedTensor.from_bytes(blocks.reshape(n, -1), shape=(k, n), format="Q4_0")
 
 
 def _model(options: argparse.Namespace) -> Any:
     device, dtype = torch.device(options.device), getattr(torch, options.dtype)
+    if options.random and options.dequantised:
+        return random_dense_llama(options.random, device, dtype)
     if options.random:
         return random_llama(options.random, device, dtype, options.precision)
     if options.dequantised:
@@ -254,7 +271,9 @@ def main() -> None:
     parser.add_argument("--precision", default="f32", help="of q4jit's products")
     parser.add_argument("--unfused", action="store_true")
     parser.add_argument("--fused", action="store_true", help="the default")
-    parser.add_argument("--dequantised", action="store_true", help="transformers' own loader")
+    parser.add_argument(
+        "--dequantised", action="store_true", help="floats, by transformers' loader"
+    )
     parser.add_argument("--decoding", default="auto", help="as in q4jit.torch.fuse")
     parser.add_argument("--combine", action="store_true", help="let Inductor join small kernels")
     parser.add_argument("--mode", nargs="+", choices=MODES, default=["eager"])
