@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from q4jit.conversions import tensor_dtype
-from q4jit.dispatcher import Specialized, specialize
+from q4jit.dispatcher import specialize
 from q4jit.errors import ArgumentError, FormatError, Q4JitError, expected
 from q4jit.floats import FLOAT_TYPES, FloatType, numpy_dtype
 from q4jit.precision import BOUNDS
+from q4jit.torch.arithmetic import ACTIVATIONS, activated, affine, of_each_precision
 from q4jit.torch.inputs import check_floats, check_ids, check_one_of
 from q4jit.torch.memory import AnyWeight
 from q4jit.torch.quantizing import quantized_weight
@@ -28,18 +29,7 @@ from q4jit.weights.tensor import QuantizedTensor
 if TYPE_CHECKING:
     from typing_extensions import Buffer  # collections.abc has it from Python 3.12 on
 
-ACTIVATIONS: Final = ("silu", "gelu_tanh", "relu")
 _FLOAT_TYPES: Final = {getattr(torch, name): short for name, short in FLOAT_TYPES.items()}
-
-
-def _affine(x: Any, w: Any, bias: Any) -> Any:
-    y = x @ w
-    return y if bias is None else y + bias
-
-
-def _of_each_precision(function: Callable[..., Any]) -> dict[str, Specialized[Any, Any]]:
-    # in a dict, because PyTorch's compiler can look up there
-    return {precision: specialize(function, precision=precision) for precision in BOUNDS}
 
 
 def _looked_up(ids: Any, w: Any, float_type: FloatType) -> Any:
@@ -50,19 +40,13 @@ def _feed_forward(
     x: Any, gate: Any, up: Any, down: Any, ids: Any, weights: Any, activation: str
 ) -> Any:
     rows = x[..., None, :]
-    g = vecmat(rows, gate[ids])
-    if activation == "silu":
-        g = g / (1 + np.exp(-g))
-    elif activation == "gelu_tanh":
-        g = g / 2 * (1 + np.tanh(0.7978845608028654 * (g + 0.044715 * g * g * g)))  # √(2/π)
-    else:
-        g = np.maximum(g, 0)
+    g = activated(vecmat(rows, gate[ids]), activation)
     return (vecmat(g * vecmat(rows, up[ids]), down[ids]) * weights[..., None]).sum(axis=-2)
 
 
-_AFFINE: Final = _of_each_precision(_affine)
+_AFFINE: Final = of_each_precision(affine)
 _LOOKED_UP: Final = specialize(_looked_up)
-_FEED_FORWARD: Final = _of_each_precision(_feed_forward)
+_FEED_FORWARD: Final = of_each_precision(_feed_forward)
 
 
 class _OneWeight(nn.Module):

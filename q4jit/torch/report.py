@@ -58,14 +58,15 @@ class Report:
             rows.append((entry.name, entry.format, str(entry.K), str(entry.N), *sizes))
         total = _size(self.bytes_before), _size(self.bytes_after)
         rows.append((f"{len(self.replaced)} replaced", "", "", "", *total))
-        lines = _aligned(rows)
+        lines = aligned(rows)
         if self.skipped:
             skipped = ((f"skipped {entry.name}", entry.reason) for entry in self.skipped)
-            lines += ["", *_aligned(skipped)]
+            lines += ["", *aligned(skipped)]
         return "\n".join(lines)
 
 
-def _aligned(rows: Iterable[tuple[str, ...]]) -> list[str]:
+def aligned(rows: Iterable[tuple[str, ...]]) -> list[str]:
+    """Return the lines of a table."""
     rows = list(rows)
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [

@@ -24,8 +24,8 @@ from q4jit import (
     specialize,
 )
 from q4jit.torch import Embedding, Experts, Linear, Weight
+from q4jit.torch.arithmetic import ACTIVATIONS
 from q4jit.torch.memory import weight_in
-from q4jit.torch.modules import ACTIVATIONS
 from q4jit.weights.layouts import GGUF, INTERLEAVED16
 from q4jit.weights.reference import random_weight
 

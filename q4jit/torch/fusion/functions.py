@@ -8,35 +8,16 @@ Gains and biases that a layer lacks are None. `zero`: gains are zero-centred, th
 divided by columns.
 """
 
-from collections.abc import Callable
 from typing import Any, Final
 
 import numpy as np
 
-from q4jit.dispatcher import Specialized, specialize
-from q4jit.precision import BOUNDS
-
-SILU: Final = "silu"
-GELU_TANH: Final = "gelu_tanh"
-RELU: Final = "relu"
+from q4jit.torch.arithmetic import activated, affine, of_each_precision
 
 
 def _normed(x: Any, gain: Any, eps: Any, zero: bool) -> Any:
     scaled = x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + eps)
     return scaled * (1 + gain) if zero else scaled * gain
-
-
-def _affine(x: Any, w: Any, bias: Any) -> Any:
-    y = x @ w
-    return y if bias is None else y + bias
-
-
-def _activated(g: Any, activation: str) -> Any:
-    if activation == SILU:
-        return g / (1 + np.exp(-g))
-    if activation == GELU_TANH:
-        return g / 2 * (1 + np.tanh(0.7978845608028654 * (g + 0.044715 * g * g * g)))  # √(2/π)
-    return np.maximum(g, 0)
 
 
 def _typed(y: Any, x: Any, zero: bool) -> Any:
@@ -57,19 +38,19 @@ def _project(
     v_bias: Any,
 ) -> Any:
     h = _normed(x, gain, eps, zero)
-    made = _affine(h, q, q_bias), _affine(h, k, k_bias), _affine(h, v, v_bias)
+    made = affine(h, q, q_bias), affine(h, k, k_bias), affine(h, v, v_bias)
     return tuple([_typed(y, x, zero) for y in made])
 
 
 def _project_divided(
     x: Any, gain: Any, eps: Any, zero: bool, qkv: Any, bias: Any, first: int, second: int
 ) -> Any:
-    y = _typed(_affine(_normed(x, gain, eps, zero), qkv, bias), x, zero)
+    y = _typed(affine(_normed(x, gain, eps, zero), qkv, bias), x, zero)
     return y[..., :first], y[..., first:second], y[..., second:]
 
 
 def _added(x: Any, mixed: Any, o: Any, o_bias: Any, after: Any, eps: Any, zero: bool) -> Any:
-    y = _affine(mixed, o, o_bias)
+    y = affine(mixed, o, o_bias)
     return x + (y if after is None else _normed(y, after, eps, zero))
 
 
@@ -88,13 +69,13 @@ def _gated(
     down_bias: Any,
 ) -> Any:
     h = _normed(x, gain, eps, zero)
-    g = _affine(h, gate, gate_bias)
+    g = affine(h, gate, gate_bias)
     if up is None:
         half = g.shape[-1] // 2
         g, u = g[..., :half], g[..., half:]
     else:
-        u = _affine(h, up, up_bias)
-    return _added(x, _activated(g, activation) * u, down, down_bias, after, eps, zero)
+        u = affine(h, up, up_bias)
+    return _added(x, activated(g, activation) * u, down, down_bias, after, eps, zero)
 
 
 def _add(x: Any, mixed: Any, o: Any, o_bias: Any, after: Any, eps: Any, zero: bool) -> Any:
@@ -142,13 +123,8 @@ def _finish(
     return _typed(y, x, zero)
 
 
-def _of_each_precision(function: Callable[..., Any]) -> dict[str, Specialized[Any, Any]]:
-    # in a dict, because PyTorch's compiler can look up there
-    return {precision: specialize(function, precision=precision) for precision in BOUNDS}
-
-
-PROJECT: Final = _of_each_precision(_project)
-PROJECT_DIVIDED: Final = _of_each_precision(_project_divided)
-ADD: Final = _of_each_precision(_add)
-FEED_FORWARD: Final = _of_each_precision(_feed_forward)
-FINISH: Final = _of_each_precision(_finish)
+PROJECT: Final = of_each_precision(_project)
+PROJECT_DIVIDED: Final = of_each_precision(_project_divided)
+ADD: Final = of_each_precision(_add)
+FEED_FORWARD: Final = of_each_precision(_feed_forward)
+FINISH: Final = of_each_precision(_finish)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from q4jit.torch.report import Skipped, _aligned
+from q4jit.torch.report import Skipped, aligned
 
 
 @dataclass(frozen=True)
@@ -41,10 +41,10 @@ class FusionReport:
             halves = ("fused" if half else "as it was" for half in _halves(run[0]))
             rows.append((names, *halves))
         rows.append((f"{len(self.fused)} fused", "", ""))
-        lines = _aligned(rows)
+        lines = aligned(rows)
         if self.skipped:
             skipped = ((f"skipped {entry.name}", entry.reason) for entry in self.skipped)
-            lines += ["", *_aligned(skipped)]
+            lines += ["", *aligned(skipped)]
         return "\n".join(lines)
 
 

@@ -5,7 +5,7 @@ from typing import Any, Final
 
 from torch import nn
 
-from q4jit.torch.fusion.functions import GELU_TANH, RELU, SILU
+from q4jit.torch.arithmetic import GELU_TANH, RELU, SILU
 
 
 @dataclass(frozen=True)
