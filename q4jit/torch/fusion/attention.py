@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import torch
 from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
 
 from q4jit.torch.memory import version_of
 
@@ -20,6 +21,13 @@ DECODING: Final = (AUTO, MATMUL, SUM, MODEL)
 
 _KEPT_TURNS: Final = 2  # Gemma 3 alternates between two kinds of layers
 _Turns = tuple[Tensor, Tensor]
+
+
+def by_head(x: Tensor, batch: int, length: int, width: int) -> Tensor:
+    """Return heads [B, H, T, D] of x [B, T, H · D]."""
+    if length == 1:  # the same without a transposition
+        return x.view(batch, -1, 1, width)
+    return x.view(batch, length, -1, width).transpose(1, 2)
 
 
 def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -64,12 +72,18 @@ def _turns(cos: Tensor, sin: Tensor) -> _Turns:
 def one_query(
     query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scaling: float, by: str
 ) -> Tensor:
-    """Return attention of one query per row: [B, 1, H, D].
+    """Return attention of one query per row: [B, H, 1, D], or [B, 1, H, D] of the same order.
 
     query: [B, H, 1, D]. keys, values: [B, H/G, L, D]; G queries share them, so nothing is repeated.
     mask: bool or additive, [B or 1, 1, 1, L]. by: "matmul" multiplies matrices of G rows, "sum"
-    multiplies and adds up in float32 if PyTorch's compiler fuses that, and is "matmul" otherwise.
+    multiplies and adds up in float32 if PyTorch's compiler fuses that, and is "matmul" otherwise;
+    "auto" is one operation of PyTorch's on an eager CPU, which takes no mask here.
     """
+    if by == AUTO and not (query.is_cuda or torch.compiler.is_compiling()):
+        mixed: Tensor = scaled_dot_product_attention(
+            query, keys, values, scale=scaling, enable_gqa=True
+        )
+        return mixed
     batch, heads, _, width = query.shape
     groups = query.view(batch, keys.shape[1], -1, width)
     sums = by == SUM and torch.compiler.is_compiling()
@@ -94,8 +108,8 @@ def is_one_query(
     query: Tensor, mask: Tensor | None, options: dict[str, Any], decoding: str
 ) -> bool:
     """Return whether `one_query` takes the place of "sdpa" of transformers with these arguments."""
-    if decoding == AUTO:  # an eager CPU has one fast operation for it
-        chosen = query.is_cuda or torch.compiler.is_compiling()
+    if decoding == AUTO:  # an eager CPU has one fast operation for it, if there is no mask
+        chosen = mask is None or query.is_cuda or torch.compiler.is_compiling()
     else:
         chosen = decoding != MODEL
     return (

@@ -51,7 +51,8 @@ def fuse(model: nn.Module, *, decoding: str = AUTO) -> FusionReport:
         decoding: attention of one query for each row, if the model's is "sdpa". "matmul": two
             matrix products in which heads that share keys are rows. "sum": products and sums in
             float32, for PyTorch's compiler to fuse; eager calls use "matmul". "model": the model's.
-            "auto": "matmul" on a GPU and under the compiler, and "model" otherwise.
+            "auto": "matmul" on a GPU and under the compiler, and otherwise PyTorch's operation, as
+            "model" chooses, with fewer calls.
 
     Returns:
         A `FusionReport`. `print(report)` shows a table.

@@ -14,7 +14,14 @@ from torch import Tensor, nn
 
 from q4jit.errors import ArgumentError, expected
 from q4jit.torch.fusion import functions
-from q4jit.torch.fusion.attention import AUTO, is_one_query, one_query, rotated, turns_of
+from q4jit.torch.fusion.attention import (
+    AUTO,
+    by_head,
+    is_one_query,
+    one_query,
+    rotated,
+    turns_of,
+)
 from q4jit.torch.fusion.styles import Style
 from q4jit.torch.guards import constant
 from q4jit.torch.modules import Linear
@@ -121,13 +128,12 @@ class FusedAttention:
         query: [B, T, heads · D]. key, value: [B, T, kv heads · D].
         """
         batch, length = query.shape[:2]
-        shape = batch, length, -1, self.head_dim
-        query, key = query.view(shape), key.view(shape)
+        width = self.head_dim
+        query, key, value = (by_head(x, batch, length, width) for x in (query, key, value))
         if "q_norm" in self._modules:
             query, key = self._modules["q_norm"](query), self._modules["k_norm"](key)
         cos, sin = turns_of(position_embeddings)
-        query = rotated(query.transpose(1, 2), cos, sin)
-        key, value = rotated(key.transpose(1, 2), cos, sin), value.view(shape).transpose(1, 2)
+        query, key = rotated(query, cos, sin), rotated(key, cos, sin)
         if cache is not None:
             key, value = cache.update(key, value, self.layer_idx, kwargs=kwargs)
         facts, implementation = self._fused, self.config._attn_implementation
