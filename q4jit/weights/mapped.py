@@ -12,6 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 _GIVES_BACK: Final = hasattr(mmap, "MADV_DONTNEED")  # Windows cannot
+# Reading a page of a file maps its neighbours as well: all that Linux caches together with it, at
+# most a huge page of 2 MB.
+_MAPPED_TOGETHER: Final = 2 << 20
 
 
 def give_back(memory: memoryview) -> None:
@@ -77,6 +80,6 @@ class DrainedColumns:
         self._give_back(self._memory.nbytes)
 
     def _give_back(self, end: int) -> None:
-        """Give back the pages of the bytes before `end`."""
-        give_back(self._memory[self._given : end])
+        """Give back the pages of the bytes before `end`, also those that were mapped again."""
+        give_back(self._memory[max(0, self._given - _MAPPED_TOGETHER) : end])
         self._given = max(self._given, end)
