@@ -39,7 +39,7 @@ def encoded(tokenizer: Any, prompt: str) -> torch.Tensor:
 def main(kind: str, path: Path, tiny: Path, prompt: str, result: Path) -> None:
     """Load, run and measure a model, and write what came out.
 
-    The memory of the tokenizer, whose vocabulary consists of Python's objects, is told apart.
+    The memory of the tokenizer, whose vocabulary consists of Python's objects, is counted apart.
     """
     transformers.logging.set_verbosity_error()
     answer(*from_gguf(tiny), prompt)
