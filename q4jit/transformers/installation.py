@@ -7,7 +7,9 @@ from typing import Final
 from q4jit.locks import BUILD
 from q4jit.transformers.interface import check_interface
 
-_installed: Final[list[ExitStack]] = []  # closing it undoes the changes
+_BY_CALL: Final = "install"
+_users: Final[set[object]] = set()  # `_BY_CALL` after `install`, and the blocks of `installed`
+_changes: Final = ExitStack()  # closing it undoes the changes
 
 
 def install() -> None:
@@ -21,31 +23,45 @@ def install() -> None:
     Raises ImportError without transformers or accelerate, and for a version of transformers whose
     private interface is not known to work.
     """
-    with BUILD:
-        if _installed:
-            return
-        check_interface()
-        from q4jit.transformers import hooks  # late: it imports what was just checked
-
-        with ExitStack() as changes:
-            hooks.put(changes)
-            _installed.append(changes.pop_all())
+    _add(_BY_CALL)
 
 
 def uninstall() -> None:
-    """Undo `install`. Models that were loaded before keep their modules."""
-    with BUILD:
-        while _installed:
-            _installed.pop().close()
+    """Undo `install`. Models that were loaded before keep their modules.
+
+    If `from_gguf` is loading such a model in another thread, this takes effect when it has ended.
+    """
+    _remove(_BY_CALL)
 
 
 @contextmanager
 def installed() -> Iterator[None]:
-    """Install for the duration of a block. Raises the errors of `install`."""
-    was_installed = bool(_installed)
-    install()
+    """Install for the duration of a block. Raises the errors of `install`.
+
+    Blocks of several threads may overlap.
+    """
+    block = object()
+    _add(block)
     try:
         yield
     finally:
-        if not was_installed:
-            uninstall()
+        _remove(block)
+
+
+def _add(user: object) -> None:
+    with BUILD:
+        if not _users:
+            check_interface()
+            from q4jit.transformers import hooks  # late: it imports what was just checked
+
+            with ExitStack() as changes:  # undoes them if one fails
+                hooks.put(changes)
+                _changes.push(changes.pop_all())
+        _users.add(user)
+
+
+def _remove(user: object) -> None:
+    with BUILD:
+        _users.discard(user)
+        if not _users:
+            _changes.close()

@@ -17,7 +17,7 @@ from transformers.quantizers.quantizer_gguf import GgufHfQuantizer
 
 from q4jit.errors import ArgumentError, DeviceError, GGUFError
 from q4jit.torch import Embedding, Experts, Linear, Weight
-from q4jit.transformers import install, uninstall
+from q4jit.transformers import install, installation, uninstall
 from q4jit.transformers.packed import ReorderedLinear, replace_packed
 from tests.support.torch.equal import Graphs
 from tests.support.torch.hybrid_models import ARCHITECTURES, VOCABULARY, write
@@ -212,6 +212,21 @@ def test_uninstall_undoes_everything() -> None:
     assert state() == changed
     uninstall()
     assert state() == before
+    uninstall()
+    assert state() == before
+
+
+def test_overlapping_blocks_undo_nothing_of_each_other() -> None:
+    """Two threads load models with `from_gguf`, and the first to begin ends first."""
+    before, first, second = state(), installation.installed(), installation.installed()
+    first.__enter__()
+    changed = state()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert state() == changed
+    install()  # by the user, meanwhile
+    second.__exit__(None, None, None)
+    assert state() == changed
     uninstall()
     assert state() == before
 
