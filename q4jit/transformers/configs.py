@@ -4,9 +4,10 @@ transformers reads them too, but not everything that llama.cpp's converter write
 width of heads, RoPE's scaling, the width of experts, Gemma's scale of queries, and biases.
 """
 
-from math import log
+from math import inf, log, nextafter
 from typing import Any, Final
 
+import numpy as np
 import transformers
 from transformers import PretrainedConfig
 
@@ -33,19 +34,27 @@ def config_of(file: GGUFFile, architecture: Architecture) -> PretrainedConfig:
     _check_supported(keys, architecture)
     values = {**_sizes(file, keys, architecture), **_special(file)}
     values |= {name: keys.count(key) for name, key in architecture.counts.items()}
+    _check_experts(keys, values)
     values |= {name: keys.number(key) for name, key in architecture.numbers.items() if key in keys}
     for name, tensor in architecture.biases.items():
         values[name] = f"blk.0.{tensor}.bias" in file.tensors
     values |= _OWN.get(architecture.name, _nothing)(file, architecture, values)
     if "rope_parameters" not in values:
         values["rope_parameters"] = _rope(keys, architecture, values["head_dim"])
-    config: PretrainedConfig = transformers.AutoConfig.for_model(architecture.model_type, **values)
+    try:
+        config: PretrainedConfig = transformers.AutoConfig.for_model(
+            architecture.model_type, **values
+        )
+    except Exception as error:  # whatever its checks of values raise
+        what = f"transformers cannot configure a {architecture.name} model: {error}"
+        raise GGUFError(f"{file.paths[0]}: {what}") from error
     return config
 
 
 def _sizes(file: GGUFFile, keys: Keys, architecture: Architecture) -> dict[str, Any]:
     layers, heads = keys.count("block_count"), keys.count("attention.head_count")
-    if not any(name.startswith(f"blk.{layers - 1}.") for name in file.tensors):
+    numbers = {name.split(".")[1] for name in file.tensors if name.startswith("blk.")}
+    if numbers != {str(i) for i in range(min(layers, len(numbers) + 1))}:
         raise keys.error("block_count", "the number of layers in the file", layers)
     width = keys.count("embedding_length")
     table = file.tensors.get("token_embd.weight")
@@ -70,9 +79,15 @@ def _sizes(file: GGUFFile, keys: Keys, architecture: Architecture) -> dict[str, 
         architecture.norm_epsilon: keys.number(epsilon),
         "vocab_size": table.shape[1],
         "tie_word_embeddings": "output.weight" not in file.tensors,
-        # files of experts only may lack it
-        **({"intermediate_size": keys.count(_WIDTH)} if _WIDTH in keys else {}),
+        **_feed_forward(keys, architecture),
     }
+
+
+def _feed_forward(keys: Keys, architecture: Architecture) -> dict[str, int]:
+    """Return the width of the feed-forward, which files of experts only may lack."""
+    if "num_experts" in architecture.counts and _WIDTH not in keys:
+        return {}
+    return {"intermediate_size": keys.count(_WIDTH)}
 
 
 _WIDTH: Final = "feed_forward_length"
@@ -87,23 +102,39 @@ def _check_tokens(file: GGUFFile, rows: int) -> None:
         raise GGUFError(expected(what, str(len(tokens)), where=where))
 
 
-def _special(file: GGUFFile) -> dict[str, int | None]:
+def _special(file: GGUFFile) -> dict[str, Any]:
     """Return the ids of special tokens; None for those that the file does not name."""
     keys = Keys(file, "tokenizer.ggml")
-    values: dict[str, int | None] = {}
-    for name, key in _SPECIAL_IDS.items():
+    return {name: keys.value(key) for name, key in _SPECIAL_IDS.items()}
+
+
+def check_special(file: GGUFFile) -> None:
+    """Raise GGUFError for special tokens that are not ids of tokens of the file."""
+    keys = Keys(file, "tokenizer.ggml")
+    tokens: Any = keys.value("tokens")
+    count = len(tokens) if isinstance(tokens, tuple) else 0
+    for key in (*_SPECIAL_IDS.values(), "unknown_token_id"):
         value = keys.value(key)
-        if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
-            raise keys.error(key, "the id of a token", value)
-        values[name] = value
-    return values
+        if value is None:
+            continue
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < count:
+            raise keys.error(key, f"the id of one of {count} tokens", value)
 
 
 def _check_supported(keys: Keys, architecture: Architecture) -> None:
     """Raise GGUFError for a mixture of experts whose architecture has none, such as Mixtral's."""
-    experts = keys.value("expert_count", 0)
-    if experts and "num_experts" not in architecture.counts:
+    if "num_experts" not in architecture.counts and not keys.says_none("expert_count"):
+        experts = keys.value("expert_count")
         raise keys.error("expert_count", f"no experts in a {architecture.name} model", experts)
+
+
+def _check_experts(keys: Keys, values: dict[str, Any]) -> None:
+    """Raise GGUFError for a single expert, and unless there are as many as a token needs."""
+    experts, used = values.get("num_experts", 2), values.get("num_experts_per_tok", 1)
+    if experts < 2:  # its tensors have two dimensions
+        raise keys.error("expert_count", "at least 2 experts", experts)
+    if used > experts:
+        raise keys.error("expert_used_count", f"at most {experts}, the number of experts", used)
 
 
 def _rope(keys: Keys, architecture: Architecture, head_width: int) -> dict[str, Any]:
@@ -111,27 +142,43 @@ def _rope(keys: Keys, architecture: Architecture, head_width: int) -> dict[str, 
     parameters: dict[str, Any] = {"rope_type": "default"}
     parameters["rope_theta"] = keys.number("rope.freq_base", _DEFAULT_ROPE_BASE)
     rotated = keys.count("rope.dimension_count", head_width)
-    if architecture.rotates_part:
-        parameters["partial_rotary_factor"] = rotated / head_width
+    what = f"{head_width}, the width of a head"
+    if architecture.rotates_part and rotated <= head_width:
+        parameters["partial_rotary_factor"] = rotary_factor(rotated, head_width)
     elif rotated != head_width:
-        what = f"{head_width}, the width of a head"
-        raise keys.error("rope.dimension_count", what, rotated)
-    _check_factors(keys.file, rotated // 2)
+        part = "at most " if architecture.rotates_part else ""
+        raise keys.error("rope.dimension_count", f"{part}{what}", rotated)
+    if rotated % 2:
+        raise keys.error("rope.dimension_count", "an even number", rotated)
+    _check_factors(keys.file, rotated // 2, ROPE_FACTORS)
     return parameters | _scaling(keys)
 
 
-def _check_factors(file: GGUFFile, count: int) -> None:
+def rotary_factor(rotated: int, head_width: int) -> float:
+    """Return the factor whose product with the width of a head transformers rounds down right."""
+    factor = rotated / head_width
+    return factor if int(head_width * factor) == rotated else nextafter(factor, inf)
+
+
+def _check_factors(file: GGUFFile, count: int, name: str, *, required: bool = False) -> None:
     """Raise GGUFError if the file has factors of RoPE, but not one for each frequency."""
-    entry = file.tensors.get(ROPE_FACTORS)
+    entry, where = file.tensors.get(name), f"{file.paths[0]}: tensor {name}"
+    if entry is None and required:
+        raise GGUFError(expected(f"shape [{count}]", "none", where=where))
+    if entry is not None and entry.problem:
+        raise GGUFError(f"{where}: {entry.problem}")
     if entry is not None and entry.shape != (count,):
-        where = f"{file.paths[0]}: tensor {ROPE_FACTORS}"
         raise GGUFError(expected(f"shape [{count}]", str(list(entry.shape)), where=where))
 
 
 def _scaling(keys: Keys) -> dict[str, Any]:
     """Return the parameters of RoPE's scaling, if the file has one."""
-    kind = keys.text("rope.scaling.type", "none")
-    if kind == "none" or "rope.scaling.factor" not in keys:
+    kind = keys.text("rope.scaling.type", "linear")  # llama.cpp's, for files without the key
+    if kind == "longrope" and keys.prefix == "phi3":
+        return {}  # `_phi3` reads it
+    if kind not in {"none", "linear", "yarn"}:
+        raise keys.error("rope.scaling.type", "'none', 'linear' or 'yarn'", kind)
+    if kind == "none" or keys.says_none("rope.scaling.factor"):
         return {}
     scaling: dict[str, Any] = {"rope_type": kind, "factor": keys.number("rope.scaling.factor")}
     if kind == "yarn":
@@ -140,8 +187,13 @@ def _scaling(keys: Keys) -> dict[str, Any]:
         # llama.cpp multiplies YaRN's own factor by that of the file
         own = keys.number("rope.scaling.attn_factor", 1.0)
         scaling["attention_factor"] = own * (1 + 0.1 * log(scaling["factor"]))
-    elif kind != "linear":
-        raise keys.error("rope.scaling.type", "'none', 'linear' or 'yarn'", kind)
+        for name in ("beta_fast", "beta_slow"):
+            if f"rope.scaling.yarn_{name}" in keys:
+                scaling[name] = keys.number(f"rope.scaling.yarn_{name}")
+        for name in ("ext_factor", "attn_factor"):
+            value = keys.value(key := f"rope.scaling.yarn_{name}", 1.0)
+            if not isinstance(value, float) or value != 1.0:  # transformers has no such number
+                raise keys.error(key, "1.0", value)
     return scaling
 
 
@@ -175,28 +227,25 @@ def _gemma3(file: GGUFFile, architecture: Architecture, values: dict[str, Any]) 
 
 def _phi3(file: GGUFFile, architecture: Architecture, values: dict[str, Any]) -> dict[str, Any]:
     keys, own = Keys(file, architecture.name), dict[str, Any]()
-    if keys.value("attention.sliding_window", 0) != 0:  # converters write 0 for none
+    if not keys.says_none("attention.sliding_window"):
         own["sliding_window"] = keys.count("attention.sliding_window")
     original = "rope.scaling.original_context_length"
     if original in keys:
         own["original_max_position_embeddings"] = keys.count(original)
     factors = [f"rope_factors_{length}.weight" for length in ("short", "long")]
-    if all(name in file for name in factors):
-        short, long = ([float(v) for v in _vector(file, name)] for name in factors)
+    is_long = keys.value("rope.scaling.type") == "longrope"
+    if is_long or any(name in file.tensors for name in factors):
         rope = _rope(keys, architecture, values["head_dim"])
+        count = int(values["head_dim"] * rope["partial_rotary_factor"]) // 2
+        for name in factors:
+            _check_factors(file, count, name, required=True)
+        short, long = ([float(v) for v in np.asarray(file[name])] for name in factors)
         rope |= {"rope_type": "longrope", "short_factor": short, "long_factor": long}
         rope["original_max_position_embeddings"] = keys.count(original)
         if "rope.scaling.attn_factor" in keys:
             rope["attention_factor"] = keys.number("rope.scaling.attn_factor")
         own["rope_parameters"] = rope
     return own
-
-
-def _vector(file: GGUFFile, name: str) -> Any:
-    if len(file.tensors[name].shape) != 1:
-        what, got = "a vector", f"shape {list(file.tensors[name].shape)}"
-        raise GGUFError(expected(what, got, where=f"{file.paths[0]}: tensor {name}"))
-    return file[name]
 
 
 def _stablelm(file: GGUFFile, architecture: Architecture, values: dict[str, Any]) -> dict[str, Any]:

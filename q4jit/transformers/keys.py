@@ -2,12 +2,15 @@
 
 from dataclasses import dataclass
 from math import isfinite
+from typing import Final
 
 import numpy as np
 
 from q4jit.errors import GGUFError, expected
 from q4jit.weights.gguf.file import GGUFFile
 from q4jit.weights.gguf.metadata import MetadataValue
+
+_MOST: Final = 2**31 - 1  # of what is counted: larger numbers overflow elsewhere
 
 
 @dataclass(frozen=True)
@@ -28,14 +31,23 @@ class Keys:
         value = self.value(name, default)
         if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
             raise self.error(name, "a positive whole number", value)
+        if value > _MOST:
+            raise self.error(name, f"at most {_MOST}", value)
         return value
 
     def number(self, name: str, default: float | None = None) -> float:
         """Return a positive, finite number. default: as in `count`."""
         value = self.value(name, default)
-        if not isinstance(value, int | float) or not isfinite(value) or value <= 0:
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            raise self.error(name, "a positive number", value)
+        if not isfinite(value) or value <= 0:
             raise self.error(name, "a positive number", value)
         return float(value)
+
+    def says_none(self, name: str) -> bool:
+        """Return whether a key is missing or 0, which converters write for nothing."""
+        value = self.value(name, 0)
+        return isinstance(value, int | float) and value == 0
 
     def text(self, name: str, default: str) -> str:
         """Return a string, or `default` if there is no such key."""

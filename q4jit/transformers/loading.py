@@ -19,7 +19,7 @@ from q4jit.torch.inputs import check_one_of
 from q4jit.torch.modules import Embedding
 from q4jit.torch.weight import indexed
 from q4jit.transformers.architectures import ARCHITECTURES, PACKED_BY_TRANSFORMERS, Architecture
-from q4jit.transformers.configs import config_of
+from q4jit.transformers.configs import check_special, config_of
 from q4jit.transformers.embedding import ScaledEmbedding
 from q4jit.transformers.installation import installed
 from q4jit.transformers.plan import (
@@ -125,6 +125,7 @@ def _tokenizer(file: GGUFFile) -> PreTrainedTokenizerFast:
         if key not in file.metadata:
             what = "a file with a tokenizer"
             raise GGUFError(expected(what, f"one without the key {key}", where=str(path)))
+    check_special(file)
     try:
         loaded: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(
             str(path.parent), gguf_file=path.name, local_files_only=True
@@ -181,7 +182,11 @@ def _empty(file: GGUFFile, architecture: Architecture, dtype: torch.dtype) -> Pr
     config = config_of(file, architecture)
     classes = cast("Any", transformers.AutoModelForCausalLM)  # without types
     with torch.device("meta"):
-        model: PreTrainedModel = classes.from_config(config, dtype=dtype)
+        try:
+            model: PreTrainedModel = classes.from_config(config, dtype=dtype)
+        except Exception as error:  # sizes whose product overflows, for example
+            what = f"transformers cannot make a {architecture.name} model: {error}"
+            raise GGUFError(f"{file.paths[0]}: {what}") from error
     model.requires_grad_(False)
     model.train(False)
     return model

@@ -11,7 +11,6 @@ from torch import nn
 from q4jit.errors import GGUFError, expected, short_name
 from q4jit.transformers.architectures import Architecture
 from q4jit.weights.gguf.file import GGUFFile
-from q4jit.weights.gguf.tensors import TensorEntry
 
 LINEAR: Final = "linear"
 EMBEDDING: Final = "embedding"
@@ -19,7 +18,11 @@ EXPERTS: Final = "experts"
 FLOATS: Final = "floats"
 
 ROPE_FACTORS: Final = "rope_freqs.weight"
-_READ_APART: Final = (ROPE_FACTORS, "rope_factors_short.weight", "rope_factors_long.weight")
+# by architecture: what becomes no parameter
+_READ_APART: Final = {
+    "llama": (ROPE_FACTORS,),
+    "phi3": ("rope_factors_short.weight", "rope_factors_long.weight"),
+}
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,8 @@ def plan_parts(model: nn.Module, file: GGUFFile, architecture: Architecture) -> 
     """
     parts = list(_Planner(model, file, architecture).parts())
     used = {name for part in parts for name in part.tensors.values()}
-    unknown = [name for name in file.tensors if name not in used and name not in _READ_APART]
+    used.update(_READ_APART.get(architecture.name, ()))
+    unknown = [name for name in file.tensors if name not in used]
     if unknown:
         what, where = f"tensors of a {architecture.name} model", file.paths[0]
         raise GGUFError(expected(what, short_name(unknown[0]), where=where))
@@ -123,13 +127,10 @@ class _Planner:
             raise GGUFError(expected(what, "none", where=where))
         if entry.problem:
             raise GGUFError(f"{where}: {entry.problem}")
-        if _without_ones(entry) != tuple(size for size in shape if size != 1):
+        # one row of a matrix may be stored as a vector
+        if entry.shape[: entry.rank] not in {shape, tuple(size for size in shape if size != 1)}:
             what, got = f"shape {list(shape)} for {parameter}", str(list(entry.shape))
             raise GGUFError(expected(what, got, where=where))
-
-
-def _without_ones(entry: TensorEntry) -> tuple[int, ...]:
-    return tuple(size for size in entry.shape if size != 1)
 
 
 def needed_bytes(file: GGUFFile, parts: list[ModulePart], dtype: torch.dtype) -> int:

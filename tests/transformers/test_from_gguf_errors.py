@@ -19,7 +19,13 @@ from q4jit.transformers.architectures import ARCHITECTURES, PACKED_BY_TRANSFORME
 from q4jit.weights.gguf.file import GGUFFile
 from tests.support.child import environment
 from tests.support.paths import ROOT
-from tests.support.torch.tiny.architectures import llama
+from tests.support.torch.tiny.architectures import (
+    llama,
+    phi3,
+    qwen2,
+    qwen2_moe,
+    qwen2_with_yarn,
+)
 from tests.support.torch.tiny.files import write
 from tests.support.torch.tiny.recipe import Recipe, Stored, Tensors
 
@@ -108,10 +114,91 @@ def test_experts_in_a_llama_model(message: Callable[..., str]) -> None:
             "rope.dimension_count: expected 64, the width of a head, got 32",
         ),
         ({"block_count": 3}, "block_count: expected the number of layers in the file, got 3"),
+        ({"block_count": 1}, "block_count: expected the number of layers in the file, got 1"),
+        (
+            {"feed_forward_length": 2**62},
+            f"feed_forward_length: expected at most {2**31 - 1}, got {2**62}",
+        ),
+        (
+            {"attention__layer_norm_rms_epsilon": True},
+            "attention.layer_norm_rms_epsilon: expected a positive number, got True",
+        ),
+        (
+            {"attention__head_count_kv": [2, 2]},
+            "attention.head_count_kv: expected a positive whole number, got an array of 2 values",
+        ),
+        (
+            {"expert_count": [2, 2]},
+            "expert_count: expected no experts in a llama model, got an array of 2 values",
+        ),
+        (
+            {"attention__key_length": 33, "rope__dimension_count": 33},
+            "rope.dimension_count: expected an even number, got 33",
+        ),
+        (
+            {"rope__scaling__type": "longrope"},
+            "rope.scaling.type: expected 'none', 'linear' or 'yarn', got 'longrope'",
+        ),
     ],
 )
 def test_wrong_keys(message: Callable[..., str], keys: dict[str, Any], problem: str) -> None:
     assert message(with_keys(**keys)) == f"tiny.gguf: llama.{problem}"
+
+
+@pytest.mark.parametrize(
+    ("recipe", "keys", "problem"),
+    [
+        (
+            qwen2_moe(inner=256, shared=512),
+            {"expert_used_count": 5},
+            "qwen2moe.expert_used_count: expected at most 4, the number of experts, got 5",
+        ),
+        (
+            qwen2_moe(inner=256, shared=512),
+            {"expert_count": 1},
+            "qwen2moe.expert_count: expected at least 2 experts, got 1",
+        ),
+        (
+            phi3(),
+            {"rope.dimension_count": 66},
+            "phi3.rope.dimension_count: expected at most 64, the width of a head, got 66",
+        ),
+        (
+            phi3(),
+            {"rope.dimension_count": 63},
+            "phi3.rope.dimension_count: expected an even number, got 63",
+        ),
+        (
+            phi3(),
+            {"attention.sliding_window": [1, 2]},
+            "phi3.attention.sliding_window: expected a positive whole number, got an array",
+        ),
+        (
+            qwen2_with_yarn(),
+            {"rope.scaling.yarn_ext_factor": 0.5},
+            "qwen2.rope.scaling.yarn_ext_factor: expected 1.0, got 0.5",
+        ),
+    ],
+)
+def test_wrong_keys_of_other_models(
+    message: Callable[..., str], recipe: Recipe, keys: dict[str, Any], problem: str
+) -> None:
+    text = message(replace(recipe, keys=recipe.keys | keys))
+    assert text.startswith(f"tiny.gguf: {problem}")
+
+
+def test_more_layers_than_the_file_has(message: Callable[..., str]) -> None:
+    """A small file could claim a million, which would take an hour to make without values."""
+    last = {"blk.299.attn_norm.weight": np.zeros(256, np.float32)}
+    problem = "block_count: expected the number of layers in the file, got 300"
+    assert message(replace(with_keys(block_count=300), extra=last)) == f"tiny.gguf: llama.{problem}"
+
+
+def test_a_model_that_transformers_cannot_configure(message: Callable[..., str]) -> None:
+    recipe = phi3(rotary=0.5)
+    scaling = {"rope.scaling.type": "yarn", "rope.scaling.factor": 2.0}
+    text = message(replace(recipe, keys=recipe.keys | scaling))
+    assert text.startswith("tiny.gguf: transformers cannot configure a phi3 model: ")
 
 
 def test_heads_that_cannot_share_keys(message: Callable[..., str]) -> None:
@@ -159,6 +246,40 @@ def test_a_tensor_that_the_model_does_not_have(message: Callable[..., str]) -> N
     assert text == "tiny.gguf: expected tensors of a llama model, got 'blk.1.strange.weight'"
 
 
+def test_a_matrix_in_another_rank(message: Callable[..., str]) -> None:
+    """It would not be packed, and its rows would not be put into the model's order."""
+
+    def change(tensors: Tensors) -> None:
+        tensors[QUERIES] = tensors[QUERIES].map(lambda rows: rows[:, None])
+
+    assert message(with_tensors(change)) == (
+        f"tiny.gguf: tensor blk.1.attn_q.weight: expected shape [256, 256] for {QUERIES}, "
+        "got [256, 1, 256]"
+    )
+
+
+@pytest.mark.parametrize(
+    ("recipe", "names", "problem"),
+    [
+        (llama(), ["long", "short"], "expected tensors of a llama model, got 'rope_factors_long"),
+        (qwen2(), ["freqs"], "expected tensors of a qwen2 model, got 'rope_freqs.weight'"),
+        (phi3(), ["long"], "tensor rope_factors_short.weight: expected shape [32], got none"),
+        (phi3(), ["short"], "tensor rope_factors_long.weight: expected shape [32], got none"),
+        (
+            phi3(rotary=0.5),
+            ["long", "short"],
+            "tensor rope_factors_short.weight: expected shape [1",
+        ),
+    ],
+)
+def test_factors_that_the_model_does_not_have(
+    message: Callable[..., str], recipe: Recipe, names: list[str], problem: str
+) -> None:
+    stems = ["rope_freqs" if name == "freqs" else f"rope_factors_{name}" for name in names]
+    extra = {f"{stem}.weight": np.ones(32, np.float32) for stem in stems}
+    assert message(replace(recipe, extra=extra)).startswith(f"tiny.gguf: {problem}")
+
+
 def test_factors_of_another_number(message: Callable[..., str]) -> None:
     extra = {"rope_freqs.weight": np.ones(5, np.float32)}
     problem = "tensor rope_freqs.weight: expected shape [32], got [5]"
@@ -171,6 +292,19 @@ def test_factors_of_another_number(message: Callable[..., str]) -> None:
 def test_no_tokenizer(message: Callable[..., str]) -> None:
     problem = "expected a file with a tokenizer, got one without the key tokenizer.ggml.model"
     assert message(replace(llama(), tokenizer="")) == f"tiny.gguf: {problem}"
+
+
+def test_special_tokens_that_are_no_tokens(
+    message: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from gguf import GGUFWriter
+
+    add = GGUFWriter.add_pad_token_id
+    monkeypatch.setattr(GGUFWriter, "add_pad_token_id", lambda self, _: add(self, 2**32 - 1))
+    assert message(llama()) == (
+        "tiny.gguf: tokenizer.ggml.padding_token_id: expected the id of one of 320 tokens, "
+        "got 4294967295"
+    )
 
 
 def test_more_tokens_than_vectors(message: Callable[..., str]) -> None:

@@ -90,10 +90,12 @@ def llama_with_factors() -> Recipe:
     )
 
 
-def llama_with_linear_scaling() -> Recipe:
-    """Return Llama with positions divided by a factor."""
+def llama_with_linear_scaling(*, kind: str = "linear") -> Recipe:
+    """Return Llama with positions divided by a factor. kind: in the file; "" for no such key."""
     recipe = llama(**_rope(rope_type="linear", factor=4.0))
-    scaling = {"rope.scaling.type": "linear", "rope.scaling.factor": 4.0}
+    scaling: dict[str, Any] = {"rope.scaling.factor": 4.0}
+    if kind:
+        scaling["rope.scaling.type"] = kind
     return replace(recipe, keys=recipe.keys | scaling, ignored="rope.scaling")
 
 
@@ -103,15 +105,17 @@ def qwen2(*, tied: bool = False) -> Recipe:
     return Recipe("qwen2", config, file_keys(config, rope__freq_base=_THETA))
 
 
-def qwen2_with_yarn() -> Recipe:
-    """Return Qwen 2 with YaRN."""
+def qwen2_with_yarn(**betas: float) -> Recipe:
+    """Return Qwen 2 with YaRN. betas: beta_fast and beta_slow, if they are not 32 and 1."""
     original = 32
     rope = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": original}
+    rope |= betas
     config = Qwen2Config(**sizes(), **_rope(**rope), **_DENSE)
     scaling = {
         "rope.scaling.type": "yarn",
         "rope.scaling.factor": 4.0,
         "rope.scaling.original_context_length": original,
+        **{f"rope.scaling.yarn_{name}": value for name, value in betas.items()},
     }
     keys = file_keys(config, rope__freq_base=_THETA) | scaling
     return Recipe("qwen2", config, keys, ignored="rope.scaling")
@@ -333,12 +337,14 @@ RECIPES: Final[dict[str, Callable[[], Recipe]]] = {
     ),
     "llama, biases of the MLP": lambda: llama_with_biases("mlp_bias"),
     "llama, linear scaling": llama_with_linear_scaling,
+    "llama, scaling without type": lambda: llama_with_linear_scaling(kind=""),
     "llama, factors of RoPE": llama_with_factors,
     "mistral": lambda: replace(llama(), tokenizer="llama", name="Mistral 7B"),
     "mistral, in lower case": lambda: replace(llama(), name="mistral", ignored="the architecture"),
     "qwen2": qwen2,
     "qwen2, tied": lambda: qwen2(tied=True),
     "qwen2, YaRN": qwen2_with_yarn,
+    "qwen2, YaRN with other betas": lambda: qwen2_with_yarn(beta_fast=4.0, beta_slow=2.0),
     "qwen2moe": lambda: qwen2_moe(inner=1408, shared=5632),  # the defaults of transformers
     "qwen2moe, other widths": lambda: qwen2_moe(inner=256, shared=512, ignored=_WIDTH),
     "qwen3": qwen3,

@@ -84,9 +84,10 @@ def write(recipe: Recipe, path: Path) -> TinyModel:
 def _add_keys(writer: GGUFWriter, recipe: Recipe) -> None:
     add: dict[type, Any] = {
         bool: writer.add_bool,
-        int: writer.add_uint32,
+        int: lambda key, value: (writer.add_uint32, writer.add_uint64)[value >= 2**32](key, value),
         float: writer.add_float32,
         str: writer.add_string,
+        list: writer.add_array,
     }
     for name, value in recipe.keys.items():
         add[type(value)](f"{recipe.architecture}.{name}", value)
