@@ -32,6 +32,7 @@ from q4jit.transformers.plan import (
     plan_parts,
 )
 from q4jit.transformers.room import check_room
+from q4jit.transformers.ties import forget_ties
 from q4jit.weights.gguf.file import GGUFFile, load_gguf
 from q4jit.weights.tensor import QuantizedTensor
 
@@ -75,7 +76,8 @@ def from_gguf(
     """
     check_one_of(precision, tuple(BOUNDS), "precision")
     place, floats = _checked_device(device), _checked_dtype(dtype)
-    with load_gguf(path) as file:
+    # parameters that are made in inference mode could never take part in learning
+    with load_gguf(path) as file, torch.inference_mode(mode=False):
         name = _architecture(file)
         tokenizer = _tokenizer(file)
         if name in ARCHITECTURES:
@@ -150,7 +152,13 @@ def _loaded(
     for part in progress(parts, "loading"):
         loader.load(part)
     loader.finish()
+    model.save_pretrained = _refuse_to_save  # type: ignore[method-assign]  # it would save blocks that nothing can read
     return model
+
+
+def _refuse_to_save(*_: Any, **__: Any) -> None:
+    what, where = "a model whose weights are floats", "save_pretrained"
+    raise ArgumentError(expected(what, "packed ones", where=where, cure="keep the GGUF file"))
 
 
 def _loaded_by_transformers(
@@ -226,6 +234,10 @@ class _ModelLoader:
         if model.config.tie_word_embeddings:
             head = Linear(model.get_input_embeddings().weight, precision=self._precision)
             model.set_output_embeddings(head)
+        packed = [
+            n for n, module in model.named_modules() if isinstance(module, Linear | Embedding)
+        ]
+        forget_ties(model, packed)
         for name, module in list(model.named_modules()):
             if any(buffer.is_meta for buffer in module.buffers(recurse=False)):
                 model.set_submodule(name, self._rotary(module))

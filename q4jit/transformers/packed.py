@@ -15,6 +15,7 @@ from q4jit.progress import progress
 from q4jit.torch.memory import Stored, weight_in
 from q4jit.torch.modules import Embedding, Experts, Linear
 from q4jit.torch.weight import Weight
+from q4jit.transformers.ties import forget_ties
 from q4jit.weights.gguf.types import format_of, type_name
 from q4jit.weights.layouts import GGUF
 
@@ -73,7 +74,7 @@ def replace_packed(model: nn.Module) -> list[str]:
     parameters = {id(modules[name]): id(getattr(modules[name], "weight", None)) for name in names}
     del modules
     _release(model)
-    _forget_ties(model, names)
+    forget_ties(model, names)
     made: dict[int, nn.Module] = {}
     weights: dict[int, Weight] = {}  # by the id of the parameter, which may be in two modules
     for name, identity in progress(places, "repacking weights"):
@@ -148,16 +149,6 @@ def _replacement(old: Any, weight: Weight | None) -> nn.Module:
     linear = Linear(weight, old.bias)
     order = old.input_permutation
     return linear if order is None else ReorderedLinear(linear, order)
-
-
-def _forget_ties(model: nn.Module, names: list[str]) -> None:
-    """Let `tie_weights` pass over the modules: it looks for parameters, not for `Weight`s."""
-    replaced = {f"{name}.weight" for name in names}
-    for attribute in ("_tied_weights_keys", "all_tied_weights_keys"):
-        ties = getattr(model, attribute, None)
-        if ties:
-            kept = {target: source for target, source in ties.items() if target not in replaced}
-            setattr(model, attribute, kept)
 
 
 def _weight_of(old: Any, is_shared: bool) -> Weight:

@@ -1,6 +1,8 @@
 """`from_gguf`: tiny files of every architecture, held to the models that they were made of."""
 
+import copy
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Final
 
 import pytest
@@ -8,9 +10,11 @@ import torch
 from gguf import GGMLQuantizationType
 from torch import nn
 
+from q4jit.errors import ArgumentError
 from q4jit.torch import Embedding, Weight
 from q4jit.transformers import from_gguf
 from q4jit.transformers.architectures import ARCHITECTURES
+from q4jit.transformers.configs import rotary_factor
 from tests.support.torch.tiny.architectures import RECIPES
 from tests.support.torch.tiny.files import TinyModel, load, load_tokenizer
 from tests.support.torch.tiny.tokenizers import TEXTS, VOCABULARY
@@ -178,3 +182,39 @@ def test_generation_ends_at_the_end_of_the_text(packed: Packed, name: str) -> No
     assert tokenizer.eos_token_id in ends
     assert max(ends) < VOCABULARY
     assert "<|end|>" not in tokenizer.get_vocab() or tokenizer.vocab["<|end|>"] in ends
+
+
+# --- what libraries do with models ----------------------------------------------------------------
+
+
+def test_tied_weights_stay_tied(tiny: Tiny) -> None:
+    model, _ = from_gguf(tiny("llama, tied").path)
+    wanted = logits(model, prompt(7))
+    model.tie_weights()  # what libraries for adapters call
+    assert torch.equal(logits(model, prompt(7)), wanted)
+    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
+
+
+def test_a_model_loaded_in_inference_mode_has_gradients(tiny: Tiny) -> None:
+    with torch.inference_mode():
+        model, _ = from_gguf(tiny("llama, tied").path)
+    vectors = torch.ones(1, 7, model.config.hidden_size, requires_grad=True)
+    model(inputs_embeds=vectors).logits.sum().backward()
+    assert vectors.grad is not None
+
+
+def test_saving_is_refused(tiny: Tiny, tmp_path: Path) -> None:
+    """What transformers would write loads as a model of random weights."""
+    model = copy.deepcopy(from_gguf(tiny("llama, tied").path)[0])
+    message = "save_pretrained: expected a model whose weights are floats, got packed ones; keep"
+    with pytest.raises(ArgumentError, match=message):
+        model.save_pretrained(tmp_path / "saved")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_part_of_a_head_that_turns() -> None:
+    for width in range(2, 300):
+        for rotated in range(2, width + 1, 2):
+            factor = rotary_factor(rotated, width)
+            assert int(width * factor) == rotated
+            assert factor <= 1
