@@ -36,6 +36,8 @@ from q4jit.transformers.ties import forget_ties
 from q4jit.weights.gguf.file import GGUFFile, load_gguf
 from q4jit.weights.tensor import QuantizedTensor
 
+# Kinds of byte pairs whose texts begin with a token, which llama.cpp adds if the file says nothing
+_STARTED: Final = ("llama3", "llama-v3", "llama-bpe", "tekken")
 DTYPES: Final = ("float32", "float16", "bfloat16")
 # Tokens that end an answer, by which llama.cpp knows them in files that name only one
 _ENDS: Final = (
@@ -134,7 +136,15 @@ def _tokenizer(file: GGUFFile) -> PreTrainedTokenizerFast:
         )
     except Exception as error:  # whatever a damaged vocabulary leads to
         raise GGUFError(f"{path}: transformers cannot read the tokenizer: {error}") from error
+    if "tokenizer.ggml.add_bos_token" not in file.metadata:
+        _add_start(loaded, file.metadata.get("tokenizer.ggml.pre"))
     return loaded
+
+
+def _add_start(tokenizer: Any, kind: object) -> None:
+    """Let texts begin with a token if those of this kind of tokenizer do."""
+    if isinstance(kind, str) and kind in _STARTED:
+        tokenizer.add_bos_token = True
 
 
 def _loaded(

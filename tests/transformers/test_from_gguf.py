@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import pytest
 import torch
-from gguf import GGMLQuantizationType
+from gguf import GGMLQuantizationType, GGUFWriter
 from torch import nn
 
 from q4jit.errors import ArgumentError
@@ -16,7 +16,7 @@ from q4jit.transformers import from_gguf
 from q4jit.transformers.architectures import ARCHITECTURES
 from q4jit.transformers.configs import rotary_factor
 from tests.support.torch.tiny.architectures import RECIPES
-from tests.support.torch.tiny.files import TinyModel, load, load_tokenizer
+from tests.support.torch.tiny.files import TinyModel, load, load_tokenizer, write
 from tests.support.torch.tiny.tokenizers import TEXTS, VOCABULARY
 
 Tiny = Callable[[str], TinyModel]
@@ -162,6 +162,31 @@ def test_tokenizers(tiny: Tiny, packed: Packed, name: str) -> None:
             ids, skip_special_tokens=True
         )
         assert max(ids) < VOCABULARY
+
+
+@pytest.mark.parametrize(
+    ("kind", "adds", "starts"),
+    [
+        ("llama-bpe", None, True),
+        ("llama-bpe", False, False),
+        ("tekken", None, True),
+        ("qwen2", None, False),
+        ("qwen2", True, True),
+    ],
+)
+def test_the_token_that_starts_a_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, adds: bool | None, starts: bool
+) -> None:
+    """Files of Llama 3 do not say that it is added."""
+    add_kind, add = GGUFWriter.add_tokenizer_pre, GGUFWriter.add_add_bos_token
+    monkeypatch.setattr(GGUFWriter, "add_tokenizer_pre", lambda self, _: add_kind(self, kind))
+    monkeypatch.setattr(
+        GGUFWriter, "add_add_bos_token", lambda self, _: None if adds is None else add(self, adds)
+    )
+    tokenizer = from_gguf(write(RECIPES["llama"](), tmp_path / "tiny.gguf").path)[1]
+    ids = tokenizer("the").input_ids
+    assert (ids[0] == tokenizer.bos_token_id) == starts
+    assert ids[1:] == [258] if starts else ids == [258]
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma", "gemma3"])
