@@ -22,6 +22,7 @@ from q4jit.torch.memory import (
     weight_on,
 )
 from q4jit.torch.states import check_keys, checked_entry, weight_of_bytes
+from q4jit.torch.waiting import shorten_waiting
 from q4jit.weights.checks import tensor_shape
 from q4jit.weights.experts import ExpertTensor
 from q4jit.weights.formats import find_format
@@ -161,6 +162,8 @@ class Weight(_Frozen):
     def _read(self, facts: Facts | None) -> AnyWeight:
         """Return the weight in the blocks, and keep it for `tensor`. facts: if they are known."""
         blocks = self.blocks
+        if blocks.device.type == "cpu":
+            shorten_waiting()
         weight = weight_in(blocks, self.stored, facts)
         self._last = blocks, blocks.data_ptr(), version_of(blocks), weight
         return weight

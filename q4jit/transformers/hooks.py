@@ -29,7 +29,7 @@ def put(changes: ExitStack) -> None:
     for fmt in FORMATS.values():
         if fmt.ggml_type not in dequant.GGML_BLOCK and not fmt.float_type:
             _add_format(changes, fmt)
-    _set(changes, kernels, "_gguf_kernel", kernels.GgufKernel(kernel))  # type: ignore[no-untyped-call]  # transformers'
+    _set(changes, kernels, "_gguf_kernel", kernels.GgufKernel(kernel))
     original = kernels.kernelize_ggml_layers
     _set(changes, kernels, "kernelize_ggml_layers", functools.partial(_kernelize, original))
     for name, wrapper in ((_BEFORE, _checked), (_AFTER, _replaced)):

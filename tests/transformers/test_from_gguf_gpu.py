@@ -59,7 +59,7 @@ def test_a_tied_weight_is_held_once(tiny: Tiny, name: str) -> None:
 @pytest.mark.filterwarnings("ignore:TensorFloat32:UserWarning")  # Inductor's, with float32
 def test_greedy_texts_of_a_captured_step(tiny: Tiny) -> None:
     """transformers compiles the step for a static cache, and captures it in a CUDA graph."""
-    model, _ = from_gguf(tiny("llama").path, device="cuda")
+    model: Any = from_gguf(tiny("llama").path, device="cuda")[0]
     fuse(model)
     eos: Any = VOCABULARY - 1
     wanted = tiny("llama").reference.generate(prompt(12), eos_token_id=eos, **OPTIONS)

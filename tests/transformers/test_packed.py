@@ -96,7 +96,7 @@ def test_tied_layers_share_a_weight() -> None:
 
 
 def test_experts() -> None:
-    experts = GgufExperts(E, K, K, Q4_K, Q8_0, nn.SiLU())  # type: ignore[no-untyped-call]  # transformers'
+    experts = GgufExperts(E, K, K, Q4_K, Q8_0, nn.SiLU())
     gate, up = fill(experts.gate_up_proj, Q4_K, 1).chunk(2, dim=1)
     down = fill(experts.down_proj, Q8_0, 2)
     model = holder(experts=experts)

@@ -78,9 +78,15 @@ def test_greedy_texts_are_equal(results: Run, name: str) -> None:
 
 
 @each_model
-def test_the_packed_model_takes_little_more_than_its_file(results: Run, name: str) -> None:
-    size = PROMPTS[name][0]().stat().st_size
-    assert results(name, "packed")["peak"] < MEMORY_BOUND * size
+def test_the_packed_model_takes_little_more_than_its_file(
+    results: Run, name: str, tiny: Callable[[str], TinyModel], tmp_path: Path
+) -> None:
+    """Its kernels were compiled by the first run: compiling takes 45 MB, whatever the model."""
+    find, prompt = PROMPTS[name]
+    size = find().stat().st_size
+    assert results(name, "packed")["peak"] < MEMORY_BOUND * size + 60e6
+    again = run("packed", find(), tiny("llama").path, prompt, tmp_path / "again.npz")
+    assert again["peak"] < MEMORY_BOUND * size
     assert results(name, "floats")["peak"] > 4 * size
 
 

@@ -42,7 +42,7 @@ from tests.support.torch.tiny.recipe import (
 from tests.support.torch.tiny.tokenizers import VOCABULARY
 
 _THETA: Final = 50_000.0  # no configuration's default
-_DENSE: Final = {"rms_norm_eps": EPS, "tie_word_embeddings": False}
+_DENSE: Final[dict[str, Any]] = {"rms_norm_eps": EPS, "tie_word_embeddings": False}
 
 
 def _rope(**more: Any) -> dict[str, Any]:
@@ -154,11 +154,12 @@ def qwen3(*, tied: bool = True, head_dim: int = 128, ignored: str = "") -> Recip
 
 def qwen3_moe(*, inner: int, ignored: str = "") -> Recipe:
     """Return Qwen 3 with experts. inner: width of an expert."""
+    heads: dict[str, Any] = {"head_dim": 128}  # which the class does not declare
     config = Qwen3MoeConfig(
         **sizes(),
         **_rope(),
         **_DENSE,
-        head_dim=128,
+        **heads,
         num_experts=4,
         num_experts_per_tok=2,
         moe_intermediate_size=inner,
@@ -277,7 +278,7 @@ def phi3_with_long_rope() -> Recipe:
 
 def starcoder2() -> Recipe:
     """Return StarCoder 2, which has biases everywhere."""
-    options = {"tie_word_embeddings": True, "sliding_window": None}
+    options: dict[str, Any] = {"tie_word_embeddings": True, "sliding_window": None}
     config = Starcoder2Config(**sizes(), **_rope(), **options, norm_epsilon=EPS)
     keys = file_keys(config, "layer_norm_epsilon", rope__freq_base=_THETA)
     return Recipe("starcoder2", config, keys, ignored="rope.freq_base")

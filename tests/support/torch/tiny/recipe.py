@@ -7,6 +7,8 @@ other.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
+from operator import itemgetter
 from typing import Any, Final
 
 import numpy as np
@@ -127,7 +129,7 @@ def interleaved(tensors: Tensors, config: Any) -> Tensors:
     made = dict(tensors)
     for name, tensor in tensors.items():
         if (module := name.split(".")[-2]) in heads:
-            made[name] = tensor.map(lambda rows, count=heads[module]: change(rows, count))
+            made[name] = tensor.map(partial(change, heads=heads[module]))
     return made
 
 
@@ -145,8 +147,8 @@ def experts_apart(tensors: Tensors, _: Any) -> Tensors:
     for name, tensor in tensors.items():
         if name.endswith("experts.gate_up_proj"):
             stem, half = name.removesuffix("gate_up_proj"), tensor.data.shape[1] // 2
-            made[f"{stem}gate_proj.weight"] = tensor.map(lambda rows, half=half: rows[:, :half])
-            made[f"{stem}up_proj.weight"] = tensor.map(lambda rows, half=half: rows[:, half:])
+            for part, chosen in (("gate", slice(half)), ("up", slice(half, None))):
+                made[f"{stem}{part}_proj.weight"] = tensor.map(itemgetter((slice(None), chosen)))
         elif name.endswith("experts.down_proj"):
             made[f"{name}.weight"] = tensor
         elif "shared_expert_gate" in name:
