@@ -16,6 +16,7 @@ from transformers import DynamicCache, StaticCache
 
 from q4jit import ArgumentError
 from q4jit.torch import fuse, unfuse
+from q4jit.torch.fusion.attention import one_query
 from tests.support import child
 from tests.support.paths import ROOT
 from tests.support.torch.decoders import DECODERS, decoder, error, pair
@@ -117,6 +118,20 @@ def test_ways_of_decoding_agree(decoding: str) -> None:
     for i in range(3):
         ids = tokens(2, 1, seed=i)
         assert error(step(ids, cache=caches[0]).logits, model(ids, cache=caches[1]).logits) < BOUND
+
+
+def test_scores_of_float16_do_not_overflow() -> None:
+    generator = torch.Generator().manual_seed(0)
+    query, keys, values = (
+        torch.randn(1, heads, length, 128, generator=generator)
+        for heads, length in ((4, 1), (2, 9), (2, 9))
+    )
+    keys[:, :, 0] = query[:, ::2, 0]
+    query, keys = 40 * query, 40 * keys  # up to 128 · 40² without a scale
+    scaling = 128**-0.5
+    exact = one_query(query, keys, values, None, scaling, "matmul")
+    halves = one_query(query.half(), keys.half(), values.half(), None, scaling, "matmul")
+    assert error(halves, exact) < 2e-3
 
 
 # --- what transformers offers ---------------------------------------------------------------------

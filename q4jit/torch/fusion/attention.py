@@ -85,13 +85,13 @@ def one_query(
         )
         return mixed
     batch, heads, _, width = query.shape
-    groups = query.view(batch, keys.shape[1], -1, width)
     sums = by == SUM and torch.compiler.is_compiling()
+    query = (query.float() if sums else query) * scaling  # first, so that float16 does not overflow
+    groups = query.view(batch, keys.shape[1], -1, width)
     if sums:
-        scores = (groups.float()[..., None, :] * keys.float()[..., None, :, :]).sum(-1)
+        scores = (groups[..., None, :] * keys.float()[..., None, :, :]).sum(-1)
     else:
         scores = (groups @ keys.transpose(-1, -2)).float()
-    scores = scores * scaling
     if mask is not None:
         # the least number instead of -inf: a row without a visible key must not be NaN
         least = torch.finfo(torch.float32).min
