@@ -17,7 +17,7 @@ from transformers import DynamicCache, StaticCache
 
 from q4jit import ArgumentError
 from q4jit.torch import fuse, unfuse
-from q4jit.torch.fusion.attention import one_query
+from q4jit.torch.fusion.attention import one_query, turns_of
 from tests.support import child
 from tests.support.paths import ROOT
 from tests.support.torch.decoders import DECODERS, decoder, error, pair
@@ -197,6 +197,13 @@ def test_gradients_are_those_of_the_model() -> None:
             gradients.append([x.grad, *(p.grad for p in m.parameters() if p.requires_grad)])
     for made, whole in zip(*gradients, strict=True):
         assert error(made, whole) < 1e-4
+
+
+def test_turns_that_are_kept_do_not_lose_gradients() -> None:
+    cos, sin = (torch.ones(1, 3, 8, requires_grad=True) for _ in range(2))
+    assert not turns_of((cos, sin))[1].requires_grad  # without gradients
+    with torch.enable_grad():
+        assert turns_of((cos, sin))[1].requires_grad
 
 
 def test_gradient_checkpointing() -> None:

@@ -47,8 +47,12 @@ def turns_of(embeddings: _Turns) -> _Turns:
     embeddings: cos and sin [B, T, R] of transformers. All layers of a forward get the same ones, so
     an eager call keeps the last results. PyTorch's compiler finds equal expressions by itself.
     """
-    if torch.compiler.is_compiling() or embeddings[1].is_inference():
-        return _turns(*embeddings)  # a tensor of inference mode does not say that it was written to
+    if (
+        torch.compiler.is_compiling()
+        or embeddings[1].is_inference()  # it would not say that it was written to
+        or any(x.requires_grad for x in embeddings)  # results without gradients would be kept
+    ):
+        return _turns(*embeddings)
     global _last_turns  # noqa: PLW0603 - a cache, replaced as a whole
     key = *embeddings, *map(version_of, embeddings)
     for kept, turns in _last_turns:
