@@ -4,6 +4,7 @@ A page of a mapped file counts as memory of the process from the first read of i
 reads a whole weight once, so its pages would double the memory of a model while it is loaded.
 """
 
+import contextlib
 import mmap
 from types import TracebackType
 from typing import Final, Self, overload
@@ -20,14 +21,19 @@ _MAPPED_TOGETHER: Final = 2 << 20
 def give_back(memory: memoryview) -> None:
     """Give the pages of memory back to the system, if it is part of a read-only mapped file.
 
-    Later reads get the same bytes from the file again, as neighbours in the same pages do.
+    Later reads get the same bytes from the file again, as neighbours in the same pages do. Pages
+    that the system does not take, such as locked ones, stay.
     """
     mapped = memory.obj
-    if not (_GIVES_BACK and isinstance(mapped, mmap.mmap) and memory.readonly and memory.nbytes):
+    if not (_GIVES_BACK and isinstance(mapped, mmap.mmap) and memory.nbytes):
         return
-    start = address_of(memory) - address_of(memoryview(mapped))
+    whole = memoryview(mapped)
+    if not whole.readonly:  # what was written to a private map would be lost
+        return
+    start = address_of(memory) - address_of(whole)
     first = start // mmap.PAGESIZE * mmap.PAGESIZE
-    mapped.madvise(mmap.MADV_DONTNEED, first, start + memory.nbytes - first)
+    with contextlib.suppress(OSError):
+        mapped.madvise(mmap.MADV_DONTNEED, first, start + memory.nbytes - first)
 
 
 def address_of(memory: memoryview) -> int:

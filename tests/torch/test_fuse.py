@@ -11,11 +11,13 @@ from typing import Any, Final
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.exc import InternalTorchDynamoError
 from torch._dynamo.utils import counters
 from transformers import DynamicCache, StaticCache
 
 from q4jit import ArgumentError
 from q4jit.torch import fuse, unfuse
+from q4jit.torch.fusion.attention import one_query, turns_of
 from tests.support import child
 from tests.support.paths import ROOT
 from tests.support.torch.decoders import DECODERS, decoder, error, pair
@@ -119,6 +121,20 @@ def test_ways_of_decoding_agree(decoding: str) -> None:
         assert error(step(ids, cache=caches[0]).logits, model(ids, cache=caches[1]).logits) < BOUND
 
 
+def test_scores_of_float16_do_not_overflow() -> None:
+    generator = torch.Generator().manual_seed(0)
+    query, keys, values = (
+        torch.randn(1, heads, length, 128, generator=generator)
+        for heads, length in ((4, 1), (2, 9), (2, 9))
+    )
+    keys[:, :, 0] = query[:, ::2, 0]
+    query, keys = 40 * query, 40 * keys  # up to 128 · 40² without a scale
+    scaling = 128**-0.5
+    exact = one_query(query, keys, values, None, scaling, "matmul")
+    halves = one_query(query.half(), keys.half(), values.half(), None, scaling, "matmul")
+    assert error(halves, exact) < 2e-3
+
+
 # --- what transformers offers ---------------------------------------------------------------------
 
 
@@ -183,6 +199,13 @@ def test_gradients_are_those_of_the_model() -> None:
         assert error(made, whole) < 1e-4
 
 
+def test_turns_that_are_kept_do_not_lose_gradients() -> None:
+    cos, sin = (torch.ones(1, 3, 8, requires_grad=True) for _ in range(2))
+    assert not turns_of((cos, sin))[1].requires_grad  # without gradients
+    with torch.enable_grad():
+        assert turns_of((cos, sin))[1].requires_grad
+
+
 def test_gradient_checkpointing() -> None:
     model, fused = pair("llama")
     fuse(fused)
@@ -240,18 +263,61 @@ def test_names_states_and_copies_are_those_of_the_model() -> None:
     assert torch.equal(fused(ids).logits, model(ids).logits)
 
 
-def test_a_change_after_fusing_is_refused() -> None:
+class Silent(nn.Module):
+    """A feed-forward with the same layers, and another result."""
+
+    def __init__(self, mlp: Any) -> None:
+        super().__init__()
+        self.gate_proj, self.up_proj, self.down_proj = mlp.gate_proj, mlp.up_proj, mlp.down_proj
+        self.act_fn = mlp.act_fn
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 0 * x
+
+
+@pytest.mark.parametrize(
+    ("name", "compiled"),
+    [
+        ("input_layernorm", False),
+        ("self_attn", False),
+        ("self_attn.q_proj", False),
+        ("mlp", False),
+        ("mlp", True),
+        ("mlp.act_fn", False),
+    ],
+)
+def test_a_module_replaced_after_fusing_is_refused(name: str, compiled: bool) -> None:
     model = decoder("llama")
     fuse(model)
-    down, ids = model.model.layers[1].mlp.down_proj, tokens(1, 3)
-    model.model.layers[1].mlp.down_proj = nn.Sequential(down)  # as adapters do
-    with pytest.raises(ArgumentError, match=r"down_proj of model.layers.1: .*unfuse\(model\)"):
+    parent, _, own = f"model.layers.1.{name}".rpartition(".")
+    old, ids = model.get_submodule(f"{parent}.{own}"), tokens(1, 3)
+    run: Any = torch.compile(model, backend="eager") if compiled else model
+    run(ids)
+    new = Silent(old) if name == "mlp" else nn.Sequential(old)  # as adapters do
+    setattr(model.get_submodule(parent), own, new)
+    # the compiler has an error of its own, which says the same
+    kind = InternalTorchDynamoError if compiled else ArgumentError
+    with pytest.raises(kind, match=rf"{own} of model.layers.1: .*unfuse\(model\)"):
+        run(ids)
+    setattr(model.get_submodule(parent), own, old)
+    run(ids)
+
+
+@pytest.mark.parametrize("name", ["input_layernorm", "self_attn.q_proj", "mlp", "mlp.act_fn"])
+def test_a_hook_or_forward_after_fusing_is_refused(name: str) -> None:
+    model = decoder("llama")
+    fuse(model)
+    module, ids = model.get_submodule(f"model.layers.0.{name}"), tokens(1, 3)
+    refused = rf"{name.rpartition('.')[2]} of model\.layers\.0"
+    for add in (module.register_forward_hook, module.register_forward_pre_hook):
+        hook = add(lambda *_: None)
+        with pytest.raises(ArgumentError, match=refused):
+            model(ids)
+        hook.remove()
+    module.forward = module.forward
+    with pytest.raises(ArgumentError, match=refused):
         model(ids)
-    model.model.layers[1].mlp.down_proj = down
-    hook = model.model.layers[0].input_layernorm.register_forward_hook(lambda *_: None)
-    with pytest.raises(ArgumentError, match=r"input_layernorm of model\.layers\.0"):
-        model(ids)
-    hook.remove()
+    del module.forward
     model(ids)
 
 
@@ -262,6 +328,8 @@ def changed(model: Any, what: str) -> None:
     layer = model.model.layers[0]
     if what == "hooks":
         layer.mlp.up_proj.register_forward_hook(lambda *_: None)
+    elif what == "hooks of the activation":
+        layer.mlp.act_fn.register_forward_hook(lambda *_: None)
     elif what == "forward":
         layer.forward = layer.forward
     elif what == "subclass":
@@ -285,6 +353,7 @@ def changed(model: Any, what: str) -> None:
     ("what", "name", "reason"),
     [
         ("hooks", ".mlp", "up_proj has hooks"),
+        ("hooks of the activation", ".mlp", "its activation has hooks"),
         ("forward", "", "its forward was replaced"),
         ("subclass", "", "OwnDecoderLayer is no decoder layer that is known"),
         ("linear", ".self_attn", "v_proj is a Linear of torch.nn, no Linear of q4jit"),

@@ -1,6 +1,8 @@
 """Pages of mapped files: given back once they have been read, while tensors stay valid."""
 
+import ctypes
 import mmap
+import os
 import sys
 from pathlib import Path
 
@@ -113,10 +115,31 @@ def test_finding_out_about_scales_gives_pages_back(model: Path) -> None:
 def test_memory_that_is_no_file_is_left_alone() -> None:
     give_back(memoryview(b"bytes"))
     give_back(memoryview(b""))
-    with mmap.mmap(-1, 4096) as own:  # its pages would become zeros
+    with mmap.mmap(-1, 4096, flags=mmap.MAP_PRIVATE) as own:  # its pages would become zeros
         own[:4] = b"text"
         give_back(memoryview(own))
+        give_back(memoryview(own).toreadonly())
         assert own[:4] == b"text"
+
+
+def test_what_was_written_to_a_private_map_is_kept(model: Path) -> None:
+    with model.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY) as own:
+        own[:4] = b"text"
+        give_back(memoryview(own).toreadonly())
+        assert own[:4] == b"text"
+
+
+@on_linux
+def test_locked_pages_stay(model: Path) -> None:
+    w = matrix(load_gguf(model), "a")
+    raw, lock = w.raw, ctypes.CDLL(None, use_errno=True)
+    page = raw.ctypes.data // mmap.PAGESIZE * mmap.PAGESIZE
+    if lock.mlock(ctypes.c_void_p(page), ctypes.c_size_t(mmap.PAGESIZE)):
+        pytest.skip(f"mlock: {os.strerror(ctypes.get_errno())}")
+    stored = w._resident.stored
+    assert isinstance(stored, GgufBlocks)
+    give_back(stored.memory)
+    assert w.has_finite_scales
 
 
 # --- memory that is given -------------------------------------------------------------------------

@@ -47,8 +47,12 @@ def turns_of(embeddings: _Turns) -> _Turns:
     embeddings: cos and sin [B, T, R] of transformers. All layers of a forward get the same ones, so
     an eager call keeps the last results. PyTorch's compiler finds equal expressions by itself.
     """
-    if torch.compiler.is_compiling() or embeddings[1].is_inference():
-        return _turns(*embeddings)  # a tensor of inference mode does not say that it was written to
+    if (
+        torch.compiler.is_compiling()
+        or embeddings[1].is_inference()  # it would not say that it was written to
+        or any(x.requires_grad for x in embeddings)  # results without gradients would be kept
+    ):
+        return _turns(*embeddings)
     global _last_turns  # noqa: PLW0603 - a cache, replaced as a whole
     key = *embeddings, *map(version_of, embeddings)
     for kept, turns in _last_turns:
@@ -85,13 +89,13 @@ def one_query(
         )
         return mixed
     batch, heads, _, width = query.shape
-    groups = query.view(batch, keys.shape[1], -1, width)
     sums = by == SUM and torch.compiler.is_compiling()
+    query = (query.float() if sums else query) * scaling  # first, so that float16 does not overflow
+    groups = query.view(batch, keys.shape[1], -1, width)
     if sums:
-        scores = (groups.float()[..., None, :] * keys.float()[..., None, :, :]).sum(-1)
+        scores = (groups[..., None, :] * keys.float()[..., None, :, :]).sum(-1)
     else:
         scores = (groups @ keys.transpose(-1, -2)).float()
-    scores = scores * scaling
     if mask is not None:
         # the least number instead of -inf: a row without a visible key must not be NaN
         least = torch.finfo(torch.float32).min

@@ -115,10 +115,12 @@ def _facts(name: str, layer: Any, decoding: str) -> tuple[Facts | None, list[Ski
         name=name,
         style=style,
         norm=type(norm),
+        mlp=type(layer.mlp),
+        act=type(getattr(layer.mlp, style.activation, None)),
         attention=attention,
         feed_forward=feed_forward,
         eps=_eps(norm),
-        activation=_activation(layer.mlp) if feed_forward else "",
+        activation=activation_of(getattr(layer.mlp, style.activation)) if feed_forward else "",
         decoding=decoding,
         options=_options(layer.self_attn, style) if attention else {},
     )
@@ -155,12 +157,13 @@ def _attention_reason(attention: Any, style: Style, prefix: str) -> str:
 def _feed_forward_reason(mlp: Any, style: Style, prefix: str) -> str:
     if not is_own(mlp, prefix, "MLP"):
         return f"{type(mlp).__name__} is no feed-forward that is known"
-    if reason := _hooked({"it": mlp}):
+    activation = getattr(mlp, style.activation)
+    if reason := _hooked({"it": mlp, "its activation": activation}):
         return reason
     if reason := _linears_reason(mlp, style.linears[1]):
         return reason
-    if not _activation(mlp):
-        return f"{type(_activation_of(mlp)).__name__} is an unknown activation"
+    if not activation_of(activation):
+        return f"{type(activation).__name__} is an unknown activation"
     return ""
 
 
@@ -189,14 +192,6 @@ def _hooked(modules: dict[str, Any]) -> str:
         if any(getattr(module, kind) for kind in _HOOKS) or "forward" in vars(module):
             return f"{name} has hooks"
     return ""
-
-
-def _activation_of(mlp: Any) -> Any:
-    return mlp.act_fn if hasattr(mlp, "act_fn") else getattr(mlp, "activation_fn", None)
-
-
-def _activation(mlp: Any) -> str:
-    return activation_of(_activation_of(mlp))
 
 
 def _eps(norm: Any) -> float:

@@ -34,7 +34,7 @@ class Facts:
     Attributes:
         name: of the layer, for errors.
         style: of its architecture.
-        norm: the class of its norms.
+        norm, mlp, act: the classes of its norms, feed-forward and activation.
         attention, feed_forward: whether this half is fused.
         eps: of its norms.
         activation: of its feed-forward.
@@ -45,6 +45,8 @@ class Facts:
     name: str
     style: Style
     norm: type[nn.Module]
+    mlp: type[nn.Module]
+    act: type[Any]
     attention: bool
     feed_forward: bool
     eps: float
@@ -75,6 +77,8 @@ class FusedDecoderLayer:
             x = _unfused_attention(facts, modules, x, given, kwargs)
             return _feed_forward(facts, modules, x)
         attention = modules["self_attn"]
+        if not isinstance(attention, FusedAttention):
+            _refuse(f"self_attn of {facts.name}", type(attention).__name__)
         query, key, value = _project(facts, modules, x)
         mixed, _ = attention(query, key, value, *given, **kwargs)
         own, zero = attention._modules, facts.style.zero_centred
@@ -193,7 +197,8 @@ def _feed_forward(facts: Facts, modules: dict[str, Any], x: Tensor) -> Tensor:
 
 def _matrices(facts: Facts, modules: dict[str, Any]) -> tuple[Any, ...]:
     """Return weight and bias of gate, up and down."""
-    own = modules["mlp"]._modules
+    own = _read(facts, modules, "mlp", facts.mlp)._modules
+    _read(facts, own, facts.style.activation, facts.act)
     down = _operands(_linear(facts, own, "down_proj"))
     if facts.style.divided:
         return *_operands(_linear(facts, own, "gate_up_proj")), None, None, *down
@@ -225,10 +230,21 @@ def _unfused_feed_forward(facts: Facts, modules: dict[str, Any], x: Tensor) -> T
 
 
 def _linear(facts: Facts, modules: dict[str, Any], name: str) -> Linear:
-    linear: Linear = modules[name]
-    if type(linear) is not Linear or linear._forward_hooks or linear._forward_pre_hooks:
-        _refuse(f"{name} of {facts.name}", type(linear).__name__)
+    linear: Linear = _read(facts, modules, name, Linear)
     return linear
+
+
+def _read(facts: Facts, modules: dict[str, Any], name: str, kind: type[nn.Module]) -> Any:
+    """Return a module that functions compute instead of, if it is as it was in `fuse`."""
+    module = modules.get(name)
+    if (
+        type(module) is not kind
+        or module._forward_hooks
+        or module._forward_pre_hooks
+        or "forward" in module.__dict__  # as accelerate replaces it
+    ):
+        _refuse(f"{name} of {facts.name}", type(module).__name__)
+    return module
 
 
 def _operands(linear: Linear) -> tuple[Any, Any]:
@@ -239,10 +255,7 @@ def _operands(linear: Linear) -> tuple[Any, Any]:
 def _gain(facts: Facts, modules: dict[str, Any], name: str) -> Tensor | None:
     if not name:
         return None
-    norm = modules[name]
-    if type(norm) is not facts.norm or norm._forward_hooks or norm._forward_pre_hooks:
-        _refuse(f"{name} of {facts.name}", type(norm).__name__)
-    gain: Tensor = norm._parameters["weight"]
+    gain: Tensor = _read(facts, modules, name, facts.norm)._parameters["weight"]
     return gain
 
 

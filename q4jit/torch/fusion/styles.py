@@ -34,6 +34,11 @@ class Style:
         return ("q_proj", "k_proj", "v_proj", "o_proj"), ("gate_proj", "up_proj", "down_proj")
 
     @property
+    def activation(self) -> str:
+        """The name of the feed-forward's activation."""
+        return "activation_fn" if self.divided else "act_fn"
+
+    @property
     def norms(self) -> tuple[str, str, str, str]:
         """The names of the norms before and after attention, before and after the feed-forward.
 
