@@ -13,6 +13,8 @@ _INSTALL: Final = "run pip install 'q4jit[transformers]'"
 
 def check_installed() -> None:
     """Raise ImportError without transformers or gguf, and for a transformers that is too old."""
+    if importlib.util.find_spec("torch") is None:
+        raise ImportError(expected("PyTorch", "none", where="q4jit.transformers", cure=_INSTALL))
     oldest = f"transformers {'.'.join(map(str, OLDEST))} or newer"
     for package, what in (("transformers", oldest), ("gguf", "the package gguf")):
         if importlib.util.find_spec(package) is None:

@@ -79,7 +79,7 @@ def from_gguf(
     check_one_of(precision, tuple(BOUNDS), "precision")
     place, floats = _checked_device(device), _checked_dtype(dtype)
     # parameters that are made in inference mode could never take part in learning
-    with load_gguf(path) as file, torch.inference_mode(mode=False):
+    with load_gguf(_checked_path(path)) as file, torch.inference_mode(mode=False):
         name = _architecture(file)
         tokenizer = _tokenizer(file)
         if name in ARCHITECTURES:
@@ -87,7 +87,21 @@ def from_gguf(
         else:
             model = _loaded_by_transformers(file, place, floats, precision)
     _set_ends(model, tokenizer)
+    tokenizer.model_max_length = model.config.get_text_config().max_position_embeddings
     return model, tokenizer
+
+
+def _checked_path(path: object) -> Path:
+    """Return the path of a file, with the home folder for ~. Raises ArgumentError, GGUFError."""
+    if not isinstance(path, str | os.PathLike) or not os.fspath(path):
+        got = repr(path) if path == "" else type(path).__name__
+        raise ArgumentError(expected("the path of a GGUF file", got, where="path"))
+    given = Path(path).expanduser()
+    if given.is_dir():
+        raise GGUFError(
+            expected("a GGUF file", "a folder", where=str(given), cure="name a file in it")
+        )
+    return given
 
 
 def _checked_dtype(dtype: object) -> torch.dtype:
@@ -135,7 +149,8 @@ def _tokenizer(file: GGUFFile) -> PreTrainedTokenizerFast:
             str(path.parent), gguf_file=path.name, local_files_only=True
         )
     except Exception as error:  # whatever a damaged vocabulary leads to
-        raise GGUFError(f"{path}: transformers cannot read the tokenizer: {error}") from error
+        problem = f"{type(error).__name__}: {error}"
+        raise GGUFError(f"{path}: transformers cannot read the tokenizer: {problem}") from error
     if "tokenizer.ggml.add_bos_token" not in file.metadata:
         _add_start(loaded, file.metadata.get("tokenizer.ggml.pre"))
     return loaded

@@ -50,7 +50,7 @@ def reasons(report: Any) -> dict[str, str]:
 def test_a_fused_model_computes_what_the_model_does(kind: str) -> None:
     model, fused = pair(kind)
     report = fuse(fused)
-    moe = kind == "qwen3_moe"
+    moe = kind.endswith("_moe")
     assert [(e.attention, e.feed_forward) for e in report.fused] == [(True, not moe), (True, True)]
     assert reasons(report).keys() == ({"model.layers.0.mlp"} if moe else set())
     ids, mask = tokens(2, 9), torch.ones(2, 9, dtype=torch.long)
@@ -377,14 +377,23 @@ def test_what_is_not_known_stays_and_is_reported(what: str, name: str, reason: s
     assert error(fused(ids).logits, expected) < BOUND
 
 
-def test_a_model_without_known_layers() -> None:
-    report = fuse(nn.Sequential(nn.Linear(3, 3)))
-    assert not report.fused
-    assert not report.skipped
+def test_a_model_without_decoder_layers() -> None:
+    with pytest.raises(ArgumentError, match="with decoder layers, got Sequential"):
+        fuse(nn.Sequential(nn.Linear(3, 3)))
     with pytest.raises(ArgumentError, match="a model of transformers, got list"):
         fuse([])  # type: ignore[arg-type]
     with pytest.raises(ArgumentError, match="decoding of fuse"):
         fuse(nn.Sequential(), decoding="fast")
+
+
+def test_a_model_that_is_fused() -> None:
+    model = decoder("llama")
+    assert len(fuse(model).fused) == 2
+    report = fuse(model)
+    assert not report.fused
+    assert reasons(report) == dict.fromkeys(
+        ["model.layers.0", "model.layers.1"], "it is fused already"
+    )
 
 
 # --- the example ----------------------------------------------------------------------------------

@@ -358,7 +358,14 @@ def test_a_file_that_is_cut_off(tmp_path: Path) -> None:
 def test_a_folder_and_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(GGUFError) as caught:
         from_gguf(tmp_path)
-    assert str(caught.value) == f"{tmp_path} is not a regular file"
+    assert str(caught.value) == (
+        f"{tmp_path}: expected a GGUF file, got a folder; name a file in it"
+    )
+    for given, got in ((None, "NoneType"), (3, "int"), ("", "''")):
+        with pytest.raises(
+            ArgumentError, match=f"path: expected the path of a GGUF file, got {got}"
+        ):
+            from_gguf(given)  # type: ignore[arg-type]
     with pytest.raises(FileNotFoundError, match=r"No such file .*nothing\.gguf"):
         from_gguf(tmp_path / "nothing.gguf")
 
@@ -439,8 +446,8 @@ _UPGRADE = "run pip install 'q4jit[transformers]', or pip install --upgrade tran
     ("prelude", "problem"),
     [
         (
-            "sys.modules['torch'] = None",
-            "torch: expected PyTorch 2.11 or newer, got none; run pip install 'q4jit[torch]'",
+            _MISSING.format("torch"),
+            "transformers: expected PyTorch, got none; run pip install 'q4jit[transformers]'",
         ),
         (
             _MISSING.format("transformers"),

@@ -26,6 +26,7 @@ _HOOKS: Final = (
     "_backward_hooks",
     "_backward_pre_hooks",
 )
+_LAYER: Final = "DecoderLayer"  # the end of the names of their classes
 _CAPTURE: Final = "install_output_capuring_hook"  # of transformers, which spells it like this
 
 
@@ -58,16 +59,21 @@ def fuse(model: nn.Module, *, decoding: str = AUTO) -> FusionReport:
         A `FusionReport`. `print(report)` shows a table.
 
     Raises:
-        ArgumentError: the model is no module, or `decoding` is unknown.
+        ArgumentError: the model is no module with decoder layers, or `decoding` is unknown.
     """
     given: object = model
     if not isinstance(given, nn.Module):
         what, got = "a model of transformers", type(given).__name__
         raise ArgumentError(expected(what, got, where="fuse"))
     check_one_of(decoding, DECODING, "decoding of fuse")
+    layers = [(n, m) for n, m in model.named_modules() if type(m).__name__.endswith(_LAYER)]
+    if not layers:
+        what, got = "a model of transformers with decoder layers", type(model).__name__
+        raise ArgumentError(expected(what, got, where="fuse"))
     fused, skipped = [], []
-    for name, layer in list(model.named_modules()):
-        if is_fused(layer) or not type(layer).__name__.endswith("DecoderLayer"):
+    for name, layer in layers:
+        if is_fused(layer):
+            skipped.append(Skipped(name, "it is fused already"))
             continue
         facts, reasons = _facts(name, layer, decoding)
         skipped += reasons

@@ -26,17 +26,20 @@ _WINDOW: Final = {
     "sliding_window": 5,
     "layer_types": ["sliding_attention", "full_attention"],
 }
+_EXPERTS: Final = {
+    "moe_intermediate_size": 32,
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "mlp_only_layers": [1],
+}
 DECODERS: Final[dict[str, dict[str, Any]]] = {
     "llama": {"attention_bias": True, "mlp_bias": True},
     "mistral": {"sliding_window": 5},
     "qwen2": {"use_sliding_window": True, "max_window_layers": 1, **_WINDOW},
+    "qwen2_moe": {"shared_expert_intermediate_size": 32, **_EXPERTS},
     "qwen3": {},
-    "qwen3_moe": {
-        "moe_intermediate_size": 32,
-        "num_experts": 4,
-        "num_experts_per_tok": 2,
-        "mlp_only_layers": [1],
-    },
+    "qwen3_moe": _EXPERTS,
+    "gemma": {},
     "gemma2": {
         "query_pre_attn_scalar": 32,
         "attn_logit_softcapping": 0.02,  # so small that it matters
