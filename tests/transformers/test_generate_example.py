@@ -4,15 +4,16 @@ import io
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.support.paths import ROOT
-from tests.support.tools import model_file
+from tests.support.tools import gemma_file, model_file
 
 sys.path.insert(0, str(ROOT / "examples"))
 
-from transformers_generate import main
+from transformers_generate import _TimedStreamer, main
 
 pytestmark = pytest.mark.model
 SPEED = r"prompt: \d+ tokens, [\d.]+ tokens/s; answer: \d+ tokens, [\d.]+ tokens/s; peak \d+ MiB"
@@ -59,6 +60,41 @@ def test_a_text_is_continued_and_drawn_with_a_seed(capsys: pytest.CaptureFixture
     assert texts[0].strip()
 
 
+def test_ctrl_c_ends_an_answer_of_a_chat(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    puts: list[object] = []
+
+    def interrupted(streamer: Any, value: Any) -> None:
+        put(streamer, value)
+        puts.append(value)
+        if len(puts) == 4:  # the third token of the first answer
+            raise KeyboardInterrupt
+
+    put = _TimedStreamer.put
+    monkeypatch.setattr(_TimedStreamer, "put", interrupted)
+    monkeypatch.setattr("sys.stdin", io.StringIO("What is the capital of France?\nSay it again."))
+    assert run("--max-tokens", "4") == 0
+    shown = capsys.readouterr()
+    assert shown.out.startswith("The capital of")
+    assert shown.err.count("stopped by --max-tokens") == 1  # the second answer
+    assert len(re.findall(SPEED, shown.err)) == 2
+    puts.clear()
+    assert run("What is the capital of France?") == 130
+
+
+def test_prompts_that_are_no_text(capsys: pytest.CaptureFixture[str]) -> None:
+    for prompt, words in (("", "the prompt is empty"), ("caf\udce9", "the prompt is not text")):
+        assert run("--raw", prompt) == 1
+        assert words in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_file_without_chat_template(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--model", str(gemma_file()), "Hello"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()  # nothing was loaded
+    assert "use --raw" in line
+
+
 def test_errors_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     wrong = tmp_path / "model.gguf"
     wrong.write_bytes(b"GGML" + bytes(60))
@@ -75,6 +111,8 @@ def test_errors_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         (["--max-tokens", "0"], "at least 1"),
         (["--temperature", "-1"], "at least 0"),
         (["--top-p", "0"], "more than 0"),
+        (["--seed", "99999999999999999999"], "2**63"),
+        (["--compile"], "needs --device cuda"),
     ],
 )
 def test_bad_options_are_refused(
