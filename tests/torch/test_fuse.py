@@ -206,6 +206,17 @@ def test_turns_that_are_kept_do_not_lose_gradients() -> None:
         assert turns_of((cos, sin))[1].requires_grad
 
 
+def test_turns_of_embeddings_that_were_written_to() -> None:
+    cos, sin = torch.ones(1, 3, 8), torch.ones(1, 3, 8)
+    kept = turns_of((cos, sin))
+    assert turns_of((cos, sin)) is kept
+    for written in (cos, sin):
+        written.mul_(2)
+        kept = turns_of((cos, sin))
+        assert kept[0].unique().tolist() == [2]
+    assert kept[1].unique().tolist() == [-2, 2]
+
+
 def test_gradient_checkpointing() -> None:
     model, fused = pair("llama")
     fuse(fused)
