@@ -135,6 +135,19 @@ def test_scores_of_float16_do_not_overflow() -> None:
     assert error(halves, exact) < 2e-3
 
 
+@pytest.mark.parametrize("length", [5, 1])
+def test_dropout_in_training_is_that_of_the_model(length: int) -> None:
+    model, fused = pair("llama", attention_dropout=0.5)
+    fuse(fused, decoding="matmul")
+    ids, logits = tokens(2, length), []
+    for m in (fused, model):
+        m.train()
+        torch.manual_seed(0)
+        logits.append(m(ids).logits)
+    assert error(*logits) < BOUND
+    assert error(logits[0], model.eval()(ids).logits) > BOUND
+
+
 # --- what transformers offers ---------------------------------------------------------------------
 
 
