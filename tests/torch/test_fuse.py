@@ -135,6 +135,22 @@ def test_scores_of_float16_do_not_overflow() -> None:
     assert error(halves, exact) < 2e-3
 
 
+@pytest.mark.parametrize("heads", [1, 4], ids=["of all heads", "of each head"])
+@pytest.mark.parametrize("additive", [False, True], ids=["bool", "additive"])
+def test_masks_of_one_query(heads: int, additive: bool) -> None:
+    model, fused = pair("llama")
+    fuse(fused, decoding="matmul")
+    mask = torch.rand(2, heads, 1, 5, generator=torch.Generator().manual_seed(0)) < 0.5
+    mask[..., -1] = True
+    given = torch.zeros(mask.shape).masked_fill(~mask, -1e9) if additive else mask
+    logits = []
+    for m in (fused, model):
+        cache = DynamicCache(config=m.config)
+        m(tokens(2, 4), cache=cache)
+        logits.append(m(tokens(2, 1), cache=cache, attention_mask=given).logits)
+    assert error(*logits) < BOUND
+
+
 @pytest.mark.parametrize("length", [5, 1])
 def test_dropout_in_training_is_that_of_the_model(length: int) -> None:
     model, fused = pair("llama", attention_dropout=0.5)
