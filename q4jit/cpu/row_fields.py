@@ -101,9 +101,9 @@ class ColumnBlock:
     def factor_at(self, hint: str, part: FactorBits, *terms: tuple[str, int]) -> str:
         """Return the address of the byte of a sub-factor."""
         f, field = self.fields.f, self.fields.field_of(part)
+        assert part.at == field.at  # a repacked format has its factors from the field's start on
         across = [(term, factor * LANES) for term, factor in terms]
-        start = (part.at - field.at) * LANES
-        offset = f.index(f"{hint}_offset", *across, (self.column, 1), (start, 1))
+        offset = f.index(f"{hint}_offset", *across, (self.column, 1))
         return f.at(self.fields.address(field.name), "i8", offset, f"sub_{hint}_at")
 
     def plane_bytes(self, plane: Plane, first: str, count: int) -> str:

@@ -135,6 +135,35 @@ def test_scores_of_float16_do_not_overflow() -> None:
     assert error(halves, exact) < 2e-3
 
 
+@pytest.mark.parametrize("heads", [1, 4], ids=["of all heads", "of each head"])
+@pytest.mark.parametrize("additive", [False, True], ids=["bool", "additive"])
+def test_masks_of_one_query(heads: int, additive: bool) -> None:
+    model, fused = pair("llama")
+    fuse(fused, decoding="matmul")
+    mask = torch.rand(2, heads, 1, 5, generator=torch.Generator().manual_seed(0)) < 0.5
+    mask[..., -1] = True
+    given = torch.zeros(mask.shape).masked_fill(~mask, -1e9) if additive else mask
+    logits = []
+    for m in (fused, model):
+        cache = DynamicCache(config=m.config)
+        m(tokens(2, 4), cache=cache)
+        logits.append(m(tokens(2, 1), cache=cache, attention_mask=given).logits)
+    assert error(*logits) < BOUND
+
+
+@pytest.mark.parametrize("length", [5, 1])
+def test_dropout_in_training_is_that_of_the_model(length: int) -> None:
+    model, fused = pair("llama", attention_dropout=0.5)
+    fuse(fused, decoding="matmul")
+    ids, logits = tokens(2, length), []
+    for m in (fused, model):
+        m.train()
+        torch.manual_seed(0)
+        logits.append(m(ids).logits)
+    assert error(*logits) < BOUND
+    assert error(logits[0], model.eval()(ids).logits) > BOUND
+
+
 # --- what transformers offers ---------------------------------------------------------------------
 
 
@@ -204,6 +233,17 @@ def test_turns_that_are_kept_do_not_lose_gradients() -> None:
     assert not turns_of((cos, sin))[1].requires_grad  # without gradients
     with torch.enable_grad():
         assert turns_of((cos, sin))[1].requires_grad
+
+
+def test_turns_of_embeddings_that_were_written_to() -> None:
+    cos, sin = torch.ones(1, 3, 8), torch.ones(1, 3, 8)
+    kept = turns_of((cos, sin))
+    assert turns_of((cos, sin)) is kept
+    for written in (cos, sin):
+        written.mul_(2)
+        kept = turns_of((cos, sin))
+        assert kept[0].unique().tolist() == [2]
+    assert kept[1].unique().tolist() == [-2, 2]
 
 
 def test_gradient_checkpointing() -> None:
