@@ -14,6 +14,7 @@ import argparse
 import copy
 import resource
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from typing import Any, Final
@@ -30,8 +31,9 @@ from transformers import (
     StaticCache,
 )
 
-from q4jit import QuantizedTensor
+from q4jit import Q4JitError, QuantizedTensor
 from q4jit.torch import Embedding, Linear, Weight, fuse, replace_linears
+from q4jit.torch.fusion.attention import DECODING
 
 __all__ = ["main", "random_llama"]
 
@@ -209,7 +211,8 @@ def row(decoder: Decoder, name: str, options: argparse.Namespace) -> str:
             decoder.step()
 
     prompts, steps = [], []
-    for _ in range(options.turns):
+    for turn in range(options.turns):
+        print(f"turn {turn + 1} of {options.turns}", file=sys.stderr)
         prompts.append(seconds(lambda: decoder.prompt(ids), device))
         steps.append(seconds(decode, device) / options.tokens)
     prompt, step = statistics.median(prompts), statistics.median(steps)
@@ -260,34 +263,9 @@ def checked(model: Any, before: Tensor | None, device: torch.device) -> Tensor:
     return logits
 
 
-def main() -> None:
-    """Measure the cases that the command line names."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else "")
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--model", metavar="FILE.gguf")
-    source.add_argument("--random", choices=RANDOM)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
-    parser.add_argument("--precision", default="f32", help="of q4jit's products")
-    parser.add_argument("--unfused", action="store_true")
-    parser.add_argument("--fused", action="store_true", help="the default")
-    parser.add_argument(
-        "--dequantised", action="store_true", help="floats, by transformers' loader"
-    )
-    parser.add_argument("--decoding", default="auto", help="as in q4jit.torch.fuse")
-    parser.add_argument("--combine", action="store_true", help="let Inductor join small kernels")
-    parser.add_argument("--mode", nargs="+", choices=MODES, default=["eager"])
-    parser.add_argument("--tokens", type=int, default=128)
-    parser.add_argument("--prompt", type=int, default=512)
-    parser.add_argument("--context", type=int, default=1024)
-    parser.add_argument("--turns", type=int, default=5)
-    parser.add_argument("--account", action="store_true", help="GPU time of one step")
-    options = parser.parse_args()
+def measure(options: argparse.Namespace) -> None:
+    """Load a model, and print a row for each case."""
     device = torch.device(options.device)
-    if options.prompt + options.tokens + 2 * WARM_UP > options.context:
-        parser.error(f"--context must be at least --prompt + --tokens + {2 * WARM_UP}")
-    if device.type != "cuda" and (options.account or {"graph", "eager-graph"} & {*options.mode}):
-        parser.error("--account and graphs need --device cuda")
     start = time.perf_counter()
     model = _model(options)
     wait(device)
@@ -310,6 +288,53 @@ def main() -> None:
                     print(account(decoder))
                 del decoder
                 torch.compiler.reset()
+
+
+def main() -> None:
+    """Measure the cases that the command line names."""
+    parser = argparse.ArgumentParser(
+        description=__doc__.partition("\n")[0] if __doc__ else "",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    source = parser.add_mutually_exclusive_group(required=True)
+    add = parser.add_argument
+    source.add_argument("--model", metavar="FILE.gguf")
+    source.add_argument("--random", choices=RANDOM, help="a Llama with random weights")
+    add("--device", default="cpu", help="cpu or cuda")
+    add("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
+    add("--precision", default="f32", choices=["f32", "f16", "i8"], help="of q4jit's products")
+    add("--unfused", action="store_true", help="measure the layers of transformers")
+    add("--fused", action="store_true", help="measure fused layers, also if nothing is chosen")
+    add("--dequantised", action="store_true", help="floats, by transformers' loader")
+    add("--decoding", default="auto", choices=DECODING, help="as in q4jit.torch.fuse")
+    add("--combine", action="store_true", help="let Inductor join small kernels")
+    add("--mode", nargs="+", choices=MODES, default=["eager"], help="each one is a row")
+    add("--tokens", type=_count, default=128, help="to decode in a turn")
+    add("--prompt", type=_count, default=512, help="tokens of the prompt")
+    add("--context", type=_count, default=1024, help="tokens that a static cache holds")
+    add("--turns", type=_count, default=5, help="whose median is printed")
+    add("--account", action="store_true", help="GPU time of one step, by groups of kernels")
+    options = parser.parse_args()
+    if options.prompt + options.tokens + 2 * WARM_UP > options.context:
+        parser.error(f"--context must be at least --prompt + --tokens + {2 * WARM_UP}")
+    on_gpu = options.device.partition(":")[0] == "cuda"
+    if not on_gpu and options.device != "cpu":
+        parser.error(f"--device must be cpu or cuda, not {options.device}")
+    if on_gpu and not torch.cuda.is_available():
+        parser.error("PyTorch finds no GPU for --device cuda")
+    if not on_gpu and (options.account or {"graph", "eager-graph"} & {*options.mode}):
+        parser.error("--account and graphs need --device cuda")
+    try:
+        measure(options)
+    except (Q4JitError, OSError) as error:
+        parser.exit(1, f"model_speed.py: {error}\n")
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, not {value}")
+    return value
 
 
 if __name__ == "__main__":

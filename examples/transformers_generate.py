@@ -195,7 +195,10 @@ def _prompts(options: argparse.Namespace) -> Iterator[str]:
     while True:
         if sys.stdin.isatty():
             print("> ", end="", flush=True, file=sys.stderr)
-        line = _text(sys.stdin.readline())
+        try:
+            line = _text(sys.stdin.readline())
+        except UnicodeDecodeError as error:
+            raise RequestError(f"the prompt is not text: {error}") from error
         if not line:
             return
         if line.strip():
