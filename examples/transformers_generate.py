@@ -127,9 +127,14 @@ class Chat:
         if self._options.raw:
             return self._tokenizer(prompt, return_tensors="pt", return_token_type_ids=False)
         self._messages.append({"role": "user", "content": prompt})
-        return self._tokenizer.apply_chat_template(
-            self._messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
-        )
+        from jinja2 import TemplateError
+
+        try:
+            return self._tokenizer.apply_chat_template(
+                self._messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
+            )
+        except TemplateError as error:
+            raise RequestError(f"the file's chat template fails: {error}") from error
 
 
 class _TimedStreamer:
@@ -234,8 +239,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.max_tokens < 1:
         parser.error(f"--max-tokens must be at least 1, not {options.max_tokens}")
-    if not 0 <= options.temperature < float("inf"):
-        parser.error(f"--temperature must be at least 0, not {options.temperature}")
+    if options.temperature and not 0.001 <= options.temperature < float("inf"):
+        parser.error(f"--temperature must be 0, or at least 0.001, not {options.temperature}")
     if options.seed is not None and not 0 <= options.seed < 2**63:
         parser.error(f"--seed must be from 0 to 2**63 - 1, not {options.seed}")
     if options.compile and not str(options.device).startswith("cuda"):

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from q4jit.errors import ArgumentError, GGUFError, expected, short_name
+from q4jit.errors import ArgumentError, GGUFError, Q4JitError, expected, short_name
 from q4jit.precision import BOUNDS
 from q4jit.progress import progress
 from q4jit.torch import Experts, Linear, Weight
@@ -19,7 +19,7 @@ from q4jit.torch.inputs import check_one_of
 from q4jit.torch.modules import Embedding
 from q4jit.torch.weight import indexed
 from q4jit.transformers.architectures import ARCHITECTURES, PACKED_BY_TRANSFORMERS, Architecture
-from q4jit.transformers.configs import check_special, config_of
+from q4jit.transformers.configs import config_of
 from q4jit.transformers.embedding import ScaledEmbedding
 from q4jit.transformers.installation import installed
 from q4jit.transformers.plan import (
@@ -33,21 +33,11 @@ from q4jit.transformers.plan import (
 )
 from q4jit.transformers.room import check_room
 from q4jit.transformers.ties import forget_ties
+from q4jit.transformers.tokenizing import set_ends, tokenizer_of
 from q4jit.weights.gguf.file import GGUFFile, load_gguf
 from q4jit.weights.tensor import QuantizedTensor
 
-# Kinds of byte pairs whose texts begin with a token, which llama.cpp adds if the file says nothing
-_STARTED: Final = ("llama3", "llama-v3", "llama-bpe", "tekken")
 DTYPES: Final = ("float32", "float16", "bfloat16")
-# Tokens that end an answer, by which llama.cpp knows them in files that name only one
-_ENDS: Final = (
-    "<|eot_id|>",
-    "<|im_end|>",
-    "<end_of_turn>",
-    "<|end|>",
-    "<|endoftext|>",
-    "<|eom_id|>",
-)
 
 
 def from_gguf(
@@ -81,12 +71,12 @@ def from_gguf(
     # parameters that are made in inference mode could never take part in learning
     with load_gguf(_checked_path(path)) as file, torch.inference_mode(mode=False):
         name = _architecture(file)
-        tokenizer = _tokenizer(file)
+        tokenizer = tokenizer_of(file)
         if name in ARCHITECTURES:
             model = _loaded(file, ARCHITECTURES[name], place, floats, precision)
         else:
             model = _loaded_by_transformers(file, place, floats, precision)
-    _set_ends(model, tokenizer)
+    set_ends(model, tokenizer)
     tokenizer.model_max_length = model.config.get_text_config().max_position_embeddings
     return model, tokenizer
 
@@ -136,32 +126,6 @@ def _architecture(file: GGUFFile) -> str:
     raise GGUFError(expected(f"one of {', '.join(known)}", got, where=where))
 
 
-def _tokenizer(file: GGUFFile) -> PreTrainedTokenizerFast:
-    """Return the tokenizer in a file. Raises GGUFError for a file without one."""
-    path = Path(file.paths[0])
-    for key in ("tokenizer.ggml.model", "tokenizer.ggml.tokens"):
-        if key not in file.metadata:
-            what = "a file with a tokenizer"
-            raise GGUFError(expected(what, f"one without the key {key}", where=str(path)))
-    check_special(file)
-    try:
-        loaded: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(
-            str(path.parent), gguf_file=path.name, local_files_only=True
-        )
-    except Exception as error:  # whatever a damaged vocabulary leads to
-        problem = f"{type(error).__name__}: {error}"
-        raise GGUFError(f"{path}: transformers cannot read the tokenizer: {problem}") from error
-    if "tokenizer.ggml.add_bos_token" not in file.metadata:
-        _add_start(loaded, file.metadata.get("tokenizer.ggml.pre"))
-    return loaded
-
-
-def _add_start(tokenizer: Any, kind: object) -> None:
-    """Let texts begin with a token if those of this kind of tokenizer do."""
-    if isinstance(kind, str) and kind in _STARTED:
-        tokenizer.add_bos_token = True
-
-
 def _loaded(
     file: GGUFFile,
     architecture: Architecture,
@@ -177,13 +141,20 @@ def _loaded(
     for part in progress(parts, "loading"):
         loader.load(part)
     loader.finish()
-    model.save_pretrained = _refuse_to_save  # type: ignore[method-assign]  # it would save blocks that nothing can read
+    own: Any = model
+    own.save_pretrained = _refuse_to_save  # it would save blocks that nothing can read
+    own.resize_token_embeddings = _refuse_to_resize
     return model
 
 
 def _refuse_to_save(*_: Any, **__: Any) -> None:
     what, where = "a model whose weights are floats", "save_pretrained"
     raise ArgumentError(expected(what, "packed ones", where=where, cure="keep the GGUF file"))
+
+
+def _refuse_to_resize(*_: Any, **__: Any) -> None:
+    what, where = "an embedding whose weight is floats", "resize_token_embeddings"
+    raise ArgumentError(expected(what, "a packed one", where=where))
 
 
 def _loaded_by_transformers(
@@ -195,14 +166,17 @@ def _loaded_by_transformers(
         got = f"one of {len(file.paths)} parts"
         raise GGUFError(expected("a whole file for this architecture", got, where=str(path)))
     check_room(sum(entry.nbytes for entry in file.tensors.values()), device, str(path))
-    with installed():
-        model: PreTrainedModel = classes.from_pretrained(
-            str(path.parent),
-            gguf_file=path.name,
-            dtype=dtype,
-            device_map={"": device},
-            local_files_only=True,
-        )
+    options = {"dtype": dtype, "device_map": {"": device}, "local_files_only": True}
+    try:
+        with installed():
+            model: PreTrainedModel = classes.from_pretrained(
+                str(path.parent), gguf_file=path.name, **options
+            )
+    except Q4JitError:
+        raise
+    except (KeyError, TypeError, ValueError) as error:  # of keys that contradict each other
+        problem = f"{type(error).__name__}: {error}"
+        raise GGUFError(f"{path}: transformers cannot make the model: {problem}") from error
     for module in model.modules():
         if isinstance(module, Linear | Experts):
             module.precision = precision
@@ -337,16 +311,3 @@ class _ModelLoader:
 
 def _values(model: nn.Module) -> list[tuple[str, torch.Tensor]]:
     return [*model.named_parameters(), *model.named_buffers()]
-
-
-def _set_ends(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
-    """Let every token that ends an answer end generation, also those the file does not name."""
-    config: Any = model.generation_config
-    named = config.eos_token_id
-    ids = list(named) if isinstance(named, list) else [] if named is None else [named]
-    vocabulary, size = tokenizer.get_added_vocab(), model.config.get_text_config().vocab_size
-    # tokenizers of transformers may add tokens of their own after those of the file
-    ids += [vocabulary[token] for token in _ENDS if vocabulary.get(token, size) < size]
-    config.eos_token_id = list(dict.fromkeys(ids)) or None
-    if config.pad_token_id is None and config.eos_token_id:
-        config.pad_token_id = config.eos_token_id[0]

@@ -109,7 +109,8 @@ def test_errors_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     ("options", "words"),
     [
         (["--max-tokens", "0"], "at least 1"),
-        (["--temperature", "-1"], "at least 0"),
+        (["--temperature", "-1"], "at least 0.001"),
+        (["--temperature", "1e-40"], "at least 0.001"),
         (["--top-p", "0"], "more than 0"),
         (["--seed", "99999999999999999999"], "2**63"),
         (["--compile"], "needs --device cuda"),

@@ -45,10 +45,12 @@ def turns_of(embeddings: _Turns) -> _Turns:
     """Return cos and sin for `rotated`.
 
     embeddings: cos and sin [B, T, R] of transformers. All layers of a forward get the same ones, so
-    an eager call keeps the last results. PyTorch's compiler finds equal expressions by itself.
+    an eager call keeps the last results. PyTorch's compiler finds equal expressions by itself, and
+    a graph that is captured has to compute its own.
     """
     if (
         torch.compiler.is_compiling()
+        or (embeddings[1].is_cuda and torch.cuda.is_current_stream_capturing())
         or embeddings[1].is_inference()  # it would not say that it was written to
         or any(x.requires_grad for x in embeddings)  # results without gradients would be kept
     ):
