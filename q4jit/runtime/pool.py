@@ -31,8 +31,8 @@ from q4jit.runtime.cpu import LoadedObject, function
 from q4jit.targets import Target, host_target
 
 # A round pauses 10 to 40 ns. All rounds together last longer than the code between two kernels of a
-# model: 30 to 50 µs of NumPy, or 100 to 200 µs of PyTorch. Waking a worker takes some 60 µs: SmolLM2
-# decoded 45 tokens/s with 6000 rounds, and 60 with 24000 (PyTorch, two cores of an Intel Xeon).
+# model: 30 to 50 µs of NumPy, or 100 to 200 µs of PyTorch. Waking a worker takes 60 µs. SmolLM2
+# decoded 45 tokens/s with 6000 rounds and 60 with 24000 (PyTorch, two cores of an Intel Xeon).
 _SPIN_ROUNDS: Final = 24000
 _YIELD_AFTER: Final = 4096  # rounds; a worker that takes longer was probably descheduled
 _FUTEX: Final = {"x86-64": 202, "aarch64": 98}  # Linux system call numbers

@@ -29,7 +29,7 @@ def install() -> None:
 def uninstall() -> None:
     """Undo `install`. Models that were loaded before keep their modules.
 
-    If `from_gguf` is loading such a model in another thread, this takes effect when it has ended.
+    If `from_gguf` is loading a model in another thread, this takes effect when it has ended.
     """
     _remove(_BY_CALL)
 
