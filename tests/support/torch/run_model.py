@@ -48,7 +48,7 @@ def main(kind: str, path: Path, tiny: Path, prompt: str, result: Path) -> None:
     tokenizer_peak, before = memory_bytes("VmHWM"), memory_bytes("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # sets the peak to what is resident now
     if kind == "packed":
-        with mock.patch("q4jit.transformers.loading._tokenizer", return_value=tokenizer):
+        with mock.patch("q4jit.transformers.loading.tokenizer_of", return_value=tokenizer):
             model, _ = from_gguf(path)
     else:
         model = load(path)
