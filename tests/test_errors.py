@@ -43,13 +43,17 @@ COPIES: dict[str, Callable[[Any], Any]] = {
 }
 
 
+OPTIONAL = {"q4jit.torch": "torch", "q4jit.transformers": "transformers"}
+"""Packages of q4jit that need another package."""
+
+
 def exceptions() -> Iterator[type[Exception]]:
     """Yield every exception and warning class that q4jit defines."""
     modules = [
         importlib.import_module(found.name)
         for found in pkgutil.walk_packages(q4jit.__path__, "q4jit.")
         if not found.name.endswith(("__main__", "_child", "hook-q4jit"))  # programs
-        and (found.name != "q4jit.torch" or importlib.util.find_spec("torch"))
+        and (found.name not in OPTIONAL or importlib.util.find_spec(OPTIONAL[found.name]))
     ]
     for module in modules:
         for value in vars(module).values():
