@@ -6,6 +6,7 @@ from typing import Any, Final
 import numpy as np
 
 from q4jit.dispatcher import Specialized, specialize
+from q4jit.floats import FloatType, numpy_dtype
 from q4jit.precision import BOUNDS
 
 SILU: Final = "silu"
@@ -27,6 +28,14 @@ def activated(g: Any, activation: str) -> Any:
     if activation == GELU_TANH:
         return g / 2 * (1 + np.tanh(0.7978845608028654 * (g + 0.044715 * g * g * g)))  # √(2/π)
     return np.maximum(g, 0)
+
+
+def looked_up(ids: Any, w: Any, float_type: FloatType) -> Any:
+    """Return rows of a table in a float type."""
+    return w.rows(ids).astype(numpy_dtype(float_type))
+
+
+LOOKED_UP: Final = specialize(looked_up)
 
 
 def of_each_precision(function: Callable[..., Any]) -> dict[str, Specialized[Any, Any]]:

@@ -1,13 +1,17 @@
 """Errors about the tensors that modules get, with the module's sizes and a cure."""
 
-from typing import Any
+from typing import Any, Final
 
 import torch
 
 from q4jit.arrays.dtypes import FLOATS, ID_NAMES
 from q4jit.conversions import tensor_dtype
 from q4jit.errors import ArgumentError, expected
-from q4jit.floats import FLOAT_TYPES
+from q4jit.floats import FLOAT_TYPES, FloatType
+
+FLOAT_DTYPES: Final[dict[torch.dtype, FloatType]] = {
+    getattr(torch, name): short for name, short in FLOAT_TYPES.items()
+}
 
 
 def check_floats(value: Any, name: str, module: Any, width: int, device: torch.device) -> None:

@@ -13,12 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from q4jit.conversions import tensor_dtype
-from q4jit.dispatcher import specialize
 from q4jit.errors import ArgumentError, FormatError, Q4JitError, expected
-from q4jit.floats import FLOAT_TYPES, FloatType, numpy_dtype
 from q4jit.precision import BOUNDS
-from q4jit.torch.arithmetic import ACTIVATIONS, activated, affine, of_each_precision
-from q4jit.torch.inputs import check_floats, check_ids, check_one_of
+from q4jit.torch.arithmetic import ACTIVATIONS, LOOKED_UP, activated, affine, of_each_precision
+from q4jit.torch.inputs import FLOAT_DTYPES, check_floats, check_ids, check_one_of
 from q4jit.torch.memory import AnyWeight
 from q4jit.torch.quantizing import quantized_weight
 from q4jit.torch.weight import Device, Weight, indexed
@@ -28,12 +26,6 @@ from q4jit.weights.tensor import QuantizedTensor
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer  # collections.abc has it from Python 3.12 on
-
-_FLOAT_TYPES: Final = {getattr(torch, name): short for name, short in FLOAT_TYPES.items()}
-
-
-def _looked_up(ids: Any, w: Any, float_type: FloatType) -> Any:
-    return w.rows(ids).astype(numpy_dtype(float_type))
 
 
 def _feed_forward(
@@ -45,7 +37,6 @@ def _feed_forward(
 
 
 _AFFINE: Final = of_each_precision(affine)
-_LOOKED_UP: Final = specialize(_looked_up)
 _FEED_FORWARD: Final = of_each_precision(_feed_forward)
 
 
@@ -242,7 +233,7 @@ class Embedding(_OneWeight):
         if isinstance(given, Tensor) and not given.dim():  # a number to decorated functions
             return self.forward(given.reshape(1))[0]
         try:
-            vectors: Tensor = _LOOKED_UP(ids, self.weight, _FLOAT_TYPES[self.dtype])
+            vectors: Tensor = LOOKED_UP(ids, self.weight, FLOAT_DTYPES[self.dtype])
         except Q4JitError:
             check_ids(ids, "ids", self, self.weight.blocks.device)
             raise
@@ -340,8 +331,8 @@ class Experts(nn.Module):
 
 
 def _checked_dtype(dtype: torch.dtype) -> torch.dtype:
-    if dtype not in _FLOAT_TYPES:
-        what, where = " or ".join(map(str, _FLOAT_TYPES)), "dtype of q4jit.torch.Embedding"
+    if dtype not in FLOAT_DTYPES:
+        what, where = " or ".join(map(str, FLOAT_DTYPES)), "dtype of q4jit.torch.Embedding"
         cure = "use float(), half() or bfloat16()"
         raise ArgumentError(expected(what, str(dtype), where=where, cure=cure))
     return dtype

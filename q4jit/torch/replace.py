@@ -13,6 +13,7 @@ from q4jit.conversions import tensor_dtype
 from q4jit.errors import ArgumentError, FormatError, expected, short_name
 from q4jit.precision import BOUNDS
 from q4jit.progress import progress
+from q4jit.torch.hooks import has_hooks
 from q4jit.torch.inputs import check_one_of
 from q4jit.torch.modules import Embedding, Linear
 from q4jit.torch.quantizing import check_frozen, is_float, quantized_weight
@@ -21,12 +22,6 @@ from q4jit.torch.weight import Weight
 from q4jit.weights.encode import find_encoder
 from q4jit.weights.formats import FORMATS, Format, find_format
 
-_HOOKS: Final = (
-    "_forward_hooks",
-    "_forward_pre_hooks",
-    "_backward_hooks",
-    "_backward_pre_hooks",
-)
 # modules that pass the weights of their layers to functions, instead of calling the layers
 _READERS: Final = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
 
@@ -177,7 +172,7 @@ def _unsuitable(model: nn.Module, name: str, kind: type[nn.Module]) -> str:
         return f"nn.{type(parent).__name__} reads its weight without calling it"
     if "weight" not in layer._parameters:
         return "its weight is computed from other parameters"
-    if any(getattr(layer, hooks) for hooks in _HOOKS) or "forward" in vars(layer):
+    if has_hooks(layer) or "forward" in vars(layer):
         return "it has hooks, which its replacement would not have"
     if not is_float(layer.weight):
         return f"its weight is a {type(layer.weight).__name__} in {tensor_dtype(layer.weight)}"

@@ -23,7 +23,7 @@ class ScaledEmbedding(Embedding):
     def forward(self, ids: Tensor) -> Tensor:
         """Return the scaled vectors of ids: [..., K] for ids [...]."""
         vectors = super().forward(ids)
-        return vectors * torch.tensor(self.scale, dtype=vectors.dtype).item()
+        return vectors * torch.tensor(self.scale, dtype=vectors.dtype, device="cpu").item()
 
     def extra_repr(self) -> str:
         """Return sizes, format and scale, for `print(model)`."""

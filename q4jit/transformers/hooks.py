@@ -13,6 +13,7 @@ from transformers.integrations.gguf import dequant, kernels
 from transformers.quantizers.quantizer_gguf import GgufHfQuantizer
 
 from q4jit.errors import ArgumentError, GGUFError, expected
+from q4jit.torch.inputs import FLOAT_DTYPES
 from q4jit.transformers import kernel
 from q4jit.transformers.packed import check_packed, replace_packed
 from q4jit.transformers.room import check_room
@@ -21,7 +22,6 @@ from q4jit.weights.gguf.types import type_name
 
 _AFTER: Final = "_process_model_after_weight_loading"
 _BEFORE: Final = "_process_model_before_weight_loading"
-_DTYPES: Final = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def put(changes: ExitStack) -> None:
@@ -112,8 +112,8 @@ def _check_devices(device_map: object, needed_bytes: int) -> None:
 
 
 def _check_dtype(dtype: object) -> None:
-    if dtype not in _DTYPES:
-        what = " or ".join(map(str, _DTYPES))
+    if dtype not in FLOAT_DTYPES:
+        what = " or ".join(map(str, FLOAT_DTYPES))
         raise ArgumentError(expected(what, str(dtype), where="dtype of from_pretrained"))
 
 

@@ -13,7 +13,8 @@ from torch import Tensor
 from q4jit.conversions import tensor_dtype
 from q4jit.dispatcher import specialize
 from q4jit.errors import ArgumentError, expected
-from q4jit.floats import FLOAT_TYPES, FloatType, numpy_dtype
+from q4jit.torch.arithmetic import LOOKED_UP
+from q4jit.torch.inputs import FLOAT_DTYPES
 from q4jit.torch.memory import AnyWeight, Stored, forget, weight_in
 from q4jit.weights.formats import FORMATS, Format
 from q4jit.weights.gguf.types import format_of, type_name
@@ -22,7 +23,6 @@ from q4jit.weights.layouts import GGUF
 from q4jit.weights.tensor import QuantizedTensor
 
 GEMV_TYPES: Final = frozenset(fmt.ggml_type for fmt in FORMATS.values())
-_FLOAT_TYPES: Final = {getattr(torch, name): short for name, short in FLOAT_TYPES.items()}
 
 
 @specialize
@@ -33,11 +33,6 @@ def _product(x: Any, w: Any) -> Any:
 @specialize
 def _chosen_products(x: Any, w: Any, ids: Any) -> Any:
     return vecmat(x[..., None, :], w[ids])
-
-
-@specialize
-def _looked_up(ids: Any, w: Any, float_type: FloatType) -> Any:
-    return w.rows(ids).astype(numpy_dtype(float_type))
 
 
 @torch.compiler.disable
@@ -78,12 +73,12 @@ def get_rows(
     weight: uint8 [N, bytes of a row]. indices: int32 or int64 [M]. cols: K. dtype: float32, float16
     or bfloat16. Raises as `mul_mat_vec` does.
     """
-    if dtype not in _FLOAT_TYPES:
+    if dtype not in FLOAT_DTYPES:
         raise ArgumentError(
-            expected(" or ".join(map(str, _FLOAT_TYPES)), str(dtype), where="dtype")
+            expected(" or ".join(map(str, FLOAT_DTYPES)), str(dtype), where="dtype")
         )
     table = _weight(weight, ggml_type, cols, len(weight))
-    rows: Tensor = _looked_up(indices, table, _FLOAT_TYPES[dtype])
+    rows: Tensor = LOOKED_UP(indices, table, FLOAT_DTYPES[dtype])
     return rows
 
 

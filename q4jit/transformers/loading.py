@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from q4jit.errors import ArgumentError, GGUFError, Q4JitError, expected, short_name
+from q4jit.floats import FLOAT_TYPES
 from q4jit.precision import BOUNDS
 from q4jit.progress import progress
 from q4jit.torch import Experts, Linear, Weight
@@ -36,8 +37,6 @@ from q4jit.transformers.ties import forget_ties
 from q4jit.transformers.tokenizing import set_ends, tokenizer_of
 from q4jit.weights.gguf.file import GGUFFile, load_gguf
 from q4jit.weights.tensor import QuantizedTensor
-
-DTYPES: Final = ("float32", "float16", "bfloat16")
 
 
 def from_gguf(
@@ -96,7 +95,7 @@ def _checked_path(path: object) -> Path:
 
 def _checked_dtype(dtype: object) -> torch.dtype:
     name = "float32" if dtype is None else str(dtype).removeprefix("torch.")
-    check_one_of(name, DTYPES, "dtype")
+    check_one_of(name, tuple(FLOAT_TYPES), "dtype")
     known: torch.dtype = getattr(torch, name)
     return known
 

@@ -12,6 +12,7 @@ from transformers.integrations.gguf.utils import GgufEmbedding, GgufExperts, Ggu
 
 from q4jit.errors import ArgumentError, expected
 from q4jit.progress import progress
+from q4jit.torch.hooks import has_hooks
 from q4jit.torch.memory import Stored, weight_in
 from q4jit.torch.modules import Embedding, Experts, Linear
 from q4jit.torch.weight import Weight
@@ -21,12 +22,6 @@ from q4jit.weights.layouts import GGUF
 
 _PACKED: Final = (GgufLinear, GgufExperts, GgufEmbedding)
 _SILU: Final = (SiLUActivation, nn.SiLU)
-_HOOKS: Final = (
-    "_forward_hooks",
-    "_forward_pre_hooks",
-    "_backward_hooks",
-    "_backward_pre_hooks",
-)
 
 
 class ReorderedLinear(nn.Module):
@@ -111,7 +106,7 @@ def _check_memory(name: str, module: nn.Module) -> None:
     where = f"{name} ({type(module).__name__})"
     if not name:
         raise ArgumentError(expected("a model that contains packed modules", where))
-    if any(getattr(module, hooks) for hooks in _HOOKS):
+    if has_hooks(module):
         what, got = "a module without hooks", "one that has them"
         raise ArgumentError(expected(what, got, where=where, cure="add hooks after replacing"))
     for blocks in _blocks(module):

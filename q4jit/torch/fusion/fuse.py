@@ -16,16 +16,11 @@ from q4jit.torch.fusion.layers import (
 )
 from q4jit.torch.fusion.report import FusedHalves, FusionReport
 from q4jit.torch.fusion.styles import Style, activation_of, is_own, prefix_of, style_of
+from q4jit.torch.hooks import HOOKS, has_hooks
 from q4jit.torch.inputs import check_one_of
 from q4jit.torch.modules import Linear
 from q4jit.torch.report import Skipped
 
-_HOOKS: Final = (
-    "_forward_hooks",
-    "_forward_pre_hooks",
-    "_backward_hooks",
-    "_backward_pre_hooks",
-)
 _LAYER: Final = "DecoderLayer"  # the end of the names of their classes
 _CAPTURE: Final = "install_output_capuring_hook"  # of transformers, which spells it like this
 
@@ -37,8 +32,8 @@ def fuse(model: nn.Module, *, decoding: str = AUTO) -> FusionReport:
     activation, down, residual after it. RoPE, cache and attention stay PyTorch's. The numbers are
     those of the model but for rounding: kernels compute in float32, and round results once.
 
-    Known are the decoder layers of Llama, Mistral, Qwen2, Qwen3, Qwen3-MoE (its attention), Gemma 2
-    and 3, and Phi-3 in transformers, whose linear layers are `Linear`s of one precision. What is
+    Known are the decoder layers of Llama, Mistral, Qwen2, Qwen3, the attention of their MoE, Gemma
+    1 to 3, and Phi-3 in transformers, whose linear layers are `Linear`s of one precision. What is
     not known, or has hooks, stays as it was, and the report says why. Each half of a layer counts.
 
     The modules stay, under their names: only the classes of layers and of their attention become
@@ -153,7 +148,7 @@ def _attention_reason(attention: Any, style: Style, prefix: str) -> str:
         return "its forward was replaced"
     if any(
         _CAPTURE not in getattr(hook, "__qualname__", "")
-        for kind in _HOOKS
+        for kind in HOOKS
         for hook in getattr(attention, kind).values()
     ):
         return "it has hooks"
@@ -195,7 +190,7 @@ def _linears_reason(parent: Any, names: tuple[str, ...], same: int | None = None
 
 def _hooked(modules: dict[str, Any]) -> str:
     for name, module in modules.items():
-        if any(getattr(module, kind) for kind in _HOOKS) or "forward" in vars(module):
+        if has_hooks(module) or "forward" in vars(module):
             return f"{name} has hooks"
     return ""
 
